@@ -1,0 +1,57 @@
+"""Times as the store keeps them: whole microseconds since the epoch, in UTC.
+
+A time in a row is written `YYYY-MM-DD HH:MM:SS.ffffff` in every engine. Within the program it is an
+`int`, because it is only ever compared, added to and sent; text is made at the store's border.
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+from functools import lru_cache
+
+SECOND = 1_000_000
+MILLISECOND = 1_000
+LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999, the last that a DATETIME holds
+
+
+def now_us() -> int:
+    """This machine's wall clock, microseconds; only for SQLite, whose store clock it is, and for logs."""
+    return time.time_ns() // 1000
+
+
+def after(start_us: int, from_ns: int, to_ns: int) -> int:
+    """The store's time `to_ns`, for a store time that was taken at monotonic `from_ns` (law 8)."""
+    return start_us + max(0, to_ns - from_ns) // 1000
+
+
+@lru_cache(maxsize=4096)
+def _second_text(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(second))
+
+
+def to_text(us: int) -> str:
+    """A store time as SQL text; clamped to what a DATETIME column can hold."""
+    second, micro = divmod(min(max(us, 0), LATEST), SECOND)
+    return f"{_second_text(second)}.{micro:06d}"
+
+
+@lru_cache(maxsize=4096)
+def _second_value(text: str) -> int:
+    return calendar.timegm(time.strptime(text.replace("T", " "), "%Y-%m-%d %H:%M:%S"))
+
+
+def from_text(text: str | bytes) -> int:
+    """Store time from SQL text with zero to six digits after the point; ValueError if it is none."""
+    if isinstance(text, bytes):
+        text = text.decode("ascii")
+    micro = text[20:]
+    if len(text) > 19 and (text[19] != "." or not micro.isdigit() or len(micro) > 6):
+        raise ValueError(f"expected 'YYYY-MM-DD HH:MM:SS.ffffff', got {text!r}")
+    return _second_value(text[:19]) * SECOND + int(micro.ljust(6, "0") if micro else 0)
+
+
+def to_rfc3339(us: int) -> str:
+    """A store time as RFC 3339 with six digits and Z, the form of JSON documents."""
+    text = to_text(us)
+    return f"{text[:10]}T{text[11:]}Z"

@@ -1,0 +1,1 @@
+"""etc/ -> frozen values, with all faults at once."""

@@ -1,0 +1,193 @@
+"""The configuration as frozen values; the defaults here are the only ones (`etc/workerd.toml` equals them).
+
+Durations are seconds (float), sizes bytes (int). A duration of None stands for "" where that means never
+or for ever.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+Overlap = Literal["allow", "skip", "queue"]
+Misfire = Literal["skip", "once", "all"]
+
+
+class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A frozen, comparable part of the configuration."""
+
+
+class Node(Value, frozen=True):
+    name: str = ""  # filled with the host's name
+    runtime_dir: Path = Path("/run/workerd")
+    state_dir: Path = Path("/var/lib/workerd")
+
+
+class Log(Value, frozen=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+    labels: dict[str, str] = {}
+
+
+class Supervisor(Value, frozen=True):
+    watchdog: float = 10.0
+
+
+class Store(Value, frozen=True):
+    url: str = "sqlite:////var/lib/workerd/workerd.db"
+    password_file: str = ""
+
+
+class Dispatcher(Value, frozen=True):
+    batch: int = 500
+    poll: float = 0.5
+    lease: float = 30.0
+
+
+class Ingester(Value, frozen=True):
+    batch: int = 500
+    linger: float = 0.005
+    spool: int = 1 << 30
+    max_payload: int = 4 << 20
+
+
+class Gateway(Value, frozen=True):
+    listen: str = "127.0.0.1:8020"
+    token_file: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    max_body: int = 1 << 20
+    open_metrics: bool = False
+
+
+class Shutdown(Value, frozen=True):
+    drain: float = 30.0
+
+
+class Retention(Value, frozen=True):
+    completed: float | None = 7 * 86400.0
+    failure: float | None = 30 * 86400.0
+
+
+class Pickup(Value, frozen=True):
+    enabled: bool = True
+    requests_new: str = ""
+    requests_inprogress: str = ""
+    jobs: str = ""
+
+
+class Backoff(Value, frozen=True):
+    first: float = 1.0
+    factor: float = 2.0
+    max: float = 600.0
+    jitter: float = 0.1
+
+
+class Restart(Value, frozen=True):
+    intensity: int = 5
+    period: float = 60.0
+
+
+class Policy(Value, frozen=True):
+    """How the attempts of a handler are bounded and repeated: everything a decorator may say too."""
+
+    deadline: float = 0.0
+    grace: float = 2.0
+    max_attempts: int = 5
+    max_crashes: int = 3
+    backoff: Backoff = Backoff()
+    retry_on: tuple[str, ...] = ("Exception",)
+    fail_on: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+
+class Schedule(Value, frozen=True):
+    """When a handler or a workflow recurs; neither `cooler` nor `cron` means not at all."""
+
+    cooler: float | None = None
+    cron: str = ""
+    timezone: str = "UTC"
+    misfire: Misfire = "once"
+    overlap: Overlap = "allow"
+
+    @property
+    def recurs(self) -> bool:
+        return self.cooler is not None or bool(self.cron)
+
+
+class Handler(Value, frozen=True):
+    """One `[handlers.NAME]`.
+
+    The policy comes in layers because the decorator's lies between them: built-in < `[defaults]` <
+    decorator < the handler's own table. `policy_defaults` and `policy_own` hold only the keys that were
+    given, already converted; `workerd.retry.effective(handler, decorator_options)` lays them together.
+    """
+
+    name: str
+    call: str
+    pool: str  # filled with the handler's name
+    max_waiting: int = 0
+    schedule: Schedule = Schedule()
+    policy_defaults: dict[str, Any] = {}
+    policy_own: dict[str, Any] = {}
+
+
+class Pool(Value, frozen=True):
+    """One pool: `[pools.NAME]`, or the pool keys of a handler's own table; with its handlers."""
+
+    name: str
+    handlers: tuple[Handler, ...] = ()
+    workers: int = 1
+    path: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    init: str = ""
+    preload: bool = True
+    load_timeout: float = 60.0
+    max_jobs: int = 0
+    max_age: float = 0.0
+    max_rss: int = 0
+    memory_max: int = 0
+    cpu_weight: int = 0
+    pids_max: int = 0
+    restart: Restart = Restart()
+
+
+class WorkflowJob(Value, frozen=True):
+    """One node of a workflow's graph, in the long form; steps are translated into it."""
+
+    name: str
+    handler: str
+    needs: tuple[str, ...] = ()
+    vars: dict[str, Any] = {}
+    step: int = 0
+
+
+class Workflow(Value, frozen=True):
+    """One `[workflows.NAME]`: its jobs in step order."""
+
+    name: str
+    jobs: tuple[WorkflowJob, ...]
+    step_names: tuple[str, ...] = ()
+    schedule: Schedule = Schedule()
+
+
+class Config(Value, frozen=True):
+    """Everything, read once at start and at reload, checked as a whole."""
+
+    node: Node = Node()
+    log: Log = Log()
+    supervisor: Supervisor = Supervisor()
+    store: Store = Store()
+    dispatcher: Dispatcher = Dispatcher()
+    ingester: Ingester = Ingester()
+    gateway: Gateway = Gateway()
+    shutdown: Shutdown = Shutdown()
+    retention: Retention = Retention()
+    pickup: Pickup = Pickup()
+    pools: dict[str, Pool] = {}
+    workflows: dict[str, Workflow] = {}
+
+    @property
+    def handlers(self) -> dict[str, Handler]:
+        return {h.name: h for p in self.pools.values() for h in p.handlers}

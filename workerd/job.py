@@ -1,0 +1,101 @@
+"""A job, its states, and a claim of one attempt of it: nouns without I/O."""
+
+from __future__ import annotations
+
+import uuid
+from enum import StrEnum
+
+import msgspec
+import uuid_utils
+
+
+class Status(StrEnum):
+    """What a row of `workerd_jobs` says of its attempt."""
+
+    SCHEDULED = "scheduled"  # due later: the dispatcher makes it `new`
+    NEW = "new"  # may be claimed
+    INPROGRESS = "inprogress"  # claimed by a node
+    COMPLETED = "completed"
+    RETRY = "retry"  # this attempt is over, the next has a row of its own
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+
+
+LIVE = frozenset({Status.SCHEDULED, Status.NEW, Status.INPROGRESS})
+ENDED = frozenset({Status.COMPLETED, Status.FAILURE, Status.CANCELLED})
+
+TRANSITIONS: dict[Status, frozenset[Status]] = {
+    Status.SCHEDULED: frozenset({Status.NEW, Status.CANCELLED}),
+    Status.NEW: frozenset({Status.INPROGRESS, Status.CANCELLED}),
+    Status.INPROGRESS: frozenset(
+        {Status.NEW, Status.COMPLETED, Status.RETRY, Status.FAILURE, Status.CANCELLED}
+    ),
+    # By a person only: the attempt is closed as `retry` and the next one inserted.
+    Status.COMPLETED: frozenset({Status.RETRY}),
+    Status.FAILURE: frozenset({Status.RETRY}),
+    Status.CANCELLED: frozenset({Status.RETRY}),
+    Status.RETRY: frozenset(),
+}
+
+COOLER_KEY = "~cooler"
+"""The reserved `unique_key` of a recurring handler's only live row: the row is the chain."""
+
+NAME_LIMIT = 191
+"""Characters of a handler's name, a key, a step's or a node's name: what an index can hold."""
+
+
+def new_id() -> bytes:
+    """A fresh job id: a UUIDv7 (RFC 9562), 16 bytes, ordered by time so that rows stay together."""
+    return uuid_utils.uuid7().bytes
+
+
+def id_text(job_id: bytes) -> str:
+    """The id as UUID text, the form that people and JSON see."""
+    return str(uuid.UUID(bytes=job_id))
+
+
+def parse_id(text: str) -> bytes:
+    """The 16 bytes of an id given as UUID text; ValueError if it is none."""
+    try:
+        return uuid.UUID(text).bytes
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ValueError(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
+
+
+class Claim(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """One attempt that this node has taken: what its row says, plus the moment of the claim.
+
+    `claimed_at`, `run_at`: store time, microseconds. `mono`: the monotonic nanosecond at which
+    `claimed_at` was taken, so that later store times follow without asking the store (law 8).
+    `vars` and `meta`: JSON text as bytes, unread until the worker decodes it.
+    """
+
+    id: bytes
+    attempt: int
+    claimed_at: int
+    mono: int
+    handler: str
+    vars: bytes
+    run_at: int
+    meta: bytes | None = None
+    deadline_ms: int | None = None
+    max_attempts: int | None = None
+    failures: int = 0
+    crashes: int = 0
+    losses: int = 0
+    unique_key: str | None = None
+    request_id: bytes | None = None
+    step: int | None = None
+    name: str | None = None
+    workflow: str | None = None
+    params: bytes | None = None
+    extras: bytes | None = None
+    needs: dict[str, bytes] | None = None  # payload JSON by job name
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.attempt
+
+
+Key = tuple[bytes, int]
+"""(id, attempt): the primary key of a row."""

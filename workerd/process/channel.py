@@ -1,0 +1,173 @@
+"""A channel: one writer and one reader on each side of a stream socket, carrying msgspec frames.
+
+The frame is that of `multiprocessing.Connection` (a signed big-endian length of four bytes, then the
+body), so that a worker may sit behind the plain blocking Connection and a role behind this
+non-blocking end. A stopped peer blocks nobody: what cannot be written is kept and leaves later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from workerd.errors import FrameTooLarge
+from workerd.process.loop import Loop
+
+_LENGTH = struct.Struct("!i")
+_READ = 256 * 1024
+
+FRAME_LIMIT = 64 * 1024 * 1024
+"""Bytes of one frame; a peer that announces more is faulty and its channel is closed."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+In = TypeVar("In")
+
+
+class Channel(Generic[In]):
+    """The non-blocking end of a channel, served by a Loop.
+
+    `on_message` gets each decoded frame, in order. `on_close` is called once, from the loop, when the
+    peer has gone or broke the framing; the channel is closed by then. Sending on a closed channel does
+    nothing: whoever must know keeps its own books and sends again.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        incoming: Any,
+        on_message: Callable[[In], None],
+        on_close: Callable[[], None],
+        *,
+        rank: int = 1,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
+        self._on_message = on_message
+        self._on_close = on_close
+        self._inbox = bytearray()
+        self._outbox: list[bytes] = []
+        self._unsent = b""
+        self._flush_due = False
+        self.closed = False
+        sock.setblocking(False)
+        loop.on_readable(self._fd, self._readable, rank)
+
+    def fileno(self) -> int:
+        """The descriptor, for a forked child that keeps it."""
+        return self._fd
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return len(self._unsent) + sum(map(len, self._outbox))
+
+    # -- sending
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue a message; it leaves at the end of this turn of the loop, in one write with others.
+
+        Raises FrameTooLarge.
+        """
+        if self.closed:
+            return
+        body = _encoder.encode(message)
+        if len(body) > FRAME_LIMIT:
+            raise FrameTooLarge(f"a frame of {len(body)} bytes is over the limit of {FRAME_LIMIT}")
+        self._outbox.append(_LENGTH.pack(len(body)))
+        self._outbox.append(body)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.at_end_of_turn(self.flush)
+
+    def flush(self) -> None:
+        """Write what the socket takes now; the rest leaves when it can be written."""
+        self._flush_due = False
+        if self.closed:
+            return
+        if self._outbox:
+            self._unsent += b"".join(self._outbox)
+            self._outbox.clear()
+        try:
+            while self._unsent:
+                sent = self._sock.send(self._unsent, socket.MSG_NOSIGNAL)
+                self._unsent = self._unsent[sent:]
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The reading side will see the end, after what the peer had still written.
+            self._unsent = b""
+        self._loop.on_writable(self._fd, self.flush if self._unsent else None)
+
+    # -- receiving
+
+    def _readable(self) -> None:
+        if not self._read_some():
+            self.close()
+            self._on_close()
+
+    def _read_some(self) -> bool:
+        """Take what is there, at most one buffer; false when the peer has gone or is faulty."""
+        try:
+            data = self._sock.recv(_READ)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> bool:
+        if self._inbox:
+            self._inbox += data
+            data = bytes(self._inbox)
+            self._inbox.clear()
+        start, end = 0, len(data)
+        view = memoryview(data)
+        while end - start >= 4:
+            (length,) = _LENGTH.unpack_from(data, start)
+            if not 0 <= length <= FRAME_LIMIT:
+                return False
+            if end - start - 4 < length:
+                break
+            start += 4 + length
+            try:
+                message = self._decoder.decode(view[start - length : start])
+            except msgspec.DecodeError:
+                return False
+            self._on_message(message)
+            if self.closed:
+                return True
+        if start < end:
+            self._inbox += view[start:]
+        return True
+
+    def drain(self) -> None:
+        """Read until it would block or ends: the last words of a dead peer (law 3)."""
+        while not self.closed:
+            try:
+                data = self._sock.recv(_READ)
+            except OSError:
+                return
+            if not data or not self._feed(data):
+                return
+
+    def close(self) -> None:
+        """Close this side; what was not sent is dropped. `on_close` is not called."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.forget(self._fd)
+        self._outbox.clear()
+        self._unsent = b""
+        with contextlib.suppress(OSError):
+            self._sock.close()
