@@ -1,0 +1,63 @@
+"""A page of memory that the pool writes and one worker reads: what must reach a worker that never reads.
+
+A signal only says "look"; the page says what is the matter, so that a signal that comes late, after
+its job has ended, does no harm.
+"""
+
+from __future__ import annotations
+
+import mmap
+
+_SERIAL, _DEADLINE, _CANCEL, _STOPPING = range(4)
+
+
+class Page:
+    """Four 64-bit words, shared with the children that are forked after it was made.
+
+    Each word is written by one store instruction and read by one load, so no lock is needed. `begin`
+    writes the serial last: a reader that sees its own serial sees the flags that belong to it.
+    """
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+        self._words = memoryview(self._memory).cast("Q")
+
+    @property
+    def serial(self) -> int:
+        """The run that `soft_deadline_ns` and `cancel` are for."""
+        return self._words[_SERIAL]
+
+    @property
+    def soft_deadline_ns(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds of the soft deadline, 0 for none."""
+        return self._words[_DEADLINE]
+
+    @property
+    def cancel(self) -> bool:
+        """The run is to end as cancelled."""
+        return self._words[_CANCEL] != 0
+
+    @property
+    def stopping(self) -> bool:
+        """The node stops or has lost its lease: finish soon. Not bound to one run."""
+        return self._words[_STOPPING] != 0
+
+    def begin(self, serial: int, soft_deadline_ns: int) -> None:
+        """Set the flags for a new run; called before its Assignment is sent."""
+        self._words[_SERIAL] = 0
+        self._words[_CANCEL] = 0
+        self._words[_DEADLINE] = soft_deadline_ns
+        self._words[_SERIAL] = serial
+
+    def ask_cancel(self) -> None:
+        """Ask the present run to end as cancelled."""
+        self._words[_CANCEL] = 1
+
+    def set_stopping(self, stopping: bool) -> None:
+        """Tell the worker that its node stops, or that it does not after all."""
+        self._words[_STOPPING] = int(stopping)
+
+    def close(self) -> None:
+        """Unmap it from this process."""
+        self._words.release()
+        self._memory.close()
