@@ -7,6 +7,7 @@ A time in a row is written `YYYY-MM-DD HH:MM:SS.ffffff` in every engine. Within 
 from __future__ import annotations
 
 import calendar
+import re
 import time
 from functools import lru_cache
 
@@ -55,3 +56,34 @@ def to_rfc3339(us: int) -> str:
     """A store time as RFC 3339 with six digits and Z, the form of JSON documents."""
     text = to_text(us)
     return f"{text[:10]}T{text[11:]}Z"
+
+
+_RFC3339 = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:([Zz])|([+-])(\d\d):(\d\d))", re.ASCII
+)
+
+
+def from_rfc3339(text: str) -> int:
+    """Store time from RFC 3339 text, digits beyond microseconds cut; ValueError if it is none.
+
+    A time without an offset is refused: nobody can know which hour it means.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise ValueError(
+            f"expected a time with its offset, such as 2026-01-31T12:00:00Z or "
+            f"2026-01-31T13:00:00+01:00, got {text!r}"
+        )
+    date, day_time, fraction, _, sign, hours, minutes = match.groups()
+    try:
+        seconds = calendar.timegm(time.strptime(f"{date} {day_time}", "%Y-%m-%d %H:%M:%S"))
+    except ValueError:
+        raise ValueError(f"{text!r} names a day or an hour that does not exist") from None
+    if sign is not None:
+        if int(hours) > 23 or int(minutes) > 59:
+            raise ValueError(f"{text!r} has an offset that does not exist")
+        seconds -= (int(hours) * 3600 + int(minutes) * 60) * (1 if sign == "+" else -1)
+    us = seconds * SECOND + int((fraction or "0").ljust(6, "0")[:6])
+    if not 0 <= us <= LATEST:
+        raise ValueError(f"{text!r} is outside of the years 1970 to 9999")
+    return us
