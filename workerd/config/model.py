@@ -39,6 +39,13 @@ class Store(Value, frozen=True):
     url: str = "sqlite:////var/lib/workerd/workerd.db"
     password_file: str = ""
 
+    def __repr__(self) -> str:
+        # The URL may hold a password, and tracebacks and logs show values by their repr.
+        return "Store(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("password_file", self.password_file)]
+
 
 class Dispatcher(Value, frozen=True):
     batch: int = 500
@@ -187,6 +194,7 @@ class Config(Value, frozen=True):
     pickup: Pickup = Pickup()
     pools: dict[str, Pool] = {}
     workflows: dict[str, Workflow] = {}
+    notes: tuple[str, ...] = ()  # sentences on what is allowed and hardly meant, for `workerd check`
 
     @property
     def handlers(self) -> dict[str, Handler]:
