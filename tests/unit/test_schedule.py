@@ -1,0 +1,141 @@
+"""When schedules fire, and what becomes of the ticks that nobody saw."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from workerd.clock import SECOND, from_rfc3339, to_rfc3339
+from workerd.config.model import Misfire
+from workerd.schedule import Cron, Ticks
+
+
+def at(text: str) -> int:
+    return from_rfc3339(text)
+
+
+def shown(ticks: list[int]) -> list[str]:
+    return [to_rfc3339(t)[:19] for t in ticks]
+
+
+def test_five_fields_tick_at_full_minutes() -> None:
+    """Ticks are later than the moment asked from, even when that is a tick itself."""
+    ticks = Cron("*/5 * * * *").after(at("2026-03-01T12:00:00Z"))
+    assert shown(list(islice(ticks, 2))) == ["2026-03-01T12:05:00", "2026-03-01T12:10:00"]
+
+
+def test_six_fields_begin_with_seconds() -> None:
+    """With six fields the first is seconds."""
+    ticks = Cron("*/20 * * * * *").after(at("2026-03-01T12:00:00.5Z"))
+    assert shown(list(islice(ticks, 3))) == [
+        "2026-03-01T12:00:20",
+        "2026-03-01T12:00:40",
+        "2026-03-01T12:01:00",
+    ]
+
+
+def test_an_hour_that_does_not_exist_fires_after_it() -> None:
+    """In spring a tick within the missing hour fires when the hour would have ended."""
+    ticks = Cron("30 2 * * *", "Europe/Berlin").after(at("2026-03-28T12:00:00Z"))
+    assert shown(list(islice(ticks, 2))) == ["2026-03-29T01:00:00", "2026-03-30T00:30:00"]
+
+
+@pytest.mark.parametrize("start", ["2026-10-24T12:00:00Z", "2026-10-25T00:10:00Z"])
+def test_an_hour_that_comes_twice_fires_once(start: str) -> None:
+    """In autumn a tick within the repeated hour fires in its first pass only."""
+    ticks = Cron("30 2 * * *", "Europe/Berlin").after(at(start))
+    assert shown(list(islice(ticks, 2))) == ["2026-10-25T00:30:00", "2026-10-26T01:30:00"]
+
+
+def test_no_tick_is_given_before_the_moment_in_the_repeated_hour() -> None:
+    """Asked from within the second pass, nothing of the first pass comes again."""
+    moment = at("2026-10-25T01:10:00Z")
+    ticks = list(islice(Cron("0,30 2,3 * * *", "Europe/Berlin").after(moment), 3))
+    assert all(t > moment for t in ticks)
+
+
+@pytest.mark.parametrize(
+    ("expression", "timezone", "named"),
+    [
+        ("* * * *", "UTC", "* * * *"),
+        ("61 * * * *", "UTC", "minute"),
+        ("0 0 31 2 *", "UTC", "day-of-month"),
+        ("* * * * *", "Mars/Olympus", "Mars/Olympus"),
+        ("* * * * *", "../../etc/passwd", "timezone"),
+    ],
+)
+def test_what_is_wrong_is_named(expression: str, timezone: str, named: str) -> None:
+    """A wrong expression or timezone is refused with what was expected."""
+    with pytest.raises(ValueError, match="expected") as caught:
+        Cron(expression, timezone)
+    assert named in str(caught.value)
+
+
+def test_a_year_of_seconds_gives_the_newest_hundred() -> None:
+    """Looking back over a year takes the newest ticks without counting through all."""
+    until = at("2026-12-31T00:00:00.25Z")
+    found = Cron("* * * * * *").between(at("2026-01-01T00:00:00Z"), until, 100)
+    assert found == [until // SECOND * SECOND - n * SECOND for n in range(99, -1, -1)]
+
+
+def test_sparse_ticks_are_found_however_far_back() -> None:
+    """Two yearly ticks are both found in a window of two and a half years."""
+    found = Cron("0 0 1 1 *").between(at("2024-07-01T00:00:00Z"), at("2026-12-31T00:00:00Z"), 100)
+    assert shown(found) == ["2025-01-01T00:00:00", "2026-01-01T00:00:00"]
+
+
+MINUTELY = Cron("* * * * *")
+NOON = at("2026-03-01T12:00:00Z")
+MINUTE = 60 * SECOND
+
+
+@pytest.mark.parametrize(
+    ("misfire", "expected"),
+    [
+        ("all", [NOON - 2 * MINUTE, NOON - MINUTE, NOON]),
+        ("once", [NOON]),
+        ("skip", []),
+    ],
+)
+def test_ticks_that_nobody_saw(misfire: Misfire, expected: list[int]) -> None:
+    """The first look treats the ticks since the last that fired by `misfire`."""
+    ticks = Ticks(MINUTELY, misfire, 5 * SECOND)
+    assert ticks.due(NOON - 3 * MINUTE, NOON + 30 * SECOND) == expected
+    assert ticks.due(NOON - 3 * MINUTE, NOON + 31 * SECOND) == []
+
+
+def test_a_tick_that_has_just_come_is_not_missed() -> None:
+    """A node that starts right after a tick must not keep the others from firing it."""
+    ticks = Ticks(MINUTELY, "skip", 5 * SECOND)
+    assert ticks.due(NOON - MINUTE, NOON + SECOND) == [NOON]
+
+
+def test_at_most_a_hundred_are_made_up_for() -> None:
+    """`all` stops at the newest hundred."""
+    assert len(Ticks(MINUTELY, "all", SECOND).due(NOON - 1000 * MINUTE, NOON)) == 100
+
+
+def test_a_schedule_begins_when_it_is_first_seen() -> None:
+    """Without a last tick nothing is made up for; what comes from then on fires."""
+    ticks = Ticks(MINUTELY, "all", 70 * SECOND)
+    assert ticks.due(None, NOON - SECOND) == []
+    assert ticks.due(None, NOON) == [NOON]
+
+
+def test_a_tick_that_fired_elsewhere_does_not_fire_here() -> None:
+    """What another node has fired is not due here."""
+    ticks = Ticks(MINUTELY, "all", 70 * SECOND)
+    ticks.due(None, NOON - SECOND)
+    assert ticks.due(NOON, NOON + SECOND) == []
+
+
+def test_a_held_tick_comes_again() -> None:
+    """A tick that waits for the run before it is given again at the next look, with those after it."""
+    ticks = Ticks(MINUTELY, "skip", 70 * SECOND)
+    ticks.due(None, NOON - SECOND)
+    (tick,) = ticks.due(None, NOON)
+    ticks.hold(tick)
+    assert ticks.due(None, NOON + SECOND) == [NOON]
+    ticks.hold(tick)
+    assert ticks.due(None, NOON + MINUTE) == [NOON, NOON + MINUTE]

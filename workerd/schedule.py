@@ -1,0 +1,121 @@
+"""When a schedule fires: cron expressions in a timezone, and what becomes of ticks that were missed.
+
+A tick is a store time in microseconds, always a whole second. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from cronsim import CronSim, CronSimError
+
+from workerd.clock import LATEST, SECOND
+from workerd.config.model import Misfire
+
+CATCH_UP = 100
+"""With `misfire = "all"` at most so many missed ticks are made up for, the newest."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_FIRST_WINDOW = 60 * SECOND
+
+
+class Cron:
+    """A cron expression (five fields, or six of which the first is seconds) in a timezone.
+
+    Raises ValueError with a sentence that names the fault.
+    """
+
+    def __init__(self, expression: str, timezone: str = "UTC") -> None:
+        self.expression = expression
+        self.timezone = timezone
+        try:
+            self._zone = UTC if timezone == "UTC" else ZoneInfo(timezone)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError(
+                f"expected the name of a timezone such as 'Europe/Berlin', got {timezone!r}"
+            ) from None
+        try:
+            CronSim(expression, _EPOCH)
+        except CronSimError as error:
+            raise ValueError(
+                f"expected a cron expression of five or six fields such as '*/5 * * * *', "
+                f"got {expression!r} ({str(error).lower()})"
+            ) from None
+
+    def after(self, moment: int) -> Iterator[int]:
+        """The ticks later than `moment`, in order; ends where fifty years bring none."""
+        local = (_EPOCH + timedelta(microseconds=moment)).astimezone(self._zone)
+        for tick in CronSim(self.expression, local):
+            us = (tick.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+            if us > LATEST:
+                return
+            # A start within the hour that is repeated in autumn gives ticks of its first pass again.
+            if us > moment:
+                yield us
+
+    def next(self, moment: int) -> int | None:
+        """The first tick later than `moment`, or None if there will be none."""
+        return next(self.after(moment), None)
+
+    def between(self, after: int, until: int, newest: int) -> list[int]:
+        """The `newest` last ticks later than `after` and not later than `until`, in order.
+
+        Looks back in growing windows: a year of seconds costs no more than a minute of them.
+        """
+        window = _FIRST_WINDOW
+        while True:
+            start = max(after, until - window)
+            found: list[int] = []
+            for tick in self.after(start):
+                if tick > until:
+                    break
+                found.append(tick)
+            if start == after or len(found) >= newest:
+                return found[-newest:]
+            window *= 4
+
+
+class Ticks:
+    """Which ticks of one schedule are to fire now.
+
+    A tick is missed when nobody looked at the schedule while it came: before this process first
+    looked, or while it was kept from looking for longer than `patience` (microseconds). Missed ticks
+    are treated by `misfire`; the others all fire.
+    """
+
+    def __init__(self, cron: Cron, misfire: Misfire, patience: int) -> None:
+        self.cron = cron
+        self._misfire = misfire
+        self._patience = patience
+        self._looked: int | None = None
+        self._floor = 0  # ticks up to here are done with
+
+    def due(self, last_tick: int | None, now: int) -> list[int]:
+        """The ticks after `last_tick` (the last that fired anywhere) to fire at `now`, oldest first.
+
+        Each tick is returned by one look only: `hold` takes the look back.
+        """
+        looked, self._looked = self._looked, now
+        floor, self._floor = self._floor, now
+        if looked is not None and now - looked <= self._patience:
+            return self.cron.between(max(floor, last_tick or 0), now, CATCH_UP)
+        if last_tick is None:
+            return []  # a schedule begins when it is first seen
+        pending = self.cron.between(last_tick, now, CATCH_UP)
+        match self._misfire:
+            case "all":
+                return pending
+            case "once":
+                return pending[-1:]
+            case "skip":
+                return [tick for tick in pending if now - tick <= self._patience]
+
+    def hold(self, tick: int) -> None:
+        """`tick` could not fire yet: the next look returns it and what follows again."""
+        self._floor = min(self._floor, tick - 1)
+
+    def next(self, now: int) -> int | None:
+        """When to look again, or None if no tick will ever come."""
+        return self.cron.next(now)
