@@ -53,7 +53,9 @@ class Channel(Generic[In]):
         self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
         self._on_message = on_message
         self._on_close = on_close
+        self._rank = rank
         self._inbox = bytearray()
+        self._needed = 0
         self._outbox: list[bytes] = []
         self._unsent = b""
         self._flush_due = False
@@ -109,6 +111,16 @@ class Channel(Generic[In]):
 
     # -- receiving
 
+    def pause(self) -> None:
+        """Read no more until `resume`: the peer's writes fill the socket and then wait (law 7)."""
+        if not self.closed:
+            self._loop.on_readable(self._fd, None, self._rank)
+
+    def resume(self) -> None:
+        """Read again after `pause`."""
+        if not self.closed:
+            self._loop.on_readable(self._fd, self._readable, self._rank)
+
     def _readable(self) -> None:
         if not self._read_some():
             self.close()
@@ -129,6 +141,8 @@ class Channel(Generic[In]):
     def _feed(self, data: bytes) -> bool:
         if self._inbox:
             self._inbox += data
+            if len(self._inbox) < self._needed:  # copied once when whole, not at every piece of it
+                return True
             data = bytes(self._inbox)
             self._inbox.clear()
         start, end = 0, len(data)
@@ -149,6 +163,7 @@ class Channel(Generic[In]):
                 return True
         if start < end:
             self._inbox += view[start:]
+            self._needed = 4 + (_LENGTH.unpack_from(data, start)[0] if end - start >= 4 else 0)
         return True
 
     def drain(self) -> None:
