@@ -1,0 +1,44 @@
+# What a person types; every target makes what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests that need no database or system of their own are not apart: one command runs what is quick.
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test test-all lint format bench bench-all clean servers
+
+demo: $(VENV)/installed
+	$(BIN)/workerd demo
+
+test: $(VENV)/tested servers
+	$(PYTEST) -m "not slow"
+
+test-all: $(VENV)/tested servers
+	$(PYTEST)
+
+lint: $(VENV)/tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Debian's packages: the server without its service, a browser for the dashboard's tests.
+servers:
+	@sh tests/support/install-servers
+
+$(VENV)/installed: pyproject.toml
+	@sh tests/support/need-python $(PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,138 @@
+"""Before the first fork: folders, lock, incarnation, and the credentials that only store roles may read."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from workerd.config.model import Config, Store
+from workerd.errors import WorkerdError
+from workerd.job import new_id
+from workerd.process.context import Paths
+
+LOCK_WAIT = 10.0
+"""Seconds to wait for the rest of a dead supervisor's tree, which the kernel is killing."""
+REMEMBERED = 1000
+"""Former incarnations that are kept; their rows are rescued at once, since the lock proves them dead."""
+
+
+class BootError(WorkerdError):
+    """The daemon could not take its place on this machine."""
+
+
+class AlreadyRunning(BootError):
+    """Another daemon holds the lock of this state folder."""
+
+    def __init__(self, pid: int, where: Path) -> None:
+        super().__init__(
+            f"workerd is running already with process id {pid} ({where} is locked); "
+            "stop it first, or give this one its own node.state_dir and node.runtime_dir."
+        )
+        self.pid = pid
+
+
+def make_folders(paths: Paths) -> None:
+    """The runtime and state folders, private where they must be. Raises BootError."""
+    for path, mode in (
+        (paths.runtime, 0o755),
+        (paths.private, 0o700),
+        (paths.state, 0o750),
+        (paths.spool, 0o700),
+    ):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if path not in (paths.runtime, paths.state):
+                path.chmod(mode)  # the other two may have been made, with their rights, by somebody else
+        except OSError as error:
+            key = "runtime_dir" if path in (paths.runtime, paths.private) else "state_dir"
+            raise BootError(
+                f"cannot make the folder {path}: {error.strerror}; run as a user who may, "
+                f"or set node.{key} to a folder of your own."
+            ) from error
+
+
+def take_lock(path: Path) -> int:
+    """A descriptor with the lock on `path`, with our pid in it; children inherit it.
+
+    The lock is free only when the last process of the tree is gone: a start after a crash waits for that,
+    so that it never meets a left-over. Raises AlreadyRunning, BootError.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise BootError(f"cannot open {path}: {error.strerror}; run as the user who owns it.") from error
+    end = time.monotonic() + LOCK_WAIT
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise BootError(f"cannot lock {path}: {error.strerror}.") from error
+        else:
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+            return fd
+        pid = _pid_in(fd)
+        if _lives(pid) or time.monotonic() > end:
+            os.close(fd)
+            raise AlreadyRunning(pid, path)
+        time.sleep(0.01)
+
+
+def _pid_in(fd: int) -> int:
+    text = os.pread(fd, 32, 0).strip()
+    return int(text) if text.isdigit() else 0
+
+
+def _lives(pid: int) -> bool:
+    if pid <= 0:
+        return True  # the holder is writing it just now
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def begin_incarnation(paths: Paths) -> bytes:
+    """A fresh incarnation id, added durably to the list of those that this state folder has seen."""
+    incarnation = new_id()
+    try:
+        known = paths.incarnations.read_text().split()
+    except OSError:
+        known = []
+    lines = [*known[-(REMEMBERED - 1) :], incarnation.hex()]
+    fresh = paths.incarnations.with_suffix(".new")
+    with fresh.open("w") as file:
+        file.write("\n".join(lines) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    fresh.replace(paths.incarnations)
+    return incarnation
+
+
+def seal(store: Store) -> int:
+    """A descriptor that holds the store's section; only store roles inherit it.
+
+    The supervisor, pools and workers keep a configuration without it (`without_store`).
+    """
+    fd = os.memfd_create("workerd-store", os.MFD_CLOEXEC)
+    os.write(fd, msgspec.json.encode(store))
+    return fd
+
+
+def unseal(fd: int, config: Config) -> Config:
+    """The configuration with the store's section, in a role that inherited the descriptor."""
+    store = msgspec.json.decode(os.pread(fd, 1 << 20, 0), type=Store)
+    os.close(fd)
+    return msgspec.structs.replace(config, store=store)
+
+
+def without_store(config: Config) -> Config:
+    """The configuration as processes without store credentials may hold it."""
+    return msgspec.structs.replace(config, store=Store(url=""))

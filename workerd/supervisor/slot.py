@@ -1,0 +1,216 @@
+"""A slot: the place of one child, whoever fills it now. Knows its state, its deaths, its last words."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from workerd.messages import Beat, FromChild
+from workerd.process.channel import Channel
+from workerd.process.child import Child, fork
+from workerd.process.loop import Loop, Timer
+from workerd.supervisor.restarts import RestartPolicy
+
+CRASH_LOOP = 75
+"""Exit status of a pool whose workers die without a job as often as its `restart` allows."""
+
+
+class State(StrEnum):
+    """Where a slot stands; `MOVES` says what may follow."""
+
+    EMPTY = "empty"
+    STARTING = "starting"
+    UP = "up"
+    STOPPING = "stopping"
+    BACKOFF = "backoff"
+    QUARANTINED = "quarantined"
+
+
+MOVES: dict[State, frozenset[State]] = {
+    State.EMPTY: frozenset({State.STARTING}),
+    State.STARTING: frozenset({State.UP, State.STOPPING, State.BACKOFF, State.QUARANTINED, State.EMPTY}),
+    State.UP: frozenset({State.STOPPING, State.BACKOFF, State.QUARANTINED, State.EMPTY}),
+    State.STOPPING: frozenset({State.EMPTY}),
+    State.BACKOFF: frozenset({State.STARTING, State.EMPTY}),
+    State.QUARANTINED: frozenset({State.STARTING, State.EMPTY}),
+}
+
+Main = Callable[[socket.socket, int], int]
+"""What a child runs: its control channel and its life -> exit status."""
+
+
+class Slot:
+    """One child of the supervisor: started, watched, reaped; the supervisor decides what follows.
+
+    `on_change`: called after each change of state. `on_death`: called once for each death, after the
+    process was reaped and its last Beat read, with its exit status.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        name: str,
+        main: Main,
+        *,
+        silence: float,
+        start_silence: float,
+        policy: RestartPolicy,
+        keep: Callable[[], list[int]],
+        on_change: Callable[[Slot], None],
+        on_death: Callable[[Slot, int], None],
+        on_beat: Callable[[Slot, Beat], None],
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.state = State.EMPTY
+        self.child: Child | None = None
+        self.channel: Channel[FromChild] | None = None
+        self.life = 0
+        self.started = 0.0
+        self.deaths: Counter[str] = Counter()
+        self.said = Beat(state="")
+        self.trouble = ""
+        self.kill_reason = ""
+        self._loop = loop
+        self._main = main
+        self._silence = silence
+        self._start_silence = start_silence
+        self._keep = keep
+        self._on_change = on_change
+        self._on_death = on_death
+        self._on_beat = on_beat
+        self._heard = 0.0
+        self._timer: Timer | None = None
+
+    @property
+    def pid(self) -> int:
+        """The child's pid, 0 when there is none."""
+        return self.child.pid if self.child is not None else 0
+
+    def move(self, state: State) -> None:
+        """Change the state; an impossible change is a fault of the supervisor."""
+        assert state in MOVES[self.state], f"{self.name}: {self.state} -> {state}"
+        self.state = state
+        self._on_change(self)
+
+    # -- life
+
+    def start(self, life: int) -> None:
+        """Fork the child. EMPTY, BACKOFF or QUARANTINED -> STARTING."""
+        self._cancel_timer()
+        ours, theirs = socket.socketpair()
+        main = self._main
+        self.life = life
+        self.child = fork(lambda: main(theirs, life), keep=[theirs.fileno(), *self._keep()])
+        theirs.close()
+        self.started = self._heard = time.monotonic()
+        self.said = Beat(state="starting")
+        self.kill_reason = ""
+        self.channel = Channel(self._loop, ours, FromChild, self._hear, self._silent, rank=1)
+        self._loop.on_readable(self.child.pidfd, self._died, rank=2)
+        self.move(State.STARTING)
+
+    def start_later(self, pause: float, start: Callable[[], None]) -> None:
+        """Call `start` after `pause` seconds unless something else happens first."""
+        self._cancel_timer()
+        self._timer = self._loop.call_later(pause, start)
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Say something to the child, if there is one."""
+        if self.channel is not None:
+            self.channel.send(message)
+
+    def kill(self, reason: str) -> None:
+        """SIGKILL, and why; the death is noticed as any other."""
+        if self.child is not None:
+            self.kill_reason = self.kill_reason or reason
+            self.child.kill(signal.SIGKILL)
+
+    def retire(self) -> None:
+        """Nothing will be started here any more unless somebody says so."""
+        self._cancel_timer()
+        if self.child is None and self.state is not State.EMPTY:
+            self.move(State.EMPTY)
+
+    # -- what it says, and how long it may be silent
+
+    def overdue(self, now: float) -> bool:
+        """Whether the child made no progress for longer than it may."""
+        if self.child is None:
+            return False
+        limit = self._start_silence if self.said.state == "starting" else self._silence
+        return now - self._heard > limit
+
+    def _hear(self, beat: Beat) -> None:
+        self._heard = time.monotonic()
+        self.said = beat
+        if beat.trouble:
+            self.trouble = beat.trouble
+        elif beat.state == "up":
+            self.trouble = ""
+        if self.state is State.STARTING and beat.state == "up":
+            self.move(State.UP)
+        self._on_beat(self, beat)
+
+    def _silent(self) -> None:
+        # The end of the channel of a living process is a fault (law 3).
+        self.kill("closed its channel to the supervisor")
+
+    def _died(self) -> None:
+        assert self.child is not None
+        status = self.child.reap()
+        if status is None:
+            return
+        if self.channel is not None:
+            self.channel.drain()
+            self.channel.close()
+            self.channel = None
+        self._loop.forget(self.child.pidfd)
+        self.child.close()
+        self.child = None
+        self._on_death(self, status)
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # -- for people
+
+    def describe(self) -> dict[str, Any]:
+        """What `workerd status` shows of this slot."""
+        return {
+            "state": self.state.value if self.said.state in ("", "up", "starting") else self.said.state,
+            "pid": self.pid or None,
+            "since": round(time.monotonic() - self.started, 3) if self.child is not None else None,
+            "restarts": sum(self.deaths.values()),
+            "restart_reasons": dict(self.deaths),
+            "trouble": self.trouble,
+            **self.said.info,
+        }
+
+
+def death_sentence(status: int, kill_reason: str) -> tuple[str, str]:
+    """(reason for the metrics, words for a person) of an exit status."""
+    if kill_reason:
+        return "killed", f"was killed by the supervisor: it {kill_reason}"
+    if status < 0:
+        return "signal", f"died of {signal_name(-status)}"
+    if status == CRASH_LOOP:
+        return "crash_loop", "ended because its workers die without having a job"
+    return "exit", f"ended with exit status {status}"
+
+
+def signal_name(number: int) -> str:
+    """SIGKILL for 9; real-time signals have no name of their own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
