@@ -1,0 +1,246 @@
+"""(a graph, its jobs so far) -> what is ready, and whether the request has ended. No I/O.
+
+`decide` looks at all jobs of a request at once and remembers nothing: the same function moves a request on
+when a job ends, and repairs one that was left behind in any state.
+
+A job is done when it is completed and so is everything that it spawned. What `a` spawned is called `a/NAME`.
+A request ends when none of its jobs lives any more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+from workerd.config.model import Workflow, WorkflowJob
+from workerd.job import LIVE, NAME_LIMIT, Status
+from workerd.outcome import Reason
+
+
+class RequestStatus(StrEnum):
+    """What a row of `workerd_requests` says."""
+
+    QUEUING = "queuing"  # its row was made, nothing was read of it yet
+    INPROGRESS = "inprogress"  # the jobs of its first step are inserted
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+REQUEST_ENDED = frozenset({RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED})
+
+SPAWN_LIMIT = 10_000
+"""Jobs that one job may spawn."""
+
+_WAITING = frozenset({Status.SCHEDULED, Status.NEW})
+
+
+class Graph(msgspec.Struct, frozen=True, kw_only=True):
+    """A workflow as it was when its request was picked up: what the column `steps` holds.
+
+    `cooler`: seconds between the end of a run and the next, None if it does not recur so. `quiet`: a job
+    that ended as `ignored` ends the request as `completed`.
+    """
+
+    name: str
+    jobs: tuple[WorkflowJob, ...]
+    steps: tuple[str, ...] = ()
+    cooler: float | None = None
+    quiet: bool = False
+
+
+class JobState(msgspec.Struct, frozen=True, gc=False):
+    """A job of a request, by the row that tells its state. `name` is None for rows made by hand."""
+
+    name: str | None
+    status: Status
+    reason: Reason | None = None
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request's closing transaction has to do besides the attempts' own rows."""
+
+    status: RequestStatus
+    step: int
+    insert: tuple[WorkflowJob, ...] = ()
+    cancel_waiting: bool = False
+
+
+def graph_of(workflow: Workflow) -> Graph:
+    """The graph of a configured workflow."""
+    return Graph(
+        name=workflow.name,
+        jobs=workflow.jobs,
+        steps=workflow.step_names,
+        cooler=workflow.schedule.cooler,
+        quiet=workflow.schedule.recurs,
+    )
+
+
+def encode(graph: Graph) -> bytes:
+    """The graph as JSON, for the column `steps`."""
+    return msgspec.json.encode(graph)
+
+
+_GRAPH = msgspec.json.Decoder(Graph)
+
+
+def decode(steps: bytes) -> Graph:
+    """The graph of a request; ValueError if it is none."""
+    try:
+        return _GRAPH.decode(steps)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"its steps cannot be read ({error}); cancel it and submit it again") from None
+
+
+def decide(graph: Graph, jobs: Sequence[JobState], *, failing: bool = False) -> Decision:
+    """What follows from the state of all jobs of a request in progress.
+
+    `failing`: a job failed or was cancelled, or a person cancelled the request, since the request was
+    picked up or last reopened: what waits is cancelled. Without it earlier failures only keep further
+    jobs from beginning, because a retry by hand may still mend them.
+    """
+    statuses = {job.status for job in jobs}
+    there = {job.name for job in jobs}
+    quiet_end = graph.quiet and any(job.reason is Reason.IGNORED for job in jobs)
+    step = max((job.step for job in graph.jobs if job.name in there), default=0)
+    if failing or quiet_end or statuses & {Status.FAILURE, Status.CANCELLED}:
+        return _ending(statuses, step, quiet_end=quiet_end, cancel=failing or quiet_end)
+    begin = ready(graph, jobs)
+    if begin:
+        return Decision(
+            status=RequestStatus.INPROGRESS, step=max(step, *(job.step for job in begin)), insert=begin
+        )
+    if statuses & LIVE:
+        return Decision(status=RequestStatus.INPROGRESS, step=step)
+    # Only a graph that was written by hand can have jobs that never become ready.
+    complete = _done(graph, jobs) >= {job.name for job in graph.jobs}
+    return Decision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
+
+
+def _ending(statuses: set[Status], step: int, *, quiet_end: bool, cancel: bool) -> Decision:
+    """No further job begins; what runs goes on to its end, and only then the request has ended."""
+    waits = bool(statuses & _WAITING)
+    if Status.INPROGRESS in statuses or (waits and not cancel):
+        return Decision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=waits and cancel)
+    if Status.FAILURE in statuses:
+        status = RequestStatus.FAILED
+    elif quiet_end:
+        status = RequestStatus.COMPLETED
+    else:
+        status = RequestStatus.CANCELLED
+    return Decision(status=status, step=step, cancel_waiting=waits)
+
+
+def ready(graph: Graph, jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:
+    """The jobs that are not there yet and whose needs, with all that these spawned, are done."""
+    there = {job.name for job in jobs}
+    done = _done(graph, jobs)
+    return tuple(job for job in graph.jobs if job.name not in there and done.issuperset(job.needs))
+
+
+def _done(graph: Graph, jobs: Sequence[JobState]) -> set[str]:
+    names = {job.name for job in graph.jobs}
+    there = {job.name for job in jobs if job.name in names}
+    open_ = {owner(names, job.name) for job in jobs if job.status is not Status.COMPLETED}
+    return {name for name in there if name is not None and name not in open_}
+
+
+def owner(names: set[str], name: str | None) -> str | None:
+    """The job of the graph that `name` is or was spawned for, directly or by what it spawned."""
+    while name is not None and name not in names:
+        cut = name.rfind("/")
+        name = name[:cut] if cut > 0 else None
+    return name
+
+
+def needs_of(graph: Graph, name: str | None) -> tuple[str, ...]:
+    """What the job `name` of the graph needs; nothing for a spawned one."""
+    return next((job.needs for job in graph.jobs if job.name == name), ())
+
+
+# -- fan-out at run time -----------------------------------------------------------------------
+
+
+class _Spawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    handler: str
+    vars: dict[str, Any] = {}
+    name: str | None = None
+
+
+_SPAWNS = msgspec.json.Decoder(list[_Spawn])
+
+
+def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str | None]) -> list[WorkflowJob]:
+    """The jobs that `parent` asked for and that are not among `taken`; ValueError tells what is wrong.
+
+    Without a name of its own a spawned job is called by its number: "parent/0", "parent/1", …
+    """
+    try:
+        items = _SPAWNS.decode(spawn)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f'what "{parent}" spawned cannot be read: {error}') from None
+    if len(items) > SPAWN_LIMIT:
+        raise ValueError(f'"{parent}" spawned {len(items)} jobs; spawn at most {SPAWN_LIMIT}')
+    names = {job.name for job in graph.jobs}
+    step = next((job.step for job in graph.jobs if job.name == owner(names, parent)), 0)
+    made: dict[str, WorkflowJob] = {}
+    for number, item in enumerate(items):
+        name = f"{parent or ''}/{item.name if item.name is not None else number}"
+        _check_spawned(name, item.handler)
+        if name in made or name in names:
+            raise ValueError(f'"{parent}" spawned "{name}", a name that another job has; give it another')
+        made[name] = WorkflowJob(name=name, handler=item.handler, vars=item.vars, step=step)
+    there = set(taken)
+    return [job for job in made.values() if job.name not in there]
+
+
+def _check_spawned(name: str, handler: str) -> None:
+    for text, what in ((name, "a name"), (handler, "the name of a handler")):
+        if not 0 < len(text) <= NAME_LIMIT or "\0" in text:
+            raise ValueError(
+                f"a spawned job needs {what} of 1 to {NAME_LIMIT} characters, got {text[:NAME_LIMIT]!r}"
+            )
+
+
+# -- what jobs hand on -------------------------------------------------------------------------
+
+
+def merge(extras: bytes | None, given: Iterable[bytes]) -> bytes | None:
+    """The request's extras with what its jobs returned laid over them; ValueError if one is no object."""
+    merged: dict[str, Any] = {}
+    for text in [extras, *given]:
+        if text is not None:
+            merged.update(_object(text))
+    return msgspec.json.encode(merged) if merged or extras is not None else None
+
+
+def _object(text: bytes) -> Mapping[str, Any]:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"expected a JSON object: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def check_object(text: bytes) -> None:
+    """ValueError if `text` is not a JSON object."""
+    _object(text)
+
+
+def job_id(request_id: bytes, created_at: int, name: str) -> bytes:
+    """The id of a request's job: always the same, so that the primary key refuses a second one.
+
+    A UUIDv7 of the request's `created_at` (microseconds) whose random bits come from its id and the name.
+    """
+    mixed = bytearray(hashlib.sha256(request_id + name.encode()).digest()[:16])
+    mixed[:6] = (max(0, created_at) // 1000).to_bytes(6, "big")
+    mixed[6] = 0x70 | mixed[6] & 0x0F
+    mixed[8] = 0x80 | mixed[8] & 0x3F
+    return bytes(mixed)
