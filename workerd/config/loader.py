@@ -23,7 +23,11 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     Raises ConfigError with all faults at once; none of them shows a secret.
     """
     faults = Faults()
-    tree = sources.read(path, os.environ if environ is None else environ, faults)
+    return build(sources.read(path, os.environ if environ is None else environ, faults), faults)
+
+
+def build(tree: sources.Tree, faults: Faults) -> Config:
+    """The frozen configuration from merged values; raises ConfigError with all faults at once."""
     root = Table(tree.values, (), tree, faults)
     for name in root.values:
         if name not in TABLES:

@@ -67,6 +67,8 @@ class Table:
         return self.child(value, name)
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """The tables below this one, by name; anything else is a fault."""
-        for name in self.values:
-            yield name, self.table(name)
+        """The tables below this one, by name; anything else is a fault and left out."""
+        for name, value in self.values.items():
+            table = self.table(name)
+            if isinstance(value, dict):
+                yield name, table

@@ -57,7 +57,7 @@ def duration_text(seconds: float) -> str:
         count = seconds / DURATIONS[unit]
         if count >= 1 and count == int(count):
             return f"{int(count)}{unit}"
-    return f"{seconds:g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:g}ms"
+    return f"{seconds:.10g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:.10g}ms"
 
 
 def size_text(count: int) -> str:
@@ -73,7 +73,7 @@ def wrong(expected: str, value: object) -> ValueError:
     return ValueError(f"expected {expected}, got {shown(value)}")
 
 
-_CREDENTIALS = re.compile(r"(?<=://).*@|(?<=[?&])[^=&]*(?:pass|secret|token|key)[^=&]*=[^&]*", re.I)
+_CREDENTIALS = re.compile(r"(?<=://).*@|(?<=[?&])[^=&]*(?:pass|secret|token|key)[^=&]*=[^&]*", re.I | re.S)
 
 
 def printable(text: str) -> str:
