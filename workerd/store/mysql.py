@@ -1,0 +1,227 @@
+"""MySQL and MariaDB through PyMySQL: the session's settings, parameters as literals, errors by kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pymysql
+from pymysql.constants import FIELD_TYPE
+from pymysql.converters import escape_bool, escape_string
+
+from workerd import clock
+from workerd.errors import StoreAway, StoreError, StoreRefused
+from workerd.store import migrations
+from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
+from workerd.store.url import MySQLAddress
+
+LOCKS = frozenset({
+    1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back
+    1213,  # deadlock, or a lost certification on Galera
+    1020,  # MariaDB 11: the row changed since the snapshot
+    1412,  # the table's definition changed under the transaction
+    3101,  # Group Replication: certification lost
+})  # fmt: skip
+
+AWAY = frozenset({
+    1021, 1026, 1030, 1037, 1038, 1041, 1114,  # disk full, out of memory, table full
+    1040, 1203, 1226,                          # too many connections, the account's limits
+    1044, 1045, 1046, 1049, 1054, 1142, 1143, 1146, 1698,  # no right, no table: not a row's fault
+    1047,                                      # Galera without quorum
+    1053, 1077, 1079, 1129, 1130, 1152, 1927,  # shutting down, host refused, connection killed
+    1158, 1159, 1160, 1161, 4031,              # network errors, closed for idleness
+    1028, 1317, 1969, 3024,                    # stopped, or over its time limit
+    1036, 1180, 1206, 1290, 1792, 1836, 1874,  # read-only, error during COMMIT, lock table full
+    2002, 2003, 2006, 2013, 2014, 2026, 2055, 3100, 3168,
+})  # fmt: skip
+
+TOO_LARGE = 1153
+_MIGRATION_SECONDS = 86_400.0
+
+_INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
+_FLOATS = (FIELD_TYPE.FLOAT, FIELD_TYPE.DOUBLE, FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL)
+_CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]] = {
+    bool: escape_bool,  # the driver itself says SET AUTOCOMMIT with it
+    **dict.fromkeys(_INTEGERS, int),
+    **dict.fromkeys(_FLOATS, float),
+}
+
+# Strict, and without NO_BACKSLASH_ESCAPES, on which the quoting below relies.
+_SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+
+
+class MySQLStore(Store):
+    """A store on a MySQL or MariaDB server."""
+
+    engine: Engine = "mysql"
+
+    def __init__(self, address: MySQLAddress, timeout: float, password_file: Path | None) -> None:
+        super().__init__(address.shown)
+        self._address = address
+        self._timeout = timeout
+        self._password_file = password_file
+
+    def _connect(self) -> MySQLSession:
+        return MySQLSession(self._address, self._password(), self._timeout)
+
+    def _password(self) -> str:
+        if self._password_file is None:
+            return self._address.password
+        try:
+            # Read at every connect, so that a password can be changed without a restart.
+            return self._password_file.read_text("utf-8").rstrip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is not UTF-8"
+            raise StoreAway(
+                f"store.password_file {self._password_file} cannot be read ({why}); make it readable"
+            ) from None
+
+    def migrate(self) -> list[str]:
+        # A connection of its own: copying a large table takes longer than any statement of daily work.
+        session = MySQLSession(self._address, self._password(), _MIGRATION_SECONDS)
+        try:
+            migrations.require_version(session.server_version)
+            return migrations.apply_mysql(session)
+        finally:
+            session.close()
+
+
+class MySQLSession(Session):
+    """One connection, in a transaction from its first statement to COMMIT or ROLLBACK."""
+
+    engine: Engine = "mysql"
+
+    def __init__(self, address: MySQLAddress, password: str, timeout: float) -> None:
+        try:
+            self._link = _open(address, password, timeout)
+        except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
+            code, message = _told(error)
+            raise StoreAway(f"The store {address.shown} does not answer: {message}", code) from None
+        self._cursor = self._link.cursor()
+        self.max_packet: int | None = None
+        try:
+            version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
+            self.server_version = version.decode("ascii", "replace")
+            self.max_packet = packet
+            for statement in _settings("MariaDB" in self.server_version, timeout):
+                self.execute(statement)
+        except StoreError:
+            self.close()
+            raise
+
+    def begin(self, write: bool) -> None:
+        """Nothing to say: with autocommit off the first statement begins it, one round trip less."""
+
+    def commit(self) -> None:
+        self._run("COMMIT")
+
+    def rollback(self) -> None:
+        self._run("ROLLBACK")
+
+    def execute(self, sql: str, params: Params = ()) -> int:
+        return self._run(sql % tuple(map(literal, params)) if params else sql)
+
+    def query(self, sql: str, params: Params = ()) -> list[Row]:
+        self._run(sql % tuple(map(literal, params)) if params else sql)
+        return list(self._cursor.fetchall())
+
+    def clock(self) -> int:
+        return clock.from_text(self.query("SELECT UTC_TIMESTAMP(6)")[0][0])
+
+    def close(self) -> None:
+        with suppress(pymysql.Error, OSError):
+            self._link.close()
+
+    def _run(self, sql: str) -> int:
+        # A longer one makes the server hang up, which would look like a lost connection (law 7).
+        if self.max_packet is not None and len(sql) > self.max_packet // 4:
+            size = len(sql.encode("utf-8", "surrogatepass"))
+            if size >= self.max_packet:
+                limit = f"the server's max_allowed_packet is {self.max_packet}"
+                raise StoreRefused(f"the statement has {size} bytes, {limit}", TOO_LARGE)
+        try:
+            return int(self._cursor.execute(sql))
+        except UnicodeEncodeError as error:
+            raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
+        except (pymysql.Error, OSError, RuntimeError) as error:
+            raise classify(error) from None
+
+
+def _open(address: MySQLAddress, password: str, timeout: float) -> pymysql.Connection[Any]:
+    tls = address.tls
+    return pymysql.connect(
+        user=address.user,
+        password=password.encode("utf-8"),
+        host=address.host,
+        port=address.port,
+        database=address.database,
+        unix_socket=address.unix_socket,
+        charset="utf8mb4",
+        collation="utf8mb4_bin",
+        use_unicode=False,
+        conv=dict(_CONVERSIONS),
+        connect_timeout=timeout,
+        read_timeout=timeout,
+        write_timeout=timeout,
+        autocommit=False,
+        program_name="workerd",
+        ssl_disabled=True if tls.mode == "off" else None,
+        ssl_ca=tls.ca,
+        ssl_cert=tls.cert,
+        ssl_key=tls.key,
+        ssl_verify_cert=tls.verify if tls.mode == "required" else None,
+        ssl_verify_identity=tls.verify if tls.mode == "required" else None,
+    )
+
+
+def _settings(mariadb: bool, timeout: float) -> list[str]:
+    # The server stops a statement a little before the socket gives up, so that the connection survives.
+    seconds = timeout * 0.8
+    if mariadb:
+        # A long list of ids must stay a range on the primary key, not become a subquery.
+        special = f"max_statement_time = {seconds:.3f}, in_predicate_conversion_threshold = 0"
+    else:
+        special = f"max_execution_time = {int(seconds * 1000)}"
+    return [
+        "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
+        f"SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = {max(1, math.ceil(seconds))},"
+        f" time_zone = '+00:00', sql_mode = '{_SQL_MODE}', {special}",
+    ]
+
+
+def literal(value: object) -> str:
+    """A parameter as SQL: bytes in hex, text quoted, None as NULL."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    if isinstance(value, str):
+        return f"'{escape_string(value)}'"
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, float):
+        raise StoreRefused(f"{value} is not a finite number", 1264)
+    raise TypeError(f"{type(value).__name__} is no SQL parameter")
+
+
+def _told(error: BaseException) -> tuple[int, str]:
+    args = error.args
+    if isinstance(error, pymysql.Error) and len(args) > 1 and isinstance(args[0], int):
+        return args[0], str(args[1])
+    return 0, str(error)
+
+
+def classify(error: BaseException) -> StoreError:
+    """The kind of a driver's error, with the server's words and code."""
+    code, message = _told(error)
+    if code in LOCKS:
+        return LockLost(message, code)
+    # Without a code it is the driver's own: the connection is closed or out of step.
+    if code in AWAY or code == 0:
+        return StoreAway(message, code)
+    return StoreRefused(message, code)

@@ -1,0 +1,137 @@
+"""SQLite: one file, one writer at a time, every transaction short."""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+from workerd import clock
+from workerd.errors import StoreAway, StoreError, StoreRefused
+from workerd.store import migrations
+from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
+from workerd.store.url import SQLiteAddress
+
+BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
+AWAY = frozenset({
+    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH,
+})  # fmt: skip
+_STEPS = 100_000  # virtual machine steps between two looks at the time limit, about a millisecond
+
+
+class SQLiteStore(Store):
+    """An embedded store."""
+
+    engine: Engine = "sqlite"
+
+    def __init__(self, address: SQLiteAddress, timeout: float) -> None:
+        super().__init__(address.shown)
+        self._path = address.path
+        self._timeout = timeout
+
+    def _connect(self) -> SQLiteSession:
+        return SQLiteSession(self._path, self._timeout)
+
+    def migrate(self) -> list[str]:
+        return self.run(migrations.apply_sqlite)
+
+
+class SQLiteSession(Session):
+    """One connection; text comes as bytes, the clock is the machine's."""
+
+    engine: Engine = "sqlite"
+    max_packet: int | None = None
+
+    def __init__(self, path: Path, timeout: float) -> None:
+        self._timeout = timeout
+        self._end = 0.0
+        self.server_version = f"SQLite {sqlite3.sqlite_version}"
+        try:
+            # Waiting for the lock is done here: SQLite's own pauses grow to 100 ms.
+            self._link = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise StoreAway(f"{path} cannot be opened ({error}); make its folder writable") from None
+        self._link.text_factory = bytes
+        self._cursor = self._link.cursor()
+        self._link.set_progress_handler(self._over, _STEPS)
+        try:
+            # WAL: readers and the writer do not wait for each other. FULL: a commit survives a power cut.
+            self._locked("PRAGMA journal_mode = WAL")
+            self._locked("PRAGMA synchronous = FULL")
+            self._locked("PRAGMA temp_store = MEMORY")
+        except StoreError:
+            self.close()
+            raise
+
+    def begin(self, write: bool) -> None:
+        self._locked("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    def commit(self) -> None:
+        self._locked("COMMIT")
+
+    def rollback(self) -> None:
+        if self._link.in_transaction:
+            self.execute("ROLLBACK")
+
+    def execute(self, sql: str, params: Params = ()) -> int:
+        self._end = time.monotonic() + self._timeout
+        try:
+            return self._cursor.execute(_translated(sql), params).rowcount
+        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
+            raise classify(error) from None
+
+    def query(self, sql: str, params: Params = ()) -> list[Row]:
+        self._end = time.monotonic() + self._timeout
+        try:
+            return self._cursor.execute(_translated(sql), params).fetchall()
+        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
+            raise classify(error) from None
+
+    def clock(self) -> int:
+        return clock.now_us()
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self._link.close()
+
+    def _over(self) -> int:
+        return int(time.monotonic() > self._end)
+
+    def _locked(self, statement: str) -> None:
+        """Run what needs the file's lock, asking for it again every 1-3 ms until the time limit."""
+        end = time.monotonic() + self._timeout
+        while True:
+            try:
+                self.execute(statement)
+                return
+            except LockLost as error:
+                if time.monotonic() > end:
+                    raise StoreAway(
+                        "another program keeps a transaction open on the database file; end that transaction",
+                        error.code,
+                    ) from None
+            time.sleep(random.uniform(0.001, 0.003))
+
+
+@lru_cache(maxsize=512)
+def _translated(sql: str) -> str:
+    return sql.replace("%s", "?")
+
+
+def classify(error: Exception) -> StoreError:
+    """The kind of a driver's error, with SQLite's words and code."""
+    if not isinstance(error, sqlite3.Error):
+        return StoreRefused(f"a value cannot be stored: {error}", sqlite3.SQLITE_MISMATCH)
+    code = getattr(error, "sqlite_errorcode", 0)
+    kind = code & 0xFF  # the rest tells which sort of it
+    if kind in BUSY:
+        return LockLost(str(error), code)
+    # A missing table or column is the store's state, not a row's fault.
+    if kind in AWAY or code == 0 or str(error).startswith(("no such table", "no such column")):
+        return StoreAway(f"SQLite: {error}", code)
+    return StoreRefused(f"SQLite: {error}", code)
