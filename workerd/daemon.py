@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from workerd import dispatcher, ingester, log, pool
 from workerd.config.model import Config
-from workerd.process.systemd import notify
+from workerd.process.systemd import ServiceManager
 from workerd.supervisor import Supervisor
 from workerd.supervisor.tree import Mains
 
@@ -30,4 +30,4 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     # What was imported so far is shared by all processes; a collector that touched it would copy it.
     gc.collect()
     gc.freeze()
-    return Supervisor(config, MAINS, load, notify).run()
+    return Supervisor(config, MAINS, load, ServiceManager.take().notify).run()

@@ -1,0 +1,69 @@
+"""What the service manager hears, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from workerd.process import systemd
+from workerd.process.systemd import ServiceManager
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[socket.socket, str]:
+    """A listening service manager and its address as the environment gives it."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.settimeout(10)
+    request.addfinalizer(sock.close)
+    if request.param == "abstract":
+        sock.bind(f"\0workerd-test-{os.getpid()}")
+        return sock, f"@workerd-test-{os.getpid()}"
+    folder = os.open(tmp_path, os.O_PATH)
+    sock.bind(f"/proc/self/fd/{folder}/notify")
+    os.close(folder)
+    address = f"/tmp/workerd-notify-{os.getpid()}"
+    os.symlink(tmp_path / "notify", address)
+    request.addfinalizer(lambda: os.unlink(address))
+    return sock, address
+
+
+def test_every_line_arrives(manager: tuple[socket.socket, str]) -> None:
+    """Each message is one datagram, whatever kind of socket the manager has."""
+    sock, address = manager
+    environ = {
+        "NOTIFY_SOCKET": address,
+        "WATCHDOG_USEC": "30000000",
+        "WATCHDOG_PID": str(os.getpid()),
+        "A": "b",
+    }
+    teller = ServiceManager.take(environ)
+    assert environ == {"A": "b"}
+    assert (teller.listens, teller.watchdog) == (True, 30.0)
+    for lines in (
+        systemd.ready(), systemd.status("3 jobs\nwait"), systemd.alive(), systemd.reloading(), systemd.extend(1.5),
+        systemd.stopping(),
+    ):  # fmt: skip
+        teller.notify(lines)
+    heard = [sock.recv(8192).decode() for _ in range(6)]
+    assert heard[:3] == ["READY=1", "STATUS=3 jobs wait", "WATCHDOG=1"]
+    assert heard[3].startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert heard[4:] == ["EXTEND_TIMEOUT_USEC=1500000", "STOPPING=1"]
+
+
+def test_a_long_status_is_cut(manager: tuple[socket.socket, str]) -> None:
+    """A status of any length is sent as far as it fits, still as UTF-8."""
+    sock, address = manager
+    ServiceManager(address).notify(systemd.status("é" * 5000 + "\udcff"))
+    assert len(sock.recv(8192).decode("utf-8")) > 2000
+
+
+def test_nobody_listens() -> None:
+    """Without a manager, with a foreign watchdog, or with one that is gone, nothing happens."""
+    assert not ServiceManager.take({}).listens
+    assert not ServiceManager.take({"NOTIFY_SOCKET": "vsock:1:2"}).listens
+    assert ServiceManager.take({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}).watchdog == 0
+    assert ServiceManager.take({"WATCHDOG_USEC": "soon"}).watchdog == 0
+    ServiceManager("/nonexistent/notify").notify(systemd.ready())
