@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 
@@ -13,21 +14,16 @@ from workerd.process.systemd import ServiceManager
 
 
 @pytest.fixture(params=["path", "abstract"])
-def manager(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[socket.socket, str]:
+def manager(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, str]]:
     """A listening service manager and its address as the environment gives it."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    sock.settimeout(10)
-    request.addfinalizer(sock.close)
-    if request.param == "abstract":
-        sock.bind(f"\0workerd-test-{os.getpid()}")
-        return sock, f"@workerd-test-{os.getpid()}"
-    folder = os.open(tmp_path, os.O_PATH)
-    sock.bind(f"/proc/self/fd/{folder}/notify")
-    os.close(folder)
-    address = f"/tmp/workerd-notify-{os.getpid()}"
-    os.symlink(tmp_path / "notify", address)
-    request.addfinalizer(lambda: os.unlink(address))
-    return sock, address
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock,
+    ):
+        address = f"{folder}/notify" if request.param == "path" else f"@workerd-test-{os.getpid()}"
+        sock.bind(address.replace("@", "\0"))
+        sock.settimeout(10)
+        yield sock, address
 
 
 def test_every_line_arrives(manager: tuple[socket.socket, str]) -> None:
@@ -43,8 +39,8 @@ def test_every_line_arrives(manager: tuple[socket.socket, str]) -> None:
     assert environ == {"A": "b"}
     assert (teller.listens, teller.watchdog) == (True, 30.0)
     for lines in (
-        systemd.ready(), systemd.status("3 jobs\nwait"), systemd.alive(), systemd.reloading(), systemd.extend(1.5),
-        systemd.stopping(),
+        systemd.ready(), systemd.status("3 jobs\nwait"), systemd.alive(), systemd.reloading(),
+        systemd.extend(1.5), systemd.stopping(),
     ):  # fmt: skip
         teller.notify(lines)
     heard = [sock.recv(8192).decode() for _ in range(6)]

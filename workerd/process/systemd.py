@@ -23,7 +23,6 @@ class ServiceManager:
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._socket: socket.socket | None = None
         self.watchdog = watchdog
 
     @classmethod
@@ -45,13 +44,12 @@ class ServiceManager:
         """Send the lines; never waits and never fails: a manager that does not hear is no fault of ours."""
         if not self._address:
             return
-        with contextlib.suppress(OSError):
-            if self._socket is None:
-                self._socket = socket.socket(
-                    socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-                )
-            data = lines.encode("utf-8", "replace")[:LIMIT].decode("utf-8", "ignore").encode()
-            self._socket.sendto(data, self._address)
+        data = lines.encode("utf-8", "replace")[:LIMIT].decode("utf-8", "ignore").encode()
+        with (
+            contextlib.suppress(OSError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
+        ):
+            sock.sendto(data, self._address)
 
 
 def ready() -> str:
