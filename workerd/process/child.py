@@ -103,6 +103,11 @@ def die_with_parent(parent: int) -> None:
         os._exit(70)
 
 
+def outlive_parent() -> None:
+    """Take `die_with_parent` back, for a process that has something to end before it ends itself."""
+    _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
+
+
 def become_subreaper() -> None:
     """Orphaned descendants come to this process instead of to init."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
 
 Callback = Callable[[], None]
@@ -56,11 +57,12 @@ class Loop:
         self._watches: dict[int, _Watch] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._count = itertools.count()
-        self._at_end: list[Callback] = []
+        self._at_end: deque[Callback] = deque()
         self._running = False
         self._signal_reader: socket.socket | None = None
         self._signal_writer: socket.socket | None = None
         self._signal_callbacks: dict[int, Callback] = {}
+        self.on_error: Callable[[Exception], None] | None = None
         self.turns = 0
 
     # -- descriptors
@@ -139,10 +141,19 @@ class Loop:
     # -- turning
 
     def run(self) -> None:
-        """Turn until `stop` is called."""
+        """Turn until `stop` is called.
+
+        An exception of a callback ends the process, unless `on_error` takes it: a role is better
+        started afresh, but the supervisor must live on.
+        """
         self._running = True
         while self._running:
-            self.turn(LONGEST_WAIT)
+            try:
+                self.turn(LONGEST_WAIT)
+            except Exception as error:
+                if self.on_error is None:
+                    raise
+                self.on_error(error)
 
     def stop(self) -> None:
         """Let `run` return at the end of this turn."""
@@ -189,9 +200,7 @@ class Loop:
 
     def _flush(self) -> None:
         while self._at_end:
-            callbacks, self._at_end = self._at_end, []
-            for callback in callbacks:
-                callback()
+            self._at_end.popleft()()
 
     def close(self) -> None:
         """Release the loop's own descriptors."""

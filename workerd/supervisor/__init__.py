@@ -69,6 +69,7 @@ class Supervisor:
         self._incarnation = boot.begin_incarnation(self._paths)
         setproctitle.setproctitle("workerd: supervisor")
         become_subreaper()
+        self._loop.on_error = lambda error: self._log.error("a fault in the supervisor", exc_info=error)
         self._listen()
         self._tree = Tree(
             self._loop,
@@ -174,7 +175,11 @@ class Supervisor:
         section = hash(msgspec.json.encode(new.store))
         stale = {name for name, slot in self._tree.pools.items() if slot.said.info.get("stale")}
         what = plan(
-            self._config, boot.without_store(new), store_changed=section != self._store_section, stale=stale
+            self._config,
+            boot.without_store(new),
+            self._mains.roles,
+            store_changed=section != self._store_section,
+            stale=stale,
         )
         if section != self._store_section:
             os.close(self._store)

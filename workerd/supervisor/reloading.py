@@ -6,7 +6,7 @@ disk counts as changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from workerd import log
@@ -52,11 +52,11 @@ class Plan:
         return [*self.roles, *(POOL_PREFIX + name for name in (*self.changed, *self.added, *self.removed))]
 
 
-def plan(old: Config, new: Config, *, store_changed: bool, stale: set[str]) -> Plan:
-    """What must be restarted. `stale`: pools whose code changed on disk."""
+def plan(old: Config, new: Config, roles: Iterable[str], *, store_changed: bool, stale: set[str]) -> Plan:
+    """What must be restarted, of these roles and all pools. `stale`: pools whose code changed on disk."""
     every_pool = differs(old, new, EVERY_POOL)
     return Plan(
-        roles=[name for name, sections in SECTIONS.items() if store_changed or differs(old, new, sections)],
+        roles=[name for name in roles if store_changed or differs(old, new, SECTIONS[name])],
         changed=[
             name
             for name in new.pools

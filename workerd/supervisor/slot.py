@@ -18,6 +18,8 @@ from workerd.process.child import Child, fork
 from workerd.process.loop import Loop, Timer
 from workerd.supervisor.restarts import RestartPolicy
 
+DYING = 0.2
+"""Seconds between the end of a channel and the death that it announces."""
 CRASH_LOOP = 75
 """Exit status of a pool whose workers die without a job as often as its `restart` allows."""
 
@@ -160,8 +162,12 @@ class Slot:
         self._on_beat(self, beat)
 
     def _silent(self) -> None:
-        # The end of the channel of a living process is a fault (law 3).
-        self.kill("closed its channel to the supervisor")
+        # A dying process closes its descriptors a moment before its status is there; only one that
+        # lives on without its channel is a fault (law 3).
+        life = self.life
+        self._loop.call_later(
+            DYING, lambda: self.kill("closed its channel to the supervisor") if self.life == life else None
+        )
 
     def _died(self) -> None:
         assert self.child is not None

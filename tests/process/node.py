@@ -1,0 +1,72 @@
+"""A supervisor over small children of the tests' own: `python -m tests.process.node FOLDER`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import msgspec
+
+from workerd import log
+from workerd.config.model import Config, Log, Node, Pool, Restart, Shutdown
+from workerd.config.model import Supervisor as SupervisorConfig
+from workerd.process.context import RoleContext
+from workerd.process.service import Service
+from workerd.supervisor import Supervisor
+from workerd.supervisor.boot import BootError
+from workerd.supervisor.slot import CRASH_LOOP
+from workerd.supervisor.tree import Mains
+
+
+class Role(Service):
+    """Comes up at once; ends when it is told to."""
+
+    def start(self) -> None:
+        self.become("up")
+
+
+def role(ctx: RoleContext) -> int:
+    return Role(ctx.control, ctx.watchdog).run()
+
+
+def pool(ctx: RoleContext, name: str, life: int) -> int:
+    if name == "dies":
+        return 3
+    if name == "loops":
+        return CRASH_LOOP
+    if name == "leaves-children" and os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.pause()
+        os._exit(0)
+    return Role(ctx.control, ctx.watchdog).run()
+
+
+def configuration(folder: Path, pools: list[str]) -> Config:
+    return Config(
+        node=Node(name="test", runtime_dir=folder / "run", state_dir=folder / "state"),
+        log=Log(format="json"),
+        supervisor=SupervisorConfig(watchdog=1.0),
+        shutdown=Shutdown(drain=1.0),
+        pools={name: Pool(name=name, restart=Restart(intensity=2, period=60.0)) for name in pools},
+    )
+
+
+def main(folder: Path) -> int:
+    def load() -> Config:
+        return configuration(folder, msgspec.json.decode((folder / "pools").read_bytes(), type=list[str]))
+
+    config = load()
+    log.configure(config.log)
+    mains = Mains(roles={"ingester": role, "dispatcher": role}, pool=pool)
+    try:
+        return Supervisor(config, mains, load).run()
+    except BootError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))
