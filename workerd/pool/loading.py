@@ -1,0 +1,222 @@
+"""Importing what a pool's configuration names: `module:attribute` -> something that can be called.
+
+Runs user code only as far as importing it does; nothing of it is called here.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from workerd import retry
+from workerd.config.model import Backoff, Handler, Policy, Pool
+from workerd.errors import LoadError
+from workerd.handler import class_name, options_of
+from workerd.messages import HandlerSpec
+from workerd.pool.arguments import Arguments
+
+
+@dataclass(frozen=True)
+class LoadedHandler:
+    """A handler that can be run: a callable, or a class whose instance each worker makes for itself."""
+
+    name: str
+    target: Any
+    arguments: Arguments
+    spec: HandlerSpec
+
+    @property
+    def is_class(self) -> bool:
+        return is_class_handler(self.target)
+
+
+@dataclass(frozen=True)
+class LoadedHandlers:
+    """All handlers of a pool, and its `init` function."""
+
+    handlers: dict[str, LoadedHandler]
+    init: Callable[[], object] | None = None
+    specs: list[HandlerSpec] = field(default_factory=list)
+
+
+def load(pool: Pool) -> LoadedHandlers:
+    """Import every handler of the pool. Raises LoadError, which names all that cannot be loaded."""
+    prepare_path(pool.path)
+    os.environ.update(pool.env)
+    loaded: dict[str, LoadedHandler] = {}
+    faults: list[str] = []
+    for handler in pool.handlers:
+        try:
+            target = resolve(handler.call)
+            loaded[handler.name] = make(handler.name, target, handler)
+        except LoadError as error:
+            faults.append(f'handler "{handler.name}" (call = "{handler.call}"): {error}')
+    init = None
+    try:
+        init = _init(pool.init) if pool.init else None
+    except LoadError as error:
+        faults.append(f'init = "{pool.init}": {error}')
+    if faults:
+        raise LoadError("; ".join(faults))
+    return LoadedHandlers(loaded, init, [handler.spec for handler in loaded.values()])
+
+
+def prepare_path(folders: Iterable[str]) -> None:
+    """Put the folders in front of sys.path; the working directory is not on it unless they name it."""
+    wanted = [str(folder) for folder in folders]
+    working = os.getcwd()
+    # `python -m` put it first; further back it is somebody's choice, such as an editable install.
+    if sys.path and sys.path[0] in ("", working):
+        del sys.path[0]
+    sys.path[:] = wanted + [entry for entry in sys.path if entry and entry not in wanted]
+    importlib.invalidate_caches()
+
+
+def _init(reference: str) -> Callable[[], object]:
+    found = resolve(reference)
+    if not callable(found):
+        raise LoadError(f"expected a function without parameters, got {_kind(found)}")
+    function: Callable[[], object] = found
+    return function
+
+
+def resolve(reference: str) -> Any:
+    """The object that `module:attribute` names. Raises LoadError, whatever the import raised."""
+    module_name, _, attribute = reference.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except BaseException as error:  # a module may do anything while it is imported, sys.exit() too
+        raise LoadError(f"importing {module_name} failed: {_what(error)}") from error
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except BaseException as error:  # a module's __getattr__ is user code as well
+            raise LoadError(f"{module_name} has no {attribute}: {_what(error)}") from error
+    return found
+
+
+def _what(error: BaseException) -> str:
+    text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (os.path.dirname(os.__file__) + os.sep + "importlib", "<frozen", __file__)
+    frame = next((f for f in reversed(frames) if not f.filename.startswith(ours)), None)
+    return f"{text} ({frame.filename}, line {frame.lineno})" if frame else text
+
+
+def make(name: str, target: Any, config: Handler | None = None) -> LoadedHandler:
+    """A handler from its object, with its decorator's options and its signature. Raises LoadError."""
+    check_callable(target)
+    options = options_of(target)
+    policy = retry.effective(config or Handler(name=name, call="", pool=name), _texts(options))
+    spec_options = {k: _sendable(v) for k, v in _texts(options).items()}
+    if is_class_handler(target):
+        arguments = Arguments(target.ensure, method=not _is_static(target, "ensure"))
+    else:
+        arguments = Arguments(target)
+    spec = HandlerSpec(name, spec_options, arguments.signature, aliases_of(policy, options))
+    return LoadedHandler(name, target, arguments, spec)
+
+
+def is_class_handler(target: Any) -> bool:
+    """Whether it is a class that is instantiated once per worker, and its `ensure` called."""
+    return inspect.isclass(target) and callable(getattr(target, "ensure", None))
+
+
+def _is_static(cls: type, name: str) -> bool:
+    return isinstance(inspect.getattr_static(cls, name), staticmethod | classmethod)
+
+
+def check_callable(target: Any) -> None:
+    """LoadError for what can never be a handler."""
+    if not callable(target):
+        raise LoadError(f"expected a function or a class with ensure(self, ctx), got {_kind(target)}")
+    called = target.ensure if is_class_handler(target) else target
+    while isinstance(called, partial):
+        called = called.func
+    if not inspect.isroutine(called) and not inspect.isclass(called):
+        called = type(called).__call__
+    if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+        raise LoadError(
+            "a generator function cannot be a handler, as nobody would iterate it; return a value"
+        )
+
+
+def _kind(value: Any) -> str:
+    return f"a {type(value).__name__}"
+
+
+# -- the policy's classes ----------------------------------------------------------------------
+
+
+def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The decorator's options with classes as their names."""
+    return {
+        key: tuple(c if isinstance(c, str) else class_name(c) for c in value)
+        if isinstance(value, tuple)
+        else value
+        for key, value in options.items()
+    }
+
+
+def _sendable(value: Any) -> Any:
+    if isinstance(value, Backoff):
+        return {"first": value.first, "factor": value.factor, "max": value.max, "jitter": value.jitter}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def aliases_of(policy: Policy, options: Mapping[str, Any]) -> dict[str, str]:
+    """Every class name of the policy with the `module.qualname` that it stands for. Raises LoadError."""
+    aliases = {
+        class_name(item): class_name(item)
+        for value in options.values()
+        if isinstance(value, tuple)
+        for item in value
+        if not isinstance(item, str)
+    }
+    for name in (*policy.retry_on, *policy.fail_on, *policy.ignore):
+        if name not in aliases:
+            aliases[name] = _resolve_class(name)
+    return aliases
+
+
+def _resolve_class(name: str) -> str:
+    own = retry.canonical(name)
+    if own.startswith("workerd.handler."):
+        return own
+    if "." not in name:
+        found: Any = getattr(builtins, name, None)
+    else:
+        found = _dotted(name)
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        raise LoadError(
+            f'expected an exception class in retry_on, fail_on and ignore, got "{name}"; '
+            'write a builtin\'s name or "package.module.Class"'
+        )
+    return class_name(found)
+
+
+def _dotted(name: str) -> Any:
+    """The object behind a dotted path, whose modules are imported as far as there are any."""
+    parts = name.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        module = ".".join(parts[:count])
+        try:
+            found: Any = importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name and (module == error.name or module.startswith(error.name + ".")):
+                continue
+            raise LoadError(f"importing {module} failed: {_what(error)}") from error
+        except BaseException as error:  # as in resolve
+            raise LoadError(f"importing {module} failed: {_what(error)}") from error
+        for part in parts[count:]:
+            found = getattr(found, part, None)
+        return found
+    return None
