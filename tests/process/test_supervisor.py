@@ -132,7 +132,7 @@ def test_crash_looping_pool_is_quarantined(node: Node, name: str) -> None:
 
 def test_killed_supervisor_takes_its_tree_along(node: Node) -> None:
     """Nothing survives a killed supervisor, and the next start finds nothing in its way."""
-    node.start("a", "leaves-children")
+    node.start("a", "b")
     eventually(node.is_ready)
     children = [p for p in node.descendants() if p.ppid() == node.process.pid]
     node.process.kill()
