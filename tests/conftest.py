@@ -1,0 +1,74 @@
+"""What the tests share: an environment without WORKERD_*, one database server, a fresh store for each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import servers
+from workerd.config.model import Store as StoreConfig
+from workerd.store import Store, open_store
+
+for _name in [name for name in os.environ if name.startswith("WORKERD_")]:
+    del os.environ[_name]
+
+
+@pytest.fixture(scope="session")
+def mysql_server() -> Iterator[servers.DatabaseServer]:
+    """The private MariaDB (or the server that the environment names) that the session's tests share."""
+    server = servers.session_server()
+    yield server
+    server.remove()
+    servers.template.remove()
+
+
+@pytest.fixture
+def own_server() -> Iterator[servers.DatabaseServer]:
+    """A private server that this test may kill, stop and freeze."""
+    server = servers.DatabaseServer()
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def mysql_url(mysql_server: servers.DatabaseServer) -> Iterator[str]:
+    """The URL of an empty database on the shared server."""
+    name = mysql_server.new_database()
+    yield mysql_server.url(name)
+    mysql_server.drop_database(name)
+
+
+@pytest.fixture(params=["mysql", "sqlite"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty store; each test that uses it runs once on each engine."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/store.db"
+    url: str = request.getfixturevalue("mysql_url")
+    return url
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[..., Store]]:
+    """Opens stores by URL and closes them after the test."""
+    stores: list[Store] = []
+
+    def opening(url: str, *, timeout: float = 5.0, password_file: str = "") -> Store:
+        stores.append(open_store(StoreConfig(url=url, password_file=password_file), timeout=timeout))
+        return stores[-1]
+
+    yield opening
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(store_url: str, opened: Callable[..., Store]) -> Store:
+    """A migrated, empty store."""
+    result = opened(store_url)
+    result.migrate()
+    return result

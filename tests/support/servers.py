@@ -1,0 +1,299 @@
+"""Database servers of the tests' own: real ones, in a temporary folder, never the system's.
+
+`MARIADBD=/path/mariadbd` or `MYSQLD=/path/mysqld` names another server than Debian's MariaDB;
+`WORKERD_TEST_MYSQL_URL=mysql://root:…@host/` uses one that runs already (it cannot be killed by tests).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import pymysql
+
+from tests.support.eventually import eventually
+
+EXTERNAL = os.environ.get("WORKERD_TEST_MYSQL_URL", "")
+USER, PASSWORD = "app", "s3cr3t/?#@: %ü"
+_names = itertools.count(1)
+
+# A crash of the machine is not what most tests are about, so they do not pay for fsync.
+FAST = ("--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=0")
+DURABLE = ("--innodb-flush-log-at-trx-commit=1",)
+
+
+class Flavour:
+    """Which server program, and what it wants to be told."""
+
+    def __init__(self) -> None:
+        self.oracle = "MYSQLD" in os.environ
+        named = os.environ.get("MYSQLD") or os.environ.get("MARIADBD")
+        found = (
+            named or shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin")
+        )
+        if not found or not os.access(found, os.X_OK):
+            raise RuntimeError(
+                "The tests need MariaDB's server, which is not here: run `make test`, it installs it."
+            )
+        self.program = found
+        self.base = Path(found).resolve().parent.parent
+
+    def base_arguments(self) -> list[str]:
+        if self.base == Path("/usr"):
+            return []
+        share = self.base / "share/mysql"
+        return [
+            f"--basedir={self.base}",
+            f"--plugin-dir={self.base}/lib/mysql/plugin",
+            f"--lc-messages-dir={share}",
+            f"--character-sets-dir={share}/charsets",
+        ]
+
+    def own_arguments(self) -> list[str]:
+        if self.oracle:
+            return [
+                "--secure-file-priv=NULL",
+                "--mysqlx=OFF",
+                "--innodb-redo-log-capacity=64M",
+                "--skip-log-bin",
+            ]
+        return ["--innodb-log-file-size=64M"]
+
+    def initialise(self, data: Path) -> None:
+        folder = data.parent
+        if self.oracle:
+            command = [
+                self.program,
+                "--no-defaults",
+                "--initialize-insecure",
+                f"--datadir={data}",
+                *self.base_arguments(),
+            ]
+        else:
+            command = [
+                str(self.base / "bin/mariadb-install-db"), "--no-defaults",
+                f"--datadir={data}", f"--tmpdir={folder}",
+                "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-log-bin",
+                *([] if self.base == Path("/usr") else [f"--basedir={self.base}"]),
+            ]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, check=False, **_unprivileged()
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _unprivileged() -> dict[str, Any]:
+    """What makes a child run without root's rights, which the servers refuse."""
+    if os.getuid():
+        return {}
+    for name in ("mysql", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
+    raise RuntimeError("there is neither a user `mysql` nor `nobody` to run the server as")
+
+
+def _give(path: Path) -> None:
+    rights = _unprivileged()
+    if rights:
+        os.chown(path, rights["user"], rights["group"])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _folder() -> Path:
+    # Not pytest's tmp_path: a Unix socket's path has 107 bytes at most.
+    path = Path(tempfile.mkdtemp(prefix="wdb."))
+    path.chmod(0o755)
+    _give(path)
+    return path
+
+
+class Template:
+    """A data directory that was initialised once and is copied for every server of the session."""
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def copy_to(self, data: Path, flavour: Flavour) -> None:
+        if self._folder is None:
+            folder = _folder()
+            flavour.initialise(folder / "data")
+            self._folder = folder
+        subprocess.run(["cp", "-a", "--reflink=auto", str(self._folder / "data"), str(data)], check=True)
+        (data / "auto.cnf").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+template = Template()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class DatabaseServer:
+    """A private server: start, stop, kill9, freeze and thaw; databases and statements as root."""
+
+    def __init__(self, options: tuple[str, ...] = FAST) -> None:
+        self.flavour = Flavour()
+        self.folder = _folder()
+        self.socket = self.folder / "s"
+        self.port = free_port()
+        self._options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        template.copy_to(self.folder / "data", self.flavour)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server is not running"
+        return self._process.pid
+
+    def start(self) -> DatabaseServer:
+        """Run it until it answers; also after kill9, on the same data and port."""
+        self.launch()
+        self.wait()
+        with self.root() as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE USER IF NOT EXISTS {USER}@'%%' IDENTIFIED BY %s", (PASSWORD,))
+            cursor.execute(f"GRANT ALL ON *.* TO {USER}@'%'")
+        return self
+
+    def launch(self) -> None:
+        """Start without waiting for an answer."""
+        for left_over in (self.socket, Path(f"{self.socket}.lock"), self.folder / "pid"):
+            left_over.unlink(missing_ok=True)
+        command = [
+            self.flavour.program, "--no-defaults", *self.flavour.base_arguments(),
+            f"--datadir={self.folder}/data", f"--socket={self.socket}", f"--port={self.port}",
+            "--bind-address=127.0.0.1",
+            f"--pid-file={self.folder}/pid", f"--tmpdir={self.folder}",
+            f"--log-error={self.folder}/error.log",
+            "--skip-name-resolve", "--max-connections=300", "--innodb-buffer-pool-size=256M",
+            *self.flavour.own_arguments(), *self._options,
+        ]  # fmt: skip
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            cwd=self.folder, start_new_session=True, preexec_fn=_die_with_parent, **_unprivileged(),
+        )  # fmt: skip
+
+    def wait(self) -> None:
+        def answers() -> bool:
+            assert self._process is not None
+            assert self._process.poll() is None, self.log()[-3000:]
+            with socket.socket(socket.AF_UNIX) as probe:
+                if probe.connect_ex(str(self.socket)):
+                    return False
+            with self.root():
+                return True
+
+        eventually(answers, within=60, state=lambda: self.log()[-3000:])
+
+    def log(self) -> str:
+        path = self.folder / "error.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def kill9(self) -> None:
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        self._end(signal.SIGTERM)
+
+    def freeze(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def _end(self, sign: signal.Signals) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(sign)
+            self._process.wait(60)
+
+    def remove(self) -> None:
+        self.kill9()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @contextmanager
+    def root(self, database: str | None = None) -> Iterator[pymysql.Connection[Any]]:
+        """A plain connection with all rights, autocommit on: the other program of a test."""
+        connection = pymysql.connect(
+            user="root", unix_socket=str(self.socket), database=database, autocommit=True, charset="utf8mb4",
+            connect_timeout=2, ssl_disabled=True,
+        )  # fmt: skip
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def sql(self, statement: str, database: str | None = None) -> list[tuple[Any, ...]]:
+        with self.root(database) as connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return list(cursor.fetchall())
+
+    def new_database(self) -> str:
+        name = f"w{os.getpid()}_{next(_names)}"
+        self.sql(f"CREATE DATABASE {name}")
+        return name
+
+    def drop_database(self, name: str) -> None:
+        self.sql(f"DROP DATABASE IF EXISTS {name}")
+
+    def url(self, database: str, *, tcp: bool = False) -> str:
+        where = "" if tcp else f"?unix_socket={self.socket}"
+        return f"mysql://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{self.port}/{database}{where}"
+
+
+class ExternalServer(DatabaseServer):
+    """A server that somebody else runs; only its databases are ours."""
+
+    def __init__(self, url: str) -> None:
+        self._parts = urlsplit(url)
+
+    def start(self) -> DatabaseServer:
+        return self
+
+    def remove(self) -> None:
+        pass
+
+    @contextmanager
+    def root(self, database: str | None = None) -> Iterator[pymysql.Connection[Any]]:
+        connection = pymysql.connect(
+            user=self._parts.username, password=self._parts.password or "", host=self._parts.hostname,
+            port=self._parts.port or 3306, database=database, autocommit=True, charset="utf8mb4",
+        )  # fmt: skip
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def url(self, database: str, *, tcp: bool = False) -> str:
+        return f"{self._parts.scheme}://{self._parts.netloc}/{database}"
+
+
+def session_server() -> DatabaseServer:
+    """The server that most tests share."""
+    return ExternalServer(EXTERNAL) if EXTERNAL else DatabaseServer().start()
