@@ -1,0 +1,10 @@
+"""`python -m workerd` is `workerd`."""
+
+from __future__ import annotations
+
+import sys
+
+from workerd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The daemon without a service manager: found by its pid file, started detached, with a log file."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from workerd.cli.faults import Ended, Failed, report
+from workerd.config.model import Config
+from workerd.errors import WorkerdError
+from workerd.process.context import Paths
+
+HANDOVER = 10.0
+"""Seconds that a detached daemon may take to say its process id."""
+
+
+class Running:
+    """A daemon that holds the lock on its pid file: a file that nobody has locked is a stale one."""
+
+    def __init__(self, path: Path, pid: int) -> None:
+        self.pid = pid
+        self._path = path
+        self._pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    def find(cls, config: Config) -> Running | None:
+        """The daemon of this configuration, None if there is none. Raises Failed if nobody may know."""
+        path = Paths(config.node).pid
+        pid = _holder(path)
+        if pid is None:
+            return None
+        try:
+            found = cls(path, pid)
+        except ProcessLookupError:
+            return None
+        # The pid named this very process only if the lock is still held now that its pidfd is open.
+        return found if _holder(path) == pid else None
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return _holder(self._path) == self.pid
+
+    def signal(self, number: int) -> None:
+        """Send a signal. Raises Failed if this user may not."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            raise Failed(
+                f"You may not signal workerd (process id {self.pid}): "
+                f"do it as the user who started it, or as root."
+            ) from None
+
+
+def _holder(path: Path) -> int | None:
+    """The pid of who holds the lock on the pid file; None if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise Failed(
+            f"{path} cannot be read ({error.strerror}): do this as the user who started workerd."
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(fd)
+    return None
+
+
+class Detached:
+    """The daemon that `spawn` started, seen from the command that started it."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._pidfd: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._pidfd = None
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        if self._pidfd is None:
+            return False
+        try:
+            signal.pidfd_send_signal(self._pidfd, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+
+
+def spawn(config: Config, log_file: Path, serve: Callable[[], None]) -> Detached:
+    """Run `serve` in a process without terminal or parent, its output in `log_file`. Raises Failed."""
+    try:
+        config.node.state_dir.mkdir(parents=True, exist_ok=True)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise Failed(
+            f"{log_file} cannot be written ({error.strerror}): start workerd as a user who may, "
+            f"or set node.state_dir to a folder of your own."
+        ) from None
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _detach(log, writer, serve)
+    os.close(writer)
+    os.close(log)
+    os.waitpid(pid, 0)
+    return Detached(_announced(reader))
+
+
+def _announced(reader: int) -> int:
+    """The pid that the detached process wrote. Raises Failed if it died before."""
+    os.set_blocking(reader, False)
+    end = time.monotonic() + HANDOVER
+    text = b""
+    while time.monotonic() < end:
+        try:
+            part = os.read(reader, 32)
+        except BlockingIOError:
+            time.sleep(0.005)
+            continue
+        if not part:
+            break
+        text += part
+    os.close(reader)
+    if not text.isdigit():
+        raise Failed("workerd could not be put into the background: `workerd run` shows what is wrong.")
+    return int(text)
+
+
+def _detach(log: int, writer: int, serve: Callable[[], None]) -> NoReturn:
+    """In the first child: become a daemon, say the pid, serve."""
+    from daemon import DaemonContext
+
+    status = 1
+    try:
+        with DaemonContext(
+            # A relative path in the configuration must go on to name the same file.
+            working_directory=str(Path.cwd()),
+            umask=0o027,
+            prevent_core=False,  # of its own, a crash of a handler's C library may be worth a core file
+            files_preserve=[writer],
+            stdout=os.fdopen(os.dup(log), "w"),
+            stderr=os.fdopen(os.dup(log), "w"),
+            # The supervisor sets its own dispositions; it has no terminal to be stopped by.
+            signal_map={},
+        ):
+            os.write(writer, str(os.getpid()).encode())
+            os.close(writer)
+            status = _served(serve)
+    finally:
+        os._exit(status)
+
+
+def _served(serve: Callable[[], None]) -> int:
+    try:
+        serve()
+    except Ended as ended:
+        return ended.status
+    except WorkerdError as error:
+        return report(error)
+    return 0

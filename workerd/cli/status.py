@@ -1,0 +1,170 @@
+"""`status`: what the supervisor on this machine says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from workerd.cli.faults import Ended, Failed
+from workerd.cli.opening import configuration
+from workerd.cli.options import AsJson, ConfigPath
+from workerd.cli.terminal import line, pairs, plural, put, put_json, say, seconds_text, size_text, table
+from workerd.config.model import Config
+
+Document = dict[str, Any]
+
+
+def status(c: ConfigPath = None, json: AsJson = False) -> None:
+    """Say how this machine's daemon is: roles, pools, workers, spool, lease, store."""
+    document = asked(configuration(c))
+    if json:
+        put_json(document)
+    else:
+        _show(document)
+    if not document.get("ready"):
+        if not json:
+            say(_why_not_ready(document))
+        raise Ended(1)
+
+
+def asked(config: Config) -> Document:
+    """The supervisor's own document. Raises Failed with what to do when nobody answers."""
+    from workerd.process.context import Paths
+    from workerd.process.control import ask
+
+    path = Paths(config.node).supervisor
+    try:
+        return ask(path, {"ask": "status"})
+    except PermissionError:
+        raise Failed(
+            f"You may not ask workerd ({path}): do it as the user that it runs as, or as root."
+        ) from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise Failed(
+            f"workerd does not run here (nobody listens at {path}): start it with `workerd start` or "
+            f"`systemctl start workerd`."
+        ) from None
+    except OSError as error:
+        raise Failed(
+            f"workerd does not answer at {path} ({error}): look at its log, then try again."
+        ) from None
+
+
+def _why_not_ready(document: Document) -> str:
+    state = document.get("state", "unknown")
+    if state == "draining":
+        return "workerd is stopping; it takes no more jobs."
+    troubles = [
+        f"{name}: {part['trouble']}"
+        for name, part in [*_named(document, "roles"), *_named(document, "pools")]
+        if part.get("trouble")
+    ]
+    return "workerd is not ready: " + ("; ".join(troubles) or f"it is {state}") + "."
+
+
+def _named(document: Document, key: str) -> list[tuple[str, Document]]:
+    found = document.get(key)
+    return [(str(name), dict(part)) for name, part in found.items()] if isinstance(found, dict) else []
+
+
+def _show(document: Document) -> None:
+    node = f"{document.get('node')}, workerd {document.get('version')}, process id {document.get('pid')}"
+    pairs(
+        [
+            ("node", node),
+            ("state", document.get("state")),
+            ("since", document.get("started_at")),
+            ("store", _facts(document.get("store"))),
+            ("lease", _facts(document.get("lease"))),
+            ("spool", _spool(document.get("spool"))),
+        ]
+    )
+    put()
+    table(
+        ["role", "state", "pid", "up", "restarts", "trouble"],
+        [_process_row(name, role) for name, role in _named(document, "roles")],
+    )
+    pools = _named(document, "pools")
+    if not pools:
+        put()
+        put("No pools: the configuration names no handlers.")
+        return
+    put()
+    table(
+        ["pool", "state", "pid", "up", "restarts", "workers", "waiting", "handlers", "trouble"],
+        [_pool_row(name, pool) for name, pool in pools],
+    )
+    _show_running(pools)
+
+
+def _process_row(name: str, part: Document) -> list[object]:
+    return [
+        name,
+        part.get("state"),
+        part.get("pid"),
+        seconds_text(part.get("since")),
+        part.get("restarts"),
+        part.get("trouble"),
+    ]
+
+
+def _pool_row(name: str, pool: Document) -> list[object]:
+    row = _process_row(name, pool)
+    handlers = ", ".join(map(str, pool.get("handlers") or ()))
+    return [*row[:-1], workers_text(pool), pool.get("waiting"), handlers, row[-1]]
+
+
+def workers_text(pool: Document) -> str:
+    """`2 running, 1 idle`, or whatever the pool says of its workers."""
+    workers = pool.get("workers")
+    if isinstance(workers, list):
+        states: dict[str, int] = {}
+        for worker in workers:
+            state = str(worker.get("state", "?"))
+            states[state] = states.get(state, 0) + 1
+        return ", ".join(f"{count} {state}" for state, count in sorted(states.items(), reverse=True))
+    if isinstance(workers, dict):
+        return ", ".join(f"{count} {state}" for state, count in workers.items() if count)
+    return "" if workers is None else str(workers)
+
+
+def running(pools: Iterable[tuple[str, Document]]) -> list[tuple[str, Document]]:
+    """(pool, worker) for every worker that has a job."""
+    return [
+        (name, worker)
+        for name, pool in pools
+        if isinstance(pool.get("workers"), list)
+        for worker in pool["workers"]
+        if worker.get("job")
+    ]
+
+
+def _show_running(pools: list[tuple[str, Document]]) -> None:
+    busy = running(pools)
+    if not busy:
+        return
+    put()
+    put(f"Running now ({plural(len(busy), 'job')}):")
+    table(
+        ["pool", "worker", "pid", "handler", "attempt", "for", "job"],
+        [[name, *_running_row(worker)] for name, worker in busy],
+    )
+
+
+def _running_row(worker: Document) -> list[object]:
+    known = [worker.get(key) for key in ("name", "pid", "handler", "attempt")]
+    return [*known, seconds_text(worker.get("for")), worker["job"]]
+
+
+def _spool(value: Any) -> str | None:
+    if isinstance(value, dict) and isinstance(value.get("bytes"), int):
+        rest = {k: v for k, v in value.items() if k != "bytes"}
+        return ", ".join(filter(None, [size_text(value["bytes"]), _facts(rest)]))
+    return _facts(value)
+
+
+def _facts(value: Any) -> str | None:
+    if isinstance(value, dict):
+        facts = [f"{name} {line(fact)}" for name, fact in value.items() if fact not in (None, "")]
+        return ", ".join(facts) or None
+    return None if value is None else str(value)

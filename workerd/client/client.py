@@ -1,0 +1,204 @@
+"""A program's way to its jobs: enqueue, look up, wait, cancel, retry."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from workerd.client.admission import admit
+
+from workerd.client.model import Enqueued, Job, Request
+from workerd.client.spec import Duration, JobSpec, check, seconds
+from workerd.client.stores import Stores
+from workerd.config.model import Config
+from workerd.config.model import Store as StoreConfig
+from workerd.job import parse_id
+from workerd.process.context import Paths
+from workerd.process.sockets import poke
+from workerd.store import Store, Tx, open_store
+
+T = TypeVar("T")
+Source = Config | str | os.PathLike[str] | None
+
+FIRST_LOOK = 0.005
+SLOWEST_LOOK = 0.25
+"""Seconds between two looks of a wait: short at first, for jobs that take milliseconds."""
+
+
+class Client:
+    """Enqueues jobs and looks them up; may be used by many threads at once, and after a fork.
+
+    `source`: a store URL such as "mysql://user:password@host/database", the path of a configuration (None:
+    /etc/workerd), or a Config. With a URL alone nothing is known of `max_waiting`. `timeout`: seconds that
+    a statement may take. `connections`: how many threads may be at the store at once.
+
+    Raises ConfigError. Every method raises StoreAway while the store does not answer, and WrongVersion if
+    its schema is not this version's.
+    """
+
+    def __init__(self, source: Source = None, *, timeout: Duration = 5.0, connections: int = 4) -> None:
+        self._config = _configuration(source)
+        self._timeout = seconds("timeout", timeout)
+        self._stores = Stores(self._open, connections, self._timeout)
+        self._wake = Paths(self._config.node).wake
+
+    def _open(self) -> Store:
+        store = open_store(self._config.store, state_dir=self._config.node.state_dir, timeout=self._timeout)
+        try:
+            store.check_version()
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._stores.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- jobs
+
+    def enqueue(
+        self,
+        handler: str,
+        vars: Mapping[str, Any] | None = None,
+        *,
+        id: str | uuid.UUID | None = None,
+        delay: Duration | None = None,
+        run_at: datetime | str | None = None,
+        priority: int = 0,
+        unique_key: str | None = None,
+        deadline: Duration | None = None,
+        max_attempts: int | None = None,
+        meta: Any = None,
+    ) -> Enqueued:
+        """Enqueue one job; see JobSpec for the arguments.
+
+        Raises HandlerNotFound, TooManyWaiting, and ValueError if an argument is wrong or vars do not fit
+        the handler's known signature.
+        """
+        spec = JobSpec(
+            handler=handler,
+            vars=vars or {},
+            id=id,
+            delay=delay,
+            run_at=run_at,
+            priority=priority,
+            unique_key=unique_key,
+            deadline=deadline,
+            max_attempts=max_attempts,
+            meta=meta,
+        )
+        return self.enqueue_many([spec])[0]
+
+    def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:
+        """Enqueue all of them or none, in one round trip of bounded size; results in the same order.
+
+        Raises as `enqueue`.
+        """
+        checked = [check(spec, self._config.gateway.max_body) for spec in specs]
+        if not checked:
+            return []
+        done = self._run(lambda tx: admit(tx, checked, self._config))
+        self.wake()
+        return done
+
+    def get(self, job_id: str | uuid.UUID) -> Job:
+        """A job with its attempts. Raises NotFound, ValueError if the id is none."""
+        key = _key(job_id)
+        return self._read(lambda tx: _job(tx, key))
+
+    def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
+        """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
+        key = _key(job_id)
+        self._until(lambda tx: _has_ended(tx, key), timeout, f"job {job_id}")
+        return self._read(lambda tx: _job(tx, key))
+
+    def cancel(self, job_id: str | uuid.UUID) -> bool:
+        """Cancel a job: true if it has ended by that, false if it runs and was asked to end.
+
+        Raises NotFound, Conflict if it had ended before.
+        """
+        from workerd.store import jobs
+
+        key = _key(job_id)
+        outcome = self._run(lambda tx: jobs.cancel(tx, key))
+        self.wake()
+        return outcome == "ended"
+
+    def retry(self, job_id: str | uuid.UUID) -> int:
+        """Run an ended job again, or a scheduled one now: the number of the new attempt.
+
+        Raises NotFound, Conflict while it is live or its unique key is held.
+        """
+        from workerd.store import jobs
+
+        key = _key(job_id)
+        attempt = self._run(lambda tx: jobs.retry(tx, key))
+        self.wake()
+        return attempt
+
+    # -- requests
+
+    def submit(self, workflow: str, params: Mapping[str, Any] | None = None) -> Request:
+        """Begin a request: one run of a workflow. Raises ValueError, NotFound for an unknown workflow."""
+        raise NotImplementedError
+
+    # -- how
+
+    def wake(self) -> None:
+        """Tell this machine's dispatcher, if there is one, that there is work."""
+        poke(self._wake)
+
+    def _run(self, work: Callable[[Tx], T]) -> T:
+        with self._stores.lent() as store:
+            return store.run(work)
+
+    def _read(self, work: Callable[[Tx], T]) -> T:
+        with self._stores.lent() as store:
+            return store.read(work)
+
+    def _until(self, over: Callable[[Tx], bool], timeout: Duration | None, what: str) -> None:
+        end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
+        pause = FIRST_LOOK
+        while not self._read(over):
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"{what} has not ended within {timeout}")
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 1.5, SLOWEST_LOOK)
+
+
+def _configuration(source: Source) -> Config:
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, str) and "://" in source:
+        return Config(store=StoreConfig(url=source))
+    from workerd.config import load
+
+    return load(None if source is None else Path(source), os.environ)
+
+
+def _key(job_id: str | uuid.UUID) -> bytes:
+    return job_id.bytes if isinstance(job_id, uuid.UUID) else parse_id(job_id)
+
+
+def _has_ended(tx: Tx, key: bytes) -> bool:
+    raise NotImplementedError
+
+
+def _job(tx: Tx, key: bytes) -> Job:
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+"""`workerd demo`: the real daemon on an embedded store, at work on real input, and what came of it."""
