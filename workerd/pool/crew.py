@@ -1,0 +1,221 @@
+"""The workers of a pool: as many as configured, forked again when one died, not faster than is good."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+from workerd.config.model import Pool
+from workerd.log import get_logger
+from workerd.pool.fds import WorkerFds
+from workerd.pool.member import Member, Owner
+from workerd.pool.states import State, Verdict
+from workerd.process.child import become_subreaper
+from workerd.process.limits import limit_data, resident
+from workerd.process.loop import Loop, Timer
+
+FORKS = 50
+"""Forks in any one second."""
+QUICK = 2.0
+"""Seconds; a worker that dies without a job sooner than that waits before it is forked again."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+_RSS_EVERY = 1.0
+"""Seconds between two looks at a worker's memory for `max_rss`."""
+
+log = get_logger("pool")
+
+WorkerMain = Callable[[WorkerFds, str], int]
+
+
+class Limits:
+    """When this worker is to be recycled; jittered, so that workers forked together do not go together."""
+
+    def __init__(self, pool: Pool, member: Member) -> None:
+        self._member = member
+        self._jobs = pool.max_jobs - random.randint(0, pool.max_jobs // 10)
+        self._until = member.born + pool.max_age * random.uniform(0.9, 1.0) if pool.max_age else 0.0
+        self._growth = pool.max_rss
+        self._base = 0
+        self._look = 0.0
+
+    def ready(self) -> None:
+        """It has loaded what it needs: growth counts from here."""
+        self._base = resident(self._member.pid) if self._growth else 0
+
+    def why(self) -> str:
+        """Why it is to be recycled now, empty if it is not."""
+        if self._jobs and self._member.jobs >= self._jobs:
+            return "max_jobs"
+        if self._until and time.monotonic() >= self._until:
+            return "max_age"
+        if self._growth and time.monotonic() >= self._look:
+            self._look = time.monotonic() + _RSS_EVERY
+            if resident(self._member.pid) - self._base > self._growth:
+                return "max_rss"
+        return ""
+
+
+class Crew:
+    """Forks the members and forks them again.
+
+    `on_crash_loop`: called once when members without a job died more often than `restart` allows.
+    """
+
+    def __init__(
+        self, loop: Loop, pool: Pool, owner: Owner, main: WorkerMain, on_crash_loop: Callable[[], None]
+    ) -> None:
+        self.members: dict[str, Member] = {}
+        self.idle: list[Member] = []
+        self.restarts: Counter[str] = Counter()
+        self.trouble = ""
+        self._loop = loop
+        self._pool = pool
+        self._owner = owner
+        self._main = main
+        self._on_crash_loop = on_crash_loop
+        self._limits: dict[str, Limits] = {}
+        self._pending: dict[str, Timer] = {}
+        self._forks: deque[float] = deque(maxlen=FORKS)
+        self._jobless: deque[float] = deque()
+        self._in_a_row = 0
+        self._closed = False
+        self._bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+
+    def start(self) -> None:
+        """Fork all."""
+        for index in range(self._pool.workers):
+            self._fork(f"{self._pool.name}/{index}")
+
+    def pids(self) -> set[int]:
+        """The processes that are ours and not reaped."""
+        return {member.pid for member in self.members.values()}
+
+    def find(self, state: State) -> list[Member]:
+        """Those in that state."""
+        return [member for member in self.members.values() if member.state is state]
+
+    # -- forking
+
+    def _fork(self, name: str) -> None:
+        self._pending.pop(name, None)
+        if self._closed:
+            return
+        wait = self._too_fast()
+        if wait > 0:
+            self._fork_later(name, wait)
+            return
+        self._forks.append(time.monotonic())
+        try:
+            member = Member(self._loop, name, self._owner, self._null, lambda fds: self._live(fds, name))
+        except OSError as error:
+            self.trouble = f"A worker cannot be forked ({error.strerror}); it is tried again every second."
+            log.warning("worker cannot be forked", pool=self._pool.name, worker=name, error=str(error))
+            self._fork_later(name, 1.0)
+            return
+        self.members[name] = member
+        member.load_within(self._pool.load_timeout)
+        if self._bounded:
+            self._limits[name] = Limits(self._pool, member)
+
+    def _live(self, fds: WorkerFds, name: str) -> int:
+        # A session of its own: its group can be killed at once, and no terminal signal reaches it. As a
+        # sub-reaper it keeps what its jobs leave behind below itself, where it is found.
+        os.setsid()
+        become_subreaper()
+        if self._pool.memory_max:
+            limit_data(self._pool.memory_max)
+        return self._main(fds, name)
+
+    def _too_fast(self) -> float:
+        if len(self._forks) < FORKS:
+            return 0.0
+        return self._forks[0] + 1.0 - time.monotonic()
+
+    def _fork_later(self, name: str, pause: float) -> None:
+        self._pending[name] = self._loop.call_later(pause, lambda: self._fork(name))
+
+    # -- what becomes of them
+
+    def ready(self, member: Member) -> None:
+        """It has loaded and may be given jobs."""
+        self.trouble = ""
+        member.move(State.IDLE)
+        if member.name in self._limits:
+            self._limits[member.name].ready()
+        self.idle.append(member)
+
+    def done(self, member: Member, tainted: bool) -> bool:
+        """It has ended a job; true if it can be given another, else it goes and is replaced."""
+        if member.state is not State.IDLE:
+            return False
+        self._in_a_row = 0
+        if tainted:
+            # What an exception in the middle of anything left behind is not worth a gentle end.
+            self.restarts["tainted"] += 1
+            member.kill(Verdict.RETIRED)
+            return False
+        return not (self._bounded and self._recycle(member))
+
+    def _recycle(self, member: Member) -> bool:
+        why = self._limits[member.name].why()
+        if why:
+            self.restarts[why] += 1
+            member.retire()
+        return bool(why)
+
+    def recycle_idle(self) -> None:
+        """Retire those that have become too old or too large and have no job."""
+        if self._bounded:
+            self.idle = [member for member in self.idle if not self._recycle(member)]
+
+    def gone(self, member: Member, had_job: bool) -> None:
+        """It is dead: forget it and fork another in its place."""
+        del self.members[member.name]
+        self._limits.pop(member.name, None)
+        if member in self.idle:
+            self.idle.remove(member)
+        if self._closed:
+            return
+        if had_job or member.verdict is Verdict.RETIRED:
+            self._fork(member.name)
+            return
+        self._died_without_job(member)
+
+    def _died_without_job(self, member: Member) -> None:
+        now = time.monotonic()
+        self.restarts["no_job"] += 1
+        self._jobless.append(now)
+        while now - self._jobless[0] > self._pool.restart.period:
+            self._jobless.popleft()
+        if len(self._jobless) > self._pool.restart.intensity:
+            self._on_crash_loop()
+            return
+        if now - member.born >= QUICK:
+            self._in_a_row = 0
+            self._fork(member.name)
+            return
+        self._fork_later(member.name, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._in_a_row))
+        self._in_a_row += 1
+
+    # -- the end
+
+    def close(self) -> None:
+        """Fork no more."""
+        self._closed = True
+        for timer in self._pending.values():
+            timer.cancel()
+        self._pending.clear()
+
+    def retire_all(self) -> None:
+        """Let the idle ones end, kill the others."""
+        self.idle.clear()
+        for member in list(self.members.values()):
+            if member.state is State.IDLE:
+                member.retire()
+            elif member.state is not State.RETIRING:
+                member.kill(Verdict.RETIRED)

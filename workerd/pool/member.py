@@ -1,0 +1,300 @@
+"""A worker as its pool sees it: the process, its channel, and the force that keeps its deadlines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from workerd.log import get_logger
+from workerd.messages import Assignment, FromWorker, Loaded, Progressed
+from workerd.outcome import Ending
+from workerd.pool.fds import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
+from workerd.pool.page import Page
+from workerd.pool.run import Run
+from workerd.pool.states import BUSY, ENDING, MOVES, State, Verdict
+from workerd.process.alarm import Alarm
+from workerd.process.channel import Channel
+from workerd.process.child import fork
+from workerd.process.dump import StackDump, kernel_view
+from workerd.process.loop import Loop
+from workerd.process.output import Output
+
+SIGNAL_EVERY = 0.1
+"""Seconds between soft signals: one may come while user code holds exceptions back."""
+DUMP_WAIT = 0.02
+"""Seconds that a worker has for writing its stacks before it is killed without."""
+_LOOK_EVERY = 0.001
+RETIRE_WAIT = 1.0
+"""Seconds that a worker has for ending by itself after its channel was closed."""
+
+log = get_logger("pool")
+
+
+class Owner(Protocol):
+    """Who is told what becomes of a worker; called from the loop."""
+
+    def on_ready(self, member: Member, loaded: Loaded) -> None:
+        """It may be given a job, or says why it cannot."""
+
+    def on_ending(self, member: Member, run: Run, ending: Ending) -> None:
+        """It finished a run."""
+
+    def on_dead(self, member: Member, run: Run | None, status: int) -> None:
+        """It is dead and reaped; `run` is what it was at and has not ended."""
+
+    def on_lines(self, member: Member, run: Run | None, lines: list[str]) -> None:
+        """It printed something, while at `run`."""
+
+    def on_dropped(self, member: Member, run: Run | None, count: int) -> None:
+        """So many bytes of what it printed were not told."""
+
+
+class Member:
+    """One worker process. It is in one of the states of `states.py` and holds at most one run.
+
+    `start` runs in the forked child. `verdict` is why the pool killed it.
+    """
+
+    def __init__(
+        self, loop: Loop, name: str, owner: Owner, null: int, start: Callable[[WorkerFds], int]
+    ) -> None:
+        self.name = name
+        self.state = State.STARTING
+        self.since = self.born = time.monotonic()
+        self.run: Run | None = None
+        self.verdict = Verdict.NONE
+        self.jobs = 0
+        self._loop = loop
+        self._owner = owner
+        self._dying = False
+        self._progress_turn = -1
+        self._dump_size = 0
+        self._dump_until = 0.0
+        self.page = Page()
+        self._dump = StackDump()
+        self._alarm = Alarm(loop, self._ring)
+        self._fork(null, start)
+
+    def _fork(self, null: int, start: Callable[[WorkerFds], int]) -> None:
+        ours, theirs = socket.socketpair()
+        reading, writing = os.pipe()
+        fds = WorkerFds(
+            channel=theirs.fileno(), output=writing, null=null, page=self.page, dump=self._dump.fd
+        )
+        try:
+            self.child = fork(lambda: start(fds), keep=(fds.channel, writing, null, fds.dump))
+        except OSError:
+            ours.close()
+            os.close(reading)
+            self._dump.close()
+            self.page.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(writing)
+        self.output = Output(self._loop, reading, self._lines)
+        self.channel: Channel[FromWorker] = Channel(
+            self._loop, ours, FromWorker, self._on_message, self._on_eof, rank=1
+        )
+        self._loop.on_readable(self.child.pidfd, self._on_death, rank=2)
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def move(self, state: State) -> None:
+        """Change the state; an impossible change is a fault of the pool."""
+        assert state in MOVES[self.state], f"{self.name}: {self.state} -> {state}"
+        self.state = state
+        self.since = time.monotonic()
+
+    # -- giving it work
+
+    def load_within(self, seconds: float) -> None:
+        """Kill it if it is not ready by then."""
+        self._alarm.set(time.monotonic() + seconds)
+
+    def assign(self, run: Run, max_payload: int) -> None:
+        """Give it a run; it must be idle. Raises FrameTooLarge, and is idle still."""
+        self._close_period(None)
+        self.page.begin(run.serial, run.soft_ns)
+        self.channel.send(Assignment(run.serial, run.claim, run.deadline, max_payload))
+        self.channel.flush()
+        self.run = run
+        self.state = State.RUNNING
+        self.since = run.start_ns / 1e9
+        if run.deadline > 0:
+            self._alarm.set(self.since + run.deadline)
+
+    def cancel(self) -> None:
+        """End the present run as cancelled: by signal, by force when its grace is over."""
+        run = self.run
+        if run is not None and self.state in BUSY and run.cause is not Verdict.CANCELLED:
+            self.page.ask_cancel()
+            run.hard = min(run.hard, time.monotonic() + run.grace)
+            if self.state is not State.DUMPING:
+                self._interrupt(run, Verdict.CANCELLED)
+
+    def retire(self) -> None:
+        """Let it end by itself: it has no job and gets none any more."""
+        self.move(State.RETIRING)
+        self.verdict = Verdict.RETIRED
+        self.channel.close()
+        self._alarm.set(time.monotonic() + RETIRE_WAIT)
+
+    def kill(self, verdict: Verdict) -> None:
+        """SIGKILL to its process group; what it left elsewhere comes to the pool and is killed there."""
+        if self.state in (State.KILLING, State.DEAD):
+            return
+        self.move(State.KILLING)
+        self.verdict = verdict
+        self._alarm.clear()
+        self._kill_group()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            # The worker leads a session of its own and is not reaped yet: the number is its group's.
+            os.killpg(self.pid, signal.SIGKILL)
+        self.child.kill()
+
+    # -- what its alarm means depends on its state
+
+    def _ring(self) -> None:
+        match self.state:
+            case State.STARTING:
+                self.kill(Verdict.LOAD_TIMEOUT)
+            case State.RUNNING:
+                assert self.run is not None
+                self._interrupt(self.run, Verdict.DEADLINE)
+            case State.INTERRUPTING:
+                assert self.run is not None
+                self._press(self.run)
+            case State.DUMPING:
+                self._look_at_dump()
+            case State.RETIRING:
+                self.kill(Verdict.RETIRED)
+
+    def _interrupt(self, run: Run, cause: Verdict) -> None:
+        run.cause = cause
+        if self.state is State.RUNNING:
+            self.move(State.INTERRUPTING)
+        self.child.kill(SOFT_SIGNAL)
+        self._alarm.set(min(time.monotonic() + SIGNAL_EVERY, run.hard))
+
+    def _press(self, run: Run) -> None:
+        now = time.monotonic()
+        if now < run.hard:
+            self.child.kill(SOFT_SIGNAL)
+            self._alarm.set(min(now + SIGNAL_EVERY, run.hard))
+            return
+        self.move(State.DUMPING)
+        self._dump.clear()
+        self._dump_size = 0
+        self._dump_until = now + DUMP_WAIT
+        self.child.kill(DUMP_SIGNAL)
+        self._alarm.set(now + _LOOK_EVERY)
+
+    def _look_at_dump(self) -> None:
+        assert self.run is not None
+        size, now = self._dump.size(), time.monotonic()
+        stable = size > 0 and size == self._dump_size
+        if not stable and now < self._dump_until:
+            self._dump_size = size
+            self._alarm.set(now + _LOOK_EVERY)
+            return
+        self.run.stack = trim(self._dump.text()) if size else kernel_view(self.pid)
+        self.kill(self.run.cause)
+
+    # -- what it says
+
+    def _on_message(self, message: FromWorker) -> None:
+        if isinstance(message, Ending):
+            self._ended(message)
+        elif isinstance(message, Progressed):
+            self._progressed(message)
+        elif self.state is State.STARTING:
+            self._alarm.clear()
+            self._owner.on_ready(self, message)
+
+    def _ended(self, ending: Ending) -> None:
+        run = self.run
+        if run is None or ending.serial != run.serial:
+            self.kill(Verdict.FAULT)
+            return
+        if self._progress_turn == self._loop.turns:
+            # Both came in one read, so its last output may not have been seen in this turn.
+            self.output.drain()
+        self._close_period(run)
+        self.run = None
+        self.jobs += 1
+        self._alarm.clear()
+        if not self._dying and self.state in BUSY:
+            self.state = State.IDLE
+            self.since = time.monotonic()
+        self._owner.on_ending(self, run, ending)
+
+    def _progressed(self, message: Progressed) -> None:
+        run = self.run
+        if run is not None and message.serial == run.serial:
+            run.progress, run.note, run.changed = message.progress, message.note, True
+            self._progress_turn = self._loop.turns
+
+    def _on_eof(self) -> None:
+        # Its own exit closes the channel a moment before its pidfd speaks. To kill what is exiting
+        # changes nothing in its wait status, and who lives on without a channel must die (law 3).
+        if self.state not in ENDING:
+            self.kill(Verdict.FAULT)
+
+    def _lines(self, lines: list[str]) -> None:
+        self._owner.on_lines(self, self.run, lines)
+
+    def _close_period(self, run: Run | None) -> None:
+        if self.output.touched:
+            dropped = self.output.turn_over()
+            if dropped:
+                self._owner.on_dropped(self, run, dropped)
+
+    # -- its death
+
+    def _on_death(self) -> None:
+        self._dying = True
+        self.output.drain()
+        self.channel.drain()
+        self._kill_group()
+        status = self.child.reap()
+        if status is None:
+            return
+        self._close_period(self.run)
+        if self.verdict is Verdict.FAULT and status != -signal.SIGKILL:
+            self.verdict = Verdict.NONE
+        self.move(State.DEAD)
+        self._release()
+        run, self.run = self.run, None
+        self._owner.on_dead(self, run, status)
+
+    def _release(self) -> None:
+        self._loop.forget(self.child.pidfd)
+        self._alarm.close()
+        self.channel.close()
+        self.output.close()
+        self.child.close()
+        self._dump.close()
+        self.page.close()
+
+
+def trim(dump: str) -> str:
+    """The dump without the pool's own frames below the handler's."""
+    kept, skipping = [], False
+    for line in dump.splitlines():
+        if not line.startswith("  "):
+            skipping = False
+        elif "/workerd/pool/" in line:
+            skipping = True
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)
