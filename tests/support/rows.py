@@ -1,0 +1,115 @@
+"""Rows as a foreign program sees and writes them: plain SQL through the engine's own driver."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import pymysql
+
+
+class Rows:
+    """A store by URL, without a line of workerd's own store."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self.sqlite = self._url.scheme == "sqlite"
+
+    @contextmanager
+    def connection(self) -> Iterator[Any]:
+        """A connection in autocommit mode."""
+        if self.sqlite:
+            connection = sqlite3.connect(
+                self._url.path[1:] if self._url.path.startswith("//") else self._url.path, timeout=20
+            )
+            connection.isolation_level = None
+        else:
+            query = parse_qs(self._url.query)
+            connection = pymysql.connect(
+                user=unquote(self._url.username or ""),
+                password=unquote(self._url.password or ""),
+                host=self._url.hostname or "localhost",
+                port=self._url.port or 3306,
+                unix_socket=query["unix_socket"][0] if "unix_socket" in query else None,
+                database=self._url.path.lstrip("/"),
+                charset="utf8mb4",
+                autocommit=True,
+            )
+        try:
+            yield connection
+        finally:
+            connection.close()
+
+    def sql(self, statement: str, *values: Any) -> list[dict[str, Any]]:
+        """Run one statement (`%s` marks values) and return its rows by column name."""
+        with self.connection() as connection:
+            cursor = connection.cursor()
+            cursor.execute(statement.replace("%s", "?") if self.sqlite else statement, values)
+            names = [column[0] for column in cursor.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def insert(self, handler: str, vars: object = None, **columns: Any) -> bytes:
+        """One plain INSERT, as any program in any language would write it; returns the id."""
+        job_id = columns.pop("id", None) or uuid.uuid4().bytes
+        text = vars if isinstance(vars, (str, bytes)) else json.dumps(vars or {})
+        given = {"id": job_id, "handler": handler, "vars": text, **columns}
+        names = ", ".join(given)
+        self.sql(
+            f"INSERT INTO workerd_jobs ({names}) VALUES ({', '.join(['%s'] * len(given))})", *given.values()
+        )
+        return job_id
+
+    def insert_many(self, handler: str, vars: list[object]) -> list[bytes]:
+        """Many rows in few statements."""
+        ids = [uuid.uuid4().bytes for _ in vars]
+        rows = [(i, handler, json.dumps(v)) for i, v in zip(ids, vars, strict=True)]
+        with self.connection() as connection:
+            cursor = connection.cursor()
+            if self.sqlite:
+                cursor.execute("BEGIN IMMEDIATE")
+            mark = "?" if self.sqlite else "%s"
+            cursor.executemany(
+                f"INSERT INTO workerd_jobs (id, handler, vars) VALUES ({mark}, {mark}, {mark})", rows
+            )
+            connection.commit()
+        return ids
+
+    def attempts(self, job_id: bytes) -> list[dict[str, Any]]:
+        """All rows of a job, oldest first."""
+        return self.sql("SELECT * FROM workerd_jobs WHERE id = %s ORDER BY attempt", job_id)
+
+    def last(self, job_id: bytes) -> dict[str, Any]:
+        """The row that says how the job stands."""
+        return self.attempts(job_id)[-1]
+
+    def counts(self, column: str = "status") -> dict[str, int]:
+        """How many rows have each value of a column."""
+        rows = self.sql(f"SELECT {column} AS value, COUNT(*) AS n FROM workerd_jobs GROUP BY {column}")
+        return {row["value"]: row["n"] for row in rows}
+
+    def ended(self, *ids: bytes) -> bool:
+        """Whether each of these jobs has an end."""
+        return all(self.last(i)["status"] in ("completed", "failure", "cancelled") for i in ids)
+
+
+def assert_settled(rows: Rows) -> None:
+    """No live claim, one end per job, history without gaps, times in order: the clean state of a store."""
+    claims = rows.sql("SELECT id, attempt, handler FROM workerd_jobs WHERE status = 'inprogress'")
+    assert claims == []
+    split = rows.sql(
+        "SELECT id, COUNT(*) AS attempts, MAX(attempt) AS newest,"
+        " SUM(CASE WHEN status = 'retry' THEN 0 ELSE 1 END) AS states"
+        " FROM workerd_jobs GROUP BY id"
+        " HAVING COUNT(*) <> MAX(attempt) OR SUM(CASE WHEN status = 'retry' THEN 0 ELSE 1 END) <> 1"
+    )
+    assert split == []
+    disordered = rows.sql(
+        "SELECT id, attempt, claimed_at, started_at, finished_at, ingested_at FROM workerd_jobs"
+        " WHERE claimed_at > started_at OR started_at > finished_at OR finished_at > ingested_at"
+    )
+    assert disordered == []
