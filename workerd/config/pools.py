@@ -29,6 +29,12 @@ def pools(root: Table) -> Found:
     for name, table in tables.items():
         given[name] = table.read({**HANDLER, **POOL})
         found.handlers[name] = _handler(table, name, defaults, given[name])
+        if not found.handlers[name].schedule.cron:
+            found.notes += [
+                f"handlers.{name}.{key} has no effect, as there is no cron"
+                for key in given[name]
+                if key in ("timezone", "misfire", "overlap")
+            ]
     own = dict(root.table("pools").tables())
     members: dict[str, list[str]] = {}
     for name, handler in found.handlers.items():
