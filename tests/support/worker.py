@@ -1,0 +1,145 @@
+"""A worker under test, with this process in its pool's place."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+from typing import Any
+
+import msgspec
+
+from workerd.config.model import Handler, Pool
+from workerd.job import Claim, new_id
+from workerd.messages import Assignment, FromWorker, Loaded, Progressed
+from workerd.outcome import Ending
+from workerd.pool.fds import WorkerFds
+from workerd.pool.loading import load
+from workerd.pool.page import Page
+from workerd.pool.worker import worker_main
+from workerd.process.child import fork
+
+_LENGTH = struct.Struct("!i")
+_decoder = msgspec.msgpack.Decoder(FromWorker)
+
+
+def pool_of(name: str = "test", /, **calls: Any) -> Pool:
+    """A pool whose handlers are called so; a value that is no text is a key of the pool."""
+    keys = {k: v for k, v in calls.items() if not isinstance(v, str)}
+    handlers = tuple(
+        Handler(name=k, call=v, pool=name) for k, v in calls.items() if isinstance(v, str) and k != "init"
+    )
+    if "init" in calls:
+        keys["init"] = calls["init"]
+    return Pool(name=name, handlers=handlers, **keys)
+
+
+def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
+    """A fresh claim; `values` are its vars, as JSON text if bytes."""
+    data = values if isinstance(values, bytes) else msgspec.json.encode(values or {})
+    given = {"id": new_id(), "attempt": 1, "claimed_at": 0, "mono": time.monotonic_ns(), "run_at": 0}
+    return Claim(handler=handler, vars=data, **(given | more))
+
+
+class Worker:
+    """One forked worker; the test speaks to it as its pool would."""
+
+    def __init__(self, pool: Pool, *, preload: bool = True) -> None:
+        before = list(sys.path)
+        loaded = load(pool) if preload else None
+        sys.path[:] = before
+        self.page = Page()
+        self.sock, theirs = socket.socketpair()
+        self.output, writing = os.pipe()
+        self.dump = os.memfd_create("dump")
+        null = os.open(os.devnull, os.O_RDWR)
+        fds = WorkerFds(theirs.fileno(), writing, null, self.page, self.dump)
+        self.child = fork(
+            lambda: worker_main(fds, f"{pool.name}/0", pool, loaded),
+            keep=(fds.channel, writing, null, self.dump),
+        )
+        theirs.close()
+        os.close(writing)
+        os.close(null)
+        os.set_blocking(self.output, False)
+        self.sock.settimeout(20)
+        self.serial = 0
+        self.progress: list[Progressed] = []
+        first = self.receive()
+        assert isinstance(first, Loaded)
+        self.loaded = first
+
+    def receive(self) -> Any:
+        """The next frame; None at the end."""
+        head = self._exactly(4)
+        return _decoder.decode(self._exactly(_LENGTH.unpack(head)[0])) if head else None
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            some = self.sock.recv(count - len(data))
+            if not some:
+                return b""
+            data += some
+        return data
+
+    def assign(
+        self, handler: str, values: Any = None, *, deadline: float = 0, limit: int = 1 << 20, **more: Any
+    ) -> None:
+        """Give it a job without waiting for the ending."""
+        self.serial += 1
+        soft = time.monotonic_ns() + int(deadline * 1e9) if deadline else 0
+        self.page.begin(self.serial, soft)
+        assignment = Assignment(self.serial, claim_of(handler, values, **more), deadline, limit)
+        body = msgspec.msgpack.encode(assignment)
+        self.sock.sendall(_LENGTH.pack(len(body)) + body)
+
+    def ending(self) -> Ending:
+        """Wait for the ending of the present job; progress is kept aside."""
+        while True:
+            message = self.receive()
+            if isinstance(message, Progressed):
+                self.progress.append(message)
+                continue
+            assert isinstance(message, Ending), message
+            assert message.serial == self.serial
+            return message
+
+    def run(self, handler: str, values: Any = None, **more: Any) -> Ending:
+        """Run a job to its ending."""
+        self.assign(handler, values, **more)
+        return self.ending()
+
+    def signal(self, signum: int) -> None:
+        self.child.kill(signum)
+
+    def printed(self) -> str:
+        """What it has written to its output until now."""
+        parts = []
+        try:
+            while data := os.read(self.output, 1 << 16):
+                parts.append(data)
+        except BlockingIOError:
+            pass
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def status(self) -> int:
+        """Wait for its end; the wait status as in Child."""
+        while self.child.reap() is None:
+            signal.sigtimedwait([signal.SIGCHLD], 0.01)
+        assert self.child.status is not None
+        return self.child.status
+
+    def close(self) -> None:
+        """Kill it and its group, and give everything back."""
+        self.sock.close()
+        if self.child.reap() is None:
+            os.killpg(self.child.pid, signal.SIGKILL)
+            self.status()
+        self.child.close()
+        os.close(self.output)
+        os.close(self.dump)
+        self.page.close()

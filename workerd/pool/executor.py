@@ -1,0 +1,278 @@
+"""Running one job: Assignment -> Ending, through named steps; nothing raises through it.
+
+User code is called in one function, `_call`, and fenced in one, `_invoke`. The soft signal raises only
+while `_call` is on the stack, so that an exception never lands in code of ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from types import FrameType
+from typing import Any, NoReturn, Protocol
+
+import msgspec
+
+from workerd import text
+from workerd.config.units import duration
+from workerd.errors import LoadError
+from workerd.handler import Cancelled, Context, DeadlineExceeded
+from workerd.messages import Assignment, Progressed
+from workerd.outcome import Ending
+from workerd.pool import endings
+from workerd.pool.arguments import BadVars
+from workerd.pool.loading import LoadedHandler
+from workerd.pool.runlog import run_logger
+
+PROGRESS_EVERY = 0.1
+"""Seconds between two messages about progress; the last word goes with the ending."""
+_DEEPEST = 100
+"""Contexts of an exception that are looked at for the soft one."""
+
+
+Returned = tuple[Any, BaseException | None]
+"""A value, or what was raised instead."""
+
+
+class Flags(Protocol):
+    """What the pool's page tells."""
+
+    @property
+    def serial(self) -> int: ...
+    @property
+    def soft_deadline_ns(self) -> int: ...
+    @property
+    def cancel(self) -> bool: ...
+    @property
+    def stopping(self) -> bool: ...
+
+
+class Run:
+    """The run at hand: what its Context asks for, and what the soft signal did to it."""
+
+    def __init__(self, assignment: Assignment, flags: Flags, tell: Callable[[Progressed], None]) -> None:
+        self.serial = assignment.serial
+        self.interruption: BaseException | None = None
+        self.fraction: float | None = None
+        self.note: str | None = None
+        self._claim = assignment.claim
+        self._deadline = assignment.deadline
+        self._flags = flags
+        self._tell = tell
+        self._told = 0.0
+        self._over = False
+        self._pid = os.getpid()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether a cancel is asked for."""
+        return self._flags.serial == self.serial and self._flags.cancel
+
+    def interrupt(self) -> BaseException | None:
+        """What the soft signal has to raise now, None if this run has time left."""
+        if self.cancelled:
+            self.interruption = Cancelled("a cancel was asked for")
+        elif self._flags.serial == self.serial and 0 < self._flags.soft_deadline_ns <= time.monotonic_ns():
+            self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s is over")
+        else:
+            return None
+        return self.interruption
+
+    def end(self, ending: Ending) -> Ending:
+        """The ending with what the run said and suffered; a thread that outlives it is not heard any more."""
+        self._over = True
+        if self.interruption is None and self.fraction is None and self.note is None:
+            return ending
+        return msgspec.structs.replace(
+            ending, tainted=self.interruption is not None, progress=self.fraction, note=self.note
+        )
+
+    # -- the Context's line
+
+    def stopping(self) -> bool:
+        """The node stops, or this run was cancelled."""
+        return self._flags.stopping or self.cancelled
+
+    def progress(self, fraction: float | None, note: str | None) -> None:
+        """Note it, and tell the pool now and then; a forked child's words are its own."""
+        if self._over or os.getpid() != self._pid:
+            return
+        self.fraction = fraction
+        self.note = None if note is None else text.one_line(note, text.NOTE_LIMIT)
+        now = time.monotonic()
+        if now - self._told >= PROGRESS_EVERY:
+            self._told = now
+            self._tell(Progressed(self.serial, fraction, self.note))
+
+    def log(self) -> Any:
+        """A logger that writes lines to standard error, which the pool marks with job and attempt."""
+        return run_logger(sys.stderr)
+
+
+class Executor:
+    """Runs assignments, one at a time, in the main thread.
+
+    `tell` passes a Progressed on; it may be called from threads of the handler's.
+    """
+
+    def __init__(
+        self, handlers: dict[str, LoadedHandler], flags: Flags, tell: Callable[[Progressed], None]
+    ) -> None:
+        self._handlers = handlers
+        self._instances: dict[str, Any] = {}
+        self._flags = flags
+        self._tell = tell
+        self._run: Run | None = None
+        self._pid = os.getpid()
+
+    def prepare(self, init: Callable[[], object] | None) -> None:
+        """Call the pool's `init`, then make the one instance of every class. Raises LoadError."""
+        if init is not None:
+            _, error = _invoke(init, [], {})
+            if error is not None:
+                raise LoadError(f"init failed: {endings.line_of(error)}\n{endings.stack_of(error)}")
+        for name, handler in self._handlers.items():
+            if handler.is_class:
+                instance, error = _invoke(handler.target, [], {})
+                if error is not None:
+                    raise LoadError(
+                        f'making the instance of handler "{name}" failed: {endings.line_of(error)}\n'
+                        f"{endings.stack_of(error)}"
+                    )
+                self._instances[name] = instance
+
+    def run(self, assignment: Assignment) -> Ending:
+        """Decode, call, and say how it ended. Returns in the process that it was called in, or not at all."""
+        run = self._run = Run(assignment, self._flags, self._tell)
+        try:
+            ending = self._through(assignment, run)
+        except BaseException as error:  # a fault of ours must end one attempt, not the worker
+            ending = endings.raised(run.serial, error, None, False)
+        self._run = None
+        if os.getpid() != self._pid:
+            _leave(ending)
+        return run.end(ending)
+
+    def _through(self, assignment: Assignment, run: Run) -> Ending:
+        handler = self._handlers.get(assignment.claim.handler)
+        if handler is None:
+            return endings.unfit_vars(run.serial, LookupError("This pool has no such handler."))
+        ends_ns = self._flags.soft_deadline_ns if assignment.deadline > 0 else 0
+        ctx = Context(assignment.claim, run, assignment.deadline, ends_ns)
+        try:
+            args, kwargs = handler.arguments.bind(assignment.claim.vars, ctx)
+        except BadVars as error:
+            return endings.unfit_vars(run.serial, error)
+        limit = assignment.max_payload
+        instance = self._instances.get(handler.name)
+        if instance is None:
+            return _finish(run, _invoke(handler.target, args, kwargs), limit)
+        ending = _ensure(run, instance, args, kwargs, limit)
+        return msgspec.structs.replace(ending, pause=_pause(instance))
+
+    def on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
+        """Raise DeadlineExceeded or Cancelled in user code, if the page says so; else nothing.
+
+        The signal comes again every now and then: what user code swallowed is raised once more, but not
+        while it cleans up after the last one.
+        """
+        run = self._run
+        if run is None or not _in_user_code(frame) or _is_handling(run.interruption):
+            return
+        error = run.interrupt()
+        if error is not None:
+            raise error
+
+
+# -- the fence ---------------------------------------------------------------------------------
+
+
+def _invoke(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Returned:
+    """What the call returned, or what it raised, whatever that is."""
+    try:
+        return _call(target, args, kwargs), None
+    except BaseException as error:
+        return None, error
+
+
+def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    value = target(*args, **kwargs)
+    return _await(value) if inspect.iscoroutine(value) else value
+
+
+def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    import asyncio  # 4 MB and 40 ms that most handlers do not need
+
+    return asyncio.run(coroutine)
+
+
+_USER_CODE = _call.__code__
+_GUARDED = frozenset({Run.progress.__code__, Run.log.__code__})
+
+
+def _in_user_code(frame: FrameType | None) -> bool:
+    """Whether an exception that is raised at this frame ends in the fence, and tears nothing of ours."""
+    while frame is not None:
+        if frame.f_code is _USER_CODE:
+            return True
+        if frame.f_code in _GUARDED:
+            return False
+        frame = frame.f_back
+    return False
+
+
+def _is_handling(interruption: BaseException | None) -> bool:
+    """Whether the interrupted code is in an `except` or `finally` that the interruption led to."""
+    error = sys.exc_info()[1] if interruption is not None else None
+    for _ in range(_DEEPEST):
+        if error is None:
+            return False
+        if error is interruption:
+            return True
+        error = error.__context__
+    return False
+
+
+# -- from what the call gave to an ending ------------------------------------------------------
+
+
+def _finish(run: Run, given: Returned, limit: int) -> Ending:
+    value, error = given
+    if error is None:
+        return endings.returned(run.serial, value, limit)
+    return endings.raised(run.serial, error, run.interruption, run.cancelled)
+
+
+def _ensure(run: Run, instance: Any, args: list[Any], kwargs: dict[str, Any], limit: int) -> Ending:
+    """One run of a class: skipped if it says that it is not active."""
+    active = getattr(instance, "active", None)
+    if active is not None:
+        answer, error = _invoke(lambda: bool(active()), [], {})
+        if error is not None:
+            return _finish(run, (None, error), limit)
+        if not answer:
+            return Ending(serial=run.serial, kind="skipped")
+    return _finish(run, _invoke(instance.ensure, args, kwargs), limit)
+
+
+def _pause(instance: Any) -> float | None:
+    """Seconds that the class's `cooler` asks for; None, so that the configuration's holds, if it fails."""
+    cooler = getattr(instance, "cooler", None)
+    if cooler is None:
+        return None
+    seconds, error = _invoke(lambda: duration(cooler()), [], {})
+    if error is not None:
+        # Told where a handler's output goes; the run itself has ended as it ended.
+        print(f"cooler() failed, the configured pause is used: {endings.line_of(error)}", file=sys.stderr)
+    return seconds if error is None else None
+
+
+def _leave(ending: Ending) -> NoReturn:
+    """End a process that the handler forked and that came back from the handler: the job is not its own."""
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(0 if ending.kind == "returned" else 1)
