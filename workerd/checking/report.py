@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import msgspec
@@ -97,11 +98,20 @@ def _recurs(schedule: Schedule, before: str = "") -> str:
 
 
 def _notes(config: Config) -> list[str]:
+    found = []
     if not config.handlers:
-        return ["No handler is configured: this node would run nothing; add a [handlers.NAME] table."]
+        found.append("No handler is configured: this node would run nothing; add a [handlers.NAME] table.")
     if not config.pickup.enabled:
-        return ["pickup.enabled is false: this node would take no work."]
-    return []
+        found.append("pickup.enabled is false: this node would take no work.")
+    for key, file in (
+        ("store.password_file", config.store.password_file),
+        ("gateway.token_file", config.gateway.token_file),
+    ):
+        if file and not os.access(file, os.R_OK):
+            found.append(
+                f"{key}: {file} cannot be read by this user; the user of the daemon must be able to."
+            )
+    return found
 
 
 def without_effect(config: Config) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import selectors
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ class Trial:
         if said[:1] == b"+":
             return ""
         if said:
-            return said[1:].decode("utf-8", "replace")
+            prefix = f'handler "{self.handler.name}" (call = "{self.handler.call}"): '
+            return said[1:].decode("utf-8", "replace").removeprefix(prefix)
         if not ended:
             return (
                 f"loading it took longer than {duration_text(self.limit)}; make the import quicker "
@@ -114,6 +116,9 @@ def _loading(pool: Pool, writer: int) -> Callable[[], int]:
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
             os.dup2(null, fd)
+        sys.stdin, sys.stdout, sys.stderr = (
+            os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
+        )
         for name in [name for name in os.environ if name.startswith("WORKERD_")]:
             del os.environ[name]
         try:
