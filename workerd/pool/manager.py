@@ -20,7 +20,7 @@ from workerd.pool.loading import LoadedHandlers
 from workerd.pool.preload import preload
 from workerd.pool.work import Work
 from workerd.pool.worker import worker_main
-from workerd.process.child import become_subreaper, children_of
+from workerd.process.child import become_subreaper, children_of, outlive_parent
 from workerd.process.context import RoleContext
 from workerd.process.loop import Timer
 from workerd.process.service import Service
@@ -74,6 +74,8 @@ class Manager(Service):
                 self._cannot_load(str(error))
                 return
             specs = list(self._loaded.specs)
+        # From here on the end of the supervisor's channel is read, and there is something to end before us.
+        outlive_parent()
         # What is there now is shared with every worker for as long as neither of us writes to it.
         gc.collect()
         gc.freeze()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -17,6 +19,8 @@ from workerd.process.context import Paths
 
 LOCK_WAIT = 10.0
 """Seconds to wait for the rest of a dead supervisor's tree, which the kernel is killing."""
+LEFT_OVER = 1.0
+"""Seconds; who still has a dead supervisor's lock then (one that was stopped, say) is killed."""
 REMEMBERED = 1000
 """Former incarnations that are kept; their rows are rescued at once, since the lock proves them dead."""
 
@@ -81,6 +85,8 @@ def take_lock(path: Path) -> int:
         if _lives(pid) or time.monotonic() > end:
             os.close(fd)
             raise AlreadyRunning(pid, path)
+        if time.monotonic() > end - LOCK_WAIT + LEFT_OVER:
+            end_left_overs(fd)
         time.sleep(0.01)
 
 
@@ -97,6 +103,26 @@ def _lives(pid: int) -> bool:
     except OSError:
         return False
     return state not in ("Z", "X")
+
+
+def end_left_overs(lock: int) -> None:
+    """Kill every process of workerd, but this one, that has the lock file open; its supervisor is dead."""
+    ours = os.fstat(lock)
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        if int(name) == os.getpid() or not _is_workerd(name):
+            continue
+        with contextlib.suppress(OSError):
+            for fd in os.listdir(f"/proc/{name}/fd"):
+                if os.path.samestat(os.stat(f"/proc/{name}/fd/{fd}"), ours):
+                    os.kill(int(name), signal.SIGKILL)
+                    break
+
+
+def _is_workerd(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"workerd: ")
+    except OSError:
+        return False
 
 
 def begin_incarnation(paths: Paths) -> bytes:
