@@ -1,0 +1,100 @@
+"""What goes to the store beside outcomes: progress of running attempts, and handlers that were seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from workerd import log
+from workerd.errors import StoreAway, StoreRefused
+from workerd.job import Key
+from workerd.messages import Progress, Seen
+from workerd.process.loop import Loop
+from workerd.store import Store, Tx, handlers, jobs
+
+EVERY = 0.2
+"""Seconds between two writes."""
+ATTEMPTS = 2000
+HANDLERS = 10_000
+"""So many attempts and handlers are kept; what comes beyond them is dropped."""
+
+_log = log.get_logger("ingester")
+
+
+class Notes:
+    """Keeps the newest note of each attempt and handler, and writes them together now and then.
+
+    `live` tells whether the store answers; `gone` is called when it turns out not to.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        node_id: bytes,
+        node_name: str,
+        live: Callable[[], bool],
+        gone: Callable[[StoreAway], None],
+    ) -> None:
+        self._loop = loop
+        self._store = store
+        self._node_id = node_id
+        self._node_name = node_name
+        self._live = live
+        self._gone = gone
+        self._progress: dict[Key, Progress] = {}
+        self._seen: dict[str, Seen] = {}
+        self._due = False
+
+    def progress(self, message: Progress) -> None:
+        """An attempt told how far it is."""
+        key = message.id, message.attempt
+        if key in self._progress or len(self._progress) < ATTEMPTS:
+            self._progress[key] = message
+            self._schedule()
+
+    def seen(self, message: Seen) -> None:
+        """A pool has loaded a handler."""
+        if message.handler in self._seen or len(self._seen) < HANDLERS:
+            self._seen[message.handler] = message
+            self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._due:
+            self._due = True
+            self._loop.call_later(EVERY, self._timed)
+
+    def _timed(self) -> None:
+        self._due = False
+        self.write()
+
+    def write(self) -> None:
+        """Write what is waiting if the store answers; progress that cannot be written now is forgotten."""
+        progress, self._progress = list(self._progress.values()), {}
+        if not self._live():
+            if self._seen:
+                self._schedule()
+            return
+        try:
+            self._write_seen()
+            if progress:
+                self._tolerantly(lambda tx: jobs.progress(tx, progress, self._node_id))
+        except StoreAway as error:
+            self._gone(error)
+            if self._seen:
+                self._schedule()
+
+    def _write_seen(self) -> None:
+        for name, seen in list(self._seen.items()):
+            self._tolerantly(partial(_write_handler, seen=seen, node=self._node_name))
+            del self._seen[name]
+
+    def _tolerantly(self, work: Callable[[Tx], None]) -> None:
+        try:
+            self._store.run(work)
+        except StoreRefused as error:
+            _log.warning("the store refused a note on a running attempt or a handler", error=str(error))
+
+
+def _write_handler(tx: Tx, seen: Seen, node: str) -> None:
+    handlers.seen(tx, seen.handler, seen.signature, node)

@@ -1,0 +1,184 @@
+"""One batch into the store: whole if it can be, and never stopped by one row."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from workerd import log
+from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
+from workerd.ingester.batch import USUAL_PACKET
+from workerd.ingester.refusal import bare, refused, set_aside
+from workerd.ingester.tally import Tally
+from workerd.job import Key, id_text
+from workerd.outcome import Outcome
+from workerd.store import Store, Tx, jobs
+
+HOPELESS = 3
+"""More attempts than this that cannot be recorded in any form within HOPELESS_WINDOW seconds: the store is
+at fault, not they, and the rest waits."""
+HOPELESS_WINDOW = 30.0
+
+_log = log.get_logger("ingester")
+
+
+class Writer:
+    """Closes attempts in the store and counts those whose closing took effect.
+
+    `max_payload`: bytes of one payload that the store takes, as far as known.
+    """
+
+    def __init__(self, store: Store, node_id: bytes, max_payload: int, aside: Path, tally: Tally) -> None:
+        self._store = store
+        self._node_id = node_id
+        self._configured = max_payload
+        self._aside = aside
+        self._tally = tally
+        self._packet: int | None = None
+        self._hopeless: deque[float] = deque()
+        self._doubtful: dict[Key, list[int]] = {}
+        self.max_payload = max_payload
+        self.refused = 0
+        self.set_aside = 0
+        self.rows = 0
+        self.batches = 0
+        self.last_rows = 0
+        self.last_ms = 0.0
+
+    @property
+    def most(self) -> int:
+        """Bytes of SQL of one batch: a quarter of what the server takes at once (law 7)."""
+        return (self._packet or USUAL_PACKET) // 4
+
+    def look(self) -> None:
+        """See that the store answers, and what it takes. Raises StoreAway, WrongVersion."""
+        self._store.check_version()
+        self._packet = self._store.max_packet
+        limit = self._configured
+        if self._packet is not None:
+            limit = max(1024, min(limit, self._packet // 2 - 64 * 1024))
+        self.max_payload = limit
+
+    def write(self, outcomes: Sequence[Outcome]) -> tuple[int, StoreAway | None]:
+        """Record outcomes in order; how many from the front are done, and why not all.
+
+        Done is: recorded, recorded as `refused`, without effect because the attempt has ended already,
+        or set aside because it cannot be recorded in any form.
+        """
+        done = 0
+        parts = [[self._fitting(outcome) for outcome in outcomes]]
+        while parts:
+            part = parts.pop()
+            try:
+                self._close(part)
+            except StoreRefused as error:
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+                    continue
+                try:
+                    self._refuse(part[0], str(error))
+                except StoreAway as away:
+                    return done, away
+            except StoreAway as error:
+                return done, error
+            done += len(part)
+        return done, None
+
+    def _fitting(self, outcome: Outcome) -> Outcome:
+        """The outcome, or its refusal if its payload is larger than the store takes."""
+        payload = outcome.payload
+        if payload is None or len(payload) <= self.max_payload:
+            return outcome
+        self.refused += 1
+        why = f"the payload has {len(payload)} bytes, at most {self.max_payload} are taken"
+        return refused(outcome, f"{why}; return less, or a reference to where it is kept")
+
+    def _close(self, part: list[Outcome]) -> None:
+        began = time.monotonic()
+        effective = self._closed(part)
+        seconds = time.monotonic() - began
+        self.rows += len(part)
+        self.batches += 1
+        self.last_rows = len(part)
+        self.last_ms = round(seconds * 1000, 3)
+        self._tally.batch(len(part), seconds)
+        if len(effective) == len(part):
+            self._tally.recorded(part)
+        else:
+            self._tally.recorded([outcome for outcome in part if outcome.key in effective])
+
+    def _closed(self, part: list[Outcome]) -> set[Key]:
+        """The keys that took effect, now or by an earlier COMMIT that had no answer."""
+        moment = 0
+
+        def work(tx: Tx) -> set[Key]:
+            nonlocal moment
+            moment = tx.now
+            return jobs.close(tx, part, self._node_id)
+
+        try:
+            effective = self._store.run(work)
+        except CommitUnknown:
+            for outcome in part:
+                self._doubtful.setdefault(outcome.key, []).append(moment)
+            raise
+        except StoreError:
+            raise
+        except Exception as error:
+            # A value that nobody foresaw is this row's fault too: else the row would end this process, be
+            # sent again, and end the next one.
+            _log.exception("an outcome could not be written")
+            raise StoreRefused(f"{type(error).__name__}: {error}") from error
+        if self._doubtful:
+            effective |= self._cleared([outcome.key for outcome in part])
+        return effective
+
+    def _cleared(self, keys: list[Key]) -> set[Key]:
+        """Of these keys, those that a COMMIT without an answer has closed: they carry its moment."""
+        by_moment: dict[int, list[Key]] = {}
+        for key in keys:
+            for moment in self._doubtful.pop(key, ()):
+                by_moment.setdefault(moment, []).append(key)
+        found: set[Key] = set()
+        with contextlib.suppress(StoreError):  # they are only counted: what is recorded is recorded
+            for moment, doubtful in by_moment.items():
+                found |= self._store.read(partial(jobs.ingested, keys=doubtful, moment=moment))
+        return found
+
+    def _refuse(self, outcome: Outcome, why: str) -> None:
+        """End one attempt as `refused`, as well as the store lets us."""
+        for form in (refused(outcome, why), bare(outcome, why)):
+            try:
+                self._close([form])
+            except StoreRefused as error:
+                last = str(error)
+                continue
+            self.refused += 1
+            _log.warning(
+                "the store refused an outcome; its attempt ends as refused",
+                job=id_text(outcome.id), attempt=outcome.attempt, handler=outcome.handler, error=why,
+            )  # fmt: skip
+            return
+        self._spare(last)
+        self.set_aside += 1
+        kept = set_aside(self._aside, outcome, last, self._node_id)
+        _log.error(
+            "the store refuses an attempt's end in any form: it was set aside, and its row stays "
+            "inprogress until it is mended by hand",
+            job=id_text(outcome.id), attempt=outcome.attempt, handler=outcome.handler, error=last,
+            kept=str(self._aside) if kept else "nowhere: the file cannot be written",
+        )  # fmt: skip
+
+    def _spare(self, why: str) -> None:
+        """Raise StoreAway if so many were set aside of late that the store must be at fault."""
+        now = time.monotonic()
+        while self._hopeless and self._hopeless[0] < now - HOPELESS_WINDOW:
+            self._hopeless.popleft()
+        if len(self._hopeless) >= HOPELESS:
+            raise StoreAway(f"the store refuses every outcome: {why}")
+        self._hopeless.append(now)

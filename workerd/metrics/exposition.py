@@ -1,0 +1,150 @@
+"""What the gateway does at a scrape: read the files, add what others know, write it down for Prometheus."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import psutil
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.samples import Sample
+
+from workerd.metrics.names import (
+    LEASE_SECONDS,
+    PROCESS_CPU,
+    PROCESS_RSS,
+    QUARANTINED,
+    RESTARTS,
+    WORKERS,
+    Definition,
+)
+
+_collector: Any = importlib.import_module("prometheus_client.multiprocess").MultiProcessCollector
+_dict: Any = importlib.import_module("prometheus_client.mmap_dict").MmapedDict
+
+Labels = tuple[str, ...]
+_Key = tuple[str, str, dict[str, str], str]
+
+
+def gauge(definition: Definition, values: Mapping[Labels, float]) -> Metric:
+    """A family whose numbers are known at once, by label values in the definition's order."""
+    metric = Metric(definition.family, definition.help, definition.kind)
+    for labels, value in values.items():
+        metric.add_sample(definition.name, dict(zip(definition.labels, labels, strict=True)), value)
+    return metric
+
+
+def collect(folder: Path) -> list[Metric]:
+    """The families in the slots' files; a file that cannot be read is left out."""
+    readable = []
+    for path in sorted(folder.glob("*.db")):
+        # Between the look and the reading a slot may have begun anew, or died while it wrote.
+        with contextlib.suppress(Exception):
+            for key, *_ in _dict.read_all_values_from_file(str(path)):
+                msgspec.json.decode(key, type=_Key)
+            readable.append(str(path))
+    with contextlib.suppress(Exception):
+        return list(_collector.merge(readable))
+    return []
+
+
+def from_status(status: Mapping[str, Any]) -> list[Metric]:
+    """The families that the supervisor's answer to "status" knows."""
+    roles: Mapping[str, Any] = status.get("roles") or {}
+    pools: Mapping[str, Any] = status.get("pools") or {}
+    named = {**roles, **{f"pool:{name}": slot for name, slot in pools.items()}}
+    families = [
+        gauge(
+            RESTARTS,
+            {
+                (process, reason): count
+                for process, slot in named.items()
+                for reason, count in (slot.get("restart_reasons") or {}).items()
+            },
+        ),
+        gauge(QUARANTINED, {(name,): float(bool(slot.get("quarantined"))) for name, slot in pools.items()}),
+        gauge(
+            WORKERS,
+            {
+                (name, state): count
+                for name, slot in pools.items()
+                for state, count in _workers(slot.get("workers")).items()
+            },
+        ),
+    ]
+    lease = (status.get("lease") or {}).get("seconds")
+    if lease is not None:
+        families.append(gauge(LEASE_SECONDS, {(): lease}))
+    return families
+
+
+def _workers(said: Any) -> dict[str, float]:
+    """Workers by state: from a map of counts, or from a list of workers that have a `state`."""
+    if isinstance(said, Mapping):
+        return {str(state): count for state, count in said.items() if isinstance(count, (int, float))}
+    counts: dict[str, float] = defaultdict(float)
+    for worker in said if isinstance(said, list) else ():
+        if isinstance(worker, Mapping):
+            counts[str(worker.get("state", "unknown"))] += 1
+    return counts
+
+
+def processes(pids: Mapping[str, int]) -> list[Metric]:
+    """CPU and memory of these processes by name, each with its children if it is a pool (`pool:NAME`)."""
+    cpu: dict[Labels, float] = {}
+    rss: dict[Labels, float] = {}
+    for name, pid in pids.items():
+        with contextlib.suppress(psutil.Error, OSError):
+            process = psutil.Process(pid)
+            with_children = name.startswith("pool:")
+            family = [process, *process.children(recursive=True)] if with_children else [process]
+            cpu[name,], rss[name,] = _used(family, with_children)
+    return [gauge(PROCESS_CPU, cpu), gauge(PROCESS_RSS, rss)]
+
+
+def _used(family: Iterable[psutil.Process], with_children: bool) -> tuple[float, float]:
+    seconds = resident = 0.0
+    for process in family:
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            seconds += times.user + times.system
+            if with_children:  # those that were reaped: the sum must not go back when a worker is replaced
+                seconds += times.children_user + times.children_system
+            resident += process.memory_info().rss
+    return seconds, resident
+
+
+class _Families:
+    """Something that a registry can collect from: families that are there already."""
+
+    def __init__(self, families: Iterable[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def render(families: Iterable[Metric], labels: Mapping[str, str], accept: str = "") -> tuple[bytes, str]:
+    """The families as text with `labels` on every sample, and its content type by the `Accept` header."""
+    merged: dict[str, Metric] = {}
+    for family in families:
+        if labels:
+            family.samples = [_labelled(sample, labels) for sample in family.samples]
+        known = merged.setdefault(family.name, family)
+        if known is not family:
+            known.samples = [*known.samples, *family.samples]
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Families([family for family in merged.values() if family.samples]))
+    encode, content_type = choose_encoder(accept)
+    return encode(registry), content_type
+
+
+def _labelled(sample: Sample, labels: Mapping[str, str]) -> Sample:
+    return sample._replace(labels={**labels, **sample.labels})

@@ -1,0 +1,231 @@
+"""Numbers in files that outlive their process: prometheus-client's multiprocess format, a file a slot."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import mmap
+import os
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from prometheus_client import values
+
+_FIRST = 16 * 1024
+LIMIT = 1024 * 1024
+"""Bytes of one file; series beyond it are kept in memory and not shown."""
+
+_USED = struct.Struct("i")
+_PAIR = struct.Struct("dd")
+
+# The library's own function, so that both sides agree on what names a series.
+_key_of: Any = importlib.import_module("prometheus_client.mmap_dict").mmap_key
+
+
+class _File:
+    """One mapped file of named doubles, written by one process. Raises OSError if it cannot be had."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._positions: dict[str, int] = {}
+        size = max(os.fstat(self._fd).st_size, _FIRST)
+        self._map = self._mapped(size)
+        self._used: int = min(max(_USED.unpack_from(self._map)[0], 8), size)
+        self._read()
+
+    def _mapped(self, size: int) -> mmap.mmap:
+        # A page that the disk has no room for would kill the process at the moment of writing.
+        os.posix_fallocate(self._fd, 0, size)
+        return mmap.mmap(self._fd, size)
+
+    def _read(self) -> None:
+        at = 8
+        while at + 4 <= self._used:
+            length: int = _USED.unpack_from(self._map, at)[0]
+            value = at + 4 + length + 8 - (length + 4) % 8
+            if length <= 0 or value + 16 > self._used or self._map[at + 4] != ord("["):
+                self._used = at  # damaged: begin again from here
+                break
+            self._positions[self._map[at + 4 : at + 4 + length].decode("utf-8", "replace")] = value
+            at = value + 16
+
+    def position(self, key: str) -> int | None:
+        """Where the value of this key is; None if there is no room for one more."""
+        at = self._positions.get(key)
+        return at if at is not None else self._add(key)
+
+    def _add(self, key: str) -> int | None:
+        name = key.encode("utf-8", "replace")
+        padded = name + b" " * (8 - (len(name) + 4) % 8)
+        entry = _USED.pack(len(name)) + padded + bytes(16)
+        end = self._used + len(entry)
+        if end > len(self._map) and not self._grow(end):
+            return None
+        self._map[self._used : end] = entry
+        self._map[:4] = _USED.pack(end)  # last: a reader never sees half an entry
+        self._used = end
+        self._positions[key] = end - 16
+        return end - 16
+
+    def _grow(self, needed: int) -> bool:
+        size = len(self._map)
+        while size < needed:
+            size *= 2
+        if size > LIMIT:
+            return False
+        try:
+            larger = self._mapped(size)
+        except OSError:
+            return False
+        self._map.close()
+        self._map = larger
+        return True
+
+    def read(self, at: int) -> float:
+        return float(_PAIR.unpack_from(self._map, at)[0])
+
+    def write(self, at: int, value: float, timestamp: float) -> None:
+        # One assignment: struct.pack_into would show a zero in between.
+        self._map[at : at + 16] = _PAIR.pack(value, timestamp)
+
+
+class _Slot:
+    """Whose files this process writes: nobody's, until it enters a slot."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.entered = 0
+        self._folder: Path | None = None
+        self._name = ""
+        self._files: dict[str, _File | None] = {}
+        self._inherited: list[dict[str, _File | None]] = []
+        self.values: list[Value] = []
+
+    def enter(self, folder: Path, name: str) -> None:
+        self._leave()
+        # The library splits the names of gauges' files at "_" and shows this part as the label `pid`.
+        safe = re.sub(r"[^0-9A-Za-z.-]", lambda m: f"%{ord(m[0]):x}", name)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in folder.glob("gauge_*.db"):
+            # A gauge describes a process, and that one is gone.
+            if path.name.rsplit("_", 1)[1] == f"{safe}.db":
+                path.unlink(missing_ok=True)
+        self._folder, self._name = folder, safe
+        with self.lock:
+            for value in self.values:  # a series is shown from its definition on, as a zero
+                value.bind()
+
+    def _leave(self) -> None:
+        self.entered += 1
+        self._folder = None
+        # Kept, not closed: in a forked child their descriptor numbers may be somebody else's by now.
+        self._inherited.append(self._files)
+        self._files = {}
+
+    def forked(self) -> None:
+        """In a child, which has no right to its parent's files and may have inherited a held lock."""
+        self.lock = Lock()
+        if self._folder is not None:
+            self._leave()
+
+    def file(self, kind: str) -> _File | None:
+        if self._folder is None:
+            return None
+        if kind not in self._files:
+            try:
+                self._files[kind] = _File(self._folder / f"{kind}_{self._name}.db")
+            except (OSError, ValueError):
+                self._files[kind] = None
+        return self._files[kind]
+
+
+_slot = _Slot()
+os.register_at_fork(after_in_child=_slot.forked)
+
+
+class Value:
+    """One number, as prometheus-client wants it: in this process's slot, or in memory if it has none."""
+
+    _multiprocess = True
+
+    def __init__(
+        self,
+        typ: str,
+        metric_name: str,
+        name: str,
+        labelnames: Sequence[str],
+        labelvalues: Sequence[str],
+        help_text: str,
+        multiprocess_mode: str = "",
+        **kwargs: Any,
+    ) -> None:
+        self._kind = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
+        self._key: str = _key_of(metric_name, name, labelnames, labelvalues, help_text)
+        self._value = 0.0
+        self._entered = -1
+        self._file: _File | None = None
+        self._at: int | None = None
+        with _slot.lock:
+            _slot.values.append(self)
+            self.bind()
+
+    def bind(self) -> None:
+        """Take what the slot's last process has counted, and go on from there."""
+        self._entered = _slot.entered
+        self._file = _slot.file(self._kind)
+        self._at = self._file.position(self._key) if self._file is not None else None
+        if self._file is not None and self._at is not None:
+            self._value = self._file.read(self._at)
+
+    def inc(self, amount: float) -> None:
+        with _slot.lock:
+            if self._entered != _slot.entered:
+                self.bind()
+            self._put(self._value + amount, 0.0)
+
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        with _slot.lock:
+            if self._entered != _slot.entered:
+                self.bind()
+            self._put(value, timestamp or 0.0)
+
+    def _put(self, value: float, timestamp: float) -> None:
+        self._value = value
+        if self._file is not None and self._at is not None:
+            self._file.write(self._at, value, timestamp)
+
+    def get(self) -> float:
+        with _slot.lock:
+            if self._entered != _slot.entered:
+                self.bind()
+            return self._value
+
+    def set_exemplar(self, exemplar: object) -> None:
+        """Exemplars have no place in the files."""
+
+    def get_exemplar(self) -> None:
+        return None
+
+
+def install() -> None:
+    """Let every metric that is defined from now on in this process and its children be such a Value.
+
+    Called before handlers are loaded; what was defined earlier stays in memory and is not shown.
+    """
+    vars(values)["ValueClass"] = Value
+
+
+def enter(folder: Path, slot: str) -> None:
+    """This process is now the one that writes the files of `slot`. Raises OSError."""
+    _slot.enter(folder, slot)
+
+
+def clear(folder: Path) -> None:
+    """Forget all numbers: the supervisor's first act, before anybody enters a slot."""
+    for path in folder.glob("*.db"):
+        with contextlib.suppress(OSError):
+            path.unlink()
