@@ -1,0 +1,170 @@
+"""Handlers as the store knows them: who has them, what they take, and whether a person paused them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from workerd.errors import NotFound
+from workerd.store import dialect, values
+from workerd.store.connection import Row, Tx
+from workerd.store.rows import hint
+
+MOST_NAMES = 1000
+"""Distinct names that are looked for in the jobs' table."""
+
+
+class HandlerRow(msgspec.Struct, kw_only=True):
+    """A handler. `nodes`: the live nodes that have loaded it; `known`: any node ever had."""
+
+    name: str
+    known: bool
+    signature: bytes | None = None
+    nodes: list[str] = []
+    seen_at: int | None = None
+    paused_at: int | None = None
+    paused_by: str | None = None
+    pause_reason: str | None = None
+
+
+def _make(tx: Tx, name: str) -> None:
+    """The handler's row, if there is none; without changing one that is there."""
+    if tx.engine == "sqlite":
+        tx.execute("INSERT INTO workerd_handlers (name) VALUES (%s) ON CONFLICT (name) DO NOTHING", (name,))
+    elif tx.one("SELECT 1 FROM workerd_handlers WHERE name = %s", (name,)) is None:
+        tx.execute(
+            "INSERT INTO workerd_handlers (name) VALUES (%s) ON DUPLICATE KEY UPDATE name = name", (name,)
+        )
+
+
+def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
+    """`node` has loaded the handler; `signature`: JSON or None. Names of nodes that are gone are dropped."""
+    _make(tx, name)
+    row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{dialect.of(tx).lock}", (name,))
+    nodes = {node, *(_names(row[0]) & node_names(tx))} if row else {node}
+    tx.execute(
+        "UPDATE workerd_handlers SET signature = %s, nodes = %s, seen_at = %s WHERE name = %s",
+        (
+            None if signature is None else signature.decode(),
+            msgspec.json.encode(sorted(nodes)).decode(),
+            values.at(tx.now),
+            name,
+        ),
+    )
+
+
+def _names(text: bytes | None) -> set[str]:
+    try:
+        return set(msgspec.json.decode(text or b"[]", type=list[str]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return set()
+
+
+def node_names(tx: Tx) -> set[str]:
+    """The names of all nodes that have a row."""
+    return {values.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_nodes")}
+
+
+def known(tx: Tx) -> dict[str, bytes | None]:
+    """The signature, JSON or None, of every handler that some node has loaded."""
+    rows = tx.query("SELECT name, signature FROM workerd_handlers WHERE seen_at IS NOT NULL")
+    return {values.lenient(name) or "": signature for name, signature in rows}
+
+
+_COLUMNS = "name, signature, nodes, seen_at, paused_at, paused_by, pause_reason"
+
+
+def find(tx: Tx, name: str) -> HandlerRow | None:
+    """What the store knows of one handler, None if nothing."""
+    row = tx.one(f"SELECT {_COLUMNS} FROM workerd_handlers WHERE name = %s", (name,))
+    return None if row is None else _handler(row, node_names(tx))
+
+
+def _handler(row: Row, live: set[str]) -> HandlerRow:
+    name, signature, nodes, seen_at, paused_at, paused_by, reason = row
+    return HandlerRow(
+        name=values.lenient(name) or "",
+        known=seen_at is not None,
+        signature=signature,
+        nodes=sorted(_names(nodes) & live),
+        seen_at=values.time_or_none(seen_at),
+        paused_at=values.time_or_none(paused_at),
+        paused_by=values.lenient(paused_by),
+        pause_reason=values.lenient(reason),
+    )
+
+
+def list_(tx: Tx) -> list[HandlerRow]:
+    """All handlers by name, also those that exist only as rows of jobs that nobody can run.
+
+    The rows that stand for the runs of a recurring workflow are no handler's.
+    """
+    live = _live_nodes(tx)
+    found = {
+        h.name: h
+        for h in (_handler(row, live) for row in tx.query(f"SELECT {_COLUMNS} FROM workerd_handlers"))
+    }
+    scheduled = {values.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
+    for name in names_of_jobs(tx):
+        if name not in found and name not in scheduled:
+            found[name] = HandlerRow(name=name, known=False)
+    return [found[name] for name in sorted(found)]
+
+
+def _live_nodes(tx: Tx) -> set[str]:
+    rows = tx.query("SELECT name FROM workerd_nodes WHERE lease_until > %s", (values.at(tx.now),))
+    return {values.lenient(row[0]) or "" for row in rows}
+
+
+def names_of_jobs(tx: Tx) -> list[str]:
+    """The distinct handlers of all jobs: one step in the claim's index for each, whatever their number."""
+    sql = (
+        f"SELECT handler FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler > %s ORDER BY handler LIMIT 1"
+    )
+    names: list[str] = []
+    last: str = ""
+    while len(names) < MOST_NAMES:
+        row = tx.one(sql, (last,))
+        if row is None:
+            break
+        try:
+            last = values.text(row[0])
+        except ValueError:
+            break  # beyond a name that is no text the index cannot be followed
+        names.append(last)
+    return names
+
+
+def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:
+    """No claim takes a row of the handler once this has committed.
+
+    Every claim reads the handler's row with a share lock in its own transaction, so that this update
+    waits for those under way. A handler that is paused already keeps its time and says the new reason.
+    """
+    _make(tx, name)
+    tx.execute(
+        "UPDATE workerd_handlers SET paused_at = COALESCE(paused_at, %s), paused_by = %s, pause_reason = %s"
+        " WHERE name = %s",
+        (values.at(tx.now), by[:191], reason, name),
+    )
+
+
+def resume(tx: Tx, name: str) -> bool:
+    """Let the handler be claimed again; False if it was not paused, NotFound if nothing is known of it."""
+    row = tx.one(f"SELECT paused_at FROM workerd_handlers WHERE name = %s{dialect.of(tx).lock}", (name,))
+    if row is None:
+        raise NotFound(f"There is no handler {name!r}; `workerd handlers` lists them.")
+    tx.execute(
+        "UPDATE workerd_handlers SET paused_at = NULL, paused_by = NULL, pause_reason = NULL WHERE name = %s",
+        (name,),
+    )
+    return row[0] is not None
+
+
+def paused(tx: Tx, names: Iterable[str]) -> set[str]:
+    """Those of `names` that are paused."""
+    wanted = set(names)
+    rows = tx.query("SELECT name FROM workerd_handlers WHERE paused_at IS NOT NULL")
+    return wanted & {values.lenient(row[0]) or "" for row in rows}

@@ -1,0 +1,233 @@
+"""Questions about jobs, and what a person may do to one: cancel it, retry it.
+
+Lists and counts never read the whole table: each is a handful of ranges of the two indexes on `status`,
+of which only what is shown is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd.errors import NotFound
+from workerd.job import ENDED, LIVE, Key, Status
+from workerd.store import values
+from workerd.store.connection import Row, Tx
+from workerd.store.pages import Page, cursor_text, read_cursor
+from workerd.store.rows import JobRow, attempts, hint, jobs_by_key
+
+CAP = 10_000
+"""Counts are exact up to here; more is told as this many."""
+
+PAGE_BYTES = 8 << 20
+"""Bytes of vars, meta and stacks after which a page ends before its limit."""
+
+MOST_PRIORITIES = 32
+"""Distinct priorities of one handler and status that are followed one by one."""
+
+_CURRENT = (*(s for s in Status if s is not Status.RETRY),)
+
+
+class Job(msgspec.Struct, kw_only=True):
+    """A job: the row that is its state, and all its attempts, oldest first, that row among them."""
+
+    row: JobRow
+    attempts: list[JobRow]
+
+
+class Count(msgspec.Struct, frozen=True):
+    """Jobs of a handler in a status, at most CAP; `oldest`: when the first that is `new` became due."""
+
+    handler: str
+    status: Status
+    count: int
+    oldest: int | None = None
+
+
+def get(tx: Tx, job_id: bytes) -> Job:
+    """A job with its attempts and payload. NotFound."""
+    rows = attempts(tx, job_id)
+    if not rows:
+        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+    current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
+    return Job(row=current, attempts=rows)
+
+
+def ended(tx: Tx, job_id: bytes) -> bool:
+    """Whether the job has an end: what a wait asks again and again. NotFound."""
+    rows = tx.query("SELECT status FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1", (job_id,))
+    if not rows:
+        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+    return values.lenient(rows[0][0]) in ENDED
+
+
+def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
+    """What the job returned, and its type, `bytes` or `json`. NotFound before there is one."""
+    row = tx.one(
+        "SELECT payload, payload_type FROM workerd_jobs WHERE id = %s AND status <> 'retry' LIMIT 1",
+        (job_id,),
+    )
+    if row is None:
+        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+    if row[0] is None:
+        raise NotFound("The job has returned nothing yet.")
+    return row[0], values.lenient(row[1]) or "bytes"
+
+
+# -- lists -------------------------------------------------------------------------------------
+
+
+class _Branch(NamedTuple):
+    """One range of an index that is in the order of `run_at`."""
+
+    through: str
+    where: str
+    params: list[object]
+
+
+def list_(
+    tx: Tx,
+    *,
+    handler: str | None = None,
+    status: Status | str | None = None,
+    since: int | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> Page[JobRow]:
+    """Jobs by their state, without payloads, newest first: by when they became or become due.
+
+    `since`: not before this store time. `after`: the `next` of the page before; ValueError if it is none.
+    """
+    bounds, bound = [], []
+    position = read_cursor(after) if after is not None else None
+    if position is not None:
+        at = values.at(position[0])
+        bounds.append("run_at <= %s AND (run_at < %s OR id < %s)")
+        bound += [at, at, position[1]]
+    if since is not None:
+        bounds.append("run_at >= %s")
+        bound.append(values.at(since))
+    states = [Status(status)] if status is not None else list(_CURRENT)
+    found: list[Row] = []
+    for branch in _branches(tx, handler, states):
+        where = " AND ".join([branch.where, *bounds])
+        found += tx.query(
+            f"SELECT run_at, id, attempt FROM workerd_jobs {hint(tx, branch.through)} WHERE {where}"
+            " ORDER BY run_at DESC, id DESC LIMIT %s",
+            [*branch.params, *bound, limit + 1],
+        )
+    # Times of one length compare as text; SQLite's may have fewer digits.
+    found.sort(key=lambda row: (_digits(row[0]), row[1]), reverse=True)
+    return _page(tx, found, limit)
+
+
+def _digits(moment: bytes) -> bytes:
+    return moment if len(moment) == 26 else (moment if b"." in moment else moment + b".").ljust(26, b"0")
+
+
+def _branches(tx: Tx, handler: str | None, states: Sequence[Status]) -> Iterable[_Branch]:
+    for state in states:
+        if handler is None:
+            yield _Branch("workerd_due", "status = %s", [str(state)])
+            continue
+        found = priorities(tx, handler, state)
+        if len(found) == MOST_PRIORITIES:
+            # So many rows of this handler that it is never far to the next one.
+            yield _Branch("workerd_due", "status = %s AND handler = %s", [str(state), handler])
+            continue
+        for priority in found:
+            yield _Branch(
+                "workerd_claim",
+                "handler = %s AND status = %s AND priority = %s",
+                [handler, str(state), priority],
+            )
+
+
+def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
+    """The distinct priorities of a handler's rows in a status: one step in the index for each."""
+    sql = (
+        f"SELECT priority FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler = %s AND status = %s AND priority > %s ORDER BY priority LIMIT 1"
+    )
+    found: list[int] = []
+    last = -(1 << 31) - 1
+    while len(found) < MOST_PRIORITIES:
+        row = tx.one(sql, (handler, str(state), last))
+        if row is None:
+            break
+        last = int(row[0])
+        found.append(last)
+    return found
+
+
+def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
+    """The first rows of `found` in full; fewer than `limit` if they are large."""
+    shown: list[JobRow] = []
+    size = 0
+    while len(shown) < min(limit, len(found)) and size < PAGE_BYTES:
+        keys: list[Key] = [(row[1], row[2]) for row in found[len(shown) : min(limit, len(shown) + 50)]]
+        rows = jobs_by_key(tx, keys)
+        for key in keys:
+            row = rows[key]
+            shown.append(row)
+            size += sum(len(part or "") for part in (row.vars, row.meta, row.stack))
+    if len(shown) == len(found):
+        return Page(shown, None)
+    last = found[len(shown) - 1]
+    return Page(shown, cursor_text(values.time(last[0]), last[1]))
+
+
+# -- counts ------------------------------------------------------------------------------------
+
+
+def waiting(tx: Tx, handler: str, most: int) -> int:
+    """How many jobs of the handler wait, `new` or `scheduled`, counted up to `most`."""
+    counts = _counts(tx, [(handler, Status.NEW), (handler, Status.SCHEDULED)], most)
+    return min(most, sum(counts))
+
+
+def counts(
+    tx: Tx, handlers: Sequence[str], states: Sequence[Status] = _CURRENT, cap: int = CAP
+) -> list[Count]:
+    """Jobs of each handler in each status, those that are none left out; for the newest view and metrics."""
+    pairs = [(handler, state) for handler in handlers for state in states]
+    found = []
+    for (handler, state), count in zip(pairs, _counts(tx, pairs, cap), strict=True):
+        if count:
+            oldest = oldest_new(tx, handler) if state is Status.NEW else None
+            found.append(Count(handler, state, count, oldest))
+    return found
+
+
+def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
+    one = (
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler = %s AND status = %s LIMIT %s) AS c"
+    )
+    return [int(tx.query(one, (handler, str(state), cap))[0][0]) for handler, state in pairs]
+
+
+def oldest_new(tx: Tx, handler: str) -> int | None:
+    """Since when the handler's longest waiting job may be claimed."""
+    sql = (
+        f"SELECT priority, run_at FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler = %s AND status = 'new' AND priority > %s ORDER BY priority, run_at LIMIT 1"
+    )
+    oldest: int | None = None
+    last = -(1 << 31) - 1
+    for _ in range(MOST_PRIORITIES):
+        row = tx.one(sql, (handler, last))
+        if row is None:
+            break
+        last = int(row[0])
+        moment = values.time(row[1])
+        oldest = moment if oldest is None else min(oldest, moment)
+    return oldest
+
+
+def has_live(tx: Tx, job_id: bytes) -> bool:
+    """Whether the job is there and has not ended."""
+    rows = tx.query("SELECT status FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1", (job_id,))
+    return bool(rows) and values.lenient(rows[0][0]) in LIVE

@@ -1,0 +1,298 @@
+"""Requests: submitting them, picking them up, moving them on, cancelling them, and mending them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd import workflow as wf
+from workerd.config.model import Workflow
+from workerd.errors import Conflict, NotFound
+from workerd.job import Status, new_id
+from workerd.store import chains, dialect, values
+from workerd.store.carrying import Enriched, enrich
+from workerd.store.connection import Tx
+from workerd.store.moving import Moving, cancel_waiting, closed, job_state, lock, move
+from workerd.store.pages import Page, cursor_text, cut_page, read_cursor
+from workerd.store.rows import (
+    REQUEST_COLUMNS,
+    JobRow,
+    RequestRow,
+    hint,
+    jobs_by_key,
+    marks,
+    request,
+)
+
+__all__ = [
+    "Enriched", "Picked", "Submitted", "cancel", "closed", "enrich", "get", "list_", "lock", "pickup",
+    "start_recurring", "submit", "sweep",
+]  # fmt: skip
+
+CANCELLED_BY_PERSON = "cancelled on request"
+_S = wf.RequestStatus
+
+
+class Submitted(NamedTuple):
+    """The request's id; `created` is False if one with this id was there."""
+
+    id: bytes
+    created: bool
+
+
+class Picked(NamedTuple):
+    """How many requests began, and the handlers that got jobs by it."""
+
+    begun: int
+    handlers: set[str]
+
+
+def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Submitted:
+    """Make a request, `queuing` until a dispatcher picks it up; `params`: a JSON object."""
+    ident = request_id or new_id()
+    created = tx.execute(
+        "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
+        + dialect.of(tx).keep.format("id"),
+        (ident, workflow, params.decode(), values.at(tx.now)),
+    )
+    return Submitted(ident, bool(created))
+
+
+def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
+    """The request and its jobs by their current rows, in the order of their steps; NotFound."""
+    row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
+    if row is None:
+        raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
+    keys = tx.query(
+        f"SELECT id, attempt FROM workerd_jobs {hint(tx, 'workerd_request')}"
+        " WHERE request_id = %s AND status <> 'retry'",
+        (request_id,),
+    )
+    jobs = jobs_by_key(tx, [(key[0], key[1]) for key in keys])
+    return request(row), sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
+
+
+def list_(
+    tx: Tx,
+    *,
+    status: str | None = None,
+    workflow: str | None = None,
+    since: int | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> Page[RequestRow]:
+    """Requests, newest first by `created_at`. ValueError if `after` is no cursor of `Page.next`."""
+    where, params = ["status = %s"], []
+    position = read_cursor(after) if after is not None else None
+    if position is not None:
+        at = values.at(position[0])
+        where.append("created_at <= %s AND (created_at < %s OR id < %s)")
+        params += [at, at, position[1]]
+    if since is not None:
+        where.append("created_at >= %s")
+        params.append(values.at(since))
+    if workflow is not None:
+        where.append("workflow = %s")
+        params.append(workflow)
+    found: list[RequestRow] = []
+    for state in [status] if status is not None else list(_S):
+        found += map(
+            request,
+            tx.query(
+                f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+                f" WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT %s",
+                [str(state), *params, limit + 1],
+            ),
+        )
+    found.sort(key=lambda r: (r.created_at, r.id), reverse=True)
+    return cut_page(found, limit, lambda r: cursor_text(r.created_at, r.id))
+
+
+# -- beginning ---------------------------------------------------------------------------------
+
+
+def pickup(tx: Tx, workflows: Mapping[str, Workflow], limit: int) -> Picked:
+    """Begin up to `limit` queuing requests, the oldest first, of workflows that this node knows.
+
+    Those of workflows with a cooler wait for their turn: `start_recurring`.
+    """
+    names = [name for name, workflow in workflows.items() if workflow.schedule.cooler is None]
+    if not names:
+        return Picked(0, set())
+    rows = tx.query(
+        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+        f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
+        f" ORDER BY created_at LIMIT %s{dialect.of(tx).skip}",
+        [*names, limit],
+    )
+    return _begin(tx, [request(row) for row in rows], workflows)
+
+
+def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, Workflow]) -> Picked:
+    beginning = []
+    for row in rows:
+        item = Moving(row)
+        beginning.append(item)
+        try:
+            wf.check_object(row.params)
+            wf.check_object(row.extras)
+        except ValueError as error:
+            item.end(_S.FAILED, f"params or extras: {error}; correct them and submit it again")
+            continue
+        item.status = _S.INPROGRESS
+        item.graph = wf.graph_of(workflows[row.workflow])
+        item.steps = wf.encode(item.graph)
+    return Picked(len(beginning), move(tx, beginning))
+
+
+def start_recurring(tx: Tx, workflow: Workflow) -> Picked:
+    """Keep the chain of a workflow with a cooler: begin its run when it is due, mend it when it is broken.
+
+    A request that was submitted by hand, or inserted by another program, is the next run at once;
+    while a run is under way it waits for its end. The pause starts over from there.
+    """
+    pause = workflow.schedule.cooler
+    assert pause is not None
+    link = chains.live(tx, workflow.name)
+    if link is not None and link.status is Status.INPROGRESS:
+        return _mend_run(tx, workflow, link, pause)
+    by_hand = _oldest_queuing(tx, workflow.name)
+    if by_hand is not None:
+        chains.remove_waiting(tx, workflow.name)
+        if not chains.add(tx, workflow.name, by_hand.id, run_at=tx.now, status=Status.INPROGRESS):
+            return Picked(0, set())  # another node was faster
+        return _begin(tx, [by_hand], {workflow.name: workflow})
+    if link is None:
+        chains.ensure(tx, workflow.name, pause)
+        return Picked(0, set())
+    due = link.status is Status.NEW or link.run_at <= tx.now
+    if not due or not chains.goes_on(tx, [workflow.name]) or not chains.begin(tx, link):
+        return Picked(0, set())
+    submit(tx, workflow.name, b"{}", link.id)
+    return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
+
+
+def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
+    row = tx.one(
+        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+        f" WHERE status = 'queuing' AND workflow = %s ORDER BY created_at LIMIT 1{dialect.of(tx).lock}",
+        (workflow,),
+    )
+    return None if row is None else request(row)
+
+
+def _mend_run(tx: Tx, workflow: Workflow, link: chains.Link, pause: float) -> Picked:
+    """A run whose request has ended, or is gone, without its row being closed."""
+    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (link.id,))
+    status = _S(values.text(row[0])) if row is not None else _S.CANCELLED
+    if status is _S.QUEUING:
+        return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
+    if status in wf.REQUEST_ENDED:
+        lock(tx, [link.id])
+        chains.close(tx, workflow.name, link.id, status, pause)
+    return Picked(0, set())
+
+
+# -- ending and mending ------------------------------------------------------------------------
+
+
+def cancel(tx: Tx, request_id: bytes) -> str:
+    """`ended`: nothing of it ran; `asked`: it ends when its running jobs do. NotFound, Conflict."""
+    row = lock(tx, [request_id]).get(request_id)
+    if row is None:
+        raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
+    item = Moving(row)
+    if item.ended:
+        raise Conflict(f"The request has ended already: it is {row.status}.")
+    item.fail(CANCELLED_BY_PERSON)
+    cancel_waiting(tx, [request_id])
+    running = tx.execute(
+        "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
+        " WHERE request_id = %s AND status = 'inprogress'",
+        (values.at(tx.now), request_id),
+    )
+    if item.graph is None and not running:
+        item.status = _S.CANCELLED
+    move(tx, [item])
+    return "ended" if item.ended else "asked"
+
+
+class Swept(NamedTuple):
+    """`cursor`: where the next sweep goes on, None at the end; `mended`: requests that were left behind."""
+
+    cursor: str | None
+    mended: int
+    handlers: set[str]
+
+
+def sweep(tx: Tx, workflows: Mapping[str, Workflow], limit: int, cursor: str | None = None) -> Swept:
+    """Look at up to `limit` requests in progress and move on those that nobody moved.
+
+    Also what was written by hand in any half-done state: without steps, without jobs, with jobs that
+    wait beside one that failed. Requests that another transaction holds are passed over.
+    """
+    where, params = "", []
+    if cursor is not None:
+        created_at, ident = read_cursor(cursor)
+        at = values.at(created_at)
+        where, params = " AND created_at >= %s AND (created_at > %s OR id > %s)", [at, at, ident]
+    rows = [
+        request(row)
+        for row in tx.query(
+            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+            f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{dialect.of(tx).skip}",
+            [*params, limit],
+        )
+    ]
+    items = [item for item in (_left_behind(tx, row, workflows) for row in rows) if item is not None]
+    handlers = move(tx, items)
+    last = cursor_text(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None
+    return Swept(last, len(items), handlers)
+
+
+def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, Workflow]) -> Moving | None:
+    """The request if something is to be done about it."""
+    item = Moving(row)
+    if row.steps is None:
+        if row.workflow not in workflows:
+            return None
+        item.graph = wf.graph_of(workflows[row.workflow])
+        item.steps = wf.encode(item.graph)
+    if item.graph is None:
+        return item
+    states = _job_states(tx, row.id)
+    if not item.failing and _fell_while_others_waited(states):
+        item.fail("a job failed or was cancelled while others waited")
+    decision = wf.decide(item.graph, [state.state for state in states], failing=item.failing)
+    moves = decision.insert or decision.cancel_waiting or decision.status is not _S.INPROGRESS
+    return item if moves or item.steps is not None else None
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    state: wf.JobState
+    run_at: int
+    ended_at: int
+
+
+def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
+    return [
+        _Seen(
+            job_state(name, status, reason),
+            values.time_or_none(run_at) or 0,
+            values.time_or_none(ended) or 0,
+        )
+        for name, status, reason, run_at, ended in tx.query(
+            "SELECT name, status, reason, run_at, COALESCE(ingested_at, finished_at)"
+            f" FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s AND status <> 'retry'",
+            (request_id,),
+        )
+    ]
+
+
+def _fell_while_others_waited(states: Sequence[_Seen]) -> bool:
+    """Whether something waits since before a job failed: what a retry by hand put back came later."""
+    fallen = [s.ended_at for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
+    waiting = [s.run_at for s in states if s.state.status in (Status.SCHEDULED, Status.NEW)]
+    return bool(fallen and waiting) and min(waiting) <= max(fallen)
