@@ -2,31 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Annotated, Any
+
 import typer
 
-from workerd.cli import daemon
+from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, setup, status
+from workerd.cli.options import WaitingCommand
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _app(help_text: str) -> typer.Typer:
+    # Plain help and no completion: Rich and the completion's scripts would be imported by every call.
+    return typer.Typer(
+        help=help_text,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        add_completion=False,
+    )
+
+
+app = _app("Background jobs in the MySQL, MariaDB or SQLite that you already have.")
+job = _app("Show, list, cancel and retry jobs.")
+request = _app("Submit, show, list and cancel requests, the runs of workflows.")
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "run": daemon.run,
+    "start": daemon.start,
+    "stop": daemon.stop,
+    "restart": daemon.restart,
+    "reload": daemon.reload,
+    "status": status.status,
+    "check": check.check,
+    "migrate": setup.migrate,
+    "handlers": handlers.handlers,
+    "pause": handlers.pause,
+    "resume": handlers.resume,
+    "nodes": handlers.nodes,
+    "demo": setup.demo,
+}
+
+for name, command in COMMANDS.items():
+    app.command(name)(command)
+app.command("enqueue", cls=WaitingCommand)(enqueue.enqueue)
+
+app.add_typer(job, name="job")
+job.command("show")(jobs.show)
+job.command("list")(jobs.list_)
+job.command("cancel")(jobs.cancel)
+job.command("retry")(jobs.retry)
+
+app.add_typer(request, name="request")
+request.command("submit", cls=WaitingCommand)(requests.submit)
+request.command("show")(requests.show)
+request.command("list")(requests.list_)
+request.command("cancel")(requests.cancel)
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
         import workerd
 
         print(workerd.__version__)
         raise typer.Exit
-
-
-def _group(help_text: str) -> typer.Typer:
-    return typer.Typer(help=help_text, rich_markup_mode=None, no_args_is_help=True, add_completion=False)
-
-
-app = typer.Typer(
-    help="Background jobs in the MySQL, MariaDB or SQLite that you already have.",
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    no_args_is_help=True,
-    # Completion scripts are for terminals; its import costs what a shell script would pay for nothing.
-    add_completion=False,
-)
-
-for command in (daemon.run, daemon.start, daemon.stop, daemon.restart, daemon.reload):
-    app.command()(command)

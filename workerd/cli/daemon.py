@@ -82,7 +82,10 @@ def _state(config: Config) -> tuple[int, bool] | None:
 
 
 def stop(c: ConfigPath = None) -> None:
-    """Stop the daemon when its running jobs have ended; a second `stop` does not wait for them."""
+    """Stop the daemon once its running jobs have ended.
+
+    A second `stop` does not wait for them: they will run again.
+    """
     config = configuration(c)
     running = Running.find(config)
     if running is None:
@@ -110,7 +113,7 @@ def _stop(config: Config, running: Running) -> None:
 
 
 def restart(c: ConfigPath = None) -> None:
-    """Stop the background daemon and start it with the configuration as it is now."""
+    """Stop the daemon and start it anew in the background."""
     config = configuration(c)  # a daemon that runs is not stopped for a configuration that is wrong
     running = Running.find(config)
     if running is not None:
@@ -119,7 +122,10 @@ def restart(c: ConfigPath = None) -> None:
 
 
 def reload(c: ConfigPath = None) -> None:
-    """Let the daemon read its configuration again; what did not change runs on."""
+    """Let the daemon read its configuration again.
+
+    What did not change runs on; a wrong configuration is refused as a whole.
+    """
     config = configuration(c)
     running = Running.find(config)
     if running is None:

@@ -15,7 +15,7 @@ Document = dict[str, Any]
 
 
 def status(c: ConfigPath = None, json: AsJson = False) -> None:
-    """Say how this machine's daemon is: roles, pools, workers, spool, lease, store."""
+    """Say how the daemon on this machine is."""
     document = asked(configuration(c))
     if json:
         put_json(document)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -11,24 +10,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from workerd.client.admission import admit
+import msgspec
 
+from workerd.client.admission import admit, check_handlers
 from workerd.client.model import Enqueued, Job, Request
-from workerd.client.spec import Duration, JobSpec, check, seconds
+from workerd.client.spec import Duration, JobSpec, check, params_json, seconds
 from workerd.client.stores import Stores
+from workerd.client.waiting import job_over, request_over, until
 from workerd.config.model import Config
 from workerd.config.model import Store as StoreConfig
-from workerd.job import parse_id
+from workerd.job import id_text, parse_id
 from workerd.process.context import Paths
 from workerd.process.sockets import poke
-from workerd.store import Store, Tx, open_store
+from workerd.store import Store, Tx, acts, handlers, open_store, queries, requests, views
 
 T = TypeVar("T")
 Source = Config | str | os.PathLike[str] | None
-
-FIRST_LOOK = 0.005
-SLOWEST_LOOK = 0.25
-"""Seconds between two looks of a wait: short at first, for jobs that take milliseconds."""
 
 
 class Client:
@@ -124,7 +121,7 @@ class Client:
     def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
         """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
         key = _key(job_id)
-        self._until(lambda tx: _has_ended(tx, key), timeout, f"job {job_id}")
+        until(self._read, job_over(key), _patience(timeout))
         return self._read(lambda tx: _job(tx, key))
 
     def cancel(self, job_id: str | uuid.UUID) -> bool:
@@ -132,10 +129,8 @@ class Client:
 
         Raises NotFound, Conflict if it had ended before.
         """
-        from workerd.store import jobs
-
         key = _key(job_id)
-        outcome = self._run(lambda tx: jobs.cancel(tx, key))
+        outcome = self._run(lambda tx: acts.cancel(tx, key))
         self.wake()
         return outcome == "ended"
 
@@ -144,18 +139,68 @@ class Client:
 
         Raises NotFound, Conflict while it is live or its unique key is held.
         """
-        from workerd.store import jobs
-
         key = _key(job_id)
-        attempt = self._run(lambda tx: jobs.retry(tx, key))
+        attempt = self._run(lambda tx: acts.retry(tx, key))
         self.wake()
         return attempt
 
     # -- requests
 
-    def submit(self, workflow: str, params: Mapping[str, Any] | None = None) -> Request:
-        """Begin a request: one run of a workflow. Raises ValueError, NotFound for an unknown workflow."""
-        raise NotImplementedError
+    def submit(
+        self, workflow: str, params: Mapping[str, Any] | None = None, *, id: str | uuid.UUID | None = None
+    ) -> Enqueued:
+        """Begin a request, one run of a workflow; `id`: a UUID of your own, submitting it again does nothing.
+
+        Raises ValueError for wrong params, and for an unknown workflow where the configuration is known.
+        """
+        if self._config.workflows and workflow not in self._config.workflows:
+            known = ", ".join(sorted(self._config.workflows))
+            raise ValueError(f'there is no workflow "{workflow}"; known are: {known}')
+        text = params_json(params or {}, self._config.gateway.max_body)
+        key = None if id is None else _key(id)
+        done = self._run(lambda tx: requests.submit(tx, workflow, text, key))
+        self.wake()
+        return Enqueued(id_text(done.id), done.created)
+
+    def get_request(self, request_id: str | uuid.UUID) -> Request:
+        """A request with its jobs. Raises NotFound, ValueError if the id is none."""
+        key = _key(request_id)
+        return self._read(lambda tx: _request(tx, key))
+
+    def wait_request(self, request_id: str | uuid.UUID, timeout: Duration | None = None) -> Request:
+        """The request once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
+        key = _key(request_id)
+        until(self._read, request_over(key), _patience(timeout))
+        return self._read(lambda tx: _request(tx, key))
+
+    def cancel_request(self, request_id: str | uuid.UUID) -> bool:
+        """Cancel a request: true if it has ended by that, false if it ends when its running jobs do.
+
+        Raises NotFound, Conflict if it had ended before.
+        """
+        key = _key(request_id)
+        outcome = self._run(lambda tx: requests.cancel(tx, key))
+        self.wake()
+        return outcome == "ended"
+
+    # -- handlers
+
+    def pause(self, handler: str, reason: str = "", by: str = "") -> None:
+        """Hold a handler back: no node claims its jobs once this has returned. Raises HandlerNotFound."""
+        by = by or f"client on {os.uname().nodename}"
+
+        def work(tx: Tx) -> None:
+            check_handlers([handler], handlers.known(tx), self._config)
+            handlers.pause(tx, handler, by, reason or None)
+
+        self._run(work)
+        self.wake()
+
+    def resume(self, handler: str) -> bool:
+        """Let a handler be claimed again; false if it was not paused. Raises NotFound."""
+        was_paused = self._run(lambda tx: handlers.resume(tx, handler))
+        self.wake()
+        return was_paused
 
     # -- how
 
@@ -170,16 +215,6 @@ class Client:
     def _read(self, work: Callable[[Tx], T]) -> T:
         with self._stores.lent() as store:
             return store.read(work)
-
-    def _until(self, over: Callable[[Tx], bool], timeout: Duration | None, what: str) -> None:
-        end = None if timeout is None else time.monotonic() + seconds("timeout", timeout)
-        pause = FIRST_LOOK
-        while not self._read(over):
-            left = None if end is None else end - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError(f"{what} has not ended within {timeout}")
-            time.sleep(pause if left is None else min(pause, left))
-            pause = min(pause * 1.5, SLOWEST_LOOK)
 
 
 def _configuration(source: Source) -> Config:
@@ -196,9 +231,14 @@ def _key(job_id: str | uuid.UUID) -> bytes:
     return job_id.bytes if isinstance(job_id, uuid.UUID) else parse_id(job_id)
 
 
-def _has_ended(tx: Tx, key: bytes) -> bool:
-    raise NotImplementedError
+def _patience(timeout: Duration | None) -> float | None:
+    return None if timeout is None else seconds("timeout", timeout)
 
 
 def _job(tx: Tx, key: bytes) -> Job:
-    raise NotImplementedError
+    return msgspec.convert(views.job(queries.get(tx, key)), Job)
+
+
+def _request(tx: Tx, key: bytes) -> Request:
+    row, jobs = requests.get(tx, key)
+    return msgspec.convert(views.request(row, jobs), Request)

@@ -50,6 +50,9 @@ class ForeignSession(Session):
         return self._way.execute(self._styled(sql), params)[0]
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
+        if self.engine == "mysql" and "FROM workerd_jobs" in sql:
+            # The caller's snapshot may be older than the row that holds a key; a locking read sees it.
+            sql += " LOCK IN SHARE MODE"
         rows = self._way.execute(self._styled(sql), params)[1]
         return [tuple(map(_stored, row)) for row in rows]
 

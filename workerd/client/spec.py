@@ -152,3 +152,10 @@ def _json(field_name: str, value: object, limit: int) -> bytes:
     if len(encoded) > limit:
         raise ValueError(f"{field_name}: {len(encoded)} bytes of JSON are over the limit of {limit}")
     return encoded
+
+
+def params_json(params: object, limit: int = VARS_LIMIT) -> bytes:
+    """A request's params as JSON; ValueError if they are no mapping by text or too large."""
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise ValueError(f"params: expected a mapping by text, got {type(params).__name__}")
+    return _json("params", dict(params), limit)

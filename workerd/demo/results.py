@@ -143,12 +143,17 @@ def _results(tx: Tx, expected: set[bytes]) -> Results:
     )
     ended = [
         Ended(
-            identifier(job_id),
-            *(lenient(value) or "" for value in values),
-            attempts=attempts[job_id],
-            run_us=tuple(times[job_id]),
+            id=identifier(row[0]),
+            handler=text(row[1]),
+            status=text(row[2]),
+            reason=lenient(row[3]) or "",
+            error=lenient(row[4]) or "",
+            vars=lenient(row[5]) or "",
+            payload=lenient(row[6]) or "",
+            attempts=attempts[row[0]],
+            run_us=tuple(times[row[0]]),
         )
-        for job_id, *values in rows
+        for row in rows
     ]
     return Results(ended, expected, unclosed)
 

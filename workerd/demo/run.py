@@ -21,8 +21,7 @@ from workerd.demo.results import Progress, progress, results, running
 from workerd.job import new_id
 from workerd.process.context import Paths
 from workerd.process.sockets import poke
-from workerd.store import Store, open_store
-from workerd.store import jobs as store_jobs
+from workerd.store import Store, acts, inserting, open_store
 
 LIMIT = 600.0
 """Seconds after which the demo gives up."""
@@ -72,13 +71,13 @@ def _shown(console: Console, node: DemoNode, config: Config, store: Store, work:
 def enqueue(store: Store, work: Sequence[Task]) -> set[bytes]:
     """Enqueue every task's jobs in bulk; their ids."""
     new = [
-        store_jobs.NewJob(handler=task.handler, id=new_id(), vars=msgspec.json.encode(values))
+        inserting.NewJob(handler=task.handler, id=new_id(), vars=msgspec.json.encode(values))
         for task in work
         for values in task.vars
     ]
     ids: set[bytes] = set()
     for start in range(0, len(new), BULK):
-        insert = partial(store_jobs.insert, jobs=new[start : start + BULK])
+        insert = partial(inserting.insert, jobs=new[start : start + BULK])
         ids.update(done.id for done in store.run(insert))
     return ids
 
@@ -106,7 +105,7 @@ def _watch(console: Console, node: DemoNode, config: Config, store: Store, work:
 def _cancel_one_that_waits(config: Config, store: Store, now: dict[str, Progress]) -> None:
     if now["waits"].running:
         for job_id in running(store, "waits"):
-            store.run(partial(store_jobs.cancel, job_id=job_id))
+            store.run(partial(acts.cancel, job_id=job_id))
         poke(Paths(config.node).wake)
 
 

@@ -1,0 +1,92 @@
+"""Whether jobs may be enqueued: their handlers are known, their vars fit, not too many wait already."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from workerd.client.model import Enqueued
+from workerd.client.spec import Checked
+from workerd.config.model import Config
+from workerd.errors import HandlerNotFound, TooManyWaiting
+from workerd.job import id_text
+from workerd.signature import check_vars
+from workerd.store import Tx, handlers, inserting, queries
+
+NAMES_SHOWN = 20
+
+
+def admit(tx: Tx, specs: Sequence[Checked], config: Config, *, look: bool = True) -> list[Enqueued]:
+    """Insert all jobs or none; `look` false leaves their vars to the attempts.
+
+    Raises HandlerNotFound, TooManyWaiting, ValueError for vars that do not fit a known signature.
+    """
+    known = handlers.known(tx)
+    check_handlers((spec.handler for spec in specs), known, config)
+    if look:
+        for spec in specs:
+            _check_vars(spec, known.get(spec.handler))
+    _check_waiting(tx, specs, config)
+    return insert(tx, specs)
+
+
+def insert(tx: Tx, specs: Sequence[Checked]) -> list[Enqueued]:
+    """Insert all jobs, unasked."""
+    new = [
+        inserting.NewJob(
+            handler=spec.handler,
+            id=spec.id,
+            vars=spec.vars,
+            meta=spec.meta,
+            priority=spec.priority,
+            run_at=spec.run_at,
+            delay=spec.delay_us,
+            deadline_ms=spec.deadline_ms,
+            max_attempts=spec.max_attempts,
+            unique_key=spec.unique_key,
+        )
+        for spec in specs
+    ]
+    return [Enqueued(id_text(done.id), done.created) for done in inserting.insert(tx, new)]
+
+
+def check_handlers(names: Iterable[str], known: Mapping[str, bytes | None], config: Config) -> None:
+    """HandlerNotFound, with the names that are known, for one that neither config nor store know."""
+    for name in dict.fromkeys(names):
+        if name not in known and name not in config.handlers:
+            raise HandlerNotFound(unknown(name, {*known, *config.handlers}))
+
+
+def unknown(name: str, known: Iterable[str]) -> str:
+    """The sentence for a handler that is not known."""
+    names = sorted(known)
+    if not names:
+        return (
+            f'There is no handler "{name}", and none is known at all: name one in the configuration, '
+            f"or start a node that has it."
+        )
+    shown = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
+    return f'There is no handler "{name}"; known are: {shown}.'
+
+
+def _check_vars(spec: Checked, signature: bytes | None) -> None:
+    if signature is None:
+        return
+    fault = check_vars(signature, msgspec.json.decode(spec.vars))
+    if fault is not None:
+        raise ValueError(f"{spec.handler}: {fault}")
+
+
+def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:
+    for name, adding in Counter(spec.handler for spec in specs).items():
+        handler = config.handlers.get(name)
+        if handler is None or not handler.max_waiting:
+            continue
+        room = handler.max_waiting - adding
+        if room < 0 or queries.waiting(tx, name, room + 1) > room:
+            raise TooManyWaiting(
+                f'The handler "{name}" has {handler.max_waiting} jobs waiting, which is its max_waiting: '
+                f"try again later, or raise handlers.{name}.max_waiting."
+            )
