@@ -149,7 +149,7 @@ def _context_of(parameters: list[_Parameter]) -> str:
         if p.annotation is Context or Context in get_args(p.annotation):
             return p.name
         # Imported for type checkers only, the name is all that there is.
-        if isinstance(p.annotation, str) and p.annotation.rpartition(".")[2] == Context.__name__:
+        if isinstance(p.annotation, str) and p.annotation.strip("'\"").split(".")[-1] == "Context":
             return p.name
     if parameters and parameters[0].name == "ctx" and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD:
         return "ctx"
