@@ -114,7 +114,7 @@ def retry(tx: Tx, job_id: bytes) -> int:
         raise Conflict(f"The job is live ({job.status}); cancel it first, or wait for its end.")
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is not None:
-        reopen(tx, request)
+        _reopen(tx, request, job_id)
     again(tx, job_id, job.attempt)
     return job.attempt + 1
 
@@ -139,14 +139,11 @@ def again(tx: Tx, job_id: bytes, attempt: int) -> None:
         raise
 
 
-def reopen(tx: Tx, row: RequestRow) -> None:
-    """An ended request goes on; what was cancelled only because it ended is put back beside the retry.
+def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
+    """An ended request goes on; what was cancelled only because it ended is put back beside `retried`.
 
     Conflict for a workflow with a cooler: its next run is its retry.
     """
-    item = moving.Moving(row)
-    if not item.ended and row.error is None:
-        return
     if row.steps is not None:
         try:
             recurring = moving.graph(row.steps).cooler is not None
@@ -159,12 +156,12 @@ def reopen(tx: Tx, row: RequestRow) -> None:
             )
     tx.execute(
         "UPDATE workerd_requests SET status = 'inprogress', error = NULL, completed_at = NULL,"
-        " version = version + 1 WHERE id = %s",
+        " version = version + 1 WHERE id = %s AND status <> 'queuing'",
         (row.id,),
     )
     for job_id, attempt in tx.query(
         "SELECT id, attempt FROM workerd_jobs WHERE request_id = %s AND status = 'cancelled' AND error = %s"
-        " ORDER BY id, attempt",
-        (row.id, moving.REQUEST_OVER),
+        " AND id <> %s ORDER BY id, attempt",
+        (row.id, moving.REQUEST_OVER, retried),
     ):
         again(tx, job_id, attempt)

@@ -62,8 +62,8 @@ def ensure(tx: Tx, name: str, pause: float) -> bool:
     """
     if live(tx, name) is not None or not goes_on(tx, [name]):
         return False
-    ended = last_end(tx, name)
-    due = tx.now if ended is None else max(tx.now, ended + int(pause * SECOND))
+    last = last_run(tx, name)
+    due = tx.now if last is None else max(tx.now, last.end + int(pause * SECOND))
     return add(tx, name, new_id(), run_at=due, status=Status.NEW if due <= tx.now else Status.SCHEDULED)
 
 
@@ -83,18 +83,30 @@ def goes_on(tx: Tx, names: Iterable[str]) -> set[str]:
 _LOOK_BACK = 20
 
 
-def last_end(tx: Tx, name: str) -> int | None:
-    """When the chain's last run ended, as far as its newest rows tell."""
-    ends: list[int] = []
+class Last(NamedTuple):
+    """The last run of a chain that has ended."""
+
+    id: bytes
+    status: str
+    end: int
+
+
+def last_run(tx: Tx, name: str) -> Last | None:
+    """The chain's last run that ended, as far as the newest rows of its name tell."""
+    ends: list[Last] = []
     for status in (Status.COMPLETED, Status.FAILURE, Status.CANCELLED):
         rows = tx.query(
-            "SELECT unique_key, COALESCE(finished_at, ingested_at)"
+            "SELECT id, unique_key, COALESCE(finished_at, ingested_at)"
             f" FROM workerd_jobs {hint(tx, 'workerd_claim')}"
             " WHERE handler = %s AND status = %s AND priority = 0 ORDER BY run_at DESC LIMIT %s",
             (name, str(status), _LOOK_BACK),
         )
-        ends += [values.time(end) for key, end in rows if key == COOLER_KEY.encode() and end is not None]
-    return max(ends, default=None)
+        ends += [
+            Last(job_id, str(status), values.time(end))
+            for job_id, key, end in rows
+            if key == COOLER_KEY.encode() and end is not None
+        ]
+    return max(ends, key=lambda last: last.end, default=None)
 
 
 def remove_waiting(tx: Tx, name: str) -> bool:

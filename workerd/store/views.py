@@ -13,6 +13,7 @@ from workerd.job import ENDED, id_text
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import Job
 from workerd.store.rows import JobRow, RequestRow
+from workerd.store.schedules import ScheduleRow
 
 _TIMES = ("created_at", "claimed_at", "started_at", "finished_at", "ingested_at")
 _ATTEMPT = (
@@ -125,4 +126,21 @@ def handler(row: HandlerRow) -> dict[str, Any]:
         "paused_at": moment(row.paused_at),
         "paused_by": row.paused_by,
         "pause_reason": row.pause_reason,
+    }
+
+
+def schedule(row: ScheduleRow, next_at: int | None = None) -> dict[str, Any]:
+    """A schedule; `next_at` is a cron's next tick, which its expression tells."""
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "expression": row.expression,
+        "timezone": row.timezone,
+        "next_at": moment(row.next_at if row.kind == "cooler" else next_at),
+        "last_tick": moment(row.last_tick),
+        "last_job": identity(row.last_job),
+        "last_status": row.last_status,
+        "last_end": moment(row.last_end),
+        "paused_at": moment(row.paused_at),
+        "paused_by": row.paused_by,
     }

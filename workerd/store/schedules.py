@@ -1,0 +1,311 @@
+"""Schedules: each tick of a `cron` fires once over all nodes, each `cooler` has one chain.
+
+The row of a schedule says up to where its ticks are dealt with. Whoever moves `last_tick` inserts the job or
+the request in the same transaction, so that a tick has one of them or none, whatever dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from workerd import workflow as wf
+from workerd.config.model import Config, Overlap
+from workerd.config.model import Schedule as Wanted
+from workerd.errors import Conflict, NotFound
+from workerd.job import ENDED, Status, new_id
+from workerd.store import chains, dialect, inserting, requests, values
+from workerd.store.connection import Row, Tx
+from workerd.store.rows import marks
+
+Kind = Literal["cron", "cooler"]
+
+
+class ScheduleRow(msgspec.Struct, kw_only=True):
+    """A schedule. `last_tick`: ticks up to here are dealt with; `last_job`: the job or request it made.
+
+    `next_at`: when the chain of a cooler runs next, None while it runs; ticks of a cron follow from its
+    expression. `last_status` and `last_end` are those of `last_job`, or of a chain's last run.
+    """
+
+    name: str
+    kind: Kind
+    expression: str
+    timezone: str
+    last_tick: int | None
+    last_job: bytes | None
+    paused_at: int | None
+    paused_by: str | None
+    next_at: int | None = None
+    last_status: str | None = None
+    last_end: int | None = None
+
+
+class Fired(StrEnum):
+    """What became of a tick."""
+
+    FIRED = "fired"
+    TAKEN = "taken"  # another node was faster, or the schedule changed
+    SKIPPED = "skipped"  # the last run is not over
+    HELD = "held"  # the last run is not over: ask again
+    PAUSED = "paused"
+    GONE = "gone"  # no such schedule in the store
+
+
+class Tick(NamedTuple):
+    """`job`: the id of what was inserted, a request's if the schedule is a workflow's."""
+
+    fired: Fired
+    job: bytes | None = None
+
+
+def wanted(config: Config) -> dict[str, Wanted]:
+    """What is scheduled in a configuration, by the name of its handler or workflow."""
+    all_ = {h.name: h.schedule for h in config.handlers.values()}
+    all_ |= {w.name: w.schedule for w in config.workflows.values()}
+    return {name: schedule for name, schedule in all_.items() if schedule.recurs}
+
+
+_COLUMNS = "name, kind, expression, timezone, last_tick, last_job, paused_at, paused_by"
+
+
+def _schedule(row: Row) -> ScheduleRow:
+    name, kind, expression, timezone, last_tick, last_job, paused_at, paused_by = row
+    return ScheduleRow(
+        name=values.lenient(name) or "",
+        kind="cooler" if kind == b"cooler" else "cron",
+        expression=values.lenient(expression) or "",
+        timezone=values.lenient(timezone) or "",
+        last_tick=values.time_or_none(last_tick),
+        last_job=last_job,
+        paused_at=values.time_or_none(paused_at),
+        paused_by=values.lenient(paused_by),
+    )
+
+
+def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
+    """One schedule's row. NotFound."""
+    row = tx.one(
+        f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s" + (dialect.of(tx).lock if lock else ""),
+        (name,),
+    )
+    if row is None:
+        raise NotFound(f"There is no schedule {name!r}; `workerd schedules` lists them.")
+    return _schedule(row)
+
+
+# -- what the configuration says ---------------------------------------------------------------
+
+
+def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
+    """Make the rows say what the configuration says; the names of those that were added or changed.
+
+    A schedule begins, also anew after a change, when it is written here: no earlier tick is missed. A
+    pause outlives it.
+    """
+    there = {row.name: row for row in map(_schedule, tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules"))}
+    changed = []
+    for name, schedule in sorted(schedules.items()):
+        kind, expression, timezone = described(schedule)
+        row = there.get(name)
+        if row is None:
+            tx.execute(
+                "INSERT INTO workerd_schedules (name, kind, expression, timezone, last_tick)"
+                " VALUES (%s, %s, %s, %s, %s)" + dialect.of(tx).keep.format("name"),
+                (name, kind, expression, timezone, values.at(tx.now)),
+            )
+        elif (row.kind, row.expression, row.timezone) != (kind, expression, timezone):
+            tx.execute(
+                "UPDATE workerd_schedules SET kind = %s, expression = %s, timezone = %s, last_tick = %s"
+                " WHERE name = %s",
+                (kind, expression, timezone, values.at(tx.now), name),
+            )
+        else:
+            continue
+        changed.append(name)
+    return changed
+
+
+def described(schedule: Wanted) -> tuple[Kind, str, str]:
+    """Kind, expression and timezone as the columns hold them: a cooler's expression is its seconds."""
+    if schedule.cooler is not None:
+        return "cooler", f"{schedule.cooler:g}s", "UTC"
+    return "cron", schedule.cron, schedule.timezone
+
+
+def orphans(tx: Tx, own: Iterable[str]) -> list[str]:
+    """The schedules that neither this node's configuration nor that of another live node has.
+
+    The nodes tell theirs in `schedules` of their `info`. While one does not, nobody is sure of anything.
+    """
+    had = {values.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")} - set(own)
+    if not had:
+        return []
+    for (info,) in tx.query("SELECT info FROM workerd_nodes WHERE lease_until > %s", (values.at(tx.now),)):
+        try:
+            had -= set(msgspec.json.decode(info or b"{}", type=_Info).schedules)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return []
+    return sorted(had)
+
+
+class _Info(msgspec.Struct):
+    schedules: list[str]
+
+
+def retire(tx: Tx, names: Iterable[str]) -> int:
+    """Remove schedules that are configured no more, and the runs of their chains that wait."""
+    gone = sorted(set(names))
+    if not gone:
+        return 0
+    removed = tx.execute(f"DELETE FROM workerd_schedules WHERE name IN ({marks(gone)})", gone)
+    for name in gone:
+        chains.remove_waiting(tx, name)
+    return removed
+
+
+def ensure_chain(tx: Tx, name: str, pause: float) -> bool:
+    """Insert the row of a cooler's chain where no live one is; whether this call did. `pause`: seconds."""
+    return chains.ensure(tx, name, pause)
+
+
+# -- ticks -------------------------------------------------------------------------------------
+
+
+def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow: bool = False) -> Tick:
+    """Let one tick fire, once over all nodes: insert its job, or its request if it is a workflow's."""
+    row = tx.one(f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s", (name,))
+    if row is None:
+        return Tick(Fired.GONE)
+    schedule = _schedule(row)
+    if schedule.paused_at is not None:
+        return Tick(Fired.PAUSED)
+    if schedule.last_tick is not None and schedule.last_tick >= moment:
+        return Tick(Fired.TAKEN)
+    busy = overlap != "allow" and schedule.last_job is not None and not _over(tx, schedule.last_job)
+    if busy and overlap == "queue":
+        return Tick(Fired.HELD)
+    made = None if busy else new_id()
+    if not _moved(tx, schedule, moment, made or schedule.last_job):
+        return Tick(Fired.TAKEN)
+    if made is None:
+        return Tick(Fired.SKIPPED)
+    if workflow:
+        requests.submit(tx, name, b"{}", made)
+    else:
+        inserting.insert(tx, [inserting.NewJob(handler=name, id=made, run_at=moment)])
+    return Tick(Fired.FIRED, made)
+
+
+def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> bool:
+    """Take the tick; only if `last_job`, on which the overlap was judged, is still the same."""
+    same = "IS" if tx.engine == "sqlite" else "<=>"
+    return bool(
+        tx.execute(
+            "UPDATE workerd_schedules SET last_tick = %s, last_job = %s WHERE name = %s"
+            f" AND (last_tick IS NULL OR last_tick < %s) AND last_job {same} %s AND paused_at IS NULL",
+            (values.at(moment), job, schedule.name, values.at(moment), schedule.last_job),
+        )
+    )
+
+
+def _over(tx: Tx, made: bytes) -> bool:
+    """Whether the job or request that a tick made has ended; what was removed has."""
+    job = _last_row(tx, made)
+    if job is not None:
+        return job[0] in ENDED
+    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (made,))
+    return row is None or values.lenient(row[0]) in wf.REQUEST_ENDED
+
+
+def _last_row(tx: Tx, job_id: bytes) -> tuple[str, int | None] | None:
+    row = tx.one(
+        "SELECT status, COALESCE(finished_at, ingested_at) FROM workerd_jobs WHERE id = %s"
+        " ORDER BY attempt DESC LIMIT 1",
+        (job_id,),
+    )
+    return None if row is None else (values.lenient(row[0]) or "", values.time_or_none(row[1]))
+
+
+# -- what a person does ------------------------------------------------------------------------
+
+
+def pause(tx: Tx, name: str, by: str) -> None:
+    """No tick fires and no chain goes on until `resume`; what runs goes on to its end. NotFound."""
+    schedule = find(tx, name, lock=True)
+    tx.execute(
+        "UPDATE workerd_schedules SET paused_at = COALESCE(paused_at, %s), paused_by = %s WHERE name = %s",
+        (values.at(tx.now), by[:191], name),
+    )
+    if schedule.kind == "cooler":
+        chains.remove_waiting(tx, name)
+
+
+def resume(tx: Tx, name: str) -> bool:
+    """Go on from now: ticks during the pause are not missed ones. False if it was not paused. NotFound."""
+    schedule = find(tx, name, lock=True)
+    if schedule.paused_at is None:
+        return False
+    tx.execute(
+        "UPDATE workerd_schedules SET paused_at = NULL, paused_by = NULL, last_tick = %s WHERE name = %s",
+        (values.at(max(tx.now, schedule.last_tick or 0)), name),
+    )
+    if schedule.kind == "cooler":
+        chains.ensure(tx, name, 0)
+    return True
+
+
+def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
+    """Run once now, paused or not; the id of the job or request. NotFound, Conflict.
+
+    Of a chain the waiting run is moved to now, so that the pause starts over from its end.
+    """
+    schedule = find(tx, name, lock=True)
+    if schedule.kind == "cron":
+        if workflow:
+            return requests.submit(tx, name, b"{}").id
+        return inserting.insert(tx, [inserting.NewJob(handler=name)])[0].id
+    if chains.hurry(tx, name):
+        link = chains.live(tx, name)
+        assert link is not None
+        return link.id
+    if chains.live(tx, name) is not None:
+        raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
+    if workflow:
+        return requests.submit(tx, name, b"{}").id
+    made = new_id()
+    if not chains.add(tx, name, made, run_at=tx.now, status=Status.NEW):
+        raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
+    return made
+
+
+# -- looking -----------------------------------------------------------------------------------
+
+
+def list_(tx: Tx) -> list[ScheduleRow]:
+    """All schedules by name, with the state of their last runs."""
+    rows = tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules ORDER BY name")
+    return [_with_last(tx, _schedule(row)) for row in rows]
+
+
+def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
+    if row.kind == "cooler":
+        link = chains.live(tx, row.name)
+        if link is not None and link.status is not Status.INPROGRESS:
+            row.next_at = link.run_at
+        last = chains.last_run(tx, row.name)
+        if last is not None:
+            row.last_job, row.last_status, row.last_end = last
+    elif row.last_job is not None:
+        job = _last_row(tx, row.last_job)
+        if job is not None:
+            row.last_status, row.last_end = job
+        else:
+            found = tx.one("SELECT status, completed_at FROM workerd_requests WHERE id = %s", (row.last_job,))
+            if found is not None:
+                row.last_status = values.lenient(found[0])
+                row.last_end = values.time_or_none(found[1])
+    return row
