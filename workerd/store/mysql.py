@@ -11,12 +11,13 @@ from typing import Any
 
 import pymysql
 from pymysql.constants import FIELD_TYPE
-from pymysql.converters import escape_bool, escape_string
+from pymysql.converters import escape_bool
 
 from workerd import clock
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations
 from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
+from workerd.store.literals import literal
 from workerd.store.url import MySQLAddress
 
 LOCKS = frozenset({
@@ -50,7 +51,7 @@ _CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]]
     **dict.fromkeys(_FLOATS, float),
 }
 
-# Strict, and without NO_BACKSLASH_ESCAPES, on which the quoting below relies.
+# Strict, and without NO_BACKSLASH_ESCAPES, on which `literals` relies.
 _SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 
@@ -208,23 +209,6 @@ def _settings(mariadb: bool, timeout: float) -> list[str]:
         f"SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = {max(1, math.ceil(seconds))},"
         f" time_zone = '+00:00', sql_mode = '{_SQL_MODE}', {special}",
     ]
-
-
-def literal(value: object) -> str:
-    """A parameter as SQL: bytes in hex, text quoted, None as NULL."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bytes):
-        return f"x'{value.hex()}'"
-    if isinstance(value, str):
-        return f"'{escape_string(value)}'"
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, float):
-        raise StoreRefused(f"{value} is not a finite number", 1264)
-    raise TypeError(f"{type(value).__name__} is no SQL parameter")
 
 
 def _told(error: BaseException) -> tuple[int, str]:

@@ -1,0 +1,140 @@
+"""Running daemons: each incarnation's row, its lease, and its end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+
+import msgspec
+
+from workerd import clock
+from workerd.errors import NodeNameTaken
+from workerd.store import dialect, values
+from workerd.store.connection import Row, Tx
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """An incarnation. `info`: JSON of what it tells of itself; times in store time, microseconds."""
+
+    id: bytes
+    name: str
+    host: str = ""
+    pid: int | None = None
+    boot_id: str | None = None
+    version: str = ""
+    started_at: int = 0
+    lease_until: int = 0
+    info: bytes | None = None
+
+
+_COLUMNS = "id, name, host, pid, boot_id, version, started_at, lease_until, info"
+
+
+def register(tx: Tx, node: NodeRecord, lease: float, *, former: Collection[bytes] = ()) -> int:
+    """Insert this incarnation, or renew it if its row is there; the store's now.
+
+    `lease` in seconds. `former`: incarnations that this state folder's lock shows to be dead. Raises
+    NodeNameTaken while another live incarnation has the name.
+    """
+    _meet(tx, node)
+    now = tx.now
+    for other in list_(tx):
+        mine = other.id == node.id or other.id in former
+        if other.name == node.name and not mine and other.lease_until > now:
+            where = f"on {other.host or 'an unknown host'}, process {other.pid}"
+            raise NodeNameTaken(
+                f'A node named "{node.name}" is alive ({where});'
+                " give this one another node.name, or stop that one."
+            )
+    tx.execute("DELETE FROM workerd_nodes WHERE id = %s", (node.id,))
+    tx.execute(
+        f"INSERT INTO workerd_nodes ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+        (
+            node.id, node.name, node.host, node.pid, node.boot_id, node.version,
+            values.at(node.started_at or now), values.at(_until(now, lease)),
+            node.info and node.info.decode(),
+        ),
+    )  # fmt: skip
+    return now
+
+
+def _meet(tx: Tx, node: NodeRecord) -> None:
+    """Make two that register one name wait for each other, or on Galera conflict at COMMIT.
+
+    A row that follows from the name is written and taken away again; it is never seen.
+    """
+    ident = hashlib.blake2b(node.name.encode(), digest_size=16, person=b"workerd-node").digest()
+    tx.execute(
+        "INSERT INTO workerd_nodes (id, name, lease_until) VALUES (%s, %s, %s)"
+        + dialect.of(tx).keep.format("id"),
+        (ident, node.name, "1970-01-01 00:00:01"),
+    )
+    tx.execute("DELETE FROM workerd_nodes WHERE id = %s", (ident,))
+
+
+def _until(now: int, lease: float) -> int:
+    return now + int(lease * clock.SECOND)
+
+
+def renew(tx: Tx, node_id: bytes, lease: float, info: bytes | None = None) -> int | None:
+    """Let the lease last `lease` seconds from the store's now, which is returned; None if the row is gone."""
+    now = tx.now
+    sets = "lease_until = %s" if info is None else "lease_until = %s, info = %s"
+    told = [] if info is None else [info.decode()]
+    renewed = tx.execute(
+        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [values.at(_until(now, lease)), *told, node_id]
+    )
+    return now if renewed else None
+
+
+def over(tx: Tx) -> list[NodeRecord]:
+    """Nodes whose lease is over, by the store's clock."""
+    return [node for node in list_(tx) if node.lease_until < tx.now]
+
+
+def remove(tx: Tx, node_id: bytes) -> bool:
+    """Take the row away; False, and it stays, while attempts are `inprogress` for it."""
+    left = tx.one(
+        f"SELECT 1 FROM workerd_jobs {dialect.of(tx).node_index}"
+        " WHERE node_id = %s AND status = 'inprogress' LIMIT 1",
+        (node_id,),
+    )
+    if left is not None:
+        return False
+    tx.execute("DELETE FROM workerd_nodes WHERE id = %s", (node_id,))
+    return True
+
+
+def strays(tx: Tx) -> list[bytes]:
+    """Incarnations that hold claims and have no row.
+
+    A COMMIT that reached the server late can bring a claim after its node's row was removed. A living
+    node that lost its row registers again within a lease: who stays here for longer than that is dead.
+    """
+    found = tx.query(
+        f"SELECT DISTINCT node_id FROM workerd_jobs {dialect.of(tx).due_index}"
+        " WHERE status = 'inprogress' AND node_id IS NOT NULL"
+        " AND node_id NOT IN (SELECT id FROM workerd_nodes)"
+    )
+    return [row[0] for row in found]
+
+
+def list_(tx: Tx) -> list[NodeRecord]:
+    """All nodes, by name, the newest incarnation of a name last."""
+    rows = tx.query(f"SELECT {_COLUMNS} FROM workerd_nodes ORDER BY name, started_at, id")
+    return [_record(row) for row in rows]
+
+
+def _record(row: Row) -> NodeRecord:
+    node_id, name, host, pid, boot_id, version, started_at, lease_until, info = row
+    return NodeRecord(
+        id=node_id,
+        name=values.lenient(name) or "",
+        host=values.lenient(host) or "",
+        pid=pid,
+        boot_id=values.lenient(boot_id),
+        version=values.lenient(version) or "",
+        started_at=values.time(started_at),
+        lease_until=values.time(lease_until),
+        info=info,
+    )
