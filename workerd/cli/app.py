@@ -40,6 +40,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "resume": handlers.resume,
     "nodes": handlers.nodes,
     "demo": setup.demo,
+    "install": setup.install,
+    "uninstall": setup.uninstall,
 }
 
 for name, command in COMMANDS.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,8 +75,8 @@ def _show(document: Document) -> None:
             ("node", node),
             ("state", document.get("state")),
             ("since", document.get("started_at")),
-            ("store", _facts(document.get("store"))),
-            ("lease", _facts(document.get("lease"))),
+            ("store", _store(document.get("store"))),
+            ("lease", _lease(dict(_named(document, "roles")).get("dispatcher", {}))),
             ("spool", _spool(document.get("spool"))),
         ]
     )
@@ -153,18 +154,36 @@ def _show_running(pools: list[tuple[str, Document]]) -> None:
 
 def _running_row(worker: Document) -> list[object]:
     known = [worker.get(key) for key in ("name", "pid", "handler", "attempt")]
-    return [*known, seconds_text(worker.get("for")), worker["job"]]
+    return [*known, seconds_text(runs_for(worker)), worker["job"]]
 
 
-def _spool(value: Any) -> str | None:
-    if isinstance(value, dict) and isinstance(value.get("bytes"), int):
-        rest = {k: v for k, v in value.items() if k != "bytes"}
-        return ", ".join(filter(None, [size_text(value["bytes"]), _facts(rest)]))
-    return _facts(value)
+def runs_for(worker: Document) -> float | None:
+    """Seconds since the worker's job began; the supervisor's machine is this one, and so is its clock."""
+    since = worker.get("since")
+    return max(0.0, time.monotonic() - since) if isinstance(since, int | float) else None
 
 
-def _facts(value: Any) -> str | None:
-    if isinstance(value, dict):
-        facts = [f"{name} {line(fact)}" for name, fact in value.items() if fact not in (None, "")]
-        return ", ".join(facts) or None
-    return None if value is None else str(value)
+def _store(store: Any) -> str | None:
+    if not isinstance(store, dict):
+        return None
+    words = [str(store.get("state", "unknown"))]
+    if words[0] == "away":
+        words.append(f"for {seconds_text(store.get('since'))}: {line(store.get('error', ''))}")
+    return " ".join(words)
+
+
+def _lease(dispatcher: Document) -> str | None:
+    if "lease_held" not in dispatcher:
+        return None
+    if not dispatcher["lease_held"]:
+        return "not held: nothing is claimed until the store answers"
+    return f"held, {seconds_text(dispatcher.get('lease_left'))} left"
+
+
+def _spool(spool: Any) -> str | None:
+    if not isinstance(spool, dict):
+        return None
+    if not spool.get("bytes"):
+        return "empty"
+    trouble = f", {line(spool['trouble'])}" if spool.get("trouble") else ""
+    return f"{size_text(spool['bytes'])} with {plural(spool.get('rows', 0), 'outcome')}{trouble}"
