@@ -1,0 +1,197 @@
+"""Removing what ended long ago: in slices along the primary key, all rows of a job together.
+
+A job that belongs to a request goes with it, because later steps and a retry by hand need its rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+from workerd.job import COOLER_KEY, LIVE, Status
+from workerd.store import dialect, values
+from workerd.store.connection import Row, Tx
+from workerd.store.rows import chunks, hint, marks
+
+RUNS_KEPT = 100
+"""Completed rows of a recurring handler that are kept, however old."""
+
+
+class Limits(NamedTuple):
+    """Store times before which an end is long ago; None keeps for ever. `completed` is for cancelled too."""
+
+    completed: int | None
+    failure: int | None
+
+    def over(self, status: str, end: int) -> bool:
+        """Whether a job with this status and end may go."""
+        if status in ("completed", "cancelled"):
+            return self.completed is not None and end < self.completed
+        return status in ("failure", "failed") and self.failure is not None and end < self.failure
+
+
+class Purged(NamedTuple):
+    """`rows` that were removed; `cursor`: where the next slice begins, None after the last."""
+
+    rows: int
+    cursor: bytes | None
+
+
+class _Job(NamedTuple):
+    """A job as retention sees it."""
+
+    id: bytes
+    handler: str
+    status: str
+    reason: str | None
+    unique_key: str | None
+    request_id: bytes | None
+    run_at: bytes
+    end: int
+
+
+_SLICE = """SELECT id, attempt, handler, status, reason, unique_key, request_id, run_at,
+    COALESCE(ingested_at, finished_at, created_at) FROM workerd_jobs"""
+
+
+def purge_jobs(tx: Tx, limits: Limits, *, limit: int, cursor: bytes | None = None) -> Purged:
+    """Look at the next `limit` rows of jobs and remove the jobs that may go."""
+    rows = tx.query(
+        _SLICE + (" WHERE id > %s" if cursor is not None else "") + " ORDER BY id, attempt LIMIT %s",
+        [*([cursor] if cursor is not None else []), limit],
+    )
+    jobs = [list(group) for _, group in groupby(rows, key=lambda row: row[0])]
+    full = len(rows) == limit
+    if full and len(jobs) > 1:
+        jobs.pop()  # perhaps only half of it was read
+    elif full:
+        jobs = [tx.query(_SLICE + " WHERE id = %s ORDER BY attempt", (rows[0][0],))]
+    ended = [job for job in map(_ended, jobs) if job is not None and limits.over(job.status, job.end)]
+    free = _without_request(tx, ended)
+    kept = _kept_runs(tx, free)
+    removed = _remove(tx, [job.id for job in free if job.id not in kept])
+    return Purged(removed, jobs[-1][0][0] if full and jobs else None)
+
+
+def _ended(rows: Sequence[Row]) -> _Job | None:
+    current = [row for row in rows if row[3] != b"retry"]
+    if len(current) != 1 or values.lenient(current[0][3]) in LIVE:
+        return None
+    job_id, _, handler, status, reason, key, request_id, run_at, end = current[0]
+    try:
+        moment = values.time(end)
+    except ValueError:
+        moment = 0
+    text = values.lenient
+    return _Job(
+        job_id, text(handler) or "", text(status) or "", text(reason), text(key), request_id, run_at, moment
+    )
+
+
+def _without_request(tx: Tx, jobs: Sequence[_Job]) -> list[_Job]:
+    ids = sorted({job.request_id for job in jobs if job.request_id is not None})
+    there: set[bytes] = set()
+    for part in chunks(ids):
+        there.update(
+            row[0] for row in tx.query(f"SELECT id FROM workerd_requests WHERE id IN ({marks(part)})", part)
+        )
+    return [job for job in jobs if job.request_id not in there]
+
+
+def _kept_runs(tx: Tx, jobs: Sequence[_Job]) -> set[bytes]:
+    """Those among the newest completed rows of a recurring handler."""
+    schedules = {values.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
+    oldest: dict[str, bytes] = {}
+    kept: set[bytes] = set()
+    for job in jobs:
+        if job.status != Status.COMPLETED or job.handler not in schedules:
+            continue
+        if job.handler not in oldest:
+            oldest[job.handler] = _oldest_kept(tx, job.handler)
+        if job.run_at >= oldest[job.handler]:
+            kept.add(job.id)
+    return kept
+
+
+def _oldest_kept(tx: Tx, handler: str) -> bytes:
+    row = tx.one(
+        f"SELECT run_at FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler = %s AND status = 'completed' AND priority = 0"
+        " ORDER BY run_at DESC LIMIT 1 OFFSET %s",
+        (handler, RUNS_KEPT - 1),
+    )
+    oldest: bytes = row[0] if row is not None else b""
+    return oldest
+
+
+def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
+    """Remove the runs of a chain behind the newest completed ones, however young; how many rows.
+
+    Otherwise a cooler of milliseconds would fill the table with rows that say nothing.
+    """
+    rows = tx.query(
+        f"SELECT id, unique_key FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        " WHERE handler = %s AND status = 'completed' AND priority = 0"
+        " ORDER BY run_at DESC LIMIT %s OFFSET %s",
+        (name, limit, RUNS_KEPT),
+    )
+    return _remove(tx, [job_id for job_id, key in rows if key == COOLER_KEY.encode()])
+
+
+def purge_requests(tx: Tx, limits: Limits, *, limit: int) -> int:
+    """Remove up to about `limit` rows of requests that ended long ago, with all their jobs; how many.
+
+    The last run of a schedule is kept: it tells whether the next may begin.
+    """
+    removed = 0
+    for status, before in (
+        ("completed", limits.completed),
+        ("cancelled", limits.completed),
+        ("failed", limits.failure),
+    ):
+        if before is None or removed >= limit:
+            continue
+        rows = tx.query(
+            f"SELECT id FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+            " WHERE status = %s AND created_at < %s AND COALESCE(completed_at, created_at) < %s"
+            " AND id NOT IN (SELECT last_job FROM workerd_schedules WHERE last_job IS NOT NULL)"
+            f" ORDER BY created_at LIMIT %s{dialect.of(tx).skip}",
+            (status, values.at(before), values.at(before), limit),
+        )
+        for (request_id,) in rows:
+            removed += _remove_request(tx, request_id, limit)
+            if removed >= limit:
+                break
+    return removed
+
+
+def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
+    ids = tx.query(
+        f"SELECT DISTINCT id FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s LIMIT %s",
+        (request_id, limit),
+    )
+    removed = _remove(tx, [row[0] for row in ids])
+    left = tx.one(
+        f"SELECT 1 FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s LIMIT 1",
+        (request_id,),
+    )
+    if left is None:
+        removed += tx.execute("DELETE FROM workerd_requests WHERE id = %s", (request_id,))
+    return removed
+
+
+def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
+    """Delete all rows of these jobs, but for those that live again: a person may retry one meanwhile."""
+    removed = 0
+    for part in chunks(sorted(ids), 200):
+        rows = tx.query(
+            f"SELECT id, attempt, status FROM workerd_jobs WHERE id IN ({marks(part)})"
+            f" ORDER BY id, attempt{dialect.of(tx).lock}",
+            part,
+        )
+        live = {row[0] for row in rows if values.lenient(row[2]) in LIVE}
+        keys = [(row[0], row[1]) for row in rows if row[0] not in live]
+        for some in chunks(keys):
+            removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {dialect.keys(some)}")
+    return removed
