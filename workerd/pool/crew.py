@@ -13,7 +13,6 @@ from workerd.log import get_logger
 from workerd.pool.fds import WorkerFds
 from workerd.pool.member import Member, Owner
 from workerd.pool.states import State, Verdict
-from workerd.process.child import become_subreaper
 from workerd.process.limits import limit_data, resident
 from workerd.process.loop import Loop, Timer
 
@@ -123,10 +122,6 @@ class Crew:
             self._limits[name] = Limits(self._pool, member)
 
     def _live(self, fds: WorkerFds, name: str) -> int:
-        # A session of its own: its group can be killed at once, and no terminal signal reaches it. As a
-        # sub-reaper it keeps what its jobs leave behind below itself, where it is found.
-        os.setsid()
-        become_subreaper()
         if self._pool.memory_max:
             limit_data(self._pool.memory_max)
         return self._main(fds, name)

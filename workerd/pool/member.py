@@ -16,7 +16,7 @@ from workerd.outcome import Ending
 from workerd.pool.fds import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
 from workerd.pool.page import Page
 from workerd.pool.run import Run
-from workerd.pool.states import BUSY, ENDING, MOVES, State, Verdict
+from workerd.pool.states import BUSY, MOVES, State, Verdict
 from workerd.process.alarm import Alarm
 from workerd.process.channel import Channel
 from workerd.process.child import fork
@@ -29,8 +29,13 @@ SIGNAL_EVERY = 0.1
 DUMP_WAIT = 0.02
 """Seconds that a worker has for writing its stacks before it is killed without."""
 _LOOK_EVERY = 0.001
+CUT_OFF_WAIT = 0.05
+"""Seconds that a worker whose channel has ended has for being dead."""
 RETIRE_WAIT = 1.0
 """Seconds that a worker has for ending by itself after its channel was closed."""
+
+_UNREAD = frozenset({Verdict.NONE, Verdict.FAULT, Verdict.DEADLINE, Verdict.INTERRUPTED})
+"""Verdicts that leave a run unharmed which its worker has never read."""
 
 log = get_logger("pool")
 
@@ -43,6 +48,9 @@ class Owner(Protocol):
 
     def on_ending(self, member: Member, run: Run, ending: Ending) -> None:
         """It finished a run."""
+
+    def on_unread(self, run: Run) -> None:
+        """It died before it had read of this run."""
 
     def on_dead(self, member: Member, run: Run | None, status: int) -> None:
         """It is dead and reaped; `run` is what it was at and has not ended."""
@@ -176,6 +184,8 @@ class Member:
                 self._press(self.run)
             case State.DUMPING:
                 self._look_at_dump()
+            case State.CUT_OFF:
+                self.kill(Verdict.FAULT)
             case State.RETIRING:
                 self.kill(Verdict.RETIRED)
 
@@ -245,10 +255,11 @@ class Member:
             self._progress_turn = self._loop.turns
 
     def _on_eof(self) -> None:
-        # Its own exit closes the channel a moment before its pidfd speaks. To kill what is exiting
-        # changes nothing in its wait status, and who lives on without a channel must die (law 3).
-        if self.state not in ENDING:
-            self.kill(Verdict.FAULT)
+        # Its own death closes the channel a moment before its pidfd speaks, and a kill now would look as
+        # if we had been the reason. Who lives on without a channel is at fault and must die (law 3).
+        if State.CUT_OFF in MOVES[self.state]:
+            self.move(State.CUT_OFF)
+            self._alarm.set(time.monotonic() + CUT_OFF_WAIT)
 
     def _lines(self, lines: list[str]) -> None:
         self._owner.on_lines(self, self.run, lines)
@@ -270,11 +281,13 @@ class Member:
         if status is None:
             return
         self._close_period(self.run)
-        if self.verdict is Verdict.FAULT and status != -signal.SIGKILL:
-            self.verdict = Verdict.NONE
         self.move(State.DEAD)
         self._release()
         run, self.run = self.run, None
+        if run is not None and self.verdict in _UNREAD and self.channel.cut_short:
+            # It never read the assignment: no attempt was begun, so none is blamed.
+            self._owner.on_unread(run)
+            run = None
         self._owner.on_dead(self, run, status)
 
     def _release(self) -> None:

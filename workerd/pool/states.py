@@ -13,17 +13,19 @@ class State(StrEnum):
     RUNNING = "running"
     INTERRUPTING = "interrupting"  # the soft signal was sent: deadline or cancel
     DUMPING = "dumping"  # its stacks are being asked for; then it is killed
+    CUT_OFF = "cut off"  # its channel has ended; it is dying, or else a fault and killed
     RETIRING = "retiring"  # its channel was closed: it ends by itself
     KILLING = "killing"  # SIGKILL was sent
     DEAD = "dead"
 
 
 MOVES: dict[State, frozenset[State]] = {
-    State.STARTING: frozenset({State.IDLE, State.RETIRING, State.KILLING, State.DEAD}),
-    State.IDLE: frozenset({State.RUNNING, State.RETIRING, State.KILLING, State.DEAD}),
-    State.RUNNING: frozenset({State.IDLE, State.INTERRUPTING, State.KILLING, State.DEAD}),
-    State.INTERRUPTING: frozenset({State.IDLE, State.DUMPING, State.KILLING, State.DEAD}),
+    State.STARTING: frozenset({State.CUT_OFF, State.IDLE, State.RETIRING, State.KILLING, State.DEAD}),
+    State.IDLE: frozenset({State.CUT_OFF, State.RUNNING, State.RETIRING, State.KILLING, State.DEAD}),
+    State.RUNNING: frozenset({State.CUT_OFF, State.IDLE, State.INTERRUPTING, State.KILLING, State.DEAD}),
+    State.INTERRUPTING: frozenset({State.CUT_OFF, State.IDLE, State.DUMPING, State.KILLING, State.DEAD}),
     State.DUMPING: frozenset({State.IDLE, State.KILLING, State.DEAD}),
+    State.CUT_OFF: frozenset({State.KILLING, State.DEAD}),
     State.RETIRING: frozenset({State.KILLING, State.DEAD}),
     State.KILLING: frozenset({State.DEAD}),
     State.DEAD: frozenset(),
@@ -31,8 +33,6 @@ MOVES: dict[State, frozenset[State]] = {
 
 BUSY = frozenset({State.RUNNING, State.INTERRUPTING, State.DUMPING})
 """States in which a worker may be at a job and is not being killed yet."""
-ENDING = frozenset({State.RETIRING, State.KILLING, State.DEAD})
-"""States from which a worker takes no job any more."""
 
 
 class Verdict(StrEnum):

@@ -112,7 +112,9 @@ class Work:
     def _hand_out(self) -> None:
         idle, waiting = self.crew.idle, self.intake.waiting
         while idle and waiting:
-            self._assign(idle.pop(), waiting.popleft())
+            member = idle.pop()
+            if member.state is State.IDLE:  # else it is dying and is forgotten at its death
+                self._assign(member, waiting.popleft())
 
     def _assign(self, member: Member, claim: Claim) -> None:
         run = Run(next(self._serials), claim, self.policies.of(claim), time.monotonic_ns())
@@ -189,6 +191,12 @@ class Work:
         if self.closed:
             self._head.on_less()
 
+    def on_unread(self, run: Run) -> None:
+        if self.closed or not self.held:
+            self._release([run.claim])
+        else:
+            self.intake.waiting.appendleft(run.claim)
+
     def on_dead(self, member: Member, run: Run | None, status: int) -> None:
         if run is not None:
             now = time.monotonic_ns()
@@ -203,6 +211,7 @@ class Work:
             self._head.on_trouble(self.crew.trouble or sentence)
         self.strangers.look()
         self.crew.gone(member, run is not None)
+        self._hand_out()
         self.intake.consider()
         self._head.on_less()
 

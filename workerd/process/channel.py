@@ -60,6 +60,7 @@ class Channel(Generic[In]):
         self._unsent = b""
         self._flush_due = False
         self.closed = False
+        self.cut_short = False  # the peer went before it had read everything that it was sent
         sock.setblocking(False)
         loop.on_readable(self._fd, self._readable, rank)
 
@@ -107,6 +108,7 @@ class Channel(Generic[In]):
         except OSError:
             # The reading side will see the end, after what the peer had still written.
             self._unsent = b""
+            self.cut_short = True
         self._loop.on_writable(self._fd, self.flush if self._unsent else None)
 
     # -- receiving
@@ -133,6 +135,8 @@ class Channel(Generic[In]):
         except BlockingIOError:
             return True
         except OSError:
+            # A Unix socket says "reset" when its peer closed with something unread.
+            self.cut_short = True
             return False
         if not data:
             return False
@@ -171,7 +175,10 @@ class Channel(Generic[In]):
         while not self.closed:
             try:
                 data = self._sock.recv(_READ)
+            except BlockingIOError:
+                return
             except OSError:
+                self.cut_short = True
                 return
             if not data or not self._feed(data):
                 return
@@ -181,6 +188,7 @@ class Channel(Generic[In]):
         if self.closed:
             return
         self.closed = True
+        self.cut_short = self.cut_short or self.unsent > 0
         self._loop.forget(self._fd)
         self._outbox.clear()
         self._unsent = b""

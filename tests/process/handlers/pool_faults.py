@@ -1,0 +1,13 @@
+"""`init` functions that go wrong."""
+
+from __future__ import annotations
+
+import os
+
+
+def dies() -> None:
+    os._exit(5)
+
+
+def raises() -> None:
+    raise RuntimeError("no database today")
