@@ -6,7 +6,8 @@ Law 1: a row is only touched by a statement that names its id, attempt, incarnat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -48,7 +49,7 @@ def ready(outcome: Outcome, node_id: bytes, now: int) -> Ended:
 
 def record(tx: Tx, batch: Sequence[Ended], ingested_at: int) -> list[Ended]:
     """Close these attempts; those whose closing took effect. Locks: job rows, by (id, attempt)."""
-    ordered = sorted(batch, key=lambda e: e.outcome.key)
+    ordered = sorted(batch, key=lambda e: (e.outcome.id, e.outcome.attempt))
     if not ordered:
         return []
     if tx.engine == "sqlite":
@@ -58,7 +59,7 @@ def record(tx: Tx, batch: Sequence[Ended], ingested_at: int) -> list[Ended]:
 
 # -- MySQL: UPDATE … JOIN (SELECT … UNION ALL …) -----------------------------------------------
 
-_Literals = Callable[[Sequence[Ended]], list[str]]
+_Write = Callable[[Any], str]
 
 
 def _time(us: int | None) -> str:
@@ -66,80 +67,86 @@ def _time(us: int | None) -> str:
     return "NULL" if us is None else f"TIMESTAMP'{clock.to_text(us)}'"
 
 
-def _times(read: Callable[[Ended], int | None]) -> _Literals:
-    return lambda batch: [_time(read(e)) for e in batch]
-
-
-def _plain(read: Callable[[Outcome], object]) -> _Literals:
-    return lambda batch: [literal(read(e.outcome)) for e in batch]
-
-
-def _short(read: Callable[[Outcome], bytes | str | None]) -> _Literals:
-    return lambda batch: [_unless_long(read(e.outcome)) for e in batch]
-
-
-def _unless_long(value: bytes | str | None) -> str:
+def _short(value: bytes | str | None) -> str:
     return "NULL" if value is None or len(value) > LONG else literal(value)
 
 
-_SET: dict[str, _Literals] = {
-    "status": _plain(lambda o: o.status),
-    "reason": _plain(lambda o: o.reason),
-    "success": _plain(lambda o: o.success),
-    "payload": _short(lambda o: o.payload),
-    "payload_type": _plain(lambda o: o.payload_type),
-    "error": _plain(lambda o: o.error),
-    "stack": _short(lambda o: o.stack),
-    "exit_signal": _plain(lambda o: o.exit_signal),
-    "exit_code": _plain(lambda o: o.exit_code),
-    "started_at": _times(lambda e: e.started_at),
-    "finished_at": _times(lambda e: e.finished_at),
-    "run_us": _plain(lambda o: o.usage.run_us),
-    "cpu_us": _plain(lambda o: o.usage.cpu_us),
-    "max_rss_kib": _plain(lambda o: o.usage.max_rss_kib),
-    "pid": _plain(lambda o: o.pid),
+class _Column(NamedTuple):
+    """Where a column's values are in an Ended, how they are written, and what SET makes of them."""
+
+    read: Callable[[Ended], Any]
+    write: _Write = literal
+    set: str = "j.{name} = {value}"
+
+
+def _of(path: str, write: _Write = literal) -> _Column:
+    return _Column(attrgetter(path), write)
+
+
+_NAMED = {
+    "id": _of("outcome.id"),
+    "attempt": _of("outcome.attempt"),
+    "claimed_at": _of("outcome.claimed_at", _time),
+    "node_id": _of("node_id"),
 }
-_KEPT: dict[str, _Literals] = {  # what is not told stays as it was
-    "progress": _plain(lambda o: o.progress),
-    "note": _plain(lambda o: o.note),
-}
-_NAMED: dict[str, _Literals] = {
-    "id": lambda batch: [f"x'{e.outcome.id.hex()}'" for e in batch],
-    "attempt": lambda batch: [str(int(e.outcome.attempt)) for e in batch],
-    "claimed_at": _times(lambda e: e.outcome.claimed_at),
-    "node_id": lambda batch: [f"x'{e.node_id.hex()}'" for e in batch],
+_SET = {
+    "status": _of("outcome.status"),
+    "reason": _of("outcome.reason"),
+    "success": _of("outcome.success"),
+    "payload": _of("outcome.payload", _short),
+    "payload_type": _of("outcome.payload_type"),
+    "error": _of("outcome.error"),
+    "stack": _of("outcome.stack", _short),
+    "exit_signal": _of("outcome.exit_signal"),
+    "exit_code": _of("outcome.exit_code"),
+    "started_at": _of("started_at", _time),
+    "finished_at": _of("finished_at", _time),
+    "run_us": _of("outcome.usage.run_us"),
+    "cpu_us": _of("outcome.usage.cpu_us"),
+    "max_rss_kib": _of("outcome.usage.max_rss_kib"),
+    "pid": _of("outcome.pid"),
+    # What is not told stays as it was.
+    "progress": _of("outcome.progress")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
+    "note": _of("outcome.note")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
 }
 
 
 def _at_once(tx: Tx, batch: Sequence[Ended], ingested_at: int) -> list[Ended]:
-    derived, named = _derived({name: make(batch) for name, make in (_NAMED | _SET | _KEPT).items()})
-    sets = [f"j.{name} = {named[name]}" for name in _SET]
-    sets += [f"j.{name} = COALESCE({named[name]}, j.{name})" for name in _KEPT if named[name] != "NULL"]
-    sets.append(f"j.ingested_at = {_time(ingested_at)}")
+    derived, named = _derived(batch, _NAMED | _SET)
+    sets = [column.set.format(name=name, value=named[name]) for name, column in _SET.items()]
     changed = tx.execute(
         f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
-        f" ON j.id = o.id AND j.attempt = o.attempt SET {', '.join(sets)}"
+        f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"
+        f" SET {', '.join(sets)}, j.ingested_at = {_time(ingested_at)}"
         f" WHERE j.status = 'inprogress' AND j.node_id = {named['node_id']}"
         f" AND j.claimed_at = {named['claimed_at']}"
     )
     effective = list(batch) if changed == len(batch) else _read_back(tx, batch, ingested_at)
     for ended in effective:
-        _write_long(tx, ended.outcome)
+        if _is_long(ended.outcome):
+            _write_long(tx, ended.outcome)
     return effective
 
 
-def _derived(columns: dict[str, list[str]]) -> tuple[str, dict[str, str]]:
-    """The derived table, and how to name each column; one that is the same in all rows is a constant."""
+def _derived(batch: Sequence[Ended], columns: dict[str, _Column]) -> tuple[str, dict[str, str]]:
+    """The derived table, and how to name each column; one that is the same in all rows is a constant.
+
+    Column by column and each value once: this runs for every job, at a few microseconds each.
+    """
     named: dict[str, str] = {}
-    differing: list[str] = []
-    for name, literals in columns.items():
-        if name in ("id", "attempt") or literals.count(literals[0]) != len(literals):
-            differing.append(name)
-            named[name] = f"o.{name}"
-        else:
-            named[name] = literals[0]
-    rows = list(map(", ".join, zip(*(columns[name] for name in differing), strict=True)))
-    rows[0] = ", ".join(f"{columns[name][0]} AS {name}" for name in differing)
+    listed: list[list[str]] = []
+    heads: list[str] = []
+    for name, column in columns.items():
+        values_ = list(map(column.read, batch))
+        if values_.count(values_[0]) == len(values_) and name != "id":
+            named[name] = column.write(values_[0])
+            continue
+        written = {value: column.write(value) for value in set(values_)}
+        listed.append([written[value] for value in values_])
+        heads.append(f"{listed[-1][0]} AS {name}")
+        named[name] = f"o.{name}"
+    rows = list(map(", ".join, zip(*listed, strict=True)))
+    rows[0] = ", ".join(heads)
     return "SELECT " + " UNION ALL SELECT ".join(rows), named
 
 
@@ -158,17 +165,18 @@ def _read_back(tx: Tx, batch: Sequence[Ended], ingested_at: int) -> list[Ended]:
     return sorted(effective, key=lambda e: e.outcome.key)
 
 
+def _is_long(outcome: Outcome) -> bool:
+    payload, stack = outcome.payload, outcome.stack
+    return (payload is not None and len(payload) > LONG) or (stack is not None and len(stack) > LONG)
+
+
 def _write_long(tx: Tx, outcome: Outcome) -> None:
-    long = {
-        name: value
-        for name, value in (("payload", outcome.payload), ("stack", outcome.stack))
-        if value is not None and len(value) > LONG
-    }
-    if long:
-        sets = ", ".join(f"{name} = %s" for name in long)
-        tx.execute(
-            f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.key]
-        )
+    both = (("payload", outcome.payload), ("stack", outcome.stack))
+    long = {name: value for name, value in both if value is not None and len(value) > LONG}
+    sets = ", ".join(f"{name} = %s" for name in long)
+    tx.execute(
+        f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.key]
+    )
 
 
 # -- SQLite: a statement costs no round trip ---------------------------------------------------
