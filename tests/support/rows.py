@@ -32,7 +32,7 @@ class Rows:
             query = parse_qs(self._url.query)
             connection = pymysql.connect(
                 user=unquote(self._url.username or ""),
-                password=unquote(self._url.password or ""),
+                password=unquote(self._url.password or "").encode("utf-8"),
                 host=self._url.hostname or "localhost",
                 port=self._url.port or 3306,
                 unix_socket=query["unix_socket"][0] if "unix_socket" in query else None,

@@ -1,0 +1,103 @@
+"""A store driven by hand: rows in, claims out, outcomes back, as the daemon's roles would do it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from workerd.config.model import Schedule, Workflow, WorkflowJob
+from workerd.job import Claim, Status
+from workerd.outcome import Next, Outcome, Reason
+from workerd.store import Store, jobs, queries, requests
+from workerd.store.rows import JobRow, RequestRow
+
+NODE = jobs.NodeIdent(b"n" * 16, "one")
+
+
+def enqueue(store: Store, handler: str, **given: Any) -> bytes:
+    return store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler=handler, **given)]))[0].id
+
+
+def claims(store: Store, handler: str, limit: int = 100, node: jobs.NodeIdent = NODE) -> list[Claim]:
+    return store.run(lambda tx: jobs.claim(tx, handler, limit, node)).claims
+
+
+def outcome(
+    claim: Claim, status: Status = Status.COMPLETED, reason: Reason | None = None, **given: Any
+) -> Outcome:
+    usual = {Status.COMPLETED: Reason.OK, Status.CANCELLED: Reason.CANCELLED, Status.RETRY: Reason.RETRY}
+    if status is Status.RETRY:
+        given.setdefault("next", Next(0, claim.failures + 1, claim.crashes, claim.losses))
+    return Outcome(
+        id=claim.id,
+        attempt=claim.attempt,
+        claimed_at=claim.claimed_at,
+        handler=claim.handler,
+        status=status,
+        reason=reason or usual.get(status, Reason.ERROR),
+        success=status is Status.COMPLETED,
+        request_id=claim.request_id,
+        step=claim.step,
+        name=claim.name,
+        unique_key=claim.unique_key,
+        **given,
+    )
+
+
+def close(store: Store, outcomes: Sequence[Outcome], node: jobs.NodeIdent = NODE) -> int:
+    return len(store.run(lambda tx: jobs.close(tx, outcomes, node.id)))
+
+
+def finish(store: Store, handler: str, status: Status = Status.COMPLETED, **given: Any) -> list[Claim]:
+    """Claim all that wait for the handler and end them alike."""
+    taken = claims(store, handler)
+    assert close(store, [outcome(claim, status, **given) for claim in taken]) == len(taken)
+    return taken
+
+
+def job(store: Store, job_id: bytes) -> queries.Job:
+    return store.read(lambda tx: queries.get(tx, job_id))
+
+
+def status(store: Store, job_id: bytes) -> str:
+    return job(store, job_id).row.status
+
+
+def request(store: Store, request_id: bytes) -> tuple[RequestRow, dict[str | None, JobRow]]:
+    row, found = store.read(lambda tx: requests.get(tx, request_id))
+    return row, {one.name: one for one in found}
+
+
+def states(store: Store, request_id: bytes) -> tuple[str, dict[str | None, str]]:
+    row, found = request(store, request_id)
+    return row.status, {name: one.status for name, one in found.items()}
+
+
+def workflow(name: str, *jobs_: str, schedule: Schedule | None = None) -> Workflow:
+    """Jobs as `name` or `name<need,need`; each runs the handler of its own name."""
+    made: dict[str, WorkflowJob] = {}
+    for text in jobs_:
+        job_name, _, needs = text.partition("<")
+        needed = tuple(needs.split(",")) if needs else ()
+        step = max((made[n].step + 1 for n in needed), default=0)
+        made[job_name] = WorkflowJob(name=job_name, handler=job_name, needs=needed, step=step)
+    return Workflow(name=name, jobs=tuple(made.values()), schedule=schedule or Schedule())
+
+
+def submit(store: Store, of: Workflow, params: bytes = b"{}") -> bytes:
+    """Submit a request and pick it up."""
+    made = store.run(lambda tx: requests.submit(tx, of.name, params))
+    store.run(lambda tx: requests.pickup(tx, {of.name: of}, 100))
+    return made.id
+
+
+def sql(store: Store, statement: str, *params: object) -> None:
+    store.run(lambda tx: tx.execute(statement, params))
+
+
+def value(store: Store, query: str, *params: object) -> Any:
+    row = store.read(lambda tx: tx.one(query, params))
+    return None if row is None else row[0]
+
+
+Opening = Callable[..., Store]
