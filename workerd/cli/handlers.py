@@ -109,7 +109,7 @@ def nodes(c: ConfigPath = None, json: AsJson = False) -> None:
     from workerd.store import views
 
     with opened(c) as (_, store):
-        found = [views.node(row) for row in store.read(store_nodes.list_)]
+        found = store.read(lambda tx: [views.node(row, tx.now) for row in store_nodes.list_(tx)])
     if json:
         put_json({"nodes": found, "next": None})
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workerd.store.acts import cancel, retry
 from workerd.store.claiming import (
     ClaimBatch,
     Cursor,
@@ -25,6 +26,7 @@ __all__ = [
     "NodeIdent",
     "PeekResult",
     "Promoted",
+    "cancel",
     "cancel_requests",
     "claim",
     "close",
@@ -34,4 +36,5 @@ __all__ = [
     "peek",
     "progress",
     "promote_due",
+    "retry",
 ]

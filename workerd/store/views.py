@@ -11,6 +11,7 @@ import msgspec
 from workerd.clock import to_rfc3339
 from workerd.job import ENDED, id_text
 from workerd.store.handlers import HandlerRow
+from workerd.store.nodes import NodeRecord
 from workerd.store.queries import Job
 from workerd.store.rows import JobRow, RequestRow
 from workerd.store.schedules import ScheduleRow
@@ -143,4 +144,18 @@ def schedule(row: ScheduleRow, next_at: int | None = None) -> dict[str, Any]:
         "last_end": moment(row.last_end),
         "paused_at": moment(row.paused_at),
         "paused_by": row.paused_by,
+    }
+
+
+def node(row: NodeRecord, now: int) -> dict[str, Any]:
+    """A node; `now`: the store's clock, which decides whether its lease is over."""
+    return {
+        "id": id_text(row.id),
+        "name": row.name,
+        "host": row.host,
+        "pid": row.pid,
+        "version": row.version,
+        "started_at": moment(row.started_at),
+        "lease_until": moment(row.lease_until),
+        "state": "up" if row.lease_until > now else "lost",
     }
