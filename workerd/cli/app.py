@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, setup, status
+from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, schedules, setup, status, why
 from workerd.cli.options import WaitingCommand
 
 
@@ -39,6 +39,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "pause": handlers.pause,
     "resume": handlers.resume,
     "nodes": handlers.nodes,
+    "schedules": schedules.schedules,
+    "why": why.why,
     "demo": setup.demo,
     "install": setup.install,
     "uninstall": setup.uninstall,

@@ -51,7 +51,7 @@ def report(error: WorkerdError) -> int:
 def _report_config(error: ConfigError) -> None:
     count = len(error.faults)
     faults = "one fault" if count == 1 else f"{count} faults"
-    say(f"The configuration has {faults}; nothing was started. Correct what is listed and try again:")
+    say(f"The configuration has {faults}; nothing was done. Correct what is listed and try again:")
     for fault in error.faults:
         say(f"  {without_passwords(fault)}")
 
