@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import socket
@@ -167,7 +168,7 @@ class Ingester(Server):
 
 
 class Harness:
-    """`with Harness(tmp_path, make_pool("noop")) as node:` forks the pool; `node.until(fact)` turns the loop."""
+    """`with Harness(tmp_path, make_pool("noop")) as node:` forks the pool, `node.until(fact)` turns."""
 
     def __init__(self, folder: Path, pool: Pool, *, drain: float = 5.0) -> None:
         self.config = Config(
@@ -208,7 +209,7 @@ class Harness:
         os.dup2(log, 1)
         os.dup2(log, 2)
         # pytest's own streams write to descriptors that this process has closed and will use for others.
-        sys.stdout = sys.stderr = open(2, "w", buffering=1, closefd=False)
+        sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
         structlog.configure(
             processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
             logger_factory=structlog.WriteLoggerFactory(sys.stderr),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -109,7 +110,7 @@ def mark_pid(folder: str, name: str, number: int) -> None:
 
 
 def leaves_family(folder: str, endless: bool = True) -> None:
-    """A plain child, one in a session of its own, one forked twice: all of them ignore what can be ignored."""
+    """A plain child, one in a session of its own, one forked twice; all ignore what can be ignored."""
     for name, detach in (("plain", False), ("setsid", True)):
         _offspring(folder, name, detach)
     if os.fork() == 0:
@@ -191,10 +192,8 @@ def crashes_if_first(folder: str) -> str:
 
 def closes_channel() -> None:
     for fd in range(3, 2000):
-        try:
+        with contextlib.suppress(OSError):
             os.close(fd)
-        except OSError:
-            pass
     time.sleep(60)
 
 
