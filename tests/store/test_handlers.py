@@ -1,0 +1,108 @@
+"""Handlers in the store: who has them, pauses that hold, names that only jobs know."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from tests.support import storing as s
+from tests.support.eventually import eventually
+from workerd.config.model import Schedule
+from workerd.errors import NotFound
+from workerd.store import Store, handlers, jobs, nodes, schedules
+
+
+def register(store: Store, name: str, lease: float = 60.0) -> None:
+    record = nodes.NodeRecord(id=name.encode().ljust(16, b"-"), name=name)
+    store.run(lambda tx: nodes.register(tx, record, lease))
+
+
+def seen(store: Store, handler: str, node: str, signature: bytes | None = None) -> None:
+    store.run(lambda tx: handlers.seen(tx, handler, signature, node))
+
+
+def listed(store: Store) -> dict[str, handlers.HandlerRow]:
+    return {row.name: row for row in store.read(handlers.list_)}
+
+
+def test_a_handler_is_on_the_live_nodes_that_loaded_it(store: Store) -> None:
+    """Nodes whose lease is over are not shown, nodes that are gone are forgotten."""
+    register(store, "one")
+    register(store, "two")
+    seen(store, "mail", "one", b'{"to":"str"}')
+    seen(store, "mail", "two", b'{"to":"str"}')
+    assert listed(store)["mail"].nodes == ["one", "two"]
+    s.sql(store, "UPDATE workerd_nodes SET lease_until = '2020-01-01 00:00:00' WHERE name = 'two'")
+    found = listed(store)["mail"]
+    assert (found.nodes, found.signature, found.known) == (["one"], b'{"to":"str"}', True)
+    s.sql(store, "DELETE FROM workerd_nodes WHERE name = 'two'")
+    seen(store, "mail", "one", None)
+    assert s.value(store, "SELECT nodes FROM workerd_handlers") == b'["one"]'
+    assert store.read(handlers.known) == {"mail": None}
+
+
+def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
+    """A job for a handler that nobody has stays visible; the rows of a schedule's chain are no handler."""
+    for name in ("thumb", "thumb", "a'b\"c\n", "ünï🎈", "mail"):
+        s.enqueue(store, name)
+    register(store, "one")
+    seen(store, "mail", "one")
+    store.run(lambda tx: schedules.upsert(tx, {"sync": Schedule(cooler=1.0)}))
+    store.run(lambda tx: schedules.ensure_chain(tx, "sync", 1.0))
+    found = listed(store)
+    assert sorted(found) == sorted(["a'b\"c\n", "mail", "thumb", "ünï🎈"])
+    assert [name for name, row in found.items() if not row.known] == sorted({*found} - {"mail"})
+
+
+def test_a_pause_says_who_and_why_and_holds(store: Store) -> None:
+    """A paused handler is not claimed until it is resumed; the first pause keeps its time."""
+    s.enqueue(store, "mail")
+    store.run(lambda tx: handlers.pause(tx, "mail", "ann", "the server is down"))
+    first = listed(store)["mail"]
+    store.run(lambda tx: handlers.pause(tx, "mail", "bob", None))
+    row = listed(store)["mail"]
+    assert (row.paused_at, row.paused_by, row.pause_reason) == (first.paused_at, "bob", None)
+    assert first.pause_reason == "the server is down"
+    assert store.read(lambda tx: handlers.paused(tx, ["mail", "other"])) == {"mail"}
+    assert s.claims(store, "mail") == []
+    assert store.run(lambda tx: handlers.resume(tx, "mail")) is True
+    assert store.run(lambda tx: handlers.resume(tx, "mail")) is False
+    assert len(s.claims(store, "mail")) == 1
+
+
+def test_resuming_what_nobody_knows_is_an_error(store: Store) -> None:
+    """A name with a slip in it is not taken silently."""
+    with pytest.raises(NotFound, match="workerd handlers"):
+        store.run(lambda tx: handlers.resume(tx, "mial"))
+
+
+def test_a_pause_waits_for_the_claims_under_way(store: Store, store_url: str, opened: s.Opening) -> None:
+    """No claim commits after the pause has returned, even if it had begun before."""
+    s.enqueue(store, "mail")
+    other = opened(store_url)
+    looked, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+
+    def claim_slowly() -> None:
+        def work(tx: object) -> object:
+            batch = jobs.claim(tx, "mail", 1, s.NODE)  # type: ignore[arg-type]
+            looked.set()
+            go_on.wait(10)
+            order.append("claimed")
+            return batch
+
+        other.run(work)
+
+    claimer = threading.Thread(target=claim_slowly)
+    claimer.start()
+    assert looked.wait(10)
+    pauser = threading.Thread(
+        target=lambda: (store.run(lambda tx: handlers.pause(tx, "mail", "ann", None)), order.append("paused"))
+    )
+    pauser.start()
+    go_on.set()
+    claimer.join()
+    pauser.join()
+    assert order == ["claimed", "paused"]
+    eventually(lambda: listed(store)["mail"].paused_at)

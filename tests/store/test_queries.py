@@ -1,0 +1,278 @@
+"""Looking at jobs: one, a list page by page, counts; on tables that are too big to be read whole."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.support import storing as s
+from workerd.clock import SECOND, from_rfc3339
+from workerd.errors import NotFound
+from workerd.job import Status, id_text
+from workerd.outcome import Next, Reason
+from workerd.store import Store, Tx, handlers, jobs, queries, views
+
+
+def ids(store: Store, **filters: Any) -> list[bytes]:
+    """All pages, as one."""
+    found: list[bytes] = []
+    after: str | None = None
+    while True:
+        page = store.read(partial(queries.list_, limit=3, after=after, **filters))
+        assert len(page.rows) <= 3
+        found += [row.id for row in page.rows]
+        after = page.next
+        if after is None:
+            return found
+
+
+def test_a_job_is_shown_with_its_attempts(store: Store) -> None:
+    """The document has the state, the payload and every attempt, oldest first."""
+    job_id = s.enqueue(store, "mail", vars=b'{"to":"x"}', meta=b'{"tenant":7}', unique_key="k")
+    s.finish(store, "mail", Status.RETRY, error="503")
+    s.finish(store, "mail", payload=b"[1,2]", payload_type="json")
+    shown = views.job(s.job(store, job_id))
+    assert shown["id"] == id_text(job_id)
+    assert (shown["status"], shown["attempt"], shown["complete"], shown["success"]) == (
+        "completed",
+        2,
+        True,
+        True,
+    )
+    assert (shown["vars"], shown["meta"], shown["payload"]) == ({"to": "x"}, {"tenant": 7}, [1, 2])
+    assert [(a["attempt"], a["status"], a["error"]) for a in shown["attempts"]] == [
+        (1, "retry", "503"),
+        (2, "completed", None),
+    ]
+    times = [shown[name] for name in ("created_at", "claimed_at", "finished_at", "ingested_at")]
+    assert all(len(t) == 27 and t.endswith("Z") for t in times if t is not None)
+    assert from_rfc3339(shown["claimed_at"]) >= from_rfc3339(shown["created_at"])
+
+
+def test_bytes_are_shown_in_base64(store: Store) -> None:
+    """A payload that is no JSON does not break the document."""
+    job_id = s.enqueue(store, "mail")
+    s.finish(store, "mail", payload=b"\x00\xff", payload_type="bytes")
+    shown = views.job(s.job(store, job_id))
+    assert (shown["payload"], shown["payload_base64"]) == (None, "AP8=")
+    assert store.read(lambda tx: queries.payload(tx, job_id)) == (b"\x00\xff", "bytes")
+
+
+def test_what_is_not_there_is_said_so(store: Store) -> None:
+    """An unknown id, and a payload before there is one."""
+    for question in (queries.get, queries.ended, queries.payload):
+        with pytest.raises(NotFound, match="no job with this id"):
+            store.read(lambda tx, question=question: question(tx, b"x" * 16))
+    job_id = s.enqueue(store, "mail")
+    with pytest.raises(NotFound, match="nothing yet"):
+        store.read(lambda tx: queries.payload(tx, job_id))
+    assert store.read(lambda tx: queries.ended(tx, job_id)) is False
+    s.finish(store, "mail")
+    assert store.read(lambda tx: queries.ended(tx, job_id)) is True
+
+
+def test_lists_are_newest_first_page_by_page(store: Store) -> None:
+    """Each job is on exactly one page, whatever its status and priority, in the order of its time."""
+    made = [s.enqueue(store, "ab"[n % 2], priority=n % 3) for n in range(10)]
+    s.finish(store, "a")
+    later = s.enqueue(store, "a", delay=3600 * SECOND)
+    assert ids(store) == [later, *reversed(made)]
+    assert ids(store, handler="a") == [later, *reversed(made[::2])]
+    assert ids(store, handler="b", status="new") == list(reversed(made[1::2]))
+    assert ids(store, status=Status.COMPLETED) == list(reversed(made[::2]))
+    assert ids(store, handler="c") == []
+
+
+def test_jobs_of_one_moment_are_all_listed(store: Store) -> None:
+    """A bulk insert gives many rows the same time; pages neither lose nor repeat any."""
+    made = store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler="h") for _ in range(20)]))
+    assert sorted(ids(store)) == sorted(one.id for one in made)
+    assert sorted(ids(store, handler="h", status="new")) == sorted(one.id for one in made)
+
+
+def test_since_cuts_the_list(store: Store) -> None:
+    """Only jobs that became due at or after that time."""
+    old = s.enqueue(store, "h", run_at=from_rfc3339("2026-01-01T00:00:00Z"))
+    new = s.enqueue(store, "h")
+    assert ids(store, since=from_rfc3339("2026-02-01T00:00:00Z")) == [new]
+    assert ids(store, since=from_rfc3339("2026-01-01T00:00:00Z")) == [new, old]
+
+
+def test_rows_of_other_programs_are_listed_too(store: Store) -> None:
+    """Ids that are no UUIDv7, times with fewer digits, JSON that is none: shown, in the right place."""
+    ours = s.enqueue(store, "h")
+    sql = "INSERT INTO workerd_jobs (id, handler, run_at, vars) VALUES (%s, 'h', %s, %s)"
+    s.sql(store, sql, b"\xff" * 16, "2026-01-02 00:00:00", "{")
+    s.sql(store, sql, b"\x00" * 16, "2026-01-02 00:00:00.5", "[]")
+    assert ids(store, handler="h") == [ours, b"\x00" * 16, b"\xff" * 16]
+    assert views.job(s.job(store, b"\xff" * 16))["vars"] == "{"
+
+
+def test_many_priorities_are_listed_in_order(store: Store) -> None:
+    """A handler that uses priorities as a key of their own is listed as any other."""
+    made = [s.enqueue(store, "h", priority=(n * 7) % 50) for n in range(50)]
+    s.enqueue(store, "other")
+    assert ids(store, handler="h") == list(reversed(made))
+
+
+def test_a_page_of_large_rows_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one page holds in memory is bounded, and the cursor goes on behind it."""
+    monkeypatch.setattr(queries, "PAGE_BYTES", 300_000)
+    new = jobs.NewJob(handler="h", vars=b'{"x":"' + b"y" * 10_000 + b'"}')
+    made = [one.id for one in store.run(lambda tx: jobs.insert(tx, [new] * 120))]
+    page = store.read(lambda tx: queries.list_(tx, limit=120))
+    assert 0 < len(page.rows) < 60
+    rest = ids(store)
+    assert [row.id for row in page.rows] == rest[: len(page.rows)]
+    assert sorted(rest) == sorted(made)
+
+
+@pytest.mark.parametrize(
+    "after", ["", "x", "1.2", "1." + "z" * 32, "9" * 30 + "." + "0" * 32, "-1." + "0" * 32]
+)
+def test_a_cursor_that_is_none_is_refused(store: Store, after: str) -> None:
+    """A cursor is what a page gave, nothing else."""
+    with pytest.raises(ValueError, match="next"):
+        store.read(lambda tx: queries.list_(tx, after=after))
+
+
+def test_counts_are_capped_and_tell_the_oldest(store: Store) -> None:
+    """Each handler and status with its number, and since when the oldest `new` one waits."""
+    for n in range(7):
+        s.enqueue(store, "h", priority=n % 2)
+    oldest = s.enqueue(store, "h", priority=9, run_at=from_rfc3339("2026-01-01T00:00:00Z"))
+    s.enqueue(store, "h", delay=3600 * SECOND)
+    found = {c.status: c for c in store.read(lambda tx: queries.counts(tx, ["h", "none"], cap=5))}
+    assert {state: c.count for state, c in found.items()} == {Status.NEW: 5, Status.SCHEDULED: 1}
+    assert found[Status.NEW].oldest == s.job(store, oldest).row.run_at
+    assert store.read(lambda tx: queries.waiting(tx, "h", 100)) == 9
+    assert store.read(lambda tx: queries.waiting(tx, "h", 4)) == 4
+
+
+def fill(store: Store, rows: int) -> None:
+    """Many rows of a busy handler, ended and waiting, and a few of a rare one."""
+    number = "a.n + 10 * b.n + 100 * c.n + 1000 * d.n"
+    digits = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(10))
+    if store.engine == "sqlite":
+        new_id, at = "randomblob(16)", f"datetime('2026-01-01', '+' || ({number}) || ' seconds') || '.000000'"
+    else:
+        new_id, at = "UNHEX(MD5(UUID()))", f"TIMESTAMP('2026-01-01') + INTERVAL ({number}) SECOND"
+    for status in ("completed", "new", "failure"):
+        for _ in range(rows // 30_000):
+            s.sql(
+                store,
+                "INSERT INTO workerd_jobs (id, handler, status, run_at, created_at)"
+                f" SELECT {new_id}, 'busy', '{status}', {at}, {at}"
+                f" FROM ({digits}) a, ({digits}) b, ({digits}) c, ({digits}) d",
+            )
+
+
+def measured(store: Store, question: Callable[[Tx], object]) -> int:
+    """Rows that the server read for it, or tens of steps of SQLite's machine."""
+    if store.engine == "sqlite":
+        steps = itertools.count()
+        link = store._connected()._link  # type: ignore[attr-defined]
+        link.set_progress_handler(lambda: next(steps) < 0, 10)
+        store.read(question)
+        return next(steps)
+
+    def counted(tx: Tx) -> int:
+        before = rows_read(tx)
+        question(tx)
+        return rows_read(tx) - before
+
+    return store.read(counted)
+
+
+def rows_read(tx: Tx) -> int:
+    return sum(int(number) for _, number in tx.query("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+
+
+def test_nothing_reads_a_big_table_whole(store: Store) -> None:
+    """With 90,000 rows every question touches some hundreds of them at most."""
+    fill(store, 90_000)
+    rare = s.enqueue(store, "rare")
+    position = f"{from_rfc3339('2026-01-01T01:00:00Z')}.{'80' * 16}"
+    questions: dict[str, Callable[[Tx], object]] = {
+        "list": lambda tx: queries.list_(tx, limit=50),
+        "page": lambda tx: queries.list_(tx, limit=50, after=position),
+        "handler": lambda tx: queries.list_(tx, handler="busy", limit=50),
+        "rare": lambda tx: queries.list_(tx, handler="rare", limit=50),
+        "status": lambda tx: queries.list_(tx, status="failure", limit=50),
+        "counts": lambda tx: queries.counts(tx, ["busy", "rare"], cap=100),
+        "waiting": lambda tx: queries.waiting(tx, "busy", 100),
+        "get": lambda tx: queries.get(tx, rare),
+        "handlers": handlers.list_,
+    }
+    touched = {name: measured(store, question) for name, question in questions.items()}
+    assert max(touched.values()) < 3000, touched
+
+
+def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
+    """Waiting jobs end at once with the person's word in `error`; a running one is marked for its node."""
+    waiting, later = s.enqueue(store, "h"), s.enqueue(store, "h", delay=3600 * SECOND)
+    for job_id in (waiting, later):
+        assert store.run(lambda tx, job_id=job_id: jobs.cancel(tx, job_id)) == "ended"
+        row = s.job(store, job_id).row
+        assert (row.status, row.reason, row.success) == ("cancelled", "cancelled", None)
+        assert row.finished_at is not None
+    running = s.enqueue(store, "h")
+    (claim,) = s.claims(store, "h")
+    for _ in range(2):
+        assert store.run(lambda tx: jobs.cancel(tx, running)) == "asked"
+    assert s.job(store, running).row.cancel_requested_at is not None
+    assert store.read(lambda tx: jobs.cancel_requests(tx, s.NODE.id)) == [claim.key]
+    s.close(store, [s.outcome(claim)])
+    with pytest.raises(queries.NotFound):
+        store.run(lambda tx: jobs.cancel(tx, b"x" * 16))
+    with pytest.raises(Exception, match="ended already: it is completed"):
+        store.run(lambda tx: jobs.cancel(tx, running))
+
+
+@pytest.mark.parametrize("ending", [Status.FAILURE, Status.CANCELLED, Status.COMPLETED])
+def test_retry_keeps_the_history(store: Store, ending: Status) -> None:
+    """The ended row becomes `retry` with its reason, the next begins with counters at 0."""
+    job_id = s.enqueue(store, "h", vars=b'{"a":1}', meta=b"1", unique_key="k", max_attempts=9, priority=4)
+    s.finish(store, "h", Status.RETRY, next=Next(0, 3, 2, 1))
+    s.finish(store, "h", ending, error="no")
+    reason = s.job(store, job_id).row.reason
+    assert store.run(lambda tx: jobs.retry(tx, job_id)) == 3
+    found = s.job(store, job_id)
+    assert [(a.status, a.reason) for a in found.attempts] == [
+        ("retry", "retry"),
+        ("retry", reason),
+        ("new", None),
+    ]
+    row = found.row
+    assert (row.failures, row.crashes, row.losses, row.error) == (0, 0, 0, None)
+    assert (row.vars, row.meta, row.unique_key, row.max_attempts, row.priority) == (
+        b'{"a":1}',
+        b"1",
+        "k",
+        9,
+        4,
+    )
+    assert row.created_at == found.attempts[0].created_at
+    with pytest.raises(Exception, match="live"):
+        store.run(lambda tx: jobs.retry(tx, job_id))
+
+
+def test_retry_of_a_scheduled_job_makes_it_due(store: Store) -> None:
+    """No attempt is added: the one that waits runs now."""
+    job_id = s.enqueue(store, "h", delay=3600 * SECOND)
+    assert store.run(lambda tx: jobs.retry(tx, job_id)) == 1
+    assert (s.status(store, job_id), len(s.claims(store, "h"))) == ("new", 1)
+
+
+def test_retry_is_refused_while_the_key_is_held(store: Store) -> None:
+    """The job that holds the key is left alone, and the ended one stays as it was."""
+    first = s.enqueue(store, "h", unique_key="k")
+    s.finish(store, "h", Status.FAILURE, reason=Reason.ERROR)
+    second = s.enqueue(store, "h", unique_key="k")
+    with pytest.raises(Exception, match="unique key"):
+        store.run(lambda tx: jobs.retry(tx, first))
+    assert (s.status(store, first), s.status(store, second)) == ("failure", "new")
