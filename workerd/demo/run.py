@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from types import FrameType
 
@@ -18,6 +18,7 @@ from workerd.demo import show
 from workerd.demo.material import Task, tasks
 from workerd.demo.node import DemoFailed, DemoNode
 from workerd.demo.results import Progress, progress, results, running
+from workerd.errors import Conflict
 from workerd.job import new_id
 from workerd.process.context import Paths
 from workerd.process.sockets import poke
@@ -105,7 +106,8 @@ def _watch(console: Console, node: DemoNode, config: Config, store: Store, work:
 def _cancel_one_that_waits(config: Config, store: Store, now: dict[str, Progress]) -> None:
     if now["waits"].running:
         for job_id in running(store, "waits"):
-            store.run(partial(acts.cancel, job_id=job_id))
+            with suppress(Conflict):  # it has ended since we looked
+                store.run(partial(acts.cancel, job_id=job_id))
         poke(Paths(config.node).wake)
 
 

@@ -92,7 +92,7 @@ def table(console: Console, tasks: Sequence[Task], results: Results) -> None:
     rows.add_column("ended as", no_wrap=True)
     for name in ("jobs", "attempts", "p50", "p95", "slowest"):
         rows.add_column(name, justify="right", no_wrap=True)
-    rows.add_column("error of one of them", style="dim", overflow="ellipsis", no_wrap=True, ratio=1)
+    rows.add_column("error of one of them", style="dim", overflow="ellipsis", no_wrap=True)
     for group in results.groups([task.handler for task in tasks]):
         rows.add_row(*_cells(group))
     console.print(rows)
