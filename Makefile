@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that need no database or system of their own are not apart: one command runs what is quick.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint format bench bench-all clean servers
+.PHONY: demo test test-all lint format bench bench-all clean servers deb
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -29,6 +29,10 @@ format: $(VENV)/tested
 # Debian's packages: the server without its service, a browser for the dashboard's tests.
 servers:
 	@sh tests/support/install-servers
+
+# dist/workerd_VERSION_ARCH.deb, for the Python that this Debian has.
+deb:
+	PYTHON=/usr/bin/python3 packaging/build-deb
 
 $(VENV)/installed: pyproject.toml
 	@sh tests/support/need-python $(PYTHON)
