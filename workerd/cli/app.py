@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, schedules, setup, status, why
+from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, schedules, setup, status, top, why
 from workerd.cli.options import WaitingCommand
 
 
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "nodes": handlers.nodes,
     "schedules": schedules.schedules,
     "why": why.why,
+    "top": top.top,
     "demo": setup.demo,
     "install": setup.install,
     "uninstall": setup.uninstall,
