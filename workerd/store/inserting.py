@@ -102,6 +102,8 @@ def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]
 
 
 def _values(job: NewJob, job_id: bytes, now: int) -> tuple[object, ...]:
+    if len(job_id) != 16:
+        raise StoreRefused(f"an id has 16 bytes, this one {len(job_id)}")
     due = job.run_at if job.run_at is not None else now + (job.delay or 0)
     return (
         job_id,
