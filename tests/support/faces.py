@@ -216,8 +216,12 @@ def stops(ctx: Context) -> str:
 
 
 def prints(text: str) -> None:
-    print(text, end="")
     print("to stderr", file=sys.stderr)
+    print(text, end="")
+
+
+def prints_what_is_no_text() -> None:
+    print("\udcff and é")
 
 
 def logs(ctx: Context) -> None:

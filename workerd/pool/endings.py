@@ -73,8 +73,7 @@ def _json(name: str, value: Any, limit: int) -> bytes:
         data = _encode(value)
     except Exception as error:  # the value is the user's, and encoding it may run code of theirs
         raise _Unfit(
-            f"The {name} cannot be written as JSON: {line_of(error)}. "
-            "Return bytes, or values that JSON has."
+            f"The {name} cannot be written as JSON: {line_of(error)}. Return bytes, or values that JSON has."
         ) from None
     return _fitting(name, data, limit)
 

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 
@@ -27,6 +27,9 @@ from workerd.pool import endings
 from workerd.pool.arguments import BadVars
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.runlog import run_logger
+
+if TYPE_CHECKING:
+    from workerd.pool.coroutines import Interruptible
 
 PROGRESS_EVERY = 0.1
 """Seconds between two messages about progress; the last word goes with the ending."""
@@ -59,7 +62,7 @@ class Run:
         self.interruption: BaseException | None = None
         self.fraction: float | None = None
         self.note: str | None = None
-        self._claim = assignment.claim
+        self.coroutine: Interruptible | None = None
         self._deadline = assignment.deadline
         self._flags = flags
         self._tell = tell
@@ -170,7 +173,7 @@ class Executor:
         limit = assignment.max_payload
         instance = self._instances.get(handler.name)
         if instance is None:
-            return _finish(run, _invoke(handler.target, args, kwargs), limit)
+            return _finish(run, _invoke(handler.target, args, kwargs, run), limit)
         ending = _ensure(run, instance, args, kwargs, limit)
         return msgspec.structs.replace(ending, pause=_pause(instance))
 
@@ -184,30 +187,38 @@ class Executor:
         if run is None or not _in_user_code(frame) or _is_handling(run.interruption):
             return
         error = run.interrupt()
-        if error is not None:
-            raise error
+        if error is None or (run.coroutine is not None and run.coroutine.interrupt(frame, error)):
+            return
+        raise error
 
 
 # -- the fence ---------------------------------------------------------------------------------
 
 
-def _invoke(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Returned:
+def _invoke(
+    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: Run | None = None
+) -> Returned:
     """What the call returned, or what it raised, whatever that is."""
     try:
-        return _call(target, args, kwargs), None
+        return _call(target, args, kwargs, run), None
     except BaseException as error:
         return None, error
 
 
-def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: Run | None) -> Any:
     value = target(*args, **kwargs)
-    return _await(value) if inspect.iscoroutine(value) else value
+    return _await(value, run) if inspect.iscoroutine(value) else value
 
 
-def _await(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    import asyncio  # 4 MB and 40 ms that most handlers do not need
+def _await(coroutine: Coroutine[Any, Any, Any], run: Run | None) -> Any:
+    from workerd.pool.coroutines import (
+        Interruptible,
+    )  # asyncio: 4 MB and 40 ms that most handlers do not need
 
-    return asyncio.run(coroutine)
+    interruptible = Interruptible(coroutine)
+    if run is not None:
+        run.coroutine = interruptible
+    return interruptible.run()
 
 
 _USER_CODE = _call.__code__
@@ -251,12 +262,12 @@ def _ensure(run: Run, instance: Any, args: list[Any], kwargs: dict[str, Any], li
     """One run of a class: skipped if it says that it is not active."""
     active = getattr(instance, "active", None)
     if active is not None:
-        answer, error = _invoke(lambda: bool(active()), [], {})
+        answer, error = _invoke(lambda: bool(active()), [], {}, run)
         if error is not None:
             return _finish(run, (None, error), limit)
         if not answer:
             return Ending(serial=run.serial, kind="skipped")
-    return _finish(run, _invoke(instance.ensure, args, kwargs), limit)
+    return _finish(run, _invoke(instance.ensure, args, kwargs, run), limit)
 
 
 def _pause(instance: Any) -> float | None:

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -48,20 +49,38 @@ class Stray:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+    def __init__(self) -> None:
+        self._masks = threading.local()
+
     def __call__(self, signum: int, frame: object) -> None:
         """Nothing: see above."""
 
     def install(self) -> None:
-        """Take the signals here; processes that user code forks get the defaults back."""
+        """Take the signals in this process."""
         for signum in self.SIGNALS:
             signal.signal(signum, self)
 
-    def give_back(self) -> None:
-        """The defaults, as multiprocessing's `terminate` in a forked child expects them."""
+    def give_back_in_children(self, tidy: Callable[[], None]) -> None:
+        """Processes that user code forks get the defaults, as multiprocessing's `terminate` expects them.
+
+        `tidy` is called there too. A signal that comes before the defaults are back waits, as it would
+        find this function and be lost.
+        """
+        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
+        os.register_at_fork(after_in_child=tidy)
+
+    def _hold(self) -> None:
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
+
+    def _release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
+    def _in_child(self) -> None:
         for signum in self.SIGNALS:
             if _getsignal(signum) is self:
                 default = signal.default_int_handler if signum is signal.SIGINT else signal.SIG_DFL
                 signal.signal(signum, default)
+        self._release()
 
 
 class Surroundings:
@@ -105,6 +124,9 @@ class Surroundings:
 
     def _arm_dump(self) -> None:
         """Stacks of all threads into the dump: when the pool asks for it, and on the way to a crash."""
+        # Both believe to be in place still, where somebody has changed the signals below them.
+        faulthandler.unregister(DUMP_SIGNAL)
+        faulthandler.disable()
         faulthandler.register(DUMP_SIGNAL, file=self._dump, all_threads=True, chain=False)
         faulthandler.enable(file=self._dump, all_threads=True)
 

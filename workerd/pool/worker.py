@@ -97,7 +97,7 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
     signal.signal(SOFT_SIGNAL, executor.on_soft_signal)
     stray.install()
     surroundings.take()
-    os.register_at_fork(after_in_child=_forked(stray, line))
+    stray.give_back_in_children(_forked(line))
     line.send(Loaded(specs=specs))
     return _serve(name, line, executor, surroundings, Meter())
 
@@ -115,9 +115,8 @@ def _prepare(
     return specs, executor
 
 
-def _forked(stray: Stray, line: Line) -> Callable[[], None]:
+def _forked(line: Line) -> Callable[[], None]:
     def tidy() -> None:
-        stray.give_back()
         signal.signal(SOFT_SIGNAL, signal.SIG_IGN)
         faulthandler.disable()  # its crash is not the worker's
         line.close()
