@@ -97,19 +97,19 @@ def decode(steps: bytes) -> Graph:
         raise ValueError(f"its steps cannot be read ({error}); cancel it and submit it again") from None
 
 
-def decide(graph: Graph, jobs: Sequence[JobState], *, failing: bool = False) -> Decision:
+def decide(graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | None = None) -> Decision:
     """What follows from the state of all jobs of a request in progress.
 
-    `failing`: a job failed or was cancelled, or a person cancelled the request, since the request was
-    picked up or last reopened: what waits is cancelled. Without it earlier failures only keep further
-    jobs from beginning, because a retry by hand may still mend them.
+    `failing`: how it is to end, because a job failed or was cancelled, or a person cancelled it, since it
+    was picked up or last reopened: what waits is cancelled. Without it earlier failures only keep
+    further jobs from beginning, because a retry by hand may still mend them.
     """
     statuses = {job.status for job in jobs}
     there = {job.name for job in jobs}
     quiet_end = graph.quiet and any(job.reason is Reason.IGNORED for job in jobs)
     step = max((job.step for job in graph.jobs if job.name in there), default=0)
     if failing or quiet_end or statuses & {Status.FAILURE, Status.CANCELLED}:
-        return _ending(statuses, step, quiet_end=quiet_end, cancel=failing or quiet_end)
+        return _ending(statuses, step, failing, quiet_end)
     begin = ready(graph, jobs)
     if begin:
         return Decision(
@@ -122,18 +122,19 @@ def decide(graph: Graph, jobs: Sequence[JobState], *, failing: bool = False) -> 
     return Decision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
 
 
-def _ending(statuses: set[Status], step: int, *, quiet_end: bool, cancel: bool) -> Decision:
+def _ending(statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool) -> Decision:
     """No further job begins; what runs goes on to its end, and only then the request has ended."""
     waits = bool(statuses & _WAITING)
+    cancel = waits and (failing is not None or quiet_end)
     if Status.INPROGRESS in statuses or (waits and not cancel):
-        return Decision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=waits and cancel)
-    if Status.FAILURE in statuses:
+        return Decision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=cancel)
+    if Status.FAILURE in statuses or failing is RequestStatus.FAILED:
         status = RequestStatus.FAILED
     elif quiet_end:
         status = RequestStatus.COMPLETED
     else:
         status = RequestStatus.CANCELLED
-    return Decision(status=status, step=step, cancel_waiting=waits)
+    return Decision(status=status, step=step, cancel_waiting=cancel)
 
 
 def ready(graph: Graph, jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:

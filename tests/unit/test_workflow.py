@@ -78,23 +78,23 @@ def test_ignored_ends_a_recurring_workflow_quietly() -> None:
 
 def test_a_failure_cancels_what_waits_and_lets_run_what_runs() -> None:
     """The request is failed once nothing of it lives any more, and no further step begins."""
-    decision = w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=RUNS), failing=True)
+    decision = w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=RUNS), failing=R.FAILED)
     assert (decision.status, decision.insert, decision.cancel_waiting) == (R.INPROGRESS, (), False)
-    decision = w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=SCHEDULED), failing=True)
+    decision = w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=SCHEDULED), failing=R.FAILED)
     assert (decision.status, decision.cancel_waiting) == (R.FAILED, True)
     assert w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=DONE)).status is R.FAILED
 
 
 def test_a_cancelled_job_cancels_its_request() -> None:
     """Without a failure beside it the request ends cancelled."""
-    assert w.decide(DELETE_USER, states(get=CANCELLED), failing=True).status is R.CANCELLED
-    beside = w.decide(DELETE_USER, states(get=DONE, del1=CANCELLED, del2=FAILED), failing=True)
+    assert w.decide(DELETE_USER, states(get=CANCELLED), failing=R.CANCELLED).status is R.CANCELLED
+    beside = w.decide(DELETE_USER, states(get=DONE, del1=CANCELLED, del2=FAILED), failing=R.CANCELLED)
     assert beside.status is R.FAILED
 
 
 def test_a_request_cancelled_by_a_person_begins_nothing() -> None:
     """What completes in spite of the cancel changes nothing about it."""
-    assert w.decide(DELETE_USER, states(get=DONE), failing=True).status is R.CANCELLED
+    assert w.decide(DELETE_USER, states(get=DONE), failing=R.CANCELLED).status is R.CANCELLED
 
 
 def test_a_reopened_request_waits_for_the_retried_job() -> None:

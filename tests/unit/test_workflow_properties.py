@@ -47,7 +47,7 @@ class World:
     graph: w.Graph
     rows: dict[str, w.JobState] = field(default_factory=dict)
     status: w.RequestStatus = R.INPROGRESS
-    failing: bool = False
+    failing: w.RequestStatus | None = None
     inserted: Counter[str] = field(default_factory=Counter)
     began: list[tuple[str, frozenset[str], frozenset[str]]] = field(default_factory=list)
 
@@ -76,10 +76,10 @@ class World:
         if status is Status.RETRY:
             status = Status.SCHEDULED
         self.rows[name] = w.JobState(name, status, reason)
-        if status in (Status.FAILURE, Status.CANCELLED):
-            self.failing = True
+        if status in (Status.FAILURE, Status.CANCELLED) and self.failing is None:
+            self.failing = R.FAILED if status is Status.FAILURE else R.CANCELLED
         quiet_end = self.graph.quiet and any(r.reason is Reason.IGNORED for r in self.rows.values())
-        if status is Status.COMPLETED and spawn and not self.failing and not quiet_end:
+        if status is Status.COMPLETED and spawn and self.failing is None and not quiet_end:
             text = msgspec.json.encode([{"handler": "h"}] * spawn)
             for job in w.spawned(self.graph, name, text, self.rows):
                 self.insert(job)

@@ -41,6 +41,14 @@ def graph(steps: bytes) -> wf.Graph:
     return _graph_cached(steps) if len(steps) <= 65536 else wf.decode(steps)
 
 
+CANCELLED = "cancelled"
+"""The first word of a request's `error` when it was cancelled and did not fail: the row tells how it ends."""
+
+
+def _end_told_by(error: str) -> wf.RequestStatus:
+    return wf.RequestStatus.CANCELLED if error.startswith(f"{CANCELLED} ") else wf.RequestStatus.FAILED
+
+
 def cut(text: str) -> str:
     """Text for a column `error`."""
     return text.encode("utf-8", "replace")[:ERROR_LIMIT].decode("utf-8", "ignore")
@@ -54,7 +62,7 @@ class Moving:
         self.status = wf.RequestStatus(row.status)
         self.step = row.step
         self.error = row.error
-        self.failing = row.error is not None
+        self.failing = None if row.error is None else _end_told_by(row.error)
         self.extras: bytes | None = None  # what is to be written, None if they stay
         self.steps: bytes | None = None  # the same
         self.given: list[bytes] = []
@@ -73,9 +81,9 @@ class Moving:
 
     def fail(self, error: str) -> None:
         """What waits is cancelled from now on; the first error stays."""
-        self.failing = True
-        if self.error is None:
+        if self.failing is None:
             self.error = cut(error)
+            self.failing = _end_told_by(error)
 
     def end(self, status: wf.RequestStatus, error: str) -> None:
         """End it without asking its jobs."""
@@ -88,7 +96,7 @@ class Moving:
         if outcome.status is Status.FAILURE:
             self.fail(f'"{who}" failed: {outcome.error or outcome.reason}')
         elif outcome.status is Status.CANCELLED:
-            self.fail(f'"{who}" was cancelled')
+            self.fail(f'{CANCELLED} with its job "{who}"')
         if outcome.extras is not None:
             self.given.append(outcome.extras)
         if outcome.spawn is not None and outcome.status is Status.COMPLETED:
@@ -163,11 +171,11 @@ def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
     alive = [m for m in moving if m.status is _IN_PROGRESS]
     found = _states(tx, [m.row.id for m in alive])
     for item in alive:
-        if item.graph is None and item.failing and item.row.steps is not None:
+        if item.graph is None and item.failing is not None and item.row.steps is not None:
             item.graph = wf.Graph(name=item.row.workflow, jobs=())  # unreadable: only its end is left
         if item.graph is not None:
             _spawn(item, item.graph, found[item.row.id])
-    deciding = [m for m in alive if m.graph is not None and (move_on or m.failing)]
+    deciding = [m for m in alive if m.graph is not None and (move_on or m.failing is not None)]
     # Between the look and the cancel another node may have claimed what waited: look again, then decide.
     while deciding:
         deciding = [m for m in deciding if m.decide(found[m.row.id])]
@@ -181,7 +189,7 @@ def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
 
 
 def _spawn(item: Moving, graph_: wf.Graph, states: list[wf.JobState]) -> None:
-    stopped = item.failing or (graph_.quiet and any(s.reason is Reason.IGNORED for s in states))
+    stopped = item.failing is not None or (graph_.quiet and any(s.reason is Reason.IGNORED for s in states))
     if stopped:
         return
     for parent, text in item.spawns:

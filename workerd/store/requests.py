@@ -14,7 +14,7 @@ from workerd.job import Status, new_id
 from workerd.store import chains, dialect, values
 from workerd.store.carrying import Enriched, enrich
 from workerd.store.connection import Tx
-from workerd.store.moving import Moving, cancel_waiting, closed, job_state, lock, move
+from workerd.store.moving import CANCELLED, Moving, cancel_waiting, closed, job_state, lock, move
 from workerd.store.pages import Page, cursor_text, cut_page, read_cursor
 from workerd.store.rows import (
     REQUEST_COLUMNS,
@@ -31,7 +31,7 @@ __all__ = [
     "start_recurring", "submit", "sweep",
 ]  # fmt: skip
 
-CANCELLED_BY_PERSON = "cancelled on request"
+CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 _S = wf.RequestStatus
 
 
@@ -263,8 +263,8 @@ def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, Workflow]) -> 
     if item.graph is None:
         return item
     states = _job_states(tx, row.id)
-    if not item.failing and _fell_while_others_waited(states):
-        item.fail("a job failed or was cancelled while others waited")
+    if item.failing is None and (fallen := _fell_while_others_waited(states)):
+        item.fail(fallen)
     decision = wf.decide(item.graph, [state.state for state in states], failing=item.failing)
     moves = decision.insert or decision.cancel_waiting or decision.status is not _S.INPROGRESS
     return item if moves or item.steps is not None else None
@@ -291,8 +291,12 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
     ]
 
 
-def _fell_while_others_waited(states: Sequence[_Seen]) -> bool:
-    """Whether something waits since before a job failed: what a retry by hand put back came later."""
-    fallen = [s.ended_at for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
+def _fell_while_others_waited(states: Sequence[_Seen]) -> str | None:
+    """What fell, if something waits since before: what a retry by hand put back waits since later."""
     waiting = [s.run_at for s in states if s.state.status in (Status.SCHEDULED, Status.NEW)]
-    return bool(fallen and waiting) and min(waiting) <= max(fallen)
+    fallen = [s for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
+    before = [s for s in fallen if waiting and s.ended_at >= min(waiting)]
+    for one in before:
+        if one.state.status is Status.FAILURE:
+            return f'"{one.state.name}" failed'
+    return f'{CANCELLED} with its job "{before[0].state.name}"' if before else None
