@@ -63,7 +63,7 @@ def unfit(kind: str) -> Any:
         "loop": loop,
         "surrogate": "\ud800",
         "released": released,
-        "extras": Result(extras=[1]),  # type: ignore[arg-type]
+        "extras": Result(extras=[1]),
         "spawn": Result(spawn={"a": 1}),
     }[kind]
 
@@ -265,7 +265,7 @@ def wrecks(what: str) -> None:
             sys.stdout.close()
             sys.stderr = sys.stdin = io.StringIO()
         case "detach":
-            sys.stdout.detach()  # type: ignore[union-attr]
+            sys.stdout.detach()
         case "redirect":
             with tempfile.TemporaryFile() as file:
                 os.dup2(file.fileno(), 1)

@@ -23,7 +23,7 @@ from workerd.pool.arguments import Arguments, BadVars
 from workerd.signature import check_vars, coerce_texts, parse
 
 if TYPE_CHECKING:
-    from collections.abc import Nowhere  # type: ignore[attr-defined]
+    from collections.abc import Nowhere
     from decimal import Decimal
 
 
@@ -103,7 +103,7 @@ def test_values_are_converted_by_annotations() -> None:
 def test_what_cannot_be_checked_is_let_through() -> None:
     """No annotation, a class of the user's, a name that only type checkers know: anything fits."""
 
-    def loose(a, b: Path, c: Nowhere, d: int | Path, e: int = 1) -> None: ...  # type: ignore[no-untyped-def]
+    def loose(a, b: Path, c: Nowhere, d: int | Path, e: int = 1) -> None: ...
 
     values = {"a": [1], "b": "x", "c": None, "d": {}, "e": 2}
     assert bound(loose, values) == ([], values)
@@ -113,7 +113,7 @@ def test_what_cannot_be_checked_is_let_through() -> None:
 def test_a_default_of_none_welcomes_none() -> None:
     """`width: int = None` is how many write an optional number."""
 
-    def old(width: int = None) -> None: ...  # type: ignore[assignment]  # noqa: RUF013
+    def old(width: int = None) -> None: ...  # noqa: RUF013
 
     assert bound(old, {"width": None}) == ([], {"width": None})
     assert "vars.width" in complaint(old, {"width": "1"})
@@ -241,7 +241,7 @@ def test_any_json_object_reaches_an_open_handler_unchanged(values: dict[str, Any
 # -- the context
 
 
-def first_named(ctx, a: int) -> None: ...  # type: ignore[no-untyped-def]
+def first_named(ctx, a: int) -> None: ...
 
 
 def annotated(a: int, context: Context) -> None: ...
@@ -250,7 +250,7 @@ def annotated(a: int, context: Context) -> None: ...
 def optional(a: int, context: Optional[Context] = None) -> None: ...  # noqa: UP045
 
 
-def as_text(a: int, it: "workerd.Context") -> None: ...  # type: ignore[name-defined]  # noqa: F821, UP037
+def as_text(a: int, it: "workerd.Context") -> None: ...  # noqa: F821, UP037
 
 
 def keyword_only(*, a: int, ctx: Context) -> None: ...

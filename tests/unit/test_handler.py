@@ -203,7 +203,7 @@ def test_progress_is_clamped_and_checked() -> None:
     assert isinstance(line, Line)
     ctx.progress(0.5, "half")
     ctx.progress(7)
-    ctx.progress(-1, note=3)  # type: ignore[arg-type]
+    ctx.progress(-1, note=3)
     ctx.progress(note="only a note")
     assert line.said == [(0.5, "half"), (1.0, None), (0.0, "3"), (None, "only a note")]
     with pytest.raises(ValueError, match="got nan"):
