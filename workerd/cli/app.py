@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "status": status.status,
     "check": check.check,
     "migrate": setup.migrate,
+    "enqueue": enqueue.enqueue,
     "handlers": handlers.handlers,
     "pause": handlers.pause,
     "resume": handlers.resume,
@@ -48,8 +49,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 }
 
 for name, command in COMMANDS.items():
-    app.command(name)(command)
-app.command("enqueue", cls=WaitingCommand)(enqueue.enqueue)
+    app.command(name, cls=WaitingCommand if name == "enqueue" else None)(command)
 
 app.add_typer(job, name="job")
 job.command("show")(jobs.show)

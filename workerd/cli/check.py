@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from workerd.checking.report import Report, report
+from typing import TYPE_CHECKING
+
 from workerd.cli.faults import Ended
 from workerd.cli.opening import configuration
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.terminal import plural, put, put_json, say, table
 
+if TYPE_CHECKING:
+    from workerd.checking.report import Report
+
 
 def check(c: ConfigPath = None, json: AsJson = False) -> None:
-    """Validate the configuration, load every handler, and show what would be started."""
+    """Validate the configuration and load every handler.
+
+    What would be started is shown, and what is weaker on this machine.
+    """
+    from workerd.checking.report import report
+
     made = report(configuration(c))
     if json:
         put_json(made)

@@ -21,7 +21,7 @@ HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler
 
 
 def handlers(c: ConfigPath = None, json: AsJson = False) -> None:
-    """List the handlers: where they are, what they take, what is paused."""
+    """List the handlers, what they take, what is paused."""
     from workerd.store import handlers as store_handlers
     from workerd.store import views
 
