@@ -6,6 +6,7 @@ from workerd import Client, enqueue                              in a program th
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -31,7 +32,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # A handler's module needs no database driver, and a pool must not load one (only the store's roles do).
     if name in ("Client", "enqueue"):
-        from workerd import client
-
-        return getattr(client, name)
+        return getattr(importlib.import_module("workerd.client"), name)
     raise AttributeError(f"module 'workerd' has no attribute {name!r}")
