@@ -103,10 +103,17 @@ def _root(config: Config) -> str:
 
 def _state_folder(config: Config) -> str:
     for folder in (config.node.state_dir, config.node.runtime_dir):
-        there = next((p for p in (folder, *folder.parents) if p.exists()), Path("/"))
+        there = next((p for p in (folder, *folder.parents) if _exists(p)), Path("/"))
         if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            return f"{folder} cannot be written by this user: workerd would not start for them."
+            return f"{folder} cannot be written by this user; for the service systemd makes it."
     return ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
 
 
 def _store(config: Config) -> str:
