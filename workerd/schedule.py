@@ -80,26 +80,35 @@ class Cron:
 class Ticks:
     """Which ticks of one schedule are to fire now.
 
-    A tick is missed when nobody looked at the schedule while it came: before this process first
-    looked, or while it was kept from looking for longer than `patience` (microseconds). Missed ticks
-    are treated by `misfire`; the others all fire.
+    A tick is missed when nobody watched the schedule while it came: before this process did, or while it
+    was kept from it for longer than `patience` (microseconds). Missed ticks are treated by `misfire`; the
+    others all fire.
     """
 
     def __init__(self, cron: Cron, misfire: Misfire, patience: int) -> None:
         self.cron = cron
         self._misfire = misfire
         self._patience = patience
-        self._looked: int | None = None
+        self._watched: int | None = None
         self._floor = 0  # ticks up to here are done with
+        self._next: int | None = 0
+
+    def watch(self, now: int) -> bool:
+        """Whether it is time to ask for `due`; to be called often, whatever the schedule."""
+        if self._next is not None and self._next <= now:
+            return True
+        self._watched = now
+        return False
 
     def due(self, last_tick: int | None, now: int) -> list[int]:
         """The ticks after `last_tick` (the last that fired anywhere) to fire at `now`, oldest first.
 
-        Each tick is returned by one look only: `hold` takes the look back.
+        Each tick is returned once, unless `hold` gives it back.
         """
-        looked, self._looked = self._looked, now
+        watched, self._watched = self._watched, now
         floor, self._floor = self._floor, now
-        if looked is not None and now - looked <= self._patience:
+        self._next = self.cron.next(now)
+        if watched is not None and now - watched <= self._patience:
             return self.cron.between(max(floor, last_tick or 0), now, CATCH_UP)
         if last_tick is None:
             return []  # a schedule begins when it is first seen
@@ -112,10 +121,12 @@ class Ticks:
             case "skip":
                 return [tick for tick in pending if now - tick <= self._patience]
 
-    def hold(self, tick: int) -> None:
-        """`tick` could not fire yet: the next look returns it and what follows again."""
+    def hold(self, tick: int, until: int) -> None:
+        """`tick` could not fire yet: from `until` on it is due again, with those that follow it."""
         self._floor = min(self._floor, tick - 1)
+        self._next = until if self._next is None else min(self._next, until)
 
-    def next(self, now: int) -> int | None:
-        """When to look again, or None if no tick will ever come."""
-        return self.cron.next(now)
+    @property
+    def next(self) -> int | None:
+        """When there is something to look at again, None if never."""
+        return self._next

@@ -101,8 +101,18 @@ MINUTE = 60 * SECOND
 def test_ticks_that_nobody_saw(misfire: Misfire, expected: list[int]) -> None:
     """The first look treats the ticks since the last that fired by `misfire`."""
     ticks = Ticks(MINUTELY, misfire, 5 * SECOND)
+    assert ticks.watch(NOON + 30 * SECOND)
     assert ticks.due(NOON - 3 * MINUTE, NOON + 30 * SECOND) == expected
+    assert not ticks.watch(NOON + 31 * SECOND)
     assert ticks.due(NOON - 3 * MINUTE, NOON + 31 * SECOND) == []
+
+
+def watched(ticks: Ticks, start: int, until: int) -> Ticks:
+    """The schedule, looked at from `start` until `until` without a tick between them."""
+    ticks.due(None, start)
+    for moment in range(start, until, SECOND):
+        assert not ticks.watch(moment)
+    return ticks
 
 
 def test_a_tick_that_has_just_come_is_not_missed() -> None:
@@ -118,24 +128,36 @@ def test_at_most_a_hundred_are_made_up_for() -> None:
 
 def test_a_schedule_begins_when_it_is_first_seen() -> None:
     """Without a last tick nothing is made up for; what comes from then on fires."""
-    ticks = Ticks(MINUTELY, "all", 70 * SECOND)
-    assert ticks.due(None, NOON - SECOND) == []
-    assert ticks.due(None, NOON) == [NOON]
+    ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
+    assert ticks.next == NOON
+    assert ticks.watch(NOON + 10_000)
+    assert ticks.due(None, NOON + 10_000) == [NOON]
+
+
+def test_a_gap_makes_ticks_missed() -> None:
+    """Nobody watched for longer than the patience: the ticks in between are treated as missed."""
+    ticks = watched(Ticks(MINUTELY, "once", 5 * SECOND), NOON - 30 * SECOND, NOON)
+    assert ticks.watch(NOON + 3 * MINUTE)
+    assert ticks.due(NOON - MINUTE, NOON + 3 * MINUTE + SECOND) == [NOON + 3 * MINUTE]
 
 
 def test_a_tick_that_fired_elsewhere_does_not_fire_here() -> None:
     """What another node has fired is not due here."""
-    ticks = Ticks(MINUTELY, "all", 70 * SECOND)
-    ticks.due(None, NOON - SECOND)
+    ticks = watched(Ticks(MINUTELY, "all", 5 * SECOND), NOON - 30 * SECOND, NOON)
     assert ticks.due(NOON, NOON + SECOND) == []
 
 
 def test_a_held_tick_comes_again() -> None:
-    """A tick that waits for the run before it is given again at the next look, with those after it."""
-    ticks = Ticks(MINUTELY, "skip", 70 * SECOND)
-    ticks.due(None, NOON - SECOND)
-    (tick,) = ticks.due(None, NOON)
-    ticks.hold(tick)
+    """A tick that waits for the run before it is given again, with those after it."""
+    ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
+    assert ticks.due(None, NOON) == [NOON]
+    ticks.hold(NOON, NOON + SECOND)
+    assert ticks.watch(NOON + SECOND)
     assert ticks.due(None, NOON + SECOND) == [NOON]
-    ticks.hold(tick)
+    ticks.hold(NOON, NOON + 2 * SECOND)
+    assert ticks.due(None, NOON + 2 * SECOND) == [NOON]
+    ticks.hold(NOON, NOON + 3 * SECOND)
+    for moment in range(3, 60, 4):
+        assert ticks.due(None, NOON + moment * SECOND) == [NOON]
+        ticks.hold(NOON, NOON + (moment + 4) * SECOND)
     assert ticks.due(None, NOON + MINUTE) == [NOON, NOON + MINUTE]

@@ -1,0 +1,11 @@
+"""The dispatcher: claims for pools that have room, renews the lease, and keeps everything moving."""
+
+from __future__ import annotations
+
+from workerd.dispatcher.service import Dispatcher
+from workerd.process.context import RoleContext
+
+
+def main(ctx: RoleContext) -> int:
+    """Run the role in a process that was forked for it; returns the exit status."""
+    return Dispatcher(ctx).run()

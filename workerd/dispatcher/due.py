@@ -1,0 +1,41 @@
+"""Rows that have become due: `scheduled` becomes `new`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from workerd.dispatcher.agenda import Duty, jittered
+from workerd.dispatcher.contact import Contact
+from workerd.store import jobs
+
+SLICE = 500
+SHORTEST = 0.002
+
+
+class Due(Duty):
+    """Makes due rows `new`, in slices, and sleeps no longer than until the next is due."""
+
+    name = "due rows"
+
+    def __init__(self, contact: Contact, poll: float, announce: Callable[[Iterable[str]], None]) -> None:
+        super().__init__()
+        self._contact = contact
+        self._poll = poll
+        self._announce = announce
+        self.promoted = 0
+        self.next_due: int | None = None
+
+    def work(self) -> float:
+        """One slice."""
+        done = self._contact.run(lambda tx: jobs.promote_due(tx, SLICE))
+        self.next_due = done.next_due
+        if done.count:
+            self.promoted += done.count
+            self._announce(done.handlers)
+        if done.count >= SLICE:
+            return 0.0
+        pause = jittered(self._poll)
+        if done.next_due is not None:
+            # Not 0: a due row that another node holds locked is not ours to wait for in a tight loop.
+            pause = min(pause, max(SHORTEST, self._contact.seconds_until(done.next_due)))
+        return pause

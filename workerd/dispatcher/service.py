@@ -1,0 +1,295 @@
+"""The dispatcher's parts put together: what each is told, and what the supervisor hears of them."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from workerd import __version__
+from workerd.dispatcher.agenda import Agenda, Duty
+from workerd.dispatcher.claims import Claimer
+from workerd.dispatcher.contact import Contact
+from workerd.dispatcher.due import Due
+from workerd.dispatcher.farewell import Farewell
+from workerd.dispatcher.gate import Gate
+from workerd.dispatcher.lease import Lease
+from workerd.dispatcher.orders import Orders
+from workerd.dispatcher.pools import PoolLink, Pools
+from workerd.dispatcher.reports import Reports
+from workerd.dispatcher.rescue import Rescue
+from workerd.dispatcher.routine import Routine
+from workerd.dispatcher.settlement import Settlement
+from workerd.errors import StoreError
+from workerd.log import get_logger
+from workerd.messages import GiveBack, Holdings, LeaseState, Roster
+from workerd.process.context import RoleContext
+from workerd.process.service import Service
+from workerd.process.sockets import bind_datagram
+from workerd.store import open_store, schedules
+from workerd.store.jobs import NodeIdent
+from workerd.store.nodes import NodeRecord
+
+STORE_TIMEOUT = 5.0
+"""Seconds; the longest that one statement may keep the dispatcher from its loop."""
+
+
+def store_timeout(watchdog: float, lease: float) -> float:
+    """Seconds for connecting or one statement: both together must not reach the watchdog or the lease."""
+    return min(STORE_TIMEOUT, watchdog * 0.4, lease / 4)
+
+
+def read_formers(path: Path, incarnation: bytes) -> list[bytes]:
+    """The incarnations that this state folder has seen before this one: dead, since we hold its lock."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return []
+    ids = [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
+    return [former for former in ids if former != incarnation]
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
+class Dispatcher(Service):
+    """Claims, lease, due rows, ticks, settlement, rescue and retention of one node."""
+
+    def __init__(self, ctx: RoleContext) -> None:
+        super().__init__(ctx.control, ctx.watchdog)
+        config = ctx.config
+        lease, poll = config.dispatcher.lease, config.dispatcher.poll
+        wanted = schedules.wanted(config)
+        node = NodeRecord(
+            id=ctx.incarnation,
+            name=config.node.name,
+            host=socket.gethostname(),
+            pid=os.getppid(),
+            boot_id=_boot_id(),
+            version=__version__,
+            info=msgspec.json.encode({"schedules": sorted(wanted)}),
+        )
+        formers = read_formers(ctx.paths.incarnations, ctx.incarnation)
+        store = open_store(
+            config.store, state_dir=config.node.state_dir, timeout=store_timeout(ctx.watchdog, lease)
+        )
+        self._log = get_logger("dispatcher")
+        self._draining = False
+        self._told_held = True
+        self._refused: dict[str, str] = {}
+        self._rate = _Rate()
+        self.contact = Contact(store, gap=lease / 2)
+        self.pools = Pools(self.loop, ctx.paths.dispatcher, self)
+        self.reports = Reports(self.loop, ctx.paths.ingester, ctx.life)
+        self.lease = Lease(self.loop, self.contact, node, formers, lease, self._on_lease)
+        self.rescue = Rescue(self.contact, self.reports, ctx.incarnation, frozenset(formers), lease)
+        self.settlement = Settlement(
+            self.loop, self.contact, self.pools, self.reports, ctx.incarnation, self._settled
+        )
+        self.claimer = Claimer(
+            self.contact,
+            self.pools,
+            self.reports,
+            self.settlement,
+            node=NodeIdent(id=ctx.incarnation, name=node.name),
+            batch=config.dispatcher.batch,
+            poll=poll,
+            gate=Gate(config.pickup.jobs),
+            enabled=config.pickup.enabled,
+        )
+        self.orders = Orders(
+            self.contact, self.pools, ctx.incarnation, tuple(config.handlers), poll, self.claimer.pause
+        )
+        self.routine = Routine(self.contact, config, self.claimer.announce)
+        self.due_rows = Due(self.contact, poll, self.routine.announce)
+        self.farewell = Farewell(self.contact, self.settlement, self.reports, ctx.incarnation, self._end)
+        self._regular = (
+            self.claimer,
+            self.settlement,
+            self.orders,
+            self.due_rows,
+            self.rescue,
+            *self.routine.duties,
+        )
+        self.agenda = Agenda(
+            self.loop,
+            self.lease,
+            (*self._regular, self.farewell),
+            blocked=self._blocked,
+            on_away=self.lease.lost_contact,
+            on_refused=self._on_refused,
+        )
+        self._wake = bind_datagram(ctx.paths.wake, 0o666)
+
+    # -- what a role says
+
+    def start(self) -> None:
+        """Open the doors; what needs the store begins when it has answered."""
+        self.loop.on_readable(self._wake.fileno(), self._woken, rank=2)
+        self.reports.start()
+        self.settlement.need()
+        self.lease.start()
+
+    def info(self) -> dict[str, Any]:
+        """Lease and store, what was claimed and how fast, who is connected."""
+        away = self.contact.away
+        return {
+            "lease_left": round(self.lease.left, 3),
+            "lease_held": self.lease.held and self.lease.registered,
+            "store": {
+                "state": "away" if away is not None else "up" if self.lease.registered else "unknown",
+                "since": round(time.monotonic() - self.contact.changed_at, 3),
+                "error": str(away) if away is not None else "",
+                "code": away.code if away is not None else 0,
+                "errors": {str(code): n for code, n in self.contact.store.stats.errors.items()},
+                "retries": self.contact.store.stats.retries,
+            },
+            "claimed": self.claimer.claimed,
+            "claims_per_second": self._rate.of(self.claimer.claimed),
+            "promoted": self.due_rows.promoted,
+            "rescued": self.rescue.rescued,
+            "fired": self.routine.ticking.fired,
+            "removed": self.routine.retention.removed,
+            "settlement": self.settlement.phase.value,
+            "settlements": self.settlement.rounds,
+            "paused": sorted(self.orders.paused),
+            "pools": {
+                link.name: {"room": link.room, "sent": link.sent} for link in self.pools.links.values()
+            },
+            "unacknowledged": self.reports.unacknowledged,
+        }
+
+    def on_roster(self, roster: Roster) -> None:
+        """Pools came or died."""
+        self.settlement.on_roster(roster)
+
+    def on_drain(self, seconds: float) -> None:
+        """Claim nothing more; the lease is kept until the last pool is gone (law 10)."""
+        self._draining = True
+        self.claimer.stop()
+        self._tell_state()
+
+    def on_stop(self) -> None:
+        """Every pool is gone: settle what is left, give the node's row back, end."""
+        self._draining = True
+        self.claimer.stop()
+        if self._blocked() or self.roster.pools:
+            self._end()
+        else:
+            self.farewell.begin(self.loop)
+
+    def _settled(self) -> None:
+        """Nothing is in nobody's hand, and what was in the spool is in the store."""
+        self.rescue.spool_is_replayed()
+        self.farewell.settled()
+
+    def _end(self) -> None:
+        self.agenda.stop()
+        self.contact.store.close()
+        self.loop.stop()
+
+    # -- what the pools say
+
+    def on_pool_up(self, link: PoolLink) -> None:
+        """A pool connected."""
+        if not self.lease.held:
+            link.send(LeaseState(held=False))
+        self.settlement.on_pool_up(link)
+        self.orders.on_pool_up(link)
+
+    def on_pool_down(self, link: PoolLink) -> None:
+        """A pool's connection ended."""
+        self.claimer.on_pool_down(link)
+        self.settlement.on_pool_down(link)
+
+    def on_demand(self, link: PoolLink) -> None:
+        """A pool has room."""
+        self.claimer.on_demand(link)
+
+    def on_holdings(self, link: PoolLink, holdings: Holdings) -> None:
+        """A pool said what it holds."""
+        self.settlement.on_holdings(link, holdings)
+
+    def _woken(self) -> None:
+        """Somebody says that there is new work; a thousand of them are as good as one."""
+        try:
+            while True:
+                self._wake.recv(1)
+        except OSError:
+            pass
+        self.claimer.announce()
+        self.routine.announce()
+
+    # -- how it stands
+
+    def _blocked(self) -> bool:
+        return self.contact.away is not None or not self.lease.registered
+
+    def _on_lease(self) -> None:
+        """The store went away or came back, the lease was lost or won, or this node may not work."""
+        if self.lease.held != self._told_held:
+            self._told_held = self.lease.held
+            self.pools.tell(LeaseState(held=self.lease.held))
+            if not self.lease.held:
+                # Who rescues them may start them at once; nobody is to start them twice.
+                self.pools.tell(GiveBack(handlers=()))
+        if not self._blocked():
+            for duty in self._regular:
+                duty.wake()
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        obstacle = self.lease.obstacle
+        if obstacle is not None:
+            self.become("failed", str(obstacle))
+            if not self.lease.ever_registered:
+                self.beat(fatal=2)
+        elif self.contact.away is not None:
+            self.become(
+                "waiting",
+                f"The store does not answer ({self.contact.away}); see that it runs and can be reached, "
+                "work goes on by itself when it is back.",
+            )
+        elif not self.lease.registered:
+            self.become("starting")
+        else:
+            refused = next(iter(self._refused.values()), "")
+            self.become("draining" if self._draining else "up", refused)
+
+    def _on_refused(self, duty: Duty, error: StoreError | None) -> None:
+        if error is None:
+            self._refused.pop(duty.name, None)
+            self._tell_state()
+            return
+        self._log.error("the store refused a statement", duty=duty.name, error=str(error))
+        self._refused[duty.name] = (
+            f"The store refuses {duty.name} ({error}); see that its user has all rights on the database."
+        )
+        self._tell_state()
+
+
+class _Rate:
+    """Counts into a rate, averaged since it was last asked."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._at = time.monotonic()
+        self._rate = 0.0
+
+    def of(self, count: int) -> float:
+        now = time.monotonic()
+        if now - self._at >= 0.5:
+            self._rate = (count - self._count) / (now - self._at)
+            self._count, self._at = count, now
+        return round(self._rate, 1)
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
