@@ -42,9 +42,11 @@ def live(tx: Tx, name: str, *, lock: bool = False) -> Link | None:
     return Link(row[0], row[1], Status(values.text(row[2])), values.time(row[3]))
 
 
-def add(tx: Tx, name: str, job_id: bytes, *, run_at: int, status: Status = Status.SCHEDULED) -> bool:
+def add(tx: Tx, name: str, job_id: bytes, *, run_at: int, running: bool = False) -> bool:
     """Insert the chain's row; False if another one lives already."""
-    started = values.at(tx.now) if status is Status.INPROGRESS else None
+    waiting = Status.NEW if run_at <= tx.now else Status.SCHEDULED
+    status = Status.INPROGRESS if running else waiting
+    started = values.at(tx.now) if running else None
     return bool(
         tx.execute(
             "INSERT INTO workerd_jobs (id, attempt, handler, status, run_at, unique_key, max_attempts,"
@@ -64,7 +66,7 @@ def ensure(tx: Tx, name: str, pause: float) -> bool:
         return False
     last = last_run(tx, name)
     due = tx.now if last is None else max(tx.now, last.end + int(pause * SECOND))
-    return add(tx, name, new_id(), run_at=due, status=Status.NEW if due <= tx.now else Status.SCHEDULED)
+    return add(tx, name, new_id(), run_at=due)
 
 
 def goes_on(tx: Tx, names: Iterable[str]) -> set[str]:

@@ -161,7 +161,7 @@ def start_recurring(tx: Tx, workflow: Workflow) -> Picked:
     by_hand = _oldest_queuing(tx, workflow.name)
     if by_hand is not None:
         chains.remove_waiting(tx, workflow.name)
-        if not chains.add(tx, workflow.name, by_hand.id, run_at=tx.now, status=Status.INPROGRESS):
+        if not chains.add(tx, workflow.name, by_hand.id, run_at=tx.now, running=True):
             return Picked(0, set())  # another node was faster
         return _begin(tx, [by_hand], {workflow.name: workflow})
     if link is None:

@@ -277,7 +277,7 @@ def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
     if workflow:
         return requests.submit(tx, name, b"{}").id
     made = new_id()
-    if not chains.add(tx, name, made, run_at=tx.now, status=Status.NEW):
+    if not chains.add(tx, name, made, run_at=tx.now):
         raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
     return made
 
