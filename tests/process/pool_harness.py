@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import socket
@@ -49,6 +50,8 @@ from workerd.process.context import Paths, RoleContext
 from workerd.process.loop import Loop
 from workerd.process.sockets import listen
 
+LINGER = 0.002
+"""Seconds after which the ingester acknowledges, as the real one does after its batch."""
 HANDLERS = Path(__file__).parent / "handlers"
 POLICY = {"grace": 0.2, "backoff": {"first": 0.01, "factor": 1.0, "max": 0.01, "jitter": 0.0}}
 
@@ -147,6 +150,7 @@ class Ingester(Server):
         self.progress: list[Progress] = []
         self.seen: dict[str, bytes | None] = {}
         self.silent = False
+        self._due = False
         self.max_payload = 1 << 20
 
     def _hear(self, message: Message) -> None:
@@ -156,12 +160,18 @@ class Ingester(Server):
             case Outcomes():
                 self.outcomes += message.outcomes
                 self.received += range(message.first, message.first + len(message.outcomes))
-                if not self.silent:
-                    self.send(Ack(message.first + len(message.outcomes)))
+                if not self._due:
+                    self._due = True
+                    self._loop.call_later(LINGER, self._acknowledge)
             case Progress():
                 self.progress.append(message)
             case Seen():
                 self.seen[message.handler] = message.signature
+
+    def _acknowledge(self) -> None:
+        self._due = False
+        if self.received and not self.silent:
+            self.send(Ack(self.received[-1] + 1))
 
     def of(self, claim: Claim) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.key == claim.key]
@@ -305,6 +315,11 @@ class Harness:
 
     def lease(self, held: bool) -> None:
         self.dispatcher.send(LeaseState(held))
+
+    def settled(self) -> None:
+        """Until the pool answers for nothing any more."""
+        tokens = itertools.count(1000)
+        self.until(lambda: not self.holdings(next(tokens)))
 
     def holdings(self, token: int) -> set[Key]:
         self.dispatcher.send(Inventory(token))

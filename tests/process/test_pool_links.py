@@ -196,6 +196,7 @@ def test_without_its_lease_it_starts_nothing(node: Harness, marks: Path) -> None
 def test_a_new_ingester_gets_what_the_old_one_did_not_acknowledge(node: Harness) -> None:
     """In order, with the same numbers, and nothing that was acknowledged."""
     node.run("noop")
+    node.settled()
     node.ingester.silent = True
     claims = [node.claim("noop") for _ in range(50)]
     node.give(*claims)
@@ -210,7 +211,7 @@ def test_a_new_ingester_gets_what_the_old_one_did_not_acknowledge(node: Harness)
     node.outcome(late)
     assert node.ingester.received == list(range(1, 52))
     assert {o.key for o in node.ingester.outcomes} == {c.key for c in [*claims, late]}
-    node.until(lambda: node.info()["unacknowledged"] == 0)
+    node.settled()
 
 
 def test_a_new_dispatcher_starts_to_count_anew(node: Harness) -> None:
@@ -227,7 +228,7 @@ def test_a_new_dispatcher_starts_to_count_anew(node: Harness) -> None:
 def test_the_inventory_names_what_runs_waits_and_is_not_acknowledged(node: Harness, marks: Path) -> None:
     """Nothing that the pool answers for is missing, nothing else is in it."""
     warm_up(node)
-    node.until(lambda: node.info()["unacknowledged"] == 0)
+    node.settled()
     node.ingester.silent = True
     done = node.claim("noop")
     node.give(done)

@@ -89,6 +89,7 @@ class Intake:
         self._granted = 0  # by the last Demand: so many claims in all may be sent on this connection
         self._asked: tuple[str, ...] = ()
         self._due = False
+        self.low = 0  # with no more waiting than this, it is time to consider
         self._link = Reconnecting(loop, path, FromDispatcher, self._on_message, self._on_up, self._on_down)
 
     def start(self) -> None:
@@ -130,6 +131,7 @@ class Intake:
             if self._asked:
                 self._ask(channel, 0, ())
             return
+        self.low = room.total // 2
         free = max(0, room.total - len(self.waiting))
         under_way = self._granted - self._received if self._asked else 0
         if free > under_way:

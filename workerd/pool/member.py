@@ -129,10 +129,10 @@ class Member:
 
     def assign(self, run: Run, max_payload: int) -> None:
         """Give it a run; it must be idle. Raises FrameTooLarge, and is idle still."""
-        self._close_period(None)
+        if self.output.touched:
+            self._close_period(None)
         self.page.begin(run.serial, run.soft_ns)
-        self.channel.send(Assignment(run.serial, run.claim, run.deadline, max_payload))
-        self.channel.flush()
+        self.channel.post(Assignment(run.serial, run.claim, run.deadline, max_payload))
         self.run = run
         self.state = State.RUNNING
         self.since = run.start_ns / 1e9
@@ -239,7 +239,8 @@ class Member:
         if self._progress_turn == self._loop.turns:
             # Both came in one read, so its last output may not have been seen in this turn.
             self.output.drain()
-        self._close_period(run)
+        if self.output.touched:
+            self._close_period(run)
         self.run = None
         self.jobs += 1
         self._alarm.clear()
@@ -265,10 +266,9 @@ class Member:
         self._owner.on_lines(self, self.run, lines)
 
     def _close_period(self, run: Run | None) -> None:
-        if self.output.touched:
-            dropped = self.output.turn_over()
-            if dropped:
-                self._owner.on_dropped(self, run, dropped)
+        dropped = self.output.turn_over()
+        if dropped:
+            self._owner.on_dropped(self, run, dropped)
 
     # -- its death
 
@@ -281,6 +281,9 @@ class Member:
         if status is None:
             return
         self._close_period(self.run)
+        if self.run is not None and self.run.stack is None and status < 0 and self._dump.size():
+            # faulthandler wrote it on the way to a crash.
+            self.run.stack = trim(self._dump.text())
         self.move(State.DEAD)
         self._release()
         run, self.run = self.run, None

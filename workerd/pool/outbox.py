@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -22,6 +23,9 @@ BYTES_LIMIT = 64 << 20
 FRAME_ROWS = 1000
 FRAME_BYTES = 8 << 20
 """An Outcomes message holds at most so much, but always one outcome."""
+
+TOGETHER = 0.001
+"""Seconds that an outcome waits for others, if the last ones left only just before."""
 
 PAYLOAD_MAX = 24 << 20
 """Bytes of one payload that fit a frame twice over, whatever the store could take."""
@@ -44,6 +48,7 @@ class Outbox:
         self._kept: deque[Outcome] = deque()
         self._first = 0  # the number of the oldest that is kept
         self._bytes = 0
+        self._flushed = 0.0
         self._fresh: list[Outcome] = []  # the newest of them, not sent on any connection yet
         self._link = Reconnecting(loop, path, FromIngester, self._on_message, self._on_up, self._on_down)
 
@@ -72,11 +77,15 @@ class Outbox:
         return (outcome.key for outcome in self._kept)
 
     def add(self, outcome: Outcome) -> None:
-        """Take an outcome; it leaves at the end of this turn with the others."""
+        """Take an outcome; it leaves at the end of this turn, or a moment later with others."""
         self._kept.append(outcome)
         self._bytes += _size(outcome)
         if not self._fresh:
-            self._loop.at_end_of_turn(self._flush)
+            # The first after a pause leaves at once; in a stream each message carries many.
+            if time.monotonic() - self._flushed > TOGETHER:
+                self._loop.at_end_of_turn(self._flush)
+            else:
+                self._loop.call_later(TOGETHER, self._flush)
         self._fresh.append(outcome)
 
     def introduce(self, seen: list[Seen]) -> None:
@@ -93,6 +102,7 @@ class Outbox:
 
     def _flush(self) -> None:
         channel = self._link.channel
+        self._flushed = time.monotonic()
         fresh, self._fresh = self._fresh, []
         if channel is not None:
             self._send(channel, fresh, self._first + len(self._kept) - len(fresh))

@@ -181,13 +181,14 @@ class Work:
         now = time.monotonic_ns()
         self._pace.note((now - run.start_ns) / 1e9)
         self._settle(run.claim, ending, run.start_ns, now, member.pid)
+        waiting = self.intake.waiting
         if self.crew.done(member, ending.tainted):
-            waiting = self.intake.waiting
             if waiting:
                 self._assign(member, waiting.popleft())
             else:
                 self.crew.idle.append(member)
-        self.intake.consider()
+        if len(waiting) <= self.intake.low:
+            self.intake.consider()
         if self.closed:
             self._head.on_less()
 

@@ -59,8 +59,8 @@ class Line:
     def receive(self) -> Assignment | None:
         """The next assignment; None when the pool has closed the channel."""
         inbox = self._inbox
-        while len(inbox) < 4 or len(inbox) - 4 < _LENGTH.unpack_from(inbox)[0]:
-            data = os.read(self._fd, _READ)
+        while len(inbox) < 4 or (missing := 4 + _LENGTH.unpack_from(inbox)[0] - len(inbox)) > 0:
+            data = os.read(self._fd, _READ if len(inbox) < 4 else max(_READ, missing))
             if not data:
                 return None
             inbox += data

@@ -20,6 +20,8 @@ from workerd.process.loop import Loop
 
 _LENGTH = struct.Struct("!i")
 _READ = 256 * 1024
+# Read into one buffer of the process: a fresh one of this size for each read is mapped and unmapped.
+_buffer = memoryview(bytearray(_READ))
 
 FRAME_LIMIT = 64 * 1024 * 1024
 """Bytes of one frame; a peer that announces more is faulty and its channel is closed."""
@@ -59,6 +61,7 @@ class Channel(Generic[In]):
         self._outbox: list[bytes] = []
         self._unsent = b""
         self._flush_due = False
+        self._blocked = False
         self.closed = False
         self.cut_short = False  # the peer went before it had read everything that it was sent
         sock.setblocking(False)
@@ -91,6 +94,30 @@ class Channel(Generic[In]):
             self._flush_due = True
             self._loop.at_end_of_turn(self.flush)
 
+    def post(self, message: msgspec.Struct) -> None:
+        """Send a message at once, in a write of its own: its reader waits for nothing else.
+
+        Raises FrameTooLarge.
+        """
+        if self.closed:
+            return
+        if self._outbox or self._unsent:
+            self.send(message)
+            return
+        frame = bytearray(4)
+        _encoder.encode_into(message, frame, 4)
+        length = len(frame) - 4
+        if length > FRAME_LIMIT:
+            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {FRAME_LIMIT}")
+        _LENGTH.pack_into(frame, 0, length)
+        try:
+            sent = self._sock.send(frame, socket.MSG_NOSIGNAL)
+        except OSError:
+            sent = 0  # whether it may be written later or never, flush will see
+        if sent < length + 4:
+            self._unsent = bytes(frame[sent:])
+            self.flush()
+
     def flush(self) -> None:
         """Write what the socket takes now; the rest leaves when it can be written."""
         self._flush_due = False
@@ -99,6 +126,8 @@ class Channel(Generic[In]):
         if self._outbox:
             self._unsent += b"".join(self._outbox)
             self._outbox.clear()
+        elif not self._unsent:
+            return
         try:
             while self._unsent:
                 sent = self._sock.send(self._unsent, socket.MSG_NOSIGNAL)
@@ -109,7 +138,9 @@ class Channel(Generic[In]):
             # The reading side will see the end, after what the peer had still written.
             self._unsent = b""
             self.cut_short = True
-        self._loop.on_writable(self._fd, self.flush if self._unsent else None)
+        if self._blocked or self._unsent:
+            self._blocked = bool(self._unsent)
+            self._loop.on_writable(self._fd, self.flush if self._blocked else None)
 
     # -- receiving
 
@@ -131,7 +162,7 @@ class Channel(Generic[In]):
     def _read_some(self) -> bool:
         """Take what is there, at most one buffer; false when the peer has gone or is faulty."""
         try:
-            data = self._sock.recv(_READ)
+            data = bytes(_buffer[: self._sock.recv_into(_buffer)])
         except BlockingIOError:
             return True
         except OSError:
@@ -174,7 +205,7 @@ class Channel(Generic[In]):
         """Read until it would block or ends: the last words of a dead peer (law 3)."""
         while not self.closed:
             try:
-                data = self._sock.recv(_READ)
+                data = bytes(_buffer[: self._sock.recv_into(_buffer)])
             except BlockingIOError:
                 return
             except OSError:
