@@ -193,7 +193,6 @@ class Chaos:
         """What a service manager does: start a daemon that ended."""
         for daemon in self.daemons:
             if daemon.process is not None and daemon.process.poll() is not None:
-                daemon.log.close()
                 daemon.spawn()
 
     def waiting(self) -> int:

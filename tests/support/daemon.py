@@ -51,17 +51,18 @@ class Daemon:
 
     def spawn(self) -> Daemon:
         """Start it without waiting."""
-        self.log = (self.folder / "log").open("ab")
+        log = (self.folder / "log").open("ab")
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
         env["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "workerd", "run", "-c", str(self.path)],
             stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=self.log,
+            stdout=log,
+            stderr=log,
             env=env,
             cwd="/",
         )
+        log.close()
         return self
 
     def start(self, within: float = 30.0) -> Daemon:
@@ -95,7 +96,6 @@ class Daemon:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.wait()
-        self.log.close()
         self.process = None
 
     def stop(self, within: float = 40.0) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from workerd import log
 from workerd.config.model import Config, Node
 from workerd.dispatcher import main
 from workerd.job import Claim, Key, new_id
@@ -154,6 +155,10 @@ class Ingester:
         for channel, message in waiting:
             self._heard(channel, message)
 
+    def close(self) -> None:
+        self.restart()
+        self._listener.close()
+
     def restart(self) -> None:
         """Lose every connection and what was not written."""
         self._waiting.clear()
@@ -180,6 +185,7 @@ class World:
         self.supervisor: Channel[FromChild] | None = None
         self._lives = itertools.count(1)
         self._children: list[Child] = []
+        self._met: list[Pool] = []
         self.ingester = Ingester(self, store)
 
     # -- the dispatcher's life
@@ -191,6 +197,7 @@ class World:
         ctx = RoleContext(config=self.config, incarnation=self.incarnation, control=theirs, life=life)
 
         def run() -> int:
+            log.configure(self.config.log)  # pytest's own standard output is closed in a child
             sabotage()
             return main(ctx)
 
@@ -223,6 +230,11 @@ class World:
             child.kill()
             self.until(lambda c=child: c.reap() is not None)
             child.close()
+        if self.supervisor is not None:
+            self.supervisor.close()
+        self.ingester.close()
+        for pool in self._met:
+            pool.disconnect()
         self.loop.close()
 
     # -- pools
@@ -231,6 +243,7 @@ class World:
         """A living pool, in the roster but not connected yet."""
         pool = Pool(self, name or handlers[0], handlers, next(self._lives))
         self.pools[pool.name] = pool.life
+        self._met.append(pool)
         if self.supervisor is not None:
             self.tell_roster()
         return pool

@@ -128,7 +128,7 @@ class World:
     # -- the ingester's life
 
     def start(self, sabotage: Callable[[], None] = lambda: None, watchdog: float = 10.0) -> World:
-        """Fork an ingester; `sabotage` runs in it first."""
+        """Fork an ingester; `sabotage` runs in it first. No SQLite connection may be open here."""
         ours, theirs = socket.socketpair()
         config = self.config
         if watchdog != config.supervisor.watchdog:
