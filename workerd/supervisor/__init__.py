@@ -24,6 +24,7 @@ from workerd.process.loop import Loop
 from workerd.supervisor import boot
 from workerd.supervisor.reloading import FIXED, Plan, Reload, differs, plan
 from workerd.supervisor.stopping import Shutdown
+from workerd.supervisor.telling import Telling
 from workerd.supervisor.tree import Mains, Tree
 
 __all__ = ["Supervisor"]
@@ -50,6 +51,7 @@ class Supervisor:
         self._mains = mains
         self._load = load
         self._notify = notify
+        self._telling = Telling(notify)
         self._paths = Paths(config.node)
         self._loop = Loop()
         self._status = 0
@@ -119,8 +121,7 @@ class Supervisor:
         self.stop()
 
     def _feed_watchdog(self) -> None:
-        if self._tree.fresh():
-            self._notify("WATCHDOG=1")
+        self._telling.look(self.describe(), self._tree.fresh())
         self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._feed_watchdog)
 
     # -- ending
