@@ -23,6 +23,7 @@ from workerd.pool.executor import Executor
 from workerd.pool.fds import SOFT_SIGNAL, WorkerFds
 from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.meter import Meter
+from workerd.pool.orphans import Orphans
 from workerd.pool.surroundings import Stray, Surroundings, move_up
 from workerd.process.child import become_subreaper
 
@@ -126,6 +127,7 @@ def _forked(line: Line) -> Callable[[], None]:
 
 def _serve(name: str, line: Line, executor: Executor, surroundings: Surroundings, meter: Meter) -> int:
     title = f"workerd: worker {name}"
+    orphans = Orphans()
     while (assignment := line.receive()) is not None:
         setproctitle.setproctitle(f"{title} {id_text(assignment.claim.id)}")
         surroundings.restore()
@@ -135,6 +137,7 @@ def _serve(name: str, line: Line, executor: Executor, surroundings: Surroundings
         surroundings.flush()
         _report(line, msgspec.structs.replace(ending, usage=meter.usage()))
         setproctitle.setproctitle(title)
+        orphans.after_job()
     return 0
 
 
