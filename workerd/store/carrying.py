@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ from workerd import workflow as wf
 from workerd.job import Claim, Key, Status
 from workerd.outcome import Outcome, Reason
 from workerd.store import dialect, moving, values
-from workerd.store.connection import Tx
+from workerd.store.connection import Row, Tx
 from workerd.store.rows import chunks, hint, marks
 
 BATCH_BYTES = 8 << 20
@@ -52,23 +52,23 @@ def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
     ids = sorted({c.request_id for c in claims if c.request_id is not None})
     contexts = _contexts(tx, ids)
     needed = _needed(tx, claims, contexts)
-    result = Enriched([], [])
+    broken: list[Outcome] = []
+    accepted: list[Claim] = []
     surplus: list[Key] = []
     total = 0
     for claim in claims:
         context = contexts.get(claim.request_id or b"")
-        needs = needed.get(claim.key, {})
-        size = (context.size if context else 0) + sum(p.size for p in needs.values())
+        size = (context.size if context else 0) + sum(p.size for p in needed.get(claim.key, {}).values())
         refused = _refused(claim, context, size)
         if refused is not None:
-            result.broken.append(refused)
+            broken.append(refused)
         elif total and total + size > BATCH_BYTES:
             surplus.append(claim.key)
         else:
             total += size
-            result.claims.append(_filled(tx, claim, needs))
+            accepted.append(claim)
     _give_back(tx, surplus)
-    return result
+    return Enriched(_filled(tx, accepted, needed), broken)
 
 
 def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
@@ -163,23 +163,41 @@ def _unrun(claim: Claim, status: Status, reason: Reason, error: str) -> Outcome:
     )
 
 
-def _filled(tx: Tx, claim: Claim, needs: dict[str, _Payload]) -> Claim:
-    row = tx.one("SELECT workflow, params, extras FROM workerd_requests WHERE id = %s", (claim.request_id,))
-    if row is None:  # cannot be: it was there a moment ago, and only ended requests are removed
-        return claim
-    payloads = {name: _json(tx, payload) for name, payload in needs.items()}
-    return msgspec.structs.replace(
-        claim, workflow=values.lenient(row[0]), params=row[1], extras=row[2], needs=payloads
-    )
+def _filled(tx: Tx, claims: Sequence[Claim], needed: Mapping[Key, Mapping[str, _Payload]]) -> list[Claim]:
+    handed: dict[bytes, Row] = {}
+    for part in chunks(sorted({c.request_id for c in claims if c.request_id is not None})):
+        for row in tx.query(
+            f"SELECT id, workflow, params, extras FROM workerd_requests WHERE id IN ({marks(part)})", part
+        ):
+            handed[row[0]] = row
+    wanted = {p.key: p for c in claims for p in needed.get(c.key, {}).values()}
+    contents = _contents(tx, [p for p in wanted.values() if p.size])
+    filled = []
+    for claim in claims:
+        _, workflow, params, extras = handed.get(claim.request_id or b"", (None, None, None, None))
+        needs = {
+            name: contents.get(p.key) or (b'""' if p.type == "bytes" else b"null")
+            for name, p in needed.get(claim.key, {}).items()
+        }
+        filled.append(
+            msgspec.structs.replace(
+                claim, workflow=values.lenient(workflow), params=params, extras=extras, needs=needs
+            )
+        )
+    return filled
 
 
-def _json(tx: Tx, payload: _Payload) -> bytes:
-    """The payload as JSON; bytes as base64 text, which msgspec reads back where bytes are asked for."""
-    row = tx.one("SELECT payload FROM workerd_jobs WHERE id = %s AND attempt = %s", payload.key)
-    content: bytes | None = row[0] if row is not None else None
-    if content is None:
-        return b"null"
-    return msgspec.json.encode(content) if payload.type == "bytes" else content
+def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[Key, bytes]:
+    """Payloads as JSON; bytes as base64 text, which msgspec reads back where bytes are asked for."""
+    kinds = {p.key: p.type for p in payloads}
+    found: dict[Key, bytes] = {}
+    for part in chunks(list(kinds)):
+        for job_id, attempt, content in tx.query(
+            f"SELECT id, attempt, payload FROM workerd_jobs WHERE {dialect.keys(part)}"
+        ):
+            key = (job_id, attempt)
+            found[key] = msgspec.json.encode(content) if kinds[key] == "bytes" else content
+    return found
 
 
 def _give_back(tx: Tx, surplus: Sequence[Key]) -> None:
