@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 
 from tests.support.outcomes import outcome
 from tests.support.rows import Rows
-from workerd import clock
+from workerd import clock, log
 from workerd.config.model import Config, Ingester, Node
 from workerd.config.model import Store as StoreConfig
 from workerd.ingester import main
@@ -138,6 +139,9 @@ class World:
         ctx = RoleContext(config=config, incarnation=self.incarnation, control=theirs, life=next(self._lives))
 
         def run() -> int:
+            # pytest's own are descriptors that a forked child closes.
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+            log.configure(config.log)
             sabotage()
             return main(ctx)
 
