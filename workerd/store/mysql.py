@@ -41,6 +41,7 @@ AWAY = frozenset({
 })  # fmt: skip
 
 TOO_LARGE = 1153
+UNREACHABLE = 2003
 _MIGRATION_SECONDS = 86_400.0
 
 _INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
@@ -215,7 +216,7 @@ def _told(error: BaseException) -> tuple[int, str]:
     args = error.args
     if isinstance(error, pymysql.Error) and len(args) > 1 and isinstance(args[0], int):
         return args[0], str(args[1])
-    return 0, str(error)
+    return (UNREACHABLE if isinstance(error, OSError) else 0), str(error)
 
 
 def classify(error: BaseException) -> StoreError:

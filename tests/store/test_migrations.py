@@ -1,0 +1,116 @@
+"""Migrations: once, by whoever comes first, and never backwards."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.storing import enqueue, sql, value
+from workerd.errors import WrongVersion
+from workerd.store import Store, migrations
+
+TABLES = ("handlers", "jobs", "migrations", "nodes", "requests", "schedules")
+
+
+def test_an_empty_store_says_what_to_do(store_url: str, opened: Callable[..., Store]) -> None:
+    """It is empty, it is of the wrong version, and `migrate` mends that once."""
+    store = opened(store_url)
+    assert store.is_empty()
+    with pytest.raises(WrongVersion, match="run `workerd migrate`"):
+        store.check_version()
+    assert store.migrate() == ["1: first tables"]
+    assert not store.is_empty()
+    store.check_version()
+    assert store.migrate() == []
+
+
+def test_a_newer_store_is_left_alone(store: Store) -> None:
+    """Neither the check nor the migration touches what this version does not know."""
+    sql(store, "INSERT INTO workerd_migrations (version, name) VALUES (99, 'from the future')")
+    with pytest.raises(WrongVersion, match=r"schema 99.*newer workerd"):
+        store.check_version()
+    with pytest.raises(WrongVersion):
+        store.migrate()
+
+
+def test_an_older_store_names_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program is newer than the schema."""
+    monkeypatch.setattr(migrations, "NEWEST", 2)
+    with pytest.raises(WrongVersion, match="schema 1, this one needs 2; run `workerd migrate`"):
+        store.check_version()
+
+
+def test_several_nodes_migrate_at_once(store_url: str, opened: Callable[..., Store]) -> None:
+    """All succeed, one says that it did it."""
+    together = threading.Barrier(4)
+    applied: list[str] = []
+
+    def work(store: Store) -> None:
+        together.wait()
+        applied.extend(store.migrate())
+
+    threads = [threading.Thread(target=work, args=(opened(store_url),)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert applied == ["1: first tables"]
+    opened(store_url).check_version()
+
+
+def test_a_migration_that_was_cut_short_is_finished(mysql_url: str, opened: Callable[..., Store]) -> None:
+    """MySQL commits each table by itself: what is there stays, what is missing is made."""
+    store = opened(mysql_url)
+    store.migrate()
+    made = enqueue(store, "h")
+    sql(store, "DELETE FROM workerd_migrations")
+    sql(store, "DROP TABLE workerd_nodes")
+    assert store.migrate() == ["1: first tables"]
+    assert value(store, "SELECT COUNT(*) FROM workerd_nodes") == 0
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE id = %s", made) == 1
+
+
+def test_every_table_is_there(store: Store) -> None:
+    """With both engines agreeing on the columns, but for the generated one that MySQL needs."""
+    for table in TABLES:
+        assert value(store, f"SELECT COUNT(*) FROM workerd_{table}") is not None
+
+
+def test_both_engines_have_the_same_columns(
+    mysql_url: str, opened: Callable[..., Store], tmp_path: object
+) -> None:
+    """Name by name, in the same order."""
+    mysql, sqlite = opened(mysql_url), opened(f"sqlite:///{tmp_path}/s.db")
+    mysql.migrate()
+    sqlite.migrate()
+    for table in TABLES:
+        theirs = mysql.read(lambda tx, t=table: tx.query(f"SHOW COLUMNS FROM workerd_{t}"))
+        ours = sqlite.read(lambda tx, t=table: tx.query(f"PRAGMA table_info(workerd_{t})"))
+        assert [row[0] for row in theirs if row[0] != b"live_key"] == [row[1] for row in ours]
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [
+        ("8.0.13", True),
+        ("8.0.12", False),
+        ("5.7.44-log", False),
+        ("9.1.0", True),
+        ("8.0.11-TiDB-v7.5.0", True),
+        ("10.6.0-MariaDB", True),
+        ("10.5.23-MariaDB-1:10.5.23", False),
+        ("5.5.5-10.11.6-MariaDB", True),
+        ("11.8.6-MariaDB-0+deb13u1", True),
+        ("SQLite 3.35.0", True),
+        ("SQLite 3.34.1", False),
+    ],
+)
+def test_a_server_that_is_too_old_is_named(version: str, good: bool) -> None:
+    """What it lacks would show as an error in the middle of the night."""
+    if good:
+        migrations.require_version(version)
+    else:
+        with pytest.raises(WrongVersion, match="or newer; upgrade it"):
+            migrations.require_version(version)

@@ -1,0 +1,329 @@
+"""The connection to MySQL and MariaDB: sessions, errors by kind, whole transactions again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pymysql
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.servers import PASSWORD, USER, DatabaseServer
+from tests.support.storing import claims, close, enqueue, outcome, sql, status, value
+from workerd.errors import CommitUnknown, StoreAway, StoreRefused
+from workerd.job import Status
+from workerd.store import Store, jobs
+from workerd.store.connection import PATIENCE
+
+Opened = Callable[..., Store]
+
+
+@pytest.fixture
+def mysql(mysql_url: str, opened: Opened) -> Store:
+    store = opened(mysql_url)
+    store.migrate()
+    return store
+
+
+def test_the_session_is_as_the_rules_want_it(mysql: Store) -> None:
+    """READ COMMITTED, strict, UTC, utf8mb4, short lock waits and a limit for every statement."""
+    sql(mysql, "UPDATE workerd_jobs SET status = 'new' WHERE id = 'x'")
+    isolation = "tx_isolation" if "MariaDB" in mysql.server_version else "transaction_isolation"
+    limit = "max_statement_time" if "MariaDB" in mysql.server_version else "max_execution_time"
+    names = (
+        isolation,
+        "time_zone",
+        "innodb_lock_wait_timeout",
+        "autocommit",
+        "character_set_connection",
+        limit,
+    )
+    row = mysql.read(lambda tx: tx.one("SELECT " + ", ".join(f"@@SESSION.{n}" for n in names)))
+    assert row is not None
+    assert row[:5] == (b"READ-COMMITTED", b"+00:00", 1, 0, b"utf8mb4")
+    assert 0 < row[5] <= 4000
+    assert b"STRICT_ALL_TABLES" in value(mysql, "SELECT @@SESSION.sql_mode")
+
+
+@pytest.mark.parametrize("tcp", [False, True], ids=["unix", "tcp"])
+def test_a_password_of_any_characters(mysql_server: DatabaseServer, opened: Opened, tcp: bool) -> None:
+    """Percent-encoded in the URL, over a Unix socket and over TCP."""
+    name = mysql_server.new_database()
+    try:
+        assert opened(mysql_server.url(name, tcp=tcp)).is_empty()
+    finally:
+        mysql_server.drop_database(name)
+
+
+def test_a_password_from_a_file_is_read_at_every_connect(
+    mysql_url: str, opened: Opened, tmp_path: Path
+) -> None:
+    """It may change, or come later; until it is there the store is away and the message says why."""
+    secret = tmp_path / "secret"
+    url = mysql_url.replace(quote(PASSWORD, safe=""), "")
+    store = opened(url, password_file=str(secret))
+    with pytest.raises(StoreAway, match=r"password_file .*secret cannot be read .*make it readable"):
+        store.is_empty()
+    secret.write_text(PASSWORD + "\n")
+    assert store.is_empty()
+
+
+def test_no_error_repeats_the_password(mysql_server: DatabaseServer, mysql_url: str, opened: Opened) -> None:
+    """Neither a refused login, nor a wrong database, host or packet says it."""
+    wrong = "Wr0ng-s3cret"
+    encoded = quote(PASSWORD, safe="")
+    urls = [
+        mysql_url.replace(encoded, wrong),
+        mysql_server.url("nowhere"),
+        mysql_url.replace("unix_socket=", "unix_socket=/nonexistent"),
+        f"mysql://{USER}:{wrong}@127.0.0.1:1/x",
+    ]
+    for url in urls:
+        store = opened(url)
+        with pytest.raises(StoreAway) as caught:
+            store.is_empty()
+        shown = "".join([str(caught.value), repr(caught.value), repr(store), str(caught.value.__cause__)])
+        assert wrong not in shown
+        assert PASSWORD not in shown
+        assert encoded not in shown
+        assert caught.value.code
+        assert store.stats.errors[caught.value.code] == 1
+
+
+def test_too_many_connections_is_away(own_server: DatabaseServer, opened: Opened) -> None:
+    """1040: it is not the statement's fault, and goes by itself."""
+    store = opened(own_server.url(own_server.new_database()))
+    own_server.sql("SET GLOBAL max_connections = 10")
+    held: list[pymysql.Connection[Any]] = []
+    try:
+        with suppress(pymysql.OperationalError):
+            held.extend(_connect(own_server) for _ in range(20))
+        with pytest.raises(StoreAway) as caught:
+            store.is_empty()
+        assert caught.value.code == 1040
+    finally:
+        for connection in held:
+            connection.close()
+    eventually(lambda: _answers(store))
+
+
+def _answers(store: Store) -> bool:
+    try:
+        return store.is_empty()
+    except StoreAway:
+        return False
+
+
+def _connect(server: DatabaseServer) -> pymysql.Connection[Any]:
+    return pymysql.connect(
+        user=USER, password=PASSWORD.encode(), unix_socket=str(server.socket), ssl_disabled=True
+    )
+
+
+def test_a_read_only_server_is_away(own_server: DatabaseServer, opened: Opened) -> None:
+    """1290: what it refuses today it takes when it is the primary again."""
+    name = own_server.new_database()
+    opened(own_server.url(name)).migrate()
+    own_server.sql("CREATE USER plain@'%' IDENTIFIED BY 'plain'")
+    own_server.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.* TO plain@'%'")
+    url = own_server.url(name).replace(f"{USER}:{quote(PASSWORD, safe='')}@", "plain:plain@")
+    store = opened(url)
+    own_server.sql("SET GLOBAL read_only = 1")
+    with pytest.raises(StoreAway) as caught:
+        enqueue(store, "h")
+    assert caught.value.code == 1290
+    own_server.sql("SET GLOBAL read_only = 0")
+    enqueue(store, "h")
+
+
+def test_a_missing_table_is_away_not_a_rows_fault(mysql: Store) -> None:
+    """Else every outcome would be refused one by one while somebody restores a backup."""
+    sql(mysql, "RENAME TABLE workerd_jobs TO elsewhere")
+    with pytest.raises(StoreAway) as caught:
+        enqueue(mysql, "h")
+    assert caught.value.code == 1146
+    sql(mysql, "RENAME TABLE elsewhere TO workerd_jobs")
+    enqueue(mysql, "h")
+
+
+def test_a_killed_server_is_away_until_it_is_back(own_server: DatabaseServer, opened: Opened) -> None:
+    """In a transaction, between two, and on connecting; then the next use connects again."""
+    store = opened(own_server.url(own_server.new_database()))
+    store.migrate()
+
+    def killing(tx: Any) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = 1")
+        own_server.kill9()
+        tx.execute("UPDATE workerd_jobs SET priority = 2")
+
+    with pytest.raises(StoreAway) as caught:
+        store.run(killing)
+    assert not isinstance(caught.value, CommitUnknown)
+    with pytest.raises(StoreAway):
+        enqueue(store, "h")
+    own_server.start()
+    assert status(store, enqueue(store, "h")) == "new"
+
+
+def test_a_connection_that_was_killed_between_two_transactions(
+    mysql: Store, mysql_server: DatabaseServer
+) -> None:
+    """The transaction that meets it fails as away, the next one has a new connection."""
+    mysql_server.sql(f"KILL {value(mysql, 'SELECT CONNECTION_ID()')}")
+    with pytest.raises(StoreAway):
+        enqueue(mysql, "h")
+    enqueue(mysql, "h")
+
+
+def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opened: Opened) -> None:
+    """The connection breaks after the work and before the answer: it may be there or not."""
+    store = opened(own_server.url(own_server.new_database()))
+    store.migrate()
+
+    def work(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        own_server.kill9()
+
+    with pytest.raises(CommitUnknown) as caught:
+        store.run(work)
+    assert caught.value.code in (2006, 2013)
+    own_server.start()
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
+
+
+def test_a_frozen_server_is_away_after_the_timeout(own_server: DatabaseServer, opened: Opened) -> None:
+    """Nothing waits for ever: not a statement, not a COMMIT, not a connect."""
+    store = opened(own_server.url(own_server.new_database()), timeout=0.5)
+    store.migrate()
+    own_server.freeze()
+    try:
+        with pytest.raises(StoreAway):
+            enqueue(store, "h")
+        with pytest.raises(StoreAway):
+            enqueue(store, "h")
+    finally:
+        own_server.thaw()
+    enqueue(store, "h")
+
+    def freezing(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        own_server.freeze()
+
+    try:
+        with pytest.raises(CommitUnknown):
+            store.run(freezing)
+    finally:
+        own_server.thaw()
+
+
+def test_a_statement_that_takes_too_long_is_stopped(mysql_url: str, opened: Opened) -> None:
+    """By the server, where it can, else by the socket's limit; the next transaction works."""
+    store = opened(mysql_url, timeout=1.0)
+    endless = "SELECT COUNT(*) FROM " + ", ".join(f"information_schema.columns AS c{n}" for n in range(4))
+    with pytest.raises(StoreAway):
+        value(store, endless)
+    assert value(store, "SELECT 1") == 1
+
+
+def test_a_deadlock_runs_the_whole_transaction_again(mysql: Store, mysql_url: str, opened: Opened) -> None:
+    """Two transactions that lock two rows in opposite order both come through."""
+    one, two = enqueue(mysql, "h"), enqueue(mysql, "h")
+    stores = [opened(mysql_url), opened(mysql_url)]
+    met = threading.Barrier(2)
+    runs: list[int] = []
+
+    def work(store: Store, first: bytes, second: bytes) -> None:
+        tries = 0
+
+        def crossing(tx: Any) -> None:
+            nonlocal tries
+            tries += 1
+            tx.execute("UPDATE workerd_jobs SET priority = priority + 1 WHERE id = %s", (first,))
+            if tries == 1:
+                met.wait()
+            tx.execute("UPDATE workerd_jobs SET priority = priority + 1 WHERE id = %s", (second,))
+
+        store.run(crossing)
+        runs.append(tries)
+
+    threads = [
+        threading.Thread(target=work, args=(store, *order))
+        for store, order in zip(stores, [(one, two), (two, one)], strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(runs) == [1, 2]
+    assert sum(s.stats.retries for s in stores) == 1
+    assert sum(s.stats.errors[1213] for s in stores) == 1
+    assert mysql.read(lambda tx: tx.query("SELECT priority FROM workerd_jobs")) == [(2,), (2,)]
+
+
+def test_a_lock_that_is_never_released_is_away(mysql: Store, mysql_url: str, opened: Opened) -> None:
+    """1205 again and again: given up after a bounded time, and the row is as it was."""
+    made = enqueue(mysql, "h")
+
+    def holding(tx: Any) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = 1 WHERE id = %s", (made,))
+        with pytest.raises(StoreAway) as caught:
+            sql(opened(mysql_url), "UPDATE workerd_jobs SET priority = 2 WHERE id = %s", made)
+        assert caught.value.code == 1205
+
+    mysql.run(holding)
+    assert value(mysql, "SELECT priority FROM workerd_jobs") == 1
+    assert PATIENCE < 5
+
+
+def test_a_refused_statement_rolls_back_and_keeps_the_connection(mysql: Store) -> None:
+    """What was done before it in the same transaction is undone."""
+    before = value(mysql, "SELECT CONNECTION_ID()")
+
+    def work(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        tx.execute(
+            "INSERT INTO workerd_jobs (id, handler, status) VALUES (%s, 'h', 'nonsense')", (b"i" * 16,)
+        )
+
+    with pytest.raises(StoreRefused) as caught:
+        mysql.run(work)
+    assert caught.value.code == 1265
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs") == 0
+    assert value(mysql, "SELECT CONNECTION_ID()") == before
+
+
+def test_an_error_of_the_caller_rolls_back(mysql: Store) -> None:
+    """Whatever `work` raises comes out, and nothing of it is stored."""
+
+    def work(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        mysql.run(work)
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs") == 0
+
+
+def test_closing_in_opposite_orders_never_deadlocks(mysql: Store, mysql_url: str, opened: Opened) -> None:
+    """Two that close overlapping batches, given in opposite order, lock in one order."""
+    mysql.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler="h") for _ in range(200)]))
+    taken = claims(mysql, "h", 200)
+    told = [outcome(c, Status.RETRY) for c in taken]
+    stores = [opened(mysql_url), opened(mysql_url)]
+    closed: list[int] = []
+    threads = [
+        threading.Thread(target=lambda s=s, t=t: closed.append(close(s, t)))
+        for s, t in zip(stores, (told, told[::-1]), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(closed) == [0, 200]
+    assert sum(s.stats.errors[1213] for s in stores) == 0
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs WHERE attempt = 2") == 200

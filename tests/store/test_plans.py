@@ -1,0 +1,223 @@
+"""The engines read what they return: index order, no sorting, however many rows wait beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+import pytest
+
+from tests.support.storing import NODE, outcome
+from workerd import clock
+from workerd.config.model import Store as StoreConfig
+from workerd.job import Claim, Status
+from workerd.outcome import release
+from workerd.store import Store, Tx, jobs, nodes, open_store
+from workerd.store.connection import Params, Row, Session
+
+T = TypeVar("T")
+WAITING = 100_000
+FEW = 10
+"""Rows that a statement may touch beside those that come of it."""
+
+
+class Seen(NamedTuple):
+    """A statement, its plan as text, the rows that the server read for it, and how many came of it."""
+
+    sql: str
+    plan: str
+    read: int
+    count: int
+
+
+class Watched(Session):
+    """Explains each statement before it runs it, and counts what the server read for it."""
+
+    def __init__(self, session: Session) -> None:
+        self._inner = session
+        self.engine = session.engine
+        self.server_version = session.server_version
+        self.max_packet = session.max_packet
+        self.seen: list[Seen] = []
+
+    def execute(self, sql: str, params: Params = ()) -> int:
+        return self._watch(sql, params, self._inner.execute, lambda changed: changed)
+
+    def query(self, sql: str, params: Params = ()) -> list[Row]:
+        return self._watch(sql, params, self._inner.query, len)
+
+    def _watch(
+        self, sql: str, params: Params, work: Callable[[str, Params], T], count: Callable[[T], int]
+    ) -> T:
+        explain = "EXPLAIN " if self.engine == "mysql" else "EXPLAIN QUERY PLAN "
+        plan = str(self._inner.query(explain + sql, params))
+        before = self._rows_read()
+        result = work(sql, params)
+        self.seen.append(Seen(" ".join(sql.split())[:200], plan, self._rows_read() - before, count(result)))
+        return result
+
+    def _rows_read(self) -> int:
+        if self.engine == "sqlite":
+            return 0  # it does not count
+        return sum(int(n) for _, n in self._inner.query("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+
+    def clock(self) -> int:
+        return self._inner.clock()
+
+    def begin(self, write: bool) -> None: ...
+
+    def commit(self) -> None: ...
+
+    def rollback(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Undo(Exception):
+    """Leaves a transaction without a trace."""
+
+
+def watch(store: Store, work: Callable[[Tx], T]) -> tuple[T, list[Seen]]:
+    """What `work` returns, and the statements that it ran; nothing of it stays."""
+    done: list[tuple[T, list[Seen]]] = []
+
+    def watched(tx: Tx) -> None:
+        session = Watched(tx._session)
+        result = work(Tx(session))
+        done[:] = [(result, session.seen)]
+        raise Undo
+
+    with pytest.raises(Undo):
+        store.run(watched)
+    return done[0]
+
+
+@pytest.fixture(scope="module", params=["mysql", "sqlite"])
+def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """More than 100,000 rows that are `new` and as many that are `scheduled`, of one handler."""
+    if request.param == "sqlite":
+        store = open_store(
+            StoreConfig(url=f"sqlite:///{tmp_path_factory.mktemp('full')}/store.db"), timeout=60
+        )
+        _fill(store, "randomblob(16)")
+        yield store
+        store.close()
+        return
+    server = request.getfixturevalue("mysql_server")
+    name = server.new_database()
+    store = open_store(StoreConfig(url=server.url(name)), timeout=60)
+    _fill(store, "UNHEX(MD5(CONCAT(HEX(id), RAND())))")
+    yield store
+    store.close()
+    server.drop_database(name)
+
+
+def _fill(store: Store, fresh: str) -> None:
+    store.migrate()
+    later = clock.LATEST - 10**12
+    new = [jobs.NewJob(handler="h") for _ in range(1563)]
+    new += [jobs.NewJob(handler="h", run_at=later + n) for n in range(1563)]
+    store.run(lambda tx: jobs.insert(tx, new))
+    count = len(new)
+    while count < 2 * WAITING:
+        count += store.run(
+            lambda tx: tx.execute(
+                "INSERT INTO workerd_jobs (id, handler, status, run_at)"
+                f" SELECT {fresh}, handler, status, run_at FROM workerd_jobs"
+            )
+        )
+
+
+def unsorted(seen: list[Seen]) -> None:
+    """No statement sorts, builds a temporary table of rows, or scans the table of jobs."""
+    for one in seen:
+        for bad in ("filesort", "temporary", "TEMP B-TREE", "SCAN workerd_jobs"):
+            assert bad not in one.plan, one
+
+
+def claimed(tx: Tx, n: int = 500) -> list[Claim]:
+    return jobs.claim(tx, "h", n, NODE).claims
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["from the start", "from a cursor"])
+def test_a_claim_reads_the_rows_that_it_takes(full: Store, behind: bool) -> None:
+    """In the order of its index, 500 rows read for 500 claimed, and 500 written by primary key."""
+    cursor = jobs.Cursor(0, "2001-01-01 00:00:00.000000") if behind else None
+    batch, seen = watch(full, lambda tx: jobs.claim(tx, "h", 500, NODE, cursor))
+    assert len(batch.claims) == 500
+    unsorted(seen)
+    selected = next(one for one in seen if one.sql.startswith("SELECT id, attempt, priority"))
+    assert "workerd_claim" in selected.plan
+    for one in seen:
+        assert one.read <= one.count + FEW, one
+
+
+def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
+    """However many rows each has."""
+    names = ["h", *(f"x{n}" for n in range(20))]
+    found, seen = watch(full, lambda tx: jobs.peek(tx, names))
+    assert found.handlers == {"h"}
+    (one,) = seen
+    assert "workerd_claim" in one.plan
+    assert "filesort" not in one.plan
+    assert one.read <= 3 * len(names)
+
+
+@pytest.mark.parametrize("due", [0, 300])
+def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due: int) -> None:
+    """A slice reads what it promotes, and one entry for when to come back."""
+
+    def work(tx: Tx) -> jobs.Promoted:
+        jobs.insert(tx, [jobs.NewJob(handler="d", delay=10**9) for _ in range(due)])
+        tx.execute("UPDATE workerd_jobs SET run_at = '2001-01-01 00:00:00' WHERE handler = 'd'")
+        before = len(tx._session.seen)  # type: ignore[attr-defined]
+        done = jobs.promote_due(tx, 500)
+        del tx._session.seen[:before]  # type: ignore[attr-defined]
+        return done
+
+    done, seen = watch(full, work)
+    assert done.count == due
+    unsorted(seen)
+    assert "workerd_due" in seen[0].plan
+    for one in seen:
+        assert one.read <= one.count + FEW, one
+
+
+@pytest.mark.parametrize("many", [1, 2, 500])
+def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
+    """By primary key, whatever the table's size lets the optimiser guess."""
+
+    def work(tx: Tx) -> int:
+        taken = claimed(tx, many)
+        del tx._session.seen[:]  # type: ignore[attr-defined]
+        told = [outcome(c, Status.RETRY if n % 2 else Status.COMPLETED) for n, c in enumerate(taken)]
+        return len(jobs.close(tx, told, NODE.id))
+
+    closed, seen = watch(full, work)
+    assert closed == many
+    for one in seen:
+        # Each row of the derived table, the row that it names, and both again to write it.
+        assert one.read <= 4 * one.count + FEW, one
+        assert "SCAN workerd_jobs" not in one.plan
+
+
+def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
+    """By primary key too."""
+    back, seen = watch(full, lambda tx: len(jobs.close(tx, [release(c) for c in claimed(tx)], NODE.id)))
+    assert back == 500
+    for one in seen:
+        assert one.read <= one.count + FEW, one
+
+
+def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
+    """Its claims, its cancels, and claims without a node, with all that wait beside them."""
+
+    def work(tx: Tx) -> tuple[int, int, int]:
+        claimed(tx, 50)
+        del tx._session.seen[:]  # type: ignore[attr-defined]
+        return len(jobs.held(tx, NODE.id)), len(jobs.cancel_requests(tx, NODE.id)), len(nodes.strays(tx))
+
+    found, seen = watch(full, work)
+    assert found == (50, 0, 1)
+    for one in seen:
+        assert one.read <= 4 * 50 + FEW, one
