@@ -223,7 +223,13 @@ class DatabaseServer:
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
+        """Stop it, and wait until each of its threads stands still."""
         os.kill(self.pid, signal.SIGSTOP)
+        eventually(lambda: all(state == "T" for state in self._threads()))
+
+    def _threads(self) -> list[str]:
+        stats = [path.read_text() for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return [stat.rpartition(")")[2].split()[0] for stat in stats]
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
