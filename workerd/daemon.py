@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from workerd import dispatcher, ingester, log, pool
 from workerd.config.model import Config
+from workerd.process.cgroup import Delegation
 from workerd.process.systemd import ServiceManager
 from workerd.supervisor import Supervisor
 from workerd.supervisor.tree import Mains
@@ -27,6 +28,9 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     log.configure(config.log)
     for name in [name for name in os.environ if name.startswith("WORKERD_")]:
         del os.environ[name]  # they may hold a password, and pools inherit the environment
+    delegation = Delegation.find()
+    if delegation is not None:
+        delegation.prepare()
     # What was imported so far is shared by all processes; a collector that touched it would copy it.
     gc.collect()
     gc.freeze()

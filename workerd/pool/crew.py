@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from workerd.config.model import Pool
 from workerd.log import get_logger
+from workerd.pool.confinement import Cell, Confinement
 from workerd.pool.fds import WorkerFds
 from workerd.pool.member import Member, Owner
 from workerd.pool.states import State, Verdict
-from workerd.process.limits import limit_data, resident
+from workerd.process.limits import resident
 from workerd.process.loop import Loop, Timer
 
 FORKS = 50
@@ -82,6 +83,7 @@ class Crew:
         self._jobless: deque[float] = deque()
         self._in_a_row = 0
         self._closed = False
+        self.confinement = Confinement(pool)
         self._bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
@@ -109,9 +111,13 @@ class Crew:
             self._fork_later(name, wait)
             return
         self._forks.append(time.monotonic())
+        cell = self.confinement.cell()
         try:
-            member = Member(self._loop, name, self._owner, self._null, lambda fds: self._live(fds, name))
+            member = Member(
+                self._loop, name, self._owner, self._null, lambda fds: self._live(fds, name, cell), cell
+            )
         except OSError as error:
+            self.confinement.leave(cell)
             self.trouble = f"A worker cannot be forked ({error.strerror}); it is tried again every second."
             log.warning("worker cannot be forked", pool=self._pool.name, worker=name, error=str(error))
             self._fork_later(name, 1.0)
@@ -121,9 +127,8 @@ class Crew:
         if self._bounded:
             self._limits[name] = Limits(self._pool, member)
 
-    def _live(self, fds: WorkerFds, name: str) -> int:
-        if self._pool.memory_max:
-            limit_data(self._pool.memory_max)
+    def _live(self, fds: WorkerFds, name: str, cell: Cell) -> int:
+        cell.enter()
         return self._main(fds, name)
 
     def _too_fast(self) -> float:
@@ -172,6 +177,7 @@ class Crew:
         """It is dead: forget it and fork another in its place."""
         del self.members[member.name]
         self._limits.pop(member.name, None)
+        self.confinement.leave(member.cell)
         if member in self.idle:
             self.idle.remove(member)
         if self._closed:

@@ -13,6 +13,7 @@ from typing import Protocol
 from workerd.log import get_logger
 from workerd.messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.outcome import Ending
+from workerd.pool.confinement import Cell
 from workerd.pool.fds import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
 from workerd.pool.page import Page
 from workerd.pool.run import Run
@@ -69,9 +70,10 @@ class Member:
     """
 
     def __init__(
-        self, loop: Loop, name: str, owner: Owner, null: int, start: Callable[[WorkerFds], int]
+        self, loop: Loop, name: str, owner: Owner, null: int, start: Callable[[WorkerFds], int], cell: Cell
     ) -> None:
         self.name = name
+        self.cell = cell
         self.state = State.STARTING
         self.since = self.born = time.monotonic()
         self.run: Run | None = None
@@ -169,6 +171,7 @@ class Member:
             # The worker leads a session of its own and is not reaped yet: the number is its group's.
             os.killpg(self.pid, signal.SIGKILL)
         self.child.kill()
+        self.cell.kill()
 
     # -- what its alarm means depends on its state
 
@@ -284,6 +287,10 @@ class Member:
         if self.run is not None and self.run.stack is None and status < 0 and self._dump.size():
             # faulthandler wrote it on the way to a crash.
             self.run.stack = trim(self._dump.text())
+        if self.verdict is Verdict.NONE and self.cell.ran_out_of_memory(status):
+            self.verdict = Verdict.OOM
+            if self.run is not None:
+                self.run.peak_kib = self.cell.peak_kib
         self.move(State.DEAD)
         self._release()
         run, self.run = self.run, None

@@ -33,7 +33,8 @@ class Watch:
 
     def __init__(self, loop: Loop, pool: Pool, work: Work) -> None:
         self._loop = loop
-        self._memory_max = pool.memory_max
+        # Where the kernel keeps the limit, looking from time to time adds nothing.
+        self._memory_max = 0 if work.crew.confinement.hard else pool.memory_max
         self._ages = pool.max_age > 0
         self._work = work
         self._timer: Timer | None = None

@@ -105,6 +105,10 @@ class PoolGroup:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def has(self, controller: str) -> bool:
+        """Whether groups of workers can have that controller."""
+        return controller in _words(self.path / "cgroup.subtree_control")
+
     def set_limits(self, cpu_weight: int, pids_max: int) -> None:
         """Change them; what the kernel lacks is left out."""
         _write(self.path / "cpu.weight", str(cpu_weight or _USUAL_WEIGHT))

@@ -24,6 +24,28 @@ def limit_data(memory_max: int) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
+def limit_processes(more: int) -> None:
+    """Let this process and its children make about `more` processes and threads; root is not bound.
+
+    The kernel counts all of this user's, so what others of them have now is added.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    soft = _tasks_of_user() + more
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+
+
+def _tasks_of_user() -> int:
+    own, count = os.getuid(), 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid == own:
+                count += len(os.listdir(folder / "task"))
+    return count
+
+
 def resident(pid: int) -> int:
     """Bytes of memory that `pid` has resident, 0 if it is gone."""
     try:
