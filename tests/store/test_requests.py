@@ -69,6 +69,18 @@ def test_jobs_carry_params_extras_and_what_they_need(store: Store) -> None:
     assert last.needs == {"del1": b'"a"', "del2": b"null"}
 
 
+def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
+    """For those who want it so: extras are merged at once, the next step begins with the sweep."""
+    request_id = s.submit(store, DELETE)
+    (claim,) = s.claims(store, "get")
+    done = s.outcome(claim, extras=b'{"n":1}')
+    store.run(lambda tx: jobs.close(tx, [done], s.NODE.id, move_on=False))
+    row, found = s.request(store, request_id)
+    assert (row.extras, set(found)) == (b'{"n":1}', {"get"})
+    swept = store.run(lambda tx: requests.sweep(tx, {}, 10))
+    assert (swept.mended, swept.handlers) == (1, {"del1", "del2"})
+
+
 def test_a_second_report_moves_nothing(store: Store) -> None:
     """Extras, spawned jobs and the next step follow only from the report that took effect."""
     request_id = s.submit(store, DELETE)

@@ -56,6 +56,9 @@ class Galera:
 
     @staticmethod
     def _synced(server: DatabaseServer, size: int = 0) -> bool:
+        # PyMySQL leaves the socket open of a connection that found no server.
+        if not server.socket.exists():
+            return False
         try:
             status = dict(server.sql("SHOW GLOBAL STATUS LIKE 'wsrep%'"))
         except pymysql.Error:

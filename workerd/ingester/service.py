@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 from workerd import log
@@ -16,6 +17,7 @@ from workerd.ingester.writer import Writer
 from workerd.messages import Barrier, BarrierDone, Outcomes, Roster
 from workerd.process.context import RoleContext
 from workerd.process.service import Service
+from workerd.process.sockets import poke
 from workerd.store import open_store
 
 STORE_TIMEOUT = 5.0
@@ -44,6 +46,8 @@ class Ingester(Service):
             config.ingester.max_payload,
             paths.state / "quarantine" / "outcomes.jsonl",
             self._tally,
+            move_on=not config.pickup.requests_inprogress,
+            announce=partial(poke, paths.wake),
         )
         self._flow = Flow(
             self.loop,

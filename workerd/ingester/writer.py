@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,24 @@ _log = log.get_logger("ingester")
 class Writer:
     """Closes attempts in the store and counts those whose closing took effect.
 
-    `max_payload`: bytes of one payload that the store takes, as far as known.
+    `max_payload`: bytes of one payload that the store takes, as far as known. `move_on` false leaves further
+    steps of requests to the dispatcher's sweep. `announce` is called when jobs became claimable.
     """
 
-    def __init__(self, store: Store, node_id: bytes, max_payload: int, aside: Path, tally: Tally) -> None:
+    def __init__(
+        self,
+        store: Store,
+        node_id: bytes,
+        max_payload: int,
+        aside: Path,
+        tally: Tally,
+        *,
+        move_on: bool = True,
+        announce: Callable[[], object] = lambda: None,
+    ) -> None:
         self._store = store
+        self._move_on = move_on
+        self._announce = announce
         self._node_id = node_id
         self._configured = max_payload
         self._aside = aside
@@ -115,11 +128,12 @@ class Writer:
     def _closed(self, part: list[Outcome]) -> set[Key]:
         """The keys that took effect, now or by an earlier COMMIT that had no answer."""
         moment = 0
+        woken: set[str] = set()
 
         def work(tx: Tx) -> set[Key]:
             nonlocal moment
             moment = tx.now
-            return jobs.close(tx, part, self._node_id)
+            return jobs.close(tx, part, self._node_id, woken, move_on=self._move_on)
 
         try:
             effective = self._store.run(work)
@@ -134,6 +148,8 @@ class Writer:
             # sent again, and end the next one.
             _log.exception("an outcome could not be written")
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
+        if woken:
+            self._announce()
         if self._doubtful:
             effective |= self._cleared([outcome.key for outcome in part])
         return effective

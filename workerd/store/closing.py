@@ -12,12 +12,20 @@ from workerd.store import dialect, following, recording, requests, rows
 from workerd.store.connection import Tx
 
 
-def close(tx: Tx, outcomes: Sequence[Outcome], node_id: bytes, woken: set[str] | None = None) -> set[Key]:
+def close(
+    tx: Tx,
+    outcomes: Sequence[Outcome],
+    node_id: bytes,
+    woken: set[str] | None = None,
+    *,
+    move_on: bool = True,
+) -> set[Key]:
     """Record how these attempts ended, or give them back; the keys for which that took effect.
 
     `node_id`: this node's incarnation, which owns every claim whose outcome names no other. `woken` gets
-    the handlers that have new rows to claim by it. A late or second outcome changes nothing, and nothing
-    follows from it (law 1). Raises StoreRefused if a row of the batch cannot be stored.
+    the handlers that have new rows to claim by it. `move_on` false leaves further steps of requests to the
+    sweep. A late or second outcome changes nothing, and nothing follows from it (law 1). Raises
+    StoreRefused if a row of the batch cannot be stored.
 
     Locks: request rows by id, job rows by (id, attempt), then inserts.
     """
@@ -33,7 +41,7 @@ def close(tx: Tx, outcomes: Sequence[Outcome], node_id: bytes, woken: set[str] |
     woken |= {e.outcome.handler for e in given_back}
     woken |= following.runs(tx, ended, now)
     if locked:
-        woken |= requests.closed(tx, locked, [o for o in ended if o.request_id is not None])
+        woken |= requests.closed(tx, locked, [o for o in ended if o.request_id is not None], move_on=move_on)
     return {e.outcome.key for e in given_back} | {o.key for o in ended}
 
 
