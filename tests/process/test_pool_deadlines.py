@@ -146,6 +146,19 @@ def test_a_cancel_ends_a_handler_that_swallows_it_by_force(tmp_path: Path) -> No
         assert node.run("noop").reason is Reason.OK
 
 
+@pytest.mark.parametrize("how", ["dies", "raises"])
+def test_what_was_cancelled_is_not_tried_again_however_it_ends(tmp_path: Path, marks: Path, how: str) -> None:
+    """A handler that fails or dies of its cancel is cancelled, and says what became of it."""
+    with Harness(tmp_path, make_pool("fails_when_cancelled")) as node:
+        claim = node.claim("fails_when_cancelled", folder=str(marks), how=how)
+        node.give(claim)
+        node.until((marks / "began").exists)
+        node.cancel(claim)
+        outcome = node.outcome(claim)
+        assert (outcome.status, outcome.reason, outcome.next) == (Status.CANCELLED, Reason.CANCELLED, None)
+        assert outcome.exit_code == (4 if how == "dies" else None)
+
+
 def test_a_cancel_of_what_waits_needs_no_worker(tmp_path: Path, marks: Path) -> None:
     """It ends without having run."""
     with Harness(tmp_path, make_pool("gate", "noop")) as node:

@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Protocol
 
 from workerd.log import get_logger
@@ -37,6 +38,8 @@ RETIRE_WAIT = 1.0
 
 _UNREAD = frozenset({Verdict.NONE, Verdict.FAULT, Verdict.DEADLINE, Verdict.INTERRUPTED})
 """Verdicts that leave a run unharmed which its worker has never read."""
+
+_PACKAGE = f'File "{Path(__file__).parent}/'
 
 log = get_logger("pool")
 
@@ -144,11 +147,13 @@ class Member:
     def cancel(self) -> None:
         """End the present run as cancelled: by signal, by force when its grace is over."""
         run = self.run
-        if run is not None and self.state in BUSY and run.cause is not Verdict.CANCELLED:
+        if run is None or run.cancelled:
+            return
+        run.cancelled = True
+        if self.state in (State.RUNNING, State.INTERRUPTING):
             self.page.ask_cancel()
             run.hard = min(run.hard, time.monotonic() + run.grace)
-            if self.state is not State.DUMPING:
-                self._interrupt(run, Verdict.CANCELLED)
+            self._interrupt(run, Verdict.CANCELLED)
 
     def retire(self) -> None:
         """Let it end by itself: it has no job and gets none any more."""
@@ -316,7 +321,7 @@ def trim(dump: str) -> str:
     for line in dump.splitlines():
         if not line.startswith("  "):
             skipping = False
-        elif "/workerd/pool/" in line:
+        elif _PACKAGE in line:
             skipping = True
         if not skipping:
             kept.append(line)

@@ -17,12 +17,13 @@ class Run:
     """A claim that was given to a worker.
 
     `deadline`, `grace`: seconds, deadline 0 for none. `start_ns`: CLOCK_MONOTONIC. `hard`: monotonic
-    seconds after which the worker is killed. `cause`: why it is being interrupted.
+    seconds after which the worker is killed. `cause`: why it is being interrupted. `cancelled`: somebody
+    asked for its end, so that it is not tried again, however it ends.
     """
 
     __slots__ = (
-        "cause", "changed", "claim", "deadline", "grace", "hard", "note", "peak_kib", "policy", "progress",
-        "serial", "stack", "start_ns", "told_ns",
+        "cancelled", "cause", "changed", "claim", "deadline", "grace", "hard", "note", "peak_kib", "policy",
+        "progress", "serial", "stack", "start_ns", "told_ns",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:
@@ -35,6 +36,7 @@ class Run:
         self.grace = policy.grace
         self.hard = start_ns / 1e9 + self.deadline + self.grace if self.deadline > 0 else math.inf
         self.cause = Verdict.NONE
+        self.cancelled = False
         self.progress: float | None = None
         self.note: str | None = None
         self.changed = True

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from workerd.config.model import Config, Pool
 from workerd.errors import FrameTooLarge
 from workerd.job import Claim, Key, id_text
@@ -26,6 +28,8 @@ from workerd.pool.watch import Watch
 from workerd.process.context import Paths
 from workerd.process.loop import Loop
 from workerd.process.strangers import Strangers
+
+_CANCELLED = Ending(serial=0, kind="cancelled", error="It was cancelled before it began.")
 
 log = get_logger("pool")
 
@@ -129,7 +133,7 @@ class Work:
 
     def _cancel(self, key: Key) -> None:
         for claim in self.intake.remove(lambda claim: claim.key == key):
-            self._settle(claim, Ending(serial=0, kind="cancelled", error="It was cancelled before it began."))
+            self._settle(claim, _CANCELLED)
         for member in self.crew.members.values():
             if member.run is not None and member.run.claim.key == key:
                 member.cancel()
@@ -180,7 +184,7 @@ class Work:
     def on_ending(self, member: Member, run: Run, ending: Ending) -> None:
         now = time.monotonic_ns()
         self._pace.note((now - run.start_ns) / 1e9)
-        self._settle(run.claim, ending, run.start_ns, now, member.pid)
+        self._settle_run(member, run, ending, now)
         waiting = self.intake.waiting
         if self.crew.done(member, ending.tainted):
             if waiting:
@@ -193,7 +197,9 @@ class Work:
             self._head.on_less()
 
     def on_unread(self, run: Run) -> None:
-        if self.closed or not self.held:
+        if run.cancelled:
+            self._settle(run.claim, _CANCELLED)
+        elif self.closed or not self.held:
             self._release([run.claim])
         else:
             self.intake.waiting.appendleft(run.claim)
@@ -202,7 +208,7 @@ class Work:
         if run is not None:
             now = time.monotonic_ns()
             ending = ending_of_death(run, status, member.verdict, now, self._pool.memory_max)
-            self._settle(run.claim, ending, run.start_ns, now, member.pid)
+            self._settle_run(member, run, ending, now)
         elif member.verdict is not Verdict.RETIRED:
             sentence = death_sentence(status, member.verdict)
             log.warning(
@@ -236,15 +242,22 @@ class Work:
 
     # -- to the ingester
 
-    def _settle(
-        self,
-        claim: Claim,
-        ending: Ending,
-        started_ns: int | None = None,
-        finished_ns: int | None = None,
-        pid: int | None = None,
-    ) -> None:
-        outcome = self.policies.settle(claim, ending, started_ns=started_ns, finished_ns=finished_ns, pid=pid)
+    def _settle_run(self, member: Member, run: Run, ending: Ending, now_ns: int) -> None:
+        outcome = self.policies.settle(
+            run.claim, ending, started_ns=run.start_ns, finished_ns=now_ns, pid=member.pid
+        )
+        if run.cancelled and outcome.next is not None:
+            # It failed, or died, while it was being cancelled: nobody wants it to be tried again.
+            ending = msgspec.structs.replace(ending, kind="cancelled")
+            outcome = self.policies.settle(
+                run.claim, ending, started_ns=run.start_ns, finished_ns=now_ns, pid=member.pid
+            )
+        self._send(outcome)
+
+    def _settle(self, claim: Claim, ending: Ending) -> None:
+        self._send(self.policies.settle(claim, ending))
+
+    def _send(self, outcome: Outcome) -> None:
         self.outbox.add(outcome)
         self.done[outcome.reason or ""] += 1
         if outcome.success is False:

@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from workerd import Context, DeadlineExceeded, Failure, Retry
+from workerd import Cancelled, Context, DeadlineExceeded, Failure, Retry
 
 
 def noop() -> None:
@@ -159,6 +159,17 @@ def default_soft_signal() -> None:
 
 def stops_itself() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def fails_when_cancelled(folder: str, how: str) -> None:
+    mark(folder, "began")
+    try:
+        while True:
+            time.sleep(0.005)
+    except Cancelled:
+        if how == "dies":
+            os._exit(4)
+        raise ValueError("not like this") from None
 
 
 # -- dying
