@@ -110,6 +110,7 @@ class Supervisor:
             self._ready = True
             self._log.info("ready", node=self._config.node.name, pools=len(self._tree.pools))
             self._notify("READY=1")
+            self._telling.look(self.describe(), progressing=True)
 
     def _fatal(self, status: int, why: str) -> None:
         if self._ready:
