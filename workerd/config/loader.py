@@ -51,11 +51,10 @@ def _section(table: Table, name: str) -> Any:
 
 
 def _check_names(root: Table, found: Found, flows: dict[str, Workflow]) -> None:
-    """A schedule is kept under its owner's name, so handlers and workflows must not share one."""
+    """A schedule is kept under its owner's name, and the row of a workflow's run is no job of a handler."""
     for name, flow in flows.items():
-        handler = found.handlers.get(name)
-        if handler and handler.schedule.recurs and flow.schedule.recurs:
-            root.fault("expected another name: a recurring handler has it too", "workflows", name)
+        if name in found.handlers and flow.schedule.recurs:
+            root.fault("expected another name, as it recurs: a handler has this one too", "workflows", name)
 
 
 def _check_gateway(root: Table, gateway: Any) -> None:
