@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 
-from workerd import dispatcher, ingester, log, pool
+from workerd import dispatcher, gateway, ingester, log, pool
 from workerd.config.model import Config
 from workerd.process.cgroup import Delegation
 from workerd.process.systemd import ServiceManager
@@ -15,7 +15,7 @@ from workerd.supervisor.tree import Mains
 
 # Starting order: who receives is there before who sends.
 MAINS = Mains(
-    roles={"ingester": ingester.main, "dispatcher": dispatcher.main},
+    roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": gateway.main},
     pool=pool.main,
 )
 

@@ -65,6 +65,10 @@ class Loop:
         self.on_error: Callable[[Exception], None] | None = None
         self.turns = 0
 
+    def fileno(self) -> int:
+        """The epoll descriptor: readable when there is something to do, for a loop around this one."""
+        return self._epoll.fileno()
+
     # -- descriptors
 
     def on_readable(self, fd: int, callback: Callback | None, rank: int = 1) -> None:

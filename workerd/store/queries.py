@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from workerd.errors import NotFound
-from workerd.job import ENDED, LIVE, Key, Status
+from workerd.job import ENDED, Key, Status
 from workerd.store import values
 from workerd.store.connection import Row, Tx
 from workerd.store.pages import Page, cursor_text, read_cursor
@@ -225,9 +225,3 @@ def oldest_new(tx: Tx, handler: str) -> int | None:
         moment = values.time(row[1])
         oldest = moment if oldest is None else min(oldest, moment)
     return oldest
-
-
-def has_live(tx: Tx, job_id: bytes) -> bool:
-    """Whether the job is there and has not ended."""
-    rows = tx.query("SELECT status FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1", (job_id,))
-    return bool(rows) and values.lenient(rows[0][0]) in LIVE

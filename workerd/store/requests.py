@@ -300,3 +300,14 @@ def _fell_while_others_waited(states: Sequence[_Seen]) -> str | None:
         if one.state.status is Status.FAILURE:
             return f'"{one.state.name}" failed'
     return f'{CANCELLED} with its job "{before[0].state.name}"' if before else None
+
+
+def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    """Which of these requests have an end; for all who wait, in one statement."""
+    if not ids:
+        return set()
+    marks = ", ".join(["%s"] * len(ids))
+    rows = tx.query(
+        f"SELECT id FROM workerd_requests WHERE id IN ({marks}) AND completed_at IS NOT NULL", list(ids)
+    )
+    return {row[0] for row in rows}

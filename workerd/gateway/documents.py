@@ -1,0 +1,153 @@
+"""What clients send, and the parameters of lists: checked before anything is done."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from workerd import clock
+from workerd.client.spec import JobSpec
+from workerd.config.units import duration
+from workerd.gateway.problems import Problem
+from workerd.job import Status, parse_id
+
+T = TypeVar("T")
+LIMIT = 50
+MOST = 500
+"""Rows of one page at the most."""
+MOST_JOBS = 10_000
+"""Jobs of one bulk at the most."""
+LONGEST_WAIT = 300.0
+"""Seconds of one long poll at the most."""
+
+
+class NewJob(msgspec.Struct, forbid_unknown_fields=True):
+    """A job to enqueue. Durations: seconds, or text such as "30s". `run_at`: RFC 3339 with an offset."""
+
+    handler: str
+    vars: dict[str, Any] = {}
+    delay: float | str | None = None
+    run_at: str | None = None
+    priority: int = 0
+    unique_key: str | None = None
+    deadline: float | str | None = None
+    max_attempts: int | None = None
+    meta: Any = None
+
+    def spec(self, job_id: str | None = None) -> JobSpec:
+        """The same in the client's terms."""
+        return JobSpec(
+            handler=self.handler,
+            vars=self.vars,
+            id=job_id,
+            delay=self.delay,
+            run_at=self.run_at,
+            priority=self.priority,
+            unique_key=self.unique_key,
+            deadline=self.deadline,
+            max_attempts=self.max_attempts,
+            meta=self.meta,
+        )
+
+
+class NewJobs(msgspec.Struct, forbid_unknown_fields=True):
+    """Jobs to enqueue, all or none."""
+
+    jobs: list[NewJob]
+
+
+class NewRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """A request to begin."""
+
+    workflow: str
+    params: dict[str, Any] = {}
+
+
+class Pause(msgspec.Struct, forbid_unknown_fields=True):
+    """Why a handler is held back."""
+
+    reason: str | None = None
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """An empty object; an empty body is as good."""
+
+
+class Login(msgspec.Struct, forbid_unknown_fields=True):
+    """A token of `gateway.token_file`."""
+
+    token: str
+
+
+async def body(request: Request, kind: type[T]) -> T:
+    """The body as a checked document. Raises Problem 400 for what is no JSON, 422 for what does not fit."""
+    data = await request.body()
+    if not data.strip() and kind in (Nothing, Pause):
+        data = b"{}"
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise Problem(422, _sentence(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Problem(400, f"The body is not valid JSON: {error}.") from None
+    except RecursionError:
+        raise Problem(400, "The body is nested too deeply.") from None
+
+
+def _sentence(text: str) -> str:
+    # msgspec names the place as `$.jobs[3].handler`; people know it without the dollar.
+    return re.sub(r" - at `\$\.?(.*?)`$", r" at `\1`", text)
+
+
+def job_id(request: Request) -> bytes:
+    """The id in the path. Raises Problem 404: what is no id names no job."""
+    try:
+        return parse_id(request.path_params["id"])
+    except ValueError as error:
+        raise Problem(404, f"There is nothing with this id: {error}.") from None
+
+
+def limit(request: Request) -> int:
+    """`limit` of a list. Raises Problem 422."""
+    text = request.query_params.get("limit", "")
+    if not text:
+        return LIMIT
+    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST or len(text) > 9:
+        raise Problem(422, f"limit: expected a whole number from 1 to {MOST}.")
+    return int(text)
+
+
+def status(request: Request) -> Status | None:
+    """`status` of a list of jobs. Raises Problem 422."""
+    text = request.query_params.get("status", "")
+    if not text:
+        return None
+    try:
+        return Status(text)
+    except ValueError:
+        raise Problem(422, f"status: expected one of {', '.join(Status)}.") from None
+
+
+def since(request: Request) -> int | None:
+    """`since` of a list, as store time. Raises Problem 422."""
+    text = request.query_params.get("since", "")
+    if not text:
+        return None
+    try:
+        return clock.from_rfc3339(text)
+    except ValueError as error:
+        raise Problem(422, f"since: {error}.") from None
+
+
+def wait(request: Request) -> float:
+    """`wait` of a look-up, seconds; 0 for none. Raises Problem 422."""
+    text = request.query_params.get("wait", "")
+    if not text:
+        return 0.0
+    try:
+        return min(duration(float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else text), LONGEST_WAIT)
+    except ValueError as error:
+        raise Problem(422, f"wait: {error}.") from None

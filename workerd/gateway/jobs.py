@@ -1,0 +1,168 @@
+"""The routes of jobs."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from workerd.client.admission import admit
+from workerd.client.model import Enqueued
+from workerd.client.spec import Checked, check
+from workerd.gateway import documents
+from workerd.gateway.documents import MOST_JOBS, NewJob, NewJobs, Nothing
+from workerd.gateway.problems import Problem
+from workerd.gateway.state import Gateway, state
+from workerd.job import ENDED, parse_id
+from workerd.store import Tx, acts, queries, views
+
+KEY_SPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
+"""Namespace of the ids that are derived from an Idempotency-Key (RFC 9562, UUIDv5)."""
+KEY_LIMIT = 255
+PAYLOAD_HEADERS = {
+    # Whatever a handler returned must not run in a browser that has our cookie.
+    "Content-Security-Policy": "sandbox; default-src 'none'",
+    "X-Content-Type-Options": "nosniff",
+}
+
+
+def answer(document: Any, status: int = 200) -> Response:
+    """A JSON answer."""
+    return Response(
+        msgspec.json.encode(document),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def _id_of_key(request: Request, handler: str) -> str | None:
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 0 < len(key) <= KEY_LIMIT or not key.isprintable():
+        raise Problem(422, f"Idempotency-Key: expected 1 to {KEY_LIMIT} printable characters.")
+    return str(uuid.uuid5(KEY_SPACE, f"{handler}\n{key}"))
+
+
+def _checked(gateway: Gateway, job: NewJob, job_id: str | None = None) -> Checked:
+    return check(job.spec(job_id), gateway.config.gateway.max_body)
+
+
+async def enqueue(request: Request) -> Response:
+    """Enqueue one job."""
+    gateway = state(request)
+    new = await documents.body(request, NewJob)
+    checked = _checked(gateway, new, _id_of_key(request, new.handler))
+
+    def work(tx: Tx) -> tuple[Enqueued, dict[str, Any]]:
+        done = admit(tx, [checked], gateway.config)[0]
+        return done, views.job(queries.get(tx, parse_id(done.id)))
+
+    done, document = await gateway.backend.run(work)
+    gateway.backend.wake()
+    result = answer(document, 201 if done.created else 200)
+    result.headers["Location"] = f"/jobs/{done.id}"
+    return result
+
+
+async def enqueue_bulk(request: Request) -> Response:
+    """Enqueue many, all or none."""
+    gateway = state(request)
+    new = await documents.body(request, NewJobs)
+    if len(new.jobs) > MOST_JOBS:
+        raise Problem(422, f"jobs: expected at most {MOST_JOBS}, got {len(new.jobs)}.")
+    checked = []
+    for index, job in enumerate(new.jobs):
+        try:
+            checked.append(_checked(gateway, job))
+        except ValueError as error:
+            raise Problem(422, f"jobs[{index}]: {error}.") from None
+    done = await gateway.backend.run(lambda tx: admit(tx, checked, gateway.config)) if checked else []
+    gateway.backend.wake()
+    return answer({"items": done}, 201)
+
+
+async def show(request: Request) -> Response:
+    """One job with its attempts; `wait`: when it has ended."""
+    gateway = state(request)
+    key = documents.job_id(request)
+    seconds = documents.wait(request)
+    job = await gateway.backend.read(lambda tx: queries.get(tx, key))
+    if seconds and job.row.status not in ENDED:
+        await gateway.jobs.until_ended(key, seconds)
+        job = await gateway.backend.read(lambda tx: queries.get(tx, key))
+    return answer(views.job(job))
+
+
+async def payload(request: Request) -> Response:
+    """What the job returned, as it is."""
+    key = documents.job_id(request)
+    data, kind = await state(request).backend.read(lambda tx: queries.payload(tx, key))
+    name = uuid.UUID(bytes=key)
+    return Response(
+        data,
+        media_type="application/json" if kind == "json" else "application/octet-stream",
+        headers={
+            "Content-Disposition": f'attachment; filename="{name}{".json" if kind == "json" else ".bin"}"',
+            **PAYLOAD_HEADERS,
+        },
+    )
+
+
+async def list_(request: Request) -> Response:
+    """Jobs by state, newest first."""
+    wanted: dict[str, Any] = {
+        "handler": request.query_params.get("handler") or None,
+        "status": documents.status(request),
+        "since": documents.since(request),
+        "limit": documents.limit(request),
+        "after": request.query_params.get("after") or None,
+    }
+    page = await state(request).backend.read(lambda tx: queries.list_(tx, **wanted))
+    return answer({"jobs": [views.job(row) for row in page.rows], "next": page.next})
+
+
+async def cancel(request: Request) -> Response:
+    """End a job: 200 ended now, 202 asked for."""
+    gateway = state(request)
+    key = documents.job_id(request)
+    await documents.body(request, Nothing)
+
+    def work(tx: Tx) -> tuple[str, dict[str, Any]]:
+        done = acts.cancel(tx, key)
+        return done, views.job(queries.get(tx, key))
+
+    done, document = await gateway.backend.run(work)
+    gateway.backend.wake()
+    return answer(document, 200 if done == "ended" else 202)
+
+
+async def retry(request: Request) -> Response:
+    """Run an ended job again."""
+    gateway = state(request)
+    key = documents.job_id(request)
+    await documents.body(request, Nothing)
+
+    def work(tx: Tx) -> dict[str, Any]:
+        acts.retry(tx, key)
+        return views.job(queries.get(tx, key))
+
+    document = await gateway.backend.run(work)
+    gateway.backend.wake()
+    return answer(document, 201)
+
+
+ROUTES = [
+    Route("/jobs", enqueue, methods=["POST"]),
+    Route("/jobs", list_, methods=["GET"]),
+    Route("/jobs/bulk", enqueue_bulk, methods=["POST"]),
+    Route("/jobs/{id}", show, methods=["GET"]),
+    Route("/jobs/{id}/payload", payload, methods=["GET"]),
+    Route("/jobs/{id}/cancel", cancel, methods=["POST"]),
+    Route("/jobs/{id}/retry", retry, methods=["POST"]),
+]
