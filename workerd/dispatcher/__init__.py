@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import setproctitle
+
 from workerd.dispatcher.service import Dispatcher
 from workerd.process.context import RoleContext
 
 
 def main(ctx: RoleContext) -> int:
     """Run the role in a process that was forked for it; returns the exit status."""
+    setproctitle.setproctitle("workerd: dispatcher")
     return Dispatcher(ctx).run()
