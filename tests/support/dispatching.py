@@ -201,6 +201,7 @@ class World:
             sabotage()
             return main(ctx)
 
+        self.store.close()  # SQLite must not have a file open when its process forks
         self.dispatcher = fork(run, keep=[theirs.fileno()])
         self._children.append(self.dispatcher)
         theirs.close()

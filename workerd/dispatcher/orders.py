@@ -49,7 +49,9 @@ class Orders(Duty):
 
     def work(self) -> float:
         """Read both in one transaction."""
-        cancels, paused = self._contact.read(self._read)
+        served = {name for link in self._pools.links.values() for name in link.handlers}
+        names = served.union(self._handlers)
+        cancels, paused = self._contact.read(lambda tx: self._read(tx, names))
         self._cancel(cancels)
         if paused != self.paused:
             new, self.paused = paused - self.paused, paused
@@ -58,8 +60,8 @@ class Orders(Duty):
             self._on_paused(paused)
         return jittered(self._poll)
 
-    def _read(self, tx: Tx) -> tuple[list[Key], frozenset[str]]:
-        return jobs.cancel_requests(tx, self._incarnation), frozenset(handlers.paused(tx, self._handlers))
+    def _read(self, tx: Tx, names: set[str]) -> tuple[list[Key], frozenset[str]]:
+        return jobs.cancel_requests(tx, self._incarnation), frozenset(handlers.paused(tx, names))
 
     def _cancel(self, keys: list[Key]) -> None:
         now = time.monotonic()
