@@ -29,12 +29,11 @@ class Link(NamedTuple):
     run_at: int
 
 
-def live(tx: Tx, name: str, *, lock: bool = False) -> Link | None:
+def live(tx: Tx, name: str) -> Link | None:
     """The chain of a recurring handler or workflow, None where it has none."""
     where, index = live_key(tx)
     row = tx.one(
-        f"SELECT id, attempt, status, run_at FROM workerd_jobs {index} WHERE {where}"
-        + (dialect.of(tx).lock if lock else ""),
+        f"SELECT id, attempt, status, run_at FROM workerd_jobs {index} WHERE {where}",
         (name, COOLER_KEY),
     )
     if row is None:
