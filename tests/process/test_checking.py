@@ -38,8 +38,8 @@ def looked(tmp_path: Path) -> Report:
     return report(
         configured(
             tmp_path,
-            f'defaults = {{ path = ["{tmp_path}"], load_timeout = "10s" }}\n{tables}'
-            '[handlers.nothing]\ncall = "check_fine:missing"\n[pools.hangs]\nload_timeout = "1s"\n'
+            f'defaults = {{ path = ["{tmp_path}"], load_timeout = "60s" }}\n{tables}'
+            '[handlers.nothing]\ncall = "check_fine:missing"\n[pools.hangs]\nload_timeout = "3s"\n'
             '[handlers.class]\ncall = "check_fine:run"\nretry_on = ["Nonsense"]\n',
         )
     )
@@ -55,7 +55,7 @@ def test_every_handler_that_does_not_load_is_told_with_its_reason(looked: Report
         "crashes": "signal SIGSEGV",
         "exits": "exit status 3",
         "leaves": "SystemExit",
-        "hangs": "longer than 1s",
+        "hangs": "longer than 3s",
         "nothing": "check_fine has no missing",
         "class": "Nonsense",
     }.items():

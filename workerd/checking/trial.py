@@ -16,6 +16,7 @@ import msgspec
 from workerd.config.model import Config, Handler, Pool
 from workerd.config.units import duration_text
 from workerd.errors import LoadError
+from workerd.pool.loading import load
 from workerd.process.child import Child, fork
 
 AT_ONCE = 4
@@ -109,8 +110,6 @@ def _status_text(status: int | None) -> str:
 
 def _loading(pool: Pool, writer: int) -> Callable[[], int]:
     def main() -> int:
-        from workerd.pool.loading import load
-
         # Its own group, so that what an import starts can be killed with it.
         os.setpgid(0, 0)
         null = os.open(os.devnull, os.O_RDWR)
