@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -59,7 +60,7 @@ class Channel(Generic[In]):
         self._inbox = bytearray()
         self._needed = 0
         self._outbox: list[bytes] = []
-        self._unsent = b""
+        self._unsent: deque[memoryview] = deque()
         self._flush_due = False
         self._blocked = False
         self.closed = False
@@ -74,7 +75,7 @@ class Channel(Generic[In]):
     @property
     def unsent(self) -> int:
         """Bytes that the peer has not taken yet."""
-        return len(self._unsent) + sum(map(len, self._outbox))
+        return sum(map(len, self._unsent)) + sum(map(len, self._outbox))
 
     # -- sending
 
@@ -115,7 +116,7 @@ class Channel(Generic[In]):
         except OSError:
             sent = 0  # whether it may be written later or never, flush will see
         if sent < length + 4:
-            self._unsent = bytes(frame[sent:])
+            self._unsent.append(memoryview(frame)[sent:])
             self.flush()
 
     def flush(self) -> None:
@@ -123,20 +124,24 @@ class Channel(Generic[In]):
         self._flush_due = False
         if self.closed:
             return
+        unsent = self._unsent
         if self._outbox:
-            self._unsent += b"".join(self._outbox)
+            unsent.append(memoryview(b"".join(self._outbox)))
             self._outbox.clear()
-        elif not self._unsent:
+        elif not unsent:
             return
         try:
-            while self._unsent:
-                sent = self._sock.send(self._unsent, socket.MSG_NOSIGNAL)
-                self._unsent = self._unsent[sent:]
+            while unsent:
+                sent = self._sock.send(unsent[0], socket.MSG_NOSIGNAL)
+                if sent < len(unsent[0]):  # a view: what a slow peer leaves is not copied at every piece
+                    unsent[0] = unsent[0][sent:]
+                else:
+                    unsent.popleft()
         except BlockingIOError:
             pass
         except OSError:
             # The reading side will see the end, after what the peer had still written.
-            self._unsent = b""
+            self._unsent.clear()
             self.cut_short = True
         if self._blocked or self._unsent:
             self._blocked = bool(self._unsent)
@@ -222,6 +227,6 @@ class Channel(Generic[In]):
         self.cut_short = self.cut_short or self.unsent > 0
         self._loop.forget(self._fd)
         self._outbox.clear()
-        self._unsent = b""
+        self._unsent.clear()
         with contextlib.suppress(OSError):
             self._sock.close()
