@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -21,7 +22,7 @@ def preload(pool: Pool) -> LoadedHandlers:
     An import that hangs is ended by SIGALRM with its default disposition: nothing in this process needs
     to run for that, not even the interpreter. The supervisor then sees the pool die of that signal.
     """
-    folder = os.getcwd()
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, pool.load_timeout)
     try:
@@ -37,13 +38,15 @@ def preload(pool: Pool) -> LoadedHandlers:
     return loaded
 
 
-def _restore(folder: str) -> None:
+def _restore(folder: int) -> None:
     """Take back what an import may have changed for all of the process."""
     for signum in (signal.SIGCHLD, signal.SIGALRM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
     ignore_terminal_signals()
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    os.chdir(folder)
+    with contextlib.suppress(OSError):
+        os.fchdir(folder)
+        os.close(folder)
 
 
 def _warn_of_threads(pool: Pool) -> None:
