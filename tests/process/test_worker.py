@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,15 +127,13 @@ def test_the_soft_deadline_is_raised_in_user_code(started: Any, name: str) -> No
     assert worker.run("nothing").tainted is False
 
 
-def press(worker: Worker, times: int = 1) -> None:
-    """Signal as the pool does, every now and then, until something can be read."""
-    import select
-
+def press(worker: Worker, every: int = 20) -> None:
+    """Signal as the pool does, every so many milliseconds, until something can be read."""
     poll = select.poll()
     poll.register(worker.sock, select.POLLIN)
     while True:
         worker.signal(SOFT_SIGNAL)
-        if poll.poll(20):
+        if poll.poll(every):
             return
 
 
@@ -191,16 +191,17 @@ def test_a_signal_for_a_run_that_is_over_does_no_harm(started: Any) -> None:
         assert worker.run("add", {"a": n}, deadline=60).payload == str(n + 1).encode()
 
 
-def test_signals_at_any_moment_never_hit_the_workers_own_code(started: Any) -> None:
+@pytest.mark.parametrize("name", ["nothing", "prints", "progresses", "later", "sleeps_async", "fails"])
+def test_signals_at_any_moment_never_hit_the_workers_own_code(started: Any, name: str) -> None:
     """A flood of soft signals, with the time always over: each run ends one way or the other."""
-    worker = started("nothing")
+    vars = {"prints": {"text": "x"}, "later": {"x": 1}, "fails": {"kind": "value"}}.get(name)
+    worker = started(name)
     kinds = set()
-    for _ in range(300):
-        worker.assign("nothing", deadline=1e-9)
-        for _ in range(5):
-            worker.signal(SOFT_SIGNAL)
+    for _ in range(50):
+        worker.assign(name, vars, deadline=1e-9)
+        press(worker, every=1)
         kinds.add(worker.ending().kind)
-    assert kinds <= {"returned", "deadline"}
+    assert kinds <= {"returned", "raised", "deadline"}
     assert worker.child.reap() is None
 
 
@@ -383,8 +384,6 @@ def test_cpu_time_of_children_is_counted(started: Any) -> None:
 
 def test_large_vars_and_payloads_pass(started: Any) -> None:
     """A frame may be many times what one read or write takes."""
-    import threading
-
     worker = started("echo")
     vars = {"x": "y" * 3_000_000}
     sender = threading.Thread(target=worker.assign, args=("echo", vars), kwargs={"limit": 1 << 23})

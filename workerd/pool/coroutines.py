@@ -1,19 +1,20 @@
 """`async def` handlers: run to their end by asyncio, and interrupted where they wait.
 
-An exception that is raised in an idle event loop never reaches the handler: the loop is torn down
-around it. So an idle loop is told to wake the handler's task, in which it is raised instead.
+An exception that is raised in the event loop never reaches the handler: the loop is torn down around
+it. So the loop is told to wake the handler's task, in which it is raised instead.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Generator
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Any
 
-# What runs user code in a loop, and what waits for the next thing to run: the nearest one tells.
-_BUSY: CodeType = asyncio.Handle._run.__code__
-_IDLE: CodeType = vars(asyncio.BaseEventLoop)["_run_once"].__code__
+_LOOP = frozenset({"asyncio", "selectors"})
+"""Packages whose code is never interrupted: a step that is cut short there is one that never ends."""
+_LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 class Interruptible(Coroutine[Any, Any, Any]):
@@ -21,32 +22,36 @@ class Interruptible(Coroutine[Any, Any, Any]):
 
     def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
         self._inner = inner
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._error: BaseException | None = None
         self._thrown = False
 
     def run(self) -> Any:
         """Run it to its end in an event loop of its own."""
-        return asyncio.run(self._begin())
-
-    async def _begin(self) -> Any:
-        self._loop = asyncio.get_running_loop()
-        self._task = self._loop.create_task(self)
-        return await self._task
+        return asyncio.run(self)
 
     def interrupt(self, frame: FrameType | None, error: BaseException) -> bool:
-        """Have `error` raised where the coroutine waits, if the loop is idle at this frame; else false.
+        """Have `error` raised where the coroutine waits, if this frame is the loop's own; else false.
 
-        Only the first error: while it cleans up it may have to wait again.
+        Only the first error: while it cleans up it may have to wait again. False as well when it has ended,
+        and the loop waits for something else that was left in it.
         """
-        if self._loop is None or self._task is None or not _is_idle(frame):
+        if not _in_loop(frame):
             return False
+        if self._task is None:  # about to begin
+            return True
+        if self._task.done():
+            return not _is_waiting(frame)
         if self._error is None:
             self._error = error
             # The task is cancelled, and `throw` puts the error in the place of the cancellation.
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         return True
+
+    def send(self, value: Any) -> Any:
+        if self._task is None:
+            self._task = asyncio.current_task()
+        return self._inner.send(value)
 
     def throw(self, *given: Any) -> Any:
         error = self._error
@@ -55,9 +60,6 @@ class Interruptible(Coroutine[Any, Any, Any]):
             return self._inner.throw(error)
         return self._inner.throw(*given)
 
-    def send(self, value: Any) -> Any:
-        return self._inner.send(value)
-
     def close(self) -> None:
         self._inner.close()
 
@@ -65,12 +67,21 @@ class Interruptible(Coroutine[Any, Any, Any]):
         return self._inner.__await__()
 
 
-def _is_idle(frame: FrameType | None) -> bool:
-    """Whether this frame is that of an event loop that has nothing to run just now."""
+def _in_loop(frame: FrameType | None) -> bool:
+    """Whether this frame is the event loop's own, or of what the loop calls in the standard library."""
     while frame is not None:
-        if frame.f_code is _BUSY:
-            return False
-        if frame.f_code is _IDLE:
+        name = frame.f_globals.get("__name__", "")
+        if name.partition(".")[0] in _LOOP or name == __name__:
             return True
+        if not _is_library(frame.f_code.co_filename):
+            return False
         frame = frame.f_back
     return False
+
+
+def _is_waiting(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_globals.get("__name__") == "selectors"
+
+
+def _is_library(path: str) -> bool:
+    return path.startswith("<frozen ") or (path.startswith(_LIBRARY) and "-packages" not in path)

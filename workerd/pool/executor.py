@@ -27,6 +27,7 @@ from workerd.pool import endings
 from workerd.pool.arguments import BadVars
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.runlog import run_logger
+from workerd.pool.surroundings import Stray
 
 if TYPE_CHECKING:
     from workerd.pool.coroutines import Interruptible
@@ -63,6 +64,7 @@ class Run:
         self.fraction: float | None = None
         self.note: str | None = None
         self.coroutine: Interruptible | None = None
+        self.looking = False
         self._deadline = assignment.deadline
         self._flags = flags
         self._tell = tell
@@ -75,15 +77,16 @@ class Run:
         """Whether a cancel is asked for."""
         return self._flags.serial == self.serial and self._flags.cancel
 
-    def interrupt(self) -> BaseException | None:
-        """What the soft signal has to raise now, None if this run has time left."""
+    def be_interrupted(self, frame: FrameType | None) -> None:
+        """Raise Cancelled or DeadlineExceeded at this frame, unless this run has time left."""
         if self.cancelled:
             self.interruption = Cancelled("a cancel was asked for")
         elif self._flags.serial == self.serial and 0 < self._flags.soft_deadline_ns <= time.monotonic_ns():
             self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s is over")
         else:
-            return None
-        return self.interruption
+            return
+        if self.coroutine is None or not self.coroutine.interrupt(frame, self.interruption):
+            raise self.interruption
 
     def end(self, ending: Ending) -> Ending:
         """The ending with what the run said and suffered; a thread that outlives it is not heard any more."""
@@ -184,12 +187,14 @@ class Executor:
         while it cleans up after the last one.
         """
         run = self._run
-        if run is None or not _in_user_code(frame) or _is_handling(run.interruption):
+        if run is None or run.looking:  # a signal may come upon the heels of another one
             return
-        error = run.interrupt()
-        if error is None or (run.coroutine is not None and run.coroutine.interrupt(frame, error)):
-            return
-        raise error
+        run.looking = True
+        try:
+            if _in_user_code(frame) and not _is_handling(run.interruption):
+                run.be_interrupted(frame)
+        finally:
+            run.looking = False
 
 
 # -- the fence ---------------------------------------------------------------------------------
@@ -222,7 +227,9 @@ def _await(coroutine: Coroutine[Any, Any, Any], run: Run | None) -> Any:
 
 
 _USER_CODE = _call.__code__
-_GUARDED = frozenset({Run.progress.__code__, Run.log.__code__})
+_GUARDED = frozenset(
+    function.__code__ for function in (Run.progress, Run.log, Stray.hold, Stray.release, Stray.in_child)
+)
 
 
 def _in_user_code(frame: FrameType | None) -> bool:

@@ -66,21 +66,24 @@ class Stray:
         `tidy` is called there too. A signal that comes before the defaults are back waits, as it would
         find this function and be lost.
         """
-        os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._in_child)
+        os.register_at_fork(before=self.hold, after_in_parent=self.release, after_in_child=self.in_child)
         os.register_at_fork(after_in_child=tidy)
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Before a fork: none of the signals is taken."""
         self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
 
-    def _release(self) -> None:
+    def release(self) -> None:
+        """After a fork: they are again."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
 
-    def _in_child(self) -> None:
+    def in_child(self) -> None:
+        """After a fork, in the child: the defaults."""
         for signum in self.SIGNALS:
             if _getsignal(signum) is self:
                 default = signal.default_int_handler if signum is signal.SIGINT else signal.SIG_DFL
                 signal.signal(signum, default)
-        self._release()
+        self.release()
 
 
 class Surroundings:
