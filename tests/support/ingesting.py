@@ -62,6 +62,7 @@ class Pool:
         """Connect, and send again what was not acknowledged."""
         sock = self.world.until(self._try)
         self.channel = Channel(self.world.loop, sock, FromIngester, self._heard, self._broke)
+        self.world.channels.append(self.channel)
         self.channel.send(Hello(role="pool", name=self.name, life=self.life))
         if self.durable < len(self.sent):
             self.channel.send(Outcomes(first=self.durable, outcomes=self.sent[self.durable :]))
@@ -125,6 +126,7 @@ class World:
         self._lives = itertools.count(1)
         self._tokens = itertools.count(1)
         self._children: list[Child] = []
+        self.channels: list[Channel[Any]] = []
 
     # -- the ingester's life
 
@@ -149,6 +151,7 @@ class World:
         self._children.append(self.child)
         theirs.close()
         self.supervisor = Channel(self.loop, ours, FromChild, self.beats.append, lambda: None)
+        self.channels.append(self.supervisor)
         return self
 
     def kill(self, signum: int = signal.SIGKILL) -> int:
@@ -182,6 +185,8 @@ class World:
             child.kill()
             self.until(lambda c=child: c.reap() is not None)
             child.close()
+        for channel in self.channels:
+            channel.close()
         self.loop.close()
 
     # -- pools and their jobs

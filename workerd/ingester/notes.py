@@ -89,7 +89,7 @@ class Notes:
             self._tolerantly(partial(_write_handler, seen=seen, node=self._node_name))
             del self._seen[name]
 
-    def _tolerantly(self, work: Callable[[Tx], None]) -> None:
+    def _tolerantly(self, work: Callable[[Tx], object]) -> None:
         try:
             self._store.run(work)
         except StoreRefused as error:
