@@ -42,6 +42,8 @@ def test_a_worker_that_dies_ends_only_its_own_attempt(
         outcome = node.outcome(bad)
         assert (outcome.status, outcome.reason) == (Status.RETRY, Reason.CRASHED)
         assert (outcome.exit_signal, outcome.exit_code) == (exit_signal, exit_code)
+        if exit_signal == signal.SIGSEGV:
+            assert "in segfault" in str(outcome.stack)
         assert outcome.next is not None
         assert (outcome.next.crashes, outcome.next.failures) == (1, 0)
         assert {o.reason for o in node.outcomes(good)} == {Reason.OK}
