@@ -379,6 +379,17 @@ def test_the_sweep_ends_a_request_that_cannot_be_read(store: Store) -> None:
     assert (found.status, "submit it again" in (found.error or "")) == ("failed", True)
 
 
+def test_a_request_of_no_known_workflow_can_be_cancelled(store: Store) -> None:
+    """Without steps and without a workflow that could give them it ends with what runs of it."""
+    row(store, b"r" * 16, "inprogress", steps=False)
+    put(store, b"r" * 16, get="new")
+    (claim,) = s.claims(store, "get")
+    assert store.run(lambda tx: requests.sweep(tx, {}, 10)).mended == 0
+    assert store.run(lambda tx: requests.cancel(tx, b"r" * 16)) == "asked"
+    s.close(store, [s.outcome(claim, CANCELLED)])
+    assert s.states(store, b"r" * 16) == ("cancelled", {"get": "cancelled"})
+
+
 def test_the_sweep_goes_through_all_in_slices(store: Store) -> None:
     """Each slice says where the next begins, also where many requests are of one moment."""
     for n in range(25):

@@ -171,8 +171,8 @@ def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
     alive = [m for m in moving if m.status is _IN_PROGRESS]
     found = _states(tx, [m.row.id for m in alive])
     for item in alive:
-        if item.graph is None and item.failing is not None and item.row.steps is not None:
-            item.graph = wf.Graph(name=item.row.workflow, jobs=())  # unreadable: only its end is left
+        if item.graph is None and item.failing is not None:
+            item.graph = wf.Graph(name=item.row.workflow, jobs=())  # nobody can read it: only its end is left
         if item.graph is not None:
             _spawn(item, item.graph, found[item.row.id])
     deciding = [m for m in alive if m.graph is not None and (move_on or m.failing is not None)]

@@ -208,12 +208,12 @@ def cancel(tx: Tx, request_id: bytes) -> str:
         raise Conflict(f"The request has ended already: it is {row.status}.")
     item.fail(CANCELLED_BY_PERSON)
     cancel_waiting(tx, [request_id])
-    running = tx.execute(
+    tx.execute(
         "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
         " WHERE request_id = %s AND status = 'inprogress'",
         (values.at(tx.now), request_id),
     )
-    if item.graph is None and not running:
+    if item.status is _S.QUEUING:
         item.status = _S.CANCELLED
     move(tx, [item])
     return "ended" if item.ended else "asked"
@@ -255,13 +255,11 @@ def sweep(tx: Tx, workflows: Mapping[str, Workflow], limit: int, cursor: str | N
 def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, Workflow]) -> Moving | None:
     """The request if something is to be done about it."""
     item = Moving(row)
-    if row.steps is None:
-        if row.workflow not in workflows:
-            return None
+    if row.steps is None and row.workflow in workflows:
         item.graph = wf.graph_of(workflows[row.workflow])
         item.steps = wf.encode(item.graph)
     if item.graph is None:
-        return item
+        return item if item.failing is not None else None
     states = _job_states(tx, row.id)
     if item.failing is None and (fallen := _fell_while_others_waited(states)):
         item.fail(fallen)
