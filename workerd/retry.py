@@ -181,17 +181,12 @@ def _interrupted(case: _Case) -> Decision:
     )
 
 
-def _always(status: Status, reason: Reason, success: bool | None) -> Callable[[_Case], Decision]:
-    decision = Decision(status, reason, success, None)
-    return lambda case: decision
-
-
-RULES: dict[str, Callable[[_Case], Decision]] = {
-    "returned": _always(Status.COMPLETED, Reason.OK, True),
-    "skipped": _always(Status.COMPLETED, Reason.SKIPPED, None),
-    "failed": _always(Status.FAILURE, Reason.FAILURE, False),
-    "failure": _always(Status.FAILURE, Reason.FAILURE, False),
-    "cancelled": _always(Status.CANCELLED, Reason.CANCELLED, None),
+RULES: dict[str, Decision | Callable[[_Case], Decision]] = {
+    "returned": Decision(Status.COMPLETED, Reason.OK, True, None),
+    "skipped": Decision(Status.COMPLETED, Reason.SKIPPED, None, None),
+    "failed": Decision(Status.FAILURE, Reason.FAILURE, False, None),
+    "failure": Decision(Status.FAILURE, Reason.FAILURE, False, None),
+    "cancelled": Decision(Status.CANCELLED, Reason.CANCELLED, None, None),
     "retry": _asked_again,
     "raised": _raised,
     "deadline": _overran,
@@ -212,8 +207,11 @@ def decide(
     rng: Callable[[], float] = random.random,
 ) -> Decision:
     """What this ending makes of its row. `max_attempts`: as given at enqueue, before the policy's own."""
+    rule = RULES[ending.kind]
+    if isinstance(rule, Decision):
+        return rule
     limit = policy.max_attempts if max_attempts is None else max_attempts
-    return RULES[ending.kind](_Case(policy, before, ending, aliases or {}, rng, limit))
+    return rule(_Case(policy, before, ending, aliases or {}, rng, limit))
 
 
 def lost(before: Counters) -> tuple[Status, Next | None]:

@@ -167,16 +167,27 @@ class Channel(Generic[In]):
     def _read_some(self) -> bool:
         """Take what is there, at most one buffer; false when the peer has gone or is faulty."""
         try:
-            data = bytes(_buffer[: self._sock.recv_into(_buffer)])
+            count = self._sock.recv_into(_buffer)
         except BlockingIOError:
             return True
         except OSError:
             # A Unix socket says "reset" when its peer closed with something unread.
             self.cut_short = True
             return False
-        if not data:
+        if not count:
             return False
-        return self._feed(data)
+        if not self._inbox and count - 4 == _LENGTH.unpack_from(_buffer)[0]:
+            # One whole frame, as most are: decoded where it lies, before anything can overwrite it.
+            return self._take(_buffer[4:count])
+        return self._feed(bytes(_buffer[:count]))
+
+    def _take(self, frame: memoryview) -> bool:
+        try:
+            message = self._decoder.decode(frame)
+        except msgspec.DecodeError:
+            return False
+        self._on_message(message)
+        return True
 
     def _feed(self, data: bytes) -> bool:
         if self._inbox:
@@ -194,11 +205,8 @@ class Channel(Generic[In]):
             if end - start - 4 < length:
                 break
             start += 4 + length
-            try:
-                message = self._decoder.decode(view[start - length : start])
-            except msgspec.DecodeError:
+            if not self._take(view[start - length : start]):
                 return False
-            self._on_message(message)
             if self.closed:
                 return True
         if start < end:
