@@ -36,7 +36,8 @@ from tests.support.rows import Rows
 from tests.support.servers import DURABLE, DatabaseServer
 
 KINDS = ("supervisor", "dispatcher", "ingester", "pool", "worker")
-CHUNK = 500
+CHUNKS = 20
+"""Inserts a second: the load is steady, so that a pause is a pause."""
 
 CONFIG = f"""
 [shutdown]
@@ -118,6 +119,7 @@ class Chaos:
         self.recoveries: dict[str, list[float]] = defaultdict(list)
         self.longest_pause = 0.0
         self.done = threading.Event()
+        self.fed = threading.Event()
         self.failure: list[str] = []
 
     # -- load
@@ -125,9 +127,10 @@ class Chaos:
     def feed(self) -> None:
         """Enqueue all jobs with plain SQL, whatever happens to the store meanwhile."""
         left = self.options.jobs
+        chunk = max(1, int(self.options.rate / CHUNKS))
         while left and not self.done.is_set():
-            count = min(CHUNK, left)
-            handler = self.chance_of_handler(left)
+            count = min(chunk, left)
+            handler = "record2" if left % 3 == 0 else "record"
             try:
                 self.rows.insert_many(handler, [{"path": str(self.runs)}] * count)
                 left -= count
@@ -135,10 +138,7 @@ class Chaos:
                 self.done.wait(0.2)
                 continue
             self.done.wait(count / self.options.rate)
-
-    @staticmethod
-    def chance_of_handler(left: int) -> str:
-        return "record" if left % (2 * CHUNK) else "record2"
+        self.fed.set()
 
     # -- faults
 
@@ -182,9 +182,10 @@ class Chaos:
         """Wait until the file of runs has grown, at most 60 s, while there is something to do."""
         while self.runs.stat().st_size == before and not self.done.is_set():
             self.restart_dead()
+            if self.fed.is_set() and not self.waiting():
+                return  # everything has ended: nothing is left that could run
             if time.monotonic() - began > 60:
-                if self.waiting():
-                    self.failure.append(f"nothing ran for 60 s after {kind} was killed")
+                self.failure.append(f"nothing ran for 60 s after {kind} was killed")
                 return
             time.sleep(0.002)
         self.recoveries[kind].append(time.monotonic() - began)
