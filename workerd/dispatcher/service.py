@@ -80,6 +80,7 @@ class Dispatcher(Service):
         self._log = get_logger("dispatcher")
         self._draining = False
         self._told_held = True
+        self._was_away = False
         self._refused: dict[str, str] = {}
         self._rate = _Rate()
         self.contact = Contact(store, gap=lease / 2)
@@ -231,6 +232,7 @@ class Dispatcher(Service):
 
     def _on_lease(self) -> None:
         """The store went away or came back, the lease was lost or won, or this node may not work."""
+        self._was_away |= self.contact.away is not None
         if self.lease.held != self._told_held:
             self._told_held = self.lease.held
             self.pools.tell(LeaseState(held=self.lease.held))
@@ -238,9 +240,16 @@ class Dispatcher(Service):
                 # Who rescues them may start them at once; nobody is to start them twice.
                 self.pools.tell(GiveBack(handlers=()))
         if not self._blocked():
-            for duty in self._regular:
-                duty.wake()
+            self._back_to_work()
         self._tell_state()
+
+    def _back_to_work(self) -> None:
+        if self._was_away:
+            # A server that crashed may have lost what it had acknowledged, an attempt's end for example.
+            self.settlement.need()
+        self._was_away = False
+        for duty in self._regular:
+            duty.wake()
 
     def _tell_state(self) -> None:
         obstacle = self.lease.obstacle
