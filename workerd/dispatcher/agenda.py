@@ -60,7 +60,7 @@ class Agenda:
         duties: Sequence[Duty],
         blocked: Callable[[], bool],
         on_away: Callable[[], None],
-        on_refused: Callable[[Duty, StoreError | None], None],
+        on_refused: Callable[[Duty, Exception | None], None],
     ) -> None:
         self._loop = loop
         self._keeper = keeper
@@ -116,7 +116,7 @@ class Agenda:
         except StoreAway:
             self._on_away()
             delay = 0.0  # as soon as the keeper has found the store again
-        except StoreError as error:
+        except (StoreError, ValueError) as error:  # ValueError: a row that cannot be read
             self._refused.add(duty)
             self._on_refused(duty, error)
             delay = REFUSED_PAUSE

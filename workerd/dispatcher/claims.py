@@ -6,14 +6,15 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from workerd.dispatcher.agenda import Duty, jittered
+from workerd.dispatcher.agenda import REFUSED_PAUSE, Duty, jittered
 from workerd.dispatcher.contact import Contact
 from workerd.dispatcher.gate import Gate
 from workerd.dispatcher.pools import PoolLink, Pools
 from workerd.dispatcher.reports import Reports
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.unheld import refuse
-from workerd.errors import CommitUnknown
+from workerd.errors import CommitUnknown, StoreRefused
+from workerd.log import get_logger
 from workerd.store import jobs
 from workerd.store.connection import Tx
 from workerd.store.jobs import ClaimBatch, Cursor, NodeIdent
@@ -26,6 +27,10 @@ LINGER = 0.004
 """Seconds in which the room of a busy pool may grow; much less than the 25 ms of work in its hand."""
 REWIND = 1.0
 """Seconds after which a claim starts from the index's beginning again, for rows of higher priority."""
+BUSY = 1.0
+"""Seconds since the last full claim for which there is said to be more work."""
+UNREPORTED = 5000
+"""Outcomes of unreadable rows that the ingester may owe an answer for; above that nothing is claimed."""
 WOKEN_REWIND = 0.1
 """Seconds between rewinds that wake-ups ask for, while there is work anyway."""
 
@@ -33,12 +38,13 @@ WOKEN_REWIND = 0.1
 class Lane:
     """What is known of one handler's waiting rows. `promising`: there may be some."""
 
-    __slots__ = ("cursor", "promising", "rewind_at")
+    __slots__ = ("barred_until", "cursor", "promising", "rewind_at")
 
     def __init__(self) -> None:
         self.promising = True
         self.cursor: Cursor | None = None
         self.rewind_at = 0.0
+        self.barred_until = 0.0
 
     def start(self, now: float) -> Cursor | None:
         """Where the next claim starts in the index."""
@@ -110,6 +116,12 @@ class Claimer(Duty):
         self._order: list[int] = []
         self._served: dict[int, float] = {}  # life -> when it was last given as much as it asked for
         self._peek_at = 0.0
+        self._apart_until = 0.0
+        self._log = get_logger("dispatcher")
+
+    def is_busy(self) -> bool:
+        """Whether some pool was just given all that it asked for."""
+        return any(time.monotonic() - served < BUSY for served in self._served.values())
 
     # -- what happens around it
 
@@ -155,6 +167,8 @@ class Claimer(Duty):
         if not self._gate.is_open(self._contact.now()):
             opens = self._gate.next
             return self._poll if opens is None else min(self._poll, self._contact.seconds_until(opens))
+        if self._reports.unacknowledged > UNREPORTED:
+            return self._poll
         now = time.monotonic()
         shares, later = self._shares(now)
         if shares:
@@ -194,10 +208,10 @@ class Claimer(Duty):
     def _shares(self, now: float) -> tuple[list[Share], float | None]:
         """Who takes part in the next transaction; or when somebody may, if all who could shall wait."""
         shares: list[Share] = []
-        queries, rows = QUERIES, self._batch
+        queries, rows = QUERIES if now >= self._apart_until else 1, self._batch
         later: float | None = None
         for link in self._links_in_turn():
-            handlers = self._promising(link)
+            handlers = self._promising(link, now)
             if link.room <= 0 or not handlers:
                 continue
             ripe_at = self._ripe_at(link)
@@ -217,8 +231,9 @@ class Claimer(Duty):
         self._order += [life for life in links if life not in self._order]
         return [links[life] for life in self._order]
 
-    def _promising(self, link: PoolLink) -> list[str]:
-        return [h for h in link.in_turn() if h not in self._paused and self._lane(h).promising]
+    def _promising(self, link: PoolLink, now: float) -> list[str]:
+        lanes = [(h, self._lane(h)) for h in link.in_turn() if h not in self._paused]
+        return [h for h, lane in lanes if lane.promising and lane.barred_until <= now]
 
     def _ripe_at(self, link: PoolLink) -> float:
         """A pool that was just given all that it asked for waits a moment, so that its room grows.
@@ -234,11 +249,22 @@ class Claimer(Duty):
         except CommitUnknown:
             self._settlement.need_twice()
             raise
+        except (StoreRefused, ValueError) as error:
+            self._bar(list(starts), now, error)
+            return
         self._hand_over(taken)
         served = {share.link.life for share in shares}
         self._order = [life for life in self._order if life not in served] + [
             life for life in self._order if life in served
         ]
+
+    def _bar(self, handlers: Sequence[str], now: float, error: Exception) -> None:
+        """What cannot be claimed must not keep the others: one handler at a time until it is found."""
+        if len(handlers) > 1:
+            self._apart_until = now + REFUSED_PAUSE
+            return
+        self._log.error("the store refuses a claim", handler=handlers[0], error=str(error))
+        self._lane(handlers[0]).barred_until = now + REFUSED_PAUSE
 
     def _take(self, tx: Tx, shares: Sequence[Share], starts: dict[str, Cursor | None]) -> list[Taken]:
         """Within the transaction; nothing but the result may change, for it may run again."""

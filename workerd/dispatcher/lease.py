@@ -61,7 +61,12 @@ class Lease(Duty):
     @property
     def left(self) -> float:
         """Seconds for which the lease is certain."""
-        return max(0.0, self._renewed + self._seconds - time.monotonic()) if self.registered else 0.0
+        return max(0.0, self.seconds_left) if self.registered else 0.0
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds until it runs out, as far as this process knows; negative: it has."""
+        return self._renewed + self._seconds - time.monotonic()
 
     def start(self) -> None:
         """Begin: at once with the store, and from now on let go in time."""

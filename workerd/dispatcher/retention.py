@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from workerd.clock import SECOND
 from workerd.config.model import Retention as Kept
@@ -14,8 +14,8 @@ from workerd.store.retention import Limits
 
 SLICE = 500
 """Rows that one transaction looks at."""
-SHARE = 10.0
-"""A slice is followed by a pause so many times as long, so that claims keep nearly all of the time."""
+SHARE, BUSY_SHARE = 10.0, 50.0
+"""A slice is followed by a pause so many times as long: claims keep nearly all of the time."""
 SHORTEST_PAUSE = 0.05
 LONGEST_PAUSE = 600.0
 """Seconds between passes over the table; a quarter of the shortest time that is kept, if that is less."""
@@ -28,9 +28,10 @@ class Retention(Duty):
 
     name = "retention"
 
-    def __init__(self, contact: Contact, kept: Kept) -> None:
+    def __init__(self, contact: Contact, kept: Kept, busy: Callable[[], bool]) -> None:
         super().__init__()
         self._contact = contact
+        self._busy = busy
         self._kept = kept
         self._rest = min((s for s in (kept.completed, kept.failure) if s is not None), default=None)
         self._cursor: bytes | None = None
@@ -43,7 +44,8 @@ class Retention(Duty):
             return None
         began = time.monotonic()
         if self._slice():
-            return max(SHORTEST_PAUSE, SHARE * (time.monotonic() - began))
+            share = BUSY_SHARE if self._busy() else SHARE
+            return max(SHORTEST_PAUSE, share * (time.monotonic() - began))
         if self._slice == self._requests:
             self._slice = self._jobs
             return SHORTEST_PAUSE

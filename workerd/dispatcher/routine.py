@@ -22,10 +22,16 @@ class Routine:
     """The duties that make rows claimable or remove them; `duties` are for the agenda.
 
     A node that takes no work (`pickup.enabled = false`) begins none either. `claimable` is told which
-    handlers got rows.
+    handlers got rows; `busy` says whether claims are being made.
     """
 
-    def __init__(self, contact: Contact, config: Config, claimable: Callable[[Iterable[str]], None]) -> None:
+    def __init__(
+        self,
+        contact: Contact,
+        config: Config,
+        claimable: Callable[[Iterable[str]], None],
+        busy: Callable[[], bool],
+    ) -> None:
         workflows, pickup, poll = config.workflows, config.pickup, config.dispatcher.poll
         wanted = schedules.wanted(config)
         self._workflows = frozenset(workflows)
@@ -35,7 +41,7 @@ class Routine:
         self._recurring = Recurring(contact, workflows.values(), poll, claimable)
         self._chains = Chains(contact, config, claimable)
         self.ticking = Ticking(contact, config, self.announce)
-        self.retention = Retention(contact, config.retention)
+        self.retention = Retention(contact, config.retention, busy)
         self.duties: list[Duty] = [self.retention]
         if pickup.enabled:
             self.duties += [

@@ -24,7 +24,6 @@ from workerd.dispatcher.reports import Reports
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.routine import Routine
 from workerd.dispatcher.settlement import Settlement
-from workerd.errors import StoreError
 from workerd.log import get_logger
 from workerd.messages import GiveBack, Holdings, LeaseState, Roster
 from workerd.process.context import RoleContext
@@ -79,7 +78,7 @@ class Dispatcher(Service):
         )
         self._log = get_logger("dispatcher")
         self._draining = False
-        self._told_held = True
+        self._told_held: bool | None = None
         self._was_away = False
         self._refused: dict[str, str] = {}
         self._rate = _Rate()
@@ -105,7 +104,7 @@ class Dispatcher(Service):
         self.orders = Orders(
             self.contact, self.pools, ctx.incarnation, tuple(config.handlers), poll, self.claimer.pause
         )
-        self.routine = Routine(self.contact, config, self.claimer.announce)
+        self.routine = Routine(self.contact, config, self.claimer.announce, self.claimer.is_busy)
         self.due_rows = Due(self.contact, poll, self.routine.announce)
         self.farewell = Farewell(self.contact, self.settlement, self.reports, ctx.incarnation, self._end)
         self._regular = (
@@ -139,6 +138,7 @@ class Dispatcher(Service):
         """Lease and store, what was claimed and how fast, who is connected."""
         away = self.contact.away
         return {
+            "lease": {"seconds": round(self.lease.seconds_left, 3), "held": self.lease.held},
             "lease_left": round(self.lease.left, 3),
             "lease_held": self.lease.held and self.lease.registered,
             "store": {
@@ -197,8 +197,8 @@ class Dispatcher(Service):
 
     def on_pool_up(self, link: PoolLink) -> None:
         """A pool connected."""
-        if not self.lease.held:
-            link.send(LeaseState(held=False))
+        if self._told_held is not None:
+            link.send(LeaseState(held=self._told_held))
         self.settlement.on_pool_up(link)
         self.orders.on_pool_up(link)
 
@@ -233,10 +233,12 @@ class Dispatcher(Service):
     def _on_lease(self) -> None:
         """The store went away or came back, the lease was lost or won, or this node may not work."""
         self._was_away |= self.contact.away is not None
-        if self.lease.held != self._told_held:
-            self._told_held = self.lease.held
-            self.pools.tell(LeaseState(held=self.lease.held))
-            if not self.lease.held:
+        held = self.lease.held
+        # Before the first answer of the store nothing is known: an earlier dispatcher may have said either.
+        if held != self._told_held and (self.lease.registered or not held):
+            self._told_held = held
+            self.pools.tell(LeaseState(held=held))
+            if not held:
                 # Who rescues them may start them at once; nobody is to start them twice.
                 self.pools.tell(GiveBack(handlers=()))
         if not self._blocked():
@@ -269,7 +271,7 @@ class Dispatcher(Service):
             refused = next(iter(self._refused.values()), "")
             self.become("draining" if self._draining else "up", refused)
 
-    def _on_refused(self, duty: Duty, error: StoreError | None) -> None:
+    def _on_refused(self, duty: Duty, error: Exception | None) -> None:
         if error is None:
             self._refused.pop(duty.name, None)
             self._tell_state()
