@@ -14,13 +14,14 @@ import pytest
 from tests.process.test_ingester import MakeWorld, counted, ends
 from tests.support.ingesting import World, die
 from tests.support.servers import DURABLE, DatabaseServer
-from workerd.errors import CommitUnknown
+from workerd.errors import CommitUnknown, StoreAway
 from workerd.ingester import backlog, segment, spool
 from workerd.job import Status, new_id
 from workerd.outcome import Next, Reason
 from workerd.store import Store
 from workerd.store.connection import Session
 from workerd.store.connection import Store as BaseStore
+from workerd.store.mysql import MySQLSession
 
 
 @pytest.fixture
@@ -302,6 +303,33 @@ def test_a_read_only_server_is_away_and_said_so_once(
     world.until(lambda: world.info["mode"] == "live")
     assert capfd.readouterr().err.count("the store is away") == 1
     assert world.info["refused"] == 0
+
+
+def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
+    make: MakeWorld, mysql_url: str
+) -> None:
+    """A proxy may take less than the server says: no outcome is sent for ever, all others are recorded."""
+    world = make(mysql_url)
+
+    def sabotage() -> None:
+        real: Any = MySQLSession._run
+
+        def run(self: MySQLSession, sql: str) -> int:
+            if len(sql) > 1 << 20:
+                self.close()
+                raise StoreAway("Lost connection to server during query", 2013)
+            return int(real(self, sql))
+
+        MySQLSession._run = run  # type: ignore[method-assign]
+
+    world.start(sabotage)
+    pool = world.pool().connect()
+    made = world.claimed(9)
+    made[4] = msgspec.structs.replace(made[4], payload=b"x" * (1 << 20), payload_type="bytes")
+    pool.send(*made)
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 8, ("failure", "refused"): 1}, within=60)
+    assert "connection breaks" in world.rows.last(made[4].id)["error"]
+    world.until(lambda: world.info["mode"] == "live")
 
 
 def test_a_barrier_is_not_answered_from_the_spool(

@@ -166,8 +166,10 @@ def test_a_damaged_file_hides_no_other(tmp_path: Path, rubbish: bytes) -> None:
 def test_a_scrape_shows_what_the_supervisor_knows(tmp_path: Path) -> None:
     """Restarts, workers, quarantine and the lease come from its answer, with the labels of the node."""
     status = {
-        "lease": {"seconds": 21.5},
-        "roles": {"ingester": {"pid": os.getpid(), "restart_reasons": {"signal": 2}}},
+        "roles": {
+            "dispatcher": {"lease_left": 21.5},
+            "ingester": {"pid": os.getpid(), "restart_reasons": {"signal": 2}},
+        },
         "pools": {
             "mail": {"quarantined": True, "workers": {"idle": 1, "busy": 3}, "restart_reasons": {}},
             "image": {"quarantined": False, "workers": [{"state": "busy"}, {"state": "busy"}]},

@@ -22,6 +22,8 @@ LAST_PROBE = 2.0
 """Seconds between two looks whether the store is back, growing from the first to the last."""
 SPOOL_AT_ONCE = 2000
 """Outcomes that share one fsync."""
+WORTHWHILE = 10
+"""Outcomes in the last batch that make the next wait for the whole linger."""
 PATIENT = 1000
 """Outcomes that may wait in memory for a replay to end, so that their pools do not wait for it."""
 FULL_PAUSE = 0.5
@@ -132,11 +134,16 @@ class Flow:
         self._tell()
 
     def _live(self) -> None:
-        """Write a batch, unless more may join it within the linger: the first after a rest never waits."""
+        """Write a batch, unless enough may join it within the linger.
+
+        The first after a rest never waits, nor does what comes one by one: somebody may be waiting for it,
+        and little would join. The fuller the last batch was, the longer the next is held open.
+        """
         rows = self._backlog.rows
         if not rows:
             return
-        wait = self._last_write + self._linger - time.monotonic()
+        linger = self._linger * min(1.0, (self._writer.last_rows - 1) / WORTHWHILE)
+        wait = self._last_write + linger - time.monotonic()
         if wait > 0 and rows < self._rows and self._backlog.weight < self._writer.most:
             if self._timer is None:
                 self._again(wait)
@@ -169,12 +176,13 @@ class Flow:
     def _write(self, batch: list[Outcome]) -> tuple[int, StoreAway | None]:
         done, fault = self._writer.write(batch)
         self._last_write = time.monotonic()
-        if fault is None:
+        if done == len(batch):
             self._rows = min(self._most_rows, self._rows * 2)
-            self._pause = FIRST_PROBE
         else:
-            # It may have been too much for the store's time limits.
+            # It may have been too much for the time limits.
             self._rows = max(1, self._rows // 2)
+        if fault is None:
+            self._pause = FIRST_PROBE
         return done, fault
 
     def _keep(self, most: int) -> None:

@@ -11,13 +11,18 @@ from pathlib import Path
 
 from workerd import log
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
-from workerd.ingester.batch import USUAL_PACKET
+from workerd.ingester.batch import USUAL_PACKET, weight
 from workerd.ingester.refusal import bare, refused, set_aside
 from workerd.ingester.tally import Tally
 from workerd.job import Key, id_text
 from workerd.outcome import Outcome
 from workerd.store import Store, Tx, jobs
 
+PATIENCE = 1.0
+"""Seconds after which a batch that is taken apart goes on in the next turn of the loop."""
+HEAVY = 256 * 1024
+STRIKES = 5
+"""An outcome of more than HEAVY bytes that broke the connection so often, alone, is not sent again."""
 HOPELESS = 3
 """More attempts than this that cannot be recorded in any form within HOPELESS_WINDOW seconds: the store is
 at fault, not they, and the rest waits."""
@@ -54,6 +59,7 @@ class Writer:
         self._packet: int | None = None
         self._hopeless: deque[float] = deque()
         self._doubtful: dict[Key, list[int]] = {}
+        self._strikes: tuple[Key | None, int] = None, 0
         self.max_payload = max_payload
         self.refused = 0
         self.set_aside = 0
@@ -77,14 +83,15 @@ class Writer:
         self.max_payload = limit
 
     def write(self, outcomes: Sequence[Outcome]) -> tuple[int, StoreAway | None]:
-        """Record outcomes in order; how many from the front are done, and why not all.
+        """Record outcomes in order; how many from the front are done, and why not all, None for want of time.
 
         Done is: recorded, recorded as `refused`, without effect because the attempt has ended already,
         or set aside because it cannot be recorded in any form.
         """
         done = 0
+        end = time.monotonic() + PATIENCE
         parts = [[self._fitting(outcome) for outcome in outcomes]]
-        while parts:
+        while parts and not (done and time.monotonic() > end):
             part = parts.pop()
             try:
                 self._close(part)
@@ -98,7 +105,12 @@ class Writer:
                 except StoreAway as away:
                     return done, away
             except StoreAway as error:
-                return done, error
+                if not self._kills(part):
+                    return done, error
+                try:
+                    self._refuse(part[0], f"the store's connection breaks whenever it is sent: {error}")
+                except StoreAway as away:
+                    return done, away
             done += len(part)
         return done, None
 
@@ -110,6 +122,18 @@ class Writer:
         self.refused += 1
         why = f"the payload has {len(payload)} bytes, at most {self.max_payload} are taken"
         return refused(outcome, f"{why}; return less, or a reference to where it is kept")
+
+    def _kills(self, part: list[Outcome]) -> bool:
+        """Whether it is this one large outcome that breaks the connection, again and again (law 7).
+
+        Something between us and the server may take less than the server says. Its refusal is small: if
+        the store is really away, that fails too, and the outcome is kept.
+        """
+        if len(part) > 1 or weight(part[0]) < HEAVY:
+            return False
+        key, strikes = self._strikes
+        self._strikes = part[0].key, strikes + 1 if key == part[0].key else 1
+        return self._strikes[1] >= STRIKES
 
     def _close(self, part: list[Outcome]) -> None:
         began = time.monotonic()

@@ -19,7 +19,7 @@ The supervisor's status
 Asked for at the scrape
     Depth and age by handler (from the store) and CPU and memory (from /proc), by the gateway.
 
-The files are emptied when the supervisor starts: a start of the node is a reset of its counters, which
+The files are removed when the supervisor starts: a start of the node is a reset of its counters, which
 Prometheus knows how to read.
 """
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 from workerd.metrics.exposition import collect, from_status, gauge, processes, render
 from workerd.metrics.names import ALL, Definition
 from workerd.metrics.series import Counter, Gauge, Histogram, StoreErrors
-from workerd.metrics.values import clear, enter, install
+from workerd.metrics.values import enter, install
 
 __all__ = [
     "ALL",
@@ -37,7 +37,6 @@ __all__ = [
     "Gauge",
     "Histogram",
     "StoreErrors",
-    "clear",
     "collect",
     "enter",
     "from_status",

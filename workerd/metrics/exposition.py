@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import psutil
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
@@ -79,7 +78,7 @@ def from_status(status: Mapping[str, Any]) -> list[Metric]:
             },
         ),
     ]
-    lease = (status.get("lease") or {}).get("seconds")
+    lease = (roles.get("dispatcher") or {}).get("lease_left")
     if lease is not None:
         families.append(gauge(LEASE_SECONDS, {(): lease}))
     return families
@@ -98,6 +97,8 @@ def _workers(said: Any) -> dict[str, float]:
 
 def processes(pids: Mapping[str, int]) -> list[Metric]:
     """CPU and memory of these processes by name, each with its children if it is a pool (`pool:NAME`)."""
+    import psutil  # only the gateway pays for it
+
     cpu: dict[Labels, float] = {}
     rss: dict[Labels, float] = {}
     for name, pid in pids.items():
@@ -105,20 +106,20 @@ def processes(pids: Mapping[str, int]) -> list[Metric]:
             process = psutil.Process(pid)
             with_children = name.startswith("pool:")
             family = [process, *process.children(recursive=True)] if with_children else [process]
-            cpu[name,], rss[name,] = _used(family, with_children)
+            used = [_used(member, with_children) for member in family]
+            cpu[name,], rss[name,] = sum(u[0] for u in used), sum(u[1] for u in used)
     return [gauge(PROCESS_CPU, cpu), gauge(PROCESS_RSS, rss)]
 
 
-def _used(family: Iterable[psutil.Process], with_children: bool) -> tuple[float, float]:
-    seconds = resident = 0.0
-    for process in family:
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            seconds += times.user + times.system
-            if with_children:  # those that were reaped: the sum must not go back when a worker is replaced
-                seconds += times.children_user + times.children_system
-            resident += process.memory_info().rss
-    return seconds, resident
+def _used(process: Any, with_children: bool) -> tuple[float, float]:
+    """CPU seconds and resident bytes of a psutil.Process; nothing if it has just ended."""
+    with contextlib.suppress(Exception):
+        times = process.cpu_times()
+        seconds = times.user + times.system
+        if with_children:  # those that were reaped: the sum must not go back when a worker is replaced
+            seconds += times.children_user + times.children_system
+        return seconds, process.memory_info().rss
+    return 0.0, 0.0
 
 
 class _Families:

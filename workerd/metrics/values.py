@@ -30,17 +30,25 @@ class _File:
     """One mapped file of named doubles, written by one process. Raises OSError if it cannot be had."""
 
     def __init__(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._path = path
         self._positions: dict[str, int] = {}
-        size = max(os.fstat(self._fd).st_size, _FIRST)
-        self._map = self._mapped(size)
-        self._used: int = min(max(_USED.unpack_from(self._map)[0], 8), size)
+        # Never closed: a mapping holds a descriptor, and a handler may have closed that and opened another
+        # under its number, which is not ours to close.
+        self._maps: list[mmap.mmap] = []
+        self._map = self._mapped(_FIRST)
+        self._used: int = min(max(_USED.unpack_from(self._map)[0], 8), len(self._map))
         self._read()
 
-    def _mapped(self, size: int) -> mmap.mmap:
-        # A page that the disk has no room for would kill the process at the moment of writing.
-        os.posix_fallocate(self._fd, 0, size)
-        return mmap.mmap(self._fd, size)
+    def _mapped(self, least: int) -> mmap.mmap:
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            size = max(os.fstat(fd).st_size, least)
+            # A page that the disk has no room for would kill the process at the moment of writing.
+            os.posix_fallocate(fd, 0, size)
+            self._maps.append(mmap.mmap(fd, size))
+        finally:
+            os.close(fd)
+        return self._maps[-1]
 
     def _read(self) -> None:
         at = 8
@@ -78,11 +86,9 @@ class _File:
         if size > LIMIT:
             return False
         try:
-            larger = self._mapped(size)
+            self._map = self._mapped(size)
         except OSError:
             return False
-        self._map.close()
-        self._map = larger
         return True
 
     def read(self, at: int) -> float:
@@ -109,11 +115,12 @@ class _Slot:
         self._leave()
         # The library splits the names of gauges' files at "_" and shows this part as the label `pid`.
         safe = re.sub(r"[^0-9A-Za-z.-]", lambda m: f"%{ord(m[0]):x}", name)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in folder.glob("gauge_*.db"):
-            # A gauge describes a process, and that one is gone.
-            if path.name.rsplit("_", 1)[1] == f"{safe}.db":
-                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in folder.glob("gauge_*.db"):
+                # A gauge describes a process, and that one is gone.
+                if path.name.rsplit("_", 1)[1] == f"{safe}.db":
+                    path.unlink(missing_ok=True)
         self._folder, self._name = folder, safe
         with self.lock:
             for value in self.values:  # a series is shown from its definition on, as a zero
@@ -220,12 +227,5 @@ def install() -> None:
 
 
 def enter(folder: Path, slot: str) -> None:
-    """This process is now the one that writes the files of `slot`. Raises OSError."""
+    """This process is now the one that writes the files of `slot`; without a disk it counts for itself."""
     _slot.enter(folder, slot)
-
-
-def clear(folder: Path) -> None:
-    """Forget all numbers: the supervisor's first act, before anybody enters a slot."""
-    for path in folder.glob("*.db"):
-        with contextlib.suppress(OSError):
-            path.unlink()
