@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
@@ -166,12 +166,12 @@ def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
 def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due: int) -> None:
     """A slice reads what it promotes, and one entry for when to come back."""
 
-    def work(tx: Tx) -> jobs.Promoted:
+    def work(tx: Any) -> jobs.Promoted:
         jobs.insert(tx, [jobs.NewJob(handler="d", delay=10**9) for _ in range(due)])
         tx.execute("UPDATE workerd_jobs SET run_at = '2001-01-01 00:00:00' WHERE handler = 'd'")
-        before = len(tx._session.seen)  # type: ignore[attr-defined]
+        before = len(tx._session.seen)
         done = jobs.promote_due(tx, 500)
-        del tx._session.seen[:before]  # type: ignore[attr-defined]
+        del tx._session.seen[:before]
         return done
 
     done, seen = watch(full, work)
@@ -186,9 +186,9 @@ def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due:
 def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
     """By primary key, whatever the table's size lets the optimiser guess."""
 
-    def work(tx: Tx) -> int:
+    def work(tx: Any) -> int:
         taken = claimed(tx, many)
-        del tx._session.seen[:]  # type: ignore[attr-defined]
+        del tx._session.seen[:]
         told = [outcome(c, Status.RETRY if n % 2 else Status.COMPLETED) for n, c in enumerate(taken)]
         return len(jobs.close(tx, told, NODE.id))
 
@@ -211,9 +211,9 @@ def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
 def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
     """Its claims, its cancels, and claims without a node, with all that wait beside them."""
 
-    def work(tx: Tx) -> tuple[int, int, int]:
+    def work(tx: Any) -> tuple[int, int, int]:
         claimed(tx, 50)
-        del tx._session.seen[:]  # type: ignore[attr-defined]
+        del tx._session.seen[:]
         return len(jobs.held(tx, NODE.id)), len(jobs.cancel_requests(tx, NODE.id)), len(nodes.strays(tx))
 
     found, seen = watch(full, work)

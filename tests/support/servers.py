@@ -159,6 +159,8 @@ def free_port() -> int:
 class DatabaseServer:
     """A private server: start, stop, kill9, freeze and thaw; databases and statements as root."""
 
+    private = True
+
     def __init__(self, options: tuple[str, ...] = FAST) -> None:
         self.flavour = Flavour()
         self.folder = _folder()
@@ -275,6 +277,8 @@ class DatabaseServer:
 
 class ExternalServer(DatabaseServer):
     """A server that somebody else runs; only its databases are ours."""
+
+    private = False
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
