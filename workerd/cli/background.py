@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import signal
 import sys
 import time
@@ -23,9 +24,8 @@ HANDOVER = 10.0
 class Running:
     """A daemon that holds the lock on its pid file: a file that nobody has locked is a stale one."""
 
-    def __init__(self, path: Path, pid: int) -> None:
+    def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._path = path
         self._pidfd = os.pidfd_open(pid)
 
     @classmethod
@@ -36,7 +36,7 @@ class Running:
         if pid is None:
             return None
         try:
-            found = cls(path, pid)
+            found = cls(pid)
         except ProcessLookupError:
             return None
         # The pid named this very process only if the lock is still held now that its pidfd is open.
@@ -44,7 +44,7 @@ class Running:
 
     def lives(self) -> bool:
         """Whether it has not ended."""
-        return _holder(self._path) == self.pid
+        return not _ended(self._pidfd)
 
     def signal(self, number: int) -> None:
         """Send a signal. Raises Failed if this user may not."""
@@ -90,15 +90,11 @@ class Detached:
 
     def lives(self) -> bool:
         """Whether it has not ended."""
-        if self._pidfd is None:
-            return False
-        try:
-            signal.pidfd_send_signal(self._pidfd, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            return True
-        return True
+        return self._pidfd is not None and not _ended(self._pidfd)
+
+
+def _ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
 
 
 def spawn(config: Config, log_file: Path, serve: Callable[[], None]) -> Detached:

@@ -1,0 +1,194 @@
+"""The daemon without a service manager: start, stop, restart, reload, and what a crash leaves behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+
+CONFIG = f"""
+[defaults]
+path = ["{ROOT}"]
+
+[handlers.add]
+call = "tests.support.handlers:add"
+
+[handlers.waits]
+call = "tests.support.handlers:wait_for_file"
+grace = "100ms"
+"""
+
+
+class Background:
+    """What `workerd start` leaves running, found by its pid file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cli = Daemon(folder, f"sqlite:///{folder}/store.db", CONFIG).cli
+        self.config = folder / "workerd.toml"
+        self.log = folder / "state" / "workerd.log"
+        self._pid_file = folder / "run" / "workerd.pid"
+
+    @property
+    def pid(self) -> int:
+        return int(self._pid_file.read_text())
+
+    def process(self) -> psutil.Process:
+        return psutil.Process(self.pid)
+
+    def end(self) -> None:
+        """Leave nothing behind, whatever state it is in."""
+        if not self._pid_file.exists() or not psutil.pid_exists(self.pid):
+            return
+        tree = [self.process(), *self.process().children(recursive=True)]
+        for process in tree:
+            process.kill()
+        psutil.wait_procs(tree, timeout=10)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended; whoever is process 1 here may be slow to bury it."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.fixture
+def background(tmp_path: Path) -> Iterator[Background]:
+    found = Background(tmp_path / "node")
+    yield found
+    found.end()
+
+
+def test_start_returns_when_the_daemon_is_ready_and_detached(background: Background) -> None:
+    """It has neither terminal nor parent, works, and logs into its file."""
+    assert str(background.log) in background.cli("start").stderr
+    process = background.process()
+    assert process.terminal() is None
+    assert process.ppid() == 1 or process.parent() is None or process.parent().name() != "pytest"
+    assert os.getsid(process.pid) != os.getsid(0)
+    assert background.cli("enqueue", "add", "a=1", "--wait").stdout == "2\n"
+    assert "ready" in background.log.read_text()
+    tree = [process, *process.children(recursive=True)]
+    background.cli("stop")
+    assert not any(map(lives, tree))
+    assert background.cli("status", check=False).returncode == 1
+
+
+def test_a_second_start_is_refused_with_the_first_ones_pid(background: Background) -> None:
+    """Nothing happens to the first."""
+    background.cli("start")
+    pid = background.pid
+    done = background.cli("start", check=False)
+    assert done.returncode == 1
+    assert f"process id {pid}" in done.stderr
+    assert background.cli("run", check=False).returncode == 1
+    assert lives(background.process())
+
+
+def test_a_pid_file_that_nobody_holds_is_stale(background: Background) -> None:
+    """After kill -9 the next start just starts, though the file names a process that may live."""
+    background.cli("start")
+    process = background.process()
+    tree = [process, *process.children(recursive=True)]
+    process.kill()
+    psutil.wait_procs(tree, timeout=20)
+    assert "not run" in background.cli("stop").stderr
+    background.cli("start")
+    assert background.pid != process.pid
+
+
+def test_restart_takes_the_configuration_as_it_is_now(background: Background) -> None:
+    """A wrong one is refused before the running daemon is stopped."""
+    background.cli("restart")
+    first = background.pid
+    text = background.config.read_text()
+    background.config.write_text(text + "nonsense = 1\n")
+    assert background.cli("restart", check=False).returncode == 2
+    assert background.pid == first
+    background.config.write_text(text.replace("[handlers.add]", "[handlers.plus]"))
+    background.cli("restart")
+    assert background.pid != first
+    assert background.cli("enqueue", "plus", "a=1", "--wait").stdout == "2\n"
+
+
+def test_reload_refuses_a_wrong_configuration_and_takes_a_right_one(background: Background) -> None:
+    """The daemon stays the same process."""
+    background.cli("start")
+    first = background.pid
+    text = background.config.read_text()
+    background.config.write_text(text.replace("grace", "grave"))
+    done = background.cli("reload", check=False)
+    assert done.returncode == 2
+    assert "grave" in done.stderr
+    background.config.write_text(text.replace("[handlers.add]", "[handlers.plus]"))
+    assert "pool:plus" in background.cli("reload").stderr
+    assert background.cli("enqueue", "plus", "a=1", "--wait").stdout == "2\n"
+    assert background.pid == first
+
+
+def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tmp_path: Path) -> None:
+    """The first one waits for them."""
+    background.cli("start")
+    job_id = background.cli("enqueue", "waits", f"path={tmp_path}/never").stdout.strip()
+    eventually(lambda: '"inprogress"' in background.cli("job", "show", job_id, "--json").stdout)
+    process = background.process()
+    process.send_signal(signal.SIGTERM)
+    eventually(lambda: '"draining"' in background.cli("status", "--json", check=False).stdout)
+    background.cli("stop")
+    assert not lives(process)
+    assert '"interrupted"' in background.cli("job", "show", job_id, "--json").stdout
+
+
+def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Background) -> None:
+    """What is written after the file was emptied stands at its beginning."""
+    background.cli("start")
+    background.log.write_text("")
+    background.cli("stop")
+    assert background.log.read_bytes()[:1] == b"{"
+    before = background.log.read_text()
+    background.cli("start")
+    assert background.log.read_text().startswith(before)
+
+
+def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
+    """The sentence names the file and the key."""
+    if os.getuid() == 0:
+        pytest.skip("root may write everywhere")
+    node = Background(tmp_path / "node")
+    (tmp_path / "node").chmod(0o500)
+    done = node.cli("start", check=False)
+    assert done.returncode == 1
+    assert "state_dir" in done.stderr
+
+
+def test_a_start_that_fails_says_where_the_reason_is(background: Background) -> None:
+    """Here the lock is no file."""
+    (background.config.parent / "state" / "lock").mkdir(parents=True)
+    done = background.cli("start", check=False)
+    assert done.returncode == 1
+    assert str(background.log) in done.stderr
+    assert "cannot open" in background.log.read_text()
+
+
+def test_start_keeps_no_descriptor_of_the_shell(background: Background) -> None:
+    """A pipe that a script reads ends when `start` returns."""
+    done = subprocess.run(
+        [sys.executable, "-m", "workerd", "start", "-c", str(background.config)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert "workerd runs" in done.stdout
