@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 
-from workerd import dispatcher, gateway, ingester, log, pool
+from workerd import dispatcher, gateway, ingester, log, metrics, pool
 from workerd.config.model import Config
 from workerd.process.cgroup import Delegation
 from workerd.process.systemd import ServiceManager
@@ -31,6 +31,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     delegation = Delegation.find()
     if delegation is not None:
         delegation.prepare()
+    metrics.install()
     # What was imported so far is shared by all processes; a collector that touched it would copy it.
     gc.collect()
     gc.freeze()

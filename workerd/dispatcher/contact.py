@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway
+from workerd.metrics import StoreErrors
 from workerd.store import Store, Tx
 
 T = TypeVar("T")
@@ -26,6 +27,7 @@ class Contact:
         self.changed_at = time.monotonic()
         self.unknown_commits = 0
         self._gap = gap
+        self._errors = StoreErrors()
         self._answered: float | None = None
         self._gapless_since = 0.0
         self._offset_us: int | None = None
@@ -52,6 +54,8 @@ class Contact:
                 self.changed_at = time.monotonic()
             self.away = error
             raise
+        finally:
+            self._errors.write(self.store.stats.errors)
         self._note_answer()
         return value
 

@@ -69,6 +69,7 @@ class Supervisor:
         self._lock = boot.take_lock(self._paths.lock)
         pid_lock = boot.take_lock(self._paths.pid)
         self._incarnation = boot.begin_incarnation(self._paths)
+        boot.forget_numbers(self._paths)
         setproctitle.setproctitle("workerd: supervisor")
         become_subreaper()
         self._loop.on_error = lambda error: self._log.error("a fault in the supervisor", exc_info=error)

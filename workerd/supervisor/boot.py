@@ -142,6 +142,13 @@ def begin_incarnation(paths: Paths) -> bytes:
     return incarnation
 
 
+def forget_numbers(paths: Paths) -> None:
+    """Remove the metrics of the last start; called with the lock held, before anybody writes new ones."""
+    for path in paths.metrics.glob("*.db"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def seal(store: Store) -> int:
     """A descriptor that holds the store's section; only store roles inherit it.
 
