@@ -223,10 +223,14 @@ class HandlerSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Loaded(Message, frozen=True, tag="loaded"):
-    """The worker is ready; `specs` only if it imported the handlers itself (`preload = false`)."""
+    """The worker is ready; `specs` only if it imported the handlers itself (`preload = false`).
+
+    `sources`: the files that were imported for that, with the time of their last change in nanoseconds.
+    """
 
     specs: list[HandlerSpec] | None
     error: str | None = None
+    sources: dict[str, int] = {}
 
 
 class Progressed(Message, frozen=True, tag="progressed"):

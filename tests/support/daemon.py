@@ -24,14 +24,25 @@ class Daemon:
     """`workerd run` with what a test needs around it.
 
     `config` is TOML text; node folders, store and a closed gateway are put in front of it unless given.
+    `entry`: the module that is run, and its first words.
     """
 
-    def __init__(self, folder: Path, url: str, config: str, *, name: str = "", gateway: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        config: str,
+        *,
+        name: str = "",
+        gateway: str = "",
+        entry: tuple[str, ...] = ("workerd",),
+    ) -> None:
         self.folder = folder
         self.url = url
         self.process: subprocess.Popen[bytes] | None = None
         self.name = name or folder.name
         self.gateway = gateway
+        self.entry = entry
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "workerd.toml"
         self.write(config)
@@ -55,7 +66,7 @@ class Daemon:
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
         env["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "workerd", "run", "-c", str(self.path)],
+            [sys.executable, "-m", *self.entry, "run", "-c", str(self.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -63,6 +63,34 @@ def wait_for_file(ctx: Context, path: str, limit: float = 60.0) -> str:
     return "seen"
 
 
+def until_stopping(ctx: Context, path: str, limit: float = 60.0) -> bool:
+    """Runs until ctx.stopping is set, which it writes down, and then ends by itself."""
+    record(ctx, f"{path}.began")
+    end = time.monotonic() + limit
+    while not ctx.stopping and time.monotonic() < end:
+        time.sleep(0.005)
+    record(ctx, path)
+    return ctx.stopping
+
+
+def leaves_children(ctx: Context, path: str) -> None:
+    """Starts a child, one in a session of its own and one forked twice, writes their pids, and waits."""
+    plain = subprocess.Popen(["sleep", "600"])
+    apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            os.write(writer, str(os.getpid()).encode())
+            time.sleep(600)
+        os._exit(0)
+    twice = int(os.read(reader, 32))
+    Path(f"{path}.new").write_text(f"{os.getpid()} {plain.pid} {apart.pid} {twice}")
+    Path(f"{path}.new").rename(path)
+    time.sleep(600)
+
+
 def faces(ctx: Context, face: str, **more: Any) -> Any:
     """Does what `face` names."""
     return FACES[face](ctx, **more)

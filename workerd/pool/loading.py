@@ -22,6 +22,7 @@ from workerd.errors import LoadError
 from workerd.handler import class_name, options_of
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
+from workerd.pool.sources import imported_since
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,19 @@ class LoadedHandler:
 
 @dataclass(frozen=True)
 class LoadedHandlers:
-    """All handlers of a pool, and its `init` function."""
+    """All handlers of a pool, its `init` function, and the files that were imported for them."""
 
     handlers: dict[str, LoadedHandler]
     init: Callable[[], object] | None = None
     specs: list[HandlerSpec] = field(default_factory=list)
+    sources: dict[str, int] = field(default_factory=dict)
 
 
 def load(pool: Pool) -> LoadedHandlers:
     """Import every handler of the pool. Raises LoadError, which names all that cannot be loaded."""
     prepare_path(pool.path)
     os.environ.update(pool.env)
+    before = set(sys.modules)
     loaded: dict[str, LoadedHandler] = {}
     faults: list[str] = []
     for handler in pool.handlers:
@@ -66,7 +69,8 @@ def load(pool: Pool) -> LoadedHandlers:
         faults.append(f'init = "{pool.init}": {error}')
     if faults:
         raise LoadError("; ".join(faults))
-    return LoadedHandlers(loaded, init, [handler.spec for handler in loaded.values()])
+    specs = [handler.spec for handler in loaded.values()]
+    return LoadedHandlers(loaded, init, specs, imported_since(before))
 
 
 def prepare_path(folders: Iterable[str]) -> None:

@@ -11,17 +11,19 @@ from typing import Any
 
 import setproctitle
 
+from workerd import metrics
 from workerd.config.model import Pool
 from workerd.errors import LoadError
 from workerd.log import get_logger
 from workerd.messages import Loaded
+from workerd.pool import sources
 from workerd.pool.fds import WorkerFds
 from workerd.pool.loading import LoadedHandlers
 from workerd.pool.preload import preload
 from workerd.pool.work import Work
 from workerd.pool.worker import worker_main
 from workerd.process.child import become_subreaper, children_of, outlive_parent
-from workerd.process.context import RoleContext
+from workerd.process.context import Paths, RoleContext
 from workerd.process.loop import Timer
 from workerd.process.service import Service
 
@@ -50,6 +52,7 @@ class Manager(Service):
         self._drain_timer: Timer | None = None
         self._drain_ends = 0.0
         self._last_end = 0.0
+        self._stale = False
 
     def run(self) -> int:
         """Serve until the supervisor says stop, or until there is no sense in going on."""
@@ -66,14 +69,14 @@ class Manager(Service):
         self.beat()
         self.supervisor.flush()
         self.trouble = ""
-        specs = None
+        told = Loaded(specs=None)
         if self._pool.preload:
             try:
                 self._loaded = preload(self._pool)
             except LoadError as error:
                 self._cannot_load(str(error))
                 return
-            specs = list(self._loaded.specs)
+            told = Loaded(specs=list(self._loaded.specs), sources=self._loaded.sources)
         # From here on the end of the supervisor's channel is read, and there is something to end before us.
         outlive_parent()
         # What is there now is shared with every worker for as long as neither of us writes to it.
@@ -81,10 +84,11 @@ class Manager(Service):
         gc.freeze()
         kept = set(children_of(os.getpid()))
         self._work = Work(self.loop, self._config, self._pool, self._life, self._be_worker, kept, self)
-        self._work.learn(Loaded(specs))
+        self._work.learn(told)
         self._work.start()
 
     def _be_worker(self, fds: WorkerFds, name: str) -> int:
+        metrics.enter(Paths(self._config.node).metrics, name)
         return worker_main(fds, name, self._pool, self._loaded)
 
     def _cannot_load(self, sentence: str) -> None:
@@ -176,9 +180,14 @@ class Manager(Service):
 
     # -- for people
 
+    def on_report(self) -> None:
+        """Somebody looks: see now whether a reload should load the handlers anew."""
+        self._stale = self._work is not None and sources.changed(self._work.sources)
+
     def info(self) -> dict[str, Any]:
-        """What `workerd status` and the metrics show."""
-        info: dict[str, Any] = {"handlers": [handler.name for handler in self._pool.handlers]}
+        """What `workerd status` and the metrics show. `stale`: handler code changed since it was loaded."""
+        handlers = [handler.name for handler in self._pool.handlers]
+        info: dict[str, Any] = {"handlers": handlers, "stale": self._stale}
         if self._work is not None:
             info |= self._work.info()
         return info

@@ -62,6 +62,7 @@ class Work:
         self.closed = False
         self.held = True
         self.done: Counter[str] = Counter()
+        self.sources: dict[str, int] = {}
         self.policies = Policies(config, pool)
         self._loop = loop
         self._pool = pool
@@ -91,6 +92,9 @@ class Work:
         if loaded.specs is not None:
             self.policies.learn(loaded.specs)
             self.outbox.introduce([Seen(spec.name, spec.signature) for spec in loaded.specs])
+        for file, changed_at in loaded.sources.items():
+            # The oldest counts: a worker that was forked later may have imported newer code than the rest.
+            self.sources[file] = min(changed_at, self.sources.get(file, changed_at))
 
     # -- from the dispatcher
 

@@ -16,7 +16,7 @@ import setproctitle
 from workerd.config.model import Pool
 from workerd.errors import LoadError
 from workerd.job import id_text
-from workerd.messages import Assignment, HandlerSpec, Loaded
+from workerd.messages import Assignment, Loaded
 from workerd.outcome import Ending
 from workerd.pool import endings
 from workerd.pool.executor import Executor
@@ -91,7 +91,7 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
     line = Line(move_up(fds.channel))
     setproctitle.setproctitle(f"workerd: worker {name}")
     try:
-        specs, executor = _prepare(pool, loaded, fds, line)
+        told, executor = _prepare(pool, loaded, fds, line)
     except LoadError as error:
         line.send(Loaded(specs=None, error=str(error)))
         return CANNOT_LOAD
@@ -99,21 +99,21 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
     stray.install()
     surroundings.take()
     stray.give_back_in_children(_forked(line))
-    line.send(Loaded(specs=specs))
+    line.send(told)
     return _serve(name, line, executor, surroundings, Meter())
 
 
 def _prepare(
     pool: Pool, loaded: LoadedHandlers | None, fds: WorkerFds, line: Line
-) -> tuple[list[HandlerSpec] | None, Executor]:
+) -> tuple[Loaded, Executor]:
     """Import what is not there yet, call `init`, make the instances. Raises LoadError."""
-    specs = None
+    told = Loaded(specs=None)
     if loaded is None:
         loaded = load(pool)
-        specs = loaded.specs
+        told = Loaded(specs=loaded.specs, sources=loaded.sources)
     executor = Executor(loaded.handlers, fds.page, line.send)
     executor.prepare(loaded.init)
-    return specs, executor
+    return told, executor
 
 
 def _forked(line: Line) -> Callable[[], None]:

@@ -21,7 +21,7 @@ BEAT = 1.0
 
 
 class Service:
-    """A process under the supervisor. Subclasses say what they do in the four `on_…` methods.
+    """A process under the supervisor. Subclasses say what they do in the `on_…` methods.
 
     `state`, `trouble`: see Beat. The end of the supervisor's channel ends the process: an orphan has no
     right to its claims.
@@ -65,6 +65,9 @@ class Service:
         """Take nothing new and end by yourself once what runs is done; the default stops now."""
         self.on_stop()
 
+    def on_report(self) -> None:
+        """Somebody wants fresh numbers: the place for what is too dear for every Beat."""
+
     def on_stop(self) -> None:
         """Finish what is begun, then let the loop stop."""
         self.loop.stop()
@@ -102,4 +105,5 @@ class Service:
             case Stop():
                 self.on_stop()
             case Report():
+                self.on_report()
                 self.beat(message.token)
