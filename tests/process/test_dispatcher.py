@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.dispatching import World, node
+from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer
 from workerd.config.model import Config, Dispatcher, Pickup
 from workerd.config.model import Store as StoreConfig
 from workerd.dispatcher.pools import PoolLink
+from workerd.errors import StoreRefused
 from workerd.job import Key, Status, new_id
 from workerd.messages import Drain, Stop
 from workerd.outcome import Reason
@@ -193,6 +195,29 @@ def test_a_row_that_cannot_be_read_ends_and_the_others_run(
     assert {key[0] for key in pool.claims} <= {*good, bad}
 
 
+def test_a_handler_that_the_store_refuses_keeps_no_other_waiting(build: Build, store: Store) -> None:
+    """Claims of several handlers share a transaction; one that is refused is found and left out."""
+    world = build(poll=0.05)
+    add(store, "bad", 2)
+    add(store, "good", 2)
+
+    def refuse() -> None:
+        claim = jobs.claim
+
+        def refusing(tx: object, handler: str, *rest: object) -> object:
+            if handler == "bad":
+                raise StoreRefused("no such thing", 1146)
+            return claim(tx, handler, *rest)  # type: ignore[arg-type]
+
+        jobs.claim = refusing  # type: ignore[assignment]
+
+    world.start(refuse)
+    pool = world.pool("bad", "good", name="p").connect()
+    pool.demand(10)
+    world.until(lambda: len(pool.claims) == 2)
+    assert {claim.handler for claim in pool.claims.values()} == {"good"}
+
+
 def test_nothing_is_claimed_where_pickup_is_off(build: Build, store: Store) -> None:
     """`pickup.enabled = false`: the node renews its lease and takes no work."""
     world = build(poll=0.05, pickup=Pickup(enabled=False))
@@ -368,6 +393,24 @@ def test_claims_made_during_a_settlement_are_nobodys_loss(build: Build, store: S
     world.ingester.back()
     world.until(lambda: world.settled(2))
     assert not world.ingester.outcomes
+
+
+def test_claims_on_a_connection_that_broke_are_given_back(build: Build, store: Store) -> None:
+    """The pool lives but never read them: they are claimed again, with no attempt spent."""
+    world = build()
+    ids = add(store, "h", 5)
+    world.start()
+    pool = world.pool("h").connect()
+    world.until(lambda: up(world) and world.settled())
+    pool.demand(5)
+    assert pool.channel is not None
+    pool.channel.flush()
+    eventually(lambda: {status(store, job)[0] for job in ids} == {"inprogress"})
+    pool.disconnect()  # what was sent is still in the socket, unread
+    pool.connect()
+    pool.demand(5)
+    world.until(lambda: len(pool.claims) == 5)
+    assert set(pool.claims) == {(job, 1) for job in ids}
 
 
 def test_a_commit_without_an_answer_is_settled(build: Build, store: Store) -> None:
@@ -617,6 +660,16 @@ def test_former_incarnations_are_rescued_at_once_but_after_the_spool(build: Buil
     world.ingester.back()
     world.until(lambda: is_removed(store, former.id))
     assert {status(store, job)[2] for job in ids} == {2}
+
+
+def test_claims_of_a_node_without_a_row_are_rescued(build: Build, store: Store) -> None:
+    """A claim that was committed after its node's row had been removed is found too, after a lease."""
+    ids = add(store, "h", 3)
+    take(store, DEAD, "h")
+    world = build(lease=0.9)
+    world.start()
+    world.until(lambda: all(status(store, job)[2] == 2 for job in ids))
+    assert {(o.reason, o.node_id) for o in world.ingester.outcomes} == {(Reason.LOST, OTHER.id)}
 
 
 # -- the end

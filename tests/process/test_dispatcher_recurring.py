@@ -48,14 +48,16 @@ def build(tmp_path: Path, store: Store, store_url: str) -> Iterator[Build]:
     """Makes the world around one dispatcher with these parts of the configuration."""
     worlds: list[World] = []
 
-    def building(**parts: object) -> World:
+    def building(name: str = "test", **parts: object) -> World:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
         config = Config(
-            node=node(tmp_path),
+            node=node(folder, name),
             store=StoreConfig(url=store_url),
             dispatcher=Dispatcher(poll=0.05),
             **parts,  # type: ignore[arg-type]
         )
-        worlds.append(World(tmp_path, store, config))
+        worlds.append(World(folder, store, config))
         return worlds[-1]
 
     yield building
@@ -83,6 +85,30 @@ def test_each_tick_inserts_one_job(build: Build, store: Store) -> None:
     due = [run_at for _, _, run_at in rows(store, "beat")]
     assert due == [due[0] + n * SECOND for n in range(len(due))]
     assert due[0] % SECOND == 0
+
+
+def test_two_nodes_fire_each_tick_once_and_never_claim_the_same(build: Build, store: Store) -> None:
+    """Both watch the same schedule and claim the same handler; one of them is killed in the middle."""
+    pools = pool_of("beat", Schedule(cron=EVERY_SECOND))
+    worlds = [build(name, pools=pools) for name in ("one", "two")]
+    got = []
+    for world in worlds:
+        world.start()
+        pool = world.pool("beat").connect()
+        pool.demand(100)
+        got.append(pool)
+
+    def served(count: int) -> bool:
+        for world in worlds:
+            world.turn()
+        return sum(len(pool.claims) for pool in got) >= count
+
+    worlds[0].until(lambda: served(3))
+    worlds[1].kill()
+    worlds[0].until(lambda: served(6))
+    due = [run_at for _, _, run_at in rows(store, "beat")]
+    assert due == [due[0] + n * SECOND for n in range(len(due))]
+    assert not got[0].claims.keys() & got[1].claims.keys()
 
 
 def test_ticks_that_nobody_saw_are_made_up_for_once(build: Build, store: Store) -> None:

@@ -111,6 +111,7 @@ class Claimer(Duty):
         self._gate = gate
         self.stopped = not enabled
         self.claimed = 0
+        self.transactions = 0
         self._lanes: dict[str, Lane] = {}
         self._paused: frozenset[str] = frozenset()
         self._order: list[int] = []
@@ -280,6 +281,7 @@ class Claimer(Duty):
 
     def _hand_over(self, taken: Sequence[Taken]) -> None:
         """The claims are committed: into the pools' hands at once."""
+        self.transactions += 1
         now = time.monotonic()
         for link, handler, asked, batch in taken:
             self._lane(handler).learn(batch, asked)

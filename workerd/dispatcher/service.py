@@ -150,6 +150,7 @@ class Dispatcher(Service):
                 "retries": self.contact.store.stats.retries,
             },
             "claimed": self.claimer.claimed,
+            "claim_transactions": self.claimer.transactions,
             "claims_per_second": self._rate.of(self.claimer.claimed),
             "promoted": self.due_rows.promoted,
             "rescued": self.rescue.rescued,
