@@ -160,7 +160,8 @@ def fill(store: Store, rows: int) -> None:
     if store.engine == "sqlite":
         new_id, at = "randomblob(16)", f"datetime('2026-01-01', '+' || ({number}) || ' seconds') || '.000000'"
     else:
-        new_id, at = "LEFT(UNHEX(SHA2(UUID(), 256)), 16)", f"TIMESTAMP('2026-01-01') + INTERVAL ({number}) SECOND"
+        new_id = "LEFT(UNHEX(SHA2(UUID(), 256)), 16)"
+        at = f"TIMESTAMP('2026-01-01') + INTERVAL ({number}) SECOND"
     for status in ("completed", "new", "failure"):
         for _ in range(rows // 30_000):
             s.sql(
