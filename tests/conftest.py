@@ -16,13 +16,19 @@ for _name in [name for name in os.environ if name.startswith("WORKERD_")]:
     del os.environ[_name]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_template_is_left() -> Iterator[None]:
+    """What all private servers were copied from goes when the last of them has gone."""
+    yield
+    servers.template.remove()
+
+
 @pytest.fixture(scope="session")
 def mysql_server() -> Iterator[servers.DatabaseServer]:
     """The private MariaDB (or the server that the environment names) that the session's tests share."""
     server = servers.session_server()
     yield server
     server.remove()
-    servers.template.remove()
 
 
 @pytest.fixture
