@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -37,6 +38,10 @@ STORE_TIMEOUT = 5.0
 """Seconds; the longest that one statement may keep the dispatcher from its loop."""
 
 
+WAKES = 1000
+"""Wake-ups that are read in one turn."""
+
+
 def store_timeout(watchdog: float, lease: float) -> float:
     """Seconds for connecting or one statement: both together must not reach the watchdog or the lease."""
     return min(STORE_TIMEOUT, watchdog * 0.4, lease / 4)
@@ -62,16 +67,7 @@ class Dispatcher(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config = ctx.config
         lease, poll = config.dispatcher.lease, config.dispatcher.poll
-        wanted = schedules.wanted(config)
-        node = NodeRecord(
-            id=ctx.incarnation,
-            name=config.node.name,
-            host=socket.gethostname(),
-            pid=os.getppid(),
-            boot_id=_boot_id(),
-            version=__version__,
-            info=msgspec.json.encode({"schedules": sorted(wanted)}),
-        )
+        node = _record(ctx)
         formers = read_formers(ctx.paths.incarnations, ctx.incarnation)
         store = open_store(
             config.store, state_dir=config.node.state_dir, timeout=store_timeout(ctx.watchdog, lease)
@@ -218,11 +214,9 @@ class Dispatcher(Service):
 
     def _woken(self) -> None:
         """Somebody says that there is new work; a thousand of them are as good as one."""
-        try:
-            while True:
+        with contextlib.suppress(BlockingIOError):
+            for _ in range(WAKES):  # a flood of them must not keep us here
                 self._wake.recv(1)
-        except OSError:
-            pass
         self.claimer.announce()
         self.routine.announce()
 
@@ -298,6 +292,19 @@ class _Rate:
             self._rate = (count - self._count) / (now - self._at)
             self._count, self._at = count, now
         return round(self._rate, 1)
+
+
+def _record(ctx: RoleContext) -> NodeRecord:
+    """What the node's row says; other nodes learn from it which schedules somebody has."""
+    return NodeRecord(
+        id=ctx.incarnation,
+        name=ctx.config.node.name,
+        host=socket.gethostname(),
+        pid=os.getppid(),
+        boot_id=_boot_id(),
+        version=__version__,
+        info=msgspec.json.encode({"schedules": sorted(schedules.wanted(ctx.config))}),
+    )
 
 
 def _boot_id() -> str:
