@@ -20,6 +20,8 @@ from workerd.process.loop import Loop, Timer
 FIRST_PROBE = 0.1
 LAST_PROBE = 2.0
 """Seconds between two looks whether the store is back, growing from the first to the last."""
+GRACE = 1.0
+"""Seconds after the start in which nobody is told that the store does not answer yet."""
 SPOOL_AT_ONCE = 2000
 """Outcomes that share one fsync."""
 WORTHWHILE = 10
@@ -48,8 +50,8 @@ class Flow:
     """Takes from the backlog, in order, and makes durable.
 
     Everything passes store-wards in one line (spool, then backlog), so `barrier` is a place in it.
-    `on_change` is called whenever something was done: the backlog has room again, the mode, the trouble or
-    the limit of a payload may have changed.
+    `reached`: the store has answered once. `on_change` is called whenever something was done: the backlog
+    may have room again, and mode, trouble and the limit of a payload may be others.
     """
 
     def __init__(
@@ -78,6 +80,8 @@ class Flow:
         self._last_write = 0.0
         self._pause = FIRST_PROBE
         self._said_away = False
+        self._began = time.monotonic()
+        self.reached = False
         self.mode = Mode.AWAY
         self._why = "it was not asked yet"
         self.since = time.time()
@@ -212,6 +216,7 @@ class Flow:
         except StoreError as error:
             self._away(str(error))
             return
+        self.reached = True
         self._become(Mode.REPLAY)
         self.arrived()
 
@@ -225,7 +230,9 @@ class Flow:
 
     def _away(self, why: str) -> None:
         """Look again after a pause that grows, spread so that nodes do not come back all at once."""
-        if not self._said_away:
+        # A store that is being started or migrated beside us is not worth a warning.
+        new = not self.reached and time.monotonic() < self._began + GRACE
+        if not self._said_away and not new:
             self._said_away = True
             self.since = time.time()
             _log.warning("the store is away: outcomes go to the spool until it is back", error=why)

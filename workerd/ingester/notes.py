@@ -14,6 +14,8 @@ from workerd.store import Store, Tx, handlers, jobs
 
 EVERY = 0.2
 """Seconds between two writes."""
+AT_ONCE = 200
+"""Attempts of one write: each is a statement of its own, and outcomes wait meanwhile."""
 ATTEMPTS = 2000
 HANDLERS = 10_000
 """So many attempts and handlers are kept; what comes beyond them is dropped."""
@@ -70,19 +72,22 @@ class Notes:
 
     def write(self) -> None:
         """Write what is waiting if the store answers; progress that cannot be written now is forgotten."""
-        progress, self._progress = list(self._progress.values()), {}
+        if self._live():
+            try:
+                self._write_seen()
+                self._write_progress()
+            except StoreAway as error:
+                self._gone(error)
         if not self._live():
-            if self._seen:
-                self._schedule()
-            return
-        try:
-            self._write_seen()
-            if progress:
-                self._tolerantly(lambda tx: jobs.progress(tx, progress, self._node_id))
-        except StoreAway as error:
-            self._gone(error)
-            if self._seen:
-                self._schedule()
+            self._progress.clear()
+        if self._seen or self._progress:
+            self._schedule()
+
+    def _write_progress(self) -> None:
+        keys = list(self._progress)[:AT_ONCE]
+        told = [self._progress.pop(key) for key in keys]
+        if told:
+            self._tolerantly(lambda tx: jobs.progress(tx, told, self._node_id))
 
     def _write_seen(self) -> None:
         for name, seen in list(self._seen.items()):

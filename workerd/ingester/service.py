@@ -106,8 +106,10 @@ class Ingester(Service):
         self._peers.announce(self._writer.max_payload)
         if self._end_by is not None:
             self.become("draining", self._flow.trouble)
-        else:
-            self.become("waiting" if self._flow.trouble else "up", self._flow.trouble)
+        elif self._flow.trouble:
+            self.become("waiting", self._flow.trouble)
+        elif self._flow.reached:
+            self.become("up")
 
     def _count(self) -> None:
         self._tally.write(self._spool.bytes, self._store.stats.errors)
