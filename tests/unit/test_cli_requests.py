@@ -45,7 +45,8 @@ def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None
         "step 0: retrieve",
         "  ✓ get completed   12.3 ms",
         "↓ step 1: delete",
-        r"  ✗ one failure      0.5 ms attempt 2 no \x1b[31msuch user",
+        "  ✗ one failure      0.5 ms attempt 2",
+        r"      no \x1b[31msuch user",
         "    two not begun",
     ]
 
@@ -64,7 +65,7 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
     assert lines == [
         "level 0",
         "  ✓ a       completed",
-        "    ▶ a/x     inprogress",
+        "    ▶ a/x   inprogress",
         "↓ level 1",
         "    b       not begun  ← a",
         "↓ level 2",

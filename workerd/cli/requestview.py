@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from workerd.cli.jobview import microseconds, second
-from workerd.cli.terminal import bold, line, pairs, put, seconds_text, table
+from workerd.cli.terminal import bold, is_terminal, line, pairs, put, seconds_text, table
 from workerd.clock import SECOND, now_us, to_rfc3339
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ _PLAIN_MARKS = {
     "scheduled": ".",
     "": " ",
 }
+_JOB = "  "
+_SPAWNED = "    "
+_UNBROKEN = 1 << 16
+"""Columns where nobody looks: an error stays one line there, for whoever searches it."""
 
 
 def table_of_requests(requests: Iterable[RequestRow]) -> None:
@@ -98,17 +104,23 @@ def drawing(graph: Graph | None, jobs: Sequence[JobRow]) -> list[str]:
     levels: dict[int, list[str]] = {}
     for name in nodes:
         levels.setdefault(_depth(name, {n: j.needs for n, j in nodes.items()}), []).append(name)
-    width = max((len(line(name)) for name in {*nodes, *rows}), default=0)
+    width = max((len(line(name)) + _indent(name, nodes) - len(_JOB) for name in {*nodes, *rows}), default=0)
     lines: list[str] = []
     for level in sorted(levels):
         lines.append(bold(_title(graph, level)))
         for name in levels[level]:
             needs = nodes[name].needs if graph is not None and not graph.steps else ()
-            lines.append(f"  {_job_line(name, width, rows.pop(name, None), needs)}")
-            children = sorted(n for n in rows if n.startswith(f"{name}/"))
-            lines += [f"    {_job_line(child, width, rows.pop(child), ())}" for child in children]
-    lines += [f"  {_job_line(name, width, job, ())}" for name, job in rows.items()]
+            lines += _job_lines(name, width, rows.pop(name, None), _JOB, needs)
+            for child in sorted(n for n in rows if n.startswith(f"{name}/")):
+                lines += _job_lines(child, width, rows.pop(child), _SPAWNED)
+    for name, job in rows.items():
+        lines += _job_lines(name, width, job, _JOB)
     return lines
+
+
+def _indent(name: str, nodes: Container[str]) -> int:
+    """How far to the right a job stands: what another one spawned stands below it."""
+    return len(_SPAWNED if name not in nodes and "/" in name else _JOB)
 
 
 def _title(graph: Graph | None, level: int) -> str:
@@ -127,19 +139,27 @@ def _depth(name: str, needs: dict[str, tuple[str, ...]]) -> int:
     return depth
 
 
-def _job_line(name: str, width: int, job: JobRow | None, needs: Sequence[str]) -> str:
+def _job_lines(
+    name: str, width: int, job: JobRow | None, indent: str, needs: Sequence[str] = ()
+) -> Iterator[str]:
+    """The job's line, and below it its error; `width`: columns of the longest name with its indent."""
     status = job.status if job is not None else ""
     marks = _MARKS if _unicode() else _PLAIN_MARKS
-    words = [marks.get(status, "?"), line(name).ljust(width), (status or "not begun").ljust(10)]
+    label = line(name).ljust(width + len(_JOB) - len(indent))
+    words = [marks.get(status, "?"), label, (status or "not begun").ljust(10)]
     if job is not None:
         words.append(_time_of(job).rjust(8))
         if job.attempt > 1:
             words.append(f"attempt {job.attempt}")
-        if job.error:
-            words.append(line(job.error))
     if needs:
         words.append(f"{'←' if _unicode() else '<-'} {', '.join(map(line, needs))}")
-    return " ".join(words).rstrip()
+    yield indent + " ".join(words).rstrip()
+    if job is not None and job.error:
+        room = shutil.get_terminal_size().columns if is_terminal() else _UNBROKEN
+        margin = indent + "    "
+        yield from textwrap.wrap(
+            line(job.error), max(room, 40), initial_indent=margin, subsequent_indent=margin
+        )
 
 
 def _time_of(job: JobRow) -> str:

@@ -1,0 +1,284 @@
+"""Requests of steps with the real daemon: made by a foreign program, run, failed, cancelled and mended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.asking import Asking, text
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows, assert_settled
+from tests.support.services import UserService
+from workerd.config.model import Store as StoreConfig
+from workerd.store import open_store
+
+CONFIG = """
+[defaults]
+path = ["{root}"]
+backoff = {{ first = "10ms", factor = 1.0, max = "10ms", jitter = 0.0 }}
+
+[dispatcher]
+poll = "100ms"
+
+[pools.services]
+workers = 3
+env = {{ SERVICE1 = "{services[0]}", SERVICE2 = "{services[1]}", SERVICE3 = "{services[2]}" }}
+
+[pools.acts]
+workers = 4
+
+[workflows.delete_user]
+steps = [
+  {{ name = "retrieve", jobs = ["service1_get_user"] }},
+  {{ name = "delete", jobs = ["service1_delete_user", "service2_delete_user", "service3_delete_user"] }},
+]
+
+[workflows.three]
+steps = [
+  {{ name = "one", jobs = ["a"] }},
+  {{ name = "two", jobs = ["b", "c", "d"] }},
+  {{ name = "three", jobs = ["e"] }},
+]
+"""
+SERVICE_HANDLERS = (
+    "service1_get_user",
+    "service1_delete_user",
+    "service2_delete_user",
+    "service3_delete_user",
+)
+
+
+def handler(name: str, function: str, pool: str) -> str:
+    return f'\n[handlers.{name}]\ncall = "tests.support.flows:{function}"\npool = "{pool}"\n'
+
+
+class World:
+    """A daemon of this module, its store, and the three services."""
+
+    def __init__(self, folder: Path, url: str) -> None:
+        store = open_store(StoreConfig(url=url))
+        store.migrate()
+        store.close()
+        self.folder = folder
+        self.services = [UserService() for _ in range(3)]
+        self.rows = Rows(url)
+        self.asking = Asking(self.rows)
+        config = CONFIG.format(root=ROOT, services=[service.url for service in self.services])
+        config += "".join(handler(name, name, "services") for name in SERVICE_HANDLERS)
+        config += "".join(handler(name, "act", "acts") for name in "abcde")
+        self.daemon = Daemon(folder / "node", url, config)
+
+    def until_over(self, request_id: bytes) -> dict[str, Any]:
+        """The request's row when it has ended."""
+        eventually(lambda: self.asking.over(request_id), within=20, state=self.daemon.tail)
+        return self.asking.row(request_id)
+
+    def until_states(self, request_id: bytes, **states: str) -> None:
+        """Wait until its jobs stand so."""
+        eventually(lambda: self.asking.states(request_id) == states, within=20,
+                   state=lambda: self.asking.states(request_id))  # fmt: skip
+
+    def delete_user(self, number: int) -> tuple[dict[str, Any], list[list[str]]]:
+        """The request's row at its end, and the calls that each service got."""
+        before = [len(service.calls) for service in self.services]
+        request_id = self.asking.ask("delete_user", {"id": number})
+        row = self.until_over(request_id)
+        return row, [s.calls[n:] for s, n in zip(self.services, before, strict=True)]
+
+
+@pytest.fixture(scope="module", params=["mysql", "sqlite"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("requests")
+    if request.param == "sqlite":
+        url = f"sqlite:///{folder}/store.db"
+    else:
+        server = request.getfixturevalue("mysql_server")
+        url = server.url(server.new_database())
+    world = World(folder, url)
+    try:
+        with world.daemon:
+            yield world
+            assert world.daemon.stop() == 0
+            assert_settled(world.rows)
+    finally:
+        for service in world.services:
+            service.close()
+
+
+# -- "delete user" -----------------------------------------------------------------------------
+
+
+def test_all_services_are_well(world: World) -> None:
+    """The first step hands the address on, the second runs with it, and the request is completed."""
+    row, calls = world.delete_user(7)
+    assert (row["status"], row["error"], row["step"]) == ("completed", None, 1)
+    assert '"email":"ada@example.org"' in row["extras"]
+    assert calls == [
+        ["GET /users/7", "DELETE /users/7"], ["DELETE /users/7"], ["DELETE /users/ada@example.org"],
+    ]  # fmt: skip
+    jobs = world.asking.jobs(row["id"])
+    assert {name: (job["status"], job["step"], job["attempt"]) for name, job in jobs.items()} == {
+        "service1_get_user": ("completed", 0, 1),
+        "service1_delete_user": ("completed", 1, 1),
+        "service2_delete_user": ("completed", 1, 1),
+        "service3_delete_user": ("completed", 1, 1),
+    }
+    first = jobs.pop("service1_get_user")
+    assert first["ingested_at"] <= min(job["created_at"] for job in jobs.values())
+
+
+def test_one_service_fails_for_good(world: World) -> None:
+    """The request fails by that job's error; the jobs beside it have gone on to their end."""
+    world.services[1].for_good = 500
+    try:
+        row, calls = world.delete_user(8)
+    finally:
+        world.services[1].for_good = None
+    assert row["status"] == "failed"
+    assert row["error"] == '"service2_delete_user" failed: SERVICE2 answered 500'
+    assert world.asking.states(row["id"]) == {
+        "service1_get_user": "completed", "service1_delete_user": "completed",
+        "service2_delete_user": "failure", "service3_delete_user": "completed",
+    }  # fmt: skip
+    assert calls[2] == ["DELETE /users/ada@example.org"]
+
+
+def test_a_service_is_busy_twice(world: World) -> None:
+    """503 twice and then well: two rows `retry` with their error, the request waits for the third."""
+    world.services[0].answers.extend([503, 503])
+    row, calls = world.delete_user(9)
+    assert row["status"] == "completed"
+    assert calls[0] == ["GET /users/9"] * 3 + ["DELETE /users/9"]
+    attempts = world.rows.attempts(world.asking.jobs(row["id"])["service1_get_user"]["id"])
+    assert [(a["status"], a["reason"], a["error"]) for a in attempts] == [
+        ("retry", "retry", "SERVICE1 is busy"), ("retry", "retry", "SERVICE1 is busy"),
+        ("completed", "ok", None),
+    ]  # fmt: skip
+
+
+# -- failing, cancelling, mending --------------------------------------------------------------
+
+
+def paused(world: World, name: str) -> Any:
+    """The handler is claimed by nobody within the block."""
+
+    class Pause:
+        def __enter__(self) -> None:
+            world.rows.sql(
+                "UPDATE workerd_handlers SET paused_at = '2026-01-01 00:00:00' WHERE name = %s", name
+            )
+
+        def __exit__(self, *exc: object) -> None:
+            world.rows.sql("UPDATE workerd_handlers SET paused_at = NULL WHERE name = %s", name)
+
+    return Pause()
+
+
+def test_a_failure_ends_what_waits_and_lets_go_on_what_runs(world: World, tmp_path: Path) -> None:
+    """The request stays `inprogress` until the last running job has ended; no further step begins."""
+    with paused(world, "c"):
+        asked = world.asking.ask("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
+        world.until_states(asked, a="completed", b="failure", c="cancelled", d="inprogress")
+        assert world.asking.status(asked) == "inprogress"
+        (tmp_path / "d").touch()
+        row = world.until_over(asked)
+    assert (row["status"], row["error"]) == ("failed", '"b" failed: no')
+    states = world.asking.states(asked)
+    assert states == {"a": "completed", "b": "failure", "c": "cancelled", "d": "completed"}
+
+
+def test_a_retry_by_hand_reopens_the_request(world: World, tmp_path: Path) -> None:
+    """What was cancelled with the failure comes back too, and the request goes on to its end."""
+    with paused(world, "c"):
+        asked = world.asking.ask("three", {"b": {"unless": f"{tmp_path}/b"}})
+        assert world.until_over(asked)["status"] == "failed"
+    (tmp_path / "b").touch()
+    failed = world.asking.jobs(asked)["b"]
+    world.daemon.cli("job", "retry", text(failed["id"]))
+    eventually(lambda: world.asking.status(asked) == "completed", within=20, state=world.daemon.tail)
+    assert world.asking.states(asked) == dict.fromkeys("abcde", "completed")
+    row = world.asking.row(asked)
+    assert (row["error"], row["completed_at"] is not None) == (None, True)
+    assert [(a["status"], a["reason"]) for a in world.rows.attempts(failed["id"])] == [
+        ("retry", "failure"), ("completed", "ok"),
+    ]  # fmt: skip
+
+
+def test_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
+    """What waits ends at once, what runs is made to end, nothing further begins; once only."""
+    with paused(world, "c"):
+        asked = world.asking.ask("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
+        world.until_states(asked, a="completed", b="inprogress", c="new", d="inprogress")
+        world.daemon.cli("request", "cancel", text(asked))
+        row = world.until_over(asked)
+    assert row["status"] == "cancelled"
+    assert world.asking.states(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
+    again = world.daemon.cli("request", "cancel", text(asked), check=False)
+    assert again.returncode == 1
+    assert "ended already" in again.stderr
+
+
+def test_a_job_of_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
+    """Its request ends as `cancelled` when the jobs beside it have ended."""
+    asked = world.asking.ask("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
+    world.until_states(asked, a="completed", b="inprogress", c="completed", d="inprogress")
+    world.daemon.cli("job", "cancel", text(world.asking.jobs(asked)["b"]["id"]))
+    world.until_states(asked, a="completed", b="cancelled", c="completed", d="inprogress")
+    assert world.asking.status(asked) == "inprogress"
+    (tmp_path / "d").touch()
+    row = world.until_over(asked)
+    assert (row["status"], row["error"]) == ("cancelled", 'cancelled with its job "b"')
+    assert world.asking.states(asked)["d"] == "completed"
+
+
+def test_params_that_are_no_object_fail_the_request(world: World) -> None:
+    """A foreign program's mistake is told in the row, and holds up nobody."""
+    asked = world.asking.ask("three")
+    wrong = world.asking.ask("three", [1, 2])
+    row = world.until_over(wrong)
+    assert row["status"] == "failed"
+    assert "object" in row["error"]
+    assert world.until_over(asked)["status"] == "completed"
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def test_submit_wait_show_and_list(world: World) -> None:
+    """`submit` prints the id alone, `--wait` says by its exit status how it ended, `list` has it."""
+    done = world.daemon.cli("request", "submit", "three", 'b={"return": 5}')
+    asked = done.stdout.strip()
+    assert len(asked) == 36
+    well = world.daemon.cli("request", "submit", "three", "--wait", "20s")
+    assert "completed" in well.stdout
+    bad = world.daemon.cli("request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False)
+    assert bad.returncode == 1
+    assert "failed" in bad.stdout
+    late = world.daemon.cli("request", "submit", "three", 'a={"wait": "/nowhere"}', "--wait", "0.1s",
+                            "--json", check=False)  # fmt: skip
+    assert late.returncode == 1
+    assert "request show" in late.stderr
+    world.daemon.cli("request", "cancel", late.stderr.split("request ", 1)[1].split()[0])
+    unknown = world.daemon.cli("request", "submit", "tree", check=False)
+    assert unknown.returncode == 2
+    assert "three" in unknown.stderr
+    listed = world.daemon.cli("request", "list", "--workflow", "three", "--limit", "50").stdout
+    assert asked in listed
+
+
+def test_show_draws_the_graph(world: World) -> None:
+    """Step by step, every job with state, time and error, in 80 columns."""
+    asked = world.asking.ask("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
+    world.until_over(asked)
+    lines = world.daemon.cli("request", "show", text(asked)).stdout.splitlines()
+    graph = lines[lines.index("step 0: one") :]
+    assert [line[4] for line in graph if line.startswith("  ")] == ["a", "b", "c", "d", "e"]
+    b = next(line for line in graph if line.split()[:2] == ["✗", "b"])
+    assert "failure" in b
+    assert "ms" in b
+    assert "the third shelf" in b
+    assert "not begun" in graph[-1]
