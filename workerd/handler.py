@@ -62,7 +62,8 @@ class Result:
     """A return value that says more than a payload.
 
     `payload`: bytes, or anything that can be written as JSON. `extras`: values for the later jobs of the
-    request, a mapping. `spawn`: jobs to add to the request, each `{"name", "handler", "vars"?, "needs"?}`.
+    request, a mapping. `spawn`: jobs to add to the request, each `{"handler", "vars"?, "name"?}`; what needs
+    this job waits for them too, and gets their payloads as "this job/name" (else its number).
     """
 
     success: bool = True

@@ -167,13 +167,26 @@ def needs_of(graph: Graph, name: str | None) -> tuple[str, ...]:
 # -- fan-out at run time -----------------------------------------------------------------------
 
 
-class _Spawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Spawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One job of `Result(spawn=[…])`."""
+
     handler: str
     vars: dict[str, Any] = {}
     name: str | None = None
 
 
-_SPAWNS = msgspec.json.Decoder(list[_Spawn])
+_SPAWNS = msgspec.json.Decoder(list[Spawn])
+
+
+def read_spawn(spawn: bytes) -> list[Spawn]:
+    """The jobs that a handler asked for; ValueError tells what is wrong."""
+    try:
+        items = _SPAWNS.decode(spawn)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f'expected tables {{"handler", "vars"?, "name"?}} ({error})') from None
+    if len(items) > SPAWN_LIMIT:
+        raise ValueError(f"expected at most {SPAWN_LIMIT} jobs, got {len(items)}")
+    return items
 
 
 def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str | None]) -> list[WorkflowJob]:
@@ -182,11 +195,9 @@ def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str 
     Without a name of its own a spawned job is called by its number: "parent/0", "parent/1", …
     """
     try:
-        items = _SPAWNS.decode(spawn)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f'what "{parent}" spawned cannot be read: {error}') from None
-    if len(items) > SPAWN_LIMIT:
-        raise ValueError(f'"{parent}" spawned {len(items)} jobs; spawn at most {SPAWN_LIMIT}')
+        items = read_spawn(spawn)
+    except ValueError as error:
+        raise ValueError(f'what "{parent}" spawned: {error}') from None
     names = {job.name for job in graph.jobs}
     step = next((job.step for job in graph.jobs if job.name == owner(names, parent)), 0)
     made: dict[str, WorkflowJob] = {}

@@ -9,6 +9,7 @@ import pytest
 
 from tests.support import faces
 from tests.support.worker import claim_of
+from workerd import Result
 from workerd.errors import LoadError
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import ERROR_LIMIT, STACK_LIMIT, Ending
@@ -72,7 +73,7 @@ def test_what_cannot_be_kept_is_a_failure_that_says_why(kind: str, words: str) -
 
 def test_a_result_hands_on_more_than_a_payload() -> None:
     """Success or not, payload, extras and spawn are kept."""
-    good = execute(faces.result, {"success": True})
+    good = execute(faces.result, {"success": True}, request_id=bytes(16))
     assert (good.kind, good.payload, good.extras, good.error) == (
         "returned",
         b'{"n":1}',
@@ -83,6 +84,21 @@ def test_a_result_hands_on_more_than_a_payload() -> None:
     bad = execute(faces.result, {"success": False})
     assert (bad.kind, bad.payload, bad.extras) == ("failed", b'{"n":1}', b'{"found":3}')
     assert bad.error
+
+
+def test_only_a_job_of_a_request_may_spawn() -> None:
+    """There is nobody who would insert the jobs of another one."""
+    ending = execute(faces.result, {"success": True})
+    assert (ending.kind, ending.spawn) == ("failure", None)
+    assert "this job belongs to none" in str(ending.error)
+
+
+@pytest.mark.parametrize("spawn", [[{"name": "x"}], ["h"], [{"handler": "h", "needs": ["x"]}]])
+def test_what_is_spawned_names_a_handler(spawn: list[Any]) -> None:
+    """Anything else is a failure of the job that asked for it."""
+    ending = execute(lambda: Result(spawn=spawn), request_id=bytes(16))
+    assert ending.kind == "failure"
+    assert "Result(spawn=…): expected tables" in str(ending.error)
 
 
 @pytest.mark.parametrize("size", [4096, 4097])

@@ -13,6 +13,7 @@ from workerd import text
 from workerd.config.units import size_text
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import Ending
+from workerd.workflow import read_spawn
 
 _encode = msgspec.json.Encoder().encode
 _OWN_FOLDER = os.path.dirname(__file__) + os.sep
@@ -23,11 +24,11 @@ class _Unfit(Exception):
     """A part of a return value that cannot be kept; the message says why."""
 
 
-def returned(serial: int, value: Any, limit: int) -> Ending:
+def returned(serial: int, value: Any, limit: int, *, in_request: bool = True) -> Ending:
     """The ending of a run that returned; `limit`: bytes of one payload."""
     try:
         if isinstance(value, Result):
-            return _result(serial, value, limit)
+            return _result(serial, value, limit, in_request)
         payload, payload_type = _payload(value, limit)
         return Ending(serial=serial, kind="returned", payload=payload, payload_type=payload_type)
     except _Unfit as error:
@@ -37,7 +38,7 @@ def returned(serial: int, value: Any, limit: int) -> Ending:
     return Ending(serial=serial, kind="failure", error=text.one_line(line))
 
 
-def _result(serial: int, result: Result, limit: int) -> Ending:
+def _result(serial: int, result: Result, limit: int, in_request: bool) -> Ending:
     payload, payload_type = _payload(result.payload, limit)
     return Ending(
         serial=serial,
@@ -45,7 +46,8 @@ def _result(serial: int, result: Result, limit: int) -> Ending:
         payload=payload,
         payload_type=payload_type,
         extras=_part("extras", result.extras, b"{", "a mapping", limit),
-        spawn=_part("spawn", result.spawn, b"[", "a list", limit),
+        # Of a job that failed nothing follows.
+        spawn=_spawn(result.spawn, limit, in_request) if result.success else None,
         error=None if result.success else "The handler returned Result(success=False).",
     )
 
@@ -65,6 +67,22 @@ def _part(name: str, value: Any, opening: bytes, expected: str, limit: int) -> b
     data = _json(name, value, limit)
     if not data.startswith(opening):
         raise _Unfit(f"Result({name}=…) expects {expected}, got {type(value).__name__}.")
+    return data
+
+
+def _spawn(value: Any, limit: int, in_request: bool) -> bytes | None:
+    data = _part("spawn", value, b"[", "a list", limit)
+    if data is None or data == b"[]":
+        return None
+    if not in_request:
+        raise _Unfit(
+            "Result(spawn=…) adds jobs to a request, and this job belongs to none: begin a request of a "
+            "workflow with it, or enqueue the jobs with workerd.client."
+        )
+    try:
+        read_spawn(data)
+    except ValueError as error:
+        raise _Unfit(f"Result(spawn=…): {error}.") from None
     return data
 
 

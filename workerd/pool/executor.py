@@ -60,6 +60,7 @@ class Run:
 
     def __init__(self, assignment: Assignment, flags: Flags, tell: Callable[[Progressed], None]) -> None:
         self.serial = assignment.serial
+        self.in_request = assignment.claim.request_id is not None
         self.interruption: BaseException | None = None
         self.fraction: float | None = None
         self.note: str | None = None
@@ -261,7 +262,7 @@ def _is_handling(interruption: BaseException | None) -> bool:
 def _finish(run: Run, given: Returned, limit: int) -> Ending:
     value, error = given
     if error is None:
-        return endings.returned(run.serial, value, limit)
+        return endings.returned(run.serial, value, limit, in_request=run.in_request)
     return endings.raised(run.serial, error, run.interruption, run.cancelled)
 
 
