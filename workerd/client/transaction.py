@@ -18,6 +18,9 @@ from workerd.process.context import Paths
 from workerd.process.sockets import poke
 from workerd.store.connection import Tx
 
+DEFAULT_RUNTIME = Node().runtime_dir
+"""Where the local dispatcher listens unless its configuration says otherwise."""
+
 
 def enqueue(
     connection: Any,
@@ -61,5 +64,5 @@ def enqueue(
 
 def wake(runtime_dir: Path | str | None = None) -> bool:
     """Tell this machine's dispatcher that there is work; false if none listens in `runtime_dir`."""
-    node = Node() if runtime_dir is None else Node(runtime_dir=Path(runtime_dir))
-    return poke(Paths(node).wake)
+    folder = DEFAULT_RUNTIME if runtime_dir is None else Path(runtime_dir)
+    return poke(Paths(Node(runtime_dir=folder)).wake)
