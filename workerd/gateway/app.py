@@ -11,12 +11,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workerd import log
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
-from workerd.gateway import handlers, health, jobs, requests
+from workerd.gateway import handlers, health, jobs, login, requests, stream
+from workerd.gateway.dashboard import routes as dashboard
 from workerd.gateway.guard import Guard, hosts_of
 from workerd.gateway.problems import Problem, of, respond, response
 from workerd.gateway.state import Gateway
 
-ROUTES = [*jobs.ROUTES, *requests.ROUTES, *handlers.ROUTES, *health.ROUTES]
+ROUTES = [
+    *jobs.ROUTES,
+    *requests.ROUTES,
+    *handlers.ROUTES,
+    *health.ROUTES,
+    *login.ROUTES,
+    *stream.ROUTES,
+    *dashboard.ROUTES,
+]
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

@@ -21,7 +21,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from workerd import log
 from workerd.gateway.app import application
 from workerd.gateway.backend import TIMEOUT, Backend
+from workerd.gateway.dashboard.routes import view_of
+from workerd.gateway.events import Events, Parts
 from workerd.gateway.guard import Tokens
+from workerd.gateway.history import History
 from workerd.gateway.state import Gateway as State
 from workerd.gateway.waiting import Waiting
 from workerd.process.context import RoleContext
@@ -35,16 +38,19 @@ CONNECTIONS = 4000
 BACKLOG = 1024
 TURN_EVERY = 0.2
 BIND_AGAIN = 1.0
+TAKE_TIME = 30.0
+"""Seconds in which a client must take something of an answer that waits for it."""
 LAST_WORDS = 2.0
 """Seconds for answers that are under way when the node ends."""
 
 
 class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, but a client that never finishes its head is not waited for for ever."""
+    """uvicorn's protocol, but a client that never finishes its head, or takes no answer, is let go."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self._head_timer: asyncio.TimerHandle | None = None
+        self._take_timer: asyncio.TimerHandle | None = None
         self._watch()
 
     def data_received(self, data: bytes) -> None:
@@ -64,9 +70,21 @@ class PatientProtocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._take_timer is None:
+            self._take_timer = self.loop.call_later(TAKE_TIME, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._take_timer is not None:
+            self._take_timer.cancel()
+            self._take_timer = None
+
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._take_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
 
@@ -123,7 +141,10 @@ class Gateway(Service):
             tokens=Tokens(self._config.gateway.token_file),
             jobs=Waiting(self._backend, queries.ended_of),
             requests=Waiting(self._backend, requests.ended_of),
+            history=History(self._backend.paths.metrics),
+            events=Events(self._parts),
         )
+        keeping = asyncio.create_task(self._state.history.keep())
         config = uvicorn.Config(
             application(self._state, self._config),
             http=PatientProtocol,
@@ -146,10 +167,16 @@ class Gateway(Service):
         self._backend.draining = True
         self._state.jobs.answer_all()
         self._state.requests.answer_all()
+        self._state.events.end()
+        keeping.cancel()
         self._server.should_exit = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_WORDS * 2):
                 await serving
+
+    async def _parts(self, path: str, query: str) -> Parts:
+        parts = (await view_of(self._state, path, query)).parts
+        return {name: str(part) for name, part in parts.items()}
 
     async def _bind(self) -> socket.socket | None:
         """The listening socket; tried until it is there, or until the end."""

@@ -8,7 +8,9 @@ from starlette.requests import Request
 
 from workerd.config.model import Config
 from workerd.gateway.backend import Backend
+from workerd.gateway.events import Events
 from workerd.gateway.guard import Tokens
+from workerd.gateway.history import History
 from workerd.gateway.waiting import Waiting
 
 
@@ -21,6 +23,8 @@ class Gateway:
     tokens: Tokens
     jobs: Waiting
     requests: Waiting
+    history: History
+    events: Events
 
 
 def state(request: Request) -> Gateway:

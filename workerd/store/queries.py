@@ -46,9 +46,9 @@ class Count(msgspec.Struct, frozen=True):
     oldest: int | None = None
 
 
-def get(tx: Tx, job_id: bytes) -> Job:
-    """A job with its attempts and payload. NotFound."""
-    rows = attempts(tx, job_id)
+def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> Job:
+    """A job with its attempts, and its payload if it is wanted. NotFound."""
+    rows = attempts(tx, job_id, payload=payload)
     if not rows:
         raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
@@ -74,6 +74,16 @@ def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
     if row[0] is None:
         raise NotFound("The job has returned nothing yet.")
     return row[0], values.lenient(row[1]) or "bytes"
+
+
+def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
+    """The first `most` bytes of what the job returned, the size of it all, its type; None without one."""
+    row = tx.one(
+        "SELECT SUBSTR(payload, 1, %s), LENGTH(payload), payload_type FROM workerd_jobs"
+        " WHERE id = %s AND status <> 'retry' AND payload IS NOT NULL LIMIT 1",
+        (most, job_id),
+    )
+    return None if row is None else (row[0], int(row[1]), values.lenient(row[2]) or "bytes")
 
 
 # -- lists -------------------------------------------------------------------------------------

@@ -135,10 +135,11 @@ def jobs_by_key(tx: Tx, keys: Sequence[Key], *, payload: bool = False) -> dict[K
     return found
 
 
-def attempts(tx: Tx, job_id: bytes) -> list[JobRow]:
-    """All attempts of a job, oldest first, with their payloads."""
+def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
+    """All attempts of a job, oldest first, with their payloads if they are wanted."""
+    columns = _JOB_LIST + (", payload" if payload else "")
     rows = tx.query(
-        f"SELECT {_JOB_LIST}, payload FROM workerd_jobs WHERE id = %s ORDER BY attempt",
+        f"SELECT {columns} FROM workerd_jobs WHERE id = %s ORDER BY attempt",
         (job_id,),
     )
     return [job(row) for row in rows]

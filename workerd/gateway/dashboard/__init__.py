@@ -1,0 +1,1 @@
+"""The dashboard: pages rendered here, shown by any browser, kept fresh by server-sent events."""
