@@ -15,9 +15,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from workerd.cli.terminal import line, seconds_text
 from workerd.demo.material import Task
 from workerd.demo.results import Ended, Group, Progress, Results, counted
+from workerd.wording import line, seconds_text
 
 PLAIN_EVERY = 2.0
 """Seconds between two lines of progress where there is no terminal."""
