@@ -141,3 +141,15 @@ def test_cancels_of_own_claims_are_found(store: Store) -> None:
     sql(store, "UPDATE workerd_jobs SET cancel_requested_at = claimed_at WHERE id = %s", made)
     assert store.read(lambda tx: jobs.cancel_requests(tx, NODE.id)) == [(made, 1)]
     assert store.read(lambda tx: jobs.cancel_requests(tx, b"o" * 16)) == []
+
+
+def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:
+    """A row that somebody else put in progress, without a claim, does not hide those that are claimed."""
+    made = enqueue(store, "h")
+    claims(store, "h")
+    enqueue(store, "h")
+    sql(
+        store,
+        f"UPDATE workerd_jobs SET status = 'inprogress', node_id = x'{NODE.id.hex()}' WHERE status = 'new'",
+    )
+    assert [row.id for row in store.read(lambda tx: jobs.held(tx, NODE.id))] == made

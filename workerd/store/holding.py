@@ -31,9 +31,10 @@ class HeldRow(msgspec.Struct, frozen=True, gc=False):
         return self.id, self.attempt
 
 
+# A row without claimed_at was never claimed by workerd: no statement of ours could close it.
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
     request_id, step, name, cancel_requested_at FROM workerd_jobs {index}
-    WHERE node_id = %s AND status = 'inprogress' ORDER BY id, attempt{limit}"""
+    WHERE node_id = %s AND status = 'inprogress' AND claimed_at IS NOT NULL ORDER BY id, attempt{limit}"""
 
 
 def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldRow]:
