@@ -152,4 +152,4 @@ def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:
         store,
         f"UPDATE workerd_jobs SET status = 'inprogress', node_id = x'{NODE.id.hex()}' WHERE status = 'new'",
     )
-    assert [row.id for row in store.read(lambda tx: jobs.held(tx, NODE.id))] == made
+    assert [row.id for row in store.read(lambda tx: jobs.held(tx, NODE.id))] == [made]
