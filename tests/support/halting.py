@@ -1,8 +1,10 @@
-"""`python -m tests.support.halting POINT WHAT MARK run -c …`: the daemon, in which one process halts at one point.
+"""The daemon, in which one process halts at one point; nothing of this is in the program itself.
 
-POINT is `module:Class.function`. WHAT is `before` or `after`: the signal falls before or after that call, in the
-first process that gets there and makes the file MARK. `clock` as POINT sets the machine's clock WHAT seconds
-off instead. Nothing of this is in the program itself.
+    python -m tests.support.halting POINT WHAT MARK run -c …
+
+POINT is `module:Class.function`. WHAT is `before` or `after`: the signal falls before or after that call, in
+the first process that gets there and makes the file MARK. `clock` as POINT sets the machine's clock WHAT
+seconds off instead.
 """
 
 from __future__ import annotations

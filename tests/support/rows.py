@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pymysql
+
+ENDS = ("completed", "failure", "cancelled")
 
 
 class Rows:
@@ -92,9 +94,23 @@ class Rows:
         rows = self.sql(f"SELECT {column} AS value, COUNT(*) AS n FROM workerd_jobs GROUP BY {column}")
         return {row["value"]: row["n"] for row in rows}
 
+    def of(self, ids: Sequence[bytes], columns: str = "id, attempt, status, reason") -> list[dict[str, Any]]:
+        """These columns of all attempts of these jobs, asked in few statements."""
+        rows: list[dict[str, Any]] = []
+        with self.connection() as connection:
+            for start in range(0, len(ids), 500):
+                part = ids[start : start + 500]
+                marks = ", ".join(["?" if self.sqlite else "%s"] * len(part))
+                cursor = connection.cursor()
+                cursor.execute(f"SELECT {columns} FROM workerd_jobs WHERE id IN ({marks})", part)
+                names = [column[0] for column in cursor.description]
+                rows += [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+        return rows
+
     def ended(self, *ids: bytes) -> bool:
         """Whether each of these jobs has an end."""
-        return all(self.last(i)["status"] in ("completed", "failure", "cancelled") for i in ids)
+        rows = self.of(ids, "id, status")
+        return {row["id"] for row in rows if row["status"] in ENDS} == set(ids)
 
 
 def assert_settled(rows: Rows) -> None:

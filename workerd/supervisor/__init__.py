@@ -22,6 +22,7 @@ from workerd.process.context import Paths
 from workerd.process.control import ControlServer, Reply
 from workerd.process.loop import Loop
 from workerd.supervisor import boot
+from workerd.supervisor.files import RuntimeFiles
 from workerd.supervisor.reloading import FIXED, Plan, Reload, differs, plan
 from workerd.supervisor.stopping import Shutdown
 from workerd.supervisor.telling import Telling
@@ -67,7 +68,7 @@ class Supervisor:
         """Run the node until it is told to stop; returns the exit status. Raises BootError."""
         boot.make_folders(self._paths)
         self._lock = boot.take_lock(self._paths.lock)
-        pid_lock = boot.take_lock(self._paths.pid)
+        self._files = RuntimeFiles(self._paths)
         self._incarnation = boot.begin_incarnation(self._paths)
         boot.forget_numbers(self._paths)
         setproctitle.setproctitle("workerd: supervisor")
@@ -89,19 +90,19 @@ class Supervisor:
         self._feed_watchdog()
         self._loop.run()
         self._control.close()
-        for path in (self._paths.supervisor, self._paths.dispatcher, self._paths.ingester, self._paths.wake):
-            path.unlink(missing_ok=True)
-        self._paths.pid.unlink(missing_ok=True)
-        os.close(pid_lock)
+        self._files.remove()
         self._log.info("stopped", status=self._status)
         return self._status
 
     def _listen(self) -> None:
-        self._control = ControlServer(self._loop, self._paths.supervisor, self._answer)
+        self._open_control()
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, self.stop)
         self._loop.on_signal(signal.SIGHUP, lambda: self.reload(lambda answer: None))
         self._loop.on_signal(signal.SIGCHLD, lambda: self._tree.strangers.look())
+
+    def _open_control(self) -> None:
+        self._control = ControlServer(self._loop, self._paths.supervisor, self._answer)
 
     # -- becoming ready
 
@@ -109,6 +110,7 @@ class Supervisor:
         """Called after every change of state of a child."""
         if not self._ready and self._shutdown is None and self._tree.settled:
             self._ready = True
+            self._files.note_sockets()
             self._log.info("ready", node=self._config.node.name, pools=len(self._tree.pools))
             self._notify("READY=1")
             self._telling.look(self.describe(), progressing=True)
@@ -125,6 +127,28 @@ class Supervisor:
     def _feed_watchdog(self) -> None:
         self._telling.look(self.describe(), self._tree.fresh())
         self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._feed_watchdog)
+        self._look_after_files()
+
+    def _look_after_files(self) -> None:
+        if self._shutdown is not None or self._reload is not None:
+            return
+        if not self._files.intact:
+            self._log.error(
+                "another program removed files of node.runtime_dir; they are made anew, "
+                "but keep whatever cleans that folder away from it",
+                folder=str(self._paths.runtime),
+            )
+            self._files.renew()
+            self._control.close()
+            self._open_control()
+        if not self._files.reachable and self._tree.roles_are_up:
+            self._restart_roles()
+
+    def _restart_roles(self) -> None:
+        """They bind their sockets anew; the pools find them there."""
+        what = Plan(roles=list(self._tree.roles), changed=[], added=[], removed=[])
+        self._reload = Reload(self._loop, self._tree, self._config, what, self._reloaded)
+        self._reload.begin()
 
     # -- ending
 

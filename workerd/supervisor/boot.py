@@ -15,6 +15,7 @@ import msgspec
 from workerd.config.model import Config, Store
 from workerd.errors import WorkerdError
 from workerd.job import new_id
+from workerd.process.child import descendants_of
 from workerd.process.context import Paths
 
 LOCK_WAIT = 10.0
@@ -106,7 +107,10 @@ def _lives(pid: int) -> bool:
 
 
 def end_left_overs(lock: int) -> None:
-    """Kill every process of workerd, but this one, that has the lock file open; its supervisor is dead."""
+    """Kill every process of workerd, but this one, that has the lock file open, and all below it.
+
+    Their supervisor is dead, and what holds the lock for so long is stopped or stuck.
+    """
     ours = os.fstat(lock)
     for name in filter(str.isdigit, os.listdir("/proc")):
         if int(name) == os.getpid() or not _is_workerd(name):
@@ -114,8 +118,15 @@ def end_left_overs(lock: int) -> None:
         with contextlib.suppress(OSError):
             for fd in os.listdir(f"/proc/{name}/fd"):
                 if os.path.samestat(os.stat(f"/proc/{name}/fd/{fd}"), ours):
-                    os.kill(int(name), signal.SIGKILL)
+                    _kill_branch(int(name))
                     break
+
+
+def _kill_branch(pid: int) -> None:
+    """A pool that is killed cannot end what its jobs have started, and nobody else would."""
+    for each in (pid, *descendants_of(pid)):
+        with contextlib.suppress(OSError):
+            os.kill(each, signal.SIGKILL)
 
 
 def _is_workerd(pid: str) -> bool:

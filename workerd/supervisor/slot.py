@@ -150,6 +150,10 @@ class Slot:
         limit = self._start_silence if self.said.state == "starting" else self._silence
         return now - self._heard > limit
 
+    def excuse(self) -> None:
+        """Count its silence from now."""
+        self._heard = time.monotonic()
+
     def _hear(self, beat: Beat) -> None:
         self._heard = time.monotonic()
         self.said = beat

@@ -68,6 +68,7 @@ class Tree:
         self.pools: dict[str, Slot] = {}
         self.on_start: Callable[[Slot], None] = lambda slot: None
         self.restarting = True
+        self._looked = 0.0
         self._loop = loop
         self._mains = mains
         self._incarnation = incarnation
@@ -94,6 +95,7 @@ class Tree:
                 self.add_role(name)
         for pool in self.config.pools.values():
             self.add_pool(pool)
+        self._looked = time.monotonic()
         self._loop.call_later(self._look_every, self._look)
 
     # -- slots
@@ -214,6 +216,11 @@ class Tree:
 
     def _look(self) -> None:
         now = time.monotonic()
+        if now - self._looked > self.config.supervisor.watchdog / 2:
+            # It was this process that stood still; what the others said meanwhile is not read yet.
+            for slot in self.slots():
+                slot.excuse()
+        self._looked = now
         for slot in self.slots():
             if slot.overdue(now):
                 slot.kill(f"made no progress for {self.config.supervisor.watchdog:g} s")
@@ -235,9 +242,14 @@ class Tree:
         return not any(slot.overdue(now) for slot in self.slots())
 
     @property
+    def roles_are_up(self) -> bool:
+        """Every role is up."""
+        return all(slot.state is State.UP for slot in self.roles.values())
+
+    @property
     def settled(self) -> bool:
         """Every role is up and every pool up or quarantined."""
-        return all(slot.state is State.UP for slot in self.roles.values()) and all(
+        return self.roles_are_up and all(
             slot.state in (State.UP, State.QUARANTINED) for slot in self.pools.values()
         )
 
