@@ -15,6 +15,7 @@ import struct
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import msgspec
@@ -169,9 +170,39 @@ PIPE_ROOM = 4096
 _dropped = 0
 
 
+_file: Path | None = None
+"""What standard error was opened on, if it is a log file of our own."""
+
+
+def follow(path: Path) -> None:
+    """Standard error is this file; once it was moved away, each process opens it anew at its next line."""
+    global _file
+    _file = path
+
+
+def reopen() -> None:
+    """Open the log file anew if it was moved away; nothing where standard error is no log file of ours."""
+    if _file is None:
+        return
+    try:
+        there, ours = _file.stat(), os.fstat(2)
+        if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
+            return
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return
+    with contextlib.suppress(OSError):
+        fd = os.open(_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        os.dup2(fd, 1)
+        os.dup2(fd, 2)
+        os.close(fd)
+
+
 def _write(line: str) -> None:
     """Write a line to standard error, unless whoever reads it has stopped reading: no log may block."""
     global _dropped
+    reopen()
     data = line.encode("utf-8", "backslashreplace")
     if _dropped:
         data = f"{_dropped} lines were dropped: standard error took none\n".encode() + data

@@ -160,6 +160,22 @@ def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Bac
     assert background.log.read_text().startswith(before)
 
 
+def test_the_log_is_opened_anew_after_logrotate_moved_it(background: Background) -> None:
+    """By SIGUSR1 at once; every process writes into the new file, none into the old one."""
+    background.cli("start")
+    moved = background.log.with_suffix(".log.1")
+    background.log.rename(moved)
+    before = moved.read_bytes()
+    background.process().send_signal(signal.SIGUSR1)
+    eventually(background.log.exists)
+    eventually(lambda: "open the log anew" in background.log.read_text())
+    background.cli("enqueue", "add", "--wait", check=False)  # it misses its argument, which a pool logs
+    eventually(lambda: "attempt failed" in background.log.read_text())
+    background.cli("stop")
+    assert "stopped" in background.log.read_text()
+    assert moved.read_bytes() == before
+
+
 def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     """The sentence names the file and the key."""
     if os.getuid() == 0:

@@ -28,17 +28,29 @@ def run(c: ConfigPath = None) -> None:
     serve(c)
 
 
-def serve(path: Path | None) -> None:
-    """Be the daemon; leaves with its exit status."""
+def serve(path: Path | None, log_file: Path | None = None) -> None:
+    """Be the daemon; leaves with its exit status. `log_file`: what standard error was opened on."""
     environ = dict(os.environ)
     config = configuration(path)
     if path is not None:
         path = path.absolute()
     # Imported before the first fork, and only here: these are all the roles.
+    from workerd import log
     from workerd.config import load
     from workerd.daemon import run as run_daemon
 
+    if log_file is not None:
+        log.follow(log_file)
+    # Sent by logrotate; where the log is no file of ours there is nothing to do, and nothing must die of it.
+    signal.signal(signal.SIGUSR1, lambda signum, frame: _reopened())
     raise Ended(run_daemon(config, lambda: load(path, environ)))
+
+
+def _reopened() -> None:
+    from workerd import log
+
+    log.reopen()
+    log.get_logger("supervisor").info("told to open the log anew")
 
 
 def start(c: ConfigPath = None) -> None:
@@ -55,7 +67,7 @@ def start(c: ConfigPath = None) -> None:
 
 def _start(config: Config, path: Path | None) -> None:
     log_file = config.node.state_dir / "workerd.log"
-    child = spawn(config, log_file, lambda: serve(path))
+    child = spawn(config, log_file, lambda: serve(path, log_file))
     end = time.monotonic() + START_LIMIT
     while time.monotonic() < end:
         state = _state(config)
