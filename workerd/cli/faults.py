@@ -64,10 +64,8 @@ def _store_sentence(error: StoreAway | StoreRefused) -> str:
             f"been done or not. Look it up before you ask again."
         )
     if isinstance(error, StoreAway):
-        return (
-            f"The store does not answer ({said}). Check that it runs and that store.url is right, "
-            f"then try again."
-        )
+        said = said if said.startswith("The store") else f"The store does not answer: {said}"
+        return f"{said}. Check that it runs and that store.url is right, then try again."
     return f"The store refused this: {said}. Correct the values and try again."
 
 

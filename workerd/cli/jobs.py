@@ -21,6 +21,7 @@ from workerd.job import Status, id_text
 
 if TYPE_CHECKING:
     from workerd.store import Store, Tx
+    from workerd.store.rows import JobRow
 
 SHOWN = 50
 """Jobs that `job list` shows unless told otherwise."""
@@ -58,8 +59,11 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     wanted = _filters(handler, status_, since_)
+    from workerd.store import views
+
     with opened(c) as (_, store):
-        found, more = _listed(store, wanted, limit or SHOWN)
+        rows, more = _listed(store, wanted, limit or SHOWN)
+    found = [views.job(row) for row in rows]
     if json:
         put_json({"jobs": found, "next": more})
         return
@@ -74,19 +78,25 @@ def _filters(handler: str | None, status_: str | None, since_: str | None) -> di
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _listed(store: Store, wanted: dict[str, Any], limit: int) -> tuple[list[dict[str, Any]], str | None]:
-    from workerd.store import queries, views
-
-    found: list[dict[str, Any]] = []
+def _listed(store: Store, wanted: dict[str, Any], limit: int) -> tuple[list[JobRow], str | None]:
+    """The newest jobs that the filters name, and the cursor of what follows them."""
+    found: list[JobRow] = []
     after: str | None = None
     while len(found) < limit:
-        size = min(PAGE, limit - len(found))
-        page = store.read(partial(queries.list_, **wanted, limit=size, after=after))
-        found += [views.job(row) for row in page.rows]
-        after = page.next
+        rows, after = _page(store, wanted, min(PAGE, limit - len(found)), after)
+        found += rows
         if after is None:
             break
     return found, after
+
+
+def _page(
+    store: Store, wanted: dict[str, Any], size: int, after: str | None
+) -> tuple[list[JobRow], str | None]:
+    from workerd.store import queries
+
+    page = store.read(partial(queries.list_, **wanted, limit=size, after=after))
+    return page.rows, page.next
 
 
 # -- cancel and retry --------------------------------------------------------------------------
@@ -156,7 +166,7 @@ def _each(
     told: list[dict[str, str]] = []
     failed = False
     with opened(path) as (config, store):
-        for key in list(_keys(store, chosen, states)):
+        for key in _keys(store, chosen, states):
             try:
                 result = store.run(partial(one, key=key))
             except (NotFound, Conflict) as error:
@@ -177,12 +187,18 @@ def _each(
 
 
 def _keys(store: Store, chosen: Chosen, states: tuple[Status, ...]) -> Iterator[bytes]:
+    """The ids, read to the end before the first of them is changed: pages move under what changes."""
     if isinstance(chosen, list):
         yield from chosen
         return
-    limit = chosen.pop("limit", None) or 1 << 30
+    limit = chosen.pop("limit", None)
     asked = chosen.pop("status", None)
+    found: list[bytes] = []
     for state in (asked,) if asked is not None else states:
-        found, _ = _listed(store, {**chosen, "status": state}, limit)
-        limit -= len(found)
-        yield from (identity(job["id"]) for job in found)
+        after: str | None = None
+        while limit is None or len(found) < limit:
+            rows, after = _page(store, {**chosen, "status": state}, PAGE, after)
+            found += [row.id for row in rows]
+            if after is None:
+                break
+    yield from found[:limit]

@@ -22,6 +22,10 @@ from workerd.wording import line, seconds_text
 PLAIN_EVERY = 2.0
 """Seconds between two lines of progress where there is no terminal."""
 NAME_SHOWN = 48
+NARROW = 80
+"""Columns that the table needs; what a terminal has beyond them is for errors."""
+WIDE = 110
+"""Columns from which on there is room for explanations."""
 
 
 class Show(Protocol):
@@ -37,6 +41,7 @@ class LiveShow:
 
     def __init__(self, console: Console, tasks: Sequence[Task]) -> None:
         self._tasks = tasks
+        self._wide = console.width >= WIDE
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._live.start()
 
@@ -51,7 +56,7 @@ class LiveShow:
                 Text(f"{of.ended}/{of.total}"),
                 Text(f"{of.running} running" if of.running else "", style="cyan"),
                 Text(f"{of.retried} retried" if of.retried else "", style="yellow"),
-                Text(task.note, style="dim"),
+                Text(task.note if self._wide else "", style="dim"),
             )
         self._live.update(table, refresh=True)
 
@@ -87,14 +92,21 @@ def show_for(console: Console, tasks: Sequence[Task]) -> Show:
 
 def table(console: Console, tasks: Sequence[Task], results: Results) -> None:
     """Print the outcomes by handler: counts, run times, the slowest job."""
-    rows = Table(title="Outcomes by handler", title_justify="left", box=None, pad_edge=False)
+    wide = console.width >= WIDE
+    rows = Table(
+        title="Outcomes by handler", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     rows.add_column("handler", style="bold", no_wrap=True)
     rows.add_column("ended as", no_wrap=True)
     for name in ("jobs", "attempts", "p50", "p95", "slowest"):
         rows.add_column(name, justify="right", no_wrap=True)
-    rows.add_column("error of one of them", style="dim", overflow="ellipsis", no_wrap=True)
+    if wide:
+        room = console.width - NARROW
+        rows.add_column(
+            "error of one of them", style="dim", overflow="ellipsis", no_wrap=True, max_width=room
+        )
     for group in results.groups([task.handler for task in tasks]):
-        rows.add_row(*_cells(group))
+        rows.add_row(*_cells(group), *([Text(line(group.jobs[-1].error))] if wide else []))
     console.print(rows)
 
 
@@ -111,7 +123,6 @@ def _cells(group: Group) -> list[Text]:
         Text(seconds_text(group.percentile(0.5)) or "-"),
         Text(seconds_text(group.percentile(0.95)) or "-"),
         Text(seconds_text(max(slowest.run_us) / 1e6) or "-" if slowest else "-"),
-        Text(line(group.jobs[-1].error)),
     ]
 
 
