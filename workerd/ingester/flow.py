@@ -26,6 +26,10 @@ SPOOL_AT_ONCE = 2000
 """Outcomes that share one fsync."""
 WORTHWHILE = 10
 """Outcomes in the last batch that make the next wait for the whole linger."""
+STREAM = 50
+"""Outcomes in the last batch that make a stream: nobody waits for one of them, and a transaction costs the
+server as much as thirty rows of it, so the next batch may take STREAM_LINGERS lingers to fill."""
+STREAM_LINGERS = 4
 PATIENT = 1000
 """Outcomes that may wait in memory for a replay to end, so that their pools do not wait for it."""
 FULL_PAUSE = 0.5
@@ -146,7 +150,8 @@ class Flow:
         rows = self._backlog.rows
         if not rows:
             return
-        linger = self._linger * min(1.0, (self._writer.last_rows - 1) / WORTHWHILE)
+        last = self._writer.last_rows
+        linger = self._linger * (STREAM_LINGERS if last >= STREAM else min(1.0, (last - 1) / WORTHWHILE))
         wait = self._last_write + linger - time.monotonic()
         if wait > 0 and rows < self._rows and self._backlog.weight < self._writer.most:
             if self._timer is None:

@@ -26,6 +26,9 @@ FRAME_BYTES = 8 << 20
 
 TOGETHER = 0.001
 """Seconds that an outcome waits for others, if the last ones left only just before."""
+STREAM = 5
+STREAM_TOGETHER = 0.004
+"""The same once the last message carried so many: then the ingester gathers for longer anyway."""
 
 PAYLOAD_MAX = 24 << 20
 """Bytes of one payload that fit a frame twice over, whatever the store could take."""
@@ -49,6 +52,7 @@ class Outbox:
         self._first = 0  # the number of the oldest that is kept
         self._bytes = 0
         self._flushed = 0.0
+        self._together = TOGETHER
         self._fresh: list[Outcome] = []  # the newest of them, not sent on any connection yet
         self._link = Reconnecting(loop, path, FromIngester, self._on_message, self._on_up, self._on_down)
 
@@ -82,10 +86,10 @@ class Outbox:
         self._bytes += _size(outcome)
         if not self._fresh:
             # The first after a pause leaves at once; in a stream each message carries many.
-            if time.monotonic() - self._flushed > TOGETHER:
+            if time.monotonic() - self._flushed > self._together:
                 self._loop.at_end_of_turn(self._flush)
             else:
-                self._loop.call_later(TOGETHER, self._flush)
+                self._loop.call_later(self._together, self._flush)
         self._fresh.append(outcome)
 
     def introduce(self, seen: list[Seen]) -> None:
@@ -104,6 +108,7 @@ class Outbox:
         channel = self._link.channel
         self._flushed = time.monotonic()
         fresh, self._fresh = self._fresh, []
+        self._together = STREAM_TOGETHER if len(fresh) >= STREAM else TOGETHER
         if channel is not None:
             self._send(channel, fresh, self._first + len(self._kept) - len(fresh))
         # Without a connection the next one sends everything that is kept.

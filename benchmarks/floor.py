@@ -1,0 +1,204 @@
+"""How fast are the bare statements, and how much of that does the whole program keep?
+
+    python -m benchmarks.floor
+    python -m benchmarks.floor --batch 500 --jobs 20000
+
+On the real table with all its indexes: claim (SELECT … SKIP LOCKED, UPDATE, COMMIT) and close (one UPDATE
+with a derived table, COMMIT), 500 rows a statement, one connection, no processes. Then the same through the
+program's own store functions, then the whole program with 2 workers on the same server; the last figure is
+the ratio of the whole program to the bare statements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from benchmarks import throughput
+from benchmarks.harness import Figure, Server, mail, main, parser
+from tests.support.rows import Rows
+from workerd.client import Client, JobSpec
+from workerd.config.model import Store as StoreConfig
+from workerd.job import Claim, Status, new_id
+from workerd.outcome import Outcome, Reason, Usage
+from workerd.store import Store, handlers, jobs, open_store
+from workerd.store.jobs import Cursor, NodeIdent
+
+NODE = NodeIdent(new_id(), "floor")
+HANDLER = "noop"
+WARM = 2000
+
+
+class Spent(NamedTuple):
+    """Seconds of claiming and of closing, and how many jobs."""
+
+    claiming: float
+    closing: float
+    jobs: int
+
+    @property
+    def rate(self) -> float:
+        """Jobs a second, claim and close one after the other."""
+        return self.jobs / (self.claiming + self.closing)
+
+
+def filled(server: Server, count: int) -> str:
+    """The URL of a fresh store with so many jobs of a known handler."""
+    url = server.url()
+    store = open_store(StoreConfig(url=url))
+    store.migrate()
+    store.run(lambda tx: handlers.seen(tx, HANDLER, None, "floor"))
+    store.close()
+    with Client(url) as client:
+        for start in range(0, count, 2000):
+            numbers = range(start, min(start + 2000, count))
+            client.enqueue_many([JobSpec(handler=HANDLER, vars=mail(n)) for n in numbers])
+    return url
+
+
+# -- the statements as anybody would write them
+
+
+def bare(url: str, count: int, batch: int) -> Spent:
+    """Claim and close so many jobs by hand-written SQL."""
+    with Rows(url).connection() as link:
+        cursor = link.cursor()
+        cursor.execute("SET SESSION time_zone = '+00:00', in_predicate_conversion_threshold = 0")
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        link.autocommit(False)
+        claiming = closing = 0.0
+        for _ in range(count // batch):
+            began = time.perf_counter()
+            rows, now = bare_claim(cursor, batch)
+            link.commit()
+            claimed = time.perf_counter()
+            bare_close(cursor, rows, now)
+            link.commit()
+            closing += time.perf_counter() - claimed
+            claiming += claimed - began
+    return Spent(claiming, closing, count // batch * batch)
+
+
+def bare_claim(cursor: Any, batch: int) -> tuple[list[Any], Any]:
+    """Take a batch: its rows, and when they were claimed."""
+    cursor.execute("SELECT UTC_TIMESTAMP(6)")
+    now = cursor.fetchone()[0]
+    cursor.execute(
+        "SELECT id, attempt, priority, run_at, vars FROM workerd_jobs FORCE INDEX (workerd_claim)"
+        " WHERE handler = %s AND status = 'new' ORDER BY priority, run_at LIMIT %s FOR UPDATE SKIP LOCKED",
+        (HANDLER, batch),
+    )
+    rows = list(cursor.fetchall())
+    ids = ",".join(f"x'{row[0].hex()}'" for row in rows)
+    cursor.execute(
+        f"UPDATE workerd_jobs SET status = 'inprogress', node_id = x'{NODE.id.hex()}', node = 'floor',"
+        f" claimed_at = '{now}' WHERE attempt = 1 AND id IN ({ids})"
+    )
+    return rows, now
+
+
+def bare_close(cursor: Any, rows: list[Any], now: Any) -> None:
+    """Close them as completed, with payload, timings and resources."""
+    when = f"TIMESTAMP'{now}'"
+    derived = " UNION ALL SELECT ".join(
+        f"x'{row[0].hex()}' AS id, '{n}' AS payload, {when} AS started_at, {when} AS finished_at,"
+        f" {n} AS run_us, {n} AS cpu_us"
+        for n, row in enumerate(rows)
+    )
+    cursor.execute(
+        f"UPDATE (SELECT {derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
+        " ON j.id = o.id AND j.attempt = 1 SET j.status = 'completed', j.reason = 'ok', j.success = 1,"
+        " j.payload = o.payload, j.payload_type = 'json', j.started_at = o.started_at,"
+        " j.finished_at = o.finished_at, j.run_us = o.run_us, j.cpu_us = o.cpu_us, j.max_rss_kib = 9000,"
+        f" j.pid = 4711, j.ingested_at = UTC_TIMESTAMP(6) WHERE j.status = 'inprogress'"
+        f" AND j.node_id = x'{NODE.id.hex()}' AND j.claimed_at = {when}"
+    )
+
+
+# -- the program's own functions
+
+
+def own(url: str, count: int, batch: int) -> Spent:
+    """The same through `workerd.store`."""
+    store = open_store(StoreConfig(url=url))
+    claiming = closing = 0.0
+    cursor: Cursor | None = None
+    try:
+        for _ in range(count // batch):
+            began = time.perf_counter()
+            taken = own_claim(store, batch, cursor)
+            cursor = taken.cursor
+            claimed = time.perf_counter()
+            ended = [outcome_of(n, claim) for n, claim in enumerate(taken.claims)]
+            closing_began = time.perf_counter()
+            done = store.run(lambda tx, ended=ended: jobs.close(tx, ended, NODE.id))
+            closing += time.perf_counter() - closing_began
+            claiming += claimed - began
+            assert len(done) == batch
+    finally:
+        store.close()
+    return Spent(claiming, closing, count // batch * batch)
+
+
+def own_claim(store: Store, batch: int, cursor: Cursor | None) -> jobs.ClaimBatch:
+    """One claim in its transaction."""
+    return store.run(lambda tx: jobs.claim(tx, HANDLER, batch, NODE, cursor))
+
+
+def outcome_of(n: int, claim: Claim) -> Outcome:
+    """What a pool makes of a job that returned its number."""
+    return Outcome(
+        id=claim.id, attempt=claim.attempt, claimed_at=claim.claimed_at, handler=claim.handler,
+        status=Status.COMPLETED, reason=Reason.OK, success=True, payload=str(n).encode(),
+        payload_type="json", run_at=claim.run_at, started_at=claim.claimed_at + n,
+        finished_at=claim.claimed_at + n + 20, usage=Usage(20 + n % 7, 15 + n % 5, 9000),
+        pid=4711,
+    )  # fmt: skip
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Floor, store functions, whole program, ratio: alternating, on one server."""
+    repeats = options.repeats or (3 if options.quick else 5)
+    jobs_of_one = options.jobs or 20_000
+    kinds: dict[str, list[Spent]] = {"bare": [], "own": []}
+    with Server("mariadb") as server:
+        bare(filled(server, WARM), WARM, options.batch)
+        for _ in range(repeats):
+            kinds["bare"].append(bare(filled(server, jobs_of_one), jobs_of_one, options.batch))
+            kinds["own"].append(own(filled(server, jobs_of_one), jobs_of_one, options.batch))
+        settings = server.settings | {"jobs": jobs_of_one, "batch": options.batch, "connections": 1}
+        names = {"bare": "bare statements", "own": "the program's store functions"}
+        for kind, spent in kinds.items():
+            parts = {
+                "claim_us": statistics.median(s.claiming / s.jobs * 1e6 for s in spent),
+                "close_us": statistics.median(s.closing / s.jobs * 1e6 for s in spent),
+            }
+            rates = [s.rate for s in spent]
+            yield Figure("floor", names[kind], "jobs/s", rates, parts, settings)
+        if options.statements:
+            return
+        case = throughput.Case("the whole program, 2 workers", jobs=jobs_of_one)
+        whole = next(iter(throughput.measured(case, server, repeats)))
+        whole.benchmark = "floor"
+        yield whole
+        floor = statistics.median(s.rate for s in kinds["bare"])
+        ratios = [value / floor for value in whole.values]
+        yield Figure(
+            "floor", "whole program / bare statements", "ratio", ratios, settings=settings, goal="0.8"
+        )
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--jobs", type=int, default=0)
+    made.add_argument("--batch", type=int, default=500)
+    made.add_argument("--statements", action="store_true", help="only the statements")
+    return made
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(arguments(), measure))

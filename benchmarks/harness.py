@@ -1,0 +1,341 @@
+"""What every benchmark needs: private servers, a node of its own, and figures that say how they were taken.
+
+A benchmark yields `Figure`s: what was asked, the values of all repeats, the settings. `main` prints each as
+one JSON line and one row of a table, and appends it to a file when `--results FOLDER` names one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+from tests.support.servers import DURABLE, DatabaseServer
+from workerd import __version__
+from workerd.client import Client, JobSpec
+
+HANDLERS = "benchmarks.handlers"
+SUBJECT = "Your order has been shipped and will arrive in a day or two."
+STORES = ("mariadb", "sqlite")
+
+
+@dataclass
+class Figure:
+    """One answer: `values` of all repeats in `unit`, or the parts of a distribution in `parts`."""
+
+    benchmark: str
+    case: str
+    unit: str
+    values: list[float] = field(default_factory=list)
+    parts: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    goal: str = ""
+    better: str = "more"
+
+    @property
+    def median(self) -> float:
+        """The middle of the repeats."""
+        return statistics.median(self.values) if self.values else self.parts.get("p50", 0.0)
+
+    def record(self) -> dict[str, Any]:
+        """The JSON line."""
+        line: dict[str, Any] = {"benchmark": self.benchmark, "case": self.case, "unit": self.unit}
+        if self.values:
+            line |= {
+                "median": rounded(self.median),
+                "min": rounded(min(self.values)),
+                "max": rounded(max(self.values)),
+                "values": [rounded(value) for value in self.values],
+            }
+        line |= {name: rounded(value) for name, value in self.parts.items()}
+        if self.goal:
+            line["goal"] = self.goal
+        return line | {
+            "better": self.better,
+            "settings": self.settings,
+            "versions": versions(),
+            "machine": machine(),
+            "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+
+    def row(self) -> str:
+        """The row of a table."""
+        if self.values:
+            spread = f"{shown(min(self.values))} … {shown(max(self.values))}"
+            figures = f"{shown(self.median):>10} {self.unit:8} ({spread}, n={len(self.values)})"
+        else:
+            figures = "  ".join(f"{name} {shown(value)}" for name, value in self.parts.items())
+            figures = f"{figures} {self.unit}"
+        return f"| {self.benchmark:10} | {self.case:44} | {figures} | {self.goal} |"
+
+
+def rounded(value: float) -> float:
+    """Four digits are more than a machine repeats."""
+    return float(f"{value:.4g}") if abs(value) < 1e4 else round(value)
+
+
+def shown(value: float) -> str:
+    """A number for people."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """The parts of a distribution that people ask for."""
+    ordered = sorted(values)
+    if not ordered:
+        return {"n": 0}
+
+    def at(share: float) -> float:
+        return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+    return {
+        "p50": statistics.median(ordered), "p95": at(0.95), "p99": at(0.99),
+        "max": ordered[-1], "n": len(ordered),
+    }  # fmt: skip
+
+
+# -- what it was measured with -----------------------------------------------------------------
+
+
+@lru_cache
+def machine() -> dict[str, Any]:
+    """Processor, memory, kernel."""
+    model = platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return {
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "kernel": platform.release(),
+        "load_before": round(os.getloadavg()[0], 2),
+    }
+
+
+@lru_cache
+def versions(*packages: str) -> dict[str, str]:
+    """Program, interpreter, driver, server."""
+    found = {"workerd": __version__, "python": platform.python_version()}
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+        found["commit"] = subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    for package in ("PyMySQL", "msgspec", *packages):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    server = shutil.which("mariadbd", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    if server:
+        told = subprocess.run([server, "--version"], capture_output=True, text=True, check=False).stdout
+        found["mariadb"] = next((w for w in told.split() if w[0].isdigit()), "")
+    return found
+
+
+# -- servers and nodes -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A folder of the benchmark's own; short, for the sockets in it."""
+    path = Path(tempfile.mkdtemp(prefix="wb."))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Server:
+    """A store by kind: a private MariaDB with durable commits, or a file of SQLite (which is durable)."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.database = DatabaseServer(DURABLE).start() if kind == "mariadb" else None
+        self.path = Path(tempfile.mkdtemp(prefix="wb."))
+        self._stores = 0
+
+    def url(self) -> str:
+        """A fresh store in it."""
+        self._stores += 1
+        if self.database is None:
+            return f"sqlite:///{self.path}/{self._stores}.db"
+        return self.database.url(self.database.new_database())
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """How durable it is."""
+        if self.database is None:
+            return {"store": "sqlite", "journal": "WAL", "synchronous": "FULL"}
+        return {"store": "mariadb", "flush_log_at_trx_commit": 1, "doublewrite": True, "buffer_pool": "256M"}
+
+    def cpu(self) -> float:
+        """Seconds of processor time that the server has used; 0 where there is none."""
+        if self.database is None:
+            return 0.0
+        times = psutil.Process(self.database.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def queries(self) -> int:
+        """Statements that the server has been sent."""
+        assert self.database is not None
+        return int(self.database.sql("SHOW GLOBAL STATUS LIKE 'Questions'")[0][1])
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.database is not None:
+            self.database.remove()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class Node:
+    """A daemon on a store, with a client on the same machine and a look into the rows."""
+
+    def __init__(
+        self, url: str, config: str, *, path: Path | None = None, gateway: str = "", migrate: bool = True
+    ) -> None:
+        self._own = path is None
+        self.path = path or Path(tempfile.mkdtemp(prefix="wb."))
+        self.url = url
+        self.daemon = Daemon(self.path / "n", url, config, name=self.path.name, gateway=gateway)
+        self.rows = Rows(url)
+        if migrate:
+            self.daemon.cli("migrate")
+        self.client = Client(self.daemon.path)
+
+    def __enter__(self) -> Node:
+        self.daemon.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.daemon.end()
+        if self._own:
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    # -- jobs
+
+    def enqueue(self, handler: str, count: int, vars_of: Callable[[int], dict[str, Any]]) -> None:
+        """So many jobs, in bulk."""
+        for start in range(0, count, 2000):
+            numbers = range(start, min(count, start + 2000))
+            self.client.enqueue_many([JobSpec(handler=handler, vars=vars_of(n)) for n in numbers])
+
+    def wait_for(self, handler: str, within: float = 600.0, every: float = 0.05) -> None:
+        """Until no job of the handler waits or runs; asked in a way that costs the store nothing."""
+        sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = %s LIMIT 1"
+
+        def over() -> bool:
+            return not any(self.rows.sql(sql, handler, state) for state in ("inprogress", "new", "scheduled"))
+
+        eventually(over, within=within, every=every, state=self.daemon.tail)
+
+    def drained(self, handler: str) -> tuple[int, float]:
+        """How many jobs of the handler were completed, and the seconds from first claim to last commit."""
+        row = self.rows.sql(
+            "SELECT COUNT(*) AS n, MIN(claimed_at) AS began, MAX(ingested_at) AS ended"
+            " FROM workerd_jobs WHERE handler = %s AND status = 'completed'",
+            handler,
+        )[0]
+        return int(row["n"]), (moment(row["ended"]) - moment(row["began"])).total_seconds()
+
+    def forget(self) -> None:
+        """Take all jobs out of the store."""
+        self.rows.sql("DELETE FROM workerd_jobs" if self.rows.sqlite else "TRUNCATE workerd_jobs")
+
+    # -- processes
+
+    def cpu(self) -> dict[str, float]:
+        """Seconds of processor time by process title."""
+        used: dict[str, float] = {}
+        for process in self.daemon.tree():
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                title = title_of(process)
+                used[title] = used.get(title, 0.0) + times.user + times.system
+        return used
+
+    def pss(self) -> dict[str, float]:
+        """MiB of proportional memory by process title."""
+        used: dict[str, float] = {}
+        for process in self.daemon.tree():
+            with contextlib.suppress(psutil.Error):
+                title = title_of(process)
+                used[title] = used.get(title, 0.0) + process.memory_full_info().pss / 2**20
+        return used
+
+
+def title_of(process: psutil.Process) -> str:
+    """`workerd: worker noop/0 ID` as `worker`."""
+    words = " ".join(process.cmdline()).removeprefix("workerd: ").split()
+    return words[0] if words else "?"
+
+
+def moment(value: Any) -> Any:
+    """A time column of either engine."""
+    from datetime import datetime
+
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+def mail(n: int) -> dict[str, Any]:
+    """The usual job's arguments, the same that the peers get."""
+    return {"n": n, "email": f"user{n}@example.org", "subject": SUBJECT}
+
+
+def config(handlers: dict[str, str], *, more: str = "") -> str:
+    """Configuration text: handler -> its table's lines."""
+    tables = "".join(f"[handlers.{name}]\n{lines}\n" for name, lines in handlers.items())
+    return f'{more}\n[defaults]\npath = ["{ROOT}"]\n{tables}'
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--quick", action="store_true", help="fewer cases and repeats, as `make bench` does")
+    made.add_argument("--repeats", type=int, default=0, help="of each case (default: 3, quick: fewer)")
+    made.add_argument("--results", type=Path, default=None, metavar="FOLDER", help="append JSON lines there")
+    return made
+
+
+def main(
+    arguments: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], Iterable[Figure]],
+    words: Sequence[str] | None = None,
+) -> int:
+    """Run a benchmark: print and keep each figure as it comes."""
+    options = arguments.parse_args(words)
+    machine()
+    for figure in measure(options):
+        record = json.dumps(figure.record())
+        print(figure.row())
+        print(record, flush=True)
+        if options.results is not None:
+            options.results.mkdir(parents=True, exist_ok=True)
+            with (options.results / f"{figure.benchmark}.jsonl").open("a") as file:
+                file.write(record + "\n")
+    return 0

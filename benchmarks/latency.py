@@ -1,0 +1,106 @@
+"""How long from the enqueue call to the handler's first line, on an idle node?
+
+    python -m benchmarks.latency
+    python -m benchmarks.latency --jobs 1000 --rate 100
+
+Jobs one by one at 100/s by a client on the same node (which wakes the dispatcher), by HTTP, and by a plain
+INSERT of a program that knows nothing of workerd (found by the dispatcher's poll). Both ends read the same
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.harness import HANDLERS, Figure, Node, Server, config, main, parser, spread
+from tests.support.eventually import eventually
+from tests.support.servers import free_port
+
+GOAL = "p50 2 / p99 5"
+
+
+def measure(options: argparse.Namespace) -> Iterator[Figure]:
+    """Three ways in, one after the other, on one node."""
+    count = options.jobs or (300 if options.quick else 1000)
+    port = free_port()
+    with Server(options.store) as server:
+        text = config({"stamp": f'call = "{HANDLERS}:stamp"\nworkers = 2'})
+        with Node(server.url(), text, gateway=f"127.0.0.1:{port}") as node:
+            settings = server.settings | {"rate": options.rate, "jobs": count, "workers": 2, "poll": "500ms"}
+            ways: list[tuple[str, Callable[[str], None], str]] = [
+                ("client on the same node", by_client(node), GOAL),
+                ("HTTP", by_http(port), ""),
+                ("foreign INSERT (poll)", by_insert(node), ""),
+            ]
+            for name, send, goal in ways:
+                path = node.path / f"stamps{len(name)}"
+                feed(send, path, 100, options.rate)
+                path.unlink()
+                times = feed(send, path, count, options.rate)
+                yield Figure(
+                    "latency", name, "ms", parts=spread(times), settings=settings, goal=goal, better="less"
+                )
+
+
+def feed(send: Callable[[str], None], path: Path, count: int, rate: float) -> list[float]:
+    """Send so many at this rate; the milliseconds until each began."""
+    path.touch()
+    begin = time.monotonic()
+    for n in range(count):
+        wait = begin + n / rate - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+        send(str(path))
+    eventually(lambda: path.read_bytes().count(b"\n") >= count, within=60)
+    pairs = [tuple(map(int, line.split())) for line in path.read_text().splitlines()]
+    return [(began - sent) / 1e6 for sent, began in pairs]
+
+
+def by_client(node: Node) -> Callable[[str], None]:
+    """The Python client, with the node's configuration."""
+
+    def send(path: str) -> None:
+        node.client.enqueue("stamp", {"path": path, "sent": time.monotonic_ns()})
+
+    return send
+
+
+def by_http(port: int) -> Callable[[str], None]:
+    """One connection that is kept."""
+    link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+
+    def send(path: str) -> None:
+        body = {"handler": "stamp", "vars": {"path": path, "sent": time.monotonic_ns()}}
+        link.request("POST", "/jobs", json.dumps(body), {"Content-Type": "application/json"})
+        answer = link.getresponse()
+        answer.read()
+        assert answer.status == 201, answer.status
+
+    return send
+
+
+def by_insert(node: Node) -> Callable[[str], None]:
+    """Plain SQL of a foreign program."""
+
+    def send(path: str) -> None:
+        node.rows.insert("stamp", {"path": path, "sent": time.monotonic_ns()})
+
+    return send
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--store", choices=("mariadb", "sqlite"), default="mariadb")
+    made.add_argument("--jobs", type=int, default=0)
+    made.add_argument("--rate", type=float, default=100.0)
+    return made
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(arguments(), measure))
