@@ -6,24 +6,27 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workerd import log
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
-from workerd.gateway import handlers, health, jobs, login, requests, stream
+from workerd.gateway import handlers, health, jobs, login, requests, schema, stream
 from workerd.gateway.dashboard import routes as dashboard
+from workerd.gateway.dashboard.page import problem as page_problem
 from workerd.gateway.guard import Guard, hosts_of
 from workerd.gateway.problems import Problem, of, respond, response
 from workerd.gateway.state import Gateway
 
-ROUTES = [
+ROUTES: list[Route] = [
     *jobs.ROUTES,
     *requests.ROUTES,
     *handlers.ROUTES,
     *health.ROUTES,
     *login.ROUTES,
     *stream.ROUTES,
+    *schema.ROUTES,
     *dashboard.ROUTES,
 ]
 
@@ -31,11 +34,22 @@ ROUTES = [
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
+    path = request.url.path
     if error.status_code == 405:
+        headers["Allow"] = ", ".join(_methods(request))
         return response(Problem(405, f"{request.method} is not for this path.", headers))
+    if error.status_code == 404 and path.startswith("/ui/"):
+        node = request.app.state.gateway.config.node.name
+        return page_problem("Not found", "There is no such page.", node, 404, leave=False)
     if error.status_code == 404:
         return response(Problem(404, "There is nothing at this path; GET /schema says what there is."))
     return response(Problem(error.status_code, str(error.detail), headers))
+
+
+def _methods(request: Request) -> list[str]:
+    """What this path takes, over all routes that it fits."""
+    fitting = (route for route in ROUTES if route.path_regex.match(request.scope["path"]))
+    return sorted({method for route in fitting for method in route.methods or ()})
 
 
 async def _fault(request: Request, error: Exception) -> Response:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.client.spec import JobSpec
 from workerd.config.units import duration
 from workerd.gateway.problems import Problem
-from workerd.job import Status, parse_id
+from workerd.job import NAME_LIMIT, Status, parse_id
 
 T = TypeVar("T")
 LIMIT = 50
@@ -24,17 +24,37 @@ LONGEST_WAIT = 300.0
 """Seconds of one long poll at the most."""
 
 
+DURATION_PATTERN = r"^\s*[0-9]{1,20}(\.[0-9]{1,20})?\s*(ms|s|m|h|d)?\s*$"
+MOMENT_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
+)
+
+
+def _told(**schema: Any) -> msgspec.Meta:
+    """What /schema says beyond what the decoder checks; JobSpec checks it, with better words."""
+    return msgspec.Meta(extra_json_schema=schema)
+
+
+Name = Annotated[str, _told(minLength=1, maxLength=NAME_LIMIT)]
+Key = Annotated[str, _told(minLength=1, maxLength=NAME_LIMIT, pattern="^[^~]")]
+Seconds = Annotated[float, _told(minimum=0, maximum=2_000_000)]
+Duration = Seconds | Annotated[str, _told(pattern=DURATION_PATTERN)]
+Moment = Annotated[str, _told(format="date-time", pattern=MOMENT_PATTERN)]
+Priority = Annotated[int, _told(minimum=-(2**31), maximum=2**31 - 1)]
+Attempts = Annotated[int, _told(minimum=1, maximum=2**31 - 1)]
+
+
 class NewJob(msgspec.Struct, forbid_unknown_fields=True):
     """A job to enqueue. Durations: seconds, or text such as "30s". `run_at`: RFC 3339 with an offset."""
 
-    handler: str
+    handler: Name
     vars: dict[str, Any] = {}
-    delay: float | str | None = None
-    run_at: str | None = None
-    priority: int = 0
-    unique_key: str | None = None
-    deadline: float | str | None = None
-    max_attempts: int | None = None
+    delay: Duration | None = None
+    run_at: Moment | None = None
+    priority: Priority = 0
+    unique_key: Key | None = None
+    deadline: Duration | None = None
+    max_attempts: Attempts | None = None
     meta: Any = None
 
     def spec(self, job_id: str | None = None) -> JobSpec:
@@ -62,7 +82,7 @@ class NewJobs(msgspec.Struct, forbid_unknown_fields=True):
 class NewRequest(msgspec.Struct, forbid_unknown_fields=True):
     """A request to begin."""
 
-    workflow: str
+    workflow: Name
     params: dict[str, Any] = {}
 
 
@@ -83,7 +103,16 @@ class Login(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def body(request: Request, kind: type[T]) -> T:
-    """The body as a checked document. Raises Problem 400 for what is no JSON, 422 for what does not fit."""
+    """The body as a checked document.
+
+    Raises Problem 415 for another kind of content, which no page of another site can send as JSON without
+    being asked; 400 for what is no JSON, 422 for what does not fit.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise Problem(
+            415, "A body of Content-Type application/json is expected.", {"Accept": "application/json"}
+        )
     data = await request.body()
     if not data.strip() and kind in (Nothing, Pause):
         data = b"{}"
@@ -112,8 +141,8 @@ def job_id(request: Request) -> bytes:
 
 def limit(request: Request) -> int:
     """`limit` of a list. Raises Problem 422."""
-    text = request.query_params.get("limit", "")
-    if not text:
+    text = request.query_params.get("limit")
+    if text is None:
         return LIMIT
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MOST or len(text) > 9:
         raise Problem(422, f"limit: expected a whole number from 1 to {MOST}.")
@@ -122,8 +151,8 @@ def limit(request: Request) -> int:
 
 def status(request: Request) -> Status | None:
     """`status` of a list of jobs. Raises Problem 422."""
-    text = request.query_params.get("status", "")
-    if not text:
+    text = request.query_params.get("status")
+    if text is None:
         return None
     try:
         return Status(text)
@@ -133,8 +162,8 @@ def status(request: Request) -> Status | None:
 
 def since(request: Request) -> int | None:
     """`since` of a list, as store time. Raises Problem 422."""
-    text = request.query_params.get("since", "")
-    if not text:
+    text = request.query_params.get("since")
+    if text is None:
         return None
     try:
         return clock.from_rfc3339(text)
@@ -142,10 +171,23 @@ def since(request: Request) -> int | None:
         raise Problem(422, f"since: {error}.") from None
 
 
+def text(request: Request, name: str) -> str | None:
+    """A filter of a list that is a name. Raises Problem 422 for an empty one, which is hardly meant."""
+    value = request.query_params.get(name)
+    if value is not None and not 0 < len(value) <= NAME_LIMIT:
+        raise Problem(422, f"{name}: expected 1 to {NAME_LIMIT} characters.")
+    return value
+
+
+def cursor(request: Request) -> str | None:
+    """`after` of a list: checked where it is read."""
+    return request.query_params.get("after")
+
+
 def wait(request: Request) -> float:
     """`wait` of a look-up, seconds; 0 for none. Raises Problem 422."""
-    text = request.query_params.get("wait", "")
-    if not text:
+    text = request.query_params.get("wait")
+    if text is None:
         return 0.0
     try:
         return min(duration(float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else text), LONGEST_WAIT)

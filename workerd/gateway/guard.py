@@ -1,4 +1,4 @@
-"""What every request passes before any route: its Host, its token, its kind of content, its size."""
+"""What every request passes before any route: its Host, its token, its size."""
 
 from __future__ import annotations
 
@@ -92,8 +92,7 @@ class Guard:
         try:
             self._check_host(headers)
             self._check_token(scope, headers)
-            if scope["method"] in ("POST", "PUT", "PATCH"):
-                self._check_content(headers)
+            self._check_length(headers)
             receive = _Bounded(receive, self._max_body)
         except Problem as problem:
             await response(problem)(scope, receive, send)
@@ -127,12 +126,7 @@ class Guard:
                 {"WWW-Authenticate": 'Bearer realm="workerd"'},
             )
 
-    def _check_content(self, headers: Headers) -> None:
-        kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":
-            raise Problem(
-                415, "A body of Content-Type application/json is expected.", {"Accept": "application/json"}
-            )
+    def _check_length(self, headers: Headers) -> None:
         length = headers.get("content-length", "")
         if length.isdigit() and int(length) > self._max_body:
             raise too_large(self._max_body)

@@ -87,6 +87,11 @@ async def enqueue_bulk(request: Request) -> Response:
     return answer({"items": done}, 201)
 
 
+async def only_post(request: Request) -> Response:
+    """There is nothing to look at."""
+    raise Problem(405, f"{request.method} is not for this path.", {"Allow": "POST"})
+
+
 async def show(request: Request) -> Response:
     """One job with its attempts; `wait`: when it has ended."""
     gateway = state(request)
@@ -117,11 +122,11 @@ async def payload(request: Request) -> Response:
 async def list_(request: Request) -> Response:
     """Jobs by state, newest first."""
     wanted: dict[str, Any] = {
-        "handler": request.query_params.get("handler") or None,
+        "handler": documents.text(request, "handler"),
         "status": documents.status(request),
         "since": documents.since(request),
         "limit": documents.limit(request),
-        "after": request.query_params.get("after") or None,
+        "after": documents.cursor(request),
     }
     page = await state(request).backend.read(lambda tx: queries.list_(tx, **wanted))
     return answer({"jobs": [views.job(row) for row in page.rows], "next": page.next})
@@ -161,6 +166,8 @@ ROUTES = [
     Route("/jobs", enqueue, methods=["POST"]),
     Route("/jobs", list_, methods=["GET"]),
     Route("/jobs/bulk", enqueue_bulk, methods=["POST"]),
+    # Otherwise "bulk" would be taken for an id, and there would be no such job.
+    Route("/jobs/bulk", only_post, methods=["GET"]),
     Route("/jobs/{id}", show, methods=["GET"]),
     Route("/jobs/{id}/payload", payload, methods=["GET"]),
     Route("/jobs/{id}/cancel", cancel, methods=["POST"]),

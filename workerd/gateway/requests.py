@@ -59,15 +59,15 @@ async def show(request: Request) -> Response:
 
 async def list_(request: Request) -> Response:
     """Requests, newest first."""
-    status = request.query_params.get("status") or None
+    status = request.query_params.get("status")
     if status is not None and status not in STATUSES:
         raise Problem(422, f"status: expected one of {', '.join(STATUSES)}.")
     wanted: dict[str, Any] = {
         "status": status,
-        "workflow": request.query_params.get("workflow") or None,
+        "workflow": documents.text(request, "workflow"),
         "since": documents.since(request),
         "limit": documents.limit(request),
-        "after": request.query_params.get("after") or None,
+        "after": documents.cursor(request),
     }
     page = await state(request).backend.read(lambda tx: requests.list_(tx, **wanted))
     return answer({"requests": [views.request(row) for row in page.rows], "next": page.next})

@@ -84,7 +84,7 @@ def _schedule(row: dict[str, str | None], workflow: bool) -> tuple[Child, ...]:
     when = (
         f"{row['expression']} ({row['timezone']})"
         if row["kind"] == "cron"
-        else f"{row['expression']} s after each end"
+        else f"{row['expression']} after each end"
     )
     last = row["last_job"]
     href = None if last is None else path("ui", "requests" if workflow else "jobs", last)

@@ -163,7 +163,7 @@ def _head(row: JobRow) -> Markup:
 
 
 def _trouble(row: JobRow) -> Markup:
-    if not row.error or row.status is Status.COMPLETED:
+    if not row.error or row.status == Status.COMPLETED:
         return Markup("")
     return notice("bad", f"{row.reason or 'error'}:", row.error)
 
@@ -259,7 +259,7 @@ def _stack(row: JobRow) -> Markup:
         "details",
         el("summary", f"{label}: ", el("span", row.error or "stack", class_="error")),
         code(row.stack or row.error or "", f"Stack of attempt {row.attempt}"),
-        open=row.status is not Status.RETRY,
+        open=row.status != Status.RETRY,
         id=f"stack-{row.attempt}",
     )
 

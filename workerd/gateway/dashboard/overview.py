@@ -335,7 +335,7 @@ def _nodes(stored: Stored | None) -> Markup:
             el("b", row.name),
             badge("up" if stored and row.lease_until > stored.now else "lost"),
             row.host,
-            number(row.pid),
+            str(row.pid or "–"),
             row.version,
             moment(row.started_at),
             moment(row.lease_until),

@@ -16,7 +16,7 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
         el(
             "tr",
             [
-                el("td", cell, data_label=header, role="cell")
+                el("td", el("div", cell), data_label=header, role="cell", class_=_class(cell))
                 for header, cell in zip(headers, row, strict=True)
             ],
             role="row",
@@ -35,6 +35,10 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
         ),
         class_="table",
     )
+
+
+def _class(cell: Child) -> str | None:
+    return "none" if cell in ("–", "0") else None
 
 
 def card(title: str, *children: Child, note: Child = None, wide: bool = False, ident: str = "") -> Markup:
