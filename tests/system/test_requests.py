@@ -248,7 +248,7 @@ def test_params_that_are_no_object_fail_the_request(world: World) -> None:
 # -- the command line --------------------------------------------------------------------------
 
 
-def test_submit_wait_show_and_list(world: World) -> None:
+def test_submit_wait_show_and_list(world: World, tmp_path: Path) -> None:
     """`submit` prints the id alone, `--wait` says by its exit status how it ended, `list` has it."""
     done = world.daemon.cli("request", "submit", "three", 'b={"return": 5}')
     asked = done.stdout.strip()
@@ -258,11 +258,12 @@ def test_submit_wait_show_and_list(world: World) -> None:
     bad = world.daemon.cli("request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False)
     assert bad.returncode == 1
     assert "failed" in bad.stdout
-    late = world.daemon.cli("request", "submit", "three", 'a={"wait": "/nowhere"}', "--wait", "0.1s",
-                            "--json", check=False)  # fmt: skip
+    late = world.daemon.cli(
+        "request", "submit", "three", f'a={{"wait": "{tmp_path}/gate"}}', "--wait", "0.1s", check=False
+    )
     assert late.returncode == 1
     assert "request show" in late.stderr
-    world.daemon.cli("request", "cancel", late.stderr.split("request ", 1)[1].split()[0])
+    (tmp_path / "gate").touch()
     unknown = world.daemon.cli("request", "submit", "tree", check=False)
     assert unknown.returncode == 2
     assert "three" in unknown.stderr

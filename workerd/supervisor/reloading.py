@@ -23,7 +23,7 @@ START_LIMIT = 120.0
 
 # Which sections a role reads; a change in one of them restarts it.
 SECTIONS: dict[str, tuple[str, ...]] = {
-    "ingester": ("ingester", "log", "supervisor"),
+    "ingester": ("ingester", "pickup", "log", "supervisor"),
     "dispatcher": ("dispatcher", "pickup", "retention", "pools", "workflows", "log", "supervisor"),
     "gateway": ("gateway", "ingester", "pools", "workflows", "log", "supervisor"),
 }

@@ -1,0 +1,177 @@
+"""Cron schedules with the real daemon: each tick once, what becomes of missed and of overlapping ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+
+Node = Callable[..., Daemon]
+EVERY_SECOND = "* * * * * *"
+SECOND = timedelta(seconds=1)
+
+HEAD = f"""
+[dispatcher]
+poll = "50ms"
+lease = "2s"
+
+[shutdown]
+drain = "500ms"
+
+[defaults]
+path = ["{ROOT}"]
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path, store_url: str, store: Any) -> Iterator[Node]:
+    """Starts daemons on one store; all are ended after the test."""
+    daemons: list[Daemon] = []
+
+    def starting(config: str, name: str = "one") -> Daemon:
+        daemons.append(Daemon(tmp_path / name, store_url, HEAD + config))
+        return daemons[-1].start()
+
+    yield starting
+    for daemon in daemons:
+        daemon.end()
+
+
+def handler(name: str, function: str = "wrapped", **keys: Any) -> str:
+    lines = [f'\n[handlers.{name}]\ncall = "tests.support.flows:{function}"']
+    return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]) + "\n"
+
+
+def moment(value: Any) -> datetime:
+    """A time of a row; SQLite has it as text."""
+    return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
+
+
+def ticks(rows: Rows, name: str) -> list[datetime]:
+    """The due times of a schedule's jobs, in order."""
+    found = rows.sql("SELECT run_at FROM workerd_jobs WHERE handler = %s AND attempt = 1", name)
+    return sorted(moment(row["run_at"]) for row in found)
+
+
+def assert_every_second(found: list[datetime]) -> None:
+    """None is missing and none is there twice."""
+    assert {after - before for before, after in pairwise(found)} == {SECOND}, found
+    assert all(tick.microsecond == 0 for tick in found)
+
+
+# -- ticks -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
+def test_three_daemons_fire_each_tick_once(node: Node, store_url: str) -> None:
+    """Handlers and workflows alike, and the jobs run."""
+    config = handler("beat", cron=EVERY_SECOND) + handler("partial")
+    config += f'\n[workflows.flow]\ncron = "{EVERY_SECOND}"\nsteps = [{{ name = "s", jobs = ["partial"] }}]\n'
+    for name in ("one", "two", "three"):
+        node(config, name)
+    rows = Rows(store_url)
+    eventually(lambda: len(ticks(rows, "beat")) >= 8, within=20)
+    assert_every_second(ticks(rows, "beat"))
+    made = rows.sql("SELECT status, created_at FROM workerd_requests ORDER BY created_at")
+    seconds = [moment(row["created_at"]).replace(microsecond=0) for row in made]
+    assert len(made) >= 7
+    assert_every_second(seconds)
+    eventually(lambda: rows.counts().get("completed", 0) >= 12, within=10)
+
+
+def test_ticks_that_were_missed(node: Node, store_url: str) -> None:
+    """After five days of silence: `skip` none, `once` the newest, `all` each of them."""
+    rows = Rows(store_url)
+    today = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
+    last = today - timedelta(days=5)
+    for name in ("skip", "once", "all"):
+        rows.sql(
+            "INSERT INTO workerd_schedules (name, kind, expression, timezone, last_tick)"
+            " VALUES (%s, 'cron', '0 0 * * *', 'UTC', %s)",
+            name, last.strftime("%Y-%m-%d %H:%M:%S"),
+        )  # fmt: skip
+    node("".join(handler(name, cron="0 0 * * *", misfire=name) for name in ("skip", "once", "all")))
+    eventually(lambda: rows.counts().get("completed") == 6, within=15)
+    assert ticks(rows, "skip") == []
+    assert ticks(rows, "once") == [today]
+    assert ticks(rows, "all") == [last + timedelta(days=n) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
+def test_a_tick_that_meets_the_last_run(node: Node, tmp_path: Path, store_url: str) -> None:
+    """`allow` fires all the same, `skip` drops it, `queue` keeps it until the run is over."""
+    gate = f'env = {{ GATE = "{tmp_path}/gate" }}\n'
+    names = ("allow", "skip", "queue")
+    daemon = node("".join(handler(n, "gated", cron=EVERY_SECOND, overlap=n) + gate for n in names))
+    rows = Rows(store_url)
+    eventually(lambda: len(ticks(rows, "allow")) >= 4, within=15, state=daemon.tail)
+    assert (len(ticks(rows, "skip")), len(ticks(rows, "queue"))) == (1, 1)
+    (tmp_path / "gate").touch()
+    eventually(lambda: len(ticks(rows, "queue")) >= 6, within=15, state=daemon.tail)
+    assert_every_second(ticks(rows, "allow"))
+    assert_every_second(ticks(rows, "queue"))
+    skipped = ticks(rows, "skip")
+    assert skipped[1] - skipped[0] > 2 * SECOND
+
+
+# -- by hand -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
+def test_a_cron_is_listed_paused_resumed_and_run(node: Node, store_url: str) -> None:
+    """The ticks of a pause are not made up for; a run by hand is none."""
+    daemon = node(
+        handler("beat", cron=EVERY_SECOND) + handler("rare", cron="30 8 * * 1", timezone="Europe/Berlin")
+    )
+    rows = Rows(store_url)
+    eventually(lambda: len(ticks(rows, "beat")) >= 2, within=10, state=daemon.tail)
+    daemon.cli("schedules", "pause", "beat")
+    before = ticks(rows, "beat")
+    listed = {s["name"]: s for s in json.loads(daemon.cli("schedules", "--json").stdout)["schedules"]}
+    assert (listed["beat"]["next_at"], listed["rare"]["last_job"]) == (None, None)
+    assert listed["beat"]["last_status"] in ("new", "completed")
+    by_hand = daemon.cli("schedules", "run", "rare").stdout.strip()
+    eventually(lambda: rows.counts().get("completed", 0) == len(before) + 1, within=10, state=daemon.tail)
+    assert by_hand in daemon.cli("job", "list", "--handler", "rare").stdout
+    assert ticks(rows, "beat") == before
+    daemon.cli("schedules", "resume", "beat")
+    eventually(lambda: len(ticks(rows, "beat")) >= len(before) + 2, within=10, state=daemon.tail)
+    after = ticks(rows, "beat")[len(before) :]
+    assert after[0] - before[-1] > SECOND
+    assert_every_second(after)
+
+
+def test_the_coming_times_are_those_of_the_timezone(tmp_path: Path) -> None:
+    """`--next N NAME`: half past eight in Berlin, in UTC, whatever the season."""
+    zone = ZoneInfo("Europe/Berlin")
+    daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/s.db",
+                    HEAD + handler("mail", cron="30 8 * * *", timezone="Europe/Berlin")
+                    + handler("blink", cron="*/20 * * * * *"))  # fmt: skip
+    daemon.cli("migrate")
+    shown = daemon.cli("schedules", "--next", "200", "mail", "--json").stdout
+    (document,) = json.loads(shown)["schedules"] if "schedules" in json.loads(shown) else [json.loads(shown)]
+    times = [datetime.fromisoformat(text) for text in document["next"]]
+    assert len(times) == 200
+    assert {(t.astimezone(zone).hour, t.astimezone(zone).minute) for t in times} == {(8, 30)}
+    assert {t.hour for t in times} == {6, 7}  # 200 days meet both
+    days = [t.astimezone(zone).date() for t in times]
+    assert all(after - before == timedelta(days=1) for before, after in pairwise(days))
+    lines = daemon.cli("schedules", "blink", "--next", "10").stdout.split()
+    assert len(lines) == 10
+    assert {line[-3:] for line in lines} == {"00Z", "20Z", "40Z"}
+    wrong = handler("mail", cron="61 * * * *", timezone="Mars/Olympus")
+    daemon.write(HEAD + wrong)
+    told = daemon.cli("check", check=False)
+    assert told.returncode == 2
+    assert "cron expression" in told.stderr
+    assert "timezone" in told.stderr
