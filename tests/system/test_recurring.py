@@ -104,7 +104,7 @@ def test_no_ending_breaks_a_chain(node: Node, tmp_path: Path, store_url: str) ->
 @mysql_only
 def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(node: Node, tmp_path: Path, store_url: str) -> None:
     """A run that was lost is made up for; one that a person cancelled, running or waiting, is not."""
-    late = recurring("late", "wrapped", cooler="2s")
+    late = recurring("late", "wrapped", cooler="1h")
     daemon = node(recurring("beat", cooler=f"{PAUSE}s") + slow(tmp_path, 60) + late)
     rows = Rows(store_url)
 
@@ -125,8 +125,9 @@ def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(node: Node, tmp_path: P
     following = eventually(running, state=daemon.tail)
     assert following is not None
     assert following["id"] != first["id"]
-    waiting = rows.sql("SELECT id FROM workerd_jobs WHERE handler = 'late' AND status = 'scheduled'")
-    daemon.cli("job", "cancel", text(waiting[0]["id"]))
+    waiting = eventually(lambda: live(rows, "late"), state=daemon.tail)
+    assert waiting is not None
+    daemon.cli("job", "cancel", text(waiting["id"]))
     eventually(lambda: live(rows, "late"), within=15, state=daemon.tail)
 
 

@@ -277,9 +277,9 @@ def test_show_draws_the_graph(world: World) -> None:
     world.until_over(asked)
     lines = world.daemon.cli("request", "show", text(asked)).stdout.splitlines()
     graph = lines[lines.index("step 0: one") :]
-    assert [line[4] for line in graph if line.startswith("  ")] == ["a", "b", "c", "d", "e"]
-    b = next(line for line in graph if line.split()[:2] == ["✗", "b"])
-    assert "failure" in b
-    assert "ms" in b
-    assert "the third shelf" in b
+    named = [line for line in graph if line.startswith("  ") and line[4] != " "]
+    assert [line[4] for line in named] == ["a", "b", "c", "d", "e"]
+    failed = next(line for line in named if line.startswith("  ✗ b failure "))
+    assert " ms" in failed
+    assert graph[graph.index(failed) + 1].startswith("      the third shelf is very very")
     assert "not begun" in graph[-1]
