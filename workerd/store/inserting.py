@@ -13,7 +13,7 @@ from workerd.job import Status, new_id
 from workerd.store import dialect, rows, values
 from workerd.store.connection import Tx
 
-ROWS = 500
+ROWS = 1000
 BYTES = 2 * 1024 * 1024
 """Rows and bytes of one INSERT."""
 
