@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any
 
-from workerd import Context
+from workerd import Context, Result
 
 
 def noop(n: int = 0, email: str = "", subject: str = "") -> int:
@@ -84,3 +84,8 @@ def grandchild(path: str) -> None:
     while True:
         with contextlib.suppress(BaseException):
             child.wait()
+
+
+def hand_on(ctx: Context) -> Result:
+    """Takes part in a request: hands a value on under its own name."""
+    return Result(payload=ctx.params["n"], extras={ctx.handler: len(ctx.extras)})
