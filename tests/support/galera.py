@@ -31,8 +31,8 @@ class Galera:
         provider = (
             f"base_host=127.0.0.1;base_port={group};gmcast.listen_addr=tcp://127.0.0.1:{group};"
             f"ist.recv_addr=127.0.0.1:{ist};ist.recv_bind=127.0.0.1:{ist};"
-            "evs.keepalive_period=PT0.5S;evs.inactive_check_period=PT0.5S;evs.suspect_timeout=PT2S;"
-            "evs.inactive_timeout=PT4S;gcache.size=64M;pc.recovery=FALSE"
+            "evs.keepalive_period=PT0.5S;evs.inactive_check_period=PT0.5S;evs.suspect_timeout=PT3S;"
+            "evs.inactive_timeout=PT10S;gcache.size=64M;pc.recovery=FALSE"
         )
         return (
             "--wsrep-on=ON", f"--wsrep-provider={PROVIDER}", "--binlog-format=ROW",
@@ -46,16 +46,16 @@ class Galera:
     def start(self) -> Galera:
         """Bootstrap the first, let the others join, wait until all are one cluster."""
         first = self.servers[0]
-        first._options = (*first._options, "--wsrep-new-cluster")
+        first.options = (*first.options, "--wsrep-new-cluster")
         first.start()
         for server in self.servers[1:]:
             server.launch()
         eventually(lambda: all(self._synced(server, len(self.servers)) for server in self.servers), within=90)
-        first._options = first._options[:-1]
+        first.options = first.options[:-1]
         return self
 
     @staticmethod
-    def _synced(server: DatabaseServer, size: int = 0) -> bool:
+    def _synced(server: DatabaseServer, least: int = 0, most: int = 100) -> bool:
         # PyMySQL leaves the socket open of a connection that found no server.
         if not server.socket.exists():
             return False
@@ -63,7 +63,8 @@ class Galera:
             status = dict(server.sql("SHOW GLOBAL STATUS LIKE 'wsrep%'"))
         except pymysql.Error:
             return False
-        return status.get("wsrep_ready") == "ON" and int(status["wsrep_cluster_size"]) >= size
+        ready = status.get("wsrep_ready") == "ON" and status.get("wsrep_cluster_status") == "Primary"
+        return ready and least <= int(status["wsrep_cluster_size"]) <= most
 
     def urls(self, database: str) -> list[str]:
         """The URL of one database through each node."""
@@ -77,10 +78,25 @@ class Galera:
 
     def revive(self) -> None:
         """Bring back what was killed, and wait until it has caught up."""
+        eventually(self._has_noticed, within=90, state=self._logs)
         for number in sorted(self._dead):
             self.servers[number].launch()
-            eventually(lambda n=number: self._synced(self.servers[n]), within=90)
+            eventually(lambda n=number: self._is_back(n), within=100, every=0.1, state=self._logs)
         self._dead.clear()
+
+    def _has_noticed(self) -> bool:
+        """Whether the others go on without the dead; a joiner that comes earlier splits the cluster."""
+        alive = [server for number, server in enumerate(self.servers) if number not in self._dead]
+        return all(self._synced(server, len(alive), len(alive)) for server in alive)
+
+    def _is_back(self, number: int) -> bool:
+        server = self.servers[number]
+        if server.ended:  # it gives up when the others take too long to let it in
+            server.launch()
+        return self._synced(server)
+
+    def _logs(self) -> str:
+        return "\n".join(f"--- node {n}\n{server.log()[-4000:]}" for n, server in enumerate(self.servers))
 
     def remove(self) -> None:
         """Leave nothing behind."""

@@ -63,6 +63,12 @@ def wait_for_file(ctx: Context, path: str, limit: float = 60.0) -> str:
     return "seen"
 
 
+def bulk_when_told(ctx: Context, path: str, size: int) -> bytes:
+    """Returns so many bytes when the file exists."""
+    wait_for_file(ctx, path)
+    return b"x" * size
+
+
 def until_stopping(ctx: Context, path: str, limit: float = 60.0) -> bool:
     """Runs until ctx.stopping is set, which it writes down, and then ends by itself."""
     record(ctx, f"{path}.began")

@@ -166,7 +166,7 @@ class DatabaseServer:
         self.folder = _folder()
         self.socket = self.folder / "s"
         self.port = free_port()
-        self._options = options
+        self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         template.copy_to(self.folder / "data", self.flavour)
 
@@ -174,6 +174,11 @@ class DatabaseServer:
     def pid(self) -> int:
         assert self._process is not None, "the server is not running"
         return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was started and has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
 
     def start(self) -> DatabaseServer:
         """Run it until it answers; also after kill9, on the same data and port."""
@@ -195,7 +200,7 @@ class DatabaseServer:
             f"--pid-file={self.folder}/pid", f"--tmpdir={self.folder}",
             f"--log-error={self.folder}/error.log",
             "--skip-name-resolve", "--max-connections=300", "--innodb-buffer-pool-size=256M",
-            *self.flavour.own_arguments(), *self._options,
+            *self.flavour.own_arguments(), *self.options,
         ]  # fmt: skip
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
