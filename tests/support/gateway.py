@@ -14,6 +14,8 @@ import httpx
 
 from tests.support.daemon import HANDLERS, Daemon
 from tests.support.servers import free_port
+from workerd.config.model import Store
+from workerd.store import open_store
 
 SOON = '[defaults]\nbackoff = { first = "50ms", factor = 1.0, jitter = 0.0 }\n'
 WORK = "".join(
@@ -40,7 +42,9 @@ CONFIG = f"{SOON}[pools.work]\nworkers = 2\n{WORK}{FLOWS}"
 class Api:
     """A node's gateway."""
 
-    def __init__(self, folder: Path, url: str, config: str = CONFIG, gateway: str = "", **headers: str) -> None:
+    def __init__(
+        self, folder: Path, url: str, config: str = CONFIG, gateway: str = "", **headers: str
+    ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.daemon = Daemon(
@@ -50,6 +54,10 @@ class Api:
         self.http = httpx.Client(base_url=f"http://{self.address}", timeout=30, headers=headers)
 
     def __enter__(self) -> Api:
+        if not self.daemon.url.startswith("sqlite"):
+            store = open_store(Store(url=self.daemon.url))
+            store.migrate()
+            store.close()
         self.daemon.start()
         return self
 

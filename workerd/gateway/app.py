@@ -48,19 +48,19 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 def _methods(request: Request) -> list[str]:
     """What this path takes, over all routes that it fits."""
-    fitting = (route for route in ROUTES if route.path_regex.match(request.scope["path"]))
+    path = request.scope["path"]
+    fitting = [route for route in ROUTES if route.path == path]
+    fitting = fitting or [route for route in ROUTES if route.path_regex.match(path)]
+    fitting = [route for route in fitting if route.endpoint is not jobs.only_post]
     return sorted({method for route in fitting for method in route.methods or ()})
 
 
 async def _fault(request: Request, error: Exception) -> Response:
-    problem = of(error)
-    if problem.status == 500:
-        log.get_logger("gateway").error("a fault in a route", path=request.url.path, exc_info=error)
-    return response(problem)
+    return response(of(error))
 
 
 class _Catching:
-    """Answers what went wrong; Starlette's own net would raise it once more for the server to log."""
+    """Logs what went wrong: Starlette has answered, and raises it once more for a server to log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -70,8 +70,7 @@ class _Catching:
             await self._app(scope, receive, send)
         except ClientDisconnect:
             pass
-        except RuntimeError as error:
-            # Starlette answered with 500 already, and raises for a server to log; ours logs here.
+        except Exception as error:
             log.get_logger("gateway").error("a fault in a route", path=scope["path"], exc_info=error)
 
 
@@ -81,6 +80,7 @@ def application(gateway: Gateway, config: Config) -> ASGIApp:
         routes=ROUTES,
         exception_handlers={
             HTTPException: _http_error,
+            Exception: _fault,
             **dict.fromkeys((Problem, WorkerdError, ValueError), respond),
         },
     )

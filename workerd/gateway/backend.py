@@ -44,7 +44,9 @@ class Backend:
         self._status_lock = asyncio.Lock()
 
     def _open(self) -> Store:
-        store = open_store(self.config.store, state_dir=self.config.node.state_dir, timeout=self._timeout)
+        store = open_store(
+            self.config.store, state_dir=self.config.node.state_dir, timeout=self._timeout, spare=True
+        )
         try:
             store.check_version()
         except BaseException:

@@ -74,6 +74,25 @@ def depth(tx: Tx, gateway: Gateway) -> list[Metric]:
     return [metrics.gauge(names.JOBS, jobs), metrics.gauge(names.OLDEST_SECONDS, oldest)]
 
 
+def zeros(families: list[Metric], gateway: Gateway) -> list[Metric]:
+    """What has not happened yet: every family is there from the start, and the first event is a change."""
+    there = {
+        (sample.name, *(sample.labels.get(name, "") for name in ("handler", "outcome", "code")))
+        for family in families
+        for sample in family.samples
+    }
+    attempts: dict[tuple[str, ...], float] = {
+        (name, "ok", "true"): 0.0
+        for name in gateway.config.handlers
+        if (names.ATTEMPTS.name, name, "ok", "") not in there
+    }
+    errors: dict[tuple[str, ...], float] = {
+        (code,): 0.0 for code in ("1205", "1213") if (names.STORE_ERRORS.name, "", "", code) not in there
+    }
+    known = {names.ATTEMPTS: attempts, names.STORE_ERRORS: errors}
+    return [metrics.gauge(definition, known.get(definition, {})) for definition in names.ALL]
+
+
 def pids(status: dict[str, Any]) -> dict[str, int]:
     """The node's processes by name."""
     found = {"supervisor": int(status.get("pid") or os.getppid())}
@@ -96,6 +115,7 @@ async def show_metrics(request: Request) -> Response:
     # What the processes know is worth a scrape, all the more while the store is away.
     with contextlib.suppress(StoreError, Problem):
         families += await gateway.backend.read(lambda tx: depth(tx, gateway))
+    families += zeros(families, gateway)
     data, kind = metrics.render(families, gateway.config.log.labels, request.headers.get("accept", ""))
     return Response(data, media_type=kind, headers={"Cache-Control": "no-store"})
 

@@ -11,7 +11,7 @@ from workerd.gateway.dashboard.html import el, join
 from workerd.gateway.dashboard.page import View, respond
 from workerd.gateway.documents import Login, Nothing
 from workerd.gateway.guard import COOKIE
-from workerd.gateway.jobs import answer
+from workerd.gateway.jobs import answer, only_post
 from workerd.gateway.problems import Problem
 from workerd.gateway.state import state
 
@@ -81,4 +81,5 @@ ROUTES = [
     Route("/login", login, methods=["POST"]),
     Route("/login", login_page, methods=["GET"]),
     Route("/ui/logout", logout, methods=["POST"]),
+    Route("/ui/logout", only_post, methods=["GET"]),
 ]

@@ -32,6 +32,10 @@ Labels = tuple[str, ...]
 _Key = tuple[str, str, dict[str, str], str]
 
 
+# Shown from the start, so that a rate over the first restart is not lost.
+_NO_RESTARTS = dict.fromkeys(("exit", "signal", "killed"), 0)
+
+
 def gauge(definition: Definition, values: Mapping[Labels, float]) -> Metric:
     """A family whose numbers are known at once, by label values in the definition's order."""
     metric = Metric(definition.family, definition.help, definition.kind)
@@ -65,7 +69,7 @@ def from_status(status: Mapping[str, Any]) -> list[Metric]:
             {
                 (process, reason): count
                 for process, slot in named.items()
-                for reason, count in (slot.get("restart_reasons") or {}).items()
+                for reason, count in {**_NO_RESTARTS, **(slot.get("restart_reasons") or {})}.items()
             },
         ),
         gauge(QUARANTINED, {(name,): float(bool(slot.get("quarantined"))) for name, slot in pools.items()}),
@@ -142,7 +146,7 @@ def render(families: Iterable[Metric], labels: Mapping[str, str], accept: str = 
         if known is not family:
             known.samples = [*known.samples, *family.samples]
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Families([family for family in merged.values() if family.samples]))
+    registry.register(_Families(merged.values()))
     encode, content_type = choose_encoder(accept)
     return encode(registry), content_type
 

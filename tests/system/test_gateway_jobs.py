@@ -1,0 +1,277 @@
+"""Jobs over HTTP, on both engines: enqueue, look up, wait, list, cancel, retry."""
+
+from __future__ import annotations
+
+import base64
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.gateway import Api
+
+NOBODY = "01900000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture(scope="module", params=["mysql", "sqlite"])
+def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One node for all of this module's tests, on each engine."""
+    folder = tmp_path_factory.mktemp("gw")
+    url = f"sqlite:///{folder}/store.db"
+    server = name = None
+    if request.param == "mysql":
+        server = request.getfixturevalue("mysql_server")
+        name = server.new_database()
+        url = server.url(name)
+    with Api(folder / "node", url) as api:
+        yield api
+    if server is not None:
+        server.drop_database(name)
+
+
+def test_a_job_goes_all_the_way(api: Api) -> None:
+    """POST answers 201 with the job and its place, and a wait answers with its end and its attempts."""
+    answer = api.post("/jobs", {"handler": "add", "vars": {"a": 2, "b": 3}, "meta": {"tenant": "x"}})
+    assert answer.status_code == 201
+    made = answer.json()
+    assert answer.headers["location"] == f"/jobs/{made['id']}"
+    assert made["status"] == "new"
+    assert made["vars"] == {"a": 2, "b": 3}
+    done = api.ended(made["id"])
+    assert (done["status"], done["reason"], done["success"], done["payload"]) == ("completed", "ok", True, 5)
+    assert done["meta"] == {"tenant": "x"}
+    assert [one["attempt"] for one in done["attempts"]] == [1]
+    times = [done[f"{name}_at"] for name in ("created", "claimed", "started", "finished", "ingested")]
+    assert times == sorted(times)
+    assert all(len(time) == len("2026-01-31T12:00:00.000000Z") for time in times)
+
+
+def test_payloads(api: Api) -> None:
+    """Bytes are bytes and JSON is JSON, as an attachment that no browser runs; none is 404."""
+    job = api.enqueue("faces", {"face": "payload"})
+    assert base64.b64decode(api.ended(job)["payload_base64"]) == b"\x00\xff\xfe bytes"
+    answer = api.get(f"/jobs/{job}/payload")
+    assert answer.content == b"\x00\xff\xfe bytes"
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert "sandbox" in answer.headers["content-security-policy"]
+    other = api.enqueue("add", {"a": 1})
+    api.ended(other)
+    assert api.get(f"/jobs/{other}/payload").json() == 2
+    waiting = api.enqueue("noop", delay="1h")
+    assert api.get(f"/jobs/{waiting}/payload").status_code == 404
+
+
+def test_when_a_job_is_due(api: Api) -> None:
+    """`delay` and `run_at` make a scheduled job; a time without an offset is refused."""
+    document = api.post("/jobs", {"handler": "noop", "run_at": "2030-01-31T12:00:00+01:00"}).json()
+    assert (document["status"], document["run_at"]) == ("scheduled", "2030-01-31T11:00:00.000000Z")
+    assert api.post("/jobs", {"handler": "noop", "delay": 3600}).json()["status"] == "scheduled"
+    refused = api.post("/jobs", {"handler": "noop", "run_at": "2030-01-31T12:00:00"})
+    assert refused.status_code == 422
+    assert "offset" in refused.json()["detail"]
+
+
+def test_unique_key(api: Api) -> None:
+    """A second job with a live job's key is that job, with 200."""
+    first = api.post("/jobs", {"handler": "noop", "delay": "1h", "unique_key": "only"})
+    second = api.post("/jobs", {"handler": "noop", "unique_key": "only"})
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert first.json()["id"] == second.json()["id"]
+    assert api.post(f"/jobs/{first.json()['id']}/cancel").status_code == 200
+    assert api.post("/jobs", {"handler": "noop", "delay": "1h", "unique_key": "only"}).status_code == 201
+
+
+def test_idempotency_key(api: Api) -> None:
+    """A repeat of a POST with its Idempotency-Key is the same job, with 200, also when it has ended."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    first = api.post("/jobs", {"handler": "add", "vars": {"a": 1}}, headers=key)
+    api.ended(first.json()["id"])
+    again = api.post("/jobs", {"handler": "add", "vars": {"a": 1}}, headers=key)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert again.json()["id"] == first.json()["id"]
+    assert len(again.json()["attempts"]) == 1
+    other = api.post("/jobs", {"handler": "noop"}, headers=key)
+    assert other.json()["id"] != first.json()["id"]
+
+
+def test_what_is_refused(api: Api) -> None:
+    """Unknown handlers, vars that do not fit and documents that are none say what was expected."""
+    for document, expected in (
+        ({"handler": "nope"}, "nope"),
+        ({"handler": "add", "vars": {"a": "one"}}, "a"),
+        ({"handler": "add", "vars": {"a": 1, "c": 2}}, "c"),
+        ({"handler": "noop", "priority": 2**31}, "priority"),
+        ({"handler": "noop", "delay": "soon"}, "delay"),
+        ({"handler": "noop", "delay": 1, "run_at": "2030-01-01T00:00:00Z"}, "delay"),
+        ({"handler": "noop", "unique_key": "~cooler"}, "unique_key"),
+        ({"handler": "noop", "max_attempts": 0}, "max_attempts"),
+        ({"handler": "noop", "prioritaet": 1}, "prioritaet"),
+        ({}, "handler"),
+    ):
+        answer = api.post("/jobs", document)
+        assert answer.status_code == 422, document
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert expected in answer.json()["detail"], answer.text
+
+
+def test_max_waiting(api: Api) -> None:
+    """Above `max_waiting` a job is refused with 429 and Retry-After."""
+    api.post("/handlers/limited/pause", {"reason": "test"})
+    for _ in range(2):
+        api.enqueue("limited", delay="1h")
+    answer = api.post("/jobs", {"handler": "limited"})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) > 0
+
+
+def test_bulk(api: Api) -> None:
+    """Many jobs at once are made in order, all or none."""
+    answer = api.post("/jobs/bulk", {"jobs": [{"handler": "add", "vars": {"a": n}} for n in range(300)]})
+    assert answer.status_code == 201
+    items = answer.json()["items"]
+    assert len(items) == 300
+    assert all(item["created"] for item in items)
+    assert [api.ended(item["id"])["payload"] for item in items[:3]] == [1, 2, 3]
+    before = len(api.get("/jobs?limit=500&handler=noop").json()["jobs"])
+    refused = api.post("/jobs/bulk", {"jobs": [{"handler": "noop"}, {"handler": "nope"}]})
+    assert refused.status_code == 422
+    assert len(api.get("/jobs?limit=500&handler=noop").json()["jobs"]) == before
+    assert api.post("/jobs/bulk", {"jobs": []}).json() == {"items": []}
+    assert api.get("/jobs/bulk").status_code == 405
+
+
+def test_lists_and_pages(api: Api) -> None:
+    """A list is newest first, filtered, and its cursor leads through all of it once."""
+    made = [api.enqueue("noop", delay=f"{n + 10}h") for n in range(7)]
+    wanted = "/jobs?handler=noop&status=scheduled&limit=3"
+    seen: list[str] = []
+    answer = api.get(wanted).json()
+    while True:
+        assert all("attempts" not in job and "payload" not in job for job in answer["jobs"])
+        seen += [job["id"] for job in answer["jobs"]]
+        if answer["next"] is None:
+            break
+        answer = api.get(f"{wanted}&after={answer['next']}").json()
+    assert len(seen) == len(set(seen))
+    assert [job for job in seen if job in made] == made[::-1]
+    for query in ("limit=0", "limit=501", "limit=x", "status=nope", "since=yesterday", "after=x", "handler="):
+        assert api.get(f"/jobs?{query}").status_code == 422, query
+
+
+def test_cancel(api: Api, tmp_path: Path) -> None:
+    """A waiting job is cancelled at once, a running one is asked, an ended one is a conflict."""
+    waiting = api.enqueue("noop", delay="1h")
+    answer = api.post(f"/jobs/{waiting}/cancel")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+    assert api.post(f"/jobs/{waiting}/cancel").status_code == 409
+    running = api.enqueue("file", {"path": str(tmp_path / "never")})
+    eventually(lambda: api.get(f"/jobs/{running}").json()["status"] == "inprogress")
+    assert api.post(f"/jobs/{running}/cancel").status_code == 202
+    assert api.ended(running)["status"] == "cancelled"
+
+
+def test_retry(api: Api) -> None:
+    """An ended job runs again as a further attempt; a live one does not."""
+    failed = api.enqueue("faces", {"face": "failure"})
+    assert api.ended(failed)["status"] == "failure"
+    answer = api.post(f"/jobs/{failed}/retry")
+    assert (answer.status_code, answer.json()["attempt"]) == (201, 2)
+    assert [one["status"] for one in api.ended(failed)["attempts"]] == ["retry", "failure"]
+    live = api.enqueue("noop", delay="1h")
+    assert api.post(f"/jobs/{live}/retry").status_code in (201, 409)  # a scheduled job may be made due
+
+
+@pytest.mark.parametrize("ident", ["x", "0", "%00", "%F0%9F%92%A9", "a" * 500, "..%2f..%2fetc", NOBODY])
+def test_what_is_no_job(api: Api, ident: str) -> None:
+    """An id that is none, or that nobody has, is 404 everywhere."""
+    for answer in (
+        api.get(f"/jobs/{ident}"),
+        api.get(f"/jobs/{ident}?wait=1s"),
+        api.get(f"/jobs/{ident}/payload"),
+        api.post(f"/jobs/{ident}/cancel"),
+        api.post(f"/jobs/{ident}/retry"),
+        api.get(f"/requests/{ident}"),
+        api.post(f"/requests/{ident}/cancel"),
+        api.get(f"/ui/jobs/{ident}"),
+        api.get(f"/ui/requests/{ident}"),
+    ):
+        assert answer.status_code == 404, answer.url
+
+
+def test_requests(api: Api) -> None:
+    """A request runs its jobs, is waited for, listed, and cancelled."""
+    answer = api.post("/requests", {"workflow": "pair", "params": {"user": 1}})
+    assert answer.status_code == 201
+    ident = answer.json()["id"]
+    assert answer.headers["location"] == f"/requests/{ident}"
+    done = api.get(f"/requests/{ident}?wait=30s").json()
+    assert (done["status"], done["params"]) == ("completed", {"user": 1})
+    assert [job["name"] for job in done["jobs"]] == ["first", "second"]
+    held = api.post("/requests", {"workflow": "held"}).json()["id"]
+    eventually(lambda: api.get(f"/requests/{held}").json()["jobs"])
+    listed = api.get("/requests?workflow=held&limit=1").json()
+    assert [one["id"] for one in listed["requests"]] == [held]
+    assert "jobs" not in listed["requests"][0]
+    assert api.post(f"/requests/{held}/cancel").status_code in (200, 202)
+    assert api.get(f"/requests/{held}?wait=30s").json()["status"] == "cancelled"
+    assert api.post(f"/requests/{held}/cancel").status_code == 409
+    assert api.post("/requests", {"workflow": "nope"}).status_code == 422
+    assert api.post("/requests", {"workflow": "pair", "params": []}).status_code == 422
+
+
+def test_handlers(api: Api) -> None:
+    """A paused handler says who paused it and why, and its jobs wait until it is resumed."""
+    paused = api.post("/handlers/add/pause", {"reason": "mending"})
+    assert paused.status_code == 200
+    assert paused.json()["pause_reason"] == "mending"
+    assert paused.json()["paused_by"].startswith("http")
+    job = api.enqueue("add", {"a": 1})
+    assert api.get(f"/jobs/{job}?wait=600ms").json()["status"] == "new"
+    assert api.post("/handlers/add/resume").json()["paused_at"] is None
+    assert api.ended(job)["status"] == "completed"
+    names = [one["name"] for one in api.get("/handlers").json()["handlers"]]
+    assert {"add", "noop", "faces"} <= set(names)
+    assert api.post("/handlers/nope/pause").status_code == 422
+
+
+def test_nodes_and_schedules(api: Api) -> None:
+    """Nodes say whether they live; schedules are paused, resumed and run by hand."""
+    node = api.get("/nodes").json()["nodes"][0]
+    assert (node["name"], node["state"]) == ("alpha", "up")
+    names = {one["name"]: one for one in api.get("/schedules").json()["schedules"]}
+    assert {"cool", "tick"} <= names.keys()
+    assert api.post("/schedules/tick/pause").json()["paused_by"].startswith("http")
+    assert api.post("/schedules/tick/resume").json()["paused_at"] is None
+    made = api.post("/schedules/tick/run")
+    assert made.status_code == 201
+    assert api.ended(made.json()["id"])["handler"] == "tick"
+    assert api.post("/schedules/nope/run").status_code == 404
+
+
+def test_pages(api: Api) -> None:
+    """Every page is shown on both engines, with a policy that runs nothing of what handlers said."""
+    markup = "<script>alert(1)</script>"
+    job = api.enqueue("faces", {"face": "failure", "x": markup}, meta={"m": markup})
+    api.ended(job)
+    request = api.post("/requests", {"workflow": "pair", "params": {"m": markup}}).json()["id"]
+    pages = [
+        "/", "/ui/jobs", "/ui/jobs?handler=noop&status=scheduled", "/ui/jobs?since=2020-01-01T00%3A00",
+        f"/ui/jobs/{job}", "/ui/requests", "/ui/requests?workflow=pair&status=completed",
+        f"/ui/requests/{request}",
+        "/ui/handlers", "/ui/schedules", "/login",
+    ]  # fmt: skip
+    for path in pages:
+        answer = api.get(path)
+        assert answer.status_code == 200, (path, answer.text[-2000:])
+        assert answer.headers["content-type"].startswith("text/html")
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert markup not in answer.text
+        assert 'style="' not in answer.text
+    for path, status in (("/ui/jobs?status=x", 422), ("/ui/jobs?after=x", 422), ("/ui/nothing", 404)):
+        assert api.get(path).status_code == status
