@@ -70,7 +70,10 @@ class Dispatcher(Service):
         node = _record(ctx)
         formers = read_formers(ctx.paths.incarnations, ctx.incarnation)
         store = open_store(
-            config.store, state_dir=config.node.state_dir, timeout=store_timeout(ctx.watchdog, lease)
+            config.store,
+            state_dir=config.node.state_dir,
+            timeout=store_timeout(ctx.watchdog, lease),
+            spare=True,
         )
         self._log = get_logger("dispatcher")
         self._draining = False

@@ -35,7 +35,7 @@ class Ingester(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config, paths = ctx.config, ctx.paths
         self._store = open_store(
-            config.store, state_dir=paths.state, timeout=min(STORE_TIMEOUT, ctx.watchdog * 0.4)
+            config.store, state_dir=paths.state, timeout=min(STORE_TIMEOUT, ctx.watchdog * 0.4), spare=True
         )
         self._tally = Tally()
         self._spool = Spool(paths.spool, config.ingester.spool)
@@ -69,6 +69,7 @@ class Ingester(Service):
         )
         self._peers = Peers(self.loop, paths.ingester)
         self._end_by: float | None = None
+        self._counting = False  # a write of the counts is due
         self._rate = _Rate()
 
     def start(self) -> None:
@@ -81,7 +82,6 @@ class Ingester(Service):
         self._peers.on_seen = self._notes.seen
         self._peers.on_barrier = self._on_barrier
         self._flow.start()
-        self._count()
 
     # -- what comes in
 
@@ -104,6 +104,9 @@ class Ingester(Service):
         if self._backlog.roomy:
             self._peers.pause(False)
         self._peers.announce(self._writer.max_payload)
+        if not self._counting:
+            self._counting = True
+            self.loop.call_later(WRITE_EVERY, self._count)
         if self._end_by is not None:
             self.become("draining", self._flow.trouble)
         elif self._flow.trouble:
@@ -112,8 +115,8 @@ class Ingester(Service):
             self.become("up")
 
     def _count(self) -> None:
+        self._counting = False
         self._tally.write(self._spool.bytes, self._store.stats.errors)
-        self.loop.call_later(WRITE_EVERY, self._count)
 
     def info(self) -> dict[str, Any]:
         spool = self._spool

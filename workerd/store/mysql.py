@@ -15,7 +15,7 @@ from pymysql.converters import escape_bool
 
 from workerd import clock
 from workerd.errors import StoreAway, StoreError, StoreRefused
-from workerd.store import migrations
+from workerd.store import driver, migrations
 from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
 from workerd.store.literals import literal
 from workerd.store.url import MySQLAddress
@@ -160,6 +160,16 @@ class _UnixLink(pymysql.Connection):
 
 
 def _open(address: MySQLAddress, password: str, timeout: float) -> pymysql.Connection[Any]:
+    try:
+        return _connected(address, password, timeout)
+    except RuntimeError:
+        # What the driver raises where it needs RSA and has none.
+        if not driver.with_rsa():
+            raise
+    return _connected(address, password, timeout)
+
+
+def _connected(address: MySQLAddress, password: str, timeout: float) -> pymysql.Connection[Any]:
     tls = address.tls
     link = (pymysql.Connection if address.unix_socket is None else _UnixLink)(
         user=address.user,
