@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import gc
-import os
-from collections.abc import Callable
 
 from workerd import dispatcher, gateway, ingester, log, metrics, pool
-from workerd.config.model import Config
 from workerd.process.cgroup import Delegation
 from workerd.process.systemd import ServiceManager
 from workerd.supervisor import Supervisor
+from workerd.supervisor.reading import Reader
 from workerd.supervisor.tree import Mains
 
 # Starting order: who receives is there before who sends.
@@ -20,14 +18,13 @@ MAINS = Mains(
 )
 
 
-def run(config: Config, load: Callable[[], Config]) -> int:
+def run(reader: Reader) -> int:
     """Run the node in the foreground until it is told to stop; returns the exit status.
 
-    `load` reads the configuration again at reload. Raises BootError.
+    Raises ConfigError, BootError.
     """
-    log.configure(config.log)
-    for name in [name for name in os.environ if name.startswith("WORKERD_")]:
-        del os.environ[name]  # they may hold a password, and pools inherit the environment
+    first = reader.read()
+    log.configure(first.config.log)
     delegation = Delegation.find()
     if delegation is not None:
         delegation.prepare()
@@ -35,4 +32,4 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     # What was imported so far is shared by all processes; a collector that touched it would copy it.
     gc.collect()
     gc.freeze()
-    return Supervisor(config, MAINS, load, ServiceManager.take().notify).run()
+    return Supervisor(first, MAINS, reader.read, ServiceManager.take().notify).run()

@@ -16,6 +16,7 @@ from workerd.process.context import RoleContext
 from workerd.process.service import Service
 from workerd.supervisor import Supervisor
 from workerd.supervisor.boot import BootError
+from workerd.supervisor.reading import reading
 from workerd.supervisor.slot import CRASH_LOOP
 from workerd.supervisor.tree import Mains
 
@@ -62,7 +63,7 @@ def main(folder: Path) -> int:
     log.configure(config.log)
     mains = Mains(roles={"ingester": role, "dispatcher": role}, pool=pool)
     try:
-        return Supervisor(config, mains, load).run()
+        return Supervisor(reading(config), mains, lambda: reading(load())).run()
     except BootError as error:
         print(error, file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@ class Daemon:
     """`workerd run` with what a test needs around it.
 
     `config` is TOML text; node folders, store and a closed gateway are put in front of it unless given.
-    `entry`: the module that is run, and its first words.
+    `entry`: the module that is run, and its first words. `env`: variables of its own.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class Daemon:
         name: str = "",
         gateway: str = "",
         entry: tuple[str, ...] = ("workerd",),
+        env: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.url = url
@@ -43,6 +44,7 @@ class Daemon:
         self.name = name or folder.name
         self.gateway = gateway
         self.entry = entry
+        self.env = env or {}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "workerd.toml"
         self.write(config)
@@ -64,7 +66,7 @@ class Daemon:
         """Start it without waiting."""
         log = (self.folder / "log").open("ab")
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
-        env["PYTHONPATH"] = str(ROOT)
+        env.update(self.env, PYTHONPATH=str(ROOT))
         self.process = subprocess.Popen(
             [sys.executable, "-m", *self.entry, "run", "-c", str(self.path)],
             stdin=subprocess.DEVNULL,
@@ -120,7 +122,7 @@ class Daemon:
     def cli(self, *words: str, check: bool = True, within: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a command of workerd on this configuration."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
-        env["PYTHONPATH"] = str(ROOT)
+        env.update(self.env, PYTHONPATH=str(ROOT))
         done = subprocess.run(
             [sys.executable, "-m", "workerd", *words, "-c", str(self.path)],
             capture_output=True,

@@ -8,7 +8,6 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,6 +18,9 @@ from workerd.process.context import Paths
 
 HANDOVER = 10.0
 """Seconds that a detached daemon may take to say its process id."""
+
+
+_DAEMON = "import sys; from workerd.cli.background import detached; sys.exit(detached())"
 
 
 class Running:
@@ -97,8 +99,11 @@ def _ended(pidfd: int) -> bool:
     return bool(select.select([pidfd], [], [], 0)[0])
 
 
-def spawn(config: Config, log_file: Path, serve: Callable[[], None]) -> Detached:
-    """Run `serve` in a process without terminal or parent, its output in `log_file`. Raises Failed."""
+def spawn(config: Config, log_file: Path, path: Path | None) -> Detached:
+    """Be the daemon in a process without terminal or parent, its output in `log_file`. Raises Failed.
+
+    `path` is what `-c` names.
+    """
     try:
         config.node.state_dir.mkdir(parents=True, exist_ok=True)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
@@ -113,7 +118,7 @@ def spawn(config: Config, log_file: Path, serve: Callable[[], None]) -> Detached
     pid = os.fork()
     if pid == 0:
         os.close(reader)
-        _detach(log, writer, serve)
+        _detach(log, writer, [str(log_file), *([str(path)] if path else [])])
     os.close(writer)
     os.close(log)
     os.waitpid(pid, 0)
@@ -140,11 +145,10 @@ def _announced(reader: int) -> int:
     return int(text)
 
 
-def _detach(log: int, writer: int, serve: Callable[[], None]) -> NoReturn:
-    """In the first child: become a daemon, say the pid, serve."""
+def _detach(log: int, writer: int, arguments: list[str]) -> NoReturn:
+    """In the first child: become a daemon, say the pid, begin anew."""
     from daemon import DaemonContext
 
-    status = 1
     try:
         with DaemonContext(
             # A relative path in the configuration must go on to name the same file.
@@ -159,14 +163,19 @@ def _detach(log: int, writer: int, serve: Callable[[], None]) -> NoReturn:
         ):
             os.write(writer, str(os.getpid()).encode())
             os.close(writer)
-            status = _served(serve)
+            # This process has read the store's credentials, which no pool may inherit.
+            os.execv(sys.executable, [sys.executable, "-P", "-c", _DAEMON, *arguments])
     finally:
-        os._exit(status)
+        os._exit(1)
 
 
-def _served(serve: Callable[[], None]) -> int:
+def detached() -> int:
+    """Be the daemon that `start` put into the background; returns its exit status."""
+    from workerd.cli.daemon import serve
+
+    log_file, *path = map(Path, sys.argv[1:])
     try:
-        serve()
+        serve(path[0] if path else None, log_file)
     except Ended as ended:
         return ended.status
     except WorkerdError as error:

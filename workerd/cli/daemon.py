@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from pathlib import Path
@@ -30,20 +29,18 @@ def run(c: ConfigPath = None) -> None:
 
 def serve(path: Path | None, log_file: Path | None = None) -> None:
     """Be the daemon; leaves with its exit status. `log_file`: what standard error was opened on."""
-    environ = dict(os.environ)
-    config = configuration(path)
-    if path is not None:
-        path = path.absolute()
-    # Imported before the first fork, and only here: these are all the roles.
     from workerd import log
-    from workerd.config import load
+    from workerd.supervisor.reading import Reader
+
+    reader = Reader(path)  # before anything that is imported can look at the environment
+    # Imported before the first fork, and only here: these are all the roles.
     from workerd.daemon import run as run_daemon
 
     if log_file is not None:
         log.follow(log_file)
     # Sent by logrotate; where the log is no file of ours there is nothing to do, and nothing must die of it.
     signal.signal(signal.SIGUSR1, lambda signum, frame: _reopened())
-    raise Ended(run_daemon(config, lambda: load(path, environ)))
+    raise Ended(run_daemon(reader))
 
 
 def _reopened() -> None:
@@ -67,7 +64,7 @@ def start(c: ConfigPath = None) -> None:
 
 def _start(config: Config, path: Path | None) -> None:
     log_file = config.node.state_dir / "workerd.log"
-    child = spawn(config, log_file, lambda: serve(path, log_file))
+    child = spawn(config, log_file, path)
     end = time.monotonic() + START_LIMIT
     while time.monotonic() < end:
         state = _state(config)

@@ -8,13 +8,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import setproctitle
 
 import workerd
 from workerd import log
 from workerd.clock import now_us, to_rfc3339
-from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.job import id_text
 from workerd.process.child import become_subreaper
@@ -23,14 +21,13 @@ from workerd.process.control import ControlServer, Reply
 from workerd.process.loop import Loop
 from workerd.supervisor import boot
 from workerd.supervisor.files import RuntimeFiles
+from workerd.supervisor.reading import Read, Reading, unseal
 from workerd.supervisor.reloading import FIXED, Plan, Reload, differs, plan
 from workerd.supervisor.stopping import Shutdown
 from workerd.supervisor.telling import Telling
 from workerd.supervisor.tree import Mains, Tree
 
 __all__ = ["Supervisor"]
-
-Load = Callable[[], Config]
 
 
 class Supervisor:
@@ -40,20 +37,19 @@ class Supervisor:
     2. forks the roles and pools, and restarts whoever dies or is silent;
     3. answers `workerd status`, reloads, drains and ends.
 
-    `load` reads the configuration again at reload. `notify` gets the lines for the service manager.
+    `read` reads the configuration again at reload. `notify` gets the lines for the service manager.
     """
 
     def __init__(
-        self, config: Config, mains: Mains, load: Load, notify: Callable[[str], None] = lambda line: None
+        self, first: Reading, mains: Mains, read: Read, notify: Callable[[str], None] = lambda line: None
     ) -> None:
-        self._store = boot.seal(config.store)
-        self._store_section = hash(msgspec.json.encode(config.store))
-        self._config = boot.without_store(config)
+        self._reading = first
+        self._config = first.config
         self._mains = mains
-        self._load = load
+        self._read = read
         self._notify = notify
         self._telling = Telling(notify)
-        self._paths = Paths(config.node)
+        self._paths = Paths(first.config.node)
         self._loop = Loop()
         self._status = 0
         self._ready = False
@@ -80,9 +76,9 @@ class Supervisor:
             self._config,
             self._mains,
             self._incarnation,
-            sealed=self._store,
+            sealed=self._reading.sealed,
             lock=self._lock,
-            unseal=boot.unseal,
+            unseal=unseal,
             on_state=self._look,
             on_fatal=self._fatal,
         )
@@ -184,13 +180,14 @@ class Supervisor:
             reply({"ok": False, "faults": ["workerd is stopping."]})
             return
         try:
-            new = self._load()
-            if differs(self._config, new, FIXED):
-                raise ConfigError(["node: a running daemon cannot change [node]; restart it instead."])
+            new = self._read()
         except ConfigError as error:
-            self._log.error("reload refused, the old configuration stays", error=str(error))
-            self._notify("READY=1")
-            reply({"ok": False, "faults": error.faults})
+            self._refuse(error, reply)
+            return
+        if differs(self._config, new.config, FIXED):
+            os.close(new.sealed)
+            why = "node: a running daemon cannot change [node]; restart it instead."
+            self._refuse(ConfigError([why]), reply)
             return
         what = self._take(new)
         self._log.info("reloading", changes=", ".join(what.names) or "nothing")
@@ -198,22 +195,25 @@ class Supervisor:
         self._reload.begin()
         reply({"ok": True, "changes": what.names})
 
-    def _take(self, new: Config) -> Plan:
-        section = hash(msgspec.json.encode(new.store))
+    def _refuse(self, error: ConfigError, reply: Reply) -> None:
+        self._log.error("reload refused, the old configuration stays", error=str(error))
+        self._notify("READY=1")
+        reply({"ok": False, "faults": error.faults})
+
+    def _take(self, new: Reading) -> Plan:
         stale = {name for name, slot in self._tree.pools.items() if slot.said.info.get("stale")}
         what = plan(
             self._config,
-            boot.without_store(new),
+            new.config,
             self._mains.roles,
-            store_changed=section != self._store_section,
+            store_changed=new.mark != self._reading.mark,
             stale=stale,
         )
-        if section != self._store_section:
-            os.close(self._store)
-            self._store = self._tree.sealed = boot.seal(new.store)
-            self._store_section = section
-        log.configure(new.log)
-        self._config = boot.without_store(new)
+        os.close(self._reading.sealed)
+        self._tree.sealed = new.sealed
+        self._reading = new
+        self._config = new.config
+        log.configure(new.config.log)
         return what
 
     def _reloaded(self) -> None:

@@ -1,4 +1,4 @@
-"""Before the first fork: folders, lock, incarnation, and the credentials that only store roles may read."""
+"""Before the first fork: folders, lock, incarnation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ import signal
 import time
 from pathlib import Path
 
-import msgspec
-
-from workerd.config.model import Config, Store
 from workerd.errors import WorkerdError
 from workerd.job import new_id
 from workerd.process.child import descendants_of
@@ -50,7 +47,7 @@ def make_folders(paths: Paths) -> None:
         (paths.spool, 0o700),
     ):
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode, parents=True, exist_ok=True)
             if path not in (paths.runtime, paths.state):
                 path.chmod(mode)  # the other two may have been made, with their rights, by somebody else
         except OSError as error:
@@ -158,25 +155,3 @@ def forget_numbers(paths: Paths) -> None:
     for path in paths.metrics.glob("*.db"):
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def seal(store: Store) -> int:
-    """A descriptor that holds the store's section; only store roles inherit it.
-
-    The supervisor, pools and workers keep a configuration without it (`without_store`).
-    """
-    fd = os.memfd_create("workerd-store", os.MFD_CLOEXEC)
-    os.write(fd, msgspec.json.encode(store))
-    return fd
-
-
-def unseal(fd: int, config: Config) -> Config:
-    """The configuration with the store's section, in a role that inherited the descriptor."""
-    store = msgspec.json.decode(os.pread(fd, 1 << 20, 0), type=Store)
-    os.close(fd)
-    return msgspec.structs.replace(config, store=store)
-
-
-def without_store(config: Config) -> Config:
-    """The configuration as processes without store credentials may hold it."""
-    return msgspec.structs.replace(config, store=Store(url=""))
