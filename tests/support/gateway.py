@@ -34,7 +34,10 @@ FLOWS = """
 [workflows.pair]
 jobs = [{ name = "first", handler = "noop" }, { name = "second", handler = "noop", needs = ["first"] }]
 [workflows.held]
-jobs = [{ name = "wait", handler = "file", vars = { path = "/nonexistent" } }, { name = "after", handler = "noop", needs = ["wait"] }]
+jobs = [
+  { name = "wait", handler = "file", vars = { path = "/nonexistent" } },
+  { name = "after", handler = "noop", needs = ["wait"] },
+]
 """
 CONFIG = f"{SOON}[pools.work]\nworkers = 2\n{WORK}{FLOWS}"
 

@@ -54,7 +54,7 @@ def test_which_tokens(api: Api) -> None:
     """Each token of the file is good, in either case of the scheme; nothing else is."""
     assert api.get("/jobs", headers=bearer("first")).status_code == 200
     assert api.get("/jobs", headers={"Authorization": "bearer second"}).status_code == 200
-    for wrong in ("", "firs", "firstt", "# for people", "First", "for people", "é"):
+    for wrong in ("firs", "firstt", "# for people", "First", "for people", "é"):
         headers = {"Authorization": f"Bearer {wrong}".encode()}
         assert api.http.get("/jobs", headers=headers).status_code == 401, wrong
     assert api.get("/jobs", headers={"Authorization": "Basic Zmlyc3Q="}).status_code == 401

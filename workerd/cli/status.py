@@ -22,7 +22,7 @@ def status(c: ConfigPath = None, json: AsJson = False) -> None:
         put_json(document)
     else:
         _show(document)
-    if not document.get("ready"):
+    if not document.get("ready") or _store_is_away(document):
         if not json:
             say(_why_not_ready(document))
         raise Ended(1)
@@ -51,10 +51,17 @@ def asked(config: Config) -> Document:
         ) from None
 
 
+def _store_is_away(document: Document) -> bool:
+    store = document.get("store")
+    return isinstance(store, dict) and store.get("state") not in (None, "up")
+
+
 def _why_not_ready(document: Document) -> str:
     state = document.get("state", "unknown")
     if state == "draining":
         return "workerd is stopping; it takes no more jobs."
+    if _store_is_away(document):
+        return "workerd is not ready: the store does not answer; jobs that run go on, no new ones are taken."
     troubles = [
         f"{name}: {part['trouble']}"
         for name, part in [*_named(document, "roles"), *_named(document, "pools")]
