@@ -146,7 +146,7 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"spawn": b"[1]"}, "spawned cannot be read"),
+        ({"spawn": b"[1]"}, "spawned: expected tables"),
         ({"extras": b"[1]"}, "extras: expected a JSON object"),
         ({"extras": b'{"x":"' + b"y" * moving.EXTRAS_LIMIT + b'"}'}, "hand on a reference"),
     ],

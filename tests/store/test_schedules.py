@@ -13,7 +13,7 @@ from workerd.clock import SECOND, to_text
 from workerd.config.model import Config, Handler, Pool, Schedule
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
-from workerd.outcome import Reason
+from workerd.outcome import Next, Reason
 from workerd.store import Store, chains, jobs, nodes, requests, schedules, views
 
 EVERY_MINUTE = Schedule(cron="* * * * *", timezone="Europe/Berlin")
@@ -281,6 +281,31 @@ def test_a_paused_chain_waits_for_resume(store: Store) -> None:
     assert len(s.claims(store, "beat")) == 1
 
 
+def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
+    """A run that was lost, and waits for its second attempt, is cancelled and not removed."""
+    upsert(store, beat=Schedule(cooler=0.0))
+    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
+    (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=Next(HOUR, 0, 0, 1))
+    assert live_rows(store, "beat") == 1
+    store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
+    assert live_rows(store, "beat") == 0
+    found = s.job(store, claim.id)
+    assert [(a.status, a.reason) for a in found.attempts] == [("retry", "lost"), ("cancelled", "cancelled")]
+
+
+def test_a_changed_cooler_holds_at_once(store: Store) -> None:
+    """The run that waits for the end of the old pause waits for the new one; with a cron it is gone."""
+    upsert(store, beat=Schedule(cooler=3600.0))
+    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
+    s.finish(store, "beat", again_us=HOUR)
+    assert upsert(store, beat=Schedule(cooler=60.0)) == ["beat"]
+    assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 60.0)) is True
+    row = listed(store)["beat"]
+    assert row.next_at == (row.last_end or 0) + 60 * SECOND
+    upsert(store, beat=EVERY_MINUTE)
+    assert live_rows(store, "beat") == 0
+
+
 # -- coolers of workflows ----------------------------------------------------------------------
 
 SYNC = s.workflow("sync", "a", "b<a", schedule=Schedule(cooler=3600.0))
@@ -315,6 +340,18 @@ def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
     assert (link.status, link.run_at) == (Status.SCHEDULED, (row.completed_at or 0) + HOUR)
     assert s.status(store, request_id) == "completed"
     assert start(store).begun == 0
+
+
+def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
+    """Its attempt would be claimed by nobody, and stand in the way of the next run."""
+    request_id = began(store)
+    store.run(lambda tx: schedules.pause(tx, "sync", "ann"))
+    s.finish(store, "a", Status.FAILURE, reason=Reason.ERROR)
+    assert live_rows(store, "sync") == 0
+    with pytest.raises(Conflict, match="workerd schedules run sync"):
+        store.run(lambda tx: jobs.retry(tx, request_id))
+    store.run(lambda tx: schedules.resume(tx, "sync"))
+    assert start(store).begun == 1
 
 
 @pytest.mark.parametrize(

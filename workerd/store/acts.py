@@ -112,11 +112,20 @@ def retry(tx: Tx, job_id: bytes) -> int:
         return job.attempt
     if job.status not in ENDED:
         raise Conflict(f"The job is live ({job.status}); cancel it first, or wait for its end.")
+    if job.unique_key == COOLER_KEY and _stands_for_a_request(tx, job_id):
+        raise Conflict(
+            f"The row stands for a run of the recurring workflow {job.handler!r}, whose next run is its"
+            f" retry; `workerd schedules run {job.handler}` begins it now."
+        )
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is not None:
         _reopen(tx, request, job_id)
     again(tx, job_id, job.attempt)
     return job.attempt + 1
+
+
+def _stands_for_a_request(tx: Tx, job_id: bytes) -> bool:
+    return tx.one("SELECT 1 FROM workerd_requests WHERE id = %s", (job_id,)) is not None
 
 
 def again(tx: Tx, job_id: bytes, attempt: int) -> None:

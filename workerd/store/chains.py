@@ -110,13 +110,28 @@ def last_run(tx: Tx, name: str) -> Last | None:
     return max(ends, key=lambda last: last.end, default=None)
 
 
-def remove_waiting(tx: Tx, name: str) -> bool:
+GONE = "its schedule was paused, or is configured no more"
+
+
+def remove_waiting(tx: Tx, name: str) -> None:
     """Take the waiting row away, of a schedule that was paused or is configured no more."""
     where, _ = live_key(tx)
-    return bool(
-        tx.execute(
-            f"DELETE FROM workerd_jobs WHERE {where} AND status IN ('scheduled','new')", (name, COOLER_KEY)
-        )
+    waits = f"{where} AND status IN ('scheduled','new')"
+    tx.execute(f"DELETE FROM workerd_jobs WHERE {waits} AND attempt = 1", (name, COOLER_KEY))
+    # What was lost or interrupted before has a history, and that needs its end.
+    now = values.at(tx.now)
+    tx.execute(
+        "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s, finished_at = %s,"
+        f" ingested_at = %s WHERE {waits}",
+        (GONE, now, now, name, COOLER_KEY),
+    )
+
+
+def forget_pause(tx: Tx, name: str) -> None:
+    """Take away the run that waits for the end of a pause which has changed; `ensure` inserts it anew."""
+    where, _ = live_key(tx)
+    tx.execute(
+        f"DELETE FROM workerd_jobs WHERE {where} AND status = 'scheduled' AND attempt = 1", (name, COOLER_KEY)
     )
 
 

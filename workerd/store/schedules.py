@@ -103,8 +103,8 @@ def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
 def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
     """Make the rows say what the configuration says; the names of those that were added or changed.
 
-    A schedule begins, also anew after a change, when it is written here: no earlier tick is missed. A
-    pause outlives it.
+    A schedule begins, also anew after a change, when it is written here: no earlier tick is missed, and a
+    run that waits for the end of a cooler waits for the new one. That it was paused outlives a change.
     """
     there = {row.name: row for row in map(_schedule, tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules"))}
     changed = []
@@ -123,6 +123,8 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
                 " WHERE name = %s",
                 (kind, expression, timezone, values.at(tx.now), name),
             )
+            if row.kind == "cooler":
+                chains.forget_pause(tx, name)
         else:
             continue
         changed.append(name)
