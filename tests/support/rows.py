@@ -67,19 +67,26 @@ class Rows:
         return job_id
 
     def insert_many(self, handler: str, vars: list[object]) -> list[bytes]:
-        """Many rows in few statements."""
+        """Many rows in few statements, again from the start if another transaction was in the way."""
         ids = [uuid.uuid4().bytes for _ in vars]
         rows = [(i, handler, json.dumps(v)) for i, v in zip(ids, vars, strict=True)]
+        while True:
+            try:
+                self._insert(rows)
+                return ids
+            except pymysql.OperationalError as error:
+                if error.args[0] not in (1205, 1213):
+                    raise
+
+    def _insert(self, rows: list[tuple[bytes, str, str]]) -> None:
         with self.connection() as connection:
             cursor = connection.cursor()
-            if self.sqlite:
-                cursor.execute("BEGIN IMMEDIATE")
+            cursor.execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
             mark = "?" if self.sqlite else "%s"
             cursor.executemany(
                 f"INSERT INTO workerd_jobs (id, handler, vars) VALUES ({mark}, {mark}, {mark})", rows
             )
             connection.commit()
-        return ids
 
     def attempts(self, job_id: bytes) -> list[dict[str, Any]]:
         """All rows of a job, oldest first."""

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -400,7 +400,7 @@ def test_deadlocks(world: World, server: DatabaseServer) -> None:
         meddler.start()
     try:
         for _ in range(5):
-            patiently(lambda: world.enqueue(100))
+            world.enqueue(100)
         eventually(lambda: world.rows.ended(*world.jobs), within=60, every=0.2, state=world.daemon.tail)
     finally:
         over.set()
@@ -409,14 +409,6 @@ def test_deadlocks(world: World, server: DatabaseServer) -> None:
     assert world.reasons() == {"ok": 500}
     assert world.ran_once()
     world.end()
-
-
-def patiently(insert: Callable[[], object]) -> None:
-    """Insert again until it is not this transaction that loses the deadlock."""
-    while True:
-        with contextlib.suppress(pymysql.OperationalError):
-            insert()
-            return
 
 
 def test_a_statement_that_hangs(world: World, server: DatabaseServer) -> None:
