@@ -219,7 +219,9 @@ def test_a_second_signal_skips_the_wait(tmp_path: Path) -> None:
     assert_settled(world.rows)
 
 
-@pytest.mark.parametrize("name", ["dispatcher", "ingester", "pool:waits"])
+@pytest.mark.parametrize(
+    "name", ["ingester", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dispatcher", "pool:waits"))]
+)
 def test_a_drain_survives_the_death_of(world: World, name: str) -> None:
     """Whoever dies in the middle of it: it comes to its end, and nothing is left."""
     process = world.daemon.process
@@ -238,7 +240,10 @@ def test_a_drain_survives_the_death_of(world: World, name: str) -> None:
 # -- standing still
 
 
-@pytest.mark.parametrize("name", ["dispatcher", "ingester", "pool:waits", "gateway"])
+@pytest.mark.parametrize(
+    "name",
+    ["dispatcher", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ingester", "pool:waits", "gateway"))],
+)
 def test_a_child_that_stands_still_is_replaced(tmp_path: Path, name: str) -> None:
     """No progress for as long as the watchdog allows: killed, restarted, back at work."""
     world = World(tmp_path)

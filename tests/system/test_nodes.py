@@ -105,6 +105,7 @@ def end_all(rows: Rows, *daemons: Daemon) -> None:
     assert rows.sql("SELECT name FROM workerd_nodes") == []
 
 
+@pytest.mark.slow
 def test_three_share_20_000_jobs_and_one_is_killed(node: Node, rows: Rows) -> None:
     """None is lost, no two nodes run one attempt, and each of them had its part."""
     daemons = [node(name).start() for name in ("n1", "n2", "n3")]
@@ -173,6 +174,7 @@ def busy(worker: dict[str, object]) -> bool:
     return bool(worker.get("job"))
 
 
+@pytest.mark.slow
 def test_what_waited_in_a_node_that_stood_still_is_not_begun_by_it(
     node: Node, rows: Rows, tmp_path: Path
 ) -> None:
@@ -208,7 +210,7 @@ def test_a_second_live_node_of_the_same_name_is_refused(node: Node, rows: Rows) 
     end_all(rows, first)
 
 
-@pytest.mark.parametrize("hours", [-5, 5])
+@pytest.mark.parametrize("hours", [pytest.param(-5, marks=pytest.mark.slow), 5])
 def test_a_clock_that_is_hours_off_does_not_matter(
     node: Node, rows: Rows, tmp_path: Path, hours: int
 ) -> None:
@@ -236,6 +238,7 @@ def test_a_clock_that_is_hours_off_does_not_matter(
     end_all(rows, even)
 
 
+@pytest.mark.slow
 def test_an_outage_longer_than_the_lease_makes_nobody_rescue_a_living_node(tmp_path: Path) -> None:
     """Both leases are over when the store is back; nobody takes that for a death."""
     server = DatabaseServer(DURABLE).start()
@@ -271,6 +274,7 @@ def away_for(daemon: Daemon, seconds: float) -> bool:
     return bool(store.get("state") == "away" and store["since"] > seconds)
 
 
+@pytest.mark.slow
 def test_a_drain_keeps_its_lease(node: Node, rows: Rows, tmp_path: Path) -> None:
     """A job that drains for longer than the lease is rescued by nobody."""
     draining = node("n1", CONFIG.replace('drain = "10s"', 'drain = "60s"')).start()

@@ -197,6 +197,7 @@ def test_killed_for_longer_than_the_lease(world: World, server: DatabaseServer) 
     world.end()
 
 
+@pytest.mark.slow
 def test_frozen_for_longer_than_the_lease(world: World, server: DatabaseServer) -> None:
     """A server that takes connections and answers nothing is away too."""
     waits = world.running("waits", world.folder / "go")
@@ -241,6 +242,7 @@ def plain(server: DatabaseServer) -> str:
     return f"mysql://plain:secret@127.0.0.1:{server.port}/{name}?unix_socket={server.socket}"
 
 
+@pytest.mark.slow
 def test_read_only(tmp_path: Path, server: DatabaseServer) -> None:
     """It answers every question and takes nothing: away, said once, and over by itself."""
     world = World(tmp_path, plain(server))
@@ -260,6 +262,7 @@ def test_read_only(tmp_path: Path, server: DatabaseServer) -> None:
         world.end()
 
 
+@pytest.mark.slow
 def test_too_many_connections(world: World, server: DatabaseServer) -> None:
     """Others have taken all of them: it waits until there is one for it."""
     waits = world.running("waits", world.folder / "go")
@@ -309,6 +312,7 @@ class Crowd:
         self._held.close()
 
 
+@pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
     """The table space is full: what ended waits in the spool until there is room again."""
     server = DatabaseServer(disk("24M")).start()
@@ -355,6 +359,7 @@ def fill(server: DatabaseServer, database: str, size: int) -> None:
 # -- in the way
 
 
+@pytest.mark.slow
 def test_locks_that_another_program_holds(world: World, server: DatabaseServer) -> None:
     """A forgotten transaction on rows that are to be closed: what ended waits in the spool."""
     waits = world.running("waits", world.folder / "go")
@@ -378,6 +383,7 @@ def lease_was_kept(world: World) -> bool:
     return "lease not renewed" not in world.daemon.logged()
 
 
+@pytest.mark.slow
 def test_deadlocks(world: World, server: DatabaseServer) -> None:
     """Another program that updates the same rows in the opposite order: whole transactions are run again."""
     over = threading.Event()
@@ -411,6 +417,7 @@ def test_deadlocks(world: World, server: DatabaseServer) -> None:
     world.end()
 
 
+@pytest.mark.slow
 def test_a_statement_that_hangs(world: World, server: DatabaseServer) -> None:
     """A table lock that nobody gives back: the statement ends by its limit, no role is killed for it."""
     database = urlsplit(world.url).path[1:]

@@ -91,6 +91,7 @@ def test_the_dispatcher_between_commit_and_hand_over(make: Make) -> None:
     world.end()
 
 
+@pytest.mark.slow
 def test_the_dispatcher_right_after_hand_over(make: Make) -> None:
     """Whether the frames had left or not: no job is lost, and none that had finished runs again."""
     world = make("workerd.dispatcher.claims:Claimer._hand_over", "after")
@@ -115,6 +116,7 @@ def test_the_ingester_between_commit_and_acknowledgement(make: Make) -> None:
     world.end()
 
 
+@pytest.mark.slow
 def test_the_ingester_before_its_commit(make: Make) -> None:
     """What was not committed is sent again by the pool that still has it."""
     world = make("workerd.ingester.writer:Writer._closed", "before")
@@ -127,6 +129,7 @@ def test_the_ingester_before_its_commit(make: Make) -> None:
     world.end()
 
 
+@pytest.mark.slow
 def test_the_ingester_with_a_barrier_before_it(make: Make) -> None:
     """The barrier is asked for again, and the settlement that waits for it comes to its end."""
     world = make("workerd.ingester.service:Ingester._on_barrier", "before")
@@ -141,6 +144,7 @@ def test_the_ingester_with_a_barrier_before_it(make: Make) -> None:
     world.end()
 
 
+@pytest.mark.slow
 def test_the_dispatcher_in_the_middle_of_a_settlement(make: Make) -> None:
     """Its successor begins anew and ends the same claims."""
     world = make("workerd.dispatcher.settlement:Settlement.work", "before")
