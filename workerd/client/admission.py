@@ -32,6 +32,16 @@ def admit(tx: Tx, specs: Sequence[Checked], config: Config, *, look: bool = True
     return insert(tx, specs)
 
 
+def refusal(spec: Checked, known: Mapping[str, bytes | None], config: Config) -> Exception | None:
+    """Why this job alone may not be enqueued, None if it may; `max_waiting` is not looked at."""
+    try:
+        check_handlers([spec.handler], known, config)
+        _check_vars(spec, known.get(spec.handler))
+    except (HandlerNotFound, ValueError) as error:
+        return error
+    return None
+
+
 def insert(tx: Tx, specs: Sequence[Checked]) -> list[Enqueued]:
     """Insert all jobs, unasked."""
     new = [

@@ -11,13 +11,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from workerd.client.admission import admit
-from workerd.client.model import Enqueued
 from workerd.client.spec import Checked, check
 from workerd.gateway import documents
 from workerd.gateway.documents import MOST_JOBS, NewJob, NewJobs, Nothing
 from workerd.gateway.problems import Problem
 from workerd.gateway.state import Gateway, state
-from workerd.job import ENDED, parse_id
+from workerd.job import ENDED
 from workerd.store import Tx, acts, queries, views
 
 KEY_SPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
@@ -58,12 +57,7 @@ async def enqueue(request: Request) -> Response:
     gateway = state(request)
     new = await documents.body(request, NewJob)
     checked = _checked(gateway, new, _id_of_key(request, new.handler))
-
-    def work(tx: Tx) -> tuple[Enqueued, dict[str, Any]]:
-        done = admit(tx, [checked], gateway.config)[0]
-        return done, views.job(queries.get(tx, parse_id(done.id)))
-
-    done, document = await gateway.backend.run(work)
+    done, document = await gateway.gathering.enqueue(checked)
     gateway.backend.wake()
     result = answer(document, 201 if done.created else 200)
     result.headers["Location"] = f"/jobs/{done.id}"

@@ -23,6 +23,7 @@ from workerd.gateway.app import application
 from workerd.gateway.backend import TIMEOUT, Backend
 from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events, Parts
+from workerd.gateway.gathering import Gathering
 from workerd.gateway.guard import Tokens
 from workerd.gateway.history import History
 from workerd.gateway.state import Gateway as State
@@ -141,6 +142,7 @@ class Gateway(Service):
             tokens=Tokens(self._config.gateway.token_file),
             jobs=Waiting(self._backend, queries.ended_of),
             requests=Waiting(self._backend, requests.ended_of),
+            gathering=Gathering(self._backend, self._config),
             history=History(self._backend.paths.metrics),
             events=Events(self._parts),
         )
@@ -155,6 +157,7 @@ class Gateway(Service):
             access_log=False,
             log_config=None,
             server_header=False,
+            proxy_headers=False,
             limit_concurrency=CONNECTIONS,
             timeout_keep_alive=int(HEAD_TIME),
             timeout_graceful_shutdown=int(LAST_WORDS),

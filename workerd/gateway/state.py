@@ -9,6 +9,7 @@ from starlette.requests import Request
 from workerd.config.model import Config
 from workerd.gateway.backend import Backend
 from workerd.gateway.events import Events
+from workerd.gateway.gathering import Gathering
 from workerd.gateway.guard import Tokens
 from workerd.gateway.history import History
 from workerd.gateway.waiting import Waiting
@@ -23,6 +24,7 @@ class Gateway:
     tokens: Tokens
     jobs: Waiting
     requests: Waiting
+    gathering: Gathering
     history: History
     events: Events
 
