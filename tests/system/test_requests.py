@@ -283,3 +283,10 @@ def test_show_draws_the_graph(world: World) -> None:
     assert " ms" in failed
     assert graph[graph.index(failed) + 1].startswith("      the third shelf is very very")
     assert "not begun" in graph[-1]
+
+
+def test_show_says_why_a_request_does_not_begin(world: World) -> None:
+    """Nobody on this node knows its workflow; it can still be cancelled."""
+    asked = text(world.asking.ask("nobodys"))
+    assert "No workflow nobodys is configured" in world.daemon.cli("request", "show", asked).stderr
+    world.daemon.cli("request", "cancel", asked)

@@ -60,7 +60,7 @@ def submit(
         key = store.run(lambda tx: requests.submit(tx, workflow, params)).id
         wake(config)
         if wait is not None:
-            _wait(store, key, limit, json)
+            _wait(config, store, key, limit, json)
         elif json:
             put_json(store.read(lambda tx: document_of(tx, key)))
         else:
@@ -75,7 +75,7 @@ def _check_workflow(config: Config, name: str) -> None:
     raise UsageFault(f'There is no workflow "{name}"; {hint}')
 
 
-def _wait(store: Store, key: bytes, limit: float | None, json: bool) -> None:
+def _wait(config: Config, store: Store, key: bytes, limit: float | None, json: bool) -> None:
     from workerd.client.waiting import request_over, until
 
     shown = id_text(key)
@@ -89,7 +89,7 @@ def _wait(store: Store, key: bytes, limit: float | None, json: bool) -> None:
     except KeyboardInterrupt:
         say(f"The request {shown} goes on; `workerd request cancel {shown}` ends it.")
         raise
-    _show(store, key, json)
+    _show(config, store, key, json)
     if store.read(lambda tx: document_of(tx, key))["status"] != "completed":
         raise Ended(1)
 
@@ -97,11 +97,11 @@ def _wait(store: Store, key: bytes, limit: float | None, json: bool) -> None:
 def show(request_id: RequestId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a request and the graph of its jobs."""
     key = identity(request_id)
-    with opened(c) as (_, store):
-        _show(store, key, json)
+    with opened(c) as (config, store):
+        _show(config, store, key, json)
 
 
-def _show(store: Store, key: bytes, json: bool) -> None:
+def _show(config: Config, store: Store, key: bytes, json: bool) -> None:
     from workerd.store import requests
 
     if json:
@@ -109,6 +109,8 @@ def _show(store: Store, key: bytes, json: bool) -> None:
         return
     row, jobs = store.read(lambda tx: requests.get(tx, key))
     show_request(row, jobs)
+    if row.status == "queuing" and row.workflow not in config.workflows:
+        say(f"No workflow {line(row.workflow)} is configured here: only a node that has it can begin this.")
 
 
 def document_of(tx: Tx, key: bytes) -> dict[str, Any]:
