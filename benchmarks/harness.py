@@ -249,14 +249,13 @@ class Node:
 
         eventually(over, within=within, every=every, state=self.daemon.tail)
 
-    def drained(self, handler: str) -> tuple[int, float]:
-        """How many jobs of the handler were completed, and the seconds from first claim to last commit."""
-        row = self.rows.sql(
-            "SELECT COUNT(*) AS n, MIN(claimed_at) AS began, MAX(ingested_at) AS ended"
-            " FROM workerd_jobs WHERE handler = %s AND status = 'completed'",
-            handler,
-        )[0]
-        return int(row["n"]), (moment(row["ended"]) - moment(row["began"])).total_seconds()
+    def wait_for_left(self, handler: str, left: int, within: float = 600.0) -> None:
+        """Until at most so many jobs of the handler are `new`, and none runs if that is 0."""
+        sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = 'new' LIMIT 1 OFFSET %s"
+        eventually(lambda: not self.rows.sql(sql, handler, left), within=within, every=0.5)
+        if not left:
+            sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = 'inprogress' LIMIT 1"
+            eventually(lambda: not self.rows.sql(sql, handler), within=within, every=0.1)
 
     def forget(self) -> None:
         """Take all jobs out of the store."""

@@ -24,6 +24,7 @@ import psutil
 
 from benchmarks.harness import HANDLERS, Figure, Node, Server, config, main, parser, spread
 from tests.support.eventually import eventually
+from workerd.client import JobSpec
 
 KINDS = ("worker", "pool", "dispatcher", "ingester", "tree", "store")
 GOALS = {"worker": "20", "tree": "2,000", "store": "500"}
@@ -52,7 +53,7 @@ class Stream:
     def _feed(self) -> None:
         while not self._over.wait(0.02):
             with contextlib.suppress(Exception):  # the store is away: what was refused is not counted
-                self.node.rows.insert_many("short", [{"path": str(self.path)}] * 10)
+                self.node.client.enqueue_many([JobSpec(handler="short", vars={"path": str(self.path)})] * 10)
                 self.sent += 10
 
     def starts(self) -> list[float]:
