@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import logging
 import os
 import resource
 import socket
 from pathlib import Path
 from typing import Any
 
+import h11
 import setproctitle
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -26,6 +28,7 @@ from workerd.gateway.events import Events, Parts
 from workerd.gateway.gathering import Gathering
 from workerd.gateway.guard import Tokens
 from workerd.gateway.history import History
+from workerd.gateway.problems import Problem, response
 from workerd.gateway.state import Gateway as State
 from workerd.gateway.waiting import Waiting
 from workerd.process.context import RoleContext
@@ -71,6 +74,13 @@ class PatientProtocol(H11Protocol):
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
+    def send_400_response(self, msg: str) -> None:
+        answer = response(Problem(400, "This is no valid HTTP request.", {"Connection": "close"}))
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._take_timer is None:
@@ -105,6 +115,8 @@ class Gateway(Service):
         """Serve until the supervisor says stop."""
         _raise_descriptor_limit()
         gc.unfreeze()
+        # What a client sends wrong is the client's to know, and would fill the log at its will.
+        logging.getLogger("uvicorn").setLevel(logging.ERROR)
         asyncio.run(self._live())
         with contextlib.suppress(OSError):
             self.supervisor.flush()
