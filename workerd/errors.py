@@ -30,6 +30,10 @@ class StoreAway(StoreError):
         self.code = code
 
 
+class StoreBusy(StoreAway):
+    """Another transaction held what this one needed, or it took too long; the store itself answers."""
+
+
 class CommitUnknown(StoreAway):
     """The connection was lost during COMMIT: the transaction may have taken effect or not."""
 

@@ -384,6 +384,30 @@ def lease_was_kept(world: World) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("table", ["workerd_handlers", "workerd_nodes"])
+def test_locks_on_what_the_dispatcher_needs(world: World, server: DatabaseServer, table: str) -> None:
+    """Claims wait, the log stays short however long it lasts, and the lease is lost only if it is its row."""
+    world.works()
+    with server.root(urlsplit(world.url).path[1:]) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(f"SELECT * FROM {table} FOR UPDATE")
+        calm = Calm(world)
+        world.enqueue(20)
+        eventually(lambda: locks_lost(world) >= 4, within=60, every=0.1, state=world.daemon.tail)
+        calm.check()
+        assert lease_was_kept(world) == (table == "workerd_handlers")
+        cursor.execute("ROLLBACK")
+    world.works()
+    assert world.ran_once()
+    world.end()
+
+
+def locks_lost(world: World) -> int:
+    errors = world.daemon.status()["store"]["errors"]
+    return int(errors.get("1205", 0) + errors.get("1969", 0))
+
+
+@pytest.mark.slow
 def test_deadlocks(world: World, server: DatabaseServer) -> None:
     """Another program that updates the same rows in the opposite order: whole transactions are run again."""
     over = threading.Event()

@@ -12,10 +12,12 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from workerd.errors import StoreAway, StoreError
+from workerd.errors import StoreAway, StoreBusy, StoreError
 from workerd.process.loop import Loop, Timer
 
 NEVER = math.inf
+BUSY_PAUSE = 1.0
+"""Seconds before a duty that other transactions were in the way of is tried again."""
 REFUSED_PAUSE = 5.0
 """Seconds before a duty whose statement the store refused is tried again."""
 
@@ -113,12 +115,14 @@ class Agenda:
     def _do(self, duty: Duty) -> None:
         try:
             delay = duty.work()
+        except StoreBusy as error:
+            self._note_refused(duty, error)
+            delay = jittered(BUSY_PAUSE)
         except StoreAway:
             self._on_away()
             delay = 0.0  # as soon as the keeper has found the store again
         except (StoreError, ValueError) as error:  # ValueError: a row that cannot be read
-            self._refused.add(duty)
-            self._on_refused(duty, error)
+            self._note_refused(duty, error)
             delay = REFUSED_PAUSE
         else:
             if duty in self._refused:
@@ -126,6 +130,10 @@ class Agenda:
                 self._on_refused(duty, None)
         if delay is not None:
             duty.wake(delay)
+
+    def _note_refused(self, duty: Duty, error: Exception) -> None:
+        self._refused.add(duty)
+        self._on_refused(duty, error)
 
 
 def _due(duty: Duty) -> float:

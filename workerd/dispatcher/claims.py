@@ -13,7 +13,7 @@ from workerd.dispatcher.pools import PoolLink, Pools
 from workerd.dispatcher.reports import Reports
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.unheld import refuse
-from workerd.errors import CommitUnknown, StoreRefused
+from workerd.errors import CommitUnknown, StoreBusy, StoreRefused
 from workerd.log import get_logger
 from workerd.store import jobs
 from workerd.store.connection import Tx
@@ -250,7 +250,7 @@ class Claimer(Duty):
         except CommitUnknown:
             self._settlement.need_twice()
             raise
-        except (StoreRefused, ValueError) as error:
+        except (StoreRefused, StoreBusy, ValueError) as error:
             self._bar(list(starts), now, error)
             return
         self._hand_over(taken)
@@ -264,7 +264,7 @@ class Claimer(Duty):
         if len(handlers) > 1:
             self._apart_until = now + REFUSED_PAUSE
             return
-        self._log.error("the store refuses a claim", handler=handlers[0], error=str(error))
+        self._log.warning("the store does not let its jobs be claimed", handler=handlers[0], error=str(error))
         self._lane(handlers[0]).barred_until = now + REFUSED_PAUSE
 
     def _take(self, tx: Tx, shares: Sequence[Share], starts: dict[str, Cursor | None]) -> list[Taken]:

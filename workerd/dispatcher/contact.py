@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from workerd.clock import SECOND
-from workerd.errors import CommitUnknown, StoreAway
+from workerd.errors import CommitUnknown, StoreAway, StoreBusy
 from workerd.metrics import StoreErrors
 from workerd.store import Store, Tx
 
@@ -47,17 +47,23 @@ class Contact:
     def _ask(self, how: Callable[[Callable[..., T]], T], what: Callable[..., T]) -> T:
         try:
             value = how(what)
+        except StoreBusy:
+            raise
         except StoreAway as error:
             self.unknown_commits += isinstance(error, CommitUnknown)
-            self._answered = None
-            if self.away is None:
-                self.changed_at = time.monotonic()
-            self.away = error
+            self.lose(error)
             raise
         finally:
             self._errors.write(self.store.stats.errors)
         self._note_answer()
         return value
+
+    def lose(self, error: StoreAway, since: float | None = None) -> None:
+        """The store is away, since now if it was not already; `since`: since then."""
+        self._answered = None
+        if since is not None or self.away is None:
+            self.changed_at = time.monotonic() if since is None else since
+        self.away = error
 
     def _note_answer(self) -> None:
         now = time.monotonic()

@@ -88,12 +88,14 @@ class Lease(Duty):
     def work(self) -> float:
         """Renew, or register, or find out whether the store is back."""
         self._let_go()  # a process that was stopped for long wakes up here
-        was_away = self._contact.away
+        was_away, since = self._contact.away, self._contact.changed_at
         try:
             if was_away is not None or not self.registered:
                 self._admit()
             now = self._renew()
         except (StoreAway, CommitUnknown) as error:
+            # Who answers questions but does not let the lease be renewed is away as well.
+            self._contact.lose(error, since if was_away is not None else None)
             self._note_away(was_away, error)
             return self._backed_off()
         except (WrongVersion, NodeNameTaken) as error:

@@ -25,6 +25,7 @@ from workerd.dispatcher.reports import Reports
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.routine import Routine
 from workerd.dispatcher.settlement import Settlement
+from workerd.errors import StoreBusy
 from workerd.log import get_logger
 from workerd.messages import GiveBack, Holdings, LeaseState, Roster
 from workerd.process.context import RoleContext
@@ -274,10 +275,15 @@ class Dispatcher(Service):
             self._refused.pop(duty.name, None)
             self._tell_state()
             return
-        self._log.error("the store refused a statement", duty=duty.name, error=str(error))
-        self._refused[duty.name] = (
-            f"The store refuses {duty.name} ({error}); see that its user has all rights on the database."
-        )
+        if isinstance(error, StoreBusy):
+            if duty.name not in self._refused:
+                self._log.warning("other transactions are in the way", duty=duty.name, error=str(error))
+            what_to_do = "look for a transaction that was left open on the database, and end it."
+            self._refused[duty.name] = f"The store cannot do {duty.name} now ({error}); {what_to_do}"
+        else:
+            self._log.error("the store refused a statement", duty=duty.name, error=str(error))
+            what_to_do = "see that its user has all rights on the database."
+            self._refused[duty.name] = f"The store refuses {duty.name} ({error}); {what_to_do}"
         self._tell_state()
 
 

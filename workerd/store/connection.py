@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeVar
 
-from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
+from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -132,8 +132,9 @@ class Store(ABC):
     def run(self, work: Callable[[Tx], T]) -> T:
         """`work` in one transaction that writes, run again as a whole while locks are in its way.
 
-        Raises StoreAway (it may succeed later), CommitUnknown (it may have succeeded), StoreRefused
-        (what it says cannot be stored), each with the server's `code`; and whatever `work` raises.
+        Raises StoreAway (it may succeed later; StoreBusy if it was only this transaction's bad luck),
+        CommitUnknown (it may have succeeded), StoreRefused (what it says cannot be stored), each with the
+        server's `code`; and whatever `work` raises.
         """
         return self._patiently(work, write=True)
 
@@ -188,7 +189,7 @@ class Store(ABC):
                 self._count(error)
                 tries += 1
                 if tries >= TRIES or time.monotonic() >= end:
-                    raise StoreAway(
+                    raise StoreBusy(
                         f"{error}; other transactions held the rows too long", error.code
                     ) from None
                 self.stats.retries += 1

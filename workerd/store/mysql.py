@@ -14,7 +14,7 @@ from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
 from workerd import clock
-from workerd.errors import StoreAway, StoreError, StoreRefused
+from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.store import driver, migrations
 from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
 from workerd.store.literals import literal
@@ -35,10 +35,12 @@ AWAY = frozenset({
     1047,                                      # Galera without quorum
     1053, 1077, 1079, 1129, 1130, 1152, 1927,  # shutting down, host refused, connection killed
     1158, 1159, 1160, 1161, 4031,              # network errors, closed for idleness
-    1028, 1317, 1969, 3024,                    # stopped, or over its time limit
+    1028,                                      # stopped
     1036, 1180, 1206, 1290, 1792, 1836, 1874,  # read-only, error during COMMIT, lock table full
     2002, 2003, 2006, 2013, 2014, 2026, 2055, 3100, 3168,
 })  # fmt: skip
+
+BUSY = frozenset({1317, 1969, 3024})  # stopped by somebody, or by its time limit: the server itself answers
 
 TOO_LARGE = 1153
 UNREACHABLE = 2003
@@ -240,6 +242,8 @@ def classify(error: BaseException) -> StoreError:
     code, message = _told(error)
     if code in LOCKS:
         return LockLost(message, code)
+    if code in BUSY:
+        return StoreBusy(message, code)
     # Without a code it is the driver's own: the connection is closed or out of step.
     if code in AWAY or code == 0:
         return StoreAway(message, code)
