@@ -30,6 +30,14 @@ format: $(VENV)/tested
 servers:
 	@sh tests/support/install-servers
 
+# What the README shows, at most 12 minutes on 2 cores; results and report in benchmarks/results.
+bench: $(VENV)/compared servers
+	$(BIN)/python -m benchmarks.run
+
+# Every case, hours.
+bench-all: $(VENV)/compared servers
+	$(BIN)/python -m benchmarks.run --all
+
 # dist/workerd_VERSION_ARCH.deb, for the Python that this Debian has.
 deb:
 	PYTHON=/usr/bin/python3 packaging/build-deb
@@ -42,6 +50,10 @@ $(VENV)/installed: pyproject.toml
 
 $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/compared: $(VENV)/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	@touch $@
 
 clean:

@@ -1,0 +1,48 @@
+"""The jobs that every peer runs: each notes its start with one write."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+LOG = os.environ.get("PEER_LOG", os.devnull)
+
+
+def _note(*words: object) -> None:
+    fd = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.write(fd, (" ".join(map(str, words)) + "\n").encode())
+    os.close(fd)
+
+
+def noop(n: int = 0, email: str = "", subject: str = "") -> int:
+    """Nothing; its number is the result."""
+    _note("noop", n, time.monotonic_ns(), os.getpid())
+    return n
+
+
+def stamp(sent: int) -> None:
+    """How long ago it was sent."""
+    _note("stamp", sent, time.monotonic_ns(), os.getpid())
+
+
+def spin() -> None:
+    """Pure Python, for ever."""
+    _note("spin", 0, time.monotonic_ns(), os.getpid())
+    while True:
+        pass
+
+
+def c_code() -> int:
+    """C code that holds the interpreter's lock and looks at no signal."""
+    _note("c_code", 0, time.monotonic_ns(), os.getpid())
+    return sum(range(10**13))
+
+
+def die() -> None:
+    """Is killed in the middle, as by the kernel's out-of-memory killer."""
+    _note("die", 0, time.monotonic_ns(), os.getpid())
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+JOBS = {job.__name__: job for job in (noop, stamp, spin, c_code, die)}
