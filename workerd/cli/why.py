@@ -141,7 +141,8 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
         ]
     live = _live(tx, known)
     if not live:
-        return _why_no_node(tx, name)
+        # A pool that never loaded has told the store nothing of its handlers.
+        return (_why_here(config, row) if row.handler in config.handlers else []) or _why_no_node(tx, name)
     here = _why_here(config, row) if config.node.name in live else []
     ahead = _ahead(tx, row)
     return here + ahead or [f"The job waits for a worker of {name} on {', '.join(map(line, sorted(live)))}."]

@@ -23,8 +23,6 @@ QUICK = 2.0
 """Seconds; a worker that dies without a job sooner than that waits before it is forked again."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
-_RSS_EVERY = 1.0
-"""Seconds between two looks at a worker's memory for `max_rss`."""
 
 log = get_logger("pool")
 
@@ -40,7 +38,6 @@ class Limits:
         self._until = member.born + pool.max_age * random.uniform(0.9, 1.0) if pool.max_age else 0.0
         self._growth = pool.max_rss
         self._base = 0
-        self._look = 0.0
 
     def ready(self) -> None:
         """It has loaded what it needs: growth counts from here."""
@@ -52,10 +49,8 @@ class Limits:
             return "max_jobs"
         if self._until and time.monotonic() >= self._until:
             return "max_age"
-        if self._growth and time.monotonic() >= self._look:
-            self._look = time.monotonic() + _RSS_EVERY
-            if resident(self._member.pid) - self._base > self._growth:
-                return "max_rss"
+        if self._growth and resident(self._member.pid) - self._base > self._growth:
+            return "max_rss"
         return ""
 
 

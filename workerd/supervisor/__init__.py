@@ -23,6 +23,7 @@ from workerd.supervisor import boot
 from workerd.supervisor.files import RuntimeFiles
 from workerd.supervisor.reading import Read, Reading, unseal
 from workerd.supervisor.reloading import FIXED, Plan, Reload, differs, plan
+from workerd.supervisor.slot import State
 from workerd.supervisor.stopping import Shutdown
 from workerd.supervisor.telling import Telling
 from workerd.supervisor.tree import Mains, Tree
@@ -250,7 +251,10 @@ class Supervisor:
         for name, pool in pools.items():
             configured = self._config.pools.get(name)
             pool["handlers"] = [h.name for h in configured.handlers] if configured is not None else []
-            pool["quarantined"] = self._tree.pools[name].policy.quarantined
+            held = self._tree.pools[name].policy.quarantined and pool["state"] != State.UP
+            pool["quarantined"] = held
+            if held:
+                pool["state"] = State.QUARANTINED  # also while it is tried again
         dispatcher, ingester = roles.get("dispatcher", {}), roles.get("ingester", {})
         return {
             "node": self._config.node.name,

@@ -196,10 +196,13 @@ class Slot:
 
     def describe(self) -> dict[str, Any]:
         """What `workerd status` shows of this slot."""
+        alive = self.child is not None
         return {
-            "state": self.state.value if self.said.state in ("", "up", "starting") else self.said.state,
+            "state": self.said.state
+            if alive and self.said.state not in ("", "up", "starting")
+            else self.state,
             "pid": self.pid or None,
-            "since": round(time.monotonic() - self.started, 3) if self.child is not None else None,
+            "since": round(time.monotonic() - self.started, 3) if alive else None,
             "restarts": sum(self.deaths.values()),
             "restart_reasons": dict(self.deaths),
             "trouble": self.trouble,

@@ -1,0 +1,76 @@
+"""A handler that does not load, as its operator sees it; and a worker that grows."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+
+
+class World:
+    """A daemon with one handler, whose code is in a folder of the test's."""
+
+    def __init__(self, folder: Path, code: str, keys: str) -> None:
+        self.code = folder / "code" / "acceptance_handler.py"
+        self.code.parent.mkdir()
+        self.write(code)
+        url = f"sqlite:///{folder}/store.db"
+        config = f"""
+            [dispatcher]
+            poll = "50ms"
+            [handlers.it]
+            call = "acceptance_handler:it"
+            path = ["{self.code.parent}"]
+            {keys}
+        """
+        self.daemon = Daemon(folder / "node", url, config)
+        self.rows = Rows(url)
+
+    def write(self, code: str) -> None:
+        fresh = self.code.with_suffix(".new")
+        fresh.write_text(code)
+        fresh.replace(self.code)
+
+    def pool(self) -> dict[str, object]:
+        pool: dict[str, object] = self.daemon.status().get("pools", {}).get("it", {})
+        return pool
+
+
+def test_a_quarantined_pool_is_called_so_and_recovers(tmp_path: Path) -> None:
+    """Status and `why` name the quarantine and its cause; the waiting job runs once the file is mended."""
+    broken = "raise ValueError('not yet')"
+    world = World(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
+    with world.daemon as daemon:
+        job = world.rows.insert("it", {})
+        eventually(lambda: world.pool().get("quarantined"), within=20, state=daemon.tail)
+        assert world.pool()["state"] == "quarantined"
+        table = daemon.cli("status").stdout
+        assert "quarantined" in table
+        assert "ValueError: not yet" in table
+        why = daemon.cli("why", job.hex()).stdout
+        assert "The pool it is quarantined here" in why
+        assert "ValueError: not yet" in why
+        assert world.rows.last(job)["status"] == "new"
+        world.write("def it(): return 'mended'")
+        eventually(lambda: world.rows.last(job)["status"] == "completed", within=30, state=daemon.tail)
+        eventually(lambda: world.pool()["state"] == "up", within=10, state=daemon.tail)
+        assert not world.pool()["quarantined"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_a_worker_that_grew_is_replaced_after_that_very_job(tmp_path: Path) -> None:
+    """`max_rss` is looked at after each job, however fast they follow one another."""
+    code = "import os\nheld = []\ndef it():\n    held.append(b'x' * (12 << 20))\n    return os.getpid()\n"
+    world = World(tmp_path, code, 'max_rss = "20MiB"')
+    with world.daemon as daemon:
+        jobs = [world.rows.insert("it", {}) for _ in range(6)]
+        eventually(
+            lambda: all(world.rows.last(job)["status"] == "completed" for job in jobs), state=daemon.tail
+        )
+        pids = [world.rows.last(job)["pid"] for job in jobs]
+        assert len(set(pids)) == 3
