@@ -126,7 +126,11 @@ def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: Database
         eventually(lambda: api.daemon.status()["store"]["state"] == "away")
         assert api.daemon.cli("status", check=False).returncode == 1
         own_server.start()
-        eventually(lambda: api.get("/ready").status_code == 200, within=60)
+        eventually(
+            lambda: api.get("/ready").status_code == 200,
+            within=60,
+            state=lambda: api.get("/ready").text + api.daemon.tail(),
+        )
         assert api.ended(api.enqueue("noop"))["status"] == "completed"
 
 
