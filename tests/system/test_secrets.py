@@ -79,6 +79,7 @@ def test_a_daemon_in_the_background_holds_it_no_more_than_one_in_the_foreground(
     daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/{PASSWORD}", CONFIG)
     daemon.cli("start")
     try:
+        assert (daemon.folder / "state").stat().st_mode & 0o777 == 0o750
         top = psutil.Process(int((daemon.folder / "run" / "workerd.pid").read_text()))
         for title, pid in others(top).items():
             assert not holds(pid, PASSWORD), title

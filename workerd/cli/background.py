@@ -105,7 +105,7 @@ def spawn(config: Config, log_file: Path, path: Path | None) -> Detached:
     `path` is what `-c` names.
     """
     try:
-        config.node.state_dir.mkdir(parents=True, exist_ok=True)
+        config.node.state_dir.mkdir(0o750, parents=True, exist_ok=True)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise Failed(
