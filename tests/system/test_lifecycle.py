@@ -121,6 +121,7 @@ def test_a_killed_supervisor_takes_the_whole_tree_with_it(world: World) -> None:
     world.rows.sql("DELETE FROM workerd_jobs")
 
 
+@pytest.mark.slow
 def test_a_start_right_after_the_kill_waits_for_the_rest_of_the_tree(world: World) -> None:
     """No left-over process, socket or pid file is in its way, though nobody waited."""
     tree = family(world)
@@ -131,6 +132,7 @@ def test_a_start_right_after_the_kill_waits_for_the_rest_of_the_tree(world: Worl
     eventually(lambda: world.rows.ended(beside), state=world.daemon.tail)
 
 
+@pytest.mark.slow
 def test_a_left_over_that_is_stopped_is_ended_by_the_next_start(world: World) -> None:
     """A stopped pool does not notice that its supervisor died; with it goes what its job has started."""
     tree = family(world)

@@ -145,6 +145,7 @@ def test_a_dead_node_s_running_job_goes_on_elsewhere(node: Node, rows: Rows, tmp
     end_all(rows, *rescuers)
 
 
+@pytest.mark.slow
 def test_a_node_that_stood_still_for_longer_than_its_lease_changes_nothing(
     node: Node, rows: Rows, tmp_path: Path
 ) -> None:
@@ -210,7 +211,8 @@ def test_a_second_live_node_of_the_same_name_is_refused(node: Node, rows: Rows) 
     end_all(rows, first)
 
 
-@pytest.mark.parametrize("hours", [pytest.param(-5, marks=pytest.mark.slow), 5])
+@pytest.mark.slow
+@pytest.mark.parametrize("hours", [-5, 5])
 def test_a_clock_that_is_hours_off_does_not_matter(
     node: Node, rows: Rows, tmp_path: Path, hours: int
 ) -> None:

@@ -464,6 +464,7 @@ def test_a_statement_that_hangs(world: World, server: DatabaseServer) -> None:
 # -- the embedded store
 
 
+@pytest.mark.slow
 def test_sqlite_locked_by_a_transaction_that_is_left_open(tmp_path: Path) -> None:
     """It is said what to do; when the transaction ends, everything goes on."""
     world = World(tmp_path, f"sqlite:///{tmp_path}/store.db")
@@ -488,6 +489,7 @@ def test_sqlite_locked_by_a_transaction_that_is_left_open(tmp_path: Path) -> Non
 # -- nowhere to put it
 
 
+@pytest.mark.slow
 def test_a_full_spool_is_back_pressure(tmp_path: Path, server: DatabaseServer) -> None:
     """What does not fit is not acknowledged but kept by its pool; nothing is lost, and it is said."""
     world = World(tmp_path, server.url(server.new_database()), '[ingester]\nspool = "1MiB"\n')

@@ -127,6 +127,7 @@ def test_only_what_changed_is_restarted_and_it_drains(world: World) -> None:
     assert_settled(world.rows)
 
 
+@pytest.mark.slow
 def test_a_removed_pool_goes_and_its_jobs_stay(world: World) -> None:
     """What nobody serves any more waits for somebody who does."""
     text = config(world.folder)
@@ -144,7 +145,7 @@ def test_a_removed_pool_goes_and_its_jobs_stay(world: World) -> None:
     eventually(lambda: world.rows.ended(left), state=world.daemon.tail)
 
 
-@pytest.mark.parametrize("preload", [True, False])
+@pytest.mark.parametrize("preload", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_handler_code_is_loaded_anew_when_its_files_changed(tmp_path: Path, preload: bool) -> None:
     """The pool of that code is restarted, no other; a reload without a change restarts nothing."""
     world = World(tmp_path)
@@ -164,6 +165,7 @@ def test_handler_code_is_loaded_anew_when_its_files_changed(tmp_path: Path, prel
         assert not world.daemon.status()["pools"]["answer"]["stale"]
 
 
+@pytest.mark.slow
 def test_a_reload_whose_code_does_not_load_harms_its_own_pool_only(world: World) -> None:
     """It is said which, the other pools work, its jobs stay; mended code is taken by the next reload."""
     world.code.write_text("this is no Python\n")
