@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that need no database or system of their own are not apart: one command runs what is quick.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint format bench bench-all clean servers deb
+.PHONY: demo test test-all lint format bench bench-all clean servers redis deb
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -31,11 +31,15 @@ servers:
 	@sh tests/support/install-servers
 
 # What the README shows, at most 12 minutes on 2 cores; results and report in benchmarks/results.
-bench: $(VENV)/compared servers
+bench: $(VENV)/compared servers redis
 	$(BIN)/python -m benchmarks.run
 
+# What most of the peers need.
+redis:
+	@command -v redis-server >/dev/null || apt-get install -y -qq redis-server
+
 # Every case, hours.
-bench-all: $(VENV)/compared servers
+bench-all: $(VENV)/compared servers redis
 	$(BIN)/python -m benchmarks.run --all
 
 # dist/workerd_VERSION_ARCH.deb, for the Python that this Debian has.

@@ -17,7 +17,8 @@ from benchmarks.plot import Bar, bars
 
 Record = dict[str, Any]
 ORDER = (
-    "throughput", "floor", "enqueue", "latency", "deadline", "recovery", "depth", "footprint", "nodes", "peers",
+    "throughput", "floor", "enqueue", "latency", "deadline", "recovery", "depth", "footprint", "nodes",
+    "peers",
 )  # fmt: skip
 COMPARED = {"throughput": "throughput", "latency": "latency", "PSS": "footprint"}
 """What the peers' cases are called, and where workerd's own are that belong beside them."""
@@ -56,8 +57,8 @@ def markdown(found: dict[str, list[Record]], plots: dict[str, list[str]]) -> str
     lines = [
         "# Benchmarks",
         "",
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB, Linux {machine['kernel']};"
-        f" load before: {machine['load_before']}; at {some['at']}.",
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB,"
+        f" Linux {machine['kernel']}; load before: {machine['load_before']}; at {some['at']}.",
         "",
         ", ".join(f"{name} {value}" for name, value in versions.items()) + ".",
     ]

@@ -75,6 +75,8 @@ class Peer:
     def __init__(self, name: str, path: Path, redis: Redis) -> None:
         self.path = path / f"{name}.log"
         self.path.touch()
+        self.errors = path / f"{name}.errors"
+        self.errors.touch()
         os.environ |= {
             "PEER_REDIS": f"redis://127.0.0.1:{redis.port}/{PEERS.index(name)}",
             "PEER_LOG": str(self.path),
@@ -89,7 +91,7 @@ class Peer:
         """Start the workers."""
         self.process = subprocess.Popen(
             self.module.command(WORKERS), cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=self.errors.open("ab"), start_new_session=True,
         )  # fmt: skip
         if self.name == "pebble":
             eventually(self._listens, within=20)
@@ -105,6 +107,10 @@ class Peer:
         done = len(self.notes("stamp"))
         self.module.send("stamp", sent=time.monotonic_ns())
         assert self.wait_for("stamp", done + 1, 60), f"{self.name} does not run"
+
+    def tail(self) -> str:
+        """The end of what its processes complained about."""
+        return self.errors.read_text(errors="replace")[-1000:]
 
     def _listens(self) -> bool:
         with contextlib.suppress(OSError):
@@ -160,6 +166,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                     continue
                 try:
                     yield from questions(peer, jobs)
+                except (OSError, AssertionError) as error:
+                    print(f"{name} did not go through all of it: {error}\n{peer.tail()}")
                 finally:
                     peer.stop()
         finally:
