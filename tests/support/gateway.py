@@ -115,11 +115,11 @@ class Stream:
         self._thread.start()
 
     def _read(self) -> None:
-        with contextlib.suppress(httpx.HTTPError):
-            with httpx.Client(base_url=self._api.http.base_url, timeout=60) as client:
-                with client.stream("GET", "/events", params={"view": self._view}) as answer:
-                    self.status = answer.status_code
-                    for line in answer.iter_lines():
-                        if line.startswith("data: "):
-                            self.parts |= json.loads(line[6:])
+        url = f"{str(self._api.http.base_url).rstrip('/')}/events"
+        news = httpx.stream("GET", url, params={"view": self._view}, timeout=60)
+        with contextlib.suppress(httpx.HTTPError), news as answer:
+            self.status = answer.status_code
+            for line in answer.iter_lines():
+                if line.startswith("data: "):
+                    self.parts |= json.loads(line[6:])
         self.ended.set()

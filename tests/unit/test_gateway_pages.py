@@ -14,8 +14,9 @@ from workerd.gateway.dashboard import words
 from workerd.gateway.dashboard.charts import Line, chart
 from workerd.gateway.dashboard.graph import columns, draw
 from workerd.gateway.dashboard.html import el, join, path
+from workerd.gateway.dashboard.routes import VIEWS
 from workerd.gateway.history import Totals, between, quantile, read
-from workerd.gateway.operations import OPERATIONS
+from workerd.gateway.operations import OPERATIONS, PAGES
 from workerd.gateway.schema import document
 
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]))
@@ -97,13 +98,15 @@ def test_every_route_is_described() -> None:
 
     described = {(op.method.upper(), op.path) for op in OPERATIONS}
     served = {
-        (method, route.path.replace("{rest:path}", "{page}"))
+        (method, route.path)
         for route in ROUTES
         if route.endpoint is not only_post
         for method in route.methods or ()
         if method != "HEAD"
     }
-    assert described - {("GET", "/ui/{page}/{id}")} == served
+    pages = {("GET", page) for page, _ in PAGES}
+    assert described - pages == served - {("GET", "/ui/{rest:path}")}
+    assert all(any(view.fullmatch(page) for view, _ in VIEWS) for _, page in pages)
     assert b'"$ref"' in document(True)
     assert b"securitySchemes" in document(True)
     assert b"securitySchemes" not in document(False)

@@ -56,6 +56,15 @@ _VIEW = _query(
 )
 _PAGE = {200: HTML, 303: None}
 
+PAGES = (
+    ("/ui/jobs", "The dashboard's list of jobs"),
+    ("/ui/jobs/{id}", "The dashboard's page of a job"),
+    ("/ui/requests", "The dashboard's list of requests"),
+    ("/ui/requests/{id}", "The dashboard's page of a request"),
+    ("/ui/handlers", "The dashboard's handlers"),
+    ("/ui/schedules", "The dashboard's schedules"),
+)
+
 OPERATIONS = (
     Operation("post", "/jobs", "Enqueue a job", {200: answers.Job, 201: answers.Job}, documents.NewJob,
               headers=(_KEY,), errors=(409, 429)),
@@ -107,10 +116,8 @@ OPERATIONS = (
     Operation("post", "/ui/logout", "End the session of this browser", {200: answers.Done}, documents.Nothing,
               open=True, store=False),
     Operation("get", "/", "The dashboard", _PAGE, open=True, store=False),
-    Operation("get", "/ui/{page}", "A page of the dashboard: jobs, requests, handlers or schedules",
-              {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False),
-    Operation("get", "/ui/{page}/{id}", "A job's or a request's page",
-              {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False),
+    *(Operation("get", path, words, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False)
+      for path, words in PAGES),
     Operation("get", "/ui/static/{name}", "A file of the dashboard",
               {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True, store=False),
     Operation("get", "/events", "The news of one page of the dashboard, as server-sent events",
