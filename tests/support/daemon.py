@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ class Daemon:
             return ask(self.folder / "run" / "private" / "supervisor", {"ask": "status"})
         except OSError:
             return {}
+
+    def runs(self, job: bytes) -> bool:
+        """Whether a worker has begun this job: a claim alone may still be on its way."""
+        pools = self.status().get("pools", {}).values()
+        busy = {worker.get("job") for pool in pools for worker in pool.get("workers", ())}
+        return str(uuid.UUID(bytes=job)) in busy
 
     def pid(self, name: str) -> int:
         """The pid of a role, of `pool:NAME`, or of the supervisor."""

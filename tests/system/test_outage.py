@@ -68,7 +68,7 @@ class World:
     def running(self, handler: str, path: Path) -> bytes:
         more = {"size": BULK} if handler == "bulky" else {}
         job = self.rows.insert(handler, {"path": str(path), **more})
-        eventually(lambda: self.rows.last(job)["status"] == "inprogress", state=self.daemon.tail)
+        eventually(lambda: self.daemon.runs(job), state=self.daemon.tail)
         self.jobs.append(job)
         return job
 

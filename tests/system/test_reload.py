@@ -104,7 +104,7 @@ def test_only_what_changed_is_restarted_and_it_drains(world: World) -> None:
     """A running job of the changed pool ends in its old process; nothing else is touched."""
     go = world.folder / "go"
     job = world.rows.insert("waits", {"path": str(go)})
-    eventually(lambda: world.rows.last(job)["status"] == "inprogress")
+    eventually(lambda: world.daemon.runs(job))
     before = world.pids()
     world.daemon.write(
         config(world.folder, workers=2, more='[handlers.more]\ncall = "tests.support.handlers:noop"\n')
@@ -186,7 +186,7 @@ def test_a_stop_in_the_middle_of_a_reload_ends_everything(world: World) -> None:
     """Whichever step it was at, no child is left and nothing is lost."""
     go = world.folder / "go"
     job = world.rows.insert("waits", {"path": str(go)})
-    eventually(lambda: world.rows.last(job)["status"] == "inprogress")
+    eventually(lambda: world.daemon.runs(job))
     world.daemon.write(config(world.folder, workers=2, more='[dispatcher]\npoll = "200ms"\n'))
     world.hup()
     eventually(lambda: world.logged("reloading"))
