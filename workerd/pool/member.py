@@ -28,8 +28,9 @@ from workerd.process.output import Output
 
 SIGNAL_EVERY = 0.1
 """Seconds between soft signals: one may come while user code holds exceptions back."""
-DUMP_WAIT = 0.02
-"""Seconds that a worker has for writing its stacks before it is killed without."""
+DUMP_WAIT = 0.1
+"""Seconds that a worker has for writing its stacks before it is killed without: it takes 1 ms, but on a
+busy machine it may not run at all for 20 ms, and why it hung is worth that wait."""
 _LOOK_EVERY = 0.001
 CUT_OFF_WAIT = 0.05
 """Seconds that a worker whose channel has ended has for being dead."""
