@@ -267,7 +267,7 @@ class Chaos:
             "jobs": self.options.jobs,
             "accepted": len(ids),
             "kills": dict(self.kills),
-            # An INSERT whose answer the killed store swallowed is sent again: more may be accepted than asked.
+            # An INSERT whose answer the killed store swallowed is sent again: more may be accepted.
             "lost": max(self.options.jobs, len(ids)) - sum(1 for row in ends if row["ends"] >= 1),
             "recorded_twice": sum(1 for row in ends if row["ends"] > 1 or row["states"] > 1),
             "never_run": len(ids - set(runs)),
