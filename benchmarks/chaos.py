@@ -155,6 +155,7 @@ class Chaos:
 
     def strike(self) -> None:
         """Kill one process now, and see when the next job runs."""
+        self.restart_dead()
         kind = self.chance.choice(KINDS)
         process = self.victim(kind)
         if process is None:
