@@ -77,12 +77,18 @@ def enqueue(
         max_attempts=max_attempts,
         meta=None if meta is None else values.json_value(meta, "--meta"),
     )
+    job_id = ""
     with opened(c) as (config, store):
-        job_id = _enqueue(config, store, spec, whole, texts)
-        if wait is None:
-            _tell(store, job_id, json)
-        else:
-            _wait(store, job_id, patience, json)
+        try:
+            job_id = _enqueue(config, store, spec, whole, texts)
+            if wait is None:
+                _tell(store, job_id, json)
+            else:
+                _wait(store, job_id, patience, json)
+        except KeyboardInterrupt:
+            if job_id:
+                say(f"The job {job_id} goes on; `workerd job cancel {job_id}` ends it.")
+            raise
 
 
 def _enqueue(
@@ -139,9 +145,6 @@ def _wait(store: Store, job_id: str, patience: float | None, json: bool) -> None
         raise Failed(
             f"The job {job_id} has not ended in time; it goes on. `workerd job show {job_id}` says how it is."
         ) from None
-    except KeyboardInterrupt:
-        say(f"The job {job_id} goes on; `workerd job cancel {job_id}` ends it.")
-        raise
     job = store.read(lambda tx: document(tx, job_id))
     if json:
         put_json(job)
