@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ from tests.support.servers import DURABLE, DatabaseServer
 from workerd.errors import CommitUnknown, StoreAway
 from workerd.ingester import backlog, segment, spool
 from workerd.job import Status, new_id
+from workerd.messages import Seen
 from workerd.outcome import Next, Reason
 from workerd.store import Store
 from workerd.store.connection import Session
@@ -412,3 +414,29 @@ def test_stop_while_the_store_is_away_leaves_everything_in_the_spool(
     world.incarnation = new_id()
     world.start()
     world.until(lambda: ends(world.rows) == {("completed", "ok"): 500})
+
+
+# -- in the way
+
+
+def test_a_note_that_waits_for_a_lock_is_no_outage(
+    make: MakeWorld, url: str, own_server: DatabaseServer
+) -> None:
+    """Outcomes are in other rows: they go on, and the note is written when the lock is gone."""
+    world = make(url).start()
+    pool = world.pool().connect()
+    world.until(lambda: world.info["mode"] == "live")
+    pool.say(Seen(handler="echo", signature=None))
+    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers"))
+    with own_server.root(urlsplit(url).path[1:]) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE workerd_handlers SET nodes = '[]'")
+        pool.say(Seen(handler="echo", signature=b'{"x":"int"}'))
+        world.until(lambda: world.info["transaction_retries"] >= 1)
+        pool.send(*world.claimed(10))
+        world.until(lambda: pool.all_durable)
+        assert world.info["mode"] == "live"
+        assert not {beat.trouble for beat in world.beats if "away" in beat.trouble}
+        cursor.execute("ROLLBACK")
+    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
+    assert ends(world.rows) == {("completed", "ok"): 10}

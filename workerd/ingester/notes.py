@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from workerd import log
-from workerd.errors import StoreAway, StoreRefused
+from workerd.errors import StoreAway, StoreBusy, StoreRefused
 from workerd.job import Key
 from workerd.messages import Progress, Seen
 from workerd.process.loop import Loop
@@ -14,6 +14,8 @@ from workerd.store import Store, Tx, handlers, jobs
 
 EVERY = 0.2
 """Seconds between two writes."""
+BUSY_PAUSE = 5.0
+"""Seconds until notes whose rows others hold are tried again: outcomes wait while a lock is waited for."""
 AT_ONCE = 200
 """Attempts of one write: each is a statement of its own, and outcomes wait meanwhile."""
 ATTEMPTS = 2000
@@ -47,6 +49,7 @@ class Notes:
         self._progress: dict[Key, Progress] = {}
         self._seen: dict[str, Seen] = {}
         self._due = False
+        self._busy = False
 
     def progress(self, message: Progress) -> None:
         """An attempt told how far it is."""
@@ -64,7 +67,7 @@ class Notes:
     def _schedule(self) -> None:
         if not self._due:
             self._due = True
-            self._loop.call_later(EVERY, self._timed)
+            self._loop.call_later(BUSY_PAUSE if self._busy else EVERY, self._timed)
 
     def _timed(self) -> None:
         self._due = False
@@ -76,12 +79,22 @@ class Notes:
             try:
                 self._write_seen()
                 self._write_progress()
+                self._busy = False
+            except StoreBusy as error:
+                self._wait_for_others(error)
             except StoreAway as error:
                 self._gone(error)
         if not self._live():
             self._progress.clear()
         if self._seen or self._progress:
             self._schedule()
+
+    def _wait_for_others(self, error: StoreBusy) -> None:
+        """Leave notes for later: outcomes are in other rows, for them the store is not away."""
+        if not self._busy:
+            self._busy = True
+            _log.warning("other transactions are in the way of notes on handlers or progress", error=str(error))
+        self._progress.clear()
 
     def _write_progress(self) -> None:
         keys = list(self._progress)[:AT_ONCE]
