@@ -93,7 +93,7 @@ class Notes:
         """Leave notes for later: outcomes are in other rows, for them the store is not away."""
         if not self._busy:
             self._busy = True
-            _log.warning("other transactions are in the way of notes on handlers or progress", error=str(error))
+            _log.warning("other transactions are in the way", duty="notes on handlers", error=str(error))
         self._progress.clear()
 
     def _write_progress(self) -> None:
