@@ -278,7 +278,10 @@ class _Journal:
 
     def _connected(self) -> socket.socket:
         if self._socket is None or self._pid != os.getpid():
-            # A forked child closed what it inherited: it needs a socket of its own.
+            # A forked child closed what it inherited, and needs a socket of its own. The old object must
+            # not close its number when it goes: by now that may be another descriptor's.
+            if self._socket is not None:
+                self._socket.detach()
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._pid = os.getpid()
         return self._socket
