@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -107,6 +108,24 @@ def test_killed_role_is_restarted(node: Node, name: str) -> None:
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: node.is_ready() and node.role(name)["pid"] not in (None, pid))
     assert node.role(name)["restart_reasons"] == {"signal": 1}
+
+
+def test_role_killed_again_and_again_is_back_at_once(node: Node) -> None:
+    """However often a role is killed at its work, the pause before the next start does not grow."""
+    node.start("a")
+    pid = 0
+
+    def back() -> bool:
+        return node.is_ready() and node.role("dispatcher")["pid"] not in (None, pid)
+
+    for _ in range(8):
+        eventually(back)
+        pid = node.role("dispatcher")["pid"]
+        os.kill(pid, signal.SIGKILL)
+    eventually(back)
+    pauses = [float(said) for said in re.findall(r"restarted in ([0-9.]+) s", node.log.read_text())]
+    assert pauses
+    assert max(pauses) <= 0.2
 
 
 def test_stopped_role_is_killed_by_the_watchdog(node: Node) -> None:

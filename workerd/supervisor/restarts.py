@@ -12,6 +12,8 @@ QUICK = 2.0
 FIRST_PAUSE = 0.1
 ROLE_PAUSE = 5.0
 """Seconds; the longest pause of a role, which is never given up."""
+KILLED_IN_A_ROW = 2
+"""Quick deaths in a row that count at the most for who worked and was killed by somebody else."""
 QUARANTINE_PAUSE = 300.0
 """Seconds; the longest pause of a quarantined pool."""
 
@@ -25,13 +27,16 @@ class RestartPolicy:
     _in_a_row: int = 0
     _deaths: deque[float] = field(default_factory=deque)
 
-    def died(self, started: float, now: float, crash_loop: bool) -> float:
+    def died(self, started: float, now: float, crash_loop: bool = False, blameless: bool = False) -> float:
         """Note a death and return the pause in seconds before the next start.
 
         `crash_loop`: the pool itself said that its workers die without a job as often as `restart` allows.
+        `blameless`: it did its work until somebody killed it, so nothing says that the next one will die.
         """
         quick = now - started < QUICK or crash_loop
         self._in_a_row = self._in_a_row + 1 if quick else 0
+        if blameless:
+            self._in_a_row = min(self._in_a_row, KILLED_IN_A_ROW)
         if self.restart is not None:
             self._deaths.append(now)
             while self._deaths and now - self._deaths[0] > self.restart.period:

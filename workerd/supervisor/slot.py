@@ -150,6 +150,11 @@ class Slot:
         limit = self._start_silence if self.said.state == "starting" else self._silence
         return now - self._heard > limit
 
+    def was_killed_at_work(self, status: int) -> bool:
+        """Whether somebody else sent the SIGKILL of which a child died that had finished starting."""
+        at_work = self.said.state not in ("", "starting", "failed")
+        return status == -signal.SIGKILL and not self.kill_reason and at_work
+
     def excuse(self) -> None:
         """Count its silence from now."""
         self._heard = time.monotonic()

@@ -171,7 +171,9 @@ class Tree:
         reason, words = death_sentence(status, slot.kill_reason)
         slot.deaths[reason] += 1
         was_quarantined = slot.policy.quarantined
-        pause = slot.policy.died(slot.started, time.monotonic(), status == CRASH_LOOP)
+        pause = slot.policy.died(
+            slot.started, time.monotonic(), status == CRASH_LOOP, blameless=slot.was_killed_at_work(status)
+        )
         if not slot.trouble or slot.said.state not in ("starting", "failed"):
             slot.trouble = f"{slot.name} {words}"
         self.log.warning(
