@@ -114,7 +114,7 @@ def test_a_new_life_of_a_pool_sweeps_the_old_one(delegation: Delegation) -> None
     in_pool(delegation, "a/b é", first_life)
     assert (folder / "worker.7" / "cgroup.procs").read_text()
     in_pool(delegation, "a/b é", second_life)
-    delegation.kill_pool("a/b é")
+    assert eventually(lambda: delegation.kill_pool("a/b é"))
     assert not folder.exists()
 
 

@@ -92,11 +92,11 @@ class Delegation:
         group.set_limits(cpu_weight, pids_max)
         return group
 
-    def kill_pool(self, name: str) -> None:
-        """Kill and remove whatever a dead pool left behind; for the supervisor."""
+    def kill_pool(self, name: str) -> bool:
+        """Kill and remove whatever a former pool left behind; False while processes are dying there."""
         group = PoolGroup(self.root / f"pool.{_file_name(name)}")
         group.kill()
-        group.remove()
+        return group.remove()
 
 
 class PoolGroup:

@@ -15,6 +15,7 @@ from workerd import log
 from workerd.clock import now_us, to_rfc3339
 from workerd.errors import ConfigError
 from workerd.job import id_text
+from workerd.process.cgroup import Delegation
 from workerd.process.child import become_subreaper
 from workerd.process.context import Paths
 from workerd.process.control import ControlServer, Reply
@@ -80,6 +81,7 @@ class Supervisor:
             sealed=self._reading.sealed,
             lock=self._lock,
             unseal=unseal,
+            delegation=Delegation.find(),
             on_state=self._look,
             on_fatal=self._fatal,
         )

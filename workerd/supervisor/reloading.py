@@ -127,8 +127,7 @@ class Reload:
 
     def _remove_pool(self, name: str) -> None:
         def forget() -> None:
-            self._tree.pools.pop(name, None)
-            self._tree.tell_roster()
+            self._tree.forget_pool(name)
             self._next()
 
         self._drain_pool(name, forget)

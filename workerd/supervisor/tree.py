@@ -17,6 +17,7 @@ import msgspec
 from workerd import log
 from workerd.config.model import Config, Pool
 from workerd.messages import Beat, DeadPool, Report, Roster
+from workerd.process.cgroup import Delegation
 from workerd.process.context import RoleContext
 from workerd.process.loop import Loop
 from workerd.process.strangers import Strangers
@@ -28,6 +29,8 @@ PROVED = 10.0
 DEAD_REMEMBERED = 100
 """Deaths of a pool in the Roster; older claims than that are long settled."""
 POOL_PREFIX = "pool:"
+GROUP_EVERY, GROUP_TRIES = 0.1, 100
+"""Seconds between two looks whether a former pool's processes are gone from its group, and how many."""
 
 RoleMain = Callable[[RoleContext], int]
 PoolMain = Callable[[RoleContext, str, int], int]
@@ -45,8 +48,8 @@ class Tree:
     """The supervisor's children.
 
     `config` has no store section. `sealed` and `lock`: descriptors that store roles, and every role and
-    pool, inherit. `on_state`: called after any child changed its state. `on_fatal`: a role asked to stop
-    the node with this exit status.
+    pool, inherit. `delegation`: where the pools have their groups. `on_state`: called after any child
+    changed its state. `on_fatal`: a role asked to stop the node with this exit status.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Tree:
         sealed: int,
         lock: int,
         unseal: Callable[[int, Config], Config],
+        delegation: Delegation | None,
         on_state: Callable[[], None],
         on_fatal: Callable[[int, str], None],
     ) -> None:
@@ -74,6 +78,7 @@ class Tree:
         self._incarnation = incarnation
         self._lock = lock
         self._unseal = unseal
+        self._delegation = delegation
         self._on_state = on_state
         self._on_fatal = on_fatal
         self._lives = itertools.count(1)
@@ -157,6 +162,21 @@ class Tree:
         self.log.debug("started", child=slot.name, pid=slot.pid)
         self.tell_roster()
         self.on_start(slot)
+
+    def forget_pool(self, name: str) -> None:
+        """A pool that has ended and is not configured any more: nothing of it stays."""
+        self.pools.pop(name, None)
+        self.tell_roster()
+        self._remove_group(name, GROUP_TRIES)
+
+    def _remove_group(self, name: str, tries: int) -> None:
+        # A reload may have added the pool again; then the group is the new one's.
+        if name in self.pools or self._delegation is None or self._delegation.kill_pool(name):
+            return
+        if tries:
+            self._loop.call_later(GROUP_EVERY, lambda: self._remove_group(name, tries - 1))
+        else:
+            self.log.warning("the control group of a former pool could not be removed", pool=name)
 
     # -- deaths
 
