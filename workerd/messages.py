@@ -11,6 +11,9 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     ingester -> pool, dispatcher Ack, Limits, BarrierDone
     pool -> worker               Assignment
     worker -> pool               Loaded, Progressed, Ending
+
+The socket `wake` takes datagrams from anybody: Scheduled from the ingester, anything else (nothing, as a
+rule) says that there is new work.
 """
 
 from __future__ import annotations
@@ -190,6 +193,12 @@ class BarrierDone(Message, frozen=True, tag="barrier_done"):
     """Everything that was received before the Barrier is committed in the store."""
 
     token: int
+
+
+class Scheduled(Message, frozen=True, tag="scheduled"):
+    """A row was scheduled that becomes due at this store time (µs), sooner than the next look may be."""
+
+    due: int
 
 
 ToDispatcher = Hello | Demand | Holdings

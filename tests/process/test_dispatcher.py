@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.dispatching import World, node
@@ -17,7 +18,7 @@ from workerd.config.model import Store as StoreConfig
 from workerd.dispatcher.pools import PoolLink
 from workerd.errors import StoreRefused
 from workerd.job import Key, Status, new_id
-from workerd.messages import Drain, Stop
+from workerd.messages import Drain, Scheduled, Stop
 from workerd.outcome import Reason
 from workerd.process.sockets import poke
 from workerd.store import Store, handlers, jobs, nodes
@@ -125,6 +126,23 @@ def test_a_wake_up_is_served_before_the_next_poll(build: Build, store: Store) ->
     add(store, "h")
     assert poke(world.paths.wake)
     world.until(lambda: pool.claims, within=10)
+
+
+def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(build: Build, store: Store) -> None:
+    """Who scheduled a row says when it is due; words that mean nothing are as good as none."""
+    world = build(poll=60.0)
+    world.start()
+    pool = world.pool("h").connect()
+    pool.demand(5)
+    world.until(lambda: up(world) and world.settled())
+    world.serve(0.2)
+    (job,) = add(store, "h", 1, delay=200_000)
+    now = store.read(lambda tx: tx.now)
+    for body in (b"\xff" * 100, msgspec.msgpack.encode(Scheduled(2**63)), b"{}"):
+        assert poke(world.paths.wake, body)
+    assert poke(world.paths.wake, msgspec.msgpack.encode(Scheduled(now + 200_000)))
+    world.until(lambda: pool.claims, within=10)
+    assert [key[0] for key in pool.claims] == [job]
 
 
 def test_a_row_that_nobody_announced_is_found_by_the_poll(build: Build, store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 
 from workerd.dispatcher.agenda import Duty, jittered
@@ -24,9 +25,11 @@ class Due(Duty):
         self._announce = announce
         self.promoted = 0
         self.next_due: int | None = None
+        self._looked = 0.0
 
     def work(self) -> float:
         """One slice."""
+        self._looked = time.monotonic()
         done = self._contact.run(lambda tx: jobs.promote_due(tx, SLICE))
         self.next_due = done.next_due
         if done.count:
@@ -39,3 +42,10 @@ class Due(Duty):
             # Not 0: a due row that another node holds locked is not ours to wait for in a tight loop.
             pause = min(pause, max(SHORTEST, self._contact.seconds_until(done.next_due)))
         return pause
+
+    def foretold(self, due: int) -> None:
+        """A row was scheduled for this store time; looked at then, if no look comes before."""
+        if self._contact.knows_time:  # else the first look is still to come
+            # Anybody can say so, again and again.
+            rest = self._looked + SHORTEST - time.monotonic()
+            self.wake(max(rest, self._contact.seconds_until(due)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import time
@@ -25,22 +24,18 @@ from workerd.dispatcher.reports import Reports
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.routine import Routine
 from workerd.dispatcher.settlement import Settlement
+from workerd.dispatcher.wake import Wake
 from workerd.errors import StoreBusy
 from workerd.log import get_logger
 from workerd.messages import GiveBack, Holdings, LeaseState, Roster
 from workerd.process.context import RoleContext
 from workerd.process.service import Service
-from workerd.process.sockets import bind_datagram
 from workerd.store import open_store, schedules
 from workerd.store.jobs import NodeIdent
 from workerd.store.nodes import NodeRecord
 
 STORE_TIMEOUT = 5.0
 """Seconds; the longest that one statement may keep the dispatcher from its loop."""
-
-
-WAKES = 1000
-"""Wake-ups that are read in one turn."""
 
 
 def store_timeout(watchdog: float, lease: float) -> float:
@@ -123,13 +118,13 @@ class Dispatcher(Service):
             on_away=self.lease.lost_contact,
             on_refused=self._on_refused,
         )
-        self._wake = bind_datagram(ctx.paths.wake, 0o666)
+        self._wake = Wake(self.loop, ctx.paths.wake, self._woken, self.due_rows.foretold)
 
     # -- what a role says
 
     def start(self) -> None:
         """Open the doors; what needs the store begins when it has answered."""
-        self.loop.on_readable(self._wake.fileno(), self._woken, rank=2)
+        self._wake.start()
         self.reports.start()
         self.settlement.need()
         self.lease.start()
@@ -217,10 +212,7 @@ class Dispatcher(Service):
         self.settlement.on_holdings(link, holdings)
 
     def _woken(self) -> None:
-        """Somebody says that there is new work; a thousand of them are as good as one."""
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(WAKES):  # a flood of them must not keep us here
-                self._wake.recv(1)
+        """Somebody says that there is new work."""
         self.claimer.announce()
         self.routine.announce()
 

@@ -6,6 +6,8 @@ import time
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from workerd import log
 from workerd.ingester.backlog import Backlog
 from workerd.ingester.flow import Flow, Mode
@@ -14,7 +16,7 @@ from workerd.ingester.peers import Peer, Peers
 from workerd.ingester.spool import Spool
 from workerd.ingester.tally import WRITE_EVERY, Tally
 from workerd.ingester.writer import Writer
-from workerd.messages import Barrier, BarrierDone, Outcomes, Roster
+from workerd.messages import Barrier, BarrierDone, Outcomes, Roster, Scheduled
 from workerd.process.context import RoleContext
 from workerd.process.service import Service
 from workerd.process.sockets import poke
@@ -26,6 +28,7 @@ LAST_WORDS = 8.0
 """Seconds after Stop for what is left; the supervisor's patience is a little longer."""
 
 _log = log.get_logger("ingester")
+_encoder = msgspec.msgpack.Encoder()
 
 
 class Ingester(Service):
@@ -37,6 +40,7 @@ class Ingester(Service):
         self._store = open_store(
             config.store, state_dir=paths.state, timeout=min(STORE_TIMEOUT, ctx.watchdog * 0.4), spare=True
         )
+        self._wake = paths.wake
         self._tally = Tally()
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._backlog = Backlog()
@@ -48,6 +52,8 @@ class Ingester(Service):
             self._tally,
             move_on=not config.pickup.requests_inprogress,
             announce=partial(poke, paths.wake),
+            foretell=self._foretell,
+            poll=config.dispatcher.poll,
         )
         self._flow = Flow(
             self.loop,
@@ -97,6 +103,9 @@ class Ingester(Service):
 
     def on_roster(self, roster: Roster) -> None:
         self._peers.bury(pool.life for pool in roster.dead)
+
+    def _foretell(self, due: int) -> None:
+        poke(self._wake, _encoder.encode(Scheduled(due)))
 
     # -- what it says of itself
 

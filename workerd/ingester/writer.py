@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from workerd import log
+from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
 from workerd.ingester.batch import USUAL_PACKET, weight
 from workerd.ingester.refusal import bare, refused, set_aside
@@ -35,7 +36,9 @@ class Writer:
     """Closes attempts in the store and counts those whose closing took effect.
 
     `max_payload`: bytes of one payload that the store takes, as far as known. `move_on` false leaves further
-    steps of requests to the dispatcher's sweep. `announce` is called when jobs became claimable.
+    steps of requests to the dispatcher's sweep. `announce` is called when jobs became claimable, `foretell`
+    with the store time at which the first scheduled one is due, if that is within `poll` seconds: for what
+    is later the dispatcher looks in time by itself.
     """
 
     def __init__(
@@ -48,10 +51,14 @@ class Writer:
         *,
         move_on: bool = True,
         announce: Callable[[], object] = lambda: None,
+        foretell: Callable[[int], object] = lambda due: None,
+        poll: float = 0.0,
     ) -> None:
         self._store = store
         self._move_on = move_on
         self._announce = announce
+        self._foretell = foretell
+        self._poll_us = int(poll * SECOND)
         self._node_id = node_id
         self._configured = max_payload
         self._aside = aside
@@ -174,6 +181,9 @@ class Writer:
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
         if woken:
             self._announce()
+        wait = min((wait for o in part if o.key in effective for wait in _waits(o)), default=self._poll_us)
+        if wait < self._poll_us:
+            self._foretell(moment + wait)
         if self._doubtful:
             effective |= self._cleared([outcome.key for outcome in part])
         return effective
@@ -222,3 +232,11 @@ class Writer:
         if len(self._hopeless) >= HOPELESS:
             raise StoreAway(f"the store refuses every outcome: {why}")
         self._hopeless.append(now)
+
+
+def _waits(outcome: Outcome) -> Iterator[int]:
+    """Microseconds after the closing until what follows from an outcome is due, if it is not at once."""
+    if outcome.next is not None and outcome.next.delay_us > 0:
+        yield outcome.next.delay_us
+    if outcome.again_us is not None:
+        yield outcome.again_us

@@ -62,12 +62,12 @@ def connect(path: Path, timeout: float | None = None) -> socket.socket:
     return sock
 
 
-def poke(path: Path) -> bool:
-    """Send an empty datagram, never waiting; false if nobody listens there."""
+def poke(path: Path, body: bytes = b"") -> bool:
+    """Send a datagram, never waiting; false if nobody listens there."""
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         with sock, _short(path) as short:
-            sock.sendto(b"", short)
+            sock.sendto(body, short)
     except BlockingIOError:
         return True  # its queue is full: it is about to wake anyway
     except OSError:
