@@ -78,6 +78,7 @@ class Settlement(Duty):
         self._roster: Roster | None = None
         self._elders: frozenset[int] = frozenset()  # lives that may hold claims of a dispatcher before us
         self._met: set[int] = set()  # lives that were ever connected here
+        self._newest = 0  # of the lives in any Roster; they are numbered as they begin
         self._silent: set[int] | None = None  # lives that must still answer; None: not known who lives
         self._held: set[Key] = set()
         self._claimed: set[Key] = set()
@@ -101,17 +102,23 @@ class Settlement(Duty):
     def on_roster(self, roster: Roster) -> None:
         """Pools came or died."""
         before, self._roster = self._roster, roster
-        living = frozenset(roster.pools.values())
+        dead = {pool.life for pool in roster.dead}
+        self._newest = max(self._newest, *roster.pools.values(), *dead, 0)
         if before is None:
-            self._elders = living
-        elif self._died_unasked({pool.life for pool in roster.dead} - {pool.life for pool in before.dead}):
+            self._elders = frozenset(roster.pools.values())
+        elif self._died_unasked(dead - {pool.life for pool in before.dead}):
             self.need()
-        self._met &= living
+        self._met = self._living(self._met)
         if self._silent is None:
             self._ask_all()
         else:
-            self._silent &= living
+            self._silent = self._living(self._silent)
         self._look()
+
+    def _living(self, lives: Iterable[int]) -> set[int]:
+        """Those that live as far as is known: a pool may connect before the Roster that names it is read."""
+        named = set(self._roster.pools.values()) if self._roster is not None else set()
+        return {life for life in lives if life in named or life > self._newest}
 
     def _died_unasked(self, dead: set[int]) -> bool:
         """Whether this round is too late for some of the dead: a pool that has not answered is not."""
@@ -173,7 +180,7 @@ class Settlement(Duty):
         assert self._roster is not None
         if self.phase is not Phase.COLLECTING:
             return
-        self._silent = set(self._roster.pools.values()) & (self._elders | self._met)
+        self._silent = self._living(self._elders | self._met)
         for life in self._silent & self._pools.links.keys():
             self._pools.links[life].send(Inventory(token=self._token))
 
