@@ -204,13 +204,15 @@ class Store(ABC):
         except LockLost:
             self._undo(session)
             raise
+        except (StoreBusy, StoreRefused) as error:
+            self._count(error)
+            self._undo(session)
+            raise
         except StoreAway as error:
             self._count(error)
             self.close()
             raise
-        except BaseException as error:
-            if isinstance(error, StoreRefused):
-                self._count(error)
+        except BaseException:
             self._undo(session)
             raise
         self._commit(session, write)
