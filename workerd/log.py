@@ -267,7 +267,8 @@ class _Journal:
         fields = {
             _JOURNAL_FIELDS.get(k, f"WORKERD_{k.upper()}"): str(v) for k, v in event.items() if v is not None
         }
-        message = str(event.get("event", ""))
+        # A line that a handler wrote is what its reader looks for; that it is output, its fields say.
+        message = str(event.get("line", event.get("event", "")))
         if event.get("error"):
             message += f": {event['error']}"
         fields |= {"MESSAGE": message, "PRIORITY": str(_PRIORITY[level]), "SYSLOG_IDENTIFIER": "workerd"}

@@ -86,3 +86,17 @@ def test_every_line_of_a_child_reaches_the_journal(journal: socket.socket) -> No
     assert status_of(supervisor) == 0
     for message in (b"first", b"second", b"line 0", b"line 1", b"line 2"):
         assert b"MESSAGE=" + message + b"\n" in journal.recv(8192)
+
+
+def test_a_handlers_line_is_the_message(journal: socket.socket) -> None:
+    """Whoever asks the journal for a job reads what the handler printed, found by job, handler and attempt."""
+
+    def pool() -> int:
+        log.configure(Log())
+        log.get_logger("pool").info("output", line="Hello.", job="0190-1", handler="email", attempt=2)
+        return 0
+
+    assert status_of(pool) == 0
+    fields = journal.recv(8192).splitlines()
+    assert {b"MESSAGE=Hello.", b"JOB_ID=0190-1", b"HANDLER=email", b"ATTEMPT=2"} <= set(fields)
+    assert {b"PRIORITY=6", b"WORKERD_EVENT=output"} <= set(fields)
