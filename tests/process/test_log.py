@@ -89,7 +89,7 @@ def test_every_line_of_a_child_reaches_the_journal(journal: socket.socket) -> No
 
 
 def test_a_handlers_line_is_the_message(journal: socket.socket) -> None:
-    """Whoever asks the journal for a job reads what the handler printed, found by job, handler and attempt."""
+    """Who asks the journal for a job reads what its handler printed; job, handler and attempt are fields."""
 
     def pool() -> int:
         log.configure(Log())
