@@ -35,6 +35,17 @@ call = "shop:nothing_of_this_name"
 [handlers.greedy]
 call = "shop:greedy"
 memory_max = "64MiB"
+[handlers.talk]
+call = "shop:talk"
+[handlers.crowd]
+call = "shop:crowd"
+pids_max = 20
+[handlers.light]
+call = "shop:spin"
+cpu_weight = 20
+[handlers.heavy]
+call = "shop:spin"
+cpu_weight = 200
 [handlers.hang]
 call = "shop:hang"
 deadline = "1s"
@@ -88,6 +99,19 @@ def prop(name: str) -> str:
     return run("systemctl", "show", "-P", name, "workerd").stdout.strip()
 
 
+def group() -> Path:
+    """The service's control group of version 2."""
+    below = "system.slice/workerd.service"
+    both = (Path("/sys/fs/cgroup", below), Path("/sys/fs/cgroup/unified", below))
+    return next((path for path in both if (path / "cgroup.procs").exists()), both[0])
+
+
+def logged(job_id: str) -> list[dict[str, object]]:
+    """What the journal has of a job."""
+    text = run("journalctl", "--no-pager", "-o", "json", f"JOB_ID={job_id}").stdout
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def held_back() -> list[str]:
     pools = json.loads(workerd("status", "--json").stdout or "{}").get("pools", {})
     return [name for name, pool in pools.items() if pool["quarantined"]]
@@ -139,13 +163,22 @@ def start() -> None:
     check(f"STATUS: {prop('StatusText')}", prop("StatusText"))
 
 
+def words(lines: list[str]) -> set[str]:
+    return {word for line in lines for word in line.split()}
+
+
 def journal() -> None:
     say("logs")
     job_id = job("add", "a=1")
     ended(job_id)
-    text = run("journalctl", "--no-pager", "-o", "json", f"JOB_ID={job_id}").stdout
-    check("journalctl JOB_ID=… finds the failed job", text.strip())
-    check("with its handler", '"HANDLER":"add"' in text)
+    found = logged(job_id)
+    check("journalctl JOB_ID=… finds the failed job", found)
+    fields = [(line.get("HANDLER"), line.get("ATTEMPT")) for line in found]
+    check(f"with handler and attempt: {fields}", ("add", "1") in fields)
+    job_id = job("talk")
+    ended(job_id)
+    said = [str(line.get("MESSAGE")) for line in logged(job_id)]
+    check(f"and what a handler printed and logged: {said}", {"printed", "logged"} <= words(said))
 
 
 def reload() -> None:
@@ -157,12 +190,18 @@ def reload() -> None:
     check(f"systemctl reload {done.stderr.strip()}", done.returncode == 0)
     made = workerd("enqueue", "multiply", "a=6", "b=7", "--wait", "60s")
     check(f"a new handler runs: 6 × 7 = {made.stdout.strip()}", made.stdout.strip() == "42")
+    failed = job("multiply", "a=1")
+    ended(failed)
+    check("its log lines are found by JOB_ID too", logged(failed))
     extra.write_text('[handlers.multiply]\ncall = "shop:multiply"\nworkers = "many"\n')
     refused = run("systemctl", "reload", "workerd")
     check("a wrong configuration makes the reload fail", refused.returncode != 0)
     check("and the old one runs on", prop("ActiveState") == "active" and prop("MainPID") == pid)
+    own = group() / "pool.multiply"
+    there = own.exists()
     extra.unlink()
     run("systemctl", "reload", "workerd")
+    check("a pool that is dropped leaves no control group", wait(lambda: not own.exists(), 30) and there)
 
 
 def deadline() -> None:
@@ -181,8 +220,7 @@ def memory() -> None:
     if not controllers.exists() or "memory" not in controllers.read_text().split():
         print("no memory controller of version 2 here: not shown")
         return
-    group = Path("/sys/fs/cgroup/system.slice/workerd.service")
-    check("a group for each pool", (group / "pool.add" / "manager").is_dir())
+    check("a group for each pool", (group() / "pool.add" / "manager").is_dir())
     print(run("systemd-cgls", "--no-pager", "-u", "workerd.service").stdout)
     restarts, pid = prop("NRestarts"), prop("MainPID")
     greedy = job("greedy")
@@ -191,6 +229,26 @@ def memory() -> None:
     check(f"the greedy job ends: {done.get('reason')}, {done.get('error')}", done.get("reason") == "oom")
     check("another pool works on meanwhile", made.stdout.strip() == "2")
     check("the service is the same", (restarts, pid) == (prop("NRestarts"), prop("MainPID")))
+
+
+def shares() -> None:
+    say("processor and processes")
+    have = (group() / "cgroup.controllers").read_text().split()
+    print("controllers:", *have)
+    if "pids" in have:
+        limit = (group() / "pool.crowd" / "pids.max").read_text().strip()
+        check(f"pids_max = 20 is in the pool's pids.max: {limit}", limit == "20")
+        made = workerd("enqueue", "crowd", "--wait", "60s").stdout.strip()
+        check(f"and stops a job at {made} processes of its own", made.isdigit() and 10 < int(made) < 20)
+    if "cpu" in have:
+        weights = [
+            (group() / f"pool.{name}" / "cpu.weight").read_text().strip() for name in ("light", "heavy")
+        ]
+        check(f"cpu_weight of 20 and 200 is in the pools' cpu.weight: {weights}", weights == ["20", "200"])
+        begin = f"begin={time.time() + 10}"
+        both = [job(name, begin, "seconds=8") for name in ("light", "heavy")]
+        light, heavy = (float(str(ended(job_id).get("payload"))) for job_id in both)
+        check(f"of a busy processor they get {light:.2f} and {heavy:.2f} s", heavy > 2 * light)
 
 
 def watchdog() -> None:
@@ -238,7 +296,7 @@ def removal() -> None:
 
 def main() -> int:
     print(f"Linux {os.uname().release}, {run('systemctl', '--version').stdout.splitlines()[0]}", flush=True)
-    for part in (package, start, journal, reload, deadline, memory, watchdog, stop, removal):
+    for part in (package, start, journal, reload, deadline, memory, shares, watchdog, stop, removal):
         try:
             part()
         except Exception as error:
