@@ -21,6 +21,7 @@ from tests.support.servers import DatabaseServer
 from workerd import Client, JobSpec
 from workerd.config.model import Store as StoreConfig
 from workerd.errors import Conflict, HandlerNotFound, NotFound, StoreAway, TooManyWaiting, WrongVersion
+from workerd.process.child import fork
 from workerd.store import open_store
 
 CONFIG = f"""
@@ -220,6 +221,21 @@ def test_a_client_survives_a_fork(client: Client) -> None:
     assert os.waitpid(pid, 0)[1] == 0
     assert client.wait(job_id, timeout=20).result == 2
     assert client.wait(from_child, timeout=20).result == 3
+
+
+def test_a_client_in_a_worker_leaves_the_descriptors_of_others_alone(client: Client) -> None:
+    """A worker has closed the connections of its pool; their numbers may be those of a handler's files."""
+    client.enqueue("add", {"a": 1})
+
+    def worker() -> int:
+        opened = [os.open(os.devnull, os.O_RDWR) for _ in range(30)]
+        client.enqueue("add", {"a": 2})
+        return int(any(not os.path.samestat(os.fstat(fd), os.stat(os.devnull)) for fd in opened))
+
+    child = fork(worker)
+    eventually(lambda: child.reap() is not None)
+    child.close()
+    assert child.status == 0
 
 
 def test_a_url_alone_is_enough(daemon: Daemon) -> None:

@@ -22,12 +22,17 @@ class Stores:
         self._make = make
         self._most = most
         self._timeout = timeout
+        self._free: list[Store] = []
+        # A parent's connections, kept for good: an object that goes closes its descriptor, and where the
+        # child has closed what it inherited, as a worker does, that number may be another file's by now.
+        self._inherited: list[Store] = []
         self._begin()
 
     def _begin(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._free: list[Store] = []
+        self._inherited += self._free
+        self._free = []
         self._places = threading.BoundedSemaphore(self._most)
         self._closed = False
 
