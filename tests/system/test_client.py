@@ -138,6 +138,17 @@ def test_vars_that_do_not_fit_are_refused_before_they_are_stored(client: Client)
         client.enqueue("add", {"a": 1, "c": 2})
 
 
+def test_jobs_one_by_one_are_checked_as_the_first_was(client: Client) -> None:
+    """What the store was just asked is not asked for each, and still nothing wrong gets in."""
+    ids = [client.enqueue("add", {"a": n}, priority=1).id for n in range(20)]
+    assert len(set(ids)) == 20
+    with pytest.raises(ValueError, match=r"vars\.a"):
+        client.enqueue("add", {"a": "one"})
+    with pytest.raises(HandlerNotFound):
+        client.enqueue("none")
+    assert [client.wait(one, timeout=20).result for one in ids] == list(range(1, 21))
+
+
 def test_a_full_handler_refuses_and_a_paused_one_waits(client: Client, daemon: Daemon) -> None:
     """max_waiting counts what waits; a pause holds it, resume lets it go."""
     client.pause("held", "testing")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -9,7 +10,7 @@ import msgspec
 
 from workerd.client.model import Enqueued
 from workerd.client.spec import Checked
-from workerd.config.model import Config
+from workerd.config.model import Config, Handler
 from workerd.errors import HandlerNotFound, TooManyWaiting
 from workerd.job import id_text
 from workerd.signature import check_vars
@@ -18,12 +19,47 @@ from workerd.store import Tx, handlers, inserting, queries
 NAMES_SHOWN = 20
 
 
-def admit(tx: Tx, specs: Sequence[Checked], config: Config, *, look: bool = True) -> list[Enqueued]:
-    """Insert all jobs or none; `look` false leaves their vars to the attempts.
+class Known:
+    """The handlers that the store knew a moment ago, so that not every job asks for them again."""
+
+    MOMENT = 1.0
+    """Seconds. A new signature is missed for so long: then the attempt finds vars that do not fit."""
+
+    def __init__(self) -> None:
+        self._handlers: Mapping[str, bytes | None] = {}
+        self._until = 0.0
+
+    def ask(self, tx: Tx) -> Mapping[str, bytes | None]:
+        """Ask the store."""
+        asked = time.monotonic()
+        self._handlers = handlers.known(tx)
+        self._until = asked + self.MOMENT
+        return self._handlers
+
+    def lately(self, spec: Checked, config: Config) -> bool:
+        """Whether this job may be enqueued by what was known a moment ago, with nothing else to look at."""
+        return (
+            time.monotonic() < self._until
+            and spec.plain
+            and not _bounded(spec.handler, config)
+            and refusal(spec, self._handlers, config) is None
+        )
+
+
+def admit(
+    tx: Tx,
+    specs: Sequence[Checked],
+    config: Config,
+    *,
+    look: bool = True,
+    known: Mapping[str, bytes | None] | None = None,
+) -> list[Enqueued]:
+    """Insert all jobs or none; `look` false leaves their vars to the attempts; `known`: if asked before.
 
     Raises HandlerNotFound, TooManyWaiting, ValueError for vars that do not fit a known signature.
     """
-    known = handlers.known(tx)
+    if known is None:
+        known = handlers.known(tx)
     check_handlers((spec.handler for spec in specs), known, config)
     if look:
         for spec in specs:
@@ -44,22 +80,31 @@ def refusal(spec: Checked, known: Mapping[str, bytes | None], config: Config) ->
 
 def insert(tx: Tx, specs: Sequence[Checked]) -> list[Enqueued]:
     """Insert all jobs, unasked."""
-    new = [
-        inserting.NewJob(
-            handler=spec.handler,
-            id=spec.id,
-            vars=spec.vars,
-            meta=spec.meta,
-            priority=spec.priority,
-            run_at=spec.run_at,
-            delay=spec.delay_us,
-            deadline_ms=spec.deadline_ms,
-            max_attempts=spec.max_attempts,
-            unique_key=spec.unique_key,
-        )
-        for spec in specs
-    ]
-    return [Enqueued(id_text(done.id), done.created) for done in inserting.insert(tx, new)]
+    return [_enqueued(done) for done in inserting.insert(tx, [_new(spec) for spec in specs])]
+
+
+def insert_alone(tx: Tx, spec: Checked) -> Enqueued:
+    """Insert one plain job, unasked, in one statement."""
+    return _enqueued(inserting.insert_alone(tx, _new(spec)))
+
+
+def _new(spec: Checked) -> inserting.NewJob:
+    return inserting.NewJob(
+        handler=spec.handler,
+        id=spec.id,
+        vars=spec.vars,
+        meta=spec.meta,
+        priority=spec.priority,
+        run_at=spec.run_at,
+        delay=spec.delay_us,
+        deadline_ms=spec.deadline_ms,
+        max_attempts=spec.max_attempts,
+        unique_key=spec.unique_key,
+    )
+
+
+def _enqueued(done: inserting.Inserted) -> Enqueued:
+    return Enqueued(id_text(done.id), done.created)
 
 
 def check_handlers(names: Iterable[str], known: Mapping[str, bytes | None], config: Config) -> None:
@@ -91,8 +136,8 @@ def _check_vars(spec: Checked, signature: bytes | None) -> None:
 
 def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:
     for name, adding in Counter(spec.handler for spec in specs).items():
-        handler = config.handlers.get(name)
-        if handler is None or not handler.max_waiting:
+        handler = _bounded(name, config)
+        if handler is None:
             continue
         room = handler.max_waiting - adding
         if room < 0 or queries.waiting(tx, name, room + 1) > room:
@@ -100,3 +145,8 @@ def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:
                 f'The handler "{name}" has {handler.max_waiting} jobs waiting, which is its max_waiting: '
                 f"try again later, or raise handlers.{name}.max_waiting."
             )
+
+
+def _bounded(name: str, config: Config) -> Handler | None:
+    handler = config.handlers.get(name)
+    return handler if handler is not None and handler.max_waiting else None

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from workerd.client.admission import admit, check_handlers
+from workerd.client.admission import Known, admit, check_handlers, insert_alone
 from workerd.client.model import Enqueued, Job, Request
-from workerd.client.spec import Duration, JobSpec, check, params_json, seconds
+from workerd.client.spec import Checked, Duration, JobSpec, check, params_json, seconds
 from workerd.client.stores import Stores
 from workerd.client.waiting import job_over, request_over, until
 from workerd.config.model import Config
@@ -43,6 +43,7 @@ class Client:
         self._config = _configuration(source)
         self._timeout = seconds("timeout", timeout)
         self._stores = Stores(self._open, connections, self._timeout)
+        self._known = Known()
         self._wake = Paths(self._config.node).wake
 
     def _open(self) -> Store:
@@ -99,7 +100,14 @@ class Client:
             max_attempts=max_attempts,
             meta=meta,
         )
-        return self.enqueue_many([spec])[0]
+        checked = check(spec, self._config.gateway.max_body)
+        if self._known.lately(checked, self._config):
+            with self._stores.lent() as store:
+                done = store.alone(lambda tx: insert_alone(tx, checked))
+        else:
+            done = self._run(lambda tx: self._admit(tx, [checked]))[0]
+        self.wake()
+        return done
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:
         """Enqueue all of them or none, in one round trip of bounded size; results in the same order.
@@ -109,7 +117,7 @@ class Client:
         checked = [check(spec, self._config.gateway.max_body) for spec in specs]
         if not checked:
             return []
-        done = self._run(lambda tx: admit(tx, checked, self._config))
+        done = self._run(lambda tx: self._admit(tx, checked))
         self.wake()
         return done
 
@@ -207,6 +215,9 @@ class Client:
     def wake(self) -> None:
         """Tell this machine's dispatcher, if there is one, that there is work."""
         poke(self._wake)
+
+    def _admit(self, tx: Tx, specs: list[Checked]) -> list[Enqueued]:
+        return admit(tx, specs, self._config, known=self._known.ask(tx))
 
     def _run(self, work: Callable[[Tx], T]) -> T:
         with self._stores.lent() as store:

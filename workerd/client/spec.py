@@ -60,6 +60,11 @@ class Checked:
     max_attempts: int | None
     unique_key: str | None
 
+    @property
+    def plain(self) -> bool:
+        """Whether it starts at once, and nothing that is there can stand in its way."""
+        return self.id is None and self.unique_key is None and self.run_at is None and self.delay_us is None
+
 
 def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
     """The spec in the store's terms; ValueError names the field that is wrong and what was expected."""

@@ -8,7 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from workerd.client.admission import insert
+from workerd.client.admission import insert, insert_alone
 from workerd.client.committing import after_commit
 from workerd.client.foreign import ForeignSession
 from workerd.client.model import Enqueued
@@ -57,7 +57,8 @@ def enqueue(
         max_attempts=max_attempts,
         meta=meta,
     )
-    done = insert(Tx(ForeignSession(connection)), [check(spec)])[0]
+    checked, tx = check(spec), Tx(ForeignSession(connection))
+    done = insert_alone(tx, checked) if checked.plain else insert(tx, [checked])[0]
     after_commit(connection, wake)
     return done
 

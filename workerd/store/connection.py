@@ -35,6 +35,14 @@ class Session(ABC):
     @abstractmethod
     def begin(self, write: bool) -> None: ...
 
+    def begin_alone(self) -> None:
+        """As `begin`, for a transaction of one statement that writes."""
+        self.begin(True)
+
+    def may_have_committed(self, error: StoreAway) -> bool:
+        """Whether a statement that was begun alone may have taken effect although it ended so."""
+        return False
+
     @abstractmethod
     def commit(self) -> None: ...
 
@@ -138,6 +146,10 @@ class Store(ABC):
         """
         return self._patiently(work, write=True)
 
+    def alone(self, work: Callable[[Tx], T]) -> T:
+        """As `run`, for `work` that is a single statement: on a server one round trip instead of two."""
+        return self._patiently(work, write=True, alone=True)
+
     def read(self, work: Callable[[Tx], T]) -> T:
         """As `run`, for a transaction that only reads."""
         return self._patiently(work, write=False)
@@ -179,12 +191,12 @@ class Store(ABC):
                 raise
         return self._session
 
-    def _patiently(self, work: Callable[[Tx], T], *, write: bool) -> T:
+    def _patiently(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
         end = time.monotonic() + PATIENCE
         tries = 0
         while True:
             try:
-                return self._once(work, write)
+                return self._once(work, write, alone)
             except LockLost as error:
                 self._count(error)
                 tries += 1
@@ -196,21 +208,27 @@ class Store(ABC):
             # Spread out, so that those who met do not meet again.
             time.sleep(random.uniform(0.0005, 0.002 * 2 ** min(tries, 6)))
 
-    def _once(self, work: Callable[[Tx], T], write: bool) -> T:
+    def _once(self, work: Callable[[Tx], T], write: bool, alone: bool) -> T:
         session = self._connected()
+        begun = False
         try:
-            session.begin(write)
+            if alone:
+                session.begin_alone()
+            else:
+                session.begin(write)
+            begun = alone
             value = work(Tx(session))
         except LockLost:
             self._undo(session)
             raise
-        except (StoreBusy, StoreRefused) as error:
+        except (StoreAway, StoreRefused) as error:
             self._count(error)
-            self._undo(session)
-            raise
-        except StoreAway as error:
-            self._count(error)
-            self.close()
+            if isinstance(error, (StoreBusy, StoreRefused)):
+                self._undo(session)
+            else:
+                self.close()
+            if begun and isinstance(error, StoreAway) and session.may_have_committed(error):
+                raise CommitUnknown(str(error), error.code) from None
             raise
         except BaseException:
             self._undo(session)

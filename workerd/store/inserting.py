@@ -82,6 +82,30 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
     ]
 
 
+def insert_alone(tx: Tx, job: NewJob) -> Inserted:
+    """Insert one job that starts at once and has neither an id nor a unique key, in one statement.
+
+    Raises StoreRefused for text that is not UTF-8.
+    """
+    if tx.engine == "sqlite":  # its clock is this machine's, and finer than the columns' defaults
+        return insert(tx, [job])[0]
+    job_id = new_id()
+    tx.execute(
+        "INSERT INTO workerd_jobs (id, handler, vars, meta, priority, deadline_ms, max_attempts)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (
+            job_id,
+            job.handler,
+            _text(job.vars),
+            _text(job.meta),
+            job.priority,
+            job.deadline_ms,
+            job.max_attempts,
+        ),
+    )
+    return Inserted(job_id, True)
+
+
 def _found(job_id: bytes, holder: bytes | None) -> Inserted:
     if holder is None or holder == job_id:
         return Inserted(job_id, True)

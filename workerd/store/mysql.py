@@ -40,6 +40,12 @@ AWAY = frozenset({
     2002, 2003, 2006, 2013, 2014, 2026, 2055, 3100, 3168,
 })  # fmt: skip
 
+# Of those that are away: nothing was sent, or the server says no before it does anything.
+NOTHING_DONE = frozenset({
+    1037, 1038, 1040, 1041, 1114, 1203, 1226, 1044, 1045, 1046, 1047, 1049, 1054, 1142, 1143, 1146, 1698,
+    1036, 1290, 1792, 1836, 2006,
+})  # fmt: skip
+
 BUSY = frozenset({1317, 1969, 3024})  # stopped by somebody, or by its time limit: the server itself answers
 
 TOO_LARGE = 1153
@@ -118,10 +124,21 @@ class MySQLSession(Session):
             raise
 
     def begin(self, write: bool) -> None:
-        """Nothing to say: with autocommit off the first statement begins it, one round trip less."""
+        """Mostly nothing to say: with autocommit off the first statement begins it, one round trip less."""
+        if self._link.get_autocommit():
+            self._run("SET AUTOCOMMIT = 0")
+
+    def begin_alone(self) -> None:
+        """Autocommit stays on until `begin`: who writes one row at a time switches it once."""
+        if not self._link.get_autocommit():
+            self._run("SET AUTOCOMMIT = 1")
+
+    def may_have_committed(self, error: StoreAway) -> bool:
+        return error.code not in NOTHING_DONE
 
     def commit(self) -> None:
-        self._run("COMMIT")
+        if not self._link.get_autocommit():
+            self._run("COMMIT")
 
     def rollback(self) -> None:
         self._run("ROLLBACK")
