@@ -8,30 +8,48 @@ instead of written again and again.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import select
 import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, cast
 
 import msgspec
 
 from workerd.config.model import Log
 
-# structlog.dev imports rich where it is installed: 7 MB in every daemon, for a renderer that is not used.
-_modules = cast(dict[str, Any], sys.modules)
-_rich = _modules.get("rich")
-_modules["rich"] = None
-try:
+
+class _Later(ModuleType):
+    """Stands for a module until something of it is wanted."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+@contextlib.contextmanager
+def _instead_of(**others: ModuleType | None) -> Iterator[None]:
+    """Within it these modules are others, None for those that seem not to be installed."""
+    modules = cast(dict[str, ModuleType | None], sys.modules)
+    before = {name: modules[name] for name in others if name in modules}
+    modules.update(others)
+    try:
+        yield
+    finally:
+        for name in others:
+            del modules[name]
+        modules.update(before)
+
+
+# structlog imports rich where it is installed, 7 MB in every daemon, for a renderer that is not used, and
+# asyncio, 2 MB, for loggers that only a handler may await.
+with _instead_of(rich=None, asyncio=_Later("asyncio")):
     import structlog
-finally:
-    del _modules["rich"]
-    if _rich is not None:
-        _modules["rich"] = _rich
 
 Event = MutableMapping[str, Any]
 Sink = Callable[[str, Event], None]
