@@ -16,9 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ingesting import Pool, World
 from tests.support.rows import Rows
-from workerd import metrics
 from workerd.job import Status
 from workerd.messages import Outcomes, Progress, Seen
+from workerd.metrics import exposition
 from workerd.outcome import Next, Outcome, Reason, Usage
 from workerd.store import Store
 
@@ -62,7 +62,7 @@ def ends(rows: Rows) -> dict[tuple[str, str | None], int]:
 
 def counted(world: World) -> dict[str, float]:
     """What the metrics say: samples by name and label values."""
-    text, _ = metrics.render(metrics.collect(world.paths.metrics), {})
+    text, _ = exposition.render(exposition.collect(world.paths.metrics), {})
     return {
         " ".join([sample.name, *(sample.labels[key] for key in sorted(sample.labels))]): sample.value
         for family in text_string_to_metric_families(text.decode())

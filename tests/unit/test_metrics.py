@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.mmap_dict import mmap_key
 from prometheus_client.parser import text_string_to_metric_families
 
 from workerd import metrics
-from workerd.metrics import names, values
+from workerd.metrics import exposition, names, values
 
 HANDLER = """
 import sys
@@ -44,7 +45,7 @@ def in_child(work: Callable[[], None]) -> None:
 
 
 def samples(folder: Path) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    text, _ = metrics.render(metrics.collect(folder), {})
+    text, _ = exposition.render(exposition.collect(folder), {})
     return {
         (s.name, frozenset(s.labels.items())): s.value
         for family in text_string_to_metric_families(text.decode())
@@ -54,6 +55,22 @@ def samples(folder: Path) -> dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
+
+
+def test_series_are_named_as_the_library_names_them() -> None:
+    """Our key of a series is the library's, character by character."""
+    for given in (
+        ("m", "m_total", ("b", "a"), ("1", 'é"'), "What it is."),
+        ("m", "m", (), (), ""),
+    ):
+        assert values.key_of(*given) == mmap_key(*given)
+
+
+def test_a_library_that_was_imported_earlier_is_taken_too(tmp_path: Path) -> None:
+    """`install` comes before or after the import, and what is defined then has its file."""
+    script = HANDLER.replace("import sys\n", "import prometheus_client\nimport sys\n", 1)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path), "w-0"], check=True)
+    assert samples(tmp_path)[key("shop_thumbnails_total", size="small")] == 2
 
 
 def test_a_restarted_process_goes_on_counting_where_its_slot_stopped(tmp_path: Path) -> None:
@@ -175,8 +192,11 @@ def test_a_scrape_shows_what_the_supervisor_knows(tmp_path: Path) -> None:
             "image": {"quarantined": False, "workers": [{"state": "busy"}, {"state": "busy"}]},
         },
     }
-    families = [*metrics.from_status(status), *metrics.processes({"ingester": os.getpid(), "gone": 2**22})]
-    text, content_type = metrics.render(families, {"env": "prod"})
+    families = [
+        *exposition.from_status(status),
+        *exposition.processes({"ingester": os.getpid(), "gone": 2**22}),
+    ]
+    text, content_type = exposition.render(families, {"env": "prod"})
     found = {
         (s.name, frozenset(s.labels.items())): s.value
         for family in text_string_to_metric_families(text.decode())
@@ -198,6 +218,6 @@ def test_every_family_is_exported_under_its_own_name() -> None:
     for definition in metrics.ALL:
         if definition.kind == "histogram":
             continue
-        family = metrics.gauge(definition, {tuple("x" for _ in definition.labels): 1.0})
-        text, _ = metrics.render([family], {})
+        family = exposition.gauge(definition, {tuple("x" for _ in definition.labels): 1.0})
+        text, _ = exposition.render([family], {})
         assert f"\n{definition.name}" in text.decode()

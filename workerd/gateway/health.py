@@ -11,13 +11,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd import metrics
 from workerd.errors import StoreError
 from workerd.gateway.handlers import known_handlers
 from workerd.gateway.jobs import answer
 from workerd.gateway.problems import Problem
 from workerd.gateway.state import Gateway, state
-from workerd.metrics import names
+from workerd.metrics import exposition, names
 from workerd.store import Tx, queries
 
 
@@ -71,7 +70,7 @@ def depth(tx: Tx, gateway: Gateway) -> list[Metric]:
     oldest |= {
         (count.handler,): max(0, tx.now - count.oldest) / 1e6 for count in counts if count.oldest is not None
     }
-    return [metrics.gauge(names.JOBS, jobs), metrics.gauge(names.OLDEST_SECONDS, oldest)]
+    return [exposition.gauge(names.JOBS, jobs), exposition.gauge(names.OLDEST_SECONDS, oldest)]
 
 
 def zeros(families: list[Metric], gateway: Gateway) -> list[Metric]:
@@ -90,7 +89,7 @@ def zeros(families: list[Metric], gateway: Gateway) -> list[Metric]:
         (code,): 0.0 for code in ("1205", "1213") if (names.STORE_ERRORS.name, "", "", code) not in there
     }
     known = {names.ATTEMPTS: attempts, names.STORE_ERRORS: errors}
-    return [metrics.gauge(definition, known.get(definition, {})) for definition in names.ALL]
+    return [exposition.gauge(definition, known.get(definition, {})) for definition in names.ALL]
 
 
 def pids(status: dict[str, Any]) -> dict[str, int]:
@@ -108,15 +107,15 @@ async def show_metrics(request: Request) -> Response:
     gateway = state(request)
     status = await gateway.backend.status()
     families = [
-        *metrics.collect(gateway.backend.paths.metrics),
-        *metrics.from_status(status),
-        *metrics.processes(pids(status)),
+        *exposition.collect(gateway.backend.paths.metrics),
+        *exposition.from_status(status),
+        *exposition.processes(pids(status)),
     ]
     # What the processes know is worth a scrape, all the more while the store is away.
     with contextlib.suppress(StoreError, Problem):
         families += await gateway.backend.read(lambda tx: depth(tx, gateway))
     families += zeros(families, gateway)
-    data, kind = metrics.render(families, gateway.config.log.labels, request.headers.get("accept", ""))
+    data, kind = exposition.render(families, gateway.config.log.labels, request.headers.get("accept", ""))
     return Response(data, media_type=kind, headers={"Cache-Control": "no-store"})
 
 

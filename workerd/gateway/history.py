@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workerd import metrics
-from workerd.metrics import names
+from workerd.metrics import exposition, names
 
 EVERY = 5.0
 """Seconds between two looks."""
@@ -50,7 +49,7 @@ def read(folder: Path) -> Totals:
     """The totals as the metrics' files have them now."""
     good = bad = 0.0
     buckets: dict[str, Buckets] = {names.RUN_SECONDS.name: {}, names.QUEUE_SECONDS.name: {}}
-    for family in metrics.collect(folder):
+    for family in exposition.collect(folder):
         for sample in family.samples:
             if sample.name == names.ATTEMPTS.name:
                 if sample.labels.get("outcome") in BAD:

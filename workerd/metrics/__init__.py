@@ -25,7 +25,6 @@ Prometheus knows how to read.
 
 from __future__ import annotations
 
-from workerd.metrics.exposition import collect, from_status, gauge, processes, render
 from workerd.metrics.names import ALL, Definition
 from workerd.metrics.series import Counter, Gauge, Histogram, StoreErrors
 from workerd.metrics.values import enter, install
@@ -37,11 +36,6 @@ __all__ = [
     "Gauge",
     "Histogram",
     "StoreErrors",
-    "collect",
     "enter",
-    "from_status",
-    "gauge",
     "install",
-    "processes",
-    "render",
 ]

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
+import json
 import mmap
 import os
-import re
+import string
 import struct
+import sys
 from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from threading import Lock
+from types import ModuleType
 from typing import Any
-
-from prometheus_client import values
 
 _FIRST = 16 * 1024
 LIMIT = 1024 * 1024
@@ -21,9 +23,17 @@ LIMIT = 1024 * 1024
 
 _USED = struct.Struct("i")
 _PAIR = struct.Struct("dd")
+_PLAIN = frozenset(string.ascii_letters + string.digits + ".-")
 
-# The library's own function, so that both sides agree on what names a series.
-_key_of: Any = importlib.import_module("prometheus_client.mmap_dict").mmap_key
+_LIBRARY = "prometheus_client.values"
+
+
+def key_of(
+    metric_name: str, name: str, labelnames: Sequence[str], labelvalues: Sequence[str], help_text: str
+) -> str:
+    """What names a series in a file, as the library's `mmap_key` says it."""
+    labels = dict(zip(labelnames, labelvalues, strict=False))
+    return json.dumps([metric_name, name, labels, help_text], sort_keys=True)
 
 
 class _File:
@@ -114,13 +124,14 @@ class _Slot:
     def enter(self, folder: Path, name: str) -> None:
         self._leave()
         # The library splits the names of gauges' files at "_" and shows this part as the label `pid`.
-        safe = re.sub(r"[^0-9A-Za-z.-]", lambda m: f"%{ord(m[0]):x}", name)
+        # Neither an expression nor a glob: what they touch is copied by every worker, half a megabyte.
+        safe = "".join(c if c in _PLAIN else f"%{ord(c):x}" for c in name)
         with contextlib.suppress(OSError):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in folder.glob("gauge_*.db"):
+            os.makedirs(folder, 0o700, exist_ok=True)
+            for file in os.listdir(folder):
                 # A gauge describes a process, and that one is gone.
-                if path.name.rsplit("_", 1)[1] == f"{safe}.db":
-                    path.unlink(missing_ok=True)
+                if file.startswith("gauge_") and file.rpartition("_")[2] == f"{safe}.db":
+                    os.unlink(f"{folder}/{file}")
         self._folder, self._name = folder, safe
         with self.lock:
             for value in self.values:  # a series is shown from its definition on, as a zero
@@ -171,7 +182,7 @@ class Value:
         **kwargs: Any,
     ) -> None:
         self._kind = f"{typ}_{multiprocess_mode}" if typ == "gauge" else typ
-        self._key: str = _key_of(metric_name, name, labelnames, labelvalues, help_text)
+        self._key: str = key_of(metric_name, name, labelnames, labelvalues, help_text)
         self._value = 0.0
         self._entered = -1
         self._file: _File | None = None
@@ -218,12 +229,41 @@ class Value:
         return None
 
 
+class _Installing(Loader):
+    """Loads the library's module of values, with ours as the one that metrics are made of."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        vars(module)["ValueClass"] = Value
+
+
+class _Finder(MetaPathFinder):
+    """Waits for a handler that imports the library: without one nobody pays 2 MB for it."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        found = PathFinder.find_spec(fullname, path, target) if fullname == _LIBRARY else None
+        if found is not None and found.loader is not None:
+            found.loader = _Installing(found.loader)
+        return found
+
+
 def install() -> None:
     """Let every metric that is defined from now on in this process and its children be such a Value.
 
     Called before handlers are loaded; what was defined earlier stays in memory and is not shown.
     """
-    vars(values)["ValueClass"] = Value
+    if _LIBRARY in sys.modules:
+        vars(sys.modules[_LIBRARY])["ValueClass"] = Value
+    else:
+        sys.meta_path.insert(0, _Finder())
 
 
 def enter(folder: Path, slot: str) -> None:
