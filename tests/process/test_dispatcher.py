@@ -128,6 +128,24 @@ def test_a_wake_up_is_served_before_the_next_poll(build: Build, store: Store) ->
     world.until(lambda: pool.claims, within=10)
 
 
+def test_rows_announced_while_their_pool_is_away_do_not_wait_for_the_poll(build: Build, store: Store) -> None:
+    """A pool that comes back finds what was enqueued since it died."""
+    world = build(poll=60.0)
+    world.start()
+    first = world.pool("h").connect()
+    first.demand(5)
+    world.until(lambda: up(world) and world.settled())
+    world.serve(0.2)
+    world.bury(first)
+    world.until(lambda: world.settled(2))
+    add(store, "h")
+    assert poke(world.paths.wake)
+    world.serve(0.2)
+    second = world.pool("h").connect()
+    second.demand(5)
+    world.until(lambda: second.claims, within=10)
+
+
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(build: Build, store: Store) -> None:
     """Who scheduled a row says when it is due; words that mean nothing are as good as none."""
     world = build(poll=60.0)

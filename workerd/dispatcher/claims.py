@@ -138,12 +138,13 @@ class Claimer(Duty):
     def announce(self, handlers: Iterable[str] | None = None) -> None:
         """There is new work of these handlers; None: of some that nobody named."""
         now = time.monotonic()
-        served = {h for link in self._pools.links.values() for h in link.handlers}
-        named = served if handlers is None else served.intersection(handlers)
+        # Those too whose pool is away: when it is back it is to find what was announced meanwhile.
+        known = {*self._lanes, *(h for link in self._pools.links.values() for h in link.handlers)}
+        named = known if handlers is None else known.intersection(handlers)
         if handlers is None and len(self._wanted()) > DIRECT:
             # Too many to try them all: look which it is; those without room are tried when they have some.
             self._peek_at = 0.0
-            named = served - self._wanted()
+            named = known - self._wanted()
         for handler in named:
             self._lane(handler).woken(now)
         if named or handlers is None:
