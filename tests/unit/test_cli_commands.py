@@ -102,6 +102,24 @@ def test_what_a_shell_script_calls_often_imports_little() -> None:
     assert done.stdout.strip() == "[]"
 
 
+def test_a_daemon_is_started_without_what_reads_other_command_lines() -> None:
+    """`run` and `run -c PATH` come to the daemon without the parser; any other line is the parser's."""
+    code = (
+        "import sys, workerd.cli.serving as serving\n"
+        "from workerd.cli import main\n"
+        "serving.serve = lambda path: sys.exit(print(path, 'typer' in sys.modules))\n"
+        "main(sys.argv[1:])"
+    )
+    for words, said in (
+        (("run",), "None False"),
+        (("run", "-c", "/x"), "/x False"),
+        (("run", "-c/x"), "/x True"),
+    ):
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == said
+
+
 def test_the_application_is_one_tree() -> None:
     """The groups hang below `workerd`."""
     assert {group.name for group in app.registered_groups} == {"job", "request"}

@@ -11,6 +11,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from workerd.cli.faults import FAILED, INTERRUPTED, Ended, report
 from workerd.errors import WorkerdError
@@ -29,10 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    from workerd.cli.app import app
-
     try:
-        app(args=arguments, prog_name="workerd")
+        _do(arguments)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else FAILED
     except Ended as ended:
@@ -44,6 +43,17 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return FAILED
     return 0
+
+
+def _do(arguments: list[str]) -> None:
+    if arguments[:1] == ["run"] and (len(arguments) == 1 or (len(arguments) == 3 and arguments[1] == "-c")):
+        # As such a line is always meant: a daemon has no use for what reads the others, and would keep it.
+        from workerd.cli.serving import serve
+
+        serve(Path(arguments[2]) if len(arguments) == 3 else None)
+    from workerd.cli.app import app
+
+    app(args=arguments, prog_name="workerd")
 
 
 def _flushed(status: int) -> int:

@@ -171,7 +171,7 @@ def _detach(log: int, writer: int, arguments: list[str]) -> NoReturn:
 
 def detached() -> int:
     """Be the daemon that `start` put into the background; returns its exit status."""
-    from workerd.cli.daemon import serve
+    from workerd.cli.serving import serve
 
     log_file, *path = map(Path, sys.argv[1:])
     try:

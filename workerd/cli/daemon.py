@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from workerd.cli.background import Running, spawn
-from workerd.cli.faults import Ended, Failed
+from workerd.cli.faults import Failed
 from workerd.cli.opening import configuration
 from workerd.cli.options import ConfigPath
+from workerd.cli.serving import serve
 from workerd.cli.terminal import say, seconds_text
 from workerd.config.model import Config
 from workerd.errors import ConfigError
@@ -25,29 +26,6 @@ LOOK_EVERY = 0.05
 def run(c: ConfigPath = None) -> None:
     """Run the daemon in the foreground; logs go to standard error."""
     serve(c)
-
-
-def serve(path: Path | None, log_file: Path | None = None) -> None:
-    """Be the daemon; leaves with its exit status. `log_file`: what standard error was opened on."""
-    from workerd import log
-    from workerd.supervisor.reading import Reader
-
-    reader = Reader(path)  # before anything that is imported can look at the environment
-    # Imported before the first fork, and only here: these are all the roles.
-    from workerd.daemon import run as run_daemon
-
-    if log_file is not None:
-        log.follow(log_file)
-    # Sent by logrotate; where the log is no file of ours there is nothing to do, and nothing must die of it.
-    signal.signal(signal.SIGUSR1, lambda signum, frame: _reopened())
-    raise Ended(run_daemon(reader))
-
-
-def _reopened() -> None:
-    from workerd import log
-
-    log.reopen()
-    log.get_logger("supervisor").info("told to open the log anew")
 
 
 def start(c: ConfigPath = None) -> None:
