@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable
@@ -32,6 +31,8 @@ def key_text(key: Key) -> str:
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A clause that names the nearest of the known names, or lists them; for the end of a fault."""
+    import difflib  # half a megabyte that a daemon keeps, for a configuration that is wrong
+
     names = sorted(known)
     if not names:
         return ""

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import signal
 from pathlib import Path
@@ -230,6 +229,8 @@ def _file_name(name: str) -> str:
     )
     if len(safe) <= 200:
         return safe
+    import hashlib  # it loads OpenSSL, for names that nobody has
+
     return safe[:180] + "%" + hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
