@@ -252,3 +252,12 @@ class Progressed(Message, frozen=True, tag="progressed"):
 
 ToWorker = Assignment
 FromWorker = Loaded | Progressed | Ending
+
+
+def prepare() -> None:
+    """Work out what decoding any message takes, once: processes that are forked later share it."""
+    unions: tuple[Any, ...] = (
+        ToChild, FromChild, ToDispatcher, FromDispatcher, ToIngester, FromIngester, ToWorker, FromWorker,
+    )  # fmt: skip
+    for union in unions:
+        msgspec.msgpack.Decoder(union)
