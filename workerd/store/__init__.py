@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from pathlib import Path
 
 from workerd.config.model import Store as StoreConfig
@@ -9,7 +11,22 @@ from workerd.store import driver
 from workerd.store.connection import Store, Tx
 from workerd.store.url import SQLiteAddress, parse
 
-__all__ = ["Store", "Tx", "open_store"]
+__all__ = ["Store", "Tx", "open_store", "prepare", "unprepare"]
+
+
+def prepare(scheme: str) -> None:
+    """Load what `open_store` needs for such a URL, so that the processes that are forked later share it."""
+    # What is wrong with a driver is told by who opens the store.
+    with contextlib.suppress(Exception):
+        if scheme.startswith("sqlite"):
+            importlib.import_module("workerd.store.sqlite")
+        else:
+            driver.prepare("workerd.store.mysql")
+
+
+def unprepare() -> None:
+    """For a process that runs other people's code: whoever needs the driver there loads it anew, whole."""
+    driver.forget()
 
 
 def open_store(

@@ -41,3 +41,21 @@ def with_rsa() -> bool:
         return False
     importlib.reload(importlib.import_module("pymysql._auth"))
     return _RSA in sys.modules
+
+
+_prepared: dict[str, ModuleType] = {}
+
+
+def prepare(user: str) -> None:
+    """Import PyMySQL without RSA, and `user`, the module that uses it, for the processes that are forked."""
+    without_rsa()
+    importlib.import_module(user)
+    ours = {name for name in sys.modules if name.partition(".")[0] == "pymysql"} | {user}
+    _prepared.update((name, sys.modules[name]) for name in ours)
+
+
+def forget() -> None:
+    """Undo `prepare` in a process that runs somebody else's code, which may need the driver as it is."""
+    # The modules live on: to free them would be to write to all of their pages, which are shared.
+    for name in _prepared:
+        sys.modules.pop(name, None)

@@ -26,17 +26,21 @@ from workerd.process.environment import hidden, hide
 LIMIT = 30.0
 """Seconds that reading may take; files on a dead server may never answer."""
 
+_decode_store = msgspec.json.Decoder(Store).decode  # made once, for every role that is forked
+
 
 @dataclass(frozen=True)
 class Reading:
     """One state of the configuration.
 
     `config` has no store section; `sealed` is a descriptor that holds it; `mark` is another when it is.
+    `scheme`: what the store's URL begins with.
     """
 
     config: Config
     sealed: int
     mark: int
+    scheme: str = ""
 
 
 Read = Callable[[], Reading]
@@ -49,6 +53,7 @@ class _Told(msgspec.Struct, array_like=True):
     values: dict[str, Any]
     notes: tuple[str, ...]
     mark: int
+    scheme: str
     faults: list[str]
 
 
@@ -79,7 +84,7 @@ class Reader:
             tree.add(source, {})
         tree.add(", ".join(told.sources), told.values)
         config = msgspec.structs.replace(build(tree, Faults()), notes=told.notes)
-        return Reading(without_store(config), sealed, told.mark)
+        return Reading(without_store(config), sealed, told.mark, told.scheme)
 
     def _ask(self, sealed: int, answer: int) -> _Told:
         child = fork(lambda: self._answer(sealed, answer), keep=(self._variables, sealed, answer))
@@ -100,7 +105,7 @@ class Reader:
     def _answer(self, sealed: int, answer: int) -> int:
         """In the child."""
         ignore_terminal_signals()
-        told = _Told([], {}, (), 0, [])
+        told = _Told([], {}, (), 0, "", [])
         try:
             faults = Faults()
             tree = read(self._path, hidden(self._variables), faults)
@@ -111,6 +116,7 @@ class Reader:
             tree.values.pop("store", None)
             told.sources, told.values, told.notes = tree.sources, tree.values, config.notes
             told.mark = _seal(config.store, sealed)
+            told.scheme = config.store.url.partition(":")[0]
         _write(answer, msgspec.msgpack.encode(told))
         return 0
 
@@ -128,7 +134,7 @@ def without_store(config: Config) -> Config:
 
 def unseal(fd: int, config: Config) -> Config:
     """The configuration with the store's section, in a role that inherited the descriptor."""
-    store = msgspec.json.decode(_content(fd), type=Store)
+    store = _decode_store(_content(fd))
     os.close(fd)
     return msgspec.structs.replace(config, store=store)
 
