@@ -45,7 +45,7 @@ class Figure:
     case: str
     unit: str
     values: list[float] = field(default_factory=list)
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
     goal: str = ""
     better: str = "more"
@@ -65,7 +65,7 @@ class Figure:
                 "max": rounded(max(self.values)),
                 "values": [rounded(value) for value in self.values],
             }
-        line |= {name: rounded(value) for name, value in self.parts.items()}
+        line["parts"] = {name: rounded(value) for name, value in self.parts.items()}
         if self.goal:
             line["goal"] = self.goal
         return line | {
@@ -82,13 +82,19 @@ class Figure:
             spread = f"{shown(min(self.values))} … {shown(max(self.values))}"
             figures = f"{shown(self.median):>10} {self.unit:8} ({spread}, n={len(self.values)})"
         else:
-            figures = "  ".join(f"{name} {shown(value)}" for name, value in self.parts.items())
-            figures = f"{figures} {self.unit}"
+            figures = f"{told(self.parts)} {self.unit}"
         return f"| {self.benchmark:10} | {self.case:44} | {figures} | {self.goal} |"
 
 
-def rounded(value: float) -> float:
+def told(parts: dict[str, Any]) -> str:
+    """The parts of a distribution, or of what became of something."""
+    return "  ".join(f"{name} {v if isinstance(v, str) else shown(v)}" for name, v in parts.items())
+
+
+def rounded(value: Any) -> Any:
     """Four digits are more than a machine repeats."""
+    if not isinstance(value, float):
+        return value
     return float(f"{value:.4g}") if abs(value) < 1e4 else round(value)
 
 

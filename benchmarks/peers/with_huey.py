@@ -7,16 +7,17 @@ import sys
 from typing import Any
 
 from huey import RedisHuey
+from huey.exceptions import TaskException
 
-from benchmarks.peers.jobs import JOBS
+from benchmarks.peers.jobs import JOBS, LIMITED
 
 LIBRARY = "huey"
 SETTINGS = {"workers": "process", "results": True}
-huey = RedisHuey("peer", url=os.environ["PEER_REDIS"], results=True)
+huey = RedisHuey("peer", url=os.environ["PEER_REDIS"], results=True, store_none=True)
 
 
 def _task(name: str) -> Any:
-    limit: dict[str, Any] = {"timeout": 1} if name in ("spin", "c_code") else {}
+    limit: dict[str, Any] = {"timeout": 1} if name in LIMITED else {}
     return huey.task(name=name, **limit)(JOBS[name])
 
 
@@ -29,6 +30,21 @@ def command(workers: int) -> list[str]:
     return [where, f"{__name__}.huey", "-k", "process", "-w", str(workers), "-q"]
 
 
-def send(name: str, **vars: object) -> None:
+def send(name: str, **vars: object) -> Any:
     """Enqueue one."""
-    _tasks[name](**vars)
+    return _tasks[name](**vars)
+
+
+def became(job: Any) -> str:
+    """What it says of the job."""
+    if not job.is_ready():
+        return "no result"
+    try:
+        return f"returned {job.get(preserve=True)!r}"
+    except TaskException as error:
+        return f"failed: {str(error)[:60]}"
+
+
+def stored() -> int:
+    """How many results are kept."""
+    return int(huey.result_count())

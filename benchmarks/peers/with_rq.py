@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Any
 
 from redis import Redis
 from rq import Queue
 
-from benchmarks.peers.jobs import JOBS
+from benchmarks.peers.jobs import JOBS, LIMITED
 
 LIBRARY = "rq"
 SETTINGS = {"worker": "SimpleWorker", "result_ttl": 500}
@@ -21,7 +22,17 @@ def command(workers: int) -> list[str]:
     return [os.path.join(os.path.dirname(sys.executable), "rq"), *words]
 
 
-def send(name: str, **vars: object) -> None:
+def send(name: str, **vars: object) -> Any:
     """Enqueue one."""
-    limit = 1 if name in ("spin", "c_code") else 180
-    _queue.enqueue(JOBS[name], kwargs=vars, job_timeout=limit)
+    return _queue.enqueue(JOBS[name], kwargs=vars, job_timeout=1 if name in LIMITED else 180)
+
+
+def became(job: Any) -> str:
+    """What it says of the job."""
+    status = job.get_status()
+    return str(getattr(status, "value", status))
+
+
+def stored() -> int:
+    """How many results are kept."""
+    return int(_queue.finished_job_registry.count)
