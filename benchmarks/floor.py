@@ -5,8 +5,9 @@
 
 On the real table with all its indexes: claim (SELECT … SKIP LOCKED, UPDATE, COMMIT) and close (one UPDATE
 with a derived table, COMMIT), 500 rows a statement, one connection, no processes. Then the same through the
-program's own store functions, then the whole program with 2 workers on the same server; the last figure is
-the ratio of the whole program to the bare statements.
+program's own store functions, then the whole program with 2 workers, turn by turn on the same server, so that
+a machine whose speed drifts is as fast for each; the last figure is the ratio of the whole program to the
+bare statements, of the turns just before and after it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from benchmarks import throughput
-from benchmarks.harness import Figure, Server, mail, main, parser
+from benchmarks.harness import HANDLERS, Figure, Node, Server, config, mail, main, parser
 from tests.support.rows import Rows
 from workerd.client import Client, JobSpec
 from workerd.config.model import Store as StoreConfig
@@ -160,35 +163,54 @@ def outcome_of(n: int, claim: Claim) -> Outcome:
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Floor, store functions, whole program, ratio: alternating, on one server."""
+    """Floor, store functions, whole program in turn, on one server; then the ratio."""
     repeats = options.repeats or (3 if options.quick else 5)
-    jobs_of_one = options.jobs or 20_000
-    kinds: dict[str, list[Spent]] = {"bare": [], "own": []}
+    count, batch = options.jobs or 20_000, options.batch
+    case = throughput.Case("the whole program, 2 workers", jobs=count)
+    floors: list[Spent] = []
+    owns: list[Spent] = []
+    wholes: list[float] = []
     with Server("mariadb") as server:
-        bare(filled(server, WARM), WARM, options.batch)
-        for _ in range(repeats):
-            kinds["bare"].append(bare(filled(server, jobs_of_one), jobs_of_one, options.batch))
-            kinds["own"].append(own(filled(server, jobs_of_one), jobs_of_one, options.batch))
-        settings = server.settings | {"jobs": jobs_of_one, "batch": options.batch, "connections": 1}
-        names = {"bare": "bare statements", "own": "the program's store functions"}
-        for kind, spent in kinds.items():
-            parts = {
-                "claim_us": statistics.median(s.claiming / s.jobs * 1e6 for s in spent),
-                "close_us": statistics.median(s.closing / s.jobs * 1e6 for s in spent),
-            }
-            rates = [s.rate for s in spent]
-            yield Figure("floor", names[kind], "jobs/s", rates, parts, settings)
-        if options.statements:
-            return
-        case = throughput.Case("the whole program, 2 workers", jobs=jobs_of_one)
-        whole = next(iter(throughput.measured(case, server, repeats)))
-        whole.benchmark = "floor"
-        yield whole
-        floor = statistics.median(s.rate for s in kinds["bare"])
-        ratios = [value / floor for value in whole.values]
+        bare(filled(server, WARM), WARM, batch)
+        own(filled(server, WARM), WARM, batch)
+        with ExitStack() as stack:
+            turn = None if options.statements else stack.enter_context(whole(server, case))
+            for _ in range(repeats):
+                floors.append(bare(filled(server, count), count, batch))
+                owns.append(own(filled(server, count), count, batch))
+                if turn is not None:
+                    wholes.append(turn())
+            if turn is not None:
+                floors.append(bare(filled(server, count), count, batch))
+        settings = server.settings | {"jobs": count, "batch": batch, "connections": 1}
+    for name, spent in (("bare statements", floors), ("the program's store functions", owns)):
+        parts = {
+            "claim_us": statistics.median(s.claiming / s.jobs * 1e6 for s in spent),
+            "close_us": statistics.median(s.closing / s.jobs * 1e6 for s in spent),
+        }
+        yield Figure("floor", name, "jobs/s", [s.rate for s in spent], parts, settings)
+    if wholes:
+        yield Figure("floor", case.name, "jobs/s", wholes, settings=settings | {"workers": 2})
+        beside = [(before.rate + after.rate) / 2 for before, after in pairwise(floors)]
+        ratios = [rate / floor for rate, floor in zip(wholes, beside, strict=True)]
         yield Figure(
             "floor", "whole program / bare statements", "ratio", ratios, settings=settings, goal="0.8"
         )
+
+
+@contextmanager
+def whole(server: Server, case: throughput.Case) -> Iterator[Callable[[], float]]:
+    """A warm node with 2 workers; each call drains the case's jobs and returns the jobs a second."""
+    table = f'call = "{HANDLERS}:{case.call}"\nworkers = {case.workers}'
+    with Node(server.url(), config({HANDLER: table})) as node:
+        throughput.drain(node, [HANDLER], WARM, case)
+
+        def turn() -> float:
+            node.forget()
+            count, seconds, _ = throughput.drain(node, [HANDLER], case.jobs, case)
+            return count / seconds
+
+        yield turn
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -68,7 +68,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         yield Case(
             f"vars of {size} B",
             jobs=count,
-            call="swallow_payload",
+            call="swallow_vars",
             vars_of=lambda n, s=size: {"data": "x" * s},
         )
 
