@@ -258,6 +258,7 @@ def prepare() -> None:
     """Work out what decoding any message takes, once: processes that are forked later share it."""
     unions: tuple[Any, ...] = (
         ToChild, FromChild, ToDispatcher, FromDispatcher, ToIngester, FromIngester, ToWorker, FromWorker,
+        Scheduled,
     )  # fmt: skip
     for union in unions:
         msgspec.msgpack.Decoder(union)

@@ -109,6 +109,15 @@ class _File:
         self._map[at : at + 16] = _PAIR.pack(value, timestamp)
 
 
+def _listed(folder: Path) -> list[str]:
+    """The files in it; made if it is not there."""
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        os.makedirs(folder, 0o700, exist_ok=True)
+        return []
+
+
 class _Slot:
     """Whose files this process writes: nobody's, until it enters a slot."""
 
@@ -127,8 +136,7 @@ class _Slot:
         # Neither an expression nor a glob: what they touch is copied by every worker, half a megabyte.
         safe = "".join(c if c in _PLAIN else f"%{ord(c):x}" for c in name)
         with contextlib.suppress(OSError):
-            os.makedirs(folder, 0o700, exist_ok=True)
-            for file in os.listdir(folder):
+            for file in _listed(folder):
                 # A gauge describes a process, and that one is gone.
                 if file.startswith("gauge_") and file.rpartition("_")[2] == f"{safe}.db":
                     os.unlink(f"{folder}/{file}")

@@ -53,6 +53,7 @@ class Manager(Service):
         self._drain_ends = 0.0
         self._last_end = 0.0
         self._stale = False
+        self._metrics = Paths(ctx.config.node).metrics
 
     def run(self) -> int:
         """Serve until the supervisor says stop, or until there is no sense in going on."""
@@ -88,7 +89,7 @@ class Manager(Service):
         self._work.start()
 
     def _be_worker(self, fds: WorkerFds, name: str) -> int:
-        metrics.enter(Paths(self._config.node).metrics, name)
+        metrics.enter(self._metrics, name)
         return worker_main(fds, name, self._pool, self._loaded)
 
     def _cannot_load(self, sentence: str) -> None:

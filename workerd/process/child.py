@@ -10,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+# What `signal` makes enums of would be touched by every child, and with it copied.
+_signal: Any = importlib.import_module("_signal")
+_DEFAULT = int(signal.SIG_DFL)
+_RESET = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}))
 
 
 class Child:
@@ -115,11 +121,10 @@ def become_subreaper() -> None:
 
 def reset_signals() -> None:
     """Default dispositions and an empty mask, as a fresh process has them (SIGPIPE stays ignored)."""
-    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}:
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(signum, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for signum in _RESET:
+        _signal.signal(signum, _DEFAULT)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
 
 
 def ignore_terminal_signals() -> None:
