@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import resource
@@ -114,7 +113,6 @@ class Gateway(Service):
     def run(self) -> int:
         """Serve until the supervisor says stop."""
         _raise_descriptor_limit()
-        gc.unfreeze()
         # What a client sends wrong is the client's to know, and would fill the log at its will.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         asyncio.run(self._live())
