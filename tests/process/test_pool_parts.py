@@ -15,9 +15,8 @@ import pytest
 from tests.process.test_pool_deadlines import alive
 from tests.support.eventually import eventually
 from workerd.pool.intake import AHEAD, Pace
-from workerd.pool.member import trim
 from workerd.pool.page import Page
-from workerd.pool.run import death_sentence
+from workerd.pool.run import death_sentence, trim
 from workerd.pool.states import BUSY, MOVES, State
 from workerd.process.alarm import Alarm
 from workerd.process.child import become_subreaper, fork

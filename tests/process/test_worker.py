@@ -93,7 +93,7 @@ def test_the_end_of_the_channel_is_the_end_of_the_worker(started: Any) -> None:
     """An idle worker ends by itself, without an error."""
     worker = started("nothing")
     worker.run("nothing")
-    worker.sock.close()
+    worker.hang_up()
     assert worker.status() == 0
 
 

@@ -17,6 +17,7 @@ from workerd.job import Claim, new_id
 from workerd.messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.outcome import Ending
 from workerd.pool.fds import WorkerFds
+from workerd.pool.lane import Lane
 from workerd.pool.loading import load
 from workerd.pool.page import Page
 from workerd.pool.worker import worker_main
@@ -56,10 +57,11 @@ class Worker:
         self.output, writing = os.pipe()
         self.dump = os.memfd_create("dump")
         null = os.open(os.devnull, os.O_RDWR)
-        fds = WorkerFds(theirs.fileno(), writing, null, self.page, self.dump)
+        self.lane = Lane()
+        fds = WorkerFds(theirs.fileno(), self.lane.fileno(), writing, null, self.page, self.dump)
         self.child = fork(
             lambda: worker_main(fds, f"{pool.name}/0", pool, loaded),
-            keep=(fds.channel, writing, null, self.dump),
+            keep=(fds.channel, fds.lane, writing, null, self.dump),
         )
         theirs.close()
         os.close(writing)
@@ -94,8 +96,10 @@ class Worker:
         soft = time.monotonic_ns() + int(deadline * 1e9) if deadline else 0
         self.page.begin(self.serial, soft)
         assignment = Assignment(self.serial, claim_of(handler, values, **more), deadline, limit)
-        body = msgspec.msgpack.encode(assignment)
-        self.sock.sendall(_LENGTH.pack(len(body)) + body)
+        if not self.lane.put(assignment):
+            self.lane.announce(assignment)
+            body = msgspec.msgpack.encode(assignment)
+            self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
     def ending(self) -> Ending:
         """Wait for the ending of the present job; progress is kept aside."""
@@ -133,9 +137,15 @@ class Worker:
         assert self.child.status is not None
         return self.child.status
 
+    def hang_up(self) -> None:
+        """Let it read that there is no pool any more."""
+        self.lane.hang_up()
+        self.sock.close()
+
     def close(self) -> None:
         """Kill it and its group, and give everything back."""
         self.sock.close()
+        self.lane.close()
         if self.child.reap() is None:
             os.killpg(self.child.pid, signal.SIGKILL)
             self.status()

@@ -12,7 +12,8 @@ from workerd.config.model import Pool
 from workerd.log import get_logger
 from workerd.pool.confinement import Cell, Confinement
 from workerd.pool.fds import WorkerFds
-from workerd.pool.member import Member, Owner
+from workerd.pool.member import Member
+from workerd.pool.owner import Owner
 from workerd.pool.states import State, Verdict
 from workerd.process.limits import resident
 from workerd.process.loop import Loop, Timer
@@ -79,7 +80,7 @@ class Crew:
         self._in_a_row = 0
         self._closed = False
         self.confinement = Confinement(pool)
-        self._bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
+        self.bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
     def start(self) -> None:
@@ -119,7 +120,7 @@ class Crew:
             return
         self.members[name] = member
         member.load_within(self._pool.load_timeout)
-        if self._bounded:
+        if self.bounded:
             self._limits[name] = Limits(self._pool, member)
 
     def _live(self, fds: WorkerFds, name: str, cell: Cell) -> int:
@@ -146,15 +147,15 @@ class Crew:
 
     def done(self, member: Member, tainted: bool) -> bool:
         """It has ended a job; true if it can be given another, else it goes and is replaced."""
-        if member.state is not State.IDLE:
+        if not member.fit:
             return False
         self._in_a_row = 0
-        if tainted:
+        if tainted and member.run is None:
             # What an exception in the middle of anything left behind is not worth a gentle end.
             self.restarts["tainted"] += 1
             member.kill(Verdict.RETIRED)
             return False
-        return not (self._bounded and self._recycle(member))
+        return not (self.bounded and self._recycle(member))
 
     def _recycle(self, member: Member) -> bool:
         why = self._limits[member.name].why()
@@ -165,7 +166,7 @@ class Crew:
 
     def recycle_idle(self) -> None:
         """Retire those that have become too old or too large and have no job."""
-        if self._bounded:
+        if self.bounded:
             self.idle = [member for member in self.idle if not self._recycle(member)]
 
     def gone(self, member: Member, had_job: bool) -> None:

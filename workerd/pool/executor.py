@@ -168,7 +168,7 @@ class Executor:
         handler = self._handlers.get(assignment.claim.handler)
         if handler is None:
             return endings.unfit_vars(run.serial, LookupError("This pool has no such handler."))
-        ends_ns = self._flags.soft_deadline_ns if assignment.deadline > 0 else 0
+        ends_ns = self._soft_deadline(assignment)
         ctx = Context(assignment.claim, run, assignment.deadline, ends_ns)
         try:
             args, kwargs = handler.arguments.bind(assignment.claim.vars, ctx)
@@ -180,6 +180,14 @@ class Executor:
             return _finish(run, _invoke(handler.target, args, kwargs, run), limit)
         ending = _ensure(run, instance, args, kwargs, limit)
         return msgspec.structs.replace(ending, pause=_pause(instance))
+
+    def _soft_deadline(self, assignment: Assignment) -> int:
+        """As the page says it; a run that lay ahead may begin before the pool has written it there."""
+        if assignment.deadline <= 0:
+            return 0
+        if self._flags.serial == assignment.serial:
+            return self._flags.soft_deadline_ns
+        return time.monotonic_ns() + int(assignment.deadline * 1e9)
 
     def on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
         """Raise DeadlineExceeded or Cancelled in user code, if the page says so; else nothing.

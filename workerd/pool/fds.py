@@ -23,6 +23,8 @@ class WorkerFds:
 
     channel
         Blocking end of a stream socket pair; frames are those of `multiprocessing.Connection`.
+    lane
+        Reading end of the lane that assignments come by, one message each.
     output
         Write end of the pipe that becomes descriptors 1 and 2.
     null
@@ -34,6 +36,7 @@ class WorkerFds:
     """
 
     channel: int
+    lane: int
     output: int
     null: int
     page: Page

@@ -7,17 +7,18 @@ import os
 import signal
 import socket
 import time
+from collections import deque
 from collections.abc import Callable
-from pathlib import Path
-from typing import Protocol
 
 from workerd.log import get_logger
-from workerd.messages import Assignment, FromWorker, Loaded, Progressed
+from workerd.messages import Assignment, FromWorker, Progressed
 from workerd.outcome import Ending
 from workerd.pool.confinement import Cell
 from workerd.pool.fds import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
+from workerd.pool.lane import Lane
+from workerd.pool.owner import Owner
 from workerd.pool.page import Page
-from workerd.pool.run import Run
+from workerd.pool.run import Run, trim
 from workerd.pool.states import BUSY, MOVES, State, Verdict
 from workerd.process.alarm import Alarm
 from workerd.process.channel import Channel
@@ -40,36 +41,13 @@ RETIRE_WAIT = 1.0
 _UNREAD = frozenset({Verdict.NONE, Verdict.FAULT, Verdict.DEADLINE, Verdict.INTERRUPTED})
 """Verdicts that leave a run unharmed which its worker has never read."""
 
-_PACKAGE = f'File "{Path(__file__).parent}/'
-
 log = get_logger("pool")
-
-
-class Owner(Protocol):
-    """Who is told what becomes of a worker; called from the loop."""
-
-    def on_ready(self, member: Member, loaded: Loaded) -> None:
-        """It may be given a job, or says why it cannot."""
-
-    def on_ending(self, member: Member, run: Run, ending: Ending) -> None:
-        """It finished a run."""
-
-    def on_unread(self, run: Run) -> None:
-        """It died before it had read of this run."""
-
-    def on_dead(self, member: Member, run: Run | None, status: int) -> None:
-        """It is dead and reaped; `run` is what it was at and has not ended."""
-
-    def on_lines(self, member: Member, run: Run | None, lines: list[str]) -> None:
-        """It printed something, while at `run`."""
-
-    def on_dropped(self, member: Member, run: Run | None, count: int) -> None:
-        """So many bytes of what it printed were not told."""
 
 
 class Member:
     """One worker process. It is in one of the states of `states.py` and holds at most one run.
 
+    `run` is what it is at; `ahead` lies in its lane, and goes on in that order unless it is taken back.
     `start` runs in the forked child. `verdict` is why the pool killed it.
     """
 
@@ -81,6 +59,7 @@ class Member:
         self.state = State.STARTING
         self.since = self.born = time.monotonic()
         self.run: Run | None = None
+        self.ahead: deque[Run] = deque()
         self.verdict = Verdict.NONE
         self.jobs = 0
         self._loop = loop
@@ -89,7 +68,9 @@ class Member:
         self._progress_turn = -1
         self._dump_size = 0
         self._dump_until = 0.0
+        self._max_payload = 0
         self.page = Page()
+        self._lane = Lane()
         self._dump = StackDump()
         self._alarm = Alarm(loop, self._ring)
         self._fork(null, start)
@@ -98,20 +79,26 @@ class Member:
         ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
         fds = WorkerFds(
-            channel=theirs.fileno(), output=writing, null=null, page=self.page, dump=self._dump.fd
+            theirs.fileno(),
+            self._lane.fileno(),
+            output=writing,
+            null=null,
+            page=self.page,
+            dump=self._dump.fd,
         )
         try:
-            self.child = fork(lambda: start(fds), keep=(fds.channel, writing, null, fds.dump))
+            self.child = fork(lambda: start(fds), keep=(fds.channel, fds.lane, writing, null, fds.dump))
         except OSError:
             ours.close()
             os.close(reading)
+            self._lane.close()
             self._dump.close()
             self.page.close()
             raise
         finally:
             theirs.close()
             os.close(writing)
-        self.output = Output(self._loop, reading, self._lines)
+        self.output = Output(self._loop, reading, self._lines, self._catch_up)
         self.channel: Channel[FromWorker] = Channel(
             self._loop, ours, FromWorker, self._on_message, self._on_eof, rank=1
         )
@@ -137,18 +124,81 @@ class Member:
         """Give it a run; it must be idle. Raises FrameTooLarge, and is idle still."""
         if self.output.touched:
             self._close_period(None)
+        self._max_payload = max_payload
+        assignment = Assignment(run.serial, run.claim, run.deadline, max_payload)
         self.page.begin(run.serial, run.soft_ns)
-        self.channel.post(Assignment(run.serial, run.claim, run.deadline, max_payload))
+        if not self._lane.put(assignment):
+            self.channel.post(assignment)
+            self._lane.announce(assignment)
+        self._at(run)
+
+    def stock(self, run: Run, max_payload: int) -> bool:
+        """Let a run lie ahead, to be begun when those before it have ended; false if there is no room."""
+        if not self._lane.put(Assignment(run.serial, run.claim, run.deadline, max_payload)):
+            return False
+        self.ahead.append(run)
+        return True
+
+    def _at(self, run: Run) -> None:
         self.run = run
         self.state = State.RUNNING
         self.since = run.start_ns / 1e9
         if run.deadline > 0:
             self._alarm.set(self.since + run.deadline)
 
+    def give_back(self) -> None:
+        """Give its owner the runs ahead that it has not begun.
+
+        Afterwards nothing is ahead: if it had gone on meanwhile, the endings before are there to be read.
+        Not to be called while its channel is being read.
+        """
+        if not self.ahead:
+            return
+        taken = self._lane.take_back()
+        back = [run for run in self.ahead if run.serial in taken]
+        self.ahead = deque(run for run in self.ahead if run.serial not in taken)
+        if self.run is not None and self.run.serial in taken:
+            self._not_begun(self.run, back)
+        self._catch_up()
+        for run in reversed(back):
+            self._owner.on_unread(run)
+
+    def _not_begun(self, run: Run, back: list[Run]) -> None:
+        """Its present run was taken back too: it has gone on to a later one, or still gets it."""
+        if self.ahead:
+            back.insert(0, run)
+            self._go_on()
+        else:
+            self._lane.put(Assignment(run.serial, run.claim, run.deadline, self._max_payload))
+
+    def _go_on(self) -> None:
+        run = self.ahead.popleft()
+        run.start(time.monotonic_ns())
+        if self._dying or self.state not in BUSY:
+            self.run = run
+            return
+        self.page.begin(run.serial, run.soft_ns)
+        self._at(run)
+
+    def _catch_up(self) -> None:
+        """Hear which run it is at."""
+        if self.ahead:
+            self.channel.drain()
+
+    def _is_at(self, run: Run) -> bool:
+        """Whether a blow hits this run and no other: nothing is ahead of it any more."""
+        self.give_back()
+        return self.run is run
+
+    @property
+    def fit(self) -> bool:
+        """Whether it may go on after a run."""
+        return not self._dying and self.state in (State.IDLE, State.RUNNING)
+
     def cancel(self) -> None:
         """End the present run as cancelled: by signal, by force when its grace is over."""
         run = self.run
-        if run is None or run.cancelled:
+        if run is None or run.cancelled or not self._is_at(run):
             return
         run.cancelled = True
         if self.state in (State.RUNNING, State.INTERRUPTING):
@@ -160,6 +210,7 @@ class Member:
         """Let it end by itself: it has no job and gets none any more."""
         self.move(State.RETIRING)
         self.verdict = Verdict.RETIRED
+        self._lane.hang_up()
         self.channel.close()
         self._alarm.set(time.monotonic() + RETIRE_WAIT)
 
@@ -187,7 +238,8 @@ class Member:
                 self.kill(Verdict.LOAD_TIMEOUT)
             case State.RUNNING:
                 assert self.run is not None
-                self._interrupt(self.run, Verdict.DEADLINE)
+                if self._is_at(self.run):
+                    self._interrupt(self.run, Verdict.DEADLINE)
             case State.INTERRUPTING:
                 assert self.run is not None
                 self._press(self.run)
@@ -245,17 +297,20 @@ class Member:
         if run is None or ending.serial != run.serial:
             self.kill(Verdict.FAULT)
             return
-        if self._progress_turn == self._loop.turns:
+        if self._progress_turn == self._loop.turns and not self.ahead:
             # Both came in one read, so its last output may not have been seen in this turn.
             self.output.drain()
         if self.output.touched:
             self._close_period(run)
-        self.run = None
         self.jobs += 1
         self._alarm.clear()
-        if not self._dying and self.state in BUSY:
-            self.state = State.IDLE
-            self.since = time.monotonic()
+        if self.ahead:
+            self._go_on()
+        else:
+            self.run = None
+            if not self._dying and self.state in BUSY:
+                self.state = State.IDLE
+                self.since = time.monotonic()
         self._owner.on_ending(self, run, ending)
 
     def _progressed(self, message: Progressed) -> None:
@@ -283,6 +338,7 @@ class Member:
 
     def _on_death(self) -> None:
         self._dying = True
+        self._catch_up()
         self.output.drain()
         self.channel.drain()
         self._kill_group()
@@ -298,32 +354,33 @@ class Member:
             if self.run is not None:
                 self.run.peak_kib = self.cell.peak_kib
         self.move(State.DEAD)
+        unread = self._never_begun()
         self._release()
         run, self.run = self.run, None
-        if run is not None and self.verdict in _UNREAD and self.channel.cut_short:
-            # It never read the assignment: no attempt was begun, so none is blamed.
-            self._owner.on_unread(run)
-            run = None
+        for other in reversed(unread):
+            self._owner.on_unread(other)
         self._owner.on_dead(self, run, status)
+
+    def _never_begun(self) -> list[Run]:
+        """What no attempt is to be blamed for; `run` is what it was at."""
+        runs = [self.run, *self.ahead] if self.run is not None else []
+        self.ahead.clear()
+        # Not what lies in the lane: a reader that is being killed may still take something out of it.
+        begun = self.page.begun
+        unread = [run for run in runs if run.serial != begun]
+        if self.run in unread:
+            if self.verdict not in _UNREAD:
+                unread.remove(self.run)
+                return unread
+            self.run = next((run for run in runs if run.serial == begun), None)
+        return unread
 
     def _release(self) -> None:
         self._loop.forget(self.child.pidfd)
         self._alarm.close()
         self.channel.close()
         self.output.close()
+        self._lane.close()
         self.child.close()
         self._dump.close()
         self.page.close()
-
-
-def trim(dump: str) -> str:
-    """The dump without the pool's own frames below the handler's."""
-    kept, skipping = [], False
-    for line in dump.splitlines():
-        if not line.startswith("  "):
-            skipping = False
-        elif _PACKAGE in line:
-            skipping = True
-        if not skipping:
-            kept.append(line)
-    return "\n".join(kept)

@@ -1,4 +1,4 @@
-"""A page of memory that the pool writes and one worker reads: what must reach a worker that never reads.
+"""A page of memory shared by the pool and one worker: what must reach a worker that never reads.
 
 A signal only says "look"; the page says what is the matter, so that a signal that comes late, after
 its job has ended, does no harm.
@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import mmap
 
-_SERIAL, _DEADLINE, _CANCEL, _STOPPING = range(4)
+_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _BEGUN = range(5)
 
 
 class Page:
-    """Four 64-bit words, shared with the children that are forked after it was made.
+    """Five 64-bit words, shared with the children that are forked after it was made.
 
-    Each word is written by one store instruction and read by one load, so no lock is needed. `begin`
-    writes the serial last: a reader that sees its own serial sees the flags that belong to it.
+    The worker writes `begun`, the pool the others. Each word is written by one store instruction and read
+    by one load, so no lock is needed. `begin` writes the serial last: a reader that sees its own serial
+    sees the flags that belong to it.
     """
 
     def __init__(self) -> None:
@@ -41,6 +42,15 @@ class Page:
     def stopping(self) -> bool:
         """The node stops or has lost its lease: finish soon. Not bound to one run."""
         return self._words[_STOPPING] != 0
+
+    @property
+    def begun(self) -> int:
+        """The last run that the worker took up: another one that it was given, it has not touched."""
+        return self._words[_BEGUN]
+
+    def take_up(self, serial: int) -> None:
+        """Written by the worker, before anything of the run can have an effect."""
+        self._words[_BEGUN] = serial
 
     def begin(self, serial: int, soft_deadline_ns: int) -> None:
         """Set the flags for a new run; called before its Assignment is sent."""

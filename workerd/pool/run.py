@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+from pathlib import Path
 from typing import Literal
 
 from workerd.config.model import Policy
@@ -12,13 +13,16 @@ from workerd.outcome import Ending, Usage
 from workerd.pool.fds import SOFT_SIGNAL
 from workerd.pool.states import Verdict
 
+_PACKAGE = f'File "{Path(__file__).parent}/'
+
 
 class Run:
     """A claim that was given to a worker.
 
-    `deadline`, `grace`: seconds, deadline 0 for none. `start_ns`: CLOCK_MONOTONIC. `hard`: monotonic
-    seconds after which the worker is killed. `cause`: why it is being interrupted. `cancelled`: somebody
-    asked for its end, so that it is not tried again, however it ends.
+    `deadline`, `grace`: seconds, deadline 0 for none. `start_ns`: CLOCK_MONOTONIC, when it was given, or
+    when the one before it was seen to have ended. `hard`: monotonic seconds after which the worker is
+    killed. `cause`: why it is being interrupted. `cancelled`: somebody asked for its end, so that it is
+    not tried again, however it ends.
     """
 
     __slots__ = (
@@ -30,11 +34,10 @@ class Run:
         self.serial = serial
         self.claim = claim
         self.policy = policy
-        self.start_ns = start_ns
         own = claim.deadline_ms
         self.deadline = policy.deadline if own is None else own / 1000
         self.grace = policy.grace
-        self.hard = start_ns / 1e9 + self.deadline + self.grace if self.deadline > 0 else math.inf
+        self.start(start_ns)
         self.cause = Verdict.NONE
         self.cancelled = False
         self.progress: float | None = None
@@ -43,6 +46,16 @@ class Run:
         self.told_ns = 0
         self.stack: str | None = None
         self.peak_kib: int | None = None
+
+    def start(self, now_ns: int) -> None:
+        """It begins now: its deadlines count from here."""
+        self.start_ns = now_ns
+        self.hard = now_ns / 1e9 + self.deadline + self.grace if self.deadline > 0 else math.inf
+
+    def began_ns(self, ending: Ending, now_ns: int) -> int:
+        """When it began, as far as its ending tells: the pool hears late of one that lay ahead."""
+        run_us = ending.usage.run_us
+        return self.start_ns if run_us is None else min(self.start_ns, now_ns - run_us * 1000)
 
     @property
     def soft_ns(self) -> int:
@@ -105,3 +118,16 @@ def signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def trim(dump: str) -> str:
+    """The dump without the pool's own frames below the handler's."""
+    kept, skipping = [], False
+    for line in dump.splitlines():
+        if not line.startswith("  "):
+            skipping = False
+        elif _PACKAGE in line:
+            skipping = True
+        if not skipping:
+            kept.append(line)
+    return "\n".join(kept)

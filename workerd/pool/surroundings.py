@@ -11,7 +11,9 @@ import os
 import resource
 import signal
 import sys
+import termios
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -21,6 +23,11 @@ Disposition = Callable[[int, Any], Any] | int | None
 
 # `signal.getsignal` makes an enum of its answer, at 0.5 µs a signal; the function below it takes 0.05.
 _getsignal: Callable[[int], Disposition] = importlib.import_module("_signal").getsignal
+
+READ_WAIT = 0.05
+"""Seconds that an ending waits at most for the pool to read what was printed before it."""
+_READ_EVERY = 0.0002
+_NOTHING = bytes(4)
 
 _KEPT = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
@@ -169,6 +176,16 @@ class Surroundings:
                 sys.stdout.flush()
         except Exception:  # noqa: S110 -- whatever user code put or did there, it is not the job's ending
             pass
+
+    def wait_until_read(self) -> None:
+        """Wait, not for long, until the pool has read all that is in the pipe."""
+        until = 0.0
+        while fcntl.ioctl(self._output, termios.FIONREAD, _NOTHING) != _NOTHING:
+            now = time.monotonic()
+            until = until or now + READ_WAIT
+            if now >= until:
+                return
+            time.sleep(_READ_EVERY)
 
 
 def _line_by_line(fd: int) -> TextIO:

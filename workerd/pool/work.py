@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from typing import Any, Protocol
 import msgspec
 
 from workerd.config.model import Config, Pool
-from workerd.errors import FrameTooLarge
 from workerd.job import Claim, Key, id_text
 from workerd.log import get_logger
 from workerd.messages import Hello, Loaded, Seen
 from workerd.outcome import Ending, Outcome, release
 from workerd.pool.crew import Crew, WorkerMain
+from workerd.pool.handing import Handing
 from workerd.pool.intake import Desk, Intake, Pace, Room
 from workerd.pool.member import Member
 from workerd.pool.outbox import Outbox
@@ -68,7 +67,6 @@ class Work:
         self._pool = pool
         self._head = head
         self._batch = config.dispatcher.batch
-        self._serials = itertools.count(1)
         self._pace = Pace()
         paths = Paths(config.node)
         hello = Hello(role="pool", name=pool.name, life=life)
@@ -77,6 +75,10 @@ class Work:
         handlers = tuple(handler.name for handler in pool.handlers)
         self.intake = Intake(loop, paths.dispatcher, hello, handlers, desk)
         self.crew = Crew(loop, pool, self, main, head.on_crash_loop)
+        self.handing = Handing(
+            loop, self.crew, self.intake.waiting, self.policies, self._pace,
+            lambda: self.outbox.max_payload, self._settle, lambda: self.watch.wake(),
+        )  # fmt: skip
         # What the import itself started is the handler's own; all that comes later is nobody's.
         self.strangers = Strangers(loop, lambda: kept | self.crew.pids())
         self.watch = Watch(loop, pool, self)
@@ -115,27 +117,12 @@ class Work:
                 self.intake.waiting.append(claim)
             else:
                 self.outbox.add(release(claim))
-        self._hand_out()
-
-    def _hand_out(self) -> None:
-        idle, waiting = self.crew.idle, self.intake.waiting
-        while idle and waiting:
-            member = idle.pop()
-            if member.state is State.IDLE:  # else it is dying and is forgotten at its death
-                self._assign(member, waiting.popleft())
-
-    def _assign(self, member: Member, claim: Claim) -> None:
-        run = Run(next(self._serials), claim, self.policies.of(claim), time.monotonic_ns())
-        try:
-            member.assign(run, self.outbox.max_payload)
-        except FrameTooLarge as error:
-            ending = Ending(serial=run.serial, kind="failure", error=f"Its vars are too large: {error}.")
-            self._settle(claim, ending)
-            self.crew.idle.append(member)
-            return
-        self.watch.wake()
+        self.handing.hand_out()
 
     def _cancel(self, key: Key) -> None:
+        for member in self.crew.members.values():
+            if any(run.claim.key == key for run in member.ahead):
+                member.give_back()
         for claim in self.intake.remove(lambda claim: claim.key == key):
             self._settle(claim, _CANCELLED)
         for member in self.crew.members.values():
@@ -143,6 +130,7 @@ class Work:
                 member.cancel()
 
     def _give_back(self, handlers: tuple[str, ...]) -> None:
+        self.handing.take_back()
         self._release(self.intake.remove(lambda claim: not handlers or claim.handler in handlers))
 
     def _release(self, claims: list[Claim]) -> None:
@@ -156,7 +144,10 @@ class Work:
 
     def _holdings(self) -> Iterator[Key]:
         yield from (claim.key for claim in self.intake.waiting)
-        yield from (member.run.claim.key for member in self.crew.members.values() if member.run is not None)
+        for member in self.crew.members.values():
+            if member.run is not None:
+                yield member.run.claim.key
+            yield from (run.claim.key for run in member.ahead)
         yield from self.outbox.keys()
 
     def _lease(self, held: bool) -> None:
@@ -182,20 +173,16 @@ class Work:
         member.page.set_stopping(self.closed or not self.held)
         self.crew.ready(member)
         self._head.on_up()
-        self._hand_out()
+        self.handing.hand_out()
         self.intake.consider()
 
     def on_ending(self, member: Member, run: Run, ending: Ending) -> None:
         now = time.monotonic_ns()
         self._pace.note((now - run.start_ns) / 1e9)
         self._settle_run(member, run, ending, now)
-        waiting = self.intake.waiting
         if self.crew.done(member, ending.tainted):
-            if waiting:
-                self._assign(member, waiting.popleft())
-            else:
-                self.crew.idle.append(member)
-        if len(waiting) <= self.intake.low:
+            self.handing.next_for(member)
+        if len(self.intake.waiting) <= self.intake.low:
             self.intake.consider()
         if self.closed:
             self._head.on_less()
@@ -207,6 +194,7 @@ class Work:
             self._release([run.claim])
         else:
             self.intake.waiting.appendleft(run.claim)
+            self.handing.soon()
 
     def on_dead(self, member: Member, run: Run | None, status: int) -> None:
         if run is not None:
@@ -222,7 +210,7 @@ class Work:
             self._head.on_trouble(self.crew.trouble or sentence)
         self.strangers.look()
         self.crew.gone(member, run is not None)
-        self._hand_out()
+        self.handing.hand_out()
         self.intake.consider()
         self._head.on_less()
 
@@ -247,14 +235,15 @@ class Work:
     # -- to the ingester
 
     def _settle_run(self, member: Member, run: Run, ending: Ending, now_ns: int) -> None:
+        began = run.began_ns(ending, now_ns)
         outcome = self.policies.settle(
-            run.claim, ending, started_ns=run.start_ns, finished_ns=now_ns, pid=member.pid
+            run.claim, ending, started_ns=began, finished_ns=now_ns, pid=member.pid
         )
         if run.cancelled and outcome.next is not None:
             # It failed, or died, while it was being cancelled: nobody wants it to be tried again.
             ending = msgspec.structs.replace(ending, kind="cancelled")
             outcome = self.policies.settle(
-                run.claim, ending, started_ns=run.start_ns, finished_ns=now_ns, pid=member.pid
+                run.claim, ending, started_ns=began, finished_ns=now_ns, pid=member.pid
             )
         self._send(outcome)
 
@@ -312,7 +301,7 @@ class Work:
         """What `workerd status` and the metrics show."""
         return {
             "workers": [worker_info(member) for member in self.crew.members.values()],
-            "waiting": len(self.intake.waiting),
+            "waiting": len(self.intake.waiting) + sum(len(m.ahead) for m in self.crew.members.values()),
             "unacknowledged": len(self.outbox),
             "done": dict(self.done),
             "worker_restarts": dict(self.crew.restarts),

@@ -21,9 +21,11 @@ from workerd.outcome import Ending
 from workerd.pool import endings
 from workerd.pool.executor import Executor
 from workerd.pool.fds import SOFT_SIGNAL, WorkerFds
+from workerd.pool.lane import LONGEST, assignment_in, serial_of
 from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.meter import Meter
 from workerd.pool.orphans import Orphans
+from workerd.pool.page import Page
 from workerd.pool.surroundings import Stray, Surroundings, move_up
 from workerd.process.child import become_subreaper
 
@@ -36,13 +38,16 @@ _READ = 32 * 1024
 
 
 class Line:
-    """The worker's blocking end of its channel: frames of `multiprocessing.Connection`, one call each way.
+    """The worker's blocking ends: assignments by the lane, all else by the channel.
 
-    Measured: 3.6 µs for a frame there and one back, 6 with Connection itself.
+    Frames of the channel are those of `multiprocessing.Connection`. Measured: 3.6 µs for a frame there and
+    one back, 6 with Connection itself.
     """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, lane: int, page: Page) -> None:
         self._fd = fd
+        self._lane = lane
+        self._page = page
         self._inbox = b""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Assignment)
@@ -58,7 +63,14 @@ class Line:
                 data = data[os.write(self._fd, data) :]
 
     def receive(self) -> Assignment | None:
-        """The next assignment; None when the pool has closed the channel."""
+        """The next assignment; None when the pool has closed its ends."""
+        message = os.read(self._lane, LONGEST)
+        if not message:
+            return None
+        self._page.take_up(serial_of(message))
+        return assignment_in(message, self._decoder) or self._receive_long()
+
+    def _receive_long(self) -> Assignment | None:
         inbox = self._inbox
         while len(inbox) < 4 or (missing := 4 + _LENGTH.unpack_from(inbox)[0] - len(inbox)) > 0:
             data = os.read(self._fd, _READ if len(inbox) < 4 else max(_READ, missing))
@@ -71,8 +83,9 @@ class Line:
 
     def close(self) -> None:
         """Close it; for a process that the handler forked, which must not speak to the pool."""
-        with contextlib.suppress(OSError):
-            os.close(self._fd)
+        for fd in (self._fd, self._lane):
+            with contextlib.suppress(OSError):
+                os.close(fd)
 
 
 def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | None) -> int:
@@ -88,7 +101,7 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
     surroundings = Surroundings(fds)
     for fd in {fds.output, fds.null, fds.dump} - {0, 1, 2}:
         os.close(fd)
-    line = Line(move_up(fds.channel))
+    line = Line(move_up(fds.channel), move_up(fds.lane), fds.page)
     setproctitle.setproctitle(f"workerd: worker {name}")
     try:
         told, executor = _prepare(pool, loaded, fds, line)
@@ -133,9 +146,11 @@ def _serve(name: str, line: Line, executor: Executor, surroundings: Surroundings
         surroundings.restore()
         meter.start()
         ending = executor.run(assignment)
-        # What it printed must be in the pipe before the pool hears that it has ended.
+        usage = meter.usage()
+        # The pool must have read what it printed before it hears that it has ended: the next may print too.
         surroundings.flush()
-        _report(line, msgspec.structs.replace(ending, usage=meter.usage()))
+        surroundings.wait_until_read()
+        _report(line, msgspec.structs.replace(ending, usage=usage))
         setproctitle.setproctitle(title)
         orphans.after_job()
     return 0

@@ -64,7 +64,6 @@ class Channel(Generic[In]):
         self._flush_due = False
         self._blocked = False
         self.closed = False
-        self.cut_short = False  # the peer went before it had read everything that it was sent
         sock.setblocking(False)
         loop.on_readable(self._fd, self._readable, rank)
 
@@ -142,7 +141,6 @@ class Channel(Generic[In]):
         except OSError:
             # The reading side will see the end, after what the peer had still written.
             self._unsent.clear()
-            self.cut_short = True
         if self._blocked or self._unsent:
             self._blocked = bool(self._unsent)
             self._loop.on_writable(self._fd, self.flush if self._blocked else None)
@@ -172,7 +170,6 @@ class Channel(Generic[In]):
             return True
         except OSError:
             # A Unix socket says "reset" when its peer closed with something unread.
-            self.cut_short = True
             return False
         if not count:
             return False
@@ -219,10 +216,7 @@ class Channel(Generic[In]):
         while not self.closed:
             try:
                 data = bytes(_buffer[: self._sock.recv_into(_buffer)])
-            except BlockingIOError:
-                return
-            except OSError:
-                self.cut_short = True
+            except OSError:  # nothing more for now, or for good
                 return
             if not data or not self._feed(data):
                 return
@@ -232,7 +226,6 @@ class Channel(Generic[In]):
         if self.closed:
             return
         self.closed = True
-        self.cut_short = self.cut_short or self.unsent > 0
         self._loop.forget(self._fd)
         self._outbox.clear()
         self._unsent.clear()

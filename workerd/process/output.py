@@ -23,10 +23,18 @@ class Output:
 
     `on_lines` gets complete lines as text, invalid UTF-8 replaced; what they contain is not made
     harmless here. A period is a job, or the time between two; `turn_over` ends one and says how many
-    bytes of it were not told. `touched`: something was read in this period.
+    bytes of it were not told. `touched`: something was read in this period. `before` is called before
+    anything is read.
     """
 
-    def __init__(self, loop: Loop, fd: int, on_lines: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        fd: int,
+        on_lines: Callable[[list[str]], None],
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before = before
         self._loop = loop
         self._fd = fd
         self._on_lines = on_lines
@@ -38,6 +46,7 @@ class Output:
         loop.on_readable(fd, self._readable, rank=0)
 
     def _readable(self) -> None:
+        self._before()
         if not self._read():
             self._loop.forget(self._fd)
 
