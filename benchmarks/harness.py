@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -55,6 +56,21 @@ class Figure:
         """The middle of the repeats."""
         return statistics.median(self.values) if self.values else self.parts.get("p50", 0.0)
 
+    @property
+    def met(self) -> bool | None:
+        """Whether all of the goal is reached, such as "p50 2 / p99 5" or "15,000"; None without one."""
+        wanted = re.findall(r"(?:(p\d+|max) )?([\d,.]+)", self.goal)
+        pairs = [
+            (float(self.parts[part]) if part else self.median, float(number.replace(",", "")))
+            for part, number in wanted
+        ]
+        return all(v <= g if self.better == "less" else v >= g for v, g in pairs) if pairs else None
+
+    @property
+    def verdict(self) -> str:
+        """The goal, and whether it is met."""
+        return f"{self.goal}: {'met' if self.met else 'MISSED'}" if self.goal else ""
+
     def record(self) -> dict[str, Any]:
         """The JSON line."""
         line: dict[str, Any] = {"benchmark": self.benchmark, "case": self.case, "unit": self.unit}
@@ -67,7 +83,7 @@ class Figure:
             }
         line["parts"] = {name: rounded(value) for name, value in self.parts.items()}
         if self.goal:
-            line["goal"] = self.goal
+            line |= {"goal": self.goal, "met": self.met}
         return line | {
             "better": self.better,
             "settings": self.settings,
@@ -83,7 +99,7 @@ class Figure:
             figures = f"{shown(self.median):>10} {self.unit:8} ({spread}, n={len(self.values)})"
         else:
             figures = f"{told(self.parts)} {self.unit}"
-        return f"| {self.benchmark:10} | {self.case:44} | {figures} | {self.goal} |"
+        return f"| {self.benchmark:10} | {self.case:44} | {figures} | {self.verdict} |"
 
 
 def told(parts: dict[str, Any]) -> str:
@@ -254,14 +270,6 @@ class Node:
             return not any(self.rows.sql(sql, handler, state) for state in ("inprogress", "new", "scheduled"))
 
         eventually(over, within=within, every=every, state=self.daemon.tail)
-
-    def wait_for_left(self, handler: str, left: int, within: float = 600.0) -> None:
-        """Until at most so many jobs of the handler are `new`, and none runs if that is 0."""
-        sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = 'new' LIMIT 1 OFFSET %s"
-        eventually(lambda: not self.rows.sql(sql, handler, left), within=within, every=0.5)
-        if not left:
-            sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = 'inprogress' LIMIT 1"
-            eventually(lambda: not self.rows.sql(sql, handler), within=within, every=0.1)
 
     def forget(self) -> None:
         """Take all jobs out of the store."""

@@ -33,9 +33,9 @@ KINDS = ("worker", "pool", "dispatcher", "ingester", "tree", "store")
 ROLES = {"pool": "pool:one"}
 AWAY, LONG = 3.0, 0.4
 CASES = {
-    "next": ("{}: next job in its place", {"worker": "20"}),
-    "again": ("{}: interrupted job runs again", {"tree": "2,000"}),
-    "pause": ("{}: pause", {"store": "500"}),
+    "next": ("{}: next job in its place", {"worker": "p50 20"}),
+    "again": ("{}: interrupted job runs again", {"tree": "max 2,000"}),
+    "pause": ("{}: pause", {"store": "p50 500"}),
 }
 """The figures of a kill, and the goals of some kinds."""
 Cost = dict[str, float]

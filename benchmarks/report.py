@@ -1,6 +1,7 @@
-"""Makes a report of what was measured: a Markdown table, and a plot for each question and unit.
+"""Makes a report of what was measured: the goals, workerd beside its peers, a table and plots a question.
 
 python -m benchmarks.report benchmarks/results
+python -m benchmarks.report benchmarks/results --readme     # and puts one table and one plot into the README
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import shown
-from benchmarks.plot import Bar, bars
+from benchmarks.harness import ROOT, shown
+from benchmarks.plot import Bar, Column, bars, columns
 
 Record = dict[str, Any]
 ORDER = (
     "throughput", "floor", "enqueue", "latency", "deadline", "recovery", "depth", "footprint", "nodes",
     "peers",
 )  # fmt: skip
-COMPARED = {"throughput": "throughput", "latency": "latency", "PSS": "footprint"}
-"""What the peers' cases are called, and where workerd's own are that belong beside them."""
-OWN = {
-    "throughput": ("mariadb, 2 workers", "sqlite, 2 workers"),
-    "latency": ("client on the same node",),
-    "PSS": ("PSS, 2 workers, gateway off",),
-}
+README, PICTURE = ROOT / "README.md", "compared.svg"
+BEGIN, END = "<!-- measured by `make bench` -->\n", "<!-- until here -->\n"
+HEAD = (
+    "| 2 processes each | jobs/s | enqueue to start, ms: p50 / p99 | memory, MiB "
+    "| a loop past its limit | C code past its limit | a job whose process is killed |\n"
+    "|---|---|---|---|---|---|---|"
+)
 
 
 def read(folder: Path) -> dict[str, list[Record]]:
@@ -46,28 +47,127 @@ def figures(record: Record) -> str:
     if "median" in record:
         ends = f" ({shown(record['min'])} … {shown(record['max'])})" if len(record["values"]) > 1 else ""
         return f"{shown(record['median'])} {record['unit']}{ends}"
-    parts = {k: v for k, v in record.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-    return ", ".join(f"{name} {shown(value)}" for name, value in parts.items()) + f" {record['unit']}"
+    parts = [f"{name} {v if isinstance(v, str) else shown(v)}" for name, v in record["parts"].items()]
+    return f"{', '.join(parts)} {record['unit']}"
+
+
+def verdict(record: Record) -> str:
+    """The goal and whether it is met."""
+    return f"{record['goal']}: {'met' if record.get('met') else '**missed**'}" if record.get("goal") else ""
+
+
+def conditions(found: dict[str, list[Record]]) -> str:
+    """The machine and the versions, in one sentence each."""
+    some = next(iter(found.values()))[-1]
+    machine, versions = some["machine"], some["versions"]
+    return (
+        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB,"
+        f" Linux {machine['kernel']}; load before: {machine['load_before']}; at {some['at']}.\n\n"
+        + ", ".join(f"{name} {value}" for name, value in versions.items())
+        + "."
+    )
 
 
 def markdown(found: dict[str, list[Record]], plots: dict[str, list[str]]) -> str:
     """The whole report."""
-    some = next(iter(found.values()))[-1]
-    machine, versions = some["machine"], some["versions"]
-    lines = [
-        "# Benchmarks",
-        "",
-        f"{machine['cores']} cores ({machine['cpu']}), {machine['memory_gib']} GiB,"
-        f" Linux {machine['kernel']}; load before: {machine['load_before']}; at {some['at']}.",
-        "",
-        ", ".join(f"{name} {value}" for name, value in versions.items()) + ".",
+    lines = ["# Benchmarks", "", conditions(found), "", "## Goals", ""]
+    lines += ["| question | case | measured | goal |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {r['case']} | {figures(r)} | {verdict(r)} |"
+        for name, records in found.items()
+        for r in records
+        if r.get("goal")
     ]
+    if "peers" in found:
+        lines += ["", "## workerd and its peers", "", compared(found["peers"]), "", f"![]({PICTURE})"]
     for name, records in found.items():
         lines += ["", f"## {name}", "", "| case | measured: median (min … max) | goal |", "|---|---|---|"]
-        lines += [f"| {r['case']} | {figures(r)} | {r.get('goal', '')} |" for r in records]
+        lines += [f"| {r['case']} | {figures(r)} | {verdict(r)} |" for r in records]
         lines += [f"\n![{plot}]({plot})" for plot in plots.get(name, [])]
-        lines += ["", f"Settings: `{json.dumps(records[0]['settings'], default=str)[:400]}`"]
+        lines += ["", *settings(name, records)]
     return "\n".join(lines) + "\n"
+
+
+def settings(name: str, records: list[Record]) -> list[str]:
+    """With what it was taken: of each peer, else of the first case."""
+    wanted = [r for r in records if r["case"].endswith(": throughput")] if name == "peers" else records[:1]
+    return [
+        f"- Settings of {r['case'].partition(':')[0]}: `{json.dumps(r['settings'], default=str)[:600]}`"
+        for r in wanted
+    ]
+
+
+# -- beside the peers
+
+
+def by_peer(records: list[Record]) -> dict[str, dict[str, Record]]:
+    """The answers of each, by question."""
+    told: dict[str, dict[str, Record]] = defaultdict(dict)
+    for record in records:
+        name, _, question = record["case"].partition(": ")
+        told[name][question] = record
+    return told
+
+
+def compared(records: list[Record]) -> str:
+    """The table: a line for each."""
+    lines = []
+    for name, told in by_peer(records).items():
+        parts = told["latency"]["parts"] if "latency" in told else {}
+        cells = [
+            f"{name} {told['throughput']['settings'].get('version', '')}" if "throughput" in told else name,
+            shown(told["throughput"]["median"]) if "throughput" in told else "",
+            f"{shown(parts['p50'])} / {shown(parts['p99'])}" if parts else "",
+            shown(told["PSS"]["median"]) if "PSS" in told else "",
+            stopped(told.get("limit on spin")),
+            stopped(told.get("limit on c_code")),
+            after_kill(told.get("kill -9 of its process")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join([HEAD, *lines])
+
+
+def stopped(record: Record | None) -> str:
+    """When a job past its limit was stopped, and what is said of it."""
+    if record is None:
+        return ""
+    past, state = record["parts"]["stopped"], record["parts"].get("state", "")
+    when = past if isinstance(past, str) else f"stopped after {shown(past)} ms"
+    return f"{when}; “{state}”"
+
+
+def after_kill(record: Record | None) -> str:
+    """How often it ran, what is said of it, what became of the others."""
+    if record is None:
+        return ""
+    parts = record["parts"]
+    others = parts.get("of 20 others run", 0)
+    return f"runs {shown(parts['runs'])}; “{parts.get('state', '')}”; {shown(others)} of 20 others run"
+
+
+def picture(records: list[Record]) -> str:
+    """The plot: three columns of bars, a line for each."""
+    told = by_peer(records)
+    wanted = [
+        ("throughput", "jobs a second", "more is better"),
+        ("latency", "enqueue to start, ms", "p50, line up to p99"),
+        ("PSS", "memory, MiB", "idle, whole tree"),
+    ]
+    made = [
+        Column(title, note, {name: bar(t[question], name, name == "workerd") for name, t in told.items()
+                             if question in t})
+        for question, title, note in wanted
+    ]  # fmt: skip
+    labels = {name: f"{name}, in memory" if not durable(t) else name for name, t in told.items()}
+    return columns("2 worker processes, results stored, one run", labels, made)
+
+
+def durable(told: dict[str, Record]) -> bool:
+    """Whether its jobs are kept anywhere but in its process."""
+    return all(record["settings"].get("durable", True) for record in told.values())
+
+
+# -- plots
 
 
 def bar(record: Record, label: str = "", own: bool = True) -> Bar:
@@ -75,35 +175,35 @@ def bar(record: Record, label: str = "", own: bool = True) -> Bar:
     label = label or record["case"]
     if "median" in record:
         return Bar(label, record["median"], record["min"], record["max"], own)
-    middle = record.get("p50", record.get("stopped", 0.0))
-    return Bar(label, middle, middle, record.get("p99", middle), own)
+    middle = record["parts"].get("p50", 0.0)
+    return Bar(label, middle, middle, record["parts"].get("p99", middle), own)
 
 
 def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
     """Write the plots; their names by benchmark."""
     plots: dict[str, list[str]] = defaultdict(list)
-
-    def keep(benchmark: str, stem: str, text: str) -> None:
-        name = f"{stem}.svg".replace("/", "-per-").replace("%", "percent").replace(" ", "-")
-        (folder / name).write_text(text)
-        plots[benchmark].append(name)
-
     for benchmark, records in found.items():
         if benchmark == "peers":
+            (folder / PICTURE).write_text(picture(records))
             continue
         by_unit: dict[str, list[Bar]] = defaultdict(list)
         for record in records:
             by_unit[record["unit"]].append(bar(record))
         for unit, rows in by_unit.items():
-            keep(benchmark, f"{benchmark}-{unit}", bars(benchmark, unit, rows))
-    for question, home in COMPARED.items():
-        rows = [bar(r, f"workerd: {r['case']}") for r in found.get(home, []) if r["case"] in OWN[question]]
-        theirs = [r for r in found.get("peers", []) if r["case"].endswith(f": {question}")]
-        rows += [bar(r, r["case"].partition(":")[0], own=False) for r in theirs]
-        if theirs:
-            title = f"workerd and its peers: {question}"
-            keep("peers", f"peers-{question}", bars(title, theirs[0]["unit"], rows))
+            stem = f"{benchmark}-{unit}".replace("/", "-per-").replace("%", "percent").replace(" ", "-")
+            (folder / f"{stem}.svg").write_text(bars(benchmark, unit, rows))
+            plots[benchmark].append(f"{stem}.svg")
     return plots
+
+
+def into_readme(found: dict[str, list[Record]]) -> None:
+    """Put the table between its marks, the plot beside the benchmarks."""
+    text = README.read_text()
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    told = f"{compared(found['peers'])}\n\n{conditions(found)}\n\n![]({Path('benchmarks') / PICTURE})\n"
+    README.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}")
+    (ROOT / "benchmarks" / PICTURE).write_text(picture(found["peers"]))
 
 
 def main(words: list[str] | None = None) -> int:
@@ -112,13 +212,18 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(words).folder
-    found = read(folder)
-    if not found:
-        print(f"There are no results in {folder}; run `make bench` first.", file=sys.stderr)
+    parser.add_argument("--readme", action="store_true", help="also renew the README's table and plot")
+    options = parser.parse_args(words)
+    found = read(options.folder)
+    if not found or (options.readme and "peers" not in found):
+        print(
+            f"{options.folder} has no results, or none of the peers; run `make bench` first.", file=sys.stderr
+        )
         return 1
-    (folder / "report.md").write_text(markdown(found, draw(folder, found)))
-    print(f"{folder / 'report.md'} is written.")
+    (options.folder / "report.md").write_text(markdown(found, draw(options.folder, found)))
+    print(f"{options.folder / 'report.md'} is written.")
+    if options.readme:
+        into_readme(found)
     return 0
 
 

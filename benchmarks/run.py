@@ -7,6 +7,8 @@ python -m benchmarks.run --all      # everything, hours
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import subprocess
 import sys
 import time
@@ -18,11 +20,11 @@ QUICK: tuple[tuple[str, ...], ...] = (
     ("latency", "--quick"),
     ("deadline", "--quick"),
     ("enqueue", "--quick"),
+    ("peers.run", "--quick"),
     ("footprint", "--quick"),
     ("recovery", "--quick"),
     ("depth", "--quick"),
     ("nodes", "--quick"),
-    ("peers.run", "--quick"),
 )
 ALL: tuple[tuple[str, ...], ...] = (
     ("throughput", "--all"),
@@ -31,14 +33,15 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("latency", "--store", "sqlite"),
     ("deadline",),
     ("enqueue",),
+    ("enqueue", "--store", "sqlite"),
     ("footprint", "--all"),
     ("recovery",),
     ("nodes", "--galera"),
     ("peers.run",),
     ("depth", "--all"),
 )
-LIMIT = 720.0
-"""Seconds that the quick run may take; what does not fit is left out, and said to be."""
+LIMIT, REPORT = 720.0, 10.0
+"""Seconds that the quick run may take, and of them for the report; what does not fit is cut off and said."""
 
 
 def main() -> int:
@@ -53,22 +56,38 @@ def main() -> int:
     for old in options.results.glob("*.jsonl"):
         old.unlink()
     began, failed = time.monotonic(), []
-    for name, *words in ALL if options.all else QUICK:
-        left = None if options.all else LIMIT - (time.monotonic() - began)
-        print(f"== {name} {' '.join(words)}", flush=True)
-        if left is not None and left < 10:
-            failed.append(f"{name} (no time was left)")
-            continue
-        command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--results", str(options.results)]
-        try:
-            if subprocess.run(command, timeout=left, check=False).returncode:
-                failed.append(name)
-        except subprocess.TimeoutExpired:
-            failed.append(f"{name} (cut off: {LIMIT:.0f} s are over)")
+    plan = ALL if options.all else QUICK
+    for number, (name, *words) in enumerate(plan, 1):
+        spent = time.monotonic() - began
+        left = None if options.all else LIMIT - REPORT - spent
+        print(f"== {number} of {len(plan)}, {spent:.0f} s: {name} {' '.join(words)}", flush=True)
+        wrong = one(name, words, options.results, left)
+        if wrong:
+            failed.append(f"{name}: {wrong}")
+    print(f"== {time.monotonic() - began:.0f} s, the report", flush=True)
     subprocess.run([sys.executable, "-m", "benchmarks.report", str(options.results)], check=False)
-    for name in failed:
-        print(f"Not complete: {name}", file=sys.stderr)
+    for line in failed:
+        print(f"Not complete: {line}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def one(name: str, words: list[str], results: Path, left: float | None) -> str:
+    """Run one benchmark for at most `left` seconds; what went wrong, "" if nothing did."""
+    if left is not None and left < 10:
+        return "no time was left"
+    command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--results", str(results)]
+    process = subprocess.Popen(command)
+    try:
+        status = process.wait(left)
+        return f"exit status {status}" if status else ""
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it ends what it started
+        return f"cut off, {LIMIT:.0f} s are over"
+    finally:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(REPORT)
+        process.kill()
+        process.wait()
 
 
 if __name__ == "__main__":

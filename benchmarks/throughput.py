@@ -77,12 +77,18 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Each case on a store of its own, the repeats on the same node."""
     servers: dict[str, Server] = {}
     repeats = options.repeats or 3
+    rates: dict[tuple[int, int], float] = {}
     try:
         for case in cases(options):
             server = servers.get(case.store)
             if server is None:
                 server = servers[case.store] = Server(case.store)
-            yield from measured(case, server, repeats)
+            for figure in measured(case, server, repeats):
+                rates[case.workers, case.pools] = figure.median
+                yield figure
+        if (50, 50) in rates:
+            share = [rates[50, 50] / rates[50, 1]]
+            yield Figure("throughput", "50 pools / 1 pool, 50 workers", "ratio", share, goal="0.8")
     finally:
         for server in servers.values():
             server.__exit__()
