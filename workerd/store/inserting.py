@@ -63,9 +63,9 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
     ids = [job.id or new_id() for job in jobs]
     there = _existing(tx, [job.id for job in jobs if job.id is not None])
     wanted = [n for n, job_id in enumerate(ids) if job_id not in there]
-    changed = 0
+    changed, made = 0, clock.to_text(tx.now) if wanted else ""
     for part in _parts(jobs, wanted):
-        params = [value for n in part for value in _values(jobs[n], ids[n], tx.now)]
+        params = [value for n in part for value in _values(jobs[n], ids[n], tx.now, made)]
         changed += tx.execute(
             f"INSERT INTO workerd_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(part))}"
             + dialect.of(tx).keep.format("id"),
@@ -125,7 +125,7 @@ def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]
         yield part
 
 
-def _values(job: NewJob, job_id: bytes, now: int) -> tuple[object, ...]:
+def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ...]:
     if len(job_id) != 16:
         raise StoreRefused(f"an id has 16 bytes, this one {len(job_id)}")
     due = job.run_at if job.run_at is not None else now + (job.delay or 0)
@@ -133,8 +133,8 @@ def _values(job: NewJob, job_id: bytes, now: int) -> tuple[object, ...]:
         job_id,
         job.handler,
         str(Status.SCHEDULED if due > now else Status.NEW),
-        clock.to_text(due),
-        clock.to_text(now),
+        made if due == now else clock.to_text(due),
+        made,
         _text(job.vars),
         _text(job.meta),
         job.priority,

@@ -7,8 +7,9 @@ import math
 from workerd.errors import StoreRefused
 
 _ESCAPES = str.maketrans({
-    "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", '"': '\\"', "\\": "\\\\",
+    "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", "\\": "\\\\",
 })  # fmt: skip
+_SPECIAL = tuple(chr(code) for code in _ESCAPES)
 
 
 def literal(value: object) -> str:
@@ -18,7 +19,7 @@ def literal(value: object) -> str:
     if isinstance(value, bytes):
         return f"x'{value.hex()}'"
     if isinstance(value, str):
-        return f"'{value.translate(_ESCAPES)}'"
+        return f"'{_escaped(value)}'"
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
@@ -26,3 +27,11 @@ def literal(value: object) -> str:
     if isinstance(value, float):
         raise StoreRefused(f"{value} is not a finite number", 1264)
     raise TypeError(f"{type(value).__name__} is no SQL parameter")
+
+
+def _escaped(value: str) -> str:
+    # Nearly no text has any of them, and looking is ten times as fast as translating.
+    for character in _SPECIAL:
+        if character in value:
+            return value.translate(_ESCAPES)
+    return value
