@@ -53,6 +53,15 @@ def test_a_transaction_after_it_is_still_whole(store: Store) -> None:
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 3
 
 
+def test_a_look_alone_sees_what_others_did(store: Store, store_url: str, opened: Opened) -> None:
+    """Each has a moment of its own, whatever came before it."""
+    other = opened(store_url)
+    for count in range(3):
+        rows = store.alone(lambda tx: tx.query("SELECT COUNT(*) FROM workerd_jobs"), write=False)
+        assert rows == [(count,)]
+        insert(other)
+
+
 def test_a_row_that_cannot_be_stored_is_refused(store: Store) -> None:
     """And the next one goes in."""
     with pytest.raises(StoreRefused):
@@ -75,16 +84,18 @@ def test_a_server_that_died_before_it_was_asked(own_server: DatabaseServer, open
 
 
 def test_a_server_that_does_not_answer(own_server: DatabaseServer, opened: Opened) -> None:
-    """The statement has its commit in it: it may be there or not."""
+    """A statement that writes has its commit in it: it may be there or not. A look leaves nothing open."""
     store = opened(own_server.url(own_server.new_database()), timeout=0.5)
     store.migrate()
     insert(store)
-    own_server.freeze()
-    try:
-        with pytest.raises(CommitUnknown):
-            insert(store)
-    finally:
-        own_server.thaw()
+    for write in (True, False):
+        own_server.freeze()
+        try:
+            with pytest.raises(StoreAway) as caught:
+                store.alone(lambda tx: tx.execute("UPDATE workerd_jobs SET priority = 7"), write=write)
+        finally:
+            own_server.thaw()
+        assert isinstance(caught.value, CommitUnknown) == write
     insert(store)
 
 

@@ -36,14 +36,19 @@ class Known:
         self._until = asked + self.MOMENT
         return self._handlers
 
-    def lately(self, spec: Checked, config: Config) -> bool:
-        """Whether this job may be enqueued by what was known a moment ago, with nothing else to look at."""
-        return (
-            time.monotonic() < self._until
-            and spec.plain
-            and not _bounded(spec.handler, config)
-            and refusal(spec, self._handlers, config) is None
-        )
+    @property
+    def recent(self) -> bool:
+        """Whether it was asked a moment ago."""
+        return time.monotonic() < self._until
+
+    def admits(self, spec: Checked, config: Config) -> bool:
+        """Whether this job may be enqueued, by what is known and with nothing else to look at."""
+        return refusal(spec, self._handlers, config) is None
+
+
+def is_plain(spec: Checked, config: Config) -> bool:
+    """Whether nothing that is in the store can stand in the job's way."""
+    return spec.plain and _bounded(spec.handler, config) is None
 
 
 def admit(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from workerd.client.admission import Known, admit, check_handlers, insert_alone
+from workerd.client.admission import Known, admit, check_handlers, insert_alone, is_plain
 from workerd.client.model import Enqueued, Job, Request
 from workerd.client.spec import Checked, Duration, JobSpec, check, params_json, seconds
 from workerd.client.stores import Stores
@@ -101,10 +101,8 @@ class Client:
             meta=meta,
         )
         checked = check(spec, self._config.gateway.max_body)
-        if self._known.lately(checked, self._config):
-            with self._stores.lent() as store:
-                done = store.alone(lambda tx: insert_alone(tx, checked))
-        else:
+        done = self._alone(checked) if is_plain(checked, self._config) else None
+        if done is None:
             done = self._run(lambda tx: self._admit(tx, [checked]))[0]
         self.wake()
         return done
@@ -215,6 +213,15 @@ class Client:
     def wake(self) -> None:
         """Tell this machine's dispatcher, if there is one, that there is work."""
         poke(self._wake)
+
+    def _alone(self, spec: Checked) -> Enqueued | None:
+        """The job, in one statement; None if by what was known it may not be: that is looked at again."""
+        with self._stores.lent() as store:
+            if not self._known.recent:
+                store.alone(self._known.ask, write=False)
+            if not self._known.admits(spec, self._config):
+                return None
+            return store.alone(lambda tx: insert_alone(tx, spec))
 
     def _admit(self, tx: Tx, specs: list[Checked]) -> list[Enqueued]:
         return admit(tx, specs, self._config, known=self._known.ask(tx))

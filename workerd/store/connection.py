@@ -35,9 +35,9 @@ class Session(ABC):
     @abstractmethod
     def begin(self, write: bool) -> None: ...
 
-    def begin_alone(self) -> None:
-        """As `begin`, for a transaction of one statement that writes."""
-        self.begin(True)
+    def begin_alone(self, write: bool) -> None:
+        """As `begin`, for a transaction of one statement."""
+        self.begin(write)
 
     def may_have_committed(self, error: StoreAway) -> bool:
         """Whether a statement that was begun alone may have taken effect although it ended so."""
@@ -146,9 +146,9 @@ class Store(ABC):
         """
         return self._patiently(work, write=True)
 
-    def alone(self, work: Callable[[Tx], T]) -> T:
-        """As `run`, for `work` that is a single statement: on a server one round trip instead of two."""
-        return self._patiently(work, write=True, alone=True)
+    def alone(self, work: Callable[[Tx], T], *, write: bool = True) -> T:
+        """As `run` or `read`, for `work` that is a single statement: on a server one round trip, not two."""
+        return self._patiently(work, write=write, alone=True)
 
     def read(self, work: Callable[[Tx], T]) -> T:
         """As `run`, for a transaction that only reads."""
@@ -213,10 +213,10 @@ class Store(ABC):
         begun = False
         try:
             if alone:
-                session.begin_alone()
+                session.begin_alone(write)
             else:
                 session.begin(write)
-            begun = alone
+            begun = alone and write
             value = work(Tx(session))
         except LockLost:
             self._undo(session)
