@@ -25,7 +25,7 @@ CASES = {"loop": "loop", "GIL-holding C": "c_code", "swallow": "swallow", "grand
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Case by case, one job after the other."""
-    times = options.times or (15 if options.quick else 50)
+    times = options.times or (12 if options.quick else 50)
     with Server("mariadb") as server:
         for name, call in CASES.items():
             # A loop ends at the soft deadline; without grace the hard one comes with it.

@@ -19,8 +19,8 @@ from tests.support.galera import Galera
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """1, 2 and 3 nodes; on Galera as many servers."""
-    jobs = options.jobs or (15_000 if options.quick else 30_000)
-    repeats = options.repeats or (2 if options.quick else 3)
+    jobs = options.jobs or (20_000 if options.quick else 30_000)
+    repeats = options.repeats or (1 if options.quick else 3)
     for count in (1, 2, 3):
         with Server("mariadb") as server:
             url = server.url()

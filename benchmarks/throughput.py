@@ -50,12 +50,12 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     ten.vars_of = lambda n: {"seconds": 0.01}
     yield ten
     for pools in (1, 50):
-        yield Case(f"50 workers in {pools} pools", workers=50, pools=pools, jobs=jobs)
+        yield Case(f"50 workers in {pools} pools", workers=50, pools=pools, jobs=jobs // 2)
     if not options.all:
         return
     for workers in (1, 4, 8):
         yield Case(f"mariadb, {workers} workers", workers=workers, jobs=jobs)
-    yield Case("50 workers in 10 pools", workers=50, pools=10, jobs=jobs)
+    yield Case("50 workers in 10 pools", workers=50, pools=10, jobs=jobs // 2)
     for ms, count in ((1, 10_000), (100, 400)):
         seconds = ms / 1000
         yield Case(
