@@ -12,6 +12,7 @@ from tests.support.storing import NODE, claims, close, enqueue, outcome, sql
 from workerd import clock
 from workerd.errors import NodeNameTaken
 from workerd.store import Store, jobs, nodes
+from workerd.store.looking import look
 from workerd.store.nodes import NodeRecord
 
 
@@ -139,8 +140,8 @@ def test_cancels_of_own_claims_are_found(store: Store) -> None:
     enqueue(store, "h")
     claims(store, "h")
     sql(store, "UPDATE workerd_jobs SET cancel_requested_at = claimed_at WHERE id = %s", made)
-    assert store.read(lambda tx: jobs.cancel_requests(tx, NODE.id)) == [(made, 1)]
-    assert store.read(lambda tx: jobs.cancel_requests(tx, b"o" * 16)) == []
+    assert store.alone(lambda tx: look(tx, NODE.id, []), write=False).cancels == [(made, 1)]
+    assert store.alone(lambda tx: look(tx, b"o" * 16, []), write=False).cancels == []
 
 
 def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:

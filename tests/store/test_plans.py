@@ -14,6 +14,7 @@ from workerd.job import Claim, Status
 from workerd.outcome import release
 from workerd.store import Store, Tx, jobs, nodes, open_store
 from workerd.store.connection import Params, Row, Session
+from workerd.store.looking import Sight, look
 
 T = TypeVar("T")
 WAITING = 100_000
@@ -209,14 +210,28 @@ def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
 
 
 def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
-    """Its claims, its cancels, and claims without a node, with all that wait beside them."""
+    """Its claims, and claims without a node, with all that wait beside them."""
 
-    def work(tx: Any) -> tuple[int, int, int]:
+    def work(tx: Any) -> tuple[int, int]:
         claimed(tx, 50)
         del tx._session.seen[:]
-        return len(jobs.held(tx, NODE.id)), len(jobs.cancel_requests(tx, NODE.id)), len(nodes.strays(tx))
+        return len(jobs.held(tx, NODE.id)), len(nodes.strays(tx))
 
     found, seen = watch(full, work)
-    assert found == (50, 0, 1)
+    assert found == (50, 1)
     for one in seen:
         assert one.read <= 4 * 50 + FEW, one
+
+
+def test_a_look_reads_one_row_of_each_that_waits(full: Store) -> None:
+    """One that is new of each handler, one that is scheduled, and what the node itself holds."""
+
+    def work(tx: Any) -> Sight:
+        claimed(tx, 50)
+        del tx._session.seen[:]
+        return look(tx, NODE.id, ["g", "h"])
+
+    sight, (seen,) = watch(full, work)
+    assert (sight.handlers, sight.cancels) == ({"h"}, [])
+    assert sight.next_due is not None
+    assert seen.read <= 2 * 50 + FEW, seen

@@ -15,6 +15,7 @@ from workerd.errors import NotFound
 from workerd.job import Status, id_text
 from workerd.outcome import Next, Reason
 from workerd.store import Store, Tx, handlers, jobs, queries, views
+from workerd.store.looking import look
 
 
 def ids(store: Store, **filters: Any) -> list[bytes]:
@@ -226,7 +227,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
     for _ in range(2):
         assert store.run(lambda tx: jobs.cancel(tx, running)) == "asked"
     assert s.job(store, running).row.cancel_requested_at is not None
-    assert store.read(lambda tx: jobs.cancel_requests(tx, s.NODE.id)) == [claim.key]
+    assert store.alone(lambda tx: look(tx, s.NODE.id, []), write=False).cancels == [claim.key]
     s.close(store, [s.outcome(claim)])
     with pytest.raises(queries.NotFound):
         store.run(lambda tx: jobs.cancel(tx, b"x" * 16))

@@ -14,6 +14,7 @@ from workerd.errors import Conflict, NotFound
 from workerd.job import Status
 from workerd.outcome import Reason
 from workerd.store import Store, carrying, jobs, moving, requests, views
+from workerd.store.looking import look
 
 DELETE = s.workflow("delete", "get", "del1<get", "del2<get", "tell<del1,del2")
 FAILURE, RETRY, CANCELLED = Status.FAILURE, Status.RETRY, Status.CANCELLED
@@ -199,7 +200,7 @@ def test_cancel_ends_a_request(store: Store) -> None:
     running = s.submit(store, DELETE)
     (claim,) = s.claims(store, "get")
     assert store.run(lambda tx: requests.cancel(tx, running)) == "asked"
-    assert store.read(lambda tx: jobs.cancel_requests(tx, s.NODE.id)) == [claim.key]
+    assert store.alone(lambda tx: look(tx, s.NODE.id, []), write=False).cancels == [claim.key]
     s.close(store, [s.outcome(claim)])
     row, found = s.request(store, running)
     assert (row.status, row.error, len(found)) == ("cancelled", requests.CANCELLED_BY_PERSON, 1)

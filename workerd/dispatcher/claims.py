@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from workerd.dispatcher.agenda import REFUSED_PAUSE, Duty, jittered
+from workerd.dispatcher.agenda import REFUSED_PAUSE, Duty
 from workerd.dispatcher.contact import Contact
 from workerd.dispatcher.gate import Gate
 from workerd.dispatcher.pools import PoolLink, Pools
@@ -116,7 +116,7 @@ class Claimer(Duty):
         self._paused: frozenset[str] = frozenset()
         self._order: list[int] = []
         self._served: dict[int, float] = {}  # life -> when it was last given as much as it asked for
-        self._peek_at = 0.0
+        self._unsure = False
         self._apart_until = 0.0
         self._log = get_logger("dispatcher")
 
@@ -143,7 +143,7 @@ class Claimer(Duty):
         named = known if handlers is None else known.intersection(handlers)
         if handlers is None and len(self._wanted()) > DIRECT:
             # Too many to try them all: look which it is; those without room are tried when they have some.
-            self._peek_at = 0.0
+            self._unsure = True
             named = known - self._wanted()
         for handler in named:
             self._lane(handler).woken(now)
@@ -159,6 +159,22 @@ class Claimer(Duty):
     def stop(self) -> None:
         """Claim nothing from now on."""
         self.stopped = True
+
+    def unknown(self) -> set[str]:
+        """Handlers that rows would be taken of, and of which nobody has said that there are any."""
+        if self.stopped or not self._gate.is_open(self._contact.now()):
+            return set()
+        return {handler for handler in self._wanted() if not self._lane(handler).promising}
+
+    def found(self, handlers: Collection[str]) -> None:
+        """Of those that were looked for these have rows."""
+        now = time.monotonic()
+        for handler in handlers:
+            self._lane(handler).woken(now)
+        if handlers:
+            self.wake()
+        elif not any(self._lane(handler).promising for handler in self._wanted()):
+            self._gate.drained()
 
     # -- the work
 
@@ -178,7 +194,8 @@ class Claimer(Duty):
             return 0.0
         if later is not None:
             return later - now
-        return self._look(now)
+        self._look()
+        return None
 
     def _wanted(self) -> set[str]:
         """Handlers that some pool has room for."""
@@ -191,21 +208,13 @@ class Claimer(Duty):
             lane = self._lanes[handler] = Lane()
         return lane
 
-    def _look(self, now: float) -> float | None:
-        """Nothing promising: ask the store which handlers have rows, in one statement."""
-        wanted = self._wanted()
-        if not wanted:
-            return None
-        if now < self._peek_at:
-            return self._peek_at - now
-        self._peek_at = now + jittered(self._poll)
-        found = self._contact.read(lambda tx: jobs.peek(tx, sorted(wanted))).handlers
-        for handler in found:
-            self._lane(handler).woken(now)
-        if not found:
-            self._gate.drained()
-            return self._peek_at - now
-        return 0.0
+    def _look(self) -> None:
+        """There is new work and nobody said of which handler: ask the store, in one statement."""
+        wanted = sorted(self._wanted())
+        if wanted and self._unsure:
+            found = self._contact.look(lambda tx: jobs.peek(tx, wanted)).handlers
+            self._unsure = False
+            self.found(found)
 
     def _shares(self, now: float) -> tuple[list[Share], float | None]:
         """Who takes part in the next transaction; or when somebody may, if all who could shall wait."""

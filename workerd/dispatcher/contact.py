@@ -40,6 +40,10 @@ class Contact:
         """The same for a transaction that only reads."""
         return self._ask(self.store.read, transaction)
 
+    def look(self, statement: Callable[[Tx], T]) -> T:
+        """The same for one statement that only reads."""
+        return self._ask(lambda asked: self.store.alone(asked, write=False), statement)
+
     def call(self, function: Callable[[], T]) -> T:
         """The same for what the store does outside of our transactions."""
         return self._ask(lambda asked: asked(), function)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 
-from workerd.dispatcher.agenda import Duty, jittered
+from workerd.dispatcher.agenda import Duty
 from workerd.dispatcher.contact import Contact
 from workerd.store import jobs
 
@@ -18,16 +18,15 @@ class Due(Duty):
 
     name = "due rows"
 
-    def __init__(self, contact: Contact, poll: float, announce: Callable[[Iterable[str]], None]) -> None:
+    def __init__(self, contact: Contact, announce: Callable[[Iterable[str]], None]) -> None:
         super().__init__()
         self._contact = contact
-        self._poll = poll
         self._announce = announce
         self.promoted = 0
         self.next_due: int | None = None
         self._looked = 0.0
 
-    def work(self) -> float:
+    def work(self) -> float | None:
         """One slice."""
         self._looked = time.monotonic()
         done = self._contact.run(lambda tx: jobs.promote_due(tx, SLICE))
@@ -37,11 +36,16 @@ class Due(Duty):
             self._announce(done.handlers)
         if done.count >= SLICE:
             return 0.0
-        pause = jittered(self._poll)
-        if done.next_due is not None:
-            # Not 0: a due row that another node holds locked is not ours to wait for in a tight loop.
-            pause = min(pause, max(SHORTEST, self._contact.seconds_until(done.next_due)))
-        return pause
+        if done.next_due is None:
+            return None
+        # Not 0: a due row that another node holds locked is not ours to wait for in a tight loop.
+        return max(SHORTEST, self._contact.seconds_until(done.next_due))
+
+    def seen(self, next_due: int | None) -> None:
+        """The first scheduled row is due then; it may be one that nobody has foretold."""
+        self.next_due = next_due
+        if next_due is not None:
+            self.wake(self._contact.seconds_until(next_due))
 
     def foretold(self, due: int) -> None:
         """A row was scheduled for this store time; looked at then, if no look comes before."""

@@ -18,6 +18,7 @@ from workerd.dispatcher.due import Due
 from workerd.dispatcher.farewell import Farewell
 from workerd.dispatcher.gate import Gate
 from workerd.dispatcher.lease import Lease
+from workerd.dispatcher.looks import Looks
 from workerd.dispatcher.orders import Orders
 from workerd.dispatcher.pools import PoolLink, Pools
 from workerd.dispatcher.reports import Reports
@@ -96,16 +97,15 @@ class Dispatcher(Service):
             gate=Gate(config.pickup.jobs),
             enabled=config.pickup.enabled,
         )
-        self.orders = Orders(
-            self.contact, self.pools, ctx.incarnation, tuple(config.handlers), poll, self.claimer.pause
-        )
+        self.orders = Orders(self.pools, config.handlers, self.claimer.pause)
         self.routine = Routine(self.contact, config, self.claimer.announce, self.claimer.is_busy)
-        self.due_rows = Due(self.contact, poll, self.routine.announce)
+        self.due_rows = Due(self.contact, self.routine.announce)
+        looks = Looks(self.contact, ctx.incarnation, poll, self.claimer, self.orders, self.due_rows)
         self.farewell = Farewell(self.contact, self.settlement, self.reports, ctx.incarnation, self._end)
         self._regular = (
             self.claimer,
             self.settlement,
-            self.orders,
+            looks,
             self.due_rows,
             self.rescue,
             *self.routine.duties,

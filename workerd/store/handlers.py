@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import msgspec
 
 from workerd.errors import NotFound
@@ -161,10 +159,3 @@ def resume(tx: Tx, name: str) -> bool:
         (name,),
     )
     return row[0] is not None
-
-
-def paused(tx: Tx, names: Iterable[str]) -> set[str]:
-    """Those of `names` that are paused."""
-    wanted = set(names)
-    rows = tx.query("SELECT name FROM workerd_handlers WHERE paused_at IS NOT NULL")
-    return wanted & {values.lenient(row[0]) or "" for row in rows}

@@ -1,4 +1,4 @@
-"""What the store says a node holds: for settlement, rescue and cancels."""
+"""What the store says a node holds: for settlement and rescue."""
 
 from __future__ import annotations
 
@@ -60,13 +60,3 @@ def _row(row: Row) -> HeldRow:
         name=values.lenient(row[11]),
         cancel_requested=row[12] is not None,
     )
-
-
-def cancel_requests(tx: Tx, node_id: bytes) -> list[Key]:
-    """Claims of this incarnation that somebody wants cancelled."""
-    rows = tx.query(
-        f"SELECT id, attempt FROM workerd_jobs {dialect.of(tx).node_index}"
-        " WHERE node_id = %s AND status = 'inprogress' AND cancel_requested_at IS NOT NULL",
-        (node_id,),
-    )
-    return [(row[0], row[1]) for row in rows]

@@ -14,7 +14,7 @@ from workerd.store.claiming import (
     promote_due,
 )
 from workerd.store.closing import close, ingested, progress
-from workerd.store.holding import HeldRow, cancel_requests, held
+from workerd.store.holding import HeldRow, held
 from workerd.store.inserting import Inserted, NewJob, insert
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "PeekResult",
     "Promoted",
     "cancel",
-    "cancel_requests",
     "claim",
     "close",
     "held",

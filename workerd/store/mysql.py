@@ -129,7 +129,7 @@ class MySQLSession(Session):
             self._run("SET AUTOCOMMIT = 0")
 
     def begin_alone(self, write: bool) -> None:
-        """Autocommit stays on until `begin`: who writes one row at a time switches it once."""
+        """Autocommit stays on until `begin`: who has one statement at a time switches it once."""
         if not self._link.get_autocommit():
             self._run("SET AUTOCOMMIT = 1")
 
