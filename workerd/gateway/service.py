@@ -39,7 +39,8 @@ HEAD_TIME = 10.0
 """Seconds in which a connection must have sent a whole head, and between two requests."""
 CONNECTIONS = 4000
 BACKLOG = 1024
-TURN_EVERY = 0.2
+TURN_EVERY = 1.0
+"""Seconds; sooner when a timer is due, and what can be read is read at once."""
 BIND_AGAIN = 1.0
 TAKE_TIME = 30.0
 """Seconds in which a client must take something of an answer that waits for it."""
@@ -140,7 +141,7 @@ class Gateway(Service):
     async def _keep_turning(self) -> None:
         while True:
             self._turn()
-            await asyncio.sleep(TURN_EVERY)
+            await asyncio.sleep(self.loop.rest(TURN_EVERY))
 
     async def _serve(self) -> None:
         sock = await self._bind()

@@ -178,6 +178,12 @@ class Loop:
         self._run_timers()
         self._flush()
 
+    def rest(self, longest: float) -> float:
+        """Seconds until a timer is due, at most `longest`: how long a loop around this one may sleep."""
+        if not self._timers:
+            return longest
+        return min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
+
     def _wait(self, longest: float) -> list[tuple[int, int]]:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
