@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """A shallow store, a deep one, and a shallow one under a snapshot; then the ratios."""
-    deep = 1_000_000 if options.all else options.rows or (50_000 if options.quick else 100_000)
+    deep = 1_000_000 if options.all else options.rows or (30_000 if options.quick else 100_000)
     cases = [
         Case("10,000 waiting", 10_000),
         Case(f"{deep:,} waiting, {deep:,} scheduled, {2 * deep:,} finished", deep, deep, 2 * deep),

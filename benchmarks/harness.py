@@ -343,12 +343,21 @@ def main(
     """Run a benchmark: print and keep each figure as it comes."""
     options = arguments.parse_args(words)
     machine()
-    for figure in measure(options):
-        record = json.dumps(figure.record())
-        print(figure.row())
-        print(record, flush=True)
-        if options.results is not None:
-            options.results.mkdir(parents=True, exist_ok=True)
-            with (options.results / f"{figure.benchmark}.jsonl").open("a") as file:
-                file.write(record + "\n")
+    try:
+        for figure in measure(options):
+            keep(figure, options.results)
+    except KeyboardInterrupt:  # whatever was started is ended by now
+        print("Stopped before its end.", flush=True)
+        return 130
     return 0
+
+
+def keep(figure: Figure, results: Path | None) -> None:
+    """Print it, and append its line to the benchmark's file."""
+    record = json.dumps(figure.record())
+    print(figure.row())
+    print(record, flush=True)
+    if results is not None:
+        results.mkdir(parents=True, exist_ok=True)
+        with (results / f"{figure.benchmark}.jsonl").open("a") as file:
+            file.write(record + "\n")

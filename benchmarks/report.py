@@ -132,7 +132,11 @@ def stopped(record: Record | None) -> str:
     if record is None:
         return ""
     past, state = record["parts"]["stopped"], record["parts"].get("state", "")
-    when = past if isinstance(past, str) else f"stopped after {shown(past)} ms"
+    when = (
+        past.replace("not in", "not stopped in")
+        if isinstance(past, str)
+        else f"stopped after {shown(past)} ms"
+    )
     return f"{when}; “{state}”"
 
 

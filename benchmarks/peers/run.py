@@ -118,7 +118,7 @@ def limited(peer: Peer, job: str, patience: float) -> dict[str, Any]:
     stopped = ended(peer, note, limit + patience)
     if stopped is not None:
         peer.wait(lambda: bool(said(peer, sent)), 1.0)
-    past = f"not stopped in {patience:g} s" if stopped is None else (stopped - limit) * 1000
+    past = f"not in {patience:g} s" if stopped is None else (stopped - limit) * 1000
     return {"stopped": past, "state": peer.module.became(sent)}
 
 
