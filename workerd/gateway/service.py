@@ -44,6 +44,7 @@ TURN_EVERY = 1.0
 BIND_AGAIN = 1.0
 TAKE_TIME = 30.0
 """Seconds in which a client must take something of an answer that waits for it."""
+TICK_EVERY = 1.0
 LAST_WORDS = 2.0
 """Seconds for answers that are under way when the node ends."""
 
@@ -173,7 +174,7 @@ class Gateway(Service):
             timeout_keep_alive=int(HEAD_TIME),
             timeout_graceful_shutdown=int(LAST_WORDS),
         )
-        self._server = _Server(config)
+        self._server = _Server(config, self._stopping)
         serving = asyncio.create_task(self._server.serve(sockets=[sock]))
         self.become("up")
         self._log.info("listening", listen=self._config.gateway.listen)
@@ -220,7 +221,19 @@ class Gateway(Service):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the supervisor decides."""
+    """uvicorn without its signal handlers, as the supervisor decides, and without its ten ticks a second."""
+
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):  # 0: each tick writes the date of the next second's answers
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_EVERY):
+                    await self._stopping.wait()
+            if self._stopping.is_set():
+                return
 
     @contextlib.contextmanager
     def capture_signals(self) -> Any:
