@@ -18,6 +18,7 @@ class Bar(NamedTuple):
     low: float
     high: float
     own: bool = True
+    text: str = ""
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
@@ -42,11 +43,11 @@ def _line(row: Bar, y: float, most: float) -> list[str]:
 
 def _bar(row: Bar, y: float, most: float, left: float, room: float) -> list[str]:
     def at(value: float) -> float:
-        return left + max(0.0, value) / most * room
+        return left + min(1.0, max(0.0, value) / most) * room
 
     middle = y + BAR / 2
     colour = "#2b6cb0" if row.own else "#a0aec0"
-    value = f"{row.value:,.3g}" if abs(row.value) < 100 else f"{row.value:,.0f}"
+    value = row.text or (f"{row.value:,.3g}" if abs(row.value) < 100 else f"{row.value:,.0f}")
     return [
         f'<rect x="{left}" y="{y}" width="{at(row.value) - left:.1f}" height="{BAR}" fill="{colour}"/>',
         f'<path d="M{at(row.low):.1f} {middle}H{at(row.high):.1f}" stroke="#222"/>',
@@ -56,7 +57,7 @@ def _bar(row: Bar, y: float, most: float, left: float, room: float) -> list[str]
 
 # -- several questions beside each other
 
-SIDE, EDGE = 132, 20
+SIDE, EDGE = 144, 20
 LINE = BAR + GAP
 
 
@@ -85,9 +86,13 @@ def columns(title: str, labels: Mapping[str, str], made: Sequence[Column]) -> st
         left = SIDE + place * width
         parts.append(f'<text x="{left}" y="56" font-weight="600">{escape(column.title)}</text>')
         parts.append(f'<text x="{left}" y="74" font-size="11" fill="#666">{escape(column.note)}</text>')
-        most = max([bar.high for bar in column.bars.values()] + [1e-9])
+        # One long whisker would make all bars invisible: it is cut, its end is told in words.
+        most = min(
+            max([bar.high for bar in column.bars.values()] + [1e-9]),
+            2 * max([bar.value for bar in column.bars.values()] + [1e-9]),
+        )
         for number, label in enumerate(labels):
             if label in column.bars:
                 y = top + number * LINE
-                parts += _bar(column.bars[label], y, most, left, width - EDGE - 52)
+                parts += _bar(column.bars[label], y, most, left, width - EDGE - 76)
     return "\n".join([*parts, "</svg>"]) + "\n"

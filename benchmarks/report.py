@@ -154,8 +154,8 @@ def picture(records: list[Record]) -> str:
     told = by_peer(records)
     wanted = [
         ("throughput", "jobs a second", "more is better"),
-        ("latency", "enqueue to start, ms", "p50, line up to p99"),
-        ("PSS", "memory, MiB", "idle, whole tree"),
+        ("latency", "enqueue to start, ms", "p50 / p99, less is better"),
+        ("PSS", "memory, MiB", "idle, whole tree, less is better"),
     ]
     made = [
         Column(title, note, {name: bar(t[question], name, name == "workerd") for name, t in told.items()
@@ -180,12 +180,15 @@ def bar(record: Record, label: str = "", own: bool = True) -> Bar:
     if "median" in record:
         return Bar(label, record["median"], record["min"], record["max"], own)
     middle = record["parts"].get("p50", 0.0)
-    return Bar(label, middle, middle, record["parts"].get("p99", middle), own)
+    high = record["parts"].get("p99", middle)
+    return Bar(label, middle, middle, high, own, f"{shown(middle)} / {shown(high)}")
 
 
 def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
     """Write the plots; their names by benchmark."""
     plots: dict[str, list[str]] = defaultdict(list)
+    for old in folder.glob("*.svg"):
+        old.unlink()
     for benchmark, records in found.items():
         if benchmark == "peers":
             (folder / PICTURE).write_text(picture(records))
@@ -194,6 +197,8 @@ def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
         for record in records:
             by_unit[record["unit"]].append(bar(record))
         for unit, rows in by_unit.items():
+            if len(rows) < 2:
+                continue
             stem = f"{benchmark}-{unit}".replace("/", "-per-").replace("%", "percent").replace(" ", "-")
             (folder / f"{stem}.svg").write_text(bars(benchmark, unit, rows))
             plots[benchmark].append(f"{stem}.svg")

@@ -50,7 +50,7 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     ten.vars_of = lambda n: {"seconds": 0.01}
     yield ten
     for pools in (1, 50):
-        yield Case(f"50 workers in {pools} pools", workers=50, pools=pools, jobs=jobs // 2)
+        yield Case(f"50 workers in {pools} pool{'s' * (pools > 1)}", workers=50, pools=pools, jobs=jobs // 2)
     if not options.all:
         return
     for workers in (1, 4, 8):
