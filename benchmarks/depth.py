@@ -98,6 +98,7 @@ def measured(case: Case, server: Server, options: argparse.Namespace) -> Iterato
         base = fill(node, "noop", "completed", case.finished, FIRST_ID)
         base = fill(node, "noop", "scheduled", case.scheduled, base)
         end = fill(node, "noop", "new", case.waiting, base)
+        server.rest()
         if case.snapshot:
             link = stack.enter_context(node.rows.connection())
             cursor = link.cursor()
@@ -118,6 +119,7 @@ def measured(case: Case, server: Server, options: argparse.Namespace) -> Iterato
         values = [*rates(node, base, end)]
         while len(values) < VALUES:
             base, end = end, fill(node, "noop", "new", case.waiting, end)
+            server.rest()
             values += rates(node, base, end)
         yield Figure("depth", case.name, "jobs/s", values, settings=settings)
 

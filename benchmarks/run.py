@@ -37,6 +37,7 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("footprint", "--all"),
     ("recovery",),
     ("nodes", "--galera"),
+    ("bench_requests",),
     ("peers.run",),
     ("depth", "--all"),
 )
