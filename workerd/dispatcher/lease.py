@@ -17,7 +17,7 @@ GIVE_UP = 0.8
 """Part of the lease after which nothing is started unless it was renewed: the rest is on its way."""
 HERITAGE = 0.1
 """Part of the lease that a restarted dispatcher still trusts in what the one before it renewed."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
 """Seconds between attempts to find the store again."""
 NOT_ADMITTED_PAUSE = 2.0
 """Seconds before asking again when the schema or the node's name is wrong: a person has to act first."""

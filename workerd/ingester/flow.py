@@ -18,7 +18,7 @@ from workerd.outcome import Outcome
 from workerd.process.loop import Loop, Timer
 
 FIRST_PROBE = 0.1
-LAST_PROBE = 2.0
+LAST_PROBE = 0.5
 """Seconds between two looks whether the store is back, growing from the first to the last."""
 GRACE = 1.0
 """Seconds after the start in which nobody is told that the store does not answer yet."""
