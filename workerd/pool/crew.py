@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import time
@@ -24,6 +25,9 @@ QUICK = 2.0
 """Seconds; a worker that dies without a job sooner than that waits before it is forked again."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
+
+SOON = 0.05
+"""Seconds; where a worker needs no longer to be ready, a job is asked for while it is being forked."""
 
 log = get_logger("pool")
 
@@ -78,6 +82,7 @@ class Crew:
         self._forks: deque[float] = deque(maxlen=FORKS)
         self._jobless: deque[float] = deque()
         self._in_a_row = 0
+        self._readying = math.inf  # seconds that the last one took
         self._closed = False
         self.confinement = Confinement(pool)
         self.bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
@@ -95,6 +100,11 @@ class Crew:
     def find(self, state: State) -> list[Member]:
         """Those in that state."""
         return [member for member in self.members.values() if member.state is state]
+
+    @property
+    def coming(self) -> int:
+        """Workers that will be ready in a moment, as far as the last one tells."""
+        return len(self.find(State.STARTING)) if self._readying < SOON else 0
 
     # -- forking
 
@@ -140,6 +150,7 @@ class Crew:
     def ready(self, member: Member) -> None:
         """It has loaded and may be given jobs."""
         self.trouble = ""
+        self._readying = time.monotonic() - member.born
         member.move(State.IDLE)
         if member.name in self._limits:
             self._limits[member.name].ready()

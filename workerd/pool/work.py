@@ -103,7 +103,7 @@ class Work:
     def _room(self) -> Room | None:
         if self.closed or not self.held or self.outbox.full:
             return None
-        idle = len(self.crew.idle)
+        idle = len(self.crew.idle) + self.crew.coming
         if not idle and self.watch.all_slow():
             return Room(0, 0)
         return Room(idle, self._pace.ahead(len(self.crew.members), self._batch))
@@ -118,6 +118,8 @@ class Work:
             else:
                 self.outbox.add(release(claim))
         self.handing.hand_out()
+        if self.intake.waiting:
+            self.watch.wake()  # it gives back what nobody takes
 
     def _cancel(self, key: Key) -> None:
         for member in self.crew.members.values():
