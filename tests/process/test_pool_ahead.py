@@ -193,6 +193,21 @@ def test_times_of_a_run_that_lay_ahead_are_in_order(node: Harness) -> None:
         assert outcome.started_at + outcome.usage.run_us <= outcome.finished_at + 1
 
 
+def test_nothing_lies_behind_what_comes_over_the_channel(node: Harness, marks: Path) -> None:
+    """It could not be taken back: its body would be read as another's."""
+    node.give(node.claim("gate", folder=str(marks)))
+    node.until((marks / "gate").exists)
+    claims = [node.claim("echo", value="x" * (2 * LONGEST if n % 4 == 0 else 5)) for n in range(200)]
+    node.give(*claims)
+    (marks / "go").touch()
+    outcomes = node.outcomes(claims)
+    assert [len(outcome.payload or b"") for outcome in outcomes] == [
+        2 * LONGEST + 2 if n % 4 == 0 else 7 for n in range(200)
+    ]
+    assert len(node.ingester.outcomes) == 300 + 201
+    node.settled()
+
+
 def test_long_vars_and_short_ones_keep_their_order(node: Harness) -> None:
     """What does not fit the lane comes over the channel, in its turn."""
     sizes = [10, LONGEST, 10, 10, 3 * LONGEST, 10]

@@ -69,6 +69,7 @@ class Member:
         self._dump_size = 0
         self._dump_until = 0.0
         self._max_payload = 0
+        self._by_channel = False
         self.page = Page()
         self._lane = Lane()
         self._dump = StackDump()
@@ -127,14 +128,18 @@ class Member:
         self._max_payload = max_payload
         assignment = Assignment(run.serial, run.claim, run.deadline, max_payload)
         self.page.begin(run.serial, run.soft_ns)
-        if not self._lane.put(assignment):
+        self._by_channel = not self._lane.put(assignment)
+        if self._by_channel:
             self.channel.post(assignment)
             self._lane.announce(assignment)
         self._at(run)
 
     def stock(self, run: Run, max_payload: int) -> bool:
         """Let a run lie ahead, to be begun when those before it have ended; false if there is no room."""
-        if not self._lane.put(Assignment(run.serial, run.claim, run.deadline, max_payload)):
+        # Behind one that came by the channel nothing may lie: that one could not be taken back with it.
+        if self._by_channel or not self._lane.put(
+            Assignment(run.serial, run.claim, run.deadline, max_payload)
+        ):
             return False
         self.ahead.append(run)
         return True
