@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from workerd.store import Store, open_store
 
 for _name in [name for name in os.environ if name.startswith("WORKERD_")]:
     del os.environ[_name]
+
+# A job in a shell's background inherits that Ctrl-C is ignored, and so would every command that is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

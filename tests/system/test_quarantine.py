@@ -62,6 +62,23 @@ def test_a_quarantined_pool_is_called_so_and_recovers(tmp_path: Path) -> None:
         assert not world.pool()["quarantined"]
 
 
+def test_a_quarantined_pool_that_is_tried_again_leaves_the_node_ready(tmp_path: Path) -> None:
+    """Its trial is its own affair: nobody who asks meanwhile hears that the node is not ready."""
+    broken = "import time\ntime.sleep(0.3)\nraise ValueError('not yet')"
+    world = World(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
+    with world.daemon as daemon:
+        eventually(lambda: world.pool().get("quarantined"), within=20, state=daemon.tail)
+        before = world.pool()["restarts"]
+        heard: list[bool] = []
+
+        def tried_again() -> bool:
+            heard.append(daemon.status()["ready"])
+            return bool(world.pool()["restarts"] > before)
+
+        eventually(tried_again, within=30, state=daemon.tail)
+        assert all(heard)
+
+
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
 def test_a_worker_that_grew_is_replaced_after_that_very_job(tmp_path: Path) -> None:
     """`max_rss` is looked at after each job, however fast they follow one another."""

@@ -270,9 +270,9 @@ class Tree:
 
     @property
     def settled(self) -> bool:
-        """Every role is up and every pool up or quarantined."""
+        """Every role is up and every pool up or quarantined, also while it is tried again."""
         return self.roles_are_up and all(
-            slot.state in (State.UP, State.QUARANTINED) for slot in self.pools.values()
+            slot.state is State.UP or slot.policy.quarantined for slot in self.pools.values()
         )
 
     # -- asking everyone for fresh numbers
