@@ -220,21 +220,23 @@ class Claimer(Duty):
         """Who takes part in the next transaction; or when somebody may, if all who could shall wait."""
         shares: list[Share] = []
         queries, rows = QUERIES if now >= self._apart_until else 1, self._batch
-        later: float | None = None
+        waits: list[float] = []
         for link in self._links_in_turn():
-            handlers = self._promising(link, now)
-            if link.room <= 0 or not handlers:
+            promising = self._promising(link) if link.room > 0 else []
+            handlers = [h for h in promising if self._lane(h).barred_until <= now]
+            if not handlers:
+                waits += [self._lane(h).barred_until for h in promising]
                 continue
             ripe_at = self._ripe_at(link)
             if ripe_at > now:
-                later = ripe_at if later is None else min(later, ripe_at)
+                waits.append(ripe_at)
                 continue
             shares.append(Share(link, min(link.room, rows), handlers[:queries]))
             queries -= len(shares[-1].handlers)
             rows -= shares[-1].room
             if queries <= 0 or rows <= 0:
                 break
-        return shares, later
+        return shares, min(waits, default=None)
 
     def _links_in_turn(self) -> list[PoolLink]:
         links = self._pools.links
@@ -242,9 +244,8 @@ class Claimer(Duty):
         self._order += [life for life in links if life not in self._order]
         return [links[life] for life in self._order]
 
-    def _promising(self, link: PoolLink, now: float) -> list[str]:
-        lanes = [(h, self._lane(h)) for h in link.in_turn() if h not in self._paused]
-        return [h for h, lane in lanes if lane.promising and lane.barred_until <= now]
+    def _promising(self, link: PoolLink) -> list[str]:
+        return [h for h in link.in_turn() if h not in self._paused and self._lane(h).promising]
 
     def _ripe_at(self, link: PoolLink) -> float:
         """A pool that was just given all that it asked for waits a moment, so that its room grows.
