@@ -90,7 +90,8 @@ def test_a_minute_with_a_death_in_the_middle(daemons: list[Daemon], tmp_path: Pa
         return found[0]["node"] if found else None
 
     eventually(lambda: ticks() >= MINUTE // 2, within=MINUTE, every=0.2)
-    victim = next(d for d in daemons if d.name == eventually(runner))
+    name = eventually(runner)
+    victim = next(daemon for daemon in daemons if daemon.name == name)
     for process in victim.tree():
         process.kill()
     killed_at = time.monotonic_ns()
