@@ -52,6 +52,12 @@ def test_a_job_is_run_and_its_ending_told(started: Any) -> None:
     assert worker.loaded.specs is None
 
 
+def test_what_it_closes_does_not_undo_a_run_that_has_ended(started: Any) -> None:
+    """Its ending is told although nobody can see any more what it printed."""
+    ending = started("closes_pipes").run("closes_pipes")
+    assert (ending.kind, ending.payload) == ("returned", b'"closed"')
+
+
 def test_a_worker_that_imports_for_itself_tells_what_it_found(started: Any) -> None:
     """With preload = false the pool learns options and signatures from it."""
     worker = started("decorated", preload=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import fcntl
 import io
@@ -455,3 +456,12 @@ def keeps_sigusr2_ignored() -> bool:
 @handler(deadline=30, ignore=[KeyError], retry_on=["OSError", "json.JSONDecodeError"], backoff={"first": 3})
 def decorated(x: int) -> int:
     return x
+
+
+def closes_pipes() -> str:
+    """Closes every pipe that its worker keeps out of its way."""
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with contextlib.suppress(OSError):
+            if fd > 2 and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
+                os.close(fd)
+    return "closed"

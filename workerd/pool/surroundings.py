@@ -180,12 +180,13 @@ class Surroundings:
     def wait_until_read(self) -> None:
         """Wait, not for long, until the pool has read all that is in the pipe."""
         until = 0.0
-        while fcntl.ioctl(self._output, termios.FIONREAD, _NOTHING) != _NOTHING:
-            now = time.monotonic()
-            until = until or now + READ_WAIT
-            if now >= until:
-                return
-            time.sleep(_READ_EVERY)
+        with contextlib.suppress(OSError):  # user code has closed it: its run has ended all the same
+            while fcntl.ioctl(self._output, termios.FIONREAD, _NOTHING) != _NOTHING:
+                now = time.monotonic()
+                until = until or now + READ_WAIT
+                if now >= until:
+                    return
+                time.sleep(_READ_EVERY)
 
 
 def _line_by_line(fd: int) -> TextIO:
