@@ -9,7 +9,7 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     dispatcher -> pool           Claims, Cancel, GiveBack, Inventory, LeaseState
     pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, Barrier
     ingester -> pool, dispatcher Ack, Limits, BarrierDone
-    pool -> worker               Assignment
+    pool -> worker               Assignment (by the lane, one datagram each; a long one as the others)
     worker -> pool               Loaded, Progressed, Ending
 
 The socket `wake` takes datagrams from anybody: Scheduled from the ingester, anything else (nothing, as a

@@ -21,13 +21,6 @@ AHEAD = 6
 
 
 @pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def node(tmp_path: Path) -> Iterator[Harness]:
     with Harness(tmp_path, make_pool(*HANDLERS)) as harness:
         harness.up()

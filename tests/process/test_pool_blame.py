@@ -14,14 +14,6 @@ from workerd.config.model import Restart
 from workerd.job import Status
 from workerd.outcome import Reason
 
-
-@pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
-
-
 DEATHS = [
     ("segfault", {}, signal.SIGSEGV, None),
     ("killed", {}, signal.SIGKILL, None),

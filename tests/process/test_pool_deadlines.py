@@ -32,13 +32,6 @@ def pids_in(folder: Path) -> list[int]:
 
 
 @pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def node(tmp_path: Path) -> Iterator[Harness]:
     pool = make_pool(*ENDLESS, *STUBBORN, "heeds_deadline", "noop", "pid", policy={"grace": GRACE})
     with Harness(tmp_path, pool) as harness:

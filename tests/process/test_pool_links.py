@@ -14,13 +14,6 @@ from workerd.outcome import Outcome, Reason
 
 
 @pytest.fixture
-def marks(tmp_path: Path) -> Path:
-    folder = tmp_path / "marks"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def node(tmp_path: Path) -> Iterator[Harness]:
     with Harness(tmp_path, make_pool("gate", "noop", "echo", "pid", "stopping", "swallows")) as harness:
         harness.up()

@@ -16,13 +16,6 @@ from workerd.store import Store
 Opened = Callable[..., Store]
 
 
-@pytest.fixture
-def mysql(mysql_url: str, opened: Opened) -> Store:
-    store = opened(mysql_url)
-    store.migrate()
-    return store
-
-
 def test_a_row_that_another_holds(mysql: Store, mysql_url: str, opened: Opened) -> None:
     """1205 to the end: busy, with the server's code; the connection and its next transaction are good."""
     made = enqueue(mysql, "h")

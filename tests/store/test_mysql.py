@@ -23,13 +23,6 @@ from workerd.store.connection import PATIENCE
 Opened = Callable[..., Store]
 
 
-@pytest.fixture
-def mysql(mysql_url: str, opened: Opened) -> Store:
-    store = opened(mysql_url)
-    store.migrate()
-    return store
-
-
 def test_the_session_is_as_the_rules_want_it(mysql: Store) -> None:
     """READ COMMITTED, strict, UTC, utf8mb4, short lock waits and a limit for every statement."""
     sql(mysql, "UPDATE workerd_jobs SET status = 'new' WHERE id = 'x'")
