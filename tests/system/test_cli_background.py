@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -50,7 +51,8 @@ class Background:
             return
         tree = [self.process(), *self.process().children(recursive=True)]
         for process in tree:
-            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # the first takes the others with it
+                process.kill()
         psutil.wait_procs(tree, timeout=10)
 
 
