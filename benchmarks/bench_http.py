@@ -18,10 +18,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from tests.support.gateway import Api
 from tests.support.servers import DatabaseServer, template
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 
 CONFIG = '[pools.work]\nworkers = 2\n[handlers.noop]\ncall = "tests.support.handlers:noop"\npool = "work"\n'
 SENDERS = 32

@@ -28,14 +28,15 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.chaos_recovery import Pauses, Recoveries, Victim
 from benchmarks.chaos_store import Absences, Target
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
-from workerd.process.sockets import poke
+from workerd.runtime.sockets import poke
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 
 KINDS = ("supervisor", "dispatcher", "ingester", "pool", "worker")
 HASTE = 0.25

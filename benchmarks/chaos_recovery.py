@@ -18,7 +18,7 @@ import pymysql
 from benchmarks.chaos_store import Absences
 from tests.support.daemon import Daemon
 from tests.support.rows import Rows
-from workerd.process.sockets import poke
+from workerd.runtime.sockets import poke
 
 LIMIT = 60.0
 """Seconds after which somebody who is not back is a failure of the run."""

@@ -24,9 +24,9 @@ import pymysql
 
 from benchmarks.harness import HANDLERS, STORES, Figure, Node, Server, config, mail, main, parser
 from tests.support.servers import free_port
-from workerd.client import JobSpec
-from workerd.client import enqueue as enqueue_inside
 from workerd.job import new_id
+from workerd.job_spec import JobSpec
+from workerd.transaction import enqueue as enqueue_inside
 
 BULK = 1000
 BOUND, CLIENT = "plain INSERT, one by one", "client, one by one"

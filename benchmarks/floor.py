@@ -23,12 +23,15 @@ from typing import Any, NamedTuple
 from benchmarks import throughput
 from benchmarks.harness import HANDLERS, Figure, Node, Server, config, mail, main, parser
 from tests.support.rows import Rows
-from workerd.client import Client, JobSpec
-from workerd.config.model import Store as StoreConfig
+from workerd.client import Client
+from workerd.config.model import StoreConfig
 from workerd.job import Claim, Status, new_id
+from workerd.job_spec import JobSpec
 from workerd.outcome import Outcome, Reason, Usage
-from workerd.store import Store, handlers, jobs, open_store
-from workerd.store.jobs import Cursor, NodeIdent
+from workerd.store import claims, handlers, outcomes
+from workerd.store.base import Store
+from workerd.store.claims import Cursor, NodeIdent
+from workerd.store.engines import open_store
 
 NODE = NodeIdent(new_id(), "floor")
 HANDLER = "noop"
@@ -137,7 +140,7 @@ def own(url: str, count: int, batch: int) -> Spent:
             claimed = time.perf_counter()
             ended = [outcome_of(n, claim) for n, claim in enumerate(taken.claims)]
             closing_began = time.perf_counter()
-            done = store.run(lambda tx, ended=ended: jobs.close(tx, ended, NODE.id))
+            done = store.run(lambda tx, ended=ended: outcomes.close(tx, ended, NODE.id))
             closing += time.perf_counter() - closing_began
             claiming += claimed - began
             assert len(done) == batch
@@ -146,9 +149,9 @@ def own(url: str, count: int, batch: int) -> Spent:
     return Spent(claiming, closing, count // batch * batch)
 
 
-def own_claim(store: Store, batch: int, cursor: Cursor | None) -> jobs.ClaimBatch:
+def own_claim(store: Store, batch: int, cursor: Cursor | None) -> claims.ClaimBatch:
     """One claim in its transaction."""
-    return store.run(lambda tx: jobs.claim(tx, HANDLER, batch, NODE, cursor))
+    return store.run(lambda tx: claims.claim(tx, HANDLER, batch, NODE, cursor))
 
 
 def outcome_of(n: int, claim: Claim) -> Outcome:

@@ -8,7 +8,7 @@ import subprocess
 import time
 from typing import Any
 
-from workerd import Context, Result
+from workerd.handler import Context, Result
 
 
 def noop(n: int = 0, email: str = "", subject: str = "") -> int:

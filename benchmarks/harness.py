@@ -31,7 +31,8 @@ from tests.support.eventually import eventually
 from tests.support.rows import Rows
 from tests.support.servers import DURABLE, DatabaseServer
 from workerd import __version__
-from workerd.client import Client, JobSpec
+from workerd.client import Client
+from workerd.job_spec import JobSpec
 
 HANDLERS = "benchmarks.handlers"
 SUBJECT = "Your order has been shipped and will arrive in a day or two."

@@ -27,7 +27,7 @@ import psutil
 
 from benchmarks.harness import HANDLERS, Figure, Node, Server, config, main, parser, spread
 from tests.support.eventually import eventually
-from workerd.client import JobSpec
+from workerd.job_spec import JobSpec
 
 KINDS = ("worker", "pool", "dispatcher", "ingester", "tree", "store")
 ROLES = {"pool": "pool:one"}

@@ -13,8 +13,9 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import ROOT, shown
+from benchmarks.harness import shown
 from benchmarks.plot import Bar, Column, bars, columns
+from tests.support.daemon import ROOT
 
 Record = dict[str, Any]
 ORDER = (

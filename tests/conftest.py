@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import servers
-from workerd.config.model import Store as StoreConfig
-from workerd.store import Store, open_store
+from workerd.config.model import StoreConfig
+from workerd.store.base import Store
+from workerd.store.engines import open_store
 
 for _name in [name for name in os.environ if name.startswith("WORKERD_")]:
     del os.environ[_name]
@@ -82,3 +83,19 @@ def store(store_url: str, opened: Callable[..., Store]) -> Store:
     result = opened(store_url)
     result.migrate()
     return result
+
+
+@pytest.fixture
+def mysql(mysql_url: str, opened: Callable[..., Store]) -> Store:
+    """A migrated store on the session's server."""
+    store = opened(mysql_url)
+    store.migrate()
+    return store
+
+
+@pytest.fixture
+def marks(tmp_path: Path) -> Path:
+    """A folder in which handlers say by files how far they are."""
+    folder = tmp_path / "marks"
+    folder.mkdir()
+    return folder

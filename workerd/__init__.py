@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry, handler
 
 if TYPE_CHECKING:
-    from workerd.client import Client, JobSpec, enqueue, wake
+    from workerd.client import Client
+    from workerd.job_spec import JobSpec
+    from workerd.transaction import enqueue, wake
+
+
+__version__ = "0.1.0"
+
 
 __all__ = [
     "Cancelled",
@@ -30,9 +34,16 @@ __all__ = [
     "wake",
 ]
 
+_LOADED_ON_USE = {
+    "Client": "workerd.client",
+    "JobSpec": "workerd.job_spec",
+    "enqueue": "workerd.transaction",
+    "wake": "workerd.transaction",
+}
+
 
 def __getattr__(name: str) -> Any:
     # A handler's module needs no database driver, and a pool must not load one (only the store's roles do).
-    if name in ("Client", "JobSpec", "enqueue", "wake"):
-        return getattr(importlib.import_module("workerd.client"), name)
+    if name in _LOADED_ON_USE:
+        return getattr(importlib.import_module(_LOADED_ON_USE[name]), name)
     raise AttributeError(f"module 'workerd' has no attribute {name!r}")

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import gc
 
-from workerd import dispatcher, gateway, ingester, log, messages, metrics, pool, store
-from workerd.process.cgroup import Delegation
-from workerd.process.context import RoleContext
-from workerd.process.systemd import ServiceManager
-from workerd.supervisor import Supervisor
-from workerd.supervisor.reading import Reader
-from workerd.supervisor.tree import Mains
+from workerd import log, messages
+from workerd.dispatcher import dispatcher
+from workerd.gateway import server
+from workerd.ingester import ingester
+from workerd.metrics import values
+from workerd.pool import pool
+from workerd.runtime.cgroup import Delegation
+from workerd.runtime.paths import RoleContext
+from workerd.runtime.systemd import ServiceManager
+from workerd.store import engines
+from workerd.supervisor.children import Mains
+from workerd.supervisor.sealed_config import Reader
+from workerd.supervisor.supervisor import Supervisor
 
 
 def _pool(ctx: RoleContext, name: str, life: int) -> int:
     # A handler may speak to a database of its own.
-    store.unprepare()
+    engines.unprepare()
     return pool.main(ctx, name, life)
 
 
 # Starting order: who receives is there before who sends.
 MAINS = Mains(
-    roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": gateway.main},
+    roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": server.main},
     pool=_pool,
 )
 
@@ -36,9 +42,9 @@ def run(reader: Reader) -> int:
     delegation = Delegation.find()
     if delegation is not None:
         delegation.prepare()
-    metrics.install()
+    values.install()
     messages.prepare()
-    store.prepare(first.scheme)
+    engines.prepare(first.scheme)
     # What was imported so far is shared by all processes; a collector that touched it would copy it.
     gc.collect()
     gc.freeze()

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar, overload
 import msgspec
 
 from workerd.config.schema import POLICY, Nested
-from workerd.config.units import duration, wrong
+from workerd.config.validators import duration, wrong
 from workerd.job import Claim, id_text
 
 OPTIONS = "__workerd_options__"
@@ -75,7 +75,7 @@ class Result:
 # -- the context of a run ----------------------------------------------------------------------
 
 
-class Line(Protocol):
+class RunHandle(Protocol):
     """What a context asks of whoever runs the handler."""
 
     def stopping(self) -> bool:
@@ -106,7 +106,7 @@ class Context:
 
     __slots__ = ("_claim", "_ends_ns", "_line", "_log", "attempt", "deadline", "handler", "job_id")
 
-    def __init__(self, claim: Claim, line: Line, deadline: float = 0.0, ends_ns: int = 0) -> None:
+    def __init__(self, claim: Claim, line: RunHandle, deadline: float = 0.0, ends_ns: int = 0) -> None:
         self._claim = claim
         self._line = line
         self._ends_ns = ends_ns

@@ -22,7 +22,7 @@ from typing import Any, ClassVar, cast
 
 import msgspec
 
-from workerd.config.model import Log
+from workerd.config.model import LogConfig
 
 
 class _Later(ModuleType):
@@ -72,7 +72,7 @@ def get_logger(process: str = "") -> Any:
     return structlog.get_logger(process=process) if process else structlog.get_logger()
 
 
-def configure(config: Log) -> None:
+def configure(config: LogConfig) -> None:
     """Set level, form and labels for this process and those that it forks."""
     structlog.configure(
         processors=[
@@ -175,7 +175,7 @@ class _Writer:
         raise structlog.DropEvent
 
 
-def _sink(config: Log) -> Sink:
+def _sink(config: LogConfig) -> Sink:
     if config.format == "auto" and _stderr_is_journal():
         return _Journal()
     if config.format == "text" or (config.format == "auto" and os.isatty(2)):

@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 
 from workerd.job import Claim, Key
-from workerd.outcome import Ending, Outcome
+from workerd.outcome import Outcome, RunResult
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
@@ -119,7 +119,7 @@ class Cancel(Message, frozen=True, tag="cancel"):
     key: Key
 
 
-class GiveBack(Message, frozen=True, tag="giveback"):
+class Release(Message, frozen=True, tag="giveback"):
     """Release what waits (not what runs) of these handlers; empty: of all."""
 
     handlers: tuple[str, ...]
@@ -183,7 +183,7 @@ class Ack(Message, frozen=True, tag="ack"):
     below: int
 
 
-class Limits(Message, frozen=True, tag="limits"):
+class PayloadLimits(Message, frozen=True, tag="limits"):
     """What the store can take: bytes of one payload. Sent after Hello and when it changes."""
 
     max_payload: int
@@ -202,9 +202,9 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
 
 
 ToDispatcher = Hello | Demand | Holdings
-FromDispatcher = Claims | Cancel | GiveBack | Inventory | LeaseState
+FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
 ToIngester = Hello | Outcomes | Progress | Seen | Barrier
-FromIngester = Ack | Limits | BarrierDone
+FromIngester = Ack | PayloadLimits | BarrierDone
 
 
 # -- between a pool and its workers ------------------------------------------------------------
@@ -251,7 +251,7 @@ class Progressed(Message, frozen=True, tag="progressed"):
 
 
 ToWorker = Assignment
-FromWorker = Loaded | Progressed | Ending
+FromWorker = Loaded | Progressed | RunResult
 
 
 def prepare() -> None:

@@ -1,4 +1,4 @@
-"""How an attempt ended: what a worker reports, and what the pool makes of it for the store."""
+"""How an attempt ended, and the constructors of every outcome that no handler reported."""
 
 from __future__ import annotations
 
@@ -8,11 +8,6 @@ from typing import Literal
 import msgspec
 
 from workerd.job import Claim, Key, Status
-
-ERROR_LIMIT = 1024
-"""Bytes of UTF-8 in `error`."""
-STACK_LIMIT = 64 * 1024
-"""Bytes of UTF-8 in `stack`."""
 
 
 class Reason(StrEnum):
@@ -41,7 +36,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     max_rss_kib: int | None = None
 
 
-class Ending(
+class RunResult(
     msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="ending", tag_field="t", gc=False
 ):
     """What came out of one run, before any policy: by the worker, or by the pool in a dead one's name.

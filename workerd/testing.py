@@ -13,17 +13,17 @@ from typing import Any
 
 import msgspec
 
-from workerd import retry
-from workerd.config.model import Handler, Ingester, Policy
+from workerd import policy as workerd_policy
+from workerd.config.model import HandlerConfig, IngesterConfig, Policy
 from workerd.job import Claim, new_id
 from workerd.messages import Assignment, Progressed
-from workerd.outcome import Ending
+from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """How the run ended, in the words of the store.
 
     status
@@ -64,7 +64,7 @@ class _Flags:
         self.stopping = stopping
 
 
-def run(handler: Any, /, **vars: Any) -> Outcome:
+def run(handler: Any, /, **vars: Any) -> RunOutcome:
     """Run a handler once: a function, a class with `ensure`, or its "module:attribute".
 
     The vars go through JSON as they would on the way through the store; TypeError if they cannot. What the
@@ -84,7 +84,7 @@ def attempt(
     extras: Mapping[str, Any] | None = None,
     needs: Mapping[str, Any] | None = None,
     stopping: bool = False,
-) -> Outcome:
+) -> RunOutcome:
     """The same as `run`, with more of the context said.
 
     `failures`: of earlier attempts, by default all of them. `params`, `extras` and `needs` put the run inside
@@ -93,7 +93,7 @@ def attempt(
     target = loading.resolve(handler) if isinstance(handler, str) else handler
     name = getattr(target, "__name__", type(target).__name__)
     loaded = loading.make(name, target)
-    policy = retry.effective(Handler(name=name, call="", pool=name), loaded.spec.options)
+    policy = workerd_policy.effective(HandlerConfig(name=name, call="", pool=name), loaded.spec.options)
     in_request = params is not None or extras is not None or needs is not None
     claim = Claim(
         id=new_id(),
@@ -114,22 +114,22 @@ def attempt(
     return _outcome(ending, claim, policy, loaded.spec.aliases)
 
 
-def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopping: bool) -> Ending:
+def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopping: bool) -> RunResult:
     executor = Executor({claim.handler: loaded}, _Flags(deadline, stopping), _unheard)
     executor.prepare(None)
     return executor.run(Assignment(1, claim, deadline, _MAX_PAYLOAD))
 
 
-_MAX_PAYLOAD = Ingester().max_payload
+_MAX_PAYLOAD = IngesterConfig().max_payload
 
 
 def _unheard(progress: Progressed) -> None:
     """The last word is in the ending; nobody listens before."""
 
 
-def _outcome(ending: Ending, claim: Claim, policy: Policy, aliases: Mapping[str, str]) -> Outcome:
-    decision = retry.decide(policy, claim, ending, aliases=aliases)
-    return Outcome(
+def _outcome(ending: RunResult, claim: Claim, policy: Policy, aliases: Mapping[str, str]) -> RunOutcome:
+    decision = workerd_policy.decide(policy, claim, ending, aliases=aliases)
+    return RunOutcome(
         status=decision.status.value,
         reason=decision.reason.value,
         success=decision.success,

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-from workerd.config.model import Workflow, WorkflowJob
+from workerd.config.model import WorkflowConfig, WorkflowJob
 from workerd.job import LIVE, NAME_LIMIT, Status
 from workerd.outcome import Reason
 
@@ -61,7 +61,7 @@ class JobState(msgspec.Struct, frozen=True, gc=False):
     reason: Reason | None = None
 
 
-class Decision(msgspec.Struct, frozen=True, kw_only=True):
+class WorkflowDecision(msgspec.Struct, frozen=True, kw_only=True):
     """What a request's closing transaction has to do besides the attempts' own rows."""
 
     status: RequestStatus
@@ -70,7 +70,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     cancel_waiting: bool = False
 
 
-def graph_of(workflow: Workflow) -> Graph:
+def graph_of(workflow: WorkflowConfig) -> Graph:
     """The graph of a configured workflow."""
     return Graph(
         name=workflow.name,
@@ -97,7 +97,9 @@ def decode(steps: bytes) -> Graph:
         raise ValueError(f"its steps cannot be read ({error}); cancel it and submit it again") from None
 
 
-def decide(graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | None = None) -> Decision:
+def decide(
+    graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | None = None
+) -> WorkflowDecision:
     """What follows from the state of all jobs of a request in progress.
 
     `failing`: how it is to end, because a job failed or was cancelled, or a person cancelled it, since it
@@ -112,29 +114,31 @@ def decide(graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | N
         return _ending(statuses, step, failing, quiet_end)
     begin = ready(graph, jobs)
     if begin:
-        return Decision(
+        return WorkflowDecision(
             status=RequestStatus.INPROGRESS, step=max(step, *(job.step for job in begin)), insert=begin
         )
     if statuses & LIVE:
-        return Decision(status=RequestStatus.INPROGRESS, step=step)
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step)
     # Only a graph that was written by hand can have jobs that never become ready.
     complete = _done(graph, jobs) >= {job.name for job in graph.jobs}
-    return Decision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
+    return WorkflowDecision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
 
 
-def _ending(statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool) -> Decision:
+def _ending(
+    statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool
+) -> WorkflowDecision:
     """No further job begins; what runs goes on to its end, and only then the request has ended."""
     waits = bool(statuses & _WAITING)
     cancel = waits and (failing is not None or quiet_end)
     if Status.INPROGRESS in statuses or (waits and not cancel):
-        return Decision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=cancel)
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=cancel)
     if Status.FAILURE in statuses or failing is RequestStatus.FAILED:
         status = RequestStatus.FAILED
     elif quiet_end:
         status = RequestStatus.COMPLETED
     else:
         status = RequestStatus.CANCELLED
-    return Decision(status=status, step=step, cancel_waiting=cancel)
+    return WorkflowDecision(status=status, step=step, cancel_waiting=cancel)
 
 
 def ready(graph: Graph, jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from benchmarks.harness import ROOT
+from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
 from tests.support.servers import free_port
 

@@ -16,6 +16,7 @@ from benchmarks.peers.jobs import JOBS, LIMITED
 if TYPE_CHECKING:
     from pebble import ProcessFuture, ProcessPool
 
+
 LIBRARY = "pebble"
 SETTINGS = {"durable": False, "results": "in memory"}
 IN_MEMORY = True

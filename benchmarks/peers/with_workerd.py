@@ -12,7 +12,8 @@ from benchmarks.harness import Server, config
 from benchmarks.peers.jobs import JOBS, LIMITED
 from tests.support.daemon import Daemon
 from tests.support.rows import Rows
-from workerd.client import Client, JobSpec
+from workerd.client import Client
+from workerd.job_spec import JobSpec
 
 LIBRARY = "workerd"
 SETTINGS = {"store": "MariaDB", "flush_log_at_trx_commit": 1, "max_crashes": 3, "grace": "0s for C code"}

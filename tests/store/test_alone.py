@@ -11,15 +11,15 @@ from tests.support.servers import DatabaseServer
 from tests.support.storing import enqueue, job, sql, value
 from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused
-from workerd.store import Store, inserting
-from workerd.store.connection import Tx
+from workerd.store import jobs
+from workerd.store.base import Store, Tx
 
 Opened = Callable[..., Store]
-NEW = inserting.NewJob(handler="h", vars=b'{"a": 1}', meta=b"[2]", priority=3, deadline_ms=4, max_attempts=5)
+NEW = jobs.NewJob(handler="h", vars=b'{"a": 1}', meta=b"[2]", priority=3, deadline_ms=4, max_attempts=5)
 
 
-def insert(store: Store, new: inserting.NewJob = NEW) -> bytes:
-    return store.alone(lambda tx: inserting.insert_alone(tx, new)).id
+def insert(store: Store, new: jobs.NewJob = NEW) -> bytes:
+    return store.alone(lambda tx: jobs.insert_alone(tx, new)).id
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_a_look_alone_sees_what_others_did(store: Store, store_url: str, opened:
 def test_a_row_that_cannot_be_stored_is_refused(store: Store) -> None:
     """And the next one goes in."""
     with pytest.raises(StoreRefused):
-        insert(store, inserting.NewJob(handler="h", vars=b"\xff"))
+        insert(store, jobs.NewJob(handler="h", vars=b"\xff"))
     insert(store)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from tests.support.servers import DatabaseServer
 from tests.support.storing import enqueue, sql, value
-from workerd.dispatcher.contact import Contact
+from workerd.dispatcher.lease import Contact
 from workerd.errors import StoreAway, StoreBusy
-from workerd.store import Store
+from workerd.store.base import Store
 
 Opened = Callable[..., Store]
 

@@ -8,10 +8,11 @@ import pytest
 
 from tests.support import storing as s
 from tests.support.eventually import eventually
-from workerd.config.model import Schedule
+from workerd.config.model import ScheduleConfig
 from workerd.errors import NotFound
-from workerd.store import Store, handlers, jobs, nodes, schedules
-from workerd.store.looking import look
+from workerd.store import claims, handlers, nodes, schedules
+from workerd.store.base import Store
+from workerd.store.claims import poll
 
 
 def register(store: Store, name: str, lease: float = 60.0) -> None:
@@ -49,7 +50,7 @@ def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
         s.enqueue(store, name)
     register(store, "one")
     seen(store, "mail", "one")
-    store.run(lambda tx: schedules.upsert(tx, {"sync": Schedule(cooler=1.0)}))
+    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=1.0)}))
     store.run(lambda tx: schedules.ensure_chain(tx, "sync", 1.0))
     found = listed(store)
     assert sorted(found) == sorted(["a'b\"c\n", "mail", "thumb", "ünï🎈"])
@@ -65,7 +66,7 @@ def test_a_pause_says_who_and_why_and_holds(store: Store) -> None:
     row = listed(store)["mail"]
     assert (row.paused_at, row.paused_by, row.pause_reason) == (first.paused_at, "bob", None)
     assert first.pause_reason == "the server is down"
-    assert store.alone(lambda tx: look(tx, s.NODE.id, []), write=False).paused == {"mail"}
+    assert store.alone(lambda tx: poll(tx, s.NODE.id, []), write=False).paused == {"mail"}
     assert s.claims(store, "mail") == []
     assert store.run(lambda tx: handlers.resume(tx, "mail")) is True
     assert store.run(lambda tx: handlers.resume(tx, "mail")) is False
@@ -87,7 +88,7 @@ def test_a_pause_waits_for_the_claims_under_way(store: Store, store_url: str, op
 
     def claim_slowly() -> None:
         def work(tx: object) -> object:
-            batch = jobs.claim(tx, "mail", 1, s.NODE)  # type: ignore[arg-type]
+            batch = claims.claim(tx, "mail", 1, s.NODE)  # type: ignore[arg-type]
             looked.set()
             go_on.wait(10)
             order.append("claimed")

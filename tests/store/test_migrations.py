@@ -9,7 +9,8 @@ import pytest
 
 from tests.support.storing import enqueue, sql, value
 from workerd.errors import WrongVersion
-from workerd.store import Store, migrations
+from workerd.store import migrations
+from workerd.store.base import Store
 
 TABLES = ("handlers", "jobs", "migrations", "nodes", "requests", "schedules")
 

@@ -17,8 +17,8 @@ from tests.support.servers import PASSWORD, USER, DatabaseServer
 from tests.support.storing import claims, close, enqueue, outcome, sql, status, value
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
 from workerd.job import Status
-from workerd.store import Store, jobs
-from workerd.store.connection import PATIENCE
+from workerd.store import jobs
+from workerd.store.base import PATIENCE, Store
 
 Opened = Callable[..., Store]
 

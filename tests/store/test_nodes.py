@@ -11,8 +11,10 @@ import pytest
 from tests.support.storing import NODE, claims, close, enqueue, outcome, sql
 from workerd import clock
 from workerd.errors import NodeNameTaken
-from workerd.store import Store, jobs, nodes
-from workerd.store.looking import look
+from workerd.store import claims as store_claims
+from workerd.store import nodes
+from workerd.store.base import Store
+from workerd.store.claims import poll
 from workerd.store.nodes import NodeRecord
 
 
@@ -122,16 +124,16 @@ def test_what_a_node_holds(store: Store) -> None:
     """Its `inprogress` rows with what deciding about their end needs, by key; others' are not among them."""
     made = sorted(enqueue(store, "h", unique_key=f"k{n}", max_attempts=n) for n in (1, 2, 3))
     enqueue(store, "x")
-    claims(store, "x", node=jobs.NodeIdent(b"o" * 16, "two"))
+    claims(store, "x", node=store_claims.NodeIdent(b"o" * 16, "two"))
     taken = {c.id: c for c in claims(store, "h")}
-    held = store.read(lambda tx: jobs.held(tx, NODE.id))
+    held = store.read(lambda tx: store_claims.held(tx, NODE.id))
     assert [row.id for row in held] == made
     for row in held:
         claim = taken[row.id]
         assert (row.key, row.claimed_at, row.handler) == (claim.key, claim.claimed_at, "h")
         assert (row.unique_key, row.max_attempts) == (claim.unique_key, claim.max_attempts)
         assert (row.failures, row.crashes, row.losses) == (0, 0, 0)
-    assert len(store.read(lambda tx: jobs.held(tx, NODE.id, 2))) == 2
+    assert len(store.read(lambda tx: store_claims.held(tx, NODE.id, 2))) == 2
 
 
 def test_cancels_of_own_claims_are_found(store: Store) -> None:
@@ -140,8 +142,8 @@ def test_cancels_of_own_claims_are_found(store: Store) -> None:
     enqueue(store, "h")
     claims(store, "h")
     sql(store, "UPDATE workerd_jobs SET cancel_requested_at = claimed_at WHERE id = %s", made)
-    assert store.alone(lambda tx: look(tx, NODE.id, []), write=False).cancels == [(made, 1)]
-    assert store.alone(lambda tx: look(tx, b"o" * 16, []), write=False).cancels == []
+    assert store.alone(lambda tx: poll(tx, NODE.id, []), write=False).cancels == [(made, 1)]
+    assert store.alone(lambda tx: poll(tx, b"o" * 16, []), write=False).cancels == []
 
 
 def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:
@@ -153,4 +155,4 @@ def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:
         store,
         f"UPDATE workerd_jobs SET status = 'inprogress', node_id = x'{NODE.id.hex()}' WHERE status = 'new'",
     )
-    assert [row.id for row in store.read(lambda tx: jobs.held(tx, NODE.id))] == [made]
+    assert [row.id for row in store.read(lambda tx: store_claims.held(tx, NODE.id))] == [made]

@@ -9,12 +9,13 @@ import pytest
 
 from tests.support.storing import NODE, outcome
 from workerd import clock
-from workerd.config.model import Store as StoreConfig
+from workerd.config.model import StoreConfig
 from workerd.job import Claim, Status
 from workerd.outcome import release
-from workerd.store import Store, Tx, jobs, nodes, open_store
-from workerd.store.connection import Params, Row, Session
-from workerd.store.looking import Sight, look
+from workerd.store import claims, jobs, nodes, outcomes
+from workerd.store.base import Params, Row, Session, Store, Tx
+from workerd.store.claims import PollResult, poll
+from workerd.store.engines import open_store
 
 T = TypeVar("T")
 WAITING = 100_000
@@ -137,14 +138,14 @@ def unsorted(seen: list[Seen]) -> None:
 
 
 def claimed(tx: Tx, n: int = 500) -> list[Claim]:
-    return jobs.claim(tx, "h", n, NODE).claims
+    return claims.claim(tx, "h", n, NODE).claims
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["from the start", "from a cursor"])
 def test_a_claim_reads_the_rows_that_it_takes(full: Store, behind: bool) -> None:
     """In the order of its index, 500 rows read for 500 claimed, and 500 written by primary key."""
-    cursor = jobs.Cursor(0, "2001-01-01 00:00:00.000000") if behind else None
-    batch, seen = watch(full, lambda tx: jobs.claim(tx, "h", 500, NODE, cursor))
+    cursor = claims.Cursor(0, "2001-01-01 00:00:00.000000") if behind else None
+    batch, seen = watch(full, lambda tx: claims.claim(tx, "h", 500, NODE, cursor))
     assert len(batch.claims) == 500
     unsorted(seen)
     selected = next(one for one in seen if one.sql.startswith("SELECT id, attempt, priority"))
@@ -156,7 +157,7 @@ def test_a_claim_reads_the_rows_that_it_takes(full: Store, behind: bool) -> None
 def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
     """However many rows each has."""
     names = ["h", *(f"x{n}" for n in range(20))]
-    found, seen = watch(full, lambda tx: jobs.peek(tx, names))
+    found, seen = watch(full, lambda tx: claims.peek(tx, names))
     assert found.handlers == {"h"}
     (one,) = seen
     assert "filesort" not in one.plan
@@ -167,11 +168,11 @@ def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
 def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due: int) -> None:
     """A slice reads what it promotes, and one entry for when to come back."""
 
-    def work(tx: Any) -> jobs.Promoted:
+    def work(tx: Any) -> claims.Promoted:
         jobs.insert(tx, [jobs.NewJob(handler="d", delay=10**9) for _ in range(due)])
         tx.execute("UPDATE workerd_jobs SET run_at = '2001-01-01 00:00:00' WHERE handler = 'd'")
         before = len(tx._session.seen)
-        done = jobs.promote_due(tx, 500)
+        done = claims.promote_due(tx, 500)
         del tx._session.seen[:before]
         return done
 
@@ -191,7 +192,7 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
         taken = claimed(tx, many)
         del tx._session.seen[:]
         told = [outcome(c, Status.RETRY if n % 2 else Status.COMPLETED) for n, c in enumerate(taken)]
-        return len(jobs.close(tx, told, NODE.id))
+        return len(outcomes.close(tx, told, NODE.id))
 
     closed, seen = watch(full, work)
     assert closed == many
@@ -203,7 +204,7 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
 
 def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
     """By primary key too."""
-    back, seen = watch(full, lambda tx: len(jobs.close(tx, [release(c) for c in claimed(tx)], NODE.id)))
+    back, seen = watch(full, lambda tx: len(outcomes.close(tx, [release(c) for c in claimed(tx)], NODE.id)))
     assert back == 500
     for one in seen:
         assert one.read <= one.count + FEW, one
@@ -215,7 +216,7 @@ def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
     def work(tx: Any) -> tuple[int, int]:
         claimed(tx, 50)
         del tx._session.seen[:]
-        return len(jobs.held(tx, NODE.id)), len(nodes.strays(tx))
+        return len(claims.held(tx, NODE.id)), len(nodes.strays(tx))
 
     found, seen = watch(full, work)
     assert found == (50, 1)
@@ -226,10 +227,10 @@ def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
 def test_a_look_reads_one_row_of_each_that_waits(full: Store) -> None:
     """One that is new of each handler, one that is scheduled, and what the node itself holds."""
 
-    def work(tx: Any) -> Sight:
+    def work(tx: Any) -> PollResult:
         claimed(tx, 50)
         del tx._session.seen[:]
-        return look(tx, NODE.id, ["g", "h"])
+        return poll(tx, NODE.id, ["g", "h"])
 
     sight, (seen,) = watch(full, work)
     assert (sight.handlers, sight.cancels) == ({"h"}, [])

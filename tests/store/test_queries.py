@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from tests.support import storing as s
+from workerd import documents, errors
 from workerd.clock import SECOND, from_rfc3339
 from workerd.errors import NotFound
 from workerd.job import Status, id_text
 from workerd.outcome import Next, Reason
-from workerd.store import Store, Tx, handlers, jobs, queries, views
-from workerd.store.looking import look
+from workerd.store import handlers, job_control, jobs, queries
+from workerd.store.base import Store, Tx
+from workerd.store.claims import poll
 
 
 def ids(store: Store, **filters: Any) -> list[bytes]:
@@ -36,7 +38,7 @@ def test_a_job_is_shown_with_its_attempts(store: Store) -> None:
     job_id = s.enqueue(store, "mail", vars=b'{"to":"x"}', meta=b'{"tenant":7}', unique_key="k")
     s.finish(store, "mail", Status.RETRY, error="503")
     s.finish(store, "mail", payload=b"[1,2]", payload_type="json")
-    shown = views.job(s.job(store, job_id))
+    shown = documents.job(s.job(store, job_id))
     assert shown["id"] == id_text(job_id)
     assert (shown["status"], shown["attempt"], shown["complete"], shown["success"]) == (
         "completed",
@@ -58,7 +60,7 @@ def test_bytes_are_shown_in_base64(store: Store) -> None:
     """A payload that is no JSON does not break the document."""
     job_id = s.enqueue(store, "mail")
     s.finish(store, "mail", payload=b"\x00\xff", payload_type="bytes")
-    shown = views.job(s.job(store, job_id))
+    shown = documents.job(s.job(store, job_id))
     assert (shown["payload"], shown["payload_base64"]) == (None, "AP8=")
     assert store.read(lambda tx: queries.payload(tx, job_id)) == (b"\x00\xff", "bytes")
 
@@ -110,7 +112,7 @@ def test_rows_of_other_programs_are_listed_too(store: Store) -> None:
     s.sql(store, sql, b"\xff" * 16, "2026-01-02 00:00:00", "{")
     s.sql(store, sql, b"\x00" * 16, "2026-01-02 00:00:00.5", "[]")
     assert ids(store, handler="h") == [ours, b"\x00" * 16, b"\xff" * 16]
-    assert views.job(s.job(store, b"\xff" * 16))["vars"] == "{"
+    assert documents.job(s.job(store, b"\xff" * 16))["vars"] == "{"
 
 
 def test_many_priorities_are_listed_in_order(store: Store) -> None:
@@ -218,21 +220,21 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
     """Waiting jobs end at once with the person's word in `error`; a running one is marked for its node."""
     waiting, later = s.enqueue(store, "h"), s.enqueue(store, "h", delay=3600 * SECOND)
     for job_id in (waiting, later):
-        assert store.run(lambda tx, job_id=job_id: jobs.cancel(tx, job_id)) == "ended"
+        assert store.run(lambda tx, job_id=job_id: job_control.cancel(tx, job_id)) == "ended"
         row = s.job(store, job_id).row
         assert (row.status, row.reason, row.success) == ("cancelled", "cancelled", None)
         assert row.finished_at is not None
     running = s.enqueue(store, "h")
     (claim,) = s.claims(store, "h")
     for _ in range(2):
-        assert store.run(lambda tx: jobs.cancel(tx, running)) == "asked"
+        assert store.run(lambda tx: job_control.cancel(tx, running)) == "asked"
     assert s.job(store, running).row.cancel_requested_at is not None
-    assert store.alone(lambda tx: look(tx, s.NODE.id, []), write=False).cancels == [claim.key]
+    assert store.alone(lambda tx: poll(tx, s.NODE.id, []), write=False).cancels == [claim.key]
     s.close(store, [s.outcome(claim)])
-    with pytest.raises(queries.NotFound):
-        store.run(lambda tx: jobs.cancel(tx, b"x" * 16))
+    with pytest.raises(errors.NotFound):
+        store.run(lambda tx: job_control.cancel(tx, b"x" * 16))
     with pytest.raises(Exception, match="ended already: it is completed"):
-        store.run(lambda tx: jobs.cancel(tx, running))
+        store.run(lambda tx: job_control.cancel(tx, running))
 
 
 @pytest.mark.parametrize("ending", [Status.FAILURE, Status.CANCELLED, Status.COMPLETED])
@@ -242,7 +244,7 @@ def test_retry_keeps_the_history(store: Store, ending: Status) -> None:
     s.finish(store, "h", Status.RETRY, next=Next(0, 3, 2, 1))
     s.finish(store, "h", ending, error="no")
     reason = s.job(store, job_id).row.reason
-    assert store.run(lambda tx: jobs.retry(tx, job_id)) == 3
+    assert store.run(lambda tx: job_control.retry(tx, job_id)) == 3
     found = s.job(store, job_id)
     assert [(a.status, a.reason) for a in found.attempts] == [
         ("retry", "retry"),
@@ -260,13 +262,13 @@ def test_retry_keeps_the_history(store: Store, ending: Status) -> None:
     )
     assert row.created_at == found.attempts[0].created_at
     with pytest.raises(Exception, match="live"):
-        store.run(lambda tx: jobs.retry(tx, job_id))
+        store.run(lambda tx: job_control.retry(tx, job_id))
 
 
 def test_retry_of_a_scheduled_job_makes_it_due(store: Store) -> None:
     """No attempt is added: the one that waits runs now."""
     job_id = s.enqueue(store, "h", delay=3600 * SECOND)
-    assert store.run(lambda tx: jobs.retry(tx, job_id)) == 1
+    assert store.run(lambda tx: job_control.retry(tx, job_id)) == 1
     assert (s.status(store, job_id), len(s.claims(store, "h"))) == ("new", 1)
 
 
@@ -276,5 +278,5 @@ def test_retry_is_refused_while_the_key_is_held(store: Store) -> None:
     s.finish(store, "h", Status.FAILURE, reason=Reason.ERROR)
     second = s.enqueue(store, "h", unique_key="k")
     with pytest.raises(Exception, match="unique key"):
-        store.run(lambda tx: jobs.retry(tx, first))
+        store.run(lambda tx: job_control.retry(tx, first))
     assert (s.status(store, first), s.status(store, second)) == ("failure", "new")

@@ -8,33 +8,36 @@ import threading
 import msgspec
 import pytest
 
-from tests.support import storing as s
+from tests.support import storing
+from workerd import documents, job
 from workerd import workflow as wf
 from workerd.errors import Conflict, NotFound
 from workerd.job import Status
 from workerd.outcome import Reason
-from workerd.store import Store, carrying, jobs, moving, requests, views
-from workerd.store.looking import look
+from workerd.store import claims as store_claims
+from workerd.store import job_control, outcomes, requests, workflow_inputs, workflows
+from workerd.store.base import Store
+from workerd.store.claims import poll
 
-DELETE = s.workflow("delete", "get", "del1<get", "del2<get", "tell<del1,del2")
+DELETE = storing.workflow("delete", "get", "del1<get", "del2<get", "tell<del1,del2")
 FAILURE, RETRY, CANCELLED = Status.FAILURE, Status.RETRY, Status.CANCELLED
 
 
 def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
     """Each step begins in the transaction that ends the one before, with its handlers announced."""
-    request_id = s.submit(store, DELETE, b'{"user":7}')
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, DELETE, b'{"user":7}')
+    row, found = storing.request(store, request_id)
     assert (row.status, row.step, list(found)) == ("inprogress", 0, ["get"])
     assert wf.decode(row.steps or b"").jobs == DELETE.jobs
-    (claim,) = s.claims(store, "get")
+    (claim,) = storing.claims(store, "get")
     woken: set[str] = set()
-    store.run(lambda tx: jobs.close(tx, [s.outcome(claim)], s.NODE.id, woken))
+    store.run(lambda tx: outcomes.close(tx, [storing.outcome(claim)], storing.NODE.id, woken))
     assert woken == {"del1", "del2"}
-    s.finish(store, "del2")
-    assert s.states(store, request_id)[1] == {"get": "completed", "del1": "new", "del2": "completed"}
-    s.finish(store, "del1")
-    s.finish(store, "tell")
-    row, found = s.request(store, request_id)
+    storing.finish(store, "del2")
+    assert storing.states(store, request_id)[1] == {"get": "completed", "del1": "new", "del2": "completed"}
+    storing.finish(store, "del1")
+    storing.finish(store, "tell")
+    row, found = storing.request(store, request_id)
     assert (row.status, row.step, row.error, set(found)) == (
         "completed",
         2,
@@ -43,40 +46,42 @@ def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
     )
     assert row.completed_at is not None
     assert row.version >= 5
-    assert views.request(row, list(found.values()))["params"] == {"user": 7}
+    assert documents.request(row, list(found.values()))["params"] == {"user": 7}
 
 
 def test_jobs_carry_params_extras_and_what_they_need(store: Store) -> None:
     """Extras of two jobs of one step both win; payloads of needed jobs come by name, bytes as base64."""
-    request_id = s.submit(store, DELETE, b'{"user":7}')
-    (first,) = s.claims(store, "get")
+    request_id = storing.submit(store, DELETE, b'{"user":7}')
+    (first,) = storing.claims(store, "get")
     assert (first.workflow, first.params, first.extras, first.needs) == ("delete", b'{"user":7}', b"{}", {})
     assert (first.request_id, first.step, first.name) == (request_id, 0, "get")
-    s.close(store, [s.outcome(first, extras=b'{"mail":"x"}', payload=b"\xff\x00", payload_type="bytes")])
-    taken = [*s.claims(store, "del1"), *s.claims(store, "del2")]
+    storing.close(
+        store, [storing.outcome(first, extras=b'{"mail":"x"}', payload=b"\xff\x00", payload_type="bytes")]
+    )
+    taken = [*storing.claims(store, "del1"), *storing.claims(store, "del2")]
     for claim in taken:
         assert claim.extras == b'{"mail":"x"}'
         assert claim.needs is not None
         assert base64.b64decode(msgspec.json.decode(claim.needs["get"])) == b"\xff\x00"
-    s.close(
+    storing.close(
         store,
         [
-            s.outcome(taken[0], extras=b'{"one":1}', payload=b'"a"', payload_type="json"),
-            s.outcome(taken[1], extras=b'{"two":2}'),
+            storing.outcome(taken[0], extras=b'{"one":1}', payload=b'"a"', payload_type="json"),
+            storing.outcome(taken[1], extras=b'{"two":2}'),
         ],
     )
-    (last,) = s.claims(store, "tell")
+    (last,) = storing.claims(store, "tell")
     assert msgspec.json.decode(last.extras or b"") == {"mail": "x", "one": 1, "two": 2}
     assert last.needs == {"del1": b'"a"', "del2": b"null"}
 
 
 def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
     """For those who want it so: extras are merged at once, the next step begins with the sweep."""
-    request_id = s.submit(store, DELETE)
-    (claim,) = s.claims(store, "get")
-    done = s.outcome(claim, extras=b'{"n":1}')
-    store.run(lambda tx: jobs.close(tx, [done], s.NODE.id, move_on=False))
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, DELETE)
+    (claim,) = storing.claims(store, "get")
+    done = storing.outcome(claim, extras=b'{"n":1}')
+    store.run(lambda tx: outcomes.close(tx, [done], storing.NODE.id, move_on=False))
+    row, found = storing.request(store, request_id)
     assert (row.extras, set(found)) == (b'{"n":1}', {"get"})
     swept = store.run(lambda tx: requests.sweep(tx, {}, 10))
     assert (swept.mended, swept.handlers) == (1, {"del1", "del2"})
@@ -84,62 +89,62 @@ def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
 
 def test_a_second_report_moves_nothing(store: Store) -> None:
     """Extras, spawned jobs and the next step follow only from the report that took effect."""
-    request_id = s.submit(store, DELETE)
-    (claim,) = s.claims(store, "get")
-    assert s.close(store, [s.outcome(claim, extras=b'{"n":1}')]) == 1
-    version = s.request(store, request_id)[0].version
-    late = s.outcome(claim, FAILURE, extras=b'{"n":2}', spawn=b'[{"handler":"x"}]')
-    assert s.close(store, [late]) == 0
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, DELETE)
+    (claim,) = storing.claims(store, "get")
+    assert storing.close(store, [storing.outcome(claim, extras=b'{"n":1}')]) == 1
+    version = storing.request(store, request_id)[0].version
+    late = storing.outcome(claim, FAILURE, extras=b'{"n":2}', spawn=b'[{"handler":"x"}]')
+    assert storing.close(store, [late]) == 0
+    row, found = storing.request(store, request_id)
     assert (row.status, row.extras, row.version, len(found)) == ("inprogress", b'{"n":1}', version, 3)
 
 
 def test_a_failure_ends_the_request(store: Store) -> None:
     """What waits is cancelled, what runs goes on to its end, and the error says which job it was."""
-    request_id = s.submit(store, s.workflow("w", "a", "b", "c", "d<a,b,c"))
-    (runs,) = s.claims(store, "b")
-    s.finish(store, "a", FAILURE, error="out of paper")
-    assert s.states(store, request_id) == (
+    request_id = storing.submit(store, storing.workflow("w", "a", "b", "c", "d<a,b,c"))
+    (runs,) = storing.claims(store, "b")
+    storing.finish(store, "a", FAILURE, error="out of paper")
+    assert storing.states(store, request_id) == (
         "inprogress", {"a": "failure", "b": "inprogress", "c": "cancelled"}
     )  # fmt: skip
-    s.close(store, [s.outcome(runs)])
-    row, found = s.request(store, request_id)
+    storing.close(store, [storing.outcome(runs)])
+    row, found = storing.request(store, request_id)
     assert (row.status, row.error) == ("failed", '"a" failed: out of paper')
-    assert found["c"].error == moving.REQUEST_OVER
+    assert found["c"].error == workflows.REQUEST_OVER
     assert "d" not in found
 
 
 def test_a_retry_beside_a_failure_is_cancelled(store: Store) -> None:
     """Otherwise a job that snoozes would keep a failed request open for ever."""
-    request_id = s.submit(store, s.workflow("w", "a", "b"))
-    (runs,) = s.claims(store, "b")
-    s.finish(store, "a", FAILURE)
-    s.close(store, [s.outcome(runs, RETRY)])
-    assert s.states(store, request_id) == ("failed", {"a": "failure", "b": "cancelled"})
+    request_id = storing.submit(store, storing.workflow("w", "a", "b"))
+    (runs,) = storing.claims(store, "b")
+    storing.finish(store, "a", FAILURE)
+    storing.close(store, [storing.outcome(runs, RETRY)])
+    assert storing.states(store, request_id) == ("failed", {"a": "failure", "b": "cancelled"})
 
 
 def test_a_retry_keeps_the_step_waiting(store: Store) -> None:
     """The history stays, and the next step begins when the last attempt has completed."""
-    request_id = s.submit(store, s.workflow("w", "a", "b<a"))
-    s.finish(store, "a", RETRY, error="503")
-    s.finish(store, "a", RETRY, error="503")
-    assert s.states(store, request_id)[1] == {"a": "new"}
-    s.finish(store, "a")
-    found = s.request(store, request_id)[1]
+    request_id = storing.submit(store, storing.workflow("w", "a", "b<a"))
+    storing.finish(store, "a", RETRY, error="503")
+    storing.finish(store, "a", RETRY, error="503")
+    assert storing.states(store, request_id)[1] == {"a": "new"}
+    storing.finish(store, "a")
+    found = storing.request(store, request_id)[1]
     assert (found["a"].attempt, found["b"].status) == (3, "new")
 
 
 def test_what_is_spawned_is_waited_for(store: Store) -> None:
     """Dependants see the payloads of spawned jobs too, by their names."""
-    request_id = s.submit(store, s.workflow("w", "split", "join<split"))
-    s.finish(store, "split", spawn=b'[{"handler":"part","vars":{"n":1}},{"handler":"part","name":"b"}]')
-    assert s.states(store, request_id)[1] == {"split": "completed", "split/0": "new", "split/b": "new"}
-    first, second = s.claims(store, "part")
+    request_id = storing.submit(store, storing.workflow("w", "split", "join<split"))
+    storing.finish(store, "split", spawn=b'[{"handler":"part","vars":{"n":1}},{"handler":"part","name":"b"}]')
+    assert storing.states(store, request_id)[1] == {"split": "completed", "split/0": "new", "split/b": "new"}
+    first, second = storing.claims(store, "part")
     assert {first.vars, second.vars} == {b'{"n":1}', b"{}"}
-    s.close(store, [s.outcome(first, payload=b"1", payload_type="json")])
-    assert s.claims(store, "join") == []
-    s.close(store, [s.outcome(second, payload=b"2", payload_type="json")])
-    (join,) = s.claims(store, "join")
+    storing.close(store, [storing.outcome(first, payload=b"1", payload_type="json")])
+    assert storing.claims(store, "join") == []
+    storing.close(store, [storing.outcome(second, payload=b"2", payload_type="json")])
+    (join,) = storing.claims(store, "join")
     assert join.needs is not None
     assert set(join.needs) == {"split", "split/0", "split/b"}
 
@@ -149,16 +154,16 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
     [
         ({"spawn": b"[1]"}, "spawned: expected tables"),
         ({"extras": b"[1]"}, "extras: expected a JSON object"),
-        ({"extras": b'{"x":"' + b"y" * moving.EXTRAS_LIMIT + b'"}'}, "hand on a reference"),
+        ({"extras": b'{"x":"' + b"y" * workflows.EXTRAS_LIMIT + b'"}'}, "hand on a reference"),
     ],
 )
 def test_what_cannot_be_handed_on_fails_the_request(
     store: Store, given: dict[str, bytes], error: str
 ) -> None:
     """The attempt is recorded all the same, and the request says what was wrong."""
-    request_id = s.submit(store, s.workflow("w", "a", "b<a"))
-    s.finish(store, "a", **given)
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, storing.workflow("w", "a", "b<a"))
+    storing.finish(store, "a", **given)
+    row, found = storing.request(store, request_id)
     assert found["a"].status == "completed"
     assert (row.status, error in (row.error or "")) == ("failed", True)
 
@@ -167,16 +172,18 @@ def test_what_cannot_be_handed_on_fails_the_request(
 def test_a_plain_insert_with_bad_params_fails(store: Store, params: str) -> None:
     """Another program's row that cannot be used ends with a sentence, and holds up nobody."""
     sql = "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, 'delete', %s)"
-    s.sql(store, sql, b"b" * 16, params)
-    s.sql(store, sql, b"g" * 16, "{}")
-    s.sql(store, "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, 'other', '{}')", b"o" * 16)
+    storing.sql(store, sql, b"b" * 16, params)
+    storing.sql(store, sql, b"g" * 16, "{}")
+    storing.sql(
+        store, "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, 'other', '{}')", b"o" * 16
+    )
     picked = store.run(lambda tx: requests.pickup(tx, {"delete": DELETE}, 10))
     assert picked.begun == 2
     assert picked.handlers == {"get"}
-    bad = s.request(store, b"b" * 16)[0]
+    bad = storing.request(store, b"b" * 16)[0]
     assert (bad.status, "JSON object" in (bad.error or "")) == ("failed", True)
-    assert s.states(store, b"g" * 16) == ("inprogress", {"get": "new"})
-    assert s.states(store, b"o" * 16) == ("queuing", {})
+    assert storing.states(store, b"g" * 16) == ("inprogress", {"get": "new"})
+    assert storing.states(store, b"o" * 16) == ("queuing", {})
 
 
 def test_submitting_an_id_again_changes_nothing(store: Store) -> None:
@@ -184,7 +191,7 @@ def test_submitting_an_id_again_changes_nothing(store: Store) -> None:
     first = store.run(lambda tx: requests.submit(tx, "w", b'{"a":1}', b"i" * 16))
     again = store.run(lambda tx: requests.submit(tx, "w", b'{"a":2}', b"i" * 16))
     assert (first.created, again.created) == (True, False)
-    assert s.request(store, b"i" * 16)[0].params == b'{"a":1}'
+    assert storing.request(store, b"i" * 16)[0].params == b'{"a":1}'
 
 
 # -- a person ----------------------------------------------------------------------------------
@@ -194,15 +201,15 @@ def test_cancel_ends_a_request(store: Store) -> None:
     """At once where nothing runs; else when what runs has ended, and no step begins meanwhile."""
     queued = store.run(lambda tx: requests.submit(tx, "w", b"{}")).id
     assert store.run(lambda tx: requests.cancel(tx, queued)) == "ended"
-    waiting = s.submit(store, DELETE)
+    waiting = storing.submit(store, DELETE)
     assert store.run(lambda tx: requests.cancel(tx, waiting)) == "ended"
-    assert s.states(store, waiting) == ("cancelled", {"get": "cancelled"})
-    running = s.submit(store, DELETE)
-    (claim,) = s.claims(store, "get")
+    assert storing.states(store, waiting) == ("cancelled", {"get": "cancelled"})
+    running = storing.submit(store, DELETE)
+    (claim,) = storing.claims(store, "get")
     assert store.run(lambda tx: requests.cancel(tx, running)) == "asked"
-    assert store.alone(lambda tx: look(tx, s.NODE.id, []), write=False).cancels == [claim.key]
-    s.close(store, [s.outcome(claim)])
-    row, found = s.request(store, running)
+    assert store.alone(lambda tx: poll(tx, storing.NODE.id, []), write=False).cancels == [claim.key]
+    storing.close(store, [storing.outcome(claim)])
+    row, found = storing.request(store, running)
     assert (row.status, row.error, len(found)) == ("cancelled", requests.CANCELLED_BY_PERSON, 1)
     for request_id, error in ((running, Conflict), (b"x" * 16, NotFound)):
         with pytest.raises(error):
@@ -211,10 +218,10 @@ def test_cancel_ends_a_request(store: Store) -> None:
 
 def test_cancelling_a_job_cancels_its_request(store: Store) -> None:
     """Waiting or running, the request ends as `cancelled`."""
-    request_id = s.submit(store, s.workflow("w", "a", "b"))
-    job_id = s.request(store, request_id)[1]["a"].id
-    assert store.run(lambda tx: jobs.cancel(tx, job_id)) == "ended"
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, storing.workflow("w", "a", "b"))
+    job_id = storing.request(store, request_id)[1]["a"].id
+    assert store.run(lambda tx: job_control.cancel(tx, job_id)) == "ended"
+    row, found = storing.request(store, request_id)
     assert (row.status, row.error, found["b"].status) == (
         "cancelled",
         'cancelled with its job "a"',
@@ -224,35 +231,38 @@ def test_cancelling_a_job_cancels_its_request(store: Store) -> None:
 
 def test_retry_reopens_a_request(store: Store) -> None:
     """The failed job runs again, what was cancelled beside it is put back, and the steps go on."""
-    request_id = s.submit(store, s.workflow("w", "a", "b", "c<a,b"))
-    failed = s.finish(store, "a", FAILURE)[0].id
-    assert s.states(store, request_id) == ("failed", {"a": "failure", "b": "cancelled"})
-    assert store.run(lambda tx: jobs.retry(tx, failed)) == 2
-    row, found = s.request(store, request_id)
+    request_id = storing.submit(store, storing.workflow("w", "a", "b", "c<a,b"))
+    failed = storing.finish(store, "a", FAILURE)[0].id
+    assert storing.states(store, request_id) == ("failed", {"a": "failure", "b": "cancelled"})
+    assert store.run(lambda tx: job_control.retry(tx, failed)) == 2
+    row, found = storing.request(store, request_id)
     assert (row.status, row.error, row.completed_at) == ("inprogress", None, None)
     assert {name: (one.status, one.attempt) for name, one in found.items()} == {
         "a": ("new", 2),
         "b": ("new", 2),
     }
-    s.finish(store, "a")
-    s.finish(store, "b")
-    s.finish(store, "c")
-    assert s.request(store, request_id)[0].status == "completed"
+    storing.finish(store, "a")
+    storing.finish(store, "b")
+    storing.finish(store, "c")
+    assert storing.request(store, request_id)[0].status == "completed"
 
 
 def test_retry_of_one_of_two_failures(store: Store) -> None:
     """The first retry does not complete a request in which another job failed; the second does."""
-    request_id = s.submit(store, s.workflow("w", "a", "b", "c<a,b"))
-    both = [*s.claims(store, "a"), *s.claims(store, "b")]
-    s.close(store, [s.outcome(claim, FAILURE) for claim in both])
-    store.run(lambda tx: jobs.retry(tx, both[0].id))
-    s.finish(store, "a", RETRY)
-    assert s.states(store, request_id) == ("inprogress", {"a": "new", "b": "failure"})
-    s.finish(store, "a")
-    assert s.states(store, request_id) == ("failed", {"a": "completed", "b": "failure"})
-    store.run(lambda tx: jobs.retry(tx, both[1].id))
-    s.finish(store, "b")
-    assert s.states(store, request_id) == ("inprogress", {"a": "completed", "b": "completed", "c": "new"})
+    request_id = storing.submit(store, storing.workflow("w", "a", "b", "c<a,b"))
+    both = [*storing.claims(store, "a"), *storing.claims(store, "b")]
+    storing.close(store, [storing.outcome(claim, FAILURE) for claim in both])
+    store.run(lambda tx: job_control.retry(tx, both[0].id))
+    storing.finish(store, "a", RETRY)
+    assert storing.states(store, request_id) == ("inprogress", {"a": "new", "b": "failure"})
+    storing.finish(store, "a")
+    assert storing.states(store, request_id) == ("failed", {"a": "completed", "b": "failure"})
+    store.run(lambda tx: job_control.retry(tx, both[1].id))
+    storing.finish(store, "b")
+    assert storing.states(store, request_id) == (
+        "inprogress",
+        {"a": "completed", "b": "completed", "c": "new"},
+    )
 
 
 # -- what claims are refused -------------------------------------------------------------------
@@ -261,29 +271,31 @@ def test_retry_of_one_of_two_failures(store: Store) -> None:
 def test_a_job_of_an_ended_request_is_not_run(store: Store) -> None:
     """Rows by hand: the claim ends as `cancelled`, or as `failure` where there is no request at all."""
     sql = "INSERT INTO workerd_requests (id, workflow, params, status) VALUES (%s, 'w', '{}', 'completed')"
-    s.sql(store, sql, b"e" * 16)
+    storing.sql(store, sql, b"e" * 16)
     for request_id in (b"e" * 16, b"m" * 16):
-        s.enqueue(store, "h", request_id=request_id, name="a", step=0)
-    batch = store.run(lambda tx: jobs.claim(tx, "h", 10, s.NODE))
+        storing.enqueue(store, "h", request_id=request_id, name="a", step=0)
+    batch = store.run(lambda tx: store_claims.claim(tx, "h", 10, storing.NODE))
     assert batch.claims == []
     assert {(o.request_id, o.status, o.reason) for o in batch.broken} == {
         (b"e" * 16, CANCELLED, Reason.CANCELLED),
         (b"m" * 16, FAILURE, Reason.FAILURE),
     }
-    assert s.close(store, batch.broken) == 2
+    assert storing.close(store, batch.broken) == 2
 
 
 def test_what_jobs_carry_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is too large fails alone; what does not fit into one hand-over stays `new`."""
-    monkeypatch.setattr(carrying, "BATCH_BYTES", 2500)
-    monkeypatch.setattr(carrying, "JOB_BYTES", 5000)
-    small = [s.submit(store, s.workflow("w", "a"), b'{"x":"' + b"y" * 990 + b'"}') for _ in range(5)]
-    large = s.submit(store, s.workflow("w", "a"), b'{"x":"' + b"y" * 6000 + b'"}')
-    batch = store.run(lambda tx: jobs.claim(tx, "a", 10, s.NODE))
+    monkeypatch.setattr(workflow_inputs, "BATCH_BYTES", 2500)
+    monkeypatch.setattr(workflow_inputs, "JOB_BYTES", 5000)
+    small = [
+        storing.submit(store, storing.workflow("w", "a"), b'{"x":"' + b"y" * 990 + b'"}') for _ in range(5)
+    ]
+    large = storing.submit(store, storing.workflow("w", "a"), b'{"x":"' + b"y" * 6000 + b'"}')
+    batch = store.run(lambda tx: store_claims.claim(tx, "a", 10, storing.NODE))
     assert [o.request_id for o in batch.broken] == [large]
     assert len(batch.claims) == 2
-    assert len(s.claims(store, "a")) == 2
-    assert len(s.claims(store, "a")) == 1
+    assert len(storing.claims(store, "a")) == 2
+    assert len(storing.claims(store, "a")) == 1
     assert len(small) == 5
 
 
@@ -293,7 +305,7 @@ def test_what_jobs_carry_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatc
 def row(
     store: Store, request_id: bytes, status: str, *, steps: bool = True, error: str | None = None
 ) -> None:
-    s.sql(
+    storing.sql(
         store,
         "INSERT INTO workerd_requests (id, workflow, params, status, steps, error)"
         " VALUES (%s, 'delete', '{}', %s, %s, %s)",
@@ -307,8 +319,10 @@ def row(
 def put(store: Store, request_id: bytes, **given: str) -> None:
     for name, status in given.items():
         ended = status in ("completed", "failure", "cancelled")
-        job_id = s.enqueue(store, name, request_id=request_id, name=name, step=0 if name == "get" else 1)
-        s.sql(
+        job_id = storing.enqueue(
+            store, name, request_id=request_id, name=name, step=0 if name == "get" else 1
+        )
+        storing.sql(
             store,
             "UPDATE workerd_jobs SET status = %s, finished_at = %s WHERE id = %s",
             status,
@@ -355,7 +369,7 @@ def test_the_sweep_mends_what_was_left_behind(
     row(store, b"r" * 16, "inprogress", steps=steps)
     put(store, b"r" * 16, **given)
     store.run(lambda tx: requests.sweep(tx, {"delete": DELETE}, 10))
-    assert s.states(store, b"r" * 16) == expected
+    assert storing.states(store, b"r" * 16) == expected
     swept = store.run(lambda tx: requests.sweep(tx, {"delete": DELETE}, 10))
     assert (swept.mended, swept.handlers) == (0, set())
 
@@ -365,7 +379,7 @@ def test_pickup_goes_on_where_one_stopped(store: Store) -> None:
     row(store, b"r" * 16, "queuing", steps=False)
     put(store, b"r" * 16, get="completed")
     store.run(lambda tx: requests.pickup(tx, {"delete": DELETE}, 10))
-    assert s.states(store, b"r" * 16) == (
+    assert storing.states(store, b"r" * 16) == (
         "inprogress", {"get": "completed", "del1": "new", "del2": "new"}
     )  # fmt: skip
 
@@ -373,10 +387,10 @@ def test_pickup_goes_on_where_one_stopped(store: Store) -> None:
 def test_the_sweep_ends_a_request_that_cannot_be_read(store: Store) -> None:
     """Steps that are no graph fail the request, with a sentence that says what to do."""
     row(store, b"r" * 16, "inprogress")
-    s.sql(store, "UPDATE workerd_requests SET steps = '{'")
+    storing.sql(store, "UPDATE workerd_requests SET steps = '{'")
     put(store, b"r" * 16, get="new")
     store.run(lambda tx: requests.sweep(tx, {}, 10))
-    found = s.request(store, b"r" * 16)[0]
+    found = storing.request(store, b"r" * 16)[0]
     assert (found.status, "submit it again" in (found.error or "")) == ("failed", True)
 
 
@@ -384,11 +398,11 @@ def test_a_request_of_no_known_workflow_can_be_cancelled(store: Store) -> None:
     """Without steps and without a workflow that could give them it ends with what runs of it."""
     row(store, b"r" * 16, "inprogress", steps=False)
     put(store, b"r" * 16, get="new")
-    (claim,) = s.claims(store, "get")
+    (claim,) = storing.claims(store, "get")
     assert store.run(lambda tx: requests.sweep(tx, {}, 10)).mended == 0
     assert store.run(lambda tx: requests.cancel(tx, b"r" * 16)) == "asked"
-    s.close(store, [s.outcome(claim, CANCELLED)])
-    assert s.states(store, b"r" * 16) == ("cancelled", {"get": "cancelled"})
+    storing.close(store, [storing.outcome(claim, CANCELLED)])
+    assert storing.states(store, b"r" * 16) == ("cancelled", {"get": "cancelled"})
 
 
 def test_the_sweep_goes_through_all_in_slices(store: Store) -> None:
@@ -405,7 +419,7 @@ def test_the_sweep_goes_through_all_in_slices(store: Store) -> None:
 
 def test_lists_of_requests(store: Store) -> None:
     """Newest first, by status and workflow, page by page."""
-    made = [s.submit(store, s.workflow("w", "a")) for _ in range(5)]
+    made = [storing.submit(store, storing.workflow("w", "a")) for _ in range(5)]
     other = store.run(lambda tx: requests.submit(tx, "v", b"{}")).id
     first = store.read(lambda tx: requests.list_(tx, limit=4))
     rest = store.read(lambda tx: requests.list_(tx, limit=4, after=first.next))
@@ -416,23 +430,23 @@ def test_lists_of_requests(store: Store) -> None:
 
 
 def test_two_nodes_close_the_last_jobs_of_a_step_at_once(
-    store: Store, store_url: str, opened: s.Opening
+    store: Store, store_url: str, opened: storing.Opening
 ) -> None:
     """Whoever is second sees the first: the next step begins exactly once, 50 times."""
-    two = s.workflow("w", "a", "b", "c<a,b")
+    two = storing.workflow("w", "a", "b", "c<a,b")
     other = opened(store_url)
-    made = [s.submit(store, two) for _ in range(50)]
-    left, right = s.claims(store, "a"), s.claims(store, "b")
+    made = [storing.submit(store, two) for _ in range(50)]
+    left, right = storing.claims(store, "a"), storing.claims(store, "b")
     both = threading.Barrier(2)
 
-    def closing(by: Store, claims: list[s.Claim]) -> None:
+    def closing(by: Store, claims: list[job.Claim]) -> None:
         for claim in sorted(claims, key=lambda c: c.request_id or b""):
             both.wait(20)
-            s.close(by, [s.outcome(claim)])
+            storing.close(by, [storing.outcome(claim)])
 
     thread = threading.Thread(target=closing, args=(other, right))
     thread.start()
     closing(store, left)
     thread.join()
-    assert len(s.finish(store, "c")) == 50
-    assert {s.request(store, request_id)[0].status for request_id in made} == {"completed"}
+    assert len(storing.finish(store, "c")) == 50
+    assert {storing.request(store, request_id)[0].status for request_id in made} == {"completed"}

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support import storing as s
+from tests.support import storing
 from tests.support.galera import Galera
+from workerd import job
 from workerd.clock import SECOND
-from workerd.config.model import Schedule
+from workerd.config.model import ScheduleConfig
 from workerd.errors import StoreAway
-from workerd.store import Store, requests, schedules
+from workerd.store import columns, requests, schedules
+from workerd.store.base import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -29,7 +31,7 @@ def cluster() -> Iterator[Galera]:
 
 
 @pytest.fixture
-def two(cluster: Galera, opened: s.Opening, request: pytest.FixtureRequest) -> list[Store]:
+def two(cluster: Galera, opened: storing.Opening, request: pytest.FixtureRequest) -> list[Store]:
     """A migrated store through each of two cluster nodes."""
     urls = cluster.urls(request.node.name[-40:])
     stores = [opened(url) for url in urls]
@@ -37,7 +39,7 @@ def two(cluster: Galera, opened: s.Opening, request: pytest.FixtureRequest) -> l
     return stores
 
 
-def settled(work: s.Callable[[], None]) -> None:
+def settled(work: storing.Callable[[], None]) -> None:
     """Again while the cluster lets the other node win; what is sent again takes effect once."""
     while True:
         try:
@@ -49,31 +51,31 @@ def settled(work: s.Callable[[], None]) -> None:
 
 def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(two: list[Store]) -> None:
     """The next step begins exactly once, in all 50 requests, and all of them end."""
-    steps = s.workflow("w", "a", "b", "c<a,b")
-    made = [s.submit(two[0], steps) for _ in range(ROUNDS)]
-    halves = [s.claims(two[0], "a"), s.claims(two[0], "b")]
+    steps = storing.workflow("w", "a", "b", "c<a,b")
+    made = [storing.submit(two[0], steps) for _ in range(ROUNDS)]
+    halves = [storing.claims(two[0], "a"), storing.claims(two[0], "b")]
     meet = threading.Barrier(2)
 
-    def closing(by: Store, claims: list[s.Claim]) -> None:
+    def closing(by: Store, claims: list[job.Claim]) -> None:
         for claim in sorted(claims, key=lambda c: c.request_id or b""):
             meet.wait(60)
-            settled(lambda claim=claim: s.close(by, [s.outcome(claim)]))
+            settled(lambda claim=claim: storing.close(by, [storing.outcome(claim)]))
 
     threads = [threading.Thread(target=closing, args=pair) for pair in zip(two, halves, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [s.states(two[0], request_id)[1].get("c") for request_id in made] == ["new"] * ROUNDS
-    s.finish(two[0], "c")
-    assert {s.request(two[0], request_id)[0].status for request_id in made} == {"completed"}
+    assert [storing.states(two[0], request_id)[1].get("c") for request_id in made] == ["new"] * ROUNDS
+    storing.finish(two[0], "c")
+    assert {storing.request(two[0], request_id)[0].status for request_id in made} == {"completed"}
 
 
 def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
     """One job for each tick, whichever node was faster."""
-    two[0].run(lambda tx: schedules.upsert(tx, {"mail": Schedule(cron="* * * * *")}))
-    s.sql(two[0], "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
-    begin = schedules.values.time(b"2026-01-01 00:00:00")
+    two[0].run(lambda tx: schedules.upsert(tx, {"mail": ScheduleConfig(cron="* * * * *")}))
+    storing.sql(two[0], "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
+    begin = columns.time(b"2026-01-01 00:00:00")
     meet = threading.Barrier(2)
 
     def node(by: Store) -> None:
@@ -86,14 +88,14 @@ def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert s.value(two[0], "SELECT COUNT(*) FROM workerd_jobs") == ROUNDS
-    assert s.value(two[0], "SELECT COUNT(DISTINCT run_at) FROM workerd_jobs") == ROUNDS
+    assert storing.value(two[0], "SELECT COUNT(*) FROM workerd_jobs") == ROUNDS
+    assert storing.value(two[0], "SELECT COUNT(DISTINCT run_at) FROM workerd_jobs") == ROUNDS
 
 
 def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
     """First jobs are inserted once, and a recurring workflow has one run."""
-    eager = s.workflow("eager", "a", schedule=Schedule(cooler=3600.0))
-    steps = s.workflow("w", "b")
+    eager = storing.workflow("eager", "a", schedule=ScheduleConfig(cooler=3600.0))
+    steps = storing.workflow("w", "b")
     two[0].run(lambda tx: schedules.upsert(tx, {"eager": eager.schedule}))
     meet = threading.Barrier(2)
 
@@ -111,6 +113,6 @@ def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
         thread.join()
     settled(lambda: two[0].run(lambda tx: requests.pickup(tx, {"w": steps}, 1000)))
     count = "SELECT COUNT(*) FROM workerd_jobs WHERE handler = %s"
-    asked = s.value(two[0], "SELECT COUNT(*) FROM workerd_requests WHERE workflow = 'w'")
-    assert s.value(two[0], count, "b") == asked >= 2 * ROUNDS
-    assert s.value(two[0], count, "a") == s.value(two[0], count, "eager") == 1
+    asked = storing.value(two[0], "SELECT COUNT(*) FROM workerd_requests WHERE workflow = 'w'")
+    assert storing.value(two[0], count, "b") == asked >= 2 * ROUNDS
+    assert storing.value(two[0], count, "a") == storing.value(two[0], count, "eager") == 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.support import storing as s
+from workerd import errors
 from workerd.clock import SECOND, to_text
-from workerd.config.model import Schedule
+from workerd.config.model import ScheduleConfig
 from workerd.job import COOLER_KEY, Status
-from workerd.store import Store, jobs, requests, retention, schedules
+from workerd.store import job_control, retention, schedules
+from workerd.store.base import Store
 
 HOUR = 3600 * SECOND
 AGES = "created_at = %s, finished_at = %s, ingested_at = %s"
@@ -27,15 +29,15 @@ def age(store: Store, hours: int, where: str = "1 = 1", *params: object) -> None
     )
 
 
-def limits(store: Store, completed: int | None = 10, failure: int | None = 100) -> retention.Limits:
+def limits(store: Store, completed: int | None = 10, failure: int | None = 100) -> retention.RetentionLimits:
     now = store.read(lambda tx: tx.now)
-    return retention.Limits(
+    return retention.RetentionLimits(
         None if completed is None else now - completed * HOUR,
         None if failure is None else now - failure * HOUR,
     )
 
 
-def purge(store: Store, given: retention.Limits, limit: int = 4) -> int:
+def purge(store: Store, given: retention.RetentionLimits, limit: int = 4) -> int:
     """All slices; how many rows went."""
     cursor: bytes | None = None
     rows = 0
@@ -96,7 +98,7 @@ def test_a_job_that_is_retried_meanwhile_stays(store: Store, store_url: str, ope
     job_id = s.enqueue(store, "h")
     s.finish(store, "h", Status.FAILURE)
     age(store, 1000)
-    store.run(lambda tx: jobs.retry(tx, job_id))
+    store.run(lambda tx: job_control.retry(tx, job_id))
     assert store.run(lambda tx: retention._remove(tx, [job_id])) == 0
     assert s.status(store, job_id) == "new"
 
@@ -123,7 +125,7 @@ def test_jobs_of_a_request_go_with_it(store: Store) -> None:
 
 def test_a_schedules_last_run_is_kept(store: Store) -> None:
     """It decides whether the next may begin."""
-    store.run(lambda tx: schedules.upsert(tx, {"w": Schedule(cron="* * * * *")}))
+    store.run(lambda tx: schedules.upsert(tx, {"w": ScheduleConfig(cron="* * * * *")}))
     made = s.submit(store, s.workflow("w", "a"))
     s.finish(store, "a")
     s.sql(store, "UPDATE workerd_schedules SET last_job = %s", made)
@@ -141,7 +143,9 @@ def test_the_newest_runs_of_a_recurring_handler_are_kept(
     """However old they are; of a cooler no more than these, however young."""
     monkeypatch.setattr(retention, "RUNS_KEPT", 3)
     store.run(
-        lambda tx: schedules.upsert(tx, {"beat": Schedule(cooler=0.0), "mail": Schedule(cron="* * * * *")})
+        lambda tx: schedules.upsert(
+            tx, {"beat": ScheduleConfig(cooler=0.0), "mail": ScheduleConfig(cron="* * * * *")}
+        )
     )
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
     for _ in range(6):
@@ -169,5 +173,5 @@ def test_a_big_request_goes_in_slices(store: Store) -> None:
     given = limits(store)
     removed = [store.run(lambda tx: retention.purge_requests(tx, given, limit=4)) for _ in range(4)]
     assert (removed, left(store)) == ([4, 4, 3, 0], 0)
-    with pytest.raises(requests.NotFound):
+    with pytest.raises(errors.NotFound):
         s.request(store, made)

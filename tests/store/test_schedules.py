@@ -8,19 +8,21 @@ import msgspec
 import pytest
 
 from tests.support import storing as s
+from workerd import documents
 from workerd import workflow as wf
 from workerd.clock import SECOND, to_text
-from workerd.config.model import Config, Handler, Pool, Schedule
+from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
 from workerd.outcome import Next, Reason
-from workerd.store import Store, chains, jobs, nodes, requests, schedules, views
+from workerd.store import claims, intervals, job_control, nodes, requests, schedules
+from workerd.store.base import Store
 
-EVERY_MINUTE = Schedule(cron="* * * * *", timezone="Europe/Berlin")
+EVERY_MINUTE = ScheduleConfig(cron="* * * * *", timezone="Europe/Berlin")
 T = schedules.Fired
 
 
-def upsert(store: Store, **given: Schedule) -> list[str]:
+def upsert(store: Store, **given: ScheduleConfig) -> list[str]:
     return store.run(lambda tx: schedules.upsert(tx, given))
 
 
@@ -124,7 +126,7 @@ def test_a_paused_schedule_does_not_fire(store: Store) -> None:
     moment = last_tick(store, "mail") + SECOND
     store.run(lambda tx: schedules.pause(tx, "mail", "ann"))
     assert tick(store, "mail", moment).fired is T.PAUSED
-    upsert(store, mail=Schedule(cron="*/5 * * * *"))
+    upsert(store, mail=ScheduleConfig(cron="*/5 * * * *"))
     row = listed(store)["mail"]
     assert (row.paused_by, row.expression, row.timezone) == ("ann", "*/5 * * * *", "UTC")
     assert store.run(lambda tx: schedules.resume(tx, "mail")) is True
@@ -146,18 +148,18 @@ def test_run_now_fires_beside_the_ticks(store: Store) -> None:
 
 def test_an_unchanged_configuration_changes_nothing(store: Store) -> None:
     """A restart forgets no tick; a new expression begins now."""
-    assert upsert(store, mail=EVERY_MINUTE, sync=Schedule(cooler=30.0)) == ["mail", "sync"]
+    assert upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0)) == ["mail", "sync"]
     begin = last_tick(store, "mail")
     s.sql(store, "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
-    assert upsert(store, mail=EVERY_MINUTE, sync=Schedule(cooler=30.0)) == []
+    assert upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0)) == []
     assert last_tick(store, "mail") < begin
-    assert upsert(store, mail=Schedule(cron="0 * * * *")) == ["mail"]
+    assert upsert(store, mail=ScheduleConfig(cron="0 * * * *")) == ["mail"]
     assert last_tick(store, "mail") >= begin
 
 
 def test_what_is_configured_nowhere_is_retired(store: Store) -> None:
     """Only when every live node has told its schedules, and none has it."""
-    upsert(store, mail=EVERY_MINUTE, sync=Schedule(cooler=30.0), old=Schedule(cooler=30.0))
+    upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0), old=ScheduleConfig(cooler=30.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "old", 30.0))
 
     def node(name: str, info: object) -> None:
@@ -180,10 +182,10 @@ def test_what_is_configured_nowhere_is_retired(store: Store) -> None:
 
 def test_the_configurations_schedules() -> None:
     """Handlers and workflows that recur, by name."""
-    beat = Handler(name="beat", call="x:y", pool="p", schedule=Schedule(cooler=1.5))
-    plain = Handler(name="plain", call="x:y", pool="p")
+    beat = HandlerConfig(name="beat", call="x:y", pool="p", schedule=ScheduleConfig(cooler=1.5))
+    plain = HandlerConfig(name="plain", call="x:y", pool="p")
     config = Config(
-        pools={"p": Pool(name="p", handlers=(beat, plain))},
+        pools={"p": PoolConfig(name="p", handlers=(beat, plain))},
         workflows={"sync": s.workflow("sync", "plain", schedule=EVERY_MINUTE)},
     )
     assert schedules.wanted(config) == {"beat": beat.schedule, "sync": EVERY_MINUTE}
@@ -210,7 +212,7 @@ def live_rows(store: Store, name: str) -> int:
 
 def test_many_nodes_begin_one_chain(store: Store, store_url: str, opened: s.Opening) -> None:
     """Whoever is first inserts the row; there is never a second one."""
-    upsert(store, beat=Schedule(cooler=1.0))
+    upsert(store, beat=ScheduleConfig(cooler=1.0))
     meet = threading.Barrier(3)
     made: list[bool] = []
 
@@ -230,19 +232,19 @@ def test_many_nodes_begin_one_chain(store: Store, store_url: str, opened: s.Open
 @pytest.mark.parametrize("ending", [Status.COMPLETED, Status.FAILURE, Status.CANCELLED])
 def test_every_end_of_a_run_is_followed_by_the_next(store: Store, ending: Status) -> None:
     """The closing transaction inserts the next row, due the pause after the end."""
-    upsert(store, beat=Schedule(cooler=3600.0))
+    upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
     (claim,) = s.finish(store, "beat", ending, again_us=HOUR)
     row = listed(store)["beat"]
     assert (row.last_job, row.last_status, row.next_at) == (claim.id, ending, (row.last_end or 0) + HOUR)
     assert live_rows(store, "beat") == 1
-    shown = views.schedule(row)
+    shown = documents.schedule(row)
     assert (shown["kind"], shown["last_status"], shown["next_at"] is not None) == ("cooler", ending, True)
 
 
 def test_a_broken_chain_goes_on_after_its_pause(store: Store) -> None:
     """A run that ended without a next one does not begin again at once."""
-    upsert(store, beat=Schedule(cooler=3600.0))
+    upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
     s.finish(store, "beat", Status.FAILURE, reason=Reason.LOST)
     assert live_rows(store, "beat") == 0
@@ -253,7 +255,7 @@ def test_a_broken_chain_goes_on_after_its_pause(store: Store) -> None:
 
 def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
     """It is the same row, now; while it runs there is nothing to move."""
-    upsert(store, beat=Schedule(cooler=3600.0))
+    upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
     s.finish(store, "beat", again_us=HOUR)
     moved = store.run(lambda tx: schedules.run_now(tx, "beat"))
@@ -267,7 +269,7 @@ def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
 
 def test_a_paused_chain_waits_for_resume(store: Store) -> None:
     """The waiting row goes, a running one ends without a next; resume begins it now."""
-    upsert(store, beat=Schedule(cooler=0.0))
+    upsert(store, beat=ScheduleConfig(cooler=0.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
     (claim,) = s.claims(store, "beat")
     store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
@@ -283,7 +285,7 @@ def test_a_paused_chain_waits_for_resume(store: Store) -> None:
 
 def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
     """A run that was lost, and waits for its second attempt, is cancelled and not removed."""
-    upsert(store, beat=Schedule(cooler=0.0))
+    upsert(store, beat=ScheduleConfig(cooler=0.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
     (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=Next(HOUR, 0, 0, 1))
     assert live_rows(store, "beat") == 1
@@ -295,10 +297,10 @@ def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
 
 def test_a_changed_cooler_holds_at_once(store: Store) -> None:
     """The run that waits for the end of the old pause waits for the new one; with a cron it is gone."""
-    upsert(store, beat=Schedule(cooler=3600.0))
+    upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
     s.finish(store, "beat", again_us=HOUR)
-    assert upsert(store, beat=Schedule(cooler=60.0)) == ["beat"]
+    assert upsert(store, beat=ScheduleConfig(cooler=60.0)) == ["beat"]
     assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 60.0)) is True
     row = listed(store)["beat"]
     assert row.next_at == (row.last_end or 0) + 60 * SECOND
@@ -308,7 +310,7 @@ def test_a_changed_cooler_holds_at_once(store: Store) -> None:
 
 # -- coolers of workflows ----------------------------------------------------------------------
 
-SYNC = s.workflow("sync", "a", "b<a", schedule=Schedule(cooler=3600.0))
+SYNC = s.workflow("sync", "a", "b<a", schedule=ScheduleConfig(cooler=3600.0))
 
 
 def start(store: Store) -> requests.Picked:
@@ -320,7 +322,7 @@ def began(store: Store) -> bytes:
     upsert(store, sync=SYNC.schedule)
     assert start(store).begun == 0
     assert start(store) == requests.Picked(1, {"a"})
-    row = store.read(lambda tx: chains.live(tx, "sync"))
+    row = store.read(lambda tx: intervals.live(tx, "sync"))
     assert row is not None
     assert row.status is Status.INPROGRESS
     return row.id
@@ -334,7 +336,7 @@ def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
     assert live_rows(store, "sync") == 1
     s.finish(store, "b")
     row = s.request(store, request_id)[0]
-    link = store.read(lambda tx: chains.live(tx, "sync"))
+    link = store.read(lambda tx: intervals.live(tx, "sync"))
     assert row.status == "completed"
     assert link is not None
     assert (link.status, link.run_at) == (Status.SCHEDULED, (row.completed_at or 0) + HOUR)
@@ -349,7 +351,7 @@ def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
     s.finish(store, "a", Status.FAILURE, reason=Reason.ERROR)
     assert live_rows(store, "sync") == 0
     with pytest.raises(Conflict, match="workerd schedules run sync"):
-        store.run(lambda tx: jobs.retry(tx, request_id))
+        store.run(lambda tx: job_control.retry(tx, request_id))
     store.run(lambda tx: schedules.resume(tx, "sync"))
     assert start(store).begun == 1
 
@@ -367,7 +369,7 @@ def test_an_error_ends_the_run_and_not_the_chain(
     assert s.request(store, request_id)[0].status == expected
     assert live_rows(store, "sync") == 1
     with pytest.raises(Conflict, match="schedules run sync"):
-        store.run(lambda tx: jobs.retry(tx, claim.id))
+        store.run(lambda tx: job_control.retry(tx, claim.id))
 
 
 def test_a_submitted_run_begins_at_once_and_alone(store: Store) -> None:
@@ -384,7 +386,7 @@ def test_a_submitted_run_begins_at_once_and_alone(store: Store) -> None:
     assert live_rows(store, "sync") == 1
     s.finish(store, "a")
     s.finish(store, "b")
-    link = store.read(lambda tx: chains.live(tx, "sync"))
+    link = store.read(lambda tx: intervals.live(tx, "sync"))
     assert link is not None
     assert link.run_at == (s.request(store, by_hand)[0].completed_at or 0) + HOUR
 
@@ -392,7 +394,7 @@ def test_a_submitted_run_begins_at_once_and_alone(store: Store) -> None:
 def test_cancelling_the_run_goes_on_with_the_chain(store: Store) -> None:
     """By its request or by its row, the run is cancelled and the next one waits."""
     request_id = began(store)
-    assert store.run(lambda tx: jobs.cancel(tx, request_id)) == "ended"
+    assert store.run(lambda tx: job_control.cancel(tx, request_id)) == "ended"
     assert (s.request(store, request_id)[0].status, s.status(store, request_id)) == ("cancelled", "cancelled")
     assert live_rows(store, "sync") == 1
 
@@ -420,13 +422,13 @@ def test_many_nodes_never_run_a_recurring_workflow_twice(
     store: Store, store_url: str, opened: s.Opening
 ) -> None:
     """Three nodes start, end and submit runs at the same moments; there is one run at a time."""
-    eager = s.workflow("sync", "a", schedule=Schedule(cooler=0.0))
+    eager = s.workflow("sync", "a", schedule=ScheduleConfig(cooler=0.0))
     upsert(store, sync=eager.schedule)
     meet = threading.Barrier(3)
     overlaps: list[int] = []
 
     def node(by: Store, number: int) -> None:
-        mine = jobs.NodeIdent(bytes([number]) * 16, str(number))
+        mine = claims.NodeIdent(bytes([number]) * 16, str(number))
         for n in range(15):
             meet.wait(20)
             if n % 5 == number:

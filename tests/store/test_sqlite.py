@@ -13,7 +13,9 @@ import pytest
 from tests.support.storing import claims, enqueue, job, sql, status, value
 from workerd import clock
 from workerd.errors import StoreAway, StoreRefused
-from workerd.store import Store, jobs
+from workerd.store import claims as store_claims
+from workerd.store import jobs
+from workerd.store.base import Store
 
 Opened = Callable[..., Store]
 
@@ -153,7 +155,7 @@ def test_a_date_that_does_not_exist_stops_nobody(sqlite: Store) -> None:
     """It has the form of a time and is none: the job fails and says so."""
     _insert(sqlite, run_at="2024-02-31 00:00:00")
     good = enqueue(sqlite, "h")
-    batch = sqlite.run(lambda tx: jobs.claim(tx, "h", 9, jobs.NodeIdent(b"n" * 16, "one")))
+    batch = sqlite.run(lambda tx: store_claims.claim(tx, "h", 9, store_claims.NodeIdent(b"n" * 16, "one")))
     assert [c.id for c in batch.claims] == [good]
     assert [o.id for o in batch.broken] == [b"i" * 16]
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from tests.support.eventually import eventually
-from workerd.process.control import ask
+from workerd.runtime.control import ask
 
 ROOT = Path(__file__).parents[2]
 HANDLERS = "tests.support.handlers"

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workerd import log
-from workerd.config.model import Config, Node
-from workerd.dispatcher import main
+from workerd.config.model import Config, NodeConfig
+from workerd.dispatcher.dispatcher import main
 from workerd.job import Claim, Key, new_id
 from workerd.messages import (
     Ack,
@@ -26,22 +26,23 @@ from workerd.messages import (
     Demand,
     FromChild,
     FromDispatcher,
-    GiveBack,
     Hello,
     Holdings,
     Inventory,
     LeaseState,
     Outcomes,
+    Release,
     Roster,
     ToIngester,
 )
 from workerd.outcome import Outcome
-from workerd.process.channel import Channel
-from workerd.process.child import Child, fork
-from workerd.process.context import Paths, RoleContext
-from workerd.process.loop import Loop
-from workerd.process.sockets import connect, listen
-from workerd.store import Store, jobs
+from workerd.runtime.channel import Channel
+from workerd.runtime.child import Child, fork
+from workerd.runtime.loop import Loop
+from workerd.runtime.paths import Paths, RoleContext
+from workerd.runtime.sockets import connect, listen
+from workerd.store import outcomes as store_outcomes
+from workerd.store.base import Store
 
 T = TypeVar("T")
 
@@ -99,7 +100,7 @@ class Pool:
                 self.on_claims(claims)
             case Cancel(key=key):
                 self.cancelled.append(key)
-            case GiveBack(handlers=handlers):
+            case Release(handlers=handlers):
                 self.given_back.append(handlers)
             case LeaseState(held=held):
                 self.held.append(held)
@@ -142,7 +143,7 @@ class Ingester:
                 self.outcomes += outcomes
                 for outcome in outcomes:
                     owner = outcome.node_id or self.world.incarnation
-                    self.store.run(lambda tx, o=outcome, n=owner: jobs.close(tx, [o], n))
+                    self.store.run(lambda tx, o=outcome, n=owner: store_outcomes.close(tx, [o], n))
                 channel.send(Ack(below=first + len(outcomes)))
             case Barrier(token=token):
                 self.barriers.append(message)
@@ -289,9 +290,9 @@ class World:
         return info.get("settlement") == "idle" and info.get("settlements", 0) >= rounds
 
 
-def node(folder: Path, name: str = "test") -> Node:
+def node(folder: Path, name: str = "test") -> NodeConfig:
     """A node's folders below `folder`."""
-    return Node(name=name, runtime_dir=folder / "run", state_dir=folder / "state")
+    return NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state")
 
 
 def pid_exists(pid: int) -> bool:

@@ -20,7 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from workerd import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry, handler
+from workerd import handler
+from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry
 
 seen: list[str] = []
 """What happened in this worker before."""

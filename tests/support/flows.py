@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.handlers import Ignored
-from workerd import Context, Failure, Result, Retry
+from workerd.handler import Context, Failure, Result, Retry
 
 # -- "delete user" -----------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ import httpx
 
 from tests.support.daemon import HANDLERS, Daemon
 from tests.support.servers import free_port
-from workerd.config.model import Store
-from workerd.store import open_store
+from workerd.config.model import StoreConfig
+from workerd.store.engines import open_store
 
 SOON = '[defaults]\nbackoff = { first = "50ms", factor = 1.0, jitter = 0.0 }\n'
 WORK = "".join(
@@ -58,7 +58,7 @@ class Api:
 
     def __enter__(self) -> Api:
         if not self.daemon.url.startswith("sqlite"):
-            store = open_store(Store(url=self.daemon.url))
+            store = open_store(StoreConfig(url=self.daemon.url))
             store.migrate()
             store.close()
         self.daemon.start()

@@ -65,7 +65,7 @@ def main() -> int:
         shift_clock(float(what))
     else:
         patch(point, what, Path(mark))
-    from workerd.cli import main as workerd
+    from workerd.cli.main import main as workerd
 
     return workerd(words)
 

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from workerd import Context, Failure, Result, Retry
+from workerd.handler import Context, Failure, Result, Retry
 
 
 class Unprintable(Exception):

@@ -15,9 +15,8 @@ from typing import Any, TypeVar
 from tests.support.outcomes import outcome
 from tests.support.rows import Rows
 from workerd import clock, log
-from workerd.config.model import Config, Ingester, Node
-from workerd.config.model import Store as StoreConfig
-from workerd.ingester import main
+from workerd.config.model import Config, IngesterConfig, NodeConfig, StoreConfig
+from workerd.ingester.ingester import main
 from workerd.job import new_id
 from workerd.messages import (
     Ack,
@@ -28,18 +27,18 @@ from workerd.messages import (
     FromChild,
     FromIngester,
     Hello,
-    Limits,
     Outcomes,
+    PayloadLimits,
     Report,
     Roster,
     Stop,
 )
 from workerd.outcome import Outcome
-from workerd.process.channel import Channel
-from workerd.process.child import Child, fork
-from workerd.process.context import Paths, RoleContext
-from workerd.process.loop import Loop
-from workerd.process.sockets import connect
+from workerd.runtime.channel import Channel
+from workerd.runtime.child import Child, fork
+from workerd.runtime.loop import Loop
+from workerd.runtime.paths import Paths, RoleContext
+from workerd.runtime.sockets import connect
 
 T = TypeVar("T")
 
@@ -83,7 +82,7 @@ class Pool:
             case Ack(below=below):
                 assert self.durable <= below <= len(self.sent)
                 self.durable = below
-            case Limits(max_payload=limit):
+            case PayloadLimits(max_payload=limit):
                 self.limit = limit
             case BarrierDone(token=token):
                 self.barriers.append(token)
@@ -112,8 +111,8 @@ class World:
     """One node with nothing but an ingester: its folders, its life, its store as others see it."""
 
     def __init__(self, folder: Path, url: str, **ingester: Any) -> None:
-        node = Node(name="test", runtime_dir=folder / "run", state_dir=folder / "state")
-        self.config = Config(node=node, store=StoreConfig(url=url), ingester=Ingester(**ingester))
+        node = NodeConfig(name="test", runtime_dir=folder / "run", state_dir=folder / "state")
+        self.config = Config(node=node, store=StoreConfig(url=url), ingester=IngesterConfig(**ingester))
         self.paths = Paths(node)
         self.paths.private.mkdir(parents=True, exist_ok=True)
         self.paths.state.mkdir(parents=True, exist_ok=True)

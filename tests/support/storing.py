@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workerd.config.model import Schedule, Workflow, WorkflowJob
+from workerd.config.model import ScheduleConfig, WorkflowConfig, WorkflowJob
 from workerd.job import Claim, Status
 from workerd.outcome import Next, Outcome, Reason
-from workerd.store import Store, jobs, queries, requests
-from workerd.store.rows import JobRow, RequestRow
+from workerd.store import claims as store_claims
+from workerd.store import jobs, queries, requests
+from workerd.store import outcomes as store_outcomes
+from workerd.store.base import Store
+from workerd.store.columns import JobRow, RequestRow
 
-NODE = jobs.NodeIdent(b"n" * 16, "one")
+NODE = store_claims.NodeIdent(b"n" * 16, "one")
 
 
 def enqueue(store: Store, handler: str, **given: Any) -> bytes:
     return store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler=handler, **given)]))[0].id
 
 
-def claims(store: Store, handler: str, limit: int = 100, node: jobs.NodeIdent = NODE) -> list[Claim]:
-    return store.run(lambda tx: jobs.claim(tx, handler, limit, node)).claims
+def claims(store: Store, handler: str, limit: int = 100, node: store_claims.NodeIdent = NODE) -> list[Claim]:
+    return store.run(lambda tx: store_claims.claim(tx, handler, limit, node)).claims
 
 
 def outcome(
@@ -44,8 +47,8 @@ def outcome(
     )
 
 
-def close(store: Store, outcomes: Sequence[Outcome], node: jobs.NodeIdent = NODE) -> int:
-    return len(store.run(lambda tx: jobs.close(tx, outcomes, node.id)))
+def close(store: Store, outcomes: Sequence[Outcome], node: store_claims.NodeIdent = NODE) -> int:
+    return len(store.run(lambda tx: store_outcomes.close(tx, outcomes, node.id)))
 
 
 def finish(store: Store, handler: str, status: Status = Status.COMPLETED, **given: Any) -> list[Claim]:
@@ -55,7 +58,7 @@ def finish(store: Store, handler: str, status: Status = Status.COMPLETED, **give
     return taken
 
 
-def job(store: Store, job_id: bytes) -> queries.Job:
+def job(store: Store, job_id: bytes) -> queries.StoredJob:
     return store.read(lambda tx: queries.get(tx, job_id))
 
 
@@ -73,7 +76,7 @@ def states(store: Store, request_id: bytes) -> tuple[str, dict[str | None, str]]
     return row.status, {name: one.status for name, one in found.items()}
 
 
-def workflow(name: str, *jobs_: str, schedule: Schedule | None = None) -> Workflow:
+def workflow(name: str, *jobs_: str, schedule: ScheduleConfig | None = None) -> WorkflowConfig:
     """Jobs as `name` or `name<need,need`; each runs the handler of its own name."""
     made: dict[str, WorkflowJob] = {}
     for text in jobs_:
@@ -81,10 +84,10 @@ def workflow(name: str, *jobs_: str, schedule: Schedule | None = None) -> Workfl
         needed = tuple(needs.split(",")) if needs else ()
         step = max((made[n].step + 1 for n in needed), default=0)
         made[job_name] = WorkflowJob(name=job_name, handler=job_name, needs=needed, step=step)
-    return Workflow(name=name, jobs=tuple(made.values()), schedule=schedule or Schedule())
+    return WorkflowConfig(name=name, jobs=tuple(made.values()), schedule=schedule or ScheduleConfig())
 
 
-def submit(store: Store, of: Workflow, params: bytes = b"{}") -> bytes:
+def submit(store: Store, of: WorkflowConfig, params: bytes = b"{}") -> bytes:
     """Submit a request and pick it up."""
     made = store.run(lambda tx: requests.submit(tx, of.name, params))
     store.run(lambda tx: requests.pickup(tx, {of.name: of}, 100))

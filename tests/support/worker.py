@@ -12,30 +12,31 @@ from typing import Any
 
 import msgspec
 
-from workerd.config.model import Handler, Pool
+from workerd.config.model import HandlerConfig, PoolConfig
 from workerd.job import Claim, new_id
 from workerd.messages import Assignment, FromWorker, Loaded, Progressed
-from workerd.outcome import Ending
-from workerd.pool.fds import WorkerFds
-from workerd.pool.lane import Lane
+from workerd.outcome import RunResult
+from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.loading import load
-from workerd.pool.page import Page
+from workerd.pool.shared import SharedFlags, WorkerFds
 from workerd.pool.worker import worker_main
-from workerd.process.child import fork
+from workerd.runtime.child import fork
 
 _LENGTH = struct.Struct("!i")
 _decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
-def pool_of(name: str = "test", /, **calls: Any) -> Pool:
+def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
     """A pool whose handlers are called so; a value that is no text is a key of the pool."""
     keys = {k: v for k, v in calls.items() if not isinstance(v, str)}
     handlers = tuple(
-        Handler(name=k, call=v, pool=name) for k, v in calls.items() if isinstance(v, str) and k != "init"
+        HandlerConfig(name=k, call=v, pool=name)
+        for k, v in calls.items()
+        if isinstance(v, str) and k != "init"
     )
     if "init" in calls:
         keys["init"] = calls["init"]
-    return Pool(name=name, handlers=handlers, **keys)
+    return PoolConfig(name=name, handlers=handlers, **keys)
 
 
 def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
@@ -48,16 +49,16 @@ def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
 class Worker:
     """One forked worker; the test speaks to it as its pool would."""
 
-    def __init__(self, pool: Pool, *, preload: bool = True) -> None:
+    def __init__(self, pool: PoolConfig, *, preload: bool = True) -> None:
         before = list(sys.path)
         loaded = load(pool) if preload else None
         sys.path[:] = before
-        self.page = Page()
+        self.page = SharedFlags()
         self.sock, theirs = socket.socketpair()
         self.output, writing = os.pipe()
         self.dump = os.memfd_create("dump")
         null = os.open(os.devnull, os.O_RDWR)
-        self.lane = Lane()
+        self.lane = AssignmentQueue()
         fds = WorkerFds(theirs.fileno(), self.lane.fileno(), writing, null, self.page, self.dump)
         self.child = fork(
             lambda: worker_main(fds, f"{pool.name}/0", pool, loaded),
@@ -101,18 +102,18 @@ class Worker:
             body = msgspec.msgpack.encode(assignment)
             self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
-    def ending(self) -> Ending:
+    def ending(self) -> RunResult:
         """Wait for the ending of the present job; progress is kept aside."""
         while True:
             message = self.receive()
             if isinstance(message, Progressed):
                 self.progress.append(message)
                 continue
-            assert isinstance(message, Ending), message
+            assert isinstance(message, RunResult), message
             assert message.serial == self.serial
             return message
 
-    def run(self, handler: str, values: Any = None, **more: Any) -> Ending:
+    def run(self, handler: str, values: Any = None, **more: Any) -> RunResult:
         """Run a job to its ending."""
         self.assign(handler, values, **more)
         return self.ending()

@@ -80,7 +80,7 @@ def make(tmp_path: Path, store_url: str, store: Any) -> Any:
 
 def test_the_dispatcher_between_commit_and_hand_over(make: Make) -> None:
     """The claims that nobody received are given back unharmed: each job runs once, as its first attempt."""
-    world = make("workerd.dispatcher.claims:Claimer._hand_over", "before")
+    world = make("workerd.dispatcher.claimer:Claimer._hand_over", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)
@@ -94,7 +94,7 @@ def test_the_dispatcher_between_commit_and_hand_over(make: Make) -> None:
 @pytest.mark.slow
 def test_the_dispatcher_right_after_hand_over(make: Make) -> None:
     """Whether the frames had left or not: no job is lost, and none that had finished runs again."""
-    world = make("workerd.dispatcher.claims:Claimer._hand_over", "after")
+    world = make("workerd.dispatcher.claimer:Claimer._hand_over", "after")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)
@@ -106,7 +106,7 @@ def test_the_dispatcher_right_after_hand_over(make: Make) -> None:
 
 def test_the_ingester_between_commit_and_acknowledgement(make: Make) -> None:
     """The outcomes come again and change nothing; nothing finished runs again."""
-    world = make("workerd.ingester.backlog:Backlog.settle", "before")
+    world = make("workerd.ingester.pending:PendingOutcomes.settle", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)
@@ -132,7 +132,7 @@ def test_the_ingester_before_its_commit(make: Make) -> None:
 @pytest.mark.slow
 def test_the_ingester_with_a_barrier_before_it(make: Make) -> None:
     """The barrier is asked for again, and the settlement that waits for it comes to its end."""
-    world = make("workerd.ingester.service:Ingester._on_barrier", "before")
+    world = make("workerd.ingester.ingester:Ingester._on_barrier", "before")
     running = world.rows.insert("waits", {"path": str(world.folder / "stopping")})
     world.daemon.start()
     eventually(world.halted)
@@ -147,7 +147,7 @@ def test_the_ingester_with_a_barrier_before_it(make: Make) -> None:
 @pytest.mark.slow
 def test_the_dispatcher_in_the_middle_of_a_settlement(make: Make) -> None:
     """Its successor begins anew and ends the same claims."""
-    world = make("workerd.dispatcher.settlement:Settlement.work", "before")
+    world = make("workerd.dispatcher.recovery:Settlement.work", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)

@@ -13,8 +13,8 @@ from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
 from tests.support.services import UserService
-from workerd.config.model import Store as StoreConfig
-from workerd.store import open_store
+from workerd.config.model import StoreConfig
+from workerd.store.engines import open_store
 
 CONFIG = """
 [defaults]

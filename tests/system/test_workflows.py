@@ -12,8 +12,8 @@ from tests.support.asking import Asking
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
-from workerd.config.model import Store as StoreConfig
-from workerd.store import open_store
+from workerd.config.model import StoreConfig
+from workerd.store.engines import open_store
 
 CONFIG = f"""
 [defaults]

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from workerd.cli import check, daemon, enqueue, handlers, jobs, requests, schedules, setup, status, top, why
+from workerd.cli import admin, daemon, handlers, jobs, requests, schedules, status, top, why
+from workerd.cli import jobs as cli_jobs
 from workerd.cli.options import WaitingCommand
 
 
@@ -33,9 +34,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "restart": daemon.restart,
     "reload": daemon.reload,
     "status": status.status,
-    "check": check.check,
-    "migrate": setup.migrate,
-    "enqueue": enqueue.enqueue,
+    "check": admin.check,
+    "migrate": admin.migrate,
+    "enqueue": cli_jobs.enqueue,
     "handlers": handlers.handlers,
     "pause": handlers.pause,
     "resume": handlers.resume,
@@ -43,9 +44,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "schedules": schedules.schedules,
     "why": why.why,
     "top": top.top,
-    "demo": setup.demo,
-    "install": setup.install,
-    "uninstall": setup.uninstall,
+    "demo": admin.demo,
+    "install": admin.install,
+    "uninstall": admin.uninstall,
 }
 
 for name, command in COMMANDS.items():

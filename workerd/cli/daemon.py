@@ -2,19 +2,179 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import select
 import signal
+import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
-from workerd.cli.background import Running, spawn
-from workerd.cli.faults import Failed
-from workerd.cli.opening import configuration
+from workerd.cli.errors import CommandFailed
 from workerd.cli.options import ConfigPath
+from workerd.cli.output import say
 from workerd.cli.serving import serve
-from workerd.cli.terminal import say, seconds_text
+from workerd.cli.session import configuration
 from workerd.config.model import Config
 from workerd.errors import ConfigError
-from workerd.process.context import Paths
+from workerd.runtime.paths import Paths
+from workerd.text import seconds_text
+
+HANDOVER = 10.0
+"""Seconds that a detached daemon may take to say its process id."""
+
+
+_DAEMON = "import sys; from workerd.cli.serving import detached; sys.exit(detached())"
+
+
+class Running:
+    """A daemon that holds the lock on its pid file: a file that nobody has locked is a stale one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    def find(cls, config: Config) -> Running | None:
+        """The daemon of this configuration, None if there is none. Raises Failed if nobody may know."""
+        path = Paths(config.node).pid
+        pid = _holder(path)
+        if pid is None:
+            return None
+        try:
+            found = cls(pid)
+        except ProcessLookupError:
+            return None
+        # The pid named this very process only if the lock is still held now that its pidfd is open.
+        return found if _holder(path) == pid else None
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return not _ended(self._pidfd)
+
+    def signal(self, number: int) -> None:
+        """Send a signal. Raises Failed if this user may not."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            raise CommandFailed(
+                f"You may not signal workerd (process id {self.pid}): "
+                f"do it as the user who started it, or as root."
+            ) from None
+
+
+def _holder(path: Path) -> int | None:
+    """The pid of who holds the lock on the pid file; None if nobody does."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CommandFailed(
+            f"{path} cannot be read ({error.strerror}): do this as the user who started workerd."
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(fd, 32, 0).strip()
+        return int(text) if text.isdigit() else None
+    finally:
+        os.close(fd)
+    return None
+
+
+class Detached:
+    """The daemon that `spawn` started, seen from the command that started it."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._pidfd: int | None = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._pidfd = None
+
+    def lives(self) -> bool:
+        """Whether it has not ended."""
+        return self._pidfd is not None and not _ended(self._pidfd)
+
+
+def _ended(pidfd: int) -> bool:
+    return bool(select.select([pidfd], [], [], 0)[0])
+
+
+def spawn(config: Config, log_file: Path, path: Path | None) -> Detached:
+    """Be the daemon in a process without terminal or parent, its output in `log_file`. Raises Failed.
+
+    `path` is what `-c` names.
+    """
+    try:
+        config.node.state_dir.mkdir(0o750, parents=True, exist_ok=True)
+        log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+    except OSError as error:
+        raise CommandFailed(
+            f"{log_file} cannot be written ({error.strerror}): start workerd as a user who may, "
+            f"or set node.state_dir to a folder of your own."
+        ) from None
+    reader, writer = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        _detach(log, writer, [str(log_file), *([str(path)] if path else [])])
+    os.close(writer)
+    os.close(log)
+    os.waitpid(pid, 0)
+    return Detached(_announced(reader))
+
+
+def _announced(reader: int) -> int:
+    """The pid that the detached process wrote. Raises Failed if it died before."""
+    os.set_blocking(reader, False)
+    end = time.monotonic() + HANDOVER
+    text = b""
+    while time.monotonic() < end:
+        try:
+            part = os.read(reader, 32)
+        except BlockingIOError:
+            time.sleep(0.005)
+            continue
+        if not part:
+            break
+        text += part
+    os.close(reader)
+    if not text.isdigit():
+        raise CommandFailed(
+            "workerd could not be put into the background: `workerd run` shows what is wrong."
+        )
+    return int(text)
+
+
+def _detach(log: int, writer: int, arguments: list[str]) -> NoReturn:
+    """In the first child: become a daemon, say the pid, begin anew."""
+    from daemon import DaemonContext
+
+    try:
+        with DaemonContext(
+            # A relative path in the configuration must go on to name the same file.
+            working_directory=str(Path.cwd()),
+            umask=0o027,
+            prevent_core=False,  # of its own, a crash of a handler's C library may be worth a core file
+            files_preserve=[writer],
+            stdout=os.fdopen(os.dup(log), "w"),
+            stderr=os.fdopen(os.dup(log), "w"),
+            # The supervisor sets its own dispositions; it has no terminal to be stopped by.
+            signal_map={},
+        ):
+            os.write(writer, str(os.getpid()).encode())
+            os.close(writer)
+            # This process has read the store's credentials, which no pool may inherit.
+            os.execv(sys.executable, [sys.executable, "-P", "-c", _DAEMON, *arguments])
+    finally:
+        os._exit(1)
+
 
 START_LIMIT = 120.0
 """Seconds that `start` waits for the daemon to be ready."""
@@ -33,7 +193,7 @@ def start(c: ConfigPath = None) -> None:
     config = configuration(c)
     running = Running.find(config)
     if running is not None:
-        raise Failed(
+        raise CommandFailed(
             f"workerd runs already, with process id {running.pid}. "
             f"`workerd restart` starts it anew, `workerd reload` reads its configuration again."
         )
@@ -50,7 +210,7 @@ def _start(config: Config, path: Path | None) -> None:
             say(f"workerd runs with process id {state[0]}; its log is {log_file}.")
             return
         if not child.lives():
-            raise Failed(f"workerd did not start: the end of {log_file} says why.")
+            raise CommandFailed(f"workerd did not start: the end of {log_file} says why.")
         time.sleep(LOOK_EVERY)
     say(
         f"workerd was started but is not ready after {seconds_text(START_LIMIT)}: "
@@ -59,7 +219,7 @@ def _start(config: Config, path: Path | None) -> None:
 
 
 def _state(config: Config) -> tuple[int, bool] | None:
-    from workerd.process.control import ask
+    from workerd.runtime.control import ask
 
     try:
         answer = ask(Paths(config.node).supervisor, {"ask": "status"})
@@ -88,7 +248,7 @@ def _stop(config: Config, running: Running) -> None:
     told = time.monotonic() + 1.0
     while running.lives():
         if time.monotonic() > end:
-            raise Failed(
+            raise CommandFailed(
                 f"workerd (process id {running.pid}) has not stopped: `workerd status` says what it "
                 f"waits for; a second `workerd stop` does not wait for running jobs."
             )
@@ -116,8 +276,8 @@ def reload(c: ConfigPath = None) -> None:
     config = configuration(c)
     running = Running.find(config)
     if running is None:
-        raise Failed("workerd does not run here: `workerd start` starts it.")
-    from workerd.process.control import ask
+        raise CommandFailed("workerd does not run here: `workerd start` starts it.")
+    from workerd.runtime.control import ask
 
     try:
         answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=30.0)
@@ -126,7 +286,7 @@ def reload(c: ConfigPath = None) -> None:
         say("workerd was told to reload; its log says what came of it.")
         return
     except OSError as error:
-        raise Failed(f"workerd does not answer ({error}): look at its log, then try again.") from None
+        raise CommandFailed(f"workerd does not answer ({error}): look at its log, then try again.") from None
     if not answer.get("ok"):
         raise ConfigError([str(fault) for fault in answer.get("faults", ["the reload was refused"])])
     changes = [str(name) for name in answer.get("changes", [])]

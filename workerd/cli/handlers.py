@@ -8,28 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workerd.cli.opening import opened, wake
 from workerd.cli.options import AsJson, ConfigPath, Reason
-from workerd.cli.terminal import line, put_json, say, table
+from workerd.cli.output import put_json, say, table
+from workerd.cli.session import opened, wake
 from workerd.clock import to_rfc3339
 from workerd.config.model import Config
+from workerd.text import line
 
 if TYPE_CHECKING:
     from workerd.store.handlers import HandlerRow
+
 
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.")]
 
 
 def handlers(c: ConfigPath = None, json: AsJson = False) -> None:
     """List the handlers, what they take, what is paused."""
+    from workerd import documents
     from workerd.store import handlers as store_handlers
-    from workerd.store import views
 
     with opened(c) as (config, store):
         found = store.read(store_handlers.list_)
     rows = _with_configured(config, found)
     if json:
-        put_json({"handlers": [views.handler(row) for row in rows], "next": None})
+        put_json({"handlers": [documents.handler(row) for row in rows], "next": None})
         return
     table(
         ["handler", "nodes", "takes", "state"],
@@ -73,7 +75,7 @@ def pause(handler: HandlerName, reason: Reason = "", c: ConfigPath = None) -> No
 
     No node claims its jobs once this has returned; what runs goes on to its end.
     """
-    from workerd.client.admission import check_handlers
+    from workerd.operations.enqueue import check_handlers
     from workerd.store import handlers as store_handlers
 
     with opened(c) as (config, store):
@@ -105,11 +107,11 @@ def who() -> str:
 
 def nodes(c: ConfigPath = None, json: AsJson = False) -> None:
     """List the nodes that share this store."""
+    from workerd import documents
     from workerd.store import nodes as store_nodes
-    from workerd.store import views
 
     with opened(c) as (_, store):
-        found = store.read(lambda tx: [views.node(row, tx.now) for row in store_nodes.list_(tx)])
+        found = store.read(lambda tx: [documents.node(row, tx.now) for row in store_nodes.list_(tx)])
     if json:
         put_json({"nodes": found, "next": None})
         return

@@ -6,18 +6,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workerd.cli.faults import Ended, Failed, UsageFault
-from workerd.cli.opening import opened, wake
-from workerd.cli.options import AsJson, ConfigPath, Limit, SinceFilter, Wait
-from workerd.cli.requestview import show_request, table_of_requests
-from workerd.cli.terminal import line, put, put_json, say
-from workerd.cli.values import identity, key_values, patience, since
+from workerd.cli.errors import CommandExit, CommandFailed, UsageError
+from workerd.cli.options import (
+    AsJson,
+    ConfigPath,
+    Limit,
+    SinceFilter,
+    Wait,
+    identity,
+    key_values,
+    patience,
+    since,
+)
+from workerd.cli.output import put, put_json, say
+from workerd.cli.session import opened, wake
+from workerd.cli.views import show_request, table_of_requests
 from workerd.clock import now_us
 from workerd.config.model import Config
 from workerd.job import id_text
+from workerd.text import line
 
 if TYPE_CHECKING:
-    from workerd.store import Store, Tx
+    from workerd.store.base import Store, Tx
+
 
 SHOWN = 50
 PAGE = 200
@@ -45,7 +56,7 @@ def submit(
     workflow: Workflow, words: Words = None, wait: Wait = None, c: ConfigPath = None, json: AsJson = False
 ) -> None:
     """Begin a request and print its id; with --wait show how it ended."""
-    from workerd.client.spec import params_json
+    from workerd.job_spec import params_json
     from workerd.signature import coerce_texts
     from workerd.store import requests
 
@@ -56,7 +67,7 @@ def submit(
         try:
             params = params_json(coerce_texts(None, texts), config.gateway.max_body)
         except ValueError as error:
-            raise UsageFault(f"{error}.") from None
+            raise UsageError(f"{error}.") from None
         key = store.run(lambda tx: requests.submit(tx, workflow, params)).id
         wake(config)
         if wait is not None:
@@ -72,17 +83,17 @@ def _check_workflow(config: Config, name: str) -> None:
         return
     known = ", ".join(sorted(config.workflows))
     hint = f"known are: {known}." if known else "the configuration has no [workflows.NAME]."
-    raise UsageFault(f'There is no workflow "{name}"; {hint}')
+    raise UsageError(f'There is no workflow "{name}"; {hint}')
 
 
 def _wait(config: Config, store: Store, key: bytes, limit: float | None, json: bool) -> None:
-    from workerd.client.waiting import request_over, until
+    from workerd.client import request_over, until
 
     shown = id_text(key)
     try:
         until(store.read, request_over(key), limit)
     except TimeoutError:
-        raise Failed(
+        raise CommandFailed(
             f"The request {shown} has not ended in time; it goes on. "
             f"`workerd request show {shown}` says how it is."
         ) from None
@@ -91,7 +102,7 @@ def _wait(config: Config, store: Store, key: bytes, limit: float | None, json: b
         raise
     _show(config, store, key, json)
     if store.read(lambda tx: document_of(tx, key))["status"] != "completed":
-        raise Ended(1)
+        raise CommandExit(1)
 
 
 def show(request_id: RequestId, c: ConfigPath = None, json: AsJson = False) -> None:
@@ -115,10 +126,11 @@ def _show(config: Config, store: Store, key: bytes, json: bool) -> None:
 
 def document_of(tx: Tx, key: bytes) -> dict[str, Any]:
     """The request's document, with its jobs. Raises NotFound."""
-    from workerd.store import requests, views
+    from workerd import documents
+    from workerd.store import requests
 
     row, jobs = requests.get(tx, key)
-    return views.request(row, jobs)
+    return documents.request(row, jobs)
 
 
 def list_(
@@ -130,12 +142,13 @@ def list_(
     json: AsJson = False,
 ) -> None:
     """List requests, newest first."""
-    from workerd.store import requests, views
+    from workerd import documents
+    from workerd.store import requests
     from workerd.workflow import RequestStatus
 
     if status is not None and status not in list(RequestStatus):
         known = ", ".join(RequestStatus)
-        raise UsageFault(f'--status: expected one of {known}, got "{line(status)}".')
+        raise UsageError(f'--status: expected one of {known}, got "{line(status)}".')
     moment = since(since_, now_us())
     found: list[Any] = []
     after: str | None = None
@@ -155,7 +168,7 @@ def list_(
             if after is None:
                 break
     if json:
-        put_json({"requests": [views.request(row) for row in found], "next": after})
+        put_json({"requests": [documents.request(row) for row in found], "next": after})
         return
     table_of_requests(found)
     if after is not None and limit is None:

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workerd.cli.faults import UsageFault
+from workerd.cli.errors import UsageError
 from workerd.cli.handlers import who
-from workerd.cli.jobview import second
-from workerd.cli.opening import opened, wake
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.terminal import line, put, put_json, say, table
+from workerd.cli.output import put, put_json, say, table
+from workerd.cli.session import opened, wake
+from workerd.cli.views import second
 from workerd.clock import to_rfc3339
 from workerd.config.model import Config
 from workerd.errors import NotFound
 from workerd.job import id_text
+from workerd.text import line
 
 if TYPE_CHECKING:
-    from workerd.store import Store, Tx
+    from workerd.store.base import Store, Tx
     from workerd.store.schedules import ScheduleRow
+
 
 ACTIONS = ("pause", "resume", "run")
 MOST = 1000
@@ -46,17 +48,17 @@ def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, jso
             pass
         case [action, name] if action in ACTIONS:
             if next_ is not None:
-                raise UsageFault("--next shows times and changes nothing: leave it out, or the action.")
+                raise UsageError("--next shows times and changes nothing: leave it out, or the action.")
             _act(c, action, name, json)
             return
         case _:
-            raise UsageFault("Expected one name, or pause, resume or run and one name.")
+            raise UsageError("Expected one name, or pause, resume or run and one name.")
     with opened(c) as (config, store):
         rows, now = store.read(lambda tx: _rows(tx, config, name))
     if next_ is None:
         _show(rows, now, json)
     elif name is None:
-        raise UsageFault("Name the schedule whose coming times you want: `workerd schedules NAME --next 10`.")
+        raise UsageError("Name the schedule whose coming times you want: `workerd schedules NAME --next 10`.")
     else:
         _show_next(rows[0], now, next_, json)
 
@@ -94,7 +96,7 @@ def coming(row: ScheduleRow, now: int, count: int) -> list[int]:
 
 
 def _document(row: ScheduleRow, now: int, count: int = 1) -> dict[str, Any]:
-    from workerd.store import views
+    from workerd import documents
 
     times = coming(row, now, count)
     return {
@@ -102,12 +104,12 @@ def _document(row: ScheduleRow, now: int, count: int = 1) -> dict[str, Any]:
         "kind": row.kind,
         "expression": row.expression,
         "timezone": row.timezone,
-        "last_tick": views.moment(row.last_tick),
-        "last_job": views.identity(row.last_job),
+        "last_tick": documents.moment(row.last_tick),
+        "last_job": documents.identity(row.last_job),
         "last_status": row.last_status,
-        "last_end": views.moment(row.last_end),
-        "next_at": views.moment(times[0] if times else None),
-        "paused_at": views.moment(row.paused_at),
+        "last_end": documents.moment(row.last_end),
+        "next_at": documents.moment(times[0] if times else None),
+        "paused_at": documents.moment(row.paused_at),
         "paused_by": row.paused_by,
         **({"next": [to_rfc3339(us) for us in times]} if count > 1 else {}),
     }

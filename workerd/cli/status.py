@@ -6,11 +6,12 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from workerd.cli.faults import Ended, Failed
-from workerd.cli.opening import configuration
+from workerd.cli.errors import CommandExit, CommandFailed
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.terminal import line, pairs, plural, put, put_json, say, seconds_text, size_text, table
+from workerd.cli.output import pairs, put, put_json, say, table
+from workerd.cli.session import configuration
 from workerd.config.model import Config
+from workerd.text import line, plural, seconds_text, size_text
 
 Document = dict[str, Any]
 
@@ -25,28 +26,28 @@ def status(c: ConfigPath = None, json: AsJson = False) -> None:
     if not document.get("ready") or _store_is_away(document):
         if not json:
             say(_why_not_ready(document))
-        raise Ended(1)
+        raise CommandExit(1)
 
 
 def asked(config: Config) -> Document:
     """The supervisor's own document. Raises Failed with what to do when nobody answers."""
-    from workerd.process.context import Paths
-    from workerd.process.control import ask
+    from workerd.runtime.control import ask
+    from workerd.runtime.paths import Paths
 
     path = Paths(config.node).supervisor
     try:
         return ask(path, {"ask": "status"})
     except PermissionError:
-        raise Failed(
+        raise CommandFailed(
             f"You may not ask workerd ({path}): do it as the user that it runs as, or as root."
         ) from None
     except (FileNotFoundError, ConnectionRefusedError):
-        raise Failed(
+        raise CommandFailed(
             f"workerd does not run here (nobody listens at {path}): start it with `workerd start` or "
             f"`systemctl start workerd`."
         ) from None
     except OSError as error:
-        raise Failed(
+        raise CommandFailed(
             f"workerd does not answer at {path} ({error}): look at its log, then try again."
         ) from None
 

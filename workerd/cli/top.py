@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workerd.cli.opening import configuration
 from workerd.cli.options import AsJson, ConfigPath
+from workerd.cli.output import put_json
+from workerd.cli.session import configuration
 from workerd.cli.status import Document, asked, runs_for
-from workerd.cli.terminal import put_json
 from workerd.config.model import Config
 from workerd.errors import StoreError
 
 if TYPE_CHECKING:
     import psutil
 
-    from workerd.store import Store, Tx
+    from workerd.store.base import Store, Tx
+
 
 EVERY = 1.0
 """Seconds between two frames."""
@@ -35,7 +36,7 @@ Once = Annotated[bool, typer.Option("--once", help="Print one frame and end.")]
 def top(once: Once = False, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show pools, workers, what runs now, rates and depth."""
     config = configuration(c)
-    with contextlib.closing(Gauge(config)) as gauge:
+    with contextlib.closing(TopSampler(config)) as gauge:
         gauge.read()
         if json or once:
             time.sleep(SAMPLE)
@@ -43,11 +44,11 @@ def top(once: Once = False, c: ConfigPath = None, json: AsJson = False) -> None:
             if json:
                 put_json(document)
             else:
-                from workerd.cli.topview import print_frame
+                from workerd.cli.top_view import print_frame
 
                 print_frame(document)
             return
-        from workerd.cli.topview import live
+        from workerd.cli.top_view import live
 
         # Ctrl-C is how one leaves it.
         with contextlib.suppress(KeyboardInterrupt), live() as show:
@@ -56,7 +57,7 @@ def top(once: Once = False, c: ConfigPath = None, json: AsJson = False) -> None:
                 show(gauge.read())
 
 
-class Gauge:
+class TopSampler:
     """Reads one frame after the other; CPU is measured from the frame before."""
 
     def __init__(self, config: Config) -> None:
@@ -132,7 +133,7 @@ class Gauge:
         names = sorted({h for pool in _list(said.get("pools")) for h in pool.get("handlers") or ()})
         try:
             if self._store is None:
-                from workerd.store import open_store
+                from workerd.store.engines import open_store
 
                 node, url = self._config.node, self._config.store
                 self._store = open_store(url, state_dir=Path(node.state_dir), timeout=STORE_TIMEOUT)

@@ -6,22 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workerd.cli.faults import Failed
-from workerd.cli.jobview import death, microseconds, second, show_attempts
-from workerd.cli.opening import opened
-from workerd.cli.options import AsJson, ConfigPath
+from workerd.cli.errors import CommandFailed
+from workerd.cli.options import AsJson, ConfigPath, identity
+from workerd.cli.output import bold, put, put_json
+from workerd.cli.session import opened
 from workerd.cli.status import Document, asked, running, runs_for
-from workerd.cli.terminal import bold, line, plural, put, put_json, seconds_text, size_text
-from workerd.cli.values import identity
+from workerd.cli.views import death, microseconds, second, show_attempts
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.job import Status
+from workerd.text import line, plural, seconds_text, size_text
 
 if TYPE_CHECKING:
-    from workerd.store import Tx
+    from workerd.store.base import Tx
+    from workerd.store.columns import JobRow
     from workerd.store.handlers import HandlerRow
-    from workerd.store.queries import Job
-    from workerd.store.rows import JobRow
+    from workerd.store.queries import StoredJob
+
 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
 STACK_SHOWN = 40
@@ -29,13 +30,14 @@ STACK_SHOWN = 40
 
 def why(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Say what a job waits for, or why it died."""
-    from workerd.store import queries, views
+    from workerd import documents
+    from workerd.store import queries
 
     key = identity(job_id)
     with opened(c) as (config, store):
         job = store.read(lambda tx: queries.get(tx, key))
         reasons = store.read(lambda tx: _reasons(tx, config, job))
-    document = views.job(job)
+    document = documents.job(job)
     if json:
         put_json({"id": document["id"], "status": document["status"], "why": reasons, "job": document})
         return
@@ -56,7 +58,7 @@ def _show_stack(job: Document) -> None:
         put(text)
 
 
-def _reasons(tx: Tx, config: Config, job: Job) -> list[str]:
+def _reasons(tx: Tx, config: Config, job: StoredJob) -> list[str]:
     """Sentences, the most important first."""
     row = job.row
     match row.status:
@@ -114,7 +116,7 @@ def _ending(row: JobRow) -> str:
 # -- waiting -----------------------------------------------------------------------------------
 
 
-def _why_scheduled(tx: Tx, job: Job) -> list[str]:
+def _why_scheduled(tx: Tx, job: StoredJob) -> list[str]:
     row = job.row
     due = row.run_at or 0
     left = (due - tx.now) / SECOND
@@ -182,7 +184,7 @@ def _why_here(config: Config, row: JobRow) -> list[str]:
     """What this machine's own daemon says of the handler's pool, if it can be asked."""
     try:
         document = asked(config)
-    except Failed:
+    except CommandFailed:
         return []
     for name, pool in (document.get("pools") or {}).items():
         if row.handler in (pool.get("handlers") or ()):

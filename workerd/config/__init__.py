@@ -1,5 +1,1 @@
-"""etc/ -> frozen values, with all faults at once."""
-
-from workerd.config.loader import load
-
-__all__ = ["load"]
+"""The configuration: files under etc/ and environment variables to frozen values, all errors at once."""

@@ -15,27 +15,27 @@ Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
 
 
-class Value(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ConfigValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen, comparable part of the configuration."""
 
 
-class Node(Value, frozen=True):
+class NodeConfig(ConfigValue, frozen=True):
     name: str = ""  # filled with the host's name
     runtime_dir: Path = Path("/run/workerd")
     state_dir: Path = Path("/var/lib/workerd")
 
 
-class Log(Value, frozen=True):
+class LogConfig(ConfigValue, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "text", "json"] = "auto"
     labels: dict[str, str] = {}
 
 
-class Supervisor(Value, frozen=True):
+class SupervisorConfig(ConfigValue, frozen=True):
     watchdog: float = 10.0
 
 
-class Store(Value, frozen=True):
+class StoreConfig(ConfigValue, frozen=True):
     url: str = "sqlite:////var/lib/workerd/workerd.db"
     password_file: str = ""
 
@@ -47,20 +47,20 @@ class Store(Value, frozen=True):
         return [("password_file", self.password_file)]
 
 
-class Dispatcher(Value, frozen=True):
+class DispatcherConfig(ConfigValue, frozen=True):
     batch: int = 500
     poll: float = 0.5
     lease: float = 30.0
 
 
-class Ingester(Value, frozen=True):
+class IngesterConfig(ConfigValue, frozen=True):
     batch: int = 500
     linger: float = 0.005
     spool: int = 1 << 30
     max_payload: int = 4 << 20
 
 
-class Gateway(Value, frozen=True):
+class GatewayConfig(ConfigValue, frozen=True):
     listen: str = "127.0.0.1:8020"
     token_file: str = ""
     allowed_hosts: tuple[str, ...] = ()
@@ -68,35 +68,35 @@ class Gateway(Value, frozen=True):
     open_metrics: bool = False
 
 
-class Shutdown(Value, frozen=True):
+class ShutdownConfig(ConfigValue, frozen=True):
     drain: float = 30.0
 
 
-class Retention(Value, frozen=True):
+class RetentionConfig(ConfigValue, frozen=True):
     completed: float | None = 7 * 86400.0
     failure: float | None = 30 * 86400.0
 
 
-class Pickup(Value, frozen=True):
+class PickupConfig(ConfigValue, frozen=True):
     enabled: bool = True
     requests_new: str = ""
     requests_inprogress: str = ""
     jobs: str = ""
 
 
-class Backoff(Value, frozen=True):
+class Backoff(ConfigValue, frozen=True):
     first: float = 1.0
     factor: float = 2.0
     max: float = 600.0
     jitter: float = 0.1
 
 
-class Restart(Value, frozen=True):
+class RestartConfig(ConfigValue, frozen=True):
     intensity: int = 5
     period: float = 60.0
 
 
-class Policy(Value, frozen=True):
+class Policy(ConfigValue, frozen=True):
     """How the attempts of a handler are bounded and repeated: everything a decorator may say too."""
 
     deadline: float = 0.0
@@ -109,7 +109,7 @@ class Policy(Value, frozen=True):
     ignore: tuple[str, ...] = ()
 
 
-class Schedule(Value, frozen=True):
+class ScheduleConfig(ConfigValue, frozen=True):
     """When a handler or a workflow recurs; neither `cooler` nor `cron` means not at all."""
 
     cooler: float | None = None
@@ -123,28 +123,28 @@ class Schedule(Value, frozen=True):
         return self.cooler is not None or bool(self.cron)
 
 
-class Handler(Value, frozen=True):
+class HandlerConfig(ConfigValue, frozen=True):
     """One `[handlers.NAME]`.
 
     The policy comes in layers because the decorator's lies between them: built-in < `[defaults]` <
     decorator < the handler's own table. `policy_defaults` and `policy_own` hold only the keys that were
-    given, already converted; `workerd.retry.effective(handler, decorator_options)` lays them together.
+    given, already converted; `workerd.policy.effective(handler, decorator_options)` lays them together.
     """
 
     name: str
     call: str
     pool: str  # filled with the handler's name
     max_waiting: int = 0
-    schedule: Schedule = Schedule()
+    schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
 
 
-class Pool(Value, frozen=True):
+class PoolConfig(ConfigValue, frozen=True):
     """One pool: `[pools.NAME]`, or the pool keys of a handler's own table; with its handlers."""
 
     name: str
-    handlers: tuple[Handler, ...] = ()
+    handlers: tuple[HandlerConfig, ...] = ()
     workers: int = 1
     path: tuple[str, ...] = ()
     env: dict[str, str] = {}
@@ -157,10 +157,10 @@ class Pool(Value, frozen=True):
     memory_max: int = 0
     cpu_weight: int = 0
     pids_max: int = 0
-    restart: Restart = Restart()
+    restart: RestartConfig = RestartConfig()
 
 
-class WorkflowJob(Value, frozen=True):
+class WorkflowJob(ConfigValue, frozen=True):
     """One node of a workflow's graph, in the long form; steps are translated into it."""
 
     name: str
@@ -170,32 +170,32 @@ class WorkflowJob(Value, frozen=True):
     step: int = 0
 
 
-class Workflow(Value, frozen=True):
+class WorkflowConfig(ConfigValue, frozen=True):
     """One `[workflows.NAME]`: its jobs in step order."""
 
     name: str
     jobs: tuple[WorkflowJob, ...]
     step_names: tuple[str, ...] = ()
-    schedule: Schedule = Schedule()
+    schedule: ScheduleConfig = ScheduleConfig()
 
 
-class Config(Value, frozen=True):
+class Config(ConfigValue, frozen=True):
     """Everything, read once at start and at reload, checked as a whole."""
 
-    node: Node = Node()
-    log: Log = Log()
-    supervisor: Supervisor = Supervisor()
-    store: Store = Store()
-    dispatcher: Dispatcher = Dispatcher()
-    ingester: Ingester = Ingester()
-    gateway: Gateway = Gateway()
-    shutdown: Shutdown = Shutdown()
-    retention: Retention = Retention()
-    pickup: Pickup = Pickup()
-    pools: dict[str, Pool] = {}
-    workflows: dict[str, Workflow] = {}
+    node: NodeConfig = NodeConfig()
+    log: LogConfig = LogConfig()
+    supervisor: SupervisorConfig = SupervisorConfig()
+    store: StoreConfig = StoreConfig()
+    dispatcher: DispatcherConfig = DispatcherConfig()
+    ingester: IngesterConfig = IngesterConfig()
+    gateway: GatewayConfig = GatewayConfig()
+    shutdown: ShutdownConfig = ShutdownConfig()
+    retention: RetentionConfig = RetentionConfig()
+    pickup: PickupConfig = PickupConfig()
+    pools: dict[str, PoolConfig] = {}
+    workflows: dict[str, WorkflowConfig] = {}
     notes: tuple[str, ...] = ()  # sentences on what is allowed and hardly meant, for `workerd check`
 
     @property
-    def handlers(self) -> dict[str, Handler]:
+    def handlers(self) -> dict[str, HandlerConfig]:
         return {h.name: h for p in self.pools.values() for h in p.handlers}

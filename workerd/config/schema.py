@@ -1,26 +1,28 @@
-"""Every key of every table, with the kind of its value and its range: the configuration's grammar as data.
-
-The defaults are in `model`; a key is there and here, or nowhere (tested).
-"""
+"""Every key of every table with its validator and range."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from workerd.config import kinds as k
-from workerd.config.kinds import Kind
+from workerd.config import validators as k
 from workerd.config.model import (
-    Dispatcher,
-    Gateway,
-    Ingester,
-    Log,
-    Node,
-    Pickup,
-    Retention,
-    Shutdown,
-    Store,
-    Supervisor,
+    DispatcherConfig,
+    GatewayConfig,
+    IngesterConfig,
+    LogConfig,
+    NodeConfig,
+    PickupConfig,
+    RetentionConfig,
+    ShutdownConfig,
+    StoreConfig,
+    SupervisorConfig,
 )
+from workerd.config.validators import Kind
+
+# Every key of every table, with the kind of its value and its range: the configuration's grammar as data.
+#
+# The defaults are in `model`; a key is there and here, or nowhere (tested).
+#
 
 DAY = 86400.0
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -38,15 +40,15 @@ class Nested:
 CLASSES = k.list_of(k.class_name, "classes")
 
 POLICY: Keys = {
-    "deadline": k.duration(0, 365 * DAY),
-    "grace": k.duration(0, 3600),
+    "deadline": k.duration_value(0, 365 * DAY),
+    "grace": k.duration_value(0, 3600),
     "max_attempts": k.integer(1, 1_000_000),
     "max_crashes": k.integer(1, 1_000_000),
     "backoff": Nested(
         {
-            "first": k.duration(0, 365 * DAY),
+            "first": k.duration_value(0, 365 * DAY),
             "factor": k.number(1, 1000),
-            "max": k.duration(0, 365 * DAY),
+            "max": k.duration_value(0, 365 * DAY),
             "jitter": k.number(0, 1),
         }
     ),
@@ -77,14 +79,14 @@ POOL: Keys = {
     "env": k.texts_by_name,
     "init": k.reference_or_empty,
     "preload": k.boolean,
-    "load_timeout": k.duration(0.1, DAY),
+    "load_timeout": k.duration_value(0.1, DAY),
     "max_jobs": k.integer(0, 1_000_000_000),
-    "max_age": k.duration(0, 365 * DAY),
-    "max_rss": k.size(MIB, zero=True),
-    "memory_max": k.size(MIB, zero=True),
+    "max_age": k.duration_value(0, 365 * DAY),
+    "max_rss": k.size_value(MIB, zero=True),
+    "memory_max": k.size_value(MIB, zero=True),
     "cpu_weight": k.integer(0, 10_000),
     "pids_max": k.integer(0, 4_194_304),
-    "restart": Nested({"intensity": k.integer(1, 1_000_000), "period": k.duration(1, DAY)}),
+    "restart": Nested({"intensity": k.integer(1, 1_000_000), "period": k.duration_value(1, DAY)}),
 }
 
 WORKFLOW: Keys = {
@@ -95,50 +97,50 @@ WORKFLOW: Keys = {
 
 SECTIONS: dict[str, tuple[type[Any], Keys]] = {
     "node": (
-        Node,
+        NodeConfig,
         {"name": k.name_or_empty, "runtime_dir": k.path, "state_dir": k.path},
     ),
     "log": (
-        Log,
+        LogConfig,
         {
             "level": k.choice("debug", "info", "warning", "error"),
             "format": k.choice("auto", "text", "json"),
             "labels": k.labels,
         },
     ),
-    "supervisor": (Supervisor, {"watchdog": k.duration(0.1, 3600)}),
-    "store": (Store, {"url": k.store_url, "password_file": k.path_or_empty}),
+    "supervisor": (SupervisorConfig, {"watchdog": k.duration_value(0.1, 3600)}),
+    "store": (StoreConfig, {"url": k.store_url, "password_file": k.path_or_empty}),
     "dispatcher": (
-        Dispatcher,
+        DispatcherConfig,
         {
             "batch": k.integer(1, 10_000),
-            "poll": k.duration(0.001, 3600),
-            "lease": k.duration(0.5, 3600),
+            "poll": k.duration_value(0.001, 3600),
+            "lease": k.duration_value(0.5, 3600),
         },
     ),
     "ingester": (
-        Ingester,
+        IngesterConfig,
         {
             "batch": k.integer(1, 10_000),
-            "linger": k.duration(0, 10),
-            "spool": k.size(MIB, zero=True),
-            "max_payload": k.size(KIB, GIB),
+            "linger": k.duration_value(0, 10),
+            "spool": k.size_value(MIB, zero=True),
+            "max_payload": k.size_value(KIB, GIB),
         },
     ),
     "gateway": (
-        Gateway,
+        GatewayConfig,
         {
             "listen": k.listen,
             "token_file": k.path_or_empty,
             "allowed_hosts": k.list_of(k.name, "host names"),
-            "max_body": k.size(KIB, GIB),
+            "max_body": k.size_value(KIB, GIB),
             "open_metrics": k.boolean,
         },
     ),
-    "shutdown": (Shutdown, {"drain": k.duration(0, 7 * DAY)}),
-    "retention": (Retention, {"completed": k.duration_or_none, "failure": k.duration_or_none}),
+    "shutdown": (ShutdownConfig, {"drain": k.duration_value(0, 7 * DAY)}),
+    "retention": (RetentionConfig, {"completed": k.duration_or_none, "failure": k.duration_or_none}),
     "pickup": (
-        Pickup,
+        PickupConfig,
         {
             "enabled": k.boolean,
             "requests_new": k.cron,

@@ -1,15 +1,19 @@
-"""The demo's handlers: one that works on real input, and one for each other way to end."""
+"""The demo's handlers, one for each way a job can end, and the input they work on."""
 
 from __future__ import annotations
 
 import ast
 import os
 import signal
+import sysconfig
 import time
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from workerd import Context, Failure, Retry
+from workerd.handler import Context, Failure, Retry
 
 
 def parse_source(file: str) -> dict[str, int]:
@@ -83,3 +87,92 @@ def waits(ctx: Context) -> None:
     """Wait until somebody cancels it."""
     while not ctx.stopping:
         time.sleep(0.02)
+
+
+BROKEN = {
+    "unclosed.py": b"def f(:\n    return (1,\n",
+    "indented.py": b"if True:\n        x = 1\n    y = 2\n",
+    "python2.py": b"print 'hello, 2008'\n",
+    "not_utf8.py": b"name = 'caf\xe9'\n",
+    "no_such_codec.py": b"# -*- coding: klingon-8 -*-\nx = 1\n",
+    "nul.py": b"x = 1\x00\n",
+    "deep.py": b"x = " + b"(" * 2000 + b")" * 2000 + b"\n",
+    "binary.py": bytes(range(256)) * 4,
+}
+"""Files that no parser accepts, each for a reason of its own."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Jobs of one handler: their vars, and the handler's table in the configuration."""
+
+    handler: str
+    note: str
+    vars: list[dict[str, Any]]
+    table: dict[str, str] = field(default_factory=dict)
+
+
+def standard_library() -> list[str]:
+    """Every Python source file of the interpreter's standard library, its tests where installed."""
+    paths = sysconfig.get_paths()
+    files: set[str] = set()
+    for root in {paths["stdlib"], paths["platstdlib"]}:
+        files.update(_sources(Path(root)))
+    return sorted(files)
+
+
+def _sources(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root):
+        # What was installed on top of the interpreter is not its own.
+        folders[:] = [name for name in folders if name not in ("site-packages", "dist-packages")]
+        for name in files:
+            path = Path(folder, name)
+            if name.endswith(".py") and path.is_file():
+                yield str(path.resolve())
+
+
+def write_broken(folder: Path) -> list[str]:
+    """Write the broken files into `folder`; returns their paths."""
+    folder.mkdir()
+    for name, content in BROKEN.items():
+        (folder / name).write_bytes(content)
+    return [str(folder / name) for name in BROKEN]
+
+
+def tasks(folder: Path) -> list[Task]:
+    """Everything that the demo enqueues."""
+    files = standard_library() + write_broken(folder / "broken")
+    return [
+        Task(
+            "parse_source",
+            "a file of the standard library each",
+            [{"file": file} for file in files],
+            # A file that cannot be parsed today cannot be parsed in a second either.
+            {"fail_on": '["SyntaxError", "ValueError", "RecursionError", "MemoryError"]'},
+        ),
+        Task("comes_round", "Retry, then success", [{}] * 4),
+        Task(
+            "breaks",
+            "an error, until its attempts are used up",
+            [{"order": n} for n in range(3)],
+            {"max_attempts": "3", "backoff": '{ first = "100ms" }'},
+        ),
+        Task("gives_up", "Failure", [{"order": n} for n in range(3)]),
+        Task("misfits", "vars that do not fit its arguments", [{"order": "seven"}, {}, {"ordr": 7}]),
+        Task("shrugs", "an error that it ignores", [{"path": "/nowhere"}] * 3, {"ignore": '["OSError"]'}),
+        Task("rests", "active() is false", [{}] * 2),
+        Task("sleeps", "soft deadline", [{}] * 2, {"deadline": '"400ms"', "max_attempts": "1"}),
+        Task(
+            "computes",
+            "hard deadline, in C that holds the GIL",
+            [{}] * 2,
+            {"deadline": '"300ms"', "grace": '"200ms"', "max_attempts": "1"},
+        ),
+        Task("crashes", "killed by a signal", [{}] * 2, {"max_crashes": "2"}),
+        Task("exits", "exit status 3", [{}] * 2, {"max_crashes": "1"}),
+        Task("waits", "cancelled while it runs", [{}] * 2, {"grace": '"500ms"'}),
+    ]
+
+
+CALLS = {"misfits": "gives_up", "rests": "Rests"}
+"""Handlers whose attribute in `workerd.demo.handlers` has another name."""

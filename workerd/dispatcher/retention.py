@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterable
 
 from workerd.clock import SECOND
-from workerd.config.model import Retention as Kept
-from workerd.dispatcher.agenda import Duty, jittered
-from workerd.dispatcher.contact import Contact
+from workerd.config.model import RetentionConfig as Kept
+from workerd.dispatcher.lease import Contact
+from workerd.dispatcher.tasks import PeriodicTask, jittered
 from workerd.store import retention
-from workerd.store.retention import Limits
+from workerd.store.retention import RetentionLimits
 
 SLICE = 500
 """Rows that one transaction looks at."""
@@ -23,7 +23,7 @@ RUNS_PAUSE = 30.0
 """Seconds between looks at the runs of chains: those grow however young they are."""
 
 
-class Retention(Duty):
+class Retention(PeriodicTask):
     """Walks over requests, then over jobs, then rests."""
 
     name = "retention"
@@ -70,15 +70,15 @@ class Retention(Duty):
         self.removed += done.rows
         return done.cursor is not None
 
-    def _limits(self, now: int) -> Limits:
+    def _limits(self, now: int) -> RetentionLimits:
         completed, failure = self._kept.completed, self._kept.failure
-        return Limits(
+        return RetentionLimits(
             completed=None if completed is None else now - int(completed * SECOND),
             failure=None if failure is None else now - int(failure * SECOND),
         )
 
 
-class Runs(Duty):
+class Runs(PeriodicTask):
     """Keeps only the newest completed runs of each chain, one chain a slice."""
 
     name = "retention of runs"

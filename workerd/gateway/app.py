@@ -12,21 +12,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workerd import log
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
-from workerd.gateway import handlers, health, jobs, login, requests, schema, stream
+from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
+from workerd.gateway.auth import Guard, hosts_of
 from workerd.gateway.dashboard import routes as dashboard
-from workerd.gateway.dashboard.page import problem as page_problem
-from workerd.gateway.guard import Guard, hosts_of
-from workerd.gateway.problems import Problem, of, respond, response
-from workerd.gateway.state import Gateway
+from workerd.gateway.dashboard.pages import problem as page_problem
+from workerd.gateway.problems import HTTPProblem, of, respond, response
+from workerd.gateway.state import GatewayState
 
 ROUTES: list[Route] = [
     *jobs.ROUTES,
     *requests.ROUTES,
-    *handlers.ROUTES,
+    *admin.ROUTES,
     *health.ROUTES,
     *login.ROUTES,
-    *stream.ROUTES,
-    *schema.ROUTES,
+    *event_stream.ROUTES,
+    *openapi.ROUTES,
     *dashboard.ROUTES,
 ]
 
@@ -37,13 +37,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     path = request.url.path
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_methods(request))
-        return response(Problem(405, f"{request.method} is not for this path.", headers))
+        return response(HTTPProblem(405, f"{request.method} is not for this path.", headers))
     if error.status_code == 404 and path.startswith("/ui/"):
         node = request.app.state.gateway.config.node.name
         return page_problem("Not found", "There is no such page.", node, 404, leave=False)
     if error.status_code == 404:
-        return response(Problem(404, "There is nothing at this path; GET /schema says what there is."))
-    return response(Problem(error.status_code, str(error.detail), headers))
+        return response(HTTPProblem(404, "There is nothing at this path; GET /schema says what there is."))
+    return response(HTTPProblem(error.status_code, str(error.detail), headers))
 
 
 def _methods(request: Request) -> list[str]:
@@ -74,14 +74,14 @@ class _Catching:
             log.get_logger("gateway").error("a fault in a route", path=scope["path"], exc_info=error)
 
 
-def application(gateway: Gateway, config: Config) -> ASGIApp:
+def application(gateway: GatewayState, config: Config) -> ASGIApp:
     """The guarded application."""
     app = Starlette(
         routes=ROUTES,
         exception_handlers={
             HTTPException: _http_error,
             Exception: _fault,
-            **dict.fromkeys((Problem, WorkerdError, ValueError), respond),
+            **dict.fromkeys((HTTPProblem, WorkerdError, ValueError), respond),
         },
     )
     app.router.redirect_slashes = False

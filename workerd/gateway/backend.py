@@ -8,13 +8,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from workerd.client.stores import Stores
+from workerd.client import ConnectionPool
 from workerd.config.model import Config
-from workerd.gateway.problems import Problem
-from workerd.process.context import Paths
-from workerd.process.control import ask
-from workerd.process.sockets import poke
-from workerd.store import Store, Tx, open_store
+from workerd.gateway.problems import HTTPProblem
+from workerd.runtime.control import ask
+from workerd.runtime.paths import Paths
+from workerd.runtime.sockets import poke
+from workerd.store.base import Store, Tx
+from workerd.store.engines import open_store
 
 T = TypeVar("T")
 THREADS = 4
@@ -35,7 +36,7 @@ class Backend:
         self.paths = Paths(config.node)
         self.draining = False
         self._timeout = timeout
-        self._stores = Stores(self._open, THREADS, timeout)
+        self._stores = ConnectionPool(self._open, THREADS, timeout)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
         self._asking = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._waiting = 0
@@ -57,7 +58,9 @@ class Backend:
     async def run(self, work: Callable[[Tx], T]) -> T:
         """One whole transaction. Raises StoreError, and Problem 503 while the node drains or is too busy."""
         if self.draining:
-            raise Problem(503, "This node is ending; send it to another one, or again.", {"Retry-After": "5"})
+            raise HTTPProblem(
+                503, "This node is ending; send it to another one, or again.", {"Retry-After": "5"}
+            )
         return await self._call(lambda store: store.run(work))
 
     async def read(self, work: Callable[[Tx], T]) -> T:
@@ -66,7 +69,9 @@ class Backend:
 
     async def _call(self, work: Callable[[Store], T]) -> T:
         if self._waiting >= MOST_WAITING:
-            raise Problem(503, "The gateway has too much to do just now; try again.", {"Retry-After": "1"})
+            raise HTTPProblem(
+                503, "The gateway has too much to do just now; try again.", {"Retry-After": "1"}
+            )
         self._waiting += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, self._lent, work)

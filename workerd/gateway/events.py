@@ -1,8 +1,4 @@
-"""Server-sent events: whoever looks at a page is sent the parts of it that changed.
-
-One task renders, once for all who look at the same page; a listener holds neither a thread nor a connection
-to the store, and what a slow one has not taken is replaced by what is newer.
-"""
+"""Server-sent events: a page's listeners get the parts of it that changed."""
 
 from __future__ import annotations
 
@@ -15,7 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from workerd import log
 from workerd.errors import WorkerdError
-from workerd.gateway.problems import Problem, of
+from workerd.gateway.problems import HTTPProblem, of
+
+# Server-sent events: whoever looks at a page is sent the parts of it that changed.
+#
+# One task renders, once for all who look at the same page; a listener holds neither a thread nor a connection
+# to the store, and what a slow one has not taken is replaced by what is newer.
+#
 
 MOST = 64
 """Listeners at a time."""
@@ -75,7 +77,7 @@ class Events:
     def add(self, view: str) -> Listener:
         """One more listener. Raises Problem 503 if there are too many, or the node ends."""
         if self._ended or len(self._listeners) >= MOST:
-            raise Problem(503, "Too many pages are open on this node; close some.", {"Retry-After": "5"})
+            raise HTTPProblem(503, "Too many pages are open on this node; close some.", {"Retry-After": "5"})
         listener = Listener(view)
         self._listeners.add(listener)
         self._came.set()
@@ -113,7 +115,7 @@ class Events:
         path, _, query = view.partition("?")
         try:
             return {**await self._render(path, query), "": ""}
-        except (WorkerdError, ValueError, Problem) as error:
+        except (WorkerdError, ValueError, HTTPProblem) as error:
             return {"": of(error).detail}
         except Exception as error:
             # One page that cannot be rendered must not end the others' news.

@@ -12,12 +12,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from workerd.errors import StoreError
-from workerd.gateway.handlers import known_handlers
+from workerd.gateway.admin import known_handlers
 from workerd.gateway.jobs import answer
-from workerd.gateway.problems import Problem
-from workerd.gateway.state import Gateway, state
-from workerd.metrics import exposition, names
-from workerd.store import Tx, queries
+from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.state import GatewayState, state
+from workerd.metrics import exposition
+from workerd.metrics import families as metrics_families
+from workerd.store import queries
+from workerd.store.base import Tx
 
 
 async def heartbeat(request: Request) -> Response:
@@ -46,7 +48,7 @@ async def ready(request: Request) -> Response:
     found = faults(status)
     try:
         await gateway.backend.read(lambda tx: tx.now)
-    except (StoreError, Problem) as error:
+    except (StoreError, HTTPProblem) as error:
         found.append(f"The store does not answer: {error}")
     quarantined = {
         name: pool.get("trouble")
@@ -54,11 +56,11 @@ async def ready(request: Request) -> Response:
         if pool.get("quarantined")
     }
     if found:
-        raise Problem(503, " ".join(found), {"Retry-After": "1"}, ready=False, quarantined=quarantined)
+        raise HTTPProblem(503, " ".join(found), {"Retry-After": "1"}, ready=False, quarantined=quarantined)
     return answer({"ready": True, "quarantined": quarantined})
 
 
-def depth(tx: Tx, gateway: Gateway) -> list[Metric]:
+def depth(tx: Tx, gateway: GatewayState) -> list[Metric]:
     """Jobs and the age of the oldest by handler, from the store; counts are capped."""
     handlers = [row.name for row in known_handlers(tx, gateway.config)]
     counts = queries.counts(tx, handlers)
@@ -70,10 +72,13 @@ def depth(tx: Tx, gateway: Gateway) -> list[Metric]:
     oldest |= {
         (count.handler,): max(0, tx.now - count.oldest) / 1e6 for count in counts if count.oldest is not None
     }
-    return [exposition.gauge(names.JOBS, jobs), exposition.gauge(names.OLDEST_SECONDS, oldest)]
+    return [
+        exposition.gauge(metrics_families.JOBS, jobs),
+        exposition.gauge(metrics_families.OLDEST_SECONDS, oldest),
+    ]
 
 
-def zeros(families: list[Metric], gateway: Gateway) -> list[Metric]:
+def zeros(families: list[Metric], gateway: GatewayState) -> list[Metric]:
     """What has not happened yet: every family is there from the start, and the first event is a change."""
     there = {
         (sample.name, *(sample.labels.get(name, "") for name in ("handler", "outcome", "code")))
@@ -83,13 +88,15 @@ def zeros(families: list[Metric], gateway: Gateway) -> list[Metric]:
     attempts: dict[tuple[str, ...], float] = {
         (name, "ok", "true"): 0.0
         for name in gateway.config.handlers
-        if (names.ATTEMPTS.name, name, "ok", "") not in there
+        if (metrics_families.ATTEMPTS.name, name, "ok", "") not in there
     }
     errors: dict[tuple[str, ...], float] = {
-        (code,): 0.0 for code in ("1205", "1213") if (names.STORE_ERRORS.name, "", "", code) not in there
+        (code,): 0.0
+        for code in ("1205", "1213")
+        if (metrics_families.STORE_ERRORS.name, "", "", code) not in there
     }
-    known = {names.ATTEMPTS: attempts, names.STORE_ERRORS: errors}
-    return [exposition.gauge(definition, known.get(definition, {})) for definition in names.ALL]
+    known = {metrics_families.ATTEMPTS: attempts, metrics_families.STORE_ERRORS: errors}
+    return [exposition.gauge(definition, known.get(definition, {})) for definition in metrics_families.ALL]
 
 
 def pids(status: dict[str, Any]) -> dict[str, int]:
@@ -112,7 +119,7 @@ async def show_metrics(request: Request) -> Response:
         *exposition.processes(pids(status)),
     ]
     # What the processes know is worth a scrape, all the more while the store is away.
-    with contextlib.suppress(StoreError, Problem):
+    with contextlib.suppress(StoreError, HTTPProblem):
         families += await gateway.backend.read(lambda tx: depth(tx, gateway))
     families += zeros(families, gateway)
     data, kind = exposition.render(families, gateway.config.log.labels, request.headers.get("accept", ""))

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workerd.metrics import exposition, names
+from workerd.metrics import exposition, families
 
 EVERY = 5.0
 """Seconds between two looks."""
@@ -48,10 +48,10 @@ class Sample:
 def read(folder: Path) -> Totals:
     """The totals as the metrics' files have them now."""
     good = bad = 0.0
-    buckets: dict[str, Buckets] = {names.RUN_SECONDS.name: {}, names.QUEUE_SECONDS.name: {}}
+    buckets: dict[str, Buckets] = {families.RUN_SECONDS.name: {}, families.QUEUE_SECONDS.name: {}}
     for family in exposition.collect(folder):
         for sample in family.samples:
-            if sample.name == names.ATTEMPTS.name:
+            if sample.name == families.ATTEMPTS.name:
                 if sample.labels.get("outcome") in BAD:
                     bad += sample.value
                 elif sample.labels.get("outcome") not in ("skipped", "interrupted"):
@@ -61,7 +61,7 @@ def read(folder: Path) -> Totals:
                 bound = float(sample.labels["le"])
                 found[bound] = found.get(bound, 0.0) + sample.value
     return Totals(
-        time.monotonic(), good, bad, buckets[names.RUN_SECONDS.name], buckets[names.QUEUE_SECONDS.name]
+        time.monotonic(), good, bad, buckets[families.RUN_SECONDS.name], buckets[families.QUEUE_SECONDS.name]
     )
 
 

@@ -6,13 +6,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd.gateway import documents
-from workerd.gateway.dashboard.html import el, join
-from workerd.gateway.dashboard.page import View, respond
-from workerd.gateway.documents import Login, Nothing
-from workerd.gateway.guard import COOKIE
+from workerd.gateway import params
+from workerd.gateway.auth import COOKIE
+from workerd.gateway.dashboard.components import el, join
+from workerd.gateway.dashboard.pages import View, respond
 from workerd.gateway.jobs import answer, only_post
-from workerd.gateway.problems import Problem
+from workerd.gateway.params import EmptyBody, LoginBody
+from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import state
 
 AGE = 12 * 3600
@@ -22,9 +22,9 @@ AGE = 12 * 3600
 async def login(request: Request) -> Response:
     """Trade a token for a session cookie."""
     tokens = state(request).tokens
-    token = (await documents.body(request, Login)).token.strip().encode("utf-8", "replace")
+    token = (await params.body(request, LoginBody)).token.strip().encode("utf-8", "replace")
     if tokens.wanted and not tokens.accepts(token):
-        raise Problem(
+        raise HTTPProblem(
             401,
             "This is no token of gateway.token_file; ask who runs the node for one.",
             {"WWW-Authenticate": 'Bearer realm="workerd"'},
@@ -71,7 +71,7 @@ async def login_page(request: Request) -> Response:
 
 async def logout(request: Request) -> Response:
     """End the session in this browser."""
-    await documents.body(request, Nothing)
+    await params.body(request, EmptyBody)
     result = answer({"ok": True})
     result.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
     return result

@@ -23,7 +23,7 @@ RETRY_AFTER = 2
 """Seconds that a client is told to wait when the store or the node cannot take it now."""
 
 
-class Problem(Exception):
+class HTTPProblem(Exception):
     """An answer that is an error. `detail`: one sentence for whoever sent the request."""
 
     def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
@@ -34,7 +34,7 @@ class Problem(Exception):
         self.more = more
 
 
-def response(problem: Problem) -> Response:
+def response(problem: HTTPProblem) -> Response:
     """The document of a problem."""
     body = {
         "type": "about:blank",
@@ -51,34 +51,34 @@ def response(problem: Problem) -> Response:
     )
 
 
-def of(error: Exception) -> Problem:
+def of(error: Exception) -> HTTPProblem:
     """The problem that an error of the program means to a client."""
     match error:
-        case Problem():
+        case HTTPProblem():
             return error
         case HandlerNotFound():
-            return Problem(422, str(error))
+            return HTTPProblem(422, str(error))
         case NotFound():
-            return Problem(404, str(error))
+            return HTTPProblem(404, str(error))
         case Conflict():
-            return Problem(409, str(error))
+            return HTTPProblem(409, str(error))
         case TooManyWaiting():
-            return Problem(429, str(error), {"Retry-After": str(RETRY_AFTER)})
+            return HTTPProblem(429, str(error), {"Retry-After": str(RETRY_AFTER)})
         case WrongVersion():
-            return Problem(503, str(error), {"Retry-After": "30"})
+            return HTTPProblem(503, str(error), {"Retry-After": "30"})
         case StoreAway():
             return away()
         case StoreError():
-            return Problem(422, f"The store refused it: {error}")
+            return HTTPProblem(422, f"The store refused it: {error}")
         case ValueError():
-            return Problem(422, str(error))
+            return HTTPProblem(422, str(error))
         case _:
-            return Problem(500, "The gateway met a fault of its own; its log says more.")
+            return HTTPProblem(500, "The gateway met a fault of its own; its log says more.")
 
 
-def away() -> Problem:
+def away() -> HTTPProblem:
     """The store does not answer now."""
-    return Problem(
+    return HTTPProblem(
         503, "The store does not answer; nothing was changed, try again.", {"Retry-After": str(RETRY_AFTER)}
     )
 

@@ -8,13 +8,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd.client.spec import params_json
-from workerd.gateway import documents
-from workerd.gateway.documents import NewRequest, Nothing
+from workerd import documents as workerd_documents
+from workerd.gateway import params as gateway_params
 from workerd.gateway.jobs import answer
-from workerd.gateway.problems import Problem
+from workerd.gateway.params import EmptyBody, RequestBody
+from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import state
-from workerd.store import Tx, requests, views
+from workerd.job_spec import params_json
+from workerd.store import requests
+from workerd.store.base import Tx
 
 STATUSES = ("queuing", "inprogress", "completed", "failed", "cancelled")
 ENDED = ("completed", "failed", "cancelled")
@@ -23,16 +25,16 @@ ENDED = ("completed", "failed", "cancelled")
 def view(tx: Tx, key: bytes) -> dict[str, Any]:
     """The document of a request with its jobs."""
     row, jobs = requests.get(tx, key)
-    return views.request(row, jobs)
+    return workerd_documents.request(row, jobs)
 
 
 async def submit(request: Request) -> Response:
     """Begin a request."""
     gateway = state(request)
-    new = await documents.body(request, NewRequest)
+    new = await gateway_params.body(request, RequestBody)
     if new.workflow not in gateway.config.workflows:
         known = ", ".join(sorted(gateway.config.workflows)) or "none"
-        raise Problem(422, f"There is no workflow {new.workflow!r}; known are: {known}.")
+        raise HTTPProblem(422, f"There is no workflow {new.workflow!r}; known are: {known}.")
     params = params_json(new.params, gateway.config.gateway.max_body)
 
     def work(tx: Tx) -> dict[str, Any]:
@@ -48,8 +50,8 @@ async def submit(request: Request) -> Response:
 async def show(request: Request) -> Response:
     """One request with its jobs; `wait`: when it has ended."""
     gateway = state(request)
-    key = documents.job_id(request)
-    seconds = documents.wait(request)
+    key = gateway_params.job_id(request)
+    seconds = gateway_params.wait(request)
     document = await gateway.backend.read(lambda tx: view(tx, key))
     if seconds and document["status"] not in ENDED:
         await gateway.requests.until_ended(key, seconds)
@@ -61,23 +63,23 @@ async def list_(request: Request) -> Response:
     """Requests, newest first."""
     status = request.query_params.get("status")
     if status is not None and status not in STATUSES:
-        raise Problem(422, f"status: expected one of {', '.join(STATUSES)}.")
+        raise HTTPProblem(422, f"status: expected one of {', '.join(STATUSES)}.")
     wanted: dict[str, Any] = {
         "status": status,
-        "workflow": documents.text(request, "workflow"),
-        "since": documents.since(request),
-        "limit": documents.limit(request),
-        "after": documents.cursor(request),
+        "workflow": gateway_params.text(request, "workflow"),
+        "since": gateway_params.since(request),
+        "limit": gateway_params.limit(request),
+        "after": gateway_params.cursor(request),
     }
     page = await state(request).backend.read(lambda tx: requests.list_(tx, **wanted))
-    return answer({"requests": [views.request(row) for row in page.rows], "next": page.next})
+    return answer({"requests": [workerd_documents.request(row) for row in page.rows], "next": page.next})
 
 
 async def cancel(request: Request) -> Response:
     """End a request: 200 ended now, 202 when its running jobs have ended."""
     gateway = state(request)
-    key = documents.job_id(request)
-    await documents.body(request, Nothing)
+    key = gateway_params.job_id(request)
+    await gateway_params.body(request, EmptyBody)
 
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
         done = requests.cancel(tx, key)

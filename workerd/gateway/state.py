@@ -7,29 +7,29 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from workerd.config.model import Config
+from workerd.gateway.auth import Tokens
 from workerd.gateway.backend import Backend
+from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.events import Events
-from workerd.gateway.gathering import Gathering
-from workerd.gateway.guard import Tokens
 from workerd.gateway.history import History
-from workerd.gateway.waiting import Waiting
+from workerd.gateway.long_poll import LongPolls
 
 
 @dataclass(frozen=True)
-class Gateway:
+class GatewayState:
     """The configuration, the way to the store, and those who wait."""
 
     config: Config
     backend: Backend
     tokens: Tokens
-    jobs: Waiting
-    requests: Waiting
-    gathering: Gathering
+    jobs: LongPolls
+    requests: LongPolls
+    gathering: BatchEnqueue
     history: History
     events: Events
 
 
-def state(request: Request) -> Gateway:
+def state(request: Request) -> GatewayState:
     """The gateway that this request came to."""
-    gateway: Gateway = request.app.state.gateway
+    gateway: GatewayState = request.app.state.gateway
     return gateway

@@ -1,26 +1,109 @@
-"""Outcomes on disk while the store is away: appended, fsynced, read again in order, then deleted.
-
-The folder holds numbered files. One is written at a time and read only after its writer has left it, so
-whatever a crash leaves at a file's end is never appended to. What is on disk twice (the process died
-between a commit and the deletion) changes nothing the second time: every outcome names its attempt and
-the incarnation that owned it.
-"""
+"""Outcomes on disk while the store is away: appended, fsynced, replayed in order, deleted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+from zlib import crc32
 
 import msgspec
 
 from workerd import log
-from workerd.ingester.batch import Measure, weight
-from workerd.ingester.segment import OVERHEAD, Damage, Record, pack, records
+from workerd.ingester.pending import Measure, weight
 from workerd.outcome import Outcome
+
+# The records of a spool file, readable again whatever became of the file.
+#
+# A record is a mark, the length of its body, a CRC-32 and the body. The checksum starts from a salt that
+# each file has in its name, so that neither a block of an older file nor bytes that a handler chose pass for
+# a record. After a damaged stretch reading goes on at the next record that is whole.
+#
+
+MARK = b"\xabwd\x01"
+_HEAD = struct.Struct("<4sII")
+OVERHEAD = _HEAD.size
+"""Bytes that a record is longer than its body."""
+
+BODY_LIMIT = 128 * 1024 * 1024
+"""Bytes of one body; a length above it is damage."""
+
+
+class Record(NamedTuple):
+    """A whole record: its body, and where the next begins."""
+
+    body: bytes
+    end: int
+
+
+class Damage(NamedTuple):
+    """A stretch that holds no whole record. `torn`: what a write that was cut short leaves at the end."""
+
+    start: int
+    end: int
+    torn: bool
+
+
+def pack(body: bytes, seed: int) -> bytes:
+    """A body as a record of the file whose salt is `seed` (32 bits)."""
+    length = len(body)
+    return _HEAD.pack(MARK, length, crc32(body, seed ^ length)) + body
+
+
+def records(data: bytes, seed: int) -> Iterator[Record | Damage]:
+    """Everything that a file holds, in order; damage is told once a stretch."""
+    at = 0
+    while at < len(data):
+        record = _record_at(data, at, seed)
+        if record is None:
+            found = _next_record(data, at + 1, seed)
+            yield Damage(at, found, torn=found == len(data) and _is_torn(data[at:]))
+            at = found
+        else:
+            yield record
+            at = record.end
+
+
+def _record_at(data: bytes, at: int, seed: int) -> Record | None:
+    if len(data) - at < OVERHEAD:
+        return None
+    mark, length, check = _HEAD.unpack_from(data, at)
+    end = at + OVERHEAD + length
+    if mark != MARK or length > BODY_LIMIT or end > len(data):
+        return None
+    body = data[at + OVERHEAD : end]
+    return Record(body, end) if crc32(body, seed ^ length) == check else None
+
+
+def _next_record(data: bytes, at: int, seed: int) -> int:
+    """Where the next whole record begins; the end of the data if there is none."""
+    while (at := data.find(MARK, at)) >= 0:
+        if _record_at(data, at, seed) is not None:
+            return at
+        at += 1
+    return len(data)
+
+
+def _is_torn(rest: bytes) -> bool:
+    """Whether the last bytes are a record that was being written, or blocks that never were."""
+    if len(rest) < OVERHEAD or not rest.strip(b"\0"):
+        return True
+    mark, length, _ = _HEAD.unpack_from(rest)
+    return bool(mark == MARK and length <= BODY_LIMIT and OVERHEAD + length > len(rest))
+
+
+# Outcomes on disk while the store is away: appended, fsynced, read again in order, then deleted.
+#
+# The folder holds numbered files. One is written at a time and read only after its writer has left it, so
+# whatever a crash leaves at a file's end is never appended to. What is on disk twice (the process died
+# between a commit and the deletion) changes nothing the second time: every outcome names its attempt and
+# the incarnation that owned it.
+#
 
 FILE = 4 * 1024 * 1024
 """Bytes after which a new file is begun: what one replayed file holds in memory."""
@@ -34,7 +117,7 @@ _decode = msgspec.msgpack.Decoder(Outcome).decode
 _log = log.get_logger("ingester")
 
 
-class _File:
+class _SpoolFile:
     """One file of the spool. `rows`: outcomes in it that are ours to replay; None if nobody counted."""
 
     def __init__(self, path: Path, seed: int, size: int, rows: int | None) -> None:
@@ -53,7 +136,7 @@ class Spool:
     def __init__(self, folder: Path, limit: int) -> None:
         self._folder = folder
         self._limit = limit
-        self._files: deque[_File] = deque()
+        self._files: deque[_SpoolFile] = deque()
         self._former = 0
         self._number = 0
         self._fd = -1
@@ -76,7 +159,7 @@ class Spool:
                 continue
             path = self._folder / name
             self._number = int(match[1])
-            self._files.append(_File(path, int(match[2], 16), path.stat().st_size, None))
+            self._files.append(_SpoolFile(path, int(match[2], 16), path.stat().st_size, None))
         self._former = len(self._files)
         self.bytes = sum(file.size for file in self._files)
 
@@ -135,7 +218,7 @@ class Spool:
         """The salt of the file that the next write begins."""
         seed = int.from_bytes(os.urandom(4))
         path = self._folder / f"{self._number + 1:012d}-{seed:08x}.spool"
-        self._files.append(_File(path, seed, 0, 0))
+        self._files.append(_SpoolFile(path, seed, 0, 0))
         return seed
 
     def _write(self, data: bytes) -> None:

@@ -3,21 +3,92 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import msgspec
+
 from workerd import log
 from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
-from workerd.ingester.batch import USUAL_PACKET, weight
-from workerd.ingester.refusal import bare, refused, set_aside
-from workerd.ingester.tally import Tally
-from workerd.job import Key, id_text
-from workerd.outcome import Outcome
-from workerd.store import Store, Tx, jobs
+from workerd.ingester.pending import USUAL_PACKET, weight
+from workerd.ingester.stats import IngestStats
+from workerd.job import Key, Status, id_text
+from workerd.log import printable
+from workerd.outcome import Outcome, Reason
+from workerd.store import outcomes as store_outcomes
+from workerd.store.base import Store, Tx
+from workerd.text import ERROR_LIMIT
+
+ASIDE_LIMIT = 64 * 1024 * 1024
+"""Bytes of the file of outcomes that could not be recorded in any form."""
+
+
+def refused(outcome: Outcome, why: str) -> Outcome:
+    """The outcome as a failure, without anything that a handler could have put into it."""
+    return msgspec.structs.replace(
+        bare(outcome, why),
+        started_at=outcome.started_at,
+        finished_at=outcome.finished_at,
+        run_at=outcome.run_at,
+        usage=outcome.usage,
+        pid=outcome.pid,
+    )
+
+
+def bare(outcome: Outcome, why: str) -> Outcome:
+    """As `refused`, with nothing but the attempt's identity and what follows from its end."""
+    return Outcome(
+        id=outcome.id,
+        attempt=outcome.attempt,
+        claimed_at=outcome.claimed_at,
+        handler=outcome.handler,
+        status=Status.FAILURE,
+        reason=Reason.REFUSED,
+        success=False,
+        error=_one_line(why),
+        again_us=outcome.again_us,
+        node_id=outcome.node_id,
+        request_id=outcome.request_id,
+        step=outcome.step,
+        name=outcome.name,
+        unique_key=outcome.unique_key,
+    )
+
+
+def _one_line(why: str) -> str:
+    return printable(why, ERROR_LIMIT).encode("utf-8", "replace")[:ERROR_LIMIT].decode("utf-8", "ignore")
+
+
+def set_aside(path: Path, outcome: Outcome, why: str, node_id: bytes) -> bool:
+    """Append the outcome to a file for a person, as a line of JSON, fsynced; false if that failed."""
+    line = msgspec.json.encode(
+        {
+            "id": id_text(outcome.id),
+            "attempt": outcome.attempt,
+            "node_id": (outcome.node_id or node_id).hex(),
+            "why": why,
+            "outcome": {name: getattr(outcome, name) for name in outcome.__struct_fields__},
+        }
+    )
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if os.fstat(fd).st_size + len(line) >= ASIDE_LIMIT:
+                return False
+            os.write(fd, line + b"\n")
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+    except OSError:
+        return False
+    return True
+
 
 PATIENCE = 1.0
 """Seconds after which a batch that is taken apart goes on in the next turn of the loop."""
@@ -47,7 +118,7 @@ class Writer:
         node_id: bytes,
         max_payload: int,
         aside: Path,
-        tally: Tally,
+        tally: IngestStats,
         *,
         move_on: bool = True,
         announce: Callable[[], object] = lambda: None,
@@ -164,7 +235,7 @@ class Writer:
         def work(tx: Tx) -> set[Key]:
             nonlocal moment
             moment = tx.now
-            return jobs.close(tx, part, self._node_id, woken, move_on=self._move_on)
+            return store_outcomes.close(tx, part, self._node_id, woken, move_on=self._move_on)
 
         try:
             effective = self._store.run(work)
@@ -197,7 +268,7 @@ class Writer:
         found: set[Key] = set()
         with contextlib.suppress(StoreError):  # they are only counted: what is recorded is recorded
             for moment, doubtful in by_moment.items():
-                found |= self._store.read(partial(jobs.ingested, keys=doubtful, moment=moment))
+                found |= self._store.read(partial(store_outcomes.ingested, keys=doubtful, moment=moment))
         return found
 
     def _refuse(self, outcome: Outcome, why: str) -> None:

@@ -25,8 +25,7 @@ Prometheus knows how to read.
 
 from __future__ import annotations
 
-from workerd.metrics.names import ALL, Definition
-from workerd.metrics.series import Counter, Gauge, Histogram, StoreErrors
+from workerd.metrics.families import ALL, Counter, Definition, Gauge, Histogram, StoreErrors
 from workerd.metrics.values import enter, install
 
 __all__ = [

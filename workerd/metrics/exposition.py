@@ -15,7 +15,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Sample
 
-from workerd.metrics.names import (
+from workerd.metrics.families import (
     LEASE_SECONDS,
     PROCESS_CPU,
     PROCESS_RSS,
@@ -101,7 +101,7 @@ def _workers(said: Any) -> dict[str, float]:
 
 def processes(pids: Mapping[str, int]) -> list[Metric]:
     """CPU and memory of these processes by name, each with its children if it is a pool (`pool:NAME`)."""
-    import psutil  # only the gateway pays for it
+    import psutil
 
     cpu: dict[Labels, float] = {}
     rss: dict[Labels, float] = {}

@@ -36,7 +36,7 @@ def key_of(
     return json.dumps([metric_name, name, labels, help_text], sort_keys=True)
 
 
-class _File:
+class _MetricsFile:
     """One mapped file of named doubles, written by one process. Raises OSError if it cannot be had."""
 
     def __init__(self, path: Path) -> None:
@@ -126,8 +126,8 @@ class _Slot:
         self.entered = 0
         self._folder: Path | None = None
         self._name = ""
-        self._files: dict[str, _File | None] = {}
-        self._inherited: list[dict[str, _File | None]] = []
+        self._files: dict[str, _MetricsFile | None] = {}
+        self._inherited: list[dict[str, _MetricsFile | None]] = []
         self.values: list[Value] = []
 
     def enter(self, folder: Path, name: str) -> None:
@@ -158,12 +158,12 @@ class _Slot:
         if self._folder is not None:
             self._leave()
 
-    def file(self, kind: str) -> _File | None:
+    def file(self, kind: str) -> _MetricsFile | None:
         if self._folder is None:
             return None
         if kind not in self._files:
             try:
-                self._files[kind] = _File(self._folder / f"{kind}_{self._name}.db")
+                self._files[kind] = _MetricsFile(self._folder / f"{kind}_{self._name}.db")
             except (OSError, ValueError):
                 self._files[kind] = None
         return self._files[kind]
@@ -193,7 +193,7 @@ class Value:
         self._key: str = key_of(metric_name, name, labelnames, labelvalues, help_text)
         self._value = 0.0
         self._entered = -1
-        self._file: _File | None = None
+        self._file: _MetricsFile | None = None
         self._at: int | None = None
         with _slot.lock:
             _slot.values.append(self)

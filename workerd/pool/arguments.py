@@ -12,9 +12,7 @@ import msgspec
 
 from workerd.errors import LoadError
 from workerd.handler import Context
-from workerd.signature import ABSENT, BadVars, Code, Field, Fields, Param, Signature, code_of
-
-__all__ = ["Arguments", "BadVars"]
+from workerd.signature import ABSENT, Code, Field, Fields, Param, Signature, code_of
 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNION: Any = Union

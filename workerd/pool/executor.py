@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import msgspec
 
 from workerd import text
-from workerd.config.units import duration
+from workerd.config.validators import duration
 from workerd.errors import LoadError
 from workerd.handler import Cancelled, Context, DeadlineExceeded
 from workerd.messages import Assignment, Progressed
-from workerd.outcome import Ending
-from workerd.pool import endings
-from workerd.pool.arguments import BadVars
+from workerd.outcome import RunResult
+from workerd.pool import results
+from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
-from workerd.pool.runlog import run_logger
-from workerd.pool.surroundings import Stray
+from workerd.pool.results import run_logger
+from workerd.signature import BadVars
 
 if TYPE_CHECKING:
-    from workerd.pool.coroutines import Interruptible
+    from workerd.pool.async_handlers import Interruptible
+
 
 PROGRESS_EVERY = 0.1
 """Seconds between two messages about progress; the last word goes with the ending."""
@@ -55,7 +56,7 @@ class Flags(Protocol):
     def stopping(self) -> bool: ...
 
 
-class Run:
+class RunningJob:
     """The run at hand: what its Context asks for, and what the soft signal did to it."""
 
     def __init__(self, assignment: Assignment, flags: Flags, tell: Callable[[Progressed], None]) -> None:
@@ -89,7 +90,7 @@ class Run:
         if self.coroutine is None or not self.coroutine.interrupt(frame, self.interruption):
             raise self.interruption
 
-    def end(self, ending: Ending) -> Ending:
+    def end(self, ending: RunResult) -> RunResult:
         """The ending with what the run said and suffered; a thread that outlives it is not heard any more."""
         self._over = True
         if self.interruption is None and self.fraction is None and self.note is None:
@@ -133,7 +134,7 @@ class Executor:
         self._instances: dict[str, Any] = {}
         self._flags = flags
         self._tell = tell
-        self._run: Run | None = None
+        self._run: RunningJob | None = None
         self._pid = os.getpid()
 
     def prepare(self, init: Callable[[], object] | None) -> None:
@@ -141,39 +142,39 @@ class Executor:
         if init is not None:
             _, error = _invoke(init, [], {})
             if error is not None:
-                raise LoadError(f"init failed: {endings.line_of(error)}\n{endings.stack_of(error)}")
+                raise LoadError(f"init failed: {results.line_of(error)}\n{results.stack_of(error)}")
         for name, handler in self._handlers.items():
             if handler.is_class:
                 instance, error = _invoke(handler.target, [], {})
                 if error is not None:
                     raise LoadError(
-                        f'making the instance of handler "{name}" failed: {endings.line_of(error)}\n'
-                        f"{endings.stack_of(error)}"
+                        f'making the instance of handler "{name}" failed: {results.line_of(error)}\n'
+                        f"{results.stack_of(error)}"
                     )
                 self._instances[name] = instance
 
-    def run(self, assignment: Assignment) -> Ending:
+    def run(self, assignment: Assignment) -> RunResult:
         """Decode, call, and say how it ended. Returns in the process that it was called in, or not at all."""
-        run = self._run = Run(assignment, self._flags, self._tell)
+        run = self._run = RunningJob(assignment, self._flags, self._tell)
         try:
             ending = self._through(assignment, run)
         except BaseException as error:  # a fault of ours must end one attempt, not the worker
-            ending = endings.raised(run.serial, error, None, False)
+            ending = results.raised(run.serial, error, None, False)
         self._run = None
         if os.getpid() != self._pid:
             _leave(ending)
         return run.end(ending)
 
-    def _through(self, assignment: Assignment, run: Run) -> Ending:
+    def _through(self, assignment: Assignment, run: RunningJob) -> RunResult:
         handler = self._handlers.get(assignment.claim.handler)
         if handler is None:
-            return endings.unfit_vars(run.serial, LookupError("This pool has no such handler."))
+            return results.unfit_vars(run.serial, LookupError("This pool has no such handler."))
         ends_ns = self._soft_deadline(assignment)
         ctx = Context(assignment.claim, run, assignment.deadline, ends_ns)
         try:
             args, kwargs = handler.arguments.bind(assignment.claim.vars, ctx)
         except BadVars as error:
-            return endings.unfit_vars(run.serial, error)
+            return results.unfit_vars(run.serial, error)
         limit = assignment.max_payload
         instance = self._instances.get(handler.name)
         if instance is None:
@@ -210,7 +211,7 @@ class Executor:
 
 
 def _invoke(
-    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: Run | None = None
+    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: RunningJob | None = None
 ) -> Returned:
     """What the call returned, or what it raised, whatever that is."""
     try:
@@ -219,15 +220,13 @@ def _invoke(
         return None, error
 
 
-def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: Run | None) -> Any:
+def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: RunningJob | None) -> Any:
     value = target(*args, **kwargs)
     return _await(value, run) if inspect.iscoroutine(value) else value
 
 
-def _await(coroutine: Coroutine[Any, Any, Any], run: Run | None) -> Any:
-    from workerd.pool.coroutines import (
-        Interruptible,
-    )  # asyncio: 4 MB and 40 ms that most handlers do not need
+def _await(coroutine: Coroutine[Any, Any, Any], run: RunningJob | None) -> Any:
+    from workerd.pool.async_handlers import Interruptible
 
     interruptible = Interruptible(coroutine)
     if run is not None:
@@ -237,7 +236,14 @@ def _await(coroutine: Coroutine[Any, Any, Any], run: Run | None) -> Any:
 
 _USER_CODE = _call.__code__
 _GUARDED = frozenset(
-    function.__code__ for function in (Run.progress, Run.log, Stray.hold, Stray.release, Stray.in_child)
+    function.__code__
+    for function in (
+        RunningJob.progress,
+        RunningJob.log,
+        IgnoredSignals.hold,
+        IgnoredSignals.release,
+        IgnoredSignals.in_child,
+    )
 )
 
 
@@ -267,14 +273,14 @@ def _is_handling(interruption: BaseException | None) -> bool:
 # -- from what the call gave to an ending ------------------------------------------------------
 
 
-def _finish(run: Run, given: Returned, limit: int) -> Ending:
+def _finish(run: RunningJob, given: Returned, limit: int) -> RunResult:
     value, error = given
     if error is None:
-        return endings.returned(run.serial, value, limit, in_request=run.in_request)
-    return endings.raised(run.serial, error, run.interruption, run.cancelled)
+        return results.returned(run.serial, value, limit, in_request=run.in_request)
+    return results.raised(run.serial, error, run.interruption, run.cancelled)
 
 
-def _ensure(run: Run, instance: Any, args: list[Any], kwargs: dict[str, Any], limit: int) -> Ending:
+def _ensure(run: RunningJob, instance: Any, args: list[Any], kwargs: dict[str, Any], limit: int) -> RunResult:
     """One run of a class: skipped if it says that it is not active."""
     active = getattr(instance, "active", None)
     if active is not None:
@@ -282,7 +288,7 @@ def _ensure(run: Run, instance: Any, args: list[Any], kwargs: dict[str, Any], li
         if error is not None:
             return _finish(run, (None, error), limit)
         if not answer:
-            return Ending(serial=run.serial, kind="skipped")
+            return RunResult(serial=run.serial, kind="skipped")
     return _finish(run, _invoke(instance.ensure, args, kwargs, run), limit)
 
 
@@ -294,11 +300,11 @@ def _pause(instance: Any) -> float | None:
     seconds, error = _invoke(lambda: duration(cooler()), [], {})
     if error is not None:
         # Told where a handler's output goes; the run itself has ended as it ended.
-        print(f"cooler() failed, the configured pause is used: {endings.line_of(error)}", file=sys.stderr)
+        print(f"cooler() failed, the configured pause is used: {results.line_of(error)}", file=sys.stderr)
     return seconds if error is None else None
 
 
-def _leave(ending: Ending) -> NoReturn:
+def _leave(ending: RunResult) -> NoReturn:
     """End a process that the handler forked and that came back from the handler: the job is not its own."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()

@@ -1,28 +1,59 @@
-"""Importing what a pool's configuration names: `module:attribute` -> something that can be called.
-
-Runs user code only as far as importing it does; nothing of it is called here.
-"""
+"""Importing handlers: `module:attribute` to something callable, before the workers are forked."""
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import importlib
 import inspect
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from workerd import retry
-from workerd.config.model import Backoff, Handler, Policy, Pool
+from workerd import policy as workerd_policy
+from workerd.config.model import Backoff, HandlerConfig, Policy, PoolConfig
 from workerd.errors import LoadError
 from workerd.handler import class_name, options_of
+from workerd.log import get_logger
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
-from workerd.pool.sources import imported_since
+from workerd.runtime.child import ignore_terminal_signals
+
+GONE = -1
+"""In the place of the time of a file that is not there."""
+
+
+def imported_since(before: Set[str]) -> dict[str, int]:
+    """File -> time of its last change (ns), of every module that is not in `before`.
+
+    What a worker imports only while it runs a job is not seen.
+    """
+    files = (getattr(sys.modules.get(name), "__file__", None) for name in sys.modules.keys() - before)
+    return {file: _changed_at(file) for file in files if isinstance(file, str)}
+
+
+def changed(sources: Mapping[str, int]) -> bool:
+    """Whether any file is another than it was."""
+    return any(_changed_at(file) != then for file, then in sources.items())
+
+
+def _changed_at(file: str) -> int:
+    try:
+        return os.stat(file).st_mtime_ns
+    except (OSError, ValueError):
+        return GONE
+
+
+# Importing what a pool's configuration names: `module:attribute` -> something that can be called.
+#
+# Runs user code only as far as importing it does; nothing of it is called here.
+#
 
 
 @dataclass(frozen=True)
@@ -49,7 +80,7 @@ class LoadedHandlers:
     sources: dict[str, int] = field(default_factory=dict)
 
 
-def load(pool: Pool) -> LoadedHandlers:
+def load(pool: PoolConfig) -> LoadedHandlers:
     """Import every handler of the pool. Raises LoadError, which names all that cannot be loaded."""
     prepare_path(pool.path)
     os.environ.update(pool.env)
@@ -115,11 +146,11 @@ def _what(error: BaseException) -> str:
     return f"{text} ({frame.filename}, line {frame.lineno})" if frame else text
 
 
-def make(name: str, target: Any, config: Handler | None = None) -> LoadedHandler:
+def make(name: str, target: Any, config: HandlerConfig | None = None) -> LoadedHandler:
     """A handler from its object, with its decorator's options and its signature. Raises LoadError."""
     check_callable(target)
     options = options_of(target)
-    policy = retry.effective(config or Handler(name=name, call="", pool=name), _texts(options))
+    policy = workerd_policy.effective(config or HandlerConfig(name=name, call="", pool=name), _texts(options))
     spec_options = {k: _sendable(v) for k, v in _texts(options).items()}
     if is_class_handler(target):
         arguments = Arguments(target.ensure, method=not _is_static(target, "ensure"))
@@ -192,7 +223,7 @@ def aliases_of(policy: Policy, options: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _resolve_class(name: str) -> str:
-    own = retry.canonical(name)
+    own = workerd_policy.canonical(name)
     if own.startswith("workerd.handler."):
         return own
     if "." not in name:
@@ -224,3 +255,50 @@ def _dotted(name: str) -> Any:
             found = getattr(found, part, None)
         return found
     return None
+
+
+log = get_logger("pool")
+
+
+def preload(pool: PoolConfig) -> LoadedHandlers:
+    """Load the pool's handlers within `load_timeout`. Raises LoadError.
+
+    An import that hangs is ended by SIGALRM with its default disposition: nothing in this process needs
+    to run for that, not even the interpreter. The supervisor then sees the pool die of that signal.
+    """
+    folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, pool.load_timeout)
+    try:
+        loaded = load(pool)
+    except LoadError:
+        raise
+    except BaseException as error:
+        raise LoadError(f"The import ended with {type(error).__name__}: {error}") from error
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        _restore(folder)
+    _warn_of_threads(pool)
+    return loaded
+
+
+def _restore(folder: int) -> None:
+    """Take back what an import may have changed for all of the process."""
+    for signum in (signal.SIGCHLD, signal.SIGALRM, signal.SIGQUIT):
+        signal.signal(signum, signal.SIG_DFL)
+    ignore_terminal_signals()
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    with contextlib.suppress(OSError):
+        os.fchdir(folder)
+        os.close(folder)
+
+
+def _warn_of_threads(pool: PoolConfig) -> None:
+    names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if names:
+        log.warning(
+            "importing a handler started threads, which do not exist in the forked workers and may have "
+            "held locks; set preload = false for this pool",
+            pool=pool.name,
+            threads=", ".join(names),
+        )

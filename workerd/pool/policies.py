@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from workerd import retry
-from workerd.config.model import Config, Handler, Policy, Pool
+from workerd import policy
+from workerd.config.model import Config, HandlerConfig, Policy, PoolConfig
 from workerd.job import Claim
 from workerd.messages import HandlerSpec
-from workerd.outcome import Ending, Outcome
+from workerd.outcome import Outcome, RunResult
 
 
 class Policies:
     """Policies by handler, once for plain jobs and once for those of a recurring workflow."""
 
-    def __init__(self, config: Config, pool: Pool) -> None:
-        self._handlers: dict[str, Handler] = {handler.name: handler for handler in pool.handlers}
+    def __init__(self, config: Config, pool: PoolConfig) -> None:
+        self._handlers: dict[str, HandlerConfig] = {handler.name: handler for handler in pool.handlers}
         self._recurring = frozenset(
             name for name, workflow in config.workflows.items() if workflow.schedule.cooler is not None
         )
@@ -29,9 +29,9 @@ class Policies:
             if spec.name in self._handlers:
                 self._learn(self._handlers[spec.name], spec)
 
-    def _learn(self, handler: Handler, spec: HandlerSpec) -> None:
-        self._plain[handler.name] = retry.effective(handler, spec.options)
-        self._single[handler.name] = retry.effective(handler, spec.options, recurring=True)
+    def _learn(self, handler: HandlerConfig, spec: HandlerSpec) -> None:
+        self._plain[handler.name] = policy.effective(handler, spec.options)
+        self._single[handler.name] = policy.effective(handler, spec.options, recurring=True)
         self._aliases[handler.name] = spec.aliases
 
     def __contains__(self, handler: str) -> bool:
@@ -46,14 +46,14 @@ class Policies:
     def settle(
         self,
         claim: Claim,
-        ending: Ending,
+        ending: RunResult,
         *,
         started_ns: int | None = None,
         finished_ns: int | None = None,
         pid: int | None = None,
     ) -> Outcome:
         """What this ending makes of the claim's row."""
-        return retry.settle(
+        return policy.settle(
             claim,
             ending,
             self.of(claim),

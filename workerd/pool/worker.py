@@ -1,4 +1,4 @@
-"""The worker's process: it runs one job at a time and knows nothing but its pool."""
+"""The worker's process: one job at a time, in a loop."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from collections.abc import Callable
 import msgspec
 import setproctitle
 
-from workerd.config.model import Pool
+from workerd.config.model import PoolConfig
 from workerd.errors import LoadError
 from workerd.job import id_text
 from workerd.messages import Assignment, Loaded
-from workerd.outcome import Ending
-from workerd.pool import endings
+from workerd.outcome import RunResult
+from workerd.pool import results
+from workerd.pool.assignment_queue import LONGEST, assignment_in, serial_of
 from workerd.pool.executor import Executor
-from workerd.pool.fds import SOFT_SIGNAL, WorkerFds
-from workerd.pool.lane import LONGEST, assignment_in, serial_of
+from workerd.pool.isolation import IgnoredSignals, ProcessState, move_up
 from workerd.pool.loading import LoadedHandlers, load
-from workerd.pool.meter import Meter
-from workerd.pool.orphans import Orphans
-from workerd.pool.page import Page
-from workerd.pool.surroundings import Stray, Surroundings, move_up
-from workerd.process.child import become_subreaper
+from workerd.pool.shared import SOFT_SIGNAL, SharedFlags, WorkerFds
+from workerd.pool.worker_limits import Meter
+from workerd.runtime.child import become_subreaper
+from workerd.runtime.reaper import Orphans
 
 CANNOT_LOAD = 78
 """Exit status of a worker whose handlers, `init` or instances cannot be made."""
@@ -37,14 +36,14 @@ _READ = 32 * 1024
 """Bytes of one read; a buffer that malloc must map anew each time costs 17 µs."""
 
 
-class Line:
+class WorkerChannel:
     """The worker's blocking ends: assignments by the lane, all else by the channel.
 
     Frames of the channel are those of `multiprocessing.Connection`. Measured: 3.6 µs for a frame there and
     one back, 6 with Connection itself.
     """
 
-    def __init__(self, fd: int, lane: int, page: Page) -> None:
+    def __init__(self, fd: int, lane: int, page: SharedFlags) -> None:
         self._fd = fd
         self._lane = lane
         self._page = page
@@ -88,7 +87,7 @@ class Line:
                 os.close(fd)
 
 
-def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | None) -> int:
+def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandlers | None) -> int:
     """Be the worker `name` until the pool closes the channel; returns the exit status.
 
     `loaded` is None where the worker imports the handlers itself (`preload = false`).
@@ -96,12 +95,12 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
     os.setsid()
     # What user code leaves behind comes to the worker that it belongs to, and dies with it.
     become_subreaper()
-    stray = Stray()
+    stray = IgnoredSignals()
     stray.install()
-    surroundings = Surroundings(fds)
+    surroundings = ProcessState(fds)
     for fd in {fds.output, fds.null, fds.dump} - {0, 1, 2}:
         os.close(fd)
-    line = Line(move_up(fds.channel), move_up(fds.lane), fds.page)
+    line = WorkerChannel(move_up(fds.channel), move_up(fds.lane), fds.page)
     setproctitle.setproctitle(f"workerd: worker {name}")
     try:
         told, executor = _prepare(pool, loaded, fds, line)
@@ -117,7 +116,7 @@ def worker_main(fds: WorkerFds, name: str, pool: Pool, loaded: LoadedHandlers | 
 
 
 def _prepare(
-    pool: Pool, loaded: LoadedHandlers | None, fds: WorkerFds, line: Line
+    pool: PoolConfig, loaded: LoadedHandlers | None, fds: WorkerFds, line: WorkerChannel
 ) -> tuple[Loaded, Executor]:
     """Import what is not there yet, call `init`, make the instances. Raises LoadError."""
     told = Loaded(specs=None)
@@ -129,7 +128,7 @@ def _prepare(
     return told, executor
 
 
-def _forked(line: Line) -> Callable[[], None]:
+def _forked(line: WorkerChannel) -> Callable[[], None]:
     def tidy() -> None:
         signal.signal(SOFT_SIGNAL, signal.SIG_IGN)
         faulthandler.disable()  # its crash is not the worker's
@@ -138,7 +137,9 @@ def _forked(line: Line) -> Callable[[], None]:
     return tidy
 
 
-def _serve(name: str, line: Line, executor: Executor, surroundings: Surroundings, meter: Meter) -> int:
+def _serve(
+    name: str, line: WorkerChannel, executor: Executor, surroundings: ProcessState, meter: Meter
+) -> int:
     title = f"workerd: worker {name}"
     orphans = Orphans()
     while (assignment := line.receive()) is not None:
@@ -156,10 +157,10 @@ def _serve(name: str, line: Line, executor: Executor, surroundings: Surroundings
     return 0
 
 
-def _report(line: Line, ending: Ending) -> None:
+def _report(line: WorkerChannel, ending: RunResult) -> None:
     try:
         line.send(ending)
     except OSError:
         os._exit(0)  # the pool is gone, and with it whoever could be told
     except Exception as error:
-        line.send(endings.untold(ending, error))
+        line.send(results.untold(ending, error))

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from workerd.job import Key
-from workerd.store.connection import Tx
+from workerd.store.base import Tx
 
 
 class Dialect(NamedTuple):

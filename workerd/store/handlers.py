@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from workerd.errors import NotFound
-from workerd.store import dialect, values
-from workerd.store.connection import Row, Tx
-from workerd.store.rows import hint
+from workerd.store import columns, dialect
+from workerd.store.base import Row, Tx
+from workerd.store.columns import hint
 
 MOST_NAMES = 1000
 """Distinct names that are looked for in the jobs' table."""
@@ -46,7 +46,7 @@ def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
         (
             None if signature is None else signature.decode(),
             msgspec.json.encode(sorted(nodes)).decode(),
-            values.at(tx.now),
+            columns.at(tx.now),
             name,
         ),
     )
@@ -61,13 +61,13 @@ def _names(text: bytes | None) -> set[str]:
 
 def node_names(tx: Tx) -> set[str]:
     """The names of all nodes that have a row."""
-    return {values.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_nodes")}
+    return {columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_nodes")}
 
 
 def known(tx: Tx) -> dict[str, bytes | None]:
     """The signature, JSON or None, of every handler that some node has loaded."""
     rows = tx.query("SELECT name, signature FROM workerd_handlers WHERE seen_at IS NOT NULL")
-    return {values.lenient(name) or "": signature for name, signature in rows}
+    return {columns.lenient(name) or "": signature for name, signature in rows}
 
 
 _COLUMNS = "name, signature, nodes, seen_at, paused_at, paused_by, pause_reason"
@@ -82,14 +82,14 @@ def find(tx: Tx, name: str) -> HandlerRow | None:
 def _handler(row: Row, live: set[str]) -> HandlerRow:
     name, signature, nodes, seen_at, paused_at, paused_by, reason = row
     return HandlerRow(
-        name=values.lenient(name) or "",
+        name=columns.lenient(name) or "",
         known=seen_at is not None,
         signature=signature,
         nodes=sorted(_names(nodes) & live),
-        seen_at=values.time_or_none(seen_at),
-        paused_at=values.time_or_none(paused_at),
-        paused_by=values.lenient(paused_by),
-        pause_reason=values.lenient(reason),
+        seen_at=columns.time_or_none(seen_at),
+        paused_at=columns.time_or_none(paused_at),
+        paused_by=columns.lenient(paused_by),
+        pause_reason=columns.lenient(reason),
     )
 
 
@@ -103,7 +103,7 @@ def list_(tx: Tx) -> list[HandlerRow]:
         h.name: h
         for h in (_handler(row, live) for row in tx.query(f"SELECT {_COLUMNS} FROM workerd_handlers"))
     }
-    scheduled = {values.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
+    scheduled = {columns.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
     for name in names_of_jobs(tx):
         if name not in found and name not in scheduled:
             found[name] = HandlerRow(name=name, known=False)
@@ -111,8 +111,8 @@ def list_(tx: Tx) -> list[HandlerRow]:
 
 
 def _live_nodes(tx: Tx) -> set[str]:
-    rows = tx.query("SELECT name FROM workerd_nodes WHERE lease_until > %s", (values.at(tx.now),))
-    return {values.lenient(row[0]) or "" for row in rows}
+    rows = tx.query("SELECT name FROM workerd_nodes WHERE lease_until > %s", (columns.at(tx.now),))
+    return {columns.lenient(row[0]) or "" for row in rows}
 
 
 def names_of_jobs(tx: Tx) -> list[str]:
@@ -128,7 +128,7 @@ def names_of_jobs(tx: Tx) -> list[str]:
         if row is None:
             break
         try:
-            last = values.text(row[0])
+            last = columns.text(row[0])
         except ValueError:
             break  # beyond a name that is no text the index cannot be followed
         names.append(last)
@@ -145,7 +145,7 @@ def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:
     tx.execute(
         "UPDATE workerd_handlers SET paused_at = COALESCE(paused_at, %s), paused_by = %s, pause_reason = %s"
         " WHERE name = %s",
-        (values.at(tx.now), by[:191], reason, name),
+        (columns.at(tx.now), by[:191], reason, name),
     )
 
 

@@ -1,39 +1,188 @@
-"""Everything that can be done with jobs, by name; each does one thing in the caller's transaction."""
+"""New jobs, each inserted at most once: by its id, and by its unique key while one is live."""
 
 from __future__ import annotations
 
-from workerd.store.acts import cancel, retry
-from workerd.store.claiming import (
-    ClaimBatch,
-    Cursor,
-    NodeIdent,
-    PeekResult,
-    Promoted,
-    claim,
-    peek,
-    promote_due,
-)
-from workerd.store.closing import close, ingested, progress
-from workerd.store.holding import HeldRow, held
-from workerd.store.inserting import Inserted, NewJob, insert
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-__all__ = [
-    "ClaimBatch",
-    "Cursor",
-    "HeldRow",
-    "Inserted",
-    "NewJob",
-    "NodeIdent",
-    "PeekResult",
-    "Promoted",
-    "cancel",
-    "claim",
-    "close",
-    "held",
-    "ingested",
-    "insert",
-    "peek",
-    "progress",
-    "promote_due",
-    "retry",
-]
+import msgspec
+
+from workerd import clock
+from workerd.errors import StoreRefused
+from workerd.job import Status, new_id
+from workerd.store import columns, dialect
+from workerd.store.base import Tx
+
+ROWS = 1000
+BYTES = 2 * 1024 * 1024
+"""Rows and bytes of one INSERT."""
+
+
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A job to be inserted. `vars`, `meta`: JSON text.
+
+    `run_at`: store time, microseconds; or `delay`: microseconds from the store's now. Neither: at once.
+    An `id` that is there already is left alone.
+    """
+
+    handler: str
+    id: bytes | None = None
+    vars: bytes = b"{}"
+    meta: bytes | None = None
+    priority: int = 0
+    run_at: int | None = None
+    delay: int | None = None
+    deadline_ms: int | None = None
+    max_attempts: int | None = None
+    unique_key: str | None = None
+    request_id: bytes | None = None
+    step: int | None = None
+    name: str | None = None
+
+
+class Inserted(NamedTuple):
+    """`created` is False if the id was there, or a live job `id` holds the unique key."""
+
+    id: bytes
+    created: bool
+
+
+_COLUMNS = (
+    "id, handler, status, run_at, created_at, vars, meta, priority, deadline_ms, max_attempts,"
+    " unique_key, request_id, step, name"
+)
+_ROW = "(" + ", ".join(["%s"] * 14) + ")"
+
+
+def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
+    """Insert all of `jobs`; what became of each, in order.
+
+    Works on a caller's own connection too, whose driver may count a row that was left alone as changed:
+    so what was there is read, not counted. Raises StoreRefused for text that is not UTF-8.
+    """
+    ids = [job.id or new_id() for job in jobs]
+    there = _existing(tx, [job.id for job in jobs if job.id is not None])
+    wanted = [n for n, job_id in enumerate(ids) if job_id not in there]
+    changed, made = 0, clock.to_text(tx.now) if wanted else ""
+    for part in _parts(jobs, wanted):
+        params = [value for n in part for value in _values(jobs[n], ids[n], tx.now, made)]
+        changed += tx.execute(
+            f"INSERT INTO workerd_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(part))}"
+            + dialect.of(tx).keep.format("id"),
+            params,
+        )
+    held = _holders(tx, [jobs[n] for n in wanted])
+    if changed < len(wanted):
+        there |= _not_ours(tx, [ids[n] for n in wanted if jobs[n].id is not None])
+    return [
+        Inserted(job_id, False)
+        if job_id in there
+        else _found(job_id, held.get((job.handler, job.unique_key)))
+        for job, job_id in zip(jobs, ids, strict=True)
+    ]
+
+
+def insert_alone(tx: Tx, job: NewJob) -> Inserted:
+    """Insert one job that starts at once and has neither an id nor a unique key, in one statement.
+
+    Raises StoreRefused for text that is not UTF-8.
+    """
+    if tx.engine == "sqlite":  # its clock is this machine's, and finer than the columns' defaults
+        return insert(tx, [job])[0]
+    job_id = new_id()
+    tx.execute(
+        "INSERT INTO workerd_jobs (id, handler, vars, meta, priority, deadline_ms, max_attempts)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
+        (
+            job_id,
+            job.handler,
+            _text(job.vars),
+            _text(job.meta),
+            job.priority,
+            job.deadline_ms,
+            job.max_attempts,
+        ),
+    )
+    return Inserted(job_id, True)
+
+
+def _found(job_id: bytes, holder: bytes | None) -> Inserted:
+    if holder is None or holder == job_id:
+        return Inserted(job_id, True)
+    return Inserted(holder, False)
+
+
+def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]:
+    part: list[int] = []
+    size = 0
+    for n in wanted:
+        size += len(jobs[n].vars) + len(jobs[n].meta or b"")
+        if part and (len(part) >= ROWS or size > BYTES):
+            yield part
+            part, size = [], len(jobs[n].vars) + len(jobs[n].meta or b"")
+        part.append(n)
+    if part:
+        yield part
+
+
+def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ...]:
+    if len(job_id) != 16:
+        raise StoreRefused(f"an id has 16 bytes, this one {len(job_id)}")
+    due = job.run_at if job.run_at is not None else now + (job.delay or 0)
+    return (
+        job_id,
+        job.handler,
+        str(Status.SCHEDULED if due > now else Status.NEW),
+        made if due == now else clock.to_text(due),
+        made,
+        _text(job.vars),
+        _text(job.meta),
+        job.priority,
+        job.deadline_ms,
+        job.max_attempts,
+        job.unique_key,
+        job.request_id,
+        job.step,
+        job.name,
+    )
+
+
+def _text(json: bytes | None) -> str | None:
+    try:
+        return None if json is None else json.decode("utf-8")
+    except UnicodeDecodeError:
+        raise StoreRefused("vars and meta must be JSON in UTF-8") from None
+
+
+def _existing(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    found: set[bytes] = set()
+    for part in columns.chunks(ids):
+        marks = columns.marks(part)
+        found.update(row[0] for row in tx.query(f"SELECT id FROM workerd_jobs WHERE id IN ({marks})", part))
+    return found
+
+
+def _not_ours(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    """Those of these ids that another transaction inserted since we looked."""
+    ours = clock.to_text(tx.now)
+    found: set[bytes] = set()
+    for part in columns.chunks(ids):
+        sql = f"SELECT id FROM workerd_jobs WHERE id IN ({columns.marks(part)}) AND created_at <> %s"
+        found.update(row[0] for row in tx.query(sql, [*part, ours]))
+    return found
+
+
+def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str | None], bytes]:
+    """Which live job holds each unique key that is asked for."""
+    where, index = columns.live_key(tx)
+    found: dict[tuple[str, str | None], bytes] = {}
+    wanted = sorted({(job.handler, job.unique_key) for job in jobs if job.unique_key is not None})
+    for part in columns.chunks(wanted, 100):
+        found_rows = tx.query(
+            f"SELECT handler, unique_key, id FROM workerd_jobs {index}"
+            f" WHERE {' OR '.join([f'({where})'] * len(part))}",
+            [value for key in part for value in key],
+        )
+        for handler, key, job_id in found_rows:
+            found[columns.text(handler), columns.text(key)] = job_id
+    return found

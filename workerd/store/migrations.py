@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from workerd.errors import StoreAway, StoreRefused, WrongVersion
 from workerd.store import schema
-from workerd.store.connection import Session, Tx
+from workerd.store.base import Session, Tx
 
 
 class Migration(NamedTuple):

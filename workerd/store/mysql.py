@@ -1,4 +1,4 @@
-"""MySQL and MariaDB through PyMySQL: the session's settings, parameters as literals, errors by kind."""
+"""MySQL and MariaDB through PyMySQL: driver, session settings, literals, errors by kind."""
 
 from __future__ import annotations
 
@@ -14,11 +14,41 @@ from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
 from workerd import clock
+from workerd.config.store_url import MySQLUrl
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.store import driver, migrations
-from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
-from workerd.store.literals import literal
-from workerd.store.url import MySQLAddress
+from workerd.store.base import Engine, LockLost, Params, Row, Session, Store
+
+_ESCAPES = str.maketrans({
+    "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", "\\": "\\\\",
+})  # fmt: skip
+_SPECIAL = tuple(chr(code) for code in _ESCAPES)
+
+
+def literal(value: object) -> str:
+    """Bytes in hex, text quoted, None as NULL. Raises StoreRefused for a float that is not finite."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    if isinstance(value, str):
+        return f"'{_escaped(value)}'"
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, float):
+        raise StoreRefused(f"{value} is not a finite number", 1264)
+    raise TypeError(f"{type(value).__name__} is no SQL parameter")
+
+
+def _escaped(value: str) -> str:
+    # Nearly no text has any of them, and looking is ten times as fast as translating.
+    for character in _SPECIAL:
+        if character in value:
+            return value.translate(_ESCAPES)
+    return value
+
 
 LOCKS = frozenset({
     1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back
@@ -69,7 +99,7 @@ class MySQLStore(Store):
 
     engine: Engine = "mysql"
 
-    def __init__(self, address: MySQLAddress, timeout: float, password_file: Path | None) -> None:
+    def __init__(self, address: MySQLUrl, timeout: float, password_file: Path | None) -> None:
         super().__init__(address.shown)
         self._address = address
         self._timeout = timeout
@@ -105,7 +135,7 @@ class MySQLSession(Session):
 
     engine: Engine = "mysql"
 
-    def __init__(self, address: MySQLAddress, password: str, timeout: float) -> None:
+    def __init__(self, address: MySQLUrl, password: str, timeout: float) -> None:
         try:
             self._link = _open(address, password, timeout)
         except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
@@ -178,7 +208,7 @@ class _UnixLink(pymysql.Connection):
     _secure = True  # the driver says so only of sockets that it dialled
 
 
-def _open(address: MySQLAddress, password: str, timeout: float) -> pymysql.Connection[Any]:
+def _open(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connection[Any]:
     try:
         return _connected(address, password, timeout)
     except RuntimeError:
@@ -188,7 +218,7 @@ def _open(address: MySQLAddress, password: str, timeout: float) -> pymysql.Conne
     return _connected(address, password, timeout)
 
 
-def _connected(address: MySQLAddress, password: str, timeout: float) -> pymysql.Connection[Any]:
+def _connected(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connection[Any]:
     tls = address.tls
     link = (pymysql.Connection if address.unix_socket is None else _UnixLink)(
         user=address.user,
@@ -215,7 +245,7 @@ def _connected(address: MySQLAddress, password: str, timeout: float) -> pymysql.
     return link
 
 
-def _dial(address: MySQLAddress, timeout: float) -> socket.socket:
+def _dial(address: MySQLUrl, timeout: float) -> socket.socket:
     """A connected socket; dialled here because the driver leaves one open when nobody answers."""
     if address.unix_socket is None:
         link = socket.create_connection((address.host, address.port), timeout)

@@ -9,8 +9,8 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import NodeNameTaken
-from workerd.store import dialect, values
-from workerd.store.connection import Row, Tx
+from workerd.store import columns, dialect
+from workerd.store.base import Row, Tx
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ def register(tx: Tx, node: NodeRecord, lease: float, *, former: Collection[bytes
         f"INSERT INTO workerd_nodes ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
         (
             node.id, node.name, node.host, node.pid, node.boot_id, node.version,
-            values.at(node.started_at or now), values.at(_until(now, lease)),
+            columns.at(node.started_at or now), columns.at(_until(now, lease)),
             node.info and node.info.decode(),
         ),
     )  # fmt: skip
@@ -82,7 +82,7 @@ def renew(tx: Tx, node_id: bytes, lease: float, info: bytes | None = None) -> in
     sets = "lease_until = %s" if info is None else "lease_until = %s, info = %s"
     told = [] if info is None else [info.decode()]
     renewed = tx.execute(
-        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [values.at(_until(now, lease)), *told, node_id]
+        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [columns.at(_until(now, lease)), *told, node_id]
     )
     return now if renewed else None
 
@@ -129,12 +129,12 @@ def _record(row: Row) -> NodeRecord:
     node_id, name, host, pid, boot_id, version, started_at, lease_until, info = row
     return NodeRecord(
         id=node_id,
-        name=values.lenient(name) or "",
-        host=values.lenient(host) or "",
+        name=columns.lenient(name) or "",
+        host=columns.lenient(host) or "",
         pid=pid,
-        boot_id=values.lenient(boot_id),
-        version=values.lenient(version) or "",
-        started_at=values.time(started_at),
-        lease_until=values.time(lease_until),
+        boot_id=columns.lenient(boot_id),
+        version=columns.lenient(version) or "",
+        started_at=columns.time(started_at),
+        lease_until=columns.time(lease_until),
         info=info,
     )

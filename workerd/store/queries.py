@@ -13,10 +13,9 @@ import msgspec
 
 from workerd.errors import NotFound
 from workerd.job import ENDED, Key, Status
-from workerd.store import values
-from workerd.store.connection import Row, Tx
-from workerd.store.pages import Page, cursor_text, read_cursor
-from workerd.store.rows import JobRow, attempts, hint, jobs_by_key
+from workerd.store import columns
+from workerd.store.base import Row, Tx
+from workerd.store.columns import JobRow, Page, attempts, cursor_text, hint, jobs_by_key, read_cursor
 
 CAP = 10_000
 """Counts are exact up to here; more is told as this many."""
@@ -30,7 +29,7 @@ MOST_PRIORITIES = 32
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
 
-class Job(msgspec.Struct, kw_only=True):
+class StoredJob(msgspec.Struct, kw_only=True):
     """A job: the row that is its state, and all its attempts, oldest first, that row among them."""
 
     row: JobRow
@@ -46,13 +45,13 @@ class Count(msgspec.Struct, frozen=True):
     oldest: int | None = None
 
 
-def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> Job:
+def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> StoredJob:
     """A job with its attempts, and its payload if it is wanted. NotFound."""
     rows = attempts(tx, job_id, payload=payload)
     if not rows:
         raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
-    return Job(row=current, attempts=rows)
+    return StoredJob(row=current, attempts=rows)
 
 
 def ended(tx: Tx, job_id: bytes) -> bool:
@@ -60,7 +59,7 @@ def ended(tx: Tx, job_id: bytes) -> bool:
     rows = tx.query("SELECT status FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1", (job_id,))
     if not rows:
         raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
-    return values.lenient(rows[0][0]) in ENDED
+    return columns.lenient(rows[0][0]) in ENDED
 
 
 def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
@@ -73,7 +72,7 @@ def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
         raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
     if row[0] is None:
         raise NotFound("The job has returned nothing yet.")
-    return row[0], values.lenient(row[1]) or "bytes"
+    return row[0], columns.lenient(row[1]) or "bytes"
 
 
 def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
@@ -83,7 +82,7 @@ def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
         " WHERE id = %s AND status <> 'retry' AND payload IS NOT NULL LIMIT 1",
         (most, job_id),
     )
-    return None if row is None else (row[0], int(row[1]), values.lenient(row[2]) or "bytes")
+    return None if row is None else (row[0], int(row[1]), columns.lenient(row[2]) or "bytes")
 
 
 # -- lists -------------------------------------------------------------------------------------
@@ -113,12 +112,12 @@ def list_(
     bounds, bound = [], []
     position = read_cursor(after) if after is not None else None
     if position is not None:
-        at = values.at(position[0])
+        at = columns.at(position[0])
         bounds.append("run_at <= %s AND (run_at < %s OR id < %s)")
         bound += [at, at, position[1]]
     if since is not None:
         bounds.append("run_at >= %s")
-        bound.append(values.at(since))
+        bound.append(columns.at(since))
     states = [Status(status)] if status is not None else list(_CURRENT)
     found: list[Row] = []
     for branch in _branches(tx, handler, states):
@@ -186,7 +185,7 @@ def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
     if len(shown) == len(found):
         return Page(shown, None)
     last = found[len(shown) - 1]
-    return Page(shown, cursor_text(values.time(last[0]), last[1]))
+    return Page(shown, cursor_text(columns.time(last[0]), last[1]))
 
 
 # -- counts ------------------------------------------------------------------------------------
@@ -232,7 +231,7 @@ def oldest_new(tx: Tx, handler: str) -> int | None:
         if row is None:
             break
         last = int(row[0])
-        moment = values.time(row[1])
+        moment = columns.time(row[1])
         oldest = moment if oldest is None else min(oldest, moment)
     return oldest
 

@@ -1,4 +1,4 @@
-"""Requests: submitting them, picking them up, moving them on, cancelling them, and mending them."""
+"""Requests: submitted, picked up, cancelled, swept."""
 
 from __future__ import annotations
 
@@ -8,28 +8,25 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.config.model import Workflow
+from workerd.config.model import WorkflowConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import Status, new_id
-from workerd.store import chains, dialect, values
-from workerd.store.carrying import Enriched, enrich
-from workerd.store.connection import Tx
-from workerd.store.moving import CANCELLED, Moving, cancel_waiting, closed, job_state, lock, move
-from workerd.store.pages import Page, cursor_text, cut_page, read_cursor
-from workerd.store.rows import (
+from workerd.store import columns, dialect, intervals
+from workerd.store.base import Tx
+from workerd.store.columns import (
     REQUEST_COLUMNS,
     JobRow,
+    Page,
     RequestRow,
+    cursor_text,
+    cut_page,
     hint,
     jobs_by_key,
     marks,
+    read_cursor,
     request,
 )
-
-__all__ = [
-    "Enriched", "Picked", "Submitted", "cancel", "closed", "enrich", "get", "list_", "lock", "pickup",
-    "start_recurring", "submit", "sweep",
-]  # fmt: skip
+from workerd.store.workflows import CANCELLED, Moving, cancel_waiting, job_state, lock, move
 
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 _S = wf.RequestStatus
@@ -55,7 +52,7 @@ def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None
     created = tx.execute(
         "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
         + dialect.of(tx).keep.format("id"),
-        (ident, workflow, params.decode(), values.at(tx.now)),
+        (ident, workflow, params.decode(), columns.at(tx.now)),
     )
     return Submitted(ident, bool(created))
 
@@ -87,12 +84,12 @@ def list_(
     where, params = ["status = %s"], []
     position = read_cursor(after) if after is not None else None
     if position is not None:
-        at = values.at(position[0])
+        at = columns.at(position[0])
         where.append("created_at <= %s AND (created_at < %s OR id < %s)")
         params += [at, at, position[1]]
     if since is not None:
         where.append("created_at >= %s")
-        params.append(values.at(since))
+        params.append(columns.at(since))
     if workflow is not None:
         where.append("workflow = %s")
         params.append(workflow)
@@ -113,7 +110,7 @@ def list_(
 # -- beginning ---------------------------------------------------------------------------------
 
 
-def pickup(tx: Tx, workflows: Mapping[str, Workflow], limit: int) -> Picked:
+def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picked:
     """Begin up to `limit` queuing requests, the oldest first, of workflows that this node knows.
 
     Those of workflows with a cooler wait for their turn: `start_recurring`.
@@ -130,7 +127,7 @@ def pickup(tx: Tx, workflows: Mapping[str, Workflow], limit: int) -> Picked:
     return _begin(tx, [request(row) for row in rows], workflows)
 
 
-def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, Workflow]) -> Picked:
+def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowConfig]) -> Picked:
     beginning = []
     for row in rows:
         item = Moving(row)
@@ -147,7 +144,7 @@ def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, Workflow]
     return Picked(len(beginning), move(tx, beginning))
 
 
-def start_recurring(tx: Tx, workflow: Workflow) -> Picked:
+def start_recurring(tx: Tx, workflow: WorkflowConfig) -> Picked:
     """Keep the chain of a workflow with a cooler: begin its run when it is due, mend it when it is broken.
 
     A request that was submitted by hand, or inserted by another program, is the next run at once;
@@ -155,20 +152,20 @@ def start_recurring(tx: Tx, workflow: Workflow) -> Picked:
     """
     pause = workflow.schedule.cooler
     assert pause is not None
-    link = chains.live(tx, workflow.name)
+    link = intervals.live(tx, workflow.name)
     if link is not None and link.status is Status.INPROGRESS:
         return _mend_run(tx, workflow, link, pause)
     by_hand = _oldest_queuing(tx, workflow.name)
     if by_hand is not None:
-        chains.remove_waiting(tx, workflow.name)
-        if not chains.add(tx, workflow.name, by_hand.id, run_at=tx.now, running=True):
+        intervals.remove_waiting(tx, workflow.name)
+        if not intervals.add(tx, workflow.name, by_hand.id, run_at=tx.now, running=True):
             return Picked(0, set())  # another node was faster
         return _begin(tx, [by_hand], {workflow.name: workflow})
     if link is None:
-        chains.ensure(tx, workflow.name, pause)
+        intervals.ensure(tx, workflow.name, pause)
         return Picked(0, set())
     due = link.status is Status.NEW or link.run_at <= tx.now
-    if not due or not chains.goes_on(tx, [workflow.name]) or not chains.begin(tx, link):
+    if not due or not intervals.goes_on(tx, [workflow.name]) or not intervals.begin(tx, link):
         return Picked(0, set())
     submit(tx, workflow.name, b"{}", link.id)
     return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
@@ -183,15 +180,15 @@ def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
     return None if row is None else request(row)
 
 
-def _mend_run(tx: Tx, workflow: Workflow, link: chains.Link, pause: float) -> Picked:
+def _mend_run(tx: Tx, workflow: WorkflowConfig, link: intervals.Link, pause: float) -> Picked:
     """A run whose request has ended, or is gone, without its row being closed."""
     row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (link.id,))
-    status = _S(values.text(row[0])) if row is not None else _S.CANCELLED
+    status = _S(columns.text(row[0])) if row is not None else _S.CANCELLED
     if status is _S.QUEUING:
         return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
     if status in wf.REQUEST_ENDED:
         lock(tx, [link.id])
-        chains.close(tx, workflow.name, link.id, status, pause)
+        intervals.close(tx, workflow.name, link.id, status, pause)
     return Picked(0, set())
 
 
@@ -211,7 +208,7 @@ def cancel(tx: Tx, request_id: bytes) -> str:
     tx.execute(
         "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
         " WHERE request_id = %s AND status = 'inprogress'",
-        (values.at(tx.now), request_id),
+        (columns.at(tx.now), request_id),
     )
     if item.status is _S.QUEUING:
         item.status = _S.CANCELLED
@@ -227,7 +224,7 @@ class Swept(NamedTuple):
     handlers: set[str]
 
 
-def sweep(tx: Tx, workflows: Mapping[str, Workflow], limit: int, cursor: str | None = None) -> Swept:
+def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: str | None = None) -> Swept:
     """Look at up to `limit` requests in progress and move on those that nobody moved.
 
     Also what was written by hand in any half-done state: without steps, without jobs, with jobs that
@@ -236,7 +233,7 @@ def sweep(tx: Tx, workflows: Mapping[str, Workflow], limit: int, cursor: str | N
     where, params = "", []
     if cursor is not None:
         created_at, ident = read_cursor(cursor)
-        at = values.at(created_at)
+        at = columns.at(created_at)
         where, params = " AND created_at >= %s AND (created_at > %s OR id > %s)", [at, at, ident]
     rows = [
         request(row)
@@ -252,7 +249,7 @@ def sweep(tx: Tx, workflows: Mapping[str, Workflow], limit: int, cursor: str | N
     return Swept(last, len(items), handlers)
 
 
-def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, Workflow]) -> Moving | None:
+def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> Moving | None:
     """The request if something is to be done about it."""
     item = Moving(row)
     if row.steps is None and row.workflow in workflows:
@@ -278,8 +275,8 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
     return [
         _Seen(
             job_state(name, status, reason),
-            values.time_or_none(run_at) or 0,
-            values.time_or_none(ended) or 0,
+            columns.time_or_none(run_at) or 0,
+            columns.time_or_none(ended) or 0,
         )
         for name, status, reason, run_at, ended in tx.query(
             "SELECT name, status, reason, run_at, COALESCE(ingested_at, finished_at)"

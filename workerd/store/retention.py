@@ -10,15 +10,15 @@ from itertools import groupby
 from typing import NamedTuple
 
 from workerd.job import COOLER_KEY, LIVE, Status
-from workerd.store import dialect, values
-from workerd.store.connection import Row, Tx
-from workerd.store.rows import chunks, hint, marks
+from workerd.store import columns, dialect
+from workerd.store.base import Row, Tx
+from workerd.store.columns import chunks, hint, marks
 
 RUNS_KEPT = 100
 """Completed rows of a recurring handler that are kept, however old."""
 
 
-class Limits(NamedTuple):
+class RetentionLimits(NamedTuple):
     """Store times before which an end is long ago; None keeps for ever. `completed` is for cancelled too."""
 
     completed: int | None
@@ -55,7 +55,7 @@ _SLICE = """SELECT id, attempt, handler, status, reason, unique_key, request_id,
     COALESCE(ingested_at, finished_at, created_at) FROM workerd_jobs"""
 
 
-def purge_jobs(tx: Tx, limits: Limits, *, limit: int, cursor: bytes | None = None) -> Purged:
+def purge_jobs(tx: Tx, limits: RetentionLimits, *, limit: int, cursor: bytes | None = None) -> Purged:
     """Look at the next `limit` rows of jobs and remove the jobs that may go."""
     rows = tx.query(
         _SLICE + (" WHERE id > %s" if cursor is not None else "") + " ORDER BY id, attempt LIMIT %s",
@@ -76,14 +76,14 @@ def purge_jobs(tx: Tx, limits: Limits, *, limit: int, cursor: bytes | None = Non
 
 def _ended(rows: Sequence[Row]) -> _Job | None:
     current = [row for row in rows if row[3] != b"retry"]
-    if len(current) != 1 or values.lenient(current[0][3]) in LIVE:
+    if len(current) != 1 or columns.lenient(current[0][3]) in LIVE:
         return None
     job_id, _, handler, status, reason, key, request_id, run_at, end = current[0]
     try:
-        moment = values.time(end)
+        moment = columns.time(end)
     except ValueError:
         moment = 0
-    text = values.lenient
+    text = columns.lenient
     return _Job(
         job_id, text(handler) or "", text(status) or "", text(reason), text(key), request_id, run_at, moment
     )
@@ -101,7 +101,7 @@ def _without_request(tx: Tx, jobs: Sequence[_Job]) -> list[_Job]:
 
 def _kept_runs(tx: Tx, jobs: Sequence[_Job]) -> set[bytes]:
     """Those among the newest completed rows of a recurring handler."""
-    schedules = {values.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
+    schedules = {columns.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
     oldest: dict[str, bytes] = {}
     kept: set[bytes] = set()
     for job in jobs:
@@ -139,7 +139,7 @@ def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
     return _remove(tx, [job_id for job_id, key in rows if key == COOLER_KEY.encode()])
 
 
-def purge_requests(tx: Tx, limits: Limits, *, limit: int) -> int:
+def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
     """Remove up to about `limit` rows of requests that ended long ago, with all their jobs; how many.
 
     The last run of a schedule is kept: it tells whether the next may begin.
@@ -157,7 +157,7 @@ def purge_requests(tx: Tx, limits: Limits, *, limit: int) -> int:
             " WHERE status = %s AND created_at < %s AND COALESCE(completed_at, created_at) < %s"
             " AND id NOT IN (SELECT last_job FROM workerd_schedules WHERE last_job IS NOT NULL)"
             f" ORDER BY created_at LIMIT %s{dialect.of(tx).skip}",
-            (status, values.at(before), values.at(before), limit),
+            (status, columns.at(before), columns.at(before), limit),
         )
         for (request_id,) in rows:
             removed += _remove_request(tx, request_id, limit)
@@ -190,7 +190,7 @@ def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
             f" ORDER BY id, attempt{dialect.of(tx).lock}",
             part,
         )
-        live = {row[0] for row in rows if values.lenient(row[2]) in LIVE}
+        live = {row[0] for row in rows if columns.lenient(row[2]) in LIVE}
         keys = [(row[0], row[1]) for row in rows if row[0] not in live]
         for some in chunks(keys):
             removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {dialect.keys(some)}")

@@ -14,12 +14,12 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.config.model import Config, Overlap
-from workerd.config.model import Schedule as Wanted
+from workerd.config.model import ScheduleConfig as Wanted
 from workerd.errors import Conflict, NotFound
 from workerd.job import ENDED, Status, new_id
-from workerd.store import chains, dialect, inserting, requests, values
-from workerd.store.connection import Row, Tx
-from workerd.store.rows import marks
+from workerd.store import columns, dialect, intervals, jobs, requests
+from workerd.store.base import Row, Tx
+from workerd.store.columns import marks
 
 Kind = Literal["cron", "cooler"]
 
@@ -75,14 +75,14 @@ _COLUMNS = "name, kind, expression, timezone, last_tick, last_job, paused_at, pa
 def _schedule(row: Row) -> ScheduleRow:
     name, kind, expression, timezone, last_tick, last_job, paused_at, paused_by = row
     return ScheduleRow(
-        name=values.lenient(name) or "",
+        name=columns.lenient(name) or "",
         kind="cooler" if kind == b"cooler" else "cron",
-        expression=values.lenient(expression) or "",
-        timezone=values.lenient(timezone) or "",
-        last_tick=values.time_or_none(last_tick),
+        expression=columns.lenient(expression) or "",
+        timezone=columns.lenient(timezone) or "",
+        last_tick=columns.time_or_none(last_tick),
         last_job=last_job,
-        paused_at=values.time_or_none(paused_at),
-        paused_by=values.lenient(paused_by),
+        paused_at=columns.time_or_none(paused_at),
+        paused_by=columns.lenient(paused_by),
     )
 
 
@@ -115,16 +115,16 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
             tx.execute(
                 "INSERT INTO workerd_schedules (name, kind, expression, timezone, last_tick)"
                 " VALUES (%s, %s, %s, %s, %s)" + dialect.of(tx).keep.format("name"),
-                (name, kind, expression, timezone, values.at(tx.now)),
+                (name, kind, expression, timezone, columns.at(tx.now)),
             )
         elif (row.kind, row.expression, row.timezone) != (kind, expression, timezone):
             tx.execute(
                 "UPDATE workerd_schedules SET kind = %s, expression = %s, timezone = %s, last_tick = %s"
                 " WHERE name = %s",
-                (kind, expression, timezone, values.at(tx.now), name),
+                (kind, expression, timezone, columns.at(tx.now), name),
             )
             if row.kind == "cooler":
-                chains.forget_pause(tx, name)
+                intervals.forget_pause(tx, name)
         else:
             continue
         changed.append(name)
@@ -143,10 +143,10 @@ def orphans(tx: Tx, own: Iterable[str]) -> list[str]:
 
     The nodes tell theirs in `schedules` of their `info`. While one does not, nobody is sure of anything.
     """
-    had = {values.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")} - set(own)
+    had = {columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")} - set(own)
     if not had:
         return []
-    for (info,) in tx.query("SELECT info FROM workerd_nodes WHERE lease_until > %s", (values.at(tx.now),)):
+    for (info,) in tx.query("SELECT info FROM workerd_nodes WHERE lease_until > %s", (columns.at(tx.now),)):
         try:
             had -= set(msgspec.json.decode(info or b"{}", type=_Info).schedules)
         except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -165,13 +165,13 @@ def retire(tx: Tx, names: Iterable[str]) -> int:
         return 0
     removed = tx.execute(f"DELETE FROM workerd_schedules WHERE name IN ({marks(gone)})", gone)
     for name in gone:
-        chains.remove_waiting(tx, name)
+        intervals.remove_waiting(tx, name)
     return removed
 
 
 def ensure_chain(tx: Tx, name: str, pause: float) -> bool:
     """Insert the row of a cooler's chain where no live one is; whether this call did. `pause`: seconds."""
-    return chains.ensure(tx, name, pause)
+    return intervals.ensure(tx, name, pause)
 
 
 # -- ticks -------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow
     if workflow:
         requests.submit(tx, name, b"{}", made)
     else:
-        inserting.insert(tx, [inserting.NewJob(handler=name, id=made, run_at=moment)])
+        jobs.insert(tx, [jobs.NewJob(handler=name, id=made, run_at=moment)])
     return Tick(Fired.FIRED, made)
 
 
@@ -209,7 +209,7 @@ def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> boo
         tx.execute(
             "UPDATE workerd_schedules SET last_tick = %s, last_job = %s WHERE name = %s"
             f" AND (last_tick IS NULL OR last_tick < %s) AND last_job {same} %s AND paused_at IS NULL",
-            (values.at(moment), job, schedule.name, values.at(moment), schedule.last_job),
+            (columns.at(moment), job, schedule.name, columns.at(moment), schedule.last_job),
         )
     )
 
@@ -220,7 +220,7 @@ def _over(tx: Tx, made: bytes) -> bool:
     if job is not None:
         return job[0] in ENDED
     row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (made,))
-    return row is None or values.lenient(row[0]) in wf.REQUEST_ENDED
+    return row is None or columns.lenient(row[0]) in wf.REQUEST_ENDED
 
 
 def _last_row(tx: Tx, job_id: bytes) -> tuple[str, int | None] | None:
@@ -229,7 +229,7 @@ def _last_row(tx: Tx, job_id: bytes) -> tuple[str, int | None] | None:
         " ORDER BY attempt DESC LIMIT 1",
         (job_id,),
     )
-    return None if row is None else (values.lenient(row[0]) or "", values.time_or_none(row[1]))
+    return None if row is None else (columns.lenient(row[0]) or "", columns.time_or_none(row[1]))
 
 
 # -- what a person does ------------------------------------------------------------------------
@@ -240,10 +240,10 @@ def pause(tx: Tx, name: str, by: str) -> None:
     schedule = find(tx, name, lock=True)
     tx.execute(
         "UPDATE workerd_schedules SET paused_at = COALESCE(paused_at, %s), paused_by = %s WHERE name = %s",
-        (values.at(tx.now), by[:191], name),
+        (columns.at(tx.now), by[:191], name),
     )
     if schedule.kind == "cooler":
-        chains.remove_waiting(tx, name)
+        intervals.remove_waiting(tx, name)
 
 
 def resume(tx: Tx, name: str) -> bool:
@@ -253,10 +253,10 @@ def resume(tx: Tx, name: str) -> bool:
         return False
     tx.execute(
         "UPDATE workerd_schedules SET paused_at = NULL, paused_by = NULL, last_tick = %s WHERE name = %s",
-        (values.at(max(tx.now, schedule.last_tick or 0)), name),
+        (columns.at(max(tx.now, schedule.last_tick or 0)), name),
     )
     if schedule.kind == "cooler":
-        chains.ensure(tx, name, 0)
+        intervals.ensure(tx, name, 0)
     return True
 
 
@@ -269,17 +269,17 @@ def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
     if schedule.kind == "cron":
         if workflow:
             return requests.submit(tx, name, b"{}").id
-        return inserting.insert(tx, [inserting.NewJob(handler=name)])[0].id
-    if chains.hurry(tx, name):
-        link = chains.live(tx, name)
+        return jobs.insert(tx, [jobs.NewJob(handler=name)])[0].id
+    if intervals.hurry(tx, name):
+        link = intervals.live(tx, name)
         assert link is not None
         return link.id
-    if chains.live(tx, name) is not None:
+    if intervals.live(tx, name) is not None:
         raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
     if workflow:
         return requests.submit(tx, name, b"{}").id
     made = new_id()
-    if not chains.add(tx, name, made, run_at=tx.now):
+    if not intervals.add(tx, name, made, run_at=tx.now):
         raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
     return made
 
@@ -295,10 +295,10 @@ def list_(tx: Tx) -> list[ScheduleRow]:
 
 def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
     if row.kind == "cooler":
-        link = chains.live(tx, row.name)
+        link = intervals.live(tx, row.name)
         if link is not None and link.status is not Status.INPROGRESS:
             row.next_at = link.run_at
-        last = chains.last_run(tx, row.name)
+        last = intervals.last_run(tx, row.name)
         if last is not None:
             row.last_job, row.last_status, row.last_end = last
     elif row.last_job is not None:
@@ -308,6 +308,6 @@ def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
         else:
             found = tx.one("SELECT status, completed_at FROM workerd_requests WHERE id = %s", (row.last_job,))
             if found is not None:
-                row.last_status = values.lenient(found[0])
-                row.last_end = values.time_or_none(found[1])
+                row.last_status = columns.lenient(found[0])
+                row.last_end = columns.time_or_none(found[1])
     return row

@@ -10,10 +10,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from workerd import clock
+from workerd.config.store_url import SQLiteUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations
-from workerd.store.connection import Engine, LockLost, Params, Row, Session, Store
-from workerd.store.url import SQLiteAddress
+from workerd.store.base import Engine, LockLost, Params, Row, Session, Store
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
 AWAY = frozenset({
@@ -29,7 +29,7 @@ class SQLiteStore(Store):
 
     engine: Engine = "sqlite"
 
-    def __init__(self, address: SQLiteAddress, timeout: float) -> None:
+    def __init__(self, address: SQLiteUrl, timeout: float) -> None:
         super().__init__(address.shown)
         self._path = address.path
         self._timeout = timeout

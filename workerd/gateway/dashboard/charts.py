@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from workerd.gateway.dashboard.html import Markup, el
+from workerd.gateway.dashboard.components import Markup, el
 
 WIDTH, HEIGHT = 300.0, 72.0
 
 
 @dataclass(frozen=True)
-class Line:
+class ChartLine:
     """One line: its name, the class that colours it, and its values, None where there is none."""
 
     name: str
@@ -19,7 +19,7 @@ class Line:
     values: Sequence[float | None]
 
 
-def chart(title: str, lines: Sequence[Line], say: Callable[[float | None], str], span: str) -> Markup:
+def chart(title: str, lines: Sequence[ChartLine], say: Callable[[float | None], str], span: str) -> Markup:
     """A figure of lines on one scale from zero; `span`: the time that it covers, in words."""
     known = [value for line in lines for value in line.values if value is not None]
     top = max(known, default=0.0)
@@ -53,7 +53,7 @@ def chart(title: str, lines: Sequence[Line], say: Callable[[float | None], str],
     )
 
 
-def _now(line: Line) -> float | None:
+def _now(line: ChartLine) -> float | None:
     return next((value for value in reversed(line.values) if value is not None), None)
 
 
@@ -80,7 +80,7 @@ def _path(values: Sequence[float | None], top: float) -> str:
     )
 
 
-def _area(line: Line, top: float) -> list[Markup]:
+def _area(line: ChartLine, top: float) -> list[Markup]:
     return [
         el(
             "path",

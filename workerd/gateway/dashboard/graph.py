@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from workerd.config.model import WorkflowJob
-from workerd.gateway.dashboard.html import Markup, el, path
+from workerd.gateway.dashboard.components import Markup, el, path
 from workerd.job import Status, id_text
-from workerd.store.rows import JobRow
+from workerd.store.columns import JobRow
 
 BOX, TALL = 176, 46
 ACROSS, DOWN = 52, 18

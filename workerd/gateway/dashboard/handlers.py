@@ -5,18 +5,26 @@ from __future__ import annotations
 from urllib.parse import quote
 
 from workerd.clock import from_rfc3339
-from workerd.gateway.dashboard.html import Child, el, join, path
-from workerd.gateway.dashboard.looking import CAP, Looking
+from workerd.gateway.admin import known_handlers, known_schedules
+from workerd.gateway.dashboard.components import (
+    Child,
+    badge,
+    button,
+    count,
+    el,
+    join,
+    moment,
+    path,
+    seconds,
+    table,
+)
 from workerd.gateway.dashboard.overview import Depth, depths
-from workerd.gateway.dashboard.page import View
-from workerd.gateway.dashboard.parts import button, table
-from workerd.gateway.dashboard.words import badge, count, moment, seconds
-from workerd.gateway.handlers import known_handlers, known_schedules
-from workerd.store import Tx
+from workerd.gateway.dashboard.pages import CAP, PageQuery, View
+from workerd.store.base import Tx
 from workerd.store.handlers import HandlerRow
 
 
-async def handlers(look: Looking) -> View:
+async def handlers(look: PageQuery) -> View:
     """All handlers."""
     gateway = look.gateway
 
@@ -65,7 +73,7 @@ def _button(row: HandlerRow) -> Child:
     return button("Pause", path("handlers", row.name, "pause"), ask=question, reason=True, what=row.name)
 
 
-async def schedules(look: Looking) -> View:
+async def schedules(look: PageQuery) -> View:
     """All schedules."""
     rows = await look.gateway.backend.read(lambda tx: known_schedules(tx, look.gateway.config))
     workflows = look.gateway.config.workflows

@@ -5,20 +5,36 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from workerd import clock
-from workerd.gateway.dashboard import words
-from workerd.gateway.dashboard.html import Child, Markup, el, join, path
-from workerd.gateway.dashboard.looking import ROWS, Looking
+from workerd import clock, documents
+from workerd.gateway.admin import known_handlers
+from workerd.gateway.dashboard import components
+from workerd.gateway.dashboard.components import (
+    Child,
+    Markup,
+    badge,
+    button,
+    card,
+    code,
+    el,
+    facts,
+    join,
+    microseconds,
+    moment,
+    notice,
+    number,
+    pager,
+    path,
+    select,
+    table,
+)
 from workerd.gateway.dashboard.overview import progress_bar
-from workerd.gateway.dashboard.page import View
-from workerd.gateway.dashboard.parts import button, card, code, facts, notice, pager, select, table
-from workerd.gateway.dashboard.words import badge, microseconds, moment, number
-from workerd.gateway.handlers import known_handlers
-from workerd.gateway.problems import Problem
+from workerd.gateway.dashboard.pages import ROWS, PageQuery, View
+from workerd.gateway.problems import HTTPProblem
 from workerd.job import ENDED, LIVE, Status, id_text
-from workerd.store import Tx, queries, views
-from workerd.store.queries import Job
-from workerd.store.rows import JobRow
+from workerd.store import queries
+from workerd.store.base import Tx
+from workerd.store.columns import JobRow
+from workerd.store.queries import StoredJob
 
 PREVIEW = 8_000
 """Bytes of a payload that a page shows."""
@@ -28,7 +44,7 @@ _SHOWN = (
 _NAMES = {Status.NEW: "waiting", Status.INPROGRESS: "running", Status.FAILURE: "failed"}
 
 
-async def jobs(look: Looking) -> View:
+async def jobs(look: PageQuery) -> View:
     """Jobs by state, newest first, with filters."""
     wanted: dict[str, Any] = {
         "handler": look.get("handler") or None,
@@ -56,7 +72,7 @@ def _status(text: str) -> Status | None:
     try:
         return Status(text) if text else None
     except ValueError:
-        raise Problem(422, f"There is no state {text!r}; choose one from the list.") from None
+        raise HTTPProblem(422, f"There is no state {text!r}; choose one from the list.") from None
 
 
 def _since(text: str) -> int | None:
@@ -70,7 +86,7 @@ def _since(text: str) -> int | None:
     )
 
 
-def _filters(look: Looking, names: list[str]) -> Markup:
+def _filters(look: PageQuery, names: list[str]) -> Markup:
     chosen = look.get("handler")
     known = [*names, chosen] if chosen and chosen not in names else names
     return el(
@@ -99,7 +115,7 @@ def _filters(look: Looking, names: list[str]) -> Markup:
 def _row(row: JobRow) -> tuple[Child, ...]:
     ident = id_text(row.id)
     return (
-        el("a", words.short_id(ident), href=path("ui", "jobs", ident), class_="id", title=ident),
+        el("a", components.short_id(ident), href=path("ui", "jobs", ident), class_="id", title=ident),
         row.handler,
         badge(str(row.status), row.reason if row.reason not in (None, "ok", str(row.status)) else None),
         number(row.attempt),
@@ -113,11 +129,11 @@ def _row(row: JobRow) -> tuple[Child, ...]:
 # -- one job
 
 
-async def job(look: Looking) -> View:
+async def job(look: PageQuery) -> View:
     """One job."""
     key = look.key
 
-    def work(tx: Tx) -> tuple[Job, tuple[bytes, int, str] | None]:
+    def work(tx: Tx) -> tuple[StoredJob, tuple[bytes, int, str] | None]:
         return queries.get(tx, key, payload=False), queries.preview(tx, key, PREVIEW)
 
     found, payload = await look.gateway.backend.read(work)
@@ -172,7 +188,7 @@ def _queued(row: JobRow) -> str | None:
     if row.started_at is None:
         return None
     due = max(row.run_at or 0, row.created_at or 0)
-    return words.seconds(max(0, row.started_at - due) / 1e6)
+    return components.seconds(max(0, row.started_at - due) / 1e6)
 
 
 def _facts(row: JobRow) -> Markup:
@@ -188,7 +204,7 @@ def _facts(row: JobRow) -> Markup:
                 ("Waited", _queued(row)),
                 ("Run time", microseconds(row.run_us)),
                 ("CPU time", microseconds(row.cpu_us)),
-                ("Peak memory", words.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–"),
+                ("Peak memory", components.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–"),
                 ("Progress", _progress(row)),
                 ("Attempt", number(row.attempt)),
                 ("Node", f"{row.node}, process {row.pid}" if row.node and row.pid else row.node),
@@ -196,7 +212,7 @@ def _facts(row: JobRow) -> Markup:
                 ("Unique key", row.unique_key),
                 (
                     "Request",
-                    request and el("a", words.short_id(request), href=path("ui", "requests", request)),
+                    request and el("a", components.short_id(request), href=path("ui", "requests", request)),
                 ),
                 ("Job of the request", row.name),
             ]
@@ -229,7 +245,7 @@ def _attempts(attempts: list[JobRow]) -> Markup:
             _queued(row) or "–",
             microseconds(row.run_us),
             microseconds(row.cpu_us),
-            words.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–",
+            components.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–",
             exit_text(row),
             f"{row.node}/{row.pid}" if row.node and row.pid else row.node or "–",
         )
@@ -267,16 +283,16 @@ def _stack(row: JobRow) -> Markup:
 def _documents(row: JobRow, payload: tuple[bytes, int, str] | None) -> Markup:
     shown: list[Markup] = [
         el("h3", "Vars"),
-        code(words.document(views.json_value(row.vars)), "Vars"),
+        code(components.document(documents.json_value(row.vars)), "Vars"),
     ]
     if row.meta is not None:
-        shown += [el("h3", "Meta"), code(words.document(views.json_value(row.meta)), "Meta")]
+        shown += [el("h3", "Meta"), code(components.document(documents.json_value(row.meta)), "Meta")]
     if payload is not None:
         data, size, kind = payload
         link = el("a", "download", href=f"/jobs/{id_text(row.id)}/payload", download=True)
         shown += [
             el("h3", "Payload"),
-            el("p", f"{kind}, {words.size(size)} · ", link, class_="sub"),
+            el("p", f"{kind}, {components.size(size)} · ", link, class_="sub"),
             code(_payload_text(data, size, kind), "Payload"),
         ]
     return card("Data", shown)
@@ -284,7 +300,7 @@ def _documents(row: JobRow, payload: tuple[bytes, int, str] | None) -> Markup:
 
 def _payload_text(data: bytes, size: int, kind: str) -> str:
     if kind == "json" and len(data) == size:
-        return words.document(views.json_value(data))
+        return components.document(documents.json_value(data))
     if kind == "json":
         return data.decode("utf-8", "replace") + "\n… cut here"
     return data[:256].hex(" ") + (" …" if size > 256 else "")

@@ -8,22 +8,36 @@ from typing import Any
 from urllib.parse import quote
 
 from workerd.errors import StoreError
-from workerd.gateway.dashboard import words
-from workerd.gateway.dashboard.charts import Line, chart
-from workerd.gateway.dashboard.html import Child, Markup, el, join, path
-from workerd.gateway.dashboard.looking import CAP, Looking
-from workerd.gateway.dashboard.page import View
-from workerd.gateway.dashboard.parts import card, notice, table
-from workerd.gateway.dashboard.words import badge, count, moment, number, plural, seconds, size
-from workerd.gateway.handlers import known_handlers
+from workerd.gateway.admin import known_handlers
+from workerd.gateway.dashboard import components
+from workerd.gateway.dashboard.charts import ChartLine, chart
+from workerd.gateway.dashboard.components import (
+    Child,
+    Markup,
+    badge,
+    card,
+    count,
+    el,
+    join,
+    moment,
+    notice,
+    number,
+    path,
+    plural,
+    seconds,
+    size,
+    table,
+)
+from workerd.gateway.dashboard.pages import CAP, PageQuery, View
 from workerd.gateway.health import faults
 from workerd.gateway.history import by_name
-from workerd.gateway.problems import Problem
-from workerd.gateway.state import Gateway
+from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.state import GatewayState
 from workerd.job import Status, id_text
-from workerd.store import Tx, nodes, queries
+from workerd.store import nodes, queries
+from workerd.store.base import Tx
+from workerd.store.columns import JobRow
 from workerd.store.nodes import NodeRecord
-from workerd.store.rows import JobRow
 
 LATEST = 5
 """Failures that the first page shows."""
@@ -50,7 +64,7 @@ class Stored:
     failures: list[JobRow]
 
 
-def depths(tx: Tx, gateway: Gateway) -> list[Depth]:
+def depths(tx: Tx, gateway: GatewayState) -> list[Depth]:
     """Jobs by handler."""
     rows = known_handlers(tx, gateway.config)
     found = {row.name: Depth(row.name, paused=row.paused_at is not None) for row in rows}
@@ -62,7 +76,7 @@ def depths(tx: Tx, gateway: Gateway) -> list[Depth]:
     return list(found.values())
 
 
-async def _stored(gateway: Gateway) -> Stored | str:
+async def _stored(gateway: GatewayState) -> Stored | str:
     """What the store knows, or why it does not say."""
 
     def work(tx: Tx) -> Stored:
@@ -71,11 +85,11 @@ async def _stored(gateway: Gateway) -> Stored | str:
 
     try:
         return await gateway.backend.read(work)
-    except (StoreError, Problem) as error:
+    except (StoreError, HTTPProblem) as error:
         return str(error)
 
 
-async def overview(look: Looking) -> View:
+async def overview(look: PageQuery) -> View:
     """The first page."""
     gateway = look.gateway
     status = await gateway.backend.status()
@@ -167,7 +181,7 @@ def _tiles(status: dict[str, Any], stored: Stored | None) -> Markup:
     return el("dl", tiles, class_="tiles")
 
 
-def _charts(gateway: Gateway) -> Markup:
+def _charts(gateway: GatewayState) -> Markup:
     lines, span = by_name(gateway.history.samples), gateway.history.span
     return card(
         "Rates and latencies",
@@ -175,17 +189,20 @@ def _charts(gateway: Gateway) -> Markup:
             "div",
             chart(
                 "Attempts ended per second",
-                [Line("good", "good", lines["good"]), Line("failed", "bad", lines["bad"])],
+                [ChartLine("good", "good", lines["good"]), ChartLine("failed", "bad", lines["bad"])],
                 number, span,
             ),
             chart(
                 "Time in the queue",
-                [Line("95 %", "two", lines["queue_most"]), Line("half", "one", lines["queue_half"])],
+                [
+                    ChartLine("95 %", "two", lines["queue_most"]),
+                    ChartLine("half", "one", lines["queue_half"]),
+                ],
                 seconds, span,
             ),
             chart(
                 "Run time",
-                [Line("95 %", "two", lines["run_most"]), Line("half", "one", lines["run_half"])],
+                [ChartLine("95 %", "two", lines["run_most"]), ChartLine("half", "one", lines["run_half"])],
                 seconds, span,
             ),
             class_="charts",
@@ -263,7 +280,7 @@ def _run(worker: dict[str, Any]) -> tuple[Child, ...]:
     return (
         str(worker.get("name")),
         str(worker.get("handler")),
-        el("a", words.short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
+        el("a", components.short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
         number(worker.get("attempt") or 1),
         seconds(max(0.0, time.monotonic() - since)) if isinstance(since, int | float) else "–",
         join(progress_bar(progress), worker.get("note") and el("span", str(worker["note"]), class_="sub")),

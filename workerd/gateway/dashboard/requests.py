@@ -4,30 +4,45 @@ from __future__ import annotations
 
 from typing import Any
 
+from workerd import documents
 from workerd import workflow as wf
 from workerd.config.model import WorkflowJob
-from workerd.gateway.dashboard import words
+from workerd.gateway.dashboard import components
+from workerd.gateway.dashboard.components import (
+    Child,
+    Markup,
+    badge,
+    button,
+    card,
+    code,
+    el,
+    facts,
+    join,
+    microseconds,
+    moment,
+    notice,
+    number,
+    pager,
+    path,
+    select,
+    table,
+)
 from workerd.gateway.dashboard.graph import draw
-from workerd.gateway.dashboard.html import Child, Markup, el, join, path
-from workerd.gateway.dashboard.looking import ROWS, Looking
-from workerd.gateway.dashboard.page import View
-from workerd.gateway.dashboard.parts import button, card, code, facts, notice, pager, select, table
-from workerd.gateway.dashboard.words import badge, microseconds, moment, number
-from workerd.gateway.problems import Problem
+from workerd.gateway.dashboard.pages import ROWS, PageQuery, View
+from workerd.gateway.problems import HTTPProblem
 from workerd.job import id_text
 from workerd.store import requests as store
-from workerd.store import views
-from workerd.store.rows import JobRow, RequestRow
+from workerd.store.columns import JobRow, RequestRow
 
 JOBS_SHOWN = 500
 """Jobs of a request that its page lists."""
 
 
-async def requests(look: Looking) -> View:
+async def requests(look: PageQuery) -> View:
     """Requests, newest first, with filters."""
     status = look.get("status") or None
     if status is not None and status not in set(wf.RequestStatus):
-        raise Problem(422, f"There is no state {status!r}; choose one from the list.")
+        raise HTTPProblem(422, f"There is no state {status!r}; choose one from the list.")
     wanted: dict[str, Any] = {
         "status": status,
         "workflow": look.get("workflow") or None,
@@ -48,7 +63,7 @@ async def requests(look: Looking) -> View:
     return View("Requests", "/ui/requests", join(el("h1", "Requests"), _filters(look)), {"list": listed})
 
 
-def _filters(look: Looking) -> Markup:
+def _filters(look: PageQuery) -> Markup:
     chosen = look.get("workflow")
     names = sorted({*look.gateway.config.workflows, *([chosen] if chosen else [])})
     return el(
@@ -72,7 +87,7 @@ def _filters(look: Looking) -> Markup:
 def _row(row: RequestRow) -> tuple[Child, ...]:
     ident = id_text(row.id)
     return (
-        el("a", words.short_id(ident), href=path("ui", "requests", ident), class_="id", title=ident),
+        el("a", components.short_id(ident), href=path("ui", "requests", ident), class_="id", title=ident),
         row.workflow,
         badge(row.status),
         number(row.step),
@@ -85,13 +100,13 @@ def _row(row: RequestRow) -> tuple[Child, ...]:
 def _took(row: RequestRow) -> str:
     if row.completed_at is None:
         return "–"
-    return words.seconds(max(0, row.completed_at - row.created_at) / 1e6)
+    return components.seconds(max(0, row.completed_at - row.created_at) / 1e6)
 
 
 # -- one request
 
 
-async def request(look: Looking) -> View:
+async def request(look: PageQuery) -> View:
     """One request."""
     key = look.key
     row, jobs = await look.gateway.backend.read(lambda tx: store.get(tx, key))
@@ -116,7 +131,7 @@ async def request(look: Looking) -> View:
     )  # fmt: skip
 
 
-def _graph(row: RequestRow, look: Looking) -> tuple[WorkflowJob, ...]:
+def _graph(row: RequestRow, look: PageQuery) -> tuple[WorkflowJob, ...]:
     """The jobs of the request's graph, or of its workflow as it is configured while it was not begun."""
     if row.steps is not None:
         try:
@@ -167,7 +182,11 @@ def _jobs(jobs: list[JobRow], expected: tuple[WorkflowJob, ...]) -> Markup:
     needs = {job.name: ", ".join(job.needs) for job in expected}
     rows = [
         (
-            el("a", job.name or words.short_id(id_text(job.id)), href=path("ui", "jobs", id_text(job.id))),
+            el(
+                "a",
+                job.name or components.short_id(id_text(job.id)),
+                href=path("ui", "jobs", id_text(job.id)),
+            ),
             job.handler,
             badge(str(job.status), job.reason if job.reason not in (None, "ok", str(job.status)) else None),
             needs.get(job.name or "") or "–",
@@ -190,7 +209,7 @@ def _documents(row: RequestRow) -> Markup:
     return card(
         "Data",
         el("h3", "Params"),
-        code(words.document(views.json_value(row.params)), "Params"),
+        code(components.document(documents.json_value(row.params)), "Params"),
         el("h3", "Extras"),
-        code(words.document(views.json_value(row.extras)), "Extras"),
+        code(components.document(documents.json_value(row.extras)), "Extras"),
     )

@@ -11,14 +11,13 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from workerd.errors import WorkerdError
+from workerd.gateway.auth import COOKIE
 from workerd.gateway.dashboard import handlers, jobs, overview, requests
-from workerd.gateway.dashboard.looking import Looking
-from workerd.gateway.dashboard.page import ASSETS, View, problem, respond
-from workerd.gateway.guard import COOKIE
-from workerd.gateway.problems import Problem, of
-from workerd.gateway.state import Gateway, state
+from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, problem, respond
+from workerd.gateway.problems import HTTPProblem, of
+from workerd.gateway.state import GatewayState, state
 
-Show = Callable[[Looking], Awaitable[View]]
+Show = Callable[[PageQuery], Awaitable[View]]
 
 VIEWS: tuple[tuple[re.Pattern[str], Show], ...] = (
     (re.compile(r"/"), overview.overview),
@@ -31,13 +30,13 @@ VIEWS: tuple[tuple[re.Pattern[str], Show], ...] = (
 )
 
 
-async def view_of(gateway: Gateway, path: str, query: str) -> View:
+async def view_of(gateway: GatewayState, path: str, query: str) -> View:
     """The view that belongs to a path. Raises Problem 404, and what the view raises."""
     for pattern, show in VIEWS:
         match = pattern.fullmatch(path)
         if match is not None:
-            return await show(Looking(gateway, QueryParams(query), match.groupdict().get("ident", "")))
-    raise Problem(404, "There is no such page.")
+            return await show(PageQuery(gateway, QueryParams(query), match.groupdict().get("ident", "")))
+    raise HTTPProblem(404, "There is no such page.")
 
 
 async def page(request: Request) -> Response:
@@ -50,7 +49,7 @@ async def page(request: Request) -> Response:
     leave = gateway.tokens.wanted and COOKIE in request.cookies
     try:
         view = await view_of(gateway, path, query)
-    except (WorkerdError, ValueError, Problem) as error:
+    except (WorkerdError, ValueError, HTTPProblem) as error:
         met = of(error)
         title = "Not found" if met.status == 404 else "This cannot be shown"
         return problem(title, met.detail, node, met.status, leave)
@@ -61,7 +60,7 @@ async def static(request: Request) -> Response:
     """A file of the package."""
     asset = ASSETS.get(request.path_params["name"])
     if asset is None:
-        raise Problem(404, "There is no such file.")
+        raise HTTPProblem(404, "There is no such file.")
     return Response(
         asset.data,
         media_type=asset.media_type,

@@ -1,0 +1,105 @@
+"""What is printed: nothing harmful reaches a terminal, and nothing secret reaches anybody."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd import text as workerd_text
+from workerd.cli import errors, output
+from workerd.errors import (
+    CommitUnknown,
+    ConfigError,
+    Conflict,
+    HandlerNotFound,
+    NotFound,
+    StoreAway,
+    StoreRefused,
+    TooManyWaiting,
+    WrongVersion,
+)
+
+
+@given(st.text(st.characters(), max_size=50))
+def test_a_line_holds_no_control_character_whatever_comes_in(text: str) -> None:
+    """Neither escapes nor newlines nor lone surrogates survive."""
+    shown = workerd_text.line(text)
+    assert not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in shown)
+    shown.encode()
+
+
+def test_escapes_and_turned_text_are_shown_as_escapes() -> None:
+    """A title sequence, a colour and a right-to-left override stay visible and do nothing."""
+    assert workerd_text.line("\x1b]0;x\x07a\u202eb\n") == r"\x1b]0;x\x07a\u202eb\n"
+    assert workerd_text.harmless("a\n\tb") == "a\n\tb"
+
+
+def test_columns_stay_aligned_for_wide_characters_and_empty_cells(capsys: pytest.CaptureFixture[str]) -> None:
+    """The second column begins at the same place in each row."""
+    output.table(["name", "x"], [["日本", 1], ["ab", None], ["é\u0301", "\x1b[1m"]])
+    assert capsys.readouterr().out == ("NAME  X\n日本  1\nab    -\né\u0301     \\x1b[1m\n")
+
+
+def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    """A script that cuts the first line off has nothing left."""
+    output.table(["a", "b"], [])
+    assert capsys.readouterr().out == "A  B\n"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.0004, "0.4 ms"),
+        (0.9996, "1.0 s"),
+        (59.96, "1 min 00 s"),
+        (3599.6, "1 h 00 min"),
+        (90061, "1 d 1 h"),
+    ],
+)
+def test_durations_are_rounded_to_what_a_person_reads(seconds: float, text: str) -> None:
+    """No `60.0 s` and no `1000.0 ms`."""
+    assert workerd_text.seconds_text(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ConfigError(["a: wrong", "b: wrong"]), 2),
+        (errors.UsageError("Give one."), 2),
+        (HandlerNotFound("There is no handler."), 2),
+        (StoreAway("server has gone", 2006), 1),
+        (CommitUnknown("server has gone", 2013), 1),
+        (StoreRefused("data too long", 1406), 1),
+        (WrongVersion("older"), 1),
+        (NotFound("none"), 1),
+        (Conflict("ended"), 1),
+        (TooManyWaiting("full"), 1),
+    ],
+)
+def test_each_error_has_its_exit_status_and_a_sentence(
+    error: Exception, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 is for wrong usage or configuration, 1 for what failed; data stays empty."""
+    assert isinstance(error, errors.WorkerdError)
+    assert errors.report(error) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.strip()
+
+
+def test_all_faults_of_a_configuration_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """One run of a command is enough to correct everything."""
+    errors.report(ConfigError(["a.toml: x: expected 1", "a.toml: y: expected 2"]))
+    said = capsys.readouterr().err
+    assert "2 faults" in said
+    assert "x: expected 1" in said
+    assert "y: expected 2" in said
+
+
+def test_no_password_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    """A URL in an error keeps its host and loses its password."""
+    errors.report(StoreAway("mysql://me:s3cr:et@db/x refused"))
+    said = capsys.readouterr().err
+    assert "s3cr" not in said
+    assert "mysql://me:***@db/x" in said

@@ -1,0 +1,79 @@
+"""How the graph of a request is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from workerd.cli.views import drawing
+from workerd.config.model import WorkflowJob
+from workerd.store.columns import JobRow
+from workerd.workflow import Graph
+
+
+def row(name: str, status: str, **more: Any) -> JobRow:
+    """A row of a job; what is not given is empty."""
+    empty = dict.fromkeys(JobRow.__struct_fields__)
+    return JobRow(
+        **{
+            **empty, "id": bytes(16), "attempt": 1, "handler": name, "priority": 0, "status": status,
+            "failures": 0, "crashes": 0, "losses": 0, "name": name, **more,
+        }
+    )  # fmt: skip
+
+
+STEPS = Graph(
+    name="delete_user",
+    steps=("retrieve", "delete"),
+    jobs=(
+        WorkflowJob(name="get", handler="get"),
+        WorkflowJob(name="one", handler="one", needs=("get",), step=1),
+        WorkflowJob(name="two", handler="two", needs=("get",), step=1),
+    ),
+)
+
+
+def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None:
+    """What has not begun is shown too."""
+    lines = drawing(
+        STEPS,
+        [
+            row("get", "completed", run_us=12_300),
+            row("one", "failure", run_us=500, attempt=2, error="no \x1b[31msuch user"),
+        ],
+    )
+    assert lines == [
+        "step 0: retrieve",
+        "  ✓ get completed   12.3 ms",
+        "↓ step 1: delete",
+        "  ✗ one failure      0.5 ms attempt 2",
+        r"      no \x1b[31msuch user",
+        "    two not begun",
+    ]
+
+
+def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
+    """A job stands below the last of those that it needs."""
+    graph = Graph(
+        name="fan",
+        jobs=(
+            WorkflowJob(name="a", handler="h"),
+            WorkflowJob(name="b", handler="h", needs=("a",)),
+            WorkflowJob(name="c", handler="h", needs=("a", "b")),
+        ),
+    )
+    lines = drawing(graph, [row("a", "completed"), row("a/x", "inprogress"), row("by hand", "new")])
+    assert lines == [
+        "level 0",
+        "  ✓ a       completed",
+        "    ▶ a/x   inprogress",
+        "↓ level 1",
+        "    b       not begun  ← a",
+        "↓ level 2",
+        "    c       not begun  ← a, b",
+        "  · by hand new",
+    ]
+
+
+def test_a_request_whose_steps_cannot_be_read_shows_its_jobs() -> None:
+    """Rows that were made by hand are not hidden."""
+    assert drawing(None, [row("x", "retry")]) == ["  ? x retry"]

@@ -1,0 +1,87 @@
+"""`store.url` taken apart, and what its faults say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workerd.config.store_url import MySQLUrl, SQLiteUrl, Tls, parse_store_url
+from workerd.errors import ConfigError
+
+
+def test_an_embedded_store() -> None:
+    """Four slashes: an absolute path, percent-decoded."""
+    assert parse_store_url("sqlite:////var/lib/a%20b.db") == SQLiteUrl(Path("/var/lib/a b.db"))
+
+
+def test_everything_that_a_mysql_url_can_say() -> None:
+    """User, password, host, port and database are percent-decoded; the parameters name socket and TLS."""
+    found = parse_store_url(
+        "mysql://us%40er:p%3A%2F%23w@db.example:3307/jo%2Dbs?ssl_ca=/ca.pem&ssl_cert=/c&ssl_key=/k"
+    )
+    assert found == MySQLUrl(
+        user="us@er",
+        password="p:/#w",
+        host="db.example",
+        port=3307,
+        database="jo-bs",
+        tls=Tls(mode="required", ca="/ca.pem", cert="/c", key="/k", verify=True),
+    )
+    assert parse_store_url("mysql://u@localhost/d?unix_socket=/run/s") == MySQLUrl(
+        user="u",
+        password="",
+        host="localhost",
+        port=3306,
+        database="d",
+        unix_socket="/run/s",
+        tls=Tls(mode="off"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "mode", "verify"),
+    [
+        ("", "preferred", False),
+        ("?ssl=off", "off", False),
+        ("?ssl=required", "required", False),
+        ("?ssl_verify=true", "required", True),
+        ("?ssl_ca=/ca&ssl_verify=false", "required", False),
+    ],
+)
+def test_how_the_connection_is_encrypted(query: str, mode: str, verify: bool) -> None:
+    """Another machine is asked for TLS; a certificate authority makes it a must."""
+    found = parse_store_url(f"mysql://u:p@db.example/d{query}")
+    assert isinstance(found, MySQLUrl)
+    assert (found.tls.mode, found.tls.verify) == (mode, verify)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgres://u:s3cret@h/d",
+        "mysql://u:s3cret@h",
+        "mysql://u:s3cret@h/a/b",
+        "mysql://u:s3/cret@h/d",
+        "mysql://u:s3#cret@h/d",
+        "mysql://u:s3?cret@h/d",
+        "mysql://u:s3cret@h/d?sslca=/x",
+        "mysql://u:s3cret@h/d?ssl=perhaps",
+        "mysql://u:s3cret@h/d?ssl_verify=perhaps",
+        "sqlite://relative.db",
+        "sqlite:///relative.db",
+        "sqlite:////a.db?mode=ro",
+        "",
+    ],
+)
+def test_a_fault_says_the_form_and_no_secret(url: str) -> None:
+    """What was expected, never what stood there."""
+    with pytest.raises(ConfigError, match=r"store\.url: expected \"mysql://") as caught:
+        parse_store_url(url)
+    assert "cret" not in str(caught.value)
+
+
+def test_an_address_shows_no_password() -> None:
+    """Neither in repr nor in what is shown to people."""
+    found = parse_store_url("mysql://u:s3cret@h:1/d")
+    assert "s3cret" not in repr(found) + found.shown

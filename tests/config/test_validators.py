@@ -1,0 +1,98 @@
+"""Durations and sizes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd.config.validators import duration, duration_text, shown, size, size_text
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("250ms", 0.25),
+        ("30s", 30.0),
+        ("5m", 300.0),
+        ("2h", 7200.0),
+        ("7d", 604800.0),
+        ("1.5s", 1.5),
+        ("0s", 0.0),
+        (" 30 s ", 30.0),
+        ("30", 30.0),
+        (30, 30.0),
+        (0.5, 0.5),
+        (0, 0.0),
+    ],
+)
+def test_durations(value: object, seconds: float) -> None:
+    """A duration is a number with a unit, or plain seconds."""
+    assert duration(value) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["", "s", "5 parsecs", "-1s", "1h30m", "1e3s", "٣s", "30S", "inf", True, None, -1, math.nan, math.inf,
+     [30], "99999999999999999999d", 10**400],
+)  # fmt: skip
+def test_no_durations(value: object) -> None:
+    """Anything else is refused with what was expected and what came."""
+    with pytest.raises(ValueError, match=r"expected a duration .*, got "):
+        duration(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        ("64KiB", 65536),
+        ("512MiB", 512 << 20),
+        ("1GiB", 1 << 30),
+        ("2TiB", 2 << 40),
+        ("0", 0),
+        ("1.5KiB", 1536),
+        ("12B", 12),
+        (4096, 4096),
+        (0, 0),
+    ],
+)
+def test_sizes(value: object, count: int) -> None:
+    """A size is a number with a binary unit, or plain bytes."""
+    assert size(value) == count
+
+
+@pytest.mark.parametrize(
+    "value", ["", "64KB", "64kib", "-1KiB", True, None, 0.5, -1, "0.3B", math.nan, 1 << 60]
+)
+def test_no_sizes(value: object) -> None:
+    """Decimal units, halves of a byte and negative numbers are refused."""
+    with pytest.raises(ValueError, match=r"expected a (size|whole number of bytes).*, got "):
+        size(value)
+
+
+@given(st.integers(0, 10**9))
+def test_duration_text_is_read_back(millis: int) -> None:
+    """What is shown of a duration is read as the same one."""
+    assert duration(duration_text(millis / 1000)) == pytest.approx(millis / 1000)
+
+
+@given(st.integers(0, 1 << 50))
+def test_size_text_is_read_back(count: int) -> None:
+    """What is shown of a size is read as the same one."""
+    assert size(size_text(count)) == count
+
+
+@given(st.text() | st.floats() | st.integers() | st.lists(st.text()) | st.booleans())
+def test_shown_values_are_one_short_printable_line(value: object) -> None:
+    """Whatever comes, a message shows it short and without terminal escapes."""
+    text = shown(value)
+    assert len(text) < 700
+    assert text.isprintable()
+
+
+def test_shown_values_hold_no_password() -> None:
+    """A password in a URL is not shown, also where a URL does not belong."""
+    for url in ("mysql://u:hunter2@h/d", "mysql://u:a@hunter2@h/d", "mysql://h/d?password=hunter2&x=1"):
+        assert "hunter2" not in shown(url)

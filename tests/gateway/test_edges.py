@@ -1,0 +1,187 @@
+"""What the careless and the hostile send: an answer or a closed connection, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.gateway import Api, until_closed
+from workerd.gateway.openapi import OPERATIONS
+
+LIMIT = 4096
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """One node with a small limit of bodies."""
+    folder = tmp_path_factory.mktemp("gw")
+    with Api(folder / "node", f"sqlite:///{folder}/store.db", gateway=f"max_body = {LIMIT}") as api:
+        yield api
+
+
+@pytest.fixture(autouse=True)
+def sound(api: Api) -> Iterator[None]:
+    """After each test the gateway answers, is the same process, and has logged no fault."""
+    pid = api.daemon.pid("gateway")
+    yield
+    assert api.get("/heartbeat").status_code == 200
+    assert api.daemon.pid("gateway") == pid
+    assert "a fault in" not in api.daemon.logged()
+    assert "Traceback" not in api.daemon.logged()
+
+
+def send(api: Api, body: bytes, **headers: str) -> httpx.Response:
+    return api.http.post("/jobs", content=body, headers={"Content-Type": "application/json", **headers})
+
+
+def test_bodies_over_the_limit(api: Api) -> None:
+    """A body over the limit is 413, whether its length is told or not."""
+    large = json.dumps({"handler": "noop", "vars": {"x": "y" * LIMIT}}).encode()
+    assert send(api, large).status_code == 413
+
+    def pieces() -> Iterator[bytes]:
+        for start in range(0, len(large), 1000):
+            yield large[start : start + 1000]
+
+    answer = api.http.post("/jobs", content=pieces(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert str(LIMIT) in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400), (b"{", 400), (b"\xff\xfe", 400), (b'{"handler": "noop"} x', 400), (b"null", 422),
+        (b"[]", 422), (b"[" * 2000, 400), (b'{"a":' * 700, 400), (b'{"handler": "\\ud800"}', 400),
+        (b'{"handler": "noop", "vars": {"x": NaN}}', 400), (b'{"handler": 1}', 422),
+        (b'{"handler": "noop", "vars": {"x": ' + b"[" * 1000 + b"]" * 1000 + b"}}", 400),
+        (b'{"handler": "noop", "priority": 1e999}', 422), (b'{"handler": "noop", "delay": -1}', 422),
+    ],
+)  # fmt: skip
+def test_broken_documents(api: Api, body: bytes, status: int) -> None:
+    """Broken JSON, deep nesting and documents that are none are a problem that says so."""
+    answer = send(api, body)
+    assert answer.status_code in (status, 422), answer.text
+    assert answer.json()["status"] == answer.status_code
+
+
+def test_every_post_wants_json(api: Api) -> None:
+    """No route takes a body that a page of another site could send without being asked."""
+    for operation in OPERATIONS:
+        if operation.method == "post":
+            path = operation.path.replace("{id}", "01900000-0000-7000-8000-000000000000")
+            path = path.replace("{name}", "noop")
+            for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None):
+                headers = {} if kind is None else {"Content-Type": kind}
+                answer = api.http.post(path, content=b"{}", headers=headers)
+                assert answer.status_code == 415, operation.path
+    assert send(api, b'{"handler": "noop"}', **{"Content-Type": "application/json; charset=utf-8"}).is_success
+
+
+def test_wrong_methods(api: Api) -> None:
+    """A method that a path does not take is 405 and says which it takes; HEAD is GET without a body."""
+    for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
+        answer = api.http.request(method, "/jobs")
+        assert answer.status_code == 405
+        assert answer.headers["allow"] == "GET, HEAD, POST"
+    assert api.http.post("/handlers").status_code == 405
+    for path in ("/jobs", "/heartbeat", "/", "/events", "/metrics"):
+        answer = api.http.head(path)
+        assert (answer.status_code, answer.content) == (200, b""), path
+    assert api.get("/nothing/here").status_code == 404
+
+
+def test_host(api: Api) -> None:
+    """A Host that is not served here is refused, so that no foreign name leads a browser here."""
+    for host in ("evil.example", "127.0.0.1.evil.example", "", "127.0.0.1:1"):
+        answer = api.get("/jobs", headers={"Host": host})
+        assert answer.status_code == (200 if host == "127.0.0.1:1" else 403), host
+    assert api.get("/jobs", headers={"Host": f"localhost:{api.port}"}).status_code == 200
+
+
+def test_what_is_no_http(api: Api) -> None:
+    """Bytes that are no HTTP get an answer that says so, and the connection is closed."""
+    for words in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n"):
+        with api.bare() as connection:
+            connection.sendall(words + b"\r\n\r\n")
+            assert until_closed(connection).startswith(b"HTTP/1.1 400")
+    with api.bare() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
+        assert until_closed(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"")
+
+
+def test_smuggling(api: Api) -> None:
+    """Two lengths, or a length and chunks, are refused instead of guessed at."""
+    for headers in (b"Content-Length: 2\r\nContent-Length: 3", b"Content-Length: x"):
+        with api.bare() as connection:
+            connection.sendall(
+                b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                + headers + b"\r\n\r\n{}x"
+            )  # fmt: skip
+            assert until_closed(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_client_that_goes_away(api: Api) -> None:
+    """Half a body, half a head and a long poll that nobody waits for any more leave nothing behind."""
+    job = api.enqueue("noop", delay="1h")
+    for words in (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: 99\r\n\r\n{",
+        b"GET /jobs HT",
+        f"GET /jobs/{job}?wait=60s HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
+        b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    ):
+        with api.bare() as connection:
+            connection.sendall(words)
+
+
+def test_a_thousand_idle_connections(api: Api) -> None:
+    """A thousand connections that say nothing keep nobody else waiting, and are closed in the end."""
+    with ExitStack() as stack:
+        idle = [stack.enter_context(api.bare()) for _ in range(1000)]
+        for connection in idle[::10]:
+            connection.sendall(b"GET /jobs HTTP/1.1\r\nHo")
+        for _ in range(20):
+            assert api.get("/jobs").status_code == 200
+        deadline = time.monotonic() + 60
+        for connection in idle:
+            connection.settimeout(max(0.1, deadline - time.monotonic()))
+            until_closed(connection)
+
+
+def test_slow_body(api: Api) -> None:
+    """A body that never comes is answered with 408, or its connection closed, while others are served."""
+    with api.bare() as connection:
+        connection.sendall(
+            b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: 50\r\n\r\n{"
+        )
+        assert api.get("/jobs").status_code == 200
+        assert until_closed(connection)[:12] in (b"HTTP/1.1 408", b"")
+
+
+def test_unix_socket(tmp_path: Path) -> None:
+    """A Unix socket serves the same, whatever the Host."""
+    path = tmp_path / "s"
+    gateway = f'listen = "unix:{path}"'
+    api = Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db")
+    api.daemon.gateway = gateway.removeprefix('listen = "').removesuffix('"')
+    api.daemon.write('[handlers.noop]\ncall = "tests.support.handlers:noop"\n')
+    with (
+        api,
+        httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://anything") as client,
+    ):
+        assert client.get("/ready").status_code == 200
+        job = client.post("/jobs", json={"handler": "noop"}).json()["id"]
+        assert client.get(f"/jobs/{job}?wait=30s").json()["status"] == "completed"
+        with socket.socket(socket.AF_UNIX) as bare:
+            bare.connect(str(path))
+            bare.sendall(b"nonsense\r\n\r\n")
+            assert until_closed(bare).startswith(b"HTTP/1.1 400")

@@ -1,0 +1,176 @@
+"""How a node says that it is well: heartbeat, ready, status and metrics tell one truth."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.eventually import eventually
+from tests.support.gateway import CONFIG, Api, Stream
+from tests.support.servers import DatabaseServer
+from workerd.metrics import families
+
+ROOT = Path(__file__).parents[2]
+MEASURED = '[handlers.order]\ncall = "tests.support.measured:order"\n'
+BROKEN = (
+    '[handlers.broken]\ncall = "tests.support.nothing:here"\nrestart = { intensity = 1, period = "60s" }\n'
+)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A node with a pool that is quarantined and a handler that measures."""
+    folder = tmp_path_factory.mktemp("gw")
+    with Api(folder / "node", f"sqlite:///{folder}/store.db", CONFIG + MEASURED + BROKEN) as api:
+        yield api
+
+
+def samples(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    answer = api.get("/metrics")
+    assert answer.headers["content-type"].startswith("text/plain")
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+
+
+def test_a_node_that_is_well(api: Api) -> None:
+    """Ready names the quarantined pool and why, as status does."""
+    eventually(lambda: api.daemon.status()["pools"]["broken"]["quarantined"])
+    answer = api.get("/ready")
+    assert answer.status_code == 200
+    status = api.daemon.status()
+    assert answer.json()["quarantined"] == {"broken": status["pools"]["broken"]["trouble"]}
+    eventually(lambda: api.daemon.cli("status", check=False).returncode == 0)
+    assert api.get("/heartbeat").json() == {"status": "ok"}
+    page = api.get("/").text
+    assert "Pool broken is quarantined" in page
+    assert "tests.support.nothing" in page
+
+
+def test_every_name_is_exported(api: Api) -> None:
+    """All families are there from the start, with their help and kind."""
+    text = api.get("/metrics").text
+    for definition in families.ALL:
+        assert f"# HELP {definition.name} " in text
+        assert f"# TYPE {definition.name} {definition.kind}" in text
+    assert samples(api)["workerd_quarantined", (("pool", "broken"),)] == 1
+
+
+def test_what_is_counted(api: Api) -> None:
+    """Attempts by outcome, ignored errors as successes, and what a handler measures itself."""
+    api.ended(api.enqueue("faces", {"face": "ignored"}))
+    api.ended(api.enqueue("faces", {"face": "failure"}))
+    api.ended(api.enqueue("order", {"kind": "books"}))
+
+    def attempts(outcome: str, success: str) -> float:
+        labels = (("handler", "faces"), ("outcome", outcome), ("success", success))
+        return samples(api).get(("workerd_attempts_total", labels), 0)
+
+    eventually(lambda: attempts("ignored", "true") == 1)
+    eventually(lambda: attempts("failure", "false") == 1)
+    eventually(lambda: samples(api).get(("shop_orders_total", (("kind", "books"),))) == 1)
+    found = samples(api)
+    assert found["workerd_lease_seconds", ()] > 0
+    assert found["workerd_process_rss_bytes", (("process", "gateway"),)] > 1e6
+    assert found["workerd_jobs", (("handler", "noop"), ("status", "new"))] == 0
+    answer = api.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
+@pytest.mark.parametrize("file", ["etc/prometheus/alerts.yml", "etc/grafana/workerd.json"])
+def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
+    """Each metric and label of the shipped rules and dashboard is one that the gateway shows."""
+    api.ended(api.enqueue("noop"))
+    text = (ROOT / file).read_text()
+    if file.endswith(".json"):
+        json.loads(text)
+    known = {definition.name: definition for definition in families.ALL}
+    used = set(re.findall(r"\bworkerd_[a-z_]+", text))
+    assert len(used) >= 8
+    shown = {name for name, _ in samples(api)}
+    for name in used:
+        base = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert base in known, name
+        assert name in shown, name
+    for name, selector in re.findall(r"\b(workerd_[a-z_]+)\{([^}]*)\}", text.replace('\\"', '"')):
+        definition = known[re.sub(r"_(bucket|sum|count)$", "", name)]
+        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector):
+            assert label in (*definition.labels, "instance", "job", "le"), (name, label)
+
+
+def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: DatabaseServer) -> None:
+    """While the store is away everything but the heartbeat is 503 with Retry-After, and status says why."""
+    url = own_server.url(own_server.new_database())
+    with Api(tmp_path / "node", url) as api:
+        assert api.get("/ready").status_code == 200
+        own_server.kill9()
+        eventually(lambda: api.get("/ready").status_code == 503)
+        for answer in (api.post("/jobs", {"handler": "noop"}), api.get("/jobs"), api.get("/handlers")):
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) > 0
+        assert api.get("/heartbeat").status_code == 200
+        assert api.get("/").status_code == 200
+        assert "does not answer" in api.get("/").text
+        assert api.get("/ui/jobs").status_code == 503
+        assert "workerd_spool_bytes" in api.get("/metrics").text
+        eventually(lambda: api.daemon.status()["store"]["state"] == "away")
+        assert api.daemon.cli("status", check=False).returncode == 1
+        own_server.start()
+        eventually(
+            lambda: api.get("/ready").status_code == 200,
+            within=60,
+            state=lambda: api.get("/ready").text + api.daemon.tail(),
+        )
+        assert api.ended(api.enqueue("noop"))["status"] == "completed"
+
+
+def test_a_stuck_gateway_is_replaced(tmp_path: Path) -> None:
+    """A gateway that is stopped falls silent and is replaced by one that serves the same address."""
+    config = '[supervisor]\nwatchdog = "2s"\n' + CONFIG
+    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", config) as api:
+        before = api.daemon.kill("gateway", signal.SIGSTOP)
+        eventually(lambda: api.daemon.pid("gateway") not in (0, before))
+
+        def serves() -> bool:
+            try:
+                return api.get("/heartbeat", timeout=2).status_code == 200
+            except httpx.TransportError:
+                return False
+
+        eventually(serves)
+
+
+def test_the_node_ends(tmp_path: Path) -> None:
+    """At the end of a node long polls are answered as it stands and streams of news are ended."""
+    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db") as api:
+        streams = [Stream(api, "/"), Stream(api, "/ui/jobs")]
+        for stream in streams:
+            eventually(lambda stream=stream: stream.parts)
+        assert api.daemon.stop() == 0
+        for stream in streams:
+            assert stream.ended.wait(10)
+
+
+def test_news(api: Api) -> None:
+    """A stream says what changed on its page; too many of them are refused, and those that went make room."""
+    job = api.enqueue("noop", delay="1h")
+    stream = Stream(api, f"/ui/jobs/{job}")
+    eventually(lambda: "scheduled" in stream.parts.get("head", ""))
+    api.post(f"/jobs/{job}/cancel")
+    eventually(lambda: "cancelled" in stream.parts.get("head", ""))
+    lost = Stream(api, "/ui/jobs/nothing")
+    eventually(lambda: "nothing" in lost.parts.get("", ""))
+    more = [Stream(api, "/ui/handlers") for _ in range(70)]
+    eventually(lambda: sum(one.status == 200 for one in more) >= 60)
+    eventually(lambda: any(one.status == 503 for one in more))
+    assert api.get("/jobs").status_code == 200

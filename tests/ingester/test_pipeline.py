@@ -1,0 +1,442 @@
+"""The ingester on its bad days: the store is away, it dies itself, the disk is full."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+import pytest
+
+from tests.ingester.test_ingester import MakeWorld, counted, ends
+from tests.support.ingesting import World, die
+from tests.support.servers import DURABLE, DatabaseServer
+from workerd.errors import CommitUnknown, StoreAway
+from workerd.ingester import pending, spool
+from workerd.ingester import spool as ingester_spool
+from workerd.job import Status, new_id
+from workerd.messages import Seen
+from workerd.outcome import Next, Reason
+from workerd.store.base import Session, Store
+from workerd.store.base import Store as BaseStore
+from workerd.store.mysql import MySQLSession
+
+
+@pytest.fixture
+def make(tmp_path: Path, opened: Callable[..., Store]) -> Iterator[MakeWorld]:
+    """Makes nodes whose store is migrated, with an ingester that is not started yet."""
+    worlds: list[World] = []
+
+    def making(url: str, *, migrated: bool = True, **ingester: Any) -> World:
+        if migrated:
+            store = opened(url)
+            store.migrate()
+            store.close()
+        worlds.append(World(tmp_path, url, **ingester))
+        return worlds[-1]
+
+    yield making
+    for world in worlds:
+        world.close()
+
+
+@pytest.fixture
+def own_server() -> Iterator[DatabaseServer]:
+    """A server that this test may kill, and that keeps what it committed."""
+    server = DatabaseServer(DURABLE)
+    try:
+        yield server.start()
+    finally:
+        server.remove()
+
+
+@pytest.fixture
+def url(own_server: DatabaseServer) -> str:
+    """A store on a server that the test may kill."""
+    return own_server.url(own_server.new_database())
+
+
+def once(flag: Path, what: Callable[[], None]) -> Callable[[], None]:
+    """`what` in the first process that gets there."""
+
+    def call() -> None:
+        try:
+            flag.open("x").close()
+        except FileExistsError:
+            return
+        what()
+
+    return call
+
+
+# -- it dies
+
+
+def test_killed_between_commit_and_acknowledgement_it_records_once(
+    make: MakeWorld, store_url: str, tmp_path: Path
+) -> None:
+    """The pool sends again, the guards make it void, and no retry is inserted twice."""
+    world = make(store_url)
+    real = pending.PendingOutcomes.settle
+    kill = once(tmp_path / "flag", die)
+
+    def settle(self: pending.PendingOutcomes, count: int) -> None:
+        if count:
+            kill()
+        real(self, count)
+
+    def sabotage() -> None:
+        vars(pending.PendingOutcomes)  # patched in the child only
+        pending.PendingOutcomes.settle = settle  # type: ignore[method-assign]
+
+    made = world.claimed(40)
+    retried = world.claimed(
+        10, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
+        next=Next(delay_us=60_000_000, failures=1, crashes=0, losses=0),
+    )  # fmt: skip
+    world.start(sabotage)
+    pool = world.pool().connect()
+    pool.send(*made, *retried)
+    assert world.reaped() == -signal.SIGKILL
+    assert pool.durable == 0
+    assert ends(world.rows)["completed", "ok"] == 40
+    world.until(lambda: pool.broken)
+    world.start(sabotage)
+    pool.connect()
+    world.until(lambda: pool.all_durable)
+    assert ends(world.rows) == {("completed", "ok"): 40, ("retry", "error"): 10, ("scheduled", None): 10}
+
+
+def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
+    make: MakeWorld, store_url: str, tmp_path: Path
+) -> None:
+    """Whether it had taken effect or not: every attempt is recorded and counted exactly once."""
+    world = make(store_url)
+
+    for number, takes_effect in enumerate((True, False)):
+        lose = [False]
+
+        def sabotage(takes_effect: bool = takes_effect, number: int = number, lose: Any = lose) -> None:
+            real: Any = BaseStore._commit
+
+            def commit(self: BaseStore, session: Session, write: bool) -> None:
+                if not write or (tmp_path / f"lost{number}").exists() or not lose[0]:
+                    real(self, session, write)
+                    return
+                (tmp_path / f"lost{number}").touch()
+                if takes_effect:
+                    session.commit()
+                self.close()
+                raise CommitUnknown("the connection was lost", 2013)
+
+            real_settle = pending.PendingOutcomes.add
+
+            def add(self: pending.PendingOutcomes, *args: Any) -> None:
+                lose[0] = True
+                real_settle(self, *args)
+
+            BaseStore._commit = commit  # type: ignore[method-assign]
+            pending.PendingOutcomes.add = add  # type: ignore[method-assign]
+
+        world.start(sabotage)
+        pool = world.pool(f"pool{number}").connect()
+        world.until(lambda: world.info["mode"] == "live")
+        made = world.claimed(20)
+        retried = world.claimed(
+            5, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
+            next=Next(delay_us=60_000_000, failures=1, crashes=0, losses=0),
+        )  # fmt: skip
+        pool.send(*made, *retried)
+        world.until(lambda pool=pool: pool.all_durable)
+        world.until(lambda: world.info["mode"] == "live" and world.info["spool"]["bytes"] == 0)
+        assert (tmp_path / f"lost{number}").exists()
+        times = number + 1
+        assert ends(world.rows) == {
+            ("completed", "ok"): 20 * times,
+            ("retry", "error"): 5 * times,
+            ("scheduled", None): 5 * times,
+        }
+        assert world.stop() == 0
+        assert counted(world)["workerd_attempts_total echo ok true"] == 20 * times
+        assert counted(world)["workerd_attempts_total echo error false"] == 5 * times
+
+
+def test_what_a_former_incarnation_spooled_is_replayed_in_its_name(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """Killed while it spooled, even in the middle of a write: the next start brings everything home."""
+    world = make(url)
+    made = world.claimed(60)
+    own_server.kill9()
+
+    def sabotage() -> None:
+        real = spool.Spool.append
+
+        def append(self: spool.Spool, outcomes: Any) -> int:
+            taken = real(self, outcomes)
+            if self.rows >= 30:
+                os.write(self._fd, ingester_spool.pack(b"half a record" * 50, 0)[:300])
+                die()
+            return taken
+
+        spool.Spool.append = append  # type: ignore[method-assign]
+
+    world.start(sabotage)
+    pool = world.pool().connect()
+    pool.send(*made[:20])
+    world.until(lambda: pool.all_durable)
+    pool.send(*made[20:])
+    world.reaped()
+    assert pool.durable == 20
+    own_server.start()
+    world.incarnation = new_id()
+    world.start()
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 60})
+    world.until(lambda: world.info["spool"]["bytes"] == 0)
+    assert list(world.paths.spool.iterdir()) == []
+
+
+# -- the store is away
+
+
+def test_while_the_store_is_away_outcomes_go_to_the_spool_and_come_back_in_order(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """Acknowledged at once, recorded when the store is back, then live again by itself."""
+    world = make(url).start()
+    pool = world.pool().connect()
+    made = world.claimed(3000)
+    pool.send(*made[:100])
+    world.until(lambda: pool.all_durable)
+    own_server.kill9()
+    pool.send(*made[100:2000])
+    world.until(lambda: pool.all_durable)
+    info = world.info
+    assert info["mode"] == "away"
+    assert info["spool"]["rows"] == 1900
+    assert info["spool"]["bytes"] > 1900 * 50
+    assert info["spool"]["since"] is not None
+    assert world.state == "waiting"
+    assert "away" in world.beats[-1].trouble
+    world.until(lambda: counted(world).get("workerd_spool_bytes", 0) > 0)
+    own_server.start()
+    pool.send(*made[2000:])
+    world.until(lambda: pool.all_durable)
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 3000})
+    world.until(lambda: world.info["mode"] == "live")
+    assert world.state == "up"
+    world.until(lambda: counted(world)["workerd_attempts_total echo ok true"] == 3000)
+    world.until(lambda: counted(world)["workerd_spool_bytes"] == 0)
+    assert any(name.startswith("workerd_store_errors_total") for name in counted(world))
+
+
+def test_it_starts_without_the_store(make: MakeWorld, own_server: DatabaseServer, url: str) -> None:
+    """And tells the pools what the store takes once it knows."""
+    world = make(url, max_payload=64 << 20)
+    made = world.claimed(10)
+    own_server.kill9()
+    world.start()
+    pool = world.pool().connect()
+    pool.send(*made)
+    world.until(lambda: pool.all_durable)
+    own_server.start()
+    world.until(lambda: pool.limit == (8 << 20) - (64 << 10))
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 10})
+
+
+def test_a_store_without_its_tables_is_waited_for(
+    make: MakeWorld, mysql_url: str, opened: Callable[..., Store]
+) -> None:
+    """Nothing is written to a wrong version; once it is migrated, work goes on by itself."""
+    world = make(mysql_url, migrated=False).start()
+    pool = world.pool().connect()
+    world.until(lambda: world.state == "waiting")
+    assert "migrate" in world.beats[-1].trouble
+    opened(mysql_url).migrate()
+    pool.send(*world.claimed(5))
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 5})
+
+
+def test_a_server_that_hangs_is_away_too(make: MakeWorld, own_server: DatabaseServer, url: str) -> None:
+    """A frozen server costs one time limit, shorter than the watchdog's."""
+    world = make(url).start(watchdog=2.0)
+    pool = world.pool().connect()
+    made = world.claimed(50)
+    pool.send(*made[:10])
+    world.until(lambda: pool.all_durable)
+    own_server.freeze()
+    try:
+        pool.send(*made[10:])
+        world.until(lambda: pool.all_durable)
+        assert ends_when_thawed(own_server, world, 10)
+    finally:
+        own_server.thaw()
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 50})
+    world.until(lambda: world.info["mode"] == "live")
+
+
+def ends_when_thawed(server: DatabaseServer, world: World, least: int) -> bool:
+    """Whether the ingester says that it waits for the frozen server."""
+    world.until(lambda: world.state == "waiting")
+    return world.info["spool"]["rows"] >= least
+
+
+def test_a_read_only_server_is_away_and_said_so_once(
+    make: MakeWorld, own_server: DatabaseServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It answers every look, but takes nothing: no flood in the log, no outcome refused."""
+    name = own_server.new_database()
+    own_server.sql(f"GRANT ALL ON {name}.* TO plain@'%' IDENTIFIED BY 'secret'")  # may not write now
+    url = f"mysql://plain:secret@127.0.0.1:{own_server.port}/{name}?unix_socket={own_server.socket}"
+    world = make(url).start()
+    pool = world.pool().connect()
+    made = world.claimed(20)
+    world.until(lambda: world.info["mode"] == "live")
+    own_server.sql("SET GLOBAL read_only = 1")
+    pool.send(*made)
+    world.until(lambda: pool.all_durable)
+    world.until(lambda: counted(world).get("workerd_store_errors_total 1290", 0) >= 4)
+    own_server.sql("SET GLOBAL read_only = 0")
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 20})
+    world.until(lambda: world.info["mode"] == "live")
+    assert capfd.readouterr().err.count("the store is away") == 1
+    assert world.info["refused"] == 0
+
+
+def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
+    make: MakeWorld, mysql_url: str
+) -> None:
+    """A proxy may take less than the server says: no outcome is sent for ever, all others are recorded."""
+    world = make(mysql_url)
+
+    def sabotage() -> None:
+        real: Any = MySQLSession._run
+
+        def run(self: MySQLSession, sql: str) -> int:
+            if len(sql) > 1 << 20:
+                self.close()
+                raise StoreAway("Lost connection to server during query", 2013)
+            return int(real(self, sql))
+
+        MySQLSession._run = run  # type: ignore[method-assign]
+
+    world.start(sabotage)
+    pool = world.pool().connect()
+    made = world.claimed(9)
+    made[4] = msgspec.structs.replace(made[4], payload=b"x" * (1 << 20), payload_type="bytes")
+    pool.send(*made)
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 8, ("failure", "refused"): 1}, within=60)
+    assert "connection breaks" in world.rows.last(made[4].id)["error"]
+    world.until(lambda: world.info["mode"] == "live")
+
+
+def test_a_barrier_is_not_answered_from_the_spool(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """Durable is not enough for a settlement, which reads the store."""
+    world = make(url)
+    made = world.claimed(30)
+    own_server.kill9()
+    world.start()
+    dispatcher, pool = world.pool("dispatcher").connect(), world.pool().connect()
+    pool.send(*made)
+    world.until(lambda: pool.all_durable)
+    dispatcher.barrier(7, pool.life)
+    world.until(lambda: world.info["peers"] == 1)
+    assert dispatcher.barriers == []
+    own_server.start()
+    world.until(lambda: dispatcher.barriers == [7])
+    assert ends(world.rows) == {("completed", "ok"): 30}
+
+
+def test_a_full_spool_is_back_pressure_and_no_loss(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """What does not fit is not acknowledged; memory is bounded; all of it is recorded in the end."""
+    world = make(url, spool=100_000)
+    made = world.claimed(2000)
+    own_server.kill9()
+    world.start()
+    pool = world.pool().connect()
+    pool.send(*[msgspec.structs.replace(o, payload=b"x" * 500, payload_type="bytes") for o in made])
+    world.until(lambda: "full" in world.beats[-1].trouble if world.beats else False)
+    info = world.info
+    assert 50 < pool.durable < 200
+    assert info["spool"]["bytes"] <= 100_000
+    assert sum(path.stat().st_size for path in world.paths.spool.iterdir()) <= 100_000
+    own_server.start()
+    world.until(lambda: pool.all_durable)
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 2000})
+
+
+def test_without_store_and_spool_it_stops_reading_at_a_bound(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """The senders' sockets fill up instead of this process, and everything is recorded in the end."""
+    world = make(url, spool=1000)
+    made = world.claimed(60)
+    own_server.kill9()
+    world.start()
+    pools = [world.pool(f"pool{n}").connect() for n in range(4)]
+    for pool, start in zip(pools, range(0, 60, 15), strict=True):
+        rows = made[start : start + 15]
+        big = [msgspec.structs.replace(o, payload=b"x" * (2 << 20), payload_type="bytes") for o in rows]
+        pool.send(*big, at_once=1)
+    world.until(lambda: world.info["waiting"] >= 10)
+    world.until(lambda: any(p.channel is not None and p.channel.unsent > 1 << 20 for p in pools))
+    quiet: list[int] = []
+    while len(quiet) < 20 or len(set(quiet[-20:])) > 1:
+        quiet.append(world.info["waiting"])
+    assert quiet[-1] < 40
+    own_server.start()
+    world.until(lambda: all(pool.all_durable for pool in pools), within=60)
+    assert ends(world.rows) == {("completed", "ok"): 60}
+
+
+def test_stop_while_the_store_is_away_leaves_everything_in_the_spool(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
+    """It ends at once, and the next start replays."""
+    world = make(url)
+    made = world.claimed(500)
+    own_server.kill9()
+    world.start()
+    pool = world.pool().connect()
+    pool.send(*made, at_once=20)
+    world.until(lambda: pool.channel is not None and not pool.channel.unsent)
+    assert world.stop() == 0
+    world.until(lambda: pool.all_durable)
+    own_server.start()
+    world.incarnation = new_id()
+    world.start()
+    world.until(lambda: ends(world.rows) == {("completed", "ok"): 500})
+
+
+# -- in the way
+
+
+def test_a_note_that_waits_for_a_lock_is_no_outage(
+    make: MakeWorld, url: str, own_server: DatabaseServer
+) -> None:
+    """Outcomes are in other rows: they go on, and the note is written when the lock is gone."""
+    world = make(url).start()
+    pool = world.pool().connect()
+    world.until(lambda: world.info["mode"] == "live")
+    pool.say(Seen(handler="echo", signature=None))
+    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers"))
+    with own_server.root(urlsplit(url).path[1:]) as other, other.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("UPDATE workerd_handlers SET nodes = '[]'")
+        pool.say(Seen(handler="echo", signature=b'{"x":"int"}'))
+        world.until(lambda: world.info["transaction_retries"] >= 1)
+        pool.send(*world.claimed(10))
+        world.until(lambda: pool.all_durable)
+        assert world.info["mode"] == "live"
+        assert not {beat.trouble for beat in world.beats if "away" in beat.trouble}
+        cursor.execute("ROLLBACK")
+    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
+    assert ends(world.rows) == {("completed", "ok"): 10}

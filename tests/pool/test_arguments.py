@@ -1,0 +1,394 @@
+"""From vars to arguments: strictly, by annotations, with the field's name in every complaint."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import enum
+import functools
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Optional
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd.errors import LoadError
+from workerd.handler import Context
+from workerd.job import Claim
+from workerd.pool.arguments import Arguments
+from workerd.signature import BadVars, check_vars, coerce_texts, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Nowhere
+    from decimal import Decimal
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+@dataclass
+class Size:
+    width: int
+    height: int = 1
+
+
+class Line:
+    def stopping(self) -> bool:
+        return False
+
+    def progress(self, fraction: float | None, note: str | None) -> None: ...
+
+    def log(self) -> Any: ...
+
+
+CTX = Context(Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"", run_at=0), Line())
+
+
+def bound(target: Any, vars: Any = b"{}") -> tuple[list[Any], dict[str, Any]]:
+    data = vars if isinstance(vars, bytes) else msgspec.json.encode(vars)
+    return Arguments(target).bind(data, CTX)
+
+
+def complaint(target: Any, vars: Any) -> str:
+    with pytest.raises(BadVars) as caught:
+        bound(target, vars)
+    return str(caught.value)
+
+
+def thumbnail(image: str, width: int = 200) -> None: ...
+
+
+# -- what fits
+
+
+def test_vars_become_keywords_and_defaults_stay_the_functions_own() -> None:
+    """What was not given is not passed, so that the function's default object is used."""
+    assert bound(thumbnail, {"image": "a"}) == ([], {"image": "a"})
+    assert bound(thumbnail, {"image": "a", "width": 3}) == ([], {"image": "a", "width": 3})
+
+
+def test_values_are_converted_by_annotations() -> None:
+    """Dates, ids, enums, dataclasses and containers arrive as what the author wrote."""
+
+    def rich(
+        when: datetime.datetime,
+        who: uuid.UUID,
+        colour: Colour,
+        sizes: list[Size],
+        mode: Literal["fast", "slow"],
+        maybe: float | None = None,
+    ) -> None: ...
+
+    given_vars = {
+        "when": "2024-01-02T03:04:05Z",
+        "who": "00000000-0000-0000-0000-000000000001",
+        "colour": "red",
+        "sizes": [{"width": 1}],
+        "mode": "slow",
+        "maybe": 2,
+    }
+    _, kwargs = bound(rich, given_vars)
+    assert kwargs["when"].year == 2024
+    assert kwargs["who"] == uuid.UUID(int=1)
+    assert kwargs["colour"] is Colour.RED
+    assert kwargs["sizes"] == [Size(1)]
+    assert (kwargs["mode"], kwargs["maybe"]) == ("slow", 2.0)
+
+
+def test_what_cannot_be_checked_is_let_through() -> None:
+    """No annotation, a class of the user's, a name that only type checkers know: anything fits."""
+
+    def loose(a, b: Path, c: Nowhere, d: int | Path, e: int = 1) -> None: ...
+
+    values = {"a": [1], "b": "x", "c": None, "d": {}, "e": 2}
+    assert bound(loose, values) == ([], values)
+    assert complaint(loose, values | {"e": "2"}) == "vars.e: expected int, got str"
+
+
+def test_a_default_of_none_welcomes_none() -> None:
+    """`width: int = None` is how many write an optional number."""
+
+    def old(width: int = None) -> None: ...  # noqa: RUF013
+
+    assert bound(old, {"width": None}) == ([], {"width": None})
+    assert "vars.width" in complaint(old, {"width": "1"})
+
+
+def test_further_keywords_go_where_they_are_welcome() -> None:
+    """With **kwargs nothing is unknown; named parameters are still checked."""
+
+    def wide(image: str, **more: Any) -> None: ...
+
+    assert bound(wide, {"image": "a", "x": 1}) == ([], {"image": "a", "x": 1})
+    assert complaint(wide, {"image": 1}) == "vars.image: expected str, got int"
+    assert complaint(wide, []) == "vars: expected object, got array"
+
+
+def test_a_callable_without_a_signature_gets_the_keywords_as_they_are() -> None:
+    """Some C functions tell nothing of their parameters."""
+    assert Arguments(dict).signature is None
+    assert bound(dict, {"a": 1}) == ([], {"a": 1})
+    assert complaint(dict, [1]).startswith("vars: expected")
+
+
+def test_positional_only_parameters_are_filled_by_position() -> None:
+    """vars have names only; the order is the function's."""
+
+    def strange(a: int, b: int = 7, /, c: int = 8) -> None: ...
+
+    assert bound(strange, {"a": 1}) == ([1, 7], {})
+    assert bound(strange, {"a": 1, "b": 2, "c": 3}) == ([1, 2], {"c": 3})
+
+
+def test_star_args_are_a_fault_at_load() -> None:
+    """Nothing can ever fill them; with **kwargs beside them they are a wrapper's habit."""
+
+    def never(*items: int) -> None: ...
+
+    def wrapper(*args: Any, **kwargs: Any) -> None: ...
+
+    with pytest.raises(LoadError, match="nothing can fill"):
+        Arguments(never)
+    assert bound(wrapper, {"x": 1}) == ([], {"x": 1})
+
+
+def test_names_that_a_struct_cannot_have_are_names_like_others() -> None:
+    """A parameter may be called anything that Python allows."""
+
+    def odd(__struct_fields__: int, self: int, größe: int) -> None: ...
+
+    values = {"__struct_fields__": 1, "self": 2, "größe": 3}
+    assert bound(odd, values) == ([], values)
+
+
+# -- what does not
+
+
+@pytest.mark.parametrize(
+    ("vars", "message"),
+    [
+        ({}, "vars.image: required, but not given"),
+        ({"image": 1}, "vars.image: expected str, got int"),
+        ({"image": "a", "width": "3"}, "vars.width: expected int, got str"),
+        ({"image": "a", "width": None}, "vars.width: expected int, got null"),
+        ({"image": "a", "widht": 3}, "vars.widht: not known; the handler takes image, width"),
+        ([], "vars: expected object, got array"),
+        (b"null", "vars: expected object, got null"),
+        (b"", "vars: expected a JSON object, got something else: Input data was truncated"),
+        (b'{"image": "\xff"}', "vars: expected valid UTF-8, got other bytes"),
+        (b"\xff", "vars: expected a JSON object"),
+        (b'{"image": "a"} x', "vars: expected a JSON object"),
+    ],
+)
+def test_what_does_not_fit_names_the_field(vars: Any, message: str) -> None:
+    """One sentence that begins with where."""
+    assert complaint(thumbnail, vars).startswith(message)
+
+
+def test_a_fault_deep_inside_has_its_path() -> None:
+    """Also in lists and in dataclasses."""
+
+    def deep(sizes: list[Size], by_name: dict[str, list[int]] = {}) -> None: ...  # noqa: B006
+
+    assert complaint(deep, {"sizes": [{}]}) == "vars.sizes[0].width: required, but not given"
+    assert complaint(deep, {"sizes": [{"width": 1, "height": "x"}]}) == (
+        "vars.sizes[0].height: expected int, got str"
+    )
+    assert complaint(deep, {"sizes": [], "by_name": {"a": [1, "x"]}}).endswith("expected int, got str")
+
+
+def test_a_value_nested_without_end_is_a_fault_of_the_vars() -> None:
+    """It neither crashes the worker nor blames the handler."""
+
+    def anything(x: Any) -> None: ...
+
+    assert "nesting" in complaint(anything, b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_more_than_not_fit(data: bytes) -> None:
+    """Whatever a row holds, it is bound or it is BadVars."""
+    for target in (thumbnail, dict, lambda **kw: None):
+        with contextlib.suppress(BadVars):
+            bound(target, data)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text(max_size=10), VALUES, max_size=5))
+def test_any_json_object_reaches_an_open_handler_unchanged(values: dict[str, Any]) -> None:
+    """What went into the row comes out of it."""
+
+    def wide(**everything: Any) -> None: ...
+
+    assert bound(wide, values) == ([], values)
+
+
+# -- the context
+
+
+def first_named(ctx, a: int) -> None: ...
+
+
+def annotated(a: int, context: Context) -> None: ...
+
+
+def optional(a: int, context: Optional[Context] = None) -> None: ...  # noqa: UP045
+
+
+def as_text(a: int, it: "workerd.Context") -> None: ...  # noqa: F821, UP037
+
+
+def keyword_only(*, a: int, ctx: Context) -> None: ...
+
+
+def by_position(a: int, c: Context, /, b: int = 3) -> None: ...
+
+
+class Instance:
+    def __call__(self, ctx: Context, a: int) -> None: ...
+
+    def method(self, ctx: Context, a: int) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("target", "args", "kwargs"),
+    [
+        (first_named, [CTX], {"a": 1}),
+        (annotated, [], {"a": 1, "context": CTX}),
+        (optional, [], {"a": 1, "context": CTX}),
+        (as_text, [], {"a": 1, "it": CTX}),
+        (keyword_only, [], {"a": 1, "ctx": CTX}),
+        (by_position, [1, CTX], {}),
+        (Instance(), [CTX], {"a": 1}),
+        (Instance().method, [CTX], {"a": 1}),
+        (functools.partial(first_named), [CTX], {"a": 1}),
+    ],
+)
+def test_the_context_goes_where_it_is_expected(target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """The parameter annotated Context, else a first one named ctx."""
+    assert bound(target, {"a": 1}) == (args, kwargs)
+
+
+def test_a_later_parameter_named_ctx_is_one_of_the_vars() -> None:
+    """Only the first one is the context by its name alone."""
+
+    def plain(a: int, ctx: int) -> None: ...
+
+    assert bound(plain, {"a": 1, "ctx": 2}) == ([], {"a": 1, "ctx": 2})
+
+
+def test_wrappers_and_partials_are_seen_through() -> None:
+    """The wrapped function's parameters count, less those that are given already."""
+
+    @functools.wraps(annotated)
+    def wrapper(*args: Any, **kwargs: Any) -> None: ...
+
+    assert bound(wrapper, {"a": 1}) == ([], {"a": 1, "context": CTX})
+    assert complaint(wrapper, {"a": "1"}) == "vars.a: expected int, got str"
+    assert bound(functools.partial(thumbnail, "x")) == ([], {})
+    assert bound(functools.partial(thumbnail, image="x"), {"width": 1}) == ([], {"width": 1})
+
+
+# -- the signature as others see it
+
+
+def test_the_signature_says_what_a_person_and_a_check_need() -> None:
+    """Name, type, default, and whether the command line passes text."""
+
+    def many(ctx: Context, a: str, b: int = 3, c: str | None = None, *, d: list[Decimal]) -> None: ...
+
+    found = parse(Arguments(many).signature or b"")
+    assert found is not None
+    assert [(p.name, p.type, p.required, p.default, p.is_str) for p in found.params] == [
+        ("a", "str", True, None, True),
+        ("b", "int", False, 3, False),
+        ("c", "str | None", False, None, True),
+        ("d", "list[Decimal]", True, None, False),
+    ]
+    assert not found.open
+
+
+@pytest.mark.parametrize(
+    ("vars", "message"),
+    [
+        ({"image": "a"}, None),
+        ({"image": "a", "width": 1}, None),
+        ({}, "vars.image: required, but not given"),
+        ({"image": "a", "width": 1.5}, "vars.width: expected int, got float"),
+        ({"image": "a", "x": 1}, "vars.x: not known; the handler takes image, width"),
+    ],
+)
+def test_vars_are_checked_by_the_signature_alone(vars: dict[str, Any], message: str | None) -> None:
+    """Whoever enqueues needs no handler to know."""
+    assert check_vars(Arguments(thumbnail).signature, vars) == message
+
+
+def test_what_the_signature_passes_the_handler_may_still_refuse_but_not_the_other_way_round() -> None:
+    """Every type has a code that takes at least what the type takes."""
+
+    def rich(
+        a: datetime.datetime | None,
+        b: dict[str, list[uuid.UUID]],
+        c: Colour,
+        d: Size,
+        e: Literal[1, "x"],
+        f: tuple[int, str],
+        g: Optional[set[int]] = None,  # noqa: UP045
+        **more: Any,
+    ) -> None: ...
+
+    good = {
+        "a": None,
+        "b": {"x": [str(uuid.UUID(int=1))]},
+        "c": "red",
+        "d": {"width": 1},
+        "e": "x",
+        "f": [1, "x"],
+    }
+    signature = Arguments(rich).signature
+    bound(rich, good)
+    assert check_vars(signature, good | {"further": 1, "g": [1]}) is None
+    for wrong in ({"a": "soon"}, {"b": {"x": ["y"]}}, {"c": "blue"}, {"d": 1}, {"e": "y"}, {"f": 1}):
+        assert str(check_vars(signature, good | wrong)).startswith(f"vars.{next(iter(wrong))}")
+
+
+@pytest.mark.parametrize("signature", [None, b"", b"[]", b"\xff", b'{"params": 3}'])
+def test_a_signature_that_cannot_be_read_forbids_nothing(signature: bytes | None) -> None:
+    """It may be of a later version; the worker checks anyway."""
+    assert check_vars(signature, {"x": 1}) is None
+
+
+def test_a_code_of_a_later_version_lets_anything_through() -> None:
+    """Nodes of two versions may share a store."""
+    signature = b'{"params": [{"name": "a", "code": ["tensor", 3]}, {"name": "b", "code": "qubit"}]}'
+    assert check_vars(signature, {"a": 1, "b": 2}) is None
+    assert "vars.c" in str(check_vars(signature, {"c": 1}))
+
+
+def test_texts_of_the_command_line_become_values() -> None:
+    """JSON where it parses, text where the signature says text or nothing else fits."""
+    signature = Arguments(thumbnail).signature
+    texts = {"image": "123", "width": "123", "more": "[1]", "other": "hello", "cut": '"x'}
+    assert coerce_texts(signature, texts) == {
+        "image": "123",
+        "width": 123,
+        "more": [1],
+        "other": "hello",
+        "cut": '"x',
+    }
+    assert coerce_texts(None, {"image": "123", "x": "\udcff"}) == {"image": 123, "x": "\udcff"}

@@ -1,0 +1,138 @@
+"""Handlers with bad manners: each ends as it should, and the next job finds a clean worker."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.pool.harness import Harness, make_pool
+from workerd.job import Status
+from workerd.outcome import Reason
+
+HANDLERS = (
+    "prints", "prints_text", "closes_fds", "forks", "threads", "chdir", "signals", "raises", "unencodable",
+    "noop", "echo", "pid",
+)  # fmt: skip
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Harness]:
+    with Harness(tmp_path, make_pool(*HANDLERS)) as harness:
+        harness.up()
+        yield harness
+
+
+def output(node: Harness) -> list[dict[str, Any]]:
+    return [event for event in node.log_events() if event["event"] == "output"]
+
+
+def test_a_hundred_megabytes_of_output_are_read_and_mostly_counted(node: Harness) -> None:
+    """At most 64 KiB are logged, the rest is one line."""
+    claim = node.claim("prints", size=100_000_000)
+    node.give(claim)
+    assert node.outcome(claim).reason is Reason.OK
+    logged = sum(len(event["line"]) for event in output(node))
+    assert 32 * 1024 < logged <= 64 * 1024
+    (cut,) = [event for event in node.log_events() if event["event"] == "more output was not logged"]
+    assert logged + cut["bytes"] >= 99_000_000
+    assert (cut["handler"], cut["attempt"]) == ("prints", 1)
+
+
+def test_output_is_logged_with_job_and_attempt(node: Harness) -> None:
+    """Line by line, an unfinished line too; each belongs to the job that printed it."""
+    for text in ("one\ntwo\n", "three"):
+        node.run("prints_text", text=text)
+    events = node.until(lambda: len(output(node)) == 3 and output(node))
+    assert [event["line"] for event in events] == ["one", "two", "three"]
+    assert events[0]["job"] == events[1]["job"] != events[2]["job"]
+
+
+def test_descriptors_that_are_not_its_own_are_out_of_reach(node: Harness) -> None:
+    """Closing 0 to 100 harms neither the attempt nor the next one, which prints again."""
+    assert node.run("closes_fds").reason is Reason.OK
+    assert node.run("prints_text", text="still here\n").reason is Reason.OK
+    node.until(lambda: [e for e in output(node) if e["line"] == "still here"])
+
+
+def test_a_forked_copy_of_the_worker_reports_nothing(node: Harness) -> None:
+    """One end for one attempt, by the process that was given it."""
+    outcome = node.run("forks")
+    assert outcome.reason is Reason.OK
+    assert outcome.payload != b"-1"
+    assert node.run("noop").reason is Reason.OK
+    assert len(node.ingester.outcomes) == 2
+
+
+def test_threads_that_stay_do_not_keep_the_pool(node: Harness) -> None:
+    """A worker with a living thread takes the next job and ends when the pool ends."""
+    assert node.run("threads").reason is Reason.OK
+    assert node.run("noop").reason is Reason.OK
+    node.drain(5.0)
+    node.until(lambda: node.status is not None)
+    assert node.status == 0
+
+
+def test_working_directory_and_signals_are_restored(node: Harness) -> None:
+    """What one job changed the next does not find."""
+    assert node.run("chdir").payload == node.run("chdir").payload
+    assert [node.run("signals").payload for _ in range(2)] == [b"true"] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
+        ("exit", Status.FAILURE, Reason.ERROR),
+        ("interrupt", Status.FAILURE, Reason.ERROR),
+        ("value", Status.RETRY, Reason.ERROR),
+        ("str", Status.RETRY, Reason.ERROR),
+        ("failure", Status.FAILURE, Reason.FAILURE),
+        ("retry", Status.RETRY, Reason.RETRY),
+        ("snooze", Status.RETRY, Reason.RETRY),
+    ],
+)
+def test_what_is_raised_decides_the_end(node: Harness, kind: str, status: Status, reason: Reason) -> None:
+    """No exception ends the worker."""
+    before = node.run("pid").payload
+    outcome = node.run("raises", kind=kind)
+    assert (outcome.status, outcome.reason) == (status, reason)
+    assert outcome.error
+    assert node.run("pid").payload == before
+
+
+def test_a_value_that_cannot_be_encoded_is_a_failed_attempt(node: Harness) -> None:
+    """The error names the type."""
+    outcome = node.run("unencodable")
+    assert outcome.success is False
+    assert "object" in (outcome.error or "")
+
+
+def test_a_payload_over_the_limit_fails_alone(node: Harness) -> None:
+    """The limit is the one that the ingester told."""
+    outcome = node.run("echo", value="x" * (node.ingester.max_payload + 1))
+    assert (outcome.success, outcome.payload) == (False, None)
+    assert node.run("noop").reason is Reason.OK
+
+
+def test_a_signal_from_the_terminal_ends_neither_pool_nor_worker(node: Harness) -> None:
+    """The supervisor tells them what to do."""
+    import signal
+
+    assert node.child is not None
+    worker = node.run("pid").pid
+    assert worker is not None
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(node.child.pid, signum)
+        os.kill(worker, signum)
+    assert node.run("pid").pid == worker
+
+
+def test_what_a_worker_is_called_says_what_it_does(node: Harness) -> None:
+    """`ps` shows the pool and its workers by name."""
+    assert node.child is not None
+    worker = node.run("pid").pid
+    assert Path(f"/proc/{node.child.pid}/cmdline").read_text().startswith("workerd: pool test")
+    assert Path(f"/proc/{worker}/cmdline").read_text().startswith("workerd: worker test/0")

@@ -1,0 +1,164 @@
+"""Importing what the configuration names, with every fault told at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import faces
+from workerd import handler
+from workerd.config.model import HandlerConfig, Policy, PoolConfig
+from workerd.errors import LoadError
+from workerd.policy import effective
+from workerd.pool.loading import load, make
+
+
+@pytest.fixture(autouse=True)
+def _same_path_and_modules() -> Iterator[None]:
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+
+
+def pool(*calls: str, **keys: Any) -> PoolConfig:
+    handlers = tuple(HandlerConfig(name=f"h{n}", call=call, pool="p") for n, call in enumerate(calls))
+    return PoolConfig(name="p", handlers=handlers, **keys)
+
+
+def test_any_callable_is_a_handler() -> None:
+    """Of the standard library or one's own, plain or decorated, by a dotted attribute."""
+    loaded = load(pool("os.path:getsize", "tests.support.faces:decorated", "builtins:str.upper"))
+    assert list(loaded.handlers) == ["h0", "h1", "h2"]
+    assert loaded.handlers["h0"].target is os.path.getsize
+    assert [spec.name for spec in loaded.specs] == ["h0", "h1", "h2"]
+    assert loaded.init is None
+
+
+def test_the_decorators_options_are_told_as_data() -> None:
+    """Classes as names, with what they stand for; the pool makes the policy of them."""
+    (spec,) = load(pool("tests.support.faces:decorated")).specs
+    assert spec.options == {
+        "deadline": 30.0,
+        "ignore": ["builtins.KeyError"],
+        "retry_on": ["OSError", "json.JSONDecodeError"],
+        "backoff": {"first": 3.0},
+    }
+    assert spec.aliases == {
+        "builtins.KeyError": "builtins.KeyError",
+        "OSError": "builtins.OSError",
+        "json.JSONDecodeError": "json.decoder.JSONDecodeError",
+    }
+    policy = effective(HandlerConfig(name="h", call="", pool="p"), spec.options)
+    assert (policy.deadline, policy.backoff.first, policy.grace) == (30.0, 3.0, Policy().grace)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        ("no_such_module:f", ["importing no_such_module failed", "ModuleNotFoundError"]),
+        ("os:nothing", ["os has no nothing"]),
+        ("os:sep", ["expected a function or a class with ensure", "got a str"]),
+        ("tests.support.faces:generator", ["generator function"]),
+        ("broken:f", ["importing broken failed", "SyntaxError"]),
+        ("raises:f", ["importing raises failed", "ValueError: at import", "raises.py, line 2"]),
+        ("exits:f", ["importing exits failed", "SystemExit"]),
+    ],
+)
+def test_what_cannot_be_loaded_is_told_with_its_reason(tmp_path: Path, call: str, words: list[str]) -> None:
+    """The handler's name, its call, and what was raised where."""
+    (tmp_path / "broken.py").write_text("def f(:\n")
+    (tmp_path / "raises.py").write_text("import os\nraise ValueError('at import')\n")
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
+    with pytest.raises(LoadError) as caught:
+        load(pool(call, path=(str(tmp_path),)))
+    assert all(word in str(caught.value) for word in [f'handler "h0" (call = "{call}")', *words])
+
+
+def test_all_faults_are_told_at_once() -> None:
+    """Also that of init."""
+    with pytest.raises(LoadError) as caught:
+        load(pool("a_b:f", "os:getcwd", "c_d:f", init="os:nothing"))
+    assert str(caught.value).count("handler ") == 2
+    assert "init" in str(caught.value)
+
+
+def test_classes_of_the_policy_must_be_there() -> None:
+    """A name in fail_on that never matches would change what a failure does, silently."""
+    own = HandlerConfig(name="h", call="os:getcwd", pool="p", policy_own={"fail_on": ("shop.Gone",)})
+    with pytest.raises(LoadError, match=r'expected an exception class in .*, got "shop.Gone"'):
+        load(PoolConfig(name="p", handlers=(own,)))
+    with pytest.raises(LoadError, match='got "int"'):
+        make("h", os.getcwd, HandlerConfig(name="h", call="", pool="p", policy_own={"ignore": ("int",)}))
+
+
+def test_classes_that_have_no_path_are_known_by_their_object() -> None:
+    """A class made inside a function cannot be imported, and need not be."""
+
+    class Local(Exception):
+        pass
+
+    decorated = handler(ignore=Local)(lambda: None)
+    (alias,) = {a for a in make("h", decorated).spec.aliases if "Local" in a}
+    assert alias.endswith("<locals>.Local")
+
+
+def test_the_deadline_may_be_named_in_three_ways() -> None:
+    """As it is called, as it is imported, and where it is defined."""
+    for name in ("DeadlineExceeded", "workerd.DeadlineExceeded", "workerd.handler.DeadlineExceeded"):
+        config = HandlerConfig(name="h", call="", pool="p", policy_own={"fail_on": (name,)})
+        assert make("h", os.getcwd, config).spec.aliases[name] == "workerd.handler.DeadlineExceeded"
+
+
+def test_the_pools_folders_come_first_and_the_working_directory_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module beside the daemon's start must not shadow anything."""
+    (tmp_path / "own.py").write_text("def f(): ...\n")
+    elsewhere = tmp_path / "cwd"
+    elsewhere.mkdir()
+    (elsewhere / "beside.py").write_text("def f(): ...\n")
+    monkeypatch.chdir(elsewhere)
+    sys.path.insert(0, "")
+    load(pool("own:f", path=(str(tmp_path),)))
+    assert sys.path[0] == str(tmp_path)
+    with pytest.raises(LoadError, match="beside"):
+        load(pool("beside:f"))
+
+
+def test_the_pools_environment_is_there_when_handlers_are_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Modules read it at import."""
+    monkeypatch.delenv("SHOP", raising=False)
+    (tmp_path / "reads_env.py").write_text("import os\nSHOP = os.environ['SHOP']\ndef f(): ...\n")
+    load(pool("reads_env:f", path=(str(tmp_path),), env={"SHOP": "7"}))
+    assert os.environ["SHOP"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("target", "fits"),
+    [
+        (faces.Recurring, True),
+        (faces.Recurring().ensure, True),
+        (partial(faces.add, 1), True),
+        (partial(faces.generator), False),
+        (3, False),
+        (type("Generates", (), {"__call__": lambda self: (yield)})(), False),
+        (type("Ensures", (), {"ensure": lambda self: (yield)}), False),
+    ],
+)
+def test_generators_are_found_below_whatever_wraps_them(target: Any, fits: bool) -> None:
+    """Nobody would iterate them."""
+    if fits:
+        make("h", target)
+    else:
+        with pytest.raises(LoadError):
+            make("h", target)

@@ -1,0 +1,44 @@
+"""The database driver without what is seldom needed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+import sys
+from workerd.store import driver
+driver.without_rsa()
+import pymysql._auth
+assert not pymysql._auth._have_cryptography and "cryptography" not in sys.modules
+assert driver.with_rsa() and pymysql._auth._have_cryptography
+assert not driver.with_rsa()
+"""
+
+
+PREPARED = """
+import sys
+from workerd.store import engines as store
+store.prepare("mysql")
+import pymysql
+ours, mine = sys.modules["workerd.store.mysql"], pymysql
+assert "cryptography" not in sys.modules
+store.unprepare()
+assert "pymysql" not in sys.modules and "pymysql._auth" not in sys.modules
+import pymysql
+assert pymysql is not mine and pymysql._auth._have_cryptography
+from workerd.config.model import StoreConfig
+assert type(store.open_store(StoreConfig(url="mysql://u@h/d"))) is not ours.MySQLStore
+"""
+
+
+def test_a_process_for_handlers_has_the_driver_whole() -> None:
+    """What was loaded without RSA before the fork is loaded anew, with it, after `unprepare`."""
+    done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rsa_comes_when_it_is_asked_for() -> None:
+    """The driver is loaded without RSA, has it after `with_rsa`, and is asked for it once only."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,131 @@
+"""Jobs into the store: once by id, once by unique key, all or none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.storing import claims, close, enqueue, job, outcome, status, value
+from workerd import clock
+from workerd.errors import StoreRefused
+from workerd.job import Status, new_id
+from workerd.store import jobs
+from workerd.store.base import Store
+from workerd.store.jobs import Inserted, NewJob
+
+
+def insert(store: Store, *new: NewJob) -> list[Inserted]:
+    return store.run(lambda tx: jobs.insert(tx, new))
+
+
+def test_jobs_come_back_in_order(store: Store) -> None:
+    """A bulk larger than one statement is inserted whole, answered in its order."""
+    ids = [new_id() for _ in range(1100)]
+    assert insert(store, *(NewJob(handler="h", id=i) for i in ids)) == [Inserted(i, True) for i in ids]
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE status = 'new'") == 1100
+
+
+def test_later_is_scheduled(store: Store) -> None:
+    """A delay or a time in the future makes the row `scheduled`, a time in the past leaves it `new`."""
+    now = store.read(lambda tx: tx.now)
+    delayed = enqueue(store, "h", delay=60 * clock.SECOND)
+    later = enqueue(store, "h", run_at=now + 3600 * clock.SECOND)
+    past = enqueue(store, "h", run_at=now - 3600 * clock.SECOND)
+    assert [status(store, j) for j in (delayed, later, past)] == ["scheduled", "scheduled", "new"]
+    run_at = job(store, delayed).row.run_at
+    assert run_at is not None
+    assert run_at >= now + 60 * clock.SECOND
+
+
+def test_an_id_is_inserted_once(store: Store) -> None:
+    """A repeat is answered with the same id and changes nothing."""
+    same = new_id()
+    assert insert(store, NewJob(handler="h", id=same, vars=b"1")) == [Inserted(same, True)]
+    other = new_id()
+    again = insert(store, NewJob(handler="x", id=same, vars=b"2"), NewJob(handler="h", id=other))
+    assert again == [Inserted(same, False), Inserted(other, True)]
+    assert job(store, same).row.vars == b"1"
+
+
+def test_a_unique_key_has_one_live_job(store: Store) -> None:
+    """Whoever comes later gets the id of the live job, waiting or running; after its end the key is free."""
+    (first,) = insert(store, NewJob(handler="h", unique_key="k"))
+    assert insert(store, NewJob(handler="h", unique_key="k")) == [Inserted(first.id, False)]
+    assert insert(store, NewJob(handler="other", unique_key="k"))[0].created
+    (claim,) = claims(store, "h")
+    assert insert(store, NewJob(handler="h", unique_key="k")) == [Inserted(first.id, False)]
+    assert close(store, [outcome(claim)]) == 1
+    assert insert(store, NewJob(handler="h", unique_key="k"))[0].created
+
+
+def test_a_bulk_with_one_key_twice(store: Store) -> None:
+    """The second of the same bulk is told the first one's id."""
+    first, second, third = insert(
+        store, NewJob(handler="h", unique_key="k"), NewJob(handler="h", unique_key="k"), NewJob(handler="h")
+    )
+    assert (first.created, second, third.created) == (True, Inserted(first.id, False), True)
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 2
+
+
+def test_keys_are_exact(store: Store) -> None:
+    """Case, accents and emoji make different keys."""
+    keys = ["k", "K", "ḱ", "ß", "ss", "😀", "😁", "k'; --", 'k"', "k\\"]
+    assert all(done.created for done in insert(store, *(NewJob(handler="h", unique_key=k) for k in keys)))
+    assert not any(done.created for done in insert(store, *(NewJob(handler="h", unique_key=k) for k in keys)))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        NewJob(handler="h", vars=b"\xff"),
+        NewJob(handler="h\ud800"),
+        NewJob(handler="h", id=b"short"),
+        NewJob(handler="x" * 192),
+        NewJob(handler="h", priority=1 << 40),
+        NewJob(handler="h", deadline_ms=-1),
+    ],
+    ids=["vars", "surrogate", "id", "long name", "priority", "deadline"],
+)
+def test_what_does_not_fit_is_refused_whole(store: Store, bad: NewJob) -> None:
+    """One bad job, and none of its bulk is there."""
+    if store.engine == "sqlite" and bad.priority:
+        pytest.skip("SQLite's integers are longer")
+    with pytest.raises(StoreRefused):
+        insert(store, NewJob(handler="h"), bad)
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
+
+
+def test_two_bulks_with_the_same_keys_at_once(
+    store: Store, store_url: str, opened: Callable[..., Store]
+) -> None:
+    """Two programs that insert the same keys in opposite order end up with one job for each key."""
+    import threading
+
+    keys = [f"k{n}" for n in range(40)]
+    results: list[list[Inserted]] = []
+    together = threading.Barrier(2)
+
+    def work(own: Store, order: list[str]) -> None:
+        together.wait()
+        results.append(
+            sorted(own.run(lambda tx: jobs.insert(tx, [NewJob(handler="h", unique_key=k) for k in order])))
+        )
+
+    threads = [threading.Thread(target=work, args=(opened(store_url), order)) for order in (keys, keys[::-1])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 40
+    one, two = results
+    assert {d.id for d in one} == {d.id for d in two}
+    assert sum(d.created for d in one + two) == 40
+
+
+def test_long_vars_in_bulk(store: Store) -> None:
+    """A bulk whose text is longer than one statement may be is split."""
+    text = b'"' + b"x'\\" * 300_000 + b'"'
+    made = insert(store, *(NewJob(handler="h", vars=text) for _ in range(8)))
+    assert {job(store, done.id).row.vars for done in made} == {text}
+    assert {job(store, done.id).row.status for done in made} == {Status.NEW}

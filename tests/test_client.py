@@ -1,0 +1,286 @@
+"""A program's client against a real daemon, on both engines."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+from tests.support.servers import DatabaseServer
+from workerd.client import Client
+from workerd.config.model import StoreConfig
+from workerd.errors import Conflict, HandlerNotFound, NotFound, StoreAway, TooManyWaiting, WrongVersion
+from workerd.job_spec import JobSpec
+from workerd.runtime.child import fork
+from workerd.store.engines import open_store
+
+CONFIG = f"""
+[defaults]
+path = ["{ROOT}"]
+max_attempts = 1
+
+[handlers.add]
+call = "tests.support.handlers:add"
+
+[handlers.echo]
+call = "tests.support.handlers:echo"
+
+[handlers.faces]
+call = "tests.support.handlers:faces"
+
+[handlers.waits]
+call = "tests.support.handlers:wait_for_file"
+grace = "200ms"
+
+[handlers.held]
+call = "tests.support.handlers:noop"
+max_waiting = 3
+
+[workflows.two]
+steps = [{{ name = "first", jobs = ["echo"] }}, {{ name = "second", jobs = ["echo"] }}]
+"""
+
+
+@pytest.fixture(scope="module", params=["mysql", "sqlite"])
+def daemon(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One daemon on each engine for the whole module."""
+    folder = tmp_path_factory.mktemp(request.param)
+    url = f"sqlite:///{folder}/store.db"
+    if request.param == "mysql":
+        server: DatabaseServer = request.getfixturevalue("mysql_server")
+        url = server.url(server.new_database())
+    store = open_store(StoreConfig(url=url))
+    store.migrate()
+    store.close()
+    with Daemon(folder / "node", url, CONFIG) as daemon:
+        eventually(lambda: all(h in daemon.cli("handlers").stdout for h in ("a: int", "path: str")))
+        yield daemon
+
+
+@pytest.fixture
+def client(daemon: Daemon) -> Iterator[Client]:
+    with Client(daemon.path) as client:
+        yield client
+
+
+def test_a_job_is_enqueued_waited_for_and_read(client: Client) -> None:
+    """What the handler returned comes back as a Python value."""
+    done = client.enqueue("add", {"a": 40, "b": 2}, meta={"tenant": 7})
+    assert done.created
+    job = client.wait(done.id, timeout=20)
+    assert (job.status, job.complete, job.success, job.result) == ("completed", True, True, 42)
+    assert job.meta == {"tenant": 7}
+    assert [attempt.reason for attempt in job.attempts] == ["ok"]
+    assert job.created_at is not None
+    assert job.created_at.tzinfo is not None
+    assert client.get(uuid.UUID(done.id)) == job
+
+
+def test_bytes_come_back_as_bytes(client: Client) -> None:
+    """A payload that is no JSON is not turned into any."""
+    job = client.wait(client.enqueue("faces", {"face": "payload"}).id, timeout=20)
+    assert isinstance(job.result, bytes)
+    assert job.payload is None
+
+
+def test_a_thousand_jobs_are_one_call_all_or_none(client: Client, daemon: Daemon) -> None:
+    """Results come in order; a wrong one among them keeps all out."""
+    specs = [JobSpec(handler="add", vars={"a": n}) for n in range(1000)]
+    done = client.enqueue_many(specs)
+    assert len({one.id for one in done}) == 1000
+    eventually(lambda: client.get(done[-1].id).complete and client.get(done[500].id).complete)
+    assert client.get(done[500].id).result == 501
+    before = Rows(daemon.url).sql("SELECT COUNT(*) AS n FROM workerd_jobs")
+    with pytest.raises(HandlerNotFound, match="known are: add, echo"):
+        client.enqueue_many([*specs[:5], JobSpec(handler="none")])
+    assert Rows(daemon.url).sql("SELECT COUNT(*) AS n FROM workerd_jobs") == before
+    assert client.enqueue_many([]) == []
+
+
+def test_a_job_for_later_waits_until_then(client: Client) -> None:
+    """A datetime, a delay and a text name moments; `retry` makes it due now."""
+    moment = datetime.now(UTC) + timedelta(hours=1)
+    at = client.get(client.enqueue("add", {"a": 1}, run_at=moment).id)
+    assert (at.status, at.run_at) == ("scheduled", moment)
+    later = client.enqueue("add", {"a": 1}, delay="1h")
+    assert client.get(later.id).status == "scheduled"
+    client.retry(later.id)
+    assert client.wait(later.id, timeout=20).result == 2
+
+
+def test_a_unique_key_and_an_id_make_enqueuing_again_harmless(client: Client) -> None:
+    """The live job is named; nothing is inserted."""
+    first = client.enqueue("echo", unique_key="k", delay="1h")
+    assert client.enqueue("echo", unique_key="k") == type(first)(first.id, False)
+    mine = uuid.uuid4()
+    assert client.enqueue("add", {"a": 1}, id=mine).created
+    assert not client.enqueue("add", {"a": 1}, id=mine).created
+    both = client.enqueue_many([JobSpec(handler="echo", unique_key="x", delay=60)] * 2)
+    assert [one.created for one in both].count(True) >= 1
+    assert both[0].id == both[1].id
+
+
+def test_vars_that_do_not_fit_are_refused_before_they_are_stored(client: Client) -> None:
+    """The field is named."""
+    with pytest.raises(ValueError, match=r"vars\.a"):
+        client.enqueue("add", {"a": "one"})
+    with pytest.raises(ValueError, match=r"vars\.c"):
+        client.enqueue("add", {"a": 1, "c": 2})
+
+
+def test_jobs_one_by_one_are_checked_as_the_first_was(client: Client) -> None:
+    """What the store was just asked is not asked for each, and still nothing wrong gets in."""
+    ids = [client.enqueue("add", {"a": n}, priority=1).id for n in range(20)]
+    assert len(set(ids)) == 20
+    with pytest.raises(ValueError, match=r"vars\.a"):
+        client.enqueue("add", {"a": "one"})
+    with pytest.raises(HandlerNotFound):
+        client.enqueue("none")
+    assert [client.wait(one, timeout=20).result for one in ids] == list(range(1, 21))
+
+
+def test_a_full_handler_refuses_and_a_paused_one_waits(client: Client, daemon: Daemon) -> None:
+    """max_waiting counts what waits; a pause holds it, resume lets it go."""
+    client.pause("held", "testing")
+    done = client.enqueue_many([JobSpec(handler="held")] * 3)
+    with pytest.raises(TooManyWaiting):
+        client.enqueue("held")
+    assert {client.get(one.id).status for one in done} == {"new"}
+    assert client.resume("held")
+    assert not client.resume("held")
+    assert all(client.wait(one.id, timeout=20).status == "completed" for one in done)
+    with pytest.raises(HandlerNotFound):
+        client.pause("none")
+
+
+def test_a_job_is_cancelled_and_retried(client: Client, tmp_path: Path) -> None:
+    """Waiting ones end at once, running ones are asked, ended ones refuse."""
+    waiting = client.enqueue("echo", delay=3600).id
+    assert client.cancel(waiting)
+    with pytest.raises(Conflict):
+        client.cancel(waiting)
+    running = client.enqueue("waits", {"path": f"{tmp_path}/never"}).id
+    eventually(lambda: client.get(running).status == "inprogress")
+    assert not client.cancel(running)
+    assert client.wait(running, timeout=20).status == "cancelled"
+    (tmp_path / "never").touch()
+    assert client.retry(running) == 2
+    assert client.wait(running, timeout=20).result == "seen"
+    for call in (client.get, client.cancel, client.retry, client.wait):
+        with pytest.raises(NotFound):
+            call(uuid.uuid4())
+
+
+def test_waiting_has_an_end(client: Client) -> None:
+    """TimeoutError, and the job goes on."""
+    job_id = client.enqueue("echo", delay=3600).id
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        client.wait(job_id, timeout=0.2)
+    assert time.monotonic() - began >= 0.2
+    client.cancel(job_id)
+
+
+def test_a_request_is_submitted_waited_for_and_cancelled(client: Client) -> None:
+    """Its jobs come with it."""
+    done = client.submit("two", {"user": 7})
+    request = client.wait_request(done.id, timeout=20)
+    assert (request.status, request.params) == ("completed", {"user": 7})
+    assert [job.handler for job in request.jobs] == ["echo", "echo"]
+    assert not client.submit("two", {"user": 7}, id=done.id).created
+    with pytest.raises(Conflict):
+        client.cancel_request(done.id)
+    with pytest.raises(ValueError, match="known are: two"):
+        client.submit("none")
+    with pytest.raises(NotFound):
+        client.get_request(uuid.uuid4())
+
+
+def test_one_client_serves_many_threads(client: Client) -> None:
+    """More threads than connections, and each gets its own job back."""
+
+    def work(number: int) -> Any:
+        return client.wait(client.enqueue("add", {"a": number, "b": 0}).id, timeout=60).result
+
+    with ThreadPoolExecutor(16) as threads:
+        assert list(threads.map(work, range(64))) == list(range(64))
+
+
+def test_a_client_survives_a_fork(client: Client) -> None:
+    """Parent and child speak on connections of their own."""
+    job_id = client.enqueue("add", {"a": 1}).id
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.write(writer, client.enqueue("add", {"a": 2}).id.encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        from_child = pipe.read()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert client.wait(job_id, timeout=20).result == 2
+    assert client.wait(from_child, timeout=20).result == 3
+
+
+def test_a_client_in_a_worker_leaves_the_descriptors_of_others_alone(client: Client) -> None:
+    """A worker has closed the connections of its pool; their numbers may be those of a handler's files."""
+    client.enqueue("add", {"a": 1})
+
+    def worker() -> int:
+        opened = [os.open(os.devnull, os.O_RDWR) for _ in range(30)]
+        client.enqueue("add", {"a": 2})
+        return int(any(not os.path.samestat(os.fstat(fd), os.stat(os.devnull)) for fd in opened))
+
+    child = fork(worker)
+    eventually(lambda: child.reap() is not None)
+    child.close()
+    assert child.status == 0
+
+
+def test_a_url_alone_is_enough(daemon: Daemon) -> None:
+    """The store's handlers are known without a configuration."""
+    with Client(daemon.url) as client:
+        job_id = client.enqueue("add", {"a": 1}).id
+        assert client.wait(job_id, timeout=20).result == 2
+        with pytest.raises(HandlerNotFound):
+            client.enqueue("none")
+
+
+def test_a_busy_client_says_so() -> None:
+    """A thread that gets no connection in time is told what to change."""
+    with Client("sqlite:////nonexistent/x.db", timeout=0.05, connections=1) as client:
+        taken, go = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with client._stores._places:
+                taken.set()
+                go.wait(20)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        taken.wait(20)
+        with pytest.raises(StoreAway, match="connections"):
+            client.enqueue("add")
+        go.set()
+        thread.join()
+        with pytest.raises(StoreAway):
+            client.enqueue("add")
+
+
+def test_an_empty_store_is_said(tmp_path: Path) -> None:
+    """The sentence names the command that helps."""
+    with Client(f"sqlite:///{tmp_path}/new.db") as client, pytest.raises(WrongVersion, match="migrate"):
+        client.enqueue("add")

@@ -1,0 +1,105 @@
+"""Installing into a file system, again, after changes, and taking it away."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workerd import install as installation
+from workerd.config.build import load
+from workerd.install import InstallError, install, uninstall
+
+CONFIG = "etc/workerd/workerd.toml"
+UNIT = "usr/lib/systemd/system/workerd.service"
+
+
+def files(prefix: Path) -> set[str]:
+    return {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()}
+
+
+def what(steps: list[installation.Step], prefix: Path) -> dict[str, str]:
+    return {str(step.path.relative_to(prefix)): step.what for step in steps}
+
+
+def test_everything_is_laid_and_taken_away(tmp_path: Path) -> None:
+    """Unit, user, folders, configuration and examples are there; afterwards nothing is."""
+    assert set(what(install(tmp_path), tmp_path).values()) == {"laid"}
+    assert {CONFIG, UNIT, "usr/lib/sysusers.d/workerd.conf", "usr/lib/tmpfiles.d/workerd.conf"} < files(
+        tmp_path
+    )
+    assert load(tmp_path / "etc/workerd", {}).pools == {}
+    assert set(what(install(tmp_path), tmp_path).values()) == {"same"}
+    assert set(what(uninstall(tmp_path), tmp_path).values()) == {"removed"}
+    assert files(tmp_path) == set()
+    assert not (tmp_path / "etc/workerd").exists()
+
+
+def test_the_unit_starts_this_installation(tmp_path: Path) -> None:
+    """Each command of the unit is called where this program is."""
+    install(tmp_path, "/opt/workerd/bin/workerd")
+    unit = (tmp_path / UNIT).read_text()
+    assert "ExecStart=/opt/workerd/bin/workerd run -c /etc/workerd\n" in unit
+    assert "ExecReload=/opt/workerd/bin/workerd reload -c /etc/workerd\n" in unit
+    assert "/usr/bin/workerd" not in unit
+    assert "ProtectHome" in installation.unreachable("/home/me/venv/bin/workerd")
+    assert not installation.unreachable("/opt/workerd/bin/workerd")
+
+
+def test_changed_configuration_is_never_overwritten(tmp_path: Path) -> None:
+    """A person's file stays through install and uninstall; the new one is laid beside it."""
+    install(tmp_path)
+    (tmp_path / CONFIG).write_text('[node]\nname = "mine"\n')
+    for _ in range(2):
+        assert what(install(tmp_path), tmp_path)[CONFIG] == "kept"
+    assert (tmp_path / CONFIG).read_text() == '[node]\nname = "mine"\n'
+    assert (tmp_path / f"{CONFIG}.new").exists()
+    assert what(uninstall(tmp_path), tmp_path)[CONFIG] == "kept"
+    assert files(tmp_path) == {CONFIG}
+
+
+def test_a_file_that_was_there_before_is_a_persons(tmp_path: Path) -> None:
+    """A configuration that no install has laid is kept as well."""
+    (tmp_path / "etc/workerd").mkdir(parents=True)
+    (tmp_path / CONFIG).write_text("# mine\n")
+    assert what(install(tmp_path), tmp_path)[CONFIG] == "kept"
+    assert what(uninstall(tmp_path), tmp_path)[CONFIG] == "kept"
+    assert (tmp_path / CONFIG).read_text() == "# mine\n"
+
+
+def test_an_upgrade_replaces_what_nobody_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new version's files take the place of the old one's."""
+    install(tmp_path)
+    new = tmp_path / "new"
+    for source in ("etc", "systemd"):
+        (new / source).mkdir(parents=True)
+    for source in installation.LAYOUT:
+        if source.endswith(".d"):
+            (new / source).mkdir()
+        else:
+            (new / source).write_text("# new\n")
+    monkeypatch.setattr(installation, "shipped", lambda: new)
+    steps = what(install(tmp_path), tmp_path)
+    assert (steps[CONFIG], steps[UNIT]) == ("laid", "laid")
+    assert (tmp_path / CONFIG).read_text() == "# new\n"
+
+
+def test_a_record_cannot_reach_beyond_the_prefix(tmp_path: Path) -> None:
+    """Whatever stands in the record, only files below the prefix are removed."""
+    prefix = tmp_path / "root"
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    install(prefix)
+    with (prefix / installation.RECORD).open("a") as record:
+        record.write(f"-  ../victim\n-  {victim}\n")
+    uninstall(prefix)
+    assert victim.exists()
+
+
+def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+    """Uninstalling what is not there, or writing where one may not, ends with a sentence."""
+    with pytest.raises(InstallError, match="Nothing is installed below"):
+        uninstall(tmp_path)
+    (tmp_path / "etc").write_text("a file")
+    with pytest.raises(InstallError, match=r"cannot be written .*--prefix"):
+        install(tmp_path)

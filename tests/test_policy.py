@@ -1,0 +1,306 @@
+"""What an ending makes of its row: the table of endings, the policy's layers, backoff, and the chain."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd import policy as workerd_policy
+from workerd.clock import SECOND
+from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
+from workerd.job import COOLER_KEY, Claim, Status, new_id
+from workerd.outcome import Next, Reason, RunResult, Usage
+
+EXACT = Backoff(jitter=0)
+
+
+def claim(**more: Any) -> Claim:
+    given = {
+        "id": new_id(),
+        "attempt": 1,
+        "claimed_at": 1_000_000_000,
+        "mono": 5_000_000_000,
+        "handler": "h",
+        "vars": b"{}",
+        "run_at": 999_000_000,
+    }
+    return Claim(**(given | more))
+
+
+def ending(kind: Any, *classes: str, **more: Any) -> RunResult:
+    return RunResult(serial=1, kind=kind, classes=classes, **more)
+
+
+VALUE_ERROR = ("builtins.ValueError", "builtins.Exception", "builtins.BaseException")
+SYSTEM_EXIT = ("builtins.SystemExit", "builtins.BaseException")
+
+TABLE = [
+    # ending, policy, earlier attempts -> status, reason, success, next
+    (ending("returned"), {}, {}, "completed", "ok", True, None),
+    (ending("skipped"), {}, {}, "completed", "skipped", None, None),
+    (ending("failed"), {}, {}, "failure", "failure", False, None),
+    (ending("failure"), {}, {}, "failure", "failure", False, None),
+    (ending("cancelled"), {}, {}, "cancelled", "cancelled", None, None),
+    (ending("retry"), {}, {}, "retry", "retry", False, Next(1 * SECOND, 1, 0, 0)),
+    (ending("retry", after=7.5), {}, {}, "retry", "retry", False, Next(7_500_000, 1, 0, 0)),
+    (ending("retry", after=0.0), {}, {"failures": 3}, "retry", "retry", False, Next(0, 4, 0, 0)),
+    (ending("retry", after=7.5), {}, {"failures": 4}, "failure", "retry", False, None),
+    (
+        ending("retry", after=7.5, counted=False),
+        {},
+        {"failures": 4, "crashes": 1},
+        "retry",
+        "retry",
+        False,
+        Next(7_500_000, 4, 1, 0),
+    ),
+    (ending("raised", *VALUE_ERROR), {}, {}, "retry", "error", False, Next(1 * SECOND, 1, 0, 0)),
+    (ending("raised", *VALUE_ERROR), {}, {"failures": 2}, "retry", "error", False, Next(4 * SECOND, 3, 0, 0)),
+    (ending("raised", *VALUE_ERROR), {}, {"failures": 4}, "failure", "error", False, None),
+    (ending("raised", *VALUE_ERROR), {"ignore": ("ValueError",)}, {}, "completed", "ignored", True, None),
+    (ending("raised", *VALUE_ERROR), {"fail_on": ("Exception",)}, {}, "failure", "error", False, None),
+    (ending("raised", *VALUE_ERROR), {"retry_on": ("KeyError",)}, {}, "failure", "error", False, None),
+    (ending("raised", *SYSTEM_EXIT), {}, {}, "failure", "error", False, None),
+    (ending("raised", *SYSTEM_EXIT), {"retry_on": ("BaseException",)}, {}, "failure", "error", False, None),
+    (ending("deadline"), {}, {}, "retry", "deadline", False, Next(1 * SECOND, 1, 0, 0)),
+    (ending("deadline"), {"retry_on": ()}, {}, "retry", "deadline", False, Next(1 * SECOND, 1, 0, 0)),
+    (ending("deadline"), {}, {"failures": 4}, "failure", "deadline", False, None),
+    (ending("deadline"), {"fail_on": ("DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
+    (ending("deadline"), {"fail_on": ("workerd.DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
+    (ending("deadline"), {"fail_on": ("Exception",)}, {}, "retry", "deadline", False, Next(SECOND, 1, 0, 0)),
+    (ending("crashed"), {}, {"failures": 4}, "retry", "crashed", False, Next(1 * SECOND, 4, 1, 0)),
+    (ending("crashed"), {}, {"crashes": 2}, "failure", "crashed", False, None),
+    (ending("oom"), {}, {"crashes": 1, "losses": 2}, "retry", "oom", False, Next(2 * SECOND, 0, 2, 2)),
+    (ending("oom"), {"max_crashes": 1}, {}, "failure", "oom", False, None),
+    (
+        ending("interrupted"),
+        {"max_attempts": 1, "max_crashes": 1},
+        {"failures": 4, "crashes": 1, "losses": 9},
+        "retry",
+        "interrupted",
+        None,
+        Next(0, 4, 1, 9),
+    ),
+]
+
+
+@pytest.mark.parametrize(("how", "policy", "before", "status", "reason", "success", "following"), TABLE)
+def test_each_ending_has_its_row(
+    how: RunResult,
+    policy: dict[str, Any],
+    before: dict[str, int],
+    status: str,
+    reason: str,
+    success: bool | None,
+    following: Next | None,
+) -> None:
+    """Every line of the table of endings holds."""
+    decided = workerd_policy.decide(Policy(backoff=EXACT, **policy), claim(**before), how)
+    assert decided == (status, reason, success, following)
+
+
+def test_every_kind_of_ending_has_a_rule() -> None:
+    """No worker and no pool can send an ending that is not in the table."""
+    assert set(get_args(get_type_hints(RunResult)["kind"])) == set(workerd_policy.RULES)
+
+
+def test_ignore_comes_before_fail_on_and_fail_on_before_retry_on() -> None:
+    """The first list that names the class decides."""
+    lists = {"ignore": ("LookupError",), "fail_on": ("KeyError",), "retry_on": ("Exception",)}
+    classes = ("builtins.KeyError", "builtins.LookupError", "builtins.Exception")
+    assert workerd_policy.judge(Policy(**lists), classes, {}) == "ignore"
+    assert workerd_policy.judge(Policy(**(lists | {"ignore": ()})), classes, {}) == "fail"
+    assert workerd_policy.judge(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
+
+
+def test_a_class_is_known_by_the_path_that_it_really_has() -> None:
+    """A name from where a class is re-exported matches the class itself."""
+    policy = Policy(fail_on=("json.JSONDecodeError",))
+    classes = ("json.decoder.JSONDecodeError", *VALUE_ERROR)
+    aliases = {"json.JSONDecodeError": "json.decoder.JSONDecodeError"}
+    assert workerd_policy.judge(policy, classes, aliases) == "fail"
+    assert workerd_policy.judge(policy, classes, {}) == "retry"
+
+
+def test_max_attempts_given_at_enqueue_comes_before_the_policy() -> None:
+    """A job may be given more or fewer attempts than its handler has."""
+    once = workerd_policy.settle(claim(max_attempts=1), ending("raised", *VALUE_ERROR), Policy())
+    assert (once.status, once.next) == (Status.FAILURE, None)
+    more = workerd_policy.settle(claim(max_attempts=9, failures=6), ending("raised", *VALUE_ERROR), Policy())
+    assert more.status is Status.RETRY
+
+
+# -- layers
+
+
+def test_the_policy_is_laid_together_in_order() -> None:
+    """Built-in, defaults, decorator, own table: the last one that says something has it."""
+    handler = HandlerConfig(
+        name="h",
+        call="m:f",
+        pool="h",
+        policy_defaults={"max_attempts": 2, "grace": 3.0, "deadline": 1.0},
+        policy_own={"deadline": 9.0},
+    )
+    policy = workerd_policy.effective(handler, {"grace": 4.0, "deadline": 5.0, "backoff": {"first": 2.0}})
+    assert (policy.max_attempts, policy.grace, policy.deadline) == (2, 4.0, 9.0)
+    assert policy.backoff == Backoff(first=2.0)
+    assert policy.max_crashes == Policy().max_crashes
+
+
+def test_a_recurring_handler_has_one_attempt_unless_its_own_table_says_otherwise() -> None:
+    """The next run is the retry of the last one."""
+    schedule = ScheduleConfig(cooler=30.0)
+    handler = HandlerConfig(
+        name="h", call="m:f", pool="h", schedule=schedule, policy_defaults={"max_attempts": 7}
+    )
+    policy = workerd_policy.effective(handler, {"max_crashes": 8})
+    assert (policy.max_attempts, policy.max_crashes) == (1, 1)
+    own = HandlerConfig(name="h", call="m:f", pool="h", schedule=schedule, policy_own={"max_attempts": 3})
+    assert (
+        workerd_policy.effective(own, {}).max_attempts,
+        workerd_policy.effective(own, {}).max_crashes,
+    ) == (3, 1)
+
+
+def test_a_job_of_a_recurring_workflow_has_one_attempt() -> None:
+    """The handler need not recur itself."""
+    handler = HandlerConfig(name="h", call="m:f", pool="h")
+    assert workerd_policy.effective(handler, {}, recurring=True).max_attempts == 1
+    assert workerd_policy.effective(handler, {}).max_attempts == Policy().max_attempts
+
+
+def test_the_deadline_given_at_enqueue_comes_first() -> None:
+    """Milliseconds in the row are seconds here, and 0 takes the handler's deadline away."""
+    assert workerd_policy.deadline_of(claim(), Policy(deadline=3.0)) == 3.0
+    assert workerd_policy.deadline_of(claim(deadline_ms=250), Policy(deadline=3.0)) == 0.25
+    assert workerd_policy.deadline_of(claim(deadline_ms=0), Policy(deadline=3.0)) == 0
+
+
+# -- backoff
+
+
+@given(
+    first=st.floats(0, 1e6),
+    factor=st.floats(1, 1000),
+    longest=st.floats(0, 1e6),
+    jitter=st.floats(0, 1),
+    nth=st.integers(1, 1_000_000),
+    chance=st.floats(0, 1, exclude_max=True),
+)
+def test_backoff_keeps_its_bounds(
+    first: float, factor: float, longest: float, jitter: float, nth: int, chance: float
+) -> None:
+    """Never more than `max`, never less than jitter allows, whatever the numbers."""
+    backoff = Backoff(first=first, factor=factor, max=longest, jitter=jitter)
+    seconds = workerd_policy.pause(backoff, nth, lambda: chance)
+    full = workerd_policy.pause(backoff, nth, lambda: 0.0)
+    assert 0 <= seconds <= full <= longest
+    assert seconds >= full * (1 - jitter) * (1 - 1e-9)
+    assert math.isfinite(seconds)
+
+
+@given(nth=st.integers(1, 200))
+def test_backoff_grows_until_its_maximum(nth: int) -> None:
+    """Without jitter each pause is at least as long as the one before."""
+    backoff = Backoff(jitter=0)
+    assert workerd_policy.pause(backoff, nth) <= workerd_policy.pause(backoff, nth + 1) <= backoff.max
+
+
+def test_a_pause_beyond_what_a_store_can_date_is_cut() -> None:
+    """`Retry(after=…)` with an absurd number still has a date."""
+    decided = workerd_policy.decide(Policy(), claim(), ending("retry", after=1e300))
+    assert decided.next is not None
+    assert decided.next.delay_us == round(workerd_policy.LONGEST * SECOND)
+
+
+# -- losses
+
+
+def test_losses_wait_twice_as_long_each_time_and_end_after_ten() -> None:
+    """1, 2, 4 … at most 60 s; the tenth loss is a failure."""
+    pauses = []
+    for losses in range(9):
+        status, following = workerd_policy.lost(claim(losses=losses, failures=1, crashes=2))
+        assert status is Status.RETRY
+        assert following is not None
+        assert (following.failures, following.crashes, following.losses) == (1, 2, losses + 1)
+        pauses.append(following.delay_us / SECOND)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert workerd_policy.lost(claim(losses=9)) == (Status.FAILURE, None)
+
+
+# -- the whole outcome
+
+
+def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
+    """Times are the store's: the claim's, plus monotonic differences."""
+    how = ending(
+        "returned",
+        payload=b"1",
+        payload_type="json",
+        extras=b"{}",
+        usage=Usage(1, 2, 3),
+        progress=0.5,
+        note="half",
+    )
+    made = claim(request_id=b"r" * 16, step=2, name="resize", unique_key="k")
+    out = workerd_policy.settle(
+        made,
+        how,
+        Policy(),
+        started_ns=5_000_002_000,
+        finished_ns=5_000_007_999,
+        pid=42,
+        schedule=ScheduleConfig(),
+    )
+    assert out.key == made.key
+    assert (out.claimed_at, out.started_at, out.finished_at) == (1_000_000_000, 1_000_000_002, 1_000_000_007)
+    assert (out.status, out.reason, out.success) == (Status.COMPLETED, Reason.OK, True)
+    assert (out.payload, out.payload_type, out.extras, out.pid) == (b"1", "json", b"{}", 42)
+    assert (out.usage, out.progress, out.note) == (Usage(1, 2, 3), 0.5, "half")
+    assert (out.request_id, out.step, out.name, out.unique_key) == (b"r" * 16, 2, "resize", "k")
+    assert out.again_us is None
+
+
+def test_a_run_that_never_started_has_no_times() -> None:
+    """What was cancelled while it waited was never started."""
+    out = workerd_policy.settle(claim(), ending("cancelled"), Policy())
+    assert (out.started_at, out.finished_at, out.pid) == (None, None, None)
+
+
+def test_an_ignored_error_keeps_its_line_and_no_stack() -> None:
+    """It is a success; the line says of what kind."""
+    how = ending("raised", *VALUE_ERROR, error="ValueError: x", stack="Traceback")
+    out = workerd_policy.settle(claim(), how, Policy(ignore=("ValueError",)))
+    assert (out.error, out.stack) == ("ValueError: x", None)
+
+
+CHAIN = ScheduleConfig(cooler=30.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "key", "schedule", "again"),
+    [
+        (ending("returned"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (ending("returned", pause=2.5), COOLER_KEY, CHAIN, 2_500_000),
+        (ending("returned", pause=0.0), COOLER_KEY, CHAIN, 0),
+        (ending("skipped"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (ending("cancelled"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (ending("crashed"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (ending("interrupted"), COOLER_KEY, CHAIN, None),  # its next attempt is the chain
+        (ending("returned"), None, CHAIN, None),
+        (ending("returned"), COOLER_KEY, ScheduleConfig(), None),
+        (ending("returned", pause=1.0), COOLER_KEY, ScheduleConfig(cron="* * * * *"), None),
+    ],
+)
+def test_the_chain_goes_on_from_the_row_that_is_the_chain(
+    how: RunResult, key: str | None, schedule: ScheduleConfig, again: int | None
+) -> None:
+    """Only the row with the reserved key, only when it has ended, only while there is a cooler."""
+    out = workerd_policy.settle(claim(unique_key=key), how, Policy(max_crashes=1), schedule=schedule)
+    assert out.again_us == again

@@ -1,0 +1,322 @@
+"""Tables to pools, handlers and workflows: precedence, names, graphs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workerd.config import reader, validators
+from workerd.config import validators as k
+from workerd.config.model import (
+    Backoff,
+    Config,
+    HandlerConfig,
+    PoolConfig,
+    RestartConfig,
+    ScheduleConfig,
+    WorkflowConfig,
+    WorkflowJob,
+)
+from workerd.config.reader import ConfigErrors, Table, nearest
+from workerd.config.schema import HANDLER, POLICY, POOL, SCHEDULE, SECTIONS, TABLES, WORKFLOW, Keys
+from workerd.config.validators import wrong
+
+MOST_JOBS = 10_000
+"""Jobs of one workflow; each request of it is a row of that many names."""
+
+
+def _table(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise wrong("a table", value)
+    return value
+
+
+STEP: Keys = {"name": k.name, "jobs": k.list_of(k.name, "handler names")}
+JOB: Keys = {"name": k.name, "handler": k.name, "needs": k.list_of(k.name, "job names"), "vars": _table}
+
+
+def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, WorkflowConfig]:
+    """All workflows; cycles, unknown names and what can never run become faults of `root`."""
+    found: dict[str, WorkflowConfig] = {}
+    for name, table in root.table("workflows").tables():
+        check_name(table, name)
+        given = table.read(WORKFLOW)
+        steps: tuple[str, ...] = ()
+        if ("steps" in table.values) == ("jobs" in table.values):
+            table.fault(
+                "expected either steps or jobs" + (", got both" if "steps" in given else ", got none")
+            )
+            continue
+        if "steps" in table.values:
+            steps, jobs = _from_steps(table, given.get("steps", ()))
+        else:
+            jobs = _from_jobs(table, given.get("jobs", ()))
+        if not jobs:
+            table.fault("expected at least one job, got none")
+        for job in jobs:
+            if job.handler not in handlers:
+                table.fault(
+                    f'expected a handler that is configured, got "{job.handler}"'
+                    + nearest(job.handler, handlers)
+                )
+        found[name] = WorkflowConfig(
+            name=name, jobs=tuple(jobs[:MOST_JOBS]), step_names=steps, schedule=schedule(table, given, {})
+        )
+        if len(jobs) > MOST_JOBS:
+            table.fault(f"expected at most {MOST_JOBS} jobs, got {len(jobs)}")
+    return found
+
+
+def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[tuple[Table, dict[str, Any]]]:
+    """The tables of a list; what is none becomes a fault."""
+    found = []
+    for number, item in enumerate(items):
+        if isinstance(item, dict):
+            child = table.child(item, key, number)
+            found.append((child, child.read(keys)))
+        else:
+            table.fault(str(wrong("a table", item)), key, number)
+    return found
+
+
+def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], list[WorkflowJob]]:
+    """Every job of a step needs all jobs of the step before it."""
+    names: list[str] = []
+    jobs: list[WorkflowJob] = []
+    before: tuple[str, ...] = ()
+    times: dict[str, int] = {}
+    for number, (step, given) in enumerate(_items(table, "steps", items, STEP)):
+        if "name" not in step.values:
+            step.fault("expected a name, got none", "name")
+        if not step.values.get("jobs"):
+            step.fault("expected at least one handler name, got none", "jobs")
+        if given.get("name") in names:
+            step.fault("expected a name of its own, got one that another step has", "name")
+        names.append(given.get("name", ""))
+        here: list[str] = []
+        for handler in given.get("jobs", ()):
+            times[handler] = times.get(handler, 0) + 1
+            # A job is called like its handler; the second one of a handler must be told from the first.
+            job = handler if times[handler] == 1 else f"{handler}#{times[handler]}"
+            here.append(job)
+            jobs.append(WorkflowJob(name=job, handler=handler, needs=before, step=number))
+        before = tuple(here)
+    return tuple(names), jobs
+
+
+def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
+    """A graph in the long form, in an order in which it can run; `step` is the longest way to a job."""
+    given: dict[str, WorkflowJob] = {}
+    for job, keys in _items(table, "jobs", items, JOB):
+        for key in ("name", "handler"):
+            if key not in job.values:
+                job.fault("expected a name, got none", key)
+        if "name" not in keys or "handler" not in keys:
+            continue
+        if keys["name"] in given:
+            job.fault("expected a name of its own, got one that another job has", "name")
+        given[keys["name"]] = WorkflowJob(**keys)
+    for number, made in enumerate(given.values()):
+        for need in made.needs:
+            if need not in given:
+                table.fault(
+                    f'expected names of jobs of this workflow, got "{need}"' + nearest(need, given),
+                    "jobs",
+                    number,
+                    "needs",
+                )
+    return _ordered(table, given)
+
+
+def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
+    """Jobs after everything that they need; those that can never run are a fault that says why."""
+    depth: dict[str, int] = {}
+    waiting = dict(given)
+    while ready := [j for j in waiting.values() if all(n in depth or n not in given for n in j.needs)]:
+        for job in ready:
+            depth[job.name] = max((depth[n] + 1 for n in job.needs if n in depth), default=0)
+            del waiting[job.name]
+    if waiting:
+        cycle = _cycle(waiting)
+        table.fault("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), "jobs")
+        if behind := sorted(waiting.keys() - set(cycle)):
+            table.fault(
+                "expected jobs that can run, got unreachable ones behind that cycle: "
+                + ", ".join(f'"{n}"' for n in behind),
+                "jobs",
+            )
+    made = [
+        WorkflowJob(name=j.name, handler=j.handler, needs=j.needs, vars=j.vars, step=depth.get(j.name, 0))
+        for j in given.values()
+    ]
+    return sorted(made, key=lambda job: job.step)
+
+
+def _cycle(waiting: Mapping[str, WorkflowJob]) -> list[str]:
+    """One cycle among jobs that all wait for another of them; ends with the name it begins with."""
+    way: list[str] = [next(iter(waiting))]
+    while True:
+        following = next(n for n in waiting[way[-1]].needs if n in waiting)
+        if following in way:
+            return [*way[way.index(following) :], following]
+        way.append(following)
+
+
+@dataclass
+class Found:
+    """What the tables say."""
+
+    pools: dict[str, PoolConfig] = field(default_factory=dict)
+    handlers: dict[str, HandlerConfig] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def pools(root: Table) -> Found:
+    """All pools with their handlers; what is wrong becomes a fault of `root`."""
+    found = Found()
+    defaults = root.table("defaults").read({**HANDLER, **POOL})
+    given: dict[str, dict[str, Any]] = {}
+    tables = {name: table for name, table in root.table("handlers").tables() if check_name(table, name)}
+    for name, table in tables.items():
+        given[name] = table.read({**HANDLER, **POOL})
+        found.handlers[name] = _handler(table, name, defaults, given[name])
+        if not found.handlers[name].schedule.cron:
+            found.notes += [
+                f"handlers.{name}.{key} has no effect, as there is no cron"
+                for key in given[name]
+                if key in ("timezone", "misfire", "overlap")
+            ]
+    own = dict(root.table("pools").tables())
+    members: dict[str, list[str]] = {}
+    for name, handler in found.handlers.items():
+        members.setdefault(handler.pool, []).append(name)
+    for name, table in own.items():
+        check_name(table, name)
+    for name, names in members.items():
+        keys = own[name].read(POOL) if name in own else {}
+        for member in names:
+            keys.update(_pool_keys_of(tables[member], given[member], name, names, keys))
+        layers = {k: v for k, v in defaults.items() if k in POOL} | keys
+        if "restart" in layers:
+            layers["restart"] = RestartConfig(**layers["restart"])
+        found.pools[name] = PoolConfig(name=name, handlers=tuple(found.handlers[m] for m in names), **layers)
+    for name in own.keys() - members.keys():
+        own[name].read(POOL)
+        found.notes.append(f"[pools.{name}] is not started, as no handler names it as its pool")
+    found.notes.sort()
+    return found
+
+
+def check_name(table: Table, name: str) -> bool:
+    """Whether the table's own name may be one; a fault if not."""
+    try:
+        validators.name(name)
+    except ValueError as error:
+        table.fault(str(error))
+        return False
+    return True
+
+
+def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, Any]) -> HandlerConfig:
+    keys = {**defaults, **own}
+    if "call" not in table.values and "call" not in keys:
+        table.fault('expected call = "module:attribute", got none', "call")
+    return HandlerConfig(
+        name=name,
+        call=keys.get("call", ""),
+        pool=keys.get("pool") or name,
+        max_waiting=keys.get("max_waiting", 0),
+        schedule=schedule(table, own, defaults),
+        policy_defaults=_policy(defaults),
+        policy_own=_policy(own),
+    )
+
+
+def _policy(keys: dict[str, Any]) -> dict[str, Any]:
+    given = {k: v for k, v in keys.items() if k in POLICY}
+    if "backoff" in given:
+        given["backoff"] = Backoff(**given["backoff"])
+    return given
+
+
+def schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> ScheduleConfig:
+    """When it recurs; its own `cron` takes the place of a default `cooler`, and the other way round."""
+    layers = {k: v for k, v in defaults.items() if k in SCHEDULE}
+    given = {k: v for k, v in own.items() if k in SCHEDULE}
+    if given.get("cron"):
+        layers.pop("cooler", None)
+    if given.get("cooler") is not None:
+        layers.pop("cron", None)
+    made = ScheduleConfig(**{**layers, **given})
+    if made.cron and made.cooler is not None:
+        table.fault('expected cooler or cron, got both; set one of them to ""', "cron")
+    return made
+
+
+def _pool_keys_of(
+    table: Table, own: dict[str, Any], pool: str, members: list[str], said: dict[str, Any]
+) -> dict[str, Any]:
+    """The pool keys in a handler's own table, which only one with a pool of its own may have."""
+    keys = {k: v for k, v in own.items() if k in POOL}
+    for key in keys:
+        if len(members) > 1:
+            table.fault(
+                f'expected it in [pools.{pool}], as {len(members)} handlers share the pool "{pool}"', key
+            )
+        elif key in said:
+            table.fault(f"expected it once, got it in [pools.{pool}] too", key)
+    return keys
+
+
+def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
+    """The configuration from a file or folder (default /etc/workerd) and `WORKERD_A__B` variables.
+
+    Raises ConfigError with all faults at once; none of them shows a secret.
+    """
+    faults = ConfigErrors()
+    return build(reader.read(path, os.environ if environ is None else environ, faults), faults)
+
+
+def build(tree: reader.ConfigTree, faults: ConfigErrors) -> Config:
+    """The frozen configuration from merged values; raises ConfigError with all faults at once."""
+    root = Table(tree.values, (), tree, faults)
+    for name in root.values:
+        if name not in TABLES:
+            root.unknown(name, dict.fromkeys(TABLES))
+    sections = {name: _section(root.table(name), name) for name in SECTIONS}
+    found = pools(root)
+    flows = workflows(root, found.handlers)
+    _check_names(root, found, flows)
+    _check_gateway(root, sections["gateway"])
+    faults.raise_if_any()
+    return Config(pools=found.pools, workflows=flows, notes=tuple(found.notes), **sections)
+
+
+def _section(table: Table, name: str) -> Any:
+    """One section, with the built-in value for every key that is not given or wrong."""
+    made, keys = SECTIONS[name]
+    given = table.read(keys)
+    if name == "node" and not given.get("name"):
+        given["name"] = socket.gethostname()[: validators.NAME_LIMIT] or "localhost"
+    return made(**given)
+
+
+def _check_names(root: Table, found: Found, flows: dict[str, WorkflowConfig]) -> None:
+    """A schedule is kept under its owner's name, and the row of a workflow's run is no job of a handler."""
+    for name, flow in flows.items():
+        if name in found.handlers and flow.schedule.recurs:
+            root.fault("expected another name, as it recurs: a handler has this one too", "workflows", name)
+
+
+def _check_gateway(root: Table, gateway: Any) -> None:
+    if not validators.is_local(gateway.listen) and not gateway.token_file:
+        root.fault(
+            "expected gateway.token_file to be set, as others can reach this address; "
+            'set it, or listen on "127.0.0.1:8020" or "unix:/path"',
+            "gateway",
+            "listen",
+        )

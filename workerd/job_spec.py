@@ -1,0 +1,166 @@
+"""What a program asks for when it enqueues a job, checked before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from workerd import clock
+from workerd.config.validators import duration
+from workerd.job import NAME_LIMIT, parse_id
+
+Duration = float | str | timedelta
+"""Seconds, the text form of the configuration ("90s", "5m"), or a timedelta."""
+
+_INT_LIMIT = 2**31
+VARS_LIMIT = 1 << 20
+"""Bytes of a job's vars as JSON where no configuration says otherwise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSpec:
+    """A job to enqueue.
+
+    `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
+    `run_at`: a time with its offset; not both. `priority`: smaller first. `unique_key`: at most one live
+    job of the handler has it. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON
+    of the caller's own. `id`: a UUID of the caller's own; enqueuing it again changes nothing.
+    """
+
+    handler: str
+    vars: Mapping[str, Any] = field(default_factory=dict)
+    id: str | uuid.UUID | None = None
+    delay: Duration | None = None
+    run_at: datetime | str | None = None
+    priority: int = 0
+    unique_key: str | None = None
+    deadline: Duration | None = None
+    max_attempts: int | None = None
+    meta: Any = None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A JobSpec in the store's own terms: microseconds, milliseconds and JSON."""
+
+    handler: str
+    id: bytes | None
+    vars: bytes
+    meta: bytes | None
+    priority: int
+    run_at: int | None
+    delay_us: int | None
+    deadline_ms: int | None
+    max_attempts: int | None
+    unique_key: str | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it starts at once, and nothing that is there can stand in its way."""
+        return self.id is None and self.unique_key is None and self.run_at is None and self.delay_us is None
+
+
+def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
+    """The spec in the store's terms; ValueError names the field that is wrong and what was expected."""
+    if spec.delay is not None and spec.run_at is not None:
+        raise ValueError("give either delay or run_at, not both")
+    return Checked(
+        handler=_name("handler", spec.handler),
+        id=_id(spec.id),
+        vars=_vars(spec.vars, vars_limit),
+        meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
+        priority=_integer("priority", spec.priority, -_INT_LIMIT),
+        run_at=None if spec.run_at is None else _moment(spec.run_at),
+        delay_us=None if spec.delay is None else round(seconds("delay", spec.delay) * clock.SECOND),
+        deadline_ms=None if spec.deadline is None else _milliseconds(spec.deadline),
+        max_attempts=None if spec.max_attempts is None else _integer("max_attempts", spec.max_attempts, 1),
+        unique_key=None if spec.unique_key is None else _key(spec.unique_key),
+    )
+
+
+def seconds(field_name: str, value: Duration) -> float:
+    """A duration in seconds; ValueError if it is none."""
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    try:
+        return duration(value)
+    except ValueError as error:
+        raise ValueError(f"{field_name}: {error}") from None
+
+
+def _milliseconds(value: Duration) -> int:
+    milliseconds = math.ceil(seconds("deadline", value) * 1000)
+    if milliseconds >= _INT_LIMIT:
+        raise ValueError(f"deadline: expected at most 24 days, got {value!r}")
+    return milliseconds
+
+
+def _moment(value: datetime | str) -> int:
+    if isinstance(value, str):
+        try:
+            return clock.from_rfc3339(value)
+        except ValueError as error:
+            raise ValueError(f"run_at: {error}") from None
+    if value.utcoffset() is None:
+        raise ValueError("run_at: expected a time with its offset, got one without: set its tzinfo")
+    return clock.from_rfc3339(value.astimezone(UTC).isoformat(timespec="microseconds"))
+
+
+def _name(field_name: str, value: object) -> str:
+    if not isinstance(value, str) or not 0 < len(value) <= NAME_LIMIT:
+        raise ValueError(f"{field_name}: expected text of 1 to {NAME_LIMIT} characters")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
+    return value
+
+
+def _key(value: object) -> str:
+    key = _name("unique_key", value)
+    if key.startswith("~"):
+        raise ValueError('unique_key: keys that start with "~" are workerd\'s own; choose another')
+    return key
+
+
+def _integer(field_name: str, value: object, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _INT_LIMIT:
+        raise ValueError(f"{field_name}: expected a whole number from {least} to {_INT_LIMIT - 1}")
+    return value
+
+
+def _id(value: str | uuid.UUID | None) -> bytes | None:
+    if value is None:
+        return None
+    return value.bytes if isinstance(value, uuid.UUID) else parse_id(value)
+
+
+def _vars(value: object, limit: int) -> bytes:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"vars: expected the handler's arguments by name, got {type(value).__name__}")
+    if not all(isinstance(name, str) for name in value):
+        raise ValueError("vars: expected text as names of arguments")
+    return _json("vars", dict(value), limit)
+
+
+def _json(field_name: str, value: object, limit: int) -> bytes:
+    try:
+        encoded = msgspec.json.encode(value)
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise ValueError(f"{field_name}: cannot be written as JSON: {error}") from None
+    if len(encoded) > limit:
+        raise ValueError(f"{field_name}: {len(encoded)} bytes of JSON are over the limit of {limit}")
+    return encoded
+
+
+def params_json(params: object, limit: int = VARS_LIMIT) -> bytes:
+    """A request's params as JSON; ValueError if they are no mapping by text or too large."""
+    if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
+        raise ValueError(f"params: expected a mapping by text, got {type(params).__name__}")
+    return _json("params", dict(params), limit)

@@ -1,1 +1,0 @@
-"""The toolbox of processes: loop, channel, fork, signals, limits. It knows no job."""

@@ -1,0 +1,307 @@
+"""Control groups, version 2, where the service manager delegated a subtree to us.
+
+    unit's group      Delegate=yes in the unit: everything below is ours
+    ├── roles         supervisor and roles; a group that has controllers for others may hold no process
+    └── pool.NAME     cpu.weight, pids.max
+        ├── manager   the pool's own process
+        └── worker.N  memory.max; killed as a whole at a deadline
+
+Everything here is best effort: what a kernel or a container does not give is left out, and the groups that
+are there still work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import signal
+from pathlib import Path
+
+ROLES = "roles"
+MANAGER = "manager"
+CONTROLLERS = ("memory", "cpu", "pids")
+
+_USUAL_WEIGHT = 100
+_TRIES = 20
+
+
+class Delegation:
+    """A subtree of control groups that this process may arrange."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @classmethod
+    def find(cls) -> Delegation | None:
+        """The subtree that this process was started in, if it is ours to arrange; changes nothing.
+
+        Ours is what the service manager marked as delegated, or the top of a cgroup namespace, that this
+        user may write.
+        """
+        mounted = _mount()
+        path = _own_path()
+        if mounted is None or path is None:
+            return None
+        parts = [part for part in path.split("/") if part]
+        if parts[-1:] == [ROLES]:
+            parts = parts[:-1]
+        elif parts[-1:] == [MANAGER] and parts[-2:-1] and parts[-2].startswith("pool."):
+            parts = parts[:-2]
+        root = mounted.joinpath(*parts)
+        return cls(root) if _is_ours(root, top=not parts) else None
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """The controllers that groups below can have: of memory, cpu and pids."""
+        return frozenset(_words(self.root / "cgroup.controllers")) & frozenset(CONTROLLERS)
+
+    def prepare(self) -> bool:
+        """Make room for pools: every process here goes to `roles`, then controllers are handed down.
+
+        May be called again at any time. False if the kernel refused; groups then have no limits.
+        """
+        roles = self.root / ROLES
+        try:
+            roles.mkdir(exist_ok=True)
+        except OSError:
+            return False
+        # What was forked meanwhile is still up here, and keeps the controllers from being handed down.
+        for _ in range(_TRIES):
+            for pid in _words(self.root / "cgroup.procs"):
+                _write(roles / "cgroup.procs", pid)
+            if _hand_down(self.root, self.controllers):
+                return True
+        return False
+
+    def pool_group(self, name: str, cpu_weight: int = 0, pids_max: int = 0) -> PoolGroup:
+        """The pool's group, with this process moved into it. 0: the usual weight, no limit.
+
+        Worker groups that an earlier life of the pool left behind are killed and removed. Raises OSError.
+        """
+        wanted = {"memory"} & self.controllers
+        if not set(_words(self.root / "cgroup.subtree_control")) >= self.controllers:
+            self.prepare()
+        group = PoolGroup(self.root / f"pool.{_file_name(name)}")
+        group.path.mkdir(exist_ok=True)
+        group.sweep()
+        (group.path / MANAGER).mkdir(exist_ok=True)
+        _must_write(group.path / MANAGER / "cgroup.procs", "0")
+        _hand_down(group.path, wanted)
+        group.set_limits(cpu_weight, pids_max)
+        return group
+
+    def kill_pool(self, name: str) -> bool:
+        """Kill and remove whatever a former pool left behind; False while processes are dying there."""
+        group = PoolGroup(self.root / f"pool.{_file_name(name)}")
+        group.kill()
+        return group.remove()
+
+
+class PoolGroup:
+    """A pool's group."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def has(self, controller: str) -> bool:
+        """Whether groups of workers can have that controller."""
+        return controller in _words(self.path / "cgroup.subtree_control")
+
+    def set_limits(self, cpu_weight: int, pids_max: int) -> None:
+        """Change them; what the kernel lacks is left out."""
+        _write(self.path / "cpu.weight", str(cpu_weight or _USUAL_WEIGHT))
+        _write(self.path / "pids.max", str(pids_max or "max"))
+
+    def worker_group(self, number: int, memory_max: int = 0) -> WorkerGroup:
+        """A fresh group for one worker; `memory_max` bytes, 0 for no limit. Raises OSError."""
+        group = WorkerGroup(self.path / f"worker.{number}", memory_max)
+        group.path.mkdir(exist_ok=True)
+        _write(group.path / "memory.max", str(memory_max or "max"))
+        if memory_max:
+            # Swapping would make the limit one of speed; half a job that was killed is of no use to anybody.
+            _write(group.path / "memory.swap.max", "0")
+            _write(group.path / "memory.oom.group", "1")
+        return group
+
+    def sweep(self) -> None:
+        """Kill and remove all worker groups."""
+        with contextlib.suppress(OSError):
+            for path in self.path.glob("worker.*"):
+                group = WorkerGroup(path, 0)
+                group.kill()
+                group.remove()
+
+    def kill(self) -> None:
+        """Kill every process in it, the pool's own too."""
+        _kill(self.path)
+
+    def remove(self) -> bool:
+        """Remove it and what is below; False while processes are dying in it."""
+        return _remove(self.path)
+
+
+class WorkerGroup:
+    """One worker's group: it, and everything that its jobs start."""
+
+    def __init__(self, path: Path, memory_max: int) -> None:
+        self.path = path
+        self.memory_max = memory_max
+
+    def enter(self) -> None:
+        """Move the calling process in: the worker's first act, so that all it allocates counts.
+
+        Raises OSError.
+        """
+        _must_write(self.path / "cgroup.procs", "0")
+
+    def attach(self, pid: int) -> None:
+        """Move another process in; what it has allocated already counts where it was. Raises OSError."""
+        _must_write(self.path / "cgroup.procs", str(pid))
+
+    def kill(self) -> None:
+        """SIGKILL every process in it at once, however it has detached itself."""
+        _kill(self.path)
+
+    def empty(self) -> bool:
+        """Whether no process is left in it."""
+        return _event(self.path / "cgroup.events", "populated") == 0
+
+    def oom_kills(self) -> int:
+        """How many processes in it the kernel has killed for memory, since it was made."""
+        return _event(self.path / "memory.events", "oom_kill")
+
+    def peak(self) -> int | None:
+        """Bytes of memory that it used at most; None where the kernel does not tell (before 5.19)."""
+        words = _words(self.path / "memory.peak")
+        return int(words[0]) if words and words[0].isdigit() else None
+
+    def remove(self) -> bool:
+        """Remove it; False while processes are dying in it."""
+        return _remove(self.path)
+
+
+# -- where we are ------------------------------------------------------------------------------
+
+
+def _mount() -> Path | None:
+    """Where the version 2 hierarchy is mounted, as far as this process sees it."""
+    try:
+        lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        if after.split(" ")[:1] == ["cgroup2"] and before.split(" ")[3] == "/":
+            return Path(before.split(" ")[4].encode().decode("unicode_escape"))
+    return None
+
+
+def _own_path() -> str | None:
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line[3:] for line in lines if line.startswith("0::/") and "/../" not in line), None)
+
+
+def _is_ours(root: Path, *, top: bool) -> bool:
+    files = [root, root / "cgroup.procs", root / "cgroup.subtree_control"]
+    if not all(os.access(path, os.W_OK) for path in files):
+        return False
+    # The top of a namespace has been given away by whoever made it; the machine's own top has no type.
+    return _is_marked(root) or (top and (root / "cgroup.type").exists())
+
+
+def _is_marked(root: Path) -> bool:
+    """Whether the service manager says so: an extended attribute, of the user kind since systemd 251."""
+    for name in ("user.delegate", "trusted.delegate"):
+        with contextlib.suppress(OSError):
+            return os.getxattr(root, name) == b"1"
+    return False
+
+
+def _file_name(name: str) -> str:
+    """A pool's name as one of a folder: readable, unique, at most 200 bytes."""
+    safe = "".join(
+        c if c.isascii() and (c.isalnum() or c in "-_") else "".join(f"%{byte:02x}" for byte in c.encode())
+        for c in name
+    )
+    if len(safe) <= 200:
+        return safe
+    import hashlib
+
+    return safe[:180] + "%" + hashlib.sha256(name.encode()).hexdigest()[:16]
+
+
+# -- the kernel's files ------------------------------------------------------------------------
+
+
+def _must_write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _write(path: Path, text: str) -> bool:
+    try:
+        _must_write(path, text)
+    except OSError:
+        return False
+    return True
+
+
+def _words(path: Path) -> list[str]:
+    try:
+        return path.read_text().split()
+    except OSError:
+        return []
+
+
+def _event(path: Path, name: str) -> int:
+    words = _words(path)
+    for key, value in zip(words[::2], words[1::2], strict=False):
+        if key == name and value.isdigit():
+            return int(value)
+    return 0
+
+
+def _hand_down(path: Path, controllers: frozenset[str] | set[str]) -> bool:
+    """Let groups below have these controllers; those that are refused are left out. False: none could be."""
+    control = path / "cgroup.subtree_control"
+    for name in controllers - set(_words(control)):
+        try:
+            _must_write(control, f"+{name}")
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return False
+    return True
+
+
+def _kill(path: Path) -> None:
+    if _write(path / "cgroup.kill", "1") or not path.exists():
+        return
+    # Before Linux 5.14: frozen, nothing in it can fork while its members are killed one by one.
+    _write(path / "cgroup.freeze", "1")
+    for folder in (path, *path.glob("*/")):
+        for pid in _words(folder / "cgroup.procs"):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(pid), signal.SIGKILL)
+    _write(path / "cgroup.freeze", "0")
+
+
+def _remove(path: Path) -> bool:
+    """Remove a group and those below it, deepest first."""
+    with contextlib.suppress(OSError):
+        for folder in sorted((p for p in path.rglob("*") if p.is_dir()), reverse=True):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""A channel: one writer and one reader on each side of a stream socket, carrying msgspec frames.
+
+The frame is that of `multiprocessing.Connection` (a signed big-endian length of four bytes, then the
+body), so that a worker may sit behind the plain blocking Connection and a role behind this
+non-blocking end. A stopped peer blocks nobody: what cannot be written is kept and leaves later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from workerd.errors import FrameTooLarge
+from workerd.runtime.loop import Loop
+
+_LENGTH = struct.Struct("!i")
+_READ = 256 * 1024
+# Read into one buffer of the process: a fresh one of this size for each read is mapped and unmapped.
+_buffer = memoryview(bytearray(_READ))
+
+FRAME_LIMIT = 64 * 1024 * 1024
+"""Bytes of one frame; a peer that announces more is faulty and its channel is closed."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+In = TypeVar("In")
+
+
+class Channel(Generic[In]):
+    """The non-blocking end of a channel, served by a Loop.
+
+    `on_message` gets each decoded frame, in order. `on_close` is called once, from the loop, when the
+    peer has gone or broke the framing; the channel is closed by then. Sending on a closed channel does
+    nothing: whoever must know keeps its own books and sends again.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        sock: socket.socket,
+        incoming: Any,
+        on_message: Callable[[In], None],
+        on_close: Callable[[], None],
+        *,
+        rank: int = 1,
+    ) -> None:
+        self._loop = loop
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._decoder: msgspec.msgpack.Decoder[In] = msgspec.msgpack.Decoder(incoming)
+        self._on_message = on_message
+        self._on_close = on_close
+        self._rank = rank
+        self._inbox = bytearray()
+        self._needed = 0
+        self._outbox: list[bytes] = []
+        self._unsent: deque[memoryview] = deque()
+        self._flush_due = False
+        self._blocked = False
+        self.closed = False
+        sock.setblocking(False)
+        loop.on_readable(self._fd, self._readable, rank)
+
+    def fileno(self) -> int:
+        """The descriptor, for a forked child that keeps it."""
+        return self._fd
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer has not taken yet."""
+        return sum(map(len, self._unsent)) + sum(map(len, self._outbox))
+
+    # -- sending
+
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue a message; it leaves at the end of this turn of the loop, in one write with others.
+
+        Raises FrameTooLarge.
+        """
+        if self.closed:
+            return
+        body = _encoder.encode(message)
+        if len(body) > FRAME_LIMIT:
+            raise FrameTooLarge(f"a frame of {len(body)} bytes is over the limit of {FRAME_LIMIT}")
+        self._outbox.append(_LENGTH.pack(len(body)))
+        self._outbox.append(body)
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.at_end_of_turn(self.flush)
+
+    def post(self, message: msgspec.Struct) -> None:
+        """Send a message at once, in a write of its own: its reader waits for nothing else.
+
+        Raises FrameTooLarge.
+        """
+        if self.closed:
+            return
+        if self._outbox or self._unsent:
+            self.send(message)
+            return
+        frame = bytearray(4)
+        _encoder.encode_into(message, frame, 4)
+        length = len(frame) - 4
+        if length > FRAME_LIMIT:
+            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {FRAME_LIMIT}")
+        _LENGTH.pack_into(frame, 0, length)
+        try:
+            sent = self._sock.send(frame, socket.MSG_NOSIGNAL)
+        except OSError:
+            sent = 0  # whether it may be written later or never, flush will see
+        if sent < length + 4:
+            self._unsent.append(memoryview(frame)[sent:])
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what the socket takes now; the rest leaves when it can be written."""
+        self._flush_due = False
+        if self.closed:
+            return
+        unsent = self._unsent
+        if self._outbox:
+            unsent.append(memoryview(b"".join(self._outbox)))
+            self._outbox.clear()
+        elif not unsent:
+            return
+        try:
+            while unsent:
+                sent = self._sock.send(unsent[0], socket.MSG_NOSIGNAL)
+                if sent < len(unsent[0]):  # a view: what a slow peer leaves is not copied at every piece
+                    unsent[0] = unsent[0][sent:]
+                else:
+                    unsent.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:
+            # The reading side will see the end, after what the peer had still written.
+            self._unsent.clear()
+        if self._blocked or self._unsent:
+            self._blocked = bool(self._unsent)
+            self._loop.on_writable(self._fd, self.flush if self._blocked else None)
+
+    # -- receiving
+
+    def pause(self) -> None:
+        """Read no more until `resume`: the peer's writes fill the socket and then wait (law 7)."""
+        if not self.closed:
+            self._loop.on_readable(self._fd, None, self._rank)
+
+    def resume(self) -> None:
+        """Read again after `pause`."""
+        if not self.closed:
+            self._loop.on_readable(self._fd, self._readable, self._rank)
+
+    def _readable(self) -> None:
+        if not self._read_some():
+            self.close()
+            self._on_close()
+
+    def _read_some(self) -> bool:
+        """Take what is there, at most one buffer; false when the peer has gone or is faulty."""
+        try:
+            count = self._sock.recv_into(_buffer)
+        except BlockingIOError:
+            return True
+        except OSError:
+            # A Unix socket says "reset" when its peer closed with something unread.
+            return False
+        if not count:
+            return False
+        if not self._inbox and count - 4 == _LENGTH.unpack_from(_buffer)[0]:
+            # One whole frame, as most are: decoded where it lies, before anything can overwrite it.
+            return self._take(_buffer[4:count])
+        return self._feed(bytes(_buffer[:count]))
+
+    def _take(self, frame: memoryview) -> bool:
+        try:
+            message = self._decoder.decode(frame)
+        except msgspec.DecodeError:
+            return False
+        self._on_message(message)
+        return True
+
+    def _feed(self, data: bytes) -> bool:
+        if self._inbox:
+            self._inbox += data
+            if len(self._inbox) < self._needed:  # copied once when whole, not at every piece of it
+                return True
+            data = bytes(self._inbox)
+            self._inbox.clear()
+        start, end = 0, len(data)
+        view = memoryview(data)
+        while end - start >= 4:
+            (length,) = _LENGTH.unpack_from(data, start)
+            if not 0 <= length <= FRAME_LIMIT:
+                return False
+            if end - start - 4 < length:
+                break
+            start += 4 + length
+            if not self._take(view[start - length : start]):
+                return False
+            if self.closed:
+                return True
+        if start < end:
+            self._inbox += view[start:]
+            self._needed = 4 + (_LENGTH.unpack_from(data, start)[0] if end - start >= 4 else 0)
+        return True
+
+    def drain(self) -> None:
+        """Read until it would block or ends: the last words of a dead peer (law 3)."""
+        while not self.closed:
+            try:
+                data = bytes(_buffer[: self._sock.recv_into(_buffer)])
+            except OSError:  # nothing more for now, or for good
+                return
+            if not data or not self._feed(data):
+                return
+
+    def close(self) -> None:
+        """Close this side; what was not sent is dropped. `on_close` is not called."""
+        if self.closed:
+            return
+        self.closed = True
+        self._loop.forget(self._fd)
+        self._outbox.clear()
+        self._unsent.clear()
+        with contextlib.suppress(OSError):
+            self._sock.close()

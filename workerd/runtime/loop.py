@@ -1,0 +1,276 @@
+"""The event loop of a single-threaded process: descriptors, timers, signals."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import select
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+
+# The one event loop: descriptors, timers and signals of a single-threaded process.
+#
+# Apart from asyncio because a fork must inherit nothing that has a life of its own, because the order
+# of events within a turn matters (a worker's output is read before its outcome), and because it must
+# stay small enough to be read at night.
+#
+
+Callback = Callable[[], None]
+
+LONGEST_WAIT = 60.0
+"""Seconds; a loop wakes at least so often."""
+
+
+class Timer:
+    """One pending call; `cancel` makes it a no-op."""
+
+    __slots__ = ("callback", "when")
+
+    def __init__(self, when: float, callback: Callback) -> None:
+        self.when = when
+        self.callback: Callback | None = callback
+
+    def cancel(self) -> None:
+        self.callback = None
+
+
+class _Watch:
+    __slots__ = ("events", "on_read", "on_write", "rank")
+
+    def __init__(self) -> None:
+        self.on_read: Callback | None = None
+        self.on_write: Callback | None = None
+        self.rank = 0
+        self.events = 0
+
+
+class Loop:
+    """epoll, a heap of timers, and the work to do at the end of a turn.
+
+    Callbacks run in the order of their watch's `rank`, so that within one turn lower ranks have been
+    served before higher ones. Nothing here blocks but `epoll_wait`.
+    """
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._watches: dict[int, _Watch] = {}
+        self._timers: list[tuple[float, int, Timer]] = []
+        self._count = itertools.count()
+        self._at_end: deque[Callback] = deque()
+        self._running = False
+        self._signal_reader: socket.socket | None = None
+        self._signal_writer: socket.socket | None = None
+        self._signal_callbacks: dict[int, Callback] = {}
+        self.on_error: Callable[[Exception], None] | None = None
+        self.turns = 0
+
+    def fileno(self) -> int:
+        """The epoll descriptor: readable when there is something to do, for a loop around this one."""
+        return self._epoll.fileno()
+
+    # -- descriptors
+
+    def on_readable(self, fd: int, callback: Callback | None, rank: int = 1) -> None:
+        """Call back whenever `fd` can be read or has hung up; None stops that."""
+        watch = self._watches.setdefault(fd, _Watch())
+        watch.on_read = callback
+        watch.rank = rank
+        self._apply(fd, watch)
+
+    def on_writable(self, fd: int, callback: Callback | None) -> None:
+        """Call back whenever `fd` can be written; None stops that."""
+        watch = self._watches.setdefault(fd, _Watch())
+        watch.on_write = callback
+        self._apply(fd, watch)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd`; call it before the descriptor is closed."""
+        watch = self._watches.pop(fd, None)
+        if watch is not None and watch.events:
+            self._epoll.unregister(fd)
+
+    def _apply(self, fd: int, watch: _Watch) -> None:
+        events = (select.EPOLLIN if watch.on_read else 0) | (select.EPOLLOUT if watch.on_write else 0)
+        if events == watch.events:
+            return
+        if not events:
+            self._epoll.unregister(fd)
+        elif watch.events:
+            self._epoll.modify(fd, events)
+        else:
+            self._epoll.register(fd, events)
+        watch.events = events
+
+    # -- time
+
+    def call_at(self, when: float, callback: Callback) -> Timer:
+        """Call back once at monotonic `when`, seconds."""
+        timer = Timer(when, callback)
+        heapq.heappush(self._timers, (when, next(self._count), timer))
+        return timer
+
+    def call_later(self, delay: float, callback: Callback) -> Timer:
+        """Call back once in `delay` seconds."""
+        return self.call_at(time.monotonic() + delay, callback)
+
+    def at_end_of_turn(self, callback: Callback) -> None:
+        """Call back once, after the events of this turn: where buffered writes leave together."""
+        self._at_end.append(callback)
+
+    # -- signals
+
+    def on_signal(self, signum: int, callback: Callback) -> None:
+        """Call back in the loop after `signum` came; the signal's own handler does nothing."""
+        if self._signal_reader is None:
+            self._signal_reader, self._signal_writer = socket.socketpair()
+            self._signal_reader.setblocking(False)
+            self._signal_writer.setblocking(False)
+            signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
+            self.on_readable(self._signal_reader.fileno(), self._read_signals, rank=0)
+        self._signal_callbacks[signum] = callback
+        signal.signal(signum, _note)
+
+    def _read_signals(self) -> None:
+        assert self._signal_reader is not None
+        try:
+            numbers = self._signal_reader.recv(4096)
+        except BlockingIOError:
+            return
+        for signum in numbers:
+            callback = self._signal_callbacks.get(signum)
+            if callback is not None:
+                callback()
+
+    # -- turning
+
+    def run(self) -> None:
+        """Turn until `stop` is called.
+
+        An exception of a callback ends the process, unless `on_error` takes it: a role is better
+        started afresh, but the supervisor must live on.
+        """
+        self._running = True
+        while self._running:
+            try:
+                self.turn(LONGEST_WAIT)
+            except Exception as error:
+                if self.on_error is None:
+                    raise
+                self.on_error(error)
+
+    def stop(self) -> None:
+        """Let `run` return at the end of this turn."""
+        self._running = False
+
+    def turn(self, longest: float) -> None:
+        """Wait at most `longest` seconds for something to do, and do all that is ready."""
+        self._flush()
+        self.turns += 1
+        for fd, events in self._wait(longest):
+            watch = self._watches.get(fd)
+            if watch is None:  # an earlier callback of this turn forgot it
+                continue
+            if watch.on_read is not None and events & ~select.EPOLLOUT:
+                watch.on_read()
+            if watch.on_write is not None and events & select.EPOLLOUT:
+                watch.on_write()
+        self._run_timers()
+        self._flush()
+
+    def rest(self, longest: float) -> float:
+        """Seconds until a timer is due, at most `longest`: how long a loop around this one may sleep."""
+        if not self._timers:
+            return longest
+        return min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
+
+    def _wait(self, longest: float) -> list[tuple[int, int]]:
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
+        if self._timers:
+            longest = min(longest, self._timers[0][0] - time.monotonic())
+        try:
+            # epoll counts whole milliseconds and Python rounds up, so a timer is never early.
+            ready = self._epoll.poll(max(0.0, longest))
+        except InterruptedError:
+            return []
+        if len(ready) > 1:
+            watches = self._watches
+            ready.sort(key=lambda pair: watches[pair[0]].rank if pair[0] in watches else 0)
+        return ready
+
+    def _run_timers(self) -> None:
+        if not self._timers:
+            return
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            callback = heapq.heappop(self._timers)[2].callback
+            if callback is not None:
+                callback()
+
+    def _flush(self) -> None:
+        while self._at_end:
+            self._at_end.popleft()()
+
+    def close(self) -> None:
+        """Release the loop's own descriptors."""
+        if self._signal_reader is not None and self._signal_writer is not None:
+            signal.set_wakeup_fd(-1)
+            self._signal_reader.close()
+            self._signal_writer.close()
+        self._epoll.close()
+
+
+def _note(signum: int, frame: object) -> None:
+    """The wake-up descriptor has already noted it; a handler must exist for that to happen."""
+
+
+class Alarm:
+    """One time at which `callback` is called; setting it again moves it.
+
+    A timer that is pending for an earlier time is left alone and looks again when it fires: a thousand
+    jobs a second with a deadline of an hour each keep one timer in the heap, not millions.
+    """
+
+    __slots__ = ("_callback", "_loop", "_timer", "when")
+
+    def __init__(self, loop: Loop, callback: Callback) -> None:
+        self._loop = loop
+        self._callback = callback
+        self._timer: Timer | None = None
+        self.when = math.inf
+
+    def set(self, when: float) -> None:
+        """Ring once at monotonic `when`, seconds; an earlier setting is forgotten."""
+        self.when = when
+        timer = self._timer
+        if timer is not None and timer.when <= when:
+            return
+        if timer is not None:
+            timer.cancel()
+        self._timer = self._loop.call_at(when, self._fire)
+
+    def clear(self) -> None:
+        """Do not ring."""
+        self.when = math.inf
+
+    def close(self) -> None:
+        """Do not ring, and let go of the loop."""
+        self.when = math.inf
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _fire(self) -> None:
+        self._timer = None
+        when = self.when
+        if when == math.inf:
+            return
+        if when > time.monotonic():
+            self._timer = self._loop.call_at(when, self._fire)
+            return
+        self.when = math.inf
+        self._callback()

@@ -1,0 +1,259 @@
+"""A store as the rest of the program sees it: whole transactions, repeated when they must be."""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
+
+from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+Params = Sequence[object]
+Engine = Literal["mysql", "sqlite"]
+
+TRIES = 10
+PATIENCE = 2.0
+"""Seconds after which a transaction that loses its locks again and again is given up."""
+
+
+class LockLost(StoreAway):
+    """Another transaction was in the way; the whole transaction is run again."""
+
+
+class Session(ABC):
+    """One open connection of one engine; its methods raise LockLost, StoreAway or StoreRefused."""
+
+    engine: Engine
+    server_version: str
+    max_packet: int | None
+
+    @abstractmethod
+    def begin(self, write: bool) -> None: ...
+
+    def begin_alone(self, write: bool) -> None:
+        """As `begin`, for a transaction of one statement."""
+        self.begin(write)
+
+    def may_have_committed(self, error: StoreAway) -> bool:
+        """Whether a statement that was begun alone may have taken effect although it ended so."""
+        return False
+
+    @abstractmethod
+    def commit(self) -> None: ...
+
+    @abstractmethod
+    def rollback(self) -> None: ...
+
+    @abstractmethod
+    def execute(self, sql: str, params: Params = ()) -> int: ...
+
+    @abstractmethod
+    def query(self, sql: str, params: Params = ()) -> list[Row]: ...
+
+    @abstractmethod
+    def clock(self) -> int: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class Tx:
+    """An open transaction. `%s` stands for a parameter in both engines; no other `%` may be in the SQL.
+
+    Columns come back as int, float, None or bytes: text and times are bytes too, so that a row that
+    cannot be read is seen by who reads it and not by the driver (`workerd.store.values` reads them).
+    """
+
+    __slots__ = ("_now", "_session", "engine")
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._now: int | None = None
+        self.engine: Engine = session.engine
+
+    @property
+    def now(self) -> int:
+        """The store's clock, microseconds, read once in this transaction (law 8)."""
+        if self._now is None:
+            self._now = self._session.clock()
+        return self._now
+
+    @now.setter
+    def now(self, value: int) -> None:
+        self._now = value
+
+    @property
+    def max_packet(self) -> int | None:
+        """Bytes of the longest statement that the server takes, None if it has no limit."""
+        return self._session.max_packet
+
+    def execute(self, sql: str, params: Params = ()) -> int:
+        """Run a statement that returns no rows; the number of rows that it changed.
+
+        MySQL does not count a row that was set to the values that it had; SQLite does.
+        """
+        return self._session.execute(sql, params)
+
+    def query(self, sql: str, params: Params = ()) -> list[Row]:
+        """All rows of a SELECT."""
+        return self._session.query(sql, params)
+
+    def one(self, sql: str, params: Params = ()) -> Row | None:
+        """The first row of a SELECT, or None."""
+        rows = self._session.query(sql, params)
+        return rows[0] if rows else None
+
+
+class Stats:
+    """What the metrics show of a store: transactions that were run again, errors by the server's code."""
+
+    def __init__(self) -> None:
+        self.retries = 0
+        self.errors: Counter[int] = Counter()
+
+
+class Store(ABC):
+    """A store, connected on first use and again after it was lost; for one thread at a time."""
+
+    engine: Engine
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self.stats = Stats()
+        self._session: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"Store({self.shown})"
+
+    @abstractmethod
+    def _connect(self) -> Session: ...
+
+    @abstractmethod
+    def migrate(self) -> list[str]:
+        """Bring the schema to this version; the names of the migrations that this call applied."""
+
+    def run(self, work: Callable[[Tx], T]) -> T:
+        """`work` in one transaction that writes, run again as a whole while locks are in its way.
+
+        Raises StoreAway (it may succeed later; StoreBusy if it was only this transaction's bad luck),
+        CommitUnknown (it may have succeeded), StoreRefused (what it says cannot be stored), each with the
+        server's `code`; and whatever `work` raises.
+        """
+        return self._patiently(work, write=True)
+
+    def alone(self, work: Callable[[Tx], T], *, write: bool = True) -> T:
+        """As `run` or `read`, for `work` that is a single statement: on a server one round trip, not two."""
+        return self._patiently(work, write=write, alone=True)
+
+    def read(self, work: Callable[[Tx], T]) -> T:
+        """As `run`, for a transaction that only reads."""
+        return self._patiently(work, write=False)
+
+    @property
+    def server_version(self) -> str:
+        """What the server calls itself; connects if need be."""
+        return self._connected().server_version
+
+    @property
+    def max_packet(self) -> int | None:
+        """Bytes of the longest statement, None without limit; connects if need be."""
+        return self._connected().max_packet
+
+    def is_empty(self) -> bool:
+        """Whether no migration was ever applied."""
+        from workerd.store import migrations
+
+        return self.read(migrations.version) is None
+
+    def check_version(self) -> None:
+        """WrongVersion unless the schema is this program's; StoreAway if nobody answers."""
+        from workerd.store import migrations
+
+        migrations.check(self.read(migrations.version), self.server_version)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _connected(self) -> Session:
+        if self._session is None:
+            try:
+                self._session = self._connect()
+            except StoreError as error:
+                self._count(error)
+                raise
+        return self._session
+
+    def _patiently(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
+        end = time.monotonic() + PATIENCE
+        tries = 0
+        while True:
+            try:
+                return self._once(work, write, alone)
+            except LockLost as error:
+                self._count(error)
+                tries += 1
+                if tries >= TRIES or time.monotonic() >= end:
+                    raise StoreBusy(
+                        f"{error}; other transactions held the rows too long", error.code
+                    ) from None
+                self.stats.retries += 1
+            # Spread out, so that those who met do not meet again.
+            time.sleep(random.uniform(0.0005, 0.002 * 2 ** min(tries, 6)))
+
+    def _once(self, work: Callable[[Tx], T], write: bool, alone: bool) -> T:
+        session = self._connected()
+        begun = False
+        try:
+            if alone:
+                session.begin_alone(write)
+            else:
+                session.begin(write)
+            begun = alone and write
+            value = work(Tx(session))
+        except LockLost:
+            self._undo(session)
+            raise
+        except (StoreAway, StoreRefused) as error:
+            self._count(error)
+            if isinstance(error, (StoreBusy, StoreRefused)):
+                self._undo(session)
+            else:
+                self.close()
+            if begun and isinstance(error, StoreAway) and session.may_have_committed(error):
+                raise CommitUnknown(str(error), error.code) from None
+            raise
+        except BaseException:
+            self._undo(session)
+            raise
+        self._commit(session, write)
+        return value
+
+    def _commit(self, session: Session, write: bool) -> None:
+        try:
+            session.commit()
+        except LockLost:
+            self._undo(session)
+            raise
+        except (StoreAway, StoreRefused) as error:
+            self._count(error)
+            self.close()
+            if write:
+                raise CommitUnknown(str(error), error.code) from None
+            raise
+
+    def _undo(self, session: Session) -> None:
+        try:
+            session.rollback()
+        except StoreError:
+            self.close()
+
+    def _count(self, error: StoreError) -> None:
+        self.stats.errors[getattr(error, "code", 0)] += 1

@@ -1,0 +1,432 @@
+"""Claims: peek, claim, promote due rows, and what a node holds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+
+from workerd import clock
+from workerd.job import Claim, Key, Status
+from workerd.outcome import Outcome, Reason
+from workerd.store import columns, dialect, workflow_inputs
+from workerd.store.base import Row, Tx
+from workerd.text import ERROR_LIMIT
+
+SMALL = 16 * 1024
+"""Bytes of vars that are read together with the row; longer ones are read one by one."""
+BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes of vars and meta in one claim; what is over stays `new`."""
+JOB_BYTES = 32 * 1024 * 1024
+"""Bytes of vars and meta that one job may have to be carried to a worker."""
+
+
+class NodeIdent(NamedTuple):
+    """Who claims: the incarnation and its node's name."""
+
+    id: bytes
+    name: str
+
+
+class Cursor(NamedTuple):
+    """Where a claim found its first row: the next one need not read the dead index entries before it."""
+
+    priority: int
+    run_at: str
+
+
+class ClaimBatch(NamedTuple):
+    """What one transaction took.
+
+    `broken`: attempts that were claimed but cannot be run, as outcomes for the ingester. `cursor`: for
+    the next claim of this handler, None when it found less than it was asked for. `found`: rows seen.
+    """
+
+    claims: list[Claim]
+    broken: list[Outcome]
+    cursor: Cursor | None
+    found: int
+    paused: bool = False
+
+
+class PeekResult(NamedTuple):
+    """The handlers that have rows to claim."""
+
+    handlers: set[str]
+
+
+class Promoted(msgspec.Struct, frozen=True):
+    """`count` rows that became `new`, of `handlers`; `next_due`: when to come back, None if nothing waits."""
+
+    count: int
+    handlers: set[str]
+    next_due: int | None
+
+
+# What most rows have at its default is not sent for every row: PyMySQL needs 0.4 µs a column.
+_SPECIAL = (
+    "meta", "deadline_ms", "max_attempts", "unique_key", "request_id", "step", "name", "cancel_requested_at",
+)  # fmt: skip
+_CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
+    CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
+    FROM workerd_jobs {index} WHERE handler = %s AND status = 'new'{after}
+    ORDER BY priority, run_at LIMIT %s{skip}"""
+_DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
+    request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
+    CASE WHEN {meta} <= {small} THEN meta END FROM workerd_jobs WHERE {keys}"""
+_TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
+    reason = NULL WHERE {keys}"""
+
+
+class _Details(NamedTuple):
+    """The columns of a row that is not at its defaults, in the order of _DETAILS."""
+
+    deadline_ms: Any
+    max_attempts: Any
+    failures: Any
+    crashes: Any
+    losses: Any
+    unique_key: Any
+    request_id: Any
+    step: Any
+    name: Any
+    cancel_requested_at: Any
+    vars_size: int
+    meta_size: int
+    meta: Any
+
+
+_PLAIN = _Details(None, None, 0, 0, 0, None, None, None, None, None, 0, 0, None)
+
+
+def claim(
+    tx: Tx,
+    handler: str,
+    limit: int,
+    node: NodeIdent,
+    cursor: Cursor | None = None,
+    mono_ns: Callable[[], int] = time.monotonic_ns,
+) -> ClaimBatch:
+    """Take up to `limit` rows of `handler` for `node`; they are its own when the transaction commits.
+
+    Locks the handler's row (shared) so that no claim commits after a pause returned, then the rows,
+    passing over those that another claimer holds.
+    """
+    if _paused(tx, handler):
+        return ClaimBatch([], [], cursor, 0, paused=True)
+    now, mono = tx.now, mono_ns()
+    rows = _new_rows(tx, handler, limit, cursor)
+    if not rows:
+        return ClaimBatch([], [], None, 0)
+    first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
+    found = len(rows)
+    details = _details(tx, [row[:2] for row in rows if row[4] is None or row[5]])
+    rows = _within_budget(rows, details)
+    _take(tx, [row[:2] for row in rows], node, now)
+    claims: list[Claim] = []
+    broken: list[Outcome] = []
+    for row in rows:
+        detail = details.get(row[:2], _PLAIN)
+        try:
+            taken = _claim_of(tx, handler, row, detail, now, mono)
+        except ValueError as error:
+            taken = _unreadable(handler, row, detail, now, str(error))
+        claims.append(taken) if isinstance(taken, Claim) else broken.append(taken)
+    return ClaimBatch(_enriched(tx, claims, broken), broken, first, found)
+
+
+def _paused(tx: Tx, handler: str) -> bool:
+    clock_column = "UTC_TIMESTAMP(6)" if tx.engine == "mysql" else "NULL"
+    sql = f"SELECT paused_at, {clock_column} FROM workerd_handlers WHERE name = %s{dialect.of(tx).share}"
+    row = tx.one(sql, (handler,))
+    if row is None:
+        # Without a row there is nothing that a pause would have to wait for.
+        tx.execute(
+            "INSERT INTO workerd_handlers (name) VALUES (%s)" + dialect.of(tx).keep.format("name"), (handler,)
+        )
+        row = tx.one(sql, (handler,))
+    if row is not None and row[1] is not None:
+        tx.now = columns.time(row[1])
+    return row is not None and row[0] is not None
+
+
+def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[Row]:
+    words = dialect.of(tx)
+    after = ""
+    params: list[object] = [handler]
+    if cursor is not None:
+        after = " AND (priority > %s OR (priority = %s AND run_at >= %s))"
+        params += [cursor.priority, cursor.priority, cursor.run_at]
+    sql = _CLAIM.format(
+        size=words.bytes_of.format("vars"),
+        small=SMALL,
+        plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
+        index=words.claim_index,
+        after=after,
+        skip=words.skip,
+    )
+    return tx.query(sql, [*params, limit])
+
+
+def _details(tx: Tx, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], _Details]:
+    if not keys:
+        return {}
+    words = dialect.of(tx)
+    sql = _DETAILS.format(
+        vars=words.bytes_of.format("vars"),
+        meta=words.bytes_of.format("meta"),
+        small=SMALL,
+        keys=dialect.keys([(key[0], key[1]) for key in keys]),
+    )
+    return {row[:2]: _Details(*row[2:]) for row in tx.query(sql)}
+
+
+def _within_budget(rows: list[Row], details: dict[tuple[Any, ...], _Details]) -> list[Row]:
+    total = 0
+    for n, row in enumerate(rows):
+        detail = details.get(row[:2])
+        total += len(row[4]) if detail is None else detail.vars_size + detail.meta_size
+        if total > BATCH_BYTES:
+            return rows[: max(n, 1)]
+    return rows
+
+
+def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:
+    sql = _TAKE.format(keys=dialect.keys([(key[0], key[1]) for key in keys]))
+    tx.execute(sql, (node.id, node.name, clock.to_text(now)))
+
+
+def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: int) -> Claim | Outcome:
+    job_id, attempt, _, run_at, job_vars, _ = row
+    if detail is _PLAIN:
+        return Claim(
+            id=job_id,
+            attempt=attempt,
+            claimed_at=now,
+            mono=mono,
+            handler=handler,
+            vars=job_vars,
+            run_at=clock.from_text(run_at),
+        )
+    if detail.cancel_requested_at is not None:
+        return _unrun(
+            handler, row, detail, now, Status.CANCELLED, Reason.CANCELLED, "cancelled before it ran"
+        )
+    size = detail.vars_size + detail.meta_size
+    if size > JOB_BYTES:
+        raise ValueError(f"vars and meta have {size} bytes, {JOB_BYTES} are allowed")
+    return Claim(
+        id=job_id,
+        attempt=attempt,
+        claimed_at=now,
+        mono=mono,
+        handler=handler,
+        vars=_long(tx, row, "vars") if job_vars is None else job_vars,
+        run_at=clock.from_text(run_at),
+        meta=_long(tx, row, "meta") if detail.meta is None and detail.meta_size else detail.meta,
+        deadline_ms=detail.deadline_ms,
+        max_attempts=detail.max_attempts,
+        failures=detail.failures,
+        crashes=detail.crashes,
+        losses=detail.losses,
+        unique_key=columns.text_or_none(detail.unique_key),
+        request_id=detail.request_id,
+        step=detail.step,
+        name=columns.text_or_none(detail.name),
+    )
+
+
+def _long(tx: Tx, row: Row, column: str) -> bytes:
+    found = tx.one(f"SELECT {column} FROM workerd_jobs WHERE id = %s AND attempt = %s", row[:2])
+    return columns.blob(found and found[0])
+
+
+def _unreadable(handler: str, row: Row, detail: _Details, now: int, why: str) -> Outcome:
+    error = f"The job's row cannot be read: {why}. Correct the row, then retry the job."
+    return _unrun(handler, row, detail, now, Status.FAILURE, Reason.FAILURE, error)
+
+
+def _unrun(
+    handler: str, row: Row, detail: _Details, now: int, status: Status, reason: Reason, error: str
+) -> Outcome:
+    """The outcome of an attempt that was claimed and is not handed to any pool."""
+    return Outcome(
+        id=row[0],
+        attempt=row[1],
+        claimed_at=now,
+        handler=handler,
+        status=status,
+        reason=reason,
+        success=False,
+        error=error.encode()[:ERROR_LIMIT].decode("utf-8", "ignore"),
+        request_id=detail.request_id,
+        step=detail.step,
+        name=columns.lenient(detail.name),
+        unique_key=columns.lenient(detail.unique_key),
+    )
+
+
+def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]:
+    """The claims, those of requests with what their request hands them; adds to `broken`."""
+    of_requests = [claim for claim in claims if claim.request_id is not None]
+    if not of_requests:
+        return claims
+    enriched = workflow_inputs.enrich(tx, of_requests)
+    broken += enriched.broken
+    carrying = {claim.key: claim for claim in enriched.claims}
+    return [
+        c if c.request_id is None else carrying[c.key]
+        for c in claims
+        if c.request_id is None or c.key in carrying
+    ]
+
+
+def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
+    """Look for rows that are `new`: one statement, one index entry for each handler."""
+    if not handlers:
+        return PeekResult(set())
+    one = (
+        f"SELECT * FROM (SELECT %s AS n FROM workerd_jobs {dialect.of(tx).claim_index}"
+        " WHERE handler = %s AND status = 'new' LIMIT 1) AS h{}"
+    )
+    sql = " UNION ALL ".join(one.format(n) for n in range(len(handlers)))
+    params = [value for n, handler in enumerate(handlers) for value in (n, handler)]
+    return PeekResult({handlers[row[0]] for row in tx.query(sql, params)})
+
+
+def promote_due(tx: Tx, limit: int) -> Promoted:
+    """Make up to `limit` rows `new` that are `scheduled` and due, those due first first."""
+    words = dialect.of(tx)
+    now = clock.to_text(tx.now)
+    rows = tx.query(
+        f"SELECT id, attempt, handler FROM workerd_jobs {words.due_index}"
+        f" WHERE status = 'scheduled' AND run_at <= %s ORDER BY run_at LIMIT %s{words.skip}",
+        (now, limit),
+    )
+    if rows:
+        keys = dialect.keys([(row[0], row[1]) for row in rows])
+        tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
+    following = tx.one(
+        f"SELECT run_at FROM workerd_jobs {words.due_index}"
+        " WHERE status = 'scheduled' ORDER BY run_at LIMIT 1"
+    )
+    return Promoted(len(rows), {columns.lenient(row[2]) or "" for row in rows}, _due(following, tx.now))
+
+
+def _due(row: Row | None, now: int) -> int | None:
+    if row is None:
+        return None
+    try:
+        return columns.time(row[0])
+    except ValueError:
+        # A zero date: due since ever.
+        return now
+
+
+class HeldRow(msgspec.Struct, frozen=True, gc=False):
+    """A row that is `inprogress` for an incarnation, with what deciding about its end needs."""
+
+    id: bytes
+    attempt: int
+    claimed_at: int
+    handler: str
+    failures: int
+    crashes: int
+    losses: int
+    max_attempts: int | None
+    unique_key: str | None
+    request_id: bytes | None
+    step: int | None
+    name: str | None
+    cancel_requested: bool
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.attempt
+
+
+# A row without claimed_at was never claimed by workerd: no statement of ours could close it.
+_HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
+    request_id, step, name, cancel_requested_at FROM workerd_jobs {index}
+    WHERE node_id = %s AND status = 'inprogress' AND claimed_at IS NOT NULL ORDER BY id, attempt{limit}"""
+
+
+def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldRow]:
+    """All claims of this incarnation that the store has, or the first `limit` of them."""
+    sql = _HELD.format(index=dialect.of(tx).node_index, limit="" if limit is None else " LIMIT %s")
+    return [_row(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
+
+
+def _row(row: Row) -> HeldRow:
+    # Lenient: a row that cannot be read in full must be settled all the same.
+    return HeldRow(
+        id=row[0],
+        attempt=row[1],
+        claimed_at=columns.time(row[2]),
+        handler=columns.lenient(row[3]) or "",
+        failures=row[4],
+        crashes=row[5],
+        losses=row[6],
+        max_attempts=row[7],
+        unique_key=columns.lenient(row[8]),
+        request_id=row[9],
+        step=row[10],
+        name=columns.lenient(row[11]),
+        cancel_requested=row[12] is not None,
+    )
+
+
+class PollResult(NamedTuple):
+    """`handlers`: those that were asked for and have rows that are `new`. `paused`: any handler's name.
+
+    `cancels`: claims that somebody wants cancelled. `next_due`: when the first scheduled row is due.
+    """
+
+    handlers: set[str]
+    paused: set[str]
+    cancels: list[Key]
+    next_due: int | None
+
+
+_PAUSED, _CANCEL, _DUE, _NEW = range(4)
+# A column for each kind of value: the engines make one type of whatever stands in one, of signed and unsigned
+# numbers a DECIMAL.
+_LOOK = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
+    FROM workerd_handlers WHERE paused_at IS NOT NULL
+UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_index}}
+    WHERE node_id = %s AND status = 'inprogress' AND cancel_requested_at IS NOT NULL
+UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, run_at
+    FROM workerd_jobs {{due_index}} WHERE status = 'scheduled' ORDER BY run_at LIMIT 1) AS d"""
+_HANDLER = f"""
+UNION ALL SELECT * FROM (SELECT {_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due
+    FROM workerd_jobs {{claim_index}} WHERE handler = %s AND status = 'new' LIMIT 1) AS h{{number}}"""
+
+
+def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
+    """One index entry for each handler, one for what is due, and this incarnation's cancels."""
+    words = dialect.of(tx)
+    sql = _LOOK.format(node_index=words.node_index, due_index=words.due_index)
+    params: list[object] = [node_id]
+    for number, handler in enumerate(handlers):
+        sql += _HANDLER.format(claim_index=words.claim_index, number=number)
+        params += [number, handler]
+    sight = PollResult(set(), set(), [], None)
+    for what, number, job_id, name, due in tx.query(sql, params):
+        if what == _PAUSED:
+            sight.paused.add(columns.lenient(name) or "")
+        elif what == _CANCEL:
+            sight.cancels.append((job_id, int(number)))
+        elif what == _DUE:
+            sight = sight._replace(next_due=_moment(due))
+        else:
+            sight.handlers.add(handlers[int(number)])
+    return sight
+
+
+def _moment(due: object) -> int:
+    try:
+        return columns.time(due)
+    except ValueError:
+        return 0  # a zero date: due since ever

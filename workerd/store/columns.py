@@ -1,0 +1,308 @@
+"""Columns as the engines return them, and rows of jobs and requests read leniently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from workerd import clock
+from workerd.job import Key
+from workerd.store.base import Row, Tx
+
+# Columns as the engines hand them over, and the program's values: the one place that knows both.
+#
+# Every function raises ValueError for what is not of its kind; who reads a row decides what follows.
+#
+
+
+def text(value: Any) -> str:
+    """UTF-8 text."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    raise ValueError(f"expected text, got {type(value).__name__}")
+
+
+def text_or_none(value: Any) -> str | None:
+    return None if value is None else text(value)
+
+
+def lenient(value: Any) -> str | None:
+    """Text for people: what is not UTF-8 is shown as U+FFFD."""
+    if value is None:
+        return None
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def time(value: Any) -> int:
+    """A time, microseconds since the epoch."""
+    if isinstance(value, (bytes, str)):
+        return clock.from_text(value)
+    raise ValueError(f"expected a time, got {type(value).__name__}")
+
+
+def time_or_none(value: Any) -> int | None:
+    return None if value is None else time(value)
+
+
+def integer(value: Any) -> int:
+    if isinstance(value, int):
+        return value
+    raise ValueError(f"expected a whole number, got {type(value).__name__}")
+
+
+def integer_or_none(value: Any) -> int | None:
+    return None if value is None else integer(value)
+
+
+def blob(value: Any) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    raise ValueError(f"expected bytes, got {type(value).__name__}")
+
+
+def blob_or_none(value: Any) -> bytes | None:
+    return None if value is None else blob(value)
+
+
+def identifier(value: Any) -> bytes:
+    """An id: exactly 16 bytes."""
+    if isinstance(value, bytes) and len(value) == 16:
+        return value
+    raise ValueError("expected an id of 16 bytes")
+
+
+def at(us: int | None) -> str | None:
+    """A time as a statement's parameter."""
+    return None if us is None else clock.to_text(us)
+
+
+CHUNK = 500
+"""Ids of one statement."""
+
+
+class JobRow(msgspec.Struct, kw_only=True, gc=False):
+    """One attempt. Times are store times in microseconds; `vars`, `meta`: JSON text, unread.
+
+    What a row holds that is not of its column's kind (SQLite, a foreign INSERT) is None or shown with
+    U+FFFD.
+    """
+
+    id: bytes
+    attempt: int
+    handler: str
+    priority: int
+    status: str
+    reason: str | None
+    run_at: int | None
+    vars: bytes | None
+    meta: bytes | None
+    deadline_ms: int | None
+    max_attempts: int | None
+    failures: int
+    crashes: int
+    losses: int
+    unique_key: str | None
+    request_id: bytes | None
+    step: int | None
+    name: str | None
+    node_id: bytes | None
+    node: str | None
+    pid: int | None
+    cancel_requested_at: int | None
+    success: bool | None
+    payload_type: str | None
+    error: str | None
+    stack: str | None
+    progress: float | None
+    note: str | None
+    exit_signal: int | None
+    exit_code: int | None
+    created_at: int | None
+    claimed_at: int | None
+    started_at: int | None
+    finished_at: int | None
+    ingested_at: int | None
+    run_us: int | None
+    cpu_us: int | None
+    max_rss_kib: int | None
+    payload: bytes | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.id, self.attempt
+
+
+def _soft(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def reader(value: Any) -> Any:
+        try:
+            return read(value)
+        except ValueError:
+            return None
+
+    return reader
+
+
+def _as_is(value: Any) -> Any:
+    return value
+
+
+def _truth(value: Any) -> bool | None:
+    return None if value is None else bool(value)
+
+
+_TIMES = {"run_at", "cancel_requested_at", "created_at"}
+_TEXTS = {
+    "handler",
+    "status",
+    "reason",
+    "unique_key",
+    "name",
+    "node",
+    "payload_type",
+    "error",
+    "stack",
+    "note",
+}
+
+
+def _reader(column: str) -> Callable[[Any], Any]:
+    if column in _TIMES or column.endswith("ed_at"):
+        return _soft(time_or_none)
+    if column in _TEXTS:
+        return lenient
+    if column == "success":
+        return _truth
+    return _as_is
+
+
+JOB_COLUMNS = tuple(name for name in JobRow.__struct_fields__ if name != "payload")
+_JOB_READERS = tuple((name, _reader(name)) for name in (*JOB_COLUMNS, "payload"))
+_JOB_LIST = ", ".join(JOB_COLUMNS)
+
+
+def job(row: Row) -> JobRow:
+    """A row that was selected as JOB_COLUMNS, with or without `payload` behind them."""
+    return JobRow(**{name: read(value) for (name, read), value in zip(_JOB_READERS, row, strict=False)})
+
+
+def jobs_by_key(tx: Tx, keys: Sequence[Key], *, payload: bool = False) -> dict[Key, JobRow]:
+    """The rows of these keys that are there."""
+    columns = _JOB_LIST + (", payload" if payload else "")
+    found: dict[Key, JobRow] = {}
+    for part in chunks(keys):
+        which = " OR ".join(["(id = %s AND attempt = %s)"] * len(part))
+        for row in tx.query(
+            f"SELECT {columns} FROM workerd_jobs WHERE {which}",
+            [value for key in part for value in key],
+        ):
+            read = job(row)
+            found[read.key] = read
+    return found
+
+
+def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
+    """All attempts of a job, oldest first, with their payloads if they are wanted."""
+    columns = _JOB_LIST + (", payload" if payload else "")
+    rows = tx.query(
+        f"SELECT {columns} FROM workerd_jobs WHERE id = %s ORDER BY attempt",
+        (job_id,),
+    )
+    return [job(row) for row in rows]
+
+
+def chunks(items: Sequence[Any], size: int = CHUNK) -> Iterable[Sequence[Any]]:
+    """Slices of at most `size` items."""
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def marks(items: Sequence[object]) -> str:
+    """The parameters of an IN list."""
+    return ", ".join(["%s"] * len(items))
+
+
+class RequestRow(msgspec.Struct, kw_only=True, gc=False):
+    """One request. `params`, `extras` and `steps` are JSON text, unread."""
+
+    id: bytes
+    workflow: str
+    params: bytes
+    extras: bytes
+    steps: bytes | None
+    step: int
+    status: str
+    version: int
+    error: str | None
+    created_at: int
+    completed_at: int | None
+
+
+REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
+
+
+def request(row: Row) -> RequestRow:
+    """A row that was selected as REQUEST_COLUMNS."""
+    ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row
+    soft_time = _soft(time_or_none)
+    return RequestRow(
+        id=ident,
+        workflow=lenient(workflow) or "",
+        params=params,
+        extras=extras,
+        steps=steps,
+        step=step,
+        status=lenient(status) or "",
+        version=version,
+        error=lenient(error),
+        created_at=soft_time(created_at) or 0,
+        completed_at=soft_time(completed_at),
+    )
+
+
+def hint(tx: Tx, index: str) -> str:
+    """Names the index to use: the engines' guesses change with the table's size, and ours must not."""
+    return f"INDEXED BY {index}" if tx.engine == "sqlite" else f"FORCE INDEX ({index})"
+
+
+def live_key(tx: Tx) -> tuple[str, str]:
+    """The condition that a live row of a handler holds a key, and the hint for its index.
+
+    Parameters: the handler and the key. MySQL has a generated column for it, SQLite a partial index.
+    """
+    if tx.engine == "sqlite":
+        where = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
+        return where, hint(tx, "workerd_live")
+    return "handler = %s AND live_key = %s", hint(tx, "workerd_live")
+
+
+T = TypeVar("T")
+
+
+class Page(NamedTuple, Generic[T]):
+    """Part of a list; `next` is the cursor of what follows, None at the end."""
+
+    rows: list[T]
+    next: str | None
+
+
+def cursor_text(moment: int, ident: bytes) -> str:
+    """The position of a row: its time in microseconds and its id."""
+    return f"{moment}.{ident.hex()}"
+
+
+def read_cursor(text: str) -> tuple[int, bytes]:
+    """The position that a cursor names; ValueError if it is none."""
+    moment, point, ident = text.partition(".")
+    try:
+        if not point or not moment.isascii() or not moment.isdigit() or len(moment) > 18 or len(ident) != 32:
+            raise ValueError
+        return int(moment), bytes.fromhex(ident)
+    except ValueError:
+        raise ValueError("expected `after` to be the `next` of a page before it") from None
+
+
+def cut_page(items: list[T], limit: int, cursor: Callable[[T], str]) -> Page[T]:
+    """The first `limit` of `items`, of which one more was asked for than fits."""
+    shown = items[:limit]
+    return Page(shown, cursor(shown[-1]) if len(items) > limit and shown else None)

@@ -1,0 +1,52 @@
+"""One place that opens a store: which engine a URL names, loaded when it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from pathlib import Path
+
+from workerd.config.model import StoreConfig
+from workerd.config.store_url import SQLiteUrl, parse_store_url
+from workerd.store import driver
+from workerd.store.base import Store
+
+
+def prepare(scheme: str) -> None:
+    """Load what `open_store` needs for such a URL, so that the processes that are forked later share it."""
+    # What is wrong with a driver is told by who opens the store.
+    with contextlib.suppress(Exception):
+        if scheme.startswith("sqlite"):
+            importlib.import_module("workerd.store.sqlite")
+        else:
+            driver.prepare("workerd.store.mysql")
+
+
+def unprepare() -> None:
+    """For a process that runs other people's code: whoever needs the driver there loads it anew, whole."""
+    driver.forget()
+
+
+def open_store(
+    config: StoreConfig, *, state_dir: Path | None = None, timeout: float = 5.0, spare: bool = False
+) -> Store:
+    """The store that `[store]` names, not connected yet; ConfigError if the URL is none.
+
+    `timeout`: seconds that connecting, a statement or a lock may take. `state_dir` is where a relative
+    `password_file` is looked for. `spare`: this process runs nobody else's code, so the driver is loaded
+    without what is seldom needed.
+    """
+    address = parse_store_url(config.url)
+    if isinstance(address, SQLiteUrl):
+        from workerd.store.sqlite import SQLiteStore
+
+        return SQLiteStore(address, timeout)
+    # Imported here, so that a node on SQLite carries no driver that it does not use.
+    if spare:
+        driver.without_rsa()
+    from workerd.store.mysql import MySQLStore
+
+    password_file = Path(config.password_file) if config.password_file else None
+    if password_file is not None and state_dir is not None:
+        password_file = state_dir / password_file
+    return MySQLStore(address, timeout, password_file)

@@ -1,0 +1,176 @@
+"""What a person does to a job: cancel it, retry it, and what follows for its request."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from workerd.errors import Conflict, NotFound, StoreRefused
+from workerd.job import COOLER_KEY, ENDED, Status
+from workerd.outcome import Outcome, Reason
+from workerd.store import columns, dialect, requests, workflows
+from workerd.store.base import Tx
+from workerd.store.columns import RequestRow
+
+_TAKEN = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
+_TRIES = 5
+
+
+class _Current(NamedTuple):
+    """The row that is a job's state."""
+
+    attempt: int
+    handler: str
+    status: Status
+    unique_key: str | None
+    request_id: bytes | None
+    step: int | None
+    name: str | None
+    node_id: bytes | None
+
+
+def _current(tx: Tx, job_id: bytes) -> _Current:
+    row = tx.one(
+        "SELECT attempt, handler, status, unique_key, request_id, step, name, node_id FROM workerd_jobs"
+        f" WHERE id = %s ORDER BY attempt DESC LIMIT 1{dialect.of(tx).lock}",
+        (job_id,),
+    )
+    if row is None:
+        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+    text = columns.lenient
+    return _Current(
+        row[0],
+        text(row[1]) or "",
+        Status(columns.text(row[2])),
+        text(row[3]),
+        row[4],
+        row[5],
+        text(row[6]),
+        row[7],
+    )
+
+
+def _locked(tx: Tx, job_id: bytes) -> tuple[_Current, dict[bytes, RequestRow]]:
+    """The job's row under lock, and before it, in the order of all locks, its request's."""
+    row = tx.one("SELECT request_id FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
+    locked = workflows.lock(tx, [row[0]]) if row is not None and row[0] is not None else {}
+    return _current(tx, job_id), locked
+
+
+def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
+    """End a waiting job now, or ask a running one to end. NotFound; Conflict if it has ended.
+
+    A running job's node sees the request at its next poll. The job's request is cancelled by it.
+    """
+    job, locked = _locked(tx, job_id)
+    now = columns.at(tx.now)
+    if job.status in ENDED:
+        raise Conflict(f"The job has ended already: it is {job.status}.")
+    if job.status is Status.INPROGRESS:
+        if job.node_id is None and job.unique_key == COOLER_KEY:
+            return "ended" if requests.cancel(tx, job_id) == "ended" else "asked"
+        tx.execute(
+            "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
+            " WHERE id = %s AND attempt = %s AND status = 'inprogress'",
+            (now, job_id, job.attempt),
+        )
+        return "asked"
+    tx.execute(
+        "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
+        " cancel_requested_at = %s, finished_at = %s, ingested_at = %s WHERE id = %s AND attempt = %s",
+        (requests.CANCELLED_BY_PERSON, now, now, now, job_id, job.attempt),
+    )
+    workflows.closed(tx, locked, [_cancelled(job_id, job)])
+    return "ended"
+
+
+def _cancelled(job_id: bytes, job: _Current) -> Outcome:
+    return Outcome(
+        id=job_id,
+        attempt=job.attempt,
+        claimed_at=0,
+        handler=job.handler,
+        status=Status.CANCELLED,
+        reason=Reason.CANCELLED,
+        request_id=job.request_id,
+        step=job.step,
+        name=job.name,
+    )
+
+
+def retry(tx: Tx, job_id: bytes) -> int:
+    """Run an ended job again, or a scheduled one now; the number of the attempt that will run.
+
+    The ended row becomes `retry` and keeps its reason, the next begins with its counters at 0. A job of
+    an ended request reopens it. NotFound; Conflict while the job is live or its unique key is held.
+    """
+    job, locked = _locked(tx, job_id)
+    if job.status is Status.SCHEDULED:
+        tx.execute(
+            "UPDATE workerd_jobs SET status = 'new', run_at = %s WHERE id = %s AND attempt = %s",
+            (columns.at(tx.now), job_id, job.attempt),
+        )
+        return job.attempt
+    if job.status not in ENDED:
+        raise Conflict(f"The job is live ({job.status}); cancel it first, or wait for its end.")
+    if job.unique_key == COOLER_KEY and _stands_for_a_request(tx, job_id):
+        raise Conflict(
+            f"The row stands for a run of the recurring workflow {job.handler!r}, whose next run is its"
+            f" retry; `workerd schedules run {job.handler}` begins it now."
+        )
+    request = locked.get(job.request_id) if job.request_id is not None else None
+    if request is not None:
+        _reopen(tx, request, job_id)
+    again(tx, job_id, job.attempt)
+    return job.attempt + 1
+
+
+def _stands_for_a_request(tx: Tx, job_id: bytes) -> bool:
+    return tx.one("SELECT 1 FROM workerd_requests WHERE id = %s", (job_id,)) is not None
+
+
+def again(tx: Tx, job_id: bytes, attempt: int) -> None:
+    """Close an ended row as `retry` and insert the next attempt, `new`. Conflict if its key is held."""
+    tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
+    try:
+        tx.execute(
+            "INSERT INTO workerd_jobs (id, attempt, handler, priority, status, run_at, vars, meta,"
+            " deadline_ms, max_attempts, unique_key, request_id, step, name, created_at)"
+            " SELECT id, attempt + 1, handler, priority, 'new', %s, vars, meta, deadline_ms,"
+            " max_attempts, unique_key, request_id, step, name, created_at"
+            " FROM workerd_jobs WHERE id = %s AND attempt = %s",
+            (columns.at(tx.now), job_id, attempt),
+        )
+    except StoreRefused as error:
+        if error.code in _TAKEN:
+            raise Conflict(
+                "Another live job of the handler holds its unique key; wait for its end."
+            ) from None
+        raise
+
+
+def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
+    """An ended request goes on; what was cancelled only because it ended is put back beside `retried`.
+
+    Conflict for a workflow with a cooler: its next run is its retry.
+    """
+    if row.steps is not None:
+        try:
+            recurring = workflows.graph(row.steps).cooler is not None
+        except ValueError as error:
+            raise Conflict(f"The job's request cannot go on: {error}.") from None
+        if recurring:
+            raise Conflict(
+                f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
+                f"retry; `workerd schedules run {row.workflow}` begins it now."
+            )
+    tx.execute(
+        "UPDATE workerd_requests SET status = 'inprogress', error = NULL, completed_at = NULL,"
+        " version = version + 1 WHERE id = %s AND status <> 'queuing'",
+        (row.id,),
+    )
+    for job_id, attempt in tx.query(
+        "SELECT id, attempt FROM workerd_jobs WHERE request_id = %s AND status = 'cancelled' AND error = %s"
+        " AND id <> %s ORDER BY id, attempt",
+        (row.id, workflows.REQUEST_OVER, retried),
+    ):
+        again(tx, job_id, attempt)

@@ -1,0 +1,209 @@
+"""What a claimed job of a request carries: params, extras, and the payloads it needs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd import workflow as wf
+from workerd.job import Claim, Key, Status
+from workerd.outcome import Outcome, Reason
+from workerd.store import columns, dialect, workflows
+from workerd.store.base import Row, Tx
+from workerd.store.columns import chunks, hint, marks
+
+BATCH_BYTES = 8 << 20
+"""Bytes that one claim's jobs carry together; what is over stays `new`."""
+JOB_BYTES = 24 << 20
+"""Bytes that one job can carry to its worker."""
+
+
+class Enriched(NamedTuple):
+    """`claims` to hand on, `broken` ones as outcomes for the ingester; the rest was given back."""
+
+    claims: list[Claim]
+    broken: list[Outcome]
+
+
+class _Context(NamedTuple):
+    """A request's part in its jobs' claims. `size`: bytes of params and extras."""
+
+    workflow: str
+    status: str
+    size: int
+    steps: bytes | None
+
+
+class _Payload(NamedTuple):
+    key: Key
+    type: str | None
+    size: int
+
+
+def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
+    """Fill in what requests hand their jobs, in the transaction that claims them.
+
+    A job whose request has ended, or is not there, is not run. Sizes are asked before anything is read,
+    because any program may have written the rows.
+    """
+    ids = sorted({c.request_id for c in claims if c.request_id is not None})
+    contexts = _contexts(tx, ids)
+    needed = _needed(tx, claims, contexts)
+    broken: list[Outcome] = []
+    accepted: list[Claim] = []
+    surplus: list[Key] = []
+    total = 0
+    for claim in claims:
+        context = contexts.get(claim.request_id or b"")
+        size = (context.size if context else 0) + sum(p.size for p in needed.get(claim.key, {}).values())
+        refused = _refused(claim, context, size)
+        if refused is not None:
+            broken.append(refused)
+        elif total and total + size > BATCH_BYTES:
+            surplus.append(claim.key)
+        else:
+            total += size
+            accepted.append(claim)
+    _give_back(tx, surplus)
+    return Enriched(_filled(tx, accepted, needed), broken)
+
+
+def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
+    size = dialect.of(tx).bytes_of
+    found: dict[bytes, _Context] = {}
+    for part in chunks(ids):
+        for row in tx.query(
+            f"SELECT id, workflow, status, {size.format('params')} + {size.format('extras')}, steps"
+            f" FROM workerd_requests WHERE id IN ({marks(part)})",
+            part,
+        ):
+            found[row[0]] = _Context(columns.lenient(row[1]) or "", columns.lenient(row[2]) or "", *row[3:])
+    return found
+
+
+def _needed(
+    tx: Tx, claims: Sequence[Claim], contexts: dict[bytes, _Context]
+) -> dict[Key, dict[str, _Payload]]:
+    """The payloads, by name, of what each claim needs and of what that spawned."""
+    needs: dict[Key, tuple[wf.Graph, frozenset[str]]] = {}
+    for claim in claims:
+        context = contexts.get(claim.request_id or b"")
+        if context is None or context.steps is None:
+            continue
+        try:
+            graph = workflows.graph(context.steps)
+        except ValueError:
+            continue  # the request fails by this when its next job ends
+        if names := frozenset(wf.needs_of(graph, claim.name)):
+            needs[claim.key] = graph, names
+    there = _payloads(tx, sorted({c.request_id for c in claims if c.request_id and c.key in needs}))
+    found: dict[Key, dict[str, _Payload]] = {}
+    for claim in claims:
+        if claim.key in needs and claim.request_id is not None:
+            graph, names = needs[claim.key]
+            all_names = {job.name for job in graph.jobs}
+            found[claim.key] = {
+                name: payload
+                for name, payload in there[claim.request_id].items()
+                if wf.owner(all_names, name) in names
+            }
+    return found
+
+
+def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Payload]]:
+    found: defaultdict[bytes, dict[str, _Payload]] = defaultdict(dict)
+    for part in chunks(ids):
+        for request_id, name, job_id, attempt, kind, size in tx.query(
+            "SELECT request_id, name, id, attempt, payload_type, COALESCE(LENGTH(payload), 0)"
+            f" FROM workerd_jobs {hint(tx, 'workerd_request')}"
+            f" WHERE request_id IN ({marks(part)}) AND status = 'completed' AND name IS NOT NULL",
+            part,
+        ):
+            found[request_id][columns.lenient(name) or ""] = _Payload(
+                (job_id, attempt), columns.lenient(kind), size
+            )
+    return found
+
+
+def _refused(claim: Claim, context: _Context | None, size: int) -> Outcome | None:
+    if context is None:
+        return _unrun(
+            claim, Status.FAILURE, Reason.FAILURE, "Its request does not exist; enqueue it without one."
+        )
+    if context.status in wf.REQUEST_ENDED:
+        return _unrun(claim, Status.CANCELLED, Reason.CANCELLED, workflows.REQUEST_OVER)
+    if size > JOB_BYTES:
+        return _unrun(
+            claim,
+            Status.FAILURE,
+            Reason.FAILURE,
+            f"The request's params and extras and the payloads that it needs have {size} bytes,"
+            f" {JOB_BYTES} are allowed; hand on a reference instead of the data.",
+        )
+    return None
+
+
+def _unrun(claim: Claim, status: Status, reason: Reason, error: str) -> Outcome:
+    return Outcome(
+        id=claim.id,
+        attempt=claim.attempt,
+        claimed_at=claim.claimed_at,
+        handler=claim.handler,
+        status=status,
+        reason=reason,
+        success=None if status is Status.CANCELLED else False,
+        error=error,
+        request_id=claim.request_id,
+        step=claim.step,
+        name=claim.name,
+        unique_key=claim.unique_key,
+    )
+
+
+def _filled(tx: Tx, claims: Sequence[Claim], needed: Mapping[Key, Mapping[str, _Payload]]) -> list[Claim]:
+    handed: dict[bytes, Row] = {}
+    for part in chunks(sorted({c.request_id for c in claims if c.request_id is not None})):
+        for row in tx.query(
+            f"SELECT id, workflow, params, extras FROM workerd_requests WHERE id IN ({marks(part)})", part
+        ):
+            handed[row[0]] = row
+    wanted = {p.key: p for c in claims for p in needed.get(c.key, {}).values()}
+    contents = _contents(tx, [p for p in wanted.values() if p.size])
+    filled = []
+    for claim in claims:
+        _, workflow, params, extras = handed.get(claim.request_id or b"", (None, None, None, None))
+        needs = {
+            name: contents.get(p.key) or (b'""' if p.type == "bytes" else b"null")
+            for name, p in needed.get(claim.key, {}).items()
+        }
+        filled.append(
+            msgspec.structs.replace(
+                claim, workflow=columns.lenient(workflow), params=params, extras=extras, needs=needs
+            )
+        )
+    return filled
+
+
+def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[Key, bytes]:
+    """Payloads as JSON; bytes as base64 text, which msgspec reads back where bytes are asked for."""
+    kinds = {p.key: p.type for p in payloads}
+    found: dict[Key, bytes] = {}
+    for part in chunks(list(kinds)):
+        for job_id, attempt, content in tx.query(
+            f"SELECT id, attempt, payload FROM workerd_jobs WHERE {dialect.keys(part)}"
+        ):
+            key = (job_id, attempt)
+            found[key] = msgspec.json.encode(content) if kinds[key] == "bytes" else content
+    return found
+
+
+def _give_back(tx: Tx, surplus: Sequence[Key]) -> None:
+    """Undo this transaction's claim of what does not fit into one hand-over."""
+    if surplus:
+        tx.execute(
+            "UPDATE workerd_jobs SET status = 'new', node_id = NULL, node = NULL, claimed_at = NULL"
+            f" WHERE {dialect.keys(surplus)}"
+        )
