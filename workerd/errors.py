@@ -18,6 +18,13 @@ class ConfigError(WorkerdError):
         self.faults = faults
 
 
+class InvalidValue(WorkerdError, ValueError):
+    """A value given by a caller, a file or a row is not acceptable.
+
+    Any other ValueError is a bug of our own.
+    """
+
+
 class StoreError(WorkerdError):
     """The store did not do what was asked."""
 
