@@ -29,6 +29,7 @@ from workerd.log import get_logger
 from workerd.messages import Holdings, LeaseState, Release, Roster
 from workerd.metrics import values
 from workerd.runtime.paths import RoleContext
+from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.claims import NodeIdent
@@ -133,7 +134,7 @@ class Dispatcher(Service):
         self._told_held: bool | None = None
         self._was_away = False
         self._refused: dict[str, str] = {}
-        self._rate = _ClaimRate()
+        self._rate = Rate()
         self.contact = Contact(store, gap=lease / 2)
         self.pools = Pools(self.loop, ctx.paths.dispatcher, self)
         self.reports = Reports(self.loop, ctx.paths.ingester, ctx.life)
@@ -204,7 +205,7 @@ class Dispatcher(Service):
             },
             "claimed": self.claimer.claimed,
             "claim_transactions": self.claimer.transactions,
-            "claims_per_second": self._rate.of(self.claimer.claimed),
+            "claims_per_second": self._rate.per_second(self.claimer.claimed),
             "promoted": self.due_rows.promoted,
             "rescued": self.rescue.rescued,
             "fired": self.routine.ticking.fired,
@@ -335,22 +336,6 @@ class Dispatcher(Service):
             what_to_do = "see that its user has all rights on the database."
             self._refused[duty.name] = f"The store refuses {duty.name} ({error}); {what_to_do}"
         self._tell_state()
-
-
-class _ClaimRate:
-    """Counts into a rate, averaged since it was last asked."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._at = time.monotonic()
-        self._rate = 0.0
-
-    def of(self, count: int) -> float:
-        now = time.monotonic()
-        if now - self._at >= 0.5:
-            self._rate = (count - self._count) / (now - self._at)
-            self._count, self._at = count, now
-        return round(self._rate, 1)
 
 
 def _record(ctx: RoleContext) -> NodeRecord:

@@ -20,6 +20,7 @@ from workerd.ingester.writer import Writer
 from workerd.messages import Barrier, BarrierDone, Outcomes, Roster, Scheduled
 from workerd.metrics import values
 from workerd.runtime.paths import RoleContext
+from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import poke
 from workerd.store.engines import open_store
@@ -86,7 +87,7 @@ class Ingester(Service):
         self._peers = Connections(self.loop, paths.ingester)
         self._end_by: float | None = None
         self._counting = False  # a write of the counts is due
-        self._rate = _OutcomeRate()
+        self._rate = Rate()
 
     def start(self) -> None:
         """Find what former processes spooled, then serve."""
@@ -189,17 +190,3 @@ class Ingester(Service):
         self._spool.close()
         self._store.close()
         self.loop.stop()
-
-
-class _OutcomeRate:
-    """Outcomes a second since somebody last asked."""
-
-    def __init__(self) -> None:
-        self._then = time.monotonic()
-        self._rows = 0
-
-    def per_second(self, rows: int) -> float:
-        now = time.monotonic()
-        fresh, self._rows = rows - self._rows, rows
-        seconds, self._then = now - self._then, now
-        return round(fresh / max(seconds, 0.001), 1)
