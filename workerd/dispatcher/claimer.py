@@ -7,12 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.outcome_sender import Reports
 from workerd.dispatcher.pool_links import PoolLink, Pools
 from workerd.dispatcher.recovery import Settlement, refuse
 from workerd.dispatcher.tasks import REFUSED_PAUSE, PeriodicTask
 from workerd.errors import CommitUnknown, StoreBusy, StoreRefused
 from workerd.log import get_logger
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.schedule import Cron
 from workerd.store import claims
 from workerd.store.base import Tx
@@ -123,7 +123,7 @@ class Claimer(PeriodicTask):
         self,
         contact: Contact,
         pools: Pools,
-        reports: Reports,
+        outcome_sender: OutcomeSender,
         settlement: Settlement,
         *,
         node: NodeIdent,
@@ -135,7 +135,7 @@ class Claimer(PeriodicTask):
         super().__init__()
         self._contact = contact
         self._pools = pools
-        self._reports = reports
+        self._outcome_sender = outcome_sender
         self._settlement = settlement
         self._node = node
         self._batch = batch
@@ -217,7 +217,7 @@ class Claimer(PeriodicTask):
         if not self._gate.is_open(self._contact.now()):
             opens = self._gate.next
             return self._poll if opens is None else min(self._poll, self._contact.seconds_until(opens))
-        if self._reports.unacknowledged > UNREPORTED:
+        if self._outcome_sender.unacknowledged > UNREPORTED:
             return self._poll
         now = time.monotonic()
         shares, later = self._shares(now)
@@ -336,6 +336,6 @@ class Claimer(PeriodicTask):
                 self.claimed += len(batch.claims)
                 self._settlement.claimed(claim.key for claim in batch.claims)
                 unsendable = link.hand_over(batch.claims)
-                self._reports.send([refuse(claim) for claim in unsendable])
+                self._outcome_sender.send_all([refuse(claim) for claim in unsendable])
             if batch.broken:
-                self._reports.send(batch.broken)
+                self._outcome_sender.send_all(batch.broken)

@@ -16,7 +16,6 @@ from workerd import __version__
 from workerd.config.model import Config
 from workerd.dispatcher.claimer import Claimer, PickupWindow
 from workerd.dispatcher.lease import Contact, Lease
-from workerd.dispatcher.outcome_sender import Reports
 from workerd.dispatcher.pool_links import PoolLink, Pools
 from workerd.dispatcher.recovery import Deregistration, Rescue, Settlement
 from workerd.dispatcher.recurring import CronTicks, Intervals, ScheduleSync
@@ -26,8 +25,9 @@ from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import RecurringWorkflows, RequestPickup, RequestSweep
 from workerd.errors import StoreBusy
 from workerd.log import get_logger
-from workerd.messages import Holdings, LeaseState, Release, Roster
+from workerd.messages import Hello, Holdings, LeaseState, Release, Roster
 from workerd.metrics import values
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
@@ -137,16 +137,18 @@ class Dispatcher(Service):
         self._rate = Rate()
         self.contact = Contact(store, gap=lease / 2)
         self.pools = Pools(self.loop, ctx.paths.dispatcher, self)
-        self.reports = Reports(self.loop, ctx.paths.ingester, ctx.life)
+        self.outcome_sender = OutcomeSender(
+            self.loop, ctx.paths.ingester, Hello(role="dispatcher", name="dispatcher", life=ctx.life)
+        )
         self.lease = Lease(self.loop, self.contact, node, formers, lease, self._on_lease)
-        self.rescue = Rescue(self.contact, self.reports, ctx.incarnation, frozenset(formers), lease)
+        self.rescue = Rescue(self.contact, self.outcome_sender, ctx.incarnation, frozenset(formers), lease)
         self.settlement = Settlement(
-            self.loop, self.contact, self.pools, self.reports, ctx.incarnation, self._settled
+            self.loop, self.contact, self.pools, self.outcome_sender, ctx.incarnation, self._settled
         )
         self.claimer = Claimer(
             self.contact,
             self.pools,
-            self.reports,
+            self.outcome_sender,
             self.settlement,
             node=NodeIdent(id=ctx.incarnation, name=node.name),
             batch=config.dispatcher.batch,
@@ -159,7 +161,7 @@ class Dispatcher(Service):
         self.due_rows = DueRows(self.contact, self.routine.announce)
         looks = Poll(self.contact, ctx.incarnation, poll, self.claimer, self.orders, self.due_rows)
         self.farewell = Deregistration(
-            self.contact, self.settlement, self.reports, ctx.incarnation, self._end
+            self.contact, self.settlement, self.outcome_sender, ctx.incarnation, self._end
         )
         self._regular = (
             self.claimer,
@@ -184,7 +186,7 @@ class Dispatcher(Service):
     def start(self) -> None:
         """Open the doors; what needs the store begins when it has answered."""
         self._wake.start()
-        self.reports.start()
+        self.outcome_sender.start()
         self.settlement.need()
         self.lease.start()
 
@@ -216,7 +218,7 @@ class Dispatcher(Service):
             "pools": {
                 link.name: {"room": link.room, "sent": link.sent} for link in self.pools.links.values()
             },
-            "unacknowledged": self.reports.unacknowledged,
+            "unacknowledged": self.outcome_sender.unacknowledged,
         }
 
     def on_roster(self, roster: Roster) -> None:

@@ -8,7 +8,6 @@ from enum import StrEnum
 
 from workerd.clock import SECOND
 from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.outcome_sender import Reports
 from workerd.dispatcher.pool_links import PoolLink, Pools
 from workerd.dispatcher.tasks import PeriodicTask, jittered
 from workerd.job import Claim, Key, Status
@@ -17,6 +16,7 @@ from workerd.messages import DeadPool, Holdings, Inventory, Roster
 from workerd.outcome import Outcome, Reason
 from workerd.policy import lost
 from workerd.runtime.loop import Loop
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import claims, nodes
 from workerd.store.base import Tx
 from workerd.store.claims import HeldRow
@@ -119,7 +119,7 @@ class Settlement(PeriodicTask):
         loop: Loop,
         contact: Contact,
         pools: Pools,
-        reports: Reports,
+        outcome_sender: OutcomeSender,
         incarnation: bytes,
         on_settled: Callable[[], None],
     ) -> None:
@@ -127,7 +127,7 @@ class Settlement(PeriodicTask):
         self._loop = loop
         self._contact = contact
         self._pools = pools
-        self._reports = reports
+        self._outcome_sender = outcome_sender
         self._incarnation = incarnation
         self._on_settled = on_settled
         self._log = get_logger("dispatcher")
@@ -212,7 +212,7 @@ class Settlement(PeriodicTask):
             self._end(row) for row in rows if row.key not in self._held and row.key not in self._claimed
         ]
         if outcomes:
-            self._reports.send(outcomes)
+            self._outcome_sender.send_all(outcomes)
             released = sum(outcome.reason is None for outcome in outcomes)
             self._log.warning("claims settled", released=released, lost=len(outcomes) - released)
         self._happen(Event.READ)
@@ -254,7 +254,7 @@ class Settlement(PeriodicTask):
     def _have_written(self) -> None:
         token = self._token
         dead = self._roster.dead if self._roster is not None else ()
-        self._reports.barrier([pool.life for pool in dead], lambda: self._written(token))
+        self._outcome_sender.barrier([pool.life for pool in dead], lambda: self._written(token))
 
     def _written(self, token: int) -> None:
         if token == self._token:
@@ -309,11 +309,16 @@ class Rescue(PeriodicTask):
     name = "rescue"
 
     def __init__(
-        self, contact: Contact, reports: Reports, incarnation: bytes, formers: frozenset[bytes], lease: float
+        self,
+        contact: Contact,
+        outcome_sender: OutcomeSender,
+        incarnation: bytes,
+        formers: frozenset[bytes],
+        lease: float,
     ) -> None:
         super().__init__()
         self._contact = contact
-        self._reports = reports
+        self._outcome_sender = outcome_sender
         self._incarnation = incarnation
         self._formers = formers
         self._lease = lease
@@ -370,11 +375,11 @@ class Rescue(PeriodicTask):
             self._sent.clear()
             return jittered(self._lease / 3)
         why = NODE_DIED.format(name=node.name)
-        self._reports.send([lose(row, why, node.id) for row in fresh])
+        self._outcome_sender.send_all([lose(row, why, node.id) for row in fresh])
         self.rescued += len(fresh)
         self._log.warning("claims of a dead node rescued", node=node.name, claims=len(fresh))
         self._writing = True
-        self._reports.barrier((), self._written)
+        self._outcome_sender.barrier((), self._written)
         return None
 
     def _written(self) -> None:
@@ -395,14 +400,14 @@ class Deregistration(PeriodicTask):
         self,
         contact: Contact,
         settlement: Settlement,
-        reports: Reports,
+        outcome_sender: OutcomeSender,
         incarnation: bytes,
         end: Callable[[], None],
     ) -> None:
         super().__init__()
         self._contact = contact
         self._settlement = settlement
-        self._reports = reports
+        self._outcome_sender = outcome_sender
         self._incarnation = incarnation
         self._end = end
         self._begun = False
@@ -417,7 +422,7 @@ class Deregistration(PeriodicTask):
     def settled(self) -> None:
         """A settlement is done; its outcomes must be committed before the row may go."""
         if self._begun:
-            self._reports.barrier((), self.wake)
+            self._outcome_sender.barrier((), self.wake)
 
     def work(self) -> None:
         """The row goes only if nothing is `inprogress` for it."""

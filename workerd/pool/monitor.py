@@ -74,7 +74,7 @@ class Monitor:
         run.changed = False
         run.told_ns = now
         claim = run.claim
-        self._work.outbox.tell(
+        self._work.outcome_sender.notify(
             Progress(
                 id=claim.id,
                 attempt=claim.attempt,

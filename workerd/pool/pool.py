@@ -25,7 +25,6 @@ from workerd.pool import loading
 from workerd.pool.dispatcher_link import Capacity, Desk, DispatcherLink, RunTimeAverage
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.monitor import Monitor
-from workerd.pool.outcome_sender import Outbox
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.shared import WorkerFds
@@ -41,6 +40,7 @@ from workerd.pool.worker_process import (
 )
 from workerd.runtime.child import become_subreaper, children_of, outlive_parent
 from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.reaper import Strangers
 from workerd.runtime.service import Service
@@ -118,14 +118,16 @@ class Work:
         self._pace = RunTimeAverage()
         paths = Paths(config.node)
         hello = Hello(role="pool", name=pool.name, life=life)
-        self.outbox = Outbox(loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged)
+        self.outcome_sender = OutcomeSender(
+            loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged
+        )
         desk = Desk(self._room, self._claimed, self._cancel, self._give_back, self._holdings, self._lease)
         handlers = tuple(handler.name for handler in pool.handlers)
         self.intake = DispatcherLink(loop, paths.dispatcher, hello, handlers, desk)
         self.crew = WorkerManager(loop, pool, self, main, head.on_crash_loop)
         self.handing = Prefetch(
             loop, self.crew, self.intake.waiting, self.policies, self._pace,
-            lambda: self.outbox.max_payload, self._settle, lambda: self.watch.wake(),
+            lambda: self.outcome_sender.max_payload, self._settle, lambda: self.watch.wake(),
         )  # fmt: skip
         # What the import itself started is the handler's own; all that comes later is nobody's.
         self.strangers = Strangers(loop, lambda: kept | self.crew.pids())
@@ -134,14 +136,14 @@ class Work:
     def start(self) -> None:
         """Fork the workers and connect."""
         self.crew.start()
-        self.outbox.start()
+        self.outcome_sender.start()
         self.intake.start()
 
     def learn(self, loaded: Loaded) -> None:
         """Take over what loading the handlers told."""
         if loaded.specs is not None:
             self.policies.learn(loaded.specs)
-            self.outbox.introduce([Seen(spec.name, spec.signature) for spec in loaded.specs])
+            self.outcome_sender.announce([Seen(spec.name, spec.signature) for spec in loaded.specs])
         for file, changed_at in loaded.sources.items():
             # The oldest counts: a worker that was forked later may have imported newer code than the rest.
             self.sources[file] = min(changed_at, self.sources.get(file, changed_at))
@@ -149,7 +151,7 @@ class Work:
     # -- from the dispatcher
 
     def _room(self) -> Capacity | None:
-        if self.closed or not self.held or self.outbox.full:
+        if self.closed or not self.held or self.outcome_sender.full:
             return None
         idle = len(self.crew.idle) + self.crew.coming
         if not idle and self.watch.all_slow():
@@ -164,7 +166,7 @@ class Work:
             if claim.handler in self.policies:
                 self.intake.waiting.append(claim)
             else:
-                self.outbox.add(release(claim))
+                self.outcome_sender.send(release(claim))
         self.handing.hand_out()
         if self.intake.waiting:
             self.watch.wake()  # it gives back what nobody takes
@@ -185,7 +187,7 @@ class Work:
 
     def _release(self, claims: list[Claim]) -> None:
         for claim in claims:
-            self.outbox.add(release(claim))
+            self.outcome_sender.send(release(claim))
 
     def release_waiting(self) -> None:
         """Give back everything that no worker has begun."""
@@ -198,7 +200,7 @@ class Work:
             if member.run is not None:
                 yield member.run.claim.key
             yield from (run.claim.key for run in member.ahead)
-        yield from self.outbox.keys()
+        yield from self.outcome_sender.keys()
 
     def _lease(self, held: bool) -> None:
         if held == self.held:
@@ -301,7 +303,7 @@ class Work:
         self._send(self.policies.settle(claim, ending))
 
     def _send(self, outcome: Outcome) -> None:
-        self.outbox.add(outcome)
+        self.outcome_sender.send(outcome)
         self.done[outcome.reason or ""] += 1
         if outcome.success is False:
             self._log_failure(outcome)
@@ -343,7 +345,7 @@ class Work:
         """Nothing runs, nothing waits, and everything is acknowledged."""
         return not (
             self.intake.waiting
-            or len(self.outbox)
+            or self.outcome_sender.unacknowledged
             or any(member.run is not None for member in self.crew.members.values())
         )
 
@@ -352,13 +354,13 @@ class Work:
         return {
             "workers": [worker_info(member) for member in self.crew.members.values()],
             "waiting": len(self.intake.waiting) + sum(len(m.ahead) for m in self.crew.members.values()),
-            "unacknowledged": len(self.outbox),
+            "unacknowledged": self.outcome_sender.unacknowledged,
             "done": dict(self.done),
             "worker_restarts": dict(self.crew.restarts),
             "strangers_killed": self.strangers.killed,
             "lease_held": self.held,
             "dispatcher": self.intake.connected,
-            "ingester": self.outbox.connected,
+            "ingester": self.outcome_sender.connected,
         }
 
 
@@ -497,7 +499,7 @@ class Manager(Service):
         gone = not self._work.crew.members and not self._work.strangers.busy
         if gone or time.monotonic() >= self._last_end:
             self._work.intake.stop()
-            self._work.outbox.stop()
+            self._work.outcome_sender.stop()
             self.loop.stop()
             return
         self.loop.call_later(_GONE_EVERY, self._end_when_gone)

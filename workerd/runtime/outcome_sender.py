@@ -1,0 +1,211 @@
+"""Outcomes on their way to the ingester: numbered, kept until acknowledged, resent on reconnect (law 6)."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from workerd.job import Key
+from workerd.messages import (
+    Ack,
+    Barrier,
+    BarrierDone,
+    FromIngester,
+    Hello,
+    Message,
+    Outcomes,
+    PayloadLimits,
+    Seen,
+)
+from workerd.outcome import Outcome
+from workerd.runtime.channel import Channel
+from workerd.runtime.loop import Loop
+from workerd.runtime.sockets import Reconnecting
+
+MAX_UNACKNOWLEDGED_ROWS = 5000
+MAX_UNACKNOWLEDGED_BYTES = 64 << 20
+"""From either on, the sender is `full` and its owner takes no more jobs (law 7: bounded queues)."""
+
+MAX_FRAME_ROWS = 1000
+MAX_FRAME_BYTES = 8 << 20
+"""An Outcomes frame holds at most this much, but always at least one outcome."""
+
+BATCH_DELAY_S = 0.001
+"""How long an outcome waits for others when a frame has left just before."""
+STREAM_ROWS = 5
+STREAM_DELAY_S = 0.004
+"""The delay once a frame carried so many rows: the ingester then gathers for longer anyway."""
+
+MAX_PAYLOAD_BYTES = 24 << 20
+"""A payload may stand in a frame twice, however much the store could take."""
+
+
+def _ignore() -> None:
+    pass
+
+
+class OutcomeSender:
+    """The connection to the ingester; outcomes survive restarts of the ingester, other messages may not.
+
+    `max_payload`: bytes, as the ingester announced last. `on_acknowledged` is called after each Ack that
+    acknowledged something new.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        hello: Hello,
+        max_payload: int = MAX_PAYLOAD_BYTES,
+        on_acknowledged: Callable[[], None] = _ignore,
+    ) -> None:
+        self.max_payload = min(max_payload, MAX_PAYLOAD_BYTES)
+        self._loop = loop
+        self._hello = hello
+        self._on_acknowledged = on_acknowledged
+        self._kept: deque[Outcome] = deque()
+        self._kept_bytes = 0
+        self._first = 0  # the number of the oldest kept outcome
+        self._fresh: list[Outcome] = []  # the newest of the kept ones, not sent on any connection yet
+        self._flushed_at = 0.0
+        self._batch_delay = BATCH_DELAY_S
+        self._seen: list[Seen] = []
+        self._tokens = itertools.count(1)
+        self._barriers: dict[int, tuple[Barrier, Callable[[], None]]] = {}
+        self._link = Reconnecting(loop, path, FromIngester, self._on_message, self._on_connected, _ignore)
+
+    def start(self) -> None:
+        """Connect as soon as the ingester listens."""
+        self._link.start()
+
+    def stop(self) -> None:
+        """Close the connection."""
+        self._link.stop()
+
+    @property
+    def connected(self) -> bool:
+        return self._link.channel is not None
+
+    @property
+    def unacknowledged(self) -> int:
+        """Number of outcomes not known to be durable."""
+        return len(self._kept)
+
+    @property
+    def full(self) -> bool:
+        """Whether so much is unacknowledged that no more jobs may be taken."""
+        return len(self._kept) >= MAX_UNACKNOWLEDGED_ROWS or self._kept_bytes >= MAX_UNACKNOWLEDGED_BYTES
+
+    def keys(self) -> Iterator[Key]:
+        """The attempts whose outcomes are not acknowledged yet."""
+        return (outcome.key for outcome in self._kept)
+
+    def send(self, outcome: Outcome) -> None:
+        """Queue an outcome; it leaves at the end of this turn, or a moment later together with others."""
+        self._kept.append(outcome)
+        self._kept_bytes += _size(outcome)
+        if not self._fresh:
+            # The first after a pause leaves at once; in a stream each frame carries many.
+            if time.monotonic() - self._flushed_at > self._batch_delay:
+                self._loop.at_end_of_turn(self._flush)
+            else:
+                self._loop.call_later(self._batch_delay, self._flush)
+        self._fresh.append(outcome)
+
+    def send_all(self, outcomes: Sequence[Outcome]) -> None:
+        """Queue several outcomes."""
+        for outcome in outcomes:
+            self.send(outcome)
+
+    def barrier(self, lives: Sequence[int], on_done: Callable[[], None]) -> None:
+        """Call `on_done` once all that was sent before, here and by the dead `lives`, is committed."""
+        if self._fresh:
+            self._flush()
+        token = next(self._tokens)
+        barrier = Barrier(token=token, lives=tuple(lives))
+        self._barriers[token] = barrier, on_done
+        self.notify(barrier)
+
+    def announce(self, seen: list[Seen]) -> None:
+        """Send which handlers are loaded, now and on every later connection."""
+        if seen != self._seen:
+            self._seen = seen
+            for message in seen:
+                self.notify(message)
+
+    def notify(self, message: Message) -> None:
+        """Send a message that may be lost; without a connection it is."""
+        if self._link.channel is not None:
+            self._link.channel.send(message)
+
+    def _flush(self) -> None:
+        channel = self._link.channel
+        self._flushed_at = time.monotonic()
+        fresh, self._fresh = self._fresh, []
+        self._batch_delay = STREAM_DELAY_S if len(fresh) >= STREAM_ROWS else BATCH_DELAY_S
+        if channel is not None:
+            _send_frames(channel, fresh, self._first + len(self._kept) - len(fresh))
+        # Without a connection: the next one begins by sending everything that is kept.
+
+    def _on_connected(self, channel: Channel[Any]) -> None:
+        channel.send(self._hello)
+        for seen in self._seen:
+            channel.send(seen)
+        sent = len(self._kept) - len(self._fresh)
+        _send_frames(channel, list(itertools.islice(self._kept, sent)), self._first)
+        for barrier, _ in self._barriers.values():
+            channel.send(barrier)
+
+    def _on_message(self, message: FromIngester) -> None:
+        match message:
+            case Ack():
+                self._acknowledge(message.below)
+            case PayloadLimits():
+                self.max_payload = min(message.max_payload, MAX_PAYLOAD_BYTES)
+            case BarrierDone():
+                answered = self._barriers.pop(message.token, None)
+                if answered is not None:
+                    answered[1]()
+
+    def _acknowledge(self, below: int) -> None:
+        kept = self._kept
+        count = min(below - self._first, len(kept) - len(self._fresh))
+        if count <= 0:
+            return
+        for _ in range(count):
+            self._kept_bytes -= _size(kept.popleft())
+        self._first += count
+        self._on_acknowledged()
+
+
+def _size(outcome: Outcome) -> int:
+    size = 256
+    if outcome.payload is not None:
+        size += len(outcome.payload)
+    if outcome.error is not None or outcome.extras is not None or outcome.spawn is not None:
+        size += len(outcome.error or "") + len(outcome.stack or "")
+        size += len(outcome.extras or b"") + len(outcome.spawn or b"")
+    return size
+
+
+def _send_frames(channel: Channel[Any], outcomes: Sequence[Outcome], first: int) -> None:
+    for part in _parts(outcomes):
+        channel.send(Outcomes(first, part))
+        first += len(part)
+
+
+def _parts(outcomes: Sequence[Outcome]) -> Iterator[list[Outcome]]:
+    part: list[Outcome] = []
+    size = 0
+    for outcome in outcomes:
+        size += _size(outcome)
+        if part and (size > MAX_FRAME_BYTES or len(part) >= MAX_FRAME_ROWS):
+            yield part
+            part, size = [], _size(outcome)
+        part.append(outcome)
+    if part:
+        yield part
