@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
-from workerd.config.validators import duration_text, size_text
+from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
 from workerd.pool.loading import load
 from workerd.runtime.cgroup import Delegation
@@ -214,7 +214,7 @@ class Trial:
             return said[1:].decode("utf-8", "replace").removeprefix(prefix)
         if not ended:
             return (
-                f"loading it took longer than {duration_text(self.limit)}; make the import quicker "
+                f"loading it took longer than {duration_literal(self.limit)}; make the import quicker "
                 "or set load_timeout higher"
             )
         return f"its import ended the process with {_status_text(self.child.status)}"
@@ -308,12 +308,12 @@ def report(config: Config) -> CheckReport:
 
 def _pool(pool: PoolConfig) -> PoolPlan:
     limits = {
-        "memory": pool.memory_max and size_text(pool.memory_max),
+        "memory": pool.memory_max and size_literal(pool.memory_max),
         "cpu weight": pool.cpu_weight,
         "processes": pool.pids_max,
         "jobs a worker": pool.max_jobs,
-        "age": pool.max_age and duration_text(pool.max_age),
-        "growth": pool.max_rss and size_text(pool.max_rss),
+        "age": pool.max_age and duration_literal(pool.max_age),
+        "growth": pool.max_rss and size_literal(pool.max_rss),
     }
     return PoolPlan(
         pool.name,
@@ -331,7 +331,7 @@ def _recurs(schedule: ScheduleConfig, before: str = "") -> str:
     if schedule.cron:
         return f"{before}at {schedule.cron} {schedule.timezone}"
     if schedule.cooler is not None:
-        return f"{before}{duration_text(schedule.cooler)} after each end"
+        return f"{before}{duration_literal(schedule.cooler)} after each end"
     return ""
 
 

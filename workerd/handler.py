@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar, overload
 
 import msgspec
 
-from workerd.config.schema import POLICY, Nested
-from workerd.config.validators import duration, wrong
+from workerd.config.model import NestedKeys, Policy, keys_of
+from workerd.config.validators import Validator, duration, wrong
+from workerd.errors import InvalidValue
 from workerd.job import Claim, id_text
 
 OPTIONS = "__workerd_options__"
@@ -224,23 +225,22 @@ _CLASS_LISTS = ("retry_on", "fail_on", "ignore")
 
 
 def _checked(name: str, value: Any) -> Any:
-    kind = POLICY.get(name)
-    if kind is None:
-        raise TypeError(f"@handler knows no option {name!r}; expected one of {', '.join(POLICY)}")
+    keys = keys_of(Policy)
+    if name not in keys:
+        raise TypeError(f"@handler knows no option {name!r}; expected one of {', '.join(keys)}")
+    key = keys[name]
     try:
         if name in _CLASS_LISTS:
             return _classes(value)
-        if isinstance(kind, Nested):
-            return _table(kind, value)
-        return kind(value)
-    except ValueError as error:
-        raise ValueError(f"@handler({name}=…): {error}") from None
+        return key(value) if isinstance(key, Validator) else _table(key, value)
+    except InvalidValue as error:
+        raise InvalidValue(f"@handler({name}=…): {error}") from None
 
 
-def _table(kind: Nested, value: Any) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not value.keys() <= kind.keys.keys():
-        raise wrong(f"a dict with some of the keys {', '.join(kind.keys)}", value)
-    return {key: kind.keys[key](item) for key, item in value.items()}
+def _table(keys: NestedKeys, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value.keys() <= keys.keys():
+        raise wrong(f"a dict with some of the keys {', '.join(keys)}", value)
+    return {name: keys[name](item) for name, item in value.items()}
 
 
 def _classes(value: Any) -> tuple[ClassName, ...]:

@@ -16,7 +16,7 @@ _CUT = "\n… cut here …\n"
 
 
 def clean(text: str) -> str:
-    """The text with lone surrogates and NUL written as escapes; everything else is kept."""
+    """The text with lone surrogates and NUL escaped, as the store needs it."""
     if not text.isascii():
         text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text.replace("\0", "\\x00")
@@ -24,7 +24,7 @@ def clean(text: str) -> str:
 
 def one_line(text: str, limit: int = ERROR_LIMIT) -> str:
     """The text on one line, at most `limit` bytes of UTF-8."""
-    # What is far beyond the limit is cut first: an error may be as large as its author's memory.
+    # Cut before cleaning: an error may be gigabytes long.
     text = _BREAKS.sub(" ", clean(text[: limit * 4]).strip())
     data = text.encode()
     if len(data) <= limit:
@@ -33,7 +33,7 @@ def one_line(text: str, limit: int = ERROR_LIMIT) -> str:
 
 
 def stack(text: str, limit: int = STACK_LIMIT) -> str:
-    """The text in at most `limit` bytes of UTF-8; cut in the middle, as both ends of a stack tell most."""
+    """The text in at most `limit` bytes of UTF-8; cut in the middle, as both ends of a stack matter most."""
     if len(text) > limit * 2:
         text = text[: limit // 2] + _CUT + text[-limit:]
     data = clean(text).encode()
@@ -45,21 +45,15 @@ def stack(text: str, limit: int = STACK_LIMIT) -> str:
 
 
 def decode(data: bytes) -> str:
-    """Bytes of unknown origin as text; what is not UTF-8 is written as escapes."""
+    """Bytes of unknown origin as text; invalid UTF-8 is escaped."""
     return data.decode("utf-8", "backslashreplace").replace("\0", "\\x00")
 
 
-# Values worded for people: durations, sizes, counts, and text by anybody made harmless to show.
-#
-# Text that comes out of the store was written by anybody. Nothing of it may reach a terminal as a command:
-# every control character is shown as an escape.
-#
-
-# C0 and C1 controls, DEL, lone surrogates, and what turns the direction of text around.
-_HARMFUL = re.compile(
+# C0 and C1 controls, DEL, lone surrogates, and characters that change the direction of text.
+_UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
-_LINE_HARMFUL = re.compile("[\t\n]")
+_LINE_BREAKS = re.compile("[\t\n]")
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -67,13 +61,15 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def harmless(text: object) -> str:
-    """Text of several lines with every control character but tab and newline escaped."""
-    return _HARMFUL.sub(_escaped, str(text))
+    """Text of several lines, safe for a terminal: control characters but tab and newline are escaped."""
+    return _UNSAFE.sub(_escaped, str(text))
 
 
 def line(text: object) -> str:
-    """Text as one line, with every control character escaped."""
-    return _LINE_HARMFUL.sub(_escaped, harmless(text))
+    """Text as one line, safe for a terminal or a log: every control character is escaped."""
+    if isinstance(text, str) and text.isprintable():
+        return text
+    return _LINE_BREAKS.sub(_escaped, harmless(text))
 
 
 def seconds_text(seconds: float | None) -> str | None:

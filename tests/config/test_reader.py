@@ -11,9 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workerd.config.build import build, load
-from workerd.config.model import Backoff, Config, RestartConfig, WorkflowJob
+from workerd.config.model import (
+    HANDLER_KEYS,
+    POOL_KEYS,
+    SECTIONS,
+    TABLES,
+    Backoff,
+    Config,
+    RestartConfig,
+    WorkflowJob,
+    keys_of,
+)
 from workerd.config.reader import ConfigErrors, ConfigTree
-from workerd.config.schema import HANDLER, POOL, SECTIONS, TABLES
 from workerd.errors import ConfigError
 
 HANDLERS = '[handlers.a]\ncall = "os:getpid"\n[handlers.b]\ncall = "os:getppid"\n'
@@ -401,7 +410,13 @@ def test_workflows_that_cannot_run(tmp_path: Path, workflow: str, words: list[st
 def _trees() -> Any:
     scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
     names = st.sampled_from(
-        [*TABLES, *HANDLER, *POOL, *(k for _, keys in SECTIONS.values() for k in keys), "a"]
+        [
+            *TABLES,
+            *HANDLER_KEYS,
+            *POOL_KEYS,
+            *(k for section in SECTIONS.values() for k in keys_of(section)),
+            "a",
+        ]
     )
     return st.recursive(
         scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=4)
@@ -432,3 +447,25 @@ def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
     file.symlink_to(tmp_path / "workerd.toml")
     with pytest.raises(ConfigError):
         load(file, {})
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://u:s3cret@h/d?ssl=foo",
+        "mysql://u:s3cret@h/d?bogus=1",
+        "mysql://u:s3cret@h/d/more",
+        "mysql://u:s3cret@h/d#fragment",
+        "sqlite:///relative.db",
+    ],
+)
+def test_a_store_url_that_the_store_would_refuse_is_a_configuration_error(tmp_path: Path, url: str) -> None:
+    """Found with all other errors, before anything starts; the password is not shown."""
+    file = tmp_path / "workerd.toml"
+    file.write_text(f'[store]\nurl = "{url}"\n[ingester]\nbatch = 0\n')
+    with pytest.raises(ConfigError) as caught:
+        load(file, {})
+    first, second = sorted(caught.value.faults, reverse=True)
+    assert first.startswith(f'{file}: store.url: expected "mysql://')
+    assert "ingester.batch: expected a whole number" in second
+    assert "s3cret" not in str(caught.value)

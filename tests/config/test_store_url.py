@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from workerd.config.store_url import MySQLUrl, SQLiteUrl, Tls, parse_store_url
-from workerd.errors import ConfigError
+from workerd.errors import InvalidValue
 
 
 def test_an_embedded_store() -> None:
@@ -74,9 +74,9 @@ def test_how_the_connection_is_encrypted(query: str, mode: str, verify: bool) ->
         "",
     ],
 )
-def test_a_fault_says_the_form_and_no_secret(url: str) -> None:
+def test_an_error_names_the_form_and_no_secret(url: str) -> None:
     """What was expected, never what stood there."""
-    with pytest.raises(ConfigError, match=r"store\.url: expected \"mysql://") as caught:
+    with pytest.raises(InvalidValue, match=r"expected \"mysql://") as caught:
         parse_store_url(url)
     assert "cret" not in str(caught.value)
 
@@ -85,3 +85,13 @@ def test_an_address_shows_no_password() -> None:
     """Neither in repr nor in what is shown to people."""
     found = parse_store_url("mysql://u:s3cret@h:1/d")
     assert "s3cret" not in repr(found) + found.shown
+
+
+def test_all_errors_of_a_url_are_reported_at_once() -> None:
+    """A person corrects it in one go."""
+    with pytest.raises(InvalidValue) as caught:
+        parse_store_url("mysql://u:s3cret@h/a/b?ssl=foo&bogus=1#x")
+    message = str(caught.value)
+    for part in ("%23", "after the host", "ssl is off, preferred or required", "'bogus' is not known"):
+        assert part in message
+    assert "s3cret" not in message

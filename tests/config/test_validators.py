@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerd.config.validators import duration, duration_text, shown, size, size_text
+from workerd.config.validators import duration, duration_literal, shown, size, size_literal
+from workerd.text import line
 
 
 @pytest.mark.parametrize(
@@ -73,15 +74,15 @@ def test_no_sizes(value: object) -> None:
 
 
 @given(st.integers(0, 10**9))
-def test_duration_text_is_read_back(millis: int) -> None:
+def test_duration_literal_is_read_back(millis: int) -> None:
     """What is shown of a duration is read as the same one."""
-    assert duration(duration_text(millis / 1000)) == pytest.approx(millis / 1000)
+    assert duration(duration_literal(millis / 1000)) == pytest.approx(millis / 1000)
 
 
 @given(st.integers(0, 1 << 50))
-def test_size_text_is_read_back(count: int) -> None:
+def test_size_literal_is_read_back(count: int) -> None:
     """What is shown of a size is read as the same one."""
-    assert size(size_text(count)) == count
+    assert size(size_literal(count)) == count
 
 
 @given(st.text() | st.floats() | st.integers() | st.lists(st.text()) | st.booleans())
@@ -89,7 +90,7 @@ def test_shown_values_are_one_short_printable_line(value: object) -> None:
     """Whatever comes, a message shows it short and without terminal escapes."""
     text = shown(value)
     assert len(text) < 700
-    assert text.isprintable()
+    assert text == line(text)
 
 
 def test_shown_values_hold_no_password() -> None:

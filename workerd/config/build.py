@@ -9,34 +9,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workerd.config import reader, validators
-from workerd.config import validators as k
+from workerd.config import reader
+from workerd.config import validators as v
 from workerd.config.model import (
+    HANDLER_KEYS,
+    POOL_KEYS,
+    SECTIONS,
+    TABLES,
+    WORKFLOW_KEYS,
     Backoff,
     Config,
+    GatewayConfig,
     HandlerConfig,
+    Keys,
+    Policy,
     PoolConfig,
     RestartConfig,
     ScheduleConfig,
     WorkflowConfig,
     WorkflowJob,
+    keys_of,
 )
 from workerd.config.reader import ConfigErrors, Table, nearest
-from workerd.config.schema import HANDLER, POLICY, POOL, SCHEDULE, SECTIONS, TABLES, WORKFLOW, Keys
 from workerd.config.validators import wrong
+from workerd.errors import InvalidValue
 
-MOST_JOBS = 10_000
-"""Jobs of one workflow; each request of it is a row of that many names."""
-
-
-def _table(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise wrong("a table", value)
-    return value
+MAX_WORKFLOW_JOBS = 10_000
 
 
-STEP: Keys = {"name": k.name, "jobs": k.list_of(k.name, "handler names")}
-JOB: Keys = {"name": k.name, "handler": k.name, "needs": k.list_of(k.name, "job names"), "vars": _table}
+STEP_KEYS: Keys = {"name": v.name, "jobs": v.list_of(v.name, "handler names")}
+JOB_KEYS: Keys = {
+    "name": v.name,
+    "handler": v.name,
+    "needs": v.list_of(v.name, "job names"),
+    "vars": v.table,
+}
 
 
 def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, WorkflowConfig]:
@@ -44,10 +51,10 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
     found: dict[str, WorkflowConfig] = {}
     for name, table in root.table("workflows").tables():
         check_name(table, name)
-        given = table.read(WORKFLOW)
+        given = table.read(WORKFLOW_KEYS)
         steps: tuple[str, ...] = ()
         if ("steps" in table.values) == ("jobs" in table.values):
-            table.fault(
+            table.error(
                 "expected either steps or jobs" + (", got both" if "steps" in given else ", got none")
             )
             continue
@@ -56,18 +63,21 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
         else:
             jobs = _from_jobs(table, given.get("jobs", ()))
         if not jobs:
-            table.fault("expected at least one job, got none")
+            table.error("expected at least one job, got none")
         for job in jobs:
             if job.handler not in handlers:
-                table.fault(
+                table.error(
                     f'expected a handler that is configured, got "{job.handler}"'
                     + nearest(job.handler, handlers)
                 )
         found[name] = WorkflowConfig(
-            name=name, jobs=tuple(jobs[:MOST_JOBS]), step_names=steps, schedule=schedule(table, given, {})
+            name=name,
+            jobs=tuple(jobs[:MAX_WORKFLOW_JOBS]),
+            step_names=steps,
+            schedule=schedule(table, given, {}),
         )
-        if len(jobs) > MOST_JOBS:
-            table.fault(f"expected at most {MOST_JOBS} jobs, got {len(jobs)}")
+        if len(jobs) > MAX_WORKFLOW_JOBS:
+            table.error(f"expected at most {MAX_WORKFLOW_JOBS} jobs, got {len(jobs)}")
     return found
 
 
@@ -79,7 +89,7 @@ def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[t
             child = table.child(item, key, number)
             found.append((child, child.read(keys)))
         else:
-            table.fault(str(wrong("a table", item)), key, number)
+            table.error(str(wrong("a table", item)), key, number)
     return found
 
 
@@ -89,13 +99,13 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
     jobs: list[WorkflowJob] = []
     before: tuple[str, ...] = ()
     times: dict[str, int] = {}
-    for number, (step, given) in enumerate(_items(table, "steps", items, STEP)):
+    for number, (step, given) in enumerate(_items(table, "steps", items, STEP_KEYS)):
         if "name" not in step.values:
-            step.fault("expected a name, got none", "name")
+            step.error("expected a name, got none", "name")
         if not step.values.get("jobs"):
-            step.fault("expected at least one handler name, got none", "jobs")
+            step.error("expected at least one handler name, got none", "jobs")
         if given.get("name") in names:
-            step.fault("expected a name of its own, got one that another step has", "name")
+            step.error("expected a name of its own, got one that another step has", "name")
         names.append(given.get("name", ""))
         here: list[str] = []
         for handler in given.get("jobs", ()):
@@ -111,19 +121,19 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
 def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
     """A graph in the long form, in an order in which it can run; `step` is the longest way to a job."""
     given: dict[str, WorkflowJob] = {}
-    for job, keys in _items(table, "jobs", items, JOB):
+    for job, keys in _items(table, "jobs", items, JOB_KEYS):
         for key in ("name", "handler"):
             if key not in job.values:
-                job.fault("expected a name, got none", key)
+                job.error("expected a name, got none", key)
         if "name" not in keys or "handler" not in keys:
             continue
         if keys["name"] in given:
-            job.fault("expected a name of its own, got one that another job has", "name")
+            job.error("expected a name of its own, got one that another job has", "name")
         given[keys["name"]] = WorkflowJob(**keys)
     for number, made in enumerate(given.values()):
         for need in made.needs:
             if need not in given:
-                table.fault(
+                table.error(
                     f'expected names of jobs of this workflow, got "{need}"' + nearest(need, given),
                     "jobs",
                     number,
@@ -142,9 +152,9 @@ def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
             del waiting[job.name]
     if waiting:
         cycle = _cycle(waiting)
-        table.fault("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), "jobs")
+        table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), "jobs")
         if behind := sorted(waiting.keys() - set(cycle)):
-            table.fault(
+            table.error(
                 "expected jobs that can run, got unreachable ones behind that cycle: "
                 + ", ".join(f'"{n}"' for n in behind),
                 "jobs",
@@ -178,11 +188,11 @@ class Found:
 def pools(root: Table) -> Found:
     """All pools with their handlers; what is wrong becomes a fault of `root`."""
     found = Found()
-    defaults = root.table("defaults").read({**HANDLER, **POOL})
+    defaults = root.table("defaults").read({**HANDLER_KEYS, **POOL_KEYS})
     given: dict[str, dict[str, Any]] = {}
     tables = {name: table for name, table in root.table("handlers").tables() if check_name(table, name)}
     for name, table in tables.items():
-        given[name] = table.read({**HANDLER, **POOL})
+        given[name] = table.read({**HANDLER_KEYS, **POOL_KEYS})
         found.handlers[name] = _handler(table, name, defaults, given[name])
         if not found.handlers[name].schedule.cron:
             found.notes += [
@@ -197,15 +207,15 @@ def pools(root: Table) -> Found:
     for name, table in own.items():
         check_name(table, name)
     for name, names in members.items():
-        keys = own[name].read(POOL) if name in own else {}
+        keys = own[name].read(POOL_KEYS) if name in own else {}
         for member in names:
             keys.update(_pool_keys_of(tables[member], given[member], name, names, keys))
-        layers = {k: v for k, v in defaults.items() if k in POOL} | keys
+        layers = {key: value for key, value in defaults.items() if key in POOL_KEYS} | keys
         if "restart" in layers:
             layers["restart"] = RestartConfig(**layers["restart"])
         found.pools[name] = PoolConfig(name=name, handlers=tuple(found.handlers[m] for m in names), **layers)
     for name in own.keys() - members.keys():
-        own[name].read(POOL)
+        own[name].read(POOL_KEYS)
         found.notes.append(f"[pools.{name}] is not started, as no handler names it as its pool")
     found.notes.sort()
     return found
@@ -214,9 +224,9 @@ def pools(root: Table) -> Found:
 def check_name(table: Table, name: str) -> bool:
     """Whether the table's own name may be one; a fault if not."""
     try:
-        validators.name(name)
-    except ValueError as error:
-        table.fault(str(error))
+        v.name(name)
+    except InvalidValue as error:
+        table.error(str(error))
         return False
     return True
 
@@ -224,7 +234,7 @@ def check_name(table: Table, name: str) -> bool:
 def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, Any]) -> HandlerConfig:
     keys = {**defaults, **own}
     if "call" not in table.values and "call" not in keys:
-        table.fault('expected call = "module:attribute", got none', "call")
+        table.error('expected call = "module:attribute", got none', "call")
     return HandlerConfig(
         name=name,
         call=keys.get("call", ""),
@@ -237,7 +247,7 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
 
 
 def _policy(keys: dict[str, Any]) -> dict[str, Any]:
-    given = {k: v for k, v in keys.items() if k in POLICY}
+    given = {key: value for key, value in keys.items() if key in keys_of(Policy)}
     if "backoff" in given:
         given["backoff"] = Backoff(**given["backoff"])
     return given
@@ -245,15 +255,15 @@ def _policy(keys: dict[str, Any]) -> dict[str, Any]:
 
 def schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> ScheduleConfig:
     """When it recurs; its own `cron` takes the place of a default `cooler`, and the other way round."""
-    layers = {k: v for k, v in defaults.items() if k in SCHEDULE}
-    given = {k: v for k, v in own.items() if k in SCHEDULE}
+    layers = {key: value for key, value in defaults.items() if key in keys_of(ScheduleConfig)}
+    given = {key: value for key, value in own.items() if key in keys_of(ScheduleConfig)}
     if given.get("cron"):
         layers.pop("cooler", None)
     if given.get("cooler") is not None:
         layers.pop("cron", None)
     made = ScheduleConfig(**{**layers, **given})
     if made.cron and made.cooler is not None:
-        table.fault('expected cooler or cron, got both; set one of them to ""', "cron")
+        table.error('expected cooler or cron, got both; set one of them to ""', "cron")
     return made
 
 
@@ -261,14 +271,14 @@ def _pool_keys_of(
     table: Table, own: dict[str, Any], pool: str, members: list[str], said: dict[str, Any]
 ) -> dict[str, Any]:
     """The pool keys in a handler's own table, which only one with a pool of its own may have."""
-    keys = {k: v for k, v in own.items() if k in POOL}
+    keys = {key: value for key, value in own.items() if key in POOL_KEYS}
     for key in keys:
         if len(members) > 1:
-            table.fault(
+            table.error(
                 f'expected it in [pools.{pool}], as {len(members)} handlers share the pool "{pool}"', key
             )
         elif key in said:
-            table.fault(f"expected it once, got it in [pools.{pool}] too", key)
+            table.error(f"expected it once, got it in [pools.{pool}] too", key)
     return keys
 
 
@@ -277,13 +287,13 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
 
     Raises ConfigError with all faults at once; none of them shows a secret.
     """
-    faults = ConfigErrors()
-    return build(reader.read(path, os.environ if environ is None else environ, faults), faults)
+    errors = ConfigErrors()
+    return build(reader.read(path, os.environ if environ is None else environ, errors), errors)
 
 
-def build(tree: reader.ConfigTree, faults: ConfigErrors) -> Config:
+def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     """The frozen configuration from merged values; raises ConfigError with all faults at once."""
-    root = Table(tree.values, (), tree, faults)
+    root = Table(tree.values, (), tree, errors)
     for name in root.values:
         if name not in TABLES:
             root.unknown(name, dict.fromkeys(TABLES))
@@ -292,29 +302,29 @@ def build(tree: reader.ConfigTree, faults: ConfigErrors) -> Config:
     flows = workflows(root, found.handlers)
     _check_names(root, found, flows)
     _check_gateway(root, sections["gateway"])
-    faults.raise_if_any()
+    errors.raise_if_any()
     return Config(pools=found.pools, workflows=flows, notes=tuple(found.notes), **sections)
 
 
 def _section(table: Table, name: str) -> Any:
     """One section, with the built-in value for every key that is not given or wrong."""
-    made, keys = SECTIONS[name]
-    given = table.read(keys)
+    section = SECTIONS[name]
+    given = table.read(keys_of(section))
     if name == "node" and not given.get("name"):
-        given["name"] = socket.gethostname()[: validators.NAME_LIMIT] or "localhost"
-    return made(**given)
+        given["name"] = socket.gethostname()[: v.NAME_LIMIT] or "localhost"
+    return section(**given)
 
 
 def _check_names(root: Table, found: Found, flows: dict[str, WorkflowConfig]) -> None:
     """A schedule is kept under its owner's name, and the row of a workflow's run is no job of a handler."""
     for name, flow in flows.items():
         if name in found.handlers and flow.schedule.recurs:
-            root.fault("expected another name, as it recurs: a handler has this one too", "workflows", name)
+            root.error("expected another name, as it recurs: a handler has this one too", "workflows", name)
 
 
-def _check_gateway(root: Table, gateway: Any) -> None:
-    if not validators.is_local(gateway.listen) and not gateway.token_file:
-        root.fault(
+def _check_gateway(root: Table, gateway: GatewayConfig) -> None:
+    if not v.is_local(gateway.listen) and not gateway.token_file:
+        root.error(
             "expected gateway.token_file to be set, as others can reach this address; "
             'set it, or listen on "127.0.0.1:8020" or "unix:/path"',
             "gateway",

@@ -1,122 +1,241 @@
-"""The configuration as frozen values; the defaults here are the only ones (`etc/workerd.toml` equals them).
+"""The configuration as frozen values: every key declared once, with its type, range, default and meaning.
 
-Durations are seconds (float), sizes bytes (int). A duration of None stands for "" where that means never
-or for ever.
+Durations are seconds (float), sizes are bytes (int). A duration of None stands for "": never, or for ever.
+The checker, the `@handler` decorator, `etc/workerd.toml` and the reference page are derived from here.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
 import msgspec
 
+from workerd.config import validators as v
+
+Level = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["auto", "text", "json"]
 Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
+
+DAY_S = 86400.0
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+NestedKeys = dict[str, v.Validator]
+Keys = dict[str, v.Validator | NestedKeys]
+"""Key -> its validator, or the keys of a table inside the table."""
 
 
 class ConfigValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A frozen, comparable part of the configuration."""
 
 
+@cache
+def keys_of(table: type[ConfigValue]) -> Keys:
+    """The keys that may be written in this table, in order; other fields are derived."""
+    keys: Keys = {}
+    for name, hint in get_type_hints(table, include_extras=True).items():
+        if hint in (Backoff, RestartConfig):
+            keys[name] = cast(NestedKeys, keys_of(hint))
+        keys.update(
+            (name, extra) for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, v.Validator)
+        )
+    return keys
+
+
 class NodeConfig(ConfigValue, frozen=True):
-    name: str = ""  # filled with the host's name
-    runtime_dir: Path = Path("/run/workerd")
-    state_dir: Path = Path("/var/lib/workerd")
+    """This daemon's identity and folders."""
+
+    name: Annotated[str, v.name_or_empty] = ""
+    """Name of this node in rows, `workerd nodes` and logs; "" is the host name. A second live node with the
+    same name is refused."""
+    runtime_dir: Annotated[Path, v.path] = Path("/run/workerd")
+    """Folder for sockets and the pid file; its owner may talk to the roles. May be emptied by a reboot."""
+    state_dir: Annotated[Path, v.path] = Path("/var/lib/workerd")
+    """Folder for the spool, the embedded store and the lock. Must survive a reboot: outcomes that were
+    spooled while the store was unavailable would be lost, and their jobs run again."""
 
 
 class LogConfig(ConfigValue, frozen=True):
-    level: Literal["debug", "info", "warning", "error"] = "info"
-    format: Literal["auto", "text", "json"] = "auto"
-    labels: dict[str, str] = {}
+    """What the daemon logs, and how."""
+
+    level: Annotated[Level, v.choice(*get_args(Level))] = "info"
+    """Lowest level that is logged."""
+    format: Annotated[LogFormat, v.choice(*get_args(LogFormat))] = "auto"
+    """"text" for people, "json" for machines (one object per line), "auto": text on a terminal, else JSON."""
+    labels: Annotated[dict[str, str], v.labels] = {}
+    """Added to every log line and metric, such as { env = "prod", region = "eu" }. Names must be valid
+    Prometheus labels."""
 
 
 class SupervisorConfig(ConfigValue, frozen=True):
-    watchdog: float = 10.0
+    """How the supervisor watches its processes."""
+
+    watchdog: Annotated[float, v.duration_between(0.1, 3600)] = 10.0
+    """A role or pool without progress for this long is killed and restarted. A shorter time finds a hung
+    process sooner, and may kill one that a busy host merely slowed down."""
 
 
 class StoreConfig(ConfigValue, frozen=True):
-    url: str = "sqlite:////var/lib/workerd/workerd.db"
-    password_file: str = ""
+    """Where jobs are stored."""
+
+    url: Annotated[str, v.store_url] = "sqlite:////var/lib/workerd/workerd.db"
+    """"sqlite:////absolute/path" (embedded, this host only) or "mysql://user@host:3306/database" (MySQL 8.0+,
+    MariaDB 10.6+). Query parameters: unix_socket, ssl (off, preferred, required), ssl_ca, ssl_cert,
+    ssl_key, ssl_verify."""
+    password_file: Annotated[str, v.path_or_empty] = ""
+    """File whose first line is the password. Safer than a password in the URL, which ends up in backups of
+    this file; works with systemd's LoadCredential=. "": none."""
 
     def __repr__(self) -> str:
         # The URL may hold a password, and tracebacks and logs show values by their repr.
-        return "Store(…)"
+        return "StoreConfig(…)"
 
     def __rich_repr__(self) -> list[tuple[str, Any]]:
         return [("password_file", self.password_file)]
 
 
 class DispatcherConfig(ConfigValue, frozen=True):
-    batch: int = 500
-    poll: float = 0.5
-    lease: float = 30.0
+    """How jobs are claimed."""
+
+    batch: Annotated[int, v.integer(1, 10000)] = 500
+    """Maximum rows per claim. More uses memory and makes the rescue of a dead node's jobs slower; fewer costs
+    throughput."""
+    poll: Annotated[float, v.duration_between(0.001, 3600)] = 0.5
+    """Longest wait for work that was not announced, and for a cancel to be noticed. Shorter finds rows of
+    plain INSERTs sooner and queries an idle store more often."""
+    lease: Annotated[float, v.duration_between(0.5, 3600)] = 30.0
+    """A node that has not renewed its lease for this long counts as dead, and its jobs run elsewhere. Choose
+    it longer than the store's longest hiccup: a node without a lease starts nothing new."""
 
 
 class IngesterConfig(ConfigValue, frozen=True):
-    batch: int = 500
-    linger: float = 0.005
-    spool: int = 1 << 30
-    max_payload: int = 4 << 20
+    """How outcomes are written."""
+
+    batch: Annotated[int, v.integer(1, 10000)] = 500
+    """Maximum outcomes per transaction."""
+    linger: Annotated[float, v.duration_between(0, 10)] = 0.005
+    """How long an outcome waits for others to share its transaction; 0 writes each at once."""
+    spool: Annotated[int, v.size_between(MIB, zero=True)] = 1 << 30
+    """Maximum size of the spool, which keeps outcomes on disk while the store is unavailable. When it is
+    full, pools take no more jobs; nothing is dropped. 0: no spool, pools stop at once."""
+    max_payload: Annotated[int, v.size_between(KIB, GIB)] = 4 << 20
+    """Maximum payload of a job; a larger one ends the job as a failure. Never more than half of the server's
+    max_allowed_packet."""
 
 
 class GatewayConfig(ConfigValue, frozen=True):
-    listen: str = "127.0.0.1:8020"
-    token_file: str = ""
-    allowed_hosts: tuple[str, ...] = ()
-    max_body: int = 1 << 20
-    open_metrics: bool = False
+    """The HTTP interface."""
+
+    listen: Annotated[str, v.listen] = "127.0.0.1:8020"
+    """Address of the HTTP API, metrics and dashboard: "host:port", "unix:/run/workerd/gateway.sock", or ""
+    for off. Anything but loopback and Unix sockets needs a token_file."""
+    token_file: Annotated[str, v.path_or_empty] = ""
+    """File of bearer tokens, one per line. "": no token needed, whoever reaches the address may do
+    everything."""
+    allowed_hosts: Annotated[tuple[str, ...], v.list_of(v.name, "host names")] = ()
+    """Host headers served besides the listen address, such as the name a proxy passes on. Others are refused,
+    which keeps web pages from reaching the API through a visitor's browser."""
+    max_body: Annotated[int, v.size_between(KIB, GIB)] = 1 << 20
+    """Maximum size of a request body, and of a job's vars."""
+    open_metrics: Annotated[bool, v.boolean] = False
+    """true: /metrics needs no token."""
 
 
 class ShutdownConfig(ConfigValue, frozen=True):
-    drain: float = 30.0
+    """How the daemon stops."""
+
+    drain: Annotated[float, v.duration_between(0, 7 * DAY_S)] = 30.0
+    """How long running jobs may take to finish when the daemon stops; after that they are interrupted and run
+    again later, without using an attempt. systemd's TimeoutStopSec= must be longer."""
 
 
 class RetentionConfig(ConfigValue, frozen=True):
-    completed: float | None = 7 * 86400.0
-    failure: float | None = 30 * 86400.0
+    """When ended jobs are deleted, with all their attempts, counted from their end."""
+
+    completed: Annotated[float | None, v.duration_or_none] = 7 * DAY_S
+    """Completed and cancelled jobs. "": kept for ever, and the table grows."""
+    failure: Annotated[float | None, v.duration_or_none] = 30 * DAY_S
+    """Failed jobs. "": kept for ever."""
 
 
 class PickupConfig(ConfigValue, frozen=True):
-    enabled: bool = True
-    requests_new: str = ""
-    requests_inprogress: str = ""
-    jobs: str = ""
+    """Picking up work at set times only."""
+
+    enabled: Annotated[bool, v.boolean] = True
+    """false: this node runs no jobs; its API, clients and other nodes go on."""
+    requests_new: Annotated[str, v.cron] = ""
+    """Cron expression for picking up new requests. "": at once, which is what almost everyone wants."""
+    requests_inprogress: Annotated[str, v.cron] = ""
+    """The same for the next steps of requests in progress."""
+    jobs: Annotated[str, v.cron] = ""
+    """The same for jobs."""
 
 
 class Backoff(ConfigValue, frozen=True):
-    first: float = 1.0
-    factor: float = 2.0
-    max: float = 600.0
-    jitter: float = 0.1
+    """The pause before the next attempt."""
+
+    first: Annotated[float, v.duration_between(0, 365 * DAY_S)] = 1.0
+    """The first pause."""
+    factor: Annotated[float, v.number(1, 1000)] = 2.0
+    """Each pause is this many times the one before."""
+    max: Annotated[float, v.duration_between(0, 365 * DAY_S)] = 600.0
+    """The longest pause."""
+    jitter: Annotated[float, v.number(0, 1)] = 0.1
+    """Each pause is shortened by up to this share, at random."""
 
 
 class RestartConfig(ConfigValue, frozen=True):
-    intensity: int = 5
-    period: float = 60.0
+    """How many deaths a pool survives before it is quarantined."""
+
+    intensity: Annotated[int, v.integer(1, 1000000)] = 5
+    """Deaths allowed within `period`."""
+    period: Annotated[float, v.duration_between(1, DAY_S)] = 60.0
+    """The time over which deaths count."""
 
 
 class Policy(ConfigValue, frozen=True):
-    """How the attempts of a handler are bounded and repeated: everything a decorator may say too."""
+    """How the attempts of a handler are bounded and repeated; the decorator takes the same keys."""
 
-    deadline: float = 0.0
-    grace: float = 2.0
-    max_attempts: int = 5
-    max_crashes: int = 3
+    deadline: Annotated[float, v.duration_between(0, 365 * DAY_S)] = 0.0
+    """Soft deadline of an attempt: DeadlineExceeded is raised in it. 0: none, a hanging job keeps its worker.
+    """
+    grace: Annotated[float, v.duration_between(0, 3600)] = 2.0
+    """Time after the deadline until the worker and everything it started are killed."""
+    max_attempts: Annotated[int, v.integer(1, 1000000)] = 5
+    """Attempts that may fail before the job fails; 1: no retry."""
+    max_crashes: Annotated[int, v.integer(1, 1000000)] = 3
+    """Crashes of the worker under one job (signal, exit, out of memory) before the job fails."""
     backoff: Backoff = Backoff()
-    retry_on: tuple[str, ...] = ("Exception",)
-    fail_on: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
+    """Pause before the next attempt: `first`, then `factor` times the previous one, at most `max`
+    (durations). Each is shortened at random by up to `jitter` of itself, so that what failed together does
+    not come back together. Keys left out have the values shown here."""
+    retry_on: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ("Exception",)
+    """Exception classes, by builtin name or dotted path, that are retried; subclasses count. Checked after
+    `ignore` and `fail_on`; any other exception fails the job."""
+    fail_on: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ()
+    """Exception classes that fail the job at once."""
+    ignore: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ()
+    """Exception classes that count as success; checked first."""
 
 
 class ScheduleConfig(ConfigValue, frozen=True):
-    """When a handler or a workflow recurs; neither `cooler` nor `cron` means not at all."""
+    """When a handler or a workflow recurs; without `cooler` and `cron` it does not."""
 
-    cooler: float | None = None
-    cron: str = ""
-    timezone: str = "UTC"
-    misfire: Misfire = "once"
-    overlap: Overlap = "allow"
+    cooler: Annotated[float | None, v.duration_or_none] = None
+    """Recurring: pause from the end of each run to the start of the next, one at a time in the whole cluster.
+    "": not recurring."""
+    cron: Annotated[str, v.cron] = ""
+    """Recurring at set times: "*/5 * * * *"; with six fields the first is seconds. Not together with
+    `cooler`. "": not recurring."""
+    timezone: Annotated[str, v.timezone] = "UTC"
+    """Time zone of `cron`, with its daylight saving time."""
+    misfire: Annotated[Misfire, v.choice(*get_args(Misfire))] = "once"
+    """Ticks missed while no node was up: "skip", "once" (one run for all of them) or "all" (at most 100)."""
+    overlap: Annotated[Overlap, v.choice(*get_args(Overlap))] = "allow"
+    """A tick while the previous run is still going: "allow" runs both, "skip" drops the tick, "queue" runs it
+    afterwards."""
 
     @property
     def recurs(self) -> bool:
@@ -128,13 +247,17 @@ class HandlerConfig(ConfigValue, frozen=True):
 
     The policy comes in layers because the decorator's lies between them: built-in < `[defaults]` <
     decorator < the handler's own table. `policy_defaults` and `policy_own` hold only the keys that were
-    given, already converted; `workerd.policy.effective(handler, decorator_options)` lays them together.
+    given, already converted; `workerd.policy.effective(handler, decorator_options)` merges them.
     """
 
     name: str
-    call: str
-    pool: str  # filled with the handler's name
-    max_waiting: int = 0
+    call: Annotated[str, v.reference]
+    """"module:attribute", imported by the handler's pool. The only key without a default."""
+    pool: Annotated[str, v.name_or_empty]
+    """Handlers that name the same pool share its workers and its failures. "": a pool of its own, named after
+    the handler."""
+    max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
+    """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
@@ -145,23 +268,42 @@ class PoolConfig(ConfigValue, frozen=True):
 
     name: str
     handlers: tuple[HandlerConfig, ...] = ()
-    workers: int = 1
-    path: tuple[str, ...] = ()
-    env: dict[str, str] = {}
-    init: str = ""
-    preload: bool = True
-    load_timeout: float = 60.0
-    max_jobs: int = 0
-    max_age: float = 0.0
-    max_rss: int = 0
-    memory_max: int = 0
-    cpu_weight: int = 0
-    pids_max: int = 0
+    workers: Annotated[int, v.integer(1, 1000)] = 1
+    """Worker processes: this many jobs of the pool run at the same time."""
+    path: Annotated[tuple[str, ...], v.list_of(v.path_text, "paths")] = ()
+    """Folders put in front of sys.path. The working directory is never on it."""
+    env: Annotated[dict[str, str], v.texts_by_name] = {}
+    """Environment variables of the pool and its workers, such as { TMPDIR = "/scratch" }. WORKERD_* is never
+    passed on."""
+    init: Annotated[str, v.reference_or_empty] = ""
+    """"module:function" called in each worker before its first job, to connect or warm up. "": none."""
+    preload: Annotated[bool, v.boolean] = True
+    """true: the pool imports the handlers once and its workers share that memory. false: each worker imports
+    them itself, for libraries that do not survive a fork."""
+    load_timeout: Annotated[float, v.duration_between(0.1, DAY_S)] = 60.0
+    """How long importing and `init` may take."""
+    max_jobs: Annotated[int, v.integer(0, 1000000000)] = 0
+    """A worker is replaced after this many jobs. 0: never."""
+    max_age: Annotated[float, v.duration_between(0, 365 * DAY_S)] = 0.0
+    """A worker is replaced, between two jobs, after this long. 0: never."""
+    max_rss: Annotated[int, v.size_between(MIB, zero=True)] = 0
+    """A worker is replaced, between two jobs, when it has grown by more than this since its fork. 0: never.
+    """
+    memory_max: Annotated[int, v.size_between(MIB, zero=True)] = 0
+    """Hard memory limit of each worker; one that exceeds it is killed and its job ends as `oom`. Needs a
+    delegated cgroup, else the address space is limited. 0: none."""
+    cpu_weight: Annotated[int, v.integer(0, 10000)] = 0
+    """Share of CPU time against other pools on a busy host, 1 to 10000; needs a delegated cgroup. 0: the
+    usual 100."""
+    pids_max: Annotated[int, v.integer(0, 4194304)] = 0
+    """Maximum processes and threads of the pool and everything its jobs start. 0: no limit."""
     restart: RestartConfig = RestartConfig()
+    """After more than `intensity` deaths of the pool, or of workers without a job, within `period`
+    (duration), the pool is quarantined and retried later; all other pools go on."""
 
 
 class WorkflowJob(ConfigValue, frozen=True):
-    """One node of a workflow's graph, in the long form; steps are translated into it."""
+    """One node of a workflow's graph; steps are translated into these."""
 
     name: str
     handler: str
@@ -170,8 +312,18 @@ class WorkflowJob(ConfigValue, frozen=True):
     step: int = 0
 
 
+class WorkflowTable(ConfigValue, frozen=True):
+    """`[workflows.NAME]` as it is written: `steps` or `jobs`; a request is one run of it."""
+
+    steps: Annotated[tuple[Any, ...], v.list_of(v.anything, "steps")] = ()
+    """The jobs of a step run at the same time, each step after the one before."""
+    jobs: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
+    """Instead of `steps`, any directed acyclic graph:
+    jobs = [{ name = "a", handler = "x", needs = ["b"], vars = {} }, …]."""
+
+
 class WorkflowConfig(ConfigValue, frozen=True):
-    """One `[workflows.NAME]`: its jobs in step order."""
+    """One workflow: its jobs in step order."""
 
     name: str
     jobs: tuple[WorkflowJob, ...]
@@ -180,7 +332,7 @@ class WorkflowConfig(ConfigValue, frozen=True):
 
 
 class Config(ConfigValue, frozen=True):
-    """Everything, read once at start and at reload, checked as a whole."""
+    """Everything, read at start and at reload, checked as a whole."""
 
     node: NodeConfig = NodeConfig()
     log: LogConfig = LogConfig()
@@ -194,8 +346,31 @@ class Config(ConfigValue, frozen=True):
     pickup: PickupConfig = PickupConfig()
     pools: dict[str, PoolConfig] = {}
     workflows: dict[str, WorkflowConfig] = {}
-    notes: tuple[str, ...] = ()  # sentences on what is allowed and hardly meant, for `workerd check`
+    notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
     @property
     def handlers(self) -> dict[str, HandlerConfig]:
         return {h.name: h for p in self.pools.values() for h in p.handlers}
+
+
+HANDLER_KEYS = keys_of(HandlerConfig) | keys_of(Policy) | keys_of(ScheduleConfig)
+POOL_KEYS = keys_of(PoolConfig)
+WORKFLOW_KEYS = keys_of(WorkflowTable) | keys_of(ScheduleConfig)
+SECTIONS: dict[str, type[ConfigValue]] = {
+    name: hint
+    for name, hint in get_type_hints(Config).items()
+    if isinstance(hint, type) and issubclass(hint, ConfigValue)
+}
+TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows")
+
+
+def tables_with(key: str) -> list[str]:
+    """The tables that know this key, as they are written."""
+    found = [f"[{name}]" for name, section in SECTIONS.items() if key in keys_of(section)]
+    if key in HANDLER_KEYS or key in POOL_KEYS:
+        found += ["[defaults]", "[handlers.NAME]"]
+    if key in POOL_KEYS:
+        found.append("[pools.NAME]")
+    if key in WORKFLOW_KEYS:
+        found.append("[workflows.NAME]")
+    return found

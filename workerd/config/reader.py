@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import tomllib
@@ -9,20 +10,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workerd.config.schema import Keys, Nested, homes
-from workerd.config.validators import Kind, wrong
-from workerd.errors import ConfigError
+from workerd.config.model import NestedKeys, tables_with
+from workerd.config.validators import Validator, wrong
+from workerd.errors import ConfigError, InvalidValue
 
-Key = tuple[str | int, ...]
-"""Where a value stands: table names, keys and places in lists."""
+KeyPath = tuple[str | int, ...]
+"""Where a value is: table names, keys and indexes of lists."""
 
 MAX_ERRORS_SHOWN = 200
-"""Faults that are listed; a file of another program has thousands."""
+"""A file of another program would have thousands."""
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-def key_text(key: Key) -> str:
+def key_text(key: KeyPath) -> str:
     """`handlers.thumbnail.max_attempts`, `workflows.x.steps[2].name`; odd names quoted and escaped."""
     text = ""
     for part in key:
@@ -35,9 +36,7 @@ def key_text(key: Key) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A clause that names the nearest of the known names, or lists them; for the end of a fault."""
-    import difflib
-
+    """A clause for the end of an error: the nearest known name, or all of them."""
     names = sorted(known)
     if not names:
         return ""
@@ -51,17 +50,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 class ConfigErrors:
-    """What is wrong so far."""
+    """Configuration errors, collected so that all are reported at once."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
 
-    def add(self, source: str, key: Key, message: str) -> None:
-        """Note a fault: where it was written, at which key, what was expected and got."""
+    def add(self, source: str, key: KeyPath, message: str) -> None:
+        """Add an error: its source, its key, what was expected and got."""
         self.found.append(f"{source}: {key_text(key)}: {message}" if key else f"{source}: {message}")
 
     def raise_if_any(self) -> None:
-        """Raise ConfigError with everything that was found."""
+        """Raise ConfigError with all of them."""
         if not self.found:
             return
         unique = list(dict.fromkeys(self.found))
@@ -70,27 +69,26 @@ class ConfigErrors:
         raise ConfigError(unique)
 
 
-DEFAULT = Path("/etc/workerd")
-LARGEST_FILE = 4 << 20
-"""Bytes; a configuration is written by hand."""
-PREFIX = "WORKERD_"
-BETWEEN = "__"
+DEFAULT_FOLDER = Path("/etc/workerd")
+MAX_FILE_BYTES = 4 << 20
+ENV_PREFIX = "WORKERD_"
+ENV_SEPARATOR = "__"
 
 
 class ConfigTree:
-    """The merged values of all sources; of two that say the same key, the later wins."""
+    """The merged values of all sources; a later source wins."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
         self.sources: list[str] = []
-        self._origins: dict[Key, str] = {}
+        self._origins: dict[KeyPath, str] = {}
 
     def add(self, source: str, values: dict[str, Any]) -> None:
-        """Lay `values` over what is there: tables are merged, everything else is replaced."""
+        """Merge `values` in: tables are merged, everything else is replaced."""
         self.sources.append(source)
         self._merge(self.values, values, (), source)
 
-    def _merge(self, into: dict[str, Any], new: dict[str, Any], key: Key, source: str) -> None:
+    def _merge(self, into: dict[str, Any], new: dict[str, Any], key: KeyPath, source: str) -> None:
         for name, value in new.items():
             here = (*key, name)
             if isinstance(value, dict):
@@ -102,8 +100,8 @@ class ConfigTree:
                 into[name] = value
                 self._origins[here] = source
 
-    def origin(self, key: Key) -> str:
-        """The source that said this key, or the table around it."""
+    def origin(self, key: KeyPath) -> str:
+        """The source of this key, or of the table around it."""
         while key:
             if key in self._origins:
                 return self._origins[key]
@@ -111,71 +109,73 @@ class ConfigTree:
         return self.sources[0] if self.sources else "configuration"
 
 
-def read(path: Path | None, environ: Mapping[str, str], faults: ConfigErrors) -> ConfigTree:
+def read(path: Path | None, environ: Mapping[str, str], errors: ConfigErrors) -> ConfigTree:
     """Everything that configures this node, from `path` (or /etc/workerd) and the environment."""
     tree = ConfigTree()
-    overrides = {name: text for name, text in environ.items() if name.startswith(PREFIX) and BETWEEN in name}
-    for file in _files(path, bool(overrides), faults):
-        values = _read_file(file, faults)
+    overrides = {
+        name: text for name, text in environ.items() if name.startswith(ENV_PREFIX) and ENV_SEPARATOR in name
+    }
+    for file in _files(path, bool(overrides), errors):
+        values = _read_file(file, errors)
         if values is not None:
             tree.add(str(file), values)
     for name in sorted(overrides):
-        _override(tree, name, overrides[name], faults)
+        _override(tree, name, overrides[name], errors)
     return tree
 
 
-def _files(path: Path | None, overridden: bool, faults: ConfigErrors) -> list[Path]:
-    folder = path or DEFAULT
+def _files(path: Path | None, overridden: bool, errors: ConfigErrors) -> list[Path]:
+    folder = path or DEFAULT_FOLDER
     try:
         if folder.is_dir():
-            return _files_of_folder(folder, faults)
+            return _files_of_folder(folder, errors)
         if folder.exists():
             return [folder]
     except OSError as error:
-        faults.add(str(folder), (), f"cannot be read: {error.strerror}")
+        errors.add(str(folder), (), f"cannot be read: {error.strerror}")
         return []
     # A container may be configured by its environment alone.
     if path is not None or not overridden:
-        faults.add(
+        errors.add(
             str(folder), (), "expected a file or folder, found none; name one with -c, or `workerd install`"
         )
     return []
 
 
-def _files_of_folder(folder: Path, faults: ConfigErrors) -> list[Path]:
+def _files_of_folder(folder: Path, errors: ConfigErrors) -> list[Path]:
     main = folder / "workerd.toml"
     more = sorted(p for p in (folder / "conf.d").glob("*.toml") if not p.name.startswith("."))
     files = ([main] if main.exists() else []) + more
     if not files:
-        faults.add(str(folder), (), "expected workerd.toml or conf.d/*.toml in this folder, found neither")
+        errors.add(str(folder), (), "expected workerd.toml or conf.d/*.toml in this folder, found neither")
     return files
 
 
-def _read_file(file: Path, faults: ConfigErrors) -> dict[str, Any] | None:
+def _read_file(file: Path, errors: ConfigErrors) -> dict[str, Any] | None:
     try:
         with file.open("rb") as stream:
-            raw = stream.read(LARGEST_FILE + 1)
-        if len(raw) > LARGEST_FILE:
-            faults.add(str(file), (), f"expected a file of at most {LARGEST_FILE >> 20} MiB")
+            raw = stream.read(MAX_FILE_BYTES + 1)
+        if len(raw) > MAX_FILE_BYTES:
+            errors.add(str(file), (), f"expected a file of at most {MAX_FILE_BYTES >> 20} MiB")
             return None
         return tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
     except OSError as error:
-        faults.add(str(file), (), f"cannot be read: {error.strerror}")
+        errors.add(str(file), (), f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        faults.add(str(file), (), f"expected UTF-8, got the byte 0x{raw[error.start]:02x} (at line {line})")
+        errors.add(str(file), (), f"expected UTF-8, got the byte 0x{raw[error.start]:02x} (at line {line})")
     except tomllib.TOMLDecodeError as error:
-        faults.add(str(file), (), f"expected TOML, got a syntax error: {error}")
+        errors.add(str(file), (), f"expected TOML, got a syntax error: {error}")
     except RecursionError:
-        faults.add(str(file), (), "expected TOML of sensible depth, got nesting without end")
+        errors.add(str(file), (), "expected TOML of sensible depth, got nesting without end")
     return None
 
 
-def _override(tree: ConfigTree, name: str, text: str, faults: ConfigErrors) -> None:
+def _override(tree: ConfigTree, name: str, text: str, errors: ConfigErrors) -> None:
     source = f"environment variable {name}"
-    parts = name.removeprefix(PREFIX).split(BETWEEN)
+    parts = name.removeprefix(ENV_PREFIX).split(ENV_SEPARATOR)
     if not all(parts):
-        faults.add(source, (), f"expected a name such as {PREFIX}STORE{BETWEEN}URL")
+        errors.add(source, (), f"expected a name such as {ENV_PREFIX}STORE{ENV_SEPARATOR}URL")
         return
     # Names of handlers may hold capitals, which shells like to write throughout.
     names: list[str] = []
@@ -200,61 +200,62 @@ def _value(text: str) -> Any:
 
 
 class Table:
-    """Values that stand at `key`; everything wrong with them becomes a fault, nothing raises."""
+    """The values of one table; what is wrong with them is added to the errors, nothing raises."""
 
-    def __init__(self, values: Mapping[str, Any], key: Key, tree: ConfigTree, faults: ConfigErrors) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], key: KeyPath, tree: ConfigTree, errors: ConfigErrors
+    ) -> None:
         self.values = values
         self.key = key
         self._tree = tree
-        self._faults = faults
+        self._errors = errors
 
-    def fault(self, message: str, *more: str | int) -> None:
-        """Note what is wrong at a key below this table, or at the table itself."""
+    def error(self, message: str, *more: str | int) -> None:
+        """Add an error at a key of this table, or at the table itself."""
         key = (*self.key, *more)
-        self._faults.add(self._tree.origin(key), key, message)
+        self._errors.add(self._tree.origin(key), key, message)
 
-    def read(self, keys: Keys) -> dict[str, Any]:
+    def read(self, keys: Mapping[str, Validator | NestedKeys]) -> dict[str, Any]:
         """The values of the known keys that are given and right, converted."""
         found: dict[str, Any] = {}
         for name, value in self.values.items():
-            kind = keys.get(name)
-            if kind is None:
+            key = keys.get(name)
+            if key is None:
                 self.unknown(name, keys)
-            elif isinstance(kind, Nested):
-                if isinstance(value, dict):
-                    found[name] = self.child(value, name).read(dict(kind.keys))
-                else:
-                    self.fault(str(wrong("a table", value)), name)
+            elif isinstance(key, Validator):
+                self._convert(found, name, key, value)
+            elif isinstance(value, dict):
+                found[name] = self.child(value, name).read(key)
             else:
-                self._convert(found, name, kind, value)
+                self.error(str(wrong("a table", value)), name)
         return found
 
-    def _convert(self, found: dict[str, Any], name: str, kind: Kind, value: object) -> None:
+    def _convert(self, found: dict[str, Any], name: str, validator: Validator, value: object) -> None:
         try:
-            found[name] = kind(value)
-        except ValueError as error:
-            self.fault(str(error), name)
+            found[name] = validator(value)
+        except InvalidValue as error:
+            self.error(str(error), name)
 
     def unknown(self, name: str, known: Mapping[str, object]) -> None:
-        """Note a key that is not known here; its value may be anything and is not shown."""
-        elsewhere = homes(name) if len(self.key) < 3 else []
+        """Add an error about an unknown key; its value is not shown, it may be a secret."""
+        elsewhere = tables_with(name) if len(self.key) < 3 else []
         hint = f"; it belongs in {' or '.join(elsewhere)}" if elsewhere else nearest(name, known)
-        self.fault(f"expected a known key, got an unknown one{hint}", name)
+        self.error(f"expected a known key, got an unknown one{hint}", name)
 
     def child(self, values: Mapping[str, Any], *more: str | int) -> Table:
         """The table at a key below this one."""
-        return Table(values, (*self.key, *more), self._tree, self._faults)
+        return Table(values, (*self.key, *more), self._tree, self._errors)
 
     def table(self, name: str) -> Table:
-        """The table `name`, empty if it is not given or is none."""
+        """The table `name`; empty if missing or not a table."""
         value = self.values.get(name, {})
         if not isinstance(value, dict):
-            self.fault("expected a table, got something else", name)
+            self.error("expected a table, got something else", name)
             value = {}
         return self.child(value, name)
 
     def tables(self) -> Iterator[tuple[str, Table]]:
-        """The tables below this one, by name; anything else is a fault and left out."""
+        """The tables of this one by name; anything else is an error and left out."""
         for name, value in self.values.items():
             table = self.table(name)
             if isinstance(value, dict):

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from workerd import text
-from workerd.config.validators import size_text
+from workerd.config.validators import size_literal
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.workflow import read_spawn
@@ -124,7 +124,7 @@ def _json(name: str, value: Any, limit: int) -> bytes:
 def _fitting(name: str, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
         raise _Unfit(
-            f"The {name} has {len(data)} bytes, more than the limit of {limit} ({size_text(limit)}); "
+            f"The {name} has {len(data)} bytes, more than the limit of {limit} ({size_literal(limit)}); "
             "keep it elsewhere and return where it is, or raise ingester.max_payload."
         )
     return data
