@@ -11,11 +11,11 @@ class WorkerdError(Exception):
 
 
 class ConfigError(WorkerdError):
-    """The configuration is wrong; every fault is listed, nothing was started."""
+    """The configuration is wrong; every error is listed, nothing was started."""
 
-    def __init__(self, faults: list[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
+    def __init__(self, errors: list[str]) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
 
 
 class InvalidValue(WorkerdError, ValueError):

@@ -37,7 +37,7 @@ def configured(tmp_path: Path, text: str, **environ: str) -> Config:
 def faults(tmp_path: Path, text: str, **environ: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         configured(tmp_path, text, **environ)
-    return caught.value.faults
+    return caught.value.errors
 
 
 def fault(tmp_path: Path, text: str, **environ: str) -> str:
@@ -98,7 +98,7 @@ def test_syntax_errors_tell_their_line(tmp_path: Path) -> None:
     (tmp_path / "conf.d" / "x.toml").write_bytes(b"[node]\n\nname = '\xff'\n")
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, {})
-    first, second = caught.value.faults
+    first, second = caught.value.errors
     assert "at line 2" in first
     assert "expected UTF-8" in second
     assert "at line 3" in second
@@ -437,7 +437,7 @@ def test_no_input_brings_it_down(tree: dict[str, Any]) -> None:
     try:
         answer: object = build(merged, ConfigErrors())
     except ConfigError as error:
-        answer = error.faults
+        answer = error.errors
     assert answer
 
 
@@ -465,7 +465,7 @@ def test_a_store_url_that_the_store_would_refuse_is_a_configuration_error(tmp_pa
     file.write_text(f'[store]\nurl = "{url}"\n[ingester]\nbatch = 0\n')
     with pytest.raises(ConfigError) as caught:
         load(file, {})
-    first, second = sorted(caught.value.faults, reverse=True)
+    first, second = sorted(caught.value.errors, reverse=True)
     assert first.startswith(f'{file}: store.url: expected "mysql://')
     assert "ingester.batch: expected a whole number" in second
     assert "s3cret" not in str(caught.value)

@@ -42,10 +42,10 @@ def report(error: WorkerdError) -> int:
 
 
 def _report_config(error: ConfigError) -> None:
-    count = len(error.faults)
+    count = len(error.errors)
     faults = "one fault" if count == 1 else f"{count} faults"
     say(f"The configuration has {faults}; nothing was done. Correct what is listed and try again:")
-    for fault in error.faults:
+    for fault in error.errors:
         say(f"  {without_passwords(fault)}")
 
 

@@ -47,7 +47,7 @@ JOB_KEYS: Keys = {
 
 
 def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, WorkflowConfig]:
-    """All workflows; cycles, unknown names and what can never run become faults of `root`."""
+    """All workflows. Cycles, unknown names and jobs that can never run become errors."""
     found: dict[str, WorkflowConfig] = {}
     for name, table in root.table("workflows").tables():
         check_name(table, name)
@@ -82,7 +82,7 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
 
 
 def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[tuple[Table, dict[str, Any]]]:
-    """The tables of a list; what is none becomes a fault."""
+    """The tables of a list; any other item is an error."""
     found = []
     for number, item in enumerate(items):
         if isinstance(item, dict):
@@ -110,7 +110,7 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
         here: list[str] = []
         for handler in given.get("jobs", ()):
             times[handler] = times.get(handler, 0) + 1
-            # A job is called like its handler; the second one of a handler must be told from the first.
+            # A job is named after its handler; a second one of the same handler needs another name.
             job = handler if times[handler] == 1 else f"{handler}#{times[handler]}"
             here.append(job)
             jobs.append(WorkflowJob(name=job, handler=handler, needs=before, step=number))
@@ -119,7 +119,7 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
 
 
 def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
-    """A graph in the long form, in an order in which it can run; `step` is the longest way to a job."""
+    """A graph in topological order; `step` is the longest path to a job."""
     given: dict[str, WorkflowJob] = {}
     for job, keys in _items(table, "jobs", items, JOB_KEYS):
         for key in ("name", "handler"):
@@ -143,7 +143,7 @@ def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
 
 
 def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
-    """Jobs after everything that they need; those that can never run are a fault that says why."""
+    """Jobs after everything they need; those that can never run are an error that names the cycle."""
     depth: dict[str, int] = {}
     waiting = dict(given)
     while ready := [j for j in waiting.values() if all(n in depth or n not in given for n in j.needs)]:
@@ -167,7 +167,7 @@ def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
 
 
 def _cycle(waiting: Mapping[str, WorkflowJob]) -> list[str]:
-    """One cycle among jobs that all wait for another of them; ends with the name it begins with."""
+    """A cycle among jobs that all wait for each other; ends with the name it starts with."""
     way: list[str] = [next(iter(waiting))]
     while True:
         following = next(n for n in waiting[way[-1]].needs if n in waiting)
@@ -177,17 +177,17 @@ def _cycle(waiting: Mapping[str, WorkflowJob]) -> list[str]:
 
 
 @dataclass
-class Found:
-    """What the tables say."""
+class PoolTables:
+    """Pools and handlers, with warnings."""
 
     pools: dict[str, PoolConfig] = field(default_factory=dict)
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
-def pools(root: Table) -> Found:
-    """All pools with their handlers; what is wrong becomes a fault of `root`."""
-    found = Found()
+def pools(root: Table) -> PoolTables:
+    """All pools with their handlers."""
+    found = PoolTables()
     defaults = root.table("defaults").read({**HANDLER_KEYS, **POOL_KEYS})
     given: dict[str, dict[str, Any]] = {}
     tables = {name: table for name, table in root.table("handlers").tables() if check_name(table, name)}
@@ -222,7 +222,7 @@ def pools(root: Table) -> Found:
 
 
 def check_name(table: Table, name: str) -> bool:
-    """Whether the table's own name may be one; a fault if not."""
+    """Whether the table's own name is valid; an error if not."""
     try:
         v.name(name)
     except InvalidValue as error:
@@ -254,7 +254,7 @@ def _policy(keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> ScheduleConfig:
-    """When it recurs; its own `cron` takes the place of a default `cooler`, and the other way round."""
+    """When it recurs; its own `cron` replaces a default `cooler`, and the other way round."""
     layers = {key: value for key, value in defaults.items() if key in keys_of(ScheduleConfig)}
     given = {key: value for key, value in own.items() if key in keys_of(ScheduleConfig)}
     if given.get("cron"):
@@ -270,7 +270,7 @@ def schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> Sch
 def _pool_keys_of(
     table: Table, own: dict[str, Any], pool: str, members: list[str], said: dict[str, Any]
 ) -> dict[str, Any]:
-    """The pool keys in a handler's own table, which only one with a pool of its own may have."""
+    """The pool keys in a handler's own table, allowed only if the pool is not shared."""
     keys = {key: value for key, value in own.items() if key in POOL_KEYS}
     for key in keys:
         if len(members) > 1:
@@ -285,14 +285,14 @@ def _pool_keys_of(
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
     """The configuration from a file or folder (default /etc/workerd) and `WORKERD_A__B` variables.
 
-    Raises ConfigError with all faults at once; none of them shows a secret.
+    Raises ConfigError with all errors at once; none shows a secret.
     """
     errors = ConfigErrors()
     return build(reader.read(path, os.environ if environ is None else environ, errors), errors)
 
 
 def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
-    """The frozen configuration from merged values; raises ConfigError with all faults at once."""
+    """The frozen configuration from merged values. Raises ConfigError with all errors at once."""
     root = Table(tree.values, (), tree, errors)
     for name in root.values:
         if name not in TABLES:
@@ -307,7 +307,7 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
 
 
 def _section(table: Table, name: str) -> Any:
-    """One section, with the built-in value for every key that is not given or wrong."""
+    """One section; keys that are missing or wrong have their defaults."""
     section = SECTIONS[name]
     given = table.read(keys_of(section))
     if name == "node" and not given.get("name"):
@@ -315,8 +315,8 @@ def _section(table: Table, name: str) -> Any:
     return section(**given)
 
 
-def _check_names(root: Table, found: Found, flows: dict[str, WorkflowConfig]) -> None:
-    """A schedule is kept under its owner's name, and the row of a workflow's run is no job of a handler."""
+def _check_names(root: Table, found: PoolTables, flows: dict[str, WorkflowConfig]) -> None:
+    """A schedule is stored under its owner's name, so a recurring workflow and a handler cannot share it."""
     for name, flow in flows.items():
         if name in found.handlers and flow.schedule.recurs:
             root.error("expected another name, as it recurs: a handler has this one too", "workflows", name)

@@ -111,7 +111,7 @@ class Reader:
             tree = read(self._path, hidden(self._variables), faults)
             config = build(tree, faults)
         except ConfigError as error:
-            told.faults = error.faults
+            told.faults = error.errors
         else:
             tree.values.pop("store", None)
             told.sources, told.values, told.notes = tree.sources, tree.values, config.notes

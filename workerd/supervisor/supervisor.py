@@ -199,7 +199,7 @@ class Supervisor:
     def _refuse(self, error: ConfigError, reply: Reply) -> None:
         self._log.error("reload refused, the old configuration stays", error=str(error))
         self._notify("READY=1")
-        reply({"ok": False, "faults": error.faults})
+        reply({"ok": False, "faults": error.errors})
 
     def _take(self, new: Reading) -> Plan:
         stale = {name for name, slot in self._tree.pools.items() if slot.said.info.get("stale")}
