@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests that need no database or system of their own are not apart: one command runs what is quick.
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint format bench bench-all clean servers redis deb
+.PHONY: demo test test-all lint format generated bench bench-all clean servers redis deb
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -25,6 +25,10 @@ lint: $(VENV)/tested
 format: $(VENV)/tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# etc/workerd.toml and docs/reference, from the source.
+generated: $(VENV)/installed
+	$(BIN)/python -m docs.generate
 
 # Debian's packages: the server without its service, a browser for the dashboard's tests.
 servers:

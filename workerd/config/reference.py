@@ -1,4 +1,4 @@
-"""The commented configuration file, generated from the declared keys."""
+"""The commented configuration file and the reference page, generated from the declared keys."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from workerd.config.model import (
     Policy,
     PoolConfig,
     ScheduleConfig,
+    WorkflowTable,
     keys_of,
 )
 from workerd.config.validators import Validator, duration_literal, size_literal
@@ -110,6 +111,26 @@ def workerd_toml() -> str:
     lines += [*_keys(Policy, "#"), *_keys(ScheduleConfig, "#"), "", _POOL, *_keys(PoolConfig, "#")]
     lines += ["", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
+    return "\n".join(lines) + "\n"
+
+
+def configuration_page() -> str:
+    """The reference page of all keys, in Markdown."""
+    tables = {f"[{name}]": section for name, section in SECTIONS.items()} | {
+        "[handlers.NAME]": HandlerConfig,
+        "[handlers.NAME], also the options of `@handler`": Policy,
+        "[handlers.NAME] and [workflows.NAME]": ScheduleConfig,
+        "[pools.NAME], or a handler with a pool of its own": PoolConfig,
+        "[workflows.NAME]": WorkflowTable,
+    }
+    lines = ["# Configuration", "", "Every key; `[defaults]` takes those of handlers and pools."]
+    for title, table in tables.items():
+        texts = meanings(table)
+        lines += ["", f"## {title}", "", "| key | value | default | meaning |", "|---|---|---|---|"]
+        for name, key, value in _defaults(table):
+            expects = key.expects if isinstance(key, Validator) else "a table"
+            default = "" if name == "call" else f"`{toml_value(value, key)}`"
+            lines.append(f"| `{name}` | {expects} | {default} | {texts[name]} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,74 @@
+"""Writes what is generated from the source: `etc/workerd.toml` and the pages below `docs/reference`.
+
+    python -m docs.generate
+
+A test fails when a page differs from what the source says.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from workerd.config import reference
+from workerd.log_events import EVENTS
+
+ROOT = Path(__file__).parents[1]
+
+LEVELS = ("debug", "info", "warning", "error", "critical", "exception")
+_LOGGERS = frozenset({"log", "_log"})
+
+
+def logged_events() -> Iterator[tuple[str, str, list[str]]]:
+    """(event, level, fields) of each call `log.LEVEL("event", field=…)` in the package."""
+    for file in sorted((ROOT / "workerd").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            owner = node.func.value
+            name = owner.attr if isinstance(owner, ast.Attribute) else getattr(owner, "id", "")
+            if node.func.attr in LEVELS and name in _LOGGERS and node.args:
+                event = node.args[0]
+                if isinstance(event, ast.Constant) and isinstance(event.value, str):
+                    yield event.value, node.func.attr, [key.arg or "…" for key in node.keywords]
+
+
+def log_events_page() -> str:
+    """The table of log events."""
+    levels: dict[str, list[str]] = defaultdict(list)
+    fields: dict[str, list[str]] = defaultdict(list)
+    for event, level, names in logged_events():
+        levels[event] += [level] if level not in levels[event] else []
+        fields[event] += [name for name in names if name not in fields[event]]
+    rows = (
+        f"| `{event}` | {', '.join(levels[event])} | "
+        f"{', '.join(f'`{name}`' if name != '…' else '…' for name in fields[event])} | {meaning} |"
+        for event, meaning in sorted(EVENTS.items())
+    )
+    return "\n".join(
+        (
+            "# Log events",
+            "",
+            "Every line of the log is one event: a name to count and alert on, and fields. Each also has `at`,",
+            "`level` and `process`; `…` stands for the fields of what the event is about (`pool`, `worker`,",
+            "`handler`, `job`, `attempt`).",
+            "",
+            "| event | level | fields | meaning |",
+            "|---|---|---|---|",
+            *rows,
+            "",
+        )
+    )
+
+
+PAGES = {
+    ROOT / "etc" / "workerd.toml": reference.workerd_toml,
+    ROOT / "docs" / "reference" / "configuration.md": reference.configuration_page,
+}
+
+if __name__ == "__main__":
+    for path, content in PAGES.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content())
