@@ -7,12 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.pool_links import PoolLink, Pools
+from workerd.dispatcher.pool_links import PoolLink
 from workerd.dispatcher.recovery import Settlement, refuse
 from workerd.dispatcher.tasks import REFUSED_PAUSE, PeriodicTask
 from workerd.errors import CommitUnknown, StoreBusy, StoreRefused
 from workerd.log import get_logger
 from workerd.runtime.outcome_sender import OutcomeSender
+from workerd.runtime.peer_server import PeerServer
 from workerd.schedule import Cron
 from workerd.store import claims
 from workerd.store.base import Tx
@@ -122,7 +123,7 @@ class Claimer(PeriodicTask):
     def __init__(
         self,
         contact: Contact,
-        pools: Pools,
+        pools: PeerServer[PoolLink],
         outcome_sender: OutcomeSender,
         settlement: Settlement,
         *,
@@ -171,7 +172,7 @@ class Claimer(PeriodicTask):
         """There is new work of these handlers; None: of some that nobody named."""
         now = time.monotonic()
         # Those too whose pool is away: when it is back it is to find what was announced meanwhile.
-        known = {*self._lanes, *(h for link in self._pools.links.values() for h in link.handlers)}
+        known = {*self._lanes, *(h for link in self._pools.peers.values() for h in link.handlers)}
         named = known if handlers is None else known.intersection(handlers)
         if handlers is None and len(self._wanted()) > DIRECT:
             # Too many to try them all: look which it is; those without room are tried when they have some.
@@ -231,7 +232,7 @@ class Claimer(PeriodicTask):
 
     def _wanted(self) -> set[str]:
         """Handlers that some pool has room for."""
-        links = self._pools.links.values()
+        links = self._pools.peers.values()
         return {h for link in links if link.room > 0 for h in link.handlers} - self._paused
 
     def _lane(self, handler: str) -> HandlerCursor:
@@ -271,7 +272,7 @@ class Claimer(PeriodicTask):
         return shares, min(waits, default=None)
 
     def _links_in_turn(self) -> list[PoolLink]:
-        links = self._pools.links
+        links = self._pools.peers
         self._order = [life for life in self._order if life in links]
         self._order += [life for life in links if life not in self._order]
         return [links[life] for life in self._order]

@@ -16,7 +16,7 @@ from workerd import __version__
 from workerd.config.model import Config
 from workerd.dispatcher.claimer import Claimer, PickupWindow
 from workerd.dispatcher.lease import Contact, Lease
-from workerd.dispatcher.pool_links import PoolLink, Pools
+from workerd.dispatcher.pool_links import PoolLink
 from workerd.dispatcher.recovery import Deregistration, Rescue, Settlement
 from workerd.dispatcher.recurring import CronTicks, Intervals, ScheduleSync
 from workerd.dispatcher.retention import Retention, Runs
@@ -25,10 +25,11 @@ from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import RecurringWorkflows, RequestPickup, RequestSweep
 from workerd.errors import StoreBusy
 from workerd.log import get_logger
-from workerd.messages import Hello, Holdings, LeaseState, Release, Roster
+from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, ToDispatcher
 from workerd.metrics import values
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
+from workerd.runtime.peer_server import PeerServer
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
@@ -136,7 +137,14 @@ class Dispatcher(Service):
         self._refused: dict[str, str] = {}
         self._rate = Rate()
         self.contact = Contact(store, gap=lease / 2)
-        self.pools = Pools(self.loop, ctx.paths.dispatcher, self)
+        self.pools = PeerServer(
+            self.loop,
+            ctx.paths.dispatcher,
+            process="dispatcher",
+            incoming=ToDispatcher,
+            peer_class=PoolLink,
+            owner=self,
+        )
         self.outcome_sender = OutcomeSender(
             self.loop, ctx.paths.ingester, Hello(role="dispatcher", name="dispatcher", life=ctx.life)
         )
@@ -216,7 +224,7 @@ class Dispatcher(Service):
             "settlements": self.settlement.rounds,
             "paused": sorted(self.orders.paused),
             "pools": {
-                link.name: {"room": link.room, "sent": link.sent} for link in self.pools.links.values()
+                link.name: {"room": link.room, "sent": link.sent} for link in self.pools.peers.values()
             },
             "unacknowledged": self.outcome_sender.unacknowledged,
         }
@@ -252,25 +260,25 @@ class Dispatcher(Service):
 
     # -- what the pools say
 
-    def on_pool_up(self, link: PoolLink) -> None:
+    def on_peer_up(self, peer: PoolLink) -> None:
         """A pool connected."""
         if self._told_held is not None:
-            link.send(LeaseState(held=self._told_held))
-        self.settlement.on_pool_up(link)
-        self.orders.on_pool_up(link)
+            peer.send(LeaseState(held=self._told_held))
+        self.settlement.on_pool_up(peer)
+        self.orders.on_pool_up(peer)
 
-    def on_pool_down(self, link: PoolLink) -> None:
+    def on_peer_down(self, peer: PoolLink) -> None:
         """A pool's connection ended."""
-        self.claimer.on_pool_down(link)
-        self.settlement.on_pool_down(link)
+        self.claimer.on_pool_down(peer)
+        self.settlement.on_pool_down(peer)
 
-    def on_demand(self, link: PoolLink) -> None:
-        """A pool has room."""
-        self.claimer.on_demand(link)
-
-    def on_holdings(self, link: PoolLink, holdings: Holdings) -> None:
-        """A pool said what it holds."""
-        self.settlement.on_holdings(link, holdings)
+    def on_peer_message(self, peer: PoolLink, message: Demand | Holdings) -> None:
+        """A pool reported its demand, or what it holds."""
+        if isinstance(message, Demand):
+            peer.demand(message)
+            self.claimer.on_demand(peer)
+        else:
+            self.settlement.on_holdings(peer, message)
 
     def _woken(self) -> None:
         """Somebody says that there is new work."""
@@ -289,10 +297,10 @@ class Dispatcher(Service):
         # Before the first answer of the store nothing is known: an earlier dispatcher may have said either.
         if held != self._told_held and (self.lease.registered or not held):
             self._told_held = held
-            self.pools.tell(LeaseState(held=held))
+            self.pools.broadcast(LeaseState(held=held))
             if not held:
                 # Who rescues them may start them at once; nobody is to start them twice.
-                self.pools.tell(Release(handlers=()))
+                self.pools.broadcast(Release(handlers=()))
         if not self._blocked():
             self._back_to_work()
         self._tell_state()

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from workerd.clock import SECOND
 from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.pool_links import PoolLink, Pools
+from workerd.dispatcher.pool_links import PoolLink
 from workerd.dispatcher.tasks import PeriodicTask, jittered
 from workerd.job import Claim, Key, Status
 from workerd.log import get_logger
@@ -17,6 +17,7 @@ from workerd.outcome import Outcome, Reason
 from workerd.policy import lost
 from workerd.runtime.loop import Loop
 from workerd.runtime.outcome_sender import OutcomeSender
+from workerd.runtime.peer_server import PeerServer
 from workerd.store import claims, nodes
 from workerd.store.base import Tx
 from workerd.store.claims import HeldRow
@@ -118,7 +119,7 @@ class Settlement(PeriodicTask):
         self,
         loop: Loop,
         contact: Contact,
-        pools: Pools,
+        pools: PeerServer[PoolLink],
         outcome_sender: OutcomeSender,
         incarnation: bytes,
         on_settled: Callable[[], None],
@@ -241,8 +242,8 @@ class Settlement(PeriodicTask):
         if self.phase is not Phase.COLLECTING:
             return
         self._silent = self._living(self._elders | self._met)
-        for life in self._silent & self._pools.links.keys():
-            self._pools.links[life].send(Inventory(token=self._token))
+        for life in self._silent & self._pools.peers.keys():
+            self._pools.peers[life].send(Inventory(token=self._token))
 
     def _look(self) -> None:
         if self._silent is not None and not self._silent:

@@ -11,11 +11,12 @@ import msgspec
 
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.pool_links import PoolLink, Pools
+from workerd.dispatcher.pool_links import PoolLink
 from workerd.dispatcher.tasks import PeriodicTask, jittered
 from workerd.job import Key
 from workerd.messages import Cancel, Release, Scheduled
 from workerd.runtime.loop import Loop
+from workerd.runtime.peer_server import PeerServer
 from workerd.runtime.sockets import bind_datagram
 from workerd.store import claims
 from workerd.store.claims import poll
@@ -119,7 +120,10 @@ class CancelAndPause:
     """Passes cancels and pauses on to the pools. Which pool holds a claim is not kept: all are told."""
 
     def __init__(
-        self, pools: Pools, handlers: Iterable[str], on_paused: Callable[[frozenset[str]], None]
+        self,
+        pools: PeerServer[PoolLink],
+        handlers: Iterable[str],
+        on_paused: Callable[[frozenset[str]], None],
     ) -> None:
         self._pools = pools
         self._handlers = frozenset(handlers)
@@ -136,12 +140,12 @@ class CancelAndPause:
     def heard(self, cancels: list[Key], paused: Set[str]) -> None:
         """What the store says now."""
         self._cancel(cancels)
-        served = {name for link in self._pools.links.values() for name in link.handlers}
+        served = {name for link in self._pools.peers.values() for name in link.handlers}
         ours = paused & (served | self._handlers)
         if ours != self.paused:
             new, self.paused = ours - self.paused, frozenset(ours)
             if new:
-                self._pools.tell(Release(handlers=tuple(sorted(new))))
+                self._pools.broadcast(Release(handlers=tuple(sorted(new))))
             self._on_paused(self.paused)
 
     def _cancel(self, keys: list[Key]) -> None:
@@ -150,7 +154,7 @@ class CancelAndPause:
         for key in keys:
             if now - self._told.get(key, -REPEAT) >= REPEAT:
                 self._told[key] = now
-                self._pools.tell(Cancel(key=key))
+                self._pools.broadcast(Cancel(key=key))
 
 
 class Poll(PeriodicTask):

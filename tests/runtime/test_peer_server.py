@@ -1,0 +1,177 @@
+"""The server of peers: Hello first, one connection a life, pauses, and peers that break the protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workerd.messages import Ack, Demand, FromIngester, Hello, Message, ToDispatcher
+from workerd.runtime import peer_server
+from workerd.runtime.channel import Channel
+from workerd.runtime.loop import Loop
+from workerd.runtime.peer_server import Peer, PeerServer
+from workerd.runtime.sockets import connect
+
+DEMAND = Demand(received=0, room=1, handlers=("h",))
+
+
+class LimitedPeer(Peer):
+    MAX_UNREAD_BYTES = 1000
+
+
+class World:
+    """A server, its owner, and clients of it, all in one loop."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = Loop()
+        self.path = folder / "server.sock"
+        self.events: list[tuple[str, int]] = []
+        self.broken: list[int] = []
+        self.received: list[Message] = []
+        self.clients: list[Channel[Any]] = []
+        self.server: PeerServer[LimitedPeer] = PeerServer(
+            self.loop, self.path, process="test", incoming=ToDispatcher, peer_class=LimitedPeer, owner=self
+        )
+
+    def on_peer_up(self, peer: LimitedPeer) -> None:
+        self.events.append(("up", peer.life))
+
+    def on_peer_down(self, peer: LimitedPeer) -> None:
+        self.events.append(("down", peer.life))
+
+    def on_peer_message(self, peer: LimitedPeer, message: Any) -> None:
+        self.events.append((type(message).__name__, peer.life))
+
+    def connect(self, *messages: Message) -> int:
+        """A client that has sent these; its number."""
+        number = len(self.clients)
+        channel: Channel[Any] = Channel(
+            self.loop,
+            connect(self.path),
+            FromIngester,
+            self.received.append,
+            lambda: self.broken.append(number),
+        )
+        self.clients.append(channel)
+        for message in messages:
+            channel.send(message)
+        return number
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            self.loop.turn(0.01)
+        raise AssertionError(f"it did not happen: {self.events}")
+
+    def close(self) -> None:
+        self.server.close()
+        for client in self.clients:
+            client.close()
+        self.loop.close()
+
+
+def hello(life: int) -> Hello:
+    return Hello(role="pool", name=f"p{life}", life=life)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    world = World(tmp_path)
+    yield world
+    world.close()
+
+
+def test_a_peer_is_known_by_its_life_until_its_connection_ends(world: World) -> None:
+    client = world.connect(hello(7), DEMAND)
+    world.until(lambda: world.events == [("up", 7), ("Demand", 7)])
+    assert world.server.peers[7].name == "p7"
+    world.clients[client].close()
+    world.until(lambda: world.events[-1] == ("down", 7))
+    assert not world.server.peers
+    assert len(world.server) == 0
+
+
+def test_a_new_connection_of_the_same_life_replaces_the_old_one(world: World) -> None:
+    world.connect(hello(7))
+    world.until(lambda: 7 in world.server.peers)
+    world.connect(hello(7), DEMAND)
+    world.until(lambda: world.broken == [0])
+    assert world.events == [("up", 7), ("down", 7), ("up", 7), ("Demand", 7)]
+    assert len(world.server) == 1
+
+
+@pytest.mark.parametrize("messages", [(DEMAND,), (hello(7), hello(8))], ids=["none", "two"])
+def test_a_peer_must_send_exactly_one_hello_first(world: World, messages: tuple[Message, ...]) -> None:
+    world.connect(*messages)
+    world.until(lambda: world.broken == [0])
+    assert not world.server.peers
+    assert [event for event, _ in world.events] in ([], ["up", "down"])
+
+
+def test_a_broadcast_reaches_those_that_sent_hello(world: World) -> None:
+    world.connect(hello(7))
+    world.connect()
+    world.until(lambda: 7 in world.server.peers and len(world.server) == 2)
+    world.server.broadcast(Ack(below=3))
+    world.until(lambda: world.received == [Ack(below=3)])
+
+
+def test_a_pause_holds_for_connections_accepted_meanwhile(world: World) -> None:
+    world.connect(hello(7))
+    world.until(lambda: 7 in world.server.peers)
+    world.server.pause(True)
+    world.clients[0].send(DEMAND)
+    world.connect(hello(8))
+    world.until(lambda: len(world.server) == 2)
+    for _ in range(5):
+        world.loop.turn(0)
+    assert world.events == [("up", 7)]
+    world.server.pause(False)
+    world.until(lambda: set(world.events) == {("up", 7), ("Demand", 7), ("up", 8)})
+
+
+def test_a_peer_that_reads_nothing_is_dropped(world: World) -> None:
+    client = world.connect(hello(7))
+    world.until(lambda: 7 in world.server.peers)
+    world.clients[client].pause()
+    for n in range(100_000):
+        world.server.broadcast(Ack(below=n))
+        world.loop.turn(0)
+        if not world.server.peers:
+            break
+    assert world.events[-1] == ("down", 7)
+
+
+def test_without_descriptors_it_accepts_again_after_a_pause(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
+    monkeypatch.setattr(peer_server, "ACCEPT_PAUSE_S", 0.2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    client = connect(world.path)
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    with contextlib.suppress(OSError):
+        while True:
+            held.append(os.dup(0))
+    try:
+        world.loop.turn(0.1)
+        turns, end = world.loop.turns, time.monotonic() + 0.1
+        while time.monotonic() < end:
+            world.loop.turn(0.1)
+        assert world.loop.turns - turns < 5
+        assert len(world.server) == 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    world.until(lambda: len(world.server) == 1)
+    client.close()

@@ -1,0 +1,182 @@
+"""A listening socket whose peers introduce themselves with Hello and are known by their life."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from workerd import log
+from workerd.messages import Hello, Message
+from workerd.runtime.channel import Channel
+from workerd.runtime.loop import Loop
+from workerd.runtime.sockets import listen
+
+ACCEPT_PAUSE_S = 1.0
+"""How long nothing is accepted when the process has no descriptor left."""
+_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+class Peer:
+    """One accepted connection; `name` and `life` (as in Roster) are unknown until it sent Hello."""
+
+    MAX_UNREAD_BYTES: ClassVar[int | None] = None
+    """What it may leave unread before `send` drops it; None where its own requests bound what it is sent."""
+
+    def __init__(self, server: PeerServer[Any], sock: socket.socket) -> None:
+        self.name = "unknown"
+        self.life = 0
+        self._server = server
+        self.channel: Channel[Any] = Channel(
+            server.loop, sock, server.incoming, self._on_message, self._on_close
+        )
+
+    @property
+    def introduced(self) -> bool:
+        """Whether its Hello has been read."""
+        return self.life != 0
+
+    def send(self, message: Message) -> None:
+        """Queue a message; nothing happens when the peer has gone."""
+        if self.MAX_UNREAD_BYTES is not None and self.channel.unsent > self.MAX_UNREAD_BYTES:
+            self.drop("does not read what it is sent")
+        else:
+            self.channel.send(message)
+
+    def drop(self, error: str) -> None:
+        """Close the connection of a peer that breaks the protocol; it will connect again."""
+        self._server.log.warning("peer.dropped", peer=self.name, error=error)
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection and forget the peer."""
+        if not self.channel.closed:
+            self.channel.close()
+            self._on_close()
+
+    def _on_close(self) -> None:
+        self._server.forget(self)
+
+    def _on_message(self, message: Message) -> None:
+        if isinstance(message, Hello) == self.introduced:
+            self.drop("Hello must be the first message and the only one")
+        elif isinstance(message, Hello):
+            self.name, self.life = message.name, message.life
+            self._server.introduce(self)
+        else:
+            self._server.owner.on_peer_message(self, message)
+
+
+PeerT = TypeVar("PeerT", bound=Peer)
+PeerT_contra = TypeVar("PeerT_contra", bound=Peer, contravariant=True)
+
+
+class PeerOwner(Protocol[PeerT_contra]):
+    """What a server of peers reports to."""
+
+    def on_peer_up(self, peer: PeerT_contra) -> None:
+        """The peer sent Hello."""
+
+    def on_peer_down(self, peer: PeerT_contra) -> None:
+        """The connection of a peer that had sent Hello is closed."""
+
+    def on_peer_message(self, peer: PeerT_contra, message: Any) -> None:
+        """The peer sent anything else."""
+
+
+class PeerServer(Generic[PeerT]):
+    """Accepts peers of one class at `path`. `peers`: life -> the peer, once it sent Hello.
+
+    `process`: the role that serves, for the log. `incoming`: the union of messages that peers send.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        *,
+        process: str,
+        incoming: Any,
+        peer_class: type[PeerT],
+        owner: PeerOwner[PeerT],
+    ) -> None:
+        self.loop = loop
+        self.log = log.get_logger(process)
+        self.incoming = incoming
+        self.owner: PeerOwner[Any] = owner
+        self.peers: dict[int, PeerT] = {}
+        self._peer_class = peer_class
+        self._connected: dict[PeerT, None] = {}
+        self._paused = False
+        self._socket = listen(path)
+        self._listen()
+
+    def __iter__(self) -> Iterator[PeerT]:
+        """Every connection, also those without a Hello; it may be closed on the way."""
+        return iter(list(self._connected))
+
+    def __len__(self) -> int:
+        return len(self._connected)
+
+    def broadcast(self, message: Message) -> None:
+        """Send a message to every peer that sent Hello."""
+        for peer in list(self.peers.values()):
+            peer.send(message)
+
+    def pause(self, paused: bool) -> None:
+        """Stop or resume reading from every peer, also from those accepted meanwhile (law 7)."""
+        if paused == self._paused:
+            return
+        self._paused = paused
+        for peer in self:
+            if paused:
+                peer.channel.pause()
+            else:
+                peer.channel.resume()
+
+    def close(self) -> None:
+        """Flush and close every connection, and stop listening."""
+        for peer in self:
+            peer.channel.flush()
+            peer.channel.close()
+        self.loop.forget(self._socket.fileno())
+        self._socket.close()
+
+    # -- connections
+
+    def _listen(self) -> None:
+        # After the channels (rank 1): the end of a peer's old connection is read before its new one.
+        if self._socket.fileno() >= 0:
+            self.loop.on_readable(self._socket.fileno(), self.accept, rank=2)
+
+    def accept(self) -> None:
+        """Accept every connection that is waiting."""
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:  # the backlog would wake the loop again at once
+                    self.loop.on_readable(self._socket.fileno(), None)
+                    self.loop.call_later(ACCEPT_PAUSE_S, self._listen)
+                return
+            peer = self._peer_class(self, sock)
+            self._connected[peer] = None
+            if self._paused:
+                peer.channel.pause()
+
+    def introduce(self, peer: PeerT) -> None:
+        """Index a peer that sent Hello; an older connection of the same life is closed."""
+        old = self.peers.get(peer.life)
+        if old is not None:
+            old.close()
+        self.peers[peer.life] = peer
+        self.owner.on_peer_up(peer)
+
+    def forget(self, peer: PeerT) -> None:
+        """Take out a peer whose connection is closed."""
+        self._connected.pop(peer, None)
+        if self.peers.get(peer.life) is peer:
+            del self.peers[peer.life]
+            self.owner.on_peer_down(peer)
