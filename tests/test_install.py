@@ -22,14 +22,14 @@ def what(steps: list[installation.Step], prefix: Path) -> dict[str, str]:
     return {str(step.path.relative_to(prefix)): step.what for step in steps}
 
 
-def test_everything_is_laid_and_taken_away(tmp_path: Path) -> None:
+def test_everything_is_installed_and_removed(tmp_path: Path) -> None:
     """Unit, user, folders, configuration and examples are there; afterwards nothing is."""
-    assert set(what(install(tmp_path), tmp_path).values()) == {"laid"}
+    assert set(what(install(tmp_path), tmp_path).values()) == {"installed"}
     assert {CONFIG, UNIT, "usr/lib/sysusers.d/workerd.conf", "usr/lib/tmpfiles.d/workerd.conf"} < files(
         tmp_path
     )
     assert load(tmp_path / "etc/workerd", {}).pools == {}
-    assert set(what(install(tmp_path), tmp_path).values()) == {"same"}
+    assert set(what(install(tmp_path), tmp_path).values()) == {"unchanged"}
     assert set(what(uninstall(tmp_path), tmp_path).values()) == {"removed"}
     assert files(tmp_path) == set()
     assert not (tmp_path / "etc/workerd").exists()
@@ -47,7 +47,7 @@ def test_the_unit_starts_this_installation(tmp_path: Path) -> None:
 
 
 def test_changed_configuration_is_never_overwritten(tmp_path: Path) -> None:
-    """A person's file stays through install and uninstall; the new one is laid beside it."""
+    """Edited configuration survives install and uninstall; the new file is written beside it."""
     install(tmp_path)
     (tmp_path / CONFIG).write_text('[node]\nname = "mine"\n')
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_changed_configuration_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_there_before_is_a_persons(tmp_path: Path) -> None:
-    """A configuration that no install has laid is kept as well."""
+    """A configuration that `install` did not write is kept as well."""
     (tmp_path / "etc/workerd").mkdir(parents=True)
     (tmp_path / CONFIG).write_text("# mine\n")
     assert what(install(tmp_path), tmp_path)[CONFIG] == "kept"
@@ -80,18 +80,18 @@ def test_an_upgrade_replaces_what_nobody_changed(tmp_path: Path, monkeypatch: py
             (new / source).write_text("# new\n")
     monkeypatch.setattr(installation, "shipped", lambda: new)
     steps = what(install(tmp_path), tmp_path)
-    assert (steps[CONFIG], steps[UNIT]) == ("laid", "laid")
+    assert (steps[CONFIG], steps[UNIT]) == ("installed", "installed")
     assert (tmp_path / CONFIG).read_text() == "# new\n"
 
 
-def test_a_record_cannot_reach_beyond_the_prefix(tmp_path: Path) -> None:
+def test_a_manifest_cannot_reach_beyond_the_prefix(tmp_path: Path) -> None:
     """Whatever stands in the record, only files below the prefix are removed."""
     prefix = tmp_path / "root"
     victim = tmp_path / "victim"
     victim.write_text("x")
     install(prefix)
-    with (prefix / installation.RECORD).open("a") as record:
-        record.write(f"-  ../victim\n-  {victim}\n")
+    with (prefix / installation.MANIFEST).open("a") as manifest:
+        manifest.write(f"-  ../victim\n-  {victim}\n")
     uninstall(prefix)
     assert victim.exists()
 

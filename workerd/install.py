@@ -1,6 +1,6 @@
-"""`workerd install`: unit, system user and configuration, laid into a file system; and taken away again.
+"""`workerd install` and `uninstall`: unit, system user and configuration.
 
-A list of what was laid, with its hashes, tells later what a person has changed since: that is kept.
+A manifest of the installed files with their hashes shows later which of them were edited: those are kept.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 import workerd
 from workerd.errors import WorkerdError
 
-RECORD = PurePosixPath("usr/lib/workerd/installed")
+MANIFEST = PurePosixPath("usr/lib/workerd/installed")
 CONFIGURATION = PurePosixPath("etc/workerd")
 PROGRAM = "/usr/bin/workerd"
-"""What the shipped unit calls; an installation elsewhere puts its own path there."""
+"""The path in the shipped unit, replaced by that of the actual installation."""
 
 LAYOUT = {
     "etc/workerd.toml": "etc/workerd/workerd.toml",
@@ -33,31 +33,31 @@ LAYOUT = {
 
 
 class InstallError(WorkerdError):
-    """The files could not be laid; run it as a user who may write there."""
+    """The files could not be written; run it as a user who may write there."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happened to one file: `laid`, `same`, `kept` (a person changed it), `removed`."""
+    """What happened to one file: `installed`, `unchanged`, `kept` (it was edited), `removed`."""
 
     path: Path
     what: str
 
 
 def install(prefix: Path, program: str | None = None) -> list[Step]:
-    """Lay everything below `prefix`; `program` is what the unit calls, by default this installation.
+    """Install everything below `prefix`; `program` is what the unit runs, by default this installation.
 
-    Configuration that a person has changed is kept, and the new one is laid beside it as `.new`.
+    Edited configuration is kept, and the new file is written beside it as `.new`.
     Raises InstallError.
     """
-    before = _recorded(prefix)
+    before = _manifest(prefix)
     steps: list[Step] = []
     now: dict[str, str] = {}
     try:
         for name, content in _files(program or own_program()):
-            steps.append(_lay(prefix, name, content, before, now))
+            steps.append(_install_file(prefix, name, content, before, now))
         _write(
-            prefix / RECORD, "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items())).encode()
+            prefix / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items())).encode()
         )
     except OSError as error:
         raise InstallError(
@@ -67,34 +67,36 @@ def install(prefix: Path, program: str | None = None) -> list[Step]:
     return steps
 
 
-def _lay(prefix: Path, name: str, content: bytes, before: dict[str, str], now: dict[str, str]) -> Step:
+def _install_file(
+    prefix: Path, name: str, content: bytes, before: dict[str, str], now: dict[str, str]
+) -> Step:
     path = prefix / name
     now[name] = _digest(content)
-    there = path.read_bytes() if path.exists() else None
-    if there == content:
-        return Step(path, "same")
-    changed = there is not None and _digest(there) != before.get(name)
+    present = path.read_bytes() if path.exists() else None
+    if present == content:
+        return Step(path, "unchanged")
+    changed = present is not None and _digest(present) != before.get(name)
     if changed and PurePosixPath(name).is_relative_to(CONFIGURATION):
-        # What it was when it was laid stays on record: it is still a person's, whatever comes later.
+        # The hash of the original stays in the manifest, so that the file still counts as edited later.
         now[name] = before.get(name, "-")
         now[f"{name}.new"] = _digest(content)
         _write(path.with_name(f"{path.name}.new"), content)
         return Step(path, "kept")
     _write(path, content)
-    return Step(path, "laid")
+    return Step(path, "installed")
 
 
 def uninstall(prefix: Path) -> list[Step]:
-    """Take away what `install` laid below `prefix`; configuration that was changed since stays.
+    """Remove what `install` wrote below `prefix`, except edited configuration and the daemon's data.
 
-    What the daemon has stored stays too. Raises InstallError.
+    Raises InstallError.
     """
-    recorded = _recorded(prefix)
-    if not recorded:
-        raise InstallError(f"Nothing is installed below {prefix}: {prefix / RECORD} is not there.")
+    manifest = _manifest(prefix)
+    if not manifest:
+        raise InstallError(f"Nothing is installed below {prefix}: {prefix / MANIFEST} is not there.")
     steps: list[Step] = []
     try:
-        for name, digest in recorded.items():
+        for name, digest in manifest.items():
             path = prefix / name
             if not path.is_file():
                 continue
@@ -105,8 +107,8 @@ def uninstall(prefix: Path) -> list[Step]:
                 path.unlink()
                 steps.append(Step(path, "removed"))
                 _remove_empty(prefix, path.parent)
-        (prefix / RECORD).unlink()
-        _remove_empty(prefix, (prefix / RECORD).parent)
+        (prefix / MANIFEST).unlink()
+        _remove_empty(prefix, (prefix / MANIFEST).parent)
     except OSError as error:
         raise InstallError(
             f"{error.filename} cannot be removed ({error.strerror}): run this as root."
@@ -115,7 +117,7 @@ def uninstall(prefix: Path) -> list[Step]:
 
 
 def own_program() -> str:
-    """The command line that starts this very installation."""
+    """The command that starts this installation."""
     script = Path(sys.executable).with_name("workerd")
     if script.exists():
         return str(script)
@@ -123,21 +125,18 @@ def own_program() -> str:
 
 
 def unreachable(program: str) -> str:
-    """A sentence if the hardened unit could not reach that program, else nothing."""
+    """A warning if the hardened unit could not run that program, else ""."""
     path = Path(program.split()[0])
     if path.is_relative_to("/home") or path.is_relative_to("/root"):
         return (
-            f"{path} lies in a home folder, which the service may not see (ProtectHome=): install workerd "
+            f"{path} is in a home folder, which the service cannot access (ProtectHome=): install workerd "
             "elsewhere, such as in /opt/workerd, or see paths.conf.example."
         )
     return ""
 
 
-# -- the files that came with the program ------------------------------------------------------
-
-
 def shipped() -> Traversable:
-    """The folder that holds `etc` and `systemd`: in an installed program, or in its source tree."""
+    """The folder that holds `etc` and `systemd`: in the wheel, or in the source tree."""
     data = resources.files(workerd).joinpath("_data")
     if data.is_dir():
         return data
@@ -145,7 +144,7 @@ def shipped() -> Traversable:
 
 
 def _files(program: str) -> Iterator[tuple[str, bytes]]:
-    """Every file to lay: its path below the prefix, and its content."""
+    """Every file to install: its path below the prefix, and its content."""
     for source, target in LAYOUT.items():
         found = shipped().joinpath(source)
         if found.is_dir():
@@ -159,23 +158,23 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _recorded(prefix: Path) -> dict[str, str]:
-    """What an earlier install laid: path below the prefix -> hash of its content."""
+def _manifest(prefix: Path) -> dict[str, str]:
+    """The files of an earlier install: path below the prefix -> hash of its content."""
     try:
-        lines = (prefix / RECORD).read_text().splitlines()
+        lines = (prefix / MANIFEST).read_text().splitlines()
     except OSError:
         return {}
     found = {}
     for line in lines:
         digest, _, name = line.partition("  ")
-        # The record is only a file: it must not make `uninstall` reach beyond the prefix.
+        # The manifest is only a file: it must not make `uninstall` reach beyond the prefix.
         if name and ".." not in PurePosixPath(name).parts and not name.startswith("/"):
             found[name] = digest
     return found
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -187,7 +186,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _remove_empty(prefix: Path, folder: Path) -> None:
-    """Remove folders that only held our files; the system's own are never empty."""
+    """Remove folders that only held our files."""
     with contextlib.suppress(OSError):
         while folder != prefix and folder.name in ("workerd", "workerd.service.d"):
             folder.rmdir()
