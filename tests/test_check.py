@@ -54,7 +54,7 @@ def test_every_handler_that_does_not_load_is_told_with_its_reason(
     assert not looked.loads
     for name, words in {
         "raises": "no disk",
-        "crashes": "signal SIGSEGV",
+        "crashes": "killed by SIGSEGV",
         "exits": "exit status 3",
         "leaves": "SystemExit",
         "hangs": "longer than 3s",

@@ -23,6 +23,7 @@ from workerd.errors import LoadError
 from workerd.pool.loading import load
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
+from workerd.text import death_text
 
 NOFILE = 600
 """Descriptors that a pool needs: the dump of a worker's stacks goes to one above 500."""
@@ -217,13 +218,7 @@ class Trial:
                 f"loading it took longer than {duration_literal(self.limit)}; make the import quicker "
                 "or set load_timeout higher"
             )
-        return f"its import ended the process with {_status_text(self.child.status)}"
-
-
-def _status_text(status: int | None) -> str:
-    if status is not None and status < 0:
-        return f"signal {signal.Signals(-status).name}"
-    return f"exit status {status}"
+        return f"the process that imported it {death_text(self.child.status or 0)}"
 
 
 def _loading(pool: PoolConfig, writer: int) -> Callable[[], int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 
 ERROR_LIMIT = 1024
 """Bytes of UTF-8 in `error`."""
@@ -100,3 +101,21 @@ def size_text(size: float) -> str:
 def plural(count: int, noun: str, many: str = "") -> str:
     """`1 job`, `2 jobs`."""
     return f"{count:,} {noun if count == 1 else many or noun + 's'}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGKILL` for 9; `signal 40` where it has no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def exit_text(status: int) -> str:
+    """How a process ended: `SIGSEGV` for status -11, `exit status 3` for 3."""
+    return signal_name(-status) if status < 0 else f"exit status {status}"
+
+
+def death_text(status: int) -> str:
+    """The same as a predicate: `was killed by SIGSEGV`, `ended with exit status 3`."""
+    return f"{'was killed by' if status < 0 else 'ended with'} {exit_text(status)}"

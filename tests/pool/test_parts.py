@@ -256,10 +256,10 @@ def test_short_runs_are_taken_ahead_and_long_ones_not() -> None:
 
 @pytest.mark.parametrize(
     ("status", "words"),
-    [(-11, "SIGSEGV"), (-signal.SIGRTMIN - 5, "signal 39"), (3, "exit code 3"), (0, "exit code 0")],
+    [(-11, "SIGSEGV"), (-signal.SIGRTMIN - 5, "signal 39"), (3, "exit status 3"), (0, "exit status 0")],
 )
 def test_a_death_is_told_in_a_sentence(status: int, words: str) -> None:
-    """With the signal's name or the exit code."""
+    """With the signal's name or the exit status."""
     sentence = death_sentence(status)
     assert words in sentence
     assert sentence.endswith(".")

@@ -1,49 +1,171 @@
-"""When a process that died is started again."""
+"""Managed children: channel, death, descriptors; and when a dead one is started again."""
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
 from workerd.config.model import RestartConfig
-from workerd.runtime.child import ROLE_PAUSE, RestartPolicy
+from workerd.messages import Beat, FromChild, Stop, ToChild
+from workerd.runtime import child
+from workerd.runtime.channel import Channel
+from workerd.runtime.child import MAX_PAUSE_S, CrashLoopPolicy, ManagedChild
+from workerd.runtime.loop import Loop
 
 LIVED = 0.5
 """Seconds: died soon after its start."""
 
 
-def pauses(policy: RestartPolicy, times: int, *, blameless: bool = False) -> list[float]:
+def pauses(policy: CrashLoopPolicy, times: int, *, blameless: bool = False) -> list[float]:
     """The pauses after so many quick deaths in a row."""
-    return [policy.died(0.0, LIVED, blameless=blameless) for _ in range(times)]
+    return [policy.record_death(0.0, LIVED, blameless=blameless) for _ in range(times)]
 
 
 def test_who_lived_for_long_is_started_at_once() -> None:
     """A death after more than two seconds costs no pause and ends a row of quick ones."""
-    policy = RestartPolicy()
+    policy = CrashLoopPolicy()
     pauses(policy, 3)
-    assert policy.died(0.0, 2.5) == 0.0
-    assert policy.died(0.0, LIVED) == 0.1
+    assert policy.record_death(0.0, 2.5) == 0.0
+    assert policy.record_death(0.0, LIVED) == 0.1
 
 
 def test_pauses_of_a_crash_loop_grow() -> None:
     """Who dies at once by its own fault waits twice as long each time, at most five seconds."""
-    assert pauses(RestartPolicy(), 8) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, ROLE_PAUSE, ROLE_PAUSE]
+    assert pauses(CrashLoopPolicy(), 8) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, MAX_PAUSE_S, MAX_PAUSE_S]
 
 
 def test_killed_at_work_again_and_again() -> None:
     """Who does its work whenever it is let is back soon, however often somebody kills it."""
-    assert max(pauses(RestartPolicy(), 20, blameless=True)) <= 0.2
+    assert max(pauses(CrashLoopPolicy(), 20, blameless=True)) <= 0.2
 
 
 def test_a_kill_at_work_forgives_a_crash_loop() -> None:
     """A process that did get to its work has shown that the loop is over."""
-    policy = RestartPolicy()
+    policy = CrashLoopPolicy()
     pauses(policy, 8)
-    assert policy.died(0.0, LIVED, blameless=True) <= 0.2
-    assert policy.died(0.0, LIVED) < ROLE_PAUSE
+    assert policy.record_death(0.0, LIVED, blameless=True) <= 0.2
+    assert policy.record_death(0.0, LIVED) < MAX_PAUSE_S
 
 
 def test_kills_count_for_quarantine() -> None:
     """A pool that dies more often than `restart` allows is held back, whoever kills it."""
-    policy = RestartPolicy(RestartConfig(intensity=3, period=60.0))
+    policy = CrashLoopPolicy(RestartConfig(intensity=3, period=60.0))
     pauses(policy, 3, blameless=True)
-    assert not policy.quarantined
+    assert not policy.exceeded
     pauses(policy, 1, blameless=True)
-    assert policy.quarantined
+    assert policy.exceeded
+
+
+class Parent:
+    """A loop with one managed child, and what it has heard of it."""
+
+    def __init__(self, main: Callable[[socket.socket], int], keep: tuple[int, ...] = ()) -> None:
+        self.loop = Loop()
+        self.heard: list[Beat] = []
+        self.status: int | None = None
+        self.eof = False
+        self.child: ManagedChild[FromChild] = ManagedChild(
+            self.loop,
+            main,
+            keep=keep,
+            incoming=FromChild,
+            on_message=self.heard.append,
+            on_eof=self._on_eof,
+            on_death=self._on_death,
+        )
+
+    def _on_eof(self) -> None:
+        self.eof = True
+
+    def _on_death(self) -> None:
+        self.status = self.child.reap()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + 10
+        while not condition():
+            assert time.monotonic() < end
+            self.loop.turn(0.1)
+
+
+@pytest.fixture
+def parents() -> Iterator[list[Parent]]:
+    made: list[Parent] = []
+    yield made
+    for parent in made:
+        parent.child.kill()
+        parent.until(lambda parent=parent: parent.status is not None)  # type: ignore[misc]
+        parent.loop.close()
+
+
+def serve(control: socket.socket) -> int:
+    """Send one Beat, then end with status 3 at the first message."""
+    loop = Loop()
+    channel: Channel[ToChild] = Channel(loop, control, ToChild, lambda message: loop.stop(), loop.stop)
+    channel.send(Beat(state="up"))
+    loop.run()
+    channel.send(Beat(state="draining"))
+    channel.flush()
+    return 3
+
+
+def test_a_child_is_heard_to_its_last_message(parents: list[Parent]) -> None:
+    """What it wrote just before its death is read before the death counts (law 3)."""
+    parent = Parent(serve)
+    parents.append(parent)
+    parent.until(lambda: len(parent.heard) == 1)
+    parent.child.send(Stop())
+    parent.child.channel.flush()
+    os.waitid(os.P_PID, parent.child.pid, os.WEXITED | os.WNOWAIT)  # dead before anything is read
+    parent.until(lambda: parent.status is not None)
+    assert parent.status == 3
+    assert [beat.state for beat in parent.heard] == ["up", "draining"]
+
+
+def test_a_reaped_child_leaves_no_descriptor(parents: list[Parent]) -> None:
+    """Children are restarted for months."""
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        parent = Parent(serve)
+        parent.child.kill(signal.SIGKILL)
+        parent.until(lambda parent=parent: parent.status is not None)  # type: ignore[misc]
+        assert parent.status == -signal.SIGKILL
+        parent.child.kill()  # nothing happens
+        parent.loop.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_channel_may_end_before_the_child_does(parents: list[Parent]) -> None:
+    """That alone is no death: the owner decides what to do with such a child."""
+
+    def close_and_wait(control: socket.socket) -> int:
+        control.close()
+        signal.pause()
+        return 0
+
+    parent = Parent(close_and_wait)
+    parents.append(parent)
+    parent.until(lambda: parent.eof)
+    assert parent.status is None
+
+
+def test_a_fork_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker or role is tried again later, for ever."""
+
+    def fail(main: object, keep: object) -> None:
+        raise OSError("no process left")
+
+    monkeypatch.setattr(child, "fork", fail)
+    loop = Loop()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="no process left"):
+        ManagedChild(
+            loop, serve, keep=(), incoming=FromChild,
+            on_message=print, on_eof=loop.stop, on_death=loop.stop,
+        )  # fmt: skip
+    assert len(os.listdir("/proc/self/fd")) == before
+    loop.close()

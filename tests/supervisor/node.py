@@ -19,12 +19,12 @@ from workerd.config.model import (
     ShutdownConfig,
     SupervisorConfig,
 )
+from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.supervisor.children import Mains
 from workerd.supervisor.sealed_config import reading
 from workerd.supervisor.startup import BootError
-from workerd.supervisor.supervised_child import CRASH_LOOP
 from workerd.supervisor.supervisor import Supervisor
 
 
@@ -43,7 +43,7 @@ def pool(ctx: RoleContext, name: str, life: int) -> int:
     if name == "dies":
         return 3
     if name == "loops":
-        return CRASH_LOOP
+        return CRASH_LOOP_EXIT_STATUS
     if name == "leaves-children" and os.fork() == 0:
         os.setsid()
         if os.fork() == 0:

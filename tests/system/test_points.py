@@ -85,7 +85,7 @@ def test_the_dispatcher_between_commit_and_hand_over(make: Make) -> None:
     world.daemon.start()
     world.all_ended(jobs)
     eventually(world.halted)
-    assert "died of SIGKILL" in world.daemon.logged()
+    assert "was killed by SIGKILL" in world.daemon.logged()
     assert set(world.ran().values()) == {1}
     assert world.reasons(jobs) == {"ok": 30}
     world.end()

@@ -13,7 +13,7 @@ import msgspec
 
 from workerd.cli.output import bold, is_terminal, pairs, put, table
 from workerd.clock import SECOND, now_us, to_rfc3339
-from workerd.text import harmless, line, seconds_text, size_text
+from workerd.text import exit_text, harmless, line, seconds_text, size_text
 
 if TYPE_CHECKING:
     from workerd.store.columns import JobRow, RequestRow
@@ -91,20 +91,10 @@ def show_attempts(attempts: list[Document]) -> None:
 def death(attempt: Document) -> str | None:
     """`SIGSEGV` or `exit status 3`, if the process died."""
     if attempt.get("exit_signal") is not None:
-        return signal_name(attempt["exit_signal"])
+        return exit_text(-attempt["exit_signal"])
     if attempt.get("exit_code") is not None:
-        return f"exit status {attempt['exit_code']}"
+        return exit_text(attempt["exit_code"])
     return None
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9."""
-    import signal
-
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 def progress_text(job: Document) -> str:

@@ -38,7 +38,14 @@ from workerd.pool.worker_process import (
     death_sentence,
     ending_of_death,
 )
-from workerd.runtime.child import become_subreaper, children_of, outlive_parent
+from workerd.runtime.child import (
+    CANNOT_LOAD_EXIT_STATUS,
+    CRASH_LOOP_EXIT_STATUS,
+    ORPHANED_EXIT_STATUS,
+    become_subreaper,
+    children_of,
+    outlive_parent,
+)
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext
@@ -364,10 +371,6 @@ class Work:
         }
 
 
-CANNOT_LOAD = 78
-"""Exit status of a pool whose handlers do not load."""
-CRASH_LOOP = 75
-"""Exit status of a pool whose workers die without a job: the supervisor holds it back."""
 LAST_WAIT = 2.0
 """Seconds that the workers, and what they left, have for being gone at the end."""
 _GONE_EVERY = 0.002
@@ -429,7 +432,7 @@ class Manager(Service):
 
     def _cannot_load(self, sentence: str) -> None:
         log.error("handlers do not load", pool=self._pool.name, error=sentence)
-        self._status = CANNOT_LOAD
+        self._status = CANNOT_LOAD_EXIT_STATUS
         self.become("failed", sentence)
         self.loop.call_later(0, self.loop.stop)
 
@@ -443,7 +446,7 @@ class Manager(Service):
         self.become(self.state, sentence)
 
     def on_crash_loop(self) -> None:
-        self._status = CRASH_LOOP
+        self._status = CRASH_LOOP_EXIT_STATUS
         trouble = f"Its workers died without a job more than {self._pool.restart.intensity} times in "
         trouble += f"{self._pool.restart.period:g} s; the last time: {self.trouble}"
         log.error("pool gives up", pool=self._pool.name, error=trouble)
@@ -512,7 +515,7 @@ class Manager(Service):
                 os.killpg(pid, signal.SIGKILL)
         while time.monotonic() < end and _kill_children():
             time.sleep(_GONE_EVERY)
-        os._exit(71)
+        os._exit(ORPHANED_EXIT_STATUS)
 
     # -- for people
 

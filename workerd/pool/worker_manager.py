@@ -14,16 +14,12 @@ from workerd.log import get_logger
 from workerd.pool.shared import WorkerFds
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
 from workerd.pool.worker_process import KillReason, Owner, WorkerProcess, WorkerState
+from workerd.runtime.child import CrashLoopPolicy
 from workerd.runtime.limits import resident
 from workerd.runtime.loop import Loop, Timer
 
 FORKS = 50
 """Forks in any one second."""
-QUICK = 2.0
-"""Seconds; a worker that dies without a job sooner than that waits before it is forked again."""
-FIRST_PAUSE = 0.1
-LONGEST_PAUSE = 5.0
-
 SOON = 0.05
 """Seconds; where a worker needs no longer to be ready, a job is asked for while it is being forked."""
 
@@ -78,8 +74,7 @@ class WorkerManager:
         self._limits: dict[str, RestartBudget] = {}
         self._pending: dict[str, Timer] = {}
         self._forks: deque[float] = deque(maxlen=FORKS)
-        self._jobless: deque[float] = deque()
-        self._in_a_row = 0
+        self._crash_loop = CrashLoopPolicy(pool.restart)  # of workers that had no job
         self._readying = math.inf  # seconds that the last one took
         self._closed = False
         self.confinement = PoolLimits(pool)
@@ -158,7 +153,7 @@ class WorkerManager:
         """It has ended a job; true if it can be given another, else it goes and is replaced."""
         if not member.fit:
             return False
-        self._in_a_row = 0
+        self._crash_loop.quick_deaths = 0
         if tainted and member.run is None:
             # What an exception in the middle of anything left behind is not worth a gentle end.
             self.restarts["tainted"] += 1
@@ -193,20 +188,14 @@ class WorkerManager:
         self._died_without_job(member)
 
     def _died_without_job(self, member: WorkerProcess) -> None:
-        now = time.monotonic()
         self.restarts["no_job"] += 1
-        self._jobless.append(now)
-        while now - self._jobless[0] > self._pool.restart.period:
-            self._jobless.popleft()
-        if len(self._jobless) > self._pool.restart.intensity:
+        pause = self._crash_loop.record_death(member.born, time.monotonic())
+        if self._crash_loop.exceeded:
             self._on_crash_loop()
-            return
-        if now - member.born >= QUICK:
-            self._in_a_row = 0
+        elif pause:
+            self._fork_later(member.name, pause)
+        else:
             self._fork(member.name)
-            return
-        self._fork_later(member.name, min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**self._in_a_row))
-        self._in_a_row += 1
 
     # -- the end
 

@@ -6,7 +6,6 @@ import contextlib
 import math
 import os
 import signal
-import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,11 +21,11 @@ from workerd.outcome import RunResult, Usage
 from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
-from workerd.runtime.channel import Channel
-from workerd.runtime.child import fork
+from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
 from workerd.runtime.output import Output
 from workerd.runtime.stackdump import StackDump, kernel_view
+from workerd.text import death_text
 
 
 class WorkerState(StrEnum):
@@ -189,17 +188,7 @@ def death_sentence(status: int, verdict: KillReason = KillReason.NONE) -> str:
         return "The worker was not ready within `load_timeout` and was killed."
     if verdict is KillReason.NOT_READY:
         return "The worker could not load its handlers or `init`."
-    if status < 0:
-        return f"The worker was killed by {signal_name(-status)}."
-    return f"The worker ended with exit code {status}."
-
-
-def signal_name(number: int) -> str:
-    """SIGSEGV for 11; the number itself where it has no name."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return f"The worker {death_text(status)}."
 
 
 def trim(dump: str) -> str:
@@ -293,33 +282,30 @@ class WorkerProcess:
         self._fork(null, start)
 
     def _fork(self, null: int, start: Callable[[WorkerFds], int]) -> None:
-        ours, theirs = socket.socketpair()
         reading, writing = os.pipe()
-        fds = WorkerFds(
-            theirs.fileno(),
-            self._lane.fileno(),
-            output=writing,
-            null=null,
-            page=self.page,
-            dump=self._dump.fd,
-        )
+        lane, page, dump = self._lane.fileno(), self.page, self._dump.fd
         try:
-            self.child = fork(lambda: start(fds), keep=(fds.channel, fds.lane, writing, null, fds.dump))
+            self.child: ManagedChild[FromWorker] = ManagedChild(
+                self._loop,
+                lambda channel: start(
+                    WorkerFds(channel.fileno(), lane, output=writing, null=null, page=page, dump=dump)
+                ),
+                keep=(lane, writing, null, dump),
+                incoming=FromWorker,
+                on_message=self._on_message,
+                on_eof=self._on_eof,
+                on_death=self._on_death,
+            )
         except OSError:
-            ours.close()
             os.close(reading)
             self._lane.close()
             self._dump.close()
             self.page.close()
             raise
         finally:
-            theirs.close()
             os.close(writing)
         self.output = Output(self._loop, reading, self._lines, self._catch_up)
-        self.channel: Channel[FromWorker] = Channel(
-            self._loop, ours, FromWorker, self._on_message, self._on_eof, rank=1
-        )
-        self._loop.on_readable(self.child.pidfd, self._on_death, rank=2)
+        self.channel = self.child.channel
 
     @property
     def pid(self) -> int:
@@ -561,7 +547,6 @@ class WorkerProcess:
         self._dying = True
         self._catch_up()
         self.output.drain()
-        self.channel.drain()
         self._kill_group()
         status = self.child.reap()
         if status is None:
@@ -597,11 +582,8 @@ class WorkerProcess:
         return unread
 
     def _release(self) -> None:
-        self._loop.forget(self.child.pidfd)
         self._alarm.close()
-        self.channel.close()
         self.output.close()
         self._lane.close()
-        self.child.close()
         self._dump.close()
         self.page.close()

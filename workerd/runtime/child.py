@@ -1,4 +1,9 @@
-"""Forked children: made, known by pidfd, killed, reaped, and when they are started again."""
+"""Forked children: fork, pidfd, channel, reaping, and the pauses before a dead one is started again.
+
+`os.fork` and not `multiprocessing.Process`: a sub-reaper must wait for processes it did not fork, and
+Process keeps a second record of what was reaped; its sentinel pipe also stays open in grandchildren,
+so that it proves no death.
+"""
 
 from __future__ import annotations
 
@@ -8,82 +13,43 @@ import gc
 import importlib
 import os
 import signal
+import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
 
 from workerd.config.model import RestartConfig
+from workerd.runtime.channel import Channel
+from workerd.runtime.loop import Loop
 
-_ENV_START = 47
-"""Where the block begins: field 50 of /proc/PID/stat, counted from behind the name."""
-_LARGEST = 4 << 20
-"""Bytes; the kernel gives no process more."""
+UNCAUGHT_EXIT_STATUS = 70
+"""An exception left the child's main function."""
+ORPHANED_EXIT_STATUS = 71
+"""The supervisor has gone: an orphan has no right to its claims."""
+CRASH_LOOP_EXIT_STATUS = 75
+"""A pool whose workers die without a job more often than its `restart` allows."""
+CANNOT_LOAD_EXIT_STATUS = 78
+"""A pool whose handlers do not load."""
 
-
-def hide(prefix: str) -> int:
-    """Take all variables whose names begin so out of this process, into a descriptor for `hidden`.
-
-    The kernel shows the block that a process was started with as /proc/PID/environ, of it and of all that
-    it forks, whatever became of `os.environ`. They are overwritten there, and where Python had them.
-    """
-    fd = os.memfd_create("workerd-environment", os.MFD_CLOEXEC)
-    start = prefix.encode()
-    for name in [name for name in os.environb if name.startswith(start)]:
-        value = os.environb.pop(name)
-        os.writev(fd, [name, b"=", value, b"\0"])
-        if len(value) > 1:  # the shorter ones are shared by the whole interpreter
-            ctypes.memset(id(value) + bytes.__basicsize__ - 1, 0, len(value))
-    _overwrite(start)
-    return fd
-
-
-def hidden(fd: int) -> dict[str, str]:
-    """What `hide` has taken out."""
-    lines = os.pread(fd, _LARGEST, 0).split(b"\0")[:-1]
-    pairs = (line.partition(b"=") for line in lines)
-    return {os.fsdecode(name): os.fsdecode(value) for name, _, value in pairs}
-
-
-def _overwrite(prefix: bytes) -> None:
-    stat = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    start = int(stat[_ENV_START])  # 0 where it may not be known, and then environ is hidden too
-    block = bytearray(_LARGEST)
-    with Path("/proc/self/environ").open("rb", buffering=0) as file:
-        length = file.readinto(block) or 0
-    at = 0
-    while start and at < length:
-        end = block.find(0, at, length)
-        end = length if end < 0 else end
-        if block.startswith(prefix, at):
-            # Nobody reads it any more: pop() has taken it out of the C library's list.
-            ctypes.memset(start + at, 0, end - at)
-        at = end + 1
-    block[:length] = bytes(length)
-
-
-# Forked children: made, known by pidfd, killed and reaped.
-#
-# `os.fork` and not `multiprocessing.Process`: a sub-reaper must wait for strangers too, and Process
-# keeps a second book of who was reaped; its sentinel pipe also stays open in grandchildren, which
-# makes it no authority on a death.
-#
+In = TypeVar("In")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
-# What `signal` makes enums of would be touched by every child, and with it copied.
+# The enums of `signal` would be touched, and so copied, by every child.
 _signal: Any = importlib.import_module("_signal")
 _DEFAULT = int(signal.SIG_DFL)
 _RESET = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE}))
 
 
 class Child:
-    """A forked process of ours: its pid and a descriptor that names it beyond doubt."""
+    """A forked child: its pid, and a descriptor that can never name another process."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -91,18 +57,18 @@ class Child:
         self.status: int | None = None
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        """Signal it; nothing happens if it is dead."""
+        """Send a signal; nothing happens when the child is dead."""
         if self.status is None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signum)
 
     def reap(self) -> int | None:
-        """Its wait status if it is dead (0…255 exit code, negative signal), else None."""
+        """Its status if it is dead: 0…255 is an exit code, negative a signal; None while it lives."""
         if self.status is None:
             try:
                 pid, status = os.waitpid(self.pid, os.WNOHANG)
             except ChildProcessError:
-                self.status = 255  # reaped by a stranger's wait; there is nothing more to learn
+                self.status = 255  # some other wait has reaped it: its status is lost
             else:
                 if pid == 0:
                     return None
@@ -110,7 +76,7 @@ class Child:
         return self.status
 
     def close(self) -> None:
-        """Give the descriptor back; the child must have been reaped."""
+        """Release the descriptor; the child must have been reaped."""
         if self.pidfd >= 0:
             os.close(self.pidfd)
             self.pidfd = -1
@@ -119,8 +85,9 @@ class Child:
 def fork(main: Callable[[], int], keep: Iterable[int] = ()) -> Child:
     """Fork a child that runs `main` and exits with what it returns.
 
-    The child inherits only descriptors 0-2 and `keep`, default signal dispositions, and dies with its
-    parent. An exception that leaves `main` ends it with status 70 and a traceback on standard error.
+    The child inherits only descriptors 0-2 and `keep`, has default signal dispositions, and dies with its
+    parent. An exception that leaves `main` ends it with UNCAUGHT_EXIT_STATUS and a traceback on standard
+    error. Raises OSError.
     """
     parent = os.getpid()
     sys.stdout.flush()
@@ -132,7 +99,7 @@ def fork(main: Callable[[], int], keep: Iterable[int] = ()) -> Child:
 
 
 def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoReturn:
-    status = 70
+    status = UNCAUGHT_EXIT_STATUS
     try:
         die_with_parent(parent)
         signal.set_wakeup_fd(-1)
@@ -141,7 +108,7 @@ def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoRe
         gc.enable()
         status = main()
     except SystemExit as error:
-        status = error.code if isinstance(error.code, int) else 70
+        status = error.code if isinstance(error.code, int) else UNCAUGHT_EXIT_STATUS
     except BaseException:
         import traceback
 
@@ -159,21 +126,21 @@ def die_with_parent(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent dies; exit if it is dead already."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
-        os._exit(70)
+        os._exit(UNCAUGHT_EXIT_STATUS)
 
 
 def outlive_parent() -> None:
-    """Take `die_with_parent` back, for a process that has something to end before it ends itself."""
+    """Undo `die_with_parent`, for a process that must end its own children first."""
     _libc.prctl(_PR_SET_PDEATHSIG, 0, 0, 0, 0)
 
 
 def become_subreaper() -> None:
-    """Orphaned descendants come to this process instead of to init."""
+    """Let orphaned descendants become children of this process instead of init."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reset_signals() -> None:
-    """Default dispositions and an empty mask, as a fresh process has them (SIGPIPE stays ignored)."""
+    """Set default dispositions and an empty mask, as in a fresh process (SIGPIPE stays ignored)."""
     for signum in _RESET:
         _signal.signal(signum, _DEFAULT)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
@@ -181,7 +148,7 @@ def reset_signals() -> None:
 
 
 def ignore_terminal_signals() -> None:
-    """Roles and pools are told what to do by the supervisor, not by the terminal or the manager."""
+    """Ignore what a terminal or service manager sends: only the supervisor ends roles and pools."""
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
 
@@ -197,7 +164,7 @@ def close_inherited(keep: Iterable[int]) -> None:
 
 
 def children_of(pid: int) -> list[int]:
-    """Pids of the living and dead children of all threads of `pid`; empty if it is gone."""
+    """Pids of all children of `pid`, zombies included; empty when `pid` is gone."""
     found: list[int] = []
     try:
         tasks = os.listdir(f"/proc/{pid}/task")
@@ -210,7 +177,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def descendants_of(pid: int) -> list[int]:
-    """All processes below `pid`, nearest first."""
+    """Pids of all processes below `pid`, nearest first."""
     found: list[int] = []
     queue = [pid]
     while queue:
@@ -220,49 +187,110 @@ def descendants_of(pid: int) -> list[int]:
     return found
 
 
-QUICK = 2.0
-"""Seconds; who dies sooner after its start died at once and waits before the next start."""
-FIRST_PAUSE = 0.1
-ROLE_PAUSE = 5.0
-"""Seconds; the longest pause of a role, which is never given up."""
-KILLED_IN_A_ROW = 2
-"""Quick deaths in a row that count at the most for who worked and was killed by somebody else."""
-QUARANTINE_PAUSE = 300.0
-"""Seconds; the longest pause of a quarantined pool."""
+class ManagedChild(Generic[In]):
+    """A forked child with a channel to it, watched by its pidfd from the loop.
 
+    `main` gets the child's end of the channel. `keep`: descriptors that it inherits besides. `incoming`:
+    the union of its messages. `on_eof`: the channel ended; the child is dying, or at fault. `on_death` is
+    called when it is dead and not reaped yet, so its pid is still its own; call `reap` there.
+    Raises OSError when it cannot be forked.
+    """
 
-@dataclass
-class RestartPolicy:
-    """The book of one process's deaths. `restart` is None for a role."""
+    def __init__(
+        self,
+        loop: Loop,
+        main: Callable[[socket.socket], int],
+        *,
+        keep: Iterable[int],
+        incoming: Any,
+        on_message: Callable[[In], None],
+        on_eof: Callable[[], None],
+        on_death: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        ours, theirs = socket.socketpair()
+        try:
+            self._child = fork(lambda: main(theirs), keep=(theirs.fileno(), *keep))
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        self.pid = self._child.pid
+        self.channel: Channel[In] = Channel(loop, ours, incoming, on_message, on_eof, rank=1)
+        loop.on_readable(self._child.pidfd, on_death, rank=2)
 
-    restart: RestartConfig | None = None
-    quarantined: bool = False
-    _in_a_row: int = 0
-    _deaths: deque[float] = field(default_factory=deque)
+    def send(self, message: msgspec.Struct) -> None:
+        """Queue a message; nothing happens when the child has gone."""
+        self.channel.send(message)
 
-    def died(self, started: float, now: float, crash_loop: bool = False, blameless: bool = False) -> float:
-        """Note a death and return the pause in seconds before the next start.
+    def kill(self, signum: int = signal.SIGKILL) -> None:
+        """Send a signal; nothing happens when the child is dead."""
+        self._child.kill(signum)
 
-        `crash_loop`: the pool itself said that its workers die without a job as often as `restart` allows.
-        `blameless`: it did its work until somebody killed it, so nothing says that the next one will die.
+    def reap(self) -> int | None:
+        """Read what the dead child had still written, reap it and release all descriptors (law 3).
+
+        Its wait status as in `Child.reap`; None while it lives.
         """
-        quick = now - started < QUICK or crash_loop
-        self._in_a_row = self._in_a_row + 1 if quick else 0
+        self.channel.drain()
+        status = self._child.reap()
+        if status is not None:
+            self._loop.forget(self._child.pidfd)
+            self.channel.close()
+            self._child.close()
+        return status
+
+
+QUICK_DEATH_S = 2.0
+"""A child that dies sooner after its start waits before it is started again."""
+FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 5.0
+"""The longest pause before a start, as long as deaths have not exceeded what `restart` allows."""
+QUARANTINE_PAUSE_S = 300.0
+"""The longest pause afterwards."""
+MAX_BLAMELESS_QUICK_DEATHS = 2
+"""Quick deaths that count at most for a child that was at work when something else killed it."""
+
+
+class CrashLoopPolicy:
+    """The pause before each restart, and when a child, or a group of them, has died too often.
+
+    `restart`: more than `intensity` deaths within `period` seconds are too many; None: never too many.
+    `exceeded`: they were. `quick_deaths`: in a row; set it to 0 when a child did its work.
+    """
+
+    def __init__(self, restart: RestartConfig | None = None) -> None:
+        self.restart = restart
+        self.exceeded = False
+        self.quick_deaths = 0
+        self._deaths: deque[float] = deque()
+
+    def record_death(
+        self, started: float, now: float, *, crash_loop: bool = False, blameless: bool = False
+    ) -> float:
+        """Count a death (monotonic seconds); returns the pause in seconds before the next start.
+
+        `crash_loop`: the child ended because its own children die too often. `blameless`: it was at work
+        until something else killed it, so nothing says that the next one will die.
+        """
+        quick = now - started < QUICK_DEATH_S or crash_loop
+        self.quick_deaths = self.quick_deaths + 1 if quick else 0
         if blameless:
-            self._in_a_row = min(self._in_a_row, KILLED_IN_A_ROW)
+            self.quick_deaths = min(self.quick_deaths, MAX_BLAMELESS_QUICK_DEATHS)
         if self.restart is not None:
             self._deaths.append(now)
-            while self._deaths and now - self._deaths[0] > self.restart.period:
+            while now - self._deaths[0] > self.restart.period:
                 self._deaths.popleft()
             if crash_loop or len(self._deaths) > self.restart.intensity:
-                self.quarantined = True
-        if not quick and not self.quarantined:
+                self.exceeded = True
+        if not quick and not self.exceeded:
             return 0.0
-        longest = QUARANTINE_PAUSE if self.quarantined else ROLE_PAUSE
-        return float(min(longest, FIRST_PAUSE * 2 ** max(0, self._in_a_row - 1)))
+        longest = QUARANTINE_PAUSE_S if self.exceeded else MAX_PAUSE_S
+        return float(min(longest, FIRST_PAUSE_S * 2 ** max(0, self.quick_deaths - 1)))
 
-    def proved_itself(self) -> None:
-        """It has lived and worked long enough: the past is forgotten."""
-        self.quarantined = False
-        self._in_a_row = 0
+    def reset(self) -> None:
+        """Forget all deaths: the child has worked long enough."""
+        self.exceeded = False
+        self.quick_deaths = 0
         self._deaths.clear()

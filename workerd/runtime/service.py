@@ -13,7 +13,7 @@ from typing import Any
 
 from workerd.messages import Beat, Drain, Report, Roster, Stop, ToChild
 from workerd.runtime.channel import Channel
-from workerd.runtime.child import ignore_terminal_signals
+from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
 from workerd.runtime.loop import Loop, Timer
 
 BEAT = 1.0
@@ -74,7 +74,7 @@ class Service:
 
     def on_orphaned(self) -> None:
         """The supervisor is gone."""
-        os._exit(71)
+        os._exit(ORPHANED_EXIT_STATUS)
 
     # -- the line to the supervisor
 

@@ -15,11 +15,11 @@ from workerd import log
 from workerd.config.model import Config, PoolConfig
 from workerd.messages import Beat, DeadPool, Report, Roster
 from workerd.runtime.cgroup import Delegation
-from workerd.runtime.child import RestartPolicy
+from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.reaper import Strangers
-from workerd.supervisor.supervised_child import CRASH_LOOP, ChildState, Main, SupervisedChild, death_sentence
+from workerd.supervisor.supervised_child import ChildState, Main, SupervisedChild, death_sentence
 
 # The tree: every role and pool has a slot; who dies is restarted, who is silent is killed.
 #
@@ -115,7 +115,9 @@ class Children:
             config = self._unseal(self.sealed, self.config)
             return main(RoleContext(config, self._incarnation, control, life))
 
-        slot = self._slot(name, run, RestartPolicy(), keep=lambda: [self.sealed, self._lock], start_silence=0)
+        slot = self._slot(
+            name, run, CrashLoopPolicy(), keep=lambda: [self.sealed, self._lock], start_silence=0
+        )
         self.roles[name] = slot
         self._start(slot)
 
@@ -130,7 +132,7 @@ class Children:
         slot = self._slot(
             POOL_PREFIX + pool.name,
             run,
-            RestartPolicy(pool.restart),
+            CrashLoopPolicy(pool.restart),
             keep=lambda: [self._lock],
             start_silence=pool.load_timeout,
         )
@@ -141,7 +143,7 @@ class Children:
         self,
         name: str,
         main: Main,
-        policy: RestartPolicy,
+        policy: CrashLoopPolicy,
         keep: Callable[[], list[int]],
         start_silence: float,
     ) -> SupervisedChild:
@@ -192,9 +194,12 @@ class Children:
             return
         reason, words = death_sentence(status, slot.kill_reason)
         slot.deaths[reason] += 1
-        was_quarantined = slot.policy.quarantined
-        pause = slot.policy.died(
-            slot.started, time.monotonic(), status == CRASH_LOOP, blameless=slot.was_killed_at_work(status)
+        was_quarantined = slot.policy.exceeded
+        pause = slot.policy.record_death(
+            slot.started,
+            time.monotonic(),
+            crash_loop=status == CRASH_LOOP_EXIT_STATUS,
+            blameless=slot.was_killed_at_work(status),
         )
         if not slot.trouble or slot.said.state not in ("starting", "failed"):
             slot.trouble = f"{slot.name} {words}"
@@ -205,7 +210,7 @@ class Children:
         )
         if not self.restarting and slot.name.startswith(POOL_PREFIX):
             slot.move(ChildState.EMPTY)
-        elif slot.policy.quarantined:
+        elif slot.policy.exceeded:
             slot.move(ChildState.QUARANTINED)
             if not was_quarantined:
                 self.log.error(f"{slot.name} is quarantined; its jobs stay new", trouble=slot.trouble)
@@ -251,7 +256,7 @@ class Children:
             elif slot.state is ChildState.UP and now - slot.started > max(
                 PROVED, slot.policy.restart.period if slot.policy.restart else 0
             ):
-                slot.policy.proved_itself()
+                slot.policy.reset()
         self._loop.call_later(self._look_every, self._look)
 
     def _on_beat(self, slot: SupervisedChild, beat: Beat) -> None:
@@ -274,7 +279,7 @@ class Children:
     def settled(self) -> bool:
         """Every role is up and every pool up or quarantined, also while it is tried again."""
         return self.roles_are_up and all(
-            slot.state is ChildState.UP or slot.policy.quarantined for slot in self.pools.values()
+            slot.state is ChildState.UP or slot.policy.exceeded for slot in self.pools.values()
         )
 
     # -- asking everyone for fresh numbers

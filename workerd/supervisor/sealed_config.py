@@ -15,7 +15,8 @@ from workerd.config.build import build
 from workerd.config.model import Config, StoreConfig
 from workerd.config.reader import ConfigErrors, ConfigTree, read
 from workerd.errors import ConfigError
-from workerd.runtime.child import fork, hidden, hide, ignore_terminal_signals
+from workerd.runtime.child import fork, ignore_terminal_signals
+from workerd.runtime.hidden_environment import hidden_environment, hide_environment
 
 # The configuration as the supervisor may have it: without the store's section, which is sealed apart.
 #
@@ -65,7 +66,7 @@ class Reader:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path.absolute() if path is not None else None
-        self._variables = hide("WORKERD_")
+        self._variables = hide_environment("WORKERD_")
 
     def read(self) -> Reading:
         """The configuration as it is now. Raises ConfigError with all faults."""
@@ -108,7 +109,7 @@ class Reader:
         told = _Told([], {}, (), 0, "", [])
         try:
             faults = ConfigErrors()
-            tree = read(self._path, hidden(self._variables), faults)
+            tree = read(self._path, hidden_environment(self._variables), faults)
             config = build(tree, faults)
         except ConfigError as error:
             told.faults = error.errors

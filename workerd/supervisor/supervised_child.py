@@ -13,14 +13,12 @@ from typing import Any
 import msgspec
 
 from workerd.messages import Beat, FromChild
-from workerd.runtime.channel import Channel
-from workerd.runtime.child import Child, RestartPolicy, fork
+from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy, ManagedChild
 from workerd.runtime.loop import Loop, Timer
+from workerd.text import death_text
 
 DYING = 0.2
 """Seconds between the end of a channel and the death that it announces."""
-CRASH_LOOP = 75
-"""Exit status of a pool whose workers die without a job as often as its `restart` allows."""
 
 
 class ChildState(StrEnum):
@@ -66,7 +64,7 @@ class SupervisedChild:
         *,
         silence: float,
         start_silence: float,
-        policy: RestartPolicy,
+        policy: CrashLoopPolicy,
         keep: Callable[[], list[int]],
         on_change: Callable[[SupervisedChild], None],
         on_death: Callable[[SupervisedChild, int], None],
@@ -75,8 +73,7 @@ class SupervisedChild:
         self.name = name
         self.policy = policy
         self.state = ChildState.EMPTY
-        self.child: Child | None = None
-        self.channel: Channel[FromChild] | None = None
+        self.child: ManagedChild[FromChild] | None = None
         self.life = 0
         self.started = 0.0
         self.deaths: Counter[str] = Counter()
@@ -110,16 +107,20 @@ class SupervisedChild:
     def start(self, life: int) -> None:
         """Fork the child. EMPTY, BACKOFF or QUARANTINED -> STARTING."""
         self._cancel_timer()
-        ours, theirs = socket.socketpair()
         main = self._main
         self.life = life
-        self.child = fork(lambda: main(theirs, life), keep=[theirs.fileno(), *self._keep()])
-        theirs.close()
+        self.child = ManagedChild(
+            self._loop,
+            lambda control: main(control, life),
+            keep=self._keep(),
+            incoming=FromChild,
+            on_message=self._hear,
+            on_eof=self._silent,
+            on_death=self._died,
+        )
         self.started = self._heard = time.monotonic()
         self.said = Beat(state="starting")
         self.kill_reason = ""
-        self.channel = Channel(self._loop, ours, FromChild, self._hear, self._silent, rank=1)
-        self._loop.on_readable(self.child.pidfd, self._died, rank=2)
         self.move(ChildState.STARTING)
 
     def start_later(self, pause: float, start: Callable[[], None]) -> None:
@@ -129,14 +130,14 @@ class SupervisedChild:
 
     def send(self, message: msgspec.Struct) -> None:
         """Say something to the child, if there is one."""
-        if self.channel is not None:
-            self.channel.send(message)
+        if self.child is not None:
+            self.child.send(message)
 
     def kill(self, reason: str) -> None:
         """SIGKILL, and why; the death is noticed as any other."""
         if self.child is not None:
             self.kill_reason = self.kill_reason or reason
-            self.child.kill(signal.SIGKILL)
+            self.child.kill()
 
     def retire(self) -> None:
         """Nothing will be started here any more unless somebody says so."""
@@ -186,12 +187,6 @@ class SupervisedChild:
         status = self.child.reap()
         if status is None:
             return
-        if self.channel is not None:
-            self.channel.drain()
-            self.channel.close()
-            self.channel = None
-        self._loop.forget(self.child.pidfd)
-        self.child.close()
         self.child = None
         self._on_death(self, status)
 
@@ -222,16 +217,6 @@ def death_sentence(status: int, kill_reason: str) -> tuple[str, str]:
     """(reason for the metrics, words for a person) of an exit status."""
     if kill_reason:
         return "killed", f"was killed by the supervisor: it {kill_reason}"
-    if status < 0:
-        return "signal", f"died of {signal_name(-status)}"
-    if status == CRASH_LOOP:
+    if status == CRASH_LOOP_EXIT_STATUS:
         return "crash_loop", "ended because its workers die without having a job"
-    return "exit", f"ended with exit status {status}"
-
-
-def signal_name(number: int) -> str:
-    """SIGKILL for 9; real-time signals have no name of their own."""
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    return "signal" if status < 0 else "exit", death_text(status)

@@ -251,7 +251,7 @@ class Supervisor:
         for name, pool in pools.items():
             configured = self._config.pools.get(name)
             pool["handlers"] = [h.name for h in configured.handlers] if configured is not None else []
-            held = self._tree.pools[name].policy.quarantined and pool["state"] != ChildState.UP
+            held = self._tree.pools[name].policy.exceeded and pool["state"] != ChildState.UP
             pool["quarantined"] = held
             if held:
                 pool["state"] = ChildState.QUARANTINED  # also while it is tried again

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
 from workerd import clock, documents
@@ -35,6 +34,7 @@ from workerd.store import queries
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow
 from workerd.store.queries import StoredJob
+from workerd.text import exit_text
 
 PREVIEW = 8_000
 """Bytes of a payload that a page shows."""
@@ -226,14 +226,11 @@ def _progress(row: JobRow) -> Child:
     return join(progress_bar(row.progress), el("span", row.note, class_="sub") if row.note else None)
 
 
-def exit_text(row: JobRow) -> str:
+def _exit(row: JobRow) -> str:
     """How the process ended, if it did."""
     if row.exit_signal:
-        try:
-            return signal.Signals(row.exit_signal).name
-        except ValueError:
-            return f"signal {row.exit_signal}"
-    return "–" if row.exit_code is None else f"exit status {row.exit_code}"
+        return exit_text(-row.exit_signal)
+    return "–" if row.exit_code is None else exit_text(row.exit_code)
 
 
 def _attempts(attempts: list[JobRow]) -> Markup:
@@ -246,7 +243,7 @@ def _attempts(attempts: list[JobRow]) -> Markup:
             microseconds(row.run_us),
             microseconds(row.cpu_us),
             components.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–",
-            exit_text(row),
+            _exit(row),
             f"{row.node}/{row.pid}" if row.node and row.pid else row.node or "–",
         )
         for row in attempts
