@@ -1,9 +1,9 @@
-"""The gateway under load: enqueues at a steady rate beside long polls, and the way from POST to the start.
+"""The gateway under load: enqueues at a steady rate beside long polls, and latency from POST to start.
 
     python benchmarks/bench_http.py [--mysql] [--rate 500] [--seconds 20] [--polls 50] [--json]
 
-Starts a node of its own. The sender keeps its clock: a slow answer delays no other request, so that the
-latencies are those that clients would see.
+Starts its own node. The sender keeps its rate: a slow response delays no other request, so that the latencies
+are those of real clients.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LATENCY_ROUNDS = 300
 
 
 class Connection:
-    """One connection that is kept; a request at a time."""
+    """One persistent connection, one request at a time."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -38,7 +38,7 @@ class Connection:
         self._writer: asyncio.StreamWriter | None = None
 
     async def ask(self, method: str, path: str, document: object = None) -> tuple[int, Any]:
-        """Status and document of the answer."""
+        """Status and document of the response."""
         if self._writer is None:
             self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
         assert self._reader is not None
@@ -55,7 +55,7 @@ class Connection:
 
 
 class Load:
-    """Sends jobs at a rate while others wait for theirs."""
+    """Enqueues jobs at a rate while long polls wait."""
 
     def __init__(self, port: int, rate: float, seconds: float, polls: int) -> None:
         self._port = port

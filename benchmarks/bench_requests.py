@@ -1,9 +1,9 @@
-"""How many jobs a second do requests run: 1,000 requests of 2 steps with 3 jobs each?
+"""How many jobs per second do requests run: 1,000 requests of 2 steps with 3 jobs each?
 
     python -m benchmarks.bench_requests [--store mariadb|sqlite] [--requests 1000] [--workers 2]
 
 The requests are inserted at once. Counted from the first job's insertion to the last job's commit, by the
-store's clock; every job hands on extras, which are merged into its request's. At the end every request
+store's clock; every job returns extras, which are merged into those of its request. At the end every request
 must be completed, with each job run once.
 """
 

@@ -1,12 +1,12 @@
-"""Chaos: under steady load, kill a random process of the tree again and again, and the store now and then.
+"""Chaos: under steady load, keep killing random processes of the tree, and the store now and then.
 
     python benchmarks/chaos.py --jobs 100000 --seed 1 --store mariadb
 
-What ran is counted by the handler itself, in a file outside of workerd; what was recorded is read from the
-store with plain SQL. Prints one JSON line: lost, recorded twice, run more than once (allowed, counted),
-longest pause while jobs waited, and by kind of process the time until it was in service again and until a
-job enqueued at the kill had ended; apart, where another kill or the store's absence fell into it. Exit
-status 1 if anything was lost or recorded twice.
+Runs are counted by the handler itself, in a file outside of workerd; recorded jobs are read from the store
+with plain SQL. Prints one JSON line: lost, recorded twice, run more than once (allowed, counted), the longest
+pause while jobs were waiting, and for each kind of process the time until it was in service again and until
+a job enqueued at the kill had ended; separately, where another kill or an outage of the store overlapped.
+Exit status 1 if anything was lost or recorded twice.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 KINDS = ("supervisor", "dispatcher", "ingester", "pool", "worker")
 HASTE = 0.25
-"""Of the kills are followed by the next whether or not what was killed is back."""
+"""Share of kills that do not wait until the process is back."""
 CHUNKS = 20
-"""Inserts a second: the load is steady, so that a pause is a pause."""
+"""Inserts per second; a steady load, so that pauses show."""
 
 CONFIG = f"""
 [shutdown]
@@ -65,7 +65,7 @@ workers = 1
 
 
 class Chaos:
-    """One run: feeds, kills, watches, counts."""
+    """One run: enqueues, kills, watches, counts."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
@@ -113,7 +113,7 @@ class Chaos:
     def victim(self, kind: str) -> Victim | None:
         """A living process of that kind, if there is one just now."""
         daemon = self.chance.choice(self.daemons)
-        if kind == "supervisor":  # not by its name, which its children have too until they say their own
+        if kind == "supervisor":  # not by title: a forked child has its parent's until it sets its own
             assert daemon.process is not None
             return Victim(kind, "", daemon.process.pid, daemon)
         found = []
@@ -126,7 +126,7 @@ class Chaos:
         return self.chance.choice(found) if found else None
 
     def strike(self) -> None:
-        """Kill one process now; as a rule see it back before the next is killed, but not always."""
+        """Kill one process; usually wait until it is back before the next kill."""
         self.restart_dead()
         victim = self.victim(self.chance.choice(self.kinds))
         if victim is None:
@@ -144,7 +144,7 @@ class Chaos:
             self.see_back(recovery)
 
     def strike_store(self) -> None:
-        """Kill the store, leave it dead for a while, and see how work goes on after it is back."""
+        """Kill the store, leave it down for a while, and measure how work resumes."""
         if self.options.store == "sqlite":
             return
         self.kills["store"] += 1
@@ -156,19 +156,19 @@ class Chaos:
         self.see_back(self.recoveries.begin(store, time.monotonic()))
 
     def see_back(self, recovery: threading.Thread) -> None:
-        """Wait until what was killed is back, starting again what hangs on it."""
+        """Wait until the killed process is back; restart a daemon that ended."""
         while recovery.is_alive():
             self.restart_dead()
             recovery.join(0.01)
 
     def restart_dead(self) -> None:
-        """What a service manager does: start a daemon that ended."""
+        """Restart a daemon that ended, as a service manager would."""
         for daemon in self.daemons:
             if daemon.process is not None and daemon.process.poll() is not None:
                 daemon.spawn()
 
     def waiting(self) -> int:
-        """Jobs without an end, or 1 while the store does not say."""
+        """Jobs that have not ended; 1 while the store is unavailable."""
         try:
             counts = self.rows.counts()
         except Exception:
@@ -216,7 +216,7 @@ class Chaos:
         return self.waiting() == 0
 
     def figures(self, seconds: float, unsettled: int) -> dict[str, Any]:
-        """What the store and the file of runs say together."""
+        """Compare the store with the file of runs."""
         runs = Counter(line.split()[0] for line in self.runs.read_text().splitlines())
         ends = self.rows.sql(
             "SELECT id, SUM(CASE WHEN status = 'completed' THEN 1 ELSE 0 END) AS ends,"
@@ -232,7 +232,7 @@ class Chaos:
             "jobs": self.options.jobs,
             "accepted": len(ids),
             "kills": dict(self.kills),
-            # An INSERT whose answer the killed store swallowed is sent again: more may be accepted.
+            # An INSERT whose reply was lost with the store is sent again: more may be accepted.
             "lost": max(sent, len(ids)) - sum(1 for row in ends if row["ends"] >= 1),
             "recorded_twice": sum(1 for row in ends if row["ends"] > 1 or row["states"] > 1),
             "never_run": len(ids - set(runs)),
@@ -270,7 +270,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run, print, and say by the exit status whether every promise was kept."""
+    """Run and print; exit status 1 if a guarantee was broken."""
     options = arguments(words)
     folder = Path(tempfile.mkdtemp(prefix="workerd-chaos-"))
     chaos = Chaos(options, folder)

@@ -1,4 +1,4 @@
-"""How long a killed process is missed: until it serves again, and until a job enqueued then has ended."""
+"""Recovery times: until a killed process is in service again, until a job enqueued at the kill ended."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from tests.support.rows import Rows
 from workerd.runtime.sockets import poke
 
 LIMIT = 60.0
-"""Seconds after which somebody who is not back is a failure of the run."""
+"""A process not back after so many seconds fails the run."""
 LOOK = 0.01
 DUPLICATE = (pymysql.err.IntegrityError, sqlite3.IntegrityError)
 
 
 @dataclass(frozen=True)
 class Victim:
-    """What was killed: its kind, its pool if it has one, its pid, and the daemon that it belongs to."""
+    """A killed process: its kind, its pool if any, its pid, and its daemon."""
 
     kind: str
     pool: str
@@ -37,11 +37,11 @@ class Victim:
 
     @property
     def handler(self) -> str:
-        """Whose jobs miss it."""
+        """The handler whose jobs are affected."""
         return self.pool or "record"
 
     def replaced(self) -> bool:
-        """Whether another is in its place and in service."""
+        """Whether a successor is in service."""
         status = self.daemon.status()
         if self.kind in ("supervisor", "store"):
             return bool(status.get("ready"))
@@ -57,8 +57,7 @@ class Victim:
 class Recoveries:
     """Measures every recovery in a thread of its own, with a job that is enqueued at the kill.
 
-    Kept in three books: `alone`; `again`, when another process was killed before it was over; `store`,
-    when the store was away meanwhile.
+    Three groups: `alone`; `again`, when another kill overlapped; `store`, when a store outage overlapped.
     """
 
     def __init__(self, rows: Rows, runs: Path, absences: Absences) -> None:
@@ -86,7 +85,7 @@ class Recoveries:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody is not back yet."""
+        """Whether a process is not back yet."""
         return any(thread.is_alive() for thread in self._threads)
 
     def _measure(self, victim: Victim, killed: float, strike: int, crowd: bool) -> None:
@@ -129,7 +128,7 @@ class Recoveries:
         return False
 
     def figures(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-        """Book by book and kind by kind: until it was in service, until the job had ended; milliseconds."""
+        """By group and kind: until in service, until the job had ended; milliseconds."""
         return {
             book: {
                 kind: {
@@ -143,7 +142,7 @@ class Recoveries:
 
 
 class Pauses:
-    """The longest time in which no job began for the first time while some were waiting for that."""
+    """The longest time without a first start while jobs were waiting."""
 
     def __init__(self, runs: Path, fed: Callable[[], int], absences: Absences) -> None:
         self._runs = runs

@@ -1,4 +1,4 @@
-"""The store of a chaos run: killed now and then, and watched, so that it is blamed for its own absence."""
+"""The store of a chaos run: killed now and then, and watched for outages."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.support.galera import Galera
 from tests.support.servers import DURABLE, DatabaseServer
 
 STALL = 0.25
-"""Seconds; a plain INSERT that takes longer shows that the store stood still, whatever the cause."""
+"""Seconds; a plain INSERT that takes longer counts as an outage, whatever the cause."""
 
 
 class Absences:
-    """When the store was away or stood still, as seen by others than workerd; monotonic seconds."""
+    """Outages of the store, as seen without workerd; monotonic seconds."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -26,7 +26,7 @@ class Absences:
 
     @contextlib.contextmanager
     def known(self) -> Iterator[None]:
-        """The store is away while the block runs."""
+        """The store is down while the block runs."""
         mark, began = object(), time.monotonic()
         with self._lock:
             self._open[mark] = began
@@ -39,7 +39,7 @@ class Absences:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """The block is one short piece of plain SQL: one that is slow or fails is an absence."""
+        """The block is one short statement: if it is slow or fails, that is an outage."""
         began = time.monotonic()
         failed = True
         try:
@@ -52,7 +52,7 @@ class Absences:
                     self._over.append((began, end))
 
     def met(self, began: float, end: float) -> bool:
-        """Whether the store was away at any time of this span."""
+        """Whether an outage overlaps this span."""
         with self._lock:
             spans = [*self._over, *((since, end) for since in self._open.values())]
         return any(a < end and b > began for a, b in spans)
@@ -82,14 +82,14 @@ class Target:
             self.galera.kill9(chance.randrange(1, 3))  # the first node stays, for plain SQL
 
     def revive(self) -> None:
-        """Start again what was killed."""
+        """Restart the killed server."""
         if self.server is not None:
             self.server.start()
         if self.galera is not None:
             self.galera.revive()
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Stop all servers and remove their files."""
         if self.server is not None:
             self.server.remove()
         if self.galera is not None:

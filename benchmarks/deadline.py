@@ -1,10 +1,10 @@
-"""How long past deadline + grace is everything that a job started gone, and when does the next job begin?
+"""How long after deadline + grace is everything gone that a job started, and when does the next job start?
 
     python -m benchmarks.deadline
     python -m benchmarks.deadline --times 50
 
-Four jobs that do not end by themselves: a loop, C code that holds the interpreter's lock, one that swallows
-every exception, one whose grandchild left its group and session. Each is the only job of a pool with one
+Four jobs that never end: a loop, C code that holds the GIL, one that swallows every exception, one whose
+grandchild left its process group and session. Each is the only job of a pool with one
 worker, with the next job waiting behind it. The end of every process is seen through its pidfd.
 """
 

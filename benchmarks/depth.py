@@ -1,4 +1,4 @@
-"""Does a deep store stay as fast as a shallow one?
+"""Is a store with millions of rows as fast as an almost empty one?
 
     python -m benchmarks.depth --rows 100000
     python -m benchmarks.depth --all            # 10^6 waiting, 10^6 scheduled, 2·10^6 finished: long
@@ -23,9 +23,9 @@ from tests.support.eventually import eventually
 CHUNK = 10_000
 FIRST_ID = 1 << 40
 RUN, PART = 40_000, 4000
-"""Jobs that are run of what waits in one go, and those of one value."""
+"""Jobs run per round, and per value."""
 VALUES = 6
-# The server makes the rows itself from a sequence; ids are in the order of time, as ours are.
+# The server generates the rows from a sequence; ids are in the order of time, like UUIDv7.
 FILL = """INSERT INTO workerd_jobs (id, handler, status, run_at, vars, reason, success, payload, payload_type,
     claimed_at, started_at, finished_at, ingested_at, node_id, node)
     SELECT UNHEX(CONCAT(LPAD(HEX({base} + seq), 16, '0'), REPLACE(LEFT(UUID(), 18), '-', ''))), '{handler}',
@@ -38,7 +38,7 @@ NEVER = "NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL"
 
 
 class Case(NamedTuple):
-    """What lies in the store beside the jobs that are run."""
+    """The rows in the store besides the jobs that run."""
 
     name: str
     waiting: int
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def fill(node: Node, handler: str, status: str, count: int, base: int, vars_text: str = "{}") -> int:
-    """So many rows; returns where the next ids begin."""
+    """Insert rows; returns the next id."""
     for start in range(0, count, CHUNK):
         part = min(CHUNK, count - start)
         node.rows.sql(
@@ -125,7 +125,7 @@ def measured(case: Case, server: Server, options: argparse.Namespace) -> Iterato
 
 
 def latencies(node: Node, options: argparse.Namespace) -> list[float]:
-    """Of single jobs of another handler, by a client."""
+    """Latency of single jobs of another handler."""
     path = node.path / "stamps"
     feed(by_client(node), path, 20, 50)
     path.unlink()

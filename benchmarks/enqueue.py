@@ -1,12 +1,12 @@
-"""How many jobs a second can be enqueued, by every way in?
+"""How many jobs per second can be enqueued, by each way?
 
     python -m benchmarks.enqueue
     python -m benchmarks.enqueue --store sqlite --seconds 5
 
 One caller; every call is durable when it returns. One by one and in bulk (1,000 a call) by the client, inside
-transactions of the caller's own, by HTTP (one connection that is kept), and by plain SQL: a bare INSERT with
-autocommit, which is the bound of what one by one can give. The ways take turns, so that a machine whose speed
-drifts is as fast for each. No pool takes the jobs meanwhile.
+the caller's own transactions, by HTTP (one persistent connection), and by plain SQL: a bare INSERT with
+autocommit, which bounds what one by one can reach. The ways take turns, so that a machine whose speed drifts
+affects all alike. No pool runs the jobs meanwhile.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Way = tuple[str, int, Callable[[], object], str]
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Every way for a while, in turn, several times."""
+    """Each way for some seconds, in turns, several times."""
     repeats = options.repeats or 3
     seconds = options.seconds or (1.0 if options.quick else 5.0)
     port = free_port()
@@ -104,7 +104,7 @@ def inserting(link: Any, numbers: Iterator[int]) -> Callable[[], object]:
 
 
 def inside(link: Any, numbers: Iterator[int]) -> Callable[[], object]:
-    """A transaction of the caller's own with nothing else in it."""
+    """A transaction of the caller that only enqueues."""
 
     def call() -> None:
         link.cursor().execute("BEGIN")
@@ -115,7 +115,7 @@ def inside(link: Any, numbers: Iterator[int]) -> Callable[[], object]:
 
 
 def posting(port: int) -> Callable[[str, object], None]:
-    """POSTs JSON on one connection."""
+    """POST JSON on one connection."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def post(path: str, body: object) -> None:

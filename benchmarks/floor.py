@@ -1,13 +1,13 @@
-"""How fast are the bare statements, and how much of that does the whole program keep?
+"""How fast are the bare SQL statements, and what share of that does the whole program reach?
 
     python -m benchmarks.floor
     python -m benchmarks.floor --batch 500 --jobs 20000
 
 On the real table with all its indexes: claim (SELECT … SKIP LOCKED, UPDATE, COMMIT) and close (one UPDATE
 with a derived table, COMMIT), 500 rows a statement, one connection, no processes. Then the same through the
-program's own store functions, then the whole program with 2 workers, turn by turn on the same server, so that
-a machine whose speed drifts is as fast for each; the last figure is the ratio of the whole program to the
-bare statements, of the turns just before and after it.
+program's own store functions, then the whole program with 2 workers, in turns on the same server, so that a
+machine whose speed drifts affects all alike. The last figure is the ratio of the whole program to the bare
+statements of the turns just before and after it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Spent(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Jobs a second, claim and close one after the other."""
+        """Jobs per second, claim and close one after the other."""
         return self.jobs / (self.claiming + self.closing)
 
 
@@ -65,7 +65,7 @@ def filled(server: Server, count: int) -> str:
     return url
 
 
-# -- the statements as anybody would write them
+# -- the statements, written by hand ----------
 
 
 def bare(url: str, count: int, batch: int) -> Spent:
@@ -155,7 +155,7 @@ def own_claim(store: Store, batch: int, cursor: Cursor | None) -> claims.ClaimBa
 
 
 def outcome_of(n: int, claim: Claim) -> Outcome:
-    """What a pool makes of a job that returned its number."""
+    """The outcome of a job that returned its number."""
     return Outcome(
         id=claim.id, attempt=claim.attempt, claimed_at=claim.claimed_at, handler=claim.handler,
         status=Status.COMPLETED, reason=Reason.OK, success=True, payload=str(n).encode(),

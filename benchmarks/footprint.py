@@ -1,10 +1,10 @@
-"""What does an idle node cost: memory, processor, queries, and does it grow?
+"""What does an idle node cost in memory, CPU and queries, and does it grow?
 
     python -m benchmarks.footprint
     python -m benchmarks.footprint --all        # also 32 workers, 10 and 50 pools, growth over 200,000 jobs
 
-Memory is PSS of the whole tree (shared pages counted once), after a few jobs. Processor time and the
-server's queries are counted over a while without work.
+Memory is PSS of the whole tree (shared pages counted once), after a few jobs. CPU time and the
+server's queries are counted over an idle period.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.support.servers import free_port
 
 
 class Case(NamedTuple):
-    """A node that does nothing."""
+    """An idle node."""
 
     workers: int
     pools: int = 1
@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def idle(node: Node, server: Server, case: Case, seconds: float) -> Iterator[Figure]:
-    """Processor time and queries of a while without work."""
+    """CPU time and queries of an idle period."""
     before, asked = node.cpu(), server.queries()
     time.sleep(seconds)
     after, asked_then = node.cpu(), server.queries()
@@ -87,7 +87,7 @@ def idle(node: Node, server: Server, case: Case, seconds: float) -> Iterator[Fig
 
 
 def growth(server: Server, jobs: int = 200_000) -> Iterator[Figure]:
-    """Memory after many jobs, against before."""
+    """Memory growth over many jobs."""
     text = config({"h0": f'call = "{HANDLERS}:noop"\nworkers = 2'})
     with Node(server.url(), text) as node:
         node.enqueue("h0", 5000, mail)

@@ -1,4 +1,4 @@
-"""What the benchmarks let the workers do."""
+"""The handlers of the benchmarks."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from workerd.handler import Context, Result
 
 
 def noop(n: int = 0, email: str = "", subject: str = "") -> int:
-    """Nothing; its number is the payload."""
+    """Return a number as the payload."""
     return n
 
 
 def sleep(seconds: float) -> None:
-    """A job of so many seconds that needs no processor."""
+    """Sleep."""
     time.sleep(seconds)
 
 
@@ -50,7 +50,7 @@ def trace(ctx: Context, path: str, seconds: float = 0.0) -> None:
         time.sleep(seconds)
 
 
-# -- what does not end by itself; each notes its start and its processes
+# -- jobs that never end; each records its start and its processes
 
 
 def loop(path: str) -> None:
@@ -61,13 +61,13 @@ def loop(path: str) -> None:
 
 
 def c_code(path: str) -> Any:
-    """C code that holds the interpreter's lock and looks at no signal."""
+    """C code that holds the GIL and checks no signal."""
     _note(path, time.monotonic_ns(), os.getpid())
     return sum(range(10**13))
 
 
 def swallow(path: str) -> None:
-    """Swallows everything that is raised in it."""
+    """Swallow every exception."""
     _note(path, time.monotonic_ns(), os.getpid())
     while True:
         try:
@@ -78,7 +78,7 @@ def swallow(path: str) -> None:
 
 
 def grandchild(path: str) -> None:
-    """Waits for a process of its own that left its group and session."""
+    """Wait for a child that left the process group and session."""
     child = subprocess.Popen(["sleep", "300"], start_new_session=True)
     _note(path, time.monotonic_ns(), os.getpid(), child.pid)
     while True:
@@ -87,5 +87,5 @@ def grandchild(path: str) -> None:
 
 
 def hand_on(ctx: Context) -> Result:
-    """Takes part in a request: hands a value on under its own name."""
+    """A job of a request: passes a value on under its own name."""
     return Result(payload=ctx.params["n"], extras={ctx.handler: ctx.params["n"]})

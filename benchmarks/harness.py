@@ -1,7 +1,7 @@
-"""What every benchmark needs: private servers, a node of its own, and figures that say how they were taken.
+"""What every benchmark needs: private servers, a node of its own, and figures with their settings.
 
-A benchmark yields `Figure`s: what was asked, the values of all repeats, the settings. `main` prints each as
-one JSON line and one row of a table, and appends it to a file when `--results FOLDER` names one.
+A benchmark yields `Figure`s: the question, the values of all repeats, the settings. `main` prints each as one
+JSON line and one table row, and appends it to a file in `--results FOLDER`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ HANDLERS = "benchmarks.handlers"
 SUBJECT = "Your order has been shipped and will arrive in a day or two."
 STORES = ("mariadb", "sqlite")
 ROOMY = ("--innodb-buffer-pool-size=1G", "--innodb-log-file-size=1G")
-"""What anybody gives a server that has work: with the tests' 64 MiB of log it writes pages all the time."""
+"""A realistic redo log: with the tests' 64 MiB the server flushes pages all the time."""
 
 
 @dataclass
 class Figure:
-    """One answer: `values` of all repeats in `unit`, or the parts of a distribution in `parts`."""
+    """One result: `values` of all repeats in `unit`, or percentiles in `parts`."""
 
     benchmark: str
     case: str
@@ -56,12 +56,12 @@ class Figure:
 
     @property
     def median(self) -> float:
-        """The middle of the repeats."""
+        """The median of the repeats."""
         return statistics.median(self.values) if self.values else self.parts.get("p50", 0.0)
 
     @property
     def met(self) -> bool | None:
-        """Whether all of the goal is reached, such as "p50 2 / p99 5" or "15,000"; None without one."""
+        """Whether the goal, such as "p50 2 / p99 5" or "15,000", is met; None without one."""
         wanted = re.findall(r"(?:(p\d+|max) )?([\d,.]+)", self.goal)
         pairs = [
             (float(self.parts[part]) if part else self.median, float(number.replace(",", "")))
@@ -106,24 +106,24 @@ class Figure:
 
 
 def told(parts: dict[str, Any]) -> str:
-    """The parts of a distribution, or of what became of something."""
+    """Percentiles, or counts of outcomes."""
     return "  ".join(f"{name} {v if isinstance(v, str) else shown(v)}" for name, v in parts.items())
 
 
 def rounded(value: Any) -> Any:
-    """Four digits are more than a machine repeats."""
+    """Four significant digits; no machine repeats more."""
     if not isinstance(value, float):
         return value
     return float(f"{value:.4g}") if abs(value) < 1e4 else round(value)
 
 
 def shown(value: float) -> str:
-    """A number for people."""
+    """A number with separators."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """The parts of a distribution that people ask for."""
+    """p50, p95, p99 and maximum."""
     ordered = sorted(values)
     if not ordered:
         return {"n": 0}
@@ -137,7 +137,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     }  # fmt: skip
 
 
-# -- what it was measured with -----------------------------------------------------------------
+# -- machine and versions ---------------------------------------------------------------------
 
 
 @lru_cache
@@ -180,7 +180,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A folder of the benchmark's own; short, for the sockets in it."""
+    """A temporary folder with a short path, as sockets need."""
     path = Path(tempfile.mkdtemp(prefix="wb."))
     try:
         yield path
@@ -206,30 +206,30 @@ class Server:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How durable it is."""
+        """Its durability."""
         if self.database is None:
             return {"store": "sqlite", "journal": "WAL", "synchronous": "FULL"}
         return {"store": "mariadb", "flush_log_at_trx_commit": 1, "doublewrite": True, "room": list(ROOMY)}
 
     def cpu(self) -> float:
-        """Seconds of processor time that the server has used; 0 where there is none."""
+        """CPU seconds used by the server; 0 for an embedded store."""
         if self.database is None:
             return 0.0
         times = psutil.Process(self.database.pid).cpu_times()
         return float(times.user + times.system)
 
     def rest(self) -> None:
-        """Wait until it has written what it still holds of rows that were only filled in."""
+        """Wait until the server has flushed the rows that were inserted to fill the store."""
         if self.database is None:
             return
         server, sql = self.database, "SHOW GLOBAL STATUS LIKE 'Innodb_buffer_pool_pages_dirty'"
         server.sql("SET GLOBAL innodb_max_dirty_pages_pct = 0")
-        with contextlib.suppress(AssertionError):  # it is never quite still
+        with contextlib.suppress(AssertionError):  # it is never quite idle
             eventually(lambda: int(server.sql(sql)[0][1]) < 200, within=60, every=0.2)
         server.sql("SET GLOBAL innodb_max_dirty_pages_pct = 90")
 
     def queries(self) -> int:
-        """Statements that the server has been sent."""
+        """Statements received by the server."""
         assert self.database is not None
         return int(self.database.sql("SHOW GLOBAL STATUS LIKE 'Questions'")[0][1])
 
@@ -243,7 +243,7 @@ class Server:
 
 
 class Node:
-    """A daemon on a store, with a client on the same machine and a look into the rows."""
+    """A daemon on a store, with a client on the same machine and access to its rows."""
 
     def __init__(
         self, url: str, config: str, *, path: Path | None = None, gateway: str = "", migrate: bool = True
@@ -276,7 +276,7 @@ class Node:
             self.client.enqueue_many([JobSpec(handler=handler, vars=vars_of(n)) for n in numbers])
 
     def wait_for(self, handler: str, within: float = 600.0, every: float = 0.05) -> None:
-        """Until no job of the handler waits or runs; asked in a way that costs the store nothing."""
+        """Wait until no job of the handler is waiting or running, without loading the store."""
         sql = "SELECT 1 FROM workerd_jobs WHERE handler = %s AND status = %s LIMIT 1"
 
         def over() -> bool:
@@ -285,13 +285,13 @@ class Node:
         eventually(over, within=within, every=every, state=self.daemon.tail)
 
     def forget(self) -> None:
-        """Take all jobs out of the store."""
+        """Delete all jobs."""
         self.rows.sql("DELETE FROM workerd_jobs" if self.rows.sqlite else "TRUNCATE workerd_jobs")
 
     # -- processes
 
     def cpu(self) -> dict[str, float]:
-        """Seconds of processor time by process title."""
+        """CPU seconds by process title."""
         used: dict[str, float] = {}
         for process in self.daemon.tree():
             with contextlib.suppress(psutil.Error):
@@ -324,7 +324,7 @@ def moment(value: Any) -> Any:
 
 
 def mail(n: int) -> dict[str, Any]:
-    """The usual job's arguments, the same that the peers get."""
+    """The arguments of the standard job, the same for all peers."""
     return {"n": n, "email": f"user{n}@example.org", "subject": SUBJECT}
 
 
@@ -338,7 +338,7 @@ def config(handlers: dict[str, str], *, more: str = "") -> str:
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+    """Options common to all benchmarks."""
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -359,7 +359,7 @@ def main(
     try:
         for figure in measure(options):
             keep(figure, options.results)
-    except KeyboardInterrupt:  # whatever was started is ended by now
+    except KeyboardInterrupt:  # everything it started has been stopped
         print("Stopped before its end.", flush=True)
         return 130
     return 0

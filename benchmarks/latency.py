@@ -1,10 +1,10 @@
-"""How long from the enqueue call to the handler's first line, on an idle node?
+"""How long is it from the enqueue call to the handler's first line, on an idle node?
 
     python -m benchmarks.latency
     python -m benchmarks.latency --jobs 1000 --rate 100
 
 Jobs one by one at 100/s by a client on the same node (which wakes the dispatcher), by HTTP, and by a plain
-INSERT of a program that knows nothing of workerd (found by the dispatcher's poll). Both ends read the same
+INSERT (found by the dispatcher's poll). Both ends read the same
 monotonic clock.
 """
 
@@ -29,7 +29,7 @@ GOAL = "p50 2 / p99 5"
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Three ways in, one after the other, on one node."""
+    """Three ways to enqueue, one after the other, on one node."""
     count = options.jobs or (300 if options.quick else 1000)
     port = free_port()
     with Server(options.store) as server:
@@ -52,7 +52,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def feed(send: Callable[[str], None], path: Path, count: int, rate: float) -> list[float]:
-    """Send so many at this rate; the milliseconds until each began."""
+    """Enqueue jobs at this rate; returns the milliseconds until each started."""
     path.touch()
     begin = time.monotonic()
     for n in range(count):
@@ -75,7 +75,7 @@ def by_client(node: Node) -> Callable[[str], None]:
 
 
 def by_http(port: int) -> Callable[[str], None]:
-    """One connection that is kept."""
+    """One persistent connection."""
     link = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
 
     def send(path: str) -> None:
@@ -89,7 +89,7 @@ def by_http(port: int) -> Callable[[str], None]:
 
 
 def by_insert(link: Any) -> Callable[[str], None]:
-    """Plain SQL of a foreign program, on one connection that is kept."""
+    """Plain SQL on one persistent connection."""
     cursor = link.cursor()
     mark = "%s" if isinstance(link, pymysql.Connection) else "?"
     sql = f"INSERT INTO workerd_jobs (id, handler, vars) VALUES ({mark}, {mark}, {mark})"

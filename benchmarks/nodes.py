@@ -3,8 +3,8 @@
     python -m benchmarks.nodes
     python -m benchmarks.nodes --galera         # also each daemon on a server of its own, of one cluster
 
-Daemons with 2 workers each on this machine, so that beyond its cores they share processors; what is shown is
-that claims do not get into each other's way. Each figure says how many jobs each node ran.
+Daemons with 2 workers each on this machine, so that more nodes than cores share CPUs; the point is that their
+claims do not block each other. Each figure lists how many jobs each node ran.
 """
 
 from __future__ import annotations

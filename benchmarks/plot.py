@@ -1,4 +1,4 @@
-"""Bars with whiskers as SVG, in a few lines: a report needs no plotting library."""
+"""Bars with whiskers as SVG."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def columns(title: str, labels: Mapping[str, str], made: Sequence[Column]) -> st
         left = SIDE + place * width
         parts.append(f'<text x="{left}" y="56" font-weight="600">{escape(column.title)}</text>')
         parts.append(f'<text x="{left}" y="74" font-size="11" fill="#666">{escape(column.note)}</text>')
-        # One long whisker would make all bars invisible: it is cut, its end is told in words.
+        # One long whisker would make all bars invisible: it is cut, its end is written beside it.
         most = min(
             max([bar.high for bar in column.bars.values()] + [1e-9]),
             2 * max([bar.value for bar in column.bars.values()] + [1e-9]),

@@ -1,4 +1,4 @@
-"""What does a `kill -9` of each kind of process cost, under load?
+"""What does a `kill -9` of each kind of process cost under load?
 
     python -m benchmarks.recovery
     python -m benchmarks.recovery --times 20 --only worker tree
@@ -42,7 +42,7 @@ Cost = dict[str, float]
 
 
 class Stream:
-    """Enqueues short jobs all the time, and reads from their file when each began."""
+    """Enqueues short jobs continuously, and reads from their file when each started."""
 
     def __init__(self, node: Node, path: Path) -> None:
         self.node, self.path = node, path
@@ -62,7 +62,7 @@ class Stream:
 
     def _feed(self) -> None:
         while not self._over.wait(0.02):
-            with contextlib.suppress(Exception):  # the store is away: what was refused is not counted
+            with contextlib.suppress(Exception):  # the store is unavailable: refused jobs do not count
                 self.node.client.enqueue_many([JobSpec(handler="short", vars={"path": str(self.path)})] * 10)
                 self.sent += 10
 
@@ -114,7 +114,7 @@ def killed(node: Node, server: Server, kind: str, times: int) -> Iterator[Figure
 
 
 def damage(node: Node, sent: int) -> dict[str, int]:
-    """What is missing from the store, and what is there twice."""
+    """Jobs missing from the store, and recorded twice."""
     ended = node.rows.sql(
         "SELECT id, SUM(CASE WHEN status = 'retry' THEN 0 ELSE 1 END) AS ends FROM workerd_jobs"
         " WHERE handler = 'short' GROUP BY id"
@@ -171,7 +171,7 @@ def kill(node: Node, kind: str) -> float:
 
 
 def worker(node: Node, pool: str) -> psutil.Process:
-    """The worker of the pool that is at a job."""
+    """The worker of the pool that runs a job."""
     for process in node.daemon.tree():
         words = " ".join(process.cmdline()).split()
         if words[:2] == ["workerd:", "worker"] and words[2].startswith(pool) and len(words) > 3:

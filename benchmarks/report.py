@@ -1,7 +1,7 @@
-"""Makes a report of what was measured: the goals, workerd beside its peers, a table and plots a question.
+"""Write a report of the results: goals, workerd beside its peers, a table and plots per question.
 
 python -m benchmarks.report benchmarks/results
-python -m benchmarks.report benchmarks/results --readme     # and puts one table and one plot into the README
+python -m benchmarks.report benchmarks/results --readme     # also updates the README
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read(folder: Path) -> dict[str, list[Record]]:
 
 
 def figures(record: Record) -> str:
-    """The table's cell: median with its range, or the parts of a distribution."""
+    """A table cell: median with range, or percentiles."""
     if "median" in record:
         ends = f" ({shown(record['min'])} … {shown(record['max'])})" if len(record["values"]) > 1 else ""
         return f"{shown(record['median'])} {record['unit']}{ends}"
@@ -90,7 +90,7 @@ def markdown(found: dict[str, list[Record]], plots: dict[str, list[str]]) -> str
 
 
 def settings(name: str, records: list[Record]) -> list[str]:
-    """With what it was taken: of each peer, else of the first case."""
+    """Versions and settings: of each peer, else of the first case."""
     wanted = [r for r in records if r["case"].endswith(": throughput")] if name == "peers" else records[:1]
     return [
         f"- Settings of {r['case'].partition(':')[0]}: `{json.dumps(r['settings'], default=str)[:600]}`"
@@ -102,7 +102,7 @@ def settings(name: str, records: list[Record]) -> list[str]:
 
 
 def by_peer(records: list[Record]) -> dict[str, dict[str, Record]]:
-    """The answers of each, by question."""
+    """The results of each peer, by question."""
     told: dict[str, dict[str, Record]] = defaultdict(dict)
     for record in records:
         name, _, question = record["case"].partition(": ")
@@ -111,7 +111,7 @@ def by_peer(records: list[Record]) -> dict[str, dict[str, Record]]:
 
 
 def compared(records: list[Record]) -> str:
-    """The table: a line for each."""
+    """The table: one row per peer."""
     lines = []
     for name, told in by_peer(records).items():
         parts = told["latency"]["parts"] if "latency" in told else {}
@@ -129,7 +129,7 @@ def compared(records: list[Record]) -> str:
 
 
 def stopped(record: Record | None) -> str:
-    """When a job past its limit was stopped, and what is said of it."""
+    """When a job past its limit was stopped, and its recorded state."""
     if record is None:
         return ""
     past, state = record["parts"]["stopped"], record["parts"].get("state", "")
@@ -142,7 +142,7 @@ def stopped(record: Record | None) -> str:
 
 
 def after_kill(record: Record | None) -> str:
-    """How often it ran, what is said of it, what became of the others."""
+    """How often it ran, its recorded state, and how many other jobs ran."""
     if record is None:
         return ""
     parts = record["parts"]
@@ -151,7 +151,7 @@ def after_kill(record: Record | None) -> str:
 
 
 def picture(records: list[Record]) -> str:
-    """The plot: three columns of bars, a line for each."""
+    """The plot: three columns of bars, one row per peer."""
     told = by_peer(records)
     wanted = [
         ("throughput", "jobs a second", "more is better"),
@@ -168,7 +168,7 @@ def picture(records: list[Record]) -> str:
 
 
 def durable(told: dict[str, Record]) -> bool:
-    """Whether its jobs are kept anywhere but in its process."""
+    """Whether its jobs are stored outside of its process."""
     return all(record["settings"].get("durable", True) for record in told.values())
 
 
@@ -207,7 +207,7 @@ def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
 
 
 def into_readme(found: dict[str, list[Record]]) -> None:
-    """Put the table between its marks, the plot beside the benchmarks."""
+    """Write the table between its markers in the README, and the plot beside the benchmarks."""
     text = README.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)

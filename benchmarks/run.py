@@ -1,4 +1,4 @@
-"""Runs the benchmarks one after the other and makes the report.
+"""Run the benchmarks one after the other and write the report.
 
 python -m benchmarks.run            # what the README shows, about ten minutes
 python -m benchmarks.run --all      # everything, hours
@@ -42,11 +42,11 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("depth", "--all"),
 )
 LIMIT, REPORT = 720.0, 10.0
-"""Seconds that the quick run may take, and of them for the report; what does not fit is cut off and said."""
+"""Time limit of the quick run in seconds, and the share for the report; the rest is cut and listed."""
 
 
 def main() -> int:
-    """Run them; exit status 1 if one of them failed."""
+    """Run them; exit status 1 if one failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,7 +73,7 @@ def main() -> int:
 
 
 def one(name: str, words: list[str], results: Path, left: float | None) -> str:
-    """Run one benchmark for at most `left` seconds; what went wrong, "" if nothing did."""
+    """Run one benchmark for at most `left` seconds; returns the error, or ""."""
     if left is not None and left < 10:
         return "no time was left"
     command = [sys.executable, "-m", f"benchmarks.{name}", *words, "--results", str(results)]
@@ -82,7 +82,7 @@ def one(name: str, words: list[str], results: Path, left: float | None) -> str:
         status = process.wait(left)
         return f"exit status {status}" if status else ""
     except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)  # it ends what it started
+        process.send_signal(signal.SIGINT)  # it stops what it started
         return f"cut off, {LIMIT:.0f} s are over"
     finally:
         with contextlib.suppress(subprocess.TimeoutExpired):

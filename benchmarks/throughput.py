@@ -1,12 +1,12 @@
-"""How many jobs a second does a node take from the store, run and record?
+"""How many jobs per second does a node claim, run and record?
 
     python -m benchmarks.throughput                         # 2 workers, MariaDB and SQLite
     python -m benchmarks.throughput --all                   # every case: workers, durations, payloads, pools
     python -m benchmarks.throughput --store mariadb --workers 4 --jobs 50000
 
-The jobs wait in the store, their handler paused; then it is resumed. Counted at the far end: rows that the
-store has as completed, divided by the time from the first claim to the last commit, by the store's clock.
-Every case has a node of its own, warmed up by jobs that do not count.
+The jobs wait in the store with their handler paused; then it is resumed. The rate is the number of completed
+rows divided by the time from the first claim to the last commit, by the store's clock. Every case has a node
+of its own, warmed up by jobs that do not count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ GOALS = {"mariadb": "15,000", "sqlite": "10,000"}
 
 @dataclass
 class Case:
-    """What one node is given to do."""
+    """The load of one node."""
 
     name: str
     store: str = "mariadb"
@@ -37,7 +37,7 @@ class Case:
 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
-    """Those that were asked for."""
+    """The cases selected on the command line."""
     jobs = options.jobs or (20_000 if options.quick else 30_000)
     stores = [options.store] if options.store else STORES
     for store in stores:
@@ -95,7 +95,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def measured(case: Case, server: Server, repeats: int) -> Iterator[Figure]:
-    """One case: its rate, what it cost, and for jobs that last how well the workers were used."""
+    """One case: rate, CPU cost, and for longer jobs the utilisation of the workers."""
     names = [f"h{n}" for n in range(case.pools)]
     table = f'call = "{HANDLERS}:{case.call}"\nworkers = {case.workers // case.pools}'
     rates, shares, costs = [], [], []
@@ -123,7 +123,7 @@ def measured(case: Case, server: Server, repeats: int) -> Iterator[Figure]:
 def drain(
     node: Node, names: list[str], jobs: int, case: Case, server: Server | None = None
 ) -> tuple[int, float, float]:
-    """Jobs, the seconds that they took, and the server's processor time for enqueuing them."""
+    """Jobs, their duration in seconds, and the server's CPU time for enqueueing them."""
     for name in names:
         node.client.pause(name)
     began = server.cpu() if server else 0.0

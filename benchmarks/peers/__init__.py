@@ -1,1 +1,1 @@
-"""The same questions put to what a user would pick instead, each with its best settings that are safe."""
+"""The same measurements of what a user might use instead, each with its best safe settings."""

@@ -1,4 +1,4 @@
-"""The jobs that every peer runs: each notes its start with one write."""
+"""The jobs of every peer; each records its start with one write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 
 LOG = os.environ.get("PEER_LOG", os.devnull)
 LIMITED = ("spin", "c_code")
-"""Jobs that do not end by themselves: each peer limits them to a second, by its own means."""
+"""Jobs that never end: each peer limits them to one second by its own means."""
 
 
 def _note(*words: object) -> None:
@@ -39,7 +39,7 @@ def spin() -> None:
 
 
 def c_code() -> int:
-    """C code that holds the interpreter's lock and looks at no signal."""
+    """C code that holds the GIL and checks no signal."""
     _note("c_code", 0, time.monotonic_ns(), os.getpid())
     try:
         return sum(range(10**13))
@@ -48,7 +48,7 @@ def c_code() -> int:
 
 
 def die() -> None:
-    """Is killed in the middle, as by the kernel's out-of-memory killer."""
+    """Kill the own process, like the kernel's OOM killer."""
     _note("die", 0, time.monotonic_ns(), os.getpid())
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -1,4 +1,4 @@
-"""A peer's worker processes, and the file in which its jobs note their starts."""
+"""A peer's worker processes, and the file in which its jobs record their starts."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ class Peer:
             self.module.send(name, **vars)
 
     def wait(self, fact: Callable[[], bool], within: float, every: float = 0.02) -> bool:
-        """Whether it came true in time."""
+        """Whether it became true in time."""
         end = time.monotonic() + within
         while not fact():
             if time.monotonic() > end:
@@ -164,7 +164,7 @@ class Peer:
         return True
 
     def tail(self) -> str:
-        """The end of what its processes complained about."""
+        """The last lines of its log."""
         return self.errors.read_text(errors="replace")[-1000:]
 
     def stop(self) -> None:

@@ -4,13 +4,13 @@
     python -m benchmarks.peers.run --only huey rq
 
 A private Redis (append-only file, fsync each second); workerd itself, on a private MariaDB with durable
-commits, is asked the same by the same means. Every job notes its start with one write.
+commits, is asked the same by the same means. Every job records its start with one write.
 
 Throughput: jobs wait first, then the workers start; jobs a second between the first and the last start, and
 every result must be stored. Latency: from before the enqueue call to the handler's first line, 100/s. Limit:
-1 s by the peer's own means, on a loop and on C code that holds the interpreter's lock; milliseconds past it
-until the job has ended or its process is dead. Kill: a job that kills its process; how often it ran, what is
-said of it, and whether others still run. A job that never stops is waited for as `--patience` says.
+1 s by the peer's own means, on a loop and on C code that holds the GIL; milliseconds past it until the job
+has ended or its process is dead. Kill: a job that kills its process; how often it ran, its recorded state, and
+whether others still run. A job that never stops is waited for as long as `--patience`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 
 
 def questions(peer: Peer, options: argparse.Namespace, patience: float) -> Iterator[Figure]:
-    """Everything that is asked of one peer."""
+    """All measurements of one peer."""
     jobs = options.jobs or (5000 if options.quick else 10_000) * (TIMES if peer.name in FAST else 1)
     settings: dict[str, Any] = peer.module.SETTINGS | {"workers": WORKERS, "jobs": jobs}
     if not peer.in_memory and peer.name != "workerd":
@@ -143,7 +143,7 @@ def ended(peer: Peer, note: Note, until: float) -> float | None:
 
 
 def said(peer: Peer, job: Any) -> bool:
-    """Whether something final is said of a job."""
+    """Whether a job has a final state."""
     told = peer.module.became(job).lower()
     return not any(
         word in told for word in ("no result", "pending", "started", "queued", "inprogress", "new ")

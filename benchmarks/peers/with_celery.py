@@ -29,7 +29,7 @@ _tasks = {
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "ERROR"]
     return [sys.executable, "-m", "celery", "-A", __name__, "worker", "-c", str(workers), *quiet]
 
@@ -40,11 +40,11 @@ def send(name: str, **vars: object) -> Any:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     result = app.AsyncResult(job)
     return f"{result.state} {type(result.result).__name__}" if result.ready() else result.state
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     return sum(1 for _ in Redis.from_url(_url).scan_iter("celery-task-meta-*", count=1000))

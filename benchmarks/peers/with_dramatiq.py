@@ -28,7 +28,7 @@ _actors = {
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     return [sys.executable, "-m", "dramatiq", __name__, "-p", str(workers), "-t", "8"]
 
 
@@ -38,7 +38,7 @@ def send(name: str, **vars: object) -> Any:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     try:
         return f"returned {job.get_result()!r}"
     except ResultMissing:
@@ -48,6 +48,6 @@ def became(job: Any) -> str:
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     keys = Redis.from_url(_url).scan_iter(count=1000)
     return sum(1 for key in keys if b":" not in key)  # a hash; all others have its namespace before them

@@ -25,7 +25,7 @@ _tasks = {name: _task(name) for name in JOBS}
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     where = os.path.join(os.path.dirname(sys.executable), "huey_consumer")
     return [where, f"{__name__}.huey", "-k", "process", "-w", str(workers), "-q"]
 
@@ -36,7 +36,7 @@ def send(name: str, **vars: object) -> Any:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     if not job.is_ready():
         return "no result"
     try:
@@ -46,5 +46,5 @@ def became(job: Any) -> str:
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     return int(huey.result_count())

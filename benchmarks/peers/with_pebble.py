@@ -49,7 +49,7 @@ def go() -> None:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     return str(_ask("became", job))
 
 

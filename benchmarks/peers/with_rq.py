@@ -17,7 +17,7 @@ _queue = Queue(connection=Redis.from_url(os.environ["PEER_REDIS"]))
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     words = ["worker-pool", "-n", str(workers), "-u", os.environ["PEER_REDIS"], "-w", "rq.SimpleWorker", "-q"]
     return [os.path.join(os.path.dirname(sys.executable), "rq"), *words]
 
@@ -28,11 +28,11 @@ def send(name: str, **vars: object) -> Any:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     status = job.get_status()
     return str(getattr(status, "value", status))
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     return int(_queue.finished_job_registry.count)

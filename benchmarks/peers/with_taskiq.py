@@ -25,7 +25,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     where = os.path.join(os.path.dirname(sys.executable), "taskiq")
     return [where, "worker", f"{__name__}:broker", "--workers", str(workers), "--log-level", "ERROR"]
 
@@ -53,7 +53,7 @@ def forget() -> None:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     if not _wait(job.is_ready()):
         return "no result"
     result = _wait(job.get_result())
@@ -61,5 +61,5 @@ def became(job: Any) -> str:
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     return sum(1 for _ in Redis.from_url(_url).scan_iter("result:*", count=1000))

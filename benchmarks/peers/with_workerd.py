@@ -1,4 +1,4 @@
-"""workerd itself, asked as the others are: MariaDB with durable commits, no broker beside it."""
+"""workerd itself, measured like the others: MariaDB with durable commits, no broker."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _now() -> tuple[Daemon, Rows, Client]:
 
 
 def command(workers: int) -> list[str]:
-    """The line that starts the workers."""
+    """The command that starts the workers."""
     return [sys.executable, "-m", "workerd", "run", "-c", str(_now()[0].path)]
 
 
@@ -61,13 +61,13 @@ def send_many(name: str, many: list[dict[str, Any]]) -> None:
 
 
 def became(job: Any) -> str:
-    """What it says of the job."""
+    """The recorded state of the job."""
     row = _now()[1].last(uuid.UUID(job).bytes)
     return f"{row['status']} {row['reason'] or ''}, attempt {row['attempt']}"
 
 
 def stored() -> int:
-    """How many results are kept."""
+    """The number of stored results."""
     return _now()[1].counts().get("completed", 0)
 
 
