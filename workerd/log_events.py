@@ -10,6 +10,20 @@ EVENTS: dict[str, str] = {
     "store.unavailable": "The store does not answer; work goes on by itself when it is back.",
     # -- supervisor
     # -- dispatcher
+    "claim.refused": "The store refuses to claim jobs of this handler; it is tried again later.",
+    "claims.rescued": "Claims of a dead node were closed as lost.",
+    "claims.settled": "Claims of this node that no pool held were closed: released, or lost with their pool.",
+    "lease.expired": "The lease was not renewed in time; nothing is started until it is.",
+    "lease.renewed": "The lease is held again after it expired.",
+    "node.kept": "Claims are left at the end of this node; its next start takes care of them.",
+    "node.refused": "This node may not work: wrong schema of the store, or its name is taken.",
+    "node.registered": "This node is in the store's table of nodes and may claim jobs.",
+    "node.removed": "A dead node without claims was removed from the table of nodes.",
+    "schedules.removed": "Schedules that no live node has were removed from the store.",
+    "store.created": "The embedded store was empty and has its schema now.",
+    "task.blocked": "Other transactions held the rows that this task needs; it is tried again.",
+    "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",
+    "task.refused": "The store refused a statement of this task; it is tried again.",
     # -- pool
     # -- ingester
     # -- gateway

@@ -14,6 +14,7 @@ from tests.support.dispatching import World, node
 from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer
 from workerd.config.model import Config, DispatcherConfig, PickupConfig, StoreConfig
+from workerd.dispatcher.dispatcher import read_former_incarnations, store_timeout
 from workerd.dispatcher.pool_links import PoolLink
 from workerd.errors import StoreRefused
 from workerd.job import Key, Status, new_id
@@ -769,3 +770,22 @@ def test_an_orphan_ends(build: Build) -> None:
     world.supervisor.close()
     world.until(lambda: child.reap() is not None)
     assert child.status == 71
+
+
+def test_former_incarnations_are_all_but_our_own(tmp_path: Path) -> None:
+    """The list is read leniently; a torn line counts for nothing."""
+    path = tmp_path / "incarnations"
+    assert read_former_incarnations(path, bytes(16)) == []
+    path.write_text(f"{'ab' * 16}\n{'00' * 16}\nabcd\nzz{'ab' * 15}\n")
+    assert read_former_incarnations(path, bytes(16)) == [bytes.fromhex("ab" * 16)]
+
+
+@pytest.mark.parametrize(
+    ("watchdog", "lease", "expected"),
+    [(10.0, 30.0, 4.0), (60.0, 30.0, 5.0), (60.0, 8.0, 2.0), (1.0, 30.0, 0.4)],
+)
+def test_no_statement_outlasts_the_watchdog_or_the_lease(
+    watchdog: float, lease: float, expected: float
+) -> None:
+    """Connecting and one statement together stay below both."""
+    assert store_timeout(watchdog, lease) == pytest.approx(expected)

@@ -1,35 +1,54 @@
-"""The dispatcher's small parts: agenda, gate, and what a lane learns."""
+"""The runner of periodic tasks."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from workerd.clock import SECOND, from_rfc3339
-from workerd.dispatcher.claimer import PickupWindow
-from workerd.dispatcher.dispatcher import read_formers, store_timeout
-from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
-from workerd.errors import StoreAway, StoreError, StoreRefused
+from workerd.dispatcher.tasks import BUSY_PAUSE_S, REFUSED_PAUSE_S, PeriodicTask, TaskRunner
+from workerd.errors import InvalidValue, StoreAway, StoreBusy, StoreRefused
 from workerd.runtime.loop import Loop
 
 
-class Noted(PeriodicTask):
-    """Notes that it worked, and answers what it was told to."""
+class Script:
+    """A task that notes each run in a common record and does what its script says."""
 
-    def __init__(self, name: str, log: list[str], *answers: float | Exception | None) -> None:
-        super().__init__()
+    def __init__(self, name: str, record: list[str], *steps: float | Exception | None) -> None:
         self.name = name
-        self.log = log
-        self.answers = list(answers)
+        self.record = record
+        self.steps = list(steps)
 
-    def work(self) -> float | None:
-        self.log.append(self.name)
-        answer = self.answers.pop(0) if self.answers else None
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
+    def run(self) -> float | None:
+        self.record.append(self.name)
+        step = self.steps.pop(0) if self.steps else None
+        if isinstance(step, Exception):
+            raise step
+        return step
+
+
+class Runner:
+    """A runner whose lease task is `lease`, and what it reported."""
+
+    def __init__(self, loop: Loop, lease: Script, *tasks: PeriodicTask) -> None:
+        self.blocked = False
+        self.reports = 0
+        self.lease = lease
+        self.tasks = TaskRunner(loop)
+        self.tasks.start(
+            [PeriodicTask("lease", lease.run, needs_lease=False), *tasks],
+            is_blocked=lambda: self.blocked,
+            on_unavailable=self._on_unavailable,
+            on_trouble=self._on_trouble,
+        )
+
+    def _on_unavailable(self) -> None:
+        self.blocked = True
+        self.tasks.wake(self.lease.run)
+
+    def _on_trouble(self) -> None:
+        self.reports += 1
 
 
 @pytest.fixture
@@ -39,121 +58,136 @@ def loop() -> Iterator[Loop]:
     made.close()
 
 
-def agenda(
-    loop: Loop, keeper: PeriodicTask, *duties: PeriodicTask, blocked: list[bool] | None = None
-) -> TaskRunner:
-    away = blocked or [False]
-
-    def on_away() -> None:
-        away[0] = True
-        keeper.wake()
-
-    return TaskRunner(loop, keeper, duties, lambda: away[0], on_away, lambda duty, error: None)
-
-
-def test_one_duty_a_turn_and_the_longest_waiting_first(loop: Loop) -> None:
-    """A duty that always has more to do does not keep the others from their turn."""
-    log: list[str] = []
-    keeper, busy, other = Noted("keeper", log), Noted("busy", log, *[0.0] * 9), Noted("other", log, 0.0)
-    agenda(loop, keeper, busy, other)
-    busy.wake()
-    other.wake()
+def test_one_task_a_turn_and_the_longest_waiting_first(loop: Loop) -> None:
+    """A task that always has more to do does not keep the others from their turn."""
+    record: list[str] = []
+    busy, other = Script("busy", record, *[0.0] * 9), Script("other", record, 0.0)
+    runner = Runner(
+        loop, Script("lease", record), PeriodicTask("busy", busy.run), PeriodicTask("other", other.run)
+    )
+    runner.tasks.wake(busy.run)
+    runner.tasks.wake(other.run)
     for turn in range(1, 5):
         loop.turn(0.1)
-        assert len(log) == turn
-    assert log == ["busy", "other", "busy", "other"]
+        assert len(record) == turn
+    assert record == ["busy", "other", "busy", "other"]
 
 
-def test_while_the_store_is_away_only_the_keeper_works(loop: Loop) -> None:
-    """The duty that met the outage goes on when the keeper has found the store again."""
-    log: list[str] = []
-    away = [False]
-    keeper, duty = Noted("keeper", log, 0.0, None), Noted("duty", log, StoreAway("gone"))
-    agenda(loop, keeper, duty, blocked=away)
-    duty.wake()
+def test_while_blocked_only_the_lease_runs(loop: Loop) -> None:
+    """The task that met the outage goes on once the store is available again."""
+    record: list[str] = []
+    task = Script("task", record, StoreAway("gone"))
+    runner = Runner(loop, Script("lease", record, 0.0, None), PeriodicTask("task", task.run))
+    runner.tasks.wake(task.run)
     loop.turn(0.1)
-    assert log == ["duty"]
+    assert record == ["task"]
     loop.turn(0.1)
     loop.turn(0.1)
-    assert log == ["duty", "keeper", "keeper"]
-    away[0] = False
-    keeper.wake(60)
-    duty.wake()
+    assert record == ["task", "lease", "lease"]
+    runner.blocked = False
+    runner.tasks.wake_all()
     loop.turn(0.1)
-    assert log[-1] == "duty"
+    assert record[-1] == "task"
 
 
-def test_a_wake_up_during_the_work_is_not_lost(loop: Loop) -> None:
-    """`wake` from within `work` is as good as one after it."""
-    log: list[str] = []
-    keeper = Noted("keeper", log)
+def test_all_tasks_are_woken_but_those_on_demand(loop: Loop) -> None:
+    """Deregistration must not run because the store is back."""
+    record: list[str] = []
+    regular, last = Script("regular", record), Script("last", record)
+    runner = Runner(
+        loop,
+        Script("lease", record),
+        PeriodicTask("regular", regular.run),
+        PeriodicTask("last", last.run, on_demand=True),
+    )
+    runner.tasks.wake_all()
+    for _ in range(3):
+        loop.turn(0.02)
+    assert record == ["regular"]
+    runner.tasks.wake(last.run)
+    loop.turn(0.1)
+    assert record == ["regular", "last"]
 
-    class Woken(Noted):
-        def work(self) -> float | None:
-            if len(self.log) < 2:
-                self.wake()
-            return super().work()
 
-    duty = Woken("duty", log)
-    agenda(loop, keeper, duty)
-    duty.wake()
+def test_a_task_with_nothing_to_do_rests_for_its_period(loop: Loop) -> None:
+    """None means: after the period; without a period: when woken."""
+    record: list[str] = []
+    periodic, woken = Script("periodic", record), Script("woken", record)
+    runner = Runner(
+        loop,
+        Script("lease", record),
+        PeriodicTask("periodic", periodic.run, 0.02),
+        PeriodicTask("woken", woken.run),
+    )
+    runner.tasks.wake_all()
+    end = time.monotonic() + 0.2
+    while time.monotonic() < end:
+        loop.turn(0.05)
+    assert record.count("woken") == 1
+    assert 5 <= record.count("periodic") <= 12
+
+
+def test_a_wake_up_during_the_run_is_not_lost(loop: Loop) -> None:
+    """A task that wakes itself while it runs is run again."""
+    record: list[str] = []
+
+    class Woken(Script):
+        def run(self) -> float | None:
+            if len(self.record) < 2:
+                runner.tasks.wake(self.run)
+            return super().run()
+
+    task = Woken("task", record)
+    runner = Runner(loop, Script("lease", record), PeriodicTask("task", task.run))
+    runner.tasks.wake(task.run)
     for _ in range(6):
         loop.turn(0.02)
-    assert log == ["duty"] * 3
+    assert record == ["task"] * 3
 
 
-def test_a_refused_statement_is_told_and_does_not_spin(loop: Loop) -> None:
-    """What the store refuses is told once and tried again after a pause; recovery is told too."""
-    log: list[str] = []
-    told: list[StoreError | None] = []
-    keeper, duty = Noted("keeper", log), Noted("duty", log, StoreRefused("denied", 1142), None)
-    TaskRunner(loop, keeper, [duty], lambda: False, lambda: None, lambda duty, error: told.append(error))
-    duty.wake()
-    loop.turn(0.1)
-    loop.turn(0.05)
-    assert log == ["duty"]
-    assert [type(error) for error in told] == [StoreRefused]
-    duty.wake()
-    loop.turn(0.1)
-    assert told[1:] == [None]
-
-
-NOON = from_rfc3339("2026-03-01T12:00:00Z")
-
-
-def test_a_gate_without_expression_is_always_open() -> None:
-    """`""` means at once."""
-    gate = PickupWindow("")
-    gate.drained()
-    assert gate.is_open(NOON)
-
-
-def test_a_gate_opens_at_its_ticks_until_it_is_drained() -> None:
-    """Closed at first, open from a tick until everything was taken."""
-    gate = PickupWindow("*/5 * * * *")
-    assert not gate.is_open(NOON + SECOND)
-    assert not gate.is_open(NOON + 299 * SECOND)
-    assert gate.is_open(NOON + 300 * SECOND)
-    assert gate.is_open(NOON + 301 * SECOND)
-    gate.drained()
-    assert not gate.is_open(NOON + 302 * SECOND)
-    assert gate.next == NOON + 600 * SECOND
-
-
-def test_formers_are_all_but_ourselves(tmp_path: Path) -> None:
-    """The list of incarnations is read leniently; a torn line counts for nothing."""
-    path = tmp_path / "incarnations"
-    assert read_formers(path, bytes(16)) == []
-    path.write_text(f"{'ab' * 16}\n{'00' * 16}\nabcd\nzz{'ab' * 15}\n")
-    assert read_formers(path, bytes(16)) == [bytes.fromhex("ab" * 16)]
+def test_a_function_that_is_in_no_table_stays_asleep(loop: Loop) -> None:
+    """A node that picks up no work has no task for it; waking it does nothing."""
+    record: list[str] = []
+    absent = Script("absent", record)
+    runner = Runner(loop, Script("lease", record))
+    runner.tasks.wake(absent.run)
+    loop.turn(0.02)
+    assert record == []
 
 
 @pytest.mark.parametrize(
-    ("watchdog", "lease", "expected"),
-    [(10.0, 30.0, 4.0), (60.0, 30.0, 5.0), (60.0, 8.0, 2.0), (1.0, 30.0, 0.4)],
+    ("error", "event", "shown", "pause_s"),
+    [
+        (StoreRefused("denied", 1142), "task.refused", "The store refuses claims (denied)", REFUSED_PAUSE_S),
+        (InvalidValue("bad row"), "task.refused", "The store refuses claims (bad row)", REFUSED_PAUSE_S),
+        (StoreBusy("locked", 1205), "task.blocked", "The store cannot do claims now (locked)", BUSY_PAUSE_S),
+        (ValueError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
+        (KeyError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
+    ],
 )
-def test_no_statement_outlasts_the_watchdog_or_the_lease(
-    watchdog: float, lease: float, expected: float
+def test_a_task_that_fails_is_shown_and_tried_again_after_a_pause(
+    loop: Loop,
+    capfd: pytest.CaptureFixture[str],
+    error: Exception,
+    event: str,
+    shown: str,
+    pause_s: float,
 ) -> None:
-    """Connecting and one statement together stay below both."""
-    assert store_timeout(watchdog, lease) == pytest.approx(expected)
+    """The other tasks run on, `workerd status` shows why, and it does not spin; success takes it back."""
+    record: list[str] = []
+    task = Script("claims", record, error, None)
+    row = PeriodicTask("claims", task.run)
+    runner = Runner(loop, Script("lease", record), row)
+    runner.tasks.wake(task.run)
+    loop.turn(0.1)
+    loop.turn(0.05)
+    assert record == ["claims"]
+    assert shown in runner.tasks.troubles["claims"]
+    assert row.due - time.monotonic() == pytest.approx(pause_s, abs=0.3)
+    logged = "".join(capfd.readouterr())
+    assert event in logged
+    assert ("Traceback" in logged) == (event == "task.crashed")
+    runner.tasks.wake(task.run)
+    loop.turn(0.1)
+    assert runner.tasks.troubles == {}
+    assert runner.reports == 2

@@ -147,7 +147,7 @@ def test_the_ingester_with_a_barrier_before_it(make: Make) -> None:
 @pytest.mark.slow
 def test_the_dispatcher_in_the_middle_of_a_settlement(make: Make) -> None:
     """Its successor begins anew and ends the same claims."""
-    world = make("workerd.dispatcher.recovery:Settlement.work", "before")
+    world = make("workerd.dispatcher.settlement:Settlement.settle", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)

@@ -1,11 +1,10 @@
-"""The dispatcher's process: its parts wired together, and what it reports."""
+"""The dispatcher's process: its parts wired together, its periodic tasks, and what it reports."""
 
 from __future__ import annotations
 
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +12,23 @@ import msgspec
 import setproctitle
 
 from workerd import __version__
-from workerd.config.model import Config
-from workerd.dispatcher.claimer import Claimer, PickupWindow
-from workerd.dispatcher.lease import Contact, Lease
-from workerd.dispatcher.pool_links import PoolLink
-from workerd.dispatcher.recovery import Deregistration, Rescue, Settlement
-from workerd.dispatcher.recurring import CronTicks, Intervals, ScheduleSync
-from workerd.dispatcher.retention import Retention, Runs
-from workerd.dispatcher.stager import CancelAndPause, DueRows, Poll, Wake
+from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.lease import Deregistration, Lease
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.pickup_window import PickupWindow
+from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.dispatcher.recurring import INTERVALS_PERIOD_S, SYNC_PERIOD_S, CronTicks, Intervals, ScheduleSync
+from workerd.dispatcher.rescue import Rescue
+from workerd.dispatcher.retention import RUNS_PERIOD_S, Retention, RunRetention
+from workerd.dispatcher.settlement import Settlement
+from workerd.dispatcher.stager import Stager, WakeSocket
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
-from workerd.dispatcher.workflow_tasks import RecurringWorkflows, RequestPickup, RequestSweep
-from workerd.errors import StoreBusy
-from workerd.log import get_logger
+from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
+from workerd.errors import StoreAway
 from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, ToDispatcher
 from workerd.metrics import values
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
-from workerd.runtime.peer_server import PeerServer
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
@@ -37,80 +36,8 @@ from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
 from workerd.store.nodes import NodeRecord
 
-APART = 0.02
-"""Seconds between the looks for requests that wake-ups ask for, however many come."""
-
-
-class PeriodicTasks:
-    """The duties that make rows claimable or remove them; `duties` are for the agenda.
-
-    A node that takes no work (`pickup.enabled = false`) begins none either. `claimable` is told which
-    handlers got rows; `busy` says whether claims are being made.
-    """
-
-    def __init__(
-        self,
-        contact: Contact,
-        config: Config,
-        claimable: Callable[[Iterable[str]], None],
-        busy: Callable[[], bool],
-    ) -> None:
-        workflows, pickup, poll = config.workflows, config.pickup, config.dispatcher.poll
-        wanted = schedules.wanted(config)
-        self._workflows = frozenset(workflows)
-        self._claimable = claimable
-        self._looked = 0.0
-        self._pickup = RequestPickup(contact, workflows, PickupWindow(pickup.requests_new), poll, claimable)
-        self._recurring = RecurringWorkflows(contact, workflows.values(), poll, claimable)
-        self._chains = Intervals(contact, config, claimable)
-        self.ticking = CronTicks(contact, config, self.announce)
-        self.retention = Retention(contact, config.retention, busy)
-        self.duties: list[PeriodicTask] = [self.retention]
-        if pickup.enabled:
-            self.duties += [
-                ScheduleSync(contact, wanted, self._on_schedules),
-                self.ticking,
-                self._chains,
-                self._pickup,
-                self._recurring,
-                RequestSweep(contact, workflows, PickupWindow(pickup.requests_inprogress), claimable),
-                Runs(contact, [name for name, s in wanted.items() if s.cooler is not None]),
-            ]
-
-    def announce(self, names: Iterable[str] | None = None) -> None:
-        """There are new rows of these handlers and workflows; None: of some that nobody named."""
-        if names is not None:
-            self._claimable(names)
-        if self._workflows and (names is None or not self._workflows.isdisjoint(names)):
-            delay = max(0.0, self._looked + APART - time.monotonic())
-            self._looked = time.monotonic() + delay
-            self._pickup.wake(delay)
-            self._recurring.wake(delay)
-
-    def _on_schedules(self) -> None:
-        """A schedule was written: its chain may begin."""
-        self._chains.wake()
-        self._recurring.wake()
-
-
-STORE_TIMEOUT = 5.0
-"""Seconds; the longest that one statement may keep the dispatcher from its loop."""
-
-
-def store_timeout(watchdog: float, lease: float) -> float:
-    """Seconds for connecting or one statement: both together must not reach the watchdog or the lease."""
-    return min(STORE_TIMEOUT, watchdog * 0.4, lease / 4)
-
-
-def read_formers(path: Path, incarnation: bytes) -> list[bytes]:
-    """The incarnations that this state folder has seen before this one: dead, since we hold its lock."""
-    try:
-        words = path.read_text().split()
-    except OSError:
-        return []
-    ids = [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
-    return [former for former in ids if former != incarnation]
-
+LONGEST_STORE_TIMEOUT_S = 5.0
+"""The longest that one statement may keep the dispatcher from its loop."""
 
 _HEX = frozenset("0123456789abcdef")
 
@@ -120,24 +47,25 @@ class Dispatcher(Service):
 
     def __init__(self, ctx: RoleContext) -> None:
         super().__init__(ctx.control, ctx.watchdog)
-        config = ctx.config
-        lease, poll = config.dispatcher.lease, config.dispatcher.poll
-        node = _record(ctx)
-        formers = read_formers(ctx.paths.incarnations, ctx.incarnation)
-        store = open_store(
-            config.store,
-            state_dir=config.node.state_dir,
-            timeout=store_timeout(ctx.watchdog, lease),
-            spare=True,
-        )
-        self._log = get_logger("dispatcher")
+        config, incarnation = ctx.config, ctx.incarnation
+        lease_s, poll_s = config.dispatcher.lease, config.dispatcher.poll
+        formers = read_former_incarnations(ctx.paths.incarnations, incarnation)
         self._draining = False
-        self._told_held: bool | None = None
-        self._was_away = False
-        self._refused: dict[str, str] = {}
+        self._announced_held: bool | None = None  # in the last LeaseState
+        self._had_outage = False
         self._rate = Rate()
-        self.contact = Contact(store, gap=lease / 2)
-        self.pools = PeerServer(
+
+        store = self.store = MonitoredStore(
+            open_store(
+                config.store,
+                state_dir=config.node.state_dir,
+                timeout=store_timeout(ctx.watchdog, lease_s),
+                spare=True,
+            ),
+            max_gap_s=lease_s / 2,
+        )
+        tasks = self.tasks = TaskRunner(self.loop)
+        self.pools: PoolLinks = PoolLinks(
             self.loop,
             ctx.paths.dispatcher,
             process="dispatcher",
@@ -145,211 +73,241 @@ class Dispatcher(Service):
             peer_class=PoolLink,
             owner=self,
         )
-        self.outcome_sender = OutcomeSender(
+        self.outcomes = OutcomeSender(
             self.loop, ctx.paths.ingester, Hello(role="dispatcher", name="dispatcher", life=ctx.life)
         )
-        self.lease = Lease(self.loop, self.contact, node, formers, lease, self._on_lease)
-        self.rescue = Rescue(self.contact, self.outcome_sender, ctx.incarnation, frozenset(formers), lease)
+        self.lease = Lease(self.loop, tasks, store, _node_record(ctx), formers, lease_s, self._on_lease)
+        self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
         self.settlement = Settlement(
-            self.loop, self.contact, self.pools, self.outcome_sender, ctx.incarnation, self._settled
+            self.loop, tasks, store, self.pools, self.outcomes, incarnation, self._on_settled
+        )
+        self.deregistration = Deregistration(
+            self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
         )
         self.claimer = Claimer(
-            self.contact,
+            tasks,
+            store,
             self.pools,
-            self.outcome_sender,
+            self.outcomes,
             self.settlement,
-            node=NodeIdent(id=ctx.incarnation, name=node.name),
-            batch=config.dispatcher.batch,
-            poll=poll,
-            gate=PickupWindow(config.pickup.jobs),
+            node=NodeIdent(id=incarnation, name=config.node.name),
+            max_rows=config.dispatcher.batch,
+            poll_s=poll_s,
+            window=PickupWindow(config.pickup.jobs),
             enabled=config.pickup.enabled,
         )
-        self.orders = CancelAndPause(self.pools, config.handlers, self.claimer.pause)
-        self.routine = PeriodicTasks(self.contact, config, self.claimer.announce, self.claimer.is_busy)
-        self.due_rows = DueRows(self.contact, self.routine.announce)
-        looks = Poll(self.contact, ctx.incarnation, poll, self.claimer, self.orders, self.due_rows)
-        self.farewell = Deregistration(
-            self.contact, self.settlement, self.outcome_sender, ctx.incarnation, self._end
+        self._add_stager(ctx)
+        tasks.start(
+            self._task_table(lease_s, poll_s, pickup=config.pickup.enabled),
+            is_blocked=self.lease.is_blocked,
+            on_unavailable=self.lease.store_lost,
+            on_trouble=self._report_state,
         )
-        self._regular = (
-            self.claimer,
-            self.settlement,
-            looks,
-            self.due_rows,
-            self.rescue,
-            *self.routine.duties,
-        )
-        self.agenda = TaskRunner(
-            self.loop,
-            self.lease,
-            (*self._regular, self.farewell),
-            blocked=self._blocked,
-            on_away=self.lease.lost_contact,
-            on_refused=self._on_refused,
-        )
-        self._wake = Wake(self.loop, ctx.paths.wake, self._woken, self.due_rows.foretold)
 
-    # -- what a role says
+    def _add_stager(self, ctx: RoleContext) -> None:
+        """What makes rows claimable, and what removes them."""
+        config, tasks, store, claimer = ctx.config, self.tasks, self.store, self.claimer
+        configured = schedules.wanted(config)
+        self.pickup = WorkflowPickup(
+            tasks,
+            store,
+            claimer,
+            config.workflows,
+            PickupWindow(config.pickup.requests_new),
+            config.dispatcher.poll,
+        )
+        self.sweep = RequestSweep(
+            store, claimer, config.workflows, PickupWindow(config.pickup.requests_inprogress)
+        )
+        self.stager = Stager(tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation)
+        self.intervals = Intervals(store, claimer, config.handlers.values())
+        self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
+        self.cron_ticks = CronTicks(store, self.stager, configured, config.workflows)
+        self.retention = Retention(store, claimer, config.retention)
+        self.run_retention = RunRetention(
+            store, [name for name, schedule in configured.items() if schedule.cooler is not None]
+        )
+        self.wake_socket = WakeSocket(
+            self.loop, ctx.paths.wake, self.stager.announce, self.stager.on_scheduled
+        )
+
+    def _task_table(self, lease_s: float, poll_s: float, *, pickup: bool) -> list[PeriodicTask]:
+        """Every periodic task: its name, what does a slice of it, and its period in seconds, if any.
+
+        All run first when the node has its lease, which one of them fetches. `pickup`: whether this node
+        takes work; if not, it starts none either.
+        """
+        tasks = [
+            PeriodicTask("lease", self.lease.renew, lease_s / 3, needs_lease=False),
+            PeriodicTask("claims", self.claimer.claim),
+            PeriodicTask("settlement", self.settlement.settle),
+            PeriodicTask("poll", self.stager.poll, poll_s),
+            PeriodicTask("due rows", self.stager.promote_due),
+            PeriodicTask("rescue", self.rescue.rescue, lease_s / 3),
+            PeriodicTask("retention", self.retention.remove, self.retention.period_s),
+            PeriodicTask("deregistration", self.deregistration.deregister, on_demand=True),
+        ]
+        if pickup:
+            tasks += [
+                PeriodicTask("schedules", self.schedule_sync.sync, SYNC_PERIOD_S),
+                PeriodicTask("cron ticks", self.cron_ticks.fire_due),
+                PeriodicTask("intervals", self.intervals.ensure_next, INTERVALS_PERIOD_S),
+                PeriodicTask("requests", self.pickup.pick_up, poll_s),
+                PeriodicTask("recurring workflows", self.pickup.start_recurring, poll_s),
+                PeriodicTask("sweep of requests", self.sweep.sweep, SWEEP_PERIOD_S),
+                PeriodicTask("retention of runs", self.run_retention.remove, RUNS_PERIOD_S),
+            ]
+        return tasks
+
+    # -- the supervisor
 
     def start(self) -> None:
-        """Open the doors; what needs the store begins when it has answered."""
-        self._wake.start()
-        self.outcome_sender.start()
-        self.settlement.need()
+        """Listen and connect; what needs the store begins when it answers."""
+        self.wake_socket.start()
+        self.outcomes.start()
+        self.settlement.request()
         self.lease.start()
 
+    def on_roster(self, roster: Roster) -> None:
+        """Pools were started or died."""
+        self.settlement.on_roster(roster)
+
+    def on_drain(self, seconds: float) -> None:
+        """Claim nothing more, but keep the lease until the last pool is gone (law 10)."""
+        self._draining = True
+        self.claimer.stop()
+        self._report_state()
+
+    def on_stop(self) -> None:
+        """Every pool is gone: settle what is left, deregister, end."""
+        self._draining = True
+        self.claimer.stop()
+        if self.lease.is_blocked() or self.roster.pools:
+            self._end()
+        else:
+            self.deregistration.begin()
+
+    def _end(self) -> None:
+        self.tasks.stop()
+        self.store.store.close()
+        self.loop.stop()
+
     def info(self) -> dict[str, Any]:
-        """Lease and store, what was claimed and how fast, who is connected."""
-        away = self.contact.away
+        """Lease and store, what was claimed and how fast, which pools are connected."""
+        lease, availability = self.lease, self.store.availability
+        error, stats = availability.error, self.store.store.stats
         return {
-            "lease": {"seconds": round(self.lease.seconds_left, 3), "held": self.lease.held},
-            "lease_left": round(self.lease.left, 3),
-            "lease_held": self.lease.held and self.lease.registered,
+            "lease": {"seconds": round(lease.remaining_s, 3), "held": lease.held},
+            "lease_left": round(max(0.0, lease.remaining_s), 3) if lease.registered else 0.0,
+            "lease_held": lease.held and lease.registered,
             "store": {
-                "state": "away" if away is not None else "up" if self.lease.registered else "unknown",
-                "since": round(time.monotonic() - self.contact.changed_at, 3),
-                "error": str(away) if away is not None else "",
-                "code": away.code if away is not None else 0,
-                "errors": {str(code): n for code, n in self.contact.store.stats.errors.items()},
-                "retries": self.contact.store.stats.retries,
+                "state": "away" if error is not None else "up" if lease.registered else "unknown",
+                "since": round(time.monotonic() - availability.since, 3),
+                "error": str(error) if error is not None else "",
+                "code": error.code if isinstance(error, StoreAway) else 0,
+                "errors": {str(code): count for code, count in stats.errors.items()},
+                "retries": stats.retries,
             },
             "claimed": self.claimer.claimed,
             "claim_transactions": self.claimer.transactions,
             "claims_per_second": self._rate.per_second(self.claimer.claimed),
-            "promoted": self.due_rows.promoted,
+            "promoted": self.stager.promoted,
             "rescued": self.rescue.rescued,
-            "fired": self.routine.ticking.fired,
-            "removed": self.routine.retention.removed,
+            "fired": self.cron_ticks.fired,
+            "removed": self.retention.removed,
             "settlement": self.settlement.phase.value,
             "settlements": self.settlement.rounds,
-            "paused": sorted(self.orders.paused),
+            "paused": sorted(self.stager.paused),
             "pools": {
-                link.name: {"room": link.room, "sent": link.sent} for link in self.pools.peers.values()
+                link.name: {"room": link.capacity, "sent": link.sent} for link in self.pools.peers.values()
             },
-            "unacknowledged": self.outcome_sender.unacknowledged,
+            "unacknowledged": self.outcomes.unacknowledged,
         }
 
-    def on_roster(self, roster: Roster) -> None:
-        """Pools came or died."""
-        self.settlement.on_roster(roster)
-
-    def on_drain(self, seconds: float) -> None:
-        """Claim nothing more; the lease is kept until the last pool is gone (law 10)."""
-        self._draining = True
-        self.claimer.stop()
-        self._tell_state()
-
-    def on_stop(self) -> None:
-        """Every pool is gone: settle what is left, give the node's row back, end."""
-        self._draining = True
-        self.claimer.stop()
-        if self._blocked() or self.roster.pools:
-            self._end()
-        else:
-            self.farewell.begin(self.loop)
-
-    def _settled(self) -> None:
-        """Nothing is in nobody's hand, and what was in the spool is in the store."""
-        self.rescue.spool_is_replayed()
-        self.farewell.settled()
-
-    def _end(self) -> None:
-        self.agenda.stop()
-        self.contact.store.close()
-        self.loop.stop()
-
-    # -- what the pools say
-
-    def on_peer_up(self, peer: PoolLink) -> None:
-        """A pool connected."""
-        if self._told_held is not None:
-            peer.send(LeaseState(held=self._told_held))
-        self.settlement.on_pool_up(peer)
-        self.orders.on_pool_up(peer)
-
-    def on_peer_down(self, peer: PoolLink) -> None:
-        """A pool's connection ended."""
-        self.claimer.on_pool_down(peer)
-        self.settlement.on_pool_down(peer)
-
-    def on_peer_message(self, peer: PoolLink, message: Demand | Holdings) -> None:
-        """A pool reported its demand, or what it holds."""
-        if isinstance(message, Demand):
-            peer.demand(message)
-            self.claimer.on_demand(peer)
-        else:
-            self.settlement.on_holdings(peer, message)
-
-    def _woken(self) -> None:
-        """Somebody says that there is new work."""
-        self.claimer.announce()
-        self.routine.announce()
-
-    # -- how it stands
-
-    def _blocked(self) -> bool:
-        return self.contact.away is not None or not self.lease.registered
-
-    def _on_lease(self) -> None:
-        """The store went away or came back, the lease was lost or won, or this node may not work."""
-        self._was_away |= self.contact.away is not None
-        held = self.lease.held
-        # Before the first answer of the store nothing is known: an earlier dispatcher may have said either.
-        if held != self._told_held and (self.lease.registered or not held):
-            self._told_held = held
-            self.pools.broadcast(LeaseState(held=held))
-            if not held:
-                # Who rescues them may start them at once; nobody is to start them twice.
-                self.pools.broadcast(Release(handlers=()))
-        if not self._blocked():
-            self._back_to_work()
-        self._tell_state()
-
-    def _back_to_work(self) -> None:
-        if self._was_away:
-            # A server that crashed may have lost what it had acknowledged, an attempt's end for example.
-            self.settlement.need()
-        self._was_away = False
-        for duty in self._regular:
-            duty.wake()
-
-    def _tell_state(self) -> None:
-        obstacle = self.lease.obstacle
+    def _report_state(self) -> None:
+        obstacle, error = self.lease.obstacle, self.store.availability.error
         if obstacle is not None:
             self.become("failed", str(obstacle))
             if not self.lease.ever_registered:
                 self.beat(fatal=2)
-        elif self.contact.away is not None:
+        elif error is not None:
             self.become(
                 "waiting",
-                f"The store does not answer ({self.contact.away}); see that it runs and can be reached, "
+                f"The store does not answer ({error}); check that it runs and can be reached, "
                 "work goes on by itself when it is back.",
             )
         elif not self.lease.registered:
             self.become("starting")
         else:
-            refused = next(iter(self._refused.values()), "")
-            self.become("draining" if self._draining else "up", refused)
+            trouble = next(iter(self.tasks.troubles.values()), "")
+            self.become("draining" if self._draining else "up", trouble)
 
-    def _on_refused(self, duty: PeriodicTask, error: Exception | None) -> None:
-        if error is None:
-            self._refused.pop(duty.name, None)
-            self._tell_state()
-            return
-        if isinstance(error, StoreBusy):
-            if duty.name not in self._refused:
-                self._log.warning("other transactions are in the way", duty=duty.name, error=str(error))
-            what_to_do = "look for a transaction that was left open on the database, and end it."
-            self._refused[duty.name] = f"The store cannot do {duty.name} now ({error}); {what_to_do}"
+    # -- pools
+
+    def on_peer_up(self, peer: PoolLink) -> None:
+        """A pool connected."""
+        if self._announced_held is not None:
+            peer.send(LeaseState(held=self._announced_held))
+        self.settlement.on_pool_up(peer)
+        self.stager.on_pool_up(peer)
+
+    def on_peer_down(self, peer: PoolLink) -> None:
+        """A pool's connection ended."""
+        self.claimer.on_pool_down(peer)
+        self.settlement.on_pool_down()
+
+    def on_peer_message(self, peer: PoolLink, message: Demand | Holdings) -> None:
+        """A pool reported its capacity, or what it holds."""
+        if isinstance(message, Demand):
+            peer.on_demand(message)
+            self.claimer.on_demand(peer)
         else:
-            self._log.error("the store refused a statement", duty=duty.name, error=str(error))
-            what_to_do = "see that its user has all rights on the database."
-            self._refused[duty.name] = f"The store refuses {duty.name} ({error}); {what_to_do}"
-        self._tell_state()
+            self.settlement.on_holdings(peer, message)
+
+    # -- the lease and settlement
+
+    def _on_lease(self) -> None:
+        """The lease, the node's registration or the availability of the store changed."""
+        self._had_outage |= not self.store.availability.available
+        held = self.lease.held
+        # Before the store's first answer nothing is known: an earlier dispatcher may have announced either.
+        if held != self._announced_held and (self.lease.registered or not held):
+            self._announced_held = held
+            self.pools.broadcast(LeaseState(held=held))
+            if not held:
+                # A rescuer may start them at once; they must not be started twice.
+                self.pools.broadcast(Release(handlers=()))
+        if not self.lease.is_blocked():
+            if self._had_outage:
+                # A server that crashed may have lost what it acknowledged, an attempt's end for example.
+                self.settlement.request()
+            self._had_outage = False
+            self.tasks.wake_all()
+        self._report_state()
+
+    def _on_settled(self) -> None:
+        """Settlement finished: every claim has an owner and the spool is fully replayed."""
+        self.rescue.on_settled()
+        self.deregistration.on_settled()
 
 
-def _record(ctx: RoleContext) -> NodeRecord:
-    """What the node's row says; other nodes learn from it which schedules somebody has."""
+def store_timeout(watchdog_s: float, lease_s: float) -> float:
+    """Seconds for connecting or one statement: both together must not reach the watchdog or the lease."""
+    return min(LONGEST_STORE_TIMEOUT_S, watchdog_s * 0.4, lease_s / 4)
+
+
+def read_former_incarnations(path: Path, incarnation: bytes) -> list[bytes]:
+    """The incarnations that this state folder has seen before this one: dead, since we hold its lock."""
+    try:
+        words = path.read_text().split()
+    except OSError:
+        return []
+    ids = [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
+    return [former for former in ids if former != incarnation]
+
+
+def _node_record(ctx: RoleContext) -> NodeRecord:
+    """The node's row; other nodes learn from it which schedules a live node has."""
     return NodeRecord(
         id=ctx.incarnation,
         name=ctx.config.node.name,

@@ -1,159 +1,63 @@
-"""The node's lease: registered, renewed, given up, deregistered; and whether the store answers."""
+"""The node's lease: registered, renewed, given up in time, deregistered."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
-from workerd.clock import SECOND
-from workerd.dispatcher.tasks import PeriodicTask, jittered
-from workerd.errors import CommitUnknown, NodeNameTaken, StoreAway, StoreBusy, StoreError, WrongVersion
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.settlement import Settlement
+from workerd.dispatcher.tasks import TaskRunner
+from workerd.errors import NodeNameTaken, StoreAway, StoreError, WrongVersion
 from workerd.log import get_logger
-from workerd.metrics.families import StoreErrors
 from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import nodes
-from workerd.store.base import Store, Tx
 from workerd.store.nodes import NodeRecord
 
-T = TypeVar("T")
-
-
-class Contact:
-    """Runs transactions and keeps the books that law 8 asks for.
-
-    `away` is the error since which the store has not answered, None while it answers. `gap`: seconds
-    without an answer after which nobody may say that the store answered all the time.
-    """
-
-    def __init__(self, store: Store, gap: float) -> None:
-        self.store = store
-        self.away: StoreAway | None = None
-        self.changed_at = time.monotonic()
-        self.unknown_commits = 0
-        self._gap = gap
-        self._errors = StoreErrors()
-        self._answered: float | None = None
-        self._gapless_since = 0.0
-        self._offset_us: int | None = None
-
-    def run(self, transaction: Callable[[Tx], T]) -> T:
-        """One whole transaction. Raises StoreAway, CommitUnknown, StoreRefused."""
-        return self._ask(self.store.run, transaction)
-
-    def read(self, transaction: Callable[[Tx], T]) -> T:
-        """The same for a transaction that only reads."""
-        return self._ask(self.store.read, transaction)
-
-    def look(self, statement: Callable[[Tx], T]) -> T:
-        """The same for one statement that only reads."""
-        return self._ask(lambda asked: self.store.alone(asked, write=False), statement)
-
-    def call(self, function: Callable[[], T]) -> T:
-        """The same for what the store does outside of our transactions."""
-        return self._ask(lambda asked: asked(), function)
-
-    def _ask(self, how: Callable[[Callable[..., T]], T], what: Callable[..., T]) -> T:
-        try:
-            value = how(what)
-        except StoreBusy:
-            raise
-        except StoreAway as error:
-            self.unknown_commits += isinstance(error, CommitUnknown)
-            self.lose(error)
-            raise
-        finally:
-            self._errors.write(self.store.stats.errors)
-        self._note_answer()
-        return value
-
-    def lose(self, error: StoreAway, since: float | None = None) -> None:
-        """The store is away, since now if it was not already; `since`: since then."""
-        self._answered = None
-        if since is not None or self.away is None:
-            self.changed_at = time.monotonic() if since is None else since
-        self.away = error
-
-    def _note_answer(self) -> None:
-        now = time.monotonic()
-        if self._answered is None or now - self._answered > self._gap:
-            self._gapless_since = now
-        self._answered = now
-        if self.away is not None:
-            self.away = None
-            self.changed_at = now
-
-    @property
-    def answers_for(self) -> float:
-        """Seconds for which the store has been seen to answer without a gap."""
-        if self._answered is None or time.monotonic() - self._answered > self._gap:
-            return 0.0
-        return self._answered - self._gapless_since
-
-    # -- the store's clock
-
-    def set_clock(self, store_us: int, mono_ns: int) -> None:
-        """The store said `store_us` at monotonic `mono_ns`."""
-        self._offset_us = store_us - mono_ns // 1000
-
-    @property
-    def knows_time(self) -> bool:
-        """Whether the store has told its time at all."""
-        return self._offset_us is not None
-
-    def at(self, mono_ns: int) -> int:
-        """The store's time at a monotonic moment of this machine; `set_clock` must have been called."""
-        assert self._offset_us is not None
-        return mono_ns // 1000 + self._offset_us
-
-    def now(self) -> int:
-        """The store's time, without asking it."""
-        return self.at(time.monotonic_ns())
-
-    def seconds_until(self, store_us: int) -> float:
-        """How long it is until `store_us`; 0 if that is over."""
-        return max(0.0, (store_us - self.now()) / SECOND)
-
-
 GIVE_UP = 0.8
-"""Part of the lease after which nothing is started unless it was renewed: the rest is on its way."""
-HERITAGE = 0.1
-"""Part of the lease that a restarted dispatcher still trusts in what the one before it renewed."""
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 0.5
-"""Seconds between attempts to find the store again."""
-NOT_ADMITTED_PAUSE = 2.0
-"""Seconds before asking again when the schema or the node's name is wrong: a person has to act first."""
+"""Part of the lease after which nothing is started unless it was renewed; the rest is for jobs in transit."""
+INHERITED = 0.1
+"""Part of the lease that a restarted dispatcher still relies on, since the one before it may have renewed."""
+OBSTACLE_PAUSE_S = 2.0
+"""Pause after a wrong schema or a name that is taken: a person has to act first."""
+DEREGISTRATION_TIMEOUT_S = 5.0
+"""After that the node's row stays, and the next start of this node removes it."""
+
+_log = get_logger("dispatcher")
 
 
-class Lease(PeriodicTask):
-    """Registers this incarnation, renews its lease, and finds the store again when it is away.
+class Lease:
+    """Registers this incarnation, renews its lease, and probes the store while it is unavailable.
 
-    `held`: whether work may be started. `obstacle`: the error that keeps this node from being admitted
-    (wrong schema, name taken), which no waiting mends. `on_change` is called when either changed, and
-    when the store went away or came back.
+    held
+        Whether work may be started.
+    registered
+        Whether the node's row is in the store; False again while an obstacle is there.
+    obstacle
+        The error that keeps this node from registering until a person acts: wrong schema, name taken.
+
+    `on_change` is called when one of them or the availability of the store changed.
     """
-
-    name = "lease"
 
     def __init__(
         self,
         loop: Loop,
-        contact: Contact,
+        tasks: TaskRunner,
+        store: MonitoredStore,
         node: NodeRecord,
         formers: list[bytes],
-        seconds: float,
+        lease_s: float,
         on_change: Callable[[], None],
     ) -> None:
-        super().__init__()
         self._loop = loop
-        self._contact = contact
+        self._tasks = tasks
+        self._store = store
         self._node = node
         self._formers = formers
-        self._seconds = seconds
+        self._lease_s = lease_s
         self._on_change = on_change
-        self._log = get_logger("dispatcher")
-        self._renewed = time.monotonic() - (GIVE_UP - HERITAGE) * seconds
-        self._pause = FIRST_PAUSE
+        self._renewed_at = time.monotonic() - (GIVE_UP - INHERITED) * lease_s
         self._timer: Timer | None = None
         self.registered = False
         self.ever_registered = False
@@ -161,93 +65,91 @@ class Lease(PeriodicTask):
         self.obstacle: StoreError | NodeNameTaken | None = None
 
     @property
-    def left(self) -> float:
-        """Seconds for which the lease is certain."""
-        return max(0.0, self.seconds_left) if self.registered else 0.0
+    def remaining_s(self) -> float:
+        """Seconds until the lease ends as far as this process knows; negative once it has."""
+        return self._renewed_at + self._lease_s - time.monotonic()
 
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until it runs out, as far as this process knows; negative: it has."""
-        return self._renewed + self._seconds - time.monotonic()
+    def is_blocked(self) -> bool:
+        """Whether the store is unavailable or this node not registered."""
+        return not self._store.availability.available or not self.registered
 
     def start(self) -> None:
-        """Begin: at once with the store, and from now on let go in time."""
-        self._watch()
-        self.wake()
+        """Register as soon as the store answers; from now on give the lease up in time."""
+        self._set_timer()
+        self._tasks.wake(self.renew)
 
-    def _watch(self) -> None:
+    def renew(self) -> float | None:
+        """Renew or register; seconds until the next try if it failed."""
+        self._give_up_if_late()  # first of all: the process may have been stopped for long
+        availability = self._store.availability
+        was_available = availability.available
+        try:
+            if not was_available or not self.registered:
+                self._check_schema()
+            now = self._write_lease()
+        except StoreAway as error:  # StoreBusy too: a store that cannot renew the lease is no use
+            self.obstacle = None
+            self._store.lost(error)
+            if was_available:
+                self._on_change()
+            return availability.probe_delay()
+        except (WrongVersion, NodeNameTaken) as error:
+            availability.restored()
+            self._note_obstacle(error)
+            return OBSTACLE_PAUSE_S
+        self._store.set_clock(now, time.monotonic_ns())
+        self._note_renewed()
+        return None
+
+    def store_lost(self) -> None:
+        """Another task found the store unavailable: probe it."""
+        self.obstacle = None
+        self._on_change()
+        self._tasks.wake(self.renew, self._store.availability.probe_delay())
+
+    def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._renewed + GIVE_UP * self._seconds, self._let_go)
+        self._timer = self._loop.call_at(self._renewed_at + GIVE_UP * self._lease_s, self._give_up_if_late)
 
-    def _let_go(self) -> None:
-        """Nobody may count on the lease any more."""
-        if self.held and time.monotonic() >= self._renewed + GIVE_UP * self._seconds:
+    def _give_up_if_late(self) -> None:
+        if self.held and time.monotonic() >= self._renewed_at + GIVE_UP * self._lease_s:
             self.held = False
-            self._log.warning("lease not renewed, starting nothing until it is")
+            _log.warning("lease.expired", remaining_s=round(self.remaining_s, 1))
             self._on_change()
 
-    def work(self) -> float:
-        """Renew, or register, or find out whether the store is back."""
-        self._let_go()  # a process that was stopped for long wakes up here
-        was_away, since = self._contact.away, self._contact.changed_at
-        try:
-            if was_away is not None or not self.registered:
-                self._admit()
-            now = self._renew()
-        except (StoreAway, CommitUnknown) as error:
-            # Who answers questions but does not let the lease be renewed is away as well.
-            self._contact.lose(error, since if was_away is not None else None)
-            self._note_away(was_away, error)
-            return self._backed_off()
-        except (WrongVersion, NodeNameTaken) as error:
-            self._note_obstacle(error)
-            return NOT_ADMITTED_PAUSE
-        self._contact.set_clock(now, time.monotonic_ns())
-        self._note_held(was_away)
-        return self._seconds / 3
+    def _check_schema(self) -> None:
+        """Before anything else: a store that was away may be another one when it is back."""
+        store = self._store.store
+        if store.engine == "sqlite" and self._store.call(store.is_empty):
+            self._store.call(store.migrate)
+            _log.info("store.created", store=store.shown)
+        self._store.call(store.check_version)
 
-    def _admit(self) -> None:
-        """The schema first: a store that was away may be another one when it is back."""
-        store = self._contact.store
-        if store.engine == "sqlite" and self._contact.call(store.is_empty):
-            self._contact.call(store.migrate)
-            self._log.info("embedded store created", store=store.shown)
-        self._contact.call(store.check_version)
-
-    def _renew(self) -> int:
+    def _write_lease(self) -> int:
         """The store's time at which the lease was renewed."""
-        began = time.monotonic()
+        asked_at = time.monotonic()
+        now = None
         if self.registered:
-            now = self._contact.run(lambda tx: nodes.renew(tx, self._node.id, self._seconds))
-        else:
-            now = None
-        if now is None:  # not registered yet, or somebody took our row away as that of a dead node
-            now = self._contact.run(
-                lambda tx: nodes.register(tx, self._node, self._seconds, former=self._formers)
+            now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s))
+        if now is None:  # not registered yet, or another node removed the row as that of a dead one
+            now = self._store.run(
+                lambda tx: nodes.register(tx, self._node, self._lease_s, former=self._formers)
             )
-        self._renewed = began  # the lease counts from before the question, not from after the answer
-        self._watch()
+        self._renewed_at = asked_at  # not when the answer came: the store counts from before that
+        self._set_timer()
         return now
 
-    def _note_held(self, was_away: StoreAway | None) -> None:
-        changed = was_away is not None or not self.registered or not self.held or self.obstacle is not None
-        if was_away is not None:
-            self._log.info("the store answers again")
+    def _note_renewed(self) -> None:
+        restored = self._store.availability.restored()
+        changed = restored or not self.registered or not self.held
         if not self.registered:
-            self._log.info("registered", node=self._node.name, lease=f"{self._seconds:g} s")
+            _log.info("node.registered", node=self._node.name, lease_s=self._lease_s)
         elif not self.held:
-            self._log.info("lease renewed")
+            _log.info("lease.renewed")
         self.registered = self.ever_registered = self.held = True
         self.obstacle = None
-        self._pause = FIRST_PAUSE
         if changed:
-            self._on_change()
-
-    def _note_away(self, was_away: StoreAway | None, error: StoreAway) -> None:
-        self.obstacle = None
-        if was_away is None:
-            self._log.warning("the store does not answer, trying again until it does", error=str(error))
             self._on_change()
 
     def _note_obstacle(self, error: StoreError | NodeNameTaken) -> None:
@@ -255,14 +157,49 @@ class Lease(PeriodicTask):
         self.obstacle = error
         self.registered = False
         if changed:
-            self._log.error("this node may not work", error=str(error))
+            _log.error("node.refused", node=self._node.name, error=str(error))
             self._on_change()
 
-    def _backed_off(self) -> float:
-        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE)
-        return jittered(pause, 0.25)
 
-    def lost_contact(self) -> None:
-        """Another duty found the store away: begin to look for it."""
-        self._note_away(None, self._contact.away or StoreAway())
-        self.wake(jittered(FIRST_PAUSE, 0.25))
+class Deregistration:
+    """The last task, after the last pool is gone: removes the node's row once no claim of it is left.
+
+    Calls `on_end` when it is done, or after DEREGISTRATION_TIMEOUT_S.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        tasks: TaskRunner,
+        store: MonitoredStore,
+        settlement: Settlement,
+        outcomes: OutcomeSender,
+        incarnation: bytes,
+        on_end: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._tasks = tasks
+        self._store = store
+        self._settlement = settlement
+        self._outcomes = outcomes
+        self._incarnation = incarnation
+        self._on_end = on_end
+        self._begun = False
+
+    def begin(self) -> None:
+        """Every pool is gone: settle what the store still has `inprogress` for this incarnation."""
+        if not self._begun:
+            self._begun = True
+            self._loop.call_later(DEREGISTRATION_TIMEOUT_S, self._on_end)
+            self._settlement.request()
+
+    def on_settled(self) -> None:
+        """A settlement has finished; its outcomes must be committed before the row may go."""
+        if self._begun:
+            self._outcomes.barrier((), lambda: self._tasks.wake(self.deregister))
+
+    def deregister(self) -> None:
+        """Remove the row unless claims are left."""
+        if not self._store.run(lambda tx: nodes.remove(tx, self._incarnation)):
+            _log.warning("node.kept")
+        self._on_end()

@@ -1,22 +1,24 @@
-"""A connected pool and the capacity that it reported."""
+"""A connected pool: the capacity that it reported, and claims on their way to it."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from workerd.errors import FrameTooLarge
 from workerd.job import Claim
 from workerd.messages import Claims, Demand
 from workerd.runtime.peer_server import Peer, PeerServer
 
-FRAME = 8 << 20
+MAX_FRAME_BYTES = 8 << 20
 """Bytes of vars, params and the like after which another frame is begun."""
+CLAIM_BYTES = 400
+"""Of a claim in a frame, without them."""
 
 
 class PoolLink(Peer):
-    """One connection of a pool."""
+    """One connection of a pool; `sent` counts the claims that it was sent."""
 
     def __init__(self, server: PeerServer[Any], sock: socket.socket) -> None:
         super().__init__(server, sock)
@@ -26,24 +28,24 @@ class PoolLink(Peer):
         self._turn = 0
 
     @property
-    def room(self) -> int:
-        """How many more claims it can take, those on the way to it counted."""
+    def capacity(self) -> int:
+        """How many more claims it can take, those in transit counted."""
         return self._demand.room - (self.sent - self._demand.received)
 
-    def demand(self, demand: Demand) -> None:
-        """What it asks for from now on."""
+    def on_demand(self, demand: Demand) -> None:
+        """The pool reported its capacity and the handlers to claim for."""
         self._demand = demand
         self.handlers = demand.handlers
 
-    def in_turn(self) -> list[str]:
-        """Its handlers, each time beginning with another one, so that its room goes round them."""
+    def handlers_in_turn(self) -> list[str]:
+        """Its handlers, starting with another one each time, so that they share its capacity."""
         if len(self.handlers) < 2:
             return list(self.handlers)
         self._turn = (self._turn + 1) % len(self.handlers)
         return [*self.handlers[self._turn :], *self.handlers[: self._turn]]
 
     def hand_over(self, claims: Sequence[Claim]) -> list[Claim]:
-        """Send the claims; returns those that no frame can carry."""
+        """Send the claims; returns those too large for a frame."""
         unsendable: list[Claim] = []
         for part in _parts(claims):
             try:
@@ -55,22 +57,25 @@ class PoolLink(Peer):
         return unsendable
 
 
+PoolLinks: TypeAlias = PeerServer[PoolLink]
+
+
 def _parts(claims: Sequence[Claim]) -> list[list[Claim]]:
     parts: list[list[Claim]] = [[]]
     size = 0
     for claim in claims:
-        weight = _weight(claim)
-        if size and size + weight > FRAME:
+        claim_size = _size(claim)
+        if size and size + claim_size > MAX_FRAME_BYTES:
             parts.append([])
             size = 0
         parts[-1].append(claim)
-        size += weight
+        size += claim_size
     return [part for part in parts if part]
 
 
-def _weight(claim: Claim) -> int:
-    weight = 400 + len(claim.vars)
+def _size(claim: Claim) -> int:
+    size = CLAIM_BYTES + len(claim.vars)
     if claim.request_id is not None:
-        weight += len(claim.params or b"") + len(claim.extras or b"")
-        weight += sum(map(len, (claim.needs or {}).values()))
-    return weight
+        size += len(claim.params or b"") + len(claim.extras or b"")
+        size += sum(map(len, (claim.needs or {}).values()))
+    return size

@@ -1,104 +1,140 @@
-"""Recurring work: cron ticks, intervals, and the sync of configured schedules."""
+"""Recurring work: cron ticks, the intervals of coolers, and the sync of configured schedules."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from workerd.clock import SECOND
-from workerd.config.model import Config, ScheduleConfig
-from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.tasks import PeriodicTask, jittered
+from workerd.config.model import HandlerConfig, ScheduleConfig
+from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.stager import Stager
+from workerd.dispatcher.tasks import TaskRunner
+from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.errors import NotFound
 from workerd.log import get_logger
 from workerd.schedule import Cron, Ticks
 from workerd.store import schedules
 from workerd.store.schedules import Fired
 
-WATCH = 1.0
-"""Seconds between looks at the clock; a schedule that nobody watches misses its ticks."""
-SHORTEST = 0.01
-PATIENCE = 5 * SECOND
-"""Microseconds without a look after which ticks count as missed."""
-ASK_AGAIN = SECOND // 2
-"""Microseconds after which a tick is tried again that waits for the run before it."""
-CHAINS_PAUSE = 5.0
-"""Seconds between looks whether every chain has its row."""
-CATALOGUE_PAUSE = 5.0
-ORPHANED = 3
-"""Looks in a row at which no live node has a schedule, before it is removed: nodes restart one by one."""
+SYNC_PERIOD_S = 5.0
+ORPHANED_ROUNDS = 3
+"""Rounds in a row in which no live node has a schedule, before it is removed: nodes restart one by one."""
+INTERVALS_PERIOD_S = 5.0
+"""Between two rounds over all recurring handlers."""
+CRON_PERIOD_S = 1.0
+"""The longest pause between two readings of the clock; ticks of an unwatched schedule count as missed."""
+SHORTEST_CRON_PAUSE_S = 0.01
+MISSED_AFTER_US = 5 * SECOND
+"""Without a reading of the clock, after which ticks count as missed."""
+HELD_TICK_RETRY_US = SECOND // 2
+"""After which a tick is tried again that waits for the run before it."""
 
-Announce = Callable[[Iterable[str]], None]
+_log = get_logger("dispatcher")
 
 
-class ScheduleSync(PeriodicTask):
-    """Makes the store's schedules those of the configuration, and removes what no live node has."""
+class Intervals:
+    """Ensures that every recurring handler has its live row, one handler per slice."""
 
-    name = "schedules"
+    def __init__(self, store: MonitoredStore, claimer: Claimer, handlers: Collection[HandlerConfig]) -> None:
+        self._store = store
+        self._claimer = claimer
+        self._pauses = [(h.name, h.schedule.cooler) for h in handlers if h.schedule.cooler is not None]
+        self._turn = 0
+
+    def ensure_next(self) -> float | None:
+        """The next handler in turn."""
+        if not self._pauses:
+            return None
+        name, pause_s = self._pauses[self._turn]
+        self._turn = (self._turn + 1) % len(self._pauses)
+        if self._store.run(lambda tx: schedules.ensure_chain(tx, name, pause_s)):
+            self._claimer.announce([name])
+        return 0.0 if self._turn else None
+
+
+class ScheduleSync:
+    """Writes the configured schedules to the store, and removes those that no live node has."""
 
     def __init__(
-        self, contact: Contact, wanted: Mapping[str, ScheduleConfig], on_written: Callable[[], None]
+        self,
+        tasks: TaskRunner,
+        store: MonitoredStore,
+        intervals: Intervals,
+        workflows: WorkflowPickup,
+        configured: Mapping[str, ScheduleConfig],
     ) -> None:
-        super().__init__()
-        self._contact = contact
-        self._wanted = wanted
-        self._on_written = on_written
-        self._orphans: Counter[str] = Counter()
+        self._tasks = tasks
+        self._store = store
+        self._intervals = intervals
+        self._workflows = workflows
+        self._configured = configured
+        self._orphaned: Counter[str] = Counter()
 
-    def work(self) -> float:
-        """Write ours, look for those of nobody."""
-        changed = self._contact.run(lambda tx: schedules.upsert(tx, self._wanted)) if self._wanted else []
-        if changed:
-            self._on_written()
-        orphans = self._contact.read(lambda tx: schedules.orphans(tx, self._wanted))
-        self._orphans = Counter({name: self._orphans[name] + 1 for name in orphans})
-        retired = [name for name, seen in self._orphans.items() if seen >= ORPHANED]
-        if retired:
-            self._contact.run(lambda tx: schedules.retire(tx, retired))
-            get_logger("dispatcher").info("schedules removed that no node has", names=", ".join(retired))
-        return jittered(CATALOGUE_PAUSE)
+    def sync(self) -> None:
+        """One round."""
+        written: list[str] = []
+        if self._configured:
+            written = self._store.run(lambda tx: schedules.upsert(tx, self._configured))
+        if written:
+            # A schedule was written: its first run may be started.
+            self._tasks.wake(self._intervals.ensure_next)
+            self._tasks.wake(self._workflows.start_recurring)
+        orphans = self._store.read(lambda tx: schedules.orphans(tx, self._configured))
+        self._orphaned = Counter({name: self._orphaned[name] + 1 for name in orphans})
+        removed = [name for name, rounds in self._orphaned.items() if rounds >= ORPHANED_ROUNDS]
+        if removed:
+            self._store.run(lambda tx: schedules.retire(tx, removed))
+            _log.info("schedules.removed", schedules=", ".join(removed))
 
 
-class CronTicks(PeriodicTask):
-    """Fires the ticks of cron schedules, one a slice; the store lets each fire once over all nodes."""
+class CronTicks:
+    """Fires the ticks of cron schedules, one per slice; the store lets each fire once over all nodes.
 
-    name = "ticks"
+    `fired`: ticks that this node fired since the start.
+    """
 
-    def __init__(self, contact: Contact, config: Config, on_fired: Announce) -> None:
-        super().__init__()
-        self._contact = contact
-        self._on_fired = on_fired
-        self._workflows = frozenset(config.workflows)
-        self._schedules = {n: s for n, s in schedules.wanted(config).items() if s.cooler is None}
+    def __init__(
+        self,
+        store: MonitoredStore,
+        stager: Stager,
+        configured: Mapping[str, ScheduleConfig],
+        workflows: Collection[str],
+    ) -> None:
+        self._store = store
+        self._stager = stager
+        self._workflows = frozenset(workflows)
+        self._schedules = {name: s for name, s in configured.items() if s.cooler is None}
         self._ticks = {
-            name: Ticks(Cron(s.cron, s.timezone), s.misfire, PATIENCE) for name, s in self._schedules.items()
+            name: Ticks(Cron(s.cron, s.timezone), s.misfire, MISSED_AFTER_US)
+            for name, s in self._schedules.items()
         }
         self._due: deque[tuple[str, int]] = deque()
         self.fired = 0
 
-    def work(self) -> float | None:
-        """Fire the next tick that is due, or look which are."""
+    def fire_due(self) -> float | None:
+        """Fire the next tick that is due, or read the clock for new ones."""
         if not self._ticks:
             return None
         if not self._due:
-            self._look()
+            self._find_due()
         if self._due:
             self._fire(*self._due[0])
             return 0.0
-        following = min((t.next for t in self._ticks.values() if t.next is not None), default=None)
-        if following is None:
-            return WATCH
-        return min(WATCH, max(SHORTEST, self._contact.seconds_until(following)))
+        ticks = [t.next for t in self._ticks.values() if t.next is not None]
+        pause_s = self._store.seconds_until(min(ticks)) if ticks else CRON_PERIOD_S
+        return min(CRON_PERIOD_S, max(SHORTEST_CRON_PAUSE_S, pause_s))
 
-    def _look(self) -> None:
-        now = self._contact.now()
+    def _find_due(self) -> None:
+        now = self._store.now()
         names = [name for name, ticks in self._ticks.items() if ticks.watch(now)]
         if not names:
             return
         try:
-            rows = self._contact.read(lambda tx: {name: schedules.find(tx, name) for name in names})
+            rows = self._store.read(lambda tx: {name: schedules.find(tx, name) for name in names})
         except NotFound:
-            return  # the catalogue writes it in a moment
+            return  # ScheduleSync writes it in a moment
         for name, row in rows.items():
             moments = self._ticks[name].due(row.last_tick, now)
             if row.paused_at is None:
@@ -106,39 +142,14 @@ class CronTicks(PeriodicTask):
 
     def _fire(self, name: str, moment: int) -> None:
         overlap, workflow = self._schedules[name].overlap, name in self._workflows
-        fired = self._contact.run(
+        fired = self._store.run(
             lambda tx: schedules.tick(tx, name, moment, overlap=overlap, workflow=workflow)
         ).fired
         self._due.popleft()
         match fired:
             case Fired.FIRED:
                 self.fired += 1
-                self._on_fired([name])
+                self._stager.announce([name])
             case Fired.HELD:
-                self._ticks[name].hold(moment, self._contact.now() + ASK_AGAIN)
+                self._ticks[name].hold(moment, self._store.now() + HELD_TICK_RETRY_US)
                 self._due = deque(item for item in self._due if item[0] != name)
-
-
-class Intervals(PeriodicTask):
-    """Sees that every recurring handler has its live row, one handler a slice."""
-
-    name = "chains"
-
-    def __init__(self, contact: Contact, config: Config, announce: Announce) -> None:
-        super().__init__()
-        self._contact = contact
-        self._announce = announce
-        self._pauses = [
-            (h.name, h.schedule.cooler) for h in config.handlers.values() if h.schedule.cooler is not None
-        ]
-        self._turn = 0
-
-    def work(self) -> float | None:
-        """The next handler in turn."""
-        if not self._pauses:
-            return None
-        name, pause = self._pauses[self._turn]
-        self._turn = (self._turn + 1) % len(self._pauses)
-        if self._contact.run(lambda tx: schedules.ensure_chain(tx, name, pause)):
-            self._announce([name])
-        return 0.0 if self._turn else jittered(CHAINS_PAUSE)

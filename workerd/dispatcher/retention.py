@@ -1,100 +1,97 @@
-"""Retention: what ended long ago is removed, in small slices that take a tenth of the time at most."""
+"""Retention: rows that ended long ago are removed, in small slices with long pauses."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from workerd.clock import SECOND
-from workerd.config.model import RetentionConfig as Kept
-from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.tasks import PeriodicTask, jittered
+from workerd.config.model import RetentionConfig
+from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.store import retention
 from workerd.store.retention import RetentionLimits
 
-SLICE = 500
+MAX_ROWS = 500
 """Rows that one transaction looks at."""
-SHARE, BUSY_SHARE = 10.0, 50.0
-"""A slice is followed by a pause so many times as long: claims keep nearly all of the time."""
-SHORTEST_PAUSE = 0.05
-LONGEST_PAUSE = 600.0
-"""Seconds between passes over the table; a quarter of the shortest time that is kept, if that is less."""
-RUNS_PAUSE = 30.0
-"""Seconds between looks at the runs of chains: those grow however young they are."""
+PAUSES, BUSY_PAUSES = 10.0, 50.0
+"""A slice is followed by a pause this many times as long: claims keep nearly all of the store's time."""
+SHORTEST_PAUSE_S = 0.05
+LONGEST_PERIOD_S = 600.0
+"""Between two passes over the table; a quarter of the shortest retention if that is less."""
+RUNS_PERIOD_S = 30.0
+"""Between two rounds over the runs of recurring handlers: those pile up however young they are."""
 
 
-class Retention(PeriodicTask):
-    """Walks over requests, then over jobs, then rests."""
+class Retention:
+    """Passes over requests, then over jobs.
 
-    name = "retention"
+    `period_s`: pause between two passes, None if everything is kept. `removed`: rows since the start.
+    """
 
-    def __init__(self, contact: Contact, kept: Kept, busy: Callable[[], bool]) -> None:
-        super().__init__()
-        self._contact = contact
-        self._busy = busy
-        self._kept = kept
-        self._rest = min((s for s in (kept.completed, kept.failure) if s is not None), default=None)
+    def __init__(self, store: MonitoredStore, claimer: Claimer, config: RetentionConfig) -> None:
+        self._store = store
+        self._claimer = claimer
+        self._completed_s, self._failure_s = config.completed, config.failure
+        kept = [seconds for seconds in (config.completed, config.failure) if seconds is not None]
+        self.period_s = min(LONGEST_PERIOD_S, max(1.0, min(kept) / 4)) if kept else None
         self._cursor: bytes | None = None
-        self._slice = self._requests
+        self._remove = self._remove_requests
         self.removed = 0
 
-    def work(self) -> float | None:
+    def remove(self) -> float | None:
         """One slice."""
-        if self._rest is None:
+        if self.period_s is None:
             return None
-        began = time.monotonic()
-        if self._slice():
-            share = BUSY_SHARE if self._busy() else SHARE
-            return max(SHORTEST_PAUSE, share * (time.monotonic() - began))
-        if self._slice == self._requests:
-            self._slice = self._jobs
-            return SHORTEST_PAUSE
-        self._slice = self._requests
-        return jittered(min(LONGEST_PAUSE, max(1.0, self._rest / 4)))
+        began_at = time.monotonic()
+        if self._remove():
+            pauses = BUSY_PAUSES if self._claimer.is_busy() else PAUSES
+            return max(SHORTEST_PAUSE_S, pauses * (time.monotonic() - began_at))
+        if self._remove == self._remove_requests:
+            self._remove = self._remove_jobs
+            return SHORTEST_PAUSE_S
+        self._remove = self._remove_requests
+        return None
 
-    def _requests(self) -> bool:
-        """Whether there is more of them."""
-        removed = self._contact.run(
-            lambda tx: retention.purge_requests(tx, self._limits(tx.now), limit=SLICE)
+    def _remove_requests(self) -> bool:
+        """Whether there are more."""
+        removed = self._store.run(
+            lambda tx: retention.purge_requests(tx, self._limits(tx.now), limit=MAX_ROWS)
         )
         self.removed += removed
-        return removed >= SLICE
+        return removed >= MAX_ROWS
 
-    def _jobs(self) -> bool:
-        """Whether the walk is not over."""
+    def _remove_jobs(self) -> bool:
+        """Whether the pass goes on."""
         cursor = self._cursor
-        done = self._contact.run(
-            lambda tx: retention.purge_jobs(tx, self._limits(tx.now), limit=SLICE, cursor=cursor)
+        purged = self._store.run(
+            lambda tx: retention.purge_jobs(tx, self._limits(tx.now), limit=MAX_ROWS, cursor=cursor)
         )
-        self._cursor = done.cursor
-        self.removed += done.rows
-        return done.cursor is not None
+        self._cursor = purged.cursor
+        self.removed += purged.rows
+        return purged.cursor is not None
 
     def _limits(self, now: int) -> RetentionLimits:
-        completed, failure = self._kept.completed, self._kept.failure
         return RetentionLimits(
-            completed=None if completed is None else now - int(completed * SECOND),
-            failure=None if failure is None else now - int(failure * SECOND),
+            completed=None if self._completed_s is None else now - int(self._completed_s * SECOND),
+            failure=None if self._failure_s is None else now - int(self._failure_s * SECOND),
         )
 
 
-class Runs(PeriodicTask):
-    """Keeps only the newest completed runs of each chain, one chain a slice."""
+class RunRetention:
+    """Keeps only the newest completed runs of each recurring handler, one handler per slice."""
 
-    name = "retention of runs"
-
-    def __init__(self, contact: Contact, names: Iterable[str]) -> None:
-        super().__init__()
-        self._contact = contact
-        self._names = sorted(names)
+    def __init__(self, store: MonitoredStore, handlers: Iterable[str]) -> None:
+        self._store = store
+        self._handlers = sorted(handlers)
         self._turn = 0
 
-    def work(self) -> float | None:
-        """The next chain in turn."""
-        if not self._names:
+    def remove(self) -> float | None:
+        """The next handler in turn."""
+        if not self._handlers:
             return None
-        name = self._names[self._turn]
-        if self._contact.run(lambda tx: retention.purge_runs(tx, name, limit=SLICE)) >= SLICE:
-            return SHORTEST_PAUSE
-        self._turn = (self._turn + 1) % len(self._names)
-        return SHORTEST_PAUSE if self._turn else jittered(RUNS_PAUSE)
+        name = self._handlers[self._turn]
+        if self._store.run(lambda tx: retention.purge_runs(tx, name, limit=MAX_ROWS)) >= MAX_ROWS:
+            return SHORTEST_PAUSE_S
+        self._turn = (self._turn + 1) % len(self._handlers)
+        return SHORTEST_PAUSE_S if self._turn else None

@@ -1,40 +1,143 @@
-"""One combined poll: new jobs, due rows, cancels, pauses; and the wake-up socket."""
+"""Makes rows claimable when they are due, and polls for new jobs, cancels and pauses; the wake-up socket."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
 
 from workerd.dispatcher.claimer import Claimer
-from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.pool_links import PoolLink
-from workerd.dispatcher.tasks import PeriodicTask, jittered
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.dispatcher.tasks import TaskRunner
+from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.job import Key
 from workerd.messages import Cancel, Release, Scheduled
 from workerd.runtime.loop import Loop
-from workerd.runtime.peer_server import PeerServer
 from workerd.runtime.sockets import bind_datagram
 from workerd.store import claims
-from workerd.store.claims import poll
+from workerd.store.claims import PollResult
 
-AT_ONCE = 1000
-"""Datagrams that are read in one turn: a flood of them must not keep the others waiting."""
-SIZE = 64
-"""Bytes of one that are read; what is longer is not ours."""
+MAX_DATAGRAMS = 1000
+"""Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
+MAX_DATAGRAM_BYTES = 64
+"""Longer ones are cut, and so are not ours."""
+MAX_DUE_ROWS = 500
+"""Rows that one transaction makes `new`."""
+SHORTEST_PAUSE_S = 0.002
+"""Between two transactions for due rows; not 0, since another node may hold a due row locked."""
+CANCEL_REPEAT_S = 5.0
+"""After that an unfinished cancel is sent again: its claim may have been in transit."""
 
 
-class Wake:
-    """Reads the wake-ups; a thousand of them are as good as one.
+class Stager:
+    """Makes scheduled rows `new` once they are due, and passes on what every poll of the store brings.
+
+    promoted
+        Rows made `new` since the start.
+    paused
+        Handlers of this node that are paused.
+    """
+
+    def __init__(
+        self,
+        tasks: TaskRunner,
+        store: MonitoredStore,
+        pools: PoolLinks,
+        claimer: Claimer,
+        workflows: WorkflowPickup,
+        handlers: Iterable[str],
+        incarnation: bytes,
+    ) -> None:
+        self._tasks = tasks
+        self._store = store
+        self._pools = pools
+        self._claimer = claimer
+        self._workflows = workflows
+        self._handlers = frozenset(handlers)
+        self._incarnation = incarnation
+        self._promoted_at = 0.0
+        self._cancels: dict[Key, float] = {}  # those under way, and when they were last sent
+        self.promoted = 0
+        self.paused: frozenset[str] = frozenset()
+
+    def announce(self, names: Iterable[str] | None = None) -> None:
+        """New rows exist for these handlers or workflows; None: for any."""
+        self._claimer.announce(names)
+        self._workflows.announce(names)
+
+    # -- due rows
+
+    def promote_due(self) -> float | None:
+        """One slice of due rows; sleeps until the next one is due."""
+        self._promoted_at = time.monotonic()
+        promoted = self._store.run(lambda tx: claims.promote_due(tx, MAX_DUE_ROWS))
+        if promoted.count:
+            self.promoted += promoted.count
+            self.announce(promoted.handlers)
+        if promoted.count >= MAX_DUE_ROWS:
+            return 0.0
+        if promoted.next_due is None:
+            return None
+        return max(SHORTEST_PAUSE_S, self._store.seconds_until(promoted.next_due))
+
+    def on_scheduled(self, due: int) -> None:
+        """A wake-up says that a row becomes due at this store time."""
+        if self._store.knows_time:  # else the first slice is still to come
+            # Not at once: any local program may send this, again and again.
+            pause_s = self._promoted_at + SHORTEST_PAUSE_S - time.monotonic()
+            self._tasks.wake(self.promote_due, max(pause_s, self._store.seconds_until(due)))
+
+    # -- polls
+
+    def poll(self) -> None:
+        """One combined query: new jobs, pauses, cancels, next due time."""
+        handlers = sorted(self._claimer.to_poll())
+        result = self._store.read_one(lambda tx: claims.poll(tx, self._incarnation, handlers))
+        self._propagate_pauses(result)  # before the new jobs: paused handlers are not claimed
+        self._propagate_cancels(result.cancels)
+        if result.next_due is not None:
+            self._tasks.wake(self.promote_due, self._store.seconds_until(result.next_due))
+        if handlers:
+            self._claimer.polled(result.handlers)
+
+    def on_pool_up(self, link: PoolLink) -> None:
+        """A pool connected: it has missed what was sent before."""
+        self._cancels.clear()
+        if self.paused:
+            link.send(Release(handlers=tuple(sorted(self.paused))))
+
+    def _propagate_pauses(self, result: PollResult) -> None:
+        served = {name for link in self._pools.peers.values() for name in link.handlers}
+        paused = frozenset(result.paused & (served | self._handlers))
+        if paused == self.paused:
+            return
+        new, self.paused = paused - self.paused, paused
+        if new:
+            self._pools.broadcast(Release(handlers=tuple(sorted(new))))
+        self._claimer.pause(paused)
+
+    def _propagate_cancels(self, keys: list[Key]) -> None:
+        """To all pools: which of them holds a claim is not known here."""
+        now = time.monotonic()
+        self._cancels = {key: self._cancels[key] for key in keys if key in self._cancels}
+        for key in keys:
+            if now - self._cancels.get(key, -CANCEL_REPEAT_S) >= CANCEL_REPEAT_S:
+                self._cancels[key] = now
+                self._pools.broadcast(Cancel(key=key))
+
+
+class WakeSocket:
+    """Reads wake-ups; a thousand of them are worth one.
 
     `on_new`: there is new work. `on_scheduled`: a row becomes due at this store time, microseconds.
     """
 
     def __init__(
-        self, loop: Loop, path: Path, on_new: Callable[[], object], on_scheduled: Callable[[int], object]
+        self, loop: Loop, path: Path, on_new: Callable[[], None], on_scheduled: Callable[[int], None]
     ) -> None:
         self._loop = loop
         self._on_new = on_new
@@ -47,145 +150,18 @@ class Wake:
         self._loop.on_readable(self._socket.fileno(), self._read, rank=2)
 
     def _read(self) -> None:
-        bodies: set[bytes] = set()
+        datagrams: set[bytes] = set()
         with contextlib.suppress(BlockingIOError):
-            for _ in range(AT_ONCE):
-                bodies.add(self._socket.recv(SIZE))
-        due: int | None = None
+            for _ in range(MAX_DATAGRAMS):
+                datagrams.add(self._socket.recv(MAX_DATAGRAM_BYTES))
+        due: list[int] = []
         new = False
-        for body in bodies:
+        for datagram in datagrams:
             try:
-                told = self._decoder.decode(body).due
+                due.append(self._decoder.decode(datagram).due)
             except msgspec.DecodeError:
                 new = True
-            else:
-                due = told if due is None else min(due, told)
-        if due is not None:
-            self._on_scheduled(due)
+        if due:
+            self._on_scheduled(min(due))
         if new:
             self._on_new()
-
-
-SLICE = 500
-SHORTEST = 0.002
-
-
-class DueRows(PeriodicTask):
-    """Makes due rows `new`, in slices, and sleeps no longer than until the next is due."""
-
-    name = "due rows"
-
-    def __init__(self, contact: Contact, announce: Callable[[Iterable[str]], None]) -> None:
-        super().__init__()
-        self._contact = contact
-        self._announce = announce
-        self.promoted = 0
-        self.next_due: int | None = None
-        self._looked = 0.0
-
-    def work(self) -> float | None:
-        """One slice."""
-        self._looked = time.monotonic()
-        done = self._contact.run(lambda tx: claims.promote_due(tx, SLICE))
-        self.next_due = done.next_due
-        if done.count:
-            self.promoted += done.count
-            self._announce(done.handlers)
-        if done.count >= SLICE:
-            return 0.0
-        if done.next_due is None:
-            return None
-        # Not 0: a due row that another node holds locked is not ours to wait for in a tight loop.
-        return max(SHORTEST, self._contact.seconds_until(done.next_due))
-
-    def seen(self, next_due: int | None) -> None:
-        """The first scheduled row is due then; it may be one that nobody has foretold."""
-        self.next_due = next_due
-        if next_due is not None:
-            self.wake(self._contact.seconds_until(next_due))
-
-    def foretold(self, due: int) -> None:
-        """A row was scheduled for this store time; looked at then, if no look comes before."""
-        if self._contact.knows_time:  # else the first look is still to come
-            # Anybody can say so, again and again.
-            rest = self._looked + SHORTEST - time.monotonic()
-            self.wake(max(rest, self._contact.seconds_until(due)))
-
-
-REPEAT = 5.0
-"""Seconds after which a cancel that was not obeyed is sent again: its claim may have been on its way."""
-
-
-class CancelAndPause:
-    """Passes cancels and pauses on to the pools. Which pool holds a claim is not kept: all are told."""
-
-    def __init__(
-        self,
-        pools: PeerServer[PoolLink],
-        handlers: Iterable[str],
-        on_paused: Callable[[frozenset[str]], None],
-    ) -> None:
-        self._pools = pools
-        self._handlers = frozenset(handlers)
-        self._on_paused = on_paused
-        self._told: dict[Key, float] = {}
-        self.paused: frozenset[str] = frozenset()
-
-    def on_pool_up(self, link: PoolLink) -> None:
-        """A pool that connects has heard nothing yet."""
-        self._told.clear()
-        if self.paused:
-            link.send(Release(handlers=tuple(sorted(self.paused))))
-
-    def heard(self, cancels: list[Key], paused: Set[str]) -> None:
-        """What the store says now."""
-        self._cancel(cancels)
-        served = {name for link in self._pools.peers.values() for name in link.handlers}
-        ours = paused & (served | self._handlers)
-        if ours != self.paused:
-            new, self.paused = ours - self.paused, frozenset(ours)
-            if new:
-                self._pools.broadcast(Release(handlers=tuple(sorted(new))))
-            self._on_paused(self.paused)
-
-    def _cancel(self, keys: list[Key]) -> None:
-        now = time.monotonic()
-        self._told = {key: self._told[key] for key in keys if key in self._told}
-        for key in keys:
-            if now - self._told.get(key, -REPEAT) >= REPEAT:
-                self._told[key] = now
-                self._pools.broadcast(Cancel(key=key))
-
-
-class Poll(PeriodicTask):
-    """Asks once for all of them: a node that has nothing to do costs its server one statement a poll."""
-
-    name = "looks"
-
-    def __init__(
-        self,
-        contact: Contact,
-        incarnation: bytes,
-        poll: float,
-        claimer: Claimer,
-        orders: CancelAndPause,
-        due: DueRows,
-    ) -> None:
-        super().__init__()
-        self._contact = contact
-        self._incarnation = incarnation
-        self._poll = poll
-        self._claimer = claimer
-        self._orders = orders
-        self._due = due
-
-    def work(self) -> float:
-        """One look; what it brought is passed on."""
-        wanted = sorted(self._claimer.unknown())
-        sight = self._contact.look(lambda tx: poll(tx, self._incarnation, wanted))
-        # Pauses first: for what is paused nothing is claimed.
-        self._orders.heard(sight.cancels, sight.paused)
-        self._due.seen(sight.next_due)
-        if wanted:
-            self._claimer.found(sight.handlers)
-        return jittered(self._poll)

@@ -1,4 +1,4 @@
-"""Periodic tasks and the runner that does one a turn of the loop."""
+"""Periodic tasks and the runner that does one slice of one task per turn of the loop."""
 
 from __future__ import annotations
 
@@ -7,89 +7,132 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from workerd.errors import StoreAway, StoreBusy, StoreError
+from workerd.errors import InvalidValue, StoreAway, StoreBusy, StoreError
+from workerd.log import get_logger
 from workerd.runtime.loop import Loop, Timer
 
-# What the dispatcher has to do, one duty a turn of the loop.
-#
-# Every duty is one short transaction. Between two of them the loop turns, so that channels are read and
-# Beats leave however slow the store is, and no duty can starve another: the one that is due longest
-# goes first.
-#
-
 NEVER = math.inf
-BUSY_PAUSE = 1.0
-"""Seconds before a duty that other transactions were in the way of is tried again."""
-REFUSED_PAUSE = 5.0
-"""Seconds before a duty whose statement the store refused is tried again."""
+BUSY_PAUSE_S = 1.0
+"""Pause of a task that lost its locks to other transactions."""
+REFUSED_PAUSE_S = 5.0
+"""Pause of a task whose statement the store refused, or that failed because of a bug."""
+
+_BUSY_ADVICE = "look for a transaction that was left open on the database, and end it."
+_REFUSED_ADVICE = "check that its user has all rights on the database."
+_BUG_ADVICE = "this is a bug in workerd; its log has the traceback."
+
+Run = Callable[[], float | None]
+"""Does one slice; returns seconds until the next, or None: after the period, or when woken."""
 
 
-def jittered(seconds: float, by: float = 0.1) -> float:
-    """`seconds` give or take 10 %, so that nodes that started together do not poll together."""
-    return seconds * random.uniform(1 - by, 1 + by)
+def jittered(seconds: float) -> float:
+    """`seconds` give or take 10 %, so that nodes started together do not poll together."""
+    return seconds * random.uniform(0.9, 1.1)
 
 
 class PeriodicTask:
-    """One thing to do again and again. `due`: monotonic seconds."""
+    """One row of the table of tasks.
 
-    name = ""
-
-    def __init__(self) -> None:
-        self.due = NEVER
-        self.agenda: TaskRunner | None = None
-
-    def work(self) -> float | None:
-        """Do one slice; returns the seconds until the next, or None: when `wake` is called."""
-        raise NotImplementedError
-
-    def wake(self, delay: float = 0.0) -> None:
-        """Work in `delay` seconds, or sooner if it is due sooner; may be called from `work`."""
-        when = time.monotonic() + delay
-        if when < self.due:
-            self.due = when
-            if self.agenda is not None:
-                self.agenda.arm()
-
-
-class TaskRunner:
-    """Runs the duties. While `blocked` says so, only the `keeper` runs: it finds the store again.
-
-    `on_refused` is told of a duty whose statement the store refused, and with None when it works again.
+    run
+        Does one slice: at most one short transaction, so that channels are read and Beats leave however
+        slow the store is.
+    period_s
+        Pause, give or take 10 %, after a slice that returned None; without a period it sleeps until woken.
+    needs_lease
+        Whether it waits while the store is unavailable or the node is not registered.
+    on_demand
+        Whether it runs only when woken by name, not whenever the node (re)gains its lease.
     """
+
+    __slots__ = ("due", "name", "needs_lease", "on_demand", "period_s", "run")
 
     def __init__(
         self,
-        loop: Loop,
-        keeper: PeriodicTask,
-        duties: Sequence[PeriodicTask],
-        blocked: Callable[[], bool],
-        on_away: Callable[[], None],
-        on_refused: Callable[[PeriodicTask, Exception | None], None],
+        name: str,
+        run: Run,
+        period_s: float | None = None,
+        *,
+        needs_lease: bool = True,
+        on_demand: bool = False,
     ) -> None:
+        self.name = name
+        self.run = run
+        self.period_s = period_s
+        self.needs_lease = needs_lease
+        self.on_demand = on_demand
+        self.due = NEVER
+
+
+class TaskRunner:
+    """Runs the task that has been due longest, one slice per turn of the loop, so that none starves another.
+
+    `troubles`: why tasks failed the last time, by name, as sentences for `workerd status`.
+    """
+
+    def __init__(self, loop: Loop) -> None:
         self._loop = loop
-        self._keeper = keeper
-        self._duties = (keeper, *duties)
-        self._blocked = blocked
-        self._on_away = on_away
-        self._on_refused = on_refused
-        self._refused: set[PeriodicTask] = set()
+        self._tasks: Sequence[PeriodicTask] = ()
+        self._leaseless: Sequence[PeriodicTask] = ()
+        self._by_run: dict[Run, PeriodicTask] = {}
         self._timer: Timer | None = None
         self._armed_for = NEVER
         self._stopped = False
-        for duty in self._duties:
-            duty.agenda = self
+        self._log = get_logger("dispatcher")
+        self.troubles: dict[str, str] = {}
+
+    def start(
+        self,
+        tasks: Sequence[PeriodicTask],
+        is_blocked: Callable[[], bool],
+        on_unavailable: Callable[[], None],
+        on_trouble: Callable[[], None],
+    ) -> None:
+        """Run these tasks from now on, each when it is woken first; at least one of them needs no lease.
+
+        While `is_blocked`, only those that need no lease run. `on_unavailable` is called when a task found
+        the store unavailable, `on_trouble` when `troubles` changed.
+        """
+        self._tasks = tasks
+        self._leaseless = [task for task in tasks if not task.needs_lease]
+        self._by_run = {task.run: task for task in tasks}
+        self._is_blocked = is_blocked
+        self._on_unavailable = on_unavailable
+        self._on_trouble = on_trouble
+
+    def wake(self, run: Run, delay_s: float = 0.0) -> None:
+        """Run the task of this function in `delay_s`, or sooner if it is due sooner; it may wake itself.
+
+        A function that is not in the table stays asleep: this node has no such task.
+        """
+        task = self._by_run.get(run)
+        if task is not None:
+            self._wake(task, delay_s)
+
+    def wake_all(self) -> None:
+        """Run every task now, except those on demand and those that need no lease."""
+        now = time.monotonic()
+        for task in self._tasks:
+            if task.needs_lease and not task.on_demand:
+                task.due = min(task.due, now)
+        self._arm()
 
     def stop(self) -> None:
-        """Do nothing more."""
+        """Run nothing more."""
         self._stopped = True
         if self._timer is not None:
             self._timer.cancel()
 
-    def arm(self) -> None:
-        """Set the timer for what is due first."""
+    def _wake(self, task: PeriodicTask, delay_s: float) -> None:
+        when = time.monotonic() + delay_s
+        if when < task.due:
+            task.due = when
+            self._arm()
+
+    def _arm(self) -> None:
+        """Set the timer for the next task."""
         if self._stopped:
             return
-        when = self._first().due
+        when = self._next().due
         if self._timer is not None:
             if when == self._armed_for:
                 return
@@ -97,46 +140,58 @@ class TaskRunner:
             self._timer = None
         if when < NEVER:
             self._armed_for = when
-            # Never in the past: that would be this turn still, and the loop is to turn first.
+            # Never in the past: the timer would fire within this turn, and the loop is to turn first.
             self._timer = self._loop.call_at(max(when, time.monotonic()), self._turn)
 
-    def _first(self) -> PeriodicTask:
-        now = time.monotonic()
-        if self._keeper.due <= now or self._blocked():
-            return self._keeper
-        return min(self._duties, key=_due)
+    def _next(self) -> PeriodicTask:
+        leaseless = min(self._leaseless, key=_due)
+        if leaseless.due <= time.monotonic() or self._is_blocked():
+            return leaseless
+        return min(self._tasks, key=_due)
 
     def _turn(self) -> None:
         self._timer = None
-        duty = self._first()
-        if duty.due <= time.monotonic():
-            duty.due = NEVER
-            self._do(duty)
-        self.arm()
+        task = self._next()
+        if task.due <= time.monotonic():
+            task.due = NEVER
+            self._run(task)
+        self._arm()
 
-    def _do(self, duty: PeriodicTask) -> None:
+    def _run(self, task: PeriodicTask) -> None:
         try:
-            delay = duty.work()
+            delay_s = task.run()
         except StoreBusy as error:
-            self._note_refused(duty, error)
-            delay = jittered(BUSY_PAUSE)
+            self._note_failure(task, error)
+            delay_s = jittered(BUSY_PAUSE_S)
         except StoreAway:
-            self._on_away()
-            delay = 0.0  # as soon as the keeper has found the store again
-        except (StoreError, ValueError) as error:  # ValueError: a row that cannot be read
-            self._note_refused(duty, error)
-            delay = REFUSED_PAUSE
+            self._on_unavailable()
+            delay_s = 0.0  # as soon as the store is available again
+        except Exception as error:
+            self._note_failure(task, error)
+            delay_s = REFUSED_PAUSE_S
         else:
-            if duty in self._refused:
-                self._refused.discard(duty)
-                self._on_refused(duty, None)
-        if delay is not None:
-            duty.wake(delay)
+            if self.troubles.pop(task.name, None) is not None:
+                self._on_trouble()
+            if delay_s is None:
+                if task.period_s is None:
+                    return
+                delay_s = jittered(task.period_s)
+        self._wake(task, delay_s)
 
-    def _note_refused(self, duty: PeriodicTask, error: Exception) -> None:
-        self._refused.add(duty)
-        self._on_refused(duty, error)
+    def _note_failure(self, task: PeriodicTask, error: Exception) -> None:
+        if isinstance(error, StoreBusy):
+            if task.name not in self.troubles:
+                self._log.warning("task.blocked", task=task.name, error=str(error))
+            trouble = f"The store cannot do {task.name} now ({error}); {_BUSY_ADVICE}"
+        elif isinstance(error, (StoreError, InvalidValue)):
+            self._log.error("task.refused", task=task.name, error=str(error))
+            trouble = f"The store refuses {task.name} ({error}); {_REFUSED_ADVICE}"
+        else:
+            self._log.exception("task.crashed", task=task.name, retry_in_s=REFUSED_PAUSE_S)
+            trouble = f"The task {task.name} failed ({type(error).__name__}: {error}); {_BUG_ADVICE}"
+        self.troubles[task.name] = trouble
+        self._on_trouble()
 
 
-def _due(duty: PeriodicTask) -> float:
-    return duty.due
+def _due(task: PeriodicTask) -> float:
+    return task.due

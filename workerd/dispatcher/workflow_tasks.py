@@ -1,122 +1,116 @@
-"""Requests: begun when new, repaired when left behind, repeated when they recur."""
+"""Requests of workflows: picked up when new, moved on when left behind, started again when they recur."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from workerd.config.model import WorkflowConfig
-from workerd.dispatcher.claimer import PickupWindow
-from workerd.dispatcher.lease import Contact
-from workerd.dispatcher.tasks import PeriodicTask, jittered
+from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.pickup_window import PickupWindow
+from workerd.dispatcher.tasks import TaskRunner
 from workerd.store import requests
 
-BEGIN = 50
-"""Requests that one transaction begins."""
-SWEEP = 100
-"""Requests in progress that one transaction looks at."""
-SHARE = 10.0
-"""A slice of the sweep is followed by a pause so many times as long."""
-SWEEP_PAUSE = 5.0
-"""Seconds between sweeps, for what another program or a fault left half done."""
+MAX_NEW_REQUESTS = 50
+"""Requests that one transaction picks up."""
+MAX_SWEPT_REQUESTS = 100
+"""Requests in progress that one transaction of the sweep looks at."""
+SWEEP_PERIOD_S = 5.0
+SWEEP_PAUSES = 10.0
+"""A slice of the sweep is followed by a pause this many times as long."""
+WAKE_SPACING_S = 0.02
+"""Between two pickups that wake-ups ask for, however many come."""
+SHORTEST_PAUSE_S = 0.001
 
-Announce = Callable[[Iterable[str]], None]
 
-
-class RequestPickup(PeriodicTask):
-    """Begins queuing requests of workflows that this node knows, at once or at set times."""
-
-    name = "requests"
+class WorkflowPickup:
+    """Picks up queuing requests of this node's workflows, and keeps workflows with a cooler running."""
 
     def __init__(
         self,
-        contact: Contact,
+        tasks: TaskRunner,
+        store: MonitoredStore,
+        claimer: Claimer,
         workflows: Mapping[str, WorkflowConfig],
-        gate: PickupWindow,
-        poll: float,
-        announce: Announce,
+        window: PickupWindow,
+        poll_s: float,
     ) -> None:
-        super().__init__()
-        self._contact = contact
+        self._tasks = tasks
+        self._store = store
+        self._claimer = claimer
         self._workflows = workflows
-        self._gate = gate
-        self._poll = poll
-        self._announce = announce
-
-    def work(self) -> float | None:
-        """One slice."""
-        if not self._workflows:
-            return None
-        if self._gate.is_open(self._contact.now()):
-            picked = self._contact.run(lambda tx: requests.pickup(tx, self._workflows, BEGIN))
-            self._announce(picked.handlers)
-            if picked.begun >= BEGIN:
-                return 0.0
-            self._gate.drained()
-        return _until_next(self._gate, self._contact, self._poll)
-
-
-class RequestSweep(PeriodicTask):
-    """Moves on the requests in progress that nobody moved; slice after slice, then a pause."""
-
-    name = "sweep of requests"
-
-    def __init__(
-        self,
-        contact: Contact,
-        workflows: Mapping[str, WorkflowConfig],
-        gate: PickupWindow,
-        announce: Announce,
-    ) -> None:
-        super().__init__()
-        self._contact = contact
-        self._workflows = workflows
-        self._gate = gate
-        self._announce = announce
-        self._cursor: str | None = None
-
-    def work(self) -> float:
-        """One slice."""
-        if not self._gate.is_open(self._contact.now()):
-            return _until_next(self._gate, self._contact, SWEEP_PAUSE)
-        began = time.monotonic()
-        swept = self._contact.run(lambda tx: requests.sweep(tx, self._workflows, SWEEP, self._cursor))
-        self._announce(swept.handlers)
-        self._cursor = swept.cursor
-        if self._cursor is not None:
-            # Where requests move on at set times, nobody but the sweep moves them: then without pauses.
-            return 0.0 if self._gate.next is not None else SHARE * (time.monotonic() - began)
-        self._gate.drained()
-        return _until_next(self._gate, self._contact, SWEEP_PAUSE)
-
-
-class RecurringWorkflows(PeriodicTask):
-    """Keeps the runs of workflows with a cooler going, one workflow a slice."""
-
-    name = "recurring workflows"
-
-    def __init__(
-        self, contact: Contact, workflows: Iterable[WorkflowConfig], poll: float, announce: Announce
-    ) -> None:
-        super().__init__()
-        self._contact = contact
-        self._workflows = [w for w in workflows if w.schedule.cooler is not None]
-        self._poll = poll
-        self._announce = announce
+        self._recurring = [w for w in workflows.values() if w.schedule.cooler is not None]
+        self._window = window
+        self._poll_s = poll_s
+        self._announced_at = 0.0
         self._turn = 0
 
-    def work(self) -> float | None:
-        """The next workflow in turn."""
-        if not self._workflows:
+    def announce(self, names: Iterable[str] | None = None) -> None:
+        """New rows exist for these handlers or workflows; None: for any."""
+        if self._workflows and (names is None or not self._workflows.keys().isdisjoint(names)):
+            delay_s = max(0.0, self._announced_at + WAKE_SPACING_S - time.monotonic())
+            self._announced_at = time.monotonic() + delay_s
+            self._tasks.wake(self.pick_up, delay_s)
+            self._tasks.wake(self.start_recurring, delay_s)
+
+    def pick_up(self) -> float | None:
+        """One slice of queuing requests, if they may be picked up now."""
+        if self._window.is_open(self._store.now()):
+            picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, MAX_NEW_REQUESTS))
+            self._claimer.announce(picked.handlers)
+            if picked.begun >= MAX_NEW_REQUESTS:
+                return 0.0
+            self._window.drained()
+        return _until_open(self._window, self._store, self._poll_s)
+
+    def start_recurring(self) -> float | None:
+        """See that the next workflow in turn has a run that is live or scheduled."""
+        if not self._recurring:
             return None
-        workflow = self._workflows[self._turn]
-        self._turn = (self._turn + 1) % len(self._workflows)
-        picked = self._contact.run(lambda tx: requests.start_recurring(tx, workflow))
-        self._announce(picked.handlers)
-        return 0.0 if self._turn else jittered(self._poll)
+        workflow = self._recurring[self._turn]
+        self._turn = (self._turn + 1) % len(self._recurring)
+        picked = self._store.run(lambda tx: requests.start_recurring(tx, workflow))
+        self._claimer.announce(picked.handlers)
+        return 0.0 if self._turn else None
 
 
-def _until_next(gate: PickupWindow, contact: Contact, pause: float) -> float:
-    """`pause`, or less if the gate opens sooner."""
-    seconds = jittered(pause)
-    return seconds if gate.next is None else min(seconds, max(0.001, contact.seconds_until(gate.next)))
+class RequestSweep:
+    """Moves on requests in progress that were left behind, by another program or a bug."""
+
+    def __init__(
+        self,
+        store: MonitoredStore,
+        claimer: Claimer,
+        workflows: Mapping[str, WorkflowConfig],
+        window: PickupWindow,
+    ) -> None:
+        self._store = store
+        self._claimer = claimer
+        self._workflows = workflows
+        self._window = window
+        self._cursor: str | None = None
+
+    def sweep(self) -> float | None:
+        """One slice."""
+        if not self._window.is_open(self._store.now()):
+            return _until_open(self._window, self._store, SWEEP_PERIOD_S)
+        began_at = time.monotonic()
+        swept = self._store.run(
+            lambda tx: requests.sweep(tx, self._workflows, MAX_SWEPT_REQUESTS, self._cursor)
+        )
+        self._claimer.announce(swept.handlers)
+        self._cursor = swept.cursor
+        if self._cursor is not None:
+            # Where requests move on at set times, only the sweep moves them: then without pauses.
+            return 0.0 if self._window.opens_at is not None else SWEEP_PAUSES * (time.monotonic() - began_at)
+        self._window.drained()
+        return _until_open(self._window, self._store, SWEEP_PERIOD_S)
+
+
+def _until_open(window: PickupWindow, store: MonitoredStore, period_s: float) -> float | None:
+    """Seconds until the window's next tick if that is within the period, else None."""
+    if window.opens_at is None:
+        return None
+    seconds = max(SHORTEST_PAUSE_S, store.seconds_until(window.opens_at))
+    return seconds if seconds < period_s else None

@@ -1,0 +1,76 @@
+"""What the dispatcher records of the store's answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.servers import DatabaseServer
+from tests.support.storing import enqueue
+from workerd.clock import SECOND
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.errors import StoreAway, StoreBusy
+from workerd.store.base import Store, Tx
+
+Opened = Callable[..., Store]
+
+
+def one(tx: Tx) -> Any:
+    return tx.one("SELECT 1")
+
+
+def test_busy_is_not_unavailable(mysql: Store, mysql_url: str, opened: Opened) -> None:
+    """A transaction that lost its locks leaves the store available, since when it was."""
+    made = enqueue(mysql, "h")
+    store = MonitoredStore(opened(mysql_url), max_gap_s=60.0)
+    assert store.read(one) == (1,)
+    since = store.availability.since
+
+    def holding(tx: Any) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = 1 WHERE id = %s", (made,))
+        with pytest.raises(StoreBusy):
+            store.run(lambda tx: tx.execute("UPDATE workerd_jobs SET priority = 2 WHERE id = %s", (made,)))
+
+    mysql.run(holding)
+    assert store.availability.available
+    assert store.availability.since == since
+
+
+def test_a_killed_server_is_unavailable_not_busy(own_server: DatabaseServer, opened: Opened) -> None:
+    """The error is kept, and the time for which the store has answered starts over."""
+    store = MonitoredStore(opened(own_server.url(own_server.new_database())), max_gap_s=60.0)
+    store.read(one)
+    time.sleep(0.01)
+    store.read(one)
+    assert store.answered_for_s >= 0.01
+    own_server.kill9()
+    with pytest.raises(StoreAway) as caught:
+        store.read(one)
+    assert not isinstance(caught.value, StoreBusy)
+    assert store.availability.error is caught.value
+    assert store.answered_for_s == 0.0
+
+
+def test_a_gap_between_answers_starts_the_time_over(store: Store) -> None:
+    """Law 8: a process that was stopped must not rescue a node whose lease ended meanwhile."""
+    monitored = MonitoredStore(store, max_gap_s=0.05)
+    monitored.read(one)
+    time.sleep(0.1)
+    assert monitored.answered_for_s == 0.0
+    monitored.read(one)
+    assert monitored.answered_for_s < 0.05
+
+
+def test_the_clock_of_the_store_is_known_without_asking(store: Store) -> None:
+    """From one reading of it and the monotonic clock."""
+    monitored = MonitoredStore(store, max_gap_s=1.0)
+    assert not monitored.knows_time
+    moment = time.monotonic_ns()
+    monitored.set_clock(10 * SECOND, moment)
+    assert monitored.time_at(moment) == 10 * SECOND
+    assert 10 * SECOND <= monitored.now() < 11 * SECOND
+    assert 4.0 < monitored.seconds_until(15 * SECOND) <= 5.0
+    assert monitored.seconds_until(9 * SECOND) == 0.0

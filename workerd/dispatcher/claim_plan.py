@@ -1,0 +1,230 @@
+"""What the next transaction may claim, and for which pools."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.dispatcher.tasks import REFUSED_PAUSE_S
+from workerd.store.claims import ClaimBatch, Cursor
+
+MAX_HANDLERS = 8
+"""Handlers that one transaction claims for: they share its locks and COMMIT, and its length is bounded."""
+MAX_UNPEEKED_HANDLERS = 2
+"""Up to so many handlers are claimed for without first peeking whether they have rows."""
+LINGER_S = 0.004
+"""For which the capacity of a busy pool may grow; much less than the 25 ms of work that it has waiting."""
+REWIND_S = 1.0
+"""After which a claim starts from the beginning of the index again, for rows of higher priority."""
+WOKEN_REWIND_S = 0.1
+"""The same after a wake-up, while there is work anyway."""
+BUSY_S = 1.0
+"""For which a pool counts as busy after a claim that brought all it asked for."""
+
+
+class HandlerCursor:
+    """What is known of a handler's waiting rows.
+
+    promising
+        Whether there may be some.
+    barred_until
+        Monotonic seconds until which it is left out, since the store refused to claim it.
+    """
+
+    __slots__ = ("barred_until", "cursor", "promising", "rewind_at")
+
+    def __init__(self) -> None:
+        self.promising = True
+        self.cursor: Cursor | None = None
+        self.rewind_at = 0.0
+        self.barred_until = 0.0
+
+    def start(self, now: float) -> Cursor | None:
+        """Where the next claim starts in the index."""
+        if now >= self.rewind_at:
+            self.cursor = None
+            self.rewind_at = now + REWIND_S
+        return self.cursor
+
+    def wake(self, now: float) -> None:
+        """There may be new rows, before the cursor too."""
+        self.promising = True
+        self.rewind_at = min(self.rewind_at, now + WOKEN_REWIND_S)
+
+    def learn(self, batch: ClaimBatch, limit: int) -> None:
+        """A claim of up to `limit` rows brought this batch."""
+        left_behind = batch.found > len(batch.claims) + len(batch.broken)  # too many bytes for one claim
+        self.promising = batch.found >= limit or left_behind
+        self.cursor = batch.cursor if self.promising else None
+
+
+class PoolShare(NamedTuple):
+    """A pool's part in a transaction: up to `capacity` rows of these handlers, each from its cursor on."""
+
+    link: PoolLink
+    capacity: int
+    cursors: dict[str, Cursor | None]
+
+
+class ClaimPlan(NamedTuple):
+    """What the next transaction claims; without shares `wait_s` says when to plan again, None: when woken."""
+
+    shares: list[PoolShare]
+    wait_s: float | None
+
+    @property
+    def handlers(self) -> list[str]:
+        return [handler for share in self.shares for handler in share.cursors]
+
+
+class ClaimedBatch(NamedTuple):
+    """What one query of the transaction brought, of up to `limit` rows."""
+
+    link: PoolLink
+    handler: str
+    limit: int
+    batch: ClaimBatch
+
+
+class ClaimPlanner:
+    """Decides what may be claimed now: no more than each pool's capacity, pools and handlers in turn."""
+
+    def __init__(self, pools: PoolLinks, max_rows: int) -> None:
+        self._pools = pools
+        self._max_rows = max_rows
+        self._cursors: dict[str, HandlerCursor] = {}
+        self._paused: frozenset[str] = frozenset()
+        self._order: list[int] = []  # lives, the one served longest ago first
+        self._satisfied_at: dict[int, float] = {}  # life -> when it last got all that it asked for
+        self._one_handler_until = 0.0
+        self._must_peek = False
+
+    # -- what is known of handlers and pools
+
+    def announce(self, handlers: Iterable[str] | None = None) -> bool:
+        """New rows exist for these handlers, None: for any; returns whether a claim or a peek is due."""
+        # With those whose pool is away: once it is back it should find what was announced meanwhile.
+        known = {*self._cursors, *(h for link in self._pools.peers.values() for h in link.handlers)}
+        named = known if handlers is None else known.intersection(handlers)
+        if handlers is None:
+            wanted = self.wanted()
+            if len(wanted) > MAX_UNPEEKED_HANDLERS:
+                # Too many to try them all; those without capacity are tried once they have some.
+                self._must_peek = True
+                named = known - wanted
+        self.wake(named)
+        return bool(named) or handlers is None
+
+    def wake(self, handlers: Iterable[str]) -> None:
+        """These handlers may have new rows."""
+        now = time.monotonic()
+        for handler in handlers:
+            self._cursor(handler).wake(now)
+
+    def pause(self, handlers: frozenset[str]) -> frozenset[str]:
+        """Exactly these are paused now; returns those that are no longer."""
+        resumed, self._paused = self._paused - handlers, handlers
+        return resumed
+
+    def bar(self, plan: ClaimPlan) -> str | None:
+        """The store refused the plan: find the handler at fault by claiming for one at a time.
+
+        Returns that handler once it is found; it is left out for a while, and keeps no other waiting.
+        """
+        until = time.monotonic() + REFUSED_PAUSE_S
+        handlers = plan.handlers
+        if len(handlers) > 1:
+            self._one_handler_until = until
+            return None
+        self._cursor(handlers[0]).barred_until = until
+        return handlers[0]
+
+    def learn(self, plan: ClaimPlan, claimed: Iterable[ClaimedBatch]) -> None:
+        """The plan was carried out and brought this."""
+        now = time.monotonic()
+        for link, handler, limit, batch in claimed:
+            self._cursor(handler).learn(batch, limit)
+            if batch.found >= limit:
+                self._satisfied_at[link.life] = now
+            else:
+                self._satisfied_at.pop(link.life, None)
+        served = {share.link.life for share in plan.shares}
+        self._order.sort(key=served.__contains__)  # stable: those served now go last
+
+    def forget_pool(self, link: PoolLink) -> None:
+        """A pool's connection ended."""
+        self._satisfied_at.pop(link.life, None)
+
+    def is_busy(self) -> bool:
+        """Whether some pool just got all that it asked for, so that there is probably more."""
+        return any(time.monotonic() - at < BUSY_S for at in self._satisfied_at.values())
+
+    # -- what may be claimed
+
+    def wanted(self) -> set[str]:
+        """Handlers that some pool has capacity for."""
+        links = self._pools.peers.values()
+        return {h for link in links if link.capacity > 0 for h in link.handlers} - self._paused
+
+    def unpromising(self) -> set[str]:
+        """Handlers with capacity and no known waiting rows."""
+        return {handler for handler in self.wanted() if not self._cursor(handler).promising}
+
+    def to_peek(self) -> list[str]:
+        """Handlers to peek at, since there is new work of an unknown handler."""
+        if not self._must_peek:
+            return []
+        return sorted(self.wanted())
+
+    def peeked(self) -> None:
+        """The peek was made."""
+        self._must_peek = False
+
+    def plan(self) -> ClaimPlan:
+        """The next transaction's shares."""
+        now = time.monotonic()
+        shares: list[PoolShare] = []
+        queries, rows = MAX_HANDLERS if now >= self._one_handler_until else 1, self._max_rows
+        waits: list[float] = []
+        for link in self._links_in_turn():
+            promising = self._promising(link) if link.capacity > 0 else []
+            handlers = [h for h in promising if self._cursor(h).barred_until <= now]
+            if not handlers:
+                waits += [self._cursor(h).barred_until for h in promising]
+                continue
+            ripe_at = self._ripe_at(link)
+            if ripe_at > now:
+                waits.append(ripe_at)
+                continue
+            cursors = {h: self._cursor(h).start(now) for h in handlers[:queries]}
+            shares.append(PoolShare(link, min(link.capacity, rows), cursors))
+            queries -= len(cursors)
+            rows -= shares[-1].capacity
+            if queries <= 0 or rows <= 0:
+                break
+        return ClaimPlan(shares, min(waits) - now if waits else None)
+
+    def _cursor(self, handler: str) -> HandlerCursor:
+        cursor = self._cursors.get(handler)
+        if cursor is None:
+            cursor = self._cursors[handler] = HandlerCursor()
+        return cursor
+
+    def _links_in_turn(self) -> list[PoolLink]:
+        links = self._pools.peers
+        self._order = [life for life in self._order if life in links]
+        self._order += [life for life in links if life not in self._order]
+        return [links[life] for life in self._order]
+
+    def _promising(self, link: PoolLink) -> list[str]:
+        return [h for h in link.handlers_in_turn() if h not in self._paused and self._cursor(h).promising]
+
+    def _ripe_at(self, link: PoolLink) -> float:
+        """A pool that just got all that it asked for waits a moment, so that its capacity grows.
+
+        A transaction costs as much as thirty rows of it.
+        """
+        few = link.capacity < self._max_rows // 4
+        return self._satisfied_at.get(link.life, 0.0) + LINGER_S if few else 0.0

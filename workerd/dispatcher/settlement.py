@@ -1,0 +1,291 @@
+"""Settlement: every claim of this incarnation that no pool holds gets an outcome (law 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from enum import StrEnum
+
+from workerd import policy
+from workerd.clock import SECOND
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.dispatcher.tasks import TaskRunner
+from workerd.job import Claim, Key, Status
+from workerd.log import get_logger
+from workerd.messages import DeadPool, Holdings, Inventory, Roster
+from workerd.outcome import Outcome, Reason
+from workerd.runtime.loop import Loop
+from workerd.runtime.outcome_sender import OutcomeSender
+from workerd.store import claims
+from workerd.store.claims import HeldRow
+
+DEATH_SLACK_US = SECOND
+"""A claim made up to this long after a pool's death counts as made before: the clocks differ."""
+LATE_COMMIT_S = 10.0
+"""After that a server has committed or rolled back what it was asked on a lost connection."""
+POOL_DIED = "its pool died while it was waiting there or running"
+
+_log = get_logger("dispatcher")
+
+
+def released(row: HeldRow) -> Outcome:
+    return Outcome(
+        id=row.id,
+        attempt=row.attempt,
+        claimed_at=row.claimed_at,
+        handler=row.handler,
+        status=Status.NEW,
+        request_id=row.request_id,
+        unique_key=row.unique_key,
+    )
+
+
+def lost(row: HeldRow, error: str, node_id: bytes | None = None) -> Outcome:
+    status, following = policy.lost(row)
+    return Outcome(
+        id=row.id,
+        attempt=row.attempt,
+        claimed_at=row.claimed_at,
+        handler=row.handler,
+        status=status,
+        reason=Reason.LOST,
+        success=False,
+        error=error,
+        next=following,
+        node_id=node_id,
+        request_id=row.request_id,
+        step=row.step,
+        name=row.name,
+        unique_key=row.unique_key,
+    )
+
+
+UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
+
+
+def refused(claim: Claim) -> Outcome:
+    return Outcome(
+        id=claim.id,
+        attempt=claim.attempt,
+        claimed_at=claim.claimed_at,
+        handler=claim.handler,
+        status=Status.FAILURE,
+        reason=Reason.FAILURE,
+        success=False,
+        error=UNSENDABLE,
+        request_id=claim.request_id,
+        step=claim.step,
+        name=claim.name,
+        unique_key=claim.unique_key,
+    )
+
+
+class SettlementPhase(StrEnum):
+    """What a settlement is waiting for."""
+
+    IDLE = "idle"
+    COLLECTING = "collecting"  # each pool's answer: what it holds
+    WRITING = "writing"  # the ingester: all that it received is committed
+    READING = "reading"  # the store: what is `inprogress` for this incarnation
+
+
+class SettlementEvent(StrEnum):
+    REQUESTED = "requested"  # a claim may have no owner
+    COLLECTED = "collected"
+    WRITTEN = "written"
+    READ = "read"
+
+
+class Settlement:
+    """Law 2 as a state machine: TRANSITIONS says what follows what.
+
+    The order of the phases proves that a claim has no owner: the pools say what they hold; then the
+    ingester has committed every outcome sent before; then the store is read. What was claimed since the
+    first question is in a pool's hands and left alone.
+
+    phase
+        What it is waiting for.
+    rounds
+        Settlements finished.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        tasks: TaskRunner,
+        store: MonitoredStore,
+        pools: PoolLinks,
+        outcomes: OutcomeSender,
+        incarnation: bytes,
+        on_settled: Callable[[], None],
+    ) -> None:
+        self._loop = loop
+        self._tasks = tasks
+        self._store = store
+        self._pools = pools
+        self._outcomes = outcomes
+        self._incarnation = incarnation
+        self._on_settled = on_settled
+        self.phase = SettlementPhase.IDLE
+        self.rounds = 0
+        self._repeat = False
+        self._token = 0
+        self._roster: Roster | None = None
+        self._inherited: frozenset[int] = frozenset()  # lives that may hold claims of an earlier dispatcher
+        self._connected: set[int] = set()  # lives that were ever connected here
+        self._newest = 0  # of all lives in any Roster; they are numbered as they begin
+        self._awaited: set[int] | None = None  # lives that have to answer; None: no Roster came yet
+        self._held: set[Key] = set()
+        self._claimed: set[Key] = set()
+
+    def request(self) -> None:
+        """A claim may have no owner: settle, once more if a settlement is under way."""
+        self._handle(SettlementEvent.REQUESTED)
+
+    def request_after_unknown_commit(self) -> None:
+        """The same now and later: the server may finish the COMMIT after we have read that it has not."""
+        self.request()
+        self._loop.call_later(LATE_COMMIT_S, self.request)
+
+    def on_claimed(self, keys: Iterable[Key]) -> None:
+        """These were just claimed and handed over."""
+        if self.phase is not SettlementPhase.IDLE:
+            self._claimed.update(keys)
+
+    def settle(self) -> None:
+        """Read the store's claims of this incarnation, and send an outcome for each without an owner."""
+        if self.phase is not SettlementPhase.READING:
+            return
+        rows = self._store.read(lambda tx: claims.held(tx, self._incarnation))
+        orphaned = [row for row in rows if row.key not in self._held and row.key not in self._claimed]
+        if orphaned:
+            outcomes = [self._outcome_of(row) for row in orphaned]
+            self._outcomes.send_all(outcomes)
+            count = sum(outcome.reason is None for outcome in outcomes)
+            _log.warning("claims.settled", released=count, lost=len(outcomes) - count)
+        self._handle(SettlementEvent.READ)
+
+    def _outcome_of(self, row: HeldRow) -> Outcome:
+        """Released if the job cannot have started, else lost."""
+        dead = self._roster.dead if self._roster is not None else ()
+        if any(self._may_have_held(pool, row) for pool in dead):
+            return lost(row, POOL_DIED)
+        return released(row)
+
+    def _may_have_held(self, pool: DeadPool, row: HeldRow) -> bool:
+        died_at = self._store.time_at(pool.died_ns)
+        return row.handler in pool.handlers and died_at + DEATH_SLACK_US >= row.claimed_at
+
+    # -- pools
+
+    def on_roster(self, roster: Roster) -> None:
+        """Pools were started or died."""
+        before, self._roster = self._roster, roster
+        dead = {pool.life for pool in roster.dead}
+        self._newest = max(self._newest, *roster.pools.values(), *dead, 0)
+        if before is None:
+            self._inherited = frozenset(roster.pools.values())
+        elif dead - {pool.life for pool in before.dead} - self._unanswered():
+            self.request()  # this settlement began without knowing of that death
+        self._connected = self._living(self._connected)
+        if self._awaited is None:
+            self._ask_pools()
+        else:
+            self._awaited = self._living(self._awaited)
+        self._check_collected()
+
+    def _unanswered(self) -> set[int]:
+        """Pools whose death this settlement still covers: they have not answered it yet."""
+        return self._awaited or set() if self.phase is SettlementPhase.COLLECTING else set()
+
+    def _living(self, lives: Iterable[int]) -> set[int]:
+        """Those not known to be dead; a pool may connect before the Roster that names it is read."""
+        named = set(self._roster.pools.values()) if self._roster is not None else set()
+        return {life for life in lives if life in named or life > self._newest}
+
+    def on_pool_up(self, link: PoolLink) -> None:
+        """A pool connected: ask it again if its answer is awaited."""
+        self._connected.add(link.life)
+        if self._awaited is not None and link.life in self._awaited:
+            link.send(Inventory(token=self._token))
+
+    def on_pool_down(self) -> None:
+        """A pool's connection ended: claims in transit to it may not have arrived."""
+        self.request()
+
+    def on_holdings(self, link: PoolLink, holdings: Holdings) -> None:
+        """A pool answered what it holds."""
+        if self._awaited is None or holdings.token != self._token or link.life not in self._awaited:
+            return
+        self._held.update(holdings.keys)
+        self._awaited.discard(link.life)
+        self._check_collected()
+
+    # -- the state machine
+
+    def _handle(self, event: SettlementEvent) -> None:
+        transition = TRANSITIONS.get((self.phase, event))
+        if transition is not None:
+            self.phase, action = transition
+            action(self)
+
+    def _begin(self) -> None:
+        self._repeat = False
+        self._token += 1
+        self._held = set()
+        self._claimed = set()
+        self._awaited = None
+        if self._roster is not None:
+            self._ask_pools()
+        self._check_collected()
+
+    def _ask_pools(self) -> None:
+        """Ask each pool that may hold claims; a younger one that never connected here cannot."""
+        if self.phase is not SettlementPhase.COLLECTING:
+            return
+        self._awaited = self._living(self._inherited | self._connected)
+        for life in self._awaited & self._pools.peers.keys():
+            self._pools.peers[life].send(Inventory(token=self._token))
+
+    def _check_collected(self) -> None:
+        if self._awaited is not None and not self._awaited:
+            self._handle(SettlementEvent.COLLECTED)
+
+    def _repeat_later(self) -> None:
+        self._repeat = True
+
+    def _await_ingester(self) -> None:
+        token = self._token
+        dead = self._roster.dead if self._roster is not None else ()
+        self._outcomes.barrier([pool.life for pool in dead], lambda: self._on_written(token))
+
+    def _on_written(self, token: int) -> None:
+        if token == self._token:
+            self._handle(SettlementEvent.WRITTEN)
+
+    def _await_store(self) -> None:
+        self._tasks.wake(self.settle)
+
+    def _finish(self) -> None:
+        self.rounds += 1
+        self._held = set()
+        self._claimed = set()
+        if self._repeat:
+            self.request()
+        else:
+            self._on_settled()
+
+
+Action = Callable[[Settlement], None]
+_Phase, _Event = SettlementPhase, SettlementEvent
+
+TRANSITIONS: dict[tuple[SettlementPhase, SettlementEvent], tuple[SettlementPhase, Action]] = {
+    (_Phase.IDLE, _Event.REQUESTED): (_Phase.COLLECTING, Settlement._begin),
+    (_Phase.COLLECTING, _Event.REQUESTED): (_Phase.COLLECTING, Settlement._repeat_later),
+    (_Phase.WRITING, _Event.REQUESTED): (_Phase.WRITING, Settlement._repeat_later),
+    (_Phase.READING, _Event.REQUESTED): (_Phase.READING, Settlement._repeat_later),
+    (_Phase.COLLECTING, _Event.COLLECTED): (_Phase.WRITING, Settlement._await_ingester),
+    (_Phase.WRITING, _Event.WRITTEN): (_Phase.READING, Settlement._await_store),
+    (_Phase.READING, _Event.READ): (_Phase.IDLE, Settlement._finish),
+}
+"""(phase, event) -> the next phase and what is done on entering it; any other pair changes nothing."""
