@@ -1,9 +1,8 @@
-"""A real dispatcher process, with the test in the places of supervisor, ingester and pools."""
+"""A real dispatcher process; the test plays supervisor, ingester and pools."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import socket
 import time
@@ -12,7 +11,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workerd import log
-from workerd.config.model import Config, NodeConfig
+from workerd.config.model import (
+    Config,
+    DispatcherConfig,
+    HandlerConfig,
+    NodeConfig,
+    PoolConfig,
+    ScheduleConfig,
+    StoreConfig,
+    WorkflowConfig,
+    WorkflowJob,
+)
 from workerd.dispatcher.dispatcher import main
 from workerd.job import Claim, Key, new_id
 from workerd.messages import (
@@ -41,45 +50,58 @@ from workerd.runtime.child import Child, fork
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.sockets import connect, listen
+from workerd.store import columns, jobs, nodes
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store
+from workerd.store.jobs import NewJob
 
 T = TypeVar("T")
 
+MakeHarness = Callable[..., "DispatcherHarness"]
 
-class Pool:
-    """A pool that keeps what it gets until the test says otherwise, and asks for `capacity` in all."""
+EVERY_SECOND = "* * * * * *"
+FLOW = WorkflowConfig(
+    name="flow",
+    jobs=(
+        WorkflowJob(name="first", handler="h", step=0),
+        WorkflowJob(name="second", handler="h", needs=("first",), step=1),
+    ),
+)
 
-    def __init__(self, world: World, name: str, handlers: tuple[str, ...], life: int) -> None:
-        self.world = world
+
+class FakePool:
+    """A pool that holds every claim it gets; it reports the capacity that the test names."""
+
+    def __init__(self, harness: DispatcherHarness, name: str, handlers: tuple[str, ...], life: int) -> None:
+        self.harness = harness
         self.name = name
         self.handlers = handlers
         self.life = life
         self.received = 0
         self.claims: dict[Key, Claim] = {}
         self.cancelled: list[Key] = []
-        self.given_back: list[tuple[str, ...]] = []
-        self.held: list[bool] = []
-        self.mute = False  # does not answer Inventory
+        self.releases: list[tuple[str, ...]] = []
+        self.lease_states: list[bool] = []
+        self.silent = False  # does not answer Inventory
         self.batches: list[int] = []
         self.on_claims: Callable[[list[Claim]], None] = lambda claims: None
         self.channel: Channel[FromDispatcher] | None = None
 
-    def connect(self) -> Pool:
-        """Connect, as a pool does as often as it must."""
-        sock = self.world.until(self._try)
+    def connect(self) -> FakePool:
+        """Connect, again after a disconnect."""
+        sock = self.harness.until(self._try)
         self.received = 0
-        self.channel = Channel(self.world.loop, sock, FromDispatcher, self._heard, self._broke)
+        self.channel = Channel(self.harness.loop, sock, FromDispatcher, self._on_message, self._on_close)
         self.channel.send(Hello(role="pool", name=self.name, life=self.life))
         return self
 
     def _try(self) -> socket.socket | None:
         try:
-            return connect(self.world.paths.dispatcher)
+            return connect(self.harness.paths.dispatcher)
         except OSError:
             return None
 
-    def _broke(self) -> None:
+    def _on_close(self) -> None:
         self.channel = None
 
     def demand(self, room: int) -> None:
@@ -91,7 +113,7 @@ class Pool:
             self.channel.close()
             self.channel = None
 
-    def _heard(self, message: FromDispatcher) -> None:
+    def _on_message(self, message: FromDispatcher) -> None:
         match message:
             case Claims(claims=claims):
                 self.received += len(claims)
@@ -101,11 +123,11 @@ class Pool:
             case Cancel(key=key):
                 self.cancelled.append(key)
             case Release(handlers=handlers):
-                self.given_back.append(handlers)
+                self.releases.append(handlers)
             case LeaseState(held=held):
-                self.held.append(held)
+                self.lease_states.append(held)
             case Inventory(token=token):
-                if not self.mute:
+                if not self.silent:
                     self.answer(token)
 
     def answer(self, token: int) -> None:
@@ -113,65 +135,69 @@ class Pool:
         self.channel.send(Holdings(token=token, keys=list(self.claims)))
 
 
-class Ingester:
-    """Writes what it is told into the store at once, unless `away`; then it keeps it."""
+class FakeIngester:
+    """Writes outcomes to the store at once; while `paused` it keeps them."""
 
-    def __init__(self, world: World, store: Store) -> None:
-        self.world = world
+    def __init__(self, harness: DispatcherHarness, store: Store) -> None:
+        self.harness = harness
         self.store = store
         self.outcomes: list[Outcome] = []
         self.barriers: list[Barrier] = []
-        self.away = False
+        self.paused = False
         self._waiting: list[tuple[Channel[ToIngester], Any]] = []
         self._channels: list[Channel[ToIngester]] = []
-        self._listener = listen(world.paths.ingester)
-        world.loop.on_readable(self._listener.fileno(), self._accept)
+        self._listener = listen(harness.paths.ingester)
+        harness.loop.on_readable(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
         sock, _ = self._listener.accept()
         channel: Channel[ToIngester] = Channel(
-            self.world.loop, sock, ToIngester, lambda message: self._heard(channel, message), lambda: None
+            self.harness.loop,
+            sock,
+            ToIngester,
+            lambda message: self._on_message(channel, message),
+            lambda: None,
         )
         self._channels.append(channel)
 
-    def _heard(self, channel: Channel[ToIngester], message: Any) -> None:
-        if self.away:
+    def _on_message(self, channel: Channel[ToIngester], message: Any) -> None:
+        if self.paused:
             self._waiting.append((channel, message))
             return
         match message:
             case Outcomes(first=first, outcomes=outcomes):
                 self.outcomes += outcomes
                 for outcome in outcomes:
-                    owner = outcome.node_id or self.world.incarnation
+                    owner = outcome.node_id or self.harness.incarnation
                     self.store.run(lambda tx, o=outcome, n=owner: store_outcomes.close(tx, [o], n))
                 channel.send(Ack(below=first + len(outcomes)))
             case Barrier(token=token):
                 self.barriers.append(message)
                 channel.send(BarrierDone(token=token))
 
-    def back(self) -> None:
+    def resume(self) -> None:
         """Write what was kept."""
-        self.away = False
+        self.paused = False
         waiting, self._waiting = self._waiting, []
         for channel, message in waiting:
-            self._heard(channel, message)
+            self._on_message(channel, message)
 
     def close(self) -> None:
         self.restart()
         self._listener.close()
 
     def restart(self) -> None:
-        """Lose every connection and what was not written."""
+        """Lose every connection and what is not written."""
         self._waiting.clear()
         for channel in self._channels:
             channel.close()
         self._channels.clear()
 
 
-class World:
-    """One node: its folders, the dispatcher, and everyone that it talks to."""
+class DispatcherHarness:
+    """One node: its folders, its dispatcher, and everything that talks to it."""
 
-    def __init__(self, folder: Path, store: Store, config: Config) -> None:
+    def __init__(self, store: Store, config: Config) -> None:
         self.loop = Loop()
         self.store = store
         self.config = config
@@ -186,13 +212,13 @@ class World:
         self.supervisor: Channel[FromChild] | None = None
         self._lives = itertools.count(1)
         self._children: list[Child] = []
-        self._met: list[Pool] = []
-        self.ingester = Ingester(self, store)
+        self._all_pools: list[FakePool] = []
+        self.ingester = FakeIngester(self, store)
 
-    # -- the dispatcher's life
+    # -- the dispatcher's process
 
-    def start(self, sabotage: Callable[[], None] = lambda: None, *, told: bool = True) -> Child:
-        """Fork a dispatcher; `sabotage` runs in it first. `told`: it hears at once who lives."""
+    def start(self, sabotage: Callable[[], None] = lambda: None, *, send_roster: bool = True) -> Child:
+        """Fork a dispatcher; `sabotage` runs in it first. `send_roster`: it gets a Roster at once."""
         ours, theirs = socket.socketpair()
         life = next(self._lives)
         ctx = RoleContext(config=self.config, incarnation=self.incarnation, control=theirs, life=life)
@@ -207,8 +233,8 @@ class World:
         self._children.append(self.dispatcher)
         theirs.close()
         self.supervisor = Channel(self.loop, ours, FromChild, self.beats.append, lambda: None)
-        if told:
-            self.tell_roster()
+        if send_roster:
+            self.send_roster()
         return self.dispatcher
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
@@ -219,12 +245,12 @@ class World:
         self.until(lambda: self.dispatcher is not None and self.dispatcher.reap() is not None)
         self.supervisor.close()
 
-    def say(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
         assert self.supervisor is not None
         self.supervisor.send(message)
 
-    def tell_roster(self) -> None:
-        self.say(Roster(pools=dict(self.pools), dead=tuple(self.dead)))
+    def send_roster(self) -> None:
+        self.send(Roster(pools=dict(self.pools), dead=tuple(self.dead)))
 
     def close(self) -> None:
         for child in self._children:
@@ -235,27 +261,27 @@ class World:
         if self.supervisor is not None:
             self.supervisor.close()
         self.ingester.close()
-        for pool in self._met:
+        for pool in self._all_pools:
             pool.disconnect()
         self.loop.close()
 
     # -- pools
 
-    def pool(self, *handlers: str, name: str = "") -> Pool:
+    def pool(self, *handlers: str, name: str = "") -> FakePool:
         """A living pool, in the roster but not connected yet."""
-        pool = Pool(self, name or handlers[0], handlers, next(self._lives))
+        pool = FakePool(self, name or handlers[0], handlers, next(self._lives))
         self.pools[pool.name] = pool.life
-        self._met.append(pool)
+        self._all_pools.append(pool)
         if self.supervisor is not None:
-            self.tell_roster()
+            self.send_roster()
         return pool
 
-    def bury(self, pool: Pool) -> None:
-        """The pool has died: its connection ends, then the supervisor says so."""
+    def report_death(self, pool: FakePool) -> None:
+        """The pool died: its connection ends, then the supervisor sends a Roster."""
         pool.disconnect()
         self.pools.pop(pool.name)
         self.dead.append(DeadPool(pool.name, pool.life, pool.handlers, time.monotonic_ns()))
-        self.tell_roster()
+        self.send_roster()
 
     # -- waiting for facts
 
@@ -263,7 +289,7 @@ class World:
         self.loop.turn(0.01)
 
     def until(self, fact: Callable[[], T], within: float = 30.0) -> T:
-        """Serve everyone until `fact` is true; its first true value."""
+        """Turn the loop until `fact` is true; its first true value."""
         end = time.monotonic() + within
         while True:
             self.turn()
@@ -275,7 +301,7 @@ class World:
                 raise AssertionError(f"not within {within} s; last value {value!r}, last beat {shown}")
 
     def serve(self, seconds: float) -> None:
-        """Serve everyone for a while, to see that something does not happen."""
+        """Turn the loop for a while, to see that something does not happen."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.turn()
@@ -284,8 +310,12 @@ class World:
     def beat(self) -> Beat:
         return self.beats[-1] if self.beats else Beat(state="")
 
+    @property
+    def is_up(self) -> bool:
+        return self.beat.state == "up"
+
     def settled(self, rounds: int = 1) -> bool:
-        """Whether so many settlements are over and none is under way."""
+        """Whether this many settlements have finished and none is under way."""
         info = self.beat.info
         return info.get("settlement") == "idle" and info.get("settlements", 0) >= rounds
 
@@ -295,10 +325,59 @@ def node(folder: Path, name: str = "test") -> NodeConfig:
     return NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state")
 
 
-def pid_exists(pid: int) -> bool:
-    """Whether there is such a process."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
+def node_config(
+    folder: Path,
+    url: str,
+    *,
+    name: str = "test",
+    lease: float = 30.0,
+    poll: float = 0.5,
+    batch: int = 500,
+    **tables: object,
+) -> Config:
+    """A node below `folder`; `lease`, `poll`, `batch` are its dispatcher's, `tables` the other tables."""
+    return Config(
+        node=NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state"),
+        store=StoreConfig(url=url),
+        dispatcher=DispatcherConfig(lease=lease, poll=poll, batch=batch),
+        **tables,  # type: ignore[arg-type]
+    )
+
+
+def pool_of(name: str, schedule: ScheduleConfig) -> dict[str, PoolConfig]:
+    """The table of pools with one, of one handler that has this schedule."""
+    handler = HandlerConfig(name=name, call="x:y", pool=name, schedule=schedule)
+    return {name: PoolConfig(name=name, handlers=(handler,))}
+
+
+def insert_jobs(store: Store, handler: str, count: int = 1, **fields: object) -> list[bytes]:
+    """Insert new rows of a handler; their ids."""
+    rows = [NewJob(handler=handler, **fields) for _ in range(count)]  # type: ignore[arg-type]
+    return [inserted.id for inserted in store.run(lambda tx: jobs.insert(tx, rows))]
+
+
+def job_state(store: Store, job_id: bytes) -> tuple[str, str | None, int]:
+    """Status, reason and attempt of the newest row."""
+    row = store.read(
+        lambda tx: tx.one(
+            "SELECT status, reason, attempt FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1",
+            (job_id,),
+        )
+    )
+    assert row is not None
+    return row[0].decode(), row[1] and row[1].decode(), row[2]
+
+
+def job_rows(store: Store, handler: str) -> list[tuple[bytes, str, int]]:
+    """Id, status and due time of every row of a handler, by due time."""
+    found = store.read(
+        lambda tx: tx.query(
+            "SELECT id, status, run_at FROM workerd_jobs WHERE handler = %s ORDER BY run_at", (handler,)
+        )
+    )
+    return [(row[0], columns.text(row[1]), columns.time(row[2])) for row in found]
+
+
+def is_registered(store: Store, node_id: bytes) -> bool:
+    """Whether the store has a row of this incarnation."""
+    return any(record.id == node_id for record in store.read(nodes.list_))
