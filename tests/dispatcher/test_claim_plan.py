@@ -1,0 +1,170 @@
+"""What may be claimed next, for pools with these capacities and after these claims."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from workerd.dispatcher.claim_plan import LINGER_S, MAX_HANDLERS, ClaimedBatch, ClaimPlan, ClaimPlanner
+from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.messages import Demand, ToDispatcher
+from workerd.runtime.loop import Loop
+from workerd.store.claims import ClaimBatch
+
+MAX_ROWS = 100
+
+
+class Pools:
+    """Links of pools that reported their capacity, without a pool at the other end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.loop = Loop()
+        self.links: PoolLinks = PoolLinks(
+            self.loop,
+            folder / "dispatcher",
+            process="dispatcher",
+            incoming=ToDispatcher,
+            peer_class=PoolLink,
+            owner=self,
+        )
+        self.planner = ClaimPlanner(self.links, MAX_ROWS)
+        self._ends: list[socket.socket] = []
+
+    def on_peer_up(self, peer: PoolLink) -> None: ...
+
+    def on_peer_down(self, peer: PoolLink) -> None: ...
+
+    def on_peer_message(self, peer: PoolLink, message: object) -> None: ...
+
+    def add(self, capacity: int, *handlers: str) -> PoolLink:
+        ours, theirs = socket.socketpair()
+        self._ends.append(theirs)
+        link = PoolLink(self.links, ours)
+        link.life = len(self._ends)
+        self.links.peers[link.life] = link
+        link.on_demand(Demand(received=0, room=capacity, handlers=handlers))
+        return link
+
+    def carry_out(self, plan: ClaimPlan, found: int) -> None:
+        """The plan's claims brought so many rows each, which fit into no pool and are not counted as sent."""
+        self.planner.learn(
+            plan,
+            [
+                ClaimedBatch(share.link, handler, share.capacity, ClaimBatch([], [], None, found))
+                for share in plan.shares
+                for handler in share.cursors
+            ],
+        )
+
+    def close(self) -> None:
+        for link in self.links.peers.values():
+            link.channel.close()
+        self.links.close()
+        for end in self._ends:
+            end.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def pools(tmp_path: Path) -> Iterator[Pools]:
+    made = Pools(tmp_path)
+    yield made
+    made.close()
+
+
+def shares(plan: ClaimPlan) -> list[tuple[int, int, list[str]]]:
+    return [(share.link.life, share.capacity, list(share.cursors)) for share in plan.shares]
+
+
+def test_each_pool_gets_its_capacity_and_all_together_the_batch(pools: Pools) -> None:
+    """Pools without capacity get no share."""
+    pools.add(70, "a")
+    pools.add(0, "b")
+    pools.add(70, "c")
+    pools.add(70, "d")
+    assert shares(pools.planner.plan()) == [(1, 70, ["a"]), (3, 30, ["c"])]
+
+
+def test_a_transaction_claims_for_a_bounded_number_of_handlers(pools: Pools) -> None:
+    """They share its locks; the next one goes on with other handlers."""
+    names = [f"h{n}" for n in range(MAX_HANDLERS + 4)]
+    pools.add(50, *names)
+    first, second = pools.planner.plan(), pools.planner.plan()
+    assert len(first.handlers) == MAX_HANDLERS
+    assert first.handlers != second.handlers
+
+
+def test_pools_take_turns(pools: Pools) -> None:
+    """The one that was served goes last."""
+    for handler in ("a", "b"):
+        pools.add(MAX_ROWS, handler)
+    plan = pools.planner.plan()
+    assert shares(plan) == [(1, MAX_ROWS, ["a"])]
+    pools.carry_out(plan, MAX_ROWS)
+    assert shares(pools.planner.plan()) == [(2, MAX_ROWS, ["b"])]
+
+
+def test_a_handler_without_rows_is_left_out_until_it_is_announced(pools: Pools) -> None:
+    """An idle node claims nothing; a wake-up that names no handler tries the few there are."""
+    pools.add(5, "a", "b")
+    pools.carry_out(pools.planner.plan(), 0)
+    assert pools.planner.plan() == ClaimPlan([], None)
+    assert pools.planner.unpromising() == {"a", "b"}
+    assert not pools.planner.announce(["other"])
+    assert pools.planner.announce(["b"])
+    assert pools.planner.plan().handlers == ["b"]
+    pools.carry_out(pools.planner.plan(), 0)
+    assert pools.planner.announce()
+    assert sorted(pools.planner.plan().handlers) == ["a", "b"]
+
+
+def test_many_handlers_are_peeked_at_before_they_are_claimed_for(pools: Pools) -> None:
+    """A wake-up that names no handler costs one statement, not one for each."""
+    pools.add(5, "a", "b", "c")
+    pools.carry_out(pools.planner.plan(), 0)
+    assert pools.planner.announce()
+    assert pools.planner.plan() == ClaimPlan([], None)
+    assert pools.planner.to_peek() == ["a", "b", "c"]
+    pools.planner.peeked()
+    pools.planner.wake({"b"})
+    assert pools.planner.to_peek() == []
+    assert pools.planner.plan().handlers == ["b"]
+
+
+def test_a_busy_pool_waits_for_its_capacity_to_grow(pools: Pools) -> None:
+    """One that just got all it asked for, and has little capacity now."""
+    link = pools.add(10, "a")
+    pools.carry_out(pools.planner.plan(), 10)
+    assert pools.planner.is_busy()
+    waiting = pools.planner.plan()
+    assert waiting.shares == []
+    assert waiting.wait_s is not None
+    assert 0 < waiting.wait_s <= LINGER_S
+    time.sleep(LINGER_S)
+    assert shares(pools.planner.plan()) == [(1, 10, ["a"])]
+    pools.planner.forget_pool(link)
+    assert not pools.planner.is_busy()
+
+
+def test_a_refused_handler_is_found_and_left_out(pools: Pools) -> None:
+    """Handlers are claimed for one at a time until it is found; the others go on."""
+    pools.add(5, "bad", "good")
+    plan = pools.planner.plan()
+    assert pools.planner.bar(plan) is None
+    plan = pools.planner.plan()
+    assert len(plan.handlers) == 1
+    assert pools.planner.bar(plan) == plan.handlers[0]
+    rest = {handler for _ in range(4) for handler in pools.planner.plan().handlers}
+    assert rest == {"bad", "good"} - {plan.handlers[0]}
+
+
+def test_paused_handlers_are_not_planned(pools: Pools) -> None:
+    """Those that were resumed are returned, to be announced."""
+    pools.add(5, "a", "b")
+    assert pools.planner.pause(frozenset({"a"})) == frozenset()
+    assert pools.planner.plan().handlers == ["b"]
+    assert pools.planner.pause(frozenset()) == {"a"}
