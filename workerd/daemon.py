@@ -1,4 +1,4 @@
-"""The one module that knows every role: what is imported before the first fork, and what each child runs."""
+"""What each child of the daemon runs, and what is imported before the first fork: knows every role."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from workerd.runtime.paths import RoleContext
 from workerd.runtime.systemd import ServiceManager
 from workerd.store import engines
 from workerd.supervisor.children import Mains
-from workerd.supervisor.sealed_config import Reader
+from workerd.supervisor.sealed_config import SealedConfigReader
 from workerd.supervisor.supervisor import Supervisor
 
 
 def _pool(ctx: RoleContext, name: str, life: int) -> int:
-    # A handler may speak to a database of its own.
+    # Handlers may use the database driver for a database of their own.
     engines.unprepare()
     return pool.main(ctx, name, life)
 
 
-# Starting order: who receives is there before who sends.
+# In starting order: receivers before senders.
 MAINS = Mains(
     roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": server.main},
     pool=_pool,
 )
 
 
-def run(reader: Reader) -> int:
-    """Run the node in the foreground until it is told to stop; returns the exit status.
+def run(reader: SealedConfigReader) -> int:
+    """Run the node in the foreground until it is stopped; returns the exit status.
 
     Raises ConfigError, BootError.
     """
@@ -45,7 +45,7 @@ def run(reader: Reader) -> int:
     values.install()
     messages.prepare()
     engines.prepare(first.scheme)
-    # What was imported so far is shared by all processes; a collector that touched it would copy it.
+    # All processes share what is imported so far; the garbage collector would copy what it touches.
     gc.collect()
     gc.freeze()
     return Supervisor(first, MAINS, reader.read, ServiceManager.take().notify).run()

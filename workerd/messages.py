@@ -1,4 +1,4 @@
-"""What the processes say to each other: frozen msgspec structs, one union per direction (law 9).
+"""The messages between the processes: frozen msgspec structs, one union per direction (law 9: no pickle).
 
 Every connection begins with `Hello`. Frames are msgpack behind a four-byte length, the wire form of
 `multiprocessing.Connection`. Who sends what:
@@ -6,14 +6,14 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     supervisor -> role or pool   Roster, Drain, Stop, Report
     role or pool -> supervisor   Beat
     pool -> dispatcher           Hello, Demand, Holdings
-    dispatcher -> pool           Claims, Cancel, GiveBack, Inventory, LeaseState
+    dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
     pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, Barrier
-    ingester -> pool, dispatcher Ack, Limits, BarrierDone
-    pool -> worker               Assignment (by the lane, one datagram each; a long one as the others)
-    worker -> pool               Loaded, Progressed, Ending
+    ingester -> pool, dispatcher Ack, PayloadLimits, BarrierDone
+    pool -> worker               Assignment (in shared memory, or over the channel when it is too long)
+    worker -> pool               Loaded, Progressed, RunResult
 
-The socket `wake` takes datagrams from anybody: Scheduled from the ingester, anything else (nothing, as a
-rule) says that there is new work.
+The datagram socket `wake` is open to every local client: Scheduled comes from the ingester; anything else,
+usually an empty datagram, announces new work.
 """
 
 from __future__ import annotations
@@ -33,44 +33,61 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=Fa
 # -- between the supervisor and its children ---------------------------------------------------
 
 
-class DeadPool(msgspec.Struct, frozen=True, array_like=True):
-    """A pool process that was reaped: its handlers and the monotonic nanosecond of its death."""
+class LivePool(msgspec.Struct, frozen=True, array_like=True):
+    """A pool's process that lives. `life`: a number that no other process of this node had or will have.
+
+    `generation` tells processes of one pool apart that run side by side.
+    """
 
     name: str
+    generation: int
+    life: int
+
+
+class DeadPool(msgspec.Struct, frozen=True, array_like=True):
+    """A pool's process that was reaped, its handlers, and when it died: CLOCK_MONOTONIC nanoseconds."""
+
+    name: str
+    generation: int
     life: int
     handlers: tuple[str, ...]
     died_ns: int
 
 
 class Roster(Message, frozen=True, tag="roster"):
-    """Who lives: pool name -> life (a number that no other process of this node had or will have)."""
+    """Which pools live, and which died since the incarnation began: the newest 100 deaths of each."""
 
-    pools: dict[str, int]
-    dead: tuple[DeadPool, ...]  # since the incarnation began, the newest 100 of each pool
+    pools: tuple[LivePool, ...]
+    dead: tuple[DeadPool, ...]
+
+    @property
+    def lives(self) -> frozenset[int]:
+        """Of the pools that live."""
+        return frozenset(pool.life for pool in self.pools)
 
 
 class Drain(Message, frozen=True, tag="drain"):
-    """Take nothing new, finish what runs within `seconds`, then interrupt it and end."""
+    """Take no new jobs, finish running ones within `seconds`, then interrupt the rest and exit."""
 
     seconds: float
 
 
 class Stop(Message, frozen=True, tag="stop"):
-    """Finish what is begun and end now."""
+    """Finish what is begun and exit now."""
 
 
 class Report(Message, frozen=True, tag="report"):
-    """Send a Beat at once; `token` comes back in it."""
+    """Send a Beat with this `token` at once."""
 
     token: int
 
 
 class Beat(Message, frozen=True, tag="beat"):
-    """I made progress. `state`: `starting`, `up`, `waiting` (for the store), `draining`, `failed`.
+    """The sender makes progress. `state`: `starting`, `up`, `waiting` (for the store), `draining`, `failed`.
 
-    `info` is what `workerd status` and the metrics show of this process; `trouble` is one sentence
-    for a person when something is wrong, empty otherwise; `fatal` asks the supervisor to stop the
-    node with that exit status.
+    `trouble`: one sentence about what is wrong, or empty. `info`: what `workerd status` and the metrics
+    show of this process. `fatal`: an exit status with which the supervisor is to stop a node that is not
+    ready yet.
     """
 
     state: str
@@ -88,7 +105,7 @@ FromChild = Beat
 
 
 class Hello(Message, frozen=True, tag="hello"):
-    """Who I am: `pool` with its name, or a role. `life` as in Roster."""
+    """Introduces the sender: `role` is `pool` or `dispatcher`; `life` as in Roster."""
 
     role: str
     name: str
@@ -96,10 +113,10 @@ class Hello(Message, frozen=True, tag="hello"):
 
 
 class Demand(Message, frozen=True, tag="demand"):
-    """I have received `received` claims on this connection in all and can take `room` more.
+    """The pool has received `received` claims on this connection in all and can take `room` more.
 
-    Counting what was received makes a Demand that crosses Claims on the way harmless. `handlers` are
-    those that may be claimed for; an empty tuple stops all.
+    Because of the count, a Demand that crosses Claims on the way does no harm. `handlers`: those to
+    claim for; none stops claiming.
     """
 
     received: int
@@ -108,51 +125,54 @@ class Demand(Message, frozen=True, tag="demand"):
 
 
 class Claims(Message, frozen=True, tag="claims"):
-    """Attempts of this node that are now the pool's."""
+    """Claims of this node, handed over to the pool."""
 
     claims: list[Claim]
 
 
 class Cancel(Message, frozen=True, tag="cancel"):
-    """End this attempt as `cancelled`: at once if it waits, by signal and then force if it runs."""
+    """End this attempt as `cancelled`: at once if it waits, by signal, then by force, if it runs."""
 
     key: Key
 
 
-class Release(Message, frozen=True, tag="giveback"):
-    """Release what waits (not what runs) of these handlers; empty: of all."""
+class Release(Message, frozen=True, tag="release"):
+    """Release the waiting claims, not the running ones, of these handlers; empty: of all."""
 
     handlers: tuple[str, ...]
 
 
-class LeaseState(Message, frozen=True, tag="lease"):
-    """`held` false: the lease is not certain any more, start nothing and set ctx.stopping."""
+class LeaseState(Message, frozen=True, tag="lease_state"):
+    """Whether the lease is certainly held; if not, start nothing and set ctx.stopping."""
 
     held: bool
 
 
 class Inventory(Message, frozen=True, tag="inventory"):
-    """Say what you hold; every Claims sent before this was read before the answer is made."""
+    """Ask for Holdings; all Claims sent before this are read before the answer is made."""
 
     token: int
 
 
 class Holdings(Message, frozen=True, tag="holdings"):
-    """All claims that are waiting, running or not acknowledged, in answer to Inventory `token`."""
+    """All claims that wait, run, or whose outcomes are unacknowledged; answers Inventory `token`."""
 
     token: int
     keys: list[Key]
 
 
 class Outcomes(Message, frozen=True, tag="outcomes"):
-    """Outcomes numbered `first`, `first + 1`, …; acknowledged by number, sent again on a new connection."""
+    """Outcomes numbered `first`, `first + 1`, …; acknowledged by number, resent on a new connection."""
 
     first: int
     outcomes: list[Outcome]
 
 
 class Progress(Message, frozen=True, tag="progress"):
-    """What a running attempt says of itself; lost without harm, so it is not acknowledged."""
+    """Progress that a running attempt reported; not acknowledged, for losing it does no harm.
+
+    `claimed_at`, `started_at`: store time, microseconds.
+    """
 
     id: bytes
     attempt: int
@@ -164,39 +184,39 @@ class Progress(Message, frozen=True, tag="progress"):
 
 
 class Seen(Message, frozen=True, tag="seen"):
-    """A handler that this node has loaded, for `workerd_handlers`; `signature` is JSON or None."""
+    """A handler that the pool has loaded, for the table `workerd_handlers`; `signature` is JSON."""
 
     handler: str
     signature: bytes | None
 
 
 class Barrier(Message, frozen=True, tag="barrier"):
-    """Read the sockets of these dead lives to their end, write or replay everything, then answer."""
+    """Read the sockets of these dead lives to their end, commit everything, then send BarrierDone."""
 
     token: int
     lives: tuple[int, ...]
 
 
 class Ack(Message, frozen=True, tag="ack"):
-    """Every outcome of this connection numbered below `below` is durable (law 6)."""
+    """Every outcome of this connection numbered below `below` is durable (law 6: ack after durable)."""
 
     below: int
 
 
-class PayloadLimits(Message, frozen=True, tag="limits"):
-    """What the store can take: bytes of one payload. Sent after Hello and when it changes."""
+class PayloadLimits(Message, frozen=True, tag="payload_limits"):
+    """Bytes of the largest payload that the store takes; sent after Hello and whenever it changes."""
 
     max_payload: int
 
 
 class BarrierDone(Message, frozen=True, tag="barrier_done"):
-    """Everything that was received before the Barrier is committed in the store."""
+    """Everything received before the Barrier is committed."""
 
     token: int
 
 
 class Scheduled(Message, frozen=True, tag="scheduled"):
-    """A row was scheduled that becomes due at this store time (µs), sooner than the next look may be."""
+    """A row becomes due at this store time, microseconds: possibly before the next poll."""
 
     due: int
 
@@ -211,7 +231,7 @@ FromIngester = Ack | PayloadLimits | BarrierDone
 
 
 class Assignment(Message, frozen=True, tag="assignment"):
-    """Run this claim. `deadline`: seconds until the soft deadline, 0 for none; limits in bytes."""
+    """Run this claim. `deadline`: seconds until the soft deadline, 0 for none; `max_payload`: bytes."""
 
     serial: int
     claim: Claim
@@ -220,9 +240,9 @@ class Assignment(Message, frozen=True, tag="assignment"):
 
 
 class HandlerSpec(msgspec.Struct, frozen=True, array_like=True):
-    """What loading a handler told: the decorator's options (only those given), and its signature.
+    """A loaded handler: the options given to its decorator, and its signature in JSON.
 
-    `aliases` maps every class name of the effective policy to the `module.qualname` it stands for.
+    `aliases`: class names in the effective policy -> the `module.qualname` that each stands for.
     """
 
     name: str
@@ -232,9 +252,10 @@ class HandlerSpec(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Loaded(Message, frozen=True, tag="loaded"):
-    """The worker is ready; `specs` only if it imported the handlers itself (`preload = false`).
+    """The worker is ready, or cannot be: then `error` says why.
 
-    `sources`: the files that were imported for that, with the time of their last change in nanoseconds.
+    With `preload = false`, `specs` are the handlers that it imported, and `sources` the imported files
+    with the time of their last change, nanoseconds.
     """
 
     specs: list[HandlerSpec] | None
@@ -243,7 +264,7 @@ class Loaded(Message, frozen=True, tag="loaded"):
 
 
 class Progressed(Message, frozen=True, tag="progressed"):
-    """ctx.progress was called in run `serial`."""
+    """The handler called ctx.progress in run `serial`."""
 
     serial: int
     progress: float | None
@@ -255,7 +276,7 @@ FromWorker = Loaded | Progressed | RunResult
 
 
 def prepare() -> None:
-    """Work out what decoding any message takes, once: processes that are forked later share it."""
+    """Build the decoding tables of all messages once; processes forked later share their memory."""
     unions: tuple[Any, ...] = (
         ToChild, FromChild, ToDispatcher, FromDispatcher, ToIngester, FromIngester, ToWorker, FromWorker,
         Scheduled,

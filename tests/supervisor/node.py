@@ -22,24 +22,37 @@ from workerd.config.model import (
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
+from workerd.supervisor import reload
 from workerd.supervisor.children import Mains
-from workerd.supervisor.sealed_config import reading
+from workerd.supervisor.sealed_config import seal
 from workerd.supervisor.startup import BootError
 from workerd.supervisor.supervisor import Supervisor
 
 
 class Role(Service):
-    """Comes up at once; ends when it is told to."""
+    """Comes up at once, unless it is to wait for ever; ends when it is told to."""
+
+    def __init__(self, ctx: RoleContext, fate: str = "") -> None:
+        super().__init__(ctx.control, ctx.watchdog)
+        self.fate = fate
 
     def start(self) -> None:
-        self.become("up")
+        if self.fate == "waits":
+            self.become("waiting", "It waits for something that is not there.")
+        elif self.fate != "hangs":
+            self.become("up")
+        if self.fate == "falls":
+            self.loop.call_later(0.1, lambda: os._exit(4))
 
 
 def role(ctx: RoleContext) -> int:
-    return Role(ctx.control, ctx.watchdog).run()
+    """The role's fate is the file `fate` beside the state folder, read at its start."""
+    fate = ctx.paths.state.parent / "fate"
+    return Role(ctx, fate.read_text() if fate.exists() else "").run()
 
 
 def pool(ctx: RoleContext, name: str, life: int) -> int:
+    """A pool does what its name says."""
     if name == "dies":
         return 3
     if name == "loops":
@@ -49,17 +62,21 @@ def pool(ctx: RoleContext, name: str, life: int) -> int:
         if os.fork() == 0:
             signal.pause()
         os._exit(0)
-    return Role(ctx.control, ctx.watchdog).run()
+    return Role(ctx, name).run()
 
 
 def configuration(folder: Path, pools: list[str]) -> Config:
+    """`debug` among the pools is none of them: it changes a section that every child reads."""
+    debug = "debug" in pools
     return Config(
         node=NodeConfig(name="test", runtime_dir=folder / "run", state_dir=folder / "state"),
-        log=LogConfig(format="json"),
+        log=LogConfig(format="json", level="debug" if debug else "info"),
         supervisor=SupervisorConfig(watchdog=1.0),
         shutdown=ShutdownConfig(drain=1.0),
         pools={
-            name: PoolConfig(name=name, restart=RestartConfig(intensity=2, period=60.0)) for name in pools
+            name: PoolConfig(name=name, restart=RestartConfig(intensity=2, period=60.0), load_timeout=0.1)
+            for name in pools
+            if name != "debug"
         },
     )
 
@@ -68,11 +85,12 @@ def main(folder: Path) -> int:
     def load() -> Config:
         return configuration(folder, msgspec.json.decode((folder / "pools").read_bytes(), type=list[str]))
 
+    reload.START_LIMIT_S = reload.TROUBLE_LIMIT_S = 1.0
     config = load()
     log.configure(config.log)
     mains = Mains(roles={"ingester": role, "dispatcher": role}, pool=pool)
     try:
-        return Supervisor(reading(config), mains, lambda: reading(load())).run()
+        return Supervisor(seal(config), mains, lambda: seal(load())).run()
     except BootError as error:
         print(error, file=sys.stderr)
         return 1

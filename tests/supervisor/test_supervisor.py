@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ class Node:
             return ask(self.folder / "run/private/supervisor", {"ask": "status"})
         except OSError:
             return {}
+
+    def reload(self) -> dict[str, Any]:
+        return ask(self.folder / "run/private/supervisor", {"ask": "reload"}, timeout=60.0)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == name]
 
     def is_ready(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()
@@ -123,7 +131,7 @@ def test_role_killed_again_and_again_is_back_at_once(node: Node) -> None:
         pid = node.role("dispatcher")["pid"]
         os.kill(pid, signal.SIGKILL)
     eventually(back)
-    pauses = [float(said) for said in re.findall(r"restarted in ([0-9.]+) s", node.log.read_text())]
+    pauses = [float(said) for said in re.findall(r'"restart_in_s":([0-9.]+)', node.log.read_text())]
     assert pauses
     assert max(pauses) <= 0.2
 
@@ -196,8 +204,80 @@ def test_reload_restarts_only_what_changed(node: Node) -> None:
     eventually(node.is_ready)
     kept = node.pool("a")["pid"]
     node.configure("a", "c")
-    answer = ask(node.folder / "run/private/supervisor", {"ask": "reload"})
-    assert answer["ok"]
-    eventually(lambda: set(node.status().get("pools", {})) == {"a", "c"} and node.is_ready())
+    answer = node.reload()
+    assert answer == {"ok": True, "changes": ["dispatcher", "pool:c", "pool:b"], "failed": {}}
+    assert node.events("reload.finished")
+    assert set(node.status()["pools"]) == {"a", "c"}
+    assert node.is_ready()
     assert node.pool("a")["pid"] == kept
     assert node.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("dies", "pool:dies ended with exit status 3"),
+        ("falls", "pool:falls ended with exit status 4"),
+        ("loops", "pool:loops ended because its workers die without having a job"),
+        ("waits", "It waits for something that is not there."),
+        ("hangs", "pool:hangs is not up after 1 s"),
+    ],
+)
+def test_a_reload_whose_pool_does_not_stay_up_has_failed(node: Node, name: str, sentence: str) -> None:
+    """The answer and the log name the child and its sentence; all other children are restarted."""
+    node.start("a")
+    eventually(node.is_ready)
+    node.configure(name, "b")
+    answer = node.reload()
+    assert answer["ok"] is False
+    assert answer["failed"] == {f"pool:{name}": sentence}
+    assert set(answer["changes"]) == {"dispatcher", "pool:a", "pool:b", f"pool:{name}"}
+    (event,) = node.events("reload.failed")
+    assert event["children"] == f"pool:{name}"
+    assert sentence in event["error"]
+    assert not node.events("reload.finished")
+    assert node.pool("b")["state"] == "up"
+    assert set(node.status()["pools"]) == {"b", name}
+    assert node.stop() == 0
+
+
+@pytest.mark.parametrize("fate", ["falls", "waits"])
+def test_a_reload_whose_roles_do_not_stay_up_has_failed(node: Node, fate: str) -> None:
+    """A reload that breaks a role has failed, though the role is restarted; the next one may mend it."""
+    node.start("a")
+    eventually(node.is_ready)
+    (node.folder / "fate").write_text(fate)
+    node.configure("a", "debug")
+    answer = node.reload()
+    assert answer["ok"] is False
+    assert set(answer["failed"]) == {"ingester", "dispatcher"}
+    (node.folder / "fate").write_text("")
+    node.configure("a")
+    assert node.reload()["ok"] is True
+    eventually(node.is_ready)
+    assert node.stop() == 0
+
+
+def test_reloads_at_the_same_time_are_one_after_the_other(node: Node) -> None:
+    """Each is answered, and each is read afresh."""
+    node.start("a")
+    eventually(node.is_ready)
+    node.configure("b")
+    with ThreadPoolExecutor(3) as askers:
+        answers = list(askers.map(lambda _: node.reload(), range(3)))
+    assert [answer["ok"] for answer in answers] == [True] * 3
+    assert sorted(len(answer["changes"]) for answer in answers) == [0, 0, 3]
+    assert set(node.status()["pools"]) == {"b"}
+
+
+def test_a_stop_during_a_reload_answers_it(node: Node) -> None:
+    """Who asked for the reload is not left waiting."""
+    node.start("a")
+    eventually(node.is_ready)
+    node.configure("hangs")
+    with ThreadPoolExecutor(1) as asker:
+        asked = asker.submit(node.reload)
+        eventually(lambda: node.status()["state"] == "reloading")
+        node.process.send_signal(signal.SIGTERM)
+        assert asked.result() == {"ok": False, "errors": ["workerd is stopping."]}
+    assert node.process.wait(30) == 0

@@ -39,12 +39,12 @@ def test_depth_and_slowest_job() -> None:
 def test_the_status_is_told_when_it_changes_and_the_watchdog_fed_on_progress() -> None:
     """A node that stands still is not fed; one that starts or drains asks for time."""
     heard: list[str] = []
-    telling = SystemdStatus(heard.append)
-    telling.look(document(state="starting"), progressing=True)
-    telling.look(document(), progressing=True)
-    telling.look(document(), progressing=True)
-    telling.look(document(), progressing=False)
-    telling.look(document(state="draining"), progressing=False)
+    status = SystemdStatus(heard.append)
+    status.update(document(state="starting"), progressing=True)
+    status.update(document(), progressing=True)
+    status.update(document(), progressing=True)
+    status.update(document(), progressing=False)
+    status.update(document(state="draining"), progressing=False)
     assert heard == [
         "STATUS=Starting: 0 jobs running, 0 waiting\nEXTEND_TIMEOUT_USEC=15000000\nWATCHDOG=1",
         "STATUS=Ready: 0 jobs running, 0 waiting\nWATCHDOG=1",

@@ -39,6 +39,7 @@ from workerd.messages import (
     Holdings,
     Inventory,
     LeaseState,
+    LivePool,
     Outcomes,
     Release,
     Roster,
@@ -250,7 +251,8 @@ class DispatcherHarness:
         self.supervisor.send(message)
 
     def send_roster(self) -> None:
-        self.send(Roster(pools=dict(self.pools), dead=tuple(self.dead)))
+        live = tuple(LivePool(name, 1, life) for name, life in self.pools.items())
+        self.send(Roster(pools=live, dead=tuple(self.dead)))
 
     def close(self) -> None:
         for child in self._children:
@@ -280,7 +282,7 @@ class DispatcherHarness:
         """The pool died: its connection ends, then the supervisor sends a Roster."""
         pool.disconnect()
         self.pools.pop(pool.name)
-        self.dead.append(DeadPool(pool.name, pool.life, pool.handlers, time.monotonic_ns()))
+        self.dead.append(DeadPool(pool.name, 1, pool.life, pool.handlers, time.monotonic_ns()))
         self.send_roster()
 
     # -- waiting for facts

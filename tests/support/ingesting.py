@@ -196,8 +196,8 @@ class World:
 
     def bury(self, *pools: Pool) -> None:
         """Tell the ingester that these pools are dead."""
-        dead = tuple(DeadPool(p.name, p.life, (p.name,), time.monotonic_ns()) for p in pools)
-        self.say(Roster(pools={}, dead=dead))
+        dead = tuple(DeadPool(p.name, 1, p.life, (p.name,), time.monotonic_ns()) for p in pools)
+        self.say(Roster(pools=(), dead=dead))
 
     def claimed(self, count: int, **given: Any) -> list[Outcome]:
         """So many jobs of this node `inprogress` in the store, and an outcome for each."""

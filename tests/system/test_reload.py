@@ -56,7 +56,7 @@ class World:
         self.daemon.process.send_signal(signal.SIGHUP)
 
     def reloaded(self, times: int = 1) -> None:
-        eventually(lambda: self.logged("reloaded") >= times, state=self.daemon.tail)
+        eventually(lambda: self.logged("reload.finished") >= times, state=self.daemon.tail)
         eventually(self.daemon.ready, state=self.daemon.tail)
 
     def logged(self, event: str) -> int:
@@ -89,7 +89,7 @@ def test_a_wrong_configuration_is_refused_whole(world: World) -> None:
     before = world.pids()
     world.daemon.write(config(world.folder, workers=3, more='[dispatcher]\nbach = 7\npoll = "soon"\n'))
     world.hup()
-    eventually(lambda: world.logged("reload refused, the old configuration stays"), state=world.daemon.tail)
+    eventually(lambda: world.logged("reload.refused"), state=world.daemon.tail)
     assert "dispatcher.bach" in world.daemon.logged()
     assert "dispatcher.poll" in world.daemon.logged()
     done = world.daemon.cli("reload", check=False)
@@ -165,14 +165,16 @@ def test_handler_code_is_loaded_anew_when_its_files_changed(tmp_path: Path, prel
         assert not world.daemon.status()["pools"]["answer"]["stale"]
 
 
-@pytest.mark.slow
-def test_a_reload_whose_code_does_not_load_harms_its_own_pool_only(world: World) -> None:
-    """It is said which, the other pools work, its jobs stay; mended code is taken by the next reload."""
+def test_a_reload_whose_code_does_not_load_has_failed_and_harms_its_own_pool_only(world: World) -> None:
+    """The command says which pool and why; the other pools work, its jobs stay, the next reload mends it."""
     world.code.write_text("this is no Python\n")
     waiting = world.rows.insert("noop")
-    world.hup()
-    eventually(lambda: world.logged("reloaded"), state=world.daemon.tail)
-    eventually(lambda: "SyntaxError" in world.daemon.status()["pools"]["answer"]["trouble"])
+    done = world.daemon.cli("reload", check=False)
+    assert done.returncode == 1
+    assert "pool:answer" in done.stderr
+    assert "SyntaxError" in done.stderr
+    assert world.logged("reload.failed") == 1
+    assert "SyntaxError" in world.daemon.status()["pools"]["answer"]["trouble"]
     job = world.rows.insert("answer")
     eventually(lambda: world.rows.ended(waiting))
     assert world.rows.last(job)["status"] == "new"
@@ -182,6 +184,33 @@ def test_a_reload_whose_code_does_not_load_harms_its_own_pool_only(world: World)
     assert world.rows.last(job)["payload"] == b"3"
 
 
+def test_a_reload_with_a_wrong_store_url_is_refused(world: World) -> None:
+    """It would leave ingester and dispatcher dying for ever."""
+    before = world.pids()
+    world.daemon.url = "mysql://u@h/db?ssl=foo"
+    world.daemon.write(config(world.folder))
+    done = world.daemon.cli("reload", check=False)
+    assert done.returncode == 2
+    assert "store.url" in done.stderr
+    world.hup()
+    eventually(lambda: world.logged("reload.refused"), state=world.daemon.tail)
+    assert world.pids() == before
+
+
+def test_a_reload_with_a_store_that_is_not_there_has_failed(world: World) -> None:
+    """Roles that wait for the store are not up; with the right store the next reload mends it."""
+    world.daemon.url = f"sqlite:///{world.folder}/missing/store.db"
+    world.daemon.write(config(world.folder))
+    done = world.daemon.cli("reload", check=False)
+    assert done.returncode == 1
+    assert "ingester" in done.stderr
+    assert "dispatcher" in done.stderr
+    world.daemon.url = world.url
+    world.daemon.write(config(world.folder))
+    assert world.daemon.cli("reload", check=False).returncode == 0
+    assert world.answer() == b"1"
+
+
 def test_a_stop_in_the_middle_of_a_reload_ends_everything(world: World) -> None:
     """Whichever step it was at, no child is left and nothing is lost."""
     go = world.folder / "go"
@@ -189,7 +218,7 @@ def test_a_stop_in_the_middle_of_a_reload_ends_everything(world: World) -> None:
     eventually(lambda: world.daemon.runs(job))
     world.daemon.write(config(world.folder, workers=2, more='[dispatcher]\npoll = "200ms"\n'))
     world.hup()
-    eventually(lambda: world.logged("reloading"))
+    eventually(lambda: world.logged("reload.started"))
     tree = world.daemon.tree()
     assert world.daemon.process is not None
     world.daemon.process.send_signal(signal.SIGTERM)

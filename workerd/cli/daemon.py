@@ -180,6 +180,8 @@ START_LIMIT = 120.0
 """Seconds that `start` waits for the daemon to be ready."""
 STOP_MARGIN = 30.0
 """Seconds beyond `shutdown.drain` that `stop` waits."""
+RELOAD_STEP_S = 150.0
+"""How long one child may take in a reload, beyond its drain and `load_timeout`."""
 LOOK_EVERY = 0.05
 
 
@@ -269,7 +271,7 @@ def restart(c: ConfigPath = None) -> None:
 
 
 def reload(c: ConfigPath = None) -> None:
-    """Let the daemon read its configuration again.
+    """Let the daemon read its configuration again, and wait until what it changes is up.
 
     What did not change runs on; a wrong configuration is refused as a whole.
     """
@@ -279,15 +281,21 @@ def reload(c: ConfigPath = None) -> None:
         raise CommandFailed("workerd does not run here: `workerd start` starts it.")
     from workerd.runtime.control import ask
 
+    # One after the other, each changed child drains and comes up again.
+    slowest = max((pool.load_timeout for pool in config.pools.values()), default=0.0)
+    limit = (config.shutdown.drain + slowest + RELOAD_STEP_S) * (len(config.pools) + 10)
     try:
-        answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=30.0)
+        answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=limit)
     except PermissionError:
         running.signal(signal.SIGHUP)
-        say("workerd was told to reload; its log says what came of it.")
+        say("Sent SIGHUP to workerd; its log shows whether the reload succeeded.")
         return
     except OSError as error:
         raise CommandFailed(f"workerd does not answer ({error}): look at its log, then try again.") from None
-    if not answer.get("ok"):
-        raise ConfigError([str(fault) for fault in answer.get("faults", ["the reload was refused"])])
+    if "errors" in answer:
+        raise ConfigError([str(error) for error in answer["errors"]])
     changes = [str(name) for name in answer.get("changes", [])]
-    say(f"workerd reloads: {', '.join(changes)}." if changes else "workerd reloaded: nothing had changed.")
+    if not answer.get("ok"):
+        failed = [f"  {child}: {sentence}" for child, sentence in answer.get("failed", {}).items()]
+        raise CommandFailed("\n".join(["workerd reloaded, but these did not come up:", *failed]))
+    say(f"workerd reloaded: {', '.join(changes)}." if changes else "workerd reloaded: nothing had changed.")

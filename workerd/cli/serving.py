@@ -14,9 +14,9 @@ from workerd.errors import WorkerdError
 def serve(path: Path | None, log_file: Path | None = None) -> NoReturn:
     """Be the daemon; leaves with its exit status. `log_file`: what standard error was opened on."""
     from workerd import log
-    from workerd.supervisor.sealed_config import Reader
+    from workerd.supervisor.sealed_config import SealedConfigReader
 
-    reader = Reader(path)  # before anything that is imported can look at the environment
+    reader = SealedConfigReader(path)  # before anything that is imported can look at the environment
     # Imported before the first fork, and only here: these are all the roles.
     from workerd.daemon import run as run_daemon
 

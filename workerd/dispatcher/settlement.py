@@ -182,9 +182,9 @@ class Settlement:
         """Pools were started or died."""
         before, self._roster = self._roster, roster
         dead = {pool.life for pool in roster.dead}
-        self._newest = max(self._newest, *roster.pools.values(), *dead, 0)
+        self._newest = max(self._newest, *roster.lives, *dead, 0)
         if before is None:
-            self._inherited = frozenset(roster.pools.values())
+            self._inherited = roster.lives
         elif dead - {pool.life for pool in before.dead} - self._unanswered():
             self.request()  # this settlement began without knowing of that death
         self._connected = self._living(self._connected)
@@ -200,7 +200,7 @@ class Settlement:
 
     def _living(self, lives: Iterable[int]) -> set[int]:
         """Those not known to be dead; a pool may connect before the Roster that names it is read."""
-        named = set(self._roster.pools.values()) if self._roster is not None else set()
+        named = self._roster.lives if self._roster is not None else set()
         return {life for life in lives if life in named or life > self._newest}
 
     def on_pool_up(self, link: PoolLink) -> None:

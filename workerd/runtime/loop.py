@@ -10,7 +10,7 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # The one event loop: descriptors, timers and signals of a single-threaded process.
 #
@@ -116,6 +116,14 @@ class Loop:
     def call_later(self, delay: float, callback: Callback) -> Timer:
         """Call back once in `delay` seconds."""
         return self.call_at(time.monotonic() + delay, callback)
+
+    def run_steps(self, steps: Iterator[None], interval: float) -> None:
+        """Run a procedure that yields wherever it waits; it is resumed every `interval` seconds."""
+        try:
+            next(steps)
+        except StopIteration:
+            return
+        self.call_later(interval, lambda: self.run_steps(steps, interval))
 
     def at_end_of_turn(self, callback: Callback) -> None:
         """Call back once, after the events of this turn: where buffered writes leave together."""

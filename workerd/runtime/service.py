@@ -32,7 +32,7 @@ class Service:
         self.loop = Loop()
         self.state = "starting"
         self.trouble = ""
-        self.roster = Roster(pools={}, dead=())
+        self.roster = Roster(pools=(), dead=())
         self._beat_every = min(BEAT, watchdog / 4)
         self._beat_timer: Timer | None = None
         self._told: tuple[str, str] | None = None

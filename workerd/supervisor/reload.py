@@ -1,37 +1,36 @@
-"""Reload: restart what a new configuration changes, one after the other, each draining."""
+"""Reload: only what a new configuration changes is restarted, one child after the other, each draining."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from workerd import log
 from workerd.config.model import Config
 from workerd.messages import Drain, Stop
 from workerd.runtime.loop import Loop
 from workerd.supervisor.children import POOL_PREFIX, Children
-from workerd.supervisor.shutdown import KILL_AFTER
+from workerd.supervisor.shutdown import KILL_AFTER_S
 from workerd.supervisor.supervised_child import ChildState, SupervisedChild
 
-# Reload: only what a new configuration changes is restarted, one after the other, each draining.
-#
-# The configuration was checked as a whole before a Reload is made. A pool whose handler code changed on
-# disk counts as changed.
-#
+POLL_INTERVAL_S = 0.02
+START_LIMIT_S = 120.0
+"""How long a restarted child may take, beyond a pool's `load_timeout`, to be up before it has failed."""
+TROUBLE_LIMIT_S = 5.0
+"""How long it may report that it is waiting or failing before it has failed."""
+SETTLE_S = 0.5
+"""How long all restarted children must stay up at the end."""
 
-LOOK_EVERY = 0.02
-START_LIMIT = 120.0
-"""Seconds to wait for a restarted child to be up, or to fail, before the next one is taken."""
-
-# Which sections a role reads; a change in one of them restarts it.
-SECTIONS: dict[str, tuple[str, ...]] = {
+ROLE_SECTIONS: dict[str, tuple[str, ...]] = {
     "ingester": ("ingester", "pickup", "log", "supervisor"),
     "dispatcher": ("dispatcher", "pickup", "retention", "pools", "workflows", "log", "supervisor"),
     "gateway": ("gateway", "ingester", "pools", "workflows", "log", "supervisor"),
 }
-EVERY_POOL = ("log", "supervisor")
-# What a running node cannot change: its identity and its files.
-FIXED = ("node",)
+"""The sections that each role reads; a change in one of them restarts it."""
+POOL_SECTIONS = ("log", "supervisor")
+"""A change in these restarts every pool."""
+FIXED_SECTIONS = ("node",)
+"""A running node cannot change these: its identity and its files."""
 
 
 def differs(old: Config, new: Config, sections: tuple[str, ...]) -> bool:
@@ -40,116 +39,133 @@ def differs(old: Config, new: Config, sections: tuple[str, ...]) -> bool:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The names of roles and pools to restart, to add and to remove."""
+class ReloadPlan:
+    """The roles to restart, and the pools to restart, add and remove, by name."""
 
-    roles: list[str]
-    changed: list[str]
-    added: list[str]
-    removed: list[str]
+    roles: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
     @property
-    def names(self) -> list[str]:
-        """What is touched, for the log and for whoever asked."""
+    def children(self) -> list[str]:
+        """The displayed names of all children that it touches."""
         return [*self.roles, *(POOL_PREFIX + name for name in (*self.changed, *self.added, *self.removed))]
 
 
-def plan(old: Config, new: Config, roles: Iterable[str], *, store_changed: bool, stale: set[str]) -> Plan:
+def make_plan(
+    old: Config, new: Config, roles: Iterable[str], *, store_changed: bool, stale: set[str]
+) -> ReloadPlan:
     """What must be restarted, of these roles and all pools. `stale`: pools whose code changed on disk."""
-    every_pool = differs(old, new, EVERY_POOL)
-    return Plan(
-        roles=[name for name in roles if store_changed or differs(old, new, SECTIONS[name])],
-        changed=[
+    every_pool = differs(old, new, POOL_SECTIONS)
+    return ReloadPlan(
+        roles=tuple(name for name in roles if store_changed or differs(old, new, ROLE_SECTIONS[name])),
+        changed=tuple(
             name
             for name in new.pools
             if name in old.pools and (every_pool or name in stale or old.pools[name] != new.pools[name])
-        ],
-        added=[name for name in new.pools if name not in old.pools],
-        removed=[name for name in old.pools if name not in new.pools],
+        ),
+        added=tuple(name for name in new.pools if name not in old.pools),
+        removed=tuple(name for name in old.pools if name not in new.pools),
     )
 
 
 class Reload:
-    """Carries a Plan out; `done` is called at its end."""
+    """Carries a plan out with a configuration that is valid as a whole.
 
-    def __init__(self, loop: Loop, tree: Children, new: Config, what: Plan, done: Callable[[], None]) -> None:
+    A child that does not come up is reported and does not keep the others from being restarted.
+    `on_done` gets the failures: child -> one sentence. It is not called when a shutdown begins meanwhile.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        children: Children,
+        config: Config,
+        plan: ReloadPlan,
+        on_done: Callable[[dict[str, str]], None],
+    ) -> None:
         self._loop = loop
-        self._tree = tree
-        self._new = new
-        self._done = done
-        self._log = log.get_logger("supervisor")
-        self._steps: list[Callable[[], None]] = [
-            *(lambda name=name: self._restart_role(name) for name in what.roles),
-            *(lambda name=name: self._add_pool(name) for name in what.added),
-            *(lambda name=name: self._restart_pool(name) for name in what.changed),
-            *(lambda name=name: self._remove_pool(name) for name in what.removed),
-        ]
+        self._children = children
+        self._config = config
+        self._plan = plan
+        self._on_done = on_done
+        self._failures: dict[str, str] = {}
+        self._started: list[tuple[SupervisedChild, int]] = []  # with the life of each
 
-    def begin(self) -> None:
-        """Take the new configuration and go through the steps."""
-        self._tree.config = self._new
-        self._next()
+    def start(self) -> None:
+        """Take over the configuration and begin; the loop carries it on."""
+        self._children.config = self._config
+        self._loop.run_steps(self._run(), POLL_INTERVAL_S)
 
-    def _next(self) -> None:
-        if not self._tree.restarting:  # a shutdown has begun: it ends what is there
-            return
-        if not self._steps:
-            self._done()
-            return
-        self._steps.pop(0)()
-
-    # -- steps
-
-    def _restart_role(self, name: str) -> None:
-        def start() -> None:
-            self._tree.roles.pop(name, None)
-            if name == "gateway" and not self._new.gateway.listen:
-                self._next()
+    def _run(self) -> Iterator[None]:
+        for _ in self._steps():
+            yield
+            if self._children.draining:  # the shutdown ends what is there
                 return
-            self._tree.add_role(name)
-            self._when_up(self._tree.roles[name])
+        self._on_done(self._failures)
 
-        slot = self._tree.roles.get(name)
-        if slot is None:
-            start()
-            return
-        self._tree.stop(slot, Stop(), KILL_AFTER)
-        self._when_empty(slot, start)
+    def _steps(self) -> Iterator[None]:
+        for name in self._plan.roles:
+            yield from self._restart_role(name)
+        for name in self._plan.added:
+            yield from self._start_pool(name)
+        for name in self._plan.changed:
+            yield from self._drain_pool(name)
+            yield from self._start_pool(name)
+        for name in self._plan.removed:
+            yield from self._drain_pool(name)
+            self._children.remove_pool(name)
+        yield from self._wait_settled()
 
-    def _add_pool(self, name: str) -> None:
-        self._tree.add_pool(self._new.pools[name])
-        self._when_up(self._tree.pools[name])
+    def _restart_role(self, name: str) -> Iterator[None]:
+        role = self._children.roles.get(name)
+        if role is not None:
+            role.stop(Stop(), KILL_AFTER_S)
+            yield from _wait_empty(role)
+            del self._children.roles[name]
+        if name != "gateway" or self._config.gateway.listen:
+            yield from self._wait_up(self._children.add_role(name), START_LIMIT_S)
 
-    def _restart_pool(self, name: str) -> None:
-        def start() -> None:
-            self._tree.pools.pop(name, None)
-            self._add_pool(name)
+    def _start_pool(self, name: str) -> Iterator[None]:
+        pool = self._config.pools[name]
+        yield from self._wait_up(self._children.add_pool(pool), START_LIMIT_S + pool.load_timeout)
 
-        self._drain_pool(name, start)
-
-    def _remove_pool(self, name: str) -> None:
-        def forget() -> None:
-            self._tree.forget_pool(name)
-            self._next()
-
-        self._drain_pool(name, forget)
-
-    def _drain_pool(self, name: str, then: Callable[[], None]) -> None:
-        drain = self._new.shutdown.drain
-        slot = self._tree.pools[name]
-        self._tree.stop(slot, Drain(seconds=drain), drain + KILL_AFTER)
-        self._when_empty(slot, then)
+    def _drain_pool(self, name: str) -> Iterator[None]:
+        drain = self._config.shutdown.drain
+        pool = self._children.pools[name]
+        pool.stop(Drain(seconds=drain), drain + KILL_AFTER_S)
+        yield from _wait_empty(pool)
 
     # -- waiting
 
-    def _when_empty(self, slot: SupervisedChild, then: Callable[[], None]) -> None:
-        if slot.state is ChildState.EMPTY:
-            then()
-        else:
-            self._loop.call_later(LOOK_EVERY, lambda: self._when_empty(slot, then))
+    def _wait_up(self, child: SupervisedChild, limit: float) -> Iterator[None]:
+        life = child.life
+        self._started.append((child, life))
+        now = started = healthy = time.monotonic()
+        while child.state is ChildState.STARTING and child.life == life:
+            now = time.monotonic()
+            if child.last_beat.state not in ("waiting", "failed"):
+                healthy = now
+            if now - started > limit or now - healthy > TROUBLE_LIMIT_S:
+                break
+            yield
+        if child.state is not ChildState.UP or child.life != life:
+            self._failures[child.name] = (
+                child.trouble or f"{child.name} is not up after {now - started:.0f} s"
+            )
 
-    def _when_up(self, slot: SupervisedChild, tries: int = int(START_LIMIT / LOOK_EVERY)) -> None:
-        if slot.state is ChildState.STARTING and tries > 0:
-            self._loop.call_later(LOOK_EVERY, lambda: self._when_up(slot, tries - 1))
-        else:
-            self._next()
+    def _wait_settled(self) -> Iterator[None]:
+        end = time.monotonic() + SETTLE_S
+        while self._started and time.monotonic() < end:
+            yield
+        for child, life in self._started:
+            if child.life == life and child.state is ChildState.UP:
+                self._failures.pop(child.name, None)  # it came up after all
+            else:
+                self._failures.setdefault(child.name, child.trouble or child.last_death)
+
+
+def _wait_empty(child: SupervisedChild) -> Iterator[None]:
+    while child.state is not ChildState.EMPTY:
+        yield

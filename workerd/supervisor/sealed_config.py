@@ -1,10 +1,13 @@
-"""The configuration without store credentials; those are sealed for the store's roles."""
+"""The configuration as the supervisor may hold it: without the store section, which is sealed apart.
+
+What a process once held stays in its memory and in that of everything it forks. So files and variables
+are read in a child, and only the roles that use the store read what it sealed.
+"""
 
 from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,80 +20,72 @@ from workerd.config.reader import ConfigErrors, ConfigTree, read
 from workerd.errors import ConfigError
 from workerd.runtime.child import fork, ignore_terminal_signals
 from workerd.runtime.hidden_environment import hidden_environment, hide_environment
+from workerd.text import death_text
 
-# The configuration as the supervisor may have it: without the store's section, which is sealed apart.
-#
-# What a process once held stays in its memory and in that of all that it forks, so that the files and
-# variables are read in a child; only the store roles read what it sealed.
-#
-
-LIMIT = 30.0
-"""Seconds that reading may take; files on a dead server may never answer."""
+READ_TIMEOUT_S = 30.0
+"""Files on a dead server may never answer."""
 
 _decode_store = msgspec.json.Decoder(StoreConfig).decode  # made once, for every role that is forked
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One state of the configuration.
+class SealedConfig:
+    """A configuration without its store section.
 
-    `config` has no store section; `sealed` is a descriptor that holds it; `mark` is another when it is.
-    `scheme`: what the store's URL begins with.
+    `fd`: an anonymous file that holds the section. `digest`: differs when the section differs.
+    `scheme`: of the store's URL.
     """
 
     config: Config
-    sealed: int
-    mark: int
+    fd: int
+    digest: int
     scheme: str = ""
 
 
-Read = Callable[[], Reading]
-
-
-class _Told(msgspec.Struct, array_like=True):
-    """What the child found: all values but those of the store, or every fault."""
+class _Answer(msgspec.Struct, array_like=True):
+    """What the child read: all values but those of the store, or every error."""
 
     sources: list[str]
     values: dict[str, Any]
     notes: tuple[str, ...]
-    mark: int
+    digest: int
     scheme: str
-    faults: list[str]
+    errors: list[str]
 
 
-class Reader:
-    """Reads what configures this node, at start and at reload.
+class SealedConfigReader:
+    """Reads the configuration of this node, at start and at reload.
 
-    It takes the variables out of this process's environment, and keeps them where only its child looks.
+    It takes the WORKERD_ variables out of this process and keeps them where only its child reads them.
     """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path.absolute() if path is not None else None
         self._variables = hide_environment("WORKERD_")
 
-    def read(self) -> Reading:
-        """The configuration as it is now. Raises ConfigError with all faults."""
-        sealed, answer = _memory("workerd-store"), _memory("workerd-configuration")
+    def read(self) -> SealedConfig:
+        """The configuration as it is now. Raises ConfigError with all errors."""
+        store, answer_fd = _memory_file("workerd-store"), _memory_file("workerd-configuration")
         try:
-            told = self._ask(sealed, answer)
-            if told.faults:
-                raise ConfigError(told.faults)
+            answer = self._read_in_child(store, answer_fd)
+            if answer.errors:
+                raise ConfigError(answer.errors)
         except ConfigError:
-            os.close(sealed)
+            os.close(store)
             raise
         finally:
-            os.close(answer)
+            os.close(answer_fd)
         tree = ConfigTree()
-        for source in told.sources:
+        for source in answer.sources:
             tree.add(source, {})
-        tree.add(", ".join(told.sources), told.values)
-        config = msgspec.structs.replace(build(tree, ConfigErrors()), notes=told.notes)
-        return Reading(without_store(config), sealed, told.mark, told.scheme)
+        tree.add(", ".join(answer.sources), answer.values)
+        config = msgspec.structs.replace(build(tree, ConfigErrors()), notes=answer.notes)
+        return SealedConfig(_without_store(config), store, answer.digest, answer.scheme)
 
-    def _ask(self, sealed: int, answer: int) -> _Told:
-        child = fork(lambda: self._answer(sealed, answer), keep=(self._variables, sealed, answer))
+    def _read_in_child(self, store: int, answer_fd: int) -> _Answer:
+        child = fork(lambda: self._child_main(store, answer_fd), keep=(self._variables, store, answer_fd))
         try:
-            ended = select.select([child.pidfd], [], [], LIMIT)[0]
+            ended = select.select([child.pidfd], [], [], READ_TIMEOUT_S)[0]
             if not ended:
                 child.kill()
             os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
@@ -98,55 +93,55 @@ class Reader:
         finally:
             child.close()
         if not ended:
-            raise ConfigError([f"the configuration could not be read within {LIMIT:g} s; is its disk there?"])
+            raise ConfigError(
+                [f"the configuration could not be read within {READ_TIMEOUT_S:g} s; check its file system."]
+            )
         if status:
-            raise ConfigError([f"the process that read the configuration ended with {status}; try again."])
-        return msgspec.msgpack.decode(_content(answer), type=_Told)
+            raise ConfigError([f"the process that read the configuration {death_text(status)}; try again."])
+        return msgspec.msgpack.decode(_content(answer_fd), type=_Answer)
 
-    def _answer(self, sealed: int, answer: int) -> int:
-        """In the child."""
+    def _child_main(self, store: int, answer_fd: int) -> int:
         ignore_terminal_signals()
-        told = _Told([], {}, (), 0, "", [])
+        answer = _Answer([], {}, (), 0, "", [])
         try:
-            faults = ConfigErrors()
-            tree = read(self._path, hidden_environment(self._variables), faults)
-            config = build(tree, faults)
+            errors = ConfigErrors()
+            tree = read(self._path, hidden_environment(self._variables), errors)
+            config = build(tree, errors)
         except ConfigError as error:
-            told.faults = error.errors
+            answer.errors = error.errors
         else:
             tree.values.pop("store", None)
-            told.sources, told.values, told.notes = tree.sources, tree.values, config.notes
-            told.mark = _seal(config.store, sealed)
-            told.scheme = config.store.url.partition(":")[0]
-        _write(answer, msgspec.msgpack.encode(told))
+            answer.sources, answer.values, answer.notes = tree.sources, tree.values, config.notes
+            answer.digest = _seal_store(config.store, store)
+            answer.scheme = config.store.url.partition(":")[0]
+        _write(answer_fd, msgspec.msgpack.encode(answer))
         return 0
 
 
-def reading(config: Config) -> Reading:
-    """A whole configuration, its store section sealed."""
-    sealed = _memory("workerd-store")
-    return Reading(without_store(config), sealed, _seal(config.store, sealed))
-
-
-def without_store(config: Config) -> Config:
-    """The configuration as processes without store credentials may hold it."""
-    return msgspec.structs.replace(config, store=StoreConfig(url=""))
+def seal(config: Config) -> SealedConfig:
+    """A configuration that is already in memory, its store section sealed."""
+    fd = _memory_file("workerd-store")
+    return SealedConfig(_without_store(config), fd, _seal_store(config.store, fd))
 
 
 def unseal(fd: int, config: Config) -> Config:
-    """The configuration with the store's section, in a role that inherited the descriptor."""
+    """The configuration with its store section, in a role that inherited `fd`; closes it."""
     store = _decode_store(_content(fd))
     os.close(fd)
     return msgspec.structs.replace(config, store=store)
 
 
-def _seal(store: StoreConfig, fd: int) -> int:
+def _without_store(config: Config) -> Config:
+    return msgspec.structs.replace(config, store=StoreConfig(url=""))
+
+
+def _seal_store(store: StoreConfig, fd: int) -> int:
     section = msgspec.json.encode(store)
     _write(fd, section)
     return hash(section)
 
 
-def _memory(name: str) -> int:
+def _memory_file(name: str) -> int:
     return os.memfd_create(name, os.MFD_CLOEXEC)
 
 

@@ -2,86 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from workerd import log
 from workerd.messages import Drain, Stop
 from workerd.runtime.loop import Loop
-from workerd.supervisor.children import POOL_PREFIX, Children
-from workerd.supervisor.supervised_child import ChildState, SupervisedChild
+from workerd.supervisor.children import Children
+from workerd.supervisor.supervised_child import ChildState
 
-KILL_AFTER = 10.0
-"""Seconds beyond the drain that a child gets for its last words."""
-LOOK_EVERY = 0.01
+KILL_AFTER_S = 10.0
+"""How long beyond the drain a child may take to hand over what it has."""
+POLL_INTERVAL_S = 0.01
 
 
 class Shutdown:
-    """The phases of an ordered end, in this order:
+    """Ends all children; calls `on_done` when none is left.
 
-    1. claiming stops: the dispatcher drains, and renews the lease until the last pool is gone;
-    2. gateway and pools end: pools give back what waits, finish what runs, hand over every outcome;
-    3. the dispatcher settles what is left and ends;
-    4. the ingester writes or spools everything and ends.
+    1. Claiming stops: the dispatcher drains, and renews the lease until the last pool is gone.
+    2. Gateway and pools end: pools release what waits, finish what runs, hand over every outcome.
+    3. The dispatcher settles what is left and ends.
+    4. The ingester writes or spools everything and ends.
     """
 
-    def __init__(self, loop: Loop, tree: Children, drain: float, done: Callable[[], None]) -> None:
+    def __init__(self, loop: Loop, children: Children, drain_s: float, on_done: Callable[[], None]) -> None:
         self._loop = loop
-        self._tree = tree
-        self._drain = drain
-        self._done = done
-        self._phases = [self._stop_dispatcher, self._stop_ingester]
+        self._children = children
+        self._drain_s = drain_s
+        self._on_done = on_done
         self._log = log.get_logger("supervisor")
 
-    def begin(self) -> None:
-        """Phase 1 and 2; the others follow as their children end."""
-        self._log.info("draining", limit=f"{self._drain:g} s")
-        self._tree.restarting = False
-        # A dispatcher or ingester that dies now is restarted, for they are needed to the end.
-        self._tree.on_start = self._tell_restarted
-        for slot in self._tree.pools.values():
-            self._tree.stop(slot, Drain(seconds=self._drain), self._drain + KILL_AFTER)
-        for name, slot in self._tree.roles.items():
-            if name == "dispatcher":
-                slot.send(Drain(seconds=self._drain))
-            elif name != "ingester":
-                self._tree.stop(slot, Stop(), KILL_AFTER)
-        self._wait()
+    def start(self) -> None:
+        """Begin; the loop carries it on."""
+        self._log.info("node.draining", drain_s=self._drain_s)
+        self._loop.run_steps(self._run(), POLL_INTERVAL_S)
 
     def hasten(self) -> None:
-        """Do not wait for what runs: it is killed and recorded as interrupted."""
-        self._drain = 0.0
-        for slot in self._tree.pools.values():
-            if slot.child is not None:
-                self._tree.stop(slot, Drain(seconds=0.0), KILL_AFTER)
+        """Do not wait for running jobs: they are killed and recorded as interrupted."""
+        self._drain_s = 0.0
+        for pool in self._children.pools.values():
+            if pool.alive:
+                pool.stop(Drain(seconds=0.0), KILL_AFTER_S)
 
-    def _tell_restarted(self, slot: SupervisedChild) -> None:
-        if slot.name == "dispatcher":
-            slot.send(Drain(seconds=self._drain))
-        elif slot.name.startswith(POOL_PREFIX):
-            self._tree.stop(slot, Drain(seconds=0.0), KILL_AFTER)
+    def _run(self) -> Iterator[None]:
+        children, drain = self._children, Drain(seconds=self._drain_s)
+        children.draining = True
+        for pool in children.pools.values():
+            pool.stop(drain, self._drain_s + KILL_AFTER_S)
+        for name, role in children.roles.items():
+            if name == "dispatcher":
+                role.send(drain)
+                role.greeting = drain  # it is needed until the end, so it is restarted if it dies
+            elif name != "ingester":
+                role.stop(Stop(), KILL_AFTER_S)
+        yield from self._wait_for_all_but("dispatcher", "ingester")
+        self._stop_role("dispatcher")
+        yield from self._wait_for_all_but("ingester")
+        self._stop_role("ingester")
+        yield from self._wait_for_all_but()
+        children.strangers.end_all()
+        self._on_done()
 
-    def _wait(self) -> None:
-        if self._phase_is_over():
-            if not self._phases:
-                self._tree.strangers.end_all()
-                self._done()
-                return
-            self._phases.pop(0)()
-        self._loop.call_later(LOOK_EVERY, self._wait)
+    def _stop_role(self, name: str) -> None:
+        role = self._children.roles.get(name)
+        if role is not None:
+            role.stop(Stop(), KILL_AFTER_S)
 
-    def _phase_is_over(self) -> bool:
-        needed = (
-            {"dispatcher", "ingester"} if len(self._phases) == 2 else {"ingester"} if self._phases else set()
-        )
-        return all(slot.state is ChildState.EMPTY for slot in self._tree.slots() if slot.name not in needed)
-
-    def _stop_dispatcher(self) -> None:
-        self._stop("dispatcher")
-
-    def _stop_ingester(self) -> None:
-        self._stop("ingester")
-
-    def _stop(self, name: str) -> None:
-        slot = self._tree.roles.get(name)
-        if slot is not None:
-            self._tree.stop(slot, Stop(), KILL_AFTER)
+    def _wait_for_all_but(self, *needed: str) -> Iterator[None]:
+        while any(c.state is not ChildState.EMPTY for c in self._children if c.name not in needed):
+            yield

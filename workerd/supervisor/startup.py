@@ -1,4 +1,4 @@
-"""Before the first fork: folders, lock, incarnation, runtime files."""
+"""What a node needs before its first fork: folders, lock, incarnation, runtime files."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from workerd.job import new_id
 from workerd.runtime.child import descendants_of
 from workerd.runtime.paths import Paths
 
-LOCK_WAIT = 10.0
-"""Seconds to wait for the rest of a dead supervisor's tree, which the kernel is killing."""
-LEFT_OVER = 1.0
-"""Seconds; who still has a dead supervisor's lock then (one that was stopped, say) is killed."""
-REMEMBERED = 1000
-"""Former incarnations that are kept; their rows are rescued at once, since the lock proves them dead."""
+LOCK_WAIT_S = 10.0
+"""How long to wait for the children of a dead supervisor, which the kernel is killing."""
+KILL_LEFTOVERS_AFTER_S = 1.0
+"""A process that still holds a dead supervisor's lock then (a stopped one, say) is killed."""
+LOCK_POLL_S = 0.01
+MAX_INCARNATIONS = 1000
+"""Former incarnations that are kept: their rows are rescued at once, since the lock proves them dead."""
 
 
 class BootError(WorkerdError):
-    """The daemon could not take its place on this machine."""
+    """The daemon cannot start on this machine."""
 
 
 class AlreadyRunning(BootError):
@@ -49,7 +50,7 @@ def make_folders(paths: Paths) -> None:
         try:
             path.mkdir(mode, parents=True, exist_ok=True)
             if path not in (paths.runtime, paths.state):
-                path.chmod(mode)  # the other two may have been made, with their rights, by somebody else
+                path.chmod(mode)  # the other two may have been made in advance, with modes of their own
         except OSError as error:
             key = "runtime_dir" if path in (paths.runtime, paths.private) else "state_dir"
             raise BootError(
@@ -59,16 +60,16 @@ def make_folders(paths: Paths) -> None:
 
 
 def take_lock(path: Path) -> int:
-    """A descriptor with the lock on `path`, with our pid in it; children inherit it.
+    """Lock `path` and write our pid into it; returns the descriptor, which children inherit.
 
-    The lock is free only when the last process of the tree is gone: a start after a crash waits for that,
-    so that it never meets a left-over. Raises AlreadyRunning, BootError.
+    The lock is free only when the last process of a node is gone, so a start after a crash waits for that
+    and never meets leftovers. Raises AlreadyRunning, BootError.
     """
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise BootError(f"cannot open {path}: {error.strerror}; run as the user who owns it.") from error
-    end = time.monotonic() + LOCK_WAIT
+    end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -83,9 +84,9 @@ def take_lock(path: Path) -> int:
         if _lives(pid) or time.monotonic() > end:
             os.close(fd)
             raise AlreadyRunning(pid, path)
-        if time.monotonic() > end - LOCK_WAIT + LEFT_OVER:
-            end_left_overs(fd)
-        time.sleep(0.01)
+        if time.monotonic() > end - LOCK_WAIT_S + KILL_LEFTOVERS_AFTER_S:
+            kill_leftovers(fd)
+        time.sleep(LOCK_POLL_S)
 
 
 def _pid_in(fd: int) -> int:
@@ -95,7 +96,7 @@ def _pid_in(fd: int) -> int:
 
 def _lives(pid: int) -> bool:
     if pid <= 0:
-        return True  # the holder is writing it just now
+        return True  # the holder is just writing it
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
@@ -103,10 +104,10 @@ def _lives(pid: int) -> bool:
     return state not in ("Z", "X")
 
 
-def end_left_overs(lock: int) -> None:
-    """Kill every process of workerd, but this one, that has the lock file open, and all below it.
+def kill_leftovers(lock: int) -> None:
+    """Kill every other workerd process that has the lock file open, and all its descendants.
 
-    Their supervisor is dead, and what holds the lock for so long is stopped or stuck.
+    Their supervisor is dead, and what still holds the lock is stopped or stuck.
     """
     ours = os.fstat(lock)
     for name in filter(str.isdigit, os.listdir("/proc")):
@@ -120,7 +121,7 @@ def end_left_overs(lock: int) -> None:
 
 
 def _kill_branch(pid: int) -> None:
-    """A pool that is killed cannot end what its jobs have started, and nobody else would."""
+    # A killed pool cannot end what its jobs have started, and nothing else would.
     for each in (pid, *descendants_of(pid)):
         with contextlib.suppress(OSError):
             os.kill(each, signal.SIGKILL)
@@ -134,13 +135,13 @@ def _is_workerd(pid: str) -> bool:
 
 
 def begin_incarnation(paths: Paths) -> bytes:
-    """A fresh incarnation id, added durably to the list of those that this state folder has seen."""
+    """A new incarnation id, durably appended to the state folder's list of them."""
     incarnation = new_id()
     try:
         known = paths.incarnations.read_text().split()
     except OSError:
         known = []
-    lines = [*known[-(REMEMBERED - 1) :], incarnation.hex()]
+    lines = [*known[-(MAX_INCARNATIONS - 1) :], incarnation.hex()]
     fresh = paths.incarnations.with_suffix(".new")
     with fresh.open("w") as file:
         file.write("\n".join(lines) + "\n")
@@ -150,15 +151,15 @@ def begin_incarnation(paths: Paths) -> bytes:
     return incarnation
 
 
-def forget_numbers(paths: Paths) -> None:
-    """Remove the metrics of the last start; called with the lock held, before anybody writes new ones."""
+def remove_old_metrics(paths: Paths) -> None:
+    """Remove the metrics of the last start; call it with the lock held, before new ones are written."""
     for path in paths.metrics.glob("*.db"):
         with contextlib.suppress(OSError):
             path.unlink()
 
 
 class RuntimeFiles:
-    """Made at the start, made anew if another program removed them, removed at the end. Raises BootError."""
+    """The pid file and the sockets in the runtime folder. Raises BootError when another node has them."""
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
@@ -167,28 +168,28 @@ class RuntimeFiles:
 
     @property
     def intact(self) -> bool:
-        """Whether nobody removed them; a cleaner of temporary files may have."""
+        """Whether pid file and control socket are there; a cleaner of temporary files may remove them."""
         return self._paths.supervisor.exists() and self._paths.pid.exists()
 
     @property
     def reachable(self) -> bool:
-        """Whether the roles' sockets are still where the pools and clients look for them."""
+        """Whether the roles' sockets are still where pools and clients connect to them."""
         return all(path.exists() for path in self._sockets)
 
     def note_sockets(self) -> None:
-        """Every role is up: remember which sockets there are."""
+        """Remember which sockets there are, once every role is up."""
         paths = (self._paths.dispatcher, self._paths.ingester, self._paths.wake)
         self._sockets = [path for path in paths if path.exists()]
 
     def renew(self) -> None:
-        """Make the folders and the pid file again."""
+        """Make the folders and the pid file anew."""
         make_folders(self._paths)
         if not self._paths.pid.exists():
             os.close(self._lock)
             self._lock = take_lock(self._paths.pid)
 
     def remove(self) -> None:
-        """Leave nothing that a process could be looked for by."""
+        """Remove all of them, at the end of the node."""
         paths = self._paths
         for path in (paths.supervisor, paths.dispatcher, paths.ingester, paths.wake, paths.pid):
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One role or pool, whichever process fills it: its state, its deaths, its last words."""
+"""One role or pool under the supervisor: its process, its state, its last Beat, its deaths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Any
 
@@ -17,12 +17,12 @@ from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy, Manag
 from workerd.runtime.loop import Loop, Timer
 from workerd.text import death_text
 
-DYING = 0.2
-"""Seconds between the end of a channel and the death that it announces."""
+EOF_TO_DEATH_S = 0.2
+"""A child whose channel ended is killed if it is not dead by then."""
 
 
 class ChildState(StrEnum):
-    """Where a slot stands; `MOVES` says what may follow."""
+    """The state of a supervised child; `MOVES` holds the possible changes."""
 
     EMPTY = "empty"
     STARTING = "starting"
@@ -46,14 +46,18 @@ MOVES: dict[ChildState, frozenset[ChildState]] = {
 }
 
 Main = Callable[[socket.socket, int], int]
-"""What a child runs: its control channel and its life -> exit status."""
+"""What a child runs: (its end of the control channel, its life) -> exit status."""
 
 
 class SupervisedChild:
-    """One child of the supervisor: started, watched, reaped; the supervisor decides what follows.
+    """A child that may be started again and again; its owner decides when.
 
-    `on_change`: called after each change of state. `on_death`: called once for each death, after the
-    process was reaped and its last Beat read, with its exit status.
+    `name`: as displayed. `pool`: the pool's name, empty for a role. `generation`: of the pool.
+    `greeting`: sent at every start. `silence_s`: how long it may send no Beat; `start_silence_s`: the
+    same until it has started.
+
+    Its owner's callbacks: `on_change` after each change of state, `on_death` with the wait status once
+    for each death, when the process is reaped and its last Beat read, `on_beat` for each Beat.
     """
 
     def __init__(
@@ -62,110 +66,136 @@ class SupervisedChild:
         name: str,
         main: Main,
         *,
-        silence: float,
-        start_silence: float,
-        policy: CrashLoopPolicy,
-        keep: Callable[[], list[int]],
-        on_change: Callable[[SupervisedChild], None],
+        pool: str = "",
+        generation: int = 1,
+        silence_s: float,
+        start_silence_s: float,
+        crash_loop: CrashLoopPolicy,
+        on_change: Callable[[], None],
         on_death: Callable[[SupervisedChild, int], None],
         on_beat: Callable[[SupervisedChild, Beat], None],
     ) -> None:
         self.name = name
-        self.policy = policy
+        self.pool = pool
+        self.generation = generation
+        self.start_silence_s = start_silence_s
+        self.crash_loop = crash_loop
         self.state = ChildState.EMPTY
-        self.child: ManagedChild[FromChild] | None = None
+        self.greeting: msgspec.Struct | None = None
         self.life = 0
-        self.started = 0.0
+        self.started_at = 0.0
         self.deaths: Counter[str] = Counter()
-        self.said = Beat(state="")
+        self.last_death = ""
+        self.last_beat = Beat(state="")
         self.trouble = ""
-        self.kill_reason = ""
         self._loop = loop
         self._main = main
-        self._silence = silence
-        self._start_silence = start_silence
-        self._keep = keep
+        self._silence_s = silence_s
         self._on_change = on_change
         self._on_death = on_death
         self._on_beat = on_beat
-        self._heard = 0.0
-        self._timer: Timer | None = None
+        self._process: ManagedChild[FromChild] | None = None
+        self._kill_reason = ""
+        self._heard_at = 0.0
+        self._restart_timer: Timer | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process, though it may be ending."""
+        return self._process is not None
 
     @property
     def pid(self) -> int:
-        """The child's pid, 0 when there is none."""
-        return self.child.pid if self.child is not None else 0
+        """The pid of the process, 0 without one."""
+        return self._process.pid if self._process is not None else 0
 
     def move(self, state: ChildState) -> None:
-        """Change the state; an impossible change is a fault of the supervisor."""
+        """Change the state; an impossible change is a bug of the supervisor."""
         assert state in MOVES[self.state], f"{self.name}: {self.state} -> {state}"
         self.state = state
-        self._on_change(self)
+        self._on_change()
 
     # -- life
 
-    def start(self, life: int) -> None:
-        """Fork the child. EMPTY, BACKOFF or QUARANTINED -> STARTING."""
-        self._cancel_timer()
+    def start(self, life: int, keep: Iterable[int]) -> None:
+        """Fork the process; it inherits the descriptors `keep`. Raises OSError."""
+        self._cancel_restart()
         main = self._main
-        self.life = life
-        self.child = ManagedChild(
+        self._process = ManagedChild(
             self._loop,
             lambda control: main(control, life),
-            keep=self._keep(),
+            keep=keep,
             incoming=FromChild,
-            on_message=self._hear,
-            on_eof=self._silent,
-            on_death=self._died,
+            on_message=self._on_message,
+            on_eof=self._on_eof,
+            on_death=self._on_exit,
         )
-        self.started = self._heard = time.monotonic()
-        self.said = Beat(state="starting")
-        self.kill_reason = ""
+        self.life = life
+        self.started_at = self._heard_at = time.monotonic()
+        self.last_beat = Beat(state="starting")
+        self._kill_reason = ""
+        if self.greeting is not None:
+            self.send(self.greeting)
         self.move(ChildState.STARTING)
 
-    def start_later(self, pause: float, start: Callable[[], None]) -> None:
-        """Call `start` after `pause` seconds unless something else happens first."""
-        self._cancel_timer()
-        self._timer = self._loop.call_later(pause, start)
+    def restart_later(self, pause: float, start: Callable[[SupervisedChild], None]) -> None:
+        """Call `start` in `pause` seconds unless the child is stopped first."""
+        self._cancel_restart()
+        self._restart_timer = self._loop.call_later(pause, lambda: start(self))
 
     def send(self, message: msgspec.Struct) -> None:
-        """Say something to the child, if there is one."""
-        if self.child is not None:
-            self.child.send(message)
+        """Queue a message to the process, if there is one."""
+        if self._process is not None:
+            self._process.send(message)
+
+    def stop(self, message: msgspec.Struct, limit: float) -> None:
+        """Send `message`, which makes it exit; kill it after `limit` seconds. It is not restarted."""
+        self._cancel_restart()
+        if self._process is None:
+            if self.state is not ChildState.EMPTY:
+                self.move(ChildState.EMPTY)
+            return
+        if self.state is not ChildState.STOPPING:
+            self.move(ChildState.STOPPING)
+        self.send(message)
+        self._kill_later(limit, f"did not end within {limit:g} s")
 
     def kill(self, reason: str) -> None:
-        """SIGKILL, and why; the death is noticed as any other."""
-        if self.child is not None:
-            self.kill_reason = self.kill_reason or reason
-            self.child.kill()
+        """Send SIGKILL; `reason` completes "it …" in the log. The death is handled like any other."""
+        if self._process is not None:
+            self._kill_reason = self._kill_reason or reason
+            self._process.kill()
 
-    def retire(self) -> None:
-        """Nothing will be started here any more unless somebody says so."""
-        self._cancel_timer()
-        if self.child is None and self.state is not ChildState.EMPTY:
-            self.move(ChildState.EMPTY)
+    def _kill_later(self, delay: float, reason: str) -> None:
+        life = self.life
+        self._loop.call_later(delay, lambda: self.kill(reason) if self.life == life else None)
 
-    # -- what it says, and how long it may be silent
+    def _cancel_restart(self) -> None:
+        if self._restart_timer is not None:
+            self._restart_timer.cancel()
+            self._restart_timer = None
+
+    # -- Beats and silence
 
     def overdue(self, now: float) -> bool:
-        """Whether the child made no progress for longer than it may."""
-        if self.child is None:
+        """Whether its Beats have stopped for longer than they may; `now`: monotonic seconds."""
+        if self._process is None:
             return False
-        limit = self._start_silence if self.said.state == "starting" else self._silence
-        return now - self._heard > limit
-
-    def was_killed_at_work(self, status: int) -> bool:
-        """Whether somebody else sent the SIGKILL of which a child died that had finished starting."""
-        at_work = self.said.state not in ("", "starting", "failed")
-        return status == -signal.SIGKILL and not self.kill_reason and at_work
+        limit = self.start_silence_s if self.last_beat.state == "starting" else self._silence_s
+        return now - self._heard_at > limit
 
     def excuse(self) -> None:
-        """Count its silence from now."""
-        self._heard = time.monotonic()
+        """Count its silence from now on."""
+        self._heard_at = time.monotonic()
 
-    def _hear(self, beat: Beat) -> None:
-        self._heard = time.monotonic()
-        self.said = beat
+    def was_killed_at_work(self, status: int) -> bool:
+        """Whether a process that had started died of a SIGKILL that the supervisor did not send."""
+        at_work = self.last_beat.state not in ("", "starting", "failed")
+        return status == -signal.SIGKILL and not self._kill_reason and at_work
+
+    def _on_message(self, beat: Beat) -> None:
+        self._heard_at = time.monotonic()
+        self.last_beat = beat
         if beat.trouble:
             self.trouble = beat.trouble
         elif beat.state == "up":
@@ -174,49 +204,44 @@ class SupervisedChild:
             self.move(ChildState.UP)
         self._on_beat(self, beat)
 
-    def _silent(self) -> None:
-        # A dying process closes its descriptors a moment before its status is there; only one that
-        # lives on without its channel is a fault (law 3).
-        life = self.life
-        self._loop.call_later(
-            DYING, lambda: self.kill("closed its channel to the supervisor") if self.life == life else None
-        )
+    def _on_eof(self) -> None:
+        # A dying process closes its channel a moment before it can be reaped; one that lives on without
+        # its channel is at fault (law 3: one writer, one reader).
+        self._kill_later(EOF_TO_DEATH_S, "closed its channel to the supervisor")
 
-    def _died(self) -> None:
-        assert self.child is not None
-        status = self.child.reap()
+    # -- death
+
+    def _on_exit(self) -> None:
+        assert self._process is not None
+        status = self._process.reap()
         if status is None:
             return
-        self.child = None
+        self._process = None
+        reason, sentence = self._describe_death(status)
+        if self.state is not ChildState.STOPPING:
+            self.deaths[reason] += 1
+            self.last_death = f"{self.name} {sentence}"
+            if not self.trouble or self.last_beat.state not in ("starting", "failed"):
+                self.trouble = self.last_death
         self._on_death(self, status)
 
-    def _cancel_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    # -- for people
+    def _describe_death(self, status: int) -> tuple[str, str]:
+        """(reason for the metrics, predicate for people) of a wait status."""
+        if self._kill_reason:
+            return "killed", f"was killed by the supervisor: it {self._kill_reason}"
+        if status == CRASH_LOOP_EXIT_STATUS:
+            return "crash_loop", "ended because its workers die without having a job"
+        return "signal" if status < 0 else "exit", death_text(status)
 
     def describe(self) -> dict[str, Any]:
-        """What `workerd status` shows of this slot."""
-        alive = self.child is not None
+        """The child's part of the document of `workerd status`."""
+        said = self.last_beat.state
         return {
-            "state": self.said.state
-            if alive and self.said.state not in ("", "up", "starting")
-            else self.state,
+            "state": said if self.alive and said not in ("", "up", "starting") else self.state,
             "pid": self.pid or None,
-            "since": round(time.monotonic() - self.started, 3) if alive else None,
+            "since": round(time.monotonic() - self.started_at, 3) if self.alive else None,
             "restarts": sum(self.deaths.values()),
             "restart_reasons": dict(self.deaths),
             "trouble": self.trouble,
-            **self.said.info,
+            **self.last_beat.info,
         }
-
-
-def death_sentence(status: int, kill_reason: str) -> tuple[str, str]:
-    """(reason for the metrics, words for a person) of an exit status."""
-    if kill_reason:
-        return "killed", f"was killed by the supervisor: it {kill_reason}"
-    if status == CRASH_LOOP_EXIT_STATUS:
-        return "crash_loop", "ended because its workers die without having a job"
-    return "signal" if status < 0 else "exit", death_text(status)

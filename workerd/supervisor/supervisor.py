@@ -1,10 +1,9 @@
-"""The supervisor: its state, its control socket, and what it does on each signal."""
+"""The supervisor's process: the node's children, its answers, its reloads and its end."""
 
 from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from workerd import log
 from workerd.clock import now_us, to_rfc3339
 from workerd.errors import ConfigError
 from workerd.job import id_text
+from workerd.runtime import systemd
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import become_subreaper
 from workerd.runtime.control import ControlServer, Reply
@@ -22,215 +22,224 @@ from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths
 from workerd.supervisor import startup
 from workerd.supervisor.children import Children, Mains
-from workerd.supervisor.reload import FIXED, Plan, Reload, differs, plan
-from workerd.supervisor.sealed_config import Read, Reading, unseal
+from workerd.supervisor.reload import FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
+from workerd.supervisor.sealed_config import SealedConfig
 from workerd.supervisor.shutdown import Shutdown
 from workerd.supervisor.startup import RuntimeFiles
 from workerd.supervisor.supervised_child import ChildState
 from workerd.supervisor.systemd_status import SystemdStatus
 
+_STOPPING = {"ok": False, "errors": ["workerd is stopping."]}
+
 
 class Supervisor:
-    """One node's first process.
+    """The first process of a node.
 
-    1. takes the node's place on the machine (folders, lock, incarnation), or refuses;
-    2. forks the roles and pools, and restarts whoever dies or is silent;
-    3. answers `workerd status`, reloads, drains and ends.
+    1. It takes the node's place on the machine (folders, lock, incarnation), or refuses to start.
+    2. It forks roles and pools, and restarts those that die or are silent.
+    3. It answers `workerd status`, reloads, drains and ends.
 
-    `read` reads the configuration again at reload. `notify` gets the lines for the service manager.
+    `read` reads the configuration again at a reload. `notify` sends lines to the service manager.
     """
 
     def __init__(
-        self, first: Reading, mains: Mains, read: Read, notify: Callable[[str], None] = lambda line: None
+        self,
+        first: SealedConfig,
+        mains: Mains,
+        read: Callable[[], SealedConfig],
+        notify: Callable[[str], None] = lambda lines: None,
     ) -> None:
-        self._reading = first
+        self._sealed = first
         self._config = first.config
         self._mains = mains
         self._read = read
         self._notify = notify
-        self._telling = SystemdStatus(notify)
+        self._systemd_status = SystemdStatus(notify)
         self._paths = Paths(first.config.node)
         self._loop = Loop()
-        self._status = 0
+        self._exit_status = 0
         self._ready = False
+        self._stop_signals = 0
         self._shutdown: Shutdown | None = None
         self._reload: Reload | None = None
-        self._reload_again: list[Reply] = []
-        self._stops = 0
-        self._started = now_us()
+        self._reload_plan = ReloadPlan()
+        self._reload_replies: list[Reply] = []  # to answer when the running reload is done
+        self._next_reload_replies: list[Reply] = []
+        self._started_at = now_us()
         self._log = log.get_logger("supervisor")
 
     def run(self) -> int:
-        """Run the node until it is told to stop; returns the exit status. Raises BootError."""
+        """Run the node until it is to stop; returns the exit status. Raises BootError."""
         startup.make_folders(self._paths)
-        self._lock = startup.take_lock(self._paths.lock)
+        lock = startup.take_lock(self._paths.lock)
         self._files = RuntimeFiles(self._paths)
         self._incarnation = startup.begin_incarnation(self._paths)
-        startup.forget_numbers(self._paths)
+        startup.remove_old_metrics(self._paths)
         setproctitle.setproctitle("workerd: supervisor")
         become_subreaper()
-        self._loop.on_error = lambda error: self._log.error("a fault in the supervisor", exc_info=error)
-        self._listen()
-        self._tree = Children(
-            self._loop,
-            self._config,
-            self._mains,
-            self._incarnation,
-            sealed=self._reading.sealed,
-            lock=self._lock,
-            unseal=unseal,
-            delegation=Delegation.find(),
-            on_state=self._look,
-            on_fatal=self._fatal,
-        )
-        self._tree.start()
-        self._feed_watchdog()
-        self._loop.run()
-        self._control.close()
-        self._files.remove()
-        self._log.info("stopped", status=self._status)
-        return self._status
-
-    def _listen(self) -> None:
+        self._loop.on_error = lambda error: self._log.error("supervisor.callback_failed", exc_info=error)
         self._open_control()
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, self.stop)
         self._loop.on_signal(signal.SIGHUP, lambda: self.reload(lambda answer: None))
-        self._loop.on_signal(signal.SIGCHLD, lambda: self._tree.strangers.look())
+        self._loop.on_signal(signal.SIGCHLD, lambda: self._children.strangers.look())
+        self._children = Children(
+            self._loop,
+            self._config,
+            self._mains,
+            self._incarnation,
+            sealed=self._sealed.fd,
+            lock=lock,
+            delegation=Delegation.find(),
+            on_change=self._check_ready,
+            on_fatal=self._on_fatal,
+        )
+        self._children.start()
+        self._tick()
+        self._loop.run()
+        self._control.close()
+        self._files.remove()
+        self._log.info("node.stopped", exit_status=self._exit_status)
+        return self._exit_status
 
     def _open_control(self) -> None:
         self._control = ControlServer(self._loop, self._paths.supervisor, self._answer)
 
-    # -- becoming ready
-
-    def _look(self) -> None:
-        """Called after every change of state of a child."""
-        if not self._ready and self._shutdown is None and self._tree.settled:
+    def _check_ready(self) -> None:
+        if not self._ready and self._shutdown is None and self._children.settled:
             self._ready = True
             self._files.note_sockets()
-            self._log.info("ready", node=self._config.node.name, pools=len(self._tree.pools))
-            self._notify("READY=1")
-            self._telling.look(self.describe(), progressing=True)
+            self._log.info("node.ready", node=self._config.node.name, pools=len(self._children.pools))
+            self._notify(systemd.ready())
+            self._systemd_status.update(self.describe(), progressing=True)
 
-    def _fatal(self, status: int, why: str) -> None:
+    def _on_fatal(self, exit_status: int, sentence: str) -> None:
         if self._ready:
-            # What works goes on: a role that cannot is shown by `workerd status` and the log.
-            self._log.error(why)
+            # What works goes on; `workerd status` shows the role that does not.
+            self._log.error("role.failed", error=sentence)
             return
-        self._log.error(f"not started: {why}")
-        self._status = status
+        self._log.error("node.start_failed", error=sentence)
+        self._exit_status = exit_status
         self.stop()
 
-    def _feed_watchdog(self) -> None:
-        self._telling.look(self.describe(), self._tree.fresh())
-        self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._feed_watchdog)
-        self._look_after_files()
+    def _tick(self) -> None:
+        self._systemd_status.update(self.describe(), self._children.progressing)
+        self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._tick)
+        if self._shutdown is None and self._reload is None:
+            self._restore_files()
 
-    def _look_after_files(self) -> None:
-        if self._shutdown is not None or self._reload is not None:
-            return
+    def _restore_files(self) -> None:
         if not self._files.intact:
             self._log.error(
-                "another program removed files of node.runtime_dir; they are made anew, "
-                "but keep whatever cleans that folder away from it",
+                "runtime_files.restored",
+                error="another program removed files of node.runtime_dir; keep it away from that folder",
                 folder=str(self._paths.runtime),
             )
             self._files.renew()
             self._control.close()
             self._open_control()
-        if not self._files.reachable and self._tree.roles_are_up:
-            self._restart_roles()
-
-    def _restart_roles(self) -> None:
-        """They bind their sockets anew; the pools find them there."""
-        what = Plan(roles=list(self._tree.roles), changed=[], added=[], removed=[])
-        self._reload = Reload(self._loop, self._tree, self._config, what, self._reloaded)
-        self._reload.begin()
+        if not self._files.reachable and self._children.roles_are_up:
+            # Restarted roles bind their sockets anew, and the pools find them there.
+            self._start_reload(ReloadPlan(roles=tuple(self._children.roles)))
 
     # -- ending
 
     def stop(self) -> None:
-        """Drain and end; a second call does not wait for what runs, a third kills everything."""
-        self._stops += 1
-        if self._stops == 1:
-            self._notify("STOPPING=1")
-            drain = self._config.shutdown.drain
-            self._shutdown = Shutdown(self._loop, self._tree, drain, self._loop.stop)
-            self._shutdown.begin()
-        elif self._stops == 2 and self._shutdown is not None:
-            self._log.warning("not waiting for running jobs: they are interrupted and will run again")
+        """Drain and end; a second call does not wait for running jobs, a third kills everything."""
+        self._stop_signals += 1
+        if self._stop_signals == 1:
+            self._notify(systemd.stopping())
+            self._shutdown = Shutdown(
+                self._loop, self._children, self._config.shutdown.drain, self._loop.stop
+            )
+            self._shutdown.start()
+            for reply in (*self._reload_replies, *self._next_reload_replies):
+                reply(_STOPPING)
+        elif self._stop_signals == 2 and self._shutdown is not None:
+            self._log.warning("drain.skipped")
             self._shutdown.hasten()
         else:
-            for slot in self._tree.slots():
-                slot.kill("was in the way of a third signal")
+            for child in self._children:
+                child.kill("was still there at a third signal")
 
     # -- reload
 
     def reload(self, reply: Reply) -> None:
-        """Read the configuration again; refused whole if wrong, else only what it changes is restarted."""
+        """Read the configuration again: refuse it as a whole, or restart what it changes.
+
+        `reply` gets `ok`, and `errors` of a refused configuration; else, at the end, the `changes` and the
+        children that `failed`, each with a sentence.
+        """
         if self._shutdown is not None:
-            reply({"ok": False, "faults": ["workerd is stopping."]})
+            reply(_STOPPING)
         elif self._reload is not None:
-            self._reload_again.append(reply)
+            self._next_reload_replies.append(reply)
         else:
-            self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            self._tree.refresh(lambda: self._reload_now(reply))
+            self._notify(systemd.reloading())
+            self._children.request_beats(lambda: self._reload_now(reply))
 
     def _reload_now(self, reply: Reply) -> None:
-        if self._shutdown is not None:
-            reply({"ok": False, "faults": ["workerd is stopping."]})
+        if self._shutdown is not None or self._reload is not None:
+            self.reload(reply)  # it came in between
             return
         try:
             new = self._read()
+            if differs(self._config, new.config, FIXED_SECTIONS):
+                os.close(new.fd)
+                raise ConfigError(["node: a running daemon cannot change [node]; restart it instead."])
         except ConfigError as error:
-            self._refuse(error, reply)
+            self._log.error("reload.refused", error=str(error))
+            self._notify(systemd.ready())
+            reply({"ok": False, "errors": error.errors})
             return
-        if differs(self._config, new.config, FIXED):
-            os.close(new.sealed)
-            why = "node: a running daemon cannot change [node]; restart it instead."
-            self._refuse(ConfigError([why]), reply)
-            return
-        what = self._take(new)
-        self._log.info("reloading", changes=", ".join(what.names) or "nothing")
-        self._reload = Reload(self._loop, self._tree, self._config, what, self._reloaded)
-        self._reload.begin()
-        reply({"ok": True, "changes": what.names})
+        plan = self._adopt(new)
+        self._reload_replies.append(reply)
+        self._start_reload(plan)
 
-    def _refuse(self, error: ConfigError, reply: Reply) -> None:
-        self._log.error("reload refused, the old configuration stays", error=str(error))
-        self._notify("READY=1")
-        reply({"ok": False, "faults": error.errors})
-
-    def _take(self, new: Reading) -> Plan:
-        stale = {name for name, slot in self._tree.pools.items() if slot.said.info.get("stale")}
-        what = plan(
+    def _adopt(self, new: SealedConfig) -> ReloadPlan:
+        stale = {name for name, pool in self._children.pools.items() if pool.last_beat.info.get("stale")}
+        plan = make_plan(
             self._config,
             new.config,
             self._mains.roles,
-            store_changed=new.mark != self._reading.mark,
+            store_changed=new.digest != self._sealed.digest,
             stale=stale,
         )
-        os.close(self._reading.sealed)
-        self._tree.sealed = new.sealed
-        self._reading = new
+        os.close(self._sealed.fd)
+        self._children.sealed = new.fd
+        self._sealed = new
         self._config = new.config
         log.configure(new.config.log)
-        return what
+        return plan
 
-    def _reloaded(self) -> None:
+    def _start_reload(self, plan: ReloadPlan) -> None:
+        self._log.info("reload.started", children=", ".join(plan.children))
+        self._reload_plan = plan
+        self._reload = Reload(self._loop, self._children, self._config, plan, self._on_reloaded)
+        self._reload.start()
+
+    def _on_reloaded(self, failures: dict[str, str]) -> None:
         self._reload = None
-        self._log.info("reloaded")
-        self._notify("READY=1")
-        again, self._reload_again = self._reload_again, []
-        if again:
-            self.reload(lambda answer: _reply_all(again, answer))
+        changes = self._reload_plan.children
+        if failures:
+            error = "; ".join(f"{child}: {sentence}" for child, sentence in failures.items())
+            self._log.error("reload.failed", children=", ".join(failures), error=error)
+        else:
+            self._log.info("reload.finished", children=", ".join(changes))
+        self._notify(systemd.ready())
+        replies, self._reload_replies = self._reload_replies, []
+        for reply in replies:
+            reply({"ok": not failures, "changes": changes, "failed": failures})
+        waiting, self._next_reload_replies = self._next_reload_replies, []
+        if waiting:
+            self.reload(lambda answer: _reply_all(waiting, answer))
 
     # -- answering
 
-    def _answer(self, ask: dict[str, Any], reply: Reply) -> None:
-        match ask.get("ask"):
+    def _answer(self, question: dict[str, Any], reply: Reply) -> None:
+        match question.get("ask"):
             case "status":
-                self._tree.refresh(lambda: reply(self.describe()))
+                self._children.request_beats(lambda: reply(self.describe()))
             case "reload":
                 self.reload(reply)
             case _:
@@ -246,14 +255,14 @@ class Supervisor:
 
     def describe(self) -> dict[str, Any]:
         """The document of `workerd status`."""
-        roles = {name: slot.describe() for name, slot in self._tree.roles.items()}
-        pools = {name: slot.describe() for name, slot in self._tree.pools.items()}
+        roles = {name: role.describe() for name, role in self._children.roles.items()}
+        pools = {name: pool.describe() for name, pool in self._children.pools.items()}
         for name, pool in pools.items():
             configured = self._config.pools.get(name)
             pool["handlers"] = [h.name for h in configured.handlers] if configured is not None else []
-            held = self._tree.pools[name].policy.exceeded and pool["state"] != ChildState.UP
-            pool["quarantined"] = held
-            if held:
+            exceeded = self._children.pools[name].crash_loop.exceeded
+            pool["quarantined"] = exceeded and pool["state"] != ChildState.UP
+            if pool["quarantined"]:
                 pool["state"] = ChildState.QUARANTINED  # also while it is tried again
         dispatcher, ingester = roles.get("dispatcher", {}), roles.get("ingester", {})
         return {
@@ -262,8 +271,8 @@ class Supervisor:
             "version": workerd.__version__,
             "pid": os.getpid(),
             "state": self._state,
-            "ready": self._ready and self._tree.settled and self._shutdown is None,
-            "started_at": to_rfc3339(self._started),
+            "ready": self._ready and self._children.settled and self._shutdown is None,
+            "started_at": to_rfc3339(self._started_at),
             "store": dispatcher.get("store"),
             "lease": dispatcher.get("lease"),
             "spool": ingester.get("spool"),
