@@ -13,6 +13,7 @@ import msgspec
 
 from workerd import clock
 from workerd.config.validators import duration
+from workerd.errors import InvalidValue
 from workerd.job import NAME_LIMIT, parse_id
 
 Duration = float | str | timedelta
@@ -67,9 +68,9 @@ class Checked:
 
 
 def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
-    """The spec in the store's terms; ValueError names the field that is wrong and what was expected."""
+    """The spec in the store's terms; InvalidValue names the field that is wrong and what was expected."""
     if spec.delay is not None and spec.run_at is not None:
-        raise ValueError("give either delay or run_at, not both")
+        raise InvalidValue("give either delay or run_at, not both")
     return Checked(
         handler=_name("handler", spec.handler),
         id=_id(spec.id),
@@ -85,19 +86,19 @@ def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
 
 
 def seconds(field_name: str, value: Duration) -> float:
-    """A duration in seconds; ValueError if it is none."""
+    """A duration in seconds; InvalidValue if it is none."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     try:
         return duration(value)
     except ValueError as error:
-        raise ValueError(f"{field_name}: {error}") from None
+        raise InvalidValue(f"{field_name}: {error}") from None
 
 
 def _milliseconds(value: Duration) -> int:
     milliseconds = math.ceil(seconds("deadline", value) * 1000)
     if milliseconds >= _INT_LIMIT:
-        raise ValueError(f"deadline: expected at most 24 days, got {value!r}")
+        raise InvalidValue(f"deadline: expected at most 24 days, got {value!r}")
     return milliseconds
 
 
@@ -106,32 +107,32 @@ def _moment(value: datetime | str) -> int:
         try:
             return clock.from_rfc3339(value)
         except ValueError as error:
-            raise ValueError(f"run_at: {error}") from None
+            raise InvalidValue(f"run_at: {error}") from None
     if value.utcoffset() is None:
-        raise ValueError("run_at: expected a time with its offset, got one without: set its tzinfo")
+        raise InvalidValue("run_at: expected a time with its offset, got one without: set its tzinfo")
     return clock.from_rfc3339(value.astimezone(UTC).isoformat(timespec="microseconds"))
 
 
 def _name(field_name: str, value: object) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= NAME_LIMIT:
-        raise ValueError(f"{field_name}: expected text of 1 to {NAME_LIMIT} characters")
+        raise InvalidValue(f"{field_name}: expected text of 1 to {NAME_LIMIT} characters")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
+        raise InvalidValue(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
     return value
 
 
 def _key(value: object) -> str:
     key = _name("unique_key", value)
     if key.startswith("~"):
-        raise ValueError('unique_key: keys that start with "~" are workerd\'s own; choose another')
+        raise InvalidValue('unique_key: keys that start with "~" are workerd\'s own; choose another')
     return key
 
 
 def _integer(field_name: str, value: object, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value < _INT_LIMIT:
-        raise ValueError(f"{field_name}: expected a whole number from {least} to {_INT_LIMIT - 1}")
+        raise InvalidValue(f"{field_name}: expected a whole number from {least} to {_INT_LIMIT - 1}")
     return value
 
 
@@ -143,9 +144,9 @@ def _id(value: str | uuid.UUID | None) -> bytes | None:
 
 def _vars(value: object, limit: int) -> bytes:
     if not isinstance(value, Mapping):
-        raise ValueError(f"vars: expected the handler's arguments by name, got {type(value).__name__}")
+        raise InvalidValue(f"vars: expected the handler's arguments by name, got {type(value).__name__}")
     if not all(isinstance(name, str) for name in value):
-        raise ValueError("vars: expected text as names of arguments")
+        raise InvalidValue("vars: expected text as names of arguments")
     return _json("vars", dict(value), limit)
 
 
@@ -153,14 +154,14 @@ def _json(field_name: str, value: object, limit: int) -> bytes:
     try:
         encoded = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise ValueError(f"{field_name}: cannot be written as JSON: {error}") from None
+        raise InvalidValue(f"{field_name}: cannot be written as JSON: {error}") from None
     if len(encoded) > limit:
-        raise ValueError(f"{field_name}: {len(encoded)} bytes of JSON are over the limit of {limit}")
+        raise InvalidValue(f"{field_name}: {len(encoded)} bytes of JSON are over the limit of {limit}")
     return encoded
 
 
 def params_json(params: object, limit: int = VARS_LIMIT) -> bytes:
-    """A request's params as JSON; ValueError if they are no mapping by text or too large."""
+    """A request's params as JSON; InvalidValue if they are no mapping by text or too large."""
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
-        raise ValueError(f"params: expected a mapping by text, got {type(params).__name__}")
+        raise InvalidValue(f"params: expected a mapping by text, got {type(params).__name__}")
     return _json("params", dict(params), limit)

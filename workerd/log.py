@@ -146,6 +146,7 @@ class _Repeats:
             event.get("event"),
             event.get("process"),
             event.get("handler"),
+            event.get("incident"),
             str(event.get("error")),
         )
         now = time.monotonic()

@@ -44,5 +44,8 @@ EVENTS: dict[str, str] = {
     # -- pool
     # -- ingester
     # -- gateway
+    "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
+    "gateway.listening": "The gateway accepts connections.",
+    "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line
 }

@@ -74,11 +74,11 @@ def line(text: object) -> str:
 
 
 def seconds_text(seconds: float | None) -> str | None:
-    """A duration for people: `0.4 ms`, `12.3 s`, `5 min 02 s`, `3 h 20 min`, `2 d 4 h`."""
+    """A duration for people: `0.4 ms`, `250 ms`, `12.3 s`, `5 min 02 s`, `3 h 20 min`, `2 d 4 h`."""
     if seconds is None:
         return None
     if seconds < 0.9995:
-        return f"{seconds * 1000:.1f} ms"
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.0995 else f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -51,6 +51,7 @@ def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) ->
     ("seconds", "text"),
     [
         (0.0004, "0.4 ms"),
+        (0.25, "250 ms"),
         (0.9996, "1.0 s"),
         (59.96, "1 min 00 s"),
         (3599.6, "1 h 00 min"),

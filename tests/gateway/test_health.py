@@ -1,4 +1,4 @@
-"""How a node says that it is well: heartbeat, ready, status and metrics tell one truth."""
+"""The health of a node: heartbeat, readiness, status and metrics agree."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BROKEN = (
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A node with a pool that is quarantined and a handler that measures."""
+    """A node with a quarantined pool and a handler that has its own metric."""
     folder = tmp_path_factory.mktemp("gw")
     with Api(folder / "node", f"sqlite:///{folder}/store.db", CONFIG + MEASURED + BROKEN) as api:
         yield api
@@ -42,8 +42,8 @@ def samples(api: Api) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
-def test_a_node_that_is_well(api: Api) -> None:
-    """Ready names the quarantined pool and why, as status does."""
+def test_a_healthy_node(api: Api) -> None:
+    """Readiness names the quarantined pool and why, as status does."""
     eventually(lambda: api.daemon.status()["pools"]["broken"]["quarantined"])
     answer = api.get("/ready")
     assert answer.status_code == 200
@@ -57,7 +57,7 @@ def test_a_node_that_is_well(api: Api) -> None:
 
 
 def test_every_name_is_exported(api: Api) -> None:
-    """All families are there from the start, with their help and kind."""
+    """All families are exported from the start, with help and type."""
     text = api.get("/metrics").text
     for definition in families.ALL:
         assert f"# HELP {definition.name} " in text
@@ -65,8 +65,8 @@ def test_every_name_is_exported(api: Api) -> None:
     assert samples(api)["workerd_quarantined", (("pool", "broken"),)] == 1
 
 
-def test_what_is_counted(api: Api) -> None:
-    """Attempts by outcome, ignored errors as successes, and what a handler measures itself."""
+def test_counters(api: Api) -> None:
+    """Attempts by outcome, ignored errors as successes, and a handler's own metric."""
     api.ended(api.enqueue("faces", {"face": "ignored"}))
     api.ended(api.enqueue("faces", {"face": "failure"}))
     api.ended(api.enqueue("order", {"kind": "books"}))
@@ -89,7 +89,7 @@ def test_what_is_counted(api: Api) -> None:
 
 @pytest.mark.parametrize("file", ["etc/prometheus/alerts.yml", "etc/grafana/workerd.json"])
 def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
-    """Each metric and label of the shipped rules and dashboard is one that the gateway shows."""
+    """The shipped rules and dashboard use only metrics and labels that the gateway exports."""
     api.ended(api.enqueue("noop"))
     text = (ROOT / file).read_text()
     if file.endswith(".json"):
@@ -109,7 +109,7 @@ def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
 
 
 def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: DatabaseServer) -> None:
-    """While the store is away everything but the heartbeat is 503 with Retry-After, and status says why."""
+    """While the store is unavailable its routes are 503 with Retry-After, and status shows why."""
     url = own_server.url(own_server.new_database())
     with Api(tmp_path / "node", url) as api:
         assert api.get("/ready").status_code == 200
@@ -120,7 +120,7 @@ def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: Database
             assert int(answer.headers["retry-after"]) > 0
         assert api.get("/heartbeat").status_code == 200
         assert api.get("/").status_code == 200
-        assert "does not answer" in api.get("/").text
+        assert "unavailable" in api.get("/").text
         assert api.get("/ui/jobs").status_code == 503
         assert "workerd_spool_bytes" in api.get("/metrics").text
         eventually(lambda: api.daemon.status()["store"]["state"] == "away")
@@ -135,7 +135,7 @@ def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: Database
 
 
 def test_a_stuck_gateway_is_replaced(tmp_path: Path) -> None:
-    """A gateway that is stopped falls silent and is replaced by one that serves the same address."""
+    """A stopped gateway misses its watchdog and is replaced on the same address."""
     config = '[supervisor]\nwatchdog = "2s"\n' + CONFIG
     with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", config) as api:
         before = api.daemon.kill("gateway", signal.SIGSTOP)
@@ -150,8 +150,8 @@ def test_a_stuck_gateway_is_replaced(tmp_path: Path) -> None:
         eventually(serves)
 
 
-def test_the_node_ends(tmp_path: Path) -> None:
-    """At the end of a node long polls are answered as it stands and streams of news are ended."""
+def test_the_node_stops(tmp_path: Path) -> None:
+    """When the node stops, event streams are ended."""
     with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db") as api:
         streams = [Stream(api, "/"), Stream(api, "/ui/jobs")]
         for stream in streams:
@@ -161,8 +161,8 @@ def test_the_node_ends(tmp_path: Path) -> None:
             assert stream.ended.wait(10)
 
 
-def test_news(api: Api) -> None:
-    """A stream says what changed on its page; too many of them are refused, and those that went make room."""
+def test_events(api: Api) -> None:
+    """A stream sends what changed on its page; too many streams are refused, other requests are not."""
     job = api.enqueue("noop", delay="1h")
     stream = Stream(api, f"/ui/jobs/{job}")
     eventually(lambda: "scheduled" in stream.parts.get("head", ""))

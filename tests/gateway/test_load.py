@@ -1,4 +1,4 @@
-"""The gateway under a steady load beside long polls: every request is answered."""
+"""The gateway under steady load with open long polls: every request is answered."""
 
 from __future__ import annotations
 

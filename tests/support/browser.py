@@ -1,4 +1,4 @@
-"""Chromium without a screen, on the dashboard: what a person sees and does."""
+"""Headless Chromium for tests of the dashboard."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FLAGS = (
 
 
 class Browser:
-    """A browser with a profile of its own; remembers what went wrong in its console and whom it asked."""
+    """A browser with its own profile; records console errors and the requested hosts."""
 
     def __init__(self, profile: Path, base: str) -> None:
         options = webdriver.ChromeOptions()
@@ -30,7 +30,7 @@ class Browser:
         self.driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
         self.driver.set_page_load_timeout(30)
         self._base = base
-        self.look(1440, dark=False)
+        self.set_screen(1440, dark=False)
 
     def __enter__(self) -> Browser:
         return self
@@ -38,8 +38,8 @@ class Browser:
     def __exit__(self, *exc: object) -> None:
         self.driver.quit()
 
-    def look(self, width: int, dark: bool) -> None:
-        """As a screen of this width, light or dark."""
+    def set_screen(self, width: int, dark: bool) -> None:
+        """Emulate a screen of this width in pixels, with a light or dark color scheme."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -56,33 +56,33 @@ class Browser:
     def text(self, selector: str = "main") -> str:
         return str(self.script(f"return document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
-    def until(self, words: str, selector: str = "main", within: float = 30.0) -> None:
-        """Wait until these words are seen."""
-        eventually(lambda: words in self.text(selector), within=within, state=lambda: self.text())
+    def until(self, text: str, selector: str = "main", within: float = 30.0) -> None:
+        """Wait until the text is visible."""
+        eventually(lambda: text in self.text(selector), within=within, state=lambda: self.text())
 
-    def click(self, words: str) -> None:
-        """Press the button that says this."""
-        self.driver.find_element(By.XPATH, f"//button[normalize-space()='{words}']").click()
+    def click(self, label: str) -> None:
+        """Click the button with this label."""
+        self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
 
-    def picture(self, path: Path) -> None:
+    def screenshot(self, path: Path) -> None:
         answer = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(base64.b64decode(answer["data"]))
 
     def overflow(self) -> int:
-        """Pixels that the page is wider than the screen."""
+        """Pixels by which the page is wider than the screen."""
         return int(self.script("return document.documentElement.scrollWidth - window.innerWidth"))
 
-    def complaints(self) -> list[str]:
-        """What the console has said as an error since it was last asked."""
+    def console_errors(self) -> list[str]:
+        """The console errors since the last call."""
         return [one["message"] for one in self.driver.get_log("browser") if one["level"] == "SEVERE"]
 
-    def asked(self) -> set[str]:
-        """The beginnings of all addresses that the browser asked since it was last asked."""
-        found = set()
+    def requested_hosts(self) -> set[str]:
+        """The origins of all requests since the last call."""
+        origins = set()
         for entry in self.driver.get_log("performance"):
             message = json.loads(entry["message"])["message"]
             if message["method"] == "Network.requestWillBeSent":
                 url = message["params"]["request"]["url"]
-                found.add("/".join(url.split("/")[:3]))
-        return {url for url in found if url.startswith("http")}
+                origins.add("/".join(url.split("/")[:3]))
+        return {url for url in origins if url.startswith("http")}

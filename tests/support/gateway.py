@@ -1,4 +1,4 @@
-"""A daemon with a gateway, and clients for it: httpx, and bare sockets for what httpx would not send."""
+"""A daemon with a gateway, and clients: httpx, and bare sockets for requests that httpx would not send."""
 
 from __future__ import annotations
 
@@ -81,20 +81,20 @@ class Api:
         return str(answer.json()["id"])
 
     def ended(self, job: str, within: str = "30s") -> dict[str, Any]:
-        """The job when it has ended."""
+        """The job once it has ended."""
         document: dict[str, Any] = self.get(f"/jobs/{job}?wait={within}").json()
         assert document["complete"], document
         return document
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[socket.socket]:
-        """A connection on which a test says what it likes."""
+        """A bare connection."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             yield connection
 
 
 def until_closed(connection: socket.socket) -> bytes:
-    """Everything that comes until the other side closes."""
+    """Everything received until the other side closes."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while chunk := connection.recv(65536):
@@ -116,8 +116,8 @@ class Stream:
 
     def _read(self) -> None:
         url = f"{str(self._api.http.base_url).rstrip('/')}/events"
-        news = httpx.stream("GET", url, params={"view": self._view}, timeout=60)
-        with contextlib.suppress(httpx.HTTPError), news as answer:
+        stream = httpx.stream("GET", url, params={"view": self._view}, timeout=60)
+        with contextlib.suppress(httpx.HTTPError), stream as answer:
             self.status = answer.status_code
             for line in answer.iter_lines():
                 if line.startswith("data: "):

@@ -1,4 +1,4 @@
-"""Routes of handlers, nodes and schedules."""
+"""The routes of handlers, nodes and schedules."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd import documents as workerd_documents
+from workerd import documents
 from workerd.config.model import Config
 from workerd.gateway import params
-from workerd.gateway.jobs import answer
 from workerd.gateway.params import EmptyBody, PauseBody
-from workerd.gateway.state import state
+from workerd.gateway.state import gateway_of, json_response
 from workerd.job import id_text
 from workerd.operations.enqueue import check_handlers
 from workerd.schedule import Cron
@@ -23,8 +22,8 @@ from workerd.store.handlers import HandlerRow
 from workerd.store.schedules import ScheduleRow
 
 
-def who(request: Request) -> str:
-    """By whom a pause is said to be: the gateway knows an address, not a person."""
+def paused_by(request: Request) -> str:
+    """Who pauses: the gateway knows an address, not a person."""
     return f"http {request.client.host}" if request.client else "http"
 
 
@@ -32,7 +31,7 @@ def who(request: Request) -> str:
 
 
 def known_handlers(tx: Tx, config: Config) -> list[HandlerRow]:
-    """What the store knows, with what this node has configured and not yet told it."""
+    """The stored handlers, and those of this configuration that no node has loaded yet."""
     rows = handlers.list_(tx)
     names = {row.name for row in rows}
     rows += [HandlerRow(name=name, known=True) for name in config.handlers if name not in names]
@@ -41,35 +40,34 @@ def known_handlers(tx: Tx, config: Config) -> list[HandlerRow]:
 
 async def list_handlers(request: Request) -> Response:
     """All handlers."""
-    gateway = state(request)
+    gateway = gateway_of(request)
     rows = await gateway.backend.read(lambda tx: known_handlers(tx, gateway.config))
-    return answer({"handlers": [workerd_documents.handler(row) for row in rows], "next": None})
+    return json_response({"handlers": [documents.handler(row) for row in rows], "next": None})
 
 
 def _one(tx: Tx, name: str, config: Config) -> dict[str, Any]:
     row = handlers.find(tx, name) or HandlerRow(name=name, known=name in config.handlers)
-    return workerd_documents.handler(row)
+    return documents.handler(row)
 
 
 async def pause_handler(request: Request) -> Response:
-    """Hold a handler back: no node claims its jobs once this has answered."""
-    gateway = state(request)
+    """Pause a handler: once this has answered, no node claims its jobs."""
+    gateway = gateway_of(request)
     name = request.path_params["name"]
     reason = (await params.body(request, PauseBody)).reason
 
     def work(tx: Tx) -> dict[str, Any]:
         check_handlers([name], handlers.known(tx), gateway.config)
-        handlers.pause(tx, name, who(request), reason)
+        handlers.pause(tx, name, paused_by(request), reason)
         return _one(tx, name, gateway.config)
 
-    document = await gateway.backend.run(work)
-    gateway.backend.wake()
-    return answer(document)
+    document = await gateway.backend.write(work)
+    return json_response(document)
 
 
 async def resume_handler(request: Request) -> Response:
-    """Let a handler be claimed again."""
-    gateway = state(request)
+    """Resume a paused handler."""
+    gateway = gateway_of(request)
     name = request.path_params["name"]
     await params.body(request, EmptyBody)
 
@@ -79,28 +77,27 @@ async def resume_handler(request: Request) -> Response:
             handlers.resume(tx, name)
         return _one(tx, name, gateway.config)
 
-    document = await gateway.backend.run(work)
-    gateway.backend.wake()
-    return answer(document)
+    document = await gateway.backend.write(work)
+    return json_response(document)
 
 
 # -- nodes
 
 
 async def list_nodes(request: Request) -> Response:
-    """All nodes, with whether their lease holds."""
+    """All nodes, with the state of their lease."""
 
     def work(tx: Tx) -> list[dict[str, Any]]:
-        return [workerd_documents.node(row, tx.now) for row in nodes.list_(tx)]
+        return [documents.node(row, tx.now) for row in nodes.list_(tx)]
 
-    return answer({"nodes": await state(request).backend.read(work), "next": None})
+    return json_response({"nodes": await gateway_of(request).backend.read(work), "next": None})
 
 
 # -- schedules
 
 
 def known_schedules(tx: Tx, config: Config) -> list[dict[str, Any]]:
-    """What recurs by the store, with what is configured here and never began."""
+    """The stored schedules, and those of this configuration that have not started yet."""
     rows = {row.name: row for row in schedules.list_(tx)}
     for name, schedule in schedules.wanted(config).items():
         if name not in rows:
@@ -116,52 +113,50 @@ def _schedule(row: ScheduleRow, now: int) -> dict[str, Any]:
     upcoming = None
     if row.kind == "cron" and row.paused_at is None:
         upcoming = next(iter(Cron(row.expression, row.timezone).after(now)), None)
-    return workerd_documents.schedule(row, upcoming)
+    return documents.schedule(row, upcoming)
 
 
 async def list_schedules(request: Request) -> Response:
     """All schedules."""
-    gateway = state(request)
+    gateway = gateway_of(request)
     rows = await gateway.backend.read(lambda tx: known_schedules(tx, gateway.config))
-    return answer({"schedules": rows, "next": None})
+    return json_response({"schedules": rows, "next": None})
 
 
 async def pause_schedule(request: Request) -> Response:
-    """No tick fires and no chain goes on until it is resumed."""
+    """Pause a schedule: it starts nothing until it is resumed."""
     name = request.path_params["name"]
     await params.body(request, PauseBody)
-    return await _act(request, lambda tx: schedules.pause(tx, name, who(request)))
+    return await _act(request, lambda tx: schedules.pause(tx, name, paused_by(request)))
 
 
 async def resume_schedule(request: Request) -> Response:
-    """Go on from now."""
+    """Resume a schedule from now on."""
     name = request.path_params["name"]
     await params.body(request, EmptyBody)
     return await _act(request, lambda tx: schedules.resume(tx, name))
 
 
 async def _act(request: Request, act: Any) -> Response:
-    gateway = state(request)
+    gateway = gateway_of(request)
     name = request.path_params["name"]
 
     def work(tx: Tx) -> dict[str, Any]:
         act(tx)
         return _schedule(schedules.find(tx, name), tx.now)
 
-    document = await gateway.backend.run(work)
-    gateway.backend.wake()
-    return answer(document)
+    document = await gateway.backend.write(work)
+    return json_response(document)
 
 
 async def run_schedule(request: Request) -> Response:
-    """Run it once now, paused or not."""
-    gateway = state(request)
+    """Run a schedule once now, paused or not."""
+    gateway = gateway_of(request)
     name = request.path_params["name"]
     await params.body(request, EmptyBody)
     workflow = name in gateway.config.workflows
-    made = await gateway.backend.run(lambda tx: schedules.run_now(tx, name, workflow=workflow))
-    gateway.backend.wake()
-    return answer({"id": id_text(made)}, 201)
+    made = await gateway.backend.write(lambda tx: schedules.run_now(tx, name, workflow=workflow))
+    return json_response({"id": id_text(made)}, 201)
 
 
 ROUTES = [

@@ -1,4 +1,4 @@
-"""The application: routes, errors, and the guard around them."""
+"""The ASGI application: all routes, error answers, and the guard in front of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from workerd import log
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
 from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
 from workerd.gateway.auth import Guard, hosts_of
 from workerd.gateway.dashboard import routes as dashboard
-from workerd.gateway.dashboard.pages import problem as page_problem
-from workerd.gateway.problems import HTTPProblem, of, respond, response
-from workerd.gateway.state import GatewayState
+from workerd.gateway.dashboard.pages import problem_page
+from workerd.gateway.problems import HTTPProblem, error_response, problem_response
+from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
 
 ROUTES: list[Route] = [
     *jobs.ROUTES,
@@ -31,36 +30,27 @@ ROUTES: list[Route] = [
 ]
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
+async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    headers = dict(error.headers or {})
-    path = request.url.path
     if error.status_code == 405:
-        headers["Allow"] = ", ".join(_methods(request))
-        return response(HTTPProblem(405, f"{request.method} is not for this path.", headers))
-    if error.status_code == 404 and path.startswith("/ui/"):
-        node = request.app.state.gateway.config.node.name
-        return page_problem("Not found", "There is no such page.", node, 404, leave=False)
+        return problem_response(wrong_method(request, *_methods(request.scope["path"])))
+    if error.status_code == 404 and request.url.path.startswith("/ui/"):
+        problem = HTTPProblem(404, "Page not found.")
+        return problem_page(problem, gateway_of(request).node_name, logged_in=False)
     if error.status_code == 404:
-        return response(HTTPProblem(404, "There is nothing at this path; GET /schema says what there is."))
-    return response(HTTPProblem(error.status_code, str(error.detail), headers))
+        return problem_response(HTTPProblem(404, "Path not found; GET /schema lists all paths."))
+    return problem_response(HTTPProblem(error.status_code, str(error.detail), dict(error.headers or {})))
 
 
-def _methods(request: Request) -> list[str]:
-    """What this path takes, over all routes that it fits."""
-    path = request.scope["path"]
-    fitting = [route for route in ROUTES if route.path == path]
-    fitting = fitting or [route for route in ROUTES if route.path_regex.match(path)]
-    fitting = [route for route in fitting if route.endpoint is not jobs.only_post]
-    return sorted({method for route in fitting for method in route.methods or ()})
+def _methods(path: str) -> set[str]:
+    """The methods of all routes that match the path."""
+    matching = [route for route in ROUTES if route.path == path]
+    matching = matching or [route for route in ROUTES if route.path_regex.match(path)]
+    return {method for route in matching if route.endpoint is not only_post for method in route.methods or ()}
 
 
-async def _fault(request: Request, error: Exception) -> Response:
-    return response(of(error))
-
-
-class _Catching:
-    """Logs what went wrong: Starlette has answered, and raises it once more for a server to log."""
+class _Answered:
+    """Stops errors that Starlette has answered and raises again for a server to log."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -68,26 +58,31 @@ class _Catching:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await self._app(scope, receive, send)
-        except ClientDisconnect:
-            pass
-        except Exception as error:
-            log.get_logger("gateway").error("a fault in a route", path=scope["path"], exc_info=error)
+        except Exception:  # logged where it was answered
+            return
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    if isinstance(error, ClientDisconnect):
+        return Response()  # never sent
+    return await error_response(request, error)
 
 
 def application(gateway: GatewayState, config: Config) -> ASGIApp:
-    """The guarded application."""
+    """The application behind its guard."""
     app = Starlette(
         routes=ROUTES,
         exception_handlers={
-            HTTPException: _http_error,
-            Exception: _fault,
-            **dict.fromkeys((HTTPProblem, WorkerdError, ValueError), respond),
+            HTTPException: _http_exception,
+            HTTPProblem: error_response,
+            WorkerdError: error_response,
+            Exception: _unexpected,
         },
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
     return Guard(
-        _Catching(app),
+        _Answered(app),
         gateway.tokens,
         hosts_of(config.gateway.listen, config.gateway.allowed_hosts),
         config.gateway.max_body,

@@ -1,4 +1,4 @@
-"""What every request passes before its route: Host, token or session, size."""
+"""Checks before every route: Host header, token or session cookie, size of the body."""
 
 from __future__ import annotations
 
@@ -14,67 +14,68 @@ from pathlib import Path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workerd.gateway.problems import HTTPProblem, response
+from workerd.gateway.problems import HTTPProblem, problem_response
 
 COOKIE = "workerd_session"
-BODY_TIME = 10.0
-"""Seconds that a body may take."""
-OPEN = frozenset({"/heartbeat", "/login"})
-"""Paths without a token; those below /ui/static too, which is how the login page looks like something."""
-STATIC = "/ui/static/"
-LOOK_EVERY = 1.0
-"""Seconds between two looks whether the file of tokens has changed."""
-ANY = ".".join(["0"] * 4)
-"""IPv4's address for every interface; listening there needs tokens, which the configuration checks."""
+LOGIN_REQUIRED = "workerd.login_required"
+"""Key of the ASGI scope that marks a page request without a valid token or session."""
+BODY_TIMEOUT_S = 10.0
+OPEN_PATHS = frozenset({"/heartbeat", "/login"})
+"""Paths that need no token."""
+STATIC_PREFIX = "/ui/static/"
+"""Needs no token either: the login page uses it."""
+FILE_CHECK_INTERVAL_S = 1.0
+ANY_IPV4 = ".".join(["0"] * 4)
+"""All interfaces; the configuration requires tokens to listen there."""
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Tokens:
-    """The bearer tokens of `gateway.token_file`, one a line; read again when the file changes."""
+    """The bearer tokens of `gateway.token_file`, one per line; reloaded when the file changes."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None
-        self._looked = -LOOK_EVERY
-        self._stamp: tuple[int, int] | None = None
+        self._checked_at = -FILE_CHECK_INTERVAL_S
+        self._version: tuple[int, int] | None = None
         self._tokens: list[bytes] = []
 
     @property
-    def wanted(self) -> bool:
-        """Whether a token is needed at all."""
+    def required(self) -> bool:
+        """Whether tokens are configured."""
         return self._path is not None
 
     def _current(self) -> list[bytes]:
-        if self._path is None or time.monotonic() - self._looked < LOOK_EVERY:
+        if self._path is None or time.monotonic() - self._checked_at < FILE_CHECK_INTERVAL_S:
             return self._tokens
-        self._looked = time.monotonic()
+        self._checked_at = time.monotonic()
         try:
             status = self._path.stat()
-            stamp = status.st_mtime_ns, status.st_ino
-            if stamp != self._stamp:
+            version = status.st_mtime_ns, status.st_ino
+            if version != self._version:
                 lines = self._path.read_bytes().splitlines()
                 self._tokens = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
-                self._stamp = stamp
+                self._version = version
         except OSError:
-            self._tokens, self._stamp = [], None  # a file that is gone lets nobody in
+            self._tokens, self._version = [], None  # without the file all are refused
         return self._tokens
 
     def accepts(self, token: bytes) -> bool:
-        """Whether the token is one of them; takes as long for a wrong one as for a right one."""
+        """Whether the token is valid, compared in constant time."""
         return any([hmac.compare_digest(known, token) for known in self._current()])
 
     def session(self, token: bytes) -> str:
-        """The cookie's value for a token: proves it without holding it."""
+        """The cookie's value for a token, from which the token cannot be recovered."""
         return hashlib.blake2b(token, key=b"workerd session", digest_size=32).hexdigest()
 
     def accepts_session(self, value: str) -> bool:
-        """Whether a cookie was made of one of the tokens."""
+        """Whether a cookie's value belongs to a valid token."""
         given = value.encode()
-        known = [self.session(token).encode() for token in self._current()]
-        return any([hmac.compare_digest(one, given) for one in known])
+        valid = [self.session(token).encode() for token in self._current()]
+        return any([hmac.compare_digest(session, given) for session in valid])
 
 
 class Guard:
-    """ASGI middleware; see the module. `hosts`: Host headers that are answered, without port."""
+    """ASGI middleware. `hosts`: the accepted Host headers, with or without port; empty accepts any."""
 
     def __init__(
         self, app: ASGIApp, tokens: Tokens, hosts: Iterable[str], max_body: int, open_paths: Iterable[str]
@@ -83,7 +84,7 @@ class Guard:
         self._tokens = tokens
         self._hosts = frozenset(hosts)
         self._max_body = max_body
-        self._open = OPEN | frozenset(open_paths)
+        self._open_paths = OPEN_PATHS | frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,36 +94,36 @@ class Guard:
             self._check_host(headers)
             self._check_token(scope, headers)
             self._check_length(headers)
-            receive = _Bounded(receive, self._max_body)
+            receive = _BoundedBody(receive, self._max_body)
         except HTTPProblem as problem:
-            await response(problem)(scope, receive, send)
+            await problem_response(problem)(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
-        if not self._hosts:  # a Unix socket: whoever reaches it was let in by the file's rights
+        if not self._hosts:  # a Unix socket: file permissions decide who reaches it
             return
         host = headers.get("host", "").lower()
         if host not in self._hosts and _without_port(host) not in self._hosts:
             raise HTTPProblem(
                 403,
-                f"The Host {host[:100]!r} is not served here; add it to gateway.allowed_hosts to allow it.",
+                f"Host {host[:100]!r} is not allowed; add it to gateway.allowed_hosts.",
             )
 
     def _check_token(self, scope: Scope, headers: Headers) -> None:
         path = scope["path"]
-        if not self._tokens.wanted or path in self._open or path.startswith(STATIC):
+        if not self._tokens.required or path in self._open_paths or path.startswith(STATIC_PREFIX):
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer" and self._tokens.accepts(token.strip().encode()):
             return
         if self._tokens.accepts_session(_cookie(headers)):
             return
-        scope["workerd.locked"] = True
+        scope[LOGIN_REQUIRED] = True  # pages redirect to /login instead
         if path != "/" and not path.startswith("/ui"):
             raise HTTPProblem(
                 401,
-                "A token of gateway.token_file is expected: Authorization: Bearer TOKEN.",
+                "Expected Authorization: Bearer TOKEN, with a token from gateway.token_file.",
                 {"WWW-Authenticate": 'Bearer realm="workerd"'},
             )
 
@@ -132,39 +133,39 @@ class Guard:
             raise too_large(self._max_body)
 
 
-class _Bounded:
-    """Receives a body of at most `limit` bytes within BODY_TIME."""
+class _BoundedBody:
+    """Receives a body of at most `limit` bytes within BODY_TIMEOUT_S."""
 
     def __init__(self, receive: Receive, limit: int) -> None:
         self._receive = receive
         self._limit = limit
-        self._left = limit
-        self._until: float | None = None
+        self._bytes_left = limit
+        self._deadline: float | None = None
         self._complete = False
 
     async def __call__(self) -> Message:
         if self._complete:
-            return await self._receive()  # waits for the client to go away
+            return await self._receive()  # waits for the disconnect
         loop = asyncio.get_running_loop()
-        self._until = self._until or loop.time() + BODY_TIME
+        self._deadline = self._deadline or loop.time() + BODY_TIMEOUT_S
         try:
-            async with asyncio.timeout_at(self._until):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
             raise HTTPProblem(
-                408, f"The body did not arrive within {BODY_TIME:g} s.", {"Connection": "close"}
+                408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", {"Connection": "close"}
             ) from None
-        self._left -= len(message.get("body", b""))
-        if self._left < 0:
+        self._bytes_left -= len(message.get("body", b""))
+        if self._bytes_left < 0:
             raise too_large(self._limit)
         self._complete = not message.get("more_body", False)
         return message
 
 
 def too_large(limit: int) -> HTTPProblem:
-    """The body is over gateway.max_body."""
+    """413 for a body over gateway.max_body."""
     return HTTPProblem(
-        413, f"The body is over the limit of {limit} bytes (gateway.max_body).", {"Connection": "close"}
+        413, f"The body exceeds the limit of {limit} bytes (gateway.max_body).", {"Connection": "close"}
     )
 
 
@@ -183,13 +184,13 @@ def _without_port(host: str) -> str:
 
 
 def hosts_of(listen: str, allowed: Iterable[str]) -> set[str]:
-    """The Host headers that belong to a listen address; empty for a Unix socket: any."""
+    """The Host headers to accept for a listen address; empty, which accepts any, for a Unix socket."""
     if listen.startswith("unix:"):
         return set()
     address, _, port = listen.rpartition(":")
     names = {address.lower(), *(name.lower() for name in allowed)}
-    if address in (*_LOOPBACK, "::1", ANY, "[::]", "") or address.startswith("127."):
+    if address in (*_LOOPBACK, "::1", ANY_IPV4, "[::]", "") or address.startswith("127."):
         names.update(_LOOPBACK)
-    if address in (ANY, "[::]", ""):
+    if address in (ANY_IPV4, "[::]", ""):
         names.add(os.uname().nodename.lower())
     return names | {f"{name}:{port}" for name in names}

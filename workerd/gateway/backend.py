@@ -1,4 +1,4 @@
-"""The gateway's way to the store and to the supervisor: a few threads, so that the event loop never waits."""
+"""The gateway's access to the store and the supervisor, in threads: the event loop never blocks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from workerd.client import ConnectionPool
 from workerd.config.model import Config
-from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.problems import overloaded, unavailable
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
@@ -18,30 +18,31 @@ from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
 
 T = TypeVar("T")
-THREADS = 4
-"""Threads, each with a connection to the store of its own."""
-TIMEOUT = 4.0
-"""Seconds that one statement may take."""
-MOST_WAITING = 256
-"""Calls that may wait for a thread; above it the gateway is busy and says so."""
-STATUS_FRESH = 0.25
-"""Seconds for which an answer of the supervisor is as good as a new one."""
+MAX_CONNECTIONS = 4
+"""Threads, each with its own connection to the store."""
+STATEMENT_TIMEOUT_S = 4.0
+MAX_QUEUED_CALLS = 256
+"""Calls that may wait for a thread; above it requests are refused with 503."""
+STATUS_MAX_AGE_S = 0.25
+"""How long an answer of the supervisor is reused."""
+STATUS_TIMEOUT_S = 2.0
+DRAINING_RETRY_AFTER_S = 5
 
 
 class Backend:
-    """Runs whole transactions in threads; asks the supervisor; wakes the dispatcher."""
+    """Runs whole transactions in threads, queries the supervisor, wakes the dispatcher."""
 
-    def __init__(self, config: Config, timeout: float = TIMEOUT) -> None:
+    def __init__(self, config: Config, timeout: float = STATEMENT_TIMEOUT_S) -> None:
         self.config = config
         self.paths = Paths(config.node)
         self.draining = False
         self._timeout = timeout
-        self._stores = ConnectionPool(self._open, THREADS, timeout)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="store")
-        self._asking = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
-        self._waiting = 0
+        self._stores = ConnectionPool(self._open, MAX_CONNECTIONS, timeout)
+        self._store_threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="store")
+        self._supervisor_thread = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
+        self._queued_calls = 0
         self._status: dict[str, Any] = {}
-        self._status_at = -STATUS_FRESH
+        self._status_at = -STATUS_MAX_AGE_S
         self._status_lock = asyncio.Lock()
 
     def _open(self) -> Store:
@@ -55,54 +56,54 @@ class Backend:
             raise
         return store
 
-    async def run(self, work: Callable[[Tx], T]) -> T:
-        """One whole transaction. Raises StoreError, and Problem 503 while the node drains or is too busy."""
+    async def write(self, work: Callable[[Tx], T]) -> T:
+        """Run `work` in one transaction and wake the dispatcher.
+
+        Raises StoreError, and HTTPProblem 503 while the node drains or is overloaded.
+        """
         if self.draining:
-            raise HTTPProblem(
-                503, "This node is ending; send it to another one, or again.", {"Retry-After": "5"}
+            raise unavailable(
+                "This node is shutting down; send the request to another node or retry later.",
+                DRAINING_RETRY_AFTER_S,
             )
-        return await self._call(lambda store: store.run(work))
+        result = await self._call(lambda store: store.run(work))
+        poke(self.paths.wake)
+        return result
 
     async def read(self, work: Callable[[Tx], T]) -> T:
-        """The same for reading."""
+        """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""
         return await self._call(lambda store: store.read(work))
 
     async def _call(self, work: Callable[[Store], T]) -> T:
-        if self._waiting >= MOST_WAITING:
-            raise HTTPProblem(
-                503, "The gateway has too much to do just now; try again.", {"Retry-After": "1"}
-            )
-        self._waiting += 1
+        if self._queued_calls >= MAX_QUEUED_CALLS:
+            raise overloaded()
+        self._queued_calls += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._lent, work)
+            return await asyncio.get_running_loop().run_in_executor(self._store_threads, self._lend, work)
         finally:
-            self._waiting -= 1
+            self._queued_calls -= 1
 
-    def _lent(self, work: Callable[[Store], T]) -> T:
+    def _lend(self, work: Callable[[Store], T]) -> T:
         with self._stores.lent() as store:
             return work(store)
 
-    def wake(self) -> None:
-        """Tell the dispatcher that there is work."""
-        poke(self.paths.wake)
-
     async def status(self) -> dict[str, Any]:
-        """What the supervisor says; {} when it does not answer."""
+        """The supervisor's status document; {} if it does not answer."""
         async with self._status_lock:
-            if time.monotonic() - self._status_at > STATUS_FRESH:
+            if time.monotonic() - self._status_at > STATUS_MAX_AGE_S:
                 loop = asyncio.get_running_loop()
-                self._status = await loop.run_in_executor(self._asking, self._ask)
+                self._status = await loop.run_in_executor(self._supervisor_thread, self._query_status)
                 self._status_at = time.monotonic()
             return self._status
 
-    def _ask(self) -> dict[str, Any]:
+    def _query_status(self) -> dict[str, Any]:
         try:
-            return ask(self.paths.supervisor, {"ask": "status"}, timeout=2.0)
+            return ask(self.paths.supervisor, {"ask": "status"}, timeout=STATUS_TIMEOUT_S)
         except OSError:
             return {}
 
     def close(self) -> None:
-        """Let go of the threads and their connections."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        self._asking.shutdown(wait=False, cancel_futures=True)
+        """Drop queued calls and close the connections."""
+        self._store_threads.shutdown(wait=False, cancel_futures=True)
+        self._supervisor_thread.shutdown(wait=False, cancel_futures=True)
         self._stores.close()

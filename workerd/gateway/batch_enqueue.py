@@ -1,4 +1,4 @@
-"""Concurrent enqueues share one transaction."""
+"""Concurrent enqueues in one transaction: what arrives while one transaction runs forms the next."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workerd.config.model import Config
 from workerd.documents import Enqueued
 from workerd.errors import StoreAway
 from workerd.gateway.backend import Backend
-from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.problems import HTTPProblem, overloaded
 from workerd.job import Key, parse_id
 from workerd.job_spec import Checked
 from workerd.operations import enqueue
@@ -19,67 +19,63 @@ from workerd.store import handlers, queries
 from workerd.store.base import Tx
 from workerd.store.columns import jobs_by_key
 
-# Jobs that come at the same time go to the store in one transaction: that is where speed is won.
-#
-# Nobody waits for others to come: while one transaction is under way, what comes meanwhile makes the next.
-#
+MAX_JOBS_PER_BATCH = 100
+MAX_QUEUED_JOBS = 2000
+"""Jobs that may wait for their transaction; above it requests are refused with 503."""
 
-MOST = 100
-"""Jobs of one transaction."""
-MOST_WAITING = 2000
-"""Jobs that may wait for their transaction; above it the gateway is busy and says so."""
-
-Made = tuple[Enqueued, dict[str, Any]]
-_Place = tuple[Checked, asyncio.Future[Made]]
+EnqueuedJob = tuple[Enqueued, dict[str, Any]]
+"""Whether the job was created, and its document."""
+_Queued = tuple[Checked, asyncio.Future[EnqueuedJob]]
 
 
 class BatchEnqueue:
-    """Enqueues single jobs, many at once where many come at once."""
+    """Enqueues single jobs; concurrent ones share a transaction."""
 
     def __init__(self, backend: Backend, config: Config) -> None:
         self._backend = backend
         self._config = config
-        self._places: list[_Place] = []
+        self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def enqueue(self, job: Checked) -> Made:
-        """The job as it was made or found. Raises what its admission, or the store, has against it."""
+    async def enqueue(self, job: Checked) -> EnqueuedJob:
+        """Enqueue one job; it is created or found by its id or unique key.
+
+        Raises HandlerNotFound, TooManyWaiting, InvalidValue, StoreError, HTTPProblem 503 if overloaded.
+        """
         handler = self._config.handlers.get(job.handler)
-        # These are judged by what is there already, which may come in the same transaction.
+        # Whether these may be inserted depends on rows that the same batch may insert.
         if job.id is not None or job.unique_key is not None or (handler and handler.max_waiting):
-            return await self._backend.run(lambda tx: _one(tx, job, self._config))
-        if len(self._places) >= MOST_WAITING:
-            raise HTTPProblem(
-                503, "The gateway has too much to do just now; try again.", {"Retry-After": "1"}
-            )
-        future: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
-        self._places.append((job, future))
+            return await self._backend.write(lambda tx: _enqueue_one(tx, job, self._config))
+        if len(self._queue) >= MAX_QUEUED_JOBS:
+            raise overloaded()
+        future: asyncio.Future[EnqueuedJob] = asyncio.get_running_loop().create_future()
+        self._queue.append((job, future))
         if self._task is None:
-            self._task = asyncio.create_task(self._work())
+            self._task = asyncio.create_task(self._run())
         return await future
 
-    async def _work(self) -> None:
+    async def _run(self) -> None:
         try:
-            while self._places:
-                part, self._places = self._places[:MOST], self._places[MOST:]
-                await self._together(part)
+            while self._queue:
+                batch, self._queue = self._queue[:MAX_JOBS_PER_BATCH], self._queue[MAX_JOBS_PER_BATCH:]
+                await self._enqueue_batch(batch)
         finally:
             self._task = None
 
-    async def _together(self, part: Sequence[_Place]) -> None:
-        jobs = [job for job, _ in part]
+    async def _enqueue_batch(self, batch: Sequence[_Queued]) -> None:
+        jobs = [job for job, _ in batch]
         try:
-            results = await self._backend.run(lambda tx: _all(tx, jobs, self._config))
+            results = await self._backend.write(lambda tx: _enqueue_all(tx, jobs, self._config))
         except (StoreAway, HTTPProblem) as error:
-            results = [error] * len(part)
+            results = [error] * len(batch)
         except Exception as error:
-            if len(part) > 1:  # one of them is at fault: each on its own
-                for place in part:
-                    await self._together([place])
+            if len(batch) > 1:  # one job is at fault: try each alone
+                for queued in batch:
+                    await self._enqueue_batch([queued])
                 return
             results = [error]
-        for (_, future), result in zip(part, results, strict=True):
-            if future.done():  # its client went away
+        for (_, future), result in zip(batch, results, strict=True):
+            if future.done():  # the client disconnected
                 continue
             if isinstance(result, Exception):
                 future.set_exception(result)
@@ -87,19 +83,19 @@ class BatchEnqueue:
                 future.set_result(result)
 
 
-def _one(tx: Tx, job: Checked, config: Config) -> Made:
+def _enqueue_one(tx: Tx, job: Checked, config: Config) -> EnqueuedJob:
     done = enqueue.admit(tx, [job], config)[0]
     return done, documents.job(queries.get(tx, parse_id(done.id)))
 
 
-def _all(tx: Tx, jobs: Sequence[Checked], config: Config) -> list[Made | Exception]:
+def _enqueue_all(tx: Tx, jobs: Sequence[Checked], config: Config) -> list[EnqueuedJob | Exception]:
     known = handlers.known(tx)
     refused = [enqueue.refusal(job, known, config) for job in jobs]
     made = iter(enqueue.insert(tx, [job for job, why in zip(jobs, refused, strict=True) if why is None]))
     done = [next(made) if why is None else why for why in refused]
     keys: list[Key] = [(parse_id(one.id), 1) for one in done if isinstance(one, Enqueued)]
     rows = jobs_by_key(tx, keys)
-    results: list[Made | Exception] = []
+    results: list[EnqueuedJob | Exception] = []
     for one in done:
         if isinstance(one, Enqueued):
             row = rows[parse_id(one.id), 1]

@@ -13,17 +13,19 @@ from starlette.types import Receive, Scope, Send
 
 from workerd.gateway.events import Events, Listener
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import state
+from workerd.gateway.state import gateway_of
 
-SILENCE = 15.0
-"""Seconds after which a comment is sent, so that proxies keep the connection and the dead are found."""
-PATH_LIMIT = 2000
+KEEPALIVE_INTERVAL_S = 15.0
+"""A comment is sent after so long without an event: proxies keep the connection, dead clients are noticed."""
+RECONNECT_MS = 2000
+MAX_PAGE_LENGTH = 2000
+MEDIA_TYPE = "text/event-stream"
 
 
 class EventStream(Response):
-    """Sends a listener its news until it goes away or the node ends."""
+    """Streams a listener's changed parts until the client disconnects or the node shuts down."""
 
-    media_type = "text/event-stream"
+    media_type = MEDIA_TYPE
 
     def __init__(self, events: Events, listener: Listener) -> None:
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -32,48 +34,49 @@ class EventStream(Response):
         self._listener = listener
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        going = asyncio.create_task(_gone(receive))
+        disconnected = asyncio.create_task(_disconnected(receive))
         sending = asyncio.create_task(self._send(send))
         try:
-            await asyncio.wait({going, sending}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({disconnected, sending}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             self._events.remove(self._listener)
-            going.cancel()
+            disconnected.cancel()
             sending.cancel()
-            results = await asyncio.gather(going, sending, return_exceptions=True)
+            results = await asyncio.gather(disconnected, sending, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
                 raise result
 
     async def _send(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        await send({"type": "http.response.body", "body": b"retry: 2000\n\n", "more_body": True})
+        await send(_chunk(b"retry: %d\n\n" % RECONNECT_MS))
         while not self._listener.ended:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(SILENCE):
-                    await self._listener.fresh.wait()
-            news = self._listener.take()
-            data = b"data: " + msgspec.json.encode(news) + b"\n\n" if news else b":\n\n"
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b"event: end\ndata: {}\n\n", "more_body": False})
+                async with asyncio.timeout(KEEPALIVE_INTERVAL_S):
+                    await self._listener.changed.wait()
+            parts = self._listener.take()
+            await send(_chunk(b"data: " + msgspec.json.encode(parts) + b"\n\n" if parts else b":\n\n"))
+        await send(_chunk(b"event: end\ndata: {}\n\n", more=False))
 
 
-async def _gone(receive: Receive) -> None:
+def _chunk(data: bytes, more: bool = True) -> dict[str, object]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
-async def events(request: Request) -> Response:
-    """The news of one page, `view`: its path with its query."""
-    view = request.query_params.get("view", "/")
-    if len(view) > PATH_LIMIT or not view.startswith("/"):
-        raise HTTPProblem(
-            422, "view: expected the path of a page of the dashboard, such as /ui/jobs?status=new."
-        )
+async def show_events(request: Request) -> Response:
+    """The changes of one page; `view` is its path with its query."""
+    page = request.query_params.get("view", "/")
+    if len(page) > MAX_PAGE_LENGTH or not page.startswith("/"):
+        raise HTTPProblem(422, "view: expected the path of a dashboard page, such as /ui/jobs?status=new.")
     if request.method == "HEAD":
-        return Response(media_type="text/event-stream")
-    hub = state(request).events
-    return EventStream(hub, hub.add(view))
+        return Response(media_type=MEDIA_TYPE)
+    events = gateway_of(request).events
+    return EventStream(events, events.add(page))
 
 
-ROUTES = [Route("/events", events, methods=["GET"])]
+ROUTES = [Route("/events", show_events, methods=["GET"])]

@@ -1,4 +1,8 @@
-"""Server-sent events: a page's listeners get the parts of it that changed."""
+"""Server-sent events: the listeners of a page get the parts of it that changed.
+
+One task renders each page once for all its listeners. A listener holds neither a thread nor a store
+connection; parts that a slow one has not read are replaced by newer ones.
+"""
 
 from __future__ import annotations
 
@@ -9,115 +13,105 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 
-from workerd import log
-from workerd.errors import WorkerdError
-from workerd.gateway.problems import HTTPProblem, of
+from workerd.gateway.problems import problem_of, unavailable
 
-# Server-sent events: whoever looks at a page is sent the parts of it that changed.
-#
-# One task renders, once for all who look at the same page; a listener holds neither a thread nor a connection
-# to the store, and what a slow one has not taken is replaced by what is newer.
-#
-
-MOST = 64
-"""Listeners at a time."""
-EVERY = 1.0
-"""Seconds between two looks, longer if the store is slow to answer."""
-IDLE_SHARE = 5.0
-"""How much longer than a look took the pause after it is: what is looked at is never most of the load."""
-SLOWEST = 15.0
+MAX_LISTENERS = 64
+RENDER_INTERVAL_S = 1.0
+MAX_RENDER_INTERVAL_S = 15.0
+PAUSE_PER_RENDER = 5.0
+"""The pause after rendering is at least so many times as long as rendering took, to bound its load."""
+TOO_MANY_RETRY_AFTER_S = 5
+ERROR_PART = ""
+"""Name of the part that holds an error message, "" if the page could be rendered."""
 
 Parts = Mapping[str, str]
+"""HTML by the id of the element that it is the content of."""
 Render = Callable[[str, str], Awaitable[Parts]]
+"""Renders a page given by path and query."""
 
 
 class Listener:
-    """One open page: what it was sent, and what it is to be sent next."""
+    """One open page. `page`: its path with its query."""
 
-    def __init__(self, view: str) -> None:
-        self.view = view
-        self.fresh = asyncio.Event()
+    def __init__(self, page: str) -> None:
+        self.page = page
+        self.changed = asyncio.Event()
         self.ended = False
         self._sent: dict[str, bytes] = {}
-        self._next: dict[str, str] = {}
+        self._pending: dict[str, str] = {}
 
-    def offer(self, parts: Parts) -> None:
-        """What the page looks like now."""
-        for name, text in parts.items():
-            mark = hashlib.blake2b(text.encode(), digest_size=16).digest()
-            if self._sent.get(name) != mark:
-                self._sent[name] = mark
-                self._next[name] = text
-        if self._next:
-            self.fresh.set()
+    def update(self, parts: Parts) -> None:
+        """Queue the parts that differ from those sent before."""
+        for name, html in parts.items():
+            digest = hashlib.blake2b(html.encode(), digest_size=16).digest()
+            if self._sent.get(name) != digest:
+                self._sent[name] = digest
+                self._pending[name] = html
+        if self._pending:
+            self.changed.set()
 
     def take(self) -> dict[str, str]:
-        """What has changed since it was last asked."""
-        taken, self._next = self._next, {}
-        self.fresh.clear()
+        """The parts queued since the last call."""
+        taken, self._pending = self._pending, {}
+        self.changed.clear()
         return taken
 
     def end(self) -> None:
-        """The node ends."""
+        """End the stream."""
         self.ended = True
-        self.fresh.set()
+        self.changed.set()
 
 
 class Events:
-    """All listeners, and the task that looks for them. `render`: a view's parts by path and query."""
+    """All listeners, and the task that renders their pages."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
         self._listeners: set[Listener] = set()
         self._task: asyncio.Task[None] | None = None
-        self._came = asyncio.Event()
+        self._listener_added = asyncio.Event()
         self._ended = False
-        self._log = log.get_logger("gateway")
 
-    def add(self, view: str) -> Listener:
-        """One more listener. Raises Problem 503 if there are too many, or the node ends."""
-        if self._ended or len(self._listeners) >= MOST:
-            raise HTTPProblem(503, "Too many pages are open on this node; close some.", {"Retry-After": "5"})
-        listener = Listener(view)
+    def add(self, page: str) -> Listener:
+        """A new listener. Raises HTTPProblem 503 if there are too many, or the node is shutting down."""
+        if self._ended or len(self._listeners) >= MAX_LISTENERS:
+            raise unavailable("Too many pages are open on this node; close some.", TOO_MANY_RETRY_AFTER_S)
+        listener = Listener(page)
         self._listeners.add(listener)
-        self._came.set()
+        self._listener_added.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look())
+            self._task = asyncio.create_task(self._run())
         return listener
 
     def remove(self, listener: Listener) -> None:
-        """It went away."""
+        """Forget a listener whose client disconnected."""
         self._listeners.discard(listener)
 
     def end(self) -> None:
-        """The node ends: so do all streams."""
+        """End all streams and accept no more."""
         self._ended = True
         for listener in self._listeners:
             listener.end()
 
-    async def _look(self) -> None:
+    async def _run(self) -> None:
         while self._listeners:
-            began = time.monotonic()
-            self._came.clear()
-            views: defaultdict[str, list[Listener]] = defaultdict(list)
+            started = time.monotonic()
+            self._listener_added.clear()
+            listeners_by_page: defaultdict[str, list[Listener]] = defaultdict(list)
             for listener in self._listeners:
-                views[listener.view].append(listener)
-            for view, listeners in views.items():
-                parts = await self._parts(view)
+                listeners_by_page[listener.page].append(listener)
+            for page, listeners in listeners_by_page.items():
+                parts = await self._parts(page)
                 for listener in listeners:
-                    listener.offer(parts)
-            took = time.monotonic() - began
+                    listener.update(parts)
+            pause = max(RENDER_INTERVAL_S, (time.monotonic() - started) * PAUSE_PER_RENDER)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(SLOWEST, max(EVERY, took * IDLE_SHARE))):
-                    await self._came.wait()
+                async with asyncio.timeout(min(MAX_RENDER_INTERVAL_S, pause)):
+                    await self._listener_added.wait()
 
-    async def _parts(self, view: str) -> Parts:
-        path, _, query = view.partition("?")
+    async def _parts(self, page: str) -> Parts:
+        path, _, query = page.partition("?")
         try:
-            return {**await self._render(path, query), "": ""}
-        except (WorkerdError, ValueError, HTTPProblem) as error:
-            return {"": of(error).detail}
-        except Exception as error:
-            # One page that cannot be rendered must not end the others' news.
-            self._log.error("a fault in a page", path=path, exc_info=error)
-            return {"": "This page cannot be rendered now; the gateway's log says more."}
+            return {**await self._render(path, query), ERROR_PART: ""}
+        except Exception as error:  # a page that cannot be rendered must not stop the others
+            return {ERROR_PART: problem_of(error, path).detail}

@@ -1,4 +1,4 @@
-"""The routes that say how the node is: heartbeat, readiness, metrics."""
+"""Liveness, readiness and metrics of the node."""
 
 from __future__ import annotations
 
@@ -13,55 +13,53 @@ from starlette.routing import Route
 
 from workerd.errors import StoreError
 from workerd.gateway.admin import known_handlers
-from workerd.gateway.jobs import answer
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import GatewayState, state
-from workerd.metrics import exposition
-from workerd.metrics import families as metrics_families
+from workerd.gateway.state import GatewayState, gateway_of, json_response
+from workerd.metrics import exposition, families
 from workerd.store import queries
 from workerd.store.base import Tx
 
 
 async def heartbeat(request: Request) -> Response:
-    """The process answers."""
-    return answer({"status": "ok"})
+    """200 while the process answers."""
+    return json_response({"status": "ok"})
 
 
-def faults(status: dict[str, Any]) -> list[str]:
-    """What keeps the node from being ready, in the supervisor's words."""
+def not_ready_reasons(status: dict[str, Any]) -> list[str]:
+    """Why the node is not ready, by the supervisor's status; empty if it is."""
     if not status:
         return ["The supervisor does not answer."]
-    found = [] if status.get("state") in ("ready", "reloading") else [f"The node is {status.get('state')}."]
+    reasons = [] if status.get("state") in ("ready", "reloading") else [f"The node is {status.get('state')}."]
     for name, role in (status.get("roles") or {}).items():
         if role.get("state") != "up":
-            found.append(f"{name} is {role.get('state')}: {role.get('trouble') or 'no reason known'}.")
+            reasons.append(f"{name} is {role.get('state')}: {role.get('trouble') or 'unknown reason'}.")
     store = status.get("store") or {}
     if store.get("state") not in (None, "up"):
-        found.append(f"The store is {store.get('state')}: {store.get('error') or 'no reason known'}.")
-    return found
+        reasons.append(f"The store is {store.get('state')}: {store.get('error') or 'unknown reason'}.")
+    return reasons
 
 
 async def ready(request: Request) -> Response:
-    """200 when the store answers and every role is up; quarantined pools are named in the body."""
-    gateway = state(request)
+    """200 if the store answers and every role is up, with the quarantined pools; else 503 and why."""
+    gateway = gateway_of(request)
     status = await gateway.backend.status()
-    found = faults(status)
+    reasons = not_ready_reasons(status)
     try:
         await gateway.backend.read(lambda tx: tx.now)
     except (StoreError, HTTPProblem) as error:
-        found.append(f"The store does not answer: {error}")
+        reasons.append(f"The store is unavailable: {error}")
     quarantined = {
         name: pool.get("trouble")
         for name, pool in (status.get("pools") or {}).items()
         if pool.get("quarantined")
     }
-    if found:
-        raise HTTPProblem(503, " ".join(found), {"Retry-After": "1"}, ready=False, quarantined=quarantined)
-    return answer({"ready": True, "quarantined": quarantined})
+    if reasons:
+        raise HTTPProblem(503, " ".join(reasons), {"Retry-After": "1"}, ready=False, quarantined=quarantined)
+    return json_response({"ready": True, "quarantined": quarantined})
 
 
-def depth(tx: Tx, gateway: GatewayState) -> list[Metric]:
-    """Jobs and the age of the oldest by handler, from the store; counts are capped."""
+def depth_metrics(tx: Tx, gateway: GatewayState) -> list[Metric]:
+    """Jobs by handler and status, and the age of the oldest waiting one; counts are capped."""
     handlers = [row.name for row in known_handlers(tx, gateway.config)]
     counts = queries.counts(tx, handlers)
     jobs: dict[tuple[str, ...], float] = {
@@ -73,57 +71,57 @@ def depth(tx: Tx, gateway: GatewayState) -> list[Metric]:
         (count.handler,): max(0, tx.now - count.oldest) / 1e6 for count in counts if count.oldest is not None
     }
     return [
-        exposition.gauge(metrics_families.JOBS, jobs),
-        exposition.gauge(metrics_families.OLDEST_SECONDS, oldest),
+        exposition.gauge(families.JOBS, jobs),
+        exposition.gauge(families.OLDEST_SECONDS, oldest),
     ]
 
 
-def zeros(families: list[Metric], gateway: GatewayState) -> list[Metric]:
-    """What has not happened yet: every family is there from the start, and the first event is a change."""
-    there = {
+def zero_metrics(collected: list[Metric], gateway: GatewayState) -> list[Metric]:
+    """Zeros for what has not happened yet, so that a rate includes the first event."""
+    present = {
         (sample.name, *(sample.labels.get(name, "") for name in ("handler", "outcome", "code")))
-        for family in families
+        for family in collected
         for sample in family.samples
     }
     attempts: dict[tuple[str, ...], float] = {
         (name, "ok", "true"): 0.0
         for name in gateway.config.handlers
-        if (metrics_families.ATTEMPTS.name, name, "ok", "") not in there
+        if (families.ATTEMPTS.name, name, "ok", "") not in present
     }
     errors: dict[tuple[str, ...], float] = {
-        (code,): 0.0
-        for code in ("1205", "1213")
-        if (metrics_families.STORE_ERRORS.name, "", "", code) not in there
+        (code,): 0.0 for code in ("1205", "1213") if (families.STORE_ERRORS.name, "", "", code) not in present
     }
-    known = {metrics_families.ATTEMPTS: attempts, metrics_families.STORE_ERRORS: errors}
-    return [exposition.gauge(definition, known.get(definition, {})) for definition in metrics_families.ALL]
+    known = {families.ATTEMPTS: attempts, families.STORE_ERRORS: errors}
+    return [exposition.gauge(definition, known.get(definition, {})) for definition in families.ALL]
 
 
 def pids(status: dict[str, Any]) -> dict[str, int]:
-    """The node's processes by name."""
-    found = {"supervisor": int(status.get("pid") or os.getppid())}
-    found |= {name: role["pid"] for name, role in (status.get("roles") or {}).items() if role.get("pid")}
-    found |= {
+    """Process ids of the node's roles and pools, by process name."""
+    by_name = {"supervisor": int(status.get("pid") or os.getppid())}
+    by_name |= {name: role["pid"] for name, role in (status.get("roles") or {}).items() if role.get("pid")}
+    by_name |= {
         f"pool:{name}": pool["pid"] for name, pool in (status.get("pools") or {}).items() if pool.get("pid")
     }
-    return found
+    return by_name
 
 
 async def show_metrics(request: Request) -> Response:
-    """Everything that is measured, for Prometheus."""
-    gateway = state(request)
+    """All metrics in the format of Prometheus."""
+    gateway = gateway_of(request)
     status = await gateway.backend.status()
-    families = [
+    collected = [
         *exposition.collect(gateway.backend.paths.metrics),
         *exposition.from_status(status),
         *exposition.processes(pids(status)),
     ]
-    # What the processes know is worth a scrape, all the more while the store is away.
+    # While the store is unavailable, the metrics of the processes matter all the more.
     with contextlib.suppress(StoreError, HTTPProblem):
-        families += await gateway.backend.read(lambda tx: depth(tx, gateway))
-    families += zeros(families, gateway)
-    data, kind = exposition.render(families, gateway.config.log.labels, request.headers.get("accept", ""))
-    return Response(data, media_type=kind, headers={"Cache-Control": "no-store"})
+        collected += await gateway.backend.read(lambda tx: depth_metrics(tx, gateway))
+    collected += zero_metrics(collected, gateway)
+    data, media_type = exposition.render(
+        collected, gateway.config.log.labels, request.headers.get("accept", "")
+    )
+    return Response(data, media_type=media_type, headers={"Cache-Control": "no-store"})
 
 
 ROUTES = [

@@ -5,49 +5,41 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd import documents as workerd_documents
+from workerd import documents
+from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobsBody
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import GatewayState, state
-from workerd.job import ENDED
+from workerd.gateway.state import GatewayState, gateway_of, json_response, only_post
+from workerd.job import ENDED, Status
 from workerd.job_spec import Checked, check
 from workerd.operations.enqueue import admit
 from workerd.store import job_control, queries
 from workerd.store.base import Tx
 
-KEY_SPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
+IDEMPOTENCY_NAMESPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
 """Namespace of the ids that are derived from an Idempotency-Key (RFC 9562, UUIDv5)."""
-KEY_LIMIT = 255
+MAX_IDEMPOTENCY_KEY_LENGTH = 255
 PAYLOAD_HEADERS = {
-    # Whatever a handler returned must not run in a browser that has our cookie.
+    # A payload must never run as a page of this origin, which has the session cookie.
     "Content-Security-Policy": "sandbox; default-src 'none'",
     "X-Content-Type-Options": "nosniff",
 }
 
 
-def answer(document: Any, status: int = 200) -> Response:
-    """A JSON answer."""
-    return Response(
-        msgspec.json.encode(document),
-        status_code=status,
-        media_type="application/json",
-        headers={"Cache-Control": "no-store"},
-    )
-
-
-def _id_of_key(request: Request, handler: str) -> str | None:
+def _idempotent_id(request: Request, handler: str) -> str | None:
     key = request.headers.get("idempotency-key")
     if key is None:
         return None
-    if not 0 < len(key) <= KEY_LIMIT or not key.isprintable():
-        raise HTTPProblem(422, f"Idempotency-Key: expected 1 to {KEY_LIMIT} printable characters.")
-    return str(uuid.uuid5(KEY_SPACE, f"{handler}\n{key}"))
+    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable():
+        raise HTTPProblem(
+            422, f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters."
+        )
+    return str(uuid.uuid5(IDEMPOTENCY_NAMESPACE, f"{handler}\n{key}"))
 
 
 def _checked(gateway: GatewayState, job: JobBody, job_id: str | None = None) -> Checked:
@@ -56,113 +48,99 @@ def _checked(gateway: GatewayState, job: JobBody, job_id: str | None = None) -> 
 
 async def enqueue(request: Request) -> Response:
     """Enqueue one job."""
-    gateway = state(request)
-    new = await params.body(request, JobBody)
-    checked = _checked(gateway, new, _id_of_key(request, new.handler))
-    done, document = await gateway.gathering.enqueue(checked)
-    gateway.backend.wake()
-    result = answer(document, 201 if done.created else 200)
-    result.headers["Location"] = f"/jobs/{done.id}"
-    return result
+    gateway = gateway_of(request)
+    body = await params.body(request, JobBody)
+    job = _checked(gateway, body, _idempotent_id(request, body.handler))
+    done, document = await gateway.batch_enqueue.enqueue(job)
+    response = json_response(document, 201 if done.created else 200)
+    response.headers["Location"] = f"/jobs/{done.id}"
+    return response
 
 
 async def enqueue_bulk(request: Request) -> Response:
-    """Enqueue many, all or none."""
-    gateway = state(request)
-    new = await params.body(request, JobsBody)
-    if len(new.jobs) > MAX_BULK_JOBS:
-        raise HTTPProblem(422, f"jobs: expected at most {MAX_BULK_JOBS}, got {len(new.jobs)}.")
-    checked = []
-    for index, job in enumerate(new.jobs):
+    """Enqueue many jobs, all or none."""
+    gateway = gateway_of(request)
+    body = await params.body(request, JobsBody)
+    if len(body.jobs) > MAX_BULK_JOBS:
+        raise HTTPProblem(422, f"jobs: expected at most {MAX_BULK_JOBS}, got {len(body.jobs)}.")
+    jobs = []
+    for index, job in enumerate(body.jobs):
         try:
-            checked.append(_checked(gateway, job))
-        except ValueError as error:
+            jobs.append(_checked(gateway, job))
+        except InvalidValue as error:
             raise HTTPProblem(422, f"jobs[{index}]: {error}.") from None
-    done = await gateway.backend.run(lambda tx: admit(tx, checked, gateway.config)) if checked else []
-    gateway.backend.wake()
-    return answer({"items": done}, 201)
-
-
-async def only_post(request: Request) -> Response:
-    """There is nothing to look at."""
-    raise HTTPProblem(405, f"{request.method} is not for this path.", {"Allow": "POST"})
+    done = await gateway.backend.write(lambda tx: admit(tx, jobs, gateway.config)) if jobs else []
+    return json_response({"items": done}, 201)
 
 
 async def show(request: Request) -> Response:
-    """One job with its attempts; `wait`: when it has ended."""
-    gateway = state(request)
-    key = params.job_id(request)
-    seconds = params.wait(request)
-    job = await gateway.backend.read(lambda tx: queries.get(tx, key))
-    if seconds and job.row.status not in ENDED:
-        await gateway.jobs.until_ended(key, seconds)
-        job = await gateway.backend.read(lambda tx: queries.get(tx, key))
-    return answer(workerd_documents.job(job))
+    """One job with its attempts; with `wait`, once it has ended."""
+    gateway = gateway_of(request)
+    job_id = params.job_id(request)
+    wait_s = params.wait(request)
+    job = await gateway.backend.read(lambda tx: queries.get(tx, job_id))
+    if wait_s and job.row.status not in ENDED:
+        await gateway.job_polls.wait(job_id, wait_s)
+        job = await gateway.backend.read(lambda tx: queries.get(tx, job_id))
+    return json_response(documents.job(job))
 
 
 async def payload(request: Request) -> Response:
-    """What the job returned, as it is."""
-    key = params.job_id(request)
-    data, kind = await state(request).backend.read(lambda tx: queries.payload(tx, key))
-    name = uuid.UUID(bytes=key)
+    """The payload as bytes."""
+    job_id = params.job_id(request)
+    data, kind = await gateway_of(request).backend.read(lambda tx: queries.payload(tx, job_id))
+    is_json = kind == "json"
+    filename = f"{uuid.UUID(bytes=job_id)}{'.json' if is_json else '.bin'}"
     return Response(
         data,
-        media_type="application/json" if kind == "json" else "application/octet-stream",
-        headers={
-            "Content-Disposition": f'attachment; filename="{name}{".json" if kind == "json" else ".bin"}"',
-            **PAYLOAD_HEADERS,
-        },
+        media_type="application/json" if is_json else "application/octet-stream",
+        headers={"Content-Disposition": f'attachment; filename="{filename}"', **PAYLOAD_HEADERS},
     )
 
 
 async def list_(request: Request) -> Response:
     """Jobs by state, newest first."""
-    wanted: dict[str, Any] = {
+    filters: dict[str, Any] = {
         "handler": params.text(request, "handler"),
-        "status": params.status(request),
+        "status": params.status(request, Status),
         "since": params.since(request),
         "limit": params.limit(request),
         "after": params.cursor(request),
     }
-    page = await state(request).backend.read(lambda tx: queries.list_(tx, **wanted))
-    return answer({"jobs": [workerd_documents.job(row) for row in page.rows], "next": page.next})
+    page = await gateway_of(request).backend.read(lambda tx: queries.list_(tx, **filters))
+    return json_response({"jobs": [documents.job(row) for row in page.rows], "next": page.next})
 
 
 async def cancel(request: Request) -> Response:
-    """End a job: 200 ended now, 202 asked for."""
-    gateway = state(request)
-    key = params.job_id(request)
+    """Cancel a job: 200 if it has ended, 202 if its worker was asked to stop."""
+    job_id = params.job_id(request)
     await params.body(request, EmptyBody)
 
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
-        done = job_control.cancel(tx, key)
-        return done, workerd_documents.job(queries.get(tx, key))
+        result = job_control.cancel(tx, job_id)
+        return result, documents.job(queries.get(tx, job_id))
 
-    done, document = await gateway.backend.run(work)
-    gateway.backend.wake()
-    return answer(document, 200 if done == "ended" else 202)
+    result, document = await gateway_of(request).backend.write(work)
+    return json_response(document, 200 if result == "ended" else 202)
 
 
 async def retry(request: Request) -> Response:
-    """Run an ended job again."""
-    gateway = state(request)
-    key = params.job_id(request)
+    """Run an ended job again, or a scheduled one now."""
+    job_id = params.job_id(request)
     await params.body(request, EmptyBody)
 
     def work(tx: Tx) -> dict[str, Any]:
-        job_control.retry(tx, key)
-        return workerd_documents.job(queries.get(tx, key))
+        job_control.retry(tx, job_id)
+        return documents.job(queries.get(tx, job_id))
 
-    document = await gateway.backend.run(work)
-    gateway.backend.wake()
-    return answer(document, 201)
+    return json_response(await gateway_of(request).backend.write(work), 201)
 
 
 ROUTES = [
     Route("/jobs", enqueue, methods=["POST"]),
     Route("/jobs", list_, methods=["GET"]),
     Route("/jobs/bulk", enqueue_bulk, methods=["POST"]),
-    # Otherwise "bulk" would be taken for an id, and there would be no such job.
+    # Otherwise "bulk" would be taken for an id.
     Route("/jobs/bulk", only_post, methods=["GET"]),
     Route("/jobs/{id}", show, methods=["GET"]),
     Route("/jobs/{id}/payload", payload, methods=["GET"]),

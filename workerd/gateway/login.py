@@ -1,4 +1,4 @@
-"""Who uses a browser trades a token for a cookie that no script can read."""
+"""Browser sessions: a token is exchanged for a cookie that scripts cannot read."""
 
 from __future__ import annotations
 
@@ -9,47 +9,46 @@ from starlette.routing import Route
 from workerd.gateway import params
 from workerd.gateway.auth import COOKIE
 from workerd.gateway.dashboard.components import el, join
-from workerd.gateway.dashboard.pages import View, respond
-from workerd.gateway.jobs import answer, only_post
+from workerd.gateway.dashboard.pages import View, page_response
 from workerd.gateway.params import EmptyBody, LoginBody
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import state
+from workerd.gateway.state import gateway_of, json_response, only_post
 
-AGE = 12 * 3600
-"""Seconds that a browser keeps the cookie; a token that is taken out of the file ends it at once."""
+COOKIE_MAX_AGE_S = 12 * 3600
+"""A token that is removed from the file ends its sessions at once."""
 
 
 async def login(request: Request) -> Response:
-    """Trade a token for a session cookie."""
-    tokens = state(request).tokens
+    """Exchange a token for a session cookie."""
+    tokens = gateway_of(request).tokens
     token = (await params.body(request, LoginBody)).token.strip().encode("utf-8", "replace")
-    if tokens.wanted and not tokens.accepts(token):
+    if tokens.required and not tokens.accepts(token):
         raise HTTPProblem(
             401,
-            "This is no token of gateway.token_file; ask who runs the node for one.",
+            "Invalid token. Tokens are in the node's gateway.token_file; ask its operator for one.",
             {"WWW-Authenticate": 'Bearer realm="workerd"'},
         )
-    result = answer({"ok": True})
-    if tokens.wanted:
-        result.set_cookie(
+    response = json_response({"ok": True})
+    if tokens.required:
+        response.set_cookie(
             COOKIE,
             tokens.session(token),
-            max_age=AGE,
+            max_age=COOKIE_MAX_AGE_S,
             path="/",
             httponly=True,
             samesite="strict",
             secure=request.headers.get("x-forwarded-proto") == "https",
         )
-    return result
+    return response
 
 
 async def login_page(request: Request) -> Response:
-    """Where a browser is asked for a token."""
-    gateway = state(request)
+    """The login form."""
+    gateway = gateway_of(request)
     form = el(
         "form",
         el("h1", el("span", class_="mark", aria_hidden="true"), "workerd"),
-        el("p", f"Log in to {gateway.config.node.name or 'this node'} with a token of gateway.token_file."),
+        el("p", f"Log in to {gateway.node_name} with a token from its gateway.token_file."),
         el(
             "label",
             "Token",
@@ -58,23 +57,22 @@ async def login_page(request: Request) -> Response:
                 autofocus=True,
             ),
         ),
-        el("p", id="wrong", class_="wrong", role="alert"),
+        el("p", id="login-error", class_="login-error", role="alert"),
         el("button", "Log in", class_="main"),
         id="login",
         class_="login",
         method="post",
         action="/login",
     )  # fmt: skip
-    view = View("Log in", "", join(form))
-    return respond(view, gateway.config.node.name or "workerd", live=None, leave=False)
+    return page_response(View("Log in", "", join(form)), gateway.node_name)
 
 
 async def logout(request: Request) -> Response:
-    """End the session in this browser."""
+    """End the session of this browser."""
     await params.body(request, EmptyBody)
-    result = answer({"ok": True})
-    result.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
-    return result
+    response = json_response({"ok": True})
+    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    return response
 
 
 ROUTES = [

@@ -1,4 +1,4 @@
-"""Long polls: a caller that waits for an end holds neither a thread nor a connection."""
+"""Long polls: waits for the end of jobs and requests, without a thread or a connection each."""
 
 from __future__ import annotations
 
@@ -12,77 +12,73 @@ from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem
 from workerd.store.base import Tx
 
-# Long polls: whoever waits for an end holds neither a thread nor a connection.
-#
-# One task asks for all of them together, in one statement a turn.
-#
+FIRST_POLL_S = 0.005
+"""Delay of the first query after a new waiter."""
+MAX_POLL_INTERVAL_S = 0.1
+POLL_BACKOFF = 1.5
+MAX_IDS_PER_QUERY = 500
 
-FIRST = 0.005
-"""Seconds until the first look after somebody began to wait."""
-LONGEST = 0.1
-"""Seconds between two looks at the most."""
-IN_ONE = 500
-"""Ids of one statement."""
-
-Ended = Callable[[Tx, Sequence[bytes]], set[bytes]]
+EndedOf = Callable[[Tx, Sequence[bytes]], set[bytes]]
 
 
 class LongPolls:
-    """Those who wait for jobs, or for requests, to end. `ended`: of these ids, which have."""
+    """All waiters for one kind of row: one task queries for all of them together.
 
-    def __init__(self, backend: Backend, ended: Ended) -> None:
+    `ended_of` returns which of the given ids have ended.
+    """
+
+    def __init__(self, backend: Backend, ended_of: EndedOf) -> None:
         self._backend = backend
-        self._ended = ended
+        self._ended_of = ended_of
         self._waiters: defaultdict[bytes, list[asyncio.Future[None]]] = defaultdict(list)
         self._task: asyncio.Task[None] | None = None
-        self._fresh = asyncio.Event()
+        self._waiter_added = asyncio.Event()
 
-    async def until_ended(self, ident: bytes, seconds: float) -> None:
-        """Return when it has ended, after so many seconds, or when the node drains."""
+    async def wait(self, row_id: bytes, timeout_s: float) -> None:
+        """Return when the row has ended, after the timeout, or when the node drains."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters[ident].append(future)
-        self._fresh.set()
-        if self._task is None:
-            self._task = asyncio.create_task(self._look())
+        self._waiters[row_id].append(future)
+        self._waiter_added.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._poll())
         try:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(timeout_s):
                     await future
         finally:
-            self._forget(ident, future)
+            self._remove(row_id, future)
 
-    def _forget(self, ident: bytes, future: asyncio.Future[None]) -> None:
-        waiters = self._waiters.get(ident)
+    def _remove(self, row_id: bytes, future: asyncio.Future[None]) -> None:
+        waiters = self._waiters.get(row_id)
         if waiters and future in waiters:
             waiters.remove(future)
             if not waiters:
-                del self._waiters[ident]
+                del self._waiters[row_id]
 
-    async def _look(self) -> None:
-        pause = FIRST
+    async def _poll(self) -> None:
+        pause = FIRST_POLL_S
         while self._waiters:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
-                    await self._fresh.wait()
-                    pause = FIRST  # who came just now is looked for soon
-                    self._fresh.clear()
+                    await self._waiter_added.wait()
+                    pause = FIRST_POLL_S  # short jobs answer soon
+                    self._waiter_added.clear()
                     await asyncio.sleep(pause)
             ids = list(self._waiters)
             with contextlib.suppress(StoreError, HTTPProblem):
-                for start in range(0, len(ids), IN_ONE):
-                    self._wake(await self._ask(ids[start : start + IN_ONE]))
-            pause = min(LONGEST, pause * 1.5)
-        self._task = None
+                for start in range(0, len(ids), MAX_IDS_PER_QUERY):
+                    self._release(await self._query(ids[start : start + MAX_IDS_PER_QUERY]))
+            pause = min(MAX_POLL_INTERVAL_S, pause * POLL_BACKOFF)
 
-    async def _ask(self, ids: Sequence[bytes]) -> set[bytes]:
-        return await self._backend.read(lambda tx: self._ended(tx, ids))
+    async def _query(self, ids: Sequence[bytes]) -> set[bytes]:
+        return await self._backend.read(lambda tx: self._ended_of(tx, ids))
 
-    def _wake(self, ended: set[bytes]) -> None:
-        for ident in ended:
-            for future in self._waiters.pop(ident, ()):
+    def _release(self, ids: set[bytes]) -> None:
+        for row_id in ids:
+            for future in self._waiters.pop(row_id, ()):
                 if not future.done():
                     future.set_result(None)
 
-    def answer_all(self) -> None:
-        """Everybody is answered as it stands: the node ends."""
-        self._wake(set(self._waiters))
+    def release_all(self) -> None:
+        """Let all waiters answer with the row as it is."""
+        self._release(set(self._waiters))

@@ -1,4 +1,4 @@
-"""The OpenAPI document: every route, what it takes and what it answers."""
+"""The OpenAPI document: every operation with its parameters and answers."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
 
 import msgspec
-from starlette.requests import Request as HTTPRequest
+from starlette import requests as starlette_requests
 from starlette.responses import Response
 from starlette.routing import Route
 
 import workerd
 from workerd.documents import Enqueued, Job, Request
 from workerd.gateway import params
-from workerd.gateway.jobs import answer
-from workerd.gateway.state import state
+from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
+from workerd.workflow import RequestStatus
 
 Time = str | None
 
 
 class ProblemDocument(msgspec.Struct, kw_only=True):
-    """An error (RFC 9457). `detail`: one sentence on what was expected and what to do."""
+    """An error (RFC 9457). `incident`: an internal error's id in the log."""
 
     type: str
     title: str
     status: int
     detail: str
+    incident: str = ""
 
 
-class Bulk(msgspec.Struct):
-    """The jobs of a bulk, in its order."""
+class BulkResult(msgspec.Struct):
+    """The enqueued jobs, in the order of the request."""
 
     items: list[Enqueued]
 
 
-class Jobs(msgspec.Struct, kw_only=True):
-    """Jobs, newest first, without payloads and attempts. `next`: the next page's `after`, null at the end."""
+class JobsPage(msgspec.Struct, kw_only=True):
+    """Jobs, newest first, without payloads and attempts. `next`: `after` of the next page."""
 
     jobs: list[Job]
     next: str | None
 
 
-class Requests(msgspec.Struct, kw_only=True):
+class RequestsPage(msgspec.Struct, kw_only=True):
     """Requests, newest first, without their jobs."""
 
     requests: list[Request]
@@ -52,7 +53,7 @@ class Requests(msgspec.Struct, kw_only=True):
 
 
 class HandlerDocument(msgspec.Struct, kw_only=True):
-    """A handler, with the live nodes that have it. `known`: some node has loaded it."""
+    """A handler, with the live nodes that have it. `known`: a node has loaded it."""
 
     name: str
     known: bool
@@ -64,7 +65,7 @@ class HandlerDocument(msgspec.Struct, kw_only=True):
     pause_reason: str | None
 
 
-class Handlers(msgspec.Struct, kw_only=True):
+class HandlersPage(msgspec.Struct, kw_only=True):
     """All handlers."""
 
     handlers: list[HandlerDocument]
@@ -72,7 +73,7 @@ class Handlers(msgspec.Struct, kw_only=True):
 
 
 class NodeDocument(msgspec.Struct, kw_only=True):
-    """A running daemon, or one whose lease is over."""
+    """A running daemon, or one whose lease has expired."""
 
     id: str
     name: str
@@ -84,7 +85,7 @@ class NodeDocument(msgspec.Struct, kw_only=True):
     state: Literal["up", "lost"]
 
 
-class Nodes(msgspec.Struct, kw_only=True):
+class NodesPage(msgspec.Struct, kw_only=True):
     """All nodes."""
 
     nodes: list[NodeDocument]
@@ -92,7 +93,7 @@ class Nodes(msgspec.Struct, kw_only=True):
 
 
 class ScheduleDocument(msgspec.Struct, kw_only=True):
-    """What recurs. `last_job`: the id of the job, or of the request of a workflow."""
+    """A schedule. `last_job`: the id of its last job, or of the request of a workflow."""
 
     name: str
     kind: Literal["cron", "cooler"]
@@ -107,21 +108,21 @@ class ScheduleDocument(msgspec.Struct, kw_only=True):
     paused_by: str | None
 
 
-class Schedules(msgspec.Struct, kw_only=True):
+class SchedulesPage(msgspec.Struct, kw_only=True):
     """All schedules."""
 
     schedules: list[ScheduleDocument]
     next: None
 
 
-class Made(msgspec.Struct):
-    """The job, or the request of a workflow, that was begun."""
+class StartedRun(msgspec.Struct):
+    """The id of the started job, or of the request of a workflow."""
 
     id: str
 
 
-class Done(msgspec.Struct):
-    """It was done."""
+class Acknowledged(msgspec.Struct):
+    """The operation succeeded."""
 
     ok: bool
 
@@ -132,19 +133,18 @@ class Heartbeat(msgspec.Struct):
     status: Literal["ok"]
 
 
-class Ready(msgspec.Struct, kw_only=True):
-    """The node is ready. `quarantined`: pools that are held back, and why."""
+class Readiness(msgspec.Struct, kw_only=True):
+    """The node is ready. `quarantined`: the quarantined pools, and why."""
 
     ready: bool
     quarantined: dict[str, str | None]
 
 
 HTML, STREAM = "text/html", "text/event-stream"
-REQUEST_STATUSES = ["queuing", "inprogress", "completed", "failed", "cancelled"]
 
 
 class Operation(NamedTuple):
-    """One method of one path. `answers`: a type of answers, a media type, or None, by status."""
+    """One method of one path. `answers`: a document type, media types, or None, by status."""
 
     method: str
     path: str
@@ -158,8 +158,8 @@ class Operation(NamedTuple):
     store: bool = True
 
 
-def _query(name: str, words: str, **schema: Any) -> dict[str, Any]:
-    return {"name": name, "in": "query", "description": words, "schema": schema}
+def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
+    return {"name": name, "in": "query", "description": description, "schema": schema}
 
 
 _LIMIT = _query(
@@ -170,112 +170,116 @@ _LIMIT = _query(
     maximum=params.MAX_PAGE_SIZE,
     default=params.DEFAULT_PAGE_SIZE,
 )
-_AFTER = _query("after", "`next` of the page before.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{32}$")
+_AFTER = _query(
+    "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{32}$"
+)
 _SINCE = _query(
-    "since", "Not older than this.", type="string", format="date-time", pattern=params.MOMENT_PATTERN
+    "since", "Only items since this time.", type="string", format="date-time", pattern=params.MOMENT_PATTERN
 )
 _WAIT = _query(
     "wait",
-    'Answer when it has ended, or after so long as it is: "10s", or seconds; at most 5 minutes.',
+    'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
     type="string",
     pattern=params.DURATION_PATTERN,
 )
 _NAME = {"type": "string", "minLength": 1, "maxLength": NAME_LIMIT}
-_STATES = [str(status) for status in Status]
+_JOB_STATUSES = [str(status) for status in Status]
+_REQUEST_STATUSES = [str(status) for status in RequestStatus]
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The job's id follows from it and the handler: a repeat answers 200 with the same job.",
+    "description": "The job's id is derived from it and the handler: a repeat answers 200 with the same job.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"},
 }
 _VIEW = _query(
-    "view", "The page whose news are wanted.", type="string", pattern="^/", maxLength=2000, default="/"
+    "view", "The path of the page to follow.", type="string", pattern="^/", maxLength=2000, default="/"
 )
 _PAGE = {200: HTML, 303: None}
 
 PAGES = (
-    ("/ui/jobs", "The dashboard's list of jobs"),
-    ("/ui/jobs/{id}", "The dashboard's page of a job"),
-    ("/ui/requests", "The dashboard's list of requests"),
-    ("/ui/requests/{id}", "The dashboard's page of a request"),
-    ("/ui/handlers", "The dashboard's handlers"),
-    ("/ui/schedules", "The dashboard's schedules"),
+    ("/ui/jobs", "Dashboard: jobs"),
+    ("/ui/jobs/{id}", "Dashboard: one job"),
+    ("/ui/requests", "Dashboard: requests"),
+    ("/ui/requests/{id}", "Dashboard: one request"),
+    ("/ui/handlers", "Dashboard: handlers"),
+    ("/ui/schedules", "Dashboard: schedules"),
 )
 
 OPERATIONS = (
     Operation("post", "/jobs", "Enqueue a job", {200: Job, 201: Job}, params.JobBody,
               headers=(_KEY,), errors=(409, 429)),
-    Operation("get", "/jobs", "Jobs by state, newest first", {200: Jobs}, query=(
-        _query("handler", "Of this handler only.", **_NAME),
-        _query("status", "In this state only.", type="string", enum=_STATES),
+    Operation("get", "/jobs", "List jobs, newest first", {200: JobsPage}, query=(
+        _query("handler", "Only jobs of this handler.", **_NAME),
+        _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
         _SINCE, _LIMIT, _AFTER), errors=(422,)),
-    Operation("post", "/jobs/bulk", "Enqueue many jobs, all or none", {201: Bulk}, params.JobsBody,
+    Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {201: BulkResult}, params.JobsBody,
               errors=(409, 429)),
-    Operation("get", "/jobs/{id}", "A job with its attempts", {200: Job}, query=(_WAIT,),
+    Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),
               errors=(404, 422)),
-    Operation("get", "/jobs/{id}/payload", "What the job returned, as it is",
+    Operation("get", "/jobs/{id}/payload", "Get a job's payload as bytes",
               {200: ("application/json", "application/octet-stream")}, errors=(404,)),
-    Operation("post", "/jobs/{id}/cancel", "End a job", {200: Job, 202: Job},
+    Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
               params.EmptyBody, errors=(404, 409)),
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.EmptyBody,
               errors=(404, 409)),
-    Operation("post", "/requests", "Begin a run of a workflow", {201: Request}, params.RequestBody),
-    Operation("get", "/requests", "Requests, newest first", {200: Requests}, query=(
-        _query("workflow", "Of this workflow only.", **_NAME),
-        _query("status", "In this state only.", type="string", enum=REQUEST_STATUSES),
+    Operation("post", "/requests", "Submit a request: run a workflow", {201: Request}, params.RequestBody),
+    Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
+        _query("workflow", "Only requests of this workflow.", **_NAME),
+        _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),
         _SINCE, _LIMIT, _AFTER), errors=(422,)),
-    Operation("get", "/requests/{id}", "A request with its jobs", {200: Request}, query=(_WAIT,),
+    Operation("get", "/requests/{id}", "Get a request with its jobs", {200: Request}, query=(_WAIT,),
               errors=(404, 422)),
-    Operation("post", "/requests/{id}/cancel", "End a request", {200: Request, 202: Request},
+    Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               params.EmptyBody, errors=(404, 409)),
-    Operation("get", "/handlers", "All handlers", {200: Handlers}),
-    Operation("post", "/handlers/{name}/pause", "Hold a handler back on every node", {200: HandlerDocument},
+    Operation("get", "/handlers", "List handlers", {200: HandlersPage}),
+    Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: HandlerDocument},
               params.PauseBody),
-    Operation("post", "/handlers/{name}/resume", "Let a handler be claimed again", {200: HandlerDocument},
+    Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: HandlerDocument},
               params.EmptyBody),
-    Operation("get", "/nodes", "All nodes", {200: Nodes}),
-    Operation("get", "/schedules", "All schedules", {200: Schedules}),
-    Operation("post", "/schedules/{name}/pause", "Let nothing recur until it is resumed",
+    Operation("get", "/nodes", "List nodes", {200: NodesPage}),
+    Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),
+    Operation("post", "/schedules/{name}/pause", "Pause a schedule",
               {200: ScheduleDocument}, params.PauseBody, errors=(404,)),
-    Operation("post", "/schedules/{name}/resume", "Go on from now", {200: ScheduleDocument},
+    Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: ScheduleDocument},
               params.EmptyBody, errors=(404,)),
-    Operation("post", "/schedules/{name}/run", "Run it once now", {201: Made}, params.EmptyBody,
+    Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
               errors=(404, 409)),
-    Operation("get", "/heartbeat", "Whether the process answers", {200: Heartbeat}, open=True,
+    Operation("get", "/heartbeat", "Liveness: the process answers", {200: Heartbeat}, open=True,
               store=False),
-    Operation("get", "/ready", "Whether the store answers and every role is up", {200: Ready}),
-    Operation("get", "/metrics", "What is measured, for Prometheus",
+    Operation("get", "/ready", "Readiness: the store answers and every role is up", {200: Readiness}),
+    Operation("get", "/metrics", "Prometheus metrics",
               {200: ("text/plain", "application/openmetrics-text")}, store=False),
     Operation("get", "/schema", "This document", {200: "application/json"}, store=False),
-    Operation("post", "/login", "Trade a token for a session cookie", {200: Done}, params.LoginBody,
-              open=True, store=False),
-    Operation("get", "/login", "The page that asks for a token", {200: HTML}, open=True, store=False),
-    Operation("post", "/ui/logout", "End the session of this browser", {200: Done}, params.EmptyBody,
-              open=True, store=False),
-    Operation("get", "/", "The dashboard", _PAGE, open=True, store=False),
-    *(Operation("get", path, words, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False)
-      for path, words in PAGES),
-    Operation("get", "/ui/static/{name}", "A file of the dashboard",
+    Operation("post", "/login", "Exchange a token for a session cookie", {200: Acknowledged},
+              params.LoginBody, open=True, store=False),
+    Operation("get", "/login", "Login form", {200: HTML}, open=True, store=False),
+    Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
+              params.EmptyBody, open=True, store=False),
+    Operation("get", "/", "Dashboard: overview", _PAGE, open=True, store=False),
+    *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False)
+      for path, summary in PAGES),
+    Operation("get", "/ui/static/{name}", "Static file of the dashboard",
               {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True, store=False),
-    Operation("get", "/events", "The news of one page of the dashboard, as server-sent events",
+    Operation("get", "/events", "Updates of one dashboard page, as server-sent events",
               {200: STREAM}, query=(_VIEW,), errors=(422,)),
 )  # fmt: skip
 
 
 REF = "#/components/schemas/{name}"
 PROBLEM = "application/problem+json"
-_WORDS = {
-    400: "The body is no valid JSON, or the request no valid HTTP.",
-    401: "A token is expected.",
-    403: "The Host is not served here.",
-    404: "There is nothing of this name or id.",
+_ERROR_DESCRIPTIONS = {
+    400: "The body is not valid JSON, or the request not valid HTTP.",
+    401: "A token is required.",
+    403: "The Host header is not allowed.",
+    404: "Not found.",
     408: "The body did not arrive in time.",
-    409: "It is in a state in which this cannot be done.",
-    413: "The body is over `gateway.max_body`.",
+    409: "Its current state does not allow this.",
+    413: "The body exceeds `gateway.max_body`.",
     415: "The body is not `application/json`.",
-    422: "The document or a parameter is not what was expected; the detail says what was.",
-    429: "The handler has `max_waiting` jobs waiting.",
-    503: "The store does not answer, or the node is ending or busy; send it again.",
+    422: "A value in the body or a parameter is invalid; `detail` says what was expected.",
+    429: "The handler has reached its `max_waiting`.",
+    500: "Internal error; `incident` is its id in the log.",
+    503: "The store is unavailable, or the node is shutting down or overloaded; retry later.",
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string"}}}
 _BODY_ERRORS = (400, 408, 413, 415, 422)
@@ -284,15 +288,16 @@ _TIMES = re.compile(r".*_(at|until|end|tick)")
 
 @cache
 def document(locked: bool) -> bytes:
-    """The document as JSON; `locked`: tokens are expected."""
-    kinds = {op.body for op in OPERATIONS if op.body} | {ProblemDocument}
-    kinds |= {kind for op in OPERATIONS for kind in op.answers.values() if isinstance(kind, type)}
-    _, components = msgspec.json.schema_components(sorted(kinds, key=lambda k: k.__name__), ref_template=REF)
-    _mark_times(components)
+    """The document as JSON; `locked`: tokens are required."""
+    answers = {kind for op in OPERATIONS for kind in op.answers.values() if isinstance(kind, type)}
+    bodies = {op.body for op in OPERATIONS if op.body}
+    types = sorted({ProblemDocument, *answers, *bodies}, key=lambda kind: kind.__name__)
+    _, components = msgspec.json.schema_components(types, ref_template=REF)
+    _mark_times({name: schema for name, schema in components.items() if not name.endswith("Body")})
     paths: dict[str, dict[str, Any]] = {}
     for op in OPERATIONS:
         paths.setdefault(op.path, {})[op.method] = _operation(op, locked)
-    whole: dict[str, Any] = {
+    openapi: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
             "title": "workerd",
@@ -303,35 +308,35 @@ def document(locked: bool) -> bytes:
         "components": {"schemas": components},
     }
     if locked:
-        whole["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        whole["security"] = [{"token": []}]
-    return msgspec.json.encode(whole)
+        openapi["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        openapi["security"] = [{"token": []}]
+    return msgspec.json.encode(openapi)
 
 
 def _mark_times(components: dict[str, Any]) -> None:
-    """Times of answers are RFC 3339, which their Python types do not say."""
-    for name, component in components.items():
+    """Declare the times of answers as RFC 3339, which their Python types do not express."""
+    for component in components.values():
         for key, schema in component.get("properties", {}).items():
-            if _TIMES.fullmatch(key) and not name.startswith("New"):
+            if _TIMES.fullmatch(key):
                 schema.clear()
                 schema.update({"type": ["string", "null"], "format": "date-time"})
 
 
 def _operation(op: Operation, locked: bool) -> dict[str, Any]:
-    described: dict[str, Any] = {
+    operation: dict[str, Any] = {
         "summary": op.summary,
         "operationId": re.sub(r"\W+", "_", f"{op.method}_{op.path}").strip("_"),
         "parameters": [*map(_path_parameter, re.findall(r"{(\w+)}", op.path)), *op.query, *op.headers],
-        "responses": {str(status): described for status, described in _responses(op, locked).items()},
+        "responses": {str(status): response for status, response in _responses(op, locked).items()},
     }
     if op.body is not None:
-        described["requestBody"] = {
+        operation["requestBody"] = {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": REF.format(name=op.body.__name__)}}},
         }
     if locked and op.open:
-        described["security"] = []
-    return described
+        operation["security"] = []
+    return operation
 
 
 def _path_parameter(name: str) -> dict[str, Any]:
@@ -342,40 +347,46 @@ def _path_parameter(name: str) -> dict[str, Any]:
 
 
 def _responses(op: Operation, locked: bool) -> dict[int, dict[str, Any]]:
-    found = {status: _answer(status, kind, op) for status, kind in op.answers.items()}
-    errors = {*op.errors, 403}
+    responses = {status: _response(status, kind, op) for status, kind in op.answers.items()}
+    errors = {*op.errors, 403, 500}
     if op.body is not None:
         errors.update(_BODY_ERRORS)
     if op.store or op.body is not None:
         errors.add(503)
     if (locked and not op.open) or op.path == "/login":
         errors.add(401)
-    for status in sorted(errors - found.keys()):
-        schema = {"$ref": REF.format(name="Problem")}
-        found[status] = {"description": _WORDS[status], "content": {PROBLEM: {"schema": schema}}}
+    for status in sorted(errors - responses.keys()):
+        schema = {"$ref": REF.format(name=ProblemDocument.__name__)}
+        responses[status] = {
+            "description": _ERROR_DESCRIPTIONS[status],
+            "content": {PROBLEM: {"schema": schema}},
+        }
         if status in (429, 503):
-            found[status]["headers"] = _RETRY_AFTER
-    return dict(sorted(found.items()))
+            responses[status]["headers"] = _RETRY_AFTER
+    return dict(sorted(responses.items()))
 
 
-def _answer(status: int, kind: Any, op: Operation) -> dict[str, Any]:
-    described: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+def _response(status: int, kind: Any, op: Operation) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if isinstance(kind, type):
         schema = {"$ref": REF.format(name=kind.__name__)}
-        described["content"] = {"application/json": {"schema": schema}}
+        response["content"] = {"application/json": {"schema": schema}}
     elif kind is not None:
-        described["content"] = {media: {} for media in ([kind] if isinstance(kind, str) else kind)}
+        response["content"] = {media: {} for media in ([kind] if isinstance(kind, str) else kind)}
     if op.path in ("/jobs", "/requests") and op.method == "post":
-        described["headers"] = {"Location": {"description": "Its path.", "schema": {"type": "string"}}}
-    return described
+        response["headers"] = {
+            "Location": {"description": "Path of the new item.", "schema": {"type": "string"}}
+        }
+    return response
 
 
-async def show(request: HTTPRequest) -> Response:
+async def show(request: starlette_requests.Request) -> Response:
     """The document."""
-    result = answer(None)
-    result.body = document(state(request).tokens.wanted)
-    result.headers["content-length"] = str(len(result.body))
-    return result
+    return Response(
+        document(locked=gateway_of(request).tokens.required),
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
 
 
 ROUTES = [Route("/schema", show, methods=["GET"])]

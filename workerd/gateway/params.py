@@ -1,8 +1,9 @@
-"""Request bodies and query parameters, checked before anything is done."""
+"""Request bodies, path and query parameters: decoded and checked before anything is done."""
 
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -11,18 +12,16 @@ from starlette.requests import Request
 from workerd import clock
 from workerd.config.validators import duration
 from workerd.gateway.problems import HTTPProblem
-from workerd.job import NAME_LIMIT, Status, parse_id
+from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import JobSpec
 
 T = TypeVar("T")
+S = TypeVar("S", bound=StrEnum)
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 500
-"""Rows of one page at the most."""
+"""Rows."""
 MAX_BULK_JOBS = 10_000
-"""Jobs of one bulk at the most."""
 MAX_WAIT_S = 300.0
-"""Seconds of one long poll at the most."""
-
 
 DURATION_PATTERN = r"^\s*[0-9]{1,20}(\.[0-9]{1,20})?\s*(ms|s|m|h|d)?\s*$"
 MOMENT_PATTERN = (
@@ -30,22 +29,22 @@ MOMENT_PATTERN = (
 )
 
 
-def _told(**schema: Any) -> msgspec.Meta:
-    """What /schema says beyond what the decoder checks; JobSpec checks it, with better words."""
+def _schema(**schema: Any) -> msgspec.Meta:
+    """Constraints for /schema only: JobSpec checks them, with better messages than the decoder."""
     return msgspec.Meta(extra_json_schema=schema)
 
 
-Name = Annotated[str, _told(minLength=1, maxLength=NAME_LIMIT)]
-Key = Annotated[str, _told(minLength=1, maxLength=NAME_LIMIT, pattern="^[^~]")]
-Seconds = Annotated[float, _told(minimum=0, maximum=2_000_000)]
-Duration = Seconds | Annotated[str, _told(pattern=DURATION_PATTERN)]
-Moment = Annotated[str, _told(format="date-time", pattern=MOMENT_PATTERN)]
-Priority = Annotated[int, _told(minimum=-(2**31), maximum=2**31 - 1)]
-Attempts = Annotated[int, _told(minimum=1, maximum=2**31 - 1)]
+Name = Annotated[str, _schema(minLength=1, maxLength=NAME_LIMIT)]
+Key = Annotated[str, _schema(minLength=1, maxLength=NAME_LIMIT, pattern="^[^~]")]
+Seconds = Annotated[float, _schema(minimum=0, maximum=2_000_000)]
+Duration = Seconds | Annotated[str, _schema(pattern=DURATION_PATTERN)]
+Moment = Annotated[str, _schema(format="date-time", pattern=MOMENT_PATTERN)]
+Priority = Annotated[int, _schema(minimum=-(2**31), maximum=2**31 - 1)]
+Attempts = Annotated[int, _schema(minimum=1, maximum=2**31 - 1)]
 
 
 class JobBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A job to enqueue. Durations: seconds, or text such as "30s". `run_at`: RFC 3339 with an offset."""
+    """A job to enqueue. Durations are seconds or text such as "30s"; `run_at` is RFC 3339 with an offset."""
 
     handler: Name
     vars: dict[str, Any] = {}
@@ -58,42 +57,31 @@ class JobBody(msgspec.Struct, forbid_unknown_fields=True):
     meta: Any = None
 
     def spec(self, job_id: str | None = None) -> JobSpec:
-        """The same in the client's terms."""
-        return JobSpec(
-            handler=self.handler,
-            vars=self.vars,
-            id=job_id,
-            delay=self.delay,
-            run_at=self.run_at,
-            priority=self.priority,
-            unique_key=self.unique_key,
-            deadline=self.deadline,
-            max_attempts=self.max_attempts,
-            meta=self.meta,
-        )
+        """The JobSpec with this id."""
+        return JobSpec(id=job_id, **{name: getattr(self, name) for name in self.__struct_fields__})
 
 
 class JobsBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Jobs to enqueue, all or none."""
+    """Jobs to enqueue; all or none are inserted."""
 
     jobs: list[JobBody]
 
 
 class RequestBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A request to begin."""
+    """A request to submit."""
 
     workflow: Name
     params: dict[str, Any] = {}
 
 
 class PauseBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Why a handler is held back."""
+    """The reason of a pause, shown to operators."""
 
     reason: str | None = None
 
 
 class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """An empty object; an empty body is as good."""
+    """An empty object; an empty body is accepted too."""
 
 
 class LoginBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,15 +91,15 @@ class LoginBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 async def body(request: Request, kind: type[T]) -> T:
-    """The body as a checked document.
+    """The decoded body.
 
-    Raises Problem 415 for another kind of content, which no page of another site can send as JSON without
-    being asked; 400 for what is no JSON, 422 for what does not fit.
+    Raises HTTPProblem: 415 unless the content type is JSON (a page of another site cannot send that without
+    a preflight request), 400 for invalid JSON, 422 for JSON of another shape.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise HTTPProblem(
-            415, "A body of Content-Type application/json is expected.", {"Accept": "application/json"}
+            415, "Expected a body with Content-Type: application/json.", {"Accept": "application/json"}
         )
     data = await request.body()
     if not data.strip() and kind in (EmptyBody, PauseBody):
@@ -119,52 +107,65 @@ async def body(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise HTTPProblem(422, _sentence(str(error))) from None
+        raise HTTPProblem(422, _without_dollar(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise HTTPProblem(400, f"The body is not valid JSON: {error}.") from None
     except RecursionError:
         raise HTTPProblem(400, "The body is nested too deeply.") from None
 
 
-def _sentence(text: str) -> str:
-    # msgspec names the place as `$.jobs[3].handler`; people know it without the dollar.
+def _without_dollar(text: str) -> str:
+    # msgspec names the place as `$.jobs[3].handler`.
     return re.sub(r" - at `\$\.?(.*?)`$", r" at `\1`", text)
 
 
 def job_id(request: Request) -> bytes:
-    """The id in the path. Raises Problem 404: what is no id names no job."""
+    """The id in the path. Raises HTTPProblem 404 for text that is no id."""
+    return parsed_id(request.path_params["id"])
+
+
+def parsed_id(text: str) -> bytes:
+    """The 16 bytes of an id in UUID form. Raises HTTPProblem 404 for other text."""
     try:
-        return parse_id(request.path_params["id"])
+        return parse_id(text)
     except ValueError as error:
-        raise HTTPProblem(404, f"There is nothing with this id: {error}.") from None
+        raise HTTPProblem(404, f"Not found: {error}.") from None
 
 
 def limit(request: Request) -> int:
-    """`limit` of a list. Raises Problem 422."""
+    """Query parameter `limit`. Raises HTTPProblem 422."""
     text = request.query_params.get("limit")
     if text is None:
         return DEFAULT_PAGE_SIZE
     if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_PAGE_SIZE or len(text) > 9:
-        raise HTTPProblem(422, f"limit: expected a whole number from 1 to {MAX_PAGE_SIZE}.")
+        raise HTTPProblem(
+            422, f"limit: expected a whole number from 1 to {MAX_PAGE_SIZE}, got {text[:60]!r}."
+        )
     return int(text)
 
 
-def status(request: Request) -> Status | None:
-    """`status` of a list of jobs. Raises Problem 422."""
+def status(request: Request, statuses: type[S]) -> S | None:
+    """Query parameter `status`. Raises HTTPProblem 422."""
     text = request.query_params.get("status")
-    if text is None:
-        return None
+    return None if text is None else parsed_status(text, statuses)
+
+
+def parsed_status(text: str, statuses: type[S]) -> S:
+    """A member of `statuses`. Raises HTTPProblem 422."""
     try:
-        return Status(text)
+        return statuses(text)
     except ValueError:
-        raise HTTPProblem(422, f"status: expected one of {', '.join(Status)}.") from None
+        raise HTTPProblem(422, f"status: expected one of {', '.join(statuses)}, got {text[:60]!r}.") from None
 
 
 def since(request: Request) -> int | None:
-    """`since` of a list, as store time. Raises Problem 422."""
+    """Query parameter `since`, as store time in microseconds. Raises HTTPProblem 422."""
     text = request.query_params.get("since")
-    if text is None:
-        return None
+    return None if text is None else parsed_since(text)
+
+
+def parsed_since(text: str) -> int:
+    """RFC 3339 as store time in microseconds. Raises HTTPProblem 422."""
     try:
         return clock.from_rfc3339(text)
     except ValueError as error:
@@ -172,7 +173,7 @@ def since(request: Request) -> int | None:
 
 
 def text(request: Request, name: str) -> str | None:
-    """A filter of a list that is a name. Raises Problem 422 for an empty one, which is hardly meant."""
+    """A query parameter that is a name. Raises HTTPProblem 422 if it is empty or too long."""
     value = request.query_params.get(name)
     if value is not None and not 0 < len(value) <= NAME_LIMIT:
         raise HTTPProblem(422, f"{name}: expected 1 to {NAME_LIMIT} characters.")
@@ -180,12 +181,12 @@ def text(request: Request, name: str) -> str | None:
 
 
 def cursor(request: Request) -> str | None:
-    """`after` of a list: checked where it is read."""
+    """Query parameter `after`; the store checks it."""
     return request.query_params.get("after")
 
 
 def wait(request: Request) -> float:
-    """`wait` of a look-up, seconds; 0 for none. Raises Problem 422."""
+    """Query parameter `wait` in seconds, at most MAX_WAIT_S; 0 without it. Raises HTTPProblem 422."""
     text = request.query_params.get("wait")
     if text is None:
         return 0.0

@@ -1,7 +1,9 @@
-"""Errors as RFC 9457 problem documents: what was expected, and what to do next."""
+"""Errors as RFC 9457 problem documents."""
 
 from __future__ import annotations
 
+import hashlib
+import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -9,9 +11,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workerd import log
 from workerd.errors import (
+    CommitUnknown,
     Conflict,
     HandlerNotFound,
+    InvalidValue,
     NotFound,
     StoreAway,
     StoreError,
@@ -19,29 +24,35 @@ from workerd.errors import (
     WrongVersion,
 )
 
-RETRY_AFTER = 2
-"""Seconds that a client is told to wait when the store or the node cannot take it now."""
+_log = log.get_logger("gateway")
+
+RETRY_AFTER_S = 2
+"""Retry-After of answers that mean that the store or the node cannot take the request now."""
+WRONG_VERSION_RETRY_AFTER_S = 30
+OVERLOADED_RETRY_AFTER_S = 1
 
 
 class HTTPProblem(Exception):
-    """An answer that is an error. `detail`: one sentence for whoever sent the request."""
+    """An error answer. `detail`: one sentence for the client; `members`: further members of the document."""
 
-    def __init__(self, status: int, detail: str, headers: dict[str, str] | None = None, **more: Any) -> None:
+    def __init__(
+        self, status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
         super().__init__(detail)
         self.status = status
         self.detail = detail
         self.headers = headers or {}
-        self.more = more
+        self.members = members
 
 
-def response(problem: HTTPProblem) -> Response:
-    """The document of a problem."""
+def problem_response(problem: HTTPProblem) -> Response:
+    """The problem as a response."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
         "detail": problem.detail,
-        **problem.more,
+        **problem.members,
     }
     return Response(
         msgspec.json.encode(body),
@@ -51,38 +62,56 @@ def response(problem: HTTPProblem) -> Response:
     )
 
 
-def of(error: Exception) -> HTTPProblem:
-    """The problem that an error of the program means to a client."""
+def unavailable(detail: str, retry_after_s: int = RETRY_AFTER_S) -> HTTPProblem:
+    """A 503 with Retry-After."""
+    return HTTPProblem(503, detail, {"Retry-After": str(retry_after_s)})
+
+
+def overloaded() -> HTTPProblem:
+    """The 503 of a gateway whose queues are full."""
+    return unavailable("The gateway is overloaded; retry in 1 s.", OVERLOADED_RETRY_AFTER_S)
+
+
+def problem_of(error: Exception, path: str) -> HTTPProblem:
+    """The problem that an error means to the client; logs it with an incident id if it is a bug of ours."""
     match error:
         case HTTPProblem():
             return error
-        case HandlerNotFound():
+        case HandlerNotFound() | InvalidValue():
             return HTTPProblem(422, str(error))
         case NotFound():
             return HTTPProblem(404, str(error))
         case Conflict():
             return HTTPProblem(409, str(error))
         case TooManyWaiting():
-            return HTTPProblem(429, str(error), {"Retry-After": str(RETRY_AFTER)})
+            return HTTPProblem(429, str(error), {"Retry-After": str(RETRY_AFTER_S)})
         case WrongVersion():
-            return HTTPProblem(503, str(error), {"Retry-After": "30"})
+            return unavailable(str(error), WRONG_VERSION_RETRY_AFTER_S)
+        case CommitUnknown():
+            return unavailable(
+                "The connection to the store was lost during the commit: the change may have taken effect. "
+                "Check before you repeat it; a repeat with the same Idempotency-Key is safe."
+            )
         case StoreAway():
-            return away()
+            return unavailable("The store is unavailable; nothing was changed. Retry later.")
         case StoreError():
-            return HTTPProblem(422, f"The store refused it: {error}")
-        case ValueError():
-            return HTTPProblem(422, str(error))
+            return HTTPProblem(422, f"The store refused the request: {error}")
         case _:
-            return HTTPProblem(500, "The gateway met a fault of its own; its log says more.")
+            return _crashed(error, path)
 
 
-def away() -> HTTPProblem:
-    """The store does not answer now."""
+def _crashed(error: Exception, path: str) -> HTTPProblem:
+    # Equal faults share an id: the log drops repetitions, and each answered id must be found there.
+    trace = "".join(traceback.format_exception(error))
+    incident = hashlib.blake2b(trace.encode("utf-8", "replace"), digest_size=6).hexdigest()
+    _log.error("route.crashed", incident=incident, path=path, exc_info=error)
     return HTTPProblem(
-        503, "The store does not answer; nothing was changed, try again.", {"Retry-After": str(RETRY_AFTER)}
+        500,
+        f"Internal error; the gateway's log has the details under incident {incident}.",
+        incident=incident,
     )
 
 
-async def respond(request: Request, error: Exception) -> Response:
-    """Starlette's handler of every exception."""
-    return response(of(error))
+async def error_response(request: Request, error: Exception) -> Response:
+    """Starlette's exception handler for errors of the program."""
+    return problem_response(problem_of(error, request.url.path))

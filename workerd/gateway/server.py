@@ -1,4 +1,7 @@
-"""The gateway's process: uvicorn in an event loop that also serves the supervisor's channel."""
+"""The gateway's process: uvicorn in an event loop that also serves the supervisor's channel.
+
+Beats leave from the loop that serves requests, so a stuck gateway misses its watchdog and is replaced.
+"""
 
 from __future__ import annotations
 
@@ -19,66 +22,61 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from workerd import log
 from workerd.gateway.app import application
 from workerd.gateway.auth import Tokens
-from workerd.gateway.backend import TIMEOUT, Backend
+from workerd.gateway.backend import STATEMENT_TIMEOUT_S, Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events, Parts
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
-from workerd.gateway.problems import HTTPProblem, response
-from workerd.gateway.state import GatewayState as State
+from workerd.gateway.problems import HTTPProblem, problem_response
+from workerd.gateway.state import GatewayState
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import listen as listen_unix
 from workerd.store import queries, requests
 
-# The gateway's process: uvicorn in an event loop that also turns the line to the supervisor.
-#
-# Beats leave from the same loop that serves, so a gateway that is stuck falls silent and is replaced.
-#
-
-HEAD_TIME = 10.0
-"""Seconds in which a connection must have sent a whole head, and between two requests."""
-CONNECTIONS = 4000
-BACKLOG = 1024
-TURN_EVERY = 1.0
-"""Seconds; sooner when a timer is due, and what can be read is read at once."""
-BIND_AGAIN = 1.0
-TAKE_TIME = 30.0
-"""Seconds in which a client must take something of an answer that waits for it."""
-TICK_EVERY = 1.0
-LAST_WORDS = 2.0
-"""Seconds for answers that are under way when the node ends."""
+HEAD_TIMEOUT_S = 10.0
+"""How long a connection may take to send a whole request head, and how long it may stay idle."""
+SEND_TIMEOUT_S = 30.0
+"""A client that reads nothing of a pending answer for so long is disconnected."""
+MAX_CONNECTIONS = 4000
+LISTEN_BACKLOG = 1024
+MAX_TURN_INTERVAL_S = 1.0
+"""Between two turns of the supervisor channel's loop, unless a timer or a message is due earlier."""
+BIND_RETRY_S = 1.0
+UVICORN_TICK_S = 1.0
+SHUTDOWN_TIMEOUT_S = 2.0
+"""How long requests in flight may take when the node shuts down."""
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's protocol, but a client that never finishes its head, or takes no answer, is let go."""
+class TimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP protocol with timeouts for request heads and for clients that do not read."""
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._head_timer: asyncio.TimerHandle | None = None
-        self._take_timer: asyncio.TimerHandle | None = None
-        self._watch()
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._start_head_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
-            self._watch()
+            self._start_head_timer()
         elif self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _watch(self) -> None:
+    def _start_head_timer(self) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIME, self._give_up)
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
 
-    def _give_up(self) -> None:
+    def _on_head_timeout(self) -> None:
         self._head_timer = None
         if self.cycle is None or self.cycle.response_complete:
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
-        answer = response(HTTPProblem(400, "This is no valid HTTP request.", {"Connection": "close"}))
+        answer = problem_response(HTTPProblem(400, "Invalid HTTP request.", {"Connection": "close"}))
         head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
         for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
             self.transport.write(self.conn.send(event) or b"")
@@ -86,17 +84,17 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        if self._take_timer is None:
-            self._take_timer = self.loop.call_later(TAKE_TIME, self.transport.abort)
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._take_timer is not None:
-            self._take_timer.cancel()
-            self._take_timer = None
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._take_timer):
+        for timer in (self._head_timer, self._send_timer):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
@@ -109,23 +107,23 @@ class Gateway(Service):
         super().__init__(ctx.control, ctx.watchdog)
         setproctitle.setproctitle("workerd: gateway")
         self._config = ctx.config
-        self._backend = Backend(ctx.config, min(TIMEOUT, ctx.watchdog * 0.4))
+        self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
+        self._state: GatewayState
         self._stopping: asyncio.Event
-        self._server: uvicorn.Server | None = None
         self._log = log.get_logger("gateway")
 
     def run(self) -> int:
-        """Serve until the supervisor says stop."""
+        """Serve until the supervisor stops the gateway."""
         _raise_descriptor_limit()
-        # What a client sends wrong is the client's to know, and would fill the log at its will.
+        # Clients could fill the log with warnings about their own invalid requests.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
-        asyncio.run(self._live())
+        asyncio.run(self._main())
         with contextlib.suppress(OSError):
             self.supervisor.flush()
-        # Threads that still wait for a store that is away must not hold up the end.
+        # Threads that wait for an unavailable store must not delay the exit.
         os._exit(0)
 
-    async def _live(self) -> None:
+    async def _main(self) -> None:
         self._stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_reader(self.loop.fileno(), self._turn)
@@ -144,26 +142,42 @@ class Gateway(Service):
     async def _keep_turning(self) -> None:
         while True:
             self._turn()
-            await asyncio.sleep(self.loop.rest(TURN_EVERY))
+            await asyncio.sleep(self.loop.rest(MAX_TURN_INTERVAL_S))
 
     async def _serve(self) -> None:
         sock = await self._bind()
         if sock is None:
             return
-        self._state = State(
+        self._state = GatewayState(
             config=self._config,
             backend=self._backend,
             tokens=Tokens(self._config.gateway.token_file),
-            jobs=LongPolls(self._backend, queries.ended_of),
-            requests=LongPolls(self._backend, requests.ended_of),
-            gathering=BatchEnqueue(self._backend, self._config),
+            job_polls=LongPolls(self._backend, queries.ended_of),
+            request_polls=LongPolls(self._backend, requests.ended_of),
+            batch_enqueue=BatchEnqueue(self._backend, self._config),
             history=History(self._backend.paths.metrics),
-            events=Events(self._parts),
+            events=Events(self._render),
         )
-        keeping = asyncio.create_task(self._state.history.keep())
-        config = uvicorn.Config(
+        sampling = asyncio.create_task(self._state.history.run())
+        server = _Server(self._uvicorn_config(), self._stopping)
+        serving = asyncio.create_task(server.serve(sockets=[sock]))
+        self.become("up")
+        self._log.info("gateway.listening", listen=self._config.gateway.listen)
+        await self._stopping.wait()
+        self._backend.draining = True
+        self._state.job_polls.release_all()
+        self._state.request_polls.release_all()
+        self._state.events.end()
+        sampling.cancel()
+        server.should_exit = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S * 2):
+                await serving
+
+    def _uvicorn_config(self) -> uvicorn.Config:
+        return uvicorn.Config(
             application(self._state, self._config),
-            http=PatientProtocol,
+            http=TimeoutProtocol,
             loop="none",
             lifespan="off",
             interface="asgi3",
@@ -172,67 +186,54 @@ class Gateway(Service):
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=int(HEAD_TIME),
-            timeout_graceful_shutdown=int(LAST_WORDS),
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_keep_alive=int(HEAD_TIMEOUT_S),
+            timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT_S),
         )
-        self._server = _Server(config, self._stopping)
-        serving = asyncio.create_task(self._server.serve(sockets=[sock]))
-        self.become("up")
-        self._log.info("listening", listen=self._config.gateway.listen)
-        await self._stopping.wait()
-        self._backend.draining = True
-        self._state.jobs.answer_all()
-        self._state.requests.answer_all()
-        self._state.events.end()
-        keeping.cancel()
-        self._server.should_exit = True
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS * 2):
-                await serving
 
-    async def _parts(self, path: str, query: str) -> Parts:
-        parts = (await view_of(self._state, path, query)).parts
-        return {name: str(part) for name, part in parts.items()}
+    async def _render(self, path: str, query: str) -> Parts:
+        view = await view_of(self._state, path, query)
+        # msgspec encodes no subclasses of str.
+        return {name: str(html) for name, html in view.parts.items()}
 
     async def _bind(self) -> socket.socket | None:
-        """The listening socket; tried until it is there, or until the end."""
+        """The listening socket; retries until it can be opened, None if the gateway is stopped first."""
         while not self._stopping.is_set():
             try:
                 return _listen(self._config.gateway.listen)
             except OSError as error:
                 trouble = (
                     f"The gateway cannot listen on {self._config.gateway.listen} ({error.strerror}); "
-                    "end who uses it, or set gateway.listen to another address."
+                    "stop the process that uses it, or set gateway.listen to another address."
                 )
                 if self.trouble != trouble:
-                    self._log.error("cannot listen", error=trouble)
+                    self._log.error("gateway.bind_failed", error=trouble)
                 self.become("failed", trouble)
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(BIND_AGAIN):
+                    async with asyncio.timeout(BIND_RETRY_S):
                         await self._stopping.wait()
         return None
 
     def info(self) -> dict[str, Any]:
-        """What `workerd status` shows."""
+        """The gateway's fields in `workerd status`."""
         return {"listen": self._config.gateway.listen}
 
     def on_stop(self) -> None:
-        """Answer what is under way, then end."""
+        """Answer the requests in flight, then exit."""
         self._stopping.set()
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers, as the supervisor decides, and without its ten ticks a second."""
+    """uvicorn without signal handlers, as the supervisor decides, and without its ten ticks per second."""
 
     def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
         self._stopping = stopping
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(0):  # 0: each tick writes the date of the next second's answers
+        while not await self.on_tick(0):  # 0: each tick updates the Date header
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_EVERY):
+                async with asyncio.timeout(UVICORN_TICK_S):
                     await self._stopping.wait()
             if self._stopping.is_set():
                 return
@@ -250,10 +251,10 @@ def _listen(address: str) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # Inherited by every connection: an answer leaves in two writes, and would wait 40 ms for the second.
+        # Inherited by each connection: an answer is two writes, and Nagle would delay the second by 40 ms.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.bind((host.strip("[]"), int(port)))
-        sock.listen(BACKLOG)
+        sock.listen(LISTEN_BACKLOG)
         sock.setblocking(False)
     except OSError:
         sock.close()
@@ -263,14 +264,12 @@ def _listen(address: str) -> socket.socket:
 
 def _raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = CONNECTIONS + 200
+    wanted = MAX_CONNECTIONS + 200
     if soft < wanted:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def main(ctx: RoleContext) -> int:
-    """Serve until the supervisor says stop; returns the exit status."""
-    # Starlette and uvicorn are loaded here and nowhere else: no other process pays for their memory.
-
+    """Serve until the supervisor stops the gateway; returns the exit status."""
     return Gateway(ctx).run()

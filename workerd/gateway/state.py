@@ -1,10 +1,13 @@
-"""What the routes share, for the life of the process."""
+"""What the routes share: the gateway's state, JSON answers, and the answer to a wrong method."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import msgspec
 from starlette.requests import Request
+from starlette.responses import Response
 
 from workerd.config.model import Config
 from workerd.gateway.auth import Tokens
@@ -13,23 +16,51 @@ from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
+from workerd.gateway.problems import HTTPProblem
 
 
 @dataclass(frozen=True)
 class GatewayState:
-    """The configuration, the way to the store, and those who wait."""
+    """One instance for the life of the process."""
 
     config: Config
     backend: Backend
     tokens: Tokens
-    jobs: LongPolls
-    requests: LongPolls
-    gathering: BatchEnqueue
+    job_polls: LongPolls
+    request_polls: LongPolls
+    batch_enqueue: BatchEnqueue
     history: History
     events: Events
 
+    @property
+    def node_name(self) -> str:
+        """The node's name as pages show it."""
+        return self.config.node.name or "workerd"
 
-def state(request: Request) -> GatewayState:
-    """The gateway that this request came to."""
+
+def gateway_of(request: Request) -> GatewayState:
+    """The state of the gateway that received the request."""
     gateway: GatewayState = request.app.state.gateway
     return gateway
+
+
+def json_response(document: Any, status: int = 200) -> Response:
+    """A JSON answer that no cache keeps."""
+    return Response(
+        msgspec.json.encode(document),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"},
+    )
+
+
+def wrong_method(request: Request, *allowed: str) -> HTTPProblem:
+    """405, with the methods that the path allows."""
+    return HTTPProblem(
+        405, f"This path does not allow {request.method}.", {"Allow": ", ".join(sorted(allowed))}
+    )
+
+
+async def only_post(request: Request) -> Response:
+    """Answer 405 for a path that another route's pattern would match as well."""
+    raise wrong_method(request, "POST")

@@ -10,7 +10,7 @@ import msgspec
 
 from workerd.config.model import Config, HandlerConfig
 from workerd.documents import Enqueued
-from workerd.errors import HandlerNotFound, TooManyWaiting
+from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job import id_text
 from workerd.job_spec import Checked
 from workerd.signature import check_vars
@@ -62,7 +62,7 @@ def admit(
 ) -> list[Enqueued]:
     """Insert all jobs or none; `look` false leaves their vars to the attempts; `known`: if asked before.
 
-    Raises HandlerNotFound, TooManyWaiting, ValueError for vars that do not fit a known signature.
+    Raises HandlerNotFound, TooManyWaiting, InvalidValue for vars that do not fit a known signature.
     """
     if known is None:
         known = handlers.known(tx)
@@ -79,7 +79,7 @@ def refusal(spec: Checked, known: Mapping[str, bytes | None], config: Config) ->
     try:
         check_handlers([spec.handler], known, config)
         _check_vars(spec, known.get(spec.handler))
-    except (HandlerNotFound, ValueError) as error:
+    except (HandlerNotFound, InvalidValue) as error:
         return error
     return None
 
@@ -137,7 +137,7 @@ def _check_vars(spec: Checked, signature: bytes | None) -> None:
         return
     fault = check_vars(signature, msgspec.json.decode(spec.vars))
     if fault is not None:
-        raise ValueError(f"{spec.handler}: {fault}")
+        raise InvalidValue(f"{spec.handler}: {fault}")
 
 
 def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:

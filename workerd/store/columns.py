@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from workerd import clock
+from workerd.errors import InvalidValue
 from workerd.job import Key
 from workerd.store.base import Row, Tx
 
@@ -292,14 +293,14 @@ def cursor_text(moment: int, ident: bytes) -> str:
 
 
 def read_cursor(text: str) -> tuple[int, bytes]:
-    """The position that a cursor names; ValueError if it is none."""
+    """The position that a cursor names; InvalidValue if it is none."""
     moment, point, ident = text.partition(".")
     try:
         if not point or not moment.isascii() or not moment.isdigit() or len(moment) > 18 or len(ident) != 32:
             raise ValueError
         return int(moment), bytes.fromhex(ident)
     except ValueError:
-        raise ValueError("expected `after` to be the `next` of a page before it") from None
+        raise InvalidValue("expected `after` to be the `next` of a page before it") from None
 
 
 def cut_page(items: list[T], limit: int, cursor: Callable[[T], str]) -> Page[T]:

@@ -1,3 +1,3 @@
-"""The dashboard: pages rendered here, shown by any browser, kept fresh by server-sent events."""
+"""The dashboard: HTML pages rendered on the server and updated by server-sent events."""
 
 from __future__ import annotations

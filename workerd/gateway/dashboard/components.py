@@ -1,4 +1,4 @@
-"""What pages are made of: escaped elements, tables, cards, buttons, and values in words."""
+"""Building blocks of pages: escaped elements, tables, cards, buttons, and formatted values."""
 
 from __future__ import annotations
 
@@ -8,13 +8,18 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from workerd.clock import to_rfc3339, to_text
+from workerd.text import seconds_text, size_text
 
-VOID = frozenset({"input", "meta", "link", "br", "hr"})
+VOID_ELEMENTS = frozenset({"input", "meta", "link", "br", "hr"})
+MAX_JSON_CHARS = 20_000
+"""Longer JSON values are truncated."""
+DASH = "–"
+"""Stands for a value that does not exist."""
+TRUNCATED = "\n… truncated"
 
 
 class Markup(str):
-    """Text that is HTML; made by `el` alone."""
+    """Text that is HTML already; `el` and `join` escape every other text."""
 
     __slots__ = ()
 
@@ -24,23 +29,23 @@ Attribute = str | int | float | bool | None
 
 
 def el(name: str, /, *children: Child, **attributes: Attribute) -> Markup:
-    """An element. `class_` is the attribute `class`, `data_id` is `data-id`; None and False are left out."""
-    words = [name]
+    """An element. `class_` is the attribute `class`, `data_id` is `data-id`; None and False are omitted."""
+    parts = [name]
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         attribute = key.rstrip("_").replace("_", "-")
-        words.append(attribute if value is True else f'{attribute}="{escape(str(value))}"')
-    start = f"<{' '.join(words)}>"
-    return Markup(start if name in VOID else f"{start}{join(*children)}</{name}>")
+        parts.append(attribute if value is True else f'{attribute}="{escape(str(value))}"')
+    start = f"<{' '.join(parts)}>"
+    return Markup(start if name in VOID_ELEMENTS else f"{start}{join(*children)}</{name}>")
 
 
 def join(*children: Child) -> Markup:
-    """Children one after the other."""
-    return Markup("".join(map(_text, children)))
+    """The children, escaped and concatenated."""
+    return Markup("".join(map(_html, children)))
 
 
-def _text(child: Child) -> str:
+def _html(child: Child) -> str:
     match child:
         case None:
             return ""
@@ -55,70 +60,44 @@ def _text(child: Child) -> str:
 
 
 def path(*parts: str) -> str:
-    """A path of the gateway from parts that may hold anything."""
+    """A path of the gateway; the parts are percent-encoded."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
-JSON_SHOWN = 20_000
-"""Characters of a document that a page shows."""
-
-
 def seconds(value: float | None) -> str:
-    """`0.4 ms`, `12.3 s`, `5 min 02 s`, `3 h 20 min`, `2 d 4 h`."""
-    if value is None:
-        return "–"
-    if value < 0.9995:
-        return f"{value * 1000:.1f} ms" if value < 0.0995 else f"{value * 1000:.0f} ms"
-    if value < 59.95:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    """A duration in seconds."""
+    return seconds_text(value) or DASH
 
 
 def microseconds(value: int | None) -> str:
-    """A duration that a row holds."""
-    return "–" if value is None else seconds(value / 1e6)
+    """A duration in microseconds."""
+    return DASH if value is None else seconds(value / 1e6)
 
 
-def size(value: float | None) -> str:
-    """A size in powers of 1024."""
-    if value is None:
-        return "–"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(value) < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+def kib(value: int | None) -> str:
+    """A size in KiB."""
+    return size_text(value * 1024) if value else DASH
 
 
 def number(value: float | None) -> str:
     """`1,234`, `12.3`, `0.25`."""
     if value is None:
-        return "–"
+        return DASH
     if value == int(value) or value >= 100:
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def count(value: int, cap: int) -> str:
-    """A count that was not followed beyond `cap`."""
+    """A count that was not continued beyond `cap`."""
     return f"{cap:,}+" if value >= cap else f"{value:,}"
 
 
-def plural(amount: int, noun: str) -> str:
-    """`1 job`, `2 jobs`."""
-    return f"{amount:,} {noun}" if amount == 1 else f"{amount:,} {noun}s"
-
-
-def moment(us: int | None) -> Child:
-    """A store time; the page's script shows how long ago it is, and the time itself beside it."""
-    if us is None:
-        return "–"
-    return el("time", to_text(us)[:19], datetime=to_rfc3339(us), class_="ago")
+def moment(time: str | None) -> Child:
+    """An RFC 3339 time; the page's script shows it as an age, with the time itself as a tooltip."""
+    if time is None:
+        return DASH
+    return el("time", time[:19].replace("T", " "), datetime=time, class_="ago")
 
 
 _TONES = {
@@ -128,28 +107,37 @@ _TONES = {
     "failure": "bad", "failed": "bad", "quarantined": "bad", "lost": "bad", "away": "bad",
     "paused": "warn", "cancelled": "mute", "draining": "warn", "stopping": "warn",
 }  # fmt: skip
-_NAMES = {"inprogress": "running", "new": "waiting"}
+_STATE_NAMES = {"inprogress": "running", "new": "waiting", "failure": "failed"}
 
 
-def badge(state: str, more: str | None = None) -> Markup:
-    """A state, told by its word as well as by its colour."""
-    name = _NAMES.get(state, state)
-    return el("span", name, f" · {more}" if more else None, class_=f"badge {_TONES.get(state, 'mute')}")
+def badge(state: str, detail: str | None = None) -> Markup:
+    """A state, as a word and a color."""
+    return el("span", state_name(state), f" · {detail}" if detail else None, class_=f"badge {tone(state)}")
 
 
-def document(value: Any) -> str:
-    """A JSON value over several lines, cut where it becomes too long to look at."""
+def tone(state: str) -> str:
+    """The CSS class that colors a state."""
+    return _TONES.get(state, "mute")
+
+
+def state_name(state: str) -> str:
+    """A state as operators read it."""
+    return _STATE_NAMES.get(state, state)
+
+
+def json_text(value: Any) -> str:
+    """A JSON value, indented; truncated above MAX_JSON_CHARS."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    return text if len(text) <= JSON_SHOWN else text[:JSON_SHOWN] + "\n… cut here"
+    return text if len(text) <= MAX_JSON_CHARS else text[:MAX_JSON_CHARS] + TRUNCATED
 
 
 def short_id(text: str) -> str:
-    """What tells ids of one list apart: UUIDv7 begin alike, their ends do not."""
+    """Both ends of an id: UUIDv7 of one list have the same beginning."""
     return f"{text[:8]}…{text[-6:]}"
 
 
 def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]], empty: str) -> Markup:
-    """A table that becomes a list of cards where the screen is narrow; `empty`: what to say without rows."""
+    """A table, laid out as cards on narrow screens; `empty` is shown instead if there are no rows."""
     if not rows:
         return el("p", empty, class_="empty")
     head = el("tr", [el("th", header, scope="col", role="columnheader") for header in headers], role="row")
@@ -164,12 +152,12 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
         )
         for row in rows
     ]
-    # The roles say again what the elements are: a table laid out as cards loses its meaning otherwise.
+    # Explicit roles: laid out as cards, the elements would lose their table semantics.
     return el(
         "div",
         el(
             "table",
-            el("caption", caption, class_="unseen"),
+            el("caption", caption, class_="visually-hidden"),
             el("thead", head, role="rowgroup"),
             el("tbody", body, role="rowgroup"),
             role="table",
@@ -179,11 +167,11 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
 
 
 def _class(cell: Child) -> str | None:
-    return "none" if cell in ("–", "0") else None
+    return "none" if cell in (DASH, "0") else None
 
 
 def card(title: str, *children: Child, note: Child = None, wide: bool = False, ident: str = "") -> Markup:
-    """A titled part of a page."""
+    """A titled section."""
     heading = el("h2", title, id=ident or None)
     return el(
         "section",
@@ -194,54 +182,68 @@ def card(title: str, *children: Child, note: Child = None, wide: bool = False, i
 
 
 def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
-    """Names and values; what is None is left out."""
+    """Names and values; None values are omitted."""
     shown = [(name, value) for name, value in pairs if value is not None]
     return el("dl", [el("div", el("dt", name), el("dd", value)) for name, value in shown], class_="facts")
 
 
 def button(
-    label: str, post: str, *, ask: str | None = None, reason: bool = False, go: bool = False, what: str = ""
+    label: str, post: str, *, confirm: str | None = None, reason: bool = False, target: str = ""
 ) -> Markup:
-    """A button that sends POST; `ask`: a question before, `reason`: with a field for why, `go`: follow it.
+    """A button that sends a POST request.
 
-    `what`: what it is done to, for those who hear the page.
+    `confirm`: a question to ask first; `reason`: the dialog has a field for a reason; `target`: what the
+    action applies to, for screen readers.
     """
     return el(
-        "button", label, type="button", data_post=post, data_ask=ask, data_reason=reason, data_go=go,
-        aria_label=f"{label} {what}" if what else None,
+        "button", label, type="button", data_post=post, data_confirm=confirm, data_reason=reason,
+        aria_label=f"{label} {target}" if target else None,
     )  # fmt: skip
 
 
-def pager(base: str, query: str, following: str | None, first: bool) -> Markup:
-    """Links to the newest page and to what follows; `query`: the filters, URL-encoded."""
-    lead = f"{base}?{query}&" if query else f"{base}?"
+def pager(base: str, query: str, next_page: str | None, first: bool) -> Markup:
+    """Links to the newest and to the next page; `query`: the filters, URL-encoded."""
+    prefix = f"{base}?{query}&" if query else f"{base}?"
     return el(
         "nav",
-        None if first else el("a", "« Newest", href=lead[:-1]),
-        el("a", "Older »", href=f"{lead}after={following}", rel="next") if following else None,
+        None if first else el("a", "« Newest", href=prefix[:-1]),
+        el("a", "Older »", href=f"{prefix}after={next_page}", rel="next") if next_page else None,
         class_="pager",
         aria_label="Pages",
     )
 
 
-def select(name: str, label: str, options: Sequence[tuple[str, str]], chosen: str) -> Markup:
-    """A labelled choice of a filter form."""
+def select(name: str, label: str, options: Sequence[tuple[str, str]], selected: str) -> Markup:
+    """A labeled selection of a filter form."""
     return el(
         "label",
         label,
         el(
             "select",
-            [el("option", text, value=value, selected=value == chosen) for value, text in options],
+            [el("option", text, value=value, selected=value == selected) for value, text in options],
             name=name,
         ),
     )
 
 
+def error_text(error: str | None) -> Child:
+    """An error in a table cell."""
+    return el("span", error, class_="error") if error else DASH
+
+
+def progress_bar(fraction: float | None) -> Child:
+    """The progress that a job has reported, from 0 to 1."""
+    if fraction is None:
+        return DASH
+    percent = f"{100 * fraction:.0f} %"
+    return join(el("progress", percent, value=round(fraction, 4), max=1, aria_label="Progress"), " ", percent)
+
+
 def code(text: str, label: str) -> Markup:
-    """Text as it is, in a box that the keyboard can scroll."""
+    """Preformatted text in a box that scrolls by keyboard."""
     return el("pre", text, tabindex="0", role="region", aria_label=label)
 
 
-def notice(tone: str, title: str, *words: Child) -> Markup:
-    """Something that wants attention."""
-    return el("div", el("strong", title), " ", join(*words), class_=f"notice {tone}", role="group")
+def notice(tone: str, title: str, *details: Child) -> Markup:
+    """A highlighted message."""
+    return el("div", el("strong", title), " ", join(*details), class_=f"notice {tone}", role="group")

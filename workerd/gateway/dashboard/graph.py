@@ -1,38 +1,32 @@
-"""A request's graph as SVG: jobs in columns by what they need, drawn once they are there or expected."""
+"""A request's graph as SVG: each job stands to the right of the jobs it needs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from workerd.config.model import WorkflowJob
-from workerd.gateway.dashboard.components import Markup, el, path
-from workerd.job import Status, id_text
-from workerd.store.columns import JobRow
+from workerd.gateway.dashboard.components import Markup, el, path, state_name, tone
 
-BOX, TALL = 176, 46
-ACROSS, DOWN = 52, 18
-MOST = 200
-"""Jobs that are drawn; above it the list beside it says enough."""
-_TONES = {
-    Status.COMPLETED: "good", Status.FAILURE: "bad", Status.INPROGRESS: "busy", Status.CANCELLED: "mute",
-    Status.NEW: "wait", Status.SCHEDULED: "wait",
-}  # fmt: skip
-_NAMES = {Status.INPROGRESS: "running", Status.NEW: "waiting", Status.FAILURE: "failed"}
-LETTERS = 22
+BOX_WIDTH, BOX_HEIGHT = 176, 46
+COLUMN_GAP, ROW_GAP = 52, 18
+MAX_JOBS = 200
+"""Larger graphs are not drawn; the page lists their jobs."""
+MAX_LABEL_CHARS = 22
 
 
 def columns(jobs: Sequence[WorkflowJob]) -> list[list[WorkflowJob]]:
-    """The jobs by the longest way that leads to them; jobs of a circle, made by hand, are left out."""
+    """The jobs by the length of the longest path to them; jobs of a cycle are left out."""
     depth: dict[str, int] = {}
-    left = list(jobs)
-    while left:
-        ready = [job for job in left if all(need in depth for need in job.needs)]
+    remaining = list(jobs)
+    while remaining:
+        ready = [job for job in remaining if all(need in depth for need in job.needs)]
         if not ready:
             break
         for job in ready:
             depth[job.name] = 1 + max((depth[need] for need in job.needs), default=-1)
-        left = [job for job in left if job.name not in depth]
+        remaining = [job for job in remaining if job.name not in depth]
     result: list[list[WorkflowJob]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     for job in jobs:
         if job.name in depth:
@@ -40,37 +34,38 @@ def columns(jobs: Sequence[WorkflowJob]) -> list[list[WorkflowJob]]:
     return result
 
 
-def draw(jobs: Sequence[WorkflowJob], rows: Mapping[str, JobRow]) -> Markup | None:
-    """The graph; None if it has too many jobs or none. `rows`: the jobs that are there, by name."""
-    drawn = columns(jobs)
-    if not drawn or len(jobs) > MOST:
+def draw(jobs: Sequence[WorkflowJob], created: Mapping[str, dict[str, Any]]) -> Markup | None:
+    """The graph; None if it has no jobs or too many. `created`: documents of created jobs, by name."""
+    layout = columns(jobs)
+    if not layout or len(jobs) > MAX_JOBS:
         return None
-    tallest = max(map(len, drawn))
-    high = tallest * (TALL + DOWN) + DOWN
-    wide = len(drawn) * (BOX + ACROSS) - ACROSS + 8
+    height = max(map(len, layout)) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP
+    width = len(layout) * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + 8
     at: dict[str, tuple[float, float]] = {}
-    for x, column in enumerate(drawn):
-        top = (high - len(column) * (TALL + DOWN) + DOWN) / 2
+    for x, column in enumerate(layout):
+        top = (height - len(column) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP) / 2
         for y, job in enumerate(column):
-            at[job.name] = (4 + x * (BOX + ACROSS), top + y * (TALL + DOWN))
-    spawned = Counter(name.partition("/")[0] for name in rows if "/" in name)
-    lines = [_edge(at[need], at[job.name]) for job in jobs if job.name in at for need in job.needs]
-    boxes = [_box(job, rows.get(job.name), at[job.name], spawned[job.name]) for job in jobs if job.name in at]
+            at[job.name] = (4 + x * (BOX_WIDTH + COLUMN_GAP), top + y * (BOX_HEIGHT + ROW_GAP))
+    spawned = Counter(name.partition("/")[0] for name in created if "/" in name)
+    edges = [_edge(at[need], at[job.name]) for job in jobs if job.name in at for need in job.needs]
+    boxes = [
+        _box(job, created.get(job.name), at[job.name], spawned[job.name]) for job in jobs if job.name in at
+    ]
     picture = el(
         "svg",
-        lines,
+        edges,
         boxes,
-        width=wide,
-        height=high,
-        viewBox=f"0 0 {wide} {high}",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
         role="group",
-        aria_label=f"Graph of {len(jobs)} jobs; the table below says the same",
+        aria_label=f"Graph of {len(jobs)} jobs, also listed in the table below",
     )
     return el("div", picture, class_="graph", tabindex="0", role="region", aria_label="Graph")
 
 
 def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
-    x1, y1, x2, y2 = start[0] + BOX, start[1] + TALL / 2, end[0], end[1] + TALL / 2
+    x1, y1, x2, y2 = start[0] + BOX_WIDTH, start[1] + BOX_HEIGHT / 2, end[0], end[1] + BOX_HEIGHT / 2
     bend = max(20.0, (x2 - x1) / 2)
     return el(
         "path",
@@ -79,21 +74,23 @@ def _edge(start: tuple[float, float], end: tuple[float, float]) -> Markup:
     )
 
 
-def _box(job: WorkflowJob, row: JobRow | None, at: tuple[float, float], spawned: int) -> Markup:
-    state = "not yet" if row is None else _NAMES.get(Status(row.status), str(row.status))
-    tone = "later" if row is None else _TONES.get(Status(row.status), "mute")
+def _box(job: WorkflowJob, document: dict[str, Any] | None, at: tuple[float, float], spawned: int) -> Markup:
+    state = "not created" if document is None else state_name(document["status"])
+    css_class = "box later" if document is None else f"box {tone(document['status'])}"
     more = f" +{spawned} spawned" if spawned else ""
     inner = [
-        el("rect", width=BOX, height=TALL, rx=8),
-        el("text", _cut(job.name), x=12, y=19, class_="name"),
-        el("text", _cut(f"{state}{more} · {job.handler}", LETTERS + 4), x=12, y=36, class_="sub"),
+        el("rect", width=BOX_WIDTH, height=BOX_HEIGHT, rx=8),
+        el("text", _truncate(job.name), x=12, y=19, class_="name"),
+        el(
+            "text", _truncate(f"{state}{more} · {job.handler}", MAX_LABEL_CHARS + 4), x=12, y=36, class_="sub"
+        ),
         el("title", f"{job.name}: {state}{more}, handler {job.handler}"),
     ]
-    group = el("g", inner, class_=f"box {tone}", transform=f"translate({at[0]:g} {at[1]:g})")
-    if row is None:
+    group = el("g", inner, class_=css_class, transform=f"translate({at[0]:g} {at[1]:g})")
+    if document is None:
         return group
-    return el("a", group, href=path("ui", "jobs", id_text(row.id)), aria_label=f"{job.name}, {state}")
+    return el("a", group, href=path("ui", "jobs", document["id"]), aria_label=f"{job.name}, {state}")
 
 
-def _cut(text: str, letters: int = LETTERS) -> str:
-    return text if len(text) <= letters else text[: letters - 1] + "…"
+def _truncate(text: str, max_chars: int = MAX_LABEL_CHARS) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

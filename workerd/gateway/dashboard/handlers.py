@@ -1,12 +1,13 @@
-"""Handlers, with pause and resume; schedules, with pause, resume and run."""
+"""The pages of handlers and schedules."""
 
 from __future__ import annotations
 
-from urllib.parse import quote
+from typing import Any
 
-from workerd.clock import from_rfc3339
+from workerd import documents
 from workerd.gateway.admin import known_handlers, known_schedules
 from workerd.gateway.dashboard.components import (
+    DASH,
     Child,
     badge,
     button,
@@ -18,103 +19,99 @@ from workerd.gateway.dashboard.components import (
     seconds,
     table,
 )
-from workerd.gateway.dashboard.overview import Depth, depths
-from workerd.gateway.dashboard.pages import CAP, PageQuery, View
+from workerd.gateway.dashboard.overview import HandlerDepth, depths, jobs_path
+from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View
 from workerd.store.base import Tx
-from workerd.store.handlers import HandlerRow
+
+Document = dict[str, Any]
 
 
-async def handlers(look: PageQuery) -> View:
+async def handlers(query: PageQuery) -> View:
     """All handlers."""
-    gateway = look.gateway
+    gateway = query.gateway
 
-    def work(tx: Tx) -> tuple[list[HandlerRow], dict[str, Depth]]:
-        return known_handlers(tx, gateway.config), {d.handler: d for d in depths(tx, gateway)}
+    def work(tx: Tx) -> tuple[list[Document], dict[str, HandlerDepth]]:
+        found = known_handlers(tx, gateway.config)
+        return [documents.handler(row) for row in found], {d.handler: d for d in depths(tx, gateway)}
 
-    rows, found = await gateway.backend.read(work)
+    listed, depth_of = await gateway.backend.read(work)
     headers = ("Handler", "State", "Waiting", "Running", "Oldest waiting", "Nodes", "Last seen", "")
-    listed = table(
-        "Handlers", headers, [_row(row, found.get(row.name, Depth(row.name))) for row in rows],
-        "No handler is known yet: name one in the configuration, or start a node that has it.",
-    )  # fmt: skip
-    return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listed})
+    listing = table(
+        "Handlers",
+        headers,
+        [_row(handler, depth_of[handler["name"]]) for handler in listed],
+        "No handler is known. Configure one, or start a node that has one.",
+    )
+    return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 
 
-def _row(row: HandlerRow, depth: Depth) -> tuple[Child, ...]:
+def _row(handler: Document, depth: HandlerDepth) -> tuple[Child, ...]:
+    name = handler["name"]
     return (
-        el("a", row.name, href=f"/ui/jobs?handler={quote(row.name, safe='')}"),
-        _state(row),
-        count(depth.counts.get("new", 0), CAP),
-        count(depth.counts.get("inprogress", 0), CAP),
-        seconds(depth.oldest),
-        ", ".join(row.nodes) or "none",
-        moment(row.seen_at),
-        _button(row),
+        el("a", name, href=jobs_path(handler=name)),
+        _state(handler),
+        count(depth.counts.get("new", 0), MAX_COUNT),
+        count(depth.counts.get("inprogress", 0), MAX_COUNT),
+        seconds(depth.oldest_s),
+        ", ".join(handler["nodes"]) or "none",
+        moment(handler["seen_at"]),
+        _button(handler),
     )
 
 
-def _state(row: HandlerRow) -> Child:
-    if row.paused_at is not None:
-        why = f": {row.pause_reason}" if row.pause_reason else ""
-        return join(
-            badge("paused"),
-            " ",
-            el("span", f"by {row.paused_by}{why}, ", moment(row.paused_at), class_="sub"),
-        )
-    return badge("active") if row.known else badge("unknown", "no node has loaded it")
+def _state(handler: Document) -> Child:
+    if handler["paused_at"] is not None:
+        reason = f": {handler['pause_reason']}" if handler["pause_reason"] else ""
+        by = el("span", f"by {handler['paused_by']}{reason}, ", moment(handler["paused_at"]), class_="sub")
+        return join(badge("paused"), " ", by)
+    return badge("active") if handler["known"] else badge("unknown", "not loaded by any node")
 
 
-def _button(row: HandlerRow) -> Child:
-    if row.paused_at is not None:
-        return button("Resume", path("handlers", row.name, "resume"), what=row.name)
-    if not row.known:
-        return "–"
-    question = f"Pause {row.name}? No node claims its jobs until it is resumed; what runs goes on to its end."
-    return button("Pause", path("handlers", row.name, "pause"), ask=question, reason=True, what=row.name)
+def _button(handler: Document) -> Child:
+    name = handler["name"]
+    if handler["paused_at"] is not None:
+        return button("Resume", path("handlers", name, "resume"), target=name)
+    if not handler["known"]:
+        return DASH
+    question = f"Pause {name}? No node claims its jobs until it is resumed; running jobs finish."
+    return button("Pause", path("handlers", name, "pause"), confirm=question, reason=True, target=name)
 
 
-async def schedules(look: PageQuery) -> View:
+async def schedules(query: PageQuery) -> View:
     """All schedules."""
-    rows = await look.gateway.backend.read(lambda tx: known_schedules(tx, look.gateway.config))
-    workflows = look.gateway.config.workflows
-    headers = ("Name", "When", "State", "Next", "Last run", "")
-    listed = table(
+    config = query.gateway.config
+    listed = await query.gateway.backend.read(lambda tx: known_schedules(tx, config))
+    headers = ("Name", "When", "State", "Next run", "Last run", "")
+    listing = table(
         "Schedules",
         headers,
-        [_schedule(row, str(row["name"]) in workflows) for row in rows],
-        "Nothing recurs: give a handler or a workflow a cron or a cooler.",
+        [_schedule(schedule, schedule["name"] in config.workflows) for schedule in listed],
+        "No schedules. Give a handler or a workflow a `cron` or a `cooler`.",
     )
-    return View("Schedules", "/ui/schedules", el("h1", "Schedules"), {"list": listed})
+    return View("Schedules", "/ui/schedules", el("h1", "Schedules"), {"list": listing})
 
 
-def _schedule(row: dict[str, str | None], workflow: bool) -> tuple[Child, ...]:
-    name = str(row["name"])
+def _schedule(schedule: Document, is_workflow: bool) -> tuple[Child, ...]:
+    name, expression, last_job = schedule["name"], schedule["expression"], schedule["last_job"]
+    is_cron = schedule["kind"] == "cron"
     when = (
-        f"{row['expression']} ({row['timezone']})"
-        if row["kind"] == "cron"
-        else f"{row['expression']} after each end"
+        f"{expression} ({schedule['timezone']})" if is_cron else f"{expression} after the end of the last run"
     )
-    last = row["last_job"]
-    href = None if last is None else path("ui", "requests" if workflow else "jobs", last)
-    paused = row["paused_at"] is not None
+    paused = schedule["paused_at"] is not None
+    by = el("span", f"by {schedule['paused_by']}", class_="sub")
+    last_path = path("ui", "requests" if is_workflow else "jobs", last_job) if last_job else ""
     return (
-        join(el("b", name), el("span", "workflow" if workflow else "handler", class_="sub")),
+        join(el("b", name), el("span", "workflow" if is_workflow else "handler", class_="sub")),
         el("span", when, class_="id"),
-        join(badge("paused"), " ", el("span", f"by {row['paused_by']}", class_="sub"))
-        if paused
-        else badge("active"),
-        _moment(row["next_at"]),
-        join(el("a", row["last_status"] or "there", href=href), " ", _moment(row["last_end"]))
-        if href
-        else "–",
+        join(badge("paused"), " ", by) if paused else badge("active"),
+        moment(schedule["next_at"]),
+        join(el("a", schedule["last_status"] or "show", href=last_path), " ", moment(schedule["last_end"]))
+        if last_job
+        else DASH,
         join(
-            button("Run now", path("schedules", name, "run"), what=name),
-            button("Resume", path("schedules", name, "resume"), what=name)
+            button("Run now", path("schedules", name, "run"), target=name),
+            button("Resume", path("schedules", name, "resume"), target=name)
             if paused
-            else button("Pause", path("schedules", name, "pause"), ask=f"Pause {name}?", what=name),
+            else button("Pause", path("schedules", name, "pause"), confirm=f"Pause {name}?", target=name),
         ),
     )
-
-
-def _moment(text: str | None) -> Child:
-    return moment(None if text is None else from_rfc3339(text))

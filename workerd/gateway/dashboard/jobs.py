@@ -1,13 +1,15 @@
-"""The list of jobs, and one job with everything that is known of it."""
+"""The list of jobs, and the page of one job."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from workerd import clock, documents
+from workerd import documents
 from workerd.gateway.admin import known_handlers
-from workerd.gateway.dashboard import components
 from workerd.gateway.dashboard.components import (
+    DASH,
+    TRUNCATED,
     Child,
     Markup,
     badge,
@@ -15,96 +17,120 @@ from workerd.gateway.dashboard.components import (
     card,
     code,
     el,
+    error_text,
     facts,
     join,
+    json_text,
+    kib,
     microseconds,
     moment,
     notice,
     number,
     pager,
     path,
+    progress_bar,
     select,
+    short_id,
+    state_name,
     table,
 )
-from workerd.gateway.dashboard.overview import progress_bar
-from workerd.gateway.dashboard.pages import ROWS, PageQuery, View
-from workerd.gateway.problems import HTTPProblem
-from workerd.job import ENDED, LIVE, Status, id_text
+from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
+from workerd.gateway.params import parsed_since, parsed_status
+from workerd.job import LIVE, Status
 from workerd.store import queries
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow
-from workerd.store.queries import StoredJob
-from workerd.text import exit_text
+from workerd.text import exit_text, size_text
 
-PREVIEW = 8_000
-"""Bytes of a payload that a page shows."""
-_SHOWN = (
+PREVIEW_BYTES = 8_000
+"""How much of a payload a page shows."""
+HEX_PREVIEW_BYTES = 256
+_FILTER_STATES = (
     Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.COMPLETED, Status.FAILURE, Status.CANCELLED
 )  # fmt: skip
-_NAMES = {Status.NEW: "waiting", Status.INPROGRESS: "running", Status.FAILURE: "failed"}
+
+Document = dict[str, Any]
 
 
-async def jobs(look: PageQuery) -> View:
+@dataclass(frozen=True)
+class JobDetails:
+    """What the page of a job shows.
+
+    `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type.
+    """
+
+    job: Document
+    cancel_requested: bool
+    queue_us: dict[int, int | None]
+    payload: tuple[bytes, int, str] | None
+
+
+def _details(tx: Tx, job_id: bytes) -> JobDetails:
+    found = queries.get(tx, job_id, payload=False)
+    return JobDetails(
+        job=documents.job(found),
+        cancel_requested=found.row.cancel_requested_at is not None,
+        queue_us={row.attempt: _queue_us(row) for row in found.attempts},
+        payload=queries.preview(tx, job_id, PREVIEW_BYTES),
+    )
+
+
+def _queue_us(row: JobRow) -> int | None:
+    if row.started_at is None:
+        return None
+    return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
+
+
+async def jobs(query: PageQuery) -> View:
     """Jobs by state, newest first, with filters."""
-    wanted: dict[str, Any] = {
-        "handler": look.get("handler") or None,
-        "status": _status(look.get("status")),
-        "since": _since(look.get("since")),
-        "limit": ROWS,
-        "after": look.after,
+    status, since = query.get("status"), query.get("since")
+    filters: dict[str, Any] = {
+        "handler": query.get("handler") or None,
+        "status": parsed_status(status, Status) if status else None,
+        "since": parsed_since(_with_offset(since)) if since else None,
+        "limit": PAGE_SIZE,
+        "after": query.after,
     }
 
     def work(tx: Tx) -> tuple[Any, list[str]]:
-        return queries.list_(tx, **wanted), [row.name for row in known_handlers(tx, look.gateway.config)]
+        return queries.list_(tx, **filters), [row.name for row in known_handlers(tx, query.gateway.config)]
 
-    page, names = await look.gateway.backend.read(work)
-    rows = [_row(row) for row in page.rows]
+    page, names = await query.gateway.backend.read(work)
+    rows = [_row(documents.job(row)) for row in page.rows]
     headers = ("Job", "Handler", "State", "Attempt", "Due", "Ended", "Run time", "Error")
-    filters = look.filters("handler", "status", "since")
-    listed = join(
-        table("Jobs, newest first", headers, rows, "No job fits these filters."),
-        pager("/ui/jobs", filters, page.next, first=look.after is None),
+    listing = join(
+        table("Jobs, newest first", headers, rows, "No job matches these filters."),
+        pager("/ui/jobs", query.filters("handler", "status", "since"), page.next, first=query.after is None),
     )
-    return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filters(look, names)), {"list": listed})
+    return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filter_form(query, names)), {"list": listing})
 
 
-def _status(text: str) -> Status | None:
-    try:
-        return Status(text) if text else None
-    except ValueError:
-        raise HTTPProblem(422, f"There is no state {text!r}; choose one from the list.") from None
-
-
-def _since(text: str) -> int | None:
-    """A browser's field for a time names no offset: it is taken as UTC, as the page says."""
-    if not text:
-        return None
+def _with_offset(text: str) -> str:
+    """A browser's datetime field has no offset, and no seconds if they are 0: the form asks for UTC."""
     if len(text) == len("2026-01-31T12:00"):
         text += ":00"
-    return clock.from_rfc3339(
-        text if text[-1] in "Zz" or "+" in text[10:] or "-" in text[10:] else text + "Z"
-    )
+    return text if text[-1] in "Zz" or "+" in text[10:] or "-" in text[10:] else text + "Z"
 
 
-def _filters(look: PageQuery, names: list[str]) -> Markup:
-    chosen = look.get("handler")
-    known = [*names, chosen] if chosen and chosen not in names else names
+def _filter_form(query: PageQuery, names: list[str]) -> Markup:
+    handler = query.get("handler")
+    names = [*names, handler] if handler and handler not in names else names
     return el(
         "form",
-        select("handler", "Handler", [("", "all"), *((name, name) for name in known)], chosen),
+        select("handler", "Handler", [("", "all"), *((name, name) for name in names)], handler),
         select(
             "status",
             "State",
-            [("", "all"), *((str(s), _NAMES.get(s, str(s))) for s in _SHOWN)],
-            look.get("status"),
+            [("", "all"), *((str(status), state_name(status)) for status in _FILTER_STATES)],
+            query.get("status"),
         ),
         el(
             "label",
             "Due since (UTC)",
-            el("input", type="datetime-local", name="since", value=look.get("since").rstrip("Zz")[:16]),
+            el("input", type="datetime-local", name="since", value=query.get("since").rstrip("Zz")[:16]),
         ),
-        el("button", "Show", class_="main"),
-        el("a", "Reset", href="/ui/jobs") if look.filters("handler", "status", "since") else None,
+        el("button", "Apply", class_="main"),
+        el("a", "Reset", href="/ui/jobs") if query.filters("handler", "status", "since") else None,
         action="/ui/jobs",
         class_="filters",
         role="search",
@@ -112,192 +138,174 @@ def _filters(look: PageQuery, names: list[str]) -> Markup:
     )
 
 
-def _row(row: JobRow) -> tuple[Child, ...]:
-    ident = id_text(row.id)
+def state_badge(document: Document) -> Markup:
+    """The state of a job or an attempt, with the reason if it adds something."""
+    status, reason = document["status"], document["reason"]
+    return badge(status, reason if reason not in (None, "ok", status) else None)
+
+
+def _row(job: Document) -> tuple[Child, ...]:
     return (
-        el("a", components.short_id(ident), href=path("ui", "jobs", ident), class_="id", title=ident),
-        row.handler,
-        badge(str(row.status), row.reason if row.reason not in (None, "ok", str(row.status)) else None),
-        number(row.attempt),
-        moment(row.run_at),
-        moment(row.finished_at or row.ingested_at) if row.status in ENDED else "–",
-        microseconds(row.run_us),
-        el("span", row.error, class_="error") if row.error else "–",
+        el("a", short_id(job["id"]), href=path("ui", "jobs", job["id"]), class_="id", title=job["id"]),
+        job["handler"],
+        state_badge(job),
+        number(job["attempt"]),
+        moment(job["run_at"]),
+        moment(ended_at(job)) if job["complete"] else DASH,
+        microseconds(job["run_us"]),
+        error_text(job["error"]),
     )
+
+
+def ended_at(job: Document) -> str | None:
+    """When a job ended; one that never ran has only the time of its last write."""
+    end: str | None = job["finished_at"] or job["ingested_at"]
+    return end
 
 
 # -- one job
 
 
-async def job(look: PageQuery) -> View:
+async def job(query: PageQuery) -> View:
     """One job."""
-    key = look.key
-
-    def work(tx: Tx) -> tuple[StoredJob, tuple[bytes, int, str] | None]:
-        return queries.get(tx, key, payload=False), queries.preview(tx, key, PREVIEW)
-
-    found, payload = await look.gateway.backend.read(work)
-    row = found.row
+    job_id = query.key
+    details = await query.gateway.backend.read(lambda tx: _details(tx, job_id))
+    job = details.job
     return View(
-        f"Job {row.handler}",
+        f"Job {job['handler']}",
         "/ui/jobs",
-        el(
-            "p",
-            el("a", "Jobs", href="/ui/jobs"),
-            " / ",
-            el("span", id_text(row.id), class_="id"),
-            class_="crumbs",
-        ),
+        el("p", el("a", "Jobs", href="/ui/jobs"), " / ", el("span", job["id"], class_="id"), class_="crumbs"),
         {
-            "head": _head(row),
-            "trouble": _trouble(row),
-            "facts": _facts(row),
-            "attempts": _attempts(found.attempts),
-            "documents": _documents(row, payload),
+            "head": _head(details),
+            "error": _error(job),
+            "details": _facts(details),
+            "attempts": _attempts(details),
+            "data": _data(details),
         },
     )
 
 
-def _head(row: JobRow) -> Markup:
-    ident = id_text(row.id)
-    buttons = []
-    if row.status in LIVE:
-        asked = row.cancel_requested_at is not None
-        buttons.append(
-            el("span", "cancel was asked for", class_="sub")
-            if asked
-            else button("Cancel", f"/jobs/{ident}/cancel", ask="Cancel this job?", what="this job")
-        )
+def _head(details: JobDetails) -> Markup:
+    job = details.job
+    if job["status"] not in LIVE:
+        action = button("Retry", path("jobs", job["id"], "retry"), target="this job")
+    elif details.cancel_requested:
+        action = el("span", "cancellation requested", class_="sub")
     else:
-        buttons.append(button("Retry", f"/jobs/{ident}/retry", what="this job"))
+        action = button(
+            "Cancel", path("jobs", job["id"], "cancel"), confirm="Cancel this job?", target="this job"
+        )
     return el(
         "div",
-        el("h1", row.handler, " ", badge(str(row.status), row.reason if row.reason != "ok" else None)),
-        el("p", buttons, class_="actions"),
+        el("h1", job["handler"], " ", state_badge(job)),
+        el("p", action, class_="actions"),
         class_="title",
     )
 
 
-def _trouble(row: JobRow) -> Markup:
-    if not row.error or row.status == Status.COMPLETED:
+def _error(job: Document) -> Markup:
+    if not job["error"] or job["status"] == Status.COMPLETED:
         return Markup("")
-    return notice("bad", f"{row.reason or 'error'}:", row.error)
+    return notice("bad", f"{job['reason'] or 'error'}:", job["error"])
 
 
-def _queued(row: JobRow) -> str | None:
-    if row.started_at is None:
-        return None
-    due = max(row.run_at or 0, row.created_at or 0)
-    return components.seconds(max(0, row.started_at - due) / 1e6)
-
-
-def _facts(row: JobRow) -> Markup:
-    request = None if row.request_id is None else id_text(row.request_id)
+def _facts(details: JobDetails) -> Markup:
+    job = details.job
+    request = job["request_id"]
     return card(
-        "Facts",
+        "Details",
         facts(
             [
-                ("Created", moment(row.created_at)),
-                ("Due", moment(row.run_at)),
-                ("Started", moment(row.started_at)),
-                ("Finished", moment(row.finished_at)),
-                ("Waited", _queued(row)),
-                ("Run time", microseconds(row.run_us)),
-                ("CPU time", microseconds(row.cpu_us)),
-                ("Peak memory", components.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–"),
-                ("Progress", _progress(row)),
-                ("Attempt", number(row.attempt)),
-                ("Node", f"{row.node}, process {row.pid}" if row.node and row.pid else row.node),
-                ("Priority", number(row.priority) if row.priority else None),
-                ("Unique key", row.unique_key),
-                (
-                    "Request",
-                    request and el("a", components.short_id(request), href=path("ui", "requests", request)),
-                ),
-                ("Job of the request", row.name),
+                ("Created", moment(job["created_at"])),
+                ("Due", moment(job["run_at"])),
+                ("Started", moment(job["started_at"])),
+                ("Finished", moment(job["finished_at"])),
+                ("Queue time", microseconds(details.queue_us[job["attempt"]])),
+                ("Run time", microseconds(job["run_us"])),
+                ("CPU time", microseconds(job["cpu_us"])),
+                ("Peak memory", kib(job["max_rss_kib"])),
+                ("Progress", _progress(job)),
+                ("Attempt", number(job["attempt"])),
+                ("Node", f"{job['node']}, process {job['pid']}" if job["pid"] else job["node"]),
+                ("Priority", number(job["priority"]) if job["priority"] else None),
+                ("Unique key", job["unique_key"]),
+                ("Request", request and el("a", short_id(request), href=path("ui", "requests", request))),
+                ("Name in request", job["name"]),
             ]
         ),
     )
 
 
-def _progress(row: JobRow) -> Child:
-    if row.progress is None and not row.note:
+def _progress(job: Document) -> Child:
+    if job["progress"] is None and not job["note"]:
         return None
-    return join(progress_bar(row.progress), el("span", row.note, class_="sub") if row.note else None)
+    return join(progress_bar(job["progress"]), el("span", job["note"], class_="sub") if job["note"] else None)
 
 
-def _exit(row: JobRow) -> str:
-    """How the process ended, if it did."""
-    if row.exit_signal:
-        return exit_text(-row.exit_signal)
-    return "–" if row.exit_code is None else exit_text(row.exit_code)
+def _process_exit(attempt: Document) -> str:
+    """How the process of an attempt ended, if it died."""
+    if attempt["exit_signal"]:
+        return exit_text(-attempt["exit_signal"])
+    return DASH if attempt["exit_code"] is None else exit_text(attempt["exit_code"])
 
 
-def _attempts(attempts: list[JobRow]) -> Markup:
+def _attempts(details: JobDetails) -> Markup:
+    attempts = details.job["attempts"]
     rows = [
         (
-            number(row.attempt),
-            badge(str(row.status), row.reason if row.reason not in (None, "ok", str(row.status)) else None),
-            moment(row.started_at or row.claimed_at),
-            _queued(row) or "–",
-            microseconds(row.run_us),
-            microseconds(row.cpu_us),
-            components.size(row.max_rss_kib * 1024) if row.max_rss_kib else "–",
-            _exit(row),
-            f"{row.node}/{row.pid}" if row.node and row.pid else row.node or "–",
+            number(attempt["attempt"]),
+            state_badge(attempt),
+            moment(attempt["started_at"] or attempt["claimed_at"]),
+            microseconds(details.queue_us[attempt["attempt"]]),
+            microseconds(attempt["run_us"]),
+            microseconds(attempt["cpu_us"]),
+            kib(attempt["max_rss_kib"]),
+            _process_exit(attempt),
+            f"{attempt['node']}/{attempt['pid']}" if attempt["pid"] else attempt["node"] or DASH,
         )
-        for row in attempts
+        for attempt in attempts
     ]
     headers = (
-        "Attempt",
-        "State",
-        "Started",
-        "Waited",
-        "Run time",
-        "CPU",
-        "Peak memory",
-        "Process",
-        "Node/pid",
-    )
+        "Attempt", "State", "Started", "Queue time", "Run time", "CPU time", "Peak memory", "Process exit",
+        "Node/PID",
+    )  # fmt: skip
     return card(
         "Attempts",
-        table("Attempts, oldest first", headers, rows, "It has not run yet."),
-        [_stack(row) for row in reversed(attempts) if row.error or row.stack],
+        table("Attempts, oldest first", headers, rows, "The job has not run yet."),
+        [_stack(attempt) for attempt in reversed(attempts) if attempt["error"] or attempt["stack"]],
     )
 
 
-def _stack(row: JobRow) -> Markup:
-    label = f"Attempt {row.attempt}"
+def _stack(attempt: Document) -> Markup:
+    title = f"Attempt {attempt['attempt']}"
     return el(
         "details",
-        el("summary", f"{label}: ", el("span", row.error or "stack", class_="error")),
-        code(row.stack or row.error or "", f"Stack of attempt {row.attempt}"),
-        open=row.status != Status.RETRY,
-        id=f"stack-{row.attempt}",
+        el("summary", f"{title}: ", el("span", attempt["error"] or "stack", class_="error")),
+        code(attempt["stack"] or attempt["error"] or "", f"Stack of attempt {attempt['attempt']}"),
+        open=attempt["status"] != Status.RETRY,
+        id=f"stack-{attempt['attempt']}",
     )
 
 
-def _documents(row: JobRow, payload: tuple[bytes, int, str] | None) -> Markup:
-    shown: list[Markup] = [
-        el("h3", "Vars"),
-        code(components.document(documents.json_value(row.vars)), "Vars"),
-    ]
-    if row.meta is not None:
-        shown += [el("h3", "Meta"), code(components.document(documents.json_value(row.meta)), "Meta")]
-    if payload is not None:
-        data, size, kind = payload
-        link = el("a", "download", href=f"/jobs/{id_text(row.id)}/payload", download=True)
-        shown += [
+def _data(details: JobDetails) -> Markup:
+    job = details.job
+    sections: list[Markup] = [el("h3", "Vars"), code(json_text(job["vars"]), "Vars")]
+    if job["meta"] is not None:
+        sections += [el("h3", "Meta"), code(json_text(job["meta"]), "Meta")]
+    if details.payload is not None:
+        data, size, kind = details.payload
+        link = el("a", "download", href=path("jobs", job["id"], "payload"), download=True)
+        sections += [
             el("h3", "Payload"),
-            el("p", f"{kind}, {components.size(size)} · ", link, class_="sub"),
+            el("p", f"{kind}, {size_text(size)} · ", link, class_="sub"),
             code(_payload_text(data, size, kind), "Payload"),
         ]
-    return card("Data", shown)
+    return card("Data", sections)
 
 
 def _payload_text(data: bytes, size: int, kind: str) -> str:
     if kind == "json" and len(data) == size:
-        return components.document(documents.json_value(data))
+        return json_text(documents.json_value(data))
     if kind == "json":
-        return data.decode("utf-8", "replace") + "\n… cut here"
-    return data[:256].hex(" ") + (" …" if size > 256 else "")
+        return data.decode("utf-8", "replace") + TRUNCATED
+    return data[:HEX_PREVIEW_BYTES].hex(" ") + (" …" if size > HEX_PREVIEW_BYTES else "")

@@ -1,87 +1,95 @@
-"""The first page: what wants attention, rates and latencies, pools and what they run, what waits, nodes."""
+"""The overview: problems, rates and latencies, pools and running jobs, waiting jobs, failures, nodes."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
+from workerd import documents
 from workerd.errors import StoreError
 from workerd.gateway.admin import known_handlers
-from workerd.gateway.dashboard import components
 from workerd.gateway.dashboard.charts import ChartLine, chart
 from workerd.gateway.dashboard.components import (
+    DASH,
     Child,
     Markup,
     badge,
     card,
     count,
     el,
+    error_text,
     join,
     moment,
     notice,
     number,
     path,
-    plural,
+    progress_bar,
     seconds,
-    size,
+    short_id,
     table,
 )
-from workerd.gateway.dashboard.pages import CAP, PageQuery, View
-from workerd.gateway.health import faults
-from workerd.gateway.history import by_name
+from workerd.gateway.dashboard.jobs import ended_at
+from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View
+from workerd.gateway.health import not_ready_reasons
+from workerd.gateway.history import History
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState
-from workerd.job import Status, id_text
+from workerd.job import Status
 from workerd.store import nodes, queries
 from workerd.store.base import Tx
-from workerd.store.columns import JobRow
-from workerd.store.nodes import NodeRecord
+from workerd.text import plural, size_text
 
-LATEST = 5
-"""Failures that the first page shows."""
+FAILURES_SHOWN = 5
+MAX_RUNNING_SHOWN = 100
+MAX_DOTS = 64
 _STATES = (Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.FAILURE)
+
+Document = dict[str, Any]
 
 
 @dataclass
-class Depth:
-    """Jobs of one handler by status, counted up to CAP; `oldest`: seconds that the first one has waited."""
+class HandlerDepth:
+    """Jobs of a handler by status, counted up to MAX_COUNT; `oldest_s`: age of the oldest waiting one."""
 
     handler: str
     counts: dict[str, int] = field(default_factory=dict)
-    oldest: float | None = None
+    oldest_s: float | None = None
     paused: bool = False
 
 
 @dataclass(frozen=True)
-class Stored:
-    """What the store knows."""
+class StoreOverview:
+    """What the overview shows from the store."""
 
-    now: int
-    depths: list[Depth]
-    nodes: list[NodeRecord]
-    failures: list[JobRow]
+    depths: list[HandlerDepth]
+    nodes: list[Document]
+    failures: list[Document]
 
 
-def depths(tx: Tx, gateway: GatewayState) -> list[Depth]:
-    """Jobs by handler."""
+def depths(tx: Tx, gateway: GatewayState) -> list[HandlerDepth]:
+    """The depth of each known handler, in their order."""
     rows = known_handlers(tx, gateway.config)
-    found = {row.name: Depth(row.name, paused=row.paused_at is not None) for row in rows}
-    for one in queries.counts(tx, list(found), _STATES, CAP):
+    found = {row.name: HandlerDepth(row.name, paused=row.paused_at is not None) for row in rows}
+    for one in queries.counts(tx, list(found), _STATES, MAX_COUNT):
         depth = found[one.handler]
         depth.counts[str(one.status)] = one.count
         if one.oldest is not None:
-            depth.oldest = max(0, tx.now - one.oldest) / 1e6
+            depth.oldest_s = max(0, tx.now - one.oldest) / 1e6
     return list(found.values())
 
 
-async def _stored(gateway: GatewayState) -> Stored | str:
-    """What the store knows, or why it does not say."""
+async def _stored(gateway: GatewayState) -> StoreOverview | str:
+    """The store's part, or why it cannot be read."""
 
-    def work(tx: Tx) -> Stored:
-        failures = queries.list_(tx, status=Status.FAILURE, limit=LATEST).rows
-        return Stored(tx.now, depths(tx, gateway), nodes.list_(tx), failures)
+    def work(tx: Tx) -> StoreOverview:
+        failures = queries.list_(tx, status=Status.FAILURE, limit=FAILURES_SHOWN).rows
+        return StoreOverview(
+            depths(tx, gateway),
+            [documents.node(row, tx.now) for row in nodes.list_(tx)],
+            [documents.job(row) for row in failures],
+        )
 
     try:
         return await gateway.backend.read(work)
@@ -89,144 +97,144 @@ async def _stored(gateway: GatewayState) -> Stored | str:
         return str(error)
 
 
-async def overview(look: PageQuery) -> View:
-    """The first page."""
-    gateway = look.gateway
+async def overview(query: PageQuery) -> View:
+    """The overview of the node and its store."""
+    gateway = query.gateway
     status = await gateway.backend.status()
-    stored = await _stored(gateway)
-    there = stored if isinstance(stored, Stored) else None
+    found = await _stored(gateway)
+    stored = found if isinstance(found, StoreOverview) else None
     return View(
         "Overview",
         "/",
         el("h1", "Overview"),
         {
-            "attention": _attention(status, None if there else str(stored)),
-            "tiles": _tiles(status, there),
-            "charts": _charts(gateway),
+            "attention": _attention(status, None if stored else str(found)),
+            "tiles": _tiles(status, stored),
+            "charts": _charts(gateway.history),
             "pools": _pools(status),
             "running": _running(status),
-            "waiting": _waiting(there),
-            "failures": _failures(there),
-            "nodes": _nodes(there),
+            "waiting": _handlers(stored),
+            "failures": _failures(stored),
+            "nodes": _nodes(stored),
         },
     )
 
 
-# -- what wants attention
+def jobs_path(**filters: str) -> str:
+    """The path of the list of jobs with these filters."""
+    return f"/ui/jobs?{urlencode(filters)}"
 
 
-def _attention(status: dict[str, Any], away: str | None) -> Markup:
-    found: list[Markup] = [notice("bad", "Not ready.", fault) for fault in faults(status)]
-    if away is not None:
-        found.append(notice("bad", "The store does not answer.", away))
+# -- problems
+
+
+def _attention(status: Document, store_error: str | None) -> Markup:
+    notices: list[Markup] = [notice("bad", "Not ready.", reason) for reason in not_ready_reasons(status)]
+    if store_error is not None:
+        notices.append(notice("bad", "The store is unavailable.", store_error))
     for name, pool in (status.get("pools") or {}).items():
+        trouble = pool.get("trouble")
         if pool.get("quarantined"):
             handlers = ", ".join(pool.get("handlers") or ())
-            found.append(
-                notice(
-                    "bad", f"Pool {name} is quarantined; the jobs of {handlers} wait.", pool.get("trouble")
-                )
+            notices.append(
+                notice("bad", f"Pool {name} is quarantined; jobs of {handlers} are waiting.", trouble)
             )
-        elif pool.get("trouble") and pool.get("state") != "up":
-            found.append(notice("warn", f"Pool {name} is {pool.get('state')}.", pool["trouble"]))
+        elif trouble and pool.get("state") != "up":
+            notices.append(notice("warn", f"Pool {name} is {pool.get('state')}.", trouble))
     spool = status.get("spool") or {}
     if spool.get("bytes"):
-        said = (
-            f"{plural(spool.get('rows', 0), 'outcome')}, {size(spool['bytes'])}, for the store to come back."
-        )
-        found.append(notice("warn", "Outcomes wait on this node's disk:", said))
-    return join(found)
+        outcomes = plural(spool.get("rows", 0), "outcome")
+        size = size_text(spool["bytes"])
+        notices.append(notice("warn", f"{outcomes} spooled on disk ({size}) until the store is available."))
+    return join(notices)
 
 
 # -- numbers
 
 
-def _tile(label: str, value: str, href: str | None = None, note: Child = None, tone: str = "") -> Markup:
-    inner = [el("dt", el("a", label, href=href) if href else label), el("dd", value), note and el("dd", note)]
-    return el("div", inner, class_=f"tile {tone}".strip())
+def _tile(label: str, value: str, href: str | None = None, note: Child = None, bad: bool = False) -> Markup:
+    title = el("dt", el("a", label, href=href) if href else label)
+    return el(
+        "div", title, el("dd", value), el("dd", note) if note else None, class_="tile bad" if bad else "tile"
+    )
 
 
-def _tiles(status: dict[str, Any], stored: Stored | None) -> Markup:
+def _tiles(status: Document, stored: StoreOverview | None) -> Markup:
     roles = status.get("roles") or {}
+    dispatcher = roles.get("dispatcher") or {}
+    tiles = [] if stored is None else _depth_tiles(stored.depths)
     rate = (roles.get("ingester") or {}).get("rate")
-    tiles = []
-    if stored is not None:
-
-        def total(state: str) -> str:
-            counts = [depth.counts.get(state, 0) for depth in stored.depths]
-            return f"{sum(counts):,}{'+' if any(one >= CAP for one in counts) else ''}"
-
-        oldest = (
-            max((depth.oldest or 0.0, depth.handler) for depth in stored.depths)
-            if stored.depths
-            else (0.0, "")
-        )
-        failed = any(depth.counts.get("failure") for depth in stored.depths)
-        tiles = [
-            _tile("Waiting", total("new"), "/ui/jobs?status=new"),
-            _tile("Running", total("inprogress"), "/ui/jobs?status=inprogress"),
-            _tile("Scheduled", total("scheduled"), "/ui/jobs?status=scheduled"),
-            _tile("Failed", total("failure"), "/ui/jobs?status=failure", tone="bad" if failed else ""),
-            _tile(
-                "Oldest waiting",
-                seconds(oldest[0]) if oldest[0] else "none",
-                note=oldest[1] if oldest[0] else None,
-            ),
-        ]
-    lease = (roles.get("dispatcher") or {}).get("lease_left")
-    tiles.append(_tile("Ended per second", number(rate), note="this node"))
-    if lease is not None:
-        held = (roles.get("dispatcher") or {}).get("lease_held")
-        tiles.append(_tile("Lease", "held" if held else "lost", tone="" if held else "bad", note="this node"))
+    tiles.append(_tile("Attempts ended per second", number(rate), note="this node"))
+    if dispatcher.get("lease_left") is not None:
+        held = dispatcher.get("lease_held")
+        tiles.append(_tile("Lease", "held" if held else "lost", note="this node", bad=not held))
     return el("dl", tiles, class_="tiles")
 
 
-def _charts(gateway: GatewayState) -> Markup:
-    lines, span = by_name(gateway.history.samples), gateway.history.span
+def _depth_tiles(depths: list[HandlerDepth]) -> list[Markup]:
+    def total(status: str) -> str:
+        counts = [depth.counts.get(status, 0) for depth in depths]
+        return f"{sum(counts):,}{'+' if any(one >= MAX_COUNT for one in counts) else ''}"
+
+    oldest_s, handler = max(((depth.oldest_s or 0.0, depth.handler) for depth in depths), default=(0.0, ""))
+    failed = any(depth.counts.get("failure") for depth in depths)
+    return [
+        _tile("Waiting", total("new"), jobs_path(status="new")),
+        _tile("Running", total("inprogress"), jobs_path(status="inprogress")),
+        _tile("Scheduled", total("scheduled"), jobs_path(status="scheduled")),
+        _tile("Failed", total("failure"), jobs_path(status="failure"), bad=failed),
+        _tile(
+            "Oldest waiting", seconds(oldest_s) if oldest_s else "none", note=handler if oldest_s else None
+        ),
+    ]
+
+
+def _charts(history: History) -> Markup:
+    series, span_s = history.series(), history.span_s
+    span = f"last {span_s / 60:.0f} min" if span_s >= 60 else f"last {span_s:.0f} s"
+
+    def quantiles(title: str, name: str) -> Markup:
+        lines = [
+            ChartLine("p95", "two", series[f"{name}_p95"]),
+            ChartLine("p50", "one", series[f"{name}_p50"]),
+        ]
+        return chart(title, lines, seconds, span)
+
+    rates = [
+        ChartLine("succeeded", "good", series["succeeded"]),
+        ChartLine("failed", "bad", series["failed"]),
+    ]
     return card(
         "Rates and latencies",
         el(
             "div",
-            chart(
-                "Attempts ended per second",
-                [ChartLine("good", "good", lines["good"]), ChartLine("failed", "bad", lines["bad"])],
-                number, span,
-            ),
-            chart(
-                "Time in the queue",
-                [
-                    ChartLine("95 %", "two", lines["queue_most"]),
-                    ChartLine("half", "one", lines["queue_half"]),
-                ],
-                seconds, span,
-            ),
-            chart(
-                "Run time",
-                [ChartLine("95 %", "two", lines["run_most"]), ChartLine("half", "one", lines["run_half"])],
-                seconds, span,
-            ),
+            chart("Attempts ended per second", rates, number, span),
+            quantiles("Queue time", "queue"),
+            quantiles("Run time", "run"),
             class_="charts",
         ),
         note="this node",
-    )  # fmt: skip
+    )
 
 
 # -- pools
 
 
-def _workers(pool: dict[str, Any]) -> list[dict[str, Any]]:
+def _workers(pool: Document) -> list[Document]:
     workers = pool.get("workers")
-    return [one for one in workers if isinstance(one, dict)] if isinstance(workers, list) else []
+    return [worker for worker in workers if isinstance(worker, dict)] if isinstance(workers, list) else []
 
 
-def _busy(pool: dict[str, Any]) -> Markup:
+def _busy(pool: Document) -> Markup:
     workers = _workers(pool)
     busy = sum(1 for worker in workers if worker.get("job"))
-    dots = [el("span", class_=f"dot {'busy' if worker.get('job') else 'idle'}") for worker in workers[:64]]
+    dots = [
+        el("span", class_=f"dot {'busy' if worker.get('job') else 'idle'}") for worker in workers[:MAX_DOTS]
+    ]
     return join(el("span", dots, class_="dots", aria_hidden="true"), f"{busy} of {len(workers)} busy")
 
 
-def _pools(status: dict[str, Any]) -> Markup:
+def _pools(status: Document) -> Markup:
     rows = [
         (
             el("b", name),
@@ -237,127 +245,108 @@ def _pools(status: dict[str, Any]) -> Markup:
             number(pool.get("restarts") or 0),
             join(
                 [
-                    (", " if index else None, el("a", handler, href=f"/ui/jobs?{_handler(handler)}"))
+                    (", " if index else None, el("a", handler, href=jobs_path(handler=handler)))
                     for index, handler in enumerate(pool.get("handlers") or ())
                 ]
             ),
         )
         for name, pool in (status.get("pools") or {}).items()
     ]
-    headers = ("Pool", "State", "Workers", "In hand", "Done", "Restarts", "Handlers")
+    headers = ("Pool", "State", "Workers", "Buffered", "Done", "Restarts", "Handlers")
+    listing = table("Pools of this node", headers, rows, "No pools are configured.")
+    return card("Pools", listing, note="this node")
+
+
+def _running(status: Document) -> Markup:
+    pools = (status.get("pools") or {}).values()
+    busy = [worker for pool in pools for worker in _workers(pool) if worker.get("job")]
+    busy.sort(key=lambda worker: worker.get("since") or 0)
+    rows = [_worker(worker) for worker in busy[:MAX_RUNNING_SHOWN]]
+    headers = ("Worker", "Handler", "Job", "Attempt", "Running for", "Progress")
+    more = len(busy) - MAX_RUNNING_SHOWN
     return card(
-        "Pools", table("Pools of this node", headers, rows, "No pools are configured."), note="this node"
-    )
-
-
-def _handler(name: str) -> str:
-    return f"handler={quote(name, safe='')}"
-
-
-def _running(status: dict[str, Any]) -> Markup:
-    busy = [
-        (name, worker)
-        for name, pool in (status.get("pools") or {}).items()
-        for worker in _workers(pool)
-        if worker.get("job")
-    ]
-    busy.sort(key=lambda one: one[1].get("since") or 0)
-    rows = [_run(worker) for _, worker in busy[:100]]
-    headers = ("Worker", "Handler", "Job", "Attempt", "For", "Progress")
-    more = f"{len(busy) - 100} more are not shown." if len(busy) > 100 else None
-    return card(
-        "Running now",
-        table("What the workers of this node run now", headers, rows, "No worker has a job just now."),
-        el("p", more, class_="empty") if more else None,
+        "Running jobs",
+        table("Running jobs of this node", headers, rows, "No job is running."),
+        el("p", f"{more} more are not shown.", class_="empty") if more > 0 else None,
         note="this node",
     )
 
 
-def _run(worker: dict[str, Any]) -> tuple[Child, ...]:
+def _worker(worker: Document) -> tuple[Child, ...]:
     since = worker.get("since")
     job = str(worker["job"])
-    progress = worker.get("progress")
+    note = worker.get("note")
     return (
         str(worker.get("name")),
         str(worker.get("handler")),
-        el("a", components.short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
+        el("a", short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
         number(worker.get("attempt") or 1),
-        seconds(max(0.0, time.monotonic() - since)) if isinstance(since, int | float) else "–",
-        join(progress_bar(progress), worker.get("note") and el("span", str(worker["note"]), class_="sub")),
+        seconds(None if since is None else max(0.0, time.monotonic() - since)),
+        join(progress_bar(worker.get("progress")), el("span", str(note), class_="sub") if note else None),
     )
-
-
-def progress_bar(fraction: Any) -> Child:
-    """How far a job says that it is."""
-    if not isinstance(fraction, int | float):
-        return "–"
-    percent = f"{100 * fraction:.0f} %"
-    return join(el("progress", percent, value=round(fraction, 4), max=1, aria_label="Progress"), " ", percent)
 
 
 # -- from the store
 
 
-def _waiting(stored: Stored | None) -> Markup:
+def _handlers(stored: StoreOverview | None) -> Markup:
     if stored is None:
-        return card("Jobs by handler", el("p", "The store does not answer.", class_="empty"))
+        return card("Jobs by handler", el("p", "The store is unavailable.", class_="empty"))
     ranked = sorted(
-        stored.depths, key=lambda one: (-(one.oldest or 0), -one.counts.get("new", 0), one.handler)
+        stored.depths, key=lambda one: (-(one.oldest_s or 0), -one.counts.get("new", 0), one.handler)
     )
     rows = [
         (
             join(
-                el("a", one.handler, href=f"/ui/jobs?{_handler(one.handler)}"),
-                (" ", badge("paused")) if one.paused else None,
+                el("a", depth.handler, href=jobs_path(handler=depth.handler)),
+                (" ", badge("paused")) if depth.paused else None,
             ),
-            *(
-                el(
-                    "a",
-                    count(one.counts[state], CAP),
-                    href=f"/ui/jobs?status={state}&{_handler(one.handler)}",
-                )
-                if one.counts.get(state)
-                else "0"
-                for state in map(str, _STATES)
-            ),
-            seconds(one.oldest),
+            *(_count_link(depth, str(status)) for status in _STATES),
+            seconds(depth.oldest_s),
         )
-        for one in ranked
+        for depth in ranked
     ]
     headers = ("Handler", "Waiting", "Scheduled", "Running", "Failed", "Oldest waiting")
     return card("Jobs by handler", table("Jobs by handler", headers, rows, "No handler is known yet."))
 
 
-def _failures(stored: Stored | None) -> Markup:
+def _count_link(depth: HandlerDepth, status: str) -> Child:
+    jobs = depth.counts.get(status)
+    if not jobs:
+        return "0"
+    return el("a", count(jobs, MAX_COUNT), href=jobs_path(status=status, handler=depth.handler))
+
+
+def _failures(stored: StoreOverview | None) -> Markup:
     rows = [
         (
-            el("a", row.handler, href=path("ui", "jobs", id_text(row.id))),
-            row.reason or "–",
-            el("span", row.error or "–", class_="error"),
-            moment(row.finished_at or row.ingested_at),
+            el("a", job["handler"], href=path("ui", "jobs", job["id"])),
+            job["reason"] or DASH,
+            error_text(job["error"]),
+            moment(ended_at(job)),
         )
-        for row in (stored.failures if stored else ())
+        for job in (stored.failures if stored else ())
     ]
     headers = ("Job", "Reason", "Error", "Ended")
     return card(
-        "Latest failures",
-        table("Jobs that failed last", headers, rows, "No job has failed."),
-        note=el("a", "all", href="/ui/jobs?status=failure", aria_label="All failed jobs"),
+        "Recent failures",
+        table("Recently failed jobs", headers, rows, "No failed jobs."),
+        note=el("a", "all", href=jobs_path(status="failure"), aria_label="All failed jobs"),
     )
 
 
-def _nodes(stored: Stored | None) -> Markup:
+def _nodes(stored: StoreOverview | None) -> Markup:
     rows = [
         (
-            el("b", row.name),
-            badge("up" if stored and row.lease_until > stored.now else "lost"),
-            row.host,
-            str(row.pid or "–"),
-            row.version,
-            moment(row.started_at),
-            moment(row.lease_until),
+            el("b", node["name"]),
+            badge(node["state"]),
+            node["host"],
+            str(node["pid"] or DASH),
+            node["version"],
+            moment(node["started_at"]),
+            moment(node["lease_until"]),
         )
-        for row in (stored.nodes if stored else ())
+        for node in (stored.nodes if stored else ())
     ]
-    headers = ("Node", "State", "Host", "Process", "Version", "Started", "Lease until")
-    return card("Nodes", table("Nodes on this store", headers, rows, "No node is known."))
+    headers = ("Node", "State", "Host", "PID", "Version", "Started", "Lease until")
+    return card("Nodes", table("Nodes of this store", headers, rows, "No nodes."))

@@ -1,62 +1,60 @@
-"""The frame around every page, what a page is asked for, and its static files."""
+"""The frame around every page, the parameters of a page, and the static files."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from importlib.resources import files
 from urllib.parse import urlencode
 
 from starlette.responses import Response
 
 from workerd.gateway.dashboard.components import Markup, el, join
+from workerd.gateway.params import parsed_id
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState
-from workerd.job import parse_id
 
-ROWS = 50
-"""Rows of a list on one page."""
-CAP = 1_000
-"""Counts on a page are followed up to here."""
+PAGE_SIZE = 50
+"""Rows of a list."""
+MAX_COUNT = 1_000
+"""Higher numbers of jobs are shown as "1,000+"."""
 
 
 @dataclass(frozen=True)
 class PageQuery:
-    """One look at a page. `ident`: what the path names."""
+    """One request for a page. `item_id`: the id in the path."""
 
     gateway: GatewayState
     query: Mapping[str, str]
-    ident: str = ""
+    item_id: str = ""
 
     def get(self, name: str) -> str:
-        """A filter, "" if it is not set."""
+        """The value of a filter, "" if it is not set."""
         return self.query.get(name, "").strip()
 
     @property
     def after(self) -> str | None:
-        """The cursor."""
+        """The cursor of the list, None for its first page."""
         return self.get("after") or None
 
     def filters(self, *names: str) -> str:
-        """Those of the filters that are set, URL-encoded."""
+        """The set filters, URL-encoded."""
         return urlencode([(name, self.get(name)) for name in names if self.get(name)])
 
     @property
     def key(self) -> bytes:
-        """The id that the path names. Raises Problem 404."""
-        try:
-            return parse_id(self.ident)
-        except ValueError as error:
-            raise HTTPProblem(404, f"There is nothing with this id: {error}.") from None
+        """The id in the path. Raises HTTPProblem 404 for text that is no id."""
+        return parsed_id(self.item_id)
 
 
-POLICY = (
+CONTENT_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 HEADERS = {
-    "Content-Security-Policy": POLICY,
+    "Content-Security-Policy": CONTENT_POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "same-origin",
@@ -73,17 +71,21 @@ NAVIGATION = (
 
 @dataclass(frozen=True)
 class View:
-    """What a page shows. `head` stands still, so that nobody's typing is lost; `parts` are live, by id."""
+    """The content of a page.
+
+    `section`: the path of its navigation entry, "" for a page without the banner; `head` is rendered once, so
+    that updates do not touch its form; `parts` are updated live, by element id.
+    """
 
     title: str
-    place: str
+    section: str
     head: Markup
     parts: Mapping[str, Markup] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A file of the package that the browser loads."""
+    """A static file of the package."""
 
     data: bytes
     media_type: str
@@ -102,54 +104,56 @@ ASSETS = {
 }
 
 
-def _url(name: str) -> str:
+def _asset_url(name: str) -> str:
     return f"/ui/static/{name}?v={ASSETS[name].version}"
 
 
-def respond(view: View, node: str, *, live: str | None, leave: bool, status: int = 200) -> Response:
-    """The view as a whole page. `live`: what to subscribe to; `leave`: there is a session to leave."""
+def page_response(
+    view: View, node_name: str, *, live: str | None = None, logged_in: bool = False, status: int = 200
+) -> Response:
+    """The view as a whole page. `live`: the page to subscribe to; `logged_in`: show "Log out"."""
     page = join(
         Markup("<!doctype html>"),
-        el("html", _head(view, node), _body(view, node, live, leave), lang="en"),
+        el("html", _head(view, node_name), _body(view, node_name, live, logged_in), lang="en"),
     )
     return Response(page, status_code=status, media_type="text/html", headers=HEADERS)
 
 
-def _head(view: View, node: str) -> Markup:
+def _head(view: View, node_name: str) -> Markup:
     return el(
         "head",
         el("meta", charset="utf-8"),
         el("meta", name="viewport", content="width=device-width, initial-scale=1"),
         el("meta", name="color-scheme", content="light dark"),
-        el("title", f"{view.title} · {node} · workerd"),
-        el("link", rel="icon", href=_url("icon.svg"), type="image/svg+xml"),
-        el("link", rel="stylesheet", href=_url("workerd.css")),
-        el("script", src=_url("workerd.js"), defer=True),
+        el("title", f"{view.title} · {node_name} · workerd"),
+        el("link", rel="icon", href=_asset_url("icon.svg"), type="image/svg+xml"),
+        el("link", rel="stylesheet", href=_asset_url("workerd.css")),
+        el("script", src=_asset_url("workerd.js"), defer=True),
     )
 
 
-def _body(view: View, node: str, live: str | None, leave: bool) -> Markup:
+def _body(view: View, node_name: str, live: str | None, logged_in: bool) -> Markup:
     main = el(
         "main",
         view.head,
-        [el("div", part, id=ident, class_="part") for ident, part in view.parts.items()],
+        [el("div", part, id=name, class_="part") for name, part in view.parts.items()],
         id="main",
         tabindex="-1",
     )
     return el(
         "body",
         el("a", "Skip to content", href="#main", class_="skip"),
-        _banner(view, node, live, leave) if view.place else None,
+        _banner(view, node_name, live, logged_in) if view.section else None,
         main,
-        el("p", id="said", class_="said", role="status", aria_live="polite"),
-        _dialog(),
+        el("p", id="toast", class_="toast", role="status", aria_live="polite"),
+        _confirm_dialog(),
         data_live=live,
     )
 
 
-def _banner(view: View, node: str, live: str | None, leave: bool) -> Markup:
+def _banner(view: View, node_name: str, live: str | None, logged_in: bool) -> Markup:
     links = [
-        el("a", name, href=href, aria_current="page" if href == view.place else None)
+        el("a", name, href=href, aria_current="page" if href == view.section else None)
         for href, name in NAVIGATION
     ]
     return el(
@@ -158,20 +162,20 @@ def _banner(view: View, node: str, live: str | None, leave: bool) -> Markup:
         el("nav", links, aria_label="Main"),
         el(
             "p",
-            el("span", node, class_="node"),
-            el("span", "live", id="pulse", class_="pulse", title="This page updates by itself")
+            el("span", node_name, class_="node"),
+            el("span", "live", id="pulse", class_="pulse", title="This page updates automatically")
             if live
             else None,
             el("button", "Log out", type="button", data_post="/ui/logout", data_to="/login", class_="plain")
-            if leave
+            if logged_in
             else None,
-            class_="where",
+            class_="session",
         ),
         class_="banner",
     )
 
 
-def _dialog() -> Markup:
+def _confirm_dialog() -> Markup:
     return el(
         "dialog",
         el(
@@ -186,12 +190,13 @@ def _dialog() -> Markup:
             ),
             method="dialog",
         ),
-        id="ask",
+        id="confirm",
         aria_labelledby="question",
     )
 
 
-def problem(title: str, detail: str, node: str, status: int, leave: bool) -> Response:
+def problem_page(problem: HTTPProblem, node_name: str, *, logged_in: bool) -> Response:
     """An error as a page."""
-    view = View(title, "/ui", join(el("h1", title), el("p", detail, class_="lead")))
-    return respond(view, node, live=None, leave=leave, status=status)
+    title = HTTPStatus(problem.status).phrase
+    view = View(title, "/ui", join(el("h1", title), el("p", problem.detail, class_="lead")))
+    return page_response(view, node_name, logged_in=logged_in, status=problem.status)

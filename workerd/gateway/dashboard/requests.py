@@ -1,14 +1,15 @@
-"""The list of requests, and one request with its graph."""
+"""The list of requests, and the page of one request with its graph."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
-from workerd import documents
-from workerd import workflow as wf
-from workerd.config.model import WorkflowJob
-from workerd.gateway.dashboard import components
+from workerd import documents, workflow
+from workerd.clock import from_rfc3339
+from workerd.config.model import Config, WorkflowJob
 from workerd.gateway.dashboard.components import (
+    DASH,
     Child,
     Markup,
     badge,
@@ -16,8 +17,10 @@ from workerd.gateway.dashboard.components import (
     card,
     code,
     el,
+    error_text,
     facts,
     join,
+    json_text,
     microseconds,
     moment,
     notice,
@@ -25,58 +28,60 @@ from workerd.gateway.dashboard.components import (
     pager,
     path,
     select,
+    short_id,
+    state_name,
     table,
 )
 from workerd.gateway.dashboard.graph import draw
-from workerd.gateway.dashboard.pages import ROWS, PageQuery, View
-from workerd.gateway.problems import HTTPProblem
-from workerd.job import id_text
-from workerd.store import requests as store
-from workerd.store.columns import JobRow, RequestRow
+from workerd.gateway.dashboard.jobs import state_badge
+from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
+from workerd.gateway.params import parsed_status
+from workerd.job import Status
+from workerd.store import requests as stored_requests
+from workerd.store.base import Tx
+from workerd.store.columns import RequestRow
+from workerd.workflow import REQUEST_ENDED, RequestStatus
 
-JOBS_SHOWN = 500
+MAX_JOBS_SHOWN = 500
 """Jobs of a request that its page lists."""
 
+Document = dict[str, Any]
 
-async def requests(look: PageQuery) -> View:
+
+async def requests(query: PageQuery) -> View:
     """Requests, newest first, with filters."""
-    status = look.get("status") or None
-    if status is not None and status not in set(wf.RequestStatus):
-        raise HTTPProblem(422, f"There is no state {status!r}; choose one from the list.")
-    wanted: dict[str, Any] = {
-        "status": status,
-        "workflow": look.get("workflow") or None,
-        "limit": ROWS,
-        "after": look.after,
+    status = query.get("status")
+    filters: dict[str, Any] = {
+        "status": parsed_status(status, RequestStatus) if status else None,
+        "workflow": query.get("workflow") or None,
+        "limit": PAGE_SIZE,
+        "after": query.after,
     }
-    page = await look.gateway.backend.read(lambda tx: store.list_(tx, **wanted))
-    headers = ("Request", "Workflow", "State", "Step", "Created", "Took", "Error")
-    listed = join(
-        table(
-            "Requests, newest first",
-            headers,
-            [_row(row) for row in page.rows],
-            "No request fits these filters.",
-        ),
-        pager("/ui/requests", look.filters("workflow", "status"), page.next, first=look.after is None),
+    page = await query.gateway.backend.read(lambda tx: stored_requests.list_(tx, **filters))
+    rows = [_row(documents.request(row)) for row in page.rows]
+    headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
+    listing = join(
+        table("Requests, newest first", headers, rows, "No request matches these filters."),
+        pager("/ui/requests", query.filters("workflow", "status"), page.next, first=query.after is None),
     )
-    return View("Requests", "/ui/requests", join(el("h1", "Requests"), _filters(look)), {"list": listed})
+    head = join(el("h1", "Requests"), _filter_form(query))
+    return View("Requests", "/ui/requests", head, {"list": listing})
 
 
-def _filters(look: PageQuery) -> Markup:
-    chosen = look.get("workflow")
-    names = sorted({*look.gateway.config.workflows, *([chosen] if chosen else [])})
+def _filter_form(query: PageQuery) -> Markup:
+    selected = query.get("workflow")
+    names = sorted({*query.gateway.config.workflows, *([selected] if selected else [])})
     return el(
         "form",
-        select("workflow", "Workflow", [("", "all"), *((name, name) for name in names)], chosen),
+        select("workflow", "Workflow", [("", "all"), *((name, name) for name in names)], selected),
         select(
             "status",
             "State",
-            [("", "all"), *((str(s), "running" if s == "inprogress" else str(s)) for s in wf.RequestStatus)],
-            look.get("status"),
+            [("", "all"), *((str(status), state_name(status)) for status in RequestStatus)],
+            query.get("status"),
         ),
-        el("button", "Show", class_="main"),
-        el("a", "Reset", href="/ui/requests") if look.filters("workflow", "status") else None,
+        el("button", "Apply", class_="main"),
+        el("a", "Reset", href="/ui/requests") if query.filters("workflow", "status") else None,
         action="/ui/requests",
         class_="filters",
         role="search",
@@ -84,132 +89,147 @@ def _filters(look: PageQuery) -> Markup:
     )
 
 
-def _row(row: RequestRow) -> tuple[Child, ...]:
-    ident = id_text(row.id)
+def _row(request: Document) -> tuple[Child, ...]:
+    request_id = request["id"]
     return (
-        el("a", components.short_id(ident), href=path("ui", "requests", ident), class_="id", title=ident),
-        row.workflow,
-        badge(row.status),
-        number(row.step),
-        moment(row.created_at),
-        _took(row),
-        el("span", row.error, class_="error") if row.error else "–",
+        el("a", short_id(request_id), href=path("ui", "requests", request_id), class_="id", title=request_id),
+        request["workflow"],
+        badge(request["status"]),
+        number(request["step"]),
+        moment(request["created_at"]),
+        _duration(request),
+        error_text(request["error"]),
     )
 
 
-def _took(row: RequestRow) -> str:
-    if row.completed_at is None:
-        return "–"
-    return components.seconds(max(0, row.completed_at - row.created_at) / 1e6)
+def _duration(request: Document) -> str:
+    created, completed = request["created_at"], request["completed_at"]
+    if created is None or completed is None:
+        return DASH
+    return microseconds(max(0, from_rfc3339(completed) - from_rfc3339(created)))
 
 
 # -- one request
 
 
-async def request(look: PageQuery) -> View:
+@dataclass(frozen=True)
+class RequestDetails:
+    """What the page of a request shows; `graph`: the jobs of its workflow."""
+
+    request: Document
+    graph: tuple[WorkflowJob, ...]
+
+
+def _details(tx: Tx, request_id: bytes, config: Config) -> RequestDetails:
+    row, jobs = stored_requests.get(tx, request_id)
+    return RequestDetails(documents.request(row, jobs), _graph(row, config))
+
+
+def _graph(row: RequestRow, config: Config) -> tuple[WorkflowJob, ...]:
+    """The graph that the request runs; until it is picked up, that of its workflow as configured now."""
+    if row.steps is not None:
+        try:
+            return workflow.decode(row.steps).jobs
+        except ValueError:
+            return ()
+    configured = config.workflows.get(row.workflow)
+    return () if configured is None else configured.jobs
+
+
+async def request(query: PageQuery) -> View:
     """One request."""
-    key = look.key
-    row, jobs = await look.gateway.backend.read(lambda tx: store.get(tx, key))
-    expected = _graph(row, look)
-    by_name = {job.name: job for job in jobs if job.name}
+    request_id = query.key
+    details = await query.gateway.backend.read(lambda tx: _details(tx, request_id, query.gateway.config))
+    request = details.request
+    jobs_by_name = {job["name"]: job for job in request["jobs"] if job["name"]}
+    graph = draw(details.graph, jobs_by_name) or el("p", _no_graph(details), class_="empty")
     return View(
-        f"Request {row.workflow}",
+        f"Request {request['workflow']}",
         "/ui/requests",
         el(
             "p",
-            el("a", "Requests", href="/ui/requests"), " / ", el("span", id_text(row.id), class_="id"),
+            el("a", "Requests", href="/ui/requests"), " / ", el("span", request["id"], class_="id"),
             class_="crumbs",
         ),
         {
-            "head": _head(row),
-            "trouble": notice("bad", "Error:", row.error) if row.error else Markup(""),
-            "graph": card("Graph", draw(expected, by_name) or el("p", _no_graph(expected), class_="empty")),
-            "facts": _facts(row, jobs, expected),
-            "jobs": _jobs(jobs, expected),
-            "documents": _documents(row),
+            "head": _head(request),
+            "error": notice("bad", "Error:", request["error"]) if request["error"] else Markup(""),
+            "graph": card("Graph", graph),
+            "details": _facts(details),
+            "jobs": _jobs(details),
+            "data": _data(request),
         },
     )  # fmt: skip
 
 
-def _graph(row: RequestRow, look: PageQuery) -> tuple[WorkflowJob, ...]:
-    """The jobs of the request's graph, or of its workflow as it is configured while it was not begun."""
-    if row.steps is not None:
-        try:
-            return wf.decode(row.steps).jobs
-        except ValueError:
-            return ()
-    workflow = look.gateway.config.workflows.get(row.workflow)
-    return () if workflow is None else workflow.jobs
+def _no_graph(details: RequestDetails) -> str:
+    if details.graph:
+        return "The graph has too many jobs to draw."
+    return "The request has not started, and its workflow is not configured on this node."
 
 
-def _no_graph(expected: tuple[WorkflowJob, ...]) -> str:
-    return (
-        "It has too many jobs to draw."
-        if expected
-        else "It was not begun yet, and its workflow is not known here."
+def _head(request: Document) -> Markup:
+    cancel = button(
+        "Cancel",
+        path("requests", request["id"], "cancel"),
+        confirm="Cancel this request?",
+        target="this request",
     )
-
-
-def _head(row: RequestRow) -> Markup:
-    ended = row.status in wf.REQUEST_ENDED
-    ident = id_text(row.id)
-    cancel = button("Cancel", f"/requests/{ident}/cancel", ask="Cancel this request?", what="this request")
     return el(
         "div",
-        el("h1", row.workflow, " ", badge(row.status)),
-        None if ended else el("p", cancel, class_="actions"),
+        el("h1", request["workflow"], " ", badge(request["status"])),
+        None if request["status"] in REQUEST_ENDED else el("p", cancel, class_="actions"),
         class_="title",
     )
 
 
-def _facts(row: RequestRow, jobs: list[JobRow], expected: tuple[WorkflowJob, ...]) -> Markup:
-    done = sum(1 for job in jobs if job.status == "completed")
+def _facts(details: RequestDetails) -> Markup:
+    request = details.request
+    jobs = request["jobs"]
+    completed = sum(1 for job in jobs if job["status"] == Status.COMPLETED)
     return card(
-        "Facts",
+        "Details",
         facts(
             [
-                ("Created", moment(row.created_at)),
-                ("Ended", moment(row.completed_at)),
-                ("Took", _took(row)),
-                ("Step", number(row.step)),
-                ("Jobs done", f"{done:,} of {max(len(jobs), len(expected)):,}"),
+                ("Created", moment(request["created_at"])),
+                ("Ended", moment(request["completed_at"])),
+                ("Duration", _duration(request)),
+                ("Step", number(request["step"])),
+                ("Jobs completed", f"{completed:,} of {max(len(jobs), len(details.graph)):,}"),
             ]
         ),
     )
 
 
-def _jobs(jobs: list[JobRow], expected: tuple[WorkflowJob, ...]) -> Markup:
-    needs = {job.name: ", ".join(job.needs) for job in expected}
+def _jobs(details: RequestDetails) -> Markup:
+    needs = {job.name: ", ".join(job.needs) for job in details.graph}
+    jobs = details.request["jobs"]
     rows = [
         (
-            el(
-                "a",
-                job.name or components.short_id(id_text(job.id)),
-                href=path("ui", "jobs", id_text(job.id)),
-            ),
-            job.handler,
-            badge(str(job.status), job.reason if job.reason not in (None, "ok", str(job.status)) else None),
-            needs.get(job.name or "") or "–",
-            number(job.attempt),
-            microseconds(job.run_us),
-            el("span", job.error, class_="error") if job.error else "–",
+            el("a", job["name"] or short_id(job["id"]), href=path("ui", "jobs", job["id"])),
+            job["handler"],
+            state_badge(job),
+            needs.get(job["name"] or "") or DASH,
+            number(job["attempt"]),
+            microseconds(job["run_us"]),
+            error_text(job["error"]),
         )
-        for job in jobs[:JOBS_SHOWN]
+        for job in jobs[:MAX_JOBS_SHOWN]
     ]
     headers = ("Job", "Handler", "State", "Needs", "Attempt", "Run time", "Error")
-    more = f"{len(jobs) - JOBS_SHOWN:,} more are not shown." if len(jobs) > JOBS_SHOWN else None
+    more = f"{len(jobs) - MAX_JOBS_SHOWN:,} more jobs are not shown." if len(jobs) > MAX_JOBS_SHOWN else None
     return card(
         "Jobs",
-        table("Jobs of this request", headers, rows, "No job of it has begun."),
+        table("Jobs of this request", headers, rows, "No job has been created yet."),
         el("p", more, class_="empty") if more else None,
     )
 
 
-def _documents(row: RequestRow) -> Markup:
+def _data(request: Document) -> Markup:
     return card(
         "Data",
         el("h3", "Params"),
-        code(components.document(documents.json_value(row.params)), "Params"),
+        code(json_text(request["params"]), "Params"),
         el("h3", "Extras"),
-        code(components.document(documents.json_value(row.extras)), "Extras"),
+        code(json_text(request["extras"]), "Extras"),
     )

@@ -1,4 +1,4 @@
-"""The dashboard's routes, and which view belongs to which path."""
+"""The dashboard's routes, and the view of each path."""
 
 from __future__ import annotations
 
@@ -10,57 +10,52 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from workerd.errors import WorkerdError
-from workerd.gateway.auth import COOKIE
+from workerd.gateway.auth import COOKIE, LOGIN_REQUIRED
 from workerd.gateway.dashboard import handlers, jobs, overview, requests
-from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, problem, respond
-from workerd.gateway.problems import HTTPProblem, of
-from workerd.gateway.state import GatewayState, state
+from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
+from workerd.gateway.problems import HTTPProblem, problem_of
+from workerd.gateway.state import GatewayState, gateway_of
 
-Show = Callable[[PageQuery], Awaitable[View]]
-
-VIEWS: tuple[tuple[re.Pattern[str], Show], ...] = (
+VIEWS: tuple[tuple[re.Pattern[str], Callable[[PageQuery], Awaitable[View]]], ...] = (
     (re.compile(r"/"), overview.overview),
     (re.compile(r"/ui/jobs"), jobs.jobs),
-    (re.compile(r"/ui/jobs/(?P<ident>[^/]+)"), jobs.job),
+    (re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job),
     (re.compile(r"/ui/requests"), requests.requests),
-    (re.compile(r"/ui/requests/(?P<ident>[^/]+)"), requests.request),
+    (re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request),
     (re.compile(r"/ui/handlers"), handlers.handlers),
     (re.compile(r"/ui/schedules"), handlers.schedules),
 )
 
 
 async def view_of(gateway: GatewayState, path: str, query: str) -> View:
-    """The view that belongs to a path. Raises Problem 404, and what the view raises."""
-    for pattern, show in VIEWS:
+    """The view of a path. Raises HTTPProblem 404 for an unknown path, and what the view raises."""
+    for pattern, view in VIEWS:
         match = pattern.fullmatch(path)
         if match is not None:
-            return await show(PageQuery(gateway, QueryParams(query), match.groupdict().get("ident", "")))
-    raise HTTPProblem(404, "There is no such page.")
+            return await view(PageQuery(gateway, QueryParams(query), match.groupdict().get("item_id", "")))
+    raise HTTPProblem(404, "Page not found.")
 
 
 async def page(request: Request) -> Response:
     """Any page."""
-    if request.scope.get("workerd.locked"):
+    if request.scope.get(LOGIN_REQUIRED):
         return RedirectResponse("/login", 303, {"Cache-Control": "no-store"})
-    gateway = state(request)
-    node = gateway.config.node.name or "workerd"
+    gateway = gateway_of(request)
     path, query = request.url.path, request.url.query
-    leave = gateway.tokens.wanted and COOKIE in request.cookies
+    logged_in = gateway.tokens.required and COOKIE in request.cookies
     try:
         view = await view_of(gateway, path, query)
-    except (WorkerdError, ValueError, HTTPProblem) as error:
-        met = of(error)
-        title = "Not found" if met.status == 404 else "This cannot be shown"
-        return problem(title, met.detail, node, met.status, leave)
-    return respond(view, node, live=f"{path}?{query}" if query else path, leave=leave)
+    except Exception as error:
+        return problem_page(problem_of(error, path), gateway.node_name, logged_in=logged_in)
+    live = f"{path}?{query}" if query else path
+    return page_response(view, gateway.node_name, live=live, logged_in=logged_in)
 
 
 async def static(request: Request) -> Response:
-    """A file of the package."""
+    """A static file."""
     asset = ASSETS.get(request.path_params["name"])
     if asset is None:
-        raise HTTPProblem(404, "There is no such file.")
+        raise HTTPProblem(404, "File not found.")
     return Response(
         asset.data,
         media_type=asset.media_type,

@@ -1,38 +1,43 @@
 "use strict";
-// What the page does by itself: takes news, says how long ago things were, sends what its buttons mean.
+// Applies server-sent updates, shows the age of times, sends the requests of buttons.
 
-const said = document.getElementById("said");
+const TOAST_MS = 6000;
+const RESUBSCRIBE_MS = 3000;
+const FAILED = "The request failed; retry later.";
+const UNREACHABLE = "The node does not answer; retry later.";
+
+const toast = document.getElementById("toast");
 const pulse = document.getElementById("pulse");
-let silence = 0;
+let toastTimer = 0;
 
-function say(text) {
-  said.textContent = text;
-  clearTimeout(silence);
-  silence = setTimeout(() => { said.textContent = ""; }, 6000);
+function showToast(text) {
+  toast.textContent = text;
+  clearTimeout(toastTimer);
+  toastTimer = setTimeout(() => { toast.textContent = ""; }, TOAST_MS);
 }
 
 // -- times
 
-function words(seconds) {
-  const far = Math.abs(seconds);
-  if (far < 60) return `${Math.floor(far)} s`;
-  if (far < 3600) return `${Math.floor(far / 60)} min`;
-  if (far < 172800) return `${Math.floor(far / 3600)} h`;
-  return `${Math.floor(far / 86400)} d`;
+function durationText(seconds) {
+  const span = Math.abs(seconds);
+  if (span < 60) return `${Math.floor(span)} s`;
+  if (span < 3600) return `${Math.floor(span / 60)} min`;
+  if (span < 172800) return `${Math.floor(span / 3600)} h`;
+  return `${Math.floor(span / 86400)} d`;
 }
 
-function tell(time) {
+function showAge(time) {
   const seconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
   if (!time.title) time.title = new Date(time.dateTime).toLocaleString() + "  (" + time.dateTime + ")";
-  const text = Math.abs(seconds) < 1 ? "now" : seconds >= 0 ? `${words(seconds)} ago` : `in ${words(seconds)}`;
+  const text = Math.abs(seconds) < 1 ? "now" : seconds >= 0 ? `${durationText(seconds)} ago` : `in ${durationText(seconds)}`;
   if (time.textContent !== text) time.textContent = text;
 }
 
-function tellAll() { document.querySelectorAll("time.ago").forEach(tell); }
+function showAges() { document.querySelectorAll("time.ago").forEach(showAge); }
 
-// -- news: only what differs is touched, so that focus, selection and opened details stay
+// -- updates: only nodes that differ are replaced, so that focus, selection and open details survive
 
-function alike(a, b) { return a.nodeType === b.nodeType && a.nodeName === b.nodeName && a.id === b.id; }
+function sameElement(a, b) { return a.nodeType === b.nodeType && a.nodeName === b.nodeName && a.id === b.id; }
 
 function morph(old, fresh) {
   if (old.nodeType !== Node.ELEMENT_NODE) {
@@ -40,40 +45,39 @@ function morph(old, fresh) {
     return;
   }
   if (old.matches("time.ago") && fresh.matches("time.ago") && old.dateTime === fresh.dateTime) return;
+  const isDetails = old.nodeName === "DETAILS";
   for (const { name } of [...old.attributes]) {
-    if (!fresh.hasAttribute(name) && !(name === "open" && old.nodeName === "DETAILS")) old.removeAttribute(name);
+    if (!fresh.hasAttribute(name) && !(name === "open" && isDetails)) old.removeAttribute(name);
   }
   for (const { name, value } of fresh.attributes) {
-    if (old.getAttribute(name) !== value && !(name === "open" && old.nodeName === "DETAILS")) old.setAttribute(name, value);
+    if (old.getAttribute(name) !== value && !(name === "open" && isDetails)) old.setAttribute(name, value);
   }
-  children(old, fresh);
+  morphChildren(old, fresh);
 }
 
-function children(old, fresh) {
-  const wanted = [...fresh.childNodes];
-  wanted.forEach((child, index) => {
-    const there = old.childNodes[index];
-    if (!there) old.append(child);
-    else if (alike(there, child)) morph(there, child);
-    else there.replaceWith(child);
+function morphChildren(old, fresh) {
+  const children = [...fresh.childNodes];
+  children.forEach((child, index) => {
+    const current = old.childNodes[index];
+    if (!current) old.append(child);
+    else if (sameElement(current, child)) morph(current, child);
+    else current.replaceWith(child);
   });
-  while (old.childNodes.length > wanted.length) old.lastChild.remove();
+  while (old.childNodes.length > children.length) old.lastChild.remove();
 }
 
-function take(parts) {
+function applyUpdate(parts) {
   for (const [id, html] of Object.entries(parts)) {
-    if (id === "") { trouble(html); continue; }
+    if (id === "") { if (html) showToast(html); continue; }  // the error part, as text
     const part = document.getElementById(id);
     if (!part) continue;
     const box = new DOMParser().parseFromString(`<div id="box">${html}</div>`, "text/html");
-    children(part, box.getElementById("box"));
+    morphChildren(part, box.getElementById("box"));
   }
-  tellAll();
+  showAges();
 }
 
-function trouble(text) { if (text) say(text); }
-
-function beat(state) {
+function setPulse(state) {
   if (!pulse) return;
   pulse.className = `pulse ${state}`;
   const text = state === "on" ? "live" : state === "off" ? "reconnecting" : "paused";
@@ -83,37 +87,37 @@ function beat(state) {
 let source = null;
 const view = document.body.dataset.live;
 
-function listen() {
+function subscribe() {
   if (!view || source) return;
   source = new EventSource(`/events?view=${encodeURIComponent(view)}`);
-  source.onopen = () => beat("on");
-  source.onmessage = (event) => { beat("on"); take(JSON.parse(event.data)); };
+  source.onopen = () => setPulse("on");
+  source.onmessage = (event) => { setPulse("on"); applyUpdate(JSON.parse(event.data)); };
   source.onerror = () => {
-    beat("off");
-    // A browser gives up after an answer that is no stream, such as 503 while the node starts again.
-    if (source && source.readyState === EventSource.CLOSED) { source = null; setTimeout(listen, 3000); }
+    setPulse("off");
+    // A browser does not reconnect after an error response, such as 503 while the node restarts.
+    if (source && source.readyState === EventSource.CLOSED) { source = null; setTimeout(subscribe, RESUBSCRIBE_MS); }
   };
 }
 
-function leave() { if (source) { source.close(); source = null; beat("idle"); } }
+function unsubscribe() { if (source) { source.close(); source = null; setPulse("idle"); } }
 
-// A page that nobody sees is not kept fresh.
-document.addEventListener("visibilitychange", () => (document.hidden ? leave() : listen()));
-addEventListener("pagehide", leave);
-addEventListener("pageshow", listen);
+// Hidden pages are not updated.
+document.addEventListener("visibilitychange", () => (document.hidden ? unsubscribe() : subscribe()));
+addEventListener("pagehide", unsubscribe);
+addEventListener("pageshow", subscribe);
 
-// -- what buttons do
+// -- buttons
 
-async function send(path, body) {
-  const answer = await fetch(path, {
+async function post(path, body) {
+  const response = await fetch(path, {
     method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), credentials: "same-origin",
   });
-  const document_ = await answer.json().catch(() => ({}));
-  return { ok: answer.ok, status: answer.status, document: document_ };
+  return { ok: response.ok, answer: await response.json().catch(() => ({})) };
 }
 
-function ask(question, withReason) {
-  const dialog = document.getElementById("ask");
+/** Resolves to the reason ("" without one), or to null if the user declined. */
+function confirmAction(question, withReason) {
+  const dialog = document.getElementById("confirm");
   document.getElementById("question").textContent = question;
   const field = dialog.querySelector("input[name=reason]");
   field.value = "";
@@ -126,20 +130,20 @@ function ask(question, withReason) {
   });
 }
 
-async function act(button) {
-  const { post, ask: question, reason, to } = button.dataset;
-  let why = "";
+async function onButton(button) {
+  const { post: path, confirm: question, reason: withReason, to } = button.dataset;
+  let reason = "";
   if (question) {
-    why = await ask(question, reason !== undefined);
-    if (why === null) return;
+    reason = await confirmAction(question, withReason !== undefined);
+    if (reason === null) return;
   }
   button.disabled = true;
   try {
-    const { ok, document: answer } = await send(post, reason !== undefined && why ? { reason: why } : {});
+    const { ok, answer } = await post(path, withReason !== undefined && reason ? { reason } : {});
     if (ok && to) { location.assign(to); return; }
-    say(ok ? `${button.textContent}: done.` : answer.detail || "That did not work; try again.");
+    showToast(ok ? `${button.textContent}: done.` : answer.detail || FAILED);
   } catch {
-    say("The node does not answer; try again.");
+    showToast(UNREACHABLE);
   } finally {
     button.disabled = false;
   }
@@ -147,25 +151,25 @@ async function act(button) {
 
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-post]");
-  if (button) act(button);
+  if (button) onButton(button);
 });
 
 const login = document.getElementById("login");
 if (login) {
   login.addEventListener("submit", async (event) => {
     event.preventDefault();
-    const wrong = document.getElementById("wrong");
-    wrong.textContent = "";
+    const error = document.getElementById("login-error");
+    error.textContent = "";
     try {
-      const { ok, document: answer } = await send("/login", { token: login.token.value });
+      const { ok, answer } = await post("/login", { token: login.token.value });
       if (ok) location.assign("/");
-      else wrong.textContent = answer.detail || "That did not work; try again.";
+      else error.textContent = answer.detail || FAILED;
     } catch {
-      wrong.textContent = "The node does not answer; try again.";
+      error.textContent = UNREACHABLE;
     }
   });
 }
 
-tellAll();
-setInterval(tellAll, 1000);
-if (!document.hidden) listen();
+showAges();
+setInterval(showAges, 1000);
+if (!document.hidden) subscribe();

@@ -1,4 +1,4 @@
-"""What the careless and the hostile send: an answer or a closed connection, never a traceback."""
+"""Invalid and hostile requests: each gets an answer or a closed connection, never a traceback."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = 4096
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """One node with a small limit of bodies."""
+    """A node with a small limit for bodies."""
     folder = tmp_path_factory.mktemp("gw")
     with Api(folder / "node", f"sqlite:///{folder}/store.db", gateway=f"max_body = {LIMIT}") as api:
         yield api
@@ -28,12 +28,12 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @pytest.fixture(autouse=True)
 def sound(api: Api) -> Iterator[None]:
-    """After each test the gateway answers, is the same process, and has logged no fault."""
+    """After each test the gateway answers, is the same process, and no route has crashed."""
     pid = api.daemon.pid("gateway")
     yield
     assert api.get("/heartbeat").status_code == 200
     assert api.daemon.pid("gateway") == pid
-    assert "a fault in" not in api.daemon.logged()
+    assert "route.crashed" not in api.daemon.logged()
     assert "Traceback" not in api.daemon.logged()
 
 
@@ -42,7 +42,7 @@ def send(api: Api, body: bytes, **headers: str) -> httpx.Response:
 
 
 def test_bodies_over_the_limit(api: Api) -> None:
-    """A body over the limit is 413, whether its length is told or not."""
+    """A body over the limit is 413, with or without Content-Length."""
     large = json.dumps({"handler": "noop", "vars": {"x": "y" * LIMIT}}).encode()
     assert send(api, large).status_code == 413
 
@@ -66,14 +66,14 @@ def test_bodies_over_the_limit(api: Api) -> None:
     ],
 )  # fmt: skip
 def test_broken_documents(api: Api, body: bytes, status: int) -> None:
-    """Broken JSON, deep nesting and documents that are none are a problem that says so."""
+    """Invalid JSON, deep nesting and JSON of another shape are answered with a problem."""
     answer = send(api, body)
     assert answer.status_code in (status, 422), answer.text
     assert answer.json()["status"] == answer.status_code
 
 
-def test_every_post_wants_json(api: Api) -> None:
-    """No route takes a body that a page of another site could send without being asked."""
+def test_every_post_requires_json(api: Api) -> None:
+    """No route accepts a body that a page of another site could send without a preflight request."""
     for operation in OPERATIONS:
         if operation.method == "post":
             path = operation.path.replace("{id}", "01900000-0000-7000-8000-000000000000")
@@ -86,7 +86,7 @@ def test_every_post_wants_json(api: Api) -> None:
 
 
 def test_wrong_methods(api: Api) -> None:
-    """A method that a path does not take is 405 and says which it takes; HEAD is GET without a body."""
+    """A method that a path does not allow is 405 with the allowed ones; HEAD is GET without a body."""
     for method in ("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"):
         answer = api.http.request(method, "/jobs")
         assert answer.status_code == 405
@@ -99,18 +99,18 @@ def test_wrong_methods(api: Api) -> None:
 
 
 def test_host(api: Api) -> None:
-    """A Host that is not served here is refused, so that no foreign name leads a browser here."""
+    """A foreign Host header is refused, which prevents DNS rebinding."""
     for host in ("evil.example", "127.0.0.1.evil.example", "", "127.0.0.1:1"):
         answer = api.get("/jobs", headers={"Host": host})
         assert answer.status_code == (200 if host == "127.0.0.1:1" else 403), host
     assert api.get("/jobs", headers={"Host": f"localhost:{api.port}"}).status_code == 200
 
 
-def test_what_is_no_http(api: Api) -> None:
-    """Bytes that are no HTTP get an answer that says so, and the connection is closed."""
-    for words in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n"):
+def test_invalid_http(api: Api) -> None:
+    """Bytes that are not HTTP get a 400, and the connection is closed."""
+    for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n"):
         with api.bare() as connection:
-            connection.sendall(words + b"\r\n\r\n")
+            connection.sendall(data + b"\r\n\r\n")
             assert until_closed(connection).startswith(b"HTTP/1.1 400")
     with api.bare() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
@@ -118,7 +118,7 @@ def test_what_is_no_http(api: Api) -> None:
 
 
 def test_smuggling(api: Api) -> None:
-    """Two lengths, or a length and chunks, are refused instead of guessed at."""
+    """Ambiguous or invalid lengths are refused."""
     for headers in (b"Content-Length: 2\r\nContent-Length: 3", b"Content-Length: x"):
         with api.bare() as connection:
             connection.sendall(
@@ -128,10 +128,10 @@ def test_smuggling(api: Api) -> None:
             assert until_closed(connection).startswith(b"HTTP/1.1 400")
 
 
-def test_a_client_that_goes_away(api: Api) -> None:
-    """Half a body, half a head and a long poll that nobody waits for any more leave nothing behind."""
+def test_a_client_that_disconnects(api: Api) -> None:
+    """Half a body, half a head, an abandoned long poll and event stream leave nothing behind."""
     job = api.enqueue("noop", delay="1h")
-    for words in (
+    for data in (
         b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: 99\r\n\r\n{",
         b"GET /jobs HT",
@@ -139,11 +139,11 @@ def test_a_client_that_goes_away(api: Api) -> None:
         b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
     ):
         with api.bare() as connection:
-            connection.sendall(words)
+            connection.sendall(data)
 
 
 def test_a_thousand_idle_connections(api: Api) -> None:
-    """A thousand connections that say nothing keep nobody else waiting, and are closed in the end."""
+    """A thousand idle connections delay no other client and are closed in the end."""
     with ExitStack() as stack:
         idle = [stack.enter_context(api.bare()) for _ in range(1000)]
         for connection in idle[::10]:
@@ -157,7 +157,7 @@ def test_a_thousand_idle_connections(api: Api) -> None:
 
 
 def test_slow_body(api: Api) -> None:
-    """A body that never comes is answered with 408, or its connection closed, while others are served."""
+    """A body that never arrives gets 408 or a closed connection; others are served meanwhile."""
     with api.bare() as connection:
         connection.sendall(
             b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -168,7 +168,7 @@ def test_slow_body(api: Api) -> None:
 
 
 def test_unix_socket(tmp_path: Path) -> None:
-    """A Unix socket serves the same, whatever the Host."""
+    """A Unix socket serves the same, with any Host header."""
     path = tmp_path / "s"
     gateway = f'listen = "unix:{path}"'
     api = Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db")

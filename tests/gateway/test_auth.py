@@ -1,4 +1,4 @@
-"""Tokens: where they are expected, how they change, and how a browser uses one."""
+"""Tokens: where they are required, how they change, and sessions of browsers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tests.support.eventually import eventually
 from tests.support.gateway import Api
 from workerd.gateway.openapi import OPERATIONS, PAGES
 
-NOBODY = "01900000-0000-7000-8000-000000000000"
+UNKNOWN = "01900000-0000-7000-8000-000000000000"
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of tokens."""
+    """The token file."""
     path = tmp_path_factory.mktemp("tokens") / "tokens"
     path.write_text("# for people\nfirst\n\nsecond\n")
     return path
@@ -25,7 +25,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def api(tokens: Path) -> Iterator[Api]:
-    """A node that expects one of two tokens."""
+    """A node that accepts two tokens."""
     folder = tokens.parent
     gateway = f'token_file = "{tokens}"'
     with Api(folder / "node", f"sqlite:///{folder}/store.db", gateway=gateway) as api:
@@ -36,10 +36,10 @@ def bearer(token: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
 
-def test_every_route_expects_a_token(api: Api) -> None:
-    """Without a token there is 401, or the way to the login page, but for the heartbeat."""
+def test_every_route_requires_a_token(api: Api) -> None:
+    """Without a token each route but the heartbeat answers 401, and pages redirect to the login."""
     for operation in OPERATIONS:
-        path = operation.path.replace("{id}", NOBODY).replace("{name}", "noop")
+        path = operation.path.replace("{id}", UNKNOWN).replace("{name}", "noop")
         answer = api.http.request(operation.method, path, json={} if operation.method == "post" else None)
         if operation.path in ("/", *(page for page, _ in PAGES)):
             assert (answer.status_code, answer.headers["location"]) == (303, "/login"), path
@@ -50,8 +50,8 @@ def test_every_route_expects_a_token(api: Api) -> None:
             assert answer.headers["www-authenticate"].startswith("Bearer")
 
 
-def test_which_tokens(api: Api) -> None:
-    """Each token of the file is good, in either case of the scheme; nothing else is."""
+def test_valid_tokens(api: Api) -> None:
+    """Each token of the file is valid, with the scheme in either case; nothing else is."""
     assert api.get("/jobs", headers=bearer("first")).status_code == 200
     assert api.get("/jobs", headers={"Authorization": "bearer second"}).status_code == 200
     for wrong in ("firs", "firstt", "# for people", "First", "for people", "é"):
@@ -61,7 +61,7 @@ def test_which_tokens(api: Api) -> None:
 
 
 def test_a_browser_logs_in_and_out(api: Api) -> None:
-    """A token becomes a cookie that scripts do not see and other sites do not send."""
+    """A token is exchanged for a cookie that scripts cannot read and other sites cannot send."""
     with httpx.Client(base_url=api.http.base_url) as browser:
         assert browser.post("/login", json={"token": "wrong"}).status_code == 401
         answer = browser.post("/login", json={"token": "second"})
@@ -80,7 +80,7 @@ def test_a_browser_logs_in_and_out(api: Api) -> None:
 
 
 def test_tokens_change(api: Api, tokens: Path) -> None:
-    """A token that is taken out of the file is refused soon, and with it the cookie made of it."""
+    """A token that is removed from the file is soon refused, and its sessions with it."""
     with httpx.Client(base_url=api.http.base_url) as browser:
         assert browser.post("/login", json={"token": "first"}).is_success
         tokens.write_text("third\nsecond\n")
@@ -92,7 +92,7 @@ def test_tokens_change(api: Api, tokens: Path) -> None:
 
 
 def test_no_listening_beyond_loopback_without_tokens(tmp_path: Path) -> None:
-    """A node that would serve everybody without a token does not start."""
+    """A node that would serve other hosts without a token does not start."""
     api = Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db")
     api.daemon.gateway = "0.0.0.0:8020"
     api.daemon.write("")

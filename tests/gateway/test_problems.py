@@ -1,0 +1,172 @@
+"""What an error means to a client: its own mistakes are 4xx, a store that is away 503, our bugs 500."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from workerd import log
+from workerd.config.model import Config, GatewayConfig, LogConfig, NodeConfig, StoreConfig
+from workerd.errors import (
+    CommitUnknown,
+    Conflict,
+    HandlerNotFound,
+    InvalidValue,
+    NotFound,
+    StoreAway,
+    StoreRefused,
+    TooManyWaiting,
+    WrongVersion,
+)
+from workerd.gateway.app import application
+from workerd.gateway.auth import Tokens
+from workerd.gateway.backend import Backend
+from workerd.gateway.batch_enqueue import BatchEnqueue
+from workerd.gateway.dashboard.routes import view_of
+from workerd.gateway.events import ERROR_PART, Events
+from workerd.gateway.history import History
+from workerd.gateway.long_poll import LongPolls
+from workerd.gateway.problems import problem_of
+from workerd.gateway.state import GatewayState
+from workerd.store import queries, requests
+from workerd.store.engines import open_store
+
+JOB = "01900000-0000-7000-8000-000000000000"
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> GatewayState:
+    """The state of a gateway in this process, over an empty store."""
+    config = Config(
+        node=NodeConfig(runtime_dir=str(tmp_path / "run"), state_dir=str(tmp_path)),
+        store=StoreConfig(url=f"sqlite:///{tmp_path}/store.db"),
+        gateway=GatewayConfig(listen="unix:/unused"),
+    )
+    store = open_store(config.store)
+    store.migrate()
+    store.close()
+    backend = Backend(config)
+
+    async def render(path: str, query: str) -> dict[str, str]:
+        return {name: str(html) for name, html in (await view_of(gateway, path, query)).parts.items()}
+
+    gateway = GatewayState(
+        config=config,
+        backend=backend,
+        tokens=Tokens(""),
+        job_polls=LongPolls(backend, queries.ended_of),
+        request_polls=LongPolls(backend, requests.ended_of),
+        batch_enqueue=BatchEnqueue(backend, config),
+        history=History(backend.paths.metrics),
+        events=Events(render),
+    )
+    return gateway
+
+
+def ask(gateway: GatewayState, path: str) -> httpx.Response:
+    """One GET, through everything but uvicorn."""
+
+    async def get() -> httpx.Response:
+        transport = httpx.ASGITransport(application(gateway, gateway.config))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+            return await client.get(path)
+
+    return asyncio.run(get())
+
+
+def logged(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capfd.readouterr().err.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch, gateway: GatewayState) -> Callable[[Exception], None]:
+    """Makes each transaction of the gateway raise an error."""
+
+    def break_(error: Exception) -> None:
+        async def fail(self: Backend, work: object) -> None:
+            raise type(error)(*error.args)
+
+        monkeypatch.setattr(Backend, "read", fail)
+
+    log.configure(LogConfig(format="json"))
+    return break_
+
+
+def test_a_bug_is_500_with_an_incident(
+    gateway: GatewayState, broken: Callable[[Exception], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bare ValueError is a bug: 500 with an incident id, whose traceback is in the log and not answered."""
+    broken(ValueError("secret of ours"))
+    answer = ask(gateway, f"/jobs/{JOB}")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["incident"] in problem["detail"]
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    (event,) = [event for event in logged(capfd) if event["event"] == "route.crashed"]
+    assert event["incident"] == problem["incident"]
+    assert event["path"] == f"/jobs/{JOB}"
+    assert "ValueError: secret of ours" in event["exception"]
+
+
+def test_each_incident_is_in_the_log(
+    gateway: GatewayState, broken: Callable[[Exception], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also of a burst, of which the log drops repetitions: equal bugs share an id, others have their own."""
+    answered = set()
+    for text in ("first", "second"):
+        broken(ValueError(text))
+        answered |= {ask(gateway, f"/jobs/{JOB}").json()["incident"] for _ in range(20)}
+    assert len(answered) == 2
+    events = [event for event in logged(capfd) if event["event"] == "route.crashed"]
+    assert {event["incident"] for event in events} == answered
+    assert len(events) < 40
+
+
+def test_a_bug_in_a_page(
+    gateway: GatewayState, broken: Callable[[Exception], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A page with a bug is an error page with the incident id; its updates say the same."""
+    broken(KeyError("secret of ours"))
+    answer = ask(gateway, "/ui/jobs")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"].startswith("text/html")
+    (event,) = [event for event in logged(capfd) if event["event"] == "route.crashed"]
+    assert event["incident"] in answer.text
+    assert "secret" not in answer.text
+
+    async def first_update() -> dict[str, str]:
+        listener = gateway.events.add("/ui/jobs")
+        await listener.changed.wait()
+        gateway.events.remove(listener)
+        return listener.take()
+
+    assert "incident" in asyncio.run(first_update())[ERROR_PART]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InvalidValue("x"), 422), (HandlerNotFound("x"), 422), (StoreRefused("x"), 422), (NotFound("x"), 404),
+        (Conflict("x"), 409), (TooManyWaiting("x"), 429), (StoreAway("x"), 503), (WrongVersion("x"), 503),
+        (CommitUnknown("x"), 503), (ValueError("x"), 500), (RuntimeError("x"), 500),
+    ],
+)  # fmt: skip
+def test_statuses(error: Exception, status: int) -> None:
+    """Each error of the program has one status; who may try again is told when."""
+    problem = problem_of(error, "/")
+    assert problem.status == status
+    assert ("Retry-After" in problem.headers) == (status in (429, 503))
+
+
+def test_a_commit_without_an_answer() -> None:
+    """Nobody is told that nothing was changed when that is not known."""
+    assert "nothing was changed" in problem_of(StoreAway("x"), "/").detail
+    assert "may have taken effect" in problem_of(CommitUnknown("x"), "/").detail
