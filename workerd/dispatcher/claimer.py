@@ -21,7 +21,7 @@ _log = get_logger("dispatcher")
 
 
 class Claimer:
-    """Claims what the plan says and hands it over at once.
+    """Claims what the plan allows and hands it over at once.
 
     claimed, transactions
         Counts since the start.

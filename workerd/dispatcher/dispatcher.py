@@ -105,7 +105,7 @@ class Dispatcher(Service):
         )
 
     def _add_stager(self, ctx: RoleContext) -> None:
-        """What makes rows claimable, and what removes them."""
+        """The parts that make rows claimable, and those that remove rows."""
         config, tasks, store, claimer = ctx.config, self.tasks, self.store, self.claimer
         configured = schedules.wanted(config)
         self.pickup = WorkflowPickup(
@@ -132,10 +132,10 @@ class Dispatcher(Service):
         )
 
     def _task_table(self, lease_s: float, poll_s: float, *, pickup: bool) -> list[PeriodicTask]:
-        """Every periodic task: its name, what does a slice of it, and its period in seconds, if any.
+        """Every periodic task: its name, the function that does one slice, its period in seconds if any.
 
-        All run first when the node has its lease, which one of them fetches. `pickup`: whether this node
-        takes work; if not, it starts none either.
+        Each is first due when the node is registered, which the lease's does, and when it can work again
+        after an outage. `pickup`: whether this node takes work; if not, it starts none either.
         """
         tasks = [
             PeriodicTask("lease", self.lease.renew, lease_s / 3, needs_lease=False),

@@ -16,13 +16,13 @@ from workerd.store import nodes
 from workerd.store.nodes import NodeRecord
 
 GIVE_UP = 0.8
-"""Part of the lease after which nothing is started unless it was renewed; the rest is for jobs in transit."""
+"""Part of the lease after which, unless renewed, nothing is started; the rest is for jobs in transit."""
 INHERITED = 0.1
-"""Part of the lease that a restarted dispatcher still relies on, since the one before it may have renewed."""
+"""Part of the lease that a restarted dispatcher assumes to be left of what its predecessor renewed."""
 OBSTACLE_PAUSE_S = 2.0
 """Pause after a wrong schema or a name that is taken: a person has to act first."""
 DEREGISTRATION_TIMEOUT_S = 5.0
-"""After that the node's row stays, and the next start of this node removes it."""
+"""After which the node's row is left to the next start of this node."""
 
 _log = get_logger("dispatcher")
 

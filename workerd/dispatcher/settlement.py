@@ -20,9 +20,9 @@ from workerd.store import claims
 from workerd.store.claims import HeldRow
 
 DEATH_SLACK_US = SECOND
-"""A claim made up to this long after a pool's death counts as made before: the clocks differ."""
+"""A claim made up to this long after a pool's death counts as made before it: the two clocks differ."""
 LATE_COMMIT_S = 10.0
-"""After that a server has committed or rolled back what it was asked on a lost connection."""
+"""After which a server has committed or rolled back what it got on a lost connection."""
 POOL_DIED = "its pool died while it was waiting there or running"
 
 _log = get_logger("dispatcher")
@@ -97,11 +97,11 @@ class SettlementEvent(StrEnum):
 
 
 class Settlement:
-    """Law 2 as a state machine: TRANSITIONS says what follows what.
+    """Law 2 (every claim is resolved) as a state machine; TRANSITIONS is its table.
 
-    The order of the phases proves that a claim has no owner: the pools say what they hold; then the
-    ingester has committed every outcome sent before; then the store is read. What was claimed since the
-    first question is in a pool's hands and left alone.
+    The order of the phases proves that a claim has no owner: first every pool reports what it holds, then
+    the ingester commits every outcome sent until then, then the store is read. Claims made meanwhile are
+    left alone.
 
     phase
         What it is waiting for.

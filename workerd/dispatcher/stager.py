@@ -24,13 +24,13 @@ from workerd.store.claims import PollResult
 MAX_DATAGRAMS = 1000
 """Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
 MAX_DATAGRAM_BYTES = 64
-"""Longer ones are cut, and so are not ours."""
+"""Longer ones are cut: they are not ours."""
 MAX_DUE_ROWS = 500
 """Rows that one transaction makes `new`."""
 SHORTEST_PAUSE_S = 0.002
 """Between two transactions for due rows; not 0, since another node may hold a due row locked."""
 CANCEL_REPEAT_S = 5.0
-"""After that an unfinished cancel is sent again: its claim may have been in transit."""
+"""Until a cancel that is still pending is sent again: its claim may have been in transit."""
 
 
 class Stager:
@@ -85,7 +85,7 @@ class Stager:
         return max(SHORTEST_PAUSE_S, self._store.seconds_until(promoted.next_due))
 
     def on_scheduled(self, due: int) -> None:
-        """A wake-up says that a row becomes due at this store time."""
+        """A wake-up announced a row that becomes due at this store time."""
         if self._store.knows_time:  # else the first slice is still to come
             # Not at once: any local program may send this, again and again.
             pause_s = self._promoted_at + SHORTEST_PAUSE_S - time.monotonic()
