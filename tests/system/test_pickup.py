@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.asking import Asking
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
+from tests.support.request_rows import RequestRows
 from tests.support.rows import Rows
 from tests.support.servers import free_port
 
@@ -80,15 +80,15 @@ def test_a_node_that_takes_no_work_keeps_its_api(node: Node, store_url: str) -> 
     with urllib.request.urlopen(request, timeout=10) as answer:
         assert answer.status == 201
         job = bytes.fromhex(json.load(answer)["id"].replace("-", ""))
-    asking = Asking(rows)
-    asked = asking.ask("two")
+    requests = RequestRows(rows)
+    asked = requests.insert("two")
     opened = node("", "open")
-    eventually(lambda: rows.ended(job) and asking.over(asked) and ticks(rows), state=opened.tail)
+    eventually(lambda: rows.ended(job) and requests.ended(asked) and ticks(rows), state=opened.tail)
     opened.stop()
     later = [rows.insert("act"), rows.insert("tell")]
-    asked, before = asking.ask("two"), ticks(rows)
+    asked, before = requests.insert("two"), ticks(rows)
     again = node("", "again")
-    eventually(lambda: rows.ended(*later) and asking.over(asked), state=again.tail)
+    eventually(lambda: rows.ended(*later) and requests.ended(asked), state=again.tail)
     assert {row["node"] for row in rows.sql("SELECT DISTINCT node FROM workerd_jobs")} <= {
         "open",
         "again",
@@ -101,28 +101,28 @@ def test_a_node_that_takes_no_work_keeps_its_api(node: Node, store_url: str) -> 
 def test_requests_and_their_steps_at_set_times(node: Node, store_url: str) -> None:
     """New requests wait for `requests_new`, further steps for `requests_inprogress`; jobs go on at once."""
     rows = Rows(store_url)
-    asking = Asking(rows)
+    requests = RequestRows(rows)
     daemon = node()
     done = daemon.cli("request", "submit", "two", "--wait", "10s", "--json")
     assert json.loads(done.stdout)["status"] == "completed"
 
     daemon.write(CONFIG + pickup(requests_new=NEVER, requests_inprogress=NEVER))
     daemon.cli("reload")
-    asked = asking.ask("two")
+    asked = requests.insert("two")
     job = rows.insert("act")
     eventually(lambda: rows.ended(job) and ticks(rows) >= 2, state=daemon.tail)
-    assert asking.status(asked) == "queuing"
+    assert requests.status(asked) == "queuing"
 
     daemon.write(CONFIG + pickup(requests_new=SOON, requests_inprogress=NEVER))
     daemon.cli("reload")
-    eventually(lambda: asking.states(asked) == {"act": "completed"}, state=daemon.tail)
+    eventually(lambda: requests.job_statuses(asked) == {"act": "completed"}, state=daemon.tail)
     before = ticks(rows)
     eventually(lambda: ticks(rows) >= before + 2, state=daemon.tail)
-    assert asking.states(asked) == {"act": "completed"}
+    assert requests.job_statuses(asked) == {"act": "completed"}
 
     daemon.write(CONFIG + pickup(requests_inprogress=SOON))
     daemon.cli("reload")
-    eventually(lambda: asking.status(asked) == "completed", state=daemon.tail)
+    eventually(lambda: requests.status(asked) == "completed", state=daemon.tail)
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.asking import Asking, text
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
+from tests.support.request_rows import RequestRows, uuid_text
 from tests.support.rows import Rows, assert_settled
 from tests.support.servers import free_port
 
@@ -120,14 +120,14 @@ def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(node: Node, tmp_path: P
     daemon.kill("pool:beat")
     eventually(lambda: (row := running()) and row["attempt"] == 2, state=daemon.tail)
     assert rows.attempts(first["id"])[0]["reason"] == "lost"
-    daemon.cli("job", "cancel", text(first["id"]))
+    daemon.cli("job", "cancel", uuid_text(first["id"]))
     eventually(lambda: rows.last(first["id"])["status"] == "cancelled", state=daemon.tail)
     following = eventually(running, state=daemon.tail)
     assert following is not None
     assert following["id"] != first["id"]
     waiting = eventually(lambda: live(rows, "late"), state=daemon.tail)
     assert waiting is not None
-    daemon.cli("job", "cancel", text(waiting["id"]))
+    daemon.cli("job", "cancel", uuid_text(waiting["id"]))
     eventually(lambda: live(rows, "late"), within=15, state=daemon.tail)
 
 
@@ -227,7 +227,7 @@ def test_a_chain_is_run_paused_and_resumed_by_hand(node: Node, store_url: str) -
     first = eventually(lambda: waits(rows, "instance", 1), state=daemon.tail)
     assert first is not None
     done = daemon.cli("schedules", "run", "instance")
-    assert done.stdout.strip() == text(first["id"])
+    assert done.stdout.strip() == uuid_text(first["id"])
     eventually(lambda: waits(rows, "instance", 2), within=5, state=daemon.tail)
     assert_due_after(rows, "instance", 3600)
     daemon.cli("schedules", "pause", "instance")
@@ -246,13 +246,13 @@ def test_a_recurring_workflow_is_submitted_by_hand(node: Node, store_url: str) -
     """It runs at once and the pause starts over from its end; a second one waits for the first."""
     daemon = node(recurring("partial") + recurring("wrapped") + SEQUENCE)
     rows = Rows(store_url)
-    asking = Asking(rows)
+    requests = RequestRows(rows)
     eventually(lambda: waits(rows, "tidy", 1), state=daemon.tail)
     assert_due_after(rows, "tidy", 3600)
     daemon.cli("request", "submit", "tidy", "n=1", "--wait", "10s")
     assert_due_after(rows, "tidy", 3600)
     for n in (2, 3):
-        asking.ask("tidy", {"n": n})
+        requests.insert("tidy", {"n": n})
     eventually(lambda: waits(rows, "tidy", 4), within=10, state=daemon.tail)
     requests = rows.sql("SELECT * FROM workerd_requests ORDER BY completed_at")
     assert [json.loads(row["params"]) for row in requests] == [{}, {"n": 1}, {"n": 2}, {"n": 3}]

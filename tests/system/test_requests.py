@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.asking import Asking, text
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
+from tests.support.request_rows import RequestRows, uuid_text
 from tests.support.rows import Rows, assert_settled
 from tests.support.services import UserService
 from workerd.config.model import StoreConfig
@@ -66,7 +66,7 @@ class World:
         self.folder = folder
         self.services = [UserService() for _ in range(3)]
         self.rows = Rows(url)
-        self.asking = Asking(self.rows)
+        self.requests = RequestRows(self.rows)
         config = CONFIG.format(root=ROOT, services=[service.url for service in self.services])
         config += "".join(handler(name, name, "services") for name in SERVICE_HANDLERS)
         config += "".join(handler(name, "act", "acts") for name in "abcde")
@@ -74,18 +74,18 @@ class World:
 
     def until_over(self, request_id: bytes) -> dict[str, Any]:
         """The request's row when it has ended."""
-        eventually(lambda: self.asking.over(request_id), within=20, state=self.daemon.tail)
-        return self.asking.row(request_id)
+        eventually(lambda: self.requests.ended(request_id), within=20, state=self.daemon.tail)
+        return self.requests.row(request_id)
 
     def until_states(self, request_id: bytes, **states: str) -> None:
         """Wait until its jobs stand so."""
-        eventually(lambda: self.asking.states(request_id) == states, within=20,
-                   state=lambda: self.asking.states(request_id))  # fmt: skip
+        eventually(lambda: self.requests.job_statuses(request_id) == states, within=20,
+                   state=lambda: self.requests.job_statuses(request_id))  # fmt: skip
 
     def delete_user(self, number: int) -> tuple[dict[str, Any], list[list[str]]]:
         """The request's row at its end, and the calls that each service got."""
         before = [len(service.calls) for service in self.services]
-        request_id = self.asking.ask("delete_user", {"id": number})
+        request_id = self.requests.insert("delete_user", {"id": number})
         row = self.until_over(request_id)
         return row, [s.calls[n:] for s, n in zip(self.services, before, strict=True)]
 
@@ -120,7 +120,7 @@ def test_all_services_are_well(world: World) -> None:
     assert calls == [
         ["GET /users/7", "DELETE /users/7"], ["DELETE /users/7"], ["DELETE /users/ada@example.org"],
     ]  # fmt: skip
-    jobs = world.asking.jobs(row["id"])
+    jobs = world.requests.jobs(row["id"])
     assert {name: (job["status"], job["step"], job["attempt"]) for name, job in jobs.items()} == {
         "service1_get_user": ("completed", 0, 1),
         "service1_delete_user": ("completed", 1, 1),
@@ -140,7 +140,7 @@ def test_one_service_fails_for_good(world: World) -> None:
         world.services[1].for_good = None
     assert row["status"] == "failed"
     assert row["error"] == '"service2_delete_user" failed: SERVICE2 answered 500'
-    assert world.asking.states(row["id"]) == {
+    assert world.requests.job_statuses(row["id"]) == {
         "service1_get_user": "completed", "service1_delete_user": "completed",
         "service2_delete_user": "failure", "service3_delete_user": "completed",
     }  # fmt: skip
@@ -153,7 +153,7 @@ def test_a_service_is_busy_twice(world: World) -> None:
     row, calls = world.delete_user(9)
     assert row["status"] == "completed"
     assert calls[0] == ["GET /users/9"] * 3 + ["DELETE /users/9"]
-    attempts = world.rows.attempts(world.asking.jobs(row["id"])["service1_get_user"]["id"])
+    attempts = world.rows.attempts(world.requests.jobs(row["id"])["service1_get_user"]["id"])
     assert [(a["status"], a["reason"], a["error"]) for a in attempts] == [
         ("retry", "retry", "SERVICE1 is busy"), ("retry", "retry", "SERVICE1 is busy"),
         ("completed", "ok", None),
@@ -181,27 +181,27 @@ def paused(world: World, name: str) -> Any:
 def test_a_failure_ends_what_waits_and_lets_go_on_what_runs(world: World, tmp_path: Path) -> None:
     """The request stays `inprogress` until the last running job has ended; no further step begins."""
     with paused(world, "c"):
-        asked = world.asking.ask("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
+        asked = world.requests.insert("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
         world.until_states(asked, a="completed", b="failure", c="cancelled", d="inprogress")
-        assert world.asking.status(asked) == "inprogress"
+        assert world.requests.status(asked) == "inprogress"
         (tmp_path / "d").touch()
         row = world.until_over(asked)
     assert (row["status"], row["error"]) == ("failed", '"b" failed: no')
-    states = world.asking.states(asked)
+    states = world.requests.job_statuses(asked)
     assert states == {"a": "completed", "b": "failure", "c": "cancelled", "d": "completed"}
 
 
 def test_a_retry_by_hand_reopens_the_request(world: World, tmp_path: Path) -> None:
     """What was cancelled with the failure comes back too, and the request goes on to its end."""
     with paused(world, "c"):
-        asked = world.asking.ask("three", {"b": {"unless": f"{tmp_path}/b"}})
+        asked = world.requests.insert("three", {"b": {"unless": f"{tmp_path}/b"}})
         assert world.until_over(asked)["status"] == "failed"
     (tmp_path / "b").touch()
-    failed = world.asking.jobs(asked)["b"]
-    world.daemon.cli("job", "retry", text(failed["id"]))
-    eventually(lambda: world.asking.status(asked) == "completed", within=20, state=world.daemon.tail)
-    assert world.asking.states(asked) == dict.fromkeys("abcde", "completed")
-    row = world.asking.row(asked)
+    failed = world.requests.jobs(asked)["b"]
+    world.daemon.cli("job", "retry", uuid_text(failed["id"]))
+    eventually(lambda: world.requests.status(asked) == "completed", within=20, state=world.daemon.tail)
+    assert world.requests.job_statuses(asked) == dict.fromkeys("abcde", "completed")
+    row = world.requests.row(asked)
     assert (row["error"], row["completed_at"] is not None) == (None, True)
     assert [(a["status"], a["reason"]) for a in world.rows.attempts(failed["id"])] == [
         ("retry", "failure"), ("completed", "ok"),
@@ -211,34 +211,34 @@ def test_a_retry_by_hand_reopens_the_request(world: World, tmp_path: Path) -> No
 def test_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
     """What waits ends at once, what runs is made to end, nothing further begins; once only."""
     with paused(world, "c"):
-        asked = world.asking.ask("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
+        asked = world.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
         world.until_states(asked, a="completed", b="inprogress", c="new", d="inprogress")
-        world.daemon.cli("request", "cancel", text(asked))
+        world.daemon.cli("request", "cancel", uuid_text(asked))
         row = world.until_over(asked)
     assert row["status"] == "cancelled"
-    assert world.asking.states(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
-    again = world.daemon.cli("request", "cancel", text(asked), check=False)
+    assert world.requests.job_statuses(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
+    again = world.daemon.cli("request", "cancel", uuid_text(asked), check=False)
     assert again.returncode == 1
     assert "ended already" in again.stderr
 
 
 def test_a_job_of_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
     """Its request ends as `cancelled` when the jobs beside it have ended."""
-    asked = world.asking.ask("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
+    asked = world.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
     world.until_states(asked, a="completed", b="inprogress", c="completed", d="inprogress")
-    world.daemon.cli("job", "cancel", text(world.asking.jobs(asked)["b"]["id"]))
+    world.daemon.cli("job", "cancel", uuid_text(world.requests.jobs(asked)["b"]["id"]))
     world.until_states(asked, a="completed", b="cancelled", c="completed", d="inprogress")
-    assert world.asking.status(asked) == "inprogress"
+    assert world.requests.status(asked) == "inprogress"
     (tmp_path / "d").touch()
     row = world.until_over(asked)
     assert (row["status"], row["error"]) == ("cancelled", 'cancelled with its job "b"')
-    assert world.asking.states(asked)["d"] == "completed"
+    assert world.requests.job_statuses(asked)["d"] == "completed"
 
 
 def test_params_that_are_no_object_fail_the_request(world: World) -> None:
     """A foreign program's mistake is told in the row, and holds up nobody."""
-    asked = world.asking.ask("three")
-    wrong = world.asking.ask("three", [1, 2])
+    asked = world.requests.insert("three")
+    wrong = world.requests.insert("three", [1, 2])
     row = world.until_over(wrong)
     assert row["status"] == "failed"
     assert "object" in row["error"]
@@ -273,9 +273,9 @@ def test_submit_wait_show_and_list(world: World, tmp_path: Path) -> None:
 
 def test_show_draws_the_graph(world: World) -> None:
     """Step by step, every job with state, time and error, in 80 columns."""
-    asked = world.asking.ask("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
+    asked = world.requests.insert("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
     world.until_over(asked)
-    lines = world.daemon.cli("request", "show", text(asked)).stdout.splitlines()
+    lines = world.daemon.cli("request", "show", uuid_text(asked)).stdout.splitlines()
     graph = lines[lines.index("step 0: one") :]
     named = [line for line in graph if line.startswith("  ") and line[4] != " "]
     assert [line[4] for line in named] == ["a", "b", "c", "d", "e"]
@@ -287,6 +287,6 @@ def test_show_draws_the_graph(world: World) -> None:
 
 def test_show_says_why_a_request_does_not_begin(world: World) -> None:
     """Nobody on this node knows its workflow; it can still be cancelled."""
-    asked = text(world.asking.ask("nobodys"))
+    asked = uuid_text(world.requests.insert("nobodys"))
     assert "No workflow nobodys is configured" in world.daemon.cli("request", "show", asked).stderr
     world.daemon.cli("request", "cancel", asked)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.asking import Asking
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
+from tests.support.request_rows import RequestRows
 from tests.support.rows import Rows, assert_settled
 from workerd.config.model import StoreConfig
 from workerd.store.engines import open_store
@@ -79,15 +79,15 @@ class World:
         store.migrate()
         store.close()
         self.rows = Rows(url)
-        self.asking = Asking(self.rows)
+        self.requests = RequestRows(self.rows)
         self.daemon = Daemon(folder / "node", url, CONFIG)
 
     def run(self, workflow: str, params: object = None) -> dict[str, Any]:
         """Ask for a run; its row at its end."""
-        request_id = self.asking.ask(workflow, params)
-        eventually(lambda: self.asking.over(request_id), within=20,
-                   state=lambda: (self.asking.states(request_id), self.daemon.tail()))  # fmt: skip
-        return self.asking.row(request_id)
+        request_id = self.requests.insert(workflow, params)
+        eventually(lambda: self.requests.ended(request_id), within=20,
+                   state=lambda: (self.requests.job_statuses(request_id), self.daemon.tail()))  # fmt: skip
+        return self.requests.row(request_id)
 
 
 @pytest.fixture(scope="module", params=["mysql", "sqlite"])
@@ -118,13 +118,13 @@ def test_a_graph_runs_in_the_order_of_its_needs(world: World) -> None:
     }
     row = world.run("graph", params)
     assert row["status"] == "completed"
-    jobs = world.asking.jobs(row["id"])
+    jobs = world.requests.jobs(row["id"])
     assert {name: job["step"] for name, job in jobs.items()} == {
         "first": 0, "aside": 0, "left": 1, "right": 1, "last": 2,
     }  # fmt: skip
     for job, needs in {"left": ["first"], "right": ["first"], "last": ["left", "right"]}.items():
         assert all(jobs[job]["claimed_at"] >= jobs[need]["ingested_at"] for need in needs)
-    told = world.asking.payload(row["id"], "last")
+    told = world.requests.payload(row["id"], "last")
     assert told.pop("request_id").replace("-", "") == row["id"].hex()
     assert told == {
         "vars": {"role": "last", "n": 3},
@@ -139,7 +139,7 @@ def test_extras_of_two_jobs_of_one_step_both_win(world: World) -> None:
     for n in range(4):
         params = {"left": {"extras": {"left": n}}, "right": {"extras": {"right": n}}}
         row = world.run("graph", params)
-        assert world.asking.payload(row["id"], "last")["extras"] == {"left": n, "right": n}
+        assert world.requests.payload(row["id"], "last")["extras"] == {"left": n, "right": n}
 
 
 def test_what_needs_a_job_waits_for_what_that_spawned(world: World) -> None:
@@ -152,10 +152,10 @@ def test_what_needs_a_job_waits_for_what_that_spawned(world: World) -> None:
     ]
     row = world.run("fan", {"out": {"spawn": {"jobs": jobs, "payload": "out"}}})
     assert row["status"] == "completed"
-    assert world.asking.payload(row["id"], "in")["needs"] == {
+    assert world.requests.payload(row["id"], "in")["needs"] == {
         "out": "out", "out/0": 1, "out/two": 2, "out/three": None, "out/three/0": "deep",
     }  # fmt: skip
-    there = world.asking.jobs(row["id"])
+    there = world.requests.jobs(row["id"])
     assert there["in"]["claimed_at"] >= max(j["ingested_at"] for n, j in there.items() if n != "in")
 
 
@@ -164,7 +164,7 @@ def test_a_spawned_job_that_fails_fails_the_request(world: World) -> None:
     jobs = [{"handler": "act", "vars": {"what": {"fail": "no"}}, "name": "x"}]
     row = world.run("fan", {"out": {"spawn": {"jobs": jobs}}})
     assert (row["status"], row["error"]) == ("failed", '"out/x" failed: no')
-    assert world.asking.states(row["id"]) == {"out": "completed", "out/x": "failure"}
+    assert world.requests.job_statuses(row["id"]) == {"out": "completed", "out/x": "failure"}
 
 
 def test_a_spawn_that_cannot_be_is_refused_by_the_worker(world: World) -> None:
@@ -176,7 +176,7 @@ def test_a_spawn_that_cannot_be_is_refused_by_the_worker(world: World) -> None:
     assert "belongs to none" in ended["error"]
     row = world.run("fan", {"out": {"spawn": {"jobs": [{"name": "x"}]}}})
     assert row["status"] == "failed"
-    assert "expected tables" in world.asking.jobs(row["id"])["out"]["error"]
+    assert "expected tables" in world.requests.jobs(row["id"])["out"]["error"]
 
 
 # -- quiet endings -----------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_ignored_and_skipped_jobs_let_the_steps_go_on(world: World) -> None:
     """An ignored error is a success, a skip is neither; the next step begins after both."""
     row = world.run("plain", {"act": {"ignored": None}})
     assert (row["status"], row["error"]) == ("completed", None)
-    jobs = world.asking.jobs(row["id"])
+    jobs = world.requests.jobs(row["id"])
     assert {n: (j["status"], j["reason"], j["success"]) for n, j in jobs.items()} == {
         "act": ("completed", "ignored", 1), "inactive": ("completed", "skipped", None),
         "tell": ("completed", "ok", 1),
@@ -197,7 +197,7 @@ def test_an_error_of_a_plain_workflow_is_tried_again(world: World) -> None:
     """By the handler's policy: three attempts, and then the request fails."""
     row = world.run("plain", {"act": {"error": "no"}})
     assert row["status"] == "failed"
-    job = world.asking.jobs(row["id"])["act"]
+    job = world.requests.jobs(row["id"])["act"]
     assert [a["reason"] for a in world.rows.attempts(job["id"])] == ["error"] * 3
 
 
@@ -205,19 +205,19 @@ def test_a_sequence_runs_to_its_end(world: World) -> None:
     """A skipped job of a workflow with `cooler` is passed over."""
     row = world.run("sequence")
     assert row["status"] == "completed"
-    assert [j["reason"] for j in world.asking.jobs(row["id"]).values()].count("skipped") == 1
-    assert world.asking.states(row["id"]) == dict.fromkeys(("act", "inactive", "tell"), "completed")
+    assert [j["reason"] for j in world.requests.jobs(row["id"]).values()].count("skipped") == 1
+    assert world.requests.job_statuses(row["id"]) == dict.fromkeys(("act", "inactive", "tell"), "completed")
 
 
 def test_an_ignored_error_ends_a_sequence_quietly(world: World) -> None:
     """There the run ends `completed`, and no further step begins."""
     row = world.run("sequence", {"act": {"ignored": None}})
     assert (row["status"], row["error"]) == ("completed", None)
-    assert world.asking.states(row["id"]) == {"act": "completed"}
+    assert world.requests.job_statuses(row["id"]) == {"act": "completed"}
 
 
 def test_the_first_error_ends_a_sequence(world: World) -> None:
     """The handler's own table says three attempts, so it has them; what it does not say is one."""
     row = world.run("sequence", {"act": {"error": "no"}})
     assert (row["status"], row["error"]) == ("failed", '"act" failed: ValueError: no')
-    assert list(world.asking.states(row["id"])) == ["act"]
+    assert list(world.requests.job_statuses(row["id"])) == ["act"]

@@ -1,4 +1,4 @@
-"""Requests as a foreign program makes and reads them: plain SQL."""
+"""Requests as a foreign program submits and reads them: plain SQL."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 from tests.support.rows import Rows
 
 
-class Asking:
-    """Requests of one store. Ids are the 16 bytes of the column."""
+class RequestRows:
+    """The requests of one store, by the 16 bytes of their id."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
-    def ask(self, workflow: str, params: object = None) -> bytes:
-        """One INSERT with nothing but what is required; the id."""
+    def insert(self, workflow: str, params: object = None) -> bytes:
+        """Insert a row with only the required columns; its id."""
         request_id = uuid.uuid4().bytes
         self.rows.sql(
             "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, %s, %s)",
@@ -25,35 +25,35 @@ class Asking:
         return request_id
 
     def row(self, request_id: bytes) -> dict[str, Any]:
-        """The request's row."""
+        """The row of a request."""
         (row,) = self.rows.sql("SELECT * FROM workerd_requests WHERE id = %s", request_id)
         return row
 
     def status(self, request_id: bytes) -> str:
-        """Its status."""
+        """The status of a request."""
         return str(self.row(request_id)["status"])
 
-    def over(self, request_id: bytes) -> bool:
-        """Whether it has ended."""
+    def ended(self, request_id: bytes) -> bool:
+        """Whether a request has ended."""
         return self.row(request_id)["completed_at"] is not None
 
     def jobs(self, request_id: bytes) -> dict[str, dict[str, Any]]:
-        """Its jobs' current rows, by name."""
+        """The current rows of its jobs, by name."""
         rows = self.rows.sql(
             "SELECT * FROM workerd_jobs WHERE request_id = %s AND status <> 'retry'", request_id
         )
         assert len({row["name"] for row in rows}) == len(rows), rows
         return {row["name"]: row for row in rows}
 
-    def states(self, request_id: bytes) -> dict[str, str]:
-        """Its jobs' statuses, by name."""
+    def job_statuses(self, request_id: bytes) -> dict[str, str]:
+        """The statuses of its jobs, by name."""
         return {name: row["status"] for name, row in self.jobs(request_id).items()}
 
     def payload(self, request_id: bytes, name: str) -> Any:
-        """What one of its jobs returned."""
+        """The JSON payload of one of its jobs."""
         return json.loads(self.jobs(request_id)[name]["payload"])
 
 
-def text(request_id: bytes) -> str:
+def uuid_text(request_id: bytes) -> str:
     """An id as the command line shows and takes it."""
     return str(uuid.UUID(bytes=request_id))
