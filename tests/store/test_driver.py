@@ -32,6 +32,20 @@ assert type(store.open_store(StoreConfig(url="mysql://u@h/d"))) is not ours.MySQ
 """
 
 
+DAEMON = """
+import sys
+import workerd.daemon
+loaded = {"pymysql", "cryptography", "sqlite3"} & set(sys.modules)
+assert not loaded, loaded
+"""
+
+
+def test_the_daemon_loads_a_driver_only_when_it_knows_its_store() -> None:
+    """Until then RSA cannot be left out, and a pool would keep what handlers need whole."""
+    done = subprocess.run([sys.executable, "-c", DAEMON], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_process_for_handlers_has_the_driver_whole() -> None:
     """What was loaded without RSA before the fork is loaded anew, with it, after `unprepare`."""
     done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=False)

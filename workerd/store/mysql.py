@@ -1,4 +1,4 @@
-"""MySQL and MariaDB through PyMySQL: driver, session settings, literals, errors by kind."""
+"""MySQL and MariaDB through PyMySQL: driver, session settings, errors by kind."""
 
 from __future__ import annotations
 
@@ -18,37 +18,7 @@ from workerd.config.store_url import MySQLUrl
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.store import driver, migrations
 from workerd.store.base import Engine, LockLost, Params, Row, Session, Store
-
-_ESCAPES = str.maketrans({
-    "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", "\\": "\\\\",
-})  # fmt: skip
-_SPECIAL = tuple(chr(code) for code in _ESCAPES)
-
-
-def literal(value: object) -> str:
-    """Bytes in hex, text quoted, None as NULL. Raises StoreRefused for a float that is not finite."""
-    if value is None:
-        return "NULL"
-    if isinstance(value, bytes):
-        return f"x'{value.hex()}'"
-    if isinstance(value, str):
-        return f"'{_escaped(value)}'"
-    if isinstance(value, bool):
-        return "1" if value else "0"
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, float):
-        raise StoreRefused(f"{value} is not a finite number", 1264)
-    raise TypeError(f"{type(value).__name__} is no SQL parameter")
-
-
-def _escaped(value: str) -> str:
-    # Nearly no text has any of them, and looking is ten times as fast as translating.
-    for character in _SPECIAL:
-        if character in value:
-            return value.translate(_ESCAPES)
-    return value
-
+from workerd.store.literals import literal
 
 LOCKS = frozenset({
     1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back
@@ -90,7 +60,7 @@ _CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]]
     **dict.fromkeys(_FLOATS, float),
 }
 
-# Strict, and without NO_BACKSLASH_ESCAPES, on which `literals` relies.
+# Strict, and without NO_BACKSLASH_ESCAPES, on which `literal` relies.
 _SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 

@@ -15,7 +15,7 @@ from workerd.outcome import Outcome, Reason
 from workerd.store import columns, dialect, intervals, workflows
 from workerd.store import columns as store_columns
 from workerd.store.base import Tx
-from workerd.store.mysql import literal
+from workerd.store.literals import literal
 from workerd.text import ERROR_LIMIT
 
 # The statement that ends attempts: one for a whole batch where the engine can, and what took effect.
