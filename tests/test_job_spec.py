@@ -16,7 +16,7 @@ def test_a_job_needs_only_its_handler() -> None:
     """Everything else has the store's own default."""
     checked = check(JobSpec(handler="mail"))
     assert checked.vars == b"{}"
-    assert (checked.id, checked.meta, checked.run_at, checked.delay_us) == (None, None, None, None)
+    assert (checked.id, checked.meta, checked.run_at, checked.delay) == (None, None, None, None)
 
 
 def test_values_are_turned_into_the_stores_units() -> None:
@@ -30,7 +30,7 @@ def test_values_are_turned_into_the_stores_units() -> None:
             meta=None,
         )
     )
-    assert checked.delay_us == 1_500_000
+    assert checked.delay == 1_500_000
     assert checked.deadline_ms == 250
     assert checked.vars == b'{"at":"2026-01-01T00:00:00Z","ids":["00000000-0000-0000-0000-000000000001"]}'
 
@@ -52,21 +52,21 @@ def test_a_time_may_be_text_or_a_datetime_with_its_offset(moment: str | datetime
         ({"handler": "\udc00"}, "handler: expected valid Unicode"),
         ({"vars": [1]}, "vars: expected the handler's arguments by name"),
         ({"vars": {1: 2}}, "vars: expected text as names"),
-        ({"vars": {"a": object()}}, "vars: cannot be written as JSON"),
-        ({"vars": {"a": "\ud800"}}, "vars: cannot be written as JSON"),
-        ({"vars": {"a": "x" * (1 << 20)}}, "over the limit of 1048576"),
+        ({"vars": {"a": object()}}, "vars: cannot be encoded as JSON"),
+        ({"vars": {"a": "\ud800"}}, "vars: cannot be encoded as JSON"),
+        ({"vars": {"a": "x" * (1 << 20)}}, "exceed the limit of 1048576"),
         ({"delay": -1}, "delay: expected a duration"),
         ({"delay": "soon"}, "delay: expected a duration"),
         ({"delay": float("nan")}, "delay: expected a duration"),
         ({"delay": 1, "run_at": "2026-01-31T12:00:00Z"}, "either delay or run_at"),
-        ({"run_at": datetime(2026, 1, 1)}, "run_at: expected a time with its offset"),
+        ({"run_at": datetime(2026, 1, 1)}, "run_at: expected a time with its UTC offset"),
         ({"run_at": "tomorrow"}, "run_at: expected a time"),
         ({"priority": 2**31}, "priority: expected a whole number"),
         ({"priority": True}, "priority: expected a whole number"),
         ({"max_attempts": 0}, "max_attempts: expected a whole number from 1"),
         ({"deadline": "40d"}, "deadline: expected at most 24 days"),
         ({"unique_key": ""}, "unique_key: expected text"),
-        ({"unique_key": "~cooler"}, "workerd's own"),
+        ({"unique_key": "~cooler"}, "reserved"),
         ({"id": "42"}, "expected a job id"),
     ],
 )

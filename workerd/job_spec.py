@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypedDict
 
 import msgspec
 
@@ -20,8 +20,21 @@ Duration = float | str | timedelta
 """Seconds, the text form of the configuration ("90s", "5m"), or a timedelta."""
 
 _INT_LIMIT = 2**31
-VARS_LIMIT = 1 << 20
-"""Bytes of a job's vars as JSON where no configuration says otherwise."""
+MAX_VARS_BYTES = 1 << 20
+"""Size of a job's vars as JSON where no configuration sets it."""
+
+
+class JobOptions(TypedDict, total=False):
+    """The optional fields of a JobSpec, for functions that take them as keywords."""
+
+    id: str | uuid.UUID | None
+    delay: Duration | None
+    run_at: datetime | str | None
+    priority: int
+    unique_key: str | None
+    deadline: Duration | None
+    max_attempts: int | None
+    meta: Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +42,9 @@ class JobSpec:
     """A job to enqueue.
 
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
-    `run_at`: a time with its offset; not both. `priority`: smaller first. `unique_key`: at most one live
-    job of the handler has it. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON
-    of the caller's own. `id`: a UUID of the caller's own; enqueuing it again changes nothing.
+    `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
+    live job of the handler has it. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON
+    of the caller. `id`: a UUID chosen by the caller; enqueueing it again changes nothing.
     """
 
     handler: str
@@ -46,39 +59,45 @@ class JobSpec:
     meta: Any = None
 
 
-@dataclass(frozen=True)
-class Checked:
-    """A JobSpec in the store's own terms: microseconds, milliseconds and JSON."""
+class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A checked job to insert, in the store's terms. `vars`, `meta`: JSON.
+
+    `run_at`: store time in microseconds; or `delay`: microseconds from the store's now. Neither: now.
+    An existing `id` is left as it is.
+    """
 
     handler: str
-    id: bytes | None
-    vars: bytes
-    meta: bytes | None
-    priority: int
-    run_at: int | None
-    delay_us: int | None
-    deadline_ms: int | None
-    max_attempts: int | None
-    unique_key: str | None
+    id: bytes | None = None
+    vars: bytes = b"{}"
+    meta: bytes | None = None
+    priority: int = 0
+    run_at: int | None = None
+    delay: int | None = None
+    deadline_ms: int | None = None
+    max_attempts: int | None = None
+    unique_key: str | None = None
+    request_id: bytes | None = None
+    step: int | None = None
+    name: str | None = None
 
     @property
     def plain(self) -> bool:
-        """Whether it starts at once, and nothing that is there can stand in its way."""
-        return self.id is None and self.unique_key is None and self.run_at is None and self.delay_us is None
+        """Whether it is due at once and no existing row can conflict with it."""
+        return self.id is None and self.unique_key is None and self.run_at is None and self.delay is None
 
 
-def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
-    """The spec in the store's terms; InvalidValue names the field that is wrong and what was expected."""
+def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
+    """The spec in the store's terms. Raises InvalidValue, naming the field and what was expected."""
     if spec.delay is not None and spec.run_at is not None:
         raise InvalidValue("give either delay or run_at, not both")
-    return Checked(
+    return NewJob(
         handler=_name("handler", spec.handler),
         id=_id(spec.id),
         vars=_vars(spec.vars, vars_limit),
         meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
         priority=_integer("priority", spec.priority, -_INT_LIMIT),
         run_at=None if spec.run_at is None else _moment(spec.run_at),
-        delay_us=None if spec.delay is None else round(seconds("delay", spec.delay) * clock.SECOND),
+        delay=None if spec.delay is None else round(seconds("delay", spec.delay) * clock.SECOND),
         deadline_ms=None if spec.deadline is None else _milliseconds(spec.deadline),
         max_attempts=None if spec.max_attempts is None else _integer("max_attempts", spec.max_attempts, 1),
         unique_key=None if spec.unique_key is None else _key(spec.unique_key),
@@ -86,7 +105,7 @@ def check(spec: JobSpec, vars_limit: int = VARS_LIMIT) -> Checked:
 
 
 def seconds(field_name: str, value: Duration) -> float:
-    """A duration in seconds; InvalidValue if it is none."""
+    """A duration in seconds. Raises InvalidValue."""
     if isinstance(value, timedelta):
         value = value.total_seconds()
     try:
@@ -109,7 +128,7 @@ def _moment(value: datetime | str) -> int:
         except ValueError as error:
             raise InvalidValue(f"run_at: {error}") from None
     if value.utcoffset() is None:
-        raise InvalidValue("run_at: expected a time with its offset, got one without: set its tzinfo")
+        raise InvalidValue("run_at: expected a time with its UTC offset, got one without: set its tzinfo")
     return clock.from_rfc3339(value.astimezone(UTC).isoformat(timespec="microseconds"))
 
 
@@ -126,7 +145,7 @@ def _name(field_name: str, value: object) -> str:
 def _key(value: object) -> str:
     key = _name("unique_key", value)
     if key.startswith("~"):
-        raise InvalidValue('unique_key: keys that start with "~" are workerd\'s own; choose another')
+        raise InvalidValue('unique_key: keys that start with "~" are reserved; choose another')
     return key
 
 
@@ -154,14 +173,14 @@ def _json(field_name: str, value: object, limit: int) -> bytes:
     try:
         encoded = msgspec.json.encode(value)
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidValue(f"{field_name}: cannot be written as JSON: {error}") from None
+        raise InvalidValue(f"{field_name}: cannot be encoded as JSON: {error}") from None
     if len(encoded) > limit:
-        raise InvalidValue(f"{field_name}: {len(encoded)} bytes of JSON are over the limit of {limit}")
+        raise InvalidValue(f"{field_name}: {len(encoded)} bytes of JSON exceed the limit of {limit}")
     return encoded
 
 
-def params_json(params: object, limit: int = VARS_LIMIT) -> bytes:
-    """A request's params as JSON; InvalidValue if they are no mapping by text or too large."""
+def params_json(params: object, limit: int = MAX_VARS_BYTES) -> bytes:
+    """A request's params as JSON. Raises InvalidValue if they are not a mapping by text, or too large."""
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):
         raise InvalidValue(f"params: expected a mapping by text, got {type(params).__name__}")
     return _json("params", dict(params), limit)

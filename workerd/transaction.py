@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import inspect
 import sys
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 from weakref import WeakKeyDictionary
 
 from workerd import clock
 from workerd.config.model import NodeConfig
 from workerd.documents import Enqueued
-from workerd.job_spec import Duration, JobSpec, check
+from workerd.job_spec import JobOptions, JobSpec, check
 from workerd.operations.enqueue import insert, insert_alone
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 from workerd.store.base import Engine, Params, Row, Session, Tx
 
 _waiting: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
-"""SQLAlchemy sessions that are listened to, and what is to be called at their next commit."""
+"""SQLAlchemy sessions with a listener, and the call due at their next commit."""
 
 
 def after_commit(connection: Any, call: Callable[[], object]) -> None:
-    """Call when the statement just executed is committed: now if it is already, or never if nobody tells."""
+    """Call once the last statement is committed: now if it is, never if the library has no event for it."""
     if any(base.__module__.startswith("sqlalchemy.orm") for base in type(connection).__mro__):
         _listen(connection.registry() if hasattr(connection, "registry") else connection, call)
     elif _commits_itself(connection):
@@ -41,7 +40,7 @@ def _listen(session: Any, call: Callable[[], object]) -> None:
 
 
 def _committed(session: Any) -> None:
-    # The end of a savepoint is told in the same way, but makes nothing visible.
+    # Releasing a savepoint fires the same event, but makes nothing visible.
     if session.in_nested_transaction():
         return
     call, _waiting[session] = _waiting.get(session), None
@@ -50,7 +49,7 @@ def _committed(session: Any) -> None:
 
 
 def _commits_itself(connection: Any) -> bool:
-    """Whether a PEP 249 connection commits each statement; false if it cannot be asked."""
+    """Whether a PEP 249 connection is in autocommit mode; false if unknown."""
     in_transaction = getattr(connection, "in_transaction", None)
     if isinstance(in_transaction, bool):
         return not in_transaction
@@ -58,15 +57,8 @@ def _commits_itself(connection: Any) -> bool:
     return bool(get_autocommit()) if callable(get_autocommit) else False
 
 
-# The caller's own database connection, used for one statement inside the caller's own transaction.
-#
-# Any PEP 249 connection to MySQL or MariaDB, a sqlite3 connection, a SQLAlchemy connection or session.
-# Nothing is begun, committed or rolled back here, and the driver's errors are the caller's.
-#
-
-
-class _Way(NamedTuple):
-    """How to speak to a connection: its engine, its parameter style, and who executes."""
+class _Adapter(NamedTuple):
+    """How to use a connection: its engine, its parameter style, a function that executes."""
 
     engine: Engine
     style: str
@@ -74,35 +66,39 @@ class _Way(NamedTuple):
 
 
 class ForeignSession(Session):
-    """A Session on a connection of the caller's. Raises TypeError if it is none that is known."""
+    """A Session on the caller's connection, used inside the caller's transaction.
+
+    Nothing is begun, committed or rolled back here, and the driver's errors are passed on. Raises TypeError
+    for an unsupported kind of connection.
+    """
 
     server_version = ""
     max_packet: int | None = None
 
     def __init__(self, connection: Any) -> None:
-        self._way = _sqlalchemy(connection) or _pep249(connection)
-        self.engine: Engine = self._way.engine
+        self._adapter = _sqlalchemy(connection) or _pep249(connection)
+        self.engine: Engine = self._adapter.engine
 
     def begin(self, write: bool) -> None:
-        """The caller has begun."""
+        """Left to the caller."""
 
     def commit(self) -> None:
-        """The caller commits."""
+        """Left to the caller."""
 
     def rollback(self) -> None:
-        """The caller rolls back."""
+        """Left to the caller."""
 
     def close(self) -> None:
-        """The caller closes."""
+        """Left to the caller."""
 
     def execute(self, sql: str, params: Params = ()) -> int:
-        return self._way.execute(self._styled(sql), params)[0]
+        return self._adapter.execute(self._styled(sql), params)[0]
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         if self.engine == "mysql" and "FROM workerd_jobs" in sql:
-            # The caller's snapshot may be older than the row that holds a key; a locking read sees it.
+            # The caller's snapshot may be older than the row with the key; a locking read sees it.
             sql += " LOCK IN SHARE MODE"
-        rows = self._way.execute(self._styled(sql), params)[1]
+        rows = self._adapter.execute(self._styled(sql), params)[1]
         return [tuple(map(_stored, row)) for row in rows]
 
     def clock(self) -> int:
@@ -112,11 +108,11 @@ class ForeignSession(Session):
         return clock.from_text(now)
 
     def _styled(self, sql: str) -> str:
-        return sql.replace("%s", "?").replace("%%", "%") if self._way.style == "qmark" else sql
+        return sql.replace("%s", "?").replace("%%", "%") if self._adapter.style == "qmark" else sql
 
 
 def _stored(value: Any) -> Any:
-    """A column as the store's own sessions hand it over."""
+    """A column in the form of the store's own sessions."""
     if isinstance(value, str):
         return value.encode()
     if isinstance(value, bytearray | memoryview):
@@ -133,7 +129,7 @@ def _run(cursor: Any, sql: str, params: Params) -> tuple[int, list[Row]]:
     return cursor.rowcount, [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows]
 
 
-def _pep249(connection: Any) -> _Way:
+def _pep249(connection: Any) -> _Adapter:
     module = type(connection).__module__
     root = module.partition(".")[0]
     if not callable(getattr(connection, "cursor", None)):
@@ -153,14 +149,14 @@ def _pep249(connection: Any) -> _Way:
         finally:
             cursor.close()
 
-    return _Way(engine, style, execute)
+    return _Adapter(engine, style, execute)
 
 
 def _is_async(connection: Any) -> bool:
     return inspect.iscoroutinefunction(connection.exec_driver_sql)
 
 
-def _sqlalchemy(connection: Any) -> _Way | None:
+def _sqlalchemy(connection: Any) -> _Adapter | None:
     if not any(base.__module__.partition(".")[0] == "sqlalchemy" for base in type(connection).__mro__):
         return None
     if not hasattr(connection, "exec_driver_sql") and hasattr(connection, "connection"):
@@ -179,55 +175,33 @@ def _sqlalchemy(connection: Any) -> _Way | None:
             return result.rowcount, [tuple(row) for row in result] if result.returns_rows else []
 
     engine: Engine = "sqlite" if dialect.name == "sqlite" else "mysql"
-    return _Way(engine, dialect.paramstyle, execute)
+    return _Adapter(engine, dialect.paramstyle, execute)
 
 
 DEFAULT_RUNTIME = NodeConfig().runtime_dir
-"""Where the local dispatcher listens unless its configuration says otherwise."""
+"""The default runtime folder of the local daemon."""
 
 
 def enqueue(
-    connection: Any,
-    handler: str,
-    vars: Mapping[str, Any] | None = None,
-    *,
-    id: str | uuid.UUID | None = None,
-    delay: Duration | None = None,
-    run_at: datetime | str | None = None,
-    priority: int = 0,
-    unique_key: str | None = None,
-    deadline: Duration | None = None,
-    max_attempts: int | None = None,
-    meta: Any = None,
+    connection: Any, handler: str, vars: Mapping[str, Any] | None = None, **options: Unpack[JobOptions]
 ) -> Enqueued:
-    """Insert a job through `connection`, in the transaction that is open there; see JobSpec.
+    """Insert a job through `connection`, in its open transaction; `options` are the other fields of JobSpec.
 
-    `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection,
-    a SQLAlchemy Connection or Session. Handler and vars are not looked up: the attempt checks them. Commit
-    is yours; with SQLAlchemy the local dispatcher is woken after it, else call `workerd.wake()`, or the job
-    starts within `dispatcher.poll`.
+    `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
+    SQLAlchemy Connection or Session. Handler and vars are not looked up: the attempt checks them. You commit;
+    with SQLAlchemy the local dispatcher is woken after that, else call `workerd.wake()`, or the job starts
+    within `dispatcher.poll`.
 
-    Raises ValueError for a wrong argument, TypeError for another kind of connection, and the driver's errors.
+    Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
     """
-    spec = JobSpec(
-        handler=handler,
-        vars=vars or {},
-        id=id,
-        delay=delay,
-        run_at=run_at,
-        priority=priority,
-        unique_key=unique_key,
-        deadline=deadline,
-        max_attempts=max_attempts,
-        meta=meta,
-    )
-    checked, tx = check(spec), Tx(ForeignSession(connection))
-    done = insert_alone(tx, checked) if checked.plain else insert(tx, [checked])[0]
+    job = check(JobSpec(handler=handler, vars=vars or {}, **options))
+    tx = Tx(ForeignSession(connection))
+    done = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
     after_commit(connection, wake)
     return done
 
 
 def wake(runtime_dir: Path | str | None = None) -> bool:
-    """Tell this machine's dispatcher that there is work; false if none listens in `runtime_dir`."""
+    """Wake the dispatcher of this host; false if none listens in `runtime_dir`."""
     folder = DEFAULT_RUNTIME if runtime_dir is None else Path(runtime_dir)
     return poke(Paths(NodeConfig(runtime_dir=folder)).wake)

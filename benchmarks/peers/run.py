@@ -9,8 +9,8 @@ commits, is asked the same by the same means. Every job records its start with o
 Throughput: jobs wait first, then the workers start; jobs a second between the first and the last start, and
 every result must be stored. Latency: from before the enqueue call to the handler's first line, 100/s. Limit:
 1 s by the peer's own means, on a loop and on C code that holds the GIL; milliseconds past it until the job
-has ended or its process is dead. Kill: a job that kills its process; how often it ran, its recorded state, and
-whether others still run. A job that never stops is waited for as long as `--patience`.
+has ended or its process is dead. Kill: a job that kills its process; how often it ran, its recorded state,
+and whether others still run. A job that never stops is waited for as long as `--patience`.
 """
 
 from __future__ import annotations

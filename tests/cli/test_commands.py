@@ -171,7 +171,7 @@ def test_an_unknown_handler_is_status_2_with_the_known_names(daemon: Daemon) -> 
     """Nothing is inserted."""
     done = cli(daemon, "enqueue", "ad", "a=1", check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert 'There is no handler "ad"; known are: add, echo, faces' in done.stderr
+    assert 'Handler "ad" not found; known are: add, echo, faces' in done.stderr
     assert document(daemon, "job", "list", "--handler", "ad")["jobs"] == []
 
 

@@ -33,7 +33,7 @@ from workerd.job import Status, id_text, parse_id
 from workerd.text import line
 
 if TYPE_CHECKING:
-    from workerd.job_spec import Checked, JobSpec
+    from workerd.job_spec import JobSpec, NewJob
     from workerd.store.base import Store, Tx
     from workerd.store.columns import JobRow
 
@@ -123,14 +123,14 @@ def _enqueue(
         given = coerce_texts(known.get(spec.handler), texts)
         checked = _checked(spec, {**whole, **given}, config)
         # What does not fit is the attempt's to say: the signature known here may be an old one.
-        return admit(tx, [checked], config, look=False)[0].id
+        return admit(tx, [checked], config, check_signatures=False)[0].id
 
     job_id = store.run(work)
     wake(config)
     return job_id
 
 
-def _checked(spec: JobSpec, given: dict[str, Any], config: Config) -> Checked:
+def _checked(spec: JobSpec, given: dict[str, Any], config: Config) -> NewJob:
     from dataclasses import replace
 
     from workerd.job_spec import check
@@ -155,10 +155,11 @@ def document(tx: Tx, job_id: str) -> dict[str, Any]:
 
 
 def _wait(store: Store, job_id: str, patience: float | None, json: bool) -> None:
-    from workerd.client import job_over, until
+    from workerd.operations import jobs
+    from workerd.operations.waiting import until
 
     try:
-        until(store.read, job_over(parse_id(job_id)), patience)
+        until(store.read, lambda tx: jobs.ended(tx, parse_id(job_id)), patience)
     except TimeoutError:
         raise CommandFailed(
             f"The job {job_id} has not ended in time; it goes on. `workerd job show {job_id}` says how it is."

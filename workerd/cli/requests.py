@@ -87,11 +87,12 @@ def _check_workflow(config: Config, name: str) -> None:
 
 
 def _wait(config: Config, store: Store, key: bytes, limit: float | None, json: bool) -> None:
-    from workerd.client import request_over, until
+    from workerd.operations import requests as operations
+    from workerd.operations.waiting import until
 
     shown = id_text(key)
     try:
-        until(store.read, request_over(key), limit)
+        until(store.read, lambda tx: operations.ended(tx, key), limit)
     except TimeoutError:
         raise CommandFailed(
             f"The request {shown} has not ended in time; it goes on. "

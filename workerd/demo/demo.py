@@ -26,6 +26,7 @@ from workerd.demo.handlers import CALLS, Task, tasks
 from workerd.demo.report import DemoProgress, progress, results, running
 from workerd.errors import Conflict, WorkerdError
 from workerd.job import new_id
+from workerd.job_spec import NewJob
 from workerd.runtime.child import die_with_parent
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
@@ -213,7 +214,7 @@ def _shown(console: Console, node: DemoNode, config: Config, store: Store, work:
 def enqueue(store: Store, work: Sequence[Task]) -> set[bytes]:
     """Enqueue every task's jobs in bulk; their ids."""
     new = [
-        jobs.NewJob(handler=task.handler, id=new_id(), vars=msgspec.json.encode(values))
+        NewJob(handler=task.handler, id=new_id(), vars=msgspec.json.encode(values))
         for task in work
         for values in task.vars
     ]

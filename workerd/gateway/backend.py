@@ -8,9 +8,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from workerd.client import ConnectionPool
 from workerd.config.model import Config
 from workerd.gateway.problems import overloaded, unavailable
+from workerd.operations.access import ConnectionPool
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke

@@ -13,7 +13,7 @@ from workerd.errors import StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem, overloaded
 from workerd.job import Key, parse_id
-from workerd.job_spec import Checked
+from workerd.job_spec import NewJob
 from workerd.operations import enqueue
 from workerd.store import handlers, queries
 from workerd.store.base import Tx
@@ -25,7 +25,7 @@ MAX_QUEUED_JOBS = 2000
 
 EnqueuedJob = tuple[Enqueued, dict[str, Any]]
 """Whether the job was created, and its document."""
-_Queued = tuple[Checked, asyncio.Future[EnqueuedJob]]
+_Queued = tuple[NewJob, asyncio.Future[EnqueuedJob]]
 
 
 class BatchEnqueue:
@@ -37,7 +37,7 @@ class BatchEnqueue:
         self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def enqueue(self, job: Checked) -> EnqueuedJob:
+    async def enqueue(self, job: NewJob) -> EnqueuedJob:
         """Enqueue one job; it is created or found by its id or unique key.
 
         Raises HandlerNotFound, TooManyWaiting, InvalidValue, StoreError, HTTPProblem 503 if overloaded.
@@ -83,12 +83,12 @@ class BatchEnqueue:
                 future.set_result(result)
 
 
-def _enqueue_one(tx: Tx, job: Checked, config: Config) -> EnqueuedJob:
+def _enqueue_one(tx: Tx, job: NewJob, config: Config) -> EnqueuedJob:
     done = enqueue.admit(tx, [job], config)[0]
     return done, documents.job(queries.get(tx, parse_id(done.id)))
 
 
-def _enqueue_all(tx: Tx, jobs: Sequence[Checked], config: Config) -> list[EnqueuedJob | Exception]:
+def _enqueue_all(tx: Tx, jobs: Sequence[NewJob], config: Config) -> list[EnqueuedJob | Exception]:
     known = handlers.known(tx)
     refused = [enqueue.refusal(job, known, config) for job in jobs]
     made = iter(enqueue.insert(tx, [job for job, why in zip(jobs, refused, strict=True) if why is None]))

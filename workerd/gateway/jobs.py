@@ -16,7 +16,7 @@ from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobsBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState, gateway_of, json_response, only_post
 from workerd.job import ENDED, Status
-from workerd.job_spec import Checked, check
+from workerd.job_spec import NewJob, check
 from workerd.operations.enqueue import admit
 from workerd.store import job_control, queries
 from workerd.store.base import Tx
@@ -42,7 +42,7 @@ def _idempotent_id(request: Request, handler: str) -> str | None:
     return str(uuid.uuid5(IDEMPOTENCY_NAMESPACE, f"{handler}\n{key}"))
 
 
-def _checked(gateway: GatewayState, job: JobBody, job_id: str | None = None) -> Checked:
+def _checked(gateway: GatewayState, job: JobBody, job_id: str | None = None) -> NewJob:
     return check(job.spec(job_id), gateway.config.gateway.max_body)
 
 

@@ -12,70 +12,70 @@ from workerd.config.model import Config, HandlerConfig
 from workerd.documents import Enqueued
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job import id_text
-from workerd.job_spec import Checked
+from workerd.job_spec import NewJob
 from workerd.signature import check_vars
 from workerd.store import handlers, jobs, queries
 from workerd.store.base import Tx
 
-NAMES_SHOWN = 20
+MAX_NAMES_SHOWN = 20
 
 
 class Known:
-    """The handlers that the store knew a moment ago, so that not every job asks for them again."""
+    """Cache of the handlers that the store knows, so that not every enqueue queries them."""
 
-    MOMENT = 1.0
-    """Seconds. A new signature is missed for so long: then the attempt finds vars that do not fit."""
+    TTL_S = 1.0
+    """A new signature is missed for this long; then the attempt itself rejects vars that do not fit."""
 
     def __init__(self) -> None:
         self._handlers: Mapping[str, bytes | None] = {}
         self._until = 0.0
 
     def ask(self, tx: Tx) -> Mapping[str, bytes | None]:
-        """Ask the store."""
+        """Query the store."""
         asked = time.monotonic()
         self._handlers = handlers.known(tx)
-        self._until = asked + self.MOMENT
+        self._until = asked + self.TTL_S
         return self._handlers
 
     @property
     def recent(self) -> bool:
-        """Whether it was asked a moment ago."""
+        """Whether the cache is still valid."""
         return time.monotonic() < self._until
 
-    def admits(self, spec: Checked, config: Config) -> bool:
-        """Whether this job may be enqueued, by what is known and with nothing else to look at."""
+    def admits(self, spec: NewJob, config: Config) -> bool:
+        """Whether this job may be enqueued, by the cached handlers alone."""
         return refusal(spec, self._handlers, config) is None
 
 
-def is_plain(spec: Checked, config: Config) -> bool:
-    """Whether nothing that is in the store can stand in the job's way."""
+def is_plain(spec: NewJob, config: Config) -> bool:
+    """Whether no existing row can prevent the job."""
     return spec.plain and _bounded(spec.handler, config) is None
 
 
 def admit(
     tx: Tx,
-    specs: Sequence[Checked],
+    specs: Sequence[NewJob],
     config: Config,
     *,
-    look: bool = True,
+    check_signatures: bool = True,
     known: Mapping[str, bytes | None] | None = None,
 ) -> list[Enqueued]:
-    """Insert all jobs or none; `look` false leaves their vars to the attempts; `known`: if asked before.
+    """Check and insert all jobs or none. `check_signatures`: also vars; `known`: handlers, if queried before.
 
     Raises HandlerNotFound, TooManyWaiting, InvalidValue for vars that do not fit a known signature.
     """
     if known is None:
         known = handlers.known(tx)
     check_handlers((spec.handler for spec in specs), known, config)
-    if look:
+    if check_signatures:
         for spec in specs:
             _check_vars(spec, known.get(spec.handler))
     _check_waiting(tx, specs, config)
     return insert(tx, specs)
 
 
-def refusal(spec: Checked, known: Mapping[str, bytes | None], config: Config) -> Exception | None:
-    """Why this job alone may not be enqueued, None if it may; `max_waiting` is not looked at."""
+def refusal(spec: NewJob, known: Mapping[str, bytes | None], config: Config) -> Exception | None:
+    """Why this job may not be enqueued, or None; `max_waiting` is not checked."""
     try:
         check_handlers([spec.handler], known, config)
         _check_vars(spec, known.get(spec.handler))
@@ -84,29 +84,14 @@ def refusal(spec: Checked, known: Mapping[str, bytes | None], config: Config) ->
     return None
 
 
-def insert(tx: Tx, specs: Sequence[Checked]) -> list[Enqueued]:
-    """Insert all jobs, unasked."""
-    return [_enqueued(done) for done in jobs.insert(tx, [_new(spec) for spec in specs])]
+def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:
+    """Insert all jobs without checking handlers, vars or `max_waiting`."""
+    return [_enqueued(done) for done in jobs.insert(tx, specs)]
 
 
-def insert_alone(tx: Tx, spec: Checked) -> Enqueued:
-    """Insert one plain job, unasked, in one statement."""
-    return _enqueued(jobs.insert_alone(tx, _new(spec)))
-
-
-def _new(spec: Checked) -> jobs.NewJob:
-    return jobs.NewJob(
-        handler=spec.handler,
-        id=spec.id,
-        vars=spec.vars,
-        meta=spec.meta,
-        priority=spec.priority,
-        run_at=spec.run_at,
-        delay=spec.delay_us,
-        deadline_ms=spec.deadline_ms,
-        max_attempts=spec.max_attempts,
-        unique_key=spec.unique_key,
-    )
+def insert_alone(tx: Tx, spec: NewJob) -> Enqueued:
+    """The same for one plain job, in one statement."""
+    return _enqueued(jobs.insert_alone(tx, spec))
 
 
 def _enqueued(done: jobs.Inserted) -> Enqueued:
@@ -114,25 +99,22 @@ def _enqueued(done: jobs.Inserted) -> Enqueued:
 
 
 def check_handlers(names: Iterable[str], known: Mapping[str, bytes | None], config: Config) -> None:
-    """HandlerNotFound, with the names that are known, for one that neither config nor store know."""
+    """Raises HandlerNotFound with the known names for a handler in neither configuration nor store."""
     for name in dict.fromkeys(names):
         if name not in known and name not in config.handlers:
             raise HandlerNotFound(unknown(name, {*known, *config.handlers}))
 
 
 def unknown(name: str, known: Iterable[str]) -> str:
-    """The sentence for a handler that is not known."""
+    """The message for an unknown handler."""
     names = sorted(known)
     if not names:
-        return (
-            f'There is no handler "{name}", and none is known at all: name one in the configuration, '
-            f"or start a node that has it."
-        )
-    shown = ", ".join(names[:NAMES_SHOWN]) + (" …" if len(names) > NAMES_SHOWN else "")
-    return f'There is no handler "{name}"; known are: {shown}.'
+        return f'Handler "{name}" not found; none is known: configure one, or start a node that has it.'
+    shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
+    return f'Handler "{name}" not found; known are: {shown}.'
 
 
-def _check_vars(spec: Checked, signature: bytes | None) -> None:
+def _check_vars(spec: NewJob, signature: bytes | None) -> None:
     if signature is None:
         return
     fault = check_vars(signature, msgspec.json.decode(spec.vars))
@@ -140,7 +122,7 @@ def _check_vars(spec: Checked, signature: bytes | None) -> None:
         raise InvalidValue(f"{spec.handler}: {fault}")
 
 
-def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:
+def _check_waiting(tx: Tx, specs: Sequence[NewJob], config: Config) -> None:
     for name, adding in Counter(spec.handler for spec in specs).items():
         handler = _bounded(name, config)
         if handler is None:
@@ -148,8 +130,8 @@ def _check_waiting(tx: Tx, specs: Sequence[Checked], config: Config) -> None:
         room = handler.max_waiting - adding
         if room < 0 or queries.waiting(tx, name, room + 1) > room:
             raise TooManyWaiting(
-                f'The handler "{name}" has {handler.max_waiting} jobs waiting, which is its max_waiting: '
-                f"try again later, or raise handlers.{name}.max_waiting."
+                f'Handler "{name}" has {handler.max_waiting} waiting jobs, its max_waiting: '
+                f"retry later, or raise handlers.{name}.max_waiting."
             )
 
 

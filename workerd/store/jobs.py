@@ -5,39 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.job import Status, new_id
+from workerd.job_spec import NewJob
 from workerd.store import columns, dialect
 from workerd.store.base import Tx
 
 ROWS = 1000
 BYTES = 2 * 1024 * 1024
 """Rows and bytes of one INSERT."""
-
-
-class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A job to be inserted. `vars`, `meta`: JSON text.
-
-    `run_at`: store time, microseconds; or `delay`: microseconds from the store's now. Neither: at once.
-    An `id` that is there already is left alone.
-    """
-
-    handler: str
-    id: bytes | None = None
-    vars: bytes = b"{}"
-    meta: bytes | None = None
-    priority: int = 0
-    run_at: int | None = None
-    delay: int | None = None
-    deadline_ms: int | None = None
-    max_attempts: int | None = None
-    unique_key: str | None = None
-    request_id: bytes | None = None
-    step: int | None = None
-    name: str | None = None
 
 
 class Inserted(NamedTuple):

@@ -17,6 +17,7 @@ from workerd.config.model import Config, Overlap
 from workerd.config.model import ScheduleConfig as Wanted
 from workerd.errors import Conflict, NotFound
 from workerd.job import ENDED, Status, new_id
+from workerd.job_spec import NewJob
 from workerd.store import columns, dialect, intervals, jobs, requests
 from workerd.store.base import Row, Tx
 from workerd.store.columns import marks
@@ -198,7 +199,7 @@ def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow
     if workflow:
         requests.submit(tx, name, b"{}", made)
     else:
-        jobs.insert(tx, [jobs.NewJob(handler=name, id=made, run_at=moment)])
+        jobs.insert(tx, [NewJob(handler=name, id=made, run_at=moment)])
     return Tick(Fired.FIRED, made)
 
 
@@ -269,7 +270,7 @@ def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
     if schedule.kind == "cron":
         if workflow:
             return requests.submit(tx, name, b"{}").id
-        return jobs.insert(tx, [jobs.NewJob(handler=name)])[0].id
+        return jobs.insert(tx, [NewJob(handler=name)])[0].id
     if intervals.hurry(tx, name):
         link = intervals.live(tx, name)
         assert link is not None

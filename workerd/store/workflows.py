@@ -11,6 +11,7 @@ import msgspec
 from workerd import workflow as wf
 from workerd.config.model import WorkflowJob
 from workerd.job import Status
+from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
 from workerd.store import columns, dialect, intervals, jobs
 from workerd.store.base import Tx
@@ -269,7 +270,7 @@ def _changes(tx: Tx, m: Moving) -> tuple[list[str], list[object]]:
 
 def _insert(tx: Tx, moving: Sequence[Moving]) -> set[str]:
     new = [
-        jobs.NewJob(
+        NewJob(
             handler=job.handler,
             # The id follows from request and name: no second one can get past the primary key.
             id=wf.job_id(m.row.id, m.row.created_at, job.name),

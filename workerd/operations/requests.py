@@ -1,0 +1,86 @@
+"""Requests: submitted, looked up, listed, cancelled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+from workerd import documents
+from workerd.config.model import Config
+from workerd.documents import Enqueued
+from workerd.errors import InvalidValue, NotFound
+from workerd.job import id_text
+from workerd.job_spec import params_json
+from workerd.operations.actor import Actor
+from workerd.store import requests
+from workerd.store.base import Tx
+from workerd.store.columns import text
+from workerd.workflow import REQUEST_ENDED, RequestStatus
+
+Document = dict[str, Any]
+
+
+class RequestPage(NamedTuple):
+    """A page of a list; `next`: the cursor of the following one, None at the end."""
+
+    requests: list[Document]
+    next: str | None
+
+
+def check_workflow(config: Config, workflow: str) -> None:
+    """Raises InvalidValue with the known workflows if this is not one of them."""
+    if workflow not in config.workflows:
+        known = ", ".join(sorted(config.workflows))
+        hint = f"known are: {known}" if known else "the configuration has no [workflows.NAME]"
+        raise InvalidValue(f'There is no workflow "{workflow}"; {hint}')
+
+
+def checked_params(config: Config, params: Mapping[str, Any] | None) -> bytes:
+    """A request's params as JSON. Raises InvalidValue."""
+    return params_json(params or {}, config.gateway.max_body)
+
+
+def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Enqueued:
+    """Start a request; one with the same id is left as it is."""
+    done = requests.submit(tx, workflow, params, request_id)
+    return Enqueued(id_text(done.id), done.created)
+
+
+def get(tx: Tx, request_id: bytes) -> Document:
+    """A request with its jobs. Raises NotFound."""
+    row, jobs = requests.get(tx, request_id)
+    return documents.request(row, jobs)
+
+
+def list_(
+    tx: Tx,
+    *,
+    status: RequestStatus | None = None,
+    workflow: str | None = None,
+    since: int | None = None,
+    limit: int = 50,
+    after: str | None = None,
+) -> RequestPage:
+    """Requests, newest first, without their jobs. `since`: microseconds of store time."""
+    page = requests.list_(tx, status=status, workflow=workflow, since=since, limit=limit, after=after)
+    return RequestPage([documents.request(row) for row in page.rows], page.next)
+
+
+def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]:
+    """Cancel a request: at once, or when its running jobs have ended. Raises NotFound, Conflict."""
+    return cast('Literal["ended", "asked"]', requests.cancel(tx, request_id))
+
+
+def ended(tx: Tx, request_id: bytes) -> bool:
+    """Whether the request has ended. Raises NotFound."""
+    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (request_id,))
+    if row is None:
+        raise NotFound(
+            f"Request {id_text(request_id)} not found. `workerd request list` lists existing requests."
+        )
+    return text(row[0]) in REQUEST_ENDED
+
+
+def ended_of(tx: Tx, ids: list[bytes]) -> set[bytes]:
+    """Which of these requests have ended."""
+    return requests.ended_of(tx, ids)

@@ -1,0 +1,76 @@
+"""Schedules as the store and the configuration know them: listed, paused, resumed, run now."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+from workerd import documents
+from workerd.config.model import Config
+from workerd.errors import NotFound
+from workerd.operations.actor import Actor
+from workerd.schedule import Cron
+from workerd.store import schedules
+from workerd.store.base import Tx
+from workerd.store.schedules import ScheduleRow
+
+Document = dict[str, Any]
+
+
+def list_(tx: Tx, config: Config) -> list[Document]:
+    """All schedules: those of the store, and those configured here that never ran."""
+    rows = _rows(tx, config)
+    return [_document(rows[name], tx.now) for name in sorted(rows)]
+
+
+def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document, list[str]]:
+    """A schedule, and its next `times` as RFC 3339, as far as they are known. Raises NotFound."""
+    rows = _rows(tx, config)
+    if name not in rows:
+        known = ", ".join(sorted(rows)) or "none"
+        raise NotFound(f'Schedule "{name}" not found; known are: {known}.')
+    upcoming = [documents.moment(us) or "" for us in _upcoming(rows[name], tx.now, times)]
+    return _document(rows[name], tx.now), upcoming
+
+
+def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
+    """Stop its ticks or its interval until it is resumed. Raises NotFound."""
+    schedules.pause(tx, name, actor.name)
+    return _document(schedules.find(tx, name), tx.now)
+
+
+def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
+    """Continue from now on; also whether it was paused. Raises NotFound."""
+    was_paused = schedules.resume(tx, name)
+    return _document(schedules.find(tx, name), tx.now), was_paused
+
+
+def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
+    """Run it once now, paused or not; the id of the job or request. Raises NotFound, Conflict."""
+    return schedules.run_now(tx, name, workflow=name in config.workflows)
+
+
+def _rows(tx: Tx, config: Config) -> dict[str, ScheduleRow]:
+    rows = {row.name: row for row in schedules.list_(tx)}
+    for name, schedule in schedules.wanted(config).items():
+        if name not in rows:
+            kind, expression, timezone = schedules.described(schedule)
+            rows[name] = ScheduleRow(
+                name=name, kind=kind, expression=expression, timezone=timezone,
+                last_tick=None, last_job=None, paused_at=None, paused_by=None,
+            )  # fmt: skip
+    return rows
+
+
+def _upcoming(row: ScheduleRow, now: int, count: int) -> list[int]:
+    """The next times in microseconds of store time; of a cooler at most one, of a paused schedule none."""
+    if row.paused_at is not None:
+        return []
+    if row.kind == "cooler":
+        # When the run after the next one starts depends on how long the next one takes.
+        return [row.next_at] if row.next_at is not None else []
+    return list(islice(Cron(row.expression, row.timezone).after(now), count))
+
+
+def _document(row: ScheduleRow, now: int) -> Document:
+    return documents.schedule(row, next(iter(_upcoming(row, now, 1)), None))
