@@ -6,6 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -151,12 +152,18 @@ def test_a_stuck_gateway_is_replaced(tmp_path: Path) -> None:
 
 
 def test_the_node_stops(tmp_path: Path) -> None:
-    """When the node stops, event streams are ended."""
-    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db") as api:
+    """When the node stops, long polls are answered with the job as it is, and event streams are ended."""
+    with (
+        Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db") as api,
+        ThreadPoolExecutor(1) as executor,
+    ):
+        job = api.enqueue("noop", delay="1h")
+        long_poll = executor.submit(api.get, f"/jobs/{job}?wait=60s")
         streams = [Stream(api, "/"), Stream(api, "/ui/jobs")]
         for stream in streams:
             eventually(lambda stream=stream: stream.parts)
         assert api.daemon.stop() == 0
+        assert long_poll.result(10).json()["status"] == "scheduled"
         for stream in streams:
             assert stream.ended.wait(10)
 

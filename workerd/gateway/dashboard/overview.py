@@ -164,7 +164,7 @@ def _tiles(status: Document, stored: StoreOverview | None) -> Markup:
     dispatcher = roles.get("dispatcher") or {}
     tiles = [] if stored is None else _depth_tiles(stored.depths)
     rate = (roles.get("ingester") or {}).get("rate")
-    tiles.append(_tile("Attempts ended per second", number(rate), note="this node"))
+    tiles.append(_tile("Attempts per second", number(rate), note="this node"))
     if dispatcher.get("lease_left") is not None:
         held = dispatcher.get("lease_held")
         tiles.append(_tile("Lease", "held" if held else "lost", note="this node", bad=not held))
@@ -208,7 +208,7 @@ def _charts(history: History) -> Markup:
         "Rates and latencies",
         el(
             "div",
-            chart("Attempts ended per second", rates, number, span),
+            chart("Attempts per second", rates, number, span),
             quantiles("Queue time", "queue"),
             quantiles("Run time", "run"),
             class_="charts",
