@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pty
+import re
+import select
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -35,9 +40,9 @@ def say(process: str, message: str) -> None:
     log.get_logger(process).warning(message)
 
 
-def status_of(main: Callable[[], int]) -> int | None:
+def status_of(main: Callable[[], int], keep: tuple[int, ...] = ()) -> int | None:
     """Fork it, and wait for its end."""
-    child = fork(main)
+    child = fork(main, keep)
     os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
     status = child.reap()
     child.close()
@@ -100,3 +105,106 @@ def test_a_handlers_line_is_the_message(journal: socket.socket) -> None:
     fields = journal.recv(8192).splitlines()
     assert {b"MESSAGE=Hello.", b"JOB_ID=0190-1", b"HANDLER=email", b"ATTEMPT=2"} <= set(fields)
     assert {b"PRIORITY=6", b"WORKERD_EVENT=output"} <= set(fields)
+
+
+def written(main: Callable[[], None], form: Literal["text", "json"]) -> list[str]:
+    """The lines that a process writes to its standard error."""
+    reading, writing = os.pipe()
+
+    def child() -> int:
+        os.dup2(writing, 2)
+        log.configure(LogConfig(format=form, labels={"region": "eu"}))
+        main()
+        return 0
+
+    assert status_of(child, keep=(writing,)) == 0
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as lines:
+        return lines.read().splitlines()
+
+
+def log_hostile_values() -> None:
+    logger = log.get_logger("pool")
+    logger.info("output", line="\x1b[2J\r\n2026 [error] forged", job=None, size=b"\xff", attempt=2)
+    try:
+        raise ValueError("first\n2026 [error] forged\x07")
+    except ValueError as error:
+        logger.error("bug.found", exc_info=error)
+
+
+def test_json_is_one_line_an_event_with_the_head_first() -> None:
+    """A program finds time, level, event, process, labels and all fields that have a value."""
+    first, second = (json.loads(line) for line in written(log_hostile_values, "json"))
+    assert list(first) == ["time", "level", "event", "process", "line", "size", "attempt", "region"]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", first["time"])
+    assert (first["level"], first["event"], first["attempt"]) == ("info", "output", 2)
+    assert (first["process"], first["region"]) == ("pool", "eu")
+    assert "ValueError: first" in second["exception"]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_value_can_forge_a_line_or_reach_the_terminal(form: Literal["text", "json"]) -> None:
+    """Control characters are made visible; the lines of a traceback are indented."""
+    lines = written(log_hostile_values, form)
+    assert not [line for line in lines if line.startswith("2026 [error]")]
+    assert all(line.isprintable() for line in lines)
+    assert "x1b[2J" in lines[0]
+
+
+def test_repeated_errors_are_counted() -> None:
+    """A store that is away for hours fills no disk; different errors are all written."""
+
+    def main() -> None:
+        for _ in range(8):
+            log.get_logger("ingester").error("store.unavailable", error="no route")
+        log.get_logger("ingester").error("store.unavailable", error="refused")
+        log.REPEAT_WINDOW_S = -1.0
+        log.get_logger("ingester").error("store.unavailable", error="no route")
+
+    events = [json.loads(line) for line in written(main, "json")]
+    assert [event["error"] for event in events] == ["no route"] * 5 + ["refused", "no route"]
+    assert events[-1]["repeated"] == 3
+
+
+def test_nothing_waits_for_a_reader_that_has_stopped_reading() -> None:
+    """Lines are dropped while the pipe is full; the next line that is written says how many."""
+    reading, writing = os.pipe()
+
+    def child() -> int:
+        os.dup2(writing, 2)
+        log.configure(LogConfig(format="json"))
+        for _ in range(1000):
+            log.get_logger("pool").info("output", line="x" * 1000)
+        while select.select((reading,), (), (), 0)[0]:
+            os.read(reading, 1 << 20)
+        log.get_logger("pool").info("output", line="again")
+        data = os.read(reading, 1 << 16).decode()
+        return 0 if re.match(r"\d+ lines were dropped.*\n.*again", data) else 1
+
+    assert status_of(child, keep=(reading, writing)) == 0
+    os.close(reading)
+    os.close(writing)
+
+
+def test_a_terminal_gets_text_and_colour() -> None:
+    """Without being asked; NO_COLOR leaves the text."""
+    ours, theirs = pty.openpty()
+
+    def child() -> int:
+        os.dup2(theirs, 2)
+        for no_color in ("", "1"):
+            os.environ["NO_COLOR"] = no_color
+            log.configure(LogConfig())
+            log.get_logger("pool").warning("worker.died", worker="a/0")
+        return 0
+
+    assert status_of(child, keep=(theirs,)) == 0
+    data = b""
+    while select.select((ours,), (), (), 0.1)[0]:
+        data += os.read(ours, 4096)
+    os.close(ours)
+    os.close(theirs)
+    coloured, plain = data.decode().splitlines()
+    assert "\x1b[" in coloured
+    assert plain.isprintable()
+    assert re.fullmatch(r"[\d:.]+ \[warning *\] worker\.died +process=pool worker=a/0", plain)

@@ -18,11 +18,10 @@ from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
 from workerd.ingester.pending import USUAL_PACKET, weight
 from workerd.ingester.stats import IngestStats
 from workerd.job import Key, Status, id_text
-from workerd.log import printable
 from workerd.outcome import Outcome, Reason
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
-from workerd.text import ERROR_LIMIT
+from workerd.text import line, one_line
 
 ASIDE_LIMIT = 64 * 1024 * 1024
 """Bytes of the file of outcomes that could not be recorded in any form."""
@@ -50,7 +49,7 @@ def bare(outcome: Outcome, why: str) -> Outcome:
         status=Status.FAILURE,
         reason=Reason.REFUSED,
         success=False,
-        error=_one_line(why),
+        error=one_line(line(why)),
         again_us=outcome.again_us,
         node_id=outcome.node_id,
         request_id=outcome.request_id,
@@ -60,13 +59,9 @@ def bare(outcome: Outcome, why: str) -> Outcome:
     )
 
 
-def _one_line(why: str) -> str:
-    return printable(why, ERROR_LIMIT).encode("utf-8", "replace")[:ERROR_LIMIT].decode("utf-8", "ignore")
-
-
 def set_aside(path: Path, outcome: Outcome, why: str, node_id: bytes) -> bool:
     """Append the outcome to a file for a person, as a line of JSON, fsynced; false if that failed."""
-    line = msgspec.json.encode(
+    record = msgspec.json.encode(
         {
             "id": id_text(outcome.id),
             "attempt": outcome.attempt,
@@ -79,9 +74,9 @@ def set_aside(path: Path, outcome: Outcome, why: str, node_id: bytes) -> bool:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(fd).st_size + len(line) >= ASIDE_LIMIT:
+            if os.fstat(fd).st_size + len(record) >= ASIDE_LIMIT:
                 return False
-            os.write(fd, line + b"\n")
+            os.write(fd, record + b"\n")
             os.fdatasync(fd)
         finally:
             os.close(fd)
