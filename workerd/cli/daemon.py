@@ -271,7 +271,7 @@ def restart(c: ConfigPath = None) -> None:
 
 
 def reload(c: ConfigPath = None) -> None:
-    """Let the daemon read its configuration again, and wait until what it changes is up.
+    """Reload the configuration, and wait until what it changes is up.
 
     What did not change runs on; a wrong configuration is refused as a whole.
     """
