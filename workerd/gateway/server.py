@@ -128,7 +128,7 @@ class Gateway(Service):
         loop = asyncio.get_running_loop()
         loop.add_reader(self.loop.fileno(), self._turn)
         turning = asyncio.create_task(self._keep_turning())
-        self._beat()
+        self.send_beats()
         try:
             await self._serve()
         finally:
@@ -142,7 +142,7 @@ class Gateway(Service):
     async def _keep_turning(self) -> None:
         while True:
             self._turn()
-            await asyncio.sleep(self.loop.rest(MAX_TURN_INTERVAL_S))
+            await asyncio.sleep(self.loop.time_to_timer(MAX_TURN_INTERVAL_S))
 
     async def _serve(self) -> None:
         sock = await self._bind()

@@ -22,7 +22,7 @@ from workerd.messages import (
 )
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import Reconnecting
+from workerd.runtime.sockets import ReconnectingClient
 
 AHEAD = 0.025
 """Seconds of work that may wait in the pool's hand: it hides what a claim takes."""
@@ -90,7 +90,7 @@ class DispatcherLink:
         self._asked: tuple[str, ...] = ()
         self._due = False
         self.low = 0  # with no more waiting than this, it is time to consider
-        self._link = Reconnecting(loop, path, FromDispatcher, self._on_message, self._on_up, self._on_down)
+        self._link = ReconnectingClient(loop, path, FromDispatcher, self._on_message, self._on_up)
 
     def start(self) -> None:
         """Connect, now or when the dispatcher listens."""
@@ -152,9 +152,6 @@ class DispatcherLink:
         self._asked = ()
         channel.send(self._hello)
         self.consider()
-
-    def _on_down(self) -> None:
-        """What waits stays ours: the claims are the node's, not the dispatcher's."""
 
     def _on_message(self, message: FromDispatcher) -> None:
         match message:

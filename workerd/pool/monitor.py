@@ -10,7 +10,7 @@ from workerd.config.model import PoolConfig
 from workerd.messages import Progress
 from workerd.pool.dispatcher_link import AHEAD
 from workerd.pool.worker_process import BUSY, KillReason, RunningAttempt, WorkerProcess
-from workerd.runtime.limits import resident
+from workerd.runtime.limits import resident_bytes
 from workerd.runtime.loop import Loop, Timer
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Monitor:
         )
 
     def _weigh(self, member: WorkerProcess, run: RunningAttempt) -> None:
-        size = resident(member.pid)
+        size = resident_bytes(member.pid)
         run.peak_kib = max(run.peak_kib or 0, size // 1024)
         if size > self._memory_max and member.state in BUSY:
             member.kill(KillReason.OOM)

@@ -267,7 +267,7 @@ class Work:
                 error=sentence,
             )  # fmt: skip
             self._head.on_trouble(self.crew.trouble or sentence)
-        self.strangers.look()
+        self.strangers.sweep()
         self.crew.gone(member, run is not None)
         self.handing.hand_out()
         self.intake.consider()
@@ -494,7 +494,7 @@ class Manager(Service):
         if self._work.finished:
             self._last_end = time.monotonic() + LAST_WAIT
             self._work.crew.retire_all()
-            self._work.strangers.look()
+            self._work.strangers.sweep()
             self._end_when_gone()
 
     def _end_when_gone(self) -> None:

@@ -26,7 +26,7 @@ from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.shared import SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import Meter
 from workerd.runtime.child import become_subreaper
-from workerd.runtime.reaper import Orphans
+from workerd.runtime.reaper import ZombieReaper
 
 CANNOT_LOAD = 78
 """Exit status of a worker whose handlers, `init` or instances cannot be made."""
@@ -141,7 +141,7 @@ def _serve(
     name: str, line: WorkerChannel, executor: Executor, surroundings: ProcessState, meter: Meter
 ) -> int:
     title = f"workerd: worker {name}"
-    orphans = Orphans()
+    zombies = ZombieReaper()
     while (assignment := line.receive()) is not None:
         setproctitle.setproctitle(f"{title} {id_text(assignment.claim.id)}")
         surroundings.restore()
@@ -153,7 +153,7 @@ def _serve(
         surroundings.wait_until_read()
         _report(line, msgspec.structs.replace(ending, usage=usage))
         setproctitle.setproctitle(title)
-        orphans.after_job()
+        zombies.after_job()
     return 0
 
 

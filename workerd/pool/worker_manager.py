@@ -15,7 +15,7 @@ from workerd.pool.shared import WorkerFds
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
 from workerd.pool.worker_process import KillReason, Owner, WorkerProcess, WorkerState
 from workerd.runtime.child import CrashLoopPolicy
-from workerd.runtime.limits import resident
+from workerd.runtime.limits import resident_bytes
 from workerd.runtime.loop import Loop, Timer
 
 FORKS = 50
@@ -40,7 +40,7 @@ class RestartBudget:
 
     def ready(self) -> None:
         """It has loaded what it needs: growth counts from here."""
-        self._base = resident(self._member.pid) if self._growth else 0
+        self._base = resident_bytes(self._member.pid) if self._growth else 0
 
     def why(self) -> str:
         """Why it is to be recycled now, empty if it is not."""
@@ -48,7 +48,7 @@ class RestartBudget:
             return "max_jobs"
         if self._until and time.monotonic() >= self._until:
             return "max_age"
-        if self._growth and resident(self._member.pid) - self._base > self._growth:
+        if self._growth and resident_bytes(self._member.pid) - self._base > self._growth:
             return "max_rss"
         return ""
 

@@ -23,7 +23,7 @@ from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
 from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
-from workerd.runtime.output import Output
+from workerd.runtime.output import OutputReader
 from workerd.runtime.stackdump import StackDump, kernel_view
 from workerd.text import death_text
 
@@ -304,7 +304,7 @@ class WorkerProcess:
             raise
         finally:
             os.close(writing)
-        self.output = Output(self._loop, reading, self._lines, self._catch_up)
+        self.output = OutputReader(self._loop, reading, self._lines, self._catch_up)
         self.channel = self.child.channel
 
     @property
@@ -332,7 +332,7 @@ class WorkerProcess:
         self.page.begin(run.serial, run.soft_ns)
         self._by_channel = not self._lane.put(assignment)
         if self._by_channel:
-            self.channel.post(assignment)
+            self.channel.send_now(assignment)
             self._lane.announce(assignment)
         self._at(run)
 
@@ -537,7 +537,7 @@ class WorkerProcess:
         self._owner.on_lines(self, self.run, lines)
 
     def _close_period(self, run: RunningAttempt | None) -> None:
-        dropped = self.output.turn_over()
+        dropped = self.output.end_period()
         if dropped:
             self._owner.on_dropped(self, run, dropped)
 

@@ -1,19 +1,19 @@
-"""Control groups, version 2, where the service manager delegated a subtree to us.
+"""Control groups, version 2, in a subtree that the service manager delegated.
 
-    unit's group      Delegate=yes in the unit: everything below is ours
-    ├── roles         supervisor and roles; a group that has controllers for others may hold no process
+    unit's group      Delegate=yes in the unit: everything below belongs to workerd
+    ├── roles         supervisor and roles: a group with controllers for its children may hold no process
     └── pool.NAME     cpu.weight, pids.max
         ├── manager   the pool's own process
         └── worker.N  memory.max; killed as a whole at a deadline
 
-Everything here is best effort: what a kernel or a container does not give is left out, and the groups that
-are there still work.
+All of it is best effort: what a kernel or container does not offer is left out, and the rest still works.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import signal
 from pathlib import Path
@@ -22,22 +22,22 @@ ROLES = "roles"
 MANAGER = "manager"
 CONTROLLERS = ("memory", "cpu", "pids")
 
-_USUAL_WEIGHT = 100
-_TRIES = 20
+_DEFAULT_WEIGHT = 100
+_MAX_PREPARE_TRIES = 20
 
 
 class Delegation:
-    """A subtree of control groups that this process may arrange."""
+    """A subtree of control groups that this process may change."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @classmethod
     def find(cls) -> Delegation | None:
-        """The subtree that this process was started in, if it is ours to arrange; changes nothing.
+        """The subtree that this process was started in, or None if it is not delegated; changes nothing.
 
-        Ours is what the service manager marked as delegated, or the top of a cgroup namespace, that this
-        user may write.
+        Delegated is what the service manager marked so, or the top of a cgroup namespace, if this user may
+        write it.
         """
         mounted = _mount()
         path = _own_path()
@@ -53,31 +53,31 @@ class Delegation:
 
     @property
     def controllers(self) -> frozenset[str]:
-        """The controllers that groups below can have: of memory, cpu and pids."""
+        """Those of memory, cpu and pids that child groups can have."""
         return frozenset(_words(self.root / "cgroup.controllers")) & frozenset(CONTROLLERS)
 
     def prepare(self) -> bool:
-        """Make room for pools: every process here goes to `roles`, then controllers are handed down.
+        """Move every process here to `roles`, then enable the controllers for child groups.
 
-        May be called again at any time. False if the kernel refused; groups then have no limits.
+        May be called again at any time. False if the kernel refused: groups then have no limits.
         """
         roles = self.root / ROLES
         try:
             roles.mkdir(exist_ok=True)
         except OSError:
             return False
-        # What was forked meanwhile is still up here, and keeps the controllers from being handed down.
-        for _ in range(_TRIES):
+        # A process forked meanwhile is still here, and keeps the controllers from being enabled.
+        for _ in range(_MAX_PREPARE_TRIES):
             for pid in _words(self.root / "cgroup.procs"):
                 _write(roles / "cgroup.procs", pid)
-            if _hand_down(self.root, self.controllers):
+            if _enable_controllers(self.root, self.controllers):
                 return True
         return False
 
     def pool_group(self, name: str, cpu_weight: int = 0, pids_max: int = 0) -> PoolGroup:
-        """The pool's group, with this process moved into it. 0: the usual weight, no limit.
+        """Make the pool's group and move this process into it. 0: the default weight, no limit.
 
-        Worker groups that an earlier life of the pool left behind are killed and removed. Raises OSError.
+        Worker groups left behind by an earlier process of the pool are killed and removed. Raises OSError.
         """
         wanted = {"memory"} & self.controllers
         if not set(_words(self.root / "cgroup.subtree_control")) >= self.controllers:
@@ -87,30 +87,30 @@ class Delegation:
         group.sweep()
         (group.path / MANAGER).mkdir(exist_ok=True)
         _must_write(group.path / MANAGER / "cgroup.procs", "0")
-        _hand_down(group.path, wanted)
+        _enable_controllers(group.path, wanted)
         group.set_limits(cpu_weight, pids_max)
         return group
 
     def kill_pool(self, name: str) -> bool:
-        """Kill and remove whatever a former pool left behind; False while processes are dying there."""
+        """Kill and remove what a former pool left behind; False while processes are still dying there."""
         group = PoolGroup(self.root / f"pool.{_file_name(name)}")
         group.kill()
         return group.remove()
 
 
 class PoolGroup:
-    """A pool's group."""
+    """The control group of a pool."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def has(self, controller: str) -> bool:
-        """Whether groups of workers can have that controller."""
+        """Whether worker groups can have this controller."""
         return controller in _words(self.path / "cgroup.subtree_control")
 
     def set_limits(self, cpu_weight: int, pids_max: int) -> None:
-        """Change them; what the kernel lacks is left out."""
-        _write(self.path / "cpu.weight", str(cpu_weight or _USUAL_WEIGHT))
+        """Set the pool's limits as far as the kernel has them."""
+        _write(self.path / "cpu.weight", str(cpu_weight or _DEFAULT_WEIGHT))
         _write(self.path / "pids.max", str(pids_max or "max"))
 
     def worker_group(self, number: int, memory_max: int = 0) -> WorkerGroup:
@@ -119,7 +119,7 @@ class PoolGroup:
         group.path.mkdir(exist_ok=True)
         _write(group.path / "memory.max", str(memory_max or "max"))
         if memory_max:
-            # Swapping would make the limit one of speed; half a job that was killed is of no use to anybody.
+            # With swap, a job over its limit would become slow; without group kill, it would lose processes.
             _write(group.path / "memory.swap.max", "0")
             _write(group.path / "memory.oom.group", "1")
         return group
@@ -133,59 +133,56 @@ class PoolGroup:
                 group.remove()
 
     def kill(self) -> None:
-        """Kill every process in it, the pool's own too."""
+        """Kill every process in it, also the pool's own."""
         _kill(self.path)
 
     def remove(self) -> bool:
-        """Remove it and what is below; False while processes are dying in it."""
+        """Remove it and its child groups; False while processes are still dying in it."""
         return _remove(self.path)
 
 
 class WorkerGroup:
-    """One worker's group: it, and everything that its jobs start."""
+    """The control group of one worker and of everything that its jobs start."""
 
     def __init__(self, path: Path, memory_max: int) -> None:
         self.path = path
         self.memory_max = memory_max
 
     def enter(self) -> None:
-        """Move the calling process in: the worker's first act, so that all it allocates counts.
-
-        Raises OSError.
-        """
+        """Move the calling process in, before it allocates what is to count. Raises OSError."""
         _must_write(self.path / "cgroup.procs", "0")
 
     def attach(self, pid: int) -> None:
-        """Move another process in; what it has allocated already counts where it was. Raises OSError."""
+        """Move another process in; what it has allocated counts for its old group. Raises OSError."""
         _must_write(self.path / "cgroup.procs", str(pid))
 
     def kill(self) -> None:
-        """SIGKILL every process in it at once, however it has detached itself."""
+        """Kill every process in it at once, however detached."""
         _kill(self.path)
 
     def empty(self) -> bool:
-        """Whether no process is left in it."""
+        """Whether it has no process."""
         return _event(self.path / "cgroup.events", "populated") == 0
 
     def oom_kills(self) -> int:
-        """How many processes in it the kernel has killed for memory, since it was made."""
+        """How many processes in it the kernel has killed for lack of memory."""
         return _event(self.path / "memory.events", "oom_kill")
 
     def peak(self) -> int | None:
-        """Bytes of memory that it used at most; None where the kernel does not tell (before 5.19)."""
+        """The most bytes of memory that it has used; None before Linux 5.19."""
         words = _words(self.path / "memory.peak")
         return int(words[0]) if words and words[0].isdigit() else None
 
     def remove(self) -> bool:
-        """Remove it; False while processes are dying in it."""
+        """Remove it; False while processes are still dying in it."""
         return _remove(self.path)
 
 
-# -- where we are ------------------------------------------------------------------------------
+# -- finding the subtree ------------------------------------------------------------------------------
 
 
 def _mount() -> Path | None:
-    """Where the version 2 hierarchy is mounted, as far as this process sees it."""
+    """Where this process sees the version 2 hierarchy mounted."""
     try:
         lines = Path("/proc/self/mountinfo").read_text().splitlines()
     except OSError:
@@ -209,12 +206,12 @@ def _is_ours(root: Path, *, top: bool) -> bool:
     files = [root, root / "cgroup.procs", root / "cgroup.subtree_control"]
     if not all(os.access(path, os.W_OK) for path in files):
         return False
-    # The top of a namespace has been given away by whoever made it; the machine's own top has no type.
+    # The top of a namespace was given away with it; the machine's own top has no cgroup.type.
     return _is_marked(root) or (top and (root / "cgroup.type").exists())
 
 
 def _is_marked(root: Path) -> bool:
-    """Whether the service manager says so: an extended attribute, of the user kind since systemd 251."""
+    """Whether the service manager set its extended attribute, a user attribute since systemd 251."""
     for name in ("user.delegate", "trusted.delegate"):
         with contextlib.suppress(OSError):
             return os.getxattr(root, name) == b"1"
@@ -222,15 +219,13 @@ def _is_marked(root: Path) -> bool:
 
 
 def _file_name(name: str) -> str:
-    """A pool's name as one of a folder: readable, unique, at most 200 bytes."""
+    """A pool's name as a folder's name: readable, unique, at most 200 bytes."""
     safe = "".join(
         c if c.isascii() and (c.isalnum() or c in "-_") else "".join(f"%{byte:02x}" for byte in c.encode())
         for c in name
     )
     if len(safe) <= 200:
         return safe
-    import hashlib
-
     return safe[:180] + "%" + hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
@@ -268,8 +263,8 @@ def _event(path: Path, name: str) -> int:
     return 0
 
 
-def _hand_down(path: Path, controllers: frozenset[str] | set[str]) -> bool:
-    """Let groups below have these controllers; those that are refused are left out. False: none could be."""
+def _enable_controllers(path: Path, controllers: frozenset[str] | set[str]) -> bool:
+    """Enable controllers for child groups, as far as they can be; False if a process is in the way."""
     control = path / "cgroup.subtree_control"
     for name in controllers - set(_words(control)):
         try:
@@ -283,7 +278,7 @@ def _hand_down(path: Path, controllers: frozenset[str] | set[str]) -> bool:
 def _kill(path: Path) -> None:
     if _write(path / "cgroup.kill", "1") or not path.exists():
         return
-    # Before Linux 5.14: frozen, nothing in it can fork while its members are killed one by one.
+    # Before Linux 5.14: frozen, none of its processes can fork while they are killed one by one.
     _write(path / "cgroup.freeze", "1")
     for folder in (path, *path.glob("*/")):
         for pid in _words(folder / "cgroup.procs"):

@@ -1,8 +1,8 @@
-"""A channel: one writer and one reader on each side of a stream socket, carrying msgspec frames.
+"""A channel: msgspec frames over a stream socket, with one writer and one reader on each side (law 3).
 
 The frame is that of `multiprocessing.Connection` (a signed big-endian length of four bytes, then the
-body), so that a worker may sit behind the plain blocking Connection and a role behind this
-non-blocking end. A stopped peer blocks nobody: what cannot be written is kept and leaves later.
+body): a worker uses the plain blocking Connection, a role or pool this non-blocking end. A stopped peer
+blocks nothing: what cannot be written is kept and leaves later.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from workerd.errors import FrameTooLarge
 from workerd.runtime.loop import Loop
 
 _LENGTH = struct.Struct("!i")
-_READ = 256 * 1024
-# Read into one buffer of the process: a fresh one of this size for each read is mapped and unmapped.
-_buffer = memoryview(bytearray(_READ))
+_READ_BYTES = 256 * 1024
+# One buffer for all channels: a new one of this size would be mapped and unmapped at every read.
+_buffer = memoryview(bytearray(_READ_BYTES))
 
-FRAME_LIMIT = 64 * 1024 * 1024
-"""Bytes of one frame; a peer that announces more is faulty and its channel is closed."""
+MAX_FRAME_BYTES = 64 * 1024 * 1024
+"""A peer that announces a longer frame is faulty and its channel is closed."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -35,9 +35,10 @@ In = TypeVar("In")
 class Channel(Generic[In]):
     """The non-blocking end of a channel, served by a Loop.
 
-    `on_message` gets each decoded frame, in order. `on_close` is called once, from the loop, when the
-    peer has gone or broke the framing; the channel is closed by then. Sending on a closed channel does
-    nothing: whoever must know keeps its own books and sends again.
+    `incoming`: the union of the peer's messages. `on_message` gets each of them, in order. `on_close` is
+    called once, from the loop, when the peer has gone or broke the framing; the channel is closed by then.
+    Sending on a closed channel does nothing: senders that must not lose a message keep it until it is
+    acknowledged.
     """
 
     def __init__(
@@ -68,34 +69,34 @@ class Channel(Generic[In]):
         loop.on_readable(self._fd, self._readable, rank)
 
     def fileno(self) -> int:
-        """The descriptor, for a forked child that keeps it."""
+        """The socket's descriptor."""
         return self._fd
 
     @property
     def unsent(self) -> int:
-        """Bytes that the peer has not taken yet."""
+        """Bytes that the peer has not read yet."""
         return sum(map(len, self._unsent)) + sum(map(len, self._outbox))
 
     # -- sending
 
     def send(self, message: msgspec.Struct) -> None:
-        """Queue a message; it leaves at the end of this turn of the loop, in one write with others.
+        """Queue a message; it leaves at the end of this turn of the loop, in one write with the others.
 
         Raises FrameTooLarge.
         """
         if self.closed:
             return
         body = _encoder.encode(message)
-        if len(body) > FRAME_LIMIT:
-            raise FrameTooLarge(f"a frame of {len(body)} bytes is over the limit of {FRAME_LIMIT}")
+        if len(body) > MAX_FRAME_BYTES:
+            raise FrameTooLarge(f"a frame of {len(body)} bytes is over the limit of {MAX_FRAME_BYTES}")
         self._outbox.append(_LENGTH.pack(len(body)))
         self._outbox.append(body)
         if not self._flush_due:
             self._flush_due = True
             self._loop.at_end_of_turn(self.flush)
 
-    def post(self, message: msgspec.Struct) -> None:
-        """Send a message at once, in a write of its own: its reader waits for nothing else.
+    def send_now(self, message: msgspec.Struct) -> None:
+        """Write a message at once, for a reader that waits for this one alone.
 
         Raises FrameTooLarge.
         """
@@ -107,19 +108,19 @@ class Channel(Generic[In]):
         frame = bytearray(4)
         _encoder.encode_into(message, frame, 4)
         length = len(frame) - 4
-        if length > FRAME_LIMIT:
-            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {FRAME_LIMIT}")
+        if length > MAX_FRAME_BYTES:
+            raise FrameTooLarge(f"a frame of {length} bytes is over the limit of {MAX_FRAME_BYTES}")
         _LENGTH.pack_into(frame, 0, length)
         try:
             sent = self._sock.send(frame, socket.MSG_NOSIGNAL)
         except OSError:
-            sent = 0  # whether it may be written later or never, flush will see
+            sent = 0  # flush finds out whether it can be written later
         if sent < length + 4:
             self._unsent.append(memoryview(frame)[sent:])
             self.flush()
 
     def flush(self) -> None:
-        """Write what the socket takes now; the rest leaves when it can be written."""
+        """Write what the socket takes now; the rest leaves when it becomes writable."""
         self._flush_due = False
         if self.closed:
             return
@@ -132,14 +133,14 @@ class Channel(Generic[In]):
         try:
             while unsent:
                 sent = self._sock.send(unsent[0], socket.MSG_NOSIGNAL)
-                if sent < len(unsent[0]):  # a view: what a slow peer leaves is not copied at every piece
+                if sent < len(unsent[0]):  # views, so that the rest is not copied at every write
                     unsent[0] = unsent[0][sent:]
                 else:
                     unsent.popleft()
         except BlockingIOError:
             pass
         except OSError:
-            # The reading side will see the end, after what the peer had still written.
+            # The reading side finds the end, behind what the peer had still written.
             self._unsent.clear()
         if self._blocked or self._unsent:
             self._blocked = bool(self._unsent)
@@ -148,7 +149,7 @@ class Channel(Generic[In]):
     # -- receiving
 
     def pause(self) -> None:
-        """Read no more until `resume`: the peer's writes fill the socket and then wait (law 7)."""
+        """Stop reading until `resume`: the peer's writes fill the socket, then wait (law 7)."""
         if not self.closed:
             self._loop.on_readable(self._fd, None, self._rank)
 
@@ -158,27 +159,27 @@ class Channel(Generic[In]):
             self._loop.on_readable(self._fd, self._readable, self._rank)
 
     def _readable(self) -> None:
-        if not self._read_some():
+        if not self._read():
             self.close()
             self._on_close()
 
-    def _read_some(self) -> bool:
-        """Take what is there, at most one buffer; false when the peer has gone or is faulty."""
+    def _read(self) -> bool:
+        """Read once, at most one buffer; False when the peer has gone or is faulty."""
         try:
             count = self._sock.recv_into(_buffer)
         except BlockingIOError:
             return True
         except OSError:
-            # A Unix socket says "reset" when its peer closed with something unread.
+            # A Unix socket is reset when its peer closed with something unread.
             return False
         if not count:
             return False
         if not self._inbox and count - 4 == _LENGTH.unpack_from(_buffer)[0]:
-            # One whole frame, as most are: decoded where it lies, before anything can overwrite it.
-            return self._take(_buffer[4:count])
+            # One whole frame, as usual: decoded in the buffer, before anything can overwrite it.
+            return self._decode(_buffer[4:count])
         return self._feed(bytes(_buffer[:count]))
 
-    def _take(self, frame: memoryview) -> bool:
+    def _decode(self, frame: memoryview) -> bool:
         try:
             message = self._decoder.decode(frame)
         except msgspec.DecodeError:
@@ -189,7 +190,7 @@ class Channel(Generic[In]):
     def _feed(self, data: bytes) -> bool:
         if self._inbox:
             self._inbox += data
-            if len(self._inbox) < self._needed:  # copied once when whole, not at every piece of it
+            if len(self._inbox) < self._needed:  # copied once when it is whole, not at every read
                 return True
             data = bytes(self._inbox)
             self._inbox.clear()
@@ -197,12 +198,12 @@ class Channel(Generic[In]):
         view = memoryview(data)
         while end - start >= 4:
             (length,) = _LENGTH.unpack_from(data, start)
-            if not 0 <= length <= FRAME_LIMIT:
+            if not 0 <= length <= MAX_FRAME_BYTES:
                 return False
             if end - start - 4 < length:
                 break
             start += 4 + length
-            if not self._take(view[start - length : start]):
+            if not self._decode(view[start - length : start]):
                 return False
             if self.closed:
                 return True
@@ -212,17 +213,17 @@ class Channel(Generic[In]):
         return True
 
     def drain(self) -> None:
-        """Read until it would block or ends: the last words of a dead peer (law 3)."""
+        """Read until it would block or ends: the last messages of a dead peer (law 3)."""
         while not self.closed:
             try:
                 data = bytes(_buffer[: self._sock.recv_into(_buffer)])
-            except OSError:  # nothing more for now, or for good
+            except OSError:  # nothing more for now, or ever
                 return
             if not data or not self._feed(data):
                 return
 
     def close(self) -> None:
-        """Close this side; what was not sent is dropped. `on_close` is not called."""
+        """Close this side and drop what was not sent. `on_close` is not called."""
         if self.closed:
             return
         self.closed = True

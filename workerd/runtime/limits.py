@@ -1,4 +1,4 @@
-"""What a process may use, and what it does use, without cgroups."""
+"""Limits and measurements of a process without control groups."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import resource
 from pathlib import Path
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
-HEADROOM = 2
-"""RLIMIT_DATA is so many times `memory_max`: it counts what was asked for, not what is used, so the true
-limit is kept by looking at the resident size; this one stops a process that grows faster than one looks."""
+DATA_LIMIT_FACTOR = 2
+"""RLIMIT_DATA as a multiple of `memory_max`: it counts what is allocated, not what is used. `memory_max` is
+enforced by checking the resident size; this stops a process that grows faster than it is checked."""
 
 
 def limit_data(memory_max: int) -> None:
-    """Bound what this process and its children can allocate, relative to what it has now; bytes."""
-    soft = _data_size() + memory_max * HEADROOM
+    """Limit what this process and its children can allocate beyond what it has now; bytes."""
+    soft = _data_size() + memory_max * DATA_LIMIT_FACTOR
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
@@ -25,9 +25,9 @@ def limit_data(memory_max: int) -> None:
 
 
 def limit_processes(more: int) -> None:
-    """Let this process and its children make about `more` processes and threads; root is not bound.
+    """Allow about `more` processes and threads to this process and its children; root is not limited.
 
-    The kernel counts all of this user's, so what others of them have now is added.
+    The kernel counts all tasks of the user, so those that exist now are added.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     soft = _tasks_of_user() + more
@@ -46,16 +46,16 @@ def _tasks_of_user() -> int:
     return count
 
 
-def resident(pid: int) -> int:
-    """Bytes of memory that `pid` has resident, 0 if it is gone."""
+def resident_bytes(pid: int) -> int:
+    """The resident size of `pid` in bytes, 0 if it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_BYTES
     except (OSError, IndexError, ValueError):
         return 0
 
 
 def _data_size() -> int:
     try:
-        return int(Path("/proc/self/statm").read_text().split()[5]) * _PAGE
+        return int(Path("/proc/self/statm").read_text().split()[5]) * _PAGE_BYTES
     except (OSError, IndexError, ValueError):
         return 0

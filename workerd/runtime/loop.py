@@ -1,4 +1,8 @@
-"""The event loop of a single-threaded process: descriptors, timers, signals."""
+"""The event loop of a single-threaded process: descriptors, timers, signals.
+
+Not asyncio: a forked child must inherit nothing that has a life of its own, the order of events within a
+turn matters (a worker's output is read before its result), and the whole loop can be read in minutes.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-# The one event loop: descriptors, timers and signals of a single-threaded process.
-#
-# Apart from asyncio because a fork must inherit nothing that has a life of its own, because the order
-# of events within a turn matters (a worker's output is read before its outcome), and because it must
-# stay small enough to be read at night.
-#
-
 Callback = Callable[[], None]
 
-LONGEST_WAIT = 60.0
-"""Seconds; a loop wakes at least so often."""
+MAX_WAIT_S = 60.0
+"""A loop wakes at least this often."""
 
 
 class Timer:
-    """One pending call; `cancel` makes it a no-op."""
+    """One pending call."""
 
     __slots__ = ("callback", "when")
 
@@ -35,6 +32,7 @@ class Timer:
         self.callback: Callback | None = callback
 
     def cancel(self) -> None:
+        """Do not make the call."""
         self.callback = None
 
 
@@ -49,10 +47,10 @@ class _Watch:
 
 
 class Loop:
-    """epoll, a heap of timers, and the work to do at the end of a turn.
+    """epoll, a heap of timers, and callbacks at the end of a turn.
 
-    Callbacks run in the order of their watch's `rank`, so that within one turn lower ranks have been
-    served before higher ones. Nothing here blocks but `epoll_wait`.
+    Within one turn, descriptors of a lower `rank` are served before those of a higher one. Nothing blocks
+    but `epoll_wait`.
     """
 
     def __init__(self) -> None:
@@ -69,26 +67,26 @@ class Loop:
         self.turns = 0
 
     def fileno(self) -> int:
-        """The epoll descriptor: readable when there is something to do, for a loop around this one."""
+        """The epoll descriptor: readable when there is something to do, for an outer loop."""
         return self._epoll.fileno()
 
     # -- descriptors
 
     def on_readable(self, fd: int, callback: Callback | None, rank: int = 1) -> None:
-        """Call back whenever `fd` can be read or has hung up; None stops that."""
+        """Call back whenever `fd` can be read or has hung up; None stops watching."""
         watch = self._watches.setdefault(fd, _Watch())
         watch.on_read = callback
         watch.rank = rank
         self._apply(fd, watch)
 
     def on_writable(self, fd: int, callback: Callback | None) -> None:
-        """Call back whenever `fd` can be written; None stops that."""
+        """Call back whenever `fd` can be written; None stops watching."""
         watch = self._watches.setdefault(fd, _Watch())
         watch.on_write = callback
         self._apply(fd, watch)
 
     def forget(self, fd: int) -> None:
-        """Stop watching `fd`; call it before the descriptor is closed."""
+        """Stop watching `fd`; to be called before the descriptor is closed."""
         watch = self._watches.pop(fd, None)
         if watch is not None and watch.events:
             self._epoll.unregister(fd)
@@ -126,13 +124,13 @@ class Loop:
         self.call_later(interval, lambda: self.run_steps(steps, interval))
 
     def at_end_of_turn(self, callback: Callback) -> None:
-        """Call back once, after the events of this turn: where buffered writes leave together."""
+        """Call back once, after the events of this turn, when buffered writes leave together."""
         self._at_end.append(callback)
 
     # -- signals
 
     def on_signal(self, signum: int, callback: Callback) -> None:
-        """Call back in the loop after `signum` came; the signal's own handler does nothing."""
+        """Call back from the loop after the signal came; its handler itself does nothing."""
         if self._signal_reader is None:
             self._signal_reader, self._signal_writer = socket.socketpair()
             self._signal_reader.setblocking(False)
@@ -140,7 +138,7 @@ class Loop:
             signal.set_wakeup_fd(self._signal_writer.fileno(), warn_on_full_buffer=False)
             self.on_readable(self._signal_reader.fileno(), self._read_signals, rank=0)
         self._signal_callbacks[signum] = callback
-        signal.signal(signum, _note)
+        signal.signal(signum, _ignore)
 
     def _read_signals(self) -> None:
         assert self._signal_reader is not None
@@ -153,32 +151,32 @@ class Loop:
             if callback is not None:
                 callback()
 
-    # -- turning
+    # -- running
 
     def run(self) -> None:
         """Turn until `stop` is called.
 
-        An exception of a callback ends the process, unless `on_error` takes it: a role is better
-        started afresh, but the supervisor must live on.
+        An exception in a callback ends the process unless `on_error` handles it: a role is better
+        restarted, but the supervisor must go on.
         """
         self._running = True
         while self._running:
             try:
-                self.turn(LONGEST_WAIT)
+                self.turn(MAX_WAIT_S)
             except Exception as error:
                 if self.on_error is None:
                     raise
                 self.on_error(error)
 
     def stop(self) -> None:
-        """Let `run` return at the end of this turn."""
+        """Make `run` return at the end of this turn."""
         self._running = False
 
-    def turn(self, longest: float) -> None:
-        """Wait at most `longest` seconds for something to do, and do all that is ready."""
+    def turn(self, max_wait: float) -> None:
+        """Wait at most `max_wait` seconds for events, and handle all that are ready."""
         self._flush()
         self.turns += 1
-        for fd, events in self._wait(longest):
+        for fd, events in self._wait(max_wait):
             watch = self._watches.get(fd)
             if watch is None:  # an earlier callback of this turn forgot it
                 continue
@@ -189,20 +187,20 @@ class Loop:
         self._run_timers()
         self._flush()
 
-    def rest(self, longest: float) -> float:
-        """Seconds until a timer is due, at most `longest`: how long a loop around this one may sleep."""
+    def time_to_timer(self, max_wait: float) -> float:
+        """Seconds until a timer is due, at most `max_wait`: how long an outer loop may sleep."""
         if not self._timers:
-            return longest
-        return min(longest, max(0.0, self._timers[0][0] - time.monotonic()))
+            return max_wait
+        return min(max_wait, max(0.0, self._timers[0][0] - time.monotonic()))
 
-    def _wait(self, longest: float) -> list[tuple[int, int]]:
+    def _wait(self, max_wait: float) -> list[tuple[int, int]]:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
         if self._timers:
-            longest = min(longest, self._timers[0][0] - time.monotonic())
+            max_wait = min(max_wait, self._timers[0][0] - time.monotonic())
         try:
             # epoll counts whole milliseconds and Python rounds up, so a timer is never early.
-            ready = self._epoll.poll(max(0.0, longest))
+            ready = self._epoll.poll(max(0.0, max_wait))
         except InterruptedError:
             return []
         if len(ready) > 1:
@@ -232,15 +230,15 @@ class Loop:
         self._epoll.close()
 
 
-def _note(signum: int, frame: object) -> None:
-    """The wake-up descriptor has already noted it; a handler must exist for that to happen."""
+def _ignore(signum: int, frame: object) -> None:
+    """The signal is in the wake-up descriptor; Python writes it there only if a handler exists."""
 
 
 class Alarm:
-    """One time at which `callback` is called; setting it again moves it.
+    """A time at which `callback` is called; setting it again moves it.
 
-    A timer that is pending for an earlier time is left alone and looks again when it fires: a thousand
-    jobs a second with a deadline of an hour each keep one timer in the heap, not millions.
+    A timer that is pending for an earlier time stays, and is set anew when it fires: a thousand jobs a
+    second with a deadline of an hour each keep one timer in the heap, not millions.
     """
 
     __slots__ = ("_callback", "_loop", "_timer", "when")
@@ -252,7 +250,7 @@ class Alarm:
         self.when = math.inf
 
     def set(self, when: float) -> None:
-        """Ring once at monotonic `when`, seconds; an earlier setting is forgotten."""
+        """Call back once at monotonic `when`, seconds, and not at an earlier setting."""
         self.when = when
         timer = self._timer
         if timer is not None and timer.when <= when:
@@ -262,11 +260,11 @@ class Alarm:
         self._timer = self._loop.call_at(when, self._fire)
 
     def clear(self) -> None:
-        """Do not ring."""
+        """Do not call back."""
         self.when = math.inf
 
     def close(self) -> None:
-        """Do not ring, and let go of the loop."""
+        """Do not call back, and remove the timer from the loop."""
         self.when = math.inf
         if self._timer is not None:
             self._timer.cancel()

@@ -24,7 +24,7 @@ from workerd.messages import (
 from workerd.outcome import Outcome
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import Reconnecting
+from workerd.runtime.sockets import ReconnectingClient
 
 MAX_UNACKNOWLEDGED_ROWS = 5000
 MAX_UNACKNOWLEDGED_BYTES = 64 << 20
@@ -76,7 +76,7 @@ class OutcomeSender:
         self._seen: list[Seen] = []
         self._tokens = itertools.count(1)
         self._barriers: dict[int, tuple[Barrier, Callable[[], None]]] = {}
-        self._link = Reconnecting(loop, path, FromIngester, self._on_message, self._on_connected, _ignore)
+        self._link = ReconnectingClient(loop, path, FromIngester, self._on_message, self._on_connected)
 
     def start(self) -> None:
         """Connect as soon as the ingester listens."""

@@ -1,4 +1,4 @@
-"""What a child prints: always read, so that it never blocks; split in lines; bounded for each period."""
+"""What a child prints: always read, so that it never blocks; split into lines; bounded for each period."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from collections.abc import Callable
 
 from workerd.runtime.loop import Loop
 
-LIMIT = 64 * 1024
-"""Bytes that are told of one period; what comes after is counted."""
-LINE_LIMIT = 4096
-"""Bytes of one line; a longer one is told in pieces."""
-SHORTEST = 32
-"""Bytes that a line counts for at least: the log has a price for every line."""
-_READ = 64 * 1024
-_AT_ONCE = 16
-"""Reads in one go, about the size of a pipe sixteen times: a flood must not keep the loop."""
+MAX_PERIOD_BYTES = 64 * 1024
+"""What is passed on in one period; the rest is only counted."""
+MAX_LINE_BYTES = 4096
+"""A longer line is passed on in pieces."""
+MIN_LINE_COST_BYTES = 32
+"""What a line counts for at least: every line costs the log something."""
+_READ_BYTES = 64 * 1024
+_MAX_DRAIN_READS = 16
+"""About sixteen full pipes: a flood of output must not block the loop."""
 
 
-class Output:
+class OutputReader:
     """The reading end of a child's output pipe.
 
-    `on_lines` gets complete lines as text, invalid UTF-8 replaced; what they contain is not made
-    harmless here. A period is a job, or the time between two; `turn_over` ends one and says how many
-    bytes of it were not told. `touched`: something was read in this period. `before` is called before
-    anything is read.
+    `on_lines` gets complete lines as text, invalid UTF-8 replaced, control characters not escaped. A
+    period is a job, or the time between two; `end_period` returns how many of its bytes were not passed
+    on. `touched`: something was read in this period. `before_read` is called before anything is read.
     """
 
     def __init__(
@@ -32,13 +31,13 @@ class Output:
         loop: Loop,
         fd: int,
         on_lines: Callable[[list[str]], None],
-        before: Callable[[], None] = lambda: None,
+        before_read: Callable[[], None] = lambda: None,
     ) -> None:
-        self._before = before
+        self._before_read = before_read
         self._loop = loop
         self._fd = fd
         self._on_lines = on_lines
-        self._left = LIMIT
+        self._budget = MAX_PERIOD_BYTES
         self._dropped = 0
         self._partial = b""
         self.touched = False
@@ -46,14 +45,14 @@ class Output:
         loop.on_readable(fd, self._readable, rank=0)
 
     def _readable(self) -> None:
-        self._before()
+        self._before_read()
         if not self._read():
             self._loop.forget(self._fd)
 
     def _read(self) -> bool:
-        """Take one buffer; false at the end of the pipe."""
+        """Read once; False at the end of the pipe."""
         try:
-            data = os.read(self._fd, _READ)
+            data = os.read(self._fd, _READ_BYTES)
         except BlockingIOError:
             return True
         if data:
@@ -61,10 +60,10 @@ class Output:
         return bool(data)
 
     def drain(self) -> None:
-        """Take what is in the pipe now; nothing waits for the writers to end, one may live for ever."""
-        for _ in range(_AT_ONCE):
+        """Read what is in the pipe now; its end is not waited for, a writer may live for ever."""
+        for _ in range(_MAX_DRAIN_READS):
             try:
-                data = os.read(self._fd, _READ)
+                data = os.read(self._fd, _READ_BYTES)
             except (BlockingIOError, OSError):
                 return
             if not data:
@@ -73,48 +72,48 @@ class Output:
 
     def _take(self, data: bytes) -> None:
         self.touched = True
-        if self._left <= 0:
+        if self._budget <= 0:
             self._dropped += len(data)
             return
-        *lines, self._partial = (self._partial + data).split(b"\n")
-        told: list[str] = []
-        for line in lines:
-            self._tell(line, told)
-        while len(self._partial) > LINE_LIMIT and self._left > 0:
-            self._tell(self._partial[:LINE_LIMIT], told)
-            self._partial = self._partial[LINE_LIMIT:]
-        if self._left <= 0:
+        *whole, self._partial = (self._partial + data).split(b"\n")
+        lines: list[str] = []
+        for line in whole:
+            self._add(line, lines)
+        while len(self._partial) > MAX_LINE_BYTES and self._budget > 0:
+            self._add(self._partial[:MAX_LINE_BYTES], lines)
+            self._partial = self._partial[MAX_LINE_BYTES:]
+        if self._budget <= 0:
             self._dropped += len(self._partial)
             self._partial = b""
-        if told:
-            self._on_lines(told)
+        if lines:
+            self._on_lines(lines)
 
-    def _tell(self, line: bytes, told: list[str]) -> None:
+    def _add(self, line: bytes, lines: list[str]) -> None:
         if not line:
-            self._left -= 1
-        for start in range(0, len(line), LINE_LIMIT):
-            piece = line[start : start + LINE_LIMIT]
-            if self._left <= 0:
+            self._budget -= 1
+        for start in range(0, len(line), MAX_LINE_BYTES):
+            piece = line[start : start + MAX_LINE_BYTES]
+            if self._budget <= 0:
                 self._dropped += len(piece)
                 continue
-            kept = piece[: self._left]
-            self._left -= max(len(kept), SHORTEST)
+            kept = piece[: self._budget]
+            self._budget -= max(len(kept), MIN_LINE_COST_BYTES)
             self._dropped += len(piece) - len(kept)
-            told.append(kept.decode("utf-8", "replace"))
+            lines.append(kept.decode("utf-8", "replace"))
 
-    def turn_over(self) -> int:
-        """End the period: tell what stands in an unfinished line, and return the bytes not told."""
+    def end_period(self) -> int:
+        """End the period: pass an unfinished line on; returns the number of bytes not passed on."""
         if self._partial:
-            told: list[str] = []
-            self._tell(self._partial, told)
+            lines: list[str] = []
+            self._add(self._partial, lines)
             self._partial = b""
-            if told:
-                self._on_lines(told)
-        dropped, self._dropped, self._left = self._dropped, 0, LIMIT
+            if lines:
+                self._on_lines(lines)
+        dropped, self._dropped, self._budget = self._dropped, 0, MAX_PERIOD_BYTES
         self.touched = False
         return dropped
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the pipe."""
         self._loop.forget(self._fd)
         os.close(self._fd)

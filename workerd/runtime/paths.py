@@ -1,4 +1,4 @@
-"""Where the node's files are, and what a role is given at its start."""
+"""The node's files, and what a role or pool gets at its start."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workerd.config.model import Config, NodeConfig
 
 
 class Paths:
-    """The node's files: sockets in `private` (0700), `wake` beside it for any local client."""
+    """The node's files; sockets are in `private` (0700), except `wake`, which every local client may use."""
 
     def __init__(self, node: NodeConfig) -> None:
         self.runtime = Path(node.runtime_dir)
@@ -29,7 +29,7 @@ class Paths:
 
 @dataclass(frozen=True)
 class RoleContext:
-    """A role's share of the world: the configuration, whose incarnation it is, its line upwards."""
+    """What a role or pool gets: configuration, the node's incarnation, its channel to the supervisor."""
 
     config: Config
     incarnation: bytes

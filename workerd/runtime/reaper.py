@@ -1,4 +1,4 @@
-"""Processes that nobody here forked: reaped, or killed with what left them behind."""
+"""Children that this process did not fork itself: adopted orphans killed, zombies of user code reaped."""
 
 from __future__ import annotations
 
@@ -11,47 +11,47 @@ from collections.abc import Callable
 from workerd.runtime.child import children_of
 from workerd.runtime.loop import Loop, Timer
 
-FIRST_PAUSE = 0.001
-LONGEST_PAUSE = 0.5
+FIRST_SWEEP_PAUSE_S = 0.001
+MAX_SWEEP_PAUSE_S = 0.5
 
 
 class Strangers:
-    """Ends every child of this process that `known` does not name, and reaps it.
+    """Kills and reaps every child of this process that is not among the pids of `known`.
 
-    A stranger's own children come here when it is dead, so one look is not enough: it looks again until
-    none are left, at growing pauses, because one that hangs in the kernel may take long to die.
+    A dead stranger's own children are adopted in turn, so sweeps go on until none are left, at growing
+    pauses: one that hangs in the kernel may take long to die. `killed`: how many were reaped.
     """
 
     def __init__(self, loop: Loop, known: Callable[[], set[int]]) -> None:
         self._loop = loop
         self._known = known
         self._timer: Timer | None = None
-        self._pause = FIRST_PAUSE
+        self._pause = FIRST_SWEEP_PAUSE_S
         self.killed = 0
 
     @property
     def busy(self) -> bool:
-        """Some were there at the last look."""
+        """Whether the last sweep found any."""
         return self._timer is not None
 
-    def look(self) -> None:
-        """Kill and reap what is there now; look again until nothing is left."""
+    def sweep(self) -> None:
+        """Kill and reap those that are there now, and go on until none is left."""
         if self._timer is not None:
             self._timer.cancel()
-        self._pause = FIRST_PAUSE
-        self._again()
+        self._pause = FIRST_SWEEP_PAUSE_S
+        self._sweep_again()
 
-    def _again(self) -> None:
+    def _sweep_again(self) -> None:
         self._timer = None
-        if self.end_all():
-            self._timer = self._loop.call_later(self._pause, self._again)
-            self._pause = min(self._pause * 2, LONGEST_PAUSE)
+        if self.sweep_once():
+            self._timer = self._loop.call_later(self._pause, self._sweep_again)
+            self._pause = min(self._pause * 2, MAX_SWEEP_PAUSE_S)
 
-    def end_all(self) -> bool:
-        """One pass; true if any stranger was there."""
+    def sweep_once(self) -> bool:
+        """Kill and reap those that are there now; whether there were any."""
         strangers = set(children_of(os.getpid())) - self._known()
         for pid in strangers:
-            # Not reaped yet, so the pid is certainly still theirs.
+            # It is not reaped yet, so its pid is still its own.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
@@ -60,30 +60,30 @@ class Strangers:
         return bool(strangers)
 
 
-EVERY = 60.0
-"""Seconds between two looks. Who waits for a child of its own has done so long before."""
+ZOMBIE_CHECK_INTERVAL_S = 60.0
+"""Whatever waits for a child of its own has done so long before."""
 
 
-class Orphans:
-    """Reaps children that are dead at two looks in a row.
+class ZombieReaper:
+    """Reaps children that were zombies at two checks in a row.
 
-    A handler that leaves something running in the background leaves a dead child to the worker each time,
-    until no process can be started any more. A dead child may also be one that a library keeps for later
-    jobs and will wait for: to take that away from it could make it wait for ever.
+    A handler that leaves something running in the background leaves the worker a zombie each time, until
+    no process can be started any more. A zombie may also be the child of a library that keeps it for later
+    jobs and will wait for it: if it were reaped at once, that could wait for ever.
     """
 
     def __init__(self) -> None:
-        self._next = time.monotonic() + EVERY
+        self._next_check = time.monotonic() + ZOMBIE_CHECK_INTERVAL_S
         self._dead: set[int] = set()
 
     def after_job(self) -> None:
-        """Look, if it is time to."""
-        if time.monotonic() >= self._next:
-            self.look()
+        """Check, if it is time to."""
+        if time.monotonic() >= self._next_check:
+            self.check()
 
-    def look(self) -> None:
-        """Reap those that were dead at the last look too."""
-        self._next = time.monotonic() + EVERY
+    def check(self) -> None:
+        """Reap those that were zombies at the last check too."""
+        self._next_check = time.monotonic() + ZOMBIE_CHECK_INTERVAL_S
         dead = {pid for pid in children_of(os.getpid()) if _is_dead(pid)}
         for pid in dead & self._dead:
             with contextlib.suppress(ChildProcessError):
@@ -92,7 +92,7 @@ class Orphans:
 
 
 def _is_dead(pid: int) -> bool:
-    """Whether this child is a zombie; the status is left for whoever waits for it."""
+    """Whether this child is a zombie; its status can still be waited for."""
     options = os.WEXITED | os.WNOHANG | os.WNOWAIT
     with contextlib.suppress(ChildProcessError):
         return os.waitid(os.P_PID, pid, options) is not None

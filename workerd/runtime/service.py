@@ -1,7 +1,7 @@
-"""What every role and pool has in common: its loop, and its line to the supervisor.
+"""What every role and pool has in common: a loop, and a channel to the supervisor.
 
-The supervisor is told of progress, not of life: a Beat leaves from the loop, so a role that is stuck
-in one turn sends none and is killed by the watchdog.
+A Beat proves progress, not mere life: it is sent from the loop, so a process that is stuck in one turn
+sends none and is killed by the watchdog.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import Any
 from workerd.messages import Beat, Drain, Report, Roster, Stop, ToChild
 from workerd.runtime.channel import Channel
 from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
-from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.loop import Loop
 
-BEAT = 1.0
-"""Seconds between Beats; a quarter of the watchdog if that is shorter."""
+MAX_BEAT_INTERVAL_S = 1.0
+"""Or a quarter of the watchdog, if that is shorter."""
 
 
 class Service:
-    """A process under the supervisor. Subclasses say what they do in the `on_…` methods.
+    """A process under the supervisor; subclasses override `start`, `info` and the `on_…` methods.
 
-    `state`, `trouble`: see Beat. The end of the supervisor's channel ends the process: an orphan has no
-    right to its claims.
+    `state`, `trouble`: as in Beat. `roster`: the last one received. The end of the supervisor's channel
+    ends the process: an orphan has no right to its claims.
     """
 
     def __init__(self, control: socket.socket, watchdog: float) -> None:
@@ -33,67 +33,67 @@ class Service:
         self.state = "starting"
         self.trouble = ""
         self.roster = Roster(pools=(), dead=())
-        self._beat_every = min(BEAT, watchdog / 4)
-        self._beat_timer: Timer | None = None
-        self._told: tuple[str, str] | None = None
+        self._beat_interval = min(MAX_BEAT_INTERVAL_S, watchdog / 4)
+        self._sent_state: tuple[str, str] | None = None
         self.supervisor: Channel[ToChild] = Channel(
             self.loop, control, ToChild, self._on_control, self.on_orphaned, rank=3
         )
 
     def run(self) -> int:
-        """Serve until the supervisor says stop; returns the exit status."""
+        """Serve until the supervisor sends Stop; returns the exit status."""
         self.start()
-        self._beat()
+        self.send_beats()
         self.loop.run()
         with contextlib.suppress(OSError):
             self.supervisor.flush()
         return 0
 
-    # -- what a role says
+    # -- for subclasses
 
     def start(self) -> None:
         """Open sockets and set the first timers."""
 
     def info(self) -> dict[str, Any]:
-        """What `workerd status` shows of this process: numbers, texts, lists and maps of them."""
+        """What `workerd status` shows of this process: numbers, strings, and lists and dicts of them."""
         return {}
 
     def on_roster(self, roster: Roster) -> None:
-        """Pools came or went."""
+        """A pool started or died."""
 
     def on_drain(self, seconds: float) -> None:
-        """Take nothing new and end by yourself once what runs is done; the default stops now."""
+        """Take no new jobs, and stop once running ones are done; the default stops now."""
         self.on_stop()
 
     def on_report(self) -> None:
-        """Somebody wants fresh numbers: the place for what is too dear for every Beat."""
+        """A Beat with fresh numbers is wanted: update what is too costly to do for every Beat."""
 
     def on_stop(self) -> None:
-        """Finish what is begun, then let the loop stop."""
+        """Finish what is begun, then stop the loop."""
         self.loop.stop()
 
     def on_orphaned(self) -> None:
-        """The supervisor is gone."""
+        """The supervisor has died; end at once."""
         os._exit(ORPHANED_EXIT_STATUS)
 
-    # -- the line to the supervisor
+    # -- the channel to the supervisor
 
     def become(self, state: str, trouble: str = "") -> None:
-        """Change the state that the supervisor and `workerd status` see; told at once."""
+        """Change the state that the supervisor and `workerd status` see; a change is sent at once."""
         self.state, self.trouble = state, trouble
-        if self._told != (state, trouble):
+        if self._sent_state != (state, trouble):
             self.beat()
 
     def beat(self, token: int = 0, fatal: int = 0) -> None:
-        """Tell the supervisor how it stands, now."""
-        self._told = (self.state, self.trouble)
+        """Send a Beat now."""
+        self._sent_state = (self.state, self.trouble)
         self.supervisor.send(
             Beat(state=self.state, trouble=self.trouble, info=self.info(), token=token, fatal=fatal)
         )
 
-    def _beat(self) -> None:
+    def send_beats(self) -> None:
+        """Send a Beat now and at every interval from now on."""
         self.beat()
-        self._beat_timer = self.loop.call_later(self._beat_every, self._beat)
+        self.loop.call_later(self._beat_interval, self.send_beats)
 
     def _on_control(self, message: ToChild) -> None:
         match message:

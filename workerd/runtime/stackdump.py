@@ -1,4 +1,4 @@
-"""The stacks of a process that had to be killed: Python's, else what /proc says."""
+"""The stacks of a process that has to be killed: Python's own, or else what /proc shows."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import contextlib
 import os
 from pathlib import Path
 
-DUMP_LIMIT = 64 * 1024
-"""Bytes that are read of a dump."""
+MAX_DUMP_BYTES = 64 * 1024
 
 
 class StackDump:
-    """A memfd that a child's faulthandler writes into and that its parent reads.
+    """An anonymous file that a child's faulthandler writes and its parent reads.
 
-    Both share one file description, so that the parent can start a new dump by setting it back.
+    Both share one file description, so the parent can rewind it for a new dump.
     """
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("workerd-dump", os.MFD_CLOEXEC)
 
     def clear(self) -> None:
-        """Forget what was written."""
+        """Empty the file for a new dump."""
         os.ftruncate(self.fd, 0)
         os.lseek(self.fd, 0, os.SEEK_SET)
 
@@ -29,16 +28,16 @@ class StackDump:
         return os.fstat(self.fd).st_size
 
     def text(self) -> str:
-        """What was written, at most DUMP_LIMIT bytes of it."""
-        return os.pread(self.fd, DUMP_LIMIT, 0).decode("utf-8", "replace")
+        """What was written, at most MAX_DUMP_BYTES."""
+        return os.pread(self.fd, MAX_DUMP_BYTES, 0).decode("utf-8", "replace")
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the file."""
         os.close(self.fd)
 
 
 def kernel_view(pid: int) -> str:
-    """Where the kernel sees `pid`: its state and, where we may read them, its wait channel and stack."""
+    """What /proc shows of `pid`: its state and, where readable, its wait channel and kernel stack."""
     lines = [
         "  " + line.replace("\t", " ")
         for line in _read(pid, "status").splitlines()
@@ -49,8 +48,8 @@ def kernel_view(pid: int) -> str:
         if text and text != "0":
             lines.append(f"  {label}: " + text.replace("\n", "\n    "))
     if not lines:
-        return "no Python stack came, and /proc tells nothing of the process"
-    return "no Python stack came; /proc says of the process:\n" + "\n".join(lines)
+        return "no Python stack was written, and /proc shows nothing of the process"
+    return "no Python stack was written; /proc shows:\n" + "\n".join(lines)
 
 
 def _read(pid: int, name: str) -> str:

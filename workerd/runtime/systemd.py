@@ -1,6 +1,6 @@
-"""What the service manager is told (sd_notify(3)): lines `KEY=value` in one datagram.
+"""Messages to the service manager (sd_notify(3)): lines `KEY=value` in one datagram.
 
-Only the supervisor speaks; what it forks does not inherit the address.
+Only the supervisor sends them; its children do not inherit the address.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import socket
 import time
 from collections.abc import MutableMapping
 
-LIMIT = 4096
-"""Bytes of one datagram; a longer STATUS is cut."""
+MAX_DATAGRAM_BYTES = 4096
+"""A longer STATUS is cut."""
 
 
 class ServiceManager:
-    """The one who started this process and wants to hear of it; without one every message goes nowhere.
+    """The service manager that started this process; without one, messages are discarded.
 
-    `watchdog`: seconds within which WATCHDOG=1 is expected, 0 for never.
+    `watchdog`: seconds within which it expects WATCHDOG=1, 0 for never.
     """
 
     def __init__(self, address: str = "", watchdog: float = 0.0) -> None:
@@ -27,7 +27,7 @@ class ServiceManager:
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str] | None = None) -> ServiceManager:
-        """The manager that the environment names; its variables are taken out, so that no child speaks."""
+        """The manager that the environment names; its variables are removed, so no child inherits them."""
         env = os.environ if environ is None else environ
         address = env.pop("NOTIFY_SOCKET", "")
         usec, pid = env.pop("WATCHDOG_USEC", ""), env.pop("WATCHDOG_PID", "")
@@ -41,10 +41,10 @@ class ServiceManager:
         return bool(self._address)
 
     def notify(self, lines: str) -> None:
-        """Send the lines; never waits and never fails: a manager that does not hear is no fault of ours."""
+        """Send the lines; it neither waits nor fails when the manager does not read them."""
         if not self._address:
             return
-        data = lines.encode("utf-8", "replace")[:LIMIT].decode("utf-8", "ignore").encode()
+        data = lines.encode("utf-8", "replace")[:MAX_DATAGRAM_BYTES].decode("utf-8", "ignore").encode()
         with (
             contextlib.suppress(OSError),
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
@@ -53,30 +53,30 @@ class ServiceManager:
 
 
 def ready() -> str:
-    """Started, or the reload is done."""
+    """The start or the reload is done."""
     return "READY=1"
 
 
 def status(sentence: str) -> str:
-    """What `systemctl status` shows: one line."""
+    """The line that `systemctl status` shows."""
     return "STATUS=" + " ".join(sentence.split())
 
 
 def reloading() -> str:
-    """A reload began; `ready` ends it. The time lets the manager tell two reloads apart."""
+    """A reload began; `ready` ends it. The time tells two reloads apart."""
     return f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}"
 
 
 def stopping() -> str:
-    """The end began."""
+    """The shutdown began."""
     return "STOPPING=1"
 
 
 def alive() -> str:
-    """Feeds the manager's watchdog."""
+    """Feed the watchdog."""
     return "WATCHDOG=1"
 
 
 def extend(seconds: float) -> str:
-    """Starting, reloading or stopping goes on and needs no more than `seconds` from now."""
+    """Starting, reloading or stopping will take at most `seconds` from now."""
     return f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}"

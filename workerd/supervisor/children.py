@@ -192,7 +192,7 @@ class Children:
 
     def _on_death(self, child: SupervisedChild, status: int) -> None:
         self._record_dead_pool(child)
-        self.strangers.look()
+        self.strangers.sweep()
         for token in list(self._beat_requests):
             self._answered(token, child)
         if child.state is ChildState.STOPPING:
