@@ -1,4 +1,4 @@
-"""Pools and workers in control groups of a real kernel; with as many controllers as this machine has."""
+"""Pools and workers in control groups of a real kernel, with the controllers that this host has."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _removed(root: Path) -> bool:
 
 
 def in_pool(delegation: Delegation, name: str, main: Callable[[PoolGroup], object], **limits: int) -> None:
-    """Run `main` in a process that is the manager of that pool, to a good end."""
+    """Run `main` in a process that is the manager of that pool; it must exit with 0."""
 
     def manage() -> int:
         main(delegation.pool_group(name, **limits))
@@ -66,14 +66,14 @@ def in_pool(delegation: Delegation, name: str, main: Callable[[PoolGroup], objec
 
 
 def worker(group: WorkerGroup, code: str) -> subprocess.Popen[bytes]:
-    """A Python process in the group, that is a leader of a session of its own."""
+    """A Python process in the group, leader of its own session."""
     return subprocess.Popen(
         [sys.executable, "-c", code], preexec_fn=group.enter, start_new_session=True, stdout=subprocess.PIPE
     )
 
 
-def test_a_kill_reaches_whatever_detached_itself(delegation: Delegation) -> None:
-    """A worker's kill ends its setsid and double-forked children, and no process of another worker."""
+def test_a_kill_reaches_detached_processes(delegation: Delegation) -> None:
+    """Killing a worker kills its setsid and double-forked children, and no process of another worker."""
 
     def main(pool: PoolGroup) -> None:
         first, second = pool.worker_group(0), pool.worker_group(1)
@@ -99,8 +99,8 @@ def test_a_kill_reaches_whatever_detached_itself(delegation: Delegation) -> None
     in_pool(delegation, "email", main)
 
 
-def test_a_new_life_of_a_pool_sweeps_the_old_one(delegation: Delegation) -> None:
-    """What a dead pool left running is gone when its successor has its group."""
+def test_a_restarted_pool_sweeps_the_old_groups(delegation: Delegation) -> None:
+    """What a dead pool left running is gone once the new process has made its group."""
     folder = delegation.root / "pool.a%2fb%20%c3%a9"
 
     def first_life(pool: PoolGroup) -> None:
@@ -118,8 +118,8 @@ def test_a_new_life_of_a_pool_sweeps_the_old_one(delegation: Delegation) -> None
     assert not folder.exists()
 
 
-def test_the_supervisor_makes_room(delegation: Delegation) -> None:
-    """Processes at the top go to `roles`, so that controllers can be handed down; again changes nothing."""
+def test_processes_are_moved_out_of_the_delegated_group(delegation: Delegation) -> None:
+    """They go to `roles`, so that controllers can be enabled; a second call changes nothing."""
     process = subprocess.Popen([sys.executable, "-c", SLEEPER])
     (delegation.root / "cgroup.procs").write_text(str(process.pid))
     assert delegation.prepare()
@@ -130,8 +130,8 @@ def test_the_supervisor_makes_room(delegation: Delegation) -> None:
     process.wait()
 
 
-def test_an_out_of_memory_kill_is_told_from_others(delegation: Delegation) -> None:
-    """Only the worker that went beyond its limit dies, and its group says so with its peak."""
+def test_an_out_of_memory_kill_is_counted_in_its_group(delegation: Delegation) -> None:
+    """Only the worker over its limit dies, and its group has the count and the peak."""
     if "memory" not in delegation.controllers:
         pytest.skip("this machine's version 2 hierarchy has no memory controller")
 
@@ -153,7 +153,7 @@ def test_an_out_of_memory_kill_is_told_from_others(delegation: Delegation) -> No
     in_pool(delegation, "greedy", main, cpu_weight=50, pids_max=100)
 
 
-def test_nothing_is_found_where_nothing_was_delegated() -> None:
-    """A shell's own group is not ours, even if root may write it."""
+def test_a_group_that_was_not_delegated_is_not_found() -> None:
+    """Such as the group of a shell, even if root may write it."""
     found = Delegation.find()
     assert found is None or (found.root / "cgroup.type").exists()

@@ -1,4 +1,4 @@
-"""A channel under pressure: slow readers, paused readers, large frames, the last words of the dead."""
+"""A channel under pressure: slow readers, paused readers, large frames, the last messages of a dead peer."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Ends:
     def __init__(self, loop: Loop) -> None:
         one, two = socket.socketpair()
         self.loop = loop
-        self.got: list[Seen | Ack] = []
+        self.received: list[Seen | Ack] = []
         self.ended = 0
         self.writer: Channel[Ack] = Channel(loop, one, Ack, lambda message: None, lambda: None)
-        self.reader: Channel[Seen | Ack] = Channel(loop, two, Seen | Ack, self.got.append, self._over)
+        self.reader: Channel[Seen | Ack] = Channel(loop, two, Seen | Ack, self.received.append, self._over)
 
     def _over(self) -> None:
         self.ended += 1
@@ -32,12 +32,12 @@ class Ends:
         for _ in range(times):
             self.loop.turn(0)
 
-    def until_got(self, count: int) -> None:
+    def until_received(self, count: int) -> None:
         for _ in range(10_000):
             self.loop.turn(0.01)
-            if len(self.got) >= count:
+            if len(self.received) >= count:
                 return
-        raise AssertionError(f"{len(self.got)} of {count} came")
+        raise AssertionError(f"{len(self.received)} of {count} arrived")
 
 
 @pytest.fixture
@@ -54,34 +54,34 @@ def test_large_frames_arrive_whole_and_in_order(ends: Ends) -> None:
     for number in range(5):
         ends.writer.send(Seen(handler=str(number), signature=SOME))
         ends.writer.send(Ack(below=number))
-    ends.until_got(10)
-    assert [m.handler for m in ends.got if isinstance(m, Seen)] == list("01234")
-    assert [m.below for m in ends.got if isinstance(m, Ack)] == [0, 1, 2, 3, 4]
-    assert all(m.signature == SOME for m in ends.got if isinstance(m, Seen))
+    ends.until_received(10)
+    assert [m.handler for m in ends.received if isinstance(m, Seen)] == list("01234")
+    assert [m.below for m in ends.received if isinstance(m, Ack)] == [0, 1, 2, 3, 4]
+    assert all(m.signature == SOME for m in ends.received if isinstance(m, Seen))
     assert ends.writer.unsent == 0
 
 
 def test_a_paused_reader_gets_everything_after_resume(ends: Ends) -> None:
-    """What it does not take waits at the writer, which is not held up."""
+    """What it does not read stays with the writer, which is not blocked."""
     ends.reader.pause()
     for number in range(20):
         ends.writer.send(Seen(handler=str(number), signature=SOME[:500_000]))
     ends.turn(50)
-    assert ends.got == []
+    assert ends.received == []
     assert ends.writer.unsent > 5_000_000
     ends.reader.resume()
-    ends.until_got(20)
-    assert [m.handler for m in ends.got if isinstance(m, Seen)] == [str(n) for n in range(20)]
+    ends.until_received(20)
+    assert [m.handler for m in ends.received if isinstance(m, Seen)] == [str(n) for n in range(20)]
 
 
 def test_a_paused_channel_is_drained_all_the_same(ends: Ends) -> None:
-    """The last words of a dead peer are read whatever the back-pressure."""
+    """The last messages of a dead peer are read whatever the back-pressure."""
     ends.reader.pause()
     ends.writer.send(Ack(below=1))
     ends.turn(3)
     ends.writer.close()
     ends.turn(3)
-    assert ends.got == []
+    assert ends.received == []
     assert ends.ended == 0
     ends.reader.drain()
-    assert ends.got == [Ack(below=1)]
+    assert ends.received == [Ack(below=1)]

@@ -26,7 +26,7 @@ def pauses(policy: CrashLoopPolicy, times: int, *, blameless: bool = False) -> l
     return [policy.record_death(0.0, LIVED, blameless=blameless) for _ in range(times)]
 
 
-def test_who_lived_for_long_is_started_at_once() -> None:
+def test_a_child_that_lived_long_is_restarted_at_once() -> None:
     """A death after more than two seconds costs no pause and ends a row of quick ones."""
     policy = CrashLoopPolicy()
     pauses(policy, 3)
@@ -35,25 +35,25 @@ def test_who_lived_for_long_is_started_at_once() -> None:
 
 
 def test_pauses_of_a_crash_loop_grow() -> None:
-    """Who dies at once by its own fault waits twice as long each time, at most five seconds."""
+    """A child that dies at once by its own fault waits twice as long each time, at most MAX_PAUSE_S."""
     assert pauses(CrashLoopPolicy(), 8) == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, MAX_PAUSE_S, MAX_PAUSE_S]
 
 
-def test_killed_at_work_again_and_again() -> None:
-    """Who does its work whenever it is let is back soon, however often somebody kills it."""
+def test_pauses_of_a_child_that_is_killed_at_work_do_not_grow() -> None:
+    """It is back soon, however often something else kills it."""
     assert max(pauses(CrashLoopPolicy(), 20, blameless=True)) <= 0.2
 
 
 def test_a_kill_at_work_forgives_a_crash_loop() -> None:
-    """A process that did get to its work has shown that the loop is over."""
+    """A process that got to its work has shown that the loop is over."""
     policy = CrashLoopPolicy()
     pauses(policy, 8)
     assert policy.record_death(0.0, LIVED, blameless=True) <= 0.2
     assert policy.record_death(0.0, LIVED) < MAX_PAUSE_S
 
 
-def test_kills_count_for_quarantine() -> None:
-    """A pool that dies more often than `restart` allows is held back, whoever kills it."""
+def test_kills_at_work_count_for_quarantine() -> None:
+    """A pool that dies more often than `restart` allows is quarantined, whatever kills it."""
     policy = CrashLoopPolicy(RestartConfig(intensity=3, period=60.0))
     pauses(policy, 3, blameless=True)
     assert not policy.exceeded

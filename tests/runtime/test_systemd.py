@@ -1,4 +1,4 @@
-"""What the service manager hears, over real sockets."""
+"""Messages to the service manager, over real sockets."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ def test_every_line_arrives(manager: tuple[socket.socket, str]) -> None:
         "WATCHDOG_PID": str(os.getpid()),
         "A": "b",
     }
-    teller = ServiceManager.take(environ)
+    service_manager = ServiceManager.take(environ)
     assert environ == {"A": "b"}
-    assert (teller.listens, teller.watchdog) == (True, 30.0)
+    assert (service_manager.listens, service_manager.watchdog) == (True, 30.0)
     for lines in (
         systemd.ready(), systemd.status("3 jobs\nwait"), systemd.alive(), systemd.reloading(),
         systemd.extend(1.5), systemd.stopping(),
     ):  # fmt: skip
-        teller.notify(lines)
-    heard = [sock.recv(8192).decode() for _ in range(6)]
-    assert heard[:3] == ["READY=1", "STATUS=3 jobs wait", "WATCHDOG=1"]
-    assert heard[3].startswith("RELOADING=1\nMONOTONIC_USEC=")
-    assert heard[4:] == ["EXTEND_TIMEOUT_USEC=1500000", "STOPPING=1"]
+        service_manager.notify(lines)
+    received = [sock.recv(8192).decode() for _ in range(6)]
+    assert received[:3] == ["READY=1", "STATUS=3 jobs wait", "WATCHDOG=1"]
+    assert received[3].startswith("RELOADING=1\nMONOTONIC_USEC=")
+    assert received[4:] == ["EXTEND_TIMEOUT_USEC=1500000", "STOPPING=1"]
 
 
 def test_a_long_status_is_cut(manager: tuple[socket.socket, str]) -> None:
@@ -56,8 +56,8 @@ def test_a_long_status_is_cut(manager: tuple[socket.socket, str]) -> None:
     assert len(sock.recv(8192).decode("utf-8")) > 2000
 
 
-def test_nobody_listens() -> None:
-    """Without a manager, with a foreign watchdog, or with one that is gone, nothing happens."""
+def test_without_a_manager_messages_are_discarded() -> None:
+    """Also with a manager that is gone, and without one that expects this process to feed its watchdog."""
     assert not ServiceManager.take({}).listens
     assert not ServiceManager.take({"NOTIFY_SOCKET": "vsock:1:2"}).listens
     assert ServiceManager.take({"WATCHDOG_USEC": "1000000", "WATCHDOG_PID": "1"}).watchdog == 0

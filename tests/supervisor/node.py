@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -19,6 +21,7 @@ from workerd.config.model import (
     ShutdownConfig,
     SupervisorConfig,
 )
+from workerd.runtime import child
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
@@ -81,10 +84,23 @@ def configuration(folder: Path, pools: list[str]) -> Config:
     )
 
 
+def fail_forks_while(exists: Path) -> None:
+    """As a kernel does that is out of processes."""
+    fork = child.fork
+
+    def fork_or_fail(main: Callable[[], int], keep: Iterable[int] = ()) -> child.Child:
+        if exists.exists():
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return fork(main, keep)
+
+    child.fork = fork_or_fail
+
+
 def main(folder: Path) -> int:
     def load() -> Config:
         return configuration(folder, msgspec.json.decode((folder / "pools").read_bytes(), type=list[str]))
 
+    fail_forks_while(folder / "no-fork")
     reload.START_LIMIT_S = reload.TROUBLE_LIMIT_S = 1.0
     config = load()
     log.configure(config.log)

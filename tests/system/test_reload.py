@@ -64,8 +64,8 @@ class World:
 
     def pids(self) -> dict[str, int]:
         status = self.daemon.status()
-        slots = {**status["roles"], **{f"pool:{name}": slot for name, slot in status["pools"].items()}}
-        return {name: slot["pid"] for name, slot in slots.items()}
+        children = {**status["roles"], **{f"pool:{name}": pool for name, pool in status["pools"].items()}}
+        return {name: child["pid"] for name, child in children.items()}
 
     def answer(self) -> Any:
         job = self.rows.insert("answer")
@@ -85,7 +85,7 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
 
 
 def test_a_wrong_configuration_is_refused_whole(world: World) -> None:
-    """Nothing of it is taken, what is wrong is said, and everything runs on."""
+    """Nothing of it takes effect, every error is reported, and everything runs on."""
     before = world.pids()
     world.daemon.write(config(world.folder, workers=3, more='[dispatcher]\nbach = 7\npoll = "soon"\n'))
     world.hup()
@@ -129,7 +129,7 @@ def test_only_what_changed_is_restarted_and_it_drains(world: World) -> None:
 
 @pytest.mark.slow
 def test_a_removed_pool_goes_and_its_jobs_stay(world: World) -> None:
-    """What nobody serves any more waits for somebody who does."""
+    """They wait until some node serves their handler again."""
     text = config(world.folder)
     world.daemon.write(text[: text.index("[handlers.answer]")])
     world.hup()
@@ -212,7 +212,7 @@ def test_a_reload_with_a_store_that_is_not_there_has_failed(world: World) -> Non
 
 
 def test_a_stop_in_the_middle_of_a_reload_ends_everything(world: World) -> None:
-    """Whichever step it was at, no child is left and nothing is lost."""
+    """At whichever step, no child is left and nothing is lost."""
     go = world.folder / "go"
     job = world.rows.insert("waits", {"path": str(go)})
     eventually(lambda: world.daemon.runs(job))
