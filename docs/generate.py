@@ -51,7 +51,7 @@ def log_events_page() -> str:
         (
             "# Log events",
             "",
-            "Every line of the log is one event: a name to count and alert on, and fields. Each has `at`,",
+            "Every line of the log is one event: a name to count and alert on, and fields. Each has `time`,",
             "`level` and `process`; `…` stands for the fields of what the event is about (`pool`, `worker`,",
             "`handler`, `job`, `attempt`).",
             "",
