@@ -1,4 +1,4 @@
-"""The line that `systemctl status` shows, and the watchdog's food."""
+"""The line that `systemctl status` shows, the watchdog, and more time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def document(**more: Any) -> dict[str, Any]:
 
 
 def test_a_quiet_node() -> None:
-    """Nothing runs, nothing waits; before a pool has said anything too."""
+    """Nothing runs, nothing waits; before a pool has sentence anything too."""
     assert status_sentence(document(), 0) == "Ready: 0 jobs running, 0 waiting"
     assert status_sentence(document(pools={"a": {}}), 0) == "Ready: 0 jobs running, 0 waiting"
 
@@ -27,27 +27,29 @@ def test_depth_and_slowest_job() -> None:
         "a": {"waiting": 2, "workers": [worker("one", 90.5), worker("two", 95.0)]},
         "b": {"waiting": 1, "workers": [worker()], "quarantined": True},
     }
-    said = status_sentence(
+    sentence = status_sentence(
         document(pools=pools, roles={"ingester": {"trouble": "waits for the store"}}), 100.0
     )
-    assert said == (
+    assert sentence == (
         "Ready: 2 jobs running, 3 waiting, the slowest is slow one for 9 s; held back: b; "
         "ingester waits for the store"
     )
 
 
-def test_the_status_is_told_when_it_changes_and_the_watchdog_fed_on_progress() -> None:
-    """A node that stands still is not fed; one that starts or drains asks for time."""
-    heard: list[str] = []
-    status = SystemdStatus(heard.append)
+def test_the_status_is_sent_when_it_changes_and_the_watchdog_fed_on_progress() -> None:
+    """A node without progress does not feed it; one that starts, reloads or drains asks for time."""
+    sent: list[str] = []
+    status = SystemdStatus(sent.append)
     status.update(document(state="starting"), progressing=True)
     status.update(document(), progressing=True)
     status.update(document(), progressing=True)
     status.update(document(), progressing=False)
     status.update(document(state="draining"), progressing=False)
-    assert heard == [
+    status.update(document(state="reloading"), progressing=False)
+    assert sent == [
         "STATUS=Starting: 0 jobs running, 0 waiting\nEXTEND_TIMEOUT_USEC=15000000\nWATCHDOG=1",
         "STATUS=Ready: 0 jobs running, 0 waiting\nWATCHDOG=1",
         "WATCHDOG=1",
         "STATUS=Draining: 0 jobs running, 0 waiting\nEXTEND_TIMEOUT_USEC=15000000",
+        "STATUS=Reloading: 0 jobs running, 0 waiting\nEXTEND_TIMEOUT_USEC=15000000",
     ]

@@ -10,7 +10,7 @@ from workerd.runtime import systemd
 from workerd.text import plural
 
 EXTENSION_S = 15.0
-"""Requested every second while the node starts or drains: each phase has its own limit."""
+"""Requested every second while the node starts, reloads or drains: each phase has its own limit."""
 
 
 class SystemdStatus:
@@ -27,7 +27,7 @@ class SystemdStatus:
         if sentence != self._sent:
             self._sent = sentence
             lines.append(systemd.status(sentence))
-        if document["state"] in ("starting", "draining"):
+        if document["state"] in ("starting", "reloading", "draining"):
             lines.append(systemd.extend(EXTENSION_S))
         if progressing:
             lines.append(systemd.alive())
