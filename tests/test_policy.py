@@ -13,7 +13,7 @@ from workerd import policy as workerd_policy
 from workerd.clock import SECOND
 from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
 from workerd.job import COOLER_KEY, Claim, Status, new_id
-from workerd.outcome import Next, Reason, RunResult, Usage
+from workerd.outcome import NextAttempt, Reason, RunResult, Usage
 
 EXACT = Backoff(jitter=0)
 
@@ -45,9 +45,9 @@ TABLE = [
     (ending("failed"), {}, {}, "failure", "failure", False, None),
     (ending("failure"), {}, {}, "failure", "failure", False, None),
     (ending("cancelled"), {}, {}, "cancelled", "cancelled", None, None),
-    (ending("retry"), {}, {}, "retry", "retry", False, Next(1 * SECOND, 1, 0, 0)),
-    (ending("retry", after=7.5), {}, {}, "retry", "retry", False, Next(7_500_000, 1, 0, 0)),
-    (ending("retry", after=0.0), {}, {"failures": 3}, "retry", "retry", False, Next(0, 4, 0, 0)),
+    (ending("retry"), {}, {}, "retry", "retry", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (ending("retry", after=7.5), {}, {}, "retry", "retry", False, NextAttempt(7_500_000, 1, 0, 0)),
+    (ending("retry", after=0.0), {}, {"failures": 3}, "retry", "retry", False, NextAttempt(0, 4, 0, 0)),
     (ending("retry", after=7.5), {}, {"failures": 4}, "failure", "retry", False, None),
     (
         ending("retry", after=7.5, counted=False),
@@ -56,25 +56,41 @@ TABLE = [
         "retry",
         "retry",
         False,
-        Next(7_500_000, 4, 1, 0),
+        NextAttempt(7_500_000, 4, 1, 0),
     ),
-    (ending("raised", *VALUE_ERROR), {}, {}, "retry", "error", False, Next(1 * SECOND, 1, 0, 0)),
-    (ending("raised", *VALUE_ERROR), {}, {"failures": 2}, "retry", "error", False, Next(4 * SECOND, 3, 0, 0)),
+    (ending("raised", *VALUE_ERROR), {}, {}, "retry", "error", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (
+        ending("raised", *VALUE_ERROR),
+        {},
+        {"failures": 2},
+        "retry",
+        "error",
+        False,
+        NextAttempt(4 * SECOND, 3, 0, 0),
+    ),
     (ending("raised", *VALUE_ERROR), {}, {"failures": 4}, "failure", "error", False, None),
     (ending("raised", *VALUE_ERROR), {"ignore": ("ValueError",)}, {}, "completed", "ignored", True, None),
     (ending("raised", *VALUE_ERROR), {"fail_on": ("Exception",)}, {}, "failure", "error", False, None),
     (ending("raised", *VALUE_ERROR), {"retry_on": ("KeyError",)}, {}, "failure", "error", False, None),
     (ending("raised", *SYSTEM_EXIT), {}, {}, "failure", "error", False, None),
     (ending("raised", *SYSTEM_EXIT), {"retry_on": ("BaseException",)}, {}, "failure", "error", False, None),
-    (ending("deadline"), {}, {}, "retry", "deadline", False, Next(1 * SECOND, 1, 0, 0)),
-    (ending("deadline"), {"retry_on": ()}, {}, "retry", "deadline", False, Next(1 * SECOND, 1, 0, 0)),
+    (ending("deadline"), {}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (ending("deadline"), {"retry_on": ()}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
     (ending("deadline"), {}, {"failures": 4}, "failure", "deadline", False, None),
     (ending("deadline"), {"fail_on": ("DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
     (ending("deadline"), {"fail_on": ("workerd.DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
-    (ending("deadline"), {"fail_on": ("Exception",)}, {}, "retry", "deadline", False, Next(SECOND, 1, 0, 0)),
-    (ending("crashed"), {}, {"failures": 4}, "retry", "crashed", False, Next(1 * SECOND, 4, 1, 0)),
+    (
+        ending("deadline"),
+        {"fail_on": ("Exception",)},
+        {},
+        "retry",
+        "deadline",
+        False,
+        NextAttempt(SECOND, 1, 0, 0),
+    ),
+    (ending("crashed"), {}, {"failures": 4}, "retry", "crashed", False, NextAttempt(1 * SECOND, 4, 1, 0)),
     (ending("crashed"), {}, {"crashes": 2}, "failure", "crashed", False, None),
-    (ending("oom"), {}, {"crashes": 1, "losses": 2}, "retry", "oom", False, Next(2 * SECOND, 0, 2, 2)),
+    (ending("oom"), {}, {"crashes": 1, "losses": 2}, "retry", "oom", False, NextAttempt(2 * SECOND, 0, 2, 2)),
     (ending("oom"), {"max_crashes": 1}, {}, "failure", "oom", False, None),
     (
         ending("interrupted"),
@@ -83,7 +99,7 @@ TABLE = [
         "retry",
         "interrupted",
         None,
-        Next(0, 4, 1, 9),
+        NextAttempt(0, 4, 1, 9),
     ),
 ]
 
@@ -96,7 +112,7 @@ def test_each_ending_has_its_row(
     status: str,
     reason: str,
     success: bool | None,
-    following: Next | None,
+    following: NextAttempt | None,
 ) -> None:
     """Every line of the table of endings holds."""
     decided = workerd_policy.decide(Policy(backoff=EXACT, **policy), claim(**before), how)
@@ -225,13 +241,12 @@ def test_losses_wait_twice_as_long_each_time_and_end_after_ten() -> None:
     """1, 2, 4 … at most 60 s; the tenth loss is a failure."""
     pauses = []
     for losses in range(9):
-        status, following = workerd_policy.lost(claim(losses=losses, failures=1, crashes=2))
-        assert status is Status.RETRY
+        following = workerd_policy.next_after_loss(claim(losses=losses, failures=1, crashes=2))
         assert following is not None
         assert (following.failures, following.crashes, following.losses) == (1, 2, losses + 1)
         pauses.append(following.delay_us / SECOND)
     assert pauses == [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert workerd_policy.lost(claim(losses=9)) == (Status.FAILURE, None)
+    assert workerd_policy.next_after_loss(claim(losses=9)) is None
 
 
 # -- the whole outcome
@@ -258,13 +273,13 @@ def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
         pid=42,
         schedule=ScheduleConfig(),
     )
-    assert out.key == made.key
+    assert out.ref == made.ref
     assert (out.claimed_at, out.started_at, out.finished_at) == (1_000_000_000, 1_000_000_002, 1_000_000_007)
     assert (out.status, out.reason, out.success) == (Status.COMPLETED, Reason.OK, True)
     assert (out.payload, out.payload_type, out.extras, out.pid) == (b"1", "json", b"{}", 42)
     assert (out.usage, out.progress, out.note) == (Usage(1, 2, 3), 0.5, "half")
     assert (out.request_id, out.step, out.name, out.unique_key) == (b"r" * 16, 2, "resize", "k")
-    assert out.again_us is None
+    assert out.next_run_us is None
 
 
 def test_a_run_that_never_started_has_no_times() -> None:
@@ -303,4 +318,4 @@ def test_the_chain_goes_on_from_the_row_that_is_the_chain(
 ) -> None:
     """Only the row with the reserved key, only when it has ended, only while there is a cooler."""
     out = workerd_policy.settle(claim(unique_key=key), how, Policy(max_crashes=1), schedule=schedule)
-    assert out.again_us == again
+    assert out.next_run_us == again

@@ -11,6 +11,8 @@ import time
 from datetime import date
 from functools import lru_cache
 
+from workerd.errors import InvalidValue
+
 SECOND = 1_000_000
 MILLISECOND = 1_000
 LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999, the last that a DATETIME holds
@@ -46,20 +48,24 @@ def _second_value(text: str) -> int:
     # time.strptime takes three times as long, and half a megabyte of modules in every process.
     match = _DAY_TIME.fullmatch(text)
     if match is None:
-        raise ValueError(f"expected 'YYYY-MM-DD HH:MM:SS', got {text!r}")
+        raise InvalidValue(f"expected 'YYYY-MM-DD HH:MM:SS', got {text!r}")
     year, month, day, hour, minute, second = map(int, match.groups())
     if hour > 23 or minute > 59 or second > 60:  # 60: a leap second
-        raise ValueError(f"{text!r} names an hour that does not exist")
-    return (date(year, month, day).toordinal() - _EPOCH) * 86_400 + hour * 3600 + minute * 60 + second
+        raise InvalidValue(f"{text!r} names an hour that does not exist")
+    try:
+        days = date(year, month, day).toordinal() - _EPOCH
+    except ValueError:
+        raise InvalidValue(f"{text!r} names a day that does not exist") from None
+    return days * 86_400 + hour * 3600 + minute * 60 + second
 
 
 def from_text(text: str | bytes) -> int:
-    """Store time from SQL text with zero to six digits after the point; ValueError if it is none."""
+    """Store time from SQL text with zero to six digits after the point; InvalidValue if it is none."""
     if isinstance(text, bytes):
-        text = text.decode("ascii")
+        text = text.decode("ascii", "replace")
     micro = text[20:]
-    if len(text) > 19 and (text[19] != "." or not micro.isdigit() or len(micro) > 6):
-        raise ValueError(f"expected 'YYYY-MM-DD HH:MM:SS.ffffff', got {text!r}")
+    if len(text) > 19 and (text[19] != "." or not micro.isdecimal() or len(micro) > 6):
+        raise InvalidValue(f"expected 'YYYY-MM-DD HH:MM:SS.ffffff', got {text!r}")
     return _second_value(text[:19]) * SECOND + int(micro.ljust(6, "0") if micro else 0)
 
 
@@ -75,26 +81,26 @@ _RFC3339 = re.compile(
 
 
 def from_rfc3339(text: str) -> int:
-    """Store time from RFC 3339 text, digits beyond microseconds cut; ValueError if it is none.
+    """Store time from RFC 3339 text, digits beyond microseconds cut; InvalidValue if it is none.
 
     A time without an offset is refused: nobody can know which hour it means.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:
-        raise ValueError(
+        raise InvalidValue(
             f"expected a time with its offset, such as 2026-01-31T12:00:00Z or "
             f"2026-01-31T13:00:00+01:00, got {text!r}"
         )
     day, day_time, fraction, _, sign, hours, minutes = match.groups()
     try:
         seconds = _second_value(f"{day} {day_time}")
-    except ValueError:
-        raise ValueError(f"{text!r} names a day or an hour that does not exist") from None
+    except InvalidValue:
+        raise InvalidValue(f"{text!r} names a day or an hour that does not exist") from None
     if sign is not None:
         if int(hours) > 23 or int(minutes) > 59:
-            raise ValueError(f"{text!r} has an offset that does not exist")
+            raise InvalidValue(f"{text!r} has an offset that does not exist")
         seconds -= (int(hours) * 3600 + int(minutes) * 60) * (1 if sign == "+" else -1)
     us = seconds * SECOND + int((fraction or "0").ljust(6, "0")[:6])
     if not 0 <= us <= LATEST:
-        raise ValueError(f"{text!r} is outside of the years 1970 to 9999")
+        raise InvalidValue(f"{text!r} is outside of the years 1970 to 9999")
     return us

@@ -53,6 +53,10 @@ class StoreRefused(StoreError):
         self.code = code
 
 
+class UnreadableRow(StoreError):
+    """A row holds what its column cannot mean: another program wrote it, or it was edited by hand."""
+
+
 class WrongVersion(StoreError):
     """The store's schema is not the one of this version; run `workerd migrate`."""
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import uuid
 from enum import StrEnum
+from typing import NamedTuple
 
 import msgspec
 import uuid_utils
+
+from workerd.errors import InvalidValue
 
 
 class Status(StrEnum):
@@ -56,47 +59,58 @@ def id_text(job_id: bytes) -> str:
 
 
 def parse_id(text: str) -> bytes:
-    """The 16 bytes of an id given as UUID text; ValueError if it is none."""
+    """The 16 bytes of an id given as UUID text; raises InvalidValue."""
     try:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
+        raise InvalidValue(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
 
 
-class Claim(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
-    """One attempt that this node has taken: what its row says, plus the moment of the claim.
+class AttemptRef(NamedTuple):
+    """The primary key of a row, by which processes name an attempt to each other."""
 
-    `claimed_at`, `run_at`: store time, microseconds. `mono`: the monotonic nanosecond at which
-    `claimed_at` was taken, so that later store times follow without asking the store (law 8).
-    `vars` and `meta`: JSON text as bytes, unread until the worker decodes it.
+    id: bytes
+    attempt: int
+
+
+class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
+    """An attempt that a node has claimed: what law 1 names, and what deciding how it ended needs.
+
+    `claimed_at`: store time, microseconds.
     """
 
     id: bytes
     attempt: int
     claimed_at: int
-    mono: int
     handler: str
-    vars: bytes
-    run_at: int
-    meta: bytes | None = None
-    deadline_ms: int | None = None
-    max_attempts: int | None = None
     failures: int = 0
     crashes: int = 0
     losses: int = 0
+    max_attempts: int | None = None
     unique_key: str | None = None
     request_id: bytes | None = None
     step: int | None = None
     name: str | None = None
+
+    @property
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
+
+
+class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False):
+    """A claimed attempt with everything that running it takes.
+
+    `run_at`: store time, microseconds. `mono`: the monotonic nanosecond at which `claimed_at` was read,
+    so that later store times follow without asking the store (law 8). `vars`, `meta`, `params`, `extras`:
+    JSON text as bytes, not decoded before the worker. `needs`: JSON payloads by job name.
+    """
+
+    mono: int
+    vars: bytes
+    run_at: int
+    meta: bytes | None = None
+    deadline_ms: int | None = None
     workflow: str | None = None
     params: bytes | None = None
     extras: bytes | None = None
-    needs: dict[str, bytes] | None = None  # payload JSON by job name
-
-    @property
-    def key(self) -> Key:
-        return self.id, self.attempt
-
-
-Key = tuple[bytes, int]
-"""(id, attempt): the primary key of a row."""
+    needs: dict[str, bytes] | None = None

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from workerd.job import Claim, Key
+from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, RunResult
 
 
@@ -133,7 +133,7 @@ class Claims(Message, frozen=True, tag="claims"):
 class Cancel(Message, frozen=True, tag="cancel"):
     """End this attempt as `cancelled`: at once if it waits, by signal, then by force, if it runs."""
 
-    key: Key
+    key: AttemptRef
 
 
 class Release(Message, frozen=True, tag="release"):
@@ -158,7 +158,7 @@ class Holdings(Message, frozen=True, tag="holdings"):
     """All claims that wait, run, or whose outcomes are unacknowledged; answers Inventory `token`."""
 
     token: int
-    keys: list[Key]
+    keys: list[AttemptRef]
 
 
 class Outcomes(Message, frozen=True, tag="outcomes"):

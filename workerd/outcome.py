@@ -7,7 +7,8 @@ from typing import Literal
 
 import msgspec
 
-from workerd.job import Claim, Key, Status
+from workerd.job import AttemptRef, ClaimedAttempt, Status
+from workerd.text import one_line
 
 
 class Reason(StrEnum):
@@ -74,7 +75,7 @@ class RunResult(
     note: str | None = None
 
 
-class Next(msgspec.Struct, frozen=True, array_like=True, gc=False):
+class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The attempt that follows: microseconds after the closing, and the counters it starts with."""
 
     delay_us: int
@@ -87,7 +88,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     """One statement's worth: closes exactly the attempt that it names (law 1), or gives it back.
 
     A release is an Outcome with status `new` and no reason. `node_id` names the incarnation that owns
-    the claim when it is not this node's own (rescue). `again_us`: pause before the next run of a
+    the claim when it is not this node's own (rescue). `next_run_us`: pause before the next run of a
     recurring handler, microseconds. Times are store times, microseconds.
     """
 
@@ -113,8 +114,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     pid: int | None = None
     progress: float | None = None
     note: str | None = None
-    next: Next | None = None
-    again_us: int | None = None
+    next: NextAttempt | None = None
+    next_run_us: int | None = None
     node_id: bytes | None = None
     request_id: bytes | None = None
     step: int | None = None
@@ -122,18 +123,102 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     unique_key: str | None = None
 
     @property
-    def key(self) -> Key:
-        return self.id, self.attempt
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
 
 
-def release(claim: Claim) -> Outcome:
-    """Give a claim back unharmed: the row becomes `new` again, no attempt is spent (law 4)."""
+def released(attempt: ClaimedAttempt) -> Outcome:
+    """The row becomes `new` again and no attempt is spent: it cannot have run (law 4)."""
     return Outcome(
-        id=claim.id,
-        attempt=claim.attempt,
-        claimed_at=claim.claimed_at,
-        handler=claim.handler,
+        id=attempt.id,
+        attempt=attempt.attempt,
+        claimed_at=attempt.claimed_at,
+        handler=attempt.handler,
         status=Status.NEW,
-        request_id=claim.request_id,
-        unique_key=claim.unique_key,
+        request_id=attempt.request_id,
+        unique_key=attempt.unique_key,
+    )
+
+
+def lost(
+    attempt: ClaimedAttempt, error: str, retry: NextAttempt | None, node_id: bytes | None = None
+) -> Outcome:
+    """Its pool or node died, so it may have run.
+
+    retry
+        The attempt that follows, None to end the job as `failure`.
+    node_id
+        The dead incarnation that claimed it, None for this one.
+    """
+    status = Status.FAILURE if retry is None else Status.RETRY
+    return _unreported(attempt, status, Reason.LOST, False, error, retry, node_id)
+
+
+def failed(attempt: ClaimedAttempt, error: str) -> Outcome:
+    """The attempt can never be run; `error` says why, cut to the limit of the column."""
+    return _unreported(attempt, Status.FAILURE, Reason.FAILURE, False, error)
+
+
+def unreadable(attempt: ClaimedAttempt, why: str) -> Outcome:
+    """The row of the job cannot be read."""
+    return failed(attempt, f"The job's row cannot be read: {why}. Correct the row, then retry the job.")
+
+
+def cancelled(attempt: ClaimedAttempt, error: str) -> Outcome:
+    """The attempt was cancelled before it ran."""
+    return _unreported(attempt, Status.CANCELLED, Reason.CANCELLED, None, error)
+
+
+def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:
+    """The store refused `outcome`: a failure without anything that a handler put into it.
+
+    `bare` drops times and usage too: only the identity and what follows from the end stay.
+    """
+    return Outcome(
+        id=outcome.id,
+        attempt=outcome.attempt,
+        claimed_at=outcome.claimed_at,
+        handler=outcome.handler,
+        status=Status.FAILURE,
+        reason=Reason.REFUSED,
+        success=False,
+        error=one_line(error),
+        run_at=None if bare else outcome.run_at,
+        started_at=None if bare else outcome.started_at,
+        finished_at=None if bare else outcome.finished_at,
+        usage=Usage() if bare else outcome.usage,
+        pid=None if bare else outcome.pid,
+        next_run_us=outcome.next_run_us,
+        node_id=outcome.node_id,
+        request_id=outcome.request_id,
+        step=outcome.step,
+        name=outcome.name,
+        unique_key=outcome.unique_key,
+    )
+
+
+def _unreported(
+    attempt: ClaimedAttempt,
+    status: Status,
+    reason: Reason,
+    success: bool | None,
+    error: str,
+    retry: NextAttempt | None = None,
+    node_id: bytes | None = None,
+) -> Outcome:
+    return Outcome(
+        id=attempt.id,
+        attempt=attempt.attempt,
+        claimed_at=attempt.claimed_at,
+        handler=attempt.handler,
+        status=status,
+        reason=reason,
+        success=success,
+        error=one_line(error),
+        next=retry,
+        node_id=node_id,
+        request_id=attempt.request_id,
+        step=attempt.step,
+        name=attempt.name,
+        unique_key=attempt.unique_key,
     )

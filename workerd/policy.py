@@ -11,7 +11,7 @@ import msgspec
 from workerd import clock
 from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
 from workerd.job import COOLER_KEY, ENDED, Claim, Status
-from workerd.outcome import Next, Outcome, Reason, RunResult
+from workerd.outcome import NextAttempt, Outcome, Reason, RunResult
 
 # (policy, counters, ending) -> what the row becomes and when the next attempt is, or that there is none.
 #
@@ -48,7 +48,7 @@ class PolicyDecision(NamedTuple):
     status: Status
     reason: Reason
     success: bool | None
-    next: Next | None
+    next: NextAttempt | None
 
 
 def effective(handler: HandlerConfig, options: Mapping[str, Any], recurring: bool | None = None) -> Policy:
@@ -137,7 +137,10 @@ def _failed_once_more(case: _Case, reason: Reason) -> PolicyDecision:
     after = case.ending.after
     seconds = pause(case.policy.backoff, failures, case.rng) if after is None else after
     return PolicyDecision(
-        Status.RETRY, reason, False, Next(_us(seconds), failures, case.before.crashes, case.before.losses)
+        Status.RETRY,
+        reason,
+        False,
+        NextAttempt(_us(seconds), failures, case.before.crashes, case.before.losses),
     )
 
 
@@ -147,7 +150,10 @@ def _asked_again(case: _Case) -> PolicyDecision:
     before, after = case.before, case.ending.after
     seconds = pause(case.policy.backoff, before.failures + 1, case.rng) if after is None else after
     return PolicyDecision(
-        Status.RETRY, Reason.RETRY, False, Next(_us(seconds), before.failures, before.crashes, before.losses)
+        Status.RETRY,
+        Reason.RETRY,
+        False,
+        NextAttempt(_us(seconds), before.failures, before.crashes, before.losses),
     )
 
 
@@ -174,14 +180,14 @@ def _crashed(case: _Case) -> PolicyDecision:
         return PolicyDecision(Status.FAILURE, reason, False, None)
     seconds = pause(case.policy.backoff, crashes, case.rng)
     return PolicyDecision(
-        Status.RETRY, reason, False, Next(_us(seconds), before.failures, crashes, before.losses)
+        Status.RETRY, reason, False, NextAttempt(_us(seconds), before.failures, crashes, before.losses)
     )
 
 
 def _interrupted(case: _Case) -> PolicyDecision:
     before = case.before
     return PolicyDecision(
-        Status.RETRY, Reason.INTERRUPTED, None, Next(0, before.failures, before.crashes, before.losses)
+        Status.RETRY, Reason.INTERRUPTED, None, NextAttempt(0, before.failures, before.crashes, before.losses)
     )
 
 
@@ -218,13 +224,13 @@ def decide(
     return rule(_Case(policy, before, ending, aliases or {}, rng, limit))
 
 
-def lost(before: Counters) -> tuple[Status, Next | None]:
-    """What becomes of an attempt whose pool or node died: again after 1 s × 2^losses, failure after 10."""
+def next_after_loss(before: Counters) -> NextAttempt | None:
+    """The attempt after one whose pool or node died: 1 s × 2^losses later, None after LOSSES of them."""
     losses = before.losses + 1
     if losses >= LOSSES:
-        return Status.FAILURE, None
+        return None
     seconds = min(2.0**before.losses, LOSS_PAUSE)
-    return Status.RETRY, Next(_us(seconds), before.failures, before.crashes, losses)
+    return NextAttempt(_us(seconds), before.failures, before.crashes, losses)
 
 
 def settle(
@@ -269,7 +275,7 @@ def settle(
         progress=ending.progress,
         note=ending.note,
         next=decision.next,
-        again_us=_again(claim, decision.status, ending, schedule),
+        next_run_us=_again(claim, decision.status, ending, schedule),
         request_id=claim.request_id,
         step=claim.step,
         name=claim.name,

@@ -13,6 +13,7 @@ from cronsim import CronSim, CronSimError
 
 from workerd.clock import LATEST, SECOND
 from workerd.config.model import Misfire
+from workerd.errors import InvalidValue
 
 CATCH_UP = 100
 """With `misfire = "all"` at most so many missed ticks are made up for, the newest."""
@@ -24,7 +25,7 @@ _FIRST_WINDOW = 60 * SECOND
 class Cron:
     """A cron expression (five fields, or six of which the first is seconds) in a timezone.
 
-    Raises ValueError with a sentence that names the fault.
+    Raises InvalidValue with a sentence that names the fault.
     """
 
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
@@ -33,13 +34,13 @@ class Cron:
         try:
             self._zone = UTC if timezone == "UTC" else ZoneInfo(timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(
+            raise InvalidValue(
                 f"expected the name of a timezone such as 'Europe/Berlin', got {timezone!r}"
             ) from None
         try:
             CronSim(expression, _EPOCH)
         except CronSimError as error:
-            raise ValueError(
+            raise InvalidValue(
                 f"expected a cron expression of five or six fields such as '*/5 * * * *', "
                 f"got {expression!r} ({str(error).lower()})"
             ) from None

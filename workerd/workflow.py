@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from workerd.config.model import WorkflowConfig, WorkflowJob
+from workerd.errors import InvalidValue
 from workerd.job import LIVE, NAME_LIMIT, Status
 from workerd.outcome import Reason
 
@@ -90,11 +91,11 @@ _GRAPH = msgspec.json.Decoder(Graph)
 
 
 def decode(steps: bytes) -> Graph:
-    """The graph of a request; ValueError if it is none."""
+    """The graph of a request; InvalidValue if it is none."""
     try:
         return _GRAPH.decode(steps)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"its steps cannot be read ({error}); cancel it and submit it again") from None
+        raise InvalidValue(f"its steps cannot be read ({error}); cancel it and submit it again") from None
 
 
 def decide(
@@ -183,25 +184,25 @@ _SPAWNS = msgspec.json.Decoder(list[Spawn])
 
 
 def read_spawn(spawn: bytes) -> list[Spawn]:
-    """The jobs that a handler asked for; ValueError tells what is wrong."""
+    """The jobs that a handler asked for; InvalidValue tells what is wrong."""
     try:
         items = _SPAWNS.decode(spawn)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f'expected tables {{"handler", "vars"?, "name"?}} ({error})') from None
+        raise InvalidValue(f'expected tables {{"handler", "vars"?, "name"?}} ({error})') from None
     if len(items) > SPAWN_LIMIT:
-        raise ValueError(f"expected at most {SPAWN_LIMIT} jobs, got {len(items)}")
+        raise InvalidValue(f"expected at most {SPAWN_LIMIT} jobs, got {len(items)}")
     return items
 
 
 def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str | None]) -> list[WorkflowJob]:
-    """The jobs that `parent` asked for and that are not among `taken`; ValueError tells what is wrong.
+    """The jobs that `parent` asked for and that are not among `taken`; InvalidValue tells what is wrong.
 
     Without a name of its own a spawned job is called by its number: "parent/0", "parent/1", …
     """
     try:
         items = read_spawn(spawn)
-    except ValueError as error:
-        raise ValueError(f'what "{parent}" spawned: {error}') from None
+    except InvalidValue as error:
+        raise InvalidValue(f'what "{parent}" spawned: {error}') from None
     names = {job.name for job in graph.jobs}
     step = next((job.step for job in graph.jobs if job.name == owner(names, parent)), 0)
     made: dict[str, WorkflowJob] = {}
@@ -209,7 +210,7 @@ def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str 
         name = f"{parent or ''}/{item.name if item.name is not None else number}"
         _check_spawned(name, item.handler)
         if name in made or name in names:
-            raise ValueError(f'"{parent}" spawned "{name}", a name that another job has; give it another')
+            raise InvalidValue(f'"{parent}" spawned "{name}", a name that another job has; give it another')
         made[name] = WorkflowJob(name=name, handler=item.handler, vars=item.vars, step=step)
     there = set(taken)
     return [job for job in made.values() if job.name not in there]
@@ -218,7 +219,7 @@ def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str 
 def _check_spawned(name: str, handler: str) -> None:
     for text, what in ((name, "a name"), (handler, "the name of a handler")):
         if not 0 < len(text) <= NAME_LIMIT or "\0" in text:
-            raise ValueError(
+            raise InvalidValue(
                 f"a spawned job needs {what} of 1 to {NAME_LIMIT} characters, got {text[:NAME_LIMIT]!r}"
             )
 
@@ -227,7 +228,7 @@ def _check_spawned(name: str, handler: str) -> None:
 
 
 def merge(extras: bytes | None, given: Iterable[bytes]) -> bytes | None:
-    """The request's extras with what its jobs returned laid over them; ValueError if one is no object."""
+    """The request's extras with what its jobs returned laid over them; InvalidValue if one is no object."""
     merged: dict[str, Any] = {}
     for text in [extras, *given]:
         if text is not None:
@@ -239,14 +240,14 @@ def _object(text: bytes) -> Mapping[str, Any]:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"expected a JSON object: {error}") from None
+        raise InvalidValue(f"expected a JSON object: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+        raise InvalidValue(f"expected a JSON object, got {type(value).__name__}")
     return value
 
 
 def check_object(text: bytes) -> None:
-    """ValueError if `text` is not a JSON object."""
+    """InvalidValue if `text` is not a JSON object."""
     _object(text)
 
 

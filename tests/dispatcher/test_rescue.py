@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.support.dispatching import MakeHarness, insert_jobs, is_registered, job_state
-from workerd.job import Key, new_id
+from workerd.job import AttemptRef, new_id
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
 from workerd.store import nodes
@@ -14,10 +14,10 @@ from workerd.store.nodes import NodeRecord
 OTHER = NodeRecord(id=new_id(), name="other", host="elsewhere", pid=1, boot_id="", version="0")
 
 
-def claim_as(store: Store, node: NodeRecord) -> list[Key]:
+def claim_as(store: Store, node: NodeRecord) -> list[AttemptRef]:
     """Claim all jobs of `h` in the name of another node."""
     ident = NodeIdent(node.id, node.name)
-    return [claim.key for claim in store.run(lambda tx: store_claims.claim(tx, "h", 100, ident)).claims]
+    return [claim.ref for claim in store.run(lambda tx: store_claims.claim(tx, "h", 100, ident)).claims]
 
 
 def test_claims_of_a_dead_node_are_rescued(make_harness: MakeHarness, store: Store) -> None:

@@ -19,7 +19,7 @@ from tests.support.rows import Rows
 from workerd.job import Status
 from workerd.messages import Outcomes, Progress, Seen
 from workerd.metrics import exposition
-from workerd.outcome import Next, Outcome, Reason, Usage
+from workerd.outcome import NextAttempt, Outcome, Reason, Usage
 from workerd.store.base import Store
 
 MakeWorld = Callable[..., World]
@@ -358,7 +358,7 @@ def test_a_retry_is_inserted_once_however_often_its_cause_is_sent(world: World) 
     pool = world.pool().connect()
     made = world.claimed(
         10, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
-        error="no", next=Next(delay_us=60_000_000, failures=1, crashes=0, losses=0),
+        error="no", next=NextAttempt(delay_us=60_000_000, failures=1, crashes=0, losses=0),
     )  # fmt: skip
     pool.send(*made)
     pool.send(*made)

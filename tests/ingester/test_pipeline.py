@@ -20,7 +20,7 @@ from workerd.ingester import pending, spool
 from workerd.ingester import spool as ingester_spool
 from workerd.job import Status, new_id
 from workerd.messages import Seen
-from workerd.outcome import Next, Reason
+from workerd.outcome import NextAttempt, Reason
 from workerd.store.base import Session, Store
 from workerd.store.base import Store as BaseStore
 from workerd.store.mysql import MySQLSession
@@ -96,7 +96,7 @@ def test_killed_between_commit_and_acknowledgement_it_records_once(
     made = world.claimed(40)
     retried = world.claimed(
         10, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
-        next=Next(delay_us=60_000_000, failures=1, crashes=0, losses=0),
+        next=NextAttempt(delay_us=60_000_000, failures=1, crashes=0, losses=0),
     )  # fmt: skip
     world.start(sabotage)
     pool = world.pool().connect()
@@ -148,7 +148,7 @@ def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
         made = world.claimed(20)
         retried = world.claimed(
             5, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
-            next=Next(delay_us=60_000_000, failures=1, crashes=0, losses=0),
+            next=NextAttempt(delay_us=60_000_000, failures=1, crashes=0, losses=0),
         )  # fmt: skip
         pool.send(*made, *retried)
         world.until(lambda pool=pool: pool.all_durable)

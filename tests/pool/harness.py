@@ -20,7 +20,7 @@ import structlog
 
 from workerd import clock
 from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig, ShutdownConfig
-from workerd.job import Claim, Key, new_id
+from workerd.job import AttemptRef, Claim, new_id
 from workerd.messages import (
     Ack,
     Beat,
@@ -176,7 +176,7 @@ class Ingester(Server):
             self.send(Ack(self.received[-1] + 1))
 
     def of(self, claim: Claim) -> list[Outcome]:
-        return [outcome for outcome in self.outcomes if outcome.key == claim.key]
+        return [outcome for outcome in self.outcomes if outcome.ref == claim.ref]
 
 
 class Harness:
@@ -310,7 +310,7 @@ class Harness:
         self.control.send(Stop())
 
     def cancel(self, claim: Claim) -> None:
-        self.dispatcher.send(Cancel(claim.key))
+        self.dispatcher.send(Cancel(claim.ref))
 
     def give_back(self, *handlers: str) -> None:
         self.dispatcher.send(Release(handlers))
@@ -323,7 +323,9 @@ class Harness:
         tokens = itertools.count(1000)
         self.until(lambda: not self.holdings(next(tokens)))
 
-    def holdings(self, token: int) -> set[Key]:
+    def holdings(self, token: int) -> set[AttemptRef]:
         self.dispatcher.send(Inventory(token))
         self.until(lambda: [h for h in self.dispatcher.holdings if h.token == token])
-        return {(bytes(i), a) for h in self.dispatcher.holdings if h.token == token for i, a in h.keys}
+        return {
+            AttemptRef(bytes(i), a) for h in self.dispatcher.holdings if h.token == token for i, a in h.keys
+        }

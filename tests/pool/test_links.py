@@ -158,7 +158,7 @@ def test_a_drain_waits_for_the_acknowledgement(node: Harness) -> None:
     node.ingester.silent = False
     node.ingester.up()
     node.until(lambda: node.status is not None)
-    assert [o.key for o in node.ingester.of(claim)] == [claim.key] * 2
+    assert [o.ref for o in node.ingester.of(claim)] == [claim.ref] * 2
     assert node.status == 0
 
 
@@ -203,7 +203,7 @@ def test_a_new_ingester_gets_what_the_old_one_did_not_acknowledge(node: Harness)
     node.ingester.up()
     node.outcome(late)
     assert node.ingester.received == list(range(1, 52))
-    assert {o.key for o in node.ingester.outcomes} == {c.key for c in [*claims, late]}
+    assert {o.ref for o in node.ingester.outcomes} == {c.ref for c in [*claims, late]}
     node.settled()
 
 
@@ -229,7 +229,7 @@ def test_the_inventory_names_what_runs_waits_and_is_not_acknowledged(node: Harne
     running, waiting = node.claim("gate", folder=str(marks)), node.claim("pid")
     node.give(running, waiting)
     node.until((marks / "gate").exists)
-    assert node.holdings(7) == {done.key, running.key, waiting.key}
+    assert node.holdings(7) == {done.ref, running.ref, waiting.ref}
     (marks / "go").touch()
 
 
@@ -247,7 +247,7 @@ def test_without_acknowledgements_it_takes_nothing_more_in_the_end(tmp_path: Pat
         node.ingester.silent = False
         node.ingester.up()
         node.until(lambda: not node.dispatcher.jobs)
-        node.until(lambda: len({o.key for o in node.ingester.outcomes}) >= 12000)
+        node.until(lambda: len({o.ref for o in node.ingester.outcomes}) >= 12000)
 
 
 def test_a_long_run_is_told_before_it_ends(tmp_path: Path, marks: Path) -> None:

@@ -121,8 +121,8 @@ def test_what_lies_ahead_is_held_and_can_be_cancelled(node: Harness, marks: Path
     long = node.claim("gate", folder=str(marks))
     rest = behind(node, long)
     node.until((marks / "gate").exists)
-    done = {outcome.key for outcome in node.ingester.outcomes}
-    assert node.holdings(1) >= {long.key, *(claim.key for claim in rest)} - done
+    done = {outcome.ref for outcome in node.ingester.outcomes}
+    assert node.holdings(1) >= {long.ref, *(claim.ref for claim in rest)} - done
     node.cancel(rest[-1])
     cancelled = node.outcome(rest[-1])
     assert (cancelled.status, cancelled.started_at) == (Status.CANCELLED, None)

@@ -130,7 +130,7 @@ def test_what_a_node_holds(store: Store) -> None:
     assert [row.id for row in held] == made
     for row in held:
         claim = taken[row.id]
-        assert (row.key, row.claimed_at, row.handler) == (claim.key, claim.claimed_at, "h")
+        assert (row.ref, row.claimed_at, row.handler) == (claim.ref, claim.claimed_at, "h")
         assert (row.unique_key, row.max_attempts) == (claim.unique_key, claim.max_attempts)
         assert (row.failures, row.crashes, row.losses) == (0, 0, 0)
     assert len(store.read(lambda tx: store_claims.held(tx, NODE.id, 2))) == 2

@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.job import COOLER_KEY, Claim, Status
 from workerd.messages import Progress
-from workerd.outcome import Next, Outcome, Reason, Usage, release
+from workerd.outcome import NextAttempt, Outcome, Reason, Usage, released
 from workerd.store import claims as store_claims
 from workerd.store import jobs, outcomes, schedules
 from workerd.store.base import Store
@@ -104,7 +104,7 @@ def test_an_answer_of_somebody_else_is_void(store: Store, wrong: str) -> None:
 def test_a_late_outcome_after_a_rescue_is_void(store: Store) -> None:
     """The rescuer's `lost` counts; the dead node's own answer, in the same batch or later, does not."""
     claim = claimed(store)
-    lost = outcome(claim, Status.RETRY, Reason.LOST, node_id=NODE.id, next=Next(0, 0, 0, 1))
+    lost = outcome(claim, Status.RETRY, Reason.LOST, node_id=NODE.id, next=NextAttempt(0, 0, 0, 1))
     assert close(store, [lost], OTHER) == 1
     assert close(store, [outcome(claim)]) == 0
     (second,) = claims(store, "h", node=OTHER)
@@ -120,7 +120,7 @@ def test_void_and_good_outcomes_in_one_batch(store: Store) -> None:
     assert close(store, [outcome(c) for c in taken[::2]]) == 10
     told = [outcome(c, Status.RETRY) for c in taken]
     effective = store.run(lambda tx: outcomes.close(tx, told, NODE.id))
-    assert effective == {c.key for c in taken[1::2]}
+    assert effective == {c.ref for c in taken[1::2]}
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE attempt = 2") == 10
 
 
@@ -131,14 +131,14 @@ def test_the_history_keeps_every_attempt(store: Store) -> None:
         "deadline_ms": 5, "max_attempts": 9,
     }  # fmt: skip
     claim = claimed(store, **given)
-    told = outcome(claim, Status.RETRY, Reason.ERROR, error="boom", next=Next(0, 1, 2, 3))
+    told = outcome(claim, Status.RETRY, Reason.ERROR, error="boom", next=NextAttempt(0, 1, 2, 3))
     assert close(store, [told]) == 1
     (second,) = claims(store, "h")
     assert (second.id, second.attempt) == (claim.id, 2)
     assert (second.failures, second.crashes, second.losses) == (1, 2, 3)
     assert (second.vars, second.meta, second.unique_key) == (b'{"a":1}', b'{"m":1}', "k")
     assert (second.deadline_ms, second.max_attempts) == (5, 9)
-    assert close(store, [outcome(second, Status.RETRY, next=Next(60 * clock.SECOND, 2, 2, 3))]) == 1
+    assert close(store, [outcome(second, Status.RETRY, next=NextAttempt(60 * clock.SECOND, 2, 2, 3))]) == 1
     attempts = job(store, claim.id).attempts
     assert [(a.status, a.error) for a in attempts] == [
         ("retry", "boom"),
@@ -155,13 +155,13 @@ def test_the_history_keeps_every_attempt(store: Store) -> None:
 def test_a_release_gives_the_row_back_unharmed(store: Store) -> None:
     """The row is `new` again, no attempt is spent, and an answer to the old claim is void."""
     claim = claimed(store)
-    assert close(store, [release(claim)]) == 1
-    assert close(store, [release(claim)]) == 0
+    assert close(store, [released(claim)]) == 1
+    assert close(store, [released(claim)]) == 0
     row = job(store, claim.id).row
     assert (row.status, row.attempt, row.node_id, row.claimed_at) == ("new", 1, None, None)
     (second,) = claims(store, "h")
-    assert (second.key, second.claimed_at > claim.claimed_at) == (claim.key, True)
-    assert close(store, [outcome(claim), release(claim)]) == 0
+    assert (second.ref, second.claimed_at > claim.claimed_at) == (claim.ref, True)
+    assert close(store, [outcome(claim), released(claim)]) == 0
     assert close(store, [outcome(second)]) == 1
 
 
@@ -248,7 +248,7 @@ def _recurring(store: Store) -> Claim:
 def test_a_chain_goes_on_whatever_its_run_became(store: Store, ended: Status) -> None:
     """The closing transaction inserts the next run, `scheduled`, at the store's now and the pause."""
     claim = _recurring(store)
-    told = outcome(claim, ended, again_us=90 * clock.SECOND)
+    told = outcome(claim, ended, next_run_us=90 * clock.SECOND)
     assert close(store, [told]) == 1
     assert close(store, [told]) == 0
     rows = store.read(
@@ -263,7 +263,7 @@ def test_a_chain_goes_on_whatever_its_run_became(store: Store, ended: Status) ->
 def test_a_retry_of_a_run_keeps_the_chain(store: Store) -> None:
     """While a run is tried again there is no next one beside it."""
     claim = _recurring(store)
-    assert close(store, [outcome(claim, Status.RETRY, again_us=clock.SECOND)]) == 1
+    assert close(store, [outcome(claim, Status.RETRY, next_run_us=clock.SECOND)]) == 1
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE status IN ('new','scheduled')") == 1
 
 
@@ -271,7 +271,7 @@ def test_only_the_newest_skipped_run_is_kept(store: Store) -> None:
     """A chain that is skipped each time leaves one row, not thousands."""
     claim = _recurring(store)
     for _ in range(4):
-        told = outcome(claim, Status.COMPLETED, Reason.SKIPPED, again_us=0)
+        told = outcome(claim, Status.COMPLETED, Reason.SKIPPED, next_run_us=0)
         assert close(store, [again(told, success=None)]) == 1
         sql(store, "UPDATE workerd_jobs SET status = 'new' WHERE status = 'scheduled'")
         (claim,) = claims(store, "h")
@@ -285,8 +285,8 @@ def test_who_has_new_rows_is_told(store: Store) -> None:
     now, later, back = (claims(store, h)[0] for h in ("now", "later", "back"))
     told = [
         outcome(now, Status.RETRY),
-        outcome(later, Status.RETRY, next=Next(10**6, 1, 0, 0)),
-        release(back),
+        outcome(later, Status.RETRY, next=NextAttempt(10**6, 1, 0, 0)),
+        released(back),
     ]
     store.run(lambda tx: outcomes.close(tx, told, NODE.id, woken))
     assert woken == {"now", "back"}
@@ -326,5 +326,5 @@ def test_what_a_lost_commit_did_can_be_asked(store: Store) -> None:
         outcomes.close(tx, [outcome(claim)], NODE.id)
 
     store.run(work)
-    assert store.read(lambda tx: outcomes.ingested(tx, [claim.key], moment)) == {claim.key}
-    assert store.read(lambda tx: outcomes.ingested(tx, [claim.key], moment + 1)) == set()
+    assert store.read(lambda tx: outcomes.ingested(tx, [claim.ref], moment)) == {claim.ref}
+    assert store.read(lambda tx: outcomes.ingested(tx, [claim.ref], moment + 1)) == set()

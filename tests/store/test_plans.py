@@ -11,7 +11,7 @@ from tests.support.storing import NODE, outcome
 from workerd import clock
 from workerd.config.model import StoreConfig
 from workerd.job import Claim, Status
-from workerd.outcome import release
+from workerd.outcome import released
 from workerd.store import claims, jobs, nodes, outcomes
 from workerd.store.base import Params, Row, Session, Store, Tx
 from workerd.store.claims import PollResult, poll
@@ -204,7 +204,7 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
 
 def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
     """By primary key too."""
-    back, seen = watch(full, lambda tx: len(outcomes.close(tx, [release(c) for c in claimed(tx)], NODE.id)))
+    back, seen = watch(full, lambda tx: len(outcomes.close(tx, [released(c) for c in claimed(tx)], NODE.id)))
     assert back == 500
     for one in seen:
         assert one.read <= one.count + FEW, one

@@ -14,7 +14,7 @@ from workerd import documents, errors
 from workerd.clock import SECOND, from_rfc3339
 from workerd.errors import NotFound
 from workerd.job import Status, id_text
-from workerd.outcome import Next, Reason
+from workerd.outcome import NextAttempt, Reason
 from workerd.store import handlers, job_control, jobs, queries
 from workerd.store.base import Store, Tx
 from workerd.store.claims import poll
@@ -229,7 +229,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
     for _ in range(2):
         assert store.run(lambda tx: job_control.cancel(tx, running)) == "asked"
     assert s.job(store, running).row.cancel_requested_at is not None
-    assert store.alone(lambda tx: poll(tx, s.NODE.id, []), write=False).cancels == [claim.key]
+    assert store.alone(lambda tx: poll(tx, s.NODE.id, []), write=False).cancels == [claim.ref]
     s.close(store, [s.outcome(claim)])
     with pytest.raises(errors.NotFound):
         store.run(lambda tx: job_control.cancel(tx, b"x" * 16))
@@ -241,7 +241,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
 def test_retry_keeps_the_history(store: Store, ending: Status) -> None:
     """The ended row becomes `retry` with its reason, the next begins with counters at 0."""
     job_id = s.enqueue(store, "h", vars=b'{"a":1}', meta=b"1", unique_key="k", max_attempts=9, priority=4)
-    s.finish(store, "h", Status.RETRY, next=Next(0, 3, 2, 1))
+    s.finish(store, "h", Status.RETRY, next=NextAttempt(0, 3, 2, 1))
     s.finish(store, "h", ending, error="no")
     reason = s.job(store, job_id).row.reason
     assert store.run(lambda tx: job_control.retry(tx, job_id)) == 3

@@ -207,7 +207,7 @@ def test_cancel_ends_a_request(store: Store) -> None:
     running = storing.submit(store, DELETE)
     (claim,) = storing.claims(store, "get")
     assert store.run(lambda tx: requests.cancel(tx, running)) == "asked"
-    assert store.alone(lambda tx: poll(tx, storing.NODE.id, []), write=False).cancels == [claim.key]
+    assert store.alone(lambda tx: poll(tx, storing.NODE.id, []), write=False).cancels == [claim.ref]
     storing.close(store, [storing.outcome(claim)])
     row, found = storing.request(store, running)
     assert (row.status, row.error, len(found)) == ("cancelled", requests.CANCELLED_BY_PERSON, 1)

@@ -149,7 +149,7 @@ def test_the_newest_runs_of_a_recurring_handler_are_kept(
     )
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
     for _ in range(6):
-        s.finish(store, "beat", again_us=0)
+        s.finish(store, "beat", next_run_us=0)
         s.enqueue(store, "mail")
         s.finish(store, "mail")
     kept = "SELECT COUNT(*) FROM workerd_jobs WHERE handler = %s AND status = 'completed'"

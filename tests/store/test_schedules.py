@@ -14,7 +14,7 @@ from workerd.clock import SECOND, to_text
 from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
-from workerd.outcome import Next, Reason
+from workerd.outcome import NextAttempt, Reason
 from workerd.store import claims, intervals, job_control, nodes, requests, schedules
 from workerd.store.base import Store
 
@@ -234,7 +234,7 @@ def test_every_end_of_a_run_is_followed_by_the_next(store: Store, ending: Status
     """The closing transaction inserts the next row, due the pause after the end."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
-    (claim,) = s.finish(store, "beat", ending, again_us=HOUR)
+    (claim,) = s.finish(store, "beat", ending, next_run_us=HOUR)
     row = listed(store)["beat"]
     assert (row.last_job, row.last_status, row.next_at) == (claim.id, ending, (row.last_end or 0) + HOUR)
     assert live_rows(store, "beat") == 1
@@ -257,13 +257,13 @@ def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
     """It is the same row, now; while it runs there is nothing to move."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
-    s.finish(store, "beat", again_us=HOUR)
+    s.finish(store, "beat", next_run_us=HOUR)
     moved = store.run(lambda tx: schedules.run_now(tx, "beat"))
     (claim,) = s.claims(store, "beat")
     assert claim.id == moved
     with pytest.raises(Conflict, match="runs already"):
         store.run(lambda tx: schedules.run_now(tx, "beat"))
-    s.close(store, [s.outcome(claim, again_us=HOUR)])
+    s.close(store, [s.outcome(claim, next_run_us=HOUR)])
     assert listed(store)["beat"].next_at is not None
 
 
@@ -273,11 +273,11 @@ def test_a_paused_chain_waits_for_resume(store: Store) -> None:
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
     (claim,) = s.claims(store, "beat")
     store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
-    s.close(store, [s.outcome(claim, again_us=0)])
+    s.close(store, [s.outcome(claim, next_run_us=0)])
     assert live_rows(store, "beat") == 0
     assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0)) is False
     store.run(lambda tx: schedules.run_now(tx, "beat"))
-    assert len(s.finish(store, "beat", again_us=0)) == 1
+    assert len(s.finish(store, "beat", next_run_us=0)) == 1
     assert live_rows(store, "beat") == 0
     store.run(lambda tx: schedules.resume(tx, "beat"))
     assert len(s.claims(store, "beat")) == 1
@@ -287,7 +287,7 @@ def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
     """A run that was lost, and waits for its second attempt, is cancelled and not removed."""
     upsert(store, beat=ScheduleConfig(cooler=0.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
-    (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=Next(HOUR, 0, 0, 1))
+    (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=NextAttempt(HOUR, 0, 0, 1))
     assert live_rows(store, "beat") == 1
     store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
     assert live_rows(store, "beat") == 0
@@ -299,7 +299,7 @@ def test_a_changed_cooler_holds_at_once(store: Store) -> None:
     """The run that waits for the end of the old pause waits for the new one; with a cron it is gone."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
-    s.finish(store, "beat", again_us=HOUR)
+    s.finish(store, "beat", next_run_us=HOUR)
     assert upsert(store, beat=ScheduleConfig(cooler=60.0)) == ["beat"]
     assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 60.0)) is True
     row = listed(store)["beat"]

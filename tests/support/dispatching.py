@@ -23,7 +23,7 @@ from workerd.config.model import (
     WorkflowJob,
 )
 from workerd.dispatcher.dispatcher import main
-from workerd.job import Claim, Key, new_id
+from workerd.job import AttemptRef, Claim, new_id
 from workerd.messages import (
     Ack,
     Barrier,
@@ -79,8 +79,8 @@ class FakePool:
         self.handlers = handlers
         self.life = life
         self.received = 0
-        self.claims: dict[Key, Claim] = {}
-        self.cancelled: list[Key] = []
+        self.claims: dict[AttemptRef, Claim] = {}
+        self.cancelled: list[AttemptRef] = []
         self.releases: list[tuple[str, ...]] = []
         self.lease_states: list[bool] = []
         self.silent = False  # does not answer Inventory
@@ -119,7 +119,7 @@ class FakePool:
             case Claims(claims=claims):
                 self.received += len(claims)
                 self.batches.append(len(claims))
-                self.claims.update((claim.key, claim) for claim in claims)
+                self.claims.update((claim.ref, claim) for claim in claims)
                 self.on_claims(claims)
             case Cancel(key=key):
                 self.cancelled.append(key)

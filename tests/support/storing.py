@@ -7,7 +7,7 @@ from typing import Any
 
 from workerd.config.model import ScheduleConfig, WorkflowConfig, WorkflowJob
 from workerd.job import Claim, Status
-from workerd.outcome import Next, Outcome, Reason
+from workerd.outcome import NextAttempt, Outcome, Reason
 from workerd.store import claims as store_claims
 from workerd.store import jobs, queries, requests
 from workerd.store import outcomes as store_outcomes
@@ -30,7 +30,7 @@ def outcome(
 ) -> Outcome:
     usual = {Status.COMPLETED: Reason.OK, Status.CANCELLED: Reason.CANCELLED, Status.RETRY: Reason.RETRY}
     if status is Status.RETRY:
-        given.setdefault("next", Next(0, claim.failures + 1, claim.crashes, claim.losses))
+        given.setdefault("next", NextAttempt(0, claim.failures + 1, claim.crashes, claim.losses))
     return Outcome(
         id=claim.id,
         attempt=claim.attempt,

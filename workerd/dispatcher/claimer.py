@@ -8,16 +8,19 @@ from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimPlan, ClaimPlanner
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
-from workerd.dispatcher.settlement import Settlement, refused
+from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
 from workerd.errors import CommitUnknown, InvalidValue, StoreBusy, StoreRefused
 from workerd.log import get_logger
+from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import claims
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
 _log = get_logger("dispatcher")
+
+UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
 
 
 class Claimer:
@@ -158,9 +161,9 @@ class Claimer:
         for link, _, _, batch in claimed:
             if batch.claims:
                 self.claimed += len(batch.claims)
-                self._settlement.on_claimed(claim.key for claim in batch.claims)
+                self._settlement.on_claimed(claim.ref for claim in batch.claims)
                 unsendable = link.hand_over(batch.claims)
-                self._outcomes.send_all([refused(claim) for claim in unsendable])
+                self._outcomes.send_all([failed(claim, UNSENDABLE) for claim in unsendable])
             if batch.broken:
                 self._outcomes.send_all(batch.broken)
 

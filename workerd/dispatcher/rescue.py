@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 
 from workerd.dispatcher.monitored_store import MonitoredStore
-from workerd.dispatcher.settlement import lost
 from workerd.dispatcher.tasks import TaskRunner, jittered
-from workerd.job import Key
+from workerd.job import AttemptRef, ClaimedAttempt
 from workerd.log import get_logger
+from workerd.outcome import lost
+from workerd.policy import next_after_loss
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import claims, nodes
 from workerd.store.base import Tx
-from workerd.store.claims import HeldRow
 from workerd.store.nodes import NodeRecord
 
 MAX_ROWS = 500
@@ -46,7 +46,7 @@ class Rescue:
         self._lease_s = lease_s
         self._spool_is_replayed = False
         self._writing = False
-        self._sent: set[Key] = set()
+        self._sent: set[AttemptRef] = set()
         self._rowless: dict[bytes, float] = {}  # incarnations without a row, and when they were first seen
         self.rescued = 0
 
@@ -69,7 +69,7 @@ class Rescue:
             _log.info("node.removed", node=dead.name)
         return 0.0
 
-    def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[HeldRow]]:
+    def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[ClaimedAttempt]]:
         """A dead node and the first of its claims."""
         for node in nodes.list_(tx):
             if node.id != self._incarnation and self._is_dead(node, tx.now):
@@ -91,14 +91,14 @@ class Rescue:
         seen_for_s = time.monotonic() - seen_at
         return seen_for_s >= self._lease_s and self._store.answered_for_s >= self._lease_s
 
-    def _send_lost(self, node: NodeRecord, rows: list[HeldRow]) -> float | None:
-        fresh = [row for row in rows if row.key not in self._sent]
-        self._sent = {row.key for row in rows}
+    def _send_lost(self, node: NodeRecord, rows: list[ClaimedAttempt]) -> float | None:
+        fresh = [row for row in rows if row.ref not in self._sent]
+        self._sent = {row.ref for row in rows}
         if not fresh:  # the ingester could not close them; asking again sooner would not help
             self._sent.clear()
             return jittered(self._lease_s / 3)
         error = NODE_DIED.format(name=node.name)
-        self._outcomes.send_all([lost(row, error, node.id) for row in fresh])
+        self._outcomes.send_all([lost(row, error, next_after_loss(row), node.id) for row in fresh])
         self.rescued += len(fresh)
         _log.warning("claims.rescued", node=node.name, claims=len(fresh))
         self._writing = True

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
-from workerd import policy
 from workerd.clock import SECOND
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
-from workerd.job import Claim, Key, Status
+from workerd.job import AttemptRef, ClaimedAttempt
 from workerd.log import get_logger
 from workerd.messages import DeadPool, Holdings, Inventory, Roster
-from workerd.outcome import Outcome, Reason
+from workerd.outcome import Outcome, lost, released
+from workerd.policy import next_after_loss
 from workerd.runtime.loop import Loop
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import claims
-from workerd.store.claims import HeldRow
 
 DEATH_SLACK_US = SECOND
 """A claim made up to this long after a pool's death counts as made before it: the two clocks differ."""
@@ -26,58 +25,6 @@ LATE_COMMIT_S = 10.0
 POOL_DIED = "its pool died while it was waiting there or running"
 
 _log = get_logger("dispatcher")
-
-
-def released(row: HeldRow) -> Outcome:
-    return Outcome(
-        id=row.id,
-        attempt=row.attempt,
-        claimed_at=row.claimed_at,
-        handler=row.handler,
-        status=Status.NEW,
-        request_id=row.request_id,
-        unique_key=row.unique_key,
-    )
-
-
-def lost(row: HeldRow, error: str, node_id: bytes | None = None) -> Outcome:
-    status, following = policy.lost(row)
-    return Outcome(
-        id=row.id,
-        attempt=row.attempt,
-        claimed_at=row.claimed_at,
-        handler=row.handler,
-        status=status,
-        reason=Reason.LOST,
-        success=False,
-        error=error,
-        next=following,
-        node_id=node_id,
-        request_id=row.request_id,
-        step=row.step,
-        name=row.name,
-        unique_key=row.unique_key,
-    )
-
-
-UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
-
-
-def refused(claim: Claim) -> Outcome:
-    return Outcome(
-        id=claim.id,
-        attempt=claim.attempt,
-        claimed_at=claim.claimed_at,
-        handler=claim.handler,
-        status=Status.FAILURE,
-        reason=Reason.FAILURE,
-        success=False,
-        error=UNSENDABLE,
-        request_id=claim.request_id,
-        step=claim.step,
-        name=claim.name,
-        unique_key=claim.unique_key,
-    )
 
 
 class SettlementPhase(StrEnum):
@@ -135,8 +82,8 @@ class Settlement:
         self._connected: set[int] = set()  # lives that were ever connected here
         self._newest = 0  # of all lives in any Roster; they are numbered as they begin
         self._awaited: set[int] | None = None  # lives that have to answer; None: no Roster came yet
-        self._held: set[Key] = set()
-        self._claimed: set[Key] = set()
+        self._held: set[AttemptRef] = set()
+        self._claimed: set[AttemptRef] = set()
 
     def request(self) -> None:
         """A claim may have no owner: settle, once more if a settlement is under way."""
@@ -147,7 +94,7 @@ class Settlement:
         self.request()
         self._loop.call_later(LATE_COMMIT_S, self.request)
 
-    def on_claimed(self, keys: Iterable[Key]) -> None:
+    def on_claimed(self, keys: Iterable[AttemptRef]) -> None:
         """These were just claimed and handed over."""
         if self.phase is not SettlementPhase.IDLE:
             self._claimed.update(keys)
@@ -157,7 +104,7 @@ class Settlement:
         if self.phase is not SettlementPhase.READING:
             return
         rows = self._store.read(lambda tx: claims.held(tx, self._incarnation))
-        orphaned = [row for row in rows if row.key not in self._held and row.key not in self._claimed]
+        orphaned = [row for row in rows if row.ref not in self._held and row.ref not in self._claimed]
         if orphaned:
             outcomes = [self._outcome_of(row) for row in orphaned]
             self._outcomes.send_all(outcomes)
@@ -165,14 +112,14 @@ class Settlement:
             _log.warning("claims.settled", released=count, lost=len(outcomes) - count)
         self._handle(SettlementEvent.READ)
 
-    def _outcome_of(self, row: HeldRow) -> Outcome:
+    def _outcome_of(self, row: ClaimedAttempt) -> Outcome:
         """Released if the job cannot have started, else lost."""
         dead = self._roster.dead if self._roster is not None else ()
         if any(self._may_have_held(pool, row) for pool in dead):
-            return lost(row, POOL_DIED)
+            return lost(row, POOL_DIED, next_after_loss(row))
         return released(row)
 
-    def _may_have_held(self, pool: DeadPool, row: HeldRow) -> bool:
+    def _may_have_held(self, pool: DeadPool, row: ClaimedAttempt) -> bool:
         died_at = self._store.time_at(pool.died_ns)
         return row.handler in pool.handlers and died_at + DEATH_SLACK_US >= row.claimed_at
 

@@ -14,7 +14,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
-from workerd.job import Key
+from workerd.job import AttemptRef
 from workerd.messages import Cancel, Release, Scheduled
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import bind_datagram
@@ -60,7 +60,7 @@ class Stager:
         self._handlers = frozenset(handlers)
         self._incarnation = incarnation
         self._promoted_at = 0.0
-        self._cancels: dict[Key, float] = {}  # those under way, and when they were last sent
+        self._cancels: dict[AttemptRef, float] = {}  # those under way, and when they were last sent
         self.promoted = 0
         self.paused: frozenset[str] = frozenset()
 
@@ -120,7 +120,7 @@ class Stager:
             self._pools.broadcast(Release(handlers=tuple(sorted(new))))
         self._claimer.pause(paused)
 
-    def _propagate_cancels(self, keys: list[Key]) -> None:
+    def _propagate_cancels(self, keys: list[AttemptRef]) -> None:
         """To all pools: which of them holds a claim is not known here."""
         now = time.monotonic()
         self._cancels = {key: self._cancels[key] for key in keys if key in self._cancels}

@@ -12,7 +12,7 @@ from workerd.documents import Enqueued
 from workerd.errors import StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem, overloaded
-from workerd.job import Key, parse_id
+from workerd.job import AttemptRef, parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import enqueue
 from workerd.store import handlers, queries
@@ -93,12 +93,12 @@ def _enqueue_all(tx: Tx, jobs: Sequence[NewJob], config: Config) -> list[Enqueue
     refused = [enqueue.refusal(job, known, config) for job in jobs]
     made = iter(enqueue.insert(tx, [job for job, why in zip(jobs, refused, strict=True) if why is None]))
     done = [next(made) if why is None else why for why in refused]
-    keys: list[Key] = [(parse_id(one.id), 1) for one in done if isinstance(one, Enqueued)]
+    keys = [AttemptRef(parse_id(one.id), 1) for one in done if isinstance(one, Enqueued)]
     rows = jobs_by_key(tx, keys)
     results: list[EnqueuedJob | Exception] = []
     for one in done:
         if isinstance(one, Enqueued):
-            row = rows[parse_id(one.id), 1]
+            row = rows[AttemptRef(parse_id(one.id), 1)]
             results.append((one, documents.job(queries.StoredJob(row=row, attempts=[row]))))
         else:
             results.append(one)

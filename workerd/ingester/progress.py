@@ -7,7 +7,7 @@ from functools import partial
 
 from workerd import log
 from workerd.errors import StoreAway, StoreBusy, StoreRefused
-from workerd.job import Key
+from workerd.job import AttemptRef
 from workerd.messages import Progress, Seen
 from workerd.runtime.loop import Loop
 from workerd.store import handlers, outcomes
@@ -47,14 +47,14 @@ class ProgressWriter:
         self._node_name = node_name
         self._live = live
         self._gone = gone
-        self._progress: dict[Key, Progress] = {}
+        self._progress: dict[AttemptRef, Progress] = {}
         self._seen: dict[str, Seen] = {}
         self._due = False
         self._busy = False
 
     def progress(self, message: Progress) -> None:
         """An attempt told how far it is."""
-        key = message.id, message.attempt
+        key = AttemptRef(message.id, message.attempt)
         if key in self._progress or len(self._progress) < ATTEMPTS:
             self._progress[key] = message
             self._schedule()

@@ -14,49 +14,16 @@ import msgspec
 
 from workerd import log
 from workerd.clock import SECOND
-from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
+from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused, UnreadableRow
 from workerd.ingester.pending import USUAL_PACKET, weight
 from workerd.ingester.stats import IngestStats
-from workerd.job import Key, Status, id_text
-from workerd.outcome import Outcome, Reason
+from workerd.job import AttemptRef, id_text
+from workerd.outcome import Outcome, refused
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
-from workerd.text import line, one_line
 
 ASIDE_LIMIT = 64 * 1024 * 1024
 """Bytes of the file of outcomes that could not be recorded in any form."""
-
-
-def refused(outcome: Outcome, why: str) -> Outcome:
-    """The outcome as a failure, without anything that a handler could have put into it."""
-    return msgspec.structs.replace(
-        bare(outcome, why),
-        started_at=outcome.started_at,
-        finished_at=outcome.finished_at,
-        run_at=outcome.run_at,
-        usage=outcome.usage,
-        pid=outcome.pid,
-    )
-
-
-def bare(outcome: Outcome, why: str) -> Outcome:
-    """As `refused`, with nothing but the attempt's identity and what follows from its end."""
-    return Outcome(
-        id=outcome.id,
-        attempt=outcome.attempt,
-        claimed_at=outcome.claimed_at,
-        handler=outcome.handler,
-        status=Status.FAILURE,
-        reason=Reason.REFUSED,
-        success=False,
-        error=one_line(line(why)),
-        again_us=outcome.again_us,
-        node_id=outcome.node_id,
-        request_id=outcome.request_id,
-        step=outcome.step,
-        name=outcome.name,
-        unique_key=outcome.unique_key,
-    )
 
 
 def set_aside(path: Path, outcome: Outcome, why: str, node_id: bytes) -> bool:
@@ -131,8 +98,8 @@ class Writer:
         self._tally = tally
         self._packet: int | None = None
         self._hopeless: deque[float] = deque()
-        self._doubtful: dict[Key, list[int]] = {}
-        self._strikes: tuple[Key | None, int] = None, 0
+        self._doubtful: dict[AttemptRef, list[int]] = {}
+        self._strikes: tuple[AttemptRef | None, int] = None, 0
         self.max_payload = max_payload
         self.refused = 0
         self.set_aside = 0
@@ -205,7 +172,7 @@ class Writer:
         if len(part) > 1 or weight(part[0]) < HEAVY:
             return False
         key, strikes = self._strikes
-        self._strikes = part[0].key, strikes + 1 if key == part[0].key else 1
+        self._strikes = part[0].ref, strikes + 1 if key == part[0].ref else 1
         return self._strikes[1] >= STRIKES
 
     def _close(self, part: list[Outcome]) -> None:
@@ -220,14 +187,14 @@ class Writer:
         if len(effective) == len(part):
             self._tally.recorded(part)
         else:
-            self._tally.recorded([outcome for outcome in part if outcome.key in effective])
+            self._tally.recorded([outcome for outcome in part if outcome.ref in effective])
 
-    def _closed(self, part: list[Outcome]) -> set[Key]:
+    def _closed(self, part: list[Outcome]) -> set[AttemptRef]:
         """The keys that took effect, now or by an earlier COMMIT that had no answer."""
         moment = 0
         woken: set[str] = set()
 
-        def work(tx: Tx) -> set[Key]:
+        def work(tx: Tx) -> set[AttemptRef]:
             nonlocal moment
             moment = tx.now
             return store_outcomes.close(tx, part, self._node_id, woken, move_on=self._move_on)
@@ -236,8 +203,10 @@ class Writer:
             effective = self._store.run(work)
         except CommitUnknown:
             for outcome in part:
-                self._doubtful.setdefault(outcome.key, []).append(moment)
+                self._doubtful.setdefault(outcome.ref, []).append(moment)
             raise
+        except UnreadableRow as error:
+            raise StoreRefused(str(error)) from None
         except StoreError:
             raise
         except Exception as error:
@@ -247,20 +216,20 @@ class Writer:
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
         if woken:
             self._announce()
-        wait = min((wait for o in part if o.key in effective for wait in _waits(o)), default=self._poll_us)
+        wait = min((wait for o in part if o.ref in effective for wait in _waits(o)), default=self._poll_us)
         if wait < self._poll_us:
             self._foretell(moment + wait)
         if self._doubtful:
-            effective |= self._cleared([outcome.key for outcome in part])
+            effective |= self._cleared([outcome.ref for outcome in part])
         return effective
 
-    def _cleared(self, keys: list[Key]) -> set[Key]:
+    def _cleared(self, keys: list[AttemptRef]) -> set[AttemptRef]:
         """Of these keys, those that a COMMIT without an answer has closed: they carry its moment."""
-        by_moment: dict[int, list[Key]] = {}
+        by_moment: dict[int, list[AttemptRef]] = {}
         for key in keys:
             for moment in self._doubtful.pop(key, ()):
                 by_moment.setdefault(moment, []).append(key)
-        found: set[Key] = set()
+        found: set[AttemptRef] = set()
         with contextlib.suppress(StoreError):  # they are only counted: what is recorded is recorded
             for moment, doubtful in by_moment.items():
                 found |= self._store.read(partial(store_outcomes.ingested, keys=doubtful, moment=moment))
@@ -268,7 +237,7 @@ class Writer:
 
     def _refuse(self, outcome: Outcome, why: str) -> None:
         """End one attempt as `refused`, as well as the store lets us."""
-        for form in (refused(outcome, why), bare(outcome, why)):
+        for form in (refused(outcome, why), refused(outcome, why, bare=True)):
             try:
                 self._close([form])
             except StoreRefused as error:
@@ -304,5 +273,5 @@ def _waits(outcome: Outcome) -> Iterator[int]:
     """Microseconds after the closing until what follows from an outcome is due, if it is not at once."""
     if outcome.next is not None and outcome.next.delay_us > 0:
         yield outcome.next.delay_us
-    if outcome.again_us is not None:
-        yield outcome.again_us
+    if outcome.next_run_us is not None:
+        yield outcome.next_run_us

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workerd.job import Claim, Key
+from workerd.job import AttemptRef, Claim
 from workerd.messages import (
     Cancel,
     Claims,
@@ -66,9 +66,9 @@ class Desk:
 
     room: Callable[[], Capacity | None]  # None: take nothing at all
     claimed: Callable[[list[Claim]], None]
-    cancel: Callable[[Key], None]
+    cancel: Callable[[AttemptRef], None]
     give_back: Callable[[tuple[str, ...]], None]
-    holdings: Callable[[], Iterable[Key]]
+    holdings: Callable[[], Iterable[AttemptRef]]
     lease: Callable[[bool], None]
 
 

@@ -16,11 +16,11 @@ import setproctitle
 
 from workerd.config.model import Config, PoolConfig
 from workerd.errors import LoadError
-from workerd.job import Claim, Key, id_text
+from workerd.job import AttemptRef, Claim, id_text
 from workerd.log import get_logger
 from workerd.messages import Hello, Loaded, Seen
 from workerd.metrics import values
-from workerd.outcome import Outcome, RunResult, release
+from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import loading
 from workerd.pool.dispatcher_link import Capacity, Desk, DispatcherLink, RunTimeAverage
 from workerd.pool.loading import LoadedHandlers, preload
@@ -173,19 +173,19 @@ class Work:
             if claim.handler in self.policies:
                 self.intake.waiting.append(claim)
             else:
-                self.outcome_sender.send(release(claim))
+                self.outcome_sender.send(released(claim))
         self.handing.hand_out()
         if self.intake.waiting:
             self.watch.wake()  # it gives back what nobody takes
 
-    def _cancel(self, key: Key) -> None:
+    def _cancel(self, key: AttemptRef) -> None:
         for member in self.crew.members.values():
-            if any(run.claim.key == key for run in member.ahead):
+            if any(run.claim.ref == key for run in member.ahead):
                 member.give_back()
-        for claim in self.intake.remove(lambda claim: claim.key == key):
+        for claim in self.intake.remove(lambda claim: claim.ref == key):
             self._settle(claim, _CANCELLED)
         for member in self.crew.members.values():
-            if member.run is not None and member.run.claim.key == key:
+            if member.run is not None and member.run.claim.ref == key:
                 member.cancel()
 
     def _give_back(self, handlers: tuple[str, ...]) -> None:
@@ -194,19 +194,19 @@ class Work:
 
     def _release(self, claims: list[Claim]) -> None:
         for claim in claims:
-            self.outcome_sender.send(release(claim))
+            self.outcome_sender.send(released(claim))
 
     def release_waiting(self) -> None:
         """Give back everything that no worker has begun."""
         self._give_back(())
         self.intake.consider()
 
-    def _holdings(self) -> Iterator[Key]:
-        yield from (claim.key for claim in self.intake.waiting)
+    def _holdings(self) -> Iterator[AttemptRef]:
+        yield from (claim.ref for claim in self.intake.waiting)
         for member in self.crew.members.values():
             if member.run is not None:
-                yield member.run.claim.key
-            yield from (run.claim.key for run in member.ahead)
+                yield member.run.claim.ref
+            yield from (run.claim.ref for run in member.ahead)
         yield from self.outcome_sender.keys()
 
     def _lease(self, held: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from workerd.job import Key
+from workerd.job import AttemptRef
 from workerd.messages import (
     Ack,
     Barrier,
@@ -100,9 +100,9 @@ class OutcomeSender:
         """Whether so much is unacknowledged that no more jobs may be taken."""
         return len(self._kept) >= MAX_UNACKNOWLEDGED_ROWS or self._kept_bytes >= MAX_UNACKNOWLEDGED_BYTES
 
-    def keys(self) -> Iterator[Key]:
+    def keys(self) -> Iterator[AttemptRef]:
         """The attempts whose outcomes are not acknowledged yet."""
-        return (outcome.key for outcome in self._kept)
+        return (outcome.ref for outcome in self._kept)
 
     def send(self, outcome: Outcome) -> None:
         """Queue an outcome; it leaves at the end of this turn, or a moment later together with others."""

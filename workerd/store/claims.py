@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import clock
-from workerd.job import Claim, Key, Status
-from workerd.outcome import Outcome, Reason
+from workerd.errors import UnreadableRow
+from workerd.job import AttemptRef, Claim, ClaimedAttempt
+from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, dialect, workflow_inputs
 from workerd.store.base import Row, Tx
-from workerd.text import ERROR_LIMIT
 
 SMALL = 16 * 1024
 """Bytes of vars that are read together with the row; longer ones are read one by one."""
@@ -131,8 +131,8 @@ def claim(
         detail = details.get(row[:2], _PLAIN)
         try:
             taken = _claim_of(tx, handler, row, detail, now, mono)
-        except ValueError as error:
-            taken = _unreadable(handler, row, detail, now, str(error))
+        except UnreadableRow as error:
+            taken = unreadable(_attempt_of(handler, row, detail, now), str(error))
         claims.append(taken) if isinstance(taken, Claim) else broken.append(taken)
     return ClaimBatch(_enriched(tx, claims, broken), broken, first, found)
 
@@ -208,15 +208,13 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
             mono=mono,
             handler=handler,
             vars=job_vars,
-            run_at=clock.from_text(run_at),
+            run_at=columns.time(run_at),
         )
     if detail.cancel_requested_at is not None:
-        return _unrun(
-            handler, row, detail, now, Status.CANCELLED, Reason.CANCELLED, "cancelled before it ran"
-        )
+        return cancelled(_attempt_of(handler, row, detail, now), "cancelled before it ran")
     size = detail.vars_size + detail.meta_size
     if size > JOB_BYTES:
-        raise ValueError(f"vars and meta have {size} bytes, {JOB_BYTES} are allowed")
+        raise UnreadableRow(f"vars and meta have {size} bytes, {JOB_BYTES} are allowed")
     return Claim(
         id=job_id,
         attempt=attempt,
@@ -224,7 +222,7 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
         mono=mono,
         handler=handler,
         vars=_long(tx, row, "vars") if job_vars is None else job_vars,
-        run_at=clock.from_text(run_at),
+        run_at=columns.time(run_at),
         meta=_long(tx, row, "meta") if detail.meta is None and detail.meta_size else detail.meta,
         deadline_ms=detail.deadline_ms,
         max_attempts=detail.max_attempts,
@@ -243,24 +241,13 @@ def _long(tx: Tx, row: Row, column: str) -> bytes:
     return columns.blob(found and found[0])
 
 
-def _unreadable(handler: str, row: Row, detail: _Details, now: int, why: str) -> Outcome:
-    error = f"The job's row cannot be read: {why}. Correct the row, then retry the job."
-    return _unrun(handler, row, detail, now, Status.FAILURE, Reason.FAILURE, error)
-
-
-def _unrun(
-    handler: str, row: Row, detail: _Details, now: int, status: Status, reason: Reason, error: str
-) -> Outcome:
-    """The outcome of an attempt that was claimed and is not handed to any pool."""
-    return Outcome(
+def _attempt_of(handler: str, row: Row, detail: _Details, now: int) -> ClaimedAttempt:
+    # Lenient: a row that cannot be read in full must be ended all the same.
+    return ClaimedAttempt(
         id=row[0],
         attempt=row[1],
         claimed_at=now,
         handler=handler,
-        status=status,
-        reason=reason,
-        success=False,
-        error=error.encode()[:ERROR_LIMIT].decode("utf-8", "ignore"),
         request_id=detail.request_id,
         step=detail.step,
         name=columns.lenient(detail.name),
@@ -275,11 +262,11 @@ def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]
         return claims
     enriched = workflow_inputs.enrich(tx, of_requests)
     broken += enriched.broken
-    carrying = {claim.key: claim for claim in enriched.claims}
+    carrying = {claim.ref: claim for claim in enriched.claims}
     return [
-        c if c.request_id is None else carrying[c.key]
+        c if c.request_id is None else carrying[c.ref]
         for c in claims
-        if c.request_id is None or c.key in carrying
+        if c.request_id is None or c.ref in carrying
     ]
 
 
@@ -320,48 +307,26 @@ def _due(row: Row | None, now: int) -> int | None:
         return None
     try:
         return columns.time(row[0])
-    except ValueError:
+    except UnreadableRow:
         # A zero date: due since ever.
         return now
 
 
-class HeldRow(msgspec.Struct, frozen=True, gc=False):
-    """A row that is `inprogress` for an incarnation, with what deciding about its end needs."""
-
-    id: bytes
-    attempt: int
-    claimed_at: int
-    handler: str
-    failures: int
-    crashes: int
-    losses: int
-    max_attempts: int | None
-    unique_key: str | None
-    request_id: bytes | None
-    step: int | None
-    name: str | None
-    cancel_requested: bool
-
-    @property
-    def key(self) -> Key:
-        return self.id, self.attempt
-
-
 # A row without claimed_at was never claimed by workerd: no statement of ours could close it.
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
-    request_id, step, name, cancel_requested_at FROM workerd_jobs {index}
+    request_id, step, name FROM workerd_jobs {index}
     WHERE node_id = %s AND status = 'inprogress' AND claimed_at IS NOT NULL ORDER BY id, attempt{limit}"""
 
 
-def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldRow]:
+def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[ClaimedAttempt]:
     """All claims of this incarnation that the store has, or the first `limit` of them."""
     sql = _HELD.format(index=dialect.of(tx).node_index, limit="" if limit is None else " LIMIT %s")
-    return [_row(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
+    return [_held_attempt(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
 
 
-def _row(row: Row) -> HeldRow:
+def _held_attempt(row: Row) -> ClaimedAttempt:
     # Lenient: a row that cannot be read in full must be settled all the same.
-    return HeldRow(
+    return ClaimedAttempt(
         id=row[0],
         attempt=row[1],
         claimed_at=columns.time(row[2]),
@@ -374,7 +339,6 @@ def _row(row: Row) -> HeldRow:
         request_id=row[9],
         step=row[10],
         name=columns.lenient(row[11]),
-        cancel_requested=row[12] is not None,
     )
 
 
@@ -386,7 +350,7 @@ class PollResult(NamedTuple):
 
     handlers: set[str]
     paused: set[str]
-    cancels: list[Key]
+    cancels: list[AttemptRef]
     next_due: int | None
 
 
@@ -417,7 +381,7 @@ def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
         if what == _PAUSED:
             sight.paused.add(columns.lenient(name) or "")
         elif what == _CANCEL:
-            sight.cancels.append((job_id, int(number)))
+            sight.cancels.append(AttemptRef(job_id, int(number)))
         elif what == _DUE:
             sight = sight._replace(next_due=_moment(due))
         else:
@@ -428,5 +392,5 @@ def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
 def _moment(due: object) -> int:
     try:
         return columns.time(due)
-    except ValueError:
+    except UnreadableRow:
         return 0  # a zero date: due since ever

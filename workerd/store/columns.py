@@ -8,21 +8,24 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import msgspec
 
 from workerd import clock
-from workerd.errors import InvalidValue
-from workerd.job import Key
+from workerd.errors import InvalidValue, UnreadableRow
+from workerd.job import AttemptRef
 from workerd.store.base import Row, Tx
 
 # Columns as the engines hand them over, and the program's values: the one place that knows both.
 #
-# Every function raises ValueError for what is not of its kind; who reads a row decides what follows.
+# Every function raises UnreadableRow for what is not of its kind; who reads a row decides what follows.
 #
 
 
 def text(value: Any) -> str:
     """UTF-8 text."""
     if isinstance(value, bytes):
-        return value.decode("utf-8")
-    raise ValueError(f"expected text, got {type(value).__name__}")
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UnreadableRow(f"expected UTF-8 text ({error.reason} at byte {error.start})") from None
+    raise UnreadableRow(f"expected text, got {type(value).__name__}")
 
 
 def text_or_none(value: Any) -> str | None:
@@ -39,8 +42,11 @@ def lenient(value: Any) -> str | None:
 def time(value: Any) -> int:
     """A time, microseconds since the epoch."""
     if isinstance(value, (bytes, str)):
-        return clock.from_text(value)
-    raise ValueError(f"expected a time, got {type(value).__name__}")
+        try:
+            return clock.from_text(value)
+        except InvalidValue as error:
+            raise UnreadableRow(str(error)) from None
+    raise UnreadableRow(f"expected a time, got {type(value).__name__}")
 
 
 def time_or_none(value: Any) -> int | None:
@@ -50,7 +56,7 @@ def time_or_none(value: Any) -> int | None:
 def integer(value: Any) -> int:
     if isinstance(value, int):
         return value
-    raise ValueError(f"expected a whole number, got {type(value).__name__}")
+    raise UnreadableRow(f"expected a whole number, got {type(value).__name__}")
 
 
 def integer_or_none(value: Any) -> int | None:
@@ -60,7 +66,7 @@ def integer_or_none(value: Any) -> int | None:
 def blob(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
-    raise ValueError(f"expected bytes, got {type(value).__name__}")
+    raise UnreadableRow(f"expected bytes, got {type(value).__name__}")
 
 
 def blob_or_none(value: Any) -> bytes | None:
@@ -71,7 +77,7 @@ def identifier(value: Any) -> bytes:
     """An id: exactly 16 bytes."""
     if isinstance(value, bytes) and len(value) == 16:
         return value
-    raise ValueError("expected an id of 16 bytes")
+    raise UnreadableRow("expected an id of 16 bytes")
 
 
 def at(us: int | None) -> str | None:
@@ -131,15 +137,15 @@ class JobRow(msgspec.Struct, kw_only=True, gc=False):
     payload: bytes | None = None
 
     @property
-    def key(self) -> Key:
-        return self.id, self.attempt
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
 
 
 def _soft(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def reader(value: Any) -> Any:
         try:
             return read(value)
-        except ValueError:
+        except UnreadableRow:
             return None
 
     return reader
@@ -188,10 +194,10 @@ def job(row: Row) -> JobRow:
     return JobRow(**{name: read(value) for (name, read), value in zip(_JOB_READERS, row, strict=False)})
 
 
-def jobs_by_key(tx: Tx, keys: Sequence[Key], *, payload: bool = False) -> dict[Key, JobRow]:
+def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) -> dict[AttemptRef, JobRow]:
     """The rows of these keys that are there."""
     columns = _JOB_LIST + (", payload" if payload else "")
-    found: dict[Key, JobRow] = {}
+    found: dict[AttemptRef, JobRow] = {}
     for part in chunks(keys):
         which = " OR ".join(["(id = %s AND attempt = %s)"] * len(part))
         for row in tx.query(
@@ -199,7 +205,7 @@ def jobs_by_key(tx: Tx, keys: Sequence[Key], *, payload: bool = False) -> dict[K
             [value for key in part for value in key],
         ):
             read = job(row)
-            found[read.key] = read
+            found[read.ref] = read
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from workerd.job import Key
 from workerd.store.base import Tx
 
 
@@ -49,7 +48,7 @@ def of(tx: Tx) -> Dialect:
     return MYSQL if tx.engine == "mysql" else SQLITE
 
 
-def keys(rows: Iterable[Key]) -> str:
+def keys(rows: Iterable[tuple[bytes, int]]) -> str:
     """A condition on the primary key that both engines read as ranges of it, in its order."""
     by_attempt: dict[int, list[bytes]] = {}
     for job_id, attempt in rows:

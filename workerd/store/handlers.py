@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from workerd.errors import NotFound
+from workerd.errors import NotFound, UnreadableRow
 from workerd.store import columns, dialect
 from workerd.store.base import Row, Tx
 from workerd.store.columns import hint
@@ -129,7 +129,7 @@ def names_of_jobs(tx: Tx) -> list[str]:
             break
         try:
             last = columns.text(row[0])
-        except ValueError:
+        except UnreadableRow:
             break  # beyond a name that is no text the index cannot be followed
         names.append(last)
     return names

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from workerd.errors import Conflict, NotFound, StoreRefused
-from workerd.job import COOLER_KEY, ENDED, Status
-from workerd.outcome import Outcome, Reason
+from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
+from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
+from workerd.outcome import cancelled
 from workerd.store import columns, dialect, requests, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
@@ -79,18 +79,16 @@ def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
         " cancel_requested_at = %s, finished_at = %s, ingested_at = %s WHERE id = %s AND attempt = %s",
         (requests.CANCELLED_BY_PERSON, now, now, now, job_id, job.attempt),
     )
-    workflows.closed(tx, locked, [_cancelled(job_id, job)])
+    workflows.closed(tx, locked, [cancelled(_attempt_of(job_id, job), requests.CANCELLED_BY_PERSON)])
     return "ended"
 
 
-def _cancelled(job_id: bytes, job: _Current) -> Outcome:
-    return Outcome(
+def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
+    return ClaimedAttempt(
         id=job_id,
         attempt=job.attempt,
         claimed_at=0,
         handler=job.handler,
-        status=Status.CANCELLED,
-        reason=Reason.CANCELLED,
         request_id=job.request_id,
         step=job.step,
         name=job.name,
@@ -156,7 +154,7 @@ def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
     if row.steps is not None:
         try:
             recurring = workflows.graph(row.steps).cooler is not None
-        except ValueError as error:
+        except InvalidValue as error:
             raise Conflict(f"The job's request cannot go on: {error}.") from None
         if recurring:
             raise Conflict(

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import clock
-from workerd.job import COOLER_KEY, ENDED, Key, Status, new_id
+from workerd.job import COOLER_KEY, ENDED, AttemptRef, Status, new_id
 from workerd.messages import Progress
 from workerd.outcome import Outcome, Reason
 from workerd.store import columns, dialect, intervals, workflows
 from workerd.store import columns as store_columns
 from workerd.store.base import Tx
 from workerd.store.literals import literal
-from workerd.text import ERROR_LIMIT
+from workerd.text import ERROR_LIMIT, one_line
 
 # The statement that ends attempts: one for a whole batch where the engine can, and what took effect.
 #
@@ -160,7 +160,7 @@ def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list
     """Those that carry this transaction's `ingested_at`, each once."""
     wanted = {e.identity: e for e in reversed(batch)}
     effective = []
-    keys = dialect.keys({e.outcome.key for e in batch})
+    keys = dialect.keys({e.outcome.ref for e in batch})
     for job_id, attempt, claimed_at, node_id in tx.query(
         f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs FORCE INDEX (PRIMARY)"
         f" WHERE ({keys}) AND ingested_at = {_time(ingested_at)}"
@@ -168,7 +168,7 @@ def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list
         ended = wanted.get((job_id, attempt, store_columns.time(claimed_at), node_id))
         if ended is not None:
             effective.append(ended)
-    return sorted(effective, key=lambda e: e.outcome.key)
+    return sorted(effective, key=lambda e: e.outcome.ref)
 
 
 def _is_long(outcome: Outcome) -> bool:
@@ -181,7 +181,7 @@ def _write_long(tx: Tx, outcome: Outcome) -> None:
     long = {name: value for name, value in both if value is not None and len(value) > LONG}
     sets = ", ".join(f"{name} = %s" for name in long)
     tx.execute(
-        f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.key]
+        f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.ref]
     )
 
 
@@ -221,7 +221,7 @@ def give_back(tx: Tx, batch: Sequence[ClosedAttempt]) -> list[ClosedAttempt]:
     if not batch:
         return []
     wanted = {e.identity: e for e in batch}
-    keys = dialect.keys({e.outcome.key for e in batch})
+    keys = dialect.keys({e.outcome.ref for e in batch})
     held = []
     for job_id, attempt, claimed_at, node_id in tx.query(
         f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs"
@@ -231,11 +231,11 @@ def give_back(tx: Tx, batch: Sequence[ClosedAttempt]) -> list[ClosedAttempt]:
         if ended is not None:
             held.append(ended)
     if held:
-        tx.execute(_RELEASE + dialect.keys([e.outcome.key for e in held]))
+        tx.execute(_RELEASE + dialect.keys([e.outcome.ref for e in held]))
     return held
 
 
-_HELD = "not tried again: another live job holds its unique key"
+_HELD = "; not tried again: another live job holds its unique key"
 
 _CARRIED = (
     "j.handler, j.priority, j.vars, j.meta, j.deadline_ms, j.max_attempts, j.unique_key, j.request_id,"
@@ -261,8 +261,8 @@ def attempts(tx: Tx, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
     inserted = _insert_sqlite(tx, retried, now) if tx.engine == "sqlite" else _insert_mysql(tx, retried, now)
     if inserted == len(retried):
         return list(outcomes)
-    failed = {o.key: _failed(tx, o) for o in _without_next(tx, retried)}
-    return [failed.get(o.key, o) for o in outcomes]
+    failed = {o.ref: _failed(tx, o) for o in _without_next(tx, retried)}
+    return [failed.get(o.ref, o) for o in outcomes]
 
 
 def _due(outcome: Outcome, now: int) -> tuple[str, str]:
@@ -306,7 +306,7 @@ def _insert_sqlite(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
 
 def _without_next(tx: Tx, retried: Sequence[Outcome]) -> list[Outcome]:
     """Those whose next attempt is not there: by whomever it was inserted, it is the next."""
-    following: set[Key] = set()
+    following: set[tuple[bytes, int]] = set()
     for part in columns.chunks(retried):
         keys = dialect.keys([(o.id, o.attempt + 1) for o in part])
         found = tx.query(f"SELECT id, attempt FROM workerd_jobs WHERE {keys}")
@@ -315,12 +315,10 @@ def _without_next(tx: Tx, retried: Sequence[Outcome]) -> list[Outcome]:
 
 
 def _failed(tx: Tx, outcome: Outcome) -> Outcome:
-    error = f"{outcome.error or outcome.reason or ''}; {_HELD}".encode()[-ERROR_LIMIT:].decode(
-        "utf-8", "ignore"
-    )
+    error = one_line(outcome.error or outcome.reason or "", ERROR_LIMIT - len(_HELD)) + _HELD
     tx.execute(
         "UPDATE workerd_jobs SET status = 'failure', success = %s, error = %s WHERE id = %s AND attempt = %s",
-        (False, error, *outcome.key),
+        (False, error, *outcome.ref),
     )
     return msgspec.structs.replace(outcome, status=Status.FAILURE, success=False, error=error, next=None)
 
@@ -330,7 +328,7 @@ def runs(tx: Tx, outcomes: Sequence[Outcome], now: int) -> set[str]:
     over = [
         o
         for o in outcomes
-        if o.again_us is not None
+        if o.next_run_us is not None
         and o.unique_key == COOLER_KEY
         and o.status in ENDED
         and o.request_id is None
@@ -343,7 +341,7 @@ def runs(tx: Tx, outcomes: Sequence[Outcome], now: int) -> set[str]:
         if o.reason is Reason.SKIPPED:
             _forget_skipped(tx, o)
         if o.handler in going and intervals.add(
-            tx, o.handler, new_id(), run_at=now + max(0, o.again_us or 0)
+            tx, o.handler, new_id(), run_at=now + max(0, o.next_run_us or 0)
         ):
             added.add(o.handler)
     return added
@@ -371,7 +369,7 @@ def close(
     woken: set[str] | None = None,
     *,
     move_on: bool = True,
-) -> set[Key]:
+) -> set[AttemptRef]:
     """Record how these attempts ended, or give them back; the keys for which that took effect.
 
     `node_id`: this node's incarnation, which owns every claim whose outcome names no other. `woken` gets
@@ -394,15 +392,15 @@ def close(
     woken |= runs(tx, ended, now)
     if locked:
         woken |= workflows.closed(tx, locked, [o for o in ended if o.request_id is not None], move_on=move_on)
-    return {e.outcome.key for e in given_back} | {o.key for o in ended}
+    return {e.outcome.ref for e in given_back} | {o.ref for o in ended}
 
 
-def ingested(tx: Tx, keys: Sequence[Key], moment: int) -> set[Key]:
+def ingested(tx: Tx, keys: Sequence[AttemptRef], moment: int) -> set[AttemptRef]:
     """Which of these attempts were closed at exactly this moment: what a COMMIT without an answer did."""
-    found: set[Key] = set()
+    found: set[AttemptRef] = set()
     for part in columns.chunks(keys):
         sql = f"SELECT id, attempt FROM workerd_jobs WHERE ({dialect.keys(part)}) AND ingested_at = %s"
-        found.update((row[0], row[1]) for row in tx.query(sql, (clock.to_text(moment),)))
+        found.update(AttemptRef(row[0], row[1]) for row in tx.query(sql, (clock.to_text(moment),)))
     return found
 
 

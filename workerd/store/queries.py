@@ -12,7 +12,7 @@ from typing import NamedTuple
 import msgspec
 
 from workerd.errors import NotFound
-from workerd.job import ENDED, Key, Status
+from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Row, Tx
 from workerd.store.columns import JobRow, Page, attempts, cursor_text, hint, jobs_by_key, read_cursor
@@ -107,7 +107,7 @@ def list_(
 ) -> Page[JobRow]:
     """Jobs by their state, without payloads, newest first: by when they became or become due.
 
-    `since`: not before this store time. `after`: the `next` of the page before; ValueError if it is none.
+    `since`: not before this store time. `after`: the `next` of the page before; InvalidValue if it is none.
     """
     bounds, bound = [], []
     position = read_cursor(after) if after is not None else None
@@ -176,7 +176,8 @@ def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
     shown: list[JobRow] = []
     size = 0
     while len(shown) < min(limit, len(found)) and size < PAGE_BYTES:
-        keys: list[Key] = [(row[1], row[2]) for row in found[len(shown) : min(limit, len(shown) + 50)]]
+        part = found[len(shown) : min(limit, len(shown) + 50)]
+        keys = [AttemptRef(row[1], row[2]) for row in part]
         rows = jobs_by_key(tx, keys)
         for key in keys:
             row = rows[key]

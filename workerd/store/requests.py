@@ -9,8 +9,8 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.config.model import WorkflowConfig
-from workerd.errors import Conflict, NotFound
-from workerd.job import Status, new_id
+from workerd.errors import Conflict, InvalidValue, NotFound
+from workerd.job import AttemptRef, Status, new_id
 from workerd.store import columns, dialect, intervals
 from workerd.store.base import Tx
 from workerd.store.columns import (
@@ -67,7 +67,7 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
         " WHERE request_id = %s AND status <> 'retry'",
         (request_id,),
     )
-    jobs = jobs_by_key(tx, [(key[0], key[1]) for key in keys])
+    jobs = jobs_by_key(tx, [AttemptRef(*key) for key in keys])
     return request(row), sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
 
 
@@ -80,7 +80,7 @@ def list_(
     limit: int = 50,
     after: str | None = None,
 ) -> Page[RequestRow]:
-    """Requests, newest first by `created_at`. ValueError if `after` is no cursor of `Page.next`."""
+    """Requests, newest first by `created_at`. InvalidValue if `after` is no cursor of `Page.next`."""
     where, params = ["status = %s"], []
     position = read_cursor(after) if after is not None else None
     if position is not None:
@@ -135,7 +135,7 @@ def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowC
         try:
             wf.check_object(row.params)
             wf.check_object(row.extras)
-        except ValueError as error:
+        except InvalidValue as error:
             item.end(_S.FAILED, f"params or extras: {error}; correct them and submit it again")
             continue
         item.status = _S.INPROGRESS

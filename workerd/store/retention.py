@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, LIVE, Status
 from workerd.store import columns, dialect
 from workerd.store.base import Row, Tx
@@ -81,7 +82,7 @@ def _ended(rows: Sequence[Row]) -> _Job | None:
     job_id, _, handler, status, reason, key, request_id, run_at, end = current[0]
     try:
         moment = columns.time(end)
-    except ValueError:
+    except UnreadableRow:
         moment = 0
     text = columns.lenient
     return _Job(

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.job import Claim, Key, Status
-from workerd.outcome import Outcome, Reason
+from workerd.errors import InvalidValue
+from workerd.job import AttemptRef, Claim
+from workerd.outcome import Outcome, cancelled, failed
 from workerd.store import columns, dialect, workflows
 from workerd.store.base import Row, Tx
 from workerd.store.columns import chunks, hint, marks
@@ -38,7 +39,7 @@ class _Context(NamedTuple):
 
 
 class _Payload(NamedTuple):
-    key: Key
+    ref: AttemptRef
     type: str | None
     size: int
 
@@ -54,16 +55,16 @@ def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
     needed = _needed(tx, claims, contexts)
     broken: list[Outcome] = []
     accepted: list[Claim] = []
-    surplus: list[Key] = []
+    surplus: list[AttemptRef] = []
     total = 0
     for claim in claims:
         context = contexts.get(claim.request_id or b"")
-        size = (context.size if context else 0) + sum(p.size for p in needed.get(claim.key, {}).values())
+        size = (context.size if context else 0) + sum(p.size for p in needed.get(claim.ref, {}).values())
         refused = _refused(claim, context, size)
         if refused is not None:
             broken.append(refused)
         elif total and total + size > BATCH_BYTES:
-            surplus.append(claim.key)
+            surplus.append(claim.ref)
         else:
             total += size
             accepted.append(claim)
@@ -86,26 +87,26 @@ def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
 
 def _needed(
     tx: Tx, claims: Sequence[Claim], contexts: dict[bytes, _Context]
-) -> dict[Key, dict[str, _Payload]]:
+) -> dict[AttemptRef, dict[str, _Payload]]:
     """The payloads, by name, of what each claim needs and of what that spawned."""
-    needs: dict[Key, tuple[wf.Graph, frozenset[str]]] = {}
+    needs: dict[AttemptRef, tuple[wf.Graph, frozenset[str]]] = {}
     for claim in claims:
         context = contexts.get(claim.request_id or b"")
         if context is None or context.steps is None:
             continue
         try:
             graph = workflows.graph(context.steps)
-        except ValueError:
+        except InvalidValue:
             continue  # the request fails by this when its next job ends
         if names := frozenset(wf.needs_of(graph, claim.name)):
-            needs[claim.key] = graph, names
-    there = _payloads(tx, sorted({c.request_id for c in claims if c.request_id and c.key in needs}))
-    found: dict[Key, dict[str, _Payload]] = {}
+            needs[claim.ref] = graph, names
+    there = _payloads(tx, sorted({c.request_id for c in claims if c.request_id and c.ref in needs}))
+    found: dict[AttemptRef, dict[str, _Payload]] = {}
     for claim in claims:
-        if claim.key in needs and claim.request_id is not None:
-            graph, names = needs[claim.key]
+        if claim.ref in needs and claim.request_id is not None:
+            graph, names = needs[claim.ref]
             all_names = {job.name for job in graph.jobs}
-            found[claim.key] = {
+            found[claim.ref] = {
                 name: payload
                 for name, payload in there[claim.request_id].items()
                 if wf.owner(all_names, name) in names
@@ -123,61 +124,42 @@ def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Pay
             part,
         ):
             found[request_id][columns.lenient(name) or ""] = _Payload(
-                (job_id, attempt), columns.lenient(kind), size
+                AttemptRef(job_id, attempt), columns.lenient(kind), size
             )
     return found
 
 
 def _refused(claim: Claim, context: _Context | None, size: int) -> Outcome | None:
     if context is None:
-        return _unrun(
-            claim, Status.FAILURE, Reason.FAILURE, "Its request does not exist; enqueue it without one."
-        )
+        return failed(claim, "Its request does not exist; enqueue it without one.")
     if context.status in wf.REQUEST_ENDED:
-        return _unrun(claim, Status.CANCELLED, Reason.CANCELLED, workflows.REQUEST_OVER)
+        return cancelled(claim, workflows.REQUEST_OVER)
     if size > JOB_BYTES:
-        return _unrun(
+        return failed(
             claim,
-            Status.FAILURE,
-            Reason.FAILURE,
             f"The request's params and extras and the payloads that it needs have {size} bytes,"
             f" {JOB_BYTES} are allowed; hand on a reference instead of the data.",
         )
     return None
 
 
-def _unrun(claim: Claim, status: Status, reason: Reason, error: str) -> Outcome:
-    return Outcome(
-        id=claim.id,
-        attempt=claim.attempt,
-        claimed_at=claim.claimed_at,
-        handler=claim.handler,
-        status=status,
-        reason=reason,
-        success=None if status is Status.CANCELLED else False,
-        error=error,
-        request_id=claim.request_id,
-        step=claim.step,
-        name=claim.name,
-        unique_key=claim.unique_key,
-    )
-
-
-def _filled(tx: Tx, claims: Sequence[Claim], needed: Mapping[Key, Mapping[str, _Payload]]) -> list[Claim]:
+def _filled(
+    tx: Tx, claims: Sequence[Claim], needed: Mapping[AttemptRef, Mapping[str, _Payload]]
+) -> list[Claim]:
     handed: dict[bytes, Row] = {}
     for part in chunks(sorted({c.request_id for c in claims if c.request_id is not None})):
         for row in tx.query(
             f"SELECT id, workflow, params, extras FROM workerd_requests WHERE id IN ({marks(part)})", part
         ):
             handed[row[0]] = row
-    wanted = {p.key: p for c in claims for p in needed.get(c.key, {}).values()}
+    wanted = {p.ref: p for c in claims for p in needed.get(c.ref, {}).values()}
     contents = _contents(tx, [p for p in wanted.values() if p.size])
     filled = []
     for claim in claims:
         _, workflow, params, extras = handed.get(claim.request_id or b"", (None, None, None, None))
         needs = {
-            name: contents.get(p.key) or (b'""' if p.type == "bytes" else b"null")
-            for name, p in needed.get(claim.key, {}).items()
+            name: contents.get(p.ref) or (b'""' if p.type == "bytes" else b"null")
+            for name, p in needed.get(claim.ref, {}).items()
         }
         filled.append(
             msgspec.structs.replace(
@@ -187,20 +169,20 @@ def _filled(tx: Tx, claims: Sequence[Claim], needed: Mapping[Key, Mapping[str, _
     return filled
 
 
-def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[Key, bytes]:
+def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[AttemptRef, bytes]:
     """Payloads as JSON; bytes as base64 text, which msgspec reads back where bytes are asked for."""
-    kinds = {p.key: p.type for p in payloads}
-    found: dict[Key, bytes] = {}
+    kinds = {p.ref: p.type for p in payloads}
+    found: dict[AttemptRef, bytes] = {}
     for part in chunks(list(kinds)):
         for job_id, attempt, content in tx.query(
             f"SELECT id, attempt, payload FROM workerd_jobs WHERE {dialect.keys(part)}"
         ):
-            key = (job_id, attempt)
-            found[key] = msgspec.json.encode(content) if kinds[key] == "bytes" else content
+            ref = AttemptRef(job_id, attempt)
+            found[ref] = msgspec.json.encode(content) if kinds[ref] == "bytes" else content
     return found
 
 
-def _give_back(tx: Tx, surplus: Sequence[Key]) -> None:
+def _give_back(tx: Tx, surplus: Sequence[AttemptRef]) -> None:
     """Undo this transaction's claim of what does not fit into one hand-over."""
     if surplus:
         tx.execute(

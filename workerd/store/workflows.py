@@ -10,13 +10,14 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.config.model import WorkflowJob
+from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
 from workerd.store import columns, dialect, intervals, jobs
 from workerd.store.base import Tx
 from workerd.store.columns import REQUEST_COLUMNS, RequestRow, chunks, hint, marks, request
-from workerd.text import ERROR_LIMIT
+from workerd.text import one_line
 
 # Moving requests on: what `workflow.decide` says, carried out in the caller's transaction.
 #
@@ -40,7 +41,7 @@ def _graph_cached(steps: bytes) -> wf.Graph:
 
 
 def graph(steps: bytes) -> wf.Graph:
-    """The graph of the column `steps`; ValueError if it is none."""
+    """The graph of the column `steps`; InvalidValue if it is none."""
     # Requests of one workflow share their text; a very long one is not kept in memory.
     return _graph_cached(steps) if len(steps) <= 65536 else wf.decode(steps)
 
@@ -51,11 +52,6 @@ CANCELLED = "cancelled"
 
 def _end_told_by(error: str) -> wf.RequestStatus:
     return wf.RequestStatus.CANCELLED if error.startswith(f"{CANCELLED} ") else wf.RequestStatus.FAILED
-
-
-def cut(text: str) -> str:
-    """Text for a column `error`."""
-    return text.encode("utf-8", "replace")[:ERROR_LIMIT].decode("utf-8", "ignore")
 
 
 class Moving:
@@ -80,13 +76,13 @@ class Moving:
         """Take the graph from the column; one that cannot be read fails the request."""
         try:
             self.graph = graph(steps)
-        except ValueError as error:
+        except InvalidValue as error:
             self.fail(str(error))
 
     def fail(self, error: str) -> None:
         """What waits is cancelled from now on; the first error stays."""
         if self.failing is None:
-            self.error = cut(error)
+            self.error = one_line(error)
             self.failing = _end_told_by(error)
 
     def end(self, status: wf.RequestStatus, error: str) -> None:
@@ -112,7 +108,7 @@ class Moving:
             return
         try:
             merged = wf.merge(self.row.extras, self.given)
-        except ValueError as error:
+        except InvalidValue as error:
             self.fail(f"extras: {error}")
             return
         if merged is not None and len(merged) > EXTRAS_LIMIT:
@@ -199,7 +195,7 @@ def _spawn(item: Moving, graph_: wf.Graph, states: list[wf.JobState]) -> None:
     for parent, text in item.spawns:
         try:
             made = wf.spawned(graph_, parent, text, [s.name for s in states])
-        except ValueError as error:
+        except InvalidValue as error:
             item.fail(str(error))
             item.insert.clear()
             return
@@ -224,7 +220,7 @@ def job_state(name: bytes | None, status: bytes, reason: bytes | None) -> wf.Job
     """A job's state from its columns."""
     try:
         why = None if reason is None else Reason(columns.text(reason))
-    except ValueError:
+    except (ValueError, UnreadableRow):
         why = None  # written by hand; only `ignored` means anything here
     return wf.JobState(columns.lenient(name), Status(columns.text(status)), why)
 
