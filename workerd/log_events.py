@@ -40,7 +40,7 @@ EVENTS: dict[str, str] = {
     "store.created": "The embedded store was empty and has its schema now.",
     "task.blocked": "Other transactions held the rows that this task needs; it is tried again.",
     "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",
-    "task.refused": "The store refused a statement of this task; it is tried again.",
+    "task.refused": "The store refused a statement of this task, or a row cannot be read; it is tried again.",
     # -- pool
     # -- ingester
     # -- gateway

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from workerd.dispatcher.tasks import BUSY_PAUSE_S, REFUSED_PAUSE_S, PeriodicTask, TaskRunner
-from workerd.errors import InvalidValue, StoreAway, StoreBusy, StoreRefused
+from workerd.errors import InvalidValue, StoreAway, StoreBusy, StoreRefused, UnreadableRow
 from workerd.runtime.loop import Loop
 
 
@@ -159,9 +159,10 @@ def test_a_function_that_is_in_no_table_stays_asleep(loop: Loop) -> None:
     ("error", "event", "shown", "pause_s"),
     [
         (StoreRefused("denied", 1142), "task.refused", "The store refuses claims (denied)", REFUSED_PAUSE_S),
-        (InvalidValue("bad row"), "task.refused", "The store refuses claims (bad row)", REFUSED_PAUSE_S),
+        (UnreadableRow("bad"), "task.refused", "met a row that cannot be read (bad)", REFUSED_PAUSE_S),
         (StoreBusy("locked", 1205), "task.blocked", "The store cannot do claims now (locked)", BUSY_PAUSE_S),
         (ValueError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
+        (InvalidValue("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
         (KeyError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
     ],
 )

@@ -10,7 +10,7 @@ from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
-from workerd.errors import CommitUnknown, InvalidValue, StoreBusy, StoreRefused
+from workerd.errors import CommitUnknown, StoreBusy, StoreRefused, UnreadableRow
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -18,9 +18,9 @@ from workerd.store import claims
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
-_log = get_logger("dispatcher")
-
 UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
+
+_log = get_logger("dispatcher")
 
 
 class Claimer:
@@ -130,7 +130,7 @@ class Claimer:
         except CommitUnknown:
             self._settlement.request_after_unknown_commit()
             raise
-        except (StoreRefused, StoreBusy, InvalidValue) as error:
+        except (StoreRefused, StoreBusy, UnreadableRow) as error:
             barred = self._planner.bar(plan)
             if barred is not None:
                 _log.warning("claim.refused", handler=barred, error=str(error), retry_in_s=REFUSED_PAUSE_S)

@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from workerd.errors import InvalidValue, StoreAway, StoreBusy, StoreError
+from workerd.errors import StoreAway, StoreBusy, StoreError, UnreadableRow
 from workerd.log import get_logger
 from workerd.runtime.loop import Loop, Timer
 
@@ -19,6 +19,7 @@ REFUSED_PAUSE_S = 5.0
 
 _BUSY_ADVICE = "look for a transaction that was left open on the database, and end it."
 _REFUSED_ADVICE = "check that its user has all rights on the database."
+_ROW_ADVICE = "correct or delete it."
 _BUG_ADVICE = "this is a bug in workerd; its log has the traceback."
 
 Run = Callable[[], float | None]
@@ -183,7 +184,10 @@ class TaskRunner:
             if task.name not in self.troubles:
                 self._log.warning("task.blocked", task=task.name, error=str(error))
             trouble = f"The store cannot do {task.name} now ({error}); {_BUSY_ADVICE}"
-        elif isinstance(error, (StoreError, InvalidValue)):
+        elif isinstance(error, UnreadableRow):
+            self._log.error("task.refused", task=task.name, error=str(error))
+            trouble = f"The task {task.name} met a row that cannot be read ({error}); {_ROW_ADVICE}"
+        elif isinstance(error, StoreError):
             self._log.error("task.refused", task=task.name, error=str(error))
             trouble = f"The store refuses {task.name} ({error}); {_REFUSED_ADVICE}"
         else:
