@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.dispatching import MakeHarness, insert_jobs
+from tests.support.dispatching import MakeHarness, insert_jobs, job_state
 from workerd.config.model import PickupConfig
 from workerd.errors import StoreRefused
 from workerd.runtime.sockets import poke
 from workerd.store import claims as store_claims
-from workerd.store.base import Store
+from workerd.store.base import Store, Tx
 
 
 def test_a_pool_gets_no_more_than_it_asked_for(make_harness: MakeHarness, store: Store) -> None:
@@ -87,16 +87,27 @@ def test_smaller_priority_comes_first(make_harness: MakeHarness, store: Store) -
 
 
 def test_an_unreadable_row_ends_and_the_others_run(make_harness: MakeHarness, store: Store) -> None:
-    """An unusable row does not keep the rest of its handler from being claimed."""
+    """One bad row becomes a failure that names the fault; the rest of its handler is claimed."""
     harness = make_harness()
     (bad,) = insert_jobs(store, "h")
-    store.run(lambda tx: tx.execute("UPDATE workerd_jobs SET vars = %s WHERE id = %s", ("[1]", bad)))
+    store.run(lambda tx: make_unreadable(tx, bad))
     good = insert_jobs(store, "h", 3)
     harness.start()
     pool = harness.pool("h").connect()
     pool.demand(10)
-    harness.until(lambda: {key[0] for key in pool.claims} >= set(good))
-    assert {key[0] for key in pool.claims} <= {*good, bad}
+    harness.until(lambda: {key[0] for key in pool.claims} == set(good))
+    harness.until(lambda: job_state(store, bad) == ("failure", "failure", 1))
+    (outcome,) = harness.ingester.outcomes
+    assert "cannot be read" in (outcome.error or "")
+
+
+def make_unreadable(tx: Tx, job_id: bytes) -> None:
+    """Write what only another program would: text that is no UTF-8, a date that is none."""
+    if tx.engine == "sqlite":
+        tx.execute("UPDATE workerd_jobs SET name = CAST(%s AS TEXT) WHERE id = %s", (b"\xffA", job_id))
+    else:
+        tx.execute("SET SESSION sql_mode = ''")
+        tx.execute("UPDATE workerd_jobs SET run_at = '0000-00-00' WHERE id = %s", (job_id,))
 
 
 def test_a_handler_that_the_store_refuses_keeps_no_other_waiting(
