@@ -1,4 +1,4 @@
-"""What `workerd check` finds out, with handlers that do their worst while they are imported."""
+"""`workerd check`, with handlers that misbehave while they are imported."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from workerd import check
-from workerd.check import CheckReport, report, without_effect
+from workerd.check import CheckReport, check_config, degradations, without_effect
 from workerd.config.build import load
 from workerd.config.model import Config
 
@@ -20,7 +19,7 @@ def configured(tmp_path: Path, text: str) -> Config:
 
 
 @pytest.fixture
-def looked(tmp_path: Path) -> CheckReport:
+def checked(tmp_path: Path) -> CheckReport:
     """The report on one good handler and several that do not load, each in its own way."""
     modules = {
         "fine": "def run(n: int) -> int: return n",
@@ -35,7 +34,7 @@ def looked(tmp_path: Path) -> CheckReport:
     for name, code in modules.items():
         (tmp_path / f"check_{name}.py").write_text(code)
     tables = "".join(f'[handlers.{name}]\ncall = "check_{name}:run"\n' for name in modules)
-    return report(
+    return check_config(
         configured(
             tmp_path,
             f'defaults = {{ path = ["{tmp_path}"], load_timeout = "60s" }}\n{tables}'
@@ -45,13 +44,12 @@ def looked(tmp_path: Path) -> CheckReport:
     )
 
 
-def test_every_handler_that_does_not_load_is_told_with_its_reason(
-    looked: CheckReport, tmp_path: Path
+def test_every_handler_that_does_not_load_is_listed_with_its_reason(
+    checked: CheckReport, tmp_path: Path
 ) -> None:
-    """An import that raises, crashes, exits or hangs harms nobody else, and is killed with all it started."""
-    faults = {handler.name: handler.fault for handler in looked.handlers}
-    assert [name for name, fault in faults.items() if not fault] == ["fine", "talks"]
-    assert not looked.loads
+    """An import that raises, crashes, exits or hangs harms no other; all that it started is killed."""
+    errors = {handler.name: handler.error for handler in checked.handlers}
+    assert [name for name, error in errors.items() if not error] == ["fine", "talks"]
     for name, words in {
         "raises": "no disk",
         "crashes": "killed by SIGSEGV",
@@ -61,7 +59,7 @@ def test_every_handler_that_does_not_load_is_told_with_its_reason(
         "nothing": "check_fine has no missing",
         "class": "Nonsense",
     }.items():
-        assert words in faults[name]
+        assert words in errors[name]
     left = int((tmp_path / "pid").read_text())
     eventually(
         lambda: not Path(f"/proc/{left}/cmdline").exists() or not Path(f"/proc/{left}/cmdline").read_bytes()
@@ -91,34 +89,33 @@ def test_the_report_says_what_would_be_started(tmp_path: Path) -> None:
         steps = [{ name = "s", jobs = ["a", "b"] }]
         """,
     )
-    made = report(config)
-    assert made.loads
-    assert (made.node, made.roles) == ("n1", ["ingester", "dispatcher"])
-    assert [(p.name, p.workers, p.limits) for p in made.pools] == [("a", 3, "memory 64MiB"), ("b", 1, "")]
-    assert [h.recurs for h in made.handlers] == ["at */5 * * * * UTC", "30s after each end"]
-    assert made.workflows == ["w: 2 jobs"]
-    assert [said.split(":")[0] for said in without_effect(config)] == [
+    report = check_config(config)
+    assert not any(handler.error for handler in report.handlers)
+    assert (report.node, report.roles) == ("n1", ["ingester", "dispatcher"])
+    assert [(p.name, p.workers, p.limits) for p in report.pools] == [("a", 3, "memory 64MiB"), ("b", 1, "")]
+    assert [h.recurs for h in report.handlers] == ["at */5 * * * * UTC", "30s after each end"]
+    assert report.workflows == ["w: 2 jobs"]
+    assert [sentence.split(":")[0] for sentence in without_effect(config)] == [
         "store.password_file",
         "gateway.open_metrics",
     ]
-    notes = "\n".join(made.notes)
+    notes = "\n".join(report.notes)
     for words in ("[pools.c]", "handlers.b.overlap", "pickup.enabled", "/nonexistent/password"):
         assert words in notes
 
 
 def test_an_empty_configuration_is_pointed_out(tmp_path: Path) -> None:
     """A node without handlers is allowed, and hardly meant."""
-    made = report(configured(tmp_path, ""))
-    assert made.loads
-    assert "No handler is configured" in made.notes[0]
+    report = check_config(configured(tmp_path, ""))
+    assert "No handler is configured" in report.notes[0]
 
 
-def test_what_is_weaker_here_is_said_in_sentences(tmp_path: Path) -> None:
+def test_what_is_degraded_on_this_host_is_listed(tmp_path: Path) -> None:
     """Each sentence says what follows; the ones that hold for this process are there."""
     config = configured(tmp_path, f'node = {{ state_dir = "{tmp_path}", runtime_dir = "{tmp_path}" }}\n')
-    said = "\n".join(check.weaknesses(config))
-    assert "SQLite" in said
-    assert ("root" in said) == (os.getuid() == 0)
-    assert "cannot be written" not in said
+    text = "\n".join(degradations(config))
+    assert "SQLite" in text
+    assert ("root" in text) == (os.getuid() == 0)
+    assert "cannot be written" not in text
     away = configured(tmp_path, 'store = { url = "mysql://h/d" }\nnode = { state_dir = "/proc/x" }\n')
-    assert "SQLite" not in "\n".join(check.weaknesses(away))
+    assert "SQLite" not in "\n".join(degradations(away))

@@ -25,235 +25,24 @@ from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
 from workerd.text import death_text
 
-NOFILE = 600
+MIN_OPEN_FILES = 600
 """Descriptors that a pool needs: the dump of a worker's stacks goes to one above 500."""
+MAX_PROBES = 4
+"""Handlers that are loaded at the same time; an import may take hundreds of megabytes."""
+MAX_ANSWER_BYTES = 16 * 1024
+"""Less than a pipe holds, so that writing an answer never blocks."""
 
 _PR_GET_CHILD_SUBREAPER = 37
 
 
-def weaknesses(config: Config) -> list[str]:
-    """Sentences on what works less well here than where everything is there."""
-    looks: Iterable[Callable[[Config], str]] = (
-        _pidfd, _subreaper, _children, _hidepid, _nofile, _cgroups, _root, _state_folder, _store,
-    )  # fmt: skip
-    return [said for said in (look(config) for look in looks) if said]
-
-
-def _pidfd(config: Config) -> str:
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):
-        return "The kernel has no pidfd (Linux 5.3): workerd cannot run here."
-    return ""
-
-
-def _subreaper(config: Config) -> str:
-    become_subreaper()
-    value = ctypes.c_int(0)
-    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
-    if value.value:
-        return ""
-    return "No child subreaper: processes that a handler puts into the background outlive its deadline."
-
-
-def _children(config: Config) -> str:
-    if Path(f"/proc/self/task/{os.getpid()}/children").exists():
-        return ""
-    return (
-        "/proc does not list the children of a process: what a handler puts into the background is found "
-        "only when its parent has ended."
-    )
-
-
-def _hidepid(config: Config) -> str:
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return "/proc is not mounted: neither stacks at the deadline nor memory use can be told."
-    options = next((m.split()[3] for m in reversed(mounts) if m.split()[1] == "/proc"), "")
-    if os.getuid() == 0 or "hidepid=" not in options or "hidepid=0" in options or "hidepid=off" in options:
-        return ""
-    return (
-        "/proc hides other users' processes (hidepid): a handler that changes its user is not seen any more."
-    )
-
-
-def _nofile(config: Config) -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= NOFILE:
-        return ""
-    return f"Only {soft} open files are allowed: no stack is kept at a deadline; raise the limit to {NOFILE}."
-
-
-def _cgroups(config: Config) -> str:
-    wished = sorted(
-        {
-            key
-            for pool in config.pools.values()
-            for key in ("memory_max", "cpu_weight", "pids_max")
-            if getattr(pool, key)
-        }
-    )
-    if Delegation.find() is not None:
-        return ""
-    weaker = {
-        "memory_max": "memory_max limits what a worker may allocate, not what it uses, and an out-of-memory "
-        "kill by the kernel may hit any process",
-        "cpu_weight": "cpu_weight has no effect",
-        "pids_max": "pids_max counts all processes of this user, and binds no root",
-    }
-    effects = (
-        "; ".join(weaker[key] for key in wished) or "a deadline kills by process group and subreaper alone"
-    )
-    return f"No cgroup is delegated to this process (under systemd: Delegate=yes in the unit): {effects}."
-
-
-def _root(config: Config) -> str:
-    if os.getuid() == 0:
-        return "This user is root, and handlers run as who runs workerd: start it as a user of its own."
-    return ""
-
-
-def _state_folder(config: Config) -> str:
-    for folder in (config.node.state_dir, config.node.runtime_dir):
-        there = next((p for p in (folder, *folder.parents) if _exists(p)), Path("/"))
-        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-            return f"{folder} cannot be written by this user; for the service systemd makes it."
-    return ""
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except PermissionError:
-        return True
-
-
-def _store(config: Config) -> str:
-    if config.store.url.startswith("sqlite:"):
-        return (
-            "The store is an SQLite file: one node only, and one writer at a time; a program that keeps a "
-            "transaction on it open stops the daemon."
-        )
-    return ""
-
-
-AT_ONCE = 4
-"""Trials that run side by side; an import may take hundreds of megabytes."""
-ANSWER_LIMIT = 16 * 1024
-"""Bytes of one answer; less than a pipe holds, so that nobody waits to write it."""
-
-
-def load_faults(config: Config) -> dict[str, str]:
-    """For every handler of the configuration: why it does not load, "" if it does."""
-    waiting = [(pool, handler) for pool in config.pools.values() for handler in pool.handlers]
-    found: dict[str, str] = {handler.name: "" for _, handler in waiting}
-    running: list[Trial] = []
-    while waiting or running:
-        while waiting and len(running) < AT_ONCE:
-            running.append(Trial.begin(*waiting.pop(0)))
-        _wait(running)
-        for trial in [t for t in running if t.over()]:
-            found[trial.handler.name] = trial.answer()
-            running.remove(trial)
-    return found
-
-
-def _wait(trials: Iterable[Trial]) -> None:
-    """Until one of the processes has ended or its time is over."""
-    with selectors.DefaultSelector() as selector:
-        for trial in trials:
-            selector.register(trial.child.pidfd, selectors.EVENT_READ)
-        ends = min(trial.ends for trial in trials)
-        selector.select(max(0.0, ends - time.monotonic()))
-
-
-@dataclass
-class Trial:
-    """One handler being loaded; `ends`: monotonic seconds at which it is killed."""
-
-    handler: HandlerConfig
-    child: Child
-    reader: int
-    ends: float
-    limit: float
-
-    @classmethod
-    def begin(cls, pool: PoolConfig, handler: HandlerConfig) -> Trial:
-        """Fork the process that loads it."""
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        child = fork(_loading(msgspec.structs.replace(pool, handlers=(handler,)), writer), keep=(writer,))
-        os.close(writer)
-        return cls(handler, child, reader, time.monotonic() + pool.load_timeout, pool.load_timeout)
-
-    def over(self) -> bool:
-        """Whether it has ended, by itself or now by force."""
-        if self.child.reap() is not None:
-            return True
-        return time.monotonic() >= self.ends
-
-    def answer(self) -> str:
-        """What came out; what it left running is killed."""
-        ended = self.child.status is not None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.kill()
-        if not ended:
-            os.waitid(os.P_PIDFD, self.child.pidfd, os.WEXITED | os.WNOWAIT)
-            self.child.reap()
-        self.child.close()
-        try:
-            said = os.read(self.reader, ANSWER_LIMIT + 1)
-        except BlockingIOError:
-            said = b""
-        os.close(self.reader)
-        if said[:1] == b"+":
-            return ""
-        if said:
-            prefix = f'handler "{self.handler.name}" (call = "{self.handler.call}"): '
-            return said[1:].decode("utf-8", "replace").removeprefix(prefix)
-        if not ended:
-            return (
-                f"loading it took longer than {duration_literal(self.limit)}; make the import quicker "
-                "or set load_timeout higher"
-            )
-        return f"the process that imported it {death_text(self.child.status or 0)}"
-
-
-def _loading(pool: PoolConfig, writer: int) -> Callable[[], int]:
-    def main() -> int:
-        # Its own group, so that what an import starts can be killed with it.
-        os.setpgid(0, 0)
-        null = os.open(os.devnull, os.O_RDWR)
-        for fd in (0, 1, 2):
-            os.dup2(null, fd)
-        sys.stdin, sys.stdout, sys.stderr = (
-            os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w"))
-        )
-        for name in [name for name in os.environ if name.startswith("WORKERD_")]:
-            del os.environ[name]
-        try:
-            load(pool)
-            said = "+"
-        except LoadError as error:
-            said = f"-{error}"
-        except BaseException as error:
-            said = f"-its import ended with {type(error).__name__}: {error}"
-        os.write(writer, said.encode("utf-8", "replace")[:ANSWER_LIMIT])
-        return 0
-
-    return main
-
-
-class HandlerPlan(msgspec.Struct, frozen=True):
-    """One handler as it would be started; `fault` says why it does not load, "" if it does."""
+class HandlerPlan(msgspec.Struct, frozen=True, rename={"error": "fault"}):
+    """One handler as it would be started; `error`: why it does not load, "" if it does."""
 
     name: str
     call: str
     pool: str
     recurs: str
-    fault: str
+    error: str
 
 
 class PoolPlan(msgspec.Struct, frozen=True):
@@ -265,43 +54,43 @@ class PoolPlan(msgspec.Struct, frozen=True):
     limits: str
 
 
-class CheckReport(msgspec.Struct, frozen=True):
-    """What would be started and what is to know about it; sentences for people."""
+class CheckReport(msgspec.Struct, frozen=True, rename={"degraded": "weaker"}):
+    """What would be started, and sentences on what an administrator should know about it."""
 
     node: str
     roles: list[str]
     pools: list[PoolPlan]
     handlers: list[HandlerPlan]
     workflows: list[str]
-    weaker: list[str]
+    degraded: list[str]
     without_effect: list[str]
     notes: list[str]
 
-    @property
-    def loads(self) -> bool:
-        """Whether every handler loads."""
-        return not any(handler.fault for handler in self.handlers)
 
-
-def report(config: Config) -> CheckReport:
-    """Look at everything; handlers are loaded in processes of their own, each within its time."""
-    faults = load_faults(config)
+def check_config(config: Config) -> CheckReport:
+    """Check everything; each handler is loaded in a process of its own, within its pool's load_timeout."""
+    errors = load_errors(config)
     return CheckReport(
         node=config.node.name,
         roles=["ingester", "dispatcher", *(["gateway"] if config.gateway.listen else [])],
-        pools=[_pool(pool) for pool in config.pools.values()],
-        handlers=[_handler(handler, faults[handler.name]) for handler in config.handlers.values()],
+        pools=[_plan_pool(pool) for pool in config.pools.values()],
+        handlers=[
+            HandlerPlan(
+                handler.name, handler.call, handler.pool, _recurrence(handler.schedule), errors[handler.name]
+            )
+            for handler in config.handlers.values()
+        ],
         workflows=[
-            f"{flow.name}: {len(flow.jobs)} jobs{_recurs(flow.schedule, ', ')}"
+            ", ".join(filter(None, [f"{flow.name}: {len(flow.jobs)} jobs", _recurrence(flow.schedule)]))
             for flow in config.workflows.values()
         ],
-        weaker=weaknesses(config),
+        degraded=degradations(config),
         without_effect=without_effect(config),
         notes=[*config.notes, *_notes(config)],
     )
 
 
-def _pool(pool: PoolConfig) -> PoolPlan:
+def _plan_pool(pool: PoolConfig) -> PoolPlan:
     limits = {
         "memory": pool.memory_max and size_literal(pool.memory_max),
         "cpu weight": pool.cpu_weight,
@@ -318,50 +107,254 @@ def _pool(pool: PoolConfig) -> PoolPlan:
     )
 
 
-def _handler(handler: HandlerConfig, fault: str) -> HandlerPlan:
-    return HandlerPlan(handler.name, handler.call, handler.pool, _recurs(handler.schedule), fault)
-
-
-def _recurs(schedule: ScheduleConfig, before: str = "") -> str:
+def _recurrence(schedule: ScheduleConfig) -> str:
     if schedule.cron:
-        return f"{before}at {schedule.cron} {schedule.timezone}"
+        return f"at {schedule.cron} {schedule.timezone}"
     if schedule.cooler is not None:
-        return f"{before}{duration_literal(schedule.cooler)} after each end"
+        return f"{duration_literal(schedule.cooler)} after each end"
     return ""
 
 
 def _notes(config: Config) -> list[str]:
     found = []
     if not config.handlers:
-        found.append("No handler is configured: this node would run nothing; add a [handlers.NAME] table.")
+        found.append("No handler is configured: this node would run nothing. Add a [handlers.NAME] table.")
     if not config.pickup.enabled:
-        found.append("pickup.enabled is false: this node would take no work.")
+        found.append("pickup.enabled is false: this node would take no jobs.")
     for key, file in (
         ("store.password_file", config.store.password_file),
         ("gateway.token_file", config.gateway.token_file),
     ):
         if file and not os.access(file, os.R_OK):
-            found.append(
-                f"{key}: {file} cannot be read by this user; the user of the daemon must be able to."
-            )
+            found.append(f"{key}: this user cannot read {file}; the daemon's user must be able to.")
     return found
 
 
 def without_effect(config: Config) -> list[str]:
-    """Keys that are set and change nothing here, each with the reason."""
+    """Keys that are set but change nothing, each with the reason."""
     found = []
     if config.store.url.startswith("sqlite:") and config.store.password_file:
         found.append("store.password_file: an SQLite store has no password.")
     if not config.gateway.listen:
-        found += [
-            f"gateway.{key}: the gateway is off." for key in _changed(config.gateway) if key != "listen"
-        ]
+        found += [f"gateway.{key}: the gateway is off." for key in _changed_keys(config.gateway)]
     elif not config.gateway.token_file and config.gateway.open_metrics:
-        found.append("gateway.open_metrics: no route asks for a token.")
+        found.append("gateway.open_metrics: no route requires a token.")
     return found
 
 
-def _changed(value: Any) -> list[str]:
-    """The keys of a part of the configuration that differ from the defaults."""
-    default = type(value)()
-    return [key for key in value.__struct_fields__ if getattr(value, key) != getattr(default, key)]
+def _changed_keys(section: Any) -> list[str]:
+    default = type(section)()
+    return [
+        key
+        for key in section.__struct_fields__
+        if key != "listen" and getattr(section, key) != getattr(default, key)
+    ]
+
+
+# -- what is degraded on this host
+
+
+def degradations(config: Config) -> list[str]:
+    """One sentence for each thing that works worse on this host than it can, with what follows from it."""
+    checks: Iterable[Callable[[Config], str]] = (
+        _pidfd, _subreaper, _children, _hidepid, _open_files, _cgroup, _root, _folders, _sqlite,
+    )  # fmt: skip
+    return [sentence for sentence in (check(config) for check in checks) if sentence]
+
+
+def _pidfd(config: Config) -> str:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return "The kernel has no pidfd (Linux 5.3): workerd cannot run here."
+    return ""
+
+
+def _subreaper(config: Config) -> str:
+    become_subreaper()
+    value = ctypes.c_int(0)
+    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
+    if value.value:
+        return ""
+    return "No child subreaper: background processes of a handler outlive its deadline."
+
+
+def _children(config: Config) -> str:
+    if Path(f"/proc/self/task/{os.getpid()}/children").exists():
+        return ""
+    return (
+        "/proc does not list the children of a process: background processes of a handler are found only "
+        "after their parent has ended."
+    )
+
+
+def _hidepid(config: Config) -> str:
+    try:
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
+    except OSError:
+        return "/proc is not mounted: stacks at the deadline and memory use are not available."
+    options = next((m.split()[3] for m in reversed(mounts) if m.split()[1] == "/proc"), "")
+    if os.getuid() == 0 or "hidepid=" not in options or "hidepid=0" in options or "hidepid=off" in options:
+        return ""
+    return (
+        "/proc hides other users' processes (hidepid): a handler that changes its user can no longer be seen."
+    )
+
+
+def _open_files(config: Config) -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= MIN_OPEN_FILES:
+        return ""
+    return (
+        f"Only {soft} open files are allowed: no stack is kept at a deadline. "
+        f"Raise the limit to {MIN_OPEN_FILES}."
+    )
+
+
+def _cgroup(config: Config) -> str:
+    if Delegation.find() is not None:
+        return ""
+    effects = {
+        "memory_max": "memory_max limits what a worker may allocate, not what it uses, and an out-of-memory "
+        "kill by the kernel may hit any process",
+        "cpu_weight": "cpu_weight has no effect",
+        "pids_max": "pids_max counts all processes of this user, and does not bind root",
+    }
+    used = [
+        effect for key, effect in effects.items() if any(getattr(pool, key) for pool in config.pools.values())
+    ]
+    default = "a deadline kills by process group and subreaper alone"
+    return (
+        "No cgroup is delegated to this process (under systemd: Delegate=yes in the unit): "
+        f"{'; '.join(used) or default}."
+    )
+
+
+def _root(config: Config) -> str:
+    if os.getuid() == 0:
+        return "This user is root, and handlers run as the user of workerd: start it as a user of its own."
+    return ""
+
+
+def _folders(config: Config) -> str:
+    for folder in (config.node.state_dir, config.node.runtime_dir):
+        existing = next((p for p in (folder, *folder.parents) if _exists(p)), Path("/"))
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            return f"This user cannot write {folder}; for the service, systemd creates it."
+    return ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        return True
+
+
+def _sqlite(config: Config) -> str:
+    if config.store.url.startswith("sqlite:"):
+        return (
+            "The store is an SQLite file: one node only, and one writer at a time; a program that keeps a "
+            "transaction on it open stops the daemon."
+        )
+    return ""
+
+
+# -- whether handlers load
+
+
+def load_errors(config: Config) -> dict[str, str]:
+    """For every handler of the configuration: why it does not load, "" if it does."""
+    waiting = [(pool, handler) for pool in config.pools.values() for handler in pool.handlers]
+    errors: dict[str, str] = {}
+    running: list[LoadProbe] = []
+    while waiting or running:
+        while waiting and len(running) < MAX_PROBES:
+            running.append(LoadProbe.start(*waiting.pop(0)))
+        _wait(running)
+        for probe in [probe for probe in running if probe.is_over()]:
+            errors[probe.handler.name] = probe.finish()
+            running.remove(probe)
+    return errors
+
+
+def _wait(probes: Iterable[LoadProbe]) -> None:
+    """Return when one of the processes has ended or reached its deadline."""
+    with selectors.DefaultSelector() as selector:
+        for probe in probes:
+            selector.register(probe.child.pidfd, selectors.EVENT_READ)
+        deadline = min(probe.deadline for probe in probes)
+        selector.select(max(0.0, deadline - time.monotonic()))
+
+
+@dataclass
+class LoadProbe:
+    """A process that loads one handler; `reader`: the pipe that it answers on; `deadline`: monotonic."""
+
+    handler: HandlerConfig
+    child: Child
+    reader: int
+    deadline: float
+    timeout: float
+
+    @classmethod
+    def start(cls, pool: PoolConfig, handler: HandlerConfig) -> LoadProbe:
+        """Fork the process."""
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        alone = msgspec.structs.replace(pool, handlers=(handler,))
+        child = fork(lambda: _load(alone, writer), keep=(writer,))
+        os.close(writer)
+        return cls(handler, child, reader, time.monotonic() + pool.load_timeout, pool.load_timeout)
+
+    def is_over(self) -> bool:
+        """Whether it has ended or reached its deadline."""
+        return self.child.reap() is not None or time.monotonic() >= self.deadline
+
+    def finish(self) -> str:
+        """Kill what is left of it and return why the handler does not load, "" if it does."""
+        timed_out = self.child.status is None
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        self.child.kill()
+        if timed_out:
+            os.waitid(os.P_PIDFD, self.child.pidfd, os.WEXITED | os.WNOWAIT)
+            self.child.reap()
+        self.child.close()
+        try:
+            answer = os.read(self.reader, MAX_ANSWER_BYTES + 1)
+        except BlockingIOError:
+            answer = b""
+        os.close(self.reader)
+        if answer[:1] == b"+":
+            return ""
+        if answer:
+            prefix = f'handler "{self.handler.name}" (call = "{self.handler.call}"): '
+            return answer[1:].decode("utf-8", "replace").removeprefix(prefix)
+        if timed_out:
+            return (
+                f"loading took longer than {duration_literal(self.timeout)}; make the import faster, "
+                "or raise load_timeout"
+            )
+        return f"the process that imported it {death_text(self.child.status or 0)}"
+
+
+def _load(pool: PoolConfig, writer: int) -> int:
+    """In the child: load the handler and write `+`, or `-` and the reason why it does not load."""
+    # A process group of its own, so that what an import starts is killed with it.
+    os.setpgid(0, 0)
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
+    for name in [name for name in os.environ if name.startswith("WORKERD_")]:
+        del os.environ[name]
+    try:
+        load(pool)
+        answer = "+"
+    except LoadError as error:
+        answer = f"-{error}"
+    except BaseException as error:
+        answer = f"-its import ended with {type(error).__name__}: {error}"
+    os.write(writer, answer.encode("utf-8", "replace")[:MAX_ANSWER_BYTES])
+    return 0

@@ -234,7 +234,7 @@ def test_a_running_job_is_cancelled_from_the_shell(daemon: Daemon, tmp_path: Pat
     """The command asks; the job ends as cancelled."""
     job_id = cli(daemon, "enqueue", "waits", f"path={tmp_path}/never").stdout.strip()
     eventually(lambda: status_of(daemon, job_id) == "inprogress")
-    assert "asked to end" in cli(daemon, "job", "cancel", job_id).stdout
+    assert "asked to stop" in cli(daemon, "job", "cancel", job_id).stdout
     eventually(lambda: status_of(daemon, job_id) == "cancelled")
 
 
@@ -387,7 +387,7 @@ def test_ctrl_c_and_a_closed_pipe_are_quiet(daemon: Daemon, tmp_path: Path) -> N
     waiting.send_signal(signal.SIGINT)
     out, err = waiting.communicate(timeout=20)
     assert (waiting.returncode, out) == (130, ""), err
-    assert "goes on" in err
+    assert "continues" in err
     assert "Traceback" not in err
     cli(daemon, "job", "cancel", job["id"])
     with started(daemon, "job", "list") as listing:

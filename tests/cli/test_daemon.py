@@ -1,4 +1,4 @@
-"""The daemon without a service manager: start, stop, restart, reload, and what a crash leaves behind."""
+"""The daemon without a service manager: start, stop, restart, reload, and after a crash."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Background:
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether it has not ended; whoever is process 1 here may be slow to bury it."""
+    """Whether it has not ended; process 1 may be slow to reap it."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -72,7 +72,7 @@ def background(tmp_path: Path) -> Iterator[Background]:
 
 
 def test_start_returns_when_the_daemon_is_ready_and_detached(background: Background) -> None:
-    """It has neither terminal nor parent, works, and logs into its file."""
+    """It has neither terminal nor parent, runs jobs, and logs to its file."""
     assert str(background.log) in background.cli("start").stderr
     process = background.process()
     assert process.terminal() is None
@@ -87,7 +87,7 @@ def test_start_returns_when_the_daemon_is_ready_and_detached(background: Backgro
 
 
 def test_a_second_start_is_refused_with_the_first_ones_pid(background: Background) -> None:
-    """Nothing happens to the first."""
+    """The first keeps running."""
     background.cli("start")
     pid = background.pid
     done = background.cli("start", check=False)
@@ -97,8 +97,8 @@ def test_a_second_start_is_refused_with_the_first_ones_pid(background: Backgroun
     assert lives(background.process())
 
 
-def test_a_pid_file_that_nobody_holds_is_stale(background: Background) -> None:
-    """After kill -9 the next start just starts, though the file names a process that may live."""
+def test_a_pid_file_without_a_lock_is_stale(background: Background) -> None:
+    """After kill -9 the next start starts, even if the pid has been reused."""
     background.cli("start")
     process = background.process()
     tree = [process, *process.children(recursive=True)]
@@ -109,7 +109,7 @@ def test_a_pid_file_that_nobody_holds_is_stale(background: Background) -> None:
     assert background.pid != process.pid
 
 
-def test_restart_takes_the_configuration_as_it_is_now(background: Background) -> None:
+def test_restart_applies_the_current_configuration(background: Background) -> None:
     """A wrong one is refused before the running daemon is stopped."""
     background.cli("restart")
     first = background.pid
@@ -123,7 +123,7 @@ def test_restart_takes_the_configuration_as_it_is_now(background: Background) ->
     assert background.cli("enqueue", "plus", "a=1", "--wait").stdout == "2\n"
 
 
-def test_reload_refuses_a_wrong_configuration_and_takes_a_right_one(background: Background) -> None:
+def test_reload_refuses_a_wrong_configuration_and_applies_a_right_one(background: Background) -> None:
     """The daemon stays the same process."""
     background.cli("start")
     first = background.pid
@@ -152,7 +152,7 @@ def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tm
 
 
 def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Background) -> None:
-    """What is written after the file was emptied stands at its beginning."""
+    """After a truncate, writing continues at the beginning of the file."""
     background.cli("start")
     background.log.write_text("")
     background.cli("stop")
@@ -162,15 +162,15 @@ def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Bac
     assert background.log.read_text().startswith(before)
 
 
-def test_the_log_is_opened_anew_after_logrotate_moved_it(background: Background) -> None:
-    """By SIGUSR1 at once; every process writes into the new file, none into the old one."""
+def test_the_log_is_reopened_after_logrotate_moved_it(background: Background) -> None:
+    """On SIGUSR1 every process switches to the new file."""
     background.cli("start")
     moved = background.log.with_suffix(".log.1")
     background.log.rename(moved)
     before = moved.read_bytes()
     background.process().send_signal(signal.SIGUSR1)
     eventually(background.log.exists)
-    eventually(lambda: "open the log anew" in background.log.read_text())
+    eventually(lambda: "log.reopened" in background.log.read_text())
     background.cli("enqueue", "add", "--wait", check=False)  # it misses its argument, which a pool logs
     eventually(lambda: "attempt failed" in background.log.read_text())
     background.cli("stop")
@@ -178,8 +178,8 @@ def test_the_log_is_opened_anew_after_logrotate_moved_it(background: Background)
     assert moved.read_bytes() == before
 
 
-def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
-    """The sentence names the file and the key."""
+def test_start_without_permission_to_write_names_the_file_and_the_key(tmp_path: Path) -> None:
+    """It exits with status 1."""
     if os.getuid() == 0:
         pytest.skip("root may write everywhere")
     node = Background(tmp_path / "node")
@@ -189,8 +189,8 @@ def test_a_folder_that_may_not_be_written_is_said(tmp_path: Path) -> None:
     assert "state_dir" in done.stderr
 
 
-def test_a_start_that_fails_says_where_the_reason_is(background: Background) -> None:
-    """Here the lock is no file."""
+def test_a_start_that_fails_names_the_log(background: Background) -> None:
+    """The lock is a folder, so it cannot be taken."""
     (background.config.parent / "state" / "lock").mkdir(parents=True)
     done = background.cli("start", check=False)
     assert done.returncode == 1
@@ -209,4 +209,4 @@ def test_start_keeps_no_descriptor_of_the_shell(background: Background) -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
-    assert "workerd runs" in done.stdout
+    assert "workerd is running" in done.stdout

@@ -1,54 +1,57 @@
-"""From the words of a command line to values."""
+"""Values from the text of options and arguments."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
+import typer
 
 from workerd.cli import options
 from workerd.cli.errors import UsageError
-from workerd.cli.options import FOR_EVER, join_wait
-from workerd.clock import SECOND, from_rfc3339
+from workerd.cli.options import NO_LIMIT, join_wait
+from workerd.clock import SECOND, from_rfc3339, now_us
 
 
 def test_key_values_keep_everything_after_the_first_equals_sign() -> None:
     """A value may be empty and may hold equals signs."""
-    assert options.key_values(["a=1", "b=", "c=x=y"]) == {"a": "1", "b": "", "c": "x=y"}
+    assert options.parse_key_values(["a=1", "b=", "c=x=y"]) == {"a": "1", "b": "", "c": "x=y"}
 
 
 @pytest.mark.parametrize("word", ["a", "=1", ""])
-def test_a_word_without_a_name_is_refused_with_the_form_that_was_expected(word: str) -> None:
-    """The sentence shows key=value."""
+def test_a_word_without_a_name_is_refused(word: str) -> None:
+    """The message shows the expected form, key=value."""
     with pytest.raises(UsageError, match="key=value"):
-        options.key_values([word])
+        options.parse_key_values([word])
 
 
 def test_a_name_that_is_given_twice_is_refused() -> None:
-    """Nobody can know which value was meant."""
+    """It is ambiguous."""
     with pytest.raises(UsageError, match="twice"):
-        options.key_values(["a=1", "a=2"])
+        options.parse_key_values(["a=1", "a=2"])
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", "null", '"x"', "{", "", "[" * 5000])
 def test_vars_must_be_a_json_object(text: str) -> None:
-    """Other JSON, broken JSON and bottomless JSON are refused with a sentence."""
-    with pytest.raises(UsageError, match="Expected a JSON object after --vars"):
-        options.json_object(text, "--vars")
+    """Other JSON, invalid JSON and bottomless JSON are refused."""
+    with pytest.raises(typer.BadParameter, match=r"expected .*JSON"):
+        options.parse_json_object(text)
 
 
-def test_bytes_that_are_no_utf8_are_refused_and_shown_harmlessly() -> None:
-    """The shell may hand over anything; Python keeps it as lone surrogates."""
-    with pytest.raises(UsageError, match=r"\\udcff"):
-        options.json_object('{"a": "\udcff"}', "--vars")
+def test_bytes_that_are_not_utf8_are_refused_and_escaped() -> None:
+    """The shell may pass any bytes; Python keeps them as lone surrogates."""
+    with pytest.raises(typer.BadParameter, match=r"\\udcff"):
+        options.parse_json_object('{"a": "\udcff"}')
 
 
 @pytest.mark.parametrize(
     ("given", "joined"),
     [
-        (["h", "--wait"], ["h", f"--wait={FOR_EVER}"]),
+        (["h", "--wait"], ["h", f"--wait={NO_LIMIT}"]),
         (["h", "--wait", "5s", "a=1"], ["h", "--wait=5s", "a=1"]),
         (["h", "--wait", "5", "-c", "x"], ["h", "--wait=5", "-c", "x"]),
-        (["--wait", "h", "a=1"], [f"--wait={FOR_EVER}", "h", "a=1"]),
-        (["h", "--wait", "-c", "x"], ["h", f"--wait={FOR_EVER}", "-c", "x"]),
+        (["--wait", "h", "a=1"], [f"--wait={NO_LIMIT}", "h", "a=1"]),
+        (["h", "--wait", "-c", "x"], ["h", f"--wait={NO_LIMIT}", "-c", "x"]),
         (["h", "--wait=2m"], ["h", "--wait=2m"]),
         (["h", "--", "--wait", "5s"], ["h", "--", "--wait", "5s"]),
     ],
@@ -58,29 +61,30 @@ def test_wait_may_stand_alone_or_take_a_duration(given: list[str], joined: list[
     assert join_wait(given) == joined
 
 
-def test_wait_without_a_duration_waits_for_ever() -> None:
-    """None is no limit."""
-    assert options.patience(FOR_EVER) is None
-    assert options.patience("1.5s") == 1.5
+def test_wait_without_a_duration_has_no_limit() -> None:
+    """With one it is in seconds."""
+    assert options.parse_wait(NO_LIMIT) == math.inf
+    assert options.parse_wait("1.5s") == 1.5
 
 
 def test_since_is_a_time_or_a_duration_before_now() -> None:
-    """Both forms name the same kind of moment."""
-    now = from_rfc3339("2026-01-31T12:00:00Z")
-    assert options.since("2h", now) == now - 7200 * SECOND
-    assert options.since("2026-01-31T13:00:00+02:00", now) == now - 3600 * SECOND
-    assert options.since(None, now) is None
-    with pytest.raises(UsageError, match="offset"):
-        options.since("2026-01-31 12:00", now)
+    """Both are store times."""
+    before = now_us()
+    assert 0 <= options.parse_since("2h") - (before - 7200 * SECOND) < 60 * SECOND
+    assert options.parse_since("2026-01-31T13:00:00+02:00") == from_rfc3339("2026-01-31T11:00:00Z")
+    with pytest.raises(typer.BadParameter, match="offset"):
+        options.parse_since("2026-01-31 12:00")
 
 
 def test_an_unknown_status_is_refused_with_the_known_ones() -> None:
-    """The sentence lists the states."""
-    with pytest.raises(UsageError, match="scheduled, new, inprogress"):
-        options.status("done")
+    """The message lists the states of a job, or those of a request."""
+    with pytest.raises(typer.BadParameter, match="scheduled, new, inprogress"):
+        options.parse_status("done")
+    with pytest.raises(typer.BadParameter, match="queuing, inprogress, completed"):
+        options.parse_request_status("done")
 
 
-def test_an_id_that_is_none_is_refused_with_where_ids_are_shown() -> None:
-    """The sentence names the command that lists them."""
-    with pytest.raises(UsageError, match="job list"):
-        options.identity("42")
+def test_an_invalid_id_is_refused_with_the_command_that_lists_ids() -> None:
+    """The message names it."""
+    with pytest.raises(typer.BadParameter, match="job list"):
+        options.parse_identity("42")

@@ -1,4 +1,4 @@
-"""What is printed: nothing harmful reaches a terminal, and nothing secret reaches anybody."""
+"""What is printed: nothing that a terminal would interpret, and no password."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from workerd.errors import (
     ConfigError,
     Conflict,
     HandlerNotFound,
+    InvalidValue,
     NotFound,
     StoreAway,
     StoreRefused,
@@ -37,13 +38,13 @@ def test_escapes_and_turned_text_are_shown_as_escapes() -> None:
 
 def test_columns_stay_aligned_for_wide_characters_and_empty_cells(capsys: pytest.CaptureFixture[str]) -> None:
     """The second column begins at the same place in each row."""
-    output.table(["name", "x"], [["日本", 1], ["ab", None], ["é\u0301", "\x1b[1m"]])
+    output.print_table(["name", "x"], [["日本", 1], ["ab", None], ["é\u0301", "\x1b[1m"]])
     assert capsys.readouterr().out == ("NAME  X\n日本  1\nab    -\né\u0301     \\x1b[1m\n")
 
 
 def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) -> None:
-    """A script that cuts the first line off has nothing left."""
-    output.table(["a", "b"], [])
+    """A script that skips the first line reads no rows."""
+    output.print_table(["a", "b"], [])
     assert capsys.readouterr().out == "A  B\n"
 
 
@@ -69,6 +70,7 @@ def test_durations_are_rounded_to_what_a_person_reads(seconds: float, text: str)
         (ConfigError(["a: wrong", "b: wrong"]), 2),
         (errors.UsageError("Give one."), 2),
         (HandlerNotFound("There is no handler."), 2),
+        (InvalidValue("vars: expected JSON"), 2),
         (StoreAway("server has gone", 2006), 1),
         (CommitUnknown("server has gone", 2013), 1),
         (StoreRefused("data too long", 1406), 1),
@@ -78,10 +80,10 @@ def test_durations_are_rounded_to_what_a_person_reads(seconds: float, text: str)
         (TooManyWaiting("full"), 1),
     ],
 )
-def test_each_error_has_its_exit_status_and_a_sentence(
+def test_each_error_has_its_exit_status_and_message(
     error: Exception, status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """2 is for wrong usage or configuration, 1 for what failed; data stays empty."""
+    """2 is wrong usage or configuration, 1 any other failure; standard output stays empty."""
     assert isinstance(error, errors.WorkerdError)
     assert errors.report(error) == status
     captured = capsys.readouterr()
@@ -89,18 +91,18 @@ def test_each_error_has_its_exit_status_and_a_sentence(
     assert captured.err.strip()
 
 
-def test_all_faults_of_a_configuration_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One run of a command is enough to correct everything."""
+def test_all_errors_of_a_configuration_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """One run of a command is enough to find them."""
     errors.report(ConfigError(["a.toml: x: expected 1", "a.toml: y: expected 2"]))
-    said = capsys.readouterr().err
-    assert "2 faults" in said
-    assert "x: expected 1" in said
-    assert "y: expected 2" in said
+    text = capsys.readouterr().err
+    assert "2 errors" in text
+    assert "x: expected 1" in text
+    assert "y: expected 2" in text
 
 
 def test_no_password_is_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     """A URL in an error keeps its host and loses its password."""
     errors.report(StoreAway("mysql://me:s3cr:et@db/x refused"))
-    said = capsys.readouterr().err
-    assert "s3cr" not in said
-    assert "mysql://me:***@db/x" in said
+    text = capsys.readouterr().err
+    assert "s3cr" not in text
+    assert "mysql://me:***@db/x" in text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workerd.cli.views import drawing
+from workerd.cli.views import draw_graph
 from workerd.config.model import WorkflowJob
 from workerd.store.columns import JobRow
 from workerd.workflow import Graph
@@ -33,8 +33,8 @@ STEPS = Graph(
 
 
 def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None:
-    """What has not begun is shown too."""
-    lines = drawing(
+    """What has not started is shown too."""
+    lines = draw_graph(
         STEPS,
         [
             row("get", "completed", run_us=12_300),
@@ -47,7 +47,7 @@ def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None
         "↓ step 1: delete",
         "  ✗ one failure      0.5 ms attempt 2",
         r"      no \x1b[31msuch user",
-        "    two not begun",
+        "    two not started",
     ]
 
 
@@ -61,19 +61,19 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
             WorkflowJob(name="c", handler="h", needs=("a", "b")),
         ),
     )
-    lines = drawing(graph, [row("a", "completed"), row("a/x", "inprogress"), row("by hand", "new")])
+    lines = draw_graph(graph, [row("a", "completed"), row("a/x", "inprogress"), row("by hand", "new")])
     assert lines == [
         "level 0",
         "  ✓ a       completed",
         "    ▶ a/x   inprogress",
         "↓ level 1",
-        "    b       not begun  ← a",
+        "    b       not started ← a",
         "↓ level 2",
-        "    c       not begun  ← a, b",
+        "    c       not started ← a, b",
         "  · by hand new",
     ]
 
 
 def test_a_request_whose_steps_cannot_be_read_shows_its_jobs() -> None:
     """Rows that were made by hand are not hidden."""
-    assert drawing(None, [row("x", "retry")]) == ["  ? x retry"]
+    assert draw_graph(None, [row("x", "retry")]) == ["  ? x retry"]

@@ -1,131 +1,111 @@
-"""`check`, `migrate`, `install`, `uninstall`, `demo`."""
+"""`check`, `migrate`, `install`, `uninstall`: what an administrator does with a host and its store."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from workerd import install as installer
+from workerd.check import CheckReport, check_config
 from workerd.cli.errors import CommandExit
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import put, put_json, say, table
-from workerd.cli.session import configuration
+from workerd.cli.output import notify, print_json, print_table, print_text
+from workerd.cli.session import load_config
+from workerd.store.engines import open_store
 from workerd.text import plural
 
-if TYPE_CHECKING:
-    from workerd.check import CheckReport
-    from workerd.install import Step
+Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
 
 
 def check(c: ConfigPath = None, json: AsJson = False) -> None:
     """Validate the configuration and load every handler.
 
-    What would be started is shown, and what is weaker on this machine.
+    Shows what would be started, and what is degraded on this host.
     """
-    from workerd.check import report
-
-    made = report(configuration(c))
+    report = check_config(load_config(c))
     if json:
-        put_json(made)
+        print_json(report)
     else:
-        _show(made)
-    if not made.loads:
-        count = sum(1 for handler in made.handlers if handler.fault)
-        say(
-            f"{plural(count, 'handler')} of {len(made.handlers)} cannot be loaded. Correct what is listed; "
-            "started as it is, these pools would be quarantined and their jobs would wait."
+        _print_report(report)
+    failed = sum(1 for handler in report.handlers if handler.error)
+    if failed:
+        notify(
+            f"{plural(failed, 'handler')} of {len(report.handlers)} cannot be loaded. Fix what is listed: "
+            f"workerd would quarantine these pools, and their jobs would wait."
         )
         raise CommandExit(1)
 
 
-def _show(made: CheckReport) -> None:
-    put(
-        f"The configuration of node {made.node} is valid. "
-        f"It starts {', '.join(made.roles)} and {plural(len(made.pools), 'pool')}."
+def _print_report(report: CheckReport) -> None:
+    print_text(
+        f"The configuration of node {report.node} is valid. "
+        f"It starts {', '.join(report.roles)} and {plural(len(report.pools), 'pool')}."
     )
-    if made.pools:
-        put()
-        table(
+    if report.pools:
+        print_text()
+        print_table(
             ["pool", "workers", "handlers", "limits"],
-            [(p.name, p.workers, ", ".join(p.handlers), p.limits) for p in made.pools],
+            [(p.name, p.workers, ", ".join(p.handlers), p.limits) for p in report.pools],
         )
-        put()
-        table(
+        print_text()
+        print_table(
             ["handler", "call", "recurs", "loads"],
-            [(h.name, h.call, h.recurs, f"NO: {h.fault}" if h.fault else "yes") for h in made.handlers],
+            [(h.name, h.call, h.recurs, f"NO: {h.error}" if h.error else "yes") for h in report.handlers],
         )
     for title, sentences in (
-        ("Workflows", made.workflows),
-        ("Weaker here", made.weaker),
-        ("Set, without effect here", made.without_effect),
-        ("Note", made.notes),
+        ("Workflows", report.workflows),
+        ("Degraded on this host", report.degraded),
+        ("Set without effect", report.without_effect),
+        ("Notes", report.notes),
     ):
         if sentences:
-            put(f"\n{title}:")
+            print_text(f"\n{title}:")
             for sentence in sentences:
-                put(f"  {sentence}")
-
-
-Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
+                print_text(f"  {sentence}")
 
 
 def migrate(c: ConfigPath = None) -> None:
-    """Bring the store to this version."""
-    from workerd.store.engines import open_store
-
-    config = configuration(c)
+    """Migrate the store to this version's schema."""
+    config = load_config(c)
     store = open_store(config.store, state_dir=config.node.state_dir)
     try:
         applied = store.migrate()
     finally:
         store.close()
     for name in applied:
-        put(name)
+        print_text(name)
     if applied:
-        say(f"{plural(len(applied), 'migration')} applied; the store is ready for this version.")
+        notify(f"{plural(len(applied), 'migration')} applied; the store is ready for this version.")
     else:
-        say("The store is of this version already; nothing was changed.")
-
-
-def demo() -> None:
-    """Run everything once, in a temporary folder, on real input."""
-    from workerd.demo.demo import demo as run_demo
-
-    status = run_demo()
-    if status:
-        raise CommandExit(status)
+        notify("The store has this version's schema already; nothing was changed.")
 
 
 def install(prefix: Prefix = Path("/")) -> None:
-    """Lay the unit, sysusers and etc/ on this machine.
+    """Install the systemd unit, its user and /etc/workerd.
 
-    Configuration that a person changed is kept; the new one is laid beside it.
+    A configuration file that was edited is kept; the new one is written beside it.
     """
-    from workerd import install as installing
-
-    steps = installing.install(prefix.absolute())
-    _tell(steps)
-    warning = installing.unreachable(installing.own_program())
+    _print_steps(installer.install(prefix.absolute()))
+    warning = installer.unreachable(installer.own_program())
     if warning:
-        say(warning)
+        notify(warning)
     if prefix == Path("/"):
-        say(
-            "Next: edit /etc/workerd/workerd.toml, then `systemd-sysusers`, `systemctl daemon-reload` and "
-            "`systemctl enable --now workerd`."
+        notify(
+            "Next: edit /etc/workerd/workerd.toml, then run `systemd-sysusers`, `systemctl daemon-reload` "
+            "and `systemctl enable --now workerd`."
         )
 
 
 def uninstall(prefix: Prefix = Path("/")) -> None:
-    """Take away what `install` laid.
+    """Remove what `install` installed.
 
-    Configuration that a person changed stays, and so does what the daemon has stored.
+    Configuration files that were edited are kept, and so is everything that the daemon stored.
     """
-    from workerd import install as installing
-
-    _tell(installing.uninstall(prefix.absolute()))
+    _print_steps(installer.uninstall(prefix.absolute()))
 
 
-def _tell(steps: list[Step]) -> None:
+def _print_steps(steps: list[installer.Step]) -> None:
     for step in steps:
-        put(f"{step.what.ljust(7)}  {step.path}")
+        print_text(f"{step.what.ljust(9)}  {step.path}")

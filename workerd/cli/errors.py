@@ -1,12 +1,20 @@
-"""From an error to a sentence and an exit status."""
+"""Errors of commands, and how each error becomes a message and an exit status."""
 
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
-from workerd.cli.output import say
-from workerd.errors import CommitUnknown, ConfigError, HandlerNotFound, StoreAway, StoreRefused, WorkerdError
+from workerd.cli.output import notify
+from workerd.errors import (
+    CommitUnknown,
+    ConfigError,
+    HandlerNotFound,
+    InvalidValue,
+    StoreAway,
+    StoreRefused,
+    WorkerdError,
+)
+from workerd.text import plural
 
 FAILED = 1
 USAGE = 2
@@ -14,15 +22,15 @@ INTERRUPTED = 130  # what a shell expects of a command that Ctrl-C ended
 
 
 class UsageError(WorkerdError):
-    """The command was not called as it is meant to be."""
+    """The command line is wrong."""
 
 
 class CommandFailed(WorkerdError):
-    """The command could not do what it was asked for; the message says what to do next."""
+    """The command failed; the message says what to do next."""
 
 
 class CommandExit(Exception):
-    """Leave with this status; everything has been said."""
+    """Exit with this status; every message has been printed."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -30,49 +38,40 @@ class CommandExit(Exception):
 
 
 def report(error: WorkerdError) -> int:
-    """Say the error in a sentence on standard error; returns the exit status."""
+    """Print the error on standard error and return the exit status."""
     if isinstance(error, ConfigError):
-        _report_config(error)
+        errors = plural(len(error.errors), "error")
+        notify(f"The configuration has {errors}; nothing was done. Correct the following and retry:")
+        for text in error.errors:
+            notify(f"  {without_passwords(text)}")
         return USAGE
-    if isinstance(error, StoreAway | StoreRefused):
-        say(without_passwords(_store_sentence(error)))
-        return FAILED
-    say(without_passwords(str(error)))
-    return USAGE if isinstance(error, UsageError | HandlerNotFound) else FAILED
+    notify(without_passwords(_sentence(error)))
+    return USAGE if isinstance(error, UsageError | InvalidValue | HandlerNotFound) else FAILED
 
 
-def _report_config(error: ConfigError) -> None:
-    count = len(error.errors)
-    faults = "one fault" if count == 1 else f"{count} faults"
-    say(f"The configuration has {faults}; nothing was done. Correct what is listed and try again:")
-    for fault in error.errors:
-        say(f"  {without_passwords(fault)}")
-
-
-def _store_sentence(error: StoreAway | StoreRefused) -> str:
-    said = str(error).strip().rstrip(".")
-    if isinstance(error, CommitUnknown):
-        return (
-            f"The connection to the store was lost during COMMIT ({said}): what you asked for may have "
-            f"been done or not. Look it up before you ask again."
-        )
-    if isinstance(error, StoreAway):
-        said = said if said.startswith("The store") else f"The store does not answer: {said}"
-        return f"{said}. Check that it runs and that store.url is right, then try again."
-    return f"The store refused this: {said}. Correct the values and try again."
+def _sentence(error: WorkerdError) -> str:
+    text = str(error).strip()
+    cause = text.rstrip(".")
+    match error:
+        case CommitUnknown():
+            return (
+                f"The connection to the store was lost during COMMIT ({cause}): the change may have taken "
+                f"effect or not. Check before you retry."
+            )
+        case StoreAway():
+            prefix = "" if cause.startswith("The store") else "The store does not answer: "
+            return f"{prefix}{cause}. Check that it is running and that store.url is correct, then retry."
+        case StoreRefused():
+            return f"The store rejected the statement: {cause}. Correct the values and retry."
+        case InvalidValue():
+            return f"{text[:1].upper()}{cause[1:]}."
+        case _:
+            return text
 
 
 _USERINFO = re.compile(r"(\b[a-z][a-z0-9+]*://[^\s:/@]*):[^\s@]*@", re.IGNORECASE)
 
 
 def without_passwords(text: str) -> str:
-    """Text in which no URL carries a password."""
+    """The text with the password of every URL replaced by `***`."""
     return _USERINFO.sub(r"\1:***@", text)
-
-
-def shown_url(url: str) -> str:
-    """A store URL without its password and query, for people."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{host}{port}{parts.path}"

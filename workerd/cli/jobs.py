@@ -2,76 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from workerd.cli import options
+from workerd import documents
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
     ConfigPath,
     HandlerFilter,
+    HandlerName,
+    JobId,
     Limit,
     SinceFilter,
     StatusFilter,
     Wait,
-    identity,
-    since,
-    status,
+    parse_duration,
+    parse_identity,
+    parse_json,
+    parse_json_object,
+    parse_key_values,
 )
-from workerd.cli.output import put, put_json, say
-from workerd.cli.session import opened, wake
-from workerd.cli.views import death, put_payload, show_job, table_of_jobs
-from workerd.clock import now_us
+from workerd.cli.output import notify, print_json, print_text
+from workerd.cli.session import open_session, wake
+from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
+from workerd.client import job_over, until
 from workerd.config.model import Config
-from workerd.errors import Conflict, NotFound
-from workerd.job import Status, id_text, parse_id
+from workerd.errors import Conflict, InvalidValue, NotFound
+from workerd.job import Status, id_text
+from workerd.job_spec import Checked, JobSpec
+from workerd.job_spec import check as check_spec
+from workerd.operations.enqueue import admit, check_handlers
+from workerd.signature import coerce_texts
+from workerd.store import handlers, job_control, queries
+from workerd.store.base import Store, Tx
+from workerd.store.columns import JobRow, Page
 from workerd.text import line
 
-if TYPE_CHECKING:
-    from workerd.job_spec import JobSpec, NewJob
-    from workerd.store.base import Store, Tx
-    from workerd.store.columns import JobRow
+DEFAULT_LIMIT = 50
+"""Jobs that `job list` shows without --limit."""
+PAGE_ROWS = 200
 
-
-Handler = Annotated[str, typer.Argument(metavar="HANDLER", help="The handler's name.")]
-Words = Annotated[
+KeyValues = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Arguments: JSON where it parses as JSON, else text."),
+    typer.Argument(metavar="KEY=VALUE ...", help="Arguments: JSON where it parses as JSON, else text."),
 ]
-Vars = Annotated[str | None, typer.Option("--vars", metavar="JSON", help="Arguments as one JSON object.")]
-Delay = Annotated[str | None, typer.Option("--delay", metavar="D", help="Start that much later: 90s, 5m.")]
+Vars = Annotated[
+    dict[str, Any] | None,
+    typer.Option("--vars", metavar="JSON", parser=parse_json_object, help="Arguments as one JSON object."),
+]
+Delay = Annotated[
+    float | None,
+    typer.Option("--delay", metavar="D", parser=parse_duration, help="Start this much later: 90s, 5m."),
+]
 RunAt = Annotated[
-    str | None, typer.Option("--run-at", metavar="T", help="Start then: 2026-01-31T12:00:00+01:00.")
+    str | None, typer.Option("--run-at", metavar="T", help="Start at this time: 2026-01-31T12:00:00+01:00.")
 ]
-Priority = Annotated[int, typer.Option("--priority", metavar="N", help="Smaller first.")]
-Unique = Annotated[
+Priority = Annotated[int, typer.Option("--priority", metavar="N", help="Smaller runs first.")]
+UniqueKey = Annotated[
     str | None,
     typer.Option("--unique", metavar="KEY", help="At most one live job of the handler has this key."),
 ]
 Deadline = Annotated[
-    str | None, typer.Option("--deadline", metavar="D", help="Instead of the handler's own.")
+    float | None,
+    typer.Option("--deadline", metavar="D", parser=parse_duration, help="Overrides the handler's deadline."),
 ]
 MaxAttempts = Annotated[
-    int | None, typer.Option("--max-attempts", metavar="N", help="Instead of the handler's own.")
+    int | None, typer.Option("--max-attempts", metavar="N", help="Overrides the handler's max_attempts.")
 ]
 Meta = Annotated[
-    str | None, typer.Option("--meta", metavar="JSON", help="Any JSON of your own; it stays with the job.")
+    Any,
+    typer.Option("--meta", metavar="JSON", parser=parse_json, help="Any JSON of yours, kept with the job."),
+]
+JobIds = Annotated[
+    list[bytes] | None, typer.Argument(metavar="ID ...", help="Ids of jobs.", parser=parse_identity)
 ]
 
 
 def enqueue(
-    handler: Handler,
-    words: Words = None,
+    handler: HandlerName,
+    key_values: KeyValues = None,
     vars_: Vars = None,
     delay: Delay = None,
     run_at: RunAt = None,
     priority: Priority = 0,
-    unique: Unique = None,
+    unique: UniqueKey = None,
     deadline: Deadline = None,
     max_attempts: MaxAttempts = None,
     meta: Meta = None,
@@ -79,287 +100,233 @@ def enqueue(
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
-    """Enqueue a job and print its id; with --wait what it returned."""
-    from workerd.job_spec import JobSpec
-
-    texts = options.key_values(words or [])
-    whole = {} if vars_ is None else options.json_object(vars_, "--vars")
-    patience = options.patience(wait)
-    options.moment(run_at, "--run-at")
+    """Enqueue a job and print its id; with --wait, its result."""
+    texts = parse_key_values(key_values or [])
     spec = JobSpec(
         handler=handler,
-        delay=options.seconds(delay, "--delay"),
+        vars=vars_ or {},
+        delay=delay,
         run_at=run_at,
         priority=priority,
         unique_key=unique,
-        deadline=options.seconds(deadline, "--deadline"),
+        deadline=deadline,
         max_attempts=max_attempts,
-        meta=None if meta is None else options.json_value(meta, "--meta"),
+        meta=meta,
     )
-    job_id = ""
-    with opened(c) as (config, store):
+    with open_session(c) as (config, store):
+        job_id = _enqueue(config, store, spec, texts)
         try:
-            job_id = _enqueue(config, store, spec, whole, texts)
             if wait is None:
-                _tell(store, job_id, json)
+                _print_enqueued(store, job_id, json)
             else:
-                _wait(store, job_id, patience, json)
+                _wait(store, job_id, wait, json)
         except KeyboardInterrupt:
-            if job_id:
-                say(f"The job {job_id} goes on; `workerd job cancel {job_id}` ends it.")
+            notify(f"Job {job_id} continues; `workerd job cancel {job_id}` cancels it.")
             raise
 
 
-def _enqueue(
-    config: Config, store: Store, spec: JobSpec, whole: dict[str, Any], texts: dict[str, str]
-) -> str:
-    from workerd.operations.enqueue import admit, check_handlers
-    from workerd.signature import coerce_texts
-    from workerd.store import handlers
-
-    def work(tx: Tx) -> str:
+def _enqueue(config: Config, store: Store, spec: JobSpec, texts: dict[str, str]) -> str:
+    def insert(tx: Tx) -> str:
         known = handlers.known(tx)
         check_handlers([spec.handler], known, config)
         given = coerce_texts(known.get(spec.handler), texts)
-        checked = _checked(spec, {**whole, **given}, config)
-        # What does not fit is the attempt's to say: the signature known here may be an old one.
-        return admit(tx, [checked], config, check_signatures=False)[0].id
+        checked = _check(replace(spec, vars={**spec.vars, **given}), config)
+        # Vars that do not fit are left to the attempt: the signature known here may be an old one.
+        return admit(tx, [checked], config, look=False)[0].id
 
-    job_id = store.run(work)
+    job_id = store.run(insert)
     wake(config)
     return job_id
 
 
-def _checked(spec: JobSpec, given: dict[str, Any], config: Config) -> NewJob:
-    from dataclasses import replace
-
-    from workerd.job_spec import check
-
+def _check(spec: JobSpec, config: Config) -> Checked:
     try:
-        return check(replace(spec, vars=given), config.gateway.max_body)
+        return check_spec(spec, config.gateway.max_body)
     except ValueError as error:
-        raise UsageError(f"{str(error)[:1].upper()}{str(error)[1:]}.") from None
+        raise InvalidValue(str(error)) from None
 
 
-def _tell(store: Store, job_id: str, json: bool) -> None:
+def _print_enqueued(store: Store, job_id: str, json: bool) -> None:
     if json:
-        put_json(store.read(lambda tx: document(tx, job_id)))
+        print_json(_document(store, parse_identity(job_id)))
     else:
-        put(job_id)
+        print_text(job_id)
 
 
-def document(tx: Tx, job_id: str) -> dict[str, Any]:
-    """The job's document."""
-
-    return document_of(tx, parse_id(job_id))
-
-
-def _wait(store: Store, job_id: str, patience: float | None, json: bool) -> None:
-    from workerd.operations import jobs
-    from workerd.operations.waiting import until
-
+def _wait(store: Store, job_id: str, timeout: float, json: bool) -> None:
+    key = parse_identity(job_id)
     try:
-        until(store.read, lambda tx: jobs.ended(tx, parse_id(job_id)), patience)
+        until(store.read, job_over(key), None if timeout == math.inf else timeout)
     except TimeoutError:
         raise CommandFailed(
-            f"The job {job_id} has not ended in time; it goes on. `workerd job show {job_id}` says how it is."
+            f"Job {job_id} has not ended in time; it continues. `workerd job show {job_id}` shows it."
         ) from None
-    job = store.read(lambda tx: document(tx, job_id))
+    job = _document(store, key)
     if json:
-        put_json(job)
-    elif job["status"] == "completed":
-        put_payload(job)
-    if job["status"] != "completed":
-        say(_why_failed(job))
+        print_json(job)
+    elif job["status"] == Status.COMPLETED:
+        print_payload(job)
+    if job["status"] != Status.COMPLETED:
+        notify(_failure_text(job))
         raise CommandExit(1)
 
 
-def _why_failed(job: dict[str, Any]) -> str:
-    words = [f"The job {job['id']} ended as {job['status']}, {job['reason']}"]
-    how = death(job)
+def _failure_text(job: dict[str, Any]) -> str:
+    words = [f"Job {job['id']} ended as {job['status']}, {job['reason']}"]
+    how = exit_of(job)
     if how:
         words.append(f"({how})")
     error = f": {line(job['error'])}" if job["error"] else ""
-    return f"{' '.join(words)}{error}. `workerd why {job['id']}` tells more."
-
-
-SHOWN = 50
-"""Jobs that `job list` shows unless told otherwise."""
-PAGE = 200
-
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id.")]
-JobIds = Annotated[list[str] | None, typer.Argument(metavar="ID", help="The jobs' ids.")]
+    return f"{' '.join(words)}{error}. `workerd why {job['id']}` explains."
 
 
 def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a job and its attempts."""
-    key = identity(job_id)
-    with opened(c) as (_, store):
-        document = store.read(lambda tx: document_of(tx, key))
+    with open_session(c) as (_, store):
+        job = _document(store, job_id)
     if json:
-        put_json(document)
+        print_json(job)
     else:
-        show_job(document)
+        print_job(job)
 
 
-def document_of(tx: Tx, key: bytes) -> dict[str, Any]:
-    """The job's document of section "HTTP", with attempts and payload. Raises NotFound."""
-    from workerd import documents
-    from workerd.store import queries
+def _document(store: Store, key: bytes) -> dict[str, Any]:
+    return store.read(lambda tx: documents.job(queries.get(tx, key)))
 
-    return documents.job(queries.get(tx, key))
+
+# -- lists and filters
 
 
 def list_(
     handler: HandlerFilter = None,
-    status_: StatusFilter = None,
-    since_: SinceFilter = None,
+    status: StatusFilter = None,
+    since: SinceFilter = None,
     limit: Limit = None,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    wanted = _filters(handler, status_, since_)
-    from workerd import documents
-
-    with opened(c) as (_, store):
-        rows, more = _listed(store, wanted, limit or SHOWN)
-    found = [documents.job(row) for row in rows]
+    filters = _filters(handler, status, since)
+    with open_session(c) as (_, store):
+        pages = list(_pages(store, filters, limit or DEFAULT_LIMIT))
+    found = [documents.job(row) for page in pages for row in page.rows]
+    cursor = pages[-1].next
     if json:
-        put_json({"jobs": found, "next": more})
+        print_json({"jobs": found, "next": cursor})
         return
-    table_of_jobs(found)
-    if more is not None and limit is None:
-        say(f"There are more: these are the newest {len(found)}; --limit shows as many as you say.")
+    print_job_table(found)
+    if cursor is not None and limit is None:
+        notify(f"These are the newest {len(found)}; --limit N shows more.")
 
 
-def _filters(handler: str | None, status_: str | None, since_: str | None) -> dict[str, Any]:
-    # The store's clock and this machine's may differ by a little; a filter for people bears that.
-    given = {"handler": handler, "status": status(status_), "since": since(since_, now_us())}
+Filters = dict[str, Any]
+
+
+def _filters(handler: str | None, status: Status | None, since: int | None) -> Filters:
+    given = {"handler": handler, "status": status, "since": since}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _listed(store: Store, wanted: dict[str, Any], limit: int) -> tuple[list[JobRow], str | None]:
-    """The newest jobs that the filters name, and the cursor of what follows them."""
-    found: list[JobRow] = []
-    after: str | None = None
-    while len(found) < limit:
-        rows, after = _page(store, wanted, min(PAGE, limit - len(found)), after)
-        found += rows
-        if after is None:
-            break
-    return found, after
+def _pages(store: Store, filters: Filters, limit: float) -> Iterator[Page[JobRow]]:
+    """The newest jobs that the filters match, at most `limit`."""
+    cursor: str | None = None
+    while limit > 0:
+        size = int(min(PAGE_ROWS, limit))
+        page = store.read(partial(queries.list_, **filters, limit=size, after=cursor))
+        yield page
+        cursor = page.next
+        limit = limit - len(page.rows) if cursor is not None else 0
 
 
-def _page(
-    store: Store, wanted: dict[str, Any], size: int, after: str | None
-) -> tuple[list[JobRow], str | None]:
-    from workerd.store import queries
-
-    page = store.read(partial(queries.list_, **wanted, limit=size, after=after))
-    return page.rows, page.next
-
-
-# -- cancel and retry --------------------------------------------------------------------------
+# -- cancel and retry
 
 
 def cancel(
     ids: JobIds = None,
     handler: HandlerFilter = None,
-    status_: StatusFilter = None,
-    since_: SinceFilter = None,
+    status: StatusFilter = None,
+    since: SinceFilter = None,
     limit: Limit = None,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
-    """Cancel jobs by id, or live ones by filters.
+    """Cancel jobs by id, or live jobs by filters.
 
     The filters are those of `job list`.
     """
-    from workerd.store import job_control
 
-    def one(tx: Tx, key: bytes) -> str:
-        return "cancelled" if job_control.cancel(tx, key) == "ended" else "asked to end"
+    def cancel_one(tx: Tx, key: bytes) -> str:
+        return "cancelled" if job_control.cancel(tx, key) == "ended" else "asked to stop"
 
     live = (Status.SCHEDULED, Status.NEW, Status.INPROGRESS)
-    _each(c, json, _chosen(ids, _filters(handler, status_, since_), limit), live, one)
+    _apply(cancel_one, ids, _filters(handler, status, since), live, limit, c, json)
 
 
 def retry(
     ids: JobIds = None,
     handler: HandlerFilter = None,
-    status_: StatusFilter = None,
-    since_: SinceFilter = None,
+    status: StatusFilter = None,
+    since: SinceFilter = None,
     limit: Limit = None,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """Run ended jobs again, by id or by filters.
 
-    The filters are those of `job list`; without --status they mean failed jobs.
+    The filters are those of `job list`; without --status they match failed jobs.
     """
-    from workerd.store import job_control
 
-    def one(tx: Tx, key: bytes) -> str:
+    def retry_one(tx: Tx, key: bytes) -> str:
         return f"attempt {job_control.retry(tx, key)}"
 
-    _each(c, json, _chosen(ids, _filters(handler, status_, since_), limit), (Status.FAILURE,), one)
+    _apply(retry_one, ids, _filters(handler, status, since), (Status.FAILURE,), limit, c, json)
 
 
-Chosen = list[bytes] | dict[str, Any]
-
-
-def _chosen(ids: list[str] | None, wanted: dict[str, Any], limit: int | None) -> Chosen:
-    """Ids, or filters; one of both and not both. Raises UsageFault."""
-    if ids:
-        if wanted or limit:
-            raise UsageError("Give either ids or filters, not both: it is not clear which jobs you mean.")
-        return [identity(text) for text in ids]
-    if not wanted:
-        raise UsageError("Name the jobs: by id, or by --handler, --status, --since.")
-    return {**wanted, **({"limit": limit} if limit else {})}
-
-
-def _each(
-    path: Path | None, json: bool, chosen: Chosen, states: tuple[Status, ...], one: Callable[..., str]
+def _apply(
+    action: Callable[..., str],
+    ids: list[bytes] | None,
+    filters: Filters,
+    default_states: Sequence[Status],
+    limit: int | None,
+    path: Path | None,
+    json: bool,
 ) -> None:
-    """Do `one` to each job, each in a transaction of its own; tell what came of it."""
-    told: list[dict[str, str]] = []
+    """Apply `action` to each job in a transaction of its own, and print each result."""
+    if ids and (filters or limit):
+        raise UsageError("Give ids or filters, not both.")
+    if not ids and not filters:
+        raise UsageError("Name the jobs: by id, or with --handler, --status, --since.")
+    done: list[dict[str, str]] = []
     failed = False
-    with opened(path) as (config, store):
-        for key in _keys(store, chosen, states):
+    with open_session(path) as (config, store):
+        for key in ids or _matching(store, filters, default_states, limit):
             try:
-                result = store.run(partial(one, key=key))
+                result = store.run(partial(action, key=key))
             except (NotFound, Conflict) as error:
-                # A job that ended meanwhile is what a filter's author wanted anyway.
-                failed = failed or isinstance(chosen, list)
+                # A job that ended after a filter matched it is what the caller wanted anyway.
+                failed = failed or bool(ids)
                 result = str(error)
-            told.append({"id": id_text(key), "result": result})
+            done.append({"id": id_text(key), "result": result})
         wake(config)
     if json:
-        put_json({"jobs": told})
+        print_json({"jobs": done})
     else:
-        for job in told:
-            put(f"{job['id']}  {job['result']}")
-        if not told:
-            say("No job is as the filters say; `workerd job list` shows what is there.")
+        for job in done:
+            print_text(f"{job['id']}  {job['result']}")
+        if not done:
+            notify("No job matches the filters. `workerd job list` lists existing jobs.")
     if failed:
         raise CommandExit(1)
 
 
-def _keys(store: Store, chosen: Chosen, states: tuple[Status, ...]) -> Iterator[bytes]:
-    """The ids, read to the end before the first of them is changed: pages move under what changes."""
-    if isinstance(chosen, list):
-        yield from chosen
-        return
-    limit = chosen.pop("limit", None)
-    asked = chosen.pop("status", None)
+def _matching(
+    store: Store, filters: Filters, default_states: Sequence[Status], limit: int | None
+) -> list[bytes]:
+    """Ids of the jobs that the filters match, all read before the first is changed: changes move pages."""
+    states = [filters["status"]] if "status" in filters else default_states
     found: list[bytes] = []
-    for state in (asked,) if asked is not None else states:
-        after: str | None = None
-        while limit is None or len(found) < limit:
-            rows, after = _page(store, {**chosen, "status": state}, PAGE, after)
-            found += [row.id for row in rows]
-            if after is None:
-                break
-    yield from found[:limit]
+    for state in states:
+        room = math.inf if limit is None else limit - len(found)
+        for page in _pages(store, {**filters, "status": state}, room):
+            found += [row.id for row in page.rows]
+    return found

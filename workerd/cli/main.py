@@ -1,4 +1,4 @@
-"""The command line: assembles the commands, turns errors into exit statuses."""
+"""Entry point of the command line: runs one command and returns its exit status."""
 
 from __future__ import annotations
 
@@ -12,30 +12,23 @@ from pathlib import Path
 from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, report
 from workerd.errors import WorkerdError
 
-# The command line: `main` assembles the commands and turns what they raise into exit statuses.
-#
-# Nothing heavy is imported before the command that needs it runs: `workerd enqueue` is called from shell
-# scripts, thousands of times.
-#
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit status: 0 done, 1 it failed, 2 wrong usage or configuration."""
+    """Run one command; the exit status is 0 done, 1 failed, 2 wrong usage or configuration."""
     for stream in (sys.stdout, sys.stderr):
-        # Odd bytes in data must not end a command in a terminal that knows only ASCII.
+        # Data with characters that the terminal's encoding lacks must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    status = _run(list(sys.argv[1:] if arguments is None else arguments))
-    return _flushed(status)
+    return _flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:
     try:
-        _do(arguments)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else FAILED
-    except CommandExit as ended:
-        return ended.status
+        _dispatch(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else FAILED
+    except CommandExit as exit_:
+        return exit_.status
     except WorkerdError as error:
         return report(error)
     except KeyboardInterrupt:
@@ -45,23 +38,24 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _do(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str]) -> None:
     if arguments[:1] == ["run"] and (len(arguments) == 1 or (len(arguments) == 3 and arguments[1] == "-c")):
-        # As such a line is always meant: a daemon has no use for what reads the others, and would keep it.
-        from workerd.cli.serving import serve
+        # Without Typer, which every process of the daemon would keep in memory.
+        from workerd.cli.foreground import run_daemon
 
-        serve(Path(arguments[2]) if len(arguments) == 3 else None)
-    from workerd.cli.app import app
+        run_daemon(Path(arguments[2]) if len(arguments) == 3 else None)
+    # After the daemon's way has branched off, for the same reason.
+    from workerd.cli.commands import build
 
-    app(args=arguments, prog_name="workerd")
+    build()(args=arguments, prog_name="workerd")
 
 
-def _flushed(status: int) -> int:
-    """The status, after what was printed has left; a reader that has gone makes no noise."""
+def _flush_stdout(status: int) -> int:
+    """The exit status once the output is written; a reader that closed its pipe causes no traceback."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        # The interpreter flushes again at its end and would complain.
+        # The interpreter flushes again at exit and would complain.
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return status or FAILED

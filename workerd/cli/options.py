@@ -1,186 +1,185 @@
-"""Options and values that many commands share."""
+"""Options and arguments that commands share, and how their text becomes a value."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 from typer.core import TyperCommand
 
 from workerd.cli.errors import UsageError
-from workerd.clock import from_rfc3339
+from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.config.validators import duration
 from workerd.job import Status, parse_id
 from workerd.text import line
+from workerd.workflow import RequestStatus
+
+T = TypeVar("T")
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
-def key_values(words: Iterable[str]) -> dict[str, str]:
-    """`key=value` words as texts by key. Raises UsageFault."""
+def parse_key_values(words: Iterable[str]) -> dict[str, str]:
+    """`key=value` words as texts by key. Raises UsageError."""
     values: dict[str, str] = {}
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key:
-            raise UsageError(f'Expected key=value, got "{line(word)}": write the argument\'s name before it.')
+            raise UsageError(f'Expected key=value, got "{line(word)}". Write the argument\'s name before it.')
         if key in values:
-            raise UsageError(f'"{line(key)}" is given twice: give every argument once.')
+            raise UsageError(f'"{line(key)}" is given twice. Give each argument once.')
         values[key] = text
     return values
 
 
-def loose(text: str) -> Any:
-    """JSON where it parses as JSON, else the text itself."""
-    try:
-        return msgspec.json.decode(_utf8(text))
-    except (msgspec.DecodeError, RecursionError):
-        return text
+# Parsers of options raise BadParameter: Typer adds the option's name, the usage, and exit status 2.
 
 
-def json_object(text: str, option: str) -> dict[str, Any]:
-    """A JSON object given with `option`. Raises UsageFault."""
+def parse_json(text: str) -> Any:
+    """Any JSON value."""
     try:
-        value = msgspec.json.decode(_utf8(text))
+        return msgspec.json.decode(text.encode())
+    except UnicodeEncodeError:
+        # Arguments of a process need not be UTF-8; Python keeps such bytes as lone surrogates.
+        raise typer.BadParameter(f'expected UTF-8, got "{line(text)}"') from None
     except msgspec.DecodeError as error:
-        raise UsageError(f"Expected a JSON object after {option}, got broken JSON: {error}.") from None
+        raise typer.BadParameter(f"expected JSON, got something else: {line(error)}") from None
     except RecursionError:
-        raise UsageError(f"Expected a JSON object after {option}, got nesting without end.") from None
+        raise typer.BadParameter("expected JSON, got deeper nesting than can be read") from None
+
+
+def parse_json_object(text: str) -> dict[str, Any]:
+    """A JSON object."""
+    value = parse_json(text)
     if not isinstance(value, dict):
-        raise UsageError(f"Expected a JSON object after {option}, such as '{{\"key\": 1}}'.")
+        raise typer.BadParameter("expected a JSON object, such as '{\"key\": 1}'")
     return value
 
 
-def json_value(text: str, option: str) -> Any:
-    """Any JSON value given with `option`. Raises UsageFault."""
+def _convert(function: Callable[[str], T], text: str) -> T:
     try:
-        return msgspec.json.decode(_utf8(text))
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise UsageError(f"Expected JSON after {option}, got something else: {error}.") from None
-
-
-def _utf8(text: str) -> bytes:
-    # What the shell hands over need not be UTF-8; Python keeps such bytes as lone surrogates.
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UsageError(f'Expected UTF-8, got "{line(text)}": set the terminal to UTF-8.') from None
-
-
-def seconds(text: str | None, option: str) -> float | None:
-    """A duration given with `option`, in seconds; None stays None. Raises UsageFault."""
-    if text is None:
-        return None
-    try:
-        return duration(text)
+        return function(text)
     except ValueError as error:
-        raise UsageError(f"{option}: {error}.") from None
+        raise typer.BadParameter(line(error)) from None
 
 
-def patience(text: str | None) -> float | None:
-    """Seconds of `--wait D`; None without a limit. Raises UsageFault."""
-    return None if text == FOR_EVER else seconds(text, "--wait")
+def parse_duration(text: str) -> float:
+    """A duration in seconds."""
+    return _convert(duration, text)
 
 
-def moment(text: str | None, option: str) -> int | None:
-    """A time given with `option`, as store time; None stays None. Raises UsageFault."""
-    if text is None:
-        return None
+def parse_wait(text: str) -> float:
+    """Seconds of `--wait`, infinite without a duration."""
+    return math.inf if text == NO_LIMIT else parse_duration(text)
+
+
+def parse_since(text: str) -> int:
+    """A time, or a duration before now, as store time."""
     try:
-        return from_rfc3339(text)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}.") from None
-
-
-def since(text: str | None, now: int) -> int | None:
-    """A time, or a duration before `now`, as store time. Raises UsageFault."""
-    if text is None:
-        return None
-    try:
-        return now - round(duration(text) * 1_000_000)
+        # By this host's clock; a filter tolerates its difference from the store's.
+        return now_us() - round(duration(text) * SECOND)
     except ValueError:
-        return moment(text, "--since")
+        return _convert(from_rfc3339, text)
 
 
-def status(text: str | None) -> Status | None:
-    """A job's state. Raises UsageFault."""
-    if text is None:
-        return None
+def parse_status(text: str) -> Status:
+    """The status of a job."""
+    return _parse_choice(Status, text)
+
+
+def parse_request_status(text: str) -> RequestStatus:
+    """The status of a request."""
+    return _parse_choice(RequestStatus, text)
+
+
+def _parse_choice(choices: type[Choice], text: str) -> Choice:
     try:
-        return Status(text)
+        return choices(text)
     except ValueError:
-        known = ", ".join(s.value for s in Status)
-        raise UsageError(f'--status: expected one of {known}, got "{line(text)}".') from None
+        raise typer.BadParameter(f'expected one of {", ".join(choices)}, got "{line(text)}"') from None
 
 
-def identity(text: str) -> bytes:
-    """An id. Raises UsageFault."""
+def parse_identity(text: str) -> bytes:
+    """The id of a job or request."""
     try:
         return parse_id(text)
     except ValueError as error:
-        raise UsageError(f"{error}. The lists (`workerd job list`) show ids.".replace("..", ".")) from None
+        raise typer.BadParameter(f"{line(error)}; `workerd job list` and `request list` show ids") from None
 
 
 ConfigPath = Annotated[
     Path | None,
-    typer.Option("-c", metavar="PATH", help="The configuration: a TOML file or a folder; else /etc/workerd."),
+    typer.Option(
+        "-c",
+        metavar="PATH",
+        help="Configuration: a TOML file or a folder of them.",
+        show_default="/etc/workerd",
+    ),
 ]
+HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="Name of the handler.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
-Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; others will read it.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for others to read.")]
+JobId = Annotated[bytes, typer.Argument(metavar="ID", help="Id of the job.", parser=parse_identity)]
 HandlerFilter = Annotated[
     str | None, typer.Option("--handler", metavar="H", help="Only jobs of this handler.")
 ]
 StatusFilter = Annotated[
-    str | None,
+    Status | None,
     typer.Option(
         "--status",
         metavar="S",
+        parser=parse_status,
         help="Only jobs in this state: scheduled, new, inprogress, completed, failure or cancelled.",
     ),
 ]
 SinceFilter = Annotated[
-    str | None,
+    int | None,
     typer.Option(
         "--since",
         metavar="T",
-        help="Only what was made since: 2026-01-31T12:00:00Z, or 2h for two hours ago.",
+        parser=parse_since,
+        help="Only what was created since this time: 2026-01-31T12:00:00Z, or 2h for two hours ago.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most so many.")]
+Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most this many.")]
 Wait = Annotated[
-    str | None,
+    float | None,
     typer.Option(
-        "--wait", metavar="[D]", help="Wait for the end, at most so long (30s), and print what came out."
+        "--wait",
+        metavar="[D]",
+        parser=parse_wait,
+        help="Wait for the end, at most this long (30s), and print the result.",
     ),
 ]
 
-FOR_EVER = "for ever"
-"""What `--wait` without a duration stands for."""
+NO_LIMIT = "no limit"
+"""What stands for the duration after a `--wait` without one."""
 
 _DURATION = re.compile(r"[0-9]+(\.[0-9]*)?(ms|s|m|h|d)?")
 
 
-class WaitingCommand(TyperCommand):
-    """A command whose `--wait` may stand alone or be followed by a duration."""
+class Command(TyperCommand):
+    """A command in which `--wait` may stand alone or be followed by a duration."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments into the context."""
         return super().parse_args(ctx, join_wait(args))
 
 
 def join_wait(args: list[str]) -> list[str]:
-    """`--wait 5s` and `--wait` as the one word that the parser understands."""
+    """The arguments with `--wait 5s` and `--wait` as the one word that the parser understands."""
     joined: list[str] = []
     words = iter(args)
     for word in words:
         if word == "--":
             return [*joined, word, *words]
-        if joined and joined[-1] == "--wait":
-            joined[-1] = f"--wait={FOR_EVER}"
-            if _DURATION.fullmatch(word):
-                joined[-1] = f"--wait={word}"
-                continue
-        joined.append(word)
-    if joined and joined[-1] == "--wait":
-        joined[-1] = f"--wait={FOR_EVER}"
+        if word != "--wait" and joined and joined[-1] == f"--wait={NO_LIMIT}" and _DURATION.fullmatch(word):
+            joined[-1] = f"--wait={word}"
+        else:
+            joined.append(f"--wait={NO_LIMIT}" if word == "--wait" else word)
     return joined

@@ -1,11 +1,14 @@
-"""`request submit|show|list|cancel`: runs of workflows."""
+"""`request submit|show|list|cancel`: requests, the runs of workflows."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import math
+from functools import partial
+from typing import Annotated, Any
 
 import typer
 
+from workerd import documents
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
@@ -13,37 +16,41 @@ from workerd.cli.options import (
     Limit,
     SinceFilter,
     Wait,
-    identity,
-    key_values,
-    patience,
-    since,
+    parse_identity,
+    parse_key_values,
+    parse_request_status,
 )
-from workerd.cli.output import put, put_json, say
-from workerd.cli.session import opened, wake
-from workerd.cli.views import show_request, table_of_requests
-from workerd.clock import now_us
+from workerd.cli.output import notify, print_json, print_text
+from workerd.cli.session import open_session, wake
+from workerd.cli.views import print_request, print_request_table
+from workerd.client import request_over, until
 from workerd.config.model import Config
+from workerd.errors import InvalidValue
 from workerd.job import id_text
+from workerd.job_spec import params_json
+from workerd.signature import coerce_texts
+from workerd.store import requests
+from workerd.store.base import Store
+from workerd.store.columns import RequestRow
 from workerd.text import line
+from workerd.workflow import RequestStatus
 
-if TYPE_CHECKING:
-    from workerd.store.base import Store, Tx
+DEFAULT_LIMIT = 50
+"""Requests that `request list` shows without --limit."""
+PAGE_ROWS = 200
 
-
-SHOWN = 50
-PAGE = 200
-
-Workflow = Annotated[str, typer.Argument(metavar="WORKFLOW", help="The workflow's name.")]
-Words = Annotated[
+WorkflowName = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Name of the workflow.")]
+KeyValues = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY=VALUE", help="Parameters: JSON where it parses as JSON, else text."),
+    typer.Argument(metavar="KEY=VALUE ...", help="Parameters: JSON where it parses as JSON, else text."),
 ]
-RequestId = Annotated[str, typer.Argument(metavar="ID", help="The request's id.")]
+RequestId = Annotated[bytes, typer.Argument(metavar="ID", help="Id of the request.", parser=parse_identity)]
 RequestStatusFilter = Annotated[
-    str | None,
+    RequestStatus | None,
     typer.Option(
         "--status",
         metavar="S",
+        parser=parse_request_status,
         help="Only requests in this state: queuing, inprogress, completed, failed or cancelled.",
     ),
 ]
@@ -53,141 +60,116 @@ WorkflowFilter = Annotated[
 
 
 def submit(
-    workflow: Workflow, words: Words = None, wait: Wait = None, c: ConfigPath = None, json: AsJson = False
+    workflow: WorkflowName,
+    key_values: KeyValues = None,
+    wait: Wait = None,
+    c: ConfigPath = None,
+    json: AsJson = False,
 ) -> None:
-    """Begin a request and print its id; with --wait show how it ended."""
-    from workerd.job_spec import params_json
-    from workerd.signature import coerce_texts
-    from workerd.store import requests
-
-    texts = key_values(words or [])
-    limit = patience(wait)
-    with opened(c) as (config, store):
+    """Submit a request and print its id; with --wait, its end."""
+    texts = parse_key_values(key_values or [])
+    with open_session(c) as (config, store):
         _check_workflow(config, workflow)
         try:
             params = params_json(coerce_texts(None, texts), config.gateway.max_body)
         except ValueError as error:
-            raise UsageError(f"{error}.") from None
+            raise InvalidValue(str(error)) from None
         key = store.run(lambda tx: requests.submit(tx, workflow, params)).id
         wake(config)
         if wait is not None:
-            _wait(config, store, key, limit, json)
+            _wait(config, store, key, wait, json)
         elif json:
-            put_json(store.read(lambda tx: document_of(tx, key)))
+            _print(config, store, key, json)
         else:
-            put(id_text(key))
+            print_text(id_text(key))
 
 
 def _check_workflow(config: Config, name: str) -> None:
     if name in config.workflows:
         return
     known = ", ".join(sorted(config.workflows))
-    hint = f"known are: {known}." if known else "the configuration has no [workflows.NAME]."
-    raise UsageError(f'There is no workflow "{name}"; {hint}')
+    hint = f"Known are: {known}." if known else "The configuration has no [workflows.NAME]."
+    raise UsageError(f'Unknown workflow "{name}". {hint}')
 
 
-def _wait(config: Config, store: Store, key: bytes, limit: float | None, json: bool) -> None:
-    from workerd.operations import requests as operations
-    from workerd.operations.waiting import until
-
+def _wait(config: Config, store: Store, key: bytes, timeout: float, json: bool) -> None:
     shown = id_text(key)
     try:
-        until(store.read, lambda tx: operations.ended(tx, key), limit)
+        until(store.read, request_over(key), None if timeout == math.inf else timeout)
     except TimeoutError:
         raise CommandFailed(
-            f"The request {shown} has not ended in time; it goes on. "
-            f"`workerd request show {shown}` says how it is."
+            f"Request {shown} has not ended in time; it continues. `workerd request show {shown}` shows it."
         ) from None
     except KeyboardInterrupt:
-        say(f"The request {shown} goes on; `workerd request cancel {shown}` ends it.")
+        notify(f"Request {shown} continues; `workerd request cancel {shown}` cancels it.")
         raise
-    _show(config, store, key, json)
-    if store.read(lambda tx: document_of(tx, key))["status"] != "completed":
+    if _print(config, store, key, json).status != RequestStatus.COMPLETED:
         raise CommandExit(1)
 
 
 def show(request_id: RequestId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a request and the graph of its jobs."""
-    key = identity(request_id)
-    with opened(c) as (config, store):
-        _show(config, store, key, json)
+    with open_session(c) as (config, store):
+        _print(config, store, request_id, json)
 
 
-def _show(config: Config, store: Store, key: bytes, json: bool) -> None:
-    from workerd.store import requests
-
-    if json:
-        put_json(store.read(lambda tx: document_of(tx, key)))
-        return
+def _print(config: Config, store: Store, key: bytes, json: bool) -> RequestRow:
     row, jobs = store.read(lambda tx: requests.get(tx, key))
-    show_request(row, jobs)
-    if row.status == "queuing" and row.workflow not in config.workflows:
-        say(f"No workflow {line(row.workflow)} is configured here: only a node that has it can begin this.")
-
-
-def document_of(tx: Tx, key: bytes) -> dict[str, Any]:
-    """The request's document, with its jobs. Raises NotFound."""
-    from workerd import documents
-    from workerd.store import requests
-
-    row, jobs = requests.get(tx, key)
-    return documents.request(row, jobs)
+    if json:
+        print_json(documents.request(row, jobs))
+        return row
+    print_request(row, jobs)
+    if row.status == RequestStatus.QUEUING and row.workflow not in config.workflows:
+        notify(
+            f"Workflow {line(row.workflow)} is not configured here: only a node that has it can start "
+            f"this request."
+        )
+    return row
 
 
 def list_(
     workflow: WorkflowFilter = None,
     status: RequestStatusFilter = None,
-    since_: SinceFilter = None,
+    since: SinceFilter = None,
     limit: Limit = None,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """List requests, newest first."""
-    from workerd import documents
-    from workerd.store import requests
-    from workerd.workflow import RequestStatus
-
-    if status is not None and status not in list(RequestStatus):
-        known = ", ".join(RequestStatus)
-        raise UsageError(f'--status: expected one of {known}, got "{line(status)}".')
-    moment = since(since_, now_us())
-    found: list[Any] = []
-    after: str | None = None
-    most = limit or SHOWN
-    with opened(c) as (_, store):
-        while len(found) < most:
-            size = min(PAGE, most - len(found))
-
-            def page(tx: Tx, size: int = size, after: str | None = after) -> Any:
-                return requests.list_(
-                    tx, status=status, workflow=workflow, since=moment, limit=size, after=after
-                )
-
-            got = store.read(page)
-            found += got.rows
-            after = got.next
-            if after is None:
-                break
+    filters = {"workflow": workflow, "status": status, "since": since}
+    with open_session(c) as (_, store):
+        found, cursor = _newest(store, filters, limit or DEFAULT_LIMIT)
     if json:
-        put_json({"requests": [documents.request(row) for row in found], "next": after})
+        print_json({"requests": [documents.request(row) for row in found], "next": cursor})
         return
-    table_of_requests(found)
-    if after is not None and limit is None:
-        say(f"There are more: these are the newest {len(found)}; --limit shows as many as you say.")
+    print_request_table(found)
+    if cursor is not None and limit is None:
+        notify(f"These are the newest {len(found)}; --limit N shows more.")
+
+
+def _newest(store: Store, filters: dict[str, Any], limit: int) -> tuple[list[RequestRow], str | None]:
+    """The newest requests that the filters match, and the cursor of those that follow."""
+    found: list[RequestRow] = []
+    cursor: str | None = None
+    while len(found) < limit:
+        size = min(PAGE_ROWS, limit - len(found))
+        page = store.read(partial(requests.list_, **filters, limit=size, after=cursor))
+        found += page.rows
+        cursor = page.next
+        if cursor is None:
+            break
+    return found, cursor
 
 
 def cancel(request_id: RequestId, c: ConfigPath = None) -> None:
     """Cancel a request.
 
-    What waits is cancelled, what runs is asked to end, no further step begins.
+    Waiting jobs are cancelled, running jobs are asked to stop, no further step starts.
     """
-    from workerd.store import requests
-
-    key = identity(request_id)
-    with opened(c) as (config, store):
-        result = store.run(lambda tx: requests.cancel(tx, key))
+    with open_session(c) as (config, store):
+        result = store.run(lambda tx: requests.cancel(tx, request_id))
         wake(config)
     if result == "ended":
-        say("The request is cancelled.")
+        notify("The request is cancelled.")
     else:
-        say("The request was asked to end: it is cancelled when its running jobs have ended.")
+        notify("The request was asked to stop: it is cancelled when its running jobs have ended.")

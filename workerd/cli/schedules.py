@@ -1,46 +1,46 @@
-"""`schedules`: what recurs, when next, how the last run ended; pause, resume and run one."""
+"""`schedules`: what recurs, when next, how the last run ended; pause, resume or run one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
+from workerd import documents
 from workerd.cli.errors import UsageError
-from workerd.cli.handlers import who
+from workerd.cli.handlers import user_at_host
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import put, put_json, say, table
-from workerd.cli.session import opened, wake
-from workerd.cli.views import second
+from workerd.cli.output import notify, print_json, print_table, print_text
+from workerd.cli.session import open_session, wake
+from workerd.cli.views import second_of
 from workerd.clock import to_rfc3339
 from workerd.config.model import Config
 from workerd.errors import NotFound
 from workerd.job import id_text
+from workerd.schedule import Cron
+from workerd.store import schedules as store_schedules
+from workerd.store.base import Store, Tx
+from workerd.store.schedules import ScheduleRow
 from workerd.text import line
 
-if TYPE_CHECKING:
-    from workerd.store.base import Store, Tx
-    from workerd.store.schedules import ScheduleRow
-
-
 ACTIONS = ("pause", "resume", "run")
-MOST = 1000
+MAX_NEXT = 1000
 
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME | pause NAME | resume NAME | run NAME]", help="One schedule, or what to do with it."
+        metavar="[NAME | pause NAME | resume NAME | run NAME]", help="One schedule, or an action on it."
     ),
 ]
 Next = Annotated[
-    int | None, typer.Option("--next", metavar="N", min=1, max=MOST, help="Show the N coming times.")
+    int | None, typer.Option("--next", metavar="N", min=1, max=MAX_NEXT, help="Show the next N times.")
 ]
 
 
 def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, json: AsJson = False) -> None:
-    """List what recurs, or pause, resume or run it."""
+    """List schedules, or pause, resume or run one."""
     match words or []:
         case []:
             name = None
@@ -48,30 +48,28 @@ def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, jso
             pass
         case [action, name] if action in ACTIONS:
             if next_ is not None:
-                raise UsageError("--next shows times and changes nothing: leave it out, or the action.")
+                raise UsageError(f"--next shows times. Leave it out, or leave out {action}.")
             _act(c, action, name, json)
             return
         case _:
             raise UsageError("Expected one name, or pause, resume or run and one name.")
-    with opened(c) as (config, store):
+    if next_ is not None and name is None:
+        raise UsageError("Name the schedule whose next times you want: `workerd schedules NAME --next 10`.")
+    with open_session(c) as (config, store):
         rows, now = store.read(lambda tx: _rows(tx, config, name))
     if next_ is None:
-        _show(rows, now, json)
-    elif name is None:
-        raise UsageError("Name the schedule whose coming times you want: `workerd schedules NAME --next 10`.")
+        _print(rows, now, json)
     else:
-        _show_next(rows[0], now, next_, json)
+        _print_next(rows[0], now, next_, json)
 
 
 def _rows(tx: Tx, config: Config, name: str | None) -> tuple[list[ScheduleRow], int]:
-    """The store's schedules and those that are configured but never began, by name. Raises NotFound."""
-    from workerd.store import schedules as store
-
-    found = {row.name: row for row in store.list_(tx)}
-    for configured, schedule in store.wanted(config).items():
+    """The schedules of the store and of the configuration, by name, and the store's now. Raises NotFound."""
+    found = {row.name: row for row in store_schedules.list_(tx)}
+    for configured, schedule in store_schedules.wanted(config).items():
         if configured not in found:
-            kind, expression, timezone = store.described(schedule)
-            found[configured] = store.ScheduleRow(
+            kind, expression, timezone = store_schedules.described(schedule)
+            found[configured] = ScheduleRow(
                 name=configured, kind=kind, expression=expression, timezone=timezone,
                 last_tick=None, last_job=None, paused_at=None, paused_by=None,
             )  # fmt: skip
@@ -83,52 +81,38 @@ def _rows(tx: Tx, config: Config, name: str | None) -> tuple[list[ScheduleRow], 
     return [found[name]], tx.now
 
 
-def coming(row: ScheduleRow, now: int, count: int) -> list[int]:
+def _next_times(row: ScheduleRow, now: int, count: int) -> list[int]:
     """The next times of a schedule, as far as they can be known."""
     if row.paused_at is not None:
         return []
     if row.kind == "cooler":
-        # When the run after the next one begins depends on how long the next one takes.
+        # The run after the next one starts when the next one has ended, which is not known.
         return [row.next_at] if row.next_at is not None else []
-    from workerd.schedule import Cron
-
     return list(islice(Cron(row.expression, row.timezone).after(now), count))
 
 
-def _document(row: ScheduleRow, now: int, count: int = 1) -> dict[str, Any]:
-    from workerd import documents
-
-    times = coming(row, now, count)
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "expression": row.expression,
-        "timezone": row.timezone,
-        "last_tick": documents.moment(row.last_tick),
-        "last_job": documents.identity(row.last_job),
-        "last_status": row.last_status,
-        "last_end": documents.moment(row.last_end),
-        "next_at": documents.moment(times[0] if times else None),
-        "paused_at": documents.moment(row.paused_at),
-        "paused_by": row.paused_by,
-        **({"next": [to_rfc3339(us) for us in times]} if count > 1 else {}),
-    }
+def _document(row: ScheduleRow, times: list[int]) -> dict[str, Any]:
+    next_at = documents.moment(times[0] if times else None)
+    return {**documents.schedule(row), "next_at": next_at}
 
 
-def _show(rows: list[ScheduleRow], now: int, json: bool) -> None:
+def _print(rows: list[ScheduleRow], now: int, json: bool) -> None:
+    times = [_next_times(row, now, 1) for row in rows]
     if json:
-        put_json({"schedules": [_document(row, now) for row in rows], "next": None})
+        found = [_document(row, of) for row, of in zip(rows, times, strict=True)]
+        print_json({"schedules": found, "next": None})
         return
     if not rows:
-        say("Nothing recurs: give a handler or a workflow `cron` or `cooler` in the configuration.")
+        notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler` in the configuration.")
         return
-    table(
+    print_table(
         ["name", "when", "next", "last run ended", "as", "state"],
         [
-            [row.name, _when(row), _next_text(row, now), _second(row.last_end), row.last_status, _state(row)]
-            for row in rows
+            [row.name, _when(row), second_of(of[0] if of else None), second_of(row.last_end), row.last_status,
+             _state(row)]
+            for row, of in zip(rows, times, strict=True)
         ],
-    )
+    )  # fmt: skip
 
 
 def _when(row: ScheduleRow) -> str:
@@ -137,68 +121,44 @@ def _when(row: ScheduleRow) -> str:
     return f"{row.expression} {row.timezone}"
 
 
-def _next_text(row: ScheduleRow, now: int) -> str | None:
-    times = coming(row, now, 1)
-    return _second(times[0]) if times else None
-
-
-def _second(us: int | None) -> str | None:
-    return second(to_rfc3339(us)) if us is not None else None
-
-
 def _state(row: ScheduleRow) -> str:
     if row.paused_at is not None:
-        return f"paused {_second(row.paused_at)} by {row.paused_by}"
+        return f"paused {second_of(row.paused_at)} by {row.paused_by}"
     return "active"
 
 
-def _show_next(row: ScheduleRow, now: int, count: int, json: bool) -> None:
-    times = coming(row, now, count)
+def _print_next(row: ScheduleRow, now: int, count: int, json: bool) -> None:
+    times = _next_times(row, now, count)
     if json:
-        put_json(_document(row, now, max(2, count)))
+        print_json({**_document(row, times), "next": [to_rfc3339(us) for us in times]})
         return
     for us in times:
-        put(_second(us) or "")
+        print_text(second_of(us) or "")
     if row.paused_at is not None:
-        say(f"It is paused: `workerd schedules resume {line(row.name)}` lets it go on.")
+        notify(f"{line(row.name)} is paused; `workerd schedules resume {line(row.name)}` resumes it.")
     elif row.kind == "cooler":
-        say("The pause is counted from the end of each run, so no further times are known.")
+        notify("Each run starts a pause after the end of the one before: later times are not known.")
 
 
-def _act(path: Any, action: str, name: str, json: bool) -> None:
-    with opened(path) as (config, store):
-        said = _ACT[action](config, store, name)
+def _act(path: Path | None, action: str, name: str, json: bool) -> None:
+    with open_session(path) as (config, store):
+        match action:
+            case "pause":
+                store.run(lambda tx: store_schedules.pause(tx, name, user_at_host()))
+                notify(f"{line(name)} is paused; `workerd schedules resume {line(name)}` resumes it.")
+            case "resume":
+                was_paused = store.run(lambda tx: store_schedules.resume(tx, name))
+                text = "is resumed from now on." if was_paused else "was not paused; nothing has changed."
+                notify(f"{line(name)} {text}")
+            case _:
+                _run(config, store, name, json)
         wake(config)
-    if isinstance(said, bytes):
-        if json:
-            put_json({"id": id_text(said)})
-        else:
-            put(id_text(said))
-    else:
-        say(said)
 
 
-def _pause(config: Config, store: Store, name: str) -> str:
-    from workerd.store import schedules as store_schedules
-
-    store.run(lambda tx: store_schedules.pause(tx, name, who()))
-    return f"{line(name)} is paused; `workerd schedules resume {line(name)}` lets it go on."
-
-
-def _resume(config: Config, store: Store, name: str) -> str:
-    from workerd.store import schedules as store_schedules
-
-    if store.run(lambda tx: store_schedules.resume(tx, name)):
-        return f"{line(name)} goes on from now."
-    return f"{line(name)} was not paused; nothing has changed."
-
-
-def _run(config: Config, store: Store, name: str) -> bytes:
-    from workerd.store import schedules as store_schedules
-
+def _run(config: Config, store: Store, name: str, json: bool) -> None:
     workflow = name in config.workflows
-    return store.run(lambda tx: store_schedules.run_now(tx, name, workflow=workflow))
-
-
-_Act = Callable[[Config, Any, str], str | bytes]
-_ACT: dict[str, _Act] = {"pause": _pause, "resume": _resume, "run": _run}
+    key = store.run(lambda tx: store_schedules.run_now(tx, name, workflow=workflow))
+    if json:
+        print_json({"id": id_text(key)})
+    else:
+        print_text(id_text(key))

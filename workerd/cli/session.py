@@ -6,26 +6,24 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workerd.config.build import load
 from workerd.config.model import Config
+from workerd.runtime.paths import Paths
+from workerd.runtime.sockets import poke
+from workerd.store.base import Store
+from workerd.store.engines import open_store
 
-if TYPE_CHECKING:
-    from workerd.store.base import Store
 
-
-def configuration(path: Path | None) -> Config:
-    """What `-c` names, or /etc/workerd. Raises ConfigError with all faults."""
+def load_config(path: Path | None) -> Config:
+    """The configuration at `path`, None for /etc/workerd. Raises ConfigError with every error."""
     return load(path, os.environ)
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[tuple[Config, Store]]:
-    """The configuration and the store that it names, of this version. Raises ConfigError, StoreError."""
-    from workerd.store.engines import open_store
-
-    config = configuration(path)
+def open_session(path: Path | None) -> Iterator[tuple[Config, Store]]:
+    """The configuration and its store, open for one command. Raises ConfigError, StoreError."""
+    config = load_config(path)
     store = open_store(config.store, state_dir=config.node.state_dir)
     try:
         store.check_version()
@@ -35,8 +33,5 @@ def opened(path: Path | None) -> Iterator[tuple[Config, Store]]:
 
 
 def wake(config: Config) -> None:
-    """Tell this machine's dispatcher, if there is one, that there is work."""
-    from workerd.runtime.paths import Paths
-    from workerd.runtime.sockets import poke
-
+    """Wake this host's dispatcher, if it runs."""
     poke(Paths(config.node).wake)

@@ -1,4 +1,4 @@
-"""`status`: what the supervisor on this machine says."""
+"""`status`: the state of the daemon on this host, as its supervisor reports it."""
 
 from __future__ import annotations
 
@@ -8,51 +8,50 @@ from typing import Any
 
 from workerd.cli.errors import CommandExit, CommandFailed
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import pairs, put, put_json, say, table
-from workerd.cli.session import configuration
+from workerd.cli.output import notify, print_fields, print_heading, print_json, print_table, print_text
+from workerd.cli.session import load_config
 from workerd.config.model import Config
+from workerd.runtime.control import ask
+from workerd.runtime.paths import Paths
 from workerd.text import line, plural, seconds_text, size_text
 
 Document = dict[str, Any]
 
 
 def status(c: ConfigPath = None, json: AsJson = False) -> None:
-    """Say how the daemon on this machine is."""
-    document = asked(configuration(c))
+    """Show the state of the daemon on this host."""
+    document = ask_supervisor(load_config(c))
     if json:
-        put_json(document)
+        print_json(document)
     else:
-        _show(document)
-    if not document.get("ready") or _store_is_away(document):
+        _print(document)
+    if not document.get("ready") or _is_store_away(document):
         if not json:
-            say(_why_not_ready(document))
+            notify(_why_not_ready(document))
         raise CommandExit(1)
 
 
-def asked(config: Config) -> Document:
-    """The supervisor's own document. Raises Failed with what to do when nobody answers."""
-    from workerd.runtime.control import ask
-    from workerd.runtime.paths import Paths
-
+def ask_supervisor(config: Config) -> Document:
+    """The supervisor's status document. Raises CommandFailed if it does not answer."""
     path = Paths(config.node).supervisor
     try:
         return ask(path, {"ask": "status"})
     except PermissionError:
         raise CommandFailed(
-            f"You may not ask workerd ({path}): do it as the user that it runs as, or as root."
+            f"You may not access workerd's socket {path}. Do this as the user of workerd, or as root."
         ) from None
     except (FileNotFoundError, ConnectionRefusedError):
         raise CommandFailed(
-            f"workerd does not run here (nobody listens at {path}): start it with `workerd start` or "
+            f"workerd is not running (no process listens at {path}). Start it with `workerd start` or "
             f"`systemctl start workerd`."
         ) from None
     except OSError as error:
         raise CommandFailed(
-            f"workerd does not answer at {path} ({error}): look at its log, then try again."
+            f"workerd does not answer at {path} ({error}). Check its log, then retry."
         ) from None
 
 
-def _store_is_away(document: Document) -> bool:
+def _is_store_away(document: Document) -> bool:
     store = document.get("store")
     return isinstance(store, dict) and store.get("state") not in (None, "up")
 
@@ -60,9 +59,9 @@ def _store_is_away(document: Document) -> bool:
 def _why_not_ready(document: Document) -> str:
     state = document.get("state", "unknown")
     if state == "draining":
-        return "workerd is stopping; it takes no more jobs."
-    if _store_is_away(document):
-        return "workerd is not ready: the store does not answer; jobs that run go on, no new ones are taken."
+        return "workerd is stopping and takes no new jobs."
+    if _is_store_away(document):
+        return "workerd is not ready: the store does not answer. Running jobs continue; none is claimed."
     troubles = [
         f"{name}: {part['trouble']}"
         for name, part in [*_named(document, "roles"), *_named(document, "pools")]
@@ -76,9 +75,9 @@ def _named(document: Document, key: str) -> list[tuple[str, Document]]:
     return [(str(name), dict(part)) for name, part in found.items()] if isinstance(found, dict) else []
 
 
-def _show(document: Document) -> None:
+def _print(document: Document) -> None:
     node = f"{document.get('node')}, workerd {document.get('version')}, process id {document.get('pid')}"
-    pairs(
+    print_fields(
         [
             ("node", node),
             ("state", document.get("state")),
@@ -88,22 +87,22 @@ def _show(document: Document) -> None:
             ("spool", _spool(document.get("spool"))),
         ]
     )
-    put()
-    table(
+    print_text()
+    print_table(
         ["role", "state", "pid", "up", "restarts", "trouble"],
         [_process_row(name, role) for name, role in _named(document, "roles")],
     )
     pools = _named(document, "pools")
     if not pools:
-        put()
-        put("No pools: the configuration names no handlers.")
+        print_text()
+        print_text("No pools: the configuration has no handlers.")
         return
-    put()
-    table(
+    print_text()
+    print_table(
         ["pool", "state", "pid", "up", "restarts", "workers", "waiting", "handlers", "trouble"],
         [_pool_row(name, pool) for name, pool in pools],
     )
-    _show_running(pools)
+    _print_running(pools)
 
 
 def _process_row(name: str, part: Document) -> list[object]:
@@ -124,7 +123,7 @@ def _pool_row(name: str, pool: Document) -> list[object]:
 
 
 def workers_text(pool: Document) -> str:
-    """`2 running, 1 idle`, or whatever the pool says of its workers."""
+    """The pool's workers by state: `2 running, 1 idle`."""
     workers = pool.get("workers")
     if isinstance(workers, list):
         states: dict[str, int] = {}
@@ -148,13 +147,12 @@ def running(pools: Iterable[tuple[str, Document]]) -> list[tuple[str, Document]]
     ]
 
 
-def _show_running(pools: list[tuple[str, Document]]) -> None:
+def _print_running(pools: list[tuple[str, Document]]) -> None:
     busy = running(pools)
     if not busy:
         return
-    put()
-    put(f"Running now ({plural(len(busy), 'job')}):")
-    table(
+    print_heading(f"Running now ({plural(len(busy), 'job')}):")
+    print_table(
         ["pool", "worker", "pid", "handler", "attempt", "for", "job"],
         [[name, *_running_row(worker)] for name, worker in busy],
     )
@@ -166,7 +164,7 @@ def _running_row(worker: Document) -> list[object]:
 
 
 def runs_for(worker: Document) -> float | None:
-    """Seconds since the worker's job began; the supervisor's machine is this one, and so is its clock."""
+    """Seconds since the worker's job started; both processes read this host's monotonic clock."""
     since = worker.get("since")
     return max(0.0, time.monotonic() - since) if isinstance(since, int | float) else None
 
@@ -184,7 +182,7 @@ def _lease(dispatcher: Document) -> str | None:
     if "lease_held" not in dispatcher:
         return None
     if not dispatcher["lease_held"]:
-        return "not held: nothing is claimed until the store answers"
+        return "not held: no job is claimed until the store answers"
     return f"held, {seconds_text(dispatcher.get('lease_left'))} left"
 
 

@@ -1,64 +1,58 @@
-"""`top`: pools, workers, what runs now and for how long, rates, depth; redrawn every second."""
+"""`top`: pools, workers, running jobs, rates and queues, redrawn every second."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import psutil
 import typer
 
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import put_json
-from workerd.cli.session import configuration
-from workerd.cli.status import Document, asked, runs_for
+from workerd.cli.output import print_json
+from workerd.cli.session import load_config
+from workerd.cli.status import Document, ask_supervisor, runs_for
+from workerd.cli.top_view import live, print_frame
+from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.errors import StoreError
+from workerd.job import Status
+from workerd.store import queries
+from workerd.store.base import Store, Tx
+from workerd.store.engines import open_store
 
-if TYPE_CHECKING:
-    import psutil
+FRAME_INTERVAL_S = 1.0
+FIRST_CPU_SAMPLE_S = 0.2
+"""CPU of the first frame is measured over this long."""
+STORE_TIMEOUT_S = 1.0
+"""A frame waits this long for the store, then shows only what the supervisor reports."""
+MAX_COUNTED_JOBS = 10_000
 
-    from workerd.store.base import Store, Tx
-
-
-EVERY = 1.0
-"""Seconds between two frames."""
-SAMPLE = 0.2
-"""Seconds over which CPU is measured for the first frame."""
-STORE_TIMEOUT = 1.0
-"""Seconds that a frame waits for the store: what the supervisor says is shown without it."""
-DEPTH_CAP = 10_000
-
-Once = Annotated[bool, typer.Option("--once", help="Print one frame and end.")]
+Once = Annotated[bool, typer.Option("--once", help="Print one frame and exit.")]
 
 
 def top(once: Once = False, c: ConfigPath = None, json: AsJson = False) -> None:
-    """Show pools, workers, what runs now, rates and depth."""
-    config = configuration(c)
-    with contextlib.closing(TopSampler(config)) as gauge:
-        gauge.read()
+    """Show pools, workers, running jobs, rates and queues, live."""
+    with contextlib.closing(TopSampler(load_config(c))) as sampler:
+        sampler.sample()
         if json or once:
-            time.sleep(SAMPLE)
-            document = gauge.read()
+            time.sleep(FIRST_CPU_SAMPLE_S)
+            frame = sampler.sample()
             if json:
-                put_json(document)
+                print_json(frame)
             else:
-                from workerd.cli.top_view import print_frame
-
-                print_frame(document)
+                print_frame(frame)
             return
-        from workerd.cli.top_view import live
-
-        # Ctrl-C is how one leaves it.
+        # Ctrl-C is the way to leave.
         with contextlib.suppress(KeyboardInterrupt), live() as show:
             while True:
-                time.sleep(EVERY)
-                show(gauge.read())
+                time.sleep(FRAME_INTERVAL_S)
+                show(sampler.sample())
 
 
 class TopSampler:
-    """Reads one frame after the other; CPU is measured from the frame before."""
+    """Samples one frame after the other; CPU is measured since the frame before."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -70,25 +64,28 @@ class TopSampler:
         if self._store is not None:
             self._store.close()
 
-    def read(self) -> Document:
-        """A frame: what the supervisor says, what each process uses, how much waits. Raises Failed."""
-        said = asked(self._config)
-        roles = _list(said.get("roles"))
+    def sample(self) -> Document:
+        """One frame: the supervisor's status, the usage of each process, and jobs by handler and state.
+
+        Raises CommandFailed if the supervisor does not answer.
+        """
+        status = ask_supervisor(self._config)
+        roles = _list(status.get("roles"))
         ingester = next((r for r in roles if r["name"] == "ingester"), {})
         dispatcher = next((r for r in roles if r["name"] == "dispatcher"), {})
         frame = {
-            "node": said.get("node"),
-            "state": said.get("state"),
-            "version": said.get("version"),
-            "started_at": said.get("started_at"),
-            "store": said.get("store"),
-            "spool": said.get("spool"),
+            "node": status.get("node"),
+            "state": status.get("state"),
+            "version": status.get("version"),
+            "started_at": status.get("started_at"),
+            "store": status.get("store"),
+            "spool": status.get("spool"),
             "lease_left": dispatcher.get("lease_left"),
             "claims_per_second": dispatcher.get("claims_per_second"),
             "ends_per_second": ingester.get("rate"),
             "roles": [self._process(role) for role in roles],
-            "pools": [self._pool(pool) for pool in _list(said.get("pools"))],
-            "depth": self._depth(said),
+            "pools": [self._pool(pool) for pool in _list(status.get("pools"))],
+            "depth": self._depth(status),
         }
         alive = {p["pid"] for p in _processes(frame)}
         self._processes = {pid: known for pid, known in self._processes.items() if pid in alive}
@@ -116,43 +113,37 @@ class TopSampler:
         return {**known, **self._usage(part.get("pid"))}
 
     def _usage(self, pid: int | None) -> Document:
-        """CPU in per cent of one core since the frame before, and memory, of a process of this machine."""
-        import psutil
-
+        """CPU since the frame before, in per cent of one core, and memory in bytes."""
         try:
             if not pid:
                 raise psutil.NoSuchProcess(0)
             process = self._processes.setdefault(pid, psutil.Process(pid))
-            # Its share of what forked processes have in common (PSS): the sum is what the machine spends.
+            # PSS divides what forked processes share, so that the sum is what the host uses.
             return {"cpu": process.cpu_percent(None), "memory": process.memory_full_info().pss}
         except psutil.Error:
             return {"cpu": None, "memory": None}
 
-    def _depth(self, said: Document) -> list[Document] | None:
+    def _depth(self, status: Document) -> list[Document] | None:
         """Jobs by handler and state, None while the store does not answer."""
-        names = sorted({h for pool in _list(said.get("pools")) for h in pool.get("handlers") or ()})
+        names = sorted({h for pool in _list(status.get("pools")) for h in pool.get("handlers") or ()})
         try:
             if self._store is None:
-                from workerd.store.engines import open_store
-
-                node, url = self._config.node, self._config.store
-                self._store = open_store(url, state_dir=Path(node.state_dir), timeout=STORE_TIMEOUT)
+                self._store = open_store(
+                    self._config.store, state_dir=self._config.node.state_dir, timeout=STORE_TIMEOUT_S
+                )
             return self._store.read(lambda tx: _counts(tx, names))
         except StoreError:
             return None
 
 
 def _counts(tx: Tx, names: list[str]) -> list[Document]:
-    from workerd.job import Status
-    from workerd.store import queries
-
     states = (Status.NEW, Status.SCHEDULED, Status.INPROGRESS)
     found: dict[str, Document] = {}
-    for count in queries.counts(tx, names, states, DEPTH_CAP):
+    for count in queries.counts(tx, names, states, MAX_COUNTED_JOBS):
         row = found.setdefault(count.handler, {"handler": count.handler, **dict.fromkeys(states, 0)})
         row[count.status] = count.count
         if count.oldest is not None:
-            row["oldest_seconds"] = max(0.0, (tx.now - count.oldest) / 1e6)
+            row["oldest_seconds"] = max(0.0, (tx.now - count.oldest) / SECOND)
     return list(found.values())
 
 

@@ -1,4 +1,4 @@
-"""How `top` looks."""
+"""How `top` draws a frame."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Document = dict[str, Any]
 
 PLAIN_WIDTH = 120
 WIDE = 100
-"""Columns from which on there is room for more than an 80 column terminal shows."""
+"""From this width on, tables have columns that do not fit into 80."""
 
 
 def print_frame(frame: Document) -> None:
@@ -29,14 +29,14 @@ def print_frame(frame: Document) -> None:
 
 @contextmanager
 def live() -> Iterator[Callable[[Document], None]]:
-    """A function that shows one frame after the other, on the whole screen where there is one."""
+    """A function that draws a frame over the one before, on the whole screen if there is a terminal."""
     console = Console(highlight=False)
     with Live(console=console, screen=console.is_terminal, auto_refresh=False) as screen:
         yield lambda frame: screen.update(render(frame, console.width), refresh=True)
 
 
 def render(frame: Document, width: int) -> Group:
-    """The frame as it is drawn in `width` columns."""
+    """The frame drawn in `width` columns."""
     parts: list[Any] = [_head(frame), _rates(frame), Text()]
     parts.append(_pools(frame, width))
     running = [(pool, w) for pool in frame["pools"] for w in pool["workers"] if w["job"]]

@@ -1,4 +1,4 @@
-"""How jobs and requests look in a terminal."""
+"""How jobs, attempts and requests are printed for people."""
 
 from __future__ import annotations
 
@@ -7,123 +7,123 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Container, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
-from workerd.cli.output import bold, is_terminal, pairs, put, table
+from workerd.cli.output import bold, is_terminal, print_fields, print_heading, print_table, print_text
 from workerd.clock import SECOND, now_us, to_rfc3339
+from workerd.job import id_text
+from workerd.store.columns import JobRow, RequestRow
 from workerd.text import exit_text, harmless, line, seconds_text, size_text
-
-if TYPE_CHECKING:
-    from workerd.store.columns import JobRow, RequestRow
-    from workerd.workflow import Graph
-
+from workerd.workflow import Graph, decode
 
 Document = dict[str, Any]
 
-PAYLOAD_SHOWN = 2000
-_FACTS = (
+MAX_PAYLOAD_CHARACTERS = 2000
+_FIELDS = (
     "handler", "status", "reason", "attempt", "success", "priority", "unique_key", "request_id", "step",
     "name", "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "node", "pid",
     "exit_signal", "exit_code", "error",
 )  # fmt: skip
 
 
-def table_of_jobs(jobs: list[Document]) -> None:
-    """One line a job."""
-    table(
+def print_job_table(jobs: Iterable[Document]) -> None:
+    """Print one line for each job."""
+    print_table(
         ["id", "handler", "status", "reason", "attempt", "created", "took", "error"],
         [
             [job["id"], job["handler"], job["status"], job["reason"], job["attempt"],
-             second(job["created_at"]), microseconds(job["run_us"]), job["error"]]
+             second(job["created_at"]), run_time(job["run_us"]), job["error"]]
             for job in jobs
         ],
     )  # fmt: skip
 
 
 def second(moment: str | None) -> str | None:
-    """A time cut to its second, for columns."""
+    """A time in RFC 3339 cut to its second, for columns."""
     return f"{moment[:19]}Z" if moment else None
 
 
-def microseconds(value: int | None) -> str | None:
-    return None if value is None else seconds_text(value / 1e6)
+def second_of(us: int | None) -> str | None:
+    """A store time as text, cut to its second."""
+    return second(to_rfc3339(us)) if us is not None else None
 
 
-def show_job(job: Document) -> None:
-    """All there is to know of a job, one fact a line, then its attempts and the newest stack."""
-    facts: list[tuple[str, object]] = [("id", job["id"])]
-    facts += [(name, job.get(name)) for name in _FACTS]
-    if job.get("progress") is not None or job.get("note"):
-        facts.append(("progress", progress_text(job)))
-    facts += [
-        ("took", microseconds(job["run_us"])),
-        ("cpu", microseconds(job["cpu_us"])),
+def run_time(us: int | None) -> str | None:
+    """Microseconds as a duration for people."""
+    return None if us is None else seconds_text(us / SECOND)
+
+
+def print_job(job: Document) -> None:
+    """Print everything about a job, one field a line, then its attempts and the last stack."""
+    fields: list[tuple[str, object]] = [("id", job["id"])]
+    fields += [(name, job.get(name)) for name in _FIELDS]
+    fields += [
+        ("progress", progress_text(job["progress"], job["note"])),
+        ("took", run_time(job["run_us"])),
+        ("cpu", run_time(job["cpu_us"])),
         ("memory", None if job["max_rss_kib"] is None else size_text(job["max_rss_kib"] * 1024)),
-        ("vars", _json(job["vars"])),
-        ("meta", None if job["meta"] is None else _json(job["meta"])),
-        ("payload", payload_text(job, PAYLOAD_SHOWN) if job["complete"] and job["success"] else None),
+        ("vars", _json_text(job["vars"])),
+        ("meta", None if job["meta"] is None else _json_text(job["meta"])),
+        ("payload", _payload_text(job) if job["complete"] and job["success"] else None),
     ]
-    pairs(facts)
-    show_attempts(job.get("attempts") or [])
-    if job.get("stack"):
-        put()
-        print(bold("Stack of the last attempt:"))
-        put(str(job["stack"]).rstrip())
+    print_fields(fields)
+    print_attempts(job["attempts"])
+    if job["stack"]:
+        print_heading("Stack of the last attempt:")
+        print_text(str(job["stack"]).rstrip())
 
 
-def show_attempts(attempts: list[Document]) -> None:
-    """One line an attempt, if there was more than one."""
+def print_attempts(attempts: Sequence[Document]) -> None:
+    """Print one line for each attempt if there was more than one."""
     if len(attempts) < 2:
         return
-    put()
-    table(
-        ["attempt", "status", "reason", "node", "started", "took", "ended by", "error"],
+    print_text()
+    print_table(
+        ["attempt", "status", "reason", "node", "started", "took", "exit", "error"],
         [
             [a["attempt"], a["status"], a["reason"], a["node"], second(a["started_at"]),
-             microseconds(a["run_us"]), death(a), a["error"]]
+             run_time(a["run_us"]), exit_of(a), a["error"]]
             for a in attempts
         ],
     )  # fmt: skip
 
 
-def death(attempt: Document) -> str | None:
-    """`SIGSEGV` or `exit status 3`, if the process died."""
-    if attempt.get("exit_signal") is not None:
+def exit_of(attempt: Document) -> str | None:
+    """How the worker process ended, `SIGSEGV` or `exit status 3`, if it did."""
+    if attempt["exit_signal"] is not None:
         return exit_text(-attempt["exit_signal"])
-    if attempt.get("exit_code") is not None:
+    if attempt["exit_code"] is not None:
         return exit_text(attempt["exit_code"])
     return None
 
 
-def progress_text(job: Document) -> str:
+def progress_text(progress: float | None, note: str | None) -> str | None:
     """`40 %, resizing`."""
-    share = f"{job['progress'] * 100:.0f} %" if job.get("progress") is not None else ""
-    return ", ".join(filter(None, [share, job.get("note") or ""]))
+    share = f"{progress * 100:.0f} %" if progress is not None else ""
+    return ", ".join(filter(None, [share, note])) or None
 
 
-def payload_text(job: Document, most: int | None = None) -> str:
-    """The payload as one line of JSON; bytes by their number, if cut."""
-    if job.get("payload_base64") is not None:
+def _payload_text(job: Document) -> str:
+    """The payload as one line of JSON, cut if it is long; of bytes only their number."""
+    if job["payload_base64"] is not None:
         return f"{len(base64.b64decode(job['payload_base64']))} bytes"
-    text = _json(job["payload"])
-    return text if most is None or len(text) <= most else f"{text[:most]}…"
+    text = _json_text(job["payload"])
+    return text if len(text) <= MAX_PAYLOAD_CHARACTERS else f"{text[:MAX_PAYLOAD_CHARACTERS]}…"
 
 
-def put_payload(job: Document) -> None:
-    """The payload alone: bytes as they are, JSON as JSON."""
-    import sys
-
-    if job.get("payload_base64") is not None:
-        sys.stdout.flush()
-        sys.stdout.buffer.write(base64.b64decode(job["payload_base64"]))
-        sys.stdout.buffer.flush()
+def print_payload(job: Document) -> None:
+    """Print the payload alone: bytes as they are, JSON as JSON."""
+    if job["payload_base64"] is None:
+        print(line(_json_text(job["payload"])))
         return
-    print(line(_json(job["payload"])))
+    sys.stdout.flush()
+    sys.stdout.buffer.write(base64.b64decode(job["payload_base64"]))
+    sys.stdout.buffer.flush()
 
 
-def _json(value: Any) -> str:
+def _json_text(value: Any) -> str:
     return harmless(msgspec.json.encode(value).decode())
 
 
@@ -136,7 +136,7 @@ _MARKS = {
     "scheduled": "·",
     "": " ",
 }
-_PLAIN_MARKS = {
+_ASCII_MARKS = {
     "completed": "+",
     "failure": "x",
     "cancelled": "-",
@@ -145,104 +145,91 @@ _PLAIN_MARKS = {
     "scheduled": ".",
     "": " ",
 }
-_JOB = "  "
-_SPAWNED = "    "
-_UNBROKEN = 1 << 16
-"""Columns where nobody looks: an error stays one line there, for whoever searches it."""
+_JOB_INDENT = "  "
+_SPAWNED_INDENT = "    "
+_PIPE_WIDTH = 1 << 16
+"""Columns where no terminal is: an error stays one line, so that `grep` finds it."""
 
 
-def table_of_requests(requests: Iterable[RequestRow]) -> None:
-    """One line a request."""
-    table(
+def print_request_table(requests: Iterable[RequestRow]) -> None:
+    """Print one line for each request."""
+    print_table(
         ["id", "workflow", "status", "step", "created", "completed", "error"],
         [
-            [_id(row.id), row.workflow, row.status, row.step,
-             _second(row.created_at), _second(row.completed_at), row.error]
+            [id_text(row.id), row.workflow, row.status, row.step,
+             second_of(row.created_at), second_of(row.completed_at), row.error]
             for row in requests
         ],
     )  # fmt: skip
 
 
-def _id(key: bytes) -> str:
-    from workerd.job import id_text
-
-    return id_text(key)
-
-
-def _second(us: int | None) -> str | None:
-    return second(to_rfc3339(us)) if us else None
-
-
-def show_request(row: RequestRow, jobs: Sequence[JobRow]) -> None:
-    """All there is to know of a request, then its graph."""
+def print_request(row: RequestRow, jobs: Sequence[JobRow]) -> None:
+    """Print everything about a request, then the graph of its jobs."""
     ended = row.completed_at or now_us()
-    pairs(
+    print_fields(
         [
-            ("id", _id(row.id)),
+            ("id", id_text(row.id)),
             ("workflow", row.workflow),
             ("status", row.status),
-            ("created", _second(row.created_at)),
-            ("completed", _second(row.completed_at)),
-            ("took" if row.completed_at else "since", seconds_text(max(0, ended - row.created_at) / SECOND)),
+            ("created", second_of(row.created_at)),
+            ("completed", second_of(row.completed_at)),
+            ("took" if row.completed_at else "since", run_time(max(0, ended - row.created_at))),
             ("params", row.params.decode(errors="replace")),
             ("extras", row.extras.decode(errors="replace")),
             ("error", row.error),
         ]
     )
+    print_text()
     graph = _graph(row)
     if graph is None and not jobs:
-        put()
-        put("No job of it has been inserted yet.")
-        return
-    put()
-    for text in drawing(graph, jobs):
+        print_text("No job of it has been inserted yet.")
+    for text in draw_graph(graph, jobs):
         print(text)
 
 
 def _graph(row: RequestRow) -> Graph | None:
-    from workerd.workflow import decode
-
     try:
         return decode(row.steps) if row.steps else None
     except ValueError:
         return None
 
 
-def drawing(graph: Graph | None, jobs: Sequence[JobRow]) -> list[str]:
-    """The lines of the graph: levels from the first to the last, under each its jobs and what they need."""
+def draw_graph(graph: Graph | None, jobs: Sequence[JobRow]) -> list[str]:
+    """The lines of the graph: its levels in order, under each its jobs with status and needs."""
     rows = {job.name or job.handler: job for job in jobs}
     nodes = {job.name: job for job in graph.jobs} if graph else {}
+    needs_of = {name: job.needs for name, job in nodes.items()}
     levels: dict[int, list[str]] = {}
     for name in nodes:
-        levels.setdefault(_depth(name, {n: j.needs for n, j in nodes.items()}), []).append(name)
-    width = max((len(line(name)) + _indent(name, nodes) - len(_JOB) for name in {*nodes, *rows}), default=0)
+        levels.setdefault(_depth(name, needs_of), []).append(name)
+    width = max((len(line(name)) + len(_indent(name, nodes)) for name in {*nodes, *rows}), default=0)
     lines: list[str] = []
     for level in sorted(levels):
         lines.append(bold(_title(graph, level)))
         for name in levels[level]:
-            needs = nodes[name].needs if graph is not None and not graph.steps else ()
-            lines += _job_lines(name, width, rows.pop(name, None), _JOB, needs)
+            needs = needs_of[name] if graph is not None and not graph.steps else ()
+            lines += _job_lines(name, width, rows.pop(name, None), _JOB_INDENT, needs)
             for child in sorted(n for n in rows if n.startswith(f"{name}/")):
-                lines += _job_lines(child, width, rows.pop(child), _SPAWNED)
+                lines += _job_lines(child, width, rows.pop(child), _SPAWNED_INDENT)
     for name, job in rows.items():
-        lines += _job_lines(name, width, job, _JOB)
+        lines += _job_lines(name, width, job, _JOB_INDENT)
     return lines
 
 
-def _indent(name: str, nodes: Container[str]) -> int:
-    """How far to the right a job stands: what another one spawned stands below it."""
-    return len(_SPAWNED if name not in nodes and "/" in name else _JOB)
+def _indent(name: str, nodes: Container[str]) -> str:
+    """A job that another one spawned is drawn below it, further to the right."""
+    return _SPAWNED_INDENT if name not in nodes and "/" in name else _JOB_INDENT
 
 
 def _title(graph: Graph | None, level: int) -> str:
-    arrow = "" if level == 0 else ("↓ " if _unicode() else "v ")
+    arrow = "" if level == 0 else ("↓ " if _is_unicode() else "v ")
     if graph is not None and level < len(graph.steps):
         return f"{arrow}step {level}: {line(graph.steps[level])}"
     return f"{arrow}level {level}"
 
 
 def _depth(name: str, needs: dict[str, tuple[str, ...]]) -> int:
-    """The longest way from a job that needs nothing; the graph was checked to have no cycle."""
+    """The longest path from a job without needs; the graph was checked to have no cycle."""
     depth, front = 0, set(needs[name])
     while front and depth < len(needs):
         depth += 1
@@ -255,31 +242,30 @@ def _job_lines(
 ) -> Iterator[str]:
     """The job's line, and below it its error; `width`: columns of the longest name with its indent."""
     status = job.status if job is not None else ""
-    marks = _MARKS if _unicode() else _PLAIN_MARKS
-    label = line(name).ljust(width + len(_JOB) - len(indent))
-    words = [marks.get(status, "?"), label, (status or "not begun").ljust(10)]
+    marks = _MARKS if _is_unicode() else _ASCII_MARKS
+    label = line(name).ljust(width - len(indent))
+    words = [marks.get(status, "?"), label, (status or "not started").ljust(10)]
     if job is not None:
-        words.append(_time_of(job).rjust(8))
+        words.append(_run_time(job).rjust(8))
         if job.attempt > 1:
             words.append(f"attempt {job.attempt}")
     if needs:
-        words.append(f"{'←' if _unicode() else '<-'} {', '.join(map(line, needs))}")
+        words.append(f"{'←' if _is_unicode() else '<-'} {', '.join(map(line, needs))}")
     yield indent + " ".join(words).rstrip()
     if job is not None and job.error:
-        room = shutil.get_terminal_size().columns if is_terminal() else _UNBROKEN
+        room = shutil.get_terminal_size().columns if is_terminal() else _PIPE_WIDTH
         margin = indent + "    "
         yield from textwrap.wrap(
             line(job.error), max(room, 40), initial_indent=margin, subsequent_indent=margin
         )
 
 
-def _time_of(job: JobRow) -> str:
-    if job.run_us is not None:
-        return microseconds(job.run_us) or ""
-    if job.started_at is not None and job.status == "inprogress":
-        return seconds_text(max(0, now_us() - job.started_at) / SECOND) or ""
-    return ""
+def _run_time(job: JobRow) -> str:
+    us = job.run_us
+    if us is None and job.started_at is not None and job.status == "inprogress":
+        us = max(0, now_us() - job.started_at)
+    return run_time(us) or ""
 
 
-def _unicode() -> bool:
+def _is_unicode() -> bool:
     return (sys.stdout.encoding or "").lower().replace("-", "").startswith("utf")

@@ -338,6 +338,5 @@ def verdict(console: Console, results: Results, expected: int) -> None:
         faults.append(f"{results.unclosed:,} attempts still open")
     _say(
         console,
-        f"Checked in the store: of {expected:,} jobs there are {', '.join(faults)}. "
-        f"This is a fault of workerd: please report it with this output.",
+        f"Checked in the store: of {expected:,} jobs there are {', '.join(faults)}.",
     )

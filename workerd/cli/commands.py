@@ -1,0 +1,103 @@
+"""The table of commands; a command's module is imported only when that command is called."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
+
+import workerd
+from workerd.cli.options import Command
+
+# Words, `module:function` below `workerd`, and the first line of the function's docstring: the overview shows
+# it without importing every module.
+COMMANDS = (
+    ("run", "cli.daemon:run", "Run the daemon in the foreground; it logs to standard error."),
+    ("start", "cli.daemon:start", "Start the daemon in the background, without systemd."),
+    ("stop", "cli.daemon:stop", "Stop the daemon after its running jobs have finished."),
+    ("restart", "cli.daemon:restart", "Stop the daemon, then start it in the background."),
+    ("reload", "cli.daemon:reload", "Make the daemon read its configuration again."),
+    ("status", "cli.status:status", "Show the state of the daemon on this host."),
+    ("check", "cli.admin:check", "Validate the configuration and load every handler."),
+    ("migrate", "cli.admin:migrate", "Migrate the store to this version's schema."),
+    ("enqueue", "cli.jobs:enqueue", "Enqueue a job and print its id; with --wait, its result."),
+    ("job show", "cli.jobs:show", "Show a job and its attempts."),
+    ("job list", "cli.jobs:list_", "List jobs, newest first."),
+    ("job cancel", "cli.jobs:cancel", "Cancel jobs by id, or live jobs by filters."),
+    ("job retry", "cli.jobs:retry", "Run ended jobs again, by id or by filters."),
+    ("request submit", "cli.requests:submit", "Submit a request and print its id; with --wait, its end."),
+    ("request show", "cli.requests:show", "Show a request and the graph of its jobs."),
+    ("request list", "cli.requests:list_", "List requests, newest first."),
+    ("request cancel", "cli.requests:cancel", "Cancel a request."),
+    ("handlers", "cli.handlers:handlers", "List handlers, their arguments and their state."),
+    ("pause", "cli.handlers:pause", "Pause a handler: no job of it starts until `resume`."),
+    ("resume", "cli.handlers:resume", "Resume a paused handler."),
+    ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
+    ("schedules", "cli.schedules:schedules", "List schedules, or pause, resume or run one."),
+    ("why", "cli.why:why", "Explain what a job waits for, or how it ended."),
+    ("top", "cli.top:top", "Show pools, workers, running jobs, rates and queues, live."),
+    ("demo", "demo.demo:demo", "Run real jobs on a temporary daemon and show how they end."),
+    ("install", "cli.admin:install", "Install the systemd unit, its user and /etc/workerd."),
+    ("uninstall", "cli.admin:uninstall", "Remove what `install` installed."),
+)
+GROUPS = {
+    "job": "Show, list, cancel and retry jobs.",
+    "request": "Submit, show, list and cancel requests, the runs of workflows.",
+}
+
+
+class LazyCommand(TyperCommand):
+    """A command as the overview shows it, which is loaded when it is called."""
+
+    def __init__(self, name: str, target: str, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self.target = target
+
+    def load(self) -> Any:
+        """The command with its options, as Typer reads them from the function's signature."""
+        module, _, function = self.target.partition(":")
+        app = typer.Typer(rich_markup_mode=None, add_completion=False)
+        app.command(self.name, cls=Command)(getattr(importlib.import_module(f"workerd.{module}"), function))
+        return typer.main.get_command(app)
+
+
+class LazyGroup(TyperGroup):
+    """Commands that are loaded when they are called or asked for their help."""
+
+    def __init__(self, name: str, summary: str, **more: Any) -> None:
+        super().__init__(name=name, help=summary, no_args_is_help=True, rich_markup_mode=None, **more)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The name and the command that `args` begin with, and the other arguments."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command.load() if isinstance(command, LazyCommand) else command, rest
+
+
+def _print_version(ctx: typer.Context, option: Any, wanted: bool) -> None:
+    if wanted:
+        print(workerd.__version__)
+        ctx.exit()
+
+
+def build() -> LazyGroup:
+    """The command `workerd` with all others below it."""
+    version = TyperOption(
+        param_decls=["--version"],
+        is_flag=True,
+        is_eager=True,
+        expose_value=False,
+        callback=_print_version,
+        help="Print the version and exit.",
+    )
+    summary = "Background jobs in the MySQL, MariaDB or SQLite that you already have."
+    root = LazyGroup("workerd", summary, params=[version])
+    groups = {"": root}
+    for words, target, summary in COMMANDS:
+        group, _, name = words.rpartition(" ")
+        if group not in groups:
+            groups[group] = LazyGroup(group, GROUPS[group])
+            root.add_command(groups[group])
+        groups[group].add_command(LazyCommand(name, target, summary))
+    return root
