@@ -1,24 +1,26 @@
-"""How the graph of a request is drawn."""
+"""The graph of a request."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from workerd import documents
 from workerd.cli.views import draw_graph
 from workerd.config.model import WorkflowJob
 from workerd.store.columns import JobRow
 from workerd.workflow import Graph
 
 
-def row(name: str, status: str, **more: Any) -> JobRow:
-    """A row of a job; what is not given is empty."""
+def job(name: str, status: str, **more: Any) -> dict[str, Any]:
+    """The document of a job; what is not given is empty."""
     empty = dict.fromkeys(JobRow.__struct_fields__)
-    return JobRow(
+    row = JobRow(
         **{
             **empty, "id": bytes(16), "attempt": 1, "handler": name, "priority": 0, "status": status,
             "failures": 0, "crashes": 0, "losses": 0, "name": name, **more,
         }
     )  # fmt: skip
+    return documents.job(row)
 
 
 STEPS = Graph(
@@ -37,8 +39,8 @@ def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None
     lines = draw_graph(
         STEPS,
         [
-            row("get", "completed", run_us=12_300),
-            row("one", "failure", run_us=500, attempt=2, error="no \x1b[31msuch user"),
+            job("get", "completed", run_us=12_300),
+            job("one", "failure", run_us=500, attempt=2, error="no \x1b[31msuch user"),
         ],
     )
     assert lines == [
@@ -61,7 +63,7 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
             WorkflowJob(name="c", handler="h", needs=("a", "b")),
         ),
     )
-    lines = draw_graph(graph, [row("a", "completed"), row("a/x", "inprogress"), row("by hand", "new")])
+    lines = draw_graph(graph, [job("a", "completed"), job("a/x", "inprogress"), job("by hand", "new")])
     assert lines == [
         "level 0",
         "  ✓ a       completed",
@@ -75,5 +77,5 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
 
 
 def test_a_request_whose_steps_cannot_be_read_shows_its_jobs() -> None:
-    """Rows that were made by hand are not hidden."""
-    assert draw_graph(None, [row("x", "retry")]) == ["  ? x retry"]
+    """Jobs that were inserted by hand are not hidden."""
+    assert draw_graph(None, [job("x", "retry")]) == ["  ? x retry"]

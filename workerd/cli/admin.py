@@ -13,7 +13,7 @@ from workerd.cli.errors import CommandExit
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
-from workerd.store.engines import open_store
+from workerd.operations.access import migrate as migrate_store
 from workerd.text import plural
 
 Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
@@ -68,12 +68,7 @@ def _print_report(report: CheckReport) -> None:
 
 def migrate(c: ConfigPath = None) -> None:
     """Migrate the store to this version's schema."""
-    config = load_config(c)
-    store = open_store(config.store, state_dir=config.node.state_dir)
-    try:
-        applied = store.migrate()
-    finally:
-        store.close()
+    applied = migrate_store(load_config(c))
     for name in applied:
         print_text(name)
     if applied:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workerd import documents
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
@@ -30,19 +28,15 @@ from workerd.cli.options import (
     parse_key_values,
 )
 from workerd.cli.output import notify, print_json, print_text
-from workerd.cli.session import open_session, wake
+from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
-from workerd.client import job_over, until
-from workerd.config.model import Config
-from workerd.errors import Conflict, InvalidValue, NotFound
-from workerd.job import Status, id_text
-from workerd.job_spec import Checked, JobSpec
-from workerd.job_spec import check as check_spec
-from workerd.operations.enqueue import admit, check_handlers
-from workerd.signature import coerce_texts
-from workerd.store import handlers, job_control, queries
-from workerd.store.base import Store, Tx
-from workerd.store.columns import JobRow, Page
+from workerd.errors import Conflict, NotFound
+from workerd.job import LIVE, Status, id_text, parse_id
+from workerd.job_spec import JobSpec
+from workerd.operations import jobs
+from workerd.operations.enqueue import admit_texts
+from workerd.operations.jobs import JobPage
+from workerd.operations.waiting import until
 from workerd.text import line
 
 DEFAULT_LIMIT = 50
@@ -113,55 +107,29 @@ def enqueue(
         max_attempts=max_attempts,
         meta=meta,
     )
-    with open_session(c) as (config, store):
-        job_id = _enqueue(config, store, spec, texts)
+    with open_session(c) as session:
+        job_id = session.run(lambda tx: admit_texts(tx, spec, texts, session.config)).id
         try:
-            if wait is None:
-                _print_enqueued(store, job_id, json)
+            if wait is not None:
+                _wait(session, job_id, wait, json)
+            elif json:
+                print_json(session.read(partial(jobs.get, job_id=parse_id(job_id))))
             else:
-                _wait(store, job_id, wait, json)
+                print_text(job_id)
         except KeyboardInterrupt:
             notify(f"Job {job_id} continues; `workerd job cancel {job_id}` cancels it.")
             raise
 
 
-def _enqueue(config: Config, store: Store, spec: JobSpec, texts: dict[str, str]) -> str:
-    def insert(tx: Tx) -> str:
-        known = handlers.known(tx)
-        check_handlers([spec.handler], known, config)
-        given = coerce_texts(known.get(spec.handler), texts)
-        checked = _check(replace(spec, vars={**spec.vars, **given}), config)
-        # Vars that do not fit are left to the attempt: the signature known here may be an old one.
-        return admit(tx, [checked], config, look=False)[0].id
-
-    job_id = store.run(insert)
-    wake(config)
-    return job_id
-
-
-def _check(spec: JobSpec, config: Config) -> Checked:
+def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool) -> None:
+    key = parse_id(job_id)
     try:
-        return check_spec(spec, config.gateway.max_body)
-    except ValueError as error:
-        raise InvalidValue(str(error)) from None
-
-
-def _print_enqueued(store: Store, job_id: str, json: bool) -> None:
-    if json:
-        print_json(_document(store, parse_identity(job_id)))
-    else:
-        print_text(job_id)
-
-
-def _wait(store: Store, job_id: str, timeout: float, json: bool) -> None:
-    key = parse_identity(job_id)
-    try:
-        until(store.read, job_over(key), None if timeout == math.inf else timeout)
+        until(session.read, partial(jobs.ended, job_id=key), timeout_s)
     except TimeoutError:
         raise CommandFailed(
             f"Job {job_id} has not ended in time; it continues. `workerd job show {job_id}` shows it."
         ) from None
-    job = _document(store, key)
+    job = session.read(partial(jobs.get, job_id=key))
     if json:
         print_json(job)
     elif job["status"] == Status.COMPLETED:
@@ -172,26 +140,23 @@ def _wait(store: Store, job_id: str, timeout: float, json: bool) -> None:
 
 
 def _failure_text(job: dict[str, Any]) -> str:
-    words = [f"Job {job['id']} ended as {job['status']}, {job['reason']}"]
     how = exit_of(job)
-    if how:
-        words.append(f"({how})")
+    exit_ = f" ({how})" if how else ""
     error = f": {line(job['error'])}" if job["error"] else ""
-    return f"{' '.join(words)}{error}. `workerd why {job['id']}` explains."
+    return (
+        f"Job {job['id']} ended as {job['status']}, {job['reason']}{exit_}{error}. "
+        f"`workerd why {job['id']}` explains."
+    )
 
 
 def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a job and its attempts."""
-    with open_session(c) as (_, store):
-        job = _document(store, job_id)
+    with open_session(c) as session:
+        job = session.read(partial(jobs.get, job_id=job_id))
     if json:
         print_json(job)
     else:
         print_job(job)
-
-
-def _document(store: Store, key: bytes) -> dict[str, Any]:
-    return store.read(lambda tx: documents.job(queries.get(tx, key)))
 
 
 # -- lists and filters
@@ -206,10 +171,9 @@ def list_(
     json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    filters = _filters(handler, status, since)
-    with open_session(c) as (_, store):
-        pages = list(_pages(store, filters, limit or DEFAULT_LIMIT))
-    found = [documents.job(row) for page in pages for row in page.rows]
+    with open_session(c) as session:
+        pages = list(_pages(session, _filters(handler, status, since), limit or DEFAULT_LIMIT))
+    found = [job for page in pages for job in page.jobs]
     cursor = pages[-1].next
     if json:
         print_json({"jobs": found, "next": cursor})
@@ -227,15 +191,15 @@ def _filters(handler: str | None, status: Status | None, since: int | None) -> F
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _pages(store: Store, filters: Filters, limit: float) -> Iterator[Page[JobRow]]:
+def _pages(session: CommandSession, filters: Filters, limit: float) -> Iterator[JobPage]:
     """The newest jobs that the filters match, at most `limit`."""
     cursor: str | None = None
     while limit > 0:
         size = int(min(PAGE_ROWS, limit))
-        page = store.read(partial(queries.list_, **filters, limit=size, after=cursor))
+        page = session.read(partial(jobs.list_, **filters, limit=size, after=cursor))
         yield page
         cursor = page.next
-        limit = limit - len(page.rows) if cursor is not None else 0
+        limit = limit - len(page.jobs) if cursor is not None else 0
 
 
 # -- cancel and retry
@@ -254,12 +218,13 @@ def cancel(
 
     The filters are those of `job list`.
     """
+    filters = _filters(handler, status, since)
 
-    def cancel_one(tx: Tx, key: bytes) -> str:
-        return "cancelled" if job_control.cancel(tx, key) == "ended" else "asked to stop"
+    def cancel_one(session: CommandSession, key: bytes) -> str:
+        result = session.run(lambda tx: jobs.cancel(tx, session.actor, key))
+        return "cancelled" if result == "ended" else "asked to stop"
 
-    live = (Status.SCHEDULED, Status.NEW, Status.INPROGRESS)
-    _apply(cancel_one, ids, _filters(handler, status, since), live, limit, c, json)
+    _apply(cancel_one, ids, filters, sorted(LIVE), limit, c, json)
 
 
 def retry(
@@ -275,15 +240,16 @@ def retry(
 
     The filters are those of `job list`; without --status they match failed jobs.
     """
+    filters = _filters(handler, status, since)
 
-    def retry_one(tx: Tx, key: bytes) -> str:
-        return f"attempt {job_control.retry(tx, key)}"
+    def retry_one(session: CommandSession, key: bytes) -> str:
+        return f"attempt {session.run(lambda tx: jobs.retry(tx, session.actor, key))}"
 
-    _apply(retry_one, ids, _filters(handler, status, since), (Status.FAILURE,), limit, c, json)
+    _apply(retry_one, ids, filters, [Status.FAILURE], limit, c, json)
 
 
 def _apply(
-    action: Callable[..., str],
+    action: Callable[[CommandSession, bytes], str],
     ids: list[bytes] | None,
     filters: Filters,
     default_states: Sequence[Status],
@@ -291,23 +257,22 @@ def _apply(
     path: Path | None,
     json: bool,
 ) -> None:
-    """Apply `action` to each job in a transaction of its own, and print each result."""
+    """Apply `action` to each job, in a transaction of its own, and print each result."""
     if ids and (filters or limit):
         raise UsageError("Give ids or filters, not both.")
     if not ids and not filters:
         raise UsageError("Name the jobs: by id, or with --handler, --status, --since.")
     done: list[dict[str, str]] = []
     failed = False
-    with open_session(path) as (config, store):
-        for key in ids or _matching(store, filters, default_states, limit):
+    with open_session(path) as session:
+        for key in ids or _matching(session, filters, default_states, limit):
             try:
-                result = store.run(partial(action, key=key))
+                result = action(session, key)
             except (NotFound, Conflict) as error:
                 # A job that ended after a filter matched it is what the caller wanted anyway.
                 failed = failed or bool(ids)
                 result = str(error)
             done.append({"id": id_text(key), "result": result})
-        wake(config)
     if json:
         print_json({"jobs": done})
     else:
@@ -320,13 +285,13 @@ def _apply(
 
 
 def _matching(
-    store: Store, filters: Filters, default_states: Sequence[Status], limit: int | None
+    session: CommandSession, filters: Filters, default_states: Sequence[Status], limit: int | None
 ) -> list[bytes]:
     """Ids of the jobs that the filters match, all read before the first is changed: changes move pages."""
     states = [filters["status"]] if "status" in filters else default_states
     found: list[bytes] = []
     for state in states:
         room = math.inf if limit is None else limit - len(found)
-        for page in _pages(store, {**filters, "status": state}, room):
-            found += [row.id for row in page.rows]
+        for page in _pages(session, {**filters, "status": state}, room):
+            found += [parse_id(job["id"]) for job in page.jobs]
     return found

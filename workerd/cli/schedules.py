@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from workerd import documents
 from workerd.cli.errors import UsageError
-from workerd.cli.handlers import user_at_host
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
-from workerd.cli.session import open_session, wake
-from workerd.cli.views import second_of
-from workerd.clock import to_rfc3339
-from workerd.config.model import Config
-from workerd.errors import NotFound
+from workerd.cli.session import open_session
+from workerd.cli.views import second
 from workerd.job import id_text
-from workerd.schedule import Cron
-from workerd.store import schedules as store_schedules
-from workerd.store.base import Store, Tx
-from workerd.store.schedules import ScheduleRow
+from workerd.operations import schedules as operations
 from workerd.text import line
 
 ACTIONS = ("pause", "resume", "run")
@@ -55,110 +46,73 @@ def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, jso
             raise UsageError("Expected one name, or pause, resume or run and one name.")
     if next_ is not None and name is None:
         raise UsageError("Name the schedule whose next times you want: `workerd schedules NAME --next 10`.")
-    with open_session(c) as (config, store):
-        rows, now = store.read(lambda tx: _rows(tx, config, name))
-    if next_ is None:
-        _print(rows, now, json)
-    else:
-        _print_next(rows[0], now, next_, json)
-
-
-def _rows(tx: Tx, config: Config, name: str | None) -> tuple[list[ScheduleRow], int]:
-    """The schedules of the store and of the configuration, by name, and the store's now. Raises NotFound."""
-    found = {row.name: row for row in store_schedules.list_(tx)}
-    for configured, schedule in store_schedules.wanted(config).items():
-        if configured not in found:
-            kind, expression, timezone = store_schedules.described(schedule)
-            found[configured] = ScheduleRow(
-                name=configured, kind=kind, expression=expression, timezone=timezone,
-                last_tick=None, last_job=None, paused_at=None, paused_by=None,
-            )  # fmt: skip
-    if name is None:
-        return [found[key] for key in sorted(found)], tx.now
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise NotFound(f'There is no schedule "{name}"; there are: {known}.')
-    return [found[name]], tx.now
-
-
-def _next_times(row: ScheduleRow, now: int, count: int) -> list[int]:
-    """The next times of a schedule, as far as they can be known."""
-    if row.paused_at is not None:
-        return []
-    if row.kind == "cooler":
-        # The run after the next one starts when the next one has ended, which is not known.
-        return [row.next_at] if row.next_at is not None else []
-    return list(islice(Cron(row.expression, row.timezone).after(now), count))
-
-
-def _document(row: ScheduleRow, times: list[int]) -> dict[str, Any]:
-    next_at = documents.moment(times[0] if times else None)
-    return {**documents.schedule(row), "next_at": next_at}
-
-
-def _print(rows: list[ScheduleRow], now: int, json: bool) -> None:
-    times = [_next_times(row, now, 1) for row in rows]
-    if json:
-        found = [_document(row, of) for row, of in zip(rows, times, strict=True)]
+    with open_session(c) as session:
+        if name is None:
+            found = session.read(lambda tx: operations.list_(tx, session.config))
+        else:
+            schedule, times = session.read(
+                lambda tx: operations.find(tx, session.config, name, times=next_ or 1)
+            )
+            found = [schedule]
+    if next_ is not None:
+        _print_next(schedule, times, json)
+    elif json:
         print_json({"schedules": found, "next": None})
-        return
-    if not rows:
+    elif found:
+        _print(found)
+    else:
         notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler` in the configuration.")
-        return
+
+
+def _print(found: list[dict[str, Any]]) -> None:
     print_table(
         ["name", "when", "next", "last run ended", "as", "state"],
         [
-            [row.name, _when(row), second_of(of[0] if of else None), second_of(row.last_end), row.last_status,
-             _state(row)]
-            for row, of in zip(rows, times, strict=True)
+            [s["name"], _when(s), second(s["next_at"]), second(s["last_end"]), s["last_status"], _state(s)]
+            for s in found
         ],
-    )  # fmt: skip
+    )
 
 
-def _when(row: ScheduleRow) -> str:
-    if row.kind == "cooler":
-        return f"{row.expression} after each end"
-    return f"{row.expression} {row.timezone}"
+def _when(schedule: dict[str, Any]) -> str:
+    if schedule["kind"] == "cooler":
+        return f"{schedule['expression']} after each end"
+    return f"{schedule['expression']} {schedule['timezone']}"
 
 
-def _state(row: ScheduleRow) -> str:
-    if row.paused_at is not None:
-        return f"paused {second_of(row.paused_at)} by {row.paused_by}"
+def _state(schedule: dict[str, Any]) -> str:
+    if schedule["paused_at"] is not None:
+        return f"paused {second(schedule['paused_at'])} by {schedule['paused_by']}"
     return "active"
 
 
-def _print_next(row: ScheduleRow, now: int, count: int, json: bool) -> None:
-    times = _next_times(row, now, count)
+def _print_next(schedule: dict[str, Any], times: list[str], json: bool) -> None:
     if json:
-        print_json({**_document(row, times), "next": [to_rfc3339(us) for us in times]})
+        print_json({**schedule, "next": times})
         return
-    for us in times:
-        print_text(second_of(us) or "")
-    if row.paused_at is not None:
-        notify(f"{line(row.name)} is paused; `workerd schedules resume {line(row.name)}` resumes it.")
-    elif row.kind == "cooler":
+    for time in times:
+        print_text(second(time) or "")
+    name = line(schedule["name"])
+    if schedule["paused_at"] is not None:
+        notify(f"{name} is paused; `workerd schedules resume {name}` resumes it.")
+    elif schedule["kind"] == "cooler":
         notify("Each run starts a pause after the end of the one before: later times are not known.")
 
 
 def _act(path: Path | None, action: str, name: str, json: bool) -> None:
-    with open_session(path) as (config, store):
+    shown = line(name)
+    with open_session(path) as session:
+        actor, config = session.actor, session.config
         match action:
             case "pause":
-                store.run(lambda tx: store_schedules.pause(tx, name, user_at_host()))
-                notify(f"{line(name)} is paused; `workerd schedules resume {line(name)}` resumes it.")
+                session.run(lambda tx: operations.pause(tx, actor, config, name))
+                notify(f"{shown} is paused; `workerd schedules resume {shown}` resumes it.")
             case "resume":
-                was_paused = store.run(lambda tx: store_schedules.resume(tx, name))
-                text = "is resumed from now on." if was_paused else "was not paused; nothing has changed."
-                notify(f"{line(name)} {text}")
+                _, was_paused = session.run(lambda tx: operations.resume(tx, actor, config, name))
+                notify(f"{shown} {'is resumed' if was_paused else 'was not paused; nothing has changed'}.")
             case _:
-                _run(config, store, name, json)
-        wake(config)
-
-
-def _run(config: Config, store: Store, name: str, json: bool) -> None:
-    workflow = name in config.workflows
-    key = store.run(lambda tx: store_schedules.run_now(tx, name, workflow=workflow))
-    if json:
-        print_json({"id": id_text(key)})
-    else:
-        print_text(id_text(key))
+                key = id_text(session.run(lambda tx: operations.run_now(tx, actor, config, name)))
+                if json:
+                    print_json({"id": key})
+                else:
+                    print_text(key)

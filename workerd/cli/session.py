@@ -2,17 +2,50 @@
 
 from __future__ import annotations
 
+import getpass
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from workerd.config.build import load
 from workerd.config.model import Config
+from workerd.operations.access import Store, Tx, open_checked
+from workerd.operations.actor import Actor
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
-from workerd.store.base import Store
-from workerd.store.engines import open_store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CommandSession:
+    """What one command works with: its configuration, the store, and who runs it."""
+
+    config: Config
+    store: Store
+
+    @cached_property
+    def actor(self) -> Actor:
+        """The user at this host."""
+        host = os.uname().nodename
+        try:
+            return Actor(f"{getpass.getuser()}@{host}", "cli")
+        except (KeyError, OSError):
+            return Actor(f"user {os.getuid()}@{host}", "cli")
+
+    def read(self, operation: Callable[[Tx], T]) -> T:
+        """Run an operation that only reads. Raises StoreError and what the operation raises."""
+        return self.store.read(operation)
+
+    def run(self, operation: Callable[[Tx], T]) -> T:
+        """Run an operation in a transaction, then wake this host's dispatcher. Raises as `read`."""
+        result = self.store.run(operation)
+        poke(Paths(self.config.node).wake)
+        return result
 
 
 def load_config(path: Path | None) -> Config:
@@ -21,17 +54,8 @@ def load_config(path: Path | None) -> Config:
 
 
 @contextmanager
-def open_session(path: Path | None) -> Iterator[tuple[Config, Store]]:
-    """The configuration and its store, open for one command. Raises ConfigError, StoreError."""
+def open_session(path: Path | None) -> Iterator[CommandSession]:
+    """A session on the store of the configuration at `path`. Raises ConfigError, StoreError."""
     config = load_config(path)
-    store = open_store(config.store, state_dir=config.node.state_dir)
-    try:
-        store.check_version()
-        yield config, store
-    finally:
-        store.close()
-
-
-def wake(config: Config) -> None:
-    """Wake this host's dispatcher, if it runs."""
-    poke(Paths(config.node).wake)
+    with closing(open_checked(config)) as store:
+        yield CommandSession(config, store)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
 
 from workerd.cli.errors import CommandExit, CommandFailed
@@ -119,36 +119,19 @@ def _process_row(name: str, part: Document) -> list[object]:
 def _pool_row(name: str, pool: Document) -> list[object]:
     row = _process_row(name, pool)
     handlers = ", ".join(map(str, pool.get("handlers") or ()))
-    return [*row[:-1], workers_text(pool), pool.get("waiting"), handlers, row[-1]]
+    return [*row[:-1], _workers_text(pool), pool.get("waiting"), handlers, row[-1]]
 
 
-def workers_text(pool: Document) -> str:
+def _workers_text(pool: Document) -> str:
     """The pool's workers by state: `2 running, 1 idle`."""
-    workers = pool.get("workers")
-    if isinstance(workers, list):
-        states: dict[str, int] = {}
-        for worker in workers:
-            state = str(worker.get("state", "?"))
-            states[state] = states.get(state, 0) + 1
-        return ", ".join(f"{count} {state}" for state, count in sorted(states.items(), reverse=True))
-    if isinstance(workers, dict):
-        return ", ".join(f"{count} {state}" for state, count in workers.items() if count)
-    return "" if workers is None else str(workers)
-
-
-def running(pools: Iterable[tuple[str, Document]]) -> list[tuple[str, Document]]:
-    """(pool, worker) for every worker that has a job."""
-    return [
-        (name, worker)
-        for name, pool in pools
-        if isinstance(pool.get("workers"), list)
-        for worker in pool["workers"]
-        if worker.get("job")
-    ]
+    states = Counter(str(worker["state"]) for worker in pool.get("workers") or ())
+    return ", ".join(f"{count} {state}" for state, count in sorted(states.items(), reverse=True))
 
 
 def _print_running(pools: list[tuple[str, Document]]) -> None:
-    busy = running(pools)
+    busy = [
+        (name, worker) for name, pool in pools for worker in pool.get("workers") or () if worker.get("job")
+    ]
     if not busy:
         return
     print_heading(f"Running now ({plural(len(busy), 'job')}):")

@@ -14,13 +14,10 @@ from workerd.cli.output import print_json
 from workerd.cli.session import load_config
 from workerd.cli.status import Document, ask_supervisor, runs_for
 from workerd.cli.top_view import live, print_frame
-from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.errors import StoreError
-from workerd.job import Status
-from workerd.store import queries
-from workerd.store.base import Store, Tx
-from workerd.store.engines import open_store
+from workerd.operations.access import Store, open_checked
+from workerd.operations.figures import WAITING_AND_RUNNING, depths
 
 FRAME_INTERVAL_S = 1.0
 FIRST_CPU_SAMPLE_S = 0.2
@@ -92,15 +89,13 @@ class TopSampler:
         return frame
 
     def _pool(self, pool: Document) -> Document:
-        workers = pool.get("workers")
-        found = [self._worker(w) for w in workers] if isinstance(workers, list) else []
         return {
             **self._process(pool),
             "quarantined": bool(pool.get("quarantined")),
             "waiting": pool.get("waiting"),
             "done": pool.get("done"),
             "handlers": pool.get("handlers") or [],
-            "workers": found,
+            "workers": [self._worker(worker) for worker in pool.get("workers") or ()],
         }
 
     def _worker(self, worker: Document) -> Document:
@@ -128,23 +123,18 @@ class TopSampler:
         names = sorted({h for pool in _list(status.get("pools")) for h in pool.get("handlers") or ()})
         try:
             if self._store is None:
-                self._store = open_store(
-                    self._config.store, state_dir=self._config.node.state_dir, timeout=STORE_TIMEOUT_S
-                )
-            return self._store.read(lambda tx: _counts(tx, names))
+                self._store = open_checked(self._config, STORE_TIMEOUT_S)
+            found = self._store.read(
+                lambda tx: depths(tx, names, states=WAITING_AND_RUNNING, cap=MAX_COUNTED_JOBS)
+            )
         except StoreError:
             return None
-
-
-def _counts(tx: Tx, names: list[str]) -> list[Document]:
-    states = (Status.NEW, Status.SCHEDULED, Status.INPROGRESS)
-    found: dict[str, Document] = {}
-    for count in queries.counts(tx, names, states, MAX_COUNTED_JOBS):
-        row = found.setdefault(count.handler, {"handler": count.handler, **dict.fromkeys(states, 0)})
-        row[count.status] = count.count
-        if count.oldest is not None:
-            row["oldest_seconds"] = max(0.0, (tx.now - count.oldest) / SECOND)
-    return list(found.values())
+        return [
+            {"handler": depth.handler, **dict.fromkeys(WAITING_AND_RUNNING, 0), **depth.counts,
+             **({} if depth.oldest_s is None else {"oldest_seconds": depth.oldest_s})}
+            for depth in found
+            if depth.counts
+        ]  # fmt: skip
 
 
 def _list(parts: Any) -> list[Document]:

@@ -12,11 +12,9 @@ from typing import Any
 import msgspec
 
 from workerd.cli.output import bold, is_terminal, print_fields, print_heading, print_table, print_text
-from workerd.clock import SECOND, now_us, to_rfc3339
-from workerd.job import id_text
-from workerd.store.columns import JobRow, RequestRow
+from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.text import exit_text, harmless, line, seconds_text, size_text
-from workerd.workflow import Graph, decode
+from workerd.workflow import Graph
 
 Document = dict[str, Any]
 
@@ -43,11 +41,6 @@ def print_job_table(jobs: Iterable[Document]) -> None:
 def second(moment: str | None) -> str | None:
     """A time in RFC 3339 cut to its second, for columns."""
     return f"{moment[:19]}Z" if moment else None
-
-
-def second_of(us: int | None) -> str | None:
-    """A store time as text, cut to its second."""
-    return second(to_rfc3339(us)) if us is not None else None
 
 
 def run_time(us: int | None) -> str | None:
@@ -151,52 +144,45 @@ _PIPE_WIDTH = 1 << 16
 """Columns where no terminal is: an error stays one line, so that `grep` finds it."""
 
 
-def print_request_table(requests: Iterable[RequestRow]) -> None:
+def print_request_table(requests: Iterable[Document]) -> None:
     """Print one line for each request."""
     print_table(
         ["id", "workflow", "status", "step", "created", "completed", "error"],
         [
-            [id_text(row.id), row.workflow, row.status, row.step,
-             second_of(row.created_at), second_of(row.completed_at), row.error]
-            for row in requests
+            [request["id"], request["workflow"], request["status"], request["step"],
+             second(request["created_at"]), second(request["completed_at"]), request["error"]]
+            for request in requests
         ],
     )  # fmt: skip
 
 
-def print_request(row: RequestRow, jobs: Sequence[JobRow]) -> None:
+def print_request(request: Document, graph: Graph | None) -> None:
     """Print everything about a request, then the graph of its jobs."""
-    ended = row.completed_at or now_us()
+    completed = request["completed_at"]
+    took = (from_rfc3339(completed) if completed else now_us()) - from_rfc3339(request["created_at"])
     print_fields(
         [
-            ("id", id_text(row.id)),
-            ("workflow", row.workflow),
-            ("status", row.status),
-            ("created", second_of(row.created_at)),
-            ("completed", second_of(row.completed_at)),
-            ("took" if row.completed_at else "since", run_time(max(0, ended - row.created_at))),
-            ("params", row.params.decode(errors="replace")),
-            ("extras", row.extras.decode(errors="replace")),
-            ("error", row.error),
+            ("id", request["id"]),
+            ("workflow", request["workflow"]),
+            ("status", request["status"]),
+            ("created", second(request["created_at"])),
+            ("completed", second(completed)),
+            ("took" if completed else "since", run_time(max(0, took))),
+            ("params", _json_text(request["params"])),
+            ("extras", _json_text(request["extras"])),
+            ("error", request["error"]),
         ]
     )
     print_text()
-    graph = _graph(row)
-    if graph is None and not jobs:
+    if graph is None and not request["jobs"]:
         print_text("No job of it has been inserted yet.")
-    for text in draw_graph(graph, jobs):
+    for text in draw_graph(graph, request["jobs"]):
         print(text)
 
 
-def _graph(row: RequestRow) -> Graph | None:
-    try:
-        return decode(row.steps) if row.steps else None
-    except ValueError:
-        return None
-
-
-def draw_graph(graph: Graph | None, jobs: Sequence[JobRow]) -> list[str]:
+def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
     """The lines of the graph: its levels in order, under each its jobs with status and needs."""
-    rows = {job.name or job.handler: job for job in jobs}
+    rows = {job["name"] or job["handler"]: job for job in jobs}
     nodes = {job.name: job for job in graph.jobs} if graph else {}
     needs_of = {name: job.needs for name, job in nodes.items()}
     levels: dict[int, list[str]] = {}
@@ -238,32 +224,32 @@ def _depth(name: str, needs: dict[str, tuple[str, ...]]) -> int:
 
 
 def _job_lines(
-    name: str, width: int, job: JobRow | None, indent: str, needs: Sequence[str] = ()
+    name: str, width: int, job: Document | None, indent: str, needs: Sequence[str] = ()
 ) -> Iterator[str]:
     """The job's line, and below it its error; `width`: columns of the longest name with its indent."""
-    status = job.status if job is not None else ""
+    status = job["status"] if job is not None else ""
     marks = _MARKS if _is_unicode() else _ASCII_MARKS
     label = line(name).ljust(width - len(indent))
     words = [marks.get(status, "?"), label, (status or "not started").ljust(10)]
     if job is not None:
         words.append(_run_time(job).rjust(8))
-        if job.attempt > 1:
-            words.append(f"attempt {job.attempt}")
+        if job["attempt"] > 1:
+            words.append(f"attempt {job['attempt']}")
     if needs:
         words.append(f"{'←' if _is_unicode() else '<-'} {', '.join(map(line, needs))}")
     yield indent + " ".join(words).rstrip()
-    if job is not None and job.error:
+    if job is not None and job["error"]:
         room = shutil.get_terminal_size().columns if is_terminal() else _PIPE_WIDTH
         margin = indent + "    "
         yield from textwrap.wrap(
-            line(job.error), max(room, 40), initial_indent=margin, subsequent_indent=margin
+            line(job["error"]), max(room, 40), initial_indent=margin, subsequent_indent=margin
         )
 
 
-def _run_time(job: JobRow) -> str:
-    us = job.run_us
-    if us is None and job.started_at is not None and job.status == "inprogress":
-        us = max(0, now_us() - job.started_at)
+def _run_time(job: Document) -> str:
+    us = job["run_us"]
+    if us is None and job["started_at"] is not None and job["status"] == "inprogress":
+        us = max(0, now_us() - from_rfc3339(job["started_at"]))
     return run_time(us) or ""
 
 

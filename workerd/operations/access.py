@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 from workerd.config.model import Config
 from workerd.errors import StoreAway, StoreError
 from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
 
-__all__ = ["ConnectionPool", "Store", "Tx", "open_checked"]
+__all__ = ["ConnectionPool", "Store", "Tx", "migrate", "open_checked"]
 
 
 def open_checked(config: Config, timeout: float = 5.0, *, spare: bool = False) -> Store:
@@ -27,6 +27,12 @@ def open_checked(config: Config, timeout: float = 5.0, *, spare: bool = False) -
         store.close()
         raise
     return store
+
+
+def migrate(config: Config) -> list[str]:
+    """Bring the store to this version's schema; the names of the migrations applied. Raises StoreError."""
+    with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
+        return store.migrate()
 
 
 class ConnectionPool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import msgspec
 
@@ -12,8 +13,8 @@ from workerd.config.model import Config, HandlerConfig
 from workerd.documents import Enqueued
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job import id_text
-from workerd.job_spec import NewJob
-from workerd.signature import check_vars
+from workerd.job_spec import JobSpec, NewJob, check
+from workerd.signature import check_vars, coerce_texts
 from workerd.store import handlers, jobs, queries
 from workerd.store.base import Tx
 
@@ -72,6 +73,19 @@ def admit(
             _check_vars(spec, known.get(spec.handler))
     _check_waiting(tx, specs, config)
     return insert(tx, specs)
+
+
+def admit_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config) -> Enqueued:
+    """Enqueue a job with further vars as texts, which the handler's known signature makes values of.
+
+    Vars that do not fit are left to the attempt: the signature known here may be outdated. Raises
+    HandlerNotFound, TooManyWaiting, InvalidValue for a wrong option.
+    """
+    known = handlers.known(tx)
+    check_handlers([spec.handler], known, config)
+    values = {**spec.vars, **coerce_texts(known.get(spec.handler), texts)}
+    new = check(replace(spec, vars=values), config.gateway.max_body)
+    return admit(tx, [new], config, check_signatures=False, known=known)[0]
 
 
 def refusal(spec: NewJob, known: Mapping[str, bytes | None], config: Config) -> Exception | None:

@@ -37,8 +37,10 @@ def pause(tx: Tx, actor: Actor, config: Config, name: str, reason: str | None = 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> bool:
     """Let a handler be claimed again; false if it was not paused. Raises HandlerNotFound."""
-    check_handlers([name], handlers.known(tx), config)
-    return handlers.find(tx, name) is not None and handlers.resume(tx, name)
+    if handlers.find(tx, name) is None:
+        check_handlers([name], handlers.known(tx), config)
+        return False
+    return handlers.resume(tx, name)
 
 
 def list_nodes(tx: Tx) -> list[Document]:

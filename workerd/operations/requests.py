@@ -15,7 +15,7 @@ from workerd.operations.actor import Actor
 from workerd.store import requests
 from workerd.store.base import Tx
 from workerd.store.columns import text
-from workerd.workflow import REQUEST_ENDED, RequestStatus
+from workerd.workflow import REQUEST_ENDED, Graph, RequestStatus, decode
 
 Document = dict[str, Any]
 
@@ -50,6 +50,16 @@ def get(tx: Tx, request_id: bytes) -> Document:
     """A request with its jobs. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
     return documents.request(row, jobs)
+
+
+def get_with_graph(tx: Tx, request_id: bytes) -> tuple[Document, Graph | None]:
+    """A request with its jobs, and the graph that they follow once it has started. Raises NotFound."""
+    row, jobs = requests.get(tx, request_id)
+    try:
+        graph = decode(row.steps) if row.steps else None
+    except ValueError:
+        graph = None
+    return documents.request(row, jobs), graph
 
 
 def list_(

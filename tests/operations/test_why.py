@@ -1,0 +1,98 @@
+"""The sentences that explain a job's state, on both engines without a daemon."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.support import storing
+from workerd.clock import SECOND
+from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig
+from workerd.errors import NotFound
+from workerd.job import Status
+from workerd.operations import handlers as operations
+from workerd.operations.actor import Actor
+from workerd.operations.why import explain
+from workerd.outcome import Reason
+from workerd.store import handlers, nodes
+from workerd.store.base import Store
+
+CONFIG = Config(
+    node=NodeConfig(name="one"),
+    pools={"p": PoolConfig(name="p", handlers=(HandlerConfig(name="mail", call="m:f", pool="p"),))},
+)
+
+
+def why(store: Store, job_id: bytes, **pool: Any) -> list[str]:
+    """The sentences; `pool`: what the supervisor reports of the handler's pool."""
+    pools = {"p": {"handlers": ["mail"], **pool}} if pool else {}
+    return store.read(lambda tx: explain(tx, CONFIG, job_id, pools))[1]
+
+
+@pytest.fixture
+def live(store: Store) -> Store:
+    """The store of a live node that has the handler."""
+    node = nodes.NodeRecord(id=storing.NODE.id, name="one")
+    store.run(lambda tx: nodes.register(tx, node, 60.0))
+    store.run(lambda tx: handlers.seen(tx, "mail", None, "one"))
+    return store
+
+
+def test_a_job_without_a_live_node_names_what_is_missing(store: Store) -> None:
+    """A pool here that is not up comes first."""
+    job_id = storing.enqueue(store, "mail")
+    assert why(store, job_id) == ["No node is alive. `workerd run` starts one."]
+    quarantined = why(store, job_id, state="quarantined", quarantined=True, trouble="m has no f")
+    assert quarantined == ["The pool p is quarantined here and will be restarted later: m has no f."]
+    with pytest.raises(NotFound):
+        why(store, bytes(16))
+
+
+def test_a_waiting_job_names_what_is_ahead_of_it(live: Store) -> None:
+    """Busy workers, other jobs, else only a free worker; a live node without its handler otherwise."""
+    first = storing.enqueue(live, "mail")
+    assert why(live, first, state="up", workers=[{"job": None}]) == [
+        "The job waits for a worker of mail on one."
+    ]
+    busy = {"job": "j", "handler": "mail", "since": time.monotonic() - 90}
+    (sentence,) = why(live, first, state="up", workers=[busy])
+    assert sentence.startswith("All 1 worker of the pool p here are busy: mail for 1 min 3")
+    storing.enqueue(live, "mail")
+    assert "2 jobs of mail wait" in why(live, first)[0]
+    assert "No live node has the handler other" in why(live, storing.enqueue(live, "other"))[0]
+
+
+def test_a_paused_handler_names_who_paused_it_and_why(live: Store) -> None:
+    """And the command that resumes it."""
+    actor = Actor("me@host", "cli")
+    live.run(lambda tx: operations.pause(tx, actor, CONFIG, "mail", "maintenance"))
+    (sentence,) = why(live, storing.enqueue(live, "mail"))
+    assert "by me@host (maintenance): `workerd resume mail` resumes it." in sentence
+
+
+def test_a_scheduled_job_names_its_time(live: Store) -> None:
+    """And how to start it now."""
+    (sentence,) = why(live, storing.enqueue(live, "mail", delay=3600 * SECOND))
+    assert "in 1 h 00 min. `workerd job retry` makes it due now." in sentence
+
+
+def test_a_running_job_names_its_node(live: Store) -> None:
+    """And says when that node is lost."""
+    job_id = storing.enqueue(live, "mail")
+    storing.claims(live, "mail")
+    assert why(live, job_id)[0].startswith("The job runs on one, for ")
+    live.run(lambda tx: tx.execute("DELETE FROM workerd_nodes"))
+    assert why(live, job_id)[-1].startswith("Its node has not renewed its lease")
+
+
+def test_an_ended_job_names_its_outcome_and_earlier_attempts(live: Store) -> None:
+    """The signal that killed the process, and the error of each attempt."""
+    job_id = storing.enqueue(live, "mail")
+    storing.finish(live, "mail", Status.RETRY, error="refused")
+    storing.finish(live, "mail", Status.FAILURE, reason=Reason.CRASHED, exit_signal=11, error="died")
+    assert why(live, job_id) == [
+        "The job ended as failure: attempt 2 lost its process (SIGSEGV) on one: died",
+        "Attempt 1 asked for a retry on one: refused",
+    ]

@@ -1,0 +1,193 @@
+"""What a job waits for, or how it ended: sentences for people."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from workerd import documents
+from workerd.clock import SECOND, to_rfc3339
+from workerd.config.model import Config
+from workerd.job import Status
+from workerd.store import handlers, nodes, queries
+from workerd.store.base import Tx
+from workerd.store.columns import JobRow
+from workerd.store.handlers import HandlerRow
+from workerd.store.queries import StoredJob
+from workerd.text import exit_text, line, plural, seconds_text, size_text
+
+Document = dict[str, Any]
+
+MAX_EARLIER_ATTEMPTS = 5
+MAX_COUNTED_JOBS = 1000
+
+
+def explain(
+    tx: Tx, config: Config, job_id: bytes, pools: Mapping[str, Document]
+) -> tuple[Document, list[str]]:
+    """The job, and sentences on why it is in its state, the most important first.
+
+    `pools`: the pools of this node by name, with their workers, as its supervisor reports them. Raises
+    NotFound.
+    """
+    job = queries.get(tx, job_id)
+    match job.row.status:
+        case Status.SCHEDULED:
+            reasons = [_why_scheduled(tx, job.row)]
+        case Status.NEW:
+            reasons = _why_waiting(tx, config, job.row, pools)
+        case Status.INPROGRESS:
+            reasons = _why_running(tx, job.row)
+        case _:
+            reasons = [f"The job ended as {job.row.status}: attempt {job.row.attempt} {_outcome(job.row)}"]
+    return documents.job(job), [*reasons, *_earlier(job)]
+
+
+def _earlier(job: StoredJob) -> list[str]:
+    retried = [f"Attempt {a.attempt} {_outcome(a)}" for a in job.attempts if a.status == Status.RETRY]
+    return retried[-MAX_EARLIER_ATTEMPTS:]
+
+
+def _second(us: int) -> str:
+    return f"{to_rfc3339(us)[:19]}Z"
+
+
+# -- ended
+
+_OUTCOMES = {
+    "ok": "returned",
+    "ignored": "raised an error that its policy ignores",
+    "skipped": "was skipped: active() was false",
+    "retry": "asked for a retry",
+    "error": "raised an error",
+    "failure": "failed permanently",
+    "refused": "finished, but the store rejected its outcome",
+    "deadline": "exceeded its deadline",
+    "crashed": "lost its process",
+    "oom": "was killed for exceeding its memory limit",
+    "lost": "was lost with its pool or node",
+    "interrupted": "was interrupted by a shutdown",
+    "cancelled": "was cancelled",
+}
+
+
+def _outcome(row: JobRow) -> str:
+    words = [_OUTCOMES.get(row.reason or "", row.reason or "ended")]
+    if row.exit_signal is not None:
+        words.append(f"({exit_text(-row.exit_signal)})")
+    elif row.exit_code is not None:
+        words.append(f"({exit_text(row.exit_code)})")
+    if row.node:
+        words.append(f"on {line(row.node)}")
+    if row.run_us is not None:
+        words.append(f"after {seconds_text(row.run_us / SECOND)}")
+    if row.reason == "oom" and row.max_rss_kib is not None:
+        words.append(f"with {size_text(row.max_rss_kib * 1024)} of memory")
+    error = f": {line(row.error)}" if row.error else "."
+    return " ".join(words) + error
+
+
+# -- waiting
+
+
+def _why_scheduled(tx: Tx, row: JobRow) -> str:
+    due = row.run_at or 0
+    left_s = (due - tx.now) / SECOND
+    if left_s <= 0:
+        return f"The job became due at {_second(due)}; a dispatcher makes it new at its next poll."
+    retry = " It is a retry." if row.attempt > 1 else ""
+    return (
+        f"The job is due at {_second(due)}, in {seconds_text(left_s)}.{retry} "
+        f"`workerd job retry` makes it due now."
+    )
+
+
+def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Document]) -> list[str]:
+    known = handlers.find(tx, row.handler)
+    name = line(row.handler)
+    if known is not None and known.paused_at is not None:
+        reason = f" ({line(known.pause_reason)})" if known.pause_reason else ""
+        return [
+            f"The handler {name} is paused since {_second(known.paused_at)} by {line(known.paused_by)}"
+            f"{reason}: `workerd resume {name}` resumes it."
+        ]
+    live = _live_nodes(tx, known)
+    # A pool that never loaded has not registered its handlers in the store.
+    is_here = row.handler in config.handlers if not live else config.node.name in live
+    here = _why_pool(row.handler, pools) if is_here else []
+    if not live:
+        return here or [_why_no_node(tx, name)]
+    nodes_text = ", ".join(map(line, sorted(live)))
+    return here + _ahead(tx, row) or [f"The job waits for a worker of {name} on {nodes_text}."]
+
+
+def _live_nodes(tx: Tx, known: HandlerRow | None) -> set[str]:
+    """Names of the live nodes that have the handler."""
+    if known is None:
+        return set()
+    return {node.name for node in nodes.list_(tx) if node.lease_until > tx.now} & set(known.nodes)
+
+
+def _why_no_node(tx: Tx, handler: str) -> str:
+    if not any(node.lease_until > tx.now for node in nodes.list_(tx)):
+        return "No node is alive. `workerd run` starts one."
+    return (
+        f"No live node has the handler {handler}: add it to the configuration of one, or start the node "
+        f"that has it."
+    )
+
+
+def _ahead(tx: Tx, row: JobRow) -> list[str]:
+    count = queries.waiting(tx, row.handler, MAX_COUNTED_JOBS)
+    if count <= 1:
+        return []
+    jobs = plural(count, "job") if count < MAX_COUNTED_JOBS else f"{count:,} jobs or more"
+    return [f"{jobs} of {line(row.handler)} wait; smaller priorities, then older jobs, are taken first."]
+
+
+def _why_pool(handler: str, pools: Mapping[str, Document]) -> list[str]:
+    """What keeps the handler's pool on this node from taking the job."""
+    found = [(line(name), pool) for name, pool in pools.items() if handler in (pool.get("handlers") or ())]
+    if not found:
+        return []
+    name, pool = found[0]
+    state, trouble = pool.get("state"), line(pool.get("trouble") or "not ready yet")
+    if pool.get("quarantined") or state == "quarantined":
+        return [f"The pool {name} is quarantined here and will be restarted later: {trouble}."]
+    if state != "up":
+        return [f"The pool {name} is {state} here: {trouble}."]
+    workers = pool.get("workers") or []
+    busy = [
+        f"{line(worker.get('handler'))} for {seconds_text(_runs_s(worker))} (job {worker['job']})"
+        for worker in workers
+        if worker.get("job")
+    ]
+    if busy and len(busy) == len(workers):
+        return [f"All {plural(len(busy), 'worker')} of the pool {name} here are busy: {'; '.join(busy)}."]
+    return []
+
+
+def _runs_s(worker: Document) -> float:
+    """How long its job has been running, by this host's monotonic clock, which the pool used."""
+    return max(0.0, time.monotonic() - float(worker["since"]))
+
+
+# -- running
+
+
+def _why_running(tx: Tx, row: JobRow) -> list[str]:
+    since = row.started_at or row.claimed_at or tx.now
+    process = f", process id {row.pid}" if row.pid else ""
+    runs_s = max(0, tx.now - since) / SECOND
+    reasons = [f"The job runs on {line(row.node)}{process}, for {seconds_text(runs_s)}."]
+    share = f"{row.progress:.0%}" if row.progress is not None else ""
+    progress = ", ".join(filter(None, [share, line(row.note or "")]))
+    if progress:
+        reasons.append(f"Its progress: {progress}.")
+    if row.cancel_requested_at is not None:
+        reasons.append(f"It was asked to stop at {_second(row.cancel_requested_at)}.")
+    owner = next((node for node in nodes.list_(tx) if node.id == row.node_id), None)
+    if owner is None or owner.lease_until <= tx.now:
+        reasons.append("Its node has not renewed its lease: another node will recover the job.")
+    return reasons
