@@ -48,4 +48,5 @@ EVENTS: dict[str, str] = {
     "gateway.listening": "The gateway accepts connections.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line
+    "log.reopened": "SIGUSR1 made the daemon reopen its log file, as after a rotation.",
 }

@@ -5,9 +5,9 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from workerd import log
 from workerd.cli.errors import CommandExit, report
 from workerd.errors import WorkerdError
 from workerd.supervisor.sealed_config import SealedConfigReader
@@ -19,19 +19,21 @@ def run_daemon(path: Path | None, log_file: Path | None = None) -> NoReturn:
     Raises CommandExit, ConfigError and what else keeps the daemon from starting.
     """
     reader = SealedConfigReader(path)  # takes WORKERD_* out of the environment before an import can read it
-    # All roles: imported after the environment is clean, and before the first fork so that they are shared.
+    # All roles and their libraries: after the environment is clean, and before the first fork, to share them.
+    from workerd import log
     from workerd.daemon import run
+
+    _log = log.get_logger("supervisor")
+
+    def reopen_log(signum: int, frame: FrameType | None) -> None:
+        log.reopen()
+        _log.info("log.reopened")
 
     if log_file is not None:
         log.follow(log_file)
     # logrotate sends it; without a log file it does nothing, but must not kill the daemon.
-    signal.signal(signal.SIGUSR1, lambda signum, frame: _reopen_log())
+    signal.signal(signal.SIGUSR1, reopen_log)
     raise CommandExit(run(reader))
-
-
-def _reopen_log() -> None:
-    log.reopen()
-    log.get_logger("supervisor").info("log.reopened")
 
 
 def run_detached() -> int:
