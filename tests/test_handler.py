@@ -199,7 +199,7 @@ def test_remaining_counts_down_to_nothing() -> None:
 def test_progress_is_clamped_and_checked() -> None:
     """A fraction is a number from 0 to 1; a note is text."""
     ctx = context()
-    line = ctx._line
+    line = ctx._run
     assert isinstance(line, Line)
     ctx.progress(0.5, "half")
     ctx.progress(7)

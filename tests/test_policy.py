@@ -115,7 +115,7 @@ def test_each_ending_has_its_row(
     following: NextAttempt | None,
 ) -> None:
     """Every line of the table of endings holds."""
-    decided = workerd_policy.decide(Policy(backoff=EXACT, **policy), claim(**before), how)
+    decided = workerd_policy.decision(Policy(backoff=EXACT, **policy), claim(**before), how)
     assert decided == (status, reason, success, following)
 
 
@@ -128,9 +128,9 @@ def test_ignore_comes_before_fail_on_and_fail_on_before_retry_on() -> None:
     """The first list that names the class decides."""
     lists = {"ignore": ("LookupError",), "fail_on": ("KeyError",), "retry_on": ("Exception",)}
     classes = ("builtins.KeyError", "builtins.LookupError", "builtins.Exception")
-    assert workerd_policy.judge(Policy(**lists), classes, {}) == "ignore"
-    assert workerd_policy.judge(Policy(**(lists | {"ignore": ()})), classes, {}) == "fail"
-    assert workerd_policy.judge(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
+    assert workerd_policy.match(Policy(**lists), classes, {}) == "ignore"
+    assert workerd_policy.match(Policy(**(lists | {"ignore": ()})), classes, {}) == "fail"
+    assert workerd_policy.match(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
 
 
 def test_a_class_is_known_by_the_path_that_it_really_has() -> None:
@@ -138,15 +138,15 @@ def test_a_class_is_known_by_the_path_that_it_really_has() -> None:
     policy = Policy(fail_on=("json.JSONDecodeError",))
     classes = ("json.decoder.JSONDecodeError", *VALUE_ERROR)
     aliases = {"json.JSONDecodeError": "json.decoder.JSONDecodeError"}
-    assert workerd_policy.judge(policy, classes, aliases) == "fail"
-    assert workerd_policy.judge(policy, classes, {}) == "retry"
+    assert workerd_policy.match(policy, classes, aliases) == "fail"
+    assert workerd_policy.match(policy, classes, {}) == "retry"
 
 
 def test_max_attempts_given_at_enqueue_comes_before_the_policy() -> None:
     """A job may be given more or fewer attempts than its handler has."""
-    once = workerd_policy.settle(claim(max_attempts=1), ending("raised", *VALUE_ERROR), Policy())
+    once = workerd_policy.decide(Policy(), claim(max_attempts=1), ending("raised", *VALUE_ERROR))
     assert (once.status, once.next) == (Status.FAILURE, None)
-    more = workerd_policy.settle(claim(max_attempts=9, failures=6), ending("raised", *VALUE_ERROR), Policy())
+    more = workerd_policy.decide(Policy(), claim(max_attempts=9, failures=6), ending("raised", *VALUE_ERROR))
     assert more.status is Status.RETRY
 
 
@@ -213,8 +213,8 @@ def test_backoff_keeps_its_bounds(
 ) -> None:
     """Never more than `max`, never less than jitter allows, whatever the numbers."""
     backoff = Backoff(first=first, factor=factor, max=longest, jitter=jitter)
-    seconds = workerd_policy.pause(backoff, nth, lambda: chance)
-    full = workerd_policy.pause(backoff, nth, lambda: 0.0)
+    seconds = workerd_policy.backoff_pause(backoff, nth, lambda: chance)
+    full = workerd_policy.backoff_pause(backoff, nth, lambda: 0.0)
     assert 0 <= seconds <= full <= longest
     assert seconds >= full * (1 - jitter) * (1 - 1e-9)
     assert math.isfinite(seconds)
@@ -224,14 +224,15 @@ def test_backoff_keeps_its_bounds(
 def test_backoff_grows_until_its_maximum(nth: int) -> None:
     """Without jitter each pause is at least as long as the one before."""
     backoff = Backoff(jitter=0)
-    assert workerd_policy.pause(backoff, nth) <= workerd_policy.pause(backoff, nth + 1) <= backoff.max
+    first, second = (workerd_policy.backoff_pause(backoff, n) for n in (nth, nth + 1))
+    assert first <= second <= backoff.max
 
 
 def test_a_pause_beyond_what_a_store_can_date_is_cut() -> None:
     """`Retry(after=…)` with an absurd number still has a date."""
-    decided = workerd_policy.decide(Policy(), claim(), ending("retry", after=1e300))
+    decided = workerd_policy.decision(Policy(), claim(), ending("retry", after=1e300))
     assert decided.next is not None
-    assert decided.next.delay_us == round(workerd_policy.LONGEST * SECOND)
+    assert decided.next.delay_us == round(workerd_policy.MAX_PAUSE_S * SECOND)
 
 
 # -- losses
@@ -264,10 +265,10 @@ def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
         note="half",
     )
     made = claim(request_id=b"r" * 16, step=2, name="resize", unique_key="k")
-    out = workerd_policy.settle(
+    out = workerd_policy.decide(
+        Policy(),
         made,
         how,
-        Policy(),
         started_ns=5_000_002_000,
         finished_ns=5_000_007_999,
         pid=42,
@@ -284,14 +285,14 @@ def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
 
 def test_a_run_that_never_started_has_no_times() -> None:
     """What was cancelled while it waited was never started."""
-    out = workerd_policy.settle(claim(), ending("cancelled"), Policy())
+    out = workerd_policy.decide(Policy(), claim(), ending("cancelled"))
     assert (out.started_at, out.finished_at, out.pid) == (None, None, None)
 
 
 def test_an_ignored_error_keeps_its_line_and_no_stack() -> None:
     """It is a success; the line says of what kind."""
     how = ending("raised", *VALUE_ERROR, error="ValueError: x", stack="Traceback")
-    out = workerd_policy.settle(claim(), how, Policy(ignore=("ValueError",)))
+    out = workerd_policy.decide(Policy(ignore=("ValueError",)), claim(), how)
     assert (out.error, out.stack) == ("ValueError: x", None)
 
 
@@ -317,5 +318,5 @@ def test_the_chain_goes_on_from_the_row_that_is_the_chain(
     how: RunResult, key: str | None, schedule: ScheduleConfig, again: int | None
 ) -> None:
     """Only the row with the reserved key, only when it has ended, only while there is a cooler."""
-    out = workerd_policy.settle(claim(unique_key=key), how, Policy(max_crashes=1), schedule=schedule)
+    out = workerd_policy.decide(Policy(max_crashes=1), claim(unique_key=key), how, schedule=schedule)
     assert out.next_run_us == again

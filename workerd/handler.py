@@ -1,6 +1,6 @@
-"""What a handler's author sees: the decorator, the context of a run, and how to decide its ending.
+"""What the author of a handler uses: the decorator, the context of a run, and exceptions that decide it.
 
-Nothing here runs user code or does I/O; whoever runs a handler gives its Context a `Line`.
+Nothing here runs user code or does I/O.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from workerd.errors import InvalidValue
 from workerd.job import Claim, id_text
 
 OPTIONS = "__workerd_options__"
-"""The attribute under which a decorated function or class keeps its options."""
+"""The attribute that holds the options of a decorated function or class."""
 
 ClassName = type[BaseException] | str
 Classes = ClassName | Iterable[ClassName]
 F = TypeVar("F")
 
 
-# -- how a handler decides its ending ----------------------------------------------------------
+# -- deciding the result of a run ----------------------------------------------------------
 
 
 class Failure(Exception):
-    """The job has failed and is not tried again, whatever the policy says."""
+    """The job has failed and is not retried, whatever the policy."""
 
 
 class Retry(Exception):
-    """Try again: `after` so long (seconds or text such as "5m"), else by the handler's backoff.
+    """Retry the job `after` so long (seconds, or text such as "5m"), by default the handler's backoff.
 
-    `counted=False` uses no attempt: the job is only put off. Raises ValueError for a wrong `after`.
+    `counted=False` only postpones it: no attempt is used. Raises ValueError for an invalid `after`.
     """
 
     def __init__(self, reason: object = "", after: float | str | None = None, counted: bool = True) -> None:
@@ -48,23 +48,23 @@ class Retry(Exception):
 
 
 class DeadlineExceeded(BaseException):
-    """The soft deadline is over; what is left of `grace` is for cleaning up.
+    """The soft deadline has passed; the job may clean up for `grace` seconds before it is killed.
 
-    No Exception, so that `except Exception` does not swallow it.
+    Not an Exception, so that `except Exception` does not swallow it.
     """
 
 
 class Cancelled(BaseException):
-    """A person cancelled the job, or its request ended; the time left is for cleaning up."""
+    """The job was cancelled, or its request ended; it may clean up for `grace` seconds."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """A return value that says more than a payload.
+    """A return value with more than a payload.
 
-    `payload`: bytes, or anything that can be written as JSON. `extras`: values for the later jobs of the
-    request, a mapping. `spawn`: jobs to add to the request, each `{"handler", "vars"?, "name"?}`; what needs
-    this job waits for them too, and gets their payloads as "this job/name" (else its number).
+    `payload`: bytes, or anything that JSON can represent. `extras`: a mapping for the later jobs of the
+    request. `spawn`: jobs to add to the request, each `{"handler", "vars"?, "name"?}`; jobs that need this
+    one wait for them too, and get their payloads as "this job/name" (without a name, its number).
     """
 
     success: bool = True
@@ -77,16 +77,16 @@ class Result:
 
 
 class RunHandle(Protocol):
-    """What a context asks of whoever runs the handler."""
+    """What a Context needs from the code that runs the handler."""
 
     def stopping(self) -> bool:
         """Whether the run should end soon."""
 
     def progress(self, fraction: float | None, note: str | None) -> None:
-        """Pass on how far the run is."""
+        """Report progress."""
 
     def log(self) -> Any:
-        """A structlog logger bound to this run."""
+        """A structlog logger for this run."""
 
 
 class Context:
@@ -97,20 +97,22 @@ class Context:
     attempt
         Counts from 1. `token`: "job_id/attempt", different for every run (a fencing token).
     meta
-        What the caller gave along, None if nothing.
+        What the caller attached to the job, or None.
     deadline
         Seconds that this run may take, None for no limit.
     request_id, params, extras, needs
-        Inside a request: its id, what it was submitted with, what earlier jobs handed on, and the payloads
-        of the jobs that this one needs, by name. Otherwise None and empty.
+        In a request: its id, its parameters, what earlier jobs passed on, and the payloads of the jobs that
+        this one needs, by name. Otherwise None and empty.
     """
 
-    __slots__ = ("_claim", "_ends_ns", "_line", "_log", "attempt", "deadline", "handler", "job_id")
+    __slots__ = ("_claim", "_log", "_run", "_soft_deadline_ns", "attempt", "deadline", "handler", "job_id")
 
-    def __init__(self, claim: Claim, line: RunHandle, deadline: float = 0.0, ends_ns: int = 0) -> None:
+    def __init__(
+        self, claim: Claim, run: RunHandle, deadline: float = 0.0, soft_deadline_ns: int = 0
+    ) -> None:
         self._claim = claim
-        self._line = line
-        self._ends_ns = ends_ns
+        self._run = run
+        self._soft_deadline_ns = soft_deadline_ns
         self._log: Any = None
         self.job_id = id_text(claim.id)
         self.attempt = claim.attempt
@@ -142,25 +144,25 @@ class Context:
         return {name: msgspec.json.decode(value) for name, value in (self._claim.needs or {}).items()}
 
     def remaining(self) -> float:
-        """Seconds until the soft deadline, 0 when it is over, infinite without one."""
-        if not self._ends_ns:
+        """Seconds until the soft deadline, 0 when it has passed, infinite without one."""
+        if not self._soft_deadline_ns:
             return math.inf
-        return max(0, self._ends_ns - time.monotonic_ns()) / 1e9
+        return max(0, self._soft_deadline_ns - time.monotonic_ns()) / 1e9
 
     @property
     def stopping(self) -> bool:
-        """True when the run should end soon: the node stops, or the job is cancelled."""
-        return self._line.stopping()
+        """Whether the run should end soon: the node stops, or the job is being cancelled."""
+        return self._run.stopping()
 
     @property
     def log(self) -> Any:
-        """A structlog logger whose events go to the daemon's log with this job and attempt."""
+        """A structlog logger; its events are in the daemon's log with this job and attempt."""
         if self._log is None:
-            self._log = self._line.log()
+            self._log = self._run.log()
         return self._log
 
     def progress(self, fraction: float | None = None, note: str | None = None) -> None:
-        """Say how far the run is: `fraction` from 0 to 1, and a short note; may be called at any rate.
+        """Report progress: `fraction` from 0 to 1, and a short note; may be called at any rate.
 
         Raises ValueError if `fraction` is not a number.
         """
@@ -169,7 +171,7 @@ class Context:
             if math.isnan(fraction):
                 raise ValueError("expected a fraction from 0 to 1, got nan")
             fraction = min(max(fraction, 0.0), 1.0)
-        self._line.progress(fraction, None if note is None else str(note))
+        self._run.progress(fraction, None if note is None else str(note))
 
     def __repr__(self) -> str:
         return f"<Context {self.handler} {self.token}>"
@@ -202,11 +204,11 @@ def handler(
 
 
 def handler(target: Any = None, /, **options: Any) -> Any:
-    """Give a function, or a class with `ensure`, the policy that its author thinks best.
+    """Set policy defaults of a function, or of a class with `ensure`.
 
-    The options are those of the configuration, which has the last word. Durations are seconds or text
-    ("30s"), classes are classes or their names. Raises TypeError for an unknown option, ValueError for a
-    wrong value.
+    The options are keys of the configuration, which overrides them. Durations are seconds or text ("30s"),
+    exception classes are classes or their names. Raises TypeError for an unknown option, ValueError for an
+    invalid value.
     """
     checked = MappingProxyType(
         {name: _checked(name, value) for name, value in options.items() if value is not None}
@@ -254,7 +256,7 @@ def _classes(value: Any) -> tuple[ClassName, ...]:
 
 
 def options_of(target: Any) -> Mapping[str, Any]:
-    """What @handler was given on this object, seen through functools.partial; empty without it."""
+    """The options that @handler set on this object, also through functools.partial; empty without."""
     while True:
         found = getattr(target, OPTIONS, None)
         if isinstance(found, Mapping):
@@ -265,5 +267,5 @@ def options_of(target: Any) -> Mapping[str, Any]:
 
 
 def class_name(cls: type) -> str:
-    """`module.qualname`, the form in which classes are compared between processes."""
+    """`module.qualname`, by which processes compare classes."""
     return f"{cls.__module__}.{cls.__qualname__}"

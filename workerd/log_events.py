@@ -42,6 +42,15 @@ EVENTS: dict[str, str] = {
     "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",
     "task.refused": "The store refused a statement of this task, or a row cannot be read; it is tried again.",
     # -- pool
+    "attempt.failed": "An attempt failed; `status` says whether the job is retried.",
+    "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
+    "handlers.started_threads": "An import started threads, which workers lack: set `preload = false`.",
+    "output.truncated": "A job printed more than is logged; the rest was dropped.",
+    "pool.crash_loop": "Workers without a job died too often; the pool ends and is quarantined.",
+    "pool.load_failed": "The handlers of this pool do not load; the pool ends and is quarantined.",
+    "worker.died": "A worker without a job died; another one is forked.",
+    "worker.fork_failed": "The kernel refused to fork a worker; it is retried.",
+    "worker.not_ready": "A worker could not load its handlers or run `init`.",
     # -- ingester
     # -- gateway
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",

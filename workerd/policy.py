@@ -1,4 +1,4 @@
-"""(policy, counters, result) -> what the row becomes and when the next attempt is due."""
+"""(policy, claim, result) -> Outcome: what the row becomes, and when the next attempt is due. Pure."""
 
 from __future__ import annotations
 
@@ -13,26 +13,22 @@ from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
 from workerd.job import COOLER_KEY, ENDED, Claim, Status
 from workerd.outcome import NextAttempt, Outcome, Reason, RunResult
 
-# (policy, counters, ending) -> what the row becomes and when the next attempt is, or that there is none.
-#
-# Pure: the pool decides with it, the dispatcher uses `lost` for claims that nobody can answer for.
-#
-
-LONGEST = 36500 * 86400.0
-"""Seconds; later than that a store cannot date the next attempt."""
-LOSSES = 10
+MAX_PAUSE_S = 36500 * 86400.0
+"""Later than that, a store cannot represent the date of the next attempt."""
+MAX_LOSSES = 10
 """A job whose pool or node died so often ends as failure."""
-LOSS_PAUSE = 60.0
-"""Seconds; the longest pause after a loss."""
+MAX_LOSS_PAUSE_S = 60.0
 
 DEADLINE_EXCEEDED = "workerd.handler.DeadlineExceeded"
 _DEADLINE_CLASSES = (DEADLINE_EXCEEDED, "builtins.BaseException")
-_NEVER_AGAIN = frozenset({"builtins.SystemExit", "builtins.KeyboardInterrupt"})
-_OWN = {name: f"workerd.handler.{name}" for name in ("DeadlineExceeded", "Cancelled", "Failure", "Retry")}
+_NEVER_RETRIED = frozenset({"builtins.SystemExit", "builtins.KeyboardInterrupt"})
+_WORKERD_CLASSES = {
+    name: f"workerd.handler.{name}" for name in ("DeadlineExceeded", "Cancelled", "Failure", "Retry")
+}
 
 
 class Counters(Protocol):
-    """What a row carries of its earlier attempts."""
+    """Counters of earlier attempts, as a row carries them."""
 
     @property
     def failures(self) -> int: ...
@@ -43,7 +39,7 @@ class Counters(Protocol):
 
 
 class PolicyDecision(NamedTuple):
-    """What an ending makes of its row, and the attempt that follows."""
+    """What a result makes of the row, and the attempt that follows."""
 
     status: Status
     reason: Reason
@@ -54,11 +50,12 @@ class PolicyDecision(NamedTuple):
 def effective(handler: HandlerConfig, options: Mapping[str, Any], recurring: bool | None = None) -> Policy:
     """The handler's policy: built-in < `[defaults]` < decorator < its own table.
 
-    `recurring`: whether the run is one of a chain or a schedule; by default, whether the handler recurs.
+    `recurring`: whether the run belongs to a recurring handler or workflow; by default, whether the handler
+    recurs.
     """
     layers: dict[str, Any] = {**handler.policy_defaults, **options}
     if handler.schedule.recurs if recurring is None else recurring:
-        # The next run is its retry; repeating this one would let runs pile up.
+        # The next run is its retry; retries of each run would pile up.
         layers |= {"max_attempts": 1, "max_crashes": 1}
     layers |= handler.policy_own
     return msgspec.convert({k: _plain(v) for k, v in layers.items()}, Policy)
@@ -69,17 +66,17 @@ def _plain(value: Any) -> Any:
 
 
 def deadline_of(claim: Claim, policy: Policy) -> float:
-    """Seconds until the soft deadline of this claim, 0 for none; what was given at enqueue comes first."""
+    """Soft deadline of this claim in seconds, 0 for none; the one given at enqueue takes precedence."""
     return policy.deadline if claim.deadline_ms is None else claim.deadline_ms / 1000
 
 
-# -- which rule an exception falls under -------------------------------------------------------
+# -- matching exceptions -------------------------------------------------------
 
 
 def canonical(name: str) -> str:
-    """The `module.qualname` that a class name of a policy stands for, without importing anything."""
-    if name.removeprefix("workerd.") in _OWN:
-        return _OWN[name.removeprefix("workerd.")]
+    """The `module.qualname` that a class name in a policy denotes; nothing is imported."""
+    if name.removeprefix("workerd.") in _WORKERD_CLASSES:
+        return _WORKERD_CLASSES[name.removeprefix("workerd.")]
     return name if "." in name else f"builtins.{name}"
 
 
@@ -90,23 +87,23 @@ def _names(listed: tuple[str, ...], classes: frozenset[str], aliases: Mapping[st
 PolicyMatch = Literal["ignore", "fail", "retry"]
 
 
-def judge(policy: Policy, classes: tuple[str, ...], aliases: Mapping[str, str]) -> PolicyMatch:
-    """What the policy says of an exception whose classes (most derived first) are these."""
+def match(policy: Policy, classes: tuple[str, ...], aliases: Mapping[str, str]) -> PolicyMatch:
+    """How the policy treats an exception with these classes, most derived first."""
     known = frozenset(classes)
     if _names(policy.ignore, known, aliases):
         return "ignore"
-    if known & _NEVER_AGAIN or _names(policy.fail_on, known, aliases):
+    if known & _NEVER_RETRIED or _names(policy.fail_on, known, aliases):
         return "fail"
     return "retry" if _names(policy.retry_on, known, aliases) else "fail"
 
 
-# -- when the next attempt is ------------------------------------------------------------------
+# -- pauses ------------------------------------------------------------------
 
 
-def pause(backoff: Backoff, nth: int, rng: Callable[[], float] = random.random) -> float:
+def backoff_pause(backoff: Backoff, nth: int, rng: Callable[[], float] = random.random) -> float:
     """Seconds before the attempt after the `nth` failure: `first` × `factor`ⁿ⁻¹, at most `max`.
 
-    `jitter` takes away up to that part of it, so that jobs which failed together do not come back together.
+    `jitter` shortens it by up to that fraction, so that jobs which failed together are not retried together.
     """
     try:
         longest = backoff.first * backoff.factor ** (nth - 1)
@@ -116,26 +113,26 @@ def pause(backoff: Backoff, nth: int, rng: Callable[[], float] = random.random) 
 
 
 def _us(seconds: float) -> int:
-    return round(max(0.0, min(seconds, LONGEST)) * clock.SECOND)
+    return round(max(0.0, min(seconds, MAX_PAUSE_S)) * clock.SECOND)
 
 
 class _Case(NamedTuple):
-    """One ending under one policy, with what the rules below need."""
+    """One result under one policy: what the rules below need."""
 
     policy: Policy
     before: Counters
-    ending: RunResult
+    result: RunResult
     aliases: Mapping[str, str]
     rng: Callable[[], float]
     max_attempts: int
 
 
-def _failed_once_more(case: _Case, reason: Reason) -> PolicyDecision:
+def _failed(case: _Case, reason: Reason) -> PolicyDecision:
     failures = case.before.failures + 1
     if failures >= case.max_attempts:
         return PolicyDecision(Status.FAILURE, reason, False, None)
-    after = case.ending.after
-    seconds = pause(case.policy.backoff, failures, case.rng) if after is None else after
+    after = case.result.after
+    seconds = backoff_pause(case.policy.backoff, failures, case.rng) if after is None else after
     return PolicyDecision(
         Status.RETRY,
         reason,
@@ -144,11 +141,11 @@ def _failed_once_more(case: _Case, reason: Reason) -> PolicyDecision:
     )
 
 
-def _asked_again(case: _Case) -> PolicyDecision:
-    if case.ending.counted:
-        return _failed_once_more(case, Reason.RETRY)
-    before, after = case.before, case.ending.after
-    seconds = pause(case.policy.backoff, before.failures + 1, case.rng) if after is None else after
+def _retry_requested(case: _Case) -> PolicyDecision:
+    if case.result.counted:
+        return _failed(case, Reason.RETRY)
+    before, after = case.before, case.result.after
+    seconds = backoff_pause(case.policy.backoff, before.failures + 1, case.rng) if after is None else after
     return PolicyDecision(
         Status.RETRY,
         Reason.RETRY,
@@ -158,27 +155,27 @@ def _asked_again(case: _Case) -> PolicyDecision:
 
 
 def _raised(case: _Case) -> PolicyDecision:
-    match judge(case.policy, case.ending.classes, case.aliases):
+    match match(case.policy, case.result.classes, case.aliases):
         case "ignore":
             return PolicyDecision(Status.COMPLETED, Reason.IGNORED, True, None)
         case "fail":
             return PolicyDecision(Status.FAILURE, Reason.ERROR, False, None)
         case "retry":
-            return _failed_once_more(case, Reason.ERROR)
+            return _failed(case, Reason.ERROR)
 
 
-def _overran(case: _Case) -> PolicyDecision:
+def _deadline_exceeded(case: _Case) -> PolicyDecision:
     if _names(case.policy.fail_on, frozenset(_DEADLINE_CLASSES), case.aliases):
         return PolicyDecision(Status.FAILURE, Reason.DEADLINE, False, None)
-    return _failed_once_more(case, Reason.DEADLINE)
+    return _failed(case, Reason.DEADLINE)
 
 
 def _crashed(case: _Case) -> PolicyDecision:
-    reason = Reason.OOM if case.ending.kind == "oom" else Reason.CRASHED
+    reason = Reason.OOM if case.result.kind == "oom" else Reason.CRASHED
     before, crashes = case.before, case.before.crashes + 1
     if crashes >= case.policy.max_crashes:
         return PolicyDecision(Status.FAILURE, reason, False, None)
-    seconds = pause(case.policy.backoff, crashes, case.rng)
+    seconds = backoff_pause(case.policy.backoff, crashes, case.rng)
     return PolicyDecision(
         Status.RETRY, reason, False, NextAttempt(_us(seconds), before.failures, crashes, before.losses)
     )
@@ -197,46 +194,46 @@ RULES: dict[str, PolicyDecision | Callable[[_Case], PolicyDecision]] = {
     "failed": PolicyDecision(Status.FAILURE, Reason.FAILURE, False, None),
     "failure": PolicyDecision(Status.FAILURE, Reason.FAILURE, False, None),
     "cancelled": PolicyDecision(Status.CANCELLED, Reason.CANCELLED, None, None),
-    "retry": _asked_again,
+    "retry": _retry_requested,
     "raised": _raised,
-    "deadline": _overran,
+    "deadline": _deadline_exceeded,
     "crashed": _crashed,
     "oom": _crashed,
     "interrupted": _interrupted,
 }
-"""Every kind of ending and what follows from it."""
+"""What follows from each kind of result."""
 
 
-def decide(
+def decision(
     policy: Policy,
     before: Counters,
-    ending: RunResult,
+    result: RunResult,
     *,
     aliases: Mapping[str, str] | None = None,
     max_attempts: int | None = None,
     rng: Callable[[], float] = random.random,
 ) -> PolicyDecision:
-    """What this ending makes of its row. `max_attempts`: as given at enqueue, before the policy's own."""
-    rule = RULES[ending.kind]
+    """What this result makes of the row. `max_attempts`: given at enqueue, overrides the policy's."""
+    rule = RULES[result.kind]
     if isinstance(rule, PolicyDecision):
         return rule
     limit = policy.max_attempts if max_attempts is None else max_attempts
-    return rule(_Case(policy, before, ending, aliases or {}, rng, limit))
+    return rule(_Case(policy, before, result, aliases or {}, rng, limit))
 
 
 def next_after_loss(before: Counters) -> NextAttempt | None:
-    """The attempt after one whose pool or node died: 1 s × 2^losses later, None after LOSSES of them."""
+    """The attempt after one whose pool or node died: 1 s × 2^losses later; None after MAX_LOSSES."""
     losses = before.losses + 1
-    if losses >= LOSSES:
+    if losses >= MAX_LOSSES:
         return None
-    seconds = min(2.0**before.losses, LOSS_PAUSE)
+    seconds = min(2.0**before.losses, MAX_LOSS_PAUSE_S)
     return NextAttempt(_us(seconds), before.failures, before.crashes, losses)
 
 
-def settle(
-    claim: Claim,
-    ending: RunResult,
+def decide(
     policy: Policy,
+    claim: Claim,
+    result: RunResult,
     *,
     aliases: Mapping[str, str] | None = None,
     started_ns: int | None = None,
@@ -245,37 +242,38 @@ def settle(
     schedule: ScheduleConfig | None = None,
     rng: Callable[[], float] = random.random,
 ) -> Outcome:
-    """The outcome of a claim whose run ended so; times are monotonic nanoseconds, None if it never ran.
+    """The outcome of a claim whose run had this result.
 
-    `schedule`: the handler's, so that the chain of a cooler goes on.
+    Times are monotonic nanoseconds, None if it never ran. `schedule`: the handler's; with a cooler the
+    outcome says when the next run is due.
     """
-    decision = decide(policy, claim, ending, aliases=aliases, max_attempts=claim.max_attempts, rng=rng)
-    ignored = decision.reason is Reason.IGNORED
+    decided = decision(policy, claim, result, aliases=aliases, max_attempts=claim.max_attempts, rng=rng)
+    ignored = decided.reason is Reason.IGNORED
     return Outcome(
         id=claim.id,
         attempt=claim.attempt,
         claimed_at=claim.claimed_at,
         handler=claim.handler,
-        status=decision.status,
-        reason=decision.reason,
-        success=decision.success,
-        payload=ending.payload,
-        payload_type=ending.payload_type,
-        extras=ending.extras,
-        spawn=ending.spawn,
-        error=ending.error,
-        stack=None if ignored else ending.stack,
-        exit_signal=ending.exit_signal,
-        exit_code=ending.exit_code,
+        status=decided.status,
+        reason=decided.reason,
+        success=decided.success,
+        payload=result.payload,
+        payload_type=result.payload_type,
+        extras=result.extras,
+        spawn=result.spawn,
+        error=result.error,
+        stack=None if ignored else result.stack,
+        exit_signal=result.exit_signal,
+        exit_code=result.exit_code,
         run_at=claim.run_at,
         started_at=_store_time(claim, started_ns),
         finished_at=_store_time(claim, finished_ns),
-        usage=ending.usage,
+        usage=result.usage,
         pid=pid,
-        progress=ending.progress,
-        note=ending.note,
-        next=decision.next,
-        next_run_us=_again(claim, decision.status, ending, schedule),
+        progress=result.progress,
+        note=result.note,
+        next=decided.next,
+        next_run_us=_next_run_us(claim, decided.status, result, schedule),
         request_id=claim.request_id,
         step=claim.step,
         name=claim.name,
@@ -287,8 +285,10 @@ def _store_time(claim: Claim, ns: int | None) -> int | None:
     return None if ns is None else clock.after(claim.claimed_at, claim.mono, ns)
 
 
-def _again(claim: Claim, status: Status, ending: RunResult, schedule: ScheduleConfig | None) -> int | None:
-    """Microseconds until the chain's next run; None where the row is not the chain, or stays it."""
+def _next_run_us(
+    claim: Claim, status: Status, result: RunResult, schedule: ScheduleConfig | None
+) -> int | None:
+    """Microseconds until the next run of a cooler; None if this row is not its chain, or remains live."""
     if schedule is None or schedule.cooler is None or claim.unique_key != COOLER_KEY or status not in ENDED:
         return None
-    return _us(schedule.cooler if ending.pause is None else ending.pause)
+    return _us(schedule.cooler if result.pause is None else result.pause)

@@ -1,7 +1,7 @@
-"""What a handler's vars must look like: told by the pool that loaded it, checked wherever jobs are enqueued.
+"""What a handler's vars must be: derived by the pool that loads it, checked wherever jobs are enqueued.
 
-A signature travels as JSON. The types in it are a small vocabulary of their own (`code`), because
-whoever checks it does not have the handler's classes; the worker checks once more with the real ones.
+A signature is stored as JSON. Its types are a small vocabulary (`code`), because the enqueuing process does
+not have the handler's classes; the worker checks again with the real ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Code = Any
 
 
 class Param(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One parameter that vars fill. `type` is for people, `code` for the check, `default` None if unknown."""
+    """One parameter. `type` is for display, `code` for the check; `default` is None if unknown."""
 
     name: str
     type: str = "Any"
@@ -35,14 +35,14 @@ class Param(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """The parameters that vars fill; `open` if any other name is taken too."""
+    """The parameters that accept vars; `open`: other names are accepted too."""
 
     params: tuple[Param, ...]
     open: bool = False
 
 
 class BadVars(ValueError):
-    """The vars do not fit; the message names the field."""
+    """The vars do not match the signature; the message names the field."""
 
 
 # -- types as codes ----------------------------------------------------------------------------
@@ -89,7 +89,7 @@ _PYTHON: dict[str, Any] = {
 
 
 def code_of(annotation: Any) -> Code | None:
-    """The code of a type; None if msgspec cannot check it, so that anything must be let through."""
+    """The code of a type; None if msgspec cannot check it, so that any value must be accepted."""
     try:
         return _code(types.type_info(annotation))
     except (TypeError, ValueError, NameError, AttributeError, RecursionError):
@@ -108,7 +108,7 @@ def _code(info: types.Type) -> Code:
         case types.CollectionType():
             return ["list", _code(info.item_type)]
         case types.DictType():
-            # Keys of objects are text in JSON; what they are turned into is the worker's affair.
+            # Keys of JSON objects are text; only the worker can convert them.
             return ["dict", _code(info.value_type)]
         case types.UnionType():
             return ["or", *(_code(part) for part in info.types)]
@@ -128,7 +128,7 @@ _LITERAL: Any = Literal
 
 
 def _type(code: Code) -> Any:
-    """The type to check with; Any for a code of a later version."""
+    """The type that a code is checked with; Any for a code of a later version."""
     match code:
         case str():
             return _PYTHON.get(code, Any)
@@ -147,14 +147,14 @@ def _type(code: Code) -> Any:
 
 
 class Absent:
-    """Stands for a field that was not given, so that the function's own default is used."""
+    """Marks a field that was not given, so that the function's own default applies."""
 
 
 ABSENT = Absent()
 
 
 class Field(NamedTuple):
-    """A name that vars may hold."""
+    """One named value of vars."""
 
     name: str
     type: Any
@@ -162,16 +162,12 @@ class Field(NamedTuple):
 
 
 class Fields:
-    """An object with exactly these fields (`open`: with any others too), strictly typed.
-
-    Both ways in give the values in the fields' order, ABSENT for what was not given, and the rest by name.
-    They raise BadVars.
-    """
+    """A strictly typed JSON object with these fields; `open`: others are accepted too."""
 
     def __init__(self, fields: Sequence[Field], open: bool = False) -> None:
         self.names = tuple(field.name for field in fields)
         self.open = open
-        # The fields get names of our own: a parameter may be called what a Struct cannot have.
+        # The fields are renamed: a parameter may have a name that a Struct cannot.
         self._struct = msgspec.defstruct(
             "vars",
             [
@@ -188,7 +184,10 @@ class Fields:
         self._decoder = msgspec.json.Decoder(self._struct)
 
     def decode(self, data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """From JSON text."""
+        """Decode JSON text: values in the order of the fields (ABSENT if not given), and others by name.
+
+        Raises BadVars.
+        """
         try:
             if self.open:
                 return self._split(msgspec.json.decode(data))
@@ -197,7 +196,7 @@ class Fields:
             raise BadVars(explain(error, self.names)) from None
 
     def convert(self, values: Mapping[str, Any]) -> None:
-        """Check values that were decoded already."""
+        """Check decoded values. Raises BadVars."""
         try:
             msgspec.convert(values, self._struct)
         except (msgspec.ValidationError, RecursionError) as error:
@@ -214,7 +213,7 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`", re.DOTALL)
 
 
 def explain(error: Exception, names: tuple[str, ...] = ()) -> str:
-    """msgspec's complaint as one sentence that begins with the field: `vars.width: expected int, got str`."""
+    """An error of msgspec as one sentence that begins with the field: `vars.width: expected int, got str`."""
     if isinstance(error, UnicodeDecodeError):
         return "vars: expected valid UTF-8, got other bytes"
     if isinstance(error, RecursionError):
@@ -234,12 +233,12 @@ def explain(error: Exception, names: tuple[str, ...] = ()) -> str:
     return f"{where}: {text[:1].lower()}{text[1:].replace('`', '')}"
 
 
-# -- where jobs are enqueued -------------------------------------------------------------------
+# -- checking at enqueue -------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1024)
 def parse(signature: bytes) -> Signature | None:
-    """A signature as the store keeps it; None if it is of a version that cannot be read."""
+    """Decode a stored signature; None if its version is unknown."""
     try:
         return msgspec.json.decode(signature, type=Signature)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -258,7 +257,7 @@ def _fields(signature: bytes) -> Fields | None:
 
 
 def check_vars(signature: bytes | None, values: Mapping[str, Any]) -> str | None:
-    """What is wrong with decoded vars, in one sentence; None if they fit or nothing is known of them."""
+    """What is wrong with decoded vars, in one sentence; None if they match or no signature is known."""
     fields = None if signature is None else _fields(signature)
     if fields is None:
         return None
@@ -270,7 +269,7 @@ def check_vars(signature: bytes | None, values: Mapping[str, Any]) -> str | None
 
 
 def coerce_texts(signature: bytes | None, texts: Mapping[str, str]) -> dict[str, Any]:
-    """`key=value` texts: kept where the signature says `str`, else read as JSON where they parse."""
+    """Values of `key=value` texts: text where the signature says `str`, else JSON where it parses."""
     known = None if signature is None else parse(signature)
     verbatim = {param.name for param in known.params if param.is_str} if known else set()
     return {name: text if name in verbatim else _json_or_text(text) for name, text in texts.items()}

@@ -1,4 +1,4 @@
-"""Run a handler in a test, with the same conversion and outcomes as in the daemon, without one.
+"""Runs a handler in a test with the conversion and outcomes of the daemon, but without a daemon.
 
 outcome = workerd.testing.run(thumbnail, image="a.png")
 assert outcome.status == "completed"
@@ -24,18 +24,18 @@ from workerd.pool.executor import Executor
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How the run ended, in the words of the store.
+    """How the run ended, in the terms of the store.
 
     status
         `completed`, `failure`, `retry` or `cancelled`. `reason`: `ok`, `error`, `failure`, `retry`, …
     payload
-        What was returned: bytes as they are, anything else as it comes back from JSON.
+        What was returned: bytes unchanged, anything else as decoded from JSON.
     extras, spawn
-        What a Result handed on, as it comes back from JSON.
+        What a Result passed on, as decoded from JSON.
     error, stack
-        One line, and the traceback, of what it raised. `exception_classes`: its classes, nearest first.
+        What it raised: one line, and the traceback. `exception_classes`: most derived first.
     retry_after
-        Seconds until the next attempt, None if there is none.
+        Seconds until the next attempt, None if none follows.
     """
 
     status: str
@@ -54,7 +54,7 @@ class RunOutcome:
 
 
 class _Flags:
-    """What a pool's page would say: nothing is cancelled, nothing stops unless asked for."""
+    """Fixed flags: not cancelled, and stopping only on request."""
 
     serial = 1
     cancel = False
@@ -67,8 +67,8 @@ class _Flags:
 def run(handler: Any, /, **vars: Any) -> RunOutcome:
     """Run a handler once: a function, a class with `ensure`, or its "module:attribute".
 
-    The vars go through JSON as they would on the way through the store; TypeError if they cannot. What the
-    handler raises is in the outcome, not raised. LoadError if it could not be a handler.
+    The vars are encoded as JSON and decoded, as by the store. What the handler raises is in the outcome.
+    Raises TypeError for vars that JSON cannot represent, LoadError for what cannot be a handler.
     """
     return attempt(handler, vars)
 
@@ -85,10 +85,10 @@ def attempt(
     needs: Mapping[str, Any] | None = None,
     stopping: bool = False,
 ) -> RunOutcome:
-    """The same as `run`, with more of the context said.
+    """Run a handler once, as `run` does, with more of its context.
 
-    `failures`: of earlier attempts, by default all of them. `params`, `extras` and `needs` put the run inside
-    a request. The deadline is told to the handler by `ctx`, and not kept by force.
+    `failures`: failed earlier attempts, by default all of them. `params`, `extras` and `needs` put the run
+    in a request. The deadline is visible in `ctx` but not enforced. Raises TypeError and LoadError as `run`.
     """
     target = loading.resolve(handler) if isinstance(handler, str) else handler
     name = getattr(target, "__name__", type(target).__name__)
@@ -110,12 +110,12 @@ def attempt(
         extras=_json(extras or {}) if in_request else None,
         needs={key: _json(value) for key, value in (needs or {}).items()} if in_request else None,
     )
-    ending = _execute(loaded, claim, policy.deadline, stopping)
-    return _outcome(ending, claim, policy, loaded.spec.aliases)
+    result = _execute(loaded, claim, policy.deadline, stopping)
+    return _outcome(result, claim, policy, loaded.spec.aliases)
 
 
 def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopping: bool) -> RunResult:
-    executor = Executor({claim.handler: loaded}, _Flags(deadline, stopping), _unheard)
+    executor = Executor({claim.handler: loaded}, _Flags(deadline, stopping), _ignore_progress)
     executor.prepare(None)
     return executor.run(Assignment(1, claim, deadline, _MAX_PAYLOAD))
 
@@ -123,26 +123,27 @@ def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopp
 _MAX_PAYLOAD = IngesterConfig().max_payload
 
 
-def _unheard(progress: Progressed) -> None:
-    """The last word is in the ending; nobody listens before."""
+def _ignore_progress(progress: Progressed) -> None:
+    """The result carries the last progress."""
 
 
-def _outcome(ending: RunResult, claim: Claim, policy: Policy, aliases: Mapping[str, str]) -> RunOutcome:
-    decision = workerd_policy.decide(policy, claim, ending, aliases=aliases)
+def _outcome(result: RunResult, claim: Claim, policy: Policy, aliases: Mapping[str, str]) -> RunOutcome:
+    outcome = workerd_policy.decide(policy, claim, result, aliases=aliases)
+    assert outcome.reason is not None
     return RunOutcome(
-        status=decision.status.value,
-        reason=decision.reason.value,
-        success=decision.success,
-        payload=_value(ending.payload) if ending.payload_type == "json" else ending.payload,
-        payload_type=ending.payload_type,
-        extras=_value(ending.extras),
-        spawn=_value(ending.spawn),
-        error=ending.error,
-        stack=ending.stack,
-        exception_classes=ending.classes,
-        retry_after=None if decision.next is None else decision.next.delay_us / 1e6,
-        progress=ending.progress,
-        note=ending.note,
+        status=outcome.status.value,
+        reason=outcome.reason.value,
+        success=outcome.success,
+        payload=_value(result.payload) if result.payload_type == "json" else result.payload,
+        payload_type=result.payload_type,
+        extras=_value(result.extras),
+        spawn=_value(result.spawn),
+        error=result.error,
+        stack=result.stack,
+        exception_classes=result.classes,
+        retry_after=None if outcome.next is None else outcome.next.delay_us / 1e6,
+        progress=result.progress,
+        note=result.note,
     )
 
 

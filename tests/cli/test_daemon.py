@@ -172,7 +172,7 @@ def test_the_log_is_reopened_after_logrotate_moved_it(background: Background) ->
     eventually(background.log.exists)
     eventually(lambda: "log.reopened" in background.log.read_text())
     background.cli("enqueue", "add", "--wait", check=False)  # it misses its argument, which a pool logs
-    eventually(lambda: "attempt failed" in background.log.read_text())
+    eventually(lambda: "attempt.failed" in background.log.read_text())
     background.cli("stop")
     assert "stopped" in background.log.read_text()
     assert moved.read_bytes() == before

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from workerd.pool.dispatcher_link import AHEAD, RunTimeAverage
+from workerd.pool.attempt import death_error, handler_frames
+from workerd.pool.capacity import BUFFER_S, RunTimeAverage
 from workerd.pool.shared import SharedFlags
-from workerd.pool.worker_process import BUSY, MOVES, WorkerState, death_sentence, trim
+from workerd.pool.worker_process import BUSY, TRANSITIONS, WorkerState
 from workerd.runtime.child import fork
 
 # -- states
@@ -21,12 +22,12 @@ def test_every_state_is_reached_and_only_death_is_final() -> None:
     """The table is complete: no state without a way in, none but one without a way out."""
     reached, frontier = {WorkerState.STARTING}, [WorkerState.STARTING]
     while frontier:
-        new = MOVES[frontier.pop()] - reached
+        new = TRANSITIONS[frontier.pop()] - reached
         reached |= new
         frontier += new
-    assert reached == set(WorkerState) == set(MOVES)
-    assert [state for state in WorkerState if not MOVES[state]] == [WorkerState.DEAD]
-    assert all(WorkerState.KILLING in MOVES[state] for state in BUSY)
+    assert reached == set(WorkerState) == set(TRANSITIONS)
+    assert [state for state in WorkerState if not TRANSITIONS[state]] == [WorkerState.DEAD]
+    assert all(WorkerState.KILLING in TRANSITIONS[state] for state in BUSY)
 
 
 # -- dump and shared flags
@@ -34,13 +35,13 @@ def test_every_state_is_reached_and_only_death_is_final() -> None:
 
 def test_a_dump_is_shown_without_the_pools_own_frames() -> None:
     """Every thread of the handler's is kept."""
-    ours = Path(trim.__code__.co_filename).parent
+    ours = Path(handler_frames.__code__.co_filename).parent
     dump = (
         'Thread 0x01 (most recent call first):\n  File "/app/h.py", line 1 in wait\n\n'
         'Current thread 0x02 (most recent call first):\n  File "/app/h.py", line 2 in run\n'
         f'  File "{ours}/executor.py", line 3 in _call\n  File "/usr/lib/x.py", line 4 in y\n'
     )
-    assert trim(dump).splitlines() == [
+    assert handler_frames(dump).splitlines() == [
         "Thread 0x01 (most recent call first):", '  File "/app/h.py", line 1 in wait', "",
         "Current thread 0x02 (most recent call first):", '  File "/app/h.py", line 2 in run',
     ]  # fmt: skip
@@ -61,7 +62,7 @@ def test_a_page_is_one_memory_for_parent_and_child() -> None:
 
     child = fork(wait, keep=[reading])
     page.begin(7, 99)
-    page.ask_cancel()
+    page.request_cancel()
     page.set_stopping(True)
     os.write(writing, b"x")
     assert eventually(lambda: child.reap() is not None)
@@ -78,15 +79,15 @@ def test_a_page_is_one_memory_for_parent_and_child() -> None:
 
 
 def test_short_runs_are_taken_ahead_and_long_ones_not() -> None:
-    """What waits is about AHEAD seconds of work, never more than a batch."""
+    """What waits is about BUFFER_S seconds of work, never more than a batch."""
     pace = RunTimeAverage()
-    assert pace.ahead(2, 500) == 0
-    pace.note(AHEAD / 10)
-    assert pace.ahead(2, 500) == 20
+    assert pace.runs_within(BUFFER_S, 2, 500) == 0
+    pace.add(BUFFER_S / 10)
+    assert pace.runs_within(BUFFER_S, 2, 500) == 20
     pace.seconds = 1e-7
-    assert pace.ahead(2, 500) == 500
-    pace.seconds = AHEAD * 1.01
-    assert pace.ahead(1000, 500) == 0
+    assert pace.runs_within(BUFFER_S, 2, 500) == 500
+    pace.seconds = BUFFER_S * 1.01
+    assert pace.runs_within(BUFFER_S, 1000, 500) == 0
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,6 @@ def test_short_runs_are_taken_ahead_and_long_ones_not() -> None:
 )
 def test_a_death_is_told_in_a_sentence(status: int, words: str) -> None:
     """With the signal's name or the exit status."""
-    sentence = death_sentence(status)
+    sentence = death_error(status)
     assert words in sentence
     assert sentence.endswith(".")

@@ -14,7 +14,7 @@ from tests.pool.harness import Harness, make_pool
 from workerd.job import Claim, Status, id_text
 from workerd.messages import Assignment
 from workerd.outcome import Reason
-from workerd.pool.assignment_queue import LONGEST, AssignmentQueue
+from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, AssignmentQueue
 
 HANDLERS = ("noop", "gate", "prints_text", "segfault", "pid", "echo")
 AHEAD = 6
@@ -56,22 +56,22 @@ def test_what_is_taken_back_was_not_taken() -> None:
     lane = AssignmentQueue()
     for serial in range(1, 9):
         assert lane.put(assignment(serial))
-    taken = os.read(lane.fileno(), LONGEST)
+    taken = os.read(lane.fileno(), MAX_MESSAGE_BYTES)
     assert int.from_bytes(taken[:8], "big") == 1
-    assert lane.take_back() == set(range(2, 9))
-    assert lane.take_back() == set()
-    lane.hang_up()
-    assert os.read(lane.fileno(), LONGEST) == b""
+    assert lane.take_all() == set(range(2, 9))
+    assert lane.take_all() == set()
+    lane.close_writing_end()
+    assert os.read(lane.fileno(), MAX_MESSAGE_BYTES) == b""
     lane.close()
 
 
 def test_what_is_too_long_is_announced() -> None:
     """The channel has it; taken back it can be all the same."""
     lane = AssignmentQueue()
-    long = assignment(7, LONGEST)
+    long = assignment(7, MAX_MESSAGE_BYTES)
     assert not lane.put(long)
-    assert lane.announce(long)
-    assert lane.take_back() == {7}
+    assert lane.put_marker(long)
+    assert lane.take_all() == {7}
     lane.close()
 
 
@@ -79,9 +79,9 @@ def test_a_full_lane_says_so() -> None:
     """Nothing waits and nothing is lost: what was put is there."""
     lane = AssignmentQueue()
     put = 0
-    while lane.put(assignment(put, LONGEST // 2)):
+    while lane.put(assignment(put, MAX_MESSAGE_BYTES // 2)):
         put += 1
-    assert lane.take_back() == set(range(put))
+    assert lane.take_all() == set(range(put))
     lane.close()
 
 
@@ -190,20 +190,19 @@ def test_nothing_lies_behind_what_comes_over_the_channel(node: Harness, marks: P
     """It could not be taken back: its body would be read as another's."""
     node.give(node.claim("gate", folder=str(marks)))
     node.until((marks / "gate").exists)
-    claims = [node.claim("echo", value="x" * (2 * LONGEST if n % 4 == 0 else 5)) for n in range(200)]
+    sizes = [2 * MAX_MESSAGE_BYTES if n % 4 == 0 else 5 for n in range(200)]
+    claims = [node.claim("echo", value="x" * size) for size in sizes]
     node.give(*claims)
     (marks / "go").touch()
     outcomes = node.outcomes(claims)
-    assert [len(outcome.payload or b"") for outcome in outcomes] == [
-        2 * LONGEST + 2 if n % 4 == 0 else 7 for n in range(200)
-    ]
+    assert [len(outcome.payload or b"") - 2 for outcome in outcomes] == sizes
     assert len(node.ingester.outcomes) == 300 + 201
     node.settled()
 
 
 def test_long_vars_and_short_ones_keep_their_order(node: Harness) -> None:
     """What does not fit the lane comes over the channel, in its turn."""
-    sizes = [10, LONGEST, 10, 10, 3 * LONGEST, 10]
+    sizes = [10, MAX_MESSAGE_BYTES, 10, 10, 3 * MAX_MESSAGE_BYTES, 10]
     claims: list[Any] = [node.claim("echo", value="x" * size) for size in sizes]
     node.give(*claims)
     assert [len(outcome.payload or b"") for outcome in node.outcomes(claims)] == [size + 2 for size in sizes]

@@ -110,10 +110,10 @@ def test_signals_that_are_meant_for_the_daemon_end_no_job(started: Any) -> None:
         worker.assign("stops")
         eventually(lambda: worker.receive().note == "begun")
         worker.signal(signum)
-        worker.page.set_stopping(True)
+        worker.flags.set_stopping(True)
         ending = worker.ending()
         assert (ending.kind, ending.payload) == ("returned", b'"stopped"')
-        worker.page.set_stopping(False)
+        worker.flags.set_stopping(False)
 
 
 # -- deadlines
@@ -127,7 +127,7 @@ def test_the_soft_deadline_is_raised_in_user_code(started: Any, name: str) -> No
     press(worker)
     ending = worker.ending()
     assert (ending.kind, ending.tainted) == ("deadline", True)
-    assert ending.error == "DeadlineExceeded: the deadline of 0.05 s is over"
+    assert ending.error == "DeadlineExceeded: the deadline of 0.05 s has passed"
     assert f"in {name}" in ending.stack
     assert "workerd/pool" not in ending.stack
     assert worker.run("nothing").tainted is False
@@ -181,7 +181,7 @@ def test_a_cancel_is_raised_as_cancelled(started: Any) -> None:
     """By the same signal; the page says which."""
     worker = started("sleeps")
     worker.assign("sleeps")
-    worker.page.ask_cancel()
+    worker.flags.request_cancel()
     press(worker)
     ending = worker.ending()
     assert (ending.kind, ending.tainted) == ("cancelled", True)

@@ -53,16 +53,16 @@ class Worker:
         before = list(sys.path)
         loaded = load(pool) if preload else None
         sys.path[:] = before
-        self.page = SharedFlags()
+        self.flags = SharedFlags()
         self.sock, theirs = socket.socketpair()
         self.output, writing = os.pipe()
         self.dump = os.memfd_create("dump")
         null = os.open(os.devnull, os.O_RDWR)
-        self.lane = AssignmentQueue()
-        fds = WorkerFds(theirs.fileno(), self.lane.fileno(), writing, null, self.page, self.dump)
+        self.assignments = AssignmentQueue()
+        fds = WorkerFds(theirs.fileno(), self.assignments.fileno(), writing, null, self.flags, self.dump)
         self.child = fork(
             lambda: worker_main(fds, f"{pool.name}/0", pool, loaded),
-            keep=(fds.channel, fds.lane, writing, null, self.dump),
+            keep=(fds.channel, fds.assignments, writing, null, self.dump),
         )
         theirs.close()
         os.close(writing)
@@ -95,10 +95,10 @@ class Worker:
         """Give it a job without waiting for the ending."""
         self.serial += 1
         soft = time.monotonic_ns() + int(deadline * 1e9) if deadline else 0
-        self.page.begin(self.serial, soft)
+        self.flags.begin(self.serial, soft)
         assignment = Assignment(self.serial, claim_of(handler, values, **more), deadline, limit)
-        if not self.lane.put(assignment):
-            self.lane.announce(assignment)
+        if not self.assignments.put(assignment):
+            self.assignments.put_marker(assignment)
             body = msgspec.msgpack.encode(assignment)
             self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
@@ -140,17 +140,17 @@ class Worker:
 
     def hang_up(self) -> None:
         """Let it read that there is no pool any more."""
-        self.lane.hang_up()
+        self.assignments.close_writing_end()
         self.sock.close()
 
     def close(self) -> None:
         """Kill it and its group, and give everything back."""
         self.sock.close()
-        self.lane.close()
+        self.assignments.close()
         if self.child.reap() is None:
             os.killpg(self.child.pid, signal.SIGKILL)
             self.status()
         self.child.close()
         os.close(self.output)
         os.close(self.dump)
-        self.page.close()
+        self.flags.close()

@@ -1,4 +1,4 @@
-"""A callable's parameters: how vars become its arguments, and the signature that the store keeps of it."""
+"""Binds vars to the parameters of a callable, and derives the signature that the store keeps."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from workerd.signature import ABSENT, Code, Field, Fields, Param, Signature, cod
 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _UNION: Any = Union
+_ANY_VARS = Fields([], open=True)
 
 
 class Arguments:
-    """How vars and the context become the arguments of one callable.
+    """The parameters of one callable, to which vars and the context are bound.
 
-    Raises LoadError if no vars could ever fill it.
+    `signature`: JSON, None for a callable that cannot be inspected. Raises LoadError if no vars can fit.
     """
 
     def __init__(self, target: Callable[..., Any], *, method: bool = False) -> None:
-        """`method`: the callable is taken from its class, its first parameter will be the instance."""
+        """`method`: the callable is an attribute of a class, so its first parameter will be the instance."""
         self.signature: bytes | None = None
         self._fields: Fields | None = None
         self._ctx = ""
-        self._before: tuple[tuple[str, Any], ...] = ()
+        self._positional: tuple[tuple[str, Any], ...] = ()
         self._ctx_by_name = False
         self._all_required = False
         parameters = _parameters(target, method)
         if parameters is not None:
-            self._learn(parameters)
+            self._inspect(parameters)
 
-    def _learn(self, parameters: list[_Parameter]) -> None:
+    def _inspect(self, parameters: list[_Parameter]) -> None:
         self._ctx = _context_of(parameters)
         variadic = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
         if not variadic and any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters):
             raise LoadError("nothing can fill *args: vars have names; name the parameters or add **kwargs")
         filled = [p for p in parameters if p.kind in (*_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)]
-        self._before = _by_position(filled, self._ctx)
+        self._positional = _by_position(filled, self._ctx)
         filled = [p for p in filled if p.name != self._ctx]
         self._fields = Fields([Field(p.name, p.type, p.required) for p in filled], variadic)
-        self._ctx_by_name = bool(self._ctx) and all(name != self._ctx for name, _ in self._before)
+        self._ctx_by_name = bool(self._ctx) and all(name != self._ctx for name, _ in self._positional)
         self._all_required = all(p.required for p in filled)
         self.signature = msgspec.json.encode(Signature(tuple(_describe(p) for p in filled), variadic))
 
     def bind(self, data: bytes, ctx: Context) -> tuple[list[Any], dict[str, Any]]:
-        """The arguments for a call, from vars as JSON text. Raises BadVars."""
+        """The arguments of a call; `data`: vars as JSON text. Raises BadVars."""
         fields = self._fields
         if fields is None:
-            return [], _ANY.decode(data)[1]
+            return [], _ANY_VARS.decode(data)[1]
         values, keywords = fields.decode(data)
         given = zip(fields.names, values, strict=True)
         keywords.update(given if self._all_required else ((n, v) for n, v in given if v is not ABSENT))
         if self._ctx_by_name:
             keywords[self._ctx] = ctx
-        return [ctx if n == self._ctx else keywords.pop(n, default) for n, default in self._before], keywords
-
-
-_ANY = Fields([], open=True)
+        return [
+            ctx if n == self._ctx else keywords.pop(n, default) for n, default in self._positional
+        ], keywords
 
 
 class _Parameter(NamedTuple):
     name: str
     kind: inspect._ParameterKind
-    annotation: Any  # the type if it could be found, else its text
-    type: Any  # what the value is checked against
+    annotation: Any  # the type if it can be resolved, else its text
+    type: Any  # what a value is checked against
     code: Code
     required: bool
     default: Any
 
 
 def _parameters(target: Callable[..., Any], method: bool) -> list[_Parameter] | None:
-    """The parameters with their types; None for a callable that does not tell them."""
+    """The parameters with their types; None for a callable that cannot be inspected."""
     try:
         found = list(inspect.signature(target).parameters.values())
     except (TypeError, ValueError, NameError):
@@ -93,7 +93,7 @@ def _parameter(parameter: inspect.Parameter, hints: _Hints) -> _Parameter:
     if annotation is inspect.Parameter.empty or isinstance(annotation, str):
         kind = Any
     elif default is None and not required:
-        kind = _UNION[annotation, None]  # `width: int = None` means that None is welcome
+        kind = _UNION[annotation, None]  # `width: int = None` accepts None
     code = code_of(kind)
     if code is None:
         kind, code = Any, "any"
@@ -101,14 +101,14 @@ def _parameter(parameter: inspect.Parameter, hints: _Hints) -> _Parameter:
 
 
 class _Hints:
-    """Annotations of a callable as types, one by one: a single name that is not there spoils no other."""
+    """Annotations of a callable as types; one that cannot be resolved does not affect the others."""
 
     def __init__(self, target: Callable[..., Any]) -> None:
         function = _function_of(target)
         self._globals = getattr(function, "__globals__", {})
         try:
             self._hints = get_type_hints(function, include_extras=True)
-        except Exception:  # an annotation is an expression of the user's: anything may come out of it
+        except Exception:  # evaluating a user's annotation may raise anything
             self._hints = {}
 
     def of(self, parameter: inspect.Parameter) -> Any:
@@ -118,12 +118,12 @@ class _Hints:
         alone = SimpleNamespace(__annotations__={"it": found})
         try:
             return get_type_hints(alone, self._globals, include_extras=True)["it"]
-        except Exception:  # as above
+        except Exception:  # see above
             return found
 
 
 def _function_of(target: Any) -> Any:
-    """The function at the bottom: through partial, methods, wrappers, classes and `__call__`."""
+    """The innermost function: through partial, methods, wrappers, classes and `__call__`."""
     while True:
         if isinstance(target, functools.partial):
             target = target.func
@@ -133,20 +133,20 @@ def _function_of(target: Any) -> Any:
             target = target.__wrapped__
         elif inspect.isclass(target):
             return target.__init__
-        elif not inspect.isroutine(target) and hasattr(type(target), "__call__"):  # noqa: B004 -- the method itself is wanted
+        elif not inspect.isroutine(target) and hasattr(type(target), "__call__"):  # noqa: B004 -- the method itself is needed
             return inspect.unwrap(type(target).__call__)
         else:
             return target
 
 
 def _context_of(parameters: list[_Parameter]) -> str:
-    """The name of the parameter that takes the context: annotated Context, else a first one named ctx."""
+    """Name of the context's parameter: the one annotated Context, else a first one named ctx; else empty."""
     for p in parameters:
         if p.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
             continue
         if p.annotation is Context or Context in get_args(p.annotation):
             return p.name
-        # Imported for type checkers only, the name is all that there is.
+        # Context may be imported for type checkers only: then the annotation is text.
         if isinstance(p.annotation, str) and p.annotation.strip("'\"").split(".")[-1] == "Context":
             return p.name
     if parameters and parameters[0].name == "ctx" and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD:
@@ -155,9 +155,9 @@ def _context_of(parameters: list[_Parameter]) -> str:
 
 
 def _by_position(filled: list[_Parameter], ctx: str) -> tuple[tuple[str, Any], ...]:
-    """Parameters to pass by position, with their defaults: those that must be, and a leading context.
+    """Parameters to pass by position, with their defaults: positional-only ones, and a leading context.
 
-    A wrapper may call its first parameter something else, so the context goes there by position.
+    A wrapper may name its first parameter differently, so a leading context is passed by position.
     """
     count = sum(p.kind is inspect.Parameter.POSITIONAL_ONLY for p in filled)
     first = filled[0] if filled else None
@@ -185,5 +185,5 @@ def _type_text(annotation: Any) -> str:
 def _default(value: Any) -> Any:
     try:
         return msgspec.json.decode(msgspec.json.encode(value))
-    except Exception:  # a default may be anything; one that JSON cannot show is not shown
+    except Exception:  # encoding a user's value may raise anything; such a default is not shown
         return None

@@ -1,4 +1,4 @@
-"""The way of assignments to one worker: a queue in the kernel that the pool can take back from."""
+"""The queue of assignments to one worker: a socket pair, from which the pool can also take them back."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 
 from workerd.messages import Assignment
 
-LONGEST = 32 * 1024
-"""Bytes of one message, and of a worker's read; what is longer goes over the channel."""
+MAX_MESSAGE_BYTES = 32 * 1024
+"""Also the size of a worker's read; a longer assignment is sent over the channel."""
 
 _SERIAL = struct.Struct("!Q")
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
@@ -18,10 +18,10 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 class AssignmentQueue:
-    """Both ends of a SOCK_SEQPACKET pair; the worker inherits the reading one.
+    """Both ends of a SOCK_SEQPACKET pair; the worker inherits the reading end.
 
-    A message is one assignment, behind its serial, and exactly one of worker and pool gets it: what the
-    pool takes back was not begun, and what it finds no more was (law 4). The worker takes one at a time.
+    A message is a serial and an assignment, and the kernel hands it to exactly one of worker and pool: what
+    the pool takes out was not started, and what it does not find was taken by the worker (law 4).
     """
 
     def __init__(self) -> None:
@@ -32,14 +32,14 @@ class AssignmentQueue:
         return self._reading.fileno()
 
     def put(self, assignment: Assignment) -> bool:
-        """Append it; false if it is too long or there is no more room."""
+        """Append an assignment; false if it is too long or the queue is full."""
         frame = bytearray(_SERIAL.size)
         _encoder.encode_into(assignment, frame, _SERIAL.size)
         _SERIAL.pack_into(frame, 0, assignment.serial)
-        return len(frame) <= LONGEST and self._send(frame)
+        return len(frame) <= MAX_MESSAGE_BYTES and self._send(frame)
 
-    def announce(self, assignment: Assignment) -> bool:
-        """Append that this one comes over the channel."""
+    def put_marker(self, assignment: Assignment) -> bool:
+        """Append only the serial: the assignment itself is sent over the channel."""
         return self._send(_SERIAL.pack(assignment.serial))
 
     def _send(self, frame: bytes | bytearray) -> bool:
@@ -49,34 +49,34 @@ class AssignmentQueue:
             return False
         return True
 
-    def take_back(self) -> set[int]:
-        """Empty it; the serials of what the worker had not taken."""
-        taken: set[int] = set()
+    def take_all(self) -> set[int]:
+        """Empty the queue; returns the serials that the worker had not taken."""
+        serials: set[int] = set()
         while True:
             try:
-                # The rest of a message is dropped with its head.
+                # A SEQPACKET read discards the rest of the message.
                 head = self._reading.recv(_SERIAL.size, socket.MSG_DONTWAIT)
             except BlockingIOError:
-                return taken
+                return serials
             if len(head) < _SERIAL.size:
-                return taken
-            taken.add(_SERIAL.unpack(head)[0])
+                return serials
+            serials.add(_SERIAL.unpack(head)[0])
 
-    def hang_up(self) -> None:
-        """Let the worker read the end, after what lies there."""
+    def close_writing_end(self) -> None:
+        """Let the worker read end of file after what is queued."""
         self._writing.close()
 
     def close(self) -> None:
-        """Give both ends back."""
+        """Close both ends."""
         self._writing.close()
         self._reading.close()
 
 
 def serial_of(message: bytes) -> int:
-    """Of what a worker has taken."""
+    """The serial of a message that a worker has read."""
     return int(_SERIAL.unpack_from(message)[0])
 
 
 def assignment_in(message: bytes, decoder: msgspec.msgpack.Decoder[Assignment]) -> Assignment | None:
-    """What a worker has taken; None if it was announced only."""
+    """The assignment in a message that a worker has read; None for a marker."""
     return decoder.decode(memoryview(message)[_SERIAL.size :]) if len(message) > _SERIAL.size else None

@@ -1,4 +1,8 @@
-"""`async def` handlers: run by asyncio, interrupted where they wait."""
+"""`async def` handlers: run by asyncio, interrupted where they await.
+
+An exception raised in the event loop would never reach the handler: the loop is torn down around it. So
+the handler's task is woken, and the exception is raised in there.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,13 @@ from collections.abc import Coroutine, Generator
 from types import FrameType
 from typing import Any
 
-# `async def` handlers: run to their end by asyncio, and interrupted where they wait.
-#
-# An exception that is raised in the event loop never reaches the handler: the loop is torn down around
-# it. So the loop is told to wake the handler's task, in which it is raised instead.
-#
-
 _LOOP = frozenset({"asyncio", "selectors"})
-"""Packages whose code is never interrupted: a step that is cut short there is one that never ends."""
+"""Packages whose code is never interrupted: an interrupted step of the loop would hang it."""
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
 class Interruptible(Coroutine[Any, Any, Any]):
-    """The handler's coroutine, into which an error can be raised where it waits."""
+    """The handler's coroutine, in which an error can be raised where it awaits."""
 
     def __init__(self, inner: Coroutine[Any, Any, Any]) -> None:
         self._inner = inner
@@ -29,24 +27,24 @@ class Interruptible(Coroutine[Any, Any, Any]):
         self._thrown = False
 
     def run(self) -> Any:
-        """Run it to its end in an event loop of its own."""
+        """Run it in an event loop of its own."""
         return asyncio.run(self)
 
     def interrupt(self, frame: FrameType | None, error: BaseException) -> bool:
-        """Have `error` raised where the coroutine waits, if this frame is the loop's own; else false.
+        """Raise `error` where the coroutine awaits, if this frame belongs to the loop; else return false.
 
-        Only the first error: while it cleans up it may have to wait again. False as well when it has ended,
+        Only the first error: cleaning up may have to await again. Also false when the coroutine has ended
         and the loop waits for something else that was left in it.
         """
         if not _in_loop(frame):
             return False
-        if self._task is None:  # about to begin
+        if self._task is None:  # about to start
             return True
         if self._task.done():
             return not _is_waiting(frame)
         if self._error is None:
             self._error = error
-            # The task is cancelled, and `throw` puts the error in the place of the cancellation.
+            # The task is cancelled, and `throw` replaces the cancellation with the error.
             self._task.get_loop().call_soon_threadsafe(self._task.cancel)
         return True
 
@@ -70,7 +68,7 @@ class Interruptible(Coroutine[Any, Any, Any]):
 
 
 def _in_loop(frame: FrameType | None) -> bool:
-    """Whether this frame is the event loop's own, or of what the loop calls in the standard library."""
+    """Whether this frame belongs to the event loop, or to standard library code that the loop calls."""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name.partition(".")[0] in _LOOP or name == __name__:

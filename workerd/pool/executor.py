@@ -1,7 +1,7 @@
-"""Running one job: Assignment -> Ending, through named steps; nothing raises through it.
+"""Runs one job: Assignment -> RunResult, in named steps; nothing raises out of it.
 
 User code is called in one function, `_call`, and fenced in one, `_invoke`. The soft signal raises only
-while `_call` is on the stack, so that an exception never lands in code of ours.
+while `_call` is on the stack, so an exception never lands in code of workerd.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 
@@ -24,27 +24,20 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import results
+from workerd.pool.async_handlers import Interruptible
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.results import run_logger
 from workerd.signature import BadVars
 
-if TYPE_CHECKING:
-    from workerd.pool.async_handlers import Interruptible
-
-
-PROGRESS_EVERY = 0.1
-"""Seconds between two messages about progress; the last word goes with the ending."""
-_DEEPEST = 100
-"""Contexts of an exception that are looked at for the soft one."""
-
-
-Returned = tuple[Any, BaseException | None]
-"""A value, or what was raised instead."""
+PROGRESS_INTERVAL_S = 0.1
+"""Between two messages about progress; the last value is also part of the result."""
+_MAX_CONTEXTS = 100
+"""Contexts of an exception that are searched for the interruption."""
 
 
 class Flags(Protocol):
-    """What the pool's page tells."""
+    """What the pool signals to the run: SharedFlags in a worker, fixed values in a test."""
 
     @property
     def serial(self) -> int: ...
@@ -57,180 +50,252 @@ class Flags(Protocol):
 
 
 class RunningJob:
-    """The run at hand: what its Context asks for, and what the soft signal did to it."""
+    """The job being run: the RunHandle of its Context, and what the soft signal raised in it."""
 
-    def __init__(self, assignment: Assignment, flags: Flags, tell: Callable[[Progressed], None]) -> None:
+    def __init__(
+        self, assignment: Assignment, flags: Flags, send_progress: Callable[[Progressed], None]
+    ) -> None:
         self.serial = assignment.serial
-        self.in_request = assignment.claim.request_id is not None
+        self.claim = assignment.claim
+        self.max_payload = assignment.max_payload
         self.interruption: BaseException | None = None
         self.fraction: float | None = None
         self.note: str | None = None
         self.coroutine: Interruptible | None = None
-        self.looking = False
+        self.in_signal_handler = False
         self._deadline = assignment.deadline
         self._flags = flags
-        self._tell = tell
-        self._told = 0.0
-        self._over = False
+        self._send_progress = send_progress
+        self._sent_at = 0.0
+        self._ended = False
         self._pid = os.getpid()
 
     @property
     def cancelled(self) -> bool:
-        """Whether a cancel is asked for."""
+        """Whether a cancel was requested."""
         return self._flags.serial == self.serial and self._flags.cancel
 
-    def be_interrupted(self, frame: FrameType | None) -> None:
-        """Raise Cancelled or DeadlineExceeded at this frame, unless this run has time left."""
+    def context(self) -> Context:
+        """What the handler gets as `ctx`."""
+        return Context(self.claim, self, self._deadline, self._soft_deadline_ns())
+
+    def _soft_deadline_ns(self) -> int:
+        if self._deadline <= 0:
+            return 0
+        if self._flags.serial == self.serial:
+            return self._flags.soft_deadline_ns
+        # It was prefetched and started before the pool has set the flags for it.
+        return time.monotonic_ns() + int(self._deadline * 1e9)
+
+    def interrupt(self, frame: FrameType | None) -> None:
+        """Raise Cancelled or DeadlineExceeded at this frame; nothing if neither applies."""
         if self.cancelled:
-            self.interruption = Cancelled("a cancel was asked for")
+            self.interruption = Cancelled("a cancel was requested")
         elif self._flags.serial == self.serial and 0 < self._flags.soft_deadline_ns <= time.monotonic_ns():
-            self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s is over")
+            self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s has passed")
         else:
             return
         if self.coroutine is None or not self.coroutine.interrupt(frame, self.interruption):
             raise self.interruption
 
-    def end(self, ending: RunResult) -> RunResult:
-        """The ending with what the run said and suffered; a thread that outlives it is not heard any more."""
-        self._over = True
+    def finish(self, result: RunResult) -> RunResult:
+        """The result with progress and interruption; later progress, of threads it left, is ignored."""
+        self._ended = True
         if self.interruption is None and self.fraction is None and self.note is None:
-            return ending
+            return result
         return msgspec.structs.replace(
-            ending, tainted=self.interruption is not None, progress=self.fraction, note=self.note
+            result, tainted=self.interruption is not None, progress=self.fraction, note=self.note
         )
 
-    # -- the Context's line
+    # -- RunHandle
 
     def stopping(self) -> bool:
-        """The node stops, or this run was cancelled."""
+        """The node stops, or a cancel was requested."""
         return self._flags.stopping or self.cancelled
 
     def progress(self, fraction: float | None, note: str | None) -> None:
-        """Note it, and tell the pool now and then; a forked child's words are its own."""
-        if self._over or os.getpid() != self._pid:
+        """Keep it, and send it now and then; ignored in a child that the handler forked."""
+        if self._ended or os.getpid() != self._pid:
             return
         self.fraction = fraction
         self.note = None if note is None else text.one_line(note, text.NOTE_LIMIT)
         now = time.monotonic()
-        if now - self._told >= PROGRESS_EVERY:
-            self._told = now
-            self._tell(Progressed(self.serial, fraction, self.note))
+        if now - self._sent_at >= PROGRESS_INTERVAL_S:
+            self._sent_at = now
+            self._send_progress(Progressed(self.serial, fraction, self.note))
 
     def log(self) -> Any:
-        """A logger that writes lines to standard error, which the pool marks with job and attempt."""
+        """A logger that writes lines to standard error; the pool logs them with job and attempt."""
         return run_logger(sys.stderr)
+
+
+class Runner(Protocol):
+    """How the jobs of one handler are run. May raise BadVars before user code is called, nothing else."""
+
+    def run(self, job: RunningJob) -> RunResult:
+        """Run one job to its result."""
 
 
 class Executor:
     """Runs assignments, one at a time, in the main thread.
 
-    `tell` passes a Progressed on; it may be called from threads of the handler's.
+    `send_progress` may be called from threads of the handler's.
     """
 
     def __init__(
-        self, handlers: dict[str, LoadedHandler], flags: Flags, tell: Callable[[Progressed], None]
+        self,
+        handlers: dict[str, LoadedHandler],
+        flags: Flags,
+        send_progress: Callable[[Progressed], None],
     ) -> None:
         self._handlers = handlers
-        self._instances: dict[str, Any] = {}
+        self._runners: dict[str, Runner] = {}
         self._flags = flags
-        self._tell = tell
-        self._run: RunningJob | None = None
+        self._send_progress = send_progress
+        self._job: RunningJob | None = None
         self._pid = os.getpid()
 
     def prepare(self, init: Callable[[], object] | None) -> None:
-        """Call the pool's `init`, then make the one instance of every class. Raises LoadError."""
+        """Call the pool's `init`, then make the one instance of each handler class. Raises LoadError."""
         if init is not None:
             _, error = _invoke(init, [], {})
             if error is not None:
                 raise LoadError(f"init failed: {results.line_of(error)}\n{results.stack_of(error)}")
         for name, handler in self._handlers.items():
-            if handler.is_class:
-                instance, error = _invoke(handler.target, [], {})
-                if error is not None:
-                    raise LoadError(
-                        f'making the instance of handler "{name}" failed: {results.line_of(error)}\n'
-                        f"{results.stack_of(error)}"
-                    )
-                self._instances[name] = instance
+            self._runners[name] = _runner(handler)
 
     def run(self, assignment: Assignment) -> RunResult:
-        """Decode, call, and say how it ended. Returns in the process that it was called in, or not at all."""
-        run = self._run = RunningJob(assignment, self._flags, self._tell)
+        """Run one job. Returns in the process that called it, or not at all."""
+        job = self._job = RunningJob(assignment, self._flags, self._send_progress)
         try:
-            ending = self._through(assignment, run)
-        except BaseException as error:  # a fault of ours must end one attempt, not the worker
-            ending = results.raised(run.serial, error, None, False)
-        self._run = None
+            result = self._run(job)
+        except BaseException as error:  # a bug of workerd ends one attempt, not the worker
+            result = results.raised(job.serial, error, None, False)
+        self._job = None
         if os.getpid() != self._pid:
-            _leave(ending)
-        return run.end(ending)
+            _exit_forked_child(result)
+        return job.finish(result)
 
-    def _through(self, assignment: Assignment, run: RunningJob) -> RunResult:
-        handler = self._handlers.get(assignment.claim.handler)
-        if handler is None:
-            return results.unfit_vars(run.serial, LookupError("This pool has no such handler."))
-        ends_ns = self._soft_deadline(assignment)
-        ctx = Context(assignment.claim, run, assignment.deadline, ends_ns)
+    def _run(self, job: RunningJob) -> RunResult:
+        runner = self._runners.get(job.claim.handler)
+        if runner is None:
+            return results.unrunnable(job.serial, "This pool has no such handler.")
         try:
-            args, kwargs = handler.arguments.bind(assignment.claim.vars, ctx)
+            return runner.run(job)
         except BadVars as error:
-            return results.unfit_vars(run.serial, error)
-        limit = assignment.max_payload
-        instance = self._instances.get(handler.name)
-        if instance is None:
-            return _finish(run, _invoke(handler.target, args, kwargs, run), limit)
-        ending = _ensure(run, instance, args, kwargs, limit)
-        return msgspec.structs.replace(ending, pause=_pause(instance))
-
-    def _soft_deadline(self, assignment: Assignment) -> int:
-        """As the page says it; a run that lay ahead may begin before the pool has written it there."""
-        if assignment.deadline <= 0:
-            return 0
-        if self._flags.serial == assignment.serial:
-            return self._flags.soft_deadline_ns
-        return time.monotonic_ns() + int(assignment.deadline * 1e9)
+            return results.unrunnable(job.serial, str(error))
 
     def on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Raise DeadlineExceeded or Cancelled in user code, if the page says so; else nothing.
+        """Raise DeadlineExceeded or Cancelled in user code, if the flags say so.
 
-        The signal comes again every now and then: what user code swallowed is raised once more, but not
-        while it cleans up after the last one.
+        The pool repeats the signal: what user code swallowed is raised once more, but not while it cleans
+        up after the last one.
         """
-        run = self._run
-        if run is None or run.looking:  # a signal may come upon the heels of another one
+        job = self._job
+        if job is None or job.in_signal_handler:  # one signal may arrive while another is handled
             return
-        run.looking = True
+        job.in_signal_handler = True
         try:
-            if _in_user_code(frame) and not _is_handling(run.interruption):
-                run.be_interrupted(frame)
+            if _in_user_code(frame) and not _is_handling(job.interruption):
+                job.interrupt(frame)
         finally:
-            run.looking = False
+            job.in_signal_handler = False
 
 
-# -- the fence ---------------------------------------------------------------------------------
+# -- runners -----------------------------------------------------------------------------------
+
+
+def _runner(handler: LoadedHandler) -> Runner:
+    if not handler.is_class:
+        return FunctionRunner(handler)
+    instance, error = _invoke(handler.target, [], {})
+    if error is not None:
+        raise LoadError(
+            f'making the instance of handler "{handler.name}" failed: {results.line_of(error)}\n'
+            f"{results.stack_of(error)}"
+        )
+    return ClassRunner(handler, instance)
+
+
+class FunctionRunner:
+    """Calls a function, or any other callable."""
+
+    def __init__(self, handler: LoadedHandler) -> None:
+        self._target = handler.target
+        self._bind = handler.arguments.bind
+
+    def run(self, job: RunningJob) -> RunResult:
+        args, kwargs = self._bind(job.claim.vars, job.context())
+        return _result(job, _invoke(self._target, args, kwargs, job))
+
+
+class ClassRunner:
+    """Calls `ensure` of the worker's one instance, unless its `active` is false."""
+
+    def __init__(self, handler: LoadedHandler, instance: Any) -> None:
+        self._instance = instance
+        self._bind = handler.arguments.bind
+
+    def run(self, job: RunningJob) -> RunResult:
+        args, kwargs = self._bind(job.claim.vars, job.context())
+        return msgspec.structs.replace(self._ensure(job, args, kwargs), pause=_cooler_pause(self._instance))
+
+    def _ensure(self, job: RunningJob, args: list[Any], kwargs: dict[str, Any]) -> RunResult:
+        active = getattr(self._instance, "active", None)
+        if active is not None:
+            is_active, error = _invoke(lambda: bool(active()), [], {}, job)
+            if error is not None:
+                return _result(job, (None, error))
+            if not is_active:
+                return RunResult(serial=job.serial, kind="skipped")
+        return _result(job, _invoke(self._instance.ensure, args, kwargs, job))
+
+
+def _cooler_pause(instance: Any) -> float | None:
+    """Seconds that `cooler()` returns; None (the configured pause applies) without it or if it fails."""
+    cooler = getattr(instance, "cooler", None)
+    if cooler is None:
+        return None
+    seconds, error = _invoke(lambda: duration(cooler()), [], {})
+    if error is not None:
+        # Logged as the handler's output; the result of the run stands.
+        print(f"cooler() failed, the configured pause is used: {results.line_of(error)}", file=sys.stderr)
+    return seconds if error is None else None
+
+
+def _result(job: RunningJob, returned: Returned) -> RunResult:
+    value, error = returned
+    if error is None:
+        in_request = job.claim.request_id is not None
+        return results.returned(job.serial, value, job.max_payload, in_request=in_request)
+    return results.raised(job.serial, error, job.interruption, job.cancelled)
+
+
+# -- the fence around user code ----------------------------------------------------------------
+
+Returned = tuple[Any, BaseException | None]
+"""What a call returned, or what it raised instead."""
 
 
 def _invoke(
-    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: RunningJob | None = None
+    target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], job: RunningJob | None = None
 ) -> Returned:
-    """What the call returned, or what it raised, whatever that is."""
+    """Call user code; whatever it raises is returned."""
     try:
-        return _call(target, args, kwargs, run), None
+        return _call(target, args, kwargs, job), None
     except BaseException as error:
         return None, error
 
 
-def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], run: RunningJob | None) -> Any:
+def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], job: RunningJob | None) -> Any:
     value = target(*args, **kwargs)
-    return _await(value, run) if inspect.iscoroutine(value) else value
+    return _await(value, job) if inspect.iscoroutine(value) else value
 
 
-def _await(coroutine: Coroutine[Any, Any, Any], run: RunningJob | None) -> Any:
-    from workerd.pool.async_handlers import Interruptible
-
+def _await(coroutine: Coroutine[Any, Any, Any], job: RunningJob | None) -> Any:
     interruptible = Interruptible(coroutine)
-    if run is not None:
-        run.coroutine = interruptible
+    if job is not None:
+        job.coroutine = interruptible
     return interruptible.run()
 
 
@@ -240,15 +305,15 @@ _GUARDED = frozenset(
     for function in (
         RunningJob.progress,
         RunningJob.log,
-        IgnoredSignals.hold,
-        IgnoredSignals.release,
-        IgnoredSignals.in_child,
+        IgnoredSignals.before_fork,
+        IgnoredSignals.after_fork,
+        IgnoredSignals.after_fork_in_child,
     )
 )
 
 
 def _in_user_code(frame: FrameType | None) -> bool:
-    """Whether an exception that is raised at this frame ends in the fence, and tears nothing of ours."""
+    """Whether an exception raised at this frame reaches the fence without interrupting code of workerd."""
     while frame is not None:
         if frame.f_code is _USER_CODE:
             return True
@@ -261,7 +326,7 @@ def _in_user_code(frame: FrameType | None) -> bool:
 def _is_handling(interruption: BaseException | None) -> bool:
     """Whether the interrupted code is in an `except` or `finally` that the interruption led to."""
     error = sys.exc_info()[1] if interruption is not None else None
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_CONTEXTS):
         if error is None:
             return False
         if error is interruption:
@@ -270,42 +335,8 @@ def _is_handling(interruption: BaseException | None) -> bool:
     return False
 
 
-# -- from what the call gave to an ending ------------------------------------------------------
-
-
-def _finish(run: RunningJob, given: Returned, limit: int) -> RunResult:
-    value, error = given
-    if error is None:
-        return results.returned(run.serial, value, limit, in_request=run.in_request)
-    return results.raised(run.serial, error, run.interruption, run.cancelled)
-
-
-def _ensure(run: RunningJob, instance: Any, args: list[Any], kwargs: dict[str, Any], limit: int) -> RunResult:
-    """One run of a class: skipped if it says that it is not active."""
-    active = getattr(instance, "active", None)
-    if active is not None:
-        answer, error = _invoke(lambda: bool(active()), [], {}, run)
-        if error is not None:
-            return _finish(run, (None, error), limit)
-        if not answer:
-            return RunResult(serial=run.serial, kind="skipped")
-    return _finish(run, _invoke(instance.ensure, args, kwargs, run), limit)
-
-
-def _pause(instance: Any) -> float | None:
-    """Seconds that the class's `cooler` asks for; None, so that the configuration's holds, if it fails."""
-    cooler = getattr(instance, "cooler", None)
-    if cooler is None:
-        return None
-    seconds, error = _invoke(lambda: duration(cooler()), [], {})
-    if error is not None:
-        # Told where a handler's output goes; the run itself has ended as it ended.
-        print(f"cooler() failed, the configured pause is used: {results.line_of(error)}", file=sys.stderr)
-    return seconds if error is None else None
-
-
-def _leave(ending: RunResult) -> NoReturn:
-    """End a process that the handler forked and that came back from the handler: the job is not its own."""
+def _exit_forked_child(result: RunResult) -> NoReturn:
+    """End a process that the handler forked and that returned from the handler: the job is not its own."""
     with contextlib.suppress(Exception):
         sys.stdout.flush()
-    os._exit(0 if ending.kind == "returned" else 1)
+    os._exit(0 if result.kind == "returned" else 1)

@@ -1,4 +1,4 @@
-"""The state of a worker's process, restored before each job."""
+"""The state of a worker's process, reset before each job."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from workerd.pool.shared import DUMP_SIGNAL, LOWEST, WorkerFds
+from workerd.pool.shared import DUMP_SIGNAL, FIRST_PRIVATE_FD, WorkerFds
 
 Disposition = Callable[[int, Any], Any] | int | None
 
-# `signal.getsignal` makes an enum of its answer, at 0.5 µs a signal; the function below it takes 0.05.
+# `signal.getsignal` converts to an enum: 0.5 µs a signal; the C function takes 0.05.
 _getsignal: Callable[[int], Disposition] = importlib.import_module("_signal").getsignal
 
-READ_WAIT = 0.05
-"""Seconds that an ending waits at most for the pool to read what was printed before it."""
-_READ_EVERY = 0.0002
-_NOTHING = bytes(4)
+OUTPUT_TIMEOUT_S = 0.05
+"""How long a result waits for the pool to read the output before it."""
+_OUTPUT_POLL_S = 0.0002
+_PIPE_EMPTY = bytes(4)
 
-_KEPT = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
+_SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
 
 def move_up(fd: int) -> int:
-    """The descriptor's number at LOWEST or above, out of a handler's way; `fd` itself is closed."""
+    """Move the descriptor to FIRST_PRIVATE_FD or above; returns its number there."""
     moved = copy_up(fd)
     os.close(fd)
     return moved
 
 
 def copy_up(fd: int) -> int:
-    """A copy of the descriptor at LOWEST or above; lower where the limit of open files is lower."""
+    """Copy the descriptor to FIRST_PRIVATE_FD or above, lower where RLIMIT_NOFILE is lower."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    lowest = LOWEST if limit == resource.RLIM_INFINITY else max(3, min(LOWEST, limit - 32))
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, lowest)
+    first = FIRST_PRIVATE_FD if limit == resource.RLIM_INFINITY else max(3, min(FIRST_PRIVATE_FD, limit - 32))
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first)
 
 
 class IgnoredSignals:
-    """Takes SIGINT, SIGTERM and SIGHUP and does nothing.
+    """Ignores SIGINT, SIGTERM and SIGHUP in the worker, not in programs that a handler starts.
 
     They are meant for the daemon: a service manager that signals the whole group must not end a running
-    job, the pool says when one ends. A function and not SIG_IGN, because programs that a handler starts
-    would inherit that and could not be terminated; an exec resets a function to the default.
+    job. A handler function and not SIG_IGN, which programs would inherit and could then not be terminated;
+    an exec resets a function to the default.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -60,43 +60,47 @@ class IgnoredSignals:
         self._masks = threading.local()
 
     def __call__(self, signum: int, frame: object) -> None:
-        """Nothing: see above."""
+        """Do nothing."""
 
     def install(self) -> None:
-        """Take the signals in this process."""
+        """Ignore the signals in this process."""
         for signum in self.SIGNALS:
             signal.signal(signum, self)
 
-    def give_back_in_children(self, tidy: Callable[[], None]) -> None:
-        """Processes that user code forks get the defaults, as multiprocessing's `terminate` expects them.
+    def restore_in_children(self, clean_up: Callable[[], None]) -> None:
+        """Restore the defaults in processes that user code forks, as multiprocessing's `terminate` needs.
 
-        `tidy` is called there too. A signal that comes before the defaults are back waits, as it would
-        find this function and be lost.
+        `clean_up` is called there too. The signals are blocked over the fork: one that arrived before the
+        defaults are restored would be ignored.
         """
-        os.register_at_fork(before=self.hold, after_in_parent=self.release, after_in_child=self.in_child)
-        os.register_at_fork(after_in_child=tidy)
+        os.register_at_fork(
+            before=self.before_fork,
+            after_in_parent=self.after_fork,
+            after_in_child=self.after_fork_in_child,
+        )
+        os.register_at_fork(after_in_child=clean_up)
 
-    def hold(self) -> None:
-        """Before a fork: none of the signals is taken."""
+    def before_fork(self) -> None:
+        """Block the signals."""
         self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, self.SIGNALS)
 
-    def release(self) -> None:
-        """After a fork: they are again."""
+    def after_fork(self) -> None:
+        """Restore the mask."""
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
 
-    def in_child(self) -> None:
-        """After a fork, in the child: the defaults."""
+    def after_fork_in_child(self) -> None:
+        """Restore the default dispositions and the mask."""
         for signum in self.SIGNALS:
             if _getsignal(signum) is self:
                 default = signal.default_int_handler if signum is signal.SIGINT else signal.SIG_DFL
                 signal.signal(signum, default)
-        self.release()
+        self.after_fork()
 
 
 class ProcessState:
     """Descriptors 0-2, standard streams, working directory, signal dispositions, mask and timers.
 
-    `take` notes what is to be kept, after the pool's `init` has run; `restore` brings it back.
+    `capture` saves the state after the pool's `init` has run; `reset` restores it.
     """
 
     def __init__(self, fds: WorkerFds) -> None:
@@ -108,46 +112,46 @@ class ProcessState:
         self._stdin: TextIO = sys.stdin
         self._stdout: TextIO = sys.stdout
         self._stderr: TextIO = sys.stderr
-        self._wire()
+        self._redirect()
         self._open_streams()
 
-    def _wire(self) -> None:
+    def _redirect(self) -> None:
         os.dup2(self._null, 0)
         os.dup2(self._output, 1)
         os.dup2(self._output, 2)
 
     def _open_streams(self) -> None:
-        # Line by line, so that what was printed before a crash is there; what is no UTF-8 raises nothing.
+        # Line buffered, so that lines printed before a crash are not lost; invalid UTF-8 must not raise.
         self._stdin = sys.stdin = io.TextIOWrapper(
             io.BufferedReader(io.FileIO(0, closefd=False)), encoding="utf-8", errors="replace"
         )
-        self._stdout = sys.stdout = _line_by_line(1)
-        self._stderr = sys.stderr = _line_by_line(2)
+        self._stdout = sys.stdout = _line_buffered(1)
+        self._stderr = sys.stderr = _line_buffered(2)
 
-    def take(self) -> None:
-        """Note the present state as the one to bring back."""
-        self._arm_dump()
+    def capture(self) -> None:
+        """Save the present state as the one to restore."""
+        self._enable_dump()
         with contextlib.suppress(OSError):
             folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._folder = move_up(folder)
-        self._dispositions = list(map(_getsignal, _KEPT))
+        self._dispositions = list(map(_getsignal, _SIGNALS))
 
-    def _arm_dump(self) -> None:
-        """Stacks of all threads into the dump: when the pool asks for it, and on the way to a crash."""
-        # Both believe to be in place still, where somebody has changed the signals below them.
+    def _enable_dump(self) -> None:
+        """Dump the stacks of all threads on DUMP_SIGNAL and on a crash."""
+        # faulthandler does not notice that user code changed the dispositions: it must be disabled first.
         faulthandler.unregister(DUMP_SIGNAL)
         faulthandler.disable()
         faulthandler.register(DUMP_SIGNAL, file=self._dump, all_threads=True, chain=False)
         faulthandler.enable(file=self._dump, all_threads=True)
 
-    def restore(self) -> None:
-        """Bring back what `take` noted; a few microseconds when nothing was changed."""
-        self._wire()
+    def reset(self) -> None:
+        """Restore the captured state; takes a few microseconds when nothing was changed."""
+        self._redirect()
         self._restore_streams()
         if self._folder >= 0:
             with contextlib.suppress(OSError):
                 os.fchdir(self._folder)
-        if list(map(_getsignal, _KEPT)) != self._dispositions:
+        if list(map(_getsignal, _SIGNALS)) != self._dispositions:
             self._restore_signals()
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -156,40 +160,40 @@ class ProcessState:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
     def _restore_signals(self) -> None:
-        for signum, kept in zip(_KEPT, self._dispositions, strict=True):
-            # None is what C code installed before us: there is no way to say it again.
-            if kept is not None and _getsignal(signum) is not kept:
-                signal.signal(signum, kept)
-        self._arm_dump()
+        for signum, captured in zip(_SIGNALS, self._dispositions, strict=True):
+            # None: installed by C code, and cannot be restored from Python.
+            if captured is not None and _getsignal(signum) is not captured:
+                signal.signal(signum, captured)
+        self._enable_dump()
 
     def _restore_streams(self) -> None:
         if _is_closed(self._stdout) or _is_closed(self._stderr) or _is_closed(self._stdin):
             self._open_streams()
         sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
 
-    def flush(self) -> None:
-        """Write what user code has printed and not yet written; a stream it broke is left alone."""
+    def flush_output(self) -> None:
+        """Flush what user code printed; a stream that it broke is left alone."""
         try:
             self._stdout.flush()
             self._stderr.flush()
             if sys.stdout is not self._stdout:
                 sys.stdout.flush()
-        except Exception:  # noqa: S110 -- whatever user code put or did there, it is not the job's ending
+        except Exception:  # noqa: S110 -- user code may have replaced or broken it; the result stands
             pass
 
-    def wait_until_read(self) -> None:
-        """Wait, not for long, until the pool has read all that is in the pipe."""
+    def wait_until_output_is_read(self) -> None:
+        """Wait, at most OUTPUT_TIMEOUT_S, until the pool has emptied the pipe."""
         until = 0.0
-        with contextlib.suppress(OSError):  # user code has closed it: its run has ended all the same
-            while fcntl.ioctl(self._output, termios.FIONREAD, _NOTHING) != _NOTHING:
+        with contextlib.suppress(OSError):  # user code has closed it; the result stands
+            while fcntl.ioctl(self._output, termios.FIONREAD, _PIPE_EMPTY) != _PIPE_EMPTY:
                 now = time.monotonic()
-                until = until or now + READ_WAIT
+                until = until or now + OUTPUT_TIMEOUT_S
                 if now >= until:
                     return
-                time.sleep(_READ_EVERY)
+                time.sleep(_OUTPUT_POLL_S)
 
 
-def _line_by_line(fd: int) -> TextIO:
+def _line_buffered(fd: int) -> TextIO:
     raw = io.FileIO(fd, "w", closefd=False)
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True

@@ -1,4 +1,4 @@
-"""Importing handlers: `module:attribute` to something callable, before the workers are forked."""
+"""Imports what a pool's configuration names: `module:attribute` to a callable. Importing is all it does."""
 
 from __future__ import annotations
 
@@ -25,40 +25,34 @@ from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
 from workerd.runtime.child import ignore_terminal_signals
 
-GONE = -1
-"""In the place of the time of a file that is not there."""
+MISSING_FILE = -1
+"""Instead of the modification time of a file that does not exist."""
 
 
 def imported_since(before: Set[str]) -> dict[str, int]:
-    """File -> time of its last change (ns), of every module that is not in `before`.
+    """Modification times (ns) by file, of the modules that are not in `before`.
 
-    What a worker imports only while it runs a job is not seen.
+    Modules that are first imported by a running job are not known.
     """
     files = (getattr(sys.modules.get(name), "__file__", None) for name in sys.modules.keys() - before)
     return {file: _changed_at(file) for file in files if isinstance(file, str)}
 
 
 def changed(sources: Mapping[str, int]) -> bool:
-    """Whether any file is another than it was."""
-    return any(_changed_at(file) != then for file, then in sources.items())
+    """Whether any file was modified, added or removed since."""
+    return any(_changed_at(file) != changed_at for file, changed_at in sources.items())
 
 
 def _changed_at(file: str) -> int:
     try:
         return os.stat(file).st_mtime_ns
     except (OSError, ValueError):
-        return GONE
-
-
-# Importing what a pool's configuration names: `module:attribute` -> something that can be called.
-#
-# Runs user code only as far as importing it does; nothing of it is called here.
-#
+        return MISSING_FILE
 
 
 @dataclass(frozen=True)
 class LoadedHandler:
-    """A handler that can be run: a callable, or a class whose instance each worker makes for itself."""
+    """A callable, or a class of which each worker makes one instance."""
 
     name: str
     target: Any
@@ -72,7 +66,7 @@ class LoadedHandler:
 
 @dataclass(frozen=True)
 class LoadedHandlers:
-    """All handlers of a pool, its `init` function, and the files that were imported for them."""
+    """The handlers of a pool, its `init` function, and the modification times of the imported files."""
 
     handlers: dict[str, LoadedHandler]
     init: Callable[[], object] | None = None
@@ -81,34 +75,34 @@ class LoadedHandlers:
 
 
 def load(pool: PoolConfig) -> LoadedHandlers:
-    """Import every handler of the pool. Raises LoadError, which names all that cannot be loaded."""
+    """Import every handler of the pool. Raises LoadError, which names all that do not load."""
     prepare_path(pool.path)
     os.environ.update(pool.env)
     before = set(sys.modules)
     loaded: dict[str, LoadedHandler] = {}
-    faults: list[str] = []
+    errors: list[str] = []
     for handler in pool.handlers:
         try:
             target = resolve(handler.call)
             loaded[handler.name] = make(handler.name, target, handler)
         except LoadError as error:
-            faults.append(f'handler "{handler.name}" (call = "{handler.call}"): {error}')
+            errors.append(f'handler "{handler.name}" (call = "{handler.call}"): {error}')
     init = None
     try:
         init = _init(pool.init) if pool.init else None
     except LoadError as error:
-        faults.append(f'init = "{pool.init}": {error}')
-    if faults:
-        raise LoadError("; ".join(faults))
+        errors.append(f'init = "{pool.init}": {error}')
+    if errors:
+        raise LoadError("; ".join(errors))
     specs = [handler.spec for handler in loaded.values()]
     return LoadedHandlers(loaded, init, specs, imported_since(before))
 
 
 def prepare_path(folders: Iterable[str]) -> None:
-    """Put the folders in front of sys.path; the working directory is not on it unless they name it."""
+    """Prepend the folders to sys.path, and remove the working directory unless they name it."""
     wanted = [str(folder) for folder in folders]
     working = os.getcwd()
-    # `python -m` put it first; further back it is somebody's choice, such as an editable install.
+    # `python -m` puts it first; further back it was put on purpose, as by an editable install.
     if sys.path and sys.path[0] in ("", working):
         del sys.path[0]
     sys.path[:] = wanted + [entry for entry in sys.path if entry and entry not in wanted]
@@ -124,34 +118,36 @@ def _init(reference: str) -> Callable[[], object]:
 
 
 def resolve(reference: str) -> Any:
-    """The object that `module:attribute` names. Raises LoadError, whatever the import raised."""
+    """The object that `module:attribute` names. Raises LoadError for whatever the import raises."""
     module_name, _, attribute = reference.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except BaseException as error:  # a module may do anything while it is imported, sys.exit() too
-        raise LoadError(f"importing {module_name} failed: {_what(error)}") from error
+    except BaseException as error:  # an import may raise anything, SystemExit too
+        raise LoadError(f"importing {module_name} failed: {_describe(error)}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
-        except BaseException as error:  # a module's __getattr__ is user code as well
-            raise LoadError(f"{module_name} has no {attribute}: {_what(error)}") from error
+        except BaseException as error:  # a module's __getattr__ is user code
+            raise LoadError(f"{module_name} has no {attribute}: {_describe(error)}") from error
     return found
 
 
-def _what(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     text = "".join(traceback.format_exception_only(error)).strip().splitlines()[-1]
     frames = traceback.extract_tb(error.__traceback__)
-    ours = (os.path.dirname(os.__file__) + os.sep + "importlib", "<frozen", __file__)
-    frame = next((f for f in reversed(frames) if not f.filename.startswith(ours)), None)
+    own = (os.path.dirname(os.__file__) + os.sep + "importlib", "<frozen", __file__)
+    frame = next((f for f in reversed(frames) if not f.filename.startswith(own)), None)
     return f"{text} ({frame.filename}, line {frame.lineno})" if frame else text
 
 
 def make(name: str, target: Any, config: HandlerConfig | None = None) -> LoadedHandler:
-    """A handler from its object, with its decorator's options and its signature. Raises LoadError."""
+    """Make a handler of its object, with its decorator's options and its signature. Raises LoadError."""
     check_callable(target)
     options = options_of(target)
-    policy = workerd_policy.effective(config or HandlerConfig(name=name, call="", pool=name), _texts(options))
-    spec_options = {k: _sendable(v) for k, v in _texts(options).items()}
+    policy = workerd_policy.effective(
+        config or HandlerConfig(name=name, call="", pool=name), _with_class_names(options)
+    )
+    spec_options = {k: _as_json_type(v) for k, v in _with_class_names(options).items()}
     if is_class_handler(target):
         arguments = Arguments(target.ensure, method=not _is_static(target, "ensure"))
     else:
@@ -161,7 +157,7 @@ def make(name: str, target: Any, config: HandlerConfig | None = None) -> LoadedH
 
 
 def is_class_handler(target: Any) -> bool:
-    """Whether it is a class that is instantiated once per worker, and its `ensure` called."""
+    """Whether it is a class with `ensure`, of which each worker makes one instance."""
     return inspect.isclass(target) and callable(getattr(target, "ensure", None))
 
 
@@ -170,7 +166,7 @@ def _is_static(cls: type, name: str) -> bool:
 
 
 def check_callable(target: Any) -> None:
-    """LoadError for what can never be a handler."""
+    """Raises LoadError for an object that cannot be a handler."""
     if not callable(target):
         raise LoadError(f"expected a function or a class with ensure(self, ctx), got {_kind(target)}")
     called = target.ensure if is_class_handler(target) else target
@@ -180,7 +176,7 @@ def check_callable(target: Any) -> None:
         called = type(called).__call__
     if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
         raise LoadError(
-            "a generator function cannot be a handler, as nobody would iterate it; return a value"
+            "expected a function that returns its value, got a generator function: nothing would iterate it"
         )
 
 
@@ -188,11 +184,11 @@ def _kind(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-# -- the policy's classes ----------------------------------------------------------------------
+# -- exception classes of the policy ----------------------------------------------------------------------
 
 
-def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The decorator's options with classes as their names."""
+def _with_class_names(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The decorator's options, with classes replaced by their names."""
     return {
         key: tuple(c if isinstance(c, str) else class_name(c) for c in value)
         if isinstance(value, tuple)
@@ -201,14 +197,14 @@ def _texts(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _sendable(value: Any) -> Any:
+def _as_json_type(value: Any) -> Any:
     if isinstance(value, Backoff):
         return {"first": value.first, "factor": value.factor, "max": value.max, "jitter": value.jitter}
     return list(value) if isinstance(value, tuple) else value
 
 
 def aliases_of(policy: Policy, options: Mapping[str, Any]) -> dict[str, str]:
-    """Every class name of the policy with the `module.qualname` that it stands for. Raises LoadError."""
+    """The `module.qualname` of every exception class that the policy names. Raises LoadError."""
     aliases = {
         class_name(item): class_name(item)
         for value in options.values()
@@ -239,7 +235,7 @@ def _resolve_class(name: str) -> str:
 
 
 def _dotted(name: str) -> Any:
-    """The object behind a dotted path, whose modules are imported as far as there are any."""
+    """The object at a dotted path; its modules are imported."""
     parts = name.split(".")
     for count in range(len(parts) - 1, 0, -1):
         module = ".".join(parts[:count])
@@ -248,9 +244,9 @@ def _dotted(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name and (module == error.name or module.startswith(error.name + ".")):
                 continue
-            raise LoadError(f"importing {module} failed: {_what(error)}") from error
-        except BaseException as error:  # as in resolve
-            raise LoadError(f"importing {module} failed: {_what(error)}") from error
+            raise LoadError(f"importing {module} failed: {_describe(error)}") from error
+        except BaseException as error:  # importing runs user code
+            raise LoadError(f"importing {module} failed: {_describe(error)}") from error
         for part in parts[count:]:
             found = getattr(found, part, None)
         return found
@@ -263,8 +259,8 @@ log = get_logger("pool")
 def preload(pool: PoolConfig) -> LoadedHandlers:
     """Load the pool's handlers within `load_timeout`. Raises LoadError.
 
-    An import that hangs is ended by SIGALRM with its default disposition: nothing in this process needs
-    to run for that, not even the interpreter. The supervisor then sees the pool die of that signal.
+    An import that hangs is ended by SIGALRM with its default disposition, which works even if the
+    interpreter hangs. The supervisor then sees the pool die of that signal.
     """
     folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -274,7 +270,7 @@ def preload(pool: PoolConfig) -> LoadedHandlers:
     except LoadError:
         raise
     except BaseException as error:
-        raise LoadError(f"The import ended with {type(error).__name__}: {error}") from error
+        raise LoadError(f"The import raised {type(error).__name__}: {error}") from error
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _restore(folder)
@@ -283,7 +279,7 @@ def preload(pool: PoolConfig) -> LoadedHandlers:
 
 
 def _restore(folder: int) -> None:
-    """Take back what an import may have changed for all of the process."""
+    """Undo what an import may have changed in the process."""
     for signum in (signal.SIGCHLD, signal.SIGALRM, signal.SIGQUIT):
         signal.signal(signum, signal.SIG_DFL)
     ignore_terminal_signals()
@@ -297,8 +293,7 @@ def _warn_of_threads(pool: PoolConfig) -> None:
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if names:
         log.warning(
-            "importing a handler started threads, which do not exist in the forked workers and may have "
-            "held locks; set preload = false for this pool",
+            "handlers.started_threads",
             pool=pool.name,
             threads=", ".join(names),
         )

@@ -1,93 +1,91 @@
-"""A look at everything that runs, four times a second while anything does."""
+"""The periodic check of running attempts: progress to the store, memory, stuck queues."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
 from workerd import clock
 from workerd.config.model import PoolConfig
 from workerd.messages import Progress
-from workerd.pool.dispatcher_link import AHEAD
-from workerd.pool.worker_process import BUSY, KillReason, RunningAttempt, WorkerProcess
+from workerd.pool.attempt import AssignedAttempt, KillReason
+from workerd.pool.capacity import BUFFER_S
+from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_process import BUSY, WorkerProcess
 from workerd.runtime.limits import resident_bytes
-from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.outcome_sender import OutcomeSender
 
-if TYPE_CHECKING:
-    from workerd.pool.pool import Work
-
-
-LOOK_EVERY = 0.25
-"""Seconds between two looks."""
-QUIET_NS = 500_000_000
-"""A run that takes longer is told to the store before it ends."""
-TELL_EVERY_NS = 1_000_000_000
+CHECK_INTERVAL_S = 0.25
+LONG_RUN_NS = 500_000_000
+"""A run that takes longer is reported to the store before it ends."""
+PROGRESS_INTERVAL_NS = 1_000_000_000
 """Between two Progress messages of one run."""
-STUCK = 1.0
-"""Seconds; what waits while no worker takes anything is given back: another node may have room."""
+STUCK_S = 1.0
+"""When every run has taken longer, waiting claims are released: another node may have an idle worker."""
 
 
 class Monitor:
-    """Tells progress, keeps `memory_max`, gives back what waits too long, retires who is too old."""
+    """Checks the workers of one pool; called every CHECK_INTERVAL_S while anything runs."""
 
-    def __init__(self, loop: Loop, pool: PoolConfig, work: Work) -> None:
-        self._loop = loop
-        # Where the kernel keeps the limit, looking from time to time adds nothing.
-        self._memory_max = 0 if work.crew.confinement.hard else pool.memory_max
-        self._ages = pool.max_age > 0
-        self._work = work
-        self._timer: Timer | None = None
+    def __init__(
+        self, pool: PoolConfig, worker_manager: WorkerManager, outcome_sender: OutcomeSender
+    ) -> None:
+        self._worker_manager = worker_manager
+        self._outcome_sender = outcome_sender
+        # Not where a control group enforces the limit: then the kernel kills before a check could.
+        self._memory_max = 0 if worker_manager.limits.memory_enforced else pool.memory_max
 
-    def wake(self) -> None:
-        """Something began to run."""
-        if self._timer is None:
-            self._timer = self._loop.call_later(LOOK_EVERY, self._look)
+    def check(self) -> bool:
+        """Send progress and enforce `memory_max`; true if anything is running."""
+        now = time.monotonic_ns()
+        running = False
+        for worker in list(self._worker_manager.workers.values()):
+            attempt = worker.attempt
+            if attempt is not None:
+                running = True
+                self._send_progress(worker, attempt, now)
+                if self._memory_max:
+                    self._check_memory(worker, attempt)
+        return running
 
-    def all_slow(self) -> bool:
-        """Every run has taken longer than one that is worth waiting for."""
-        limit = time.monotonic_ns() - int(AHEAD * 1e9)
+    def all_longer_than(self, seconds: float) -> bool:
+        """Whether every run has taken longer than that; true if nothing runs."""
+        limit = time.monotonic_ns() - int(seconds * 1e9)
         return all(
-            member.run is None or member.run.start_ns < limit for member in self._work.crew.members.values()
+            w.attempt is None or w.attempt.start_ns < limit for w in self._worker_manager.workers.values()
         )
 
-    def _look(self) -> None:
-        self._timer = None
-        now = time.monotonic_ns()
-        running = [member for member in self._work.crew.members.values() if member.run is not None]
-        for member in running:
-            assert member.run is not None
-            self._tell(member, member.run, now)
-            if self._memory_max:
-                self._weigh(member, member.run)
-        if self._work.intake.waiting and all(
-            member.run is None or now - member.run.start_ns > STUCK * 1e9 for member in running
-        ):
-            self._work.release_waiting()
-        self._work.crew.recycle_idle()
-        self._work.intake.consider()
-        if running or self._work.intake.waiting or self._ages:
-            self.wake()
+    def all_long(self) -> bool:
+        """Whether no run is expected to end while a claim is on its way."""
+        return self.all_longer_than(BUFFER_S)
 
-    def _tell(self, member: WorkerProcess, run: RunningAttempt, now: int) -> None:
-        if now - run.start_ns < QUIET_NS or not run.changed or now - run.told_ns < TELL_EVERY_NS:
+    def stuck(self) -> bool:
+        """Whether waiting claims are unlikely to start soon."""
+        return self.all_longer_than(STUCK_S)
+
+    def _send_progress(self, worker: WorkerProcess, attempt: AssignedAttempt, now: int) -> None:
+        if (
+            now - attempt.start_ns < LONG_RUN_NS
+            or not attempt.progress_changed
+            or now - attempt.progress_sent_ns < PROGRESS_INTERVAL_NS
+        ):
             return
-        run.changed = False
-        run.told_ns = now
-        claim = run.claim
-        self._work.outcome_sender.notify(
+        attempt.progress_changed = False
+        attempt.progress_sent_ns = now
+        claim = attempt.claim
+        self._outcome_sender.notify(
             Progress(
                 id=claim.id,
                 attempt=claim.attempt,
                 claimed_at=claim.claimed_at,
-                started_at=clock.after(claim.claimed_at, claim.mono, run.start_ns),
-                pid=member.pid,
-                progress=run.progress,
-                note=run.note,
+                started_at=clock.after(claim.claimed_at, claim.mono, attempt.start_ns),
+                pid=worker.pid,
+                progress=attempt.progress,
+                note=attempt.note,
             )
         )
 
-    def _weigh(self, member: WorkerProcess, run: RunningAttempt) -> None:
-        size = resident_bytes(member.pid)
-        run.peak_kib = max(run.peak_kib or 0, size // 1024)
-        if size > self._memory_max and member.state in BUSY:
-            member.kill(KillReason.OOM)
+    def _check_memory(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
+        size = resident_bytes(worker.pid)
+        attempt.peak_kib = max(attempt.peak_kib or 0, size // 1024)
+        if size > self._memory_max and worker.state in BUSY:
+            worker.kill(KillReason.OOM)

@@ -1,4 +1,4 @@
-"""What a handler returned or raised, made into a RunResult; nothing here raises."""
+"""Makes a RunResult of what a handler returned or raised; nothing here raises."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workerd.workflow import read_spawn
 
 
 def run_logger(stream: TextIO) -> Any:
-    """A structlog logger that writes one readable line an event: `warning: slow image  width=200`."""
+    """A structlog logger that writes one line per event: `warning: slow image  width=200`."""
     return structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _line],
@@ -28,37 +28,37 @@ def run_logger(stream: TextIO) -> Any:
 
 
 def _line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    level, what = event.pop("level", method), event.pop("event", "")
+    level, name = event.pop("level", method), event.pop("event", "")
     exception = event.pop("exception", None)
-    fields = " ".join(f"{name}={_shown(value)}" for name, value in event.items())
-    line = f"{level}: {what}" + (f"  {fields}" if fields else "")
+    fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
+    line = f"{level}: {name}" + (f"  {fields}" if fields else "")
     return f"{line}\n{exception}" if exception else line
 
 
-def _shown(value: Any) -> str:
+def _quoted(value: Any) -> str:
     text = str(value)
     return repr(text) if not text or any(c.isspace() or c == "=" for c in text) else text
 
 
 _encode = msgspec.json.Encoder().encode
-_OWN_FOLDER = os.path.dirname(__file__) + os.sep
-_MOST_CLASSES = 64
+_PACKAGE_FOLDER = os.path.dirname(__file__) + os.sep
+_MAX_CLASSES = 64
 
 
-class _Unfit(Exception):
-    """A part of a return value that cannot be kept; the message says why."""
+class _Unstorable(Exception):
+    """Part of a return value cannot be stored; the message says why."""
 
 
 def returned(serial: int, value: Any, limit: int, *, in_request: bool = True) -> RunResult:
-    """The ending of a run that returned; `limit`: bytes of one payload."""
+    """The result of a run that returned `value`; `limit`: bytes of one payload."""
     try:
         if isinstance(value, Result):
             return _result(serial, value, limit, in_request)
         payload, payload_type = _payload(value, limit)
         return RunResult(serial=serial, kind="returned", payload=payload, payload_type=payload_type)
-    except _Unfit as error:
+    except _Unstorable as error:
         line = str(error)
-    except Exception as error:  # a value of the user's may raise wherever it is looked at
+    except Exception as error:  # any access to a user's value may run code that raises
         line = f"The return value cannot be read: {line_of(error)}"
     return RunResult(serial=serial, kind="failure", error=text.one_line(line))
 
@@ -71,7 +71,7 @@ def _result(serial: int, result: Result, limit: int, in_request: bool) -> RunRes
         payload=payload,
         payload_type=payload_type,
         extras=_part("extras", result.extras, b"{", "a mapping", limit),
-        # Of a job that failed nothing follows.
+        # A failed job spawns nothing.
         spawn=_spawn(result.spawn, limit, in_request) if result.success else None,
         error=None if result.success else "The handler returned Result(success=False).",
     )
@@ -80,7 +80,7 @@ def _result(serial: int, result: Result, limit: int, in_request: bool) -> RunRes
 def _payload(value: Any, limit: int) -> tuple[bytes, Any]:
     if isinstance(value, bytes | bytearray | memoryview):
         data = bytes(value)
-        return _fitting("payload", data, limit), "bytes"
+        return _within_limit("payload", data, limit), "bytes"
     return _json("payload", value, limit), "json"
 
 
@@ -91,7 +91,7 @@ def _part(name: str, value: Any, opening: bytes, expected: str, limit: int) -> b
         value = dict(value)
     data = _json(name, value, limit)
     if not data.startswith(opening):
-        raise _Unfit(f"Result({name}=…) expects {expected}, got {type(value).__name__}.")
+        raise _Unstorable(f"Result({name}=…) expects {expected}, got {type(value).__name__}.")
     return data
 
 
@@ -100,54 +100,55 @@ def _spawn(value: Any, limit: int, in_request: bool) -> bytes | None:
     if data is None or data == b"[]":
         return None
     if not in_request:
-        raise _Unfit(
-            "Result(spawn=…) adds jobs to a request, and this job belongs to none: begin a request of a "
+        raise _Unstorable(
+            "Result(spawn=…) adds jobs to a request, and this job belongs to none: submit a request of a "
             "workflow with it, or enqueue the jobs with workerd.client."
         )
     try:
         read_spawn(data)
     except ValueError as error:
-        raise _Unfit(f"Result(spawn=…): {error}.") from None
+        raise _Unstorable(f"Result(spawn=…): {error}.") from None
     return data
 
 
 def _json(name: str, value: Any, limit: int) -> bytes:
     try:
         data = _encode(value)
-    except Exception as error:  # the value is the user's, and encoding it may run code of theirs
-        raise _Unfit(
-            f"The {name} cannot be written as JSON: {line_of(error)}. Return bytes, or values that JSON has."
+    except Exception as error:  # encoding a user's value may run code that raises
+        raise _Unstorable(
+            f"The {name} cannot be written as JSON: {line_of(error)}. "
+            "Return bytes, or values that JSON can represent."
         ) from None
-    return _fitting(name, data, limit)
+    return _within_limit(name, data, limit)
 
 
-def _fitting(name: str, data: bytes, limit: int) -> bytes:
+def _within_limit(name: str, data: bytes, limit: int) -> bytes:
     if len(data) > limit:
-        raise _Unfit(
+        raise _Unstorable(
             f"The {name} has {len(data)} bytes, more than the limit of {limit} ({size_literal(limit)}); "
-            "keep it elsewhere and return where it is, or raise ingester.max_payload."
+            "store it elsewhere and return its location, or raise ingester.max_payload."
         )
     return data
 
 
-def unfit_vars(serial: int, error: Exception) -> RunResult:
-    """The ending of a job whose vars do not fit its handler."""
-    return RunResult(serial=serial, kind="failure", error=text.one_line(str(error)))
+def unrunnable(serial: int, error: str) -> RunResult:
+    """The result of a job that cannot be run: its vars do not fit, or its handler is unknown."""
+    return RunResult(serial=serial, kind="failure", error=text.one_line(error))
 
 
-def untold(ending: RunResult, error: Exception) -> RunResult:
-    """In place of an ending that could not be sent."""
-    line = f"How the run ended cannot be told: {line_of(error)}"
-    return RunResult(serial=ending.serial, kind="failure", error=text.one_line(line), tainted=True)
+def unsendable(result: RunResult, error: Exception) -> RunResult:
+    """Replaces a result that cannot be sent."""
+    line = f"The result of the run cannot be sent: {line_of(error)}"
+    return RunResult(serial=result.serial, kind="failure", error=text.one_line(line), tainted=True)
 
 
 def raised(
     serial: int, error: BaseException, interrupted: BaseException | None, cancelled: bool
 ) -> RunResult:
-    """The ending of a run that raised.
+    """The result of a run that raised.
 
-    `interrupted`: what the soft signal raised in it, None if nothing: then that is why it ended, unless the
-    handler has decided otherwise. `cancelled`: a cancel is asked for.
+    `interrupted`: what the soft signal raised in it, else None; it decides the kind unless the handler
+    raised Retry or Failure. `cancelled`: a cancel was requested.
     """
     if isinstance(error, Retry):
         return RunResult(
@@ -169,7 +170,7 @@ def raised(
         error=text.one_line(line),
         stack=stack_of(error),
         classes=tuple(
-            text.clean(class_name(cls)) for cls in type(error).__mro__[:_MOST_CLASSES] if cls is not object
+            text.clean(class_name(cls)) for cls in type(error).__mro__[:_MAX_CLASSES] if cls is not object
         ),
     )
 
@@ -183,33 +184,33 @@ def _kind(error: BaseException, interrupted: BaseException | None, cancelled: bo
 
 
 def line_of(error: BaseException) -> str:
-    """`ValueError: what it says`, whatever its `__str__` does."""
+    """`ValueError: message` on one line, whatever its `__str__` does."""
     return text.one_line(f"{type(error).__name__}: {_message(error)}".removesuffix(": "))
 
 
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except BaseException as fault:  # `__str__` is user code too
-        return f"(its __str__ raised {type(fault).__name__})"
+    except BaseException as nested:  # `__str__` is user code
+        return f"(its __str__ raised {type(nested).__name__})"
 
 
 def stack_of(error: BaseException) -> str | None:
-    """The traceback with its causes, without the frames that are ours, cut to size."""
+    """The traceback with its causes, without the pool's frames, cut to STACK_LIMIT."""
     try:
-        told = traceback.TracebackException.from_exception(error, compact=True)
-        _leave_out_own(told, set())
-        return text.stack("".join(told.format()))
-    except BaseException as fault:  # it looks into objects of the user's, which may do anything
-        return f"(no traceback: formatting it raised {type(fault).__name__})"
+        trace = traceback.TracebackException.from_exception(error, compact=True)
+        _remove_own_frames(trace, set())
+        return text.stack("".join(trace.format()))
+    except BaseException as nested:  # formatting calls methods of the user's objects
+        return f"(no traceback: formatting it raised {type(nested).__name__})"
 
 
-def _leave_out_own(told: traceback.TracebackException | None, seen: set[int]) -> None:
-    if told is None or id(told) in seen:
+def _remove_own_frames(trace: traceback.TracebackException | None, seen: set[int]) -> None:
+    if trace is None or id(trace) in seen:
         return
-    seen.add(id(told))
-    told.stack[:] = [frame for frame in told.stack if not frame.filename.startswith(_OWN_FOLDER)]
-    _leave_out_own(told.__cause__, seen)
-    _leave_out_own(told.__context__, seen)
-    for part in told.exceptions or ():
-        _leave_out_own(part, seen)
+    seen.add(id(trace))
+    trace.stack[:] = [frame for frame in trace.stack if not frame.filename.startswith(_PACKAGE_FOLDER)]
+    _remove_own_frames(trace.__cause__, seen)
+    _remove_own_frames(trace.__context__, seen)
+    for part in trace.exceptions or ():
+        _remove_own_frames(part, seen)

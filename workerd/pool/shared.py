@@ -1,4 +1,4 @@
-"""What a pool and one worker share: descriptors, signals, a page of flags."""
+"""What a pool and one worker share: descriptors, signals, flags in shared memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import signal
 from dataclasses import dataclass
 
 SOFT_SIGNAL = int(signal.SIGRTMIN) + 1
-"""Look at the page: the soft deadline is over, or a cancel was asked for."""
+"""Read the flags: the soft deadline has passed, or a cancel was requested."""
 
 DUMP_SIGNAL = int(signal.SIGRTMIN) + 2
-"""faulthandler writes the stacks of all threads into the dump descriptor."""
+"""faulthandler writes the stacks of all threads to the dump descriptor."""
 
-LOWEST = 500
-"""The worker moves what it inherits to descriptors from here on, out of a handler's way."""
+FIRST_PRIVATE_FD = 500
+"""The worker moves its own descriptors here and above, out of a handler's way."""
 
 
 @dataclass(frozen=True)
@@ -22,41 +22,36 @@ class WorkerFds:
 
     channel
         Blocking end of a stream socket pair; frames are those of `multiprocessing.Connection`.
-    lane
-        Reading end of the lane that assignments come by, one message each.
+    assignments
+        Reading end of the worker's AssignmentQueue.
     output
         Write end of the pipe that becomes descriptors 1 and 2.
     null
         `/dev/null`, which becomes descriptor 0.
-    page
-        Written by the pool, read by the worker.
+    flags
+        Shared memory.
     dump
         memfd that faulthandler writes to and the pool reads.
     """
 
     channel: int
-    lane: int
+    assignments: int
     output: int
     null: int
-    page: SharedFlags
+    flags: SharedFlags
     dump: int
 
 
-# A page of memory shared by the pool and one worker: what must reach a worker that never reads.
-#
-# A signal only says "look"; the page says what is the matter, so that a signal that comes late, after
-# its job has ended, does no harm.
-#
-
-_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _BEGUN = range(5)
+_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _STARTED = range(5)
 
 
 class SharedFlags:
-    """Five 64-bit words, shared with the children that are forked after it was made.
+    """Five 64-bit words, shared with the children that are forked later: for a worker that never reads.
 
-    The worker writes `begun`, the pool the others. Each word is written by one store instruction and read
-    by one load, so no lock is needed. `begin` writes the serial last: a reader that sees its own serial
-    sees the flags that belong to it.
+    A signal only says that they changed, so one that arrives after its job has ended does no harm. The
+    worker writes `started`, the pool the others. Each word is written by one store instruction and read by
+    one load, so no lock is needed. `begin` writes the serial last: a reader that sees its own serial sees
+    the flags that belong to it.
     """
 
     def __init__(self) -> None:
@@ -65,7 +60,7 @@ class SharedFlags:
 
     @property
     def serial(self) -> int:
-        """The run that `soft_deadline_ns` and `cancel` are for."""
+        """The attempt that `soft_deadline_ns` and `cancel` belong to."""
         return self._words[_SERIAL]
 
     @property
@@ -75,36 +70,36 @@ class SharedFlags:
 
     @property
     def cancel(self) -> bool:
-        """The run is to end as cancelled."""
+        """A cancel of this attempt was requested."""
         return self._words[_CANCEL] != 0
 
     @property
     def stopping(self) -> bool:
-        """The node stops or has lost its lease: finish soon. Not bound to one run."""
+        """The node stops or has lost its lease: finish soon. Not bound to one attempt."""
         return self._words[_STOPPING] != 0
 
     @property
-    def begun(self) -> int:
-        """The last run that the worker took up: another one that it was given, it has not touched."""
-        return self._words[_BEGUN]
+    def started(self) -> int:
+        """The last attempt that the worker started."""
+        return self._words[_STARTED]
 
-    def take_up(self, serial: int) -> None:
-        """Written by the worker, before anything of the run can have an effect."""
-        self._words[_BEGUN] = serial
+    def mark_started(self, serial: int) -> None:
+        """Written by the worker before anything of the attempt can have an effect."""
+        self._words[_STARTED] = serial
 
     def begin(self, serial: int, soft_deadline_ns: int) -> None:
-        """Set the flags for a new run; called before its Assignment is sent."""
+        """Set the flags for a new attempt; called before its Assignment is sent."""
         self._words[_SERIAL] = 0
         self._words[_CANCEL] = 0
         self._words[_DEADLINE] = soft_deadline_ns
         self._words[_SERIAL] = serial
 
-    def ask_cancel(self) -> None:
-        """Ask the present run to end as cancelled."""
+    def request_cancel(self) -> None:
+        """Request that the present attempt ends as cancelled."""
         self._words[_CANCEL] = 1
 
     def set_stopping(self, stopping: bool) -> None:
-        """Tell the worker that its node stops, or that it does not after all."""
+        """Set whether the node stops or has lost its lease."""
         self._words[_STOPPING] = int(stopping)
 
     def close(self) -> None:

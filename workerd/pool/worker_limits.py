@@ -15,40 +15,40 @@ from workerd.pool.isolation import move_up
 from workerd.runtime.cgroup import Delegation, PoolGroup, WorkerGroup
 from workerd.runtime.limits import limit_data, limit_processes
 
-_PEAK = b"5"
-"""Written to clear_refs, it sets the peak of resident memory back to the present size."""
+_RESET_PEAK = b"5"
+"""Written to clear_refs, it resets the peak of resident memory to the present size."""
 
 
 class Meter:
-    """`start` before the run, `usage` after it. Measured together: 4 µs."""
+    """Measures what a job uses: `start` before it, `usage` after it. Together they take 4 µs."""
 
     def __init__(self) -> None:
         self._clear_refs = -1
         with contextlib.suppress(OSError):
             self._clear_refs = move_up(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
-        self._began = self._cpu = 0
+        self._start_ns = self._cpu_ns = 0
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
 
     def start(self) -> None:
-        """Begin to count; where the kernel does not let the peak be set back, it is the worker's own."""
+        """Start measuring; where the peak cannot be reset, that of the worker's life is reported."""
         if self._clear_refs >= 0:
             try:
-                os.write(self._clear_refs, _PEAK)
+                os.write(self._clear_refs, _RESET_PEAK)
             except OSError:
                 self._clear_refs = -1
-        self._cpu = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
-        self._began = time.monotonic_ns()
+        self._cpu_ns = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
+        self._start_ns = time.monotonic_ns()
 
     def usage(self) -> Usage:
-        """What was used since `start`."""
-        run_us = (time.monotonic_ns() - self._began) // 1000
-        cpu_us = (time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) - self._cpu) // 1000
+        """What the process and its waited-for children used since `start`."""
+        run_us = (time.monotonic_ns() - self._start_ns) // 1000
+        cpu_us = (time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) - self._cpu_ns) // 1000
         before, after = self._children, resource.getrusage(resource.RUSAGE_CHILDREN)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if after != before:
             self._children = after
             cpu_us += round((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e6)
-            # The largest child ever is all that the kernel tells: only one that grew it was this run's.
+            # The kernel only reports the largest child ever: if that grew, the child belonged to this run.
             if after.ru_maxrss > before.ru_maxrss:
                 peak = max(peak, after.ru_maxrss)
         return Usage(run_us, cpu_us, peak)
@@ -58,14 +58,14 @@ log = get_logger("pool")
 
 
 class WorkerLimits:
-    """One worker's bounds, and the surest way to end what is within them."""
+    """The limits of one worker, and with a control group the way to kill everything in it."""
 
     def __init__(self, pool: PoolConfig, group: WorkerGroup | None = None) -> None:
         self._pool = pool
         self._group = group
 
     def enter(self) -> None:
-        """Called in the forked worker, before anything else."""
+        """Apply the limits to this process; called first in the forked worker."""
         if self._group is not None:
             with contextlib.suppress(OSError):
                 self._group.enter()
@@ -76,62 +76,64 @@ class WorkerLimits:
             limit_processes(self._pool.pids_max)
 
     def kill(self) -> None:
-        """SIGKILL everything in it, however it has detached itself; nothing without a group."""
+        """SIGKILL every process in the group, detached ones too; does nothing without a group."""
         if self._group is not None:
             self._group.kill()
 
     def ran_out_of_memory(self, status: int) -> bool:
-        """Whether a worker that ended with this wait status was killed for its own limit."""
+        """Whether a worker with this wait status was killed because of its own memory limit."""
         return status == -signal.SIGKILL and self._group is not None and self._group.oom_kills() > 0
 
     @property
     def peak_kib(self) -> int | None:
-        """The most memory that was used in it; None where nobody knows."""
+        """Peak memory of the group; None without a group."""
         peak = self._group.peak() if self._group is not None else None
         return None if peak is None else peak // 1024
 
     def remove(self) -> bool:
-        """Give its group back; False while processes are dying in it."""
+        """Remove the group; false while processes are dying in it."""
         return self._group is None or self._group.remove()
 
 
 class PoolLimits:
-    """The pool's own group, and a cell for each worker.
+    """The pool's control group, and the limits of each worker.
 
-    `hard`: whether the kernel keeps `memory_max`, so that nobody needs to watch it.
+    `memory_enforced`: whether the kernel enforces `memory_max`.
     """
 
     def __init__(self, pool: PoolConfig) -> None:
         self._pool = pool
-        self._number = 0
-        self._leaving: list[WorkerLimits] = []
-        self._group = _group(pool)
-        self.hard = self._group is not None and self._group.has("memory")
+        self._last_number = 0
+        self._released: list[WorkerLimits] = []
+        self._group = _create_group(pool)
+        self.memory_enforced = self._group is not None and self._group.has("memory")
 
-    def cell(self) -> WorkerLimits:
-        """Fresh bounds for one worker, by its life: what an earlier one used must not count for it."""
-        self._sweep()
-        self._number += 1
+    def new_worker(self) -> WorkerLimits:
+        """Limits for a new worker; its group is new too, as what an earlier worker used must not count."""
+        self._remove_released()
+        self._last_number += 1
         if self._group is not None:
             with contextlib.suppress(OSError):
-                return WorkerLimits(self._pool, self._group.worker_group(self._number, self._pool.memory_max))
+                return WorkerLimits(
+                    self._pool, self._group.worker_group(self._last_number, self._pool.memory_max)
+                )
         return WorkerLimits(self._pool)
 
-    def leave(self, cell: WorkerLimits) -> None:
-        """Its worker is dead."""
-        self._leaving.append(cell)
-        self._sweep()
+    def release(self, limits: WorkerLimits) -> None:
+        """Remove the limits of a dead worker as soon as its group is empty."""
+        self._released.append(limits)
+        self._remove_released()
 
-    def _sweep(self) -> None:
-        self._leaving = [cell for cell in self._leaving if not cell.remove()]
+    def _remove_released(self) -> None:
+        self._released = [limits for limits in self._released if not limits.remove()]
 
 
-def _group(pool: PoolConfig) -> PoolGroup | None:
+def _create_group(pool: PoolConfig) -> PoolGroup | None:
     delegation = Delegation.find()
     if delegation is None:
         return None
     try:
         return delegation.pool_group(pool.name, pool.cpu_weight, pool.pids_max)
     except OSError as error:
-        log.warning("no control group for this pool", pool=pool.name, error=str(error))
+        log.warning("cgroup.create_failed", pool=pool.name, error=str(error))
         return None

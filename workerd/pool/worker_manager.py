@@ -1,103 +1,112 @@
-"""The workers of a pool: started, replaced, recycled, watched."""
+"""The workers of a pool: forked, recycled, replaced when they die."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import random
+import signal
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from pathlib import Path
 
 from workerd.config.model import PoolConfig
 from workerd.log import get_logger
+from workerd.metrics import values
+from workerd.pool.attempt import KillReason
+from workerd.pool.loading import LoadedHandlers
 from workerd.pool.shared import WorkerFds
+from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
-from workerd.pool.worker_process import KillReason, Owner, WorkerProcess, WorkerState
-from workerd.runtime.child import CrashLoopPolicy
+from workerd.pool.worker_process import WorkerOwner, WorkerProcess, WorkerState
+from workerd.runtime.child import CrashLoopPolicy, children_of
 from workerd.runtime.limits import resident_bytes
 from workerd.runtime.loop import Loop, Timer
 
-FORKS = 50
-"""Forks in any one second."""
-SOON = 0.05
-"""Seconds; where a worker needs no longer to be ready, a job is asked for while it is being forked."""
+MAX_FORKS_PER_S = 50
+FAST_START_S = 0.05
+"""Where workers are ready sooner, claims are demanded for those that are being forked."""
+FORK_RETRY_PAUSE_S = 1.0
+_KILL_POLL_S = 0.002
 
 log = get_logger("pool")
 
-WorkerMain = Callable[[WorkerFds, str], int]
 
+class RecycleLimits:
+    """When a worker is to be recycled; jittered, so that workers are not all replaced together."""
 
-class RestartBudget:
-    """When this worker is to be recycled; jittered, so that workers forked together do not go together."""
+    def __init__(self, pool: PoolConfig, worker: WorkerProcess) -> None:
+        self._worker = worker
+        self._max_jobs = pool.max_jobs - random.randint(0, pool.max_jobs // 10)
+        self._expires = worker.started_at + pool.max_age * random.uniform(0.9, 1.0) if pool.max_age else 0.0
+        self._max_growth = pool.max_rss
+        self._initial_rss = 0
 
-    def __init__(self, pool: PoolConfig, member: WorkerProcess) -> None:
-        self._member = member
-        self._jobs = pool.max_jobs - random.randint(0, pool.max_jobs // 10)
-        self._until = member.born + pool.max_age * random.uniform(0.9, 1.0) if pool.max_age else 0.0
-        self._growth = pool.max_rss
-        self._base = 0
+    def start(self) -> None:
+        """Count growth from now: the worker has loaded what it needs."""
+        self._initial_rss = resident_bytes(self._worker.pid) if self._max_growth else 0
 
-    def ready(self) -> None:
-        """It has loaded what it needs: growth counts from here."""
-        self._base = resident_bytes(self._member.pid) if self._growth else 0
-
-    def why(self) -> str:
-        """Why it is to be recycled now, empty if it is not."""
-        if self._jobs and self._member.jobs >= self._jobs:
+    def exceeded(self) -> str:
+        """The key of the limit that is exceeded, else empty."""
+        if self._max_jobs and self._worker.jobs >= self._max_jobs:
             return "max_jobs"
-        if self._until and time.monotonic() >= self._until:
+        if self._expires and time.monotonic() >= self._expires:
             return "max_age"
-        if self._growth and resident_bytes(self._member.pid) - self._base > self._growth:
+        if self._max_growth and resident_bytes(self._worker.pid) - self._initial_rss > self._max_growth:
             return "max_rss"
         return ""
 
 
 class WorkerManager:
-    """Forks the members and forks them again.
+    """Keeps the configured number of workers alive.
 
-    `on_crash_loop`: called once when members without a job died more often than `restart` allows.
+    `workers`: all that are not reaped, by name. `idle`: those that may be assigned a job; one of them may
+    be dying. `restarts`: by cause. `trouble`: why a worker could not be forked or loaded. `recycles`:
+    whether workers are checked against recycling limits. `crash_looping`: workers without a job died more
+    often than `restart` allows.
     """
 
-    def __init__(
-        self, loop: Loop, pool: PoolConfig, owner: Owner, main: WorkerMain, on_crash_loop: Callable[[], None]
-    ) -> None:
-        self.members: dict[str, WorkerProcess] = {}
+    def __init__(self, loop: Loop, pool: PoolConfig, owner: WorkerOwner, metrics_folder: Path) -> None:
+        self.workers: dict[str, WorkerProcess] = {}
         self.idle: list[WorkerProcess] = []
         self.restarts: Counter[str] = Counter()
         self.trouble = ""
+        self.limits = PoolLimits(pool)
+        self.recycles = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._loop = loop
         self._pool = pool
         self._owner = owner
-        self._main = main
-        self._on_crash_loop = on_crash_loop
-        self._limits: dict[str, RestartBudget] = {}
+        self._metrics_folder = metrics_folder
+        self._loaded: LoadedHandlers | None = None
+        self._recycle_limits: dict[str, RecycleLimits] = {}
         self._pending: dict[str, Timer] = {}
-        self._forks: deque[float] = deque(maxlen=FORKS)
+        self._forked_at: deque[float] = deque(maxlen=MAX_FORKS_PER_S)
         self._crash_loop = CrashLoopPolicy(pool.restart)  # of workers that had no job
-        self._readying = math.inf  # seconds that the last one took
+        self._last_start_s = math.inf
         self._closed = False
-        self.confinement = PoolLimits(pool)
-        self.bounded = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
-    def start(self) -> None:
-        """Fork all."""
+    def start(self, loaded: LoadedHandlers | None) -> None:
+        """Fork all workers; with None each of them imports the handlers itself."""
+        self._loaded = loaded
         for index in range(self._pool.workers):
             self._fork(f"{self._pool.name}/{index}")
 
     def pids(self) -> set[int]:
-        """The processes that are ours and not reaped."""
-        return {member.pid for member in self.members.values()}
-
-    def find(self, state: WorkerState) -> list[WorkerProcess]:
-        """Those in that state."""
-        return [member for member in self.members.values() if member.state is state]
+        """Pids of the workers, which are not reaped."""
+        return {worker.pid for worker in self.workers.values()}
 
     @property
-    def coming(self) -> int:
-        """Workers that will be ready in a moment, as far as the last one tells."""
-        return len(self.find(WorkerState.STARTING)) if self._readying < SOON else 0
+    def crash_looping(self) -> bool:
+        return self._crash_loop.exceeded
+
+    @property
+    def starting_soon(self) -> int:
+        """Workers that will be ready in a moment, judging by the last one."""
+        if self._last_start_s >= FAST_START_S:
+            return 0
+        return sum(worker.state is WorkerState.STARTING for worker in self.workers.values())
 
     # -- forking
 
@@ -105,99 +114,98 @@ class WorkerManager:
         self._pending.pop(name, None)
         if self._closed:
             return
-        wait = self._too_fast()
-        if wait > 0:
-            self._fork_later(name, wait)
+        pause = self._fork_pause()
+        if pause > 0:
+            self._fork_later(name, pause)
             return
-        self._forks.append(time.monotonic())
-        cell = self.confinement.cell()
+        self._forked_at.append(time.monotonic())
+        limits = self.limits.new_worker()
         try:
-            member = WorkerProcess(
-                self._loop, name, self._owner, self._null, lambda fds: self._live(fds, name, cell), cell
+            worker = WorkerProcess(
+                self._loop, name, self._owner, self._null, lambda fds: self._main(fds, name, limits), limits
             )
         except OSError as error:
-            self.confinement.leave(cell)
-            self.trouble = f"A worker cannot be forked ({error.strerror}); it is tried again every second."
-            log.warning("worker cannot be forked", pool=self._pool.name, worker=name, error=str(error))
-            self._fork_later(name, 1.0)
+            self.limits.release(limits)
+            self.trouble = f"Forking a worker failed: {error.strerror}; it is retried every second."
+            log.warning("worker.fork_failed", pool=self._pool.name, worker=name, error=str(error))
+            self._fork_later(name, FORK_RETRY_PAUSE_S)
             return
-        self.members[name] = member
-        member.load_within(self._pool.load_timeout)
-        if self.bounded:
-            self._limits[name] = RestartBudget(self._pool, member)
+        self.workers[name] = worker
+        worker.kill_unless_ready_within(self._pool.load_timeout)
+        if self.recycles:
+            self._recycle_limits[name] = RecycleLimits(self._pool, worker)
 
-    def _live(self, fds: WorkerFds, name: str, cell: WorkerLimits) -> int:
-        cell.enter()
-        return self._main(fds, name)
+    def _main(self, fds: WorkerFds, name: str, limits: WorkerLimits) -> int:
+        """Runs in the forked child."""
+        limits.enter()
+        values.enter(self._metrics_folder, name)
+        return worker_main(fds, name, self._pool, self._loaded)
 
-    def _too_fast(self) -> float:
-        if len(self._forks) < FORKS:
+    def _fork_pause(self) -> float:
+        if len(self._forked_at) < MAX_FORKS_PER_S:
             return 0.0
-        return self._forks[0] + 1.0 - time.monotonic()
+        return self._forked_at[0] + 1.0 - time.monotonic()
 
     def _fork_later(self, name: str, pause: float) -> None:
         self._pending[name] = self._loop.call_later(pause, lambda: self._fork(name))
 
-    # -- what becomes of them
+    # -- life of a worker
 
-    def ready(self, member: WorkerProcess) -> None:
-        """It has loaded and may be given jobs."""
+    def add_ready(self, worker: WorkerProcess) -> None:
+        """It has loaded and may be assigned jobs."""
         self.trouble = ""
-        self._readying = time.monotonic() - member.born
-        member.move(WorkerState.IDLE)
-        if member.name in self._limits:
-            self._limits[member.name].ready()
-        self.idle.append(member)
+        self._last_start_s = time.monotonic() - worker.started_at
+        worker.move(WorkerState.IDLE)
+        if worker.name in self._recycle_limits:
+            self._recycle_limits[worker.name].start()
+        self.idle.append(worker)
 
-    def done(self, member: WorkerProcess, tainted: bool) -> bool:
-        """It has ended a job; true if it can be given another, else it goes and is replaced."""
-        if not member.fit:
+    def is_reusable(self, worker: WorkerProcess, tainted: bool) -> bool:
+        """Whether it may run another job after a result; else it is retired or killed, and replaced."""
+        if not worker.usable:
             return False
         self._crash_loop.quick_deaths = 0
-        if tainted and member.run is None:
-            # What an exception in the middle of anything left behind is not worth a gentle end.
+        if tainted and worker.attempt is None:
+            # The soft signal interrupted arbitrary code: nothing in there is worth a graceful exit.
             self.restarts["tainted"] += 1
-            member.kill(KillReason.RETIRED)
+            worker.kill(KillReason.RETIRED)
             return False
-        return not (self.bounded and self._recycle(member))
+        return not (self.recycles and self._recycle(worker))
 
-    def _recycle(self, member: WorkerProcess) -> bool:
-        why = self._limits[member.name].why()
-        if why:
-            self.restarts[why] += 1
-            member.retire()
-        return bool(why)
+    def _recycle(self, worker: WorkerProcess) -> bool:
+        limit = self._recycle_limits[worker.name].exceeded()
+        if limit:
+            self.restarts[limit] += 1
+            worker.retire()
+        return bool(limit)
 
     def recycle_idle(self) -> None:
-        """Retire those that have become too old or too large and have no job."""
-        if self.bounded:
-            self.idle = [member for member in self.idle if not self._recycle(member)]
+        """Retire idle workers that have become too old or too large."""
+        if self.recycles:
+            self.idle = [worker for worker in self.idle if not self._recycle(worker)]
 
-    def gone(self, member: WorkerProcess, had_job: bool) -> None:
-        """It is dead: forget it and fork another in its place."""
-        del self.members[member.name]
-        self._limits.pop(member.name, None)
-        self.confinement.leave(member.cell)
-        if member in self.idle:
-            self.idle.remove(member)
+    def replace_dead(self, worker: WorkerProcess, had_job: bool) -> None:
+        """Forget a dead worker and fork another, unless `crash_looping` becomes true."""
+        del self.workers[worker.name]
+        self._recycle_limits.pop(worker.name, None)
+        self.limits.release(worker.limits)
+        if worker in self.idle:
+            self.idle.remove(worker)
         if self._closed:
             return
-        if had_job or member.verdict is KillReason.RETIRED:
-            self._fork(member.name)
+        if had_job or worker.kill_reason is KillReason.RETIRED:
+            self._fork(worker.name)
             return
-        self._died_without_job(member)
-
-    def _died_without_job(self, member: WorkerProcess) -> None:
         self.restarts["no_job"] += 1
-        pause = self._crash_loop.record_death(member.born, time.monotonic())
+        pause = self._crash_loop.record_death(worker.started_at, time.monotonic())
         if self._crash_loop.exceeded:
-            self._on_crash_loop()
-        elif pause:
-            self._fork_later(member.name, pause)
+            return
+        if pause:
+            self._fork_later(worker.name, pause)
         else:
-            self._fork(member.name)
+            self._fork(worker.name)
 
-    # -- the end
+    # -- shutdown
 
     def close(self) -> None:
         """Fork no more."""
@@ -207,10 +215,29 @@ class WorkerManager:
         self._pending.clear()
 
     def retire_all(self) -> None:
-        """Let the idle ones end, kill the others."""
+        """Retire the idle workers, kill the others."""
         self.idle.clear()
-        for member in list(self.members.values()):
-            if member.state is WorkerState.IDLE:
-                member.retire()
-            elif member.state is not WorkerState.RETIRING:
-                member.kill(KillReason.RETIRED)
+        for worker in list(self.workers.values()):
+            if worker.state is WorkerState.IDLE:
+                worker.retire()
+            elif worker.state is not WorkerState.RETIRING:
+                worker.kill(KillReason.RETIRED)
+
+    def kill_descendants(self, timeout: float) -> None:
+        """Kill every worker and every child of this process; waits `timeout` seconds for them to be gone."""
+        deadline = time.monotonic() + timeout
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, signal.SIGKILL)
+        while time.monotonic() < deadline and _kill_children():
+            time.sleep(_KILL_POLL_S)
+
+
+def _kill_children() -> bool:
+    children = children_of(os.getpid())
+    for pid in children:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return bool(children)
