@@ -1,3 +1,3 @@
-"""`workerd demo`: the real daemon on an embedded store, at work on real input, and what came of it."""
+"""`workerd demo`: a real daemon on an embedded store runs real jobs and shows how each of them ended."""
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""`workerd demo`: a real daemon on an embedded store, in a temporary folder, from start to verdict."""
+"""The demo: starts a daemon in a temporary folder, enqueues jobs, watches them end, and reports."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -10,45 +9,138 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 
 import msgspec
-from rich.console import Console
 
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.demo import report
-from workerd.demo.handlers import CALLS, Task, tasks
-from workerd.demo.report import DemoProgress, progress, results, running
+from workerd.demo.handlers import CALLS, DemoTask, demo_tasks
+from workerd.demo.report import DemoProgress, DemoResults
+from workerd.documents import Job
 from workerd.errors import Conflict, WorkerdError
-from workerd.job import new_id
-from workerd.job_spec import NewJob
+from workerd.job import Status, parse_id
+from workerd.job_spec import JobSpec, check
+from workerd.operations import jobs
+from workerd.operations.access import Store, Tx, migrate, open_checked
+from workerd.operations.actor import Actor
+from workerd.operations.enqueue import admit
+from workerd.operations.figures import depths
+from workerd.operations.jobs import JobPage
 from workerd.runtime.child import die_with_parent
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
-from workerd.store import job_control, jobs
-from workerd.store.base import Store
-from workerd.store.engines import open_store
 
-START_LIMIT = 60.0
-STOP_LIMIT = 10.0
-"""Seconds that the daemon may take to stop by itself."""
-LOG_SHOWN = 4000
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 10.0
+"""How long the daemon may take to stop before it is killed."""
+DEMO_TIMEOUT_S = 600.0
+POLL_INTERVAL_S = 0.1
+BATCH_JOBS = 500
+"""Jobs of one transaction."""
+MAX_JOBS = 1_000_000
+"""Jobs of one handler are counted up to here."""
+MAX_LOG_CHARACTERS = 4000
 
 
 class DemoFailed(WorkerdError):
-    """The demo could not be shown; the message says why."""
+    """The demo could not be run to its end; the message says why."""
+
+
+def demo() -> None:
+    """Run real jobs on a temporary daemon and show how they end."""
+    with _interruptible(), DemoNode() as node:
+        tasks = demo_tasks(node.folder)
+        total = sum(len(task.vars) for task in tasks)
+        print(f"Starting workerd on an embedded store in {node.folder} …", file=sys.stderr, flush=True)
+        config = node.configure(tasks)
+        migrate(config)
+        node.start(config)
+        with closing(open_checked(config)) as store:
+            started = time.monotonic()
+            expected = enqueue(store, config, tasks)
+            print(f"Enqueued {total:,} jobs of {len(tasks)} handlers.", file=sys.stderr, flush=True)
+            _watch(node, config, store, tasks)
+            elapsed_s = time.monotonic() - started
+            status = node.stop()
+            results = DemoResults(find_jobs(store), expected)
+        report.print_report(tasks, results, elapsed_s)
+        if status != 0:
+            raise DemoFailed(f"The demo's daemon ended with exit status {status} instead of 0.")
+        if not results.complete:
+            raise DemoFailed("This is a bug in workerd: please report it with this output.")
+
+
+def enqueue(store: Store, config: Config, tasks: Sequence[DemoTask]) -> set[str]:
+    """Enqueue all jobs of all tasks; returns their ids."""
+    # Unlike the client, which would reject the vars that do not fit: here the attempts are to fail.
+    new = [check(JobSpec(handler=task.handler, vars=values)) for task in tasks for values in task.vars]
+    ids: set[str] = set()
+    for start in range(0, len(new), BATCH_JOBS):
+        batch = new[start : start + BATCH_JOBS]
+        insert = partial(admit, specs=batch, config=config, check_signatures=False)
+        ids.update(job.id for job in store.run(insert))
+        poke(Paths(config.node).wake)
+    return ids
+
+
+def _watch(node: DemoNode, config: Config, store: Store, tasks: Sequence[DemoTask]) -> None:
+    """Show the progress until all jobs have ended. Raises DemoFailed when that takes too long."""
+    deadline = time.monotonic() + DEMO_TIMEOUT_S
+    with report.progress_display(tasks) as show:
+        while True:
+            progress = _progress(store, tasks)
+            show(progress)
+            if all(of.ended >= of.total for of in progress.values()):
+                return
+            if progress["waits"].running:
+                _cancel_running(config, store, "waits")
+            node.check()
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"Not all jobs have ended within {DEMO_TIMEOUT_S:g} s.")
+            time.sleep(POLL_INTERVAL_S)
+
+
+def _progress(store: Store, tasks: Sequence[DemoTask]) -> dict[str, DemoProgress]:
+    totals = {task.handler: len(task.vars) for task in tasks}
+    found = store.read(lambda tx: depths(tx, list(totals), tuple(Status), MAX_JOBS))
+    return {depth.handler: DemoProgress(totals[depth.handler], depth.counts) for depth in found}
+
+
+def _cancel_running(config: Config, store: Store, handler: str) -> None:
+    page = store.read(partial(jobs.list_, handler=handler, status=Status.INPROGRESS))
+    for job in page.jobs:
+        with suppress(Conflict):  # it has ended since
+            store.run(partial(jobs.cancel, actor=Actor("demo", "cli"), job_id=parse_id(job["id"])))
+    poke(Paths(config.node).wake)
+
+
+def find_jobs(store: Store) -> list[Job]:
+    """All jobs of the store with their attempts and payloads."""
+    found: list[Job] = []
+    cursor: str | None = None
+    while True:
+        page = store.read(partial(jobs.list_, limit=BATCH_JOBS, after=cursor))
+        found += store.read(partial(_jobs_of, page=page))
+        cursor = page.next
+        if cursor is None:
+            return found
+
+
+def _jobs_of(tx: Tx, page: JobPage) -> list[Job]:
+    return [msgspec.convert(jobs.get(tx, parse_id(job["id"])), Job) for job in page.jobs]
 
 
 class DemoNode:
-    """A temporary folder with a configuration and an embedded store, and the daemon on it.
+    """A temporary folder with a configuration and an embedded store, and the daemon that runs on it.
 
-    Leaving it stops the daemon and removes the folder, however it is left.
+    As a context it stops the daemon and removes the folder, whatever happened.
     """
 
     def __init__(self) -> None:
@@ -63,19 +155,19 @@ class DemoNode:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # A second Ctrl-C while the folder is being removed must not leave half of it.
-        with _deaf():
+        # A second Ctrl-C must not interrupt the removal of the folder.
+        with _signals_handled(signal.SIG_IGN, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             self.stop()
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def configure(self, tasks: Sequence[Task]) -> Config:
+    def configure(self, tasks: Sequence[DemoTask]) -> Config:
         """Write the configuration for these tasks; returns it as the daemon will read it."""
         self.path.write_text(configuration(self.folder, tasks))
         return load(self.path, {})
 
     def start(self, config: Config) -> None:
         """Start the daemon and wait until it is ready. Raises DemoFailed."""
-        # What configures the machine's own daemon must not reach this one.
+        # Variables that configure the host's own daemon must not reach this one.
         environ = {k: v for k, v in os.environ.items() if not k.startswith(("WORKERD_", "NOTIFY_"))}
         parent = os.getpid()
         with self._log.open("ab") as log:
@@ -85,20 +177,19 @@ class DemoNode:
                 stdout=log,
                 stderr=log,
                 env=environ,
-                # Ctrl-C is for the demo, which then stops the daemon.
-                start_new_session=True,
+                start_new_session=True,  # Ctrl-C interrupts the demo, which then stops the daemon
                 preexec_fn=lambda: die_with_parent(parent),
             )
-        end = time.monotonic() + START_LIMIT
-        while not self._ready(config):
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._is_ready(config):
             self.check()
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 raise DemoFailed(
-                    f"The demo's daemon was not ready within {START_LIMIT:g} s.{self._last_words()}"
+                    f"The demo's daemon was not ready within {START_TIMEOUT_S:g} s.{self._end_of_log()}"
                 )
             time.sleep(0.02)
 
-    def _ready(self, config: Config) -> bool:
+    def _is_ready(self, config: Config) -> bool:
         try:
             return bool(ask(Paths(config.node).supervisor, {"ask": "status"}).get("ready"))
         except OSError:
@@ -108,40 +199,30 @@ class DemoNode:
         """Raise DemoFailed if the daemon has died."""
         if self._process is not None and self._process.poll() is not None:
             raise DemoFailed(
-                f"The demo's daemon ended with exit status {self._process.returncode}.{self._last_words()}"
+                f"The demo's daemon ended with exit status {self._process.returncode}.{self._end_of_log()}"
             )
 
-    def _last_words(self) -> str:
-        with contextlib.suppress(OSError):
-            said = self._log.read_text(errors="replace")[-LOG_SHOWN:].strip()
-            if said:
-                return f" Its log ends with:\n{said}"
-        return " It logged nothing; `workerd check` tells what is missing on this machine."
+    def _end_of_log(self) -> str:
+        with suppress(OSError):
+            text = self._log.read_text(errors="replace")[-MAX_LOG_CHARACTERS:].strip()
+            if text:
+                return f" Its log ends with:\n{text}"
+        return " It logged nothing; `workerd check` shows what is missing on this host."
 
     def stop(self) -> int | None:
-        """Stop the daemon, by force if it takes too long; its exit status."""
+        """Stop the daemon, by force if it takes too long; returns its exit status."""
         process, self._process = self._process, None
         if process is None:
             return None
         for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
-            with contextlib.suppress(ProcessLookupError):
+            with suppress(ProcessLookupError):
                 process.send_signal(signum)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return process.wait(STOP_LIMIT / 3)
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(STOP_TIMEOUT_S / 3)
         return process.wait()
 
 
-@contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def configuration(folder: Path, tasks: Sequence[Task]) -> str:
+def configuration(folder: Path, tasks: Sequence[DemoTask]) -> str:
     """The demo's configuration as TOML."""
     lines = [
         "[node]",
@@ -166,104 +247,24 @@ def configuration(folder: Path, tasks: Sequence[Task]) -> str:
     return "\n".join(lines) + "\n"
 
 
-LIMIT = 600.0
-"""Seconds after which the demo gives up."""
-LOOK_EVERY = 0.1
-BULK = 500
-"""Jobs of one transaction."""
-
-
-def demo() -> None:
-    """Run real jobs on a temporary daemon and show how they end."""
-    console = Console(stderr=False, highlight=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(width=150, highlight=False, emoji=False, color_system=None)
-    with _interruptible(), DemoNode() as node:
-        work = tasks(node.folder)
-        config = node.configure(work)
-        store = open_store(config.store)
-        try:
-            _shown(console, node, config, store, work)
-        finally:
-            store.close()
-
-
-def _shown(console: Console, node: DemoNode, config: Config, store: Store, work: Sequence[Task]) -> None:
-    total = sum(len(task.vars) for task in work)
-    print(f"Starting workerd on an embedded store in {node.folder} …", file=sys.stderr, flush=True)
-    store.migrate()
-    node.start(config)
-    began = time.monotonic()
-    expected = enqueue(store, work)
-    poke(Paths(config.node).wake)
-    print(f"{total:,} jobs of {len(work)} handlers were enqueued; they run now.", file=sys.stderr, flush=True)
-    _watch(console, node, config, store, work)
-    elapsed = time.monotonic() - began
-    found = results(store, expected)
-    report.table(console, work, found)
-    console.print()
-    report.summary(console, found, elapsed)
-    status = node.stop()
-    found = results(store, expected)
-    report.verdict(console, found, total)
-    if status != 0:
-        raise DemoFailed(f"The demo's daemon ended with exit status {status} instead of 0.")
-    if not found.complete:
-        raise DemoFailed("This is a bug in workerd: please report it with this output.")
-
-
-def enqueue(store: Store, work: Sequence[Task]) -> set[bytes]:
-    """Enqueue every task's jobs in bulk; their ids."""
-    new = [
-        NewJob(handler=task.handler, id=new_id(), vars=msgspec.json.encode(values))
-        for task in work
-        for values in task.vars
-    ]
-    ids: set[bytes] = set()
-    for start in range(0, len(new), BULK):
-        insert = partial(jobs.insert, jobs=new[start : start + BULK])
-        ids.update(done.id for done in store.run(insert))
-    return ids
-
-
-def _watch(console: Console, node: DemoNode, config: Config, store: Store, work: Sequence[Task]) -> None:
-    """Show progress until all have ended. Raises DemoFailed when that takes too long."""
-    totals = {task.handler: len(task.vars) for task in work}
-    end = time.monotonic() + LIMIT
-    shown = report.show_for(console, work)
-    try:
-        while True:
-            now = progress(store, totals)
-            shown.update(now)
-            if all(of.ended >= of.total for of in now.values()):
-                return
-            _cancel_one_that_waits(config, store, now)
-            node.check()
-            if time.monotonic() > end:
-                raise DemoFailed(f"Not all jobs have ended within {LIMIT:g} s.")
-            time.sleep(LOOK_EVERY)
-    finally:
-        shown.close()
-
-
-def _cancel_one_that_waits(config: Config, store: Store, now: dict[str, DemoProgress]) -> None:
-    if now["waits"].running:
-        for job_id in running(store, "waits"):
-            with suppress(Conflict):  # it has ended since we looked
-                store.run(partial(job_control.cancel, job_id=job_id))
-        poke(Paths(config.node).wake)
-
-
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the demo as Ctrl-C does: with everything cleaned up."""
+    """SIGTERM and SIGHUP end the demo as Ctrl-C does, with everything cleaned up."""
 
     def interrupt(signum: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    with _signals_handled(interrupt, signal.SIGTERM, signal.SIGHUP):
+        yield
+
+
+@contextmanager
+def _signals_handled(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *signums: signal.Signals
+) -> Iterator[None]:
+    before = {signum: signal.signal(signum, handler) for signum in signums}
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, previous in before.items():
+            signal.signal(signum, previous)

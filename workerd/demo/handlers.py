@@ -1,4 +1,4 @@
-"""The demo's handlers, one for each way a job can end, and the input they work on."""
+"""The demo's handlers, one for each way a job can end, and their input."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workerd.handler import Context, Failure, Retry
 
 
 def parse_source(file: str) -> dict[str, int]:
-    """Parse a Python source file and count what is in it; a broken file is an error."""
+    """Parse a Python source file and count what is in it; an invalid file raises an error."""
     source = Path(file).read_bytes()
     nodes = Counter(type(node).__name__ for node in ast.walk(ast.parse(source, file)))
     return {
@@ -31,9 +31,9 @@ def parse_source(file: str) -> dict[str, int]:
 
 
 def comes_round(ctx: Context) -> str:
-    """Ask for two more tries, then succeed."""
+    """Ask for two retries, then succeed."""
     if ctx.attempt < 3:
-        raise Retry("the other side is not there yet", after=0.2)
+        raise Retry("the server is not ready yet", after=0.2)
     return f"done at attempt {ctx.attempt}"
 
 
@@ -43,7 +43,7 @@ def breaks(order: int) -> None:
 
 
 def gives_up(order: int) -> None:
-    """Decide that trying again makes no sense."""
+    """Fail permanently: a retry makes no sense."""
     raise Failure(f"order {order} was cancelled by the customer")
 
 
@@ -53,7 +53,7 @@ def shrugs(path: str) -> int:
 
 
 class Rests:
-    """Has nothing to do: `active` says so before each run."""
+    """Nothing to do: `active` is false before each run."""
 
     def active(self) -> bool:
         return False
@@ -63,13 +63,13 @@ class Rests:
 
 
 def sleeps(ctx: Context) -> None:
-    """Sleep past the soft deadline, which is raised in it."""
-    ctx.progress(0.5, "half way, and then a nap")
+    """Sleep past the soft deadline, which interrupts it."""
+    ctx.progress(0.5, "half way")
     time.sleep(60)
 
 
 def computes() -> int:
-    """Compute in C, holding the GIL, looking at nothing: only force ends it."""
+    """Compute in C without releasing the GIL: only SIGKILL ends it."""
     return sum(range(10**13))
 
 
@@ -79,12 +79,12 @@ def crashes() -> None:
 
 
 def exits() -> None:
-    """End the whole process, without a word."""
+    """End the whole process without an error."""
     os._exit(3)
 
 
 def waits(ctx: Context) -> None:
-    """Wait until somebody cancels it."""
+    """Wait until it is cancelled."""
     while not ctx.stopping:
         time.sleep(0.02)
 
@@ -99,11 +99,11 @@ BROKEN = {
     "deep.py": b"x = " + b"(" * 2000 + b")" * 2000 + b"\n",
     "binary.py": bytes(range(256)) * 4,
 }
-"""Files that no parser accepts, each for a reason of its own."""
+"""Files that the parser rejects, each for another reason."""
 
 
 @dataclass(frozen=True)
-class Task:
+class DemoTask:
     """Jobs of one handler: their vars, and the handler's table in the configuration."""
 
     handler: str
@@ -123,7 +123,7 @@ def standard_library() -> list[str]:
 
 def _sources(root: Path) -> Iterator[str]:
     for folder, folders, files in os.walk(root):
-        # What was installed on top of the interpreter is not its own.
+        # Installed packages are not part of the standard library.
         folders[:] = [name for name in folders if name not in ("site-packages", "dist-packages")]
         for name in files:
             path = Path(folder, name)
@@ -139,40 +139,45 @@ def write_broken(folder: Path) -> list[str]:
     return [str(folder / name) for name in BROKEN]
 
 
-def tasks(folder: Path) -> list[Task]:
-    """Everything that the demo enqueues."""
+def demo_tasks(folder: Path) -> list[DemoTask]:
+    """All jobs that the demo enqueues."""
     files = standard_library() + write_broken(folder / "broken")
     return [
-        Task(
+        DemoTask(
             "parse_source",
-            "a file of the standard library each",
+            "one file of the standard library each",
             [{"file": file} for file in files],
             # A file that cannot be parsed today cannot be parsed in a second either.
             {"fail_on": '["SyntaxError", "ValueError", "RecursionError", "MemoryError"]'},
         ),
-        Task("comes_round", "Retry, then success", [{}] * 4),
-        Task(
+        DemoTask("comes_round", "Retry, then success", [{}] * 4),
+        DemoTask(
             "breaks",
             "an error, until its attempts are used up",
             [{"order": n} for n in range(3)],
             {"max_attempts": "3", "backoff": '{ first = "100ms" }'},
         ),
-        Task("gives_up", "Failure", [{"order": n} for n in range(3)]),
-        Task("misfits", "vars that do not fit its arguments", [{"order": "seven"}, {}, {"ordr": 7}]),
-        Task("shrugs", "an error that it ignores", [{"path": "/nowhere"}] * 3, {"ignore": '["OSError"]'}),
-        Task("rests", "active() is false", [{}] * 2),
-        Task("sleeps", "soft deadline", [{}] * 2, {"deadline": '"400ms"', "max_attempts": "1"}),
-        Task(
+        DemoTask("gives_up", "Failure", [{"order": n} for n in range(3)]),
+        DemoTask("misfits", "vars that do not fit its arguments", [{"order": "seven"}, {}, {"ordr": 7}]),
+        DemoTask(
+            "shrugs",
+            "an error that its policy ignores",
+            [{"path": "/nowhere"}] * 3,
+            {"ignore": '["OSError"]'},
+        ),
+        DemoTask("rests", "active() is false", [{}] * 2),
+        DemoTask("sleeps", "soft deadline", [{}] * 2, {"deadline": '"400ms"', "max_attempts": "1"}),
+        DemoTask(
             "computes",
             "hard deadline, in C that holds the GIL",
             [{}] * 2,
             {"deadline": '"300ms"', "grace": '"200ms"', "max_attempts": "1"},
         ),
-        Task("crashes", "killed by a signal", [{}] * 2, {"max_crashes": "2"}),
-        Task("exits", "exit status 3", [{}] * 2, {"max_crashes": "1"}),
-        Task("waits", "cancelled while it runs", [{}] * 2, {"grace": '"500ms"'}),
+        DemoTask("crashes", "killed by a signal", [{}] * 2, {"max_crashes": "2"}),
+        DemoTask("exits", "exit status 3", [{}] * 2, {"max_crashes": "1"}),
+        DemoTask("waits", "cancelled while it runs", [{}] * 2, {"grace": '"500ms"'}),
     ]
 
 
 CALLS = {"misfits": "gives_up", "rests": "Rests"}
-"""Handlers whose attribute in `workerd.demo.handlers` has another name."""
+"""Handlers whose function or class in this module has another name."""

@@ -1,4 +1,4 @@
-"""`workerd demo`: everything at work on real input, and nothing left of it."""
+"""`workerd demo` as a process: what it prints, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
-from workerd.demo.handlers import BROKEN, standard_library, tasks
-from workerd.demo.report import DemoOutcome, Results
+from workerd.demo.handlers import BROKEN, demo_tasks, standard_library
 
 
 @pytest.fixture
 def demo(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """The demo, without a terminal, with a folder for temporary files of its own."""
+    """The demo, without a terminal, with its own folder for temporary files."""
     process = subprocess.Popen(
         [sys.executable, "-m", "workerd", "demo"],
         stdin=subprocess.DEVNULL,
@@ -42,13 +41,13 @@ def descendants(demo: subprocess.Popen[str]) -> list[psutil.Process]:
     return psutil.Process(demo.pid).children(recursive=True)
 
 
-def at_work(demo: subprocess.Popen[str]) -> list[psutil.Process]:
-    """All that the demo started, once roles, pools and workers are there."""
+def running_processes(demo: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that the demo started, once roles, pools and workers run."""
     return eventually(lambda: found if len(found := descendants(demo)) > 20 else [])
 
 
-def ended_all(processes: list[psutil.Process]) -> bool:
-    """Whether none of them lives; a zombie has ended, whoever buries it."""
+def have_exited(processes: list[psutil.Process]) -> bool:
+    """Whether all have exited; a zombie has."""
     for process in psutil.wait_procs(processes, timeout=0)[1]:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.status() != psutil.STATUS_ZOMBIE:
@@ -61,7 +60,7 @@ def ended_all(processes: list[psutil.Process]) -> bool:
 def test_the_demo_parses_the_standard_library_and_proves_that_every_job_ended(
     demo: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """A row for each way to end, counts that add up, exit status 0, nothing left."""
+    """A row for each outcome, counts that add up, exit status 0, nothing left behind."""
     out, err = demo.communicate(timeout=280)
     assert demo.returncode == 0, err
     expected = len(standard_library()) + len(BROKEN)
@@ -95,41 +94,26 @@ def test_a_demo_that_is_interrupted_leaves_nothing(
     demo: subprocess.Popen[str], tmp_path: Path, signum: signal.Signals
 ) -> None:
     """No process, no folder, no traceback."""
-    started = at_work(demo)
+    started = running_processes(demo)
     demo.send_signal(signum)
     out, err = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in out + err
     assert list(tmp_path.iterdir()) == []
-    assert ended_all(started)
+    assert have_exited(started)
 
 
-def test_a_demo_that_is_killed_takes_its_daemon_with_it(demo: subprocess.Popen[str]) -> None:
-    """The kernel ends the daemon; the folder is all that stays."""
-    started = at_work(demo)
+def test_a_demo_that_is_killed_ends_its_daemon(demo: subprocess.Popen[str]) -> None:
+    """The kernel kills the daemon; only the folder is left."""
+    started = running_processes(demo)
     demo.kill()
-    eventually(lambda: ended_all(started))
+    eventually(lambda: have_exited(started))
 
 
 def test_the_broken_files_are_broken_and_the_library_is_there(tmp_path: Path) -> None:
-    """No parser accepts one of them; thousands of others are real."""
+    """The parser rejects each of them."""
     for content in BROKEN.values():
         with pytest.raises((SyntaxError, ValueError)):
             compile(content, "broken", "exec")
     assert len(standard_library()) > 500
-    assert len({task.handler for task in tasks(tmp_path)}) == 12
-
-
-def ended(number: int) -> DemoOutcome:
-    return DemoOutcome(bytes([number]) * 16, "h", "completed", "ok", "", "{}", "1", 1, (number,))
-
-
-def test_a_job_without_an_end_or_with_two_is_found() -> None:
-    """Only one end for each, and nothing else, is complete."""
-    one, two = ended(1), ended(2)
-    both = {one.id, two.id}
-    assert Results([one, two], both, 0).complete
-    assert not Results([one], both, 0).complete
-    assert not Results([one, two, two], both, 0).complete
-    assert not Results([one, two], {one.id}, 0).complete
-    assert not Results([one, two], both, 1).complete
+    assert len({task.handler for task in demo_tasks(tmp_path)}) == 12
