@@ -1,0 +1,84 @@
+"""The control socket: one question, one answer, now or later."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.runtime.conftest import turn_until
+from workerd.runtime import control
+from workerd.runtime.control import ControlServer, Reply, ask
+from workerd.runtime.loop import Loop
+from workerd.runtime.sockets import connect
+
+
+class World:
+    def __init__(self, loop: Loop, path: Path, threads: ThreadPoolExecutor) -> None:
+        self.loop = loop
+        self.path = path
+        self.asked: list[tuple[dict[str, Any], Reply]] = []
+        self.server = ControlServer(loop, path, lambda question, reply: self.asked.append((question, reply)))
+        self._threads = threads
+
+    def ask(self, question: dict[str, Any]) -> Future[dict[str, Any]]:
+        return self._threads.submit(ask, self.path, question)
+
+
+@pytest.fixture
+def world(loop: Loop, tmp_path: Path) -> Iterator[World]:
+    with ThreadPoolExecutor(2) as threads:
+        world = World(loop, tmp_path / "control", threads)
+        yield world
+        world.server.close()
+
+
+def closed(client: socket.socket) -> bool:
+    client.setblocking(False)
+    try:
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+def test_an_answer_may_come_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reload takes as long as its slowest drain: only clients that are slow themselves are cut off."""
+    monkeypatch.setattr(control, "IDLE_TIMEOUT_S", 0.1)
+    answer = world.ask({"ask": "reload"})
+    turn_until(world.loop, lambda: world.asked)
+    later: list[bool] = []
+    world.loop.call_later(0.3, lambda: later.append(True))
+    turn_until(world.loop, lambda: later)
+    question, reply = world.asked[0]
+    reply({"long": "x" * 1_000_000})
+    turn_until(world.loop, answer.done)
+    assert question == {"ask": "reload"}
+    assert len(answer.result()["long"]) == 1_000_000
+
+
+def test_a_client_that_asks_nothing_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "IDLE_TIMEOUT_S", 0.05)
+    with connect(world.path, 5.0) as client:
+        turn_until(world.loop, lambda: closed(client))
+
+
+def test_a_question_that_is_not_json_is_refused(world: World) -> None:
+    with connect(world.path, 5.0) as client:
+        client.sendall(b"\0\0\0\3abc")
+        for _ in range(5):
+            world.loop.turn(0.01)
+        assert b"expected" in client.recv(4096)
+    assert not world.asked
+
+
+def test_an_answer_to_a_client_that_has_gone_is_dropped(world: World) -> None:
+    with connect(world.path, 5.0) as client:
+        client.sendall(b'\0\0\0\x10{"ask":"status"}')
+        turn_until(world.loop, lambda: world.asked)
+    world.loop.turn(0.01)
+    world.asked[0][1]({"late": True})
+    world.loop.turn(0.01)

@@ -1,0 +1,117 @@
+"""What a node needs before its first fork: folders, lock, incarnation, runtime files."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+import setproctitle
+
+from tests.support.eventually import eventually
+from workerd.config.model import NodeConfig
+from workerd.runtime.child import fork
+from workerd.runtime.paths import Paths
+from workerd.supervisor import startup
+from workerd.supervisor.startup import AlreadyRunning, BootError, RuntimeFiles
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    paths = Paths(NodeConfig(runtime_dir=tmp_path / "run", state_dir=tmp_path / "state"))
+    startup.make_folders(paths)
+    return paths
+
+
+def test_private_folders_are_private(paths: Paths) -> None:
+    """Also when another program made them in advance."""
+    paths.private.chmod(0o777)
+    startup.make_folders(paths)
+    for path in (paths.private, paths.spool):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_cannot_be_made_names_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    paths = Paths(NodeConfig(runtime_dir=tmp_path / "run", state_dir=tmp_path / "file" / "state"))
+    with pytest.raises(BootError, match=r"node\.state_dir"):
+        startup.make_folders(paths)
+
+
+def test_a_lock_that_is_held_names_the_holder(paths: Paths) -> None:
+    def hold() -> int:
+        startup.take_lock(paths.lock)
+        signal.pause()
+        return 0
+
+    holder = fork(hold)
+    try:
+        eventually(lambda: paths.lock.exists() and paths.lock.read_text() == f"{holder.pid}\n")
+        with pytest.raises(AlreadyRunning, match=str(holder.pid)) as caught:
+            startup.take_lock(paths.lock)
+        assert caught.value.pid == holder.pid
+    finally:
+        holder.kill()
+        eventually(lambda: holder.reap() is not None)
+        holder.close()
+
+
+def test_a_stopped_child_of_a_dead_supervisor_is_killed_for_its_lock(paths: Paths) -> None:
+    """It holds the lock that it inherited and would never end by itself."""
+    reading, writing = os.pipe()
+
+    def supervisor() -> int:
+        startup.take_lock(paths.lock)
+        leftover = os.fork()
+        if leftover == 0:
+            setproctitle.setproctitle("workerd: pool x")
+            os.write(writing, str(os.getpid()).encode())
+            os.kill(os.getpid(), signal.SIGSTOP)
+        os.waitpid(leftover, os.WUNTRACED)
+        return 0
+
+    child = fork(supervisor, keep=(writing,))
+    eventually(lambda: child.reap() == 0)
+    child.close()
+    leftover = int(os.read(reading, 32))
+    began = time.monotonic()
+    os.close(startup.take_lock(paths.lock))
+    assert startup.KILL_LEFTOVERS_AFTER_S <= time.monotonic() - began < startup.LOCK_WAIT_S
+    eventually(lambda: not Path(f"/proc/{leftover}/cmdline").exists() or is_zombie(leftover))
+    for fd in (reading, writing):
+        os.close(fd)
+
+
+def is_zombie(pid: int) -> bool:
+    return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+
+
+def test_each_start_is_a_new_incarnation_and_former_ones_are_kept(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Up to a limit: rows of the newest ones are rescued at once."""
+    monkeypatch.setattr(startup, "MAX_INCARNATIONS", 3)
+    ids = [startup.begin_incarnation(paths).hex() for _ in range(5)]
+    assert len(set(ids)) == 5
+    assert paths.incarnations.read_text().split() == ids[-3:]
+
+
+def test_runtime_files_that_were_removed_are_noticed_and_renewed(paths: Paths) -> None:
+    """A cleaner of temporary files may remove them under a running node."""
+    files = RuntimeFiles(paths)
+    paths.supervisor.touch()
+    paths.dispatcher.touch()
+    files.note_sockets()
+    assert files.intact
+    assert files.reachable
+    paths.dispatcher.unlink()
+    assert not files.reachable
+    paths.pid.unlink()
+    assert not files.intact
+    files.renew()
+    assert paths.pid.read_text() == f"{os.getpid()}\n"
+    files.remove()
+    assert not paths.pid.exists()
