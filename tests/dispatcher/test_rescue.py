@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from tests.support.dispatching import MakeHarness, insert_jobs, is_registered, job_state
-from workerd.job import AttemptRef, new_id
+from tests.support.storing import claims
+from workerd.job import new_id
 from workerd.outcome import Reason
-from workerd.store import claims as store_claims
 from workerd.store import nodes
 from workerd.store.base import Store
 from workerd.store.claims import NodeIdent
 from workerd.store.nodes import NodeRecord
 
 OTHER = NodeRecord(id=new_id(), name="other", host="elsewhere", pid=1, boot_id="", version="0")
-
-
-def claim_as(store: Store, node: NodeRecord) -> list[AttemptRef]:
-    """Claim all jobs of `h` in the name of another node."""
-    ident = NodeIdent(node.id, node.name)
-    return [claim.ref for claim in store.run(lambda tx: store_claims.claim(tx, "h", 100, ident)).claims]
+DEAD = NodeIdent(OTHER.id, OTHER.name)
 
 
 def test_claims_of_a_dead_node_are_rescued(make_harness: MakeHarness, store: Store) -> None:
     """When its lease is over, its claims are closed as lost in its name, and its row is removed."""
     store.run(lambda tx: nodes.register(tx, OTHER, 0.1))
     ids = insert_jobs(store, "h", 3)
-    claim_as(store, OTHER)
+    claims(store, "h", node=DEAD)
     harness = make_harness(lease=0.9)
     harness.start()
     harness.until(lambda: not is_registered(store, OTHER.id))
@@ -36,7 +31,7 @@ def test_a_live_node_is_left_alone(make_harness: MakeHarness, store: Store) -> N
     """Its claims are its own for as long as its lease runs."""
     store.run(lambda tx: nodes.register(tx, OTHER, 60.0))
     insert_jobs(store, "h", 3)
-    claim_as(store, OTHER)
+    claims(store, "h", node=DEAD)
     harness = make_harness(lease=0.6)
     harness.start()
     harness.until(lambda: harness.is_up)
@@ -50,7 +45,7 @@ def test_a_lease_counts_as_over_only_after_the_store_answered_for_a_lease(
     """Right after its start a node rescues nobody: an outage may have kept the others from renewing."""
     store.run(lambda tx: nodes.register(tx, OTHER, 0.01))
     insert_jobs(store, "h", 3)
-    claim_as(store, OTHER)
+    claims(store, "h", node=DEAD)
     harness = make_harness(lease=4.0, poll=0.05)
     harness.start()
     harness.until(lambda: harness.is_up)
@@ -67,7 +62,7 @@ def test_former_incarnations_are_rescued_at_once_but_after_the_spool(
     former = NodeRecord(id=OTHER.id, name="test", host="here", pid=1, boot_id="", version="0")
     store.run(lambda tx: nodes.register(tx, former, 600.0))
     ids = insert_jobs(store, "h", 3)
-    claim_as(store, former)
+    claims(store, "h", node=NodeIdent(former.id, former.name))
     harness.paths.incarnations.write_text(f"{former.id.hex()}\n{harness.incarnation.hex()}\n")
     harness.ingester.paused = True
     harness.start()
@@ -82,7 +77,7 @@ def test_former_incarnations_are_rescued_at_once_but_after_the_spool(
 def test_claims_of_a_node_without_a_row_are_rescued(make_harness: MakeHarness, store: Store) -> None:
     """A claim that was committed after its node's row had been removed is found too, after a lease."""
     ids = insert_jobs(store, "h", 3)
-    claim_as(store, OTHER)
+    claims(store, "h", node=DEAD)
     harness = make_harness(lease=0.9)
     harness.start()
     harness.until(lambda: all(job_state(store, job)[2] == 2 for job in ids))

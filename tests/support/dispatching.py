@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from tests.support.storing import job
 from workerd import log
 from workerd.config.model import (
     Config,
@@ -360,14 +361,8 @@ def insert_jobs(store: Store, handler: str, count: int = 1, **fields: object) ->
 
 def job_state(store: Store, job_id: bytes) -> tuple[str, str | None, int]:
     """Status, reason and attempt of the newest row."""
-    row = store.read(
-        lambda tx: tx.one(
-            "SELECT status, reason, attempt FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1",
-            (job_id,),
-        )
-    )
-    assert row is not None
-    return row[0].decode(), row[1] and row[1].decode(), row[2]
+    row = job(store, job_id).row
+    return row.status, row.reason, row.attempt
 
 
 def job_rows(store: Store, handler: str) -> list[tuple[bytes, str, int]]:
