@@ -1,4 +1,4 @@
-"""What a program may ask for when it enqueues, and how it is refused."""
+"""The options of enqueue: conversion to stored values, and error messages."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 
 from workerd.clock import from_rfc3339
+from workerd.errors import InvalidValue
 from workerd.job_spec import JobSpec, check, params_json
 
 
 def test_a_job_needs_only_its_handler() -> None:
-    """Everything else has the store's own default."""
+    """All other options default to the columns' defaults."""
     checked = check(JobSpec(handler="mail"))
     assert checked.vars == b"{}"
     assert (checked.id, checked.meta, checked.run_at, checked.delay) == (None, None, None, None)
 
 
-def test_values_are_turned_into_the_stores_units() -> None:
-    """Durations and times are given as a Python program has them."""
+def test_options_are_converted_to_stored_units() -> None:
+    """Durations may be timedeltas or texts; vars may hold anything that msgspec encodes."""
     checked = check(
         JobSpec(
             handler="mail",
@@ -36,16 +37,16 @@ def test_values_are_turned_into_the_stores_units() -> None:
 
 
 @pytest.mark.parametrize(
-    "moment",
+    "run_at",
     ["2026-01-31T12:00:00Z", datetime(2026, 1, 31, 14, 30, tzinfo=timezone(timedelta(hours=2, minutes=30)))],
 )
-def test_a_time_may_be_text_or_a_datetime_with_its_offset(moment: str | datetime) -> None:
-    """Both name the same moment."""
-    assert check(JobSpec(handler="h", run_at=moment)).run_at == from_rfc3339("2026-01-31T12:00:00Z")
+def test_a_time_may_be_text_or_a_datetime_with_its_offset(run_at: str | datetime) -> None:
+    """Both give the same time."""
+    assert check(JobSpec(handler="h", run_at=run_at)).run_at == from_rfc3339("2026-01-31T12:00:00Z")
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"handler": ""}, "handler: expected text of 1 to 191"),
         ({"handler": "x" * 192}, "handler: expected text"),
@@ -70,14 +71,14 @@ def test_a_time_may_be_text_or_a_datetime_with_its_offset(moment: str | datetime
         ({"id": "42"}, "expected a job id"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_field_s_name(wrong: dict[str, Any], said: str) -> None:
-    """Nothing is sent to the store."""
-    with pytest.raises(ValueError, match="(?s)" + said.replace("'", ".")):
+def test_a_wrong_option_is_rejected_with_its_name(wrong: dict[str, Any], message: str) -> None:
+    """The error also says what was expected."""
+    with pytest.raises(InvalidValue, match="(?s)" + message.replace("'", ".")):
         check(JobSpec(**{"handler": "h", **wrong}))
 
 
-def test_params_of_a_request_are_an_object() -> None:
-    """A list is refused."""
+def test_params_of_a_request_must_be_a_mapping() -> None:
+    """A list is rejected."""
     assert params_json({"id": 7}) == b'{"id":7}'
-    with pytest.raises(ValueError, match="params: expected a mapping"):
+    with pytest.raises(InvalidValue, match="params: expected a mapping"):
         params_json([7])

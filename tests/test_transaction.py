@@ -1,4 +1,4 @@
-"""Enqueue inside the caller's transaction, through every driver: it goes and comes with that transaction."""
+"""Enqueue inside the caller's transaction, through every supported driver and SQLAlchemy."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from workerd.runtime.sockets import bind_datagram
 from workerd.transaction import wake
 
 DEBIAN = "/usr/lib/python3/dist-packages"
-"""Where Debian's python3-mysqldb is: building mysqlclient needs a compiler and the server's headers."""
+"""Where Debian installs python3-mysqldb: building mysqlclient needs a compiler and the server's headers."""
 
 
 def mysqldb() -> Any:
-    """The module of mysqlclient, from here or from Debian; the test is skipped where it is in neither."""
+    """The module of mysqlclient, from the venv or from Debian; skips the test if neither has it."""
     try:
         return importlib.import_module("MySQLdb")
     except ImportError:
@@ -94,7 +94,7 @@ def by_scoped_session(url: str) -> Any:
     return session
 
 
-WAYS = {
+CONNECTORS = {
     "PyMySQL": ("mysql", by_pymysql),
     "PyMySQL, found rows": ("mysql", by_pymysql_dicts),
     "mysqlclient": ("mysql", by_mysqldb),
@@ -107,24 +107,24 @@ WAYS = {
 }
 
 
-@pytest.fixture(params=WAYS)
-def way(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[str], Any]]:
+@pytest.fixture(params=CONNECTORS)
+def connector(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Callable[[str], Any]]:
     """The URL of an empty store, and how to connect to it."""
-    engine, connect = WAYS[request.param]
+    engine, connect = CONNECTORS[request.param]
     if engine == "sqlite":
         return f"sqlite:///{tmp_path}/store.db", connect
     return request.getfixturevalue("mysql_url"), connect
 
 
 @pytest.fixture
-def url(way: tuple[str, Callable[[str], Any]], opened: Any) -> str:
-    opened(way[0]).migrate()
-    return way[0]
+def url(connector: tuple[str, Callable[[str], Any]], opened: Any) -> str:
+    opened(connector[0]).migrate()
+    return connector[0]
 
 
 @pytest.fixture
-def connection(url: str, way: tuple[str, Callable[[str], Any]]) -> Iterator[Any]:
-    connection = way[1](url)
+def connection(url: str, connector: tuple[str, Callable[[str], Any]]) -> Iterator[Any]:
+    connection = connector[1](url)
     yield connection
     connection.rollback()
     if isinstance(connection, scoped_session):
@@ -138,14 +138,14 @@ def jobs(url: str) -> list[dict[str, Any]]:
 
 
 def test_a_job_is_rolled_back_with_the_transaction(connection: Any, url: str) -> None:
-    """Nothing of it stays."""
+    """No row is left."""
     workerd.enqueue(connection, "mail", {"to": "a@b"})
     connection.rollback()
     assert jobs(url) == []
 
 
-def test_a_job_is_seen_after_the_commit_and_not_before(connection: Any, url: str) -> None:
-    """Every argument is in its column."""
+def test_a_job_is_visible_after_the_commit_only(connection: Any, url: str) -> None:
+    """Every option is in its column."""
     done = workerd.enqueue(
         connection, "mail", {"to": "é%s😀", "n": [1, None]}, priority=-3, unique_key="k%s'", meta={"x": 1},
         deadline="1.5s", max_attempts=2, delay="1h",
@@ -161,10 +161,10 @@ def test_a_job_is_seen_after_the_commit_and_not_before(connection: Any, url: str
     assert (row["deadline_ms"], row["max_attempts"]) == (1500, 2)
 
 
-def test_a_held_key_is_told_though_the_callers_snapshot_is_older(
-    connection: Any, url: str, way: tuple[str, Callable[[str], Any]]
+def test_the_holder_of_a_unique_key_is_found_despite_an_older_snapshot(
+    connection: Any, url: str, connector: tuple[str, Callable[[str], Any]]
 ) -> None:
-    """The live job is named, also to a transaction that began before it was committed."""
+    """Also by a transaction that began before the holder was committed."""
     first = workerd.enqueue(connection, "mail", unique_key="k")
     assert workerd.enqueue(connection, "mail", unique_key="k") == Enqueued(first.id, False)
     connection.rollback()
@@ -186,7 +186,7 @@ def test_a_held_key_is_told_though_the_callers_snapshot_is_older(
     assert len(jobs(url)) == 1
 
 
-def test_an_id_of_the_callers_own_makes_a_repeat_harmless(connection: Any, url: str) -> None:
+def test_enqueue_is_idempotent_by_id(connection: Any, url: str) -> None:
     """Also in a later transaction."""
     mine = "0198f0a0-0000-7000-8000-000000000001"
     assert workerd.enqueue(connection, "mail", id=mine) == Enqueued(mine, True)
@@ -196,8 +196,8 @@ def test_an_id_of_the_callers_own_makes_a_repeat_harmless(connection: Any, url: 
     assert len(jobs(url)) == 1
 
 
-def test_a_wrong_argument_reaches_no_connection(connection: Any, url: str) -> None:
-    """ValueError, and the transaction goes on."""
+def test_a_wrong_option_leaves_the_transaction_usable(connection: Any, url: str) -> None:
+    """It is rejected before the connection is used."""
     with pytest.raises(ValueError, match="priority"):
         workerd.enqueue(connection, "mail", priority=1 << 40)
     workerd.enqueue(connection, "mail")
@@ -206,8 +206,8 @@ def test_a_wrong_argument_reaches_no_connection(connection: Any, url: str) -> No
 
 
 @pytest.mark.parametrize("wrong", [object(), None, "mysql://x/y", sqlalchemy.create_engine("sqlite://")])
-def test_another_kind_of_connection_is_refused(wrong: Any) -> None:
-    """The sentence says which are taken."""
+def test_an_unsupported_connection_is_rejected(wrong: Any) -> None:
+    """The message lists the supported kinds."""
     with pytest.raises(TypeError, match="expected a"):
         workerd.enqueue(wrong, "mail")
 
@@ -223,7 +223,7 @@ call = "tests.support.handlers:add"
 
 
 def pokes(sock: Any) -> int:
-    """How many datagrams lie there; takes them out."""
+    """Read all datagrams that have arrived; returns their number."""
     count = 0
     while True:
         try:
@@ -233,11 +233,11 @@ def pokes(sock: Any) -> int:
         count += 1
 
 
-def test_the_dispatcher_is_woken_after_the_commit_where_the_library_tells(
+def test_the_dispatcher_is_woken_after_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any
 ) -> None:
-    """A session: after the real commit, not after a savepoint or a rollback; autocommit: at once."""
-    monkeypatch.setattr("workerd.transaction.DEFAULT_RUNTIME", tmp_path)
+    """A session: after the outer commit, not after a savepoint or rollback; autocommit: at once."""
+    monkeypatch.setattr("workerd.transaction.DEFAULT_RUNTIME_DIR", tmp_path)
     url = f"sqlite:///{tmp_path}/store.db"
     opened(url).migrate()
     with closing(bind_datagram(tmp_path / "wake")) as sock:
@@ -262,10 +262,10 @@ def test_the_dispatcher_is_woken_after_the_commit_where_the_library_tells(
             assert pokes(sock) == 1
         assert wake()
         assert pokes(sock) == 1
-    assert not wake(tmp_path / "nobody")
+    assert not wake(tmp_path / "absent")
 
 
-def test_a_woken_dispatcher_starts_the_job_long_before_it_would_look(tmp_path: Path) -> None:
+def test_a_woken_dispatcher_starts_the_job_before_its_next_poll(tmp_path: Path) -> None:
     """It polls every 30 s here."""
     with Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", CONFIG) as daemon:
         with closing(by_sqlite(daemon.url)) as connection:

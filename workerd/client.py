@@ -1,4 +1,4 @@
-"""A program's client: enqueue, look up, wait, cancel, retry."""
+"""The Python client: enqueue, look up, wait, cancel, retry, pause."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, check, secon
 from workerd.operations import handlers, jobs, requests, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import Actor
-from workerd.operations.enqueue import Known, admit, insert_alone, is_plain
+from workerd.operations.enqueue import KnownHandlers, admit, insert_alone, is_plain
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
@@ -29,11 +29,11 @@ Source = Config | str | os.PathLike[str] | None
 
 
 class Client:
-    """Enqueues jobs and looks them up; safe for threads, and after a fork.
+    """Enqueues and looks up jobs; thread-safe, and usable after a fork.
 
     `source`: a store URL such as "mysql://user:password@host/database", the path of a configuration (None:
-    /etc/workerd), or a Config. A URL alone says nothing of `max_waiting` and workflows. `timeout`: limit for
-    one statement. `connections`: how many threads may use the store at the same time.
+    /etc/workerd), or a Config. With a URL alone, `max_waiting` and the names of workflows are not checked.
+    `timeout`: limit for one statement. `connections`: how many threads may use the store at the same time.
 
     Raises ConfigError. Every method raises StoreAway while the store is unavailable, and WrongVersion if its
     schema has another version.
@@ -41,18 +41,18 @@ class Client:
 
     def __init__(self, source: Source = None, *, timeout: Duration = 5.0, connections: int = 4) -> None:
         self._config = _configuration(source)
-        self._timeout = seconds("timeout", timeout)
-        self._stores = ConnectionPool(self._open, connections, self._timeout)
-        self._known = Known()
+        self._timeout_s = seconds("timeout", timeout)
+        self._connections = ConnectionPool(self._open, connections, self._timeout_s)
+        self._known = KnownHandlers()
         self._wake = Paths(self._config.node).wake
         self._actor = Actor(f"client:{Path(sys.argv[0]).name or 'python'}", "client")
 
     def _open(self) -> Store:
-        return open_checked(self._config, self._timeout)
+        return open_checked(self._config, self._timeout_s)
 
     def close(self) -> None:
         """Close the connections."""
-        self._stores.close()
+        self._connections.close()
 
     def __enter__(self) -> Client:
         return self
@@ -73,20 +73,20 @@ class Client:
         handler's known signature.
         """
         job = self._check(JobSpec(handler=handler, vars=vars or {}, **options))
-        done = self._alone(job) if is_plain(job, self._config) else None
-        if done is None:
-            done = self._run(lambda tx: self._admit(tx, [job]))[0]
+        enqueued = self._enqueue_alone(job) if is_plain(job, self._config) else None
+        if enqueued is None:
+            enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
         self.wake()
-        return done
+        return enqueued
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:
         """Enqueue all of them or none, in one transaction; results in the same order. Raises as `enqueue`."""
         new = [self._check(spec) for spec in specs]
         if not new:
             return []
-        done = self._run(lambda tx: self._admit(tx, new))
+        enqueued = self._run(lambda tx: self._admit(tx, new))
         self.wake()
-        return done
+        return enqueued
 
     def get(self, job_id: str | uuid.UUID) -> Job:
         """A job with its attempts. Raises NotFound, InvalidValue for a malformed id."""
@@ -96,18 +96,18 @@ class Client:
     def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
         """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
         key = _key(job_id)
-        waiting.until(self._read, lambda tx: jobs.ended(tx, key), _timeout_s(timeout))
+        waiting.wait_until(self._read, lambda tx: jobs.ended(tx, key), _timeout_s(timeout))
         return self.get(job_id)
 
     def cancel(self, job_id: str | uuid.UUID) -> bool:
-        """Cancel a job: true if that ended it, false if it is running and was asked to end.
+        """Cancel a job: true if it has ended, false if it is running and was asked to stop.
 
-        Raises NotFound, Conflict if it had ended before.
+        Raises NotFound, Conflict if it had already ended.
         """
         key = _key(job_id)
-        outcome = self._run(lambda tx: jobs.cancel(tx, self._actor, key))
+        result = self._run(lambda tx: jobs.cancel(tx, self._actor, key))
         self.wake()
-        return outcome == "ended"
+        return result == "ended"
 
     def retry(self, job_id: str | uuid.UUID) -> int:
         """Run an ended job again, or a scheduled one now; returns the number of the new attempt.
@@ -124,7 +124,7 @@ class Client:
     def submit(
         self, workflow: str, params: Mapping[str, Any] | None = None, *, id: str | uuid.UUID | None = None
     ) -> Enqueued:
-        """Start a request, a run of a workflow; `id`: a UUID of your own, submitting it again does nothing.
+        """Start a request, a run of a workflow. `id`: a UUID of the caller; a repeat changes nothing.
 
         Raises InvalidValue for wrong params, and for an unknown workflow if any is configured.
         """
@@ -132,9 +132,9 @@ class Client:
             requests.check_workflow(self._config, workflow)
         checked = requests.checked_params(self._config, params)
         key = None if id is None else _key(id)
-        done = self._run(lambda tx: requests.submit(tx, workflow, checked, key))
+        submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key))
         self.wake()
-        return done
+        return submitted
 
     def get_request(self, request_id: str | uuid.UUID) -> Request:
         """A request with its jobs. Raises NotFound, InvalidValue for a malformed id."""
@@ -144,18 +144,18 @@ class Client:
     def wait_request(self, request_id: str | uuid.UUID, timeout: Duration | None = None) -> Request:
         """The request once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
         key = _key(request_id)
-        waiting.until(self._read, lambda tx: requests.ended(tx, key), _timeout_s(timeout))
+        waiting.wait_until(self._read, lambda tx: requests.ended(tx, key), _timeout_s(timeout))
         return self.get_request(request_id)
 
     def cancel_request(self, request_id: str | uuid.UUID) -> bool:
-        """Cancel a request: true if that ended it, false if it ends when its running jobs do.
+        """Cancel a request: true if it has ended, false if it ends with its running jobs.
 
-        Raises NotFound, Conflict if it had ended before.
+        Raises NotFound, Conflict if it had already ended.
         """
         key = _key(request_id)
-        outcome = self._run(lambda tx: requests.cancel(tx, self._actor, key))
+        result = self._run(lambda tx: requests.cancel(tx, self._actor, key))
         self.wake()
-        return outcome == "ended"
+        return result == "ended"
 
     # -- handlers
 
@@ -171,8 +171,6 @@ class Client:
         self.wake()
         return was_paused
 
-    # -- transactions
-
     def wake(self) -> None:
         """Wake the dispatcher of this host, if there is one."""
         poke(self._wake)
@@ -180,24 +178,24 @@ class Client:
     def _check(self, spec: JobSpec) -> NewJob:
         return check(spec, self._config.gateway.max_body)
 
-    def _alone(self, job: NewJob) -> Enqueued | None:
-        """The job, in one statement; None if the cached handlers do not admit it: they may be outdated."""
-        with self._stores.lent() as store:
-            if not self._known.recent:
-                store.alone(self._known.ask, write=False)
+    def _enqueue_alone(self, job: NewJob) -> Enqueued | None:
+        """Insert it in one round trip; None if the cached handlers do not admit it: they may be outdated."""
+        with self._connections.connection() as store:
+            if not self._known.is_recent:
+                store.alone(self._known.query, write=False)
             if not self._known.admits(job, self._config):
                 return None
             return store.alone(lambda tx: insert_alone(tx, job))
 
     def _admit(self, tx: Tx, new: list[NewJob]) -> list[Enqueued]:
-        return admit(tx, new, self._config, known=self._known.ask(tx))
+        return admit(tx, new, self._config, known=self._known.query(tx))
 
     def _run(self, work: Callable[[Tx], T]) -> T:
-        with self._stores.lent() as store:
+        with self._connections.connection() as store:
             return store.run(work)
 
     def _read(self, work: Callable[[Tx], T]) -> T:
-        with self._stores.lent() as store:
+        with self._connections.connection() as store:
             return store.read(work)
 
 

@@ -1,30 +1,54 @@
-"""Enqueue inside the caller's own transaction: the job exists if and only if it commits."""
+"""Enqueue inside the caller's own transaction: the job exists if and only if that transaction commits."""
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Mapping
-from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
-from workerd import clock
 from workerd.config.model import NodeConfig
 from workerd.documents import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, check
+from workerd.operations.access import join
 from workerd.operations.enqueue import insert, insert_alone
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
-from workerd.store.base import Engine, Params, Row, Session, Tx
 
-_waiting: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
+DEFAULT_RUNTIME_DIR = NodeConfig().runtime_dir
+"""Where the local daemon listens unless it is configured otherwise."""
+
+_callbacks: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
 """SQLAlchemy sessions with a listener, and the call due at their next commit."""
 
 
+def enqueue(
+    connection: Any, handler: str, vars: Mapping[str, Any] | None = None, **options: Unpack[JobOptions]
+) -> Enqueued:
+    """Insert a job through `connection`, in its open transaction; `options` are the other fields of JobSpec.
+
+    `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
+    SQLAlchemy Connection or Session. Handler and vars are not looked up: the attempt checks them. The caller
+    commits; a SQLAlchemy Session then wakes the local dispatcher, after other libraries call
+    `workerd.wake()`, or the job starts within `dispatcher.poll`.
+
+    Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
+    """
+    job = check(JobSpec(handler=handler, vars=vars or {}, **options))
+    tx = join(connection)
+    enqueued = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
+    after_commit(connection, wake)
+    return enqueued
+
+
+def wake(runtime_dir: Path | str | None = None) -> bool:
+    """Wake the dispatcher of this host; false if none listens in `runtime_dir`."""
+    folder = DEFAULT_RUNTIME_DIR if runtime_dir is None else Path(runtime_dir)
+    return poke(Paths(NodeConfig(runtime_dir=folder)).wake)
+
+
 def after_commit(connection: Any, call: Callable[[], object]) -> None:
-    """Call once the last statement is committed: now if it is, never if the library has no event for it."""
+    """Call after the commit: at once in autocommit mode, never if the library has no event for it."""
     if any(base.__module__.startswith("sqlalchemy.orm") for base in type(connection).__mro__):
         _listen(connection.registry() if hasattr(connection, "registry") else connection, call)
     elif _commits_itself(connection):
@@ -32,18 +56,18 @@ def after_commit(connection: Any, call: Callable[[], object]) -> None:
 
 
 def _listen(session: Any, call: Callable[[], object]) -> None:
-    if session not in _waiting:
+    if session not in _callbacks:
         from sqlalchemy import event
 
         event.listen(session, "after_commit", _committed)
-    _waiting[session] = call
+    _callbacks[session] = call
 
 
 def _committed(session: Any) -> None:
     # Releasing a savepoint fires the same event, but makes nothing visible.
     if session.in_nested_transaction():
         return
-    call, _waiting[session] = _waiting.get(session), None
+    call, _callbacks[session] = _callbacks.get(session), None
     if call is not None:
         call()
 
@@ -55,153 +79,3 @@ def _commits_itself(connection: Any) -> bool:
         return not in_transaction
     get_autocommit = getattr(connection, "get_autocommit", None)
     return bool(get_autocommit()) if callable(get_autocommit) else False
-
-
-class _Adapter(NamedTuple):
-    """How to use a connection: its engine, its parameter style, a function that executes."""
-
-    engine: Engine
-    style: str
-    execute: Callable[[str, Params], tuple[int, list[Row]]]
-
-
-class ForeignSession(Session):
-    """A Session on the caller's connection, used inside the caller's transaction.
-
-    Nothing is begun, committed or rolled back here, and the driver's errors are passed on. Raises TypeError
-    for an unsupported kind of connection.
-    """
-
-    server_version = ""
-    max_packet: int | None = None
-
-    def __init__(self, connection: Any) -> None:
-        self._adapter = _sqlalchemy(connection) or _pep249(connection)
-        self.engine: Engine = self._adapter.engine
-
-    def begin(self, write: bool) -> None:
-        """Left to the caller."""
-
-    def commit(self) -> None:
-        """Left to the caller."""
-
-    def rollback(self) -> None:
-        """Left to the caller."""
-
-    def close(self) -> None:
-        """Left to the caller."""
-
-    def execute(self, sql: str, params: Params = ()) -> int:
-        return self._adapter.execute(self._styled(sql), params)[0]
-
-    def query(self, sql: str, params: Params = ()) -> list[Row]:
-        if self.engine == "mysql" and "FROM workerd_jobs" in sql:
-            # The caller's snapshot may be older than the row with the key; a locking read sees it.
-            sql += " LOCK IN SHARE MODE"
-        rows = self._adapter.execute(self._styled(sql), params)[1]
-        return [tuple(map(_stored, row)) for row in rows]
-
-    def clock(self) -> int:
-        if self.engine == "sqlite":
-            return clock.now_us()
-        ((now,),) = self.query("SELECT CAST(UTC_TIMESTAMP(6) AS CHAR)")
-        return clock.from_text(now)
-
-    def _styled(self, sql: str) -> str:
-        return sql.replace("%s", "?").replace("%%", "%") if self._adapter.style == "qmark" else sql
-
-
-def _stored(value: Any) -> Any:
-    """A column in the form of the store's own sessions."""
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, bytearray | memoryview):
-        return bytes(value)
-    if isinstance(value, datetime):
-        return value.isoformat(" ", "microseconds").encode()
-    return value
-
-
-def _run(cursor: Any, sql: str, params: Params) -> tuple[int, list[Row]]:
-    # Drivers treat "no parameters" and "an empty tuple" differently where the text holds a percent sign.
-    cursor.execute(sql, tuple(params))
-    rows = list(cursor.fetchall()) if cursor.description is not None else []
-    return cursor.rowcount, [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows]
-
-
-def _pep249(connection: Any) -> _Adapter:
-    module = type(connection).__module__
-    root = module.partition(".")[0]
-    if not callable(getattr(connection, "cursor", None)):
-        raise TypeError(
-            f"expected a PEP 249 connection to MySQL or SQLite, or a SQLAlchemy connection or session, "
-            f"got {type(connection).__qualname__}"
-        )
-    engine: Engine = "sqlite" if root in ("sqlite3", "pysqlite3", "sqlcipher3") else "mysql"
-    if engine == "mysql" and "mysql" not in module.lower() and "mariadb" not in module.lower():
-        raise TypeError(f"expected a connection to MySQL, MariaDB or SQLite, got one of {module}")
-    style = "qmark" if engine == "sqlite" else getattr(sys.modules.get(root), "paramstyle", "pyformat")
-
-    def execute(sql: str, params: Params) -> tuple[int, list[Row]]:
-        cursor = connection.cursor()
-        try:
-            return _run(cursor, sql, params)
-        finally:
-            cursor.close()
-
-    return _Adapter(engine, style, execute)
-
-
-def _is_async(connection: Any) -> bool:
-    return inspect.iscoroutinefunction(connection.exec_driver_sql)
-
-
-def _sqlalchemy(connection: Any) -> _Adapter | None:
-    if not any(base.__module__.partition(".")[0] == "sqlalchemy" for base in type(connection).__mro__):
-        return None
-    if not hasattr(connection, "exec_driver_sql") and hasattr(connection, "connection"):
-        connection = connection.connection()  # a Session's, or a scoped_session's
-    if not hasattr(connection, "exec_driver_sql") or _is_async(connection):
-        raise TypeError(
-            f"expected a SQLAlchemy Connection or Session, got {type(connection).__qualname__}; with an "
-            f"engine use `with engine.begin() as connection`, with asyncio `await session.run_sync(…)`"
-        )
-    dialect = connection.dialect
-    if dialect.name not in ("mysql", "mariadb", "sqlite"):
-        raise TypeError(f"expected a connection to MySQL, MariaDB or SQLite, got one to {dialect.name}")
-
-    def execute(sql: str, params: Params) -> tuple[int, list[Row]]:
-        with connection.exec_driver_sql(sql, tuple(params)) as result:
-            return result.rowcount, [tuple(row) for row in result] if result.returns_rows else []
-
-    engine: Engine = "sqlite" if dialect.name == "sqlite" else "mysql"
-    return _Adapter(engine, dialect.paramstyle, execute)
-
-
-DEFAULT_RUNTIME = NodeConfig().runtime_dir
-"""The default runtime folder of the local daemon."""
-
-
-def enqueue(
-    connection: Any, handler: str, vars: Mapping[str, Any] | None = None, **options: Unpack[JobOptions]
-) -> Enqueued:
-    """Insert a job through `connection`, in its open transaction; `options` are the other fields of JobSpec.
-
-    `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
-    SQLAlchemy Connection or Session. Handler and vars are not looked up: the attempt checks them. You commit;
-    with SQLAlchemy the local dispatcher is woken after that, else call `workerd.wake()`, or the job starts
-    within `dispatcher.poll`.
-
-    Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
-    """
-    job = check(JobSpec(handler=handler, vars=vars or {}, **options))
-    tx = Tx(ForeignSession(connection))
-    done = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
-    after_commit(connection, wake)
-    return done
-
-
-def wake(runtime_dir: Path | str | None = None) -> bool:
-    """Wake the dispatcher of this host; false if none listens in `runtime_dir`."""
-    folder = DEFAULT_RUNTIME if runtime_dir is None else Path(runtime_dir)
-    return poke(Paths(NodeConfig(runtime_dir=folder)).wake)

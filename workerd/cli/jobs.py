@@ -36,7 +36,7 @@ from workerd.job_spec import JobSpec
 from workerd.operations import jobs
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.jobs import JobPage
-from workerd.operations.waiting import until
+from workerd.operations.waiting import wait_until
 from workerd.text import line
 
 DEFAULT_LIMIT = 50
@@ -124,7 +124,7 @@ def enqueue(
 def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool) -> None:
     key = parse_id(job_id)
     try:
-        until(session.read, partial(jobs.ended, job_id=key), timeout_s)
+        wait_until(session.read, partial(jobs.ended, job_id=key), timeout_s)
     except TimeoutError:
         raise CommandFailed(
             f"Job {job_id} has not ended in time; it continues. `workerd job show {job_id}` shows it."

@@ -23,7 +23,7 @@ from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import print_request, print_request_table
 from workerd.job import id_text, parse_id
 from workerd.operations import requests
-from workerd.operations.waiting import until
+from workerd.operations.waiting import wait_until
 from workerd.signature import coerce_texts
 from workerd.text import line
 from workerd.workflow import RequestStatus
@@ -76,7 +76,7 @@ def submit(
 def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool) -> None:
     shown = id_text(key)
     try:
-        until(session.read, partial(requests.ended, request_id=key), timeout_s)
+        wait_until(session.read, partial(requests.ended, request_id=key), timeout_s)
     except TimeoutError:
         raise CommandFailed(
             f"Request {shown} has not ended in time; it continues. `workerd request show {shown}` shows it."

@@ -84,7 +84,7 @@ class Backend:
             self._queued_calls -= 1
 
     def _lend(self, work: Callable[[Store], T]) -> T:
-        with self._stores.lent() as store:
+        with self._stores.connection() as store:
             return work(store)
 
     async def status(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The store as programs and people open it: checked for its version before anything else is asked."""
+"""Every way to a store outside the roles: opened and version-checked, pooled, or a caller's connection."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from typing import Any
 
 from workerd.config.model import Config
 from workerd.errors import StoreAway, StoreError
 from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
+from workerd.store.foreign import ForeignSession
 
-__all__ = ["ConnectionPool", "Store", "Tx", "migrate", "open_checked"]
+__all__ = ["ConnectionPool", "Store", "Tx", "join", "migrate", "open_checked"]
 
 
 def open_checked(config: Config, timeout: float = 5.0, *, spare: bool = False) -> Store:
@@ -35,38 +37,43 @@ def migrate(config: Config) -> list[str]:
         return store.migrate()
 
 
-class ConnectionPool:
-    """At most `size` connections, opened when needed and lent to one thread at a time.
+def join(connection: Any) -> Tx:
+    """The open transaction of a caller's own connection. Raises TypeError for an unsupported kind of it."""
+    return Tx(ForeignSession(connection))
 
-    `timeout`: seconds that a thread waits for a free one. After a fork the child opens its own: a connection
+
+class ConnectionPool:
+    """At most `size` connections, opened on demand, each used by one thread at a time.
+
+    `timeout_s`: how long a thread waits for a free one. After a fork the child opens its own: a connection
     used by two processes is broken for both.
     """
 
-    def __init__(self, make: Callable[[], Store], size: int, timeout: float) -> None:
+    def __init__(self, make: Callable[[], Store], size: int, timeout_s: float) -> None:
         self._make = make
         self._size = size
-        self._timeout = timeout
+        self._timeout_s = timeout_s
         self._free: list[Store] = []
         # The parent's connections are never collected: that would close their descriptors, whose numbers may
         # belong to other files by now in a child that closed what it inherited, such as a worker.
         self._inherited: list[Store] = []
-        self._begin()
+        self._reset()
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._inherited += self._free
         self._free = []
-        self._places = threading.BoundedSemaphore(self._size)
+        self._permits = threading.BoundedSemaphore(self._size)
         self._closed = False
 
     @contextmanager
-    def lent(self) -> Iterator[Store]:
+    def connection(self) -> Iterator[Store]:
         """A store for the calling thread alone. Raises StoreAway if none becomes free in time."""
         if self._pid != os.getpid():
-            self._begin()
-        places = self._places
-        if not places.acquire(timeout=self._timeout):
+            self._reset()
+        permits = self._permits
+        if not permits.acquire(timeout=self._timeout_s):
             raise StoreAway(f"all {self._size} connections of this client are in use; raise `connections`")
         try:
             with self._lock:
@@ -76,11 +83,11 @@ class ConnectionPool:
             try:
                 yield store
             finally:
-                self._give_back(store)
+                self._release(store)
         finally:
-            places.release()
+            permits.release()
 
-    def _give_back(self, store: Store) -> None:
+    def _release(self, store: Store) -> None:
         with self._lock:
             if not self._closed:
                 self._free.append(store)
@@ -88,7 +95,7 @@ class ConnectionPool:
         store.close()
 
     def close(self) -> None:
-        """Close the free connections now, the lent ones when they are given back."""
+        """Close the free connections now, the others when they are released."""
         if self._pid != os.getpid():
             return
         with self._lock:

@@ -21,7 +21,7 @@ from workerd.store.base import Tx
 MAX_NAMES_SHOWN = 20
 
 
-class Known:
+class KnownHandlers:
     """Cache of the handlers that the store knows, so that not every enqueue queries them."""
 
     TTL_S = 1.0
@@ -31,15 +31,15 @@ class Known:
         self._handlers: Mapping[str, bytes | None] = {}
         self._until = 0.0
 
-    def ask(self, tx: Tx) -> Mapping[str, bytes | None]:
-        """Query the store."""
-        asked = time.monotonic()
+    def query(self, tx: Tx) -> Mapping[str, bytes | None]:
+        """Refresh the cache: signatures by handler, None where unknown."""
+        queried_at = time.monotonic()
         self._handlers = handlers.known(tx)
-        self._until = asked + self.TTL_S
+        self._until = queried_at + self.TTL_S
         return self._handlers
 
     @property
-    def recent(self) -> bool:
+    def is_recent(self) -> bool:
         """Whether the cache is still valid."""
         return time.monotonic() < self._until
 

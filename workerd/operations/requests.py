@@ -8,14 +8,13 @@ from typing import Any, Literal, NamedTuple, cast
 from workerd import documents
 from workerd.config.model import Config
 from workerd.documents import Enqueued
-from workerd.errors import InvalidValue, NotFound
+from workerd.errors import InvalidValue
 from workerd.job import id_text
 from workerd.job_spec import params_json
 from workerd.operations.actor import Actor
 from workerd.store import requests
 from workerd.store.base import Tx
-from workerd.store.columns import text
-from workerd.workflow import REQUEST_ENDED, Graph, RequestStatus, decode
+from workerd.workflow import Graph, RequestStatus, decode
 
 Document = dict[str, Any]
 
@@ -83,12 +82,7 @@ def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]
 
 def ended(tx: Tx, request_id: bytes) -> bool:
     """Whether the request has ended. Raises NotFound."""
-    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (request_id,))
-    if row is None:
-        raise NotFound(
-            f"Request {id_text(request_id)} not found. `workerd request list` lists existing requests."
-        )
-    return text(row[0]) in REQUEST_ENDED
+    return requests.ended(tx, request_id)
 
 
 def ended_of(tx: Tx, ids: list[bytes]) -> set[bytes]:

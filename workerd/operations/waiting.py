@@ -1,4 +1,4 @@
-"""Waiting for a job or a request to end: polls that become rarer, each one statement on the primary key."""
+"""Wait for a job or request to end: polls with growing intervals, each one statement on the primary key."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Callable
 
 from workerd.store.base import Tx
 
-FIRST_PAUSE_S = 0.005
-MAX_PAUSE_S = 0.25
-"""Short pauses at first, for jobs that take milliseconds."""
+FIRST_INTERVAL_S = 0.005
+MAX_INTERVAL_S = 0.25
+"""Short intervals at first, for jobs that take milliseconds."""
 
 
-def until(
+def wait_until(
     read: Callable[[Callable[[Tx], bool]], bool], ended: Callable[[Tx], bool], timeout_s: float | None
 ) -> None:
-    """Return when `read(ended)` is true. Raises TimeoutError after `timeout_s` (None: never)."""
+    """Return once `read(ended)` is true. Raises TimeoutError after `timeout_s` (None: never)."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    pause = FIRST_PAUSE_S
+    interval = FIRST_INTERVAL_S
     while not read(ended):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError(f"it has not ended within {timeout_s:g} s")
-        time.sleep(pause if left is None else min(pause, left))
-        pause = min(pause * 1.5, MAX_PAUSE_S)
+        time.sleep(interval if left is None else min(interval, left))
+        interval = min(interval * 1.5, MAX_INTERVAL_S)

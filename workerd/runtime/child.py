@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -110,8 +111,6 @@ def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoRe
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else UNCAUGHT_EXIT_STATUS
     except BaseException:
-        import traceback
-
         traceback.print_exc()
     finally:
         with contextlib.suppress(BaseException):

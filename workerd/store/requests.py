@@ -10,7 +10,7 @@ import msgspec
 from workerd import workflow as wf
 from workerd.config.model import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
-from workerd.job import AttemptRef, Status, new_id
+from workerd.job import AttemptRef, Status, id_text, new_id
 from workerd.store import columns, dialect, intervals
 from workerd.store.base import Tx
 from workerd.store.columns import (
@@ -295,6 +295,16 @@ def _fell_while_others_waited(states: Sequence[_Seen]) -> str | None:
         if one.state.status is Status.FAILURE:
             return f'"{one.state.name}" failed'
     return f'{CANCELLED} with its job "{before[0].state.name}"' if before else None
+
+
+def ended(tx: Tx, request_id: bytes) -> bool:
+    """Whether the request has ended. Raises NotFound."""
+    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (request_id,))
+    if row is None:
+        raise NotFound(
+            f"Request {id_text(request_id)} not found. `workerd request list` lists existing requests."
+        )
+    return columns.lenient(row[0]) in wf.REQUEST_ENDED
 
 
 def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:

@@ -1,0 +1,80 @@
+"""Enqueue checks on both engines: handlers, signatures, `max_waiting`."""
+
+from __future__ import annotations
+
+from typing import Any, Unpack
+
+import msgspec
+import pytest
+
+from tests.support import storing
+from workerd.config.model import Config
+from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
+from workerd.job_spec import JobOptions, JobSpec, NewJob, check
+from workerd.operations.enqueue import KnownHandlers, admit, is_plain
+from workerd.signature import Param, Signature
+from workerd.store import handlers
+from workerd.store.base import Store
+
+SIGNATURE = msgspec.json.encode(Signature((Param("a", "int", "int", required=True),)))
+
+
+def new(handler: str, **options: Unpack[JobOptions]) -> NewJob:
+    return check(JobSpec(handler=handler, **options))
+
+
+def a_job(vars: dict[str, Any]) -> NewJob:
+    return check(JobSpec(handler="stored", vars=vars))
+
+
+def count(store: Store) -> int:
+    return int(storing.value(store, "SELECT COUNT(*) FROM workerd_jobs"))
+
+
+def test_one_wrong_job_rejects_all(store: Store, config: Config) -> None:
+    """An unknown handler is rejected with the known ones."""
+    with pytest.raises(HandlerNotFound, match="known are: beat, bounded, mail"):
+        store.run(lambda tx: admit(tx, [new("mail"), new("nope")], config))
+    assert count(store) == 0
+    assert all(one.created for one in store.run(lambda tx: admit(tx, [new("mail"), new("beat")], config)))
+
+
+def test_max_waiting_counts_stored_and_new_jobs(store: Store, config: Config) -> None:
+    """Also those of one call."""
+    with pytest.raises(TooManyWaiting, match=r"handlers\.bounded\.max_waiting"):
+        store.run(lambda tx: admit(tx, [new("bounded")] * 3, config))
+    store.run(lambda tx: admit(tx, [new("bounded")] * 2, config))
+    with pytest.raises(TooManyWaiting):
+        store.run(lambda tx: admit(tx, [new("bounded")], config))
+    assert count(store) == 2
+
+
+def test_vars_must_fit_the_stored_signature(store: Store, config: Config) -> None:
+    """Unless the caller leaves that check to the attempt."""
+    store.run(lambda tx: handlers.seen(tx, "stored", SIGNATURE, "one"))
+    wrong = a_job({"a": "one"})
+    with pytest.raises(InvalidValue, match=r"stored: vars\.a"):
+        store.run(lambda tx: admit(tx, [wrong], config))
+    store.run(lambda tx: admit(tx, [wrong], config, check_signatures=False))
+    assert count(store) == 1
+
+
+def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:
+    """Such a job takes one statement."""
+    assert is_plain(new("mail"), config)
+    assert not is_plain(new("bounded"), config)
+    assert not is_plain(new("mail", unique_key="k"), config)
+    assert not is_plain(new("mail", delay=1), config)
+
+
+def test_cached_handlers_admit_what_the_store_knew(store: Store, config: Config) -> None:
+    """Vars are checked against the cached signature."""
+    known = KnownHandlers()
+    assert not known.is_recent
+    assert not known.admits(a_job({}), config)
+    store.run(lambda tx: handlers.seen(tx, "stored", SIGNATURE, "one"))
+    store.read(known.query)
+    assert known.is_recent
+    assert known.admits(a_job({"a": 1}), config)
+    assert not known.admits(a_job({}), config)
+    assert not known.admits(new("nope"), config)

@@ -1,0 +1,51 @@
+"""Jobs are listed, cancelled and retried on both engines."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+
+from tests.support import storing
+from workerd.errors import Conflict, NotFound
+from workerd.job import Status, id_text
+from workerd.operations import jobs
+from workerd.operations.actor import Actor
+from workerd.store.base import Store
+
+
+def test_a_cancelled_job_can_be_retried(store: Store, actor: Actor) -> None:
+    """Cancel ends a waiting job; a second cancel conflicts; a retry inserts the next attempt."""
+    job_id = storing.enqueue(store, "mail")
+    assert not store.read(lambda tx: jobs.ended(tx, job_id))
+    assert store.run(lambda tx: jobs.cancel(tx, actor, job_id)) == "ended"
+    assert store.read(lambda tx: jobs.ended(tx, job_id))
+    with pytest.raises(Conflict):
+        store.run(lambda tx: jobs.cancel(tx, actor, job_id))
+    assert store.run(lambda tx: jobs.retry(tx, actor, job_id)) == 2
+    document = store.read(lambda tx: jobs.get(tx, job_id))
+    assert (document["status"], len(document["attempts"])) == ("new", 2)
+
+
+def test_jobs_are_listed_in_pages_without_payloads(store: Store) -> None:
+    """Newest first, by handler and status."""
+    ids = [id_text(storing.enqueue(store, "mail")) for _ in range(3)]
+    storing.enqueue(store, "other")
+    first = store.read(lambda tx: jobs.list_(tx, handler="mail", status=Status.NEW, limit=2))
+    rest = store.read(lambda tx: jobs.list_(tx, handler="mail", status=Status.NEW, after=first.next))
+    assert [job["id"] for job in first.jobs + rest.jobs] == ids[::-1]
+    assert rest.next is None
+    assert not {"payload", "attempts"} & first.jobs[0].keys()
+
+
+def test_an_absent_job_is_not_found(store: Store, actor: Actor) -> None:
+    """By every operation on one job; only the bulk look-up leaves it out."""
+    absent, job_id = bytes(16), storing.enqueue(store, "mail")
+    for look_up in (jobs.get, jobs.payload, jobs.ended):
+        with pytest.raises(NotFound):
+            store.read(partial(look_up, job_id=absent))
+    for act in (jobs.cancel, jobs.retry):
+        with pytest.raises(NotFound):
+            store.run(partial(act, actor=actor, job_id=absent))
+    store.run(lambda tx: jobs.cancel(tx, actor, job_id))
+    assert store.read(lambda tx: jobs.ended_of(tx, [absent, job_id])) == {job_id}

@@ -1,0 +1,37 @@
+"""Requests are submitted, listed and cancelled on both engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from workerd.config.model import Config
+from workerd.errors import Conflict, InvalidValue, NotFound
+from workerd.operations import requests
+from workerd.operations.actor import Actor
+from workerd.store.base import Store
+
+
+def test_submit_is_idempotent_by_id(store: Store, config: Config) -> None:
+    """An unknown workflow is rejected with the known ones."""
+    request_id = b"r" * 16
+    params = requests.checked_params(config, {"id": 7})
+    first, again = (store.run(lambda tx: requests.submit(tx, "ship", params, request_id)) for _ in range(2))
+    assert (first.created, again.created, again.id) == (True, False, first.id)
+    assert store.read(lambda tx: requests.get(tx, request_id))["params"] == {"id": 7}
+    assert not store.read(lambda tx: requests.ended(tx, request_id))
+    with pytest.raises(NotFound):
+        store.read(lambda tx: requests.ended(tx, b"x" * 16))
+    with pytest.raises(InvalidValue, match="known are: ship"):
+        requests.check_workflow(config, "nope")
+
+
+def test_a_queuing_request_is_cancelled_at_once(store: Store, config: Config, actor: Actor) -> None:
+    """A second cancel conflicts."""
+    params = requests.checked_params(config, None)
+    store.run(lambda tx: requests.submit(tx, "ship", params, b"r" * 16))
+    assert store.run(lambda tx: requests.cancel(tx, actor, b"r" * 16)) == "ended"
+    assert store.read(lambda tx: requests.ended(tx, b"r" * 16))
+    with pytest.raises(Conflict):
+        store.run(lambda tx: requests.cancel(tx, actor, b"r" * 16))
+    (listed,) = store.read(lambda tx: requests.list_(tx, workflow="ship")).requests
+    assert (listed["status"], "jobs" in listed) == ("cancelled", False)

@@ -1,0 +1,50 @@
+"""Schedules are listed, paused, resumed and run on both engines."""
+
+from __future__ import annotations
+
+import pytest
+
+from workerd.config.model import Config
+from workerd.errors import NotFound
+from workerd.operations import jobs, schedules
+from workerd.operations.actor import Actor
+from workerd.store import schedules as stored_schedules
+from workerd.store.base import Store
+
+
+@pytest.fixture
+def synced(store: Store, config: Config) -> Store:
+    """A store that has the configured schedules."""
+    store.run(lambda tx: stored_schedules.upsert(tx, stored_schedules.wanted(config)))
+    return store
+
+
+def test_configured_schedules_are_listed_before_their_first_run(store: Store, config: Config) -> None:
+    """With as many next times as are asked for."""
+    (row,) = store.read(lambda tx: schedules.list_(tx, config))
+    assert (row["name"], row["kind"], row["last_tick"]) == ("beat", "cron", None)
+    document, times = store.read(lambda tx: schedules.find(tx, config, "beat", times=3))
+    assert document["next_at"] == times[0]
+    assert len(times) == len(set(times)) == 3
+    with pytest.raises(NotFound, match="known are: beat"):
+        store.read(lambda tx: schedules.find(tx, config, "nope"))
+
+
+def test_a_paused_schedule_has_no_next_time(synced: Store, config: Config, actor: Actor) -> None:
+    """Resuming says whether it was paused."""
+    paused = synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
+    assert (paused["paused_by"], paused["next_at"]) == ("me", None)
+    resumed, was_paused = synced.run(lambda tx: schedules.resume(tx, actor, config, "beat"))
+    assert was_paused
+    assert (resumed["paused_by"], resumed["paused_at"]) == (None, None)
+    assert resumed["next_at"] is not None
+    assert not synced.run(lambda tx: schedules.resume(tx, actor, config, "beat"))[1]
+    with pytest.raises(NotFound):
+        synced.run(lambda tx: schedules.pause(tx, actor, config, "nope"))
+
+
+def test_run_now_enqueues_a_job(synced: Store, config: Config, actor: Actor) -> None:
+    """Also of a paused schedule."""
+    synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
+    job_id = synced.run(lambda tx: schedules.run_now(tx, actor, config, "beat"))
+    assert synced.read(lambda tx: jobs.get(tx, job_id))["handler"] == "beat"
