@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import resource
 import signal
 import socket
 import time
@@ -14,7 +16,7 @@ from workerd.config.model import RestartConfig
 from workerd.messages import Beat, FromChild, Stop, ToChild
 from workerd.runtime import child
 from workerd.runtime.channel import Channel
-from workerd.runtime.child import MAX_PAUSE_S, CrashLoopPolicy, ManagedChild
+from workerd.runtime.child import MAX_PAUSE_S, CrashLoopPolicy, ManagedChild, children_of
 from workerd.runtime.loop import Loop
 
 LIVED = 0.5
@@ -151,6 +153,30 @@ def test_the_channel_may_end_before_the_child_does(parents: list[Parent]) -> Non
     parents.append(parent)
     parent.until(lambda: parent.eof)
     assert parent.status is None
+
+
+def _pause() -> int:
+    signal.pause()
+    return 0
+
+
+def test_a_child_that_gets_no_pidfd_is_not_left_behind() -> None:
+    """With all descriptors in use the child could neither be watched nor killed later."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    before = children_of(os.getpid())
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.dup(0))
+        with pytest.raises(OSError, match="Too many open files"):
+            child.fork(_pause)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in held:
+            os.close(fd)
+    assert children_of(os.getpid()) == before
 
 
 def test_a_fork_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:

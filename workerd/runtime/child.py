@@ -96,7 +96,12 @@ def fork(main: Callable[[], int], keep: Iterable[int] = ()) -> Child:
     pid = os.fork()
     if pid == 0:
         _be_child(parent, main, keep)
-    return Child(pid)
+    try:
+        return Child(pid)
+    except OSError:  # no descriptor is left for its pidfd
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        raise
 
 
 def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoReturn:
