@@ -127,6 +127,24 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
         return AttemptRef(self.id, self.attempt)
 
 
+class ClosedAttempt(msgspec.Struct, frozen=True, gc=False):
+    """An outcome as it is recorded: with the incarnation that held the claim, and its times in order.
+
+    Times are store times, microseconds.
+    """
+
+    outcome: Outcome
+    node_id: bytes
+    started_at: int | None
+    finished_at: int
+
+    @property
+    def identity(self) -> tuple[bytes, int, int, bytes]:
+        """What a statement that closes or releases the attempt must name (law 1)."""
+        o = self.outcome
+        return o.id, o.attempt, o.claimed_at, self.node_id
+
+
 def released(attempt: ClaimedAttempt) -> Outcome:
     """The row becomes `new` again and no attempt is spent: it cannot have run (law 4)."""
     return Outcome(

@@ -103,7 +103,7 @@ def test_an_unreadable_row_ends_and_the_others_run(make_harness: MakeHarness, st
 
 def make_unreadable(tx: Tx, job_id: bytes) -> None:
     """Write what only another program would: text that is no UTF-8, a date that is none."""
-    if tx.engine == "sqlite":
+    if tx.dialect.name == "sqlite":
         tx.execute("UPDATE workerd_jobs SET name = CAST(%s AS TEXT) WHERE id = %s", (b"\xffA", job_id))
     else:
         tx.execute("SET SESSION sql_mode = ''")

@@ -162,7 +162,7 @@ def test_no_claim_commits_after_a_pause_returned(
 def test_a_row_that_cannot_be_read_ends_as_failure_and_stops_nobody(store: Store) -> None:
     """The claim goes on with the others and tells what is wrong with the one."""
     good = enqueue(store, "h")
-    if store.engine == "sqlite":
+    if store.dialect.name == "sqlite":
         bad = enqueue(store, "h", name="x")
         sql(store, "UPDATE workerd_jobs SET name = CAST(x'ff41' AS TEXT) WHERE id = %s", bad)
     else:
@@ -188,7 +188,7 @@ def test_vars_are_handed_on_as_they_are(store: Store, raw: str) -> None:
     """What is in `vars`, valid or not, reaches the worker, which says what is wrong with it."""
     data = bytes.fromhex(raw)
     made = enqueue(store, "h")
-    if store.engine == "sqlite":
+    if store.dialect.name == "sqlite":
         sql(store, "UPDATE workerd_jobs SET vars = CAST(%s AS TEXT) WHERE id = %s", data, made)
     else:
         try:
@@ -253,7 +253,7 @@ def test_due_rows_become_new_and_the_next_is_told(store: Store) -> None:
 
 def test_a_plain_insert_is_enough(store: Store) -> None:
     """Only `id` and `handler` are required; every default is such that the row can be claimed."""
-    if store.engine == "mysql":
+    if store.dialect.name == "mysql":
         store.run(lambda tx: tx.execute("SET time_zone = '+09:00'"))
     sql(store, "INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'plain')", b"\xff" * 16)
     (found,) = claims(store, "plain")

@@ -10,6 +10,7 @@ import pytest
 from tests.support.storing import NODE, claims, close, enqueue, job, outcome, sql, status, value
 from workerd import clock
 from workerd.errors import StoreRefused
+from workerd.ingester import writer
 from workerd.job import COOLER_KEY, Claim, Status
 from workerd.messages import Progress
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage, released
@@ -119,7 +120,7 @@ def test_void_and_good_outcomes_in_one_batch(store: Store) -> None:
     taken = claims(store, "h")
     assert close(store, [outcome(c) for c in taken[::2]]) == 10
     told = [outcome(c, Status.RETRY) for c in taken]
-    effective = store.run(lambda tx: outcomes.close(tx, told, NODE.id))
+    effective = store.run(lambda tx: writer.close(tx, told, NODE.id)).refs
     assert effective == {c.ref for c in taken[1::2]}
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE attempt = 2") == 10
 
@@ -175,7 +176,7 @@ def test_one_refused_row_leaves_nothing_of_its_batch(store: Store) -> None:
         {"usage": Usage(run_us=1 << 70)},
         {"progress": float("nan")},
     ):
-        if store.engine == "sqlite" and "progress" in bad:
+        if store.dialect.name == "sqlite" and "progress" in bad:
             continue
         with pytest.raises(StoreRefused):
             close(store, [*told[:3], again(told[3], **bad), *told[4:]])
@@ -218,7 +219,7 @@ def test_a_next_attempt_that_is_there_already(store: Store) -> None:
 
 def test_a_retry_whose_key_was_taken_ends_as_failure(store: Store) -> None:
     """It says so, and the rest of the batch is not touched by it."""
-    if store.engine == "mysql":
+    if store.dialect.name == "mysql":
         pytest.skip("its index is checked at every moment: there is no way into this state")
     first, second = claimed(store, unique_key="k"), claimed(store)
     enqueue(store, "h", unique_key="other")
@@ -280,7 +281,6 @@ def test_only_the_newest_skipped_run_is_kept(store: Store) -> None:
 
 def test_who_has_new_rows_is_told(store: Store) -> None:
     """A retry at once and a release wake their handlers; a retry for later does not."""
-    woken: set[str] = set()
     store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler=h) for h in ("now", "later", "back")]))
     now, later, back = (claims(store, h)[0] for h in ("now", "later", "back"))
     told = [
@@ -288,7 +288,7 @@ def test_who_has_new_rows_is_told(store: Store) -> None:
         outcome(later, Status.RETRY, next=NextAttempt(10**6, 1, 0, 0)),
         released(back),
     ]
-    store.run(lambda tx: outcomes.close(tx, told, NODE.id, woken))
+    woken = store.run(lambda tx: writer.close(tx, told, NODE.id)).woken
     assert woken == {"now", "back"}
 
 
@@ -323,7 +323,7 @@ def test_what_a_lost_commit_did_can_be_asked(store: Store) -> None:
     def work(tx: Any) -> None:
         nonlocal moment
         moment = tx.now
-        outcomes.close(tx, [outcome(claim)], NODE.id)
+        writer.close(tx, [outcome(claim)], NODE.id)
 
     store.run(work)
     assert store.read(lambda tx: outcomes.ingested(tx, [claim.ref], moment)) == {claim.ref}

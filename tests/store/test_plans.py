@@ -10,9 +10,10 @@ import pytest
 from tests.support.storing import NODE, outcome
 from workerd import clock
 from workerd.config.model import StoreConfig
+from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import released
-from workerd.store import claims, jobs, nodes, outcomes
+from workerd.store import claims, jobs, nodes
 from workerd.store.base import Params, Row, Session, Store, Tx
 from workerd.store.claims import PollResult, poll
 from workerd.store.engines import open_store
@@ -37,7 +38,7 @@ class Watched(Session):
 
     def __init__(self, session: Session) -> None:
         self._inner = session
-        self.engine = session.engine
+        self.dialect = session.dialect
         self.server_version = session.server_version
         self.max_packet = session.max_packet
         self.seen: list[Seen] = []
@@ -51,7 +52,7 @@ class Watched(Session):
     def _watch(
         self, sql: str, params: Params, work: Callable[[str, Params], T], count: Callable[[T], int]
     ) -> T:
-        explain = "EXPLAIN " if self.engine == "mysql" else "EXPLAIN QUERY PLAN "
+        explain = "EXPLAIN " if self.dialect.name == "mysql" else "EXPLAIN QUERY PLAN "
         plan = str(self._inner.query(explain + sql, params))
         before = self._rows_read()
         result = work(sql, params)
@@ -59,7 +60,7 @@ class Watched(Session):
         return result
 
     def _rows_read(self) -> int:
-        if self.engine == "sqlite":
+        if self.dialect.name == "sqlite":
             return 0  # it does not count
         return sum(int(n) for _, n in self._inner.query("SHOW SESSION STATUS LIKE 'Handler_read%'"))
 
@@ -192,7 +193,7 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
         taken = claimed(tx, many)
         del tx._session.seen[:]
         told = [outcome(c, Status.RETRY if n % 2 else Status.COMPLETED) for n, c in enumerate(taken)]
-        return len(outcomes.close(tx, told, NODE.id))
+        return len(writer.close(tx, told, NODE.id).refs)
 
     closed, seen = watch(full, work)
     assert closed == many
@@ -204,7 +205,9 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
 
 def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
     """By primary key too."""
-    back, seen = watch(full, lambda tx: len(outcomes.close(tx, [released(c) for c in claimed(tx)], NODE.id)))
+    back, seen = watch(
+        full, lambda tx: len(writer.close(tx, [released(c) for c in claimed(tx)], NODE.id).refs)
+    )
     assert back == 500
     for one in seen:
         assert one.read <= one.count + FEW, one

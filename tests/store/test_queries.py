@@ -160,7 +160,7 @@ def fill(store: Store, rows: int) -> None:
     """Many rows of a busy handler, ended and waiting, and a few of a rare one."""
     number = "a.n + 10 * b.n + 100 * c.n + 1000 * d.n"
     digits = " UNION ALL ".join(f"SELECT {n} AS n" for n in range(10))
-    if store.engine == "sqlite":
+    if store.dialect.name == "sqlite":
         new_id, at = "randomblob(16)", f"datetime('2026-01-01', '+' || ({number}) || ' seconds') || '.000000'"
     else:
         new_id = "LEFT(UNHEX(SHA2(UUID(), 256)), 16)"
@@ -177,7 +177,7 @@ def fill(store: Store, rows: int) -> None:
 
 def measured(store: Store, question: Callable[[Tx], object]) -> int:
     """Rows that the server read for it, or tens of steps of SQLite's machine."""
-    if store.engine == "sqlite":
+    if store.dialect.name == "sqlite":
         steps = itertools.count()
         link = store._connected()._link  # type: ignore[attr-defined]
         link.set_progress_handler(lambda: next(steps) < 0, 10)

@@ -12,10 +12,11 @@ from tests.support import storing
 from workerd import documents, job
 from workerd import workflow as wf
 from workerd.errors import Conflict, NotFound
+from workerd.ingester import writer
 from workerd.job import Status
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
-from workerd.store import job_control, outcomes, requests, workflow_inputs, workflows
+from workerd.store import job_control, requests, workflow_inputs, workflows
 from workerd.store.base import Store
 from workerd.store.claims import poll
 
@@ -30,8 +31,7 @@ def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
     assert (row.status, row.step, list(found)) == ("inprogress", 0, ["get"])
     assert wf.decode(row.steps or b"").jobs == DELETE.jobs
     (claim,) = storing.claims(store, "get")
-    woken: set[str] = set()
-    store.run(lambda tx: outcomes.close(tx, [storing.outcome(claim)], storing.NODE.id, woken))
+    woken = store.run(lambda tx: writer.close(tx, [storing.outcome(claim)], storing.NODE.id)).woken
     assert woken == {"del1", "del2"}
     storing.finish(store, "del2")
     assert storing.states(store, request_id)[1] == {"get": "completed", "del1": "new", "del2": "completed"}
@@ -80,7 +80,8 @@ def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
     request_id = storing.submit(store, DELETE)
     (claim,) = storing.claims(store, "get")
     done = storing.outcome(claim, extras=b'{"n":1}')
-    store.run(lambda tx: outcomes.close(tx, [done], storing.NODE.id, move_on=False))
+    without = writer.FOLLOW_UPS_WITHOUT_STEPS
+    store.run(lambda tx: writer.close(tx, [done], storing.NODE.id, without))
     row, found = storing.request(store, request_id)
     assert (row.extras, set(found)) == (b'{"n":1}', {"get"})
     swept = store.run(lambda tx: requests.sweep(tx, {}, 10))

@@ -24,6 +24,7 @@ from workerd.config.model import (
     WorkflowJob,
 )
 from workerd.dispatcher.dispatcher import main
+from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim, new_id
 from workerd.messages import (
     Ack,
@@ -53,7 +54,6 @@ from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.sockets import connect, listen
 from workerd.store import columns, jobs, nodes
-from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store
 from workerd.store.jobs import NewJob
 
@@ -171,7 +171,7 @@ class FakeIngester:
                 self.outcomes += outcomes
                 for outcome in outcomes:
                     owner = outcome.node_id or self.harness.incarnation
-                    self.store.run(lambda tx, o=outcome, n=owner: store_outcomes.close(tx, [o], n))
+                    self.store.run(lambda tx, o=outcome, n=owner: writer.close(tx, [o], n))
                 channel.send(Ack(below=first + len(outcomes)))
             case Barrier(token=token):
                 self.barriers.append(message)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from workerd.config.model import ScheduleConfig, WorkflowConfig, WorkflowJob
+from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import NextAttempt, Outcome, Reason
 from workerd.store import claims as store_claims
 from workerd.store import jobs, queries, requests
-from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store
 from workerd.store.columns import JobRow, RequestRow
 
@@ -48,7 +48,7 @@ def outcome(
 
 
 def close(store: Store, outcomes: Sequence[Outcome], node: store_claims.NodeIdent = NODE) -> int:
-    return len(store.run(lambda tx: store_outcomes.close(tx, outcomes, node.id)))
+    return len(store.run(lambda tx: writer.close(tx, outcomes, node.id)).refs)
 
 
 def finish(store: Store, handler: str, status: Status = Status.COMPLETED, **given: Any) -> list[Claim]:

@@ -121,7 +121,7 @@ class Lease:
     def _check_schema(self) -> None:
         """Before anything else: a store that was away may be another one when it is back."""
         store = self._store.store
-        if store.engine == "sqlite" and self._store.call(store.is_empty):
+        if store.embedded and self._store.call(store.is_empty):
             self._store.call(store.migrate)
             _log.info("store.created", store=store.shown)
         self._store.call(store.check_version)

@@ -19,8 +19,10 @@ from workerd.ingester.pending import USUAL_PACKET, weight
 from workerd.ingester.stats import IngestStats
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused
+from workerd.store import intervals, retries, workflows
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
+from workerd.store.outcomes import ClosedBatch
 
 ASIDE_LIMIT = 64 * 1024 * 1024
 """Bytes of the file of outcomes that could not be recorded in any form."""
@@ -65,6 +67,28 @@ HOPELESS_WINDOW = 30.0
 _log = log.get_logger("ingester")
 
 
+FollowUp = Callable[[Tx, ClosedBatch], None]
+
+FOLLOW_UPS: tuple[FollowUp, ...] = (retries.insert_next, intervals.insert_next_runs, workflows.advance)
+"""What follows from attempts that have ended, in the transaction that ends them, in this order."""
+FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
+    retries.insert_next,
+    intervals.insert_next_runs,
+    workflows.record,
+)
+"""The same where further steps of requests are left to the dispatcher's sweep."""
+
+
+def close(
+    tx: Tx, outcomes: Sequence[Outcome], node_id: bytes, follow_ups: Sequence[FollowUp] = FOLLOW_UPS
+) -> ClosedBatch:
+    """Close attempts of `node_id` and do what follows. Raises StoreRefused if one cannot be stored."""
+    batch = store_outcomes.close(tx, outcomes, node_id)
+    for follow_up in follow_ups:
+        follow_up(tx, batch)
+    return batch
+
+
 class Writer:
     """Closes attempts in the store and counts those whose closing took effect.
 
@@ -88,7 +112,7 @@ class Writer:
         poll: float = 0.0,
     ) -> None:
         self._store = store
-        self._move_on = move_on
+        self._follow_ups = FOLLOW_UPS if move_on else FOLLOW_UPS_WITHOUT_STEPS
         self._announce = announce
         self._foretell = foretell
         self._poll_us = int(poll * SECOND)
@@ -192,15 +216,14 @@ class Writer:
     def _closed(self, part: list[Outcome]) -> set[AttemptRef]:
         """The keys that took effect, now or by an earlier COMMIT that had no answer."""
         moment = 0
-        woken: set[str] = set()
 
-        def work(tx: Tx) -> set[AttemptRef]:
+        def work(tx: Tx) -> ClosedBatch:
             nonlocal moment
             moment = tx.now
-            return store_outcomes.close(tx, part, self._node_id, woken, move_on=self._move_on)
+            return close(tx, part, self._node_id, self._follow_ups)
 
         try:
-            effective = self._store.run(work)
+            batch = self._store.run(work)
         except CommitUnknown:
             for outcome in part:
                 self._doubtful.setdefault(outcome.ref, []).append(moment)
@@ -214,8 +237,9 @@ class Writer:
             # sent again, and end the next one.
             _log.exception("an outcome could not be written")
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
-        if woken:
+        if batch.woken:
             self._announce()
+        effective = batch.refs
         wait = min((wait for o in part if o.ref in effective for wait in _waits(o)), default=self._poll_us)
         if wait < self._poll_us:
             self._foretell(moment + wait)

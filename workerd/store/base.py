@@ -7,14 +7,14 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
+from workerd.outcome import ClosedAttempt, Outcome
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
 Params = Sequence[object]
-Engine = Literal["mysql", "sqlite"]
 
 TRIES = 10
 PATIENCE = 2.0
@@ -25,10 +25,58 @@ class LockLost(StoreAway):
     """Another transaction was in the way; the whole transaction is run again."""
 
 
+class Dialect(ABC):
+    """Where the SQL of the engines differs: fragments, and the two statements that are built for batches.
+
+    share_lock, row_lock, skip_locked
+        Suffixes of a SELECT: lock shared, lock, lock what is free and pass over what is not.
+    clock_column
+        The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
+    null_safe_equal
+        The operator that finds NULL equal to NULL.
+    defaults_are_exact
+        Whether columns of time that are left out get microseconds.
+    live_key_condition
+        Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
+    table_exists
+        A SELECT that returns a row if the table exists; parameter: its name.
+    """
+
+    name: ClassVar[str]
+    share_lock: ClassVar[str]
+    row_lock: ClassVar[str]
+    skip_locked: ClassVar[str]
+    clock_column: ClassVar[str]
+    null_safe_equal: ClassVar[str]
+    defaults_are_exact: ClassVar[bool]
+    live_key_condition: ClassVar[str]
+    table_exists: ClassVar[str]
+
+    @abstractmethod
+    def hint(self, index: str) -> str:
+        """Names the index to use: what an engine guesses changes with the table's size."""
+
+    @abstractmethod
+    def byte_length(self, column: str) -> str:
+        """The size of a text column in bytes."""
+
+    @abstractmethod
+    def keep_existing(self, column: str) -> str:
+        """Suffix of an INSERT that leaves a row with its key as it is, and then changes 0 rows."""
+
+    @abstractmethod
+    def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+        """Close attempts, sorted by (id, attempt), by what law 1 names; those that took effect."""
+
+    @abstractmethod
+    def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+        """Insert the attempts that follow, unless they exist or their key is held; how many."""
+
+
 class Session(ABC):
     """One open connection of one engine; its methods raise LockLost, StoreAway or StoreRefused."""
 
-    engine: Engine
+    dialect: Dialect
     server_version: str
     max_packet: int | None
 
@@ -66,15 +114,15 @@ class Tx:
     """An open transaction. `%s` stands for a parameter in both engines; no other `%` may be in the SQL.
 
     Columns come back as int, float, None or bytes: text and times are bytes too, so that a row that
-    cannot be read is seen by who reads it and not by the driver (`workerd.store.values` reads them).
+    cannot be read is seen by who reads it and not by the driver (`workerd.store.columns` reads them).
     """
 
-    __slots__ = ("_now", "_session", "engine")
+    __slots__ = ("_now", "_session", "dialect")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._now: int | None = None
-        self.engine: Engine = session.engine
+        self.dialect = session.dialect
 
     @property
     def now(self) -> int:
@@ -118,9 +166,16 @@ class Stats:
 
 
 class Store(ABC):
-    """A store, connected on first use and again after it was lost; for one thread at a time."""
+    """A store, connected on first use and again after it was lost; for one thread at a time.
 
-    engine: Engine
+    embedded
+        Whether it is created by the first daemon that uses it.
+    shown
+        Its URL without the password.
+    """
+
+    dialect: Dialect
+    embedded = False
 
     def __init__(self, shown: str) -> None:
         self.shown = shown

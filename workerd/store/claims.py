@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.errors import UnreadableRow
 from workerd.job import AttemptRef, Claim, ClaimedAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
-from workerd.store import columns, dialect, workflow_inputs
+from workerd.store import columns, workflow_inputs
 from workerd.store.base import Row, Tx
 
 SMALL = 16 * 1024
@@ -138,13 +138,13 @@ def claim(
 
 
 def _paused(tx: Tx, handler: str) -> bool:
-    clock_column = "UTC_TIMESTAMP(6)" if tx.engine == "mysql" else "NULL"
-    sql = f"SELECT paused_at, {clock_column} FROM workerd_handlers WHERE name = %s{dialect.of(tx).share}"
+    words = tx.dialect
+    sql = f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}"
     row = tx.one(sql, (handler,))
     if row is None:
         # Without a row there is nothing that a pause would have to wait for.
         tx.execute(
-            "INSERT INTO workerd_handlers (name) VALUES (%s)" + dialect.of(tx).keep.format("name"), (handler,)
+            "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (handler,)
         )
         row = tx.one(sql, (handler,))
     if row is not None and row[1] is not None:
@@ -153,19 +153,19 @@ def _paused(tx: Tx, handler: str) -> bool:
 
 
 def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[Row]:
-    words = dialect.of(tx)
+    words = tx.dialect
     after = ""
     params: list[object] = [handler]
     if cursor is not None:
         after = " AND (priority > %s OR (priority = %s AND run_at >= %s))"
         params += [cursor.priority, cursor.priority, cursor.run_at]
     sql = _CLAIM.format(
-        size=words.bytes_of.format("vars"),
+        size=words.byte_length("vars"),
         small=SMALL,
         plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
-        index=words.claim_index,
+        index=words.hint("workerd_claim"),
         after=after,
-        skip=words.skip,
+        skip=words.skip_locked,
     )
     return tx.query(sql, [*params, limit])
 
@@ -173,12 +173,12 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[R
 def _details(tx: Tx, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], _Details]:
     if not keys:
         return {}
-    words = dialect.of(tx)
+    words = tx.dialect
     sql = _DETAILS.format(
-        vars=words.bytes_of.format("vars"),
-        meta=words.bytes_of.format("meta"),
+        vars=words.byte_length("vars"),
+        meta=words.byte_length("meta"),
         small=SMALL,
-        keys=dialect.keys([(key[0], key[1]) for key in keys]),
+        keys=columns.keys([(key[0], key[1]) for key in keys]),
     )
     return {row[:2]: _Details(*row[2:]) for row in tx.query(sql)}
 
@@ -194,7 +194,7 @@ def _within_budget(rows: list[Row], details: dict[tuple[Any, ...], _Details]) ->
 
 
 def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:
-    sql = _TAKE.format(keys=dialect.keys([(key[0], key[1]) for key in keys]))
+    sql = _TAKE.format(keys=columns.keys([(key[0], key[1]) for key in keys]))
     tx.execute(sql, (node.id, node.name, clock.to_text(now)))
 
 
@@ -275,7 +275,7 @@ def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
     if not handlers:
         return PeekResult(set())
     one = (
-        f"SELECT * FROM (SELECT %s AS n FROM workerd_jobs {dialect.of(tx).claim_index}"
+        f"SELECT * FROM (SELECT %s AS n FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = 'new' LIMIT 1) AS h{}"
     )
     sql = " UNION ALL ".join(one.format(n) for n in range(len(handlers)))
@@ -285,18 +285,18 @@ def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
 
 def promote_due(tx: Tx, limit: int) -> Promoted:
     """Make up to `limit` rows `new` that are `scheduled` and due, those due first first."""
-    words = dialect.of(tx)
+    words = tx.dialect
     now = clock.to_text(tx.now)
     rows = tx.query(
-        f"SELECT id, attempt, handler FROM workerd_jobs {words.due_index}"
-        f" WHERE status = 'scheduled' AND run_at <= %s ORDER BY run_at LIMIT %s{words.skip}",
+        f"SELECT id, attempt, handler FROM workerd_jobs {words.hint('workerd_due')}"
+        f" WHERE status = 'scheduled' AND run_at <= %s ORDER BY run_at LIMIT %s{words.skip_locked}",
         (now, limit),
     )
     if rows:
-        keys = dialect.keys([(row[0], row[1]) for row in rows])
+        keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
     following = tx.one(
-        f"SELECT run_at FROM workerd_jobs {words.due_index}"
+        f"SELECT run_at FROM workerd_jobs {words.hint('workerd_due')}"
         " WHERE status = 'scheduled' ORDER BY run_at LIMIT 1"
     )
     return Promoted(len(rows), {columns.lenient(row[2]) or "" for row in rows}, _due(following, tx.now))
@@ -320,7 +320,7 @@ _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, m
 
 def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[ClaimedAttempt]:
     """All claims of this incarnation that the store has, or the first `limit` of them."""
-    sql = _HELD.format(index=dialect.of(tx).node_index, limit="" if limit is None else " LIMIT %s")
+    sql = _HELD.format(index=tx.dialect.hint("workerd_node"), limit="" if limit is None else " LIMIT %s")
     return [_held_attempt(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
 
 
@@ -370,11 +370,11 @@ UNION ALL SELECT * FROM (SELECT {_NEW}, %s AS number, NULL AS id, NULL AS name, 
 
 def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
     """One index entry for each handler, one for what is due, and this incarnation's cancels."""
-    words = dialect.of(tx)
-    sql = _LOOK.format(node_index=words.node_index, due_index=words.due_index)
+    words = tx.dialect
+    sql = _LOOK.format(node_index=words.hint("workerd_node"), due_index=words.hint("workerd_due"))
     params: list[object] = [node_id]
     for number, handler in enumerate(handlers):
-        sql += _HANDLER.format(claim_index=words.claim_index, number=number)
+        sql += _HANDLER.format(claim_index=words.hint("workerd_claim"), number=number)
         params += [number, handler]
     sight = PollResult(set(), set(), [], None)
     for what, number, job_id, name, due in tx.query(sql, params):

@@ -10,6 +10,7 @@ import msgspec
 from workerd import clock
 from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import AttemptRef
+from workerd.outcome import Outcome
 from workerd.store.base import Row, Tx
 
 # Columns as the engines hand them over, and the program's values: the one place that knows both.
@@ -83,6 +84,26 @@ def identifier(value: Any) -> bytes:
 def at(us: int | None) -> str | None:
     """A time as a statement's parameter."""
     return None if us is None else clock.to_text(us)
+
+
+CARRIED = (
+    "j.handler, j.priority, j.vars, j.meta, j.deadline_ms, j.max_attempts, j.unique_key, j.request_id,"
+    " j.step, j.name, j.created_at"
+)
+INSERT_NEXT = (
+    "INSERT INTO workerd_jobs (id, attempt, status, run_at, failures, crashes, losses, "
+    + CARRIED.replace("j.", "")
+    + ") SELECT j.id, j.attempt + 1, {status}, {run_at}, {failures}, {crashes}, {losses}, "
+    + CARRIED
+    + " FROM {source}{keep}"
+)
+"""The attempt after one: what it starts with, and what is carried over from the row `j`."""
+
+
+def next_due(outcome: Outcome, now: int) -> tuple[str, str]:
+    """Status and `run_at` of the attempt that follows."""
+    delay = outcome.next.delay_us if outcome.next is not None else 0
+    return ("scheduled", clock.to_text(now + delay)) if delay > 0 else ("new", clock.to_text(now))
 
 
 CHUNK = 500
@@ -224,6 +245,18 @@ def chunks(items: Sequence[Any], size: int = CHUNK) -> Iterable[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
+def keys(rows: Iterable[tuple[bytes, int]]) -> str:
+    """A condition on the primary key that both engines read as ranges of it, in its order."""
+    by_attempt: dict[int, list[bytes]] = {}
+    for job_id, attempt in rows:
+        by_attempt.setdefault(attempt, []).append(job_id)
+    ranges = []
+    for attempt, ids in sorted(by_attempt.items()):
+        listed = ",".join([f"x'{job_id.hex()}'" for job_id in sorted(ids)])
+        ranges.append(f"(attempt = {int(attempt)} AND id IN ({listed}))")
+    return " OR ".join(ranges)
+
+
 def marks(items: Sequence[object]) -> str:
     """The parameters of an IN list."""
     return ", ".join(["%s"] * len(items))
@@ -267,20 +300,17 @@ def request(row: Row) -> RequestRow:
     )
 
 
-def hint(tx: Tx, index: str) -> str:
-    """Names the index to use: the engines' guesses change with the table's size, and ours must not."""
-    return f"INDEXED BY {index}" if tx.engine == "sqlite" else f"FORCE INDEX ({index})"
-
-
-def live_key(tx: Tx) -> tuple[str, str]:
-    """The condition that a live row of a handler holds a key, and the hint for its index.
-
-    Parameters: the handler and the key. MySQL has a generated column for it, SQLite a partial index.
-    """
-    if tx.engine == "sqlite":
-        where = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
-        return where, hint(tx, "workerd_live")
-    return "handler = %s AND live_key = %s", hint(tx, "workerd_live")
+def lock_requests(tx: Tx, ids: Iterable[bytes]) -> dict[bytes, RequestRow]:
+    """Lock these requests by id, the first locks of every transaction that closes jobs of theirs."""
+    found: dict[bytes, RequestRow] = {}
+    for part in chunks(sorted(set(ids))):
+        rows = tx.query(
+            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id IN ({marks(part)})"
+            f" ORDER BY id{tx.dialect.row_lock}",
+            part,
+        )
+        found.update((row.id, row) for row in map(request, rows))
+    return found
 
 
 T = TypeVar("T")

@@ -9,13 +9,15 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from workerd import clock
-from workerd.store.base import Engine, Params, Row, Session
+from workerd.store.base import Dialect, Params, Row, Session
+from workerd.store.mysql_dialect import MYSQL
+from workerd.store.sqlite_dialect import SQLITE
 
 
 class _Adapter(NamedTuple):
-    """How to use a connection: its engine, its parameter style, a function that executes."""
+    """How to use a connection: its dialect, its parameter style, a function that executes."""
 
-    engine: Engine
+    dialect: Dialect
     style: str
     execute: Callable[[str, Params], tuple[int, list[Row]]]
 
@@ -31,7 +33,7 @@ class ForeignSession(Session):
 
     def __init__(self, connection: Any) -> None:
         self._adapter = _sqlalchemy(connection) or _pep249(connection)
-        self.engine: Engine = self._adapter.engine
+        self.dialect = self._adapter.dialect
 
     def begin(self, write: bool) -> None:
         """Does nothing: the caller does it."""
@@ -49,14 +51,14 @@ class ForeignSession(Session):
         return self._adapter.execute(self._styled(sql), params)[0]
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
-        if self.engine == "mysql" and "FROM workerd_jobs" in sql:
+        if self.dialect.share_lock and "FROM workerd_jobs" in sql:
             # The caller's snapshot may be older than the row with the key; a locking read sees it.
-            sql += " LOCK IN SHARE MODE"
+            sql += self.dialect.share_lock
         rows = self._adapter.execute(self._styled(sql), params)[1]
         return [tuple(map(_stored, row)) for row in rows]
 
     def clock(self) -> int:
-        if self.engine == "sqlite":
+        if self.dialect is SQLITE:
             return clock.now_us()
         ((now,),) = self.query("SELECT CAST(UTC_TIMESTAMP(6) AS CHAR)")
         return clock.from_text(now)
@@ -91,10 +93,10 @@ def _pep249(connection: Any) -> _Adapter:
             f"expected a PEP 249 connection to MySQL or SQLite, or a SQLAlchemy connection or session, "
             f"got {type(connection).__qualname__}"
         )
-    engine: Engine = "sqlite" if root in ("sqlite3", "pysqlite3", "sqlcipher3") else "mysql"
-    if engine == "mysql" and "mysql" not in module.lower() and "mariadb" not in module.lower():
+    used = SQLITE if root in ("sqlite3", "pysqlite3", "sqlcipher3") else MYSQL
+    if used is MYSQL and "mysql" not in module.lower() and "mariadb" not in module.lower():
         raise TypeError(f"expected a connection to MySQL, MariaDB or SQLite, got one of {module}")
-    style = "qmark" if engine == "sqlite" else getattr(sys.modules.get(root), "paramstyle", "pyformat")
+    style = "qmark" if used is SQLITE else getattr(sys.modules.get(root), "paramstyle", "pyformat")
 
     def execute(sql: str, params: Params) -> tuple[int, list[Row]]:
         cursor = connection.cursor()
@@ -103,7 +105,7 @@ def _pep249(connection: Any) -> _Adapter:
         finally:
             cursor.close()
 
-    return _Adapter(engine, style, execute)
+    return _Adapter(used, style, execute)
 
 
 def _is_async(connection: Any) -> bool:
@@ -128,5 +130,5 @@ def _sqlalchemy(connection: Any) -> _Adapter | None:
         with connection.exec_driver_sql(sql, tuple(params)) as result:
             return result.rowcount, [tuple(row) for row in result] if result.returns_rows else []
 
-    engine: Engine = "sqlite" if dialect.name == "sqlite" else "mysql"
-    return _Adapter(engine, dialect.paramstyle, execute)
+    used = SQLITE if dialect.name == "sqlite" else MYSQL
+    return _Adapter(used, dialect.paramstyle, execute)

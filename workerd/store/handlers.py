@@ -5,9 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from workerd.errors import NotFound, UnreadableRow
-from workerd.store import columns, dialect
+from workerd.store import columns
 from workerd.store.base import Row, Tx
-from workerd.store.columns import hint
 
 MOST_NAMES = 1000
 """Distinct names that are looked for in the jobs' table."""
@@ -28,18 +27,17 @@ class HandlerRow(msgspec.Struct, kw_only=True):
 
 def _make(tx: Tx, name: str) -> None:
     """The handler's row, if there is none; without changing one that is there."""
-    if tx.engine == "sqlite":
-        tx.execute("INSERT INTO workerd_handlers (name) VALUES (%s) ON CONFLICT (name) DO NOTHING", (name,))
-    elif tx.one("SELECT 1 FROM workerd_handlers WHERE name = %s", (name,)) is None:
+    # Looking first: an INSERT that meets a row would lock it.
+    if tx.one("SELECT 1 FROM workerd_handlers WHERE name = %s", (name,)) is None:
         tx.execute(
-            "INSERT INTO workerd_handlers (name) VALUES (%s) ON DUPLICATE KEY UPDATE name = name", (name,)
+            "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (name,)
         )
 
 
 def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
     """`node` has loaded the handler; `signature`: JSON or None. Names of nodes that are gone are dropped."""
     _make(tx, name)
-    row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{dialect.of(tx).lock}", (name,))
+    row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
     nodes = {node, *(_names(row[0]) & node_names(tx))} if row else {node}
     tx.execute(
         "UPDATE workerd_handlers SET signature = %s, nodes = %s, seen_at = %s WHERE name = %s",
@@ -118,7 +116,7 @@ def _live_nodes(tx: Tx) -> set[str]:
 def names_of_jobs(tx: Tx) -> list[str]:
     """The distinct handlers of all jobs: one step in the claim's index for each, whatever their number."""
     sql = (
-        f"SELECT handler FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT handler FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler > %s ORDER BY handler LIMIT 1"
     )
     names: list[str] = []
@@ -151,7 +149,7 @@ def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:
 
 def resume(tx: Tx, name: str) -> bool:
     """Let the handler be claimed again; False if it was not paused, NotFound if nothing is known of it."""
-    row = tx.one(f"SELECT paused_at FROM workerd_handlers WHERE name = %s{dialect.of(tx).lock}", (name,))
+    row = tx.one(f"SELECT paused_at FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
     if row is None:
         raise NotFound(f"There is no handler {name!r}; `workerd handlers` lists them.")
     tx.execute(

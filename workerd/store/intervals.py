@@ -7,10 +7,12 @@ from typing import NamedTuple
 
 from workerd import workflow as wf
 from workerd.clock import SECOND
-from workerd.job import COOLER_KEY, Status, new_id
-from workerd.store import columns, dialect
+from workerd.job import COOLER_KEY, ENDED, Status, new_id
+from workerd.outcome import Outcome, Reason
+from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import hint, live_key, marks
+from workerd.store.columns import marks
+from workerd.store.outcomes import ClosedBatch
 
 # The chains of recurring handlers and workflows: one live row with the key `~cooler` is the chain.
 #
@@ -33,7 +35,7 @@ class Link(NamedTuple):
 
 def live(tx: Tx, name: str) -> Link | None:
     """The chain of a recurring handler or workflow, None where it has none."""
-    where, index = live_key(tx)
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     row = tx.one(
         f"SELECT id, attempt, status, run_at FROM workerd_jobs {index} WHERE {where}",
         (name, COOLER_KEY),
@@ -52,7 +54,7 @@ def add(tx: Tx, name: str, job_id: bytes, *, run_at: int, running: bool = False)
         tx.execute(
             "INSERT INTO workerd_jobs (id, attempt, handler, status, run_at, unique_key, max_attempts,"
             " created_at, claimed_at, started_at) VALUES (%s, 1, %s, %s, %s, %s, NULL, %s, %s, %s)"
-            + dialect.of(tx).keep.format("id"),
+            + tx.dialect.keep_existing("id"),
             (job_id, name, str(status), columns.at(run_at), COOLER_KEY, columns.at(tx.now), started, started),
         )
     )
@@ -100,7 +102,7 @@ def last_run(tx: Tx, name: str) -> Last | None:
     for status in (Status.COMPLETED, Status.FAILURE, Status.CANCELLED):
         rows = tx.query(
             "SELECT id, unique_key, COALESCE(finished_at, ingested_at)"
-            f" FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+            f" FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
             " WHERE handler = %s AND status = %s AND priority = 0 ORDER BY run_at DESC LIMIT %s",
             (name, str(status), _LOOK_BACK),
         )
@@ -117,7 +119,7 @@ GONE = "its schedule was paused, or is configured no more"
 
 def remove_waiting(tx: Tx, name: str) -> None:
     """Take the waiting row away, of a schedule that was paused or is configured no more."""
-    where, _ = live_key(tx)
+    where = tx.dialect.live_key_condition
     waits = f"{where} AND status IN ('scheduled','new')"
     tx.execute(f"DELETE FROM workerd_jobs WHERE {waits} AND attempt = 1", (name, COOLER_KEY))
     # What was lost or interrupted before has a history, and that needs its end.
@@ -131,7 +133,7 @@ def remove_waiting(tx: Tx, name: str) -> None:
 
 def forget_pause(tx: Tx, name: str) -> None:
     """Take away the run that waits for the end of a pause which has changed; `ensure` inserts it anew."""
-    where, _ = live_key(tx)
+    where = tx.dialect.live_key_condition
     tx.execute(
         f"DELETE FROM workerd_jobs WHERE {where} AND status = 'scheduled' AND attempt = 1", (name, COOLER_KEY)
     )
@@ -139,7 +141,7 @@ def forget_pause(tx: Tx, name: str) -> None:
 
 def hurry(tx: Tx, name: str) -> bool:
     """Move the waiting row to now; False if none waits."""
-    where, _ = live_key(tx)
+    where = tx.dialect.live_key_condition
     return bool(
         tx.execute(
             "UPDATE workerd_jobs SET status = 'new', run_at = %s"
@@ -168,7 +170,42 @@ _END = {
 }
 
 
-def follow(tx: Tx, ended: Iterable[tuple[bytes, wf.RequestStatus, wf.Graph]]) -> None:
+def insert_next_runs(tx: Tx, batch: ClosedBatch) -> None:
+    """Insert the next run of each recurring handler whose run has ended."""
+    over = [
+        e.outcome
+        for e in batch.ended
+        if e.outcome.next_run_us is not None
+        and e.outcome.unique_key == COOLER_KEY
+        and e.outcome.status in ENDED
+        and e.outcome.request_id is None
+    ]
+    if not over:
+        return
+    going = goes_on(tx, {o.handler for o in over})
+    for o in over:
+        if o.reason is Reason.SKIPPED:
+            _forget_skipped(tx, o)
+        if o.handler in going and add(tx, o.handler, new_id(), run_at=batch.now + max(0, o.next_run_us or 0)):
+            batch.woken.add(o.handler)
+
+
+_SKIPPED_KEPT_OF = 10
+
+
+def _forget_skipped(tx: Tx, newest: Outcome) -> None:
+    """Remove all but the newest skipped row of a recurring handler."""
+    found = tx.query(
+        f"SELECT id, attempt FROM (SELECT id, attempt, reason, unique_key FROM workerd_jobs"
+        f" {tx.dialect.hint('workerd_claim')} WHERE handler = %s AND status = 'completed' AND priority = 0"
+        f" ORDER BY run_at DESC LIMIT %s) AS last WHERE reason = 'skipped' AND unique_key = %s AND id <> %s",
+        (newest.handler, _SKIPPED_KEPT_OF, COOLER_KEY, newest.id),
+    )
+    if found:
+        tx.execute(f"DELETE FROM workerd_jobs WHERE {columns.keys([(row[0], row[1]) for row in found])}")
+
+
+def close_runs(tx: Tx, ended: Iterable[tuple[bytes, wf.RequestStatus, wf.Graph]]) -> None:
     """Close the rows of runs that have ended, in the transaction that ends them, and insert the next ones."""
     for request_id, status, graph in ended:
         if graph.cooler is not None:

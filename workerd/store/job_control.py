@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
-from workerd.store import columns, dialect, requests, workflows
+from workerd.store import columns, requests, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
+from workerd.store.outcomes import ClosedBatch, closed_attempt
 
 _TAKEN = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 _TRIES = 5
@@ -31,7 +32,7 @@ class _Current(NamedTuple):
 def _current(tx: Tx, job_id: bytes) -> _Current:
     row = tx.one(
         "SELECT attempt, handler, status, unique_key, request_id, step, name, node_id FROM workerd_jobs"
-        f" WHERE id = %s ORDER BY attempt DESC LIMIT 1{dialect.of(tx).lock}",
+        f" WHERE id = %s ORDER BY attempt DESC LIMIT 1{tx.dialect.row_lock}",
         (job_id,),
     )
     if row is None:
@@ -52,7 +53,7 @@ def _current(tx: Tx, job_id: bytes) -> _Current:
 def _locked(tx: Tx, job_id: bytes) -> tuple[_Current, dict[bytes, RequestRow]]:
     """The job's row under lock, and before it, in the order of all locks, its request's."""
     row = tx.one("SELECT request_id FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
-    locked = workflows.lock(tx, [row[0]]) if row is not None and row[0] is not None else {}
+    locked = columns.lock_requests(tx, [row[0]]) if row is not None and row[0] is not None else {}
     return _current(tx, job_id), locked
 
 
@@ -79,7 +80,8 @@ def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
         " cancel_requested_at = %s, finished_at = %s, ingested_at = %s WHERE id = %s AND attempt = %s",
         (requests.CANCELLED_BY_PERSON, now, now, now, job_id, job.attempt),
     )
-    workflows.closed(tx, locked, [cancelled(_attempt_of(job_id, job), requests.CANCELLED_BY_PERSON)])
+    ended = closed_attempt(cancelled(_attempt_of(job_id, job), requests.CANCELLED_BY_PERSON), b"", tx.now)
+    workflows.advance(tx, ClosedBatch(now=tx.now, requests=locked, ended=[ended], released=[], woken=set()))
     return "ended"
 
 

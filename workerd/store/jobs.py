@@ -9,7 +9,7 @@ from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.job import Status, new_id
 from workerd.job_spec import NewJob
-from workerd.store import columns, dialect
+from workerd.store import columns
 from workerd.store.base import Tx
 
 ROWS = 1000
@@ -45,7 +45,7 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
         params = [value for n in part for value in _values(jobs[n], ids[n], tx.now, made)]
         changed += tx.execute(
             f"INSERT INTO workerd_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(part))}"
-            + dialect.of(tx).keep.format("id"),
+            + tx.dialect.keep_existing("id"),
             params,
         )
     held = _holders(tx, [jobs[n] for n in wanted])
@@ -64,7 +64,7 @@ def insert_alone(tx: Tx, job: NewJob) -> Inserted:
 
     Raises StoreRefused for text that is not UTF-8.
     """
-    if tx.engine == "sqlite":  # its clock is this machine's, and finer than the columns' defaults
+    if not tx.dialect.defaults_are_exact:
         return insert(tx, [job])[0]
     job_id = new_id()
     tx.execute(
@@ -151,7 +151,7 @@ def _not_ours(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
 
 def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str | None], bytes]:
     """Which live job holds each unique key that is asked for."""
-    where, index = columns.live_key(tx)
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     found: dict[tuple[str, str | None], bytes] = {}
     wanted = sorted({(job.handler, job.unique_key) for job in jobs if job.unique_key is not None})
     for part in columns.chunks(wanted, 100):

@@ -28,13 +28,7 @@ _DONE_BEFORE = frozenset({1050, 1060, 1061, 1091})
 
 def version(tx: Tx) -> int | None:
     """The newest migration that the store has; None for an empty store."""
-    if tx.engine == "sqlite":
-        table = tx.one("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'workerd_migrations'")
-    else:
-        table = tx.one(
-            "SELECT 1 FROM information_schema.tables"
-            " WHERE table_schema = DATABASE() AND table_name = 'workerd_migrations'"
-        )
+    table = tx.one(tx.dialect.table_exists, ("workerd_migrations",))
     if table is None:
         return None
     newest = tx.one("SELECT MAX(version) FROM workerd_migrations")

@@ -17,8 +17,8 @@ from workerd import clock
 from workerd.config.store_url import MySQLUrl
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.store import driver, migrations
-from workerd.store.base import Engine, LockLost, Params, Row, Session, Store
-from workerd.store.literals import literal
+from workerd.store.base import LockLost, Params, Row, Session, Store
+from workerd.store.mysql_dialect import MYSQL, literal
 
 LOCKS = frozenset({
     1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back
@@ -67,7 +67,7 @@ _SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_B
 class MySQLStore(Store):
     """A store on a MySQL or MariaDB server."""
 
-    engine: Engine = "mysql"
+    dialect = MYSQL
 
     def __init__(self, address: MySQLUrl, timeout: float, password_file: Path | None) -> None:
         super().__init__(address.shown)
@@ -103,7 +103,7 @@ class MySQLStore(Store):
 class MySQLSession(Session):
     """One connection, in a transaction from its first statement to COMMIT or ROLLBACK."""
 
-    engine: Engine = "mysql"
+    dialect = MYSQL
 
     def __init__(self, address: MySQLUrl, password: str, timeout: float) -> None:
         try:

@@ -9,7 +9,7 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import NodeNameTaken
-from workerd.store import columns, dialect
+from workerd.store import columns
 from workerd.store.base import Row, Tx
 
 
@@ -66,7 +66,7 @@ def _meet(tx: Tx, node: NodeRecord) -> None:
     ident = hashlib.blake2b(node.name.encode(), digest_size=16, person=b"workerd-node").digest()
     tx.execute(
         "INSERT INTO workerd_nodes (id, name, lease_until) VALUES (%s, %s, %s)"
-        + dialect.of(tx).keep.format("id"),
+        + tx.dialect.keep_existing("id"),
         (ident, node.name, "1970-01-01 00:00:01"),
     )
     tx.execute("DELETE FROM workerd_nodes WHERE id = %s", (ident,))
@@ -95,7 +95,7 @@ def over(tx: Tx) -> list[NodeRecord]:
 def remove(tx: Tx, node_id: bytes) -> bool:
     """Take the row away; False, and it stays, while attempts are `inprogress` for it."""
     left = tx.one(
-        f"SELECT 1 FROM workerd_jobs {dialect.of(tx).node_index}"
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_node')}"
         " WHERE node_id = %s AND status = 'inprogress' LIMIT 1",
         (node_id,),
     )
@@ -112,7 +112,7 @@ def strays(tx: Tx) -> list[bytes]:
     node that lost its row registers again within a lease: who stays here for longer than that is dead.
     """
     found = tx.query(
-        f"SELECT DISTINCT node_id FROM workerd_jobs {dialect.of(tx).due_index}"
+        f"SELECT DISTINCT node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
         " WHERE status = 'inprogress' AND node_id IS NOT NULL"
         " AND node_id NOT IN (SELECT id FROM workerd_nodes)"
     )

@@ -15,7 +15,7 @@ from workerd.errors import NotFound
 from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Row, Tx
-from workerd.store.columns import JobRow, Page, attempts, cursor_text, hint, jobs_by_key, read_cursor
+from workerd.store.columns import JobRow, Page, attempts, cursor_text, jobs_by_key, read_cursor
 
 CAP = 10_000
 """Counts are exact up to here; more is told as this many."""
@@ -123,7 +123,7 @@ def list_(
     for branch in _branches(tx, handler, states):
         where = " AND ".join([branch.where, *bounds])
         found += tx.query(
-            f"SELECT run_at, id, attempt FROM workerd_jobs {hint(tx, branch.through)} WHERE {where}"
+            f"SELECT run_at, id, attempt FROM workerd_jobs {tx.dialect.hint(branch.through)} WHERE {where}"
             " ORDER BY run_at DESC, id DESC LIMIT %s",
             [*branch.params, *bound, limit + 1],
         )
@@ -157,7 +157,7 @@ def _branches(tx: Tx, handler: str | None, states: Sequence[Status]) -> Iterable
 def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
     """The distinct priorities of a handler's rows in a status: one step in the index for each."""
     sql = (
-        f"SELECT priority FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT priority FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = %s AND priority > %s ORDER BY priority LIMIT 1"
     )
     found: list[int] = []
@@ -213,7 +213,7 @@ def counts(
 
 def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
     one = (
-        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = %s LIMIT %s) AS c"
     )
     return [int(tx.query(one, (handler, str(state), cap))[0][0]) for handler, state in pairs]
@@ -222,7 +222,7 @@ def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
 def oldest_new(tx: Tx, handler: str) -> int | None:
     """Since when the handler's longest waiting job may be claimed."""
     sql = (
-        f"SELECT priority, run_at FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT priority, run_at FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = 'new' AND priority > %s ORDER BY priority, run_at LIMIT 1"
     )
     oldest: int | None = None

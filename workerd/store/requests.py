@@ -11,7 +11,7 @@ from workerd import workflow as wf
 from workerd.config.model import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import AttemptRef, Status, id_text, new_id
-from workerd.store import columns, dialect, intervals
+from workerd.store import columns, intervals
 from workerd.store.base import Tx
 from workerd.store.columns import (
     REQUEST_COLUMNS,
@@ -20,13 +20,12 @@ from workerd.store.columns import (
     RequestRow,
     cursor_text,
     cut_page,
-    hint,
     jobs_by_key,
     marks,
     read_cursor,
     request,
 )
-from workerd.store.workflows import CANCELLED, Moving, cancel_waiting, job_state, lock, move
+from workerd.store.workflows import CANCELLED, Moving, cancel_waiting, job_state, move
 
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 _S = wf.RequestStatus
@@ -51,7 +50,7 @@ def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None
     ident = request_id or new_id()
     created = tx.execute(
         "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
-        + dialect.of(tx).keep.format("id"),
+        + tx.dialect.keep_existing("id"),
         (ident, workflow, params.decode(), columns.at(tx.now)),
     )
     return Submitted(ident, bool(created))
@@ -63,7 +62,7 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
     if row is None:
         raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
     keys = tx.query(
-        f"SELECT id, attempt FROM workerd_jobs {hint(tx, 'workerd_request')}"
+        f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
         " WHERE request_id = %s AND status <> 'retry'",
         (request_id,),
     )
@@ -98,7 +97,7 @@ def list_(
         found += map(
             request,
             tx.query(
-                f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+                f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
                 f" WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT %s",
                 [str(state), *params, limit + 1],
             ),
@@ -119,9 +118,9 @@ def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picke
     if not names:
         return Picked(0, set())
     rows = tx.query(
-        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
         f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
-        f" ORDER BY created_at LIMIT %s{dialect.of(tx).skip}",
+        f" ORDER BY created_at LIMIT %s{tx.dialect.skip_locked}",
         [*names, limit],
     )
     return _begin(tx, [request(row) for row in rows], workflows)
@@ -168,13 +167,13 @@ def start_recurring(tx: Tx, workflow: WorkflowConfig) -> Picked:
     if not due or not intervals.goes_on(tx, [workflow.name]) or not intervals.begin(tx, link):
         return Picked(0, set())
     submit(tx, workflow.name, b"{}", link.id)
-    return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
+    return _begin(tx, list(columns.lock_requests(tx, [link.id]).values()), {workflow.name: workflow})
 
 
 def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
     row = tx.one(
-        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
-        f" WHERE status = 'queuing' AND workflow = %s ORDER BY created_at LIMIT 1{dialect.of(tx).lock}",
+        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
+        f" WHERE status = 'queuing' AND workflow = %s ORDER BY created_at LIMIT 1{tx.dialect.row_lock}",
         (workflow,),
     )
     return None if row is None else request(row)
@@ -185,9 +184,9 @@ def _mend_run(tx: Tx, workflow: WorkflowConfig, link: intervals.Link, pause: flo
     row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (link.id,))
     status = _S(columns.text(row[0])) if row is not None else _S.CANCELLED
     if status is _S.QUEUING:
-        return _begin(tx, list(lock(tx, [link.id]).values()), {workflow.name: workflow})
+        return _begin(tx, list(columns.lock_requests(tx, [link.id]).values()), {workflow.name: workflow})
     if status in wf.REQUEST_ENDED:
-        lock(tx, [link.id])
+        columns.lock_requests(tx, [link.id])
         intervals.close(tx, workflow.name, link.id, status, pause)
     return Picked(0, set())
 
@@ -197,7 +196,7 @@ def _mend_run(tx: Tx, workflow: WorkflowConfig, link: intervals.Link, pause: flo
 
 def cancel(tx: Tx, request_id: bytes) -> str:
     """`ended`: nothing of it ran; `asked`: it ends when its running jobs do. NotFound, Conflict."""
-    row = lock(tx, [request_id]).get(request_id)
+    row = columns.lock_requests(tx, [request_id]).get(request_id)
     if row is None:
         raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
     item = Moving(row)
@@ -238,8 +237,8 @@ def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: s
     rows = [
         request(row)
         for row in tx.query(
-            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {hint(tx, 'workerd_request_status')}"
-            f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{dialect.of(tx).skip}",
+            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
+            f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{tx.dialect.skip_locked}",
             [*params, limit],
         )
     ]
@@ -280,7 +279,8 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
         )
         for name, status, reason, run_at, ended in tx.query(
             "SELECT name, status, reason, run_at, COALESCE(ingested_at, finished_at)"
-            f" FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s AND status <> 'retry'",
+            f" FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+            " WHERE request_id = %s AND status <> 'retry'",
             (request_id,),
         )
     ]

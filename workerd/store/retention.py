@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, LIVE, Status
-from workerd.store import columns, dialect
+from workerd.store import columns
 from workerd.store.base import Row, Tx
-from workerd.store.columns import chunks, hint, marks
+from workerd.store.columns import chunks, marks
 
 RUNS_KEPT = 100
 """Completed rows of a recurring handler that are kept, however old."""
@@ -117,7 +117,7 @@ def _kept_runs(tx: Tx, jobs: Sequence[_Job]) -> set[bytes]:
 
 def _oldest_kept(tx: Tx, handler: str) -> bytes:
     row = tx.one(
-        f"SELECT run_at FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT run_at FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = 'completed' AND priority = 0"
         " ORDER BY run_at DESC LIMIT 1 OFFSET %s",
         (handler, RUNS_KEPT - 1),
@@ -132,7 +132,7 @@ def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
     Otherwise a cooler of milliseconds would fill the table with rows that say nothing.
     """
     rows = tx.query(
-        f"SELECT id, unique_key FROM workerd_jobs {hint(tx, 'workerd_claim')}"
+        f"SELECT id, unique_key FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = 'completed' AND priority = 0"
         " ORDER BY run_at DESC LIMIT %s OFFSET %s",
         (name, limit, RUNS_KEPT),
@@ -154,10 +154,10 @@ def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
         if before is None or removed >= limit:
             continue
         rows = tx.query(
-            f"SELECT id FROM workerd_requests {hint(tx, 'workerd_request_status')}"
+            f"SELECT id FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
             " WHERE status = %s AND created_at < %s AND COALESCE(completed_at, created_at) < %s"
             " AND id NOT IN (SELECT last_job FROM workerd_schedules WHERE last_job IS NOT NULL)"
-            f" ORDER BY created_at LIMIT %s{dialect.of(tx).skip}",
+            f" ORDER BY created_at LIMIT %s{tx.dialect.skip_locked}",
             (status, columns.at(before), columns.at(before), limit),
         )
         for (request_id,) in rows:
@@ -169,12 +169,13 @@ def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
 
 def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
     ids = tx.query(
-        f"SELECT DISTINCT id FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s LIMIT %s",
+        f"SELECT DISTINCT id FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        " WHERE request_id = %s LIMIT %s",
         (request_id, limit),
     )
     removed = _remove(tx, [row[0] for row in ids])
     left = tx.one(
-        f"SELECT 1 FROM workerd_jobs {hint(tx, 'workerd_request')} WHERE request_id = %s LIMIT 1",
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_request')} WHERE request_id = %s LIMIT 1",
         (request_id,),
     )
     if left is None:
@@ -188,11 +189,11 @@ def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
     for part in chunks(sorted(ids), 200):
         rows = tx.query(
             f"SELECT id, attempt, status FROM workerd_jobs WHERE id IN ({marks(part)})"
-            f" ORDER BY id, attempt{dialect.of(tx).lock}",
+            f" ORDER BY id, attempt{tx.dialect.row_lock}",
             part,
         )
         live = {row[0] for row in rows if columns.lenient(row[2]) in LIVE}
         keys = [(row[0], row[1]) for row in rows if row[0] not in live]
         for some in chunks(keys):
-            removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {dialect.keys(some)}")
+            removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {columns.keys(some)}")
     return removed

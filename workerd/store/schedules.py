@@ -18,7 +18,7 @@ from workerd.config.model import ScheduleConfig as Wanted
 from workerd.errors import Conflict, NotFound
 from workerd.job import ENDED, Status, new_id
 from workerd.job_spec import NewJob
-from workerd.store import columns, dialect, intervals, jobs, requests
+from workerd.store import columns, intervals, jobs, requests
 from workerd.store.base import Row, Tx
 from workerd.store.columns import marks
 
@@ -90,7 +90,7 @@ def _schedule(row: Row) -> ScheduleRow:
 def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
     """One schedule's row. NotFound."""
     row = tx.one(
-        f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s" + (dialect.of(tx).lock if lock else ""),
+        f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s" + (tx.dialect.row_lock if lock else ""),
         (name,),
     )
     if row is None:
@@ -115,7 +115,7 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
         if row is None:
             tx.execute(
                 "INSERT INTO workerd_schedules (name, kind, expression, timezone, last_tick)"
-                " VALUES (%s, %s, %s, %s, %s)" + dialect.of(tx).keep.format("name"),
+                " VALUES (%s, %s, %s, %s, %s)" + tx.dialect.keep_existing("name"),
                 (name, kind, expression, timezone, columns.at(tx.now)),
             )
         elif (row.kind, row.expression, row.timezone) != (kind, expression, timezone):
@@ -205,7 +205,7 @@ def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow
 
 def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> bool:
     """Take the tick; only if `last_job`, on which the overlap was judged, is still the same."""
-    same = "IS" if tx.engine == "sqlite" else "<=>"
+    same = tx.dialect.null_safe_equal
     return bool(
         tx.execute(
             "UPDATE workerd_schedules SET last_tick = %s, last_job = %s WHERE name = %s"

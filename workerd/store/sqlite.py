@@ -13,7 +13,8 @@ from workerd import clock
 from workerd.config.store_url import SQLiteUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations
-from workerd.store.base import Engine, LockLost, Params, Row, Session, Store
+from workerd.store.base import LockLost, Params, Row, Session, Store
+from workerd.store.sqlite_dialect import SQLITE
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
 AWAY = frozenset({
@@ -27,7 +28,8 @@ _STEPS = 100_000  # virtual machine steps between two looks at the time limit, a
 class SQLiteStore(Store):
     """An embedded store."""
 
-    engine: Engine = "sqlite"
+    dialect = SQLITE
+    embedded = True
 
     def __init__(self, address: SQLiteUrl, timeout: float) -> None:
         super().__init__(address.shown)
@@ -44,7 +46,7 @@ class SQLiteStore(Store):
 class SQLiteSession(Session):
     """One connection; text comes as bytes, the clock is the machine's."""
 
-    engine: Engine = "sqlite"
+    dialect = SQLITE
     max_packet: int | None = None
 
     def __init__(self, path: Path, timeout: float) -> None:

@@ -12,9 +12,9 @@ from workerd import workflow as wf
 from workerd.errors import InvalidValue
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, cancelled, failed
-from workerd.store import columns, dialect, workflows
+from workerd.store import columns, workflows
 from workerd.store.base import Row, Tx
-from workerd.store.columns import chunks, hint, marks
+from workerd.store.columns import chunks, marks
 
 BATCH_BYTES = 8 << 20
 """Bytes that one claim's jobs carry together; what is over stays `new`."""
@@ -73,11 +73,11 @@ def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
 
 
 def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
-    size = dialect.of(tx).bytes_of
+    size = tx.dialect.byte_length
     found: dict[bytes, _Context] = {}
     for part in chunks(ids):
         for row in tx.query(
-            f"SELECT id, workflow, status, {size.format('params')} + {size.format('extras')}, steps"
+            f"SELECT id, workflow, status, {size('params')} + {size('extras')}, steps"
             f" FROM workerd_requests WHERE id IN ({marks(part)})",
             part,
         ):
@@ -119,7 +119,7 @@ def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Pay
     for part in chunks(ids):
         for request_id, name, job_id, attempt, kind, size in tx.query(
             "SELECT request_id, name, id, attempt, payload_type, COALESCE(LENGTH(payload), 0)"
-            f" FROM workerd_jobs {hint(tx, 'workerd_request')}"
+            f" FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
             f" WHERE request_id IN ({marks(part)}) AND status = 'completed' AND name IS NOT NULL",
             part,
         ):
@@ -175,7 +175,7 @@ def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[AttemptRef, bytes]:
     found: dict[AttemptRef, bytes] = {}
     for part in chunks(list(kinds)):
         for job_id, attempt, content in tx.query(
-            f"SELECT id, attempt, payload FROM workerd_jobs WHERE {dialect.keys(part)}"
+            f"SELECT id, attempt, payload FROM workerd_jobs WHERE {columns.keys(part)}"
         ):
             ref = AttemptRef(job_id, attempt)
             found[ref] = msgspec.json.encode(content) if kinds[ref] == "bytes" else content
@@ -187,5 +187,5 @@ def _give_back(tx: Tx, surplus: Sequence[AttemptRef]) -> None:
     if surplus:
         tx.execute(
             "UPDATE workerd_jobs SET status = 'new', node_id = NULL, node = NULL, claimed_at = NULL"
-            f" WHERE {dialect.keys(surplus)}"
+            f" WHERE {columns.keys(surplus)}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
@@ -14,9 +14,10 @@ from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
-from workerd.store import columns, dialect, intervals, jobs
+from workerd.store import columns, intervals, jobs
 from workerd.store.base import Tx
-from workerd.store.columns import REQUEST_COLUMNS, RequestRow, chunks, hint, marks, request
+from workerd.store.columns import RequestRow, chunks, marks
+from workerd.store.outcomes import ClosedBatch
 from workerd.text import one_line
 
 # Moving requests on: what `workflow.decide` says, carried out in the caller's transaction.
@@ -132,38 +133,31 @@ class Moving:
         return self.status in wf.REQUEST_ENDED
 
 
-def lock(tx: Tx, ids: Iterable[bytes]) -> dict[bytes, RequestRow]:
-    """Lock these requests by id, the first locks of every transaction that closes jobs of theirs."""
-    found: dict[bytes, RequestRow] = {}
-    for part in chunks(sorted(set(ids))):
-        rows = tx.query(
-            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id IN ({marks(part)})"
-            f" ORDER BY id{dialect.of(tx).lock}",
-            part,
-        )
-        found.update((row.id, row) for row in map(request, rows))
-    return found
+def advance(tx: Tx, batch: ClosedBatch) -> None:
+    """Move on the requests of the batch: merge extras, insert spawned jobs and further steps, end them."""
+    _follow(tx, batch, move_on=True)
 
 
-def closed(
-    tx: Tx, locked: dict[bytes, RequestRow], outcomes: Iterable[Outcome], *, move_on: bool = True
-) -> set[str]:
-    """What follows from outcomes that took effect; the handlers that got new jobs by it.
+def record(tx: Tx, batch: ClosedBatch) -> None:
+    """As `advance`, but further steps are left to the sweep."""
+    _follow(tx, batch, move_on=False)
 
-    `locked` is what `lock` returned in this transaction. With `move_on` false further steps are left
-    to the sweep; extras, spawned jobs and failures are written all the same.
-    """
+
+def _follow(tx: Tx, batch: ClosedBatch, *, move_on: bool) -> None:
+    if not batch.requests:
+        return
     moving: dict[bytes, Moving] = {}
-    for outcome in outcomes:
-        row = locked.get(outcome.request_id) if outcome.request_id is not None else None
-        if row is None or outcome.status is Status.NEW:
+    for ended in batch.ended:
+        outcome = ended.outcome
+        row = batch.requests.get(outcome.request_id) if outcome.request_id is not None else None
+        if row is None:
             continue
         if row.id not in moving:
             moving[row.id] = Moving(row)
         moving[row.id].take(outcome)
     for item in moving.values():
         item.merge()
-    return move(tx, list(moving.values()), move_on=move_on)
+    batch.woken |= move(tx, list(moving.values()), move_on=move_on)
 
 
 def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
@@ -184,7 +178,9 @@ def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
             cancel_waiting(tx, ids)
             found = _states(tx, ids)
     _write(tx, moving)
-    intervals.follow(tx, [(m.row.id, m.status, m.graph) for m in moving if m.ended and m.graph is not None])
+    intervals.close_runs(
+        tx, [(m.row.id, m.status, m.graph) for m in moving if m.ended and m.graph is not None]
+    )
     return _insert(tx, moving)
 
 
@@ -208,7 +204,7 @@ def _states(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, list[wf.JobState
     found: defaultdict[bytes, list[wf.JobState]] = defaultdict(list)
     for part in chunks(ids):
         for request_id, name, status, reason in tx.query(
-            f"SELECT request_id, name, status, reason FROM workerd_jobs {hint(tx, 'workerd_request')}"
+            f"SELECT request_id, name, status, reason FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
             f" WHERE request_id IN ({marks(part)}) AND status <> 'retry'",
             part,
         ):

@@ -1,0 +1,227 @@
+"""The SQL of MySQL and MariaDB; no driver here, so that a process may build it on a caller's connection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from workerd import clock
+from workerd.errors import StoreRefused
+from workerd.outcome import ClosedAttempt, Outcome
+from workerd.store import columns
+from workerd.store.base import Dialect, Tx
+from workerd.store.columns import INSERT_NEXT, next_due
+
+LONG = 4096
+"""Bytes of payload or stack above which each is written by a statement of its own: in the batch's
+derived table it would make the server put that on disk."""
+
+
+_ESCAPES = str.maketrans({
+    "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", "\\": "\\\\",
+})  # fmt: skip
+_SPECIAL = tuple(chr(code) for code in _ESCAPES)
+
+
+def literal(value: object) -> str:
+    """Bytes in hex, text quoted, None as NULL. Raises StoreRefused for a float that is not finite."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, bytes):
+        return f"x'{value.hex()}'"
+    if isinstance(value, str):
+        return f"'{_escaped(value)}'"
+    if isinstance(value, bool):
+        return "1" if value else "0"
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, float):
+        raise StoreRefused(f"{value} is not a finite number", 1264)
+    raise TypeError(f"{type(value).__name__} is no SQL parameter")
+
+
+def _escaped(value: str) -> str:
+    # Nearly no text has any of them, and looking is ten times as fast as translating.
+    for character in _SPECIAL:
+        if character in value:
+            return value.translate(_ESCAPES)
+    return value
+
+
+# -- closing: UPDATE … JOIN (SELECT … UNION ALL …)
+
+_Write = Callable[[Any], str]
+
+
+def _time(us: int | None) -> str:
+    # A typed literal: as text the comparison with a DATETIME would be one of strings.
+    return "NULL" if us is None else f"TIMESTAMP'{clock.to_text(us)}'"
+
+
+def _short(value: bytes | str | None) -> str:
+    return "NULL" if value is None or len(value) > LONG else literal(value)
+
+
+class _Column(NamedTuple):
+    """Where a ClosedAttempt has the value, how it is written, and what SET does with it."""
+
+    read: Callable[[ClosedAttempt], Any]
+    write: _Write = literal
+    set: str = "j.{name} = {value}"
+
+
+def _of(path: str, write: _Write = literal) -> _Column:
+    return _Column(attrgetter(path), write)
+
+
+_NAMED = {
+    "id": _of("outcome.id"),
+    "attempt": _of("outcome.attempt"),
+    "claimed_at": _of("outcome.claimed_at", _time),
+    "node_id": _of("node_id"),
+}
+_SET = {
+    "status": _of("outcome.status"),
+    "reason": _of("outcome.reason"),
+    "success": _of("outcome.success"),
+    "payload": _of("outcome.payload", _short),
+    "payload_type": _of("outcome.payload_type"),
+    "error": _of("outcome.error"),
+    "stack": _of("outcome.stack", _short),
+    "exit_signal": _of("outcome.exit_signal"),
+    "exit_code": _of("outcome.exit_code"),
+    "started_at": _of("started_at", _time),
+    "finished_at": _of("finished_at", _time),
+    "run_us": _of("outcome.usage.run_us"),
+    "cpu_us": _of("outcome.usage.cpu_us"),
+    "max_rss_kib": _of("outcome.usage.max_rss_kib"),
+    "pid": _of("outcome.pid"),
+    # NULL keeps what is there.
+    "progress": _of("outcome.progress")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
+    "note": _of("outcome.note")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
+}
+
+
+def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+    derived, named = _derived(batch, _NAMED | _SET)
+    sets = [column.set.format(name=name, value=named[name]) for name, column in _SET.items()]
+    changed = tx.execute(
+        f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
+        f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"
+        f" SET {', '.join(sets)}, j.ingested_at = {_time(ingested_at)}"
+        f" WHERE j.status = 'inprogress' AND j.node_id = {named['node_id']}"
+        f" AND j.claimed_at = {named['claimed_at']}"
+    )
+    effective = list(batch) if changed == len(batch) else _read_back(tx, batch, ingested_at)
+    for ended in effective:
+        if _is_long(ended.outcome):
+            _write_long(tx, ended.outcome)
+    return effective
+
+
+def _derived(batch: Sequence[ClosedAttempt], wanted: dict[str, _Column]) -> tuple[str, dict[str, str]]:
+    """The derived table, and the SQL for each column; a value common to all rows is a constant.
+
+    Column by column and each distinct value once: this runs for every job, at a few microseconds each.
+    """
+    named: dict[str, str] = {}
+    listed: list[list[str]] = []
+    heads: list[str] = []
+    for name, column in wanted.items():
+        values = list(map(column.read, batch))
+        if values.count(values[0]) == len(values) and name != "id":
+            named[name] = column.write(values[0])
+            continue
+        written = {value: column.write(value) for value in set(values)}
+        listed.append([written[value] for value in values])
+        heads.append(f"{listed[-1][0]} AS {name}")
+        named[name] = f"o.{name}"
+    rows = list(map(", ".join, zip(*listed, strict=True)))
+    rows[0] = ", ".join(heads)
+    return "SELECT " + " UNION ALL SELECT ".join(rows), named
+
+
+def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+    """Which attempts carry this transaction's `ingested_at`, each once."""
+    wanted = {e.identity: e for e in reversed(batch)}
+    effective = []
+    keys = columns.keys({e.outcome.ref for e in batch})
+    for job_id, attempt, claimed_at, node_id in tx.query(
+        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs FORCE INDEX (PRIMARY)"
+        f" WHERE ({keys}) AND ingested_at = {_time(ingested_at)}"
+    ):
+        ended = wanted.get((job_id, attempt, columns.time(claimed_at), node_id))
+        if ended is not None:
+            effective.append(ended)
+    return sorted(effective, key=lambda e: e.outcome.ref)
+
+
+def _is_long(outcome: Outcome) -> bool:
+    payload, stack = outcome.payload, outcome.stack
+    return (payload is not None and len(payload) > LONG) or (stack is not None and len(stack) > LONG)
+
+
+def _write_long(tx: Tx, outcome: Outcome) -> None:
+    both = (("payload", outcome.payload), ("stack", outcome.stack))
+    long = {name: value for name, value in both if value is not None and len(value) > LONG}
+    sets = ", ".join(f"{name} = %s" for name in long)
+    tx.execute(
+        f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.ref]
+    )
+
+
+# -- the next attempts
+
+
+def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+    derived = []
+    for o in retried:
+        assert o.next is not None
+        status, run_at = next_due(o, now)
+        derived.append(
+            f"SELECT x'{o.id.hex()}' AS id, {int(o.attempt)} AS attempt, '{status}' AS status,"
+            f" TIMESTAMP'{run_at}' AS run_at, {int(o.next.failures)} AS failures,"
+            f" {int(o.next.crashes)} AS crashes, {int(o.next.losses)} AS losses"
+        )
+    source = (
+        f"({' UNION ALL '.join(derived)}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
+        " ON j.id = o.id AND j.attempt = o.attempt"
+    )
+    names = {name: f"o.{name}" for name in ("status", "run_at", "failures", "crashes", "losses")}
+    keep = MYSQL.keep_existing("workerd_jobs.id")
+    return tx.execute(INSERT_NEXT.format(**names, source=source, keep=keep))
+
+
+class _MySQL(Dialect):
+    name = "mysql"
+    share_lock = " LOCK IN SHARE MODE"
+    row_lock = " FOR UPDATE"
+    skip_locked = " FOR UPDATE SKIP LOCKED"
+    clock_column = "UTC_TIMESTAMP(6)"
+    null_safe_equal = "<=>"
+    defaults_are_exact = True
+    live_key_condition = "handler = %s AND live_key = %s"  # a generated column
+    table_exists = (
+        "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
+    )
+
+    def hint(self, index: str) -> str:
+        return f"FORCE INDEX ({index})"
+
+    def byte_length(self, column: str) -> str:
+        return f"LENGTH({column})"
+
+    def keep_existing(self, column: str) -> str:
+        # Not INSERT IGNORE, which would also swallow values that do not fit.
+        return f" ON DUPLICATE KEY UPDATE {column} = {column}"
+
+    def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+        return _close_batch(tx, batch, ingested_at)
+
+    def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+        return _insert_next(tx, retried, now)
+
+
+MYSQL = _MySQL()

@@ -1,0 +1,80 @@
+"""The SQL of SQLite: one writer at a time, so no row locks; a statement costs no round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from workerd import clock
+from workerd.outcome import ClosedAttempt, Outcome
+from workerd.store import columns
+from workerd.store.base import Dialect, Tx
+from workerd.store.columns import INSERT_NEXT, next_due
+
+_CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payload = %s, payload_type = %s,
+    error = %s, stack = %s, exit_signal = %s, exit_code = %s, started_at = %s, finished_at = %s, run_us = %s,
+    cpu_us = %s, max_rss_kib = %s, pid = %s, progress = COALESCE(%s, progress), note = COALESCE(%s, note),
+    ingested_at = %s
+    WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s"""
+
+
+def _close_each(tx: Tx, batch: Iterable[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+    now = clock.to_text(ingested_at)
+    return [e for e in batch if tx.execute(_CLOSE, _parameters(e, now))]
+
+
+def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
+    o = e.outcome
+    return (
+        str(o.status), o.reason and str(o.reason), o.success, o.payload, o.payload_type,
+        o.error, o.stack, o.exit_signal, o.exit_code,
+        columns.at(e.started_at), columns.at(e.finished_at),
+        o.usage.run_us, o.usage.cpu_us, o.usage.max_rss_kib, o.pid, o.progress, o.note, now,
+        o.id, o.attempt, e.node_id, clock.to_text(o.claimed_at),
+    )  # fmt: skip
+
+
+def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+    sql = INSERT_NEXT.format(
+        **dict.fromkeys(("status", "run_at", "failures", "crashes", "losses"), "%s"),
+        source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
+        keep=SQLITE.keep_existing("id"),
+    )
+    inserted = 0
+    for o in retried:
+        assert o.next is not None
+        inserted += tx.execute(
+            sql, (*next_due(o, now), o.next.failures, o.next.crashes, o.next.losses, o.id, o.attempt)
+        )
+    return inserted
+
+
+class _SQLite(Dialect):
+    name = "sqlite"
+    share_lock = ""
+    row_lock = ""
+    skip_locked = ""
+    clock_column = "NULL"  # the session's clock is this machine's
+    null_safe_equal = "IS"
+    defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
+    # As the partial index says it, or it would not be used.
+    live_key_condition = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
+    table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = %s"
+
+    def hint(self, index: str) -> str:
+        return f"INDEXED BY {index}"
+
+    def byte_length(self, column: str) -> str:
+        return f"LENGTH(CAST({column} AS BLOB))"
+
+    def keep_existing(self, column: str) -> str:
+        return " ON CONFLICT DO NOTHING"
+
+    def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+        return _close_each(tx, batch, ingested_at)
+
+    def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+        return _insert_next(tx, retried, now)
+
+
+SQLITE = _SQLite()
