@@ -6,7 +6,6 @@ import gc
 
 from workerd import log, messages
 from workerd.dispatcher import dispatcher
-from workerd.gateway import server
 from workerd.ingester import ingester
 from workerd.metrics import values
 from workerd.pool import pool
@@ -25,9 +24,16 @@ def _pool(ctx: RoleContext, name: str, life: int) -> int:
     return pool.main(ctx, name, life)
 
 
+def _gateway(ctx: RoleContext) -> int:
+    # Not before the fork: no other process needs its 14 MiB, and the supervisor starts without it.
+    from workerd.gateway import server
+
+    return server.main(ctx)
+
+
 # In starting order: receivers before senders.
 MAINS = Mains(
-    roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": server.main},
+    roles={"ingester": ingester.main, "dispatcher": dispatcher.main, "gateway": _gateway},
     pool=_pool,
 )
 

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import structlog
 
+from workerd import lean_imports
 from workerd.config.model import LogConfig
 from workerd.text import line
+
+with lean_imports.without("rich", deferred=("asyncio",)):
+    import structlog
 
 Event = MutableMapping[str, Any]
 

@@ -24,7 +24,6 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import results
-from workerd.pool.async_handlers import Interruptible
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.results import run_logger
@@ -61,7 +60,7 @@ class RunningJob:
         self.interruption: BaseException | None = None
         self.fraction: float | None = None
         self.note: str | None = None
-        self.coroutine: Interruptible | None = None
+        self.interrupt_coroutine: Callable[[FrameType | None, BaseException], bool] | None = None
         self.in_signal_handler = False
         self._deadline = assignment.deadline
         self._flags = flags
@@ -95,7 +94,7 @@ class RunningJob:
             self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s has passed")
         else:
             return
-        if self.coroutine is None or not self.coroutine.interrupt(frame, self.interruption):
+        if self.interrupt_coroutine is None or not self.interrupt_coroutine(frame, self.interruption):
             raise self.interruption
 
     def finish(self, result: RunResult) -> RunResult:
@@ -293,9 +292,12 @@ def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], j
 
 
 def _await(coroutine: Coroutine[Any, Any, Any], job: RunningJob | None) -> Any:
+    # Not before a handler needs it: asyncio takes 2 MiB of each pool.
+    from workerd.pool.async_handlers import Interruptible
+
     interruptible = Interruptible(coroutine)
     if job is not None:
-        job.coroutine = interruptible
+        job.interrupt_coroutine = interruptible.interrupt
     return interruptible.run()
 
 

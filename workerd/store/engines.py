@@ -6,9 +6,9 @@ import contextlib
 import importlib
 from pathlib import Path
 
+from workerd import lean_imports
 from workerd.config.model import StoreConfig
 from workerd.config.store_url import SQLiteUrl, parse_store_url
-from workerd.store import driver
 from workerd.store.base import Store
 
 
@@ -19,12 +19,12 @@ def prepare(scheme: str) -> None:
         if scheme.startswith("sqlite"):
             importlib.import_module("workerd.store.sqlite")
         else:
-            driver.prepare("workerd.store.mysql")
+            lean_imports.share_driver("workerd.store.mysql")
 
 
 def unprepare() -> None:
     """For a process that runs other people's code: whoever needs the driver there loads it anew, whole."""
-    driver.forget()
+    lean_imports.forget_driver()
 
 
 def open_store(
@@ -43,7 +43,7 @@ def open_store(
         return SQLiteStore(address, timeout)
     # Imported here, so that a node on SQLite carries no driver that it does not use.
     if spare:
-        driver.without_rsa()
+        lean_imports.import_pymysql()
     from workerd.store.mysql import MySQLStore
 
     password_file = Path(config.password_file) if config.password_file else None

@@ -13,10 +13,10 @@ import pymysql
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
-from workerd import clock
+from workerd import clock, lean_imports
 from workerd.config.store_url import MySQLUrl
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
-from workerd.store import driver, migrations
+from workerd.store import migrations
 from workerd.store.base import LockLost, Params, Row, Session, Store
 from workerd.store.mysql_dialect import MYSQL, literal
 
@@ -183,7 +183,7 @@ def _open(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connectio
         return _connected(address, password, timeout)
     except RuntimeError:
         # What the driver raises where it needs RSA and has none.
-        if not driver.with_rsa():
+        if not lean_imports.load_rsa():
             raise
     return _connected(address, password, timeout)
 

@@ -7,12 +7,12 @@ import sys
 
 SCRIPT = """
 import sys
-from workerd.store import driver
-driver.without_rsa()
+from workerd import lean_imports
+lean_imports.import_pymysql()
 import pymysql._auth
 assert not pymysql._auth._have_cryptography and "cryptography" not in sys.modules
-assert driver.with_rsa() and pymysql._auth._have_cryptography
-assert not driver.with_rsa()
+assert lean_imports.load_rsa() and pymysql._auth._have_cryptography
+assert not lean_imports.load_rsa()
 """
 
 
@@ -35,7 +35,7 @@ assert type(store.open_store(StoreConfig(url="mysql://u@h/d"))) is not ours.MySQ
 DAEMON = """
 import sys
 import workerd.daemon
-loaded = {"pymysql", "cryptography", "sqlite3"} & set(sys.modules)
+loaded = {"pymysql", "cryptography", "sqlite3", "rich", "asyncio", "uvicorn"} & set(sys.modules)
 assert not loaded, loaded
 """
 
@@ -53,6 +53,6 @@ def test_a_process_for_handlers_has_the_driver_whole() -> None:
 
 
 def test_rsa_comes_when_it_is_asked_for() -> None:
-    """The driver is loaded without RSA, has it after `with_rsa`, and is asked for it once only."""
+    """The driver is loaded without RSA, has it after `load_rsa`, and is asked for it once only."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
