@@ -41,8 +41,8 @@ def context(deadline: float = 0, ends_ns: int = 0, **more: Any) -> Context:
 # -- the decorator
 
 
-def test_the_decorator_leaves_the_function_as_it_is() -> None:
-    """With and without parentheses it returns the very object, so that it can still be called."""
+def test_the_decorator_returns_the_same_object() -> None:
+    """With and without parentheses."""
 
     def plain(x: int) -> int:
         return x
@@ -53,8 +53,8 @@ def test_the_decorator_leaves_the_function_as_it_is() -> None:
     assert options_of(plain) == {"deadline": 3.0}
 
 
-def test_the_options_are_checked_and_converted() -> None:
-    """Durations are seconds or text, classes are classes or names, one or many."""
+def test_options_are_checked_and_converted() -> None:
+    """Durations are seconds or text; classes are classes or names, one or many."""
 
     @handler(
         deadline="1m",
@@ -94,27 +94,27 @@ def test_the_options_are_checked_and_converted() -> None:
     ],
 )
 def test_a_wrong_option_says_what_was_expected(options: dict[str, Any], message: str) -> None:
-    """The fault is told where the decorator stands, when the module is imported."""
+    """At the decorator, when the module is imported."""
     with pytest.raises(ValueError, match="@handler") as caught:
         handler(**options)
     assert message in str(caught.value)
 
 
-def test_an_unknown_option_is_named_with_the_known_ones() -> None:
-    """A slip of the pen does not become a policy that is not there."""
+def test_an_unknown_option_is_reported_with_the_known_ones() -> None:
+    """A typo must not become a missing policy."""
     options: dict[str, Any] = {"max_attemps": 3}
     with pytest.raises(TypeError, match=r"no option 'max_attemps'; expected one of deadline, grace"):
         handler(**options)
 
 
-def test_only_what_can_be_called_is_decorated() -> None:
-    """A value is no handler."""
+def test_only_callables_can_be_decorated() -> None:
+    """Other values raise TypeError."""
     with pytest.raises(TypeError, match="expects a function or a class"):
         handler(deadline=1)(3)
 
 
-def test_options_are_seen_through_wrappers() -> None:
-    """functools.wraps and functools.partial hide nothing."""
+def test_options_are_found_through_wrappers() -> None:
+    """functools.wraps and functools.partial."""
 
     @handler(max_attempts=2)
     def inner(x: int) -> int:
@@ -132,15 +132,15 @@ def test_options_are_seen_through_wrappers() -> None:
 # -- deciding an ending
 
 
-def test_what_reaches_a_handler_from_outside_is_no_exception() -> None:
-    """`except Exception` swallows neither the deadline nor a cancel."""
+def test_deadline_and_cancel_are_not_exceptions() -> None:
+    """`except Exception` does not swallow them."""
     assert not issubclass(DeadlineExceeded, Exception)
     assert not issubclass(Cancelled, Exception)
     assert issubclass(Failure, Exception)
 
 
 def test_retry_takes_seconds_or_text() -> None:
-    """And refuses what is no duration where it is written."""
+    """Anything else raises where it is written."""
     assert (Retry("busy").after, Retry("busy").counted, str(Retry("busy"))) == (None, True, "busy")
     assert Retry("busy", after="5m").after == 300
     assert Retry(after=0, counted=False).after == 0
@@ -148,14 +148,14 @@ def test_retry_takes_seconds_or_text() -> None:
         Retry("busy", after=-1)
 
 
-def test_a_result_is_a_success_without_a_payload_until_told_otherwise() -> None:
+def test_a_result_is_a_success_without_payload_by_default() -> None:
     """The defaults of Result."""
     assert (Result().success, Result().payload, Result().extras, Result().spawn) == (True, None, None, None)
     assert Result(False, "x", {"a": 1}).extras == {"a": 1}
 
 
-def test_the_package_has_the_public_names() -> None:
-    """All of them can be imported, and no other is made up."""
+def test_the_package_has_its_public_names() -> None:
+    """And no others."""
     assert all(hasattr(workerd, name) for name in workerd.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         workerd.nothing  # noqa: B018
@@ -164,8 +164,8 @@ def test_the_package_has_the_public_names() -> None:
 # -- the context
 
 
-def test_a_context_names_its_run() -> None:
-    """The job's id is the same for all attempts, the token is not."""
+def test_a_context_identifies_its_run() -> None:
+    """The job id is the same for all attempts, the token is not."""
     ctx = context()
     assert ctx.job_id == id_text(bytes(range(16))) == "00010203-0405-0607-0809-0a0b0c0d0e0f"
     assert (ctx.attempt, ctx.handler, ctx.token) == (3, "h", f"{ctx.job_id}/3")
@@ -174,8 +174,8 @@ def test_a_context_names_its_run() -> None:
     assert ctx.stopping
 
 
-def test_a_context_inside_a_request_has_its_values() -> None:
-    """params, extras and needs are read from JSON; needs by the name of the job."""
+def test_a_context_in_a_request_has_its_values() -> None:
+    """params, extras and needs are decoded from JSON; needs by job name."""
     ctx = context(
         meta=b'{"tenant": 7}',
         request_id=bytes(16),
@@ -189,7 +189,7 @@ def test_a_context_inside_a_request_has_its_values() -> None:
     assert ctx.needs == {"first": [1, 2], "second": None}
 
 
-def test_remaining_counts_down_to_nothing() -> None:
+def test_remaining_counts_down_to_zero() -> None:
     """Infinite without a deadline, never negative."""
     assert context().remaining() == math.inf
     assert 0 < context(60, time.monotonic_ns() + 60_000_000_000).remaining() <= 60

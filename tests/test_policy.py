@@ -1,4 +1,4 @@
-"""What an ending makes of its row: the table of endings, the policy's layers, backoff, and the chain."""
+"""What a result makes of the row: rules, layers of a policy, backoff, coolers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def claim(**more: Any) -> Claim:
     return Claim(**(given | more))
 
 
-def ending(kind: Any, *classes: str, **more: Any) -> RunResult:
+def result(kind: Any, *classes: str, **more: Any) -> RunResult:
     return RunResult(serial=1, kind=kind, classes=classes, **more)
 
 
@@ -39,18 +39,18 @@ VALUE_ERROR = ("builtins.ValueError", "builtins.Exception", "builtins.BaseExcept
 SYSTEM_EXIT = ("builtins.SystemExit", "builtins.BaseException")
 
 TABLE = [
-    # ending, policy, earlier attempts -> status, reason, success, next
-    (ending("returned"), {}, {}, "completed", "ok", True, None),
-    (ending("skipped"), {}, {}, "completed", "skipped", None, None),
-    (ending("failed"), {}, {}, "failure", "failure", False, None),
-    (ending("failure"), {}, {}, "failure", "failure", False, None),
-    (ending("cancelled"), {}, {}, "cancelled", "cancelled", None, None),
-    (ending("retry"), {}, {}, "retry", "retry", False, NextAttempt(1 * SECOND, 1, 0, 0)),
-    (ending("retry", after=7.5), {}, {}, "retry", "retry", False, NextAttempt(7_500_000, 1, 0, 0)),
-    (ending("retry", after=0.0), {}, {"failures": 3}, "retry", "retry", False, NextAttempt(0, 4, 0, 0)),
-    (ending("retry", after=7.5), {}, {"failures": 4}, "failure", "retry", False, None),
+    # result, policy, earlier attempts -> status, reason, success, next
+    (result("returned"), {}, {}, "completed", "ok", True, None),
+    (result("skipped"), {}, {}, "completed", "skipped", None, None),
+    (result("failed"), {}, {}, "failure", "failure", False, None),
+    (result("failure"), {}, {}, "failure", "failure", False, None),
+    (result("cancelled"), {}, {}, "cancelled", "cancelled", None, None),
+    (result("retry"), {}, {}, "retry", "retry", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (result("retry", after=7.5), {}, {}, "retry", "retry", False, NextAttempt(7_500_000, 1, 0, 0)),
+    (result("retry", after=0.0), {}, {"failures": 3}, "retry", "retry", False, NextAttempt(0, 4, 0, 0)),
+    (result("retry", after=7.5), {}, {"failures": 4}, "failure", "retry", False, None),
     (
-        ending("retry", after=7.5, counted=False),
+        result("retry", after=7.5, counted=False),
         {},
         {"failures": 4, "crashes": 1},
         "retry",
@@ -58,9 +58,9 @@ TABLE = [
         False,
         NextAttempt(7_500_000, 4, 1, 0),
     ),
-    (ending("raised", *VALUE_ERROR), {}, {}, "retry", "error", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (result("raised", *VALUE_ERROR), {}, {}, "retry", "error", False, NextAttempt(1 * SECOND, 1, 0, 0)),
     (
-        ending("raised", *VALUE_ERROR),
+        result("raised", *VALUE_ERROR),
         {},
         {"failures": 2},
         "retry",
@@ -68,19 +68,19 @@ TABLE = [
         False,
         NextAttempt(4 * SECOND, 3, 0, 0),
     ),
-    (ending("raised", *VALUE_ERROR), {}, {"failures": 4}, "failure", "error", False, None),
-    (ending("raised", *VALUE_ERROR), {"ignore": ("ValueError",)}, {}, "completed", "ignored", True, None),
-    (ending("raised", *VALUE_ERROR), {"fail_on": ("Exception",)}, {}, "failure", "error", False, None),
-    (ending("raised", *VALUE_ERROR), {"retry_on": ("KeyError",)}, {}, "failure", "error", False, None),
-    (ending("raised", *SYSTEM_EXIT), {}, {}, "failure", "error", False, None),
-    (ending("raised", *SYSTEM_EXIT), {"retry_on": ("BaseException",)}, {}, "failure", "error", False, None),
-    (ending("deadline"), {}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
-    (ending("deadline"), {"retry_on": ()}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
-    (ending("deadline"), {}, {"failures": 4}, "failure", "deadline", False, None),
-    (ending("deadline"), {"fail_on": ("DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
-    (ending("deadline"), {"fail_on": ("workerd.DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
+    (result("raised", *VALUE_ERROR), {}, {"failures": 4}, "failure", "error", False, None),
+    (result("raised", *VALUE_ERROR), {"ignore": ("ValueError",)}, {}, "completed", "ignored", True, None),
+    (result("raised", *VALUE_ERROR), {"fail_on": ("Exception",)}, {}, "failure", "error", False, None),
+    (result("raised", *VALUE_ERROR), {"retry_on": ("KeyError",)}, {}, "failure", "error", False, None),
+    (result("raised", *SYSTEM_EXIT), {}, {}, "failure", "error", False, None),
+    (result("raised", *SYSTEM_EXIT), {"retry_on": ("BaseException",)}, {}, "failure", "error", False, None),
+    (result("deadline"), {}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (result("deadline"), {"retry_on": ()}, {}, "retry", "deadline", False, NextAttempt(1 * SECOND, 1, 0, 0)),
+    (result("deadline"), {}, {"failures": 4}, "failure", "deadline", False, None),
+    (result("deadline"), {"fail_on": ("DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
+    (result("deadline"), {"fail_on": ("workerd.DeadlineExceeded",)}, {}, "failure", "deadline", False, None),
     (
-        ending("deadline"),
+        result("deadline"),
         {"fail_on": ("Exception",)},
         {},
         "retry",
@@ -88,12 +88,12 @@ TABLE = [
         False,
         NextAttempt(SECOND, 1, 0, 0),
     ),
-    (ending("crashed"), {}, {"failures": 4}, "retry", "crashed", False, NextAttempt(1 * SECOND, 4, 1, 0)),
-    (ending("crashed"), {}, {"crashes": 2}, "failure", "crashed", False, None),
-    (ending("oom"), {}, {"crashes": 1, "losses": 2}, "retry", "oom", False, NextAttempt(2 * SECOND, 0, 2, 2)),
-    (ending("oom"), {"max_crashes": 1}, {}, "failure", "oom", False, None),
+    (result("crashed"), {}, {"failures": 4}, "retry", "crashed", False, NextAttempt(1 * SECOND, 4, 1, 0)),
+    (result("crashed"), {}, {"crashes": 2}, "failure", "crashed", False, None),
+    (result("oom"), {}, {"crashes": 1, "losses": 2}, "retry", "oom", False, NextAttempt(2 * SECOND, 0, 2, 2)),
+    (result("oom"), {"max_crashes": 1}, {}, "failure", "oom", False, None),
     (
-        ending("interrupted"),
+        result("interrupted"),
         {"max_attempts": 1, "max_crashes": 1},
         {"failures": 4, "crashes": 1, "losses": 9},
         "retry",
@@ -105,7 +105,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("how", "policy", "before", "status", "reason", "success", "following"), TABLE)
-def test_each_ending_has_its_row(
+def test_each_result_has_its_decision(
     how: RunResult,
     policy: dict[str, Any],
     before: dict[str, int],
@@ -114,17 +114,17 @@ def test_each_ending_has_its_row(
     success: bool | None,
     following: NextAttempt | None,
 ) -> None:
-    """Every line of the table of endings holds."""
+    """Every row of the table above."""
     decided = workerd_policy.decision(Policy(backoff=EXACT, **policy), claim(**before), how)
     assert decided == (status, reason, success, following)
 
 
-def test_every_kind_of_ending_has_a_rule() -> None:
-    """No worker and no pool can send an ending that is not in the table."""
+def test_every_kind_of_result_has_a_rule() -> None:
+    """No worker or pool can send another one."""
     assert set(get_args(get_type_hints(RunResult)["kind"])) == set(workerd_policy.RULES)
 
 
-def test_ignore_comes_before_fail_on_and_fail_on_before_retry_on() -> None:
+def test_ignore_precedes_fail_on_and_fail_on_retry_on() -> None:
     """The first list that names the class decides."""
     lists = {"ignore": ("LookupError",), "fail_on": ("KeyError",), "retry_on": ("Exception",)}
     classes = ("builtins.KeyError", "builtins.LookupError", "builtins.Exception")
@@ -133,8 +133,8 @@ def test_ignore_comes_before_fail_on_and_fail_on_before_retry_on() -> None:
     assert workerd_policy.match(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
 
 
-def test_a_class_is_known_by_the_path_that_it_really_has() -> None:
-    """A name from where a class is re-exported matches the class itself."""
+def test_a_class_is_matched_by_its_real_path() -> None:
+    """A name from which it is re-exported matches too."""
     policy = Policy(fail_on=("json.JSONDecodeError",))
     classes = ("json.decoder.JSONDecodeError", *VALUE_ERROR)
     aliases = {"json.JSONDecodeError": "json.decoder.JSONDecodeError"}
@@ -142,19 +142,19 @@ def test_a_class_is_known_by_the_path_that_it_really_has() -> None:
     assert workerd_policy.match(policy, classes, {}) == "retry"
 
 
-def test_max_attempts_given_at_enqueue_comes_before_the_policy() -> None:
-    """A job may be given more or fewer attempts than its handler has."""
-    once = workerd_policy.decide(Policy(), claim(max_attempts=1), ending("raised", *VALUE_ERROR))
+def test_max_attempts_given_at_enqueue_overrides_the_policy() -> None:
+    """More or fewer."""
+    once = workerd_policy.decide(Policy(), claim(max_attempts=1), result("raised", *VALUE_ERROR))
     assert (once.status, once.next) == (Status.FAILURE, None)
-    more = workerd_policy.decide(Policy(), claim(max_attempts=9, failures=6), ending("raised", *VALUE_ERROR))
+    more = workerd_policy.decide(Policy(), claim(max_attempts=9, failures=6), result("raised", *VALUE_ERROR))
     assert more.status is Status.RETRY
 
 
 # -- layers
 
 
-def test_the_policy_is_laid_together_in_order() -> None:
-    """Built-in, defaults, decorator, own table: the last one that says something has it."""
+def test_policy_layers_override_each_other_in_order() -> None:
+    """Built-in, defaults, decorator, own table."""
     handler = HandlerConfig(
         name="h",
         call="m:f",
@@ -168,8 +168,8 @@ def test_the_policy_is_laid_together_in_order() -> None:
     assert policy.max_crashes == Policy().max_crashes
 
 
-def test_a_recurring_handler_has_one_attempt_unless_its_own_table_says_otherwise() -> None:
-    """The next run is the retry of the last one."""
+def test_a_recurring_handler_has_one_attempt_unless_its_table_has_more() -> None:
+    """Its next run is the retry."""
     schedule = ScheduleConfig(cooler=30.0)
     handler = HandlerConfig(
         name="h", call="m:f", pool="h", schedule=schedule, policy_defaults={"max_attempts": 7}
@@ -184,14 +184,14 @@ def test_a_recurring_handler_has_one_attempt_unless_its_own_table_says_otherwise
 
 
 def test_a_job_of_a_recurring_workflow_has_one_attempt() -> None:
-    """The handler need not recur itself."""
+    """Although its handler does not recur."""
     handler = HandlerConfig(name="h", call="m:f", pool="h")
     assert workerd_policy.effective(handler, {}, recurring=True).max_attempts == 1
     assert workerd_policy.effective(handler, {}).max_attempts == Policy().max_attempts
 
 
-def test_the_deadline_given_at_enqueue_comes_first() -> None:
-    """Milliseconds in the row are seconds here, and 0 takes the handler's deadline away."""
+def test_the_deadline_given_at_enqueue_overrides_the_policy() -> None:
+    """In milliseconds; 0 removes the handler's deadline."""
     assert workerd_policy.deadline_of(claim(), Policy(deadline=3.0)) == 3.0
     assert workerd_policy.deadline_of(claim(deadline_ms=250), Policy(deadline=3.0)) == 0.25
     assert workerd_policy.deadline_of(claim(deadline_ms=0), Policy(deadline=3.0)) == 0
@@ -208,10 +208,10 @@ def test_the_deadline_given_at_enqueue_comes_first() -> None:
     nth=st.integers(1, 1_000_000),
     chance=st.floats(0, 1, exclude_max=True),
 )
-def test_backoff_keeps_its_bounds(
+def test_backoff_stays_within_its_bounds(
     first: float, factor: float, longest: float, jitter: float, nth: int, chance: float
 ) -> None:
-    """Never more than `max`, never less than jitter allows, whatever the numbers."""
+    """At most `max`, at least what jitter leaves, whatever the numbers."""
     backoff = Backoff(first=first, factor=factor, max=longest, jitter=jitter)
     seconds = workerd_policy.backoff_pause(backoff, nth, lambda: chance)
     full = workerd_policy.backoff_pause(backoff, nth, lambda: 0.0)
@@ -221,16 +221,16 @@ def test_backoff_keeps_its_bounds(
 
 
 @given(nth=st.integers(1, 200))
-def test_backoff_grows_until_its_maximum(nth: int) -> None:
-    """Without jitter each pause is at least as long as the one before."""
+def test_backoff_grows_up_to_its_maximum(nth: int) -> None:
+    """Without jitter it never shrinks."""
     backoff = Backoff(jitter=0)
     first, second = (workerd_policy.backoff_pause(backoff, n) for n in (nth, nth + 1))
     assert first <= second <= backoff.max
 
 
-def test_a_pause_beyond_what_a_store_can_date_is_cut() -> None:
+def test_a_pause_beyond_the_stores_dates_is_cut() -> None:
     """`Retry(after=…)` with an absurd number still has a date."""
-    decided = workerd_policy.decision(Policy(), claim(), ending("retry", after=1e300))
+    decided = workerd_policy.decision(Policy(), claim(), result("retry", after=1e300))
     assert decided.next is not None
     assert decided.next.delay_us == round(workerd_policy.MAX_PAUSE_S * SECOND)
 
@@ -238,7 +238,7 @@ def test_a_pause_beyond_what_a_store_can_date_is_cut() -> None:
 # -- losses
 
 
-def test_losses_wait_twice_as_long_each_time_and_end_after_ten() -> None:
+def test_the_pause_doubles_with_each_loss_up_to_ten_losses() -> None:
     """1, 2, 4 … at most 60 s; the tenth loss is a failure."""
     pauses = []
     for losses in range(9):
@@ -253,9 +253,9 @@ def test_losses_wait_twice_as_long_each_time_and_end_after_ten() -> None:
 # -- the whole outcome
 
 
-def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
-    """Times are the store's: the claim's, plus monotonic differences."""
-    how = ending(
+def test_an_outcome_has_its_attempt_and_the_result() -> None:
+    """Times are store times: the claim's plus monotonic differences (law 8)."""
+    how = result(
         "returned",
         payload=b"1",
         payload_type="json",
@@ -283,15 +283,15 @@ def test_an_outcome_names_its_attempt_and_keeps_what_the_worker_said() -> None:
     assert out.next_run_us is None
 
 
-def test_a_run_that_never_started_has_no_times() -> None:
-    """What was cancelled while it waited was never started."""
-    out = workerd_policy.decide(Policy(), claim(), ending("cancelled"))
+def test_an_unstarted_attempt_has_no_times() -> None:
+    """As one that was cancelled while it waited."""
+    out = workerd_policy.decide(Policy(), claim(), result("cancelled"))
     assert (out.started_at, out.finished_at, out.pid) == (None, None, None)
 
 
 def test_an_ignored_error_keeps_its_line_and_no_stack() -> None:
-    """It is a success; the line says of what kind."""
-    how = ending("raised", *VALUE_ERROR, error="ValueError: x", stack="Traceback")
+    """It is a success."""
+    how = result("raised", *VALUE_ERROR, error="ValueError: x", stack="Traceback")
     out = workerd_policy.decide(Policy(ignore=("ValueError",)), claim(), how)
     assert (out.error, out.stack) == ("ValueError: x", None)
 
@@ -302,21 +302,21 @@ CHAIN = ScheduleConfig(cooler=30.0)
 @pytest.mark.parametrize(
     ("how", "key", "schedule", "again"),
     [
-        (ending("returned"), COOLER_KEY, CHAIN, 30 * SECOND),
-        (ending("returned", pause=2.5), COOLER_KEY, CHAIN, 2_500_000),
-        (ending("returned", pause=0.0), COOLER_KEY, CHAIN, 0),
-        (ending("skipped"), COOLER_KEY, CHAIN, 30 * SECOND),
-        (ending("cancelled"), COOLER_KEY, CHAIN, 30 * SECOND),
-        (ending("crashed"), COOLER_KEY, CHAIN, 30 * SECOND),
-        (ending("interrupted"), COOLER_KEY, CHAIN, None),  # its next attempt is the chain
-        (ending("returned"), None, CHAIN, None),
-        (ending("returned"), COOLER_KEY, ScheduleConfig(), None),
-        (ending("returned", pause=1.0), COOLER_KEY, ScheduleConfig(cron="* * * * *"), None),
+        (result("returned"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (result("returned", pause=2.5), COOLER_KEY, CHAIN, 2_500_000),
+        (result("returned", pause=0.0), COOLER_KEY, CHAIN, 0),
+        (result("skipped"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (result("cancelled"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (result("crashed"), COOLER_KEY, CHAIN, 30 * SECOND),
+        (result("interrupted"), COOLER_KEY, CHAIN, None),  # its next attempt is the chain
+        (result("returned"), None, CHAIN, None),
+        (result("returned"), COOLER_KEY, ScheduleConfig(), None),
+        (result("returned", pause=1.0), COOLER_KEY, ScheduleConfig(cron="* * * * *"), None),
     ],
 )
-def test_the_chain_goes_on_from_the_row_that_is_the_chain(
+def test_a_coolers_chain_continues_from_its_row(
     how: RunResult, key: str | None, schedule: ScheduleConfig, again: int | None
 ) -> None:
-    """Only the row with the reserved key, only when it has ended, only while there is a cooler."""
+    """Only the row with the reserved key, only when it has ended, only with a cooler."""
     out = workerd_policy.decide(Policy(max_crashes=1), claim(unique_key=key), how, schedule=schedule)
     assert out.next_run_us == again

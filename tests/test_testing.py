@@ -11,31 +11,31 @@ from workerd.handler import Context, DeadlineExceeded, Retry
 
 
 def test_a_run_returns_its_outcome() -> None:
-    """In the words of the store."""
+    """In the terms of the store."""
     outcome = testing.run(faces.add, a=2)
     assert (outcome.status, outcome.reason, outcome.success) == ("completed", "ok", True)
     assert (outcome.payload, outcome.payload_type) == (3, "json")
 
 
-def test_a_handler_may_be_named() -> None:
+def test_a_handler_may_be_given_by_name() -> None:
     """As in the configuration."""
     assert testing.run("os.path:basename", p="/a/b").payload == "b"
 
 
 def test_vars_are_converted_as_in_the_daemon() -> None:
-    """What does not fit is a failure that names the field."""
+    """Vars that do not match are a failure that names the field."""
     outcome = testing.run(faces.add, a="2")
     assert (outcome.status, outcome.reason) == ("failure", "failure")
     assert outcome.error == "vars.a: expected int, got str"
 
 
 def test_vars_may_have_any_name() -> None:
-    """Also those of the function's own parameters."""
+    """Also those of `run`'s own parameters."""
     assert testing.run(faces.echo, handler=1, vars=2).payload == {"handler": 1, "vars": 2}
 
 
-def test_exceptions_go_by_the_decorators_policy() -> None:
-    """Retried, ignored or failed, and after how long."""
+def test_exceptions_follow_the_decorators_policy() -> None:
+    """Retried after a pause, ignored or failed."""
 
     @handler(max_attempts=2, ignore=KeyError, backoff={"first": 4, "jitter": 0})
     def moody(which: str) -> None:
@@ -51,14 +51,14 @@ def test_exceptions_go_by_the_decorators_policy() -> None:
     assert testing.run(moody, which="retry").reason == "retry"
 
 
-def test_a_class_is_run_through_ensure() -> None:
+def test_a_class_is_run_by_ensure() -> None:
     """And skipped when it is not active."""
     assert testing.run(faces.Recurring).payload["runs"] == 1
     assert testing.run(faces.Idle).reason == "skipped"
 
 
-def test_the_context_of_a_request_can_be_given() -> None:
-    """With params, extras, needs and meta, and a node that stops."""
+def test_the_context_of_a_request_can_be_set() -> None:
+    """With params, extras, needs and meta, and ctx.stopping."""
 
     def step(ctx: Context) -> dict[str, object]:
         return {
@@ -76,8 +76,8 @@ def test_the_context_of_a_request_can_be_given() -> None:
     assert (alone["in"], alone["params"], alone["stopping"]) == (False, {}, False)
 
 
-def test_the_deadline_is_told_and_may_be_raised() -> None:
-    """A test of a handler's own patience needs no clock."""
+def test_the_deadline_is_visible_and_may_be_raised() -> None:
+    """It is not enforced."""
 
     @handler(deadline=5, fail_on="DeadlineExceeded")
     def patient(ctx: Context) -> None:
@@ -89,8 +89,8 @@ def test_the_deadline_is_told_and_may_be_raised() -> None:
     assert (outcome.status, outcome.reason) == ("failure", "deadline")
 
 
-def test_what_could_be_no_handler_is_raised() -> None:
-    """It is a fault of the program, not an outcome."""
+def test_an_object_that_cannot_be_a_handler_raises() -> None:
+    """A bug in the test is not an outcome."""
     with pytest.raises(LoadError, match="generator"):
         testing.run(faces.generator)
     with pytest.raises(TypeError):

@@ -1,4 +1,4 @@
-"""A real pool process between a dispatcher and an ingester of the tests' own, over real Unix sockets."""
+"""A real pool process between a dispatcher and an ingester of the test, over real Unix sockets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import structlog
 
 from workerd import clock
 from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig, ShutdownConfig
-from workerd.job import AttemptRef, Claim, new_id
+from workerd.job import AttemptRef, Claim, Status, new_id
 from workerd.messages import (
     Ack,
     Beat,
@@ -51,14 +51,14 @@ from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.sockets import listen
 
-LINGER = 0.002
-"""Seconds after which the ingester acknowledges, as the real one does after its batch."""
+ACK_DELAY_S = 0.002
+"""The ingester acknowledges after this delay, as the real one does after its batch."""
 HANDLERS = Path(__file__).parent / "handlers"
 POLICY = {"grace": 0.2, "backoff": {"first": 0.01, "factor": 1.0, "max": 0.01, "jitter": 0.0}}
 
 
 def make_pool(*attributes: str, module: str = "pool_handlers", **options: Any) -> PoolConfig:
-    """A pool of handlers named like their attributes; `policy` is laid over POLICY."""
+    """A pool of handlers named like their attributes; `policy` overrides POLICY."""
     own = {**POLICY, **options.pop("policy", {})}
     return PoolConfig(
         name=options.pop("name", "test"),
@@ -71,8 +71,26 @@ def make_pool(*attributes: str, module: str = "pool_handlers", **options: Any) -
     )
 
 
+def alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def released(outcome: Outcome) -> bool:
+    """Whether the claim was returned without using an attempt."""
+    return outcome.status is Status.NEW and outcome.reason is None and outcome.next is None
+
+
+def warm_up(node: Harness) -> None:
+    """Run short jobs until the pool demands a buffer of them."""
+    node.until(lambda: [node.run("noop") for _ in range(20)] and node.dispatcher.demand.room > 5)
+
+
 class Server:
-    """The listening side of a role that may go away and come back."""
+    """The listening side of a role, which can be stopped and started again."""
 
     def __init__(self, loop: Loop, path: Path, incoming: Any, on_message: Callable[[Any], None]) -> None:
         self._loop = loop
@@ -111,10 +129,10 @@ class Server:
 
 
 class Dispatcher(Server):
-    """Hands out what is in `jobs`, never more than the pool demands."""
+    """Sends the claims in `jobs`, never more than the pool demands."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
-        super().__init__(loop, path, ToDispatcher, self._hear)
+        super().__init__(loop, path, ToDispatcher, self._on_message)
         self.jobs: deque[Claim] = deque()
         self.sent = 0
         self.demand = Demand(0, 0, ())
@@ -122,7 +140,7 @@ class Dispatcher(Server):
         self.holdings: list[Holdings] = []
         self.most_at_once = 0
 
-    def _hear(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         match message:
             case Hello():
                 self.sent, self.demand = 0, Demand(0, 0, ())
@@ -143,10 +161,10 @@ class Dispatcher(Server):
 
 
 class Ingester(Server):
-    """Keeps what it is told; acknowledges unless `silent`."""
+    """Keeps what it receives; acknowledges unless `silent`."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
-        super().__init__(loop, path, ToIngester, self._hear)
+        super().__init__(loop, path, ToIngester, self._on_message)
         self.outcomes: list[Outcome] = []
         self.received: list[int] = []
         self.progress: list[Progress] = []
@@ -155,7 +173,7 @@ class Ingester(Server):
         self._due = False
         self.max_payload = 1 << 20
 
-    def _hear(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         match message:
             case Hello():
                 self.send(PayloadLimits(self.max_payload))
@@ -164,7 +182,7 @@ class Ingester(Server):
                 self.received += range(message.first, message.first + len(message.outcomes))
                 if not self._due:
                     self._due = True
-                    self._loop.call_later(LINGER, self._acknowledge)
+                    self._loop.call_later(ACK_DELAY_S, self._acknowledge)
             case Progress():
                 self.progress.append(message)
             case Seen():
@@ -180,7 +198,7 @@ class Ingester(Server):
 
 
 class Harness:
-    """`with Harness(tmp_path, make_pool("noop")) as node:` forks the pool, `node.until(fact)` turns."""
+    """`with Harness(tmp_path, make_pool("noop")) as node:` forks the pool; `node.until(…)` runs the loop."""
 
     def __init__(self, folder: Path, pool: PoolConfig, *, drain: float = 5.0) -> None:
         self.config = Config(
@@ -249,7 +267,7 @@ class Harness:
     # -- waiting
 
     def until(self, fact: Callable[[], Any], within: float = 20.0) -> Any:
-        """Turn the loop until the fact is true, and return it."""
+        """Run the loop until `fact` returns something true; returns that."""
         end = time.monotonic() + within
         while not (value := fact()):
             if time.monotonic() > end:
@@ -277,13 +295,13 @@ class Harness:
         self.dispatcher.give()
 
     def outcome(self, claim: Claim, within: float = 20.0) -> Outcome:
-        """Its one outcome, when it has come."""
+        """Wait for its one outcome."""
         self.until(lambda: self.ingester.of(claim), within)
         (outcome,) = self.ingester.of(claim)
         return outcome
 
     def run(self, handler: str, **values: Any) -> Outcome:
-        """Give one job and wait for its outcome."""
+        """Send one claim and wait for its outcome."""
         claim = self.claim(handler, **values)
         self.give(claim)
         return self.outcome(claim)
@@ -291,7 +309,7 @@ class Harness:
     def outcomes(self, claims: Iterable[Claim]) -> list[Outcome]:
         return [self.outcome(claim) for claim in claims]
 
-    # -- looking and telling
+    # -- state and messages
 
     def info(self) -> dict[str, Any]:
         return self.beats[-1].info if self.beats else {}
@@ -312,14 +330,14 @@ class Harness:
     def cancel(self, claim: Claim) -> None:
         self.dispatcher.send(Cancel(claim.ref))
 
-    def give_back(self, *handlers: str) -> None:
+    def release(self, *handlers: str) -> None:
         self.dispatcher.send(Release(handlers))
 
     def lease(self, held: bool) -> None:
         self.dispatcher.send(LeaseState(held))
 
     def settled(self) -> None:
-        """Until the pool answers for nothing any more."""
+        """Wait until the pool holds no attempt."""
         tokens = itertools.count(1000)
         self.until(lambda: not self.holdings(next(tokens)))
 

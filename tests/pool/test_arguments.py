@@ -66,14 +66,14 @@ def thumbnail(image: str, width: int = 200) -> None: ...
 # -- what fits
 
 
-def test_vars_become_keywords_and_defaults_stay_the_functions_own() -> None:
-    """What was not given is not passed, so that the function's default object is used."""
+def test_vars_become_keywords_and_the_functions_defaults_apply() -> None:
+    """What was not given is not passed."""
     assert bound(thumbnail, {"image": "a"}) == ([], {"image": "a"})
     assert bound(thumbnail, {"image": "a", "width": 3}) == ([], {"image": "a", "width": 3})
 
 
 def test_values_are_converted_by_annotations() -> None:
-    """Dates, ids, enums, dataclasses and containers arrive as what the author wrote."""
+    """Dates, ids, enums, dataclasses and containers."""
 
     def rich(
         when: datetime.datetime,
@@ -100,8 +100,8 @@ def test_values_are_converted_by_annotations() -> None:
     assert (kwargs["mode"], kwargs["maybe"]) == ("slow", 2.0)
 
 
-def test_what_cannot_be_checked_is_let_through() -> None:
-    """No annotation, a class of the user's, a name that only type checkers know: anything fits."""
+def test_annotations_that_cannot_be_checked_accept_anything() -> None:
+    """No annotation, a user's class, a name that only type checkers know."""
 
     def loose(a, b: Path, c: Nowhere, d: int | Path, e: int = 1) -> None: ...
 
@@ -110,7 +110,7 @@ def test_what_cannot_be_checked_is_let_through() -> None:
     assert complaint(loose, values | {"e": "2"}) == "vars.e: expected int, got str"
 
 
-def test_a_default_of_none_welcomes_none() -> None:
+def test_a_default_of_none_accepts_none() -> None:
     """`width: int = None` is how many write an optional number."""
 
     def old(width: int = None) -> None: ...  # noqa: RUF013
@@ -119,8 +119,8 @@ def test_a_default_of_none_welcomes_none() -> None:
     assert "vars.width" in complaint(old, {"width": "1"})
 
 
-def test_further_keywords_go_where_they_are_welcome() -> None:
-    """With **kwargs nothing is unknown; named parameters are still checked."""
+def test_kwargs_accept_unknown_names() -> None:
+    """Named parameters are still checked."""
 
     def wide(image: str, **more: Any) -> None: ...
 
@@ -129,15 +129,15 @@ def test_further_keywords_go_where_they_are_welcome() -> None:
     assert complaint(wide, []) == "vars: expected object, got array"
 
 
-def test_a_callable_without_a_signature_gets_the_keywords_as_they_are() -> None:
-    """Some C functions tell nothing of their parameters."""
+def test_a_callable_without_a_signature_gets_unchecked_keywords() -> None:
+    """As some C functions."""
     assert Arguments(dict).signature is None
     assert bound(dict, {"a": 1}) == ([], {"a": 1})
     assert complaint(dict, [1]).startswith("vars: expected")
 
 
-def test_positional_only_parameters_are_filled_by_position() -> None:
-    """vars have names only; the order is the function's."""
+def test_positional_only_parameters_are_passed_by_position() -> None:
+    """In the function's order."""
 
     def strange(a: int, b: int = 7, /, c: int = 8) -> None: ...
 
@@ -145,8 +145,8 @@ def test_positional_only_parameters_are_filled_by_position() -> None:
     assert bound(strange, {"a": 1, "b": 2, "c": 3}) == ([1, 2], {"c": 3})
 
 
-def test_star_args_are_a_fault_at_load() -> None:
-    """Nothing can ever fill them; with **kwargs beside them they are a wrapper's habit."""
+def test_star_args_are_a_load_error() -> None:
+    """No vars could fill them; beside **kwargs they are allowed, as wrappers have them."""
 
     def never(*items: int) -> None: ...
 
@@ -157,8 +157,8 @@ def test_star_args_are_a_fault_at_load() -> None:
     assert bound(wrapper, {"x": 1}) == ([], {"x": 1})
 
 
-def test_names_that_a_struct_cannot_have_are_names_like_others() -> None:
-    """A parameter may be called anything that Python allows."""
+def test_parameter_names_that_a_struct_cannot_have() -> None:
+    """Any Python name is accepted."""
 
     def odd(__struct_fields__: int, self: int, größe: int) -> None: ...
 
@@ -185,13 +185,13 @@ def test_names_that_a_struct_cannot_have_are_names_like_others() -> None:
         (b'{"image": "a"} x', "vars: expected a JSON object"),
     ],
 )
-def test_what_does_not_fit_names_the_field(vars: Any, message: str) -> None:
-    """One sentence that begins with where."""
+def test_an_error_begins_with_the_field(vars: Any, message: str) -> None:
+    """In one sentence."""
     assert complaint(thumbnail, vars).startswith(message)
 
 
-def test_a_fault_deep_inside_has_its_path() -> None:
-    """Also in lists and in dataclasses."""
+def test_a_nested_error_has_its_path() -> None:
+    """In lists and dataclasses too."""
 
     def deep(sizes: list[Size], by_name: dict[str, list[int]] = {}) -> None: ...  # noqa: B006
 
@@ -202,8 +202,8 @@ def test_a_fault_deep_inside_has_its_path() -> None:
     assert complaint(deep, {"sizes": [], "by_name": {"a": [1, "x"]}}).endswith("expected int, got str")
 
 
-def test_a_value_nested_without_end_is_a_fault_of_the_vars() -> None:
-    """It neither crashes the worker nor blames the handler."""
+def test_too_deeply_nested_vars_are_bad_vars() -> None:
+    """They neither crash the worker nor blame the handler."""
 
     def anything(x: Any) -> None: ...
 
@@ -211,8 +211,8 @@ def test_a_value_nested_without_end_is_a_fault_of_the_vars() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_do_more_than_not_fit(data: bytes) -> None:
-    """Whatever a row holds, it is bound or it is BadVars."""
+def test_any_bytes_are_bound_or_bad_vars(data: bytes) -> None:
+    """Whatever a row holds."""
     for target in (thumbnail, dict, lambda **kw: None):
         with contextlib.suppress(BadVars):
             bound(target, data)
@@ -231,7 +231,7 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.text(max_size=10), VALUES, max_size=5))
 def test_any_json_object_reaches_an_open_handler_unchanged(values: dict[str, Any]) -> None:
-    """What went into the row comes out of it."""
+    """As it was enqueued."""
 
     def wide(**everything: Any) -> None: ...
 
@@ -279,21 +279,21 @@ class Instance:
         (functools.partial(first_named), [CTX], {"a": 1}),
     ],
 )
-def test_the_context_goes_where_it_is_expected(target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
-    """The parameter annotated Context, else a first one named ctx."""
+def test_the_context_is_passed_to_its_parameter(target: Any, args: list[Any], kwargs: dict[str, Any]) -> None:
+    """The one annotated Context, else a first one named ctx."""
     assert bound(target, {"a": 1}) == (args, kwargs)
 
 
-def test_a_later_parameter_named_ctx_is_one_of_the_vars() -> None:
-    """Only the first one is the context by its name alone."""
+def test_a_later_parameter_named_ctx_is_filled_from_vars() -> None:
+    """Only a first one is the context by its name."""
 
     def plain(a: int, ctx: int) -> None: ...
 
     assert bound(plain, {"a": 1, "ctx": 2}) == ([], {"a": 1, "ctx": 2})
 
 
-def test_wrappers_and_partials_are_seen_through() -> None:
-    """The wrapped function's parameters count, less those that are given already."""
+def test_wrappers_and_partials_are_unwrapped() -> None:
+    """The wrapped function's parameters count, except those already bound."""
 
     @functools.wraps(annotated)
     def wrapper(*args: Any, **kwargs: Any) -> None: ...
@@ -307,8 +307,8 @@ def test_wrappers_and_partials_are_seen_through() -> None:
 # -- the signature as others see it
 
 
-def test_the_signature_says_what_a_person_and_a_check_need() -> None:
-    """Name, type, default, and whether the command line passes text."""
+def test_the_signature_has_name_type_default_and_code() -> None:
+    """And whether the command line passes text."""
 
     def many(ctx: Context, a: str, b: int = 3, c: str | None = None, *, d: list[Decimal]) -> None: ...
 
@@ -334,12 +334,12 @@ def test_the_signature_says_what_a_person_and_a_check_need() -> None:
     ],
 )
 def test_vars_are_checked_by_the_signature_alone(vars: dict[str, Any], message: str | None) -> None:
-    """Whoever enqueues needs no handler to know."""
+    """The enqueuing process does not have the handler."""
     assert check_vars(Arguments(thumbnail).signature, vars) == message
 
 
-def test_what_the_signature_passes_the_handler_may_still_refuse_but_not_the_other_way_round() -> None:
-    """Every type has a code that takes at least what the type takes."""
+def test_the_signature_accepts_whatever_the_handler_accepts() -> None:
+    """A code may be wider than its type, never narrower."""
 
     def rich(
         a: datetime.datetime | None,
@@ -368,20 +368,20 @@ def test_what_the_signature_passes_the_handler_may_still_refuse_but_not_the_othe
 
 
 @pytest.mark.parametrize("signature", [None, b"", b"[]", b"\xff", b'{"params": 3}'])
-def test_a_signature_that_cannot_be_read_forbids_nothing(signature: bytes | None) -> None:
+def test_an_unreadable_signature_accepts_anything(signature: bytes | None) -> None:
     """It may be of a later version; the worker checks anyway."""
     assert check_vars(signature, {"x": 1}) is None
 
 
-def test_a_code_of_a_later_version_lets_anything_through() -> None:
+def test_a_code_of_a_later_version_accepts_anything() -> None:
     """Nodes of two versions may share a store."""
     signature = b'{"params": [{"name": "a", "code": ["tensor", 3]}, {"name": "b", "code": "qubit"}]}'
     assert check_vars(signature, {"a": 1, "b": 2}) is None
     assert "vars.c" in str(check_vars(signature, {"c": 1}))
 
 
-def test_texts_of_the_command_line_become_values() -> None:
-    """JSON where it parses, text where the signature says text or nothing else fits."""
+def test_command_line_texts_become_values() -> None:
+    """JSON where it parses; text where the signature says str, or else."""
     signature = Arguments(thumbnail).signature
     texts = {"image": "123", "width": "123", "more": "[1]", "other": "hello", "cut": '"x'}
     assert coerce_texts(signature, texts) == {

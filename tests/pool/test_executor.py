@@ -1,4 +1,4 @@
-"""From an assignment to its ending, whatever the handler returns or raises."""
+"""From an assignment to its result, whatever the handler returns or raises."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def execute(
 @pytest.mark.parametrize(
     ("kind", "payload"), [("bytes", b"\x00\xff"), ("bytearray", b"ab"), ("memoryview", b"cd")]
 )
-def test_bytes_are_kept_as_they_are(kind: str, payload: bytes) -> None:
-    """Whichever of Python's byte types it is."""
-    ending = execute(faces.raw, {"kind": kind})
-    assert (ending.kind, ending.payload, ending.payload_type) == ("returned", payload, "bytes")
+def test_bytes_are_stored_unchanged(kind: str, payload: bytes) -> None:
+    """For each of Python's bytes-like types."""
+    result = execute(faces.raw, {"kind": kind})
+    assert (result.kind, result.payload, result.payload_type) == ("returned", payload, "bytes")
 
 
-def test_anything_else_is_kept_as_json() -> None:
+def test_other_values_are_stored_as_json() -> None:
     """None too."""
     assert execute(faces.nothing).payload == b"null"
     assert execute(faces.nothing).payload_type == "json"
@@ -67,15 +67,15 @@ def test_anything_else_is_kept_as_json() -> None:
         ("spawn", "Result(spawn=…) expects a list, got dict"),
     ],
 )
-def test_what_cannot_be_kept_is_a_failure_that_says_why(kind: str, words: str) -> None:
-    """Running it again would return the same."""
-    ending = execute(faces.unfit, {"kind": kind})
-    assert (ending.kind, ending.payload) == ("failure", None)
-    assert words in str(ending.error)
+def test_a_value_that_cannot_be_stored_is_a_failure_with_the_reason(kind: str, words: str) -> None:
+    """A retry would return the same value."""
+    result = execute(faces.unfit, {"kind": kind})
+    assert (result.kind, result.payload) == ("failure", None)
+    assert words in str(result.error)
 
 
-def test_a_result_hands_on_more_than_a_payload() -> None:
-    """Success or not, payload, extras and spawn are kept."""
+def test_a_result_carries_payload_extras_and_spawn() -> None:
+    """Payload and extras also without success."""
     good = execute(faces.result, {"success": True}, request_id=bytes(16))
     assert (good.kind, good.payload, good.extras, good.error) == (
         "returned",
@@ -90,18 +90,18 @@ def test_a_result_hands_on_more_than_a_payload() -> None:
 
 
 def test_only_a_job_of_a_request_may_spawn() -> None:
-    """There is nobody who would insert the jobs of another one."""
-    ending = execute(faces.result, {"success": True})
-    assert (ending.kind, ending.spawn) == ("failure", None)
-    assert "this job belongs to none" in str(ending.error)
+    """A plain job has no request to add jobs to."""
+    result = execute(faces.result, {"success": True})
+    assert (result.kind, result.spawn) == ("failure", None)
+    assert "this job belongs to none" in str(result.error)
 
 
 @pytest.mark.parametrize("spawn", [[{"name": "x"}], ["h"], [{"handler": "h", "needs": ["x"]}]])
-def test_what_is_spawned_names_a_handler(spawn: list[Any]) -> None:
-    """Anything else is a failure of the job that asked for it."""
-    ending = execute(lambda: Result(spawn=spawn), request_id=bytes(16))
-    assert ending.kind == "failure"
-    assert "Result(spawn=…): expected tables" in str(ending.error)
+def test_spawn_without_a_handler_is_a_failure(spawn: list[Any]) -> None:
+    """Of the job that spawned it."""
+    result = execute(lambda: Result(spawn=spawn), request_id=bytes(16))
+    assert result.kind == "failure"
+    assert "Result(spawn=…): expected tables" in str(result.error)
 
 
 @pytest.mark.parametrize("size", [4096, 4097])
@@ -112,24 +112,24 @@ def test_a_payload_may_have_exactly_its_limit(size: int) -> None:
     )
 
 
-def test_async_handlers_are_run() -> None:
-    """By asyncio, to their result."""
+def test_async_handlers_are_run_by_asyncio() -> None:
+    """To their return value."""
     assert execute(faces.later, {"x": 3}).payload == b"3"
 
 
-def test_the_context_is_passed() -> None:
-    """With what the claim says."""
+def test_the_context_has_the_values_of_the_claim() -> None:
+    """And the deadline."""
     payload = execute(faces.about, meta=b'{"tenant":1}').payload
-    told = msgspec.json.decode(payload or b"")
-    assert (told["meta"], told["remaining"]) == ({"tenant": 1}, False)
-    assert told["token"] == f"{told['job']}/1"
+    values = msgspec.json.decode(payload or b"")
+    assert (values["meta"], values["remaining"]) == ({"tenant": 1}, False)
+    assert values["token"] == f"{values['job']}/1"
 
 
 # -- raising
 
 
 @pytest.mark.parametrize(
-    ("kind", "ending", "error"),
+    ("kind", "result_kind", "error"),
     [
         ("value", "raised", "ValueError: line one line two"),
         ("failure", "failure", "no such image"),
@@ -145,15 +145,15 @@ def test_the_context_is_passed() -> None:
         ("own cancel", "raised", "Cancelled: by itself"),
     ],
 )
-def test_whatever_is_raised_is_told_in_one_line(kind: str, ending: str, error: str) -> None:
-    """Nothing that a handler raises raises through the executor."""
-    told = execute(faces.fails, {"kind": kind})
-    assert (told.kind, told.error, told.tainted) == (ending, error, False)
-    msgspec.msgpack.encode(told)
+def test_any_exception_becomes_a_result_with_one_line(kind: str, result_kind: str, error: str) -> None:
+    """Nothing that a handler raises leaves the executor."""
+    result = execute(faces.fails, {"kind": kind})
+    assert (result.kind, result.error, result.tainted) == (result_kind, error, False)
+    msgspec.msgpack.encode(result)
 
 
-def test_a_retry_carries_what_it_asks_for() -> None:
-    """Seconds, and whether it uses an attempt."""
+def test_a_retry_carries_its_pause_and_whether_it_counts() -> None:
+    """In seconds."""
     assert (
         execute(faces.fails, {"kind": "retry"}).after,
         execute(faces.fails, {"kind": "retry"}).counted,
@@ -165,54 +165,54 @@ def test_a_retry_carries_what_it_asks_for() -> None:
     assert (snooze.after, snooze.counted) == (60, False)
 
 
-def test_the_stack_is_the_handlers_own() -> None:
-    """From its first line to the exception, without ours."""
-    ending = execute(faces.fails, {"kind": "value"})
-    assert ending.stack is not None
-    assert ending.stack.startswith("Traceback")
-    assert "in fails" in ending.stack
-    assert "workerd/pool" not in ending.stack
-    assert ending.stack.endswith("ValueError: line one\nline two\n")
+def test_the_stack_has_only_the_handlers_frames() -> None:
+    """From its first line to the exception."""
+    result = execute(faces.fails, {"kind": "value"})
+    assert result.stack is not None
+    assert result.stack.startswith("Traceback")
+    assert "in fails" in result.stack
+    assert "workerd/pool" not in result.stack
+    assert result.stack.endswith("ValueError: line one\nline two\n")
 
 
-def test_classes_are_told_from_the_most_derived() -> None:
-    """So that the pool can match them without having them."""
+def test_exception_classes_are_listed_most_derived_first() -> None:
+    """So that the pool can match them without importing them."""
     classes = execute(faces.fails, {"kind": "unspeakable"}).classes
     assert classes == ("tests.support.faces.Unspeakable", "builtins.Exception", "builtins.BaseException")
 
 
 def test_long_errors_are_cut() -> None:
     """To 1 KiB and 64 KiB of valid UTF-8; a stack keeps both ends."""
-    ending = execute(faces.fails, {"kind": "long"})
-    assert len(str(ending.error).encode()) <= ERROR_LIMIT
-    assert str(ending.error).startswith("ValueError: ééé")
-    assert len(str(ending.stack).encode()) <= STACK_LIMIT
-    assert str(ending.stack).startswith("Traceback")
-    assert "cut here" in str(ending.stack)
+    result = execute(faces.fails, {"kind": "long"})
+    assert len(str(result.error).encode()) <= ERROR_LIMIT
+    assert str(result.error).startswith("ValueError: ééé")
+    assert len(str(result.stack).encode()) <= STACK_LIMIT
+    assert str(result.stack).startswith("Traceback")
+    assert "cut here" in str(result.stack)
 
 
-def test_endless_recursion_is_an_error_like_others() -> None:
+def test_endless_recursion_is_an_ordinary_error() -> None:
     """Its traceback is folded."""
-    ending = execute(faces.recurses)
-    assert ending.kind == "raised"
-    assert str(ending.error).startswith("RecursionError")
-    assert "in recurses" in str(ending.stack)
+    result = execute(faces.recurses)
+    assert result.kind == "raised"
+    assert str(result.error).startswith("RecursionError")
+    assert "in recurses" in str(result.stack)
 
 
-def test_vars_that_do_not_fit_are_a_failure_without_a_stack() -> None:
-    """The handler was never called."""
-    ending = execute(faces.add, {"a": "1"})
-    assert (ending.kind, ending.error, ending.stack) == ("failure", "vars.a: expected int, got str", None)
+def test_vars_that_do_not_match_are_a_failure_without_a_stack() -> None:
+    """The handler is not called."""
+    result = execute(faces.add, {"a": "1"})
+    assert (result.kind, result.error, result.stack) == ("failure", "vars.a: expected int, got str", None)
 
 
-def test_a_handler_that_is_not_there_is_a_failure() -> None:
-    """A claim for another pool's handler ends here."""
+def test_an_unknown_handler_is_a_failure() -> None:
+    """The error says so."""
     executor = Executor({}, Flags(), lambda progress: None)
     assert executor.run(Assignment(1, claim_of("h"), 0.0, 100)).kind == "failure"
 
 
-def test_a_handler_that_cancels_itself_when_asked_is_cancelled() -> None:
-    """It saw `ctx.stopping` and raised what would have been raised in it."""
+def test_a_handler_that_raises_cancelled_on_request_is_cancelled() -> None:
+    """It saw `ctx.stopping` before the signal arrived."""
 
     class Asked(Flags):
         cancel = True
@@ -223,8 +223,8 @@ def test_a_handler_that_cancels_itself_when_asked_is_cancelled() -> None:
 # -- classes
 
 
-def test_a_class_has_one_instance_and_says_its_pause() -> None:
-    """ensure is called again and again; cooler tells the pause after each."""
+def test_a_class_has_one_instance_whose_cooler_sets_the_pause() -> None:
+    """`ensure` is called for each run."""
     executor = Executor({"h": make("h", faces.Recurring)}, Flags(), lambda progress: None)
     faces.Recurring.made = 0
     executor.prepare(None)
@@ -236,13 +236,15 @@ def test_a_class_has_one_instance_and_says_its_pause() -> None:
     assert [run.pause for run in runs] == [2.5, 2.5]
 
 
-def test_a_class_that_is_not_active_is_skipped() -> None:
-    """Its ensure is not called."""
+def test_an_inactive_class_is_skipped() -> None:
+    """Its `ensure` is not called."""
     assert execute(faces.Idle).kind == "skipped"
 
 
-def test_active_may_fail_like_the_run_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    """cooler may not: the run has ended by then, and the configured pause holds."""
+def test_an_error_of_active_ends_the_run_and_one_of_cooler_is_logged(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """After a failed `cooler` the configured pause applies."""
     executor = Executor({"h": make("h", faces.Moody)}, Flags(), lambda progress: None)
     executor.prepare(None)
 
@@ -255,8 +257,8 @@ def test_active_may_fail_like_the_run_itself(capsys: pytest.CaptureFixture[str])
     assert (run("any").kind, run("any").error) == ("raised", "LookupError: no mood")
 
 
-def test_an_instance_that_cannot_be_made_is_a_fault_of_the_pool() -> None:
-    """It is told before any job."""
+def test_an_instance_that_cannot_be_made_is_a_load_error() -> None:
+    """Before any job."""
     with pytest.raises(LoadError, match="no instance today"):
         execute(faces.Broken)
 
@@ -264,7 +266,7 @@ def test_an_instance_that_cannot_be_made_is_a_fault_of_the_pool() -> None:
 # -- progress
 
 
-def test_progress_is_in_the_ending() -> None:
-    """Cut, and on one line."""
-    ending = execute(faces.progresses)
-    assert (ending.progress, ending.note) == (0.9999, "at 9999")
+def test_the_last_progress_is_in_the_result() -> None:
+    """The note is one line, cut to its limit."""
+    result = execute(faces.progresses)
+    assert (result.progress, result.note) == (0.9999, "at 9999")

@@ -1,4 +1,4 @@
-"""Handlers with bad manners: each ends as it should, and the next job finds a clean worker."""
+"""Ill-behaved handlers: each has its outcome, and the next job finds a clean worker."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def output(node: Harness) -> list[dict[str, Any]]:
     return [event for event in node.log_events() if event["event"] == "output"]
 
 
-def test_a_hundred_megabytes_of_output_are_read_and_mostly_counted(node: Harness) -> None:
-    """At most 64 KiB are logged, the rest is one line."""
+def test_a_flood_of_output_is_truncated_and_counted(node: Harness) -> None:
+    """At most 64 KiB are logged; one event counts the rest."""
     claim = node.claim("prints", size=100_000_000)
     node.give(claim)
     assert node.outcome(claim).reason is Reason.OK
@@ -43,7 +43,7 @@ def test_a_hundred_megabytes_of_output_are_read_and_mostly_counted(node: Harness
 
 
 def test_output_is_logged_with_job_and_attempt(node: Harness) -> None:
-    """Line by line, an unfinished line too; each belongs to the job that printed it."""
+    """Line by line, an unfinished line too."""
     for text in ("one\ntwo\n", "three"):
         node.run("prints_text", text=text)
     events = node.until(lambda: len(output(node)) == 3 and output(node))
@@ -51,15 +51,15 @@ def test_output_is_logged_with_job_and_attempt(node: Harness) -> None:
     assert events[0]["job"] == events[1]["job"] != events[2]["job"]
 
 
-def test_descriptors_that_are_not_its_own_are_out_of_reach(node: Harness) -> None:
-    """Closing 0 to 100 harms neither the attempt nor the next one, which prints again."""
+def test_closing_low_descriptors_harms_nothing(node: Harness) -> None:
+    """Neither the attempt nor the output of the next one."""
     assert node.run("closes_fds").reason is Reason.OK
     assert node.run("prints_text", text="still here\n").reason is Reason.OK
     node.until(lambda: [e for e in output(node) if e["line"] == "still here"])
 
 
-def test_a_forked_copy_of_the_worker_reports_nothing(node: Harness) -> None:
-    """One end for one attempt, by the process that was given it."""
+def test_a_forked_copy_of_the_worker_sends_no_result(node: Harness) -> None:
+    """One outcome for one attempt."""
     outcome = node.run("forks")
     assert outcome.reason is Reason.OK
     assert outcome.payload != b"-1"
@@ -67,8 +67,8 @@ def test_a_forked_copy_of_the_worker_reports_nothing(node: Harness) -> None:
     assert len(node.ingester.outcomes) == 2
 
 
-def test_threads_that_stay_do_not_keep_the_pool(node: Harness) -> None:
-    """A worker with a living thread takes the next job and ends when the pool ends."""
+def test_a_leaked_thread_does_not_delay_the_pools_exit(node: Harness) -> None:
+    """Nor the worker's next job."""
     assert node.run("threads").reason is Reason.OK
     assert node.run("noop").reason is Reason.OK
     node.drain(5.0)
@@ -76,8 +76,8 @@ def test_threads_that_stay_do_not_keep_the_pool(node: Harness) -> None:
     assert node.status == 0
 
 
-def test_working_directory_and_signals_are_restored(node: Harness) -> None:
-    """What one job changed the next does not find."""
+def test_working_directory_and_signals_are_reset_between_jobs(node: Harness) -> None:
+    """What one job changed the next does not see."""
     assert node.run("chdir").payload == node.run("chdir").payload
     assert [node.run("signals").payload for _ in range(2)] == [b"true"] * 2
 
@@ -94,7 +94,7 @@ def test_working_directory_and_signals_are_restored(node: Harness) -> None:
         ("snooze", Status.RETRY, Reason.RETRY),
     ],
 )
-def test_what_is_raised_decides_the_end(node: Harness, kind: str, status: Status, reason: Reason) -> None:
+def test_the_exception_decides_the_outcome(node: Harness, kind: str, status: Status, reason: Reason) -> None:
     """No exception ends the worker."""
     before = node.run("pid").payload
     outcome = node.run("raises", kind=kind)
@@ -110,15 +110,15 @@ def test_a_value_that_cannot_be_encoded_is_a_failed_attempt(node: Harness) -> No
     assert "object" in (outcome.error or "")
 
 
-def test_a_payload_over_the_limit_fails_alone(node: Harness) -> None:
-    """The limit is the one that the ingester told."""
+def test_a_payload_over_the_ingesters_limit_fails_alone(node: Harness) -> None:
+    """The next job runs."""
     outcome = node.run("echo", value="x" * (node.ingester.max_payload + 1))
     assert (outcome.success, outcome.payload) == (False, None)
     assert node.run("noop").reason is Reason.OK
 
 
-def test_a_signal_from_the_terminal_ends_neither_pool_nor_worker(node: Harness) -> None:
-    """The supervisor tells them what to do."""
+def test_terminal_signals_end_neither_pool_nor_worker(node: Harness) -> None:
+    """Only the supervisor ends them."""
     import signal
 
     assert node.child is not None
@@ -130,8 +130,8 @@ def test_a_signal_from_the_terminal_ends_neither_pool_nor_worker(node: Harness) 
     assert node.run("pid").pid == worker
 
 
-def test_what_a_worker_is_called_says_what_it_does(node: Harness) -> None:
-    """`ps` shows the pool and its workers by name."""
+def test_process_titles_name_pool_and_worker(node: Harness) -> None:
+    """As `ps` shows them."""
     assert node.child is not None
     worker = node.run("pid").pid
     assert Path(f"/proc/{node.child.pid}/cmdline").read_text().startswith("workerd: pool test")

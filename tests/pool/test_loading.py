@@ -1,4 +1,4 @@
-"""Importing what the configuration names, with every fault told at once."""
+"""Importing what the configuration names; all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def pool(*calls: str, **keys: Any) -> PoolConfig:
 
 
 def test_any_callable_is_a_handler() -> None:
-    """Of the standard library or one's own, plain or decorated, by a dotted attribute."""
+    """Of the standard library or of the user, decorated or not, by a dotted attribute."""
     loaded = load(pool("os.path:getsize", "tests.support.faces:decorated", "builtins:str.upper"))
     assert list(loaded.handlers) == ["h0", "h1", "h2"]
     assert loaded.handlers["h0"].target is os.path.getsize
@@ -42,8 +42,8 @@ def test_any_callable_is_a_handler() -> None:
     assert loaded.init is None
 
 
-def test_the_decorators_options_are_told_as_data() -> None:
-    """Classes as names, with what they stand for; the pool makes the policy of them."""
+def test_the_decorators_options_are_plain_data() -> None:
+    """Exception classes are names, with the paths they denote."""
     (spec,) = load(pool("tests.support.faces:decorated")).specs
     assert spec.options == {
         "deadline": 30.0,
@@ -72,8 +72,8 @@ def test_the_decorators_options_are_told_as_data() -> None:
         ("exits:f", ["importing exits failed", "SystemExit"]),
     ],
 )
-def test_what_cannot_be_loaded_is_told_with_its_reason(tmp_path: Path, call: str, words: list[str]) -> None:
-    """The handler's name, its call, and what was raised where."""
+def test_a_load_error_names_handler_call_and_reason(tmp_path: Path, call: str, words: list[str]) -> None:
+    """And where it was raised."""
     (tmp_path / "broken.py").write_text("def f(:\n")
     (tmp_path / "raises.py").write_text("import os\nraise ValueError('at import')\n")
     (tmp_path / "exits.py").write_text("import sys\nsys.exit(3)\n")
@@ -82,16 +82,16 @@ def test_what_cannot_be_loaded_is_told_with_its_reason(tmp_path: Path, call: str
     assert all(word in str(caught.value) for word in [f'handler "h0" (call = "{call}")', *words])
 
 
-def test_all_faults_are_told_at_once() -> None:
-    """Also that of init."""
+def test_all_load_errors_are_reported_at_once() -> None:
+    """That of `init` too."""
     with pytest.raises(LoadError) as caught:
         load(pool("a_b:f", "os:getcwd", "c_d:f", init="os:nothing"))
     assert str(caught.value).count("handler ") == 2
     assert "init" in str(caught.value)
 
 
-def test_classes_of_the_policy_must_be_there() -> None:
-    """A name in fail_on that never matches would change what a failure does, silently."""
+def test_exception_classes_of_a_policy_must_exist() -> None:
+    """A name in fail_on that never matches would silently change the policy."""
     own = HandlerConfig(name="h", call="os:getcwd", pool="p", policy_own={"fail_on": ("shop.Gone",)})
     with pytest.raises(LoadError, match=r'expected an exception class in .*, got "shop.Gone"'):
         load(PoolConfig(name="p", handlers=(own,)))
@@ -99,8 +99,8 @@ def test_classes_of_the_policy_must_be_there() -> None:
         make("h", os.getcwd, HandlerConfig(name="h", call="", pool="p", policy_own={"ignore": ("int",)}))
 
 
-def test_classes_that_have_no_path_are_known_by_their_object() -> None:
-    """A class made inside a function cannot be imported, and need not be."""
+def test_exception_classes_without_an_import_path_are_accepted() -> None:
+    """A class made in a function cannot be imported by name."""
 
     class Local(Exception):
         pass
@@ -110,17 +110,17 @@ def test_classes_that_have_no_path_are_known_by_their_object() -> None:
     assert alias.endswith("<locals>.Local")
 
 
-def test_the_deadline_may_be_named_in_three_ways() -> None:
-    """As it is called, as it is imported, and where it is defined."""
+def test_deadline_exceeded_has_three_names() -> None:
+    """Bare, as imported, and where it is defined."""
     for name in ("DeadlineExceeded", "workerd.DeadlineExceeded", "workerd.handler.DeadlineExceeded"):
         config = HandlerConfig(name="h", call="", pool="p", policy_own={"fail_on": (name,)})
         assert make("h", os.getcwd, config).spec.aliases[name] == "workerd.handler.DeadlineExceeded"
 
 
-def test_the_pools_folders_come_first_and_the_working_directory_not_at_all(
+def test_the_pools_path_is_prepended_and_the_working_directory_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A module beside the daemon's start must not shadow anything."""
+    """A module in the daemon's working directory must not shadow another."""
     (tmp_path / "own.py").write_text("def f(): ...\n")
     elsewhere = tmp_path / "cwd"
     elsewhere.mkdir()
@@ -133,7 +133,7 @@ def test_the_pools_folders_come_first_and_the_working_directory_not_at_all(
         load(pool("beside:f"))
 
 
-def test_the_pools_environment_is_there_when_handlers_are_imported(
+def test_the_pools_environment_is_set_before_handlers_are_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Modules read it at import."""
@@ -155,8 +155,8 @@ def test_the_pools_environment_is_there_when_handlers_are_imported(
         (type("Ensures", (), {"ensure": lambda self: (yield)}), False),
     ],
 )
-def test_generators_are_found_below_whatever_wraps_them(target: Any, fits: bool) -> None:
-    """Nobody would iterate them."""
+def test_wrapped_generator_functions_are_refused(target: Any, fits: bool) -> None:
+    """Nothing would iterate them."""
     if fits:
         make("h", target)
     else:

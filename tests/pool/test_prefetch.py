@@ -1,4 +1,4 @@
-"""Short runs that lie ahead in a worker's lane: nobody waits behind a long one, nobody else is blamed."""
+"""Prefetching: short attempts are queued at a busy worker and revoked behind a long run."""
 
 from __future__ import annotations
 
@@ -12,89 +12,44 @@ import pytest
 
 from tests.pool.harness import Harness, make_pool
 from workerd.job import Claim, Status, id_text
-from workerd.messages import Assignment
 from workerd.outcome import Reason
-from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, AssignmentQueue
+from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES
 
 HANDLERS = ("noop", "gate", "prints_text", "segfault", "pid", "echo")
-AHEAD = 6
+QUEUED = 6
+"""Jobs that are sent together with a long one."""
 
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Harness]:
     with Harness(tmp_path, make_pool(*HANDLERS)) as harness:
         harness.up()
-        quick(harness)
+        warm_up_prefetch(harness)
         yield harness
 
 
-def quick(node: Harness) -> None:
-    """Until the pool knows its runs as so short that some may lie ahead."""
+def warm_up_prefetch(node: Harness) -> None:
+    """Run short jobs until the pool prefetches them."""
     claims = [node.claim("noop") for _ in range(300)]
     node.give(*claims)
     assert {outcome.reason for outcome in node.outcomes(claims)} == {Reason.OK}
     node.settled()
 
 
-def behind(node: Harness, bad: Claim, count: int = AHEAD) -> list[Claim]:
-    """Jobs that are given together with `bad`, before and behind it."""
+def give_around(node: Harness, bad: Claim, count: int = QUEUED) -> list[Claim]:
+    """Send short jobs before and behind `bad`, in one message; returns the short ones."""
     claims = [node.claim("noop") for _ in range(count)]
     node.give(*claims[: count // 2], bad, *claims[count // 2 :])
     return claims
 
 
-# -- the lane
-
-
-def assignment(serial: int, size: int = 0) -> Assignment:
-    claim = Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"x" * size, run_at=0)
-    return Assignment(serial, claim, 0.0, 0)
-
-
-def test_what_is_taken_back_was_not_taken() -> None:
-    """Each assignment comes to exactly one side, and the lane is empty after."""
-    lane = AssignmentQueue()
-    for serial in range(1, 9):
-        assert lane.put(assignment(serial))
-    taken = os.read(lane.fileno(), MAX_MESSAGE_BYTES)
-    assert int.from_bytes(taken[:8], "big") == 1
-    assert lane.take_all() == set(range(2, 9))
-    assert lane.take_all() == set()
-    lane.close_writing_end()
-    assert os.read(lane.fileno(), MAX_MESSAGE_BYTES) == b""
-    lane.close()
-
-
-def test_what_is_too_long_is_announced() -> None:
-    """The channel has it; taken back it can be all the same."""
-    lane = AssignmentQueue()
-    long = assignment(7, MAX_MESSAGE_BYTES)
-    assert not lane.put(long)
-    assert lane.put_marker(long)
-    assert lane.take_all() == {7}
-    lane.close()
-
-
-def test_a_full_lane_says_so() -> None:
-    """Nothing waits and nothing is lost: what was put is there."""
-    lane = AssignmentQueue()
-    put = 0
-    while lane.put(assignment(put, MAX_MESSAGE_BYTES // 2)):
-        put += 1
-    assert lane.take_all() == set(range(put))
-    lane.close()
-
-
-# -- the pool
-
-
-def test_jobs_behind_a_long_one_are_run_by_others(tmp_path: Path, marks: Path) -> None:
-    """What was short until now turns out long: it keeps nobody."""
+def test_jobs_queued_behind_a_long_run_move_to_other_workers(tmp_path: Path, marks: Path) -> None:
+    """A handler whose runs were short may have a long one."""
     with Harness(tmp_path, make_pool(*HANDLERS, workers=2)) as node:
         node.up()
-        quick(node)
+        warm_up_prefetch(node)
         long = node.claim("gate", folder=str(marks))
-        rest = behind(node, long, 40)
+        rest = give_around(node, long, 40)
         assert {outcome.reason for outcome in node.outcomes(rest)} == {Reason.OK}
         assert not node.ingester.of(long)
         (marks / "go").touch()
@@ -103,10 +58,10 @@ def test_jobs_behind_a_long_one_are_run_by_others(tmp_path: Path, marks: Path) -
 
 
 @pytest.mark.parametrize("how", ["segfault", "kill"])
-def test_a_death_blames_what_ran_and_not_what_lay_ahead(node: Harness, marks: Path, how: str) -> None:
-    """Everything else runs once, in its first attempt."""
+def test_a_death_ends_the_running_attempt_and_no_queued_one(node: Harness, marks: Path, how: str) -> None:
+    """All others run once, in their first attempt (law 4)."""
     bad = node.claim("segfault") if how == "segfault" else node.claim("gate", folder=str(marks))
-    rest = behind(node, bad)
+    rest = give_around(node, bad)
     if how == "kill":
         node.until((marks / "gate").exists)
         os.kill(int((marks / "gate").read_text()), signal.SIGKILL)
@@ -116,10 +71,10 @@ def test_a_death_blames_what_ran_and_not_what_lay_ahead(node: Harness, marks: Pa
     node.settled()
 
 
-def test_what_lies_ahead_is_held_and_can_be_cancelled(node: Harness, marks: Path) -> None:
-    """It is in the inventory, and a cancel ends it before it has begun."""
+def test_a_queued_attempt_is_held_and_can_be_cancelled(node: Harness, marks: Path) -> None:
+    """It is in the holdings, and a cancel ends it unstarted."""
     long = node.claim("gate", folder=str(marks))
-    rest = behind(node, long)
+    rest = give_around(node, long)
     node.until((marks / "gate").exists)
     done = {outcome.ref for outcome in node.ingester.outcomes}
     assert node.holdings(1) >= {long.ref, *(claim.ref for claim in rest)} - done
@@ -131,37 +86,37 @@ def test_what_lies_ahead_is_held_and_can_be_cancelled(node: Harness, marks: Path
     node.settled()
 
 
-@pytest.mark.parametrize("how", ["give_back", "lease", "drain"])
-def test_what_lies_ahead_is_given_back_with_what_waits(node: Harness, marks: Path, how: str) -> None:
-    """A pause, a lost lease and a drain leave only what has begun."""
+@pytest.mark.parametrize("how", ["release", "lease", "drain"])
+def test_queued_attempts_are_released_with_waiting_claims(node: Harness, marks: Path, how: str) -> None:
+    """At a release, a lost lease and a drain only the running attempt stays."""
     long = node.claim("gate", folder=str(marks))
-    rest = behind(node, long)
+    rest = give_around(node, long)
     node.until((marks / "gate").exists)
     match how:
-        case "give_back":
-            node.give_back()
+        case "release":
+            node.release()
         case "lease":
             node.lease(False)
         case "drain":
             node.drain(10)
-    last = node.outcomes(rest[AHEAD // 2 :])
+    last = node.outcomes(rest[QUEUED // 2 :])
     assert {outcome.status for outcome in last} == {Status.NEW}
     (marks / "go").touch()
     assert node.outcome(long).reason is Reason.OK
 
 
-def test_the_deadline_of_a_run_that_lay_ahead_counts_from_its_own_start(node: Harness, marks: Path) -> None:
-    """It is kept by force like any other, and hits nobody else."""
+def test_the_deadline_of_a_queued_attempt_counts_from_its_start(node: Harness, marks: Path) -> None:
+    """It is enforced like any other, and hits no other attempt."""
     long = node.claim("gate", folder=str(marks), deadline_ms=200, max_attempts=1)
-    rest = behind(node, long)
+    rest = give_around(node, long)
     assert node.outcome(long).reason is Reason.DEADLINE
-    # What waits for a second is given back to other nodes.
+    # Jobs that wait for a second are released to other nodes.
     assert {(o.reason, o.attempt) for o in node.outcomes(rest)} <= {(Reason.OK, 1), (None, 1)}
     node.settled()
 
 
-def test_every_line_belongs_to_the_job_that_printed_it(node: Harness) -> None:
-    """Also when the worker goes on to the next without a word to the pool."""
+def test_output_is_logged_for_the_job_that_printed_it(node: Harness) -> None:
+    """Also when the worker starts the next job before the pool has read the result."""
     claims = {}
     for number in range(120):
         claim = node.claim("prints_text", text=f"line {number}\n") if number % 3 else node.claim("noop")
@@ -174,8 +129,8 @@ def test_every_line_belongs_to_the_job_that_printed_it(node: Harness) -> None:
     ]
 
 
-def test_times_of_a_run_that_lay_ahead_are_in_order(node: Harness) -> None:
-    """No attempt begins after it has ended, and what it says of its run time fits between."""
+def test_times_of_a_queued_attempt_are_ordered(node: Harness) -> None:
+    """No attempt starts after its end, and the run time fits between."""
     claims = [node.claim("echo", value=n) for n in range(200)]
     node.give(*claims)
     for outcome in node.outcomes(claims):
@@ -186,8 +141,8 @@ def test_times_of_a_run_that_lay_ahead_are_in_order(node: Harness) -> None:
         assert outcome.started_at + outcome.usage.run_us <= outcome.finished_at + 1
 
 
-def test_nothing_lies_behind_what_comes_over_the_channel(node: Harness, marks: Path) -> None:
-    """It could not be taken back: its body would be read as another's."""
+def test_nothing_is_queued_behind_an_assignment_on_the_channel(node: Harness, marks: Path) -> None:
+    """It could not be revoked: its frame would be read as the next one's."""
     node.give(node.claim("gate", folder=str(marks)))
     node.until((marks / "gate").exists)
     sizes = [2 * MAX_MESSAGE_BYTES if n % 4 == 0 else 5 for n in range(200)]
@@ -200,8 +155,8 @@ def test_nothing_lies_behind_what_comes_over_the_channel(node: Harness, marks: P
     node.settled()
 
 
-def test_long_vars_and_short_ones_keep_their_order(node: Harness) -> None:
-    """What does not fit the lane comes over the channel, in its turn."""
+def test_long_and_short_assignments_keep_their_order(node: Harness) -> None:
+    """Those that are too long for the queue are sent over the channel."""
     sizes = [10, MAX_MESSAGE_BYTES, 10, 10, 3 * MAX_MESSAGE_BYTES, 10]
     claims: list[Any] = [node.claim("echo", value="x" * size) for size in sizes]
     node.give(*claims)

@@ -1,4 +1,4 @@
-"""What a job costs on its way through a pool; printed, never judged (`pytest -s`)."""
+"""CPU time of a job in a pool and its workers; printed, not checked (`pytest -s`)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def test_no_op_jobs_through_one_pool_and_two_workers(tmp_path: Path) -> None:
-    """Every job that goes in comes out once, with a dispatcher and an ingester on real sockets."""
+    """Every job has exactly one outcome, over real sockets."""
     with Harness(tmp_path, make_pool("noop", workers=2)) as node:
         node.up()
         workers = {node.run("noop").pid for _ in range(50)} | {w["pid"] for w in node.info()["workers"]}

@@ -1,4 +1,4 @@
-"""A worker: one job at a time, in a process that is put in order before each."""
+"""A worker process: one job at a time, reset before each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FACES = "tests.support.faces"
 
 @pytest.fixture
 def started() -> Iterator[Any]:
-    """Starts workers whose handlers are faces, by their names there, and ends them."""
+    """Starts workers with handlers of tests.support.faces, and kills them at the end."""
     workers: list[Worker] = []
 
     def start(*names: str, preload: bool = True, **keys: Any) -> Worker:
@@ -40,25 +40,25 @@ def started() -> Iterator[Any]:
 # -- beginning and end
 
 
-def test_a_job_is_run_and_its_ending_told(started: Any) -> None:
-    """The payload comes back, with what the run used."""
+def test_a_job_is_run_and_its_result_sent(started: Any) -> None:
+    """With what the run used."""
     worker = started("add")
-    ending = worker.run("add", {"a": 2})
-    assert (ending.kind, ending.payload, ending.payload_type) == ("returned", b"3", "json")
-    assert ending.usage.run_us is not None
-    assert ending.usage.run_us >= 0
-    assert ending.usage.max_rss_kib > 1000
+    result = worker.run("add", {"a": 2})
+    assert (result.kind, result.payload, result.payload_type) == ("returned", b"3", "json")
+    assert result.usage.run_us is not None
+    assert result.usage.run_us >= 0
+    assert result.usage.max_rss_kib > 1000
     assert worker.run("add", {"a": 2, "b": 5}).payload == b"7"
     assert worker.loaded.specs is None
 
 
-def test_what_it_closes_does_not_undo_a_run_that_has_ended(started: Any) -> None:
-    """Its ending is told although nobody can see any more what it printed."""
-    ending = started("closes_pipes").run("closes_pipes")
-    assert (ending.kind, ending.payload) == ("returned", b'"closed"')
+def test_a_job_that_closes_its_output_has_a_result(started: Any) -> None:
+    """Although its output can no longer be read."""
+    result = started("closes_pipes").run("closes_pipes")
+    assert (result.kind, result.payload) == ("returned", b'"closed"')
 
 
-def test_a_worker_that_imports_for_itself_tells_what_it_found(started: Any) -> None:
+def test_a_worker_that_imports_handlers_sends_their_specs(started: Any) -> None:
     """With preload = false the pool learns options and signatures from it."""
     worker = started("decorated", preload=False)
     (spec,) = worker.loaded.specs
@@ -78,41 +78,41 @@ def test_a_worker_that_imports_for_itself_tells_what_it_found(started: Any) -> N
         (["Broken"], {}, ["Broken", "no instance today"]),
     ],
 )
-def test_a_worker_that_cannot_begin_says_why(
+def test_a_worker_that_is_not_ready_sends_the_reason(
     started: Any, names: list[str], keys: dict[str, Any], words: list[str]
 ) -> None:
-    """It ends with the exit status for that, after a message."""
+    """And exits with the status for that."""
     worker = started(*names, **keys)
     assert all(word in worker.loaded.error for word in words)
     assert worker.status() == 78
 
 
-def test_init_runs_once_before_the_first_job_and_its_signals_stay(started: Any) -> None:
-    """What init sets up belongs to the worker, not to a job."""
+def test_init_runs_once_and_its_signal_handlers_stay(started: Any) -> None:
+    """They belong to the worker, not to a job."""
     worker = started("what_was_seen", "keeps_sigusr2_ignored", init="init")
     assert worker.run("what_was_seen").payload == b'["init"]'
     assert worker.run("what_was_seen").payload == b'["init"]'
     assert worker.run("keeps_sigusr2_ignored").payload == b"true"
 
 
-def test_the_end_of_the_channel_is_the_end_of_the_worker(started: Any) -> None:
-    """An idle worker ends by itself, without an error."""
+def test_an_idle_worker_exits_at_end_of_file(started: Any) -> None:
+    """With status 0."""
     worker = started("nothing")
     worker.run("nothing")
     worker.hang_up()
     assert worker.status() == 0
 
 
-def test_signals_that_are_meant_for_the_daemon_end_no_job(started: Any) -> None:
-    """A service manager that signals the whole group must not kill what drains."""
+def test_signals_for_the_daemon_end_no_job(started: Any) -> None:
+    """A service manager may signal the whole group."""
     worker = started("stops")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         worker.assign("stops")
         eventually(lambda: worker.receive().note == "begun")
         worker.signal(signum)
         worker.flags.set_stopping(True)
-        ending = worker.ending()
-        assert (ending.kind, ending.payload) == ("returned", b'"stopped"')
+        result = worker.result()
+        assert (result.kind, result.payload) == ("returned", b'"stopped"')
         worker.flags.set_stopping(False)
 
 
@@ -121,20 +121,20 @@ def test_signals_that_are_meant_for_the_daemon_end_no_job(started: Any) -> None:
 
 @pytest.mark.parametrize("name", ["spins", "sleeps", "backtracks", "sleeps_async", "spins_async"])
 def test_the_soft_deadline_is_raised_in_user_code(started: Any, name: str) -> None:
-    """In a Python loop, in a system call, in C code that looks at signals, in asyncio."""
+    """In a Python loop, a system call, C code that checks signals, asyncio."""
     worker = started(name, "nothing")
     worker.assign(name, deadline=0.05)
     press(worker)
-    ending = worker.ending()
-    assert (ending.kind, ending.tainted) == ("deadline", True)
-    assert ending.error == "DeadlineExceeded: the deadline of 0.05 s has passed"
-    assert f"in {name}" in ending.stack
-    assert "workerd/pool" not in ending.stack
+    result = worker.result()
+    assert (result.kind, result.tainted) == ("deadline", True)
+    assert result.error == "DeadlineExceeded: the deadline of 0.05 s has passed"
+    assert f"in {name}" in result.stack
+    assert "workerd/pool" not in result.stack
     assert worker.run("nothing").tainted is False
 
 
 def press(worker: Worker, every: int = 20) -> None:
-    """Signal as the pool does, every so many milliseconds, until something can be read."""
+    """Send the soft signal every so many milliseconds, until the worker has sent something."""
     poll = select.poll()
     poll.register(worker.sock, select.POLLIN)
     while True:
@@ -143,76 +143,76 @@ def press(worker: Worker, every: int = 20) -> None:
             return
 
 
-def test_a_deadline_that_was_swallowed_is_raised_again(started: Any, tmp_path: Path) -> None:
-    """The signal comes again, and finds nobody who is cleaning up."""
+def test_a_swallowed_deadline_is_raised_again(started: Any, tmp_path: Path) -> None:
+    """At the next signal that finds no cleanup in progress."""
     worker = started("swallows_once")
     worker.assign("swallows_once", {"path": str(tmp_path / "once")}, deadline=0.01)
     press(worker)
-    assert worker.ending().kind == "deadline"
+    assert worker.result().kind == "deadline"
     assert (tmp_path / "once").exists()
 
 
 @pytest.mark.parametrize("name", ["cleans_up", "cleans_up_async"])
-def test_cleaning_up_is_not_interrupted_again(started: Any, name: str) -> None:
-    """The grace is for that: signals that come meanwhile raise nothing."""
+def test_cleanup_is_not_interrupted(started: Any, name: str) -> None:
+    """Signals that arrive meanwhile raise nothing."""
     worker = started(name)
     worker.assign(name, deadline=0.01)
     press(worker)
     assert worker.receive().note == "cleaning"
     press(worker)
-    ending = worker.ending()
-    assert (ending.kind, ending.note) == ("deadline", "cleaned")
+    result = worker.result()
+    assert (result.kind, result.note) == ("deadline", "cleaned")
 
 
 @pytest.mark.parametrize(
     ("name", "kind", "tainted"),
     [("answers_anyway", "returned", True), ("translates", "deadline", True), ("puts_off", "retry", True)],
 )
-def test_what_a_handler_makes_of_its_deadline(started: Any, name: str, kind: str, tainted: bool) -> None:
-    """A result and a decision of its own count; another exception is still the deadline's."""
+def test_a_handler_may_decide_at_its_deadline(started: Any, name: str, kind: str, tainted: bool) -> None:
+    """A return value and Retry count; another exception is still the deadline's."""
     worker = started(name)
     worker.assign(name, deadline=0.01)
     press(worker)
-    ending = worker.ending()
-    assert (ending.kind, ending.tainted) == (kind, tainted)
+    result = worker.result()
+    assert (result.kind, result.tainted) == (kind, tainted)
 
 
 def test_a_cancel_is_raised_as_cancelled(started: Any) -> None:
-    """By the same signal; the page says which."""
+    """By the same signal; the flags tell them apart."""
     worker = started("sleeps")
     worker.assign("sleeps")
     worker.flags.request_cancel()
     press(worker)
-    ending = worker.ending()
-    assert (ending.kind, ending.tainted) == ("cancelled", True)
+    result = worker.result()
+    assert (result.kind, result.tainted) == ("cancelled", True)
 
 
-def test_a_signal_for_a_run_that_is_over_does_no_harm(started: Any) -> None:
-    """Neither between jobs nor in the next one, which has time left."""
+def test_a_late_signal_does_no_harm(started: Any) -> None:
+    """Neither between jobs nor in the next one."""
     worker = started("nothing", "add")
     worker.assign("nothing", deadline=0.000001)
-    worker.ending()
+    worker.result()
     for n in range(50):
         worker.signal(SOFT_SIGNAL)
         assert worker.run("add", {"a": n}, deadline=60).payload == str(n + 1).encode()
 
 
 @pytest.mark.parametrize("name", ["nothing", "prints", "progresses", "later", "sleeps_async", "fails"])
-def test_signals_at_any_moment_never_hit_the_workers_own_code(started: Any, name: str) -> None:
-    """A flood of soft signals, with the time always over: each run ends one way or the other."""
+def test_signals_never_interrupt_the_workers_own_code(started: Any, name: str) -> None:
+    """Under a flood of soft signals after the deadline every run has a result."""
     vars = {"prints": {"text": "x"}, "later": {"x": 1}, "fails": {"kind": "value"}}.get(name)
     worker = started(name)
     kinds = set()
     for _ in range(50):
         worker.assign(name, vars, deadline=1e-9)
         press(worker, every=1)
-        kinds.add(worker.ending().kind)
+        kinds.add(worker.result().kind)
     assert kinds <= {"returned", "raised", "deadline"}
     assert worker.child.reap() is None
 
 
-def test_a_dump_shows_the_stack_of_code_that_looks_at_nothing(started: Any) -> None:
-    """faulthandler needs neither the GIL nor the handler's consent."""
+def test_a_dump_shows_the_stack_of_uninterruptible_code(started: Any) -> None:
+    """faulthandler does not need the GIL."""
     worker = started("holds")
     worker.assign("holds")
     text = eventually(lambda: dumped(worker, "in holds"))
@@ -220,7 +220,7 @@ def test_a_dump_shows_the_stack_of_code_that_looks_at_nothing(started: Any) -> N
 
 
 def dumped(worker: Worker, words: str) -> str:
-    """Ask for a dump, and take what is there if it has the words."""
+    """Request a stack dump; returns it if it contains the words."""
     worker.signal(DUMP_SIGNAL)
     return dump(worker) if words in dump(worker) else ""
 
@@ -242,7 +242,7 @@ def test_a_handler_that_kills_its_process(started: Any, how: str, status: int) -
 
 
 def test_a_crash_leaves_its_stack(started: Any) -> None:
-    """What the pool cannot ask for any more was written on the way."""
+    """Written by faulthandler during the crash."""
     worker = started("dies")
     worker.assign("dies", {"how": "segv"})
     worker.status()
@@ -252,8 +252,8 @@ def test_a_crash_leaves_its_stack(started: Any) -> None:
 # -- what a handler says
 
 
-def test_output_is_there_before_the_ending(started: Any) -> None:
-    """Also what had no newline at its end."""
+def test_output_is_written_before_the_result(started: Any) -> None:
+    """An unfinished line too."""
     worker = started("prints", "prints_what_is_no_text")
     worker.run("prints", {"text": "no newline"})
     assert worker.printed() == "to stderr\nno newline"
@@ -268,23 +268,23 @@ def test_ctx_log_writes_a_line(started: Any) -> None:
     assert worker.printed() == "warning: slow image  width=200 name='a b'\n"
 
 
-def test_progress_is_told_now_and_then_and_at_the_end(started: Any) -> None:
-    """A handler may call it at any rate; the last word goes with the ending."""
+def test_progress_is_sent_now_and_then_and_with_the_result(started: Any) -> None:
+    """A handler may call it at any rate."""
     worker = started("progresses")
-    ending = worker.run("progresses")
-    assert (ending.progress, ending.note) == (0.9999, "at 9999")
+    result = worker.run("progresses")
+    assert (result.progress, result.note) == (0.9999, "at 9999")
     assert 1 <= len(worker.progress) < 100
     assert worker.progress[0].progress == 0.0
 
 
-def test_a_thread_that_outlives_its_job_disturbs_no_other(started: Any) -> None:
-    """Its progress is not heard any more."""
+def test_progress_of_a_thread_that_outlives_its_job_is_ignored(started: Any) -> None:
+    """It does not disturb later jobs."""
     worker = started("leaves_a_thread", "add")
     worker.run("leaves_a_thread")
-    told = len(worker.progress)
+    sent = len(worker.progress)
     for n in range(100):
         assert worker.run("add", {"a": n}).payload == str(n + 1).encode()
-    assert len(worker.progress) == told
+    assert len(worker.progress) == sent
 
 
 # -- what a handler does to its process
@@ -294,8 +294,8 @@ def test_a_thread_that_outlives_its_job_disturbs_no_other(started: Any) -> None:
     "what",
     ["folder", "descriptors", "signals", "mask", "timer", "streams", "detach", "redirect"],
 )
-def test_the_process_is_put_in_order_before_each_job(started: Any, what: str) -> None:
-    """Whatever the last job did, the next one finds what the first one found."""
+def test_the_process_is_reset_before_each_job(started: Any, what: str) -> None:
+    """Whatever the last job did, the next one finds the initial state."""
     worker = started("wrecks", "state", "prints", "holds")
     before = msgspec.json.decode(worker.run("state").payload)
     worker.printed()
@@ -310,11 +310,11 @@ def test_the_process_is_put_in_order_before_each_job(started: Any, what: str) ->
     eventually(lambda: dumped(worker, "in holds"))
 
 
-def test_a_worker_looks_as_it_should(started: Any) -> None:
-    """A session of its own, /dev/null and one pipe, nothing of the pool's in reach, its job in its title."""
+def test_a_worker_has_its_own_session_output_and_title(started: Any) -> None:
+    """And no descriptor of the pool within reach."""
     worker = started("state")
     worker.assign("state", id=bytes(range(16)))
-    seen = msgspec.json.decode(worker.ending().payload)
+    seen = msgspec.json.decode(worker.result().payload)
     assert seen["leader"]
     assert seen["stdin"]
     assert seen["pipes"][0] == seen["pipes"][1] == os.fstat(worker.output).st_ino
@@ -326,14 +326,14 @@ def test_a_worker_looks_as_it_should(started: Any) -> None:
     eventually(lambda: title.read_bytes().rstrip(b"\0") == b"workerd: worker test/0")
 
 
-def test_a_forked_child_that_comes_back_does_not_answer_for_the_job(started: Any) -> None:
-    """One job, one ending, though two processes return from the handler."""
+def test_a_forked_child_that_returns_sends_no_result(started: Any) -> None:
+    """One job, one result."""
     worker = started("forks_and_returns", "add")
     assert worker.run("forks_and_returns").payload == b'"parent"'
     assert worker.run("add", {"a": 1}).payload == b"2"
 
 
-def test_a_forked_childs_progress_is_not_the_jobs(started: Any) -> None:
+def test_progress_of_a_forked_child_is_ignored(started: Any) -> None:
     """It would be written between the worker's own frames."""
     worker = started("forks_and_waits")
     assert worker.run("forks_and_waits").progress is None
@@ -341,13 +341,13 @@ def test_a_forked_childs_progress_is_not_the_jobs(started: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["subprocess", "multiprocessing"])
-def test_children_can_be_terminated(started: Any, how: str) -> None:
-    """That the worker does not listen to SIGTERM is not inherited."""
+def test_children_of_a_handler_can_be_terminated(started: Any, how: str) -> None:
+    """That the worker ignores SIGTERM is not inherited."""
     assert started("terminates").run("terminates", {"how": how}).payload == b"-15"
 
 
-def test_a_child_that_is_left_behind_does_not_hold_the_channel(started: Any) -> None:
-    """The pool sees the end of the channel though the child lives on."""
+def test_an_orphaned_child_does_not_keep_the_channel_open(started: Any) -> None:
+    """The pool reads end of file though the child lives on."""
     worker = started("leaves_a_child", "dies")
     child = int(worker.run("leaves_a_child").payload)
     worker.assign("dies", {"how": "exit"})
@@ -356,8 +356,8 @@ def test_a_child_that_is_left_behind_does_not_hold_the_channel(started: Any) -> 
     os.kill(child, signal.SIGKILL)
 
 
-def test_what_was_daemonized_belongs_to_its_worker(started: Any) -> None:
-    """So that it is found and killed with the worker it came from."""
+def test_a_daemonized_process_becomes_the_workers_child(started: Any) -> None:
+    """So that it is killed with its worker."""
     worker = started("daemonizes")
     pid = int(worker.run("daemonizes").payload)
     status = Path(f"/proc/{pid}/status").read_text()
@@ -368,8 +368,8 @@ def test_what_was_daemonized_belongs_to_its_worker(started: Any) -> None:
 # -- what it used
 
 
-def test_memory_is_measured_for_each_job_alone(started: Any) -> None:
-    """The peak is set back; a child's counts with the job that had it."""
+def test_peak_memory_is_measured_per_job(started: Any) -> None:
+    """That of children too."""
     worker = started("uses", "nothing")
     low = worker.run("nothing").usage.max_rss_kib
     high = worker.run("uses", {"kib": 100_000, "burn": 0, "child": False}).usage.max_rss_kib
@@ -380,8 +380,8 @@ def test_memory_is_measured_for_each_job_alone(started: Any) -> None:
 def test_cpu_time_of_children_is_counted(started: Any) -> None:
     """Of those that the job waited for."""
     worker = started("uses", "nothing")
-    ending = worker.run("uses", {"kib": 1, "burn": 0.2, "child": True})
-    assert ending.usage.cpu_us >= 200_000
+    result = worker.run("uses", {"kib": 1, "burn": 0.2, "child": True})
+    assert result.usage.cpu_us >= 200_000
     assert worker.run("nothing").usage.cpu_us < 100_000
 
 
@@ -395,12 +395,12 @@ def test_large_vars_and_payloads_pass(started: Any) -> None:
     sender = threading.Thread(target=worker.assign, args=("echo", vars), kwargs={"limit": 1 << 23})
     sender.start()
     sender.join()
-    assert msgspec.json.decode(worker.ending().payload) == vars
+    assert msgspec.json.decode(worker.result().payload) == vars
 
 
-def test_a_payload_over_the_limit_fails_the_job_and_names_both_numbers(started: Any) -> None:
-    """It is never sent to anybody."""
-    ending = started("large").run("large", {"size": 5000}, limit=4096)
-    assert (ending.kind, ending.payload) == ("failure", None)
-    assert "5000 bytes" in ending.error
-    assert "4096 (4KiB)" in ending.error
+def test_a_payload_over_the_limit_is_a_failure_naming_size_and_limit(started: Any) -> None:
+    """It is not sent."""
+    result = started("large").run("large", {"size": 5000}, limit=4096)
+    assert (result.kind, result.payload) == ("failure", None)
+    assert "5000 bytes" in result.error
+    assert "4096 (4KiB)" in result.error

@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.pool.test_deadlines import alive
+from tests.pool.harness import alive
 from tests.runtime.conftest import turn_until
 from tests.support.eventually import eventually
 from workerd.runtime.child import become_subreaper, fork

@@ -1,4 +1,4 @@
-"""A worker under test, with this process in its pool's place."""
+"""A worker process under test; the test takes the place of its pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
 def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
-    """A pool whose handlers are called so; a value that is no text is a key of the pool."""
+    """A pool with these handlers, name = "module:attribute"; other values are keys of the pool."""
     keys = {k: v for k, v in calls.items() if not isinstance(v, str)}
     handlers = tuple(
         HandlerConfig(name=k, call=v, pool=name)
@@ -40,14 +40,14 @@ def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
 
 
 def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
-    """A fresh claim; `values` are its vars, as JSON text if bytes."""
+    """A new claim; `values` are its vars, bytes are JSON text."""
     data = values if isinstance(values, bytes) else msgspec.json.encode(values or {})
     given = {"id": new_id(), "attempt": 1, "claimed_at": 0, "mono": time.monotonic_ns(), "run_at": 0}
     return Claim(handler=handler, vars=data, **(given | more))
 
 
 class Worker:
-    """One forked worker; the test speaks to it as its pool would."""
+    """One forked worker, with which the test communicates as its pool would."""
 
     def __init__(self, pool: PoolConfig, *, preload: bool = True) -> None:
         before = list(sys.path)
@@ -76,7 +76,7 @@ class Worker:
         self.loaded = first
 
     def receive(self) -> Any:
-        """The next frame; None at the end."""
+        """The next message; None at end of file."""
         head = self._exactly(4)
         return _decoder.decode(self._exactly(_LENGTH.unpack(head)[0])) if head else None
 
@@ -92,7 +92,7 @@ class Worker:
     def assign(
         self, handler: str, values: Any = None, *, deadline: float = 0, limit: int = 1 << 20, **more: Any
     ) -> None:
-        """Give it a job without waiting for the ending."""
+        """Assign a job without waiting for its result."""
         self.serial += 1
         soft = time.monotonic_ns() + int(deadline * 1e9) if deadline else 0
         self.flags.begin(self.serial, soft)
@@ -102,8 +102,8 @@ class Worker:
             body = msgspec.msgpack.encode(assignment)
             self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
-    def ending(self) -> RunResult:
-        """Wait for the ending of the present job; progress is kept aside."""
+    def result(self) -> RunResult:
+        """Wait for the result of the present job; progress is collected."""
         while True:
             message = self.receive()
             if isinstance(message, Progressed):
@@ -114,15 +114,15 @@ class Worker:
             return message
 
     def run(self, handler: str, values: Any = None, **more: Any) -> RunResult:
-        """Run a job to its ending."""
+        """Run a job to its result."""
         self.assign(handler, values, **more)
-        return self.ending()
+        return self.result()
 
     def signal(self, signum: int) -> None:
         self.child.kill(signum)
 
     def printed(self) -> str:
-        """What it has written to its output until now."""
+        """Its output so far."""
         parts = []
         try:
             while data := os.read(self.output, 1 << 16):
@@ -132,19 +132,19 @@ class Worker:
         return b"".join(parts).decode("utf-8", "replace")
 
     def status(self) -> int:
-        """Wait for its end; the wait status as in Child."""
+        """Wait until it is dead; returns the wait status as in Child."""
         while self.child.reap() is None:
             signal.sigtimedwait([signal.SIGCHLD], 0.01)
         assert self.child.status is not None
         return self.child.status
 
     def hang_up(self) -> None:
-        """Let it read that there is no pool any more."""
+        """Let it read end of file, as when its pool is gone."""
         self.assignments.close_writing_end()
         self.sock.close()
 
     def close(self) -> None:
-        """Kill it and its group, and give everything back."""
+        """Kill it and its group, and close everything."""
         self.sock.close()
         self.assignments.close()
         if self.child.reap() is None:

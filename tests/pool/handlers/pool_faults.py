@@ -1,4 +1,4 @@
-"""`init` functions that go wrong."""
+"""`init` functions that fail."""
 
 from __future__ import annotations
 

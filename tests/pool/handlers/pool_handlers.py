@@ -1,4 +1,4 @@
-"""Handlers of every kind, good and bad, for the tests of the pool. Each leaves its marks in a folder."""
+"""Well- and ill-behaved handlers for the tests of the pool; they signal by files in a folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pid() -> int:
 
 
 def mark(folder: str, name: str) -> int:
-    """The file `name` appears, complete, with this process's pid."""
+    """Create the file `name` with the pid of this process, atomically."""
     target = Path(folder, name)
     part = target.with_suffix(".part")
     part.write_text(str(os.getpid()))
@@ -43,7 +43,7 @@ def wait_for(folder: str, name: str) -> None:
 
 
 def gate(folder: str, sign: str = "gate") -> str:
-    """Says by the file `sign` that it began, and ends when the file `go` is there."""
+    """Creates the file `sign` when it starts, and returns when the file `go` exists."""
     mark(folder, sign)
     wait_for(folder, "go")
     return sign
@@ -110,7 +110,7 @@ def mark_pid(folder: str, name: str, number: int) -> None:
 
 
 def leaves_family(folder: str, endless: bool = True) -> None:
-    """A plain child, one in a session of its own, one forked twice; all ignore what can be ignored."""
+    """Starts a plain child, one in its own session and a double-forked one; all ignore signals."""
     for name, detach in (("plain", False), ("setsid", True)):
         _offspring(folder, name, detach)
     if os.fork() == 0:
@@ -188,7 +188,7 @@ def killed() -> None:
 
 
 def dies_with_child(folder: str) -> None:
-    """Leaves a forked child behind that holds everything open."""
+    """Dies and leaves a forked child that keeps every descriptor open."""
     _offspring(folder, "child", True)
     wait_for(folder, "child")
     os._exit(3)
@@ -245,7 +245,7 @@ def chdir() -> str:
 
 
 def signals() -> bool:
-    """Whether the last one's handlers are gone; leaves its own."""
+    """Whether the signal handlers of the last job are gone; installs new ones."""
     clean = signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
     for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGRTMIN + 1, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_IGN)

@@ -1,3 +1,3 @@
-"""A module whose import never ends, in C code that looks at nothing."""
+"""A module whose import never ends, in uninterruptible C code."""
 
 sum(range(10**13))

@@ -1,0 +1,17 @@
+"""How many claims a pool takes ahead of its idle workers."""
+
+from __future__ import annotations
+
+from workerd.pool.capacity import BUFFER_S, RunTimeAverage
+
+
+def test_only_short_runs_are_buffered() -> None:
+    """About BUFFER_S seconds of work, at most a batch."""
+    pace = RunTimeAverage()
+    assert pace.runs_within(BUFFER_S, 2, 500) == 0
+    pace.add(BUFFER_S / 10)
+    assert pace.runs_within(BUFFER_S, 2, 500) == 20
+    pace.seconds = 1e-7
+    assert pace.runs_within(BUFFER_S, 2, 500) == 500
+    pace.seconds = BUFFER_S * 1.01
+    assert pace.runs_within(BUFFER_S, 1000, 500) == 0
