@@ -111,7 +111,7 @@ def test_an_empty_configuration_is_pointed_out(tmp_path: Path) -> None:
 
 
 def test_what_is_degraded_on_this_host_is_listed(tmp_path: Path) -> None:
-    """Each sentence says what follows; the ones that hold for this process are there."""
+    """Each sentence says what follows from it."""
     config = configured(tmp_path, f'node = {{ state_dir = "{tmp_path}", runtime_dir = "{tmp_path}" }}\n')
     text = "\n".join(degradations(config))
     assert "SQLite" in text

@@ -35,6 +35,9 @@ MAX_ANSWER_BYTES = 16 * 1024
 _PR_GET_CHILD_SUBREAPER = 37
 
 
+# The names `fault` and `weaker` are those of the JSON document.
+
+
 class HandlerPlan(msgspec.Struct, frozen=True, rename={"error": "fault"}):
     """One handler as it would be started; `error`: why it does not load, "" if it does."""
 

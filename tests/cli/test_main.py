@@ -75,7 +75,7 @@ def test_wrong_usage_is_status_2_and_says_what_is_missing(
 def test_a_missing_configuration_is_status_2_and_names_the_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The message says where it was expected."""
+    """The message names its path."""
     assert main(["handlers", "-c", str(tmp_path / "none.toml")]) == 2
     assert str(tmp_path / "none.toml") in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workerd.demo.report import DemoResults, verdict
+from workerd.demo.report import DemoResults, conclusion
 from workerd.documents import Attempt, Job
 
 
@@ -31,7 +31,7 @@ def test_only_one_end_for_each_job_is_complete() -> None:
     ):
         results = DemoResults(found, expected)
         assert not results.complete
-        assert problem in verdict(results)
+        assert problem in conclusion(results)
 
 
 def test_jobs_are_grouped_by_handler_and_outcome() -> None:

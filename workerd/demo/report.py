@@ -163,7 +163,7 @@ def print_report(tasks: Sequence[DemoTask], results: DemoResults, elapsed_s: flo
     console.print(_outcome_table(groups, console.width))
     console.print()
     sentences = [*_parsed(groups), f"{len(results.ended):,} jobs ended in {seconds_text(elapsed_s)}."]
-    for sentence in [*sentences, verdict(results)]:
+    for sentence in [*sentences, conclusion(results)]:
         console.print(Text(line(sentence)), soft_wrap=True)
 
 
@@ -209,7 +209,7 @@ def _parsed(groups: Sequence[OutcomeGroup]) -> Iterator[str]:
             yield f"Its slowest job: {str(path)[-MAX_PATH_CHARACTERS:]}, {seconds_text(group.percentile(1))}."
 
 
-def verdict(results: DemoResults) -> str:
+def conclusion(results: DemoResults) -> str:
     """Whether every job has ended exactly once, in one sentence."""
     if results.complete:
         return f"Checked in the store: each of the {len(results.ended):,} jobs has exactly one end."

@@ -1,0 +1,162 @@
+"""`enqueue` and `job`, on both engines."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from tests.cli.conftest import CommandLine
+from tests.support.daemon import ROOT
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+
+
+def test_enqueue_prints_the_id_alone_and_with_wait_the_payload_alone(cli: CommandLine) -> None:
+    """A script can use the output as it is."""
+    job_id = cli.node.cli("enqueue", "add", "a=1", "b=2").stdout
+    assert str(uuid.UUID(job_id.strip())) + "\n" == job_id
+    assert cli("enqueue", "add", "a=20", "--vars", '{"b": 22}', "--wait", "20s").stdout == "42\n"
+    assert cli("enqueue", "echo", "text=x=y", "n=1", "--wait").stdout == '{"text":"x=y","n":1}\n'
+
+
+def test_a_failed_job_is_status_1_with_the_reason_on_standard_error(cli: CommandLine) -> None:
+    """Standard output stays empty."""
+    done = cli("enqueue", "faces", "face=failure", "--wait", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "ended as failure" in done.stderr
+    assert "workerd why" in done.stderr
+
+
+def test_a_wait_that_times_out_is_status_1_and_the_job_continues(cli: CommandLine, tmp_path: Path) -> None:
+    """Only the command ends."""
+    mark = tmp_path / "go"
+    done = cli("enqueue", "waits", f"path={mark}", "--wait", "300ms", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    (job,) = cli.json("job", "list", "--handler", "waits", "--status", "inprogress")["jobs"]
+    mark.touch()
+    eventually(lambda: cli.status(job["id"]) == "completed")
+
+
+def test_all_options_of_enqueue_reach_the_row(cli: CommandLine) -> None:
+    """They mean the same as over HTTP."""
+    first = cli.id(
+        "enqueue", "echo", "--run-at", "2030-01-31T12:00:00+01:00", "--priority", "-5", "--unique", "k'\"",
+        "--deadline", "1.5s", "--max-attempts", "7", "--meta", '{"tenant": "é"}', "a=[1, null]", "b=ü",
+    )  # fmt: skip
+    (row,) = Rows(cli.url).attempts(uuid.UUID(first).bytes)
+    assert row["status"] == "scheduled"
+    assert str(row["run_at"]).startswith("2030-01-31 11:00:00")
+    assert (row["priority"], row["unique_key"], row["deadline_ms"], row["max_attempts"]) == (
+        -5,
+        "k'\"",
+        1500,
+        7,
+    )
+    job = cli.json("job", "show", first)
+    assert job["meta"] == {"tenant": "é"}
+    assert job["vars"] == {"a": [1, None], "b": "ü"}
+    again = cli("enqueue", "echo", "--unique", "k'\"", "--delay", "1h")
+    assert again.stdout.strip() == first
+
+
+def test_text_stays_text_where_the_signature_says_so(cli: CommandLine) -> None:
+    """`path=1` for a `str` is the text "1"; for an int it is the number."""
+    eventually(lambda: "path: str" in cli("handlers").stdout)
+    job_id = cli.id("enqueue", "waits", "path=1", "limit=0")
+    assert cli.json("job", "show", job_id)["vars"] == {"path": "1", "limit": 0}
+
+
+def test_an_unknown_handler_is_status_2_with_the_known_names(cli: CommandLine) -> None:
+    """Nothing is inserted."""
+    done = cli("enqueue", "ad", "a=1", check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert 'Handler "ad" not found; known are: add, echo, faces' in done.stderr
+    assert cli.json("job", "list", "--handler", "ad")["jobs"] == []
+
+
+def test_a_handler_with_max_waiting_jobs_takes_no_more(cli: CommandLine) -> None:
+    """Above max_waiting the command fails and names the key."""
+    cli("pause", "few")
+    cli("enqueue", "few")
+    cli("enqueue", "few", "--delay", "1h")
+    done = cli("enqueue", "few", check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "max_waiting" in done.stderr
+
+
+def test_jobs_are_listed_cancelled_and_retried_by_filters(cli: CommandLine) -> None:
+    """Cancel and retry take the filters of list and print a result for each id."""
+    cli("pause", "held", "--reason", "for the test")
+    ids = [cli.id("enqueue", "held", f"n={n}") for n in range(3)]
+    listed = cli.json("job", "list", "--handler", "held", "--status", "new", "--since", "1h")
+    assert [job["id"] for job in listed["jobs"]] == ids[::-1]
+    page = cli.json("job", "list", "--limit", "2")
+    assert len(page["jobs"]) == 2
+    assert page["next"] is not None
+    cancelled = cli.json("job", "cancel", "--handler", "held")
+    assert sorted(job["id"] for job in cancelled["jobs"]) == sorted(ids)
+    assert {cli.status(job_id) for job_id in ids} == {"cancelled"}
+    again = cli("job", "cancel", ids[0], check=False)
+    assert again.returncode == 1
+    assert "ended already" in again.stdout
+    cli("job", "retry", ids[0], ids[1])
+    cli("resume", "held")
+    eventually(lambda: cli.status(ids[0]) == cli.status(ids[1]) == "completed")
+    assert [a["status"] for a in cli.json("job", "show", ids[0])["attempts"]] == [
+        "retry",
+        "completed",
+    ]
+    assert cli.status(ids[2]) == "cancelled"
+
+
+def test_a_running_job_is_cancelled_from_the_shell(cli: CommandLine, tmp_path: Path) -> None:
+    """The command returns at once; the job ends as cancelled."""
+    job_id = cli.id("enqueue", "waits", f"path={tmp_path}/never")
+    eventually(lambda: cli.status(job_id) == "inprogress")
+    assert "asked to stop" in cli("job", "cancel", job_id).stdout
+    eventually(lambda: cli.status(job_id) == "cancelled")
+
+
+def test_terminal_escapes_in_data_are_escaped(cli: CommandLine) -> None:
+    """Vars, errors, keys and notes are untrusted."""
+    evil = "\x1b]0;owned\x07\x1b[31m"
+    job_id = cli.id("enqueue", "faces", f"face={evil}", "--unique", evil, "--meta", json.dumps(evil))
+    eventually(lambda: cli.json("job", "show", job_id)["complete"])
+    for words in (["job", "show", job_id], ["job", "list"], ["why", job_id]):
+        assert "\x1b" not in cli(*words).stdout
+    assert cli.json("job", "show", job_id)["unique_key"] == evil
+
+
+def started(cli: CommandLine, *words: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "workerd", *words, "-c", str(cli.node.path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_ctrl_c_and_a_closed_pipe_are_quiet(cli: CommandLine, tmp_path: Path) -> None:
+    """No traceback on Ctrl-C, or when `head` closes the pipe."""
+    waiting = started(cli, "enqueue", "waits", f"path={tmp_path}/never", "--wait")
+    running = ("job", "list", "--handler", "waits", "--status", "inprogress")
+    own = f"{tmp_path}/never"
+    (job,) = eventually(lambda: [j for j in cli.json(*running)["jobs"] if j["vars"]["path"] == own])
+    waiting.send_signal(signal.SIGINT)
+    out, err = waiting.communicate(timeout=20)
+    assert (waiting.returncode, out) == (130, ""), err
+    assert "continues" in err
+    assert "Traceback" not in err
+    cli("job", "cancel", job["id"])
+    with started(cli, "job", "list") as listing:
+        assert listing.stdout is not None
+        assert listing.stderr is not None
+        listing.stdout.close()
+        assert listing.stderr.read() == ""
+        assert listing.wait(20) == 1

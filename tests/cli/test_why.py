@@ -1,0 +1,37 @@
+"""`why`, on both engines."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from tests.cli.conftest import CommandLine
+from tests.support.eventually import eventually
+from tests.support.rows import Rows
+
+
+def test_why_explains_what_a_job_waits_for_and_how_it_ended(cli: CommandLine, tmp_path: Path) -> None:
+    """With what only the daemon knows: which workers are busy, and how a process died."""
+
+    def why(job_id: str) -> str:
+        return cli("why", job_id).stdout
+
+    later = cli.id("enqueue", "add", "a=1", "--delay", "1h")
+    assert "is due at" in why(later)
+    cli("pause", "held", "--reason", "the server is down")
+    paused = cli.id("enqueue", "held")
+    assert "is paused" in why(paused)
+    assert "the server is down" in why(paused)
+    cli("resume", "held")
+    orphan = uuid.UUID(bytes=Rows(cli.url).insert("not_configured", {}))
+    assert "No live node has the handler not_configured" in why(str(orphan))
+    running = cli.id("enqueue", "waits", f"path={tmp_path}/never")
+    eventually(lambda: cli.status(running) == "inprogress")
+    assert "The job runs on node" in why(running)
+    behind = cli.id("enqueue", "waits", "path=/")
+    assert "busy" in why(behind)
+    cli("job", "cancel", running)
+    crashed = cli.id("enqueue", "faces", "face=kill_self")
+    eventually(lambda: cli.json("job", "show", crashed)["complete"])
+    assert "SIGKILL" in why(crashed)
+    assert cli.json("why", crashed)["why"]
