@@ -9,7 +9,7 @@ from workerd.store.availability import FIRST_PROBE_S, LONGEST_PROBE_S, STARTUP_G
 
 
 @pytest.fixture
-def availability(monkeypatch: pytest.MonkeyPatch) -> StoreAvailability:
+def availability() -> StoreAvailability:
     """A role's view of the store after the startup grace."""
     made = StoreAvailability("dispatcher")
     made.restored()
