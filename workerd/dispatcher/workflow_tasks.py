@@ -56,6 +56,8 @@ class WorkflowPickup:
 
     def pick_up(self) -> float | None:
         """One slice of queuing requests, if they may be picked up now."""
+        if not self._workflows:
+            return None
         if self._window.is_open(self._store.now()):
             picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, MAX_NEW_REQUESTS))
             self._claimer.announce(picked.handlers)
