@@ -52,6 +52,10 @@ EVENTS: dict[str, str] = {
     "worker.fork_failed": "The kernel refused to fork a worker; it is retried.",
     "worker.not_ready": "A worker could not load its handlers or run `init`.",
     # -- ingester
+    "spool.damaged": "A file of the spool is damaged: it is read as far as possible, then kept aside.",
+    "spool.opened": "A former process left outcomes in the spool; they are replayed first.",
+    "spool.row_damaged": "A damaged row of the spool is skipped: its attempt is found lost and runs again.",
+    "spool.unreadable": "A file of the spool cannot be opened; it is tried again when the ingester restarts.",
     # -- gateway
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
     "gateway.listening": "The gateway accepts connections.",

@@ -532,14 +532,14 @@ def test_a_drain_while_the_store_is_away(world: World, server: DatabaseServer) -
     eventually(world.is_away)
     go.touch()
     assert world.daemon.stop(within=30) == 0
-    assert list((world.daemon.folder / "state" / "spool").glob("*.spool"))
+    assert list((world.daemon.folder / "state" / "spool").glob("*.db"))
     server.start()
     assert world.rows.last(waits)["status"] == "inprogress"
     world.daemon.start()
     world.works()
     assert [row["reason"] for row in world.rows.attempts(waits)] == ["ok"]
     assert world.rows.last(waits)["losses"] == 0
-    assert not list((world.daemon.folder / "state" / "spool").glob("*.spool"))
+    assert not list((world.daemon.folder / "state" / "spool").glob("*.db"))
     world.end()
 
 

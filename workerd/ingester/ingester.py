@@ -92,8 +92,6 @@ class Ingester(Service):
     def start(self) -> None:
         """Find what former processes spooled, then serve."""
         self._spool.open()
-        if not self._spool.empty:
-            _log.info("a former process left outcomes in the spool", bytes=self._spool.bytes)
         self._peers.on_outcomes = self._on_outcomes
         self._peers.on_progress = self._notes.progress
         self._peers.on_seen = self._notes.seen

@@ -78,6 +78,7 @@ class WritePipeline:
         self._rows = rows
         self._linger = linger
         self._on_change = on_change
+        self._former = 0  # rows of former processes, which stand in the line before all that was received
         self._barriers: list[tuple[int, Callable[[], None]]] = []
         self._timer: Timer | None = None
         self._turn_due = False
@@ -94,7 +95,8 @@ class WritePipeline:
     # -- asking for work to be done
 
     def start(self) -> None:
-        """Look for the store now."""
+        """Look for the store now; the spool is open."""
+        self._former = self._spool.rows
         self._probe()
 
     def arrived(self) -> None:
@@ -105,7 +107,7 @@ class WritePipeline:
 
     def barrier(self, done: Callable[[], None]) -> None:
         """Call `done` once everything received so far is in the store, not only in the spool."""
-        self._barriers.append((self._backlog.received, done))
+        self._barriers.append((self._former + self._backlog.received, done))
         self._release_barriers()
 
     @property
@@ -177,7 +179,7 @@ class WritePipeline:
                 return
         if self._spool.empty:
             self._become(PipelineMode.LIVE)
-        elif self._backlog.rows > PATIENT and (self._spool.former or self._spool.rows > 4 * self._most_rows):
+        elif self._backlog.rows > PATIENT and self._spool.rows > 4 * self._most_rows:
             # Half of what was replayed: the spool becomes shorter, however much comes.
             self._keep(len(batch) // 2)
         self._again(0.0)
@@ -268,9 +270,9 @@ class WritePipeline:
     # -- barriers
 
     def _release_barriers(self) -> None:
-        if not self._barriers or self._spool.former:
+        if not self._barriers:
             return
-        recorded = self._backlog.received - self._backlog.rows - self._spool.rows
+        recorded = self._former + self._backlog.received - self._backlog.rows - self._spool.rows
         due = [done for mark, done in self._barriers if mark <= recorded]
         self._barriers = [barrier for barrier in self._barriers if barrier[0] > recorded]
         for done in due:

@@ -1,15 +1,14 @@
-"""Outcomes on disk while the store is away: appended, fsynced, replayed in order, deleted."""
+"""Outcomes on disk while the store is unavailable: appended durably, replayed in order, deleted."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
-import struct
+import sqlite3
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -18,113 +17,148 @@ from workerd import log
 from workerd.ingester.pending import Measure, weight
 from workerd.outcome import Outcome
 
-# The records of a spool file, readable again whatever became of the file.
+# The folder holds one SQLite file, deleted when all of it is replayed. A file that a former process left or
+# that turns out to be damaged is only read: new outcomes go to a new file, which no old damage can reach.
 #
-# A record is a mark, the length of its body, a CRC-32 and the body. The checksum starts from a salt that
-# each file has in its name, so that neither a block of an older file nor bytes that a handler chose pass for
-# a record. After a damaged stretch reading goes on at the next record that is whole.
-#
+# What is on disk twice (the process died between a commit in the store and the deletion here) changes nothing
+# the second time: every outcome names its attempt and the incarnation that owned it.
 
-MARK = b"\xabwd\x01"
-_HEAD = struct.Struct("<4sII")
-OVERHEAD = _HEAD.size
-"""Bytes that a record is longer than its body."""
+ROW_BYTES = 24
+"""Bytes that a row takes beside its body: number, checksum, and what SQLite adds."""
+SMALLEST_ROW_BYTES = 64
+DELETE_BYTES = 4 * 1024 * 1024
+"""Replayed bytes that are deleted together: each deletion costs an fsync."""
+LOG_BYTES = 4 * 1024 * 1024
+"""What SQLite's write-ahead log shrinks to; it comes on top of `ingester.spool`."""
+LOCK_TIMEOUT_S = 1.0
+MAX_COPIES = 10
+"""Damaged files, and damaged rows, that are kept for inspection."""
 
-BODY_LIMIT = 128 * 1024 * 1024
-"""Bytes of one body; a length above it is damage."""
+_NAME = re.compile(r"(\d{12})\.db")
+_APPEND = "INSERT INTO outcomes (number, checksum, body) VALUES (?, ?, ?)"
+_READ = "SELECT number, checksum, body FROM outcomes WHERE number >= ? ORDER BY number"
+_EDGE = "SELECT number FROM outcomes ORDER BY number {} LIMIT 1"
+_DELETE = "DELETE FROM outcomes WHERE number < ?"
 
-
-class Record(NamedTuple):
-    """A whole record: its body, and where the next begins."""
-
-    body: bytes
-    end: int
-
-
-class Damage(NamedTuple):
-    """A stretch that holds no whole record. `torn`: what a write that was cut short leaves at the end."""
-
-    start: int
-    end: int
-    torn: bool
-
-
-def pack(body: bytes, seed: int) -> bytes:
-    """A body as a record of the file whose salt is `seed` (32 bits)."""
-    length = len(body)
-    return _HEAD.pack(MARK, length, crc32(body, seed ^ length)) + body
-
-
-def records(data: bytes, seed: int) -> Iterator[Record | Damage]:
-    """Everything that a file holds, in order; damage is told once a stretch."""
-    at = 0
-    while at < len(data):
-        record = _record_at(data, at, seed)
-        if record is None:
-            found = _next_record(data, at + 1, seed)
-            yield Damage(at, found, torn=found == len(data) and _is_torn(data[at:]))
-            at = found
-        else:
-            yield record
-            at = record.end
-
-
-def _record_at(data: bytes, at: int, seed: int) -> Record | None:
-    if len(data) - at < OVERHEAD:
-        return None
-    mark, length, check = _HEAD.unpack_from(data, at)
-    end = at + OVERHEAD + length
-    if mark != MARK or length > BODY_LIMIT or end > len(data):
-        return None
-    body = data[at + OVERHEAD : end]
-    return Record(body, end) if crc32(body, seed ^ length) == check else None
-
-
-def _next_record(data: bytes, at: int, seed: int) -> int:
-    """Where the next whole record begins; the end of the data if there is none."""
-    while (at := data.find(MARK, at)) >= 0:
-        if _record_at(data, at, seed) is not None:
-            return at
-        at += 1
-    return len(data)
-
-
-def _is_torn(rest: bytes) -> bool:
-    """Whether the last bytes are a record that was being written, or blocks that never were."""
-    if len(rest) < OVERHEAD or not rest.strip(b"\0"):
-        return True
-    mark, length, _ = _HEAD.unpack_from(rest)
-    return bool(mark == MARK and length <= BODY_LIMIT and OVERHEAD + length > len(rest))
-
-
-# Outcomes on disk while the store is away: appended, fsynced, read again in order, then deleted.
-#
-# The folder holds numbered files. One is written at a time and read only after its writer has left it, so
-# whatever a crash leaves at a file's end is never appended to. What is on disk twice (the process died
-# between a commit and the deletion) changes nothing the second time: every outcome names its attempt and
-# the incarnation that owned it.
-#
-
-FILE = 4 * 1024 * 1024
-"""Bytes after which a new file is begun: what one replayed file holds in memory."""
-COPIES = 100
-"""So many damaged stretches are kept for a person to look at."""
-
-_NAME = re.compile(r"(\d{12})-([0-9a-f]{8})\.spool")
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Outcome).decode
 
 _log = log.get_logger("ingester")
 
 
-class _SpoolFile:
-    """One file of the spool. `rows`: outcomes in it that are ours to replay; None if nobody counted."""
+def _checksum(number: int, body: bytes) -> int:
+    return crc32(body, number & 0xFFFFFFFF)
 
-    def __init__(self, path: Path, seed: int, size: int, rows: int | None) -> None:
+
+class _SpoolFile:
+    """One SQLite file; outcomes `first` up to, but not including, `end` are not replayed yet.
+
+    The constructor raises sqlite3.Error if the file cannot be used at all.
+    """
+
+    def __init__(self, path: Path, *, ours: bool) -> None:
         self.path = path
-        self.seed = seed
-        self.size = size
-        self.rows = rows
+        self.ours = ours  # begun by this process
+        self.damaged = False
+        self._undeleted_bytes = 0
+        self._db = sqlite3.connect(path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+        self._db.text_factory = bytes  # of a damaged row anything may come
+        try:
+            self._prepare()
+        except BaseException as error:
+            self._db.close()
+            if isinstance(error, UnicodeDecodeError):  # in sqlite3's own message about a damaged schema
+                raise sqlite3.DatabaseError("the schema is damaged") from None
+            raise
+
+    def _prepare(self) -> None:
+        execute = self._db.execute
+        execute("PRAGMA locking_mode = EXCLUSIVE")  # one process, so no shared memory beside the log
+        execute("PRAGMA journal_mode = WAL")
+        execute("PRAGMA synchronous = FULL")  # each COMMIT is fsynced: law 6
+        execute(f"PRAGMA journal_size_limit = {LOG_BYTES}")
+        execute(
+            "CREATE TABLE IF NOT EXISTS outcomes"
+            " (number INTEGER PRIMARY KEY, checksum INTEGER NOT NULL, body BLOB NOT NULL)"
+        )
+        size = sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}*"))
+        self.first = self._edge("ASC", otherwise=1) or 1
+        self.end = self._edge("DESC", otherwise=size // SMALLEST_ROW_BYTES) + 1
+        # Not the sum of the rows' lengths: that would read the whole file.
+        self.bytes = size if self.first < self.end else 0
+
+    def _edge(self, order: str, otherwise: int) -> int:
+        """The first or last number, 0 if there are no rows, `otherwise` if that page is damaged."""
+        try:
+            (number,) = self._db.execute(_EDGE.format(order)).fetchone() or (0,)
+        except sqlite3.DatabaseError as error:
+            self.note_damage(error)
+            return otherwise
+        return int(number)
+
+    @property
+    def writable(self) -> bool:
+        """Whether what is appended is safe here."""
+        return self.ours and not self.damaged
+
+    def note_damage(self, error: sqlite3.Error) -> None:
+        """Log it once; from now on the file is only read."""
+        if not self.damaged:
+            self.damaged = True
+            _log.error("spool.damaged", file=str(self.path), error=str(error))
+
+    def append(self, bodies: Sequence[bytes]) -> None:
+        """Write all in one transaction. Raises sqlite3.Error; then none was written."""
+        rows = [(number, _checksum(number, body), body) for number, body in enumerate(bodies, self.end)]
+        try:
+            self._db.execute("BEGIN")
+            self._db.executemany(_APPEND, rows)
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.OperationalError):  # not the disk, but what is on it
+                self.note_damage(error)
+            raise
+        self.end += len(rows)
+        self.bytes += sum(map(len, bodies)) + ROW_BYTES * len(rows)
+
+    def read(self) -> sqlite3.Cursor:
+        """(number, checksum, body) of what is not replayed yet; raises sqlite3.Error, also while reading."""
+        return self._db.execute(_READ, (self.first,))
+
+    def forget(self, below: int, size: int) -> None:
+        """What is numbered below `below`, `size` bytes, is replayed."""
+        self.first = below
+        self.bytes -= size
+        self._undeleted_bytes += size
+        if self._undeleted_bytes < DELETE_BYTES or self.damaged or below >= self.end:
+            return
+        # What cannot be deleted now is replayed once more by the next process, which changes nothing.
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute(_DELETE, (below,))
+        self._undeleted_bytes = 0
+
+    def skip_unreadable(self) -> None:
+        """Move `first` past the stretch that cannot be read, by steps that double and then halve again."""
+        step = 1
+        while self.first + step < self.end and not self._readable(self.first + step):
+            step *= 2
+        bad, good = self.first + step // 2, min(self.first + step, self.end)
+        while good - bad > 1:
+            middle = (bad + good) // 2
+            bad, good = (bad, middle) if self._readable(middle) else (middle, good)
+        self.first = good
+
+    def _readable(self, number: int) -> bool:
+        try:
+            self._db.execute(f"{_READ} LIMIT 1", (number,)).fetchone()
+        except sqlite3.Error:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._db.close()
 
 
 class Spool:
@@ -137,17 +171,9 @@ class Spool:
         self._folder = folder
         self._limit = limit
         self._files: deque[_SpoolFile] = deque()
-        self._former = 0
-        self._number = 0
-        self._fd = -1
-        self._reader: Iterator[Record | Damage] | None = None
-        self._ahead: deque[tuple[Outcome, int]] = deque()
-        self._data = b""
-        self.rows = 0
-        self.bytes = 0
+        self._last_file = 0
+        self._peeked: list[tuple[int, int]] = []  # number and bytes of the outcomes of the last peek
         self.trouble = ""
-
-    # -- what there is
 
     def open(self) -> None:
         """Find what former processes left. Raises OSError if the folder cannot be used."""
@@ -155,13 +181,24 @@ class Spool:
         _sync_folder(self._folder.parent)
         for name in sorted(os.listdir(self._folder)):
             match = _NAME.fullmatch(name)
-            if match is None:
-                continue
-            path = self._folder / name
-            self._number = int(match[1])
-            self._files.append(_SpoolFile(path, int(match[2], 16), path.stat().st_size, None))
-        self._former = len(self._files)
-        self.bytes = sum(file.size for file in self._files)
+            if match is not None:
+                self._last_file = int(match[1])
+                self._open_file(self._folder / name)
+        if self._files:
+            _log.info("spool.opened", rows=self.rows, bytes=self.bytes)
+
+    def _open_file(self, path: Path) -> None:
+        try:
+            file = _SpoolFile(path, ours=False)
+        except (OSError, sqlite3.OperationalError) as error:
+            _log.error("spool.unreadable", file=str(path), error=str(error))
+        except sqlite3.DatabaseError as error:
+            _log.error("spool.damaged", file=str(path), error=str(error))
+            self._keep_copy(path)
+        else:
+            self._files.append(file)
+            if file.first >= file.end:
+                self._remove(file)
 
     @property
     def empty(self) -> bool:
@@ -169,193 +206,153 @@ class Spool:
         return not self._files
 
     @property
-    def former(self) -> bool:
-        """Whether something is left that another process wrote, uncounted."""
-        return self._former > 0
+    def rows(self) -> int:
+        """Outcomes that are not replayed yet; at the edge of a damaged file an upper bound."""
+        return sum(file.end - file.first for file in self._files)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of these outcomes; of a former process, the size of its file."""
+        return sum(max(0, file.bytes) for file in self._files)
 
     # -- writing
 
     def append(self, outcomes: Sequence[Outcome]) -> int:
         """Make outcomes durable, in order; how many were, less than all only with `trouble` set."""
-        taken, data = self._packed(outcomes)
-        self.trouble = "" if taken == len(outcomes) else f"the spool is full ({self._limit} bytes)"
-        if not taken:
+        bodies = _fitting(outcomes, self._limit - self.bytes)
+        self.trouble = "" if len(bodies) == len(outcomes) else f"the spool is full ({self._limit} bytes)"
+        if not bodies:
             return 0
         try:
-            self._write(data)
-        except OSError as error:
-            # A failed fsync may have thrown pages away: nothing of this write counts, and what comes
-            # next goes into another file.
-            self._leave(cut=True)
-            self.trouble = f"the spool cannot be written: {error.strerror or error}"
+            if not self._files or not self._files[-1].writable:
+                self._begin_file()
+            self._files[-1].append(bodies)
+        except (OSError, sqlite3.Error) as error:
+            self.trouble = f"the spool cannot be written: {error}"
             return 0
-        file = self._files[-1]
-        assert file.rows is not None
-        file.size += len(data)
-        file.rows += taken
-        self.bytes += len(data)
-        self.rows += taken
-        if file.size >= FILE:
-            self._leave(cut=False)
-        return taken
+        return len(bodies)
 
-    def _packed(self, outcomes: Sequence[Outcome]) -> tuple[int, bytes]:
-        """As many as fit, as records of the file that they will be written to."""
-        room = self._limit - self.bytes
-        bodies = []
-        for outcome in outcomes:
-            body = _encode(outcome)
-            room -= len(body) + OVERHEAD
-            if room < 0:
-                break
-            bodies.append(body)
-        if not bodies:
-            return 0, b""
-        seed = self._files[-1].seed if self._fd >= 0 else self._next_seed()
-        return len(bodies), b"".join([pack(body, seed) for body in bodies])
-
-    def _next_seed(self) -> int:
-        """The salt of the file that the next write begins."""
-        seed = int.from_bytes(os.urandom(4))
-        path = self._folder / f"{self._number + 1:012d}-{seed:08x}.spool"
-        self._files.append(_SpoolFile(path, seed, 0, 0))
-        return seed
-
-    def _write(self, data: bytes) -> None:
-        if self._fd < 0:
-            path = self._files[-1].path
-            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._number += 1
+    def _begin_file(self) -> None:
+        self._last_file += 1
+        path = self._folder / f"{self._last_file:012d}.db"
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             _sync_folder(self._folder)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
-        os.fdatasync(self._fd)
-
-    def _leave(self, *, cut: bool) -> None:
-        """Close the file that is being written; `cut`: drop what was not made durable."""
-        file = self._files[-1]
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):
-                if cut:
-                    os.ftruncate(fd, file.size)
-            with contextlib.suppress(OSError):
-                os.close(fd)
-        if not file.size:
-            self._files.pop()
-            with contextlib.suppress(OSError):
-                file.path.unlink(missing_ok=True)
+            self._files.append(_SpoolFile(path, ours=True))
+        except BaseException:
+            _delete(path)
+            raise
 
     # -- reading
 
     def peek(self, rows: int, most: int) -> list[Outcome]:
         """The oldest outcomes, at most `rows`, weighing at most `most`, one of each job."""
         while self._files:
-            measure = Measure(rows, most)
-            batch: list[Outcome] = []
-            for outcome, size in self._ahead:
-                if not measure.takes(outcome, size):
-                    return batch
-                batch.append(outcome)
-            if self._reader is None:
-                self._load()
-            elif self._read_ahead(rows):
-                continue
-            elif batch:
+            file = self._files[0]
+            try:
+                batch = self._read(file, rows, most)
+            except sqlite3.Error as error:
+                file.note_damage(error)
+                file.skip_unreadable()
+                batch = []
+                if file.first < file.end:
+                    continue
+            if batch:
                 return batch
-            else:
-                self._remove()
+            self._remove(file)
         return []
 
+    def _read(self, file: _SpoolFile, rows: int, most: int) -> list[Outcome]:
+        """As `peek`, of one file. Raises sqlite3.Error if its oldest rows cannot be read."""
+        measure = Measure(rows, most)
+        batch: list[Outcome] = []
+        self._peeked = []
+        try:
+            for number, checksum, body in file.read():
+                outcome = _outcome_of(number, checksum, body)
+                if outcome is None:
+                    if batch:
+                        break
+                    self._set_row_aside(file, number, body)
+                elif measure.takes(outcome, weight(outcome)):
+                    batch.append(outcome)
+                    self._peeked.append((number, len(body) + ROW_BYTES))
+                else:
+                    break
+        except sqlite3.Error:
+            if not batch:
+                raise
+        return batch
+
     def advance(self, count: int) -> None:
-        """The oldest `count` outcomes are in the store: forget them."""
+        """The oldest `count` outcomes of the last peek are in the store: forget them."""
         if not count:
             return
-        for _ in range(count):
-            self._ahead.popleft()
-        head = self._files[0]
-        if head.rows is not None:
-            head.rows -= count
-            self.rows -= count
-        if not self._ahead and self._reader is not None and not self._read_ahead(1):
-            self._remove()
+        done, self._peeked = self._peeked[:count], self._peeked[count:]
+        file = self._files[0]
+        file.forget(done[-1][0] + 1, sum(size for _, size in done))
+        if file.first >= file.end:
+            self._remove(file)
 
-    def _load(self) -> None:
-        head = self._files[0]
-        if self._fd >= 0 and head is self._files[-1]:
-            self._leave(cut=False)
-        try:
-            self._data = head.path.read_bytes()
-        except OSError as error:
-            _log.error(
-                "a spool file cannot be read and is left aside: mend the disk, then restart the ingester",
-                file=str(head.path),
-                error=str(error),
-            )
-            self._forget()
-            return
-        self._reader = records(self._data, head.seed)
-
-    def _read_ahead(self, rows: int) -> bool:
-        """Decode up to `rows` more outcomes of the oldest file; false if it has no more."""
-        assert self._reader is not None
-        before = len(self._ahead)
-        for item in self._reader:
-            if isinstance(item, Damage):
-                self._damaged(item.start, item.end, item.torn)
-                continue
-            try:
-                outcome = _decode(item.body)
-            except msgspec.DecodeError:
-                self._damaged(item.end - len(item.body) - OVERHEAD, item.end, torn=False)
-                continue
-            self._ahead.append((outcome, weight(outcome)))
-            if len(self._ahead) - before >= rows:
-                break
-        return len(self._ahead) > before
-
-    def _damaged(self, start: int, end: int, torn: bool) -> None:
-        name = self._files[0].path.name
-        if torn:
-            _log.info("cut what an unfinished write left in the spool", file=name, bytes=end - start)
-            return
-        copy = self._folder / f"damaged-{name}-{start}"
-        if len(list(self._folder.glob("damaged-*"))) < COPIES:
+    def _set_row_aside(self, file: _SpoolFile, number: int, body: object) -> None:
+        """Skip the oldest row, which is damaged, and keep a copy of it."""
+        file.first = number + 1
+        copy = self._folder / f"damaged-{file.path.stem}-{number}"
+        if len(list(self._folder.glob("damaged-*-*"))) < MAX_COPIES:
             with contextlib.suppress(OSError):
-                copy.write_bytes(self._data[start:end])
-        _log.error(
-            "a part of the spool is damaged and is skipped: the attempts in it will be found lost, "
-            "check the disk; a copy is kept",
-            file=name,
-            bytes=end - start,
-            copy=str(copy),
-        )
+                copy.write_bytes(body if isinstance(body, bytes) else repr(body).encode())
+        _log.error("spool.row_damaged", file=str(file.path), row=number, copy=str(copy))
 
-    def _remove(self) -> None:
-        """Delete the oldest file: all that it held is in the store."""
-        path = self._files[0].path
-        self._forget()
-        try:
-            path.unlink(missing_ok=True)
-        except OSError as error:
-            # It would be replayed once more by the next process, which changes nothing.
-            _log.warning("a replayed spool file cannot be deleted", file=str(path), error=str(error))
-
-    def _forget(self) -> None:
-        head = self._files.popleft()
-        self._reader, self._data = None, b""
-        self._ahead.clear()
-        self.bytes -= head.size
-        if head.rows is None:
-            self._former -= 1
+    def _remove(self, file: _SpoolFile) -> None:
+        """Delete a file, all of which is replayed; a damaged one is kept for inspection."""
+        self._files.remove(file)
+        file.close()
+        if file.damaged:
+            self._keep_copy(file.path)
         else:
-            self.rows -= head.rows
+            _delete(file.path)
+
+    def _keep_copy(self, path: Path) -> None:
+        if len(list(self._folder.glob("damaged-*.db"))) >= MAX_COPIES:
+            _delete(path)
+            return
+        for suffix in ("", "-wal"):
+            with contextlib.suppress(OSError):
+                os.rename(f"{path}{suffix}", f"{path.parent}/damaged-{path.name}{suffix}")
 
     def close(self) -> None:
         """Close what is open; the files stay."""
-        if self._fd >= 0:
-            self._leave(cut=False)
+        for file in self._files:
+            file.close()
+
+
+def _fitting(outcomes: Sequence[Outcome], room: int) -> list[bytes]:
+    """As many encoded outcomes, from the front, as fit into `room` bytes."""
+    bodies = []
+    for outcome in outcomes:
+        body = _encode(outcome)
+        room -= len(body) + ROW_BYTES
+        if room < 0:
+            break
+        bodies.append(body)
+    return bodies
+
+
+def _outcome_of(number: int, checksum: object, body: object) -> Outcome | None:
+    """The outcome that a row holds; None if the row is damaged."""
+    if not isinstance(body, bytes) or checksum != _checksum(number, body):
+        return None
+    try:
+        return _decode(body)
+    except msgspec.DecodeError:
+        return None
+
+
+def _delete(path: Path) -> None:
+    # A file that stays is replayed once more by the next process, which changes nothing.
+    for suffix in ("", "-wal"):
+        with contextlib.suppress(OSError):
+            os.unlink(f"{path}{suffix}")
 
 
 def _sync_folder(folder: Path) -> None:
