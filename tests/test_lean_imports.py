@@ -35,7 +35,7 @@ assert type(store.open_store(StoreConfig(url="mysql://u@h/d"))) is not ours.MySQ
 DAEMON = """
 import sys
 import workerd.daemon
-loaded = {"pymysql", "cryptography", "sqlite3", "rich", "asyncio", "uvicorn"} & set(sys.modules)
+loaded = {"pymysql", "cryptography", "rich", "asyncio", "uvicorn"} & set(sys.modules)
 assert not loaded, loaded
 """
 
