@@ -128,9 +128,11 @@ def test_ignore_precedes_fail_on_and_fail_on_retry_on() -> None:
     """The first list that names the class decides."""
     lists = {"ignore": ("LookupError",), "fail_on": ("KeyError",), "retry_on": ("Exception",)}
     classes = ("builtins.KeyError", "builtins.LookupError", "builtins.Exception")
-    assert workerd_policy.match(Policy(**lists), classes, {}) == "ignore"
-    assert workerd_policy.match(Policy(**(lists | {"ignore": ()})), classes, {}) == "fail"
-    assert workerd_policy.match(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
+    assert workerd_policy.match_policy(Policy(**lists), classes, {}) == "ignore"
+    assert workerd_policy.match_policy(Policy(**(lists | {"ignore": ()})), classes, {}) == "fail"
+    assert (
+        workerd_policy.match_policy(Policy(**(lists | {"ignore": (), "fail_on": ()})), classes, {}) == "retry"
+    )
 
 
 def test_a_class_is_matched_by_its_real_path() -> None:
@@ -138,8 +140,8 @@ def test_a_class_is_matched_by_its_real_path() -> None:
     policy = Policy(fail_on=("json.JSONDecodeError",))
     classes = ("json.decoder.JSONDecodeError", *VALUE_ERROR)
     aliases = {"json.JSONDecodeError": "json.decoder.JSONDecodeError"}
-    assert workerd_policy.match(policy, classes, aliases) == "fail"
-    assert workerd_policy.match(policy, classes, {}) == "retry"
+    assert workerd_policy.match_policy(policy, classes, aliases) == "fail"
+    assert workerd_policy.match_policy(policy, classes, {}) == "retry"
 
 
 def test_max_attempts_given_at_enqueue_overrides_the_policy() -> None:

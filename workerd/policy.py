@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from workerd import clock
 from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
-from workerd.job import COOLER_KEY, ENDED, Claim, Status
+from workerd.job import COOLER_KEY, ENDED, Claim, ClaimedAttempt, Status
 from workerd.outcome import NextAttempt, Outcome, Reason, RunResult
 
 MAX_PAUSE_S = 36500 * 86400.0
@@ -25,17 +25,6 @@ _NEVER_RETRIED = frozenset({"builtins.SystemExit", "builtins.KeyboardInterrupt"}
 _WORKERD_CLASSES = {
     name: f"workerd.handler.{name}" for name in ("DeadlineExceeded", "Cancelled", "Failure", "Retry")
 }
-
-
-class Counters(Protocol):
-    """Counters of earlier attempts, as a row carries them."""
-
-    @property
-    def failures(self) -> int: ...
-    @property
-    def crashes(self) -> int: ...
-    @property
-    def losses(self) -> int: ...
 
 
 class PolicyDecision(NamedTuple):
@@ -87,7 +76,7 @@ def _names(listed: tuple[str, ...], classes: frozenset[str], aliases: Mapping[st
 PolicyMatch = Literal["ignore", "fail", "retry"]
 
 
-def match(policy: Policy, classes: tuple[str, ...], aliases: Mapping[str, str]) -> PolicyMatch:
+def match_policy(policy: Policy, classes: tuple[str, ...], aliases: Mapping[str, str]) -> PolicyMatch:
     """How the policy treats an exception with these classes, most derived first."""
     known = frozenset(classes)
     if _names(policy.ignore, known, aliases):
@@ -120,42 +109,50 @@ class _Case(NamedTuple):
     """One result under one policy: what the rules below need."""
 
     policy: Policy
-    before: Counters
+    attempt: ClaimedAttempt
     result: RunResult
     aliases: Mapping[str, str]
     rng: Callable[[], float]
-    max_attempts: int
+
+    def pause(self, nth: int) -> float:
+        """Seconds that Retry asked for, else the backoff after the `nth` failure."""
+        after = self.result.after
+        return backoff_pause(self.policy.backoff, nth, self.rng) if after is None else after
+
+
+def _retry(
+    case: _Case,
+    reason: Reason,
+    seconds: float,
+    *,
+    failures: int = 0,
+    crashes: int = 0,
+    success: bool | None = False,
+) -> PolicyDecision:
+    """Retry after `seconds`; `failures` and `crashes` are added to the counters."""
+    attempt = case.attempt
+    following = NextAttempt(
+        _us(seconds), attempt.failures + failures, attempt.crashes + crashes, attempt.losses
+    )
+    return PolicyDecision(Status.RETRY, reason, success, following)
 
 
 def _failed(case: _Case, reason: Reason) -> PolicyDecision:
-    failures = case.before.failures + 1
-    if failures >= case.max_attempts:
+    given = case.attempt.max_attempts
+    failures = case.attempt.failures + 1
+    if failures >= (case.policy.max_attempts if given is None else given):
         return PolicyDecision(Status.FAILURE, reason, False, None)
-    after = case.result.after
-    seconds = backoff_pause(case.policy.backoff, failures, case.rng) if after is None else after
-    return PolicyDecision(
-        Status.RETRY,
-        reason,
-        False,
-        NextAttempt(_us(seconds), failures, case.before.crashes, case.before.losses),
-    )
+    return _retry(case, reason, case.pause(failures), failures=1)
 
 
 def _retry_requested(case: _Case) -> PolicyDecision:
     if case.result.counted:
         return _failed(case, Reason.RETRY)
-    before, after = case.before, case.result.after
-    seconds = backoff_pause(case.policy.backoff, before.failures + 1, case.rng) if after is None else after
-    return PolicyDecision(
-        Status.RETRY,
-        Reason.RETRY,
-        False,
-        NextAttempt(_us(seconds), before.failures, before.crashes, before.losses),
-    )
+    return _retry(case, Reason.RETRY, case.pause(case.attempt.failures + 1))
 
 
 def _raised(case: _Case) -> PolicyDecision:
-    match match(case.policy, case.result.classes, case.aliases):
+    match match_policy(case.policy, case.result.classes, case.aliases):
         case "ignore":
             return PolicyDecision(Status.COMPLETED, Reason.IGNORED, True, None)
         case "fail":
@@ -172,20 +169,14 @@ def _deadline_exceeded(case: _Case) -> PolicyDecision:
 
 def _crashed(case: _Case) -> PolicyDecision:
     reason = Reason.OOM if case.result.kind == "oom" else Reason.CRASHED
-    before, crashes = case.before, case.before.crashes + 1
+    crashes = case.attempt.crashes + 1
     if crashes >= case.policy.max_crashes:
         return PolicyDecision(Status.FAILURE, reason, False, None)
-    seconds = backoff_pause(case.policy.backoff, crashes, case.rng)
-    return PolicyDecision(
-        Status.RETRY, reason, False, NextAttempt(_us(seconds), before.failures, crashes, before.losses)
-    )
+    return _retry(case, reason, case.pause(crashes), crashes=1)
 
 
 def _interrupted(case: _Case) -> PolicyDecision:
-    before = case.before
-    return PolicyDecision(
-        Status.RETRY, Reason.INTERRUPTED, None, NextAttempt(0, before.failures, before.crashes, before.losses)
-    )
+    return _retry(case, Reason.INTERRUPTED, 0.0, success=None)
 
 
 RULES: dict[str, PolicyDecision | Callable[[_Case], PolicyDecision]] = {
@@ -206,28 +197,26 @@ RULES: dict[str, PolicyDecision | Callable[[_Case], PolicyDecision]] = {
 
 def decision(
     policy: Policy,
-    before: Counters,
+    attempt: ClaimedAttempt,
     result: RunResult,
     *,
     aliases: Mapping[str, str] | None = None,
-    max_attempts: int | None = None,
     rng: Callable[[], float] = random.random,
 ) -> PolicyDecision:
-    """What this result makes of the row. `max_attempts`: given at enqueue, overrides the policy's."""
+    """What this result makes of the row of `attempt`."""
     rule = RULES[result.kind]
     if isinstance(rule, PolicyDecision):
         return rule
-    limit = policy.max_attempts if max_attempts is None else max_attempts
-    return rule(_Case(policy, before, result, aliases or {}, rng, limit))
+    return rule(_Case(policy, attempt, result, aliases or {}, rng))
 
 
-def next_after_loss(before: Counters) -> NextAttempt | None:
+def next_after_loss(attempt: ClaimedAttempt) -> NextAttempt | None:
     """The attempt after one whose pool or node died: 1 s × 2^losses later; None after MAX_LOSSES."""
-    losses = before.losses + 1
+    losses = attempt.losses + 1
     if losses >= MAX_LOSSES:
         return None
-    seconds = min(2.0**before.losses, MAX_LOSS_PAUSE_S)
-    return NextAttempt(_us(seconds), before.failures, before.crashes, losses)
+    seconds = min(2.0**attempt.losses, MAX_LOSS_PAUSE_S)
+    return NextAttempt(_us(seconds), attempt.failures, attempt.crashes, losses)
 
 
 def decide(
@@ -247,7 +236,7 @@ def decide(
     Times are monotonic nanoseconds, None if it never ran. `schedule`: the handler's; with a cooler the
     outcome says when the next run is due.
     """
-    decided = decision(policy, claim, result, aliases=aliases, max_attempts=claim.max_attempts, rng=rng)
+    decided = decision(policy, claim, result, aliases=aliases, rng=rng)
     ignored = decided.reason is Reason.IGNORED
     return Outcome(
         id=claim.id,

@@ -180,7 +180,7 @@ class Pool(Service):
                 self._release([claim])
         self._assign_queued()
         if self._queue:
-            self._start_monitor()
+            self._start_monitor()  # which releases claims that no worker takes
 
     def _on_cancel(self, ref: AttemptRef) -> None:
         workers = self._worker_manager.workers.values()
@@ -197,17 +197,14 @@ class Pool(Service):
         if held == self._lease_held:
             return
         self._lease_held = held
-        self._set_stopping()
+        self._worker_manager.set_stopping(not self._may_start_jobs)
         if not held:
             self._release_unstarted()
         self._report_capacity_soon()
 
     def _holdings(self) -> Iterator[AttemptRef]:
         yield from (claim.ref for claim in self._queue)
-        for worker in self._worker_manager.workers.values():
-            if worker.attempt is not None:
-                yield worker.attempt.claim.ref
-            yield from (attempt.claim.ref for attempt in worker.queued)
+        yield from (attempt.claim.ref for attempt in self._worker_manager.attempts())
         yield from self._outcome_sender.keys()
 
     @property
@@ -285,7 +282,7 @@ class Pool(Service):
         now = time.monotonic_ns()
         self._run_times.add((now - attempt.start_ns) / 1e9)
         self._close_attempt(worker, attempt, result, now)
-        if self._worker_manager.is_reusable(worker, result.tainted):
+        if self._worker_manager.reuse_or_recycle(worker, result.tainted):
             self._assign_next(worker)
         if len(self._queue) <= self._dispatcher_link.low:
             self._report_capacity_soon()
@@ -449,30 +446,18 @@ class Pool(Service):
                 return
             self._drain_timer.cancel()
         self._drain_ends = ends
-        self._drain_timer = self.loop.call_at(ends, self._interrupt_running)
+        self._drain_timer = self.loop.call_at(ends, self._worker_manager.interrupt_all)
         self._worker_manager.close()
-        self._set_stopping()
+        self._worker_manager.set_stopping(not self._may_start_jobs)
         self._release_unstarted()
         self._report_capacity_soon()
         # Claims that were sent before the dispatcher reads that are still received in this turn.
         self.loop.call_later(0, self._exit_if_drained)
 
-    def _set_stopping(self) -> None:
-        """Set ctx.stopping in every worker."""
-        for worker in self._worker_manager.workers.values():
-            if worker.state is not WorkerState.DEAD:
-                worker.flags.set_stopping(not self._may_start_jobs)
-
-    def _interrupt_running(self) -> None:
-        for worker in list(self._worker_manager.workers.values()):
-            if worker.attempt is not None:
-                worker.kill(KillReason.INTERRUPTED)
-
     def _exit_if_drained(self) -> None:
         if self._drain_timer is None or self._exit_deadline:
             return
-        running = any(worker.attempt is not None for worker in self._worker_manager.workers.values())
-        if not (self._queue or running or self._outcome_sender.unacknowledged):
+        if not (self._queue or self._worker_manager.busy or self._outcome_sender.unacknowledged):
             self._exit_deadline = time.monotonic() + EXIT_TIMEOUT_S
             self._worker_manager.retire_all()
             self._reaper.sweep()

@@ -9,12 +9,13 @@ import random
 import signal
 import time
 from collections import Counter, deque
+from collections.abc import Iterator
 from pathlib import Path
 
 from workerd.config.model import PoolConfig
 from workerd.log import get_logger
 from workerd.metrics import values
-from workerd.pool.attempt import KillReason
+from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.loading import LoadedHandlers
 from workerd.pool.shared import WorkerFds
 from workerd.pool.worker import worker_main
@@ -97,6 +98,18 @@ class WorkerManager:
         """Pids of the workers, which are not reaped."""
         return {worker.pid for worker in self.workers.values()}
 
+    def attempts(self) -> Iterator[AssignedAttempt]:
+        """All attempts that the workers have, running and queued."""
+        for worker in self.workers.values():
+            if worker.attempt is not None:
+                yield worker.attempt
+            yield from worker.queued
+
+    @property
+    def busy(self) -> bool:
+        """Whether any worker has an attempt."""
+        return any(worker.attempt is not None for worker in self.workers.values())
+
     @property
     def crash_looping(self) -> bool:
         return self._crash_loop.exceeded
@@ -160,8 +173,8 @@ class WorkerManager:
             self._recycle_limits[worker.name].start()
         self.idle.append(worker)
 
-    def is_reusable(self, worker: WorkerProcess, tainted: bool) -> bool:
-        """Whether it may run another job after a result; else it is retired or killed, and replaced."""
+    def reuse_or_recycle(self, worker: WorkerProcess, tainted: bool) -> bool:
+        """True if it may run another job after a result; else it is retired or killed, and replaced."""
         if not worker.usable:
             return False
         self._crash_loop.quick_deaths = 0
@@ -207,12 +220,24 @@ class WorkerManager:
 
     # -- shutdown
 
+    def set_stopping(self, stopping: bool) -> None:
+        """Set ctx.stopping in every worker."""
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.DEAD:
+                worker.flags.set_stopping(stopping)
+
     def close(self) -> None:
         """Fork no more."""
         self._closed = True
         for timer in self._pending.values():
             timer.cancel()
         self._pending.clear()
+
+    def interrupt_all(self) -> None:
+        """Kill the workers that are running a job; their attempts end as interrupted."""
+        for worker in list(self.workers.values()):
+            if worker.attempt is not None:
+                worker.kill(KillReason.INTERRUPTED)
 
     def retire_all(self) -> None:
         """Retire the idle workers, kill the others."""
