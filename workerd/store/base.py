@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.outcome import ClosedAttempt, Outcome
+from workerd.store import migrations
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -157,6 +158,15 @@ class Tx:
         return rows[0] if rows else None
 
 
+def schema_version(tx: Tx) -> int | None:
+    """The newest migration that was applied, None for an empty store."""
+    table = tx.one(tx.dialect.table_exists, ("workerd_migrations",))
+    if table is None:
+        return None
+    newest = tx.one("SELECT MAX(version) FROM workerd_migrations")
+    return None if newest is None or newest[0] is None else int(newest[0])
+
+
 class Stats:
     """What the metrics show of a store: transactions that were run again, errors by the server's code."""
 
@@ -220,16 +230,12 @@ class Store(ABC):
         return self._connected().max_packet
 
     def is_empty(self) -> bool:
-        """Whether no migration was ever applied."""
-        from workerd.store import migrations
-
-        return self.read(migrations.version) is None
+        """Whether no migration was ever applied. Raises StoreAway."""
+        return self.read(schema_version) is None
 
     def check_version(self) -> None:
-        """WrongVersion unless the schema is this program's; StoreAway if nobody answers."""
-        from workerd.store import migrations
-
-        migrations.check(self.read(migrations.version), self.server_version)
+        """Raises WrongVersion unless the schema is this program's, StoreAway if the store does not answer."""
+        migrations.check(self.read(schema_version), self.server_version)
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""

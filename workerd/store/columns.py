@@ -86,55 +86,42 @@ def at(us: int | None) -> str | None:
     return None if us is None else clock.to_text(us)
 
 
-CARRIED = (
-    "j.handler, j.priority, j.vars, j.meta, j.deadline_ms, j.max_attempts, j.unique_key, j.request_id,"
-    " j.step, j.name, j.created_at"
-)
-INSERT_NEXT = (
-    "INSERT INTO workerd_jobs (id, attempt, status, run_at, failures, crashes, losses, "
-    + CARRIED.replace("j.", "")
-    + ") SELECT j.id, j.attempt + 1, {status}, {run_at}, {failures}, {crashes}, {losses}, "
-    + CARRIED
-    + " FROM {source}{keep}"
-)
-"""The attempt after one: what it starts with, and what is carried over from the row `j`."""
-
-
-def next_due(outcome: Outcome, now: int) -> tuple[str, str]:
-    """Status and `run_at` of the attempt that follows."""
-    delay = outcome.next.delay_us if outcome.next is not None else 0
-    return ("scheduled", clock.to_text(now + delay)) if delay > 0 else ("new", clock.to_text(now))
-
-
 CHUNK = 500
 """Ids of one statement."""
 
 
-class JobRow(msgspec.Struct, kw_only=True, gc=False):
-    """One attempt. Times are store times in microseconds; `vars`, `meta`: JSON text, unread.
+class EnqueuedColumns(msgspec.Struct, kw_only=True, gc=False):
+    """The columns that are set when a job is enqueued, and carried over to each further attempt.
 
-    What a row holds that is not of its column's kind (SQLite, a foreign INSERT) is None or shown with
-    U+FFFD.
+    A new one needs a line here, in `NewJob` and in the schema; INSERT, SELECT and retries follow.
     """
 
-    id: bytes
-    attempt: int
     handler: str
     priority: int
-    status: str
-    reason: str | None
-    run_at: int | None
     vars: bytes | None
     meta: bytes | None
     deadline_ms: int | None
     max_attempts: int | None
-    failures: int
-    crashes: int
-    losses: int
     unique_key: str | None
     request_id: bytes | None
     step: int | None
     name: str | None
+
+
+class JobRow(EnqueuedColumns, kw_only=True, gc=False):
+    """One attempt. Times (`…_at`) are store times in microseconds; `vars`, `meta`: JSON text, not decoded.
+
+    A value that its column cannot mean (SQLite, a foreign INSERT) is None or shown with U+FFFD.
+    """
+
+    id: bytes
+    attempt: int
+    status: str
+    reason: str | None
+    run_at: int | None
+    failures: int
+    crashes: int
+    losses: int
     node_id: bytes | None
     node: str | None
     pid: int | None
@@ -180,44 +167,43 @@ def _truth(value: Any) -> bool | None:
     return None if value is None else bool(value)
 
 
-_TIMES = {"run_at", "cancel_requested_at", "created_at"}
-_TEXTS = {
-    "handler",
-    "status",
-    "reason",
-    "unique_key",
-    "name",
-    "node",
-    "payload_type",
-    "error",
-    "stack",
-    "note",
-}
-
-
-def _reader(column: str) -> Callable[[Any], Any]:
-    if column in _TIMES or column.endswith("ed_at"):
+def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
+    if field.name.endswith("_at"):
         return _soft(time_or_none)
-    if column in _TEXTS:
+    if field.type in (str, str | None):
         return lenient
-    if column == "success":
-        return _truth
-    return _as_is
+    return _truth if field.type == (bool | None) else _as_is
 
 
-JOB_COLUMNS = tuple(name for name in JobRow.__struct_fields__ if name != "payload")
-_JOB_READERS = tuple((name, _reader(name)) for name in (*JOB_COLUMNS, "payload"))
-_JOB_LIST = ", ".join(JOB_COLUMNS)
+_READERS = {field.name: _reader(field) for field in msgspec.structs.fields(JobRow)}
+JOB_COLUMNS = ", ".join(name for name in _READERS if name != "payload")
+ENQUEUED_COLUMNS = EnqueuedColumns.__struct_fields__
+_CARRIED = (*ENQUEUED_COLUMNS, "created_at")
+INSERT_NEXT = (
+    "INSERT INTO workerd_jobs (id, attempt, status, run_at, failures, crashes, losses, "
+    + ", ".join(_CARRIED)
+    + ")"
+    " SELECT j.id, j.attempt + 1, {status}, {run_at}, {failures}, {crashes}, {losses}, "
+    + ", ".join(f"j.{name}" for name in _CARRIED)
+    + " FROM {source}{keep}"
+)
+"""The attempt after that of the row `j`."""
+
+
+def next_due(outcome: Outcome, now: int) -> tuple[str, str]:
+    """Status and `run_at` of the attempt that follows."""
+    delay = outcome.next.delay_us if outcome.next is not None else 0
+    return ("scheduled", clock.to_text(now + delay)) if delay > 0 else ("new", clock.to_text(now))
 
 
 def job(row: Row) -> JobRow:
-    """A row that was selected as JOB_COLUMNS, with or without `payload` behind them."""
-    return JobRow(**{name: read(value) for (name, read), value in zip(_JOB_READERS, row, strict=False)})
+    """A row selected as JOB_COLUMNS, with or without `payload` behind them."""
+    return JobRow(**{name: read(value) for (name, read), value in zip(_READERS.items(), row, strict=False)})
 
 
 def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) -> dict[AttemptRef, JobRow]:
     """The rows of these keys that are there."""
-    columns = _JOB_LIST + (", payload" if payload else "")
+    columns = JOB_COLUMNS + (", payload" if payload else "")
     found: dict[AttemptRef, JobRow] = {}
     for part in chunks(keys):
         which = " OR ".join(["(id = %s AND attempt = %s)"] * len(part))
@@ -232,7 +218,7 @@ def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) ->
 
 def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
     """All attempts of a job, oldest first, with their payloads if they are wanted."""
-    columns = _JOB_LIST + (", payload" if payload else "")
+    columns = JOB_COLUMNS + (", payload" if payload else "")
     rows = tx.query(
         f"SELECT {columns} FROM workerd_jobs WHERE id = %s ORDER BY attempt",
         (job_id,),

@@ -128,18 +128,22 @@ def _stands_for_a_request(tx: Tx, job_id: bytes) -> bool:
     return tx.one("SELECT 1 FROM workerd_requests WHERE id = %s", (job_id,)) is not None
 
 
+_INSERT_RETRY = columns.INSERT_NEXT.format(
+    status="'new'",
+    run_at="%s",
+    failures=0,
+    crashes=0,
+    losses=0,
+    source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
+    keep="",
+)
+
+
 def again(tx: Tx, job_id: bytes, attempt: int) -> None:
     """Close an ended row as `retry` and insert the next attempt, `new`. Conflict if its key is held."""
     tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
     try:
-        tx.execute(
-            "INSERT INTO workerd_jobs (id, attempt, handler, priority, status, run_at, vars, meta,"
-            " deadline_ms, max_attempts, unique_key, request_id, step, name, created_at)"
-            " SELECT id, attempt + 1, handler, priority, 'new', %s, vars, meta, deadline_ms,"
-            " max_attempts, unique_key, request_id, step, name, created_at"
-            " FROM workerd_jobs WHERE id = %s AND attempt = %s",
-            (columns.at(tx.now), job_id, attempt),
-        )
+        tx.execute(_INSERT_RETRY, (columns.at(tx.now), job_id, attempt))
     except StoreRefused as error:
         if error.code in _TAKEN:
             raise Conflict(

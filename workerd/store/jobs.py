@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from typing import NamedTuple
 
 from workerd import clock
@@ -11,10 +12,11 @@ from workerd.job import Status, new_id
 from workerd.job_spec import NewJob
 from workerd.store import columns
 from workerd.store.base import Tx
+from workerd.store.columns import ENQUEUED_COLUMNS
 
-ROWS = 1000
-BYTES = 2 * 1024 * 1024
-"""Rows and bytes of one INSERT."""
+MAX_INSERT_ROWS = 1000
+MAX_INSERT_BYTES = 2 * 1024 * 1024
+"""Rows and bytes of one INSERT; vars and meta are counted."""
 
 
 class Inserted(NamedTuple):
@@ -24,18 +26,18 @@ class Inserted(NamedTuple):
     created: bool
 
 
-_COLUMNS = (
-    "id, handler, status, run_at, created_at, vars, meta, priority, deadline_ms, max_attempts,"
-    " unique_key, request_id, step, name"
-)
-_ROW = "(" + ", ".join(["%s"] * 14) + ")"
+_JSON = tuple(name for name in ENQUEUED_COLUMNS if name in ("vars", "meta"))
+_OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
+_COLUMNS = ", ".join(("id", "status", "run_at", "created_at", *_JSON, *_OTHERS))
+_ROW = f"({columns.marks(_COLUMNS.split())})"
+_json_of, _others_of = attrgetter(*_JSON), attrgetter(*_OTHERS)
 
 
 def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
-    """Insert all of `jobs`; what became of each, in order.
+    """Insert all of `jobs` that do not exist; one result for each, in order.
 
-    Works on a caller's own connection too, whose driver may count a row that was left alone as changed:
-    so what was there is read, not counted. Raises StoreRefused for text that is not UTF-8.
+    A foreign connection's driver may count a row that was left alone as changed, so existing rows are read,
+    not counted. Raises StoreRefused for text that is not UTF-8.
     """
     ids = [job.id or new_id() for job in jobs]
     there = _existing(tx, [job.id for job in jobs if job.id is not None])
@@ -94,7 +96,7 @@ def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]
     size = 0
     for n in wanted:
         size += len(jobs[n].vars) + len(jobs[n].meta or b"")
-        if part and (len(part) >= ROWS or size > BYTES):
+        if part and (len(part) >= MAX_INSERT_ROWS or size > MAX_INSERT_BYTES):
             yield part
             part, size = [], len(jobs[n].vars) + len(jobs[n].meta or b"")
         part.append(n)
@@ -108,19 +110,11 @@ def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ..
     due = job.run_at if job.run_at is not None else now + (job.delay or 0)
     return (
         job_id,
-        job.handler,
         str(Status.SCHEDULED if due > now else Status.NEW),
         made if due == now else clock.to_text(due),
         made,
-        _text(job.vars),
-        _text(job.meta),
-        job.priority,
-        job.deadline_ms,
-        job.max_attempts,
-        job.unique_key,
-        job.request_id,
-        job.step,
-        job.name,
+        *map(_text, _json_of(job)),
+        *_others_of(job),
     )
 
 

@@ -1,16 +1,15 @@
-"""Numbered migrations: which the store has, which it lacks, and how they are applied once."""
+"""Numbered migrations: which a store lacks, and whether its version and its server fit."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from workerd.errors import StoreAway, StoreRefused, WrongVersion
+from workerd.errors import WrongVersion
 from workerd.store import schema
-from workerd.store.base import Session, Tx
 
 
 class Migration(NamedTuple):
-    """One step of the schema; `mysql` must do no harm when it is run twice or by two at once."""
+    """One step of the schema; `mysql` must be safe to run twice, and by two nodes at once."""
 
     version: int
     name: str
@@ -21,22 +20,9 @@ class Migration(NamedTuple):
 MIGRATIONS = (Migration(1, "first tables", schema.MYSQL_FIRST, schema.SQLITE_FIRST),)
 NEWEST = MIGRATIONS[-1].version
 
-# Table, column or index is there already, or already gone: MySQL commits at each DDL statement, so a
-# migration that was cut short, or that another node runs too, meets its own work.
-_DONE_BEFORE = frozenset({1050, 1060, 1061, 1091})
-
-
-def version(tx: Tx) -> int | None:
-    """The newest migration that the store has; None for an empty store."""
-    table = tx.one(tx.dialect.table_exists, ("workerd_migrations",))
-    if table is None:
-        return None
-    newest = tx.one("SELECT MAX(version) FROM workerd_migrations")
-    return None if newest is None or newest[0] is None else int(newest[0])
-
 
 def require_version(server: str) -> None:
-    """WrongVersion if the server lacks SKIP LOCKED, default expressions or partial indexes."""
+    """Raises WrongVersion if the server lacks SKIP LOCKED, default expressions or partial indexes."""
     least: tuple[int, ...]
     if server.startswith("SQLite"):
         name, least, number = "SQLite", (3, 35), server.split()[1]
@@ -51,7 +37,7 @@ def require_version(server: str) -> None:
 
 
 def check(found: int | None, server_version: str) -> None:
-    """WrongVersion, with what to do, unless `found` is this program's schema."""
+    """Raises WrongVersion, with what to do, unless `found` is this program's schema."""
     require_version(server_version)
     if found is None:
         raise WrongVersion("The store has no tables yet; run `workerd migrate`.")
@@ -67,49 +53,8 @@ def _newer(found: int) -> WrongVersion:
     )
 
 
-def apply_sqlite(tx: Tx) -> list[str]:
-    """Apply what is missing, all of it or nothing."""
-    applied = []
-    tx.execute(schema.SQLITE_MIGRATIONS)
-    for migration in _missing(version(tx)):
-        for statement in migration.sqlite:
-            tx.execute(statement)
-        tx.execute("INSERT INTO workerd_migrations (version, name) VALUES (%s, %s)", migration[:2])
-        applied.append(f"{migration.version}: {migration.name}")
-    return applied
-
-
-def apply_mysql(session: Session) -> list[str]:
-    """Apply what is missing, statement by statement."""
-    found = version(Tx(session))
-    if found is not None and found > NEWEST:
-        raise _newer(found)
-    _ddl(session, schema.MYSQL_MIGRATIONS)
-    applied = []
-    for migration in _missing(found):
-        for statement in migration.mysql:
-            _ddl(session, statement)
-        # Of two that migrate at once, one finds the row there and does not claim the work.
-        changed = session.execute(
-            "INSERT INTO workerd_migrations (version, name) VALUES (%s, %s)"
-            " ON DUPLICATE KEY UPDATE version = version",
-            migration[:2],
-        )
-        session.commit()
-        if changed:
-            applied.append(f"{migration.version}: {migration.name}")
-    return applied
-
-
-def _missing(found: int | None) -> list[Migration]:
+def missing(found: int | None) -> list[Migration]:
+    """The migrations that a store of version `found` lacks. Raises WrongVersion if it is newer than all."""
     if found is not None and found > NEWEST:
         raise _newer(found)
     return [m for m in MIGRATIONS if m.version > (found or 0)]
-
-
-def _ddl(session: Session, statement: str) -> None:
-    try:
-        session.execute(statement)
-    except (StoreRefused, StoreAway) as error:
-        if error.code not in _DONE_BEFORE:
-            raise

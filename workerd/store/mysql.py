@@ -16,8 +16,8 @@ from pymysql.converters import escape_bool
 from workerd import clock, lean_imports
 from workerd.config.store_url import MySQLUrl
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
-from workerd.store import migrations
-from workerd.store.base import LockLost, Params, Row, Session, Store
+from workerd.store import migrations, schema
+from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
 from workerd.store.mysql_dialect import MYSQL, literal
 
 LOCKS = frozenset({
@@ -95,9 +95,43 @@ class MySQLStore(Store):
         session = MySQLSession(self._address, self._password(), _MIGRATION_SECONDS)
         try:
             migrations.require_version(session.server_version)
-            return migrations.apply_mysql(session)
+            return _migrate(session)
         finally:
             session.close()
+
+
+# Table, column or index is there already, or already gone: MySQL commits at each DDL statement, so a
+# migration that was cut short, or that another node runs too, meets its own work.
+_DONE_BEFORE = frozenset({1050, 1060, 1061, 1091})
+
+
+def _migrate(session: MySQLSession) -> list[str]:
+    """Apply what is missing, statement by statement."""
+    found = schema_version(Tx(session))
+    missing = migrations.missing(found)
+    _ddl(session, schema.MYSQL_MIGRATIONS)
+    applied = []
+    for migration in missing:
+        for statement in migration.mysql:
+            _ddl(session, statement)
+        # Of two that migrate at once, one finds the row there and does not claim the work.
+        changed = session.execute(
+            "INSERT INTO workerd_migrations (version, name) VALUES (%s, %s)"
+            " ON DUPLICATE KEY UPDATE version = version",
+            migration[:2],
+        )
+        session.commit()
+        if changed:
+            applied.append(f"{migration.version}: {migration.name}")
+    return applied
+
+
+def _ddl(session: MySQLSession, statement: str) -> None:
+    try:
+        session.execute(statement)
+    except (StoreRefused, StoreAway) as error:
+        if error.code not in _DONE_BEFORE:
+            raise
 
 
 class MySQLSession(Session):

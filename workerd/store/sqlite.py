@@ -12,8 +12,8 @@ from pathlib import Path
 from workerd import clock
 from workerd.config.store_url import SQLiteUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
-from workerd.store import migrations
-from workerd.store.base import LockLost, Params, Row, Session, Store
+from workerd.store import migrations, schema
+from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
 from workerd.store.sqlite_dialect import SQLITE
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
@@ -40,7 +40,19 @@ class SQLiteStore(Store):
         return SQLiteSession(self._path, self._timeout)
 
     def migrate(self) -> list[str]:
-        return self.run(migrations.apply_sqlite)
+        return self.run(_migrate)
+
+
+def _migrate(tx: Tx) -> list[str]:
+    """Apply all that is missing, or nothing."""
+    applied = []
+    tx.execute(schema.SQLITE_MIGRATIONS)
+    for migration in migrations.missing(schema_version(tx)):
+        for statement in migration.sqlite:
+            tx.execute(statement)
+        tx.execute("INSERT INTO workerd_migrations (version, name) VALUES (%s, %s)", migration[:2])
+        applied.append(f"{migration.version}: {migration.name}")
+    return applied
 
 
 class SQLiteSession(Session):
