@@ -13,13 +13,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 import workerd
-from workerd.documents import Enqueued, Job, Request
+from workerd.documents import Enqueued, Handler, Job, Node, Request, Schedule
 from workerd.gateway import params
 from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
 from workerd.workflow import RequestStatus
-
-Time = str | None
 
 
 class ProblemDocument(msgspec.Struct, kw_only=True):
@@ -52,66 +50,24 @@ class RequestsPage(msgspec.Struct, kw_only=True):
     next: str | None
 
 
-class HandlerDocument(msgspec.Struct, kw_only=True):
-    """A handler, with the live nodes that have it. `known`: a node has loaded it."""
-
-    name: str
-    known: bool
-    signature: Any
-    nodes: list[str]
-    seen_at: Time
-    paused_at: Time
-    paused_by: str | None
-    pause_reason: str | None
-
-
 class HandlersPage(msgspec.Struct, kw_only=True):
     """All handlers."""
 
-    handlers: list[HandlerDocument]
+    handlers: list[Handler]
     next: None
-
-
-class NodeDocument(msgspec.Struct, kw_only=True):
-    """A running daemon, or one whose lease has expired."""
-
-    id: str
-    name: str
-    host: str
-    pid: int | None
-    version: str
-    started_at: Time
-    lease_until: Time
-    state: Literal["up", "lost"]
 
 
 class NodesPage(msgspec.Struct, kw_only=True):
     """All nodes."""
 
-    nodes: list[NodeDocument]
+    nodes: list[Node]
     next: None
-
-
-class ScheduleDocument(msgspec.Struct, kw_only=True):
-    """A schedule. `last_job`: the id of its last job, or of the request of a workflow."""
-
-    name: str
-    kind: Literal["cron", "cooler"]
-    expression: str
-    timezone: str
-    next_at: Time
-    last_tick: Time
-    last_job: str | None
-    last_status: str | None
-    last_end: Time
-    paused_at: Time
-    paused_by: str | None
 
 
 class SchedulesPage(msgspec.Struct, kw_only=True):
     """All schedules."""
 
-    schedules: list[ScheduleDocument]
+    schedules: list[Schedule]
     next: None
 
 
@@ -232,15 +188,15 @@ OPERATIONS = (
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               params.EmptyBody, errors=(404, 409)),
     Operation("get", "/handlers", "List handlers", {200: HandlersPage}),
-    Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: HandlerDocument},
+    Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: Handler},
               params.PauseBody),
-    Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: HandlerDocument},
+    Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: Handler},
               params.EmptyBody),
     Operation("get", "/nodes", "List nodes", {200: NodesPage}),
     Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),
     Operation("post", "/schedules/{name}/pause", "Pause a schedule",
-              {200: ScheduleDocument}, params.PauseBody, errors=(404,)),
-    Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: ScheduleDocument},
+              {200: Schedule}, params.PauseBody, errors=(404,)),
+    Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: Schedule},
               params.EmptyBody, errors=(404,)),
     Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
               errors=(404, 409)),

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from workerd import documents
 from workerd.config.model import Config
+from workerd.documents import Document
 from workerd.operations.actor import Actor
 from workerd.operations.enqueue import check_handlers
 from workerd.store import handlers, nodes
 from workerd.store.base import Tx
 from workerd.store.handlers import HandlerRow
-
-Document = dict[str, Any]
 
 
 def list_(tx: Tx, config: Config) -> list[Document]:

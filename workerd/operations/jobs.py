@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from workerd import documents
+from workerd.documents import Document
 from workerd.job import Status
 from workerd.operations.actor import Actor
 from workerd.store import job_control, queries
 from workerd.store.base import Tx
-
-Document = dict[str, Any]
 
 
 class JobPage(NamedTuple):

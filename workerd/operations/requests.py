@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, cast
 
 from workerd import documents
 from workerd.config.model import Config
-from workerd.documents import Enqueued
+from workerd.documents import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.job import id_text
 from workerd.job_spec import params_json
@@ -15,8 +15,6 @@ from workerd.operations.actor import Actor
 from workerd.store import requests
 from workerd.store.base import Tx
 from workerd.workflow import Graph, RequestStatus, decode
-
-Document = dict[str, Any]
 
 
 class RequestPage(NamedTuple):

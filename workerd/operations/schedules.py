@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 from workerd import documents
 from workerd.config.model import Config
+from workerd.documents import Document
 from workerd.errors import NotFound
 from workerd.operations.actor import Actor
 from workerd.schedule import Cron
 from workerd.store import schedules
 from workerd.store.base import Tx
 from workerd.store.schedules import ScheduleRow
-
-Document = dict[str, Any]
 
 
 def list_(tx: Tx, config: Config) -> list[Document]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from workerd import documents
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
+from workerd.documents import Document
 from workerd.job import Status
 from workerd.store import handlers, nodes, queries
 from workerd.store.base import Tx
@@ -16,8 +16,6 @@ from workerd.store.columns import JobRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import StoredJob
 from workerd.text import exit_text, line, plural, seconds_text, size_text
-
-Document = dict[str, Any]
 
 MAX_EARLIER_ATTEMPTS = 5
 MAX_COUNTED_JOBS = 1000
