@@ -104,8 +104,8 @@ class _CountRepeats:
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
         if method in ("debug", "info"):
             return event
-        fields = (event.get("event"), event.get("process"), event.get("handler"), str(event.get("error")))
-        key = (method, *fields)
+        names = ("event", "process", "handler", "incident", "error")
+        key = (method, *(str(event.get(name)) for name in names))
         now = time.monotonic()
         began, count = self._seen.get(key, (now, 0))
         if now - began > REPEAT_WINDOW_S:
