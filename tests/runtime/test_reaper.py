@@ -14,10 +14,10 @@ from tests.runtime.conftest import turn_until
 from tests.support.eventually import eventually
 from workerd.runtime.child import become_subreaper, fork
 from workerd.runtime.loop import Loop
-from workerd.runtime.reaper import Strangers, ZombieReaper
+from workerd.runtime.reaper import OrphanReaper, ZombieReaper
 
 
-def test_strangers_are_killed_down_to_the_last_generation(tmp_path: Path) -> None:
+def test_orphans_are_killed_down_to_the_last_generation(tmp_path: Path) -> None:
     """Orphans of orphans are adopted one after the other; none is left, and the known child lives."""
 
     def family() -> int:
@@ -33,10 +33,10 @@ def test_strangers_are_killed_down_to_the_last_generation(tmp_path: Path) -> Non
             (tmp_path / str(os.getpid())).touch()
             time.sleep(600)
         eventually(lambda: len(list(tmp_path.iterdir())) == 8)
-        strangers = Strangers(loop, lambda: {known})
-        strangers.sweep()
-        turn_until(loop, lambda: not strangers.busy)
-        kept = alive(known) and strangers.killed == 8
+        reaper = OrphanReaper(loop, lambda: {known})
+        reaper.sweep()
+        turn_until(loop, lambda: not reaper.busy)
+        kept = alive(known) and reaper.killed == 8
         os.kill(known, signal.SIGKILL)
         return 0 if kept else 1
 

@@ -94,7 +94,7 @@ def test_killed_supervisor_takes_its_tree_along(node: Node) -> None:
     assert node.stop() == 0
 
 
-def test_strangers_are_ended(node: Node) -> None:
+def test_orphans_are_killed(node: Node) -> None:
     """What a dead pool left behind, in a session of its own and orphaned, is killed and reaped."""
     node.start("leaves-children")
     eventually(node.is_ready)

@@ -51,7 +51,7 @@ from workerd.runtime.child import (
 from workerd.runtime.loop import Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext
-from workerd.runtime.reaper import Strangers
+from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
 
 EXIT_TIMEOUT_S = 2.0
@@ -102,7 +102,7 @@ class Pool(Service):
         self._worker_manager = WorkerManager(self.loop, pool, self, paths.metrics)
         self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies, self._run_times)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
-        self._reaper = Strangers(self.loop, lambda: self._preexisting | self._worker_manager.pids())
+        self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
 
     def run(self) -> int:
         """Serve until the supervisor stops the pool or it cannot go on; returns the exit status."""
@@ -316,7 +316,7 @@ class Pool(Service):
             error = death_error(status, worker.kill_reason)
             log.warning("worker.died", pool=self._pool.name, worker=worker.name, pid=worker.pid, error=error)
             self.become(self.state, self._worker_manager.trouble or error)
-        self._reaper.sweep()
+        self._orphan_reaper.sweep()
         self._worker_manager.replace_dead(worker, attempt is not None)
         if self._worker_manager.crash_looping and self._drain_timer is None:
             self._give_up()
@@ -408,7 +408,7 @@ class Pool(Service):
                 "unacknowledged": self._outcome_sender.unacknowledged,
                 "done": dict(self._outcomes),
                 "worker_restarts": dict(self._worker_manager.restarts),
-                "strangers_killed": self._reaper.killed,
+                "strangers_killed": self._orphan_reaper.killed,
                 "lease_held": self._lease_held,
                 "dispatcher": self._dispatcher_link.connected,
                 "ingester": self._outcome_sender.connected,
@@ -460,11 +460,11 @@ class Pool(Service):
         if not (self._queue or self._worker_manager.busy or self._outcome_sender.unacknowledged):
             self._exit_deadline = time.monotonic() + EXIT_TIMEOUT_S
             self._worker_manager.retire_all()
-            self._reaper.sweep()
+            self._orphan_reaper.sweep()
             self._exit_when_workers_are_gone()
 
     def _exit_when_workers_are_gone(self) -> None:
-        gone = not self._worker_manager.workers and not self._reaper.busy
+        gone = not self._worker_manager.workers and not self._orphan_reaper.busy
         if gone or time.monotonic() >= self._exit_deadline:
             self._dispatcher_link.stop()
             self._outcome_sender.stop()

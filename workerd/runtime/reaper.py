@@ -15,10 +15,10 @@ FIRST_SWEEP_PAUSE_S = 0.001
 MAX_SWEEP_PAUSE_S = 0.5
 
 
-class Strangers:
+class OrphanReaper:
     """Kills and reaps every child of this process that is not among the pids of `known`.
 
-    A dead stranger's own children are adopted in turn, so sweeps go on until none are left, at growing
+    The children of a dead orphan are adopted in turn, so sweeps go on until none are left, at growing
     pauses: one that hangs in the kernel may take long to die. `killed`: how many were reaped.
     """
 
@@ -49,15 +49,15 @@ class Strangers:
 
     def sweep_once(self) -> bool:
         """Kill and reap those that are there now; whether there were any."""
-        strangers = set(children_of(os.getpid())) - self._known()
-        for pid in strangers:
+        orphans = set(children_of(os.getpid())) - self._known()
+        for pid in orphans:
             # It is not reaped yet, so its pid is still its own.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
             with contextlib.suppress(ChildProcessError):
                 if os.waitpid(pid, os.WNOHANG)[0]:
                     self.killed += 1
-        return bool(strangers)
+        return bool(orphans)
 
 
 ZOMBIE_CHECK_INTERVAL_S = 60.0

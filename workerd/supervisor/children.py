@@ -19,7 +19,7 @@ from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import RoleContext
-from workerd.runtime.reaper import Strangers
+from workerd.runtime.reaper import OrphanReaper
 from workerd.supervisor.sealed_config import unseal
 from workerd.supervisor.supervised_child import ChildState, Main, SupervisedChild
 
@@ -92,7 +92,7 @@ class Children:
         self._beat_requests: dict[int, _BeatRequest] = {}
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
         self._log = log.get_logger("supervisor")
-        self.strangers = Strangers(loop, lambda: {child.pid for child in self if child.alive})
+        self.orphan_reaper = OrphanReaper(loop, lambda: {child.pid for child in self if child.alive})
 
     def __iter__(self) -> Iterator[SupervisedChild]:
         """Every child, roles first."""
@@ -192,7 +192,7 @@ class Children:
 
     def _on_death(self, child: SupervisedChild, status: int) -> None:
         self._record_dead_pool(child)
-        self.strangers.sweep()
+        self.orphan_reaper.sweep()
         for token in list(self._beat_requests):
             self._answered(token, child)
         if child.state is ChildState.STOPPING:

@@ -59,7 +59,7 @@ class Shutdown:
         yield from self._wait_for_all_but("ingester")
         self._stop_role("ingester")
         yield from self._wait_for_all_but()
-        children.strangers.sweep_once()
+        children.orphan_reaper.sweep_once()
         self._on_done()
 
     def _stop_role(self, name: str) -> None:

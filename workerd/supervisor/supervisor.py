@@ -82,7 +82,7 @@ class Supervisor:
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, self.stop)
         self._loop.on_signal(signal.SIGHUP, lambda: self.reload(lambda answer: None))
-        self._loop.on_signal(signal.SIGCHLD, lambda: self._children.strangers.sweep())
+        self._loop.on_signal(signal.SIGCHLD, lambda: self._children.orphan_reaper.sweep())
         self._children = Children(
             self._loop,
             self._config,
