@@ -1,4 +1,4 @@
-"""What a handler's author writes: the decorator, and the context."""
+"""The decorator, and the context of a run."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Resul
 from workerd.job import Claim, id_text
 
 
-class Line:
-    """A run's line that only notes."""
+class FakeRun:
+    """A RunHandle that records what is reported."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[float | None, str | None]] = []
+        self.reported: list[tuple[float | None, str | None]] = []
 
     def stopping(self) -> bool:
         return True
 
     def progress(self, fraction: float | None, note: str | None) -> None:
-        self.said.append((fraction, note))
+        self.reported.append((fraction, note))
 
     def log(self) -> Any:
         return object()
 
 
-def context(deadline: float = 0, ends_ns: int = 0, **more: Any) -> Context:
+def context(deadline: float = 0, soft_deadline_ns: int = 0, **more: Any) -> Context:
     claim = Claim(
         id=bytes(range(16)), attempt=3, claimed_at=0, mono=0, handler="h", vars=b"{}", run_at=0, **more
     )
-    return Context(claim, Line(), deadline, ends_ns)
+    return Context(claim, FakeRun(), deadline, soft_deadline_ns)
 
 
 # -- the decorator
@@ -199,12 +199,12 @@ def test_remaining_counts_down_to_zero() -> None:
 def test_progress_is_clamped_and_checked() -> None:
     """A fraction is a number from 0 to 1; a note is text."""
     ctx = context()
-    line = ctx._run
-    assert isinstance(line, Line)
+    run = ctx._run
+    assert isinstance(run, FakeRun)
     ctx.progress(0.5, "half")
     ctx.progress(7)
     ctx.progress(-1, note=3)
     ctx.progress(note="only a note")
-    assert line.said == [(0.5, "half"), (1.0, None), (0.0, "3"), (None, "only a note")]
+    assert run.reported == [(0.5, "half"), (1.0, None), (0.0, "3"), (None, "only a note")]
     with pytest.raises(ValueError, match="got nan"):
         ctx.progress(math.nan)

@@ -18,6 +18,8 @@ from typing import Any, Literal, NamedTuple, Union
 import msgspec
 from msgspec import inspect as types
 
+from workerd.errors import InvalidValue
+
 Code = Any
 """JSON: "any", "int", …, ["list", code], ["dict", code], ["or", code, …] or ["in", value, …]."""
 
@@ -41,7 +43,7 @@ class Signature(msgspec.Struct, frozen=True):
     open: bool = False
 
 
-class BadVars(ValueError):
+class BadVars(InvalidValue):
     """The vars do not match the signature; the message names the field."""
 
 

@@ -1,4 +1,4 @@
-"""From vars to arguments: strictly, by annotations, with the field's name in every complaint."""
+"""Binding vars to arguments: strictly by annotations; every error names the field."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def bound(target: Any, vars: Any = b"{}") -> tuple[list[Any], dict[str, Any]]:
     return Arguments(target).bind(data, CTX)
 
 
-def complaint(target: Any, vars: Any) -> str:
+def error_of(target: Any, vars: Any) -> str:
     with pytest.raises(BadVars) as caught:
         bound(target, vars)
     return str(caught.value)
@@ -107,7 +107,7 @@ def test_annotations_that_cannot_be_checked_accept_anything() -> None:
 
     values = {"a": [1], "b": "x", "c": None, "d": {}, "e": 2}
     assert bound(loose, values) == ([], values)
-    assert complaint(loose, values | {"e": "2"}) == "vars.e: expected int, got str"
+    assert error_of(loose, values | {"e": "2"}) == "vars.e: expected int, got str"
 
 
 def test_a_default_of_none_accepts_none() -> None:
@@ -116,7 +116,7 @@ def test_a_default_of_none_accepts_none() -> None:
     def old(width: int = None) -> None: ...  # noqa: RUF013
 
     assert bound(old, {"width": None}) == ([], {"width": None})
-    assert "vars.width" in complaint(old, {"width": "1"})
+    assert "vars.width" in error_of(old, {"width": "1"})
 
 
 def test_kwargs_accept_unknown_names() -> None:
@@ -125,15 +125,15 @@ def test_kwargs_accept_unknown_names() -> None:
     def wide(image: str, **more: Any) -> None: ...
 
     assert bound(wide, {"image": "a", "x": 1}) == ([], {"image": "a", "x": 1})
-    assert complaint(wide, {"image": 1}) == "vars.image: expected str, got int"
-    assert complaint(wide, []) == "vars: expected object, got array"
+    assert error_of(wide, {"image": 1}) == "vars.image: expected str, got int"
+    assert error_of(wide, []) == "vars: expected object, got array"
 
 
 def test_a_callable_without_a_signature_gets_unchecked_keywords() -> None:
     """As some C functions."""
     assert Arguments(dict).signature is None
     assert bound(dict, {"a": 1}) == ([], {"a": 1})
-    assert complaint(dict, [1]).startswith("vars: expected")
+    assert error_of(dict, [1]).startswith("vars: expected")
 
 
 def test_positional_only_parameters_are_passed_by_position() -> None:
@@ -187,7 +187,7 @@ def test_parameter_names_that_a_struct_cannot_have() -> None:
 )
 def test_an_error_begins_with_the_field(vars: Any, message: str) -> None:
     """In one sentence."""
-    assert complaint(thumbnail, vars).startswith(message)
+    assert error_of(thumbnail, vars).startswith(message)
 
 
 def test_a_nested_error_has_its_path() -> None:
@@ -195,11 +195,11 @@ def test_a_nested_error_has_its_path() -> None:
 
     def deep(sizes: list[Size], by_name: dict[str, list[int]] = {}) -> None: ...  # noqa: B006
 
-    assert complaint(deep, {"sizes": [{}]}) == "vars.sizes[0].width: required, but not given"
-    assert complaint(deep, {"sizes": [{"width": 1, "height": "x"}]}) == (
+    assert error_of(deep, {"sizes": [{}]}) == "vars.sizes[0].width: required, but not given"
+    assert error_of(deep, {"sizes": [{"width": 1, "height": "x"}]}) == (
         "vars.sizes[0].height: expected int, got str"
     )
-    assert complaint(deep, {"sizes": [], "by_name": {"a": [1, "x"]}}).endswith("expected int, got str")
+    assert error_of(deep, {"sizes": [], "by_name": {"a": [1, "x"]}}).endswith("expected int, got str")
 
 
 def test_too_deeply_nested_vars_are_bad_vars() -> None:
@@ -207,7 +207,7 @@ def test_too_deeply_nested_vars_are_bad_vars() -> None:
 
     def anything(x: Any) -> None: ...
 
-    assert "nesting" in complaint(anything, b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+    assert "nesting" in error_of(anything, b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 
 
 @given(st.binary(max_size=200))
@@ -299,7 +299,7 @@ def test_wrappers_and_partials_are_unwrapped() -> None:
     def wrapper(*args: Any, **kwargs: Any) -> None: ...
 
     assert bound(wrapper, {"a": 1}) == ([], {"a": 1, "context": CTX})
-    assert complaint(wrapper, {"a": "1"}) == "vars.a: expected int, got str"
+    assert error_of(wrapper, {"a": "1"}) == "vars.a: expected int, got str"
     assert bound(functools.partial(thumbnail, "x")) == ([], {})
     assert bound(functools.partial(thumbnail, image="x"), {"width": 1}) == ([], {"width": 1})
 

@@ -19,7 +19,7 @@ from workerd.text import ERROR_LIMIT, STACK_LIMIT
 
 
 class Flags:
-    """A page that asks for nothing."""
+    """Flags of a run that nothing interrupts."""
 
     serial = 7
     soft_deadline_ns = 0
@@ -30,8 +30,8 @@ class Flags:
 def execute(
     target: Any, vars: Any = None, *, limit: int = 1 << 20, flags: Any = None, **more: Any
 ) -> RunResult:
-    heard: list[Progressed] = []
-    executor = Executor({"h": make("h", target)}, flags or Flags(), heard.append)
+    progress: list[Progressed] = []
+    executor = Executor({"h": make("h", target)}, flags or Flags(), progress.append)
     executor.prepare(None)
     return executor.run(Assignment(7, claim_of("h", vars, **more), 0.0, limit))
 
