@@ -69,7 +69,8 @@ def test_a_paused_handler_names_who_paused_it_and_why(live: Store) -> None:
     actor = Actor("me@host", "cli")
     live.run(lambda tx: operations.pause(tx, actor, CONFIG, "mail", "maintenance"))
     (sentence,) = why(live, storing.enqueue(live, "mail"))
-    assert "by me@host (maintenance): `workerd resume mail` resumes it." in sentence
+    assert sentence.startswith("The handler mail is paused, by me@host at ")
+    assert sentence.endswith(" (maintenance). `workerd resume mail` resumes it.")
 
 
 def test_a_scheduled_job_names_its_time(live: Store) -> None:

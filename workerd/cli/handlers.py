@@ -77,5 +77,11 @@ def nodes(c: ConfigPath = None, json: AsJson = False) -> None:
     if not found:
         notify("No node runs on this store. `workerd run` starts one.")
         return
-    keys = ["name", "state", "host", "pid", "version", "started_at", "lease_until"]
-    print_table([key.replace("_", " ") for key in keys], [[node[key] for key in keys] for node in found])
+    keys = ("name", "state", "host", "pid", "version")
+    print_table(
+        [*keys, "started", "lease until"],
+        [
+            [*(node[key] for key in keys), second(node["started_at"]), second(node["lease_until"])]
+            for node in found
+        ],
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 
 from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, report
 from workerd.errors import WorkerdError
+
+MAX_YOUNG_OBJECTS = 100_000
+"""Of the garbage collector in a command, before it looks for cycles."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +48,8 @@ def _dispatch(arguments: list[str]) -> None:
         from workerd.cli.foreground import run_daemon
 
         run_daemon(Path(arguments[2]) if len(arguments) == 3 else None)
+    # Collecting garbage while modules are imported takes 4 % of a short command, and finds none.
+    gc.set_threshold(MAX_YOUNG_OBJECTS)
     # After the daemon's way has branched off, for the same reason.
     from workerd.cli.commands import build
 

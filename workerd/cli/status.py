@@ -10,6 +10,7 @@ from workerd.cli.errors import CommandExit, CommandFailed
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_fields, print_heading, print_json, print_table, print_text
 from workerd.cli.session import load_config
+from workerd.cli.views import second
 from workerd.config.model import Config
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
@@ -81,7 +82,7 @@ def _print(document: Document) -> None:
         [
             ("node", node),
             ("state", document.get("state")),
-            ("since", document.get("started_at")),
+            ("since", second(document.get("started_at"))),
             ("store", _store(document.get("store"))),
             ("lease", _lease(dict(_named(document, "roles")).get("dispatcher", {}))),
             ("spool", _spool(document.get("spool"))),

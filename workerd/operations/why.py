@@ -107,8 +107,8 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
     if known is not None and known.paused_at is not None:
         reason = f" ({line(known.pause_reason)})" if known.pause_reason else ""
         return [
-            f"The handler {name} is paused since {_second(known.paused_at)} by {line(known.paused_by)}"
-            f"{reason}: `workerd resume {name}` resumes it."
+            f"The handler {name} is paused, by {line(known.paused_by)} at {_second(known.paused_at)}"
+            f"{reason}. `workerd resume {name}` resumes it."
         ]
     live = _live_nodes(tx, known)
     # A pool that never loaded has not registered its handlers in the store.
