@@ -282,11 +282,11 @@ def test_show_draws_the_graph(world: World) -> None:
     failed = next(line for line in named if line.startswith("  ✗ b failure "))
     assert " ms" in failed
     assert graph[graph.index(failed) + 1].startswith("      the third shelf is very very")
-    assert "not begun" in graph[-1]
+    assert "not started" in graph[-1]
 
 
 def test_show_says_why_a_request_does_not_begin(world: World) -> None:
     """Nobody on this node knows its workflow; it can still be cancelled."""
     asked = uuid_text(world.requests.insert("nobodys"))
-    assert "No workflow nobodys is configured" in world.daemon.cli("request", "show", asked).stderr
+    assert "Workflow nobodys is not configured here" in world.daemon.cli("request", "show", asked).stderr
     world.daemon.cli("request", "cancel", asked)
