@@ -20,7 +20,7 @@ from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.job import Claim
 from workerd.pool.arguments import Arguments
-from workerd.signature import BadVars, check_vars, coerce_texts, parse
+from workerd.signature import BadVars, check_vars, parse
 
 if TYPE_CHECKING:
     from collections.abc import Nowhere
@@ -37,7 +37,7 @@ class Size:
     height: int = 1
 
 
-class Line:
+class FakeRun:
     def stopping(self) -> bool:
         return False
 
@@ -46,7 +46,9 @@ class Line:
     def log(self) -> Any: ...
 
 
-CTX = Context(Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"", run_at=0), Line())
+CTX = Context(
+    Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"", run_at=0), FakeRun()
+)
 
 
 def bound(target: Any, vars: Any = b"{}") -> tuple[list[Any], dict[str, Any]]:
@@ -63,7 +65,7 @@ def error_of(target: Any, vars: Any) -> str:
 def thumbnail(image: str, width: int = 200) -> None: ...
 
 
-# -- what fits
+# -- binding
 
 
 def test_vars_become_keywords_and_the_functions_defaults_apply() -> None:
@@ -166,7 +168,7 @@ def test_parameter_names_that_a_struct_cannot_have() -> None:
     assert bound(odd, values) == ([], values)
 
 
-# -- what does not
+# -- errors
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_wrappers_and_partials_are_unwrapped() -> None:
     assert bound(functools.partial(thumbnail, image="x"), {"width": 1}) == ([], {"width": 1})
 
 
-# -- the signature as others see it
+# -- the signature
 
 
 def test_the_signature_has_name_type_default_and_code() -> None:
@@ -321,21 +323,6 @@ def test_the_signature_has_name_type_default_and_code() -> None:
         ("d", "list[Decimal]", True, None, False),
     ]
     assert not found.open
-
-
-@pytest.mark.parametrize(
-    ("vars", "message"),
-    [
-        ({"image": "a"}, None),
-        ({"image": "a", "width": 1}, None),
-        ({}, "vars.image: required, but not given"),
-        ({"image": "a", "width": 1.5}, "vars.width: expected int, got float"),
-        ({"image": "a", "x": 1}, "vars.x: not known; the handler takes image, width"),
-    ],
-)
-def test_vars_are_checked_by_the_signature_alone(vars: dict[str, Any], message: str | None) -> None:
-    """The enqueuing process does not have the handler."""
-    assert check_vars(Arguments(thumbnail).signature, vars) == message
 
 
 def test_the_signature_accepts_whatever_the_handler_accepts() -> None:
@@ -365,30 +352,3 @@ def test_the_signature_accepts_whatever_the_handler_accepts() -> None:
     assert check_vars(signature, good | {"further": 1, "g": [1]}) is None
     for wrong in ({"a": "soon"}, {"b": {"x": ["y"]}}, {"c": "blue"}, {"d": 1}, {"e": "y"}, {"f": 1}):
         assert str(check_vars(signature, good | wrong)).startswith(f"vars.{next(iter(wrong))}")
-
-
-@pytest.mark.parametrize("signature", [None, b"", b"[]", b"\xff", b'{"params": 3}'])
-def test_an_unreadable_signature_accepts_anything(signature: bytes | None) -> None:
-    """It may be of a later version; the worker checks anyway."""
-    assert check_vars(signature, {"x": 1}) is None
-
-
-def test_a_code_of_a_later_version_accepts_anything() -> None:
-    """Nodes of two versions may share a store."""
-    signature = b'{"params": [{"name": "a", "code": ["tensor", 3]}, {"name": "b", "code": "qubit"}]}'
-    assert check_vars(signature, {"a": 1, "b": 2}) is None
-    assert "vars.c" in str(check_vars(signature, {"c": 1}))
-
-
-def test_command_line_texts_become_values() -> None:
-    """JSON where it parses; text where the signature says str, or else."""
-    signature = Arguments(thumbnail).signature
-    texts = {"image": "123", "width": "123", "more": "[1]", "other": "hello", "cut": '"x'}
-    assert coerce_texts(signature, texts) == {
-        "image": "123",
-        "width": 123,
-        "more": [1],
-        "other": "hello",
-        "cut": '"x',
-    }
-    assert coerce_texts(None, {"image": "123", "x": "\udcff"}) == {"image": 123, "x": "\udcff"}
