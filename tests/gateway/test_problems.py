@@ -34,7 +34,7 @@ from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import problem_of
 from workerd.gateway.state import GatewayState
-from workerd.store import queries, requests
+from workerd.operations import jobs, requests
 from workerd.store.engines import open_store
 
 JOB = "01900000-0000-7000-8000-000000000000"
@@ -60,7 +60,7 @@ def gateway(tmp_path: Path) -> GatewayState:
         config=config,
         backend=backend,
         tokens=Tokens(""),
-        job_polls=LongPolls(backend, queries.ended_of),
+        job_polls=LongPolls(backend, jobs.ended_of),
         request_polls=LongPolls(backend, requests.ended_of),
         batch_enqueue=BatchEnqueue(backend, config),
         history=History(backend.paths.metrics),

@@ -10,12 +10,10 @@ from typing import Any, TypeVar
 
 from workerd.config.model import Config
 from workerd.gateway.problems import overloaded, unavailable
-from workerd.operations.access import ConnectionPool
+from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
-from workerd.store.base import Store, Tx
-from workerd.store.engines import open_store
 
 T = TypeVar("T")
 MAX_CONNECTIONS = 4
@@ -46,15 +44,7 @@ class Backend:
         self._status_lock = asyncio.Lock()
 
     def _open(self) -> Store:
-        store = open_store(
-            self.config.store, state_dir=self.config.node.state_dir, timeout=self._timeout, spare=True
-        )
-        try:
-            store.check_version()
-        except BaseException:
-            store.close()
-            raise
-        return store
+        return open_checked(self.config, self._timeout, spare=True)
 
     async def write(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction and wake the dispatcher.

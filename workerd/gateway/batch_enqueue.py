@@ -6,18 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from workerd import documents
 from workerd.config.model import Config
 from workerd.documents import Enqueued
 from workerd.errors import StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem, overloaded
-from workerd.job import AttemptRef, parse_id
+from workerd.job import parse_id
 from workerd.job_spec import NewJob
-from workerd.operations import enqueue
-from workerd.store import handlers, queries
-from workerd.store.base import Tx
-from workerd.store.columns import jobs_by_key
+from workerd.operations import enqueue, jobs
+from workerd.operations.access import Tx
 
 MAX_JOBS_PER_BATCH = 100
 MAX_QUEUED_JOBS = 2000
@@ -63,9 +60,9 @@ class BatchEnqueue:
             self._task = None
 
     async def _enqueue_batch(self, batch: Sequence[_Queued]) -> None:
-        jobs = [job for job, _ in batch]
+        new_jobs = [job for job, _ in batch]
         try:
-            results = await self._backend.write(lambda tx: _enqueue_all(tx, jobs, self._config))
+            results = await self._backend.write(lambda tx: _enqueue_all(tx, new_jobs, self._config))
         except (StoreAway, HTTPProblem) as error:
             results = [error] * len(batch)
         except Exception as error:
@@ -84,22 +81,12 @@ class BatchEnqueue:
 
 
 def _enqueue_one(tx: Tx, job: NewJob, config: Config) -> EnqueuedJob:
-    done = enqueue.admit(tx, [job], config)[0]
-    return done, documents.job(queries.get(tx, parse_id(done.id)))
+    enqueued = enqueue.admit(tx, [job], config)[0]
+    return enqueued, jobs.get(tx, parse_id(enqueued.id))
 
 
-def _enqueue_all(tx: Tx, jobs: Sequence[NewJob], config: Config) -> list[EnqueuedJob | Exception]:
-    known = handlers.known(tx)
-    refused = [enqueue.refusal(job, known, config) for job in jobs]
-    made = iter(enqueue.insert(tx, [job for job, why in zip(jobs, refused, strict=True) if why is None]))
-    done = [next(made) if why is None else why for why in refused]
-    keys = [AttemptRef(parse_id(one.id), 1) for one in done if isinstance(one, Enqueued)]
-    rows = jobs_by_key(tx, keys)
-    results: list[EnqueuedJob | Exception] = []
-    for one in done:
-        if isinstance(one, Enqueued):
-            row = rows[AttemptRef(parse_id(one.id), 1)]
-            results.append((one, documents.job(queries.StoredJob(row=row, attempts=[row]))))
-        else:
-            results.append(one)
-    return results
+def _enqueue_all(tx: Tx, new_jobs: Sequence[NewJob], config: Config) -> list[EnqueuedJob | Exception]:
+    results = enqueue.admit_each(tx, new_jobs, config)
+    created = jobs.created(tx, [parse_id(result.id) for result in results if isinstance(result, Enqueued)])
+    documents = iter(created)
+    return [(result, next(documents)) if isinstance(result, Enqueued) else result for result in results]

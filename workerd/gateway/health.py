@@ -12,12 +12,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from workerd.errors import StoreError
-from workerd.gateway.admin import known_handlers
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState, gateway_of, json_response
 from workerd.metrics import exposition, families
-from workerd.store import queries
-from workerd.store.base import Tx
+from workerd.operations import handlers
+from workerd.operations.access import Tx
+from workerd.operations.figures import WAITING_AND_RUNNING, depths
 
 
 async def heartbeat(request: Request) -> Response:
@@ -60,20 +60,13 @@ async def ready(request: Request) -> Response:
 
 def depth_metrics(tx: Tx, gateway: GatewayState) -> list[Metric]:
     """Jobs by handler and status, and the age of the oldest waiting one; counts are capped."""
-    handlers = [row.name for row in known_handlers(tx, gateway.config)]
-    counts = queries.counts(tx, handlers)
-    jobs: dict[tuple[str, ...], float] = {
-        (name, status): 0.0 for name in handlers for status in ("scheduled", "new", "inprogress")
-    }
-    jobs |= {(count.handler, str(count.status)): float(count.count) for count in counts}
-    oldest: dict[tuple[str, ...], float] = {(name,): 0.0 for name in handlers}
-    oldest |= {
-        (count.handler,): max(0, tx.now - count.oldest) / 1e6 for count in counts if count.oldest is not None
-    }
-    return [
-        exposition.gauge(families.JOBS, jobs),
-        exposition.gauge(families.OLDEST_SECONDS, oldest),
-    ]
+    jobs: dict[tuple[str, ...], float] = {}
+    oldest: dict[tuple[str, ...], float] = {}
+    for depth in depths(tx, [handler["name"] for handler in handlers.list_(tx, gateway.config)]):
+        counts = dict.fromkeys(map(str, WAITING_AND_RUNNING), 0) | depth.counts
+        jobs |= {(depth.handler, status): float(count) for status, count in counts.items()}
+        oldest[depth.handler,] = depth.oldest_s or 0.0
+    return [exposition.gauge(families.JOBS, jobs), exposition.gauge(families.OLDEST_SECONDS, oldest)]
 
 
 def zero_metrics(collected: list[Metric], gateway: GatewayState) -> list[Metric]:

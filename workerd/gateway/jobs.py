@@ -9,17 +9,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd import documents
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobsBody
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import GatewayState, gateway_of, json_response, only_post
-from workerd.job import ENDED, Status
+from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
+from workerd.job import Status
 from workerd.job_spec import NewJob, check
+from workerd.operations import jobs
+from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit
-from workerd.store import job_control, queries
-from workerd.store.base import Tx
 
 IDEMPOTENCY_NAMESPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
 """Namespace of the ids that are derived from an Idempotency-Key (RFC 9562, UUIDv5)."""
@@ -63,13 +62,13 @@ async def enqueue_bulk(request: Request) -> Response:
     body = await params.body(request, JobsBody)
     if len(body.jobs) > MAX_BULK_JOBS:
         raise HTTPProblem(422, f"jobs: expected at most {MAX_BULK_JOBS}, got {len(body.jobs)}.")
-    jobs = []
+    new_jobs = []
     for index, job in enumerate(body.jobs):
         try:
-            jobs.append(_checked(gateway, job))
+            new_jobs.append(_checked(gateway, job))
         except InvalidValue as error:
             raise HTTPProblem(422, f"jobs[{index}]: {error}.") from None
-    done = await gateway.backend.write(lambda tx: admit(tx, jobs, gateway.config)) if jobs else []
+    done = await gateway.backend.write(lambda tx: admit(tx, new_jobs, gateway.config)) if new_jobs else []
     return json_response({"items": done}, 201)
 
 
@@ -78,17 +77,17 @@ async def show(request: Request) -> Response:
     gateway = gateway_of(request)
     job_id = params.job_id(request)
     wait_s = params.wait(request)
-    job = await gateway.backend.read(lambda tx: queries.get(tx, job_id))
-    if wait_s and job.row.status not in ENDED:
+    document = await gateway.backend.read(lambda tx: jobs.get(tx, job_id))
+    if wait_s and not document["complete"]:
         await gateway.job_polls.wait(job_id, wait_s)
-        job = await gateway.backend.read(lambda tx: queries.get(tx, job_id))
-    return json_response(documents.job(job))
+        document = await gateway.backend.read(lambda tx: jobs.get(tx, job_id))
+    return json_response(document)
 
 
 async def payload(request: Request) -> Response:
     """The payload as bytes."""
     job_id = params.job_id(request)
-    data, kind = await gateway_of(request).backend.read(lambda tx: queries.payload(tx, job_id))
+    data, kind = await gateway_of(request).backend.read(lambda tx: jobs.payload(tx, job_id))
     is_json = kind == "json"
     filename = f"{uuid.UUID(bytes=job_id)}{'.json' if is_json else '.bin'}"
     return Response(
@@ -107,18 +106,18 @@ async def list_(request: Request) -> Response:
         "limit": params.limit(request),
         "after": params.cursor(request),
     }
-    page = await gateway_of(request).backend.read(lambda tx: queries.list_(tx, **filters))
-    return json_response({"jobs": [documents.job(row) for row in page.rows], "next": page.next})
+    page = await gateway_of(request).backend.read(lambda tx: jobs.list_(tx, **filters))
+    return json_response(page._asdict())
 
 
 async def cancel(request: Request) -> Response:
     """Cancel a job: 200 if it has ended, 202 if its worker was asked to stop."""
-    job_id = params.job_id(request)
+    job_id, actor = params.job_id(request), actor_of(request)
     await params.body(request, EmptyBody)
 
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
-        result = job_control.cancel(tx, job_id)
-        return result, documents.job(queries.get(tx, job_id))
+        result = jobs.cancel(tx, actor, job_id)
+        return result, jobs.get(tx, job_id)
 
     result, document = await gateway_of(request).backend.write(work)
     return json_response(document, 200 if result == "ended" else 202)
@@ -126,12 +125,12 @@ async def cancel(request: Request) -> Response:
 
 async def retry(request: Request) -> Response:
     """Run an ended job again, or a scheduled one now."""
-    job_id = params.job_id(request)
+    job_id, actor = params.job_id(request), actor_of(request)
     await params.body(request, EmptyBody)
 
     def work(tx: Tx) -> dict[str, Any]:
-        job_control.retry(tx, job_id)
-        return documents.job(queries.get(tx, job_id))
+        jobs.retry(tx, actor, job_id)
+        return jobs.get(tx, job_id)
 
     return json_response(await gateway_of(request).backend.write(work), 201)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from workerd.errors import StoreError
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem
-from workerd.store.base import Tx
+from workerd.operations.access import Tx
 
 FIRST_POLL_S = 0.005
 """Delay of the first query after a new waiter."""

@@ -8,33 +8,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from workerd import documents
 from workerd.gateway import params
 from workerd.gateway.params import EmptyBody, RequestBody
-from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import gateway_of, json_response
-from workerd.job_spec import params_json
-from workerd.store import requests
-from workerd.store.base import Tx
+from workerd.gateway.state import actor_of, gateway_of, json_response
+from workerd.job import parse_id
+from workerd.operations import requests
+from workerd.operations.access import Tx
 from workerd.workflow import REQUEST_ENDED, RequestStatus
-
-
-def _document(tx: Tx, request_id: bytes) -> dict[str, Any]:
-    row, jobs = requests.get(tx, request_id)
-    return documents.request(row, jobs)
 
 
 async def submit(request: Request) -> Response:
     """Submit a request."""
     gateway = gateway_of(request)
     body = await params.body(request, RequestBody)
-    if body.workflow not in gateway.config.workflows:
-        known = ", ".join(sorted(gateway.config.workflows)) or "none"
-        raise HTTPProblem(422, f"Unknown workflow {body.workflow!r}; known workflows: {known}.")
-    request_params = params_json(body.params, gateway.config.gateway.max_body)
+    requests.check_workflow(gateway.config, body.workflow)
+    request_params = requests.checked_params(gateway.config, body.params)
 
     def work(tx: Tx) -> dict[str, Any]:
-        return _document(tx, requests.submit(tx, body.workflow, request_params).id)
+        submitted = requests.submit(tx, body.workflow, request_params)
+        return requests.get(tx, parse_id(submitted.id))
 
     document = await gateway.backend.write(work)
     response = json_response(document, 201)
@@ -47,10 +39,10 @@ async def show(request: Request) -> Response:
     gateway = gateway_of(request)
     request_id = params.job_id(request)
     wait_s = params.wait(request)
-    document = await gateway.backend.read(lambda tx: _document(tx, request_id))
+    document = await gateway.backend.read(lambda tx: requests.get(tx, request_id))
     if wait_s and document["status"] not in REQUEST_ENDED:
         await gateway.request_polls.wait(request_id, wait_s)
-        document = await gateway.backend.read(lambda tx: _document(tx, request_id))
+        document = await gateway.backend.read(lambda tx: requests.get(tx, request_id))
     return json_response(document)
 
 
@@ -64,17 +56,17 @@ async def list_(request: Request) -> Response:
         "after": params.cursor(request),
     }
     page = await gateway_of(request).backend.read(lambda tx: requests.list_(tx, **filters))
-    return json_response({"requests": [documents.request(row) for row in page.rows], "next": page.next})
+    return json_response(page._asdict())
 
 
 async def cancel(request: Request) -> Response:
     """Cancel a request: 200 if it has ended, 202 if running jobs have to stop first."""
-    request_id = params.job_id(request)
+    request_id, actor = params.job_id(request), actor_of(request)
     await params.body(request, EmptyBody)
 
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
-        result = requests.cancel(tx, request_id)
-        return result, _document(tx, request_id)
+        result = requests.cancel(tx, actor, request_id)
+        return result, requests.get(tx, request_id)
 
     result, document = await gateway_of(request).backend.write(work)
     return json_response(document, 200 if result == "ended" else 202)

@@ -30,10 +30,10 @@ from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import HTTPProblem, problem_response
 from workerd.gateway.state import GatewayState
+from workerd.operations import jobs, requests
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import listen as listen_unix
-from workerd.store import queries, requests
 
 HEAD_TIMEOUT_S = 10.0
 """How long a connection may take to send a whole request head, and how long it may stay idle."""
@@ -152,7 +152,7 @@ class Gateway(Service):
             config=self._config,
             backend=self._backend,
             tokens=Tokens(self._config.gateway.token_file),
-            job_polls=LongPolls(self._backend, queries.ended_of),
+            job_polls=LongPolls(self._backend, jobs.ended_of),
             request_polls=LongPolls(self._backend, requests.ended_of),
             batch_enqueue=BatchEnqueue(self._backend, self._config),
             history=History(self._backend.paths.metrics),

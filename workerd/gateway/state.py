@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from starlette.requests import Request
@@ -17,6 +17,7 @@ from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import HTTPProblem
+from workerd.operations.actor import Actor
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,13 @@ def gateway_of(request: Request) -> GatewayState:
     """The state of the gateway that received the request."""
     gateway: GatewayState = request.app.state.gateway
     return gateway
+
+
+def actor_of(request: Request) -> Actor:
+    """Who sent the request: the gateway knows an address, not a person."""
+    # Browsers send Origin with each POST.
+    via: Literal["ui", "http"] = "ui" if "origin" in request.headers else "http"
+    return Actor(f"http {request.client.host}" if request.client else "http", via)
 
 
 def json_response(document: Any, status: int = 200) -> Response:

@@ -98,6 +98,15 @@ def refusal(spec: NewJob, known: Mapping[str, bytes | None], config: Config) -> 
     return None
 
 
+def admit_each(tx: Tx, specs: Sequence[NewJob], config: Config) -> list[Enqueued | Exception]:
+    """Check and insert each job on its own: its result or why it is refused. `max_waiting` is not checked."""
+    known = handlers.known(tx)
+    refusals = [refusal(spec, known, config) for spec in specs]
+    admitted = [spec for spec, why in zip(specs, refusals, strict=True) if why is None]
+    enqueued = iter(insert(tx, admitted))
+    return [next(enqueued) if why is None else why for why in refusals]
+
+
 def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:
     """Insert all jobs without checking handlers, vars or `max_waiting`."""
     return [_enqueued(done) for done in jobs.insert(tx, specs)]

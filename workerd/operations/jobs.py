@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from workerd import documents
 from workerd.documents import Document
-from workerd.job import Status
+from workerd.job import AttemptRef, Status
 from workerd.operations.actor import Actor
 from workerd.store import job_control, queries
 from workerd.store.base import Tx
+from workerd.store.columns import JobRow, jobs_by_key
 
 
 class JobPage(NamedTuple):
@@ -17,6 +20,19 @@ class JobPage(NamedTuple):
 
     jobs: list[Document]
     next: str | None
+
+
+@dataclass(frozen=True)
+class JobDetails:
+    """A job as an operator inspects it; `job` is without its payload.
+
+    `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type.
+    """
+
+    job: Document
+    cancel_requested: bool
+    queue_us: dict[int, int | None]
+    payload: tuple[bytes, int, str] | None
 
 
 def get(tx: Tx, job_id: bytes) -> Document:
@@ -29,10 +45,28 @@ def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
     return queries.payload(tx, job_id)
 
 
-def preview(tx: Tx, job_id: bytes, limit: int) -> tuple[Document, tuple[bytes, int, str] | None]:
-    """A job without its payload; and the first `limit` bytes of it, its size, its type. Raises NotFound."""
-    job = queries.get(tx, job_id, payload=False)
-    return documents.job(job), queries.preview(tx, job_id, limit)
+def details(tx: Tx, job_id: bytes, payload_limit: int) -> JobDetails:
+    """A job with at most `payload_limit` bytes of its payload. Raises NotFound."""
+    found = queries.get(tx, job_id, payload=False)
+    return JobDetails(
+        job=documents.job(found),
+        cancel_requested=found.row.cancel_requested_at is not None,
+        queue_us={row.attempt: _queue_us(row) for row in found.attempts},
+        payload=queries.preview(tx, job_id, payload_limit),
+    )
+
+
+def _queue_us(row: JobRow) -> int | None:
+    if row.started_at is None:
+        return None
+    return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
+
+
+def created(tx: Tx, ids: Sequence[bytes]) -> list[Document]:
+    """Jobs that this transaction has inserted, in this order."""
+    refs = [AttemptRef(job_id, 1) for job_id in ids]
+    rows = jobs_by_key(tx, refs)
+    return [documents.job(queries.StoredJob(row=rows[ref], attempts=[rows[ref]])) for ref in refs]
 
 
 def list_(
@@ -64,6 +98,6 @@ def ended(tx: Tx, job_id: bytes) -> bool:
     return queries.ended(tx, job_id)
 
 
-def ended_of(tx: Tx, ids: list[bytes]) -> set[bytes]:
+def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
     """Which of these jobs have ended."""
     return queries.ended_of(tx, ids)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from workerd import documents
-from workerd.config.model import Config
+from workerd.config.model import Config, WorkflowJob
 from workerd.documents import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.job import id_text
@@ -14,6 +15,7 @@ from workerd.job_spec import params_json
 from workerd.operations.actor import Actor
 from workerd.store import requests
 from workerd.store.base import Tx
+from workerd.store.columns import RequestRow
 from workerd.workflow import Graph, RequestStatus, decode
 
 
@@ -22,6 +24,14 @@ class RequestPage(NamedTuple):
 
     requests: list[Document]
     next: str | None
+
+
+@dataclass(frozen=True)
+class RequestDetails:
+    """A request with its jobs; `graph`: all jobs of its workflow, as configured now until it is picked up."""
+
+    request: Document
+    graph: tuple[WorkflowJob, ...]
 
 
 def check_workflow(config: Config, workflow: str) -> None:
@@ -52,11 +62,21 @@ def get(tx: Tx, request_id: bytes) -> Document:
 def get_with_graph(tx: Tx, request_id: bytes) -> tuple[Document, Graph | None]:
     """A request with its jobs, and the graph that they follow once it has started. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
+    return documents.request(row, jobs), _graph(row)
+
+
+def details(tx: Tx, config: Config, request_id: bytes) -> RequestDetails:
+    """A request as an operator inspects it. Raises NotFound."""
+    row, jobs = requests.get(tx, request_id)
+    graph = _graph(row) if row.steps is not None else config.workflows.get(row.workflow)
+    return RequestDetails(documents.request(row, jobs), () if graph is None else graph.jobs)
+
+
+def _graph(row: RequestRow) -> Graph | None:
     try:
-        graph = decode(row.steps) if row.steps else None
+        return decode(row.steps) if row.steps is not None else None
     except ValueError:
-        graph = None
-    return documents.request(row, jobs), graph
+        return None
 
 
 def list_(
@@ -83,6 +103,6 @@ def ended(tx: Tx, request_id: bytes) -> bool:
     return requests.ended(tx, request_id)
 
 
-def ended_of(tx: Tx, ids: list[bytes]) -> set[bytes]:
+def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
     """Which of these requests have ended."""
     return requests.ended_of(tx, ids)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from workerd import documents
-from workerd.gateway.admin import known_handlers, known_schedules
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
@@ -19,33 +17,37 @@ from workerd.gateway.dashboard.components import (
     seconds,
     table,
 )
-from workerd.gateway.dashboard.overview import HandlerDepth, depths, jobs_path
-from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View
-from workerd.store.base import Tx
+from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View, jobs_path
+from workerd.job import Status
+from workerd.operations import figures
+from workerd.operations import handlers as handler_operations
+from workerd.operations import schedules as schedule_operations
+from workerd.operations.access import Tx
+from workerd.operations.figures import Depth
 
 Document = dict[str, Any]
 
 
 async def handlers(query: PageQuery) -> View:
     """All handlers."""
-    gateway = query.gateway
 
-    def work(tx: Tx) -> tuple[list[Document], dict[str, HandlerDepth]]:
-        found = known_handlers(tx, gateway.config)
-        return [documents.handler(row) for row in found], {d.handler: d for d in depths(tx, gateway)}
+    def work(tx: Tx) -> tuple[list[Document], list[Depth]]:
+        listed = handler_operations.list_(tx, query.gateway.config)
+        names = [handler["name"] for handler in listed]
+        return listed, figures.depths(tx, names, (Status.NEW, Status.INPROGRESS), MAX_COUNT)
 
-    listed, depth_of = await gateway.backend.read(work)
+    listed, depths = await query.gateway.backend.read(work)
     headers = ("Handler", "State", "Waiting", "Running", "Oldest waiting", "Nodes", "Last seen", "")
     listing = table(
         "Handlers",
         headers,
-        [_row(handler, depth_of[handler["name"]]) for handler in listed],
+        [_row(handler, depth) for handler, depth in zip(listed, depths, strict=True)],
         "No handler is known. Configure one, or start a node that has one.",
     )
     return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 
 
-def _row(handler: Document, depth: HandlerDepth) -> tuple[Child, ...]:
+def _row(handler: Document, depth: Depth) -> tuple[Child, ...]:
     name = handler["name"]
     return (
         el("a", name, href=jobs_path(handler=name)),
@@ -80,7 +82,7 @@ def _button(handler: Document) -> Child:
 async def schedules(query: PageQuery) -> View:
     """All schedules."""
     config = query.gateway.config
-    listed = await query.gateway.backend.read(lambda tx: known_schedules(tx, config))
+    listed = await query.gateway.backend.read(lambda tx: schedule_operations.list_(tx, config))
     headers = ("Name", "When", "State", "Next run", "Last run", "")
     listing = table(
         "Schedules",

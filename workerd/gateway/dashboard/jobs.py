@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from workerd import documents
-from workerd.gateway.admin import known_handlers
+from workerd.documents import Document
 from workerd.gateway.dashboard.components import (
     DASH,
     TRUNCATED,
@@ -37,9 +36,10 @@ from workerd.gateway.dashboard.components import (
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_since, parsed_status
 from workerd.job import LIVE, Status
-from workerd.store import queries
-from workerd.store.base import Tx
-from workerd.store.columns import JobRow
+from workerd.operations import handlers
+from workerd.operations import jobs as operations
+from workerd.operations.access import Tx
+from workerd.operations.jobs import JobDetails, JobPage
 from workerd.text import exit_text, size_text
 
 PREVIEW_BYTES = 8_000
@@ -48,37 +48,6 @@ HEX_PREVIEW_BYTES = 256
 _FILTER_STATES = (
     Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.COMPLETED, Status.FAILURE, Status.CANCELLED
 )  # fmt: skip
-
-Document = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class JobDetails:
-    """What the page of a job shows.
-
-    `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type.
-    """
-
-    job: Document
-    cancel_requested: bool
-    queue_us: dict[int, int | None]
-    payload: tuple[bytes, int, str] | None
-
-
-def _details(tx: Tx, job_id: bytes) -> JobDetails:
-    found = queries.get(tx, job_id, payload=False)
-    return JobDetails(
-        job=documents.job(found),
-        cancel_requested=found.row.cancel_requested_at is not None,
-        queue_us={row.attempt: _queue_us(row) for row in found.attempts},
-        payload=queries.preview(tx, job_id, PREVIEW_BYTES),
-    )
-
-
-def _queue_us(row: JobRow) -> int | None:
-    if row.started_at is None:
-        return None
-    return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
 
 
 async def jobs(query: PageQuery) -> View:
@@ -92,11 +61,12 @@ async def jobs(query: PageQuery) -> View:
         "after": query.after,
     }
 
-    def work(tx: Tx) -> tuple[Any, list[str]]:
-        return queries.list_(tx, **filters), [row.name for row in known_handlers(tx, query.gateway.config)]
+    def work(tx: Tx) -> tuple[JobPage, list[str]]:
+        known = handlers.list_(tx, query.gateway.config)
+        return operations.list_(tx, **filters), [handler["name"] for handler in known]
 
     page, names = await query.gateway.backend.read(work)
-    rows = [_row(documents.job(row)) for row in page.rows]
+    rows = [_row(job) for job in page.jobs]
     headers = ("Job", "Handler", "State", "Attempt", "Due", "Ended", "Run time", "Error")
     listing = join(
         table("Jobs, newest first", headers, rows, "No job matches these filters."),
@@ -169,7 +139,7 @@ def ended_at(job: Document) -> str | None:
 async def job(query: PageQuery) -> View:
     """One job."""
     job_id = query.key
-    details = await query.gateway.backend.read(lambda tx: _details(tx, job_id))
+    details = await query.gateway.backend.read(lambda tx: operations.details(tx, job_id, PREVIEW_BYTES))
     job = details.job
     return View(
         f"Job {job['handler']}",

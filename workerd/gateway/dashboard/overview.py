@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
-from workerd import documents
 from workerd.errors import StoreError
-from workerd.gateway.admin import known_handlers
 from workerd.gateway.dashboard.charts import ChartLine, chart
 from workerd.gateway.dashboard.components import (
     DASH,
@@ -31,14 +28,15 @@ from workerd.gateway.dashboard.components import (
     table,
 )
 from workerd.gateway.dashboard.jobs import ended_at
-from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View
+from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View, jobs_path
 from workerd.gateway.health import not_ready_reasons
 from workerd.gateway.history import History
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState
 from workerd.job import Status
-from workerd.store import nodes, queries
-from workerd.store.base import Tx
+from workerd.operations import figures, handlers, jobs
+from workerd.operations.access import Tx
+from workerd.operations.figures import Depth
 from workerd.text import plural, size_text
 
 FAILURES_SHOWN = 5
@@ -49,46 +47,26 @@ _STATES = (Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.FAILURE)
 Document = dict[str, Any]
 
 
-@dataclass
-class HandlerDepth:
-    """Jobs of a handler by status, counted up to MAX_COUNT; `oldest_s`: age of the oldest waiting one."""
-
-    handler: str
-    counts: dict[str, int] = field(default_factory=dict)
-    oldest_s: float | None = None
-    paused: bool = False
-
-
 @dataclass(frozen=True)
 class StoreOverview:
     """What the overview shows from the store."""
 
-    depths: list[HandlerDepth]
+    handlers: list[Document]
+    depths: list[Depth]
     nodes: list[Document]
     failures: list[Document]
-
-
-def depths(tx: Tx, gateway: GatewayState) -> list[HandlerDepth]:
-    """The depth of each known handler, in their order."""
-    rows = known_handlers(tx, gateway.config)
-    found = {row.name: HandlerDepth(row.name, paused=row.paused_at is not None) for row in rows}
-    for one in queries.counts(tx, list(found), _STATES, MAX_COUNT):
-        depth = found[one.handler]
-        depth.counts[str(one.status)] = one.count
-        if one.oldest is not None:
-            depth.oldest_s = max(0, tx.now - one.oldest) / 1e6
-    return list(found.values())
 
 
 async def _stored(gateway: GatewayState) -> StoreOverview | str:
     """The store's part, or why it cannot be read."""
 
     def work(tx: Tx) -> StoreOverview:
-        failures = queries.list_(tx, status=Status.FAILURE, limit=FAILURES_SHOWN).rows
+        listed = handlers.list_(tx, gateway.config)
         return StoreOverview(
-            depths(tx, gateway),
-            [documents.node(row, tx.now) for row in nodes.list_(tx)],
-            [documents.job(row) for row in failures],
+            handlers=listed,
+            depths=figures.depths(tx, [handler["name"] for handler in listed], _STATES, MAX_COUNT),
+            nodes=handlers.list_nodes(tx),
+            failures=jobs.list_(tx, status=Status.FAILURE, limit=FAILURES_SHOWN).jobs,
         )
 
     try:
@@ -118,11 +96,6 @@ async def overview(query: PageQuery) -> View:
             "nodes": _nodes(stored),
         },
     )
-
-
-def jobs_path(**filters: str) -> str:
-    """The path of the list of jobs with these filters."""
-    return f"/ui/jobs?{urlencode(filters)}"
 
 
 # -- problems
@@ -171,7 +144,7 @@ def _tiles(status: Document, stored: StoreOverview | None) -> Markup:
     return el("dl", tiles, class_="tiles")
 
 
-def _depth_tiles(depths: list[HandlerDepth]) -> list[Markup]:
+def _depth_tiles(depths: list[Depth]) -> list[Markup]:
     def total(status: str) -> str:
         counts = [depth.counts.get(status, 0) for depth in depths]
         return f"{sum(counts):,}{'+' if any(one >= MAX_COUNT for one in counts) else ''}"
@@ -292,6 +265,7 @@ def _worker(worker: Document) -> tuple[Child, ...]:
 def _handlers(stored: StoreOverview | None) -> Markup:
     if stored is None:
         return card("Jobs by handler", el("p", "The store is unavailable.", class_="empty"))
+    paused = {handler["name"] for handler in stored.handlers if handler["paused_at"] is not None}
     ranked = sorted(
         stored.depths, key=lambda one: (-(one.oldest_s or 0), -one.counts.get("new", 0), one.handler)
     )
@@ -299,7 +273,7 @@ def _handlers(stored: StoreOverview | None) -> Markup:
         (
             join(
                 el("a", depth.handler, href=jobs_path(handler=depth.handler)),
-                (" ", badge("paused")) if depth.paused else None,
+                (" ", badge("paused")) if depth.handler in paused else None,
             ),
             *(_count_link(depth, str(status)) for status in _STATES),
             seconds(depth.oldest_s),
@@ -310,7 +284,7 @@ def _handlers(stored: StoreOverview | None) -> Markup:
     return card("Jobs by handler", table("Jobs by handler", headers, rows, "No handler is known yet."))
 
 
-def _count_link(depth: HandlerDepth, status: str) -> Child:
+def _count_link(depth: Depth, status: str) -> Child:
     jobs = depth.counts.get(status)
     if not jobs:
         return "0"

@@ -108,6 +108,11 @@ def _asset_url(name: str) -> str:
     return f"/ui/static/{name}?v={ASSETS[name].version}"
 
 
+def jobs_path(**filters: str) -> str:
+    """The path of the list of jobs with these filters."""
+    return f"/ui/jobs?{urlencode(filters)}"
+
+
 def page_response(
     view: View, node_name: str, *, live: str | None = None, logged_in: bool = False, status: int = 200
 ) -> Response:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from workerd import documents, workflow
 from workerd.clock import from_rfc3339
-from workerd.config.model import Config, WorkflowJob
+from workerd.documents import Document
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
@@ -37,15 +35,12 @@ from workerd.gateway.dashboard.jobs import state_badge
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_status
 from workerd.job import Status
-from workerd.store import requests as stored_requests
-from workerd.store.base import Tx
-from workerd.store.columns import RequestRow
+from workerd.operations import requests as operations
+from workerd.operations.requests import RequestDetails
 from workerd.workflow import REQUEST_ENDED, RequestStatus
 
 MAX_JOBS_SHOWN = 500
 """Jobs of a request that its page lists."""
-
-Document = dict[str, Any]
 
 
 async def requests(query: PageQuery) -> View:
@@ -57,8 +52,8 @@ async def requests(query: PageQuery) -> View:
         "limit": PAGE_SIZE,
         "after": query.after,
     }
-    page = await query.gateway.backend.read(lambda tx: stored_requests.list_(tx, **filters))
-    rows = [_row(documents.request(row)) for row in page.rows]
+    page = await query.gateway.backend.read(lambda tx: operations.list_(tx, **filters))
+    rows = [_row(request) for request in page.requests]
     headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
     listing = join(
         table("Requests, newest first", headers, rows, "No request matches these filters."),
@@ -112,34 +107,12 @@ def _duration(request: Document) -> str:
 # -- one request
 
 
-@dataclass(frozen=True)
-class RequestDetails:
-    """What the page of a request shows; `graph`: the jobs of its workflow."""
-
-    request: Document
-    graph: tuple[WorkflowJob, ...]
-
-
-def _details(tx: Tx, request_id: bytes, config: Config) -> RequestDetails:
-    row, jobs = stored_requests.get(tx, request_id)
-    return RequestDetails(documents.request(row, jobs), _graph(row, config))
-
-
-def _graph(row: RequestRow, config: Config) -> tuple[WorkflowJob, ...]:
-    """The graph that the request runs; until it is picked up, that of its workflow as configured now."""
-    if row.steps is not None:
-        try:
-            return workflow.decode(row.steps).jobs
-        except ValueError:
-            return ()
-    configured = config.workflows.get(row.workflow)
-    return () if configured is None else configured.jobs
-
-
 async def request(query: PageQuery) -> View:
     """One request."""
     request_id = query.key
-    details = await query.gateway.backend.read(lambda tx: _details(tx, request_id, query.gateway.config))
+    details = await query.gateway.backend.read(
+        lambda tx: operations.details(tx, query.gateway.config, request_id)
+    )
     request = details.request
     jobs_by_name = {job["name"]: job for job in request["jobs"] if job["name"]}
     graph = draw(details.graph, jobs_by_name) or el("p", _no_graph(details), class_="empty")
