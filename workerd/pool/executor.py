@@ -11,11 +11,12 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, MutableMapping
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import msgspec
+import structlog
 
 from workerd import text
 from workerd.config.validators import duration
@@ -26,7 +27,6 @@ from workerd.outcome import RunResult
 from workerd.pool import results
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
-from workerd.pool.results import run_logger
 from workerd.signature import BadVars
 
 PROGRESS_INTERVAL_S = 0.1
@@ -125,7 +125,7 @@ class RunningJob:
 
     def log(self) -> Any:
         """A logger that writes lines to standard error; the pool logs them with job and attempt."""
-        return run_logger(sys.stderr)
+        return _stderr_logger()
 
 
 class Runner(Protocol):
@@ -342,3 +342,29 @@ def _exit_forked_child(result: RunResult) -> NoReturn:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os._exit(0 if result.kind == "returned" else 1)
+
+
+# -- ctx.log ------------------------------------------------------------------------------------
+
+
+def _stderr_logger() -> Any:
+    """A structlog logger that writes one line per event: `warning: slow image  width=200`."""
+    return structlog.wrap_logger(
+        structlog.PrintLogger(sys.stderr),
+        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _log_line],
+        wrapper_class=structlog.make_filtering_bound_logger(0),
+        cache_logger_on_first_use=False,
+    )
+
+
+def _log_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+    level, name = event.pop("level", method), event.pop("event", "")
+    exception = event.pop("exception", None)
+    fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
+    line = f"{level}: {name}" + (f"  {fields}" if fields else "")
+    return f"{line}\n{exception}" if exception else line
+
+
+def _quoted(value: Any) -> str:
+    shown = str(value)
+    return repr(shown) if not shown or any(c.isspace() or c == "=" for c in shown) else shown

@@ -28,6 +28,8 @@ from workerd.runtime.child import ignore_terminal_signals
 MISSING_FILE = -1
 """Instead of the modification time of a file that does not exist."""
 
+log = get_logger("pool")
+
 
 def imported_since(before: Set[str]) -> dict[str, int]:
     """Modification times (ns) by file, of the modules that are not in `before`.
@@ -253,9 +255,6 @@ def _dotted(name: str) -> Any:
     return None
 
 
-log = get_logger("pool")
-
-
 def preload(pool: PoolConfig) -> LoadedHandlers:
     """Load the pool's handlers within `load_timeout`. Raises LoadError.
 
@@ -292,8 +291,4 @@ def _restore(folder: int) -> None:
 def _warn_of_threads(pool: PoolConfig) -> None:
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if names:
-        log.warning(
-            "handlers.started_threads",
-            pool=pool.name,
-            threads=", ".join(names),
-        )
+        log.warning("handlers.started_threads", pool=pool.name, threads=", ".join(names))

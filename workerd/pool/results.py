@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Mapping, MutableMapping
-from typing import Any, TextIO
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
-import structlog
 
 from workerd import text
 from workerd.config.validators import size_literal
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.workflow import read_spawn
-
-
-def run_logger(stream: TextIO) -> Any:
-    """A structlog logger that writes one line per event: `warning: slow image  width=200`."""
-    return structlog.wrap_logger(
-        structlog.PrintLogger(stream),
-        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _line],
-        wrapper_class=structlog.make_filtering_bound_logger(0),
-        cache_logger_on_first_use=False,
-    )
-
-
-def _line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    level, name = event.pop("level", method), event.pop("event", "")
-    exception = event.pop("exception", None)
-    fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
-    line = f"{level}: {name}" + (f"  {fields}" if fields else "")
-    return f"{line}\n{exception}" if exception else line
-
-
-def _quoted(value: Any) -> str:
-    text = str(value)
-    return repr(text) if not text or any(c.isspace() or c == "=" for c in text) else text
-
 
 _encode = msgspec.json.Encoder().encode
 _PACKAGE_FOLDER = os.path.dirname(__file__) + os.sep

@@ -18,6 +18,8 @@ from workerd.runtime.limits import limit_data, limit_processes
 _RESET_PEAK = b"5"
 """Written to clear_refs, it resets the peak of resident memory to the present size."""
 
+log = get_logger("pool")
+
 
 class Meter:
     """Measures what a job uses: `start` before it, `usage` after it. Together they take 4 µs."""
@@ -52,9 +54,6 @@ class Meter:
             if after.ru_maxrss > before.ru_maxrss:
                 peak = max(peak, after.ru_maxrss)
         return Usage(run_us, cpu_us, peak)
-
-
-log = get_logger("pool")
 
 
 class WorkerLimits:
