@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from workerd.cli.options import AsJson, ConfigPath, HandlerName, Reason
-from workerd.cli.output import notify, print_json, print_table
+from workerd.cli.output import Document, notify, print_json, print_table
 from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.operations import handlers as operations
@@ -34,7 +32,7 @@ def handlers(c: ConfigPath = None, json: AsJson = False) -> None:
         )
 
 
-def _arguments(handler: dict[str, Any]) -> str:
+def _arguments(handler: Document) -> str:
     signature = parse(msgspec.json.encode(handler["signature"])) if handler["signature"] else None
     if signature is None:
         return "?" if handler["nodes"] else ""
@@ -42,7 +40,7 @@ def _arguments(handler: dict[str, Any]) -> str:
     return ", ".join([*words, "…"] if signature.open else words)
 
 
-def _state(handler: dict[str, Any]) -> str:
+def _state(handler: Document) -> str:
     if handler["paused_at"] is not None:
         reason = f": {handler['pause_reason']}" if handler["pause_reason"] else ""
         return f"paused {second(handler['paused_at'])} by {handler['paused_by']}{reason}"

@@ -27,7 +27,7 @@ from workerd.cli.options import (
     parse_json_object,
     parse_key_values,
 )
-from workerd.cli.output import notify, print_json, print_text
+from workerd.cli.output import Document, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
 from workerd.errors import Conflict, NotFound
@@ -48,7 +48,7 @@ KeyValues = Annotated[
     typer.Argument(metavar="KEY=VALUE ...", help="Arguments: JSON where it parses as JSON, else text."),
 ]
 Vars = Annotated[
-    dict[str, Any] | None,
+    Document | None,
     typer.Option("--vars", metavar="JSON", parser=parse_json_object, help="Arguments as one JSON object."),
 ]
 Delay = Annotated[
@@ -139,7 +139,7 @@ def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool) ->
         raise CommandExit(1)
 
 
-def _failure_text(job: dict[str, Any]) -> str:
+def _failure_text(job: Document) -> str:
     how = exit_of(job)
     exit_ = f" ({how})" if how else ""
     error = f": {line(job['error'])}" if job["error"] else ""

@@ -13,6 +13,9 @@ import msgspec
 
 from workerd.text import harmless, line
 
+Document = dict[str, Any]
+"""A JSON object, such as those of `workerd.documents`."""
+
 MIN_LAST_COLUMN_WIDTH = 20
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ from workerd.cli.options import (
     parse_key_values,
     parse_request_status,
 )
-from workerd.cli.output import notify, print_json, print_text
+from workerd.cli.output import Document, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import print_request, print_request_table
 from workerd.job import id_text, parse_id
@@ -94,7 +94,7 @@ def show(request_id: RequestId, c: ConfigPath = None, json: AsJson = False) -> N
         _print(session, request_id, json)
 
 
-def _print(session: CommandSession, key: bytes, json: bool) -> dict[str, Any]:
+def _print(session: CommandSession, key: bytes, json: bool) -> Document:
     request, graph = session.read(partial(requests.get_with_graph, request_id=key))
     if json:
         print_json(request)
@@ -117,7 +117,7 @@ def list_(
     json: AsJson = False,
 ) -> None:
     """List requests, newest first."""
-    found: list[dict[str, Any]] = []
+    found: list[Document] = []
     cursor: str | None = None
     wanted = limit or DEFAULT_LIMIT
     with open_session(c) as session:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from workerd.cli.errors import UsageError
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import notify, print_json, print_table, print_text
+from workerd.cli.output import Document, notify, print_json, print_table, print_text
 from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.job import id_text
@@ -64,7 +64,7 @@ def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, jso
         notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler` in the configuration.")
 
 
-def _print(found: list[dict[str, Any]]) -> None:
+def _print(found: list[Document]) -> None:
     print_table(
         ["name", "when", "next", "last run ended", "as", "state"],
         [
@@ -74,19 +74,19 @@ def _print(found: list[dict[str, Any]]) -> None:
     )
 
 
-def _when(schedule: dict[str, Any]) -> str:
+def _when(schedule: Document) -> str:
     if schedule["kind"] == "cooler":
         return f"{schedule['expression']} after each end"
     return f"{schedule['expression']} {schedule['timezone']}"
 
 
-def _state(schedule: dict[str, Any]) -> str:
+def _state(schedule: Document) -> str:
     if schedule["paused_at"] is not None:
         return f"paused {second(schedule['paused_at'])} by {schedule['paused_by']}"
     return "active"
 
 
-def _print_next(schedule: dict[str, Any], times: list[str], json: bool) -> None:
+def _print_next(schedule: Document, times: list[str], json: bool) -> None:
     if json:
         print_json({**schedule, "next": times})
         return

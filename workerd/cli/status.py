@@ -8,15 +8,21 @@ from typing import Any
 
 from workerd.cli.errors import CommandExit, CommandFailed
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import notify, print_fields, print_heading, print_json, print_table, print_text
+from workerd.cli.output import (
+    Document,
+    notify,
+    print_fields,
+    print_heading,
+    print_json,
+    print_table,
+    print_text,
+)
 from workerd.cli.session import load_config
 from workerd.cli.views import second
 from workerd.config.model import Config
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
 from workerd.text import line, plural, seconds_text, size_text
-
-Document = dict[str, Any]
 
 
 def status(c: ConfigPath = None, json: AsJson = False) -> None:

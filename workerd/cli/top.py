@@ -10,9 +10,9 @@ import psutil
 import typer
 
 from workerd.cli.options import AsJson, ConfigPath
-from workerd.cli.output import print_json
+from workerd.cli.output import Document, print_json
 from workerd.cli.session import load_config
-from workerd.cli.status import Document, ask_supervisor, runs_for
+from workerd.cli.status import ask_supervisor, runs_for
 from workerd.cli.top_view import live, print_frame
 from workerd.config.model import Config
 from workerd.errors import StoreError

@@ -11,10 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from workerd.cli.output import is_terminal
+from workerd.cli.output import Document, is_terminal
 from workerd.text import line, seconds_text, size_text
-
-Document = dict[str, Any]
 
 PLAIN_WIDTH = 120
 WIDE = 100

@@ -11,12 +11,18 @@ from typing import Any
 
 import msgspec
 
-from workerd.cli.output import bold, is_terminal, print_fields, print_heading, print_table, print_text
+from workerd.cli.output import (
+    Document,
+    bold,
+    is_terminal,
+    print_fields,
+    print_heading,
+    print_table,
+    print_text,
+)
 from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.text import exit_text, harmless, line, seconds_text, size_text
 from workerd.workflow import Graph
-
-Document = dict[str, Any]
 
 MAX_PAYLOAD_CHARACTERS = 2000
 _FIELDS = (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from workerd.cli.errors import CommandFailed
 from workerd.cli.options import AsJson, ConfigPath, JobId
-from workerd.cli.output import print_heading, print_json, print_text
+from workerd.cli.output import Document, print_heading, print_json, print_text
 from workerd.cli.session import open_session
-from workerd.cli.status import Document, ask_supervisor
+from workerd.cli.status import ask_supervisor
 from workerd.cli.views import print_attempts
 from workerd.config.model import Config
 from workerd.job import Status
