@@ -52,6 +52,12 @@ EVENTS: dict[str, str] = {
     "worker.fork_failed": "The kernel refused to fork a worker; it is retried.",
     "worker.not_ready": "A worker could not load its handlers or run `init`.",
     # -- ingester
+    "handler.write_delayed": "Other transactions lock the rows of handlers; they are written later.",
+    "outcome.refused": "The store refused an outcome; its attempt ended as `refused`.",
+    "outcome.set_aside": "The store refuses an outcome in any form: it is kept in `file`.",
+    "outcome.write_failed": "A bug kept an outcome from being written; its attempt ends as `refused`.",
+    "outcomes.abandoned": "Neither store nor spool took outcomes before the end: those attempts run again.",
+    "progress.refused": "The store refused the progress of an attempt, or a handler that a pool loaded.",
     "spool.damaged": "A file of the spool is damaged: it is read as far as possible, then kept aside.",
     "spool.opened": "A former process left outcomes in the spool; they are replayed first.",
     "spool.row_damaged": "A damaged row of the spool is skipped: its attempt is found lost and runs again.",

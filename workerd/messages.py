@@ -82,12 +82,19 @@ class Report(Message, frozen=True, tag="report"):
     token: int
 
 
+Series = tuple[str, tuple[str, ...], list[float]]
+"""One metric series: its family, its label values, and what was counted since the sender's last Beat.
+
+A counter has one number, a histogram the sum of the observations and their number in each bucket.
+"""
+
+
 class Beat(Message, frozen=True, tag="beat"):
     """The sender makes progress. `state`: `starting`, `up`, `waiting` (for the store), `draining`, `failed`.
 
-    `trouble`: one sentence about what is wrong, or empty. `info`: what `workerd status` and the metrics
-    show of this process. `fatal`: an exit status with which the supervisor is to stop a node that is not
-    ready yet.
+    `trouble`: one sentence about what is wrong, or empty. `info`: what `workerd status` shows of this
+    process. `fatal`: an exit status with which the supervisor is to stop a node that is not ready yet.
+    `counted`: what the metrics add to their counts.
     """
 
     state: str
@@ -95,6 +102,7 @@ class Beat(Message, frozen=True, tag="beat"):
     info: dict[str, Any] = {}
     token: int = 0
     fatal: int = 0
+    counted: list[Series] = []
 
 
 ToChild = Roster | Drain | Stop | Report

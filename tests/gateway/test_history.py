@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from workerd.gateway.history import History, Totals, quantile, read_totals, sample_between
+from workerd.config.model import Config
+from workerd.gateway.backend import Backend
+from workerd.gateway.history import History, Totals, quantile, sample_between, totals_of
+from workerd.metrics import families
 
 
 def test_quantiles() -> None:
@@ -20,10 +21,30 @@ def test_quantiles() -> None:
     assert (sample.succeeded, sample.failed, sample.queue_p50) == (2.0, 0.5, None)
 
 
-def test_no_metrics_yet(tmp_path: Path) -> None:
+def test_totals_are_those_of_all_handlers() -> None:
+    """Attempts by how they ended, and buckets that are cumulative and summed over handlers."""
+    buckets = [0.0] * (len(families.SECONDS) + 1)
+    totals = totals_of(
+        [
+            (families.ATTEMPTS.name, ("a", "ok", "true"), [3]),
+            (families.ATTEMPTS.name, ("b", "crashed", "false"), [2]),
+            (families.ATTEMPTS.name, ("b", "interrupted", "none"), [1]),
+            (families.RUN_SECONDS.name, ("a", "true"), [0.5, 1, 2, *buckets[2:]]),
+            (families.RUN_SECONDS.name, ("b", "true"), [0.5, 4, *buckets[1:]]),
+            (families.STORE_ERRORS.name, ("1213",), [7]),
+        ]
+    )
+    assert (totals.succeeded, totals.failed) == (3, 2)
+    assert (totals.run[0.001], totals.run[0.0025], totals.run[float("inf")]) == (5, 7, 7)
+    assert totals.queue == {}
+
+
+def test_no_metrics_yet() -> None:
     """A node that has counted nothing has zeros, and charts without points."""
-    totals = read_totals(tmp_path / "none")
+    totals = totals_of([])
     assert (totals.succeeded, totals.failed, totals.run) == (0, 0, {})
-    history = History(tmp_path / "none")
+    backend = Backend(Config())
+    history = History(backend)
+    backend.close()
     assert history.span_s == 0
     assert history.series()["run_p95"] == []

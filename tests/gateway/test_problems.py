@@ -63,7 +63,7 @@ def gateway(tmp_path: Path) -> GatewayState:
         job_polls=LongPolls(backend, jobs.ended_of),
         request_polls=LongPolls(backend, requests.ended_of),
         batch_enqueue=BatchEnqueue(backend, config),
-        history=History(backend.paths.metrics),
+        history=History(backend),
         events=Events(render),
     )
     return gateway

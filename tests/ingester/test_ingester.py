@@ -19,6 +19,7 @@ from tests.support.rows import Rows
 from workerd.job import Status
 from workerd.messages import Outcomes, Progress, Seen
 from workerd.metrics import exposition
+from workerd.metrics.series import SeriesSums
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage
 from workerd.store.base import Store
 
@@ -62,7 +63,12 @@ def ends(rows: Rows) -> dict[tuple[str, str | None], int]:
 
 def counted(world: World) -> dict[str, float]:
     """What the metrics say: samples by name and label values."""
-    text, _ = exposition.render(exposition.collect(world.paths.metrics), {})
+    sums = SeriesSums()
+    for beat in world.beats:
+        sums.add(beat.counted)
+    spool = next((beat.info["spool"] for beat in reversed(world.beats) if beat.info), None)
+    families = [*exposition.from_series(sums), *exposition.from_status({"spool": spool})]
+    text, _ = exposition.render(families, {})
     return {
         " ".join([sample.name, *(sample.labels[key] for key in sorted(sample.labels))]): sample.value
         for family in text_string_to_metric_families(text.decode())

@@ -46,7 +46,7 @@ def test_batches_are_the_oldest_and_acknowledgements_are_prefixes(
         assert len(batch) == 1 or sum(map(weight, batch)) <= most or not batch
         assert bool(batch) == bool(order)
         done = min(written, len(batch))
-        backlog.settle(done)
+        backlog.acknowledge(done)
         for sender in senders:
             told = [number for s, number, _ in order[:done] if s is sender]
             if told:

@@ -80,17 +80,17 @@ def test_killed_between_commit_and_acknowledgement_it_records_once(
 ) -> None:
     """The pool sends again, the guards make it void, and no retry is inserted twice."""
     world = make(store_url)
-    real = pending.PendingOutcomes.settle
+    real = pending.PendingOutcomes.acknowledge
     kill = once(tmp_path / "flag", die)
 
-    def settle(self: pending.PendingOutcomes, count: int) -> None:
+    def acknowledge(self: pending.PendingOutcomes, count: int) -> None:
         if count:
             kill()
         real(self, count)
 
     def sabotage() -> None:
         vars(pending.PendingOutcomes)  # patched in the child only
-        pending.PendingOutcomes.settle = settle  # type: ignore[method-assign]
+        pending.PendingOutcomes.acknowledge = acknowledge  # type: ignore[method-assign]
 
     made = world.claimed(40)
     retried = world.claimed(
@@ -221,7 +221,7 @@ def test_while_the_store_is_away_outcomes_go_to_the_spool_and_come_back_in_order
     assert info["spool"]["bytes"] > 1900 * 50
     assert info["spool"]["since"] is not None
     assert world.state == "waiting"
-    assert "away" in world.beats[-1].trouble
+    assert "unavailable" in world.beats[-1].trouble
     world.until(lambda: counted(world).get("workerd_spool_bytes", 0) > 0)
     own_server.start()
     pool.send(*made[2000:])
@@ -303,7 +303,7 @@ def test_a_read_only_server_is_away_and_said_so_once(
     own_server.sql("SET GLOBAL read_only = 0")
     world.until(lambda: ends(world.rows) == {("completed", "ok"): 20})
     world.until(lambda: world.info["mode"] == "live")
-    assert capfd.readouterr().err.count("the store is away") == 1
+    assert capfd.readouterr().err.count("store.unavailable") == 1
     assert world.info["refused"] == 0
 
 
@@ -436,7 +436,7 @@ def test_a_note_that_waits_for_a_lock_is_no_outage(
         pool.send(*world.claimed(10))
         world.until(lambda: pool.all_durable)
         assert world.info["mode"] == "live"
-        assert not {beat.trouble for beat in world.beats if "away" in beat.trouble}
+        assert not {beat.trouble for beat in world.beats if "unavailable" in beat.trouble}
         cursor.execute("ROLLBACK")
     world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
     assert ends(world.rows) == {("completed", "ok"): 10}

@@ -106,7 +106,7 @@ def test_the_dispatcher_right_after_hand_over(make: Make) -> None:
 
 def test_the_ingester_between_commit_and_acknowledgement(make: Make) -> None:
     """The outcomes come again and change nothing; nothing finished runs again."""
-    world = make("workerd.ingester.pending:PendingOutcomes.settle", "before")
+    world = make("workerd.ingester.pending:PendingOutcomes.acknowledge", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)
@@ -119,7 +119,7 @@ def test_the_ingester_between_commit_and_acknowledgement(make: Make) -> None:
 @pytest.mark.slow
 def test_the_ingester_before_its_commit(make: Make) -> None:
     """What was not committed is sent again by the pool that still has it."""
-    world = make("workerd.ingester.writer:Writer._closed", "before")
+    world = make("workerd.ingester.writer:Writer._close", "before")
     jobs = world.enqueue(30)
     world.daemon.start()
     world.all_ended(jobs)

@@ -25,8 +25,8 @@ from workerd.dispatcher.stager import Stager, WakeSocket
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
-from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, ToDispatcher
-from workerd.metrics import values
+from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
+from workerd.metrics.series import StoreErrorCounts
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
@@ -64,6 +64,7 @@ class Dispatcher(Service):
             ),
             max_gap_s=lease_s / 2,
         )
+        self._error_counts = StoreErrorCounts()
         tasks = self.tasks = TaskRunner(self.loop)
         self.pools: PoolLinks = PoolLinks(
             self.loop,
@@ -191,6 +192,9 @@ class Dispatcher(Service):
         self.tasks.stop()
         self.store.store.close()
         self.loop.stop()
+
+    def counted(self) -> list[Series]:
+        return self._error_counts.take(self.store.store.stats.errors)
 
     def info(self) -> dict[str, Any]:
         """Lease and store, what was claimed and how fast, which pools are connected."""
@@ -329,5 +333,4 @@ def _boot_id() -> str:
 def main(ctx: RoleContext) -> int:
     """Run the role in a process that was forked for it; returns the exit status."""
     setproctitle.setproctitle("workerd: dispatcher")
-    values.enter(ctx.paths.metrics, "dispatcher")
     return Dispatcher(ctx).run()

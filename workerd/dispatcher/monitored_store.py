@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from workerd.clock import SECOND
 from workerd.errors import StoreAway, StoreBusy
-from workerd.metrics.families import StoreErrors
 from workerd.store.availability import StoreAvailability
 from workerd.store.base import Store, Tx
 
@@ -25,7 +24,6 @@ class MonitoredStore:
         self.store = store
         self.availability = StoreAvailability("dispatcher")
         self._max_gap_s = max_gap_s
-        self._errors = StoreErrors()
         self._answered_at: float | None = None
         self._gapless_since = 0.0
         self._offset_us: int | None = None
@@ -54,8 +52,6 @@ class MonitoredStore:
         except StoreAway as error:
             self.lost(error)
             raise
-        finally:
-            self._errors.write(self.store.stats.errors)
         now = time.monotonic()
         if self._answered_at is None or now - self._answered_at > self._max_gap_s:
             self._gapless_since = now

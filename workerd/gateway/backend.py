@@ -8,8 +8,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import msgspec
+
 from workerd.config.model import Config
 from workerd.gateway.problems import overloaded, unavailable
+from workerd.messages import Series
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
@@ -82,13 +85,21 @@ class Backend:
         async with self._status_lock:
             if time.monotonic() - self._status_at > STATUS_MAX_AGE_S:
                 loop = asyncio.get_running_loop()
-                self._status = await loop.run_in_executor(self._supervisor_thread, self._query_status)
+                self._status = await loop.run_in_executor(
+                    self._supervisor_thread, self._ask_supervisor, "status"
+                )
                 self._status_at = time.monotonic()
             return self._status
 
-    def _query_status(self) -> dict[str, Any]:
+    async def counted(self) -> list[Series] | None:
+        """The counters and histograms of the roles since the node started; None if there is no answer."""
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, "metrics")
+        return msgspec.convert(answer["series"], list[Series]) if answer else None
+
+    def _ask_supervisor(self, question: str) -> dict[str, Any]:
         try:
-            return ask(self.paths.supervisor, {"ask": "status"}, timeout=STATUS_TIMEOUT_S)
+            return ask(self.paths.supervisor, {"ask": question}, timeout=STATUS_TIMEOUT_S)
         except OSError:
             return {}
 

@@ -104,6 +104,7 @@ async def show_metrics(request: Request) -> Response:
     status = await gateway.backend.status()
     collected = [
         *exposition.collect(gateway.backend.paths.metrics),
+        *exposition.from_series(await gateway.backend.counted() or ()),
         *exposition.from_status(status),
         *exposition.processes(pids(status)),
     ]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
+from itertools import accumulate
 
-from workerd.metrics import exposition, families
+from workerd.gateway.backend import Backend
+from workerd.messages import Series
+from workerd.metrics import families
 
 SAMPLE_INTERVAL_S = 5.0
 MAX_SAMPLES = 120
@@ -45,22 +46,22 @@ class Sample:
     queue_p95: float | None
 
 
-def read_totals(folder: Path) -> Totals:
-    """The counters as they are now in the metrics files."""
+def totals_of(counted: Iterable[Series]) -> Totals:
+    """The counters as they are now in the roles' metrics."""
     succeeded = failed = 0.0
     buckets: dict[str, Buckets] = {families.RUN_SECONDS.name: {}, families.QUEUE_SECONDS.name: {}}
-    for family in exposition.collect(folder):
-        for sample in family.samples:
-            if sample.name == families.ATTEMPTS.name:
-                outcome = sample.labels.get("outcome")
-                if outcome in FAILED_OUTCOMES:
-                    failed += sample.value
-                elif outcome not in UNCOUNTED_OUTCOMES:
-                    succeeded += sample.value
-            elif family.name in buckets and "le" in sample.labels:
-                counts = buckets[family.name]
-                bound = float(sample.labels["le"])
-                counts[bound] = counts.get(bound, 0.0) + sample.value
+    for family, labels, numbers in counted:
+        if family == families.ATTEMPTS.name:
+            outcome = labels[families.ATTEMPTS.labels.index("outcome")]
+            if outcome in FAILED_OUTCOMES:
+                failed += numbers[0]
+            elif outcome not in UNCOUNTED_OUTCOMES:
+                succeeded += numbers[0]
+        elif family in buckets:
+            counts = buckets[family]
+            cumulative = accumulate(numbers[1:])
+            for bound, count in zip((*families.SECONDS, float("inf")), cumulative, strict=True):
+                counts[bound] = counts.get(bound, 0.0) + count
     return Totals(
         at=time.monotonic(),
         succeeded=succeeded,
@@ -100,18 +101,19 @@ def sample_between(before: Totals, after: Totals) -> Sample:
 
 
 class History:
-    """Samples the metrics every SAMPLE_INTERVAL_S, in a thread, and keeps MAX_SAMPLES."""
+    """Samples the metrics every SAMPLE_INTERVAL_S, and keeps MAX_SAMPLES."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._totals: Totals | None = None
         self._samples: deque[Sample] = deque(maxlen=MAX_SAMPLES)
 
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            with contextlib.suppress(OSError, ValueError):
-                totals = await asyncio.to_thread(read_totals, self._folder)
+            counted = await self._backend.counted()
+            if counted is not None:
+                totals = totals_of(counted)
                 if self._totals is not None:
                     self._samples.append(sample_between(self._totals, totals))
                 self._totals = totals

@@ -155,7 +155,7 @@ class Gateway(Service):
             job_polls=LongPolls(self._backend, jobs.ended_of),
             request_polls=LongPolls(self._backend, requests.ended_of),
             batch_enqueue=BatchEnqueue(self._backend, self._config),
-            history=History(self._backend.paths.metrics),
+            history=History(self._backend),
             events=Events(self._render),
         )
         sampling = asyncio.create_task(self._state.history.run())

@@ -7,15 +7,15 @@ from typing import Protocol
 
 from workerd.outcome import Outcome
 
-ROW = 400
+ROW_BYTES = 400
 """Bytes of SQL that an outcome without payload and text needs, in all statements of its closing."""
-USUAL_PACKET = 16 * 1024 * 1024
-"""`max_allowed_packet` as servers come, for as long as ours has not said it."""
+USUAL_PACKET_BYTES = 16 * 1024 * 1024
+"""`max_allowed_packet` of most servers, until ours is known."""
 
 
 def weight(outcome: Outcome) -> int:
     """Bytes of SQL that this outcome needs at most: an escape may double every byte."""
-    total = ROW
+    total = ROW_BYTES
     if outcome.payload is not None:
         total += 2 * len(outcome.payload)
     if outcome.extras is not None:
@@ -35,7 +35,7 @@ def _text(text: str) -> int:
     return len(text) * (2 if text.isascii() else 4)
 
 
-class Measure:
+class BatchLimit:
     """One batch being filled: at most `rows` outcomes, `weight` bytes, and one outcome of a job.
 
     The same job twice (sent again after a reconnect, or lost and then found) is decided by order, and
@@ -57,9 +57,9 @@ class Measure:
         return True
 
 
-ROWS = 20_000
-WEIGHT = 64 * 1024 * 1024
-"""Above so many outcomes, or bytes of them, nothing more is read from any socket (law 7)."""
+MAX_ROWS = 20_000
+MAX_WEIGHT = 64 * 1024 * 1024
+"""Above so many outcomes, or bytes of them, nothing is read from any socket (law 7: back-pressure)."""
 
 
 class Sender(Protocol):
@@ -69,8 +69,8 @@ class Sender(Protocol):
         """Every outcome numbered below `below` is durable."""
 
 
-class _Parcel:
-    """The outcomes of one frame that are still waiting; `first` is the number of the first of them."""
+class _Frame:
+    """The outcomes of one message, numbered from `first`; those before index `at` are durable."""
 
     __slots__ = ("at", "first", "outcomes", "sender", "weights")
 
@@ -83,59 +83,59 @@ class _Parcel:
 
 
 class PendingOutcomes:
-    """Received outcomes, oldest first. `received`: how many there ever were."""
+    """Received outcomes, oldest first. `received`: how many there were in all."""
 
     def __init__(self) -> None:
-        self._parcels: deque[_Parcel] = deque()
+        self._frames: deque[_Frame] = deque()
         self.rows = 0
         self.weight = 0
         self.received = 0
 
     @property
     def full(self) -> bool:
-        return self.rows >= ROWS or self.weight >= WEIGHT
+        return self.rows >= MAX_ROWS or self.weight >= MAX_WEIGHT
 
     @property
     def roomy(self) -> bool:
         """Whether reading may go on; well below `full`, so that sockets are not switched at every turn."""
-        return self.rows < ROWS // 2 and self.weight < WEIGHT // 2
+        return self.rows < MAX_ROWS // 2 and self.weight < MAX_WEIGHT // 2
 
     def add(self, sender: Sender, first: int, outcomes: list[Outcome]) -> None:
-        """Take what came in one frame."""
+        """Append the outcomes of one message."""
         if not outcomes:
             return
-        parcel = _Parcel(sender, first, outcomes)
-        self._parcels.append(parcel)
+        frame = _Frame(sender, first, outcomes)
+        self._frames.append(frame)
         self.rows += len(outcomes)
         self.received += len(outcomes)
-        self.weight += sum(parcel.weights)
+        self.weight += sum(frame.weights)
 
-    def peek(self, rows: int, most: int) -> list[Outcome]:
-        """The oldest outcomes, at most `rows`, weighing at most `most`, one of each job."""
-        measure = Measure(rows, most)
-        takes = measure.takes
+    def peek(self, rows: int, max_weight: int) -> list[Outcome]:
+        """The oldest outcomes, at most `rows`, weighing at most `max_weight`, one of each job."""
+        limit = BatchLimit(rows, max_weight)
+        takes = limit.takes
         batch: list[Outcome] = []
-        for parcel in self._parcels:
-            outcomes, weights = parcel.outcomes, parcel.weights
-            for at in range(parcel.at, len(outcomes)):
+        for frame in self._frames:
+            outcomes, weights = frame.outcomes, frame.weights
+            for at in range(frame.at, len(outcomes)):
                 if not takes(outcomes[at], weights[at]):
                     return batch
                 batch.append(outcomes[at])
         return batch
 
-    def settle(self, count: int) -> None:
-        """The oldest `count` are durable: acknowledge and forget them."""
+    def acknowledge(self, count: int) -> None:
+        """The oldest `count` are durable: acknowledge them to their senders and forget them (law 6)."""
         senders: dict[Sender, int] = {}
         left = count
         while left:
-            parcel = self._parcels[0]
-            step = min(left, len(parcel.outcomes) - parcel.at)
-            self.weight -= sum(parcel.weights[parcel.at : parcel.at + step])
-            parcel.at += step
+            frame = self._frames[0]
+            step = min(left, len(frame.outcomes) - frame.at)
+            self.weight -= sum(frame.weights[frame.at : frame.at + step])
+            frame.at += step
             left -= step
-            senders[parcel.sender] = parcel.first + parcel.at
-            if parcel.at == len(parcel.outcomes):
-                self._parcels.popleft()
+            senders[frame.sender] = frame.first + frame.at
+            if frame.at == len(frame.outcomes):
+                self._frames.popleft()
         self.rows -= count
         for sender, below in senders.items():
             sender.durable(below)

@@ -1,270 +1,254 @@
-"""The write pipeline: received outcomes go to the store, or to the spool while it is away."""
+"""The write pipeline: received outcomes go to the store, or to the spool while it is unavailable."""
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from enum import StrEnum
 
 import msgspec
 
-from workerd import log
 from workerd.errors import StoreAway, StoreError
 from workerd.ingester.pending import PendingOutcomes
 from workerd.ingester.spool import Spool
 from workerd.ingester.writer import Writer
 from workerd.outcome import Outcome
 from workerd.runtime.loop import Loop, Timer
+from workerd.store.availability import StoreAvailability
 
-FIRST_PROBE = 0.1
-LAST_PROBE = 0.5
-"""Seconds between two looks whether the store is back, growing from the first to the last."""
-GRACE = 1.0
-"""Seconds after the start in which nobody is told that the store does not answer yet."""
-SPOOL_AT_ONCE = 2000
-"""Outcomes that share one fsync."""
-WORTHWHILE = 10
-"""Outcomes in the last batch that make the next wait for the whole linger."""
-STREAM = 50
-"""Outcomes in the last batch that make a stream: nobody waits for one of them, and a transaction costs the
-server as much as thirty rows of it, so the next batch may take STREAM_LINGERS lingers to fill."""
+MAX_ROWS_PER_APPEND = 2000
+"""Outcomes that share one fsync of the spool."""
+FULL_LINGER_ROWS = 10
+"""Outcomes in the last batch that make the next one wait for the whole linger."""
+STREAM_ROWS = 50
+"""Outcomes in the last batch that make a stream: no caller waits for a single one of them, and a transaction
+costs the server as much as thirty rows of it, so the next batch may take STREAM_LINGERS lingers to fill."""
 STREAM_LINGERS = 4
-PATIENT = 1000
+MAX_ROWS_BESIDE_REPLAY = 1000
 """Outcomes that may wait in memory for a replay to end, so that their pools do not wait for it."""
-FULL_PAUSE = 0.5
-"""Seconds after which a spool that could not be written is tried again."""
-
-_log = log.get_logger("ingester")
+SPOOL_RETRY_DELAY_S = 0.5
 
 
 class PipelineMode(StrEnum):
-    """What is done with outcomes.
-
-    AWAY -> REPLAY when the store answers; REPLAY -> LIVE when the spool is empty; either -> AWAY when
-    the store does not answer. It begins with AWAY: what a former process left goes first.
-    """
+    """Where outcomes go; `MOVES` says what may follow. A pipeline begins with AWAY: the spool goes first."""
 
     AWAY = "away"
     REPLAY = "replay"
     LIVE = "live"
 
 
-class WritePipeline:
-    """Takes from the backlog, in order, and makes durable.
+MOVES: dict[PipelineMode, frozenset[PipelineMode]] = {
+    PipelineMode.AWAY: frozenset({PipelineMode.REPLAY}),  # the store answers
+    PipelineMode.REPLAY: frozenset({PipelineMode.LIVE, PipelineMode.AWAY}),  # spool empty; store unavailable
+    PipelineMode.LIVE: frozenset({PipelineMode.AWAY}),
+}
 
-    Everything passes store-wards in one line (spool, then backlog), so `barrier` is a place in it.
-    `reached`: the store has answered once. `on_change` is called whenever something was done: the backlog
-    may have room again, and mode, trouble and the limit of a payload may be others.
+
+class WritePipeline:
+    """Takes pending outcomes in order, makes them durable, and has them acknowledged (law 6).
+
+    All outcomes reach the store in one line, spool before memory, so a barrier is a position in it.
+    `max_rows`: of one transaction. `on_change` is called after every step: there may be room for more
+    outcomes, and mode, trouble and the limit of a payload may have changed.
+
+    reached
+        Whether the store has answered once.
+    trouble
+        One sentence on an outage, empty without one.
+    spooling_since
+        Unix time since which something is only on disk, None if nothing is.
     """
 
     def __init__(
         self,
         loop: Loop,
-        backlog: PendingOutcomes,
+        pending: PendingOutcomes,
         spool: Spool,
         writer: Writer,
         node_id: bytes,
-        rows: int,
-        linger: float,
+        max_rows: int,
+        linger_s: float,
         on_change: Callable[[], None],
     ) -> None:
         self._loop = loop
-        self._backlog = backlog
+        self._pending = pending
         self._spool = spool
         self._writer = writer
         self._node_id = node_id
-        self._most_rows = rows
-        self._rows = rows
-        self._linger = linger
+        self._max_rows = max_rows
+        self._rows = max_rows  # of the next transaction
+        self._linger_s = linger_s
         self._on_change = on_change
-        self._former = 0  # rows of former processes, which stand in the line before all that was received
+        self._availability = StoreAvailability("ingester")
+        self._former_rows = 0  # spooled by former processes: ahead of everything received
         self._barriers: list[tuple[int, Callable[[], None]]] = []
         self._timer: Timer | None = None
-        self._turn_due = False
-        self._last_write = 0.0
-        self._pause = FIRST_PROBE
-        self._said_away = False
-        self._began = time.monotonic()
-        self.reached = False
+        self._step_due = False
+        self._written_at = 0.0
         self.mode = PipelineMode.AWAY
-        self._why = "it was not asked yet"
-        self.since = time.time()
+        self.reached = False
         self.trouble = ""
-
-    # -- asking for work to be done
+        self.spooling_since: float | None = None
 
     def start(self) -> None:
-        """Look for the store now; the spool is open."""
-        self._former = self._spool.rows
+        """Probe the store; the spool is open."""
+        self._former_rows = self._spool.rows
+        self._note_spool()
         self._probe()
 
-    def arrived(self) -> None:
-        """Something came into the backlog: see to it at the end of this turn of the loop."""
-        if not self._turn_due:
-            self._turn_due = True
-            self._loop.at_end_of_turn(self._work)
+    def outcomes_received(self) -> None:
+        """Take what is pending at the end of this turn of the loop."""
+        if not self._step_due:
+            self._step_due = True
+            self._loop.at_end_of_turn(self._step)
 
-    def barrier(self, done: Callable[[], None]) -> None:
-        """Call `done` once everything received so far is in the store, not only in the spool."""
-        self._barriers.append((self._former + self._backlog.received, done))
+    def barrier(self, on_done: Callable[[], None]) -> None:
+        """Call `on_done` once everything received so far is in the store, not only in the spool."""
+        self._barriers.append((self._former_rows + self._pending.received, on_done))
         self._release_barriers()
-
-    @property
-    def spooling(self) -> bool:
-        """Whether something that was received is on disk only."""
-        return not self._spool.empty
 
     @property
     def idle(self) -> bool:
-        """Whether all that was received is in the store."""
-        return not self._backlog.rows and self._spool.empty
+        """Whether everything received is in the store."""
+        return not self._pending.rows and self._spool.empty
 
-    def _again(self, seconds: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._timed)
+    def store_lost(self, error: StoreAway) -> None:
+        """The store turned out to be unavailable."""
+        if self.mode is PipelineMode.AWAY:
+            return
+        self._move(PipelineMode.AWAY)
+        self._probe_later(error)
+        self.outcomes_received()
 
-    def _timed(self) -> None:
-        self._timer = None
-        self.arrived()
+    # -- steps
 
-    # -- doing it
-
-    def _work(self) -> None:
-        self._turn_due = False
+    def _step(self) -> None:
+        self._step_due = False
         match self.mode:
             case PipelineMode.LIVE:
-                self._live()
+                self._write_pending()
             case PipelineMode.REPLAY:
                 self._replay()
             case PipelineMode.AWAY:
-                self._keep(self._backlog.rows)
+                self._spool_pending(self._pending.rows)
+        self._note_spool()
         self._release_barriers()
-        self._tell()
+        self._report()
 
-    def _live(self) -> None:
-        """Write a batch, unless enough may join it within the linger.
+    def _step_later(self, delay_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(delay_s, self._on_timer)
 
-        The first after a rest never waits, nor does what comes one by one: somebody may be waiting for it,
-        and little would join. The fuller the last batch was, the longer the next is held open.
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.outcomes_received()
+
+    def _write_pending(self) -> None:
+        """Write a batch, unless enough outcomes may join it within the linger.
+
+        The first one after a pause never waits, nor do those that come one by one: a caller may be waiting,
+        and few would join. The fuller the last batch was, the longer the next is held open.
         """
-        rows = self._backlog.rows
+        rows = self._pending.rows
         if not rows:
             return
         last = self._writer.last_rows
-        linger = self._linger * (STREAM_LINGERS if last >= STREAM else min(1.0, (last - 1) / WORTHWHILE))
-        wait = self._last_write + linger - time.monotonic()
-        if wait > 0 and rows < self._rows and self._backlog.weight < self._writer.most:
+        lingers = STREAM_LINGERS if last >= STREAM_ROWS else min(1.0, (last - 1) / FULL_LINGER_ROWS)
+        wait_s = self._written_at + self._linger_s * lingers - time.monotonic()
+        if wait_s > 0 and rows < self._rows and self._pending.weight < self._writer.max_batch_bytes:
             if self._timer is None:
-                self._again(wait)
+                self._step_later(wait_s)
             return
-        done, fault = self._write(self._backlog.peek(self._rows, self._writer.most))
-        self._backlog.settle(done)
-        if fault is not None:
-            self.gone(fault)
-        elif self._backlog.rows:
-            self._again(0.0)
+        written, error = self._write(self._pending.peek(self._rows, self._writer.max_batch_bytes))
+        self._pending.acknowledge(written)
+        if error is not None:
+            self.store_lost(error)
+        elif self._pending.rows:
+            self._step_later(0.0)
 
     def _replay(self) -> None:
-        """Write a batch from the spool; what came meanwhile waits, and is spooled if it is much."""
-        batch = self._spool.peek(self._rows, self._writer.most)
+        """Write a batch from the spool; what comes meanwhile waits, and is spooled if it is much."""
+        batch = self._spool.peek(self._rows, self._writer.max_batch_bytes)
         if batch:
-            done, fault = self._write(batch)
-            self._spool.advance(done)
-            if done:
-                self._back()
-            if fault is not None:
-                self.gone(fault)
+            written, error = self._write(batch)
+            self._spool.advance(written)
+            if written:
+                self._availability.restored()
+            if error is not None:
+                self.store_lost(error)
                 return
         if self._spool.empty:
-            self._become(PipelineMode.LIVE)
-        elif self._backlog.rows > PATIENT and self._spool.rows > 4 * self._most_rows:
+            self._move(PipelineMode.LIVE)
+            self._availability.restored()
+        elif self._pending.rows > MAX_ROWS_BESIDE_REPLAY and self._spool.rows > 4 * self._max_rows:
             # Half of what was replayed: the spool becomes shorter, however much comes.
-            self._keep(len(batch) // 2)
-        self._again(0.0)
+            self._spool_pending(len(batch) // 2)
+        self._step_later(0.0)
 
     def _write(self, batch: list[Outcome]) -> tuple[int, StoreAway | None]:
-        done, fault = self._writer.write(batch)
-        self._last_write = time.monotonic()
-        if done == len(batch):
-            self._rows = min(self._most_rows, self._rows * 2)
+        written, error = self._writer.write_batch(batch)
+        self._written_at = time.monotonic()
+        if written == len(batch):
+            self._rows = min(self._max_rows, self._rows * 2)
         else:
             # It may have been too much for the time limits.
             self._rows = max(1, self._rows // 2)
-        if fault is None:
-            self._pause = FIRST_PROBE
-        return done, fault
+        return written, error
 
-    def _keep(self, most: int) -> None:
-        """Move up to `most` outcomes from the backlog to the spool, with one fsync for many."""
+    def _spool_pending(self, max_rows: int) -> None:
+        """Move up to `max_rows` pending outcomes to the spool, with one fsync for many."""
         if self._spool.trouble and self._timer is not None:
-            return  # it is tried again when the timer says so
-        while most > 0 and self._backlog.rows:
-            batch = self._backlog.peek(min(most, SPOOL_AT_ONCE), self._writer.most)
-            taken = self._spool.append([self._owned(outcome) for outcome in batch])
-            self._backlog.settle(taken)
-            most -= taken
-            if taken < len(batch):
-                self._again(FULL_PAUSE)
+            return  # tried again when the timer fires
+        while max_rows > 0 and self._pending.rows:
+            batch = self._pending.peek(min(max_rows, MAX_ROWS_PER_APPEND), self._writer.max_batch_bytes)
+            appended = self._spool.append([self._with_node_id(outcome) for outcome in batch])
+            self._pending.acknowledge(appended)
+            max_rows -= appended
+            if appended < len(batch):
+                self._step_later(SPOOL_RETRY_DELAY_S)
                 break
 
-    def _owned(self, outcome: Outcome) -> Outcome:
-        """The outcome with its incarnation in it: another may be the one that replays it."""
+    def _with_node_id(self, outcome: Outcome) -> Outcome:
+        """The outcome with its incarnation in it: another one may replay it."""
         if outcome.node_id is not None:
             return outcome
         return msgspec.structs.replace(outcome, node_id=self._node_id)
 
-    # -- the store comes and goes
+    def _note_spool(self) -> None:
+        if self._spool.empty:
+            self.spooling_since = None
+        elif self.spooling_since is None:
+            self.spooling_since = time.time()
+
+    # -- the store's availability
 
     def _probe(self) -> None:
         try:
-            self._writer.look()
+            self._writer.probe()
         except StoreError as error:
-            self._away(str(error))
+            self._probe_later(error)
             return
+        # Not restored yet: a read-only server answers every probe and takes nothing.
         self.reached = True
-        self._become(PipelineMode.REPLAY)
-        self.arrived()
+        self._move(PipelineMode.REPLAY)
+        self.outcomes_received()
 
-    def gone(self, fault: StoreAway) -> None:
-        """Somebody noticed that the store does not answer."""
-        if self.mode is PipelineMode.AWAY:
-            return
-        self._become(PipelineMode.AWAY)
-        self._away(str(fault))
-        self.arrived()
+    def _probe_later(self, error: StoreError) -> None:
+        self._availability.lost(error)
+        self._loop.call_later(self._availability.probe_delay(), self._probe)
+        self._report()
 
-    def _away(self, why: str) -> None:
-        """Look again after a pause that grows, spread so that nodes do not come back all at once."""
-        # A store that is being started or migrated beside us is not worth a warning.
-        new = not self.reached and time.monotonic() < self._began + GRACE
-        if not self._said_away and not new:
-            self._said_away = True
-            self.since = time.time()
-            _log.warning("the store is away: outcomes go to the spool until it is back", error=why)
-        self._why = why
-        self._loop.call_later(self._pause * random.uniform(0.5, 1.0), self._probe)
-        self._pause = min(LAST_PROBE, self._pause * 2)
-        self._tell()
-
-    def _back(self) -> None:
-        if self._said_away:
-            self._said_away = False
-            _log.info("the store is back", spooled=self._spool.rows, away=f"{time.time() - self.since:.1f} s")
-
-    def _become(self, mode: PipelineMode) -> None:
+    def _move(self, mode: PipelineMode) -> None:
+        assert mode in MOVES[self.mode], f"{self.mode} -> {mode}"
         self.mode = mode
-        if mode is PipelineMode.LIVE:
-            self._back()
 
-    def _tell(self) -> None:
-        trouble = ""
-        if self._said_away:
-            trouble = f"The store is away ({self._why}); outcomes go to the spool"
+    def _report(self) -> None:
+        self.trouble = ""
+        if self._availability.logged:
+            self.trouble = f"The store is unavailable ({self._availability.error}); outcomes go to the spool"
             full = self._spool.trouble
-            trouble += f", but {full}: nothing more is accepted." if full else "."
-        self.trouble = trouble
+            self.trouble += f", but {full}: nothing more is accepted." if full else "."
         self._on_change()
 
     # -- barriers
@@ -272,8 +256,8 @@ class WritePipeline:
     def _release_barriers(self) -> None:
         if not self._barriers:
             return
-        recorded = self._former + self._backlog.received - self._backlog.rows - self._spool.rows
-        due = [done for mark, done in self._barriers if mark <= recorded]
-        self._barriers = [barrier for barrier in self._barriers if barrier[0] > recorded]
-        for done in due:
-            done()
+        stored = self._former_rows + self._pending.received - self._pending.rows - self._spool.rows
+        due = [on_done for position, on_done in self._barriers if position <= stored]
+        self._barriers = [barrier for barrier in self._barriers if barrier[0] > stored]
+        for on_done in due:
+            on_done()

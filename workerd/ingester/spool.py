@@ -14,7 +14,7 @@ from zlib import crc32
 import msgspec
 
 from workerd import log
-from workerd.ingester.pending import Measure, weight
+from workerd.ingester.pending import BatchLimit, weight
 from workerd.outcome import Outcome
 
 # The folder holds one SQLite file, deleted when all of it is replayed. A file that a former process left or
@@ -245,12 +245,12 @@ class Spool:
 
     # -- reading
 
-    def peek(self, rows: int, most: int) -> list[Outcome]:
-        """The oldest outcomes, at most `rows`, weighing at most `most`, one of each job."""
+    def peek(self, rows: int, max_weight: int) -> list[Outcome]:
+        """The oldest outcomes, at most `rows`, weighing at most `max_weight`, one of each job."""
         while self._files:
             file = self._files[0]
             try:
-                batch = self._read(file, rows, most)
+                batch = self._read(file, rows, max_weight)
             except sqlite3.Error as error:
                 file.note_damage(error)
                 file.skip_unreadable()
@@ -262,9 +262,9 @@ class Spool:
             self._remove(file)
         return []
 
-    def _read(self, file: _SpoolFile, rows: int, most: int) -> list[Outcome]:
+    def _read(self, file: _SpoolFile, rows: int, max_weight: int) -> list[Outcome]:
         """As `peek`, of one file. Raises sqlite3.Error if its oldest rows cannot be read."""
-        measure = Measure(rows, most)
+        limit = BatchLimit(rows, max_weight)
         batch: list[Outcome] = []
         self._peeked = []
         try:
@@ -274,7 +274,7 @@ class Spool:
                     if batch:
                         break
                     self._set_row_aside(file, number, body)
-                elif measure.takes(outcome, weight(outcome)):
+                elif limit.takes(outcome, weight(outcome)):
                     batch.append(outcome)
                     self._peeked.append((number, len(body) + ROW_BYTES))
                 else:

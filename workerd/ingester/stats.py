@@ -1,59 +1,60 @@
-"""Counts of attempts and batches, summed here and written to the metrics now and then."""
+"""Attempts, run and queue times, and batches, counted until the next Beat takes them."""
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
-from collections import Counter as Count
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
+from workerd.messages import Series
 from workerd.metrics import families
-from workerd.metrics.families import Counter, Gauge, Histogram, StoreErrors
+from workerd.metrics.series import StoreErrorCounts
 from workerd.outcome import Outcome, Reason
 
-WRITE_EVERY = 0.1
-"""Seconds between two writes of the sums; a killed ingester loses so much of its counts, of nothing else."""
-
 _MICRO = 1_000_000
-_RUN_BOUNDS = [int(bound * _MICRO) for bound in families.SECONDS]
+_SECONDS_IN_US = [int(bound * _MICRO) for bound in families.SECONDS]
 
 
-class _Sums:
-    """One histogram series between two writes: counts by bucket, and the sum in microseconds."""
+class _Observations:
+    """One histogram series: counts by bucket, and the sum, in the unit of the bounds."""
 
-    __slots__ = ("counts", "total")
+    __slots__ = ("bounds", "counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_RUN_BOUNDS) + 1)
-        self.total = 0
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: float = 0
 
-    def add(self, us: int) -> None:
-        self.counts[bisect_left(_RUN_BOUNDS, us)] += 1
-        self.total += us
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def numbers(self, unit: int = 1) -> list[float]:
+        """As a Series has them; `unit`: how many units of the bounds are one of the exported sum."""
+        return [self.total / unit, *self.counts]
 
 
 def success_label(success: bool | None) -> str:
-    """`none` for what neither succeeded nor failed: cancelled, given back by a dead node."""
+    """`none` for what neither succeeded nor failed: cancelled, released by a dead node."""
     return "none" if success is None else "true" if success else "false"
 
 
 class IngestStats:
-    """Counts outcomes that took effect, batches, the spool and the store's errors."""
+    """Counts outcomes that took effect, and batches."""
 
     def __init__(self) -> None:
-        self._attempts_total = Counter(families.ATTEMPTS)
-        self._run_seconds = Histogram(families.RUN_SECONDS)
-        self._queue_seconds = Histogram(families.QUEUE_SECONDS)
-        self._batch = Histogram(families.INGEST_BATCH)
-        self._seconds = Histogram(families.INGEST_SECONDS)
-        self._spool_bytes = Gauge(families.SPOOL_BYTES)
-        self._errors = StoreErrors()
-        self._attempts: Count[tuple[str, Reason, bool | None]] = Count()
-        self._runs: dict[tuple[str, bool | None], _Sums] = {}
-        self._queues: dict[str, _Sums] = {}
+        self._errors = StoreErrorCounts()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._attempts: Counter[tuple[str, Reason, bool | None]] = Counter()
+        self._runs: dict[tuple[str, bool | None], _Observations] = {}
+        self._queues: dict[str, _Observations] = {}
+        self._batch_rows = _Observations(families.INGEST_BATCH.bounds)
+        self._batch_seconds = _Observations(families.INGEST_SECONDS.bounds)
 
     def recorded(self, outcomes: Iterable[Outcome]) -> None:
-        """These outcomes took effect. Releases and skipped runs are no runs and are not counted."""
+        """Count outcomes that took effect; releases and skipped runs are no runs."""
         attempts, runs, queues = self._attempts, self._runs, self._queues
         for outcome in outcomes:
             reason = outcome.reason
@@ -63,37 +64,33 @@ class IngestStats:
             attempts[handler, reason, success] += 1
             run_us = outcome.usage.run_us
             if run_us is not None:
-                sums = runs.get((handler, success))
-                if sums is None:
-                    sums = runs[handler, success] = _Sums()
-                sums.add(run_us)
+                observed = runs.get((handler, success))
+                if observed is None:
+                    observed = runs[handler, success] = _Observations(_SECONDS_IN_US)
+                observed.add(run_us)
             if outcome.started_at is not None and outcome.run_at is not None:
-                sums = queues.get(handler)
-                if sums is None:
-                    sums = queues[handler] = _Sums()
-                sums.add(max(0, outcome.started_at - outcome.run_at))
+                observed = queues.get(handler)
+                if observed is None:
+                    observed = queues[handler] = _Observations(_SECONDS_IN_US)
+                observed.add(max(0, outcome.started_at - outcome.run_at))
 
     def batch(self, rows: int, seconds: float) -> None:
-        """A transaction of so many outcomes was committed after so long."""
-        _observe(self._batch, rows)
-        _observe(self._seconds, seconds)
+        """Count a committed transaction."""
+        self._batch_rows.add(rows)
+        self._batch_seconds.add(seconds)
 
-    def write(self, spool_bytes: int, errors: Mapping[int, int]) -> None:
-        """Bring the sums to where the gateway reads them."""
+    def take(self, store_errors: Mapping[int, int]) -> list[Series]:
+        """What was counted since the last call; `store_errors` is `store.stats.errors`."""
+        series: list[Series] = self._errors.take(store_errors)
         for (handler, reason, success), count in self._attempts.items():
-            self._attempts_total.add((handler, reason.value, success_label(success)), count)
-        for (handler, success), sums in self._runs.items():
-            self._run_seconds.add((handler, success_label(success)), sums.counts, sums.total / _MICRO)
-        for handler, sums in self._queues.items():
-            self._queue_seconds.add((handler,), sums.counts, sums.total / _MICRO)
-        self._attempts.clear()
-        self._runs.clear()
-        self._queues.clear()
-        self._spool_bytes.set(spool_bytes, time.time())
-        self._errors.write(errors)
-
-
-def _observe(histogram: Histogram, value: float) -> None:
-    counts = histogram.buckets()
-    counts[bisect_left(histogram.bounds, value)] = 1
-    histogram.add((), counts, value)
+            series.append((families.ATTEMPTS.name, (handler, reason.value, success_label(success)), [count]))
+        for (handler, success), observed in self._runs.items():
+            labels = handler, success_label(success)
+            series.append((families.RUN_SECONDS.name, labels, observed.numbers(_MICRO)))
+        for handler, observed in self._queues.items():
+            series.append((families.QUEUE_SECONDS.name, (handler,), observed.numbers(_MICRO)))
+        if self._batch_rows.total:
+            series.append((families.INGEST_BATCH.name, (), self._batch_rows.numbers()))
+            series.append((families.INGEST_SECONDS.name, (), self._batch_seconds.numbers()))
+        self._reset()
+        return series

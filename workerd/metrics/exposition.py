@@ -6,6 +6,7 @@ import contextlib
 import importlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.samples import Sample
 
+from workerd.messages import Series
 from workerd.metrics.families import (
+    ALL,
     LEASE_SECONDS,
     PROCESS_CPU,
     PROCESS_RSS,
     QUARANTINED,
     RESTARTS,
+    SPOOL_BYTES,
     WORKERS,
     Definition,
 )
@@ -58,6 +62,25 @@ def collect(folder: Path) -> list[Metric]:
     return []
 
 
+def from_series(series: Iterable[Series]) -> list[Metric]:
+    """The families that roles count, from the sums that the supervisor keeps."""
+    definitions = {definition.name: definition for definition in ALL}
+    metrics: dict[str, Metric] = {}
+    for name, values, numbers in series:
+        d = definitions[name]
+        metric = metrics.setdefault(name, Metric(d.family, d.help, d.kind))
+        labels = dict(zip(d.labels, values, strict=True))
+        if d.kind == "counter":
+            metric.add_sample(name, labels, numbers[0])
+            continue
+        cumulative = list(accumulate(numbers[1:]))
+        for bound, count in zip((*map(repr, map(float, d.bounds)), "+Inf"), cumulative, strict=True):
+            metric.add_sample(f"{name}_bucket", {**labels, "le": bound}, count)
+        metric.add_sample(f"{name}_count", labels, cumulative[-1])
+        metric.add_sample(f"{name}_sum", labels, numbers[0])
+    return list(metrics.values())
+
+
 def from_status(status: Mapping[str, Any]) -> list[Metric]:
     """The families that the supervisor's answer to "status" knows."""
     roles: Mapping[str, Any] = status.get("roles") or {}
@@ -85,6 +108,9 @@ def from_status(status: Mapping[str, Any]) -> list[Metric]:
     lease = (roles.get("dispatcher") or {}).get("lease_left")
     if lease is not None:
         families.append(gauge(LEASE_SECONDS, {(): lease}))
+    spool = status.get("spool")
+    if spool:
+        families.append(gauge(SPOOL_BYTES, {(): spool["bytes"]}))
     return families
 
 

@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Any
 
-from workerd.messages import Beat, Drain, Report, Roster, Stop, ToChild
+from workerd.messages import Beat, Drain, Report, Roster, Series, Stop, ToChild
 from workerd.runtime.channel import Channel
 from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
 from workerd.runtime.loop import Loop
@@ -57,6 +57,10 @@ class Service:
         """What `workerd status` shows of this process: numbers, strings, and lists and dicts of them."""
         return {}
 
+    def counted(self) -> list[Series]:
+        """What the metrics are to add: all that was counted since the last call."""
+        return []
+
     def on_roster(self, roster: Roster) -> None:
         """A pool started or died."""
 
@@ -87,7 +91,7 @@ class Service:
         """Send a Beat now."""
         self._sent_state = (self.state, self.trouble)
         self.supervisor.send(
-            Beat(state=self.state, trouble=self.trouble, info=self.info(), token=token, fatal=fatal)
+            Beat(self.state, self.trouble, self.info(), token=token, fatal=fatal, counted=self.counted())
         )
 
     def send_beats(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from workerd import log
 from workerd.config.model import Config, PoolConfig
 from workerd.messages import Beat, DeadPool, LivePool, Report, Roster
+from workerd.metrics.series import SeriesSums
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
 from workerd.runtime.loop import Loop
@@ -89,6 +90,7 @@ class Children:
         self._checked_at = 0.0
         self._lives = itertools.count(1)
         self._tokens = itertools.count(1)
+        self.counted = SeriesSums()
         self._beat_requests: dict[int, _BeatRequest] = {}
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
         self._log = log.get_logger("supervisor")
@@ -271,6 +273,7 @@ class Children:
         self._loop.call_later(self._check_interval_s, self._check_progress)
 
     def _on_beat(self, child: SupervisedChild, beat: Beat) -> None:
+        self.counted.add(beat.counted)
         if beat.fatal and child.state is not ChildState.STOPPING:
             self._on_fatal(beat.fatal, beat.trouble)
         if beat.token:

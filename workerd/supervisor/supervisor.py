@@ -240,10 +240,12 @@ class Supervisor:
         match question.get("ask"):
             case "status":
                 self._children.request_beats(lambda: reply(self.describe()))
+            case "metrics":
+                reply({"series": list(self._children.counted)})
             case "reload":
                 self.reload(reply)
             case _:
-                reply({"error": 'expected {"ask": "status"} or {"ask": "reload"}'})
+                reply({"error": 'expected {"ask": "status"}, {"ask": "metrics"} or {"ask": "reload"}'})
 
     @property
     def _state(self) -> str:

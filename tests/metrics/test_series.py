@@ -1,0 +1,47 @@
+"""What roles count, summed over all their processes."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from workerd.messages import Beat, Series
+from workerd.metrics import series
+from workerd.metrics.series import SeriesSums, StoreErrorCounts
+
+
+def test_counts_of_one_process_after_the_other_are_added() -> None:
+    """A restart of a role is no reset: each process sends what it counted itself."""
+    sums = SeriesSums()
+    counted: list[Series] = [("a_total", ("x",), [2]), ("h", (), [1.5, 1, 0])]
+    for _ in range(2):
+        sums.add(counted)
+    sums.add([("a_total", ("y",), [1])])
+    assert list(sums) == [("a_total", ("x",), [4]), ("h", (), [3.0, 2, 0]), ("a_total", ("y",), [1])]
+
+
+def test_series_travel_in_a_beat() -> None:
+    """As they are, through msgpack."""
+    counted: list[Series] = [("a_total", ("x", "y"), [2.0]), ("h", (), [1.5, 1.0, 0.0])]
+    beat = msgspec.msgpack.decode(msgspec.msgpack.encode(Beat("up", counted=counted)), type=Beat)
+    assert beat.counted == counted
+
+
+def test_endless_label_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes beyond the limit is not counted; what is there goes on."""
+    monkeypatch.setattr(series, "MAX_SERIES", 10)
+    sums = SeriesSums()
+    for _ in range(2):
+        sums.add([("a_total", (str(n),), [1]) for n in range(100)])
+    assert [numbers for _, _, numbers in sums] == [[2]] * 10
+
+
+def test_errors_of_the_store_are_taken_once() -> None:
+    """Only those since the last time."""
+    counts = StoreErrorCounts()
+    assert counts.take({1213: 2, 1205: 0}) == [("workerd_store_errors_total", ("1213",), [2])]
+    assert counts.take({1213: 2, 1205: 0}) == []
+    assert counts.take({1213: 3, 1205: 1}) == [
+        ("workerd_store_errors_total", ("1213",), [1]),
+        ("workerd_store_errors_total", ("1205",), [1]),
+    ]

@@ -1,0 +1,46 @@
+"""Sums of counters and histograms, which roles send with their Beats and the supervisor adds up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+from workerd.messages import Series
+from workerd.metrics.families import STORE_ERRORS
+
+MAX_SERIES = 40_000
+"""Series that are kept in all; what comes beyond them is not counted."""
+
+
+class SeriesSums:
+    """The sums of all series added so far, by family and label values."""
+
+    def __init__(self) -> None:
+        self._sums: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+
+    def add(self, series: Iterable[Series]) -> None:
+        """Add what was counted since the last time."""
+        sums = self._sums
+        for family, labels, numbers in series:
+            key = family, labels
+            if key in sums:
+                sums[key] = [a + b for a, b in zip(sums[key], numbers, strict=True)]
+            elif len(sums) < MAX_SERIES:
+                sums[key] = list(numbers)
+
+    def __iter__(self) -> Iterator[Series]:
+        for (family, labels), numbers in self._sums.items():
+            yield family, labels, numbers
+
+
+class StoreErrorCounts:
+    """The errors of a role's store, counted since they were last taken."""
+
+    def __init__(self) -> None:
+        self._taken: Counter[int] = Counter()
+
+    def take(self, errors: Mapping[int, int]) -> list[Series]:
+        """The series that grew; `errors` is `store.stats.errors`, by the server's code."""
+        grown = {code: count - self._taken[code] for code, count in errors.items()}
+        self._taken.update(grown)
+        return [(STORE_ERRORS.name, (str(code),), [count]) for code, count in grown.items() if count]
