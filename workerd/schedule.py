@@ -15,7 +15,7 @@ from workerd.clock import LATEST, SECOND
 from workerd.config.model import Misfire
 from workerd.errors import InvalidValue
 
-CATCH_UP = 100
+MAX_MISSED_TICKS = 100
 """With `misfire = "all"` at most so many missed ticks are made up for, the newest."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -110,10 +110,10 @@ class Ticks:
         floor, self._floor = self._floor, now
         self._next = self.cron.next(now)
         if watched is not None and now - watched <= self._patience:
-            return self.cron.between(max(floor, last_tick or 0), now, CATCH_UP)
+            return self.cron.between(max(floor, last_tick or 0), now, MAX_MISSED_TICKS)
         if last_tick is None:
             return []  # a schedule begins when it is first seen
-        pending = self.cron.between(last_tick, now, CATCH_UP)
+        pending = self.cron.between(last_tick, now, MAX_MISSED_TICKS)
         match self._misfire:
             case "all":
                 return pending

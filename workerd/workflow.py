@@ -34,7 +34,7 @@ class RequestStatus(StrEnum):
 
 REQUEST_ENDED = frozenset({RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED})
 
-SPAWN_LIMIT = 10_000
+MAX_SPAWNED = 10_000
 """Jobs that one job may spawn."""
 
 _WAITING = frozenset({Status.SCHEDULED, Status.NEW})
@@ -189,8 +189,8 @@ def read_spawn(spawn: bytes) -> list[Spawn]:
         items = _SPAWNS.decode(spawn)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f'expected tables {{"handler", "vars"?, "name"?}} ({error})') from None
-    if len(items) > SPAWN_LIMIT:
-        raise InvalidValue(f"expected at most {SPAWN_LIMIT} jobs, got {len(items)}")
+    if len(items) > MAX_SPAWNED:
+        raise InvalidValue(f"expected at most {MAX_SPAWNED} jobs, got {len(items)}")
     return items
 
 

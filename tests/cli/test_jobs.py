@@ -103,7 +103,7 @@ def test_jobs_are_listed_cancelled_and_retried_by_filters(cli: CommandLine) -> N
     assert {cli.status(job_id) for job_id in ids} == {"cancelled"}
     again = cli("job", "cancel", ids[0], check=False)
     assert again.returncode == 1
-    assert "ended already" in again.stdout
+    assert "already ended" in again.stdout
     cli("job", "retry", ids[0], ids[1])
     cli("resume", "held")
     eventually(lambda: cli.status(ids[0]) == cli.status(ids[1]) == "completed")

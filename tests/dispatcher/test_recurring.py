@@ -6,7 +6,7 @@ from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows, pool_
 from workerd.clock import SECOND, to_text
 from workerd.config.model import ScheduleConfig
 from workerd.job import COOLER_KEY, new_id
-from workerd.store import job_control, nodes, schedules
+from workerd.store import intervals, job_control, nodes, schedules
 from workerd.store.base import Store
 from workerd.store.nodes import NodeRecord
 
@@ -116,7 +116,7 @@ def test_a_cooler_gets_its_row(make_harness: MakeHarness, store: Store) -> None:
 def test_a_schedule_that_no_node_has_is_removed(make_harness: MakeHarness, store: Store) -> None:
     """The schedule and its waiting row are removed once no live node has it configured."""
     store.run(lambda tx: schedules.upsert(tx, {"old": ScheduleConfig(cooler=3600.0)}))
-    store.run(lambda tx: schedules.ensure_chain(tx, "old", 3600.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "old", 3600.0))
     assert job_rows(store, "old")
     harness = make_harness(poll=0.05)
     harness.start()

@@ -211,7 +211,7 @@ def test_long_vars_are_claimed_a_few_at_a_time(store: Store) -> None:
 
 def test_a_job_that_is_too_long_to_carry_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends with a sentence that says how long it is."""
-    monkeypatch.setattr(store_claims, "JOB_BYTES", 20_000)
+    monkeypatch.setattr(store_claims, "MAX_JOB_BYTES", 20_000)
     enqueue(store, "h", vars=b'"' + b"x" * 20_000 + b'"')
     (broken,) = claim(store, "h").broken
     assert "20002 bytes" in (broken.error or "")

@@ -10,7 +10,7 @@ from tests.support import storing as s
 from tests.support.eventually import eventually
 from workerd.config.model import ScheduleConfig
 from workerd.errors import NotFound
-from workerd.store import claims, handlers, nodes, schedules
+from workerd.store import claims, handlers, intervals, nodes, schedules
 from workerd.store.base import Store
 from workerd.store.claims import poll
 
@@ -51,7 +51,7 @@ def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
     register(store, "one")
     seen(store, "mail", "one")
     store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=1.0)}))
-    store.run(lambda tx: schedules.ensure_chain(tx, "sync", 1.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "sync", 1.0))
     found = listed(store)
     assert sorted(found) == sorted(["a'b\"c\n", "mail", "thumb", "ünï🎈"])
     assert [name for name, row in found.items() if not row.known] == sorted({*found} - {"mail"})

@@ -18,7 +18,7 @@ from tests.support.storing import claims, close, enqueue, outcome, sql, status, 
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
 from workerd.job import Status
 from workerd.store import jobs
-from workerd.store.base import PATIENCE, Store
+from workerd.store.base import RETRY_FOR_S, Store
 
 Opened = Callable[..., Store]
 
@@ -274,7 +274,7 @@ def test_a_lock_that_is_never_released_is_away(mysql: Store, mysql_url: str, ope
 
     mysql.run(holding)
     assert value(mysql, "SELECT priority FROM workerd_jobs") == 1
-    assert PATIENCE < 5
+    assert RETRY_FOR_S < 5
 
 
 def test_a_refused_statement_rolls_back_and_keeps_the_connection(mysql: Store) -> None:

@@ -15,7 +15,7 @@ from workerd.job import COOLER_KEY, Claim, Status
 from workerd.messages import Progress
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage, released
 from workerd.store import claims as store_claims
-from workerd.store import jobs, outcomes, schedules
+from workerd.store import intervals, jobs, outcomes
 from workerd.store.base import Store
 
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -239,7 +239,7 @@ def test_a_retry_whose_key_was_taken_ends_as_failure(store: Store) -> None:
 
 def _recurring(store: Store) -> Claim:
     sql(store, "INSERT INTO workerd_schedules (name, kind, expression) VALUES ('h', 'cooler', '1s')")
-    store.run(lambda tx: schedules.ensure_chain(tx, "h", 1.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "h", 1.0))
     (claim,) = claims(store, "h")
     assert claim.unique_key == COOLER_KEY
     return claim

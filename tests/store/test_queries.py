@@ -68,7 +68,7 @@ def test_bytes_are_shown_in_base64(store: Store) -> None:
 def test_what_is_not_there_is_said_so(store: Store) -> None:
     """An unknown id, and a payload before there is one."""
     for question in (queries.get, queries.ended, queries.payload):
-        with pytest.raises(NotFound, match="no job with this id"):
+        with pytest.raises(NotFound, match="Job not found"):
             store.read(lambda tx, question=question: question(tx, b"x" * 16))
     job_id = s.enqueue(store, "mail")
     with pytest.raises(NotFound, match="nothing yet"):
@@ -233,7 +233,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
     s.close(store, [s.outcome(claim)])
     with pytest.raises(errors.NotFound):
         store.run(lambda tx: job_control.cancel(tx, b"x" * 16))
-    with pytest.raises(Exception, match="ended already: it is completed"):
+    with pytest.raises(Exception, match="already ended: it is completed"):
         store.run(lambda tx: job_control.cancel(tx, running))
 
 

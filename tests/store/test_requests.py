@@ -85,7 +85,7 @@ def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
     row, found = storing.request(store, request_id)
     assert (row.extras, set(found)) == (b'{"n":1}', {"get"})
     swept = store.run(lambda tx: requests.sweep(tx, {}, 10))
-    assert (swept.mended, swept.handlers) == (1, {"del1", "del2"})
+    assert (swept.repaired, swept.handlers) == (1, {"del1", "del2"})
 
 
 def test_a_second_report_moves_nothing(store: Store) -> None:
@@ -155,7 +155,7 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
     [
         ({"spawn": b"[1]"}, "spawned: expected tables"),
         ({"extras": b"[1]"}, "extras: expected a JSON object"),
-        ({"extras": b'{"x":"' + b"y" * workflows.EXTRAS_LIMIT + b'"}'}, "hand on a reference"),
+        ({"extras": b'{"x":"' + b"y" * workflows.MAX_EXTRAS_BYTES + b'"}'}, "return a reference"),
     ],
 )
 def test_what_cannot_be_handed_on_fails_the_request(
@@ -286,8 +286,8 @@ def test_a_job_of_an_ended_request_is_not_run(store: Store) -> None:
 
 def test_what_jobs_carry_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is too large fails alone; what does not fit into one hand-over stays `new`."""
-    monkeypatch.setattr(workflow_inputs, "BATCH_BYTES", 2500)
-    monkeypatch.setattr(workflow_inputs, "JOB_BYTES", 5000)
+    monkeypatch.setattr(workflow_inputs, "MAX_BATCH_BYTES", 2500)
+    monkeypatch.setattr(workflow_inputs, "MAX_JOB_BYTES", 5000)
     small = [
         storing.submit(store, storing.workflow("w", "a"), b'{"x":"' + b"y" * 990 + b'"}') for _ in range(5)
     ]
@@ -372,7 +372,7 @@ def test_the_sweep_mends_what_was_left_behind(
     store.run(lambda tx: requests.sweep(tx, {"delete": DELETE}, 10))
     assert storing.states(store, b"r" * 16) == expected
     swept = store.run(lambda tx: requests.sweep(tx, {"delete": DELETE}, 10))
-    assert (swept.mended, swept.handlers) == (0, set())
+    assert (swept.repaired, swept.handlers) == (0, set())
 
 
 def test_pickup_goes_on_where_one_stopped(store: Store) -> None:
@@ -400,7 +400,7 @@ def test_a_request_of_no_known_workflow_can_be_cancelled(store: Store) -> None:
     row(store, b"r" * 16, "inprogress", steps=False)
     put(store, b"r" * 16, get="new")
     (claim,) = storing.claims(store, "get")
-    assert store.run(lambda tx: requests.sweep(tx, {}, 10)).mended == 0
+    assert store.run(lambda tx: requests.sweep(tx, {}, 10)).repaired == 0
     assert store.run(lambda tx: requests.cancel(tx, b"r" * 16)) == "asked"
     storing.close(store, [storing.outcome(claim, CANCELLED)])
     assert storing.states(store, b"r" * 16) == ("cancelled", {"get": "cancelled"})
@@ -414,7 +414,7 @@ def test_the_sweep_goes_through_all_in_slices(store: Store) -> None:
     mended, slices = 0, 0
     while slices == 0 or cursor is not None:
         swept = store.run(lambda tx, cursor=cursor: requests.sweep(tx, {}, 10, cursor))
-        cursor, mended, slices = swept.cursor, mended + swept.mended, slices + 1
+        cursor, mended, slices = swept.cursor, mended + swept.repaired, slices + 1
     assert (mended, slices) == (25, 3)
 
 

@@ -9,7 +9,7 @@ from workerd import errors
 from workerd.clock import SECOND, to_text
 from workerd.config.model import ScheduleConfig
 from workerd.job import COOLER_KEY, Status
-from workerd.store import job_control, retention, schedules
+from workerd.store import intervals, job_control, retention, schedules
 from workerd.store.base import Store
 
 HOUR = 3600 * SECOND
@@ -147,7 +147,7 @@ def test_the_newest_runs_of_a_recurring_handler_are_kept(
             tx, {"beat": ScheduleConfig(cooler=0.0), "mail": ScheduleConfig(cron="* * * * *")}
         )
     )
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     for _ in range(6):
         s.finish(store, "beat", next_run_us=0)
         s.enqueue(store, "mail")

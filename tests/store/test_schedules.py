@@ -160,7 +160,7 @@ def test_an_unchanged_configuration_changes_nothing(store: Store) -> None:
 def test_what_is_configured_nowhere_is_retired(store: Store) -> None:
     """Only when every live node has told its schedules, and none has it."""
     upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0), old=ScheduleConfig(cooler=30.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "old", 30.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "old", 30.0))
 
     def node(name: str, info: object) -> None:
         told = None if info is None else msgspec.json.encode(info)
@@ -219,7 +219,7 @@ def test_many_nodes_begin_one_chain(store: Store, store_url: str, opened: s.Open
     def node(by: Store) -> None:
         for _ in range(10):
             meet.wait(20)
-            made.append(by.run(lambda tx: schedules.ensure_chain(tx, "beat", 1.0)))
+            made.append(by.run(lambda tx: intervals.ensure_next(tx, "beat", 1.0)))
 
     threads = [threading.Thread(target=node, args=(opened(store_url),)) for _ in range(3)]
     for thread in threads:
@@ -233,7 +233,7 @@ def test_many_nodes_begin_one_chain(store: Store, store_url: str, opened: s.Open
 def test_every_end_of_a_run_is_followed_by_the_next(store: Store, ending: Status) -> None:
     """The closing transaction inserts the next row, due the pause after the end."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0))
     (claim,) = s.finish(store, "beat", ending, next_run_us=HOUR)
     row = listed(store)["beat"]
     assert (row.last_job, row.last_status, row.next_at) == (claim.id, ending, (row.last_end or 0) + HOUR)
@@ -245,10 +245,10 @@ def test_every_end_of_a_run_is_followed_by_the_next(store: Store, ending: Status
 def test_a_broken_chain_goes_on_after_its_pause(store: Store) -> None:
     """A run that ended without a next one does not begin again at once."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0))
     s.finish(store, "beat", Status.FAILURE, reason=Reason.LOST)
     assert live_rows(store, "beat") == 0
-    assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0)) is True
+    assert store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0)) is True
     row = listed(store)["beat"]
     assert row.next_at == (row.last_end or 0) + HOUR
 
@@ -256,12 +256,12 @@ def test_a_broken_chain_goes_on_after_its_pause(store: Store) -> None:
 def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
     """It is the same row, now; while it runs there is nothing to move."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0))
     s.finish(store, "beat", next_run_us=HOUR)
     moved = store.run(lambda tx: schedules.run_now(tx, "beat"))
     (claim,) = s.claims(store, "beat")
     assert claim.id == moved
-    with pytest.raises(Conflict, match="runs already"):
+    with pytest.raises(Conflict, match="already running"):
         store.run(lambda tx: schedules.run_now(tx, "beat"))
     s.close(store, [s.outcome(claim, next_run_us=HOUR)])
     assert listed(store)["beat"].next_at is not None
@@ -270,12 +270,12 @@ def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
 def test_a_paused_chain_waits_for_resume(store: Store) -> None:
     """The waiting row goes, a running one ends without a next; resume begins it now."""
     upsert(store, beat=ScheduleConfig(cooler=0.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     (claim,) = s.claims(store, "beat")
     store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
     s.close(store, [s.outcome(claim, next_run_us=0)])
     assert live_rows(store, "beat") == 0
-    assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0)) is False
+    assert store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0)) is False
     store.run(lambda tx: schedules.run_now(tx, "beat"))
     assert len(s.finish(store, "beat", next_run_us=0)) == 1
     assert live_rows(store, "beat") == 0
@@ -286,7 +286,7 @@ def test_a_paused_chain_waits_for_resume(store: Store) -> None:
 def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
     """A run that was lost, and waits for its second attempt, is cancelled and not removed."""
     upsert(store, beat=ScheduleConfig(cooler=0.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 0.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=NextAttempt(HOUR, 0, 0, 1))
     assert live_rows(store, "beat") == 1
     store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
@@ -298,10 +298,10 @@ def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
 def test_a_changed_cooler_holds_at_once(store: Store) -> None:
     """The run that waits for the end of the old pause waits for the new one; with a cron it is gone."""
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
-    store.run(lambda tx: schedules.ensure_chain(tx, "beat", 3600.0))
+    store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0))
     s.finish(store, "beat", next_run_us=HOUR)
     assert upsert(store, beat=ScheduleConfig(cooler=60.0)) == ["beat"]
-    assert store.run(lambda tx: schedules.ensure_chain(tx, "beat", 60.0)) is True
+    assert store.run(lambda tx: intervals.ensure_next(tx, "beat", 60.0)) is True
     row = listed(store)["beat"]
     assert row.next_at == (row.last_end or 0) + 60 * SECOND
     upsert(store, beat=EVERY_MINUTE)
@@ -313,7 +313,7 @@ def test_a_changed_cooler_holds_at_once(store: Store) -> None:
 SYNC = s.workflow("sync", "a", "b<a", schedule=ScheduleConfig(cooler=3600.0))
 
 
-def start(store: Store) -> requests.Picked:
+def start(store: Store) -> requests.PickedUp:
     return store.run(lambda tx: requests.start_recurring(tx, SYNC))
 
 
@@ -321,8 +321,8 @@ def began(store: Store) -> bytes:
     """Begin the chain and its first run; the request's id."""
     upsert(store, sync=SYNC.schedule)
     assert start(store).begun == 0
-    assert start(store) == requests.Picked(1, {"a"})
-    row = store.read(lambda tx: intervals.live(tx, "sync"))
+    assert start(store) == requests.PickedUp(1, {"a"})
+    row = store.read(lambda tx: intervals.live_run(tx, "sync"))
     assert row is not None
     assert row.status is Status.INPROGRESS
     return row.id
@@ -331,15 +331,15 @@ def began(store: Store) -> bytes:
 def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
     """One row stands for the run, is closed with its request, and the next waits for the pause."""
     request_id = began(store)
-    assert start(store) == requests.Picked(0, set())
+    assert start(store) == requests.PickedUp(0, set())
     s.finish(store, "a")
     assert live_rows(store, "sync") == 1
     s.finish(store, "b")
     row = s.request(store, request_id)[0]
-    link = store.read(lambda tx: intervals.live(tx, "sync"))
+    run = store.read(lambda tx: intervals.live_run(tx, "sync"))
     assert row.status == "completed"
-    assert link is not None
-    assert (link.status, link.run_at) == (Status.SCHEDULED, (row.completed_at or 0) + HOUR)
+    assert run is not None
+    assert (run.status, run.run_at) == (Status.SCHEDULED, (row.completed_at or 0) + HOUR)
     assert s.status(store, request_id) == "completed"
     assert start(store).begun == 0
 
@@ -386,9 +386,9 @@ def test_a_submitted_run_begins_at_once_and_alone(store: Store) -> None:
     assert live_rows(store, "sync") == 1
     s.finish(store, "a")
     s.finish(store, "b")
-    link = store.read(lambda tx: intervals.live(tx, "sync"))
-    assert link is not None
-    assert link.run_at == (s.request(store, by_hand)[0].completed_at or 0) + HOUR
+    run = store.read(lambda tx: intervals.live_run(tx, "sync"))
+    assert run is not None
+    assert run.run_at == (s.request(store, by_hand)[0].completed_at or 0) + HOUR
 
 
 def test_cancelling_the_run_goes_on_with_the_chain(store: Store) -> None:

@@ -219,7 +219,7 @@ def test_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
     assert world.requests.job_statuses(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
     again = world.daemon.cli("request", "cancel", uuid_text(asked), check=False)
     assert again.returncode == 1
-    assert "ended already" in again.stderr
+    assert "already ended" in again.stderr
 
 
 def test_a_job_of_a_request_is_cancelled(world: World, tmp_path: Path) -> None:

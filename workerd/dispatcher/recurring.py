@@ -15,7 +15,7 @@ from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.errors import NotFound
 from workerd.log import get_logger
 from workerd.schedule import Cron, Ticks
-from workerd.store import schedules
+from workerd.store import intervals, schedules
 from workerd.store.schedules import Fired
 
 SYNC_PERIOD_S = 5.0
@@ -49,7 +49,7 @@ class Intervals:
             return None
         name, pause_s = self._pauses[self._turn]
         self._turn = (self._turn + 1) % len(self._pauses)
-        if self._store.run(lambda tx: schedules.ensure_chain(tx, name, pause_s)):
+        if self._store.run(lambda tx: intervals.ensure_next(tx, name, pause_s)):
             self._claimer.announce([name])
         return 0.0 if self._turn else None
 

@@ -9,7 +9,7 @@ from workerd.job import Status
 from workerd.store import queries
 from workerd.store.base import Tx
 
-COUNT_CAP = queries.CAP
+COUNT_CAP = queries.MAX_COUNT
 """Counts are exact up to here."""
 
 WAITING_AND_RUNNING = (Status.SCHEDULED, Status.NEW, Status.INPROGRESS)

@@ -1,4 +1,4 @@
-"""A store as the rest of the program sees it: whole transactions, repeated when they must be."""
+"""A store, its sessions and transactions: each transaction is one function, run again when locks are lost."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ T = TypeVar("T")
 Row = tuple[Any, ...]
 Params = Sequence[object]
 
-TRIES = 10
-PATIENCE = 2.0
-"""Seconds after which a transaction that loses its locks again and again is given up."""
+MAX_TRIES = 10
+RETRY_FOR_S = 2.0
+"""How often, and for how long, a transaction that loses its locks is run again."""
 
 
 class LockLost(StoreAway):
-    """Another transaction was in the way; the whole transaction is run again."""
+    """Another transaction held the locks; the whole transaction is run again."""
 
 
 class Dialect(ABC):
-    """Where the SQL of the engines differs: fragments, and the two statements that are built for batches.
+    """The SQL that differs between engines: fragments, and the two statements built for batches.
 
     share_lock, row_lock, skip_locked
         Suffixes of a SELECT: lock shared, lock, lock what is free and pass over what is not.
@@ -55,7 +55,7 @@ class Dialect(ABC):
 
     @abstractmethod
     def hint(self, index: str) -> str:
-        """Names the index to use: what an engine guesses changes with the table's size."""
+        """Forces an index: the choice of the optimizer changes with the size of the table."""
 
     @abstractmethod
     def byte_length(self, column: str) -> str:
@@ -67,15 +67,15 @@ class Dialect(ABC):
 
     @abstractmethod
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
-        """Close attempts, sorted by (id, attempt), by what law 1 names; those that took effect."""
+        """Close attempts, sorted by (id, attempt), as law 1 demands; returns those that took effect."""
 
     @abstractmethod
     def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
-        """Insert the attempts that follow, unless they exist or their key is held; how many."""
+        """Insert the attempts that follow, unless they exist or their key is held; returns how many."""
 
 
 class Session(ABC):
-    """One open connection of one engine; its methods raise LockLost, StoreAway or StoreRefused."""
+    """One open connection; its methods raise LockLost, StoreAway or StoreRefused."""
 
     dialect: Dialect
     server_version: str
@@ -89,7 +89,7 @@ class Session(ABC):
         self.begin(write)
 
     def may_have_committed(self, error: StoreAway) -> bool:
-        """Whether a statement that was begun alone may have taken effect although it ended so."""
+        """Whether a statement begun alone may have taken effect despite this error."""
         return False
 
     @abstractmethod
@@ -112,10 +112,10 @@ class Session(ABC):
 
 
 class Tx:
-    """An open transaction. `%s` stands for a parameter in both engines; no other `%` may be in the SQL.
+    """An open transaction. `%s` is a parameter in every engine; the SQL must contain no other `%`.
 
-    Columns come back as int, float, None or bytes: text and times are bytes too, so that a row that
-    cannot be read is seen by who reads it and not by the driver (`workerd.store.columns` reads them).
+    Columns are int, float, None or bytes. Text and times are bytes too, so that an unreadable value fails
+    where it is read, by `workerd.store.columns`, and not in the driver.
     """
 
     __slots__ = ("_now", "_session", "dialect")
@@ -138,13 +138,13 @@ class Tx:
 
     @property
     def max_packet(self) -> int | None:
-        """Bytes of the longest statement that the server takes, None if it has no limit."""
+        """Maximum length of a statement in bytes, None without limit."""
         return self._session.max_packet
 
     def execute(self, sql: str, params: Params = ()) -> int:
-        """Run a statement that returns no rows; the number of rows that it changed.
+        """Run a statement that returns no rows; returns the number of rows changed.
 
-        MySQL does not count a row that was set to the values that it had; SQLite does.
+        MySQL does not count a row set to the values it already had; SQLite does.
         """
         return self._session.execute(sql, params)
 
@@ -168,7 +168,7 @@ def schema_version(tx: Tx) -> int | None:
 
 
 class Stats:
-    """What the metrics show of a store: transactions that were run again, errors by the server's code."""
+    """Counts for the metrics: repeated transactions, errors by the server's code."""
 
     def __init__(self) -> None:
         self.retries = 0
@@ -176,7 +176,7 @@ class Stats:
 
 
 class Store(ABC):
-    """A store, connected on first use and again after it was lost; for one thread at a time.
+    """A store, connected on first use and again after a lost connection; for one thread at a time.
 
     embedded
         Whether it is created by the first daemon that uses it.
@@ -200,33 +200,33 @@ class Store(ABC):
 
     @abstractmethod
     def migrate(self) -> list[str]:
-        """Bring the schema to this version; the names of the migrations that this call applied."""
+        """Bring the schema to this version; returns the names of the migrations applied by this call."""
 
     def run(self, work: Callable[[Tx], T]) -> T:
-        """`work` in one transaction that writes, run again as a whole while locks are in its way.
+        """Run `work` in one writing transaction, again as a whole while it loses its locks.
 
-        Raises StoreAway (it may succeed later; StoreBusy if it was only this transaction's bad luck),
-        CommitUnknown (it may have succeeded), StoreRefused (what it says cannot be stored), each with the
-        server's `code`; and whatever `work` raises.
+        Raises StoreAway (may succeed later; StoreBusy if only the locks were held too long), CommitUnknown
+        (may have succeeded), StoreRefused (these values cannot be stored), each with the server's `code`;
+        and whatever `work` raises.
         """
-        return self._patiently(work, write=True)
+        return self._run_again(work, write=True)
 
     def alone(self, work: Callable[[Tx], T], *, write: bool = True) -> T:
-        """As `run` or `read`, for `work` that is a single statement: on a server one round trip, not two."""
-        return self._patiently(work, write=write, alone=True)
+        """As `run` or `read`, for a single statement: one round trip instead of two."""
+        return self._run_again(work, write=write, alone=True)
 
     def read(self, work: Callable[[Tx], T]) -> T:
         """As `run`, for a transaction that only reads."""
-        return self._patiently(work, write=False)
+        return self._run_again(work, write=False)
 
     @property
     def server_version(self) -> str:
-        """What the server calls itself; connects if need be."""
+        """The version that the server reports; connects if needed."""
         return self._connected().server_version
 
     @property
     def max_packet(self) -> int | None:
-        """Bytes of the longest statement, None without limit; connects if need be."""
+        """Maximum length of a statement in bytes, None without limit; connects if needed."""
         return self._connected().max_packet
 
     def is_empty(self) -> bool:
@@ -252,8 +252,8 @@ class Store(ABC):
                 raise
         return self._session
 
-    def _patiently(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
-        end = time.monotonic() + PATIENCE
+    def _run_again(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
+        end = time.monotonic() + RETRY_FOR_S
         tries = 0
         while True:
             try:
@@ -261,12 +261,12 @@ class Store(ABC):
             except LockLost as error:
                 self._count(error)
                 tries += 1
-                if tries >= TRIES or time.monotonic() >= end:
+                if tries >= MAX_TRIES or time.monotonic() >= end:
                     raise StoreBusy(
                         f"{error}; other transactions held the rows too long", error.code
                     ) from None
                 self.stats.retries += 1
-            # Spread out, so that those who met do not meet again.
+            # Jitter, so that the same transactions do not collide again.
             time.sleep(random.uniform(0.0005, 0.002 * 2 ** min(tries, 6)))
 
     def _once(self, work: Callable[[Tx], T], write: bool, alone: bool) -> T:

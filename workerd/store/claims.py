@@ -1,4 +1,4 @@
-"""Claims: peek, claim, promote due rows, and what a node holds."""
+"""Claims: peek, poll, claim, promote due rows, and which claims a node holds."""
 
 from __future__ import annotations
 
@@ -15,33 +15,37 @@ from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, workflow_inputs
 from workerd.store.base import Row, Tx
 
-SMALL = 16 * 1024
-"""Bytes of vars that are read together with the row; longer ones are read one by one."""
-BATCH_BYTES = 8 * 1024 * 1024
-"""Bytes of vars and meta in one claim; what is over stays `new`."""
-JOB_BYTES = 32 * 1024 * 1024
-"""Bytes of vars and meta that one job may have to be carried to a worker."""
+INLINE_BYTES = 16 * 1024
+"""Vars up to this size are selected with the row; longer ones are read one by one."""
+MAX_BATCH_BYTES = 8 * 1024 * 1024
+"""Bytes of vars and meta in one claim; rows beyond it stay `new`."""
+MAX_JOB_BYTES = 32 * 1024 * 1024
+"""Bytes of vars and meta with which a job can still be sent to a worker."""
 
 
 class NodeIdent(NamedTuple):
-    """Who claims: the incarnation and its node's name."""
+    """The claiming incarnation and the name of its node."""
 
     id: bytes
     name: str
 
 
 class Cursor(NamedTuple):
-    """Where a claim found its first row: the next one need not read the dead index entries before it."""
+    """Where a claim found its first row, so that the next one skips the dead index entries before it."""
 
     priority: int
     run_at: str
 
 
 class ClaimBatch(NamedTuple):
-    """What one transaction took.
+    """What one transaction claimed of a handler.
 
-    `broken`: attempts that were claimed but cannot be run, as outcomes for the ingester. `cursor`: for
-    the next claim of this handler, None when it found less than it was asked for. `found`: rows seen.
+    broken
+        Attempts that were claimed but cannot be run, as outcomes for the ingester.
+    cursor
+        For the next claim of this handler, None if it found fewer rows than asked for.
+    found
+        Number of rows seen.
     """
 
     claims: list[Claim]
@@ -52,20 +56,20 @@ class ClaimBatch(NamedTuple):
 
 
 class PeekResult(NamedTuple):
-    """The handlers that have rows to claim."""
+    """Handlers with rows to claim."""
 
     handlers: set[str]
 
 
 class Promoted(msgspec.Struct, frozen=True):
-    """`count` rows that became `new`, of `handlers`; `next_due`: when to come back, None if nothing waits."""
+    """`count` rows of `handlers` became `new`; `next_due`: when the next scheduled row is due, if any."""
 
     count: int
     handlers: set[str]
     next_due: int | None
 
 
-# What most rows have at its default is not sent for every row: PyMySQL needs 0.4 µs a column.
+# Columns that are mostly at their defaults are not selected for every row: PyMySQL needs 0.4 µs for each.
 _SPECIAL = (
     "meta", "deadline_ms", "max_attempts", "unique_key", "request_id", "step", "name", "cancel_requested_at",
 )  # fmt: skip
@@ -81,7 +85,7 @@ _TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %
 
 
 class _Details(NamedTuple):
-    """The columns of a row that is not at its defaults, in the order of _DETAILS."""
+    """The columns of a row that differs from the defaults, in the order of _DETAILS."""
 
     deadline_ms: Any
     max_attempts: Any
@@ -109,10 +113,10 @@ def claim(
     cursor: Cursor | None = None,
     mono_ns: Callable[[], int] = time.monotonic_ns,
 ) -> ClaimBatch:
-    """Take up to `limit` rows of `handler` for `node`; they are its own when the transaction commits.
+    """Claim up to `limit` rows of `handler` for `node`; the claim is valid once the transaction commits.
 
-    Locks the handler's row (shared) so that no claim commits after a pause returned, then the rows,
-    passing over those that another claimer holds.
+    Locks the handler's row (shared), so that no claim commits after `pause` has returned, then the rows,
+    skipping those locked by another claimer.
     """
     if _paused(tx, handler):
         return ClaimBatch([], [], cursor, 0, paused=True)
@@ -142,7 +146,7 @@ def _paused(tx: Tx, handler: str) -> bool:
     sql = f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}"
     row = tx.one(sql, (handler,))
     if row is None:
-        # Without a row there is nothing that a pause would have to wait for.
+        # Without a row, there is nothing for a pause to lock and wait for.
         tx.execute(
             "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (handler,)
         )
@@ -161,7 +165,7 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[R
         params += [cursor.priority, cursor.priority, cursor.run_at]
     sql = _CLAIM.format(
         size=words.byte_length("vars"),
-        small=SMALL,
+        small=INLINE_BYTES,
         plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
         index=words.hint("workerd_claim"),
         after=after,
@@ -177,7 +181,7 @@ def _details(tx: Tx, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], _
     sql = _DETAILS.format(
         vars=words.byte_length("vars"),
         meta=words.byte_length("meta"),
-        small=SMALL,
+        small=INLINE_BYTES,
         keys=columns.keys([(key[0], key[1]) for key in keys]),
     )
     return {row[:2]: _Details(*row[2:]) for row in tx.query(sql)}
@@ -188,7 +192,7 @@ def _within_budget(rows: list[Row], details: dict[tuple[Any, ...], _Details]) ->
     for n, row in enumerate(rows):
         detail = details.get(row[:2])
         total += len(row[4]) if detail is None else detail.vars_size + detail.meta_size
-        if total > BATCH_BYTES:
+        if total > MAX_BATCH_BYTES:
             return rows[: max(n, 1)]
     return rows
 
@@ -213,8 +217,8 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
     if detail.cancel_requested_at is not None:
         return cancelled(_attempt_of(handler, row, detail, now), "cancelled before it ran")
     size = detail.vars_size + detail.meta_size
-    if size > JOB_BYTES:
-        raise UnreadableRow(f"vars and meta have {size} bytes, {JOB_BYTES} are allowed")
+    if size > MAX_JOB_BYTES:
+        raise UnreadableRow(f"vars and meta have {size} bytes, {MAX_JOB_BYTES} are allowed")
     return Claim(
         id=job_id,
         attempt=attempt,
@@ -242,7 +246,7 @@ def _long(tx: Tx, row: Row, column: str) -> bytes:
 
 
 def _attempt_of(handler: str, row: Row, detail: _Details, now: int) -> ClaimedAttempt:
-    # Lenient: a row that cannot be read in full must be ended all the same.
+    # Lenient: even a row that cannot be read in full must get an end.
     return ClaimedAttempt(
         id=row[0],
         attempt=row[1],
@@ -256,7 +260,7 @@ def _attempt_of(handler: str, row: Row, detail: _Details, now: int) -> ClaimedAt
 
 
 def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]:
-    """The claims, those of requests with what their request hands them; adds to `broken`."""
+    """The claims, those of requests with their inputs; those that cannot be run are added to `broken`."""
     of_requests = [claim for claim in claims if claim.request_id is not None]
     if not of_requests:
         return claims
@@ -271,7 +275,7 @@ def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]
 
 
 def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
-    """Look for rows that are `new`: one statement, one index entry for each handler."""
+    """Which handlers have rows to claim: one statement, one index entry for each handler."""
     if not handlers:
         return PeekResult(set())
     one = (
@@ -284,7 +288,7 @@ def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
 
 
 def promote_due(tx: Tx, limit: int) -> Promoted:
-    """Make up to `limit` rows `new` that are `scheduled` and due, those due first first."""
+    """Make up to `limit` due `scheduled` rows `new`, in the order of `run_at`."""
     words = tx.dialect
     now = clock.to_text(tx.now)
     rows = tx.query(
@@ -308,24 +312,23 @@ def _due(row: Row | None, now: int) -> int | None:
     try:
         return columns.time(row[0])
     except UnreadableRow:
-        # A zero date: due since ever.
-        return now
+        return now  # a zero date
 
 
-# A row without claimed_at was never claimed by workerd: no statement of ours could close it.
+# A row without claimed_at was not claimed by workerd, and no statement of ours could close it.
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
     request_id, step, name FROM workerd_jobs {index}
     WHERE node_id = %s AND status = 'inprogress' AND claimed_at IS NOT NULL ORDER BY id, attempt{limit}"""
 
 
 def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[ClaimedAttempt]:
-    """All claims of this incarnation that the store has, or the first `limit` of them."""
+    """The rows that are `inprogress` for this incarnation, at most `limit`."""
     sql = _HELD.format(index=tx.dialect.hint("workerd_node"), limit="" if limit is None else " LIMIT %s")
     return [_held_attempt(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
 
 
 def _held_attempt(row: Row) -> ClaimedAttempt:
-    # Lenient: a row that cannot be read in full must be settled all the same.
+    # Lenient: even a row that cannot be read in full must be settled.
     return ClaimedAttempt(
         id=row[0],
         attempt=row[1],
@@ -343,9 +346,16 @@ def _held_attempt(row: Row) -> ClaimedAttempt:
 
 
 class PollResult(NamedTuple):
-    """`handlers`: those that were asked for and have rows that are `new`. `paused`: any handler's name.
+    """What one poll found.
 
-    `cancels`: claims that somebody wants cancelled. `next_due`: when the first scheduled row is due.
+    handlers
+        Those polled for that have `new` rows.
+    paused
+        All paused handlers.
+    cancels
+        Claims of this incarnation whose cancellation was requested.
+    next_due
+        When the first scheduled row is due, None if there is none.
     """
 
     handlers: set[str]
@@ -355,9 +365,9 @@ class PollResult(NamedTuple):
 
 
 _PAUSED, _CANCEL, _DUE, _NEW = range(4)
-# A column for each kind of value: the engines make one type of whatever stands in one, of signed and unsigned
-# numbers a DECIMAL.
-_LOOK = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
+# A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
+# integers to DECIMAL.
+_POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
     FROM workerd_handlers WHERE paused_at IS NOT NULL
 UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_index}}
     WHERE node_id = %s AND status = 'inprogress' AND cancel_requested_at IS NOT NULL
@@ -369,28 +379,28 @@ UNION ALL SELECT * FROM (SELECT {_NEW}, %s AS number, NULL AS id, NULL AS name, 
 
 
 def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
-    """One index entry for each handler, one for what is due, and this incarnation's cancels."""
+    """One combined query: new jobs, pauses, this incarnation's cancels, next due time."""
     words = tx.dialect
-    sql = _LOOK.format(node_index=words.hint("workerd_node"), due_index=words.hint("workerd_due"))
+    sql = _POLL.format(node_index=words.hint("workerd_node"), due_index=words.hint("workerd_due"))
     params: list[object] = [node_id]
     for number, handler in enumerate(handlers):
         sql += _HANDLER.format(claim_index=words.hint("workerd_claim"), number=number)
         params += [number, handler]
-    sight = PollResult(set(), set(), [], None)
+    result = PollResult(set(), set(), [], None)
     for what, number, job_id, name, due in tx.query(sql, params):
         if what == _PAUSED:
-            sight.paused.add(columns.lenient(name) or "")
+            result.paused.add(columns.lenient(name) or "")
         elif what == _CANCEL:
-            sight.cancels.append(AttemptRef(job_id, int(number)))
+            result.cancels.append(AttemptRef(job_id, int(number)))
         elif what == _DUE:
-            sight = sight._replace(next_due=_moment(due))
+            result = result._replace(next_due=_moment(due))
         else:
-            sight.handlers.add(handlers[int(number)])
-    return sight
+            result.handlers.add(handlers[int(number)])
+    return result
 
 
 def _moment(due: object) -> int:
     try:
         return columns.time(due)
     except UnreadableRow:
-        return 0  # a zero date: due since ever
+        return 0  # a zero date

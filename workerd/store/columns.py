@@ -1,4 +1,4 @@
-"""Columns as the engines return them, and rows of jobs and requests read leniently."""
+"""Columns and rows: how values are read and written, the columns of a job, keys, pages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from workerd.job import AttemptRef
 from workerd.outcome import Outcome
 from workerd.store.base import Row, Tx
 
-# Columns as the engines hand them over, and the program's values: the one place that knows both.
-#
-# Every function raises UnreadableRow for what is not of its kind; who reads a row decides what follows.
-#
+# -- values: each reader raises UnreadableRow for a value of another kind
 
 
 def text(value: Any) -> str:
@@ -34,7 +31,7 @@ def text_or_none(value: Any) -> str | None:
 
 
 def lenient(value: Any) -> str | None:
-    """Text for people: what is not UTF-8 is shown as U+FFFD."""
+    """Text to display: invalid UTF-8 becomes U+FFFD."""
     if value is None:
         return None
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
@@ -82,12 +79,12 @@ def identifier(value: Any) -> bytes:
 
 
 def at(us: int | None) -> str | None:
-    """A time as a statement's parameter."""
+    """A time as the parameter of a statement."""
     return None if us is None else clock.to_text(us)
 
 
-CHUNK = 500
-"""Ids of one statement."""
+CHUNK_ROWS = 500
+"""Rows that one statement names."""
 
 
 class EnqueuedColumns(msgspec.Struct, kw_only=True, gc=False):
@@ -202,7 +199,7 @@ def job(row: Row) -> JobRow:
 
 
 def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) -> dict[AttemptRef, JobRow]:
-    """The rows of these keys that are there."""
+    """The rows with these keys, as far as they exist."""
     columns = JOB_COLUMNS + (", payload" if payload else "")
     found: dict[AttemptRef, JobRow] = {}
     for part in chunks(keys):
@@ -217,7 +214,7 @@ def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) ->
 
 
 def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
-    """All attempts of a job, oldest first, with their payloads if they are wanted."""
+    """All attempts of a job, oldest first."""
     columns = JOB_COLUMNS + (", payload" if payload else "")
     rows = tx.query(
         f"SELECT {columns} FROM workerd_jobs WHERE id = %s ORDER BY attempt",
@@ -226,13 +223,13 @@ def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
     return [job(row) for row in rows]
 
 
-def chunks(items: Sequence[Any], size: int = CHUNK) -> Iterable[Sequence[Any]]:
+def chunks(items: Sequence[Any], size: int = CHUNK_ROWS) -> Iterable[Sequence[Any]]:
     """Slices of at most `size` items."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def keys(rows: Iterable[tuple[bytes, int]]) -> str:
-    """A condition on the primary key that both engines read as ranges of it, in its order."""
+    """A condition on the primary key, in its order, that the engines run as ranges of the index."""
     by_attempt: dict[int, list[bytes]] = {}
     for job_id, attempt in rows:
         by_attempt.setdefault(attempt, []).append(job_id)
@@ -244,12 +241,12 @@ def keys(rows: Iterable[tuple[bytes, int]]) -> str:
 
 
 def marks(items: Sequence[object]) -> str:
-    """The parameters of an IN list."""
+    """The placeholders of an IN list."""
     return ", ".join(["%s"] * len(items))
 
 
 class RequestRow(msgspec.Struct, kw_only=True, gc=False):
-    """One request. `params`, `extras` and `steps` are JSON text, unread."""
+    """One request. `params`, `extras` and `steps` are JSON text, not decoded."""
 
     id: bytes
     workflow: str
@@ -268,7 +265,7 @@ REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
 
 
 def request(row: Row) -> RequestRow:
-    """A row that was selected as REQUEST_COLUMNS."""
+    """A row selected as REQUEST_COLUMNS."""
     ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row
     soft_time = _soft(time_or_none)
     return RequestRow(
@@ -287,7 +284,7 @@ def request(row: Row) -> RequestRow:
 
 
 def lock_requests(tx: Tx, ids: Iterable[bytes]) -> dict[bytes, RequestRow]:
-    """Lock these requests by id, the first locks of every transaction that closes jobs of theirs."""
+    """Lock these requests by id: the first locks of every transaction that closes jobs of requests."""
     found: dict[bytes, RequestRow] = {}
     for part in chunks(sorted(set(ids))):
         rows = tx.query(
@@ -303,19 +300,19 @@ T = TypeVar("T")
 
 
 class Page(NamedTuple, Generic[T]):
-    """Part of a list; `next` is the cursor of what follows, None at the end."""
+    """Part of a list; `next` is the cursor of the next page, None at the end."""
 
     rows: list[T]
     next: str | None
 
 
 def cursor_text(moment: int, ident: bytes) -> str:
-    """The position of a row: its time in microseconds and its id."""
+    """The cursor of a row, from its time in microseconds and its id."""
     return f"{moment}.{ident.hex()}"
 
 
 def read_cursor(text: str) -> tuple[int, bytes]:
-    """The position that a cursor names; InvalidValue if it is none."""
+    """Time and id of a cursor. Raises InvalidValue."""
     moment, point, ident = text.partition(".")
     try:
         if not point or not moment.isascii() or not moment.isdigit() or len(moment) > 18 or len(ident) != 32:
@@ -326,6 +323,6 @@ def read_cursor(text: str) -> tuple[int, bytes]:
 
 
 def cut_page(items: list[T], limit: int, cursor: Callable[[T], str]) -> Page[T]:
-    """The first `limit` of `items`, of which one more was asked for than fits."""
+    """A page of the first `limit` items, of which `limit + 1` were queried."""
     shown = items[:limit]
     return Page(shown, cursor(shown[-1]) if len(items) > limit and shown else None)

@@ -1,4 +1,4 @@
-"""One place that opens a store: which engine a URL names, loaded when it is needed."""
+"""Opens a store: the engine of a URL, loaded only where it is used."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from workerd.store.base import Store
 
 
 def prepare(scheme: str) -> None:
-    """Load what `open_store` needs for such a URL, so that the processes that are forked later share it."""
-    # What is wrong with a driver is told by who opens the store.
+    """Load what `open_store` needs for URLs of this scheme, to be shared by the processes forked later."""
+    # A broken driver is reported by the process that opens the store.
     with contextlib.suppress(Exception):
         if scheme.startswith("sqlite"):
             importlib.import_module("workerd.store.sqlite")
@@ -23,18 +23,21 @@ def prepare(scheme: str) -> None:
 
 
 def unprepare() -> None:
-    """For a process that runs other people's code: whoever needs the driver there loads it anew, whole."""
+    """Undo `prepare` in a process that runs user code, which may need the whole driver."""
     lean_imports.forget_driver()
 
 
 def open_store(
     config: StoreConfig, *, state_dir: Path | None = None, timeout: float = 5.0, spare: bool = False
 ) -> Store:
-    """The store that `[store]` names, not connected yet; ConfigError if the URL is none.
+    """The store of `[store]`, not connected yet. Raises InvalidValue for a wrong URL.
 
-    `timeout`: seconds that connecting, a statement or a lock may take. `state_dir` is where a relative
-    `password_file` is looked for. `spare`: this process runs nobody else's code, so the driver is loaded
-    without what is seldom needed.
+    timeout
+        Seconds that connecting, a statement or a lock may take.
+    state_dir
+        The folder of a relative `password_file`.
+    spare
+        This process runs no user code, so the driver is loaded without parts that are seldom needed.
     """
     address = parse_store_url(config.url)
     if isinstance(address, SQLiteUrl):

@@ -1,4 +1,4 @@
-"""Handlers as the store knows them: who has them, what they take, and whether a person paused them."""
+"""Handlers: the nodes that have them, their signatures, and pauses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from workerd.errors import NotFound, UnreadableRow
 from workerd.store import columns
 from workerd.store.base import Row, Tx
 
-MOST_NAMES = 1000
-"""Distinct names that are looked for in the jobs' table."""
+MAX_NAMES = 1000
+"""Distinct names that are searched in the table of jobs."""
 
 
 class HandlerRow(msgspec.Struct, kw_only=True):
-    """A handler. `nodes`: the live nodes that have loaded it; `known`: any node ever had."""
+    """A handler. `nodes`: the live nodes that have loaded it; `known`: whether any node ever had."""
 
     name: str
     known: bool
@@ -25,9 +25,9 @@ class HandlerRow(msgspec.Struct, kw_only=True):
     pause_reason: str | None = None
 
 
-def _make(tx: Tx, name: str) -> None:
-    """The handler's row, if there is none; without changing one that is there."""
-    # Looking first: an INSERT that meets a row would lock it.
+def _ensure_row(tx: Tx, name: str) -> None:
+    """Insert the handler's row if it does not exist."""
+    # Reading first: an INSERT that finds the row would lock it.
     if tx.one("SELECT 1 FROM workerd_handlers WHERE name = %s", (name,)) is None:
         tx.execute(
             "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (name,)
@@ -35,8 +35,8 @@ def _make(tx: Tx, name: str) -> None:
 
 
 def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
-    """`node` has loaded the handler; `signature`: JSON or None. Names of nodes that are gone are dropped."""
-    _make(tx, name)
+    """Record that `node` has loaded the handler; `signature`: JSON or None. Drops nodes that are gone."""
+    _ensure_row(tx, name)
     row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
     nodes = {node, *(_names(row[0]) & node_names(tx))} if row else {node}
     tx.execute(
@@ -63,7 +63,7 @@ def node_names(tx: Tx) -> set[str]:
 
 
 def known(tx: Tx) -> dict[str, bytes | None]:
-    """The signature, JSON or None, of every handler that some node has loaded."""
+    """The signatures, JSON or None, of all handlers that some node has loaded."""
     rows = tx.query("SELECT name, signature FROM workerd_handlers WHERE seen_at IS NOT NULL")
     return {columns.lenient(name) or "": signature for name, signature in rows}
 
@@ -72,7 +72,7 @@ _COLUMNS = "name, signature, nodes, seen_at, paused_at, paused_by, pause_reason"
 
 
 def find(tx: Tx, name: str) -> HandlerRow | None:
-    """What the store knows of one handler, None if nothing."""
+    """One handler, None if the store does not know it."""
     row = tx.one(f"SELECT {_COLUMNS} FROM workerd_handlers WHERE name = %s", (name,))
     return None if row is None else _handler(row, node_names(tx))
 
@@ -92,9 +92,9 @@ def _handler(row: Row, live: set[str]) -> HandlerRow:
 
 
 def list_(tx: Tx) -> list[HandlerRow]:
-    """All handlers by name, also those that exist only as rows of jobs that nobody can run.
+    """All handlers by name, including those that only exist as rows of jobs that no node can run.
 
-    The rows that stand for the runs of a recurring workflow are no handler's.
+    The rows that stand for runs of recurring workflows belong to no handler.
     """
     live = _live_nodes(tx)
     found = {
@@ -114,32 +114,32 @@ def _live_nodes(tx: Tx) -> set[str]:
 
 
 def names_of_jobs(tx: Tx) -> list[str]:
-    """The distinct handlers of all jobs: one step in the claim's index for each, whatever their number."""
+    """The distinct handlers of all jobs: one index lookup for each, whatever the number of jobs."""
     sql = (
         f"SELECT handler FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler > %s ORDER BY handler LIMIT 1"
     )
     names: list[str] = []
     last: str = ""
-    while len(names) < MOST_NAMES:
+    while len(names) < MAX_NAMES:
         row = tx.one(sql, (last,))
         if row is None:
             break
         try:
             last = columns.text(row[0])
         except UnreadableRow:
-            break  # beyond a name that is no text the index cannot be followed
+            break  # not UTF-8: the index cannot be followed beyond it
         names.append(last)
     return names
 
 
 def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:
-    """No claim takes a row of the handler once this has committed.
+    """Stop all claims of the handler's jobs once this has committed.
 
-    Every claim reads the handler's row with a share lock in its own transaction, so that this update
-    waits for those under way. A handler that is paused already keeps its time and says the new reason.
+    Every claim reads the handler's row with a share lock in its transaction, so this update waits for those
+    in progress. If it was paused before, the time stays and the reason is replaced.
     """
-    _make(tx, name)
+    _ensure_row(tx, name)
     tx.execute(
         "UPDATE workerd_handlers SET paused_at = COALESCE(paused_at, %s), paused_by = %s, pause_reason = %s"
         " WHERE name = %s",
@@ -148,10 +148,10 @@ def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:
 
 
 def resume(tx: Tx, name: str) -> bool:
-    """Let the handler be claimed again; False if it was not paused, NotFound if nothing is known of it."""
+    """Allow claims again; False if it was not paused. Raises NotFound if the handler is unknown."""
     row = tx.one(f"SELECT paused_at FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
     if row is None:
-        raise NotFound(f"There is no handler {name!r}; `workerd handlers` lists them.")
+        raise NotFound(f"Handler {name!r} not found. `workerd handlers` lists existing handlers.")
     tx.execute(
         "UPDATE workerd_handlers SET paused_at = NULL, paused_by = NULL, pause_reason = NULL WHERE name = %s",
         (name,),

@@ -1,4 +1,4 @@
-"""What a person does to a job: cancel it, retry it, and what follows for its request."""
+"""Cancel and retry a job, and what follows for its request."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.outcomes import ClosedBatch, closed_attempt
 
-_TAKEN = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
-_TRIES = 5
+_DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 
 
 class _Current(NamedTuple):
-    """The row that is a job's state."""
+    """The current row of a job."""
 
     attempt: int
     handler: str
@@ -36,7 +35,7 @@ def _current(tx: Tx, job_id: bytes) -> _Current:
         (job_id,),
     )
     if row is None:
-        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+        raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     text = columns.lenient
     return _Current(
         row[0],
@@ -51,21 +50,21 @@ def _current(tx: Tx, job_id: bytes) -> _Current:
 
 
 def _locked(tx: Tx, job_id: bytes) -> tuple[_Current, dict[bytes, RequestRow]]:
-    """The job's row under lock, and before it, in the order of all locks, its request's."""
+    """The job's row, locked after its request's, in the order of all locks."""
     row = tx.one("SELECT request_id FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
     locked = columns.lock_requests(tx, [row[0]]) if row is not None and row[0] is not None else {}
     return _current(tx, job_id), locked
 
 
 def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
-    """End a waiting job now, or ask a running one to end. NotFound; Conflict if it has ended.
+    """End a waiting job now, or ask a running one to end, which its node sees at its next poll.
 
-    A running job's node sees the request at its next poll. The job's request is cancelled by it.
+    The request of the job is cancelled with it. Raises NotFound, Conflict if it has ended.
     """
     job, locked = _locked(tx, job_id)
     now = columns.at(tx.now)
     if job.status in ENDED:
-        raise Conflict(f"The job has ended already: it is {job.status}.")
+        raise Conflict(f"The job has already ended: it is {job.status}.")
     if job.status is Status.INPROGRESS:
         if job.node_id is None and job.unique_key == COOLER_KEY:
             return "ended" if requests.cancel(tx, job_id) == "ended" else "asked"
@@ -98,10 +97,10 @@ def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
 
 
 def retry(tx: Tx, job_id: bytes) -> int:
-    """Run an ended job again, or a scheduled one now; the number of the attempt that will run.
+    """Run an ended job again, or a scheduled one now; returns the number of the attempt that will run.
 
-    The ended row becomes `retry` and keeps its reason, the next begins with its counters at 0. A job of
-    an ended request reopens it. NotFound; Conflict while the job is live or its unique key is held.
+    The ended row becomes `retry` and keeps its reason; the next starts with its counters at 0. A job of an
+    ended request reopens it. Raises NotFound, Conflict while the job is live or its unique key is held.
     """
     job, locked = _locked(tx, job_id)
     if job.status is Status.SCHEDULED:
@@ -111,7 +110,7 @@ def retry(tx: Tx, job_id: bytes) -> int:
         )
         return job.attempt
     if job.status not in ENDED:
-        raise Conflict(f"The job is live ({job.status}); cancel it first, or wait for its end.")
+        raise Conflict(f"The job is live ({job.status}); cancel it first, or wait until it ends.")
     if job.unique_key == COOLER_KEY and _stands_for_a_request(tx, job_id):
         raise Conflict(
             f"The row stands for a run of the recurring workflow {job.handler!r}, whose next run is its"
@@ -140,28 +139,28 @@ _INSERT_RETRY = columns.INSERT_NEXT.format(
 
 
 def again(tx: Tx, job_id: bytes, attempt: int) -> None:
-    """Close an ended row as `retry` and insert the next attempt, `new`. Conflict if its key is held."""
+    """Close an ended row as `retry` and insert the next attempt. Raises Conflict if its key is held."""
     tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
     try:
         tx.execute(_INSERT_RETRY, (columns.at(tx.now), job_id, attempt))
     except StoreRefused as error:
-        if error.code in _TAKEN:
+        if error.code in _DUPLICATE_KEY:
             raise Conflict(
-                "Another live job of the handler holds its unique key; wait for its end."
+                "Another live job of the handler holds the unique key; wait until it ends."
             ) from None
         raise
 
 
 def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
-    """An ended request goes on; what was cancelled only because it ended is put back beside `retried`.
+    """Continue an ended request; jobs cancelled only because it ended are retried beside `retried`.
 
-    Conflict for a workflow with a cooler: its next run is its retry.
+    Raises Conflict for a workflow with an interval: its next run is its retry.
     """
     if row.steps is not None:
         try:
             recurring = workflows.graph(row.steps).cooler is not None
         except InvalidValue as error:
-            raise Conflict(f"The job's request cannot go on: {error}.") from None
+            raise Conflict(f"The job's request cannot continue: {error}.") from None
         if recurring:
             raise Conflict(
                 f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "

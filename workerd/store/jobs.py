@@ -1,4 +1,4 @@
-"""New jobs, each inserted at most once: by its id, and by its unique key while one is live."""
+"""Inserting jobs, each at most once: by its id, and by its unique key while one is live."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_INSERT_BYTES = 2 * 1024 * 1024
 
 
 class Inserted(NamedTuple):
-    """`created` is False if the id was there, or a live job `id` holds the unique key."""
+    """`created` is False if the id existed, or if the live job `id` holds the unique key."""
 
     id: bytes
     created: bool
@@ -52,7 +52,7 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
         )
     held = _holders(tx, [jobs[n] for n in wanted])
     if changed < len(wanted):
-        there |= _not_ours(tx, [ids[n] for n in wanted if jobs[n].id is not None])
+        there |= _inserted_elsewhere(tx, [ids[n] for n in wanted if jobs[n].id is not None])
     return [
         Inserted(job_id, False)
         if job_id in there
@@ -62,7 +62,7 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
 
 
 def insert_alone(tx: Tx, job: NewJob) -> Inserted:
-    """Insert one job that starts at once and has neither an id nor a unique key, in one statement.
+    """Insert one job that is due now and has neither an id nor a unique key, in one statement.
 
     Raises StoreRefused for text that is not UTF-8.
     """
@@ -133,8 +133,8 @@ def _existing(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
     return found
 
 
-def _not_ours(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
-    """Those of these ids that another transaction inserted since we looked."""
+def _inserted_elsewhere(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    """Which of these ids another transaction has inserted since they were read."""
     ours = clock.to_text(tx.now)
     found: set[bytes] = set()
     for part in columns.chunks(ids):
@@ -144,7 +144,7 @@ def _not_ours(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
 
 
 def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str | None], bytes]:
-    """Which live job holds each unique key that is asked for."""
+    """The live job that holds each unique key."""
     index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     found: dict[tuple[str, str | None], bytes] = {}
     wanted = sorted({(job.handler, job.unique_key) for job in jobs if job.unique_key is not None})

@@ -40,22 +40,22 @@ AWAY = frozenset({
     2002, 2003, 2006, 2013, 2014, 2026, 2055, 3100, 3168,
 })  # fmt: skip
 
-# Of those that are away: nothing was sent, or the server says no before it does anything.
+# Of AWAY: nothing was sent, or the server refused before doing anything.
 NOTHING_DONE = frozenset({
     1037, 1038, 1040, 1041, 1114, 1203, 1226, 1044, 1045, 1046, 1047, 1049, 1054, 1142, 1143, 1146, 1698,
     1036, 1290, 1792, 1836, 2006,
 })  # fmt: skip
 
-BUSY = frozenset({1317, 1969, 3024})  # stopped by somebody, or by its time limit: the server itself answers
+BUSY = frozenset({1317, 1969, 3024})  # killed, or over its time limit: the server itself answers
 
 TOO_LARGE = 1153
 UNREACHABLE = 2003
-_MIGRATION_SECONDS = 86_400.0
+_MIGRATION_TIMEOUT_S = 86_400.0
 
 _INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
 _FLOATS = (FIELD_TYPE.FLOAT, FIELD_TYPE.DOUBLE, FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL)
 _CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]] = {
-    bool: escape_bool,  # the driver itself says SET AUTOCOMMIT with it
+    bool: escape_bool,  # the driver itself needs it for SET AUTOCOMMIT
     **dict.fromkeys(_INTEGERS, int),
     **dict.fromkeys(_FLOATS, float),
 }
@@ -92,7 +92,7 @@ class MySQLStore(Store):
 
     def migrate(self) -> list[str]:
         # A connection of its own: copying a large table takes longer than any statement of daily work.
-        session = MySQLSession(self._address, self._password(), _MIGRATION_SECONDS)
+        session = MySQLSession(self._address, self._password(), _MIGRATION_TIMEOUT_S)
         try:
             migrations.require_version(session.server_version)
             return _migrate(session)
@@ -143,7 +143,7 @@ class MySQLSession(Session):
         try:
             self._link = _open(address, password, timeout)
         except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
-            code, message = _told(error)
+            code, message = _code_and_message(error)
             raise StoreAway(f"The store {address.shown} does not answer: {message}", code) from None
         self._cursor = self._link.cursor()
         self.max_packet: int | None = None
@@ -158,12 +158,12 @@ class MySQLSession(Session):
             raise
 
     def begin(self, write: bool) -> None:
-        """Mostly nothing to say: with autocommit off the first statement begins it, one round trip less."""
+        """With autocommit off, the first statement begins the transaction: one round trip less."""
         if self._link.get_autocommit():
             self._run("SET AUTOCOMMIT = 0")
 
     def begin_alone(self, write: bool) -> None:
-        """Autocommit stays on until `begin`: who has one statement at a time switches it once."""
+        """Autocommit stays on until `begin`, so that single statements in a row switch it once."""
         if not self._link.get_autocommit():
             self._run("SET AUTOCOMMIT = 1")
 
@@ -192,7 +192,7 @@ class MySQLSession(Session):
             self._link.close()
 
     def _run(self, sql: str) -> int:
-        # A longer one makes the server hang up, which would look like a lost connection (law 7).
+        # The server hangs up on a longer one, which would look like a lost connection (law 7).
         if self.max_packet is not None and len(sql) > self.max_packet // 4:
             size = len(sql.encode("utf-8", "surrogatepass"))
             if size >= self.max_packet:
@@ -207,16 +207,16 @@ class MySQLSession(Session):
 
 
 class _UnixLink(pymysql.Connection):
-    """A connection over a Unix socket, which servers hold for as safe as TLS."""
+    """A connection over a Unix socket, which servers consider as safe as TLS."""
 
-    _secure = True  # the driver says so only of sockets that it dialled
+    _secure = True  # the driver sets it only for sockets that it connected itself
 
 
 def _open(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connection[Any]:
     try:
         return _connected(address, password, timeout)
     except RuntimeError:
-        # What the driver raises where it needs RSA and has none.
+        # The driver needs RSA and does not have it.
         if not lean_imports.load_rsa():
             raise
     return _connected(address, password, timeout)
@@ -250,7 +250,7 @@ def _connected(address: MySQLUrl, password: str, timeout: float) -> pymysql.Conn
 
 
 def _dial(address: MySQLUrl, timeout: float) -> socket.socket:
-    """A connected socket; dialled here because the driver leaves one open when nobody answers."""
+    """A connected socket; connected here because the driver leaks it when there is no answer."""
     if address.unix_socket is None:
         link = socket.create_connection((address.host, address.port), timeout)
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -267,7 +267,7 @@ def _dial(address: MySQLUrl, timeout: float) -> socket.socket:
 
 
 def _settings(mariadb: bool, timeout: float) -> list[str]:
-    # The server stops a statement a little before the socket gives up, so that the connection survives.
+    # The server ends a statement shortly before the socket times out, so that the connection survives.
     seconds = timeout * 0.8
     if mariadb:
         # A long list of ids must stay a range on the primary key, not become a subquery.
@@ -281,7 +281,7 @@ def _settings(mariadb: bool, timeout: float) -> list[str]:
     ]
 
 
-def _told(error: BaseException) -> tuple[int, str]:
+def _code_and_message(error: BaseException) -> tuple[int, str]:
     args = error.args
     if isinstance(error, pymysql.Error) and len(args) > 1 and isinstance(args[0], int):
         return args[0], str(args[1])
@@ -289,13 +289,13 @@ def _told(error: BaseException) -> tuple[int, str]:
 
 
 def classify(error: BaseException) -> StoreError:
-    """The kind of a driver's error, with the server's words and code."""
-    code, message = _told(error)
+    """A driver's error as ours, with the server's message and code."""
+    code, message = _code_and_message(error)
     if code in LOCKS:
         return LockLost(message, code)
     if code in BUSY:
         return StoreBusy(message, code)
-    # Without a code it is the driver's own: the connection is closed or out of step.
+    # Without a code it is the driver's own: the connection is closed or out of sync.
     if code in AWAY or code == 0:
         return StoreAway(message, code)
     return StoreRefused(message, code)

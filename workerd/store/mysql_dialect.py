@@ -14,7 +14,7 @@ from workerd.store import columns
 from workerd.store.base import Dialect, Tx
 from workerd.store.columns import INSERT_NEXT, next_due
 
-LONG = 4096
+LONG_BYTES = 4096
 """Bytes of payload or stack above which each is written by a statement of its own: in the batch's
 derived table it would make the server put that on disk."""
 
@@ -43,7 +43,7 @@ def literal(value: object) -> str:
 
 
 def _escaped(value: str) -> str:
-    # Nearly no text has any of them, and looking is ten times as fast as translating.
+    # Hardly any text has one of them, and `in` is ten times as fast as translating.
     for character in _SPECIAL:
         if character in value:
             return value.translate(_ESCAPES)
@@ -56,12 +56,12 @@ _Write = Callable[[Any], str]
 
 
 def _time(us: int | None) -> str:
-    # A typed literal: as text the comparison with a DATETIME would be one of strings.
+    # A typed literal: text would be compared with a DATETIME as strings.
     return "NULL" if us is None else f"TIMESTAMP'{clock.to_text(us)}'"
 
 
 def _short(value: bytes | str | None) -> str:
-    return "NULL" if value is None or len(value) > LONG else literal(value)
+    return "NULL" if value is None or len(value) > LONG_BYTES else literal(value)
 
 
 class _Column(NamedTuple):
@@ -160,12 +160,14 @@ def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list
 
 def _is_long(outcome: Outcome) -> bool:
     payload, stack = outcome.payload, outcome.stack
-    return (payload is not None and len(payload) > LONG) or (stack is not None and len(stack) > LONG)
+    return (payload is not None and len(payload) > LONG_BYTES) or (
+        stack is not None and len(stack) > LONG_BYTES
+    )
 
 
 def _write_long(tx: Tx, outcome: Outcome) -> None:
     both = (("payload", outcome.payload), ("stack", outcome.stack))
-    long = {name: value for name, value in both if value is not None and len(value) > LONG}
+    long = {name: value for name, value in both if value is not None and len(value) > LONG_BYTES}
     sets = ", ".join(f"{name} = %s" for name in long)
     tx.execute(
         f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s", [*long.values(), *outcome.ref]

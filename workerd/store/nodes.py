@@ -1,4 +1,4 @@
-"""Running daemons: each incarnation's row, its lease, and its end."""
+"""Nodes: the row of each incarnation, its lease, and its removal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workerd.store.base import Row, Tx
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """An incarnation. `info`: JSON of what it tells of itself; times in store time, microseconds."""
+    """An incarnation of a node. `info`: JSON that it publishes; times are store times, microseconds."""
 
     id: bytes
     name: str
@@ -31,12 +31,12 @@ _COLUMNS = "id, name, host, pid, boot_id, version, started_at, lease_until, info
 
 
 def register(tx: Tx, node: NodeRecord, lease: float, *, former: Collection[bytes] = ()) -> int:
-    """Insert this incarnation, or renew it if its row is there; the store's now.
+    """Insert this incarnation, or renew its row; returns the store's now.
 
-    `lease` in seconds. `former`: incarnations that this state folder's lock shows to be dead. Raises
+    `lease`: seconds. `former`: incarnations known to be dead, because this one holds their lock. Raises
     NodeNameTaken while another live incarnation has the name.
     """
-    _meet(tx, node)
+    _serialize(tx, node)
     now = tx.now
     for other in list_(tx):
         mine = other.id == node.id or other.id in former
@@ -58,10 +58,10 @@ def register(tx: Tx, node: NodeRecord, lease: float, *, former: Collection[bytes
     return now
 
 
-def _meet(tx: Tx, node: NodeRecord) -> None:
-    """Make two that register one name wait for each other, or on Galera conflict at COMMIT.
+def _serialize(tx: Tx, node: NodeRecord) -> None:
+    """Serialize registrations of one name; on Galera they conflict at COMMIT.
 
-    A row that follows from the name is written and taken away again; it is never seen.
+    A row whose id is derived from the name is inserted and deleted again; no other transaction sees it.
     """
     ident = hashlib.blake2b(node.name.encode(), digest_size=16, person=b"workerd-node").digest()
     tx.execute(
@@ -77,23 +77,23 @@ def _until(now: int, lease: float) -> int:
 
 
 def renew(tx: Tx, node_id: bytes, lease: float, info: bytes | None = None) -> int | None:
-    """Let the lease last `lease` seconds from the store's now, which is returned; None if the row is gone."""
+    """Renew the lease, `lease` seconds from the store's now, which is returned; None if the row is gone."""
     now = tx.now
     sets = "lease_until = %s" if info is None else "lease_until = %s, info = %s"
-    told = [] if info is None else [info.decode()]
+    infos = [] if info is None else [info.decode()]
     renewed = tx.execute(
-        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [columns.at(_until(now, lease)), *told, node_id]
+        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [columns.at(_until(now, lease)), *infos, node_id]
     )
     return now if renewed else None
 
 
 def over(tx: Tx) -> list[NodeRecord]:
-    """Nodes whose lease is over, by the store's clock."""
+    """Nodes whose lease has expired, by the store's clock."""
     return [node for node in list_(tx) if node.lease_until < tx.now]
 
 
 def remove(tx: Tx, node_id: bytes) -> bool:
-    """Take the row away; False, and it stays, while attempts are `inprogress` for it."""
+    """Delete the row, unless attempts are `inprogress` for it; returns whether it was deleted."""
     left = tx.one(
         f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_node')}"
         " WHERE node_id = %s AND status = 'inprogress' LIMIT 1",
@@ -106,10 +106,10 @@ def remove(tx: Tx, node_id: bytes) -> bool:
 
 
 def strays(tx: Tx) -> list[bytes]:
-    """Incarnations that hold claims and have no row.
+    """Incarnations that hold claims but have no row.
 
-    A COMMIT that reached the server late can bring a claim after its node's row was removed. A living
-    node that lost its row registers again within a lease: who stays here for longer than that is dead.
+    A late COMMIT can add a claim after the row of its node was removed. A live node that lost its row
+    registers again within a lease, so one that stays here longer is dead.
     """
     found = tx.query(
         f"SELECT DISTINCT node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"

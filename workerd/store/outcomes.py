@@ -19,7 +19,7 @@ from workerd.store.columns import RequestRow
 
 
 class ClosedBatch(msgspec.Struct, kw_only=True):
-    """What took effect of a batch, for all that follows from it in the same transaction.
+    """What took effect of a batch, as input of everything that follows in the same transaction.
 
     now
         The store time at which the batch was closed, microseconds.
@@ -101,7 +101,7 @@ def _release(tx: Tx, batch: Sequence[ClosedAttempt]) -> list[ClosedAttempt]:
 
 
 def ingested(tx: Tx, keys: Sequence[AttemptRef], moment: int) -> set[AttemptRef]:
-    """Which of these attempts were closed at exactly this moment: what a COMMIT without an answer did."""
+    """Which of these attempts were closed at this moment: whether a COMMIT without an answer took effect."""
     found: set[AttemptRef] = set()
     for part in columns.chunks(keys):
         sql = f"SELECT id, attempt FROM workerd_jobs WHERE ({columns.keys(part)}) AND ingested_at = %s"
@@ -109,11 +109,11 @@ def ingested(tx: Tx, keys: Sequence[AttemptRef], moment: int) -> set[AttemptRef]
     return found
 
 
-def progress(tx: Tx, told: Sequence[Progress], node_id: bytes) -> int:
-    """Write what running attempts of this incarnation say of themselves; how many rows it reached."""
-    reached = 0
-    for p in sorted(told, key=lambda p: (p.id, p.attempt)):
-        reached += tx.execute(
+def progress(tx: Tx, messages: Sequence[Progress], node_id: bytes) -> int:
+    """Write the progress of running attempts of this incarnation; returns the number of rows updated."""
+    updated = 0
+    for p in sorted(messages, key=lambda p: (p.id, p.attempt)):
+        updated += tx.execute(
             "UPDATE workerd_jobs SET started_at = %s, pid = %s, progress = COALESCE(%s, progress),"
             " note = COALESCE(%s, note)"
             " WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s",
@@ -122,4 +122,4 @@ def progress(tx: Tx, told: Sequence[Progress], node_id: bytes) -> int:
                 p.id, p.attempt, node_id, clock.to_text(p.claimed_at),
             ),
         )  # fmt: skip
-    return reached
+    return updated

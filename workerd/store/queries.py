@@ -1,7 +1,7 @@
-"""Questions about jobs, and what a person may do to one: cancel it, retry it.
+"""Reading jobs: one, lists, counts, payloads.
 
-Lists and counts never read the whole table: each is a handful of ranges of the two indexes on `status`,
-of which only what is shown is read.
+Lists and counts never scan the table: each reads a few ranges of the two indexes on `status`, and only the
+rows that are shown.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from workerd.store import columns
 from workerd.store.base import Row, Tx
 from workerd.store.columns import JobRow, Page, attempts, cursor_text, jobs_by_key, read_cursor
 
-CAP = 10_000
-"""Counts are exact up to here; more is told as this many."""
+MAX_COUNT = 10_000
+"""Counts are exact up to this number, and cut off there."""
 
 PAGE_BYTES = 8 << 20
-"""Bytes of vars, meta and stacks after which a page ends before its limit."""
+"""Bytes of vars, meta and stacks after which a page ends early."""
 
-MOST_PRIORITIES = 32
-"""Distinct priorities of one handler and status that are followed one by one."""
+MAX_PRIORITIES = 32
+"""Distinct priorities of one handler and status that are queried one by one."""
 
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
 
 class StoredJob(msgspec.Struct, kw_only=True):
-    """A job: the row that is its state, and all its attempts, oldest first, that row among them."""
+    """A job: its current row, and all its attempts, oldest first, including that row."""
 
     row: JobRow
     attempts: list[JobRow]
 
 
 class Count(msgspec.Struct, frozen=True):
-    """Jobs of a handler in a status, at most CAP; `oldest`: when the first that is `new` became due."""
+    """Jobs of a handler in a status, at most MAX_COUNT; `oldest`: since when the first `new` one is due."""
 
     handler: str
     status: Status
@@ -46,37 +46,37 @@ class Count(msgspec.Struct, frozen=True):
 
 
 def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> StoredJob:
-    """A job with its attempts, and its payload if it is wanted. NotFound."""
+    """A job with its attempts. Raises NotFound."""
     rows = attempts(tx, job_id, payload=payload)
     if not rows:
-        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+        raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
     return StoredJob(row=current, attempts=rows)
 
 
 def ended(tx: Tx, job_id: bytes) -> bool:
-    """Whether the job has an end: what a wait asks again and again. NotFound."""
+    """Whether the job has ended. Raises NotFound."""
     rows = tx.query("SELECT status FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT 1", (job_id,))
     if not rows:
-        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+        raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     return columns.lenient(rows[0][0]) in ENDED
 
 
 def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
-    """What the job returned, and its type, `bytes` or `json`. NotFound before there is one."""
+    """The payload and its type, `bytes` or `json`. Raises NotFound if there is none yet."""
     row = tx.one(
         "SELECT payload, payload_type FROM workerd_jobs WHERE id = %s AND status <> 'retry' LIMIT 1",
         (job_id,),
     )
     if row is None:
-        raise NotFound("There is no job with this id; `workerd job list` shows those that are there.")
+        raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     if row[0] is None:
         raise NotFound("The job has returned nothing yet.")
     return row[0], columns.lenient(row[1]) or "bytes"
 
 
 def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
-    """The first `most` bytes of what the job returned, the size of it all, its type; None without one."""
+    """The first `most` bytes of the payload, its total size and its type; None without a payload."""
     row = tx.one(
         "SELECT SUBSTR(payload, 1, %s), LENGTH(payload), payload_type FROM workerd_jobs"
         " WHERE id = %s AND status <> 'retry' AND payload IS NOT NULL LIMIT 1",
@@ -89,9 +89,9 @@ def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
 
 
 class _Branch(NamedTuple):
-    """One range of an index that is in the order of `run_at`."""
+    """One range of an index, in the order of `run_at`."""
 
-    through: str
+    index_name: str
     where: str
     params: list[object]
 
@@ -105,9 +105,9 @@ def list_(
     limit: int = 50,
     after: str | None = None,
 ) -> Page[JobRow]:
-    """Jobs by their state, without payloads, newest first: by when they became or become due.
+    """Jobs without payloads, newest first by `run_at`, status by status.
 
-    `since`: not before this store time. `after`: the `next` of the page before; InvalidValue if it is none.
+    `since`: a store time. `after`: the `next` of the previous page. Raises InvalidValue for another cursor.
     """
     bounds, bound = [], []
     position = read_cursor(after) if after is not None else None
@@ -123,11 +123,11 @@ def list_(
     for branch in _branches(tx, handler, states):
         where = " AND ".join([branch.where, *bounds])
         found += tx.query(
-            f"SELECT run_at, id, attempt FROM workerd_jobs {tx.dialect.hint(branch.through)} WHERE {where}"
+            f"SELECT run_at, id, attempt FROM workerd_jobs {tx.dialect.hint(branch.index_name)} WHERE {where}"
             " ORDER BY run_at DESC, id DESC LIMIT %s",
             [*branch.params, *bound, limit + 1],
         )
-    # Times of one length compare as text; SQLite's may have fewer digits.
+    # Times of equal length compare as text; in SQLite they may have fewer digits.
     found.sort(key=lambda row: (_digits(row[0]), row[1]), reverse=True)
     return _page(tx, found, limit)
 
@@ -142,8 +142,8 @@ def _branches(tx: Tx, handler: str | None, states: Sequence[Status]) -> Iterable
             yield _Branch("workerd_due", "status = %s", [str(state)])
             continue
         found = priorities(tx, handler, state)
-        if len(found) == MOST_PRIORITIES:
-            # So many rows of this handler that it is never far to the next one.
+        if len(found) == MAX_PRIORITIES:
+            # The handler has so many rows that the next one is never far.
             yield _Branch("workerd_due", "status = %s AND handler = %s", [str(state), handler])
             continue
         for priority in found:
@@ -155,14 +155,14 @@ def _branches(tx: Tx, handler: str | None, states: Sequence[Status]) -> Iterable
 
 
 def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
-    """The distinct priorities of a handler's rows in a status: one step in the index for each."""
+    """The distinct priorities of a handler's rows in a status: one index lookup for each."""
     sql = (
         f"SELECT priority FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = %s AND priority > %s ORDER BY priority LIMIT 1"
     )
     found: list[int] = []
     last = -(1 << 31) - 1
-    while len(found) < MOST_PRIORITIES:
+    while len(found) < MAX_PRIORITIES:
         row = tx.one(sql, (handler, str(state), last))
         if row is None:
             break
@@ -172,7 +172,7 @@ def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
 
 
 def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
-    """The first rows of `found` in full; fewer than `limit` if they are large."""
+    """The first rows of `found` in full, fewer than `limit` if they are large."""
     shown: list[JobRow] = []
     size = 0
     while len(shown) < min(limit, len(found)) and size < PAGE_BYTES:
@@ -193,15 +193,15 @@ def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
 
 
 def waiting(tx: Tx, handler: str, most: int) -> int:
-    """How many jobs of the handler wait, `new` or `scheduled`, counted up to `most`."""
+    """Number of `new` and `scheduled` jobs of the handler, at most `most`."""
     counts = _counts(tx, [(handler, Status.NEW), (handler, Status.SCHEDULED)], most)
     return min(most, sum(counts))
 
 
 def counts(
-    tx: Tx, handlers: Sequence[str], states: Sequence[Status] = _CURRENT, cap: int = CAP
+    tx: Tx, handlers: Sequence[str], states: Sequence[Status] = _CURRENT, cap: int = MAX_COUNT
 ) -> list[Count]:
-    """Jobs of each handler in each status, those that are none left out; for the newest view and metrics."""
+    """Jobs of each handler in each status, without zeros."""
     pairs = [(handler, state) for handler in handlers for state in states]
     found = []
     for (handler, state), count in zip(pairs, _counts(tx, pairs, cap), strict=True):
@@ -220,14 +220,14 @@ def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
 
 
 def oldest_new(tx: Tx, handler: str) -> int | None:
-    """Since when the handler's longest waiting job may be claimed."""
+    """Since when the handler's oldest claimable job is due, None without one."""
     sql = (
         f"SELECT priority, run_at FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
         " WHERE handler = %s AND status = 'new' AND priority > %s ORDER BY priority, run_at LIMIT 1"
     )
     oldest: int | None = None
     last = -(1 << 31) - 1
-    for _ in range(MOST_PRIORITIES):
+    for _ in range(MAX_PRIORITIES):
         row = tx.one(sql, (handler, last))
         if row is None:
             break
@@ -238,7 +238,7 @@ def oldest_new(tx: Tx, handler: str) -> int | None:
 
 
 def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
-    """Which of these jobs have an end; for all who wait, in one statement."""
+    """Which of these jobs have ended; one statement for all waiting callers."""
     if not ids:
         return set()
     marks = ", ".join(["%s"] * len(ids))

@@ -1,4 +1,4 @@
-"""Requests: submitted, picked up, cancelled, swept."""
+"""Requests: submit, get, list, pick up, cancel, sweep."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ from workerd.store.columns import (
     read_cursor,
     request,
 )
-from workerd.store.workflows import CANCELLED, Moving, cancel_waiting, job_state, move
+from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting, job_state
+from workerd.workflow import RequestStatus
 
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
-_S = wf.RequestStatus
 
 
 class Submitted(NamedTuple):
-    """The request's id; `created` is False if one with this id was there."""
+    """The request's id; `created` is False if the id existed."""
 
     id: bytes
     created: bool
 
 
-class Picked(NamedTuple):
-    """How many requests began, and the handlers that got jobs by it."""
+class PickedUp(NamedTuple):
+    """Number of requests picked up, and the handlers that got jobs."""
 
     begun: int
     handlers: set[str]
 
 
 def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Submitted:
-    """Make a request, `queuing` until a dispatcher picks it up; `params`: a JSON object."""
+    """Insert a request, `queuing` until a dispatcher picks it up; `params`: a JSON object."""
     ident = request_id or new_id()
     created = tx.execute(
         "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
@@ -57,10 +57,10 @@ def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None
 
 
 def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
-    """The request and its jobs by their current rows, in the order of their steps; NotFound."""
+    """The request and the current rows of its jobs, in the order of steps. Raises NotFound."""
     row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
     if row is None:
-        raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
+        raise NotFound("Request not found. `workerd request list` lists existing requests.")
     keys = tx.query(
         f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
         " WHERE request_id = %s AND status <> 'retry'",
@@ -79,7 +79,7 @@ def list_(
     limit: int = 50,
     after: str | None = None,
 ) -> Page[RequestRow]:
-    """Requests, newest first by `created_at`. InvalidValue if `after` is no cursor of `Page.next`."""
+    """Requests, newest first by `created_at`. Raises InvalidValue if `after` is not a `Page.next`."""
     where, params = ["status = %s"], []
     position = read_cursor(after) if after is not None else None
     if position is not None:
@@ -93,7 +93,7 @@ def list_(
         where.append("workflow = %s")
         params.append(workflow)
     found: list[RequestRow] = []
-    for state in [status] if status is not None else list(_S):
+    for state in [status] if status is not None else list(RequestStatus):
         found += map(
             request,
             tx.query(
@@ -106,17 +106,17 @@ def list_(
     return cut_page(found, limit, lambda r: cursor_text(r.created_at, r.id))
 
 
-# -- beginning ---------------------------------------------------------------------------------
+# -- pickup ---------------------------------------------------------------------------------
 
 
-def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picked:
-    """Begin up to `limit` queuing requests, the oldest first, of workflows that this node knows.
+def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> PickedUp:
+    """Start up to `limit` queuing requests, the oldest first, of workflows that this node knows.
 
-    Those of workflows with a cooler wait for their turn: `start_recurring`.
+    Requests of workflows with an interval are started by `start_recurring`.
     """
     names = [name for name, workflow in workflows.items() if workflow.schedule.cooler is None]
     if not names:
-        return Picked(0, set())
+        return PickedUp(0, set())
     rows = tx.query(
         f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
         f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
@@ -126,48 +126,48 @@ def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picke
     return _begin(tx, [request(row) for row in rows], workflows)
 
 
-def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowConfig]) -> Picked:
+def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowConfig]) -> PickedUp:
     beginning = []
     for row in rows:
-        item = Moving(row)
+        item = RequestUpdate(row)
         beginning.append(item)
         try:
             wf.check_object(row.params)
             wf.check_object(row.extras)
         except InvalidValue as error:
-            item.end(_S.FAILED, f"params or extras: {error}; correct them and submit it again")
+            item.end(RequestStatus.FAILED, f"params or extras: {error}; correct them and submit it again")
             continue
-        item.status = _S.INPROGRESS
+        item.status = RequestStatus.INPROGRESS
         item.graph = wf.graph_of(workflows[row.workflow])
         item.steps = wf.encode(item.graph)
-    return Picked(len(beginning), move(tx, beginning))
+    return PickedUp(len(beginning), apply(tx, beginning))
 
 
-def start_recurring(tx: Tx, workflow: WorkflowConfig) -> Picked:
-    """Keep the chain of a workflow with a cooler: begin its run when it is due, mend it when it is broken.
+def start_recurring(tx: Tx, workflow: WorkflowConfig) -> PickedUp:
+    """Start the run of a workflow with an interval when it is due, and repair an interrupted one.
 
-    A request that was submitted by hand, or inserted by another program, is the next run at once;
-    while a run is under way it waits for its end. The pause starts over from there.
+    A request that was submitted by hand, or inserted by another program, is the next run at once, or after
+    the run in progress. The interval starts over from its end.
     """
     pause = workflow.schedule.cooler
     assert pause is not None
-    link = intervals.live(tx, workflow.name)
-    if link is not None and link.status is Status.INPROGRESS:
-        return _mend_run(tx, workflow, link, pause)
-    by_hand = _oldest_queuing(tx, workflow.name)
-    if by_hand is not None:
+    run = intervals.live_run(tx, workflow.name)
+    if run is not None and run.status is Status.INPROGRESS:
+        return _repair_run(tx, workflow, run, pause)
+    submitted = _oldest_queuing(tx, workflow.name)
+    if submitted is not None:
         intervals.remove_waiting(tx, workflow.name)
-        if not intervals.add(tx, workflow.name, by_hand.id, run_at=tx.now, running=True):
-            return Picked(0, set())  # another node was faster
-        return _begin(tx, [by_hand], {workflow.name: workflow})
-    if link is None:
-        intervals.ensure(tx, workflow.name, pause)
-        return Picked(0, set())
-    due = link.status is Status.NEW or link.run_at <= tx.now
-    if not due or not intervals.goes_on(tx, [workflow.name]) or not intervals.begin(tx, link):
-        return Picked(0, set())
-    submit(tx, workflow.name, b"{}", link.id)
-    return _begin(tx, list(columns.lock_requests(tx, [link.id]).values()), {workflow.name: workflow})
+        if not intervals.insert_run(tx, workflow.name, submitted.id, run_at=tx.now, running=True):
+            return PickedUp(0, set())  # another node was first
+        return _begin(tx, [submitted], {workflow.name: workflow})
+    if run is None:
+        intervals.ensure_next(tx, workflow.name, pause)
+        return PickedUp(0, set())
+    due = run.status is Status.NEW or run.run_at <= tx.now
+    if not due or not intervals.active(tx, [workflow.name]) or not intervals.start_run(tx, run):
+        return PickedUp(0, set())
+    submit(tx, workflow.name, b"{}", run.id)
+    return _begin(tx, list(columns.lock_requests(tx, [run.id]).values()), {workflow.name: workflow})
 
 
 def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
@@ -179,29 +179,29 @@ def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
     return None if row is None else request(row)
 
 
-def _mend_run(tx: Tx, workflow: WorkflowConfig, link: intervals.Link, pause: float) -> Picked:
-    """A run whose request has ended, or is gone, without its row being closed."""
-    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (link.id,))
-    status = _S(columns.text(row[0])) if row is not None else _S.CANCELLED
-    if status is _S.QUEUING:
-        return _begin(tx, list(columns.lock_requests(tx, [link.id]).values()), {workflow.name: workflow})
+def _repair_run(tx: Tx, workflow: WorkflowConfig, run: intervals.LiveRun, pause: float) -> PickedUp:
+    """Close the row of a run whose request has ended or is gone."""
+    row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (run.id,))
+    status = RequestStatus(columns.text(row[0])) if row is not None else RequestStatus.CANCELLED
+    if status is RequestStatus.QUEUING:
+        return _begin(tx, list(columns.lock_requests(tx, [run.id]).values()), {workflow.name: workflow})
     if status in wf.REQUEST_ENDED:
-        columns.lock_requests(tx, [link.id])
-        intervals.close(tx, workflow.name, link.id, status, pause)
-    return Picked(0, set())
+        columns.lock_requests(tx, [run.id])
+        intervals.close_run(tx, workflow.name, run.id, status, pause)
+    return PickedUp(0, set())
 
 
-# -- ending and mending ------------------------------------------------------------------------
+# -- cancel and sweep ------------------------------------------------------------------------
 
 
 def cancel(tx: Tx, request_id: bytes) -> str:
-    """`ended`: nothing of it ran; `asked`: it ends when its running jobs do. NotFound, Conflict."""
+    """`ended`, or `asked`: it ends with its running jobs. Raises NotFound, Conflict if it has ended."""
     row = columns.lock_requests(tx, [request_id]).get(request_id)
     if row is None:
-        raise NotFound("There is no request with this id; `workerd request list` shows those that are there.")
-    item = Moving(row)
+        raise NotFound("Request not found. `workerd request list` lists existing requests.")
+    item = RequestUpdate(row)
     if item.ended:
-        raise Conflict(f"The request has ended already: it is {row.status}.")
+        raise Conflict(f"The request has already ended: it is {row.status}.")
     item.fail(CANCELLED_BY_PERSON)
     cancel_waiting(tx, [request_id])
     tx.execute(
@@ -209,25 +209,25 @@ def cancel(tx: Tx, request_id: bytes) -> str:
         " WHERE request_id = %s AND status = 'inprogress'",
         (columns.at(tx.now), request_id),
     )
-    if item.status is _S.QUEUING:
-        item.status = _S.CANCELLED
-    move(tx, [item])
+    if item.status is RequestStatus.QUEUING:
+        item.status = RequestStatus.CANCELLED
+    apply(tx, [item])
     return "ended" if item.ended else "asked"
 
 
 class Swept(NamedTuple):
-    """`cursor`: where the next sweep goes on, None at the end; `mended`: requests that were left behind."""
+    """`cursor`: where the next sweep continues, None at the end; `repaired`: requests that were stuck."""
 
     cursor: str | None
-    mended: int
+    repaired: int
     handlers: set[str]
 
 
 def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: str | None = None) -> Swept:
-    """Look at up to `limit` requests in progress and move on those that nobody moved.
+    """Check up to `limit` requests in progress and advance those that are stuck.
 
-    Also what was written by hand in any half-done state: without steps, without jobs, with jobs that
-    wait beside one that failed. Requests that another transaction holds are passed over.
+    Also those written by hand in an incomplete state: without steps, without jobs, with jobs that wait
+    beside a failed one. Requests locked by another transaction are skipped.
     """
     where, params = "", []
     if cursor is not None:
@@ -242,37 +242,37 @@ def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: s
             [*params, limit],
         )
     ]
-    items = [item for item in (_left_behind(tx, row, workflows) for row in rows) if item is not None]
-    handlers = move(tx, items)
+    items = [item for item in (_stuck(tx, row, workflows) for row in rows) if item is not None]
+    handlers = apply(tx, items)
     last = cursor_text(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None
     return Swept(last, len(items), handlers)
 
 
-def _left_behind(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> Moving | None:
-    """The request if something is to be done about it."""
-    item = Moving(row)
+def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> RequestUpdate | None:
+    """The request if it can be advanced, else None."""
+    item = RequestUpdate(row)
     if row.steps is None and row.workflow in workflows:
         item.graph = wf.graph_of(workflows[row.workflow])
         item.steps = wf.encode(item.graph)
     if item.graph is None:
         return item if item.failing is not None else None
     states = _job_states(tx, row.id)
-    if item.failing is None and (fallen := _fell_while_others_waited(states)):
-        item.fail(fallen)
+    if item.failing is None and (failed := _failure_beside_waiting(states)):
+        item.fail(failed)
     decision = wf.decide(item.graph, [state.state for state in states], failing=item.failing)
-    moves = decision.insert or decision.cancel_waiting or decision.status is not _S.INPROGRESS
+    moves = decision.insert or decision.cancel_waiting or decision.status is not RequestStatus.INPROGRESS
     return item if moves or item.steps is not None else None
 
 
-class _Seen(msgspec.Struct, frozen=True):
+class _DatedState(msgspec.Struct, frozen=True):
     state: wf.JobState
     run_at: int
     ended_at: int
 
 
-def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
+def _job_states(tx: Tx, request_id: bytes) -> list[_DatedState]:
     return [
-        _Seen(
+        _DatedState(
             job_state(name, status, reason),
             columns.time_or_none(run_at) or 0,
             columns.time_or_none(ended) or 0,
@@ -286,11 +286,11 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_Seen]:
     ]
 
 
-def _fell_while_others_waited(states: Sequence[_Seen]) -> str | None:
-    """What fell, if something waits since before: what a retry by hand put back waits since later."""
+def _failure_beside_waiting(states: Sequence[_DatedState]) -> str | None:
+    """Why a request fails whose jobs wait since before a failure; a retry by hand waits since later."""
     waiting = [s.run_at for s in states if s.state.status in (Status.SCHEDULED, Status.NEW)]
-    fallen = [s for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
-    before = [s for s in fallen if waiting and s.ended_at >= min(waiting)]
+    failed = [s for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
+    before = [s for s in failed if waiting and s.ended_at >= min(waiting)]
     for one in before:
         if one.state.status is Status.FAILURE:
             return f'"{one.state.name}" failed'
@@ -308,7 +308,7 @@ def ended(tx: Tx, request_id: bytes) -> bool:
 
 
 def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
-    """Which of these requests have an end; for all who wait, in one statement."""
+    """Which of these requests have ended; one statement for all waiting callers."""
     if not ids:
         return set()
     marks = ", ".join(["%s"] * len(ids))

@@ -1,6 +1,6 @@
-"""Removing what ended long ago: in slices along the primary key, all rows of a job together.
+"""Retention: removes old jobs in slices along the primary key, all rows of a job together.
 
-A job that belongs to a request goes with it, because later steps and a retry by hand need its rows.
+A job of a request is removed with the request, because later steps and a retry by hand need its rows.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from workerd.store.base import Row, Tx
 from workerd.store.columns import chunks, marks
 
 RUNS_KEPT = 100
-"""Completed rows of a recurring handler that are kept, however old."""
+"""Completed rows of a recurring handler that are kept whatever their age."""
 
 
 class RetentionLimits(NamedTuple):
-    """Store times before which an end is long ago; None keeps for ever. `completed` is for cancelled too."""
+    """Jobs that ended before these store times are removed, None: never. `completed` includes cancelled."""
 
     completed: int | None
     failure: int | None
 
     def over(self, status: str, end: int) -> bool:
-        """Whether a job with this status and end may go."""
+        """Whether a job with this status and end may be removed."""
         if status in ("completed", "cancelled"):
             return self.completed is not None and end < self.completed
         return status in ("failure", "failed") and self.failure is not None and end < self.failure
 
 
 class Purged(NamedTuple):
-    """`rows` that were removed; `cursor`: where the next slice begins, None after the last."""
+    """Number of removed `rows`; `cursor`: where the next slice starts, None after the last."""
 
     rows: int
     cursor: bytes | None
 
 
-class _Job(NamedTuple):
-    """A job as retention sees it."""
+class _EndedJob(NamedTuple):
+    """What retention needs of an ended job."""
 
     id: bytes
     handler: str
@@ -57,7 +57,7 @@ _SLICE = """SELECT id, attempt, handler, status, reason, unique_key, request_id,
 
 
 def purge_jobs(tx: Tx, limits: RetentionLimits, *, limit: int, cursor: bytes | None = None) -> Purged:
-    """Look at the next `limit` rows of jobs and remove the jobs that may go."""
+    """Check the next `limit` rows and remove the jobs that are older than the limits."""
     rows = tx.query(
         _SLICE + (" WHERE id > %s" if cursor is not None else "") + " ORDER BY id, attempt LIMIT %s",
         [*([cursor] if cursor is not None else []), limit],
@@ -65,7 +65,7 @@ def purge_jobs(tx: Tx, limits: RetentionLimits, *, limit: int, cursor: bytes | N
     jobs = [list(group) for _, group in groupby(rows, key=lambda row: row[0])]
     full = len(rows) == limit
     if full and len(jobs) > 1:
-        jobs.pop()  # perhaps only half of it was read
+        jobs.pop()  # it may go on beyond the slice
     elif full:
         jobs = [tx.query(_SLICE + " WHERE id = %s ORDER BY attempt", (rows[0][0],))]
     ended = [job for job in map(_ended, jobs) if job is not None and limits.over(job.status, job.end)]
@@ -75,7 +75,7 @@ def purge_jobs(tx: Tx, limits: RetentionLimits, *, limit: int, cursor: bytes | N
     return Purged(removed, jobs[-1][0][0] if full and jobs else None)
 
 
-def _ended(rows: Sequence[Row]) -> _Job | None:
+def _ended(rows: Sequence[Row]) -> _EndedJob | None:
     current = [row for row in rows if row[3] != b"retry"]
     if len(current) != 1 or columns.lenient(current[0][3]) in LIVE:
         return None
@@ -85,12 +85,12 @@ def _ended(rows: Sequence[Row]) -> _Job | None:
     except UnreadableRow:
         moment = 0
     text = columns.lenient
-    return _Job(
+    return _EndedJob(
         job_id, text(handler) or "", text(status) or "", text(reason), text(key), request_id, run_at, moment
     )
 
 
-def _without_request(tx: Tx, jobs: Sequence[_Job]) -> list[_Job]:
+def _without_request(tx: Tx, jobs: Sequence[_EndedJob]) -> list[_EndedJob]:
     ids = sorted({job.request_id for job in jobs if job.request_id is not None})
     there: set[bytes] = set()
     for part in chunks(ids):
@@ -100,8 +100,8 @@ def _without_request(tx: Tx, jobs: Sequence[_Job]) -> list[_Job]:
     return [job for job in jobs if job.request_id not in there]
 
 
-def _kept_runs(tx: Tx, jobs: Sequence[_Job]) -> set[bytes]:
-    """Those among the newest completed rows of a recurring handler."""
+def _kept_runs(tx: Tx, jobs: Sequence[_EndedJob]) -> set[bytes]:
+    """Which of these are among the newest completed rows of a recurring handler."""
     schedules = {columns.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
     oldest: dict[str, bytes] = {}
     kept: set[bytes] = set()
@@ -127,9 +127,9 @@ def _oldest_kept(tx: Tx, handler: str) -> bytes:
 
 
 def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
-    """Remove the runs of a chain behind the newest completed ones, however young; how many rows.
+    """Remove all but the newest completed runs of an interval, whatever their age; returns the rows removed.
 
-    Otherwise a cooler of milliseconds would fill the table with rows that say nothing.
+    Otherwise an interval of milliseconds would fill the table.
     """
     rows = tx.query(
         f"SELECT id, unique_key FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
@@ -141,9 +141,9 @@ def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
 
 
 def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
-    """Remove up to about `limit` rows of requests that ended long ago, with all their jobs; how many.
+    """Remove about `limit` rows of old requests and their jobs; returns the rows removed.
 
-    The last run of a schedule is kept: it tells whether the next may begin.
+    The last run of a schedule is kept: it tells whether the next may start.
     """
     removed = 0
     for status, before in (
@@ -184,7 +184,7 @@ def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
 
 
 def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
-    """Delete all rows of these jobs, but for those that live again: a person may retry one meanwhile."""
+    """Delete all rows of these jobs, unless they were retried meanwhile."""
     removed = 0
     for part in chunks(sorted(ids), 200):
         rows = tx.query(

@@ -1,7 +1,7 @@
-"""Schedules: each tick of a `cron` fires once over all nodes, each `cooler` has one chain.
+"""Schedules: each tick of a `cron` fires once in the cluster, each `cooler` has one live run.
 
-The row of a schedule says up to where its ticks are dealt with. Whoever moves `last_tick` inserts the job or
-the request in the same transaction, so that a tick has one of them or none, whatever dies.
+`last_tick` says up to which tick a schedule is processed. The transaction that advances it inserts the job or
+the request, so that each tick has exactly one, or is skipped, whatever crashes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ Kind = Literal["cron", "cooler"]
 
 
 class ScheduleRow(msgspec.Struct, kw_only=True):
-    """A schedule. `last_tick`: ticks up to here are dealt with; `last_job`: the job or request it made.
+    """A schedule.
 
-    `next_at`: when the chain of a cooler runs next, None while it runs; ticks of a cron follow from its
-    expression. `last_status` and `last_end` are those of `last_job`, or of a chain's last run.
+    last_tick
+        Ticks up to here are processed.
+    last_job
+        The job or request of the last tick.
+    next_at
+        When an interval runs next, None while it runs; the ticks of a cron follow from its expression.
+    last_status, last_end
+        Those of `last_job`, or of the last run of an interval.
     """
 
     name: str
@@ -46,25 +52,25 @@ class ScheduleRow(msgspec.Struct, kw_only=True):
 
 
 class Fired(StrEnum):
-    """What became of a tick."""
+    """The result of a tick."""
 
     FIRED = "fired"
-    TAKEN = "taken"  # another node was faster, or the schedule changed
+    TAKEN = "taken"  # by another node, or the schedule changed
     SKIPPED = "skipped"  # the last run is not over
-    HELD = "held"  # the last run is not over: ask again
+    HELD = "held"  # the last run is not over: try again
     PAUSED = "paused"
-    GONE = "gone"  # no such schedule in the store
+    GONE = "gone"  # the schedule is not in the store
 
 
 class Tick(NamedTuple):
-    """`job`: the id of what was inserted, a request's if the schedule is a workflow's."""
+    """`job`: the id of the inserted job, or of the request if the schedule is a workflow's."""
 
     fired: Fired
     job: bytes | None = None
 
 
 def wanted(config: Config) -> dict[str, Wanted]:
-    """What is scheduled in a configuration, by the name of its handler or workflow."""
+    """The schedules of a configuration, by the name of handler or workflow."""
     all_ = {h.name: h.schedule for h in config.handlers.values()}
     all_ |= {w.name: w.schedule for w in config.workflows.values()}
     return {name: schedule for name, schedule in all_.items() if schedule.recurs}
@@ -88,24 +94,24 @@ def _schedule(row: Row) -> ScheduleRow:
 
 
 def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
-    """One schedule's row. NotFound."""
+    """One schedule's row. Raises NotFound."""
     row = tx.one(
         f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s" + (tx.dialect.row_lock if lock else ""),
         (name,),
     )
     if row is None:
-        raise NotFound(f"There is no schedule {name!r}; `workerd schedules` lists them.")
+        raise NotFound(f"Schedule {name!r} not found. `workerd schedules` lists existing schedules.")
     return _schedule(row)
 
 
-# -- what the configuration says ---------------------------------------------------------------
+# -- sync with the configuration ---------------------------------------------------------------
 
 
 def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
-    """Make the rows say what the configuration says; the names of those that were added or changed.
+    """Write the configured schedules; returns the names of those added or changed.
 
-    A schedule begins, also anew after a change, when it is written here: no earlier tick is missed, and a
-    run that waits for the end of a cooler waits for the new one. That it was paused outlives a change.
+    A new or changed schedule starts now: earlier ticks are not missed ones, and a waiting run waits for the
+    new interval. A pause outlives a change.
     """
     there = {row.name: row for row in map(_schedule, tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules"))}
     changed = []
@@ -125,7 +131,7 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
                 (kind, expression, timezone, columns.at(tx.now), name),
             )
             if row.kind == "cooler":
-                intervals.forget_pause(tx, name)
+                intervals.remove_scheduled(tx, name)
         else:
             continue
         changed.append(name)
@@ -133,16 +139,16 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
 
 
 def described(schedule: Wanted) -> tuple[Kind, str, str]:
-    """Kind, expression and timezone as the columns hold them: a cooler's expression is its seconds."""
+    """Kind, expression and timezone as the columns hold them: `30s` for an interval."""
     if schedule.cooler is not None:
         return "cooler", f"{schedule.cooler:g}s", "UTC"
     return "cron", schedule.cron, schedule.timezone
 
 
 def orphans(tx: Tx, own: Iterable[str]) -> list[str]:
-    """The schedules that neither this node's configuration nor that of another live node has.
+    """Schedules that no live node has in its configuration.
 
-    The nodes tell theirs in `schedules` of their `info`. While one does not, nobody is sure of anything.
+    Nodes publish theirs in `schedules` of their `info`; while one has not, no schedule counts as an orphan.
     """
     had = {columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")} - set(own)
     if not had:
@@ -160,7 +166,7 @@ class _Info(msgspec.Struct):
 
 
 def retire(tx: Tx, names: Iterable[str]) -> int:
-    """Remove schedules that are configured no more, and the runs of their chains that wait."""
+    """Remove schedules that are no longer configured, and their waiting runs."""
     gone = sorted(set(names))
     if not gone:
         return 0
@@ -170,16 +176,11 @@ def retire(tx: Tx, names: Iterable[str]) -> int:
     return removed
 
 
-def ensure_chain(tx: Tx, name: str, pause: float) -> bool:
-    """Insert the row of a cooler's chain where no live one is; whether this call did. `pause`: seconds."""
-    return intervals.ensure(tx, name, pause)
-
-
 # -- ticks -------------------------------------------------------------------------------------
 
 
 def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow: bool = False) -> Tick:
-    """Let one tick fire, once over all nodes: insert its job, or its request if it is a workflow's."""
+    """Fire one tick, once in the cluster: insert its job, or its request if it is a workflow's."""
     row = tx.one(f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s", (name,))
     if row is None:
         return Tick(Fired.GONE)
@@ -204,7 +205,7 @@ def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow
 
 
 def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> bool:
-    """Take the tick; only if `last_job`, on which the overlap was judged, is still the same."""
+    """Advance `last_tick`, only if `last_job`, by which the overlap was decided, is unchanged."""
     same = tx.dialect.null_safe_equal
     return bool(
         tx.execute(
@@ -216,7 +217,7 @@ def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> boo
 
 
 def _over(tx: Tx, made: bytes) -> bool:
-    """Whether the job or request that a tick made has ended; what was removed has."""
+    """Whether the job or request of a tick has ended or was removed."""
     job = _last_row(tx, made)
     if job is not None:
         return job[0] in ENDED
@@ -233,11 +234,11 @@ def _last_row(tx: Tx, job_id: bytes) -> tuple[str, int | None] | None:
     return None if row is None else (columns.lenient(row[0]) or "", columns.time_or_none(row[1]))
 
 
-# -- what a person does ------------------------------------------------------------------------
+# -- pause, resume, run ------------------------------------------------------------------------
 
 
 def pause(tx: Tx, name: str, by: str) -> None:
-    """No tick fires and no chain goes on until `resume`; what runs goes on to its end. NotFound."""
+    """Fire no tick and start no run until `resume`; running jobs finish. Raises NotFound."""
     schedule = find(tx, name, lock=True)
     tx.execute(
         "UPDATE workerd_schedules SET paused_at = COALESCE(paused_at, %s), paused_by = %s WHERE name = %s",
@@ -248,7 +249,7 @@ def pause(tx: Tx, name: str, by: str) -> None:
 
 
 def resume(tx: Tx, name: str) -> bool:
-    """Go on from now: ticks during the pause are not missed ones. False if it was not paused. NotFound."""
+    """Continue from now: ticks during the pause are not missed. False if not paused. Raises NotFound."""
     schedule = find(tx, name, lock=True)
     if schedule.paused_at is None:
         return False
@@ -257,35 +258,43 @@ def resume(tx: Tx, name: str) -> bool:
         (columns.at(max(tx.now, schedule.last_tick or 0)), name),
     )
     if schedule.kind == "cooler":
-        intervals.ensure(tx, name, 0)
+        intervals.ensure_next(tx, name, 0)
     return True
 
 
 def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
-    """Run once now, paused or not; the id of the job or request. NotFound, Conflict.
+    """Run once now, paused or not; returns the id of the job or request. Raises NotFound, Conflict.
 
-    Of a chain the waiting run is moved to now, so that the pause starts over from its end.
+    The waiting run of an interval becomes due now, and the interval starts over from its end.
     """
     schedule = find(tx, name, lock=True)
     if schedule.kind == "cron":
         if workflow:
             return requests.submit(tx, name, b"{}").id
         return jobs.insert(tx, [NewJob(handler=name)])[0].id
-    if intervals.hurry(tx, name):
-        link = intervals.live(tx, name)
-        assert link is not None
-        return link.id
-    if intervals.live(tx, name) is not None:
-        raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
+    if intervals.make_due(tx, name):
+        run = intervals.live_run(tx, name)
+        assert run is not None
+        return run.id
+    if intervals.live_run(tx, name) is not None:
+        raise Conflict(
+            f"{name!r} is already running; its next run starts after the interval that follows its end."
+        )
     if workflow:
         return requests.submit(tx, name, b"{}").id
     made = new_id()
-    if not intervals.add(tx, name, made, run_at=tx.now):
-        raise Conflict(f"{name!r} runs already; its next run begins after the pause that follows its end.")
+    if not intervals.insert_run(tx, name, made, run_at=tx.now):
+        raise Conflict(
+            f"{name!r} is already running; its next run starts after the interval that follows its end."
+        )
     return made
 
 
-# -- looking -----------------------------------------------------------------------------------
+def _already_running(name: str) -> Conflict:
+    return Conflict(f"{name!r} is already running; the next run starts one interval after its end.")
+
+
+# -- lists -----------------------------------------------------------------------------------
 
 
 def list_(tx: Tx) -> list[ScheduleRow]:
@@ -296,9 +305,9 @@ def list_(tx: Tx) -> list[ScheduleRow]:
 
 def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
     if row.kind == "cooler":
-        link = intervals.live(tx, row.name)
-        if link is not None and link.status is not Status.INPROGRESS:
-            row.next_at = link.run_at
+        run = intervals.live_run(tx, row.name)
+        if run is not None and run.status is not Status.INPROGRESS:
+            row.next_at = run.run_at
         last = intervals.last_run(tx, row.name)
         if last is not None:
             row.last_job, row.last_status, row.last_end = last

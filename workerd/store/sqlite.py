@@ -22,7 +22,7 @@ AWAY = frozenset({
     sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
     sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH,
 })  # fmt: skip
-_STEPS = 100_000  # virtual machine steps between two looks at the time limit, about a millisecond
+_STEPS = 100_000  # virtual machine steps between two checks of the time limit, about a millisecond
 
 
 class SQLiteStore(Store):
@@ -56,7 +56,7 @@ def _migrate(tx: Tx) -> list[str]:
 
 
 class SQLiteSession(Session):
-    """One connection; text comes as bytes, the clock is the machine's."""
+    """One connection; text is returned as bytes, the clock is the machine's."""
 
     dialect = SQLITE
     max_packet: int | None = None
@@ -66,7 +66,7 @@ class SQLiteSession(Session):
         self._end = 0.0
         self.server_version = f"SQLite {sqlite3.sqlite_version}"
         try:
-            # Waiting for the lock is done here: SQLite's own pauses grow to 100 ms.
+            # `_locked` waits for the lock: SQLite's own pauses grow to 100 ms.
             self._link = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise StoreAway(f"{path} cannot be opened ({error}); make its folder writable") from None
@@ -74,7 +74,7 @@ class SQLiteSession(Session):
         self._cursor = self._link.cursor()
         self._link.set_progress_handler(self._over, _STEPS)
         try:
-            # WAL: readers and the writer do not wait for each other. FULL: a commit survives a power cut.
+            # WAL: readers and the writer do not block each other. FULL: a commit survives a power cut.
             self._locked("PRAGMA journal_mode = WAL")
             self._locked("PRAGMA synchronous = FULL")
             self._locked("PRAGMA temp_store = MEMORY")
@@ -117,7 +117,7 @@ class SQLiteSession(Session):
         return int(time.monotonic() > self._end)
 
     def _locked(self, statement: str) -> None:
-        """Run what needs the file's lock, asking for it again every 1-3 ms until the time limit."""
+        """Run a statement that needs the file's lock, again every 1-3 ms until the time limit."""
         end = time.monotonic() + self._timeout
         while True:
             try:
@@ -138,14 +138,14 @@ def _translated(sql: str) -> str:
 
 
 def classify(error: Exception) -> StoreError:
-    """The kind of a driver's error, with SQLite's words and code."""
+    """A driver's error as ours, with SQLite's message and code."""
     if not isinstance(error, sqlite3.Error):
         return StoreRefused(f"a value cannot be stored: {error}", sqlite3.SQLITE_MISMATCH)
     code = getattr(error, "sqlite_errorcode", 0)
-    kind = code & 0xFF  # the rest tells which sort of it
+    kind = code & 0xFF  # the primary result code
     if kind in BUSY:
         return LockLost(str(error), code)
-    # A missing table or column is the store's state, not a row's fault.
+    # A missing table or column is the state of the store, not the fault of a row.
     if kind in AWAY or code == 0 or str(error).startswith(("no such table", "no such column")):
         return StoreAway(f"SQLite: {error}", code)
     return StoreRefused(f"SQLite: {error}", code)

@@ -1,4 +1,4 @@
-"""What a claimed job of a request carries: params, extras, and the payloads it needs."""
+"""The inputs of a claimed job of a request: params, extras, and payloads of the jobs it needs."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from workerd.store import columns, workflows
 from workerd.store.base import Row, Tx
 from workerd.store.columns import chunks, marks
 
-BATCH_BYTES = 8 << 20
-"""Bytes that one claim's jobs carry together; what is over stays `new`."""
-JOB_BYTES = 24 << 20
-"""Bytes that one job can carry to its worker."""
+MAX_BATCH_BYTES = 8 << 20
+"""Bytes of inputs in one claim; jobs beyond it stay `new`."""
+MAX_JOB_BYTES = 24 << 20
+"""Bytes of inputs with which a job can still be sent to a worker."""
 
 
 class Enriched(NamedTuple):
-    """`claims` to hand on, `broken` ones as outcomes for the ingester; the rest was given back."""
+    """`claims` with inputs; `broken`: outcomes of those that cannot be run. The rest was released."""
 
     claims: list[Claim]
     broken: list[Outcome]
 
 
 class _Context(NamedTuple):
-    """A request's part in its jobs' claims. `size`: bytes of params and extras."""
+    """What the claims need of a request. `size`: bytes of params and extras."""
 
     workflow: str
     status: str
@@ -45,9 +45,9 @@ class _Payload(NamedTuple):
 
 
 def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
-    """Fill in what requests hand their jobs, in the transaction that claims them.
+    """Add their inputs to claims, in the transaction that claims them.
 
-    A job whose request has ended, or is not there, is not run. Sizes are asked before anything is read,
+    A job whose request has ended or does not exist is not run. Sizes are queried before any content,
     because any program may have written the rows.
     """
     ids = sorted({c.request_id for c in claims if c.request_id is not None})
@@ -63,12 +63,12 @@ def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
         refused = _refused(claim, context, size)
         if refused is not None:
             broken.append(refused)
-        elif total and total + size > BATCH_BYTES:
+        elif total and total + size > MAX_BATCH_BYTES:
             surplus.append(claim.ref)
         else:
             total += size
             accepted.append(claim)
-    _give_back(tx, surplus)
+    _release(tx, surplus)
     return Enriched(_filled(tx, accepted, needed), broken)
 
 
@@ -88,7 +88,7 @@ def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
 def _needed(
     tx: Tx, claims: Sequence[Claim], contexts: dict[bytes, _Context]
 ) -> dict[AttemptRef, dict[str, _Payload]]:
-    """The payloads, by name, of what each claim needs and of what that spawned."""
+    """The payloads, by name, of the jobs that each claim needs and of those they spawned."""
     needs: dict[AttemptRef, tuple[wf.Graph, frozenset[str]]] = {}
     for claim in claims:
         context = contexts.get(claim.request_id or b"")
@@ -97,7 +97,7 @@ def _needed(
         try:
             graph = workflows.graph(context.steps)
         except InvalidValue:
-            continue  # the request fails by this when its next job ends
+            continue  # the request fails when its next job ends
         if names := frozenset(wf.needs_of(graph, claim.name)):
             needs[claim.ref] = graph, names
     there = _payloads(tx, sorted({c.request_id for c in claims if c.request_id and c.ref in needs}))
@@ -134,11 +134,11 @@ def _refused(claim: Claim, context: _Context | None, size: int) -> Outcome | Non
         return failed(claim, "Its request does not exist; enqueue it without one.")
     if context.status in wf.REQUEST_ENDED:
         return cancelled(claim, workflows.REQUEST_OVER)
-    if size > JOB_BYTES:
+    if size > MAX_JOB_BYTES:
         return failed(
             claim,
             f"The request's params and extras and the payloads that it needs have {size} bytes,"
-            f" {JOB_BYTES} are allowed; hand on a reference instead of the data.",
+            f" {MAX_JOB_BYTES} are allowed; hand on a reference instead of the data.",
         )
     return None
 
@@ -170,7 +170,7 @@ def _filled(
 
 
 def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[AttemptRef, bytes]:
-    """Payloads as JSON; bytes as base64 text, which msgspec reads back where bytes are asked for."""
+    """Payloads as JSON; bytes as base64 text, which msgspec decodes where a handler wants bytes."""
     kinds = {p.ref: p.type for p in payloads}
     found: dict[AttemptRef, bytes] = {}
     for part in chunks(list(kinds)):
@@ -182,8 +182,8 @@ def _contents(tx: Tx, payloads: Sequence[_Payload]) -> dict[AttemptRef, bytes]:
     return found
 
 
-def _give_back(tx: Tx, surplus: Sequence[AttemptRef]) -> None:
-    """Undo this transaction's claim of what does not fit into one hand-over."""
+def _release(tx: Tx, surplus: Sequence[AttemptRef]) -> None:
+    """Undo the claims that do not fit into this batch."""
     if surplus:
         tx.execute(
             "UPDATE workerd_jobs SET status = 'new', node_id = NULL, node = NULL, claimed_at = NULL"

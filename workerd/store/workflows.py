@@ -1,4 +1,4 @@
-"""Moving requests on: what `workflow.decide` says, in the caller's transaction."""
+"""Advancing requests: what `workflow.decide` decides, written in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -20,18 +20,15 @@ from workerd.store.columns import RequestRow, chunks, marks
 from workerd.store.outcomes import ClosedBatch
 from workerd.text import one_line
 
-# Moving requests on: what `workflow.decide` says, carried out in the caller's transaction.
-#
-# Whoever moves a request holds its row's lock, and every transaction that closes one of its jobs writes the
-# row: on Galera a lock that writes nothing protects nothing. Locks: request rows by id, then job rows, then
-# inserts.
-#
+# A request is only advanced under the lock of its row, and every transaction that closes one of its jobs
+# writes the row: on Galera a lock that writes nothing protects nothing. Lock order: request rows by id, then
+# job rows, then inserts.
 
-EXTRAS_LIMIT = 1 << 20
-"""Bytes of a request's extras: each of its jobs gets them whole."""
+MAX_EXTRAS_BYTES = 1 << 20
+"""Bytes of a request's extras, which every job of the request receives."""
 
 REQUEST_OVER = "its request has ended"
-"""The error of jobs that were cancelled with their request; retry puts them back by it."""
+"""The error of jobs that were cancelled with their request, by which a retry finds and repeats them."""
 
 _IN_PROGRESS = wf.RequestStatus.INPROGRESS
 
@@ -42,31 +39,31 @@ def _graph_cached(steps: bytes) -> wf.Graph:
 
 
 def graph(steps: bytes) -> wf.Graph:
-    """The graph of the column `steps`; InvalidValue if it is none."""
-    # Requests of one workflow share their text; a very long one is not kept in memory.
+    """The graph of the column `steps`. Raises InvalidValue."""
+    # Requests of one workflow have the same text; a very long one is not cached.
     return _graph_cached(steps) if len(steps) <= 65536 else wf.decode(steps)
 
 
 CANCELLED = "cancelled"
-"""The first word of a request's `error` when it was cancelled and did not fail: the row tells how it ends."""
+"""First word of a request's `error` if it was cancelled, not failed: so the row tells how it will end."""
 
 
-def _end_told_by(error: str) -> wf.RequestStatus:
+def _end_status(error: str) -> wf.RequestStatus:
     return wf.RequestStatus.CANCELLED if error.startswith(f"{CANCELLED} ") else wf.RequestStatus.FAILED
 
 
-class Moving:
-    """A locked request and what this transaction makes of it."""
+class RequestUpdate:
+    """A locked request and the changes that this transaction will write."""
 
     def __init__(self, row: RequestRow) -> None:
         self.row = row
         self.status = wf.RequestStatus(row.status)
         self.step = row.step
         self.error = row.error
-        self.failing = None if row.error is None else _end_told_by(row.error)
-        self.extras: bytes | None = None  # what is to be written, None if they stay
-        self.steps: bytes | None = None  # the same
-        self.given: list[bytes] = []
+        self.failing = None if row.error is None else _end_status(row.error)
+        self.extras: bytes | None = None  # to be written; None: unchanged
+        self.steps: bytes | None = None  # likewise
+        self.returned_extras: list[bytes] = []
         self.spawns: list[tuple[str | None, bytes]] = []
         self.insert: list[WorkflowJob] = []
         self.graph: wf.Graph | None = None
@@ -74,54 +71,54 @@ class Moving:
             self.read(row.steps)
 
     def read(self, steps: bytes) -> None:
-        """Take the graph from the column; one that cannot be read fails the request."""
+        """Decode the graph; the request fails if that is impossible."""
         try:
             self.graph = graph(steps)
         except InvalidValue as error:
             self.fail(str(error))
 
     def fail(self, error: str) -> None:
-        """What waits is cancelled from now on; the first error stays."""
+        """Let the request fail: waiting jobs are cancelled; the first error is kept."""
         if self.failing is None:
             self.error = one_line(error)
-            self.failing = _end_told_by(error)
+            self.failing = _end_status(error)
 
     def end(self, status: wf.RequestStatus, error: str) -> None:
-        """End it without asking its jobs."""
+        """End the request whatever the state of its jobs."""
         self.fail(error)
         self.status = status
 
-    def take(self, outcome: Outcome) -> None:
-        """What an outcome that took effect means for the request."""
+    def add_outcome(self, outcome: Outcome) -> None:
+        """Take in the outcome of one of its jobs."""
         who = outcome.name or outcome.handler
         if outcome.status is Status.FAILURE:
             self.fail(f'"{who}" failed: {outcome.error or outcome.reason}')
         elif outcome.status is Status.CANCELLED:
             self.fail(f'{CANCELLED} with its job "{who}"')
         if outcome.extras is not None:
-            self.given.append(outcome.extras)
+            self.returned_extras.append(outcome.extras)
         if outcome.spawn is not None and outcome.status is Status.COMPLETED:
             self.spawns.append((outcome.name, outcome.spawn))
 
     def merge(self) -> None:
-        """Lay what its jobs returned over its extras."""
-        if not self.given:
+        """Merge what its jobs returned into its extras."""
+        if not self.returned_extras:
             return
         try:
-            merged = wf.merge(self.row.extras, self.given)
+            merged = wf.merge(self.row.extras, self.returned_extras)
         except InvalidValue as error:
             self.fail(f"extras: {error}")
             return
-        if merged is not None and len(merged) > EXTRAS_LIMIT:
+        if merged is not None and len(merged) > MAX_EXTRAS_BYTES:
             self.fail(
-                f"extras: they would have {len(merged)} bytes, the limit is {EXTRAS_LIMIT};"
-                " hand on a reference instead of the data"
+                f"extras: they would have {len(merged)} bytes, the limit is {MAX_EXTRAS_BYTES};"
+                " return a reference instead of the data"
             )
         elif merged != self.row.extras:
             self.extras = merged
 
     def decide(self, states: list[wf.JobState]) -> bool:
-        """Adopt what follows from its jobs' states; True if what waits must be cancelled first."""
+        """Decide by the states of its jobs; True if waiting jobs must be cancelled first."""
         assert self.graph is not None
         decision = wf.decide(self.graph, states, failing=self.failing)
         self.status, self.step = decision.status, max(decision.step, self.step)
@@ -134,7 +131,7 @@ class Moving:
 
 
 def advance(tx: Tx, batch: ClosedBatch) -> None:
-    """Move on the requests of the batch: merge extras, insert spawned jobs and further steps, end them."""
+    """Advance the requests of the batch: merge extras, insert spawned jobs and further steps, end them."""
     _follow(tx, batch, move_on=True)
 
 
@@ -146,45 +143,46 @@ def record(tx: Tx, batch: ClosedBatch) -> None:
 def _follow(tx: Tx, batch: ClosedBatch, *, move_on: bool) -> None:
     if not batch.requests:
         return
-    moving: dict[bytes, Moving] = {}
+    updates: dict[bytes, RequestUpdate] = {}
     for ended in batch.ended:
         outcome = ended.outcome
         row = batch.requests.get(outcome.request_id) if outcome.request_id is not None else None
         if row is None:
             continue
-        if row.id not in moving:
-            moving[row.id] = Moving(row)
-        moving[row.id].take(outcome)
-    for item in moving.values():
+        if row.id not in updates:
+            updates[row.id] = RequestUpdate(row)
+        updates[row.id].add_outcome(outcome)
+    for item in updates.values():
         item.merge()
-    batch.woken |= move(tx, list(moving.values()), move_on=move_on)
+    batch.woken |= apply(tx, list(updates.values()), move_on=move_on)
 
 
-def move(tx: Tx, moving: Sequence[Moving], *, move_on: bool = True) -> set[str]:
-    """Decide, cancel what has to be, write every row, insert; the handlers that got new jobs."""
-    alive = [m for m in moving if m.status is _IN_PROGRESS]
-    found = _states(tx, [m.row.id for m in alive])
+def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> set[str]:
+    """Decide, cancel waiting jobs, write every row, insert; returns the handlers that got new jobs."""
+    alive = [update for update in updates if update.status is _IN_PROGRESS]
+    found = _states(tx, [update.row.id for update in alive])
     for item in alive:
         if item.graph is None and item.failing is not None:
-            item.graph = wf.Graph(name=item.row.workflow, jobs=())  # nobody can read it: only its end is left
+            item.graph = wf.Graph(name=item.row.workflow, jobs=())  # unreadable: it can only end
         if item.graph is not None:
             _spawn(item, item.graph, found[item.row.id])
-    deciding = [m for m in alive if m.graph is not None and (move_on or m.failing is not None)]
-    # Between the look and the cancel another node may have claimed what waited: look again, then decide.
+    deciding = [
+        update for update in alive if update.graph is not None and (move_on or update.failing is not None)
+    ]
+    # Another node may have claimed a waiting job before it was cancelled: read again, then decide.
     while deciding:
-        deciding = [m for m in deciding if m.decide(found[m.row.id])]
+        deciding = [update for update in deciding if update.decide(found[update.row.id])]
         if deciding:
-            ids = [m.row.id for m in deciding]
+            ids = [update.row.id for update in deciding]
             cancel_waiting(tx, ids)
             found = _states(tx, ids)
-    _write(tx, moving)
-    intervals.close_runs(
-        tx, [(m.row.id, m.status, m.graph) for m in moving if m.ended and m.graph is not None]
-    )
-    return _insert(tx, moving)
+    _write(tx, updates)
+    over = [(u.row.id, u.status, u.graph) for u in updates if u.ended and u.graph is not None]
+    intervals.close_runs(tx, over)
+    return _insert(tx, updates)
 
 
-def _spawn(item: Moving, graph_: wf.Graph, states: list[wf.JobState]) -> None:
+def _spawn(item: RequestUpdate, graph_: wf.Graph, states: list[wf.JobState]) -> None:
     stopped = item.failing is not None or (graph_.quiet and any(s.reason is Reason.IGNORED for s in states))
     if stopped:
         return
@@ -196,7 +194,7 @@ def _spawn(item: Moving, graph_: wf.Graph, states: list[wf.JobState]) -> None:
             item.insert.clear()
             return
         item.insert.extend(made)
-    # Only when all are good, so that a failing request has nothing that waits outside of the table.
+    # Only if all are valid, so that a failing request has no waiting jobs that are not in the table.
     states.extend(wf.JobState(job.name, Status.NEW) for job in item.insert)
 
 
@@ -217,12 +215,12 @@ def job_state(name: bytes | None, status: bytes, reason: bytes | None) -> wf.Job
     try:
         why = None if reason is None else Reason(columns.text(reason))
     except (ValueError, UnreadableRow):
-        why = None  # written by hand; only `ignored` means anything here
+        why = None  # written by hand; only `ignored` matters here
     return wf.JobState(columns.lenient(name), Status(columns.text(status)), why)
 
 
 def cancel_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
-    """End the jobs of these requests that wait, in the name of their requests."""
+    """Cancel the waiting jobs of these requests."""
     now = columns.at(tx.now)
     for part in chunks(ids):
         tx.execute(
@@ -233,26 +231,26 @@ def cancel_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
         )
 
 
-def _write(tx: Tx, moving: Sequence[Moving]) -> None:
-    """Every row gets its new version; those that become alike share a statement."""
+def _write(tx: Tx, updates: Sequence[RequestUpdate]) -> None:
+    """Write every row with a new version; equal changes share a statement."""
     groups: defaultdict[tuple[str, tuple[object, ...]], list[bytes]] = defaultdict(list)
-    for m in moving:
-        sets, params = _changes(tx, m)
-        groups[", ".join(sets), tuple(params)].append(m.row.id)
-    for (change, given), ids in groups.items():
+    for update in updates:
+        sets, params = _changes(tx, update)
+        groups[", ".join(sets), tuple(params)].append(update.row.id)
+    for (change, values), ids in groups.items():
         for part in chunks(ids):
-            tx.execute(f"UPDATE workerd_requests SET {change} WHERE id IN ({marks(part)})", [*given, *part])
+            tx.execute(f"UPDATE workerd_requests SET {change} WHERE id IN ({marks(part)})", [*values, *part])
 
 
-def _changes(tx: Tx, m: Moving) -> tuple[list[str], list[object]]:
+def _changes(tx: Tx, update: RequestUpdate) -> tuple[list[str], list[object]]:
     sets = ["version = version + 1", "status = %s", "step = %s", "error = %s"]
-    error = None if m.status is wf.RequestStatus.COMPLETED else m.error
-    params: list[object] = [str(m.status), m.step, error]
-    for column, text in (("extras", m.extras), ("steps", m.steps)):
+    error = None if update.status is wf.RequestStatus.COMPLETED else update.error
+    params: list[object] = [str(update.status), update.step, error]
+    for column, text in (("extras", update.extras), ("steps", update.steps)):
         if text is not None:
             sets.append(f"{column} = %s")
             params.append(text.decode())
-    if m.ended:
+    if update.ended:
         sets.append("completed_at = COALESCE(completed_at, %s)")
         params.append(columns.at(tx.now))
     else:
@@ -260,19 +258,19 @@ def _changes(tx: Tx, m: Moving) -> tuple[list[str], list[object]]:
     return sets, params
 
 
-def _insert(tx: Tx, moving: Sequence[Moving]) -> set[str]:
+def _insert(tx: Tx, updates: Sequence[RequestUpdate]) -> set[str]:
     new = [
         NewJob(
             handler=job.handler,
-            # The id follows from request and name: no second one can get past the primary key.
-            id=wf.job_id(m.row.id, m.row.created_at, job.name),
+            # Derived from request and name, so that the primary key refuses a second one.
+            id=wf.job_id(update.row.id, update.row.created_at, job.name),
             vars=msgspec.json.encode(job.vars),
-            request_id=m.row.id,
+            request_id=update.row.id,
             step=job.step,
             name=job.name,
         )
-        for m in moving
-        for job in m.insert
+        for update in updates
+        for job in update.insert
     ]
     if new:
         jobs.insert(tx, new)
