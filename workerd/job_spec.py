@@ -1,4 +1,4 @@
-"""What a program asks for when it enqueues a job, checked before anything is sent."""
+"""The options of enqueue, declared once: as programs give them, and checked for the store."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Duration = float | str | timedelta
 
 _INT_LIMIT = 2**31
 MAX_VARS_BYTES = 1 << 20
-"""Size of a job's vars as JSON where no configuration sets it."""
+"""Default limit of vars and meta as JSON; with a configuration it is `gateway.max_body`."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -44,7 +44,7 @@ class JobSpec:
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
     `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
     live job of the handler has it. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON
-    of the caller. `id`: a UUID chosen by the caller; enqueueing it again changes nothing.
+    value of the caller's. `id`: a UUID chosen by the caller; a repeat changes nothing.
     """
 
     handler: str
@@ -60,10 +60,10 @@ class JobSpec:
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A checked job to insert, in the store's terms. `vars`, `meta`: JSON.
+    """A checked job as the store inserts it. `vars`, `meta`: JSON.
 
-    `run_at`: store time in microseconds; or `delay`: microseconds from the store's now. Neither: now.
-    An existing `id` is left as it is.
+    `run_at`: store time, or `delay`: from the store's now; both in microseconds. An existing `id` is left as
+    it is. `request_id`, `step`, `name`: of a job of a request.
     """
 
     handler: str
@@ -87,7 +87,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
-    """The spec in the store's terms. Raises InvalidValue, naming the field and what was expected."""
+    """The spec as the store inserts it. Raises InvalidValue, which names the option and what was expected."""
     if spec.delay is not None and spec.run_at is not None:
         raise InvalidValue("give either delay or run_at, not both")
     return NewJob(

@@ -11,7 +11,7 @@ from tests.support import storing
 from workerd.config.model import Config
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job_spec import JobOptions, JobSpec, NewJob, check
-from workerd.operations.enqueue import KnownHandlers, admit, is_plain
+from workerd.operations.enqueue import KnownHandlers, admit, admit_each, is_plain
 from workerd.signature import Param, Signature
 from workerd.store import handlers
 from workerd.store.base import Store
@@ -57,6 +57,13 @@ def test_vars_must_fit_the_stored_signature(store: Store, config: Config) -> Non
         store.run(lambda tx: admit(tx, [wrong], config))
     store.run(lambda tx: admit(tx, [wrong], config, check_signatures=False))
     assert count(store) == 1
+
+
+def test_jobs_of_a_batch_are_rejected_one_by_one(store: Store, config: Config) -> None:
+    """Each result is at the position of its job."""
+    results = store.run(lambda tx: admit_each(tx, [new("mail"), new("nope"), new("beat")], config))
+    assert [isinstance(result, HandlerNotFound) for result in results] == [False, True, False]
+    assert count(store) == 2
 
 
 def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:

@@ -38,6 +38,30 @@ def test_jobs_are_listed_in_pages_without_payloads(store: Store) -> None:
     assert not {"payload", "attempts"} & first.jobs[0].keys()
 
 
+def test_details_have_the_queue_time_and_a_part_of_the_payload(store: Store) -> None:
+    """The whole payload is not read."""
+    job_id = storing.enqueue(store, "mail")
+    (claim,) = storing.claims(store, "mail")
+    payload = {"payload": b"x" * 100, "payload_type": "bytes"}
+    storing.close(store, [storing.outcome(claim, started_at=claim.claimed_at, **payload)])
+    details = store.read(lambda tx: jobs.details(tx, job_id, 10))
+    assert details.payload == (b"x" * 10, 100, "bytes")
+    assert details.job["payload"] is None
+    assert not details.cancel_requested
+    queue_us = details.queue_us[1]
+    assert queue_us is not None
+    assert queue_us >= 0
+    with pytest.raises(NotFound):
+        store.read(lambda tx: jobs.details(tx, bytes(16), 10))
+
+
+def test_inserted_jobs_are_shown_as_by_get(store: Store) -> None:
+    """In the order of their ids."""
+    ids = [storing.enqueue(store, "mail") for _ in range(3)]
+    created = store.read(lambda tx: jobs.created(tx, ids[::-1]))
+    assert created == [store.read(partial(jobs.get, job_id=job_id)) for job_id in ids[::-1]]
+
+
 def test_an_absent_job_is_not_found(store: Store, actor: Actor) -> None:
     """By every operation on one job; only the bulk look-up leaves it out."""
     absent, job_id = bytes(16), storing.enqueue(store, "mail")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from tests.support import storing
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.operations import requests
@@ -23,6 +25,19 @@ def test_submit_is_idempotent_by_id(store: Store, config: Config) -> None:
         store.read(lambda tx: requests.ended(tx, b"x" * 16))
     with pytest.raises(InvalidValue, match="known are: ship"):
         requests.check_workflow(config, "nope")
+
+
+def test_details_have_the_configured_graph_until_pick_up(store: Store, config: Config) -> None:
+    """Afterwards the stored one, whatever is configured by then."""
+    workflow = storing.workflow("ship", "pack", "send<pack")
+    configured = msgspec.structs.replace(config, workflows={"ship": workflow})
+    queuing = store.run(lambda tx: requests.submit(tx, "ship", b"{}", b"r" * 16))
+    details = store.read(lambda tx: requests.details(tx, configured, b"r" * 16))
+    assert (details.request["id"], details.graph) == (queuing.id, workflow.jobs)
+    assert store.read(lambda tx: requests.get_with_graph(tx, b"r" * 16))[1] is None
+    started = storing.submit(store, workflow)
+    details = store.read(lambda tx: requests.details(tx, config, started))
+    assert [job.name for job in details.graph] == ["pack", "send"]
 
 
 def test_a_queuing_request_is_cancelled_at_once(store: Store, config: Config, actor: Actor) -> None:

@@ -1,5 +1,5 @@
 """What people and programs may do: one module per noun, called by client, command line and gateway.
 
-Each function runs in a transaction of its caller's, `store.run(lambda tx: jobs.cancel(tx, actor, job_id))`.
-One that changes something other than by enqueueing takes the `Actor`; look-ups return documents.
+Each function runs in the caller's transaction, as in `store.run(lambda tx: jobs.cancel(tx, actor, job_id))`.
+Look-ups return documents; what changes existing rows takes the `Actor`.
 """

@@ -1,4 +1,4 @@
-"""Who acts, and by which way in."""
+"""Who performs an operation, and through which interface."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 
 class Actor(NamedTuple):
-    """A person or program; `name` is what `paused_by` and the log show."""
+    """A person or program; `name` is stored as `paused_by`."""
 
     name: str
     via: Literal["http", "ui", "cli", "client"]

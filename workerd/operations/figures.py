@@ -1,4 +1,4 @@
-"""How many jobs wait and run, by handler."""
+"""Counts of jobs by handler and status."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from workerd.store.base import Tx
 COUNT_CAP = queries.MAX_COUNT
 """Counts are exact up to here."""
 
+CURRENT = tuple(status for status in Status if status is not Status.RETRY)
+"""The statuses that a job, not only an attempt, can have."""
 WAITING_AND_RUNNING = (Status.SCHEDULED, Status.NEW, Status.INPROGRESS)
 
 
@@ -25,14 +27,11 @@ class Depth:
 
 
 def depths(
-    tx: Tx, handlers: Sequence[str], states: Sequence[Status] | None = None, cap: int = COUNT_CAP
+    tx: Tx, handlers: Sequence[str], states: Sequence[Status] = CURRENT, cap: int = COUNT_CAP
 ) -> list[Depth]:
-    """The depth of each handler, counts capped at `cap`; `states` None: all but `retry`."""
+    """The depth of each handler, in their order; counts are capped at `cap`."""
     found = {name: Depth(name) for name in handlers}
-    counts = (
-        queries.counts(tx, handlers, cap=cap) if states is None else queries.counts(tx, handlers, states, cap)
-    )
-    for one in counts:
+    for one in queries.counts(tx, handlers, states, cap):
         depth = found[one.handler]
         depth.counts[str(one.status)] = one.count
         if one.oldest is not None:

@@ -1,4 +1,4 @@
-"""Handlers as the store and the configuration know them, paused and resumed; and the nodes that run them."""
+"""List, pause and resume handlers, stored and configured ones; list the nodes that run them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workerd.store.handlers import HandlerRow
 
 
 def list_(tx: Tx, config: Config) -> list[Document]:
-    """All handlers: those of the store, and those configured here that no pool has announced yet."""
+    """Stored handlers, and configured ones that no pool has registered yet, by name."""
     rows = handlers.list_(tx)
     names = {row.name for row in rows}
     rows += [HandlerRow(name=name, known=True) for name in config.handlers if name not in names]
@@ -27,13 +27,13 @@ def find(tx: Tx, config: Config, name: str) -> Document:
 
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str, reason: str | None = None) -> None:
-    """Hold a handler back: no node claims its jobs after the commit. Raises HandlerNotFound."""
+    """Pause a handler: after the commit no node claims its jobs. Raises HandlerNotFound."""
     check_handlers([name], handlers.known(tx), config)
     handlers.pause(tx, name, actor.name, reason)
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> bool:
-    """Let a handler be claimed again; false if it was not paused. Raises HandlerNotFound."""
+    """Resume a handler; false if it was not paused. Raises HandlerNotFound."""
     if handlers.find(tx, name) is None:
         check_handlers([name], handlers.known(tx), config)
         return False
@@ -41,5 +41,5 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> bool:
 
 
 def list_nodes(tx: Tx) -> list[Document]:
-    """All nodes, with whether their lease is valid."""
+    """All nodes; `state` is `up` while the lease is valid."""
     return [documents.node(row, tx.now) for row in nodes.list_(tx)]

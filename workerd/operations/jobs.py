@@ -1,4 +1,4 @@
-"""Jobs: looked up, listed, cancelled, retried."""
+"""Look up, list, cancel and retry jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def get(tx: Tx, job_id: bytes) -> Document:
 
 
 def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
-    """What the job returned, and its type, `bytes` or `json`. Raises NotFound."""
+    """The payload and its type, `bytes` or `json`. Raises NotFound."""
     return queries.payload(tx, job_id)
 
 
@@ -84,7 +84,7 @@ def list_(
 
 
 def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:
-    """End a job that waits, or ask one that runs to end. Raises NotFound, Conflict if it had ended."""
+    """End a waiting job, or ask a running one to stop. Raises NotFound, Conflict if it has ended."""
     return job_control.cancel(tx, job_id)
 
 

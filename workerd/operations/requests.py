@@ -1,4 +1,4 @@
-"""Requests: submitted, looked up, listed, cancelled."""
+"""Submit, look up, list and cancel requests."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_workflow(config: Config, workflow: str) -> None:
     if workflow not in config.workflows:
         known = ", ".join(sorted(config.workflows))
         hint = f"known are: {known}" if known else "the configuration has no [workflows.NAME]"
-        raise InvalidValue(f'There is no workflow "{workflow}"; {hint}')
+        raise InvalidValue(f'Workflow "{workflow}" not found; {hint}.')
 
 
 def checked_params(config: Config, params: Mapping[str, Any] | None) -> bytes:
@@ -48,7 +48,7 @@ def checked_params(config: Config, params: Mapping[str, Any] | None) -> bytes:
 
 
 def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Enqueued:
-    """Start a request; one with the same id is left as it is."""
+    """Submit a request; an existing one with this id is left as it is."""
     done = requests.submit(tx, workflow, params, request_id)
     return Enqueued(id_text(done.id), done.created)
 

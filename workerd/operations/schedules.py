@@ -1,4 +1,4 @@
-"""Schedules as the store and the configuration know them: listed, paused, resumed, run now."""
+"""List, pause, resume and run schedules, stored and configured ones."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from workerd.store.schedules import ScheduleRow
 
 
 def list_(tx: Tx, config: Config) -> list[Document]:
-    """All schedules: those of the store, and those configured here that never ran."""
+    """Stored schedules, and configured ones that have not started yet, by name."""
     rows = _rows(tx, config)
     return [_document(rows[name], tx.now) for name in sorted(rows)]
 
 
 def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document, list[str]]:
-    """A schedule, and its next `times` as RFC 3339, as far as they are known. Raises NotFound."""
+    """A schedule, and at most `times` of its next runs as RFC 3339. Raises NotFound."""
     rows = _rows(tx, config)
     if name not in rows:
         known = ", ".join(sorted(rows)) or "none"
@@ -32,19 +32,19 @@ def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document
 
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
-    """Stop its ticks or its interval until it is resumed. Raises NotFound."""
+    """Start no runs until it is resumed. Raises NotFound."""
     schedules.pause(tx, name, actor.name)
     return _document(schedules.find(tx, name), tx.now)
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
-    """Continue from now on; also whether it was paused. Raises NotFound."""
+    """Resume from now on, without the ticks missed; also whether it was paused. Raises NotFound."""
     was_paused = schedules.resume(tx, name)
     return _document(schedules.find(tx, name), tx.now), was_paused
 
 
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
-    """Run it once now, paused or not; the id of the job or request. Raises NotFound, Conflict."""
+    """Run it once now, even if paused; the id of the job or request. Raises NotFound, Conflict."""
     return schedules.run_now(tx, name, workflow=name in config.workflows)
 
 
