@@ -33,6 +33,7 @@ from workerd.pool import loading
 from workerd.pool.attempt import AssignedAttempt, KillReason, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
+from workerd.pool.draining import EXIT_TIMEOUT_S, Drain
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
@@ -53,10 +54,6 @@ from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
-
-EXIT_TIMEOUT_S = 2.0
-"""For the workers and their descendants to be gone at the end."""
-_EXIT_POLL_S = 0.002
 
 _CANCELLED_BEFORE_START = RunResult(serial=0, kind="cancelled", error="It was cancelled before it started.")
 
@@ -83,9 +80,6 @@ class Pool(Service):
         self._queue: deque[Claim] = deque()
         self._assign_scheduled = self._report_scheduled = False
         self._monitor_timer: Timer | None = None
-        self._drain_timer: Timer | None = None
-        self._drain_ends = 0.0
-        self._exit_deadline = 0.0
         self._preexisting: set[int] = set()
         self._outcomes: Counter[str] = Counter()
         self._sources: dict[str, int] = {}
@@ -103,6 +97,7 @@ class Pool(Service):
         self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies, self._run_times)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
+        self._drain = Drain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
 
     def run(self) -> int:
         """Serve until the supervisor stops the pool or it cannot go on; returns the exit status."""
@@ -209,7 +204,7 @@ class Pool(Service):
 
     @property
     def _may_start_jobs(self) -> bool:
-        return self._drain_timer is None and self._lease_held
+        return self._lease_held and not self._drain.started
 
     def _report_capacity_soon(self) -> None:
         """Tell the dispatcher at the end of this turn what the pool can take."""
@@ -273,7 +268,7 @@ class Pool(Service):
             self._learn_handlers(loaded.specs, loaded.sources)
         worker.flags.set_stopping(not self._may_start_jobs)
         self._worker_manager.add_ready(worker)
-        if self._drain_timer is None:
+        if not self._drain.started:
             self.become("up")
         self._assign_queued()
         self._report_capacity_soon()
@@ -286,8 +281,8 @@ class Pool(Service):
             self._assign_next(worker)
         if len(self._queue) <= self._dispatcher_link.low:
             self._report_capacity_soon()
-        if self._drain_timer is not None:
-            self._exit_if_drained()
+        if self._drain.started:
+            self._finish_if_drained()
 
     def _assign_next(self, worker: WorkerProcess) -> None:
         queue = self._queue
@@ -318,11 +313,11 @@ class Pool(Service):
             self.become(self.state, self._worker_manager.trouble or error)
         self._orphan_reaper.sweep()
         self._worker_manager.replace_dead(worker, attempt is not None)
-        if self._worker_manager.crash_looping and self._drain_timer is None:
+        if self._worker_manager.crash_looping and not self._drain.started:
             self._give_up()
         self._assign_queued()
         self._report_capacity_soon()
-        self._exit_if_drained()
+        self._finish_if_drained()
 
     def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
         fields = log_fields(self._pool.name, worker, attempt)
@@ -374,7 +369,7 @@ class Pool(Service):
 
     def _on_acknowledged(self) -> None:
         self._report_capacity_soon()
-        self._exit_if_drained()
+        self._finish_if_drained()
 
     # -- monitoring
 
@@ -422,7 +417,7 @@ class Pool(Service):
         if not self._serving:
             self.loop.stop()
             return
-        self._drain(seconds)
+        self._start_drain(seconds)
         if self.state != "failed":
             self.become("draining")
 
@@ -436,41 +431,27 @@ class Pool(Service):
         trouble += f"{restart.period:g} s; the last time: {self.trouble}"
         log.error("pool.crash_loop", pool=self._pool.name, error=trouble)
         self._exit_status = CRASH_LOOP_EXIT_STATUS
-        self._drain(self._crash_loop_drain_s)
+        self._start_drain(self._crash_loop_drain_s)
         self.become("failed", trouble)
 
-    def _drain(self, seconds: float) -> None:
-        ends = time.monotonic() + seconds
-        if self._drain_timer is not None:
-            if ends >= self._drain_ends:
-                return
-            self._drain_timer.cancel()
-        self._drain_ends = ends
-        self._drain_timer = self.loop.call_at(ends, self._worker_manager.interrupt_all)
-        self._worker_manager.close()
-        self._worker_manager.set_stopping(not self._may_start_jobs)
-        self._release_unstarted()
-        self._report_capacity_soon()
-        # Claims that were sent before the dispatcher reads that are still received in this turn.
-        self.loop.call_later(0, self._exit_if_drained)
+    def _start_drain(self, seconds: float) -> None:
+        if self._drain.start(seconds):
+            self._worker_manager.set_stopping(True)
+            self._release_unstarted()
+            self._report_capacity_soon()
+            # Claims that were sent before the dispatcher reads that are still received in this turn.
+            self.loop.call_later(0, self._finish_if_drained)
 
-    def _exit_if_drained(self) -> None:
-        if self._drain_timer is None or self._exit_deadline:
-            return
-        if not (self._queue or self._worker_manager.busy or self._outcome_sender.unacknowledged):
-            self._exit_deadline = time.monotonic() + EXIT_TIMEOUT_S
-            self._worker_manager.retire_all()
-            self._orphan_reaper.sweep()
-            self._exit_when_workers_are_gone()
+    def _finish_if_drained(self) -> None:
+        if self._drain.started and not (
+            self._queue or self._worker_manager.busy or self._outcome_sender.unacknowledged
+        ):
+            self._drain.finish()
 
-    def _exit_when_workers_are_gone(self) -> None:
-        gone = not self._worker_manager.workers and not self._orphan_reaper.busy
-        if gone or time.monotonic() >= self._exit_deadline:
-            self._dispatcher_link.stop()
-            self._outcome_sender.stop()
-            self.loop.stop()
-            return
-        self.loop.call_later(_EXIT_POLL_S, self._exit_when_workers_are_gone)
+    def _exit(self) -> None:
+        self._dispatcher_link.stop()
+        self._outcome_sender.stop()
+        self.loop.stop()
 
     def on_orphaned(self) -> None:
         """The supervisor is gone: kill every descendant and exit."""

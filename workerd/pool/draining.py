@@ -1,0 +1,63 @@
+"""The end of a pool: running jobs may finish until a deadline, then workers and orphans are killed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from workerd.pool.worker_manager import WorkerManager
+from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.reaper import OrphanReaper
+
+EXIT_TIMEOUT_S = 2.0
+"""For the workers and their descendants to be gone at the end."""
+_EXIT_POLL_S = 0.002
+
+
+class Drain:
+    """The drain of one pool; `started` once it has begun, and not undone.
+
+    `on_finished` is called when no process is left, or after EXIT_TIMEOUT_S.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        worker_manager: WorkerManager,
+        orphan_reaper: OrphanReaper,
+        on_finished: Callable[[], None],
+    ) -> None:
+        self.started = False
+        self._loop = loop
+        self._worker_manager = worker_manager
+        self._orphan_reaper = orphan_reaper
+        self._on_finished = on_finished
+        self._timer: Timer | None = None
+        self._exit_deadline = 0.0
+
+    def start(self, seconds: float) -> bool:
+        """Interrupt what still runs in `seconds`; false if that is later than a drain under way has it."""
+        deadline = time.monotonic() + seconds
+        if self._timer is not None:
+            if deadline >= self._timer.when:
+                return False
+            self._timer.cancel()
+        self.started = True
+        self._timer = self._loop.call_at(deadline, self._worker_manager.interrupt_all)
+        self._worker_manager.close()
+        return True
+
+    def finish(self) -> None:
+        """All jobs are done and acknowledged: end the workers."""
+        if not self._exit_deadline:
+            self._exit_deadline = time.monotonic() + EXIT_TIMEOUT_S
+            self._worker_manager.retire_all()
+            self._orphan_reaper.sweep()
+            self._wait_until_gone()
+
+    def _wait_until_gone(self) -> None:
+        gone = not self._worker_manager.workers and not self._orphan_reaper.busy
+        if gone or time.monotonic() >= self._exit_deadline:
+            self._on_finished()
+        else:
+            self._loop.call_later(_EXIT_POLL_S, self._wait_until_gone)
