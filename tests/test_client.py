@@ -35,8 +35,8 @@ call = "tests.support.handlers:add"
 [handlers.echo]
 call = "tests.support.handlers:echo"
 
-[handlers.faces]
-call = "tests.support.handlers:faces"
+[handlers.behave]
+call = "tests.support.handlers:behave"
 
 [handlers.waits]
 call = "tests.support.handlers:wait_for_file"
@@ -88,7 +88,7 @@ def test_enqueue_wait_and_get_a_job(client: Client) -> None:
 
 def test_a_bytes_payload_is_returned_as_bytes(client: Client) -> None:
     """`payload` holds JSON only."""
-    job = client.wait(client.enqueue("faces", {"face": "payload"}).id, timeout=20)
+    job = client.wait(client.enqueue("behave", {"kind": "payload"}).id, timeout=20)
     assert isinstance(job.result, bytes)
     assert job.payload is None
 
@@ -101,7 +101,7 @@ def test_enqueue_many_inserts_all_or_none(client: Client, daemon: Daemon) -> Non
     eventually(lambda: client.get(done[-1].id).complete and client.get(done[500].id).complete)
     assert client.get(done[500].id).result == 501
     before = Rows(daemon.url).sql("SELECT COUNT(*) AS n FROM workerd_jobs")
-    with pytest.raises(HandlerNotFound, match="known are: add, echo"):
+    with pytest.raises(HandlerNotFound, match="known are: add, behave"):
         client.enqueue_many([*specs[:5], JobSpec(handler="none")])
     assert Rows(daemon.url).sql("SELECT COUNT(*) AS n FROM workerd_jobs") == before
     assert client.enqueue_many([]) == []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support import faces
+from tests.pool.handlers import worker_handlers
 from workerd import handler, testing
 from workerd.errors import LoadError
 from workerd.handler import Context, DeadlineExceeded, Retry
@@ -12,7 +12,7 @@ from workerd.handler import Context, DeadlineExceeded, Retry
 
 def test_a_run_returns_its_outcome() -> None:
     """In the terms of the store."""
-    outcome = testing.run(faces.add, a=2)
+    outcome = testing.run(worker_handlers.add, a=2)
     assert (outcome.status, outcome.reason, outcome.success) == ("completed", "ok", True)
     assert (outcome.payload, outcome.payload_type) == (3, "json")
 
@@ -24,14 +24,14 @@ def test_a_handler_may_be_given_by_name() -> None:
 
 def test_vars_are_converted_as_in_the_daemon() -> None:
     """Vars that do not match are a failure that names the field."""
-    outcome = testing.run(faces.add, a="2")
+    outcome = testing.run(worker_handlers.add, a="2")
     assert (outcome.status, outcome.reason) == ("failure", "failure")
     assert outcome.error == "vars.a: expected int, got str"
 
 
 def test_vars_may_have_any_name() -> None:
     """Also those of `run`'s own parameters."""
-    assert testing.run(faces.echo, handler=1, vars=2).payload == {"handler": 1, "vars": 2}
+    assert testing.run(worker_handlers.echo, handler=1, vars=2).payload == {"handler": 1, "vars": 2}
 
 
 def test_exceptions_follow_the_decorators_policy() -> None:
@@ -53,8 +53,8 @@ def test_exceptions_follow_the_decorators_policy() -> None:
 
 def test_a_class_is_run_by_ensure() -> None:
     """And skipped when it is not active."""
-    assert testing.run(faces.Recurring).payload["runs"] == 1
-    assert testing.run(faces.Idle).reason == "skipped"
+    assert testing.run(worker_handlers.Recurring).payload["runs"] == 1
+    assert testing.run(worker_handlers.Idle).reason == "skipped"
 
 
 def test_the_context_of_a_request_can_be_set() -> None:
@@ -92,6 +92,6 @@ def test_the_deadline_is_visible_and_may_be_raised() -> None:
 def test_an_object_that_cannot_be_a_handler_raises() -> None:
     """A bug in the test is not an outcome."""
     with pytest.raises(LoadError, match="generator"):
-        testing.run(faces.generator)
+        testing.run(worker_handlers.generator)
     with pytest.raises(TypeError):
-        testing.run(faces.echo, x=object())
+        testing.run(worker_handlers.echo, x=object())

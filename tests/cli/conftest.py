@@ -32,8 +32,8 @@ call = "tests.support.handlers:echo"
 [handlers.held]
 call = "tests.support.handlers:echo"
 
-[handlers.faces]
-call = "tests.support.handlers:faces"
+[handlers.behave]
+call = "tests.support.handlers:behave"
 
 [handlers.waits]
 call = "tests.support.handlers:wait_for_file"
@@ -50,7 +50,7 @@ timezone = "Europe/Berlin"
 
 [workflows.two]
 steps = [
-  {{ name = "first", jobs = ["faces"] }},
+  {{ name = "first", jobs = ["behave"] }},
   {{ name = "second", jobs = ["echo"] }},
 ]
 """

@@ -26,7 +26,7 @@ def test_enqueue_prints_the_id_alone_and_with_wait_the_payload_alone(cli: Comman
 
 def test_a_failed_job_is_status_1_with_the_reason_on_standard_error(cli: CommandLine) -> None:
     """Standard output stays empty."""
-    done = cli("enqueue", "faces", "face=failure", "--wait", check=False)
+    done = cli("enqueue", "behave", "kind=failure", "--wait", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "ended as failure" in done.stderr
     assert "workerd why" in done.stderr
@@ -75,7 +75,7 @@ def test_an_unknown_handler_is_status_2_with_the_known_names(cli: CommandLine) -
     """Nothing is inserted."""
     done = cli("enqueue", "ad", "a=1", check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert 'Handler "ad" not found; known are: add, echo, faces' in done.stderr
+    assert 'Handler "ad" not found; known are: add, behave, echo' in done.stderr
     assert cli.json("job", "list", "--handler", "ad")["jobs"] == []
 
 
@@ -125,7 +125,7 @@ def test_a_running_job_is_cancelled_from_the_shell(cli: CommandLine, tmp_path: P
 def test_terminal_escapes_in_data_are_escaped(cli: CommandLine) -> None:
     """Vars, errors, keys and notes are untrusted."""
     evil = "\x1b]0;owned\x07\x1b[31m"
-    job_id = cli.id("enqueue", "faces", f"face={evil}", "--unique", evil, "--meta", json.dumps(evil))
+    job_id = cli.id("enqueue", "behave", f"kind={evil}", "--unique", evil, "--meta", json.dumps(evil))
     eventually(lambda: cli.json("job", "show", job_id)["complete"])
     for words in (["job", "show", job_id], ["job", "list"], ["why", job_id]):
         assert "\x1b" not in cli(*words).stdout

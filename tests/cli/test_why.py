@@ -31,7 +31,7 @@ def test_why_explains_what_a_job_waits_for_and_how_it_ended(cli: CommandLine, tm
     behind = cli.id("enqueue", "waits", "path=/")
     assert "busy" in why(behind)
     cli("job", "cancel", running)
-    crashed = cli.id("enqueue", "faces", "face=kill_self")
+    crashed = cli.id("enqueue", "behave", "kind=kill_self")
     eventually(lambda: cli.json("job", "show", crashed)["complete"])
     assert "SIGKILL" in why(crashed)
     assert cli.json("why", crashed)["why"]

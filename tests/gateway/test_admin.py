@@ -16,7 +16,7 @@ def test_handlers(api: Api) -> None:
     assert api.post("/handlers/add/resume").json()["paused_at"] is None
     assert api.ended(job)["status"] == "completed"
     names = [one["name"] for one in api.get("/handlers").json()["handlers"]]
-    assert {"add", "noop", "faces"} <= set(names)
+    assert {"add", "noop", "behave"} <= set(names)
     assert api.post("/handlers/nope/pause").status_code == 422
 
 

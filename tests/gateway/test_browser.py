@@ -62,7 +62,7 @@ def test_a_job_goes_from_waiting_to_done(api: Api, browser: Browser, tmp_path: P
 
 def test_retry_and_cancel_by_button(api: Api, browser: Browser) -> None:
     """A failed job is retried by its button, a waiting one cancelled after confirmation."""
-    job = api.enqueue("faces", {"face": "failure"})
+    job = api.enqueue("behave", {"kind": "failure"})
     api.ended(job)
     browser.open(f"/ui/jobs/{job}")
     browser.until("failed", "#head")
@@ -99,7 +99,7 @@ def test_a_quarantined_pool(browser: Browser) -> None:
 
 def test_markup_stays_text(api: Api, browser: Browser) -> None:
     """The data of a job is shown as text and never runs."""
-    job = api.enqueue("faces", {"face": MARKUP}, meta={MARKUP: MARKUP}, unique_key=MARKUP)
+    job = api.enqueue("behave", {"kind": MARKUP}, meta={MARKUP: MARKUP}, unique_key=MARKUP)
     assert MARKUP[:20] in api.ended(job)["stack"] + str(api.get(f"/jobs/{job}").json()["error"])
     for path in (f"/ui/jobs/{job}", "/ui/jobs?status=failure", "/"):
         browser.open(path)
@@ -146,7 +146,7 @@ def test_a_session(tmp_path: Path) -> None:
 def test_every_page_on_every_screen(api: Api, browser: Browser, tmp_path: Path) -> None:
     """No page is wider than a phone or a desktop screen, light or dark; screenshots are kept."""
     request = api.post("/requests", {"workflow": "pair"}).json()["id"]
-    failed = api.enqueue("faces", {"face": "error"})
+    failed = api.enqueue("behave", {"kind": "error"})
     api.enqueue("file", {"path": str(tmp_path / "never"), "limit": 20})
     api.ended(failed)
     folder = Path(SCREENSHOTS or tmp_path / "screenshots")

@@ -62,7 +62,7 @@ def test_graphs() -> None:
 def test_pages(api: Api) -> None:
     """Every page works on both engines, with a policy that runs no data as code."""
     markup = "<script>alert(1)</script>"
-    job = api.enqueue("faces", {"face": "failure", "x": markup}, meta={"m": markup})
+    job = api.enqueue("behave", {"kind": "failure", "x": markup}, meta={"m": markup})
     api.ended(job)
     request = api.post("/requests", {"workflow": "pair", "params": {"m": markup}}).json()["id"]
     pages = [

@@ -19,7 +19,7 @@ from tests.support.servers import DatabaseServer
 from workerd.metrics import families
 
 ROOT = Path(__file__).parents[2]
-MEASURED = '[handlers.order]\ncall = "tests.support.measured:order"\n'
+MEASURED = '[handlers.order]\ncall = "tests.support.metric_handlers:order"\n'
 BROKEN = (
     '[handlers.broken]\ncall = "tests.support.nothing:here"\nrestart = { intensity = 1, period = "60s" }\n'
 )
@@ -68,12 +68,12 @@ def test_every_name_is_exported(api: Api) -> None:
 
 def test_counters(api: Api) -> None:
     """Attempts by outcome, ignored errors as successes, and a handler's own metric."""
-    api.ended(api.enqueue("faces", {"face": "ignored"}))
-    api.ended(api.enqueue("faces", {"face": "failure"}))
+    api.ended(api.enqueue("behave", {"kind": "ignored"}))
+    api.ended(api.enqueue("behave", {"kind": "failure"}))
     api.ended(api.enqueue("order", {"kind": "books"}))
 
     def attempts(outcome: str, success: str) -> float:
-        labels = (("handler", "faces"), ("outcome", outcome), ("success", success))
+        labels = (("handler", "behave"), ("outcome", outcome), ("success", success))
         return samples(api).get(("workerd_attempts_total", labels), 0)
 
     eventually(lambda: attempts("ignored", "true") == 1)

@@ -33,7 +33,7 @@ def test_a_job_goes_all_the_way(api: Api) -> None:
 
 def test_payloads(api: Api) -> None:
     """Bytes stay bytes and JSON stays JSON, as an attachment; without one there is 404."""
-    job = api.enqueue("faces", {"face": "payload"})
+    job = api.enqueue("behave", {"kind": "payload"})
     assert base64.b64decode(api.ended(job)["payload_base64"]) == b"\x00\xff\xfe bytes"
     answer = api.get(f"/jobs/{job}/payload")
     assert answer.content == b"\x00\xff\xfe bytes"
@@ -161,7 +161,7 @@ def test_cancel(api: Api, tmp_path: Path) -> None:
 
 def test_retry(api: Api) -> None:
     """An ended job runs again as a new attempt; a live one does not."""
-    failed = api.enqueue("faces", {"face": "failure"})
+    failed = api.enqueue("behave", {"kind": "failure"})
     assert api.ended(failed)["status"] == "failure"
     answer = api.post(f"/jobs/{failed}/retry")
     assert (answer.status_code, answer.json()["attempt"]) == (201, 2)

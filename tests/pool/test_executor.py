@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.support import faces
+from tests.pool.handlers import worker_handlers
 from tests.support.worker import claim_of
 from workerd.errors import LoadError
 from workerd.handler import Result
@@ -44,15 +44,15 @@ def execute(
 )
 def test_bytes_are_stored_unchanged(kind: str, payload: bytes) -> None:
     """For each of Python's bytes-like types."""
-    result = execute(faces.raw, {"kind": kind})
+    result = execute(worker_handlers.raw, {"kind": kind})
     assert (result.kind, result.payload, result.payload_type) == ("returned", payload, "bytes")
 
 
 def test_other_values_are_stored_as_json() -> None:
     """None too."""
-    assert execute(faces.nothing).payload == b"null"
-    assert execute(faces.nothing).payload_type == "json"
-    assert execute(faces.echo, {"a": [1, "é"]}).payload == '{"a":[1,"é"]}'.encode()
+    assert execute(worker_handlers.nothing).payload == b"null"
+    assert execute(worker_handlers.nothing).payload_type == "json"
+    assert execute(worker_handlers.echo, {"a": [1, "é"]}).payload == '{"a":[1,"é"]}'.encode()
 
 
 @pytest.mark.parametrize(
@@ -69,14 +69,14 @@ def test_other_values_are_stored_as_json() -> None:
 )
 def test_a_value_that_cannot_be_stored_is_a_failure_with_the_reason(kind: str, words: str) -> None:
     """A retry would return the same value."""
-    result = execute(faces.unfit, {"kind": kind})
+    result = execute(worker_handlers.unfit, {"kind": kind})
     assert (result.kind, result.payload) == ("failure", None)
     assert words in str(result.error)
 
 
 def test_a_result_carries_payload_extras_and_spawn() -> None:
     """Payload and extras also without success."""
-    good = execute(faces.result, {"success": True}, request_id=bytes(16))
+    good = execute(worker_handlers.result, {"success": True}, request_id=bytes(16))
     assert (good.kind, good.payload, good.extras, good.error) == (
         "returned",
         b'{"n":1}',
@@ -84,14 +84,14 @@ def test_a_result_carries_payload_extras_and_spawn() -> None:
         None,
     )
     assert good.spawn == b'[{"name":"x","handler":"y"}]'
-    bad = execute(faces.result, {"success": False})
+    bad = execute(worker_handlers.result, {"success": False})
     assert (bad.kind, bad.payload, bad.extras) == ("failed", b'{"n":1}', b'{"found":3}')
     assert bad.error
 
 
 def test_only_a_job_of_a_request_may_spawn() -> None:
     """A plain job has no request to add jobs to."""
-    result = execute(faces.result, {"success": True})
+    result = execute(worker_handlers.result, {"success": True})
     assert (result.kind, result.spawn) == ("failure", None)
     assert "this job belongs to none" in str(result.error)
 
@@ -107,19 +107,19 @@ def test_spawn_without_a_handler_is_a_failure(spawn: list[Any]) -> None:
 @pytest.mark.parametrize("size", [4096, 4097])
 def test_a_payload_may_have_exactly_its_limit(size: int) -> None:
     """And not a byte more."""
-    assert execute(faces.large, {"size": size}, limit=4096).kind == (
+    assert execute(worker_handlers.large, {"size": size}, limit=4096).kind == (
         "returned" if size == 4096 else "failure"
     )
 
 
 def test_async_handlers_are_run_by_asyncio() -> None:
     """To their return value."""
-    assert execute(faces.later, {"x": 3}).payload == b"3"
+    assert execute(worker_handlers.later, {"x": 3}).payload == b"3"
 
 
 def test_the_context_has_the_values_of_the_claim() -> None:
     """And the deadline."""
-    payload = execute(faces.about, meta=b'{"tenant":1}').payload
+    payload = execute(worker_handlers.about, meta=b'{"tenant":1}').payload
     values = msgspec.json.decode(payload or b"")
     assert (values["meta"], values["remaining"]) == ({"tenant": 1}, False)
     assert values["token"] == f"{values['job']}/1"
@@ -137,8 +137,8 @@ def test_the_context_has_the_values_of_the_claim() -> None:
         ("snooze", "retry", "not yet"),
         ("exit", "raised", "SystemExit: 3"),
         ("interrupt", "raised", "KeyboardInterrupt"),
-        ("unspeakable", "raised", "Unspeakable: (its __str__ raised RuntimeError)"),
-        ("quits", "raised", "Quits: (its __str__ raised SystemExit)"),
+        ("str raises", "raised", "StrRaises: (its __str__ raised RuntimeError)"),
+        ("str exits", "raised", "StrExits: (its __str__ raised SystemExit)"),
         ("surrogate", "raised", "ValueError: a\\ud800b\\x00c"),
         ("group", "raised", "ExceptionGroup: two (2 sub-exceptions)"),
         ("own deadline", "deadline", "DeadlineExceeded: by itself"),
@@ -147,7 +147,7 @@ def test_the_context_has_the_values_of_the_claim() -> None:
 )
 def test_any_exception_becomes_a_result_with_one_line(kind: str, result_kind: str, error: str) -> None:
     """Nothing that a handler raises leaves the executor."""
-    result = execute(faces.fails, {"kind": kind})
+    result = execute(worker_handlers.fails, {"kind": kind})
     assert (result.kind, result.error, result.tainted) == (result_kind, error, False)
     msgspec.msgpack.encode(result)
 
@@ -155,19 +155,19 @@ def test_any_exception_becomes_a_result_with_one_line(kind: str, result_kind: st
 def test_a_retry_carries_its_pause_and_whether_it_counts() -> None:
     """In seconds."""
     assert (
-        execute(faces.fails, {"kind": "retry"}).after,
-        execute(faces.fails, {"kind": "retry"}).counted,
+        execute(worker_handlers.fails, {"kind": "retry"}).after,
+        execute(worker_handlers.fails, {"kind": "retry"}).counted,
     ) == (
         5,
         True,
     )
-    snooze = execute(faces.fails, {"kind": "snooze"})
+    snooze = execute(worker_handlers.fails, {"kind": "snooze"})
     assert (snooze.after, snooze.counted) == (60, False)
 
 
 def test_the_stack_has_only_the_handlers_frames() -> None:
     """From its first line to the exception."""
-    result = execute(faces.fails, {"kind": "value"})
+    result = execute(worker_handlers.fails, {"kind": "value"})
     assert result.stack is not None
     assert result.stack.startswith("Traceback")
     assert "in fails" in result.stack
@@ -177,13 +177,17 @@ def test_the_stack_has_only_the_handlers_frames() -> None:
 
 def test_exception_classes_are_listed_most_derived_first() -> None:
     """So that the pool can match them without importing them."""
-    classes = execute(faces.fails, {"kind": "unspeakable"}).classes
-    assert classes == ("tests.support.faces.Unspeakable", "builtins.Exception", "builtins.BaseException")
+    classes = execute(worker_handlers.fails, {"kind": "str raises"}).classes
+    assert classes == (
+        "tests.pool.handlers.worker_handlers.StrRaises",
+        "builtins.Exception",
+        "builtins.BaseException",
+    )
 
 
 def test_long_errors_are_cut() -> None:
     """To 1 KiB and 64 KiB of valid UTF-8; a stack keeps both ends."""
-    result = execute(faces.fails, {"kind": "long"})
+    result = execute(worker_handlers.fails, {"kind": "long"})
     assert len(str(result.error).encode()) <= ERROR_LIMIT
     assert str(result.error).startswith("ValueError: ééé")
     assert len(str(result.stack).encode()) <= STACK_LIMIT
@@ -193,7 +197,7 @@ def test_long_errors_are_cut() -> None:
 
 def test_endless_recursion_is_an_ordinary_error() -> None:
     """Its traceback is folded."""
-    result = execute(faces.recurses)
+    result = execute(worker_handlers.recurses)
     assert result.kind == "raised"
     assert str(result.error).startswith("RecursionError")
     assert "in recurses" in str(result.stack)
@@ -201,7 +205,7 @@ def test_endless_recursion_is_an_ordinary_error() -> None:
 
 def test_vars_that_do_not_match_are_a_failure_without_a_stack() -> None:
     """The handler is not called."""
-    result = execute(faces.add, {"a": "1"})
+    result = execute(worker_handlers.add, {"a": "1"})
     assert (result.kind, result.error, result.stack) == ("failure", "vars.a: expected int, got str", None)
 
 
@@ -217,7 +221,7 @@ def test_a_handler_that_raises_cancelled_on_request_is_cancelled() -> None:
     class Asked(Flags):
         cancel = True
 
-    assert execute(faces.fails, {"kind": "own cancel"}, flags=Asked()).kind == "cancelled"
+    assert execute(worker_handlers.fails, {"kind": "own cancel"}, flags=Asked()).kind == "cancelled"
 
 
 # -- classes
@@ -225,8 +229,8 @@ def test_a_handler_that_raises_cancelled_on_request_is_cancelled() -> None:
 
 def test_a_class_has_one_instance_whose_cooler_sets_the_pause() -> None:
     """`ensure` is called for each run."""
-    executor = Executor({"h": make("h", faces.Recurring)}, Flags(), lambda progress: None)
-    faces.Recurring.made = 0
+    executor = Executor({"h": make("h", worker_handlers.Recurring)}, Flags(), lambda progress: None)
+    worker_handlers.Recurring.made = 0
     executor.prepare(None)
     runs = [executor.run(Assignment(7, claim_of("h"), 0.0, 1000)) for _ in range(2)]
     assert [run.payload for run in runs] == [
@@ -238,14 +242,14 @@ def test_a_class_has_one_instance_whose_cooler_sets_the_pause() -> None:
 
 def test_an_inactive_class_is_skipped() -> None:
     """Its `ensure` is not called."""
-    assert execute(faces.Idle).kind == "skipped"
+    assert execute(worker_handlers.Idle).kind == "skipped"
 
 
 def test_an_error_of_active_ends_the_run_and_one_of_cooler_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After a failed `cooler` the configured pause applies."""
-    executor = Executor({"h": make("h", faces.Moody)}, Flags(), lambda progress: None)
+    executor = Executor({"h": make("h", worker_handlers.Moody)}, Flags(), lambda progress: None)
     executor.prepare(None)
 
     def run(mood: str) -> RunResult:
@@ -260,7 +264,7 @@ def test_an_error_of_active_ends_the_run_and_one_of_cooler_is_logged(
 def test_an_instance_that_cannot_be_made_is_a_load_error() -> None:
     """Before any job."""
     with pytest.raises(LoadError, match="no instance today"):
-        execute(faces.Broken)
+        execute(worker_handlers.Broken)
 
 
 # -- progress
@@ -268,5 +272,5 @@ def test_an_instance_that_cannot_be_made_is_a_load_error() -> None:
 
 def test_the_last_progress_is_in_the_result() -> None:
     """The note is one line, cut to its limit."""
-    result = execute(faces.progresses)
+    result = execute(worker_handlers.progresses)
     assert (result.progress, result.note) == (0.9999, "at 9999")

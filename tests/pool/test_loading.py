@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import faces
+from tests.pool.handlers import worker_handlers
 from workerd import handler
 from workerd.config.model import HandlerConfig, Policy, PoolConfig
 from workerd.errors import LoadError
@@ -35,7 +35,9 @@ def pool(*calls: str, **keys: Any) -> PoolConfig:
 
 def test_any_callable_is_a_handler() -> None:
     """Of the standard library or of the user, decorated or not, by a dotted attribute."""
-    loaded = load(pool("os.path:getsize", "tests.support.faces:decorated", "builtins:str.upper"))
+    loaded = load(
+        pool("os.path:getsize", "tests.pool.handlers.worker_handlers:decorated", "builtins:str.upper")
+    )
     assert list(loaded.handlers) == ["h0", "h1", "h2"]
     assert loaded.handlers["h0"].target is os.path.getsize
     assert [spec.name for spec in loaded.specs] == ["h0", "h1", "h2"]
@@ -44,7 +46,7 @@ def test_any_callable_is_a_handler() -> None:
 
 def test_the_decorators_options_are_plain_data() -> None:
     """Exception classes are names, with the paths they denote."""
-    (spec,) = load(pool("tests.support.faces:decorated")).specs
+    (spec,) = load(pool("tests.pool.handlers.worker_handlers:decorated")).specs
     assert spec.options == {
         "deadline": 30.0,
         "ignore": ["builtins.KeyError"],
@@ -66,7 +68,7 @@ def test_the_decorators_options_are_plain_data() -> None:
         ("no_such_module:f", ["importing no_such_module failed", "ModuleNotFoundError"]),
         ("os:nothing", ["os has no nothing"]),
         ("os:sep", ["expected a function or a class with ensure", "got a str"]),
-        ("tests.support.faces:generator", ["generator function"]),
+        ("tests.pool.handlers.worker_handlers:generator", ["generator function"]),
         ("broken:f", ["importing broken failed", "SyntaxError"]),
         ("raises:f", ["importing raises failed", "ValueError: at import", "raises.py, line 2"]),
         ("exits:f", ["importing exits failed", "SystemExit"]),
@@ -146,10 +148,10 @@ def test_the_pools_environment_is_set_before_handlers_are_imported(
 @pytest.mark.parametrize(
     ("target", "fits"),
     [
-        (faces.Recurring, True),
-        (faces.Recurring().ensure, True),
-        (partial(faces.add, 1), True),
-        (partial(faces.generator), False),
+        (worker_handlers.Recurring, True),
+        (worker_handlers.Recurring().ensure, True),
+        (partial(worker_handlers.add, 1), True),
+        (partial(worker_handlers.generator), False),
         (3, False),
         (type("Generates", (), {"__call__": lambda self: (yield)})(), False),
         (type("Ensures", (), {"ensure": lambda self: (yield)}), False),

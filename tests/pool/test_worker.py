@@ -17,18 +17,18 @@ from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL
 
-FACES = "tests.support.faces"
+HANDLERS = "tests.pool.handlers.worker_handlers"
 
 
 @pytest.fixture
 def started() -> Iterator[Any]:
-    """Starts workers with handlers of tests.support.faces, and kills them at the end."""
+    """Starts workers with handlers of tests.pool.handlers.worker_handlers, and kills them at the end."""
     workers: list[Worker] = []
 
     def start(*names: str, preload: bool = True, **keys: Any) -> Worker:
-        calls = {name: f"{FACES}:{name}" for name in names}
+        calls = {name: f"{HANDLERS}:{name}" for name in names}
         if "init" in keys:
-            keys["init"] = f"{FACES}:{keys['init']}"
+            keys["init"] = f"{HANDLERS}:{keys['init']}"
         workers.append(Worker(pool_of("test", **calls, **keys), preload=preload))
         return workers[-1]
 
@@ -89,9 +89,9 @@ def test_a_worker_that_is_not_ready_sends_the_reason(
 
 def test_init_runs_once_and_its_signal_handlers_stay(started: Any) -> None:
     """They belong to the worker, not to a job."""
-    worker = started("what_was_seen", "keeps_sigusr2_ignored", init="init")
-    assert worker.run("what_was_seen").payload == b'["init"]'
-    assert worker.run("what_was_seen").payload == b'["init"]'
+    worker = started("get_seen", "keeps_sigusr2_ignored", init="init")
+    assert worker.run("get_seen").payload == b'["init"]'
+    assert worker.run("get_seen").payload == b'["init"]'
     assert worker.run("keeps_sigusr2_ignored").payload == b"true"
 
 
@@ -108,7 +108,7 @@ def test_signals_for_the_daemon_end_no_job(started: Any) -> None:
     worker = started("stops")
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         worker.assign("stops")
-        eventually(lambda: worker.receive().note == "begun")
+        eventually(lambda: worker.receive().note == "started")
         worker.signal(signum)
         worker.flags.set_stopping(True)
         result = worker.result()
@@ -216,7 +216,7 @@ def test_a_dump_shows_the_stack_of_uninterruptible_code(started: Any) -> None:
     worker = started("holds")
     worker.assign("holds")
     text = eventually(lambda: dumped(worker, "in holds"))
-    assert FACES.replace(".", "/") in text
+    assert HANDLERS.replace(".", "/") in text
 
 
 def dumped(worker: Worker, words: str) -> str:

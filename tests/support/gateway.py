@@ -21,7 +21,7 @@ SOON = '[defaults]\nbackoff = { first = "50ms", factor = 1.0, jitter = 0.0 }\n'
 WORK = "".join(
     f'[handlers.{name}]\ncall = "{HANDLERS}:{call}"\npool = "work"\n{more}\n'
     for name, call, more in (
-        ("faces", "faces", f'ignore = ["{HANDLERS}.Ignored"]\nmax_attempts = 1\nmax_crashes = 1'),
+        ("behave", "behave", f'ignore = ["{HANDLERS}.Ignored"]\nmax_attempts = 1\nmax_crashes = 1'),
         ("add", "add", ""),
         ("noop", "noop", ""),
         ("file", "wait_for_file", ""),

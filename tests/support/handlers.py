@@ -1,4 +1,4 @@
-"""One handler with many faces, for tests of the whole: what it does is said by its argument."""
+"""Handlers for daemons under test: plain jobs, and `behave`, whose argument selects what it does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from workerd.handler import Context, Failure, Result, Retry
 
 
 class Unprintable(Exception):
-    """An exception that cannot even be shown."""
+    """An exception whose `str()` raises."""
 
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -29,21 +29,21 @@ class Ignored(Exception):
 
 
 def noop() -> None:
-    """Nothing, as fast as it can."""
+    """Do nothing."""
 
 
 def add(a: int, b: int = 1) -> int:
-    """Converts and checks its arguments."""
+    """Add two integers; its signature is the schema of its vars."""
     return a + b
 
 
-def echo(**given: Any) -> dict[str, Any]:
-    """Whatever it was given."""
-    return given
+def echo(**vars: Any) -> dict[str, Any]:
+    """Return its vars."""
+    return vars
 
 
 def record(ctx: Context, path: str, wait: float = 0.0) -> int:
-    """Writes a line for each run that began, outside of workerd: how often a job really ran."""
+    """Append a line to a file when an attempt starts: evidence of runs independent of the store."""
     line = f"{ctx.job_id} {ctx.attempt}\n".encode()
     fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
@@ -55,23 +55,23 @@ def record(ctx: Context, path: str, wait: float = 0.0) -> int:
     return ctx.attempt
 
 
-def wait_for_file(ctx: Context, path: str, limit: float = 60.0) -> str:
-    """Runs until a file exists, so that a test decides when it ends."""
+def wait_for_file(path: str, limit: float = 60.0) -> str:
+    """Run until a file exists, so that the test decides when the job ends."""
     end = time.monotonic() + limit
     while not Path(path).exists() and time.monotonic() < end:
         time.sleep(0.005)
     return "seen"
 
 
-def bulk_when_told(ctx: Context, path: str, size: int) -> bytes:
-    """Returns so many bytes when the file exists."""
-    wait_for_file(ctx, path)
+def large_payload_after_file(path: str, size: int) -> bytes:
+    """Return a payload of `size` bytes once the file exists."""
+    wait_for_file(path)
     return b"x" * size
 
 
 def until_stopping(ctx: Context, path: str, limit: float = 60.0) -> bool:
-    """Runs until ctx.stopping is set, which it writes down, and then ends by itself."""
-    record(ctx, f"{path}.began")
+    """Run until `ctx.stopping`, record that it was set, and return."""
+    record(ctx, f"{path}.started")
     end = time.monotonic() + limit
     while not ctx.stopping and time.monotonic() < end:
         time.sleep(0.005)
@@ -80,9 +80,9 @@ def until_stopping(ctx: Context, path: str, limit: float = 60.0) -> bool:
 
 
 def leaves_children(ctx: Context, path: str) -> None:
-    """Starts a child, one in a session of its own and one forked twice, writes their pids, and waits."""
+    """Start a child, one in its own session and a double-forked one, write their pids and wait."""
     plain = subprocess.Popen(["sleep", "600"])
-    apart = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    own_session = subprocess.Popen(["sleep", "600"], start_new_session=True)
     reader, writer = os.pipe()
     if os.fork() == 0:
         os.setsid()
@@ -91,15 +91,15 @@ def leaves_children(ctx: Context, path: str) -> None:
             os.write(writer, str(os.getpid()).encode())
             time.sleep(600)
         os._exit(0)
-    twice = int(os.read(reader, 32))
-    Path(f"{path}.new").write_text(f"{os.getpid()} {plain.pid} {apart.pid} {twice}")
+    double_forked = int(os.read(reader, 32))
+    Path(f"{path}.new").write_text(f"{os.getpid()} {plain.pid} {own_session.pid} {double_forked}")
     Path(f"{path}.new").rename(path)
     time.sleep(600)
 
 
-def faces(ctx: Context, face: str, **more: Any) -> Any:
-    """Does what `face` names."""
-    return FACES[face](ctx, **more)
+def behave(ctx: Context, kind: str, **arguments: Any) -> Any:
+    """Run the behaviour that `kind` names; see BEHAVIOURS."""
+    return BEHAVIOURS[kind](ctx, **arguments)
 
 
 def _ok(ctx: Context) -> dict[str, int]:
@@ -232,23 +232,14 @@ def _threads(ctx: Context) -> str:
     return "threaded"
 
 
-def _leaves_its_mark(ctx: Context) -> str:
+def _changes_process_state(ctx: Context) -> str:
     os.chdir("/tmp")
     for signum in (signal.SIGTERM, signal.SIGUSR1, signal.SIGALRM):
         signal.signal(signum, lambda *a: None)
     signal.alarm(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     os.close(1)
-    return "marked"
-
-
-def _shows_its_state(ctx: Context) -> dict[str, Any]:
-    return {
-        "cwd": os.getcwd(),
-        "sigterm": str(signal.getsignal(signal.SIGTERM)),
-        "blocked": sorted(int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())),
-        "stdout": os.fstat(1).st_mode,
-    }
+    return "changed"
 
 
 def _unencodable(ctx: Context) -> object:
@@ -274,7 +265,7 @@ def _environment(ctx: Context) -> dict[str, Any]:
     }
 
 
-FACES = {
+BEHAVIOURS = {
     name.removeprefix("_"): value
     for name, value in list(globals().items())
     if callable(value) and name[0] == "_"

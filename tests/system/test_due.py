@@ -1,4 +1,4 @@
-"""A retry runs when it is due, however rarely the dispatcher looks by itself."""
+"""A retry runs when it is due, however long the poll interval of the dispatcher."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CONFIG = f"""
 poll = "30s"
 [defaults]
 path = ["{ROOT}"]
-[handlers.faces]
-call = "tests.support.handlers:faces"
+[handlers.behave]
+call = "tests.support.handlers:behave"
 max_attempts = 3
 backoff = {{ first = "200ms", factor = 1.0, max = "200ms", jitter = 0.0 }}
 """
 
 
 def test_a_retry_runs_when_it_is_due(tmp_path: Path, store_url: str, store: Any) -> None:
-    """The ingester tells the dispatcher of the attempt that it scheduled; no poll is waited for."""
+    """The ingester notifies the dispatcher of the attempt it scheduled; no poll is needed."""
     rows = Rows(store_url)
-    job = rows.insert("faces", {"face": "error"})
+    job = rows.insert("behave", {"kind": "error"})
     with Daemon(tmp_path / "node", store_url, CONFIG) as daemon:
         eventually(lambda: rows.ended(job), within=10, state=daemon.tail)
     attempts = rows.attempts(job)

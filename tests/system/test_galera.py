@@ -1,4 +1,4 @@
-"""Three daemons, each on another node of a Galera cluster, of which one is killed and brought back."""
+"""Three daemons, each on its own node of a Galera cluster, through deaths of servers and daemons."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ backoff = {{ first = "10ms", factor = 1.0, max = "10ms" }}
 call = "tests.support.handlers:record"
 workers = 2
 [handlers.fails_once]
-call = "tests.support.handlers:faces"
+call = "tests.support.handlers:behave"
 """
 
 
@@ -57,35 +57,35 @@ def daemons(cluster: Galera, tmp_path: Path, request: pytest.FixtureRequest) -> 
 
 def assert_nothing_lost(rows: Rows, jobs: list[bytes]) -> None:
     found = rows.of(jobs)
-    ends = Counter(row["id"] for row in found if row["status"] == "completed")
-    assert set(ends) == set(jobs)
-    assert set(ends.values()) == {1}
+    final_rows = Counter(row["id"] for row in found if row["status"] == "completed")
+    assert set(final_rows) == set(jobs)
+    assert set(final_rows.values()) == {1}
     assert_settled(rows)
 
 
-def work_done(rows: Rows) -> bool:
+def no_job_left(rows: Rows) -> bool:
     return rows.counts().keys() <= {"completed", "retry"}
 
 
-def test_a_cluster_node_is_killed_and_brought_back(
+def test_a_cluster_node_is_killed_and_restarted(
     cluster: Galera, daemons: list[Daemon], tmp_path: Path
 ) -> None:
-    """Its daemon waits, the others work on; nothing is lost and nothing has two ends."""
+    """Its daemon waits while the others keep working; no job is lost and none ends twice."""
     rows = Rows(daemons[0].url)
     runs = tmp_path / "runs"
     jobs: list[bytes] = []
     for _ in range(5):
         jobs += rows.insert_many("record", [{"path": str(runs)}] * 200)
-        jobs += rows.insert_many("fails_once", [{"face": "retry_then_ok"}] * 40)
+        jobs += rows.insert_many("fails_once", [{"kind": "retry_then_ok"}] * 40)
     eventually(lambda: rows.counts().get("completed", 0) > 100)
     cluster.kill9(1)
     jobs += rows.insert_many("record", [{"path": str(runs)}] * 500)
     eventually(lambda: daemons[1].status()["store"]["state"] == "away", state=daemons[1].tail)
-    # The claims that the waiting daemon holds are its own for as long as it lives; all others end.
+    # The waiting daemon keeps its claims as long as it lives; all other jobs end.
     cluster.revive()
     jobs += rows.insert_many("record", [{"path": str(runs)}] * 500)
     eventually(lambda: daemons[1].status()["store"]["state"] == "up", within=60, state=daemons[1].tail)
-    eventually(lambda: work_done(rows), within=120, every=0.2, state=lambda: rows.counts())
+    eventually(lambda: no_job_left(rows), within=120, every=0.2, state=lambda: rows.counts())
     assert_nothing_lost(rows, jobs)
     ran = {line.split()[0] for line in runs.read_text().splitlines()}
     assert len(ran) == 2000
@@ -95,14 +95,14 @@ def test_a_cluster_node_is_killed_and_brought_back(
 
 
 def test_two_daemons_are_killed_at_once(cluster: Galera, daemons: list[Daemon], tmp_path: Path) -> None:
-    """The third rescues what they had, once, whatever cluster node it asks."""
+    """The third rescues each of their jobs once, through any cluster node."""
     rows = Rows(daemons[0].url)
     runs = tmp_path / "runs"
     jobs = rows.insert_many("record", [{"path": str(runs), "wait": 0.02}] * 600)
     eventually(lambda: rows.counts().get("completed", 0) > 60)
     for daemon in daemons[1:]:
         daemon.kill("supervisor")
-    eventually(lambda: work_done(rows), within=120, every=0.2, state=daemons[0].tail)
+    eventually(lambda: no_job_left(rows), within=120, every=0.2, state=daemons[0].tail)
     assert_nothing_lost(rows, jobs)
     assert {row["reason"] for row in rows.of(jobs)} <= {"ok", "lost"}
     eventually(lambda: len(rows.sql("SELECT id FROM workerd_nodes")) == 1, within=60)

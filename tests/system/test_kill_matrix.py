@@ -1,7 +1,7 @@
-"""The kill matrix: any process or pair, by any signal, at any moment; in the end everything is settled.
+"""The kill matrix: any process or pair, any signal, any moment; afterwards every job is settled.
 
-One daemon on MariaDB for the whole matrix, brought back by the tests as a service manager would. How often a
-job ran is counted by the handler itself in a file outside of workerd.
+The whole matrix uses one daemon on MariaDB, restarted by the tests as a service manager would. The handler
+records its runs in a file, independent of the store.
 """
 
 from __future__ import annotations
@@ -38,37 +38,37 @@ restart = {{ intensity = 1000, period = "1s" }}
 [handlers.record]
 call = "tests.support.handlers:record"
 workers = 2
-[handlers.beside]
+[handlers.other]
 call = "tests.support.handlers:record"
 """
-VICTIMS = ("supervisor", "dispatcher", "ingester", "pool", "worker", "store")
+TARGETS = ("supervisor", "dispatcher", "ingester", "pool", "worker", "store")
 PAIRS = (("dispatcher", "pool"), ("dispatcher", "ingester"), ("pool", "ingester"))
-SIGNALS = ("KILL", "STOP", "TERM")
+SIGNAL_NAMES = ("KILL", "STOP", "TERM")
 MOMENTS = ("idle", "running", "reporting")
 
 CELLS = [
     pytest.param(
-        (victim,),
-        how,
+        (target,),
+        signal_name,
         moment,
-        id=f"{victim}-{how}-{moment}",
-        marks=[] if how == "KILL" and moment == "running" else pytest.mark.slow,
+        id=f"{target}-{signal_name}-{moment}",
+        marks=[] if signal_name == "KILL" and moment == "running" else pytest.mark.slow,
     )
-    for victim, how, moment in itertools.product(VICTIMS, SIGNALS, MOMENTS)
+    for target, signal_name, moment in itertools.product(TARGETS, SIGNAL_NAMES, MOMENTS)
 ] + [
     pytest.param(
         pair,
-        how,
+        signal_name,
         moment,
-        id=f"{'+'.join(pair)}-{how}-{moment}",
-        marks=[] if how == "KILL" and moment == "running" else pytest.mark.slow,
+        id=f"{'+'.join(pair)}-{signal_name}-{moment}",
+        marks=[] if signal_name == "KILL" and moment == "running" else pytest.mark.slow,
     )
-    for pair, how, moment in itertools.product(PAIRS, SIGNALS, MOMENTS)
+    for pair, signal_name, moment in itertools.product(PAIRS, SIGNAL_NAMES, MOMENTS)
 ]
 
 
-class World:
-    """The store, the daemon, and the book of what really ran."""
+class KillMatrixHarness:
+    """A server, a daemon on it, and the file in which the handler records its runs."""
 
     def __init__(self, folder: Path, server: DatabaseServer) -> None:
         self.server = server
@@ -80,17 +80,17 @@ class World:
         self.daemon.cli("migrate")
         self.jobs: list[bytes] = []
 
-    # -- keeping it alive, as a service manager does
+    # -- restarts, as a service manager does them
 
-    def tend(self) -> bool:
-        """Start what ended by itself or was killed; true when the node is ready."""
+    def restart_if_dead(self) -> bool:
+        """Start the daemon again if it has ended; true when the node is ready."""
         if self.daemon.process is None or self.daemon.process.poll() is not None:
             self.daemon.spawn()
             return False
         return bool(self.daemon.status().get("ready"))
 
-    def ready(self) -> None:
-        eventually(self.tend, within=40, every=0.05, state=self.daemon.tail)
+    def wait_until_ready(self) -> None:
+        eventually(self.restart_if_dead, within=40, every=0.05, state=self.daemon.tail)
 
     # -- load
 
@@ -98,7 +98,7 @@ class World:
         half = count // 2
         vars = {"path": str(self.runs), "wait": wait}
         fresh = self.rows.insert_many("record", [vars] * half)
-        fresh += self.rows.insert_many("beside", [vars] * (count - half))
+        fresh += self.rows.insert_many("other", [vars] * (count - half))
         self.jobs += fresh
         return fresh
 
@@ -106,7 +106,7 @@ class World:
         return self.runs.read_bytes().count(b"\n")
 
     def reach(self, moment: str) -> None:
-        """Bring the node to the moment at which the signal falls."""
+        """Put the node under the load at which the signal is sent."""
         if moment == "idle":
             return
         before = self.run_lines()
@@ -118,33 +118,33 @@ class World:
 
     # -- faults
 
-    def pids(self, victim: str) -> list[int]:
-        if victim == "store":
+    def pids(self, target: str) -> list[int]:
+        if target == "store":
             return [self.server.pid]
         assert self.daemon.process is not None
-        if victim == "supervisor":
+        if target == "supervisor":
             return [self.daemon.process.pid]
-        prefix = {"pool": "workerd: pool record", "worker": "workerd: worker record/"}.get(victim)
+        prefix = {"pool": "workerd: pool record", "worker": "workerd: worker record/"}.get(target)
         found = []
         for process in self.daemon.tree():
             with contextlib.suppress(psutil.Error):
                 if prefix and " ".join(process.cmdline()).startswith(prefix):
                     found.append(process.pid)
-        return found[:1] if prefix else [self.daemon.pid(victim)]
+        return found[:1] if prefix else [self.daemon.pid(target)]
 
-    def strike(self, victims: tuple[str, ...], how: str) -> None:
-        pids = [pid for victim in victims for pid in self.pids(victim)]
+    def send_signal(self, targets: tuple[str, ...], signal_name: str) -> None:
+        pids = [pid for target in targets for pid in self.pids(target)]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, getattr(signal, f"SIG{how}"))
-        if how == "STOP":
-            self.thaw(victims, pids)
-        if "store" in victims and how != "STOP":
-            self.server._end(signal.SIGKILL if how == "KILL" else signal.SIGTERM)
+                os.kill(pid, getattr(signal, f"SIG{signal_name}"))
+        if signal_name == "STOP":
+            self.resume(targets, pids)
+        if "store" in targets and signal_name != "STOP":
+            self.server._end(signal.SIGKILL if signal_name == "KILL" else signal.SIGTERM)
             self.server.start()
 
-    def thaw(self, victims: tuple[str, ...], pids: list[int]) -> None:
-        """Leave them stopped for longer than the watchdog, or until it has killed them; then continue."""
+    def resume(self, targets: tuple[str, ...], pids: list[int]) -> None:
+        """Keep them stopped until the watchdog has killed them or is overdue, then continue them."""
         alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
         with contextlib.suppress(AssertionError):
             eventually(lambda: not any(map(is_alive, alive)), within=WATCHDOG * 2)
@@ -152,11 +152,11 @@ class World:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
 
-    # -- the one assertion
+    # -- the assertion
 
     def assert_settled(self) -> None:
-        """Every job ran and ended once, nothing is claimed, and the node works."""
-        self.ready()
+        """Every job ran and ended once, no claim is left, and the node accepts work."""
+        self.wait_until_ready()
         probe = self.enqueue(2, 0.0)
         eventually(lambda: self.rows.ended(*probe), within=40, state=self.daemon.tail)
         eventually(self.all_ended, within=40, every=0.1, state=self.daemon.tail)
@@ -184,20 +184,22 @@ def uuid_text(value: bytes) -> str:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def harness(tmp_path_factory: pytest.TempPathFactory) -> Iterator[KillMatrixHarness]:
     server = DatabaseServer(DURABLE).start()
-    world = World(tmp_path_factory.mktemp("matrix"), server)
+    harness = KillMatrixHarness(tmp_path_factory.mktemp("matrix"), server)
     try:
-        yield world
+        yield harness
     finally:
-        world.daemon.end()
+        harness.daemon.end()
         server.remove()
 
 
-@pytest.mark.parametrize(("victims", "how", "moment"), CELLS)
-def test_kill_matrix(world: World, victims: tuple[str, ...], how: str, moment: str) -> None:
-    """Whoever gets whichever signal at whatever moment: nothing is lost, nothing ends twice."""
-    world.ready()
-    world.reach(moment)
-    world.strike(victims, how)
-    world.assert_settled()
+@pytest.mark.parametrize(("targets", "signal_name", "moment"), CELLS)
+def test_kill_matrix(
+    harness: KillMatrixHarness, targets: tuple[str, ...], signal_name: str, moment: str
+) -> None:
+    """Whichever process is hit: no job is lost and none ends twice."""
+    harness.wait_until_ready()
+    harness.reach(moment)
+    harness.send_signal(targets, signal_name)
+    harness.assert_settled()

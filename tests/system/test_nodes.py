@@ -39,7 +39,7 @@ call = "tests.support.handlers:wait_for_file"
 workers = 2
 """
 
-Node = Callable[..., Daemon]
+MakeDaemon = Callable[..., Daemon]
 
 
 @pytest.fixture
@@ -48,18 +48,18 @@ def rows(mysql_url: str) -> Rows:
 
 
 @pytest.fixture
-def node(tmp_path: Path, mysql_url: str) -> Iterator[Node]:
+def make_daemon(tmp_path: Path, mysql_url: str) -> Iterator[MakeDaemon]:
     """Makes daemons on one store; the first migrates it."""
     made: list[Daemon] = []
 
-    def making(name: str, config: str = CONFIG, **keys: object) -> Daemon:
+    def make(name: str, config: str = CONFIG, **keys: object) -> Daemon:
         folder = tmp_path / f"{len(made)}-{name}"
         made.append(Daemon(folder, mysql_url, config, name=name, **keys))  # type: ignore[arg-type]
         if len(made) == 1:
             made[0].cli("migrate")
         return made[-1]
 
-    yield making
+    yield make
     for daemon in made:
         thaw(daemon)
         daemon.end()
@@ -106,9 +106,9 @@ def end_all(rows: Rows, *daemons: Daemon) -> None:
 
 
 @pytest.mark.slow
-def test_three_share_20_000_jobs_and_one_is_killed(node: Node, rows: Rows) -> None:
+def test_three_share_20_000_jobs_and_one_is_killed(make_daemon: MakeDaemon, rows: Rows) -> None:
     """None is lost, no two nodes run one attempt, and each of them had its part."""
-    daemons = [node(name).start() for name in ("n1", "n2", "n3")]
+    daemons = [make_daemon(name).start() for name in ("n1", "n2", "n3")]
     jobs = rows.insert_many("noop", [{}] * 20_000)
     by_node = "SELECT node, COUNT(*) AS n FROM workerd_jobs WHERE status = 'completed' GROUP BY node"
     eventually(lambda: len(rows.sql(by_node)) == 3, every=0.05)
@@ -123,13 +123,15 @@ def test_three_share_20_000_jobs_and_one_is_killed(node: Node, rows: Rows) -> No
     end_all(rows, daemons[0], daemons[2])
 
 
-def test_a_dead_node_s_running_job_goes_on_elsewhere(node: Node, rows: Rows, tmp_path: Path) -> None:
+def test_a_dead_node_s_running_job_goes_on_elsewhere(
+    make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
+) -> None:
     """When its lease is over by the store's clock; two rescuers make one retry."""
-    first = node("n1").start()
+    first = make_daemon("n1").start()
     go = tmp_path / "go"
     jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(2)]
     eventually(lambda: all(runs_on(rows, job, "n1") for job in jobs))
-    rescuers = [node("n2").start(), node("n3").start()]
+    rescuers = [make_daemon("n2").start(), make_daemon("n3").start()]
     first.kill("supervisor")
     eventually(lambda: all(rows.last(job)["attempt"] == 2 for job in jobs), within=20)
     go.touch()
@@ -147,14 +149,14 @@ def test_a_dead_node_s_running_job_goes_on_elsewhere(node: Node, rows: Rows, tmp
 
 @pytest.mark.slow
 def test_a_node_that_stood_still_for_longer_than_its_lease_changes_nothing(
-    node: Node, rows: Rows, tmp_path: Path
+    make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
     """What it had was rescued meanwhile; its late outcomes are void, and it works on as before."""
-    sleeper = node("n1").start()
+    sleeper = make_daemon("n1").start()
     go = tmp_path / "go"
     jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(2)]
     eventually(lambda: all(runs_on(rows, job, "n1") for job in jobs))
-    other = node("n2").start()
+    other = make_daemon("n2").start()
     freeze(sleeper)
     eventually(lambda: all(runs_on(rows, job, "n2") for job in jobs), within=20, state=other.tail)
     go.touch()
@@ -177,17 +179,17 @@ def busy(worker: dict[str, object]) -> bool:
 
 @pytest.mark.slow
 def test_what_waited_in_a_node_that_stood_still_is_not_begun_by_it(
-    node: Node, rows: Rows, tmp_path: Path
+    make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
     """Its pools hold claims whose lease is over: they ask before they start them."""
     runs = tmp_path / "runs"
     runs.touch()
-    sleeper = node("n1").start()
+    sleeper = make_daemon("n1").start()
     warm = rows.insert_many("record", [{"path": str(tmp_path / "warm")}] * 200)
     eventually(lambda: rows.ended(*warm))
     jobs = rows.insert_many("record", [{"path": str(runs), "wait": 0.05}] * 20)
     eventually(lambda: "inprogress" in rows.counts())
-    other = node("n2").start()
+    other = make_daemon("n2").start()
     freeze(sleeper)
     eventually(lambda: rows.ended(*jobs), within=30, state=other.tail)
     thaw(sleeper)
@@ -199,10 +201,10 @@ def test_what_waited_in_a_node_that_stood_still_is_not_begun_by_it(
     end_all(rows, sleeper, other)
 
 
-def test_a_second_live_node_of_the_same_name_is_refused(node: Node, rows: Rows) -> None:
+def test_a_second_live_node_of_the_same_name_is_refused(make_daemon: MakeDaemon, rows: Rows) -> None:
     """With a sentence and exit status 2; the first works on."""
-    first = node("twin").start()
-    second = node("twin").spawn()
+    first = make_daemon("twin").start()
+    second = make_daemon("twin").spawn()
     assert second.process is not None
     assert second.process.wait(20) == 2
     assert 'A node named \\"twin\\" is alive' in second.logged()
@@ -214,12 +216,12 @@ def test_a_second_live_node_of_the_same_name_is_refused(node: Node, rows: Rows) 
 @pytest.mark.slow
 @pytest.mark.parametrize("hours", [-5, 5])
 def test_a_clock_that_is_hours_off_does_not_matter(
-    node: Node, rows: Rows, tmp_path: Path, hours: int
+    make_daemon: MakeDaemon, rows: Rows, tmp_path: Path, hours: int
 ) -> None:
     """The store's clock decides: nobody is rescued too early or too late, and times in rows are in order."""
     entry = ("tests.support.halting", "clock", str(hours * 3600), "-")
-    odd = node("odd", entry=entry).start()
-    even = node("even").start()
+    odd = make_daemon("odd", entry=entry).start()
+    even = make_daemon("even").start()
     go = tmp_path / "go"
     jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(4)]
     eventually(
@@ -277,13 +279,13 @@ def away_for(daemon: Daemon, seconds: float) -> bool:
 
 
 @pytest.mark.slow
-def test_a_drain_keeps_its_lease(node: Node, rows: Rows, tmp_path: Path) -> None:
+def test_a_drain_keeps_its_lease(make_daemon: MakeDaemon, rows: Rows, tmp_path: Path) -> None:
     """A job that drains for longer than the lease is rescued by nobody."""
-    draining = node("n1", CONFIG.replace('drain = "10s"', 'drain = "60s"')).start()
+    draining = make_daemon("n1", CONFIG.replace('drain = "10s"', 'drain = "60s"')).start()
     go = tmp_path / "go"
     job = rows.insert("waits", {"path": str(go)})
     eventually(lambda: runs_on(rows, job, "n1"))
-    other = node("n2").start()
+    other = make_daemon("n2").start()
     assert draining.process is not None
     draining.process.send_signal(signal.SIGTERM)
     began = time.monotonic()

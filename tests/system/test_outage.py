@@ -1,4 +1,4 @@
-"""The store away in every way: nothing is lost, nothing spins, little is logged, work goes on by itself."""
+"""Store outages of every kind: no job is lost, no role spins or floods the log, work resumes by itself."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ path = ["{ROOT}"]
 call = "tests.support.handlers:record"
 workers = 2
 max_attempts = 1
-[handlers.stopping]
+[handlers.until_stopping]
 call = "tests.support.handlers:until_stopping"
 max_attempts = 1
 [handlers.waits]
 call = "tests.support.handlers:wait_for_file"
 max_attempts = 1
-[handlers.bulky]
-call = "tests.support.handlers:bulk_when_told"
+[handlers.large]
+call = "tests.support.handlers:large_payload_after_file"
 max_attempts = 1
 workers = 6
 """
 
 
-class World:
-    """A daemon on a server of its own, and what its jobs wrote down outside of it."""
+class OutageHarness:
+    """A daemon on a server of its own, and the file in which its jobs record their runs."""
 
     def __init__(self, folder: Path, url: str, more: str = "") -> None:
         self.folder = folder
@@ -66,14 +66,14 @@ class World:
         return fresh
 
     def running(self, handler: str, path: Path) -> bytes:
-        more = {"size": BULK} if handler == "bulky" else {}
+        more = {"size": BULK} if handler == "large" else {}
         job = self.rows.insert(handler, {"path": str(path), **more})
         eventually(lambda: self.daemon.runs(job), state=self.daemon.tail)
         self.jobs.append(job)
         return job
 
-    def works(self) -> None:
-        """Fresh jobs are run, and so was everything before them."""
+    def assert_works(self) -> None:
+        """New jobs and all earlier ones end."""
         self.enqueue(20)
         eventually(lambda: self.rows.ended(*self.jobs), within=40, every=0.1, state=self.daemon.tail)
 
@@ -103,8 +103,8 @@ class World:
         ran = Counter(line.split()[0] for line in self.runs.read_text().splitlines())
         return set(ran.values()) == {1}
 
-    def log_lines(self) -> int:
-        """Lines that warn: what a person would be woken by."""
+    def warning_count(self) -> int:
+        """Log lines above level info."""
         return sum(
             json.loads(line)["level"] != "info"
             for line in self.daemon.logged().splitlines()
@@ -126,29 +126,29 @@ def cpu(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-class Calm:
-    """What the roles spend and say from here on: bounded, however long the store is away."""
+class RoleUsage:
+    """CPU time and warnings of the roles from now on: bounded, however long the outage."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self._roles = world.roles()
+    def __init__(self, harness: OutageHarness) -> None:
+        self._world = harness
+        self._roles = harness.roles()
         self._spent = {name: cpu(process) for name, process in self._roles.items()}
-        self._said = world.log_lines()
+        self._warnings = harness.warning_count()
 
     def spent(self, name: str) -> float:
         return cpu(self._roles[name]) - self._spent[name]
 
-    def check(self, lines: int = 8, seconds: float = 1.0) -> None:
-        """Nobody died, nobody spun, nobody flooded the log."""
+    def assert_bounded(self, lines: int = 8, seconds: float = 1.0) -> None:
+        """No role died, used more than `seconds` of CPU or logged more than `lines` warnings."""
         for name, process in self._roles.items():
             assert process.is_running(), name
             assert self.spent(name) < seconds, name
-        assert self._world.log_lines() - self._said <= lines, self._world.daemon.tail()
+        assert self._world.warning_count() - self._warnings <= lines, self._world.daemon.tail()
 
 
 @pytest.fixture
 def server() -> Iterator[DatabaseServer]:
-    """A server that this test may kill, and that keeps what it committed."""
+    """A private server whose commits survive a kill."""
     server = DatabaseServer(DURABLE)
     try:
         yield server.start()
@@ -159,88 +159,88 @@ def server() -> Iterator[DatabaseServer]:
 
 
 @pytest.fixture
-def world(tmp_path: Path, server: DatabaseServer) -> Iterator[World]:
-    world = World(tmp_path, server.url(server.new_database()))
-    world.daemon.cli("migrate")
-    with world.daemon:
-        yield world
+def harness(tmp_path: Path, server: DatabaseServer) -> Iterator[OutageHarness]:
+    harness = OutageHarness(tmp_path, server.url(server.new_database()))
+    harness.daemon.cli("migrate")
+    with harness.daemon:
+        yield harness
 
 
-def lasting(world: World, seconds: float) -> None:
-    """Until the store has been away for so long, as the daemon itself counts it."""
-    eventually(lambda: world.is_away() and world.daemon.status()["store"]["since"] >= seconds, within=60)
+def wait_until_away_for(harness: OutageHarness, seconds: float) -> None:
+    """Wait until the daemon reports the store away for this long."""
+    eventually(lambda: harness.is_away() and harness.daemon.status()["store"]["since"] >= seconds, within=60)
 
 
-def lease_is_lost(world: World) -> bool:
-    return not world.daemon.status()["pools"]["record"]["lease_held"]
+def lease_is_lost(harness: OutageHarness) -> bool:
+    return not harness.daemon.status()["pools"]["record"]["lease_held"]
 
 
-# -- killed, frozen, cut
+# -- server killed, frozen, disconnected
 
 
-def test_killed_for_longer_than_the_lease(world: World, server: DatabaseServer) -> None:
-    """What runs goes on and sees ctx.stopping; what ended is in the spool; then all is recorded once."""
-    go = world.folder / "go"
-    stopping, waits = world.folder / "stopping", world.running("waits", go)
-    told = world.running("stopping", stopping)
-    world.enqueue(200)
+def test_server_killed_for_longer_than_the_lease(harness: OutageHarness, server: DatabaseServer) -> None:
+    """Running jobs continue and see ctx.stopping; outcomes are spooled and later recorded once."""
+    go = harness.folder / "go"
+    stopping, waits = harness.folder / "stopping", harness.running("waits", go)
+    stopped = harness.running("until_stopping", stopping)
+    harness.enqueue(200)
     server.kill9()
-    calm = Calm(world)
+    usage = RoleUsage(harness)
     go.touch()
-    eventually(stopping.exists, state=world.daemon.tail)  # ctx.stopping, when the lease was lost
-    assert lease_is_lost(world)
-    eventually(lambda: world.spool()["rows"] >= 2, state=world.daemon.tail)
-    lasting(world, LEASE * 1.5)
-    calm.check()
+    eventually(stopping.exists, state=harness.daemon.tail)  # ctx.stopping is set when the lease is lost
+    assert lease_is_lost(harness)
+    eventually(lambda: harness.spool()["rows"] >= 2, state=harness.daemon.tail)
+    wait_until_away_for(harness, LEASE * 1.5)
+    usage.assert_bounded()
     server.start()
-    eventually(world.is_back, state=world.daemon.tail)
-    world.works()
-    assert world.rows.last(told)["reason"] == world.rows.last(waits)["reason"] == "ok"
-    assert world.reasons() == {"ok": len(world.jobs)}
-    assert world.ran_once()
-    assert world.logged_by("store.available")["dispatcher"] == 1
-    world.end()
+    eventually(harness.is_back, state=harness.daemon.tail)
+    harness.assert_works()
+    assert harness.rows.last(stopped)["reason"] == harness.rows.last(waits)["reason"] == "ok"
+    assert harness.reasons() == {"ok": len(harness.jobs)}
+    assert harness.ran_once()
+    assert harness.logged_by("store.available")["dispatcher"] == 1
+    harness.end()
 
 
 @pytest.mark.slow
-def test_frozen_for_longer_than_the_lease(world: World, server: DatabaseServer) -> None:
-    """A server that takes connections and answers nothing is away too."""
-    waits = world.running("waits", world.folder / "go")
+def test_server_frozen_for_longer_than_the_lease(harness: OutageHarness, server: DatabaseServer) -> None:
+    """A server that accepts connections but never answers counts as away."""
+    waits = harness.running("waits", harness.folder / "go")
     server.freeze()
-    calm = Calm(world)
-    (world.folder / "go").touch()
-    eventually(lambda: world.spool()["rows"] >= 1, state=world.daemon.tail)
-    eventually(lambda: lease_is_lost(world))
-    lasting(world, LEASE)
-    calm.check()
+    usage = RoleUsage(harness)
+    (harness.folder / "go").touch()
+    eventually(lambda: harness.spool()["rows"] >= 1, state=harness.daemon.tail)
+    eventually(lambda: lease_is_lost(harness))
+    wait_until_away_for(harness, LEASE)
+    usage.assert_bounded()
     server.thaw()
-    world.works()
-    assert world.rows.last(waits)["reason"] == "ok"
-    assert world.ran_once()
-    world.end()
+    harness.assert_works()
+    assert harness.rows.last(waits)["reason"] == "ok"
+    assert harness.ran_once()
+    harness.end()
 
 
-def test_connections_cut_again_and_again(world: World, server: DatabaseServer) -> None:
-    """Whatever statement or COMMIT is on its way each time: everything ends once."""
-    calm = Calm(world)
+def test_connections_killed_repeatedly(harness: OutageHarness, server: DatabaseServer) -> None:
+    """Whichever statement or COMMIT is interrupted: every job ends once."""
+    usage = RoleUsage(harness)
     for _ in range(15):
-        world.enqueue(40)
+        harness.enqueue(40)
         for (thread,) in server.sql(
             "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'app' AND COMMAND <> 'Daemon'"
         ):
             with contextlib.suppress(pymysql.Error):
                 server.sql(f"KILL {thread}")
-    world.works()
-    calm.check(lines=80, seconds=10)
-    assert world.reasons() == {"ok": len(world.jobs)}
-    assert world.ran_once()
-    world.end()
+    harness.assert_works()
+    usage.assert_bounded(lines=80, seconds=10)
+    assert harness.reasons() == {"ok": len(harness.jobs)}
+    assert harness.ran_once()
+    harness.end()
 
 
-# -- there, but not willing
+# -- server up but refusing
 
 
-def plain(server: DatabaseServer) -> str:
+def unprivileged_url(server: DatabaseServer) -> str:
     """The URL of a database whose user may not write while the server is read-only."""
     name = server.new_database()
     server.sql(f"GRANT ALL ON {name}.* TO plain@'%' IDENTIFIED BY 'secret'")
@@ -248,179 +248,183 @@ def plain(server: DatabaseServer) -> str:
 
 
 @pytest.mark.slow
-def test_read_only(tmp_path: Path, server: DatabaseServer) -> None:
-    """It answers every question and takes nothing: away, said once, and over by itself."""
-    world = World(tmp_path, plain(server))
-    world.daemon.cli("migrate")
-    with world.daemon:
-        waits = world.running("waits", tmp_path / "go")
+def test_read_only_server(tmp_path: Path, server: DatabaseServer) -> None:
+    """A server that answers reads and refuses writes counts as away until it accepts writes again."""
+    harness = OutageHarness(tmp_path, unprivileged_url(server))
+    harness.daemon.cli("migrate")
+    with harness.daemon:
+        waits = harness.running("waits", tmp_path / "go")
         server.sql("SET GLOBAL read_only = 1")
-        calm = Calm(world)
+        usage = RoleUsage(harness)
         (tmp_path / "go").touch()
-        eventually(lambda: world.spool()["rows"] >= 1, state=world.daemon.tail)
-        eventually(lambda: lease_is_lost(world), state=world.daemon.tail)
-        calm.check()
+        eventually(lambda: harness.spool()["rows"] >= 1, state=harness.daemon.tail)
+        eventually(lambda: lease_is_lost(harness), state=harness.daemon.tail)
+        usage.assert_bounded()
         server.sql("SET GLOBAL read_only = 0")
-        world.works()
-        assert world.rows.last(waits)["reason"] == "ok"
-        assert world.ran_once()
-        world.end()
+        harness.assert_works()
+        assert harness.rows.last(waits)["reason"] == "ok"
+        assert harness.ran_once()
+        harness.end()
 
 
 @pytest.mark.slow
-def test_too_many_connections(world: World, server: DatabaseServer) -> None:
-    """Others have taken all of them: it waits until there is one for it."""
-    waits = world.running("waits", world.folder / "go")
-    crowd = Crowd(world.rows)
+def test_too_many_connections(harness: OutageHarness, server: DatabaseServer) -> None:
+    """Other clients hold every connection: the roles wait until one is free."""
+    waits = harness.running("waits", harness.folder / "go")
+    hog = ConnectionHog(harness.rows)
     server.sql("SET GLOBAL max_connections = 12")
     try:
-        eventually(lambda: crowd.push_out(world), every=0.1, state=world.daemon.tail)
-        calm = Calm(world)
-        (world.folder / "go").touch()
-        eventually(lambda: world.spool()["rows"] >= 1, state=world.daemon.tail)
-        lasting(world, 1.0)
-        calm.check()
+        eventually(lambda: hog.take_all(harness), every=0.1, state=harness.daemon.tail)
+        usage = RoleUsage(harness)
+        (harness.folder / "go").touch()
+        eventually(lambda: harness.spool()["rows"] >= 1, state=harness.daemon.tail)
+        wait_until_away_for(harness, 1.0)
+        usage.assert_bounded()
     finally:
-        crowd.leave()
-    world.works()
-    assert world.rows.last(waits)["reason"] == "ok"
-    world.end()
+        hog.close()
+    harness.assert_works()
+    assert harness.rows.last(waits)["reason"] == "ok"
+    harness.end()
 
 
-class Crowd:
-    """Clients that take every connection that the server has."""
+class ConnectionHog:
+    """Clients that take every connection of the server."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._held = contextlib.ExitStack()
-        self._first = self._enter()
+        self._first = self._connect()
         self._ours: set[int] = {self._first.thread_id()}
 
-    def _enter(self) -> Any:
+    def _connect(self) -> Any:
         return self._held.enter_context(self._rows.connection())
 
-    def push_out(self, world: World) -> bool:
-        """Cut who is connected and is not of the crowd, and take the place; true when all are out."""
+    def take_all(self, harness: OutageHarness) -> bool:
+        """Kill all other connections and take their places; true once the daemon is refused."""
         cursor = self._first.cursor()
         cursor.execute("SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'app'")
-        strangers = {row[0] for row in cursor.fetchall()} - self._ours
-        for thread in strangers:
+        others = {row[0] for row in cursor.fetchall()} - self._ours
+        for thread in others:
             with contextlib.suppress(pymysql.Error):
                 cursor.execute(f"KILL {thread}")
         with contextlib.suppress(pymysql.Error):
             while True:
-                self._ours.add(self._enter().thread_id())
-        return bool(world.daemon.status()["store"]["code"] == 1040)
+                self._ours.add(self._connect().thread_id())
+        return bool(harness.daemon.status()["store"]["code"] == 1040)
 
-    def leave(self) -> None:
-        """Give all of them back."""
+    def close(self) -> None:
+        """Release all connections."""
         self._held.close()
 
 
 @pytest.mark.slow
 def test_a_full_disk(tmp_path: Path) -> None:
-    """The table space is full: what ended waits in the spool until there is room again."""
-    server = DatabaseServer(disk("24M")).start()
+    """The table space is full: outcomes wait in the spool until there is space again."""
+    server = DatabaseServer(table_space("24M")).start()
     try:
-        world = World(tmp_path, server.url(server.new_database()))
-        world.daemon.cli("migrate")
-        with world.daemon:
+        harness = OutageHarness(tmp_path, server.url(server.new_database()))
+        harness.daemon.cli("migrate")
+        with harness.daemon:
             go = tmp_path / "go"
-            bulky = [world.running("bulky", go) for _ in range(2)]
+            large = [harness.running("large", go) for _ in range(2)]
             filler = server.new_database()
             server.sql(f"CREATE TABLE {filler}.filler (text LONGTEXT)")
             for size in (500_000, 50_000, 5_000):
                 fill(server, filler, size)
-            calm = Calm(world)
+            usage = RoleUsage(harness)
             go.touch()
-            eventually(lambda: world.spool()["rows"] >= 2, state=world.daemon.tail)
-            eventually(lambda: world.daemon.status()["roles"]["ingester"]["mode"] == "away")
-            calm.check()
+            eventually(lambda: harness.spool()["rows"] >= 2, state=harness.daemon.tail)
+            eventually(lambda: harness.daemon.status()["roles"]["ingester"]["mode"] == "away")
+            usage.assert_bounded()
             server.stop()
-            server.options = disk("200M")
+            server.options = table_space("200M")
             server.start()
-            world.works()
-            assert {world.rows.last(job)["reason"] for job in bulky} == {"ok"}
-            assert len(world.rows.last(bulky[0])["payload"]) == BULK
-            world.end()
+            harness.assert_works()
+            assert {harness.rows.last(job)["reason"] for job in large} == {"ok"}
+            assert len(harness.rows.last(large[0])["payload"]) == BULK
+            harness.end()
     finally:
         server.remove()
 
 
-def disk(size: str) -> tuple[str, ...]:
+def table_space(max_size: str) -> tuple[str, ...]:
     return (
-        *FAST, "--innodb-file-per-table=0", f"--innodb-data-file-path=ibdata1:12M:autoextend:max:{size}"
+        *FAST, "--innodb-file-per-table=0", f"--innodb-data-file-path=ibdata1:12M:autoextend:max:{max_size}"
     )  # fmt: skip
 
 
 def fill(server: DatabaseServer, database: str, size: int) -> None:
-    """Rows of that size until the server takes no more."""
-    with pytest.raises(pymysql.Error) as refused:  # noqa: PT012
+    """Insert rows of this size until the server reports a full table."""
+    with pytest.raises(pymysql.Error) as raised:  # noqa: PT012
         while True:
             server.sql(f"INSERT INTO {database}.filler VALUES (REPEAT('x', {size}))")
-    assert refused.value.args[0] == 1114
+    assert raised.value.args[0] == 1114
 
 
-# -- in the way
+# -- locks and deadlocks
 
 
 @pytest.mark.slow
-def test_locks_that_another_program_holds(world: World, server: DatabaseServer) -> None:
-    """A forgotten transaction on rows that are to be closed: what ended waits in the spool."""
-    waits = world.running("waits", world.folder / "go")
-    database = urlsplit(world.url).path[1:]
+def test_locks_that_another_program_holds(harness: OutageHarness, server: DatabaseServer) -> None:
+    """An open transaction locks the rows to close: outcomes wait in the spool."""
+    waits = harness.running("waits", harness.folder / "go")
+    database = urlsplit(harness.url).path[1:]
     with server.root(database) as other, other.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("SELECT id FROM workerd_jobs FOR UPDATE")
-        calm = Calm(world)
-        (world.folder / "go").touch()
-        eventually(lambda: world.spool()["rows"] >= 1, within=40, state=world.daemon.tail)
-        eventually(lambda: world.daemon.status()["roles"]["ingester"]["transaction_retries"] >= 4, within=40)
-        calm.check()
+        usage = RoleUsage(harness)
+        (harness.folder / "go").touch()
+        eventually(lambda: harness.spool()["rows"] >= 1, within=40, state=harness.daemon.tail)
+        eventually(
+            lambda: harness.daemon.status()["roles"]["ingester"]["transaction_retries"] >= 4, within=40
+        )
+        usage.assert_bounded()
         cursor.execute("ROLLBACK")
-    world.works()
-    assert world.rows.last(waits)["reason"] == "ok"
-    assert lease_was_kept(world)
-    world.end()
+    harness.assert_works()
+    assert harness.rows.last(waits)["reason"] == "ok"
+    assert lease_was_kept(harness)
+    harness.end()
 
 
-def lease_was_kept(world: World) -> bool:
-    return "lease.expired" not in world.daemon.logged()
+def lease_was_kept(harness: OutageHarness) -> bool:
+    return "lease.expired" not in harness.daemon.logged()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["workerd_handlers", "workerd_nodes"])
-def test_locks_on_what_the_dispatcher_needs(world: World, server: DatabaseServer, table: str) -> None:
-    """Claims wait, the log stays short however long it lasts, and the lease is lost only if it is its row."""
-    world.works()
-    with server.root(urlsplit(world.url).path[1:]) as other, other.cursor() as cursor:
+def test_locks_on_tables_of_the_dispatcher(
+    harness: OutageHarness, server: DatabaseServer, table: str
+) -> None:
+    """Claims wait, the log stays short, and the lease is lost only if its own row is locked."""
+    harness.assert_works()
+    with server.root(urlsplit(harness.url).path[1:]) as other, other.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute(f"SELECT * FROM {table} FOR UPDATE")
-        calm = Calm(world)
-        world.enqueue(20)
-        eventually(lambda: locks_lost(world) >= 4, within=60, every=0.1, state=world.daemon.tail)
-        calm.check()
-        assert lease_was_kept(world) == (table == "workerd_handlers")
+        usage = RoleUsage(harness)
+        harness.enqueue(20)
+        eventually(lambda: lock_timeouts(harness) >= 4, within=60, every=0.1, state=harness.daemon.tail)
+        usage.assert_bounded()
+        assert lease_was_kept(harness) == (table == "workerd_handlers")
         cursor.execute("ROLLBACK")
-    world.works()
-    assert world.ran_once()
-    world.end()
+    harness.assert_works()
+    assert harness.ran_once()
+    harness.end()
 
 
-def locks_lost(world: World) -> int:
-    errors = world.daemon.status()["store"]["errors"]
+def lock_timeouts(harness: OutageHarness) -> int:
+    errors = harness.daemon.status()["store"]["errors"]
     return int(errors.get("1205", 0) + errors.get("1969", 0))
 
 
 @pytest.mark.slow
-def test_deadlocks(world: World, server: DatabaseServer) -> None:
-    """Another program that updates the same rows in the opposite order: whole transactions are run again."""
-    over = threading.Event()
-    database = urlsplit(world.url).path[1:]
+def test_deadlocks(harness: OutageHarness, server: DatabaseServer) -> None:
+    """Another program updates the same rows in the opposite order: transactions are retried as a whole."""
+    stop = threading.Event()
+    database = urlsplit(harness.url).path[1:]
 
-    def meddle() -> None:
+    def interfere() -> None:
         with server.root(database) as other, other.cursor() as cursor:
-            while not over.is_set():
+            while not stop.is_set():
                 with contextlib.suppress(pymysql.Error):
                     cursor.execute("BEGIN")
                     cursor.execute(
@@ -430,136 +434,136 @@ def test_deadlocks(world: World, server: DatabaseServer) -> None:
                     cursor.execute("SELECT id FROM workerd_jobs ORDER BY attempt DESC LIMIT 50 FOR UPDATE")
                     cursor.execute("COMMIT")
 
-    meddlers = [threading.Thread(target=meddle) for _ in range(2)]
-    for meddler in meddlers:
-        meddler.start()
+    threads = [threading.Thread(target=interfere) for _ in range(2)]
+    for thread in threads:
+        thread.start()
     try:
         for _ in range(5):
-            world.enqueue(100)
-        eventually(lambda: world.rows.ended(*world.jobs), within=60, every=0.2, state=world.daemon.tail)
+            harness.enqueue(100)
+        eventually(lambda: harness.rows.ended(*harness.jobs), within=60, every=0.2, state=harness.daemon.tail)
     finally:
-        over.set()
-        for meddler in meddlers:
-            meddler.join()
-    assert world.reasons() == {"ok": 500}
-    assert world.ran_once()
-    world.end()
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert harness.reasons() == {"ok": 500}
+    assert harness.ran_once()
+    harness.end()
 
 
 @pytest.mark.slow
-def test_a_statement_that_hangs(world: World, server: DatabaseServer) -> None:
-    """A table lock that nobody gives back: the statement ends by its limit, no role is killed for it."""
-    database = urlsplit(world.url).path[1:]
-    waits = world.running("waits", world.folder / "go")
-    roles = world.roles()
+def test_a_statement_that_hangs(harness: OutageHarness, server: DatabaseServer) -> None:
+    """A table lock is held for long: statements end at their time limit and no role is killed."""
+    database = urlsplit(harness.url).path[1:]
+    waits = harness.running("waits", harness.folder / "go")
+    roles = harness.roles()
     with server.root(database) as other, other.cursor() as cursor:
         cursor.execute("LOCK TABLES workerd_jobs WRITE, workerd_nodes WRITE")
-        calm = Calm(world)
-        (world.folder / "go").touch()
-        eventually(lambda: world.spool()["rows"] >= 1, within=40, state=world.daemon.tail)
-        eventually(lambda: lease_is_lost(world), state=world.daemon.tail)
-        calm.check()
+        usage = RoleUsage(harness)
+        (harness.folder / "go").touch()
+        eventually(lambda: harness.spool()["rows"] >= 1, within=40, state=harness.daemon.tail)
+        eventually(lambda: lease_is_lost(harness), state=harness.daemon.tail)
+        usage.assert_bounded()
         cursor.execute("UNLOCK TABLES")
-    world.works()
-    assert world.rows.last(waits)["reason"] == "ok"
+    harness.assert_works()
+    assert harness.rows.last(waits)["reason"] == "ok"
     assert all(process.is_running() for process in roles.values())
-    world.end()
+    harness.end()
 
 
 # -- the embedded store
 
 
 @pytest.mark.slow
-def test_sqlite_locked_by_a_transaction_that_is_left_open(tmp_path: Path) -> None:
-    """It is said what to do; when the transaction ends, everything goes on."""
-    world = World(tmp_path, f"sqlite:///{tmp_path}/store.db")
-    with world.daemon:
-        waits = world.running("waits", tmp_path / "go")
+def test_sqlite_locked_by_an_open_transaction(tmp_path: Path) -> None:
+    """The log names the cause; work resumes when the transaction ends."""
+    harness = OutageHarness(tmp_path, f"sqlite:///{tmp_path}/store.db")
+    with harness.daemon:
+        waits = harness.running("waits", tmp_path / "go")
         other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        calm = Calm(world)
+        usage = RoleUsage(harness)
         (tmp_path / "go").touch()
-        eventually(lambda: world.spool()["rows"] >= 1, within=40, state=world.daemon.tail)
-        eventually(lambda: lease_is_lost(world), state=world.daemon.tail)
-        assert "another program keeps a transaction open" in world.daemon.logged()
-        calm.check(seconds=3.0)  # it asks for the lock every millisecond or two
+        eventually(lambda: harness.spool()["rows"] >= 1, within=40, state=harness.daemon.tail)
+        eventually(lambda: lease_is_lost(harness), state=harness.daemon.tail)
+        assert "another program keeps a transaction open" in harness.daemon.logged()
+        usage.assert_bounded(seconds=3.0)  # SQLite polls the lock every 1 to 2 ms
         other.execute("ROLLBACK")
         other.close()
-        world.works()
-        assert world.rows.last(waits)["reason"] == "ok"
-        assert world.ran_once()
-        world.end()
+        harness.assert_works()
+        assert harness.rows.last(waits)["reason"] == "ok"
+        assert harness.ran_once()
+        harness.end()
 
 
-# -- nowhere to put it
+# -- full spool
 
 
 @pytest.mark.slow
-def test_a_full_spool_is_back_pressure(tmp_path: Path, server: DatabaseServer) -> None:
-    """What does not fit is not acknowledged but kept by its pool; nothing is lost, and it is said."""
-    world = World(tmp_path, server.url(server.new_database()), '[ingester]\nspool = "1MiB"\n')
-    world.daemon.cli("migrate")
-    with world.daemon:
+def test_a_full_spool_causes_back_pressure(tmp_path: Path, server: DatabaseServer) -> None:
+    """Outcomes that do not fit stay unacknowledged in their pool; status reports the full spool."""
+    harness = OutageHarness(tmp_path, server.url(server.new_database()), '[ingester]\nspool = "1MiB"\n')
+    harness.daemon.cli("migrate")
+    with harness.daemon:
         go = tmp_path / "go"
-        bulky = [world.running("bulky", go) for _ in range(6)]
+        large = [harness.running("large", go) for _ in range(6)]
         server.kill9()
-        calm = Calm(world)
+        usage = RoleUsage(harness)
         go.touch()
-        eventually(lambda: world.spool()["trouble"], within=40, state=world.daemon.tail)
-        eventually(lambda: unacknowledged(world) >= 3, state=world.daemon.tail)
-        assert world.spool()["bytes"] <= 1 << 20
-        lasting(world, 1.0)
-        calm.check()
-        assert "is full" in world.daemon.cli("status", check=False).stdout
+        eventually(lambda: harness.spool()["trouble"], within=40, state=harness.daemon.tail)
+        eventually(lambda: unacknowledged(harness) >= 3, state=harness.daemon.tail)
+        assert harness.spool()["bytes"] <= 1 << 20
+        wait_until_away_for(harness, 1.0)
+        usage.assert_bounded()
+        assert "is full" in harness.daemon.cli("status", check=False).stdout
         server.start()
-        world.works()
-        assert {world.rows.last(job)["reason"] for job in bulky} == {"ok"}
-        world.end()
+        harness.assert_works()
+        assert {harness.rows.last(job)["reason"] for job in large} == {"ok"}
+        harness.end()
 
 
-def unacknowledged(world: World) -> int:
-    return int(world.daemon.status()["pools"]["bulky"]["unacknowledged"])
+def unacknowledged(harness: OutageHarness) -> int:
+    return int(harness.daemon.status()["pools"]["large"]["unacknowledged"])
 
 
-# -- and the end
+# -- shutdown and data loss
 
 
-def test_a_drain_while_the_store_is_away(world: World, server: DatabaseServer) -> None:
-    """It ends in time, every outcome in the spool; the next start replays them before it rescues."""
-    go = world.folder / "go"
-    waits = world.running("waits", go)
+def test_a_drain_while_the_store_is_away(harness: OutageHarness, server: DatabaseServer) -> None:
+    """Every outcome is spooled and the drain ends in time; the next start replays them before rescuing."""
+    go = harness.folder / "go"
+    waits = harness.running("waits", go)
     server.kill9()
-    eventually(world.is_away)
+    eventually(harness.is_away)
     go.touch()
-    assert world.daemon.stop(within=30) == 0
-    assert list((world.daemon.folder / "state" / "spool").glob("*.db"))
+    assert harness.daemon.stop(within=30) == 0
+    assert list((harness.daemon.folder / "state" / "spool").glob("*.db"))
     server.start()
-    assert world.rows.last(waits)["status"] == "inprogress"
-    world.daemon.start()
-    world.works()
-    assert [row["reason"] for row in world.rows.attempts(waits)] == ["ok"]
-    assert world.rows.last(waits)["losses"] == 0
-    assert not list((world.daemon.folder / "state" / "spool").glob("*.db"))
-    world.end()
+    assert harness.rows.last(waits)["status"] == "inprogress"
+    harness.daemon.start()
+    harness.assert_works()
+    assert [row["reason"] for row in harness.rows.attempts(waits)] == ["ok"]
+    assert harness.rows.last(waits)["losses"] == 0
+    assert not list((harness.daemon.folder / "state" / "spool").glob("*.db"))
+    harness.end()
 
 
-def test_what_a_server_lost_of_its_own_is_settled(tmp_path: Path) -> None:
-    """A server that forgets the last second when it dies: what it forgot runs again, and nothing hangs."""
+def test_commits_lost_by_the_server_are_settled(tmp_path: Path) -> None:
+    """A server that loses its last second of commits when killed: those jobs run again, none hangs."""
     server = DatabaseServer(DURABLE).start()
     try:
-        world = World(tmp_path, server.url(server.new_database()))
-        world.daemon.cli("migrate")
-        with world.daemon:
+        harness = OutageHarness(tmp_path, server.url(server.new_database()))
+        harness.daemon.cli("migrate")
+        with harness.daemon:
             for _ in range(3):
-                # Only from here on, so that it does not forget the tables too.
+                # Set only now, so that the kill does not lose the tables.
                 server.sql("SET GLOBAL innodb_flush_log_at_trx_commit = 0")
-                world.enqueue(300)
+                harness.enqueue(300)
                 server.kill9()
                 server.start()
-                eventually(world.is_back, state=world.daemon.tail)
-            accepted = {row["id"] for row in world.rows.sql("SELECT id FROM workerd_jobs")}
-            world.jobs = [job for job in world.jobs if job in accepted]
-            world.works()
-            world.end()
+                eventually(harness.is_back, state=harness.daemon.tail)
+            accepted = {row["id"] for row in harness.rows.sql("SELECT id FROM workerd_jobs")}
+            harness.jobs = [job for job in harness.jobs if job in accepted]
+            harness.assert_works()
+            harness.end()
     finally:
         server.remove()

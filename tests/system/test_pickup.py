@@ -1,4 +1,4 @@
-"""`[pickup]` with the real daemon: a node that takes no work, and work that is taken at set times only."""
+"""`[pickup]` in a running daemon: nodes that take no work, and pickup windows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.request_rows import RequestRows
 from tests.support.rows import Rows
 from tests.support.servers import free_port
 
-Node = Callable[..., Daemon]
+StartDaemon = Callable[..., Daemon]
 NEVER = "0 0 29 2 *"
 SOON = "* * * * * *"
 
@@ -28,32 +28,18 @@ poll = "50ms"
 path = ["{ROOT}"]
 
 [handlers.act]
-call = "tests.support.flows:act"
+call = "tests.support.workflow_handlers:act"
 
-[handlers.tell]
-call = "tests.support.flows:tell"
+[handlers.show_inputs]
+call = "tests.support.workflow_handlers:show_inputs"
 
 [handlers.beat]
-call = "tests.support.flows:act"
+call = "tests.support.workflow_handlers:act"
 cron = "* * * * * *"
 
 [workflows.two]
-steps = [ {{ name = "one", jobs = ["act"] }}, {{ name = "two", jobs = ["tell"] }} ]
+steps = [ {{ name = "one", jobs = ["act"] }}, {{ name = "two", jobs = ["show_inputs"] }} ]
 """
-
-
-@pytest.fixture
-def node(tmp_path: Path, store_url: str, store: Any) -> Iterator[Node]:
-    """Starts daemons on one store; all are ended after the test."""
-    daemons: list[Daemon] = []
-
-    def starting(pickup: str = "", name: str = "one", **more: Any) -> Daemon:
-        daemons.append(Daemon(tmp_path / name, store_url, CONFIG + pickup, **more))
-        return daemons[-1].start()
-
-    yield starting
-    for daemon in daemons:
-        daemon.end()
 
 
 def pickup(**keys: Any) -> str:
@@ -65,15 +51,15 @@ def ticks(rows: Rows) -> int:
 
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
-def test_a_node_that_takes_no_work_keeps_its_api(node: Node, store_url: str) -> None:
-    """It answers and enqueues; it claims, fires and begins nothing, which another node does."""
+def test_a_node_with_pickup_disabled_serves_its_api(start_daemon: StartDaemon, store_url: str) -> None:
+    """It enqueues but does not claim, fire schedules or start requests; another node does."""
     port = free_port()
-    node(pickup(enabled=False), "closed", gateway=f"127.0.0.1:{port}")
+    start_daemon(CONFIG + pickup(enabled=False), "closed", gateway=f"127.0.0.1:{port}")
     rows, request = (
         Rows(store_url),
         urllib.request.Request(
             f"http://127.0.0.1:{port}/jobs",
-            data=b'{"handler": "tell", "vars": {"n": 1}}',
+            data=b'{"handler": "show_inputs", "vars": {"n": 1}}',
             headers={"Content-Type": "application/json"},
         ),
     )
@@ -81,14 +67,14 @@ def test_a_node_that_takes_no_work_keeps_its_api(node: Node, store_url: str) -> 
         assert answer.status == 201
         job = bytes.fromhex(json.load(answer)["id"].replace("-", ""))
     requests = RequestRows(rows)
-    asked = requests.insert("two")
-    opened = node("", "open")
-    eventually(lambda: rows.ended(job) and requests.ended(asked) and ticks(rows), state=opened.tail)
+    request_id = requests.insert("two")
+    opened = start_daemon(CONFIG, "open")
+    eventually(lambda: rows.ended(job) and requests.ended(request_id) and ticks(rows), state=opened.tail)
     opened.stop()
-    later = [rows.insert("act"), rows.insert("tell")]
-    asked, before = requests.insert("two"), ticks(rows)
-    again = node("", "again")
-    eventually(lambda: rows.ended(*later) and requests.ended(asked), state=again.tail)
+    later = [rows.insert("act"), rows.insert("show_inputs")]
+    request_id, before = requests.insert("two"), ticks(rows)
+    again = start_daemon(CONFIG, "again")
+    eventually(lambda: rows.ended(*later) and requests.ended(request_id), state=again.tail)
     assert {row["node"] for row in rows.sql("SELECT DISTINCT node FROM workerd_jobs")} <= {
         "open",
         "again",
@@ -98,38 +84,38 @@ def test_a_node_that_takes_no_work_keeps_its_api(node: Node, store_url: str) -> 
 
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
-def test_requests_and_their_steps_at_set_times(node: Node, store_url: str) -> None:
-    """New requests wait for `requests_new`, further steps for `requests_inprogress`; jobs go on at once."""
+def test_pickup_windows_of_requests_and_their_steps(start_daemon: StartDaemon, store_url: str) -> None:
+    """New requests wait for `requests_new`, further steps for `requests_inprogress`; jobs run at once."""
     rows = Rows(store_url)
     requests = RequestRows(rows)
-    daemon = node()
+    daemon = start_daemon(CONFIG)
     done = daemon.cli("request", "submit", "two", "--wait", "10s", "--json")
     assert json.loads(done.stdout)["status"] == "completed"
 
     daemon.write(CONFIG + pickup(requests_new=NEVER, requests_inprogress=NEVER))
     daemon.cli("reload")
-    asked = requests.insert("two")
+    request_id = requests.insert("two")
     job = rows.insert("act")
     eventually(lambda: rows.ended(job) and ticks(rows) >= 2, state=daemon.tail)
-    assert requests.status(asked) == "queuing"
+    assert requests.status(request_id) == "queuing"
 
     daemon.write(CONFIG + pickup(requests_new=SOON, requests_inprogress=NEVER))
     daemon.cli("reload")
-    eventually(lambda: requests.job_statuses(asked) == {"act": "completed"}, state=daemon.tail)
+    eventually(lambda: requests.job_statuses(request_id) == {"act": "completed"}, state=daemon.tail)
     before = ticks(rows)
     eventually(lambda: ticks(rows) >= before + 2, state=daemon.tail)
-    assert requests.job_statuses(asked) == {"act": "completed"}
+    assert requests.job_statuses(request_id) == {"act": "completed"}
 
     daemon.write(CONFIG + pickup(requests_inprogress=SOON))
     daemon.cli("reload")
-    eventually(lambda: requests.status(asked) == "completed", state=daemon.tail)
+    eventually(lambda: requests.status(request_id) == "completed", state=daemon.tail)
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_jobs_at_set_times(node: Node, store_url: str) -> None:
-    """Jobs wait for `jobs`, and then all that wait are taken."""
+def test_pickup_window_of_jobs(start_daemon: StartDaemon, store_url: str) -> None:
+    """Jobs wait for the window `jobs`, then all waiting jobs are claimed."""
     rows = Rows(store_url)
-    daemon = node(pickup(jobs=NEVER))
+    daemon = start_daemon(CONFIG + pickup(jobs=NEVER))
     jobs = [rows.insert("act") for _ in range(20)]
     eventually(lambda: ticks(rows) >= 2, state=daemon.tail)
     assert {row["status"] for row in rows.sql("SELECT status FROM workerd_jobs")} == {"new"}

@@ -12,7 +12,7 @@ from tests.support.eventually import eventually
 from tests.support.rows import Rows
 
 
-class World:
+class QuarantineHarness:
     """A daemon with one handler, whose code is in a folder of the test's."""
 
     def __init__(self, folder: Path, code: str, keys: str) -> None:
@@ -44,36 +44,36 @@ class World:
 def test_a_quarantined_pool_is_called_so_and_recovers(tmp_path: Path) -> None:
     """Status and `why` name the quarantine and its cause; the waiting job runs once the file is mended."""
     broken = "raise ValueError('not yet')"
-    world = World(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
-    with world.daemon as daemon:
-        job = world.rows.insert("it", {})
-        eventually(lambda: world.pool().get("quarantined"), within=20, state=daemon.tail)
-        assert world.pool()["state"] == "quarantined"
+    harness = QuarantineHarness(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
+    with harness.daemon as daemon:
+        job = harness.rows.insert("it", {})
+        eventually(lambda: harness.pool().get("quarantined"), within=20, state=daemon.tail)
+        assert harness.pool()["state"] == "quarantined"
         table = daemon.cli("status").stdout
         assert "quarantined" in table
         assert "ValueError: not yet" in table
         why = daemon.cli("why", job.hex()).stdout
         assert "The pool it is quarantined here" in why
         assert "ValueError: not yet" in why
-        assert world.rows.last(job)["status"] == "new"
-        world.write("def it(): return 'mended'")
-        eventually(lambda: world.rows.last(job)["status"] == "completed", within=30, state=daemon.tail)
-        eventually(lambda: world.pool()["state"] == "up", within=10, state=daemon.tail)
-        assert not world.pool()["quarantined"]
+        assert harness.rows.last(job)["status"] == "new"
+        harness.write("def it(): return 'mended'")
+        eventually(lambda: harness.rows.last(job)["status"] == "completed", within=30, state=daemon.tail)
+        eventually(lambda: harness.pool()["state"] == "up", within=10, state=daemon.tail)
+        assert not harness.pool()["quarantined"]
 
 
 def test_a_quarantined_pool_that_is_tried_again_leaves_the_node_ready(tmp_path: Path) -> None:
     """Its trial is its own affair: nobody who asks meanwhile hears that the node is not ready."""
     broken = "import time\ntime.sleep(0.3)\nraise ValueError('not yet')"
-    world = World(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
-    with world.daemon as daemon:
-        eventually(lambda: world.pool().get("quarantined"), within=20, state=daemon.tail)
-        before = world.pool()["restarts"]
+    harness = QuarantineHarness(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
+    with harness.daemon as daemon:
+        eventually(lambda: harness.pool().get("quarantined"), within=20, state=daemon.tail)
+        before = harness.pool()["restarts"]
         heard: list[bool] = []
 
         def tried_again() -> bool:
             heard.append(daemon.status()["ready"])
-            return bool(world.pool()["restarts"] > before)
+            return bool(harness.pool()["restarts"] > before)
 
         eventually(tried_again, within=30, state=daemon.tail)
         assert all(heard)
@@ -83,11 +83,11 @@ def test_a_quarantined_pool_that_is_tried_again_leaves_the_node_ready(tmp_path: 
 def test_a_worker_that_grew_is_replaced_after_that_very_job(tmp_path: Path) -> None:
     """`max_rss` is looked at after each job, however fast they follow one another."""
     code = "import os\nheld = []\ndef it():\n    held.append(b'x' * (12 << 20))\n    return os.getpid()\n"
-    world = World(tmp_path, code, 'max_rss = "20MiB"')
-    with world.daemon as daemon:
-        jobs = [world.rows.insert("it", {}) for _ in range(6)]
+    harness = QuarantineHarness(tmp_path, code, 'max_rss = "20MiB"')
+    with harness.daemon as daemon:
+        jobs = [harness.rows.insert("it", {}) for _ in range(6)]
         eventually(
-            lambda: all(world.rows.last(job)["status"] == "completed" for job in jobs), state=daemon.tail
+            lambda: all(harness.rows.last(job)["status"] == "completed" for job in jobs), state=daemon.tail
         )
-        pids = [world.rows.last(job)["pid"] for job in jobs]
+        pids = [harness.rows.last(job)["pid"] for job in jobs]
         assert len(set(pids)) == 3

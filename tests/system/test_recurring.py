@@ -18,7 +18,7 @@ from tests.support.request_rows import RequestRows, uuid_text
 from tests.support.rows import Rows, assert_settled
 from tests.support.servers import free_port
 
-Node = Callable[..., Daemon]
+StartDaemon = Callable[..., Daemon]
 PAUSE = 0.05
 mysql_only = pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 sqlite_only = pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
@@ -34,20 +34,6 @@ drain = "500ms"
 [defaults]
 path = ["{ROOT}"]
 """
-
-
-@pytest.fixture
-def node(tmp_path: Path, store_url: str, store: Any) -> Iterator[Node]:
-    """Starts daemons on one store; all are ended after the test."""
-    daemons: list[Daemon] = []
-
-    def starting(config: str, name: str = "one", **more: Any) -> Daemon:
-        daemons.append(Daemon(tmp_path / name, store_url, HEAD + config, **more))
-        return daemons[-1].start()
-
-    yield starting
-    for daemon in daemons:
-        daemon.end()
 
 
 def moment(value: Any) -> datetime:
@@ -72,23 +58,23 @@ def assert_apart(found: list[dict[str, Any]], pause: float) -> None:
 
 
 def recurring(name: str, function: str = "", **keys: Any) -> str:
-    lines = [f'\n[handlers.{name}]\ncall = "tests.support.flows:{function or name}"']
+    lines = [f'\n[handlers.{name}]\ncall = "tests.support.workflow_handlers:{function or name}"']
     return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]) + "\n"
 
 
 # -- chains of handlers ------------------------------------------------------------------------
 
 
-def test_no_ending_breaks_a_chain(node: Node, tmp_path: Path, store_url: str) -> None:
+def test_no_ending_breaks_a_chain(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
     """An error, two crashes, a deadline, a failure, an ignored error and a Retry: one attempt each."""
     beats = f'env = {{ BEATS = "{tmp_path}/beats" }}\n'
-    turn = recurring("in_turn", cooler=f"{PAUSE}s", deadline="150ms", grace="50ms",
+    turn = recurring("each_outcome", cooler=f"{PAUSE}s", deadline="150ms", grace="50ms",
                      ignore=["tests.support.handlers.Ignored"])  # fmt: skip
-    daemon = node(turn + beats)
+    daemon = start_daemon(HEAD + turn + beats)
     rows = Rows(store_url)
-    eventually(lambda: len(runs(rows, "in_turn")) >= 9, within=20, state=daemon.tail)
+    eventually(lambda: len(runs(rows, "each_outcome")) >= 9, within=20, state=daemon.tail)
     assert daemon.stop() == 0
-    found = runs(rows, "in_turn")
+    found = runs(rows, "each_outcome")
     assert [(run["status"], run["reason"]) for run in found[:9]] == [
         ("failure", "error"), ("failure", "crashed"), ("failure", "crashed"), ("failure", "deadline"),
         ("failure", "failure"), ("completed", "ignored"), ("failure", "retry"),
@@ -102,10 +88,12 @@ def test_no_ending_breaks_a_chain(node: Node, tmp_path: Path, store_url: str) ->
 
 
 @mysql_only
-def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(node: Node, tmp_path: Path, store_url: str) -> None:
+def test_a_killed_pool_and_a_cancel_do_not_break_a_chain(
+    start_daemon: StartDaemon, tmp_path: Path, store_url: str
+) -> None:
     """A run that was lost is made up for; one that a person cancelled, running or waiting, is not."""
     late = recurring("late", "wrapped", cooler="1h")
-    daemon = node(recurring("beat", cooler=f"{PAUSE}s") + slow(tmp_path, 60) + late)
+    daemon = start_daemon(HEAD + recurring("beat", cooler=f"{PAUSE}s") + slow(tmp_path, 60) + late)
     rows = Rows(store_url)
 
     def running() -> dict[str, Any] | None:
@@ -136,13 +124,15 @@ def slow(tmp_path: Path, seconds: float) -> str:
 
 
 @mysql_only
-def test_a_killed_node_does_not_break_a_chain(node: Node, tmp_path: Path, store_url: str) -> None:
+def test_a_killed_node_does_not_break_a_chain(
+    start_daemon: StartDaemon, tmp_path: Path, store_url: str
+) -> None:
     """Another node goes on when the lease is over; the two runs are attempts of one job."""
     config = recurring("beat", cooler=f"{PAUSE}s")
-    first = node(config + slow(tmp_path, 60), "one")
+    first = start_daemon(HEAD + config + slow(tmp_path, 60), "one")
     rows = Rows(store_url)
     eventually(lambda: rows.sql("SELECT 1 FROM workerd_jobs WHERE pid IS NOT NULL"), state=first.tail)
-    second = node(config + slow(tmp_path, 0), "two")
+    second = start_daemon(HEAD + config + slow(tmp_path, 0), "two")
     for process in first.tree():
         process.kill()
     eventually(lambda: len(runs(rows, "beat")) >= 4, within=20, state=second.tail)
@@ -153,9 +143,9 @@ def test_a_killed_node_does_not_break_a_chain(node: Node, tmp_path: Path, store_
 
 
 @sqlite_only
-def test_a_class_decides_whether_and_when(node: Node, store_url: str) -> None:
+def test_a_class_decides_whether_and_when(start_daemon: StartDaemon, store_url: str) -> None:
     """`active()` false skips a run, of which the newest row is kept; `cooler()` is the pause."""
-    daemon = node(recurring("choosy", "Choosy", cooler="1h"))
+    daemon = start_daemon(HEAD + recurring("choosy", "ActiveEverySecondTime", cooler="1h"))
     rows = Rows(store_url)
     eventually(lambda: rows.counts("reason").get("ok", 0) >= 4, within=20, state=daemon.tail)
     assert daemon.stop() == 0
@@ -168,11 +158,13 @@ def test_a_class_decides_whether_and_when(node: Node, store_url: str) -> None:
 
 
 @sqlite_only
-def test_what_wraps_a_handler_is_seen_through(node: Node, store_url: str) -> None:
+def test_what_wraps_a_handler_is_seen_through(start_daemon: StartDaemon, store_url: str) -> None:
     """`functools.wraps`, `partial` and an instance run, and are called as the configuration calls them."""
     port = free_port()
     names = ("wrapped", "partial", "instance")
-    daemon = node("".join(recurring(name, cooler="10ms") for name in names), gateway=f"127.0.0.1:{port}")
+    daemon = start_daemon(
+        HEAD + "".join(recurring(name, cooler="10ms") for name in names), gateway=f"127.0.0.1:{port}"
+    )
     rows = Rows(store_url)
     eventually(lambda: all(len(runs(rows, name)) >= 2 for name in names), within=20, state=daemon.tail)
     for name in names:
@@ -220,9 +212,9 @@ steps = [ { name = "one", jobs = ["partial"] }, { name = "two", jobs = ["wrapped
 
 
 @sqlite_only
-def test_a_chain_is_run_paused_and_resumed_by_hand(node: Node, store_url: str) -> None:
+def test_a_chain_is_run_paused_and_resumed_by_hand(start_daemon: StartDaemon, store_url: str) -> None:
     """A run by hand is the chain's own, at once; paused there is none; resumed it begins now."""
-    daemon = node(recurring("instance", cooler="1h"))
+    daemon = start_daemon(HEAD + recurring("instance", cooler="1h"))
     rows = Rows(store_url)
     first = eventually(lambda: waits(rows, "instance", 1), state=daemon.tail)
     assert first is not None
@@ -242,9 +234,9 @@ def test_a_chain_is_run_paused_and_resumed_by_hand(node: Node, store_url: str) -
     eventually(lambda: waits(rows, "instance", 4) or waits(rows, "instance", 3), within=10)
 
 
-def test_a_recurring_workflow_is_submitted_by_hand(node: Node, store_url: str) -> None:
+def test_a_recurring_workflow_is_submitted_by_hand(start_daemon: StartDaemon, store_url: str) -> None:
     """It runs at once and the pause starts over from its end; a second one waits for the first."""
-    daemon = node(recurring("partial") + recurring("wrapped") + SEQUENCE)
+    daemon = start_daemon(HEAD + recurring("partial") + recurring("wrapped") + SEQUENCE)
     rows = Rows(store_url)
     requests = RequestRows(rows)
     eventually(lambda: waits(rows, "tidy", 1), state=daemon.tail)
@@ -267,12 +259,14 @@ def test_a_recurring_workflow_is_submitted_by_hand(node: Node, store_url: str) -
 
 @pytest.mark.slow
 @mysql_only
-def test_what_the_configuration_has_no_more_stops(node: Node, tmp_path: Path, store_url: str) -> None:
+def test_what_the_configuration_has_no_more_stops(
+    start_daemon: StartDaemon, tmp_path: Path, store_url: str
+) -> None:
     """After a reload its schedule goes, and its waiting run; what another node still has stays."""
     kept, gone = recurring("wrapped", cooler="1h"), recurring("instance", cooler="1h")
     ticks = recurring("partial", cron="0 0 1 1 *")
-    first = node(kept + gone + ticks, "one")
-    second = node(kept, "two")
+    first = start_daemon(HEAD + kept + gone + ticks, "one")
+    second = start_daemon(HEAD + kept, "two")
     rows = Rows(store_url)
 
     def names() -> set[str]:

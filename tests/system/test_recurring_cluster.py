@@ -27,11 +27,11 @@ poll = "100ms"
 lease = "2s"
 
 [handlers.tick]
-call = "tests.support.flows:beat"
+call = "tests.support.workflow_handlers:beat"
 cron = "* * * * * *"
 
 [handlers.chain]
-call = "tests.support.flows:beat"
+call = "tests.support.workflow_handlers:beat"
 cooler = "200ms"
 """
 

@@ -35,7 +35,7 @@ preload = {str(preload).lower()}
 """
 
 
-class World:
+class ReloadHarness:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.code = folder / "answering.py"
@@ -74,157 +74,159 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    with world.daemon:
-        yield world
+def harness(tmp_path: Path) -> Iterator[ReloadHarness]:
+    harness = ReloadHarness(tmp_path)
+    with harness.daemon:
+        yield harness
 
 
 def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_a_wrong_configuration_is_refused_whole(world: World) -> None:
+def test_a_wrong_configuration_is_refused_whole(harness: ReloadHarness) -> None:
     """Nothing of it takes effect, every error is reported, and everything runs on."""
-    before = world.pids()
-    world.daemon.write(config(world.folder, workers=3, more='[dispatcher]\nbach = 7\npoll = "soon"\n'))
-    world.hup()
-    eventually(lambda: world.logged("reload.refused"), state=world.daemon.tail)
-    assert "dispatcher.bach" in world.daemon.logged()
-    assert "dispatcher.poll" in world.daemon.logged()
-    done = world.daemon.cli("reload", check=False)
+    before = harness.pids()
+    harness.daemon.write(config(harness.folder, workers=3, more='[dispatcher]\nbach = 7\npoll = "soon"\n'))
+    harness.hup()
+    eventually(lambda: harness.logged("reload.refused"), state=harness.daemon.tail)
+    assert "dispatcher.bach" in harness.daemon.logged()
+    assert "dispatcher.poll" in harness.daemon.logged()
+    done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 2
     assert "batch" in done.stderr
-    assert world.pids() == before
-    assert len(world.daemon.status()["pools"]["waits"]["workers"]) == 1
-    assert world.answer() == b"1"
+    assert harness.pids() == before
+    assert len(harness.daemon.status()["pools"]["waits"]["workers"]) == 1
+    assert harness.answer() == b"1"
 
 
-def test_only_what_changed_is_restarted_and_it_drains(world: World) -> None:
+def test_only_what_changed_is_restarted_and_it_drains(harness: ReloadHarness) -> None:
     """A running job of the changed pool ends in its old process; nothing else is touched."""
-    go = world.folder / "go"
-    job = world.rows.insert("waits", {"path": str(go)})
-    eventually(lambda: world.daemon.runs(job))
-    before = world.pids()
-    world.daemon.write(
-        config(world.folder, workers=2, more='[handlers.more]\ncall = "tests.support.handlers:noop"\n')
+    go = harness.folder / "go"
+    job = harness.rows.insert("waits", {"path": str(go)})
+    eventually(lambda: harness.daemon.runs(job))
+    before = harness.pids()
+    harness.daemon.write(
+        config(harness.folder, workers=2, more='[handlers.more]\ncall = "tests.support.handlers:noop"\n')
     )
-    world.hup()
-    eventually(lambda: world.daemon.status()["pools"]["waits"]["state"] == "draining")
-    other = world.rows.insert("noop")
-    eventually(lambda: world.rows.ended(other))
+    harness.hup()
+    eventually(lambda: harness.daemon.status()["pools"]["waits"]["state"] == "draining")
+    other = harness.rows.insert("noop")
+    eventually(lambda: harness.rows.ended(other))
     go.touch()
-    world.reloaded()
-    after = world.pids()
+    harness.reloaded()
+    after = harness.pids()
     # The dispatcher and the gateway know the handlers, so a new one restarts them too.
     assert changed(before, after) <= {"pool:waits", "pool:more", "dispatcher", "gateway"}
     assert {"pool:waits", "pool:more"} <= changed(before, after)
-    assert len(world.daemon.status()["pools"]["waits"]["workers"]) == 2
-    assert [row["reason"] for row in world.rows.attempts(job)] == ["ok"]
-    jobs = [world.rows.insert(name) for name in ("more", "noop")]
-    eventually(lambda: world.rows.ended(*jobs), state=world.daemon.tail)
-    assert world.daemon.stop() == 0
-    assert_settled(world.rows)
+    assert len(harness.daemon.status()["pools"]["waits"]["workers"]) == 2
+    assert [row["reason"] for row in harness.rows.attempts(job)] == ["ok"]
+    jobs = [harness.rows.insert(name) for name in ("more", "noop")]
+    eventually(lambda: harness.rows.ended(*jobs), state=harness.daemon.tail)
+    assert harness.daemon.stop() == 0
+    assert_settled(harness.rows)
 
 
 @pytest.mark.slow
-def test_a_removed_pool_goes_and_its_jobs_stay(world: World) -> None:
+def test_a_removed_pool_goes_and_its_jobs_stay(harness: ReloadHarness) -> None:
     """They wait until some node serves their handler again."""
-    text = config(world.folder)
-    world.daemon.write(text[: text.index("[handlers.answer]")])
-    world.hup()
-    world.reloaded()
-    assert set(world.daemon.status()["pools"]) == {"waits", "noop"}
-    left = world.rows.insert("answer")
-    beside = world.rows.insert("noop")
-    eventually(lambda: world.rows.ended(beside))
-    assert world.rows.last(left)["status"] == "new"
-    world.daemon.write(text)
-    world.hup()
-    world.reloaded(2)
-    eventually(lambda: world.rows.ended(left), state=world.daemon.tail)
+    text = config(harness.folder)
+    harness.daemon.write(text[: text.index("[handlers.answer]")])
+    harness.hup()
+    harness.reloaded()
+    assert set(harness.daemon.status()["pools"]) == {"waits", "noop"}
+    left = harness.rows.insert("answer")
+    beside = harness.rows.insert("noop")
+    eventually(lambda: harness.rows.ended(beside))
+    assert harness.rows.last(left)["status"] == "new"
+    harness.daemon.write(text)
+    harness.hup()
+    harness.reloaded(2)
+    eventually(lambda: harness.rows.ended(left), state=harness.daemon.tail)
 
 
 @pytest.mark.parametrize("preload", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_handler_code_is_loaded_anew_when_its_files_changed(tmp_path: Path, preload: bool) -> None:
     """The pool of that code is restarted, no other; a reload without a change restarts nothing."""
-    world = World(tmp_path)
-    world.daemon.write(config(tmp_path, preload=preload))
-    with world.daemon:
-        before = world.pids()
-        assert world.answer() == b"1"
-        world.hup()
-        world.reloaded()
-        assert world.pids() == before
-        world.write_code(2)
-        assert world.daemon.status()["pools"]["answer"]["stale"]
-        world.hup()
-        world.reloaded(2)
-        assert changed(before, world.pids()) == {"pool:answer"}
-        assert world.answer() == b"2"
-        assert not world.daemon.status()["pools"]["answer"]["stale"]
+    harness = ReloadHarness(tmp_path)
+    harness.daemon.write(config(tmp_path, preload=preload))
+    with harness.daemon:
+        before = harness.pids()
+        assert harness.answer() == b"1"
+        harness.hup()
+        harness.reloaded()
+        assert harness.pids() == before
+        harness.write_code(2)
+        assert harness.daemon.status()["pools"]["answer"]["stale"]
+        harness.hup()
+        harness.reloaded(2)
+        assert changed(before, harness.pids()) == {"pool:answer"}
+        assert harness.answer() == b"2"
+        assert not harness.daemon.status()["pools"]["answer"]["stale"]
 
 
-def test_a_reload_whose_code_does_not_load_has_failed_and_harms_its_own_pool_only(world: World) -> None:
+def test_a_reload_whose_code_does_not_load_has_failed_and_harms_its_own_pool_only(
+    harness: ReloadHarness,
+) -> None:
     """The command says which pool and why; the other pools work, its jobs stay, the next reload mends it."""
-    world.code.write_text("this is no Python\n")
-    waiting = world.rows.insert("noop")
-    done = world.daemon.cli("reload", check=False)
+    harness.code.write_text("this is no Python\n")
+    waiting = harness.rows.insert("noop")
+    done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 1
     assert "pool:answer" in done.stderr
     assert "SyntaxError" in done.stderr
-    assert world.logged("reload.failed") == 1
-    assert "SyntaxError" in world.daemon.status()["pools"]["answer"]["trouble"]
-    job = world.rows.insert("answer")
-    eventually(lambda: world.rows.ended(waiting))
-    assert world.rows.last(job)["status"] == "new"
-    world.write_code(3)
-    world.hup()
-    eventually(lambda: world.rows.ended(job), state=world.daemon.tail)
-    assert world.rows.last(job)["payload"] == b"3"
+    assert harness.logged("reload.failed") == 1
+    assert "SyntaxError" in harness.daemon.status()["pools"]["answer"]["trouble"]
+    job = harness.rows.insert("answer")
+    eventually(lambda: harness.rows.ended(waiting))
+    assert harness.rows.last(job)["status"] == "new"
+    harness.write_code(3)
+    harness.hup()
+    eventually(lambda: harness.rows.ended(job), state=harness.daemon.tail)
+    assert harness.rows.last(job)["payload"] == b"3"
 
 
-def test_a_reload_with_a_wrong_store_url_is_refused(world: World) -> None:
+def test_a_reload_with_a_wrong_store_url_is_refused(harness: ReloadHarness) -> None:
     """It would leave ingester and dispatcher dying for ever."""
-    before = world.pids()
-    world.daemon.url = "mysql://u@h/db?ssl=foo"
-    world.daemon.write(config(world.folder))
-    done = world.daemon.cli("reload", check=False)
+    before = harness.pids()
+    harness.daemon.url = "mysql://u@h/db?ssl=foo"
+    harness.daemon.write(config(harness.folder))
+    done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 2
     assert "store.url" in done.stderr
-    world.hup()
-    eventually(lambda: world.logged("reload.refused"), state=world.daemon.tail)
-    assert world.pids() == before
+    harness.hup()
+    eventually(lambda: harness.logged("reload.refused"), state=harness.daemon.tail)
+    assert harness.pids() == before
 
 
-def test_a_reload_with_a_store_that_is_not_there_has_failed(world: World) -> None:
+def test_a_reload_with_a_store_that_is_not_there_has_failed(harness: ReloadHarness) -> None:
     """Roles that wait for the store are not up; with the right store the next reload mends it."""
-    world.daemon.url = f"sqlite:///{world.folder}/missing/store.db"
-    world.daemon.write(config(world.folder))
-    done = world.daemon.cli("reload", check=False)
+    harness.daemon.url = f"sqlite:///{harness.folder}/missing/store.db"
+    harness.daemon.write(config(harness.folder))
+    done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 1
     assert "ingester" in done.stderr
     assert "dispatcher" in done.stderr
-    world.daemon.url = world.url
-    world.daemon.write(config(world.folder))
-    assert world.daemon.cli("reload", check=False).returncode == 0
-    assert world.answer() == b"1"
+    harness.daemon.url = harness.url
+    harness.daemon.write(config(harness.folder))
+    assert harness.daemon.cli("reload", check=False).returncode == 0
+    assert harness.answer() == b"1"
 
 
-def test_a_stop_in_the_middle_of_a_reload_ends_everything(world: World) -> None:
+def test_a_stop_in_the_middle_of_a_reload_ends_everything(harness: ReloadHarness) -> None:
     """At whichever step, no child is left and nothing is lost."""
-    go = world.folder / "go"
-    job = world.rows.insert("waits", {"path": str(go)})
-    eventually(lambda: world.daemon.runs(job))
-    world.daemon.write(config(world.folder, workers=2, more='[dispatcher]\npoll = "200ms"\n'))
-    world.hup()
-    eventually(lambda: world.logged("reload.started"))
-    tree = world.daemon.tree()
-    assert world.daemon.process is not None
-    world.daemon.process.send_signal(signal.SIGTERM)
-    eventually(lambda: world.daemon.status().get("state") in ("draining", None))
+    go = harness.folder / "go"
+    job = harness.rows.insert("waits", {"path": str(go)})
+    eventually(lambda: harness.daemon.runs(job))
+    harness.daemon.write(config(harness.folder, workers=2, more='[dispatcher]\npoll = "200ms"\n'))
+    harness.hup()
+    eventually(lambda: harness.logged("reload.started"))
+    tree = harness.daemon.tree()
+    assert harness.daemon.process is not None
+    harness.daemon.process.send_signal(signal.SIGTERM)
+    eventually(lambda: harness.daemon.status().get("state") in ("draining", None))
     go.touch()
-    assert world.daemon.process.wait(30) == 0
+    assert harness.daemon.process.wait(30) == 0
     assert not any(process.is_running() for process in tree)
-    assert [row["reason"] for row in world.rows.attempts(job)] == ["ok"]
-    assert_settled(world.rows)
+    assert [row["reason"] for row in harness.rows.attempts(job)] == ["ok"]
+    assert_settled(harness.rows)

@@ -53,10 +53,10 @@ SERVICE_HANDLERS = (
 
 
 def handler(name: str, function: str, pool: str) -> str:
-    return f'\n[handlers.{name}]\ncall = "tests.support.flows:{function}"\npool = "{pool}"\n'
+    return f'\n[handlers.{name}]\ncall = "tests.support.workflow_handlers:{function}"\npool = "{pool}"\n'
 
 
-class World:
+class RequestHarness:
     """A daemon of this module, its store, and the three services."""
 
     def __init__(self, folder: Path, url: str) -> None:
@@ -91,36 +91,38 @@ class World:
 
 
 @pytest.fixture(scope="module", params=["mysql", "sqlite"])
-def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def harness(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RequestHarness]:
     folder = tmp_path_factory.mktemp("requests")
     if request.param == "sqlite":
         url = f"sqlite:///{folder}/store.db"
     else:
         server = request.getfixturevalue("mysql_server")
         url = server.url(server.new_database())
-    world = World(folder, url)
+    harness = RequestHarness(folder, url)
     try:
-        with world.daemon:
-            yield world
-            assert world.daemon.stop() == 0
-            assert_settled(world.rows)
+        with harness.daemon:
+            yield harness
+            assert harness.daemon.stop() == 0
+            assert_settled(harness.rows)
     finally:
-        for service in world.services:
+        for service in harness.services:
             service.close()
 
 
 # -- "delete user" -----------------------------------------------------------------------------
 
 
-def test_all_services_are_well(world: World) -> None:
+def test_all_services_are_well(harness: RequestHarness) -> None:
     """The first step hands the address on, the second runs with it, and the request is completed."""
-    row, calls = world.delete_user(7)
+    row, calls = harness.delete_user(7)
     assert (row["status"], row["error"], row["step"]) == ("completed", None, 1)
     assert '"email":"ada@example.org"' in row["extras"]
     assert calls == [
         ["GET /users/7", "DELETE /users/7"], ["DELETE /users/7"], ["DELETE /users/ada@example.org"],
     ]  # fmt: skip
-    jobs = world.requests.jobs(row["id"])
+    jobs = harness.requests.jobs(row["id"])
     assert {name: (job["status"], job["step"], job["attempt"]) for name, job in jobs.items()} == {
         "service1_get_user": ("completed", 0, 1),
         "service1_delete_user": ("completed", 1, 1),
@@ -131,29 +133,29 @@ def test_all_services_are_well(world: World) -> None:
     assert first["ingested_at"] <= min(job["created_at"] for job in jobs.values())
 
 
-def test_one_service_fails_for_good(world: World) -> None:
+def test_one_service_fails_for_good(harness: RequestHarness) -> None:
     """The request fails by that job's error; the jobs beside it have gone on to their end."""
-    world.services[1].for_good = 500
+    harness.services[1].for_good = 500
     try:
-        row, calls = world.delete_user(8)
+        row, calls = harness.delete_user(8)
     finally:
-        world.services[1].for_good = None
+        harness.services[1].for_good = None
     assert row["status"] == "failed"
     assert row["error"] == '"service2_delete_user" failed: SERVICE2 answered 500'
-    assert world.requests.job_statuses(row["id"]) == {
+    assert harness.requests.job_statuses(row["id"]) == {
         "service1_get_user": "completed", "service1_delete_user": "completed",
         "service2_delete_user": "failure", "service3_delete_user": "completed",
     }  # fmt: skip
     assert calls[2] == ["DELETE /users/ada@example.org"]
 
 
-def test_a_service_is_busy_twice(world: World) -> None:
+def test_a_service_is_busy_twice(harness: RequestHarness) -> None:
     """503 twice and then well: two rows `retry` with their error, the request waits for the third."""
-    world.services[0].answers.extend([503, 503])
-    row, calls = world.delete_user(9)
+    harness.services[0].answers.extend([503, 503])
+    row, calls = harness.delete_user(9)
     assert row["status"] == "completed"
     assert calls[0] == ["GET /users/9"] * 3 + ["DELETE /users/9"]
-    attempts = world.rows.attempts(world.requests.jobs(row["id"])["service1_get_user"]["id"])
+    attempts = harness.rows.attempts(harness.requests.jobs(row["id"])["service1_get_user"]["id"])
     assert [(a["status"], a["reason"], a["error"]) for a in attempts] == [
         ("retry", "retry", "SERVICE1 is busy"), ("retry", "retry", "SERVICE1 is busy"),
         ("completed", "ok", None),
@@ -163,119 +165,119 @@ def test_a_service_is_busy_twice(world: World) -> None:
 # -- failing, cancelling, mending --------------------------------------------------------------
 
 
-def paused(world: World, name: str) -> Any:
+def paused(harness: RequestHarness, name: str) -> Any:
     """The handler is claimed by nobody within the block."""
 
     class Pause:
         def __enter__(self) -> None:
-            world.rows.sql(
+            harness.rows.sql(
                 "UPDATE workerd_handlers SET paused_at = '2026-01-01 00:00:00' WHERE name = %s", name
             )
 
         def __exit__(self, *exc: object) -> None:
-            world.rows.sql("UPDATE workerd_handlers SET paused_at = NULL WHERE name = %s", name)
+            harness.rows.sql("UPDATE workerd_handlers SET paused_at = NULL WHERE name = %s", name)
 
     return Pause()
 
 
-def test_a_failure_ends_what_waits_and_lets_go_on_what_runs(world: World, tmp_path: Path) -> None:
+def test_a_failure_ends_what_waits_and_lets_go_on_what_runs(harness: RequestHarness, tmp_path: Path) -> None:
     """The request stays `inprogress` until the last running job has ended; no further step begins."""
-    with paused(world, "c"):
-        asked = world.requests.insert("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
-        world.until_states(asked, a="completed", b="failure", c="cancelled", d="inprogress")
-        assert world.requests.status(asked) == "inprogress"
+    with paused(harness, "c"):
+        asked = harness.requests.insert("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
+        harness.until_states(asked, a="completed", b="failure", c="cancelled", d="inprogress")
+        assert harness.requests.status(asked) == "inprogress"
         (tmp_path / "d").touch()
-        row = world.until_over(asked)
+        row = harness.until_over(asked)
     assert (row["status"], row["error"]) == ("failed", '"b" failed: no')
-    states = world.requests.job_statuses(asked)
+    states = harness.requests.job_statuses(asked)
     assert states == {"a": "completed", "b": "failure", "c": "cancelled", "d": "completed"}
 
 
-def test_a_retry_by_hand_reopens_the_request(world: World, tmp_path: Path) -> None:
+def test_a_retry_by_hand_reopens_the_request(harness: RequestHarness, tmp_path: Path) -> None:
     """What was cancelled with the failure comes back too, and the request goes on to its end."""
-    with paused(world, "c"):
-        asked = world.requests.insert("three", {"b": {"unless": f"{tmp_path}/b"}})
-        assert world.until_over(asked)["status"] == "failed"
+    with paused(harness, "c"):
+        asked = harness.requests.insert("three", {"b": {"fail_unless_exists": f"{tmp_path}/b"}})
+        assert harness.until_over(asked)["status"] == "failed"
     (tmp_path / "b").touch()
-    failed = world.requests.jobs(asked)["b"]
-    world.daemon.cli("job", "retry", uuid_text(failed["id"]))
-    eventually(lambda: world.requests.status(asked) == "completed", within=20, state=world.daemon.tail)
-    assert world.requests.job_statuses(asked) == dict.fromkeys("abcde", "completed")
-    row = world.requests.row(asked)
+    failed = harness.requests.jobs(asked)["b"]
+    harness.daemon.cli("job", "retry", uuid_text(failed["id"]))
+    eventually(lambda: harness.requests.status(asked) == "completed", within=20, state=harness.daemon.tail)
+    assert harness.requests.job_statuses(asked) == dict.fromkeys("abcde", "completed")
+    row = harness.requests.row(asked)
     assert (row["error"], row["completed_at"] is not None) == (None, True)
-    assert [(a["status"], a["reason"]) for a in world.rows.attempts(failed["id"])] == [
+    assert [(a["status"], a["reason"]) for a in harness.rows.attempts(failed["id"])] == [
         ("retry", "failure"), ("completed", "ok"),
     ]  # fmt: skip
 
 
-def test_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
+def test_a_request_is_cancelled(harness: RequestHarness, tmp_path: Path) -> None:
     """What waits ends at once, what runs is made to end, nothing further begins; once only."""
-    with paused(world, "c"):
-        asked = world.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
-        world.until_states(asked, a="completed", b="inprogress", c="new", d="inprogress")
-        world.daemon.cli("request", "cancel", uuid_text(asked))
-        row = world.until_over(asked)
+    with paused(harness, "c"):
+        asked = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
+        harness.until_states(asked, a="completed", b="inprogress", c="new", d="inprogress")
+        harness.daemon.cli("request", "cancel", uuid_text(asked))
+        row = harness.until_over(asked)
     assert row["status"] == "cancelled"
-    assert world.requests.job_statuses(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
-    again = world.daemon.cli("request", "cancel", uuid_text(asked), check=False)
+    assert harness.requests.job_statuses(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
+    again = harness.daemon.cli("request", "cancel", uuid_text(asked), check=False)
     assert again.returncode == 1
     assert "already ended" in again.stderr
 
 
-def test_a_job_of_a_request_is_cancelled(world: World, tmp_path: Path) -> None:
+def test_a_job_of_a_request_is_cancelled(harness: RequestHarness, tmp_path: Path) -> None:
     """Its request ends as `cancelled` when the jobs beside it have ended."""
-    asked = world.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
-    world.until_states(asked, a="completed", b="inprogress", c="completed", d="inprogress")
-    world.daemon.cli("job", "cancel", uuid_text(world.requests.jobs(asked)["b"]["id"]))
-    world.until_states(asked, a="completed", b="cancelled", c="completed", d="inprogress")
-    assert world.requests.status(asked) == "inprogress"
+    asked = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
+    harness.until_states(asked, a="completed", b="inprogress", c="completed", d="inprogress")
+    harness.daemon.cli("job", "cancel", uuid_text(harness.requests.jobs(asked)["b"]["id"]))
+    harness.until_states(asked, a="completed", b="cancelled", c="completed", d="inprogress")
+    assert harness.requests.status(asked) == "inprogress"
     (tmp_path / "d").touch()
-    row = world.until_over(asked)
+    row = harness.until_over(asked)
     assert (row["status"], row["error"]) == ("cancelled", 'cancelled with its job "b"')
-    assert world.requests.job_statuses(asked)["d"] == "completed"
+    assert harness.requests.job_statuses(asked)["d"] == "completed"
 
 
-def test_params_that_are_no_object_fail_the_request(world: World) -> None:
+def test_params_that_are_no_object_fail_the_request(harness: RequestHarness) -> None:
     """A foreign program's mistake is told in the row, and holds up nobody."""
-    asked = world.requests.insert("three")
-    wrong = world.requests.insert("three", [1, 2])
-    row = world.until_over(wrong)
+    asked = harness.requests.insert("three")
+    wrong = harness.requests.insert("three", [1, 2])
+    row = harness.until_over(wrong)
     assert row["status"] == "failed"
     assert "object" in row["error"]
-    assert world.until_over(asked)["status"] == "completed"
+    assert harness.until_over(asked)["status"] == "completed"
 
 
 # -- the command line --------------------------------------------------------------------------
 
 
-def test_submit_wait_show_and_list(world: World, tmp_path: Path) -> None:
+def test_submit_wait_show_and_list(harness: RequestHarness, tmp_path: Path) -> None:
     """`submit` prints the id alone, `--wait` says by its exit status how it ended, `list` has it."""
-    done = world.daemon.cli("request", "submit", "three", 'b={"return": 5}')
+    done = harness.daemon.cli("request", "submit", "three", 'b={"return": 5}')
     asked = done.stdout.strip()
     assert len(asked) == 36
-    well = world.daemon.cli("request", "submit", "three", "--wait", "20s")
+    well = harness.daemon.cli("request", "submit", "three", "--wait", "20s")
     assert "completed" in well.stdout
-    bad = world.daemon.cli("request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False)
+    bad = harness.daemon.cli("request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False)
     assert bad.returncode == 1
     assert "failed" in bad.stdout
-    late = world.daemon.cli(
+    late = harness.daemon.cli(
         "request", "submit", "three", f'a={{"wait": "{tmp_path}/gate"}}', "--wait", "0.1s", check=False
     )
     assert late.returncode == 1
     assert "request show" in late.stderr
     (tmp_path / "gate").touch()
-    unknown = world.daemon.cli("request", "submit", "tree", check=False)
+    unknown = harness.daemon.cli("request", "submit", "tree", check=False)
     assert unknown.returncode == 2
     assert "three" in unknown.stderr
-    listed = world.daemon.cli("request", "list", "--workflow", "three", "--limit", "50").stdout
+    listed = harness.daemon.cli("request", "list", "--workflow", "three", "--limit", "50").stdout
     assert asked in listed
 
 
-def test_show_draws_the_graph(world: World) -> None:
+def test_show_draws_the_graph(harness: RequestHarness) -> None:
     """Step by step, every job with state, time and error, in 80 columns."""
-    asked = world.requests.insert("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
-    world.until_over(asked)
-    lines = world.daemon.cli("request", "show", uuid_text(asked)).stdout.splitlines()
+    asked = harness.requests.insert("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
+    harness.until_over(asked)
+    lines = harness.daemon.cli("request", "show", uuid_text(asked)).stdout.splitlines()
     graph = lines[lines.index("step 0: one") :]
     named = [line for line in graph if line.startswith("  ") and line[4] != " "]
     assert [line[4] for line in named] == ["a", "b", "c", "d", "e"]
@@ -285,8 +287,8 @@ def test_show_draws_the_graph(world: World) -> None:
     assert "not started" in graph[-1]
 
 
-def test_show_says_why_a_request_does_not_begin(world: World) -> None:
+def test_show_says_why_a_request_does_not_begin(harness: RequestHarness) -> None:
     """Nobody on this node knows its workflow; it can still be cancelled."""
-    asked = uuid_text(world.requests.insert("nobodys"))
-    assert "Workflow nobodys is not configured here" in world.daemon.cli("request", "show", asked).stderr
-    world.daemon.cli("request", "cancel", asked)
+    asked = uuid_text(harness.requests.insert("nobodys"))
+    assert "Workflow nobodys is not configured here" in harness.daemon.cli("request", "show", asked).stderr
+    harness.daemon.cli("request", "cancel", asked)

@@ -16,7 +16,7 @@ from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
 
-Node = Callable[..., Daemon]
+StartDaemon = Callable[..., Daemon]
 EVERY_SECOND = "* * * * * *"
 SECOND = timedelta(seconds=1)
 
@@ -33,22 +33,8 @@ path = ["{ROOT}"]
 """
 
 
-@pytest.fixture
-def node(tmp_path: Path, store_url: str, store: Any) -> Iterator[Node]:
-    """Starts daemons on one store; all are ended after the test."""
-    daemons: list[Daemon] = []
-
-    def starting(config: str, name: str = "one") -> Daemon:
-        daemons.append(Daemon(tmp_path / name, store_url, HEAD + config))
-        return daemons[-1].start()
-
-    yield starting
-    for daemon in daemons:
-        daemon.end()
-
-
 def handler(name: str, function: str = "wrapped", **keys: Any) -> str:
-    lines = [f'\n[handlers.{name}]\ncall = "tests.support.flows:{function}"']
+    lines = [f'\n[handlers.{name}]\ncall = "tests.support.workflow_handlers:{function}"']
     return "\n".join([*lines, *(f"{key} = {json.dumps(value)}" for key, value in keys.items())]) + "\n"
 
 
@@ -73,12 +59,12 @@ def assert_every_second(found: list[datetime]) -> None:
 
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
-def test_three_daemons_fire_each_tick_once(node: Node, store_url: str) -> None:
+def test_three_daemons_fire_each_tick_once(start_daemon: StartDaemon, store_url: str) -> None:
     """Handlers and workflows alike, and the jobs run."""
     config = handler("beat", cron=EVERY_SECOND) + handler("partial")
     config += f'\n[workflows.flow]\ncron = "{EVERY_SECOND}"\nsteps = [{{ name = "s", jobs = ["partial"] }}]\n'
     for name in ("one", "two", "three"):
-        node(config, name)
+        start_daemon(HEAD + config, name)
     rows = Rows(store_url)
     eventually(lambda: len(ticks(rows, "beat")) >= 8, within=20)
     assert_every_second(ticks(rows, "beat"))
@@ -89,7 +75,7 @@ def test_three_daemons_fire_each_tick_once(node: Node, store_url: str) -> None:
     eventually(lambda: rows.counts().get("completed", 0) >= 12, within=10)
 
 
-def test_ticks_that_were_missed(node: Node, store_url: str) -> None:
+def test_ticks_that_were_missed(start_daemon: StartDaemon, store_url: str) -> None:
     """After five days of silence: `skip` none, `once` the newest, `all` each of them."""
     rows = Rows(store_url)
     today = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
@@ -100,7 +86,9 @@ def test_ticks_that_were_missed(node: Node, store_url: str) -> None:
             " VALUES (%s, 'cron', '0 0 * * *', 'UTC', %s)",
             name, last.strftime("%Y-%m-%d %H:%M:%S"),
         )  # fmt: skip
-    node("".join(handler(name, cron="0 0 * * *", misfire=name) for name in ("skip", "once", "all")))
+    start_daemon(
+        HEAD + "".join(handler(name, cron="0 0 * * *", misfire=name) for name in ("skip", "once", "all"))
+    )
     eventually(lambda: rows.counts().get("completed") == 6, within=15)
     assert ticks(rows, "skip") == []
     assert ticks(rows, "once") == [today]
@@ -108,11 +96,13 @@ def test_ticks_that_were_missed(node: Node, store_url: str) -> None:
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_a_tick_that_meets_the_last_run(node: Node, tmp_path: Path, store_url: str) -> None:
+def test_a_tick_that_meets_the_last_run(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
     """`allow` fires all the same, `skip` drops it, `queue` keeps it until the run is over."""
     gate = f'env = {{ GATE = "{tmp_path}/gate" }}\n'
     names = ("allow", "skip", "queue")
-    daemon = node("".join(handler(n, "gated", cron=EVERY_SECOND, overlap=n) + gate for n in names))
+    daemon = start_daemon(
+        HEAD + "".join(handler(n, "gated", cron=EVERY_SECOND, overlap=n) + gate for n in names)
+    )
     rows = Rows(store_url)
     eventually(lambda: len(ticks(rows, "allow")) >= 4, within=15, state=daemon.tail)
     assert (len(ticks(rows, "skip")), len(ticks(rows, "queue"))) == (1, 1)
@@ -128,10 +118,12 @@ def test_a_tick_that_meets_the_last_run(node: Node, tmp_path: Path, store_url: s
 
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
-def test_a_cron_is_listed_paused_resumed_and_run(node: Node, store_url: str) -> None:
+def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, store_url: str) -> None:
     """The ticks of a pause are not made up for; a run by hand is none."""
-    daemon = node(
-        handler("beat", cron=EVERY_SECOND) + handler("rare", cron="30 8 * * 1", timezone="Europe/Berlin")
+    daemon = start_daemon(
+        HEAD
+        + handler("beat", cron=EVERY_SECOND)
+        + handler("rare", cron="30 8 * * 1", timezone="Europe/Berlin")
     )
     rows = Rows(store_url)
     eventually(lambda: len(ticks(rows, "beat")) >= 2, within=10, state=daemon.tail)

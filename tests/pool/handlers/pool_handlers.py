@@ -260,11 +260,11 @@ def raises(kind: str) -> None:
         "failure": Failure("never again"),
         "retry": Retry("later", after=7),
         "snooze": Retry("not yet", after=7, counted=False),
-        "str": Unspeakable(),
+        "str": UnprintableError(),
     }[kind]
 
 
-class Unspeakable(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
 

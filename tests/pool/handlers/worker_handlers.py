@@ -1,4 +1,4 @@
-"""Handlers of every kind, good and bad, for the tests of workers."""
+"""Handlers for the executor and a single worker: every kind of result, exception and side effect."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from workerd import handler
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry
 
 seen: list[str] = []
-"""What happened in this worker before."""
+"""Events in this worker, across its jobs."""
 
 
 # -- returning
 
 
 def nothing() -> None:
-    """The empty job."""
+    """Do nothing."""
 
 
 def echo(**vars: Any) -> Any:
@@ -86,12 +86,12 @@ def generator() -> Iterator[int]:
 # -- raising
 
 
-class Unspeakable(Exception):
+class StrRaises(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
 
 
-class Quits(Exception):
+class StrExits(Exception):
     def __str__(self) -> str:
         raise SystemExit(3)
 
@@ -104,8 +104,8 @@ def fails(kind: str) -> None:
         "snooze": Retry("not yet", after="1m", counted=False),
         "exit": SystemExit(3),
         "interrupt": KeyboardInterrupt(),
-        "unspeakable": Unspeakable(),
-        "quits": Quits(),
+        "str raises": StrRaises(),
+        "str exits": StrExits(),
         "long": ValueError("é" * 70_000),
         "surrogate": ValueError("a\ud800b\0c"),
         "group": ExceptionGroup("two", [ValueError(1), KeyError(2)]),
@@ -118,7 +118,7 @@ def recurses(n: int = 0) -> int:
     return recurses(n + 1) + 1
 
 
-# -- taking long
+# -- long-running
 
 
 def spins() -> None:
@@ -148,7 +148,7 @@ def swallows_once(path: str) -> str:
 
 
 def cleans_up(ctx: Context) -> str:
-    """Needs longer for cleaning up than two soft signals are apart."""
+    """Clean up for longer than the interval between two soft signals."""
     try:
         time.sleep(60)
     except DeadlineExceeded:
@@ -165,7 +165,7 @@ def answers_anyway() -> str:
     try:
         time.sleep(60)
     except DeadlineExceeded:
-        return "what there was"
+        return "partial result"
     return "never"
 
 
@@ -188,7 +188,7 @@ async def sleeps_async() -> None:
 
 
 async def cleans_up_async(ctx: Context) -> str:
-    """Waits again while it cleans up."""
+    """Await again during cleanup."""
     async with asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(60))
         try:
@@ -202,19 +202,19 @@ async def cleans_up_async(ctx: Context) -> str:
 
 
 async def spins_async() -> None:
-    """Never gives the loop a chance."""
+    """Never yield to the event loop."""
     while True:
         pass
 
 
 def stops(ctx: Context) -> str:
-    ctx.progress(note="begun")
+    ctx.progress(note="started")
     while not ctx.stopping:
         time.sleep(0.001)
     return "stopped"
 
 
-# -- saying
+# -- output and progress
 
 
 def prints(text: str) -> None:
@@ -244,7 +244,7 @@ def leaves_a_thread(ctx: Context) -> None:
     threading.Thread(target=talk).start()
 
 
-# -- doing things to its process
+# -- changing its process
 
 
 def wrecks(what: str) -> None:
@@ -275,7 +275,7 @@ def wrecks(what: str) -> None:
 
 
 def state() -> dict[str, Any]:
-    """What it sees of its process."""
+    """Return the process state that the worker must reset between jobs."""
     default = signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
     return {
         "folder": os.getcwd(),
@@ -298,7 +298,7 @@ def _closes_on_exec(fd: int) -> bool:
 
 
 def forks_and_returns() -> str:
-    """Both processes come back from the handler."""
+    """Fork; both processes return from the handler."""
     pid = os.fork()
     if pid:
         os.waitpid(pid, 0)
@@ -307,7 +307,7 @@ def forks_and_returns() -> str:
 
 
 def forks_and_waits(ctx: Context) -> str:
-    """The child speaks of its progress, to nobody."""
+    """Fork; the child reports progress that must be dropped."""
     pid = os.fork()
     if not pid:
         ctx.progress(0.9, "from the child")
@@ -317,7 +317,7 @@ def forks_and_waits(ctx: Context) -> str:
 
 
 def terminates(how: str) -> int | None:
-    """End a child with SIGTERM, as one does."""
+    """Terminate a child with SIGTERM, as libraries do."""
     if how == "subprocess":
         with subprocess.Popen(["sleep", "60"]) as child:
             child.terminate()
@@ -330,7 +330,7 @@ def terminates(how: str) -> int | None:
 
 
 def leaves_a_child() -> int:
-    """A child that holds everything open for ever."""
+    """Leave a child that keeps every inherited descriptor open."""
     pid = os.fork()
     if not pid:
         os.setsid()
@@ -340,7 +340,7 @@ def leaves_a_child() -> int:
 
 
 def daemonizes() -> int:
-    """A grandchild that nobody waits for."""
+    """Leave a double-forked grandchild in its own session."""
     reading, writing = os.pipe()
     if not os.fork():
         if not os.fork():
@@ -412,7 +412,7 @@ class Idle:
 
 @handler(max_attempts=2)
 class Moody:
-    """active and cooler fail when asked to."""
+    """`active()` and `cooler()` fail or return invalid values on request."""
 
     def __init__(self) -> None:
         self.mood = ""
@@ -446,7 +446,7 @@ def bad_init() -> None:
     raise OSError("no database here")
 
 
-def what_was_seen() -> list[str]:
+def get_seen() -> list[str]:
     return seen
 
 
@@ -460,7 +460,7 @@ def decorated(x: int) -> int:
 
 
 def closes_pipes() -> str:
-    """Closes every pipe that its worker keeps out of its way."""
+    """Close every pipe of its worker except the standard streams."""
     for fd in map(int, os.listdir("/proc/self/fd")):
         with contextlib.suppress(OSError):
             if fd > 2 and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):

@@ -1,4 +1,4 @@
-"""Handlers of requests and schedules: what a run does is said by its request's params, or by a file."""
+"""Handlers of requests and schedules; the request's params or files on disk select what a run does."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.support.handlers import Ignored
+from tests.support.handlers import Ignored, wait_for_file
 from workerd.handler import Context, Failure, Result, Retry
 
-# -- "delete user" -----------------------------------------------------------------------------
+# -- the workflow `delete_user` ----------------------------------------------------------------
 
 
 def _call(method: str, service: str, path: str) -> Any:
@@ -30,83 +30,76 @@ def _call(method: str, service: str, path: str) -> Any:
 
 
 def service1_get_user(ctx: Context) -> Result:
-    """Looks the e-mail address up and hands it on."""
+    """Look up the e-mail address and pass it on in the extras."""
     user = _call("GET", "SERVICE1", f"/users/{ctx.params['id']}")
     return Result(payload=user, extras={"email": user["email"]})
 
 
 def service1_delete_user(ctx: Context) -> None:
-    """Deletes by id."""
+    """Delete by id."""
     _call("DELETE", "SERVICE1", f"/users/{ctx.params['id']}")
 
 
 def service2_delete_user(ctx: Context) -> None:
-    """Deletes by id."""
+    """Delete by id."""
     _call("DELETE", "SERVICE2", f"/users/{ctx.params['id']}")
 
 
 def service3_delete_user(ctx: Context) -> None:
-    """Deletes by the address that the first step found."""
+    """Delete by the address from the first step's extras."""
     _call("DELETE", "SERVICE3", f"/users/{ctx.extras['email']}")
 
 
 # -- any workflow ------------------------------------------------------------------------------
 
 
-def _fail(what: str) -> None:
-    raise Failure(what)
+def _fail(message: str) -> None:
+    raise Failure(message)
 
 
 def _ignored() -> None:
     raise Ignored("nothing to do")
 
 
-def _error(what: str) -> None:
-    raise ValueError(what)
+def _error(message: str) -> None:
+    raise ValueError(message)
 
 
-def _wait(path: str) -> str:
-    end = time.monotonic() + 60
-    while not Path(path).exists() and time.monotonic() < end:
-        time.sleep(0.005)
-    return "seen"
-
-
-def _unless(path: str) -> str:
+def _fail_unless_exists(path: str) -> str:
     if not Path(path).exists():
-        raise Failure(f"{path} is not there")
-    return "mended"
+        raise Failure(f"{path} does not exist")
+    return "repaired"
 
 
-ACTS: dict[str, Any] = {
-    "ok": lambda: "well",
+ACTIONS: dict[str, Any] = {
+    "ok": lambda: "done",
     "return": lambda value: value,
     "bytes": lambda text: text.encode(),
     "fail": _fail,
     "ignored": _ignored,
     "error": _error,
-    "wait": _wait,
-    "unless": _unless,
-    "extras": lambda **extras: Result(payload="handed on", extras=extras),
+    "wait": wait_for_file,
+    "fail_unless_exists": _fail_unless_exists,
+    "extras": lambda **extras: Result(payload="passed on", extras=extras),
     "spawn": lambda jobs, payload=None: Result(spawn=jobs, payload=payload),
 }
 
 
-def act(ctx: Context, role: str = "", what: dict[str, Any] | None = None) -> Any:
-    """Does what `what`, or the params under its role (else its handler's name), say: {act: argument}."""
-    todo = what or ctx.params.get(role or ctx.handler, {"ok": None})
-    (name, argument), *_ = todo.items()
+def act(ctx: Context, role: str = "", action: dict[str, Any] | None = None) -> Any:
+    """Run `action` = {name: argument}, else the request's params[role or handler name], else `ok`."""
+    selected = action or ctx.params.get(role or ctx.handler, {"ok": None})
+    (name, argument), *_ = selected.items()
     match argument:
         case None:
-            return ACTS[name]()
+            return ACTIONS[name]()
         case dict():
-            return ACTS[name](**argument)
+            return ACTIONS[name](**argument)
         case _:
-            return ACTS[name](argument)
+            return ACTIONS[name](argument)
 
 
-def tell(ctx: Context, **vars: Any) -> dict[str, Any]:
-    """All that its request handed it."""
+def show_inputs(ctx: Context, **vars: Any) -> dict[str, Any]:
+    """Return its vars and everything it received from its request."""
     return {
         "request_id": ctx.request_id, "vars": vars, "params": ctx.params, "extras": ctx.extras,
         "needs": ctx.needs,
@@ -114,15 +107,15 @@ def tell(ctx: Context, **vars: Any) -> dict[str, Any]:
 
 
 class Inactive:
-    """Never has anything to do."""
+    """Never active: every run is skipped."""
 
     def active(self) -> bool:
-        """Not now."""
+        """Always false."""
         return False
 
     def ensure(self, ctx: Context) -> None:
-        """Is never called."""
-        raise AssertionError("it was not active")
+        """Never called."""
+        raise AssertionError("ensure() called although active() is false")
 
 
 # -- recurring ---------------------------------------------------------------------------------
@@ -137,15 +130,15 @@ def _log(path: str, line: str) -> None:
 
 
 def beat(ctx: Context) -> None:
-    """Writes a line when it begins and one when it ends: where runs were, outside of workerd."""
+    """Append a line at start and at end: evidence of when runs happened, independent of the store."""
     path = f"{os.environ['BEATS']}.{ctx.handler}"
     _log(path, f"begin {ctx.job_id} {time.monotonic_ns()}")
     time.sleep(float(os.environ.get("BEAT_SECONDS", "0")))
     _log(path, f"end {ctx.job_id} {time.monotonic_ns()}")
 
 
-def in_turn(ctx: Context) -> str:
-    """Ends in another way at each run: every way in which a run can end badly, and then well."""
+def each_outcome(ctx: Context) -> str:
+    """End each run with another unsuccessful outcome, and from the eighth on successfully."""
     path = f"{os.environ['BEATS']}.{ctx.handler}"
     _log(path, ctx.job_id)
     match len(Path(path).read_text().splitlines()):
@@ -163,30 +156,30 @@ def in_turn(ctx: Context) -> str:
             raise Ignored("the sixth run")
         case 7:
             raise Retry("the seventh run")
-    return "well"
+    return "done"
 
 
-class Choosy:
-    """Is active at every second look, and asks for a pause of its own."""
+class ActiveEverySecondTime:
+    """Active at every second call of `active()`, with a `cooler()` of its own."""
 
     def __init__(self) -> None:
-        self.looks = 0
+        self.asked = 0
 
     def active(self) -> bool:
-        """Every second time."""
-        self.looks += 1
-        return self.looks % 2 == 0
+        """True at every second call."""
+        self.asked += 1
+        return self.asked % 2 == 0
 
     def cooler(self) -> float:
-        """Much shorter than the configured pause."""
+        """Seconds; much shorter than the configured pause."""
         return 0.03
 
     def ensure(self, ctx: Context) -> int:
-        """How often it was asked."""
-        return self.looks
+        """Return how often `active()` was called."""
+        return self.asked
 
 
-def _logged(function: Any) -> Any:
+def _decorator(function: Any) -> Any:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
@@ -194,7 +187,7 @@ def _logged(function: Any) -> Any:
     return wrapper
 
 
-@_logged
+@_decorator
 def _wrapped(ctx: Context) -> str:
     return ctx.handler
 
@@ -203,17 +196,17 @@ wrapped = _wrapped
 partial = functools.partial(_wrapped)
 
 
-class Caller:
-    """An instance that can be called."""
+class CallableInstance:
+    """Its instance is the handler."""
 
     def __call__(self, ctx: Context) -> str:
-        """The name under which it runs."""
+        """Return the handler's name."""
         return ctx.handler
 
 
-instance = Caller()
+instance = CallableInstance()
 
 
 def gated() -> str:
-    """Runs until the file that its pool's environment names is there."""
-    return _wait(os.environ["GATE"])
+    """Run until the file named by GATE in the pool's environment exists."""
+    return wait_for_file(os.environ["GATE"])

@@ -1,4 +1,4 @@
-"""A daemon whose control group is delegated to it: what its pools get there, and what stays of them."""
+"""A daemon with a delegated control group: the groups of its pools are created and removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 
-pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="only root may make control groups")
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="needs root to create control groups")
 
 BOTH = f"""
 [defaults]
@@ -36,10 +36,10 @@ def _mount() -> Path | None:
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A group that is marked as a service manager marks what it delegates."""
+    """A control group marked as delegated, the way systemd does it."""
     mount = _mount()
     if mount is None:
-        pytest.skip("no version 2 hierarchy is mounted here")
+        pytest.skip("no cgroup v2 hierarchy is mounted")
     made = mount / f"workerd-test-{os.getpid()}"
     made.mkdir()
     try:
@@ -60,7 +60,7 @@ def _removed(group: Path) -> bool:
 def daemon(group: Path, tmp_path: Path) -> Iterator[Daemon]:
     daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", BOTH)
     own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::")
-    (group / "cgroup.procs").write_text("0")  # whoever starts the daemon is in it, for that moment
+    (group / "cgroup.procs").write_text("0")  # the daemon inherits the group of its parent
     try:
         daemon.spawn()
     finally:
@@ -72,8 +72,8 @@ def daemon(group: Path, tmp_path: Path) -> Iterator[Daemon]:
         daemon.end()
 
 
-def test_a_pool_that_is_configured_no_more_leaves_no_group(group: Path, daemon: Daemon) -> None:
-    """A reload that drops a pool takes its group away too, and leaves the others theirs."""
+def test_reload_removes_the_group_of_a_dropped_pool(group: Path, daemon: Daemon) -> None:
+    """The groups of the other pools stay as they are."""
     pids = {name: pool["pid"] for name, pool in daemon.status()["pools"].items()}
     for name, pid in pids.items():
         assert (group / f"pool.{name}" / "manager" / "cgroup.procs").read_text().split() == [str(pid)]
