@@ -14,7 +14,7 @@ EXIT_TIMEOUT_S = 2.0
 _EXIT_POLL_S = 0.002
 
 
-class Drain:
+class PoolDrain:
     """The drain of one pool; `started` once it has begun, and not undone.
 
     `on_finished` is called when no process is left, or after EXIT_TIMEOUT_S.

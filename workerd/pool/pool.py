@@ -33,7 +33,7 @@ from workerd.pool import loading
 from workerd.pool.attempt import AssignedAttempt, KillReason, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
-from workerd.pool.draining import EXIT_TIMEOUT_S, Drain
+from workerd.pool.draining import EXIT_TIMEOUT_S, PoolDrain
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
@@ -97,7 +97,7 @@ class Pool(Service):
         self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies, self._run_times)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
-        self._drain = Drain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
+        self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
 
     def run(self) -> int:
         """Serve until the supervisor stops the pool or it cannot go on; returns the exit status."""
@@ -422,7 +422,7 @@ class Pool(Service):
             self.become("draining")
 
     def on_stop(self) -> None:
-        """Drain without waiting for running jobs."""
+        """PoolDrain without waiting for running jobs."""
         self.on_drain(0.0)
 
     def _give_up(self) -> None:
