@@ -422,7 +422,7 @@ class Pool(Service):
             self.become("draining")
 
     def on_stop(self) -> None:
-        """PoolDrain without waiting for running jobs."""
+        """Drain without waiting for running jobs."""
         self.on_drain(0.0)
 
     def _give_up(self) -> None:
