@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,13 +35,11 @@ from workerd.job import LIVE, Status, id_text, parse_id
 from workerd.job_spec import JobSpec
 from workerd.operations import jobs
 from workerd.operations.enqueue import admit_texts
-from workerd.operations.jobs import JobPage
 from workerd.operations.waiting import wait_until
 from workerd.text import line
 
 DEFAULT_LIMIT = 50
 """Jobs that `job list` shows without --limit."""
-PAGE_ROWS = 200
 
 KeyValues = Annotated[
     list[str] | None,
@@ -172,9 +170,9 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     with open_session(c) as session:
-        pages = list(_pages(session, _filters(handler, status, since), limit or DEFAULT_LIMIT))
-    found = [job for page in pages for job in page.jobs]
-    cursor = pages[-1].next
+        pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **_filters(handler, status, since)))
+    found = [job for rows, _ in pages for job in rows]
+    cursor = pages[-1][1]
     if json:
         print_json({"jobs": found, "next": cursor})
         return
@@ -189,17 +187,6 @@ Filters = dict[str, Any]
 def _filters(handler: str | None, status: Status | None, since: int | None) -> Filters:
     given = {"handler": handler, "status": status, "since": since}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def _pages(session: CommandSession, filters: Filters, limit: float) -> Iterator[JobPage]:
-    """The newest jobs that the filters match, at most `limit`."""
-    cursor: str | None = None
-    while limit > 0:
-        size = int(min(PAGE_ROWS, limit))
-        page = session.read(partial(jobs.list_, **filters, limit=size, after=cursor))
-        yield page
-        cursor = page.next
-        limit = limit - len(page.jobs) if cursor is not None else 0
 
 
 # -- cancel and retry
@@ -292,6 +279,6 @@ def _matching(
     found: list[bytes] = []
     for state in states:
         room = math.inf if limit is None else limit - len(found)
-        for page in _pages(session, {**filters, "status": state}, room):
-            found += [parse_id(job["id"]) for job in page.jobs]
+        for rows, _ in session.pages(jobs.list_, room, **{**filters, "status": state}):
+            found += [parse_id(job["id"]) for job in rows]
     return found

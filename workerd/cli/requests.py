@@ -30,7 +30,6 @@ from workerd.workflow import RequestStatus
 
 DEFAULT_LIMIT = 50
 """Requests that `request list` shows without --limit."""
-PAGE_ROWS = 200
 
 WorkflowName = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Name of the workflow.")]
 KeyValues = Annotated[
@@ -117,21 +116,14 @@ def list_(
     json: AsJson = False,
 ) -> None:
     """List requests, newest first."""
-    found: list[Document] = []
-    cursor: str | None = None
-    wanted = limit or DEFAULT_LIMIT
     with open_session(c) as session:
-        while len(found) < wanted:
-            size = min(PAGE_ROWS, wanted - len(found))
-            page = session.read(
-                partial(
-                    requests.list_, workflow=workflow, status=status, since=since, limit=size, after=cursor
-                )
+        pages = list(
+            session.pages(
+                requests.list_, limit or DEFAULT_LIMIT, workflow=workflow, status=status, since=since
             )
-            found += page.requests
-            cursor = page.next
-            if cursor is None:
-                break
+        )
+    found = [request for rows, _ in pages for request in rows]
+    cursor = pages[-1][1]
     if json:
         print_json({"requests": found, "next": cursor})
         return

@@ -7,10 +7,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from workerd.cli.output import Document
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.operations.access import Store, Tx, open_checked
@@ -19,6 +20,9 @@ from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
 T = TypeVar("T")
+
+PAGE_ROWS = 200
+"""Of a list, read in one transaction."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,17 @@ class CommandSession:
         result = self.store.run(operation)
         poke(Paths(self.config.node).wake)
         return result
+
+    def pages(
+        self, list_: Callable[..., tuple[list[Document], str | None]], limit: float, **filters: Any
+    ) -> Iterator[tuple[list[Document], str | None]]:
+        """Pages of what `list_` finds with the filters, at most `limit` rows; each with the next cursor."""
+        cursor: str | None = None
+        while limit > 0:
+            size = int(min(PAGE_ROWS, limit))
+            rows, cursor = self.read(partial(list_, **filters, limit=size, after=cursor))
+            yield rows, cursor
+            limit = limit - len(rows) if cursor is not None else 0
 
 
 def load_config(path: Path | None) -> Config:
