@@ -1,7 +1,7 @@
 """Times as the store keeps them: whole microseconds since the epoch, in UTC.
 
-A time in a row is written `YYYY-MM-DD HH:MM:SS.ffffff` in every engine. Within the program it is an
-`int`, because it is only ever compared, added to and sent; text is made at the store's border.
+In rows, times have the form `YYYY-MM-DD HH:MM:SS.ffffff` in every engine. Everywhere else they are `int`,
+because they are only compared, added and sent; the store converts them.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from workerd.errors import InvalidValue
 
 SECOND = 1_000_000
 MILLISECOND = 1_000
-LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999, the last that a DATETIME holds
+LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999, the maximum of DATETIME
 
 
 def now_us() -> int:
-    """This machine's wall clock, microseconds; only for SQLite, whose store clock it is, and for logs."""
+    """The wall clock of this machine, microseconds; only for logs, and for SQLite, whose clock it is."""
     return time.time_ns() // 1000
 
 
 def after(start_us: int, from_ns: int, to_ns: int) -> int:
-    """The store's time `to_ns`, for a store time that was taken at monotonic `from_ns` (law 8)."""
+    """The store time at monotonic `to_ns`, from the store time `start_us` at monotonic `from_ns` (law 8)."""
     return start_us + max(0, to_ns - from_ns) // 1000
 
 
@@ -34,7 +34,7 @@ def _second_text(second: int) -> str:
 
 
 def to_text(us: int) -> str:
-    """A store time as SQL text; clamped to what a DATETIME column can hold."""
+    """A store time as SQL text, clamped to the range of DATETIME."""
     second, micro = divmod(min(max(us, 0), LATEST), SECOND)
     return f"{_second_text(second)}.{micro:06d}"
 
@@ -45,7 +45,7 @@ _EPOCH = date(1970, 1, 1).toordinal()
 
 @lru_cache(maxsize=512)
 def _second_value(text: str) -> int:
-    # time.strptime takes three times as long, and half a megabyte of modules in every process.
+    # time.strptime takes three times as long and loads half a megabyte of modules.
     match = _DAY_TIME.fullmatch(text)
     if match is None:
         raise InvalidValue(f"expected 'YYYY-MM-DD HH:MM:SS', got {text!r}")
@@ -60,7 +60,7 @@ def _second_value(text: str) -> int:
 
 
 def from_text(text: str | bytes) -> int:
-    """Store time from SQL text with zero to six digits after the point; InvalidValue if it is none."""
+    """Store time from SQL text with zero to six digits after the point. Raises InvalidValue."""
     if isinstance(text, bytes):
         text = text.decode("ascii", "replace")
     micro = text[20:]
@@ -70,7 +70,7 @@ def from_text(text: str | bytes) -> int:
 
 
 def to_rfc3339(us: int) -> str:
-    """A store time as RFC 3339 with six digits and Z, the form of JSON documents."""
+    """A store time as RFC 3339 with six digits and Z, as in JSON documents."""
     text = to_text(us)
     return f"{text[:10]}T{text[11:]}Z"
 
@@ -81,9 +81,9 @@ _RFC3339 = re.compile(
 
 
 def from_rfc3339(text: str) -> int:
-    """Store time from RFC 3339 text, digits beyond microseconds cut; InvalidValue if it is none.
+    """Store time from RFC 3339 text; digits beyond microseconds are dropped. Raises InvalidValue.
 
-    A time without an offset is refused: nobody can know which hour it means.
+    A time without an offset is refused as ambiguous.
     """
     match = _RFC3339.fullmatch(text)
     if match is None:

@@ -1,10 +1,10 @@
-"""The errors that cross a module's border, each explained once: its docstring is its message."""
+"""The errors that modules raise for each other; the docstring is the default message."""
 
 from __future__ import annotations
 
 
 class WorkerdError(Exception):
-    """workerd failed in a way that has no name of its own."""
+    """workerd failed."""
 
     def __str__(self) -> str:
         return super().__str__() or (type(self).__doc__ or "").strip()
@@ -26,7 +26,7 @@ class InvalidValue(WorkerdError, ValueError):
 
 
 class StoreError(WorkerdError):
-    """The store did not do what was asked."""
+    """The store failed."""
 
 
 class StoreAway(StoreError):
@@ -38,7 +38,7 @@ class StoreAway(StoreError):
 
 
 class StoreBusy(StoreAway):
-    """Another transaction held what this one needed, or it took too long; the store itself answers."""
+    """Another transaction held the locks, or this one took too long; the store itself answers."""
 
 
 class CommitUnknown(StoreAway):
@@ -46,7 +46,7 @@ class CommitUnknown(StoreAway):
 
 
 class StoreRefused(StoreError):
-    """The store refused a statement for what is in it; sending it again would fail again."""
+    """The store refused the values of a statement; repeating it would fail again."""
 
     def __init__(self, message: str = "", code: int = 0) -> None:
         super().__init__(message)
@@ -62,11 +62,11 @@ class WrongVersion(StoreError):
 
 
 class NotFound(WorkerdError):
-    """There is no such row."""
+    """The row does not exist."""
 
 
 class Conflict(WorkerdError):
-    """The row is in a state in which this cannot be done."""
+    """The state of the row does not allow this."""
 
 
 class HandlerNotFound(WorkerdError):
@@ -82,7 +82,7 @@ class LoadError(WorkerdError):
 
 
 class ChannelClosed(WorkerdError):
-    """The other side of a channel has gone."""
+    """The peer of the channel is gone."""
 
 
 class FrameTooLarge(WorkerdError):

@@ -1,4 +1,4 @@
-"""A job, its states, and a claim of one attempt of it: nouns without I/O."""
+"""A job's states and ids, and the claim of an attempt. No I/O."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workerd.errors import InvalidValue
 
 
 class Status(StrEnum):
-    """What a row of `workerd_jobs` says of its attempt."""
+    """The column `status` of `workerd_jobs`: the state of an attempt."""
 
-    SCHEDULED = "scheduled"  # due later: the dispatcher makes it `new`
+    SCHEDULED = "scheduled"  # due later; then the dispatcher makes it `new`
     NEW = "new"  # may be claimed
     INPROGRESS = "inprogress"  # claimed by a node
     COMPLETED = "completed"
-    RETRY = "retry"  # this attempt is over, the next has a row of its own
+    RETRY = "retry"  # ended; the next attempt has its own row
     FAILURE = "failure"
     CANCELLED = "cancelled"
 
@@ -41,25 +41,25 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 }
 
 COOLER_KEY = "~cooler"
-"""The reserved `unique_key` of a recurring handler's only live row: the row is the chain."""
+"""The reserved `unique_key` of the only live row of a handler or workflow with an interval."""
 
 NAME_LIMIT = 191
-"""Characters of a handler's name, a key, a step's or a node's name: what an index can hold."""
+"""Characters in the name of a handler, key, step or node: the limit of an index."""
 
 
 def new_id() -> bytes:
-    """A fresh job id: a UUIDv7 (RFC 9562), 16 bytes, ordered by time so that rows stay together."""
+    """A new job id: a UUIDv7 (RFC 9562), 16 bytes, ordered by time, so that new rows are adjacent."""
     return uuid_utils.uuid7().bytes
 
 
 def id_text(job_id: bytes) -> str:
-    """The id as UUID text, the form that people and JSON see."""
-    digits = job_id.hex()  # once or twice for every job: five times as fast as uuid.UUID
+    """The id as UUID text, as displayed and in JSON."""
+    digits = job_id.hex()  # called for every job: five times as fast as uuid.UUID
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def parse_id(text: str) -> bytes:
-    """The 16 bytes of an id given as UUID text; raises InvalidValue."""
+    """The 16 bytes of an id given as UUID text. Raises InvalidValue."""
     try:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError) as error:

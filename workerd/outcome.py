@@ -30,7 +30,7 @@ class Reason(StrEnum):
 
 
 class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """What an attempt used: microseconds of wall and CPU time, peak resident KiB."""
+    """Resources used by an attempt: microseconds of wall and CPU time, peak resident KiB."""
 
     run_us: int | None = None
     cpu_us: int | None = None
@@ -40,7 +40,7 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class RunResult(
     msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="ending", tag_field="t", gc=False
 ):
-    """What came out of one run, before any policy: by the worker, or by the pool in a dead one's name.
+    """The result of one run, before the policy: from the worker, or from the pool if the worker died.
 
     kind
         `returned` · `failed` (Result(success=False)) · `failure` (raised Failure, or vars that do not
@@ -67,7 +67,7 @@ class RunResult(
     after: float | None = None
     counted: bool = True
     pause: float | None = None
-    tainted: bool = False  # the soft signal was raised in it: the worker must be replaced
+    tainted: bool = False  # the soft signal was raised in the run: the worker must be replaced
     exit_signal: int | None = None
     exit_code: int | None = None
     usage: Usage = Usage()
@@ -76,7 +76,7 @@ class RunResult(
 
 
 class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """The attempt that follows: microseconds after the closing, and the counters it starts with."""
+    """The attempt that follows: its delay after the closing, microseconds, and its counters."""
 
     delay_us: int
     failures: int
@@ -85,10 +85,10 @@ class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
-    """One statement's worth: closes exactly the attempt that it names (law 1), or gives it back.
+    """How one attempt ended: closes exactly the attempt that it names, or releases it (law 1).
 
-    A release is an Outcome with status `new` and no reason. `node_id` names the incarnation that owns
-    the claim when it is not this node's own (rescue). `next_run_us`: pause before the next run of a
+    A release is an Outcome with status `new` and no reason. `node_id`: the incarnation that owns the
+    claim, if it is not this node's own (rescue). `next_run_us`: pause before the next run of a
     recurring handler, microseconds. Times are store times, microseconds.
     """
 

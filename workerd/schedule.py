@@ -1,4 +1,4 @@
-"""When a schedule fires: cron expressions in a timezone, and what becomes of ticks that were missed.
+"""When a schedule fires: cron expressions in a timezone, and the treatment of missed ticks.
 
 A tick is a store time in microseconds, always a whole second. Nothing here does I/O.
 """
@@ -16,7 +16,7 @@ from workerd.config.model import Misfire
 from workerd.errors import InvalidValue
 
 MAX_MISSED_TICKS = 100
-"""With `misfire = "all"` at most so many missed ticks are made up for, the newest."""
+"""With `misfire = "all"`, only the newest of so many missed ticks fire."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_WINDOW = 60 * SECOND
@@ -25,7 +25,7 @@ _FIRST_WINDOW = 60 * SECOND
 class Cron:
     """A cron expression (five fields, or six of which the first is seconds) in a timezone.
 
-    Raises InvalidValue with a sentence that names the fault.
+    Raises InvalidValue for a wrong expression or an unknown timezone.
     """
 
     def __init__(self, expression: str, timezone: str = "UTC") -> None:
@@ -46,13 +46,13 @@ class Cron:
             ) from None
 
     def after(self, moment: int) -> Iterator[int]:
-        """The ticks later than `moment`, in order; ends where fifty years bring none."""
+        """The ticks later than `moment`, in order; ends if there is none for fifty years."""
         local = (_EPOCH + timedelta(microseconds=moment)).astimezone(self._zone)
         for tick in CronSim(self.expression, local):
             us = (tick.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
             if us > LATEST:
                 return
-            # A start within the hour that is repeated in autumn gives ticks of its first pass again.
+            # From a start within the hour repeated in autumn, ticks of its first pass come again.
             if us > moment:
                 yield us
 
@@ -61,9 +61,9 @@ class Cron:
         return next(self.after(moment), None)
 
     def between(self, after: int, until: int, newest: int) -> list[int]:
-        """The `newest` last ticks later than `after` and not later than `until`, in order.
+        """The last `newest` ticks later than `after` and not later than `until`, in order.
 
-        Looks back in growing windows: a year of seconds costs no more than a minute of them.
+        Searches in growing windows, so that a year costs no more than a minute.
         """
         window = _FIRST_WINDOW
         while True:
@@ -79,11 +79,11 @@ class Cron:
 
 
 class Ticks:
-    """Which ticks of one schedule are to fire now.
+    """Which ticks of one schedule fire now.
 
-    A tick is missed when nobody watched the schedule while it came: before this process did, or while it
-    was kept from it for longer than `patience` (microseconds). Missed ticks are treated by `misfire`; the
-    others all fire.
+    A tick is missed if this process did not watch the schedule when it came: before its start, or while it
+    was blocked for longer than `patience` (microseconds). `misfire` decides which missed ticks fire; all
+    others fire.
     """
 
     def __init__(self, cron: Cron, misfire: Misfire, patience: int) -> None:
@@ -91,11 +91,11 @@ class Ticks:
         self._misfire = misfire
         self._patience = patience
         self._watched: int | None = None
-        self._floor = 0  # ticks up to here are done with
+        self._floor = 0  # ticks up to here are processed
         self._next: int | None = 0
 
     def watch(self, now: int) -> bool:
-        """Whether it is time to ask for `due`; to be called often, whatever the schedule."""
+        """Whether to call `due` now; to be called often, whatever the schedule."""
         if self._next is not None and self._next <= now:
             return True
         self._watched = now
@@ -104,7 +104,7 @@ class Ticks:
     def due(self, last_tick: int | None, now: int) -> list[int]:
         """The ticks after `last_tick` (the last that fired anywhere) to fire at `now`, oldest first.
 
-        Each tick is returned once, unless `hold` gives it back.
+        Each tick is returned once, unless it is passed to `hold`.
         """
         watched, self._watched = self._watched, now
         floor, self._floor = self._floor, now
@@ -112,7 +112,7 @@ class Ticks:
         if watched is not None and now - watched <= self._patience:
             return self.cron.between(max(floor, last_tick or 0), now, MAX_MISSED_TICKS)
         if last_tick is None:
-            return []  # a schedule begins when it is first seen
+            return []  # a schedule starts when it is first seen
         pending = self.cron.between(last_tick, now, MAX_MISSED_TICKS)
         match self._misfire:
             case "all":
@@ -123,11 +123,11 @@ class Ticks:
                 return [tick for tick in pending if now - tick <= self._patience]
 
     def hold(self, tick: int, until: int) -> None:
-        """`tick` could not fire yet: from `until` on it is due again, with those that follow it."""
+        """Return `tick`, which could not fire yet, and those after it again from `until` on."""
         self._floor = min(self._floor, tick - 1)
         self._next = until if self._next is None else min(self._next, until)
 
     @property
     def next(self) -> int | None:
-        """When there is something to look at again, None if never."""
+        """When to call `due` again, None if never."""
         return self._next

@@ -1,10 +1,10 @@
-"""(a graph, its jobs so far) -> what is ready, and whether the request has ended. No I/O.
+"""Workflows: (graph, states of its jobs) -> which jobs are ready, and whether the request has ended. No I/O.
 
-`decide` looks at all jobs of a request at once and remembers nothing: the same function moves a request on
-when a job ends, and repairs one that was left behind in any state.
+`decide` sees all jobs of a request at once and keeps no state: the same function advances a request when a
+job ends, and repairs a stuck one in any state.
 
-A job is done when it is completed and so is everything that it spawned. What `a` spawned is called `a/NAME`.
-A request ends when none of its jobs lives any more.
+A job is done when it is completed, and so is everything that it spawned. A job spawned by `a` is called
+`a/NAME`. A request ends when none of its jobs is live.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from workerd.outcome import Reason
 
 
 class RequestStatus(StrEnum):
-    """What a row of `workerd_requests` says."""
+    """The column `status` of `workerd_requests`."""
 
-    QUEUING = "queuing"  # its row was made, nothing was read of it yet
+    QUEUING = "queuing"  # inserted, not picked up yet
     INPROGRESS = "inprogress"  # the jobs of its first step are inserted
     COMPLETED = "completed"
     FAILED = "failed"
@@ -35,16 +35,18 @@ class RequestStatus(StrEnum):
 REQUEST_ENDED = frozenset({RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED})
 
 MAX_SPAWNED = 10_000
-"""Jobs that one job may spawn."""
+"""Number of jobs that one job may spawn."""
 
 _WAITING = frozenset({Status.SCHEDULED, Status.NEW})
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
-    """A workflow as it was when its request was picked up: what the column `steps` holds.
+    """A workflow as it was when its request was picked up: the content of the column `steps`.
 
-    `cooler`: seconds between the end of a run and the next, None if it does not recur so. `quiet`: a job
-    that ended as `ignored` ends the request as `completed`.
+    cooler
+        Seconds between the end of a run and the start of the next, None without an interval.
+    quiet
+        Whether a job that ended as `ignored` ends the request as `completed`.
     """
 
     name: str
@@ -55,7 +57,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class JobState(msgspec.Struct, frozen=True, gc=False):
-    """A job of a request, by the row that tells its state. `name` is None for rows made by hand."""
+    """A job of a request, by its current row. `name` is None for rows inserted by hand."""
 
     name: str | None
     status: Status
@@ -63,7 +65,7 @@ class JobState(msgspec.Struct, frozen=True, gc=False):
 
 
 class WorkflowDecision(msgspec.Struct, frozen=True, kw_only=True):
-    """What a request's closing transaction has to do besides the attempts' own rows."""
+    """What the transaction has to write for a request, besides the rows of the attempts."""
 
     status: RequestStatus
     step: int
@@ -91,7 +93,7 @@ _GRAPH = msgspec.json.Decoder(Graph)
 
 
 def decode(steps: bytes) -> Graph:
-    """The graph of a request; InvalidValue if it is none."""
+    """The graph of a request. Raises InvalidValue."""
     try:
         return _GRAPH.decode(steps)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -101,11 +103,11 @@ def decode(steps: bytes) -> Graph:
 def decide(
     graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | None = None
 ) -> WorkflowDecision:
-    """What follows from the state of all jobs of a request in progress.
+    """What follows from the states of all jobs of a request in progress.
 
-    `failing`: how it is to end, because a job failed or was cancelled, or a person cancelled it, since it
-    was picked up or last reopened: what waits is cancelled. Without it earlier failures only keep
-    further jobs from beginning, because a retry by hand may still mend them.
+    `failing`: how the request will end, if a job failed or was cancelled, or the request was cancelled, since
+    it was picked up or last reopened; its waiting jobs are cancelled. Without it, earlier failures only stop
+    further jobs from starting, because a retry by hand may still repair them.
     """
     statuses = {job.status for job in jobs}
     there = {job.name for job in jobs}
@@ -120,7 +122,7 @@ def decide(
         )
     if statuses & LIVE:
         return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step)
-    # Only a graph that was written by hand can have jobs that never become ready.
+    # Only a graph written by hand can have jobs that never become ready.
     complete = _done(graph, jobs) >= {job.name for job in graph.jobs}
     return WorkflowDecision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
 
@@ -128,7 +130,7 @@ def decide(
 def _ending(
     statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool
 ) -> WorkflowDecision:
-    """No further job begins; what runs goes on to its end, and only then the request has ended."""
+    """No further job starts; the request ends when its running jobs have ended."""
     waits = bool(statuses & _WAITING)
     cancel = waits and (failing is not None or quiet_end)
     if Status.INPROGRESS in statuses or (waits and not cancel):
@@ -143,7 +145,7 @@ def _ending(
 
 
 def ready(graph: Graph, jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:
-    """The jobs that are not there yet and whose needs, with all that these spawned, are done."""
+    """The jobs that do not exist yet and whose needs are done, with everything that these spawned."""
     there = {job.name for job in jobs}
     done = _done(graph, jobs)
     return tuple(job for job in graph.jobs if job.name not in there and done.issuperset(job.needs))
@@ -157,7 +159,7 @@ def _done(graph: Graph, jobs: Sequence[JobState]) -> set[str]:
 
 
 def owner(names: set[str], name: str | None) -> str | None:
-    """The job of the graph that `name` is or was spawned for, directly or by what it spawned."""
+    """The job of the graph that `name` is, or that spawned it, directly or indirectly."""
     while name is not None and name not in names:
         cut = name.rfind("/")
         name = name[:cut] if cut > 0 else None
@@ -165,11 +167,11 @@ def owner(names: set[str], name: str | None) -> str | None:
 
 
 def needs_of(graph: Graph, name: str | None) -> tuple[str, ...]:
-    """What the job `name` of the graph needs; nothing for a spawned one."""
+    """The needs of the job `name` of the graph; none for a spawned one."""
     return next((job.needs for job in graph.jobs if job.name == name), ())
 
 
-# -- fan-out at run time -----------------------------------------------------------------------
+# -- spawned jobs -----------------------------------------------------------------------
 
 
 class Spawn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -184,7 +186,7 @@ _SPAWNS = msgspec.json.Decoder(list[Spawn])
 
 
 def read_spawn(spawn: bytes) -> list[Spawn]:
-    """The jobs that a handler asked for; InvalidValue tells what is wrong."""
+    """The jobs that a handler asked for. Raises InvalidValue."""
     try:
         items = _SPAWNS.decode(spawn)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -195,14 +197,14 @@ def read_spawn(spawn: bytes) -> list[Spawn]:
 
 
 def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str | None]) -> list[WorkflowJob]:
-    """The jobs that `parent` asked for and that are not among `taken`; InvalidValue tells what is wrong.
+    """The jobs that `parent` asked for and that are not in `taken`. Raises InvalidValue.
 
-    Without a name of its own a spawned job is called by its number: "parent/0", "parent/1", …
+    A spawned job without a name is named by its number: "parent/0", "parent/1", …
     """
     try:
         items = read_spawn(spawn)
     except InvalidValue as error:
-        raise InvalidValue(f'what "{parent}" spawned: {error}') from None
+        raise InvalidValue(f'jobs spawned by "{parent}": {error}') from None
     names = {job.name for job in graph.jobs}
     step = next((job.step for job in graph.jobs if job.name == owner(names, parent)), 0)
     made: dict[str, WorkflowJob] = {}
@@ -210,7 +212,7 @@ def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str 
         name = f"{parent or ''}/{item.name if item.name is not None else number}"
         _check_spawned(name, item.handler)
         if name in made or name in names:
-            raise InvalidValue(f'"{parent}" spawned "{name}", a name that another job has; give it another')
+            raise InvalidValue(f'"{parent}" spawned "{name}", the name of another job; give it another name')
         made[name] = WorkflowJob(name=name, handler=item.handler, vars=item.vars, step=step)
     there = set(taken)
     return [job for job in made.values() if job.name not in there]
@@ -224,11 +226,11 @@ def _check_spawned(name: str, handler: str) -> None:
             )
 
 
-# -- what jobs hand on -------------------------------------------------------------------------
+# -- extras -------------------------------------------------------------------------
 
 
 def merge(extras: bytes | None, given: Iterable[bytes]) -> bytes | None:
-    """The request's extras with what its jobs returned laid over them; InvalidValue if one is no object."""
+    """The request's extras, updated by those that its jobs returned. Raises InvalidValue."""
     merged: dict[str, Any] = {}
     for text in [extras, *given]:
         if text is not None:
@@ -247,14 +249,14 @@ def _object(text: bytes) -> Mapping[str, Any]:
 
 
 def check_object(text: bytes) -> None:
-    """InvalidValue if `text` is not a JSON object."""
+    """Raises InvalidValue if `text` is not a JSON object."""
     _object(text)
 
 
 def job_id(request_id: bytes, created_at: int, name: str) -> bytes:
-    """The id of a request's job: always the same, so that the primary key refuses a second one.
+    """The id of a request's job, the same each time, so that the primary key refuses a second one.
 
-    A UUIDv7 of the request's `created_at` (microseconds) whose random bits come from its id and the name.
+    A UUIDv7 at the request's `created_at` (microseconds) whose random bits come from its id and the name.
     """
     mixed = bytearray(hashlib.sha256(request_id + name.encode()).digest()[:16])
     mixed[:6] = (max(0, created_at) // 1000).to_bytes(6, "big")

@@ -153,7 +153,7 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
 @pytest.mark.parametrize(
     ("given", "error"),
     [
-        ({"spawn": b"[1]"}, "spawned: expected tables"),
+        ({"spawn": b"[1]"}, 'jobs spawned by "a": expected tables'),
         ({"extras": b"[1]"}, "extras: expected a JSON object"),
         ({"extras": b'{"x":"' + b"y" * workflows.MAX_EXTRAS_BYTES + b'"}'}, "return a reference"),
     ],

@@ -274,16 +274,18 @@ def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]
     ]
 
 
+# Reads one index entry. The alias `h` is completed by a number.
+_HANDLER_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
+    WHERE handler = %s AND status = 'new' LIMIT 1) AS h"""
+
+
 def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
     """Which handlers have rows to claim: one statement, one index entry for each handler."""
     if not handlers:
         return PeekResult(set())
-    one = (
-        f"SELECT * FROM (SELECT %s AS n FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = 'new' LIMIT 1) AS h{}"
-    )
-    sql = " UNION ALL ".join(one.format(n) for n in range(len(handlers)))
-    params = [value for n, handler in enumerate(handlers) for value in (n, handler)]
+    probe = _HANDLER_PROBE.format(columns="%s AS number", index=tx.dialect.hint("workerd_claim"))
+    sql = " UNION ALL ".join([f"{probe}{number}" for number in range(len(handlers))])
+    params = [value for number, handler in enumerate(handlers) for value in (number, handler)]
     return PeekResult({handlers[row[0]] for row in tx.query(sql, params)})
 
 
@@ -373,18 +375,19 @@ UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_ind
     WHERE node_id = %s AND status = 'inprogress' AND cancel_requested_at IS NOT NULL
 UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, run_at
     FROM workerd_jobs {{due_index}} WHERE status = 'scheduled' ORDER BY run_at LIMIT 1) AS d"""
-_HANDLER = f"""
-UNION ALL SELECT * FROM (SELECT {_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due
-    FROM workerd_jobs {{claim_index}} WHERE handler = %s AND status = 'new' LIMIT 1) AS h{{number}}"""
+
+
+_PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
 
 
 def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
     """One combined query: new jobs, pauses, this incarnation's cancels, next due time."""
     words = tx.dialect
     sql = _POLL.format(node_index=words.hint("workerd_node"), due_index=words.hint("workerd_due"))
+    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=words.hint("workerd_claim"))
     params: list[object] = [node_id]
     for number, handler in enumerate(handlers):
-        sql += _HANDLER.format(claim_index=words.hint("workerd_claim"), number=number)
+        sql += f" UNION ALL {probe}{number}"
         params += [number, handler]
     result = PollResult(set(), set(), [], None)
     for what, number, job_id, name, due in tx.query(sql, params):
