@@ -32,7 +32,12 @@ def logged_events() -> Iterator[tuple[str, str, list[str]]]:
             if node.func.attr in LEVELS and name in _LOGGERS and node.args:
                 event = node.args[0]
                 if isinstance(event, ast.Constant) and isinstance(event.value, str):
-                    yield event.value, node.func.attr, [key.arg or "…" for key in node.keywords]
+                    level = "error" if node.func.attr == "exception" else node.func.attr
+                    yield (
+                        event.value,
+                        level,
+                        [key.arg or "…" for key in node.keywords if key.arg != "exc_info"],
+                    )
 
 
 def log_events_page() -> str:
@@ -52,8 +57,8 @@ def log_events_page() -> str:
             "# Log events",
             "",
             "Every line of the log is one event: a name to count and alert on, and fields. Each has `time`,",
-            "`level` and `process`; `…` stands for the fields of what the event is about (`pool`, `worker`,",
-            "`handler`, `job`, `attempt`).",
+            "`level` and `process`; a bug has `exception`, its traceback. `…` stands for the fields of what the",
+            "event is about (`pool`, `worker`, `handler`, `job`, `attempt`).",
             "",
             "| event | level | fields | meaning |",
             "|---|---|---|---|",
@@ -66,6 +71,7 @@ def log_events_page() -> str:
 PAGES = {
     ROOT / "etc" / "workerd.toml": reference.workerd_toml,
     ROOT / "docs" / "reference" / "configuration.md": reference.configuration_page,
+    ROOT / "docs" / "reference" / "log-events.md": log_events_page,
 }
 
 if __name__ == "__main__":
