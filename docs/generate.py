@@ -56,9 +56,9 @@ def log_events_page() -> str:
         (
             "# Log events",
             "",
-            "Every line of the log is one event: a name to count and alert on, and fields. Each has `time`,",
-            "`level` and `process`; a bug has `exception`, its traceback. `…` stands for the fields of what the",
-            "event is about (`pool`, `worker`, `handler`, `job`, `attempt`).",
+            "Every line of the log is one event: a name to count and alert on, and fields. Each has",
+            "`time`, `level` and `process`; a bug has `exception`, its traceback. `…` stands for the fields",
+            "of what the event is about (`pool`, `worker`, `handler`, `job`, `attempt`).",
             "",
             "| event | level | fields | meaning |",
             "|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""The ingester on its good days: batches, acknowledgements, limits, notes, refusals, barriers, the end."""
+"""The ingester while the store is available: batches, acknowledgements, limits, refusals, barriers, stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was received and is not durable: in order, each job once a batch, acknowledged up to where it is."""
+"""Outcomes that are not durable yet: in order, each job once a batch, acknowledged as prefixes."""
 
 from __future__ import annotations
 
@@ -30,30 +30,30 @@ JOBS = [outcome(payload=b"x" * size) for size in (0, 10, 1000)]
 def test_batches_are_the_oldest_and_acknowledgements_are_prefixes(
     frames: list[tuple[int, list[Outcome]]], steps: list[tuple[int, int, int]]
 ) -> None:
-    """Whatever is written of a batch, the rest stays first, and nobody is told too much or too little."""
-    backlog = PendingOutcomes()
+    """However much of a batch is written, the rest stays first, and acknowledgements match exactly."""
+    pending_outcomes = PendingOutcomes()
     senders = [Sender() for _ in range(3)]
     order: list[tuple[Sender, int, Outcome]] = []
     for number, outcomes in frames:
         sender = senders[number]
-        backlog.add(sender, sender.sent, outcomes)
+        pending_outcomes.add(sender, sender.sent, outcomes)
         order += [(sender, sender.sent + n, o) for n, o in enumerate(outcomes)]
         sender.sent += len(outcomes)
     for rows, most, written in [*steps, (10_000, 1 << 40, 10_000), *[(1, 1, 1)] * len(order)]:
-        batch = backlog.peek(rows, most)
+        batch = pending_outcomes.peek(rows, most)
         assert batch == [o for _, _, o in order[: len(batch)]]
         assert len({o.id for o in batch}) == len(batch) <= rows
         assert len(batch) == 1 or sum(map(weight, batch)) <= most or not batch
         assert bool(batch) == bool(order)
         done = min(written, len(batch))
-        backlog.acknowledge(done)
+        pending_outcomes.acknowledge(done)
         for sender in senders:
-            told = [number for s, number, _ in order[:done] if s is sender]
-            if told:
-                assert sender.below[-1] == max(told) + 1
+            durable = [number for s, number, _ in order[:done] if s is sender]
+            if durable:
+                assert sender.below[-1] == max(durable) + 1
         del order[:done]
-        assert backlog.rows == len(order)
-        assert backlog.weight == sum(weight(o) for _, _, o in order)
+        assert pending_outcomes.rows == len(order)
+        assert pending_outcomes.weight == sum(weight(o) for _, _, o in order)
     assert all((s.below or [0])[-1] == s.sent for s in senders)
 
 

@@ -1,4 +1,4 @@
-"""The ingester on its bad days: the store is away, it dies itself, the disk is full."""
+"""The ingester when the store is unavailable, when it is killed itself, and when the disk is full."""
 
 from __future__ import annotations
 

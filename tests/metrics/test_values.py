@@ -137,7 +137,7 @@ def test_a_file_is_bounded_and_what_is_beyond_it_costs_nobody(tmp_path: Path) ->
             counter.labels(f"{number}" * 10).inc()
 
     in_child(work)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= values.LIMIT
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= values.MAX_FILE_BYTES
     assert len(samples(tmp_path)) > 1000
 
 

@@ -84,37 +84,37 @@ class Connections:
 
     # -- the dead
 
-    def bury(self, lives: Iterable[int]) -> None:
+    def close_dead(self, lives: Iterable[int]) -> None:
         """These processes are dead: read what they had written to the end, then close (law 3)."""
         self._dead = frozenset(lives)
         for peer in self._server:
             if peer.life in self._dead:
                 _finish(peer)
 
-    def read_out(self, lives: Iterable[int]) -> None:
-        """As `bury`, also for connections that are not accepted yet or whose Hello is not read."""
+    def drain_dead(self, lives: Iterable[int]) -> None:
+        """As `close_dead`, also for connections that are not accepted yet or whose Hello is not read."""
         self._server.accept()
         for peer in self._server:
             if not peer.introduced:
                 # A dead process wrote its Hello before it died, so it is there to be read now.
                 peer.channel.drain()
-        self.bury(self._dead | frozenset(lives))
+        self.close_dead(self._dead | frozenset(lives))
 
     # -- all at once
 
     def announce(self, max_payload: int) -> None:
-        """Send everybody how large a payload may be, if that has changed."""
+        """Send the limit of a payload to every peer, if it has changed."""
         limits = PayloadLimits(max_payload=max_payload)
         if limits != self._limits:
             self._limits = limits
             self._server.broadcast(limits)
 
     def pause(self, paused: bool) -> None:
-        """Stop or resume reading from everybody (law 7)."""
+        """Stop or resume reading from every peer (law 7)."""
         self._server.pause(paused)
 
     def drain(self) -> None:
-        """Read what everybody has written so far."""
+        """Read what every peer has written so far."""
         self._server.accept()
         for peer in self._server:
             peer.channel.drain()

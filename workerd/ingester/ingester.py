@@ -101,11 +101,11 @@ class Ingester(Service):
             self._connections.pause(True)
 
     def _on_barrier(self, connection: Connection, message: Barrier) -> None:
-        self._connections.read_out(message.lives)
+        self._connections.drain_dead(message.lives)
         self._pipeline.barrier(lambda: connection.send(BarrierDone(token=message.token)))
 
     def on_roster(self, roster: Roster) -> None:
-        self._connections.bury(pool.life for pool in roster.dead)
+        self._connections.close_dead(pool.life for pool in roster.dead)
 
     def _on_scheduled(self, due_us: int) -> None:
         poke(self._wake_path, _encoder.encode(Scheduled(due_us)))

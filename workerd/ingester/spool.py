@@ -20,8 +20,8 @@ from workerd.outcome import Outcome
 # The folder holds one SQLite file, deleted when all of it is replayed. A file that a former process left or
 # that turns out to be damaged is only read: new outcomes go to a new file, which no old damage can reach.
 #
-# What is on disk twice (the process died between a commit in the store and the deletion here) changes nothing
-# the second time: every outcome names its attempt and the incarnation that owned it.
+# Replaying an outcome twice (the process died between the commit in the store and the deletion here) has no
+# effect the second time: every outcome names its attempt and the incarnation that owned it (law 1).
 
 ROW_BYTES = 24
 """Bytes that a row takes beside its body: number, checksum, and what SQLite adds."""
@@ -51,7 +51,7 @@ def _checksum(number: int, body: bytes) -> int:
 
 
 class _SpoolFile:
-    """One SQLite file; outcomes `first` up to, but not including, `end` are not replayed yet.
+    """One SQLite file; outcomes numbered `first` to `end - 1` are not replayed yet.
 
     The constructor raises sqlite3.Error if the file cannot be used at all.
     """
@@ -134,7 +134,7 @@ class _SpoolFile:
         self._undeleted_bytes += size
         if self._undeleted_bytes < DELETE_BYTES or self.damaged or below >= self.end:
             return
-        # What cannot be deleted now is replayed once more by the next process, which changes nothing.
+        # What cannot be deleted now is replayed again by the next process, without effect.
         with contextlib.suppress(sqlite3.Error):
             self._db.execute(_DELETE, (below,))
         self._undeleted_bytes = 0
@@ -176,7 +176,7 @@ class Spool:
         self.trouble = ""
 
     def open(self) -> None:
-        """Find what former processes left. Raises OSError if the folder cannot be used."""
+        """Open what former processes left. Raises OSError if the folder cannot be used."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _sync_folder(self._folder.parent)
         for name in sorted(os.listdir(self._folder)):
@@ -349,7 +349,7 @@ def _outcome_of(number: int, checksum: object, body: object) -> Outcome | None:
 
 
 def _delete(path: Path) -> None:
-    # A file that stays is replayed once more by the next process, which changes nothing.
+    # A file that stays is replayed again by the next process, without effect.
     for suffix in ("", "-wal"):
         with contextlib.suppress(OSError):
             os.unlink(f"{path}{suffix}")

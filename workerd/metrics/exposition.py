@@ -1,4 +1,4 @@
-"""What the gateway does at a scrape: read the files, add what others know, write it down for Prometheus."""
+"""Turns counts, status and files into metric families, and renders them for Prometheus."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NO_RESTARTS = dict.fromkeys(("exit", "signal", "killed"), 0)
 
 
 def gauge(definition: Definition, values: Mapping[Labels, float]) -> Metric:
-    """A family whose numbers are known at once, by label values in the definition's order."""
+    """A family with these values, by label values in the definition's order."""
     metric = Metric(definition.family, definition.help, definition.kind)
     for labels, value in values.items():
         metric.add_sample(definition.name, dict(zip(definition.labels, labels, strict=True)), value)
@@ -49,10 +49,10 @@ def gauge(definition: Definition, values: Mapping[Labels, float]) -> Metric:
 
 
 def collect(folder: Path) -> list[Metric]:
-    """The families in the slots' files; a file that cannot be read is left out."""
+    """The families that handlers define, from the files of all slots; unreadable files are left out."""
     readable = []
     for path in sorted(folder.glob("*.db")):
-        # Between the look and the reading a slot may have begun anew, or died while it wrote.
+        # Since the listing a slot may have started anew, or died while writing.
         with contextlib.suppress(Exception):
             for key, *_ in _dict.read_all_values_from_file(str(path)):
                 msgspec.json.decode(key, type=_Key)
@@ -82,7 +82,7 @@ def from_series(series: Iterable[Series]) -> list[Metric]:
 
 
 def from_status(status: Mapping[str, Any]) -> list[Metric]:
-    """The families that the supervisor's answer to "status" knows."""
+    """The families that the supervisor's status document contains."""
     roles: Mapping[str, Any] = status.get("roles") or {}
     pools: Mapping[str, Any] = status.get("pools") or {}
     named = {**roles, **{f"pool:{name}": slot for name, slot in pools.items()}}
@@ -114,12 +114,12 @@ def from_status(status: Mapping[str, Any]) -> list[Metric]:
     return families
 
 
-def _workers(said: Any) -> dict[str, float]:
+def _workers(workers: Any) -> dict[str, float]:
     """Workers by state: from a map of counts, or from a list of workers that have a `state`."""
-    if isinstance(said, Mapping):
-        return {str(state): count for state, count in said.items() if isinstance(count, (int, float))}
+    if isinstance(workers, Mapping):
+        return {str(state): count for state, count in workers.items() if isinstance(count, (int, float))}
     counts: dict[str, float] = defaultdict(float)
-    for worker in said if isinstance(said, list) else ():
+    for worker in workers if isinstance(workers, list) else ():
         if isinstance(worker, Mapping):
             counts[str(worker.get("state", "unknown"))] += 1
     return counts
@@ -146,14 +146,14 @@ def _used(process: Any, with_children: bool) -> tuple[float, float]:
     with contextlib.suppress(Exception):
         times = process.cpu_times()
         seconds = times.user + times.system
-        if with_children:  # those that were reaped: the sum must not go back when a worker is replaced
+        if with_children:  # of reaped workers: the sum must not decrease when one is replaced
             seconds += times.children_user + times.children_system
         return seconds, process.memory_info().rss
     return 0.0, 0.0
 
 
 class _Families:
-    """Something that a registry can collect from: families that are there already."""
+    """A collector of families that already exist."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families

@@ -1,4 +1,4 @@
-"""Numbers in files that outlive their process: prometheus-client's multiprocess format, a file a slot."""
+"""Metrics that handlers define, in prometheus-client's multiprocess files, one set for each worker slot."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from threading import Lock
 from types import ModuleType
 from typing import Any
 
-_FIRST = 16 * 1024
-LIMIT = 1024 * 1024
-"""Bytes of one file; series beyond it are kept in memory and not shown."""
+FIRST_FILE_BYTES = 16 * 1024
+MAX_FILE_BYTES = 1024 * 1024
+"""Series beyond it are kept in memory and not shown."""
 
 _USED = struct.Struct("i")
 _PAIR = struct.Struct("dd")
@@ -31,21 +31,21 @@ _LIBRARY = "prometheus_client.values"
 def key_of(
     metric_name: str, name: str, labelnames: Sequence[str], labelvalues: Sequence[str], help_text: str
 ) -> str:
-    """What names a series in a file, as the library's `mmap_key` says it."""
+    """The key of a series in a file, equal to the library's `mmap_key`, which importing would load."""
     labels = dict(zip(labelnames, labelvalues, strict=False))
     return json.dumps([metric_name, name, labels, help_text], sort_keys=True)
 
 
 class _MetricsFile:
-    """One mapped file of named doubles, written by one process. Raises OSError if it cannot be had."""
+    """One mapped file of named doubles, written by one process. Raises OSError if it cannot be created."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._positions: dict[str, int] = {}
-        # Never closed: a mapping holds a descriptor, and a handler may have closed that and opened another
-        # under its number, which is not ours to close.
+        # Never closed: a mapping holds a descriptor, and a handler may have closed it and opened its own file
+        # under the same number.
         self._maps: list[mmap.mmap] = []
-        self._map = self._mapped(_FIRST)
+        self._map = self._mapped(FIRST_FILE_BYTES)
         self._used: int = min(max(_USED.unpack_from(self._map)[0], 8), len(self._map))
         self._read()
 
@@ -53,7 +53,7 @@ class _MetricsFile:
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             size = max(os.fstat(fd).st_size, least)
-            # A page that the disk has no room for would kill the process at the moment of writing.
+            # Writing to a mapped page that the disk has no room for would kill the process (SIGBUS).
             os.posix_fallocate(fd, 0, size)
             self._maps.append(mmap.mmap(fd, size))
         finally:
@@ -66,13 +66,13 @@ class _MetricsFile:
             length: int = _USED.unpack_from(self._map, at)[0]
             value = at + 4 + length + 8 - (length + 4) % 8
             if length <= 0 or value + 16 > self._used or self._map[at + 4] != ord("["):
-                self._used = at  # damaged: begin again from here
+                self._used = at  # damaged: overwrite it from here
                 break
             self._positions[self._map[at + 4 : at + 4 + length].decode("utf-8", "replace")] = value
             at = value + 16
 
     def position(self, key: str) -> int | None:
-        """Where the value of this key is; None if there is no room for one more."""
+        """The offset of the value of this key; None if there is no room for another."""
         at = self._positions.get(key)
         return at if at is not None else self._add(key)
 
@@ -93,7 +93,7 @@ class _MetricsFile:
         size = len(self._map)
         while size < needed:
             size *= 2
-        if size > LIMIT:
+        if size > MAX_FILE_BYTES:
             return False
         try:
             self._map = self._mapped(size)
@@ -110,7 +110,7 @@ class _MetricsFile:
 
 
 def _listed(folder: Path) -> list[str]:
-    """The files in it; made if it is not there."""
+    """Its files; the folder is created if it is missing."""
     try:
         return os.listdir(folder)
     except FileNotFoundError:
@@ -119,7 +119,7 @@ def _listed(folder: Path) -> list[str]:
 
 
 class _Slot:
-    """Whose files this process writes: nobody's, until it enters a slot."""
+    """The slot whose files this process writes, none until `enter`, and all values of the process."""
 
     def __init__(self) -> None:
         self.lock = Lock()
@@ -133,27 +133,27 @@ class _Slot:
     def enter(self, folder: Path, name: str) -> None:
         self._leave()
         # The library splits the names of gauges' files at "_" and shows this part as the label `pid`.
-        # Neither an expression nor a glob: what they touch is copied by every worker, half a megabyte.
+        # Without `re` and `glob`: every worker would copy the half megabyte of memory that they touch.
         safe = "".join(c if c in _PLAIN else f"%{ord(c):x}" for c in name)
         with contextlib.suppress(OSError):
             for file in _listed(folder):
-                # A gauge describes a process, and that one is gone.
+                # A gauge describes a process, and that process has ended.
                 if file.startswith("gauge_") and file.rpartition("_")[2] == f"{safe}.db":
                     os.unlink(f"{folder}/{file}")
         self._folder, self._name = folder, safe
         with self.lock:
-            for value in self.values:  # a series is shown from its definition on, as a zero
+            for value in self.values:  # a series is shown as zero from its definition on
                 value.bind()
 
     def _leave(self) -> None:
         self.entered += 1
         self._folder = None
-        # Kept, not closed: in a forked child their descriptor numbers may be somebody else's by now.
+        # Kept, not closed: in a forked child other files may have their descriptor numbers by now.
         self._inherited.append(self._files)
         self._files = {}
 
     def forked(self) -> None:
-        """In a child, which has no right to its parent's files and may have inherited a held lock."""
+        """In a forked child: leave the parent's files, and a lock that may have been held."""
         self.lock = Lock()
         if self._folder is not None:
             self._leave()
@@ -174,7 +174,7 @@ os.register_at_fork(after_in_child=_slot.forked)
 
 
 class Value:
-    """One number, as prometheus-client wants it: in this process's slot, or in memory if it has none."""
+    """The value class of prometheus-client: a number in the slot's files, or in memory without a slot."""
 
     _multiprocess = True
 
@@ -200,7 +200,7 @@ class Value:
             self.bind()
 
     def bind(self) -> None:
-        """Take what the slot's last process has counted, and go on from there."""
+        """Continue from what the slot's last process has counted."""
         self._entered = _slot.entered
         self._file = _slot.file(self._kind)
         self._at = self._file.position(self._key) if self._file is not None else None
@@ -231,14 +231,14 @@ class Value:
             return self._value
 
     def set_exemplar(self, exemplar: object) -> None:
-        """Exemplars have no place in the files."""
+        """Ignored: the files have no place for exemplars."""
 
     def get_exemplar(self) -> None:
         return None
 
 
 class _Installing(Loader):
-    """Loads the library's module of values, with ours as the one that metrics are made of."""
+    """Loads the library's module of values and puts our class in its place."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -252,7 +252,7 @@ class _Installing(Loader):
 
 
 class _Finder(MetaPathFinder):
-    """Waits for a handler that imports the library: without one nobody pays 2 MB for it."""
+    """Hooks the library's import: without a handler that uses it, its 2 MB are not loaded."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -264,9 +264,9 @@ class _Finder(MetaPathFinder):
 
 
 def install() -> None:
-    """Let every metric that is defined from now on in this process and its children be such a Value.
+    """Make every metric defined from now on, in this process and its children, of `Value`.
 
-    Called before handlers are loaded; what was defined earlier stays in memory and is not shown.
+    Called before handlers are loaded; metrics defined earlier stay in memory and are not shown.
     """
     if _LIBRARY in sys.modules:
         vars(sys.modules[_LIBRARY])["ValueClass"] = Value
@@ -275,5 +275,5 @@ def install() -> None:
 
 
 def enter(folder: Path, slot: str) -> None:
-    """This process is now the one that writes the files of `slot`; without a disk it counts for itself."""
+    """Write the files of `slot` from now on; if they cannot be written, count in memory only."""
     _slot.enter(folder, slot)
