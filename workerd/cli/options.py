@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,7 +20,6 @@ from workerd.job import Status, parse_id
 from workerd.text import line
 from workerd.workflow import RequestStatus
 
-T = TypeVar("T")
 Choice = TypeVar("Choice", bound=StrEnum)
 
 
@@ -61,16 +60,12 @@ def parse_json_object(text: str) -> dict[str, Any]:
     return value
 
 
-def _convert(function: Callable[[str], T], text: str) -> T:
-    try:
-        return function(text)
-    except ValueError as error:
-        raise typer.BadParameter(line(error)) from None
-
-
 def parse_duration(text: str) -> float:
     """A duration in seconds."""
-    return _convert(duration, text)
+    try:
+        return duration(text)
+    except ValueError as error:
+        raise typer.BadParameter(line(error)) from None
 
 
 def parse_wait(text: str) -> float:
@@ -84,7 +79,11 @@ def parse_since(text: str) -> int:
         # By this host's clock; a filter tolerates its difference from the store's.
         return now_us() - round(duration(text) * SECOND)
     except ValueError:
-        return _convert(from_rfc3339, text)
+        pass
+    try:
+        return from_rfc3339(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{line(error)}; or give a duration before now, such as 2h") from None
 
 
 def parse_status(text: str) -> Status:
