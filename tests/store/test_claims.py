@@ -8,15 +8,18 @@ from typing import Any
 
 import pytest
 
+from tests.support import storing as s
 from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer
 from tests.support.storing import NODE, claims, close, enqueue, job, sql, status, value
 from workerd import clock
+from workerd.clock import SECOND
 from workerd.job import Claim, Status
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
-from workerd.store import handlers, jobs
+from workerd.store import handlers, job_control, jobs
 from workerd.store.base import Store
+from workerd.store.claims import PollResult, poll
 
 LOCK_WAITS = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -260,3 +263,35 @@ def test_a_plain_insert_is_enough(store: Store) -> None:
     assert (found.vars, found.attempt, found.run_at <= found.claimed_at) == (b"{}", 1, True)
     assert found.claimed_at - found.run_at < 3600 * clock.SECOND
     assert value(store, "SELECT created_at FROM workerd_jobs") is not None
+
+
+def seen(store: Store, *names: str) -> PollResult:
+    return store.alone(lambda tx: poll(tx, s.NODE.id, names), write=False)
+
+
+def test_an_empty_store_has_nothing_to_tell(store: Store) -> None:
+    """No rows, no orders, nothing due."""
+    assert seen(store) == seen(store, "h") == PollResult(set(), set(), [], None)
+
+
+def test_one_statement_tells_all_that_is_asked_at_a_poll(store: Store) -> None:
+    """New rows of the handlers that it names, pauses, cancels of this node's claims, the next due row."""
+    running = s.enqueue(store, "b")
+    s.claims(store, "b")
+    for handler in ("a", "c"):
+        s.enqueue(store, handler)
+    later = s.enqueue(store, "b", delay=60 * SECOND)
+    s.enqueue(store, "b", delay=3600 * SECOND)
+    assert store.run(lambda tx: job_control.cancel(tx, running)) == "asked"
+    store.run(lambda tx: handlers.pause(tx, "é", "me", None))
+    sight = seen(store, "b", "a")
+    assert sight == PollResult({"a"}, {"é"}, [(running, 1)], s.job(store, later).row.run_at)
+
+
+def test_a_look_ends_with_its_statement(store: Store) -> None:
+    """What is committed later is seen by the next look, and no look holds a lock."""
+    assert not seen(store, "h").handlers
+    s.enqueue(store, "h")
+    assert seen(store, "h").handlers == {"h"}
+    assert len(s.claims(store, "h")) == 1
+    assert not seen(store, "h").handlers

@@ -26,11 +26,11 @@ class Inserted(NamedTuple):
     created: bool
 
 
-_JSON = tuple(name for name in ENQUEUED_COLUMNS if name in ("vars", "meta"))
+_JSON = ("vars", "meta")
 _OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
 _COLUMNS = ", ".join(("id", "status", "run_at", "created_at", *_JSON, *_OTHERS))
 _ROW = f"({columns.marks(_COLUMNS.split())})"
-_json_of, _others_of = attrgetter(*_JSON), attrgetter(*_OTHERS)
+_others_of = attrgetter(*_OTHERS)
 
 
 def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
@@ -113,7 +113,8 @@ def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ..
         str(Status.SCHEDULED if due > now else Status.NEW),
         made if due == now else clock.to_text(due),
         made,
-        *map(_text, _json_of(job)),
+        _text(job.vars),
+        _text(job.meta),
         *_others_of(job),
     )
 
