@@ -13,7 +13,4 @@ def test_every_event_is_in_the_table() -> None:
 
 def test_every_entry_of_the_table_is_logged() -> None:
     """An alert on an event that is never logged never fires."""
-    assert (
-        EVENTS.keys() - {event for event, _, _ in logged_events()}
-        == set()
-    )
+    assert EVENTS.keys() - {event for event, _, _ in logged_events()} == set()

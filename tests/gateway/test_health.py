@@ -88,6 +88,33 @@ def test_counters(api: Api) -> None:
     assert answer.text.endswith("# EOF\n")
 
 
+def test_counters_survive_the_roles_that_count_and_show_them(api: Api) -> None:
+    """A killed ingester and a killed gateway are no reset: what was counted stays, and more is added."""
+    labels = (("handler", "behave"), ("outcome", "error"), ("success", "false"))
+
+    def shown() -> tuple[float, float]:
+        try:
+            found = samples(api)
+        except httpx.TransportError:
+            return 0, 0
+        runs = ("workerd_run_seconds_count", (("handler", "behave"), ("success", "false")))
+        return found.get(("workerd_attempts_total", labels), 0), found.get(runs, 0)
+
+    def fails_once_more() -> tuple[float, float]:
+        attempts, runs = shown()
+        api.ended(api.enqueue("behave", {"kind": "error"}, max_attempts=1))
+        eventually(lambda: shown() == (attempts + 1, runs + 1), state=lambda: str(shown()))
+        return shown()
+
+    before = fails_once_more()
+    for role in ("ingester", "gateway"):
+        pid = api.daemon.kill(role)
+        eventually(lambda role=role, pid=pid: api.daemon.pid(role) not in (0, pid))
+        eventually(lambda: shown() != (0, 0))
+        assert shown() == before
+        before = fails_once_more()
+
+
 @pytest.mark.parametrize("file", ["etc/prometheus/alerts.yml", "etc/grafana/workerd.json"])
 def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
     """The shipped rules and dashboard use only metrics and labels that the gateway exports."""
