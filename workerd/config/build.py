@@ -235,14 +235,13 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
     keys = {**defaults, **own}
     if "call" not in table.values and "call" not in keys:
         table.error('expected call = "module:attribute", got none', "call")
+    given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
     return HandlerConfig(
         name=name,
-        call=keys.get("call", ""),
-        pool=keys.get("pool") or name,
-        max_waiting=keys.get("max_waiting", 0),
         schedule=schedule(table, own, defaults),
         policy_defaults=_policy(defaults),
         policy_own=_policy(own),
+        **{"call": "", **given, "pool": keys.get("pool") or name},
     )
 
 
