@@ -179,7 +179,7 @@ def test_a_plain_insert_with_bad_params_fails(store: Store, params: str) -> None
         store, "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, 'other', '{}')", b"o" * 16
     )
     picked = store.run(lambda tx: requests.pickup(tx, {"delete": DELETE}, 10))
-    assert picked.begun == 2
+    assert picked.picked_up == 2
     assert picked.handlers == {"get"}
     bad = storing.request(store, b"b" * 16)[0]
     assert (bad.status, "JSON object" in (bad.error or "")) == ("failed", True)

@@ -320,7 +320,7 @@ def start(store: Store) -> requests.PickedUp:
 def began(store: Store) -> bytes:
     """Begin the chain and its first run; the request's id."""
     upsert(store, sync=SYNC.schedule)
-    assert start(store).begun == 0
+    assert start(store).picked_up == 0
     assert start(store) == requests.PickedUp(1, {"a"})
     row = store.read(lambda tx: intervals.live_run(tx, "sync"))
     assert row is not None
@@ -341,7 +341,7 @@ def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
     assert run is not None
     assert (run.status, run.run_at) == (Status.SCHEDULED, (row.completed_at or 0) + HOUR)
     assert s.status(store, request_id) == "completed"
-    assert start(store).begun == 0
+    assert start(store).picked_up == 0
 
 
 def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
@@ -353,7 +353,7 @@ def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
     with pytest.raises(Conflict, match="workerd schedules run sync"):
         store.run(lambda tx: job_control.retry(tx, request_id))
     store.run(lambda tx: schedules.resume(tx, "sync"))
-    assert start(store).begun == 1
+    assert start(store).picked_up == 1
 
 
 @pytest.mark.parametrize(
@@ -376,11 +376,11 @@ def test_a_submitted_run_begins_at_once_and_alone(store: Store) -> None:
     """It takes the place of the waiting run; while one runs, it waits for its end."""
     first = began(store)
     by_hand = store.run(lambda tx: requests.submit(tx, "sync", b'{"x":1}')).id
-    assert start(store).begun == 0
+    assert start(store).picked_up == 0
     s.finish(store, "a")
     s.finish(store, "b")
     assert s.request(store, first)[0].status == "completed"
-    assert start(store).begun == 1
+    assert start(store).picked_up == 1
     row = s.request(store, by_hand)[0]
     assert (row.status, row.params) == ("inprogress", b'{"x":1}')
     assert live_rows(store, "sync") == 1

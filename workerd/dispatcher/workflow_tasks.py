@@ -61,7 +61,7 @@ class WorkflowPickup:
         if self._window.is_open(self._store.now()):
             picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, MAX_NEW_REQUESTS))
             self._claimer.announce(picked.handlers)
-            if picked.begun >= MAX_NEW_REQUESTS:
+            if picked.picked_up >= MAX_NEW_REQUESTS:
                 return 0.0
             self._window.drained()
         return _until_open(self._window, self._store, self._poll_s)

@@ -8,18 +8,21 @@ from pathlib import Path
 
 from workerd import lean_imports
 from workerd.config.model import StoreConfig
-from workerd.config.store_url import SQLiteUrl, parse_store_url
+from workerd.config.store_url import parse_store_url
 from workerd.store.base import Store
+
+_MODULES = {"mysql": "workerd.store.mysql", "sqlite": "workerd.store.sqlite"}
+"""The module of each scheme; its `open_store` takes the parsed URL, a time limit and a password file."""
 
 
 def prepare(scheme: str) -> None:
     """Load what `open_store` needs for URLs of this scheme, to be shared by the processes forked later."""
     # A broken driver is reported by the process that opens the store.
     with contextlib.suppress(Exception):
-        if scheme.startswith("sqlite"):
-            importlib.import_module("workerd.store.sqlite")
+        if scheme == "mysql":
+            lean_imports.share_driver(_MODULES[scheme])
         else:
-            lean_imports.share_driver("workerd.store.mysql")
+            importlib.import_module(_MODULES[scheme])
 
 
 def unprepare() -> None:
@@ -39,17 +42,12 @@ def open_store(
     spare
         This process runs no user code, so the driver is loaded without parts that are seldom needed.
     """
-    address = parse_store_url(config.url)
-    if isinstance(address, SQLiteUrl):
-        from workerd.store.sqlite import SQLiteStore
-
-        return SQLiteStore(address, timeout)
-    # Imported here, so that a node on SQLite carries no driver that it does not use.
-    if spare:
+    url = parse_store_url(config.url)
+    scheme = config.url.partition(":")[0].lower()
+    if spare and scheme == "mysql":
         lean_imports.import_pymysql()
-    from workerd.store.mysql import MySQLStore
-
     password_file = Path(config.password_file) if config.password_file else None
     if password_file is not None and state_dir is not None:
         password_file = state_dir / password_file
-    return MySQLStore(address, timeout, password_file)
+    store: Store = importlib.import_module(_MODULES[scheme]).open_store(url, timeout, password_file)
+    return store

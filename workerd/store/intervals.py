@@ -18,7 +18,7 @@ from workerd.store.outcomes import ClosedBatch
 # whole run: it waits as `scheduled`, is `inprogress` (without a node) while its request runs, and the
 # transaction that ends the request closes it and inserts the next one. It has the id of the request, so that
 # each leads to the other. No pool claims it, because no handler has the name of a workflow. The unique index
-# alone prevents a second run; after a crash at any point the row tells how to go on.
+# alone prevents a second run; after a crash at any point the row tells how to continue.
 
 
 class LiveRun(NamedTuple):

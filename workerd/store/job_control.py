@@ -114,7 +114,7 @@ def retry(tx: Tx, job_id: bytes) -> int:
     if job.unique_key == COOLER_KEY and _stands_for_a_request(tx, job_id):
         raise Conflict(
             f"The row stands for a run of the recurring workflow {job.handler!r}, whose next run is its"
-            f" retry; `workerd schedules run {job.handler}` begins it now."
+            f" retry; `workerd schedules run {job.handler}` starts it now."
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is not None:
@@ -164,7 +164,7 @@ def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
         if recurring:
             raise Conflict(
                 f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
-                f"retry; `workerd schedules run {row.workflow}` begins it now."
+                f"retry; `workerd schedules run {row.workflow}` starts it now."
             )
     tx.execute(
         "UPDATE workerd_requests SET status = 'inprogress', error = NULL, completed_at = NULL,"

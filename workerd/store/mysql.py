@@ -64,6 +64,11 @@ _CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]]
 _SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 
+def open_store(url: MySQLUrl, timeout: float, password_file: Path | None) -> Store:
+    """A store on a MySQL or MariaDB server, not connected yet."""
+    return MySQLStore(url, timeout, password_file)
+
+
 class MySQLStore(Store):
     """A store on a MySQL or MariaDB server."""
 

@@ -41,7 +41,7 @@ class Submitted(NamedTuple):
 class PickedUp(NamedTuple):
     """Number of requests picked up, and the handlers that got jobs."""
 
-    begun: int
+    picked_up: int
     handlers: set[str]
 
 

@@ -25,6 +25,11 @@ AWAY = frozenset({
 _STEPS = 100_000  # virtual machine steps between two checks of the time limit, about a millisecond
 
 
+def open_store(url: SQLiteUrl, timeout: float, password_file: Path | None) -> Store:
+    """An embedded store, which needs no password, not connected yet."""
+    return SQLiteStore(url, timeout)
+
+
 class SQLiteStore(Store):
     """An embedded store."""
 
