@@ -152,7 +152,7 @@ def test_a_gap_in_the_numbers_closes_the_connection(world: World) -> None:
     world.until(lambda: pool.all_durable)
 
 
-def test_a_pool_that_reads_nothing_holds_up_nobody(world: World) -> None:
+def test_a_pool_that_does_not_read_delays_no_other(world: World) -> None:
     """Its acknowledgements wait in its own socket."""
     deaf = world.pool("deaf").connect()
     assert deaf.channel is not None
@@ -167,7 +167,7 @@ def test_a_pool_that_reads_nothing_holds_up_nobody(world: World) -> None:
     world.until(lambda: deaf.all_durable)
 
 
-def test_a_broken_frame_costs_its_sender_the_connection_and_nobody_else(world: World) -> None:
+def test_a_broken_frame_closes_only_its_own_connection(world: World) -> None:
     """Whatever a connection sends, the others are served."""
     for rubbish in (b"\xff" * 100, b"\x00\x00\x00\x05hello", b"\x7f\xff\xff\xff", os.urandom(5000)):
         broken = world.pool("broken").connect()
@@ -221,7 +221,7 @@ def test_metrics_follow_only_from_what_took_effect(world: World) -> None:
 # -- what the store does not take
 
 
-def test_one_row_that_the_server_refuses_stops_nobody(world: World) -> None:
+def test_a_refused_row_stops_no_other(world: World) -> None:
     """Its attempt ends as a failure with the server's words and without payload; the others are recorded."""
     pool = world.pool().connect()
     made = world.claimed(200)
@@ -254,7 +254,7 @@ def test_a_row_that_cannot_be_recorded_in_any_form_is_set_aside(world: World) ->
     assert world.info["mode"] == "live"
 
 
-def test_a_store_that_refuses_everything_is_away_and_loses_nothing(world: World) -> None:
+def test_a_store_that_refuses_everything_counts_as_unavailable(world: World) -> None:
     """A fault of the whole store does not set one attempt after the other aside."""
     pool = world.pool().connect()
     made = world.claimed(30)
@@ -372,11 +372,11 @@ def test_a_retry_is_inserted_once_however_often_its_cause_is_sent(world: World) 
     assert ends(world.rows) == {("retry", "error"): 10, ("scheduled", None): 10}
 
 
-# -- notes
+# -- progress and handlers
 
 
 def test_progress_and_handlers_are_written_beside(world: World) -> None:
-    """The newest note of a running attempt, and what a pool has loaded."""
+    """The newest progress of a running attempt, and the handlers that a pool has loaded."""
     pool = world.pool().connect()
     (made,) = world.claimed(1)
     pool.say(Seen(handler="echo", signature=b'{"x":"int"}'))
@@ -395,7 +395,7 @@ def test_progress_and_handlers_are_written_beside(world: World) -> None:
     assert "test" in handler["nodes"]
 
 
-# -- barriers and the dead
+# -- barriers and dead pools
 
 
 def test_a_barrier_waits_for_what_a_dead_pool_had_written(world: World) -> None:
@@ -425,8 +425,8 @@ def test_a_barrier_with_nothing_before_it_is_answered(world: World) -> None:
     world.until(lambda: dispatcher.barriers == [1, 2])
 
 
-def test_a_dead_pool_s_connection_is_closed_though_somebody_holds_it_open(world: World) -> None:
-    """The supervisor's word is the authority on a death, not the end of the stream (law 3)."""
+def test_the_connection_of_a_dead_pool_is_closed_although_a_grandchild_holds_it_open(world: World) -> None:
+    """The supervisor is the authority on a death, not the end of the stream (law 3)."""
     pool = world.pool().connect()
     assert pool.channel is not None
     grandchild = os.dup(pool.channel.fileno())
@@ -444,7 +444,7 @@ def test_a_dead_pool_s_connection_is_closed_though_somebody_holds_it_open(world:
         os.close(grandchild)
 
 
-# -- the end
+# -- stop
 
 
 def test_stop_writes_what_was_sent_before_it_ends(world: World) -> None:

@@ -72,7 +72,7 @@ def once(flag: Path, what: Callable[[], None]) -> Callable[[], None]:
     return call
 
 
-# -- it dies
+# -- the ingester is killed
 
 
 def test_killed_between_commit_and_acknowledgement_it_records_once(
@@ -200,10 +200,10 @@ def test_what_a_former_incarnation_spooled_is_replayed_in_its_name(
     assert list(world.paths.spool.iterdir()) == []
 
 
-# -- the store is away
+# -- the store is unavailable
 
 
-def test_while_the_store_is_away_outcomes_go_to_the_spool_and_come_back_in_order(
+def test_during_an_outage_outcomes_go_to_the_spool_and_are_replayed_in_order(
     make: MakeWorld, own_server: DatabaseServer, url: str
 ) -> None:
     """Acknowledged at once, recorded when the store is back, then live again by itself."""
@@ -261,7 +261,9 @@ def test_a_store_without_its_tables_is_waited_for(
     world.until(lambda: ends(world.rows) == {("completed", "ok"): 5})
 
 
-def test_a_server_that_hangs_is_away_too(make: MakeWorld, own_server: DatabaseServer, url: str) -> None:
+def test_a_server_that_hangs_counts_as_unavailable(
+    make: MakeWorld, own_server: DatabaseServer, url: str
+) -> None:
     """A frozen server costs one time limit, shorter than the watchdog's."""
     world = make(url).start(watchdog=2.0)
     pool = world.pool().connect()
@@ -285,7 +287,7 @@ def ends_when_thawed(server: DatabaseServer, world: World, least: int) -> bool:
     return world.info["spool"]["rows"] >= least
 
 
-def test_a_read_only_server_is_away_and_said_so_once(
+def test_a_read_only_server_counts_as_unavailable_and_is_logged_once(
     make: MakeWorld, own_server: DatabaseServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It answers every look, but takes nothing: no flood in the log, no outcome refused."""
@@ -397,7 +399,7 @@ def test_without_store_and_spool_it_stops_reading_at_a_bound(
     assert ends(world.rows) == {("completed", "ok"): 60}
 
 
-def test_stop_while_the_store_is_away_leaves_everything_in_the_spool(
+def test_stop_during_an_outage_leaves_everything_in_the_spool(
     make: MakeWorld, own_server: DatabaseServer, url: str
 ) -> None:
     """It ends at once, and the next start replays."""
@@ -416,13 +418,13 @@ def test_stop_while_the_store_is_away_leaves_everything_in_the_spool(
     world.until(lambda: ends(world.rows) == {("completed", "ok"): 500})
 
 
-# -- in the way
+# -- locks of others
 
 
-def test_a_note_that_waits_for_a_lock_is_no_outage(
+def test_waiting_for_the_lock_of_a_handler_is_no_outage(
     make: MakeWorld, url: str, own_server: DatabaseServer
 ) -> None:
-    """Outcomes are in other rows: they go on, and the note is written when the lock is gone."""
+    """Outcomes are in other rows: they go on, and the handler is written when the lock is released."""
     world = make(url).start()
     pool = world.pool().connect()
     world.until(lambda: world.info["mode"] == "live")

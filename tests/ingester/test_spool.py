@@ -49,7 +49,7 @@ def drained(spool: Spool, rows: int = 7) -> list[Outcome]:
 
 
 def numbered(first: int, count: int, size: int = 0) -> list[Outcome]:
-    """Outcomes that can be told apart by `numbers_of`."""
+    """Outcomes that can be identified by `numbers_of`."""
     return [outcome(payload=f"{n:06}".encode() + b"x" * size) for n in range(first, first + count)]
 
 
@@ -282,8 +282,8 @@ def test_killed_at_any_moment_it_loses_nothing_that_was_acknowledged(tmp_path: P
         time.sleep(number * 0.0008)
         os.kill(pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with os.fdopen(reader) as told:
-            lines = told.read().split()
+        with os.fdopen(reader) as report:
+            lines = report.read().split()
         assert code in (0, -signal.SIGKILL)
         ends.append(len(lines))
         durable = max([int(line[1:]) for line in lines if line[0] == "+"], default=0)
@@ -376,7 +376,7 @@ def test_acknowledged_is_durable_against_a_power_cut(
 
 
 def closed(folder: Path, rows: list[Outcome]) -> Path:
-    """The one file of a spool that holds these rows, which nobody has open."""
+    """The one file of a spool that holds these rows, not opened by any process."""
     spool = opened(folder)
     for start in range(0, len(rows), 100):
         assert spool.append(rows[start : start + 100]) == len(rows[start : start + 100])

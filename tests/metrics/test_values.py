@@ -94,7 +94,7 @@ def test_a_recycled_worker_goes_on_counting_where_its_slot_stopped(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_what_a_handler_defines_itself_is_shown_over_all_workers(tmp_path: Path) -> None:
+def test_a_metric_of_a_handler_is_summed_over_all_workers(tmp_path: Path) -> None:
     """Plain prometheus-client in a handler's module; recycled workers leave no file behind."""
     for _ in range(3):
         subprocess.run(
@@ -128,7 +128,7 @@ def test_a_forked_child_does_not_write_into_its_parents_file(tmp_path: Path) -> 
     assert samples(tmp_path)[key("shop_errors_total", code="7")] == 2
 
 
-def test_a_file_is_bounded_and_what_is_beyond_it_costs_nobody(tmp_path: Path) -> None:
+def test_the_size_of_a_file_is_bounded(tmp_path: Path) -> None:
     """Endless label values of a handler end at the file's limit."""
 
     def work() -> None:
@@ -141,7 +141,7 @@ def test_a_file_is_bounded_and_what_is_beyond_it_costs_nobody(tmp_path: Path) ->
     assert len(samples(tmp_path)) > 1000
 
 
-def test_a_folder_that_cannot_be_written_costs_only_the_numbers(
+def test_without_disk_space_only_the_metrics_are_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk is no reason for a process to die."""
