@@ -1,8 +1,7 @@
-# What a person types; every target makes what it needs.
+# Targets for developers; each builds what it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Tests that need no database or system of their own are not apart: one command runs what is quick.
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: demo test test-all lint format generated bench bench-all clean servers redis deb
@@ -26,27 +25,27 @@ format: $(VENV)/tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# etc/workerd.toml and docs/reference, from the source.
+# Generate etc/workerd.toml and docs/reference from the source.
 generated: $(VENV)/installed
 	$(BIN)/python -m docs.generate
 
-# Debian's packages: the server without its service, a browser for the dashboard's tests.
+# Install the database server (without its service) and the browser that the tests start.
 servers:
 	@sh tests/support/install-servers
 
-# What the README shows, at most 12 minutes on 2 cores; results and report in benchmarks/results.
+# The cases shown in the README: at most 12 minutes on 2 cores; results and report in benchmarks/results.
 bench: $(VENV)/compared servers redis
 	$(BIN)/python -m benchmarks.run
 
-# What most of the peers need.
+# Broker of most compared projects.
 redis:
 	@command -v redis-server >/dev/null || apt-get install -y -qq redis-server
 
-# Every case, hours.
+# Every case; takes hours.
 bench-all: $(VENV)/compared servers redis
 	$(BIN)/python -m benchmarks.run --all
 
-# dist/workerd_VERSION_ARCH.deb, for the Python that this Debian has.
+# Build dist/workerd_VERSION_ARCH.deb for the Python of this Debian.
 deb:
 	PYTHON=/usr/bin/python3 packaging/build-deb
 

@@ -86,7 +86,7 @@ class Target:
         if self.server is not None:
             self.server.start()
         if self.galera is not None:
-            self.galera.revive()
+            self.galera.restart_killed()
 
     def remove(self) -> None:
         """Stop all servers and remove their files."""

@@ -99,7 +99,7 @@ def test_an_idle_worker_exits_at_end_of_file(started: Any) -> None:
     """With status 0."""
     worker = started("nothing")
     worker.run("nothing")
-    worker.hang_up()
+    worker.disconnect()
     assert worker.status() == 0
 
 

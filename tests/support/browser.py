@@ -39,7 +39,7 @@ class Browser:
         self.driver.quit()
 
     def set_screen(self, width: int, dark: bool) -> None:
-        """Emulate a screen of this width in pixels, with a light or dark color scheme."""
+        """Emulate a screen of this width in pixels, with a light or dark colour scheme."""
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},

@@ -1,4 +1,4 @@
-"""The real daemon as a subprocess, on a configuration and folders of its own; killed by role, ended clean."""
+"""The daemon as a subprocess with its own configuration and folders; kills single roles, cleans up."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ HANDLERS = "tests.support.handlers"
 
 
 class Daemon:
-    """`workerd run` with what a test needs around it.
+    """`workerd run` on a configuration of the test.
 
-    `config` is TOML text; node folders, store and a closed gateway are put in front of it unless given.
-    `entry`: the module that is run, and its first words. `env`: variables of its own.
+    `config`: TOML text, prefixed with node folders, the store and, unless it has one, a gateway table.
+    `gateway`: listen address, "" for none. `entry`: module to run and its first arguments. `env`: additional
+    environment variables.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Daemon:
         self.write(config)
 
     def write(self, config: str) -> None:
-        """Write the configuration file anew."""
+        """Write the configuration file."""
         head = (
             f'[node]\nname = "{self.name}"\n'
             f'runtime_dir = "{self.folder}/run"\nstate_dir = "{self.folder}/state"\n'
@@ -61,7 +62,7 @@ class Daemon:
             head += f'[gateway]\nlisten = "{self.gateway}"\n'
         self.path.write_text(head + config)
 
-    # -- life
+    # -- start and stop
 
     def spawn(self) -> Daemon:
         """Start it without waiting."""
@@ -80,7 +81,7 @@ class Daemon:
         return self
 
     def start(self, within: float = 30.0) -> Daemon:
-        """Start it and wait until it says that it is ready."""
+        """Start it and wait until it reports ready."""
         self.spawn()
         eventually(self.ready, within=within, state=self.tail)
         return self
@@ -88,7 +89,9 @@ class Daemon:
     def ready(self) -> bool:
         """Whether every role is up and every pool up or quarantined."""
         assert self.process is not None
-        assert self.process.poll() is None, f"the daemon ended with {self.process.returncode}: {self.tail()}"
+        assert self.process.poll() is None, (
+            f"the daemon exited with status {self.process.returncode}: {self.tail()}"
+        )
         return bool(self.status().get("ready"))
 
     def __enter__(self) -> Daemon:
@@ -98,7 +101,7 @@ class Daemon:
         self.end()
 
     def end(self) -> None:
-        """Whatever state it is in: leave no process behind."""
+        """Stop it from any state; no process is left."""
         if self.process is None:
             return
         tree = self.tree()
@@ -106,26 +109,26 @@ class Daemon:
             self.process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        _kill_all(tree)
         self.process.wait()
         self.process = None
 
     def stop(self, within: float = 40.0) -> int:
-        """SIGTERM, and the exit status."""
+        """Send SIGTERM and return the exit status."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(within)
 
-    # -- looking
+    # -- commands, status and log
 
-    def cli(self, *words: str, check: bool = True, within: float = 60.0) -> subprocess.CompletedProcess[str]:
-        """Run a command of workerd on this configuration."""
+    def cli(
+        self, *arguments: str, check: bool = True, within: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of workerd on this configuration; unless `check` is false it must exit with 0."""
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
         env.update(self.env, PYTHONPATH=str(ROOT))
         done = subprocess.run(
-            [sys.executable, "-m", "workerd", *words, "-c", str(self.path)],
+            [sys.executable, "-m", "workerd", *arguments, "-c", str(self.path)],
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -134,39 +137,43 @@ class Daemon:
             check=False,
         )
         if check:
-            assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0, f"{arguments}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
     def status(self) -> dict[str, Any]:
-        """What the supervisor says; {} while it does not answer."""
+        """Return the supervisor's status; {} while it does not answer."""
         try:
             return ask(self.folder / "run" / "private" / "supervisor", {"ask": "status"})
         except OSError:
             return {}
 
     def runs(self, job: bytes) -> bool:
-        """Whether a worker has begun this job: a claim alone may still be on its way."""
+        """Whether a worker is running this job; a claimed job may not have reached one yet."""
         pools = self.status().get("pools", {}).values()
         busy = {worker.get("job") for pool in pools for worker in pool.get("workers", ())}
         return str(uuid.UUID(bytes=job)) in busy
 
     def pid(self, name: str) -> int:
-        """The pid of a role, of `pool:NAME`, or of the supervisor."""
+        """Return the pid of a role, of `pool:NAME` or of the supervisor; 0 while it is down."""
         assert self.process is not None
         if name == "supervisor":
             return self.process.pid
         status = self.status()
-        slot = status["pools"][name[5:]] if name.startswith("pool:") else status["roles"][name]
-        return int(slot["pid"] or 0)
+        child = status["pools"][name[5:]] if name.startswith("pool:") else status["roles"][name]
+        return int(child["pid"] or 0)
 
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
-        """Signal a role or pool; returns its pid."""
+        """Signal a role or pool; return its pid."""
         pid = self.pid(name)
         os.kill(pid, signum)
         return pid
 
+    def kill_tree(self) -> None:
+        """SIGKILL the daemon and all its descendants."""
+        _kill_all(self.tree())
+
     def tree(self) -> list[psutil.Process]:
-        """The daemon and all its descendants."""
+        """Return the daemon's process and all its descendants."""
         assert self.process is not None
         try:
             top = psutil.Process(self.process.pid)
@@ -175,9 +182,15 @@ class Daemon:
             return []
 
     def logged(self) -> str:
-        """Everything that it wrote to standard error."""
+        """Return everything it logged."""
         return (self.folder / "log").read_text(errors="replace")
 
     def tail(self) -> str:
-        """The end of the log and the status, for a failed assertion."""
+        """Return the end of the log and the status, for a failed assertion."""
         return self.logged()[-4000:] + json.dumps(self.status(), default=str)[:4000]
+
+
+def _kill_all(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):  # children die with their supervisor
+            process.kill()

@@ -90,7 +90,7 @@ class FakePool:
         self.channel: Channel[FromDispatcher] | None = None
 
     def connect(self) -> FakePool:
-        """Connect, again after a disconnect."""
+        """Connect, or connect again after a disconnect."""
         sock = self.harness.until(self._try)
         self.received = 0
         self.channel = Channel(self.harness.loop, sock, FromDispatcher, self._on_message, self._on_close)
@@ -138,7 +138,7 @@ class FakePool:
 
 
 class FakeIngester:
-    """Writes outcomes to the store at once; while `paused` it keeps them."""
+    """Writes outcomes to the store at once; keeps them while `paused`."""
 
     def __init__(self, harness: DispatcherHarness, store: Store) -> None:
         self.harness = harness
@@ -178,7 +178,7 @@ class FakeIngester:
                 channel.send(BarrierDone(token=token))
 
     def resume(self) -> None:
-        """Write what was kept."""
+        """Write the messages kept while paused."""
         self.paused = False
         waiting, self._waiting = self._waiting, []
         for channel, message in waiting:
@@ -189,7 +189,7 @@ class FakeIngester:
         self._listener.close()
 
     def restart(self) -> None:
-        """Lose every connection and what is not written."""
+        """Drop every connection and all unwritten messages."""
         self._waiting.clear()
         for channel in self._channels:
             channel.close()
@@ -197,7 +197,7 @@ class FakeIngester:
 
 
 class DispatcherHarness:
-    """One node: its folders, its dispatcher, and everything that talks to it."""
+    """One node: its folders, its dispatcher, and fakes of the processes that talk to it."""
 
     def __init__(self, store: Store, config: Config) -> None:
         self.loop = Loop()
@@ -226,7 +226,7 @@ class DispatcherHarness:
         ctx = RoleContext(config=self.config, incarnation=self.incarnation, control=theirs, life=life)
 
         def run() -> int:
-            log.configure(self.config.log)  # pytest's own standard output is closed in a child
+            log.configure(self.config.log)  # pytest's captured stdout is closed in a child
             sabotage()
             return main(ctx)
 
@@ -240,7 +240,7 @@ class DispatcherHarness:
         return self.dispatcher
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
-        """End the dispatcher and wait until it is reaped."""
+        """Signal the dispatcher and wait until it is reaped."""
         assert self.dispatcher is not None
         assert self.supervisor is not None
         self.dispatcher.kill(signum)
@@ -271,7 +271,7 @@ class DispatcherHarness:
     # -- pools
 
     def pool(self, *handlers: str, name: str = "") -> FakePool:
-        """A living pool, in the roster but not connected yet."""
+        """Return a live pool that is in the roster but not connected yet."""
         pool = FakePool(self, name or handlers[0], handlers, next(self._lives))
         self.pools[pool.name] = pool.life
         self._all_pools.append(pool)
@@ -280,7 +280,7 @@ class DispatcherHarness:
         return pool
 
     def report_death(self, pool: FakePool) -> None:
-        """The pool died: its connection ends, then the supervisor sends a Roster."""
+        """Simulate the pool's death: its connection closes, then the supervisor sends a Roster."""
         pool.disconnect()
         self.pools.pop(pool.name)
         self.dead.append(DeadPool(pool.name, 1, pool.life, pool.handlers, time.monotonic_ns()))
@@ -292,7 +292,7 @@ class DispatcherHarness:
         self.loop.turn(0.01)
 
     def until(self, fact: Callable[[], T], within: float = 30.0) -> T:
-        """Turn the loop until `fact` is true; its first true value."""
+        """Turn the loop until `fact` is true; return its first true value."""
         end = time.monotonic() + within
         while True:
             self.turn()

@@ -1,4 +1,4 @@
-"""The only waiting primitive of the tests: a fact, a limit, and a look at the state when it never came."""
+"""The only way tests wait: poll a fact up to a time limit, and show the state when it stays false."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def eventually(
     every: float = 0.01,
     state: Callable[[], object] | None = None,
 ) -> T:
-    """The first true value of `fact`, asked every `every` seconds for `within` seconds.
+    """Poll `fact` every `every` seconds, at most `within` seconds; return its first true value.
 
-    An AssertionError inside `fact` counts as not yet. `state` is shown when the fact never came.
+    An AssertionError inside `fact` counts as false. `state()` is shown in the error on timeout.
     """
     end = time.monotonic() + within
     while True:
@@ -33,6 +33,6 @@ def eventually(
         if time.monotonic() >= end:
             shown = f"; state: {state()}" if state is not None else ""
             raise AssertionError(
-                f"not within {within} s: {getattr(fact, '__name__', fact)!s}, last {last!r}{shown}"
+                f"not true within {within} s: {getattr(fact, '__name__', fact)!s}, last {last!r}{shown}"
             )
         time.sleep(every)

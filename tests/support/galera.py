@@ -1,4 +1,4 @@
-"""A Galera cluster of private MariaDB servers on loopback, one address a node."""
+"""A Galera cluster of private MariaDB servers on loopback."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ PROVIDER = Path("/usr/lib/galera/libgalera_smm.so")
 
 
 class Galera:
-    """`size` servers that replicate; started together, killed and brought back one by one."""
+    """`size` replicating servers; started together, killed and restarted one by one."""
 
     def __init__(self, size: int = 3) -> None:
         if not PROVIDER.exists():
-            raise RuntimeError(
-                "The tests need Galera, which is not here: run `make test-all`, it installs it."
-            )
+            raise RuntimeError("Galera is not installed; run `make test-all`, which installs it.")
         ports = [(free_port(), free_port(), free_port()) for _ in range(size)]
         peers = ",".join(f"127.0.0.1:{group}" for group, _, _ in ports)
         self.servers = [DatabaseServer(self._options(n, *ports[n], peers)) for n in range(size)]
@@ -44,7 +42,7 @@ class Galera:
         )  # fmt: skip
 
     def start(self) -> Galera:
-        """Bootstrap the first, let the others join, wait until all are one cluster."""
+        """Bootstrap the first server, let the others join, and wait until all are in one cluster."""
         first = self.servers[0]
         first.options = (*first.options, "--wsrep-new-cluster")
         first.start()
@@ -56,7 +54,7 @@ class Galera:
 
     @staticmethod
     def _synced(server: DatabaseServer, least: int = 0, most: int = 100) -> bool:
-        # PyMySQL leaves the socket open of a connection that found no server.
+        # PyMySQL leaks the socket of a refused connection, so try only when the server's socket exists.
         if not server.socket.exists():
             return False
         try:
@@ -67,7 +65,7 @@ class Galera:
         return ready and least <= int(status["wsrep_cluster_size"]) <= most
 
     def urls(self, database: str) -> list[str]:
-        """The URL of one database through each node."""
+        """Return the URL of one database through each node."""
         self.servers[0].sql(f"CREATE DATABASE IF NOT EXISTS {database}")
         return [server.url(database) for server in self.servers]
 
@@ -76,22 +74,22 @@ class Galera:
         self.servers[number].kill9()
         self._dead.add(number)
 
-    def revive(self) -> None:
-        """Bring back what was killed, and wait until it has caught up."""
-        eventually(self._has_noticed, within=90, state=self._logs)
+    def restart_killed(self) -> None:
+        """Restart the killed nodes and wait until they have caught up."""
+        eventually(self._excludes_dead, within=90, state=self._logs)
         for number in sorted(self._dead):
             self.servers[number].launch()
             eventually(lambda n=number: self._is_back(n), within=100, every=0.1, state=self._logs)
         self._dead.clear()
 
-    def _has_noticed(self) -> bool:
-        """Whether the others go on without the dead; a joiner that comes earlier splits the cluster."""
+    def _excludes_dead(self) -> bool:
+        """Whether the others have excluded the dead nodes; a node that rejoins earlier splits the cluster."""
         alive = [server for number, server in enumerate(self.servers) if number not in self._dead]
         return all(self._synced(server, len(alive), len(alive)) for server in alive)
 
     def _is_back(self, number: int) -> bool:
         server = self.servers[number]
-        if server.ended:  # it gives up when the others take too long to let it in
+        if server.ended:  # it gives up if joining takes too long
             server.launch()
         return self._synced(server)
 
@@ -99,7 +97,7 @@ class Galera:
         return "\n".join(f"--- node {n}\n{server.log()[-4000:]}" for n, server in enumerate(self.servers))
 
     def remove(self) -> None:
-        """Leave nothing behind."""
+        """Kill all servers and delete their folders."""
         for server in self.servers:
             with contextlib.suppress(ProcessLookupError):
                 server.remove()

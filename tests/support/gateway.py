@@ -1,4 +1,4 @@
-"""A daemon with a gateway, and clients: httpx, and bare sockets for requests that httpx would not send."""
+"""A daemon with a gateway, and clients: httpx, and raw sockets for requests that httpx cannot send."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CONFIG = f"{SOON}[pools.work]\nworkers = 2\n{WORK}{FLOWS}"
 
 
 class Api:
-    """A node's gateway."""
+    """A daemon with a gateway, and an HTTP client of it."""
 
     def __init__(
         self, folder: Path, url: str, config: str = CONFIG, gateway: str = "", **headers: str
@@ -75,26 +75,26 @@ class Api:
         return self.http.post(path, json={} if document is None else document, **more)
 
     def enqueue(self, handler: str, vars: dict[str, Any] | None = None, **more: Any) -> str:
-        """Enqueue a job; its id."""
+        """Enqueue a job; return its id."""
         answer = self.post("/jobs", {"handler": handler, "vars": vars or {}, **more})
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
     def ended(self, job: str, within: str = "30s") -> dict[str, Any]:
-        """The job once it has ended."""
+        """Wait until the job has ended; return its document."""
         document: dict[str, Any] = self.get(f"/jobs/{job}?wait={within}").json()
         assert document["complete"], document
         return document
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[socket.socket]:
-        """A bare connection."""
+        """Open a raw connection to the gateway."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as connection:
             yield connection
 
 
 def until_closed(connection: socket.socket) -> bytes:
-    """Everything received until the other side closes."""
+    """Receive until the other side closes; return everything received."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while chunk := connection.recv(65536):

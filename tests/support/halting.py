@@ -1,10 +1,10 @@
-"""The daemon, in which one process halts at one point; nothing of this is in the program itself.
+"""Runs the daemon with fault injection: one process kills itself at one point, or the clock is shifted.
 
-    python -m tests.support.halting POINT WHAT MARK run -c …
+    python -m tests.support.halting POINT WHEN MARK run -c …
 
-POINT is `module:Class.function`. WHAT is `before` or `after`: the signal falls before or after that call, in
-the first process that gets there and makes the file MARK. `clock` as POINT sets the machine's clock WHAT
-seconds off instead.
+POINT is `module:Class.function`. WHEN is `before` or `after`: the first process that reaches POINT creates
+the file MARK and kills itself before or after that call. With `clock` as POINT, the wall clock is shifted by
+WHEN seconds instead.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 
-def halt(mark: Path) -> None:
-    """SIGKILL to this process, unless another one had it before."""
+def kill_once(mark: Path) -> None:
+    """Kill this process, unless another process was killed before."""
     try:
         mark.open("x").close()
     except FileExistsError:
@@ -31,7 +31,7 @@ def halt(mark: Path) -> None:
 
 
 def patch(point: str, when: str, mark: Path) -> None:
-    """Let the function at `point` halt its process."""
+    """Make the function at `point` kill its process."""
     module_name, _, path = point.partition(":")
     owner: Any = importlib.import_module(module_name)
     *parents, name = path.split(".")
@@ -42,32 +42,32 @@ def patch(point: str, when: str, mark: Path) -> None:
     @functools.wraps(real)
     def call(*args: Any, **keys: Any) -> Any:
         if when == "before":
-            halt(mark)
+            kill_once(mark)
         value = real(*args, **keys)
         if when == "after":
-            halt(mark)
+            kill_once(mark)
         return value
 
     setattr(owner, name, call)
 
 
 def shift_clock(seconds: float) -> None:
-    """Put the wall clock off; the monotonic clock stays."""
+    """Shift the wall clock; the monotonic clock stays."""
     real, real_ns = time.time, time.time_ns
-    later: Callable[[], float] = lambda: real() + seconds  # noqa: E731
-    later_ns: Callable[[], int] = lambda: real_ns() + int(seconds * 1e9)  # noqa: E731
-    time.time, time.time_ns = later, later_ns
+    shifted: Callable[[], float] = lambda: real() + seconds  # noqa: E731
+    shifted_ns: Callable[[], int] = lambda: real_ns() + int(seconds * 1e9)  # noqa: E731
+    time.time, time.time_ns = shifted, shifted_ns
 
 
 def main() -> int:
-    point, what, mark, *words = sys.argv[1:]
+    point, when, mark, *arguments = sys.argv[1:]
     if point == "clock":
-        shift_clock(float(what))
+        shift_clock(float(when))
     else:
-        patch(point, what, Path(mark))
+        patch(point, when, Path(mark))
     from workerd.cli.main import main as workerd
 
-    return workerd(words)
+    return workerd(arguments)
 
 
 if __name__ == "__main__":

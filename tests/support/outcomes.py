@@ -1,4 +1,4 @@
-"""Outcomes for tests."""
+"""Outcomes with sensible defaults."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NODE = bytes(range(16))
 
 
 def outcome(**given: Any) -> Outcome:
-    """A successful attempt of a fresh job, unless told otherwise."""
+    """A successful attempt of a new job, with the given fields."""
     fields: dict[str, Any] = {
         "id": new_id(),
         "attempt": 1,

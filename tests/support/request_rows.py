@@ -1,4 +1,4 @@
-"""Requests as a foreign program submits and reads them: plain SQL."""
+"""Requests inserted and read by plain SQL, as another program does it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from tests.support.rows import Rows
 
 
 class RequestRows:
-    """The requests of one store, by the 16 bytes of their id."""
+    """The requests of one store; ids are 16 bytes."""
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
 
     def insert(self, workflow: str, params: object = None) -> bytes:
-        """Insert a row with only the required columns; its id."""
+        """Insert a row with only the required columns; return its id."""
         request_id = uuid.uuid4().bytes
         self.rows.sql(
             "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, %s, %s)",
@@ -25,12 +25,12 @@ class RequestRows:
         return request_id
 
     def row(self, request_id: bytes) -> dict[str, Any]:
-        """The row of a request."""
+        """Return the row of a request."""
         (row,) = self.rows.sql("SELECT * FROM workerd_requests WHERE id = %s", request_id)
         return row
 
     def status(self, request_id: bytes) -> str:
-        """The status of a request."""
+        """Return the status of a request."""
         return str(self.row(request_id)["status"])
 
     def ended(self, request_id: bytes) -> bool:
@@ -38,7 +38,7 @@ class RequestRows:
         return self.row(request_id)["completed_at"] is not None
 
     def jobs(self, request_id: bytes) -> dict[str, dict[str, Any]]:
-        """The current rows of its jobs, by name."""
+        """Return the newest rows of its jobs, by name."""
         rows = self.rows.sql(
             "SELECT * FROM workerd_jobs WHERE request_id = %s AND status <> 'retry'", request_id
         )
@@ -46,14 +46,14 @@ class RequestRows:
         return {row["name"]: row for row in rows}
 
     def job_statuses(self, request_id: bytes) -> dict[str, str]:
-        """The statuses of its jobs, by name."""
+        """Return the statuses of its jobs, by name."""
         return {name: row["status"] for name, row in self.jobs(request_id).items()}
 
     def payload(self, request_id: bytes, name: str) -> Any:
-        """The JSON payload of one of its jobs."""
+        """Return the decoded JSON payload of one of its jobs."""
         return json.loads(self.jobs(request_id)[name]["payload"])
 
 
 def uuid_text(request_id: bytes) -> str:
-    """An id as the command line shows and takes it."""
+    """Format an id as the command line does."""
     return str(uuid.UUID(bytes=request_id))

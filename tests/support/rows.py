@@ -1,4 +1,4 @@
-"""Rows as a foreign program sees and writes them: plain SQL through the engine's own driver."""
+"""Jobs inserted and read by plain SQL through the engine's driver, as another program does it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pymysql
 
-ENDS = ("completed", "failure", "cancelled")
+FINAL_STATUSES = ("completed", "failure", "cancelled")
 
 
 class Rows:
-    """A store by URL, without a line of workerd's own store."""
+    """A store by URL, accessed without workerd's own store code."""
 
     def __init__(self, url: str) -> None:
         self._url = urlsplit(url)
@@ -24,7 +24,7 @@ class Rows:
 
     @contextmanager
     def connection(self) -> Iterator[Any]:
-        """A connection in autocommit mode."""
+        """Open a connection in autocommit mode."""
         if self.sqlite:
             connection = sqlite3.connect(
                 self._url.path[1:] if self._url.path.startswith("//") else self._url.path, timeout=20
@@ -48,7 +48,7 @@ class Rows:
             connection.close()
 
     def sql(self, statement: str, *values: Any) -> list[dict[str, Any]]:
-        """Run one statement (`%s` marks values) and return its rows by column name."""
+        """Run one statement with `%s` placeholders; return its rows as dicts."""
         with self.connection() as connection:
             cursor = connection.cursor()
             cursor.execute(statement.replace("%s", "?") if self.sqlite else statement, values)
@@ -56,7 +56,7 @@ class Rows:
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
     def insert(self, handler: str, vars: object = None, **columns: Any) -> bytes:
-        """One plain INSERT, as any program in any language would write it; returns the id."""
+        """Insert a job with one plain INSERT; return its id."""
         job_id = columns.pop("id", None) or uuid.uuid4().bytes
         text = vars if isinstance(vars, (str, bytes)) else json.dumps(vars or {})
         given = {"id": job_id, "handler": handler, "vars": text, **columns}
@@ -67,7 +67,7 @@ class Rows:
         return job_id
 
     def insert_many(self, handler: str, vars: list[object]) -> list[bytes]:
-        """Many rows in few statements, again from the start if another transaction was in the way."""
+        """Insert many jobs in one transaction, retried on deadlock and lock timeout; return their ids."""
         ids = [uuid.uuid4().bytes for _ in vars]
         rows = [(i, handler, json.dumps(v)) for i, v in zip(ids, vars, strict=True)]
         while True:
@@ -89,20 +89,20 @@ class Rows:
             connection.commit()
 
     def attempts(self, job_id: bytes) -> list[dict[str, Any]]:
-        """All rows of a job, oldest first."""
+        """Return all attempts of a job, oldest first."""
         return self.sql("SELECT * FROM workerd_jobs WHERE id = %s ORDER BY attempt", job_id)
 
     def last(self, job_id: bytes) -> dict[str, Any]:
-        """The row that says how the job stands."""
+        """Return the newest attempt of a job."""
         return self.attempts(job_id)[-1]
 
     def counts(self, column: str = "status") -> dict[str, int]:
-        """How many rows have each value of a column."""
+        """Return the number of rows per value of a column."""
         rows = self.sql(f"SELECT {column} AS value, COUNT(*) AS n FROM workerd_jobs GROUP BY {column}")
         return {row["value"]: row["n"] for row in rows}
 
     def of(self, ids: Sequence[bytes], columns: str = "id, attempt, status, reason") -> list[dict[str, Any]]:
-        """These columns of all attempts of these jobs, asked in few statements."""
+        """Return these columns of all attempts of these jobs, 500 jobs per query."""
         rows: list[dict[str, Any]] = []
         with self.connection() as connection:
             for start in range(0, len(ids), 500):
@@ -115,22 +115,22 @@ class Rows:
         return rows
 
     def ended(self, *ids: bytes) -> bool:
-        """Whether each of these jobs has an end."""
+        """Whether each of these jobs has a final status."""
         rows = self.of(ids, "id, status")
-        return {row["id"] for row in rows if row["status"] in ENDS} == set(ids)
+        return {row["id"] for row in rows if row["status"] in FINAL_STATUSES} == set(ids)
 
 
 def assert_settled(rows: Rows) -> None:
-    """No live claim, one end per job, history without gaps, times in order: the clean state of a store."""
+    """Assert the clean state of a store: no claim, one current row per job, no gaps, times in order."""
     claims = rows.sql("SELECT id, attempt, handler FROM workerd_jobs WHERE status = 'inprogress'")
     assert claims == []
-    split = rows.sql(
+    broken = rows.sql(
         "SELECT id, COUNT(*) AS attempts, MAX(attempt) AS newest,"
         " SUM(CASE WHEN status = 'retry' THEN 0 ELSE 1 END) AS states"
         " FROM workerd_jobs GROUP BY id"
         " HAVING COUNT(*) <> MAX(attempt) OR SUM(CASE WHEN status = 'retry' THEN 0 ELSE 1 END) <> 1"
     )
-    assert split == []
+    assert broken == []
     disordered = rows.sql(
         "SELECT id, attempt, claimed_at, started_at, finished_at, ingested_at FROM workerd_jobs"
         " WHERE claimed_at > started_at OR started_at > finished_at OR finished_at > ingested_at"

@@ -1,7 +1,7 @@
-"""Database servers of the tests' own: real ones, in a temporary folder, never the system's.
+"""Private database servers in temporary folders; never the system's own.
 
-`MARIADBD=/path/mariadbd` or `MYSQLD=/path/mysqld` names another server than Debian's MariaDB;
-`WORKERD_TEST_MYSQL_URL=mysql://root:…@host/` uses one that runs already (it cannot be killed by tests).
+`MARIADBD=/path/mariadbd` or `MYSQLD=/path/mysqld` selects another server than Debian's MariaDB;
+`WORKERD_TEST_MYSQL_URL=mysql://root:…@host/` selects a running one, which tests cannot kill.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ EXTERNAL = os.environ.get("WORKERD_TEST_MYSQL_URL", "")
 USER, PASSWORD = "app", "s3cr3t/?#@: %ü"
 _names = itertools.count(1)
 
-# A crash of the machine is not what most tests are about, so they do not pay for fsync; a kill loses nothing.
+# Most tests kill the server, not the machine: without fsync they are faster and a kill still loses no commit.
 FAST = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0")
 DURABLE = ("--innodb-flush-log-at-trx-commit=1",)
 
 
 class Flavour:
-    """Which server program, and what it wants to be told."""
+    """The server program and its version-specific arguments."""
 
     def __init__(self) -> None:
         self.oracle = "MYSQLD" in os.environ
@@ -44,9 +44,7 @@ class Flavour:
             named or shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin")
         )
         if not found or not os.access(found, os.X_OK):
-            raise RuntimeError(
-                "The tests need MariaDB's server, which is not here: run `make test`, it installs it."
-            )
+            raise RuntimeError("MariaDB's server is not installed; run `make test`, which installs it.")
         self.program = found
         self.base = Path(found).resolve().parent.parent
 
@@ -96,7 +94,7 @@ class Flavour:
 
 
 def _unprivileged() -> dict[str, Any]:
-    """What makes a child run without root's rights, which the servers refuse."""
+    """Popen arguments that drop root, under which the servers refuse to run."""
     if os.getuid():
         return {}
     for name in ("mysql", "nobody"):
@@ -105,13 +103,13 @@ def _unprivileged() -> dict[str, Any]:
         except KeyError:
             continue
         return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-    raise RuntimeError("there is neither a user `mysql` nor `nobody` to run the server as")
+    raise RuntimeError("no user `mysql` or `nobody` exists to run the server as")
 
 
-def _give(path: Path) -> None:
-    rights = _unprivileged()
-    if rights:
-        os.chown(path, rights["user"], rights["group"])
+def _chown(path: Path) -> None:
+    identity = _unprivileged()
+    if identity:
+        os.chown(path, identity["user"], identity["group"])
 
 
 def _die_with_parent() -> None:
@@ -119,15 +117,15 @@ def _die_with_parent() -> None:
 
 
 def _folder() -> Path:
-    # Not pytest's tmp_path: a Unix socket's path has 107 bytes at most.
+    # Not pytest's tmp_path: the path of a Unix socket is limited to 107 bytes.
     path = Path(tempfile.mkdtemp(prefix="wdb."))
     path.chmod(0o755)
-    _give(path)
+    _chown(path)
     return path
 
 
 class Template:
-    """A data directory that was initialised once and is copied for every server of the session."""
+    """A data directory, initialised once per session and copied for every server."""
 
     def __init__(self) -> None:
         self._folder: Path | None = None
@@ -157,7 +155,7 @@ def free_port() -> int:
 
 
 class DatabaseServer:
-    """A private server: start, stop, kill9, freeze and thaw; databases and statements as root."""
+    """A private server that tests start, stop, kill, freeze and thaw, with databases and SQL as root."""
 
     private = True
 
@@ -177,11 +175,11 @@ class DatabaseServer:
 
     @property
     def ended(self) -> bool:
-        """Whether it was started and has ended by itself."""
+        """Whether it was started and has exited."""
         return self._process is not None and self._process.poll() is not None
 
     def start(self) -> DatabaseServer:
-        """Run it until it answers; also after kill9, on the same data and port."""
+        """Start it and wait until it answers; after kill9, on the same data and port."""
         self.launch()
         self.wait()
         with self.root() as connection, connection.cursor() as cursor:
@@ -190,9 +188,9 @@ class DatabaseServer:
         return self
 
     def launch(self) -> None:
-        """Start without waiting for an answer."""
-        for left_over in (self.socket, Path(f"{self.socket}.lock"), self.folder / "pid"):
-            left_over.unlink(missing_ok=True)
+        """Start it without waiting for it to answer."""
+        for leftover in (self.socket, Path(f"{self.socket}.lock"), self.folder / "pid"):
+            leftover.unlink(missing_ok=True)
         command = [
             self.flavour.program, "--no-defaults", *self.flavour.base_arguments(),
             f"--datadir={self.folder}/data", f"--socket={self.socket}", f"--port={self.port}",
@@ -230,7 +228,7 @@ class DatabaseServer:
         self._end(signal.SIGTERM)
 
     def freeze(self) -> None:
-        """Stop it, and wait until each of its threads stands still."""
+        """Send SIGSTOP and wait until all its threads are stopped."""
         os.kill(self.pid, signal.SIGSTOP)
         eventually(lambda: all(state == "T" for state in self._threads()))
 
@@ -252,7 +250,7 @@ class DatabaseServer:
 
     @contextmanager
     def root(self, database: str | None = None) -> Iterator[pymysql.Connection[Any]]:
-        """A plain connection with all rights, autocommit on: the other program of a test."""
+        """Open a connection as root with autocommit, for tests to act as another program."""
         connection = pymysql.connect(
             user="root", unix_socket=str(self.socket), database=database, autocommit=True, charset="utf8mb4",
             connect_timeout=2, ssl_disabled=True,
@@ -281,7 +279,7 @@ class DatabaseServer:
 
 
 class ExternalServer(DatabaseServer):
-    """A server that somebody else runs; only its databases are ours."""
+    """A running server selected by the environment; tests create and drop only databases."""
 
     private = False
 
@@ -310,5 +308,5 @@ class ExternalServer(DatabaseServer):
 
 
 def session_server() -> DatabaseServer:
-    """The server that most tests share."""
+    """Return the server that most tests share."""
     return ExternalServer(EXTERNAL) if EXTERNAL else DatabaseServer().start()

@@ -1,4 +1,4 @@
-"""Little HTTP services on loopback, each with users that can be looked up and deleted."""
+"""HTTP services on loopback with users to look up and delete."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 
 class UserService:
-    """One service. `calls` are those it got; `answers` are the statuses of the next ones, else 200.
+    """One service. `calls`: requests received. `answers`: statuses of the next answers, else 200.
 
-    With `for_good` every call is answered by that status.
+    `always`, if set, is the status of every answer.
     """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.answers: deque[int] = deque()
-        self.for_good: int | None = None
+        self.always: int | None = None
         service = self
 
-        class Answer(BaseHTTPRequestHandler):
+        class RequestHandler(BaseHTTPRequestHandler):
             def _answer(self) -> None:
                 service.calls.append(f"{self.command} {self.path}")
                 body = json.dumps({"email": "ada@example.org"}).encode()
@@ -30,18 +30,18 @@ class UserService:
                 self.end_headers()
                 self.wfile.write(body)
 
-            do_GET = do_DELETE = _answer  # noqa: N815 - the names that http.server calls
+            do_GET = do_DELETE = _answer  # noqa: N815 - names required by http.server
 
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), RequestHandler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def next_status(self) -> int:
-        """The status of the next answer."""
-        return self.for_good or (self.answers.popleft() if self.answers else 200)
+        """Return the status of the next answer."""
+        return self.always or (self.answers.popleft() if self.answers else 200)
 
     def close(self) -> None:
         """Stop listening."""

@@ -1,4 +1,4 @@
-"""A store driven by hand: rows in, claims out, outcomes back, as the daemon's roles would do it."""
+"""Helpers that drive a store as the daemon's roles do: enqueue, claim, close."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def close(store: Store, outcomes: Sequence[Outcome], node: store_claims.NodeIden
 
 
 def finish(store: Store, handler: str, status: Status = Status.COMPLETED, **given: Any) -> list[Claim]:
-    """Claim all that wait for the handler and end them alike."""
+    """Claim all waiting jobs of the handler and close them with the same outcome."""
     taken = claims(store, handler)
     assert close(store, [outcome(claim, status, **given) for claim in taken]) == len(taken)
     return taken
@@ -77,7 +77,7 @@ def states(store: Store, request_id: bytes) -> tuple[str, dict[str | None, str]]
 
 
 def workflow(name: str, *jobs_: str, schedule: ScheduleConfig | None = None) -> WorkflowConfig:
-    """Jobs as `name` or `name<need,need`; each runs the handler of its own name."""
+    """Build a workflow from jobs as `name` or `name<need,need`; each runs the handler of its name."""
     made: dict[str, WorkflowJob] = {}
     for text in jobs_:
         job_name, _, needs = text.partition("<")
@@ -88,7 +88,7 @@ def workflow(name: str, *jobs_: str, schedule: ScheduleConfig | None = None) -> 
 
 
 def submit(store: Store, of: WorkflowConfig, params: bytes = b"{}") -> bytes:
-    """Submit a request and pick it up."""
+    """Submit a request and pick it up; return its id."""
     made = store.run(lambda tx: requests.submit(tx, of.name, params))
     store.run(lambda tx: requests.pickup(tx, {of.name: of}, 100))
     return made.id

@@ -1,4 +1,4 @@
-"""A worker process under test; the test takes the place of its pool."""
+"""A worker process; the test plays its pool."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _decoder = msgspec.msgpack.Decoder(FromWorker)
 
 
 def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
-    """A pool with these handlers, name = "module:attribute"; other values are keys of the pool."""
+    """Build a pool from handlers as name="module:attribute"; other values are keys of the pool."""
     keys = {k: v for k, v in calls.items() if not isinstance(v, str)}
     handlers = tuple(
         HandlerConfig(name=k, call=v, pool=name)
@@ -40,14 +40,14 @@ def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
 
 
 def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
-    """A new claim; `values` are its vars, bytes are JSON text."""
+    """Build a new claim; `values` are its vars, as an object or as JSON bytes."""
     data = values if isinstance(values, bytes) else msgspec.json.encode(values or {})
     given = {"id": new_id(), "attempt": 1, "claimed_at": 0, "mono": time.monotonic_ns(), "run_at": 0}
     return Claim(handler=handler, vars=data, **(given | more))
 
 
 class Worker:
-    """One forked worker, with which the test communicates as its pool would."""
+    """One forked worker and the pool's ends of its channels."""
 
     def __init__(self, pool: PoolConfig, *, preload: bool = True) -> None:
         before = list(sys.path)
@@ -76,7 +76,7 @@ class Worker:
         self.loaded = first
 
     def receive(self) -> Any:
-        """The next message; None at end of file."""
+        """Receive the next message; None at end of file."""
         head = self._exactly(4)
         return _decoder.decode(self._exactly(_LENGTH.unpack(head)[0])) if head else None
 
@@ -103,7 +103,7 @@ class Worker:
             self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
     def result(self) -> RunResult:
-        """Wait for the result of the present job; progress is collected."""
+        """Wait for the result of the current job; progress is collected."""
         while True:
             message = self.receive()
             if isinstance(message, Progressed):
@@ -114,7 +114,7 @@ class Worker:
             return message
 
     def run(self, handler: str, values: Any = None, **more: Any) -> RunResult:
-        """Run a job to its result."""
+        """Assign a job and wait for its result."""
         self.assign(handler, values, **more)
         return self.result()
 
@@ -122,7 +122,7 @@ class Worker:
         self.child.kill(signum)
 
     def printed(self) -> str:
-        """Its output so far."""
+        """Return its output so far."""
         parts = []
         try:
             while data := os.read(self.output, 1 << 16):
@@ -132,19 +132,19 @@ class Worker:
         return b"".join(parts).decode("utf-8", "replace")
 
     def status(self) -> int:
-        """Wait until it is dead; returns the wait status as in Child."""
+        """Wait until it is dead; return the wait status as in Child."""
         while self.child.reap() is None:
             signal.sigtimedwait([signal.SIGCHLD], 0.01)
         assert self.child.status is not None
         return self.child.status
 
-    def hang_up(self) -> None:
-        """Let it read end of file, as when its pool is gone."""
+    def disconnect(self) -> None:
+        """Close the pool's ends: it reads end of file, as when its pool is dead."""
         self.assignments.close_writing_end()
         self.sock.close()
 
     def close(self) -> None:
-        """Kill it and its group, and close everything."""
+        """Kill it and its process group, and close all descriptors."""
         self.sock.close()
         self.assignments.close()
         if self.child.reap() is None:

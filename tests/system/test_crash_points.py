@@ -1,7 +1,8 @@
-"""Killed at the worst points: after a COMMIT and before anybody heard of it: each claim is settled."""
+"""Processes killed at the worst points, such as between COMMIT and acknowledgement: claims are settled."""
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +30,7 @@ max_attempts = 1
 
 
 class HaltHarness:
-    """A daemon in which one process halts at `point`, once."""
+    """A daemon in which the first process to reach `point` kills itself, once."""
 
     def __init__(self, folder: Path, url: str, point: str = "", when: str = "") -> None:
         self.folder = folder
@@ -43,14 +44,14 @@ class HaltHarness:
     def enqueue(self, count: int, wait: float = 0.0) -> list[bytes]:
         return self.rows.insert_many("record", [{"path": str(self.runs), "wait": wait}] * count)
 
-    def halted(self) -> bool:
+    def was_killed(self) -> bool:
         return self.mark.exists()
 
-    def all_ended(self, jobs: list[bytes]) -> None:
+    def wait_until_ended(self, jobs: list[bytes]) -> None:
         eventually(lambda: self.rows.ended(*jobs), state=self.daemon.tail)
 
-    def ran(self) -> Counter[str]:
-        """How often each job ran, as the handler counted it itself."""
+    def run_counts(self) -> Counter[str]:
+        """How often each job ran, counted from the handler's own file."""
         return Counter(line.split()[0] for line in self.runs.read_text().splitlines())
 
     def reasons(self, jobs: list[bytes]) -> Counter[str]:
@@ -78,108 +79,108 @@ def make_harness(tmp_path: Path, store_url: str, store: Any) -> Any:
         harness.daemon.end()
 
 
-def test_the_dispatcher_between_commit_and_hand_over(make_harness: MakeHarness) -> None:
-    """The claims that nobody received are given back unharmed: each job runs once, as its first attempt."""
+def test_dispatcher_killed_between_commit_and_hand_over(make_harness: MakeHarness) -> None:
+    """Claims that no pool received are released: each job runs once, as its first attempt."""
     harness = make_harness("workerd.dispatcher.claimer:Claimer._hand_over", "before")
     jobs = harness.enqueue(30)
     harness.daemon.start()
-    harness.all_ended(jobs)
-    eventually(harness.halted)
+    harness.wait_until_ended(jobs)
+    eventually(harness.was_killed)
     assert "was killed by SIGKILL" in harness.daemon.logged()
-    assert set(harness.ran().values()) == {1}
+    assert set(harness.run_counts().values()) == {1}
     assert harness.reasons(jobs) == {"ok": 30}
     harness.end()
 
 
 @pytest.mark.slow
-def test_the_dispatcher_right_after_hand_over(make_harness: MakeHarness) -> None:
-    """Whether the frames had left or not: no job is lost, and none that had finished runs again."""
+def test_dispatcher_killed_right_after_hand_over(make_harness: MakeHarness) -> None:
+    """Whether the frames were sent or not: no job is lost and no finished job runs again."""
     harness = make_harness("workerd.dispatcher.claimer:Claimer._hand_over", "after")
     jobs = harness.enqueue(30)
     harness.daemon.start()
-    harness.all_ended(jobs)
-    eventually(harness.halted)
-    assert set(harness.ran().values()) == {1}
+    harness.wait_until_ended(jobs)
+    eventually(harness.was_killed)
+    assert set(harness.run_counts().values()) == {1}
     assert harness.reasons(jobs) == {"ok": 30}
     harness.end()
 
 
-def test_the_ingester_between_commit_and_acknowledgement(make_harness: MakeHarness) -> None:
-    """The outcomes come again and change nothing; nothing finished runs again."""
+def test_ingester_killed_between_commit_and_acknowledgement(make_harness: MakeHarness) -> None:
+    """The resent outcomes change nothing, and no finished job runs again."""
     harness = make_harness("workerd.ingester.pending:PendingOutcomes.acknowledge", "before")
     jobs = harness.enqueue(30)
     harness.daemon.start()
-    harness.all_ended(jobs)
-    eventually(harness.halted)
-    assert set(harness.ran().values()) == {1}
+    harness.wait_until_ended(jobs)
+    eventually(harness.was_killed)
+    assert set(harness.run_counts().values()) == {1}
     assert harness.reasons(jobs) == {"ok": 30}
     harness.end()
 
 
 @pytest.mark.slow
-def test_the_ingester_before_its_commit(make_harness: MakeHarness) -> None:
-    """What was not committed is sent again by the pool that still has it."""
+def test_ingester_killed_before_its_commit(make_harness: MakeHarness) -> None:
+    """The pool resends the outcomes that were not committed."""
     harness = make_harness("workerd.ingester.writer:Writer._close", "before")
     jobs = harness.enqueue(30)
     harness.daemon.start()
-    harness.all_ended(jobs)
-    eventually(harness.halted)
-    assert set(harness.ran().values()) == {1}
+    harness.wait_until_ended(jobs)
+    eventually(harness.was_killed)
+    assert set(harness.run_counts().values()) == {1}
     assert harness.reasons(jobs) == {"ok": 30}
     harness.end()
 
 
 @pytest.mark.slow
-def test_the_ingester_with_a_barrier_before_it(make_harness: MakeHarness) -> None:
-    """The barrier is asked for again, and the settlement that waits for it comes to its end."""
+def test_ingester_killed_with_a_pending_barrier(make_harness: MakeHarness) -> None:
+    """The dispatcher requests the barrier again, and the settlement that waits for it finishes."""
     harness = make_harness("workerd.ingester.ingester:Ingester._on_barrier", "before")
     running = harness.rows.insert("waits", {"path": str(harness.folder / "stopping")})
     harness.daemon.start()
-    eventually(harness.halted)
+    eventually(harness.was_killed)
     eventually(
         lambda: harness.daemon.status()["roles"]["dispatcher"]["settlements"], state=harness.daemon.tail
     )
     assert harness.rows.last(running)["attempt"] == 1
     jobs = harness.enqueue(10)
-    harness.all_ended(jobs)
-    assert set(harness.ran().values()) == {1}
+    harness.wait_until_ended(jobs)
+    assert set(harness.run_counts().values()) == {1}
     harness.end()
 
 
 @pytest.mark.slow
-def test_the_dispatcher_in_the_middle_of_a_settlement(make_harness: MakeHarness) -> None:
-    """Its successor begins anew and ends the same claims."""
+def test_dispatcher_killed_during_a_settlement(make_harness: MakeHarness) -> None:
+    """The restarted dispatcher starts the settlement over and closes the same claims."""
     harness = make_harness("workerd.dispatcher.settlement:Settlement.settle", "before")
     jobs = harness.enqueue(30)
     harness.daemon.start()
-    harness.all_ended(jobs)
-    eventually(harness.halted)
-    assert set(harness.ran().values()) == {1}
+    harness.wait_until_ended(jobs)
+    eventually(harness.was_killed)
+    assert set(harness.run_counts().values()) == {1}
     harness.end()
 
 
-def test_a_pool_with_running_waiting_and_unacknowledged_jobs(
+def test_pool_killed_with_running_waiting_and_unacknowledged_jobs(
     tmp_path: Path, store_url: str, store: Any
 ) -> None:
-    """What ran may run again as the next attempt, what had ended is recorded, what waited is not lost."""
+    """Running jobs get a next attempt, finished ones are recorded, waiting ones are not lost."""
     harness = HaltHarness(tmp_path, store_url)
     daemon = harness.daemon
     with daemon:
-        warm = harness.enqueue(200)  # so that the pool knows its pace and takes jobs ahead
-        harness.all_ended(warm)
+        warm = harness.enqueue(200)  # teaches the pool its run time, so that it prefetches
+        harness.wait_until_ended(warm)
         before = len(harness.runs.read_text().splitlines())
-        daemon.kill("ingester", 19)  # SIGSTOP: from now on nothing is acknowledged
+        daemon.kill("ingester", signal.SIGSTOP)  # no acknowledgement from now on
         jobs = harness.enqueue(300) + harness.enqueue(2, wait=30.0)
-        eventually(lambda: daemon_pool(daemon)["unacknowledged"] >= 50, state=daemon.tail)
+        eventually(lambda: pool_status(daemon)["unacknowledged"] >= 50, state=daemon.tail)
         eventually(lambda: len(harness.runs.read_text().splitlines()) >= before + 300, state=daemon.tail)
         daemon.kill("pool:record")
         harness.rows.sql(
             "UPDATE workerd_jobs SET vars = %s WHERE handler = 'record' AND status <> 'completed'",
             f'{{"path": "{harness.runs}"}}',
         )
-        daemon.kill("ingester", 18)
-        harness.all_ended(jobs)
-        ran = harness.ran()
+        daemon.kill("ingester", signal.SIGCONT)
+        harness.wait_until_ended(jobs)
+        ran = harness.run_counts()
         attempts = Counter(row["id"] for row in harness.rows.of(jobs))
         assert [job for job in jobs if ran[uuid_text(job)] > attempts[job]] == []
         reasons = harness.reasons(jobs)
@@ -189,7 +190,7 @@ def test_a_pool_with_running_waiting_and_unacknowledged_jobs(
     assert_settled(harness.rows)
 
 
-def daemon_pool(daemon: Daemon) -> dict[str, Any]:
+def pool_status(daemon: Daemon) -> dict[str, Any]:
     return dict(daemon.status()["pools"]["record"])
 
 

@@ -82,7 +82,7 @@ def test_a_cluster_node_is_killed_and_restarted(
     jobs += rows.insert_many("record", [{"path": str(runs)}] * 500)
     eventually(lambda: daemons[1].status()["store"]["state"] == "away", state=daemons[1].tail)
     # The waiting daemon keeps its claims as long as it lives; all other jobs end.
-    cluster.revive()
+    cluster.restart_killed()
     jobs += rows.insert_many("record", [{"path": str(runs)}] * 500)
     eventually(lambda: daemons[1].status()["store"]["state"] == "up", within=60, state=daemons[1].tail)
     eventually(lambda: no_job_left(rows), within=120, every=0.2, state=lambda: rows.counts())

@@ -1,4 +1,4 @@
-"""Beginning and end: what a killed daemon leaves behind, who may start, how a stop ends everything."""
+"""Start and stop: leftovers of a killed daemon, refused starts, drains, and stuck processes."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ call = "tests.support.handlers:leaves_children"
 
 
 class LifecycleHarness:
+    """A daemon on SQLite and its runtime folder."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = f"sqlite:///{folder}/store.db"
@@ -48,7 +50,7 @@ class LifecycleHarness:
         return self.daemon.folder / "run"
 
     def running(self, handler: str, **vars: object) -> bytes:
-        """A job that runs now."""
+        """Enqueue a job and wait until a worker runs it."""
         job = self.rows.insert(handler, vars)
         eventually(lambda: self.daemon.runs(job), state=self.daemon.tail)
         return job
@@ -63,10 +65,10 @@ class LifecycleHarness:
         process.kill()
         process.wait()
 
-    def left(self) -> list[bytes]:
+    def jobs_in_progress(self) -> list[bytes]:
         return [row["id"] for row in self.rows.sql("SELECT id FROM workerd_jobs WHERE status = 'inprogress'")]
 
-    def sockets(self) -> list[str]:
+    def sockets_and_pid_files(self) -> list[str]:
         return [str(path) for path in self.run.rglob("*") if path.is_socket() or path.suffix == ".pid"]
 
 
@@ -83,7 +85,7 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def gone_within(processes: list[psutil.Process], seconds: float) -> None:
+def wait_until_dead(processes: list[psutil.Process], seconds: float) -> None:
     eventually(
         lambda: not any(map(is_alive, processes)),
         within=seconds,
@@ -91,8 +93,8 @@ def gone_within(processes: list[psutil.Process], seconds: float) -> None:
     )
 
 
-def family(harness: LifecycleHarness) -> list[psutil.Process]:
-    """The tree, with what a job has started: a child, one in its own session, one forked twice."""
+def tree_with_descendants(harness: LifecycleHarness) -> list[psutil.Process]:
+    """The daemon's processes and those of a job: a child, one in its own session, a double-forked one."""
     pids = harness.folder / "pids"
     harness.running("leaves", path=str(pids))
     eventually(pids.exists)
@@ -101,52 +103,52 @@ def family(harness: LifecycleHarness) -> list[psutil.Process]:
     return [*harness.daemon.tree(), *started]
 
 
-# -- killed
+# -- killed daemons
 
 
 def test_a_killed_supervisor_takes_the_whole_tree_with_it(harness: LifecycleHarness) -> None:
-    """Within 2 s, with everything that jobs have started; the next start tries the job again at once."""
-    tree = family(harness)
+    """Within 2 s, including all descendants of jobs; the next start retries the job at once."""
+    tree = tree_with_descendants(harness)
     harness.kill_supervisor()
-    gone_within(tree, 2.0)
-    (job,) = harness.left()
+    wait_until_dead(tree, 2.0)
+    (job,) = harness.jobs_in_progress()
     (harness.folder / "pids").unlink()
     harness.daemon.start()
     eventually(lambda: harness.rows.last(job)["attempt"] == 2, within=20, state=harness.daemon.tail)
     first, second = harness.rows.attempts(job)
     assert (first["status"], first["reason"]) == ("retry", "lost")
     assert second["losses"] == 1
-    # The dead incarnation's row goes long before its lease is over.
+    # The dead incarnation's row is deleted long before its lease expires.
     eventually(lambda: len(harness.rows.sql("SELECT id FROM workerd_nodes")) == 1, state=harness.daemon.tail)
     harness.rows.sql("DELETE FROM workerd_jobs")
 
 
 @pytest.mark.slow
 def test_a_start_right_after_the_kill_waits_for_the_rest_of_the_tree(harness: LifecycleHarness) -> None:
-    """No left-over process, socket or pid file is in its way, though nobody waited."""
-    tree = family(harness)
+    """No leftover process, socket or pid file blocks it."""
+    tree = tree_with_descendants(harness)
     harness.kill_supervisor()
     harness.daemon.start()
-    gone_within(tree, 0.1)
+    wait_until_dead(tree, 0.1)
     beside = harness.rows.insert("record", {"path": str(harness.folder / "runs")})
     eventually(lambda: harness.rows.ended(beside), state=harness.daemon.tail)
 
 
 @pytest.mark.slow
-def test_a_left_over_that_is_stopped_is_ended_by_the_next_start(harness: LifecycleHarness) -> None:
-    """A stopped pool does not notice that its supervisor died; with it goes what its job has started."""
-    tree = family(harness)
+def test_the_next_start_kills_a_stopped_leftover(harness: LifecycleHarness) -> None:
+    """A stopped pool does not notice that its supervisor died; it is killed with its job's descendants."""
+    tree = tree_with_descendants(harness)
     os.kill(harness.daemon.pid("pool:leaves"), signal.SIGSTOP)
     harness.kill_supervisor()
     harness.daemon.start()
-    gone_within(tree, 2.0)
+    wait_until_dead(tree, 2.0)
 
 
-# -- refused
+# -- refused starts and stale files
 
 
 def test_a_second_start_is_refused_with_the_pid_of_the_first(harness: LifecycleHarness) -> None:
-    """Exit status 1, at once, and the first is not disturbed."""
+    """It exits with status 1 at once, and the first daemon is unaffected."""
     pid = harness.supervisor().pid
     done = harness.daemon.cli("run", check=False, within=20)
     assert done.returncode == 1
@@ -155,8 +157,8 @@ def test_a_second_start_is_refused_with_the_pid_of_the_first(harness: LifecycleH
     assert harness.daemon.ready()
 
 
-def test_stale_files_are_in_nobody_s_way(tmp_path: Path) -> None:
-    """A pid file with the pid of a stranger, sockets of nobody, a half-written list of incarnations."""
+def test_stale_files_do_not_block_a_start(tmp_path: Path) -> None:
+    """A pid file with a foreign pid, files in place of sockets, a half-written list of incarnations."""
     harness = LifecycleHarness(tmp_path)
     private = harness.run / "private"
     private.mkdir(parents=True)
@@ -172,19 +174,19 @@ def test_stale_files_are_in_nobody_s_way(tmp_path: Path) -> None:
         assert int((harness.run / "workerd.pid").read_text()) == harness.supervisor().pid
         assert int((state / "lock").read_text()) == harness.supervisor().pid
         assert harness.daemon.stop() == 0
-    assert harness.sockets() == []
+    assert harness.sockets_and_pid_files() == []
 
 
-# -- stopped in order
+# -- drains
 
 
-def test_a_drain_ends_everything(harness: LifecycleHarness) -> None:
-    """What can end ends, what outlasts the drain is interrupted, what waits is given back."""
+def test_a_drain_ends_all_jobs_and_processes(harness: LifecycleHarness) -> None:
+    """Jobs that finish in time finish, longer ones are interrupted, waiting ones are released."""
     go = harness.folder / "go"
     finishing = harness.running("waits", path=str(go))
-    overlong = harness.running("waits", path=str(harness.folder / "never"))
+    too_long = harness.running("waits", path=str(harness.folder / "never"))
     waiting = [harness.rows.insert("waits", {"path": str(go)}) for _ in range(3)]
-    tree = [*family(harness), *harness.daemon.tree()]
+    tree = [*tree_with_descendants(harness), *harness.daemon.tree()]
     (leaves,) = [
         row["id"] for row in harness.rows.sql("SELECT id FROM workerd_jobs WHERE handler = 'leaves'")
     ]
@@ -195,20 +197,20 @@ def test_a_drain_ends_everything(harness: LifecycleHarness) -> None:
     go.touch()
     assert process.wait(20) == 0
     assert [row["reason"] for row in harness.rows.attempts(finishing)] == ["ok"]
-    for job in (overlong, leaves):
+    for job in (too_long, leaves):
         first, second = harness.rows.attempts(job)
         assert (first["status"], first["reason"]) == ("retry", "interrupted")
         assert (second["status"], second["failures"], second["losses"]) == ("new", 0, 0)
     for job in waiting:
         assert [(row["attempt"], row["status"]) for row in harness.rows.attempts(job)] == [(1, "new")]
     assert not any(map(is_alive, tree))
-    assert harness.sockets() == []
+    assert harness.sockets_and_pid_files() == []
     assert_settled(harness.rows)
     assert harness.rows.sql("SELECT * FROM workerd_nodes") == []
 
 
 def test_a_second_signal_skips_the_wait(tmp_path: Path) -> None:
-    """What runs is interrupted at once."""
+    """Running jobs are interrupted at once."""
     harness = LifecycleHarness(tmp_path)
     harness.daemon.write(CONFIG.replace('drain = "1s"', 'drain = "600s"'))
     with harness.daemon:
@@ -226,8 +228,8 @@ def test_a_second_signal_skips_the_wait(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["ingester", *(pytest.param(n, marks=pytest.mark.slow) for n in ("dispatcher", "pool:waits"))]
 )
-def test_a_drain_survives_the_death_of(harness: LifecycleHarness, name: str) -> None:
-    """Whoever dies in the middle of it: it comes to its end, and nothing is left."""
+def test_a_drain_survives_the_death_of_a_child(harness: LifecycleHarness, name: str) -> None:
+    """Whichever child dies during the drain: it completes, and no claim is left."""
     process = harness.daemon.process
     assert process is not None
     harness.daemon.write(CONFIG)
@@ -241,15 +243,15 @@ def test_a_drain_survives_the_death_of(harness: LifecycleHarness, name: str) -> 
     assert reasons == (["lost", None] if name == "pool:waits" else ["interrupted", None])
 
 
-# -- standing still
+# -- stopped processes and deleted sockets
 
 
 @pytest.mark.parametrize(
     "name",
     ["dispatcher", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ingester", "pool:waits", "gateway"))],
 )
-def test_a_child_that_stands_still_is_replaced(tmp_path: Path, name: str) -> None:
-    """No progress for as long as the watchdog allows: killed, restarted, back at work."""
+def test_a_stopped_child_is_replaced(tmp_path: Path, name: str) -> None:
+    """A child without progress for the watchdog's time is killed and restarted, and works again."""
     harness = LifecycleHarness(tmp_path)
     harness.daemon.gateway = f"unix:{tmp_path}/gateway.sock"
     harness.daemon.write(CONFIG)
@@ -264,8 +266,8 @@ def test_a_child_that_stands_still_is_replaced(tmp_path: Path, name: str) -> Non
     assert_settled(harness.rows)
 
 
-def test_a_supervisor_that_stood_still_harms_nobody(harness: LifecycleHarness) -> None:
-    """Jobs go on meanwhile, and when it goes on itself it takes nobody's silence for death."""
+def test_a_stopped_supervisor_kills_no_child_when_it_resumes(harness: LifecycleHarness) -> None:
+    """Jobs run meanwhile; on resume it does not mistake its own pause for stuck children."""
     supervisor = harness.supervisor()
     before = {process.pid for process in harness.daemon.tree()}
     supervisor.suspend()
@@ -279,8 +281,8 @@ def test_a_supervisor_that_stood_still_harms_nobody(harness: LifecycleHarness) -
     assert "made no progress" not in harness.daemon.logged()
 
 
-def test_a_folder_of_sockets_that_somebody_emptied(harness: LifecycleHarness) -> None:
-    """A cleaner of temporary files: it is said, made anew, and work goes on."""
+def test_a_deleted_runtime_folder_is_created_again(harness: LifecycleHarness) -> None:
+    """After a cleaner of temporary files: the loss is logged, the sockets are created again, jobs run."""
     shutil.rmtree(harness.run)
     eventually(lambda: "runtime_dir" in harness.daemon.logged(), state=harness.daemon.tail)
     eventually(harness.daemon.ready, state=harness.daemon.tail)
@@ -290,4 +292,4 @@ def test_a_folder_of_sockets_that_somebody_emptied(harness: LifecycleHarness) ->
     eventually(lambda: harness.rows.ended(job), state=harness.daemon.tail)
     assert harness.daemon.cli("status").returncode == 0
     assert harness.daemon.stop() == 0
-    assert harness.sockets() == []
+    assert harness.sockets_and_pid_files() == []

@@ -1,4 +1,4 @@
-"""Several daemons on one MariaDB: they share the work, the dead are rescued, the living are left alone."""
+"""Several daemons on one MariaDB: shared work, rescue of dead nodes, no rescue of live ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rows(mysql_url: str) -> Rows:
 
 @pytest.fixture
 def make_daemon(tmp_path: Path, mysql_url: str) -> Iterator[MakeDaemon]:
-    """Makes daemons on one store; the first migrates it."""
+    """Make daemons on one store without starting them; the first migrates it."""
     made: list[Daemon] = []
 
     def make(name: str, config: str = CONFIG, **keys: object) -> Daemon:
@@ -66,11 +66,11 @@ def make_daemon(tmp_path: Path, mysql_url: str) -> Iterator[MakeDaemon]:
 
 
 def freeze(daemon: Daemon) -> None:
-    """Stop every process of the node, the supervisor first, until none is left that runs."""
+    """Stop every process of the node, the supervisor first, until none is running."""
     for process in daemon.tree():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.suspend()
-    eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in living(daemon)))
+    eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in live_processes(daemon)))
 
 
 def thaw(daemon: Daemon) -> None:
@@ -80,7 +80,7 @@ def thaw(daemon: Daemon) -> None:
                 process.resume()
 
 
-def living(daemon: Daemon) -> list[psutil.Process]:
+def live_processes(daemon: Daemon) -> list[psutil.Process]:
     found = []
     for process in daemon.tree():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -98,7 +98,7 @@ def text(value: object) -> str:
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
-def end_all(rows: Rows, *daemons: Daemon) -> None:
+def stop_all(rows: Rows, *daemons: Daemon) -> None:
     for daemon in daemons:
         assert daemon.stop() == 0
     assert_settled(rows)
@@ -107,7 +107,7 @@ def end_all(rows: Rows, *daemons: Daemon) -> None:
 
 @pytest.mark.slow
 def test_three_share_20_000_jobs_and_one_is_killed(make_daemon: MakeDaemon, rows: Rows) -> None:
-    """None is lost, no two nodes run one attempt, and each of them had its part."""
+    """No job is lost, no attempt runs on two nodes, and every node gets a share."""
     daemons = [make_daemon(name).start() for name in ("n1", "n2", "n3")]
     jobs = rows.insert_many("noop", [{}] * 20_000)
     by_node = "SELECT node, COUNT(*) AS n FROM workerd_jobs WHERE status = 'completed' GROUP BY node"
@@ -119,14 +119,14 @@ def test_three_share_20_000_jobs_and_one_is_killed(make_daemon: MakeDaemon, rows
     assert set(ends) == set(jobs)
     assert set(ends.values()) == {1}
     assert {row["reason"] for row in rows.of(jobs)} <= {"ok", "lost"}
-    eventually(lambda: len(rows.sql("SELECT id FROM workerd_nodes")) == 2)  # the dead one's row went with it
-    end_all(rows, daemons[0], daemons[2])
+    eventually(lambda: len(rows.sql("SELECT id FROM workerd_nodes")) == 2)  # the dead node's row is deleted
+    stop_all(rows, daemons[0], daemons[2])
 
 
-def test_a_dead_node_s_running_job_goes_on_elsewhere(
+def test_a_dead_nodes_running_job_is_retried_elsewhere(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
-    """When its lease is over by the store's clock; two rescuers make one retry."""
+    """Once its lease has expired by the store's clock; two rescuers create one retry."""
     first = make_daemon("n1").start()
     go = tmp_path / "go"
     jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(2)]
@@ -144,14 +144,14 @@ def test_a_dead_node_s_running_job_goes_on_elsewhere(
         ]
         assert [row["losses"] for row in attempts] == [0, 1]
         assert "n1" in text(attempts[0]["error"])
-    end_all(rows, *rescuers)
+    stop_all(rows, *rescuers)
 
 
 @pytest.mark.slow
-def test_a_node_that_stood_still_for_longer_than_its_lease_changes_nothing(
+def test_late_outcomes_of_a_node_frozen_for_longer_than_its_lease_are_void(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
-    """What it had was rescued meanwhile; its late outcomes are void, and it works on as before."""
+    """Its jobs were rescued meanwhile; after the freeze it works as before."""
     sleeper = make_daemon("n1").start()
     go = tmp_path / "go"
     jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(2)]
@@ -170,7 +170,7 @@ def test_a_node_that_stood_still_for_longer_than_its_lease_changes_nothing(
     more = rows.insert_many("noop", [{}] * 200)
     eventually(lambda: rows.ended(*more), state=sleeper.tail)
     assert {text(row["name"]) for row in rows.sql("SELECT name FROM workerd_nodes")} == {"n1", "n2"}
-    end_all(rows, sleeper, other)
+    stop_all(rows, sleeper, other)
 
 
 def busy(worker: dict[str, object]) -> bool:
@@ -178,10 +178,10 @@ def busy(worker: dict[str, object]) -> bool:
 
 
 @pytest.mark.slow
-def test_what_waited_in_a_node_that_stood_still_is_not_begun_by_it(
+def test_a_frozen_node_does_not_start_claims_whose_lease_expired(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
-    """Its pools hold claims whose lease is over: they ask before they start them."""
+    """Its pools confirm the lease before they start the claims they hold."""
     runs = tmp_path / "runs"
     runs.touch()
     sleeper = make_daemon("n1").start()
@@ -196,13 +196,13 @@ def test_what_waited_in_a_node_that_stood_still_is_not_begun_by_it(
     eventually(lambda: sleeper.status().get("ready") and sleeper.status()["lease"]["held"])
     ran = Counter(line.split()[0] for line in runs.read_text().splitlines())
     assert len(ran) == len(jobs)
-    # Only what it was running when it was stopped may have run twice.
+    # Only the job that was running when the node was stopped may have run twice.
     assert sum(count - 1 for count in ran.values()) <= 1
-    end_all(rows, sleeper, other)
+    stop_all(rows, sleeper, other)
 
 
 def test_a_second_live_node_of_the_same_name_is_refused(make_daemon: MakeDaemon, rows: Rows) -> None:
-    """With a sentence and exit status 2; the first works on."""
+    """It exits with status 2 and a message; the first keeps working."""
     first = make_daemon("twin").start()
     second = make_daemon("twin").spawn()
     assert second.process is not None
@@ -210,7 +210,7 @@ def test_a_second_live_node_of_the_same_name_is_refused(make_daemon: MakeDaemon,
     assert 'A node named \\"twin\\" is alive' in second.logged()
     job = rows.insert("noop")
     eventually(lambda: rows.ended(job))
-    end_all(rows, first)
+    stop_all(rows, first)
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_a_second_live_node_of_the_same_name_is_refused(make_daemon: MakeDaemon,
 def test_a_clock_that_is_hours_off_does_not_matter(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path, hours: int
 ) -> None:
-    """The store's clock decides: nobody is rescued too early or too late, and times in rows are in order."""
+    """The store's clock decides: no node is rescued too early or too late, and times in rows are in order."""
     entry = ("tests.support.halting", "clock", str(hours * 3600), "-")
     odd = make_daemon("odd", entry=entry).start()
     even = make_daemon("even").start()
@@ -239,12 +239,12 @@ def test_a_clock_that_is_hours_off_does_not_matter(
     eventually(lambda: sum(row["reason"] == "lost" for row in rows.of(jobs)) > 0, within=20)
     go.touch()
     eventually(lambda: rows.ended(*jobs), state=even.tail)
-    end_all(rows, even)
+    stop_all(rows, even)
 
 
 @pytest.mark.slow
-def test_an_outage_longer_than_the_lease_makes_nobody_rescue_a_living_node(tmp_path: Path) -> None:
-    """Both leases are over when the store is back; nobody takes that for a death."""
+def test_an_outage_longer_than_the_lease_causes_no_rescue_of_live_nodes(tmp_path: Path) -> None:
+    """Both leases have expired when the store is back; neither node treats the other as dead."""
     server = DatabaseServer(DURABLE).start()
     daemons: list[Daemon] = []
     try:
@@ -258,7 +258,7 @@ def test_an_outage_longer_than_the_lease_makes_nobody_rescue_a_living_node(tmp_p
         jobs = [rows.insert("waits", {"path": str(go)}) for _ in range(4)]
         eventually(lambda: rows.counts() == {"inprogress": 4})
         server.kill9()
-        eventually(lambda: all(away_for(daemon, LEASE * 1.5) for daemon in daemons), within=30)
+        eventually(lambda: all(is_away_for(daemon, LEASE * 1.5) for daemon in daemons), within=30)
         server.start()
         eventually(lambda: all(daemon.status()["lease"]["held"] for daemon in daemons), within=20)
         began = time.monotonic()
@@ -266,21 +266,21 @@ def test_an_outage_longer_than_the_lease_makes_nobody_rescue_a_living_node(tmp_p
         go.touch()
         eventually(lambda: rows.ended(*jobs), state=daemons[0].tail)
         assert {(row["attempt"], row["reason"]) for row in rows.of(jobs)} == {(1, "ok")}
-        end_all(rows, *daemons)
+        stop_all(rows, *daemons)
     finally:
         for daemon in daemons:
             daemon.end()
         server.remove()
 
 
-def away_for(daemon: Daemon, seconds: float) -> bool:
+def is_away_for(daemon: Daemon, seconds: float) -> bool:
     store = daemon.status().get("store") or {}
     return bool(store.get("state") == "away" and store["since"] > seconds)
 
 
 @pytest.mark.slow
 def test_a_drain_keeps_its_lease(make_daemon: MakeDaemon, rows: Rows, tmp_path: Path) -> None:
-    """A job that drains for longer than the lease is rescued by nobody."""
+    """A job that drains for longer than the lease is not rescued."""
     draining = make_daemon("n1", CONFIG.replace('drain = "10s"', 'drain = "60s"')).start()
     go = tmp_path / "go"
     job = rows.insert("waits", {"path": str(go)})
@@ -294,4 +294,4 @@ def test_a_drain_keeps_its_lease(make_daemon: MakeDaemon, rows: Rows, tmp_path: 
     go.touch()
     assert draining.process.wait(20) == 0
     assert [row["reason"] for row in rows.attempts(job)] == ["ok"]
-    end_all(rows, other)
+    stop_all(rows, other)

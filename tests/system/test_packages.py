@@ -1,4 +1,4 @@
-"""What is built for others to install: nothing too much in it, and it installs itself from there."""
+"""Wheel and sdist hold the program and nothing else, and `workerd install` works from the wheel."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with wheel and sdist of this source."""
+    """A folder with wheel and sdist built from this source."""
     work = tmp_path_factory.mktemp("build")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "install", "--target", work / "tools", "hatchling"], check=True)
@@ -30,8 +30,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return work / "dist"
 
 
-def test_the_wheel_holds_the_program_and_its_files_alone(built: Path) -> None:
-    """No test and no benchmark is in it; unit and configuration are."""
+def test_the_wheel_holds_only_the_program_and_its_files(built: Path) -> None:
+    """It includes unit and configuration, and no tests or benchmarks."""
     (wheel,) = built.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {name.split("/")[0].split("-")[0] for name in names} == {"workerd"}
@@ -40,8 +40,8 @@ def test_the_wheel_holds_the_program_and_its_files_alone(built: Path) -> None:
         assert f"workerd/_data/{source}" in names
 
 
-def test_the_sdist_builds_the_same(built: Path) -> None:
-    """What the wheel is made of is there, and no tests or benchmarks."""
+def test_the_sdist_holds_the_sources_of_the_wheel(built: Path) -> None:
+    """It includes every source of the wheel, and no tests or benchmarks."""
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
@@ -56,8 +56,8 @@ def test_the_sdist_builds_the_same(built: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "benchmarks/"))]
 
 
-def test_it_installs_itself_out_of_the_wheel(built: Path, tmp_path: Path) -> None:
-    """`workerd install` finds its files without the source tree, and `uninstall` takes them away."""
+def test_install_works_from_the_wheel(built: Path, tmp_path: Path) -> None:
+    """`workerd install` finds its files without the source tree."""
     (wheel,) = built.glob("*.whl")
     target = tmp_path / "site"
     with zipfile.ZipFile(wheel) as archive:

@@ -1,4 +1,4 @@
-"""A handler that does not load, as its operator sees it; and a worker that grows."""
+"""Quarantine of a handler that does not load, as an operator sees it, and replacement of grown workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.rows import Rows
 
 
 class QuarantineHarness:
-    """A daemon with one handler, whose code is in a folder of the test's."""
+    """A daemon with one handler whose code the test writes."""
 
     def __init__(self, folder: Path, code: str, keys: str) -> None:
         self.code = folder / "code" / "acceptance_handler.py"
@@ -41,8 +41,8 @@ class QuarantineHarness:
         return pool
 
 
-def test_a_quarantined_pool_is_called_so_and_recovers(tmp_path: Path) -> None:
-    """Status and `why` name the quarantine and its cause; the waiting job runs once the file is mended."""
+def test_a_quarantined_pool_is_reported_and_recovers(tmp_path: Path) -> None:
+    """Status and `why` name the quarantine and its cause; the waiting job runs once the file is fixed."""
     broken = "raise ValueError('not yet')"
     harness = QuarantineHarness(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
     with harness.daemon as daemon:
@@ -56,32 +56,32 @@ def test_a_quarantined_pool_is_called_so_and_recovers(tmp_path: Path) -> None:
         assert "The pool it is quarantined here" in why
         assert "ValueError: not yet" in why
         assert harness.rows.last(job)["status"] == "new"
-        harness.write("def it(): return 'mended'")
+        harness.write("def it(): return 'fixed'")
         eventually(lambda: harness.rows.last(job)["status"] == "completed", within=30, state=daemon.tail)
         eventually(lambda: harness.pool()["state"] == "up", within=10, state=daemon.tail)
         assert not harness.pool()["quarantined"]
 
 
-def test_a_quarantined_pool_that_is_tried_again_leaves_the_node_ready(tmp_path: Path) -> None:
-    """Its trial is its own affair: nobody who asks meanwhile hears that the node is not ready."""
+def test_a_retry_of_a_quarantined_pool_leaves_the_node_ready(tmp_path: Path) -> None:
+    """The node reports ready during the whole trial start."""
     broken = "import time\ntime.sleep(0.3)\nraise ValueError('not yet')"
     harness = QuarantineHarness(tmp_path, broken, 'restart = { intensity = 1, period = "60s" }')
     with harness.daemon as daemon:
         eventually(lambda: harness.pool().get("quarantined"), within=20, state=daemon.tail)
         before = harness.pool()["restarts"]
-        heard: list[bool] = []
+        readiness: list[bool] = []
 
-        def tried_again() -> bool:
-            heard.append(daemon.status()["ready"])
+        def was_restarted() -> bool:
+            readiness.append(daemon.status()["ready"])
             return bool(harness.pool()["restarts"] > before)
 
-        eventually(tried_again, within=30, state=daemon.tail)
-        assert all(heard)
+        eventually(was_restarted, within=30, state=daemon.tail)
+        assert all(readiness)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
-def test_a_worker_that_grew_is_replaced_after_that_very_job(tmp_path: Path) -> None:
-    """`max_rss` is looked at after each job, however fast they follow one another."""
+def test_a_worker_over_max_rss_is_replaced_right_after_the_job(tmp_path: Path) -> None:
+    """`max_rss` is checked after each job, also when jobs follow one another without a pause."""
     code = "import os\nheld = []\ndef it():\n    held.append(b'x' * (12 << 20))\n    return os.getpid()\n"
     harness = QuarantineHarness(tmp_path, code, 'max_rss = "20MiB"')
     with harness.daemon as daemon:

@@ -1,4 +1,4 @@
-"""Reload: a wrong configuration is refused whole, a right one restarts what it changes, each draining."""
+"""Reload: an invalid configuration is refused as a whole, a valid one drains and restarts what changed."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ preload = {str(preload).lower()}
 
 
 class ReloadHarness:
+    """A daemon on SQLite whose handler code and configuration the test rewrites."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.code = folder / "answering.py"
@@ -47,19 +49,19 @@ class ReloadHarness:
     def write_code(self, answer: int) -> None:
         fresh = self.code.with_suffix(".new")
         fresh.write_text(CODE.format(answer=answer))
-        # A file system with coarse times must not make two versions look alike.
+        # On file systems with coarse times two versions must still differ.
         os.utime(fresh, ns=(answer * 10**9, answer * 10**9))
         fresh.replace(self.code)
 
-    def hup(self) -> None:
+    def send_hup(self) -> None:
         assert self.daemon.process is not None
         self.daemon.process.send_signal(signal.SIGHUP)
 
-    def reloaded(self, times: int = 1) -> None:
-        eventually(lambda: self.logged("reload.finished") >= times, state=self.daemon.tail)
+    def wait_until_reloaded(self, times: int = 1) -> None:
+        eventually(lambda: self.event_count("reload.finished") >= times, state=self.daemon.tail)
         eventually(self.daemon.ready, state=self.daemon.tail)
 
-    def logged(self, event: str) -> int:
+    def event_count(self, event: str) -> int:
         return self.daemon.logged().count(f'"event":"{event}"')
 
     def pids(self) -> dict[str, int]:
@@ -84,12 +86,12 @@ def changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
-def test_a_wrong_configuration_is_refused_whole(harness: ReloadHarness) -> None:
-    """Nothing of it takes effect, every error is reported, and everything runs on."""
+def test_an_invalid_configuration_is_refused_as_a_whole(harness: ReloadHarness) -> None:
+    """Nothing of it takes effect, every error is reported, and all children keep running."""
     before = harness.pids()
     harness.daemon.write(config(harness.folder, workers=3, more='[dispatcher]\nbach = 7\npoll = "soon"\n'))
-    harness.hup()
-    eventually(lambda: harness.logged("reload.refused"), state=harness.daemon.tail)
+    harness.send_hup()
+    eventually(lambda: harness.event_count("reload.refused"), state=harness.daemon.tail)
     assert "dispatcher.bach" in harness.daemon.logged()
     assert "dispatcher.poll" in harness.daemon.logged()
     done = harness.daemon.cli("reload", check=False)
@@ -100,8 +102,8 @@ def test_a_wrong_configuration_is_refused_whole(harness: ReloadHarness) -> None:
     assert harness.answer() == b"1"
 
 
-def test_only_what_changed_is_restarted_and_it_drains(harness: ReloadHarness) -> None:
-    """A running job of the changed pool ends in its old process; nothing else is touched."""
+def test_only_changed_pools_are_drained_and_restarted(harness: ReloadHarness) -> None:
+    """A running job of the changed pool ends in its old process; other pools are not touched."""
     go = harness.folder / "go"
     job = harness.rows.insert("waits", {"path": str(go)})
     eventually(lambda: harness.daemon.runs(job))
@@ -109,12 +111,12 @@ def test_only_what_changed_is_restarted_and_it_drains(harness: ReloadHarness) ->
     harness.daemon.write(
         config(harness.folder, workers=2, more='[handlers.more]\ncall = "tests.support.handlers:noop"\n')
     )
-    harness.hup()
+    harness.send_hup()
     eventually(lambda: harness.daemon.status()["pools"]["waits"]["state"] == "draining")
     other = harness.rows.insert("noop")
     eventually(lambda: harness.rows.ended(other))
     go.touch()
-    harness.reloaded()
+    harness.wait_until_reloaded()
     after = harness.pids()
     # The dispatcher and the gateway know the handlers, so a new one restarts them too.
     assert changed(before, after) <= {"pool:waits", "pool:more", "dispatcher", "gateway"}
@@ -128,79 +130,79 @@ def test_only_what_changed_is_restarted_and_it_drains(harness: ReloadHarness) ->
 
 
 @pytest.mark.slow
-def test_a_removed_pool_goes_and_its_jobs_stay(harness: ReloadHarness) -> None:
-    """They wait until some node serves their handler again."""
+def test_jobs_of_a_removed_pool_stay_in_the_store(harness: ReloadHarness) -> None:
+    """They wait until a node serves their handler again."""
     text = config(harness.folder)
     harness.daemon.write(text[: text.index("[handlers.answer]")])
-    harness.hup()
-    harness.reloaded()
+    harness.send_hup()
+    harness.wait_until_reloaded()
     assert set(harness.daemon.status()["pools"]) == {"waits", "noop"}
     left = harness.rows.insert("answer")
     beside = harness.rows.insert("noop")
     eventually(lambda: harness.rows.ended(beside))
     assert harness.rows.last(left)["status"] == "new"
     harness.daemon.write(text)
-    harness.hup()
-    harness.reloaded(2)
+    harness.send_hup()
+    harness.wait_until_reloaded(2)
     eventually(lambda: harness.rows.ended(left), state=harness.daemon.tail)
 
 
 @pytest.mark.parametrize("preload", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_handler_code_is_loaded_anew_when_its_files_changed(tmp_path: Path, preload: bool) -> None:
-    """The pool of that code is restarted, no other; a reload without a change restarts nothing."""
+def test_changed_handler_code_is_reloaded(tmp_path: Path, preload: bool) -> None:
+    """Only the pool of that code is restarted; a reload without a change restarts nothing."""
     harness = ReloadHarness(tmp_path)
     harness.daemon.write(config(tmp_path, preload=preload))
     with harness.daemon:
         before = harness.pids()
         assert harness.answer() == b"1"
-        harness.hup()
-        harness.reloaded()
+        harness.send_hup()
+        harness.wait_until_reloaded()
         assert harness.pids() == before
         harness.write_code(2)
         assert harness.daemon.status()["pools"]["answer"]["stale"]
-        harness.hup()
-        harness.reloaded(2)
+        harness.send_hup()
+        harness.wait_until_reloaded(2)
         assert changed(before, harness.pids()) == {"pool:answer"}
         assert harness.answer() == b"2"
         assert not harness.daemon.status()["pools"]["answer"]["stale"]
 
 
-def test_a_reload_whose_code_does_not_load_has_failed_and_harms_its_own_pool_only(
+def test_a_reload_with_broken_handler_code_fails_for_its_pool_only(
     harness: ReloadHarness,
 ) -> None:
-    """The command says which pool and why; the other pools work, its jobs stay, the next reload mends it."""
+    """The command names the pool and the cause; other pools work, its jobs wait, the next reload fixes it."""
     harness.code.write_text("this is no Python\n")
     waiting = harness.rows.insert("noop")
     done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 1
     assert "pool:answer" in done.stderr
     assert "SyntaxError" in done.stderr
-    assert harness.logged("reload.failed") == 1
+    assert harness.event_count("reload.failed") == 1
     assert "SyntaxError" in harness.daemon.status()["pools"]["answer"]["trouble"]
     job = harness.rows.insert("answer")
     eventually(lambda: harness.rows.ended(waiting))
     assert harness.rows.last(job)["status"] == "new"
     harness.write_code(3)
-    harness.hup()
+    harness.send_hup()
     eventually(lambda: harness.rows.ended(job), state=harness.daemon.tail)
     assert harness.rows.last(job)["payload"] == b"3"
 
 
 def test_a_reload_with_a_wrong_store_url_is_refused(harness: ReloadHarness) -> None:
-    """It would leave ingester and dispatcher dying for ever."""
+    """With it, ingester and dispatcher could never start."""
     before = harness.pids()
     harness.daemon.url = "mysql://u@h/db?ssl=foo"
     harness.daemon.write(config(harness.folder))
     done = harness.daemon.cli("reload", check=False)
     assert done.returncode == 2
     assert "store.url" in done.stderr
-    harness.hup()
-    eventually(lambda: harness.logged("reload.refused"), state=harness.daemon.tail)
+    harness.send_hup()
+    eventually(lambda: harness.event_count("reload.refused"), state=harness.daemon.tail)
     assert harness.pids() == before
 
 
-def test_a_reload_with_a_store_that_is_not_there_has_failed(harness: ReloadHarness) -> None:
-    """Roles that wait for the store are not up; with the right store the next reload mends it."""
+def test_a_reload_with_an_unreachable_store_fails(harness: ReloadHarness) -> None:
+    """Roles that wait for the store do not count as up; the next reload with a reachable store succeeds."""
     harness.daemon.url = f"sqlite:///{harness.folder}/missing/store.db"
     harness.daemon.write(config(harness.folder))
     done = harness.daemon.cli("reload", check=False)
@@ -213,14 +215,14 @@ def test_a_reload_with_a_store_that_is_not_there_has_failed(harness: ReloadHarne
     assert harness.answer() == b"1"
 
 
-def test_a_stop_in_the_middle_of_a_reload_ends_everything(harness: ReloadHarness) -> None:
-    """At whichever step, no child is left and nothing is lost."""
+def test_a_stop_during_a_reload_stops_every_child(harness: ReloadHarness) -> None:
+    """No child is left and no job is lost."""
     go = harness.folder / "go"
     job = harness.rows.insert("waits", {"path": str(go)})
     eventually(lambda: harness.daemon.runs(job))
     harness.daemon.write(config(harness.folder, workers=2, more='[dispatcher]\npoll = "200ms"\n'))
-    harness.hup()
-    eventually(lambda: harness.logged("reload.started"))
+    harness.send_hup()
+    eventually(lambda: harness.event_count("reload.started"))
     tree = harness.daemon.tree()
     assert harness.daemon.process is not None
     harness.daemon.process.send_signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Requests of steps with the real daemon: made by a foreign program, run, failed, cancelled and mended."""
+"""Requests in a running daemon: inserted by SQL, run, failed, cancelled and retried."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def handler(name: str, function: str, pool: str) -> str:
 
 
 class RequestHarness:
-    """A daemon of this module, its store, and the three services."""
+    """A daemon shared by the module, its store, and three HTTP services."""
 
     def __init__(self, folder: Path, url: str) -> None:
         store = open_store(StoreConfig(url=url))
@@ -72,21 +72,21 @@ class RequestHarness:
         config += "".join(handler(name, "act", "acts") for name in "abcde")
         self.daemon = Daemon(folder / "node", url, config)
 
-    def until_over(self, request_id: bytes) -> dict[str, Any]:
-        """The request's row when it has ended."""
+    def wait_until_ended(self, request_id: bytes) -> dict[str, Any]:
+        """Wait until the request has ended; return its row."""
         eventually(lambda: self.requests.ended(request_id), within=20, state=self.daemon.tail)
         return self.requests.row(request_id)
 
-    def until_states(self, request_id: bytes, **states: str) -> None:
-        """Wait until its jobs stand so."""
+    def wait_for_statuses(self, request_id: bytes, **states: str) -> None:
+        """Wait until its jobs have exactly these statuses."""
         eventually(lambda: self.requests.job_statuses(request_id) == states, within=20,
                    state=lambda: self.requests.job_statuses(request_id))  # fmt: skip
 
     def delete_user(self, number: int) -> tuple[dict[str, Any], list[list[str]]]:
-        """The request's row at its end, and the calls that each service got."""
+        """Run a request to its end; return its row and the calls to each service."""
         before = [len(service.calls) for service in self.services]
         request_id = self.requests.insert("delete_user", {"id": number})
-        row = self.until_over(request_id)
+        row = self.wait_until_ended(request_id)
         return row, [s.calls[n:] for s, n in zip(self.services, before, strict=True)]
 
 
@@ -111,11 +111,11 @@ def harness(
             service.close()
 
 
-# -- "delete user" -----------------------------------------------------------------------------
+# -- the workflow `delete_user` ----------------------------------------------------------------
 
 
-def test_all_services_are_well(harness: RequestHarness) -> None:
-    """The first step hands the address on, the second runs with it, and the request is completed."""
+def test_all_services_succeed(harness: RequestHarness) -> None:
+    """The second step gets the address from the first, and the request completes."""
     row, calls = harness.delete_user(7)
     assert (row["status"], row["error"], row["step"]) == ("completed", None, 1)
     assert '"email":"ada@example.org"' in row["extras"]
@@ -133,13 +133,13 @@ def test_all_services_are_well(harness: RequestHarness) -> None:
     assert first["ingested_at"] <= min(job["created_at"] for job in jobs.values())
 
 
-def test_one_service_fails_for_good(harness: RequestHarness) -> None:
-    """The request fails by that job's error; the jobs beside it have gone on to their end."""
-    harness.services[1].for_good = 500
+def test_one_service_fails_permanently(harness: RequestHarness) -> None:
+    """The request fails with that job's error; the other jobs of the step run to their end."""
+    harness.services[1].always = 500
     try:
         row, calls = harness.delete_user(8)
     finally:
-        harness.services[1].for_good = None
+        harness.services[1].always = None
     assert row["status"] == "failed"
     assert row["error"] == '"service2_delete_user" failed: SERVICE2 answered 500'
     assert harness.requests.job_statuses(row["id"]) == {
@@ -150,7 +150,7 @@ def test_one_service_fails_for_good(harness: RequestHarness) -> None:
 
 
 def test_a_service_is_busy_twice(harness: RequestHarness) -> None:
-    """503 twice and then well: two rows `retry` with their error, the request waits for the third."""
+    """Two 503 answers make two rows `retry` with their error; the third attempt completes the step."""
     harness.services[0].answers.extend([503, 503])
     row, calls = harness.delete_user(9)
     assert row["status"] == "completed"
@@ -162,11 +162,11 @@ def test_a_service_is_busy_twice(harness: RequestHarness) -> None:
     ]  # fmt: skip
 
 
-# -- failing, cancelling, mending --------------------------------------------------------------
+# -- failures, cancels, retries ----------------------------------------------------------------
 
 
 def paused(harness: RequestHarness, name: str) -> Any:
-    """The handler is claimed by nobody within the block."""
+    """Pause the handler within the block."""
 
     class Pause:
         def __enter__(self) -> None:
@@ -180,30 +180,34 @@ def paused(harness: RequestHarness, name: str) -> Any:
     return Pause()
 
 
-def test_a_failure_ends_what_waits_and_lets_go_on_what_runs(harness: RequestHarness, tmp_path: Path) -> None:
-    """The request stays `inprogress` until the last running job has ended; no further step begins."""
+def test_a_failure_cancels_waiting_jobs_and_lets_running_ones_finish(
+    harness: RequestHarness, tmp_path: Path
+) -> None:
+    """The request stays `inprogress` until the last running job has ended; no further step starts."""
     with paused(harness, "c"):
-        asked = harness.requests.insert("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
-        harness.until_states(asked, a="completed", b="failure", c="cancelled", d="inprogress")
-        assert harness.requests.status(asked) == "inprogress"
+        request_id = harness.requests.insert("three", {"b": {"fail": "no"}, "d": {"wait": f"{tmp_path}/d"}})
+        harness.wait_for_statuses(request_id, a="completed", b="failure", c="cancelled", d="inprogress")
+        assert harness.requests.status(request_id) == "inprogress"
         (tmp_path / "d").touch()
-        row = harness.until_over(asked)
+        row = harness.wait_until_ended(request_id)
     assert (row["status"], row["error"]) == ("failed", '"b" failed: no')
-    states = harness.requests.job_statuses(asked)
+    states = harness.requests.job_statuses(request_id)
     assert states == {"a": "completed", "b": "failure", "c": "cancelled", "d": "completed"}
 
 
-def test_a_retry_by_hand_reopens_the_request(harness: RequestHarness, tmp_path: Path) -> None:
-    """What was cancelled with the failure comes back too, and the request goes on to its end."""
+def test_a_manual_retry_reopens_the_request(harness: RequestHarness, tmp_path: Path) -> None:
+    """Jobs cancelled because of the failure run too, and the request completes."""
     with paused(harness, "c"):
-        asked = harness.requests.insert("three", {"b": {"fail_unless_exists": f"{tmp_path}/b"}})
-        assert harness.until_over(asked)["status"] == "failed"
+        request_id = harness.requests.insert("three", {"b": {"fail_unless_exists": f"{tmp_path}/b"}})
+        assert harness.wait_until_ended(request_id)["status"] == "failed"
     (tmp_path / "b").touch()
-    failed = harness.requests.jobs(asked)["b"]
+    failed = harness.requests.jobs(request_id)["b"]
     harness.daemon.cli("job", "retry", uuid_text(failed["id"]))
-    eventually(lambda: harness.requests.status(asked) == "completed", within=20, state=harness.daemon.tail)
-    assert harness.requests.job_statuses(asked) == dict.fromkeys("abcde", "completed")
-    row = harness.requests.row(asked)
+    eventually(
+        lambda: harness.requests.status(request_id) == "completed", within=20, state=harness.daemon.tail
+    )
+    assert harness.requests.job_statuses(request_id) == dict.fromkeys("abcde", "completed")
+    row = harness.requests.row(request_id)
     assert (row["error"], row["completed_at"] is not None) == (None, True)
     assert [(a["status"], a["reason"]) for a in harness.rows.attempts(failed["id"])] == [
         ("retry", "failure"), ("completed", "ok"),
@@ -211,73 +215,80 @@ def test_a_retry_by_hand_reopens_the_request(harness: RequestHarness, tmp_path: 
 
 
 def test_a_request_is_cancelled(harness: RequestHarness, tmp_path: Path) -> None:
-    """What waits ends at once, what runs is made to end, nothing further begins; once only."""
+    """Waiting jobs end at once, running ones are cancelled, no further step starts; a second cancel fails."""
     with paused(harness, "c"):
-        asked = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
-        harness.until_states(asked, a="completed", b="inprogress", c="new", d="inprogress")
-        harness.daemon.cli("request", "cancel", uuid_text(asked))
-        row = harness.until_over(asked)
+        request_id = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": "/nowhere"}})
+        harness.wait_for_statuses(request_id, a="completed", b="inprogress", c="new", d="inprogress")
+        harness.daemon.cli("request", "cancel", uuid_text(request_id))
+        row = harness.wait_until_ended(request_id)
     assert row["status"] == "cancelled"
-    assert harness.requests.job_statuses(asked) == {"a": "completed", **dict.fromkeys("bcd", "cancelled")}
-    again = harness.daemon.cli("request", "cancel", uuid_text(asked), check=False)
+    assert harness.requests.job_statuses(request_id) == {
+        "a": "completed",
+        **dict.fromkeys("bcd", "cancelled"),
+    }
+    again = harness.daemon.cli("request", "cancel", uuid_text(request_id), check=False)
     assert again.returncode == 1
     assert "already ended" in again.stderr
 
 
 def test_a_job_of_a_request_is_cancelled(harness: RequestHarness, tmp_path: Path) -> None:
-    """Its request ends as `cancelled` when the jobs beside it have ended."""
-    asked = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
-    harness.until_states(asked, a="completed", b="inprogress", c="completed", d="inprogress")
-    harness.daemon.cli("job", "cancel", uuid_text(harness.requests.jobs(asked)["b"]["id"]))
-    harness.until_states(asked, a="completed", b="cancelled", c="completed", d="inprogress")
-    assert harness.requests.status(asked) == "inprogress"
+    """Its request ends as `cancelled` once the other jobs of the step have ended."""
+    request_id = harness.requests.insert("three", {"b": {"wait": "/nowhere"}, "d": {"wait": f"{tmp_path}/d"}})
+    harness.wait_for_statuses(request_id, a="completed", b="inprogress", c="completed", d="inprogress")
+    harness.daemon.cli("job", "cancel", uuid_text(harness.requests.jobs(request_id)["b"]["id"]))
+    harness.wait_for_statuses(request_id, a="completed", b="cancelled", c="completed", d="inprogress")
+    assert harness.requests.status(request_id) == "inprogress"
     (tmp_path / "d").touch()
-    row = harness.until_over(asked)
+    row = harness.wait_until_ended(request_id)
     assert (row["status"], row["error"]) == ("cancelled", 'cancelled with its job "b"')
-    assert harness.requests.job_statuses(asked)["d"] == "completed"
+    assert harness.requests.job_statuses(request_id)["d"] == "completed"
 
 
-def test_params_that_are_no_object_fail_the_request(harness: RequestHarness) -> None:
-    """A foreign program's mistake is told in the row, and holds up nobody."""
-    asked = harness.requests.insert("three")
+def test_params_that_are_not_an_object_fail_the_request(harness: RequestHarness) -> None:
+    """The row names the error; other requests are not delayed."""
+    request_id = harness.requests.insert("three")
     wrong = harness.requests.insert("three", [1, 2])
-    row = harness.until_over(wrong)
+    row = harness.wait_until_ended(wrong)
     assert row["status"] == "failed"
     assert "object" in row["error"]
-    assert harness.until_over(asked)["status"] == "completed"
+    assert harness.wait_until_ended(request_id)["status"] == "completed"
 
 
 # -- the command line --------------------------------------------------------------------------
 
 
 def test_submit_wait_show_and_list(harness: RequestHarness, tmp_path: Path) -> None:
-    """`submit` prints the id alone, `--wait` says by its exit status how it ended, `list` has it."""
+    """`submit` prints only the id, `--wait` exits with the outcome, `list` shows the request."""
     done = harness.daemon.cli("request", "submit", "three", 'b={"return": 5}')
-    asked = done.stdout.strip()
-    assert len(asked) == 36
-    well = harness.daemon.cli("request", "submit", "three", "--wait", "20s")
-    assert "completed" in well.stdout
-    bad = harness.daemon.cli("request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False)
-    assert bad.returncode == 1
-    assert "failed" in bad.stdout
-    late = harness.daemon.cli(
+    request_id = done.stdout.strip()
+    assert len(request_id) == 36
+    succeeded = harness.daemon.cli("request", "submit", "three", "--wait", "20s")
+    assert "completed" in succeeded.stdout
+    failed = harness.daemon.cli(
+        "request", "submit", "three", 'b={"fail": "no"}', "--wait", "20s", check=False
+    )
+    assert failed.returncode == 1
+    assert "failed" in failed.stdout
+    timed_out = harness.daemon.cli(
         "request", "submit", "three", f'a={{"wait": "{tmp_path}/gate"}}', "--wait", "0.1s", check=False
     )
-    assert late.returncode == 1
-    assert "request show" in late.stderr
+    assert timed_out.returncode == 1
+    assert "request show" in timed_out.stderr
     (tmp_path / "gate").touch()
     unknown = harness.daemon.cli("request", "submit", "tree", check=False)
     assert unknown.returncode == 2
     assert "three" in unknown.stderr
     listed = harness.daemon.cli("request", "list", "--workflow", "three", "--limit", "50").stdout
-    assert asked in listed
+    assert request_id in listed
 
 
 def test_show_draws_the_graph(harness: RequestHarness) -> None:
-    """Step by step, every job with state, time and error, in 80 columns."""
-    asked = harness.requests.insert("three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}})
-    harness.until_over(asked)
-    lines = harness.daemon.cli("request", "show", uuid_text(asked)).stdout.splitlines()
+    """Every job, step by step, with status, time and error in 80 columns."""
+    request_id = harness.requests.insert(
+        "three", {"b": {"fail": "the third shelf is " + "very " * 40 + "full"}}
+    )
+    harness.wait_until_ended(request_id)
+    lines = harness.daemon.cli("request", "show", uuid_text(request_id)).stdout.splitlines()
     graph = lines[lines.index("step 0: one") :]
     named = [line for line in graph if line.startswith("  ") and line[4] != " "]
     assert [line[4] for line in named] == ["a", "b", "c", "d", "e"]
@@ -287,8 +298,10 @@ def test_show_draws_the_graph(harness: RequestHarness) -> None:
     assert "not started" in graph[-1]
 
 
-def test_show_says_why_a_request_does_not_begin(harness: RequestHarness) -> None:
-    """Nobody on this node knows its workflow; it can still be cancelled."""
-    asked = uuid_text(harness.requests.insert("nobodys"))
-    assert "Workflow nobodys is not configured here" in harness.daemon.cli("request", "show", asked).stderr
-    harness.daemon.cli("request", "cancel", asked)
+def test_show_explains_why_a_request_does_not_start(harness: RequestHarness) -> None:
+    """Its workflow is not configured on this node; it can still be cancelled."""
+    request_id = uuid_text(harness.requests.insert("unknown"))
+    assert (
+        "Workflow unknown is not configured here" in harness.daemon.cli("request", "show", request_id).stderr
+    )
+    harness.daemon.cli("request", "cancel", request_id)

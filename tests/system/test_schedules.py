@@ -1,4 +1,4 @@
-"""Cron schedules with the real daemon: each tick once, what becomes of missed and of overlapping ones."""
+"""Cron schedules in a running daemon: each tick fires once; missed and overlapping ticks."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ def handler(name: str, function: str = "wrapped", **keys: Any) -> str:
 
 
 def moment(value: Any) -> datetime:
-    """A time of a row; SQLite has it as text."""
+    """Parse a time of a row; SQLite stores it as text."""
     return value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
 
 
 def ticks(rows: Rows, name: str) -> list[datetime]:
-    """The due times of a schedule's jobs, in order."""
+    """Return the due times of a schedule's jobs, in order."""
     found = rows.sql("SELECT run_at FROM workerd_jobs WHERE handler = %s AND attempt = 1", name)
     return sorted(moment(row["run_at"]) for row in found)
 
 
 def assert_every_second(found: list[datetime]) -> None:
-    """None is missing and none is there twice."""
+    """No tick is missing and none fired twice."""
     assert {after - before for before, after in pairwise(found)} == {SECOND}, found
     assert all(tick.microsecond == 0 for tick in found)
 
@@ -60,7 +60,7 @@ def assert_every_second(found: list[datetime]) -> None:
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_three_daemons_fire_each_tick_once(start_daemon: StartDaemon, store_url: str) -> None:
-    """Handlers and workflows alike, and the jobs run."""
+    """Ticks of handlers and of workflows; their jobs run."""
     config = handler("beat", cron=EVERY_SECOND) + handler("partial")
     config += f'\n[workflows.flow]\ncron = "{EVERY_SECOND}"\nsteps = [{{ name = "s", jobs = ["partial"] }}]\n'
     for name in ("one", "two", "three"):
@@ -75,8 +75,8 @@ def test_three_daemons_fire_each_tick_once(start_daemon: StartDaemon, store_url:
     eventually(lambda: rows.counts().get("completed", 0) >= 12, within=10)
 
 
-def test_ticks_that_were_missed(start_daemon: StartDaemon, store_url: str) -> None:
-    """After five days of silence: `skip` none, `once` the newest, `all` each of them."""
+def test_misfire_policies(start_daemon: StartDaemon, store_url: str) -> None:
+    """After five missed days, `skip` fires none, `once` the newest and `all` each tick."""
     rows = Rows(store_url)
     today = datetime.now(UTC).replace(tzinfo=None, hour=0, minute=0, second=0, microsecond=0)
     last = today - timedelta(days=5)
@@ -96,8 +96,8 @@ def test_ticks_that_were_missed(start_daemon: StartDaemon, store_url: str) -> No
 
 
 @pytest.mark.parametrize("store_url", ["sqlite"], indirect=True)
-def test_a_tick_that_meets_the_last_run(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
-    """`allow` fires all the same, `skip` drops it, `queue` keeps it until the run is over."""
+def test_overlap_policies(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
+    """While the last run is active, `allow` fires, `skip` drops the tick and `queue` defers it."""
     gate = f'env = {{ GATE = "{tmp_path}/gate" }}\n'
     names = ("allow", "skip", "queue")
     daemon = start_daemon(
@@ -114,12 +114,12 @@ def test_a_tick_that_meets_the_last_run(start_daemon: StartDaemon, tmp_path: Pat
     assert skipped[1] - skipped[0] > 2 * SECOND
 
 
-# -- by hand -----------------------------------------------------------------------------------
+# -- manual runs, pause and resume -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, store_url: str) -> None:
-    """The ticks of a pause are not made up for; a run by hand is none."""
+    """Ticks during a pause are not fired later; a manual run is not a tick."""
     daemon = start_daemon(
         HEAD
         + handler("beat", cron=EVERY_SECOND)
@@ -132,9 +132,9 @@ def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, stor
     listed = {s["name"]: s for s in json.loads(daemon.cli("schedules", "--json").stdout)["schedules"]}
     assert (listed["beat"]["next_at"], listed["rare"]["last_job"]) == (None, None)
     assert listed["beat"]["last_status"] in ("new", "completed")
-    by_hand = daemon.cli("schedules", "run", "rare").stdout.strip()
+    manual = daemon.cli("schedules", "run", "rare").stdout.strip()
     eventually(lambda: rows.counts().get("completed", 0) == len(before) + 1, within=10, state=daemon.tail)
-    assert by_hand in daemon.cli("job", "list", "--handler", "rare").stdout
+    assert manual in daemon.cli("job", "list", "--handler", "rare").stdout
     assert ticks(rows, "beat") == before
     daemon.cli("schedules", "resume", "beat")
     eventually(lambda: len(ticks(rows, "beat")) >= len(before) + 2, within=10, state=daemon.tail)
@@ -143,8 +143,8 @@ def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, stor
     assert_every_second(after)
 
 
-def test_the_coming_times_are_those_of_the_timezone(tmp_path: Path) -> None:
-    """`--next N NAME`: half past eight in Berlin, in UTC, whatever the season."""
+def test_next_times_follow_the_timezone(tmp_path: Path) -> None:
+    """`--next N NAME` prints 08:30 in Berlin as UTC, in summer and in winter."""
     zone = ZoneInfo("Europe/Berlin")
     daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/s.db",
                     HEAD + handler("mail", cron="30 8 * * *", timezone="Europe/Berlin")
@@ -155,7 +155,7 @@ def test_the_coming_times_are_those_of_the_timezone(tmp_path: Path) -> None:
     times = [datetime.fromisoformat(text) for text in document["next"]]
     assert len(times) == 200
     assert {(t.astimezone(zone).hour, t.astimezone(zone).minute) for t in times} == {(8, 30)}
-    assert {t.hour for t in times} == {6, 7}  # 200 days meet both
+    assert {t.hour for t in times} == {6, 7}  # 200 days include both
     days = [t.astimezone(zone).date() for t in times]
     assert all(after - before == timedelta(days=1) for before, after in pairwise(days))
     lines = daemon.cli("schedules", "blink", "--next", "10").stdout.split()
@@ -163,7 +163,7 @@ def test_the_coming_times_are_those_of_the_timezone(tmp_path: Path) -> None:
     assert {line[-3:] for line in lines} == {"00Z", "20Z", "40Z"}
     wrong = handler("mail", cron="61 * * * *", timezone="Mars/Olympus")
     daemon.write(HEAD + wrong)
-    told = daemon.cli("check", check=False)
-    assert told.returncode == 2
-    assert "cron expression" in told.stderr
-    assert "timezone" in told.stderr
+    checked = daemon.cli("check", check=False)
+    assert checked.returncode == 2
+    assert "cron expression" in checked.stderr
+    assert "timezone" in checked.stderr

@@ -1,4 +1,4 @@
-"""Who may know the store's password: the roles that use it, nobody who runs or starts other code."""
+"""The store's password is in the memory of the roles that use it, and of no other process."""
 
 from __future__ import annotations
 
@@ -13,46 +13,46 @@ from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 
 PASSWORD = "secret-of-the-store-827364"
-# Nobody listens there: who may know it is no matter of whether it is right.
+# No server listens there; the test needs no connection.
 URL = f"mysql://app:{PASSWORD}@127.0.0.1:1/jobs"
 CONFIG = f"""
 [handlers.record]
 call = "tests.support.handlers:record"
 path = ["{ROOT}"]
 """
-MAY_KNOW = {"ingester", "dispatcher", "gateway"}
+STORE_ROLES = {"ingester", "dispatcher", "gateway"}
 
 
-def holds(pid: int, what: str) -> bool:
-    """Whether anything readable in the memory of a process is this text."""
+def memory_contains(pid: int, text: str) -> bool:
+    """Whether the readable memory of a process contains this text."""
     with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/mem").open("rb", 0) as memory:
         for line in maps:
             found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r", line)
             if not found or "[v" in line:
                 continue
-            start, end = (int(text, 16) for text in found.groups())
+            start, end = (int(address, 16) for address in found.groups())
             try:
                 memory.seek(start)
-                if what.encode() in memory.read(end - start):
+                if text.encode() in memory.read(end - start):
                     return True
             except OSError:
                 continue
     return False
 
 
-def others(top: psutil.Process) -> dict[str, int]:
-    """The processes of a daemon that have nothing to do with the store, by title."""
+def processes_without_store(top: psutil.Process) -> dict[str, int]:
+    """Return the pids of a daemon's processes that do not use the store, by title."""
     tree = [top, *top.children(recursive=True)]
     titles = {process.cmdline()[0].split(": ")[1].strip(): process.pid for process in tree}
-    return {title: pid for title, pid in titles.items() if title not in MAY_KNOW}
+    return {title: pid for title, pid in titles.items() if title not in STORE_ROLES}
 
 
 @pytest.fixture(params=["file", "environment"])
 def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon that was told its store, and something else, one way or the other."""
-    told = request.param == "environment"
-    env = {"WORKERD_STORE__URL": URL, "WORKERD_TOKEN": "hidden"} if told else {}
-    made = Daemon(tmp_path / "node", "sqlite:////nowhere/x.db" if told else URL, CONFIG, env=env)
+    """A daemon that reads its store URL from the file or from the environment."""
+    from_environment = request.param == "environment"
+    env = {"WORKERD_STORE__URL": URL, "WORKERD_TOKEN": "hidden"} if from_environment else {}
+    made = Daemon(tmp_path / "node", "sqlite:////nowhere/x.db" if from_environment else URL, CONFIG, env=env)
     made.spawn()
     eventually(lambda: made.status().get("pools", {}).get("record", {}).get("workers"), state=made.tail)
     yield made
@@ -60,28 +60,28 @@ def daemon(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Daemon]:
 
 
 def test_only_the_store_roles_hold_the_password(daemon: Daemon) -> None:
-    """Neither memory nor environment of supervisor, pools and workers has it, also after a reload."""
+    """Supervisor, pools and workers have it neither in memory nor in the environment, also after a reload."""
     assert daemon.process is not None
-    found = others(psutil.Process(daemon.process.pid))
+    found = processes_without_store(psutil.Process(daemon.process.pid))
     assert found.keys() == {"supervisor", "pool record", "worker record/0"}
     daemon.cli("reload")
     eventually(lambda: daemon.status().get("state") != "reloading", state=daemon.tail)
-    for title, pid in others(psutil.Process(daemon.process.pid)).items():
+    for title, pid in processes_without_store(psutil.Process(daemon.process.pid)).items():
         environment = Path(f"/proc/{pid}/environ").read_text()
         assert "WORKERD_" not in environment, title
         assert PASSWORD not in environment
-        assert not holds(pid, PASSWORD), title
-    assert holds(daemon.pid("dispatcher"), PASSWORD)
+        assert not memory_contains(pid, PASSWORD), title
+    assert memory_contains(daemon.pid("dispatcher"), PASSWORD)
 
 
-def test_a_daemon_in_the_background_holds_it_no_more_than_one_in_the_foreground(tmp_path: Path) -> None:
-    """`start` has read the configuration before it detaches; what it leaves running has not."""
+def test_a_background_daemon_does_not_keep_the_password(tmp_path: Path) -> None:
+    """`start` reads the configuration before it detaches; the daemon it leaves must not inherit the text."""
     daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/{PASSWORD}", CONFIG)
     daemon.cli("start")
     try:
         assert (daemon.folder / "state").stat().st_mode & 0o777 == 0o750
         top = psutil.Process(int((daemon.folder / "run" / "workerd.pid").read_text()))
-        for title, pid in others(top).items():
-            assert not holds(pid, PASSWORD), title
+        for title, pid in processes_without_store(top).items():
+            assert not memory_contains(pid, PASSWORD), title
     finally:
         daemon.cli("stop")

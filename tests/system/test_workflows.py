@@ -1,4 +1,4 @@
-"""Workflows of any shape with the real daemon: what jobs hand on, fan out and in, and how runs end."""
+"""Workflows of every shape in a running daemon: inputs, fan-out and fan-in, and how requests end."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ steps = [
 
 
 class WorkflowHarness:
-    """A daemon of this module and its store."""
+    """A daemon shared by the module, and its store."""
 
     def __init__(self, folder: Path, url: str) -> None:
         store = open_store(StoreConfig(url=url))
@@ -83,7 +83,7 @@ class WorkflowHarness:
         self.daemon = Daemon(folder / "node", url, CONFIG)
 
     def run(self, workflow: str, params: object = None) -> dict[str, Any]:
-        """Ask for a run; its row at its end."""
+        """Submit a request and wait until it has ended; return its row."""
         request_id = self.requests.insert(workflow, params)
         eventually(lambda: self.requests.ended(request_id), within=20,
                    state=lambda: (self.requests.job_statuses(request_id), self.daemon.tail()))  # fmt: skip
@@ -108,11 +108,11 @@ def harness(
         assert_settled(harness.rows)
 
 
-# -- what jobs are given and hand on -----------------------------------------------------------
+# -- inputs and results of jobs ----------------------------------------------------------------
 
 
 def test_a_graph_runs_in_the_order_of_its_needs(harness: WorkflowHarness) -> None:
-    """A job sees its vars, the request's params and extras, and the payloads of what it needs."""
+    """A job sees its vars, the request's params and extras, and the payloads of the jobs it needs."""
     params = {
         "first": {"extras": {"found": 1, "by": "first"}},
         "left": {"extras": {"left": [1]}},
@@ -126,9 +126,9 @@ def test_a_graph_runs_in_the_order_of_its_needs(harness: WorkflowHarness) -> Non
     }  # fmt: skip
     for job, needs in {"left": ["first"], "right": ["first"], "last": ["left", "right"]}.items():
         assert all(jobs[job]["claimed_at"] >= jobs[need]["ingested_at"] for need in needs)
-    told = harness.requests.payload(row["id"], "last")
-    assert told.pop("request_id").replace("-", "") == row["id"].hex()
-    assert told == {
+    inputs = harness.requests.payload(row["id"], "last")
+    assert inputs.pop("request_id").replace("-", "") == row["id"].hex()
+    assert inputs == {
         "vars": {"role": "last", "n": 3},
         "params": params,
         "extras": {"found": 1, "by": "first", "left": [1]},
@@ -136,16 +136,16 @@ def test_a_graph_runs_in_the_order_of_its_needs(harness: WorkflowHarness) -> Non
     }
 
 
-def test_extras_of_two_jobs_of_one_step_both_win(harness: WorkflowHarness) -> None:
-    """They are merged key by key, whoever ends last."""
+def test_extras_of_jobs_of_one_step_are_merged(harness: WorkflowHarness) -> None:
+    """Key by key, whichever job ends last."""
     for n in range(4):
         params = {"left": {"extras": {"left": n}}, "right": {"extras": {"right": n}}}
         row = harness.run("graph", params)
         assert harness.requests.payload(row["id"], "last")["extras"] == {"left": n, "right": n}
 
 
-def test_what_needs_a_job_waits_for_what_that_spawned(harness: WorkflowHarness) -> None:
-    """Also for what the spawned jobs spawn; it sees the payloads of all."""
+def test_a_dependent_job_waits_for_spawned_jobs(harness: WorkflowHarness) -> None:
+    """Including jobs spawned by spawned jobs; it sees the payloads of all."""
     deeper = {"spawn": {"jobs": [{"handler": "act", "vars": {"action": {"return": "deep"}}}]}}
     jobs = [
         {"handler": "act", "vars": {"action": {"return": 1}}},
@@ -157,35 +157,35 @@ def test_what_needs_a_job_waits_for_what_that_spawned(harness: WorkflowHarness) 
     assert harness.requests.payload(row["id"], "in")["needs"] == {
         "out": "out", "out/0": 1, "out/two": 2, "out/three": None, "out/three/0": "deep",
     }  # fmt: skip
-    there = harness.requests.jobs(row["id"])
-    assert there["in"]["claimed_at"] >= max(j["ingested_at"] for n, j in there.items() if n != "in")
+    stored = harness.requests.jobs(row["id"])
+    assert stored["in"]["claimed_at"] >= max(j["ingested_at"] for n, j in stored.items() if n != "in")
 
 
 def test_a_spawned_job_that_fails_fails_the_request(harness: WorkflowHarness) -> None:
-    """What needs its parent does not begin."""
+    """Jobs that need its parent do not start."""
     jobs = [{"handler": "act", "vars": {"action": {"fail": "no"}}, "name": "x"}]
     row = harness.run("fan", {"out": {"spawn": {"jobs": jobs}}})
     assert (row["status"], row["error"]) == ("failed", '"out/x" failed: no')
     assert harness.requests.job_statuses(row["id"]) == {"out": "completed", "out/x": "failure"}
 
 
-def test_a_spawn_that_cannot_be_is_refused_by_the_worker(harness: WorkflowHarness) -> None:
-    """Outside of a request, and without a handler: the attempt fails, and says why."""
+def test_the_worker_refuses_an_invalid_spawn(harness: WorkflowHarness) -> None:
+    """Outside a request, or without a handler: the attempt fails with the reason."""
     alone = harness.rows.insert("act", {"action": {"spawn": {"jobs": [{"handler": "act"}]}}})
     eventually(lambda: harness.rows.ended(alone), within=20)
-    ended = harness.rows.last(alone)
-    assert (ended["status"], ended["reason"]) == ("failure", "failure")
-    assert "belongs to none" in ended["error"]
+    row = harness.rows.last(alone)
+    assert (row["status"], row["reason"]) == ("failure", "failure")
+    assert "belongs to none" in row["error"]
     row = harness.run("fan", {"out": {"spawn": {"jobs": [{"name": "x"}]}}})
     assert row["status"] == "failed"
     assert "expected tables" in harness.requests.jobs(row["id"])["out"]["error"]
 
 
-# -- quiet endings -----------------------------------------------------------------------------
+# -- ignored errors, skips and retries ---------------------------------------------------------
 
 
-def test_ignored_and_skipped_jobs_let_the_steps_go_on(harness: WorkflowHarness) -> None:
-    """An ignored error is a success, a skip is neither; the next step begins after both."""
+def test_the_next_step_starts_after_ignored_and_skipped_jobs(harness: WorkflowHarness) -> None:
+    """An ignored error counts as success, a skip as neither success nor failure."""
     row = harness.run("plain", {"act": {"ignored": None}})
     assert (row["status"], row["error"]) == ("completed", None)
     jobs = harness.requests.jobs(row["id"])
@@ -195,16 +195,16 @@ def test_ignored_and_skipped_jobs_let_the_steps_go_on(harness: WorkflowHarness) 
     }  # fmt: skip
 
 
-def test_an_error_of_a_plain_workflow_is_tried_again(harness: WorkflowHarness) -> None:
-    """By the handler's policy: three attempts, and then the request fails."""
+def test_an_error_in_a_plain_workflow_is_retried(harness: WorkflowHarness) -> None:
+    """By the handler's policy: after three attempts the request fails."""
     row = harness.run("plain", {"act": {"error": "no"}})
     assert row["status"] == "failed"
     job = harness.requests.jobs(row["id"])["act"]
     assert [a["reason"] for a in harness.rows.attempts(job["id"])] == ["error"] * 3
 
 
-def test_a_sequence_runs_to_its_end(harness: WorkflowHarness) -> None:
-    """A skipped job of a workflow with `cooler` is passed over."""
+def test_a_sequence_runs_past_a_skipped_job(harness: WorkflowHarness) -> None:
+    """In a workflow with `cooler`, a skipped job does not end the run."""
     row = harness.run("sequence")
     assert row["status"] == "completed"
     assert [j["reason"] for j in harness.requests.jobs(row["id"]).values()].count("skipped") == 1
@@ -213,15 +213,15 @@ def test_a_sequence_runs_to_its_end(harness: WorkflowHarness) -> None:
     )
 
 
-def test_an_ignored_error_ends_a_sequence_quietly(harness: WorkflowHarness) -> None:
-    """There the run ends `completed`, and no further step begins."""
+def test_an_ignored_error_completes_a_sequence_early(harness: WorkflowHarness) -> None:
+    """The request ends `completed` and no further step starts."""
     row = harness.run("sequence", {"act": {"ignored": None}})
     assert (row["status"], row["error"]) == ("completed", None)
     assert harness.requests.job_statuses(row["id"]) == {"act": "completed"}
 
 
 def test_the_first_error_ends_a_sequence(harness: WorkflowHarness) -> None:
-    """The handler's own table says three attempts, so it has them; what it does not say is one."""
+    """`max_attempts` of the handler applies; without it, jobs of a sequence have one attempt."""
     row = harness.run("sequence", {"act": {"error": "no"}})
     assert (row["status"], row["error"]) == ("failed", '"act" failed: ValueError: no')
     assert list(harness.requests.job_statuses(row["id"])) == ["act"]
