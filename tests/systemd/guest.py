@@ -1,4 +1,4 @@
-"""The test itself, run by systemd as root in the box; prints `ok` or `NOT ok` for each thing to see."""
+"""The checks, run by systemd as root inside the guest; prints `ok` or `NOT ok` for each."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ path = ["/srv/app"]
 max_attempts = 1
 max_crashes = 1
 [handlers.add]
-call = "shop:add"
+call = "guest_handlers:add"
 [handlers.slow]
-call = "shop:slow"
+call = "guest_handlers:slow"
 [handlers.secret]
-call = "shop:secret"
+call = "guest_handlers:read_credential"
 [handlers.broken]
-call = "shop:nothing_of_this_name"
+call = "guest_handlers:missing"
 [handlers.greedy]
-call = "shop:greedy"
+call = "guest_handlers:greedy"
 memory_max = "64MiB"
 [handlers.talk]
-call = "shop:talk"
-[handlers.crowd]
-call = "shop:crowd"
+call = "guest_handlers:print_and_log"
+[handlers.forks]
+call = "guest_handlers:fork_until_refused"
 pids_max = 20
 [handlers.light]
-call = "shop:spin"
+call = "guest_handlers:spin"
 cpu_weight = 20
 [handlers.heavy]
-call = "shop:spin"
+call = "guest_handlers:spin"
 cpu_weight = 200
 [handlers.hang]
-call = "shop:hang"
+call = "guest_handlers:hang"
 deadline = "1s"
 grace = "500ms"
 """
@@ -55,29 +55,29 @@ grace = "500ms"
 failures: list[str] = []
 
 
-def say(title: str) -> None:
+def section(title: str) -> None:
     print(f"\n-- {title}", flush=True)
 
 
-def check(what: str, seen: object) -> None:
-    """Print whether it was seen."""
-    print(f"{'ok' if seen else 'NOT ok'}: {what}", flush=True)
-    if not seen:
-        failures.append(what)
+def check(expectation: str, passed: object) -> None:
+    """Print whether the expectation holds and collect failures."""
+    print(f"{'ok' if passed else 'NOT ok'}: {expectation}", flush=True)
+    if not passed:
+        failures.append(expectation)
 
 
 def run(*argv: str, limit: float = 120) -> subprocess.CompletedProcess[str]:
-    """A command in the box; its output as text."""
+    """Run a command in the guest; its output is text."""
     return subprocess.run(argv, capture_output=True, text=True, timeout=limit, check=False)
 
 
 def workerd(*argv: str) -> subprocess.CompletedProcess[str]:
-    """The command line as the service's own user."""
+    """Run workerd as the service's user."""
     return run("runuser", "-u", "workerd", "--", "/usr/bin/workerd", *argv)
 
 
 def job(handler: str, *args: str) -> str:
-    """Enqueue one; its id."""
+    """Enqueue a job; return its id."""
     made = workerd("enqueue", handler, *args)
     if made.returncode:
         print(made.stderr)
@@ -90,7 +90,7 @@ def shown(job_id: str) -> dict[str, object]:
 
 
 def ended(job_id: str) -> dict[str, object]:
-    """The job once it has ended."""
+    """Wait until the job has ended; return its document."""
     wait(lambda: shown(job_id).get("complete"), 60)
     return shown(job_id)
 
@@ -100,25 +100,25 @@ def prop(name: str) -> str:
 
 
 def group() -> Path:
-    """The service's control group of version 2."""
+    """Return the service's cgroup v2 folder."""
     below = "system.slice/workerd.service"
     both = (Path("/sys/fs/cgroup", below), Path("/sys/fs/cgroup/unified", below))
     return next((path for path in both if (path / "cgroup.procs").exists()), both[0])
 
 
 def logged(job_id: str) -> list[dict[str, object]]:
-    """What the journal has of a job."""
+    """Return the journal entries of a job."""
     text = run("journalctl", "--no-pager", "-o", "json", f"JOB_ID={job_id}").stdout
     return [json.loads(line) for line in text.splitlines()]
 
 
-def held_back() -> list[str]:
+def quarantined_pools() -> list[str]:
     pools = json.loads(workerd("status", "--json").stdout or "{}").get("pools", {})
     return [name for name, pool in pools.items() if pool["quarantined"]]
 
 
 def wait(fact: Callable[[], object], limit: float) -> bool:
-    """Whether the fact came within so many seconds."""
+    """Whether the fact became true within `limit` seconds."""
     try:
         return bool(eventually(fact, within=limit, every=0.1))
     except AssertionError:
@@ -126,41 +126,46 @@ def wait(fact: Callable[[], object], limit: float) -> bool:
 
 
 def package() -> None:
-    say("the package")
+    section("package")
     made = run("dpkg", "-i", "/share/workerd.deb")
     check("dpkg installs it", made.returncode == 0)
     if made.returncode:
         print(made.stdout, made.stderr)
-    check("the user is there", run("id", "workerd").returncode == 0)
+    check("the user exists", run("id", "workerd").returncode == 0)
     Path("/srv/app").mkdir(parents=True)
-    shutil.copy("/share/shop.py", "/srv/app/shop.py")
+    shutil.copy("/share/guest_handlers.py", "/srv/app/guest_handlers.py")
     Path("/etc/workerd/conf.d/test.toml").write_text(CONFIG)
     Path("/etc/workerd/store-password").write_text("hunter2\n")
     Path("/etc/workerd/store-password").chmod(0o600)
     verify = run("systemd-analyze", "verify", "workerd.service")
     complaints = [line for line in verify.stderr.splitlines() if "workerd" in line]
-    check(f"systemd-analyze verify has no word on it {complaints}", not complaints)
+    check(f"systemd-analyze verify reports nothing: {complaints}", not complaints)
     security = run("systemd-analyze", "security", "--no-pager", "workerd.service").stdout
     score = re.search(r"exposure level for workerd.service: ([0-9.]+)", security)
-    check(f"systemd-analyze security says {score and score[1]}", score and float(score[1]) <= 2.0)
+    check(
+        f"systemd-analyze security exposure is at most 2.0: {score and score[1]}",
+        score and float(score[1]) <= 2.0,
+    )
     checked = workerd("check")
-    check("workerd check names the handler that does not load, exit status 1", checked.returncode == 1)
+    check("workerd check exits with 1 for a handler that does not load", checked.returncode == 1)
     print(checked.stdout + checked.stderr)
 
 
 def start() -> None:
-    say("start")
-    began = time.monotonic()
+    section("start")
+    started = time.monotonic()
     check("systemctl start", run("systemctl", "enable", "--now", "workerd").returncode == 0)
-    check(f"READY after {time.monotonic() - began:.1f} s", prop("ActiveState") == "active")
+    check(f"READY after {time.monotonic() - started:.1f} s", prop("ActiveState") == "active")
     print(run("systemctl", "status", "--no-pager", "--lines=0", "workerd").stdout)
     made = workerd("enqueue", "add", "a=40", "b=2", "--wait", "60s")
     check(f"a job runs: 40 + 2 = {made.stdout.strip()} {made.stderr.strip()}", made.stdout.strip() == "42")
     done = ended(job("secret"))
-    check("the password arrives by LoadCredential=", done.get("payload") == "hunter2")
-    check("and is in no log", "hunter2" not in run("journalctl", "-u", "workerd").stdout)
-    check("the broken handler's pool is held back alone", wait(lambda: held_back() == ["broken"], 60))
-    check(f"STATUS: {prop('StatusText')}", prop("StatusText"))
+    check("the password arrives through LoadCredential=", done.get("payload") == "hunter2")
+    check("the password is not in the log", "hunter2" not in run("journalctl", "-u", "workerd").stdout)
+    check(
+        "only the broken handler's pool is quarantined", wait(lambda: quarantined_pools() == ["broken"], 60)
+    )
+    check(f"STATUS is set: {prop('StatusText')}", prop("StatusText"))
 
 
 def words(lines: list[str]) -> set[str]:
@@ -168,23 +173,26 @@ def words(lines: list[str]) -> set[str]:
 
 
 def journal() -> None:
-    say("logs")
+    section("logs")
     job_id = job("add", "a=1")
     ended(job_id)
     found = logged(job_id)
     check("journalctl JOB_ID=… finds the failed job", found)
     fields = [(line.get("HANDLER"), line.get("ATTEMPT")) for line in found]
-    check(f"with handler and attempt: {fields}", ("add", "1") in fields)
+    check(f"its entries have handler and attempt: {fields}", ("add", "1") in fields)
     job_id = job("talk")
     ended(job_id)
-    said = [str(line.get("MESSAGE")) for line in logged(job_id)]
-    check(f"and what a handler printed and logged: {said}", {"printed", "logged"} <= words(said))
+    messages = [str(line.get("MESSAGE")) for line in logged(job_id)]
+    check(
+        f"the journal has what a handler printed and logged: {messages}",
+        {"printed", "logged"} <= words(messages),
+    )
 
 
 def reload() -> None:
-    say("reload")
+    section("reload")
     extra = Path("/etc/workerd/conf.d/more.toml")
-    extra.write_text('[handlers.multiply]\ncall = "shop:multiply"\n')
+    extra.write_text('[handlers.multiply]\ncall = "guest_handlers:multiply"\n')
     pid = prop("MainPID")
     done = run("systemctl", "reload", "workerd")
     check(f"systemctl reload {done.stderr.strip()}", done.returncode == 0)
@@ -192,67 +200,69 @@ def reload() -> None:
     check(f"a new handler runs: 6 × 7 = {made.stdout.strip()}", made.stdout.strip() == "42")
     failed = job("multiply", "a=1")
     ended(failed)
-    check("its log lines are found by JOB_ID too", logged(failed))
-    extra.write_text('[handlers.multiply]\ncall = "shop:multiply"\nworkers = "many"\n')
+    check("its log lines are found by JOB_ID", logged(failed))
+    extra.write_text('[handlers.multiply]\ncall = "guest_handlers:multiply"\nworkers = "many"\n')
     refused = run("systemctl", "reload", "workerd")
-    check("a wrong configuration makes the reload fail", refused.returncode != 0)
-    check("and the old one runs on", prop("ActiveState") == "active" and prop("MainPID") == pid)
+    check("reload fails with an invalid configuration", refused.returncode != 0)
+    check("the old configuration stays active", prop("ActiveState") == "active" and prop("MainPID") == pid)
     own = group() / "pool.multiply"
-    there = own.exists()
+    existed = own.exists()
     extra.unlink()
     run("systemctl", "reload", "workerd")
-    check("a pool that is dropped leaves no control group", wait(lambda: not own.exists(), 30) and there)
+    check("the control group of a dropped pool is removed", wait(lambda: not own.exists(), 30) and existed)
 
 
 def deadline() -> None:
-    say("deadline")
+    section("deadline")
     done = ended(job("hang"))
     check(f"a hanging job ends: {done.get('reason')}", done.get("reason") == "deadline")
     check(
-        "with the session that it left behind",
+        "the session it left behind is killed",
         wait(lambda: run("pgrep", "-f", "sleep 4242").returncode == 1, 10),
     )
 
 
 def memory() -> None:
-    say("memory")
+    section("memory")
     controllers = Path("/sys/fs/cgroup/cgroup.controllers")
     if not controllers.exists() or "memory" not in controllers.read_text().split():
-        print("no memory controller of version 2 here: not shown")
+        print("skipped: no cgroup v2 memory controller")
         return
-    check("a group for each pool", (group() / "pool.add" / "manager").is_dir())
+    check("each pool has a control group", (group() / "pool.add" / "manager").is_dir())
     print(run("systemd-cgls", "--no-pager", "-u", "workerd.service").stdout)
     restarts, pid = prop("NRestarts"), prop("MainPID")
     greedy = job("greedy")
     made = workerd("enqueue", "add", "a=1", "b=1", "--wait", "60s")
     done = ended(greedy)
     check(f"the greedy job ends: {done.get('reason')}, {done.get('error')}", done.get("reason") == "oom")
-    check("another pool works on meanwhile", made.stdout.strip() == "2")
-    check("the service is the same", (restarts, pid) == (prop("NRestarts"), prop("MainPID")))
+    check("another pool works meanwhile", made.stdout.strip() == "2")
+    check("the service was not restarted", (restarts, pid) == (prop("NRestarts"), prop("MainPID")))
 
 
 def shares() -> None:
-    say("processor and processes")
+    section("CPU weight and pids limit")
     have = (group() / "cgroup.controllers").read_text().split()
     print("controllers:", *have)
     if "pids" in have:
-        limit = (group() / "pool.crowd" / "pids.max").read_text().strip()
+        limit = (group() / "pool.forks" / "pids.max").read_text().strip()
         check(f"pids_max = 20 is in the pool's pids.max: {limit}", limit == "20")
-        made = workerd("enqueue", "crowd", "--wait", "60s").stdout.strip()
-        check(f"and stops a job at {made} processes of its own", made.isdigit() and 10 < int(made) < 20)
+        made = workerd("enqueue", "forks", "--wait", "60s").stdout.strip()
+        check(f"a job can fork only {made} processes", made.isdigit() and 10 < int(made) < 20)
     if "cpu" in have:
         weights = [
             (group() / f"pool.{name}" / "cpu.weight").read_text().strip() for name in ("light", "heavy")
         ]
         check(f"cpu_weight of 20 and 200 is in the pools' cpu.weight: {weights}", weights == ["20", "200"])
-        begin = f"begin={time.time() + 10}"
-        both = [job(name, begin, "seconds=8") for name in ("light", "heavy")]
+        start_at = f"start_at={time.time() + 10}"
+        both = [job(name, start_at, "seconds=8") for name in ("light", "heavy")]
         light, heavy = (float(str(ended(job_id).get("payload"))) for job_id in both)
-        check(f"of a busy processor they get {light:.2f} and {heavy:.2f} s", heavy > 2 * light)
+        check(
+            f"the heavy pool gets over twice the CPU time: {light:.2f} s and {heavy:.2f} s", heavy > 2 * light
+        )
 
 
 def watchdog() -> None:
-    say("watchdog")
+    section("watchdog")
     drop_in = Path("/etc/systemd/system/workerd.service.d/watchdog.conf")
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text("[Service]\nWatchdogSec=4\n")
@@ -260,38 +270,36 @@ def watchdog() -> None:
     run("systemctl", "restart", "workerd")
     pid = int(prop("MainPID"))
     os.kill(pid, signal.SIGSTOP)
-    began = time.monotonic()
-    came_back = wait(lambda: prop("NRestarts") == "1" and prop("ActiveState") == "active", 90)
-    check(
-        f"a wedged supervisor is killed and started again after {time.monotonic() - began:.1f} s", came_back
-    )
-    check("as another process", int(prop("MainPID")) != pid)
+    started = time.monotonic()
+    restarted = wait(lambda: prop("NRestarts") == "1" and prop("ActiveState") == "active", 90)
+    check(f"a stuck supervisor is killed and restarted after {time.monotonic() - started:.1f} s", restarted)
+    check("the new supervisor has another pid", int(prop("MainPID")) != pid)
     made = workerd("enqueue", "add", "a=1", "b=2", "--wait", "60s")
-    check("that runs jobs", made.stdout.strip() == "3")
+    check("the restarted service runs jobs", made.stdout.strip() == "3")
 
 
 def stop() -> None:
-    say("stop")
+    section("stop")
     job_id = job("slow", "seconds=3")
     wait(lambda: shown(job_id).get("status") == "inprogress", 30)
-    began = time.monotonic()
+    started = time.monotonic()
     check("systemctl stop", run("systemctl", "stop", "workerd").returncode == 0)
-    took = time.monotonic() - began
-    check(f"drains in {took:.1f} s", 1 < took < 20)
-    check(f"with success: {prop('Result')}", prop("Result") == "success")
+    took = time.monotonic() - started
+    check(f"it drains in {took:.1f} s", 1 < took < 20)
+    check(f"the result is success: {prop('Result')}", prop("Result") == "success")
     done = shown(job_id)
-    check(f"the running job ended: {done.get('status')}", done.get("status") == "completed")
+    check(f"the running job completed: {done.get('status')}", done.get("status") == "completed")
     check("no process is left", run("pgrep", "-u", "workerd").returncode == 1)
 
 
 def removal() -> None:
-    say("removal")
+    section("removal")
     with Path("/etc/workerd/workerd.toml").open("a") as file:
-        file.write("# mine\n")
+        file.write("# local change\n")
     check("dpkg removes it", run("dpkg", "-r", "workerd").returncode == 0)
-    check("unit and program are gone", not Path("/usr/lib/systemd/system/workerd.service").exists())
-    check("the configuration stays", "# mine" in Path("/etc/workerd/workerd.toml").read_text())
-    check("and what is stored", Path("/var/lib/workerd/workerd.db").exists())
+    check("the unit file is removed", not Path("/usr/lib/systemd/system/workerd.service").exists())
+    check("the configuration stays", "# local change" in Path("/etc/workerd/workerd.toml").read_text())
+    check("the stored jobs stay", Path("/var/lib/workerd/workerd.db").exists())
 
 
 def main() -> int:
@@ -300,7 +308,7 @@ def main() -> int:
         try:
             part()
         except Exception as error:
-            check(f"{part.__name__}: {type(error).__name__}: {error}", seen=False)
+            check(f"{part.__name__}: {type(error).__name__}: {error}", passed=False)
     if failures:
         print(run("journalctl", "--no-pager", "-u", "workerd", "-n", "80").stdout)
     print(f"\n{len(failures)} failures", flush=True)

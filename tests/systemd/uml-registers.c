@@ -1,6 +1,6 @@
-/* For user-mode Linux 6.1 on CPUs with AMX: it keeps fewer extended registers than the CPU has, and
- * ptrace refuses to set so few. What is missing is filled with what the CPU has now, with the tile
- * registers, which nothing in the box uses, marked as unused. Loaded with LD_PRELOAD.
+/* LD_PRELOAD shim for user-mode Linux 6.1 on CPUs with AMX: it saves fewer extended registers than the
+ * CPU has, and ptrace refuses to set a shorter register set. The missing registers are filled with their
+ * current contents; the tile registers, unused in the guest, are marked as not in use.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 #define XSTATE 0x202         /* NT_X86_XSTATE */
-#define PRESENT 512          /* offset of the bits that say which registers are in use */
+#define PRESENT 512          /* offset of the bit mask of registers in use */
 #define TILES (3ull << 17)
 
 static char whole[65536] __attribute__((aligned(64)));

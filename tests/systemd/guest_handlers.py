@@ -1,4 +1,4 @@
-"""The handlers that run in the box."""
+"""Handlers of the daemon in the guest, which has no copy of the other tests."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def slow(seconds: float) -> str:
 
 
 def greedy() -> int:
-    """Takes memory until it is stopped."""
+    """Allocate memory until killed."""
     taken = []
     while True:
         taken.append(os.urandom(1 << 20))
 
 
-def talk() -> None:
-    """Says something in both ways."""
+def print_and_log() -> None:
+    """Print a line and log one."""
     print("printed")
-    logging.getLogger("shop").warning("logged")
+    logging.getLogger("guest").warning("logged")
 
 
-def crowd() -> int:
-    """How many processes it can have beside its own."""
+def fork_until_refused() -> int:
+    """Fork until the kernel refuses; return the number of children."""
     pids: list[int] = []
     try:
         while len(pids) < 200:
@@ -54,10 +54,10 @@ def crowd() -> int:
     return len(pids)
 
 
-def spin(begin: float, seconds: float) -> float:
-    """Seconds of processor time that it gets when it takes what it can; all on one processor."""
+def spin(start_at: float, seconds: float) -> float:
+    """Use all CPU time available on CPU 0 from `start_at` for `seconds`; return the seconds obtained."""
     os.sched_setaffinity(0, {0})
-    threading.Event().wait(max(0.0, begin - time.time()))
+    threading.Event().wait(max(0.0, start_at - time.time()))
     used, end = time.process_time(), time.monotonic() + seconds
     while time.monotonic() < end:
         pass
@@ -65,14 +65,14 @@ def spin(begin: float, seconds: float) -> float:
 
 
 def hang() -> None:
-    """Leaves a process in a session of its own behind and never ends."""
+    """Start a process in its own session and never return."""
     if os.fork() == 0:
         os.setsid()
         os.execvp("sleep", ["sleep", "4242"])
     signal.pause()
 
 
-def secret() -> str:
-    """What the service manager handed over as the store's password."""
+def read_credential() -> str:
+    """Return the store's password as passed by the service manager."""
     with open("/run/credentials/workerd.service/store-password") as file:
         return file.read().strip()
