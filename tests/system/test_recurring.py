@@ -245,9 +245,9 @@ def test_a_recurring_workflow_is_submitted_manually(start_daemon: StartDaemon, s
     for n in (2, 3):
         requests.insert("tidy", {"n": n})
     eventually(lambda: waiting_after(rows, "tidy", 4), within=10, state=daemon.tail)
-    requests = rows.sql("SELECT * FROM workerd_requests ORDER BY completed_at")
-    assert [json.loads(row["params"]) for row in requests] == [{}, {"n": 1}, {"n": 2}, {"n": 3}]
-    assert {row["status"] for row in requests} == {"completed"}
+    stored = rows.sql("SELECT * FROM workerd_requests ORDER BY completed_at")
+    assert [json.loads(row["params"]) for row in stored] == [{}, {"n": 1}, {"n": 2}, {"n": 3}]
+    assert {row["status"] for row in stored} == {"completed"}
     parts = rows.sql("SELECT * FROM workerd_jobs WHERE request_id IS NOT NULL ORDER BY started_at")
     assert [part["name"] for part in parts] == ["partial", "wrapped"] * 4
     assert_due_after(rows, "tidy", 3600)
