@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -43,6 +44,18 @@ def own_server() -> Iterator[servers.DatabaseServer]:
     try:
         yield server.start()
     finally:
+        server.remove()
+
+
+@pytest.fixture
+def durable_server() -> Iterator[servers.DatabaseServer]:
+    """A private server whose commits survive its kill."""
+    server = servers.DatabaseServer(servers.DURABLE)
+    try:
+        yield server.start()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            server.thaw()
         server.remove()
 
 

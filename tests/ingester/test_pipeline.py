@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from tests.ingester.test_ingester import MakeWorld, counted, ends
-from tests.support.ingesting import World, die
-from tests.support.servers import DURABLE, DatabaseServer
+from tests.ingester.test_ingester import MakeHarness, counted, ends
+from tests.support.ingesting import IngesterHarness, kill_self
+from tests.support.servers import DatabaseServer
 from workerd.errors import CommitUnknown, StoreAway
 from workerd.ingester import pending, spool
 from workerd.ingester.spool import LOG_BYTES
@@ -26,37 +26,9 @@ from workerd.store.mysql import MySQLSession
 
 
 @pytest.fixture
-def make(tmp_path: Path, opened: Callable[..., Store]) -> Iterator[MakeWorld]:
-    """Makes nodes whose store is migrated, with an ingester that is not started yet."""
-    worlds: list[World] = []
-
-    def making(url: str, *, migrated: bool = True, **ingester: Any) -> World:
-        if migrated:
-            store = opened(url)
-            store.migrate()
-            store.close()
-        worlds.append(World(tmp_path, url, **ingester))
-        return worlds[-1]
-
-    yield making
-    for world in worlds:
-        world.close()
-
-
-@pytest.fixture
-def own_server() -> Iterator[DatabaseServer]:
-    """A server that this test may kill, and that keeps what it committed."""
-    server = DatabaseServer(DURABLE)
-    try:
-        yield server.start()
-    finally:
-        server.remove()
-
-
-@pytest.fixture
-def url(own_server: DatabaseServer) -> str:
-    """A store on a server that the test may kill."""
-    return own_server.url(own_server.new_database())
+def durable_url(durable_server: DatabaseServer) -> str:
+    """A database on `durable_server`."""
+    return durable_server.url(durable_server.new_database())
 
 
 def once(flag: Path, what: Callable[[], None]) -> Callable[[], None]:
@@ -76,12 +48,12 @@ def once(flag: Path, what: Callable[[], None]) -> Callable[[], None]:
 
 
 def test_killed_between_commit_and_acknowledgement_it_records_once(
-    make: MakeWorld, store_url: str, tmp_path: Path
+    make_harness: MakeHarness, store_url: str, tmp_path: Path
 ) -> None:
     """The pool sends again, the guards make it void, and no retry is inserted twice."""
-    world = make(store_url)
+    harness = make_harness(store_url)
     real = pending.PendingOutcomes.acknowledge
-    kill = once(tmp_path / "flag", die)
+    kill = once(tmp_path / "flag", kill_self)
 
     def acknowledge(self: pending.PendingOutcomes, count: int) -> None:
         if count:
@@ -92,29 +64,29 @@ def test_killed_between_commit_and_acknowledgement_it_records_once(
         vars(pending.PendingOutcomes)  # patched in the child only
         pending.PendingOutcomes.acknowledge = acknowledge  # type: ignore[method-assign]
 
-    made = world.claimed(40)
-    retried = world.claimed(
+    made = harness.insert_claimed(40)
+    retried = harness.insert_claimed(
         10, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
         next=NextAttempt(delay_us=60_000_000, failures=1, crashes=0, losses=0),
     )  # fmt: skip
-    world.start(sabotage)
-    pool = world.pool().connect()
+    harness.start(sabotage)
+    pool = harness.pool().connect()
     pool.send(*made, *retried)
-    assert world.reaped() == -signal.SIGKILL
+    assert harness.wait_for_exit() == -signal.SIGKILL
     assert pool.durable == 0
-    assert ends(world.rows)["completed", "ok"] == 40
-    world.until(lambda: pool.broken)
-    world.start(sabotage)
+    assert ends(harness.rows)["completed", "ok"] == 40
+    harness.until(lambda: pool.disconnects)
+    harness.start(sabotage)
     pool.connect()
-    world.until(lambda: pool.all_durable)
-    assert ends(world.rows) == {("completed", "ok"): 40, ("retry", "error"): 10, ("scheduled", None): 10}
+    harness.until(lambda: pool.all_durable)
+    assert ends(harness.rows) == {("completed", "ok"): 40, ("retry", "error"): 10, ("scheduled", None): 10}
 
 
 def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
-    make: MakeWorld, store_url: str, tmp_path: Path
+    make_harness: MakeHarness, store_url: str, tmp_path: Path
 ) -> None:
     """Whether it had taken effect or not: every attempt is recorded and counted exactly once."""
-    world = make(store_url)
+    harness = make_harness(store_url)
 
     for number, takes_effect in enumerate((True, False)):
         lose = [False]
@@ -141,36 +113,36 @@ def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
             BaseStore._commit = commit  # type: ignore[method-assign]
             pending.PendingOutcomes.add = add  # type: ignore[method-assign]
 
-        world.start(sabotage)
-        pool = world.pool(f"pool{number}").connect()
-        world.until(lambda: world.info["mode"] == "live")
-        made = world.claimed(20)
-        retried = world.claimed(
+        harness.start(sabotage)
+        pool = harness.pool(f"pool{number}").connect()
+        harness.until(lambda: harness.info["mode"] == "live")
+        made = harness.insert_claimed(20)
+        retried = harness.insert_claimed(
             5, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
             next=NextAttempt(delay_us=60_000_000, failures=1, crashes=0, losses=0),
         )  # fmt: skip
         pool.send(*made, *retried)
-        world.until(lambda pool=pool: pool.all_durable)
-        world.until(lambda: world.info["mode"] == "live" and world.info["spool"]["bytes"] == 0)
+        harness.until(lambda pool=pool: pool.all_durable)
+        harness.until(lambda: harness.info["mode"] == "live" and harness.info["spool"]["bytes"] == 0)
         assert (tmp_path / f"lost{number}").exists()
         times = number + 1
-        assert ends(world.rows) == {
+        assert ends(harness.rows) == {
             ("completed", "ok"): 20 * times,
             ("retry", "error"): 5 * times,
             ("scheduled", None): 5 * times,
         }
-        assert world.stop() == 0
-        assert counted(world)["workerd_attempts_total echo ok true"] == 20 * times
-        assert counted(world)["workerd_attempts_total echo error false"] == 5 * times
+        assert harness.stop() == 0
+        assert counted(harness)["workerd_attempts_total echo ok true"] == 20 * times
+        assert counted(harness)["workerd_attempts_total echo error false"] == 5 * times
 
 
 def test_what_a_former_incarnation_spooled_is_replayed_in_its_name(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """Killed while it spooled, even in the middle of a write: the next start brings everything home."""
-    world = make(url)
-    made = world.claimed(60)
-    own_server.kill9()
+    harness = make_harness(durable_url)
+    made = harness.insert_claimed(60)
+    durable_server.kill9()
 
     def sabotage() -> None:
         real = spool.Spool.append
@@ -180,140 +152,142 @@ def test_what_a_former_incarnation_spooled_is_replayed_in_its_name(
             if self.rows >= 30:
                 self._files[-1]._db.execute("BEGIN")
                 self._files[-1]._db.execute("INSERT INTO outcomes VALUES (1000, 0, 'unfinished')")
-                die()
+                kill_self()
             return taken
 
         spool.Spool.append = append  # type: ignore[method-assign]
 
-    world.start(sabotage)
-    pool = world.pool().connect()
+    harness.start(sabotage)
+    pool = harness.pool().connect()
     pool.send(*made[:20])
-    world.until(lambda: pool.all_durable)
+    harness.until(lambda: pool.all_durable)
     pool.send(*made[20:])
-    world.reaped()
+    harness.wait_for_exit()
     assert pool.durable == 20
-    own_server.start()
-    world.incarnation = new_id()
-    world.start()
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 60})
-    world.until(lambda: world.info["spool"]["bytes"] == 0)
-    assert list(world.paths.spool.iterdir()) == []
+    durable_server.start()
+    harness.incarnation = new_id()
+    harness.start()
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 60})
+    harness.until(lambda: harness.info["spool"]["bytes"] == 0)
+    assert list(harness.paths.spool.iterdir()) == []
 
 
 # -- the store is unavailable
 
 
 def test_during_an_outage_outcomes_go_to_the_spool_and_are_replayed_in_order(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """Acknowledged at once, recorded when the store is back, then live again by itself."""
-    world = make(url).start()
-    pool = world.pool().connect()
-    made = world.claimed(3000)
+    harness = make_harness(durable_url).start()
+    pool = harness.pool().connect()
+    made = harness.insert_claimed(3000)
     pool.send(*made[:100])
-    world.until(lambda: pool.all_durable)
-    own_server.kill9()
+    harness.until(lambda: pool.all_durable)
+    durable_server.kill9()
     pool.send(*made[100:2000])
-    world.until(lambda: pool.all_durable)
-    info = world.info
+    harness.until(lambda: pool.all_durable)
+    info = harness.info
     assert info["mode"] == "away"
     assert info["spool"]["rows"] == 1900
     assert info["spool"]["bytes"] > 1900 * 50
     assert info["spool"]["since"] is not None
-    assert world.state == "waiting"
-    assert "unavailable" in world.beats[-1].trouble
-    world.until(lambda: counted(world).get("workerd_spool_bytes", 0) > 0)
-    own_server.start()
+    assert harness.state == "waiting"
+    assert "unavailable" in harness.beats[-1].trouble
+    harness.until(lambda: counted(harness).get("workerd_spool_bytes", 0) > 0)
+    durable_server.start()
     pool.send(*made[2000:])
-    world.until(lambda: pool.all_durable)
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 3000})
-    world.until(lambda: world.info["mode"] == "live")
-    assert world.state == "up"
-    world.until(lambda: counted(world)["workerd_attempts_total echo ok true"] == 3000)
-    world.until(lambda: counted(world)["workerd_spool_bytes"] == 0)
-    assert any(name.startswith("workerd_store_errors_total") for name in counted(world))
+    harness.until(lambda: pool.all_durable)
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 3000})
+    harness.until(lambda: harness.info["mode"] == "live")
+    assert harness.state == "up"
+    harness.until(lambda: counted(harness)["workerd_attempts_total echo ok true"] == 3000)
+    harness.until(lambda: counted(harness)["workerd_spool_bytes"] == 0)
+    assert any(name.startswith("workerd_store_errors_total") for name in counted(harness))
 
 
-def test_it_starts_without_the_store(make: MakeWorld, own_server: DatabaseServer, url: str) -> None:
+def test_it_starts_without_the_store(
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
+) -> None:
     """And tells the pools what the store takes once it knows."""
-    world = make(url, max_payload=64 << 20)
-    made = world.claimed(10)
-    own_server.kill9()
-    world.start()
-    pool = world.pool().connect()
+    harness = make_harness(durable_url, max_payload=64 << 20)
+    made = harness.insert_claimed(10)
+    durable_server.kill9()
+    harness.start()
+    pool = harness.pool().connect()
     pool.send(*made)
-    world.until(lambda: pool.all_durable)
-    own_server.start()
-    world.until(lambda: pool.limit == (8 << 20) - (64 << 10))
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 10})
+    harness.until(lambda: pool.all_durable)
+    durable_server.start()
+    harness.until(lambda: pool.limit == (8 << 20) - (64 << 10))
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 10})
 
 
 def test_a_store_without_its_tables_is_waited_for(
-    make: MakeWorld, mysql_url: str, opened: Callable[..., Store]
+    make_harness: MakeHarness, mysql_url: str, opened: Callable[..., Store]
 ) -> None:
     """Nothing is written to a wrong version; once it is migrated, work goes on by itself."""
-    world = make(mysql_url, migrated=False).start()
-    pool = world.pool().connect()
-    world.until(lambda: world.state == "waiting")
-    assert "migrate" in world.beats[-1].trouble
+    harness = make_harness(mysql_url, migrated=False).start()
+    pool = harness.pool().connect()
+    harness.until(lambda: harness.state == "waiting")
+    assert "migrate" in harness.beats[-1].trouble
     opened(mysql_url).migrate()
-    pool.send(*world.claimed(5))
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 5})
+    pool.send(*harness.insert_claimed(5))
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 5})
 
 
 def test_a_server_that_hangs_counts_as_unavailable(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """A frozen server costs one time limit, shorter than the watchdog's."""
-    world = make(url).start(watchdog=2.0)
-    pool = world.pool().connect()
-    made = world.claimed(50)
+    harness = make_harness(durable_url).start(watchdog=2.0)
+    pool = harness.pool().connect()
+    made = harness.insert_claimed(50)
     pool.send(*made[:10])
-    world.until(lambda: pool.all_durable)
-    own_server.freeze()
+    harness.until(lambda: pool.all_durable)
+    durable_server.freeze()
     try:
         pool.send(*made[10:])
-        world.until(lambda: pool.all_durable)
-        assert ends_when_thawed(own_server, world, 10)
+        harness.until(lambda: pool.all_durable)
+        assert ends_when_thawed(durable_server, harness, 10)
     finally:
-        own_server.thaw()
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 50})
-    world.until(lambda: world.info["mode"] == "live")
+        durable_server.thaw()
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 50})
+    harness.until(lambda: harness.info["mode"] == "live")
 
 
-def ends_when_thawed(server: DatabaseServer, world: World, least: int) -> bool:
+def ends_when_thawed(server: DatabaseServer, harness: IngesterHarness, least: int) -> bool:
     """Whether the ingester says that it waits for the frozen server."""
-    world.until(lambda: world.state == "waiting")
-    return world.info["spool"]["rows"] >= least
+    harness.until(lambda: harness.state == "waiting")
+    return harness.info["spool"]["rows"] >= least
 
 
 def test_a_read_only_server_counts_as_unavailable_and_is_logged_once(
-    make: MakeWorld, own_server: DatabaseServer, capfd: pytest.CaptureFixture[str]
+    make_harness: MakeHarness, durable_server: DatabaseServer, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """It answers every look, but takes nothing: no flood in the log, no outcome refused."""
-    name = own_server.new_database()
-    own_server.sql(f"GRANT ALL ON {name}.* TO plain@'%' IDENTIFIED BY 'secret'")  # may not write now
-    url = f"mysql://plain:secret@127.0.0.1:{own_server.port}/{name}?unix_socket={own_server.socket}"
-    world = make(url).start()
-    pool = world.pool().connect()
-    made = world.claimed(20)
-    world.until(lambda: world.info["mode"] == "live")
-    own_server.sql("SET GLOBAL read_only = 1")
+    name = durable_server.new_database()
+    durable_server.sql(f"GRANT ALL ON {name}.* TO plain@'%' IDENTIFIED BY 'secret'")  # may not write now
+    url = f"mysql://plain:secret@127.0.0.1:{durable_server.port}/{name}?unix_socket={durable_server.socket}"
+    harness = make_harness(url).start()
+    pool = harness.pool().connect()
+    made = harness.insert_claimed(20)
+    harness.until(lambda: harness.info["mode"] == "live")
+    durable_server.sql("SET GLOBAL read_only = 1")
     pool.send(*made)
-    world.until(lambda: pool.all_durable)
-    world.until(lambda: counted(world).get("workerd_store_errors_total 1290", 0) >= 4)
-    own_server.sql("SET GLOBAL read_only = 0")
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 20})
-    world.until(lambda: world.info["mode"] == "live")
+    harness.until(lambda: pool.all_durable)
+    harness.until(lambda: counted(harness).get("workerd_store_errors_total 1290", 0) >= 4)
+    durable_server.sql("SET GLOBAL read_only = 0")
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 20})
+    harness.until(lambda: harness.info["mode"] == "live")
     assert capfd.readouterr().err.count("store.unavailable") == 1
-    assert world.info["refused"] == 0
+    assert harness.info["refused"] == 0
 
 
 def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
-    make: MakeWorld, mysql_url: str
+    make_harness: MakeHarness, mysql_url: str
 ) -> None:
     """A proxy may take less than the server says: no outcome is sent for ever, all others are recorded."""
-    world = make(mysql_url)
+    harness = make_harness(mysql_url)
 
     def sabotage() -> None:
         real: Any = MySQLSession._run
@@ -326,119 +300,121 @@ def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
 
         MySQLSession._run = run  # type: ignore[method-assign]
 
-    world.start(sabotage)
-    pool = world.pool().connect()
-    made = world.claimed(9)
+    harness.start(sabotage)
+    pool = harness.pool().connect()
+    made = harness.insert_claimed(9)
     made[4] = msgspec.structs.replace(made[4], payload=b"x" * (1 << 20), payload_type="bytes")
     pool.send(*made)
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 8, ("failure", "refused"): 1}, within=60)
-    assert "connection breaks" in world.rows.last(made[4].id)["error"]
-    world.until(lambda: world.info["mode"] == "live")
+    harness.until(
+        lambda: ends(harness.rows) == {("completed", "ok"): 8, ("failure", "refused"): 1}, within=60
+    )
+    assert "connection breaks" in harness.rows.last(made[4].id)["error"]
+    harness.until(lambda: harness.info["mode"] == "live")
 
 
 def test_a_barrier_is_not_answered_from_the_spool(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """Durable is not enough for a settlement, which reads the store."""
-    world = make(url)
-    made = world.claimed(30)
-    own_server.kill9()
-    world.start()
-    dispatcher, pool = world.pool("dispatcher").connect(), world.pool().connect()
+    harness = make_harness(durable_url)
+    made = harness.insert_claimed(30)
+    durable_server.kill9()
+    harness.start()
+    dispatcher, pool = harness.pool("dispatcher").connect(), harness.pool().connect()
     pool.send(*made)
-    world.until(lambda: pool.all_durable)
+    harness.until(lambda: pool.all_durable)
     dispatcher.barrier(7, pool.life)
-    world.until(lambda: world.info["peers"] == 1)
+    harness.until(lambda: harness.info["peers"] == 1)
     assert dispatcher.barriers == []
-    own_server.start()
-    world.until(lambda: dispatcher.barriers == [7])
-    assert ends(world.rows) == {("completed", "ok"): 30}
+    durable_server.start()
+    harness.until(lambda: dispatcher.barriers == [7])
+    assert ends(harness.rows) == {("completed", "ok"): 30}
 
 
 def test_a_full_spool_is_back_pressure_and_no_loss(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """What does not fit is not acknowledged; memory is bounded; all of it is recorded in the end."""
-    world = make(url, spool=100_000)
-    made = world.claimed(2000)
-    own_server.kill9()
-    world.start()
-    pool = world.pool().connect()
+    harness = make_harness(durable_url, spool=100_000)
+    made = harness.insert_claimed(2000)
+    durable_server.kill9()
+    harness.start()
+    pool = harness.pool().connect()
     pool.send(*[msgspec.structs.replace(o, payload=b"x" * 500, payload_type="bytes") for o in made])
-    world.until(lambda: "full" in world.beats[-1].trouble if world.beats else False)
-    info = world.info
+    harness.until(lambda: "full" in harness.beats[-1].trouble if harness.beats else False)
+    info = harness.info
     assert 50 < pool.durable < 200
     assert info["spool"]["bytes"] <= 100_000
-    assert sum(path.stat().st_size for path in world.paths.spool.iterdir()) <= 2 * LOG_BYTES
-    own_server.start()
-    world.until(lambda: pool.all_durable)
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 2000})
+    assert sum(path.stat().st_size for path in harness.paths.spool.iterdir()) <= 2 * LOG_BYTES
+    durable_server.start()
+    harness.until(lambda: pool.all_durable)
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 2000})
 
 
 def test_without_store_and_spool_it_stops_reading_at_a_bound(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """The senders' sockets fill up instead of this process, and everything is recorded in the end."""
-    world = make(url, spool=1000)
-    made = world.claimed(60)
-    own_server.kill9()
-    world.start()
-    pools = [world.pool(f"pool{n}").connect() for n in range(4)]
+    harness = make_harness(durable_url, spool=1000)
+    made = harness.insert_claimed(60)
+    durable_server.kill9()
+    harness.start()
+    pools = [harness.pool(f"pool{n}").connect() for n in range(4)]
     for pool, start in zip(pools, range(0, 60, 15), strict=True):
         rows = made[start : start + 15]
         big = [msgspec.structs.replace(o, payload=b"x" * (2 << 20), payload_type="bytes") for o in rows]
         pool.send(*big, at_once=1)
-    world.until(lambda: world.info["waiting"] >= 10)
-    world.until(lambda: any(p.channel is not None and p.channel.unsent > 1 << 20 for p in pools))
+    harness.until(lambda: harness.info["waiting"] >= 10)
+    harness.until(lambda: any(p.channel is not None and p.channel.unsent > 1 << 20 for p in pools))
     quiet: list[int] = []
     while len(quiet) < 20 or len(set(quiet[-20:])) > 1:
-        quiet.append(world.info["waiting"])
+        quiet.append(harness.info["waiting"])
     assert quiet[-1] < 40
-    own_server.start()
-    world.until(lambda: all(pool.all_durable for pool in pools), within=60)
-    assert ends(world.rows) == {("completed", "ok"): 60}
+    durable_server.start()
+    harness.until(lambda: all(pool.all_durable for pool in pools), within=60)
+    assert ends(harness.rows) == {("completed", "ok"): 60}
 
 
 def test_stop_during_an_outage_leaves_everything_in_the_spool(
-    make: MakeWorld, own_server: DatabaseServer, url: str
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """It ends at once, and the next start replays."""
-    world = make(url)
-    made = world.claimed(500)
-    own_server.kill9()
-    world.start()
-    pool = world.pool().connect()
+    harness = make_harness(durable_url)
+    made = harness.insert_claimed(500)
+    durable_server.kill9()
+    harness.start()
+    pool = harness.pool().connect()
     pool.send(*made, at_once=20)
-    world.until(lambda: pool.channel is not None and not pool.channel.unsent)
-    assert world.stop() == 0
-    world.until(lambda: pool.all_durable)
-    own_server.start()
-    world.incarnation = new_id()
-    world.start()
-    world.until(lambda: ends(world.rows) == {("completed", "ok"): 500})
+    harness.until(lambda: pool.channel is not None and not pool.channel.unsent)
+    assert harness.stop() == 0
+    harness.until(lambda: pool.all_durable)
+    durable_server.start()
+    harness.incarnation = new_id()
+    harness.start()
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 500})
 
 
 # -- locks of others
 
 
 def test_waiting_for_the_lock_of_a_handler_is_no_outage(
-    make: MakeWorld, url: str, own_server: DatabaseServer
+    make_harness: MakeHarness, durable_url: str, durable_server: DatabaseServer
 ) -> None:
     """Outcomes are in other rows: they go on, and the handler is written when the lock is released."""
-    world = make(url).start()
-    pool = world.pool().connect()
-    world.until(lambda: world.info["mode"] == "live")
-    pool.say(Seen(handler="echo", signature=None))
-    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers"))
-    with own_server.root(urlsplit(url).path[1:]) as other, other.cursor() as cursor:
+    harness = make_harness(durable_url).start()
+    pool = harness.pool().connect()
+    harness.until(lambda: harness.info["mode"] == "live")
+    pool.send_message(Seen(handler="echo", signature=None))
+    harness.until(lambda: harness.rows.sql("SELECT * FROM workerd_handlers"))
+    with durable_server.root(urlsplit(durable_url).path[1:]) as other, other.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("UPDATE workerd_handlers SET nodes = '[]'")
-        pool.say(Seen(handler="echo", signature=b'{"x":"int"}'))
-        world.until(lambda: world.info["transaction_retries"] >= 1)
-        pool.send(*world.claimed(10))
-        world.until(lambda: pool.all_durable)
-        assert world.info["mode"] == "live"
-        assert not {beat.trouble for beat in world.beats if "unavailable" in beat.trouble}
+        pool.send_message(Seen(handler="echo", signature=b'{"x":"int"}'))
+        harness.until(lambda: harness.info["transaction_retries"] >= 1)
+        pool.send(*harness.insert_claimed(10))
+        harness.until(lambda: pool.all_durable)
+        assert harness.info["mode"] == "live"
+        assert not {beat.trouble for beat in harness.beats if "unavailable" in beat.trouble}
         cursor.execute("ROLLBACK")
-    world.until(lambda: world.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
-    assert ends(world.rows) == {("completed", "ok"): 10}
+    harness.until(lambda: harness.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
+    assert ends(harness.rows) == {("completed", "ok"): 10}

@@ -1,4 +1,4 @@
-"""A real ingester process, with the test in the places of supervisor, pools and dispatcher."""
+"""A real ingester process; the test plays supervisor, pools and dispatcher."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+
+from msgspec.structs import replace
 
 from tests.support.outcomes import outcome
 from tests.support.rows import Rows
@@ -43,25 +45,25 @@ from workerd.runtime.sockets import connect
 T = TypeVar("T")
 
 
-class Pool:
-    """A sender of outcomes that keeps them until they are acknowledged, as a pool does."""
+class SendingPool:
+    """Sends outcomes and keeps them until they are acknowledged, as a pool does."""
 
-    def __init__(self, world: World, name: str, life: int) -> None:
-        self.world = world
+    def __init__(self, harness: IngesterHarness, name: str, life: int) -> None:
+        self.harness = harness
         self.name = name
         self.life = life
         self.sent: list[Outcome] = []
-        self.durable = 0  # how many were acknowledged
+        self.durable = 0  # number of acknowledged outcomes
         self.limit = 0
         self.barriers: list[int] = []
         self.channel: Channel[FromIngester] | None = None
-        self.broken = 0
+        self.disconnects = 0
 
-    def connect(self) -> Pool:
-        """Connect, and send again what was not acknowledged."""
-        sock = self.world.until(self._try)
-        self.channel = Channel(self.world.loop, sock, FromIngester, self._heard, self._broke)
-        self.world.channels.append(self.channel)
+    def connect(self) -> SendingPool:
+        """Connect and resend unacknowledged outcomes."""
+        sock = self.harness.until(self._try)
+        self.channel = Channel(self.harness.loop, sock, FromIngester, self._on_message, self._on_close)
+        self.harness.channels.append(self.channel)
         self.channel.send(Hello(role="pool", name=self.name, life=self.life))
         if self.durable < len(self.sent):
             self.channel.send(Outcomes(first=self.durable, outcomes=self.sent[self.durable :]))
@@ -69,15 +71,15 @@ class Pool:
 
     def _try(self) -> socket.socket | None:
         try:
-            return connect(self.world.paths.ingester)
+            return connect(self.harness.paths.ingester)
         except OSError:
             return None
 
-    def _broke(self) -> None:
+    def _on_close(self) -> None:
         self.channel = None
-        self.broken += 1
+        self.disconnects += 1
 
-    def _heard(self, message: FromIngester) -> None:
+    def _on_message(self, message: FromIngester) -> None:
         match message:
             case Ack(below=below):
                 assert self.durable <= below <= len(self.sent)
@@ -88,27 +90,27 @@ class Pool:
                 self.barriers.append(token)
 
     def send(self, *outcomes: Outcome, at_once: int = 500) -> None:
-        """Send outcomes, a frame for every `at_once` of them."""
+        """Send outcomes in frames of at most `at_once`."""
         for start in range(0, len(outcomes), at_once):
             part = list(outcomes[start : start + at_once])
             if self.channel is not None:
                 self.channel.send(Outcomes(first=len(self.sent), outcomes=part))
             self.sent += part
 
-    def say(self, message: Any) -> None:
+    def send_message(self, message: Any) -> None:
         assert self.channel is not None
         self.channel.send(message)
 
     def barrier(self, token: int, *lives: int) -> None:
-        self.say(Barrier(token=token, lives=lives))
+        self.send_message(Barrier(token=token, lives=lives))
 
     @property
     def all_durable(self) -> bool:
         return self.durable == len(self.sent)
 
 
-class World:
-    """One node with nothing but an ingester: its folders, its life, its store as others see it."""
+class IngesterHarness:
+    """One node with only an ingester; the test plays its supervisor, pools and dispatcher."""
 
     def __init__(self, folder: Path, url: str, **ingester: Any) -> None:
         node = NodeConfig(name="test", runtime_dir=folder / "run", state_dir=folder / "state")
@@ -127,20 +129,18 @@ class World:
         self._children: list[Child] = []
         self.channels: list[Channel[Any]] = []
 
-    # -- the ingester's life
+    # -- the ingester's process
 
-    def start(self, sabotage: Callable[[], None] = lambda: None, watchdog: float = 10.0) -> World:
+    def start(self, sabotage: Callable[[], None] = lambda: None, watchdog: float = 10.0) -> IngesterHarness:
         """Fork an ingester; `sabotage` runs in it first. No SQLite connection may be open here."""
         ours, theirs = socket.socketpair()
         config = self.config
         if watchdog != config.supervisor.watchdog:
-            from msgspec.structs import replace
-
             config = replace(config, supervisor=replace(config.supervisor, watchdog=watchdog))
         ctx = RoleContext(config=config, incarnation=self.incarnation, control=theirs, life=next(self._lives))
 
         def run() -> int:
-            # pytest's own are descriptors that a forked child closes.
+            # pytest's captured streams are closed in a forked child.
             sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
             log.configure(config.log)
             sabotage()
@@ -154,13 +154,13 @@ class World:
         return self
 
     def kill(self, signum: int = signal.SIGKILL) -> int:
-        """End the ingester; its wait status."""
+        """Signal the ingester and wait; return its wait status."""
         assert self.child is not None
         self.child.kill(signum)
-        return self.reaped()
+        return self.wait_for_exit()
 
-    def reaped(self) -> int:
-        """Wait for the ingester's end; its wait status."""
+    def wait_for_exit(self) -> int:
+        """Wait until the ingester has exited; return its wait status."""
         child = self.child
         assert child is not None
         self.until(lambda: child.reap() is not None)
@@ -170,11 +170,11 @@ class World:
         return child.status
 
     def stop(self) -> int:
-        """Tell it to end; its exit status."""
-        self.say(Stop())
-        return self.reaped()
+        """Send Stop and wait; return its exit status."""
+        self.send_message(Stop())
+        return self.wait_for_exit()
 
-    def say(self, message: Any) -> None:
+    def send_message(self, message: Any) -> None:
         assert self.supervisor is not None
         self.supervisor.send(message)
 
@@ -190,17 +190,17 @@ class World:
 
     # -- pools and their jobs
 
-    def pool(self, name: str = "echo") -> Pool:
-        """A pool that is not connected yet."""
-        return Pool(self, name, next(self._lives))
+    def pool(self, name: str = "echo") -> SendingPool:
+        """Return a pool that is not connected yet."""
+        return SendingPool(self, name, next(self._lives))
 
-    def bury(self, *pools: Pool) -> None:
-        """Tell the ingester that these pools are dead."""
+    def report_death(self, *pools: SendingPool) -> None:
+        """Send a roster that lists these pools as dead."""
         dead = tuple(DeadPool(p.name, 1, p.life, (p.name,), time.monotonic_ns()) for p in pools)
-        self.say(Roster(pools=(), dead=dead))
+        self.send_message(Roster(pools=(), dead=dead))
 
-    def claimed(self, count: int, **given: Any) -> list[Outcome]:
-        """So many jobs of this node `inprogress` in the store, and an outcome for each."""
+    def insert_claimed(self, count: int, **given: Any) -> list[Outcome]:
+        """Insert `count` jobs claimed by this node; return an outcome for each."""
         at = clock.now_us() - 1_000_000
         made = [
             outcome(**{"claimed_at": at, "started_at": at + 10, "finished_at": at + 20, "run_at": at}
@@ -211,7 +211,7 @@ class World:
         return made
 
     def insert(self, outcomes: list[Outcome]) -> None:
-        """Rows that wait for these outcomes."""
+        """Insert the `inprogress` rows of these outcomes."""
         mark = "?" if self.rows.sqlite else "%s"
         with self.rows.connection() as connection:
             cursor = connection.cursor()
@@ -231,9 +231,9 @@ class World:
 
     @property
     def info(self) -> dict[str, Any]:
-        """What the ingester says of itself, asked for now."""
+        """Request a report from the ingester; return its info."""
         token = next(self._tokens)
-        self.say(Report(token=token))
+        self.send_message(Report(token=token))
         return self.until(lambda: next((b for b in reversed(self.beats) if b.token == token), None)).info
 
     @property
@@ -244,7 +244,7 @@ class World:
         self.loop.turn(0.01)
 
     def until(self, fact: Callable[[], T], within: float = 30.0) -> T:
-        """Serve everyone until `fact` is true; its first true value."""
+        """Turn the loop until `fact` is true; return its first true value."""
         end = time.monotonic() + within
         while True:
             self.turn()
@@ -256,6 +256,6 @@ class World:
                 raise AssertionError(f"not within {within} s; last value {value!r}, last beat {shown}")
 
 
-def die() -> None:
-    """The end of a process at this very instruction."""
+def kill_self() -> None:
+    """SIGKILL this process."""
     os.kill(os.getpid(), signal.SIGKILL)

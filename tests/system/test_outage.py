@@ -147,20 +147,8 @@ class RoleUsage:
 
 
 @pytest.fixture
-def server() -> Iterator[DatabaseServer]:
-    """A private server whose commits survive a kill."""
-    server = DatabaseServer(DURABLE)
-    try:
-        yield server.start()
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.thaw()
-        server.remove()
-
-
-@pytest.fixture
-def harness(tmp_path: Path, server: DatabaseServer) -> Iterator[OutageHarness]:
-    harness = OutageHarness(tmp_path, server.url(server.new_database()))
+def harness(tmp_path: Path, durable_server: DatabaseServer) -> Iterator[OutageHarness]:
+    harness = OutageHarness(tmp_path, durable_server.url(durable_server.new_database()))
     harness.daemon.cli("migrate")
     with harness.daemon:
         yield harness
@@ -178,13 +166,15 @@ def lease_is_lost(harness: OutageHarness) -> bool:
 # -- server killed, frozen, disconnected
 
 
-def test_server_killed_for_longer_than_the_lease(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_server_killed_for_longer_than_the_lease(
+    harness: OutageHarness, durable_server: DatabaseServer
+) -> None:
     """Running jobs continue and see ctx.stopping; outcomes are spooled and later recorded once."""
     go = harness.folder / "go"
     stopping, waits = harness.folder / "stopping", harness.running("waits", go)
     stopped = harness.running("until_stopping", stopping)
     harness.enqueue(200)
-    server.kill9()
+    durable_server.kill9()
     usage = RoleUsage(harness)
     go.touch()
     eventually(stopping.exists, state=harness.daemon.tail)  # ctx.stopping is set when the lease is lost
@@ -192,7 +182,7 @@ def test_server_killed_for_longer_than_the_lease(harness: OutageHarness, server:
     eventually(lambda: harness.spool()["rows"] >= 2, state=harness.daemon.tail)
     wait_until_away_for(harness, LEASE * 1.5)
     usage.assert_bounded()
-    server.start()
+    durable_server.start()
     eventually(harness.is_back, state=harness.daemon.tail)
     harness.assert_works()
     assert harness.rows.last(stopped)["reason"] == harness.rows.last(waits)["reason"] == "ok"
@@ -203,33 +193,35 @@ def test_server_killed_for_longer_than_the_lease(harness: OutageHarness, server:
 
 
 @pytest.mark.slow
-def test_server_frozen_for_longer_than_the_lease(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_server_frozen_for_longer_than_the_lease(
+    harness: OutageHarness, durable_server: DatabaseServer
+) -> None:
     """A server that accepts connections but never answers counts as away."""
     waits = harness.running("waits", harness.folder / "go")
-    server.freeze()
+    durable_server.freeze()
     usage = RoleUsage(harness)
     (harness.folder / "go").touch()
     eventually(lambda: harness.spool()["rows"] >= 1, state=harness.daemon.tail)
     eventually(lambda: lease_is_lost(harness))
     wait_until_away_for(harness, LEASE)
     usage.assert_bounded()
-    server.thaw()
+    durable_server.thaw()
     harness.assert_works()
     assert harness.rows.last(waits)["reason"] == "ok"
     assert harness.ran_once()
     harness.end()
 
 
-def test_connections_killed_repeatedly(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_connections_killed_repeatedly(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """Whichever statement or COMMIT is interrupted: every job ends once."""
     usage = RoleUsage(harness)
     for _ in range(15):
         harness.enqueue(40)
-        for (thread,) in server.sql(
+        for (thread,) in durable_server.sql(
             "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'app' AND COMMAND <> 'Daemon'"
         ):
             with contextlib.suppress(pymysql.Error):
-                server.sql(f"KILL {thread}")
+                durable_server.sql(f"KILL {thread}")
     harness.assert_works()
     usage.assert_bounded(lines=80, seconds=10)
     assert harness.reasons() == {"ok": len(harness.jobs)}
@@ -248,19 +240,19 @@ def unprivileged_url(server: DatabaseServer) -> str:
 
 
 @pytest.mark.slow
-def test_read_only_server(tmp_path: Path, server: DatabaseServer) -> None:
+def test_read_only_server(tmp_path: Path, durable_server: DatabaseServer) -> None:
     """A server that answers reads and refuses writes counts as away until it accepts writes again."""
-    harness = OutageHarness(tmp_path, unprivileged_url(server))
+    harness = OutageHarness(tmp_path, unprivileged_url(durable_server))
     harness.daemon.cli("migrate")
     with harness.daemon:
         waits = harness.running("waits", tmp_path / "go")
-        server.sql("SET GLOBAL read_only = 1")
+        durable_server.sql("SET GLOBAL read_only = 1")
         usage = RoleUsage(harness)
         (tmp_path / "go").touch()
         eventually(lambda: harness.spool()["rows"] >= 1, state=harness.daemon.tail)
         eventually(lambda: lease_is_lost(harness), state=harness.daemon.tail)
         usage.assert_bounded()
-        server.sql("SET GLOBAL read_only = 0")
+        durable_server.sql("SET GLOBAL read_only = 0")
         harness.assert_works()
         assert harness.rows.last(waits)["reason"] == "ok"
         assert harness.ran_once()
@@ -268,11 +260,11 @@ def test_read_only_server(tmp_path: Path, server: DatabaseServer) -> None:
 
 
 @pytest.mark.slow
-def test_too_many_connections(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_too_many_connections(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """Other clients hold every connection: the roles wait until one is free."""
     waits = harness.running("waits", harness.folder / "go")
     hog = ConnectionHog(harness.rows)
-    server.sql("SET GLOBAL max_connections = 12")
+    durable_server.sql("SET GLOBAL max_connections = 12")
     try:
         eventually(lambda: hog.take_all(harness), every=0.1, state=harness.daemon.tail)
         usage = RoleUsage(harness)
@@ -365,11 +357,11 @@ def fill(server: DatabaseServer, database: str, size: int) -> None:
 
 
 @pytest.mark.slow
-def test_locks_that_another_program_holds(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_locks_that_another_program_holds(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """An open transaction locks the rows to close: outcomes wait in the spool."""
     waits = harness.running("waits", harness.folder / "go")
     database = urlsplit(harness.url).path[1:]
-    with server.root(database) as other, other.cursor() as cursor:
+    with durable_server.root(database) as other, other.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute("SELECT id FROM workerd_jobs FOR UPDATE")
         usage = RoleUsage(harness)
@@ -393,11 +385,11 @@ def lease_was_kept(harness: OutageHarness) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("table", ["workerd_handlers", "workerd_nodes"])
 def test_locks_on_tables_of_the_dispatcher(
-    harness: OutageHarness, server: DatabaseServer, table: str
+    harness: OutageHarness, durable_server: DatabaseServer, table: str
 ) -> None:
     """Claims wait, the log stays short, and the lease is lost only if its own row is locked."""
     harness.assert_works()
-    with server.root(urlsplit(harness.url).path[1:]) as other, other.cursor() as cursor:
+    with durable_server.root(urlsplit(harness.url).path[1:]) as other, other.cursor() as cursor:
         cursor.execute("BEGIN")
         cursor.execute(f"SELECT * FROM {table} FOR UPDATE")
         usage = RoleUsage(harness)
@@ -417,13 +409,13 @@ def lock_timeouts(harness: OutageHarness) -> int:
 
 
 @pytest.mark.slow
-def test_deadlocks(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_deadlocks(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """Another program updates the same rows in the opposite order: transactions are retried as a whole."""
     stop = threading.Event()
     database = urlsplit(harness.url).path[1:]
 
     def interfere() -> None:
-        with server.root(database) as other, other.cursor() as cursor:
+        with durable_server.root(database) as other, other.cursor() as cursor:
             while not stop.is_set():
                 with contextlib.suppress(pymysql.Error):
                     cursor.execute("BEGIN")
@@ -451,12 +443,12 @@ def test_deadlocks(harness: OutageHarness, server: DatabaseServer) -> None:
 
 
 @pytest.mark.slow
-def test_a_statement_that_hangs(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_a_statement_that_hangs(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """A table lock is held for long: statements end at their time limit and no role is killed."""
     database = urlsplit(harness.url).path[1:]
     waits = harness.running("waits", harness.folder / "go")
     roles = harness.roles()
-    with server.root(database) as other, other.cursor() as cursor:
+    with durable_server.root(database) as other, other.cursor() as cursor:
         cursor.execute("LOCK TABLES workerd_jobs WRITE, workerd_nodes WRITE")
         usage = RoleUsage(harness)
         (harness.folder / "go").touch()
@@ -499,14 +491,16 @@ def test_sqlite_locked_by_an_open_transaction(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_full_spool_causes_back_pressure(tmp_path: Path, server: DatabaseServer) -> None:
+def test_a_full_spool_causes_back_pressure(tmp_path: Path, durable_server: DatabaseServer) -> None:
     """Outcomes that do not fit stay unacknowledged in their pool; status reports the full spool."""
-    harness = OutageHarness(tmp_path, server.url(server.new_database()), '[ingester]\nspool = "1MiB"\n')
+    harness = OutageHarness(
+        tmp_path, durable_server.url(durable_server.new_database()), '[ingester]\nspool = "1MiB"\n'
+    )
     harness.daemon.cli("migrate")
     with harness.daemon:
         go = tmp_path / "go"
         large = [harness.running("large", go) for _ in range(6)]
-        server.kill9()
+        durable_server.kill9()
         usage = RoleUsage(harness)
         go.touch()
         eventually(lambda: harness.spool()["trouble"], within=40, state=harness.daemon.tail)
@@ -515,7 +509,7 @@ def test_a_full_spool_causes_back_pressure(tmp_path: Path, server: DatabaseServe
         wait_until_away_for(harness, 1.0)
         usage.assert_bounded()
         assert "is full" in harness.daemon.cli("status", check=False).stdout
-        server.start()
+        durable_server.start()
         harness.assert_works()
         assert {harness.rows.last(job)["reason"] for job in large} == {"ok"}
         harness.end()
@@ -528,16 +522,16 @@ def unacknowledged(harness: OutageHarness) -> int:
 # -- shutdown and data loss
 
 
-def test_a_drain_while_the_store_is_away(harness: OutageHarness, server: DatabaseServer) -> None:
+def test_a_drain_while_the_store_is_away(harness: OutageHarness, durable_server: DatabaseServer) -> None:
     """Every outcome is spooled and the drain ends in time; the next start replays them before rescuing."""
     go = harness.folder / "go"
     waits = harness.running("waits", go)
-    server.kill9()
+    durable_server.kill9()
     eventually(harness.is_away)
     go.touch()
     assert harness.daemon.stop(within=30) == 0
     assert list((harness.daemon.folder / "state" / "spool").glob("*.db"))
-    server.start()
+    durable_server.start()
     assert harness.rows.last(waits)["status"] == "inprogress"
     harness.daemon.start()
     harness.assert_works()
