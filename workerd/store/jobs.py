@@ -29,6 +29,7 @@ class Inserted(NamedTuple):
 _JSON = ("vars", "meta")
 _OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
 _COLUMNS = ", ".join(("id", "status", "run_at", "created_at", *_JSON, *_OTHERS))
+_PLAIN_COLUMNS = ", ".join(("id", *_JSON, *_OTHERS))
 _ROW = f"({columns.marks(_COLUMNS.split())})"
 _others_of = attrgetter(*_OTHERS)
 
@@ -70,17 +71,8 @@ def insert_alone(tx: Tx, job: NewJob) -> Inserted:
         return insert(tx, [job])[0]
     job_id = new_id()
     tx.execute(
-        "INSERT INTO workerd_jobs (id, handler, vars, meta, priority, deadline_ms, max_attempts)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s)",
-        (
-            job_id,
-            job.handler,
-            _text(job.vars),
-            _text(job.meta),
-            job.priority,
-            job.deadline_ms,
-            job.max_attempts,
-        ),
+        f"INSERT INTO workerd_jobs ({_PLAIN_COLUMNS}) VALUES ({columns.marks(_PLAIN_COLUMNS.split())})",
+        (job_id, _text(job.vars), _text(job.meta), *_others_of(job)),
     )
     return Inserted(job_id, True)
 

@@ -2,22 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from workerd.errors import WrongVersion
-from workerd.store import schema
+from workerd.store.schema import MIGRATIONS, Migration
 
-
-class Migration(NamedTuple):
-    """One step of the schema; `mysql` must be safe to run twice, and by two nodes at once."""
-
-    version: int
-    name: str
-    mysql: list[str]
-    sqlite: list[str]
-
-
-MIGRATIONS = (Migration(1, "first tables", schema.MYSQL_FIRST, schema.SQLITE_FIRST),)
 NEWEST = MIGRATIONS[-1].version
 
 

@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+
+class Migration(NamedTuple):
+    """One step of the schema; `mysql` must be safe to run twice, and by two nodes at once."""
+
+    version: int
+    name: str
+    mysql: list[str]
+    sqlite: list[str]
+
+
 _JOB_STATUS = "'scheduled','new','inprogress','completed','retry','failure','cancelled'"
 _LIVE = "'scheduled','new','inprogress'"
 _REQUEST_STATUS = "'queuing','inprogress','completed','failed','cancelled'"
@@ -254,3 +266,5 @@ SQLITE_MIGRATIONS = f"""CREATE TABLE IF NOT EXISTS workerd_migrations (
     name TEXT NOT NULL,
     applied_at TEXT NOT NULL DEFAULT {_LITE_NOW}
 )"""
+
+MIGRATIONS = (Migration(1, "first tables", MYSQL_FIRST, SQLITE_FIRST),)
