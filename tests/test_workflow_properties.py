@@ -41,7 +41,7 @@ OUTCOMES = [
 
 
 @dataclass
-class World:
+class RequestModel:
     """The store's side of a request as plain values."""
 
     graph: w.Graph
@@ -90,43 +90,43 @@ class World:
 @given(graph=graphs(), data=st.data())
 def test_every_request_ends_and_keeps_the_order(graph: w.Graph, data: st.DataObject) -> None:
     """Every request ends, nothing begins before its needs, nothing is inserted twice, nothing lives on."""
-    world = World(graph)
-    world.move()
+    model = RequestModel(graph)
+    model.move()
     reports = 0
-    while world.status is R.INPROGRESS:
-        live = sorted(n for n, row in world.rows.items() if row.status in LIVE)
+    while model.status is R.INPROGRESS:
+        live = sorted(n for n, row in model.rows.items() if row.status in LIVE)
         assert live, "a request in progress has something that lives"
         name = data.draw(st.sampled_from(live))
-        if world.rows[name].status in (Status.NEW, Status.SCHEDULED):
-            world.rows[name] = w.JobState(name, Status.INPROGRESS)
+        if model.rows[name].status in (Status.NEW, Status.SCHEDULED):
+            model.rows[name] = w.JobState(name, Status.INPROGRESS)
             continue
         reports += 1
         # After so many reports only ends are drawn, or a job could be retried for ever.
         status, reason = data.draw(st.sampled_from(OUTCOMES[:7] if reports > 30 else OUTCOMES))
         spawn = data.draw(st.integers(0, 2)) if reports < 20 else 0
         for _ in range(data.draw(st.integers(1, 2))):
-            world.close(name, status, reason, spawn)
-    check(world)
+            model.close(name, status, reason, spawn)
+    check(model)
 
 
-def check(world: World) -> None:
-    assert set(world.inserted.values()) <= {1}
-    assert not [n for n, row in world.rows.items() if row.status in LIVE]
-    needs = {job.name: set(job.needs) for job in world.graph.jobs}
-    for name, completed, unfinished in world.began:
+def check(model: RequestModel) -> None:
+    assert set(model.inserted.values()) <= {1}
+    assert not [n for n, row in model.rows.items() if row.status in LIVE]
+    needs = {job.name: set(job.needs) for job in model.graph.jobs}
+    for name, completed, unfinished in model.began:
         assert needs[name] <= completed
         assert not needs[name] & {w.owner(set(needs), other) for other in unfinished}
-    statuses = {row.status for row in world.rows.values()}
-    quiet = world.graph.quiet and any(r.reason is Reason.IGNORED for r in world.rows.values())
+    statuses = {row.status for row in model.rows.values()}
+    quiet = model.graph.quiet and any(r.reason is Reason.IGNORED for r in model.rows.values())
     if Status.FAILURE in statuses:
-        assert world.status is R.FAILED
+        assert model.status is R.FAILED
     elif quiet:
-        assert world.status is R.COMPLETED
+        assert model.status is R.COMPLETED
     elif Status.CANCELLED in statuses:
-        assert world.status is R.CANCELLED
+        assert model.status is R.CANCELLED
     else:
-        assert world.status is R.COMPLETED
-        assert needs.keys() <= world.rows.keys()
-    before = (world.status, dict(world.rows))
-    world.move()
-    assert (world.status, world.rows) == before, "deciding once more changes nothing"
+        assert model.status is R.COMPLETED
+        assert needs.keys() <= model.rows.keys()
+    before = (model.status, dict(model.rows))
+    model.move()
+    assert (model.status, model.rows) == before, "deciding once more changes nothing"

@@ -84,9 +84,9 @@ def released(outcome: Outcome) -> bool:
     return outcome.status is Status.NEW and outcome.reason is None and outcome.next is None
 
 
-def warm_up(node: Harness) -> None:
+def warm_up(harness: PoolHarness) -> None:
     """Run short jobs until the pool demands a buffer of them."""
-    node.until(lambda: [node.run("noop") for _ in range(20)] and node.dispatcher.demand.room > 5)
+    harness.until(lambda: [harness.run("noop") for _ in range(20)] and harness.dispatcher.demand.room > 5)
 
 
 class Server:
@@ -197,8 +197,8 @@ class Ingester(Server):
         return [outcome for outcome in self.outcomes if outcome.ref == claim.ref]
 
 
-class Harness:
-    """`with Harness(tmp_path, make_pool("noop")) as node:` forks the pool; `node.until(…)` runs the loop."""
+class PoolHarness:
+    """Forks the pool: `with PoolHarness(tmp_path, make_pool("noop")) as harness: harness.until(…)`."""
 
     def __init__(self, folder: Path, pool: PoolConfig, *, drain: float = 5.0) -> None:
         self.config = Config(
@@ -218,7 +218,7 @@ class Harness:
         self.log = folder / "log"
         self.child: Child | None = None
 
-    def __enter__(self) -> Harness:
+    def __enter__(self) -> PoolHarness:
         self.dispatcher.up()
         self.ingester.up()
         self.start()

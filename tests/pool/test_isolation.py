@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.pool.harness import Harness, make_pool
+from tests.pool.harness import PoolHarness, make_pool
 from workerd.job import Status
 from workerd.outcome import Reason
 
@@ -20,66 +20,66 @@ HANDLERS = (
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Harness]:
-    with Harness(tmp_path, make_pool(*HANDLERS)) as harness:
+def harness(tmp_path: Path) -> Iterator[PoolHarness]:
+    with PoolHarness(tmp_path, make_pool(*HANDLERS)) as harness:
         harness.up()
         yield harness
 
 
-def output(node: Harness) -> list[dict[str, Any]]:
-    return [event for event in node.log_events() if event["event"] == "output"]
+def output(harness: PoolHarness) -> list[dict[str, Any]]:
+    return [event for event in harness.log_events() if event["event"] == "output"]
 
 
-def test_a_flood_of_output_is_truncated_and_counted(node: Harness) -> None:
+def test_a_flood_of_output_is_truncated_and_counted(harness: PoolHarness) -> None:
     """At most 64 KiB are logged; one event counts the rest."""
-    claim = node.claim("prints", size=100_000_000)
-    node.give(claim)
-    assert node.outcome(claim).reason is Reason.OK
-    logged = sum(len(event["line"]) for event in output(node))
+    claim = harness.claim("prints", size=100_000_000)
+    harness.give(claim)
+    assert harness.outcome(claim).reason is Reason.OK
+    logged = sum(len(event["line"]) for event in output(harness))
     assert 32 * 1024 < logged <= 64 * 1024
-    (cut,) = [event for event in node.log_events() if event["event"] == "output.truncated"]
+    (cut,) = [event for event in harness.log_events() if event["event"] == "output.truncated"]
     assert logged + cut["dropped_bytes"] >= 99_000_000
     assert (cut["handler"], cut["attempt"]) == ("prints", 1)
 
 
-def test_output_is_logged_with_job_and_attempt(node: Harness) -> None:
+def test_output_is_logged_with_job_and_attempt(harness: PoolHarness) -> None:
     """Line by line, an unfinished line too."""
     for text in ("one\ntwo\n", "three"):
-        node.run("prints_text", text=text)
-    events = node.until(lambda: len(output(node)) == 3 and output(node))
+        harness.run("prints_text", text=text)
+    events = harness.until(lambda: len(output(harness)) == 3 and output(harness))
     assert [event["line"] for event in events] == ["one", "two", "three"]
     assert events[0]["job"] == events[1]["job"] != events[2]["job"]
 
 
-def test_closing_low_descriptors_harms_nothing(node: Harness) -> None:
+def test_closing_low_descriptors_harms_nothing(harness: PoolHarness) -> None:
     """Neither the attempt nor the output of the next one."""
-    assert node.run("closes_fds").reason is Reason.OK
-    assert node.run("prints_text", text="still here\n").reason is Reason.OK
-    node.until(lambda: [e for e in output(node) if e["line"] == "still here"])
+    assert harness.run("closes_fds").reason is Reason.OK
+    assert harness.run("prints_text", text="still here\n").reason is Reason.OK
+    harness.until(lambda: [e for e in output(harness) if e["line"] == "still here"])
 
 
-def test_a_forked_copy_of_the_worker_sends_no_result(node: Harness) -> None:
+def test_a_forked_copy_of_the_worker_sends_no_result(harness: PoolHarness) -> None:
     """One outcome for one attempt."""
-    outcome = node.run("forks")
+    outcome = harness.run("forks")
     assert outcome.reason is Reason.OK
     assert outcome.payload != b"-1"
-    assert node.run("noop").reason is Reason.OK
-    assert len(node.ingester.outcomes) == 2
+    assert harness.run("noop").reason is Reason.OK
+    assert len(harness.ingester.outcomes) == 2
 
 
-def test_a_leaked_thread_does_not_delay_the_pools_exit(node: Harness) -> None:
+def test_a_leaked_thread_does_not_delay_the_pools_exit(harness: PoolHarness) -> None:
     """Nor the worker's next job."""
-    assert node.run("threads").reason is Reason.OK
-    assert node.run("noop").reason is Reason.OK
-    node.drain(5.0)
-    node.until(lambda: node.status is not None)
-    assert node.status == 0
+    assert harness.run("threads").reason is Reason.OK
+    assert harness.run("noop").reason is Reason.OK
+    harness.drain(5.0)
+    harness.until(lambda: harness.status is not None)
+    assert harness.status == 0
 
 
-def test_working_directory_and_signals_are_reset_between_jobs(node: Harness) -> None:
+def test_working_directory_and_signals_are_reset_between_jobs(harness: PoolHarness) -> None:
     """What one job changed the next does not see."""
-    assert node.run("chdir").payload == node.run("chdir").payload
-    assert [node.run("signals").payload for _ in range(2)] == [b"true"] * 2
+    assert harness.run("chdir").payload == harness.run("chdir").payload
+    assert [harness.run("signals").payload for _ in range(2)] == [b"true"] * 2
 
 
 @pytest.mark.parametrize(
@@ -94,45 +94,47 @@ def test_working_directory_and_signals_are_reset_between_jobs(node: Harness) -> 
         ("snooze", Status.RETRY, Reason.RETRY),
     ],
 )
-def test_the_exception_decides_the_outcome(node: Harness, kind: str, status: Status, reason: Reason) -> None:
+def test_the_exception_decides_the_outcome(
+    harness: PoolHarness, kind: str, status: Status, reason: Reason
+) -> None:
     """No exception ends the worker."""
-    before = node.run("pid").payload
-    outcome = node.run("raises", kind=kind)
+    before = harness.run("pid").payload
+    outcome = harness.run("raises", kind=kind)
     assert (outcome.status, outcome.reason) == (status, reason)
     assert outcome.error
-    assert node.run("pid").payload == before
+    assert harness.run("pid").payload == before
 
 
-def test_a_value_that_cannot_be_encoded_is_a_failed_attempt(node: Harness) -> None:
+def test_a_value_that_cannot_be_encoded_is_a_failed_attempt(harness: PoolHarness) -> None:
     """The error names the type."""
-    outcome = node.run("unencodable")
+    outcome = harness.run("unencodable")
     assert outcome.success is False
     assert "object" in (outcome.error or "")
 
 
-def test_a_payload_over_the_ingesters_limit_fails_alone(node: Harness) -> None:
+def test_a_payload_over_the_ingesters_limit_fails_alone(harness: PoolHarness) -> None:
     """The next job runs."""
-    outcome = node.run("echo", value="x" * (node.ingester.max_payload + 1))
+    outcome = harness.run("echo", value="x" * (harness.ingester.max_payload + 1))
     assert (outcome.success, outcome.payload) == (False, None)
-    assert node.run("noop").reason is Reason.OK
+    assert harness.run("noop").reason is Reason.OK
 
 
-def test_terminal_signals_end_neither_pool_nor_worker(node: Harness) -> None:
+def test_terminal_signals_end_neither_pool_nor_worker(harness: PoolHarness) -> None:
     """Only the supervisor ends them."""
     import signal
 
-    assert node.child is not None
-    worker = node.run("pid").pid
+    assert harness.child is not None
+    worker = harness.run("pid").pid
     assert worker is not None
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        os.kill(node.child.pid, signum)
+        os.kill(harness.child.pid, signum)
         os.kill(worker, signum)
-    assert node.run("pid").pid == worker
+    assert harness.run("pid").pid == worker
 
 
-def test_process_titles_name_pool_and_worker(node: Harness) -> None:
+def test_process_titles_name_pool_and_worker(harness: PoolHarness) -> None:
     """As `ps` shows them."""
-    assert node.child is not None
-    worker = node.run("pid").pid
-    assert Path(f"/proc/{node.child.pid}/cmdline").read_text().startswith("workerd: pool test")
+    assert harness.child is not None
+    worker = harness.run("pid").pid
+    assert Path(f"/proc/{harness.child.pid}/cmdline").read_text().startswith("workerd: pool test")
     assert Path(f"/proc/{worker}/cmdline").read_text().startswith("workerd: worker test/0")

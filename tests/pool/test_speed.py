@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from tests.pool.harness import Harness, make_pool
+from tests.pool.harness import PoolHarness, make_pool
 from workerd.outcome import Reason
 
 JOBS = int(os.environ.get("POOL_JOBS", "20000"))
@@ -20,22 +20,22 @@ def cpu_seconds(pid: int) -> float:
 
 def test_no_op_jobs_through_one_pool_and_two_workers(tmp_path: Path) -> None:
     """Every job has exactly one outcome, over real sockets."""
-    with Harness(tmp_path, make_pool("noop", workers=2)) as node:
-        node.up()
-        workers = {node.run("noop").pid for _ in range(50)} | {w["pid"] for w in node.info()["workers"]}
-        assert node.child is not None
-        pids = [node.child.pid, *filter(None, workers)]
-        claims = [node.claim("noop") for _ in range(JOBS)]
-        before, outcomes = [cpu_seconds(pid) for pid in pids], node.ingester.outcomes
+    with PoolHarness(tmp_path, make_pool("noop", workers=2)) as harness:
+        harness.up()
+        workers = {harness.run("noop").pid for _ in range(50)} | {w["pid"] for w in harness.info()["workers"]}
+        assert harness.child is not None
+        pids = [harness.child.pid, *filter(None, workers)]
+        claims = [harness.claim("noop") for _ in range(JOBS)]
+        before, outcomes = [cpu_seconds(pid) for pid in pids], harness.ingester.outcomes
         outcomes.clear()
         began = time.monotonic()
-        node.give(*claims)
-        node.until(lambda: len(outcomes) >= JOBS, within=100)
+        harness.give(*claims)
+        harness.until(lambda: len(outcomes) >= JOBS, within=100)
         took = time.monotonic() - began
         used = [cpu_seconds(pid) - b for pid, b in zip(pids, before, strict=True)]
         print(
             f"\n{JOBS / took:,.0f} jobs/s; CPU per job: pool {used[0] / JOBS * 1e6:.1f} µs, "
-            f"workers {sum(used[1:]) / JOBS * 1e6:.1f} µs; {node.dispatcher.demands} demands"
+            f"workers {sum(used[1:]) / JOBS * 1e6:.1f} µs; {harness.dispatcher.demands} demands"
         )
         assert {o.reason for o in outcomes} == {Reason.OK}
         assert sorted(o.id for o in outcomes) == sorted(c.id for c in claims)

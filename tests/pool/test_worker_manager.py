@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool.harness import Harness, make_pool
+from tests.pool.harness import PoolHarness, make_pool
 from workerd.config.model import RestartConfig
 from workerd.outcome import Reason
 
@@ -16,56 +16,56 @@ from workerd.outcome import Reason
 @pytest.mark.parametrize("preload", [True, False])
 def test_a_worker_is_recycled_at_max_jobs(tmp_path: Path, preload: bool) -> None:
     """`max_jobs = 1` runs every job in its own process."""
-    with Harness(tmp_path, make_pool("pid", max_jobs=1, preload=preload)) as node:
-        pids = [node.run("pid").pid for _ in range(5)]
+    with PoolHarness(tmp_path, make_pool("pid", max_jobs=1, preload=preload)) as harness:
+        pids = [harness.run("pid").pid for _ in range(5)]
         assert len(set(pids)) == 5
-        assert node.info()["strangers_killed"] == 0
+        assert harness.info()["strangers_killed"] == 0
 
 
 def test_a_worker_is_recycled_at_max_rss(tmp_path: Path) -> None:
     """When it has grown by more than that since its fork."""
-    with Harness(tmp_path, make_pool("grows", "pid", max_rss=20 << 20)) as node:
-        first = node.run("pid").pid
-        node.run("grows", mebibytes=64)
-        node.until(lambda: node.run("pid").pid != first)
-        node.until(lambda: node.info()["worker_restarts"].get("max_rss"))
+    with PoolHarness(tmp_path, make_pool("grows", "pid", max_rss=20 << 20)) as harness:
+        first = harness.run("pid").pid
+        harness.run("grows", mebibytes=64)
+        harness.until(lambda: harness.run("pid").pid != first)
+        harness.until(lambda: harness.info()["worker_restarts"].get("max_rss"))
 
 
 def test_an_idle_worker_is_recycled_at_max_age(tmp_path: Path) -> None:
     """Without a job."""
-    with Harness(tmp_path, make_pool("pid", max_age=0.3)) as node:
-        node.run("pid")
-        node.until(lambda: node.info()["worker_restarts"].get("max_age"))
+    with PoolHarness(tmp_path, make_pool("pid", max_age=0.3)) as harness:
+        harness.run("pid")
+        harness.until(lambda: harness.info()["worker_restarts"].get("max_age"))
 
 
 def test_an_idle_worker_that_dies_is_replaced_without_an_outcome(tmp_path: Path) -> None:
     """No attempt is used."""
-    with Harness(tmp_path, make_pool("pid")) as node:
-        first = node.run("pid")
+    with PoolHarness(tmp_path, make_pool("pid")) as harness:
+        first = harness.run("pid")
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
-        second = node.run("pid")
-        assert (second.reason, len(node.ingester.outcomes)) == (Reason.OK, 2)
+        second = harness.run("pid")
+        assert (second.reason, len(harness.ingester.outcomes)) == (Reason.OK, 2)
         assert second.pid != first.pid
 
 
 def test_a_pool_whose_workers_die_at_once_exits(tmp_path: Path) -> None:
     """After its restart intensity, with its own exit status and the reason."""
     pool = make_pool("noop", init="pool_faults:dies", restart=RestartConfig(intensity=2, period=60.0))
-    with Harness(tmp_path, pool) as node:
-        node.until(lambda: node.status is not None)
-        assert node.status == 75
-        assert node.beats[-1].state == "failed"
-        assert "died without a job" in node.beats[-1].trouble
-        assert not node.dispatcher.demand.handlers
+    with PoolHarness(tmp_path, pool) as harness:
+        harness.until(lambda: harness.status is not None)
+        assert harness.status == 75
+        assert harness.beats[-1].state == "failed"
+        assert "died without a job" in harness.beats[-1].trouble
+        assert not harness.dispatcher.demand.handlers
 
 
 def test_the_error_of_a_failing_init_is_the_pools_trouble(tmp_path: Path) -> None:
     """As `workerd status` shows it."""
     pool = make_pool("noop", init="pool_faults:raises", restart=RestartConfig(intensity=1, period=60.0))
-    with Harness(tmp_path, pool) as node:
-        node.until(lambda: node.status is not None)
-        assert "no database today" in node.beats[-1].trouble
+    with PoolHarness(tmp_path, pool) as harness:
+        harness.until(lambda: harness.status is not None)
+        assert "no database today" in harness.beats[-1].trouble
 
 
 @pytest.mark.parametrize("module", ["pool_hangs", "pool_exits", "pool_broken"])
@@ -78,7 +78,7 @@ def test_a_pool_whose_workers_cannot_import_exits(tmp_path: Path, module: str) -
         load_timeout=0.2,
         restart=RestartConfig(intensity=1, period=60.0),
     )
-    with Harness(tmp_path, pool) as node:
-        node.until(lambda: node.status is not None)
-        assert node.status == 75
-        assert node.beats[-1].trouble
+    with PoolHarness(tmp_path, pool) as harness:
+        harness.until(lambda: harness.status is not None)
+        assert harness.status == 75
+        assert harness.beats[-1].trouble

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool.harness import Harness, alive, make_pool
+from tests.pool.harness import PoolHarness, alive, make_pool
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of
 from workerd.config.model import Policy
@@ -45,16 +45,16 @@ def pids_in(folder: Path) -> list[int]:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Harness]:
+def harness(tmp_path: Path) -> Iterator[PoolHarness]:
     pool = make_pool(*ENDLESS, *STUBBORN, "heeds_deadline", "noop", "pid", policy={"grace": GRACE_S})
-    with Harness(tmp_path, pool) as harness:
+    with PoolHarness(tmp_path, pool) as harness:
         harness.up()
         yield harness
 
 
-def overrun(node: Harness, handler: str, **values: object) -> tuple[Outcome, float]:
+def overrun(harness: PoolHarness, handler: str, **values: object) -> tuple[Outcome, float]:
     """The outcome, and the seconds from its hard deadline to its end by the pool's own clock."""
-    outcome = node.run(handler, deadline_ms=int(DEADLINE_S * 1000), **values)
+    outcome = harness.run(handler, deadline_ms=int(DEADLINE_S * 1000), **values)
     assert outcome.started_at is not None
     assert outcome.finished_at is not None
     took = (outcome.finished_at - outcome.started_at) / 1e6
@@ -167,131 +167,133 @@ def test_a_worker_death_ends_only_its_own_attempt(
     tmp_path: Path, handler: str, values: dict[str, int], exit_signal: int | None, exit_code: int | None
 ) -> None:
     """Jobs beside it and queued behind it run normally."""
-    with Harness(tmp_path, make_pool(handler, "noop", workers=2)) as node:
-        bad = node.claim(handler, **values)
-        good = [node.claim("noop") for _ in range(20)]
-        node.give(*good[:10], bad, *good[10:])
-        outcome = node.outcome(bad)
+    with PoolHarness(tmp_path, make_pool(handler, "noop", workers=2)) as harness:
+        bad = harness.claim(handler, **values)
+        good = [harness.claim("noop") for _ in range(20)]
+        harness.give(*good[:10], bad, *good[10:])
+        outcome = harness.outcome(bad)
         assert (outcome.status, outcome.reason) == (Status.RETRY, Reason.CRASHED)
         assert (outcome.exit_signal, outcome.exit_code) == (exit_signal, exit_code)
         if exit_signal == signal.SIGSEGV:
             assert "in segfault" in str(outcome.stack)
         assert outcome.next is not None
         assert (outcome.next.crashes, outcome.next.failures) == (1, 0)
-        assert {o.reason for o in node.outcomes(good)} == {Reason.OK}
-        assert len(node.ingester.outcomes) == 21
+        assert {o.reason for o in harness.outcomes(good)} == {Reason.OK}
+        assert len(harness.ingester.outcomes) == 21
 
 
 def test_an_external_kill_crashes_the_running_attempt(tmp_path: Path, marks: Path) -> None:
     """SIGKILL from anyone ends the attempt that was running."""
-    with Harness(tmp_path, make_pool("gate", "noop", workers=2)) as node:
-        bad, good = node.claim("gate", folder=str(marks)), node.claim("gate", folder=str(marks))
-        node.give(bad)
-        node.until((marks / "gate").exists)
+    with PoolHarness(tmp_path, make_pool("gate", "noop", workers=2)) as harness:
+        bad, good = harness.claim("gate", folder=str(marks)), harness.claim("gate", folder=str(marks))
+        harness.give(bad)
+        harness.until((marks / "gate").exists)
         os.kill(int((marks / "gate").read_text()), signal.SIGKILL)
-        assert node.outcome(bad).exit_signal == signal.SIGKILL
+        assert harness.outcome(bad).exit_signal == signal.SIGKILL
         (marks / "go").touch()
-        node.give(good)
-        assert node.outcome(good).reason is Reason.OK
+        harness.give(good)
+        assert harness.outcome(good).reason is Reason.OK
 
 
 def test_a_forked_child_that_keeps_the_channel_open_hides_no_death(tmp_path: Path, marks: Path) -> None:
     """The wait status is authoritative (law 3); the orphaned child is killed."""
-    with Harness(tmp_path, make_pool("dies_with_child", "noop")) as node:
-        outcome = node.run("dies_with_child", folder=str(marks))
+    with PoolHarness(tmp_path, make_pool("dies_with_child", "noop")) as harness:
+        outcome = harness.run("dies_with_child", folder=str(marks))
         assert (outcome.reason, outcome.exit_code) == (Reason.CRASHED, 3)
         child = int((marks / "child").read_text())
-        node.until(lambda: not alive(child))
-        assert node.run("noop").reason is Reason.OK
+        harness.until(lambda: not alive(child))
+        assert harness.run("noop").reason is Reason.OK
 
 
 def test_a_worker_that_closes_its_channel_is_killed(tmp_path: Path) -> None:
     """The error says that the handler may have closed it."""
-    with Harness(tmp_path, make_pool("closes_channel", "noop")) as node:
-        outcome = node.run("closes_channel")
+    with PoolHarness(tmp_path, make_pool("closes_channel", "noop")) as harness:
+        outcome = harness.run("closes_channel")
         assert (outcome.reason, outcome.exit_signal) == (Reason.CRASHED, signal.SIGKILL)
         assert "channel" in (outcome.error or "")
-        assert node.run("noop").reason is Reason.OK
+        assert harness.run("noop").reason is Reason.OK
 
 
 def test_a_job_that_always_crashes_fails_at_max_crashes(tmp_path: Path) -> None:
     """Status failure, reason crashed: poison never loops."""
-    with Harness(tmp_path, make_pool("segfault", policy={"max_crashes": 3})) as node:
-        claims = [node.claim("segfault", crashes=crashes) for crashes in range(3)]
-        node.give(*claims)
-        statuses = [outcome.status for outcome in node.outcomes(claims)]
+    with PoolHarness(tmp_path, make_pool("segfault", policy={"max_crashes": 3})) as harness:
+        claims = [harness.claim("segfault", crashes=crashes) for crashes in range(3)]
+        harness.give(*claims)
+        statuses = [outcome.status for outcome in harness.outcomes(claims)]
         assert statuses == [Status.RETRY, Status.RETRY, Status.FAILURE]
 
 
 def test_a_retry_after_a_crash_runs_in_a_new_worker(tmp_path: Path, marks: Path) -> None:
     """And succeeds."""
-    with Harness(tmp_path, make_pool("crashes_if_first")) as node:
-        assert node.run("crashes_if_first", folder=str(marks)).reason is Reason.CRASHED
-        assert node.run("crashes_if_first", folder=str(marks)).reason is Reason.OK
+    with PoolHarness(tmp_path, make_pool("crashes_if_first")) as harness:
+        assert harness.run("crashes_if_first", folder=str(marks)).reason is Reason.CRASHED
+        assert harness.run("crashes_if_first", folder=str(marks)).reason is Reason.OK
 
 
 # -- deadlines
 
 
 @pytest.mark.parametrize("handler", ENDLESS)
-def test_an_endless_handler_is_killed_at_the_hard_deadline(node: Harness, marks: Path, handler: str) -> None:
+def test_an_endless_handler_is_killed_at_the_hard_deadline(
+    harness: PoolHarness, marks: Path, handler: str
+) -> None:
     """It ends as `deadline`, with its stack, and leaves no process behind."""
     values = {"folder": str(marks)} if handler in ("waits_for_child", "leaves_family") else {}
-    outcome, late = overrun(node, handler, **values)
+    outcome, late = overrun(harness, handler, **values)
     assert (outcome.status, outcome.reason, outcome.success) == (Status.RETRY, Reason.DEADLINE, False)
     assert handler in (outcome.stack or "")
     assert late < SLACK_S
     for pid in [outcome.pid, *pids_in(marks)]:
         assert pid is not None
-        node.until(lambda pid=pid: not alive(pid), within=SLACK_S)
+        harness.until(lambda pid=pid: not alive(pid), within=SLACK_S)
     assert len(pids_in(marks)) == {"waits_for_child": 1, "leaves_family": 3}.get(handler, 0)
-    assert node.run("noop").reason is Reason.OK
+    assert harness.run("noop").reason is Reason.OK
 
 
 @pytest.mark.parametrize("handler", ["python_loop", "looking_c"])
 def test_interruptible_code_ends_at_the_soft_deadline(tmp_path: Path, handler: str) -> None:
     """Long before the hard deadline."""
     pool = make_pool(handler, policy={"deadline": 0.1, "grace": 60.0})
-    with Harness(tmp_path, pool) as node:
-        outcome = node.run(handler)
+    with PoolHarness(tmp_path, pool) as harness:
+        outcome = harness.run(handler)
         assert (outcome.reason, outcome.exit_signal) == (Reason.DEADLINE, None)
         assert handler in (outcome.stack or "")
 
 
 @pytest.mark.parametrize("handler", STUBBORN)
-def test_a_handler_that_evades_the_soft_signal_is_killed(node: Harness, handler: str) -> None:
+def test_a_handler_that_evades_the_soft_signal_is_killed(harness: PoolHarness, handler: str) -> None:
     """A blocked signal, a default disposition and a stopped process change only the source of the stack."""
-    outcome, late = overrun(node, handler)
+    outcome, late = overrun(harness, handler)
     assert outcome.reason is Reason.DEADLINE
     assert late < SLACK_S
     assert outcome.stack or handler == "default_soft_signal"
 
 
-def test_a_handler_that_returns_at_its_deadline_has_completed(node: Harness) -> None:
+def test_a_handler_that_returns_at_its_deadline_has_completed(harness: PoolHarness) -> None:
     """It caught DeadlineExceeded; its worker is replaced."""
-    before = node.run("pid")
-    outcome, _ = overrun(node, "heeds_deadline")
+    before = harness.run("pid")
+    outcome, _ = overrun(harness, "heeds_deadline")
     assert outcome.status is Status.COMPLETED
     assert outcome.payload == b'"tidied up with 0 s left"'
-    after = node.run("pid")
+    after = harness.run("pid")
     assert after.payload != before.payload
 
 
 def test_a_deadline_given_at_enqueue_overrides_the_handlers(tmp_path: Path) -> None:
     """0 means none."""
-    with Harness(tmp_path, make_pool("nap", policy={"deadline": 0.05})) as node:
-        first = node.claim("nap", seconds=0.3)
-        second = node.claim("nap", seconds=0.3, deadline_ms=0)
-        node.give(first, second)
-        assert node.outcome(first).reason is Reason.DEADLINE
-        assert node.outcome(second).reason is Reason.OK
+    with PoolHarness(tmp_path, make_pool("nap", policy={"deadline": 0.05})) as harness:
+        first = harness.claim("nap", seconds=0.3)
+        second = harness.claim("nap", seconds=0.3, deadline_ms=0)
+        harness.give(first, second)
+        assert harness.outcome(first).reason is Reason.DEADLINE
+        assert harness.outcome(second).reason is Reason.OK
 
 
-def test_the_next_job_starts_at_once_after_a_kill(node: Harness) -> None:
+def test_the_next_job_starts_at_once_after_a_kill(harness: PoolHarness) -> None:
     """In a new worker."""
-    bad, good = node.claim("blind_c", deadline_ms=100), node.claim("pid")
-    node.give(bad, good)
-    first, second = node.outcomes([bad, good])
+    bad, good = harness.claim("blind_c", deadline_ms=100), harness.claim("pid")
+    harness.give(bad, good)
+    first, second = harness.outcomes([bad, good])
     assert first.reason is Reason.DEADLINE
     assert second.reason is Reason.OK
     assert second.started_at is not None
@@ -299,19 +301,19 @@ def test_the_next_job_starts_at_once_after_a_kill(node: Harness) -> None:
     assert (second.started_at - first.finished_at) / 1e6 < SLACK_S
 
 
-def test_a_kill_does_not_delay_another_pool(tmp_path: Path, node: Harness) -> None:
+def test_a_kill_does_not_delay_another_pool(tmp_path: Path, harness: PoolHarness) -> None:
     """Pools are separate failure domains."""
     (tmp_path / "other").mkdir()
-    with Harness(tmp_path / "other", make_pool("noop")) as other:
+    with PoolHarness(tmp_path / "other", make_pool("noop")) as other:
         other.up()
-        bad = node.claim("blind_c", deadline_ms=100)
-        node.give(bad)
+        bad = harness.claim("blind_c", deadline_ms=100)
+        harness.give(bad)
         longest = 0.0
-        while not node.ingester.of(bad):
+        while not harness.ingester.of(bad):
             began = time.monotonic()
             assert other.run("noop").reason is Reason.OK
             longest = max(longest, time.monotonic() - began)
-            node.loop.turn(0)
+            harness.loop.turn(0)
         assert longest < SLACK_S
 
 
@@ -320,12 +322,12 @@ def test_a_kill_does_not_delay_another_pool(tmp_path: Path, node: Harness) -> No
 
 def test_a_cancel_interrupts_a_running_job(tmp_path: Path, marks: Path) -> None:
     """By signal where the handler can be interrupted."""
-    with Harness(tmp_path, make_pool("gate", policy={"grace": 60.0})) as node:
-        claim = node.claim("gate", folder=str(marks))
-        node.give(claim)
-        node.until((marks / "gate").exists)
-        node.cancel(claim)
-        outcome = node.outcome(claim)
+    with PoolHarness(tmp_path, make_pool("gate", policy={"grace": 60.0})) as harness:
+        claim = harness.claim("gate", folder=str(marks))
+        harness.give(claim)
+        harness.until((marks / "gate").exists)
+        harness.cancel(claim)
+        outcome = harness.outcome(claim)
         assert (outcome.status, outcome.reason, outcome.exit_signal) == (
             Status.CANCELLED, Reason.CANCELLED, None,
         )  # fmt: skip
@@ -333,24 +335,24 @@ def test_a_cancel_interrupts_a_running_job(tmp_path: Path, marks: Path) -> None:
 
 def test_a_handler_that_swallows_its_cancel_is_killed(tmp_path: Path) -> None:
     """After `grace`; the attempt is `cancelled`, not crashed."""
-    with Harness(tmp_path, make_pool("swallows", "noop", policy={"grace": 0.1})) as node:
-        claim = node.claim("swallows")
-        node.give(claim)
-        node.until(lambda: any(w["state"] == "running" for w in node.info().get("workers", ())))
-        node.cancel(claim)
-        outcome = node.outcome(claim)
+    with PoolHarness(tmp_path, make_pool("swallows", "noop", policy={"grace": 0.1})) as harness:
+        claim = harness.claim("swallows")
+        harness.give(claim)
+        harness.until(lambda: any(w["state"] == "running" for w in harness.info().get("workers", ())))
+        harness.cancel(claim)
+        outcome = harness.outcome(claim)
         assert (outcome.status, outcome.exit_signal) == (Status.CANCELLED, 9)
-        assert node.run("noop").reason is Reason.OK
+        assert harness.run("noop").reason is Reason.OK
 
 
 @pytest.mark.parametrize("how", ["dies", "raises"])
 def test_a_cancelled_attempt_is_not_retried_however_it_ends(tmp_path: Path, marks: Path, how: str) -> None:
     """Even if the handler fails or dies; its exit code is kept."""
-    with Harness(tmp_path, make_pool("fails_when_cancelled")) as node:
-        claim = node.claim("fails_when_cancelled", folder=str(marks), how=how)
-        node.give(claim)
-        node.until((marks / "began").exists)
-        node.cancel(claim)
-        outcome = node.outcome(claim)
+    with PoolHarness(tmp_path, make_pool("fails_when_cancelled")) as harness:
+        claim = harness.claim("fails_when_cancelled", folder=str(marks), how=how)
+        harness.give(claim)
+        harness.until((marks / "began").exists)
+        harness.cancel(claim)
+        outcome = harness.outcome(claim)
         assert (outcome.status, outcome.reason, outcome.next) == (Status.CANCELLED, Reason.CANCELLED, None)
         assert outcome.exit_code == (4 if how == "dies" else None)

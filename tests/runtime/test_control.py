@@ -17,7 +17,7 @@ from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import connect
 
 
-class World:
+class ControlHarness:
     def __init__(self, loop: Loop, path: Path, threads: ThreadPoolExecutor) -> None:
         self.loop = loop
         self.path = path
@@ -30,11 +30,11 @@ class World:
 
 
 @pytest.fixture
-def world(loop: Loop, tmp_path: Path) -> Iterator[World]:
+def harness(loop: Loop, tmp_path: Path) -> Iterator[ControlHarness]:
     with ThreadPoolExecutor(2) as threads:
-        world = World(loop, tmp_path / "control", threads)
-        yield world
-        world.server.close()
+        harness = ControlHarness(loop, tmp_path / "control", threads)
+        yield harness
+        harness.server.close()
 
 
 def closed(client: socket.socket) -> bool:
@@ -45,40 +45,42 @@ def closed(client: socket.socket) -> bool:
         return False
 
 
-def test_an_answer_may_come_late(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_may_come_late(harness: ControlHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reload takes as long as its slowest drain: only clients that are slow themselves are cut off."""
     monkeypatch.setattr(control, "IDLE_TIMEOUT_S", 0.1)
-    answer = world.ask({"ask": "reload"})
-    turn_until(world.loop, lambda: world.asked)
+    answer = harness.ask({"ask": "reload"})
+    turn_until(harness.loop, lambda: harness.asked)
     later: list[bool] = []
-    world.loop.call_later(0.3, lambda: later.append(True))
-    turn_until(world.loop, lambda: later)
-    question, reply = world.asked[0]
+    harness.loop.call_later(0.3, lambda: later.append(True))
+    turn_until(harness.loop, lambda: later)
+    question, reply = harness.asked[0]
     reply({"long": "x" * 1_000_000})
-    turn_until(world.loop, answer.done)
+    turn_until(harness.loop, answer.done)
     assert question == {"ask": "reload"}
     assert len(answer.result()["long"]) == 1_000_000
 
 
-def test_a_client_that_asks_nothing_is_cut_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_that_asks_nothing_is_cut_off(
+    harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "IDLE_TIMEOUT_S", 0.05)
-    with connect(world.path, 5.0) as client:
-        turn_until(world.loop, lambda: closed(client))
+    with connect(harness.path, 5.0) as client:
+        turn_until(harness.loop, lambda: closed(client))
 
 
-def test_a_question_that_is_not_json_is_refused(world: World) -> None:
-    with connect(world.path, 5.0) as client:
+def test_a_question_that_is_not_json_is_refused(harness: ControlHarness) -> None:
+    with connect(harness.path, 5.0) as client:
         client.sendall(b"\0\0\0\3abc")
         for _ in range(5):
-            world.loop.turn(0.01)
+            harness.loop.turn(0.01)
         assert b"expected" in client.recv(4096)
-    assert not world.asked
+    assert not harness.asked
 
 
-def test_an_answer_to_a_client_that_has_gone_is_dropped(world: World) -> None:
-    with connect(world.path, 5.0) as client:
+def test_an_answer_to_a_client_that_has_gone_is_dropped(harness: ControlHarness) -> None:
+    with connect(harness.path, 5.0) as client:
         client.sendall(b'\0\0\0\x10{"ask":"status"}')
-        turn_until(world.loop, lambda: world.asked)
-    world.loop.turn(0.01)
-    world.asked[0][1]({"late": True})
-    world.loop.turn(0.01)
+        turn_until(harness.loop, lambda: harness.asked)
+    harness.loop.turn(0.01)
+    harness.asked[0][1]({"late": True})
+    harness.loop.turn(0.01)

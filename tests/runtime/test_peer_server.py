@@ -26,7 +26,7 @@ class LimitedPeer(Peer):
     MAX_UNREAD_BYTES = 1000
 
 
-class World:
+class PeerServerHarness:
     """A server, its owner, and clients of it, all in one loop."""
 
     def __init__(self, folder: Path) -> None:
@@ -83,95 +83,97 @@ def hello(life: int) -> Hello:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    world = World(tmp_path)
-    yield world
-    world.close()
+def harness(tmp_path: Path) -> Iterator[PeerServerHarness]:
+    harness = PeerServerHarness(tmp_path)
+    yield harness
+    harness.close()
 
 
-def test_a_peer_is_known_by_its_life_until_its_connection_ends(world: World) -> None:
-    client = world.connect(hello(7), DEMAND)
-    world.until(lambda: world.events == [("up", 7), ("Demand", 7)])
-    assert world.server.peers[7].name == "p7"
-    world.clients[client].close()
-    world.until(lambda: world.events[-1] == ("down", 7))
-    assert not world.server.peers
-    assert len(world.server) == 0
+def test_a_peer_is_known_by_its_life_until_its_connection_ends(harness: PeerServerHarness) -> None:
+    client = harness.connect(hello(7), DEMAND)
+    harness.until(lambda: harness.events == [("up", 7), ("Demand", 7)])
+    assert harness.server.peers[7].name == "p7"
+    harness.clients[client].close()
+    harness.until(lambda: harness.events[-1] == ("down", 7))
+    assert not harness.server.peers
+    assert len(harness.server) == 0
 
 
-def test_a_new_connection_of_the_same_life_replaces_the_old_one(world: World) -> None:
-    world.connect(hello(7))
-    world.until(lambda: 7 in world.server.peers)
-    world.connect(hello(7), DEMAND)
-    world.until(lambda: world.broken == [0])
-    assert world.events == [("up", 7), ("down", 7), ("up", 7), ("Demand", 7)]
-    assert len(world.server) == 1
+def test_a_new_connection_of_the_same_life_replaces_the_old_one(harness: PeerServerHarness) -> None:
+    harness.connect(hello(7))
+    harness.until(lambda: 7 in harness.server.peers)
+    harness.connect(hello(7), DEMAND)
+    harness.until(lambda: harness.broken == [0])
+    assert harness.events == [("up", 7), ("down", 7), ("up", 7), ("Demand", 7)]
+    assert len(harness.server) == 1
 
 
 @pytest.mark.parametrize("messages", [(DEMAND,), (hello(7), hello(8))], ids=["none", "two"])
-def test_a_peer_must_send_exactly_one_hello_first(world: World, messages: tuple[Message, ...]) -> None:
-    world.connect(*messages)
-    world.until(lambda: world.broken == [0])
-    assert not world.server.peers
-    assert [event for event, _ in world.events] in ([], ["up", "down"])
+def test_a_peer_must_send_exactly_one_hello_first(
+    harness: PeerServerHarness, messages: tuple[Message, ...]
+) -> None:
+    harness.connect(*messages)
+    harness.until(lambda: harness.broken == [0])
+    assert not harness.server.peers
+    assert [event for event, _ in harness.events] in ([], ["up", "down"])
 
 
-def test_a_broadcast_reaches_those_that_sent_hello(world: World) -> None:
-    world.connect(hello(7))
-    world.connect()
-    world.until(lambda: 7 in world.server.peers and len(world.server) == 2)
-    world.server.broadcast(Ack(below=3))
-    world.until(lambda: world.received == [Ack(below=3)])
+def test_a_broadcast_reaches_those_that_sent_hello(harness: PeerServerHarness) -> None:
+    harness.connect(hello(7))
+    harness.connect()
+    harness.until(lambda: 7 in harness.server.peers and len(harness.server) == 2)
+    harness.server.broadcast(Ack(below=3))
+    harness.until(lambda: harness.received == [Ack(below=3)])
 
 
-def test_a_pause_holds_for_connections_accepted_meanwhile(world: World) -> None:
-    world.connect(hello(7))
-    world.until(lambda: 7 in world.server.peers)
-    world.server.pause(True)
-    world.clients[0].send(DEMAND)
-    world.connect(hello(8))
-    world.until(lambda: len(world.server) == 2)
+def test_a_pause_holds_for_connections_accepted_meanwhile(harness: PeerServerHarness) -> None:
+    harness.connect(hello(7))
+    harness.until(lambda: 7 in harness.server.peers)
+    harness.server.pause(True)
+    harness.clients[0].send(DEMAND)
+    harness.connect(hello(8))
+    harness.until(lambda: len(harness.server) == 2)
     for _ in range(5):
-        world.loop.turn(0)
-    assert world.events == [("up", 7)]
-    world.server.pause(False)
-    world.until(lambda: set(world.events) == {("up", 7), ("Demand", 7), ("up", 8)})
+        harness.loop.turn(0)
+    assert harness.events == [("up", 7)]
+    harness.server.pause(False)
+    harness.until(lambda: set(harness.events) == {("up", 7), ("Demand", 7), ("up", 8)})
 
 
-def test_a_peer_that_reads_nothing_is_dropped(world: World) -> None:
-    client = world.connect(hello(7))
-    world.until(lambda: 7 in world.server.peers)
-    world.clients[client].pause()
+def test_a_peer_that_reads_nothing_is_dropped(harness: PeerServerHarness) -> None:
+    client = harness.connect(hello(7))
+    harness.until(lambda: 7 in harness.server.peers)
+    harness.clients[client].pause()
     for n in range(100_000):
-        world.server.broadcast(Ack(below=n))
-        world.loop.turn(0)
-        if not world.server.peers:
+        harness.server.broadcast(Ack(below=n))
+        harness.loop.turn(0)
+        if not harness.server.peers:
             break
-    assert world.events[-1] == ("down", 7)
+    assert harness.events[-1] == ("down", 7)
 
 
 def test_without_descriptors_it_accepts_again_after_a_pause(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    harness: PeerServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
     monkeypatch.setattr(peer_server, "ACCEPT_PAUSE_S", 0.2)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    client = connect(world.path)
+    client = connect(harness.path)
     held = []
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
     with contextlib.suppress(OSError):
         while True:
             held.append(os.dup(0))
     try:
-        world.loop.turn(0.1)
-        turns, end = world.loop.turns, time.monotonic() + 0.1
+        harness.loop.turn(0.1)
+        turns, end = harness.loop.turns, time.monotonic() + 0.1
         while time.monotonic() < end:
-            world.loop.turn(0.1)
-        assert world.loop.turns - turns < 5
-        assert len(world.server) == 0
+            harness.loop.turn(0.1)
+        assert harness.loop.turns - turns < 5
+        assert len(harness.server) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for fd in held:
             os.close(fd)
-    world.until(lambda: len(world.server) == 1)
+    harness.until(lambda: len(harness.server) == 1)
     client.close()

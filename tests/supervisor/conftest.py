@@ -18,12 +18,12 @@ from tests.support.eventually import eventually
 from workerd.runtime.control import ask
 
 
-class Node:
+class SupervisorHarness:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.log = folder / "log"
 
-    def start(self, *pools: str) -> Node:
+    def start(self, *pools: str) -> SupervisorHarness:
         self.configure(*pools)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
@@ -78,11 +78,11 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def node(tmp_path: Path) -> Iterator[Node]:
-    node = Node(tmp_path)
-    yield node
-    tree = [] if node.process.poll() is not None else node.descendants()
+def harness(tmp_path: Path) -> Iterator[SupervisorHarness]:
+    harness = SupervisorHarness(tmp_path)
+    yield harness
+    tree = [] if harness.process.poll() is not None else harness.descendants()
     with contextlib.suppress(ProcessLookupError):
-        node.process.kill()
-    node.process.wait()
+        harness.process.kill()
+    harness.process.wait()
     assert_gone(tree)

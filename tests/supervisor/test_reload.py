@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import pytest
 
-from tests.supervisor.conftest import Node
+from tests.supervisor.conftest import SupervisorHarness
 from tests.support.eventually import eventually
 from workerd.config.model import Config, PoolConfig
 from workerd.supervisor.reload import ReloadPlan, make_plan
@@ -51,19 +51,19 @@ def test_a_new_store_restarts_the_roles_and_new_code_its_pool() -> None:
     assert planned(old, old, stale={"b", "gone"}) == ReloadPlan(changed=("b",))
 
 
-def test_reload_restarts_only_what_changed(node: Node) -> None:
+def test_reload_restarts_only_what_changed(harness: SupervisorHarness) -> None:
     """SIGHUP adds, removes and leaves alone exactly what the new configuration says."""
-    node.start("a", "b")
-    eventually(node.is_ready)
-    kept = node.pool("a")["pid"]
-    node.configure("a", "c")
-    answer = node.reload()
+    harness.start("a", "b")
+    eventually(harness.is_ready)
+    kept = harness.pool("a")["pid"]
+    harness.configure("a", "c")
+    answer = harness.reload()
     assert answer == {"ok": True, "changes": ["dispatcher", "pool:c", "pool:b"], "failed": {}}
-    assert node.events("reload.finished")
-    assert set(node.status()["pools"]) == {"a", "c"}
-    assert node.is_ready()
-    assert node.pool("a")["pid"] == kept
-    assert node.stop() == 0
+    assert harness.events("reload.finished")
+    assert set(harness.status()["pools"]) == {"a", "c"}
+    assert harness.is_ready()
+    assert harness.pool("a")["pid"] == kept
+    assert harness.stop() == 0
 
 
 @pytest.mark.parametrize(
@@ -76,61 +76,63 @@ def test_reload_restarts_only_what_changed(node: Node) -> None:
         ("hangs", "pool:hangs is not up after 1 s"),
     ],
 )
-def test_a_reload_whose_pool_does_not_stay_up_has_failed(node: Node, name: str, sentence: str) -> None:
+def test_a_reload_whose_pool_does_not_stay_up_has_failed(
+    harness: SupervisorHarness, name: str, sentence: str
+) -> None:
     """The answer and the log name the child and its sentence; all other children are restarted."""
-    node.start("a")
-    eventually(node.is_ready)
-    node.configure(name, "b")
-    answer = node.reload()
+    harness.start("a")
+    eventually(harness.is_ready)
+    harness.configure(name, "b")
+    answer = harness.reload()
     assert answer["ok"] is False
     assert answer["failed"] == {f"pool:{name}": sentence}
     assert set(answer["changes"]) == {"dispatcher", "pool:a", "pool:b", f"pool:{name}"}
-    (event,) = node.events("reload.failed")
+    (event,) = harness.events("reload.failed")
     assert event["children"] == f"pool:{name}"
     assert sentence in event["error"]
-    assert not node.events("reload.finished")
-    assert node.pool("b")["state"] == "up"
-    assert set(node.status()["pools"]) == {"b", name}
-    assert node.stop() == 0
+    assert not harness.events("reload.finished")
+    assert harness.pool("b")["state"] == "up"
+    assert set(harness.status()["pools"]) == {"b", name}
+    assert harness.stop() == 0
 
 
 @pytest.mark.parametrize("fate", ["falls", "waits"])
-def test_a_reload_whose_roles_do_not_stay_up_has_failed(node: Node, fate: str) -> None:
+def test_a_reload_whose_roles_do_not_stay_up_has_failed(harness: SupervisorHarness, fate: str) -> None:
     """A reload that breaks a role has failed, though the role is restarted; the next one may mend it."""
-    node.start("a")
-    eventually(node.is_ready)
-    (node.folder / "fate").write_text(fate)
-    node.configure("a", "debug")
-    answer = node.reload()
+    harness.start("a")
+    eventually(harness.is_ready)
+    (harness.folder / "fate").write_text(fate)
+    harness.configure("a", "debug")
+    answer = harness.reload()
     assert answer["ok"] is False
     assert set(answer["failed"]) == {"ingester", "dispatcher"}
-    (node.folder / "fate").write_text("")
-    node.configure("a")
-    assert node.reload()["ok"] is True
-    eventually(node.is_ready)
-    assert node.stop() == 0
+    (harness.folder / "fate").write_text("")
+    harness.configure("a")
+    assert harness.reload()["ok"] is True
+    eventually(harness.is_ready)
+    assert harness.stop() == 0
 
 
-def test_reloads_at_the_same_time_are_one_after_the_other(node: Node) -> None:
+def test_reloads_at_the_same_time_are_one_after_the_other(harness: SupervisorHarness) -> None:
     """Each is answered, and each is read afresh."""
-    node.start("a")
-    eventually(node.is_ready)
-    node.configure("b")
+    harness.start("a")
+    eventually(harness.is_ready)
+    harness.configure("b")
     with ThreadPoolExecutor(3) as askers:
-        answers = list(askers.map(lambda _: node.reload(), range(3)))
+        answers = list(askers.map(lambda _: harness.reload(), range(3)))
     assert [answer["ok"] for answer in answers] == [True] * 3
     assert sorted(len(answer["changes"]) for answer in answers) == [0, 0, 3]
-    assert set(node.status()["pools"]) == {"b"}
+    assert set(harness.status()["pools"]) == {"b"}
 
 
-def test_a_stop_during_a_reload_answers_it(node: Node) -> None:
+def test_a_stop_during_a_reload_answers_it(harness: SupervisorHarness) -> None:
     """Who asked for the reload is not left waiting."""
-    node.start("a")
-    eventually(node.is_ready)
-    node.configure("hangs")
+    harness.start("a")
+    eventually(harness.is_ready)
+    harness.configure("hangs")
     with ThreadPoolExecutor(1) as asker:
-        asked = asker.submit(node.reload)
-        eventually(lambda: node.status()["state"] == "reloading")
-        node.process.send_signal(signal.SIGTERM)
+        asked = asker.submit(harness.reload)
+        eventually(lambda: harness.status()["state"] == "reloading")
+        harness.process.send_signal(signal.SIGTERM)
         assert asked.result() == {"ok": False, "errors": ["workerd is stopping."]}
-    assert node.process.wait(30) == 0
+    assert harness.process.wait(30) == 0

@@ -100,7 +100,7 @@ def test_each_start_is_a_new_incarnation_and_former_ones_are_kept(
 
 
 def test_runtime_files_that_were_removed_are_noticed_and_renewed(paths: Paths) -> None:
-    """A cleaner of temporary files may remove them under a running node."""
+    """A cleaner of temporary files may remove them under a running harness."""
     files = RuntimeFiles(paths)
     paths.supervisor.touch()
     paths.dispatcher.touch()
