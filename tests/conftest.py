@@ -1,4 +1,4 @@
-"""What the tests share: an environment without WORKERD_*, one database server, a fresh store for each."""
+"""Shared fixtures: one database server per session, a new store per test, no WORKERD_* variables."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from workerd.store.engines import open_store
 for _name in [name for name in os.environ if name.startswith("WORKERD_")]:
     del os.environ[_name]
 
-# A job in a shell's background inherits that Ctrl-C is ignored, and so would every command that is tested.
+# A background job of a shell ignores SIGINT, and every command under test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_template_is_left() -> Iterator[None]:
-    """What all private servers were copied from goes when the last of them has gone."""
+def _remove_server_template() -> Iterator[None]:
+    """Delete the data directory that private servers are copied from."""
     yield
     servers.template.remove()
 
 
 @pytest.fixture(scope="session")
 def mysql_server() -> Iterator[servers.DatabaseServer]:
-    """The private MariaDB (or the server that the environment names) that the session's tests share."""
+    """The server of the session: a private MariaDB, or the one that the environment names."""
     server = servers.session_server()
     yield server
     server.remove()
@@ -108,7 +108,7 @@ def mysql(mysql_url: str, opened: Callable[..., Store]) -> Store:
 
 @pytest.fixture
 def marks(tmp_path: Path) -> Path:
-    """A folder in which handlers say by files how far they are."""
+    """A folder in which handlers create a file for each step they reach."""
     folder = tmp_path / "marks"
     folder.mkdir()
     return folder

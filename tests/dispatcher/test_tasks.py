@@ -28,7 +28,7 @@ class Script:
         return step
 
 
-class Runner:
+class TaskRunnerHarness:
     """A runner whose lease task is `lease`, and what it reported."""
 
     def __init__(self, loop: Loop, lease: Script, *tasks: PeriodicTask) -> None:
@@ -62,7 +62,7 @@ def test_one_task_a_turn_and_the_longest_waiting_first(loop: Loop) -> None:
     """A task that always has more to do does not keep the others from their turn."""
     record: list[str] = []
     busy, other = Script("busy", record, *[0.0] * 9), Script("other", record, 0.0)
-    runner = Runner(
+    runner = TaskRunnerHarness(
         loop, Script("lease", record), PeriodicTask("busy", busy.run), PeriodicTask("other", other.run)
     )
     runner.tasks.wake(busy.run)
@@ -77,7 +77,7 @@ def test_while_blocked_only_the_lease_runs(loop: Loop) -> None:
     """The task that met the outage goes on once the store is available again."""
     record: list[str] = []
     task = Script("task", record, StoreAway("gone"))
-    runner = Runner(loop, Script("lease", record, 0.0, None), PeriodicTask("task", task.run))
+    runner = TaskRunnerHarness(loop, Script("lease", record, 0.0, None), PeriodicTask("task", task.run))
     runner.tasks.wake(task.run)
     loop.turn(0.1)
     assert record == ["task"]
@@ -94,7 +94,7 @@ def test_all_tasks_are_woken_but_those_on_demand(loop: Loop) -> None:
     """Deregistration must not run because the store is back."""
     record: list[str] = []
     regular, last = Script("regular", record), Script("last", record)
-    runner = Runner(
+    runner = TaskRunnerHarness(
         loop,
         Script("lease", record),
         PeriodicTask("regular", regular.run),
@@ -113,7 +113,7 @@ def test_a_task_with_nothing_to_do_rests_for_its_period(loop: Loop) -> None:
     """None means: after the period; without a period: when woken."""
     record: list[str] = []
     periodic, woken = Script("periodic", record), Script("woken", record)
-    runner = Runner(
+    runner = TaskRunnerHarness(
         loop,
         Script("lease", record),
         PeriodicTask("periodic", periodic.run, 0.02),
@@ -138,7 +138,7 @@ def test_a_wake_up_during_the_run_is_not_lost(loop: Loop) -> None:
             return super().run()
 
     task = Woken("task", record)
-    runner = Runner(loop, Script("lease", record), PeriodicTask("task", task.run))
+    runner = TaskRunnerHarness(loop, Script("lease", record), PeriodicTask("task", task.run))
     runner.tasks.wake(task.run)
     for _ in range(6):
         loop.turn(0.02)
@@ -149,7 +149,7 @@ def test_a_function_that_is_in_no_table_stays_asleep(loop: Loop) -> None:
     """A node that picks up no work has no task for it; waking it does nothing."""
     record: list[str] = []
     absent = Script("absent", record)
-    runner = Runner(loop, Script("lease", record))
+    runner = TaskRunnerHarness(loop, Script("lease", record))
     runner.tasks.wake(absent.run)
     loop.turn(0.02)
     assert record == []
@@ -178,7 +178,7 @@ def test_a_task_that_fails_is_shown_and_tried_again_after_a_pause(
     record: list[str] = []
     task = Script("claims", record, error, None)
     row = PeriodicTask("claims", task.run)
-    runner = Runner(loop, Script("lease", record), row)
+    runner = TaskRunnerHarness(loop, Script("lease", record), row)
     runner.tasks.wake(task.run)
     loop.turn(0.1)
     loop.turn(0.05)

@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.eventually import eventually
-from tests.support.gateway import CONFIG, Api, Stream
+from tests.support.gateway import CONFIG, Api, EventStream
 from tests.support.servers import DatabaseServer
 from workerd.metrics import families
 
@@ -186,7 +186,7 @@ def test_the_node_stops(tmp_path: Path) -> None:
     ):
         job = api.enqueue("noop", delay="1h")
         long_poll = executor.submit(api.get, f"/jobs/{job}?wait=60s")
-        streams = [Stream(api, "/"), Stream(api, "/ui/jobs")]
+        streams = [EventStream(api, "/"), EventStream(api, "/ui/jobs")]
         for stream in streams:
             eventually(lambda stream=stream: stream.parts)
         assert api.daemon.stop() == 0
@@ -198,13 +198,13 @@ def test_the_node_stops(tmp_path: Path) -> None:
 def test_events(api: Api) -> None:
     """A stream sends what changed on its page; too many streams are refused, other requests are not."""
     job = api.enqueue("noop", delay="1h")
-    stream = Stream(api, f"/ui/jobs/{job}")
+    stream = EventStream(api, f"/ui/jobs/{job}")
     eventually(lambda: "scheduled" in stream.parts.get("head", ""))
     api.post(f"/jobs/{job}/cancel")
     eventually(lambda: "cancelled" in stream.parts.get("head", ""))
-    lost = Stream(api, "/ui/jobs/nothing")
+    lost = EventStream(api, "/ui/jobs/nothing")
     eventually(lambda: "nothing" in lost.parts.get("", ""))
-    more = [Stream(api, "/ui/handlers") for _ in range(70)]
+    more = [EventStream(api, "/ui/handlers") for _ in range(70)]
     eventually(lambda: sum(one.status == 200 for one in more) >= 60)
     eventually(lambda: any(one.status == 503 for one in more))
     assert api.get("/jobs").status_code == 200

@@ -11,7 +11,7 @@ from workerd.ingester.pending import PendingOutcomes, weight
 from workerd.outcome import Outcome
 
 
-class Sender:
+class SenderStub:
     def __init__(self) -> None:
         self.sent = 0
         self.below: list[int] = []
@@ -32,8 +32,8 @@ def test_batches_are_the_oldest_and_acknowledgements_are_prefixes(
 ) -> None:
     """However much of a batch is written, the rest stays first, and acknowledgements match exactly."""
     pending_outcomes = PendingOutcomes()
-    senders = [Sender() for _ in range(3)]
-    order: list[tuple[Sender, int, Outcome]] = []
+    senders = [SenderStub() for _ in range(3)]
+    order: list[tuple[SenderStub, int, Outcome]] = []
     for number, outcomes in frames:
         sender = senders[number]
         pending_outcomes.add(sender, sender.sent, outcomes)

@@ -89,7 +89,7 @@ def warm_up(harness: PoolHarness) -> None:
     harness.until(lambda: [harness.run("noop") for _ in range(20)] and harness.dispatcher.demand.room > 5)
 
 
-class Server:
+class StubServer:
     """The listening side of a role, which can be stopped and started again."""
 
     def __init__(self, loop: Loop, path: Path, incoming: Any, on_message: Callable[[Any], None]) -> None:
@@ -128,7 +128,7 @@ class Server:
             self.channel = None
 
 
-class Dispatcher(Server):
+class DispatcherStub(StubServer):
     """Sends the claims in `jobs`, never more than the pool demands."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -160,7 +160,7 @@ class Dispatcher(Server):
             self.send(Claims([self.jobs.popleft() for _ in range(count)]))
 
 
-class Ingester(Server):
+class IngesterStub(StubServer):
     """Keeps what it receives; acknowledges unless `silent`."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -211,8 +211,8 @@ class PoolHarness:
         self.loop = Loop()
         paths = Paths(self.config.node)
         paths.private.mkdir(parents=True, exist_ok=True)
-        self.dispatcher = Dispatcher(self.loop, paths.dispatcher)
-        self.ingester = Ingester(self.loop, paths.ingester)
+        self.dispatcher = DispatcherStub(self.loop, paths.dispatcher)
+        self.ingester = IngesterStub(self.loop, paths.ingester)
         self.beats: list[Beat] = []
         self.status: int | None = None
         self.log = folder / "log"

@@ -37,7 +37,7 @@ class Size:
     height: int = 1
 
 
-class FakeRun:
+class RunStub:
     def stopping(self) -> bool:
         return False
 
@@ -47,7 +47,7 @@ class FakeRun:
 
 
 CTX = Context(
-    Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"", run_at=0), FakeRun()
+    Claim(id=bytes(16), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"", run_at=0), RunStub()
 )
 
 

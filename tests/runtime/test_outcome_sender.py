@@ -24,7 +24,7 @@ def make_outcome(number: int, payload: bytes | None = None) -> Outcome:
     )
 
 
-class Ingester:
+class AcknowledgingIngester:
     """The other end: one listening socket, one connection at a time, all messages kept."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -71,7 +71,7 @@ class Pair:
     def __init__(self, folder: Path) -> None:
         self.loop = Loop()
         self.acknowledged = 0
-        self.ingester = Ingester(self.loop, folder / "ingester.sock")
+        self.ingester = AcknowledgingIngester(self.loop, folder / "ingester.sock")
         hello = Hello(role="pool", name="p", life=7)
         self.sender = OutcomeSender(self.loop, folder / "ingester.sock", hello, 1000, self._count)
 

@@ -24,7 +24,7 @@ FEW = 10
 """Rows that a statement may touch beside those that come of it."""
 
 
-class Seen(NamedTuple):
+class StatementPlan(NamedTuple):
     """A statement, its plan as text, the rows that the server read for it, and how many came of it."""
 
     sql: str
@@ -41,7 +41,7 @@ class Watched(Session):
         self.dialect = session.dialect
         self.server_version = session.server_version
         self.max_packet = session.max_packet
-        self.seen: list[Seen] = []
+        self.seen: list[StatementPlan] = []
 
     def execute(self, sql: str, params: Params = ()) -> int:
         return self._watch(sql, params, self._inner.execute, lambda changed: changed)
@@ -56,7 +56,9 @@ class Watched(Session):
         plan = str(self._inner.query(explain + sql, params))
         before = self._rows_read()
         result = work(sql, params)
-        self.seen.append(Seen(" ".join(sql.split())[:200], plan, self._rows_read() - before, count(result)))
+        self.seen.append(
+            StatementPlan(" ".join(sql.split())[:200], plan, self._rows_read() - before, count(result))
+        )
         return result
 
     def _rows_read(self) -> int:
@@ -80,9 +82,9 @@ class Undo(Exception):
     """Leaves a transaction without a trace."""
 
 
-def watch(store: Store, work: Callable[[Tx], T]) -> tuple[T, list[Seen]]:
+def watch(store: Store, work: Callable[[Tx], T]) -> tuple[T, list[StatementPlan]]:
     """What `work` returns, and the statements that it ran; nothing of it stays."""
-    done: list[tuple[T, list[Seen]]] = []
+    done: list[tuple[T, list[StatementPlan]]] = []
 
     def watched(tx: Tx) -> None:
         session = Watched(tx._session)
@@ -131,7 +133,7 @@ def _fill(store: Store, fresh: str) -> None:
         )
 
 
-def unsorted(seen: list[Seen]) -> None:
+def unsorted(seen: list[StatementPlan]) -> None:
     """No statement sorts, builds a temporary table of rows, or scans the table of jobs."""
     for one in seen:
         for bad in ("filesort", "temporary", "TEMP B-TREE", "SCAN workerd_jobs"):

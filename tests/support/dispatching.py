@@ -304,7 +304,7 @@ class DispatcherHarness:
                 raise AssertionError(f"not within {within} s; last value {value!r}, last beat {shown}")
 
     def serve(self, seconds: float) -> None:
-        """Turn the loop for a while, to see that something does not happen."""
+        """Turn the loop for a while, to check that something does not happen."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self.turn()
@@ -318,13 +318,13 @@ class DispatcherHarness:
         return self.beat.state == "up"
 
     def settled(self, rounds: int = 1) -> bool:
-        """Whether this many settlements have finished and none is under way."""
+        """Whether at least this many settlements have finished and none is running."""
         info = self.beat.info
         return info.get("settlement") == "idle" and info.get("settlements", 0) >= rounds
 
 
 def node(folder: Path, name: str = "test") -> NodeConfig:
-    """A node's folders below `folder`."""
+    """Build a node table with folders below `folder`."""
     return NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state")
 
 
@@ -338,7 +338,7 @@ def node_config(
     batch: int = 500,
     **tables: object,
 ) -> Config:
-    """A node below `folder`; `lease`, `poll`, `batch` are its dispatcher's, `tables` the other tables."""
+    """Build the configuration of a node below `folder`: dispatcher keys, and other tables as `tables`."""
     return Config(
         node=NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state"),
         store=StoreConfig(url=url),
@@ -348,25 +348,25 @@ def node_config(
 
 
 def pool_of(name: str, schedule: ScheduleConfig) -> dict[str, PoolConfig]:
-    """The table of pools with one, of one handler that has this schedule."""
+    """Build a pools table with one pool of one scheduled handler."""
     handler = HandlerConfig(name=name, call="x:y", pool=name, schedule=schedule)
     return {name: PoolConfig(name=name, handlers=(handler,))}
 
 
 def insert_jobs(store: Store, handler: str, count: int = 1, **fields: object) -> list[bytes]:
-    """Insert new rows of a handler; their ids."""
+    """Insert new jobs of a handler; return their ids."""
     rows = [NewJob(handler=handler, **fields) for _ in range(count)]  # type: ignore[arg-type]
     return [inserted.id for inserted in store.run(lambda tx: jobs.insert(tx, rows))]
 
 
 def job_state(store: Store, job_id: bytes) -> tuple[str, str | None, int]:
-    """Status, reason and attempt of the newest row."""
+    """Return status, reason and attempt of the newest row."""
     row = job(store, job_id).row
     return row.status, row.reason, row.attempt
 
 
 def job_rows(store: Store, handler: str) -> list[tuple[bytes, str, int]]:
-    """Id, status and due time of every row of a handler, by due time."""
+    """Return id, status and due time of every row of a handler, by due time."""
     found = store.read(
         lambda tx: tx.query(
             "SELECT id, status, run_at FROM workerd_jobs WHERE handler = %s ORDER BY run_at", (handler,)

@@ -102,8 +102,8 @@ def until_closed(connection: socket.socket) -> bytes:
     return received
 
 
-class Stream:
-    """Server-sent events, read in a thread."""
+class EventStream:
+    """Server-sent events of a dashboard view, read in a thread."""
 
     def __init__(self, api: Api, view: str) -> None:
         self.parts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Outcomes with sensible defaults."""
+"""Builds outcomes with default fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NODE = bytes(range(16))
 
 
 def outcome(**given: Any) -> Outcome:
-    """A successful attempt of a new job, with the given fields."""
+    """Build the outcome of a successful attempt of a new job; `given` overrides fields."""
     fields: dict[str, Any] = {
         "id": new_id(),
         "attempt": 1,

@@ -29,7 +29,7 @@ EXTERNAL = os.environ.get("WORKERD_TEST_MYSQL_URL", "")
 USER, PASSWORD = "app", "s3cr3t/?#@: %ü"
 _names = itertools.count(1)
 
-# Most tests kill the server, not the machine: without fsync they are faster and a kill still loses no commit.
+# Most tests need no durability across a machine crash: skipping fsync is faster, and a kill loses no commit.
 FAST = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0")
 DURABLE = ("--innodb-flush-log-at-trx-commit=1",)
 

@@ -251,7 +251,7 @@ def test_a_drain_survives_the_death_of_a_child(harness: LifecycleHarness, name: 
     ["dispatcher", *(pytest.param(n, marks=pytest.mark.slow) for n in ("ingester", "pool:waits", "gateway"))],
 )
 def test_a_stopped_child_is_replaced(tmp_path: Path, name: str) -> None:
-    """A child without progress for the watchdog's time is killed and restarted, and works again."""
+    """A child that makes no progress within the watchdog's time is killed, restarted and works again."""
     harness = LifecycleHarness(tmp_path)
     harness.daemon.gateway = f"unix:{tmp_path}/gateway.sock"
     harness.daemon.write(CONFIG)

@@ -181,7 +181,7 @@ def busy(worker: dict[str, object]) -> bool:
 def test_a_frozen_node_does_not_start_claims_whose_lease_expired(
     make_daemon: MakeDaemon, rows: Rows, tmp_path: Path
 ) -> None:
-    """Its pools confirm the lease before they start the claims they hold."""
+    """After the freeze its pools confirm the lease before they start the claims they hold."""
     runs = tmp_path / "runs"
     runs.touch()
     sleeper = make_daemon("n1").start()
