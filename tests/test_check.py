@@ -66,7 +66,7 @@ def test_every_handler_that_does_not_load_is_listed_with_its_reason(
     )
 
 
-def test_the_report_says_what_would_be_started(tmp_path: Path) -> None:
+def test_the_report_lists_what_would_be_started(tmp_path: Path) -> None:
     """Roles, pools with their limits, handlers with their schedules, and what has no effect."""
     config = configured(
         tmp_path,
@@ -111,7 +111,7 @@ def test_an_empty_configuration_is_pointed_out(tmp_path: Path) -> None:
 
 
 def test_what_is_degraded_on_this_host_is_listed(tmp_path: Path) -> None:
-    """Each sentence says what follows from it."""
+    """Each message names the consequence."""
     config = configured(tmp_path, f'node = {{ state_dir = "{tmp_path}", runtime_dir = "{tmp_path}" }}\n')
     text = "\n".join(degradations(config))
     assert "SQLite" in text

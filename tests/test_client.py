@@ -150,7 +150,7 @@ def test_jobs_are_checked_against_the_cached_handlers(client: Client) -> None:
 
 
 def test_max_waiting_rejects_and_a_pause_holds_jobs(client: Client, daemon: Daemon) -> None:
-    """`resume` lets the waiting jobs run, and says whether the handler was paused."""
+    """`resume` lets the waiting jobs run, and returns whether the handler was paused."""
     client.pause("held", "testing")
     done = client.enqueue_many([JobSpec(handler="held")] * 3)
     with pytest.raises(TooManyWaiting):

@@ -1,4 +1,4 @@
-"""Generated files are what the source says."""
+"""Generated files match the source."""
 
 from __future__ import annotations
 

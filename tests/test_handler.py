@@ -93,7 +93,7 @@ def test_options_are_checked_and_converted() -> None:
         ({"ignore": 3}, "ignore=…): expected exception classes"),
     ],
 )
-def test_a_wrong_option_says_what_was_expected(options: dict[str, Any], message: str) -> None:
+def test_the_error_for_a_wrong_option_names_what_was_expected(options: dict[str, Any], message: str) -> None:
     """At the decorator, when the module is imported."""
     with pytest.raises(ValueError, match="@handler") as caught:
         handler(**options)

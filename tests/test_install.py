@@ -67,7 +67,7 @@ def test_a_file_that_was_there_before_is_a_persons(tmp_path: Path) -> None:
     assert (tmp_path / CONFIG).read_text() == "# mine\n"
 
 
-def test_an_upgrade_replaces_what_nobody_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upgrade_replaces_unchanged_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new version's files take the place of the old one's."""
     install(tmp_path)
     new = tmp_path / "new"
@@ -96,7 +96,7 @@ def test_a_manifest_cannot_reach_beyond_the_prefix(tmp_path: Path) -> None:
     assert victim.exists()
 
 
-def test_what_cannot_be_done_is_said(tmp_path: Path) -> None:
+def test_a_failed_installation_names_the_cause(tmp_path: Path) -> None:
     """Uninstalling what is not there, or writing where one may not, ends with a sentence."""
     with pytest.raises(InstallError, match="Nothing is installed below"):
         uninstall(tmp_path)

@@ -72,7 +72,7 @@ def test_a_time_may_be_text_or_a_datetime_with_its_offset(run_at: str | datetime
     ],
 )
 def test_a_wrong_option_is_rejected_with_its_name(wrong: dict[str, Any], message: str) -> None:
-    """The error also says what was expected."""
+    """The error also names what was expected."""
     with pytest.raises(InvalidValue, match="(?s)" + message.replace("'", ".")):
         check(JobSpec(**{"handler": "h", **wrong}))
 

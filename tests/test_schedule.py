@@ -98,7 +98,7 @@ MINUTE = 60 * SECOND
         ("skip", []),
     ],
 )
-def test_ticks_that_nobody_saw(misfire: Misfire, expected: list[int]) -> None:
+def test_missed_ticks(misfire: Misfire, expected: list[int]) -> None:
     """The first look treats the ticks since the last that fired by `misfire`."""
     ticks = Ticks(MINUTELY, misfire, 5 * SECOND)
     assert ticks.watch(NOON + 30 * SECOND)

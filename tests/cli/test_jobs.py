@@ -64,7 +64,7 @@ def test_all_options_of_enqueue_reach_the_row(cli: CommandLine) -> None:
     assert again.stdout.strip() == first
 
 
-def test_text_stays_text_where_the_signature_says_so(cli: CommandLine) -> None:
+def test_text_stays_text_where_the_signature_wants_text(cli: CommandLine) -> None:
     """`path=1` for a `str` is the text "1"; for an int it is the number."""
     eventually(lambda: "path: str" in cli("handlers").stdout)
     job_id = cli.id("enqueue", "waits", "path=1", "limit=0")

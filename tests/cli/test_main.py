@@ -62,7 +62,7 @@ def test_the_overview_lists_every_command_with_the_first_line_of_its_help(
         [],
     ],
 )
-def test_wrong_usage_is_status_2_and_says_what_is_missing(
+def test_wrong_usage_exits_with_2_and_names_what_is_missing(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Nothing is printed as data."""
@@ -80,7 +80,7 @@ def test_a_missing_configuration_is_status_2_and_names_the_file(
     assert str(tmp_path / "none.toml") in capsys.readouterr().err
 
 
-def test_without_a_daemon_the_message_says_how_to_start_it(
+def test_without_a_daemon_the_message_names_the_start_command(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`status` and `reload` fail, `stop` has nothing to do."""

@@ -37,7 +37,7 @@ def test_escapes_and_turned_text_are_shown_as_escapes() -> None:
 
 
 def test_columns_stay_aligned_for_wide_characters_and_empty_cells(capsys: pytest.CaptureFixture[str]) -> None:
-    """The second column begins at the same place in each row."""
+    """The second column starts at the same place in each row."""
     output.print_table(["name", "x"], [["日本", 1], ["ab", None], ["é\u0301", "\x1b[1m"]])
     assert capsys.readouterr().out == ("NAME  X\n日本  1\nab    -\né\u0301     \\x1b[1m\n")
 

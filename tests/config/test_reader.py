@@ -50,7 +50,7 @@ def fault(tmp_path: Path, text: str, **environ: str) -> str:
 
 
 def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
-    """Nothing must be said; the node is named like its host."""
+    """No key is required; the node is named after its host."""
     config = configured(tmp_path, "")
     assert config.node.name == socket.gethostname()
     assert config.gateway == Config().gateway
@@ -69,7 +69,7 @@ def test_a_folder_is_merged_in_order(tmp_path: Path) -> None:
     assert config.pools["b"].workers == 2
 
 
-def test_a_fault_names_the_file_that_said_it(tmp_path: Path) -> None:
+def test_an_error_names_its_file(tmp_path: Path) -> None:
     """Of several files the one that holds the wrong value is named."""
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "workerd.toml").write_text("[dispatcher]\nbatch = 1\n")
@@ -92,7 +92,7 @@ def test_an_empty_folder_is_a_fault(tmp_path: Path) -> None:
 
 
 def test_syntax_errors_tell_their_line(tmp_path: Path) -> None:
-    """Both broken files are told, with the line."""
+    """Both broken files are reported, with the line."""
     (tmp_path / "conf.d").mkdir()
     (tmp_path / "workerd.toml").write_text("[node]\nname = \n")
     (tmp_path / "conf.d" / "x.toml").write_bytes(b"[node]\n\nname = '\xff'\n")
@@ -126,7 +126,7 @@ def test_the_environment_overrides(tmp_path: Path) -> None:
 
 
 def test_a_fault_in_the_environment_names_the_variable(tmp_path: Path) -> None:
-    """The file is not blamed for what a variable said."""
+    """An error in a variable names the variable, not the file."""
     assert fault(tmp_path, "", WORKERD_DISPATCHER__BATCH="many").startswith(
         "environment variable WORKERD_DISPATCHER__BATCH: dispatcher.batch: expected a whole number"
     )
@@ -211,7 +211,7 @@ def test_the_nearest_known_key_is_named(tmp_path: Path, text: str, hint: str) ->
     ],
 )  # fmt: skip
 def test_values_out_of_kind_or_range(tmp_path: Path, line: str) -> None:
-    """Each is one fault that says what was expected, without control characters."""
+    """Each is one error that names what was expected, without control characters."""
     message = fault(tmp_path, line)
     assert "expected" in message
     assert message.isprintable()
@@ -277,7 +277,7 @@ def test_handlers_share_a_pool_by_name(tmp_path: Path) -> None:
 
 
 def test_pool_keys_of_a_shared_pool_stand_in_one_place(tmp_path: Path) -> None:
-    """A handler that shares its pool cannot set its size; nor may one key be said in two tables."""
+    """A handler that shares its pool cannot set its size; nor may one key be set in two tables."""
     assert "expected it in [pools.a], as 2 handlers share" in fault(
         tmp_path, HANDLERS + 'pool = "a"\nworkers = 2\n'
     )
@@ -287,14 +287,14 @@ def test_pool_keys_of_a_shared_pool_stand_in_one_place(tmp_path: Path) -> None:
 
 
 def test_a_pool_without_handlers_is_noted(tmp_path: Path) -> None:
-    """It is no fault, as its handlers may stand in a file to come, but a person is told."""
+    """A warning, not an error: its handlers may come in a later file."""
     config = configured(tmp_path, HANDLERS + "[pools.lonely]\nworkers = 2\n")
     assert "lonely" not in config.pools
     assert config.notes == ("[pools.lonely] is not started, as no handler names it as its pool",)
 
 
 def test_defaults_hold_for_all(tmp_path: Path) -> None:
-    """[defaults] takes handler and pool keys; what a table says itself is stronger and kept apart."""
+    """[defaults] takes handler and pool keys; a table's own keys override it and are stored separately."""
     config = configured(
         tmp_path,
         '[defaults]\nworkers = 3\ndeadline = "10s"\nmax_waiting = 5\nbackoff = { first = "2s" }\n'
@@ -431,7 +431,7 @@ def _trees() -> Any:
     )
 )
 def test_no_input_brings_it_down(tree: dict[str, Any]) -> None:
-    """Whatever a file says, the answer is a configuration or a list of faults."""
+    """Every file content gives a configuration or a list of errors."""
     merged = ConfigTree()
     merged.add("file", tree)
     try:
@@ -442,7 +442,7 @@ def test_no_input_brings_it_down(tree: dict[str, Any]) -> None:
 
 
 def test_a_file_that_cannot_be_read_is_a_fault(tmp_path: Path) -> None:
-    """What the system says of the file is passed on."""
+    """The system's error for the file is passed on."""
     file = tmp_path / "workerd.toml"
     file.symlink_to(tmp_path / "workerd.toml")
     with pytest.raises(ConfigError):

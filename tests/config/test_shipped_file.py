@@ -36,7 +36,7 @@ def test_the_shipped_file_equals_the_defaults(tmp_path: Path) -> None:
     assert load(SHIPPED, {}) == load(empty, {})
 
 
-def test_the_shipped_file_says_every_key_of_every_section() -> None:
+def test_the_shipped_file_lists_every_key_of_every_section() -> None:
     """No key is left for the reader to find in the source."""
     values = tomllib.loads(SHIPPED.read_text())
     for name, section in SECTIONS.items():

@@ -1,4 +1,4 @@
-"""`store.url` taken apart, and what its faults say."""
+"""Parsing of `store.url` and its error messages."""
 
 from __future__ import annotations
 

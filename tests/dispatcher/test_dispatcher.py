@@ -32,7 +32,7 @@ def test_draining_keeps_the_lease_and_claims_nothing(make_harness: MakeHarness, 
 
 
 def test_an_orphan_ends(make_harness: MakeHarness) -> None:
-    """Without a supervisor nothing says whether its pools live."""
+    """Without a supervisor it cannot know which pools are alive."""
     harness = make_harness()
     child = harness.start()
     harness.until(lambda: harness.is_up)

@@ -45,7 +45,7 @@ def test_a_row_that_was_removed_is_registered_again(make_harness: MakeHarness, s
 
 
 def test_the_name_of_a_live_node_is_refused(make_harness: MakeHarness, store: Store) -> None:
-    """The second node of a name says so, claims nothing and asks the supervisor to stop."""
+    """A second node of the same name reports it, claims nothing and asks the supervisor to stop."""
     harness = make_harness()
     twin = NodeRecord(id=new_id(), name="test", host="elsewhere", pid=1, boot_id="", version="0")
     store.run(lambda tx: nodes.register(tx, twin, 30.0))
@@ -61,7 +61,7 @@ def test_the_name_of_a_live_node_is_refused(make_harness: MakeHarness, store: St
 
 
 def test_a_wrong_schema_is_refused(make_harness: MakeHarness, store: Store) -> None:
-    """With another version of the schema nothing is claimed, and `trouble` says what to do."""
+    """With another schema version nothing is claimed, and `trouble` names the remedy."""
     store.run(lambda tx: tx.execute("INSERT INTO workerd_migrations (version, name) VALUES (99, 'newer')"))
     harness = make_harness()
     harness.start()

@@ -42,7 +42,7 @@ def test_a_live_node_is_left_alone(make_harness: MakeHarness, store: Store) -> N
 def test_a_lease_counts_as_over_only_after_the_store_answered_for_a_lease(
     make_harness: MakeHarness, store: Store
 ) -> None:
-    """Right after its start a node rescues nobody: an outage may have kept the others from renewing."""
+    """Right after its start a node rescues no other: an outage may have kept them from renewing."""
     store.run(lambda tx: nodes.register(tx, OTHER, 0.01))
     insert_jobs(store, "h", 3)
     claims(store, "h", node=DEAD)

@@ -25,7 +25,7 @@ def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, sto
 
 
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHarness, store: Store) -> None:
-    """A wake-up says when a scheduled row is due; malformed ones do no harm."""
+    """A wake-up carries the due time of a scheduled row; malformed ones are ignored."""
     harness = make_harness(poll=60.0)
     harness.start()
     pool = harness.pool("h").connect()

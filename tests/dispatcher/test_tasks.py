@@ -13,7 +13,7 @@ from workerd.runtime.loop import Loop
 
 
 class Script:
-    """A task that notes each run in a common record and does what its script says."""
+    """A task that records each run in a shared list and follows its script."""
 
     def __init__(self, name: str, record: list[str], *steps: float | Exception | None) -> None:
         self.name = name

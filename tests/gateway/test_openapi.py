@@ -1,4 +1,4 @@
-"""The OpenAPI document: it describes every route, and the gateway answers as it says."""
+"""The OpenAPI document describes every route, and the gateway's answers match it."""
 
 from __future__ import annotations
 

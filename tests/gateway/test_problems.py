@@ -133,7 +133,7 @@ def test_each_incident_is_in_the_log(
 def test_a_bug_in_a_page(
     gateway: GatewayState, broken: Callable[[Exception], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A page with a bug is an error page with the incident id; its updates say the same."""
+    """A page with a bug is an error page with the incident id; its updates show the same."""
     broken(KeyError("secret of ours"))
     answer = ask(gateway, "/ui/jobs")
     assert answer.status_code == 500
@@ -160,13 +160,13 @@ def test_a_bug_in_a_page(
     ],
 )  # fmt: skip
 def test_statuses(error: Exception, status: int) -> None:
-    """Each error of the program has one status; who may try again is told when."""
+    """Each error has one status; retryable ones carry Retry-After."""
     problem = problem_of(error, "/")
     assert problem.status == status
     assert ("Retry-After" in problem.headers) == (status in (429, 503))
 
 
 def test_a_commit_without_an_answer() -> None:
-    """Nobody is told that nothing was changed when that is not known."""
+    """An error does not claim that nothing changed when that is unknown."""
     assert "nothing was changed" in problem_of(StoreAway("x"), "/").detail
     assert "may have taken effect" in problem_of(CommitUnknown("x"), "/").detail

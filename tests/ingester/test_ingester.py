@@ -42,7 +42,7 @@ def ends(rows: Rows) -> dict[tuple[str, str | None], int]:
 
 
 def counted(harness: IngesterHarness) -> dict[str, float]:
-    """What the metrics say: samples by name and label values."""
+    """Return the metric samples by name and label values."""
     sums = SeriesSums()
     for beat in harness.beats:
         sums.add(beat.counted)
@@ -291,7 +291,7 @@ def test_large_outcomes_fit_into_what_the_server_takes_at_once(mysql_harness: In
 
 
 def test_a_value_that_no_column_holds_ends_its_attempt_only(harness: IngesterHarness) -> None:
-    """Whatever the driver or the server says of it."""
+    """Whatever error the driver or the server reports."""
     pool = harness.pool().connect()
     made = harness.insert_claimed(20)
     odd = [

@@ -209,7 +209,7 @@ def test_during_an_outage_outcomes_go_to_the_spool_and_are_replayed_in_order(
 def test_it_starts_without_the_store(
     make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
-    """And tells the pools what the store takes once it knows."""
+    """It sends the payload limit to the pools once it knows it."""
     harness = make_harness(durable_url, max_payload=64 << 20)
     made = harness.insert_claimed(10)
     durable_server.kill9()
@@ -256,7 +256,7 @@ def test_a_server_that_hangs_counts_as_unavailable(
 
 
 def ends_when_thawed(server: DatabaseServer, harness: IngesterHarness, least: int) -> bool:
-    """Whether the ingester says that it waits for the frozen server."""
+    """Whether the ingester reports that it waits for the frozen server."""
     harness.until(lambda: harness.state == "waiting")
     return harness.info["spool"]["rows"] >= least
 
@@ -286,7 +286,7 @@ def test_a_read_only_server_counts_as_unavailable_and_is_logged_once(
 def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
     make_harness: MakeHarness, mysql_url: str
 ) -> None:
-    """A proxy may take less than the server says: no outcome is sent for ever, all others are recorded."""
+    """A proxy may accept less than the server: no outcome is retried for ever, all others are recorded."""
     harness = make_harness(mysql_url)
 
     def sabotage() -> None:

@@ -143,7 +143,7 @@ def test_an_append_is_synced_before_it_returns(tmp_path: Path) -> None:
 # -- bounds
 
 
-def test_a_full_spool_takes_what_fits_and_says_so(tmp_path: Path) -> None:
+def test_a_full_spool_takes_what_fits_and_reports_it(tmp_path: Path) -> None:
     """The bound holds for the outcomes, and there is room again after the replay."""
     spool = opened(tmp_path, limit=10_000)
     rows = [outcome(payload=b"x" * 900) for _ in range(20)]
@@ -221,7 +221,7 @@ def test_a_disk_that_fills_up_counts_as_full_and_what_was_durable_stays(tmp_path
 
 
 @pytest.mark.parametrize("room", [0, 100, 4096, 5000])
-def test_a_file_that_cannot_be_begun_is_begun_later(tmp_path: Path, room: int) -> None:
+def test_a_file_that_cannot_be_created_is_created_later(tmp_path: Path, room: int) -> None:
     """A full disk at the start of an outage costs nothing but the wait."""
     spool = opened(tmp_path)
     rows = [outcome() for _ in range(30)]
@@ -405,7 +405,7 @@ def test_a_damaged_row_is_skipped_and_kept_for_inspection(tmp_path: Path) -> Non
 
 
 def test_a_row_that_is_no_outcome_is_skipped(tmp_path: Path) -> None:
-    """A checksum says that bytes are as they were written, not that they can be understood."""
+    """A checksum shows that bytes are as written, not that they can be decoded."""
     rows = [outcome() for _ in range(2)]
     path = closed(tmp_path, rows)
     with contextlib.closing(sqlite3.connect(path)) as other:
@@ -436,7 +436,7 @@ def test_a_damaged_page_costs_its_rows_and_no_others(tmp_path: Path, page: int) 
 
 
 def test_a_file_that_is_no_database_is_put_aside(tmp_path: Path) -> None:
-    """The next process begins a new one, and the others are replayed."""
+    """The next process creates a new one, and the others are replayed."""
     path = closed(tmp_path, numbered(0, 3))
     overwrite(path, 0, b"rubbish" * 20)
     spool = opened(tmp_path)

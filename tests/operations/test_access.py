@@ -29,7 +29,7 @@ def test_a_store_is_opened_only_at_this_version(config: Config) -> None:
 
 
 def test_a_pool_reuses_connections_up_to_its_size(config: Config) -> None:
-    """When all are in use, the caller is told which setting to raise."""
+    """When all are in use, the error names the setting to raise."""
     migrate(config)
     made: list[Store] = []
 
@@ -58,7 +58,7 @@ def test_a_failed_connection_frees_its_place() -> None:
 
 
 def test_join_reads_inside_the_callers_transaction(tmp_path: Path) -> None:
-    """It neither begins nor ends one."""
+    """It neither opens nor ends a transaction."""
     with closing(sqlite3.connect(tmp_path / "db")) as connection:
         connection.execute("CREATE TABLE t (a)")
         tx = join(connection)

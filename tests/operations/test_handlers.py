@@ -24,7 +24,7 @@ def test_configured_handlers_are_listed_with_stored_ones(store: Store, config: C
 
 
 def test_a_pause_names_its_actor_and_reason(store: Store, config: Config, actor: Actor) -> None:
-    """Resuming says whether the handler was paused."""
+    """Resuming returns whether the handler was paused."""
     store.run(lambda tx: handlers.pause(tx, actor, config, "mail", "maintenance"))
     mail = store.read(lambda tx: handlers.find(tx, config, "mail"))
     assert (mail["paused_by"], mail["pause_reason"]) == ("me", "maintenance")

@@ -31,7 +31,7 @@ def test_configured_schedules_are_listed_before_their_first_run(store: Store, co
 
 
 def test_a_paused_schedule_has_no_next_time(synced: Store, config: Config, actor: Actor) -> None:
-    """Resuming says whether it was paused."""
+    """Resuming returns whether it was paused."""
     paused = synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
     assert (paused["paused_by"], paused["next_at"]) == ("me", None)
     resumed, was_paused = synced.run(lambda tx: schedules.resume(tx, actor, config, "beat"))

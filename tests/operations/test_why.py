@@ -80,7 +80,7 @@ def test_a_scheduled_job_names_its_time(live: Store) -> None:
 
 
 def test_a_running_job_names_its_node(live: Store) -> None:
-    """And says when that node is lost."""
+    """It also reports that the node is lost."""
     job_id = storing.enqueue(live, "mail")
     storing.claims(live, "mail")
     assert why(live, job_id)[0].startswith("The job runs on one, for ")

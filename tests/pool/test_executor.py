@@ -210,7 +210,7 @@ def test_vars_that_do_not_match_are_a_failure_without_a_stack() -> None:
 
 
 def test_an_unknown_handler_is_a_failure() -> None:
-    """The error says so."""
+    """The error names it."""
     executor = Executor({}, NoFlags(), lambda progress: None)
     assert executor.run(Assignment(1, claim_of("h"), 0.0, 100)).kind == "failure"
 

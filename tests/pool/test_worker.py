@@ -178,7 +178,7 @@ def test_a_handler_may_decide_at_its_deadline(started: Any, name: str, kind: str
 
 
 def test_a_cancel_is_raised_as_cancelled(started: Any) -> None:
-    """By the same signal; the flags tell them apart."""
+    """By the same signal; the flags distinguish them."""
     worker = started("sleeps")
     worker.assign("sleeps")
     worker.flags.request_cancel()
@@ -249,7 +249,7 @@ def test_a_crash_leaves_its_stack(started: Any) -> None:
     assert "in dies" in dump(worker)
 
 
-# -- what a handler says
+# -- output, log and progress
 
 
 def test_output_is_written_before_the_result(started: Any) -> None:

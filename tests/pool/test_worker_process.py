@@ -206,7 +206,7 @@ def test_a_forked_child_that_keeps_the_channel_open_hides_no_death(tmp_path: Pat
 
 
 def test_a_worker_that_closes_its_channel_is_killed(tmp_path: Path) -> None:
-    """The error says that the handler may have closed it."""
+    """The error mentions that the handler may have closed it."""
     with PoolHarness(tmp_path, make_pool("closes_channel", "noop")) as harness:
         outcome = harness.run("closes_channel")
         assert (outcome.reason, outcome.exit_signal) == (Reason.CRASHED, signal.SIGKILL)

@@ -133,7 +133,7 @@ def test_a_new_connection_gets_hello_handlers_outcomes_and_barriers_in_this_orde
 
 
 def test_a_barrier_never_overtakes_outcomes_that_wait_for_others(pair: Pair) -> None:
-    """In a stream outcomes wait some milliseconds; the barrier covers them all the same."""
+    """In a stream, outcomes wait some milliseconds; the barrier covers them too."""
     for n in range(30):
         pair.sender.send(make_outcome(n))
         if n % 10 == 9:

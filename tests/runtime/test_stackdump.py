@@ -11,7 +11,7 @@ from workerd.runtime.stackdump import StackDump, kernel_view
 
 
 def test_a_dump_that_a_child_wrote_is_read_by_its_parent() -> None:
-    """Each `clear` begins a new one, for both."""
+    """Each `clear` starts a new one, for both."""
     dump = StackDump()
     for _ in range(2):
         dump.clear()

@@ -29,7 +29,7 @@ def claim(store: Store, handler: str, limit: int = 100, **given: Any) -> store_c
     return store.run(lambda tx: store_claims.claim(tx, handler, limit, NODE, **given))
 
 
-def test_a_claim_carries_what_its_row_says(store: Store) -> None:
+def test_a_claim_carries_the_values_of_its_row(store: Store) -> None:
     """Every column that a worker or the pool needs comes with the claim, at the store's time."""
     made = enqueue(
         store, "h", vars=b'{"a": "\xc3\xbc\xf0\x9f\x98\x80"}', meta=b'{"t":1}', deadline_ms=1500,
@@ -136,7 +136,7 @@ def test_a_paused_handler_is_not_claimed(store: Store) -> None:
 def test_no_claim_commits_after_a_pause_returned(
     mysql_server: DatabaseServer, mysql_url: str, opened: Callable[..., Store]
 ) -> None:
-    """A pause waits for a claim that is under way, also for a handler that nobody has claimed for yet."""
+    """A pause waits for a running claim, also for a handler never claimed before."""
     one, two = opened(mysql_url), opened(mysql_url)
     one.migrate()
     enqueue(one, "h")
@@ -162,8 +162,8 @@ def test_no_claim_commits_after_a_pause_returned(
     assert order == ["claimed", "paused"]
 
 
-def test_a_row_that_cannot_be_read_ends_as_failure_and_stops_nobody(store: Store) -> None:
-    """The claim goes on with the others and tells what is wrong with the one."""
+def test_an_unreadable_row_ends_as_failure_and_blocks_no_other(store: Store) -> None:
+    """The claim continues with the other rows and reports the error of this one."""
     good = enqueue(store, "h")
     if store.dialect.name == "sqlite":
         bad = enqueue(store, "h", name="x")
@@ -188,7 +188,7 @@ def _zero_date(tx: Any, job_id: bytes) -> None:
 
 @pytest.mark.parametrize("raw", ["ff", "00", "f09f9880", "c328", "7b7d00", "ed a0 80"])
 def test_vars_are_handed_on_as_they_are(store: Store, raw: str) -> None:
-    """What is in `vars`, valid or not, reaches the worker, which says what is wrong with it."""
+    """`vars`, valid or not, reach the worker, which reports what is wrong with them."""
     data = bytes.fromhex(raw)
     made = enqueue(store, "h")
     if store.dialect.name == "sqlite":
@@ -213,7 +213,7 @@ def test_long_vars_are_claimed_a_few_at_a_time(store: Store) -> None:
 
 
 def test_a_job_that_is_too_long_to_carry_fails(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It ends with a sentence that says how long it is."""
+    """It fails with an error that names its length."""
     monkeypatch.setattr(store_claims, "MAX_JOB_BYTES", 20_000)
     enqueue(store, "h", vars=b'"' + b"x" * 20_000 + b'"')
     (broken,) = claim(store, "h").broken
@@ -237,7 +237,7 @@ def test_peek_names_the_handlers_that_have_rows(store: Store) -> None:
     assert store.read(lambda tx: store_claims.peek(tx, [])).handlers == set()
 
 
-def test_due_rows_become_new_and_the_next_is_told(store: Store) -> None:
+def test_due_rows_become_new_and_the_next_due_time_is_returned(store: Store) -> None:
     """Slice by slice, those that were due first first; then when to come back."""
     now = store.read(lambda tx: tx.now)
     made = [enqueue(store, f"h{n}", delay=3600 * clock.SECOND + n) for n in range(4)]

@@ -45,7 +45,7 @@ def test_a_handler_is_on_the_live_nodes_that_loaded_it(store: Store) -> None:
 
 
 def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
-    """A job for a handler that nobody has stays visible; the rows of a schedule's chain are no handler."""
+    """A job for a handler without a node stays visible; the rows of a schedule's chain are not a handler."""
     for name in ("thumb", "thumb", "a'b\"c\n", "ünï🎈", "mail"):
         s.enqueue(store, name)
     register(store, "one")
@@ -57,7 +57,7 @@ def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
     assert [name for name, row in found.items() if not row.known] == sorted({*found} - {"mail"})
 
 
-def test_a_pause_says_who_and_why_and_holds(store: Store) -> None:
+def test_a_pause_records_who_and_why_and_holds(store: Store) -> None:
     """A paused handler is not claimed until it is resumed; the first pause keeps its time."""
     s.enqueue(store, "mail")
     store.run(lambda tx: handlers.pause(tx, "mail", "ann", "the server is down"))
@@ -73,14 +73,14 @@ def test_a_pause_says_who_and_why_and_holds(store: Store) -> None:
     assert len(s.claims(store, "mail")) == 1
 
 
-def test_resuming_what_nobody_knows_is_an_error(store: Store) -> None:
+def test_resuming_an_unknown_handler_is_an_error(store: Store) -> None:
     """A name with a slip in it is not taken silently."""
     with pytest.raises(NotFound, match="workerd handlers"):
         store.run(lambda tx: handlers.resume(tx, "mial"))
 
 
 def test_a_pause_waits_for_the_claims_under_way(store: Store, store_url: str, opened: s.Opening) -> None:
-    """No claim commits after the pause has returned, even if it had begun before."""
+    """No claim commits after the pause has returned, even if it started before."""
     s.enqueue(store, "mail")
     other = opened(store_url)
     looked, go_on = threading.Event(), threading.Event()

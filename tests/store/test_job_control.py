@@ -37,7 +37,7 @@ def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:
 
 @pytest.mark.parametrize("ending", [Status.FAILURE, Status.CANCELLED, Status.COMPLETED])
 def test_retry_keeps_the_history(store: Store, ending: Status) -> None:
-    """The ended row becomes `retry` with its reason, the next begins with counters at 0."""
+    """The ended row becomes `retry` with its reason, the next starts with counters at 0."""
     job_id = s.enqueue(store, "h", vars=b'{"a":1}', meta=b"1", unique_key="k", max_attempts=9, priority=4)
     s.finish(store, "h", Status.RETRY, next=NextAttempt(0, 3, 2, 1))
     s.finish(store, "h", ending, error="no")

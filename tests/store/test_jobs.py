@@ -49,7 +49,7 @@ def test_an_id_is_inserted_once(store: Store) -> None:
 
 
 def test_a_unique_key_has_one_live_job(store: Store) -> None:
-    """Whoever comes later gets the id of the live job, waiting or running; after its end the key is free."""
+    """A later insert gets the id of the live job, waiting or running; after its end the key is free."""
     (first,) = insert(store, NewJob(handler="h", unique_key="k"))
     assert insert(store, NewJob(handler="h", unique_key="k")) == [Inserted(first.id, False)]
     assert insert(store, NewJob(handler="other", unique_key="k"))[0].created
@@ -60,7 +60,7 @@ def test_a_unique_key_has_one_live_job(store: Store) -> None:
 
 
 def test_a_bulk_with_one_key_twice(store: Store) -> None:
-    """The second of the same bulk is told the first one's id."""
+    """The second of the same batch gets the first one's id."""
     first, second, third = insert(
         store, NewJob(handler="h", unique_key="k"), NewJob(handler="h", unique_key="k"), NewJob(handler="h")
     )

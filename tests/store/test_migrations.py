@@ -1,4 +1,4 @@
-"""Migrations: once, by whoever comes first, and never backwards."""
+"""Migrations: applied once, by one of several processes, and never backwards."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workerd.store.base import Store
 TABLES = ("handlers", "jobs", "migrations", "nodes", "requests", "schedules")
 
 
-def test_an_empty_store_says_what_to_do(store_url: str, opened: Callable[..., Store]) -> None:
+def test_the_error_for_an_empty_store_names_the_remedy(store_url: str, opened: Callable[..., Store]) -> None:
     """It is empty, it is of the wrong version, and `migrate` mends that once."""
     store = opened(store_url)
     assert store.is_empty()
@@ -44,7 +44,7 @@ def test_an_older_store_names_the_command(store: Store, monkeypatch: pytest.Monk
 
 
 def test_several_nodes_migrate_at_once(store_url: str, opened: Callable[..., Store]) -> None:
-    """All succeed, one says that it did it."""
+    """All succeed, and one reports that it migrated."""
     together = threading.Barrier(4)
     applied: list[str] = []
 

@@ -56,7 +56,7 @@ def test_a_password_of_any_characters(mysql_server: DatabaseServer, opened: Open
 def test_a_password_from_a_file_is_read_at_every_connect(
     mysql_server: DatabaseServer, mysql_url: str, opened: Opened, tmp_path: Path
 ) -> None:
-    """It may change, or come later; until it is there the store is away and the message says why."""
+    """It may change or appear later; until it exists the store is away and the message names the cause."""
     if not mysql_server.private:
         pytest.skip("the password of another's server is not ours to take away")
     secret = tmp_path / "secret"
@@ -69,7 +69,7 @@ def test_a_password_from_a_file_is_read_at_every_connect(
 
 
 def test_no_error_repeats_the_password(mysql_server: DatabaseServer, mysql_url: str, opened: Opened) -> None:
-    """Neither a refused login, nor a wrong database, host or packet says it."""
+    """It is in no message of a refused login, a wrong database, host or packet."""
     if not mysql_server.private:
         pytest.skip("another's server may have any password")
     wrong = "Wr0ng-s3cret"
@@ -139,7 +139,7 @@ def test_a_read_only_server_is_away(own_server: DatabaseServer, opened: Opened) 
 
 
 def test_a_missing_table_is_away_not_a_rows_fault(mysql: Store) -> None:
-    """Else every outcome would be refused one by one while somebody restores a backup."""
+    """Otherwise every outcome would be refused one by one during the restore of a backup."""
     sql(mysql, "RENAME TABLE workerd_jobs TO elsewhere")
     with pytest.raises(StoreAway) as caught:
         enqueue(mysql, "h")

@@ -30,7 +30,7 @@ def listed(store: Store) -> list[NodeRecord]:
     return store.read(nodes.list_)
 
 
-def test_a_node_is_listed_with_what_it_says(store: Store) -> None:
+def test_a_node_is_listed_with_what_it_reports(store: Store) -> None:
     """Its row has all that was registered, and a lease from the store's now."""
     node = record(1, "näme😀", boot_id="b-1", version="1.2", info=b'{"a":1}')
     now = register(store, node)
@@ -80,7 +80,7 @@ def test_of_two_that_come_at_once_one_is_refused(
 
 
 def test_a_lease_is_renewed_by_the_stores_clock(store: Store) -> None:
-    """Renewing tells the store's now; of a row that is gone, that it is gone."""
+    """Renewing returns the store's time, or that the row is gone."""
     node = record(1)
     first = register(store, node, 1.0)
     now = store.run(lambda tx: nodes.renew(tx, node.id, 60.0, b'{"x":2}'))
@@ -92,7 +92,7 @@ def test_a_lease_is_renewed_by_the_stores_clock(store: Store) -> None:
 
 
 def test_a_node_whose_lease_is_over_is_found(store: Store) -> None:
-    """By the store's clock, not by that of whoever asks."""
+    """By the store's clock, not by the caller's."""
     register(store, record(1, "dead"), -1.0)
     register(store, record(2, "alive"))
     assert [n.name for n in store.read(nodes.over)] == ["dead"]
@@ -146,8 +146,8 @@ def test_cancels_of_own_claims_are_found(store: Store) -> None:
     assert store.alone(lambda tx: poll(tx, b"o" * 16, []), write=False).cancels == []
 
 
-def test_claims_that_are_none_hold_nobody_up(store: Store) -> None:
-    """A row that somebody else put in progress, without a claim, does not hide those that are claimed."""
+def test_rows_in_progress_without_a_claim_block_no_other(store: Store) -> None:
+    """A row that another program set to `inprogress`, without a claim, does not hide the claimed ones."""
     made = enqueue(store, "h")
     claims(store, "h")
     enqueue(store, "h")

@@ -56,7 +56,7 @@ def test_an_end_is_recorded_whole(store: Store) -> None:
     [(-5, -9), (10**9, 10**10), (7, 3), (None, None), (None, 4), (10**9, 1)],
 )
 def test_times_are_put_in_order(store: Store, started: int | None, finished: int | None) -> None:
-    """Whatever the clocks said, claimed <= started <= finished <= ingested."""
+    """Whatever the clocks read, claimed <= started <= finished <= ingested."""
     claim = claimed(store)
     shifted = {
         "started_at": None if started is None else claim.claimed_at + started,
@@ -89,7 +89,7 @@ def test_an_outcome_twice_in_one_batch_counts_once(store: Store) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["claimed_at", "node", "attempt", "id"])
-def test_an_answer_of_somebody_else_is_void(store: Store, wrong: str) -> None:
+def test_an_outcome_of_another_claim_is_void(store: Store, wrong: str) -> None:
     """A statement that names another claim, node, attempt or job closes nothing of this one."""
     claim = claimed(store)
     told = {
@@ -115,7 +115,7 @@ def test_a_late_outcome_after_a_rescue_is_void(store: Store) -> None:
 
 
 def test_void_and_good_outcomes_in_one_batch(store: Store) -> None:
-    """Only those that took effect are told and have consequences."""
+    """Only outcomes that took effect are returned and have consequences."""
     store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler="h") for _ in range(20)]))
     taken = claims(store, "h")
     assert close(store, [outcome(c) for c in taken[::2]]) == 10
@@ -209,7 +209,7 @@ def test_many_long_payloads_in_one_batch(store: Store) -> None:
 
 
 def test_a_next_attempt_that_is_there_already(store: Store) -> None:
-    """By whomever it was inserted, it is the next: the attempt ends as `retry` all the same."""
+    """Whichever program inserted it, it is the next attempt: the current one still ends as `retry`."""
     first, second = claimed(store), claimed(store)
     sql(store, "INSERT INTO workerd_jobs (id, attempt, handler) VALUES (%s, 2, 'h')", first.id)
     assert close(store, [outcome(first, Status.RETRY), outcome(second, Status.RETRY)]) == 2
@@ -218,7 +218,7 @@ def test_a_next_attempt_that_is_there_already(store: Store) -> None:
 
 
 def test_a_retry_whose_key_was_taken_ends_as_failure(store: Store) -> None:
-    """It says so, and the rest of the batch is not touched by it."""
+    """Its error names the cause, and the rest of the batch is not affected."""
     if store.dialect.name == "mysql":
         pytest.skip("its index is checked at every moment: there is no way into this state")
     first, second = claimed(store, unique_key="k"), claimed(store)
@@ -279,7 +279,7 @@ def test_only_the_newest_skipped_run_is_kept(store: Store) -> None:
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE reason = 'skipped'") == 1
 
 
-def test_who_has_new_rows_is_told(store: Store) -> None:
+def test_handlers_with_new_rows_are_returned(store: Store) -> None:
     """A retry at once and a release wake their handlers; a retry for later does not."""
     store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler=h) for h in ("now", "later", "back")]))
     now, later, back = (claims(store, h)[0] for h in ("now", "later", "back"))
@@ -298,7 +298,7 @@ def test_an_empty_batch(store: Store) -> None:
 
 
 def test_progress_reaches_only_the_attempt_that_runs(store: Store) -> None:
-    """What a running attempt says is in its row; of one that has ended it is forgotten."""
+    """Progress of a running attempt is in its row; progress of an ended one is dropped."""
     claim = claimed(store)
     told = Progress(claim.id, 1, claim.claimed_at, claim.claimed_at + 3, 4711, 0.25, "a quarter 😀")
     assert store.run(lambda tx: outcomes.progress(tx, [told], OTHER.id)) == 0

@@ -63,7 +63,7 @@ def test_bytes_are_shown_in_base64(store: Store) -> None:
     assert store.read(lambda tx: queries.payload(tx, job_id)) == (b"\x00\xff", "bytes")
 
 
-def test_what_is_not_there_is_said_so(store: Store) -> None:
+def test_a_missing_row_is_reported(store: Store) -> None:
     """An unknown id, and a payload before there is one."""
     for question in (queries.get, queries.ended, queries.payload):
         with pytest.raises(NotFound, match="Job not found"):

@@ -25,7 +25,7 @@ FAILURE, RETRY, CANCELLED = Status.FAILURE, Status.RETRY, Status.CANCELLED
 
 
 def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
-    """Each step begins in the transaction that ends the one before, with its handlers announced."""
+    """Each step starts in the transaction that ends the one before, with its handlers announced."""
     request_id = storing.submit(store, DELETE, b'{"user":7}')
     row, found = storing.request(store, request_id)
     assert (row.status, row.step, list(found)) == ("inprogress", 0, ["get"])
@@ -76,7 +76,7 @@ def test_jobs_carry_params_extras_and_what_they_need(store: Store) -> None:
 
 
 def test_steps_may_be_left_to_the_sweep(store: Store) -> None:
-    """For those who want it so: extras are merged at once, the next step begins with the sweep."""
+    """Extras are merged at once, the next step starts with the sweep."""
     request_id = storing.submit(store, DELETE)
     (claim,) = storing.claims(store, "get")
     done = storing.outcome(claim, extras=b'{"n":1}')
@@ -101,7 +101,7 @@ def test_a_second_report_moves_nothing(store: Store) -> None:
 
 
 def test_a_failure_ends_the_request(store: Store) -> None:
-    """What waits is cancelled, what runs goes on to its end, and the error says which job it was."""
+    """Waiting jobs are cancelled, running ones finish, and the error names the failed job."""
     request_id = storing.submit(store, storing.workflow("w", "a", "b", "c", "d<a,b,c"))
     (runs,) = storing.claims(store, "b")
     storing.finish(store, "a", FAILURE, error="out of paper")
@@ -125,7 +125,7 @@ def test_a_retry_beside_a_failure_is_cancelled(store: Store) -> None:
 
 
 def test_a_retry_keeps_the_step_waiting(store: Store) -> None:
-    """The history stays, and the next step begins when the last attempt has completed."""
+    """The history stays, and the next step starts when the last attempt has completed."""
     request_id = storing.submit(store, storing.workflow("w", "a", "b<a"))
     storing.finish(store, "a", RETRY, error="503")
     storing.finish(store, "a", RETRY, error="503")
@@ -161,7 +161,7 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
 def test_what_cannot_be_handed_on_fails_the_request(
     store: Store, given: dict[str, bytes], error: str
 ) -> None:
-    """The attempt is recorded all the same, and the request says what was wrong."""
+    """The attempt is still recorded, and the request's error names the cause."""
     request_id = storing.submit(store, storing.workflow("w", "a", "b<a"))
     storing.finish(store, "a", **given)
     row, found = storing.request(store, request_id)
@@ -171,7 +171,7 @@ def test_what_cannot_be_handed_on_fails_the_request(
 
 @pytest.mark.parametrize("params", ["[]", "{", '"x"'])
 def test_a_plain_insert_with_bad_params_fails(store: Store, params: str) -> None:
-    """Another program's row that cannot be used ends with a sentence, and holds up nobody."""
+    """An invalid row of another program ends with an error and blocks no other."""
     sql = "INSERT INTO workerd_requests (id, workflow, params) VALUES (%s, 'delete', %s)"
     storing.sql(store, sql, b"b" * 16, params)
     storing.sql(store, sql, b"g" * 16, "{}")
@@ -199,7 +199,7 @@ def test_submitting_an_id_again_changes_nothing(store: Store) -> None:
 
 
 def test_cancel_ends_a_request(store: Store) -> None:
-    """At once where nothing runs; else when what runs has ended, and no step begins meanwhile."""
+    """At once if no job runs; else when the running ones have ended, and no step starts meanwhile."""
     queued = store.run(lambda tx: requests.submit(tx, "w", b"{}")).id
     assert store.run(lambda tx: requests.cancel(tx, queued)) == "ended"
     waiting = storing.submit(store, DELETE)
@@ -386,7 +386,7 @@ def test_pickup_goes_on_where_one_stopped(store: Store) -> None:
 
 
 def test_the_sweep_ends_a_request_that_cannot_be_read(store: Store) -> None:
-    """Steps that are no graph fail the request, with a sentence that says what to do."""
+    """Steps that are not a graph fail the request, with an error that names the remedy."""
     row(store, b"r" * 16, "inprogress")
     storing.sql(store, "UPDATE workerd_requests SET steps = '{'")
     put(store, b"r" * 16, get="new")
@@ -407,7 +407,7 @@ def test_a_request_of_no_known_workflow_can_be_cancelled(store: Store) -> None:
 
 
 def test_the_sweep_goes_through_all_in_slices(store: Store) -> None:
-    """Each slice says where the next begins, also where many requests are of one moment."""
+    """Each slice returns where the next starts, also with many requests of the same time."""
     for n in range(25):
         row(store, bytes([n]) * 16, "inprogress")
     cursor: str | None = None
@@ -433,7 +433,7 @@ def test_lists_of_requests(store: Store) -> None:
 def test_two_nodes_close_the_last_jobs_of_a_step_at_once(
     store: Store, store_url: str, opened: storing.Opening
 ) -> None:
-    """Whoever is second sees the first: the next step begins exactly once, 50 times."""
+    """The second transaction sees the first: the next step starts exactly once, 50 times."""
     two = storing.workflow("w", "a", "b", "c<a,b")
     other = opened(store_url)
     made = [storing.submit(store, two) for _ in range(50)]

@@ -50,7 +50,7 @@ def settled(work: storing.Callable[[], None]) -> None:
 
 
 def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(two: list[Store]) -> None:
-    """The next step begins exactly once, in all 50 requests, and all of them end."""
+    """The next step starts exactly once in all 50 requests, and all of them end."""
     steps = storing.workflow("w", "a", "b", "c<a,b")
     made = [storing.submit(two[0], steps) for _ in range(ROUNDS)]
     halves = [storing.claims(two[0], "a"), storing.claims(two[0], "b")]

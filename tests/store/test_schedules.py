@@ -121,7 +121,7 @@ def test_a_workflow_on_a_cron_makes_requests(store: Store) -> None:
 
 
 def test_a_paused_schedule_does_not_fire(store: Store) -> None:
-    """It says who paused it, outlives a new configuration, and goes on from now."""
+    """The pause records who set it and survives a new configuration; resume continues from now."""
     upsert(store, mail=EVERY_MINUTE)
     moment = last_tick(store, "mail") + SECOND
     store.run(lambda tx: schedules.pause(tx, "mail", "ann"))
@@ -147,7 +147,7 @@ def test_run_now_fires_beside_the_ticks(store: Store) -> None:
 
 
 def test_an_unchanged_configuration_changes_nothing(store: Store) -> None:
-    """A restart forgets no tick; a new expression begins now."""
+    """A restart loses no tick; a new expression starts now."""
     assert upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0)) == ["mail", "sync"]
     begin = last_tick(store, "mail")
     s.sql(store, "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
@@ -158,7 +158,7 @@ def test_an_unchanged_configuration_changes_nothing(store: Store) -> None:
 
 
 def test_what_is_configured_nowhere_is_retired(store: Store) -> None:
-    """Only when every live node has told its schedules, and none has it."""
+    """Only when every live node has reported its schedules, and none has it."""
     upsert(store, mail=EVERY_MINUTE, sync=ScheduleConfig(cooler=30.0), old=ScheduleConfig(cooler=30.0))
     store.run(lambda tx: intervals.ensure_next(tx, "old", 30.0))
 
@@ -211,7 +211,7 @@ def live_rows(store: Store, name: str) -> int:
 
 
 def test_many_nodes_begin_one_chain(store: Store, store_url: str, opened: s.Opening) -> None:
-    """Whoever is first inserts the row; there is never a second one."""
+    """The first node inserts the row; there is never a second one."""
     upsert(store, beat=ScheduleConfig(cooler=1.0))
     meet = threading.Barrier(3)
     made: list[bool] = []
@@ -268,7 +268,7 @@ def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
 
 
 def test_a_paused_chain_waits_for_resume(store: Store) -> None:
-    """The waiting row goes, a running one ends without a next; resume begins it now."""
+    """The waiting row goes, a running one ends without a next; resume starts it now."""
     upsert(store, beat=ScheduleConfig(cooler=0.0))
     store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     (claim,) = s.claims(store, "beat")
@@ -345,7 +345,7 @@ def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
 
 
 def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
-    """Its attempt would be claimed by nobody, and stand in the way of the next run."""
+    """Its attempt would never be claimed, and would block the next run."""
     request_id = began(store)
     store.run(lambda tx: schedules.pause(tx, "sync", "ann"))
     s.finish(store, "a", Status.FAILURE, reason=Reason.ERROR)

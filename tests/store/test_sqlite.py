@@ -33,7 +33,7 @@ def sqlite(path: Path, opened: Opened) -> Store:
     return store
 
 
-def test_a_commit_is_durable_and_readers_wait_for_nobody(sqlite: Store, path: Path) -> None:
+def test_a_commit_is_durable_and_readers_never_wait(sqlite: Store, path: Path) -> None:
     """WAL and full synchronisation, whatever the library's defaults are."""
     assert value(sqlite, "PRAGMA journal_mode") == b"wal"
     assert value(sqlite, "PRAGMA synchronous") == 2
@@ -45,7 +45,7 @@ def test_a_commit_is_durable_and_readers_wait_for_nobody(sqlite: Store, path: Pa
 
 
 def test_a_transaction_that_another_program_keeps_open(sqlite: Store, path: Path) -> None:
-    """It stops the daemon there, which says so in words that help; after it everything goes on."""
+    """It stops the daemon there, with an error that names the remedy; afterwards work resumes."""
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(StoreAway, match=r"another program keeps a transaction open.*end that transaction"):
@@ -151,8 +151,8 @@ def test_fewer_digits_are_read_too(sqlite: Store, text: str) -> None:
     assert claim.run_at == clock.from_text(text)
 
 
-def test_a_date_that_does_not_exist_stops_nobody(sqlite: Store) -> None:
-    """It has the form of a time and is none: the job fails and says so."""
+def test_an_invalid_date_blocks_no_other_row(sqlite: Store) -> None:
+    """It has the form of a time but is invalid: the job fails with an error that names it."""
     _insert(sqlite, run_at="2024-02-31 00:00:00")
     good = enqueue(sqlite, "h")
     batch = sqlite.run(lambda tx: store_claims.claim(tx, "h", 9, store_claims.NodeIdent(b"n" * 16, "one")))

@@ -33,7 +33,7 @@ from workerd.supervisor.supervisor import Supervisor
 
 
 class Role(Service):
-    """Comes up at once, unless it is to wait for ever; ends when it is told to."""
+    """Comes up at once unless its fate is another; ends on Stop."""
 
     def __init__(self, ctx: RoleContext, fate: str = "") -> None:
         super().__init__(ctx.control, ctx.watchdog)
@@ -55,7 +55,7 @@ def role(ctx: RoleContext) -> int:
 
 
 def pool(ctx: RoleContext, name: str, life: int) -> int:
-    """A pool does what its name says."""
+    """A pool whose behaviour follows from its name."""
     if name == "dies":
         return 3
     if name == "loops":

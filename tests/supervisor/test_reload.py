@@ -52,7 +52,7 @@ def test_a_new_store_restarts_the_roles_and_new_code_its_pool() -> None:
 
 
 def test_reload_restarts_only_what_changed(harness: SupervisorHarness) -> None:
-    """SIGHUP adds, removes and leaves alone exactly what the new configuration says."""
+    """SIGHUP adds and removes exactly what the new configuration changes."""
     harness.start("a", "b")
     eventually(harness.is_ready)
     kept = harness.pool("a")["pid"]

@@ -107,7 +107,7 @@ def test_orphans_are_killed(harness: SupervisorHarness) -> None:
 
 
 def test_second_start_is_refused(harness: SupervisorHarness) -> None:
-    """A second daemon of the same folders says who runs already, and changes nothing."""
+    """A second daemon on the same folders names the running one and changes nothing."""
     harness.start("a")
     eventually(harness.is_ready)
     second = subprocess.run(
