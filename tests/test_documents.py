@@ -55,7 +55,7 @@ def test_a_job_and_its_attempts_have_the_keys_of_the_contract(store: Store) -> N
 def test_a_payload_is_shown_by_its_type(
     store: Store, payload: bytes | None, kind: str | None, result: object
 ) -> None:
-    """JSON as its value, bytes in base64; what is not JSON after all, as text."""
+    """JSON as its value, bytes in base64; invalid JSON as text."""
     job_id = storing.enqueue(store, "mail")
     storing.finish(store, "mail")
     found = storing.job(store, job_id)

@@ -97,7 +97,7 @@ def test_a_manifest_cannot_reach_beyond_the_prefix(tmp_path: Path) -> None:
 
 
 def test_a_failed_installation_names_the_cause(tmp_path: Path) -> None:
-    """Uninstalling what is not there, or writing where one may not, ends with a sentence."""
+    """Uninstalling without an installation, or without write access, fails with a message."""
     with pytest.raises(InstallError, match="Nothing is installed below"):
         uninstall(tmp_path)
     (tmp_path / "etc").write_text("a file")

@@ -1,4 +1,4 @@
-"""The database driver without what is seldom needed."""
+"""The database driver without its rarely needed modules."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_the_daemon_loads_a_driver_only_when_it_knows_its_store() -> None:
 
 
 def test_a_process_for_handlers_has_the_driver_whole() -> None:
-    """What was loaded without RSA before the fork is loaded anew, with it, after `unprepare`."""
+    """Modules loaded without RSA before the fork are reloaded with it after `unprepare`."""
     done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

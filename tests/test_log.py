@@ -50,7 +50,7 @@ def status_of(main: Callable[[], int], keep: tuple[int, ...] = ()) -> int | None
 
 
 def test_a_child_that_logs_closes_nothing_but_its_own(journal: socket.socket) -> None:
-    """What a forked child opened before its first line is still open after it."""
+    """Descriptors opened by a forked child before its first line stay open after it."""
 
     def dispatcher() -> int:
         opened = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]

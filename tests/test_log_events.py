@@ -1,4 +1,4 @@
-"""The table of log events is what the code logs, no more and no less."""
+"""The table of log events matches exactly what the code logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a result makes of the row: rules, layers of a policy, backoff, coolers."""
+"""From a result to an outcome: rules, layers of a policy, backoff, coolers."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_an_hour_that_comes_twice_fires_once(start: str) -> None:
 
 
 def test_no_tick_is_given_before_the_moment_in_the_repeated_hour() -> None:
-    """Asked from within the second pass, nothing of the first pass comes again."""
+    """From within the second pass of a repeated hour, no time of the first pass is returned again."""
     moment = at("2026-10-25T01:10:00Z")
     ticks = list(islice(Cron("0,30 2,3 * * *", "Europe/Berlin").after(moment), 3))
     assert all(t > moment for t in ticks)
@@ -127,7 +127,7 @@ def test_at_most_a_hundred_are_made_up_for() -> None:
 
 
 def test_a_schedule_begins_when_it_is_first_seen() -> None:
-    """Without a last tick nothing is made up for; what comes from then on fires."""
+    """Without a last tick no missed tick fires; later ones do."""
     ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
     assert ticks.next == NOON
     assert ticks.watch(NOON + 10_000)
@@ -142,7 +142,7 @@ def test_a_gap_makes_ticks_missed() -> None:
 
 
 def test_a_tick_that_fired_elsewhere_does_not_fire_here() -> None:
-    """What another node has fired is not due here."""
+    """Ticks fired by another node are not due here."""
     ticks = watched(Ticks(MINUTELY, "all", 5 * SECOND), NOON - 30 * SECOND, NOON)
     assert ticks.due(NOON, NOON + SECOND) == []
 

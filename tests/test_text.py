@@ -31,7 +31,7 @@ def test_no_text_is_longer_than_its_limit(value: str, limit: int) -> None:
 
 @given(ANYTHING, st.integers(100, 200))
 def test_a_stack_keeps_both_ends(value: str, limit: int) -> None:
-    """Where it began and what was raised."""
+    """The start of the traceback and the exception."""
     value = f"begin{value * 20}end"
     made = text.stack(value, limit)
     assert len(made.encode()) <= limit

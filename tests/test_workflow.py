@@ -1,4 +1,4 @@
-"""What follows in a request, decided without a store."""
+"""Decisions on the next steps of a request, without a store."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_ignored_and_skipped_go_on_in_a_workflow_that_does_not_recur(reason: Rea
 
 
 def test_ignored_ends_a_recurring_workflow_quietly() -> None:
-    """What waits is cancelled, what runs goes on, and the request ends completed."""
+    """Waiting jobs are cancelled, running ones continue, and the request ends completed."""
     quiet = w.Graph(name="sync", jobs=DELETE_USER.jobs, cooler=1.0, quiet=True)
     first = w.decide(quiet, states(get=(DONE, Reason.IGNORED)))
     assert (first.status, first.insert) == (R.COMPLETED, ())
@@ -93,7 +93,7 @@ def test_a_cancelled_job_cancels_its_request() -> None:
 
 
 def test_a_request_cancelled_by_a_person_begins_nothing() -> None:
-    """What completes in spite of the cancel changes nothing about it."""
+    """Jobs that complete despite the cancel do not change it."""
     assert w.decide(DELETE_USER, states(get=DONE), failing=R.CANCELLED).status is R.CANCELLED
 
 
@@ -113,7 +113,7 @@ def test_dependants_wait_for_what_was_spawned_too() -> None:
 
 
 def test_spawned_jobs_are_named_after_their_parent() -> None:
-    """Names come from the spawned job or its number; what is there already is not made again."""
+    """Names come from the spawned job or its number; existing jobs are not created again."""
     text = b'[{"handler":"h","vars":{"n":1}},{"handler":"h","name":"b"}]'
     made = w.spawned(DELETE_USER, "del1", text, ["del1"])
     assert [(j.name, j.handler, j.vars, j.step) for j in made] == [
@@ -154,7 +154,7 @@ def test_a_spawned_name_may_not_be_one_of_the_graph() -> None:
 
 
 def test_a_graph_survives_its_column() -> None:
-    """What is read back from `steps` is what was written."""
+    """Reading `steps` returns what was written."""
     workflow = WorkflowConfig(
         name="x", jobs=DELETE_USER.jobs, step_names=("a",), schedule=ScheduleConfig(cooler=2.0)
     )
@@ -165,13 +165,13 @@ def test_a_graph_survives_its_column() -> None:
 
 @pytest.mark.parametrize("text", [b"", b"null", b"[]", b'{"name":"x"}', b"\xff", b"[" * 100_000])
 def test_steps_that_cannot_be_read_say_so(text: bytes) -> None:
-    """A column written by hand becomes an error that tells what to do."""
+    """An invalid handwritten column becomes an error that names the remedy."""
     with pytest.raises(ValueError, match="submit it again"):
         w.decode(text)
 
 
 def test_a_graph_with_a_cycle_ends_failed() -> None:
-    """A graph that was written by hand and can never run ends its request all the same."""
+    """A handwritten graph that can never run still ends its request."""
     graph = w.Graph(name="c", jobs=(WorkflowJob(name="a", handler="h", needs=("a",)),))
     assert w.decide(graph, []).status is R.FAILED
 

@@ -101,7 +101,7 @@ def test_every_request_ends_and_keeps_the_order(graph: w.Graph, data: st.DataObj
             model.rows[name] = w.JobState(name, Status.INPROGRESS)
             continue
         reports += 1
-        # After so many reports only ends are drawn, or a job could be retried for ever.
+        # After so many reports only ends are drawn, or a job could be retried without end.
         status, reason = data.draw(st.sampled_from(OUTCOMES[:7] if reports > 30 else OUTCOMES))
         spawn = data.draw(st.integers(0, 2)) if reports < 20 else 0
         for _ in range(data.draw(st.integers(1, 2))):

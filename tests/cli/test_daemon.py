@@ -30,7 +30,7 @@ grace = "100ms"
 
 
 class Background:
-    """What `workerd start` leaves running, found by its pid file."""
+    """The daemon left running by `workerd start`, found by its pid file."""
 
     def __init__(self, folder: Path) -> None:
         self.cli = Daemon(folder, f"sqlite:///{folder}/store.db", CONFIG).cli

@@ -1,4 +1,4 @@
-"""What is printed: nothing that a terminal would interpret, and no password."""
+"""Command output: no control characters and no password."""
 
 from __future__ import annotations
 

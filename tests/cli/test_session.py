@@ -23,7 +23,7 @@ def command_line(folder: Path, url: str) -> CommandLine:
 
 
 def test_wrong_values_are_status_2_and_change_nothing(tmp_path: Path) -> None:
-    """The message says what was expected; nothing is printed as data or inserted."""
+    """The message names what was expected; nothing is printed as data or inserted."""
     cli = command_line(tmp_path, f"sqlite:///{tmp_path}/store.db")
     cli("migrate")
     for words in WRONG:

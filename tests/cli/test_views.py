@@ -12,7 +12,7 @@ from workerd.workflow import Graph
 
 
 def job(name: str, status: str, **more: Any) -> dict[str, Any]:
-    """The document of a job; what is not given is empty."""
+    """The document of a job; missing values are empty."""
     empty = dict.fromkeys(JobRow.__struct_fields__)
     row = JobRow(
         **{
@@ -35,7 +35,7 @@ STEPS = Graph(
 
 
 def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None:
-    """What has not started is shown too."""
+    """Jobs that have not started are shown too."""
     lines = draw_graph(
         STEPS,
         [
@@ -77,5 +77,5 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
 
 
 def test_a_request_whose_steps_cannot_be_read_shows_its_jobs() -> None:
-    """Jobs that were inserted by hand are not hidden."""
+    """Jobs inserted by hand are shown too."""
     assert draw_graph(None, [job("x", "retry")]) == ["  ? x retry"]

@@ -340,7 +340,7 @@ def test_two_schedules_cannot_have_one_name(tmp_path: Path) -> None:
 
 
 def test_steps_are_the_short_form_of_a_graph(tmp_path: Path) -> None:
-    """Each job needs all jobs of the step before; a handler that comes again gets a number."""
+    """Each job needs all jobs of the step before; a repeated handler gets a number."""
     flow = configured(
         tmp_path,
         HANDLERS
@@ -359,7 +359,7 @@ def test_steps_are_the_short_form_of_a_graph(tmp_path: Path) -> None:
 
 
 def test_jobs_are_any_graph(tmp_path: Path) -> None:
-    """The long form names jobs, needs and vars, and comes out in an order in which it can run."""
+    """The long form names jobs, needs and vars, and is sorted into an order in which it can run."""
     flow = configured(
         tmp_path,
         HANDLERS
@@ -404,7 +404,7 @@ def test_workflows_that_cannot_run(tmp_path: Path, workflow: str, words: list[st
         assert word in message
 
 
-# -- anything at all
+# -- arbitrary input
 
 
 def _trees() -> Any:

@@ -1,4 +1,4 @@
-"""etc/workerd.toml is what it claims to be: every key, with its default."""
+"""etc/workerd.toml lists every key with its default."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ def test_every_key_is_explained() -> None:
 
 
 def test_names_have_one_limit() -> None:
-    """What the configuration accepts fits a row."""
+    """Every accepted value fits a row."""
     assert NAME_LIMIT == JOB_NAME_LIMIT

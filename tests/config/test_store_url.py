@@ -75,14 +75,14 @@ def test_how_the_connection_is_encrypted(query: str, mode: str, verify: bool) ->
     ],
 )
 def test_an_error_names_the_form_and_no_secret(url: str) -> None:
-    """What was expected, never what stood there."""
+    """Errors name what was expected and never repeat the value."""
     with pytest.raises(InvalidValue, match=r"expected \"mysql://") as caught:
         parse_store_url(url)
     assert "cret" not in str(caught.value)
 
 
 def test_an_address_shows_no_password() -> None:
-    """Neither in repr nor in what is shown to people."""
+    """Neither in repr nor in displayed URLs."""
     found = parse_store_url("mysql://u:s3cret@h:1/d")
     assert "s3cret" not in repr(found) + found.shown
 

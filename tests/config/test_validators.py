@@ -40,7 +40,7 @@ def test_durations(value: object, seconds: float) -> None:
      [30], "99999999999999999999d", 10**400],
 )  # fmt: skip
 def test_no_durations(value: object) -> None:
-    """Anything else is refused with what was expected and what came."""
+    """Anything else is refused with the expected and the given value."""
     with pytest.raises(ValueError, match=r"expected a duration .*, got "):
         duration(value)
 
@@ -75,19 +75,19 @@ def test_no_sizes(value: object) -> None:
 
 @given(st.integers(0, 10**9))
 def test_duration_literal_is_read_back(millis: int) -> None:
-    """What is shown of a duration is read as the same one."""
+    """A displayed duration parses to the same one."""
     assert duration(duration_literal(millis / 1000)) == pytest.approx(millis / 1000)
 
 
 @given(st.integers(0, 1 << 50))
 def test_size_literal_is_read_back(count: int) -> None:
-    """What is shown of a size is read as the same one."""
+    """A displayed size parses to the same one."""
     assert size(size_literal(count)) == count
 
 
 @given(st.text() | st.floats() | st.integers() | st.lists(st.text()) | st.booleans())
 def test_shown_values_are_one_short_printable_line(value: object) -> None:
-    """Whatever comes, a message shows it short and without terminal escapes."""
+    """A message shows any value shortened and without terminal escapes."""
     text = shown(value)
     assert len(text) < 700
     assert text == line(text)

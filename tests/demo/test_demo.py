@@ -1,4 +1,4 @@
-"""`workerd demo` as a process: what it prints, and that it leaves nothing behind."""
+"""`workerd demo` as a process: its output and its cleanup."""
 
 from __future__ import annotations
 

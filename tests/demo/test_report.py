@@ -1,4 +1,4 @@
-"""What the demo concludes from the jobs that it finds in the store."""
+"""The demo's report on the jobs in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the dispatcher share: a harness around one dispatcher; a test may make several."""
+"""Shared fixtures of the dispatcher's tests: a harness around one dispatcher, and a factory of several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be claimed next, for pools with these capacities and after these claims."""
+"""Which handlers may be claimed next, given the pools' capacities and earlier claims."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_each_pool_gets_its_capacity_and_all_together_the_batch(pools: Pools) ->
 
 
 def test_a_transaction_claims_for_a_bounded_number_of_handlers(pools: Pools) -> None:
-    """They share its locks; the next one goes on with other handlers."""
+    """They share its locks; the next one continues with other handlers."""
     names = [f"h{n}" for n in range(MAX_HANDLERS + 4)]
     pools.add(50, *names)
     first, second = pools.planner.plan(), pools.planner.plan()

@@ -11,7 +11,7 @@ from workerd.store.base import Store, Tx
 
 
 def test_a_pool_gets_no_more_than_it_asked_for(make_harness: MakeHarness, store: Store) -> None:
-    """Claims never exceed the capacity, and what was received is not counted twice."""
+    """Claims never exceed the capacity, and received claims are not counted twice."""
     harness = make_harness()
     harness.start()
     pool = harness.pool("h").connect()
@@ -41,7 +41,7 @@ def test_a_demand_that_crosses_claims_is_harmless(make_harness: MakeHarness, sto
 def test_rows_announced_while_their_pool_is_down_do_not_wait_for_the_poll(
     make_harness: MakeHarness, store: Store
 ) -> None:
-    """A restarted pool gets what was enqueued since it died."""
+    """A restarted pool gets the jobs enqueued since its death."""
     harness = make_harness(poll=60.0)
     harness.start()
     first = harness.pool("h").connect()

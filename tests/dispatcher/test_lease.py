@@ -36,7 +36,7 @@ def test_the_lease_is_renewed(make_harness: MakeHarness, store: Store) -> None:
 
 
 def test_a_row_that_was_removed_is_registered_again(make_harness: MakeHarness, store: Store) -> None:
-    """A node that was taken for dead comes back by itself."""
+    """A node considered dead recovers by itself."""
     harness = make_harness(lease=0.6)
     harness.start()
     harness.until(lambda: harness.is_up)

@@ -1,4 +1,4 @@
-"""What the dispatcher records of the store's answers."""
+"""The dispatcher's record of store errors and availability."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_a_tick_is_skipped_while_the_last_run_lives(make_harness: MakeHarness, s
 
 
 def test_a_paused_schedule_fires_nothing(make_harness: MakeHarness, store: Store) -> None:
-    """Pausing stops the ticks; resuming goes on from then."""
+    """Pausing stops the ticks; resuming continues from then."""
     harness = make_harness(poll=0.05, pools=pool_of("beat", ScheduleConfig(cron=EVERY_SECOND)))
     harness.start()
     harness.until(lambda: job_rows(store, "beat"))

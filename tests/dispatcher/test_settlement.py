@@ -88,7 +88,7 @@ def test_settlement_waits_for_every_live_pool(make_harness: MakeHarness, store: 
 
 
 def test_claims_of_a_dead_pool_are_lost(make_harness: MakeHarness, store: Store) -> None:
-    """What a pool held when it died is retried as lost, after the outcomes it had sent were written."""
+    """Claims of a dead pool are retried as lost after the outcomes it had sent are written."""
     harness = make_harness()
     ids = insert_jobs(store, "h", 4)
     harness.start()
@@ -153,7 +153,7 @@ def test_claims_on_a_broken_connection_are_released(make_harness: MakeHarness, s
     assert pool.channel is not None
     pool.channel.flush()
     eventually(lambda: {job_state(store, job)[0] for job in ids} == {"inprogress"})
-    pool.disconnect()  # what was sent is still in the socket, unread
+    pool.disconnect()  # the sent outcomes are still unread in the socket
     pool.connect()
     pool.demand(5)
     harness.until(lambda: len(pool.claims) == 5)

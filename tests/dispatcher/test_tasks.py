@@ -29,7 +29,7 @@ class Script:
 
 
 class TaskRunnerHarness:
-    """A runner whose lease task is `lease`, and what it reported."""
+    """A task runner whose lease task is `lease`, and its reports."""
 
     def __init__(self, loop: Loop, lease: Script, *tasks: PeriodicTask) -> None:
         self.blocked = False
@@ -74,7 +74,7 @@ def test_one_task_a_turn_and_the_longest_waiting_first(loop: Loop) -> None:
 
 
 def test_while_blocked_only_the_lease_runs(loop: Loop) -> None:
-    """The task that met the outage goes on once the store is available again."""
+    """The task that met the outage continues once the store is available again."""
     record: list[str] = []
     task = Script("task", record, StoreAway("gone"))
     runner = TaskRunnerHarness(loop, Script("lease", record, 0.0, None), PeriodicTask("task", task.run))

@@ -89,7 +89,7 @@ def test_counters(api: Api) -> None:
 
 
 def test_counters_survive_the_roles_that_count_and_show_them(api: Api) -> None:
-    """A killed ingester and a killed gateway are no reset: what was counted stays, and more is added."""
+    """Killing the ingester or the gateway resets no counter; counting continues."""
     labels = (("handler", "behave"), ("outcome", "error"), ("success", "false"))
 
     def shown() -> tuple[float, float]:

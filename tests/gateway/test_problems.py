@@ -1,4 +1,4 @@
-"""What an error means to a client: its own mistakes are 4xx, a store that is away 503, our bugs 500."""
+"""Errors as clients see them: their own mistakes are 4xx, an unavailable store 503, our bugs 500."""
 
 from __future__ import annotations
 

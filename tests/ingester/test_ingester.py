@@ -79,7 +79,7 @@ def test_outcomes_are_recorded_in_batches_and_acknowledged(harness: IngesterHarn
 
 
 def test_a_lone_outcome_does_not_wait_for_others(make_harness: MakeHarness, store_url: str) -> None:
-    """The linger holds back what comes in a row, not what comes alone."""
+    """The linger delays outcomes in a row, not a single one."""
     harness = make_harness(store_url, linger=20.0).start()
     pool = harness.pool().connect()
     pool.send(*harness.insert_claimed(1))
@@ -218,7 +218,7 @@ def test_a_refused_row_stops_no_other(harness: IngesterHarness) -> None:
 
 
 def test_a_row_that_cannot_be_recorded_in_any_form_is_set_aside(harness: IngesterHarness) -> None:
-    """It is acknowledged and never sent again; what it was is in a file for a person."""
+    """It is acknowledged and never sent again; its content is kept in a file for an operator."""
     pool = harness.pool().connect()
     made = harness.insert_claimed(50)
     cursed = harness.insert_claimed(1, handler="cursed")
@@ -342,7 +342,7 @@ def forgive(harness: IngesterHarness) -> None:
 
 
 def test_a_retry_is_inserted_once_however_often_its_cause_is_sent(harness: IngesterHarness) -> None:
-    """What follows from an outcome follows only if it took effect."""
+    """Consequences of an outcome happen only if it took effect."""
     pool = harness.pool().connect()
     made = harness.insert_claimed(
         10, status=Status.RETRY, reason=Reason.ERROR, success=False, payload=None, payload_type=None,
@@ -432,7 +432,7 @@ def test_the_connection_of_a_dead_pool_is_closed_although_a_grandchild_holds_it_
 
 
 def test_stop_writes_what_was_sent_before_it_ends(harness: IngesterHarness) -> None:
-    """Nothing that lies in a socket at that moment is left behind."""
+    """Outcomes still unread in a socket at that moment are processed."""
     pool = harness.pool().connect()
     pool.send(*harness.insert_claimed(2000), at_once=100)
     harness.until(lambda: pool.channel is not None and not pool.channel.unsent)

@@ -225,7 +225,7 @@ def test_it_starts_without_the_store(
 def test_a_store_without_its_tables_is_waited_for(
     make_harness: MakeHarness, mysql_url: str, opened: Callable[..., Store]
 ) -> None:
-    """Nothing is written to a wrong version; once it is migrated, work goes on by itself."""
+    """Nothing is written to a wrong schema version; once migrated, work resumes by itself."""
     harness = make_harness(mysql_url, migrated=False).start()
     pool = harness.pool().connect()
     harness.until(lambda: harness.state == "waiting")
@@ -334,7 +334,7 @@ def test_a_barrier_is_not_answered_from_the_spool(
 def test_a_full_spool_is_back_pressure_and_no_loss(
     make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
-    """What does not fit is not acknowledged; memory is bounded; all of it is recorded in the end."""
+    """Outcomes that do not fit stay unacknowledged; memory is bounded; all are recorded in the end."""
     harness = make_harness(durable_url, spool=100_000)
     made = harness.insert_claimed(2000)
     durable_server.kill9()

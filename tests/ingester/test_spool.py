@@ -1,4 +1,4 @@
-"""The spool: what was acknowledged comes back, in order, whatever happened to the process and the disk."""
+"""The spool: acknowledged outcomes are replayed in order, whatever happens to process and disk."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_is_appended_is_read_in_order_and_then_deleted(tmp_path: Path) -> N
 
 
 def test_another_process_finds_what_a_dead_one_left(tmp_path: Path) -> None:
-    """Nothing but the folder is needed to go on, and new outcomes come behind the old."""
+    """The folder alone suffices to continue; new outcomes come after the old."""
     first, second = [outcome() for _ in range(5)], [outcome() for _ in range(5)]
     opened(tmp_path).append(first)
     spool = opened(left_by_a_dead(tmp_path))
@@ -98,7 +98,7 @@ def test_what_was_closed_is_found_again(tmp_path: Path) -> None:
 
 
 def test_appending_goes_on_while_the_oldest_is_being_read(tmp_path: Path) -> None:
-    """What comes during a replay is replayed behind it."""
+    """Outcomes that arrive during a replay are replayed after it."""
     spool = opened(tmp_path)
     rows = [outcome() for _ in range(6)]
     spool.append(rows[:4])
@@ -194,7 +194,7 @@ def no_file_beyond(limit: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def no_more_descriptors() -> Iterator[None]:
-    """Nothing can be opened."""
+    """No file can be opened."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
@@ -205,7 +205,7 @@ def no_more_descriptors() -> Iterator[None]:
 
 @pytest.mark.parametrize("room", [0, 1, 100, 4096, 10_000])
 def test_a_disk_that_fills_up_counts_as_full_and_what_was_durable_stays(tmp_path: Path, room: int) -> None:
-    """Nothing of a failed append is counted or found; the next one that works is complete."""
+    """A failed append leaves nothing counted or stored; the next successful one is complete."""
     spool = opened(tmp_path)
     before, after = [outcome() for _ in range(3)], [outcome() for _ in range(3)]
     spool.append(before)
@@ -237,7 +237,7 @@ def test_a_file_that_cannot_be_created_is_created_later(tmp_path: Path, room: in
 
 
 def test_a_full_disk_does_not_stop_the_replay(tmp_path: Path) -> None:
-    """What cannot be deleted yet is deleted with its file."""
+    """Records that cannot be deleted yet are deleted with their file."""
     spool = opened(tmp_path)
     rows = numbered(0, 300, size=40_000)
     for start in range(0, 300, 50):
@@ -295,7 +295,7 @@ def test_killed_at_any_moment_it_loses_nothing_that_was_acknowledged(tmp_path: P
     assert len(set(ends)) > 5  # it died at many different points
 
 
-# -- a disk that forgets what was not synced
+# -- a disk that loses unsynced writes
 
 
 def torn(folder: Path, unsynced: bytes) -> Path:
@@ -307,7 +307,7 @@ def torn(folder: Path, unsynced: bytes) -> Path:
 
 
 def test_a_torn_write_is_cut_off(tmp_path: Path) -> None:
-    """Whatever part of an unfinished append is on disk, what was acknowledged is found and nothing else."""
+    """Whatever part of an unfinished append is on disk, exactly the acknowledged outcomes are found."""
     spool = opened(tmp_path)
     rows = [outcome() for _ in range(3)]
     spool.append(rows)
@@ -416,7 +416,7 @@ def test_a_row_that_is_no_outcome_is_skipped(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", [3, 10, -1])
 def test_a_damaged_page_costs_its_rows_and_no_others(tmp_path: Path, page: int) -> None:
-    """What comes meanwhile goes to a new file; the damaged one is kept for inspection."""
+    """New outcomes go to a new file; the damaged one is kept for inspection."""
     path = closed(tmp_path, numbered(0, 1000, size=60))
     pages = path.stat().st_size // 4096
     overwrite(path, (page % pages) * 4096, b"\xff" * 4096)

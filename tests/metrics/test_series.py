@@ -1,4 +1,4 @@
-"""What roles count, summed over all their processes."""
+"""Counters of roles, summed over all their processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workerd.metrics.series import SeriesSums, StoreErrorCounts
 
 
 def test_counts_of_one_process_after_the_other_are_added() -> None:
-    """A restart of a role is no reset: each process sends what it counted itself."""
+    """A restart of a role resets nothing: each process sends its own counts."""
     sums = SeriesSums()
     counted: list[Series] = [("a_total", ("x",), [2]), ("h", (), [1.5, 1, 0])]
     for _ in range(2):
@@ -28,7 +28,7 @@ def test_series_travel_in_a_beat() -> None:
 
 
 def test_endless_label_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What comes beyond the limit is not counted; what is there goes on."""
+    """Series beyond the limit are not counted; existing ones continue."""
     monkeypatch.setattr(series, "MAX_SERIES", 10)
     sums = SeriesSums()
     for _ in range(2):

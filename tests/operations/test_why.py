@@ -41,7 +41,7 @@ def live(store: Store) -> Store:
 
 
 def test_a_job_without_a_live_node_names_what_is_missing(store: Store) -> None:
-    """A pool here that is not up comes first."""
+    """A local pool that is not up is named first."""
     job_id = storing.enqueue(store, "mail")
     assert why(store, job_id) == ["No node is alive. `workerd run` starts one."]
     quarantined = why(store, job_id, state="quarantined", quarantined=True, trouble="m has no f")

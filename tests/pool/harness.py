@@ -161,7 +161,7 @@ class DispatcherStub(StubServer):
 
 
 class IngesterStub(StubServer):
-    """Keeps what it receives; acknowledges unless `silent`."""
+    """Keeps received outcomes; acknowledges unless `silent`."""
 
     def __init__(self, loop: Loop, path: Path) -> None:
         super().__init__(loop, path, ToIngester, self._on_message)

@@ -69,7 +69,7 @@ def thumbnail(image: str, width: int = 200) -> None: ...
 
 
 def test_vars_become_keywords_and_the_functions_defaults_apply() -> None:
-    """What was not given is not passed."""
+    """Missing arguments are not passed."""
     assert bound(thumbnail, {"image": "a"}) == ([], {"image": "a"})
     assert bound(thumbnail, {"image": "a", "width": 3}) == ([], {"image": "a", "width": 3})
 

@@ -39,7 +39,7 @@ def test_an_assignment_that_is_too_long_is_queued_as_a_marker() -> None:
 
 
 def test_a_full_queue_refuses() -> None:
-    """Nothing blocks, and what was put is still there."""
+    """A full queue does not block and keeps its assignments."""
     lane = AssignmentQueue()
     put = 0
     while lane.put(assignment(put, MAX_MESSAGE_BYTES // 2)):

@@ -146,7 +146,7 @@ def test_the_context_has_the_values_of_the_claim() -> None:
     ],
 )
 def test_any_exception_becomes_a_result_with_one_line(kind: str, result_kind: str, error: str) -> None:
-    """Nothing that a handler raises leaves the executor."""
+    """No exception of a handler escapes the executor."""
     result = execute(worker_handlers.fails, {"kind": kind})
     assert (result.kind, result.error, result.tainted) == (result_kind, error, False)
     msgspec.msgpack.encode(result)

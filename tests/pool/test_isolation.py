@@ -77,7 +77,7 @@ def test_a_leaked_thread_does_not_delay_the_pools_exit(harness: PoolHarness) -> 
 
 
 def test_working_directory_and_signals_are_reset_between_jobs(harness: PoolHarness) -> None:
-    """What one job changed the next does not see."""
+    """The next job does not see what the last one changed."""
     assert harness.run("chdir").payload == harness.run("chdir").payload
     assert [harness.run("signals").payload for _ in range(2)] == [b"true"] * 2
 

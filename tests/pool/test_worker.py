@@ -365,7 +365,7 @@ def test_a_daemonized_process_becomes_the_workers_child(started: Any) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-# -- what it used
+# -- resource usage
 
 
 def test_peak_memory_is_measured_per_job(started: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the runtime share: a loop of their own."""
+"""Shared fixtures of the runtime's tests: an event loop."""
 
 from __future__ import annotations
 

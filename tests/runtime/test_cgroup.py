@@ -100,7 +100,7 @@ def test_a_kill_reaches_detached_processes(delegation: Delegation) -> None:
 
 
 def test_a_restarted_pool_sweeps_the_old_groups(delegation: Delegation) -> None:
-    """What a dead pool left running is gone once the new process has made its group."""
+    """Leftover processes of a dead pool are killed when the new one creates its group."""
     folder = delegation.root / "pool.a%2fb%20%c3%a9"
 
     def first_life(pool: PoolGroup) -> None:

@@ -62,7 +62,7 @@ def test_large_frames_arrive_whole_and_in_order(ends: Ends) -> None:
 
 
 def test_a_paused_reader_gets_everything_after_resume(ends: Ends) -> None:
-    """What it does not read stays with the writer, which is not blocked."""
+    """Unread messages stay with the writer, which is not blocked."""
     ends.reader.pause()
     for number in range(20):
         ends.writer.send(Seen(handler=str(number), signature=SOME[:500_000]))

@@ -64,7 +64,7 @@ def test_kills_at_work_count_for_quarantine() -> None:
 
 
 class Parent:
-    """A loop with one managed child, and what it has heard of it."""
+    """A loop with one managed child, and the events received from it."""
 
     def __init__(self, main: Callable[[socket.socket], int], keep: tuple[int, ...] = ()) -> None:
         self.loop = Loop()
@@ -116,7 +116,7 @@ def serve(control: socket.socket) -> int:
 
 
 def test_a_child_is_heard_to_its_last_message(parents: list[Parent]) -> None:
-    """What it wrote just before its death is read before the death counts (law 3)."""
+    """Messages written just before its death are read before the death counts (law 3)."""
     parent = Parent(serve)
     parents.append(parent)
     parent.until(lambda: len(parent.heard) == 1)
@@ -180,7 +180,7 @@ def test_a_child_that_gets_no_pidfd_is_not_left_behind() -> None:
 
 
 def test_a_fork_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The worker or role is tried again later, for ever."""
+    """The worker or role is restarted later, without limit."""
 
     def fail(main: object, keep: object) -> None:
         raise OSError("no process left")

@@ -1,4 +1,4 @@
-"""What a child prints: lines, periods, limits."""
+"""Output of a child: lines, periods, limits."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def test_it_is_there_for_others_when_the_call_returns(store: Store, store_url: s
 
 
 def test_a_transaction_after_it_is_still_whole(store: Store) -> None:
-    """What fails later takes back what came before it, though a statement alone went first."""
+    """A later failure rolls back earlier statements too."""
     insert(store)
 
     def breaking(tx: Tx) -> None:
@@ -54,7 +54,7 @@ def test_a_transaction_after_it_is_still_whole(store: Store) -> None:
 
 
 def test_a_look_alone_sees_what_others_did(store: Store, store_url: str, opened: Opened) -> None:
-    """Each has a moment of its own, whatever came before it."""
+    """Each has its own time, whatever came before it."""
     other = opened(store_url)
     for count in range(3):
         rows = store.alone(lambda tx: tx.query("SELECT COUNT(*) FROM workerd_jobs"), write=False)
@@ -70,7 +70,7 @@ def test_a_row_that_cannot_be_stored_is_refused(store: Store) -> None:
 
 
 def test_a_server_that_died_before_it_was_asked(own_server: DatabaseServer, opened: Opened) -> None:
-    """Nothing was sent: the store is away, and certainly nothing was stored."""
+    """No statement was sent: the store is away and certainly nothing was stored."""
     store = opened(own_server.url(own_server.new_database()))
     store.migrate()
     insert(store)

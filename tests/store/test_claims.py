@@ -56,7 +56,7 @@ def test_smaller_priority_comes_first_then_the_older(store: Store) -> None:
 
 
 def test_a_claim_takes_no_more_than_it_is_asked_for(store: Store) -> None:
-    """The limit holds, and the next claim goes on behind the cursor."""
+    """The limit holds, and the next claim continues after the cursor."""
     made = [enqueue(store, "h", run_at=clock.SECOND * n) for n in range(1, 6)]
     first = claim(store, "h", 2)
     assert [c.id for c in first.claims] == made[:2]
@@ -203,7 +203,7 @@ def test_vars_are_handed_on_as_they_are(store: Store, raw: str) -> None:
 
 
 def test_long_vars_are_claimed_a_few_at_a_time(store: Store) -> None:
-    """A claim carries 8 MiB of vars at most; what is over stays `new`; one long row alone is taken."""
+    """A claim carries 8 MiB of vars at most; the rest stays `new`; a single longer row is claimed alone."""
     long = b'"' + b"x" * (3 << 20) + b'"'
     made = [enqueue(store, "h", vars=long, meta=long[: 1 << 15], run_at=clock.SECOND * n) for n in (1, 2, 3)]
     batch = claim(store, "h")
@@ -289,7 +289,7 @@ def test_one_statement_tells_all_that_is_asked_at_a_poll(store: Store) -> None:
 
 
 def test_a_look_ends_with_its_statement(store: Store) -> None:
-    """What is committed later is seen by the next look, and no look holds a lock."""
+    """A later commit is seen by the next poll, and no poll holds a lock."""
     assert not seen(store, "h").handlers
     s.enqueue(store, "h")
     assert seen(store, "h").handlers == {"h"}

@@ -1,4 +1,4 @@
-"""Cancelling and retrying a job by hand."""
+"""Manual cancels and retries of jobs."""
 
 from __future__ import annotations
 

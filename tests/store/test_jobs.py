@@ -88,7 +88,7 @@ def test_keys_are_exact(store: Store) -> None:
     ids=["vars", "surrogate", "id", "long name", "priority", "deadline"],
 )
 def test_what_does_not_fit_is_refused_whole(store: Store, bad: NewJob) -> None:
-    """One bad job, and none of its bulk is there."""
+    """One invalid job, and none of its batch is inserted."""
     if store.dialect.name == "sqlite" and bad.priority:
         pytest.skip("SQLite's integers are longer")
     with pytest.raises(StoreRefused):

@@ -62,7 +62,7 @@ def test_several_nodes_migrate_at_once(store_url: str, opened: Callable[..., Sto
 
 
 def test_a_migration_that_was_cut_short_is_finished(mysql_url: str, opened: Callable[..., Store]) -> None:
-    """MySQL commits each table by itself: what is there stays, what is missing is made."""
+    """MySQL commits each table separately: existing ones stay, missing ones are created."""
     store = opened(mysql_url)
     store.migrate()
     made = enqueue(store, "h")
@@ -109,7 +109,7 @@ def test_both_engines_have_the_same_columns(
     ],
 )
 def test_a_server_that_is_too_old_is_named(version: str, good: bool) -> None:
-    """What it lacks would show as an error in the middle of the night."""
+    """Missing privileges must be reported at start, not at the first statement that needs them."""
     if good:
         migrations.require_version(version)
     else:

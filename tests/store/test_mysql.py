@@ -123,7 +123,7 @@ def _connect(server: DatabaseServer) -> pymysql.Connection[Any]:
 
 
 def test_a_read_only_server_is_away(own_server: DatabaseServer, opened: Opened) -> None:
-    """1290: what it refuses today it takes when it is the primary again."""
+    """Error 1290: the server accepts writes again once it is the primary."""
     name = own_server.new_database()
     opened(own_server.url(name)).migrate()
     own_server.sql("CREATE USER plain@'%' IDENTIFIED BY 'plain'")
@@ -194,7 +194,7 @@ def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opene
 
 
 def test_a_frozen_server_is_away_after_the_timeout(own_server: DatabaseServer, opened: Opened) -> None:
-    """Nothing waits for ever: not a statement, not a COMMIT, not a connect."""
+    """No statement, COMMIT or connect waits without a limit."""
     store = opened(own_server.url(own_server.new_database()), timeout=0.5)
     store.migrate()
     own_server.freeze()
@@ -278,7 +278,7 @@ def test_a_lock_that_is_never_released_is_away(mysql: Store, mysql_url: str, ope
 
 
 def test_a_refused_statement_rolls_back_and_keeps_the_connection(mysql: Store) -> None:
-    """What was done before it in the same transaction is undone."""
+    """Earlier statements of the same transaction are rolled back."""
     before = value(mysql, "SELECT CONNECTION_ID()")
 
     def work(tx: Any) -> None:
@@ -295,7 +295,7 @@ def test_a_refused_statement_rolls_back_and_keeps_the_connection(mysql: Store) -
 
 
 def test_an_error_of_the_caller_rolls_back(mysql: Store) -> None:
-    """Whatever `work` raises comes out, and nothing of it is stored."""
+    """Any exception of `work` propagates, and nothing is stored."""
 
     def work(tx: Any) -> None:
         jobs.insert(tx, [jobs.NewJob(handler="h")])

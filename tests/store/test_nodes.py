@@ -1,4 +1,4 @@
-"""Nodes: one living incarnation of a name, its lease by the store's clock, what it holds."""
+"""Nodes: one live incarnation per name, leases by the store's clock, claims held."""
 
 from __future__ import annotations
 

@@ -293,7 +293,7 @@ def test_handlers_with_new_rows_are_returned(store: Store) -> None:
 
 
 def test_an_empty_batch(store: Store) -> None:
-    """Nothing in, nothing done."""
+    """An empty batch does nothing."""
     assert close(store, []) == 0
 
 

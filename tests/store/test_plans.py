@@ -83,7 +83,7 @@ class Undo(Exception):
 
 
 def watch(store: Store, work: Callable[[Tx], T]) -> tuple[T, list[StatementPlan]]:
-    """What `work` returns, and the statements that it ran; nothing of it stays."""
+    """Return the result of `work` and its statements; the transaction is rolled back."""
     done: list[tuple[T, list[StatementPlan]]] = []
 
     def watched(tx: Tx) -> None:
@@ -169,7 +169,7 @@ def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
 
 @pytest.mark.parametrize("due", [0, 300])
 def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due: int) -> None:
-    """A slice reads what it promotes, and one entry for when to come back."""
+    """A slice reads the rows it promotes and one index entry for the next due time."""
 
     def work(tx: Any) -> claims.Promoted:
         jobs.insert(tx, [jobs.NewJob(handler="d", delay=10**9) for _ in range(due)])

@@ -121,7 +121,7 @@ def test_many_priorities_are_listed_in_order(store: Store) -> None:
 
 
 def test_a_page_of_large_rows_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one page holds in memory is bounded, and the cursor goes on behind it."""
+    """A page is bounded in memory, and the cursor continues after it."""
     monkeypatch.setattr(queries, "PAGE_BYTES", 300_000)
     new = jobs.NewJob(handler="h", vars=b'{"x":"' + b"y" * 10_000 + b'"}')
     made = [one.id for one in store.run(lambda tx: jobs.insert(tx, [new] * 120))]

@@ -50,7 +50,7 @@ def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
 
 
 def test_jobs_carry_params_extras_and_what_they_need(store: Store) -> None:
-    """Extras of two jobs of one step both win; payloads of needed jobs come by name, bytes as base64."""
+    """Extras of two jobs of one step are merged; payloads of needed jobs come by name, bytes as base64."""
     request_id = storing.submit(store, DELETE, b'{"user":7}')
     (first,) = storing.claims(store, "get")
     assert (first.workflow, first.params, first.extras, first.needs) == ("delete", b'{"user":7}', b"{}", {})
@@ -116,7 +116,7 @@ def test_a_failure_ends_the_request(store: Store) -> None:
 
 
 def test_a_retry_beside_a_failure_is_cancelled(store: Store) -> None:
-    """Otherwise a job that snoozes would keep a failed request open for ever."""
+    """Otherwise a job that snoozes would keep a failed request open indefinitely."""
     request_id = storing.submit(store, storing.workflow("w", "a", "b"))
     (runs,) = storing.claims(store, "b")
     storing.finish(store, "a", FAILURE)
@@ -231,7 +231,7 @@ def test_cancelling_a_job_cancels_its_request(store: Store) -> None:
 
 
 def test_retry_reopens_a_request(store: Store) -> None:
-    """The failed job runs again, what was cancelled beside it is put back, and the steps go on."""
+    """The failed job runs again with the jobs cancelled because of it, and the steps continue."""
     request_id = storing.submit(store, storing.workflow("w", "a", "b", "c<a,b"))
     failed = storing.finish(store, "a", FAILURE)[0].id
     assert storing.states(store, request_id) == ("failed", {"a": "failure", "b": "cancelled"})
@@ -366,7 +366,7 @@ HALF_DONE: list[tuple[dict[str, str], bool, tuple[str, dict[str, str]]]] = [
 def test_the_sweep_mends_what_was_left_behind(
     store: Store, given: dict[str, str], steps: bool, expected: tuple[str, dict[str, str]]
 ) -> None:
-    """Rows by hand in every half-done state go on where they stopped, once."""
+    """Rows in every half-done state continue where they stopped, once."""
     row(store, b"r" * 16, "inprogress", steps=steps)
     put(store, b"r" * 16, **given)
     store.run(lambda tx: requests.sweep(tx, {"delete": DELETE}, 10))

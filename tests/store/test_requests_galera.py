@@ -40,7 +40,7 @@ def two(cluster: Galera, opened: storing.Opening, request: pytest.FixtureRequest
 
 
 def settled(work: storing.Callable[[], None]) -> None:
-    """Again while the cluster lets the other node win; what is sent again takes effect once."""
+    """Retry while certification fails; a retried transaction takes effect once."""
     while True:
         try:
             work()

@@ -1,4 +1,4 @@
-"""What ended long ago goes, all of it; what lives, or is needed still, stays."""
+"""Retention deletes old ended jobs completely and keeps live and still needed ones."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_the_end_of_the_job_counts(store: Store) -> None:
 
 
 def test_each_ending_has_its_own_time(store: Store) -> None:
-    """Completed and cancelled by `completed`, failures by `failure`; None keeps for ever."""
+    """Completed and cancelled by `completed`, failures by `failure`; None keeps them indefinitely."""
     for ending in (Status.COMPLETED, Status.CANCELLED, Status.FAILURE):
         s.enqueue(store, "h")
         s.finish(store, "h", ending)
@@ -94,7 +94,7 @@ def test_each_ending_has_its_own_time(store: Store) -> None:
 
 
 def test_a_job_that_is_retried_meanwhile_stays(store: Store, store_url: str, opened: s.Opening) -> None:
-    """What lives again by the time it would be removed is left alone."""
+    """Jobs revived before their deletion are kept."""
     job_id = s.enqueue(store, "h")
     s.finish(store, "h", Status.FAILURE)
     age(store, 1000)

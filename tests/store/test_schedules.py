@@ -1,4 +1,4 @@
-"""Ticks that fire once, chains that nothing breaks, pauses, and what a person runs by hand."""
+"""Schedules: ticks fire once, chains survive, pauses, and manual runs."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_paused_schedule_does_not_fire(store: Store) -> None:
 
 
 def test_run_now_fires_beside_the_ticks(store: Store) -> None:
-    """A run by hand takes no tick away."""
+    """A manual run replaces no tick."""
     upsert(store, mail=EVERY_MINUTE)
     begin = last_tick(store, "mail")
     job_id = store.run(lambda tx: schedules.run_now(tx, "mail"))

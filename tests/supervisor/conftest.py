@@ -1,4 +1,4 @@
-"""A node with small children of the tests' own, and what is asked of it."""
+"""A node with small test children, and commands to it."""
 
 from __future__ import annotations
 

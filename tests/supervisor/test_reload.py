@@ -1,4 +1,4 @@
-"""Reload: what is restarted, and which children are reported as failed."""
+"""Reload: which children are restarted and which are reported as failed."""
 
 from __future__ import annotations
 

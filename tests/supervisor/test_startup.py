@@ -1,4 +1,4 @@
-"""What a node needs before its first fork: folders, lock, incarnation, runtime files."""
+"""Startup before the first fork: folders, lock, incarnation, runtime files."""
 
 from __future__ import annotations
 

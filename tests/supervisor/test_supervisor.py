@@ -72,7 +72,7 @@ def test_stopped_role_is_killed_by_the_watchdog(harness: SupervisorHarness) -> N
 
 @pytest.mark.parametrize("name", ["dies", "loops"])
 def test_crash_looping_pool_is_quarantined(harness: SupervisorHarness, name: str) -> None:
-    """A pool that dies at once is held back while the others and the node are ready."""
+    """A pool that dies at once is quarantined while the others and the node are ready."""
     harness.start("a", name)
     eventually(harness.is_ready)
     pool = harness.pool(name)
@@ -82,7 +82,7 @@ def test_crash_looping_pool_is_quarantined(harness: SupervisorHarness, name: str
 
 
 def test_killed_supervisor_takes_its_tree_along(harness: SupervisorHarness) -> None:
-    """Nothing survives a killed supervisor, and the next start finds nothing in its way."""
+    """No process survives a killed supervisor, and nothing blocks the next start."""
     harness.start("a", "b")
     eventually(harness.is_ready)
     children = [p for p in harness.descendants() if p.ppid() == harness.process.pid]
@@ -95,7 +95,7 @@ def test_killed_supervisor_takes_its_tree_along(harness: SupervisorHarness) -> N
 
 
 def test_orphans_are_killed(harness: SupervisorHarness) -> None:
-    """What a dead pool left behind, in a session of its own and orphaned, is killed and reaped."""
+    """Orphans of a dead pool, in their own session, are killed and reaped."""
     harness.start("leaves-children")
     eventually(harness.is_ready)
     pid = harness.pool("leaves-children")["pid"]

@@ -229,7 +229,7 @@ def closes_fds() -> None:
 def forks() -> int:
     child = os.fork()
     if child == 0:
-        return -1  # and goes on in the worker's code
+        return -1  # and continues in the worker's code
     return child
 
 
