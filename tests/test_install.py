@@ -58,7 +58,7 @@ def test_changed_configuration_is_never_overwritten(tmp_path: Path) -> None:
     assert files(tmp_path) == {CONFIG}
 
 
-def test_a_file_that_was_there_before_is_a_persons(tmp_path: Path) -> None:
+def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     """A configuration that `install` did not write is kept as well."""
     (tmp_path / "etc/workerd").mkdir(parents=True)
     (tmp_path / CONFIG).write_text("# mine\n")

@@ -46,13 +46,13 @@ def test_the_daemon_loads_a_driver_only_when_it_knows_its_store() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_process_for_handlers_has_the_driver_whole() -> None:
+def test_a_process_for_handlers_has_the_complete_driver() -> None:
     """Modules loaded without RSA before the fork are reloaded with it after `unprepare`."""
     done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_rsa_comes_when_it_is_asked_for() -> None:
+def test_rsa_is_loaded_on_demand() -> None:
     """The driver is loaded without RSA, has it after `load_rsa`, and is asked for it once only."""
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

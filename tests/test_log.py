@@ -49,7 +49,7 @@ def status_of(main: Callable[[], int], keep: tuple[int, ...] = ()) -> int | None
     return status
 
 
-def test_a_child_that_logs_closes_nothing_but_its_own(journal: socket.socket) -> None:
+def test_a_logging_child_closes_only_its_own_descriptors(journal: socket.socket) -> None:
     """Descriptors opened by a forked child before its first line stay open after it."""
 
     def dispatcher() -> int:

@@ -65,7 +65,7 @@ def test_no_tick_is_given_before_the_moment_in_the_repeated_hour() -> None:
         ("* * * * *", "../../etc/passwd", "timezone"),
     ],
 )
-def test_what_is_wrong_is_named(expression: str, timezone: str, named: str) -> None:
+def test_the_error_is_named(expression: str, timezone: str, named: str) -> None:
     """A wrong expression or timezone is refused with what was expected."""
     with pytest.raises(ValueError, match="expected") as caught:
         Cron(expression, timezone)
@@ -121,12 +121,12 @@ def test_a_tick_that_has_just_come_is_not_missed() -> None:
     assert ticks.due(NOON - MINUTE, NOON + SECOND) == [NOON]
 
 
-def test_at_most_a_hundred_are_made_up_for() -> None:
+def test_at_most_a_hundred_missed_ticks_fire() -> None:
     """`all` stops at the newest hundred."""
     assert len(Ticks(MINUTELY, "all", SECOND).due(NOON - 1000 * MINUTE, NOON)) == 100
 
 
-def test_a_schedule_begins_when_it_is_first_seen() -> None:
+def test_a_schedule_starts_when_it_is_first_seen() -> None:
     """Without a last tick no missed tick fires; later ones do."""
     ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
     assert ticks.next == NOON
@@ -147,7 +147,7 @@ def test_a_tick_that_fired_elsewhere_does_not_fire_here() -> None:
     assert ticks.due(NOON, NOON + SECOND) == []
 
 
-def test_a_held_tick_comes_again() -> None:
+def test_a_deferred_tick_is_returned_again() -> None:
     """A tick that waits for the run before it is given again, with those after it."""
     ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
     assert ticks.due(None, NOON) == [NOON]

@@ -76,7 +76,7 @@ def test_ignored_ends_a_recurring_workflow_quietly() -> None:
     assert names(w.decide(quiet, states(get=(DONE, Reason.SKIPPED)))) == ["del1", "del2"]
 
 
-def test_a_failure_cancels_what_waits_and_lets_run_what_runs() -> None:
+def test_a_failure_cancels_waiting_jobs_and_lets_running_ones_finish() -> None:
     """The request is failed once nothing of it lives any more, and no further step begins."""
     decision = w.decide(DELETE_USER, states(get=DONE, del1=FAILED, del2=RUNS), failing=R.FAILED)
     assert (decision.status, decision.insert, decision.cancel_waiting) == (R.INPROGRESS, (), False)
@@ -103,7 +103,7 @@ def test_a_reopened_request_waits_for_the_retried_job() -> None:
     assert (decision.status, decision.cancel_waiting, decision.insert) == (R.INPROGRESS, False, ())
 
 
-def test_dependants_wait_for_what_was_spawned_too() -> None:
+def test_dependents_wait_for_spawned_jobs_too() -> None:
     """A job counts as done when all that it spawned, and what these spawned, is completed."""
     base = states(get=DONE, get__0=DONE, get__1=RUNS)
     assert names(w.decide(DELETE_USER, base)) == []

@@ -16,7 +16,7 @@ from tests.support.eventually import eventually
 from tests.support.rows import Rows
 
 
-def test_enqueue_prints_the_id_alone_and_with_wait_the_payload_alone(cli: CommandLine) -> None:
+def test_enqueue_prints_only_the_id_and_with_wait_only_the_payload(cli: CommandLine) -> None:
     """A script can use the output as it is."""
     job_id = cli.node.cli("enqueue", "add", "a=1", "b=2").stdout
     assert str(uuid.UUID(job_id.strip())) + "\n" == job_id
@@ -79,7 +79,7 @@ def test_an_unknown_handler_is_status_2_with_the_known_names(cli: CommandLine) -
     assert cli.json("job", "list", "--handler", "ad")["jobs"] == []
 
 
-def test_a_handler_with_max_waiting_jobs_takes_no_more(cli: CommandLine) -> None:
+def test_a_handler_with_max_waiting_jobs_refuses_more(cli: CommandLine) -> None:
     """Above max_waiting the command fails and names the key."""
     cli("pause", "few")
     cli("enqueue", "few")

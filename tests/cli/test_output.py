@@ -23,7 +23,7 @@ from workerd.errors import (
 
 
 @given(st.text(st.characters(), max_size=50))
-def test_a_line_holds_no_control_character_whatever_comes_in(text: str) -> None:
+def test_a_line_never_contains_control_characters(text: str) -> None:
     """Neither escapes nor newlines nor lone surrogates survive."""
     shown = workerd_text.line(text)
     assert not any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 for char in shown)
@@ -59,7 +59,7 @@ def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) ->
         (90061, "1 d 1 h"),
     ],
 )
-def test_durations_are_rounded_to_what_a_person_reads(seconds: float, text: str) -> None:
+def test_durations_are_rounded_for_display(seconds: float, text: str) -> None:
     """No `60.0 s` and no `1000.0 ms`."""
     assert workerd_text.seconds_text(seconds) == text
 

@@ -308,7 +308,7 @@ def test_defaults_hold_for_all(tmp_path: Path) -> None:
     assert (a.max_waiting, b.max_waiting) == (5, 5)
 
 
-def test_no_cooler_is_not_a_cooler_of_nothing(tmp_path: Path) -> None:
+def test_no_cooler_differs_from_a_zero_cooler(tmp_path: Path) -> None:
     """ "" is not recurring; "0s" runs again at once."""
     config = configured(
         tmp_path, HANDLERS.replace("[handlers.b]", 'cooler = ""\n[handlers.b]') + 'cooler = "0s"\n'

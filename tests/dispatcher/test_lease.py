@@ -70,9 +70,7 @@ def test_a_wrong_schema_is_refused(make_harness: MakeHarness, store: Store) -> N
     assert "99" in harness.beat.trouble
 
 
-def test_a_dispatcher_that_was_stopped_releases_before_it_goes_on(
-    make_harness: MakeHarness, store: Store
-) -> None:
+def test_a_resumed_dispatcher_releases_before_it_continues(make_harness: MakeHarness, store: Store) -> None:
     """Stopped for longer than its lease, it first gives it up and has what waits released, then renews."""
     harness = make_harness(lease=1.0)
     harness.start()
@@ -86,7 +84,7 @@ def test_a_dispatcher_that_was_stopped_releases_before_it_goes_on(
     assert pool.releases == [()]
 
 
-def test_an_outage_ends_the_lease_in_time_and_work_goes_on_by_itself(
+def test_an_outage_ends_the_lease_in_time_and_work_resumes(
     tmp_path: Path, own_server: DatabaseServer, opened: Callable[..., Store]
 ) -> None:
     """Store frozen: the lease is given up while the loop turns on; thawed: claims go on."""

@@ -47,7 +47,7 @@ def test_two_nodes_fire_each_tick_once_and_never_claim_the_same(
     assert not got[0].claims.keys() & got[1].claims.keys()
 
 
-def test_missed_ticks_are_made_up_for_once(make_harness: MakeHarness, store: Store) -> None:
+def test_missed_ticks_fire_once(make_harness: MakeHarness, store: Store) -> None:
     """`misfire = "once"`: after an hour of silence the newest missed tick fires, and no other."""
     wanted = ScheduleConfig(cron="* * * * *")
     store.run(lambda tx: schedules.upsert(tx, {"beat": wanted}))

@@ -47,7 +47,7 @@ def test_a_killed_dispatcher_loses_nothing_between_commit_and_hand_over(
     assert {outcome.status for outcome in harness.ingester.outcomes} == {Status.NEW}
 
 
-def test_what_a_pool_holds_is_left_to_it(make_harness: MakeHarness, store: Store) -> None:
+def test_claims_held_by_a_live_pool_stay_with_it(make_harness: MakeHarness, store: Store) -> None:
     """After a restart of the dispatcher, claims in a pool's hands stay there."""
     harness = make_harness()
     ids = insert_jobs(store, "h", 5)
@@ -224,7 +224,7 @@ def connected_early(harness: DispatcherHarness) -> FakePool:
     return pool
 
 
-def test_a_pool_that_connects_before_its_roster_is_asked_what_it_holds(
+def test_a_pool_that_connects_before_its_roster_is_inventoried(
     make_harness: MakeHarness, store: Store
 ) -> None:
     """The supervisor forks many at once: an older Roster must not make the dispatcher forget the pool."""

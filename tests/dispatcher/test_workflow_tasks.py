@@ -34,7 +34,7 @@ def test_requests_may_be_picked_up_at_set_times(make_harness: MakeHarness, store
     harness.until(lambda: len(job_rows(store, "h")) == 60)
 
 
-def test_a_request_that_was_left_behind_goes_on(make_harness: MakeHarness, store: Store) -> None:
+def test_an_abandoned_request_continues(make_harness: MakeHarness, store: Store) -> None:
     """Another program moved it half-way: the sweep inserts the missing jobs."""
     harness = make_harness(poll=0.05, workflows={"flow": FLOW})
     made = store.run(lambda tx: requests.submit(tx, "flow", b"{}"))

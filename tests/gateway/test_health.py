@@ -136,7 +136,9 @@ def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
             assert label in (*definition.labels, "instance", "job", "le"), (name, label)
 
 
-def test_the_store_goes_away_and_comes_back(tmp_path: Path, own_server: DatabaseServer) -> None:
+def test_the_store_becomes_unavailable_and_available_again(
+    tmp_path: Path, own_server: DatabaseServer
+) -> None:
     """While the store is unavailable its routes are 503 with Retry-After, and status shows why."""
     url = own_server.url(own_server.new_database())
     with Api(tmp_path / "node", url) as api:

@@ -14,7 +14,7 @@ from tests.support.gateway import Api
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
 
 
-def test_a_job_goes_all_the_way(api: Api) -> None:
+def test_a_job_completes(api: Api) -> None:
     """POST answers 201 with the job and its Location; a wait answers with its end and attempts."""
     answer = api.post("/jobs", {"handler": "add", "vars": {"a": 2, "b": 3}, "meta": {"tenant": "x"}})
     assert answer.status_code == 201

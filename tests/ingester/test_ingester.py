@@ -86,7 +86,7 @@ def test_a_lone_outcome_does_not_wait_for_others(make_harness: MakeHarness, stor
     harness.until(lambda: pool.all_durable, within=10)
 
 
-def test_what_comes_in_a_row_is_written_together(make_harness: MakeHarness, store_url: str) -> None:
+def test_outcomes_in_a_row_are_written_together(make_harness: MakeHarness, store_url: str) -> None:
     """After a write the next waits for the linger, unless its batch is full."""
     harness = make_harness(store_url, linger=0.2, batch=100).start()
     pool = harness.pool().connect()
@@ -165,7 +165,7 @@ def test_a_broken_frame_closes_only_its_own_connection(harness: IngesterHarness)
 # -- metrics
 
 
-def test_metrics_follow_only_from_what_took_effect(harness: IngesterHarness) -> None:
+def test_metrics_count_only_outcomes_that_took_effect(harness: IngesterHarness) -> None:
     """Releases and skipped runs are no runs; an ignored error is a success."""
     pool = harness.pool().connect()
     kinds: list[tuple[int, dict[str, Any]]] = [
@@ -266,7 +266,7 @@ def test_a_payload_over_the_limit_is_refused_with_a_sentence(
     assert ends(harness.rows) == {("completed", "ok"): 2, ("failure", "refused"): 1}
 
 
-def test_large_outcomes_fit_into_what_the_server_takes_at_once(mysql_harness: IngesterHarness) -> None:
+def test_large_outcomes_fit_into_max_allowed_packet(mysql_harness: IngesterHarness) -> None:
     """500 of 30 KiB, some of megabytes and an error of 70,000 letters, at max_allowed_packet 16 MiB."""
     pool = mysql_harness.pool().connect()
     mysql_harness.until(lambda: pool.limit)
@@ -380,7 +380,7 @@ def test_progress_and_handlers_are_written_beside(harness: IngesterHarness) -> N
 # -- barriers and dead pools
 
 
-def test_a_barrier_waits_for_what_a_dead_pool_had_written(harness: IngesterHarness) -> None:
+def test_a_barrier_waits_for_the_messages_of_a_dead_pool(harness: IngesterHarness) -> None:
     """Even if nothing of its connection was accepted yet when it died."""
     dispatcher = harness.pool("dispatcher").connect()
     made = harness.insert_claimed(300)
@@ -431,7 +431,7 @@ def test_the_connection_of_a_dead_pool_is_closed_although_a_grandchild_holds_it_
 # -- stop
 
 
-def test_stop_writes_what_was_sent_before_it_ends(harness: IngesterHarness) -> None:
+def test_stop_writes_all_received_outcomes_before_exit(harness: IngesterHarness) -> None:
     """Outcomes still unread in a socket at that moment are processed."""
     pool = harness.pool().connect()
     pool.send(*harness.insert_claimed(2000), at_once=100)

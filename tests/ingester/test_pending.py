@@ -58,7 +58,7 @@ def test_batches_are_the_oldest_and_acknowledgements_are_prefixes(
 
 
 @given(payload=st.binary(max_size=300), error=st.text(max_size=300), stack=st.text(max_size=300))
-def test_the_weight_is_never_less_than_what_is_sent(payload: bytes, error: str, stack: str) -> None:
+def test_the_weight_is_never_less_than_the_sent_bytes(payload: bytes, error: str, stack: str) -> None:
     """Bytes go in hex, text with every quote doubled."""
     made = msgspec.structs.replace(outcome(payload=payload), error=error, stack=stack)
     quoted = sum(len(text.encode("utf-8", "surrogatepass")) + text.count("'") for text in (error, stack))

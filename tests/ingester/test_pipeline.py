@@ -136,7 +136,7 @@ def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
         assert counted(harness)["workerd_attempts_total echo error false"] == 5 * times
 
 
-def test_what_a_former_incarnation_spooled_is_replayed_in_its_name(
+def test_the_spool_of_a_former_incarnation_is_replayed_under_its_id(
     make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:
     """Killed while it spooled, even in the middle of a write: the next start brings everything home."""

@@ -65,7 +65,7 @@ def size(folder: Path) -> int:
     return sum(path.stat().st_size for path in (folder / "spool").iterdir())
 
 
-def test_what_is_appended_is_read_in_order_and_then_deleted(tmp_path: Path) -> None:
+def test_appended_outcomes_are_read_in_order_and_then_deleted(tmp_path: Path) -> None:
     """A queue: first in, first out, and no file is left."""
     spool = opened(tmp_path)
     rows = [outcome(payload=str(n).encode()) for n in range(50)]
@@ -77,7 +77,7 @@ def test_what_is_appended_is_read_in_order_and_then_deleted(tmp_path: Path) -> N
     assert files(tmp_path) == []
 
 
-def test_another_process_finds_what_a_dead_one_left(tmp_path: Path) -> None:
+def test_another_process_finds_the_spool_of_a_dead_one(tmp_path: Path) -> None:
     """The folder alone suffices to continue; new outcomes come after the old."""
     first, second = [outcome() for _ in range(5)], [outcome() for _ in range(5)]
     opened(tmp_path).append(first)
@@ -88,7 +88,7 @@ def test_another_process_finds_what_a_dead_one_left(tmp_path: Path) -> None:
     assert drained(spool) == first + second
 
 
-def test_what_was_closed_is_found_again(tmp_path: Path) -> None:
+def test_a_closed_spool_is_found_again(tmp_path: Path) -> None:
     """The end of the ingester leaves the files as they are."""
     rows = [outcome() for _ in range(5)]
     spool = opened(tmp_path)
@@ -97,7 +97,7 @@ def test_what_was_closed_is_found_again(tmp_path: Path) -> None:
     assert drained(opened(tmp_path)) == rows
 
 
-def test_appending_goes_on_while_the_oldest_is_being_read(tmp_path: Path) -> None:
+def test_appends_continue_while_the_oldest_file_is_read(tmp_path: Path) -> None:
     """Outcomes that arrive during a replay are replayed after it."""
     spool = opened(tmp_path)
     rows = [outcome() for _ in range(6)]
@@ -109,7 +109,7 @@ def test_appending_goes_on_while_the_oldest_is_being_read(tmp_path: Path) -> Non
     assert drained(spool) == rows[2:]
 
 
-def test_what_is_not_advanced_is_read_again(tmp_path: Path) -> None:
+def test_unadvanced_outcomes_are_read_again(tmp_path: Path) -> None:
     """By this process, which may have written a part of it to the store, and by the next one."""
     spool = opened(tmp_path)
     rows = [outcome() for _ in range(10)]
@@ -157,7 +157,7 @@ def test_a_full_spool_takes_what_fits_and_reports_it(tmp_path: Path) -> None:
     assert spool.trouble == ""
 
 
-def test_a_spool_of_no_bytes_takes_nothing(tmp_path: Path) -> None:
+def test_a_spool_of_zero_bytes_accepts_nothing(tmp_path: Path) -> None:
     """`ingester.spool = 0` turns it off."""
     spool = opened(tmp_path, limit=0)
     assert spool.append([outcome()]) == 0
@@ -204,7 +204,7 @@ def no_more_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("room", [0, 1, 100, 4096, 10_000])
-def test_a_disk_that_fills_up_counts_as_full_and_what_was_durable_stays(tmp_path: Path, room: int) -> None:
+def test_a_full_disk_counts_as_full_and_durable_outcomes_stay(tmp_path: Path, room: int) -> None:
     """A failed append leaves nothing counted or stored; the next successful one is complete."""
     spool = opened(tmp_path)
     before, after = [outcome() for _ in range(3)], [outcome() for _ in range(3)]
@@ -264,7 +264,7 @@ def work(folder: Path, report: int) -> None:
             spool.advance(len(batch))
 
 
-def test_killed_at_any_moment_it_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_loses_no_acknowledged_outcome(tmp_path: Path) -> None:
     """Whatever was durable and not in the store yet is found by the next process, in order."""
     ends = []
     for number in range(60):
@@ -446,7 +446,7 @@ def test_a_file_that_is_no_database_is_put_aside(tmp_path: Path) -> None:
     assert files(tmp_path) == ["damaged-000000000001.db"]
 
 
-def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> None:
+def test_an_unreadable_file_is_left_in_place(tmp_path: Path) -> None:
     """The others are replayed; the next process may be able to open it."""
     closed(tmp_path, numbered(0, 2))
     (tmp_path / "spool" / "000000000002.db").mkdir()
@@ -458,7 +458,7 @@ def test_a_file_that_cannot_be_opened_is_left_where_it_is(tmp_path: Path) -> Non
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(hits=st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=30)), min_size=1, max_size=5))
-def test_whatever_is_damaged_it_goes_on_and_gives_nothing_that_was_not_sent(
+def test_damage_anywhere_stops_nothing_and_yields_no_false_outcome(
     tmp_path_factory: pytest.TempPathFactory, hits: list[tuple[float, bytes]]
 ) -> None:
     """No hit at any place ends the process or changes an outcome, and the spool becomes empty."""

@@ -26,7 +26,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-def test_a_scrape_shows_what_roles_count() -> None:
+def test_a_scrape_shows_the_counters_of_roles() -> None:
     """Counters, and histograms with cumulative buckets."""
     counts = [0.0] * (len(families.INGEST_BATCH.bounds) + 1)
     counts[2], counts[-1] = 3, 1
@@ -46,7 +46,7 @@ def test_a_scrape_shows_what_roles_count() -> None:
     assert found[key("workerd_ingest_batch_sum")] == 12
 
 
-def test_a_scrape_shows_what_the_supervisor_knows() -> None:
+def test_a_scrape_shows_the_status_of_the_supervisor() -> None:
     """Restarts, workers, quarantine and the lease come from its answer, with the labels of the node."""
     status = {
         "roles": {

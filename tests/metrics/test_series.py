@@ -36,7 +36,7 @@ def test_endless_label_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> No
     assert [numbers for _, _, numbers in sums] == [[2]] * 10
 
 
-def test_errors_of_the_store_are_taken_once() -> None:
+def test_store_errors_are_counted_once() -> None:
     """Only those since the last time."""
     counts = StoreErrorCounts()
     assert counts.take({1213: 2, 1205: 0}) == [("workerd_store_errors_total", ("1213",), [2])]

@@ -66,7 +66,7 @@ def test_series_are_named_as_the_library_names_them() -> None:
         assert values.key_of(*given) == mmap_key(*given)
 
 
-def test_a_library_that_was_imported_earlier_is_taken_too(tmp_path: Path) -> None:
+def test_a_library_imported_earlier_is_included(tmp_path: Path) -> None:
     """`install` comes before or after the import, and what is defined then has its file."""
     script = HANDLER.replace("import sys\n", "import prometheus_client\nimport sys\n", 1)
     subprocess.run([sys.executable, "-c", script, str(tmp_path), "w-0"], check=True)
@@ -81,7 +81,7 @@ def counting(folder: Path, slot: str, name: str = "shop_errors") -> Counter:
     return counter
 
 
-def test_a_recycled_worker_goes_on_counting_where_its_slot_stopped(tmp_path: Path) -> None:
+def test_a_recycled_worker_continues_the_counts_of_its_slot(tmp_path: Path) -> None:
     """It is no reset, and leaves no second file."""
 
     def work() -> None:

@@ -74,7 +74,7 @@ def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:
     assert not is_plain(new("mail", delay=1), config)
 
 
-def test_cached_handlers_admit_what_the_store_knew(store: Store, config: Config) -> None:
+def test_cached_handlers_admit_the_cached_signatures(store: Store, config: Config) -> None:
     """Vars are checked against the cached signature."""
     known = KnownHandlers()
     assert not known.is_recent

@@ -112,7 +112,7 @@ def test_a_value_that_cannot_be_encoded_is_a_failed_attempt(harness: PoolHarness
     assert "object" in (outcome.error or "")
 
 
-def test_a_payload_over_the_ingesters_limit_fails_alone(harness: PoolHarness) -> None:
+def test_a_payload_over_the_ingesters_limit_fails_only_its_job(harness: PoolHarness) -> None:
     """The next job runs."""
     outcome = harness.run("echo", value="x" * (harness.ingester.max_payload + 1))
     assert (outcome.success, outcome.payload) == (False, None)

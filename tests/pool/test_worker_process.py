@@ -147,7 +147,7 @@ def test_a_revoke_returns_unstarted_attempts_in_order_and_the_rest_runs(loop: Lo
     assert owner.deaths == [(None, 0)]
 
 
-def test_a_death_revokes_what_the_worker_had_not_started(loop: Loop, marks: Path) -> None:
+def test_a_death_revokes_attempts_the_worker_had_not_started(loop: Loop, marks: Path) -> None:
     """It is reported with the attempt that was running (law 4)."""
     owner = Recorder()
     worker = start_worker(loop, owner)

@@ -49,7 +49,7 @@ def ends() -> Iterator[Ends]:
     result.loop.close()
 
 
-def test_large_frames_arrive_whole_and_in_order(ends: Ends) -> None:
+def test_large_frames_arrive_complete_and_in_order(ends: Ends) -> None:
     """Far larger than what the socket takes at once, with small ones between."""
     for number in range(5):
         ends.writer.send(Seen(handler=str(number), signature=SOME))
@@ -74,7 +74,7 @@ def test_a_paused_reader_gets_everything_after_resume(ends: Ends) -> None:
     assert [m.handler for m in ends.received if isinstance(m, Seen)] == [str(n) for n in range(20)]
 
 
-def test_a_paused_channel_is_drained_all_the_same(ends: Ends) -> None:
+def test_a_paused_channel_is_still_drained(ends: Ends) -> None:
     """The last messages of a dead peer are read whatever the back-pressure."""
     ends.reader.pause()
     ends.writer.send(Ack(below=1))

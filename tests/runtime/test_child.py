@@ -115,7 +115,7 @@ def serve(control: socket.socket) -> int:
     return 3
 
 
-def test_a_child_is_heard_to_its_last_message(parents: list[Parent]) -> None:
+def test_every_message_of_a_dead_child_is_read(parents: list[Parent]) -> None:
     """Messages written just before its death are read before the death counts (law 3)."""
     parent = Parent(serve)
     parents.append(parent)

@@ -60,9 +60,7 @@ def test_an_answer_may_come_late(harness: ControlHarness, monkeypatch: pytest.Mo
     assert len(answer.result()["long"]) == 1_000_000
 
 
-def test_a_client_that_asks_nothing_is_cut_off(
-    harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_idle_client_is_disconnected(harness: ControlHarness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "IDLE_TIMEOUT_S", 0.05)
     with connect(harness.path, 5.0) as client:
         turn_until(harness.loop, lambda: closed(client))
@@ -77,7 +75,7 @@ def test_a_question_that_is_not_json_is_refused(harness: ControlHarness) -> None
     assert not harness.asked
 
 
-def test_an_answer_to_a_client_that_has_gone_is_dropped(harness: ControlHarness) -> None:
+def test_an_answer_to_a_closed_connection_is_dropped(harness: ControlHarness) -> None:
     with connect(harness.path, 5.0) as client:
         client.sendall(b'\0\0\0\x10{"ask":"status"}')
         turn_until(harness.loop, lambda: harness.asked)

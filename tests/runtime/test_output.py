@@ -34,7 +34,7 @@ def printer(loop: Loop) -> Iterator[Printer]:
     made.close()
 
 
-def test_lines_are_passed_on_whole_however_they_arrive(printer: Printer) -> None:
+def test_lines_are_reassembled_from_any_chunks(printer: Printer) -> None:
     """The unfinished one at the end of its period; invalid UTF-8 is replaced."""
     for part in (b"on", b"e\ntw", b"o\n\n\xff", b"three"):
         printer.write(part)

@@ -37,7 +37,7 @@ def test_it_is_there_for_others_when_the_call_returns(store: Store, store_url: s
     assert abs(row.run_at - row.created_at) < SECOND // 100
 
 
-def test_a_transaction_after_it_is_still_whole(store: Store) -> None:
+def test_a_transaction_after_it_is_still_atomic(store: Store) -> None:
     """A later failure rolls back earlier statements too."""
     insert(store)
 
@@ -53,8 +53,8 @@ def test_a_transaction_after_it_is_still_whole(store: Store) -> None:
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 3
 
 
-def test_a_look_alone_sees_what_others_did(store: Store, store_url: str, opened: Opened) -> None:
-    """Each has its own time, whatever came before it."""
+def test_a_single_read_sees_writes_of_others(store: Store, store_url: str, opened: Opened) -> None:
+    """Each read gets a new snapshot, whatever came before it."""
     other = opened(store_url)
     for count in range(3):
         rows = store.alone(lambda tx: tx.query("SELECT COUNT(*) FROM workerd_jobs"), write=False)

@@ -109,7 +109,7 @@ def test_both_engines_have_the_same_columns(
     ],
 )
 def test_a_server_that_is_too_old_is_named(version: str, good: bool) -> None:
-    """Missing privileges must be reported at start, not at the first statement that needs them."""
+    """Missing features must be reported at start, not by a failing statement later."""
     if good:
         migrations.require_version(version)
     else:

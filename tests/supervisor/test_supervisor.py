@@ -81,7 +81,7 @@ def test_crash_looping_pool_is_quarantined(harness: SupervisorHarness, name: str
     assert harness.pool("a")["state"] == "up"
 
 
-def test_killed_supervisor_takes_its_tree_along(harness: SupervisorHarness) -> None:
+def test_a_killed_supervisor_kills_its_tree(harness: SupervisorHarness) -> None:
     """No process survives a killed supervisor, and nothing blocks the next start."""
     harness.start("a", "b")
     eventually(harness.is_ready)
