@@ -69,7 +69,7 @@ def test_a_row_that_cannot_be_stored_is_refused(store: Store) -> None:
     insert(store)
 
 
-def test_a_server_that_died_before_it_was_asked(own_server: DatabaseServer, opened: Opened) -> None:
+def test_a_server_that_died_before_the_statement(own_server: DatabaseServer, opened: Opened) -> None:
     """No statement was sent: the store is away and certainly nothing was stored."""
     store = opened(own_server.url(own_server.new_database()))
     store.migrate()

@@ -19,8 +19,8 @@ def insert(store: Store, *new: NewJob) -> list[Inserted]:
     return store.run(lambda tx: jobs.insert(tx, new))
 
 
-def test_jobs_come_back_in_order(store: Store) -> None:
-    """A bulk larger than one statement is inserted whole, answered in its order."""
+def test_jobs_are_returned_in_order(store: Store) -> None:
+    """A batch larger than one statement is inserted completely and answered in its order."""
     ids = [new_id() for _ in range(1100)]
     assert insert(store, *(NewJob(handler="h", id=i) for i in ids)) == [Inserted(i, True) for i in ids]
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE status = 'new'") == 1100
@@ -87,7 +87,7 @@ def test_keys_are_exact(store: Store) -> None:
     ],
     ids=["vars", "surrogate", "id", "long name", "priority", "deadline"],
 )
-def test_what_does_not_fit_is_refused_whole(store: Store, bad: NewJob) -> None:
+def test_oversized_values_refuse_the_whole_batch(store: Store, bad: NewJob) -> None:
     """One invalid job, and none of its batch is inserted."""
     if store.dialect.name == "sqlite" and bad.priority:
         pytest.skip("SQLite's integers are longer")

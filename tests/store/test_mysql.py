@@ -227,7 +227,7 @@ def test_a_statement_that_takes_too_long_is_stopped(mysql_url: str, opened: Open
     assert value(store, "SELECT 1") == 1
 
 
-def test_a_deadlock_runs_the_whole_transaction_again(mysql: Store, mysql_url: str, opened: Opened) -> None:
+def test_a_deadlock_retries_the_whole_transaction(mysql: Store, mysql_url: str, opened: Opened) -> None:
     """Two transactions that lock two rows in opposite order both come through."""
     one, two = enqueue(mysql, "h"), enqueue(mysql, "h")
     stores = [opened(mysql_url), opened(mysql_url)]

@@ -40,7 +40,7 @@ def test_a_node_is_listed_with_what_it_reports(store: Store) -> None:
     assert found.lease_until == now + 30 * clock.SECOND
 
 
-def test_a_second_living_node_of_a_name_is_refused(store: Store) -> None:
+def test_a_second_live_node_of_a_name_is_refused(store: Store) -> None:
     """Unless its lease is over or it is a former incarnation of the same state folder."""
     first, second = record(1), record(2)
     register(store, first)
@@ -54,7 +54,7 @@ def test_a_second_living_node_of_a_name_is_refused(store: Store) -> None:
     register(store, record(4))
 
 
-def test_of_two_that_come_at_once_one_is_refused(
+def test_of_two_simultaneous_registrations_one_is_refused(
     store: Store, store_url: str, opened: Callable[..., Store]
 ) -> None:
     """Two nodes of one name that register in the same moment: one gets it."""
@@ -120,8 +120,8 @@ def test_claims_of_an_incarnation_without_a_row_are_found(store: Store) -> None:
     assert store.read(nodes.strays) == []
 
 
-def test_what_a_node_holds(store: Store) -> None:
-    """Its `inprogress` rows with what deciding about their end needs, by key; others' are not among them."""
+def test_claims_held_by_a_node(store: Store) -> None:
+    """Its `inprogress` rows by key, with the columns that decide their outcome; no rows of other nodes."""
     made = sorted(enqueue(store, "h", unique_key=f"k{n}", max_attempts=n) for n in (1, 2, 3))
     enqueue(store, "x")
     claims(store, "x", node=store_claims.NodeIdent(b"o" * 16, "two"))

@@ -49,7 +49,7 @@ def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
     assert documents.request(row, list(found.values()))["params"] == {"user": 7}
 
 
-def test_jobs_carry_params_extras_and_what_they_need(store: Store) -> None:
+def test_jobs_carry_params_extras_and_payloads_of_needed_jobs(store: Store) -> None:
     """Extras of two jobs of one step are merged; payloads of needed jobs come by name, bytes as base64."""
     request_id = storing.submit(store, DELETE, b'{"user":7}')
     (first,) = storing.claims(store, "get")
@@ -135,7 +135,7 @@ def test_a_retry_keeps_the_step_waiting(store: Store) -> None:
     assert (found["a"].attempt, found["b"].status) == (3, "new")
 
 
-def test_what_is_spawned_is_waited_for(store: Store) -> None:
+def test_spawned_jobs_are_waited_for(store: Store) -> None:
     """Dependants see the payloads of spawned jobs too, by their names."""
     request_id = storing.submit(store, storing.workflow("w", "split", "join<split"))
     storing.finish(store, "split", spawn=b'[{"handler":"part","vars":{"n":1}},{"handler":"part","name":"b"}]')
@@ -158,7 +158,7 @@ def test_what_is_spawned_is_waited_for(store: Store) -> None:
         ({"extras": b'{"x":"' + b"y" * workflows.MAX_EXTRAS_BYTES + b'"}'}, "return a reference"),
     ],
 )
-def test_what_cannot_be_handed_on_fails_the_request(
+def test_inputs_that_cannot_be_passed_on_fail_the_request(
     store: Store, given: dict[str, bytes], error: str
 ) -> None:
     """The attempt is still recorded, and the request's error names the cause."""
@@ -284,7 +284,7 @@ def test_a_job_of_an_ended_request_is_not_run(store: Store) -> None:
     assert storing.close(store, batch.broken) == 2
 
 
-def test_what_jobs_carry_is_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_of_jobs_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that is too large fails alone; what does not fit into one hand-over stays `new`."""
     monkeypatch.setattr(workflow_inputs, "MAX_BATCH_BYTES", 2500)
     monkeypatch.setattr(workflow_inputs, "MAX_JOB_BYTES", 5000)
@@ -363,7 +363,7 @@ HALF_DONE: list[tuple[dict[str, str], bool, tuple[str, dict[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("given", "steps", "expected"), HALF_DONE)
-def test_the_sweep_mends_what_was_left_behind(
+def test_the_sweep_repairs_half_done_requests(
     store: Store, given: dict[str, str], steps: bool, expected: tuple[str, dict[str, str]]
 ) -> None:
     """Rows in every half-done state continue where they stopped, once."""
@@ -375,7 +375,7 @@ def test_the_sweep_mends_what_was_left_behind(
     assert (swept.repaired, swept.handlers) == (0, set())
 
 
-def test_pickup_goes_on_where_one_stopped(store: Store) -> None:
+def test_pickup_continues_where_one_stopped(store: Store) -> None:
     """A queuing request whose first jobs are there already gets no second ones."""
     row(store, b"r" * 16, "queuing", steps=False)
     put(store, b"r" * 16, get="completed")
