@@ -214,7 +214,7 @@ class Children:
             child=child.name,
             exit_status=status,
             death=child.last_death,
-            error=child.trouble,
+            error=child.trouble if child.trouble != child.last_death else None,
             restart_in_s=round(pause, 1) if restarts else None,
         )
         if not restarts:
