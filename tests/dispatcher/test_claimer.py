@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.support.dispatching import MakeHarness, insert_jobs, job_state
 from workerd.config.model import PickupConfig
 from workerd.errors import StoreRefused
+from workerd.messages import Barrier, Outcomes
 from workerd.runtime.sockets import poke
 from workerd.store import claims as store_claims
 from workerd.store.base import Store, Tx
@@ -99,6 +100,31 @@ def test_an_unreadable_row_ends_and_the_others_run(make_harness: MakeHarness, st
     harness.until(lambda: job_state(store, bad) == ("failure", "failure", 1))
     (outcome,) = harness.ingester.outcomes
     assert "cannot be read" in (outcome.error or "")
+
+
+def test_an_unreadable_row_claimed_during_a_settlement_is_not_released(
+    make_harness: MakeHarness, store: Store
+) -> None:
+    """Its failure is on the way to the ingester; no pool holds it and the store has it in progress."""
+    harness = make_harness()
+    harness.start()
+    pool = harness.pool("h").connect()
+    harness.until(lambda: harness.settled())
+    harness.ingester.paused = True
+    dying = harness.pool("g").connect()
+    harness.serve(0.1)
+    harness.report_death(dying)
+    harness.until(lambda: any(isinstance(message, Barrier) for message in harness.ingester.kept))
+    (bad,) = insert_jobs(store, "h")
+    store.run(lambda tx: make_unreadable(tx, bad))
+    pool.demand(5)
+    poke(harness.paths.wake)
+    harness.until(lambda: any(isinstance(message, Outcomes) for message in harness.ingester.kept))
+    harness.ingester.answer_barriers()
+    harness.until(lambda: harness.settled(2))
+    harness.ingester.resume()
+    harness.until(lambda: job_state(store, bad) == ("failure", "failure", 1))
+    assert len(harness.ingester.outcomes) == 1
 
 
 def make_unreadable(tx: Tx, job_id: bytes) -> None:

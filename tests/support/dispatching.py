@@ -184,6 +184,17 @@ class FakeIngester:
         for channel, message in waiting:
             self._on_message(channel, message)
 
+    @property
+    def kept(self) -> list[Any]:
+        """The messages kept while paused, in their order."""
+        return [message for _, message in self._waiting]
+
+    def answer_barriers(self) -> None:
+        """Answer the barriers kept while paused, and keep the rest."""
+        for channel, message in self._waiting:
+            if isinstance(message, Barrier):
+                channel.send(BarrierDone(token=message.token))
+
     def close(self) -> None:
         self.restart()
         self._listener.close()

@@ -165,6 +165,7 @@ class Claimer:
                 unsendable = link.hand_over(batch.claims)
                 self._outcomes.send_all([failed(claim, UNSENDABLE) for claim in unsendable])
             if batch.broken:
+                self._settlement.on_claimed(outcome.ref for outcome in batch.broken)
                 self._outcomes.send_all(batch.broken)
 
     def _peek(self) -> None:
