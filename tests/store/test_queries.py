@@ -14,7 +14,7 @@ from workerd import documents
 from workerd.clock import SECOND, from_rfc3339
 from workerd.errors import NotFound
 from workerd.job import Status, id_text
-from workerd.store import handlers, jobs, queries
+from workerd.store import columns, handlers, jobs, queries
 from workerd.store.base import Store, Tx
 
 
@@ -122,7 +122,7 @@ def test_many_priorities_are_listed_in_order(store: Store) -> None:
 
 def test_a_page_of_large_rows_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A page is bounded in memory, and the cursor continues after it."""
-    monkeypatch.setattr(queries, "PAGE_BYTES", 300_000)
+    monkeypatch.setattr(columns, "PAGE_BYTES", 300_000)
     new = jobs.NewJob(handler="h", vars=b'{"x":"' + b"y" * 10_000 + b'"}')
     made = [one.id for one in store.run(lambda tx: jobs.insert(tx, [new] * 120))]
     page = store.read(lambda tx: queries.list_(tx, limit=120))

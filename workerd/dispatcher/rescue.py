@@ -48,6 +48,7 @@ class Rescue:
         self._writing = False
         self._sent: set[AttemptRef] = set()
         self._rowless: dict[bytes, float] = {}  # incarnations without a row, and when they were first seen
+        self._deferred: dict[bytes, float] = {}  # incarnations, and when to look at them again
         self.rescued = 0
 
     def on_settled(self) -> None:
@@ -65,20 +66,32 @@ class Rescue:
             return None
         if rows:
             return self._send_lost(dead, rows)
+        if self._store.run(lambda tx: claims.adopt(tx, dead.id)):
+            return 0.0
         if self._store.run(lambda tx: nodes.remove(tx, dead.id)):
             _log.info("node.removed", node=dead.name)
-        return 0.0
+            return 0.0
+        return self._defer(dead)
 
     def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[ClaimedAttempt]]:
         """A dead node and the first of its claims."""
         for node in nodes.list_(tx):
-            if node.id != self._incarnation and self._is_dead(node, tx.now):
+            if self._is_due(node.id) and self._is_dead(node, tx.now):
                 return node, claims.held(tx, node.id, MAX_ROWS)
         for node_id in nodes.strays(tx):
-            if node_id != self._incarnation and self._is_dead_rowless(node_id):
+            if self._is_due(node_id) and self._is_dead_rowless(node_id):
                 node = NodeRecord(id=node_id, name="without a row")
                 return node, claims.held(tx, node_id, MAX_ROWS)
         return None, []
+
+    def _is_due(self, node_id: bytes) -> bool:
+        """Whether it is another incarnation, and not one that has been deferred."""
+        return node_id != self._incarnation and self._deferred.get(node_id, 0.0) <= time.monotonic()
+
+    def _defer(self, node: NodeRecord) -> float:
+        """Some of its claims cannot be closed now: others first, and this one again later."""
+        self._deferred[node.id] = time.monotonic() + jittered(self._lease_s / 3)
+        return 0.0
 
     def _is_dead(self, node: NodeRecord, now: int) -> bool:
         if node.id in self._formers:
@@ -96,7 +109,7 @@ class Rescue:
         self._sent = {row.ref for row in rows}
         if not fresh:  # the ingester could not close them; asking again sooner would not help
             self._sent.clear()
-            return jittered(self._lease_s / 3)
+            return self._defer(node)
         error = NODE_DIED.format(name=node.name)
         self._outcomes.send_all([lost(row, error, next_after_loss(row), node.id) for row in fresh])
         self.rescued += len(fresh)

@@ -12,6 +12,7 @@ from workerd.job import AttemptRef, Status
 from workerd.operations.actor import Actor
 from workerd.store import job_control, queries
 from workerd.store.base import Tx
+from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, jobs_by_key
 
 
@@ -65,7 +66,7 @@ def _queue_us(row: JobRow) -> int | None:
 def created(tx: Tx, ids: Sequence[bytes]) -> list[Document]:
     """Jobs that this transaction has inserted, in this order."""
     refs = [AttemptRef(job_id, 1) for job_id in ids]
-    rows = jobs_by_key(tx, refs)
+    rows = jobs_by_key(tx, refs, most=MAX_JOB_BYTES)
     return [documents.job(queries.StoredJob(row=rows[ref], attempts=[rows[ref]])) for ref in refs]
 
 

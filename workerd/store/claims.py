@@ -10,7 +10,7 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import UnreadableRow
-from workerd.job import AttemptRef, Claim, ClaimedAttempt
+from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, workflow_inputs
 from workerd.store.base import Row, Tx
@@ -21,6 +21,10 @@ MAX_BATCH_BYTES = 8 * 1024 * 1024
 """Bytes of vars and meta in one claim; rows beyond it stay `new`."""
 MAX_JOB_BYTES = 32 * 1024 * 1024
 """Bytes of vars and meta with which a job can still be sent to a worker."""
+MAX_DEADLINE_MS = 365 * 86_400 * 1000
+"""As long as a handler's own may be."""
+NO_NODE = bytes(16)
+"""Stands for the node of attempts that are `inprogress` without one."""
 
 
 class NodeIdent(NamedTuple):
@@ -219,6 +223,8 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
     size = detail.vars_size + detail.meta_size
     if size > MAX_JOB_BYTES:
         raise UnreadableRow(f"vars and meta have {size} bytes, {MAX_JOB_BYTES} are allowed")
+    if detail.deadline_ms is not None and detail.deadline_ms > MAX_DEADLINE_MS:
+        raise UnreadableRow(f"deadline_ms is {detail.deadline_ms}, at most {MAX_DEADLINE_MS} is allowed")
     return Claim(
         id=job_id,
         attempt=attempt,
@@ -317,16 +323,46 @@ def _due(row: Row | None, now: int) -> int | None:
         return now  # a zero date
 
 
-# A row without claimed_at was not claimed by workerd, and no statement of ours could close it.
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
     request_id, step, name FROM workerd_jobs {index}
-    WHERE node_id = %s AND status = 'inprogress' AND claimed_at IS NOT NULL ORDER BY id, attempt{limit}"""
+    WHERE node_id = %s AND status = 'inprogress' ORDER BY id, attempt{limit}"""
 
 
 def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[ClaimedAttempt]:
-    """The rows that are `inprogress` for this incarnation, at most `limit`."""
+    """The rows that are `inprogress` for this incarnation, at most `limit`.
+
+    Without those that were not claimed by workerd.
+    """
     sql = _HELD.format(index=tx.dialect.hint("workerd_node"), limit="" if limit is None else " LIMIT %s")
-    return [_held_attempt(row) for row in tx.query(sql, (node_id,) if limit is None else (node_id, limit))]
+    found = tx.query(sql, (node_id,) if limit is None else (node_id, limit))
+    return [_held_attempt(row) for row in found if _is_claimed(row)]
+
+
+def _is_claimed(row: Row) -> bool:
+    """Whether the time of its claim is as a claim writes it, so that an outcome can name it."""
+    claimed_at = columns.lenient_time(row[2])
+    return claimed_at is not None and clock.to_text(claimed_at) == columns.lenient(row[2])
+
+
+def adopt(tx: Tx, node_id: bytes) -> int:
+    """Date the attempts of a dead incarnation that workerd did not claim, so that `held` returns them.
+
+    An INSERT can write `inprogress` without a time of claim or without a node. Returns their number.
+    """
+    where = "node_id = %s"
+    if node_id == NO_NODE:
+        # The runs of a recurring workflow are in progress on no node.
+        where = f"(node_id = %s OR node_id IS NULL AND (unique_key IS NULL OR unique_key <> '{COOLER_KEY}'))"
+    rows = tx.query(
+        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
+        f" WHERE status = 'inprogress' AND {where}",
+        (node_id,),
+    )
+    keys = [(row[0], row[1]) for row in rows if row[3] is None or not _is_claimed(row)]
+    for part in columns.chunks(keys):
+        sql = f"UPDATE workerd_jobs SET node_id = %s, claimed_at = %s WHERE {columns.keys(part)}"
+        tx.execute(sql, (node_id, columns.at(tx.now)))
+    return len(keys)
 
 
 def _held_attempt(row: Row) -> ClaimedAttempt:

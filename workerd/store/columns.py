@@ -51,6 +51,19 @@ def time_or_none(value: Any) -> int | None:
     return None if value is None else time(value)
 
 
+def lenient_time(value: Any) -> int | None:
+    """A time to display: None also for one that does not exist, such as `0000-00-00`."""
+    try:
+        return time_or_none(value)
+    except UnreadableRow:
+        return None
+
+
+def time_or_zero(value: Any) -> int:
+    """A time to compare: one that does not exist is before all others."""
+    return lenient_time(value) or 0
+
+
 def integer(value: Any) -> int:
     if isinstance(value, int):
         return value
@@ -146,16 +159,6 @@ class JobRow(EnqueuedColumns, kw_only=True, gc=False):
         return AttemptRef(self.id, self.attempt)
 
 
-def _soft(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    def reader(value: Any) -> Any:
-        try:
-            return read(value)
-        except UnreadableRow:
-            return None
-
-    return reader
-
-
 def _as_is(value: Any) -> Any:
     return value
 
@@ -166,14 +169,14 @@ def _truth(value: Any) -> bool | None:
 
 def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
     if field.name.endswith("_at"):
-        return _soft(time_or_none)
+        return lenient_time
     if field.type in (str, str | None):
         return lenient
     return _truth if field.type == (bool | None) else _as_is
 
 
 _READERS = {field.name: _reader(field) for field in msgspec.structs.fields(JobRow)}
-JOB_COLUMNS = ", ".join(name for name in _READERS if name != "payload")
+_JOB_COLUMNS = tuple(name for name in _READERS if name != "payload")
 ENQUEUED_COLUMNS = EnqueuedColumns.__struct_fields__
 _CARRIED = (*ENQUEUED_COLUMNS, "created_at")
 INSERT_NEXT = (
@@ -194,33 +197,64 @@ def next_due(outcome: Outcome, now: int) -> tuple[str, str]:
 
 
 def job(row: Row) -> JobRow:
-    """A row selected as JOB_COLUMNS, with or without `payload` behind them."""
+    """A row selected as _JOB_COLUMNS, with or without `payload` behind them."""
     return JobRow(**{name: read(value) for (name, read), value in zip(_READERS.items(), row, strict=False)})
 
 
-def jobs_by_key(tx: Tx, keys: Sequence[AttemptRef], *, payload: bool = False) -> dict[AttemptRef, JobRow]:
-    """The rows with these keys, as far as they exist."""
-    columns = JOB_COLUMNS + (", payload" if payload else "")
+MAX_LISTED_BYTES = 1 << 20
+"""Longer vars, meta, errors, notes and stacks are left out of a list."""
+PAGE_BYTES = 8 << 20
+"""Bytes of such values after which a page ends early."""
+MAX_STACK_BYTES = 1 << 20
+"""Longer errors, notes and stacks were not written by workerd, and are not read."""
+MAX_ATTEMPTS = 1000
+"""Attempts of a job that are read, the newest ones."""
+_LONG = ("vars", "meta", "error", "note", "stack")
+
+
+def _no_longer(tx: Tx, name: str, most: int) -> str:
+    return f"CASE WHEN {tx.dialect.byte_length(name)} <= {most} THEN {name} END"
+
+
+def jobs_by_key(
+    tx: Tx, refs: Sequence[AttemptRef], *, most: int = MAX_LISTED_BYTES
+) -> dict[AttemptRef, JobRow]:
+    """The rows of these attempts, as far as they exist, without values of more than `most` bytes."""
+    columns = ", ".join(_no_longer(tx, name, most) if name in _LONG else name for name in _JOB_COLUMNS)
     found: dict[AttemptRef, JobRow] = {}
-    for part in chunks(keys):
-        which = " OR ".join(["(id = %s AND attempt = %s)"] * len(part))
-        for row in tx.query(
-            f"SELECT {columns} FROM workerd_jobs WHERE {which}",
-            [value for key in part for value in key],
-        ):
+    for part in chunks(refs):
+        for row in tx.query(f"SELECT {columns} FROM workerd_jobs WHERE {keys(part)}"):
             read = job(row)
             found[read.ref] = read
     return found
 
 
+def fitting(tx: Tx, refs: Sequence[AttemptRef]) -> Sequence[AttemptRef]:
+    """The first of these attempts whose values fit one page, at least one of them."""
+    sizes = [f"COALESCE({tx.dialect.byte_length(name)}, 0)" for name in _LONG]
+    rows: list[Row] = []
+    for part in chunks(refs):
+        rows += tx.query(f"SELECT id, attempt, {', '.join(sizes)} FROM workerd_jobs WHERE {keys(part)}")
+    listed = {row[:2]: sum(size for size in row[2:] if size <= MAX_LISTED_BYTES) for row in rows}
+    total = 0
+    for n, ref in enumerate(refs):
+        total += listed.get(ref, 0)
+        if n and total > PAGE_BYTES:
+            return refs[:n]
+    return refs
+
+
 def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
-    """All attempts of a job, oldest first."""
-    columns = JOB_COLUMNS + (", payload" if payload else "")
+    """The attempts of a job, oldest first; vars, meta and payload only of the current one."""
+    current = {"vars", "meta", "payload"}
+    names = [*_JOB_COLUMNS, *(["payload"] if payload else [])]
+    columns = [f"CASE WHEN status <> 'retry' THEN {name} END" if name in current else name for name in names]
+    columns = [_no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name for name in columns]
     rows = tx.query(
-        f"SELECT {columns} FROM workerd_jobs WHERE id = %s ORDER BY attempt",
-        (job_id,),
+        f"SELECT {', '.join(columns)} FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT %s",
+        (job_id, MAX_ATTEMPTS),
     )
-    return [job(row) for row in rows]
+    return [job(row) for row in reversed(rows)]
 
 
 def chunks(items: Sequence[Any], size: int = CHUNK_ROWS) -> Iterable[Sequence[Any]]:
@@ -267,7 +301,6 @@ REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
 def request(row: Row) -> RequestRow:
     """A row selected as REQUEST_COLUMNS."""
     ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row
-    soft_time = _soft(time_or_none)
     return RequestRow(
         id=ident,
         workflow=lenient(workflow) or "",
@@ -278,8 +311,8 @@ def request(row: Row) -> RequestRow:
         status=lenient(status) or "",
         version=version,
         error=lenient(error),
-        created_at=soft_time(created_at) or 0,
-        completed_at=soft_time(completed_at),
+        created_at=time_or_zero(created_at),
+        completed_at=lenient_time(completed_at),
     )
 
 

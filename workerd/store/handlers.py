@@ -10,6 +10,8 @@ from workerd.store.base import Row, Tx
 
 MAX_NAMES = 1000
 """Distinct names that are searched in the table of jobs."""
+MAX_SIGNATURE_BYTES = 256 * 1024
+"""A longer one was not written by a node, and counts as none."""
 
 
 class HandlerRow(msgspec.Struct, kw_only=True):
@@ -64,16 +66,21 @@ def node_names(tx: Tx) -> set[str]:
 
 def known(tx: Tx) -> dict[str, bytes | None]:
     """The signatures, JSON or None, of all handlers that some node has loaded."""
-    rows = tx.query("SELECT name, signature FROM workerd_handlers WHERE seen_at IS NOT NULL")
+    rows = tx.query(f"SELECT name, {_signature(tx)} FROM workerd_handlers WHERE seen_at IS NOT NULL")
     return {columns.lenient(name) or "": signature for name, signature in rows}
 
 
-_COLUMNS = "name, signature, nodes, seen_at, paused_at, paused_by, pause_reason"
+def _signature(tx: Tx) -> str:
+    return f"CASE WHEN {tx.dialect.byte_length('signature')} <= {MAX_SIGNATURE_BYTES} THEN signature END"
+
+
+def _columns(tx: Tx) -> str:
+    return f"name, {_signature(tx)}, nodes, seen_at, paused_at, paused_by, pause_reason"
 
 
 def find(tx: Tx, name: str) -> HandlerRow | None:
     """One handler, None if the store does not know it."""
-    row = tx.one(f"SELECT {_COLUMNS} FROM workerd_handlers WHERE name = %s", (name,))
+    row = tx.one(f"SELECT {_columns(tx)} FROM workerd_handlers WHERE name = %s", (name,))
     return None if row is None else _handler(row, node_names(tx))
 
 
@@ -84,8 +91,8 @@ def _handler(row: Row, live: set[str]) -> HandlerRow:
         known=seen_at is not None,
         signature=signature,
         nodes=sorted(_names(nodes) & live),
-        seen_at=columns.time_or_none(seen_at),
-        paused_at=columns.time_or_none(paused_at),
+        seen_at=columns.lenient_time(seen_at),
+        paused_at=None if paused_at is None else columns.time_or_zero(paused_at),
         paused_by=columns.lenient(paused_by),
         pause_reason=columns.lenient(reason),
     )
@@ -99,7 +106,7 @@ def list_(tx: Tx) -> list[HandlerRow]:
     live = _live_nodes(tx)
     found = {
         h.name: h
-        for h in (_handler(row, live) for row in tx.query(f"SELECT {_COLUMNS} FROM workerd_handlers"))
+        for h in (_handler(row, live) for row in tx.query(f"SELECT {_columns(tx)} FROM workerd_handlers"))
     }
     scheduled = {columns.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
     for name in names_of_jobs(tx):

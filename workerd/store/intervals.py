@@ -39,7 +39,7 @@ def live_run(tx: Tx, name: str) -> LiveRun | None:
     )
     if row is None:
         return None
-    return LiveRun(row[0], row[1], Status(columns.text(row[2])), columns.time(row[3]))
+    return LiveRun(row[0], row[1], Status(columns.text(row[2])), columns.time_or_zero(row[3]))
 
 
 def insert_run(tx: Tx, name: str, job_id: bytes, *, run_at: int, running: bool = False) -> bool:
@@ -104,7 +104,7 @@ def last_run(tx: Tx, name: str) -> LastRun | None:
             (name, str(status), _ROWS_SEARCHED),
         )
         ends += [
-            LastRun(job_id, str(status), columns.time(end))
+            LastRun(job_id, str(status), columns.time_or_zero(end))
             for job_id, key, end in rows
             if key == COOLER_KEY.encode() and end is not None
         ]

@@ -152,7 +152,7 @@ def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list
         f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs FORCE INDEX (PRIMARY)"
         f" WHERE ({keys}) AND ingested_at = {_time(ingested_at)}"
     ):
-        ended = wanted.get((job_id, attempt, columns.time(claimed_at), node_id))
+        ended = wanted.get((job_id, attempt, columns.time_or_zero(claimed_at), node_id))
         if ended is not None:
             effective.append(ended)
     return sorted(effective, key=lambda e: e.outcome.ref)

@@ -9,8 +9,10 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import NodeNameTaken
+from workerd.job import COOLER_KEY
 from workerd.store import columns
 from workerd.store.base import Row, Tx
+from workerd.store.claims import NO_NODE
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -109,14 +111,16 @@ def strays(tx: Tx) -> list[bytes]:
     """Incarnations that hold claims but have no row.
 
     A late COMMIT can add a claim after the row of its node was removed. A live node that lost its row
-    registers again within a lease, so one that stays here longer is dead.
+    registers again within a lease, so one that stays here longer is dead. `claims.NO_NODE` stands for rows
+    without a node, which are not the runs of a recurring workflow.
     """
     found = tx.query(
         f"SELECT DISTINCT node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
-        " WHERE status = 'inprogress' AND node_id IS NOT NULL"
-        " AND node_id NOT IN (SELECT id FROM workerd_nodes)"
+        " WHERE status = 'inprogress' AND (node_id NOT IN (SELECT id FROM workerd_nodes)"
+        " OR node_id IS NULL AND (unique_key IS NULL OR unique_key <> %s))",
+        (COOLER_KEY,),
     )
-    return [row[0] for row in found]
+    return [row[0] or NO_NODE for row in found]
 
 
 def list_(tx: Tx) -> list[NodeRecord]:
@@ -134,7 +138,7 @@ def _record(row: Row) -> NodeRecord:
         pid=pid,
         boot_id=columns.lenient(boot_id),
         version=columns.lenient(version) or "",
-        started_at=columns.time(started_at),
-        lease_until=columns.time(lease_until),
+        started_at=columns.time_or_zero(started_at),
+        lease_until=columns.time_or_zero(lease_until),
         info=info,
     )

@@ -92,7 +92,7 @@ def _release(tx: Tx, batch: Sequence[ClosedAttempt]) -> list[ClosedAttempt]:
         f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs"
         f" WHERE ({keys}) AND status = 'inprogress'{tx.dialect.row_lock}"
     ):
-        ended = wanted.get((job_id, attempt, columns.time_or_none(claimed_at) or 0, node_id))
+        ended = wanted.get((job_id, attempt, columns.time_or_zero(claimed_at), node_id))
         if ended is not None:
             held.append(ended)
     if held:

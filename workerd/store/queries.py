@@ -20,9 +20,6 @@ from workerd.store.columns import JobRow, Page, attempts, cursor_text, jobs_by_k
 MAX_COUNT = 10_000
 """Counts are exact up to this number, and cut off there."""
 
-PAGE_BYTES = 8 << 20
-"""Bytes of vars, meta and stacks after which a page ends early."""
-
 MAX_PRIORITIES = 32
 """Distinct priorities of one handler and status that are queried one by one."""
 
@@ -172,21 +169,12 @@ def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
 
 
 def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
-    """The first rows of `found` in full, fewer than `limit` if they are large."""
-    shown: list[JobRow] = []
-    size = 0
-    while len(shown) < min(limit, len(found)) and size < PAGE_BYTES:
-        part = found[len(shown) : min(limit, len(shown) + 50)]
-        keys = [AttemptRef(row[1], row[2]) for row in part]
-        rows = jobs_by_key(tx, keys)
-        for key in keys:
-            row = rows[key]
-            shown.append(row)
-            size += sum(len(part or "") for part in (row.vars, row.meta, row.stack))
-    if len(shown) == len(found):
-        return Page(shown, None)
-    last = found[len(shown) - 1]
-    return Page(shown, cursor_text(columns.time(last[0]), last[1]))
+    """The first rows of `found`, fewer than `limit` if they are large."""
+    refs = columns.fitting(tx, [AttemptRef(row[1], row[2]) for row in found[:limit]])
+    rows = jobs_by_key(tx, refs)
+    last = found[len(refs) - 1] if len(found) > len(refs) else None
+    after = None if last is None else cursor_text(columns.time_or_zero(last[0]), last[1])
+    return Page([rows[ref] for ref in refs], after)
 
 
 # -- counts ------------------------------------------------------------------------------------
@@ -232,7 +220,7 @@ def oldest_new(tx: Tx, handler: str) -> int | None:
         if row is None:
             break
         last = int(row[0])
-        moment = columns.time(row[1])
+        moment = columns.time_or_zero(row[1])
         oldest = moment if oldest is None else min(oldest, moment)
     return oldest
 

@@ -14,6 +14,8 @@ from workerd.job import AttemptRef, Status, id_text, new_id
 from workerd.store import columns, intervals
 from workerd.store.base import Tx
 from workerd.store.columns import (
+    MAX_LISTED_BYTES,
+    PAGE_BYTES,
     REQUEST_COLUMNS,
     JobRow,
     Page,
@@ -66,7 +68,8 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
         " WHERE request_id = %s AND status <> 'retry'",
         (request_id,),
     )
-    jobs = jobs_by_key(tx, [AttemptRef(*key) for key in keys])
+    refs = [AttemptRef(*key) for key in keys]
+    jobs = jobs_by_key(tx, refs, most=min(MAX_LISTED_BYTES, PAGE_BYTES // max(1, len(refs))))
     return request(row), sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
 
 
@@ -274,8 +277,8 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_DatedState]:
     return [
         _DatedState(
             job_state(name, status, reason),
-            columns.time_or_none(run_at) or 0,
-            columns.time_or_none(ended) or 0,
+            columns.time_or_zero(run_at),
+            columns.time_or_zero(ended),
         )
         for name, status, reason, run_at, ended in tx.query(
             "SELECT name, status, reason, run_at, COALESCE(ingested_at, finished_at)"

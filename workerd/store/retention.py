@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
-from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, LIVE, Status
 from workerd.store import columns
 from workerd.store.base import Row, Tx
@@ -80,10 +79,7 @@ def _ended(rows: Sequence[Row]) -> _EndedJob | None:
     if len(current) != 1 or columns.lenient(current[0][3]) in LIVE:
         return None
     job_id, _, handler, status, reason, key, request_id, run_at, end = current[0]
-    try:
-        moment = columns.time(end)
-    except UnreadableRow:
-        moment = 0
+    moment = columns.time_or_zero(end)
     text = columns.lenient
     return _EndedJob(
         job_id, text(handler) or "", text(status) or "", text(reason), text(key), request_id, run_at, moment

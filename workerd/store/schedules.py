@@ -86,9 +86,9 @@ def _schedule(row: Row) -> ScheduleRow:
         kind="cooler" if kind == b"cooler" else "cron",
         expression=columns.lenient(expression) or "",
         timezone=columns.lenient(timezone) or "",
-        last_tick=columns.time_or_none(last_tick),
+        last_tick=columns.lenient_time(last_tick),
         last_job=last_job,
-        paused_at=columns.time_or_none(paused_at),
+        paused_at=None if paused_at is None else columns.time_or_zero(paused_at),
         paused_by=columns.lenient(paused_by),
     )
 
@@ -231,7 +231,7 @@ def _last_row(tx: Tx, job_id: bytes) -> tuple[str, int | None] | None:
         " ORDER BY attempt DESC LIMIT 1",
         (job_id,),
     )
-    return None if row is None else (columns.lenient(row[0]) or "", columns.time_or_none(row[1]))
+    return None if row is None else (columns.lenient(row[0]) or "", columns.lenient_time(row[1]))
 
 
 # -- pause, resume, run ------------------------------------------------------------------------
@@ -277,16 +277,12 @@ def run_now(tx: Tx, name: str, *, workflow: bool = False) -> bytes:
         assert run is not None
         return run.id
     if intervals.live_run(tx, name) is not None:
-        raise Conflict(
-            f"{name!r} is already running; its next run starts after the interval that follows its end."
-        )
+        raise _already_running(name)
     if workflow:
         return requests.submit(tx, name, b"{}").id
     made = new_id()
     if not intervals.insert_run(tx, name, made, run_at=tx.now):
-        raise Conflict(
-            f"{name!r} is already running; its next run starts after the interval that follows its end."
-        )
+        raise _already_running(name)
     return made
 
 
@@ -319,5 +315,5 @@ def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
             found = tx.one("SELECT status, completed_at FROM workerd_requests WHERE id = %s", (row.last_job,))
             if found is not None:
                 row.last_status = columns.lenient(found[0])
-                row.last_end = columns.time_or_none(found[1])
+                row.last_end = columns.lenient_time(found[1])
     return row
