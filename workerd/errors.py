@@ -30,15 +30,22 @@ class StoreError(WorkerdError):
 
 
 class StoreAway(StoreError):
-    """The store cannot be reached or has no quorum; the same transaction may succeed later."""
+    """The store cannot be reached, or may not be written; the same transaction may succeed later.
 
-    def __init__(self, message: str = "", code: int = 0) -> None:
+    `answered`: whether the server itself said so, as a read-only one does.
+    """
+
+    def __init__(self, message: str = "", code: int = 0, *, answered: bool = False) -> None:
         super().__init__(message)
         self.code = code
+        self.answered = answered
 
 
 class StoreBusy(StoreAway):
     """Another transaction held the locks, or this one took too long; the store itself answers."""
+
+    def __init__(self, message: str = "", code: int = 0) -> None:
+        super().__init__(message, code, answered=True)
 
 
 class CommitUnknown(StoreAway):

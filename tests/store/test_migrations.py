@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import pytest
 
+from tests.support.eventually import eventually
+from tests.support.servers import DatabaseServer
 from tests.support.storing import enqueue, sql, value
 from workerd.errors import WrongVersion
-from workerd.store import migrations
+from workerd.store import migrations, schema
 from workerd.store.base import Store
 
 TABLES = ("handlers", "jobs", "migrations", "nodes", "requests", "schedules")
@@ -115,3 +118,23 @@ def test_a_server_that_is_too_old_is_named(version: str, good: bool) -> None:
     else:
         with pytest.raises(WrongVersion, match="or newer; upgrade it"):
             migrations.require_version(version)
+
+
+def test_a_migration_runs_again_after_it_lost_its_locks(
+    mysql_server: DatabaseServer, mysql_url: str, opened: Callable[..., Store]
+) -> None:
+    """As after a lost certification of a cluster: 1205 from another's transaction, then it is applied."""
+    database = urlsplit(mysql_url).path[1:]
+    mysql_server.sql(schema.MYSQL_MIGRATIONS, database)
+    store = opened(mysql_url)
+    with mysql_server.root(database) as other:
+        other.begin()
+        with other.cursor() as cursor:
+            cursor.execute("INSERT INTO workerd_migrations (version, name) VALUES (1, 'held')")
+        migration = threading.Thread(target=store.migrate)
+        migration.start()
+        eventually(lambda: store.stats.retries)
+        other.rollback()
+    migration.join()
+    assert store.stats.errors[1205]
+    store.check_version()

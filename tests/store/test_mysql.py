@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -15,10 +15,12 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.servers import PASSWORD, USER, DatabaseServer
 from tests.support.storing import claims, close, enqueue, outcome, sql, status, value
+from workerd.config.model import StoreConfig
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
 from workerd.job import Status
 from workerd.store import jobs
 from workerd.store.base import RETRY_FOR_S, Store
+from workerd.store.engines import open_store
 
 Opened = Callable[..., Store]
 
@@ -122,20 +124,43 @@ def _connect(server: DatabaseServer) -> pymysql.Connection[Any]:
     )
 
 
+def _plain_url(server: DatabaseServer) -> str:
+    """The URL of a migrated store and a user that may not write on a read-only server."""
+    name = server.new_database()
+    with closing(open_store(StoreConfig(url=server.url(name)))) as store:
+        store.migrate()
+    server.sql("CREATE USER plain@'%' IDENTIFIED BY 'plain'")
+    server.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.* TO plain@'%'")
+    return server.url(name).replace(f"{USER}:{quote(PASSWORD, safe='')}@", "plain:plain@")
+
+
 def test_a_read_only_server_is_away(own_server: DatabaseServer, opened: Opened) -> None:
     """Error 1290: the server accepts writes again once it is the primary."""
-    name = own_server.new_database()
-    opened(own_server.url(name)).migrate()
-    own_server.sql("CREATE USER plain@'%' IDENTIFIED BY 'plain'")
-    own_server.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON {name}.* TO plain@'%'")
-    url = own_server.url(name).replace(f"{USER}:{quote(PASSWORD, safe='')}@", "plain:plain@")
-    store = opened(url)
+    store = opened(_plain_url(own_server))
     own_server.sql("SET GLOBAL read_only = 1")
     with pytest.raises(StoreAway) as caught:
         enqueue(store, "h")
     assert caught.value.code == 1290
     own_server.sql("SET GLOBAL read_only = 0")
     enqueue(store, "h")
+
+
+def test_a_server_that_becomes_read_only_before_commit_refuses_it(
+    own_server: DatabaseServer, opened: Opened
+) -> None:
+    """1290 at COMMIT: nothing was committed, and nobody is told that it may have been."""
+    store = opened(_plain_url(own_server))
+
+    def work(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        own_server.sql("SET GLOBAL read_only = 1")
+
+    with pytest.raises(StoreAway) as caught:
+        store.run(work)
+    assert caught.value.code == 1290
+    assert not isinstance(caught.value, CommitUnknown)
+    own_server.sql("SET GLOBAL read_only = 0")
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
 
 
 def test_a_missing_table_is_away_not_a_rows_fault(mysql: Store) -> None:

@@ -92,6 +92,10 @@ class Session(ABC):
         """Whether a statement begun alone may have taken effect despite this error."""
         return False
 
+    def was_not_committed(self, error: StoreError) -> bool:
+        """Whether this answer to COMMIT means that nothing was committed."""
+        return False
+
     @abstractmethod
     def commit(self) -> None: ...
 
@@ -156,6 +160,11 @@ class Tx:
         """The first row of a SELECT, or None."""
         rows = self._session.query(sql, params)
         return rows[0] if rows else None
+
+
+def _unknown(error: StoreAway | StoreRefused) -> CommitUnknown:
+    """The error of a transaction that may have been committed despite this one."""
+    return CommitUnknown(str(error), error.code, answered=getattr(error, "answered", True))
 
 
 def schema_version(tx: Tx) -> int | None:
@@ -253,11 +262,15 @@ class Store(ABC):
         return self._session
 
     def _run_again(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
+        return self._again(lambda: self._once(work, write, alone))
+
+    def _again(self, once: Callable[[], T]) -> T:
+        """Call `once`, which rolls back what it began, until it keeps its locks. Raises StoreBusy."""
         end = time.monotonic() + RETRY_FOR_S
         tries = 0
         while True:
             try:
-                return self._once(work, write, alone)
+                return once()
             except LockLost as error:
                 self._count(error)
                 tries += 1
@@ -289,7 +302,7 @@ class Store(ABC):
             else:
                 self.close()
             if begun and isinstance(error, StoreAway) and session.may_have_committed(error):
-                raise CommitUnknown(str(error), error.code) from None
+                raise _unknown(error) from None
             raise
         except BaseException:
             self._undo(session)
@@ -306,8 +319,8 @@ class Store(ABC):
         except (StoreAway, StoreRefused) as error:
             self._count(error)
             self.close()
-            if write:
-                raise CommitUnknown(str(error), error.code) from None
+            if write and not session.was_not_committed(error):
+                raise _unknown(error) from None
             raise
 
     def _undo(self, session: Session) -> None:

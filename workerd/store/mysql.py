@@ -6,6 +6,7 @@ import math
 import socket
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,41 +16,13 @@ from pymysql.converters import escape_bool
 
 from workerd import clock, lean_imports
 from workerd.config.store_url import MySQLUrl
-from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
+from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations, schema
 from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
 from workerd.store.mysql_dialect import MYSQL, literal
+from workerd.store.mysql_errors import NOT_COMMITTED, NOTHING_DONE, TOO_LARGE, UNREACHABLE, classify
+from workerd.store.schema import Migration
 
-LOCKS = frozenset({
-    1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back
-    1213,  # deadlock, or a lost certification on Galera
-    1020,  # MariaDB 11: the row changed since the snapshot
-    1412,  # the table's definition changed under the transaction
-    3101,  # Group Replication: certification lost
-})  # fmt: skip
-
-AWAY = frozenset({
-    1021, 1026, 1030, 1037, 1038, 1041, 1114,  # disk full, out of memory, table full
-    1040, 1203, 1226,                          # too many connections, the account's limits
-    1044, 1045, 1046, 1049, 1054, 1142, 1143, 1146, 1698,  # no right, no table: not a row's fault
-    1047,                                      # Galera without quorum
-    1053, 1077, 1079, 1129, 1130, 1152, 1927,  # shutting down, host refused, connection killed
-    1158, 1159, 1160, 1161, 4031,              # network errors, closed for idleness
-    1028,                                      # stopped
-    1036, 1180, 1206, 1290, 1792, 1836, 1874,  # read-only, error during COMMIT, lock table full
-    2002, 2003, 2006, 2013, 2014, 2026, 2055, 3100, 3168,
-})  # fmt: skip
-
-# Of AWAY: nothing was sent, or the server refused before doing anything.
-NOTHING_DONE = frozenset({
-    1037, 1038, 1040, 1041, 1114, 1203, 1226, 1044, 1045, 1046, 1047, 1049, 1054, 1142, 1143, 1146, 1698,
-    1036, 1290, 1792, 1836, 2006,
-})  # fmt: skip
-
-BUSY = frozenset({1317, 1969, 3024})  # killed, or over its time limit: the server itself answers
-
-TOO_LARGE = 1153
-UNREACHABLE = 2003
 _MIGRATION_TIMEOUT_S = 86_400.0
 
 _INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
@@ -100,9 +73,22 @@ class MySQLStore(Store):
         session = MySQLSession(self._address, self._password(), _MIGRATION_TIMEOUT_S)
         try:
             migrations.require_version(session.server_version)
-            return _migrate(session)
+            return self._migrate(session)
         finally:
             session.close()
+
+    def _migrate(self, session: MySQLSession) -> list[str]:
+        """Apply what is missing, statement by statement, each again while it loses its locks."""
+        found = schema_version(Tx(session))
+        missing = migrations.missing(found)
+        self._again(partial(_ddl, session, schema.MYSQL_MIGRATIONS))
+        applied = []
+        for migration in missing:
+            for statement in migration.mysql:
+                self._again(partial(_ddl, session, statement))
+            if self._again(partial(_note_migration, session, migration)):
+                applied.append(f"{migration.version}: {migration.name}")
+        return applied
 
 
 # Table, column or index is there already, or already gone: MySQL commits at each DDL statement, so a
@@ -110,33 +96,30 @@ class MySQLStore(Store):
 _DONE_BEFORE = frozenset({1050, 1060, 1061, 1091})
 
 
-def _migrate(session: MySQLSession) -> list[str]:
-    """Apply what is missing, statement by statement."""
-    found = schema_version(Tx(session))
-    missing = migrations.missing(found)
-    _ddl(session, schema.MYSQL_MIGRATIONS)
-    applied = []
-    for migration in missing:
-        for statement in migration.mysql:
-            _ddl(session, statement)
-        # Of two that migrate at once, one finds the row there and does not claim the work.
+def _ddl(session: MySQLSession, statement: str) -> None:
+    try:
+        session.execute(statement)
+    except LockLost:
+        session.rollback()
+        raise
+    except (StoreRefused, StoreAway) as error:
+        if error.code not in _DONE_BEFORE:
+            raise
+
+
+def _note_migration(session: MySQLSession, migration: Migration) -> bool:
+    """Whether this call recorded it: of two that migrate at once, one finds the row there."""
+    try:
         changed = session.execute(
             "INSERT INTO workerd_migrations (version, name) VALUES (%s, %s)"
             " ON DUPLICATE KEY UPDATE version = version",
             migration[:2],
         )
         session.commit()
-        if changed:
-            applied.append(f"{migration.version}: {migration.name}")
-    return applied
-
-
-def _ddl(session: MySQLSession, statement: str) -> None:
-    try:
-        session.execute(statement)
-    except (StoreRefused, StoreAway) as error:
-        if error.code not in _DONE_BEFORE:
-            raise
+    except LockLost:
+        session.rollback()
+        raise
+    return bool(changed)
 
 
 class MySQLSession(Session):
@@ -175,6 +158,9 @@ class MySQLSession(Session):
     def may_have_committed(self, error: StoreAway) -> bool:
         return error.code not in NOTHING_DONE
 
+    def was_not_committed(self, error: StoreError) -> bool:
+        return isinstance(error, StoreAway) and error.code in NOT_COMMITTED
+
     def commit(self) -> None:
         if not self._link.get_autocommit():
             self._run("COMMIT")
@@ -208,7 +194,7 @@ class MySQLSession(Session):
         except UnicodeEncodeError as error:
             raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
         except (pymysql.Error, OSError, RuntimeError) as error:
-            raise classify(error) from None
+            raise _classified(error) from None
 
 
 class _UnixLink(pymysql.Connection):
@@ -293,14 +279,7 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     return (UNREACHABLE if isinstance(error, OSError) else 0), str(error)
 
 
-def classify(error: BaseException) -> StoreError:
+def _classified(error: BaseException) -> StoreError:
     """A driver's error as ours, with the server's message and code."""
     code, message = _code_and_message(error)
-    if code in LOCKS:
-        return LockLost(message, code)
-    if code in BUSY:
-        return StoreBusy(message, code)
-    # Without a code it is the driver's own: the connection is closed or out of sync.
-    if code in AWAY or code == 0:
-        return StoreAway(message, code)
-    return StoreRefused(message, code)
+    return classify(code, message)

@@ -17,11 +17,10 @@ from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema
 from workerd.store.sqlite_dialect import SQLITE
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
-AWAY = frozenset({
-    sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_FULL, sqlite3.SQLITE_INTERRUPT,
-    sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_PERM,
-    sqlite3.SQLITE_READONLY, sqlite3.SQLITE_AUTH,
-})  # fmt: skip
+REFUSED = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG})
+"""What is known to be the fault of a row's values; every other code is the state of the store."""
+_REFUSED_MESSAGES = ("malformed JSON", "JSON path error", "integer overflow")
+"""The same of SQLITE_ERROR, which has no code of its own for it."""
 _STEPS = 100_000  # virtual machine steps between two checks of the time limit, about a millisecond
 
 
@@ -150,7 +149,6 @@ def classify(error: Exception) -> StoreError:
     kind = code & 0xFF  # the primary result code
     if kind in BUSY:
         return LockLost(str(error), code)
-    # A missing table or column is the state of the store, not the fault of a row.
-    if kind in AWAY or code == 0 or str(error).startswith(("no such table", "no such column")):
-        return StoreAway(f"SQLite: {error}", code)
-    return StoreRefused(f"SQLite: {error}", code)
+    if kind in REFUSED or (kind == sqlite3.SQLITE_ERROR and str(error).startswith(_REFUSED_MESSAGES)):
+        return StoreRefused(f"SQLite: {error}", code)
+    return StoreAway(f"SQLite: {error}", code, answered=True)
