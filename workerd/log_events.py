@@ -65,6 +65,8 @@ EVENTS: dict[str, str] = {
     # -- gateway
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
     "gateway.listening": "The gateway accepts connections.",
+    "login.accepted": "A browser exchanged a token for a session.",
+    "login.refused": "A login with an invalid token; after a few of them `address` has to wait.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line
     "log.reopened": "SIGUSR1 made the daemon reopen its log file, as after a rotation.",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.gateway import Api
+from tests.support.gateway import Api, EventStream
 from workerd.gateway.openapi import OPERATIONS, PAGES
+from workerd.gateway.tokens import Tokens
 
 UNKNOWN = "01900000-0000-7000-8000-000000000000"
 
@@ -19,7 +23,7 @@ UNKNOWN = "01900000-0000-7000-8000-000000000000"
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The token file."""
     path = tmp_path_factory.mktemp("tokens") / "tokens"
-    path.write_text("# for people\nfirst\n\nsecond\n")
+    path.write_text("# for people\nfirst\n\nsecond\nother\n")
     return path
 
 
@@ -37,7 +41,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 def test_every_route_requires_a_token(api: Api) -> None:
-    """Without a token each route but the heartbeat answers 401, and pages redirect to the login."""
+    """Without a token each route but the probes answers 401, and pages redirect to the login."""
     for operation in OPERATIONS:
         path = operation.path.replace("{id}", UNKNOWN).replace("{name}", "noop")
         answer = api.http.request(operation.method, path, json={} if operation.method == "post" else None)
@@ -70,13 +74,75 @@ def test_a_browser_logs_in_and_out(api: Api) -> None:
         assert "HttpOnly" in cookie
         assert "samesite=strict" in cookie.lower()
         assert "second" not in cookie
+        assert cookie.startswith(f"workerd_session_{api.port}=")
+        assert re.search(r"Max-Age=[1-9]", cookie)
         assert browser.get("/").status_code == 200
         assert "Log out" in browser.get("/").text
         assert browser.get("/jobs").status_code == 200
+        kept = {"Cookie": cookie.partition(";")[0]}
+        assert api.get("/jobs", headers=kept).status_code == 200
         assert browser.post("/ui/logout", json={}).status_code == 200
         assert browser.get("/jobs").status_code == 401
+        assert api.get("/jobs", headers=kept).status_code == 401
     for value in ("", "x", "second", '"'):
-        assert api.get("/jobs", headers={"Cookie": f"workerd_session={value}"}).status_code == 401
+        cookie = f"workerd_session_{api.port}={value}"
+        assert api.get("/jobs", headers={"Cookie": cookie}).status_code == 401
+
+
+def test_sessions_are_random_and_of_one_port(api: Api) -> None:
+    """Each login starts a session of its own, which is valid under the name of this port only."""
+    url = f"http://{api.address}"
+    first, second = (httpx.post(f"{url}/login", json={"token": "second"}).headers["set-cookie"] for _ in "12")
+    value = first.partition(";")[0].partition("=")[2]
+    assert value != second.partition(";")[0].partition("=")[2]
+    for name, status in ((f"workerd_session_{api.port}", 200), ("workerd_session_1", 401)):
+        assert httpx.get(f"{url}/jobs", headers={"Cookie": f"{name}={value}"}).status_code == status
+    forwarded = {"X-Forwarded-Proto": "https"}
+    cookie = httpx.post(f"{url}/login", json={"token": "second"}, headers=forwarded).headers["set-cookie"]
+    assert cookie.startswith("__Host-")
+    assert "Secure" in cookie
+    assert "Path=/;" in cookie
+    assert "Domain" not in cookie
+    kept = {"Cookie": cookie.partition(";")[0]}
+    assert httpx.get(f"{url}/jobs", headers={**forwarded, **kept}).status_code == 200
+
+
+def test_anonymous_bodies_are_small(api: Api) -> None:
+    """A large body is read only from who has shown a token."""
+    url = f"http://{api.address}"
+    large = {"handler": "noop", "meta": "y" * 5000}
+    assert httpx.post(f"{url}/jobs", json=large).status_code == 401
+    assert httpx.post(f"{url}/login", json={"token": "y" * 5000}).status_code == 413
+    assert httpx.post(f"{url}/ui/logout", json={"x": "y" * 5000}).status_code == 413
+    assert httpx.post(f"{url}/jobs", json=large, headers=bearer("second")).status_code == 201
+
+
+def test_guessing_is_slow(tmp_path: Path) -> None:
+    """After some failed logins an address has to wait, the right token included, and the log says so."""
+    (tmp_path / "tokens").write_text("right\n")
+    gateway = f'token_file = "{tmp_path}/tokens"'
+    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=gateway) as api:
+        with ThreadPoolExecutor(6) as executor:
+            answers = list(executor.map(lambda n: api.post("/login", {"token": f"wrong {n}"}), range(6)))
+        statuses = [answer.status_code for answer in answers]
+        assert sorted(statuses) == [401] * 3 + [429] * 3
+        refused = api.post("/login", {"token": "right"})
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) > 0
+        logged = [entry for entry in api.daemon.logged().splitlines() if "login.refused" in entry]
+        assert len(logged) == 3
+        assert not any("wrong" in entry for entry in logged)
+        eventually(lambda: api.post("/login", {"token": "right"}).status_code == 200)
+        eventually(lambda: "login.accepted" in api.daemon.logged())
+
+
+def test_event_streams_are_limited_per_token(api: Api) -> None:
+    """One token's open pages take none from another."""
+    streams = [EventStream(api, "/ui/handlers", **bearer("second")) for _ in range(66)]
+    eventually(lambda: sum(stream.status == 200 for stream in streams) == 64)
+    eventually(lambda: sum(stream.status == 503 for stream in streams) == 2)
+    other = EventStream(api, "/ui/handlers", **bearer("other"))
+    eventually(lambda: other.status == 200)
 
 
 def test_tokens_change(api: Api, tokens: Path) -> None:
@@ -89,6 +155,28 @@ def test_tokens_change(api: Api, tokens: Path) -> None:
         assert api.get("/jobs", headers=bearer("first")).status_code == 401
         assert browser.get("/jobs").status_code == 401
         assert api.get("/jobs", headers=bearer("second")).status_code == 200
+
+
+def test_any_change_of_the_file_counts(tmp_path: Path) -> None:
+    """Tokens are read again even if the file keeps its time, its size, or its inode."""
+    path = tmp_path / "tokens"
+    path.write_text("aaaa\n")
+    tokens = Tokens(str(path))
+    known = path.stat()
+    assert tokens.identify(b"aaaa")
+
+    def keep_time(changed: Path) -> None:
+        os.utime(changed, ns=(known.st_atime_ns, known.st_mtime_ns))
+
+    path.write_text("longer\n")
+    keep_time(path)
+    eventually(lambda: tokens.identify(b"longer"))
+    assert not tokens.identify(b"aaaa")
+    (tmp_path / "fresh").write_text("cccccc\n")
+    keep_time(tmp_path / "fresh")
+    (tmp_path / "fresh").rename(path)
+    eventually(lambda: tokens.identify(b"cccccc"))
+    assert not tokens.identify(b"longer")
 
 
 def test_no_listening_beyond_loopback_without_tokens(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,14 +16,19 @@ import pytest
 from tests.support.gateway import Api, until_closed
 from workerd.gateway.openapi import OPERATIONS
 
-LIMIT = 4096
+LIMIT = 8192
+HALF_SENT = 4200
+GATEWAY = f'max_body = {LIMIT}\nallowed_hosts = ["*.nodes.example"]'
+HALF_BODY = (
+    b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{"
+)
 
 
 @pytest.fixture(scope="module")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    """A node with a small limit for bodies."""
+    """A node with a small limit for bodies, and a suffix of served hosts."""
     folder = tmp_path_factory.mktemp("gw")
-    with Api(folder / "node", f"sqlite:///{folder}/store.db", gateway=f"max_body = {LIMIT}") as api:
+    with Api(folder / "node", f"sqlite:///{folder}/store.db", gateway=GATEWAY) as api:
         yield api
 
 
@@ -100,10 +106,59 @@ def test_wrong_methods(api: Api) -> None:
 
 def test_host(api: Api) -> None:
     """A foreign Host header is refused, which prevents DNS rebinding."""
-    for host in ("evil.example", "127.0.0.1.evil.example", "", "127.0.0.1:1"):
-        answer = api.get("/jobs", headers={"Host": host})
-        assert answer.status_code == (200 if host == "127.0.0.1:1" else 403), host
-    assert api.get("/jobs", headers={"Host": f"localhost:{api.port}"}).status_code == 200
+    for host in (
+        "evil.example", "127.0.0.1.evil.example", "", "nodes.example", "xnodes.example", "127.1", "[::1",
+    ):  # fmt: skip
+        assert api.get("/jobs", headers={"Host": host}).status_code == 403, host
+        for probe in ("/heartbeat", "/ready"):
+            assert api.get(probe, headers={"Host": host}).status_code == 200, host
+    for host in (
+        f"localhost:{api.port}", "127.0.0.1:1", "10.2.3.4", "10.2.3.4:8020", "[2001:db8::1]:8020", "[::1]",
+        "a.nodes.example", "A.b.Nodes.Example:8020",
+    ):  # fmt: skip
+        assert api.get("/jobs", headers={"Host": host}).status_code == 200, host
+
+
+def test_pages_of_other_sites(api: Api) -> None:
+    """A browser's POST is served for pages of this node only; programs send neither header."""
+    own = f"http://{api.address}"
+    for headers, status in (
+        ({}, 201), ({"Origin": own}, 201), ({"Origin": own.upper()}, 201),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "https://proxy.example"}, 201),
+        ({"Sec-Fetch-Site": "none"}, 201),
+        ({"Origin": "https://proxy.example", "X-Forwarded-Host": "proxy.example"}, 201),
+        ({"Origin": "http://evil.example"}, 403), ({"Origin": "null"}, 403), ({"Origin": ""}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403), ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": own}, 403),
+    ):  # fmt: skip
+        answer = api.post("/jobs", {"handler": "noop"}, headers=headers)
+        assert answer.status_code == status, headers
+    assert api.get("/jobs", headers={"Origin": "http://evil.example"}).status_code == 200
+
+
+def test_data_is_not_sniffed(api: Api) -> None:
+    """No browser takes an answer that is data, or an error, for a page."""
+    for path in ("/jobs", "/heartbeat", "/ready", "/schema", "/metrics", "/nothing", "/ui/static/workerd.js"):
+        assert api.get(path).headers["x-content-type-options"] == "nosniff", path
+
+
+def test_login_bodies_are_small(api: Api) -> None:
+    """A body that anybody may send is limited to 4 KiB, whatever `gateway.max_body` is."""
+    answer = api.post("/login", {"token": "x" * 4096})
+    assert answer.status_code == 413
+    assert "4096 bytes" in answer.json()["detail"]
+    assert send(api, json.dumps({"handler": "noop", "meta": "y" * 5000}).encode()).status_code == 201
+
+
+def test_half_sent_requests(api: Api) -> None:
+    """Heads and bodies that never arrive, in any number, take no answer from those who send theirs."""
+    with ExitStack() as stack:
+        for index in range(HALF_SENT):
+            connection = stack.enter_context(api.bare())
+            connection.sendall(HALF_BODY if index % 4 == 0 else b"GET /jobs HTTP/1.1\r\nHo")
+        for _ in range(5):
+            for path in ("/heartbeat", "/jobs"):
+                assert httpx.get(f"http://{api.address}{path}").status_code == 200, path
 
 
 def test_invalid_http(api: Api) -> None:
@@ -132,8 +187,7 @@ def test_a_client_that_disconnects(api: Api) -> None:
     """Half a body, half a head, an abandoned long poll and event stream leave nothing behind."""
     job = api.enqueue("noop", delay="1h")
     for data in (
-        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: 99\r\n\r\n{",
+        HALF_BODY,
         b"GET /jobs HT",
         f"GET /jobs/{job}?wait=60s HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(),
         b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -179,6 +233,7 @@ def test_unix_socket(tmp_path: Path) -> None:
         httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://anything") as client,
     ):
         assert client.get("/ready").status_code == 200
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
         job = client.post("/jobs", json={"handler": "noop"}).json()["id"]
         assert client.get(f"/jobs/{job}?wait=30s").json()["status"] == "completed"
         with socket.socket(socket.AF_UNIX) as bare:

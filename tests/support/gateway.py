@@ -105,18 +105,19 @@ def until_closed(connection: socket.socket) -> bytes:
 class EventStream:
     """Server-sent events of a dashboard view, read in a thread."""
 
-    def __init__(self, api: Api, view: str) -> None:
+    def __init__(self, api: Api, view: str, **headers: str) -> None:
         self.parts: dict[str, str] = {}
         self.ended = threading.Event()
         self.status = 0
         self._api = api
         self._view = view
+        self._headers = headers
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
         url = f"{str(self._api.http.base_url).rstrip('/')}/events"
-        stream = httpx.stream("GET", url, params={"view": self._view}, timeout=60)
+        stream = httpx.stream("GET", url, params={"view": self._view}, headers=self._headers, timeout=60)
         with contextlib.suppress(httpx.HTTPError), stream as answer:
             self.status = answer.status_code
             for line in answer.iter_lines():

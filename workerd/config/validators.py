@@ -131,6 +131,9 @@ NAME_LIMIT = 191
 """Characters of a name; what an index of the store holds."""
 
 _IDENTIFIER = r"[^\W\d]\w*"
+_HOST_PATTERN = re.compile(
+    r"(\*\.)?[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?"
+)
 _DOTTED = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
 _REFERENCE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*")
 
@@ -265,6 +268,13 @@ def labels(value: Any) -> dict[str, str]:
 def name(value: Any) -> str:
     if not isinstance(value, str) or not 0 < len(value) <= NAME_LIMIT or not value.isprintable():
         raise wrong(name.expects, value)
+    return value
+
+
+@_validator('a host name, with or without port, or "*.example.org" for all names below it')
+def host_pattern(value: Any) -> str:
+    if not isinstance(value, str) or not _HOST_PATTERN.fullmatch(value):
+        raise wrong(host_pattern.expects, value)
     return value
 
 

@@ -12,9 +12,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
 from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
-from workerd.gateway.auth import Guard, hosts_of
+from workerd.gateway.auth import Guard
+from workerd.gateway.connections import Connections
 from workerd.gateway.dashboard import routes as dashboard
 from workerd.gateway.dashboard.pages import problem_page
+from workerd.gateway.hosts import HostRules
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
 
@@ -68,7 +70,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return await error_response(request, error)
 
 
-def application(gateway: GatewayState, config: Config) -> ASGIApp:
+def application(gateway: GatewayState, config: Config, connections: Connections) -> ASGIApp:
     """The application behind its guard."""
     app = Starlette(
         routes=ROUTES,
@@ -84,7 +86,9 @@ def application(gateway: GatewayState, config: Config) -> ASGIApp:
     return Guard(
         _Answered(app),
         gateway.tokens,
-        hosts_of(config.gateway.listen, config.gateway.allowed_hosts),
+        gateway.sessions,
+        HostRules(config.gateway.listen, config.gateway.allowed_hosts),
+        connections,
         config.gateway.max_body,
         open_paths={"/metrics"} if config.gateway.open_metrics else (),
     )

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from workerd.gateway.events import Events, Listener
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import gateway_of
+from workerd.gateway.state import address_of, gateway_of, token_id_of
 
 KEEPALIVE_INTERVAL_S = 15.0
 """A comment is sent after so long without an event: proxies keep the connection, dead clients are noticed."""
@@ -76,7 +76,7 @@ async def show_events(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(media_type=MEDIA_TYPE)
     events = gateway_of(request).events
-    return EventStream(events, events.add(page))
+    return EventStream(events, events.add(page, token_id_of(request) or address_of(request)))
 
 
 ROUTES = [Route("/events", show_events, methods=["GET"])]

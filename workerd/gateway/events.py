@@ -15,7 +15,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from workerd.gateway.problems import problem_of, unavailable
 
-MAX_LISTENERS = 64
+MAX_LISTENERS = 512
+MAX_LISTENERS_PER_CLIENT = 64
+"""Of one token or, where none is required, of one address."""
 RENDER_INTERVAL_S = 1.0
 MAX_RENDER_INTERVAL_S = 15.0
 PAUSE_PER_RENDER = 5.0
@@ -31,10 +33,11 @@ Render = Callable[[str, str], Awaitable[Parts]]
 
 
 class Listener:
-    """One open page. `page`: its path with its query."""
+    """One open page of a client. `page`: its path with its query."""
 
-    def __init__(self, page: str) -> None:
+    def __init__(self, page: str, client: str) -> None:
         self.page = page
+        self.client = client
         self.changed = asyncio.Event()
         self.ended = False
         self._sent: dict[str, bytes] = {}
@@ -72,11 +75,19 @@ class Events:
         self._listener_added = asyncio.Event()
         self._ended = False
 
-    def add(self, page: str) -> Listener:
-        """A new listener. Raises HTTPProblem 503 if there are too many, or the node is shutting down."""
+    def add(self, page: str, client: str) -> Listener:
+        """A new listener of a client, which is a token or an address.
+
+        Raises HTTPProblem 503 if there are too many, or the node is shutting down.
+        """
         if self._ended or len(self._listeners) >= MAX_LISTENERS:
             raise unavailable("Too many pages are open on this node; close some.", TOO_MANY_RETRY_AFTER_S)
-        listener = Listener(page)
+        if sum(listener.client == client for listener in self._listeners) >= MAX_LISTENERS_PER_CLIENT:
+            raise unavailable(
+                f"{MAX_LISTENERS_PER_CLIENT} pages of this token or address are open; close some.",
+                TOO_MANY_RETRY_AFTER_S,
+            )
+        listener = Listener(page, client)
         self._listeners.add(listener)
         self._listener_added.set()
         if self._task is None or self._task.done():

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from workerd.errors import StoreError
-from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
 from workerd.gateway.state import GatewayState, gateway_of, json_response
 from workerd.metrics import exposition, families
 from workerd.operations import handlers
@@ -115,7 +115,7 @@ async def show_metrics(request: Request) -> Response:
     data, media_type = exposition.render(
         collected, gateway.config.log.labels, request.headers.get("accept", "")
     )
-    return Response(data, media_type=media_type, headers={"Cache-Control": "no-store"})
+    return Response(data, media_type=media_type, headers=DATA_HEADERS)
 
 
 ROUTES = [

@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from workerd import log
 from workerd.gateway import params
-from workerd.gateway.auth import COOKIE
 from workerd.gateway.dashboard.components import el, join
 from workerd.gateway.dashboard.pages import View, page_response
 from workerd.gateway.params import EmptyBody, LoginBody
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import gateway_of, json_response, only_post
+from workerd.gateway.sessions import SESSION_LIFE_S, Cookie
+from workerd.gateway.state import address_of, gateway_of, json_response, only_post
 
-COOKIE_MAX_AGE_S = 12 * 3600
-"""A token that is removed from the file ends its sessions at once."""
+FAILED_LOGIN_DELAY_S = 0.5
+"""An invalid token is answered after this time."""
+
+_log = log.get_logger("gateway")
 
 
 async def login(request: Request) -> Response:
     """Exchange a token for a session cookie."""
-    tokens = gateway_of(request).tokens
-    token = (await params.body(request, LoginBody)).token.strip().encode("utf-8", "replace")
-    if tokens.required and not tokens.accepts(token):
+    gateway, address = gateway_of(request), address_of(request)
+    body = await params.body(request, LoginBody)
+    if not gateway.tokens.required:
+        return json_response({"ok": True})
+    if (wait_s := gateway.login_throttle.wait_s(address)) > 0:
+        raise HTTPProblem(
+            429,
+            f"Too many failed logins from this address; try again in {math.ceil(wait_s)} s.",
+            {"Retry-After": str(math.ceil(wait_s))},
+        )
+    token_id = gateway.tokens.identify(body.token.strip().encode("utf-8", "replace"))
+    if not token_id:
+        failures = gateway.login_throttle.failed(address)
+        retry_in_s = round(gateway.login_throttle.wait_s(address), 1)
+        _log.warning("login.refused", address=address, failures=failures, retry_in_s=retry_in_s)
+        await asyncio.sleep(FAILED_LOGIN_DELAY_S)
         raise HTTPProblem(
             401,
             "Invalid token. Tokens are in the node's gateway.token_file; ask its operator for one.",
             {"WWW-Authenticate": 'Bearer realm="workerd"'},
         )
+    gateway.login_throttle.succeeded(address)
+    _log.info("login.accepted", address=address)
+    cookie = Cookie.of(request.headers)
     response = json_response({"ok": True})
-    if tokens.required:
-        response.set_cookie(
-            COOKIE,
-            tokens.session(token),
-            max_age=COOKIE_MAX_AGE_S,
-            path="/",
-            httponly=True,
-            samesite="strict",
-            secure=request.headers.get("x-forwarded-proto") == "https",
-        )
+    response.set_cookie(
+        cookie.name, gateway.sessions.start(token_id), max_age=SESSION_LIFE_S, path="/", httponly=True,
+        samesite="strict", secure=cookie.secure,
+    )  # fmt: skip
     return response
 
 
@@ -70,8 +86,10 @@ async def login_page(request: Request) -> Response:
 async def logout(request: Request) -> Response:
     """End the session of this browser."""
     await params.body(request, EmptyBody)
+    cookie = Cookie.of(request.headers)
+    gateway_of(request).sessions.end(cookie.value(request.headers))
     response = json_response({"ok": True})
-    response.delete_cookie(COOKIE, path="/", httponly=True, samesite="strict")
+    response.delete_cookie(cookie.name, path="/", httponly=True, samesite="strict", secure=cookie.secure)
     return response
 
 

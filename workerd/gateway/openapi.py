@@ -15,6 +15,7 @@ from starlette.routing import Route
 import workerd
 from workerd.documents import Enqueued, Handler, Job, Node, Request, Schedule
 from workerd.gateway import params
+from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
 from workerd.workflow import RequestStatus
@@ -202,12 +203,13 @@ OPERATIONS = (
               errors=(404, 409)),
     Operation("get", "/heartbeat", "Liveness: the process answers", {200: Heartbeat}, open=True,
               store=False),
-    Operation("get", "/ready", "Readiness: the store answers and every role is up", {200: Readiness}),
+    Operation("get", "/ready", "Readiness: the store answers and every role is up", {200: Readiness},
+              open=True),
     Operation("get", "/metrics", "Prometheus metrics",
               {200: ("text/plain", "application/openmetrics-text")}, store=False),
     Operation("get", "/schema", "This document", {200: "application/json"}, store=False),
     Operation("post", "/login", "Exchange a token for a session cookie", {200: Acknowledged},
-              params.LoginBody, open=True, store=False),
+              params.LoginBody, errors=(429,), open=True, store=False),
     Operation("get", "/login", "Login form", {200: HTML}, open=True, store=False),
     Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
               params.EmptyBody, open=True, store=False),
@@ -226,14 +228,14 @@ PROBLEM = "application/problem+json"
 _ERROR_DESCRIPTIONS = {
     400: "The body is not valid JSON, or the request not valid HTTP.",
     401: "A token is required.",
-    403: "The Host header is not allowed.",
+    403: "The Host header is not allowed, or the request comes from a page of another site.",
     404: "Not found.",
     408: "The body did not arrive in time.",
     409: "Its current state does not allow this.",
-    413: "The body exceeds `gateway.max_body`.",
+    413: "The body exceeds `gateway.max_body`, or 4 KiB if it was sent without a token.",
     415: "The body is not `application/json`.",
     422: "A value in the body or a parameter is invalid; `detail` says what was expected.",
-    429: "The handler has reached its `max_waiting`.",
+    429: "The handler has reached its `max_waiting`, or this address has failed to log in too often.",
     500: "Internal error; `incident` is its id in the log.",
     503: "The store is unavailable, or the node is shutting down or overloaded; retry later.",
 }
@@ -341,7 +343,7 @@ async def show(request: starlette_requests.Request) -> Response:
     return Response(
         document(locked=gateway_of(request).tokens.required),
         media_type="application/json",
-        headers={"Cache-Control": "no-store"},
+        headers=DATA_HEADERS,
     )
 
 

@@ -32,6 +32,10 @@ WRONG_VERSION_RETRY_AFTER_S = 30
 OVERLOADED_RETRY_AFTER_S = 1
 
 
+DATA_HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+"""Of answers that are data: no cache keeps them, and no browser takes them for a page."""
+
+
 class HTTPProblem(Exception):
     """An error answer. `detail`: one sentence for the client; `members`: further members of the document."""
 
@@ -58,7 +62,7 @@ def problem_response(problem: HTTPProblem) -> Response:
         msgspec.json.encode(body),
         status_code=problem.status,
         media_type="application/problem+json",
-        headers={"Cache-Control": "no-store", **problem.headers},
+        headers={**DATA_HEADERS, **problem.headers},
     )
 
 

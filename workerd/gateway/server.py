@@ -9,95 +9,45 @@ import asyncio
 import contextlib
 import logging
 import os
-import resource
 import socket
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import h11
 import setproctitle
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from workerd import log
 from workerd.gateway.app import application
-from workerd.gateway.auth import Tokens
 from workerd.gateway.backend import STATEMENT_TIMEOUT_S, Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
+from workerd.gateway.connections import (
+    HEAD_TIMEOUT_S,
+    LISTEN_BACKLOG,
+    Connections,
+    HttpProtocol,
+    raise_descriptor_limit,
+)
 from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events, Parts
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
-from workerd.gateway.problems import HTTPProblem, problem_response
+from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
+from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import listen as listen_unix
 
-HEAD_TIMEOUT_S = 10.0
-"""How long a connection may take to send a whole request head, and how long it may stay idle."""
-SEND_TIMEOUT_S = 30.0
-"""A client that reads nothing of a pending answer for so long is disconnected."""
-MAX_CONNECTIONS = 4000
-LISTEN_BACKLOG = 1024
 MAX_TURN_INTERVAL_S = 1.0
 """Between two turns of the supervisor channel's loop, unless a timer or a message is due earlier."""
 BIND_RETRY_S = 1.0
 UVICORN_TICK_S = 1.0
+SOCKET_MODE = 0o660
+"""Of a Unix socket: the daemon's user and group may connect."""
 SHUTDOWN_TIMEOUT_S = 2.0
 """How long requests in flight may take when the node shuts down."""
-
-
-class TimeoutProtocol(H11Protocol):
-    """uvicorn's HTTP protocol with timeouts for request heads and for clients that do not read."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._send_timer: asyncio.TimerHandle | None = None
-        self._start_head_timer()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:
-            self._start_head_timer()
-        elif self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
-
-    def _start_head_timer(self) -> None:
-        if self._head_timer is None:
-            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
-
-    def _on_head_timeout(self) -> None:
-        self._head_timer = None
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.close()
-
-    def send_400_response(self, msg: str) -> None:
-        answer = problem_response(HTTPProblem(400, "Invalid HTTP request.", {"Connection": "close"}))
-        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.close()
-
-    def pause_writing(self) -> None:
-        super().pause_writing()
-        if self._send_timer is None:
-            self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self._send_timer is not None:
-            self._send_timer.cancel()
-            self._send_timer = None
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._head_timer, self._send_timer):
-            if timer is not None:
-                timer.cancel()
-        super().connection_lost(exc)
 
 
 class Gateway(Service):
@@ -108,13 +58,14 @@ class Gateway(Service):
         setproctitle.setproctitle("workerd: gateway")
         self._config = ctx.config
         self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
+        self._connections: Connections
         self._state: GatewayState
         self._stopping: asyncio.Event
         self._log = log.get_logger("gateway")
 
     def run(self) -> int:
         """Serve until the supervisor stops the gateway."""
-        _raise_descriptor_limit()
+        self._connections = Connections(raise_descriptor_limit())
         # Clients could fill the log with warnings about their own invalid requests.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         asyncio.run(self._main())
@@ -148,10 +99,13 @@ class Gateway(Service):
         sock = await self._bind()
         if sock is None:
             return
+        tokens = Tokens(self._config.gateway.token_file)
         self._state = GatewayState(
             config=self._config,
             backend=self._backend,
-            tokens=Tokens(self._config.gateway.token_file),
+            tokens=tokens,
+            sessions=Sessions(tokens),
+            login_throttle=LoginThrottle(),
             job_polls=LongPolls(self._backend, jobs.ended_of),
             request_polls=LongPolls(self._backend, requests.ended_of),
             batch_enqueue=BatchEnqueue(self._backend, self._config),
@@ -176,8 +130,8 @@ class Gateway(Service):
 
     def _uvicorn_config(self) -> uvicorn.Config:
         return uvicorn.Config(
-            application(self._state, self._config),
-            http=TimeoutProtocol,
+            application(self._state, self._config, self._connections),
+            http=cast("type[asyncio.Protocol]", partial(HttpProtocol, self._connections)),
             loop="none",
             lifespan="off",
             interface="asgi3",
@@ -186,7 +140,6 @@ class Gateway(Service):
             log_config=None,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_keep_alive=int(HEAD_TIMEOUT_S),
             timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT_S),
         )
@@ -245,7 +198,7 @@ class _Server(uvicorn.Server):
 
 def _listen(address: str) -> socket.socket:
     if address.startswith("unix:"):
-        return listen_unix(Path(address.removeprefix("unix:")), 0o666)
+        return listen_unix(Path(address.removeprefix("unix:")), SOCKET_MODE)
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -260,14 +213,6 @@ def _listen(address: str) -> socket.socket:
         sock.close()
         raise
     return sock
-
-
-def _raise_descriptor_limit() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MAX_CONNECTIONS + 200
-    if soft < wanted:
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def main(ctx: RoleContext) -> int:

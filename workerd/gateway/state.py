@@ -10,13 +10,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workerd.config.model import Config
-from workerd.gateway.auth import Tokens
+from workerd.gateway.auth import TOKEN_ID
 from workerd.gateway.backend import Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
-from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
+from workerd.gateway.sessions import LoginThrottle, Sessions
+from workerd.gateway.tokens import Tokens
 from workerd.operations.actor import Actor
 
 
@@ -27,6 +29,8 @@ class GatewayState:
     config: Config
     backend: Backend
     tokens: Tokens
+    sessions: Sessions
+    login_throttle: LoginThrottle
     job_polls: LongPolls
     request_polls: LongPolls
     batch_enqueue: BatchEnqueue
@@ -45,6 +49,17 @@ def gateway_of(request: Request) -> GatewayState:
     return gateway
 
 
+def token_id_of(request: Request) -> str:
+    """The id of the token that the request carries, itself or by its session; "" without one."""
+    token_id: str = request.scope.get(TOKEN_ID, "")
+    return token_id
+
+
+def address_of(request: Request) -> str:
+    """The address that the request came from, "" on a Unix socket."""
+    return request.client.host if request.client else ""
+
+
 def actor_of(request: Request) -> Actor:
     """Who sent the request: the gateway knows an address, not a person."""
     # Browsers send Origin with each POST.
@@ -58,7 +73,7 @@ def json_response(document: Any, status: int = 200) -> Response:
         msgspec.json.encode(document),
         status_code=status,
         media_type="application/json",
-        headers={"Cache-Control": "no-store"},
+        headers=DATA_HEADERS,
     )
 
 

@@ -10,10 +10,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from workerd.gateway.auth import COOKIE, LOGIN_REQUIRED
+from workerd.gateway.auth import LOGIN_REQUIRED
 from workerd.gateway.dashboard import handlers, jobs, overview, requests
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.problems import HTTPProblem, problem_of
+from workerd.gateway.sessions import Cookie
 from workerd.gateway.state import GatewayState, gateway_of
 
 VIEWS: tuple[tuple[re.Pattern[str], Callable[[PageQuery], Awaitable[View]]], ...] = (
@@ -42,7 +43,7 @@ async def page(request: Request) -> Response:
         return RedirectResponse("/login", 303, {"Cache-Control": "no-store"})
     gateway = gateway_of(request)
     path, query = request.url.path, request.url.query
-    logged_in = gateway.tokens.required and COOKIE in request.cookies
+    logged_in = gateway.tokens.required and Cookie.of(request.headers).name in request.cookies
     try:
         view = await view_of(gateway, path, query)
     except Exception as error:

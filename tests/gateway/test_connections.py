@@ -1,0 +1,121 @@
+"""Too many connections: which are closed, and what the reserve answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import uvicorn
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from workerd.gateway import connections as limits
+from workerd.gateway.auth import Guard
+from workerd.gateway.connections import Connections, HttpProtocol
+from workerd.gateway.hosts import HostRules
+from workerd.gateway.sessions import Sessions
+from workerd.gateway.tokens import Tokens
+
+Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+
+@asynccontextmanager
+async def serving(connections: Connections) -> AsyncIterator[Connect]:
+    """A server with these limits; `/endless` is never answered. Gives a function that connects to it."""
+    release = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/endless":
+            await release.wait()
+        await Response("answered")(scope, receive, send)
+
+    tokens = Tokens("")
+    guard = Guard(
+        app, tokens, Sessions(tokens), HostRules("127.0.0.1:1", ()), connections, 1000, open_paths=()
+    )
+    config = uvicorn.Config(guard, log_config=None, lifespan="off", interface="asgi3")
+    config.load()
+    state = ServerState()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: HttpProtocol(connections, config=config, server_state=state, app_state={}), "127.0.0.1", 0
+    )
+    port = server.sockets[0].getsockname()[1]
+    writers: list[asyncio.StreamWriter] = []
+
+    async def connect() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        return reader, writer
+
+    async with server:
+        yield connect
+        release.set()
+        for writer in writers:
+            writer.close()
+    async with asyncio.timeout(10):
+        while state.connections:
+            await asyncio.sleep(0)
+
+
+def request(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+async def status_of(connect: Connect, path: str) -> bytes:
+    """The status of an answer on a new connection, b"" if it was closed without one."""
+    reader, writer = await connect()
+    writer.write(request(path))
+    try:
+        return (await reader.read(12))[9:]
+    except ConnectionResetError:
+        return b""
+    finally:
+        writer.close()
+
+
+async def until_open(connections: Connections, count: int) -> None:
+    async with asyncio.timeout(10):
+        while len(connections._open) != count or connections._waiting:
+            await asyncio.sleep(0)
+
+
+def test_the_reserve_answers_the_probe_alone() -> None:
+    """When all connections are busy, only /heartbeat is answered; beyond the reserve nothing is."""
+
+    async def run() -> None:
+        connections = Connections(capacity=3)
+        async with serving(connections) as connect:
+            for _ in range(3):
+                (await connect())[1].write(request("/endless"))
+            await until_open(connections, 3)
+            assert await status_of(connect, "/jobs") == b"503"
+            await until_open(connections, 3)
+            assert await status_of(connect, "/heartbeat") == b"200"
+
+    asyncio.run(run())
+
+
+def test_the_oldest_half_sent_requests_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above the limit of an address, or of all, the connection that has waited longest is closed."""
+
+    async def run(connections: Connections) -> None:
+        async with serving(connections) as connect:
+            busy_reader, busy = await connect()
+            busy.write(request("/endless"))
+            await until_open(connections, 1)
+            halves = []
+            for _ in range(5):
+                reader, writer = await connect()
+                writer.write(b"GET /jobs HT")
+                halves.append(reader)
+            assert await status_of(connect, "/jobs") == b"200"
+            for reader in halves[:2]:
+                assert await reader.read(1) == b""
+            assert not busy_reader.at_eof()
+
+    asyncio.run(run(Connections(capacity=4)))
+    monkeypatch.setattr(limits, "MAX_WAITING_PER_ADDRESS", 3)
+    asyncio.run(run(Connections()))

@@ -1,0 +1,172 @@
+"""HTTP connections: their timeouts, and which of them are closed when there are too many."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import resource
+from collections import defaultdict
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from workerd.gateway.problems import HTTPProblem, problem_response
+
+HEAD_TIMEOUT_S = 10.0
+"""How long a connection may take to send a whole request head, and how long it may stay idle."""
+SEND_TIMEOUT_S = 30.0
+"""A client that reads nothing of a pending answer for so long is disconnected."""
+LISTEN_BACKLOG = 1024
+MAX_WAITING_PER_ADDRESS = LISTEN_BACKLOG
+"""Connections of one address without a whole request: a burst of clients that were accepted at once fits."""
+MAX_CONNECTIONS = 4000
+RESERVED_CONNECTIONS = 100
+"""Accepted beyond MAX_CONNECTIONS, for the liveness probe alone."""
+OTHER_DESCRIPTORS = 200
+"""Files and sockets of the gateway that are no connections of clients."""
+
+
+class Connections:
+    """All connections. Above the limits those that have waited longest for a whole request are closed.
+
+    So half-sent requests, however many, take no answer from anybody: whoever sends all at once is not among
+    the oldest. `capacity`: connections, beyond which only the liveness probe is answered.
+    """
+
+    def __init__(self, capacity: int = MAX_CONNECTIONS) -> None:
+        self._capacity = capacity
+        self._open: set[HttpProtocol] = set()
+        # Ordered sets, the one that has waited longest first.
+        self._waiting: dict[HttpProtocol, None] = {}
+        self._waiting_by_address: defaultdict[str, dict[HttpProtocol, None]] = defaultdict(dict)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all connections are busy, and only the reserve is left."""
+        return len(self._open) > self._capacity
+
+    def add(self, connection: HttpProtocol) -> None:
+        """Take a new connection in; the oldest waiting one may be closed for it, or it itself."""
+        self._open.add(connection)
+        if len(self._open) > self._capacity and self._waiting:
+            self._close(next(iter(self._waiting)))
+        if len(self._open) > self._capacity + RESERVED_CONNECTIONS:
+            self._close(connection)
+            return
+        self.set_waiting(connection)
+
+    def set_waiting(self, connection: HttpProtocol) -> None:
+        """The connection has no whole request in flight."""
+        if connection in self._waiting or connection not in self._open:
+            return
+        of_address = self._waiting_by_address[connection.address]
+        self._waiting[connection] = of_address[connection] = None
+        if len(of_address) > MAX_WAITING_PER_ADDRESS:
+            self._close(next(iter(of_address)))
+
+    def set_busy(self, connection: HttpProtocol) -> None:
+        """The connection has sent a whole request, and waits for its answer."""
+        if connection not in self._waiting:
+            return
+        del self._waiting[connection]
+        of_address = self._waiting_by_address[connection.address]
+        del of_address[connection]
+        if not of_address:
+            del self._waiting_by_address[connection.address]
+
+    def remove(self, connection: HttpProtocol) -> None:
+        """Forget a connection."""
+        self.set_busy(connection)
+        self._open.discard(connection)
+
+    def _close(self, connection: HttpProtocol) -> None:
+        self.remove(connection)
+        connection.transport.abort()
+
+
+class HttpProtocol(H11Protocol):
+    """uvicorn's HTTP protocol with timeouts for request heads and for clients that do not read."""
+
+    def __init__(self, all_connections: Connections, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address = ""
+        """The client's, "" on a Unix socket."""
+        self._all_connections = all_connections
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._start_head_timer()
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.address = self.client[0] if self.client else ""
+        self._all_connections.add(self)
+
+    @property
+    def _awaits_head(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._update_waiting()
+        if self._awaits_head:
+            self._start_head_timer()
+        elif self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update_waiting()  # a pipelined request may have begun
+
+    def _update_waiting(self) -> None:
+        if self._awaits_head or self.cycle.more_body:
+            self._all_connections.set_waiting(self)
+        else:
+            self._all_connections.set_busy(self)
+
+    def _start_head_timer(self) -> None:
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._on_head_timeout)
+
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
+        if self._awaits_head:
+            self.transport.close()
+
+    def send_400_response(self, msg: str) -> None:
+        answer = problem_response(HTTPProblem(400, "Invalid HTTP request.", {"Connection": "close"}))
+        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
+        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._send_timer is None:
+            self._send_timer = self.loop.call_later(SEND_TIMEOUT_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._send_timer is not None:
+            self._send_timer.cancel()
+            self._send_timer = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all_connections.remove(self)
+        for timer in (self._head_timer, self._send_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+
+def raise_descriptor_limit() -> int:
+    """Raise the limit of descriptors as far as the gateway needs; returns the connections that then fit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    spare = RESERVED_CONNECTIONS + LISTEN_BACKLOG + OTHER_DESCRIPTORS
+    wanted = MAX_CONNECTIONS + spare
+    if 0 <= soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MAX_CONNECTIONS if allowed < 0 else min(MAX_CONNECTIONS, max(allowed - spare, allowed // 2))
