@@ -107,6 +107,22 @@ def test_a_handlers_line_is_the_message(journal: socket.socket) -> None:
     assert {b"PRIORITY=6", b"WORKERD_EVENT=output"} <= set(fields)
 
 
+def test_a_handlers_field_cannot_forge_fields_of_the_journal(journal: socket.socket) -> None:
+    """Whatever a handler calls a field; its level is the priority."""
+
+    def worker() -> int:
+        log.configure(LogConfig())
+        fields = {"a\nJOB_ID": "forged", "größe": 1, "line": "no"}
+        log.get_logger(log.HANDLER_PROCESS).error("Very bad.", job="0190-1", order=7, **fields)
+        return 0
+
+    assert status_of(worker) == 0
+    fields = journal.recv(8192).splitlines()
+    assert {b"MESSAGE=Very bad.", b"PRIORITY=3", b"JOB_ID=0190-1", b"WORKERD_ORDER=7"} <= set(fields)
+    assert {b"WORKERD_A_JOB_ID=forged", b"WORKERD_GR_SSE=1"} <= set(fields)
+    assert [field for field in fields if field.startswith(b"JOB_ID")] == [b"JOB_ID=0190-1"]
+
+
 def written(main: Callable[[], None], form: Literal["text", "json"]) -> list[str]:
     """The lines that a process writes to its standard error."""
     reading, writing = os.pipe()
@@ -164,6 +180,16 @@ def test_repeated_errors_are_counted() -> None:
     events = [json.loads(line) for line in written(main, "json")]
     assert [event["error"] for event in events] == ["no route"] * 5 + ["refused", "no route"]
     assert events[-1]["repeated"] == 3
+
+
+def test_no_record_of_a_handler_is_taken_for_a_repetition() -> None:
+    """Records of one text differ in their fields."""
+
+    def main() -> None:
+        for order in range(8):
+            log.get_logger(log.HANDLER_PROCESS).error("very bad", order=order)
+
+    assert [json.loads(line)["order"] for line in written(main, "json")] == list(range(8))
 
 
 def test_nothing_waits_for_a_reader_that_has_stopped_reading() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import select
 import socket
 import struct
@@ -34,10 +35,14 @@ MAX_VALUE_CHARS = 8 * 1024
 MAX_TRACEBACK_CHARS = 64 * 1024
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+_level = _LEVELS["info"]
+HANDLER_PROCESS = "worker"
+"""The process that records of handlers name; none of workerd's own events does."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _JOURNAL = "/run/systemd/journal/socket"
 _JOURNAL_FIELDS = {"job": "JOB_ID", "handler": "HANDLER", "attempt": "ATTEMPT", "pool": "POOL"}
 """Fields that `journalctl FIELD=value` finds by a name of their own; the others begin with WORKERD_."""
+_NOT_IN_JOURNAL_NAME = re.compile("[^A-Z0-9_]")
 
 
 def get_logger(process: str) -> Any:
@@ -45,8 +50,15 @@ def get_logger(process: str) -> Any:
     return structlog.get_logger(process=process)
 
 
+def level_number() -> int:
+    """The level that was configured, as the standard `logging` numbers it."""
+    return _level
+
+
 def configure(config: LogConfig) -> None:
     """Set level, format and labels for this process and those that it forks."""
+    global _level
+    _level = _LEVELS[config.level]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -56,7 +68,7 @@ def configure(config: LogConfig) -> None:
             lambda logger, method, event: {**event, **config.labels},
             *_renderers(config),
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[config.level]),
+        wrapper_class=structlog.make_filtering_bound_logger(_level),
         logger_factory=_StandardError,
         cache_logger_on_first_use=False,
     )
@@ -102,8 +114,10 @@ class _CountRepeats:
         self._seen: dict[tuple[Any, ...], tuple[float, int]] = {}
 
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
-        if method in ("debug", "info"):
-            return event
+        if method in ("debug", "info") or event.get("process") == HANDLER_PROCESS:
+            return (
+                event  # what a handler logs is bounded for each attempt, and differs in fields unknown here
+            )
         names = ("event", "process", "handler", "incident", "error")
         key = (method, *(str(event.get(name)) for name in names))
         now = time.monotonic()
@@ -210,13 +224,9 @@ class _Journal:
         self._pid = 0
 
     def __call__(self, logger: Any, method: str, event: Event) -> Event:
-        fields = {
-            _JOURNAL_FIELDS.get(key, f"WORKERD_{key.upper()}"): str(value)
-            for key, value in event.items()
-            if key != "level"
-        }
+        fields = {_journal_name(key): str(value) for key, value in event.items() if key != "level"}
         # The message of a handler's output is its line; WORKERD_EVENT says that it is output.
-        message = str(event.get("line", event.get("event", "")))
+        message = str(event.get("line" if event.get("event") == "output" else "event", ""))
         if event.get("error"):
             message += f": {event['error']}"
         priority = str(_PRIORITIES[event["level"]])
@@ -236,6 +246,11 @@ class _Journal:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
             self._pid = os.getpid()
         return self._socket
+
+
+def _journal_name(key: str) -> str:
+    """Handlers choose names of fields too: what journald would refuse, or read as more fields, is `_`."""
+    return _JOURNAL_FIELDS.get(key) or "WORKERD_" + _NOT_IN_JOURNAL_NAME.sub("_", key.upper())[:56]
 
 
 def _journal_field(name: str, value: str) -> bytes:

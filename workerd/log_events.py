@@ -4,7 +4,7 @@ from __future__ import annotations
 
 EVENTS: dict[str, str] = {
     # -- any role or pool
-    "output": "A line that a handler printed or logged, with the job and attempt it belongs to.",
+    "output": "A line that a handler printed, with the job and attempt it belongs to.",
     "peer.dropped": "A connection was closed because the other end broke the protocol; it connects again.",
     "store.available": "The store answers again after it was unavailable.",
     "store.unavailable": "The store does not answer; work goes on by itself when it is back.",
@@ -45,7 +45,7 @@ EVENTS: dict[str, str] = {
     "attempt.failed": "An attempt failed; `status` says whether the job is retried.",
     "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
     "handlers.started_threads": "An import started threads, which workers lack: set `preload = false`.",
-    "output.truncated": "A job printed more than is logged; the rest was dropped.",
+    "output.truncated": "A job printed or logged more than is kept of an attempt; the rest was dropped.",
     "pool.crash_loop": "Workers without a job died too often; the pool ends and is quarantined.",
     "pool.load_failed": "The handlers of this pool do not load; the pool ends and is quarantined.",
     "worker.died": "A worker without a job died; another one is forked.",

@@ -10,7 +10,7 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, Barrier
     ingester -> pool, dispatcher Ack, PayloadLimits, BarrierDone
     pool -> worker               Assignment (in shared memory, or over the channel when it is too long)
-    worker -> pool               Loaded, Progressed, RunResult
+    worker -> pool               Loaded, Progressed, RunResult; LogRecord as JSON in the output pipe
 
 The datagram socket `wake` is open to every local client: Scheduled comes from the ingester; anything else,
 usually an empty datagram, announces new work.
@@ -18,7 +18,7 @@ usually an empty datagram, announces new work.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -277,6 +277,16 @@ class Progressed(Message, frozen=True, tag="progressed"):
     serial: int
     progress: float | None
     note: str | None
+
+
+class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a handler logged in run `serial`; `exception`: a traceback."""
+
+    level: Literal["debug", "info", "warning", "error", "critical"]
+    event: str
+    serial: int = 0
+    fields: dict[str, bool | int | float | str | None] = {}
+    exception: str | None = None
 
 
 ToWorker = Assignment

@@ -20,6 +20,7 @@ from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
+from workerd.pool.handler_log import StandardErrorLog
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ def attempt(
 
 
 def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopping: bool) -> RunResult:
-    executor = Executor({claim.handler: loaded}, _Flags(deadline, stopping), _ignore_progress)
+    executor = Executor(
+        {claim.handler: loaded}, _Flags(deadline, stopping), _ignore_progress, StandardErrorLog()
+    )
     executor.prepare(None)
     return executor.run(Assignment(1, claim, deadline, _MAX_PAYLOAD))
 

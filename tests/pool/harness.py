@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import logging
 import os
 import signal
 import socket
@@ -240,6 +241,7 @@ class PoolHarness:
         os.dup2(log, 2)
         # pytest's own streams write to descriptors that this process has closed and will use for others.
         sys.stdout = sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), line_buffering=True)
+        logging.root.handlers.clear()  # pytest's
         structlog.configure(
             processors=[structlog.processors.add_log_level, structlog.processors.JSONRenderer()],
             logger_factory=structlog.WriteLoggerFactory(sys.stderr),

@@ -14,6 +14,7 @@ from workerd.handler import Result
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool.executor import Executor
+from workerd.pool.handler_log import StandardErrorLog
 from workerd.pool.loading import make
 from workerd.text import ERROR_LIMIT, STACK_LIMIT
 
@@ -31,7 +32,7 @@ def execute(
     target: Any, vars: Any = None, *, limit: int = 1 << 20, flags: Any = None, **more: Any
 ) -> RunResult:
     progress: list[Progressed] = []
-    executor = Executor({"h": make("h", target)}, flags or NoFlags(), progress.append)
+    executor = Executor({"h": make("h", target)}, flags or NoFlags(), progress.append, StandardErrorLog())
     executor.prepare(None)
     return executor.run(Assignment(7, claim_of("h", vars, **more), 0.0, limit))
 
@@ -211,7 +212,7 @@ def test_vars_that_do_not_match_are_a_failure_without_a_stack() -> None:
 
 def test_an_unknown_handler_is_a_failure() -> None:
     """The error names it."""
-    executor = Executor({}, NoFlags(), lambda progress: None)
+    executor = Executor({}, NoFlags(), lambda progress: None, StandardErrorLog())
     assert executor.run(Assignment(1, claim_of("h"), 0.0, 100)).kind == "failure"
 
 
@@ -229,7 +230,9 @@ def test_a_handler_that_raises_cancelled_on_request_is_cancelled() -> None:
 
 def test_a_class_has_one_instance_whose_cooler_sets_the_pause() -> None:
     """`ensure` is called for each run."""
-    executor = Executor({"h": make("h", worker_handlers.Recurring)}, NoFlags(), lambda progress: None)
+    executor = Executor(
+        {"h": make("h", worker_handlers.Recurring)}, NoFlags(), lambda progress: None, StandardErrorLog()
+    )
     worker_handlers.Recurring.made = 0
     executor.prepare(None)
     runs = [executor.run(Assignment(7, claim_of("h"), 0.0, 1000)) for _ in range(2)]
@@ -249,7 +252,9 @@ def test_an_error_of_active_ends_the_run_and_one_of_cooler_is_logged(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """After a failed `cooler` the configured pause applies."""
-    executor = Executor({"h": make("h", worker_handlers.Moody)}, NoFlags(), lambda progress: None)
+    executor = Executor(
+        {"h": make("h", worker_handlers.Moody)}, NoFlags(), lambda progress: None, StandardErrorLog()
+    )
     executor.prepare(None)
 
     def run(mood: str) -> RunResult:

@@ -15,7 +15,9 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
+from workerd.messages import LogRecord
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL
+from workerd.runtime.log_frames import FrameReader
 
 HANDLERS = "tests.pool.handlers.worker_handlers"
 
@@ -261,11 +263,14 @@ def test_output_is_written_before_the_result(started: Any) -> None:
     assert worker.printed() == "\\udcff and é\n"
 
 
-def test_ctx_log_writes_a_line(started: Any) -> None:
-    """Readable, with its fields."""
+def test_ctx_log_sends_a_record(started: Any) -> None:
+    """Its level, its text and its fields, with the number of the run."""
     worker = started("logs")
     worker.run("logs")
-    assert worker.printed() == "warning: slow image  width=200 name='a b'\n"
+    ((data, is_record),) = FrameReader().split(worker.printed().encode())
+    record = msgspec.json.decode(data, type=LogRecord)
+    assert is_record
+    assert record == LogRecord("warning", "slow image", worker.serial, {"width": 200, "name": "a b"})
 
 
 def test_progress_is_sent_now_and_then_and_with_the_result(started: Any) -> None:

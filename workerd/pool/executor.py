@@ -11,12 +11,11 @@ import inspect
 import os
 import sys
 import time
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 import msgspec
-import structlog
 
 from workerd import text
 from workerd.config.validators import duration
@@ -25,6 +24,7 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import results
+from workerd.pool.handler_log import HandlerLog
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.signature import BadVars
@@ -52,7 +52,11 @@ class RunningJob:
     """The job being run: the RunHandle of its Context, and what the soft signal raised in it."""
 
     def __init__(
-        self, assignment: Assignment, flags: Flags, send_progress: Callable[[Progressed], None]
+        self,
+        assignment: Assignment,
+        flags: Flags,
+        send_progress: Callable[[Progressed], None],
+        handler_log: HandlerLog,
     ) -> None:
         self.serial = assignment.serial
         self.claim = assignment.claim
@@ -65,6 +69,7 @@ class RunningJob:
         self._deadline = assignment.deadline
         self._flags = flags
         self._send_progress = send_progress
+        self._handler_log = handler_log
         self._sent_at = 0.0
         self._ended = False
         self._pid = os.getpid()
@@ -124,8 +129,8 @@ class RunningJob:
             self._send_progress(Progressed(self.serial, fraction, self.note))
 
     def log(self) -> Any:
-        """A logger that writes lines to standard error; the pool logs them with job and attempt."""
-        return _stderr_logger()
+        """A structlog logger whose events belong to this job."""
+        return self._handler_log.logger(self.serial)
 
 
 class Runner(Protocol):
@@ -146,11 +151,13 @@ class Executor:
         handlers: dict[str, LoadedHandler],
         flags: Flags,
         send_progress: Callable[[Progressed], None],
+        handler_log: HandlerLog,
     ) -> None:
         self._handlers = handlers
         self._runners: dict[str, Runner] = {}
         self._flags = flags
         self._send_progress = send_progress
+        self._handler_log = handler_log
         self._job: RunningJob | None = None
         self._pid = os.getpid()
 
@@ -165,7 +172,8 @@ class Executor:
 
     def run(self, assignment: Assignment) -> RunResult:
         """Run one job. Returns in the process that called it, or not at all."""
-        job = self._job = RunningJob(assignment, self._flags, self._send_progress)
+        job = self._job = RunningJob(assignment, self._flags, self._send_progress, self._handler_log)
+        self._handler_log.begin(job.serial)
         try:
             result = self._run(job)
         except BaseException as error:  # a bug of workerd ends one attempt, not the worker
@@ -342,29 +350,3 @@ def _exit_forked_child(result: RunResult) -> NoReturn:
     with contextlib.suppress(Exception):
         sys.stdout.flush()
     os._exit(0 if result.kind == "returned" else 1)
-
-
-# -- ctx.log ------------------------------------------------------------------------------------
-
-
-def _stderr_logger() -> Any:
-    """A structlog logger that writes one line per event: `warning: slow image  width=200`."""
-    return structlog.wrap_logger(
-        structlog.PrintLogger(sys.stderr),
-        processors=[structlog.processors.add_log_level, structlog.processors.format_exc_info, _log_line],
-        wrapper_class=structlog.make_filtering_bound_logger(0),
-        cache_logger_on_first_use=False,
-    )
-
-
-def _log_line(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    level, name = event.pop("level", method), event.pop("event", "")
-    exception = event.pop("exception", None)
-    fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
-    line = f"{level}: {name}" + (f"  {fields}" if fields else "")
-    return f"{line}\n{exception}" if exception else line
-
-
-def _quoted(value: Any) -> str:
-    shown = str(value)
-    return repr(shown) if not shown or any(c.isspace() or c == "=" for c in shown) else shown

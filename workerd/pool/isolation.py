@@ -100,12 +100,13 @@ class IgnoredSignals:
 class ProcessState:
     """Descriptors 0-2, standard streams, working directory, signal dispositions, mask and timers.
 
-    `capture` saves the state after the pool's `init` has run; `reset` restores it.
+    `capture` saves the state after the pool's `init` has run; `reset` restores it. `output_fd`: a copy of
+    the output pipe that is out of a handler's way.
     """
 
     def __init__(self, fds: WorkerFds) -> None:
         self._null = copy_up(fds.null)
-        self._output = copy_up(fds.output)
+        self.output_fd = copy_up(fds.output)
         self._dump = copy_up(fds.dump)
         self._folder = -1
         self._dispositions: list[Disposition] = []
@@ -117,8 +118,8 @@ class ProcessState:
 
     def _redirect(self) -> None:
         os.dup2(self._null, 0)
-        os.dup2(self._output, 1)
-        os.dup2(self._output, 2)
+        os.dup2(self.output_fd, 1)
+        os.dup2(self.output_fd, 2)
 
     def _open_streams(self) -> None:
         # Line buffered, so that lines printed before a crash are not lost; invalid UTF-8 must not raise.
@@ -185,7 +186,7 @@ class ProcessState:
         """Wait, at most OUTPUT_TIMEOUT_S, until the pool has emptied the pipe."""
         until = 0.0
         with contextlib.suppress(OSError):  # user code has closed it; the result stands
-            while fcntl.ioctl(self._output, termios.FIONREAD, _PIPE_EMPTY) != _PIPE_EMPTY:
+            while fcntl.ioctl(self.output_fd, termios.FIONREAD, _PIPE_EMPTY) != _PIPE_EMPTY:
                 now = time.monotonic()
                 until = until or now + OUTPUT_TIMEOUT_S
                 if now >= until:

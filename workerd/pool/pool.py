@@ -25,6 +25,7 @@ from workerd.messages import (
     Inventory,
     LeaseState,
     Loaded,
+    LogRecord,
     Release,
     Seen,
 )
@@ -35,6 +36,7 @@ from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import EXIT_TIMEOUT_S, PoolDrain
 from workerd.pool.loading import LoadedHandlers, preload
+from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
@@ -323,6 +325,9 @@ class Pool(Service):
         fields = log_fields(self._pool.name, worker, attempt)
         for line in lines:
             log.info("output", line=line, **fields)
+
+    def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
+        relay(record, log_fields(self._pool.name, worker, attempt))
 
     def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
         log.warning("output.truncated", dropped_bytes=count, **log_fields(self._pool.name, worker, attempt))

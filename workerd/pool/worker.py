@@ -21,6 +21,7 @@ from workerd.outcome import RunResult
 from workerd.pool import results
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.executor import Executor
+from workerd.pool.handler_log import RecordLog
 from workerd.pool.isolation import IgnoredSignals, ProcessState, move_up
 from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.shared import SOFT_SIGNAL, SharedFlags, WorkerFds
@@ -102,8 +103,10 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
         os.close(fd)
     channel = WorkerChannel(move_up(fds.channel), move_up(fds.assignments), fds.flags)
     setproctitle.setproctitle(f"workerd: worker {name}")
+    handler_log = RecordLog(state.output_fd)
+    handler_log.capture_logging()
     try:
-        ready, executor = _prepare(pool, loaded, fds, channel)
+        ready, executor = _prepare(pool, loaded, fds, channel, handler_log)
     except LoadError as error:
         channel.send(Loaded(specs=None, error=str(error)))
         return NOT_READY_EXIT_STATUS
@@ -117,15 +120,20 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
 
 
 def _prepare(
-    pool: PoolConfig, loaded: LoadedHandlers | None, fds: WorkerFds, channel: WorkerChannel
+    pool: PoolConfig,
+    loaded: LoadedHandlers | None,
+    fds: WorkerFds,
+    channel: WorkerChannel,
+    handler_log: RecordLog,
 ) -> tuple[Loaded, Executor]:
     """Import the handlers if need be, call `init`, make the instances. Raises LoadError."""
     ready = Loaded(specs=None)
     if loaded is None:
         loaded = load(pool)
         ready = Loaded(specs=loaded.specs, sources=loaded.sources)
-    executor = Executor(loaded.handlers, fds.flags, channel.send)
+    executor = Executor(loaded.handlers, fds.flags, channel.send, handler_log)
     executor.prepare(loaded.init)
+    handler_log.respect_configuration()
     return ready, executor
 
 

@@ -13,10 +13,11 @@ from typing import Protocol
 
 from workerd.config.model import Policy
 from workerd.job import Claim
-from workerd.messages import Assignment, FromWorker, Loaded, Progressed
+from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed
 from workerd.outcome import RunResult
 from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
+from workerd.pool.log_relay import record_in
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
 from workerd.runtime.child import ManagedChild
@@ -90,6 +91,9 @@ class WorkerOwner(Protocol):
     def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
         """It printed lines, while running `attempt`."""
 
+    def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
+        """A handler logged something in `attempt`, or outside of any."""
+
     def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
         """So many bytes of its output were dropped."""
 
@@ -117,6 +121,7 @@ class WorkerProcess:
         self.since = self.started_at = time.monotonic()
         self.attempt: AssignedAttempt | None = None
         self.queued: deque[AssignedAttempt] = deque()
+        self._ended: AssignedAttempt | None = None
         self.kill_reason = KillReason.NONE
         self.jobs = 0
         self._loop = loop
@@ -159,7 +164,7 @@ class WorkerProcess:
             raise
         finally:
             os.close(writing)
-        self.output = OutputReader(self._loop, reading, self._on_output, self._read_results)
+        self.output = OutputReader(self._loop, reading, self._on_output, self._read_results, self._on_record)
         self.channel = self.child.channel
 
     @property
@@ -374,6 +379,7 @@ class WorkerProcess:
         if self.output.touched:
             self._end_output_period(attempt)
         self.jobs += 1
+        self._ended = attempt
         self._alarm.clear()
         if self.queued:
             self._run_next()
@@ -400,6 +406,16 @@ class WorkerProcess:
 
     def _on_output(self, lines: list[str]) -> None:
         self._owner.on_output(self, self.attempt, lines)
+
+    def _on_record(self, data: bytes) -> None:
+        record = record_in(data)
+        if record is None:  # user code has imitated a frame
+            self._on_output([data.decode("utf-8", "replace")])
+            return
+        # A thread or child that a job left behind may log while a later one runs.
+        known = (self.attempt, self._ended)
+        attempt = next((one for one in known if one is not None and one.serial == record.serial), None)
+        self._owner.on_record(self, attempt, record)
 
     def _end_output_period(self, attempt: AssignedAttempt | None) -> None:
         dropped = self.output.end_period()

@@ -1,14 +1,18 @@
-"""What a child prints: always read, so that it never blocks; split into lines; bounded for each period."""
+"""What a child prints and logs: always read, so that it never blocks; bounded for each period.
+
+Text is split into lines; log records come in frames between them.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 
+from workerd.runtime.log_frames import FrameReader
 from workerd.runtime.loop import Loop
 
 MAX_PERIOD_BYTES = 64 * 1024
-"""What is passed on in one period; the rest is only counted."""
+"""What is passed on of text in one period, and as much again of records; the rest is only counted."""
 MAX_LINE_BYTES = 4096
 """A longer line is passed on in pieces."""
 MIN_LINE_COST_BYTES = 32
@@ -21,9 +25,10 @@ _MAX_DRAIN_READS = 16
 class OutputReader:
     """The reading end of a child's output pipe.
 
-    `on_lines` gets complete lines as text, invalid UTF-8 replaced, control characters not escaped. A
-    period is a job, or the time between two; `end_period` returns how many of its bytes were not passed
-    on. `touched`: something was read in this period. `before_read` is called before anything is read.
+    `on_lines` gets complete lines as text, invalid UTF-8 replaced, control characters not escaped;
+    `on_record` the bytes of a log record. A period is a job, or the time between two; `end_period` returns
+    how many of its bytes were not passed on. `touched`: something was read in this period. `before_read`
+    is called before anything is read.
     """
 
     def __init__(
@@ -32,12 +37,15 @@ class OutputReader:
         fd: int,
         on_lines: Callable[[list[str]], None],
         before_read: Callable[[], None] = lambda: None,
+        on_record: Callable[[bytes], None] = lambda record: None,
     ) -> None:
         self._before_read = before_read
+        self._on_record = on_record
+        self._frames = FrameReader()
         self._loop = loop
         self._fd = fd
         self._on_lines = on_lines
-        self._budget = MAX_PERIOD_BYTES
+        self._budget = self._record_budget = MAX_PERIOD_BYTES
         self._dropped = 0
         self._partial = b""
         self.touched = False
@@ -72,6 +80,20 @@ class OutputReader:
 
     def _take(self, data: bytes) -> None:
         self.touched = True
+        for part, is_record in self._frames.split(data):
+            if is_record:
+                self._take_record(part)
+            else:
+                self._take_text(part)
+
+    def _take_record(self, record: bytes) -> None:
+        if self._record_budget <= 0:
+            self._dropped += len(record)
+            return
+        self._record_budget -= max(len(record), MIN_LINE_COST_BYTES)
+        self._on_record(record)
+
+    def _take_text(self, data: bytes) -> None:
         if self._budget <= 0:
             self._dropped += len(data)
             return
@@ -103,13 +125,17 @@ class OutputReader:
 
     def end_period(self) -> int:
         """End the period: pass an unfinished line on; returns the number of bytes not passed on."""
+        if begun := self._frames.flush():
+            self._take_text(begun)
         if self._partial:
             lines: list[str] = []
             self._add(self._partial, lines)
             self._partial = b""
             if lines:
                 self._on_lines(lines)
-        dropped, self._dropped, self._budget = self._dropped, 0, MAX_PERIOD_BYTES
+        dropped = self._dropped + self._frames.dropped
+        self._dropped = self._frames.dropped = 0
+        self._budget = self._record_budget = MAX_PERIOD_BYTES
         self.touched = False
         return dropped
 
