@@ -64,6 +64,7 @@ class Dispatcher(Service):
             ),
             max_gap_s=lease_s / 2,
         )
+        store.store.on_progress = self._on_store_progress
         self._error_counts = StoreErrorCounts()
         tasks = self.tasks = TaskRunner(self.loop)
         self.pools: PoolLinks = PoolLinks(
@@ -270,6 +271,11 @@ class Dispatcher(Service):
 
     # -- the lease and settlement
 
+    def _on_store_progress(self) -> None:
+        """A call to the store goes on: it may outlast the watchdog, and the lease."""
+        self.progressed()
+        self.lease.give_up_if_late()
+
     def _on_lease(self) -> None:
         """The lease, the node's registration or the availability of the store changed."""
         self._had_outage |= not self.store.availability.available
@@ -281,6 +287,9 @@ class Dispatcher(Service):
             if not held:
                 # A rescuer may start them at once; they must not be started twice.
                 self.pools.broadcast(Release(handlers=()))
+                # At once: this turn may go on inside a call to a slow store.
+                for link in self.pools.peers.values():
+                    link.channel.flush()
         if not self.lease.is_blocked():
             if self._had_outage:
                 # A server that crashed may have lost what it acknowledged, an attempt's end for example.

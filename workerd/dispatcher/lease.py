@@ -80,7 +80,7 @@ class Lease:
 
     def renew(self) -> float | None:
         """Renew or register; seconds until the next try if it failed."""
-        self._give_up_if_late()  # first of all: the process may have been stopped for long
+        self.give_up_if_late()  # first of all: the process may have been stopped for long
         availability = self._store.availability
         was_available = availability.available
         try:
@@ -110,9 +110,10 @@ class Lease:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._renewed_at + GIVE_UP * self._lease_s, self._give_up_if_late)
+        self._timer = self._loop.call_at(self._renewed_at + GIVE_UP * self._lease_s, self.give_up_if_late)
 
-    def _give_up_if_late(self) -> None:
+    def give_up_if_late(self) -> None:
+        """Give the lease up if it was not renewed in time."""
         if self.held and time.monotonic() >= self._renewed_at + GIVE_UP * self._lease_s:
             self.held = False
             _log.warning("lease.expired", remaining_s=round(self.remaining_s, 1))

@@ -25,7 +25,7 @@ from workerd.runtime.sockets import poke
 from workerd.store.engines import open_store
 
 LONGEST_STORE_TIMEOUT_S = 5.0
-"""For one statement; shorter than the watchdog, which counts this waiting too."""
+"""Without a byte of the store's; shorter than the watchdog, should nothing else show progress."""
 STOP_TIMEOUT_S = 8.0
 """From Stop to the end; the supervisor waits a little longer."""
 COUNTED_DELAY_S = 0.1
@@ -50,6 +50,7 @@ class Ingester(Service):
         config, paths = ctx.config, ctx.paths
         timeout = min(LONGEST_STORE_TIMEOUT_S, ctx.watchdog * 0.4)
         self._store = open_store(config.store, state_dir=paths.state, timeout=timeout, spare=True)
+        self._store.on_progress = self.progressed
         self._wake_path = paths.wake
         self._stats = IngestStats()
         self._spool = Spool(paths.spool, config.ingester.spool)

@@ -1,7 +1,8 @@
 """What every role and pool has in common: a loop, and a channel to the supervisor.
 
 A Beat proves progress, not mere life: it is sent from the loop, so a process that is stuck in one turn
-sends none and is killed by the watchdog.
+sends none and is killed by the watchdog. Work that may take long within one turn and knows that it moves on
+(bytes to and from a slow store) shows so by `progressed`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from typing import Any
 
 from workerd.messages import Beat, Drain, Report, Roster, Series, Stop, ToChild
@@ -35,6 +37,7 @@ class Service:
         self.roster = Roster(pools=(), dead=())
         self._beat_interval = min(MAX_BEAT_INTERVAL_S, watchdog / 4)
         self._sent_state: tuple[str, str] | None = None
+        self._beat_at = 0.0
         self.supervisor: Channel[ToChild] = Channel(
             self.loop, control, ToChild, self._on_control, self.on_orphaned, rank=3
         )
@@ -90,9 +93,16 @@ class Service:
     def beat(self, token: int = 0, fatal: int = 0) -> None:
         """Send a Beat now."""
         self._sent_state = (self.state, self.trouble)
+        self._beat_at = time.monotonic()
         self.supervisor.send(
             Beat(self.state, self.trouble, self.info(), token=token, fatal=fatal, counted=self.counted())
         )
+
+    def progressed(self) -> None:
+        """Show progress from inside a turn of the loop: sends a Beat once the last one is an interval old."""
+        if time.monotonic() - self._beat_at >= self._beat_interval:
+            self.beat()
+            self.supervisor.flush()
 
     def send_beats(self) -> None:
         """Send a Beat now and at every interval from now on."""

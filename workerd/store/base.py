@@ -184,6 +184,10 @@ class Stats:
         self.errors: Counter[int] = Counter()
 
 
+def _ignore() -> None:
+    pass
+
+
 class Store(ABC):
     """A store, connected on first use and again after a lost connection; for one thread at a time.
 
@@ -191,6 +195,9 @@ class Store(ABC):
         Whether it is created by the first daemon that uses it.
     shown
         Its URL without the password.
+    on_progress
+        Called whenever a wait inside a call is over, at least every half second while one lasts: a process
+        that is watched shows by it that it is not stuck. It must not use the store.
     """
 
     dialect: Dialect
@@ -198,6 +205,7 @@ class Store(ABC):
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
+        self.on_progress: Callable[[], None] = _ignore
         self.stats = Stats()
         self._session: Session | None = None
 

@@ -21,6 +21,7 @@ from workerd.store import migrations, schema
 from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
 from workerd.store.mysql_dialect import MYSQL, literal
 from workerd.store.mysql_errors import NOT_COMMITTED, NOTHING_DONE, TOO_LARGE, UNREACHABLE, classify
+from workerd.store.patient_connection import PatientConnection
 from workerd.store.schema import Migration
 
 _MIGRATION_TIMEOUT_S = 86_400.0
@@ -54,7 +55,7 @@ class MySQLStore(Store):
         self._password_file = password_file
 
     def _connect(self) -> MySQLSession:
-        return MySQLSession(self._address, self._password(), self._timeout)
+        return MySQLSession(self._address, self._password(), self._timeout, self.on_progress)
 
     def _password(self) -> str:
         if self._password_file is None:
@@ -70,7 +71,7 @@ class MySQLStore(Store):
 
     def migrate(self) -> list[str]:
         # A connection of its own: copying a large table takes longer than any statement of daily work.
-        session = MySQLSession(self._address, self._password(), _MIGRATION_TIMEOUT_S)
+        session = MySQLSession(self._address, self._password(), _MIGRATION_TIMEOUT_S, self.on_progress)
         try:
             migrations.require_version(session.server_version)
             return self._migrate(session)
@@ -127,9 +128,11 @@ class MySQLSession(Session):
 
     dialect = MYSQL
 
-    def __init__(self, address: MySQLUrl, password: str, timeout: float) -> None:
+    def __init__(
+        self, address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
+    ) -> None:
         try:
-            self._link = _open(address, password, timeout)
+            self._link = _open(address, password, timeout, on_progress)
         except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
             code, message = _code_and_message(error)
             raise StoreAway(f"The store {address.shown} does not answer: {message}", code) from None
@@ -197,25 +200,31 @@ class MySQLSession(Session):
             raise _classified(error) from None
 
 
-class _UnixLink(pymysql.Connection):
+class _UnixLink(PatientConnection):
     """A connection over a Unix socket, which servers consider as safe as TLS."""
 
     _secure = True  # the driver sets it only for sockets that it connected itself
 
 
-def _open(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connection[Any]:
+def _open(
+    address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
+) -> PatientConnection:
     try:
-        return _connected(address, password, timeout)
+        return _connected(address, password, timeout, on_progress)
     except RuntimeError:
         # The driver needs RSA and does not have it.
         if not lean_imports.load_rsa():
             raise
-    return _connected(address, password, timeout)
+    return _connected(address, password, timeout, on_progress)
 
 
-def _connected(address: MySQLUrl, password: str, timeout: float) -> pymysql.Connection[Any]:
+def _connected(
+    address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
+) -> PatientConnection:
     tls = address.tls
-    link = (pymysql.Connection if address.unix_socket is None else _UnixLink)(
+    link = (PatientConnection if address.unix_socket is None else _UnixLink)(
+        limit_s=timeout,
+        on_progress=on_progress,
         user=address.user,
         password=password.encode("utf-8"),
         host=address.host,
@@ -224,8 +233,6 @@ def _connected(address: MySQLUrl, password: str, timeout: float) -> pymysql.Conn
         collation="utf8mb4_bin",
         use_unicode=False,
         conv=dict(_CONVERSIONS),
-        read_timeout=timeout,
-        write_timeout=timeout,
         autocommit=False,
         program_name="workerd",
         ssl_disabled=True if tls.mode == "off" else None,

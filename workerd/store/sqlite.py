@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +42,7 @@ class SQLiteStore(Store):
         self._timeout = timeout
 
     def _connect(self) -> SQLiteSession:
-        return SQLiteSession(self._path, self._timeout)
+        return SQLiteSession(self._path, self._timeout, self.on_progress)
 
     def migrate(self) -> list[str]:
         return self.run(_migrate)
@@ -65,8 +66,9 @@ class SQLiteSession(Session):
     dialect = SQLITE
     max_packet: int | None = None
 
-    def __init__(self, path: Path, timeout: float) -> None:
+    def __init__(self, path: Path, timeout: float, on_progress: Callable[[], None]) -> None:
         self._timeout = timeout
+        self._on_progress = on_progress
         self._end = 0.0
         self.server_version = f"SQLite {sqlite3.sqlite_version}"
         try:
@@ -118,12 +120,14 @@ class SQLiteSession(Session):
             self._link.close()
 
     def _over(self) -> int:
+        self._on_progress()
         return int(time.monotonic() > self._end)
 
     def _locked(self, statement: str) -> None:
         """Run a statement that needs the file's lock, again every 1-3 ms until the time limit."""
         end = time.monotonic() + self._timeout
         while True:
+            self._on_progress()
             try:
                 self.execute(statement)
                 return
