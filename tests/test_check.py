@@ -119,3 +119,13 @@ def test_what_is_degraded_on_this_host_is_listed(tmp_path: Path) -> None:
     assert "cannot be written" not in text
     away = configured(tmp_path, 'store = { url = "mysql://h/d" }\nnode = { state_dir = "/proc/x" }\n')
     assert "SQLite" not in "\n".join(degradations(away))
+
+
+def test_sockets_that_an_import_opens_are_noted(tmp_path: Path) -> None:
+    """Workers cannot use what their pool opened; with preload = false each has its own."""
+    (tmp_path / "check_opens.py").write_text("import socket\ns = socket.socket()\ndef run(): pass\n")
+    table = f'defaults = {{ path = ["{tmp_path}"] }}\n[handlers.opens]\ncall = "check_opens:run"\n'
+    (note,) = check_config(configured(tmp_path, table)).notes
+    assert note.startswith('handler "opens": importing it leaves open: socket')
+    assert "connect in `init`" in note
+    assert check_config(configured(tmp_path, table + "preload = false\n")).notes == []

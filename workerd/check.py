@@ -20,9 +20,10 @@ import msgspec
 from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
 from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
-from workerd.pool.loading import load
+from workerd.pool.loading import CONNECT_IN_INIT, load
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
+from workerd.runtime.descriptors import named
 from workerd.text import death_text
 
 MIN_OPEN_FILES = 600
@@ -72,14 +73,18 @@ class CheckReport(msgspec.Struct, frozen=True, rename={"degraded": "weaker"}):
 
 def check_config(config: Config) -> CheckReport:
     """Check everything; each handler is loaded in a process of its own, within its pool's load_timeout."""
-    errors = load_errors(config)
+    trials = load_all(config)
     return CheckReport(
         node=config.node.name,
         roles=["ingester", "dispatcher", *(["gateway"] if config.gateway.listen else [])],
         pools=[_plan_pool(pool) for pool in config.pools.values()],
         handlers=[
             HandlerPlan(
-                handler.name, handler.call, handler.pool, _recurrence(handler.schedule), errors[handler.name]
+                handler.name,
+                handler.call,
+                handler.pool,
+                _recurrence(handler.schedule),
+                trials[handler.name].error,
             )
             for handler in config.handlers.values()
         ],
@@ -89,7 +94,7 @@ def check_config(config: Config) -> CheckReport:
         ],
         degraded=degradations(config),
         without_effect=without_effect(config),
-        notes=[*config.notes, *_notes(config)],
+        notes=[*config.notes, *_notes(config), *_opened(config, trials)],
     )
 
 
@@ -266,19 +271,38 @@ def _sqlite(config: Config) -> str:
 # -- whether handlers load
 
 
-def load_errors(config: Config) -> dict[str, str]:
-    """For every handler of the configuration: why it does not load, "" if it does."""
+class LoadTrial(msgspec.Struct, frozen=True):
+    """How loading one handler went; `error`: why it does not load, "" if it does; `sockets`: left open."""
+
+    error: str = ""
+    sockets: list[str] = []
+
+
+def load_all(config: Config) -> dict[str, LoadTrial]:
+    """Load every handler of the configuration, each in a process of its own."""
     waiting = [(pool, handler) for pool in config.pools.values() for handler in pool.handlers]
-    errors: dict[str, str] = {}
+    trials: dict[str, LoadTrial] = {}
     running: list[LoadProbe] = []
     while waiting or running:
         while waiting and len(running) < MAX_PROBES:
             running.append(LoadProbe.start(*waiting.pop(0)))
         _wait(running)
         for probe in [probe for probe in running if probe.is_over()]:
-            errors[probe.handler.name] = probe.finish()
+            trials[probe.handler.name] = probe.finish()
             running.remove(probe)
-    return errors
+    return trials
+
+
+def _opened(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
+    """Sentences on handlers whose import opens what their workers cannot use."""
+    return [
+        f'handler "{handler.name}": importing it leaves open: {", ".join(trials[handler.name].sockets)}. '
+        f"{CONNECT_IN_INIT}"
+        for pool in config.pools.values()
+        if pool.preload
+        for handler in pool.handlers
+        if trials[handler.name].sockets
+    ]
 
 
 def _wait(probes: Iterable[LoadProbe]) -> None:
@@ -314,8 +338,8 @@ class LoadProbe:
         """Whether it has ended or reached its deadline."""
         return self.child.reap() is not None or time.monotonic() >= self.deadline
 
-    def finish(self) -> str:
-        """Kill what is left of it and return why the handler does not load, "" if it does."""
+    def finish(self) -> LoadTrial:
+        """Kill what is left of it and return how loading went."""
         timed_out = self.child.status is None
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.child.pid, signal.SIGKILL)
@@ -329,21 +353,23 @@ class LoadProbe:
         except BlockingIOError:
             answer = b""
         os.close(self.reader)
+        told = answer[1:].decode("utf-8", "replace")
         if answer[:1] == b"+":
-            return ""
+            return LoadTrial(sockets=told.splitlines())
         if answer:
-            prefix = f'handler "{self.handler.name}" (call = "{self.handler.call}"): '
-            return answer[1:].decode("utf-8", "replace").removeprefix(prefix)
+            return LoadTrial(
+                told.removeprefix(f'handler "{self.handler.name}" (call = "{self.handler.call}"): ')
+            )
         if timed_out:
-            return (
+            return LoadTrial(
                 f"loading took longer than {duration_literal(self.timeout)}; make the import faster, "
                 "or raise load_timeout"
             )
-        return f"the process that imported it {death_text(self.child.status or 0)}"
+        return LoadTrial(f"the process that imported it {death_text(self.child.status or 0)}")
 
 
 def _load(pool: PoolConfig, writer: int) -> int:
-    """In the child: load the handler and write `+`, or `-` and the reason why it does not load."""
+    """In the child: load the handler; write `+` and the sockets that left open, or `-` and the error."""
     # A process group of its own, so that what an import starts is killed with it.
     os.setpgid(0, 0)
     null = os.open(os.devnull, os.O_RDWR)
@@ -353,8 +379,7 @@ def _load(pool: PoolConfig, writer: int) -> int:
     for name in [name for name in os.environ if name.startswith("WORKERD_")]:
         del os.environ[name]
     try:
-        load(pool)
-        answer = "+"
+        answer = "+" + "\n".join(named(load(pool).descriptors, shareable=False))
     except LoadError as error:
         answer = f"-{error}"
     except BaseException as error:

@@ -44,6 +44,8 @@ EVENTS: dict[str, str] = {
     # -- pool
     "attempt.failed": "An attempt failed; `status` says whether the job is retried.",
     "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
+    "handlers.opened_files": "An import left files open: workers share them, and their positions.",
+    "handlers.opened_sockets": "An import left sockets open, which are dead in workers: connect in `init`.",
     "handlers.started_threads": "An import started threads, which workers lack: set `preload = false`.",
     "output.truncated": "A job printed or logged more than is kept of an attempt; the rest was dropped.",
     "pool.crash_loop": "Workers without a job died too often; the pool ends and is quarantined.",

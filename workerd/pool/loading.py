@@ -24,9 +24,12 @@ from workerd.log import get_logger
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
 from workerd.runtime.child import ignore_terminal_signals
+from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since
 
 MISSING_FILE = -1
 """Instead of the modification time of a file that does not exist."""
+
+CONNECT_IN_INIT = "Workers cannot use it: connect in `init`, which runs in each worker."
 
 log = get_logger("pool")
 
@@ -68,19 +71,23 @@ class LoadedHandler:
 
 @dataclass(frozen=True)
 class LoadedHandlers:
-    """The handlers of a pool, its `init` function, and the modification times of the imported files."""
+    """The handlers of a pool, its `init` function, and what importing them did.
+
+    `sources`: modification times of the imported files. `descriptors`: those that were left open.
+    """
 
     handlers: dict[str, LoadedHandler]
     init: Callable[[], object] | None = None
     specs: list[HandlerSpec] = field(default_factory=list)
     sources: dict[str, int] = field(default_factory=dict)
+    descriptors: tuple[OpenDescriptor, ...] = ()
 
 
 def load(pool: PoolConfig) -> LoadedHandlers:
     """Import every handler of the pool. Raises LoadError, which names all that do not load."""
     prepare_path(pool.path)
     os.environ.update(pool.env)
-    before = set(sys.modules)
+    before, open_before = set(sys.modules), open_descriptors()
     loaded: dict[str, LoadedHandler] = {}
     errors: list[str] = []
     for handler in pool.handlers:
@@ -97,7 +104,7 @@ def load(pool: PoolConfig) -> LoadedHandlers:
     if errors:
         raise LoadError("; ".join(errors))
     specs = [handler.spec for handler in loaded.values()]
-    return LoadedHandlers(loaded, init, specs, imported_since(before))
+    return LoadedHandlers(loaded, init, specs, imported_since(before), opened_since(open_before))
 
 
 def prepare_path(folders: Iterable[str]) -> None:
@@ -274,6 +281,7 @@ def preload(pool: PoolConfig) -> LoadedHandlers:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _restore(folder)
     _warn_of_threads(pool)
+    _warn_of_descriptors(pool, loaded.descriptors)
     return loaded
 
 
@@ -292,3 +300,12 @@ def _warn_of_threads(pool: PoolConfig) -> None:
     names = [thread.name for thread in threading.enumerate() if thread is not threading.main_thread()]
     if names:
         log.warning("handlers.started_threads", pool=pool.name, threads=", ".join(names))
+
+
+def _warn_of_descriptors(pool: PoolConfig, descriptors: tuple[OpenDescriptor, ...]) -> None:
+    if sockets := named(descriptors, shareable=False):
+        log.warning(
+            "handlers.opened_sockets", pool=pool.name, sockets=", ".join(sockets), advice=CONNECT_IN_INIT
+        )
+    if files := named(descriptors, shareable=True):
+        log.info("handlers.opened_files", pool=pool.name, files=", ".join(files))

@@ -22,6 +22,7 @@ from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
 from workerd.pool.worker_process import WorkerOwner, WorkerProcess, WorkerState
 from workerd.runtime.child import CrashLoopPolicy, children_of
+from workerd.runtime.descriptors import OpenDescriptor, make_dead
 from workerd.runtime.limits import resident_bytes
 from workerd.runtime.loop import Loop, Timer
 
@@ -135,8 +136,9 @@ class WorkerManager:
         limits = self.limits.new_worker()
         try:
             worker = WorkerProcess(
-                self._loop, name, self._owner, self._null, lambda fds: self._main(fds, name, limits), limits
-            )
+                self._loop, name, self._owner, self._null, lambda fds: self._main(fds, name, limits), limits,
+                [descriptor.fd for descriptor in self._imported_descriptors()],
+            )  # fmt: skip
         except OSError as error:
             self.limits.release(limits)
             self.trouble = f"Forking a worker failed: {error.strerror}; it is retried every second."
@@ -150,9 +152,15 @@ class WorkerManager:
 
     def _main(self, fds: WorkerFds, name: str, limits: WorkerLimits) -> int:
         """Runs in the forked child."""
+        make_dead(self._imported_descriptors())
         limits.enter()
         values.enter(self._metrics_folder, name)
         return worker_main(fds, name, self._pool, self._loaded)
+
+    def _imported_descriptors(self) -> list[OpenDescriptor]:
+        """What imports left open; not a number that was closed since, and may be the pool's own now."""
+        opened = self._loaded.descriptors if self._loaded is not None else ()
+        return [descriptor for descriptor in opened if descriptor.is_unchanged]
 
     def _fork_pause(self) -> float:
         if len(self._forked_at) < MAX_FORKS_PER_S:

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Protocol
 
@@ -102,8 +102,8 @@ class WorkerProcess:
     """One worker process, which runs one attempt at a time (law 4).
 
     `attempt` is the one it is running; `queued` follow in this order unless they are revoked. `main` runs
-    in the forked child and returns its exit status. `kill_reason`: why the pool killed it. Raises OSError
-    when it cannot be forked.
+    in the forked child and returns its exit status; `keep`: descriptors of user code that it inherits.
+    `kill_reason`: why the pool killed it. Raises OSError when it cannot be forked.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class WorkerProcess:
         null: int,
         main: Callable[[WorkerFds], int],
         limits: WorkerLimits,
+        keep: Iterable[int] = (),
     ) -> None:
         self.name = name
         self.limits = limits
@@ -137,9 +138,9 @@ class WorkerProcess:
         self._assignments = AssignmentQueue()
         self._dump = StackDump()
         self._alarm = Alarm(loop, self._on_alarm)
-        self._fork(null, main)
+        self._fork(null, main, keep)
 
-    def _fork(self, null: int, main: Callable[[WorkerFds], int]) -> None:
+    def _fork(self, null: int, main: Callable[[WorkerFds], int], keep: Iterable[int]) -> None:
         reading, writing = os.pipe()
         assignments, flags, dump = self._assignments.fileno(), self.flags, self._dump.fd
         try:
@@ -150,7 +151,7 @@ class WorkerProcess:
                         channel.fileno(), assignments, output=writing, null=null, flags=flags, dump=dump
                     )
                 ),
-                keep=(assignments, writing, null, dump),
+                keep=(assignments, writing, null, dump, *keep),
                 incoming=FromWorker,
                 on_message=self._on_message,
                 on_eof=self._on_eof,
