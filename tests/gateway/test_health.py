@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sqlite3
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -134,6 +136,39 @@ def test_examples_use_names_that_are_exported(api: Api, file: str) -> None:
         definition = known[re.sub(r"_(bucket|sum|count)$", "", name)]
         for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector):
             assert label in (*definition.labels, "instance", "job", "le"), (name, label)
+
+
+def test_all_jobs_are_counted_however_many_handlers(tmp_path: Path) -> None:
+    """Jobs of 1,500 handlers that no node has: the first have series of their own, the rest is `other`."""
+    names = [f"nobody{n:04}" for n in range(1500)]
+    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db") as api:
+        with sqlite3.connect(tmp_path / "store.db") as connection:
+            connection.executemany(
+                "INSERT INTO workerd_jobs (id, handler) VALUES (?, ?)",
+                [(uuid.uuid4().bytes, name) for name in names],
+            )
+        connection.close()
+        found = samples(api)
+        counts = {
+            dict(labels)["handler"]: value
+            for (name, labels), value in found.items()
+            if name == "workerd_jobs" and ("status", "new") in labels
+        }
+        assert sum(counts.values()) == len(names)
+        assert counts["other"] > 0
+        assert counts["noop"] == 0
+        assert len(counts) == 1001
+        assert found["workerd_oldest_seconds", (("handler", "other"),)] > 0
+
+
+def test_every_metric_says_what_it_counts(api: Api) -> None:
+    """Each family has a HELP line with a sentence."""
+    api.ended(api.enqueue("order", {"kind": "books"}))
+    text = api.get("/metrics").text
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    for definition in families.ALL:
+        assert len(helps[definition.name]) > 40, definition.name
+        assert helps[definition.name].endswith(".")
 
 
 def test_the_store_becomes_unavailable_and_available_again(

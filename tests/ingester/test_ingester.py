@@ -183,6 +183,11 @@ def test_metrics_count_only_outcomes_that_took_effect(harness: IngesterHarness) 
     harness.until(lambda: pool.all_durable)
     harness.until(lambda: counted(harness).get("workerd_attempts_total echo cancelled none") == 1)
     found = counted(harness)
+    assert {k: v for k, v in found.items() if k.startswith("workerd_jobs_ended_total")} == {
+        "workerd_jobs_ended_total echo completed": 9,
+        "workerd_jobs_ended_total echo failure": 2,
+        "workerd_jobs_ended_total echo cancelled": 1,
+    }
     assert {k: v for k, v in found.items() if k.startswith("workerd_attempts_total")} == {
         "workerd_attempts_total echo ok true": 5,
         "workerd_attempts_total echo ignored true": 4,

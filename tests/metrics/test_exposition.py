@@ -56,7 +56,7 @@ def test_a_scrape_shows_the_status_of_the_supervisor() -> None:
         "spool": {"bytes": 4096, "rows": 3},
         "pools": {
             "mail": {"quarantined": True, "workers": {"idle": 1, "busy": 3}, "restart_reasons": {}},
-            "image": {"quarantined": False, "workers": [{"state": "busy"}, {"state": "busy"}]},
+            "image": {"quarantined": False, "stale": True, "workers": [{"state": "busy"}, {"state": "busy"}]},
         },
     }
     collected = [
@@ -67,6 +67,8 @@ def test_a_scrape_shows_the_status_of_the_supervisor() -> None:
     assert found[key("workerd_restarts_total", process="ingester", reason="signal", env="prod")] == 2
     assert found[key("workerd_quarantined", pool="mail", env="prod")] == 1
     assert found[key("workerd_quarantined", pool="image", env="prod")] == 0
+    assert found[key("workerd_stale", pool="mail", env="prod")] == 0
+    assert found[key("workerd_stale", pool="image", env="prod")] == 1
     assert found[key("workerd_workers", pool="mail", state="busy", env="prod")] == 3
     assert found[key("workerd_workers", pool="image", state="busy", env="prod")] == 2
     assert found[key("workerd_lease_seconds", env="prod")] == 21.5

@@ -7,6 +7,7 @@ import pytest
 
 from workerd.messages import Beat, Series
 from workerd.metrics import series
+from workerd.metrics.families import ATTEMPTS, QUEUE_SECONDS
 from workerd.metrics.series import SeriesSums, StoreErrorCounts
 
 
@@ -28,12 +29,21 @@ def test_series_travel_in_a_beat() -> None:
 
 
 def test_endless_label_values_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Series beyond the limit are not counted; existing ones continue."""
-    monkeypatch.setattr(series, "MAX_SERIES", 10)
+    """The first handlers have series of their own, in all families; nothing of the others is lost."""
+    monkeypatch.setattr(series, "MAX_HANDLERS", 2)
     sums = SeriesSums()
     for _ in range(2):
-        sums.add([("a_total", (str(n),), [1]) for n in range(100)])
-    assert [numbers for _, _, numbers in sums] == [[2]] * 10
+        sums.add([(ATTEMPTS.name, (str(n), "ok", "true"), [1]) for n in range(10)])
+        sums.add([(ATTEMPTS.name, ("9", "error", "false"), [1]), (QUEUE_SECONDS.name, ("1",), [0.5, 1, 0])])
+        sums.add([(QUEUE_SECONDS.name, (str(n),), [0.5, 1, 0]) for n in range(5, 8)])
+    assert list(sums) == [
+        (ATTEMPTS.name, ("0", "ok", "true"), [2]),
+        (ATTEMPTS.name, ("1", "ok", "true"), [2]),
+        (ATTEMPTS.name, ("other", "ok", "true"), [16]),
+        (ATTEMPTS.name, ("other", "error", "false"), [2]),
+        (QUEUE_SECONDS.name, ("1",), [1.0, 2, 0]),
+        (QUEUE_SECONDS.name, ("other",), [3.0, 6, 0]),
+    ]
 
 
 def test_store_errors_are_counted_once() -> None:

@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from tests.support import storing
+from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.operations import requests
 from workerd.operations.actor import Actor
-from workerd.store.base import Store
+from workerd.store import columns
+from workerd.store.base import Store, Tx
 
 
 def test_submit_is_idempotent_by_id(store: Store, config: Config) -> None:
@@ -38,6 +40,22 @@ def test_details_have_the_configured_graph_until_pick_up(store: Store, config: C
     started = storing.submit(store, workflow)
     details = store.read(lambda tx: requests.details(tx, config, started))
     assert [job.name for job in details.graph] == ["pack", "send"]
+
+
+def test_requests_that_failed_lately_are_counted(store: Store) -> None:
+    """By workflow; those that failed before, or ended otherwise, are not."""
+    rows = [(b"a", "failed", 60), (b"b", "failed", 60), (b"c", "failed", 3600), (b"d", "completed", 60)]
+
+    def insert(tx: Tx) -> None:
+        for key, status, age_s in rows:
+            tx.execute(
+                "INSERT INTO workerd_requests (id, workflow, params, status, completed_at)"
+                " VALUES (%s, 'ship', '{}', %s, %s)",
+                (key * 16, status, columns.at(tx.now - age_s * SECOND)),
+            )
+
+    store.run(insert)
+    assert store.read(requests.failed_lately) == {"ship": 2}
 
 
 def test_a_queuing_request_is_cancelled_at_once(store: Store, config: Config, actor: Actor) -> None:

@@ -43,6 +43,19 @@ def test_a_paused_schedule_has_no_next_time(synced: Store, config: Config, actor
         synced.run(lambda tx: schedules.pause(tx, actor, config, "nope"))
 
 
+def test_a_schedule_is_late_from_its_first_missed_tick(synced: Store, config: Config, actor: Actor) -> None:
+    """By the time since then; not while it is paused."""
+
+    def late_s() -> float:
+        return synced.read(lambda tx: schedules.lateness(tx, config))["beat"]
+
+    assert late_s() == 0
+    synced.run(lambda tx: tx.execute("UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'"))
+    assert late_s() > 24 * 3600
+    synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
+    assert late_s() == 0
+
+
 def test_run_now_enqueues_a_job(synced: Store, config: Config, actor: Actor) -> None:
     """Also of a paused schedule."""
     synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))

@@ -11,13 +11,15 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from workerd.clock import SECOND, from_rfc3339
+from workerd.config.model import Config
 from workerd.errors import StoreError
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
 from workerd.gateway.state import GatewayState, gateway_of, json_response
 from workerd.metrics import exposition, families
-from workerd.operations import handlers
+from workerd.operations import handlers, requests, schedules
 from workerd.operations.access import Tx
-from workerd.operations.figures import WAITING_AND_RUNNING, depths
+from workerd.operations.figures import WAITING_AND_RUNNING, depth_of_others, depths
 
 
 async def heartbeat(request: Request) -> Response:
@@ -58,33 +60,72 @@ async def ready(request: Request) -> Response:
     return json_response({"ready": True, "quarantined": quarantined})
 
 
-def depth_metrics(tx: Tx, gateway: GatewayState) -> list[Metric]:
-    """Jobs by handler and status, and the age of the oldest waiting one; counts are capped."""
+def handler_metrics(tx: Tx, config: Config) -> list[Metric]:
+    """Jobs by handler and status, the age of the oldest waiting one, and pauses; counts are capped.
+
+    The handlers of this node come first, then those of others, then names that only rows have; what is beyond
+    the first MAX_HANDLERS is summed as OTHER.
+    """
     jobs: dict[tuple[str, ...], float] = {}
     oldest: dict[tuple[str, ...], float] = {}
-    for depth in depths(tx, [handler["name"] for handler in handlers.list_(tx, gateway.config)]):
+    listed = handlers.list_(tx, config)
+    listed.sort(key=lambda handler: (handler["name"] not in config.handlers, not handler["known"]))
+    kept = listed[: families.MAX_HANDLERS]
+    names = [handler["name"] for handler in kept]
+    found = depths(tx, names, WAITING_AND_RUNNING)
+    if len(listed) >= families.MAX_HANDLERS:
+        found.append(depth_of_others(tx, names, found))
+    for depth in found:
         counts = dict.fromkeys(map(str, WAITING_AND_RUNNING), 0) | depth.counts
         jobs |= {(depth.handler, status): float(count) for status, count in counts.items()}
         oldest[depth.handler,] = depth.oldest_s or 0.0
-    return [exposition.gauge(families.JOBS, jobs), exposition.gauge(families.OLDEST_SECONDS, oldest)]
+    paused: dict[tuple[str, ...], float] = {
+        (handler["name"],): _seconds_since(handler["paused_at"], tx.now) for handler in kept
+    }
+    return [
+        exposition.gauge(families.JOBS, jobs),
+        exposition.gauge(families.OLDEST_SECONDS, oldest),
+        exposition.gauge(families.PAUSED, paused),
+    ]
+
+
+def _seconds_since(moment: str | None, now: int) -> float:
+    return 0.0 if moment is None else max(0, now - from_rfc3339(moment)) / SECOND
+
+
+def workflow_metrics(tx: Tx, config: Config) -> list[Metric]:
+    """Late schedules, and requests that failed of late."""
+    late = schedules.lateness(tx, config)
+    failed = dict.fromkeys(config.workflows, 0) | requests.failed_lately(tx)
+    return [
+        exposition.gauge(families.SCHEDULE_LATE, {(name,): seconds for name, seconds in late.items()}),
+        exposition.gauge(families.REQUESTS_FAILED, {(name,): float(n) for name, n in failed.items()}),
+    ]
 
 
 def zero_metrics(collected: list[Metric], gateway: GatewayState) -> list[Metric]:
     """Zeros for what has not happened yet, so that a rate includes the first event."""
     present = {
-        (sample.name, *(sample.labels.get(name, "") for name in ("handler", "outcome", "code")))
+        (sample.name, *(sample.labels.get(name, "") for name in ("handler", "outcome", "code", "status")))
         for family in collected
         for sample in family.samples
     }
     attempts: dict[tuple[str, ...], float] = {
         (name, "ok", "true"): 0.0
         for name in gateway.config.handlers
-        if (families.ATTEMPTS.name, name, "ok", "") not in present
+        if (families.ATTEMPTS.name, name, "ok", "", "") not in present
     }
     errors: dict[tuple[str, ...], float] = {
-        (code,): 0.0 for code in ("1205", "1213") if (families.STORE_ERRORS.name, "", "", code) not in present
+        (code,): 0.0
+        for code in ("1205", "1213")
+        if (families.STORE_ERRORS.name, "", "", code, "") not in present
     }
-    known = {families.ATTEMPTS: attempts, families.STORE_ERRORS: errors}
+    ended: dict[tuple[str, ...], float] = {
+        (name, "failure"): 0.0
+        for name in gateway.config.handlers
+        if (families.JOBS_ENDED.name, name, "", "", "failure") not in present
+    }
+    known = {families.ATTEMPTS: attempts, families.JOBS_ENDED: ended, families.STORE_ERRORS: errors}
     return [exposition.gauge(definition, known.get(definition, {})) for definition in families.ALL]
 
 
@@ -110,7 +151,10 @@ async def show_metrics(request: Request) -> Response:
     ]
     # While the store is unavailable, the metrics of the processes matter all the more.
     with contextlib.suppress(StoreError, HTTPProblem):
-        collected += await gateway.backend.read(lambda tx: depth_metrics(tx, gateway))
+        config = gateway.config
+        collected += await gateway.backend.read(
+            lambda tx: [*handler_metrics(tx, config), *workflow_metrics(tx, config)]
+        )
     collected += zero_metrics(collected, gateway)
     data, media_type = exposition.render(
         collected, gateway.config.log.labels, request.headers.get("accept", "")

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+from workerd.job import ENDED, Status
 from workerd.messages import Series
 from workerd.metrics import families
 from workerd.metrics.series import StoreErrorCounts
@@ -47,7 +48,7 @@ class IngestStats:
         self._reset()
 
     def _reset(self) -> None:
-        self._attempts: Counter[tuple[str, Reason, bool | None]] = Counter()
+        self._attempts: Counter[tuple[str, Reason, bool | None, Status]] = Counter()
         self._runs: dict[tuple[str, bool | None], _Observations] = {}
         self._queues: dict[str, _Observations] = {}
         self._batch_rows = _Observations(families.INGEST_BATCH.bounds)
@@ -61,7 +62,7 @@ class IngestStats:
             if reason is None or reason is Reason.SKIPPED:
                 continue
             handler, success = outcome.handler, outcome.success
-            attempts[handler, reason, success] += 1
+            attempts[handler, reason, success, outcome.status] += 1
             run_us = outcome.usage.run_us
             if run_us is not None:
                 observed = runs.get((handler, success))
@@ -82,8 +83,10 @@ class IngestStats:
     def take(self, store_errors: Mapping[int, int]) -> list[Series]:
         """What was counted since the last call; `store_errors` is `store.stats.errors`."""
         series: list[Series] = self._errors.take(store_errors)
-        for (handler, reason, success), count in self._attempts.items():
+        for (handler, reason, success, status), count in self._attempts.items():
             series.append((families.ATTEMPTS.name, (handler, reason.value, success_label(success)), [count]))
+            if status in ENDED:
+                series.append((families.JOBS_ENDED.name, (handler, status.value), [count]))
         for (handler, success), observed in self._runs.items():
             labels = handler, success_label(success)
             series.append((families.RUN_SECONDS.name, labels, observed.numbers(_MICRO)))

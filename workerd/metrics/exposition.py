@@ -25,6 +25,7 @@ from workerd.metrics.families import (
     QUARANTINED,
     RESTARTS,
     SPOOL_BYTES,
+    STALE,
     WORKERS,
     Definition,
 )
@@ -96,6 +97,7 @@ def from_status(status: Mapping[str, Any]) -> list[Metric]:
             },
         ),
         gauge(QUARANTINED, {(name,): float(bool(slot.get("quarantined"))) for name, slot in pools.items()}),
+        gauge(STALE, {(name,): float(bool(slot.get("stale"))) for name, slot in pools.items()}),
         gauge(
             WORKERS,
             {

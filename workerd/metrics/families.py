@@ -9,10 +9,19 @@ SECONDS = (
     1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
 )  # fmt: skip
 """Upper bounds of how long jobs run and wait."""
+_BATCH_ROWS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+_BATCH_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+MAX_HANDLERS = 1000
+"""Handlers with series of their own; all others share those of OTHER."""
+OTHER = "other"
 
 
 class Definition(NamedTuple):
-    """One family: its name as exported, its kind, its labels and, for a histogram, its bounds."""
+    """One family: its name as exported, its kind, its labels and, for a histogram, its bounds.
+
+    `help` says what is counted, in which unit, of this node or of the whole store.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -27,54 +36,128 @@ class Definition(NamedTuple):
 
 
 ATTEMPTS = Definition(
-    "workerd_attempts_total", "counter", "Attempts that ended, by how they ended.",
+    "workerd_attempts_total",
+    "counter",
+    "Ended attempts of this node, by handler, reason and success (none: neither); without skipped runs.",
     ("handler", "outcome", "success"),
-)  # fmt: skip
+)
+JOBS_ENDED = Definition(
+    "workerd_jobs_ended_total",
+    "counter",
+    "Jobs that ended on this node, by handler and final status: a failure here is not retried any more.",
+    ("handler", "status"),
+)
 RUN_SECONDS = Definition(
-    "workerd_run_seconds", "histogram", "Wall time of attempts that ran.", ("handler", "success"), SECONDS
+    "workerd_run_seconds",
+    "histogram",
+    "Seconds that ended attempts of this node ran, by handler and success.",
+    ("handler", "success"),
+    SECONDS,
 )
 QUEUE_SECONDS = Definition(
-    "workerd_queue_seconds", "histogram", "From due to started.", ("handler",), SECONDS
+    "workerd_queue_seconds",
+    "histogram",
+    "Seconds from when ended attempts of this node were due until they started, by handler.",
+    ("handler",),
+    SECONDS,
 )
-JOBS = Definition("workerd_jobs", "gauge", "Live jobs in the store.", ("handler", "status"))
+JOBS = Definition(
+    "workerd_jobs",
+    "gauge",
+    "Jobs in the whole store that are scheduled, new (waiting) or inprogress, by handler, up to 10000 each.",
+    ("handler", "status"),
+)
 OLDEST_SECONDS = Definition(
-    "workerd_oldest_seconds", "gauge", "How long the oldest job that could run has waited.", ("handler",)
+    "workerd_oldest_seconds",
+    "gauge",
+    "Seconds since the oldest new job in the whole store became due, by handler; 0 without one.",
+    ("handler",),
 )
-WORKERS = Definition("workerd_workers", "gauge", "Workers of a pool, by what they do.", ("pool", "state"))
+PAUSED = Definition(
+    "workerd_paused_seconds",
+    "gauge",
+    "Seconds since the handler was paused in the whole store; 0 if it is not paused.",
+    ("handler",),
+)
+SCHEDULE_LATE = Definition(
+    "workerd_schedule_late_seconds",
+    "gauge",
+    "Seconds since a run of the schedule was due that has not begun; 0 if it is on time or paused.",
+    ("schedule",),
+)
+REQUESTS_FAILED = Definition(
+    "workerd_requests_failed",
+    "gauge",
+    "Requests in the whole store that failed within the last 15 minutes, by workflow, up to 1000 in all.",
+    ("workflow",),
+)
+WORKERS = Definition(
+    "workerd_workers",
+    "gauge",
+    "Worker processes of each pool of this node, by what they do now.",
+    ("pool", "state"),
+)
 RESTARTS = Definition(
-    "workerd_restarts_total", "counter", "Processes that were started again, by why.", ("process", "reason")
+    "workerd_restarts_total",
+    "counter",
+    "Restarts of the roles and pools of this node, by process and by how the last one ended.",
+    ("process", "reason"),
 )
 QUARANTINED = Definition(
-    "workerd_quarantined", "gauge", "1 while a pool that crash-looped is held back.", ("pool",)
+    "workerd_quarantined",
+    "gauge",
+    "1 while a pool of this node is held back because it crash-looped, else 0.",
+    ("pool",),
+)
+STALE = Definition(
+    "workerd_stale",
+    "gauge",
+    "1 while a pool of this node runs older code than the files of its handlers hold, else 0.",
+    ("pool",),
 )
 LEASE_SECONDS = Definition(
-    "workerd_lease_seconds", "gauge", "Seconds until this node's lease runs out; negative: it has."
+    "workerd_lease_seconds",
+    "gauge",
+    "Seconds until this node's lease runs out; negative: since it ran out.",
 )
 INGEST_BATCH = Definition(
-    "workerd_ingest_batch", "histogram", "Outcomes in one transaction.", (),
-    (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000),
-)  # fmt: skip
+    "workerd_ingest_batch",
+    "histogram",
+    "Outcomes that this node wrote to the store in one transaction.",
+    bounds=_BATCH_ROWS,
+)
 INGEST_SECONDS = Definition(
-    "workerd_ingest_seconds", "histogram", "Duration of one such transaction.", (),
-    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
-)  # fmt: skip
+    "workerd_ingest_seconds",
+    "histogram",
+    "Seconds that one transaction with outcomes of this node took, with its commit.",
+    bounds=_BATCH_SECONDS,
+)
 SPOOL_BYTES = Definition(
-    "workerd_spool_bytes", "gauge", "Outcomes on this node's disk that the store has not taken yet."
+    "workerd_spool_bytes",
+    "gauge",
+    "Bytes of outcomes in this node's spool, which the store has not taken yet.",
 )
 STORE_ERRORS = Definition(
-    "workerd_store_errors_total", "counter",
-    "Errors of the store by its code; 1205 and 1213 are transactions that were run again.", ("code",),
-)  # fmt: skip
+    "workerd_store_errors_total",
+    "counter",
+    "Errors of the store that this node met, by the server's code; 1205 and 1213: the transaction ran again.",
+    ("code",),
+)
 PROCESS_CPU = Definition(
-    "workerd_process_cpu_seconds_total", "counter", "CPU time of a process; of a pool with its workers.",
+    "workerd_process_cpu_seconds_total",
+    "counter",
+    "Seconds of CPU time used by each role and pool of this node; a pool with its workers.",
     ("process",),
-)  # fmt: skip
+)
 PROCESS_RSS = Definition(
-    "workerd_process_rss_bytes", "gauge", "Resident memory of a process; of a pool with its workers.",
+    "workerd_process_rss_bytes",
+    "gauge",
+    "Bytes of resident memory of each role and pool of this node; a pool with its workers.",
     ("process",),
-)  # fmt: skip
+)
 
 ALL = (
-    ATTEMPTS, RUN_SECONDS, QUEUE_SECONDS, JOBS, OLDEST_SECONDS, WORKERS, RESTARTS, QUARANTINED,
-    LEASE_SECONDS, INGEST_BATCH, INGEST_SECONDS, SPOOL_BYTES, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
+    ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, JOBS, OLDEST_SECONDS, PAUSED, SCHEDULE_LATE,
+    REQUESTS_FAILED, WORKERS, RESTARTS, QUARANTINED, STALE, LEASE_SECONDS, INGEST_BATCH, INGEST_SECONDS,
+    SPOOL_BYTES, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
 )  # fmt: skip

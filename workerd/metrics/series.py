@@ -6,27 +6,40 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 from workerd.messages import Series
-from workerd.metrics.families import STORE_ERRORS
+from workerd.metrics.families import ALL, MAX_HANDLERS, OTHER, STORE_ERRORS
 
-MAX_SERIES = 40_000
-"""Series that are kept in all; what comes beyond them is not counted."""
+_HANDLER_LABEL = {family.name: family.labels.index("handler") for family in ALL if "handler" in family.labels}
+"""Where the handler stands among the label values of a family."""
 
 
 class SeriesSums:
-    """The sums of all series added so far, by family and label values."""
+    """The sums of all series added so far, by family and label values.
+
+    The first MAX_HANDLERS handlers have series of their own, all others are summed as OTHER.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+        self._handlers: set[str] = set()
 
     def add(self, series: Iterable[Series]) -> None:
         """Add what was counted since the last time."""
         sums = self._sums
         for family, labels, numbers in series:
-            key = family, labels
+            key = family, self._bounded(family, labels)
             if key in sums:
                 sums[key] = [a + b for a, b in zip(sums[key], numbers, strict=True)]
-            elif len(sums) < MAX_SERIES:
+            else:
                 sums[key] = list(numbers)
+
+    def _bounded(self, family: str, labels: tuple[str, ...]) -> tuple[str, ...]:
+        position = _HANDLER_LABEL.get(family)
+        if position is None or labels[position] in self._handlers:
+            return labels
+        if len(self._handlers) < MAX_HANDLERS:
+            self._handlers.add(labels[position])
+            return labels
+        return *labels[:position], OTHER, *labels[position + 1 :]
 
     def __iter__(self) -> Iterator[Series]:
         for (family, labels), numbers in self._sums.items():

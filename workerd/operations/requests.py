@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
 from workerd import documents
+from workerd.clock import SECOND
 from workerd.config.model import Config, WorkflowJob
 from workerd.documents import Document, Enqueued
 from workerd.errors import InvalidValue
@@ -17,6 +18,9 @@ from workerd.store import requests
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.workflow import Graph, RequestStatus, decode
+
+FAILED_LATELY_S = 15 * 60
+"""What `workerd_requests_failed` counts; alerts fire for as long."""
 
 
 class RequestPage(NamedTuple):
@@ -91,6 +95,11 @@ def list_(
     """Requests, newest first, without their jobs. `since`: microseconds of store time."""
     page = requests.list_(tx, status=status, workflow=workflow, since=since, limit=limit, after=after)
     return RequestPage([documents.request(row) for row in page.rows], page.next)
+
+
+def failed_lately(tx: Tx) -> dict[str, int]:
+    """Requests that failed within FAILED_LATELY_S, by workflow."""
+    return requests.failed_since(tx, tx.now - FAILED_LATELY_S * SECOND)
 
 
 def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]:

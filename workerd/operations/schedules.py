@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import islice
 
 from workerd import documents
+from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.errors import InvalidValue, NotFound
@@ -46,6 +47,21 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, b
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
     """Run it once now, even if paused; the id of the job or request. Raises NotFound, Conflict."""
     return schedules.run_now(tx, name, workflow=name in config.workflows)
+
+
+def lateness(tx: Tx, config: Config) -> dict[str, float]:
+    """Seconds since a run of each schedule was due that has not begun; 0 if it is on time or paused."""
+    return {name: _late_s(row, tx.now) for name, row in _rows(tx, config).items()}
+
+
+def _late_s(row: ScheduleRow, now: int) -> float:
+    due = row.next_at
+    if row.kind == "cron" and row.last_tick is not None:
+        try:
+            due = next(iter(Cron(row.expression, row.timezone).after(row.last_tick)), None)
+        except InvalidValue:
+            due = None  # written by hand; no node fires it
+    return 0.0 if due is None or row.paused_at is not None else max(0, now - due) / SECOND
 
 
 def _rows(tx: Tx, config: Config) -> dict[str, ScheduleRow]:

@@ -108,11 +108,16 @@ def list_(tx: Tx) -> list[HandlerRow]:
         h.name: h
         for h in (_handler(row, live) for row in tx.query(f"SELECT {_columns(tx)} FROM workerd_handlers"))
     }
-    scheduled = {columns.lenient(row[0]) for row in tx.query("SELECT name FROM workerd_schedules")}
+    scheduled = names_of_schedules(tx)
     for name in names_of_jobs(tx):
         if name not in found and name not in scheduled:
             found[name] = HandlerRow(name=name, known=False)
     return [found[name] for name in sorted(found)]
+
+
+def names_of_schedules(tx: Tx) -> set[str]:
+    """The names of all schedules: of recurring handlers, and of recurring workflows."""
+    return {columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")}
 
 
 def _live_nodes(tx: Tx) -> set[str]:

@@ -207,6 +207,27 @@ def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
     return [int(tx.query(one, (handler, str(state), cap))[0][0]) for handler, state in pairs]
 
 
+def totals(tx: Tx, states: Sequence[Status], cap: int = MAX_COUNT) -> dict[Status, int]:
+    """Jobs of all handlers together in each status, each count at most `cap`."""
+    one = (
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
+        " WHERE status = %s LIMIT %s) AS c"
+    )
+    return {state: int(tx.query(one, (str(state), cap))[0][0]) for state in states}
+
+
+def oldest_new_of_others(tx: Tx, handlers: Sequence[str], cap: int = MAX_COUNT) -> int | None:
+    """Since when the oldest `new` job of any other handler is due; the `cap` oldest are looked at."""
+    marks = ", ".join(["%s"] * len(handlers)) or "NULL"
+    row = tx.one(
+        "SELECT MIN(o.run_at) FROM (SELECT handler, run_at FROM workerd_jobs"
+        f" {tx.dialect.hint('workerd_due')} WHERE status = 'new' ORDER BY run_at LIMIT %s) AS o"
+        f" WHERE o.handler NOT IN ({marks})",
+        (cap, *handlers),
+    )
+    return None if row is None or row[0] is None else columns.time_or_zero(row[0])
+
+
 def oldest_new(tx: Tx, handler: str) -> int | None:
     """Since when the handler's oldest claimable job is due, None without one."""
     sql = (

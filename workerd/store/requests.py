@@ -30,6 +30,8 @@ from workerd.store.columns import (
 from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting, job_state
 from workerd.workflow import RequestStatus
 
+MAX_FAILED_COUNTED = 1000
+"""Failed requests, the newest first, among which those of late are counted."""
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 
 
@@ -107,6 +109,17 @@ def list_(
         )
     found.sort(key=lambda r: (r.created_at, r.id), reverse=True)
     return cut_page(found, limit, lambda r: cursor_text(r.created_at, r.id))
+
+
+def failed_since(tx: Tx, moment: int) -> dict[str, int]:
+    """How many of the newest failed requests have ended since `moment`, by workflow."""
+    rows = tx.query(
+        "SELECT r.workflow, COUNT(*) FROM (SELECT workflow, completed_at FROM workerd_requests"
+        f" {tx.dialect.hint('workerd_request_status')} WHERE status = 'failed'"
+        " ORDER BY created_at DESC LIMIT %s) AS r WHERE r.completed_at >= %s GROUP BY r.workflow",
+        (MAX_FAILED_COUNTED, columns.at(moment)),
+    )
+    return {columns.lenient(workflow) or "": int(count) for workflow, count in rows}
 
 
 # -- pickup ---------------------------------------------------------------------------------
