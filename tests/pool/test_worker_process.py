@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool
@@ -95,6 +96,9 @@ class Recorder:
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         self.revoked.append(attempt.serial)
 
+    def spares(self, attempt: AssignedAttempt) -> bool:
+        return True
+
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         self.deaths.append((attempt.serial if attempt else None, status))
 
@@ -157,6 +161,35 @@ def test_a_death_revokes_attempts_the_worker_had_not_started(loop: Loop, marks: 
     os.kill(worker.pid, signal.SIGKILL)
     turn_until(loop, lambda: owner.deaths)
     assert (owner.revoked, owner.deaths, owner.results) == ([2], [(1, -signal.SIGKILL)], [])
+
+
+@pytest.mark.parametrize("how", ["unmarks", "marks_another"])
+def test_a_handler_that_denies_having_started_does_not_hide_its_deaths(tmp_path: Path, how: str) -> None:
+    """The page in which a worker marks what it started is the handler's to write too."""
+    with PoolHarness(tmp_path, make_pool("denies", "noop", policy={"max_crashes": 2})) as harness:
+        claim = harness.claim("denies", how=how, folder=str(tmp_path))
+        for attempt in (1, 2):
+            claim = msgspec.structs.replace(claim, attempt=attempt, crashes=attempt - 1)
+            harness.give(claim)
+            outcome = harness.outcome(claim)
+            assert (outcome.reason, outcome.exit_signal) == (Reason.CRASHED, signal.SIGKILL)
+        assert outcome.status is Status.FAILURE
+        # A job is spared once, as a worker may die between taking an assignment and marking it.
+        assert len((tmp_path / "deaths").read_text().splitlines()) == (3 if how == "unmarks" else 2)
+        assert harness.run("noop").reason is Reason.OK
+
+
+def test_an_attempt_that_a_stopped_worker_never_took_is_not_blamed(loop: Loop) -> None:
+    """Though it was assigned when the worker was killed."""
+    owner = Recorder()
+    worker = start_worker(loop, owner)
+    os.kill(worker.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{worker.pid}/stat")
+    turn_until(loop, lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    worker.assign(claim_of("noop"), Policy(), 1 << 20)
+    os.kill(worker.pid, signal.SIGKILL)
+    turn_until(loop, lambda: owner.deaths)
+    assert (owner.revoked, owner.deaths) == ([1], [(None, -signal.SIGKILL)])
 
 
 # -- death

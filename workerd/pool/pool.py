@@ -31,7 +31,7 @@ from workerd.messages import (
 )
 from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import loading
-from workerd.pool.attempt import AssignedAttempt, KillReason, death_error, result_of_death
+from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import EXIT_TIMEOUT_S, PoolDrain
@@ -86,6 +86,7 @@ class Pool(Service):
         self._outcomes: Counter[str] = Counter()
         self._sources: dict[str, int] = {}
         self._stale = False
+        self._spared = SparedJobs()
         self._run_times = RunTimeAverage()
         self._policies = Policies(config, pool)
         self._outcome_sender = OutcomeSender(
@@ -303,6 +304,9 @@ class Pool(Service):
             self._assign_soon()
         else:
             self._release([attempt.claim])
+
+    def spares(self, attempt: AssignedAttempt) -> bool:
+        return self._spared.spare(attempt)
 
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         if attempt is not None:

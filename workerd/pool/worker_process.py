@@ -85,6 +85,9 @@ class WorkerOwner(Protocol):
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         """The worker did not start this attempt, and will not."""
 
+    def spares(self, attempt: AssignedAttempt) -> bool:
+        """Whether this attempt may count as not started although its worker took it: once for each job."""
+
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         """It is dead and reaped; `attempt` is the one it was running."""
 
@@ -129,6 +132,7 @@ class WorkerProcess:
         self._owner = owner
         self._dying = False
         self._last_serial = 0
+        self._last_ended = 0
         self._progress_turn = -1
         self._dump_size = 0
         self._dump_until = 0.0
@@ -442,26 +446,33 @@ class WorkerProcess:
             if self.attempt is not None:
                 self.attempt.peak_kib = self.limits.peak_kib
         self.move(WorkerState.DEAD)
-        unstarted = self._take_unstarted()
+        unstarted = self._take_unstarted(status)
         self._close()
         attempt, self.attempt = self.attempt, None
         for other in reversed(unstarted):
             self._owner.on_revoked(other)
         self._owner.on_death(self, attempt, status)
 
-    def _take_unstarted(self) -> list[AssignedAttempt]:
+    def _take_unstarted(self, status: int) -> list[AssignedAttempt]:
         """The attempts that its death does not blame; `attempt` is then the one that it was running."""
         attempts = [self.attempt, *self.queued] if self.attempt is not None else []
         self.queued.clear()
-        # Not what the queue still holds: a worker that is being killed may take another message out of it.
-        started = self.flags.started
-        unstarted = [attempt for attempt in attempts if attempt.serial != started]
-        if self.attempt in unstarted:
-            if self.kill_reason not in _SPARES_UNSTARTED:
-                unstarted.remove(self.attempt)
-                return unstarted
-            self.attempt = next((attempt for attempt in attempts if attempt.serial == started), None)
-        return unstarted
+        untouched = self._assignments.take_all()
+        begun = next((a for a in attempts if a.serial not in untouched and self._began(a, status)), None)
+        if begun is None and self.kill_reason not in _SPARES_UNSTARTED:
+            begun = self.attempt
+        self.attempt = begun
+        return [attempt for attempt in attempts if attempt is not begun]
+
+    def _began(self, attempt: AssignedAttempt, status: int) -> bool:
+        """Whether an attempt that is no longer in the queue counts as started by the dead worker.
+
+        A worker that is being killed may still take an assignment out of the queue, and not mark it as
+        started. But a handler can write to the flags too, so the mark alone must not hide its deaths.
+        """
+        if status >= 0 or self.flags.started != self._last_ended:
+            return True
+        return not self._owner.spares(attempt)
 
     def _close(self) -> None:
         self._alarm.close()

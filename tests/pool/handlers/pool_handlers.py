@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Retry
+from workerd.pool.shared import SharedFlags
 
 
 def noop() -> None:
@@ -287,3 +289,13 @@ KEPT: list[bytes] = []
 def grows(mebibytes: int) -> int:
     KEPT.append(os.urandom(1 << 20) * mebibytes)
     return os.getpid()
+
+
+def denies(how: str, folder: str) -> None:
+    """Writes to the flags that it shares with the pool, then dies."""
+    with open(Path(folder, "deaths"), "a") as deaths:
+        deaths.write("one\n")
+    for flags in [found for found in gc.get_objects() if isinstance(found, SharedFlags)]:
+        with contextlib.suppress(ValueError):  # of an earlier worker
+            flags.mark_started(0 if how == "unmarks" else flags.started + 1)
+    os.kill(os.getpid(), signal.SIGKILL)
