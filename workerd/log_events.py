@@ -35,6 +35,7 @@ EVENTS: dict[str, str] = {
     "node.kept": "Claims are left at the end of this node; its next start takes care of them.",
     "node.refused": "This node may not work: wrong schema of the store, or its name is taken.",
     "node.registered": "This node is in the store's table of nodes and may claim jobs.",
+    "request.refused": "The store refuses to hold what a request becomes; the request was failed.",
     "node.removed": "A dead node without claims was removed from the table of nodes.",
     "schedules.removed": "Schedules that no live node has were removed from the store.",
     "store.created": "The embedded store was empty and has its schema now.",

@@ -34,6 +34,8 @@ class RequestStatus(StrEnum):
 
 REQUEST_ENDED = frozenset({RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED})
 
+MAX_STEP = 2**32 - 1
+"""The largest number of a step that the column `step` holds."""
 MAX_SPAWNED = 10_000
 """Number of jobs that one job may spawn."""
 
@@ -95,9 +97,12 @@ _GRAPH = msgspec.json.Decoder(Graph)
 def decode(steps: bytes) -> Graph:
     """The graph of a request. Raises InvalidValue."""
     try:
-        return _GRAPH.decode(steps)
+        graph = _GRAPH.decode(steps)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"its steps cannot be read ({error}); cancel it and submit it again") from None
+    if not all(0 <= job.step <= MAX_STEP for job in graph.jobs):
+        raise InvalidValue(f"its steps have a number above {MAX_STEP}; cancel it and submit it again")
+    return graph
 
 
 def decide(

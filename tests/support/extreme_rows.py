@@ -40,6 +40,17 @@ _BY_TYPE: dict[str, tuple[Any, ...]] = {
     "LONGTEXT": (*_TEXTS, "x" * LONG_BYTES, '{"a": "' + "x" * LONG_BYTES + '"}'),
     "LONGBLOB": (b"", b"\xff\xfe", b"\x00" * LONG_BYTES),
 }
+_STEPS = tuple(
+    f'{{"name": "pair", "jobs": [{{"name": "a", "handler": "noop", "step": {step}, "needs": {needs}}}]}}'
+    for step, needs in (
+        (2**32, "[]"),
+        (2**63 - 1, "[]"),
+        (2**63, "[]"),
+        (-1, "[]"),
+        (0, '["a"]'),
+        (0, '["b"]'),
+    )
+)
 _COLUMN = re.compile(
     r"^\s+(\w+) (BINARY|BIGINT UNSIGNED|INT UNSIGNED|INT|TINYINT|DOUBLE|DATETIME|TEXT"
     r"|MEDIUMTEXT|LONGTEXT|LONGBLOB|VARCHAR\((\d+)\)|ENUM\(([^)]*)\))(?: |\()",
@@ -67,7 +78,7 @@ def extremes(table: str) -> Iterator[Extreme]:
             values = (*(choice.strip("'") for choice in choices.split(",")), "unknown")
         else:
             values = _BY_TYPE[kind]
-        for value in (*values, None):
+        for value in (*values, *(_STEPS if column == "steps" else ()), None):
             yield Extreme(table, column, value)
 
 
@@ -78,8 +89,8 @@ def _names(length: int) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def write(store: Store, base: dict[str, Any], extreme: Extreme) -> bool:
-    """Insert a row as `base` with that one value; whether the engine took it."""
+def write(store: Store, base: dict[str, Any], extreme: Extreme) -> dict[str, Any] | None:
+    """Insert a row as `base` with that one value; the row, or None if the engine refused it."""
     row = {**({"id": new_id()} if extreme.table in WITH_ID else {}), **base, extreme.column: extreme.value}
 
     def insert(tx: Tx) -> None:
@@ -90,5 +101,5 @@ def write(store: Store, base: dict[str, Any], extreme: Extreme) -> bool:
 
     with contextlib.suppress(StoreError, OverflowError):
         store.run(insert)
-        return True
-    return False
+        return row
+    return None

@@ -10,6 +10,9 @@ from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.tasks import TaskRunner
+from workerd.errors import StoreRefused
+from workerd.job import id_text
+from workerd.log import get_logger
 from workerd.store import requests
 
 MAX_NEW_REQUESTS = 50
@@ -22,6 +25,8 @@ SWEEP_PAUSES = 10.0
 WAKE_SPACING_S = 0.02
 """Between two pickups that wake-ups ask for, however many come."""
 SHORTEST_PAUSE_S = 0.001
+
+_log = get_logger("dispatcher")
 
 
 class WorkflowPickup:
@@ -45,6 +50,7 @@ class WorkflowPickup:
         self._poll_s = poll_s
         self._announced_at = 0.0
         self._turn = 0
+        self._limit = MAX_NEW_REQUESTS
 
     def announce(self, names: Iterable[str] | None = None) -> None:
         """New rows exist for these handlers or workflows; None: for any."""
@@ -59,12 +65,27 @@ class WorkflowPickup:
         if not self._workflows:
             return None
         if self._window.is_open(self._store.now()):
-            picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, MAX_NEW_REQUESTS))
+            try:
+                picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, self._limit))
+            except StoreRefused as error:
+                self._narrow(error)
+                return 0.0
             self._claimer.announce(picked.handlers)
-            if picked.picked_up >= MAX_NEW_REQUESTS:
+            full = picked.picked_up >= self._limit
+            self._limit = min(2 * self._limit, MAX_NEW_REQUESTS)
+            if full:
                 return 0.0
             self._window.drained()
         return _until_open(self._window, self._store, self._poll_s)
+
+    def _narrow(self, error: StoreRefused) -> None:
+        """The store refuses what a request of the slice becomes: shorter slices, until it is found."""
+        if self._limit > 1:
+            self._limit //= 2
+            return
+        _log_refused(
+            self._store.run(lambda tx: requests.fail_queuing(tx, self._workflows, str(error))), error
+        )
 
     def start_recurring(self) -> float | None:
         """See that the next workflow in turn has a run that is live or scheduled."""
@@ -92,15 +113,19 @@ class RequestSweep:
         self._workflows = workflows
         self._window = window
         self._cursor: str | None = None
+        self._limit = MAX_SWEPT_REQUESTS
 
     def sweep(self) -> float | None:
         """One slice."""
         if not self._window.is_open(self._store.now()):
             return _until_open(self._window, self._store, SWEEP_PERIOD_S)
         began_at = time.monotonic()
-        swept = self._store.run(
-            lambda tx: requests.sweep(tx, self._workflows, MAX_SWEPT_REQUESTS, self._cursor)
-        )
+        try:
+            swept = self._store.run(lambda tx: requests.sweep(tx, self._workflows, self._limit, self._cursor))
+        except StoreRefused as error:
+            self._narrow(error)
+            return 0.0
+        self._limit = min(2 * self._limit, MAX_SWEPT_REQUESTS)
         self._claimer.announce(swept.handlers)
         self._cursor = swept.cursor
         if self._cursor is not None:
@@ -108,6 +133,20 @@ class RequestSweep:
             return 0.0 if self._window.opens_at is not None else SWEEP_PAUSES * (time.monotonic() - began_at)
         self._window.drained()
         return _until_open(self._window, self._store, SWEEP_PERIOD_S)
+
+    def _narrow(self, error: StoreRefused) -> None:
+        """As for the pickup."""
+        if self._limit > 1:
+            self._limit //= 2
+            return
+        _log_refused(
+            self._store.run(lambda tx: requests.fail_in_progress(tx, self._cursor, str(error))), error
+        )
+
+
+def _log_refused(request_id: bytes | None, error: StoreRefused) -> None:
+    if request_id is not None:
+        _log.error("request.refused", request=id_text(request_id), error=str(error))
 
 
 def _until_open(window: PickupWindow, store: MonitoredStore, period_s: float) -> float | None:

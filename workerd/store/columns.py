@@ -61,7 +61,7 @@ def lenient_time(value: Any) -> int | None:
 
 def time_or_zero(value: Any) -> int:
     """A time to compare: one that does not exist is before all others."""
-    return lenient_time(value) or 0
+    return max(0, lenient_time(value) or 0)
 
 
 def integer(value: Any) -> int:

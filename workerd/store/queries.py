@@ -79,7 +79,8 @@ def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
         " WHERE id = %s AND status <> 'retry' AND payload IS NOT NULL LIMIT 1",
         (most, job_id),
     )
-    return None if row is None else (row[0], int(row[1]), columns.lenient(row[2]) or "bytes")
+    # SUBSTR of an empty blob is NULL in SQLite.
+    return None if row is None else (row[0] or b"", int(row[1]), columns.lenient(row[2]) or "bytes")
 
 
 # -- lists -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from workerd.config.model import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import AttemptRef, Status, id_text, new_id
 from workerd.store import columns, intervals
-from workerd.store.base import Tx
+from workerd.store.base import Row, Tx
 from workerd.store.columns import (
     MAX_LISTED_BYTES,
     PAGE_BYTES,
@@ -21,7 +21,6 @@ from workerd.store.columns import (
     Page,
     RequestRow,
     cursor_text,
-    cut_page,
     jobs_by_key,
     marks,
     read_cursor,
@@ -32,6 +31,7 @@ from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000
 """Failed requests, the newest first, among which those of late are counted."""
+MAX_ERROR_CHARS = 10_000
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 
 
@@ -97,18 +97,32 @@ def list_(
     if workflow is not None:
         where.append("workflow = %s")
         params.append(workflow)
-    found: list[RequestRow] = []
+    found: list[Row] = []
     for state in [status] if status is not None else list(RequestStatus):
-        found += map(
-            request,
-            tx.query(
-                f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
-                f" WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT %s",
-                [str(state), *params, limit + 1],
-            ),
+        found += tx.query(
+            f"SELECT id, {_size(tx)}, created_at FROM workerd_requests"
+            f" {tx.dialect.hint('workerd_request_status')}"
+            f" WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT %s",
+            [str(state), *params, limit + 1],
         )
-    found.sort(key=lambda r: (r.created_at, r.id), reverse=True)
-    return cut_page(found, limit, lambda r: cursor_text(r.created_at, r.id))
+    found.sort(key=lambda row: (columns.time_or_zero(row[2]), row[0]), reverse=True)
+    ids = _fitting(found[:limit])
+    shown = _listed(tx, ids)
+    last = shown[-1] if len(found) > len(ids) else None
+    return Page(shown, None if last is None else cursor_text(last.created_at, last.id))
+
+
+def _listed(tx: Tx, ids: Sequence[bytes]) -> list[RequestRow]:
+    """These requests as a list shows them: without steps, and without params and extras that are long."""
+    if not ids:
+        return []
+    shown = REQUEST_COLUMNS.replace("steps,", "NULL,")
+    for name in ("params", "extras"):
+        long = f"{tx.dialect.byte_length(name)} > {MAX_LISTED_BYTES}"
+        shown = shown.replace(f"{name},", f"CASE WHEN {long} THEN 'null' ELSE {name} END,")
+    rows = tx.query(f"SELECT {shown} FROM workerd_requests WHERE id IN ({marks(ids)})", ids)
+    by_id = {row.id: row for row in map(request, rows)}
+    return [by_id[ident] for ident in ids]
 
 
 def failed_since(tx: Tx, moment: int) -> dict[str, int]:
@@ -130,16 +144,57 @@ def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picke
 
     Requests of workflows with an interval are started by `start_recurring`.
     """
+    locked = columns.lock_requests(tx, _fitting(_queuing(tx, workflows, limit)))
+    return _begin(tx, list(locked.values()), workflows)
+
+
+def _queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> list[Row]:
     names = [name for name, workflow in workflows.items() if workflow.schedule.cooler is None]
     if not names:
-        return PickedUp(0, set())
-    rows = tx.query(
-        f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
+        return []
+    return tx.query(
+        f"SELECT id, {_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
         f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
         f" ORDER BY created_at LIMIT %s{tx.dialect.skip_locked}",
         [*names, limit],
     )
-    return _begin(tx, [request(row) for row in rows], workflows)
+
+
+def _size(tx: Tx) -> str:
+    size = tx.dialect.byte_length
+    return f"{size('params')} + {size('extras')} + COALESCE({size('steps')}, 0)"
+
+
+def _fitting(rows: Sequence[Row]) -> list[bytes]:
+    """The ids of the first rows (id, size) that are read together, at least one."""
+    total = 0
+    for n, row in enumerate(rows):
+        total += row[1]
+        if n and total > PAGE_BYTES:
+            return [row[0] for row in rows[:n]]
+    return [row[0] for row in rows]
+
+
+def fail_queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], error: str) -> bytes | None:
+    """Fail the next request to pick up, whose next state the store refuses; returns its id."""
+    return _fail_first(tx, _queuing(tx, workflows, 1), error)
+
+
+def fail_in_progress(tx: Tx, cursor: str | None, error: str) -> bytes | None:
+    """Fail the next request to sweep, whose next state the store refuses; returns its id."""
+    return _fail_first(tx, _in_progress(tx, 1, cursor), error)
+
+
+def _fail_first(tx: Tx, found: Sequence[Row], error: str) -> bytes | None:
+    if not found:
+        return None
+    request_id: bytes = found[0][0]
+    cancel_waiting(tx, [request_id])
+    tx.execute(
+        "UPDATE workerd_requests SET status = 'failed', error = %s, completed_at = %s WHERE id = %s",
+        (error[:MAX_ERROR_CHARS], columns.at(tx.now), request_id),
+    )
+    return request_id
 
 
 def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowConfig]) -> PickedUp:
@@ -245,23 +300,27 @@ def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: s
     Also those written by hand in an incomplete state: without steps, without jobs, with jobs that wait
     beside a failed one. Requests locked by another transaction are skipped.
     """
+    found = _in_progress(tx, limit, cursor)
+    ids = _fitting(found)
+    locked = columns.lock_requests(tx, ids)
+    items = [item for item in (_stuck(tx, locked[one], workflows) for one in ids) if item is not None]
+    handlers = apply(tx, items)
+    more = len(found) == limit or len(ids) < len(found)
+    last = cursor_text(locked[ids[-1]].created_at, ids[-1]) if more else None
+    return Swept(last, len(items), handlers)
+
+
+def _in_progress(tx: Tx, limit: int, cursor: str | None) -> list[Row]:
     where, params = "", []
     if cursor is not None:
         created_at, ident = read_cursor(cursor)
         at = columns.at(created_at)
         where, params = " AND created_at >= %s AND (created_at > %s OR id > %s)", [at, at, ident]
-    rows = [
-        request(row)
-        for row in tx.query(
-            f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
-            f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{tx.dialect.skip_locked}",
-            [*params, limit],
-        )
-    ]
-    items = [item for item in (_stuck(tx, row, workflows) for row in rows) if item is not None]
-    handlers = apply(tx, items)
-    last = cursor_text(rows[-1].created_at, rows[-1].id) if len(rows) == limit else None
-    return Swept(last, len(items), handlers)
+    return tx.query(
+        f"SELECT id, {_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
+        f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{tx.dialect.skip_locked}",
+        [*params, limit],
+    )
 
 
 def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> RequestUpdate | None:

@@ -231,6 +231,10 @@ def cancel_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
         )
 
 
+NEXT_VERSION = "version = CASE WHEN version < 4611686018427387904 THEN version + 1 ELSE 1 END"
+"""Begins anew at 2^62: a row that another program wrote may have the largest number that the column holds."""
+
+
 def _write(tx: Tx, updates: Sequence[RequestUpdate]) -> None:
     """Write every row with a new version; equal changes share a statement."""
     groups: defaultdict[tuple[str, tuple[object, ...]], list[bytes]] = defaultdict(list)
@@ -243,7 +247,7 @@ def _write(tx: Tx, updates: Sequence[RequestUpdate]) -> None:
 
 
 def _changes(tx: Tx, update: RequestUpdate) -> tuple[list[str], list[object]]:
-    sets = ["version = version + 1", "status = %s", "step = %s", "error = %s"]
+    sets = [NEXT_VERSION, "status = %s", "step = %s", "error = %s"]
     error = None if update.status is wf.RequestStatus.COMPLETED else update.error
     params: list[object] = [str(update.status), update.step, error]
     for column, text in (("extras", update.extras), ("steps", update.steps)):
