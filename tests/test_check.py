@@ -44,6 +44,14 @@ def checked(tmp_path: Path) -> CheckReport:
     )
 
 
+def test_exposed_secrets_are_among_the_notes(tmp_path: Path) -> None:
+    """With what to do about it."""
+    (tmp_path / "tokens").touch()
+    (tmp_path / "tokens").chmod(0o666)
+    report = check_config(configured(tmp_path, f'[gateway]\ntoken_file = "{tmp_path}/tokens"\n'))
+    assert any("chmod 0640" in note for note in report.notes)
+
+
 def test_every_handler_that_does_not_load_is_listed_with_its_reason(
     checked: CheckReport, tmp_path: Path
 ) -> None:

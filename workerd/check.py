@@ -20,6 +20,7 @@ import msgspec
 from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
 from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
+from workerd.exposure import exposures
 from workerd.pool.loading import CONNECT_IN_INIT, load
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
@@ -94,7 +95,7 @@ def check_config(config: Config) -> CheckReport:
         ],
         degraded=degradations(config),
         without_effect=without_effect(config),
-        notes=[*config.notes, *_notes(config), *_opened(config, trials)],
+        notes=[*config.notes, *_notes(config), *exposures(config), *_opened(config, trials)],
     )
 
 

@@ -7,6 +7,7 @@ EVENTS: dict[str, str] = {
     "output": "A line that a handler printed, with the job and attempt it belongs to.",
     "peer.dropped": "A connection was closed because the other end broke the protocol; it connects again.",
     "store.available": "The store answers again after it was unavailable.",
+    "store.unencrypted": "The server cannot encrypt, which ssl=preferred allows: data is sent in the clear.",
     "store.unavailable": "The store does not answer; work goes on by itself when it is back.",
     # -- supervisor
     "cgroup.not_removed": "Processes of a removed pool are still dying in its control group, which is left.",

@@ -42,6 +42,11 @@ class MySQLUrl(msgspec.Struct, frozen=True, kw_only=True):
         return f"MySQLUrl({self.shown})"
 
     @property
+    def is_local(self) -> bool:
+        """Whether nobody can listen on the way: a Unix socket, or the loopback interface."""
+        return self.unix_socket is not None or self.host in _LOOPBACK
+
+    @property
     def shown(self) -> str:
         """The address without its password."""
         where = self.unix_socket or f"{self.host}:{self.port}"

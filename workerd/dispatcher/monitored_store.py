@@ -27,6 +27,7 @@ class MonitoredStore:
         self._answered_at: float | None = None
         self._gapless_since = 0.0
         self._offset_us: int | None = None
+        self._plain_text = False
 
     def run(self, transaction: Callable[[Tx], T]) -> T:
         """One whole transaction. Raises StoreAway, StoreBusy, CommitUnknown, StoreRefused."""
@@ -56,6 +57,10 @@ class MonitoredStore:
         if self._answered_at is None or now - self._answered_at > self._max_gap_s:
             self._gapless_since = now
         self._answered_at = now
+        if self.store.plain_text is not self._plain_text:
+            self._plain_text = self.store.plain_text
+            if self._plain_text:
+                self.availability.warn_of_plain_text(self.store.shown)
         return value
 
     def lost(self, error: StoreAway) -> bool:

@@ -64,6 +64,10 @@ class StoreAvailability:
         self.since = now
         return True
 
+    def warn_of_plain_text(self, server: str) -> None:
+        """Log that the connection is not encrypted, for the server cannot."""
+        self._log.warning("store.unencrypted", server=server)
+
     def probe_delay(self) -> float:
         """Seconds before the next probe, spread so that nodes do not return all at once."""
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PROBE_S)

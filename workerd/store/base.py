@@ -80,6 +80,7 @@ class Session(ABC):
     dialect: Dialect
     server_version: str
     max_packet: int | None
+    plain_text = False
 
     @abstractmethod
     def begin(self, write: bool) -> None: ...
@@ -245,6 +246,11 @@ class Store(ABC):
     def max_packet(self) -> int | None:
         """Maximum length of a statement in bytes, None without limit; connects if needed."""
         return self._connected().max_packet
+
+    @property
+    def plain_text(self) -> bool:
+        """Whether the present connection is not encrypted because the server cannot: `ssl=preferred`."""
+        return self._session is not None and self._session.plain_text
 
     def is_empty(self) -> bool:
         """Whether no migration was ever applied. Raises StoreAway."""

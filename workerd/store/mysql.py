@@ -136,6 +136,7 @@ class MySQLSession(Session):
         except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
             code, message = _code_and_message(error)
             raise StoreAway(f"The store {address.shown} does not answer: {message}", code) from None
+        self.plain_text = address.tls.mode == "preferred" and not _is_secure(self._link)
         self._cursor = self._link.cursor()
         self.max_packet: int | None = None
         try:
@@ -245,6 +246,10 @@ def _connected(
     )
     link.connect(_dial(address, timeout))
     return link
+
+
+def _is_secure(link: Any) -> bool:
+    return bool(link._secure)  # the driver's own mark: TLS, or a Unix socket
 
 
 def _dial(address: MySQLUrl, timeout: float) -> socket.socket:
