@@ -8,7 +8,7 @@ import pytest
 
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
 from workerd.config.model import Misfire
-from workerd.schedule import Cron, Ticks
+from workerd.schedule import Cron, Ticks, voided
 
 
 def at(text: str) -> int:
@@ -161,3 +161,43 @@ def test_a_deferred_tick_is_returned_again() -> None:
         assert ticks.due(None, NOON + moment * SECOND) == [NOON]
         ticks.hold(NOON, NOON + (moment + 4) * SECOND)
     assert ticks.due(None, NOON + MINUTE) == [NOON, NOON + MINUTE]
+
+
+BACK = 600 * SECOND
+
+
+def test_a_clock_that_was_set_back_does_not_stop_a_schedule() -> None:
+    """The last tick lies ten minutes ahead: it does not count, and the next minute fires."""
+    ticks = watched(Ticks(MINUTELY, "skip", 5 * SECOND), NOON - 30 * SECOND, NOON)
+    assert ticks.due(None, NOON) == [NOON]
+    now = NOON + 30 * SECOND - BACK
+    assert not ticks.watch(now)
+    assert ticks.next == NOON + MINUTE - BACK
+    for second in range(1, 30):
+        assert not ticks.watch(now + second * SECOND)
+    assert ticks.watch(NOON + MINUTE - BACK)
+    assert voided(MINUTELY, NOON, NOON + MINUTE - BACK)
+    assert ticks.due(NOON, NOON + MINUTE - BACK) == [NOON + MINUTE - BACK]
+
+
+def test_a_tick_is_not_fired_again_where_the_clock_was_set_back_by_less_than_a_period() -> None:
+    """A daily run that was made stays the only one of its day."""
+    daily = Cron("0 12 * * *")
+    ticks = Ticks(daily, "once", 5 * SECOND)
+    assert ticks.due(NOON - 1440 * MINUTE, NOON) == [NOON]
+    assert not ticks.watch(NOON - BACK)
+    assert not voided(daily, NOON, NOON - BACK)
+    for moment in range(NOON - BACK, NOON, SECOND):
+        assert not ticks.watch(moment)
+    assert ticks.watch(NOON)
+    assert ticks.due(NOON, NOON) == []
+    assert ticks.next == NOON + 1440 * MINUTE
+
+
+def test_a_start_after_the_clock_was_set_back() -> None:
+    """A process that never saw the old time goes on all the same."""
+    ticks = Ticks(MINUTELY, "all", 5 * SECOND)
+    assert ticks.due(NOON, NOON - BACK + SECOND) == []
+    for moment in range(NOON - BACK + SECOND, NOON - BACK + MINUTE, SECOND):
+        assert not ticks.watch(moment)
+    assert ticks.due(NOON, NOON - BACK + MINUTE) == [NOON - BACK + MINUTE]

@@ -147,7 +147,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
-    """What recurs. `last_job`: the id of its last job, or of the last request of a workflow."""
+    """What recurs. `last_job`: the id of its last job, or of the last request of a workflow.
+
+    `note`: a sentence on what keeps it from its usual times, such as a store's clock that was set back.
+    """
 
     name: str
     kind: Literal["cron", "cooler"]
@@ -160,6 +163,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     last_end: datetime | None
     paused_at: datetime | None
     paused_by: str | None
+    note: str | None
 
 
 # -- from stored rows
@@ -221,7 +225,7 @@ _attempt = _Reader(Attempt)
 _handler = _Reader(Handler)
 _job = _Reader(Job, "payload", "payload_base64", "attempts")
 _request = _Reader(Request, "jobs")
-_schedule = _Reader(Schedule)
+_schedule = _Reader(Schedule, "note")
 _node = _Reader(Node, "state")
 
 
@@ -257,9 +261,9 @@ def handler(row: HandlerRow) -> Document:
     return _handler(row)
 
 
-def schedule(row: ScheduleRow, next_at: int | None = None) -> Document:
+def schedule(row: ScheduleRow, next_at: int | None = None, note: str | None = None) -> Document:
     """A schedule; `next_at`: a cron's next tick, which follows from its expression."""
-    document = _schedule(row)
+    document = {**_schedule(row), "note": note}
     if row.kind != "cooler":
         document["next_at"] = moment(next_at)
     return document

@@ -39,6 +39,7 @@ EVENTS: dict[str, str] = {
     "request.refused": "The store refuses to hold what a request becomes; the request was failed.",
     "node.removed": "A dead node without claims was removed from the table of nodes.",
     "schedules.removed": "Schedules that no live node has were removed from the store.",
+    "store_clock.stepped": "The store's clock was set by `by_s` seconds; leases, crons and coolers go on.",
     "store.created": "The embedded store was empty and has its schema now.",
     "task.blocked": "Other transactions held the rows that this task needs; it is tried again.",
     "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",

@@ -18,6 +18,9 @@ from workerd.errors import InvalidValue
 MAX_MISSED_TICKS = 100
 """With `misfire = "all"`, only the newest of so many missed ticks fire."""
 
+SET_BACK_US = 2 * SECOND
+"""A clock that shows so much less than before was set back."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST_WINDOW = 60 * SECOND
 
@@ -78,12 +81,24 @@ class Cron:
             window *= 4
 
 
+def voided(cron: Cron, last_tick: int | None, now: int) -> bool:
+    """Whether a last tick in the future does not count: the clock was set back by more than a period.
+
+    Else every tick would be taken for processed until the clock is there again. A tick that lies ahead by
+    less than a period is not fired a second time: the next one comes hardly later than usual.
+    """
+    if last_tick is None or last_tick <= now:
+        return False
+    following = cron.next(last_tick)
+    return following is None or last_tick - now > following - last_tick
+
+
 class Ticks:
     """Which ticks of one schedule fire now.
 
     A tick is missed if this process did not watch the schedule when it came: before its start, or while it
     was blocked for longer than `patience` (microseconds). `misfire` decides which missed ticks fire; all
-    others fire.
+    others fire. When the clock is set back the schedule goes on from there.
     """
 
     def __init__(self, cron: Cron, misfire: Misfire, patience: int) -> None:
@@ -98,6 +113,9 @@ class Ticks:
         """Whether to call `due` now; to be called often, whatever the schedule."""
         if self._next is not None and self._next <= now:
             return True
+        if self._watched is not None and now < self._watched - SET_BACK_US:
+            self._floor = now
+            self._next = self.cron.next(now)
         self._watched = now
         return False
 
@@ -107,7 +125,9 @@ class Ticks:
         Each tick is returned once, unless it is passed to `hold`.
         """
         watched, self._watched = self._watched, now
-        floor, self._floor = self._floor, now
+        floor, self._floor = min(self._floor, now), now
+        if voided(self.cron, last_tick, now):
+            last_tick = None
         self._next = self.cron.next(now)
         if watched is not None and now - watched <= self._patience:
             return self.cron.between(max(floor, last_tick or 0), now, MAX_MISSED_TICKS)

@@ -17,6 +17,7 @@ from tests.support.dispatching import (
     node_config,
 )
 from tests.support.servers import DatabaseServer
+from workerd import clock
 from workerd.job import new_id
 from workerd.messages import Drain, Stop
 from workerd.store import nodes
@@ -172,3 +173,33 @@ def test_the_dispatcher_ends_at_once_while_the_store_is_unavailable(
         harness.send(Stop())
         harness.until(lambda: child.reap() is not None)
         assert child.status == 0
+
+
+def test_a_clock_of_the_store_that_was_set_back_is_published(
+    tmp_path: Path, opened: Callable[..., Store]
+) -> None:
+    """The node keeps its lease, and its row tells `workerd schedules` what happened."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    store = opened(url)
+    store.migrate()
+    shift = tmp_path / "shift"
+    shift.write_text("0")
+
+    def follow_file() -> None:  # the clock of an embedded store is the machine's
+        real = clock.now_us
+        clock.now_us = lambda: real() + int(shift.read_text())
+
+    harness = DispatcherHarness(store, node_config(tmp_path, url, lease=0.6))
+    try:
+        harness.start(follow_file)
+        harness.until(lambda: harness.is_up)
+        shift.write_text(str(-600 * clock.SECOND))
+        harness.until(lambda: store.read(nodes.list_)[0].published.clock_set_back is not None)
+        step = store.read(nodes.list_)[0].published.clock_set_back
+        assert step is not None
+        assert 598.0 < step.by_s < 602.0
+        harness.serve(0.7)
+        assert harness.beat.info["lease_held"]
+        assert store.read(nodes.list_)[0].published.clock_set_back == step, "told once"
+    finally:
+        harness.close()

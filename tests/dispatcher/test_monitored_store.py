@@ -69,8 +69,22 @@ def test_the_clock_of_the_store_is_known_without_asking(store: Store) -> None:
     monitored = MonitoredStore(store, max_gap_s=1.0)
     assert not monitored.knows_time
     moment = time.monotonic_ns()
-    monitored.set_clock(10 * SECOND, moment)
+    assert monitored.set_clock(10 * SECOND, moment, moment) == 0
     assert monitored.time_at(moment) == 10 * SECOND
     assert 10 * SECOND <= monitored.now() < 11 * SECOND
     assert 4.0 < monitored.seconds_until(15 * SECOND) <= 5.0
     assert monitored.seconds_until(9 * SECOND) == 0.0
+
+
+def test_a_clock_that_was_set_is_noticed(store: Store) -> None:
+    """Forward and back; neither a slow answer nor the time between two readings counts as a step."""
+    monitored = MonitoredStore(store, max_gap_s=1.0)
+    second_ns = 1_000_000_000
+    assert monitored.set_clock(1000 * SECOND, 0, 0) == 0
+    assert monitored.set_clock(1010 * SECOND, 10 * second_ns, 10 * second_ns) == 0
+    assert monitored.set_clock(1020 * SECOND, 12 * second_ns, 25 * second_ns) == 0, "the answer took 13 s"
+    assert monitored.set_clock(1630 * SECOND, 30 * second_ns, 30 * second_ns) == 605 * SECOND
+    assert monitored.set_clock(1040 * SECOND, 40 * second_ns, 40 * second_ns) == -600 * SECOND
+    assert monitored.set_clock(1050 * SECOND, 50 * second_ns, 50 * second_ns) == 0
+    assert monitored.time_at(0) == 1000 * SECOND
+    assert monitored.latest_time_at(0) == 1600 * SECOND, "a death counts as late as it can have been"

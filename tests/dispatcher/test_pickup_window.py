@@ -26,3 +26,14 @@ def test_a_window_opens_at_its_ticks_until_it_is_drained() -> None:
     window.drained()
     assert not window.is_open(NOON + 302 * SECOND)
     assert window.opens_at == NOON + 600 * SECOND
+
+
+def test_a_clock_that_was_set_back_brings_the_next_tick_nearer() -> None:
+    """It opens at the next tick of the new time, not of the old one."""
+    window = PickupWindow("* * * * *")
+    minute = 60 * SECOND
+    assert not window.is_open(100 * minute + SECOND)
+    assert window.opens_at == 101 * minute
+    assert not window.is_open(90 * minute + SECOND)
+    assert window.opens_at == 91 * minute
+    assert window.is_open(91 * minute)

@@ -134,3 +134,51 @@ def test_a_schedule_of_another_live_node_stays(make_harness: MakeHarness, store:
     harness.until(lambda: harness.is_up)
     harness.serve(0.5)
     assert store.read(schedules.list_)
+
+
+AHEAD = 600 * SECOND
+
+
+def test_a_cron_goes_on_when_the_clock_of_the_store_was_set_back(
+    make_harness: MakeHarness, store: Store
+) -> None:
+    """Two nodes find the last tick ten minutes ahead: each tick from now on fires, once."""
+    pools = pool_of("beat", ScheduleConfig(cron=EVERY_SECOND))
+    store.run(lambda tx: schedules.upsert(tx, {"beat": ScheduleConfig(cron=EVERY_SECOND)}))
+    ahead = store.run(lambda tx: tx.now + AHEAD)
+    store.run(lambda tx: tx.execute("UPDATE workerd_schedules SET last_tick = %s", (to_text(ahead),)))
+    harnesses = [make_harness(name, poll=0.05, pools=pools) for name in ("one", "two")]
+    for harness in harnesses:
+        harness.start()
+
+    def fired() -> bool:
+        for harness in harnesses:
+            harness.turn()
+        return len(job_rows(store, "beat")) >= 4
+
+    harnesses[0].until(fired)
+    due = [run_at for _, _, run_at in job_rows(store, "beat")]
+    assert due == [due[0] + n * SECOND for n in range(len(due))]
+    assert due[-1] < ahead
+
+
+def test_a_cooler_goes_on_when_the_clock_of_the_store_was_set_back(
+    make_harness: MakeHarness, store: Store
+) -> None:
+    """Its waiting run was scheduled in what is now the future: the pause before it stays what it was."""
+    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=0.5)}))
+    store.run(lambda tx: intervals.ensure_next(tx, "sync", 0.5))
+    (made,) = job_rows(store, "sync")
+    ahead = store.run(lambda tx: tx.now + AHEAD)
+    store.run(
+        lambda tx: tx.execute(
+            "UPDATE workerd_jobs SET status = 'scheduled', run_at = %s, created_at = %s",
+            (to_text(ahead + SECOND // 2), to_text(ahead)),
+        )
+    )
+    harness = make_harness(poll=0.05, pools=pool_of("sync", ScheduleConfig(cooler=0.5)))
+    harness.start()
+    pool = harness.pool("sync").connect()
+    pool.demand(1)
+    harness.until(lambda: pool.claims)
+    assert [claim.id for claim in pool.claims.values()] == [made[0]]

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import time
+from collections.abc import Callable
+
+import msgspec
+import pytest
+
 from tests.support.dispatching import MakeHarness, insert_jobs, is_registered, job_state
 from tests.support.storing import claims
 from workerd.job import new_id
@@ -9,7 +16,7 @@ from workerd.outcome import Reason
 from workerd.store import nodes
 from workerd.store.base import Store
 from workerd.store.claims import NodeIdent
-from workerd.store.nodes import NodeRecord
+from workerd.store.nodes import NodeInfo, NodeRecord
 
 OTHER = NodeRecord(id=new_id(), name="other", host="elsewhere", pid=1, boot_id="", version="0")
 DEAD = NodeIdent(OTHER.id, OTHER.name)
@@ -82,3 +89,59 @@ def test_claims_of_a_node_without_a_row_are_rescued(make_harness: MakeHarness, s
     harness.start()
     harness.until(lambda: all(job_state(store, job)[2] == 2 for job in ids))
     assert {(o.reason, o.node_id) for o in harness.ingester.outcomes} == {(Reason.LOST, OTHER.id)}
+
+
+def renewals(store: Store, lease_until: str) -> Callable[[], None]:
+    """Renews the lease of OTHER at each call, as a living node does; its value is always `lease_until`."""
+    turn = itertools.count()
+
+    def renew() -> None:
+        until = f"{lease_until}.{next(turn) % 1000:06}"
+        store.run(
+            lambda tx: tx.execute(
+                "UPDATE workerd_nodes SET lease_until = %s WHERE id = %s", (until, OTHER.id)
+            )
+        )
+
+    return renew
+
+
+@pytest.mark.parametrize(
+    "lease_until", ["2001-01-01 00:00:00", "2069-01-01 00:00:00"], ids=["forward", "back"]
+)
+def test_a_node_that_renews_lives_however_the_clock_of_the_store_was_set(
+    make_harness: MakeHarness, store: Store, lease_until: str
+) -> None:
+    """Its lease looks over, or over in years; it is dead once it has not changed for a whole lease."""
+    lease_s = 0.9
+    other = NodeRecord(id=OTHER.id, name=OTHER.name, info=msgspec.json.encode(NodeInfo(lease_s=lease_s)))
+    store.run(lambda tx: nodes.register(tx, other, lease_s))
+    renew = renewals(store, lease_until)
+    renew()
+    ids = insert_jobs(store, "h", 3)
+    claims(store, "h", node=DEAD)
+    harness = make_harness(lease=lease_s)
+    harness.start()
+    harness.until(lambda: harness.is_up)
+    end = time.monotonic() + 3 * lease_s
+    while time.monotonic() < end:
+        renew()
+        harness.serve(lease_s / 10)
+    assert not harness.ingester.outcomes
+    assert {job_state(store, job)[0] for job in ids} == {"inprogress"}
+    harness.until(lambda: not is_registered(store, OTHER.id))
+    assert {(o.reason, o.node_id) for o in harness.ingester.outcomes} == {(Reason.LOST, OTHER.id)}
+
+
+def test_a_node_with_a_longer_lease_has_as_long_to_renew_it(make_harness: MakeHarness, store: Store) -> None:
+    """Each node has its own configuration, and publishes the length of its lease."""
+    patient = NodeRecord(id=OTHER.id, name=OTHER.name, info=msgspec.json.encode(NodeInfo(lease_s=3.0)))
+    store.run(lambda tx: nodes.register(tx, patient, 0.01))
+    insert_jobs(store, "h", 3)
+    claims(store, "h", node=DEAD)
+    harness = make_harness(lease=0.6)
+    harness.start()
+    harness.until(lambda: harness.is_up)
+    harness.serve(1.8)
+    assert not harness.ingester.outcomes
+    harness.until(lambda: len(harness.ingester.outcomes) == 3)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
+from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.errors import NotFound
+from workerd.job import new_id
 from workerd.operations import jobs, schedules
 from workerd.operations.actor import Actor
+from workerd.store import nodes
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store
+from workerd.store.nodes import ClockSetBack, NodeInfo, NodeRecord
 
 
 @pytest.fixture
@@ -61,3 +66,16 @@ def test_run_now_enqueues_a_job(synced: Store, config: Config, actor: Actor) -> 
     synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
     job_id = synced.run(lambda tx: schedules.run_now(tx, actor, config, "beat"))
     assert synced.read(lambda tx: jobs.get(tx, job_id))["handler"] == "beat"
+
+
+def test_a_clock_that_was_set_back_is_told(synced: Store, config: Config) -> None:
+    """For an hour, with every schedule; the newest of what the nodes saw."""
+    now = synced.read(lambda tx: tx.now)
+    for ago_s, by_s in ((7200, 50.0), (60, 600.0)):
+        info = NodeInfo(clock_set_back=ClockSetBack(now - ago_s * SECOND, by_s))
+        record = NodeRecord(id=new_id(), name=f"{by_s}", info=msgspec.json.encode(info))
+        assert synced.read(lambda tx: schedules.list_(tx, config))[0]["note"] is None
+        synced.run(lambda tx, r=record: nodes.register(tx, r, 60.0))
+    (row,) = synced.read(lambda tx: schedules.list_(tx, config))
+    assert row["note"].startswith("The store's clock was set back by 10 min 00 s at 20")
+    assert synced.read(lambda tx: schedules.find(tx, config, "beat"))[0]["note"] == row["note"]

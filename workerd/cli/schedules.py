@@ -72,6 +72,8 @@ def _print(found: list[Document]) -> None:
             for s in found
         ],
     )
+    for note in sorted({s["note"] for s in found if s["note"]}):
+        notify(note)
 
 
 def _when(schedule: Document) -> str:

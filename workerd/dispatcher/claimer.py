@@ -160,6 +160,7 @@ class Claimer:
         self.transactions += 1
         for link, _, _, batch in claimed:
             if batch.claims:
+                self._store.note_time(batch.claims[0].claimed_at, batch.claims[0].mono)
                 self.claimed += len(batch.claims)
                 self._settlement.on_claimed(claim.ref for claim in batch.claims)
                 unsendable = link.hand_over(batch.claims)

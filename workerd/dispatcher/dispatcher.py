@@ -34,7 +34,7 @@ from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
-from workerd.store.nodes import NodeRecord
+from workerd.store.nodes import NodeInfo, NodeRecord
 
 LONGEST_STORE_TIMEOUT_S = 5.0
 """The longest that one statement may keep the dispatcher from its loop."""
@@ -328,7 +328,9 @@ def _node_record(ctx: RoleContext) -> NodeRecord:
         pid=os.getppid(),
         boot_id=_boot_id(),
         version=__version__,
-        info=msgspec.json.encode({"schedules": sorted(schedules.wanted(ctx.config))}),
+        info=msgspec.json.encode(
+            NodeInfo(schedules=sorted(schedules.wanted(ctx.config)), lease_s=ctx.config.dispatcher.lease)
+        ),
     )
 
 

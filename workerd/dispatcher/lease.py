@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+import msgspec
+
+from workerd.clock import SECOND
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import TaskRunner
@@ -13,7 +16,7 @@ from workerd.log import get_logger
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import nodes
-from workerd.store.nodes import NodeRecord
+from workerd.store.nodes import ClockSetBack, NodeRecord
 
 GIVE_UP = 0.8
 """Part of the lease after which, unless renewed, nothing is started; the rest is for jobs in transit."""
@@ -59,6 +62,7 @@ class Lease:
         self._on_change = on_change
         self._renewed_at = time.monotonic() - (GIVE_UP - INHERITED) * lease_s
         self._timer: Timer | None = None
+        self._unpublished: bytes | None = None  # `info` that the node's row does not have yet
         self.registered = False
         self.ever_registered = False
         self.held = True
@@ -86,7 +90,7 @@ class Lease:
         try:
             if not was_available or not self.registered:
                 self._check_schema()
-            now = self._write_lease()
+            self._write_lease()
         except StoreAway as error:  # StoreBusy too: a store that cannot renew the lease is no use
             self.obstacle = None
             self._store.lost(error)
@@ -97,7 +101,6 @@ class Lease:
             availability.restored()
             self._note_obstacle(error)
             return OBSTACLE_PAUSE_S
-        self._store.set_clock(now, time.monotonic_ns())
         self._note_renewed()
         return None
 
@@ -127,19 +130,33 @@ class Lease:
             _log.info("store.created", store=store.shown)
         self._store.call(store.check_version)
 
-    def _write_lease(self) -> int:
-        """The store's time at which the lease was renewed."""
+    def _write_lease(self) -> None:
         asked_at = time.monotonic()
         now = None
         if self.registered:
-            now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s))
+            info, self._unpublished = self._unpublished, None
+            now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s, info))
         if now is None:  # not registered yet, or another node removed the row as that of a dead one
             now = self._store.run(
                 lambda tx: nodes.register(tx, self._node, self._lease_s, former=self._formers)
             )
         self._renewed_at = asked_at  # not when the answer came: the store counts from before that
         self._set_timer()
-        return now
+        self._note_clock(now, int(asked_at * 1e9))
+
+    def _note_clock(self, now: int, asked_ns: int) -> None:
+        """Leases and durations are unaffected: monotonic clocks decide them (law 8)."""
+        step_us = self._store.set_clock(now, asked_ns, time.monotonic_ns())
+        if not step_us:
+            return
+        _log.warning("store_clock.stepped", by_s=round(step_us / SECOND, 1))
+        if step_us < 0:
+            published = msgspec.structs.replace(
+                self._node.published, clock_set_back=ClockSetBack(now, round(-step_us / SECOND, 1))
+            )
+            self._unpublished = msgspec.json.encode(published)
+            self._node = msgspec.structs.replace(self._node, info=self._unpublished)
+            self._tasks.wake(self.renew)
 
     def _note_renewed(self) -> None:
         restored = self._store.availability.restored()

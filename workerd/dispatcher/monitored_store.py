@@ -13,6 +13,9 @@ from workerd.store.base import Store, Tx
 
 T = TypeVar("T")
 
+CLOCK_TOLERANCE_US = SECOND
+"""By which a clock that is not set may differ between two readings."""
+
 
 class MonitoredStore:
     """Runs transactions and records what law 8 needs to know of the answers.
@@ -26,7 +29,8 @@ class MonitoredStore:
         self._max_gap_s = max_gap_s
         self._answered_at: float | None = None
         self._gapless_since = 0.0
-        self._offset_us: int | None = None
+        self._offset_us: int | None = None  # store time minus monotonic time
+        self._latest_offset_us = 0  # the largest ever
         self._plain_text = False
 
     def run(self, transaction: Callable[[Tx], T]) -> T:
@@ -77,9 +81,22 @@ class MonitoredStore:
 
     # -- the store's clock
 
-    def set_clock(self, store_us: int, mono_ns: int) -> None:
-        """The store's clock showed `store_us` at monotonic `mono_ns`."""
-        self._offset_us = store_us - mono_ns // 1000
+    def set_clock(self, store_us: int, asked_ns: int, answered_ns: int) -> int:
+        """The store's clock showed `store_us` between these monotonic moments.
+
+        Returns by how much it was set since it was last read, microseconds, negative if back; 0 if it just
+        went on.
+        """
+        least, most = store_us - answered_ns // 1000, store_us - asked_ns // 1000
+        before, self._offset_us = self._offset_us, least
+        self.note_time(store_us, answered_ns)
+        if before is None or least - CLOCK_TOLERANCE_US <= before <= most + CLOCK_TOLERANCE_US:
+            return 0
+        return least - before if least > before else most - before
+
+    def note_time(self, store_us: int, mono_ns: int) -> None:
+        """The store's clock showed `store_us` by then, as a claim says."""
+        self._latest_offset_us = max(self._latest_offset_us, store_us - mono_ns // 1000)
 
     @property
     def knows_time(self) -> bool:
@@ -90,6 +107,10 @@ class MonitoredStore:
         """The store's time at a monotonic moment of this machine; its clock must have been read."""
         assert self._offset_us is not None
         return mono_ns // 1000 + self._offset_us
+
+    def latest_time_at(self, mono_ns: int) -> int:
+        """The latest time that the store can have shown at a monotonic moment, however its clock was set."""
+        return mono_ns // 1000 + self._latest_offset_us
 
     def now(self) -> int:
         """The store's time, without asking it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerd.schedule import Cron
+from workerd.schedule import SET_BACK_US, Cron
 
 
 class PickupWindow:
@@ -16,16 +16,18 @@ class PickupWindow:
     def __init__(self, expression: str) -> None:
         self._cron = Cron(expression) if expression else None
         self._open = self._cron is None
+        self._asked_at = 0
         self.opens_at: int | None = None
 
     def is_open(self, now: int) -> bool:
         """Whether work may be taken at `now`; a tick that has come opens the window."""
         if self._cron is not None:
-            if self.opens_at is None:
+            if self.opens_at is None or now < self._asked_at - SET_BACK_US:
                 self.opens_at = self._cron.next(now)
             elif self.opens_at <= now:
                 self._open = True
                 self.opens_at = self._cron.next(now)
+            self._asked_at = now
         return self._open
 
     def drained(self) -> None:

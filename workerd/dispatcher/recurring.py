@@ -14,8 +14,9 @@ from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.errors import NotFound
 from workerd.log import get_logger
-from workerd.schedule import Cron, Ticks
+from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
 from workerd.store import intervals, schedules
+from workerd.store.base import Tx
 from workerd.store.schedules import Fired
 
 SYNC_PERIOD_S = 5.0
@@ -110,7 +111,7 @@ class CronTicks:
             name: Ticks(Cron(s.cron, s.timezone), s.misfire, MISSED_AFTER_US)
             for name, s in self._schedules.items()
         }
-        self._due: deque[tuple[str, int]] = deque()
+        self._due: deque[tuple[str, int, int | None]] = deque()  # name, tick, and a `last_tick` that is void
         self.fired = 0
 
     def fire_due(self) -> float | None:
@@ -136,15 +137,21 @@ class CronTicks:
         except NotFound:
             return  # ScheduleSync writes it in a moment
         for name, row in rows.items():
-            moments = self._ticks[name].due(row.last_tick, now)
+            ticks = self._ticks[name]
+            void = row.last_tick if voided(ticks.cron, row.last_tick, now) else None
+            moments = ticks.due(row.last_tick, now)
             if row.paused_at is None:
-                self._due.extend((name, moment) for moment in moments)
+                self._due.extend((name, moment, void) for moment in moments)
 
-    def _fire(self, name: str, moment: int) -> None:
+    def _fire(self, name: str, moment: int, void: int | None) -> None:
         overlap, workflow = self._schedules[name].overlap, name in self._workflows
-        fired = self._store.run(
-            lambda tx: schedules.tick(tx, name, moment, overlap=overlap, workflow=workflow)
-        ).fired
+
+        def tick(tx: Tx) -> Fired:
+            if moment > tx.now + SET_BACK_US:
+                return Fired.TAKEN  # the store's clock was set back, and this node does not know it yet
+            return schedules.tick(tx, name, moment, overlap=overlap, workflow=workflow, void=void).fired
+
+        fired = self._store.run(tick)
         self._due.popleft()
         match fired:
             case Fired.FIRED:

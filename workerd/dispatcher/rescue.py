@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from workerd.clock import SECOND
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.tasks import TaskRunner, jittered
 from workerd.job import AttemptRef, ClaimedAttempt
@@ -15,6 +16,9 @@ from workerd.store import claims, nodes
 from workerd.store.base import Tx
 from workerd.store.nodes import NodeRecord
 
+LONGEST_LEASE_S = 3600.0
+"""What another node may claim its lease to be: an INSERT-only user can write such a row too."""
+SET_BACK_US = SECOND
 MAX_ROWS = 500
 """Claims of one slice."""
 NODE_DIED = "the node {name} died while it was waiting there or running"
@@ -25,8 +29,10 @@ _log = get_logger("dispatcher")
 class Rescue:
     """Sends outcomes for the claims of dead nodes, one slice at a time, each after the last is committed.
 
-    A node is dead when its lease is over, as seen by a node for which the store has answered without a gap
-    for a whole lease (law 8); or when it is one of `formers`, incarnations that held this node's lock.
+    A node is dead when its lease is over and its row has not changed for a whole lease, its own if that is
+    longer than ours, as seen by a node for which the store has answered without a gap for as long (law 8):
+    however the store's clock was set, a living node has renewed its lease meanwhile. Or it is dead because it
+    is one of `formers`, incarnations that held this node's lock.
     """
 
     def __init__(
@@ -47,6 +53,8 @@ class Rescue:
         self._spool_is_replayed = False
         self._writing = False
         self._sent: set[AttemptRef] = set()
+        self._leases: dict[bytes, tuple[int, float]] = {}  # `lease_until`, and since when it is that
+        self._check_in_s: float | None = None  # when the next node may be found dead
         self._rowless: dict[bytes, float] = {}  # incarnations without a row, and when they were first seen
         self._deferred: dict[bytes, float] = {}  # incarnations, and when to look at them again
         self.rescued = 0
@@ -63,7 +71,7 @@ class Rescue:
             return None
         dead, rows = self._store.read(self._find_dead)
         if dead is None:
-            return None
+            return self._check_in_s
         if rows:
             return self._send_lost(dead, rows)
         if self._store.run(lambda tx: claims.adopt(tx, dead.id)):
@@ -75,7 +83,10 @@ class Rescue:
 
     def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[ClaimedAttempt]]:
         """A dead node and the first of its claims."""
-        for node in nodes.list_(tx):
+        records = nodes.list_(tx)
+        self._observe(records)
+        self._check_in_s = None
+        for node in records:
             if self._is_due(node.id) and self._is_dead(node, tx.now):
                 return node, claims.held(tx, node.id, MAX_ROWS)
         for node_id in nodes.strays(tx):
@@ -96,7 +107,26 @@ class Rescue:
     def _is_dead(self, node: NodeRecord, now: int) -> bool:
         if node.id in self._formers:
             return self._spool_is_replayed
-        return node.lease_until < now and self._store.answered_for_s >= self._lease_s
+        its_lease_s = min(node.published.lease_s, LONGEST_LEASE_S)  # 0: unknown
+        lease_s = max(self._lease_s, its_lease_s)
+        # Further ahead than any renewal puts it: the clock was set back after the last one.
+        latest_us = now + int(its_lease_s * SECOND) + SET_BACK_US
+        was_set_back = its_lease_s > 0 and node.lease_until > latest_us
+        if not (node.lease_until < now or was_set_back):
+            return False
+        unchanged_for_s = time.monotonic() - self._leases[node.id][1]
+        if unchanged_for_s < lease_s:
+            self._check_in_s = min(self._check_in_s or lease_s, lease_s - unchanged_for_s)
+            return False
+        return self._store.answered_for_s >= lease_s
+
+    def _observe(self, records: list[NodeRecord]) -> None:
+        now = time.monotonic()
+        before = self._leases
+        self._leases = {}
+        for node in records:
+            until, since = before.get(node.id, (node.lease_until, now))
+            self._leases[node.id] = node.lease_until, since if until == node.lease_until else now
 
     def _is_dead_rowless(self, node_id: bytes) -> bool:
         """A living node that lost its row has it back within a lease."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from enum import StrEnum
 
@@ -103,7 +104,8 @@ class Settlement:
         """Read the store's claims of this incarnation, and send an outcome for each without an owner."""
         if self.phase is not SettlementPhase.READING:
             return
-        rows = self._store.read(lambda tx: claims.held(tx, self._incarnation))
+        rows, now = self._store.read(lambda tx: (claims.held(tx, self._incarnation), tx.now))
+        self._store.note_time(now, time.monotonic_ns())
         orphaned = [row for row in rows if row.ref not in self._held and row.ref not in self._claimed]
         if orphaned:
             outcomes = [self._outcome_of(row) for row in orphaned]
@@ -120,7 +122,7 @@ class Settlement:
         return released(row)
 
     def _may_have_held(self, pool: DeadPool, row: ClaimedAttempt) -> bool:
-        died_at = self._store.time_at(pool.died_ns)
+        died_at = self._store.latest_time_at(pool.died_ns)
         return row.handler in pool.handlers and died_at + DEATH_SLACK_US >= row.claimed_at
 
     # -- pools

@@ -5,21 +5,26 @@ from __future__ import annotations
 from itertools import islice
 
 from workerd import documents
-from workerd.clock import SECOND
+from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.errors import InvalidValue, NotFound
 from workerd.operations.actor import Actor
-from workerd.schedule import Cron
-from workerd.store import schedules
+from workerd.schedule import Cron, voided
+from workerd.store import nodes, schedules
 from workerd.store.base import Tx
 from workerd.store.schedules import ScheduleRow
+from workerd.text import seconds_text
+
+NOTE_FOR_US = 3600 * SECOND
+"""For which a schedule's note tells of a clock that was set back."""
 
 
 def list_(tx: Tx, config: Config) -> list[Document]:
     """Stored schedules, and configured ones that have not started yet, by name."""
     rows = _rows(tx, config)
-    return [_document(rows[name], tx.now) for name in sorted(rows)]
+    note = _clock_note(tx)
+    return [_document(rows[name], tx.now, note) for name in sorted(rows)]
 
 
 def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document, list[str]]:
@@ -29,7 +34,7 @@ def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document
         known = ", ".join(sorted(rows)) or "none"
         raise NotFound(f'Schedule "{name}" not found; known are: {known}.')
     upcoming = [documents.moment(us) or "" for us in _upcoming(rows[name], tx.now, times)]
-    return _document(rows[name], tx.now), upcoming
+    return _document(rows[name], tx.now, _clock_note(tx)), upcoming
 
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
@@ -84,10 +89,25 @@ def _upcoming(row: ScheduleRow, now: int, count: int) -> list[int]:
         # When the run after the next one starts depends on how long the next one takes.
         return [row.next_at] if row.next_at is not None else []
     try:
-        return list(islice(Cron(row.expression, row.timezone).after(now), count))
+        cron = Cron(row.expression, row.timezone)
     except InvalidValue:
         return []  # written by hand; no node fires it
+    done_until = now if voided(cron, row.last_tick, now) else max(now, row.last_tick or 0)
+    return list(islice(cron.after(done_until), count))
 
 
-def _document(row: ScheduleRow, now: int) -> Document:
-    return documents.schedule(row, next(iter(_upcoming(row, now, 1)), None))
+def _clock_note(tx: Tx) -> str | None:
+    """That the store's clock was set back not long ago, as a node saw it."""
+    steps = [node.published.clock_set_back for node in nodes.list_(tx)]
+    recent = [step for step in steps if step is not None and abs(tx.now - step.at) < NOTE_FOR_US]
+    if not recent:
+        return None
+    last = max(recent, key=lambda step: step.at)
+    return (
+        f"The store's clock was set back by {seconds_text(last.by_s)} at {to_rfc3339(last.at)[:19]}Z; "
+        f"crons and coolers go on from there."
+    )
+
+
+def _document(row: ScheduleRow, now: int, note: str | None = None) -> Document:
+    return documents.schedule(row, next(iter(_upcoming(row, now, 1)), None), note)

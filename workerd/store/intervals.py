@@ -21,6 +21,10 @@ from workerd.store.outcomes import ClosedBatch
 # alone prevents a second run; after a crash at any point the row tells how to continue.
 
 
+SET_BACK_US = SECOND
+"""By so much a row's `created_at` must lie ahead to show that the store's clock was set back."""
+
+
 class LiveRun(NamedTuple):
     """The live row: the run that waits or is in progress."""
 
@@ -28,18 +32,20 @@ class LiveRun(NamedTuple):
     attempt: int
     status: Status
     run_at: int
+    created_at: int
 
 
 def live_run(tx: Tx, name: str) -> LiveRun | None:
     """The live row of a recurring handler or workflow, None without one."""
     index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     row = tx.one(
-        f"SELECT id, attempt, status, run_at FROM workerd_jobs {index} WHERE {where}",
+        f"SELECT id, attempt, status, run_at, created_at FROM workerd_jobs {index} WHERE {where}",
         (name, COOLER_KEY),
     )
     if row is None:
         return None
-    return LiveRun(row[0], row[1], Status(columns.text(row[2])), columns.time_or_zero(row[3]))
+    status = Status(columns.text(row[2]))
+    return LiveRun(row[0], row[1], status, columns.time_or_zero(row[3]), columns.time_or_zero(row[4]))
 
 
 def insert_run(tx: Tx, name: str, job_id: bytes, *, run_at: int, running: bool = False) -> bool:
@@ -60,13 +66,38 @@ def insert_run(tx: Tx, name: str, job_id: bytes, *, run_at: int, running: bool =
 def ensure_next(tx: Tx, name: str, pause: float) -> bool:
     """Insert the next run if there is no live row; returns whether this call did.
 
-    It is due `pause` seconds after the end of the last run, at once without one.
+    It is due `pause` seconds after the end of the last run, at once without one. If the store's clock was
+    set back since the waiting run was scheduled, that becomes due earlier by as much.
     """
-    if live_run(tx, name) is not None or not active(tx, [name]):
+    run = live_run(tx, name)
+    if run is not None:
+        follow_clock(tx, run)
+        return False
+    if not active(tx, [name]):
         return False
     last = last_run(tx, name)
-    due = tx.now if last is None else max(tx.now, last.end + int(pause * SECOND))
+    pause_us = int(pause * SECOND)
+    due = tx.now if last is None else max(tx.now, min(last.end, tx.now) + pause_us)
     return insert_run(tx, name, new_id(), run_at=due)
+
+
+def follow_clock(tx: Tx, run: LiveRun) -> bool:
+    """Keep the pause before a waiting run, from now on, if its row was written in what is now the future.
+
+    Only a clock that was set back explains such a row. Returns whether it was one.
+    """
+    if run.status is not Status.SCHEDULED or run.created_at <= tx.now + SET_BACK_US:
+        return False
+    return bool(
+        tx.execute(
+            "UPDATE workerd_jobs SET run_at = %s, created_at = %s"
+            " WHERE id = %s AND attempt = %s AND status = 'scheduled' AND created_at = %s",
+            (
+                columns.at(tx.now + max(0, run.run_at - run.created_at)), columns.at(tx.now),
+                run.id, run.attempt, columns.at(run.created_at),
+            ),
+        )
+    )  # fmt: skip
 
 
 def active(tx: Tx, names: Iterable[str]) -> set[str]:

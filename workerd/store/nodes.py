@@ -15,6 +15,29 @@ from workerd.store.base import Row, Tx
 from workerd.store.claims import NO_NODE
 
 
+class ClockSetBack(msgspec.Struct, frozen=True):
+    """The store's clock was set back, as a node saw it: when, microseconds of the new time, and how far."""
+
+    at: int
+    by_s: float
+
+
+class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What a node publishes of itself; None: an older node, which does not publish it.
+
+    schedules
+        Those of its configuration.
+    lease_s
+        The length of its lease.
+    clock_set_back
+        The last time that it saw this happen.
+    """
+
+    schedules: list[str] | None = None
+    lease_s: float = 0.0
+    clock_set_back: ClockSetBack | None = None
+
+
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """An incarnation of a node. `info`: JSON that it publishes; times are store times, microseconds."""
 
@@ -27,6 +50,14 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     started_at: int = 0
     lease_until: int = 0
     info: bytes | None = None
+
+    @property
+    def published(self) -> NodeInfo:
+        """Its `info`; without content if that cannot be read."""
+        try:
+            return msgspec.json.decode(self.info or b"{}", type=NodeInfo)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return NodeInfo()
 
 
 _COLUMNS = "id, name, host, pid, boot_id, version, started_at, lease_until, info"

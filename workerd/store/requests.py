@@ -234,6 +234,8 @@ def start_recurring(tx: Tx, workflow: WorkflowConfig) -> PickedUp:
     if run is None:
         intervals.ensure_next(tx, workflow.name, pause)
         return PickedUp(0, set())
+    if intervals.follow_clock(tx, run):
+        return PickedUp(0, set())
     due = run.status is Status.NEW or run.run_at <= tx.now
     if not due or not intervals.active(tx, [workflow.name]) or not intervals.start_run(tx, run):
         return PickedUp(0, set())

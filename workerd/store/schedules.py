@@ -18,7 +18,7 @@ from workerd.config.model import ScheduleConfig as Wanted
 from workerd.errors import Conflict, NotFound
 from workerd.job import ENDED, Status, new_id
 from workerd.job_spec import NewJob
-from workerd.store import columns, intervals, jobs, requests
+from workerd.store import columns, intervals, jobs, nodes, requests
 from workerd.store.base import Row, Tx
 from workerd.store.columns import marks
 
@@ -146,23 +146,21 @@ def described(schedule: Wanted) -> tuple[Kind, str, str]:
 
 
 def orphans(tx: Tx, own: Iterable[str]) -> list[str]:
-    """Schedules that no live node has in its configuration.
+    """Schedules that no node has in its configuration.
 
     Nodes publish theirs in `schedules` of their `info`; while one has not, no schedule counts as an orphan.
+    A node counts until it was found dead and its row removed: its lease alone may look over when the store's
+    clock was set.
     """
     had = {columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_schedules")} - set(own)
     if not had:
         return []
-    for (info,) in tx.query("SELECT info FROM workerd_nodes WHERE lease_until > %s", (columns.at(tx.now),)):
-        try:
-            had -= set(msgspec.json.decode(info or b"{}", type=_Info).schedules)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+    for node in nodes.list_(tx):
+        published = node.published.schedules
+        if published is None:
             return []
+        had -= set(published)
     return sorted(had)
-
-
-class _Info(msgspec.Struct):
-    schedules: list[str]
 
 
 def retire(tx: Tx, names: Iterable[str]) -> int:
@@ -179,21 +177,32 @@ def retire(tx: Tx, names: Iterable[str]) -> int:
 # -- ticks -------------------------------------------------------------------------------------
 
 
-def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow: bool = False) -> Tick:
-    """Fire one tick, once in the cluster: insert its job, or its request if it is a workflow's."""
+def tick(
+    tx: Tx,
+    name: str,
+    moment: int,
+    *,
+    overlap: Overlap = "allow",
+    workflow: bool = False,
+    void: int | None = None,
+) -> Tick:
+    """Fire one tick, once in the cluster: insert its job, or its request if it is a workflow's.
+
+    `void`: a `last_tick` that does not count, since the store's clock was set back after it.
+    """
     row = tx.one(f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name = %s", (name,))
     if row is None:
         return Tick(Fired.GONE)
     schedule = _schedule(row)
     if schedule.paused_at is not None:
         return Tick(Fired.PAUSED)
-    if schedule.last_tick is not None and schedule.last_tick >= moment:
+    if schedule.last_tick is not None and schedule.last_tick >= moment and schedule.last_tick != void:
         return Tick(Fired.TAKEN)
     busy = overlap != "allow" and schedule.last_job is not None and not _over(tx, schedule.last_job)
     if busy and overlap == "queue":
         return Tick(Fired.HELD)
     made = None if busy else new_id()
-    if not _moved(tx, schedule, moment, made or schedule.last_job):
+    if not _moved(tx, schedule, moment, made or schedule.last_job, void):
         return Tick(Fired.TAKEN)
     if made is None:
         return Tick(Fired.SKIPPED)
@@ -204,14 +213,22 @@ def tick(tx: Tx, name: str, moment: int, *, overlap: Overlap = "allow", workflow
     return Tick(Fired.FIRED, made)
 
 
-def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None) -> bool:
+def _moved(tx: Tx, schedule: ScheduleRow, moment: int, job: bytes | None, void: int | None) -> bool:
     """Advance `last_tick`, only if `last_job`, by which the overlap was decided, is unchanged."""
     same = tx.dialect.null_safe_equal
     return bool(
         tx.execute(
             "UPDATE workerd_schedules SET last_tick = %s, last_job = %s WHERE name = %s"
-            f" AND (last_tick IS NULL OR last_tick < %s) AND last_job {same} %s AND paused_at IS NULL",
-            (columns.at(moment), job, schedule.name, columns.at(moment), schedule.last_job),
+            f" AND (last_tick IS NULL OR last_tick < %s OR last_tick = %s) AND last_job {same} %s"
+            " AND paused_at IS NULL",
+            (
+                columns.at(moment),
+                job,
+                schedule.name,
+                columns.at(moment),
+                None if void is None else columns.at(void),
+                schedule.last_job,
+            ),
         )
     )
 
