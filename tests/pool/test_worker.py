@@ -17,6 +17,7 @@ from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
 from workerd.messages import LogRecord
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL
+from workerd.runtime.child import children_of
 from workerd.runtime.log_frames import FrameReader
 
 HANDLERS = "tests.pool.handlers.worker_handlers"
@@ -352,22 +353,46 @@ def test_children_of_a_handler_can_be_terminated(started: Any, how: str) -> None
 
 
 def test_an_orphaned_child_does_not_keep_the_channel_open(started: Any) -> None:
-    """The pool reads end of file though the child lives on."""
-    worker = started("leaves_a_child", "dies")
-    child = int(worker.run("leaves_a_child").payload)
-    worker.assign("dies", {"how": "exit"})
+    """The pool reads end of file though the child of a worker that died lives on."""
+    worker = started("leaves_a_child_and_dies")
+    worker.assign("leaves_a_child_and_dies")
     assert worker.receive() is None
     assert worker.status() == 3
-    os.kill(child, signal.SIGKILL)
 
 
-def test_a_daemonized_process_becomes_the_workers_child(started: Any) -> None:
-    """So that it is killed with its worker."""
-    worker = started("daemonizes")
-    pid = int(worker.run("daemonizes").payload)
-    status = Path(f"/proc/{pid}/status").read_text()
-    assert f"PPid:\t{worker.child.pid}\n" in status
-    os.kill(pid, signal.SIGKILL)
+# -- processes that a run started
+
+
+@pytest.mark.parametrize("name", ["leaves_a_child", "daemonizes"])
+def test_a_process_that_a_run_left_ends_with_it(started: Any, name: str) -> None:
+    """Detached or not, and it is reaped."""
+    worker = started(name, "nothing")
+    pid = int(worker.run(name).payload)
+    assert not os.path.exists(f"/proc/{pid}")
+    assert worker.run("nothing").kind == "returned"
+
+
+def test_children_of_a_run_that_failed_end_with_it(started: Any) -> None:
+    """Before the result is sent, so that they take no place of the next attempt."""
+    worker = started("leaves_many_and_fails")
+    pids = worker.run("leaves_many_and_fails", {"count": 50}).error.removeprefix("ValueError: ").split()
+    assert len(pids) == 50
+    assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
+def test_what_init_started_lives_on_and_is_reaped_when_it_is_dead(started: Any) -> None:
+    """Also while the worker is idle."""
+    worker = started("nothing", "helper_lives", init="start_helper")
+    eventually(lambda: len(children_of(worker.child.pid)) == 1)
+    assert worker.run("helper_lives").payload == b"true"
+
+
+def test_a_run_can_wait_for_a_process_of_an_earlier_run(started: Any) -> None:
+    """Its status was kept for it when it was reaped."""
+    worker = started("starts_what_fails", "waits_for_what_failed")
+    worker.run("starts_what_fails")
+    assert children_of(worker.child.pid) == []
+    assert worker.run("waits_for_what_failed").payload == b"3"
 
 
 # -- resource usage

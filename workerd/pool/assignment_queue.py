@@ -12,7 +12,11 @@ from workerd.messages import Assignment
 MAX_MESSAGE_BYTES = 32 * 1024
 """Also the size of a worker's read; a longer assignment is sent over the channel."""
 
+IDLE_INTERVAL_S = 1
+"""A worker's read returns after that long without a message (EAGAIN): the time to reap zombies."""
+
 _SERIAL = struct.Struct("!Q")
+_TIMEVAL = struct.Struct("@ll")
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 _encoder = msgspec.msgpack.Encoder()
 
@@ -26,6 +30,7 @@ class AssignmentQueue:
 
     def __init__(self) -> None:
         self._writing, self._reading = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._reading.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(IDLE_INTERVAL_S, 0))
 
     def fileno(self) -> int:
         """The reading end, for the worker."""

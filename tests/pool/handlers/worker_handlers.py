@@ -352,6 +352,40 @@ def daemonizes() -> int:
     return int(os.read(reading, 20))
 
 
+def leaves_a_child_and_dies() -> None:
+    leaves_a_child()
+    os._exit(3)
+
+
+def leaves_many_and_fails(count: int) -> None:
+    """Leave children in the background, and say which in the error."""
+    children = [subprocess.Popen(["sleep", "600"]).pid for _ in range(count)]
+    raise ValueError(" ".join(map(str, children)))
+
+
+helpers: list[subprocess.Popen[bytes]] = []
+
+
+def start_helper() -> None:
+    """For `init`: a process for all jobs, and one that is detached and ends while the worker is idle."""
+    helpers.append(subprocess.Popen(["sh", "-c", "(sleep 0.3 &); sleep 600"], stdout=subprocess.PIPE))
+
+
+def helper_lives() -> bool:
+    return helpers[0].poll() is None
+
+
+def starts_what_fails() -> None:
+    """Start a process that ends with status 3, and do not wait for it."""
+    helpers.append(subprocess.Popen(["sh", "-c", "exit 3"]))
+    while "\nState:\tZ" not in Path(f"/proc/{helpers[-1].pid}/status").read_text():
+        time.sleep(0.001)
+
+
+def waits_for_what_failed() -> int:
+    return helpers[-1].wait()
+
+
 def uses(kib: int, burn: float, child: bool) -> None:
     data = bytearray(kib * 1024)
     for place in range(0, len(data), 4096):
