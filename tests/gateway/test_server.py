@@ -161,6 +161,40 @@ def test_half_sent_requests(api: Api) -> None:
                 assert httpx.get(f"http://{api.address}{path}").status_code == 200, path
 
 
+def test_unknown_query_parameters(api: Api) -> None:
+    """They are refused with the known ones named: a misspelt filter must not match everything."""
+    for path, known in (
+        ("/jobs?state=new", "handler, status, since, limit, after"),
+        ("/requests?handler=x", "workflow, status"),
+        ("/handlers?limit=1", "none"), ("/nodes?x", "none"), ("/schedules?paused=1", "none"),
+        ("/jobs/01900000-0000-7000-8000-000000000000?wiat=1", "wait"), ("/events?page=/", "view"),
+        ("/metrics?x=1", "none"), ("/schema?x=1", "none"), ("/login?x=1", "none"),
+    ):  # fmt: skip
+        answer = api.get(path)
+        assert answer.status_code == 422, path
+        assert known in answer.json()["detail"], path
+        assert repr(path.partition("?")[2].partition("=")[0]) in answer.json()["detail"]
+    assert api.post("/jobs?delay=10", {"handler": "noop"}).status_code == 422
+    for page in ("/ui/jobs?state=new", "/?x=1", "/ui/requests/01900000-0000-7000-8000-000000000000?x=1"):
+        answer = api.get(page)
+        assert answer.status_code == 422, page
+        assert "Unknown query parameter" in answer.text
+    for path in (
+        "/heartbeat?x=1",
+        "/ready?x=1",
+        "/ui/static/workerd.js?v=1",
+        "/ui/jobs?status=&since=",
+    ):
+        assert api.get(path).status_code == 200, path
+
+
+def test_the_address_of_the_dashboard(api: Api) -> None:
+    """/ui leads to the overview."""
+    for path in ("/ui", "/ui/"):
+        answer = api.get(path)
+        assert (answer.status_code, answer.headers["location"]) == (303, "/")
+
+
 def test_invalid_http(api: Api) -> None:
     """Bytes that are not HTTP get a 400, and the connection is closed."""
     for data in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET /\r\n\r\n", b"GET / HTTP/1.1\r\nHost\r\n\r\n"):

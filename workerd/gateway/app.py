@@ -12,11 +12,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
 from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
-from workerd.gateway.auth import Guard
+from workerd.gateway.auth import PROBE_PATHS, Guard
 from workerd.gateway.connections import Connections
 from workerd.gateway.dashboard import routes as dashboard
 from workerd.gateway.dashboard.pages import problem_page
 from workerd.gateway.hosts import HostRules
+from workerd.gateway.params import check_query
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
 
@@ -30,6 +31,29 @@ ROUTES: list[Route] = [
     *openapi.ROUTES,
     *dashboard.ROUTES,
 ]
+
+
+_UNCHECKED = frozenset({*PROBE_PATHS, "/ui", "/ui/", "/ui/{rest:path}", "/ui/static/{name}", "/"})
+"""Probes are answered whatever they add; pages check their own parameters."""
+
+
+def _checking_query(route: Route) -> Route:
+    """The route, refusing query parameters that the OpenAPI document does not name."""
+    known = {
+        op.method.upper(): tuple(parameter["name"] for parameter in op.query)
+        for op in openapi.OPERATIONS
+        if op.path == route.path
+    }
+    if route.path in _UNCHECKED or route.endpoint is only_post:
+        return route
+
+    async def endpoint(request: Request) -> Response:
+        method = "GET" if request.method == "HEAD" else request.method
+        check_query(request.query_params, known[method])
+        answer: Response = await route.endpoint(request)
+        return answer
+
+    return Route(route.path, endpoint, methods=sorted(route.methods or ()))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -73,7 +97,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 def application(gateway: GatewayState, config: Config, connections: Connections) -> ASGIApp:
     """The application behind its guard."""
     app = Starlette(
-        routes=ROUTES,
+        routes=[_checking_query(route) for route in ROUTES],
         exception_handlers={
             HTTPException: _http_exception,
             HTTPProblem: error_response,

@@ -213,7 +213,8 @@ OPERATIONS = (
     Operation("get", "/login", "Login form", {200: HTML}, open=True, store=False),
     Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
               params.EmptyBody, open=True, store=False),
-    Operation("get", "/", "Dashboard: overview", _PAGE, open=True, store=False),
+    Operation("get", "/", "Dashboard: overview", {**_PAGE, 422: HTML}, open=True, store=False),
+    Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True, store=False),
     *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False)
       for path, summary in PAGES),
     Operation("get", "/ui/static/{name}", "Static file of the dashboard",
@@ -306,7 +307,7 @@ def _path_parameter(name: str) -> dict[str, Any]:
 
 def _responses(op: Operation, locked: bool) -> dict[int, dict[str, Any]]:
     responses = {status: _response(status, kind, op) for status, kind in op.answers.items()}
-    errors = {*op.errors, 403, 500}
+    errors = {*op.errors, 403, 422, 500}
     if op.body is not None:
         errors.update(_BODY_ERRORS)
     if op.store or op.body is not None:

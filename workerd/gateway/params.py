@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Iterable
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
@@ -117,6 +118,16 @@ async def body(request: Request, kind: type[T]) -> T:
 def _without_dollar(text: str) -> str:
     # msgspec names the place as `$.jobs[3].handler`.
     return re.sub(r" - at `\$\.?(.*?)`$", r" at `\1`", text)
+
+
+def check_query(given: Iterable[str], known: Collection[str]) -> None:
+    """Raises HTTPProblem 422 for query parameters that are not `known`, lest a misspelt filter is ignored."""
+    unknown = sorted(set(given).difference(known))
+    if unknown:
+        names = ", ".join(repr(name[:60]) for name in unknown[:5])
+        raise HTTPProblem(
+            422, f"Unknown query parameter {names}; this path takes {', '.join(known) or 'none'}."
+        )
 
 
 def job_id(request: Request) -> bytes:

@@ -42,6 +42,8 @@ from workerd.operations.access import Tx
 from workerd.operations.jobs import JobDetails, JobPage
 from workerd.text import exit_text, size_text
 
+FILTERS = ("handler", "status", "since")
+"""Query parameters of the list."""
 PREVIEW_BYTES = 8_000
 """How much of a payload a page shows."""
 HEX_PREVIEW_BYTES = 256
@@ -70,7 +72,7 @@ async def jobs(query: PageQuery) -> View:
     headers = ("Job", "Handler", "State", "Attempt", "Due", "Ended", "Run time", "Error")
     listing = join(
         table("Jobs, newest first", headers, rows, "No job matches these filters."),
-        pager("/ui/jobs", query.filters("handler", "status", "since"), page.next, first=query.after is None),
+        pager("/ui/jobs", query.filters(*FILTERS), page.next, first=query.after is None),
     )
     return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filter_form(query, names)), {"list": listing})
 
@@ -100,7 +102,7 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
             el("input", type="datetime-local", name="since", value=query.get("since").rstrip("Zz")[:16]),
         ),
         el("button", "Apply", class_="main"),
-        el("a", "Reset", href="/ui/jobs") if query.filters("handler", "status", "since") else None,
+        el("a", "Reset", href="/ui/jobs") if query.filters(*FILTERS) else None,
         action="/ui/jobs",
         class_="filters",
         role="search",

@@ -39,6 +39,8 @@ from workerd.operations import requests as operations
 from workerd.operations.requests import RequestDetails
 from workerd.workflow import REQUEST_ENDED, RequestStatus
 
+FILTERS = ("workflow", "status")
+"""Query parameters of the list."""
 MAX_JOBS_SHOWN = 500
 """Jobs of a request that its page lists."""
 
@@ -57,7 +59,7 @@ async def requests(query: PageQuery) -> View:
     headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
     listing = join(
         table("Requests, newest first", headers, rows, "No request matches these filters."),
-        pager("/ui/requests", query.filters("workflow", "status"), page.next, first=query.after is None),
+        pager("/ui/requests", query.filters(*FILTERS), page.next, first=query.after is None),
     )
     head = join(el("h1", "Requests"), _filter_form(query))
     return View("Requests", "/ui/requests", head, {"list": listing})
@@ -76,7 +78,7 @@ def _filter_form(query: PageQuery) -> Markup:
             query.get("status"),
         ),
         el("button", "Apply", class_="main"),
-        el("a", "Reset", href="/ui/requests") if query.filters("workflow", "status") else None,
+        el("a", "Reset", href="/ui/requests") if query.filters(*FILTERS) else None,
         action="/ui/requests",
         class_="filters",
         role="search",

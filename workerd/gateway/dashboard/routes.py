@@ -13,27 +13,34 @@ from starlette.routing import Route
 from workerd.gateway.auth import LOGIN_REQUIRED
 from workerd.gateway.dashboard import handlers, jobs, overview, requests
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
+from workerd.gateway.params import check_query
 from workerd.gateway.problems import HTTPProblem, problem_of
 from workerd.gateway.sessions import Cookie
 from workerd.gateway.state import GatewayState, gateway_of
 
-VIEWS: tuple[tuple[re.Pattern[str], Callable[[PageQuery], Awaitable[View]]], ...] = (
-    (re.compile(r"/"), overview.overview),
-    (re.compile(r"/ui/jobs"), jobs.jobs),
-    (re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job),
-    (re.compile(r"/ui/requests"), requests.requests),
-    (re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request),
-    (re.compile(r"/ui/handlers"), handlers.handlers),
-    (re.compile(r"/ui/schedules"), handlers.schedules),
+VIEWS: tuple[tuple[re.Pattern[str], Callable[[PageQuery], Awaitable[View]], tuple[str, ...]], ...] = (
+    (re.compile(r"/"), overview.overview, ()),
+    (re.compile(r"/ui/jobs"), jobs.jobs, (*jobs.FILTERS, "after")),
+    (re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job, ()),
+    (re.compile(r"/ui/requests"), requests.requests, (*requests.FILTERS, "after")),
+    (re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request, ()),
+    (re.compile(r"/ui/handlers"), handlers.handlers, ()),
+    (re.compile(r"/ui/schedules"), handlers.schedules, ()),
 )
+"""Pages: their paths, what renders them, and their query parameters."""
 
 
 async def view_of(gateway: GatewayState, path: str, query: str) -> View:
-    """The view of a path. Raises HTTPProblem 404 for an unknown path, and what the view raises."""
-    for pattern, view in VIEWS:
+    """The view of a path.
+
+    Raises HTTPProblem 404 for an unknown path, 422 for an unknown parameter, and what the view raises.
+    """
+    for pattern, view, known in VIEWS:
         match = pattern.fullmatch(path)
         if match is not None:
-            return await view(PageQuery(gateway, QueryParams(query), match.groupdict().get("item_id", "")))
+            given = QueryParams(query)
+            check_query(given, known)
+            return await view(PageQuery(gateway, given, match.groupdict().get("item_id", "")))
     raise HTTPProblem(404, "Page not found.")
 
 
@@ -52,6 +59,11 @@ async def page(request: Request) -> Response:
     return page_response(view, gateway.node_name, live=live, logged_in=logged_in)
 
 
+async def start(request: Request) -> Response:
+    """The dashboard's address without a page leads to its first one."""
+    return RedirectResponse("/", 303, {"Cache-Control": "no-store"})
+
+
 async def static(request: Request) -> Response:
     """A static file."""
     asset = ASSETS.get(request.path_params["name"])
@@ -66,6 +78,8 @@ async def static(request: Request) -> Response:
 
 ROUTES = [
     Route("/", page, methods=["GET"]),
+    Route("/ui", start, methods=["GET"]),
+    Route("/ui/", start, methods=["GET"]),
     Route("/ui/static/{name}", static, methods=["GET"]),
     Route("/ui/{rest:path}", page, methods=["GET"]),
 ]
