@@ -6,6 +6,7 @@ EVENTS: dict[str, str] = {
     # -- any role or pool
     "output": "A line that a handler printed, with the job and attempt it belongs to.",
     "peer.dropped": "A connection was closed because the other end broke the protocol; it connects again.",
+    "peer.refused": "A process said it was another one: nothing of it is taken, its connection is closed.",
     "store.available": "The store answers again after it was unavailable.",
     "store.unencrypted": "The server cannot encrypt, which ssl=preferred allows: data is sent in the clear.",
     "store.unavailable": "The store does not answer; work goes on by itself when it is back.",

@@ -36,12 +36,14 @@ class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=Fa
 class LivePool(msgspec.Struct, frozen=True, array_like=True):
     """A pool's process that lives. `life`: a number that no other process of this node had or will have.
 
-    `generation` tells processes of one pool apart that run side by side.
+    `generation` tells processes of one pool apart that run side by side. `pid`: only this process may say
+    that it is this life.
     """
 
     name: str
     generation: int
     life: int
+    pid: int
 
 
 class DeadPool(msgspec.Struct, frozen=True, array_like=True):
@@ -50,20 +52,40 @@ class DeadPool(msgspec.Struct, frozen=True, array_like=True):
     name: str
     generation: int
     life: int
+    pid: int
     handlers: tuple[str, ...]
     died_ns: int
 
 
+class RoleLife(msgspec.Struct, frozen=True, array_like=True):
+    """A process of a role: one that lives, or one of the last that died."""
+
+    name: str
+    life: int
+    pid: int
+
+
 class Roster(Message, frozen=True, tag="roster"):
-    """Which pools live, and which died since the incarnation began: the newest 100 deaths of each."""
+    """Which pools live, and which died since the incarnation began: the newest 100 deaths of each.
+
+    `roles`: those that connect to other roles.
+    """
 
     pools: tuple[LivePool, ...]
     dead: tuple[DeadPool, ...]
+    roles: tuple[RoleLife, ...] = ()
 
     @property
     def lives(self) -> frozenset[int]:
         """Of the pools that live."""
         return frozenset(pool.life for pool in self.pools)
+
+    @property
+    def pids(self) -> dict[int, int]:
+        """The process of each life."""
+        pids = {role.life: role.pid for role in self.roles}
+        pids |= {pool.life: pool.pid for pool in self.dead}
+        return pids | {pool.life: pool.pid for pool in self.pools}
 
 
 class Drain(Message, frozen=True, tag="drain"):
@@ -199,10 +221,13 @@ class Seen(Message, frozen=True, tag="seen"):
 
 
 class Barrier(Message, frozen=True, tag="barrier"):
-    """Read the sockets of these dead lives to their end, commit everything, then send BarrierDone."""
+    """Read the sockets of dead lives to their end, commit everything, then send BarrierDone.
+
+    `lives`: dead life -> its process, for the receiver's Roster may not name its death yet.
+    """
 
     token: int
-    lives: tuple[int, ...]
+    lives: dict[int, int]
 
 
 class Ack(Message, frozen=True, tag="ack"):

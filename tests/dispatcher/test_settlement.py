@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs, job_state
+from tests.support.dispatching import FakePool, MakeHarness, insert_jobs, job_state
 from tests.support.eventually import eventually
 from workerd.dispatcher.pool_links import PoolLink
 from workerd.errors import StoreAway
@@ -217,21 +217,15 @@ def test_outcomes_are_sent_again_to_a_restarted_ingester(make_harness: MakeHarne
     harness.until(lambda: all(job_state(store, job)[2] == 2 for job in ids))
 
 
-def connected_early(harness: DispatcherHarness) -> FakePool:
-    """A pool that the dispatcher knows by its connection alone."""
-    pool = FakePool(harness, "h", ("h",), LIFE).connect()
-    harness.until(lambda: harness.beat.info.get("pools"))
-    return pool
-
-
 def test_a_pool_that_connects_before_its_roster_is_inventoried(
     make_harness: MakeHarness, store: Store
 ) -> None:
-    """The supervisor forks many at once: an older Roster must not make the dispatcher forget the pool."""
+    """The supervisor forks many at once: an older Roster must not make the dispatcher refuse the pool."""
     harness = make_harness()
     harness.start(send_roster=False)
-    pool = connected_early(harness)
+    pool = FakePool(harness, "h", ("h",), LIFE).connect()
     harness.send_roster()
+    harness.until(lambda: harness.settled())
     harness.pools["h"] = LIFE
     harness.send_roster()
     harness.until(lambda: harness.settled())
@@ -248,12 +242,15 @@ def test_a_pool_that_connects_before_its_roster_is_inventoried(
 
 
 def test_a_pool_that_died_before_its_roster_is_not_waited_for(make_harness: MakeHarness) -> None:
-    """A Roster that names a younger pool shows that it is dead."""
+    """Nor does a process that says Hello as a life that nobody named delay any settlement."""
     harness = make_harness()
     harness.start(send_roster=False)
-    connected_early(harness).disconnect()
+    FakePool(harness, "h", ("h",), LIFE).connect().disconnect()
+    forged = FakePool(harness, "forged", ("h",), LIFE + 50).connect()
     harness.send_roster()
     harness.pools["g"] = LIFE + 1
     harness.send_roster()
     harness.until(lambda: harness.settled())
     assert not harness.ingester.outcomes
+    assert not harness.beat.info["pools"]
+    forged.disconnect()

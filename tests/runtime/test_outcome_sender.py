@@ -117,7 +117,7 @@ def test_a_new_connection_gets_hello_handlers_outcomes_and_barriers_in_this_orde
     pair.until(lambda: pair.ingester.numbers == [0, 1])
     pair.ingester.send(Ack(below=1))
     pair.until(lambda: pair.sender.unacknowledged == 1)
-    pair.sender.barrier((5,), lambda: done.append(True))
+    pair.sender.barrier({5: 50}, lambda: done.append(True))
     pair.until(lambda: any(isinstance(message, Barrier) for message in pair.ingester.received))
     pair.ingester.break_connection()
     pair.until(lambda: any(isinstance(message, Barrier) for message in pair.ingester.received))
@@ -137,7 +137,7 @@ def test_a_barrier_never_overtakes_outcomes_that_wait_for_others(pair: Pair) -> 
     for n in range(30):
         pair.sender.send(make_outcome(n))
         if n % 10 == 9:
-            pair.sender.barrier((), lambda: None)
+            pair.sender.barrier({}, lambda: None)
         pair.loop.turn(0)
     pair.until(lambda: sum(isinstance(m, Barrier) for m in pair.ingester.received) == 3)
     before = 0
@@ -153,7 +153,7 @@ def test_outcomes_sent_while_disconnected_leave_on_the_next_connection(pair: Pai
     pair.ingester.break_connection()
     pair.until(lambda: not pair.sender.connected)
     pair.sender.send(make_outcome(0))
-    pair.sender.barrier((), lambda: None)
+    pair.sender.barrier({}, lambda: None)
     pair.until(lambda: pair.ingester.numbers == [0])
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import resource
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from tests.support.fuzzing import fuzz_frame
 from workerd.messages import Ack, Demand, FromIngester, Hello, Message, ToDispatcher
 from workerd.runtime import peer_server
 from workerd.runtime.channel import Channel
@@ -39,6 +44,7 @@ class PeerServerHarness:
         self.server: PeerServer[LimitedPeer] = PeerServer(
             self.loop, self.path, process="test", incoming=ToDispatcher, peer_class=LimitedPeer, owner=self
         )
+        self.server.on_roster(dict.fromkeys((7, 8), os.getpid()))
 
     def on_peer_up(self, peer: LimitedPeer) -> None:
         self.events.append(("up", peer.life))
@@ -177,3 +183,93 @@ def test_without_descriptors_it_accepts_again_after_a_pause(
             os.close(fd)
     harness.until(lambda: len(harness.server) == 1)
     client.close()
+
+
+# -- who says that it is whom
+
+
+def test_a_process_that_is_not_the_one_of_its_life_is_refused(
+    harness: PeerServerHarness, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing that it sends is delivered."""
+    harness.server.on_roster({7: os.getpid() + 1})
+    harness.connect(hello(7), DEMAND)
+    harness.until(lambda: harness.broken == [0])
+    assert harness.events == []
+    assert len(harness.server) == 0
+
+
+def test_a_life_is_believed_once_the_roster_names_it(harness: PeerServerHarness) -> None:
+    """A pool may connect first; what it has sent is delivered then, in order, and read on."""
+    harness.connect(hello(9), DEMAND, DEMAND)
+    harness.until(lambda: any(peer.life == 9 for peer in harness.server))
+    assert harness.events == []
+    harness.server.on_roster({9: os.getpid()})
+    harness.clients[0].send(DEMAND)
+    harness.until(lambda: len(harness.events) == 4)
+    assert harness.events == [("up", 9), *[("Demand", 9)] * 3]
+
+
+def test_a_life_that_nobody_names_is_refused(
+    harness: PeerServerHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is never introduced."""
+    monkeypatch.setattr(peer_server, "NAMING_TIMEOUT_S", 0.01)
+    harness.connect(hello(99), DEMAND)
+    harness.until(lambda: harness.broken == [0])
+    assert harness.events == []
+
+
+def test_a_pause_of_all_keeps_a_waiting_peer_waiting(harness: PeerServerHarness) -> None:
+    """Its life becomes known while the server takes nothing: it is read when the pause ends."""
+    harness.connect(hello(9), DEMAND)
+    harness.until(lambda: any(peer.life == 9 for peer in harness.server))
+    harness.server.pause(True)
+    harness.server.pause(False)
+    harness.server.pause(True)
+    harness.server.on_roster({9: os.getpid()})
+    harness.clients[0].send(DEMAND)
+    harness.server.pause(False)
+    harness.until(lambda: harness.events == [("up", 9), *[("Demand", 9)] * 2])
+
+
+# -- bytes that are no messages
+
+DEEP = b"\x91" * 100_000
+NOT_UTF8 = msgspec.msgpack.encode(hello(7)).replace(b"pool", b"\xff\xfe\xfd\xfc")
+
+
+@pytest.mark.parametrize("body", [DEEP, NOT_UTF8, b"", b"\xc1"], ids=["deep", "utf8", "empty", "reserved"])
+@pytest.mark.parametrize("introduced", [False, True], ids=["first", "later"])
+def test_a_bad_frame_ends_its_connection_only(
+    harness: PeerServerHarness, body: bytes, introduced: bool
+) -> None:
+    """The others are served on."""
+    harness.connect(hello(8))
+    harness.until(lambda: 8 in harness.server.peers)
+    client = harness.connect(*[hello(7)] * introduced)
+    harness.loop.turn(0.01)
+    sock = socket.socket(fileno=os.dup(harness.clients[client].fileno()))
+    sock.sendall(struct.pack("!i", len(body)) + body)
+    harness.until(lambda: harness.broken == [client])
+    sock.close()
+    harness.clients[0].send(DEMAND)
+    harness.until(lambda: harness.events[-1] == ("Demand", 8))
+
+
+def test_random_bytes_never_raise(harness: PeerServerHarness) -> None:
+    """Frames of random bytes, of mutated messages, torn and cut: the server goes on (seeded)."""
+    dice = random.Random(20)
+    known = [msgspec.msgpack.encode(message) for message in (hello(7), DEMAND, hello(10**9))]
+    harness.connect(hello(8))
+    harness.until(lambda: 8 in harness.server.peers)
+    for _ in range(150):
+        client = connect(harness.path)
+        with contextlib.suppress(OSError):
+            for _ in range(dice.randrange(1, 5)):
+                client.send(fuzz_frame(dice, known))
+        harness.loop.turn(0)
+        client.close()
+        harness.loop.turn(0)
+    harness.clients[0].send(DEMAND)
+    harness.until(lambda: harness.events[-1] == ("Demand", 8))

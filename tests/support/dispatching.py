@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import socket
 import time
@@ -263,7 +264,7 @@ class DispatcherHarness:
         self.supervisor.send(message)
 
     def send_roster(self) -> None:
-        live = tuple(LivePool(name, 1, life) for name, life in self.pools.items())
+        live = tuple(LivePool(name, 1, life, os.getpid()) for name, life in self.pools.items())
         self.send(Roster(pools=live, dead=tuple(self.dead)))
 
     def close(self) -> None:
@@ -294,7 +295,7 @@ class DispatcherHarness:
         """Simulate the pool's death: its connection closes, then the supervisor sends a Roster."""
         pool.disconnect()
         self.pools.pop(pool.name)
-        self.dead.append(DeadPool(pool.name, 1, pool.life, pool.handlers, time.monotonic_ns()))
+        self.dead.append(DeadPool(pool.name, 1, pool.life, os.getpid(), pool.handlers, time.monotonic_ns()))
         self.send_roster()
 
     # -- waiting for facts

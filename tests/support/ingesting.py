@@ -29,6 +29,7 @@ from workerd.messages import (
     FromChild,
     FromIngester,
     Hello,
+    LivePool,
     Outcomes,
     PayloadLimits,
     Report,
@@ -102,7 +103,7 @@ class SendingPool:
         self.channel.send(message)
 
     def barrier(self, token: int, *lives: int) -> None:
-        self.send_message(Barrier(token=token, lives=lives))
+        self.send_message(Barrier(token=token, lives=dict.fromkeys(lives, os.getpid())))
 
     @property
     def all_durable(self) -> bool:
@@ -128,6 +129,7 @@ class IngesterHarness:
         self._tokens = itertools.count(1)
         self._children: list[Child] = []
         self.channels: list[Channel[Any]] = []
+        self.pools: list[SendingPool] = []
 
     # -- the ingester's process
 
@@ -151,6 +153,7 @@ class IngesterHarness:
         theirs.close()
         self.supervisor = Channel(self.loop, ours, FromChild, self.beats.append, lambda: None)
         self.channels.append(self.supervisor)
+        self.send_roster()
         return self
 
     def kill(self, signum: int = signal.SIGKILL) -> int:
@@ -191,13 +194,28 @@ class IngesterHarness:
     # -- pools and their jobs
 
     def pool(self, name: str = "echo") -> SendingPool:
-        """Return a pool that is not connected yet."""
-        return SendingPool(self, name, next(self._lives))
+        """Return a pool that is in the roster but not connected yet."""
+        pool = SendingPool(self, name, next(self._lives))
+        self.pools.append(pool)
+        if self.supervisor is not None:
+            self.send_roster()
+        return pool
 
     def report_death(self, *pools: SendingPool) -> None:
         """Send a roster that lists these pools as dead."""
-        dead = tuple(DeadPool(p.name, 1, p.life, (p.name,), time.monotonic_ns()) for p in pools)
-        self.send_message(Roster(pools=(), dead=dead))
+        self.pools = [pool for pool in self.pools if pool not in pools]
+        self.send_roster(*pools)
+
+    def send_roster(self, *dead: SendingPool) -> None:
+        """Send a roster of the living pools, and of these dead ones."""
+        self.send_message(
+            Roster(
+                pools=tuple(LivePool(p.name, 1, p.life, os.getpid()) for p in self.pools),
+                dead=tuple(
+                    DeadPool(p.name, 1, p.life, os.getpid(), (p.name,), time.monotonic_ns()) for p in dead
+                ),
+            )
+        )
 
     def insert_claimed(self, count: int, **given: Any) -> list[Outcome]:
         """Insert `count` jobs claimed by this node; return an outcome for each."""

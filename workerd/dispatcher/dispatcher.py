@@ -173,6 +173,7 @@ class Dispatcher(Service):
     def on_roster(self, roster: Roster) -> None:
         """Pools were started or died."""
         self.settlement.on_roster(roster)
+        self.pools.on_roster(roster.pids)
 
     def on_drain(self, seconds: float) -> None:
         """Claim nothing more, but keep the lease until the last pool is gone (law 10)."""

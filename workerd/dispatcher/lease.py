@@ -214,7 +214,7 @@ class Deregistration:
     def on_settled(self) -> None:
         """A settlement has finished; its outcomes must be committed before the row may go."""
         if self._begun:
-            self._outcomes.barrier((), lambda: self._tasks.wake(self.deregister))
+            self._outcomes.barrier({}, lambda: self._tasks.wake(self.deregister))
 
     def deregister(self) -> None:
         """Remove the row unless claims are left."""

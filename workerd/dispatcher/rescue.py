@@ -145,7 +145,7 @@ class Rescue:
         self.rescued += len(fresh)
         _log.warning("claims.rescued", node=node.name, claims=len(fresh))
         self._writing = True
-        self._outcomes.barrier((), self._on_written)
+        self._outcomes.barrier({}, self._on_written)
         return None
 
     def _on_written(self) -> None:

@@ -206,7 +206,7 @@ class Settlement:
     def _await_ingester(self) -> None:
         token = self._token
         dead = self._roster.dead if self._roster is not None else ()
-        self._outcomes.barrier([pool.life for pool in dead], lambda: self._on_written(token))
+        self._outcomes.barrier({pool.life: pool.pid for pool in dead}, lambda: self._on_written(token))
 
     def _on_written(self, token: int) -> None:
         if token == self._token:

@@ -159,7 +159,7 @@ class WakeSocket:
         for datagram in datagrams:
             try:
                 due.append(self._decoder.decode(datagram).due)
-            except msgspec.DecodeError:
+            except (msgspec.MsgspecError, ValueError, RecursionError):
                 new = True
         if due:
             self._on_scheduled(min(due))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workerd.messages import Ack, Barrier, Outcomes, PayloadLimits, Progress, Seen, ToIngester
+from workerd.messages import Ack, Barrier, Outcomes, PayloadLimits, Progress, Roster, Seen, ToIngester
 from workerd.runtime.loop import Loop
 from workerd.runtime.peer_server import Peer, PeerServer
 
@@ -84,21 +84,30 @@ class Connections:
 
     # -- the dead
 
-    def close_dead(self, lives: Iterable[int]) -> None:
+    def on_roster(self, roster: Roster) -> None:
+        """Processes were started or died."""
+        self._server.on_roster(roster.pids)
+        self._close_dead(pool.life for pool in roster.dead)
+
+    def _close_dead(self, lives: Iterable[int]) -> None:
         """These processes are dead: read what they had written to the end, then close (law 3)."""
         self._dead = frozenset(lives)
         for peer in self._server:
             if peer.life in self._dead:
                 _finish(peer)
 
-    def drain_dead(self, lives: Iterable[int]) -> None:
-        """As `close_dead`, also for connections that are not accepted yet or whose Hello is not read."""
+    def drain_dead(self, lives: Mapping[int, int]) -> None:
+        """Read what these have written, also on connections not accepted yet or whose Hello is not read.
+
+        `lives`: life -> process, of dead ones.
+        """
+        self._server.learn(lives)
         self._server.accept()
         for peer in self._server:
             if not peer.introduced:
                 # A dead process wrote its Hello before it died, so it is there to be read now.
                 peer.channel.drain()
-        self.close_dead(self._dead | frozenset(lives))
+        self._close_dead(self._dead | lives.keys())
 
     # -- all at once
 

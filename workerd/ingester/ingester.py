@@ -106,7 +106,7 @@ class Ingester(Service):
         self._pipeline.barrier(lambda: connection.send(BarrierDone(token=message.token)))
 
     def on_roster(self, roster: Roster) -> None:
-        self._connections.close_dead(pool.life for pool in roster.dead)
+        self._connections.on_roster(roster)
 
     def _on_scheduled(self, due_us: int) -> None:
         poke(self._wake_path, _encoder.encode(Scheduled(due_us)))

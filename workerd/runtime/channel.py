@@ -36,7 +36,8 @@ class Channel(Generic[In]):
     """The non-blocking end of a channel, served by a Loop.
 
     `incoming`: the union of the peer's messages. `on_message` gets each of them, in order. `on_close` is
-    called once, from the loop, when the peer has gone or broke the framing; the channel is closed by then.
+    called once, from the loop, when the peer has gone or broke the framing; the channel is closed by then,
+    and `error` says how the framing was broken.
     Sending on a closed channel does nothing: senders that must not lose a message keep it until it is
     acknowledged.
     """
@@ -65,6 +66,7 @@ class Channel(Generic[In]):
         self._flush_due = False
         self._blocked = False
         self.closed = False
+        self.error = ""
         sock.setblocking(False)
         loop.on_readable(self._fd, self._readable, rank)
 
@@ -182,7 +184,9 @@ class Channel(Generic[In]):
     def _decode(self, frame: memoryview) -> bool:
         try:
             message = self._decoder.decode(frame)
-        except msgspec.DecodeError:
+        except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError) as error:
+            # Text that is not UTF-8, or nesting that is too deep: no fault of the reader's.
+            self.error = f"it sent a frame that cannot be decoded ({type(error).__name__})"
             return False
         self._on_message(message)
         return True
@@ -199,6 +203,7 @@ class Channel(Generic[In]):
         while end - start >= 4:
             (length,) = _LENGTH.unpack_from(data, start)
             if not 0 <= length <= MAX_FRAME_BYTES:
+                self.error = f"it announced a frame of {length} bytes"
                 return False
             if end - start - 4 < length:
                 break

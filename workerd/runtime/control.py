@@ -74,7 +74,7 @@ class _ControlClient:
         self._timeout.cancel()  # a reload answers when it is done
         try:
             question = msgspec.json.decode(self._inbox[4:], type=dict[str, Any])
-        except msgspec.DecodeError:
+        except (msgspec.MsgspecError, ValueError, RecursionError):
             self._reply({"error": 'expected {"ask": "status" | "reload"} in JSON'})
             return
         self._inbox = b""

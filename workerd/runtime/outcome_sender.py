@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +121,12 @@ class OutcomeSender:
         for outcome in outcomes:
             self.send(outcome)
 
-    def barrier(self, lives: Sequence[int], on_done: Callable[[], None]) -> None:
-        """Call `on_done` once all that was sent before, here and by the dead `lives`, is committed."""
+    def barrier(self, lives: Mapping[int, int], on_done: Callable[[], None]) -> None:
+        """Call `on_done` once all that was sent before is committed, here and by dead `lives`."""
         if self._fresh:
             self._flush()
         token = next(self._tokens)
-        barrier = Barrier(token=token, lives=tuple(lives))
+        barrier = Barrier(token=token, lives=dict(lives))
         self._barriers[token] = barrier, on_done
         self.notify(barrier)
 

@@ -1,10 +1,15 @@
-"""A listening socket whose peers introduce themselves with Hello and are known by their life."""
+"""A listening socket whose peers introduce themselves with Hello and are known by their life.
+
+Any process of the daemon's user can connect, handlers too. So a life is believed only of the process that
+the supervisor forked for it: the kernel tells the pid of a peer (SO_PEERCRED), the Roster that of a life.
+"""
 
 from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -16,11 +21,20 @@ from workerd.runtime.sockets import listen
 
 ACCEPT_PAUSE_S = 1.0
 """How long nothing is accepted when the process has no descriptor left."""
+NAMING_TIMEOUT_S = 10.0
+"""How long a life may be unknown: a pool may connect before the Roster that names it is read."""
+MAX_EARLY_MESSAGES = 10_000
+"""Of a peer whose life is not known yet; one that died at once has written less than its socket holds."""
+_CREDENTIALS = struct.Struct("3i")
 _OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Peer:
-    """One accepted connection; `name` and `life` (as in Roster) are unknown until it sent Hello."""
+    """One accepted connection; `name` and `life` (as in Roster) are unknown until it sent Hello.
+
+    `introduced`: it is the process of that life; its messages are delivered from then on. `pid`: of the
+    process that connected.
+    """
 
     MAX_UNREAD_BYTES: ClassVar[int | None] = None
     """What it may leave unread before `send` drops it; None where its own requests bound what it is sent."""
@@ -28,15 +42,13 @@ class Peer:
     def __init__(self, server: PeerServer[Any], sock: socket.socket) -> None:
         self.name = "unknown"
         self.life = 0
+        self.pid = _peer_pid(sock)
+        self.introduced = False
+        self._early: list[Message] = []
         self._server = server
         self.channel: Channel[Any] = Channel(
             server.loop, sock, server.incoming, self._on_message, self._on_close
         )
-
-    @property
-    def introduced(self) -> bool:
-        """Whether its Hello has been read."""
-        return self.life != 0
 
     def send(self, message: Message) -> None:
         """Queue a message; nothing happens when the peer has gone."""
@@ -57,16 +69,53 @@ class Peer:
             self._on_close()
 
     def _on_close(self) -> None:
+        if self.channel.error:
+            self._server.log.warning("peer.dropped", peer=self.name, error=self.channel.error)
         self._server.forget(self)
 
     def _on_message(self, message: Message) -> None:
-        if isinstance(message, Hello) == self.introduced:
+        if self.introduced and not isinstance(message, Hello):
+            self._server.owner.on_peer_message(self, message)
+        elif isinstance(message, Hello) != (self.life == 0) or len(self._early) >= MAX_EARLY_MESSAGES:
             self.drop("Hello must be the first message and the only one")
         elif isinstance(message, Hello):
             self.name, self.life = message.name, message.life
-            self._server.introduce(self)
+            self.check()
         else:
-            self._server.owner.on_peer_message(self, message)
+            self._early.append(message)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it sent Hello and its life is not known yet."""
+        return self.life != 0 and not self.introduced
+
+    def check(self) -> None:
+        """Introduce it if it is the process of its life, refuse it if it is another one, else wait."""
+        pid = self._server.pid_of(self.life)
+        if pid is None:
+            self.channel.pause()
+            self._server.loop.call_later(NAMING_TIMEOUT_S, self._refuse_unnamed)
+        elif pid != self.pid:
+            self.refuse(f"this life is process {pid}")
+        else:
+            self._introduce()
+
+    def _introduce(self) -> None:
+        self.introduced = True
+        self._server.introduce(self)
+        early, self._early = self._early, []
+        for message in early:
+            if not self.channel.closed:
+                self._on_message(message)
+
+    def _refuse_unnamed(self) -> None:
+        if not self.introduced and not self.channel.closed:
+            self.refuse("the supervisor has started no such process")
+
+    def refuse(self, error: str) -> None:
+        """Close the connection of a process that says it is another one."""
+        self._server.log.warning("peer.refused", peer=self.name, life=self.life, pid=self.pid, error=error)
+        self.close()
 
 
 PeerT = TypeVar("PeerT", bound=Peer)
@@ -87,7 +136,7 @@ class PeerOwner(Protocol[PeerT_contra]):
 
 
 class PeerServer(Generic[PeerT]):
-    """Accepts peers of one class at `path`. `peers`: life -> the peer, once it sent Hello.
+    """Accepts peers of one class at `path`. `peers`: life -> the peer, once it is introduced.
 
     `process`: the role that serves, for the log. `incoming`: the union of messages that peers send.
     """
@@ -109,6 +158,7 @@ class PeerServer(Generic[PeerT]):
         self.peers: dict[int, PeerT] = {}
         self._peer_class = peer_class
         self._connected: dict[PeerT, None] = {}
+        self._pids: dict[int, int] = {}
         self._paused = False
         self._socket = listen(path)
         self._listen()
@@ -133,7 +183,7 @@ class PeerServer(Generic[PeerT]):
         for peer in self:
             if paused:
                 peer.channel.pause()
-            else:
+            elif not peer.is_waiting:
                 peer.channel.resume()
 
     def close(self) -> None:
@@ -143,6 +193,29 @@ class PeerServer(Generic[PeerT]):
             peer.channel.close()
         self.loop.forget(self._socket.fileno())
         self._socket.close()
+
+    # -- who is who
+
+    def on_roster(self, pids: Mapping[int, int]) -> None:
+        """Life -> process, of all that may connect."""
+        self._pids = dict(pids)
+        self._check_waiting()
+
+    def learn(self, pids: Mapping[int, int]) -> None:
+        """The same of some, until the next Roster."""
+        self._pids.update(pids)
+        self._check_waiting()
+
+    def pid_of(self, life: int) -> int | None:
+        """The process of this life, None if it is not known."""
+        return self._pids.get(life)
+
+    def _check_waiting(self) -> None:
+        for peer in self:
+            if peer.is_waiting and peer.life in self._pids:
+                if not self._paused:
+                    peer.channel.resume()
+                peer.check()
 
     # -- connections
 
@@ -167,7 +240,7 @@ class PeerServer(Generic[PeerT]):
                 peer.channel.pause()
 
     def introduce(self, peer: PeerT) -> None:
-        """Index a peer that sent Hello; an older connection of the same life is closed."""
+        """Index a peer; an older connection of the same life is closed."""
         old = self.peers.get(peer.life)
         if old is not None:
             old.close()
@@ -180,3 +253,13 @@ class PeerServer(Generic[PeerT]):
         if self.peers.get(peer.life) is peer:
             del self.peers[peer.life]
             self.owner.on_peer_down(peer)
+
+
+def _peer_pid(sock: socket.socket) -> int:
+    """The process that connected; 0 where it is in another PID namespace or cannot be known."""
+    try:
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    except OSError:
+        return 0
+    pid: int = _CREDENTIALS.unpack(credentials)[0]
+    return pid

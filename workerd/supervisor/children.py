@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from workerd import log
 from workerd.config.model import Config, PoolConfig
-from workerd.messages import Beat, DeadPool, LivePool, Report, Roster
+from workerd.messages import Beat, DeadPool, LivePool, Report, RoleLife, Roster
 from workerd.metrics.series import SeriesSums
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
@@ -28,6 +28,8 @@ PROVEN_AFTER_S = 10.0
 """A child that is up for so long (at least `restart.period`) has its former deaths forgotten."""
 MAX_DEAD_IN_ROSTER = 100
 """Deaths of a pool that the Roster names; older claims were settled long ago."""
+MAX_ROLES_IN_ROSTER = 30
+"""Lives of roles that it names: those that live, and dead ones whose last words are not read yet."""
 POOL_PREFIX = "pool:"
 FORK_RETRY_S = 1.0
 CGROUP_RETRY_S = 0.1
@@ -93,6 +95,7 @@ class Children:
         self.counted = SeriesSums()
         self._beat_requests: dict[int, _BeatRequest] = {}
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
+        self._role_lives: deque[RoleLife] = deque(maxlen=MAX_ROLES_IN_ROSTER)
         self._log = log.get_logger("supervisor")
         self.orphan_reaper = OrphanReaper(loop, lambda: {child.pid for child in self if child.alive})
 
@@ -171,6 +174,8 @@ class Children:
             child.restart_later(FORK_RETRY_S, self._start)
             return
         self._log.debug("child.started", child=child.name, pid=child.pid)
+        if not child.pool:
+            self._role_lives.append(RoleLife(child.name, child.life, child.pid))
         self.send_roster()
 
     # -- removing
@@ -235,16 +240,19 @@ class Children:
         pool = self.config.pools.get(child.pool)
         handlers = tuple(handler.name for handler in pool.handlers) if pool is not None else ()
         self._dead[child.pool].append(
-            DeadPool(child.pool, child.generation, child.life, handlers, time.monotonic_ns())
+            DeadPool(child.pool, child.generation, child.life, child.last_pid, handlers, time.monotonic_ns())
         )
 
     def send_roster(self) -> None:
         """Send every role which pools live and which died."""
         roster = Roster(
             pools=tuple(
-                LivePool(pool.pool, pool.generation, pool.life) for pool in self.pools.values() if pool.alive
+                LivePool(pool.pool, pool.generation, pool.life, pool.pid)
+                for pool in self.pools.values()
+                if pool.alive
             ),
             dead=tuple(dead for deaths in self._dead.values() for dead in deaths),
+            roles=tuple(self._role_lives),
         )
         for role in self.roles.values():
             role.send(roster)

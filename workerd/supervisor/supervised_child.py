@@ -53,8 +53,8 @@ class SupervisedChild:
     """A child that may be started again and again; its owner decides when.
 
     `name`: as displayed. `pool`: the pool's name, empty for a role. `generation`: of the pool.
-    `greeting`: sent at every start. `silence_s`: how long it may send no Beat; `start_silence_s`: the
-    same until it has started.
+    `last_pid`: of its present or last process. `greeting`: sent at every start. `silence_s`: how long it
+    may send no Beat; `start_silence_s`: the same until it has started.
 
     Its owner's callbacks: `on_change` after each change of state, `on_death` with the wait status once
     for each death, when the process is reaped and its last Beat read, `on_beat` for each Beat.
@@ -82,7 +82,7 @@ class SupervisedChild:
         self.crash_loop = crash_loop
         self.state = ChildState.EMPTY
         self.greeting: msgspec.Struct | None = None
-        self.life = 0
+        self.life = self.last_pid = 0
         self.started_at = 0.0
         self.deaths: Counter[str] = Counter()
         self.last_death = ""
@@ -130,7 +130,7 @@ class SupervisedChild:
             on_eof=self._on_eof,
             on_death=self._on_exit,
         )
-        self.life = life
+        self.life, self.last_pid = life, self._process.pid
         self.started_at = self._heard_at = time.monotonic()
         self.last_beat = Beat(state="starting")
         self._kill_reason = ""
