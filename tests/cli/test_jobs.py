@@ -14,6 +14,8 @@ from tests.cli.conftest import CommandLine
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
+from tests.support.terminal import on_terminal
+from workerd import clock
 
 
 def test_enqueue_prints_only_the_id_and_with_wait_only_the_payload(cli: CommandLine) -> None:
@@ -98,7 +100,7 @@ def test_jobs_are_listed_cancelled_and_retried_by_filters(cli: CommandLine) -> N
     page = cli.json("job", "list", "--limit", "2")
     assert len(page["jobs"]) == 2
     assert page["next"] is not None
-    cancelled = cli.json("job", "cancel", "--handler", "held")
+    cancelled = cli.json("job", "cancel", "--handler", "held", "--yes")
     assert sorted(job["id"] for job in cancelled["jobs"]) == sorted(ids)
     assert {cli.status(job_id) for job_id in ids} == {"cancelled"}
     again = cli("job", "cancel", ids[0], check=False)
@@ -112,6 +114,46 @@ def test_jobs_are_listed_cancelled_and_retried_by_filters(cli: CommandLine) -> N
         "completed",
     ]
     assert cli.status(ids[2]) == "cancelled"
+
+
+def test_jobs_by_filter_are_counted_and_confirmed(cli: CommandLine) -> None:
+    """Nothing is done before a yes; without a terminal --yes is needed."""
+    cli("pause", "held", "--reason", "for the test")
+    ids = [cli.id("enqueue", "held", f"n={n}") for n in range(3)]
+    words = ("job", "cancel", "--handler", "held")
+    refused = cli(*words, check=False)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "3 jobs match; nothing was done" in refused.stderr
+    assert "--yes" in refused.stderr
+    shown = cli(*words, "--dry-run")
+    assert all(job_id in shown.stdout for job_id in ids)
+    assert "3 jobs match; nothing was done." in shown.stderr
+    asked = cli.json(*words, "--limit", "1", "--dry-run")
+    assert (asked["matched"], asked["done"], [job["id"] for job in asked["jobs"]]) == (3, 0, ids[:1:-1])
+    status, output = on_terminal(*words, "-c", str(cli.node.path), answer="n\n")
+    assert status == 1
+    assert "3 jobs match. Cancel them? [y/N]" in output
+    assert {cli.status(job_id) for job_id in ids} == {"new"}
+    status, output = on_terminal(*words, "-c", str(cli.node.path), answer="y\n")
+    assert status == 0
+    assert {cli.status(job_id) for job_id in ids} == {"cancelled"}
+    assert cli.json(*words, "--yes") == {"matched": 0, "done": 0, "jobs": []}
+    cli("resume", "held")
+
+
+def test_since_spares_a_job_that_was_made_before(cli: CommandLine) -> None:
+    """A job for next month that was made yesterday is not one of the last hour."""
+    old = cli.id("enqueue", "held", "--delay", "30d")
+    new = cli.id("enqueue", "held", "--delay", "30d")
+    yesterday = clock.to_text(clock.now_us() - 86_400 * clock.SECOND)
+    Rows(cli.url).sql(
+        "UPDATE workerd_jobs SET created_at = %s WHERE id = %s", yesterday, uuid.UUID(old).bytes
+    )
+    done = cli.json("job", "cancel", "--handler", "held", "--since", "1h", "--yes")
+    assert [job["id"] for job in done["jobs"]] == [new]
+    assert (cli.status(old), cli.status(new)) == ("scheduled", "cancelled")
+    assert [j["id"] for j in cli.json("job", "list", "--handler", "held", "--until", "1h")["jobs"]] == [old]
+    cli("job", "cancel", old)
 
 
 def test_a_running_job_is_cancelled_from_the_shell(cli: CommandLine, tmp_path: Path) -> None:

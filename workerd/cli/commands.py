@@ -24,7 +24,7 @@ COMMANDS = (
     ("migrate", "cli.admin:migrate", "Migrate the store to this version's schema."),
     ("enqueue", "cli.jobs:enqueue", "Enqueue a job and print its id; with --wait, its result."),
     ("job show", "cli.jobs:show", "Show a job and its attempts."),
-    ("job list", "cli.jobs:list_", "List jobs, newest first."),
+    ("job list", "cli.jobs:list_", "List jobs, newest made or ended first."),
     ("job cancel", "cli.jobs:cancel", "Cancel jobs by id, or live jobs by filters."),
     ("job retry", "cli.jobs:retry", "Run ended jobs again, by id or by filters."),
     ("request submit", "cli.requests:submit", "Submit a request and print its id; with --wait, its end."),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -20,6 +21,7 @@ from workerd.cli.options import (
     Limit,
     SinceFilter,
     StatusFilter,
+    UntilFilter,
     Wait,
     parse_duration,
     parse_identity,
@@ -27,7 +29,7 @@ from workerd.cli.options import (
     parse_json_object,
     parse_key_values,
 )
-from workerd.cli.output import Document, notify, print_json, print_text
+from workerd.cli.output import Document, confirm, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
 from workerd.errors import Conflict, NotFound
@@ -36,7 +38,7 @@ from workerd.job_spec import JobSpec
 from workerd.operations import jobs
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.waiting import wait_until
-from workerd.text import line
+from workerd.text import line, plural
 
 DEFAULT_LIMIT = 50
 """Jobs that `job list` shows without --limit."""
@@ -72,6 +74,11 @@ Meta = Annotated[
     Any,
     typer.Option("--meta", metavar="JSON", parser=parse_json, help="Any JSON of yours, kept with the job."),
 ]
+MATCHED_ROWS = 1000
+"""Ids that match filters, read in one transaction."""
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which jobs match.")]
 JobIds = Annotated[
     list[bytes] | None, typer.Argument(metavar="ID ...", help="Ids of jobs.", parser=parse_identity)
 ]
@@ -164,13 +171,15 @@ def list_(
     handler: HandlerFilter = None,
     status: StatusFilter = None,
     since: SinceFilter = None,
+    until: UntilFilter = None,
     limit: Limit = None,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest made or ended first."""
+    filters = _filters(handler, status, since, until)
     with open_session(c) as session:
-        pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **_filters(handler, status, since)))
+        pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **filters))
     found = [job for rows, _ in pages for job in rows]
     cursor = pages[-1][1]
     if json:
@@ -184,8 +193,8 @@ def list_(
 Filters = dict[str, Any]
 
 
-def _filters(handler: str | None, status: Status | None, since: int | None) -> Filters:
-    given = {"handler": handler, "status": status, "since": since}
+def _filters(handler: str | None, status: Status | None, since: int | None, until: int | None) -> Filters:
+    given = {"handler": handler, "status": status, "since": since, "until": until}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -197,21 +206,24 @@ def cancel(
     handler: HandlerFilter = None,
     status: StatusFilter = None,
     since: SinceFilter = None,
+    until: UntilFilter = None,
     limit: Limit = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """Cancel jobs by id, or live jobs by filters.
 
-    The filters are those of `job list`.
+    The filters are those of `job list`. How many jobs match is shown and confirmed before any is cancelled.
     """
-    filters = _filters(handler, status, since)
 
     def cancel_one(session: CommandSession, key: bytes) -> str:
         result = session.run(lambda tx: jobs.cancel(tx, session.actor, key))
         return "cancelled" if result == "ended" else "asked to stop"
 
-    _apply(cancel_one, ids, filters, sorted(LIVE), limit, c, json)
+    selection = Selection(ids or [], _filters(handler, status, since, until), sorted(LIVE), limit)
+    _apply(BulkAction("Cancel", cancel_one), selection, c, Answer(yes, dry_run, json))
 
 
 def retry(
@@ -219,66 +231,136 @@ def retry(
     handler: HandlerFilter = None,
     status: StatusFilter = None,
     since: SinceFilter = None,
+    until: UntilFilter = None,
     limit: Limit = None,
+    yes: Yes = False,
+    dry_run: DryRun = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """Run ended jobs again, by id or by filters.
 
-    The filters are those of `job list`; without --status they match failed jobs.
+    The filters are those of `job list`; without --status they match failed jobs. How many jobs match is
+    shown and confirmed before any is retried.
     """
-    filters = _filters(handler, status, since)
 
     def retry_one(session: CommandSession, key: bytes) -> str:
         return f"attempt {session.run(lambda tx: jobs.retry(tx, session.actor, key))}"
 
-    _apply(retry_one, ids, filters, [Status.FAILURE], limit, c, json)
+    selection = Selection(ids or [], _filters(handler, status, since, until), [Status.FAILURE], limit)
+    _apply(BulkAction("Retry", retry_one), selection, c, Answer(yes, dry_run, json))
 
 
-def _apply(
-    action: Callable[[CommandSession, bytes], str],
-    ids: list[bytes] | None,
-    filters: Filters,
-    default_states: Sequence[Status],
-    limit: int | None,
-    path: Path | None,
-    json: bool,
-) -> None:
-    """Apply `action` to each job, in a transaction of its own, and print each result."""
-    if ids and (filters or limit):
-        raise UsageError("Give ids or filters, not both.")
-    if not ids and not filters:
-        raise UsageError("Name the jobs: by id, or with --handler, --status, --since.")
-    done: list[dict[str, str]] = []
-    failed = False
+class BulkAction(NamedTuple):
+    """What is done with each job; `verb` as it begins a question."""
+
+    verb: str
+    run: Callable[[CommandSession, bytes], str]
+
+
+class Selection(NamedTuple):
+    """The jobs that are meant: by id, or by filters, which match `default_states` unless they name one."""
+
+    ids: list[bytes]
+    filters: Filters
+    default_states: Sequence[Status]
+    limit: int | None
+
+    def check(self) -> None:
+        """Raises UsageError unless there are either ids or filters."""
+        if self.ids and (self.filters or self.limit):
+            raise UsageError("Give ids or filters, not both.")
+        if not self.ids and not self.filters:
+            raise UsageError("Name the jobs: by id, or with --handler, --status, --since, --until.")
+
+    def find(self, session: CommandSession) -> list[bytes]:
+        """All of them, read before the first is changed: changes move pages."""
+        if self.ids:
+            return self.ids
+        found: list[bytes] = []
+        for state in [self.filters["status"]] if "status" in self.filters else self.default_states:
+            for keys, _ in session.pages(
+                jobs.matching, math.inf, page_rows=MATCHED_ROWS, **{**self.filters, "status": state}
+            ):
+                found += keys
+        return found
+
+
+class Answer(NamedTuple):
+    """How the command was told to behave."""
+
+    yes: bool
+    dry_run: bool
+    json: bool
+
+
+def _apply(action: BulkAction, selection: Selection, path: Path | None, answer: Answer) -> None:
+    """Apply the action to each job, in a transaction of its own, and print each result."""
+    selection.check()
     with open_session(path) as session:
-        for key in ids or _matching(session, filters, default_states, limit):
-            try:
-                result = action(session, key)
-            except (NotFound, Conflict) as error:
-                # A job that ended after a filter matched it is what the caller wanted anyway.
-                failed = failed or bool(ids)
-                result = str(error)
-            done.append({"id": id_text(key), "result": result})
-    if json:
-        print_json({"jobs": done})
-    else:
-        for job in done:
-            print_text(f"{job['id']}  {job['result']}")
-        if not done:
-            notify("No job matches the filters. `workerd job list` lists existing jobs.")
-    if failed:
+        matched = selection.find(session)
+        keys = matched[: selection.limit]
+        if answer.dry_run:
+            _print_matches(session, matched, keys, answer.json)
+            return
+        if not selection.ids:
+            _confirm(action.verb, len(matched), len(keys), answer)
+        done, failed = _run_each(action, session, keys, quiet=answer.json)
+    if answer.json:
+        print_json({"matched": len(matched), "done": len(done) - failed, "jobs": done})
+    if failed and selection.ids:
+        # A job that ended after a filter matched it is what the caller wanted anyway.
         raise CommandExit(1)
 
 
-def _matching(
-    session: CommandSession, filters: Filters, default_states: Sequence[Status], limit: int | None
-) -> list[bytes]:
-    """Ids of the jobs that the filters match, all read before the first is changed: changes move pages."""
-    states = [filters["status"]] if "status" in filters else default_states
-    found: list[bytes] = []
-    for state in states:
-        room = math.inf if limit is None else limit - len(found)
-        for rows, _ in session.pages(jobs.list_, room, **{**filters, "status": state}):
-            found += [parse_id(job["id"]) for job in rows]
-    return found
+def _run_each(
+    action: BulkAction, session: CommandSession, keys: Sequence[bytes], *, quiet: bool
+) -> tuple[list[dict[str, str]], int]:
+    """The result for each job, and how many of them were refused."""
+    done: list[dict[str, str]] = []
+    failed = 0
+    for key in keys:
+        try:
+            result = action.run(session, key)
+        except (NotFound, Conflict) as error:
+            failed += 1
+            result = str(error)
+        done.append({"id": id_text(key), "result": result})
+        if not quiet:
+            print_text(f"{done[-1]['id']}  {result}")
+    return done, failed
+
+
+def _matches_text(matched: int, chosen: int) -> str:
+    """`3 jobs match`, with what --limit makes of it."""
+    text = f"{plural(matched, 'job')} {'matches' if matched == 1 else 'match'}"
+    return text if chosen == matched else f"{text}, of which --limit leaves {chosen:,}"
+
+
+def _confirm(verb: str, matched: int, chosen: int, answer: Answer) -> None:
+    """Ask whether to go on. Raises CommandExit for a no, UsageError if nobody can be asked."""
+    text = _matches_text(matched, chosen)
+    if not answer.yes and not sys.stdin.isatty():
+        raise UsageError(
+            f"{text}; nothing was done. Without a terminal to ask, expected --yes (or --dry-run to only show "
+            f"them)."
+        )
+    if not matched:
+        notify("No job matches the filters. `workerd job list` lists existing jobs.")
+    elif answer.yes:
+        notify(f"{text}.")
+    elif not confirm(f"{text}. {verb} {'it' if chosen == 1 else 'them'}?"):
+        notify("Nothing was done.")
+        raise CommandExit(1)
+
+
+def _print_matches(session: CommandSession, matched: list[bytes], keys: list[bytes], json: bool) -> None:
+    """What --dry-run shows."""
+    if json:
+        matches = [{"id": id_text(key), "result": "matches"} for key in keys]
+        print_json({"matched": len(matched), "done": 0, "jobs": matches})
+        return
+    shown = [session.read(partial(jobs.get, job_id=key)) for key in keys[:DEFAULT_LIMIT]]
+    print_job_table(shown)
+    more = f" The first {DEFAULT_LIMIT} are shown." if len(keys) > DEFAULT_LIMIT else ""
+    notify(f"{_matches_text(len(matched), len(keys))}; nothing was done.{more}")

@@ -145,6 +145,15 @@ SinceFilter = Annotated[
         help="Only what was created since this time: 2026-01-31T12:00:00Z, or 2h for two hours ago.",
     ),
 ]
+UntilFilter = Annotated[
+    int | None,
+    typer.Option(
+        "--until",
+        metavar="T",
+        parser=parse_since,
+        help="Only what was created before this time, given as for --since.",
+    ),
+]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most this many.")]
 Wait = Annotated[
     float | None,

@@ -24,6 +24,12 @@ def notify(message: str) -> None:
     print(harmless(message), file=sys.stderr, flush=True)
 
 
+def confirm(question: str) -> bool:
+    """Ask a person on the terminal; anything but yes is no."""
+    print(f"{harmless(question)} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def print_text(text: str = "") -> None:
     """Print data on standard output, control characters escaped."""
     print(harmless(text))

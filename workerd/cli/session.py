@@ -11,7 +11,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workerd.cli.output import Document
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.operations.access import Store, Tx, open_checked
@@ -52,12 +51,16 @@ class CommandSession:
         return result
 
     def pages(
-        self, list_: Callable[..., tuple[list[Document], str | None]], limit: float, **filters: Any
-    ) -> Iterator[tuple[list[Document], str | None]]:
+        self,
+        list_: Callable[..., tuple[list[T], str | None]],
+        limit: float,
+        page_rows: int = PAGE_ROWS,
+        **filters: Any,
+    ) -> Iterator[tuple[list[T], str | None]]:
         """Pages of what `list_` finds with the filters, at most `limit` rows; each with the next cursor."""
         cursor: str | None = None
         while limit > 0:
-            size = int(min(PAGE_ROWS, limit))
+            size = int(min(page_rows, limit))
             rows, cursor = self.read(partial(list_, **filters, limit=size, after=cursor))
             yield rows, cursor
             limit = limit - len(rows) if cursor is not None else 0

@@ -98,11 +98,12 @@ async def payload(request: Request) -> Response:
 
 
 async def list_(request: Request) -> Response:
-    """Jobs by state, newest first."""
+    """Jobs, newest made or ended first."""
     filters: dict[str, Any] = {
         "handler": params.text(request, "handler"),
         "status": params.status(request, Status),
         "since": params.since(request),
+        "until": params.until(request),
         "limit": params.limit(request),
         "after": params.cursor(request),
     }

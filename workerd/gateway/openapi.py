@@ -133,6 +133,26 @@ _AFTER = _query(
 _SINCE = _query(
     "since", "Only items since this time.", type="string", format="date-time", pattern=params.MOMENT_PATTERN
 )
+_JOBS_AFTER = _query(
+    "after",
+    "`next` of the previous page.",
+    type="string",
+    pattern=r"^(later\.)?[0-9]{1,18}\.[0-9a-f]{32}(\.[0-9]{1,18})?$",
+)
+_JOBS_SINCE = _query(
+    "since",
+    "Only jobs made since this time.",
+    type="string",
+    format="date-time",
+    pattern=params.MOMENT_PATTERN,
+)
+_UNTIL = _query(
+    "until",
+    "Only jobs made before this time.",
+    type="string",
+    format="date-time",
+    pattern=params.MOMENT_PATTERN,
+)
 _WAIT = _query(
     "wait",
     'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
@@ -165,10 +185,10 @@ PAGES = (
 OPERATIONS = (
     Operation("post", "/jobs", "Enqueue a job", {200: Job, 201: Job}, params.JobBody,
               headers=(_KEY,), errors=(409, 429)),
-    Operation("get", "/jobs", "List jobs, newest first", {200: JobsPage}, query=(
+    Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
-        _SINCE, _LIMIT, _AFTER), errors=(422,)),
+        _JOBS_SINCE, _UNTIL, _LIMIT, _JOBS_AFTER), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {201: BulkResult}, params.JobsBody,
               errors=(409, 429)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),

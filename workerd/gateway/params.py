@@ -172,15 +172,21 @@ def parsed_status(text: str, statuses: type[S]) -> S:
 def since(request: Request) -> int | None:
     """Query parameter `since`, as store time in microseconds. Raises HTTPProblem 422."""
     text = request.query_params.get("since")
-    return None if text is None else parsed_since(text)
+    return None if text is None else parsed_moment(text, "since")
 
 
-def parsed_since(text: str) -> int:
+def until(request: Request) -> int | None:
+    """Query parameter `until`, as `since`."""
+    text = request.query_params.get("until")
+    return None if text is None else parsed_moment(text, "until")
+
+
+def parsed_moment(text: str, name: str) -> int:
     """RFC 3339 as store time in microseconds. Raises HTTPProblem 422."""
     try:
         return clock.from_rfc3339(text)
     except ValueError as error:
-        raise HTTPProblem(422, f"since: {error}.") from None
+        raise HTTPProblem(422, f"{name}: {error}.") from None
 
 
 def text(request: Request, name: str) -> str | None:

@@ -10,10 +10,11 @@ from workerd import documents
 from workerd.documents import Document
 from workerd.job import AttemptRef, Status
 from workerd.operations.actor import Actor
-from workerd.store import job_control, queries
+from workerd.store import job_control, job_lists, queries
 from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, jobs_by_key
+from workerd.store.job_lists import JobFilter
 
 
 class JobPage(NamedTuple):
@@ -76,12 +77,31 @@ def list_(
     handler: str | None = None,
     status: Status | None = None,
     since: int | None = None,
+    until: int | None = None,
     limit: int = 50,
     after: str | None = None,
 ) -> JobPage:
-    """Jobs by state, newest first, without payloads and attempts. `since`: microseconds of store time."""
-    page = queries.list_(tx, handler=handler, status=status, since=since, limit=limit, after=after)
+    """Jobs, newest made or ended first, without payloads and attempts.
+
+    `since`, `until`: store times in microseconds, between which the jobs were made.
+    """
+    page = job_lists.list_(tx, JobFilter(handler, status, since, until), limit=limit, after=after)
     return JobPage([documents.job(row) for row in page.rows], page.next)
+
+
+def matching(
+    tx: Tx,
+    *,
+    handler: str | None = None,
+    status: Status | None = None,
+    since: int | None = None,
+    until: int | None = None,
+    limit: int = 1000,
+    after: str | None = None,
+) -> tuple[list[bytes], str | None]:
+    """A page of the ids that `list_` lists, and the cursor of the next."""
+    page = job_lists.ids(tx, JobFilter(handler, status, since, until), limit=limit, after=after)
+    return page.rows, page.next
 
 
 def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:

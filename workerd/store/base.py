@@ -62,6 +62,10 @@ class Dialect(ABC):
         """The size of a text column in bytes."""
 
     @abstractmethod
+    def full_time(self, time: str) -> str:
+        """An expression of a time in the form that compares with a parameter, whatever its digits."""
+
+    @abstractmethod
     def keep_existing(self, column: str) -> str:
         """Suffix of an INSERT that leaves a row with its key as it is, and then changes 0 rows."""
 

@@ -121,6 +121,7 @@ class EnqueuedColumns(msgspec.Struct, kw_only=True, gc=False):
 class JobRow(EnqueuedColumns, kw_only=True, gc=False):
     """One attempt. Times (`…_at`) are store times in microseconds; `vars`, `meta`: JSON text, not decoded.
 
+    Where the row stands for its job, `created_at` is that of the job's first row.
     A value that its column cannot mean (SQLite, a foreign INSERT) is None or shown with U+FFFD.
     """
 
@@ -178,13 +179,12 @@ def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
 _READERS = {field.name: _reader(field) for field in msgspec.structs.fields(JobRow)}
 _JOB_COLUMNS = tuple(name for name in _READERS if name != "payload")
 ENQUEUED_COLUMNS = EnqueuedColumns.__struct_fields__
-_CARRIED = (*ENQUEUED_COLUMNS, "created_at")
 INSERT_NEXT = (
-    "INSERT INTO workerd_jobs (id, attempt, status, run_at, failures, crashes, losses, "
-    + ", ".join(_CARRIED)
+    "INSERT INTO workerd_jobs (id, attempt, status, run_at, created_at, failures, crashes, losses, "
+    + ", ".join(ENQUEUED_COLUMNS)
     + ")"
-    " SELECT j.id, j.attempt + 1, {status}, {run_at}, {failures}, {crashes}, {losses}, "
-    + ", ".join(f"j.{name}" for name in _CARRIED)
+    " SELECT j.id, j.attempt + 1, {status}, {run_at}, {created_at}, {failures}, {crashes}, {losses}, "
+    + ", ".join(f"j.{name}" for name in ENQUEUED_COLUMNS)
     + " FROM {source}{keep}"
 )
 """The attempt after that of the row `j`."""
@@ -226,6 +226,22 @@ def jobs_by_key(
         for row in tx.query(f"SELECT {columns} FROM workerd_jobs WHERE {keys(part)}"):
             read = job(row)
             found[read.ref] = read
+    made = _creations(tx, [ref.id for ref in found if ref.attempt > 1])
+    for ref, read in found.items():
+        if ref.id in made:
+            read.created_at = made[ref.id]
+    return found
+
+
+def _creations(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, int | None]:
+    """When these jobs were made, by their first rows."""
+    found: dict[bytes, int | None] = {}
+    for part in chunks(sorted(ids)):
+        keys_ = ",".join(f"x'{job_id.hex()}'" for job_id in part)
+        for job_id, created_at in tx.query(
+            f"SELECT id, created_at FROM workerd_jobs WHERE attempt = 1 AND id IN ({keys_})"
+        ):
+            found[job_id] = lenient_time(created_at)
     return found
 
 
@@ -242,6 +258,12 @@ def fitting(tx: Tx, refs: Sequence[AttemptRef]) -> Sequence[AttemptRef]:
         if n and total > PAGE_BYTES:
             return refs[:n]
     return refs
+
+
+def created(tx: Tx, job_id: bytes, attempts_: Sequence[JobRow]) -> int | None:
+    """When the job with these attempts, the newest ones, was made."""
+    first = attempts_[0]
+    return _creations(tx, [job_id]).get(job_id) if first.attempt > 1 else first.created_at
 
 
 def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:

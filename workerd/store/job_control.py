@@ -130,6 +130,7 @@ def _stands_for_a_request(tx: Tx, job_id: bytes) -> bool:
 _INSERT_RETRY = columns.INSERT_NEXT.format(
     status="'new'",
     run_at="%s",
+    created_at="%s",
     failures=0,
     crashes=0,
     losses=0,
@@ -142,7 +143,7 @@ def again(tx: Tx, job_id: bytes, attempt: int) -> None:
     """Close an ended row as `retry` and insert the next attempt. Raises Conflict if its key is held."""
     tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
     try:
-        tx.execute(_INSERT_RETRY, (columns.at(tx.now), job_id, attempt))
+        tx.execute(_INSERT_RETRY, (columns.at(tx.now), columns.at(tx.now), job_id, attempt))
     except StoreRefused as error:
         if error.code in _DUPLICATE_KEY:
             raise Conflict(

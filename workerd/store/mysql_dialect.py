@@ -193,7 +193,7 @@ def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
     )
     names = {name: f"o.{name}" for name in ("status", "run_at", "failures", "crashes", "losses")}
     keep = MYSQL.keep_existing("workerd_jobs.id")
-    return tx.execute(INSERT_NEXT.format(**names, source=source, keep=keep))
+    return tx.execute(INSERT_NEXT.format(**names, created_at=_time(now), source=source, keep=keep))
 
 
 class _MySQL(Dialect):
@@ -214,6 +214,9 @@ class _MySQL(Dialect):
 
     def byte_length(self, column: str) -> str:
         return f"LENGTH({column})"
+
+    def full_time(self, time: str) -> str:
+        return time
 
     def keep_existing(self, column: str) -> str:
         # Not INSERT IGNORE, which would also swallow values that do not fit.

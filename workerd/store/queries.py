@@ -1,21 +1,16 @@
-"""Reading jobs: one, lists, counts, payloads.
-
-Lists and counts never scan the table: each reads a few ranges of the two indexes on `status`, and only the
-rows that are shown.
-"""
+"""Reading jobs: one, counts, payloads; counts never scan the table, but read a few ranges of an index."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import msgspec
 
 from workerd.errors import NotFound
-from workerd.job import ENDED, AttemptRef, Status
+from workerd.job import ENDED, Status
 from workerd.store import columns
-from workerd.store.base import Row, Tx
-from workerd.store.columns import JobRow, Page, attempts, cursor_text, jobs_by_key, read_cursor
+from workerd.store.base import Tx
+from workerd.store.columns import JobRow, attempts
 
 MAX_COUNT = 10_000
 """Counts are exact up to this number, and cut off there."""
@@ -48,7 +43,8 @@ def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> StoredJob:
     if not rows:
         raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
-    return StoredJob(row=current, attempts=rows)
+    made = columns.created(tx, job_id, rows)
+    return StoredJob(row=msgspec.structs.replace(current, created_at=made), attempts=rows)
 
 
 def ended(tx: Tx, job_id: bytes) -> bool:
@@ -83,75 +79,6 @@ def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
     return None if row is None else (row[0] or b"", int(row[1]), columns.lenient(row[2]) or "bytes")
 
 
-# -- lists -------------------------------------------------------------------------------------
-
-
-class _Branch(NamedTuple):
-    """One range of an index, in the order of `run_at`."""
-
-    index_name: str
-    where: str
-    params: list[object]
-
-
-def list_(
-    tx: Tx,
-    *,
-    handler: str | None = None,
-    status: Status | str | None = None,
-    since: int | None = None,
-    limit: int = 50,
-    after: str | None = None,
-) -> Page[JobRow]:
-    """Jobs without payloads, newest first by `run_at`, status by status.
-
-    `since`: a store time. `after`: the `next` of the previous page. Raises InvalidValue for another cursor.
-    """
-    bounds, bound = [], []
-    position = read_cursor(after) if after is not None else None
-    if position is not None:
-        at = columns.at(position[0])
-        bounds.append("run_at <= %s AND (run_at < %s OR id < %s)")
-        bound += [at, at, position[1]]
-    if since is not None:
-        bounds.append("run_at >= %s")
-        bound.append(columns.at(since))
-    states = [Status(status)] if status is not None else list(_CURRENT)
-    found: list[Row] = []
-    for branch in _branches(tx, handler, states):
-        where = " AND ".join([branch.where, *bounds])
-        found += tx.query(
-            f"SELECT run_at, id, attempt FROM workerd_jobs {tx.dialect.hint(branch.index_name)} WHERE {where}"
-            " ORDER BY run_at DESC, id DESC LIMIT %s",
-            [*branch.params, *bound, limit + 1],
-        )
-    # Times of equal length compare as text; in SQLite they may have fewer digits.
-    found.sort(key=lambda row: (_digits(row[0]), row[1]), reverse=True)
-    return _page(tx, found, limit)
-
-
-def _digits(moment: bytes) -> bytes:
-    return moment if len(moment) == 26 else (moment if b"." in moment else moment + b".").ljust(26, b"0")
-
-
-def _branches(tx: Tx, handler: str | None, states: Sequence[Status]) -> Iterable[_Branch]:
-    for state in states:
-        if handler is None:
-            yield _Branch("workerd_due", "status = %s", [str(state)])
-            continue
-        found = priorities(tx, handler, state)
-        if len(found) == MAX_PRIORITIES:
-            # The handler has so many rows that the next one is never far.
-            yield _Branch("workerd_due", "status = %s AND handler = %s", [str(state), handler])
-            continue
-        for priority in found:
-            yield _Branch(
-                "workerd_claim",
-                "handler = %s AND status = %s AND priority = %s",
-                [handler, str(state), priority],
-            )
-
-
 def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
     """The distinct priorities of a handler's rows in a status: one index lookup for each."""
     sql = (
@@ -167,15 +94,6 @@ def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
         last = int(row[0])
         found.append(last)
     return found
-
-
-def _page(tx: Tx, found: Sequence[Row], limit: int) -> Page[JobRow]:
-    """The first rows of `found`, fewer than `limit` if they are large."""
-    refs = columns.fitting(tx, [AttemptRef(row[1], row[2]) for row in found[:limit]])
-    rows = jobs_by_key(tx, refs)
-    last = found[len(refs) - 1] if len(found) > len(refs) else None
-    after = None if last is None else cursor_text(columns.time_or_zero(last[0]), last[1])
-    return Page([rows[ref] for ref in refs], after)
 
 
 # -- counts ------------------------------------------------------------------------------------

@@ -36,16 +36,15 @@ def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
 
 def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
     sql = INSERT_NEXT.format(
-        **dict.fromkeys(("status", "run_at", "failures", "crashes", "losses"), "%s"),
+        **dict.fromkeys(("status", "run_at", "created_at", "failures", "crashes", "losses"), "%s"),
         source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
         keep=SQLITE.keep_existing("id"),
     )
     inserted = 0
     for o in retried:
         assert o.next is not None
-        inserted += tx.execute(
-            sql, (*next_due(o, now), o.next.failures, o.next.crashes, o.next.losses, o.id, o.attempt)
-        )
+        counts = (o.next.failures, o.next.crashes, o.next.losses)
+        inserted += tx.execute(sql, (*next_due(o, now), clock.to_text(now), *counts, o.id, o.attempt))
     return inserted
 
 
@@ -66,6 +65,11 @@ class _SQLite(Dialect):
 
     def byte_length(self, column: str) -> str:
         return f"LENGTH(CAST({column} AS BLOB))"
+
+    def full_time(self, time: str) -> str:
+        # Text of equal length compares as times do.
+        zeros = f"CASE WHEN INSTR({time}, '.') THEN '000000' ELSE '.000000' END"
+        return f"SUBSTR({time} || {zeros}, 1, 26)"
 
     def keep_existing(self, column: str) -> str:
         return " ON CONFLICT DO NOTHING"

@@ -34,7 +34,7 @@ from workerd.gateway.dashboard.components import (
     table,
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
-from workerd.gateway.params import parsed_since, parsed_status
+from workerd.gateway.params import parsed_moment, parsed_status
 from workerd.job import LIVE, Status
 from workerd.operations import handlers
 from workerd.operations import jobs as operations
@@ -53,12 +53,12 @@ _FILTER_STATES = (
 
 
 async def jobs(query: PageQuery) -> View:
-    """Jobs by state, newest first, with filters."""
+    """Jobs, newest made or ended first, with filters."""
     status, since = query.get("status"), query.get("since")
     filters: dict[str, Any] = {
         "handler": query.get("handler") or None,
         "status": parsed_status(status, Status) if status else None,
-        "since": parsed_since(_with_offset(since)) if since else None,
+        "since": parsed_moment(_with_offset(since), "since") if since else None,
         "limit": PAGE_SIZE,
         "after": query.after,
     }
@@ -69,7 +69,7 @@ async def jobs(query: PageQuery) -> View:
 
     page, names = await query.gateway.backend.read(work)
     rows = [_row(job) for job in page.jobs]
-    headers = ("Job", "Handler", "State", "Attempt", "Due", "Ended", "Run time", "Error")
+    headers = ("Job", "Handler", "State", "Attempt", "Created", "Due", "Ended", "Run time", "Error")
     listing = join(
         table("Jobs, newest first", headers, rows, "No job matches these filters."),
         pager("/ui/jobs", query.filters(*FILTERS), page.next, first=query.after is None),
@@ -98,7 +98,7 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
         ),
         el(
             "label",
-            "Due since (UTC)",
+            "Created since (UTC)",
             el("input", type="datetime-local", name="since", value=query.get("since").rstrip("Zz")[:16]),
         ),
         el("button", "Apply", class_="main"),
@@ -122,6 +122,7 @@ def _row(job: Document) -> tuple[Child, ...]:
         job["handler"],
         state_badge(job),
         number(job["attempt"]),
+        moment(job["created_at"]),
         moment(job["run_at"]),
         moment(ended_at(job)) if job["complete"] else DASH,
         microseconds(job["run_us"]),

@@ -1,0 +1,144 @@
+"""Lists of jobs, newest made or ended first, page by page."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from tests.support import storing as s
+from workerd import documents
+from workerd.clock import SECOND, from_rfc3339, to_text
+from workerd.job import Status
+from workerd.store import columns, job_lists, jobs
+from workerd.store.base import Store
+from workerd.store.job_lists import JobFilter
+
+
+def ids(store: Store, **filters: Any) -> list[bytes]:
+    """All pages, as one."""
+    found: list[bytes] = []
+    after: str | None = None
+    while True:
+        page = store.read(partial(job_lists.list_, wanted=JobFilter(**filters), limit=3, after=after))
+        assert len(page.rows) <= 3
+        found += [row.id for row in page.rows]
+        after = page.next
+        if after is None:
+            return found
+
+
+def test_lists_are_newest_first_page_by_page(store: Store) -> None:
+    """Each job is on exactly one page, whatever its status and priority, in the order of its time."""
+    made = [s.enqueue(store, "ab"[n % 2], priority=n % 3) for n in range(10)]
+    s.finish(store, "a")
+    later = s.enqueue(store, "a", delay=3600 * SECOND)
+    assert ids(store) == [later, *reversed(made[::2]), *reversed(made[1::2])]
+    assert ids(store, handler="a") == [later, *reversed(made[::2])]
+    assert ids(store, handler="b", status="new") == list(reversed(made[1::2]))
+    assert ids(store, status=Status.COMPLETED) == list(reversed(made[::2]))
+    assert ids(store, handler="c") == []
+
+
+def test_jobs_of_one_moment_are_all_listed(store: Store) -> None:
+    """A bulk insert gives many rows the same time; pages neither lose nor repeat any."""
+    made = store.run(lambda tx: jobs.insert(tx, [jobs.NewJob(handler="h") for _ in range(20)]))
+    assert sorted(ids(store)) == sorted(one.id for one in made)
+    assert sorted(ids(store, handler="h", status="new")) == sorted(one.id for one in made)
+
+
+def test_a_failure_stands_above_what_is_due_later(store: Store) -> None:
+    """The end of a job made long ago is newer than jobs made since, whenever those are due."""
+    failed = s.enqueue(store, "mail")
+    future = [s.enqueue(store, "mail", delay=(n + 1) * 3600 * SECOND) for n in range(5)]
+    s.finish(store, "mail", Status.FAILURE, error="503")
+    assert ids(store) == [failed, *reversed(future)]
+
+
+def test_since_and_until_mean_when_a_job_was_made(store: Store) -> None:
+    """Whenever it is due: a job for next month was made now, one due last year too."""
+    january, february = from_rfc3339("2026-01-01T00:00:00Z"), from_rfc3339("2026-02-01T00:00:00Z")
+    past_due = s.enqueue(store, "h", run_at=january)
+    later = s.enqueue(store, "h", delay=30 * 86_400 * SECOND)
+    old = s.enqueue(store, "h", delay=30 * 86_400 * SECOND)
+    s.sql(store, "UPDATE workerd_jobs SET created_at = %s WHERE id = %s", to_text(january), old)
+    assert ids(store, since=february) == [later, past_due]
+    assert ids(store, handler="h", since=january) == [later, past_due, old]
+    assert ids(store, until=february) == [old]
+    assert ids(store, until=january) == []
+
+
+def test_a_retry_was_made_when_its_first_attempt_was(store: Store) -> None:
+    """The row of a further attempt has its own `created_at`; lists show and filter by the job's."""
+    first = s.enqueue(store, "h")
+    s.sql(store, "UPDATE workerd_jobs SET created_at = '2026-01-01 00:00:00.000000' WHERE id = %s", first)
+    s.finish(store, "h", Status.RETRY, error="503")
+    other = s.enqueue(store, "h")
+    january, february = from_rfc3339("2026-01-01T00:00:00Z"), from_rfc3339("2026-02-01T00:00:00Z")
+    own = s.value(store, "SELECT created_at FROM workerd_jobs WHERE id = %s AND attempt = 2", first)
+    assert columns.time(own) > february
+    assert ids(store) == [other, first]
+    assert ids(store, since=february) == [other]
+    page = store.read(partial(job_lists.list_, wanted=JobFilter(until=february)))
+    assert [(row.attempt, row.created_at) for row in page.rows] == [(2, january)]
+    assert s.job(store, first).row.created_at == january
+
+
+def test_rows_of_other_programs_are_listed_too(store: Store) -> None:
+    """Ids that are no UUIDv7, times with fewer digits, JSON that is none: shown, in the right place."""
+    ours = s.enqueue(store, "h")
+    sql = "INSERT INTO workerd_jobs (id, handler, created_at, vars) VALUES (%s, 'h', %s, %s)"
+    s.sql(store, sql, b"\xff" * 16, "2026-01-02 00:00:00", "{")
+    s.sql(store, sql, b"\xee" * 16, "2026-01-02 00:00:00", "{")
+    s.sql(store, sql, b"\x00" * 16, "2026-01-02 00:00:00.5", "[]")
+    assert ids(store, handler="h") == [ours, b"\x00" * 16, b"\xff" * 16, b"\xee" * 16]
+    assert documents.job(s.job(store, b"\xff" * 16))["vars"] == "{"
+
+
+def test_a_big_table_is_listed_whole_and_what_is_due_later_last(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the window of each status, pages still have each job once, newest due first."""
+    monkeypatch.setattr(job_lists, "WINDOW_ROWS", 4)
+    ended = [s.enqueue(store, "done") for _ in range(12)]
+    s.finish(store, "done")
+    late = s.enqueue(store, "h")
+    new = [s.enqueue(store, "h", priority=n % 2) for n in range(11)]
+    future = [s.enqueue(store, "h", delay=(n + 1) * 3600 * SECOND) for n in range(10)]
+    s.sql(store, "UPDATE workerd_jobs SET status = 'failure', finished_at = run_at WHERE id = %s", late)
+    found = ids(store)
+    assert sorted(found) == sorted([*ended, late, *new, *future])
+    assert found[-10:] == list(reversed(future))
+    assert found[:11] == list(reversed(new))
+    assert ids(store, handler="h") == [*reversed(new), late, *reversed(future)]
+    assert ids(store, status="scheduled") == list(reversed(future))
+
+
+def test_many_priorities_are_listed_in_order(store: Store) -> None:
+    """A handler that uses priorities as a key of their own is listed as any other."""
+    made = [s.enqueue(store, "h", priority=(n * 7) % 50) for n in range(50)]
+    s.enqueue(store, "other")
+    assert ids(store, handler="h") == list(reversed(made))
+
+
+def test_a_page_of_large_rows_is_short(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page is bounded in memory, and the cursor continues after it."""
+    monkeypatch.setattr(columns, "PAGE_BYTES", 300_000)
+    new = jobs.NewJob(handler="h", vars=b'{"x":"' + b"y" * 10_000 + b'"}')
+    made = [one.id for one in store.run(lambda tx: jobs.insert(tx, [new] * 120))]
+    page = store.read(lambda tx: job_lists.list_(tx, JobFilter(), limit=120))
+    assert 0 < len(page.rows) < 60
+    rest = ids(store)
+    assert [row.id for row in page.rows] == rest[: len(page.rows)]
+    assert sorted(rest) == sorted(made)
+
+
+@pytest.mark.parametrize(
+    "after",
+    ["", "x", "1.2", "1." + "z" * 32, "9" * 30 + "." + "0" * 32, "-1." + "0" * 32, "1." + "0" * 32 + ".x"],
+)
+def test_a_cursor_that_is_none_is_refused(store: Store, after: str) -> None:
+    """A cursor is what a page gave, nothing else."""
+    with pytest.raises(ValueError, match="next"):
+        store.read(lambda tx: job_lists.list_(tx, JobFilter(), after=after))

@@ -1,0 +1,234 @@
+"""Lists of jobs, newest made or ended first; they read little of a table that is too big to be read whole.
+
+No index has the time of creation or of the end. Each list reads ranges of the two indexes on `status`, its
+*branches*, in the order of `run_at`, and sorts the newest WINDOW_ROWS of each by the true time. That is exact
+for a status (of a handler) with at most so many rows. Of one with more, older rows follow in the order in
+which they became due; if more than WINDOW_ROWS of them become due in the future, those come last. Every
+job has one place, so that pages repeat and omit none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from workerd.clock import SECOND
+from workerd.errors import InvalidValue
+from workerd.job import ENDED, AttemptRef, Status
+from workerd.store import columns
+from workerd.store.base import Row, Tx
+from workerd.store.columns import JobRow, Page, cursor_text, jobs_by_key, read_cursor
+from workerd.store.queries import MAX_PRIORITIES, priorities
+
+WINDOW_ROWS = 150
+"""Rows of a branch that are sorted by the time at which they were made or ended."""
+
+EARLY_DUE_US = 3600 * SECOND
+"""In a branch of more rows, `since` misses a job that was due longer than this before it was made."""
+
+_CURRENT = (*(s for s in Status if s is not Status.RETRY),)
+
+
+class JobFilter(NamedTuple):
+    """Which jobs a list has. `since` (included) and `until` (excluded): store times of their creation."""
+
+    handler: str | None = None
+    status: Status | None = None
+    since: int | None = None
+    until: int | None = None
+
+
+class _Position(NamedTuple):
+    """The last row of a page. `boundary`: see `_Branch`; `later`: it is among those that come last."""
+
+    key: int
+    id: bytes
+    boundary: int
+    later: bool
+
+    def text(self) -> str:
+        return f"{'later.' if self.later else ''}{cursor_text(self.key, self.id)}.{self.boundary}"
+
+
+class _Branch(NamedTuple):
+    """One range of an index, in the order of `run_at`.
+
+    `boundary`: the `run_at` before which rows are not sorted by their true time, 0 if all are. `many_later`:
+    whether more than WINDOW_ROWS rows become due in the future.
+    """
+
+    index_name: str
+    where: str
+    params: list[object]
+    ended: bool
+    boundary: int = 0
+    many_later: bool = False
+
+
+def list_(tx: Tx, wanted: JobFilter, *, limit: int = 50, after: str | None = None) -> Page[JobRow]:
+    """Jobs without payloads, fewer than `limit` if they are large. `after`: the `next` of the previous page.
+
+    Raises InvalidValue for another cursor.
+    """
+    listed, boundary, first_later = _listed(tx, wanted, limit, after)
+    refs = columns.fitting(tx, [AttemptRef(row[1], row[2]) for row in listed[:limit]])
+    rows = jobs_by_key(tx, refs)
+    shown = [rows[ref] for ref in refs if ref in rows]  # without those removed since
+    return Page(shown, _next(listed, len(refs), boundary, first_later))
+
+
+def ids(tx: Tx, wanted: JobFilter, *, limit: int, after: str | None = None) -> Page[bytes]:
+    """The ids alone, as `list_`."""
+    listed, boundary, first_later = _listed(tx, wanted, limit, after)
+    shown = [row[1] for row in listed[:limit]]
+    return Page(shown, _next(listed, len(shown), boundary, first_later))
+
+
+def _next(listed: Sequence[Row], shown: int, boundary: int, first_later: int) -> str | None:
+    """The cursor behind the first `shown` of the rows that were found; None if there are no more."""
+    if len(listed) <= shown:
+        return None
+    last = listed[shown - 1]
+    return _Position(columns.time_or_zero(last[0]), last[1], boundary, shown > first_later).text()
+
+
+def _listed(tx: Tx, wanted: JobFilter, limit: int, after: str | None) -> tuple[list[Row], int, int]:
+    """More than `limit` rows in their order, unless there are fewer: time, id and attempt of each.
+
+    Then the boundary, and the index of the first of those that come last.
+    """
+    position = _read(after) if after is not None else None
+    branches = [_sized(tx, branch) for branch in _branches(tx, wanted)]
+    boundary = max((branch.boundary for branch in branches), default=0)
+    if position is not None and position.boundary:
+        boundary = position.boundary
+    found: list[Row] = []
+    if position is None or not position.later:
+        found = [row for branch in branches for row in _rows(tx, branch, wanted, boundary, position, limit)]
+        # In SQLite, times may have fewer digits.
+        found.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
+    first_later = len(found)
+    if len(found) <= limit:
+        position = position if position is not None and position.later else None
+        later = [row for branch in branches for row in _later_rows(tx, branch, wanted, position, limit)]
+        later.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
+        found += later
+    return found, boundary, first_later
+
+
+def _read(after: str) -> _Position:
+    later = after.startswith("later.")
+    moment, _, rest = after.removeprefix("later.").partition(".")
+    ident, _, boundary = rest.partition(".")
+    key, id_ = read_cursor(f"{moment}.{ident}")
+    if boundary and not (boundary.isascii() and boundary.isdigit() and len(boundary) <= 18):
+        raise InvalidValue("expected `after` to be the `next` of a page before it")
+    return _Position(key, id_, int(boundary or 0), later)
+
+
+# -- branches
+
+
+def _branches(tx: Tx, wanted: JobFilter) -> Iterator[_Branch]:
+    for state in [Status(wanted.status)] if wanted.status is not None else _CURRENT:
+        ended = state in ENDED or state is Status.RETRY
+        if wanted.handler is None:
+            yield _Branch("workerd_due", "j.status = %s", [str(state)], ended)
+            continue
+        found = priorities(tx, wanted.handler, state)
+        if len(found) == MAX_PRIORITIES:
+            # The handler has so many rows that the next one is never far.
+            where = "j.status = %s AND j.handler = %s"
+            yield _Branch("workerd_due", where, [str(state), wanted.handler], ended)
+            continue
+        for priority in found:
+            where = "j.handler = %s AND j.status = %s AND j.priority = %s"
+            yield _Branch("workerd_claim", where, [wanted.handler, str(state), priority], ended)
+
+
+def _sized(tx: Tx, branch: _Branch) -> _Branch:
+    """The branch with what follows from its number of rows."""
+    sql = (
+        f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint(branch.index_name)} WHERE {branch.where}"
+        " AND j.run_at {} %s ORDER BY j.run_at DESC LIMIT 1 OFFSET %s"
+    )
+    params = [*branch.params, columns.at(tx.now), WINDOW_ROWS]
+    oldest = tx.one(sql.format("<="), params)
+    return branch._replace(
+        boundary=columns.time_or_zero(oldest[0]) if oldest is not None else 0,
+        many_later=tx.one(sql.format(">"), params) is not None,
+    )
+
+
+# -- rows
+
+
+def _rows(
+    tx: Tx, branch: _Branch, wanted: JobFilter, boundary: int, position: _Position | None, limit: int
+) -> Iterable[Row]:
+    """Time, id and attempt of the branch's next rows, without those that come last."""
+    time = tx.dialect.full_time(_ended_or_made() if branch.ended else _made())
+    bounds = [("j.run_at <= %s", tx.now)] if branch.many_later else []
+    if not branch.boundary:
+        return _query(tx, branch, wanted, time, bounds, position, limit)
+    rows = [*_query(tx, branch, wanted, time, [*bounds, ("j.run_at >= %s", boundary)], position, limit)]
+    # One upper bound for each range: SQLite would use but one of two.
+    if position is None or position.key >= boundary:
+        rows += _query(tx, branch, wanted, "j.run_at", [("j.run_at < %s", boundary)], None, limit)
+    else:
+        rows += _query(tx, branch, wanted, "j.run_at", [], position, limit)
+    return rows
+
+
+def _later_rows(
+    tx: Tx, branch: _Branch, wanted: JobFilter, position: _Position | None, limit: int
+) -> Iterable[Row]:
+    """The branch's next rows of those that come last."""
+    if not branch.many_later:
+        return []
+    return _query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit)
+
+
+def _query(
+    tx: Tx,
+    branch: _Branch,
+    wanted: JobFilter,
+    time: str,
+    bounds: Sequence[tuple[str, int]],
+    position: _Position | None,
+    limit: int,
+) -> Sequence[Row]:
+    bounds = [*bounds, *_made_bounds(branch, wanted)]
+    where = [branch.where, *(condition for condition, _ in bounds)]
+    params = [*branch.params, *(columns.at(at) for _, at in bounds)]
+    if position is not None:
+        at = columns.at(position.key)
+        where.append(f"{time} <= %s AND ({time} < %s OR j.id < %s)")
+        params += [at, at, position.id]
+    return tx.query(
+        f"SELECT {time} AS listed_at, j.id, j.attempt FROM workerd_jobs AS j"
+        f" {tx.dialect.hint(branch.index_name)} WHERE {' AND '.join(where)}"
+        " ORDER BY listed_at DESC, j.id DESC LIMIT %s",
+        [*params, limit + 1],
+    )
+
+
+def _made_bounds(branch: _Branch, wanted: JobFilter) -> list[tuple[str, int]]:
+    bounds = []
+    if wanted.since is not None:
+        bounds.append((f"{_made()} >= %s", wanted.since))
+        if branch.boundary or branch.many_later:
+            bounds.append(("j.run_at >= %s", max(0, wanted.since - EARLY_DUE_US)))
+    if wanted.until is not None:
+        bounds.append((f"{_made()} < %s", wanted.until))
+    return bounds
+
+
+def _made() -> str:
+    """When the job was made: when its first row was."""
+    first = "SELECT f.created_at FROM workerd_jobs AS f WHERE f.id = j.id ORDER BY f.attempt LIMIT 1"
+    return f"CASE WHEN j.attempt = 1 THEN j.created_at ELSE ({first}) END"
+
+
+def _ended_or_made() -> str:
+    return f"COALESCE(j.finished_at, j.ingested_at, {_made()})"
