@@ -237,7 +237,7 @@ def test_the_dispatcher_is_woken_after_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any
 ) -> None:
     """A session: after the outer commit, not after a savepoint or rollback; autocommit: at once."""
-    monkeypatch.setattr("workerd.transaction.DEFAULT_RUNTIME_DIR", tmp_path)
+    monkeypatch.setattr("workerd.config.runtime_dir.SYSTEM_RUNTIME_DIR", tmp_path)
     url = f"sqlite:///{tmp_path}/store.db"
     opened(url).migrate()
     with closing(bind_datagram(tmp_path / "wake")) as sock:

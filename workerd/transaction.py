@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 from workerd.config.model import NodeConfig
+from workerd.config.runtime_dir import wake_dir
 from workerd.documents import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, check
 from workerd.operations.access import join
@@ -15,7 +16,6 @@ from workerd.operations.enqueue import insert, insert_alone
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
-DEFAULT_RUNTIME_DIR = NodeConfig().runtime_dir
 """Where the local daemon listens unless it is configured otherwise."""
 
 _callbacks: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
@@ -42,8 +42,8 @@ def enqueue(
 
 
 def wake(runtime_dir: Path | str | None = None) -> bool:
-    """Wake the dispatcher of this host; false if none listens in `runtime_dir`."""
-    folder = DEFAULT_RUNTIME_DIR if runtime_dir is None else Path(runtime_dir)
+    """Wake the dispatcher of this host; false if none listens in `runtime_dir`, or where it is by default."""
+    folder = wake_dir() if runtime_dir is None else Path(runtime_dir)
     return poke(Paths(NodeConfig(runtime_dir=folder)).wake)
 
 

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workerd.config import validators as v
 from workerd.config.validators import duration, duration_literal, shown, size, size_literal
+from workerd.errors import InvalidValue
+from workerd.host import processors
 from workerd.text import line
 
 
@@ -97,3 +100,16 @@ def test_shown_values_hold_no_password() -> None:
     """A password in a URL is not shown, also where a URL does not belong."""
     for url in ("mysql://u:hunter2@h/d", "mysql://u:a@hunter2@h/d", "mysql://h/d?password=hunter2&x=1"):
         assert "hunter2" not in shown(url)
+
+
+def test_workers_may_follow_the_processors() -> None:
+    """At least one, and no more than this process may use."""
+    assert v.workers.convert("auto") == processors()
+    assert v.workers.convert(7) == 7
+
+
+@pytest.mark.parametrize("value", ["Auto", "", "2", 0, 1001, True, 1.0, None])
+def test_other_numbers_of_workers_are_refused(value: object) -> None:
+    """With both forms that are expected."""
+    with pytest.raises(InvalidValue, match='a whole number from 1 to 1000, or "auto"'):
+        v.workers.convert(value)

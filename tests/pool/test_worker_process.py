@@ -22,7 +22,7 @@ from workerd.outcome import Outcome, Reason, RunResult
 from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.loading import load
 from workerd.pool.worker import worker_main
-from workerd.pool.worker_limits import WorkerLimits
+from workerd.pool.worker_limits import HostMemory, WorkerLimits
 from workerd.pool.worker_process import BUSY, TRANSITIONS, WorkerProcess, WorkerState
 from workerd.runtime.loop import Loop
 
@@ -124,7 +124,12 @@ def start_worker(loop: Loop, owner: Recorder) -> WorkerProcess:
     sys.path[:] = path
     null = os.open(os.devnull, os.O_RDWR)
     worker = WorkerProcess(
-        loop, "test/0", owner, null, lambda fds: worker_main(fds, "test/0", pool, loaded), WorkerLimits(pool)
+        loop,
+        "test/0",
+        owner,
+        null,
+        lambda fds: worker_main(fds, "test/0", pool, loaded),
+        WorkerLimits(pool, HostMemory()),
     )
     os.close(null)
     turn_until(loop, lambda: owner.ready)

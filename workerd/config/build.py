@@ -22,6 +22,7 @@ from workerd.config.model import (
     GatewayConfig,
     HandlerConfig,
     Keys,
+    NodeConfig,
     Policy,
     PoolConfig,
     RestartConfig,
@@ -31,6 +32,7 @@ from workerd.config.model import (
     keys_of,
 )
 from workerd.config.reader import ConfigErrors, Table, nearest
+from workerd.config.runtime_dir import default_runtime_dir
 from workerd.config.validators import wrong
 from workerd.errors import InvalidValue
 
@@ -311,6 +313,8 @@ def _section(table: Table, name: str) -> Any:
     given = table.read(keys_of(section))
     if name == "node" and not given.get("name"):
         given["name"] = socket.gethostname()[: v.NAME_LIMIT] or "localhost"
+    if name == "node" and "runtime_dir" not in given:
+        given["runtime_dir"] = default_runtime_dir(given.get("state_dir", NodeConfig().state_dir))
     return section(**given)
 
 

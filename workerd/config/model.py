@@ -51,7 +51,8 @@ class NodeConfig(ConfigValue, frozen=True):
     """Name of this node in rows, `workerd nodes` and logs; "" is the host name. A second live node with the
     same name is refused."""
     runtime_dir: Annotated[Path, v.path] = Path("/run/workerd")
-    """Folder for sockets and the pid file; its owner may talk to the roles. May be emptied by a reboot."""
+    """Folder for sockets and the pid file; its owner may talk to the roles. May be emptied by a reboot. Where
+    /run/workerd cannot be made: $XDG_RUNTIME_DIR/workerd, else `run` below state_dir."""
     state_dir: Annotated[Path, v.path] = Path("/var/lib/workerd")
     """Folder for the spool, the embedded store and the lock. Must survive a reboot: outcomes that were
     spooled while the store was unavailable would be lost, and their jobs run again."""
@@ -269,8 +270,9 @@ class PoolConfig(ConfigValue, frozen=True):
 
     name: str
     handlers: tuple[HandlerConfig, ...] = ()
-    workers: Annotated[int, v.integer(1, 1000)] = 1
-    """Worker processes: this many jobs of the pool run at the same time."""
+    workers: Annotated[int, v.workers] = 1
+    """Worker processes: this many jobs of the pool run at the same time. "auto": one for each processor that
+    the daemon may use, by its affinity and the cpu.max of its control group."""
     path: Annotated[tuple[str, ...], v.list_of(v.path_text, "paths")] = ()
     """Folders put in front of sys.path. The working directory is never on it."""
     env: Annotated[dict[str, str], v.texts_by_name] = {}

@@ -17,6 +17,7 @@ from cronsim import CronSim, CronSimError
 from workerd import text as texts
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
+from workerd.host import processors
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -167,6 +168,16 @@ def integer(low: int, high: int) -> Validator:
         return value
 
     return Validator(convert, expects)
+
+
+@_validator('a whole number from 1 to 1000, or "auto"')
+def workers(value: Any) -> int:
+    """A number of worker processes; "auto": one for each processor that this process may use."""
+    if value == "auto":
+        return processors()
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1000:
+        raise wrong('a whole number from 1 to 1000, or "auto"', value)
+    return value
 
 
 def number(low: float, high: float) -> Validator:

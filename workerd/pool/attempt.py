@@ -7,6 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+from workerd import host
 from workerd.config.model import Policy
 from workerd.job import Claim
 from workerd.outcome import RunResult, Usage
@@ -24,6 +25,7 @@ class KillReason(StrEnum):
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
     OOM = "oom"
+    HOST_OOM = "host out of memory"  # the kernel killed it, because the daemon's own control group was full
     PROTOCOL_ERROR = "protocol error"
     LOAD_TIMEOUT = "load timeout"
     NOT_READY = "not ready"  # it reported that it could not load
@@ -101,6 +103,7 @@ _Kind = Literal["deadline", "cancelled", "interrupted", "oom", "crashed"]
 _KINDS: dict[KillReason, _Kind] = {
     KillReason.DEADLINE: "deadline",
     KillReason.OOM: "oom",
+    KillReason.HOST_OOM: "oom",
     KillReason.CANCELLED: "cancelled",
     KillReason.INTERRUPTED: "interrupted",
 }
@@ -147,6 +150,13 @@ def death_error(status: int, kill_reason: KillReason = KillReason.NONE) -> str:
     match kill_reason:
         case KillReason.PROTOCOL_ERROR:
             return "The worker's channel to the pool broke (did a handler close it?); the worker was killed."
+        case KillReason.HOST_OOM:
+            limit = host.limits().memory_bytes
+            size = "" if limit is None else f", {limit // 1024} KiB,"
+            return (
+                f"The kernel killed its worker because the memory of the daemon's own control group{size}"
+                " was full; set memory_max of the pools so that together they stay below it."
+            )
         case KillReason.LOAD_TIMEOUT:
             return "The worker was not ready within `load_timeout` and was killed."
         case KillReason.NOT_READY:

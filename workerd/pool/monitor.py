@@ -38,6 +38,7 @@ class Monitor:
         """Send progress and enforce `memory_max`; true if anything is running."""
         now = time.monotonic_ns()
         running = False
+        self._worker_manager.limits.host_memory.check()
         for worker in list(self._worker_manager.workers.values()):
             attempt = worker.attempt
             if attempt is not None:

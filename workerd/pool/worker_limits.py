@@ -8,9 +8,11 @@ import resource
 import signal
 import time
 
+from workerd import host
 from workerd.config.model import PoolConfig
 from workerd.log import get_logger
 from workerd.outcome import Usage
+from workerd.pool.attempt import KillReason
 from workerd.pool.isolation import move_up
 from workerd.runtime.cgroup import Delegation, PoolGroup, WorkerGroup
 from workerd.runtime.limits import limit_data, limit_processes
@@ -56,11 +58,35 @@ class Meter:
         return Usage(run_us, cpu_us, peak)
 
 
+class HostMemory:
+    """Notices that the kernel killed something because the memory of the daemon's own group was full.
+
+    Compares with the count before the last one, since a check may come between the kill and its notice.
+    """
+
+    def __init__(self) -> None:
+        self._kills = host.OomKills()
+        self._before = self._last = self._kills.count()
+
+    def check(self) -> None:
+        """Count; to be called now and then while anything runs."""
+        self._before, self._last = self._last, self._kills.count()
+
+    def explains_death(self) -> bool:
+        """Whether the kernel has killed for memory since the check before the last; a kill counts once."""
+        if self._kills.count() <= self._before:
+            return False
+        self._before += 1
+        self._last = max(self._last, self._before)
+        return True
+
+
 class WorkerLimits:
     """The limits of one worker, and with a control group the way to kill everything in it."""
 
-    def __init__(self, pool: PoolConfig, group: WorkerGroup | None = None) -> None:
+    def __init__(self, pool: PoolConfig, host_memory: HostMemory, group: WorkerGroup | None = None) -> None:
         self._pool = pool
+        self._host_memory = host_memory
         self._group = group
 
     def enter(self) -> None:
@@ -79,9 +105,14 @@ class WorkerLimits:
         if self._group is not None:
             self._group.kill()
 
-    def ran_out_of_memory(self, status: int) -> bool:
-        """Whether a worker with this wait status was killed because of its own memory limit."""
-        return status == -signal.SIGKILL and self._group is not None and self._group.oom_kills() > 0
+    def ran_out_of_memory(self, status: int) -> KillReason:
+        """Which memory was full, if a worker with this wait status was killed for that, else NONE."""
+        if status != -signal.SIGKILL:
+            return KillReason.NONE
+        if self._group is not None and self._group.oom_kills() > 0:
+            # The kernel counts the kill in the worker's group, whichever group above it was full.
+            return KillReason.OOM if self._group.was_full() else KillReason.HOST_OOM
+        return KillReason.HOST_OOM if self._host_memory.explains_death() else KillReason.NONE
 
     @property
     def peak_kib(self) -> int | None:
@@ -106,6 +137,7 @@ class PoolLimits:
         self._released: list[WorkerLimits] = []
         self._group = _create_group(pool)
         self.memory_enforced = self._group is not None and self._group.has("memory")
+        self.host_memory = HostMemory()
 
     def new_worker(self) -> WorkerLimits:
         """Limits for a new worker; its group is new too, as what an earlier worker used must not count."""
@@ -114,9 +146,11 @@ class PoolLimits:
         if self._group is not None:
             with contextlib.suppress(OSError):
                 return WorkerLimits(
-                    self._pool, self._group.worker_group(self._last_number, self._pool.memory_max)
+                    self._pool,
+                    self.host_memory,
+                    self._group.worker_group(self._last_number, self._pool.memory_max),
                 )
-        return WorkerLimits(self._pool)
+        return WorkerLimits(self._pool, self.host_memory)
 
     def release(self, limits: WorkerLimits) -> None:
         """Remove the limits of a dead worker as soon as its group is empty."""

@@ -68,7 +68,13 @@ RETIRE_TIMEOUT_S = 1.0
 """For a worker to exit by itself after its channel was closed."""
 
 _SPARES_UNSTARTED = frozenset(
-    {KillReason.NONE, KillReason.PROTOCOL_ERROR, KillReason.DEADLINE, KillReason.INTERRUPTED}
+    {
+        KillReason.NONE,
+        KillReason.PROTOCOL_ERROR,
+        KillReason.DEADLINE,
+        KillReason.INTERRUPTED,
+        KillReason.HOST_OOM,
+    }
 )
 """Kill reasons that do not end an attempt which the worker has not started."""
 
@@ -441,9 +447,9 @@ class WorkerProcess:
         if self.attempt is not None and self.attempt.stack is None and status < 0 and self._dump.size():
             # Written by faulthandler during the crash.
             self.attempt.stack = handler_frames(self._dump.text())
-        if self.kill_reason is KillReason.NONE and self.limits.ran_out_of_memory(status):
-            self.kill_reason = KillReason.OOM
-            if self.attempt is not None:
+        if self.kill_reason is KillReason.NONE:
+            self.kill_reason = self.limits.ran_out_of_memory(status)
+            if self.kill_reason is not KillReason.NONE and self.attempt is not None:
                 self.attempt.peak_kib = self.limits.peak_kib
         self.move(WorkerState.DEAD)
         unstarted = self._take_unstarted(status)

@@ -168,6 +168,10 @@ class WorkerGroup:
         """How many processes in it the kernel has killed for lack of memory."""
         return _event(self.path / "memory.events", "oom_kill")
 
+    def was_full(self) -> bool:
+        """Whether it has reached its own memory limit."""
+        return _event(self.path / "memory.events", "oom") > 0
+
     def peak(self) -> int | None:
         """The most bytes of memory that it has used; None before Linux 5.19."""
         words = _words(self.path / "memory.peak")
