@@ -1,6 +1,6 @@
 """Background jobs for teams who already have MySQL or MariaDB.
 
-from workerd import Context, Failure, Result, Retry, handler     in a module of handlers
+from workerd import Context, Failure, Result, Retry, handler     in a module of handlers; also wrap, unwrap
 from workerd import Client, JobSpec, enqueue, wake               in a program that enqueues
 """
 
@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry, handler
+from workerd.wrapping import unwrap, wrap
 
 if TYPE_CHECKING:
     from workerd.client import Client
@@ -31,7 +32,9 @@ __all__ = [
     "Retry",
     "enqueue",
     "handler",
+    "unwrap",
     "wake",
+    "wrap",
 ]
 
 _LOADED_ON_USE = {

@@ -7,7 +7,7 @@ assert outcome.status == "completed"
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
+from workerd.wrapping import Around, check_around
 
 
 @dataclass(frozen=True)
@@ -85,15 +86,20 @@ def attempt(
     extras: Mapping[str, Any] | None = None,
     needs: Mapping[str, Any] | None = None,
     stopping: bool = False,
+    around: Iterable[Around] = (),
 ) -> RunOutcome:
     """Run a handler once, as `run` does, with more of its context.
 
     `failures`: failed earlier attempts, by default all of them. `params`, `extras` and `needs` put the run
-    in a request. The deadline is visible in `ctx` but not enforced. Raises TypeError and LoadError as `run`.
+    in a request. `around`: functions around the run, as the key of the configuration. The deadline is visible
+    in `ctx` but not enforced. Raises TypeError and LoadError as `run`, InvalidValue for a wrong `around`.
     """
     target = loading.resolve(handler) if isinstance(handler, str) else handler
     name = getattr(target, "__name__", type(target).__name__)
-    loaded = loading.make(name, target)
+    layers = tuple(around)
+    for function in layers:
+        check_around(function)
+    loaded = loading.make(name, target, around=layers)
     policy = workerd_policy.effective(HandlerConfig(name=name, call="", pool=name), loaded.spec.options)
     in_request = params is not None or extras is not None or needs is not None
     claim = Claim(

@@ -469,3 +469,22 @@ def test_a_store_url_that_the_store_would_refuse_is_a_configuration_error(tmp_pa
     assert first.startswith(f'{file}: store.url: expected "mysql://')
     assert "ingester.batch: expected a whole number" in second
     assert "s3cret" not in str(caught.value)
+
+
+def test_around_of_a_pool_is_outside_of_its_handlers_own(tmp_path: Path) -> None:
+    """Also where they share the pool; the default holds where neither says anything."""
+    text = (
+        'defaults = { around = ["d:d"] }\n'
+        '[handlers.a]\ncall = "os:getpid"\npool = "p"\naround = ["a:a", "a:b"]\n'
+        '[handlers.b]\ncall = "os:getpid"\npool = "p"\n'
+        '[handlers.c]\ncall = "os:getpid"\n'
+        '[handlers.d]\ncall = "os:getpid"\naround = []\n'
+    )
+    for pool, expected in (
+        ("", [("a:a", "a:b"), ("d:d",), ("d:d",), ()]),
+        ('[pools.p]\naround = ["p:p"]\n', [("p:p", "a:a", "a:b"), ("p:p",), ("d:d",), ()]),
+    ):
+        config = configured(tmp_path, text + pool)
+        entered = [config.pools[h.pool].around + h.around for h in config.handlers.values()]
+        assert entered == expected
+    assert "references" in faults(tmp_path, HANDLERS + 'around = "os:getpid"\n')[0]

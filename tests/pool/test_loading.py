@@ -164,3 +164,28 @@ def test_wrapped_generator_functions_are_refused(target: Any, fits: bool) -> Non
     else:
         with pytest.raises(LoadError):
             make("h", target)
+
+
+def test_setup_is_called_before_the_handlers_are_imported() -> None:
+    """What it raises is a load error that names it."""
+    handlers = "tests.pool.handlers.worker_handlers"
+    before = len(worker_handlers.steps)
+    load(pool(f"{handlers}:nothing", setup=f"{handlers}:set_up"))
+    assert worker_handlers.steps[before:] == ["setup"]
+    with pytest.raises(LoadError, match=r'setup = ".*:fails_to_set_up" failed: RuntimeError: no settings'):
+        load(pool("tests.nowhere:nothing", setup=f"{handlers}:fails_to_set_up"))
+
+
+def test_functions_around_runs_are_loaded_and_checked() -> None:
+    """The pool's are outside of the handler's, and those outside of what wraps it in code."""
+    handlers = "tests.pool.handlers.worker_handlers"
+    config = PoolConfig(
+        name="p",
+        around=(f"{handlers}:around",),
+        handlers=(
+            HandlerConfig(name="h", call=f"{handlers}:nothing", pool="p", around=(f"{handlers}:around_it",)),
+        ),
+    )
+    assert load(config).handlers["h"].around == (worker_handlers.around, worker_handlers.around_it)
+    with pytest.raises(LoadError, match=r'handler "h0" .*around ".*:nothing": expected a generator function'):
+        load(pool(f"{handlers}:nothing", around=(f"{handlers}:nothing",)))

@@ -30,8 +30,10 @@ def started() -> Iterator[Any]:
 
     def start(*names: str, preload: bool = True, **keys: Any) -> Worker:
         calls = {name: f"{HANDLERS}:{name}" for name in names}
-        if "init" in keys:
-            keys["init"] = f"{HANDLERS}:{keys['init']}"
+        for key in keys.keys() & {"init", "setup"}:
+            keys[key] = f"{HANDLERS}:{keys[key]}"
+        if "around" in keys:
+            keys["around"] = tuple(f"{HANDLERS}:{name}" for name in keys["around"])
         workers.append(Worker(pool_of("test", **calls, **keys), preload=preload))
         return workers[-1]
 
@@ -96,6 +98,40 @@ def test_init_runs_once_and_its_signal_handlers_stay(started: Any) -> None:
     assert worker.run("get_seen").payload == b'["init"]'
     assert worker.run("get_seen").payload == b'["init"]'
     assert worker.run("keeps_sigusr2_ignored").payload == b"true"
+
+
+@pytest.mark.parametrize("preload", [True, False])
+def test_setup_runs_before_and_around_encloses_each_run(started: Any, preload: bool) -> None:
+    """Also when the handler fails; and setup runs once."""
+    worker = started("get_steps", "fails", preload=preload, setup="set_up", around=["around", "around_it"])
+    before = msgspec.json.decode(worker.run("get_steps").payload)
+    assert before[-4:] == ["setup", "in", "call", "out"]
+    assert worker.run("fails", {"kind": "value"}).kind == "raised"
+    assert msgspec.json.decode(worker.run("get_steps").payload) == [
+        *before, "in", "call", "out", "in", "call", "out",
+    ]  # fmt: skip
+
+
+def test_a_function_around_a_run_is_inside_its_deadline(started: Any) -> None:
+    """It is interrupted as the handler is."""
+    worker = started("nothing", around=["around_and_slow"])
+    worker.assign("nothing", deadline=0.05)
+    press(worker)
+    result = worker.result()
+    assert (result.kind, result.tainted) == ("deadline", True)
+    assert "in around_and_slow" in result.stack
+
+
+@pytest.mark.parametrize("name", ["sleeps", "spins", "sleeps_async", "cleans_up_async"])
+def test_the_deadline_is_raised_in_a_handler_inside_of_others(started: Any, name: str) -> None:
+    """The functions around it see it pass."""
+    worker = started(name, "get_steps", around=["around", "around_it"])
+    worker.assign(name, deadline=0.05)
+    press(worker)
+    if name == "cleans_up_async":
+        assert worker.receive().note == "cleaning"
+    result = worker.result()
+    assert (result.kind, result.tainted) == ("deadline", True)
 
 
 def test_an_idle_worker_exits_at_end_of_file(started: Any) -> None:

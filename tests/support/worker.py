@@ -32,10 +32,9 @@ def pool_of(name: str = "test", /, **calls: Any) -> PoolConfig:
     handlers = tuple(
         HandlerConfig(name=k, call=v, pool=name)
         for k, v in calls.items()
-        if isinstance(v, str) and k != "init"
+        if isinstance(v, str) and k not in ("init", "setup")
     )
-    if "init" in calls:
-        keys["init"] = calls["init"]
+    keys |= {k: calls[k] for k in ("init", "setup") if k in calls}
     return PoolConfig(name=name, handlers=handlers, **keys)
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from workerd.config import reader
 from workerd.config import validators as v
 from workerd.config.model import (
@@ -212,15 +214,26 @@ def pools(root: Table) -> PoolTables:
         keys = own[name].read(POOL_KEYS) if name in own else {}
         for member in names:
             keys.update(_pool_keys_of(tables[member], given[member], name, names, keys))
-        layers = {key: value for key, value in defaults.items() if key in POOL_KEYS} | keys
+        layers = {
+            key: value for key, value in defaults.items() if key in POOL_KEYS and key not in HANDLER_KEYS
+        } | keys
         if "restart" in layers:
             layers["restart"] = RestartConfig(**layers["restart"])
+        if "around" in keys:
+            _drop_default_around(found, names, given)
         found.pools[name] = PoolConfig(name=name, handlers=tuple(found.handlers[m] for m in names), **layers)
     for name in own.keys() - members.keys():
         own[name].read(POOL_KEYS)
         found.notes.append(f"[pools.{name}] is not started, as no handler names it as its pool")
     found.notes.sort()
     return found
+
+
+def _drop_default_around(found: PoolTables, names: list[str], given: dict[str, dict[str, Any]]) -> None:
+    """What the pool has around its runs replaces the default, not what a handler's own table says."""
+    for name in names:
+        if "around" not in given[name]:
+            found.handlers[name] = msgspec.structs.replace(found.handlers[name], around=())
 
 
 def check_name(table: Table, name: str) -> bool:
@@ -272,7 +285,7 @@ def _pool_keys_of(
     table: Table, own: dict[str, Any], pool: str, members: list[str], said: dict[str, Any]
 ) -> dict[str, Any]:
     """The pool keys in a handler's own table, allowed only if the pool is not shared."""
-    keys = {key: value for key, value in own.items() if key in POOL_KEYS}
+    keys = {key: value for key, value in own.items() if key in POOL_KEYS and key not in HANDLER_KEYS}
     for key in keys:
         if len(members) > 1:
             table.error(

@@ -258,6 +258,10 @@ class HandlerConfig(ConfigValue, frozen=True):
     pool: Annotated[str, v.name_or_empty]
     """Handlers that name the same pool share its workers and its failures. "": a pool of its own, named after
     the handler."""
+    around: Annotated[tuple[str, ...], v.list_of(v.reference, "references")] = ()
+    """Functions around each run, "module:attribute", entered in order: generator functions of (ctx) that
+    yield once, or functions of (ctx, call_next). Those of the pool are outside of the handler's own;
+    `[defaults]` applies where neither has any."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     schedule: ScheduleConfig = ScheduleConfig()
@@ -280,6 +284,11 @@ class PoolConfig(ConfigValue, frozen=True):
     passed on."""
     init: Annotated[str, v.reference_or_empty] = ""
     """"module:function" called in each worker before its first job, to connect or warm up. "": none."""
+    setup: Annotated[str, v.reference_or_empty] = ""
+    """"module:function" called before the handlers are imported, by the process that imports them, such as
+    "django:setup". "": none."""
+    around: Annotated[tuple[str, ...], v.list_of(v.reference, "references")] = ()
+    """Functions around each run of every handler of the pool, as in [handlers.NAME]."""
     preload: Annotated[bool, v.boolean] = True
     """true: the pool imports the handlers once and its workers share that memory. false: each worker imports
     them itself, for libraries that do not survive a fork."""

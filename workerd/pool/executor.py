@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import FrameType
 from typing import Any, NoReturn, Protocol
 
@@ -28,6 +29,7 @@ from workerd.pool.handler_log import HandlerLog
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.signature import BadVars
+from workerd.wrapping import MACHINERY, Around, run_around
 
 PROGRESS_INTERVAL_S = 0.1
 """Between two messages about progress; the last value is also part of the result."""
@@ -229,10 +231,14 @@ class FunctionRunner:
 
     def __init__(self, handler: LoadedHandler) -> None:
         self._target = handler.target
+        self._around = handler.around
         self._bind = handler.arguments.bind
 
     def run(self, job: RunningJob) -> RunResult:
-        args, kwargs = self._bind(job.claim.vars, job.context())
+        ctx = job.context()
+        args, kwargs = self._bind(job.claim.vars, ctx)
+        if self._around:
+            return _result(job, _invoke_around(self._around, ctx, self._target, args, kwargs, job))
         return _result(job, _invoke(self._target, args, kwargs, job))
 
 
@@ -241,13 +247,16 @@ class ClassRunner:
 
     def __init__(self, handler: LoadedHandler, instance: Any) -> None:
         self._instance = instance
+        self._around = handler.around
         self._bind = handler.arguments.bind
 
     def run(self, job: RunningJob) -> RunResult:
-        args, kwargs = self._bind(job.claim.vars, job.context())
-        return msgspec.structs.replace(self._ensure(job, args, kwargs), pause=_cooler_pause(self._instance))
+        ctx = job.context()
+        args, kwargs = self._bind(job.claim.vars, ctx)
+        result = self._ensure(job, ctx, args, kwargs)
+        return msgspec.structs.replace(result, pause=_cooler_pause(self._instance))
 
-    def _ensure(self, job: RunningJob, args: list[Any], kwargs: dict[str, Any]) -> RunResult:
+    def _ensure(self, job: RunningJob, ctx: Context, args: list[Any], kwargs: dict[str, Any]) -> RunResult:
         active = getattr(self._instance, "active", None)
         if active is not None:
             is_active, error = _invoke(lambda: bool(active()), [], {}, job)
@@ -255,7 +264,7 @@ class ClassRunner:
                 return _result(job, (None, error))
             if not is_active:
                 return RunResult(serial=job.serial, kind="skipped")
-        return _result(job, _invoke(self._instance.ensure, args, kwargs, job))
+        return _result(job, _invoke_around(self._around, ctx, self._instance.ensure, args, kwargs, job))
 
 
 def _cooler_pause(instance: Any) -> float | None:
@@ -294,6 +303,18 @@ def _invoke(
         return None, error
 
 
+def _invoke_around(
+    around: tuple[Around, ...],
+    ctx: Context,
+    target: Callable[..., Any],
+    args: list[Any],
+    kwargs: dict[str, Any],
+    job: RunningJob,
+) -> Returned:
+    """Call user code inside the functions around it, all behind one fence."""
+    return _invoke(run_around, [around, ctx, partial(_call, target, args, kwargs, job)], {})
+
+
 def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], job: RunningJob | None) -> Any:
     value = target(*args, **kwargs)
     return _await(value, job) if inspect.iscoroutine(value) else value
@@ -324,6 +345,8 @@ _GUARDED = frozenset(
 
 def _in_user_code(frame: FrameType | None) -> bool:
     """Whether an exception raised at this frame reaches the fence without interrupting code of workerd."""
+    if frame is not None and frame.f_code in MACHINERY:
+        return False
     while frame is not None:
         if frame.f_code is _USER_CODE:
             return True

@@ -18,13 +18,14 @@ from typing import Any
 
 from workerd import policy as workerd_policy
 from workerd.config.model import Backoff, HandlerConfig, Policy, PoolConfig
-from workerd.errors import LoadError
-from workerd.handler import class_name, options_of
+from workerd.errors import InvalidValue, LoadError
+from workerd.handler import class_name
 from workerd.log import get_logger
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
 from workerd.runtime.child import ignore_terminal_signals
 from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since
+from workerd.wrapping import Around, check_around, layers_of
 
 MISSING_FILE = -1
 """Instead of the modification time of a file that does not exist."""
@@ -57,12 +58,16 @@ def _changed_at(file: str) -> int:
 
 @dataclass(frozen=True)
 class LoadedHandler:
-    """A callable, or a class of which each worker makes one instance."""
+    """A callable, or a class of which each worker makes one instance.
+
+    `around`: the functions around each run, outermost first.
+    """
 
     name: str
     target: Any
     arguments: Arguments
     spec: HandlerSpec
+    around: tuple[Around, ...] = ()
 
     @property
     def is_class(self) -> bool:
@@ -84,21 +89,24 @@ class LoadedHandlers:
 
 
 def load(pool: PoolConfig) -> LoadedHandlers:
-    """Import every handler of the pool. Raises LoadError, which names all that do not load."""
+    """Call `setup`, then import every handler of the pool. Raises LoadError, which names what failed."""
     prepare_path(pool.path)
     os.environ.update(pool.env)
     before, open_before = set(sys.modules), open_descriptors()
+    if pool.setup:
+        _set_up(pool.setup)
     loaded: dict[str, LoadedHandler] = {}
     errors: list[str] = []
     for handler in pool.handlers:
         try:
             target = resolve(handler.call)
-            loaded[handler.name] = make(handler.name, target, handler)
+            around = tuple(map(_around, (*pool.around, *handler.around)))
+            loaded[handler.name] = make(handler.name, target, handler, around)
         except LoadError as error:
             errors.append(f'handler "{handler.name}" (call = "{handler.call}"): {error}')
     init = None
     try:
-        init = _init(pool.init) if pool.init else None
+        init = _function(pool.init) if pool.init else None
     except LoadError as error:
         errors.append(f'init = "{pool.init}": {error}')
     if errors:
@@ -118,7 +126,25 @@ def prepare_path(folders: Iterable[str]) -> None:
     importlib.invalidate_caches()
 
 
-def _init(reference: str) -> Callable[[], object]:
+def _set_up(reference: str) -> None:
+    try:
+        _function(reference)()
+    except LoadError as error:
+        raise LoadError(f'setup = "{reference}": {error}') from error
+    except BaseException as error:
+        raise LoadError(f'setup = "{reference}" failed: {_describe(error)}') from error
+
+
+def _around(reference: str) -> Around:
+    try:
+        found: Around = resolve(reference)
+        check_around(found)
+    except (LoadError, InvalidValue) as error:
+        raise LoadError(f'around "{reference}": {error}') from error
+    return found
+
+
+def _function(reference: str) -> Callable[[], object]:
     found = resolve(reference)
     if not callable(found):
         raise LoadError(f"expected a function without parameters, got {_kind(found)}")
@@ -149,10 +175,15 @@ def _describe(error: BaseException) -> str:
     return f"{text} ({frame.filename}, line {frame.lineno})" if frame else text
 
 
-def make(name: str, target: Any, config: HandlerConfig | None = None) -> LoadedHandler:
-    """Make a handler of its object, with its decorator's options and its signature. Raises LoadError."""
+def make(
+    name: str, target: Any, config: HandlerConfig | None = None, around: tuple[Around, ...] = ()
+) -> LoadedHandler:
+    """Make a handler of its object, with its decorator's options, its layers and its signature.
+
+    `around`: what the configuration puts around them. Raises LoadError.
+    """
+    target, layers, options = layers_of(target)
     check_callable(target)
-    options = options_of(target)
     policy = workerd_policy.effective(
         config or HandlerConfig(name=name, call="", pool=name), _with_class_names(options)
     )
@@ -162,7 +193,7 @@ def make(name: str, target: Any, config: HandlerConfig | None = None) -> LoadedH
     else:
         arguments = Arguments(target)
     spec = HandlerSpec(name, spec_options, arguments.signature, aliases_of(policy, options))
-    return LoadedHandler(name, target, arguments, spec)
+    return LoadedHandler(name, target, arguments, spec, (*around, *layers))
 
 
 def is_class_handler(target: Any) -> bool:

@@ -9,14 +9,14 @@ from typing import Any
 
 import msgspec
 
-from workerd import text
+from workerd import text, wrapping
 from workerd.config.validators import size_literal
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.workflow import read_spawn
 
 _encode = msgspec.json.Encoder().encode
-_PACKAGE_FOLDER = os.path.dirname(__file__) + os.sep
+_OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
 _MAX_CLASSES = 64
 
 
@@ -184,7 +184,7 @@ def _remove_own_frames(trace: traceback.TracebackException | None, seen: set[int
     if trace is None or id(trace) in seen:
         return
     seen.add(id(trace))
-    trace.stack[:] = [frame for frame in trace.stack if not frame.filename.startswith(_PACKAGE_FOLDER)]
+    trace.stack[:] = [frame for frame in trace.stack if not frame.filename.startswith(_OWN_FILES)]
     _remove_own_frames(trace.__cause__, seen)
     _remove_own_frames(trace.__context__, seen)
     for part in trace.exceptions or ():

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -500,3 +500,39 @@ def closes_pipes() -> str:
             if fd > 2 and os.readlink(f"/proc/self/fd/{fd}").startswith("pipe:"):
                 os.close(fd)
     return "closed"
+
+
+# -- setup and around
+
+steps: list[str] = []
+
+
+def set_up() -> None:
+    steps.append("setup")
+
+
+def fails_to_set_up() -> None:
+    raise RuntimeError("no settings")
+
+
+def around(ctx: Context) -> Iterator[None]:
+    steps.append("in")
+    try:
+        yield
+    finally:
+        steps.append("out")
+
+
+def around_it(ctx: Context, call_next: Callable[[], Any]) -> Any:
+    steps.append("call")
+    return call_next()
+
+
+def around_and_slow(ctx: Context) -> Iterator[None]:
+    yield
+    while True:
+        time.sleep(0.01)
+
+
+def get_steps() -> list[str]:
+    return steps
