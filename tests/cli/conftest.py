@@ -48,6 +48,13 @@ call = "tests.support.handlers:noop"
 cron = "0 3 * * *"
 timezone = "Europe/Berlin"
 
+[workflows.two_good]
+jobs = [
+  {{ name = "first", handler = "echo" }},
+  {{ name = "echo", handler = "echo", needs = ["first"] }},
+  {{ name = "add", handler = "add", vars = {{ a = 1, b = 2 }} }},
+]
+
 [workflows.two]
 steps = [
   {{ name = "first", jobs = ["behave"] }},

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import typer
 
 from workerd.cli import options
 from workerd.cli.errors import UsageError
-from workerd.cli.options import NO_LIMIT, join_wait
+from workerd.cli.options import DEFAULT, join_wait
 from workerd.clock import SECOND, from_rfc3339, now_us
 
 
@@ -47,11 +45,11 @@ def test_bytes_that_are_not_utf8_are_refused_and_escaped() -> None:
 @pytest.mark.parametrize(
     ("given", "joined"),
     [
-        (["h", "--wait"], ["h", f"--wait={NO_LIMIT}"]),
+        (["h", "--wait"], ["h", f"--wait={DEFAULT}"]),
         (["h", "--wait", "5s", "a=1"], ["h", "--wait=5s", "a=1"]),
         (["h", "--wait", "5", "-c", "x"], ["h", "--wait=5", "-c", "x"]),
-        (["--wait", "h", "a=1"], [f"--wait={NO_LIMIT}", "h", "a=1"]),
-        (["h", "--wait", "-c", "x"], ["h", f"--wait={NO_LIMIT}", "-c", "x"]),
+        (["--wait", "h", "a=1"], [f"--wait={DEFAULT}", "h", "a=1"]),
+        (["h", "--wait", "-c", "x"], ["h", f"--wait={DEFAULT}", "-c", "x"]),
         (["h", "--wait=2m"], ["h", "--wait=2m"]),
         (["h", "--", "--wait", "5s"], ["h", "--", "--wait", "5s"]),
     ],
@@ -63,7 +61,7 @@ def test_wait_may_stand_alone_or_take_a_duration(given: list[str], joined: list[
 
 def test_wait_without_a_duration_has_no_limit() -> None:
     """With one it is in seconds."""
-    assert options.parse_wait(NO_LIMIT) == math.inf
+    assert options.parse_wait(DEFAULT) == 30
     assert options.parse_wait("1.5s") == 1.5
 
 

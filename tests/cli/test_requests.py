@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
+from tests.support.terminal import on_terminal
 
 
 def test_requests_are_submitted_waited_for_shown_and_cancelled(cli: CommandLine) -> None:
@@ -11,6 +14,7 @@ def test_requests_are_submitted_waited_for_shown_and_cancelled(cli: CommandLine)
     shown = cli("request", "submit", "two", "user=7", "--wait", "20s", check=False)
     assert shown.returncode == 1  # `behave` misses its argument
     assert "step 0: first" in shown.stdout
+    assert "ended as failed" in shown.stderr
     assert "✗ behave" in shown.stdout
     request_id = cli.id("request", "submit", "two", "user=7")
     eventually(lambda: cli.json("request", "show", request_id)["status"] == "failed")
@@ -25,3 +29,22 @@ def test_requests_are_submitted_waited_for_shown_and_cancelled(cli: CommandLine)
     eventually(lambda: cli.json("request", "show", waiting)["status"] == "cancelled")
     cli("resume", "behave")
     assert cli("request", "cancel", waiting, check=False).returncode == 1
+
+
+def test_a_wait_prints_what_the_last_jobs_returned(cli: CommandLine) -> None:
+    """Alone, as JSON; with --json the document of the request has it."""
+    done = cli("request", "submit", "two_good", "user=7", "--wait")
+    assert json.loads(done.stdout) == {"echo": {}, "add": 3}
+    assert cli.json("request", "submit", "two_good", "user=7", "--wait")["result"] == {"echo": {}, "add": 3}
+
+
+def test_ids_of_jobs_are_shown_whole(cli: CommandLine) -> None:
+    """Also in 80 columns, where the line goes on below."""
+    request_id = cli.id("request", "submit", "two")
+    eventually(lambda: cli.json("request", "show", request_id)["status"] == "failed")
+    (job,) = cli.json("request", "show", request_id)["jobs"]
+    assert job["id"] in cli("request", "show", request_id).stdout
+    status, output = on_terminal("request", "show", request_id, "-c", str(cli.node.path), columns=60)
+    assert status == 0
+    (shown,) = [line for line in output.splitlines() if job["id"] in line]
+    assert len(shown) <= 60

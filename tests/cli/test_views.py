@@ -23,6 +23,8 @@ def job(name: str, status: str, **more: Any) -> dict[str, Any]:
     return documents.job(row)
 
 
+ID = "00000000-0000-0000-0000-000000000000"
+
 STEPS = Graph(
     name="delete_user",
     steps=("retrieve", "delete"),
@@ -45,9 +47,9 @@ def test_steps_are_drawn_one_below_the_other_with_state_time_and_error() -> None
     )
     assert lines == [
         "step 0: retrieve",
-        "  ✓ get completed   12.3 ms",
+        f"  ✓ get completed   12.3 ms {ID}",
         "↓ step 1: delete",
-        "  ✗ one failure      0.5 ms attempt 2",
+        f"  ✗ one failure      0.5 ms {ID} attempt 2",
         r"      no \x1b[31msuch user",
         "    two not started",
     ]
@@ -66,16 +68,16 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
     lines = draw_graph(graph, [job("a", "completed"), job("a/x", "inprogress"), job("by hand", "new")])
     assert lines == [
         "level 0",
-        "  ✓ a       completed",
-        "    ▶ a/x   inprogress",
+        f"  ✓ a       completed           {ID}",
+        f"    ▶ a/x   inprogress          {ID}",
         "↓ level 1",
         "    b       not started ← a",
         "↓ level 2",
         "    c       not started ← a, b",
-        "  · by hand new",
+        f"  · by hand new                 {ID}",
     ]
 
 
 def test_a_request_whose_steps_cannot_be_read_shows_its_jobs() -> None:
     """Jobs inserted by hand are shown too."""
-    assert draw_graph(None, [job("x", "retry")]) == ["  ? x retry"]
+    assert draw_graph(None, [job("x", "retry")]) == [f"  ? x retry               {ID}"]

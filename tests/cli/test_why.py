@@ -35,3 +35,20 @@ def test_why_explains_what_a_job_waits_for_and_how_it_ended(cli: CommandLine, tm
     eventually(lambda: cli.json("job", "show", crashed)["complete"])
     assert "SIGKILL" in why(crashed)
     assert cli.json("why", crashed)["why"]
+
+
+def test_why_explains_a_request(cli: CommandLine) -> None:
+    """What it waits for, and which job failed it, with that job's id."""
+    cli("pause", "behave", "--reason", "for the test")
+    request_id = cli.id("request", "submit", "two")
+    eventually(lambda: "Its job behave is new" in cli("why", request_id).stdout)
+    cli("resume", "behave")
+    eventually(lambda: cli.json("why", request_id)["status"] == "failed")
+    (job,) = cli.json("request", "show", request_id)["jobs"]
+    explained = cli("why", request_id).stdout
+    assert "ended as failed" in explained
+    assert f"`workerd why {job['id']}` explains" in explained
+    assert cli.json("why", request_id)["request"]["id"] == request_id
+    unknown = cli("why", "00000000-0000-7000-8000-000000000000", check=False)
+    assert unknown.returncode == 1
+    assert "Neither a job nor a request" in unknown.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 from enum import StrEnum
@@ -69,8 +68,8 @@ def parse_duration(text: str) -> float:
 
 
 def parse_wait(text: str) -> float:
-    """Seconds of `--wait`, infinite without a duration."""
-    return math.inf if text == NO_LIMIT else parse_duration(text)
+    """Seconds of `--wait`."""
+    return parse_duration(DEFAULT_WAIT if text == DEFAULT else text)
 
 
 def parse_since(text: str) -> int:
@@ -161,11 +160,13 @@ Wait = Annotated[
         "--wait",
         metavar="[D]",
         parser=parse_wait,
-        help="Wait for the end, at most this long (30s), and print the result.",
+        help="Wait for the end, at most D (without D: 30s), and print the result.",
     ),
 ]
 
-NO_LIMIT = "no limit"
+DEFAULT_WAIT = "30s"
+"""Of a `--wait` without a duration."""
+DEFAULT = "default"
 """What stands for the duration after a `--wait` without one."""
 
 _DURATION = re.compile(r"[0-9]+(\.[0-9]*)?(ms|s|m|h|d)?")
@@ -186,8 +187,8 @@ def join_wait(args: list[str]) -> list[str]:
     for word in words:
         if word == "--":
             return [*joined, word, *words]
-        if word != "--wait" and joined and joined[-1] == f"--wait={NO_LIMIT}" and _DURATION.fullmatch(word):
+        if word != "--wait" and joined and joined[-1] == f"--wait={DEFAULT}" and _DURATION.fullmatch(word):
             joined[-1] = f"--wait={word}"
         else:
-            joined.append(f"--wait={NO_LIMIT}" if word == "--wait" else word)
+            joined.append(f"--wait={DEFAULT}" if word == "--wait" else word)
     return joined

@@ -58,7 +58,11 @@ def submit(
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
-    """Submit a request and print its id; with --wait, its end."""
+    """Submit a request and print its id; with --wait, its result.
+
+    The result is what the last jobs returned: one JSON object with their names. With --json it is the
+    `result` of the request's document.
+    """
     texts = parse_key_values(key_values or [])
     with open_session(c) as session:
         requests.check_workflow(session.config, workflow)
@@ -83,7 +87,17 @@ def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool) -> 
     except KeyboardInterrupt:
         notify(f"Request {shown} continues; `workerd request cancel {shown}` cancels it.")
         raise
-    if _print(session, key, json)["status"] != RequestStatus.COMPLETED:
+    request = session.read(partial(requests.get, request_id=key))
+    completed = request["status"] == RequestStatus.COMPLETED
+    result = session.read(partial(requests.results, request_id=key))
+    if json:
+        print_json({**request, "result": result})
+    elif completed:
+        print_json(result)
+    else:
+        _print(session, key, json)
+        notify(f"Request {shown} ended as {request['status']}. `workerd why {shown}` explains.")
+    if not completed:
         raise CommandExit(1)
 
 

@@ -239,17 +239,28 @@ def _job_lines(
     words = [marks.get(status, "?"), label, (status or "not started").ljust(10)]
     if job is not None:
         words.append(_run_time(job).rjust(8))
+        words.append(job["id"])
         if job["attempt"] > 1:
             words.append(f"attempt {job['attempt']}")
     if needs:
         words.append(f"{'←' if _is_unicode() else '<-'} {', '.join(map(line, needs))}")
-    yield indent + " ".join(words).rstrip()
+    yield from _wrapped(indent + " ".join(words).rstrip(), indent)
     if job is not None and job["error"]:
-        room = shutil.get_terminal_size().columns if is_terminal() else _PIPE_WIDTH
-        margin = indent + "    "
-        yield from textwrap.wrap(
-            line(job["error"]), max(room, 40), initial_indent=margin, subsequent_indent=margin
-        )
+        yield from _wrapped(f"{indent}    {line(job['error'])}", indent)
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """The line, continued on further ones where the terminal is too narrow; ids stay whole."""
+    room = shutil.get_terminal_size().columns if is_terminal() else _PIPE_WIDTH
+    lines = textwrap.wrap(
+        text,
+        max(room, 40),
+        subsequent_indent=f"{indent}    ",
+        break_on_hyphens=False,
+        break_long_words=False,
+        replace_whitespace=False,
+    )
+    return lines or [text]
 
 
 def _run_time(job: Document) -> str:

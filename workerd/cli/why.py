@@ -1,25 +1,56 @@
-"""`why ID`: what a job waits for, or how it ended."""
+"""`why ID`: what a job or a request waits for, or how it ended."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from workerd.cli.errors import CommandFailed
-from workerd.cli.options import AsJson, ConfigPath, JobId
+from workerd.cli.options import AsJson, ConfigPath, parse_identity
 from workerd.cli.output import Document, print_heading, print_json, print_text
-from workerd.cli.session import open_session
+from workerd.cli.session import CommandSession, open_session
 from workerd.cli.status import ask_supervisor
 from workerd.cli.views import print_attempts
 from workerd.config.model import Config
+from workerd.errors import NotFound
 from workerd.job import Status
-from workerd.operations.why import explain
+from workerd.operations.why import explain, explain_request
 
 MAX_STACK_LINES = 40
 
 
-def why(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
-    """Explain what a job waits for, or how it ended."""
+def why(
+    subject: Annotated[
+        bytes, typer.Argument(metavar="ID", help="Id of a job or a request.", parser=parse_identity)
+    ],
+    c: ConfigPath = None,
+    json: AsJson = False,
+) -> None:
+    """Explain what a job or request waits for, or how it ended."""
     with open_session(c) as session:
-        pools = _local_pools(session.config)
+        try:
+            # First: the run of a recurring workflow has a job row with the same id.
+            request, reasons = session.read(lambda tx: explain_request(tx, session.config, subject))
+        except NotFound:
+            _why_job(session, subject, json)
+            return
+    if json:
+        print_json({"id": request["id"], "status": request["status"], "why": reasons, "request": request})
+        return
+    for reason in reasons:
+        print_text(reason)
+
+
+def _why_job(session: CommandSession, job_id: bytes, json: bool) -> None:
+    pools = _local_pools(session.config)
+    try:
         job, reasons = session.read(lambda tx: explain(tx, session.config, job_id, pools))
+    except NotFound:
+        raise NotFound(
+            "Neither a job nor a request has this id. `workerd job list` and `workerd request list` list "
+            "existing ones."
+        ) from None
     if json:
         print_json({"id": job["id"], "status": job["status"], "why": reasons, "job": job})
         return

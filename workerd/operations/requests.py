@@ -14,7 +14,7 @@ from workerd.errors import InvalidValue
 from workerd.job import id_text
 from workerd.job_spec import params_json
 from workerd.operations.actor import Actor
-from workerd.store import requests
+from workerd.store import queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.workflow import Graph, RequestStatus, decode
@@ -81,6 +81,24 @@ def _graph(row: RequestRow) -> Graph | None:
         return decode(row.steps) if row.steps is not None else None
     except ValueError:
         return None
+
+
+def results(tx: Tx, request_id: bytes) -> Document:
+    """What its last jobs returned, by name: those that no other job needs. Bytes are `{"base64": …}`.
+
+    Raises NotFound.
+    """
+    row, jobs = requests.get(tx, request_id)
+    graph = _graph(row)
+    needed = {need for job in graph.jobs for need in job.needs} if graph is not None else set()
+    found = {}
+    for job in jobs:
+        name = job.name or job.handler
+        if job.payload_type is not None and name.partition("/")[0] not in needed:
+            document = documents.job(queries.get(tx, job.id))
+            encoded = document["payload_base64"]
+            found[name] = document["payload"] if encoded is None else {"base64": encoded}
+    return found
 
 
 def list_(

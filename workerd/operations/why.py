@@ -1,21 +1,22 @@
-"""What a job waits for, or how it ended: sentences for people."""
+"""What a job or a request waits for, or how it ended: sentences for people."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from workerd import documents
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
-from workerd.job import Status
-from workerd.store import handlers, nodes, queries
+from workerd.job import LIVE, Status, id_text
+from workerd.store import handlers, nodes, queries, requests
 from workerd.store.base import Tx
-from workerd.store.columns import JobRow
+from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import StoredJob
 from workerd.text import exit_text, line, plural, seconds_text, size_text
+from workerd.workflow import RequestStatus
 
 MAX_EARLIER_ATTEMPTS = 5
 MAX_COUNTED_JOBS = 1000
@@ -40,6 +41,61 @@ def explain(
         case _:
             reasons = [f"The job ended as {job.row.status}: attempt {job.row.attempt} {_outcome(job.row)}"]
     return documents.job(job), [*reasons, *_earlier(job)]
+
+
+MAX_JOBS_NAMED = 5
+
+
+def explain_request(tx: Tx, config: Config, request_id: bytes) -> tuple[Document, list[str]]:
+    """The request with its jobs, and sentences as of `explain`. Raises NotFound."""
+    row, jobs = requests.get(tx, request_id)
+    match row.status:
+        case RequestStatus.QUEUING:
+            reasons = [_why_queuing(config, row)]
+        case RequestStatus.INPROGRESS:
+            reasons = [
+                f"The request of {line(row.workflow)} is in step {row.step}.",
+                *_named_jobs(jobs, LIVE),
+            ]
+        case _:
+            error = f": {line(row.error)}" if row.error else "."
+            ended = f" at {_second(row.completed_at)}" if row.completed_at is not None else ""
+            reasons = [f"The request of {line(row.workflow)} ended as {row.status}{ended}{error}"]
+            reasons += _named_jobs(jobs, frozenset({Status.FAILURE}))
+    return documents.request(row, jobs), reasons
+
+
+def _why_queuing(config: Config, row: RequestRow) -> str:
+    name = line(row.workflow)
+    if row.workflow not in config.workflows:
+        return (
+            f"The request waits for a node that has the workflow {name}: it is not configured here. Add "
+            f"[workflows.{name}] to the configuration of a node."
+        )
+    if not config.pickup.enabled:
+        return "The request waits for a node that picks up work: here pickup.enabled is false."
+    if config.pickup.requests_new:
+        return (
+            f"The request waits for the next time of pickup.requests_new "
+            f"({line(config.pickup.requests_new)}), at which a node picks up new requests."
+        )
+    return (
+        "The request waits for a dispatcher to pick it up, at its next poll. `workerd nodes` shows the nodes."
+    )
+
+
+def _named_jobs(jobs: Sequence[JobRow], states: frozenset[Status]) -> list[str]:
+    """A sentence for each of its first jobs in these states, with its id."""
+    found = [job for job in jobs if job.status in states]
+    sentences = [
+        f"Its job {line(job.name or job.handler)} is {job.status}"
+        f"{f': {line(job.error)}' if job.error else '.'} `workerd why {id_text(job.id)}` explains."
+        for job in found[:MAX_JOBS_NAMED]
+    ]
+    if len(found) > MAX_JOBS_NAMED:
+        more = plural(len(found) - MAX_JOBS_NAMED, "further job")
+        sentences.append(f"The same holds for {more}; `workerd request show` lists all.")
+    return sentences
 
 
 def _earlier(job: StoredJob) -> list[str]:
