@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workerd.config.store_url import MySQLUrl, SQLiteUrl, Tls, parse_store_url
+from workerd.config.store_url import Host, MySQLUrl, SQLiteUrl, Tls, parse_store_url
 from workerd.errors import InvalidValue
 
 
@@ -23,20 +23,45 @@ def test_everything_that_a_mysql_url_can_say() -> None:
     assert found == MySQLUrl(
         user="us@er",
         password="p:/#w",
-        host="db.example",
-        port=3307,
+        hosts=(Host("db.example", 3307),),
         database="jo-bs",
         tls=Tls(mode="required", ca="/ca.pem", cert="/c", key="/k", verify=True),
     )
     assert parse_store_url("mysql://u@localhost/d?unix_socket=/run/s") == MySQLUrl(
         user="u",
         password="",
-        host="localhost",
-        port=3306,
+        hosts=(Host("localhost", 3306),),
         database="d",
         unix_socket="/run/s",
         tls=Tls(mode="off"),
     )
+
+
+def test_several_hosts_each_with_its_port() -> None:
+    """In the order in which they are tried; 3306 where no port stands; IPv6 in brackets."""
+    found = parse_store_url("mysql://u:p%2C@db1:3307,DB2,[::1],[fe80::1]:3308/d")
+    assert isinstance(found, MySQLUrl)
+    assert found.hosts == (Host("db1", 3307), Host("db2"), Host("::1"), Host("fe80::1", 3308))
+    assert found.shown == "u@db1:3307,db2:3306,[::1]:3306,[fe80::1]:3308/d"
+    assert found.password == "p,"
+    assert found.tls.mode == "preferred"
+
+
+@pytest.mark.parametrize(
+    ("url", "wrong"),
+    [
+        ("mysql://u:s3cret@a,b/d?unix_socket=/run/s", "not both"),
+        ("mysql://u:s3cret@a,,b/d", "before and after each ','"),
+        ("mysql://u:s3cret@a:3306,a/d", "each host once"),
+        ("mysql://u:s3cret@a:x,b/d", "percent-encode"),
+        ("mysql://u:s3cret@a,b:70000/d", "percent-encode"),
+    ],
+)
+def test_a_wrong_list_of_hosts(url: str, wrong: str) -> None:
+    """Each fault is named, and the password is not."""
+    with pytest.raises(InvalidValue, match=wrong) as caught:
+        parse_store_url(url)
+    assert "cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,9 @@ class StoreConfig(ConfigValue, frozen=True):
 
     url: Annotated[str, v.store_url] = "sqlite:////var/lib/workerd/workerd.db"
     """"sqlite:////absolute/path" (embedded, this host only) or "mysql://user@host:3306/database" (MySQL 8.0+,
-    MariaDB 10.6+). Query parameters: unix_socket, ssl (off, preferred, required), ssl_ca, ssl_cert,
-    ssl_key, ssl_verify."""
+    MariaDB 10.6+). A store that fails over: "mysql://user@db1:3306,db2:3306/database"; the first host that
+    can be written is used. Query parameters: unix_socket (with one host), ssl (off, preferred, required),
+    ssl_ca, ssl_cert, ssl_key, ssl_verify."""
     password_file: Annotated[str, v.path_or_empty] = ""
     """File whose first line is the password. Safer than a password in the URL, which ends up in backups of
     this file; works with systemd's LoadCredential=. "": none."""

@@ -11,6 +11,8 @@ from workerd.errors import InvalidValue
 
 MYSQL_FORM = "mysql://user:password@host:3306/database"
 SQLITE_FORM = "sqlite:////var/lib/workerd/workerd.db"
+DEFAULT_PORT = 3306
+MAX_PORTS = 65536
 STORE_URL_FORM = f'"{MYSQL_FORM}" or "{SQLITE_FORM}"'
 
 
@@ -27,13 +29,25 @@ class Tls(msgspec.Struct, frozen=True, kw_only=True):
     verify: bool = False
 
 
+class Host(msgspec.Struct, frozen=True):
+    """Name or literal address of a server, and its port."""
+
+    name: str
+    port: int = DEFAULT_PORT
+
+    def __str__(self) -> str:
+        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
+
+
 class MySQLUrl(msgspec.Struct, frozen=True, kw_only=True):
-    """Address of a MySQL or MariaDB server; the password is kept out of `repr`."""
+    """Address of a MySQL or MariaDB database; the password is kept out of `repr`.
+
+    `hosts`: the servers that may hold it, tried in this order; one alone with a `unix_socket`.
+    """
 
     user: str
     password: str
-    host: str
-    port: int
+    hosts: tuple[Host, ...]
     database: str
     unix_socket: str | None = None
     tls: Tls = Tls()
@@ -49,7 +63,7 @@ class MySQLUrl(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def shown(self) -> str:
         """The address without its password."""
-        where = self.unix_socket or f"{self.host}:{self.port}"
+        where = self.unix_socket or ",".join(map(str, self.hosts))
         return f"{self.user}@{where}/{self.database}"
 
 
@@ -70,7 +84,7 @@ def parse_store_url(url: str) -> StoreUrl:
     """The address in a store URL. Raises InvalidValue with all that is wrong, but never shows the URL."""
     try:
         parts = urlsplit(url)
-        port = parts.port
+        hosts = _hosts(parts.netloc.rpartition("@")[2])
     except ValueError:
         # The message would repeat what stands between ':' and '/', which may be a password.
         raise _invalid(["percent-encode '#', '/', '?' and '@' in the password"]) from None
@@ -88,24 +102,53 @@ def parse_store_url(url: str) -> StoreUrl:
     if not database or "/" in database:
         wrong.append("name the database, and nothing else, after the host")
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if not parts.hostname and not options.get("unix_socket"):
-        wrong.append("name a host or a unix_socket")
+    wrong += _wrong_with_hosts(hosts, options.get("unix_socket"))
     wrong += _wrong_with_options(options)
     if wrong:
         raise _invalid(wrong)
+    hosts = tuple(host if host.name else Host("localhost", host.port) for host in hosts)
     return MySQLUrl(
         user=unquote(parts.username or ""),
         password=unquote(parts.password or ""),
-        host=parts.hostname or "localhost",
-        port=port or 3306,
+        hosts=hosts,
         database=database,
         unix_socket=options.get("unix_socket"),
-        tls=_tls(options, parts.hostname or "localhost"),
+        tls=_tls(options, hosts),
     )
 
 
 def _invalid(wrong: list[str]) -> InvalidValue:
     return InvalidValue(f"expected {STORE_URL_FORM}; {'; '.join(wrong)}")
+
+
+def _hosts(text: str) -> tuple[Host, ...]:
+    """The servers in `host:port,host:port`, each with or without its port. Raises ValueError."""
+    return tuple(map(_host, text.split(",")))
+
+
+def _host(text: str) -> Host:
+    name, port = text, ""
+    if text.startswith("["):
+        name, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(text)
+        port = rest[1:]
+    elif ":" in text:
+        name, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdigit() and int(port) < MAX_PORTS):
+        raise ValueError(text)
+    return Host(name.lower(), int(port or 0) or DEFAULT_PORT)
+
+
+def _wrong_with_hosts(hosts: tuple[Host, ...], unix_socket: str | None) -> list[str]:
+    if len(hosts) == 1:
+        return [] if hosts[0].name or unix_socket else ["name a host or a unix_socket"]
+    wrong = [] if all(host.name for host in hosts) else ["name a host before and after each ','"]
+    if len(set(hosts)) < len(hosts):
+        wrong.append("name each host once")
+    if unix_socket:
+        wrong.append("name several hosts or a unix_socket, not both")
+    return wrong
 
 
 def _wrong_with_sqlite(path: str, netloc: str, query: str) -> list[str]:
@@ -135,11 +178,11 @@ def _wrong_with_options(options: dict[str, str]) -> list[str]:
     return wrong
 
 
-def _tls(options: dict[str, str], host: str) -> Tls:
+def _tls(options: dict[str, str], hosts: tuple[Host, ...]) -> Tls:
     files = {key: options.get(f"ssl_{key}") for key in ("ca", "cert", "key")}
     verify = _BOOLEANS[options.get("ssl_verify", "true" if files["ca"] else "false")]
     required = any(files.values()) or verify
     # Nobody can listen between two processes of one host, and encrypting costs CPU there.
-    local = "unix_socket" in options or host in _LOOPBACK
+    local = "unix_socket" in options or all(host.name in _LOOPBACK for host in hosts)
     default = "required" if required else "off" if local else "preferred"
     return Tls(mode=options.get("ssl", default), verify=verify, **files)

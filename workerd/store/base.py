@@ -7,7 +7,8 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.outcome import ClosedAttempt, Outcome
@@ -20,6 +21,25 @@ Params = Sequence[object]
 MAX_TRIES = 10
 RETRY_FOR_S = 2.0
 """How often, and for how long, a transaction that loses its locks is run again."""
+SERVER_CHECK_AGE_S = 2.0
+"""A connection is used for so long before its server is asked again whether it may be written."""
+
+
+class ServerRole(StrEnum):
+    """What a server is for a store."""
+
+    WRITABLE = "writable"
+    READ_ONLY = "read-only"
+    AWAY = "away"
+
+
+class ServerState(NamedTuple):
+    """One server of a store; `reason`: why it is not writable."""
+
+    host: str
+    version: str
+    role: ServerRole
+    reason: str
 
 
 class LockLost(StoreAway):
@@ -79,9 +99,13 @@ class Dialect(ABC):
 
 
 class Session(ABC):
-    """One open connection; its methods raise LockLost, StoreAway or StoreRefused."""
+    """One open connection; its methods raise LockLost, StoreAway or StoreRefused.
+
+    `server`: the server in use, as people know it.
+    """
 
     dialect: Dialect
+    server: str
     server_version: str
     max_packet: int | None
     plain_text = False
@@ -92,6 +116,10 @@ class Session(ABC):
     def begin_alone(self, write: bool) -> None:
         """As `begin`, for a transaction of one statement."""
         self.begin(write)
+
+    def check_server(self) -> None:
+        """Ask the server whether it may be written. Raises StoreAway unless it may."""
+        return
 
     def may_have_committed(self, error: StoreAway) -> bool:
         """Whether a statement begun alone may have taken effect despite this error."""
@@ -203,6 +231,8 @@ class Store(ABC):
     on_progress
         Called whenever a wait inside a call is over, at least every half second while one lasts: a process
         that is watched shows by it that it is not stuck. It must not use the store.
+    server
+        The server in use, or the last one; "" before the first.
     """
 
     dialect: Dialect
@@ -211,8 +241,10 @@ class Store(ABC):
     def __init__(self, shown: str) -> None:
         self.shown = shown
         self.on_progress: Callable[[], None] = _ignore
+        self.server = ""
         self.stats = Stats()
         self._session: Session | None = None
+        self._checked_at = 0.0
 
     def __repr__(self) -> str:
         return f"Store({self.shown})"
@@ -264,6 +296,35 @@ class Store(ABC):
         """Raises WrongVersion unless the schema is this program's, StoreAway if the store does not answer."""
         migrations.check(self.read(schema_version), self.server_version)
 
+    @abstractmethod
+    def server_states(self) -> list[ServerState]:
+        """Every server of the store, asked now: its version and its role."""
+
+    def check_server(self) -> None:
+        """Ask the server in use whether it may be written; connects if needed. Raises StoreAway.
+
+        A server that may not, or that does not answer, is left: the next use looks for another one.
+        """
+        if self._session is None:
+            self._connected()
+            return
+        try:
+            self._session.check_server()
+        except StoreError as error:
+            self._count(error)
+            self.close()
+            raise
+        self._checked_at = time.monotonic()
+
+    def refresh(self) -> bool:
+        """Leave a server that was not asked of late and may not be written; returns whether it was left."""
+        try:
+            if self._session is not None:
+                self._connected()
+        except StoreAway:
+            return True
+        return False
+
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         session, self._session = self._session, None
@@ -271,13 +332,18 @@ class Store(ABC):
             session.close()
 
     def _connected(self) -> Session:
-        if self._session is None:
+        session = self._session
+        if session is None:
             try:
-                self._session = self._connect()
+                session = self._session = self._connect()
             except StoreError as error:
                 self._count(error)
                 raise
-        return self._session
+            self.server = session.server
+            self._checked_at = time.monotonic()
+        elif time.monotonic() - self._checked_at > SERVER_CHECK_AGE_S:
+            self.check_server()
+        return session
 
     def _run_again(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
         return self._again(lambda: self._once(work, write, alone))

@@ -28,6 +28,7 @@ class ForeignSession(Session):
     The driver's errors pass through. Raises TypeError for an unsupported kind of connection.
     """
 
+    server = ""
     server_version = ""
     max_packet: int | None = None
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,15 +16,35 @@ from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
 from workerd import clock, lean_imports
-from workerd.config.store_url import MySQLUrl
+from workerd.config.store_url import Host, MySQLUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
-from workerd.store import migrations, schema
-from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
+from workerd.store import migrations, schema, servers
+from workerd.store.base import (
+    LockLost,
+    Params,
+    Row,
+    ServerRole,
+    ServerState,
+    Session,
+    Store,
+    Tx,
+    schema_version,
+)
 from workerd.store.mysql_dialect import MYSQL, literal
-from workerd.store.mysql_errors import NOT_COMMITTED, NOTHING_DONE, TOO_LARGE, UNREACHABLE, classify
+from workerd.store.mysql_errors import (
+    NO_ANSWER,
+    NOT_COMMITTED,
+    NOTHING_DONE,
+    TOO_LARGE,
+    UNREACHABLE,
+    classify,
+)
 from workerd.store.patient_connection import PatientConnection
+from workerd.store.resolver import Address, resolver
 from workerd.store.schema import Migration
 
+MIN_SHARE_S = 0.05
+"""What each server gets of the time limit for connecting, however many there are."""
 _MIGRATION_TIMEOUT_S = 86_400.0
 
 _INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
@@ -55,7 +76,77 @@ class MySQLStore(Store):
         self._password_file = password_file
 
     def _connect(self) -> MySQLSession:
-        return MySQLSession(self._address, self._password(), self._timeout, self.on_progress)
+        return self._connect_for(self._timeout)
+
+    def _connect_for(self, timeout: float) -> MySQLSession:
+        """A session on the first server, in the order of the URL, that may be written.
+
+        `timeout`: of a statement. Raises StoreAway.
+        """
+        failed: list[_NoSession] = []
+        for host, limit_s in self._hosts():
+            for attempt in self._attempts(host, limit_s, timeout):
+                self.on_progress()
+                if isinstance(attempt, _NoSession):
+                    failed.append(attempt)
+                    continue
+                try:
+                    attempt.check_server()
+                    return attempt
+                except _NoSession as error:
+                    failed.append(error)
+                except StoreAway as error:
+                    failed.append(_NoSession(str(host), f"does not answer: {error}", error.code))
+                attempt.close()
+        raise _none_usable(failed)
+
+    def _hosts(self) -> Iterator[tuple[Host, float]]:
+        """The hosts in their order, each with its share of what is left of the time limit."""
+        deadline = time.monotonic() + self._timeout
+        hosts = self._address.hosts
+        for left, host in zip(range(len(hosts), 0, -1), hosts, strict=True):
+            yield host, max(MIN_SHARE_S, (deadline - time.monotonic()) / left)
+
+    def _attempts(self, host: Host, limit_s: float, timeout: float) -> Iterator[MySQLSession | _NoSession]:
+        """Each address of a host in turn: a session on it, or why there is none."""
+        deadline = time.monotonic() + limit_s
+        where = str(host) if len(self._address.hosts) > 1 else self._address.shown
+        try:
+            addresses = _addresses(self._address, host, limit_s / 2)
+        except OSError as error:
+            yield _no_session(where, error)
+            return
+        for left, address in zip(range(len(addresses), 0, -1), addresses, strict=True):
+            share_s = max(MIN_SHARE_S, (deadline - time.monotonic()) / left)
+            try:
+                link = _open(self._address, host, address, self._password(), share_s, self.on_progress)
+            except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
+                yield _no_session(where, error)
+                continue
+            plain_text = self._address.tls.mode == "preferred" and not _is_secure(link)
+            try:
+                yield MySQLSession(link, self._address.unix_socket or str(host), timeout, plain_text)
+            except StoreAway as error:
+                yield _NoSession(where, f"does not answer: {error}", error.code)
+
+    def server_states(self) -> list[ServerState]:
+        return [self._state(host, limit_s) for host, limit_s in self._hosts()]
+
+    def _state(self, host: Host, limit_s: float) -> ServerState:
+        """What a host is; of several addresses the first that may be written, else the first that answers."""
+        where = self._address.unix_socket or str(host)
+        state = ServerState(where, "", ServerRole.AWAY, "it has no address")
+        for attempt in self._attempts(host, limit_s, self._timeout):
+            if isinstance(attempt, _NoSession):
+                found = ServerState(where, "", ServerRole.AWAY, attempt.clause)
+            else:
+                found = attempt.state()
+                attempt.close()
+            if found.role is ServerRole.WRITABLE:
+                return found
+            if state.role is ServerRole.AWAY:
+                state = found
+        return state
 
     def _password(self) -> str:
         if self._password_file is None:
@@ -71,7 +162,7 @@ class MySQLStore(Store):
 
     def migrate(self) -> list[str]:
         # A connection of its own: copying a large table takes longer than any statement of daily work.
-        session = MySQLSession(self._address, self._password(), _MIGRATION_TIMEOUT_S, self.on_progress)
+        session = self._connect_for(_MIGRATION_TIMEOUT_S)
         try:
             migrations.require_version(session.server_version)
             return self._migrate(session)
@@ -128,16 +219,12 @@ class MySQLSession(Session):
 
     dialect = MYSQL
 
-    def __init__(
-        self, address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
-    ) -> None:
-        try:
-            self._link = _open(address, password, timeout, on_progress)
-        except (pymysql.Error, OSError, ValueError, RuntimeError) as error:
-            code, message = _code_and_message(error)
-            raise StoreAway(f"The store {address.shown} does not answer: {message}", code) from None
-        self.plain_text = address.tls.mode == "preferred" and not _is_secure(self._link)
-        self._cursor = self._link.cursor()
+    def __init__(self, link: PatientConnection, where: str, timeout: float, plain_text: bool) -> None:
+        self._link = link
+        self._where = where
+        self.plain_text = plain_text
+        self._cursor = link.cursor()
+        self.server = where
         self.max_packet: int | None = None
         try:
             version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
@@ -148,6 +235,28 @@ class MySQLSession(Session):
         except StoreError:
             self.close()
             raise
+        link.limit_s = timeout
+
+    def check_server(self) -> None:
+        """Raises StoreAway unless the server may be written."""
+        obstacle = self._ask()
+        if obstacle:
+            raise _NoSession(self.server, obstacle, servers.READ_ONLY_CODE, answered=True)
+
+    def state(self) -> ServerState:
+        """What the server is, as one of those in the URL."""
+        try:
+            obstacle = self._ask()
+        except StoreAway as error:
+            return ServerState(self._where, self.server_version, ServerRole.AWAY, str(error))
+        role = ServerRole.READ_ONLY if obstacle else ServerRole.WRITABLE
+        return ServerState(self._where, self.server_version, role, obstacle)
+
+    def _ask(self) -> str:
+        """Why the server may not be written, "" if it may."""
+        found = servers.variables(self)
+        self.server = servers.description(self._where, found, self.server_version)
+        return servers.obstacle(self, found)
 
     def begin(self, write: bool) -> None:
         """With autocommit off, the first statement begins the transaction: one round trip less."""
@@ -207,28 +316,65 @@ class _UnixLink(PatientConnection):
     _secure = True  # the driver sets it only for sockets that it connected itself
 
 
+class _NoSession(StoreAway):
+    """A server that does not answer, or may not be written: `where` it is, and `clause`, what it does."""
+
+    def __init__(self, where: str, clause: str, code: int, *, answered: bool = False) -> None:
+        super().__init__(f"The store {where} {clause}", code, answered=answered)
+        self.where = where
+        self.clause = clause
+
+
+def _no_session(where: str, error: Exception) -> _NoSession:
+    code, message = _code_and_message(error)
+    answered = code not in NO_ANSWER
+    does = "refuses the connection" if answered else "does not answer"
+    return _NoSession(where, f"{does}: {message}", code, answered=answered)
+
+
+def _none_usable(failed: list[_NoSession]) -> StoreAway:
+    """The error of a store none of whose servers may be written; its code is of one that answered, if any."""
+    if len(failed) == 1:
+        return failed[0]
+    telling = next((error for error in failed if error.answered), failed[0])
+    each = "; ".join(f"{error.where} {error.clause}" for error in failed)
+    return StoreAway(
+        f"The store has no server that can be written: {each}", telling.code, answered=telling.answered
+    )
+
+
 def _open(
-    address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
+    address: MySQLUrl,
+    host: Host,
+    peer: Address,
+    password: str,
+    limit_s: float,
+    on_progress: Callable[[], None],
 ) -> PatientConnection:
     try:
-        return _connected(address, password, timeout, on_progress)
+        return _connected(address, host, peer, password, limit_s, on_progress)
     except RuntimeError:
         # The driver needs RSA and does not have it.
         if not lean_imports.load_rsa():
             raise
-    return _connected(address, password, timeout, on_progress)
+    return _connected(address, host, peer, password, limit_s, on_progress)
 
 
 def _connected(
-    address: MySQLUrl, password: str, timeout: float, on_progress: Callable[[], None]
+    address: MySQLUrl,
+    host: Host,
+    peer: Address,
+    password: str,
+    limit_s: float,
+    on_progress: Callable[[], None],
 ) -> PatientConnection:
     tls = address.tls
     link = (PatientConnection if address.unix_socket is None else _UnixLink)(
-        limit_s=timeout,
+        limit_s=limit_s,
         on_progress=on_progress,
         user=address.user,
         password=password.encode("utf-8"),
-        host=address.host,
+        host=host.name,
         database=address.database,
         charset="utf8mb4",
         collation="utf8mb4_bin",
@@ -244,7 +390,7 @@ def _connected(
         ssl_verify_identity=tls.verify if tls.mode == "required" else None,
         defer_connect=True,
     )
-    link.connect(_dial(address, timeout))
+    link.connect(_dial(peer, limit_s))
     return link
 
 
@@ -252,17 +398,22 @@ def _is_secure(link: Any) -> bool:
     return bool(link._secure)  # the driver's own mark: TLS, or a Unix socket
 
 
-def _dial(address: MySQLUrl, timeout: float) -> socket.socket:
+def _addresses(address: MySQLUrl, host: Host, limit_s: float) -> list[Address]:
+    """Where a host may be reached. Raises OSError."""
+    if address.unix_socket is not None:
+        return [Address(socket.AF_UNIX, address.unix_socket)]
+    return resolver.addresses(host.name, host.port, limit_s)
+
+
+def _dial(peer: Address, limit_s: float) -> socket.socket:
     """A connected socket; connected here because the driver leaks it when there is no answer."""
-    if address.unix_socket is None:
-        link = socket.create_connection((address.host, address.port), timeout)
-        link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return link
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    link.settimeout(timeout)
+    link = socket.socket(peer.family, socket.SOCK_STREAM)
     try:
-        link.connect(address.unix_socket)
+        link.settimeout(limit_s)
+        if peer.family != socket.AF_UNIX:
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        link.connect(peer.sockaddr)
     except OSError:
         link.close()
         raise

@@ -14,7 +14,17 @@ from workerd import clock
 from workerd.config.store_url import SQLiteUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations, schema
-from workerd.store.base import LockLost, Params, Row, Session, Store, Tx, schema_version
+from workerd.store.base import (
+    LockLost,
+    Params,
+    Row,
+    ServerRole,
+    ServerState,
+    Session,
+    Store,
+    Tx,
+    schema_version,
+)
 from workerd.store.sqlite_dialect import SQLITE
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})
@@ -47,6 +57,12 @@ class SQLiteStore(Store):
     def migrate(self) -> list[str]:
         return self.run(_migrate)
 
+    def server_states(self) -> list[ServerState]:
+        try:
+            return [ServerState(self.shown, self.server_version, ServerRole.WRITABLE, "")]
+        except StoreAway as error:
+            return [ServerState(self.shown, "", ServerRole.AWAY, str(error))]
+
 
 def _migrate(tx: Tx) -> list[str]:
     """Apply all that is missing, or nothing."""
@@ -70,6 +86,7 @@ class SQLiteSession(Session):
         self._timeout = timeout
         self._on_progress = on_progress
         self._end = 0.0
+        self.server = str(path)
         self.server_version = f"SQLite {sqlite3.sqlite_version}"
         try:
             # `_locked` waits for the lock: SQLite's own pauses grow to 100 ms.
