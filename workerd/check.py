@@ -59,6 +59,15 @@ class PoolPlan(msgspec.Struct, frozen=True):
     limits: str
 
 
+class ServerPlan(msgspec.Struct, frozen=True):
+    """One server of the store as it is now; `role`: writable, read-only or away, and why not writable."""
+
+    host: str
+    version: str
+    role: str
+    reason: str
+
+
 class CheckReport(msgspec.Struct, frozen=True, rename={"degraded": "weaker"}):
     """What would be started, and sentences on what an administrator should know about it."""
 
@@ -70,6 +79,7 @@ class CheckReport(msgspec.Struct, frozen=True, rename={"degraded": "weaker"}):
     degraded: list[str]
     without_effect: list[str]
     notes: list[str]
+    store: list[ServerPlan] | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_config(config: Config) -> CheckReport:

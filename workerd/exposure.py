@@ -52,7 +52,8 @@ def _store(config: Config) -> str:
     if not isinstance(url, MySQLUrl) or url.is_local or url.tls.mode == "required":
         return ""
     how = "not encrypted" if url.tls.mode == "off" else "encrypted only if the server offers it"
+    hosts = ", ".join(host.name for host in url.hosts)
     return (
-        f"store.url: the connection to {url.host} is {how}; add ssl=required, and ssl_ca=FILE to check the "
+        f"store.url: the connection to {hosts} is {how}; add ssl=required, and ssl_ca=FILE to check the "
         "server's certificate."
     )

@@ -7,9 +7,10 @@ EVENTS: dict[str, str] = {
     "output": "A line that a handler printed, with the job and attempt it belongs to.",
     "peer.dropped": "A connection was closed because the other end broke the protocol; it connects again.",
     "peer.refused": "A process said it was another one: nothing of it is taken, its connection is closed.",
-    "store.available": "The store answers again after it was unavailable.",
+    "store.available": "The store can be used again after it was unavailable.",
+    "store.server_changed": "Another server of the store is in use than before the outage.",
+    "store.unavailable": "The store does not answer or takes no writes; work goes on by itself when it does.",
     "store.unencrypted": "The server cannot encrypt, which ssl=preferred allows: data is sent in the clear.",
-    "store.unavailable": "The store does not answer; work goes on by itself when it is back.",
     # -- supervisor
     "cgroup.not_removed": "Processes of a removed pool are still dying in its control group, which is left.",
     "child.exited": "A role or pool died; it is restarted in `restart_in_s` seconds, unless the node ends.",

@@ -245,3 +245,42 @@ def test_events(api: Api) -> None:
     eventually(lambda: sum(one.status == 200 for one in more) >= 60)
     eventually(lambda: any(one.status == 503 for one in more))
     assert api.get("/jobs").status_code == 200
+
+
+def test_a_removed_database_file_is_noticed(tmp_path: Path) -> None:
+    """Nothing is accepted into a deleted file; once it is back, all goes on."""
+    path = tmp_path / "store.db"
+    with Api(tmp_path / "node", f"sqlite:///{path}") as api:
+        before = api.enqueue("noop")
+        api.ended(before)
+        path.rename(tmp_path / "aside")
+        answer = api.post("/jobs", {"handler": "noop"})
+        assert answer.status_code == 503
+        assert f"{path} was removed; put its file back" in answer.json()["detail"]
+        assert f"{path} was removed" in api.get("/ready").json()["detail"]
+        eventually(lambda: api.daemon.status()["store"]["state"] == "away", state=api.daemon.tail)
+        eventually(lambda: '"store.unavailable"' in api.daemon.logged())
+        assert not path.exists()
+        (tmp_path / "aside").rename(path)
+        eventually(lambda: api.get("/ready").status_code == 200, state=api.daemon.tail)
+        assert api.get(f"/jobs/{before}").json()["complete"]
+        assert api.ended(api.enqueue("noop"))["status"] == "completed"
+
+
+def test_a_missing_privilege_is_one_named_state(tmp_path: Path, own_server: DatabaseServer) -> None:
+    """The probe writes as the daemon does, so the store is not back before it can be used."""
+    name = own_server.new_database()
+    own_server.sql(f"GRANT ALL ON {name}.* TO plain@'%' IDENTIFIED BY 'plain'")
+    with Api(tmp_path / "node", f"mysql://plain:plain@127.0.0.1:{own_server.port}/{name}") as api:
+        own_server.sql(f"REVOKE ALL ON {name}.* FROM plain@'%'")
+        own_server.sql(f"GRANT SELECT, INSERT, UPDATE ON {name}.* TO plain@'%'")
+        own_server.sql("KILL USER plain")
+        eventually(lambda: api.daemon.status()["store"]["code"] == 1142, state=api.daemon.tail)
+        probes = api.daemon.status()["store"]["errors"].get("1142", 0)
+        eventually(lambda: api.daemon.status()["store"]["errors"]["1142"] > probes + 5)
+        assert "DELETE command denied" in api.daemon.status()["store"]["error"]
+        eventually(lambda: "does not answer" not in api.get("/ready").text, state=api.daemon.tail)
+        events = [json.loads(line)["event"] for line in api.daemon.logged().splitlines() if line[:1] == "{"]
+        assert events.count("store.available") == 0
+        own_server.sql(f"GRANT ALL ON {name}.* TO plain@'%'")
+        eventually(lambda: api.get("/ready").status_code == 200, state=api.daemon.tail)

@@ -9,7 +9,7 @@ from workerd.store.base import LockLost
 from workerd.store.mysql_errors import BUSY, LOCKS, REFUSED, classify
 
 GROUP_REPLICATION = [3100, *range(3781, 3784), *range(3796, 3800)]
-OFFLINE_OR_READ_ONLY = [1290, 1792, 1836, 3032, 3168, 3169, 3989]
+OFFLINE_OR_READ_ONLY = [1290, 1792, 1836, 3032, 3168, 3989]
 PROXIES_AND_FORKS = [1105, 8022, 9001, 9002, 9003, 9005, 9007]
 RIGHTS_AND_TABLES = [1044, 1045, 1049, 1054, 1142, 1143, 1146, 1227, 1370]
 RESOURCES = [1021, 1037, 1040, 1041, 1114, 1203, 1206, 1226]
@@ -38,7 +38,7 @@ def test_what_no_row_can_cause_is_away(code: int) -> None:
     assert str(error) == "the server's words"
 
 
-@pytest.mark.parametrize("code", [0, 2003, 2006, 2013])
+@pytest.mark.parametrize("code", [0, 1053, 1927, 2003, 2006, 2013, 3169])
 def test_a_broken_connection_is_away_without_an_answer(code: int) -> None:
     """Nothing may be said about what the server would have answered."""
     error = classify(code, "gone")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.storing import claims, enqueue, job, sql, status, value
 from workerd import clock
-from workerd.errors import StoreAway, StoreRefused
+from workerd.errors import CommitUnknown, StoreAway, StoreRefused, WrongVersion
 from workerd.store import claims as store_claims
 from workerd.store import jobs
 from workerd.store.base import Store
@@ -173,3 +173,71 @@ def test_work_that_raises_leaves_nothing(sqlite: Store) -> None:
     assert value(sqlite, "SELECT COUNT(*) FROM workerd_jobs") == 1
     assert status(sqlite, made) == "new"
     assert job(sqlite, made).row.created_at is not None
+
+
+def test_a_removed_file_is_away_until_it_is_back(sqlite: Store, path: Path, tmp_path: Path) -> None:
+    """Nothing is written into a deleted file, and no empty one is made in its place."""
+    made = enqueue(sqlite, "h")
+    path.rename(tmp_path / "aside")
+    for _ in range(2):
+        with pytest.raises(StoreAway, match="was removed; put its file back") as caught:
+            enqueue(sqlite, "h")
+        assert caught.value.answered
+    assert not path.exists()
+    (tmp_path / "aside").rename(path)
+    enqueue(sqlite, "h")
+    assert status(sqlite, made) == "new"
+    assert value(sqlite, "SELECT COUNT(*) FROM workerd_jobs") == 2
+
+
+def test_a_file_removed_before_commit_takes_no_commit(sqlite: Store, path: Path, tmp_path: Path) -> None:
+    """And the caller knows that nothing was done."""
+
+    def work(tx: Any) -> None:
+        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        path.rename(tmp_path / "aside")
+
+    with pytest.raises(StoreAway) as caught:
+        sqlite.run(work)
+    assert not isinstance(caught.value, CommitUnknown)
+
+
+def test_a_replaced_file_is_the_store_from_then_on(
+    sqlite: Store, path: Path, tmp_path: Path, opened: Opened
+) -> None:
+    """As after the restore of a backup: the open connection is given up for the new file."""
+    other = opened(f"sqlite:///{tmp_path}/other.db")
+    other.migrate()
+    made = enqueue(other, "h")
+    other.close()
+    enqueue(sqlite, "h")
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink()
+    (tmp_path / "other.db").rename(path)
+    with pytest.raises(StoreAway, match="was replaced by another file"):
+        enqueue(sqlite, "h")
+    assert status(sqlite, made) == "new"
+    assert value(sqlite, "SELECT COUNT(*) FROM workerd_jobs") == 1
+
+
+def test_a_store_is_made_by_migrate_alone(path: Path, opened: Opened) -> None:
+    """Who only looks leaves no empty file behind."""
+    path.parent.mkdir()
+    store = opened(f"sqlite:///{path}")
+    assert store.is_empty()
+    with pytest.raises(WrongVersion, match="run `workerd migrate`"):
+        store.check_version()
+    assert not path.exists()
+    store.migrate()
+    store.check_version()
+
+
+def test_a_full_disk_is_named(sqlite: Store, path: Path) -> None:
+    """The error says what is full and what to do, and nothing is left of the transaction."""
+    pages = value(sqlite, "PRAGMA page_count")
+    value(sqlite, f"PRAGMA max_page_count = {pages + 1}")
+    with pytest.raises(StoreAway, match="its disk is full; make room") as caught:
+        enqueue(sqlite, "h", vars=b'"' + b"x" * 1_000_000 + b'"')
+    assert str(path) in str(caught.value)
+    assert not isinstance(caught.value, CommitUnknown)
+    assert value(sqlite, "SELECT COUNT(*) FROM workerd_jobs") == 0

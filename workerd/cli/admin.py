@@ -5,26 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from workerd import install as installer
-from workerd.check import CheckReport, check_config
+from workerd.check import CheckReport, ServerPlan, check_config
 from workerd.cli.errors import CommandExit
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
 from workerd.operations.access import migrate as migrate_store
+from workerd.operations.access import server_states
 from workerd.text import plural
 
+AskStore = Annotated[
+    bool, typer.Option("--store", help="Ask each server of the store for its version and role.")
+]
 Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
 
 
-def check(c: ConfigPath = None, json: AsJson = False) -> None:
+def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -> None:
     """Validate the configuration and load every handler.
 
     Shows what would be started, and what is degraded on this host.
     """
-    report = check_config(load_config(c))
+    config = load_config(c)
+    report = check_config(config)
+    if store:
+        report = msgspec.structs.replace(
+            report, store=[ServerPlan(*state) for state in server_states(config)]
+        )
     if json:
         print_json(report)
     else:
@@ -35,6 +45,9 @@ def check(c: ConfigPath = None, json: AsJson = False) -> None:
             f"{plural(failed, 'handler')} of {len(report.handlers)} cannot be loaded. Fix what is listed: "
             f"workerd would quarantine these pools, and their jobs would wait."
         )
+        raise CommandExit(1)
+    if report.store and not any(server.role == "writable" for server in report.store):
+        notify("No server of the store can be written now. Start or promote one: jobs wait until then.")
         raise CommandExit(1)
 
 
@@ -53,6 +66,12 @@ def _print_report(report: CheckReport) -> None:
         print_table(
             ["handler", "call", "recurs", "loads"],
             [(h.name, h.call, h.recurs, f"NO: {h.error}" if h.error else "yes") for h in report.handlers],
+        )
+    if report.store:
+        print_text()
+        print_table(
+            ["store", "version", "role", "reason"],
+            [(server.host, server.version, server.role, server.reason) for server in report.store],
         )
     for title, sentences in (
         ("Workflows", report.workflows),

@@ -58,6 +58,9 @@ def _sentence(error: WorkerdError) -> str:
                 f"The connection to the store was lost during COMMIT ({cause}): the change may have taken "
                 f"effect or not. Check before you retry."
             )
+        case StoreAway(answered=True):
+            prefix = "" if cause.startswith("The store") else "The store cannot be used: "
+            return f"{prefix}{cause}. Correct that, or retry when the store can be written again."
         case StoreAway():
             prefix = "" if cause.startswith("The store") else "The store does not answer: "
             return f"{prefix}{cause}. Check that it is running and that store.url is correct, then retry."

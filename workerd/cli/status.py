@@ -68,7 +68,8 @@ def _why_not_ready(document: Document) -> str:
     if state == "draining":
         return "workerd is stopping and takes no new jobs."
     if _is_store_away(document):
-        return "workerd is not ready: the store does not answer. Running jobs continue; none is claimed."
+        reason = str(document["store"].get("error") or "the store does not answer").rstrip(".")
+        return f"workerd is not ready: {reason}. Running jobs continue; none is claimed."
     troubles = [
         f"{name}: {part['trouble']}"
         for name, part in [*_named(document, "roles"), *_named(document, "pools")]

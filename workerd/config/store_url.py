@@ -58,7 +58,7 @@ class MySQLUrl(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_local(self) -> bool:
         """Whether nobody can listen on the way: a Unix socket, or the loopback interface."""
-        return self.unix_socket is not None or self.host in _LOOPBACK
+        return self.unix_socket is not None or all(host.name in _LOOPBACK for host in self.hosts)
 
     @property
     def shown(self) -> str:

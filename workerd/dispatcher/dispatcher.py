@@ -32,6 +32,7 @@ from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
+from workerd.store.availability import advice
 from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
 from workerd.store.nodes import NodeInfo, NodeRecord
@@ -211,6 +212,7 @@ class Dispatcher(Service):
                 "since": round(time.monotonic() - availability.since, 3),
                 "error": str(error) if error is not None else "",
                 "code": error.code if isinstance(error, StoreAway) else 0,
+                "server": self.store.store.server,
                 "errors": {str(code): count for code, count in stats.errors.items()},
                 "retries": stats.retries,
             },
@@ -237,11 +239,7 @@ class Dispatcher(Service):
             if not self.lease.ever_registered:
                 self.beat(fatal=2)
         elif error is not None:
-            self.become(
-                "waiting",
-                f"The store does not answer ({error}); check that it runs and can be reached, "
-                "work goes on by itself when it is back.",
-            )
+            self.become("waiting", advice(error))
         elif not self.lease.registered:
             self.become("starting")
         else:

@@ -15,7 +15,7 @@ from workerd.errors import NodeNameTaken, StoreAway, StoreError, WrongVersion
 from workerd.log import get_logger
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import nodes
+from workerd.store import nodes, write_probe
 from workerd.store.nodes import ClockSetBack, NodeRecord
 
 GIVE_UP = 0.8
@@ -86,15 +86,17 @@ class Lease:
         """Renew or register; seconds until the next try if it failed."""
         self.give_up_if_late()  # first of all: the process may have been stopped for long
         availability = self._store.availability
-        was_available = availability.available
+        former, was_available = availability.error, availability.available
         try:
             if not was_available or not self.registered:
                 self._check_schema()
+            else:
+                self._store.call(self._store.store.check_server)
             self._write_lease()
         except StoreAway as error:  # StoreBusy too: a store that cannot renew the lease is no use
             self.obstacle = None
             self._store.lost(error)
-            if was_available:
+            if former is None or not availability.is_as(former):
                 self._on_change()
             return availability.probe_delay()
         except (WrongVersion, NodeNameTaken) as error:
@@ -123,12 +125,18 @@ class Lease:
             self._on_change()
 
     def _check_schema(self) -> None:
-        """Before anything else: a store that was away may be another one when it is back."""
+        """Before anything else: a store that was away may be another one when it is back.
+
+        An embedded one that was there is not made anew: an empty file in its place is not that store.
+        """
         store = self._store.store
-        if store.embedded and self._store.call(store.is_empty):
+        if store.embedded and not self.ever_registered and self._store.call(store.is_empty):
             self._store.call(store.migrate)
             _log.info("store.created", store=store.shown)
+        self._store.call(store.check_server)
         self._store.call(store.check_version)
+        self._store.run(write_probe.probe)
+        self._store.availability.reads_answer()
 
     def _write_lease(self) -> None:
         asked_at = time.monotonic()

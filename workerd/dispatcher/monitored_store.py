@@ -25,7 +25,7 @@ class MonitoredStore:
 
     def __init__(self, store: Store, max_gap_s: float) -> None:
         self.store = store
-        self.availability = StoreAvailability("dispatcher")
+        self.availability = StoreAvailability("dispatcher", store)
         self._max_gap_s = max_gap_s
         self._answered_at: float | None = None
         self._gapless_since = 0.0

@@ -14,6 +14,8 @@ from workerd.runtime.loop import Loop, Timer
 NEVER = math.inf
 BUSY_PAUSE_S = 1.0
 """Pause of a task that lost its locks to other transactions."""
+AWAY_PAUSE_S = 0.1
+"""Pause, doubled each time, of a task for which the store is unavailable again and again."""
 REFUSED_PAUSE_S = 5.0
 """Pause of a task whose statement the store refused, or that failed because of a bug."""
 
@@ -43,9 +45,13 @@ class PeriodicTask:
         Whether it waits while the store is unavailable or the node is not registered.
     on_demand
         Whether it runs only when woken by name, not whenever the node (re)gains its lease.
+    away_count
+        How often in a row it found the store unavailable.
+    not_before
+        Monotonic seconds until which it then rests, whoever wakes it.
     """
 
-    __slots__ = ("due", "name", "needs_lease", "on_demand", "period_s", "run")
+    __slots__ = ("away_count", "due", "name", "needs_lease", "not_before", "on_demand", "period_s", "run")
 
     def __init__(
         self,
@@ -62,6 +68,8 @@ class PeriodicTask:
         self.needs_lease = needs_lease
         self.on_demand = on_demand
         self.due = NEVER
+        self.away_count = 0
+        self.not_before = 0.0
 
 
 class TaskRunner:
@@ -114,7 +122,7 @@ class TaskRunner:
         now = time.monotonic()
         for task in self._tasks:
             if task.needs_lease and not task.on_demand:
-                task.due = min(task.due, now)
+                task.due = min(task.due, max(now, task.not_before))
         self._arm()
 
     def stop(self) -> None:
@@ -124,7 +132,7 @@ class TaskRunner:
             self._timer.cancel()
 
     def _wake(self, task: PeriodicTask, delay_s: float) -> None:
-        when = time.monotonic() + delay_s
+        when = max(time.monotonic() + delay_s, task.not_before)
         if when < task.due:
             task.due = when
             self._arm()
@@ -166,11 +174,16 @@ class TaskRunner:
             delay_s = jittered(BUSY_PAUSE_S)
         except StoreAway:
             self._on_unavailable()
-            delay_s = 0.0  # as soon as the store is available again
+            # As soon as the store is available again; later each time if only this task finds that it is not.
+            pause_s = min(REFUSED_PAUSE_S, AWAY_PAUSE_S * (2**task.away_count - 1))
+            task.not_before = time.monotonic() + pause_s
+            task.away_count += 1
+            delay_s = 0.0
         except Exception as error:
             self._note_failure(task, error)
             delay_s = REFUSED_PAUSE_S
         else:
+            task.away_count = 0
             if self.troubles.pop(task.name, None) is not None:
                 self._on_trouble()
             if delay_s is None:

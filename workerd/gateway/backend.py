@@ -67,6 +67,10 @@ class Backend:
         """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""
         return await self._call(lambda store: store.read(work))
 
+    async def check_server(self) -> None:
+        """See that the store can be written by this process. Raises StoreError, HTTPProblem 503."""
+        await self._call(Store.check_server)
+
     async def _call(self, work: Callable[[Store], T]) -> T:
         if self._queued_calls >= MAX_QUEUED_CALLS:
             raise overloaded()

@@ -34,7 +34,8 @@ def not_ready_reasons(status: dict[str, Any]) -> list[str]:
     reasons = [] if status.get("state") in ("ready", "reloading") else [f"The node is {status.get('state')}."]
     for name, role in (status.get("roles") or {}).items():
         if role.get("state") != "up":
-            reasons.append(f"{name} is {role.get('state')}: {role.get('trouble') or 'unknown reason'}.")
+            trouble = (role.get("trouble") or "unknown reason").rstrip(".")
+            reasons.append(f"{name} is {role.get('state')}: {trouble}.")
     store = status.get("store") or {}
     if store.get("state") not in (None, "up"):
         reasons.append(f"The store is {store.get('state')}: {store.get('error') or 'unknown reason'}.")
@@ -47,9 +48,11 @@ async def ready(request: Request) -> Response:
     status = await gateway.backend.status()
     reasons = not_ready_reasons(status)
     try:
-        await gateway.backend.read(lambda tx: tx.now)
+        await gateway.backend.check_server()
     except (StoreError, HTTPProblem) as error:
-        reasons.append(f"The store is unavailable: {error}")
+        reasons.append(
+            str(error) if str(error).startswith("The store") else f"The store is unavailable: {error}"
+        )
     quarantined = {
         name: pool.get("trouble")
         for name, pool in (status.get("pools") or {}).items()

@@ -97,7 +97,8 @@ def problem_of(error: Exception, path: str) -> HTTPProblem:
                 "Check before you repeat it; a repeat with the same Idempotency-Key is safe."
             )
         case StoreAway():
-            return unavailable("The store is unavailable; nothing was changed. Retry later.")
+            cause = f" ({str(error).rstrip('.')})" if error.answered else ""
+            return unavailable(f"The store is unavailable{cause}; nothing was changed. Retry later.")
         case StoreError():
             return HTTPProblem(422, f"The store refused the request: {error}")
         case _:

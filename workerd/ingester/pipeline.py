@@ -79,7 +79,7 @@ class WritePipeline:
         self._rows = max_rows  # of the next transaction
         self._linger_s = linger_s
         self._on_change = on_change
-        self._availability = StoreAvailability("ingester")
+        self._availability = StoreAvailability("ingester", writer.store)
         self._former_rows = 0  # spooled by former processes: ahead of everything received
         self._barriers: list[tuple[int, Callable[[], None]]] = []
         self._timer: Timer | None = None
@@ -164,7 +164,10 @@ class WritePipeline:
         self._pending.acknowledge(written)
         if error is not None:
             self.store_lost(error)
-        elif self._pending.rows:
+            return
+        if self._availability.logged:
+            self._availability.restored()
+        if self._pending.rows:
             self._step_later(0.0)
 
     def _replay(self) -> None:
@@ -229,7 +232,8 @@ class WritePipeline:
         except StoreError as error:
             self._probe_later(error)
             return
-        # Not restored yet: a read-only server answers every probe and takes nothing.
+        # Not restored yet: a cluster without its majority answers every probe and commits nothing.
+        self._availability.reads_answer()
         self.reached = True
         self._move(PipelineMode.REPLAY)
         self.outcomes_received()
@@ -245,8 +249,9 @@ class WritePipeline:
 
     def _report(self) -> None:
         self.trouble = ""
-        if self._availability.logged:
-            self.trouble = f"The store is unavailable ({self._availability.error}); outcomes go to the spool"
+        error = self._availability.error
+        if error is not None and self._availability.logged:
+            self.trouble = f"The store is unavailable ({error}); outcomes go to the spool"
             full = self._spool.trouble
             self.trouble += f", but {full}: nothing more is accepted." if full else "."
         self._on_change()

@@ -16,7 +16,7 @@ from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
 from workerd.ingester.stats import IngestStats
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused
-from workerd.store import intervals, retries, workflows
+from workerd.store import intervals, retries, workflows, write_probe
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
 from workerd.store.outcomes import ClosedBatch
@@ -94,6 +94,10 @@ class Writer:
         self.last_commit_ms = 0.0
 
     @property
+    def store(self) -> Store:
+        return self._store
+
+    @property
     def set_aside(self) -> int:
         return self._dead_letters.count
 
@@ -103,8 +107,10 @@ class Writer:
         return (self._max_packet or USUAL_PACKET_BYTES) // 4
 
     def probe(self) -> None:
-        """See that the store answers, and how much it takes. Raises StoreAway, WrongVersion."""
+        """See that the store can be written, and how much it takes. Raises StoreAway, WrongVersion."""
+        self._store.check_server()
         self._store.check_version()
+        self._store.run(write_probe.probe)
         self._max_packet = self._store.max_packet
         limit = self._configured_max_payload
         if self._max_packet is not None:

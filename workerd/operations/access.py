@@ -9,12 +9,12 @@ from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from workerd.config.model import Config
-from workerd.errors import StoreAway, StoreError
-from workerd.store.base import Store, Tx
+from workerd.errors import StoreAway, StoreBusy, StoreError
+from workerd.store.base import ServerState, Store, Tx
 from workerd.store.engines import open_store
 from workerd.store.foreign import ForeignSession
 
-__all__ = ["ConnectionPool", "Store", "Tx", "join", "migrate", "open_checked"]
+__all__ = ["ConnectionPool", "Store", "Tx", "join", "migrate", "open_checked", "server_states"]
 
 
 def open_checked(config: Config, timeout: float = 5.0, *, spare: bool = False) -> Store:
@@ -35,6 +35,12 @@ def migrate(config: Config) -> list[str]:
     """Bring the store to this version's schema; the names of the migrations applied. Raises StoreError."""
     with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
         return store.migrate()
+
+
+def server_states(config: Config) -> list[ServerState]:
+    """Every server that `store.url` names, asked now: its version and role. Raises ConfigError."""
+    with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
+        return store.server_states()
 
 
 def join(connection: Any) -> Tx:
@@ -66,10 +72,14 @@ class ConnectionPool:
         self._free = []
         self._permits = threading.BoundedSemaphore(self._size)
         self._closed = False
+        self._generation = 0
 
     @contextmanager
     def connection(self) -> Iterator[Store]:
-        """A store for the calling thread alone. Raises StoreAway if none becomes free in time."""
+        """A store for the calling thread alone. Raises StoreAway if none becomes free in time.
+
+        When one finds that its server is away, all are closed: none stays on a server that was demoted.
+        """
         if self._pid != os.getpid():
             self._reset()
         permits = self._permits
@@ -78,18 +88,36 @@ class ConnectionPool:
         try:
             with self._lock:
                 store = self._free.pop() if self._free else None
+                generation = self._generation
             if store is None:
                 store = self._make()
+            elif store.refresh():
+                generation = self._leave()
             try:
                 yield store
+            except StoreBusy:
+                raise
+            except StoreAway:
+                self._leave()
+                raise
             finally:
-                self._release(store)
+                self._release(store, generation)
         finally:
             permits.release()
 
-    def _release(self, store: Store) -> None:
+    def _leave(self) -> int:
+        """Close all connections: their server was lost, or may not be written; returns the new generation."""
+        with self._lock:
+            self._generation += 1
+            for store in self._free:
+                store.close()  # connects again when it is used
+            return self._generation
+
+    def _release(self, store: Store, generation: int) -> None:
         with self._lock:
             if not self._closed:
+                if generation != self._generation:
+                    store.close()
                 self._free.append(store)
                 return
         store.close()

@@ -34,7 +34,7 @@ class ServerRole(StrEnum):
 
 
 class ServerState(NamedTuple):
-    """One server of a store; `reason`: why it is not writable."""
+    """One server of a store; `reason`: why it is not writable, or what else to know of it."""
 
     host: str
     version: str

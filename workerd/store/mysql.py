@@ -35,6 +35,7 @@ from workerd.store.mysql_errors import (
     NO_ANSWER,
     NOT_COMMITTED,
     NOTHING_DONE,
+    SERVER_READ_ONLY,
     TOO_LARGE,
     UNREACHABLE,
     classify,
@@ -250,7 +251,8 @@ class MySQLSession(Session):
         except StoreAway as error:
             return ServerState(self._where, self.server_version, ServerRole.AWAY, str(error))
         role = ServerRole.READ_ONLY if obstacle else ServerRole.WRITABLE
-        return ServerState(self._where, self.server_version, role, obstacle)
+        clear = "not encrypted: the server cannot, which ssl=preferred allows" if self.plain_text else ""
+        return ServerState(self._where, self.server_version, role, obstacle or clear)
 
     def _ask(self) -> str:
         """Why the server may not be written, "" if it may."""
@@ -307,7 +309,14 @@ class MySQLSession(Session):
         except UnicodeEncodeError as error:
             raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
         except (pymysql.Error, OSError, RuntimeError) as error:
-            raise _classified(error) from None
+            raise self._classified(error) from None
+
+    def _classified(self, error: Exception) -> StoreError:
+        """A driver's error as ours, with the server's message and code."""
+        code, message = _code_and_message(error)
+        if code in SERVER_READ_ONLY:
+            return _NoSession(self.server, f"{servers.READ_ONLY} ({message})", code, answered=True)
+        return classify(code, message)
 
 
 class _UnixLink(PatientConnection):
@@ -440,9 +449,3 @@ def _code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, pymysql.Error) and len(args) > 1 and isinstance(args[0], int):
         return args[0], str(args[1])
     return (UNREACHABLE if isinstance(error, OSError) else 0), str(error)
-
-
-def _classified(error: BaseException) -> StoreError:
-    """A driver's error as ours, with the server's message and code."""
-    code, message = _code_and_message(error)
-    return classify(code, message)

@@ -31,10 +31,15 @@ REFUSED = frozenset({
 """What is known to be the fault of a row's values. Every other code is the state of the store: new servers,
 proxies and plugins bring codes that nobody listed, and a good outcome must survive them."""
 
-NO_ANSWER = frozenset({0, 1158, 1159, 1160, 1161, 2002, 2003, 2005, 2006, 2013, 2014, 2055})
-"""The connection was not made, or broke: the server said nothing. 0: the driver's own error."""
+NO_ANSWER = frozenset({
+    0,                                              # the driver's own error
+    2002, 2003, 2005, 2006, 2013, 2014, 2026, 2055,  # not connected, or no longer
+    1053, 1079, 1158, 1159, 1160, 1161, 1927, 3169, 4031,  # the server shuts down, or ended the connection
+})  # fmt: skip
+"""The connection was not made, or broke: nothing is known of what the server would answer."""
 
-READ_ONLY = frozenset({1036, 1290, 1792, 1836, 3989})
+SERVER_READ_ONLY = frozenset({1290, 1836})
+READ_ONLY = SERVER_READ_ONLY | frozenset({1036, 1792, 3989})
 """A server, a session, an instance or a schema that takes no writes."""
 
 NOTHING_DONE = READ_ONLY | frozenset({

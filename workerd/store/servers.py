@@ -30,6 +30,7 @@ SCHEMA_QUERY = (
     " AND OPTIONS LIKE '%READ ONLY=1%'"
 )
 
+READ_ONLY = "is read-only: a replica or a demoted primary"
 READ_ONLY_CODE = 1290
 """The server's own code for a statement that it would refuse."""
 UNSUPPORTED = frozenset({1044, 1064, 1105, 1109, 1142, 1146, 1193, 1227, 1235})
@@ -48,7 +49,7 @@ def obstacle(session: Session, found: Mapping[str, str]) -> str:
     `found`: its `variables`.
     """
     if any(found.get(name, "OFF").upper() not in _OFF for name in READ_ONLY_VARIABLES):
-        return "is read-only: a replica or a demoted primary"
+        return READ_ONLY
     if "MariaDB" in session.server_version or "TiDB" in session.server_version:
         return ""
     if found.get("group_replication_group_name"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -32,6 +33,12 @@ REFUSED = frozenset({sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3
 """What is known to be the fault of a row's values; every other code is the state of the store."""
 _REFUSED_MESSAGES = ("malformed JSON", "JSON path error", "integer overflow")
 """The same of SQLITE_ERROR, which has no code of its own for it."""
+DATABASE_MOVED = sqlite3.SQLITE_READONLY_DBMOVED
+"""SQLite's own code for a file that was moved while it was open."""
+SERVER_VERSION = f"SQLite {sqlite3.sqlite_version}"
+_DISK_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN})
+_LEAST_FREE_BYTES = 64 * 1024
+"""With less, an I/O error is blamed on the full disk; SQLite's shared memory grows by half of that."""
 _STEPS = 100_000  # virtual machine steps between two checks of the time limit, about a millisecond
 
 
@@ -50,18 +57,50 @@ class SQLiteStore(Store):
         super().__init__(address.shown)
         self._path = address.path
         self._timeout = timeout
+        self._was_there = False
 
     def _connect(self) -> SQLiteSession:
-        return SQLiteSession(self._path, self._timeout, self.on_progress)
+        if self._was_there and not self._path.exists():
+            raise _removed(self._path)
+        session = SQLiteSession(self._path, self._timeout, self.on_progress)
+        self._was_there = True
+        return session
+
+    def is_empty(self) -> bool:
+        return self._is_missing() or super().is_empty()
+
+    def check_version(self) -> None:
+        if self._is_missing():
+            migrations.check(None, SERVER_VERSION)
+        super().check_version()
+
+    def _is_missing(self) -> bool:
+        """Whether there was never a file, as before the first migration; a removed one is an outage."""
+        return not self._was_there and self._path.parent.is_dir() and not self._path.exists()
 
     def migrate(self) -> list[str]:
+        if self._is_missing():
+            _create(self._path)
         return self.run(_migrate)
 
     def server_states(self) -> list[ServerState]:
+        if self._is_missing():
+            reason = "it does not exist yet; the daemon or `workerd migrate` creates it"
+            return [ServerState(self.shown, SERVER_VERSION, ServerRole.WRITABLE, reason)]
         try:
             return [ServerState(self.shown, self.server_version, ServerRole.WRITABLE, "")]
         except StoreAway as error:
             return [ServerState(self.shown, "", ServerRole.AWAY, str(error))]
+
+
+def _create(path: Path) -> None:
+    """The only place where the file is made: a connection that made it could hide that it was removed."""
+    try:
+        path.touch(0o644)
+    except OSError as error:
+        raise StoreAway(
+            f"The store {path} cannot be created ({error.strerror}); make its folder writable", answered=True
+        ) from None
 
 
 def _migrate(tx: Tx) -> list[str]:
@@ -87,12 +126,18 @@ class SQLiteSession(Session):
         self._on_progress = on_progress
         self._end = 0.0
         self.server = str(path)
-        self.server_version = f"SQLite {sqlite3.sqlite_version}"
+        self.server_version = SERVER_VERSION
+        self._path = path
+        self._file = _identity(path)
         try:
             # `_locked` waits for the lock: SQLite's own pauses grow to 100 ms.
-            self._link = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+            self._link = sqlite3.connect(
+                f"{path.as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None, check_same_thread=False
+            )
         except sqlite3.Error as error:
-            raise StoreAway(f"{path} cannot be opened ({error}); make its folder writable") from None
+            raise StoreAway(
+                f"The store {path} cannot be opened ({error}); make its folder writable", answered=True
+            ) from None
         self._link.text_factory = bytes
         self._cursor = self._link.cursor()
         self._link.set_progress_handler(self._over, _STEPS)
@@ -105,10 +150,27 @@ class SQLiteSession(Session):
             self.close()
             raise
 
+    def check_server(self) -> None:
+        """Raises StoreAway if the file is no longer the one that is open: what is written would be lost."""
+        found = _identity(self._path)
+        if found is None:
+            raise _removed(self._path)
+        if found != self._file:
+            text = f"The store {self._path} was replaced by another file"
+            raise StoreAway(text, DATABASE_MOVED, answered=True)
+
+    def was_not_committed(self, error: StoreError) -> bool:
+        return isinstance(error, StoreAway) and error.code & 0xFFFF in (
+            DATABASE_MOVED,
+            sqlite3.SQLITE_FULL,
+        )
+
     def begin(self, write: bool) -> None:
+        self.check_server()
         self._locked("BEGIN IMMEDIATE" if write else "BEGIN")
 
     def commit(self) -> None:
+        self.check_server()
         self._locked("COMMIT")
 
     def rollback(self) -> None:
@@ -120,14 +182,21 @@ class SQLiteSession(Session):
         try:
             return self._cursor.execute(_translated(sql), params).rowcount
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            raise classify(error) from None
+            raise self._classified(error) from None
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         self._end = time.monotonic() + self._timeout
         try:
             return self._cursor.execute(_translated(sql), params).fetchall()
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
-            raise classify(error) from None
+            raise self._classified(error) from None
+
+    def _classified(self, error: Exception) -> StoreError:
+        found = classify(error)
+        if isinstance(found, StoreAway) and found.code & 0xFF in _DISK_CODES and _is_full(self._path, found):
+            text = f"The store {self._path} cannot grow ({error}): its disk is full; make room there"
+            return StoreAway(text, found.code, answered=True)
+        return found
 
     def clock(self) -> int:
         return clock.now_us()
@@ -155,6 +224,30 @@ class SQLiteSession(Session):
                         error.code,
                     ) from None
             time.sleep(random.uniform(0.001, 0.003))
+
+
+def _removed(path: Path) -> StoreAway:
+    return StoreAway(f"The store {path} was removed; put its file back", DATABASE_MOVED, answered=True)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of the file at `path`, None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _is_full(path: Path, error: StoreAway) -> bool:
+    """Whether the disk is the cause: SQLite reports an I/O error for some of what it cannot write."""
+    if error.code & 0xFF == sqlite3.SQLITE_FULL:
+        return True
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _LEAST_FREE_BYTES
 
 
 @lru_cache(maxsize=512)

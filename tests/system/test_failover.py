@@ -1,0 +1,112 @@
+"""A planned switchover with sessions kept: work goes on elsewhere, and nobody stays on the old primary."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import ROOT
+from tests.support.eventually import eventually
+from tests.support.gateway import Api
+from tests.support.replication import ReplicatedPair
+from tests.support.rows import Rows, assert_settled
+from tests.support.servers import Flavour
+from workerd import Client
+from workerd.errors import HandlerNotFound, StoreError
+
+CONFIG = f"""
+[dispatcher]
+lease = "3s"
+poll = "100ms"
+[defaults]
+path = ["{ROOT}"]
+[handlers.noop]
+call = "tests.support.handlers:noop"
+[handlers.waits]
+call = "tests.support.handlers:wait_for_file"
+max_attempts = 1
+"""
+
+
+class FailoverHarness:
+    """A daemon, its HTTP interface and a client on a store of two hosts."""
+
+    def __init__(self, folder: Path, pair: ReplicatedPair) -> None:
+        self.pair = pair
+        self.folder = folder
+        self.api = Api(folder / "node", pair.url(), CONFIG)
+        self.client = Client(pair.url(), timeout=3)
+
+    def enqueue_by_client(self) -> uuid.UUID | None:
+        """Enqueue as a program does that retries."""
+        with suppress(StoreError, HandlerNotFound):
+            return uuid.UUID(self.client.enqueue("noop").id)
+        return None
+
+    def enqueue_by_http(self) -> uuid.UUID | None:
+        """Enqueue as a service does that retries."""
+        answer = self.api.post("/jobs", {"handler": "noop"})
+        return uuid.UUID(answer.json()["id"]) if answer.status_code == 201 else None
+
+    def roles(self) -> dict[str, str]:
+        """What `workerd check --store` says of each host."""
+        done = self.api.daemon.cli("check", "--store", "--json", check=False)
+        return {server["host"]: server["role"] for server in json.loads(done.stdout)["store"]}
+
+    def nobody_is_on(self, server: object) -> bool:
+        """Whether daemon, gateway and client have left this server; each is used once."""
+        self.api.get("/ready")
+        with suppress(StoreError):
+            self.client.wake()
+            self.enqueue_by_client()
+        return self.pair.sessions(server) == 0  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=[False, True], ids=["plain user", "privileged user"])
+def harness(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FailoverHarness]:
+    """A node on a primary and its replica."""
+    if Flavour().oracle:
+        pytest.skip("the statements that promote a replica are MariaDB's")
+    pair = ReplicatedPair(privileged=request.param)
+    try:
+        harness = FailoverHarness(tmp_path, pair.start())
+        with harness.api:
+            yield harness
+            harness.client.close()
+            harness.api.daemon.stop()
+    finally:
+        pair.remove()
+
+
+def test_work_goes_on_on_the_promoted_server(harness: FailoverHarness) -> None:
+    """The user may or may not write on read-only servers; gateway and client hold idle connections."""
+    pair, api, rows = harness.pair, harness.api, Rows(harness.pair.url(harness.pair.replica))
+    first = [eventually(harness.enqueue_by_client), harness.enqueue_by_http()]
+    waits = uuid.UUID(api.enqueue("waits", {"path": str(harness.folder / "go")}))
+    eventually(lambda: api.daemon.runs(waits.bytes), state=api.daemon.tail)
+    eventually(lambda: all(job and harness.client.get(job).complete for job in first))
+    primary, replica = (f"127.0.0.1:{server.port}" for server in (pair.primary, pair.replica))
+    assert harness.roles() == {primary: "writable", replica: "read-only"}
+    pair.promote()
+    eventually(lambda: harness.nobody_is_on(pair.primary), every=0.1, state=api.daemon.tail)
+    eventually(lambda: api.get("/ready").status_code == 200, state=api.daemon.tail)
+    later = [eventually(harness.enqueue_by_client), eventually(harness.enqueue_by_http)]
+    (harness.folder / "go").touch()
+    eventually(lambda: rows.ended(*(job.bytes for job in (waits, *later))), state=api.daemon.tail)
+    assert rows.last(waits.bytes)["reason"] == "ok"
+    assert api.get(f"/jobs/{later[0]}").json()["complete"]
+    assert pair.sessions(pair.primary) == 0
+    assert harness.roles() == {primary: "read-only", replica: "writable"}
+    changes = [json.loads(line) for line in api.daemon.logged().splitlines() if "server_changed" in line]
+    assert {change["process"] for change in changes} == {"dispatcher", "ingester"}
+    for change in changes:
+        assert change["previous"].startswith(f"{primary} (")
+        assert change["server"].startswith(f"{replica} (")
+    eventually(lambda: not rows.sql("SELECT id FROM workerd_jobs WHERE status IN ('new', 'inprogress')"))
+    assert api.daemon.stop() == 0
+    assert_settled(rows)
