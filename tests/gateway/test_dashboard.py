@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.gateway import Api
+from tests.support.eventually import eventually
+from tests.support.gateway import Api, EventStream
 from workerd.config.model import WorkflowJob
 from workerd.gateway.dashboard import components
 from workerd.gateway.dashboard.charts import ChartLine, chart
@@ -82,3 +85,70 @@ def test_pages(api: Api) -> None:
         assert 'style="' not in answer.text
     for page, status in (("/ui/jobs?status=x", 422), ("/ui/jobs?after=x", 422), ("/ui/nothing", 404)):
         assert api.get(page).status_code == status
+
+
+def test_below_a_path_of_a_proxy(api: Api) -> None:
+    """All links of a page, and of its updates, lead below the prefix that the proxy names."""
+    job = api.enqueue("noop")
+    api.ended(job)
+    headers = {"X-Forwarded-Prefix": "/tools/workerd/"}
+    link = re.compile(r'(?:href|src|action|data-post|data-to)="(/[^"]*)')
+    for page in (
+        "/",
+        "/ui/jobs",
+        f"/ui/jobs/{job}",
+        "/ui/handlers",
+        "/ui/schedules",
+        "/login",
+        "/ui/nothing",
+    ):
+        answer = api.get(page, headers=headers)
+        links = link.findall(answer.text)
+        assert len(links) > 3, page
+        assert all(one.startswith("/tools/workerd/") for one in links), links
+        assert len(links) == len(link.findall(api.get(page).text))
+        assert 'data-prefix="/tools/workerd"' in answer.text
+    assert api.get("/ui", headers=headers).headers["location"] == "/tools/workerd/"
+    stream = EventStream(api, "/ui/jobs", **headers)
+    eventually(lambda: f'href="/tools/workerd/ui/jobs/{job}"' in stream.parts.get("list", ""))
+    for wrong in ("//evil.example", "/a/../b", '/"><b>', "evil", "/" + "x" * 300):
+        assert 'href="/ui/jobs"' in api.get("/", headers={"X-Forwarded-Prefix": wrong}).text, wrong
+
+
+def test_the_page_of_a_waiting_job(api: Api) -> None:
+    """It says why the job waits, as `GET /jobs/{id}/why` does."""
+    api.post("/handlers/add/pause", {"reason": "mending"})
+    job = api.enqueue("add", {"a": 1, "b": 2})
+    answer = api.get(f"/jobs/{job}/why").json()
+    assert (answer["id"], answer["status"], answer["job"]["id"]) == (job, "new", job)
+    assert "paused" in answer["why"][0]
+    assert "mending" in answer["why"][0]
+    assert "Why it waits" in api.get(f"/ui/jobs/{job}").text
+    assert "mending" in api.get(f"/ui/jobs/{job}").text
+    api.post("/handlers/add/resume")
+    api.ended(job)
+    assert "ended as completed" in api.get(f"/jobs/{job}/why").json()["why"][0]
+    assert "Why it waits" not in api.get(f"/ui/jobs/{job}").text
+    assert api.get("/jobs/01900000-0000-7000-8000-000000000000/why").status_code == 404
+    assert api.get("/jobs/nothing/why").status_code == 404
+
+
+def test_the_page_of_a_running_job(api: Api, tmp_path: Path) -> None:
+    """It says for how long it runs, when its deadline is, and how much memory it has."""
+
+    def fact(page: str, name: str) -> str:
+        found = re.search(rf"<dt>{name}</dt><dd>([^<]*)</dd>", page)
+        return found[1] if found else ""
+
+    for deadline, words in (("1h", r"in (1 h|59 min).*"), (None, "none")):
+        path = tmp_path / f"go-{deadline}"
+        job = api.enqueue("file", {"path": str(path)}, deadline=deadline)
+        eventually(lambda job=job: api.get(f"/jobs/{job}").json()["status"] == "inprogress")
+        eventually(lambda job=job: fact(api.get(f"/ui/jobs/{job}").text, "Memory now"))
+        page = api.get(f"/ui/jobs/{job}").text
+        assert re.fullmatch(r"[\d.]+ (ms|s|µs)", fact(page, "Running for")), fact(page, "Running for")
+        assert re.fullmatch(words, fact(page, "Deadline")), fact(page, "Deadline")
+        assert re.fullmatch(r"[\d.]+ MiB", fact(page, "Memory now")), fact(page, "Memory now")
+        path.touch()
+        api.ended(job)
+        assert "Running for" not in api.get(f"/ui/jobs/{job}").text

@@ -171,6 +171,24 @@ def test_every_metric_says_what_it_counts(api: Api) -> None:
         assert helps[definition.name].endswith(".")
 
 
+def test_a_handler_of_a_quarantined_pool(api: Api) -> None:
+    """Its state is that of the pool, with the reason, also when jobs of it are waiting."""
+    api.enqueue("broken")
+    eventually(
+        lambda: (
+            "quarantined" in str(api.get("/ready").json()["quarantined"])
+            or api.daemon.status()["pools"]["broken"]["quarantined"]
+        )
+    )
+    page = api.get("/ui/handlers").text
+    row = page[page.index("handler=broken") :].partition("</tr>")[0]
+    assert "quarantined" in row
+    assert "tests.support.nothing" in row
+    assert "unknown" not in row
+    (document,) = [one for one in api.get("/handlers").json()["handlers"] if one["name"] == "broken"]
+    assert document["known"] is True
+
+
 def test_the_store_becomes_unavailable_and_available_again(
     tmp_path: Path, own_server: DatabaseServer
 ) -> None:

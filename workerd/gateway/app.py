@@ -18,6 +18,7 @@ from workerd.gateway.dashboard import routes as dashboard
 from workerd.gateway.dashboard.pages import problem_page
 from workerd.gateway.hosts import HostRules
 from workerd.gateway.params import check_query
+from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
 
@@ -62,7 +63,8 @@ async def _http_exception(request: Request, error: Exception) -> Response:
         return problem_response(wrong_method(request, *_methods(request.scope["path"])))
     if error.status_code == 404 and request.url.path.startswith("/ui/"):
         problem = HTTPProblem(404, "Page not found.")
-        return problem_page(problem, gateway_of(request).node_name, logged_in=False)
+        prefix = prefix_of(request.headers)
+        return problem_page(problem, gateway_of(request).node_name, prefix=prefix, logged_in=False)
     if error.status_code == 404:
         return problem_response(HTTPProblem(404, "Path not found; GET /schema lists all paths."))
     return problem_response(HTTPProblem(error.status_code, str(error.detail), dict(error.headers or {})))

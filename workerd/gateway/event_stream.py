@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from workerd.gateway.events import Events, Listener
+from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import address_of, gateway_of, token_id_of
 
@@ -76,7 +77,8 @@ async def show_events(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(media_type=MEDIA_TYPE)
     events = gateway_of(request).events
-    return EventStream(events, events.add(page, token_id_of(request) or address_of(request)))
+    client = token_id_of(request) or address_of(request)
+    return EventStream(events, events.add(page, client, prefix_of(request.headers)))
 
 
 ROUTES = [Route("/events", show_events, methods=["GET"])]

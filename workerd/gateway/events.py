@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 
+from workerd.gateway.path_prefix import below
 from workerd.gateway.problems import problem_of, unavailable
 
 MAX_LISTENERS = 512
@@ -33,11 +34,12 @@ Render = Callable[[str, str], Awaitable[Parts]]
 
 
 class Listener:
-    """One open page of a client. `page`: its path with its query."""
+    """One open page of a client. `page`: its path with its query; `prefix`: of its links."""
 
-    def __init__(self, page: str, client: str) -> None:
+    def __init__(self, page: str, client: str, prefix: str) -> None:
         self.page = page
         self.client = client
+        self._prefix = prefix
         self.changed = asyncio.Event()
         self.ended = False
         self._sent: dict[str, bytes] = {}
@@ -49,7 +51,7 @@ class Listener:
             digest = hashlib.blake2b(html.encode(), digest_size=16).digest()
             if self._sent.get(name) != digest:
                 self._sent[name] = digest
-                self._pending[name] = html
+                self._pending[name] = below(self._prefix, html)
         if self._pending:
             self.changed.set()
 
@@ -75,8 +77,8 @@ class Events:
         self._listener_added = asyncio.Event()
         self._ended = False
 
-    def add(self, page: str, client: str) -> Listener:
-        """A new listener of a client, which is a token or an address.
+    def add(self, page: str, client: str, prefix: str) -> Listener:
+        """A new listener of a client, which is a token or an address; see Listener.
 
         Raises HTTPProblem 503 if there are too many, or the node is shutting down.
         """
@@ -87,7 +89,7 @@ class Events:
                 f"{MAX_LISTENERS_PER_CLIENT} pages of this token or address are open; close some.",
                 TOO_MANY_RETRY_AFTER_S,
             )
-        listener = Listener(page, client)
+        listener = Listener(page, client, prefix)
         self._listeners.add(listener)
         self._listener_added.set()
         if self._task is None or self._task.done():

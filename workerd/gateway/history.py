@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
@@ -24,32 +25,74 @@ Buckets = dict[float, float]
 
 
 @dataclass(frozen=True)
+class Times:
+    """A histogram: cumulative counts by upper bound, and the sum of what was observed."""
+
+    counts: Buckets = field(default_factory=dict)
+    sum_s: float = 0.0
+
+    def since(self, before: Times) -> Times:
+        """What was observed after an earlier reading."""
+        added = {bound: count - before.counts.get(bound, 0.0) for bound, count in sorted(self.counts.items())}
+        return Times(added, self.sum_s - before.sum_s)
+
+    @property
+    def count(self) -> float:
+        return max(self.counts.values(), default=0.0)
+
+    @property
+    def mean(self) -> float | None:
+        """None without observations."""
+        return self.sum_s / self.count if self.count > 0 else None
+
+    def within(self, share: float) -> float | None:
+        """A time that at least this share of the observations did not exceed; None without observations.
+
+        No guess inside a bucket: it is the bound of the bucket, or less where the sum leaves no more.
+        """
+        rank = max(1.0, math.ceil(share * self.count - 1e-9))
+        lower = below = least_sum = 0.0
+        for bound, count in self.counts.items():
+            if count >= rank and self.count > 0:
+                # The observations from `rank` on are at least as long as this one.
+                earlier = least_sum + lower * (rank - 1 - below)
+                return max(lower, min(bound, (self.sum_s - earlier) / (self.count - rank + 1)))
+            least_sum += lower * (count - below)
+            lower, below = bound, count
+        return None
+
+
+@dataclass(frozen=True)
 class Totals:
-    """Counters since the start of the node, read at the monotonic time `at`; histograms in seconds."""
+    """Counters since the start of the node, read at the monotonic time `at`; times in seconds."""
 
     at: float
     succeeded: float = 0.0
     failed: float = 0.0
-    run: Buckets = field(default_factory=dict)
-    queue: Buckets = field(default_factory=dict)
+    run: Times = Times()
+    queue: Times = Times()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One interval: attempts per second, and quantiles in seconds, None without attempts."""
+    """One interval: attempts per second, and times in seconds; None: nothing was measured.
 
-    succeeded: float
-    failed: float
-    run_p50: float | None
-    run_p95: float | None
-    queue_p50: float | None
-    queue_p95: float | None
+    `run_p95`: 95 % of the attempts ran no longer.
+    """
+
+    succeeded: float | None = None
+    failed: float | None = None
+    run_mean: float | None = None
+    run_p95: float | None = None
+    queue_mean: float | None = None
+    queue_p95: float | None = None
 
 
 def totals_of(counted: Iterable[Series]) -> Totals:
     """The counters as they are now in the roles' metrics."""
     succeeded = failed = 0.0
     buckets: dict[str, Buckets] = {families.RUN_SECONDS.name: {}, families.QUEUE_SECONDS.name: {}}
+    sums = dict.fromkeys(buckets, 0.0)
     for family, labels, numbers in counted:
         if family == families.ATTEMPTS.name:
             outcome = labels[families.ATTEMPTS.labels.index("outcome")]
@@ -58,6 +101,7 @@ def totals_of(counted: Iterable[Series]) -> Totals:
             elif outcome not in UNCOUNTED_OUTCOMES:
                 succeeded += numbers[0]
         elif family in buckets:
+            sums[family] += numbers[0]
             counts = buckets[family]
             cumulative = accumulate(numbers[1:])
             for bound, count in zip((*families.SECONDS, float("inf")), cumulative, strict=True):
@@ -66,37 +110,22 @@ def totals_of(counted: Iterable[Series]) -> Totals:
         at=time.monotonic(),
         succeeded=succeeded,
         failed=failed,
-        run=buckets[families.RUN_SECONDS.name],
-        queue=buckets[families.QUEUE_SECONDS.name],
+        run=Times(buckets[families.RUN_SECONDS.name], sums[families.RUN_SECONDS.name]),
+        queue=Times(buckets[families.QUEUE_SECONDS.name], sums[families.QUEUE_SECONDS.name]),
     )
 
 
-def quantile(q: float, before: Mapping[float, float], after: Mapping[float, float]) -> float | None:
-    """The q-quantile of what was observed between two readings, interpolated; None without observations."""
-    added = {bound: after[bound] - before.get(bound, 0.0) for bound in sorted(after)}
-    rank = q * max(added.values(), default=0.0)
-    if rank <= 0:
-        return None
-    lower, below = 0.0, 0.0
-    for bound, count in added.items():
-        if count >= rank:
-            if bound == float("inf"):
-                return lower
-            return lower + (bound - lower) * (rank - below) / max(count - below, 1e-9)
-        lower, below = bound, count
-    return lower
-
-
 def sample_between(before: Totals, after: Totals) -> Sample:
-    """The rates and quantiles of the interval between two readings."""
+    """The rates and times of the interval between two readings."""
+    run, queue = after.run.since(before.run), after.queue.since(before.queue)
     seconds = max(0.001, after.at - before.at)
     return Sample(
         succeeded=max(0.0, after.succeeded - before.succeeded) / seconds,
         failed=max(0.0, after.failed - before.failed) / seconds,
-        run_p50=quantile(0.5, before.run, after.run),
-        run_p95=quantile(0.95, before.run, after.run),
-        queue_p50=quantile(0.5, before.queue, after.queue),
-        queue_p95=quantile(0.95, before.queue, after.queue),
+        run_mean=run.mean,
+        run_p95=run.within(0.95),
+        queue_mean=queue.mean,
+        queue_p95=queue.within(0.95),
     )
 
 
@@ -112,11 +141,12 @@ class History:
         """Sample until cancelled."""
         while True:
             counted = await self._backend.counted()
-            if counted is not None:
-                totals = totals_of(counted)
-                if self._totals is not None:
-                    self._samples.append(sample_between(self._totals, totals))
-                self._totals = totals
+            totals = None if counted is None else totals_of(counted)
+            if self._totals is not None and totals is not None:
+                self._samples.append(sample_between(self._totals, totals))
+            elif self._samples:
+                self._samples.append(Sample())  # a gap
+            self._totals = totals
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     @property

@@ -19,6 +19,7 @@ from workerd.job_spec import NewJob, check
 from workerd.operations import jobs
 from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit
+from workerd.operations.why import explain
 
 IDEMPOTENCY_NAMESPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
 """Namespace of the ids that are derived from an Idempotency-Key (RFC 9562, UUIDv5)."""
@@ -84,6 +85,15 @@ async def show(request: Request) -> Response:
     return json_response(document)
 
 
+async def why(request: Request) -> Response:
+    """What a job waits for, or how it ended, in sentences."""
+    gateway = gateway_of(request)
+    job_id = params.job_id(request)
+    pools = (await gateway.backend.status()).get("pools") or {}
+    job, reasons = await gateway.backend.read(lambda tx: explain(tx, gateway.config, job_id, pools))
+    return json_response({"id": job["id"], "status": job["status"], "why": reasons, "job": job})
+
+
 async def payload(request: Request) -> Response:
     """The payload as bytes."""
     job_id = params.job_id(request)
@@ -143,6 +153,7 @@ ROUTES = [
     # Otherwise "bulk" would be taken for an id.
     Route("/jobs/bulk", only_post, methods=["GET"]),
     Route("/jobs/{id}", show, methods=["GET"]),
+    Route("/jobs/{id}/why", why, methods=["GET"]),
     Route("/jobs/{id}/payload", payload, methods=["GET"]),
     Route("/jobs/{id}/cancel", cancel, methods=["POST"]),
     Route("/jobs/{id}/retry", retry, methods=["POST"]),

@@ -14,6 +14,7 @@ from workerd.gateway import params
 from workerd.gateway.dashboard.components import el, join
 from workerd.gateway.dashboard.pages import View, page_response
 from workerd.gateway.params import EmptyBody, LoginBody
+from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.sessions import SESSION_LIFE_S, Cookie
 from workerd.gateway.state import address_of, gateway_of, json_response, only_post
@@ -80,7 +81,7 @@ async def login_page(request: Request) -> Response:
         method="post",
         action="/login",
     )  # fmt: skip
-    return page_response(View("Log in", "", join(form)), gateway.node_name)
+    return page_response(View("Log in", "", join(form)), gateway.node_name, prefix=prefix_of(request.headers))
 
 
 async def logout(request: Request) -> Response:

@@ -44,6 +44,15 @@ class JobsPage(msgspec.Struct, kw_only=True):
     next: str | None
 
 
+class Explanation(msgspec.Struct, kw_only=True):
+    """Why a job is in its state: sentences, the most important first."""
+
+    id: str
+    status: str
+    why: list[str]
+    job: Job
+
+
 class RequestsPage(msgspec.Struct, kw_only=True):
     """Requests, newest first, without their jobs."""
 
@@ -193,6 +202,8 @@ OPERATIONS = (
               errors=(409, 429)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),
               errors=(404, 422)),
+    Operation("get", "/jobs/{id}/why", "Explain what a job waits for, or how it ended", {200: Explanation},
+              errors=(404,)),
     Operation("get", "/jobs/{id}/payload", "Get a job's payload as bytes",
               {200: ("application/json", "application/octet-stream")}, errors=(404,)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},

@@ -11,6 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers
 
+from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.tokens import Tokens
 
 SESSION_LIFE_S = 12 * 3600
@@ -28,8 +29,8 @@ MAX_TRACKED_ADDRESSES = 10_000
 class Cookie:
     """The session cookie of a request: its name, and whether it is sent over TLS only.
 
-    Browsers send the cookies of a host to all its ports, so that the name contains the port: two nodes on one
-    host do not log each other's users out.
+    Browsers send the cookies of a host to all its ports, so that the name contains the port and the proxy's
+    path: two nodes on one host do not log each other's users out.
     """
 
     name: str
@@ -38,12 +39,12 @@ class Cookie:
     @classmethod
     def of(cls, headers: Headers) -> Cookie:
         """The cookie that the gateway sets and reads for requests with these headers."""
-        host = headers.get("host", "")
-        port = re.search(r":([0-9]{1,5})$", host)
+        port = re.search(r":([0-9]{1,5})$", headers.get("host", ""))
+        place = re.sub(r"[^A-Za-z0-9]", "_", prefix_of(headers))
         if headers.get("x-forwarded-proto", "").partition(",")[0].strip().lower() == "https":
             # Browsers accept `__Host-` only over TLS, for this host alone and all its paths.
-            return cls(f"__Host-workerd_{port[1] if port else 443}", True)
-        return cls(f"workerd_session_{port[1] if port else 80}", False)
+            return cls(f"__Host-workerd_{port[1] if port else 443}{place}", True)
+        return cls(f"workerd_session_{port[1] if port else 80}{place}", False)
 
     def value(self, headers: Headers) -> str:
         """The value that the request carries, "" if none."""

@@ -16,13 +16,17 @@ def list_(tx: Tx, config: Config) -> list[Document]:
     """Stored handlers, and configured ones that no pool has registered yet, by name."""
     rows = handlers.list_(tx)
     names = {row.name for row in rows}
+    for row in rows:
+        # A pool that never loaded, such as a quarantined one, has not registered its handlers in the store.
+        row.known = row.known or row.name in config.handlers
     rows += [HandlerRow(name=name, known=True) for name in config.handlers if name not in names]
     return [documents.handler(row) for row in sorted(rows, key=lambda row: row.name)]
 
 
 def find(tx: Tx, config: Config, name: str) -> Document:
     """One handler; `known` is false if neither store nor configuration has it."""
-    row = handlers.find(tx, name) or HandlerRow(name=name, known=name in config.handlers)
+    row = handlers.find(tx, name) or HandlerRow(name=name, known=False)
+    row.known = row.known or name in config.handlers
     return documents.handler(row)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from workerd import documents
+from workerd.clock import SECOND
 from workerd.documents import Document
 from workerd.job import AttemptRef, Status
 from workerd.operations.actor import Actor
@@ -28,11 +29,14 @@ class JobPage(NamedTuple):
 class JobDetails:
     """A job as an operator inspects it; `job` is without its payload.
 
-    `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type.
+    `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type;
+    `deadline_ms`: its own, None for the handler's; `running_s`: since it was started or claimed.
     """
 
     job: Document
     cancel_requested: bool
+    deadline_ms: int | None
+    running_s: float | None
     queue_us: dict[int, int | None]
     payload: tuple[bytes, int, str] | None
 
@@ -53,9 +57,16 @@ def details(tx: Tx, job_id: bytes, payload_limit: int) -> JobDetails:
     return JobDetails(
         job=documents.job(found),
         cancel_requested=found.row.cancel_requested_at is not None,
+        deadline_ms=found.row.deadline_ms,
+        running_s=_running_s(found.row, tx.now),
         queue_us={row.attempt: _queue_us(row) for row in found.attempts},
         payload=queries.preview(tx, job_id, payload_limit),
     )
+
+
+def _running_s(row: JobRow, now: int) -> float | None:
+    since = row.started_at or row.claimed_at
+    return None if row.status != Status.INPROGRESS or since is None else max(0, now - since) / SECOND
 
 
 def _queue_us(row: JobRow) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from workerd.gateway.dashboard.components import (
@@ -36,22 +37,23 @@ async def handlers(query: PageQuery) -> View:
         names = [handler["name"] for handler in listed]
         return listed, figures.depths(tx, names, (Status.NEW, Status.INPROGRESS), MAX_COUNT)
 
+    pools = (await query.gateway.backend.status()).get("pools") or {}
     listed, depths = await query.gateway.backend.read(work)
     headers = ("Handler", "State", "Waiting", "Running", "Oldest waiting", "Nodes", "Last seen", "")
     listing = table(
         "Handlers",
         headers,
-        [_row(handler, depth) for handler, depth in zip(listed, depths, strict=True)],
+        [_row(handler, depth, pools) for handler, depth in zip(listed, depths, strict=True)],
         "No handler is known. Configure one, or start a node that has one.",
     )
     return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 
 
-def _row(handler: Document, depth: Depth) -> tuple[Child, ...]:
+def _row(handler: Document, depth: Depth, pools: Mapping[str, Document]) -> tuple[Child, ...]:
     name = handler["name"]
     return (
         el("a", name, href=jobs_path(handler=name)),
-        _state(handler),
+        _state(handler, pools),
         count(depth.counts.get("new", 0), MAX_COUNT),
         count(depth.counts.get("inprogress", 0), MAX_COUNT),
         seconds(depth.oldest_s),
@@ -61,12 +63,19 @@ def _row(handler: Document, depth: Depth) -> tuple[Child, ...]:
     )
 
 
-def _state(handler: Document) -> Child:
+def _state(handler: Document, pools: Mapping[str, Document]) -> Child:
     if handler["paused_at"] is not None:
         reason = f": {handler['pause_reason']}" if handler["pause_reason"] else ""
         by = el("span", f"by {handler['paused_by']}{reason}, ", moment(handler["paused_at"]), class_="sub")
         return join(badge("paused"), " ", by)
-    return badge("active") if handler["known"] else badge("unknown", "not loaded by any node")
+    if not handler["known"]:
+        return badge("unknown", "not loaded by any node")
+    pool = next((pool for pool in pools.values() if handler["name"] in (pool.get("handlers") or ())), None)
+    if pool is None or pool.get("state") == "up":
+        return badge("active")
+    # The pool of this node; others may have the handler too.
+    state = "quarantined" if pool.get("quarantined") else str(pool.get("state"))
+    return join(badge(state), " ", el("span", pool.get("trouble"), class_="sub"))
 
 
 def _button(handler: Document) -> Child:

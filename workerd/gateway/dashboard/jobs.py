@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from workerd import documents
@@ -28,6 +31,7 @@ from workerd.gateway.dashboard.components import (
     pager,
     path,
     progress_bar,
+    seconds,
     select,
     short_id,
     state_name,
@@ -40,6 +44,8 @@ from workerd.operations import handlers
 from workerd.operations import jobs as operations
 from workerd.operations.access import Tx
 from workerd.operations.jobs import JobDetails, JobPage
+from workerd.operations.why import explain
+from workerd.runtime.limits import resident_bytes
 from workerd.text import exit_text, size_text
 
 FILTERS = ("handler", "status", "since")
@@ -141,9 +147,16 @@ def ended_at(job: Document) -> str | None:
 
 async def job(query: PageQuery) -> View:
     """One job."""
-    job_id = query.key
-    details = await query.gateway.backend.read(lambda tx: operations.details(tx, job_id, PREVIEW_BYTES))
+    job_id, config = query.key, query.gateway.config
+    pools = (await query.gateway.backend.status()).get("pools") or {}
+
+    def work(tx: Tx) -> tuple[JobDetails, list[str]]:
+        details = operations.details(tx, job_id, PREVIEW_BYTES)
+        return details, explain(tx, config, job_id, pools)[1] if details.job["status"] in LIVE else []
+
+    details, reasons = await query.gateway.backend.read(work)
     job = details.job
+    running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
     return View(
         f"Job {job['handler']}",
         "/ui/jobs",
@@ -151,7 +164,8 @@ async def job(query: PageQuery) -> View:
         {
             "head": _head(details),
             "error": _error(job),
-            "details": _facts(details),
+            "why": _why(job, reasons),
+            "details": _facts(details, running),
             "attempts": _attempts(details),
             "data": _data(details),
         },
@@ -182,7 +196,49 @@ def _error(job: Document) -> Markup:
     return notice("bad", f"{job['reason'] or 'error'}:", job["error"])
 
 
-def _facts(details: JobDetails) -> Markup:
+def _why(job: Document, reasons: list[str]) -> Markup:
+    if not reasons:
+        return Markup("")
+    title = "Running" if job["status"] == Status.INPROGRESS else "Why it waits"
+    sentences = el("ul", [el("li", reason) for reason in reasons]) if len(reasons) > 1 else reasons[0]
+    return notice("info", f"{title}:", sentences)
+
+
+@dataclass(frozen=True)
+class Running:
+    """What is known of a running attempt, in words; `deadline` and `memory` are None if that is elsewhere."""
+
+    since: str
+    deadline: str | None
+    memory: str | None
+
+    @classmethod
+    def of(cls, details: JobDetails, pools: Mapping[str, Document]) -> Running:
+        """From this node's pools if it runs here, else from the store."""
+        workers = [worker for pool in pools.values() for worker in pool.get("workers") or ()]
+        for worker in workers:
+            if worker.get("job") == details.job["id"]:
+                now, end = time.monotonic(), worker.get("deadline")
+                memory = resident_bytes(worker["pid"])
+                since = seconds(max(0.0, now - worker["since"]))
+                return cls(since, _deadline(end, now), size_text(memory) if memory else None)
+        given_s = None if details.deadline_ms is None else details.deadline_ms / 1000
+        deadline = None if given_s is None else f"{seconds(given_s)} after its start" if given_s else "none"
+        return cls(seconds(details.running_s), deadline, None)
+
+    @property
+    def facts(self) -> tuple[tuple[str, Child], ...]:
+        """As the page lists them."""
+        return ("Running for", self.since), ("Deadline", self.deadline), ("Memory now", self.memory)
+
+
+def _deadline(end: float | None, now: float) -> str:
+    if end is None:
+        return "none"
+    return f"in {seconds(end - now)}" if end > now else f"over for {seconds(now - end)}"
+
+
+def _facts(details: JobDetails, running: Running | None) -> Markup:
     job = details.job
     request = job["request_id"]
     return card(
@@ -194,6 +250,7 @@ def _facts(details: JobDetails) -> Markup:
                 ("Started", moment(job["started_at"])),
                 ("Finished", moment(job["finished_at"])),
                 ("Queue time", microseconds(details.queue_us[job["attempt"]])),
+                *(() if running is None else running.facts),
                 ("Run time", microseconds(job["run_us"])),
                 ("CPU time", microseconds(job["cpu_us"])),
                 ("Peak memory", kib(job["max_rss_kib"])),

@@ -166,10 +166,10 @@ def _charts(history: History) -> Markup:
     series, span_s = history.series(), history.span_s
     span = f"last {span_s / 60:.0f} min" if span_s >= 60 else f"last {span_s:.0f} s"
 
-    def quantiles(title: str, name: str) -> Markup:
+    def times(title: str, name: str) -> Markup:
         lines = [
-            ChartLine("p95", "two", series[f"{name}_p95"]),
-            ChartLine("p50", "one", series[f"{name}_p50"]),
+            ChartLine("95 % within", "two", series[f"{name}_p95"]),
+            ChartLine("mean", "one", series[f"{name}_mean"]),
         ]
         return chart(title, lines, seconds, span)
 
@@ -182,8 +182,8 @@ def _charts(history: History) -> Markup:
         el(
             "div",
             chart("Attempts per second", rates, number, span),
-            quantiles("Queue time", "queue"),
-            quantiles("Run time", "run"),
+            times("Queue time", "queue"),
+            times("Run time", "run"),
             class_="charts",
         ),
         note="this node",

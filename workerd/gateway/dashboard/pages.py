@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from workerd.gateway.dashboard.components import Markup, el, join
 from workerd.gateway.params import parsed_id
+from workerd.gateway.path_prefix import below
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState
 
@@ -114,14 +115,24 @@ def jobs_path(**filters: str) -> str:
 
 
 def page_response(
-    view: View, node_name: str, *, live: str | None = None, logged_in: bool = False, status: int = 200
+    view: View,
+    node_name: str,
+    *,
+    prefix: str = "",
+    live: str | None = None,
+    logged_in: bool = False,
+    status: int = 200,
 ) -> Response:
-    """The view as a whole page. `live`: the page to subscribe to; `logged_in`: show "Log out"."""
+    """The view as a whole page.
+
+    `prefix`: the path of a proxy below which its links lead; `live`: the page to subscribe to; `logged_in`:
+    show "Log out".
+    """
     page = join(
         Markup("<!doctype html>"),
-        el("html", _head(view, node_name), _body(view, node_name, live, logged_in), lang="en"),
+        el("html", _head(view, node_name), _body(view, node_name, prefix, live, logged_in), lang="en"),
     )
-    return Response(page, status_code=status, media_type="text/html", headers=HEADERS)
+    return Response(below(prefix, page), status_code=status, media_type="text/html", headers=HEADERS)
 
 
 def _head(view: View, node_name: str) -> Markup:
@@ -137,7 +148,7 @@ def _head(view: View, node_name: str) -> Markup:
     )
 
 
-def _body(view: View, node_name: str, live: str | None, logged_in: bool) -> Markup:
+def _body(view: View, node_name: str, prefix: str, live: str | None, logged_in: bool) -> Markup:
     main = el(
         "main",
         view.head,
@@ -153,6 +164,7 @@ def _body(view: View, node_name: str, live: str | None, logged_in: bool) -> Mark
         el("p", id="toast", class_="toast", role="status", aria_live="polite"),
         _confirm_dialog(),
         data_live=live,
+        data_prefix=prefix or None,
     )
 
 
@@ -200,8 +212,8 @@ def _confirm_dialog() -> Markup:
     )
 
 
-def problem_page(problem: HTTPProblem, node_name: str, *, logged_in: bool) -> Response:
+def problem_page(problem: HTTPProblem, node_name: str, *, prefix: str, logged_in: bool) -> Response:
     """An error as a page."""
     title = HTTPStatus(problem.status).phrase
     view = View(title, "/ui", join(el("h1", title), el("p", problem.detail, class_="lead")))
-    return page_response(view, node_name, logged_in=logged_in, status=problem.status)
+    return page_response(view, node_name, prefix=prefix, logged_in=logged_in, status=problem.status)

@@ -14,6 +14,7 @@ from workerd.gateway.auth import LOGIN_REQUIRED
 from workerd.gateway.dashboard import handlers, jobs, overview, requests
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
+from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem, problem_of
 from workerd.gateway.sessions import Cookie
 from workerd.gateway.state import GatewayState, gateway_of
@@ -46,22 +47,23 @@ async def view_of(gateway: GatewayState, path: str, query: str) -> View:
 
 async def page(request: Request) -> Response:
     """Any page."""
+    prefix = prefix_of(request.headers)
     if request.scope.get(LOGIN_REQUIRED):
-        return RedirectResponse("/login", 303, {"Cache-Control": "no-store"})
+        return RedirectResponse(f"{prefix}/login", 303, {"Cache-Control": "no-store"})
     gateway = gateway_of(request)
     path, query = request.url.path, request.url.query
     logged_in = gateway.tokens.required and Cookie.of(request.headers).name in request.cookies
     try:
         view = await view_of(gateway, path, query)
     except Exception as error:
-        return problem_page(problem_of(error, path), gateway.node_name, logged_in=logged_in)
+        return problem_page(problem_of(error, path), gateway.node_name, prefix=prefix, logged_in=logged_in)
     live = f"{path}?{query}" if query else path
-    return page_response(view, gateway.node_name, live=live, logged_in=logged_in)
+    return page_response(view, gateway.node_name, prefix=prefix, live=live, logged_in=logged_in)
 
 
 async def start(request: Request) -> Response:
     """The dashboard's address without a page leads to its first one."""
-    return RedirectResponse("/", 303, {"Cache-Control": "no-store"})
+    return RedirectResponse(f"{prefix_of(request.headers)}/", 303, {"Cache-Control": "no-store"})
 
 
 async def static(request: Request) -> Response:

@@ -5,6 +5,7 @@ const TOAST_MS = 6000;
 const RESUBSCRIBE_MS = 3000;
 const FAILED = "The request failed; retry later.";
 const UNREACHABLE = "The node does not answer; retry later.";
+const prefix = document.body.dataset.prefix || "";  // the path of a proxy in front
 
 const toast = document.getElementById("toast");
 const pulse = document.getElementById("pulse");
@@ -89,7 +90,7 @@ const view = document.body.dataset.live;
 
 function subscribe() {
   if (!view || source) return;
-  source = new EventSource(`/events?view=${encodeURIComponent(view)}`);
+  source = new EventSource(`${prefix}/events?view=${encodeURIComponent(view)}`);
   source.onopen = () => setPulse("on");
   source.onmessage = (event) => { setPulse("on"); applyUpdate(JSON.parse(event.data)); };
   source.onerror = () => {
@@ -161,8 +162,8 @@ if (login) {
     const error = document.getElementById("login-error");
     error.textContent = "";
     try {
-      const { ok, answer } = await post("/login", { token: login.token.value });
-      if (ok) location.assign("/");
+      const { ok, answer } = await post(`${prefix}/login`, { token: login.token.value });
+      if (ok) location.assign(`${prefix}/`);
       else error.textContent = answer.detail || FAILED;
     } catch {
       error.textContent = UNREACHABLE;
