@@ -22,7 +22,7 @@ EVENTS: dict[str, str] = {
     "node.start_failed": "A role cannot work on this node, so the node stops instead of becoming ready.",
     "node.stopped": "All children have ended, and so does the supervisor.",
     "pool.quarantined": "A pool died too often: it is tried again at long intervals, its jobs stay `new`.",
-    "reload.failed": "The new configuration is in force, but these children did not come up with it.",
+    "reload.failed": "The new configuration is in force, but these children are not up, or not reloaded.",
     "reload.finished": "The new configuration is in force, and every restarted child is up.",
     "reload.refused": "The new configuration is wrong; the old one stays in force.",
     "reload.started": "The new configuration is valid; these children are restarted one after the other.",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -210,3 +211,22 @@ def test_start_keeps_no_descriptor_of_the_shell(background: Background) -> None:
         check=True,
     )
     assert "workerd is running" in done.stdout
+
+
+def test_one_pool_is_restarted_and_its_running_job_ends(background: Background, tmp_path: Path) -> None:
+    """An unknown pool is a wrong usage, with the known ones named."""
+    background.cli("start")
+    job = background.cli("enqueue", "waits", f"path={tmp_path}/go").stdout.strip()
+    eventually(lambda: "inprogress" in background.cli("job", "show", job).stdout)
+    unknown = background.cli("restart", "wait", check=False)
+    assert unknown.returncode == 2
+    assert 'no pool "wait"' in unknown.stderr
+    assert "add, waits" in unknown.stderr
+    pid = background.pid
+    with ThreadPoolExecutor(1) as runner:
+        restarting = runner.submit(background.cli, "restart", "waits")
+        eventually(lambda: "draining" in background.cli("status", check=False).stdout)
+        (tmp_path / "go").touch()
+        assert "restarted pool waits" in restarting.result().stderr
+    assert background.pid == pid
+    assert "completed" in background.cli("job", "show", job).stdout

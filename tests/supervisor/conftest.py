@@ -43,6 +43,9 @@ class SupervisorHarness:
     def reload(self) -> dict[str, Any]:
         return ask(self.folder / "run/private/supervisor", {"ask": "reload"}, timeout=60.0)
 
+    def restart(self, pool: str) -> dict[str, Any]:
+        return ask(self.folder / "run/private/supervisor", {"ask": "restart", "pool": pool}, timeout=60.0)
+
     def events(self, name: str) -> list[dict[str, Any]]:
         lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
         return [line for line in lines if line["event"] == name]

@@ -6,8 +6,10 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,7 +27,7 @@ from workerd.runtime import child
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
-from workerd.supervisor import reload
+from workerd.supervisor import reload, supervisor
 from workerd.supervisor.children import Mains
 from workerd.supervisor.sealed_config import seal
 from workerd.supervisor.startup import BootError
@@ -38,6 +40,7 @@ class Role(Service):
     def __init__(self, ctx: RoleContext, fate: str = "") -> None:
         super().__init__(ctx.control, ctx.watchdog)
         self.fate = fate
+        self.stale = False
 
     def start(self) -> None:
         if self.fate == "waits":
@@ -46,6 +49,14 @@ class Role(Service):
             self.become("up")
         if self.fate == "falls":
             self.loop.call_later(0.1, lambda: os._exit(4))
+
+    def on_report(self) -> None:
+        if self.fate == "slow-and-stale":
+            time.sleep(0.4)
+            self.stale = True
+
+    def info(self) -> dict[str, Any]:
+        return {"stale": self.stale}
 
 
 def role(ctx: RoleContext) -> int:
@@ -101,6 +112,8 @@ def main(folder: Path) -> int:
         return configuration(folder, msgspec.json.decode((folder / "pools").read_bytes(), type=list[str]))
 
     fail_forks_while(folder / "no-fork")
+    # As long as nothing but the watchdog would end a stopped child.
+    supervisor.ANSWER_LIMIT_S = reload.ANSWER_LIMIT_S = 0.7
     reload.START_LIMIT_S = reload.TROUBLE_LIMIT_S = 1.0
     config = load()
     log.configure(config.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
@@ -136,3 +137,60 @@ def test_a_stop_during_a_reload_answers_it(harness: SupervisorHarness) -> None:
         harness.process.send_signal(signal.SIGTERM)
         assert asked.result() == {"ok": False, "errors": ["workerd is stopping."]}
     assert harness.process.wait(30) == 0
+
+
+# -- code that changed, quarantine, and one pool
+
+
+def test_a_pool_that_does_not_say_whether_its_code_changed_is_named(harness: SupervisorHarness) -> None:
+    """It may run on with old code, so the reload has failed for it."""
+    harness.start("a", "b")
+    eventually(harness.is_ready)
+    os.kill(harness.pool("a")["pid"], signal.SIGSTOP)
+    answer = harness.reload()
+    assert answer["ok"] is False
+    assert set(answer["failed"]) == {"pool:a"}
+    assert "`workerd restart a`" in answer["failed"]["pool:a"]
+    assert answer["changes"] == []
+    eventually(harness.is_ready)
+    assert harness.reload()["ok"] is True
+
+
+def test_a_pool_that_is_slow_to_say_that_its_code_changed_is_reloaded(harness: SupervisorHarness) -> None:
+    """On a busy machine too."""
+    harness.start("slow-and-stale")
+    eventually(harness.is_ready)
+    pid = harness.pool("slow-and-stale")["pid"]
+    answer = harness.reload()
+    assert answer == {"ok": True, "changes": ["pool:slow-and-stale"], "failed": {}}
+    assert harness.pool("slow-and-stale")["pid"] != pid
+
+
+def test_a_quarantined_pool_is_tried_again_at_a_reload(harness: SupervisorHarness) -> None:
+    """However long its pause; the status says how long. It stays quarantined, and the node ready."""
+    harness.start("a", "loops")
+    eventually(lambda: harness.is_ready() and harness.pool("loops")["restarts"] >= 4)
+    assert harness.pool("loops")["retry_in_s"] is not None
+    before = harness.pool("loops")["restarts"]
+    answer = harness.reload()
+    assert answer["changes"] == ["pool:loops"]
+    assert set(answer["failed"]) == {"pool:loops"}
+    pool = harness.pool("loops")
+    assert pool["restarts"] > before
+    assert pool["quarantined"]
+    assert harness.is_ready()
+
+
+def test_one_pool_is_restarted_by_its_name(harness: SupervisorHarness) -> None:
+    """Nothing else is, and the configuration is not read again; an unknown one is answered with the known."""
+    harness.start("a", "b")
+    eventually(harness.is_ready)
+    before = {name: harness.pool(name)["pid"] for name in ("a", "b")}
+    harness.configure("a", "c")
+    assert harness.restart("c") == {"ok": False, "unknown": "c", "pools": ["a", "b"]}
+    with ThreadPoolExecutor(2) as askers:
+        answers = list(askers.map(lambda _: harness.restart("a"), range(2)))
+    assert answers == [{"ok": True, "changes": ["pool:a"], "failed": {}}] * 2
+    assert harness.pool("a")["pid"] != before["a"]
+    assert harness.pool("b")["pid"] == before["b"]
+    assert harness.stop() == 0

@@ -91,3 +91,18 @@ def test_a_worker_over_max_rss_is_replaced_right_after_the_job(tmp_path: Path) -
         )
         pids = [harness.rows.last(job)["pid"] for job in jobs]
         assert len(set(pids)) == 3
+
+
+def test_a_reload_tries_a_quarantined_pool_at_once(tmp_path: Path) -> None:
+    """Once its code is mended nobody has to wait for the end of its pause."""
+    harness = QuarantineHarness(tmp_path, "raise ValueError", 'restart = { intensity = 1, period = "60s" }')
+    with harness.daemon as daemon:
+        eventually(lambda: harness.pool().get("quarantined"), within=20, state=daemon.tail)
+        job = harness.rows.insert("it", {})
+        again = daemon.cli("reload", check=False)
+        assert (again.returncode, "pool:it" in again.stderr) == (1, True)
+        assert "tried again in" in daemon.cli("status").stdout
+        harness.write("def it(): return 'fixed'")
+        assert "pool:it" in daemon.cli("reload").stderr
+        eventually(lambda: harness.rows.ended(job), state=daemon.tail)
+        assert not harness.pool()["quarantined"]

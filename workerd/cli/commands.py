@@ -17,7 +17,7 @@ COMMANDS = (
     ("run", "cli.daemon:run", "Run the daemon in the foreground; it logs to standard error."),
     ("start", "cli.daemon:start", "Start the daemon in the background, without systemd."),
     ("stop", "cli.daemon:stop", "Stop the daemon after its running jobs have finished."),
-    ("restart", "cli.daemon:restart", "Stop the daemon, then start it in the background."),
+    ("restart", "cli.daemon:restart", "Restart the daemon in the background, or only POOL."),
     ("reload", "cli.daemon:reload", "Make the daemon read its configuration again."),
     ("status", "cli.status:status", "Show the state of the daemon on this host."),
     ("check", "cli.admin:check", "Validate the configuration and load every handler."),

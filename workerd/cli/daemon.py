@@ -9,20 +9,20 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from daemon import DaemonContext
 
-from workerd.cli.errors import CommandFailed
+from workerd.cli.errors import CommandFailed, UsageError
 from workerd.cli.foreground import run_daemon
-from workerd.cli.options import ConfigPath
+from workerd.cli.options import ConfigPath, PoolName
 from workerd.cli.output import notify
 from workerd.cli.session import load_config
 from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
-from workerd.text import seconds_text
+from workerd.text import line, seconds_text
 
 START_TIMEOUT_S = 120.0
 """How long `start` waits for the daemon to be ready."""
@@ -110,42 +110,79 @@ def _stop(config: Config, running: RunningDaemon) -> None:
         time.sleep(POLL_INTERVAL_S)
 
 
-def restart(c: ConfigPath = None) -> None:
-    """Stop the daemon, then start it in the background."""
+def restart(pool: PoolName = "", c: ConfigPath = None) -> None:
+    """Restart the daemon in the background, or only POOL.
+
+    A pool's running jobs finish within shutdown.drain; then it loads its handlers anew. The command waits
+    until it is up.
+    """
     config = load_config(c)  # a wrong configuration must not stop a running daemon
     running = RunningDaemon.find(config)
+    if pool:
+        _restart_pool(config, running, pool)
+        return
     if running is not None:
         _stop(config, running)
     _start(config, c)
 
 
+def _restart_pool(config: Config, running: RunningDaemon | None, pool: str) -> None:
+    if running is None:
+        raise CommandFailed("workerd is not running. `workerd start` starts it with all of its pools.")
+    try:
+        answer = ask(
+            Paths(config.node).supervisor, {"ask": "restart", "pool": pool}, timeout=_reload_limit(config)
+        )
+    except PermissionError:
+        raise CommandFailed(
+            f"You may not restart pools of workerd (process id {running.pid}). "
+            f"Do this as the user who started it, or as root."
+        ) from None
+    except OSError as error:
+        raise CommandFailed(f"workerd does not answer ({error}). Check its log, then retry.") from None
+    if "unknown" in answer:
+        known = ", ".join(line(name) for name in answer.get("pools", [])) or "none"
+        raise UsageError(f'workerd has no pool "{line(pool)}". Its pools: {known}.')
+    _raise_failures(answer)
+    notify(f"workerd restarted pool {line(pool)}.")
+
+
+def _reload_limit(config: Config) -> float:
+    """Seconds for all that a reload can do: each changed child drains and comes up, one after the other."""
+    slowest = max((pool.load_timeout for pool in config.pools.values()), default=0.0)
+    return (config.shutdown.drain + slowest + RELOAD_STEP_S) * (len(config.pools) + 10)
+
+
+def _raise_failures(answer: dict[str, Any]) -> None:
+    if "errors" in answer:
+        raise ConfigError([str(error) for error in answer["errors"]])
+    if not answer.get("ok"):
+        failed = [f"  {line(child)}: {line(words)}" for child, words in answer.get("failed", {}).items()]
+        raise CommandFailed(
+            "\n".join(["workerd reloaded, but these did not come up or were not reloaded:", *failed])
+        )
+
+
 def reload(c: ConfigPath = None) -> None:
     """Make the daemon read its configuration again.
 
-    Waits until every changed role and pool is up; the others keep running. A wrong configuration is
-    refused as a whole.
+    Restarts what changed, pools whose code changed, and quarantined pools, and waits until they are up; the
+    others keep running. A wrong configuration is refused as a whole.
     """
     config = load_config(c)
     running = RunningDaemon.find(config)
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it.")
-    # Each changed child drains and comes up again, one after the other.
-    slowest = max((pool.load_timeout for pool in config.pools.values()), default=0.0)
-    timeout = (config.shutdown.drain + slowest + RELOAD_STEP_S) * (len(config.pools) + 10)
     try:
-        answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=timeout)
+        answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config))
     except PermissionError:
         running.signal(signal.SIGHUP)
         notify("Sent SIGHUP to workerd; its log shows whether the reload succeeded.")
         return
     except OSError as error:
         raise CommandFailed(f"workerd does not answer ({error}). Check its log, then retry.") from None
-    if "errors" in answer:
-        raise ConfigError([str(error) for error in answer["errors"]])
+    _raise_failures(answer)
     changes = [str(name) for name in answer.get("changes", [])]
-    if not answer.get("ok"):
-        failed = [f"  {child}: {sentence}" for child, sentence in answer.get("failed", {}).items()]
-        raise CommandFailed("\n".join(["workerd reloaded, but these did not come up:", *failed]))
     notify(f"workerd reloaded: {', '.join(changes)}." if changes else "workerd reloaded: nothing changed.")
 
 

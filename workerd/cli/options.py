@@ -120,6 +120,7 @@ ConfigPath = Annotated[
     ),
 ]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="Name of the handler.")]
+PoolName = Annotated[str, typer.Argument(metavar="[POOL]", help="Restart only this pool.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for others to read.")]
 JobId = Annotated[bytes, typer.Argument(metavar="ID", help="Id of the job.", parser=parse_identity)]

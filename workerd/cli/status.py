@@ -120,8 +120,18 @@ def _process_row(name: str, part: Document) -> list[object]:
         part.get("pid"),
         seconds_text(part.get("since")),
         part.get("restarts"),
-        part.get("trouble"),
+        _trouble(part),
     ]
+
+
+def _trouble(part: Document) -> str:
+    """What is wrong with it, and what happens next or what to do."""
+    sentences = [str(part.get("trouble") or "")]
+    if part.get("retry_in_s") is not None:
+        sentences.append(f"tried again in {seconds_text(part['retry_in_s'])}, or at `workerd reload`")
+    if part.get("stale"):
+        sentences.append("its code changed: `workerd reload` loads it")
+    return "; ".join(filter(None, sentences))
 
 
 def _pool_row(name: str, pool: Document) -> list[object]:

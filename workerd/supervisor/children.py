@@ -36,6 +36,7 @@ CGROUP_RETRY_S = 0.1
 MAX_CGROUP_TRIES = 100
 """How often it is tried to remove the control group of a removed pool while its processes are dying."""
 BEAT_REQUEST_TIMEOUT_S = 0.3
+"""For numbers that are shown: older ones are better than none."""
 
 RoleMain = Callable[[RoleContext], int]
 PoolMain = Callable[[RoleContext, str, int], int]
@@ -52,7 +53,7 @@ class Mains:
 @dataclass
 class _BeatRequest:
     missing: set[str]
-    on_done: Callable[[], None]
+    on_done: Callable[[set[str]], None]
 
 
 class Children:
@@ -177,6 +178,22 @@ class Children:
         if not child.pool:
             self._role_lives.append(RoleLife(child.name, child.life, child.pid))
         self.send_roster()
+
+    def retry_pool(self, name: str) -> SupervisedChild:
+        """Start a quarantined pool now, not at the end of its pause; it stays quarantined until it works."""
+        pool = self.pools[name]
+        if not pool.alive:
+            self._start(pool)
+        return pool
+
+    @property
+    def quarantined(self) -> set[str]:
+        """Pools that died too often and are not up."""
+        return {
+            name
+            for name, pool in self.pools.items()
+            if pool.crash_loop.exceeded and pool.state is not ChildState.UP
+        }
 
     # -- removing
 
@@ -306,15 +323,24 @@ class Children:
 
     # -- fresh numbers
 
-    def request_beats(self, on_done: Callable[[], None]) -> None:
-        """Ask every child for a Beat; call `on_done` when all came, or after BEAT_REQUEST_TIMEOUT_S."""
+    def request_beats(
+        self,
+        on_done: Callable[[set[str]], None],
+        *,
+        timeout_s: float = BEAT_REQUEST_TIMEOUT_S,
+        pools_only: bool = False,
+    ) -> None:
+        """Ask every child for a Beat; call `on_done` when all came, or in `timeout_s` at the latest.
+
+        It gets the names of those that did not answer.
+        """
         token = next(self._tokens)
-        asked = {child.name for child in self if child.alive}
-        self._beat_requests[token] = _BeatRequest(asked, on_done)
-        for child in self:
+        children = [child for child in self if child.alive and (child.pool or not pools_only)]
+        self._beat_requests[token] = _BeatRequest({child.name for child in children}, on_done)
+        for child in children:
             child.send(Report(token=token))
-        self._loop.call_later(BEAT_REQUEST_TIMEOUT_S, lambda: self._finish(token))
-        if not asked:
+        self._loop.call_later(timeout_s, lambda: self._finish(token))
+        if not children:
             self._finish(token)
 
     def _answered(self, token: int, child: SupervisedChild) -> None:
@@ -327,4 +353,4 @@ class Children:
     def _finish(self, token: int) -> None:
         request = self._beat_requests.pop(token, None)
         if request is not None:
-            request.on_done()
+            request.on_done(request.missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from dataclasses import dataclass
 
 from workerd.config.model import Config
@@ -18,6 +18,8 @@ START_LIMIT_S = 120.0
 """How long a restarted child may take, beyond a pool's `load_timeout`, to be up before it has failed."""
 TROUBLE_LIMIT_S = 5.0
 """How long it may report that it is waiting or failing before it has failed."""
+ANSWER_LIMIT_S = 5.0
+"""How long a pool may take to say whether its code changed: shorter than the default watchdog."""
 SETTLE_S = 0.5
 """How long all restarted children must stay up at the end."""
 
@@ -40,31 +42,50 @@ def differs(old: Config, new: Config, sections: tuple[str, ...]) -> bool:
 
 @dataclass(frozen=True)
 class ReloadPlan:
-    """The roles to restart, and the pools to restart, add and remove, by name."""
+    """The roles to restart, and the pools to restart, add, try again and remove, by name.
+
+    `unknown`: pools that run on, and did not answer whether their code changed.
+    """
 
     roles: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
+    retried: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()
 
     @property
     def children(self) -> list[str]:
         """The displayed names of all children that it touches."""
-        return [*self.roles, *(POOL_PREFIX + name for name in (*self.changed, *self.added, *self.removed))]
+        pools = (*self.changed, *self.retried, *self.added, *self.removed)
+        return [*self.roles, *(POOL_PREFIX + name for name in pools)]
 
 
 def make_plan(
-    old: Config, new: Config, roles: Iterable[str], *, store_changed: bool, stale: set[str]
+    old: Config,
+    new: Config,
+    roles: Iterable[str],
+    *,
+    store_changed: bool,
+    stale: Set[str],
+    unknown: Set[str] = frozenset(),
+    quarantined: Set[str] = frozenset(),
 ) -> ReloadPlan:
-    """What must be restarted, of these roles and all pools. `stale`: pools whose code changed on disk."""
+    """What must be restarted, of these roles and all pools.
+
+    `stale`: pools whose code changed on disk; `unknown`: those that did not say; `quarantined`: those that
+    wait for their next try.
+    """
     every_pool = differs(old, new, POOL_SECTIONS)
+    kept = [name for name in new.pools if name in old.pools]
+    changed = tuple(
+        name for name in kept if every_pool or name in stale or old.pools[name] != new.pools[name]
+    )
     return ReloadPlan(
         roles=tuple(name for name in roles if store_changed or differs(old, new, ROLE_SECTIONS[name])),
-        changed=tuple(
-            name
-            for name in new.pools
-            if name in old.pools and (every_pool or name in stale or old.pools[name] != new.pools[name])
-        ),
+        changed=changed,
+        retried=tuple(name for name in kept if name in quarantined and name not in changed),
+        unknown=tuple(name for name in kept if name in unknown and name not in changed),
         added=tuple(name for name in new.pools if name not in old.pools),
         removed=tuple(name for name in old.pools if name not in new.pools),
     )
@@ -90,7 +111,7 @@ class Reload:
         self._config = config
         self._plan = plan
         self._on_done = on_done
-        self._failures: dict[str, str] = {}
+        self._failures = {POOL_PREFIX + name: _unanswered(name) for name in plan.unknown}
         self._started: list[tuple[SupervisedChild, int]] = []  # with the life of each
 
     def start(self) -> None:
@@ -113,6 +134,9 @@ class Reload:
         for name in self._plan.changed:
             yield from self._drain_pool(name)
             yield from self._start_pool(name)
+        for name in self._plan.retried:
+            pool = self._children.retry_pool(name)
+            yield from self._wait_up(pool, START_LIMIT_S + self._config.pools[name].load_timeout)
         for name in self._plan.removed:
             yield from self._drain_pool(name)
             self._children.remove_pool(name)
@@ -164,6 +188,13 @@ class Reload:
                 self._failures.pop(child.name, None)  # it came up after all
             else:
                 self._failures.setdefault(child.name, child.trouble or child.last_death)
+
+
+def _unanswered(pool: str) -> str:
+    return (
+        f"it did not answer within {ANSWER_LIMIT_S:g} s whether its code changed, and runs on with what it "
+        f"has loaded; `workerd restart {pool}` restarts it"
+    )
 
 
 def _wait_empty(child: SupervisedChild) -> Iterator[None]:

@@ -62,6 +62,7 @@ class SealedConfigReader:
     def __init__(self, path: Path | None) -> None:
         self._path = path.absolute() if path is not None else None
         self._variables = hide_environment("WORKERD_")
+        self._host_name = ""
 
     def read(self) -> SealedConfig:
         """The configuration as it is now. Raises ConfigError with all errors."""
@@ -80,6 +81,12 @@ class SealedConfigReader:
             tree.add(source, {})
         tree.add(", ".join(answer.sources), answer.values)
         config = msgspec.structs.replace(build(tree, ConfigErrors()), notes=answer.notes)
+        if not answer.values.get("node", {}).get("name"):
+            # The host's name at the first reading: a node stays who it is when its host is renamed.
+            self._host_name = self._host_name or config.node.name
+            config = msgspec.structs.replace(
+                config, node=msgspec.structs.replace(config.node, name=self._host_name)
+            )
         return SealedConfig(_without_store(config), store, answer.digest, answer.scheme)
 
     def _read_in_child(self, store: int, answer_fd: int) -> _Answer:

@@ -175,6 +175,14 @@ class SupervisedChild:
             self._restart_timer.cancel()
             self._restart_timer = None
 
+    @property
+    def _retry_in_s(self) -> float | None:
+        """Seconds until it is started again, None unless it waits for that."""
+        timer = self._restart_timer
+        if timer is None or self.state not in (ChildState.BACKOFF, ChildState.QUARANTINED):
+            return None
+        return round(max(0.0, timer.when - time.monotonic()), 1)
+
     # -- Beats and silence
 
     def overdue(self, now: float) -> bool:
@@ -242,6 +250,7 @@ class SupervisedChild:
             "since": round(time.monotonic() - self.started_at, 3) if self.alive else None,
             "restarts": sum(self.deaths.values()),
             "restart_reasons": dict(self.deaths),
+            "retry_in_s": self._retry_in_s,
             "trouble": self.trouble,
             **self.last_beat.info,
         }

@@ -22,7 +22,7 @@ from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths
 from workerd.supervisor import startup
 from workerd.supervisor.children import Children, Mains
-from workerd.supervisor.reload import FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
+from workerd.supervisor.reload import ANSWER_LIMIT_S, FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
 from workerd.supervisor.sealed_config import SealedConfig
 from workerd.supervisor.shutdown import Shutdown
 from workerd.supervisor.startup import RuntimeFiles
@@ -65,6 +65,7 @@ class Supervisor:
         self._reload_plan = ReloadPlan()
         self._reload_replies: list[Reply] = []  # to answer when the running reload is done
         self._next_reload_replies: list[Reply] = []
+        self._next_restarts: list[tuple[str, Reply]] = []
         self._started_at = now_us()
         self._log = log.get_logger("supervisor")
 
@@ -153,7 +154,8 @@ class Supervisor:
                 self._loop, self._children, self._config.shutdown.drain, self._loop.stop
             )
             self._shutdown.start()
-            for reply in (*self._reload_replies, *self._next_reload_replies):
+            restarts = [reply for _, reply in self._next_restarts]
+            for reply in (*self._reload_replies, *self._next_reload_replies, *restarts):
                 reply(_STOPPING)
         elif self._stop_signals == 2 and self._shutdown is not None:
             self._log.warning("drain.skipped")
@@ -176,9 +178,11 @@ class Supervisor:
             self._next_reload_replies.append(reply)
         else:
             self._notify(systemd.reloading())
-            self._children.request_beats(lambda: self._reload_now(reply))
+            self._children.request_beats(
+                lambda missing: self._reload_now(reply, missing), timeout_s=ANSWER_LIMIT_S, pools_only=True
+            )
 
-    def _reload_now(self, reply: Reply) -> None:
+    def _reload_now(self, reply: Reply, unanswered: set[str]) -> None:
         if self._shutdown is not None or self._reload is not None:
             self.reload(reply)  # it came in between
             return
@@ -192,18 +196,21 @@ class Supervisor:
             self._notify(systemd.ready())
             reply({"ok": False, "errors": error.errors})
             return
-        plan = self._adopt(new)
+        plan = self._adopt(new, unanswered)
         self._reload_replies.append(reply)
         self._start_reload(plan)
 
-    def _adopt(self, new: SealedConfig) -> ReloadPlan:
-        stale = {name for name, pool in self._children.pools.items() if pool.last_beat.info.get("stale")}
+    def _adopt(self, new: SealedConfig, unanswered: set[str]) -> ReloadPlan:
+        pools = self._children.pools
+        stale = {name for name, pool in pools.items() if pool.last_beat.info.get("stale")}
         plan = make_plan(
             self._config,
             new.config,
             self._mains.roles,
             store_changed=new.digest != self._sealed.digest,
             stale=stale,
+            unknown={name for name, pool in pools.items() if pool.name in unanswered},
+            quarantined=self._children.quarantined,
         )
         os.close(self._sealed.fd)
         self._children.sealed = new.fd
@@ -211,6 +218,18 @@ class Supervisor:
         self._config = new.config
         log.configure(new.config.log)
         return plan
+
+    def restart_pool(self, name: str, reply: Reply) -> None:
+        """Drain a pool and start it again; `reply` gets what `reload` gives, or all `pools` there are."""
+        if self._shutdown is not None:
+            reply(_STOPPING)
+        elif name not in self._children.pools:
+            reply({"ok": False, "unknown": name, "pools": sorted(self._children.pools)})
+        elif self._reload is not None:
+            self._next_restarts.append((name, reply))
+        else:
+            self._reload_replies.append(reply)
+            self._start_reload(ReloadPlan(changed=(name,)))
 
     def _start_reload(self, plan: ReloadPlan) -> None:
         self._log.info("reload.started", children=", ".join(plan.children))
@@ -231,21 +250,27 @@ class Supervisor:
         for reply in replies:
             reply({"ok": not failures, "changes": changes, "failed": failures})
         waiting, self._next_reload_replies = self._next_reload_replies, []
+        restarts, self._next_restarts = self._next_restarts, []
         if waiting:
             self.reload(lambda answer: _reply_all(waiting, answer))
+        for name, reply in restarts:
+            self.restart_pool(name, reply)
 
     # -- answering
 
     def _answer(self, question: dict[str, Any], reply: Reply) -> None:
         match question.get("ask"):
             case "status":
-                self._children.request_beats(lambda: reply(self.describe()))
+                self._children.request_beats(lambda missing: reply(self.describe()))
             case "metrics":
                 reply({"series": list(self._children.counted)})
             case "reload":
                 self.reload(reply)
+            case "restart":
+                self.restart_pool(str(question.get("pool")), reply)
             case _:
-                reply({"error": 'expected {"ask": "status"}, {"ask": "metrics"} or {"ask": "reload"}'})
+                expected = '{"ask": "status"}, {"ask": "metrics"}, {"ask": "reload"}'
+                reply({"error": f'expected {expected} or {{"ask": "restart", "pool": "…"}}'})
 
     @property
     def _state(self) -> str:
