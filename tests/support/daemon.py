@@ -26,7 +26,7 @@ class Daemon:
 
     `config`: TOML text, prefixed with node folders, the store and, unless it has one, a gateway table.
     `gateway`: listen address, "" for none. `entry`: module to run and its first arguments. `env`: additional
-    environment variables.
+    environment variables. `prefix`: the beginning of a command that executes the rest of it.
     """
 
     def __init__(
@@ -39,7 +39,9 @@ class Daemon:
         gateway: str = "",
         entry: tuple[str, ...] = ("workerd",),
         env: dict[str, str] | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
+        self.prefix = prefix
         self.folder = folder
         self.url = url
         self.process: subprocess.Popen[bytes] | None = None
@@ -70,7 +72,7 @@ class Daemon:
         env = {k: v for k, v in os.environ.items() if not k.startswith("WORKERD_")}
         env.update(self.env, PYTHONPATH=str(ROOT))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", *self.entry, "run", "-c", str(self.path)],
+            [*self.prefix, sys.executable, "-m", *self.entry, "run", "-c", str(self.path)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

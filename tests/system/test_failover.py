@@ -15,7 +15,7 @@ from tests.support.eventually import eventually
 from tests.support.gateway import Api
 from tests.support.replication import ReplicatedPair
 from tests.support.rows import Rows, assert_settled
-from tests.support.servers import Flavour
+from tests.support.servers import DatabaseServer, Flavour
 from workerd import Client
 from workerd.errors import HandlerNotFound, StoreError
 
@@ -58,13 +58,13 @@ class FailoverHarness:
         done = self.api.daemon.cli("check", "--store", "--json", check=False)
         return {server["host"]: server["role"] for server in json.loads(done.stdout)["store"]}
 
-    def nobody_is_on(self, server: object) -> bool:
+    def nobody_is_on(self, server: DatabaseServer) -> bool:
         """Whether daemon, gateway and client have left this server; each is used once."""
         self.api.get("/ready")
         with suppress(StoreError):
             self.client.wake()
             self.enqueue_by_client()
-        return self.pair.sessions(server) == 0  # type: ignore[arg-type]
+        return self.pair.sessions(server) == 0
 
 
 @pytest.fixture(params=[False, True], ids=["plain user", "privileged user"])
