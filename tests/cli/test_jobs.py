@@ -26,6 +26,14 @@ def test_enqueue_prints_only_the_id_and_with_wait_only_the_payload(cli: CommandL
     assert cli("enqueue", "echo", "text=x=y", "n=1", "--wait").stdout == '{"text":"x=y","n":1}\n'
 
 
+def test_bytes_are_not_written_to_a_terminal(cli: CommandLine) -> None:
+    """They could be any command to it; a pipe gets them as they are."""
+    words = ("enqueue", "behave", "kind=payload", "--wait", "-c", str(cli.node.path))
+    status, output = on_terminal(*words)
+    assert status == 0
+    assert "bytes, which are not written to a terminal" in output
+
+
 def test_a_failed_job_is_status_1_with_the_reason_on_standard_error(cli: CommandLine) -> None:
     """Standard output stays empty."""
     done = cli("enqueue", "behave", "kind=failure", "--wait", check=False)

@@ -48,6 +48,32 @@ def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out == "A  B\n"
 
 
+def test_a_table_wider_than_the_terminal_goes_on_below(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No cell is cut: columns that do not fit stand on further lines, the last one is wrapped."""
+    monkeypatch.setattr(output, "is_terminal", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    identity = "0195f3c2-7d1e-7a01-8000-0123456789ab"
+    error = "ConnectionError: connection to db.internal refused, try again later"
+    monkeypatch.setattr(output, "bold", str)
+    output.print_table(
+        ["id", "status", "tries", "error"], [[identity, "failure", 12, error], ["b", "new", 1, ""]]
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "ID",
+        "    STATUS   TRIES  ERROR",
+        identity,
+        "    failure  12     ConnectionError:",
+        "                    connection to",
+        "                    db.internal refused,",
+        "                    try again later",
+        "b",
+        "    new      1      -",
+    ]
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ Document = dict[str, Any]
 """A JSON object, such as those of `workerd.documents`."""
 
 MIN_LAST_COLUMN_WIDTH = 20
+CONTINUED = "    "
+"""In front of the further lines of a row."""
 
 
 def notify(message: str) -> None:
@@ -59,22 +62,58 @@ def bold(text: str) -> str:
 # Not Rich's tables: they take 70 ms to import, which is a third of such a command, and cut or wrap ids and
 # errors at 80 columns when the output is piped into another program.
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print aligned columns; the last one is cut to the terminal's width, and whole in a pipe."""
+    """Print aligned columns, a line for each row; nothing is cut.
+
+    On a terminal that is too narrow each row takes several lines: columns that do not fit go on below, and
+    the text of the last one is wrapped.
+    """
     texts = [["-" if cell in (None, "") else line(cell) for cell in row] for row in rows]
     widths = [max(map(_width, column)) for column in zip(headers, *texts, strict=True)]
-    used = sum(widths[:-1]) + 2 * (len(widths) - 1)
-    room = None
-    if is_terminal():
-        room = max(MIN_LAST_COLUMN_WIDTH, shutil.get_terminal_size().columns - used)
-    print(bold(_row([header.upper() for header in headers], widths, room)))
+    room = shutil.get_terminal_size().columns if is_terminal() else None
+    groups = _fold(widths, room)
+    for text in _row_lines([header.upper() for header in headers], widths, groups, None):
+        print(bold(text))
     for row in texts:
-        print(_row(row, widths, room))
+        for text in _row_lines(row, widths, groups, room):
+            print(text)
 
 
-def _row(cells: Sequence[str], widths: Sequence[int], room: int | None) -> str:
-    padded = [cell + " " * (width - _width(cell)) for cell, width in zip(cells, widths, strict=True)]
-    padded[-1] = cells[-1] if room is None else _cut(cells[-1], room)
-    return "  ".join(padded).rstrip()
+def _fold(widths: Sequence[int], room: int | None) -> list[range]:
+    """The columns that each line of a row has."""
+    groups: list[range] = []
+    first, used = 0, 0
+    for column, width in enumerate(widths):
+        is_last = column == len(widths) - 1
+        needed = min(width, MIN_LAST_COLUMN_WIDTH) if is_last else width
+        if column > first and room is not None and used + needed > room:
+            groups.append(range(first, column))
+            first, used = column, len(CONTINUED)
+        used += width + 2
+    return [*groups, range(first, len(widths))]
+
+
+def _row_lines(
+    cells: Sequence[str], widths: Sequence[int], groups: Sequence[range], room: int | None
+) -> Iterable[str]:
+    """The lines of one row; the text of its last column is wrapped to `room` columns."""
+    for group in groups:
+        start = CONTINUED if group.start else ""
+        head = start + "".join(_padded(cells[column], widths[column]) + "  " for column in group[:-1])
+        last = cells[group[-1]]
+        if room is None or group[-1] < len(widths) - 1 or _width(head) + _width(last) <= room:
+            yield (head + last if last else head).rstrip()
+            continue
+        margin = " " * _width(head)
+        if room - len(margin) < MIN_LAST_COLUMN_WIDTH:
+            margin = CONTINUED
+        yield from textwrap.wrap(
+            last, room, initial_indent=head, subsequent_indent=margin, break_on_hyphens=False,
+            break_long_words=False,
+        )  # fmt: skip
+
+
+def _padded(text: str, width: int) -> str:
+    return text + " " * (width - _width(text))
 
 
 def _width(text: str) -> int:
@@ -85,18 +124,6 @@ def _width(text: str) -> int:
         0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
         for char in text
     )
-
-
-def _cut(text: str, width: int) -> str:
-    if _width(text) <= width:
-        return text
-    kept, used = [], 0
-    for char in text:
-        used += _width(char)
-        if used > width - 1:
-            break
-        kept.append(char)
-    return "".join(kept) + "…"
 
 
 def print_fields(fields: Iterable[tuple[str, object]]) -> None:

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from workerd.cli.keyboard import Keyboard
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import Document, print_json
 from workerd.cli.session import load_config
 from workerd.cli.status import ask_supervisor, runs_for
-from workerd.cli.top_view import live, print_frame
+from workerd.cli.top_view import ViewState, live, print_frame
 from workerd.config.model import Config
 from workerd.errors import StoreError
 from workerd.operations.access import Store, open_checked
@@ -24,7 +25,8 @@ FIRST_CPU_SAMPLE_S = 0.2
 """CPU of the first frame is measured over this long."""
 STORE_TIMEOUT_S = 1.0
 """A frame waits this long for the store, then shows only what the supervisor reports."""
-MAX_COUNTED_JOBS = 10_000
+MAX_COUNTED_JOBS = 100_000
+"""Of a handler in one state; more are shown as `100,000+`."""
 
 Once = Annotated[bool, typer.Option("--once", help="Print one frame and exit.")]
 
@@ -41,11 +43,22 @@ def top(once: Once = False, c: ConfigPath = None, json: AsJson = False) -> None:
             else:
                 print_frame(frame)
             return
-        # Ctrl-C is the way to leave.
-        with contextlib.suppress(KeyboardInterrupt), live() as show:
-            while True:
-                time.sleep(FRAME_INTERVAL_S)
-                show(sampler.sample())
+        _watch(sampler)
+
+
+def _watch(sampler: TopSampler) -> None:
+    """Draw frames until `q` or Ctrl-C; a key changes the view at once."""
+    state, keyboard = ViewState(), Keyboard()
+    with contextlib.suppress(KeyboardInterrupt), keyboard.listening(), live(state) as show:
+        frame = sampler.sample()
+        drawn_at = time.monotonic()
+        while not state.ended:
+            show(frame)
+            for key in keyboard.wait(max(0.0, drawn_at + FRAME_INTERVAL_S - time.monotonic())):
+                state.press(key)
+            if time.monotonic() - drawn_at >= FRAME_INTERVAL_S:
+                frame = sampler.sample()
+                drawn_at = time.monotonic()
 
 
 class TopSampler:
@@ -70,6 +83,8 @@ class TopSampler:
         roles = _list(status.get("roles"))
         ingester = next((r for r in roles if r["name"] == "ingester"), {})
         dispatcher = next((r for r in roles if r["name"] == "dispatcher"), {})
+        depth = self._depth(status)
+        counted = {row["handler"]: row["new"] for row in depth} if depth is not None else None
         frame = {
             "node": status.get("node"),
             "state": status.get("state"),
@@ -81,18 +96,24 @@ class TopSampler:
             "claims_per_second": dispatcher.get("claims_per_second"),
             "ends_per_second": ingester.get("rate"),
             "roles": [self._process(role) for role in roles],
-            "pools": [self._pool(pool) for pool in _list(status.get("pools"))],
-            "depth": self._depth(status),
+            "pools": [self._pool(pool, counted) for pool in _list(status.get("pools"))],
+            "depth": depth,
         }
         alive = {p["pid"] for p in _processes(frame)}
         self._processes = {pid: known for pid, known in self._processes.items() if pid in alive}
         return frame
 
-    def _pool(self, pool: Document) -> Document:
+    def _pool(self, pool: Document, counted: dict[str, int] | None) -> Document:
+        """A pool; `waiting`: jobs of its handlers that wait in the store, None while that does not answer."""
+        waiting = None
+        if counted is not None:
+            waiting = [counted.get(handler, 0) for handler in pool.get("handlers") or ()]
         return {
             **self._process(pool),
             "quarantined": bool(pool.get("quarantined")),
-            "waiting": pool.get("waiting"),
+            "waiting": None if waiting is None else sum(waiting),
+            "waiting_is_more": max(waiting or [0]) >= MAX_COUNTED_JOBS,
+            "in_hand": pool.get("waiting"),
             "done": pool.get("done"),
             "handlers": pool.get("handlers") or [],
             "workers": [self._worker(worker) for worker in pool.get("workers") or ()],
@@ -130,7 +151,8 @@ class TopSampler:
         except StoreError:
             return None
         return [
-            {"handler": depth.handler, **dict.fromkeys(WAITING_AND_RUNNING, 0), **depth.counts,
+            {"handler": depth.handler, "cap": MAX_COUNTED_JOBS,
+             **dict.fromkeys(WAITING_AND_RUNNING, 0), **depth.counts,
              **({} if depth.oldest_s is None else {"oldest_seconds": depth.oldest_s})}
             for depth in found
             if depth.counts

@@ -15,13 +15,14 @@ from workerd.cli.output import (
     Document,
     bold,
     is_terminal,
+    notify,
     print_fields,
     print_heading,
     print_table,
     print_text,
 )
 from workerd.clock import SECOND, from_rfc3339, now_us
-from workerd.text import exit_text, harmless, line, seconds_text, size_text
+from workerd.text import exit_text, harmless, line, plural, seconds_text, size_text
 from workerd.workflow import Graph
 
 MAX_PAYLOAD_CHARACTERS = 2000
@@ -109,16 +110,25 @@ def _payload_text(job: Document) -> str:
     if job["payload_base64"] is not None:
         return f"{len(base64.b64decode(job['payload_base64']))} bytes"
     text = _json_text(job["payload"])
-    return text if len(text) <= MAX_PAYLOAD_CHARACTERS else f"{text[:MAX_PAYLOAD_CHARACTERS]}…"
+    if len(text) <= MAX_PAYLOAD_CHARACTERS:
+        return text
+    return f"{text[:MAX_PAYLOAD_CHARACTERS]}… ({len(text):,} characters in all; --json prints them)"
 
 
 def print_payload(job: Document) -> None:
-    """Print the payload alone: bytes as they are, JSON as JSON."""
+    """Print the payload alone: bytes as they are, but not on a terminal; JSON as JSON."""
     if job["payload_base64"] is None:
         print(line(_json_text(job["payload"])))
         return
+    data = base64.b64decode(job["payload_base64"])
+    if sys.stdout.isatty():
+        notify(
+            f"The payload of job {job['id']} is {plural(len(data), 'byte')}, which are not written to a "
+            f"terminal: redirect the output to a file, or use --json for base64."
+        )
+        return
     sys.stdout.flush()
-    sys.stdout.buffer.write(base64.b64decode(job["payload_base64"]))
+    sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
