@@ -31,8 +31,10 @@ EVENTS: dict[str, str] = {
     "supervisor.callback_failed": "A bug in workerd: an exception in the supervisor, which goes on.",
     # -- dispatcher
     "claim.refused": "The store refuses to claim jobs of this handler; it is tried again later.",
+    "claims.missing": "After an absence of the store it has no rows of these jobs, which run here.",
     "claims.rescued": "Claims of a dead node were closed as lost.",
     "claims.settled": "Claims of this node that no pool held were closed: released, or lost with their pool.",
+    "claims.taken_back": "After an absence of the store these jobs, which run here, were claimed again.",
     "lease.expired": "The lease was not renewed in time; nothing is started until it is.",
     "lease.renewed": "The lease is held again after it expired.",
     "node.kept": "Claims are left at the end of this node; its next start takes care of them.",
@@ -40,6 +42,7 @@ EVENTS: dict[str, str] = {
     "node.registered": "This node is in the store's table of nodes and may claim jobs.",
     "request.refused": "The store refuses to hold what a request becomes; the request was failed.",
     "node.removed": "A dead node without claims was removed from the table of nodes.",
+    "outcomes.lost": "After an absence of the store it lacks how these jobs ended: they end as lost.",
     "schedules.removed": "Schedules that no live node has were removed from the store.",
     "store_clock.stepped": "The store's clock was set by `by_s` seconds; leases, crons and coolers go on.",
     "store.created": "The embedded store was empty and has its schema now.",

@@ -185,10 +185,14 @@ class Inventory(Message, frozen=True, tag="inventory"):
 
 
 class Holdings(Message, frozen=True, tag="holdings"):
-    """All claims that wait, run, or whose outcomes are unacknowledged; answers Inventory `token`."""
+    """All claims that wait, run, or whose outcomes are unacknowledged; answers Inventory `token`.
+
+    `claimed_at`: the store time of each claim, microseconds.
+    """
 
     token: int
     keys: list[AttemptRef]
+    claimed_at: list[int]
 
 
 class Outcomes(Message, frozen=True, tag="outcomes"):
@@ -223,11 +227,13 @@ class Seen(Message, frozen=True, tag="seen"):
 class Barrier(Message, frozen=True, tag="barrier"):
     """Read the sockets of dead lives to their end, commit everything, then send BarrierDone.
 
-    `lives`: dead life -> its process, for the receiver's Roster may not name its death yet.
+    `lives`: dead life -> its process, for the receiver's Roster may not name its death yet. `ended`: tell
+    which attempts were ended.
     """
 
     token: int
     lives: dict[int, int]
+    ended: bool = False
 
 
 class Ack(Message, frozen=True, tag="ack"):
@@ -243,9 +249,14 @@ class PayloadLimits(Message, frozen=True, tag="payload_limits"):
 
 
 class BarrierDone(Message, frozen=True, tag="barrier_done"):
-    """Everything received before the Barrier is committed."""
+    """Everything received before the Barrier is committed.
+
+    `ended`: attempts whose end was written since `ended_since_ns`, monotonic, if the Barrier asks for them.
+    """
 
     token: int
+    ended: list[AttemptRef] = []
+    ended_since_ns: int = 0
 
 
 class Scheduled(Message, frozen=True, tag="scheduled"):

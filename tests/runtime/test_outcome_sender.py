@@ -102,7 +102,7 @@ def test_an_outcome_is_kept_until_it_is_acknowledged(pair: Pair) -> None:
     assert pair.sender.unacknowledged == 3
     pair.ingester.send(Ack(below=2))
     pair.until(lambda: pair.sender.unacknowledged == 1)
-    assert list(pair.sender.keys()) == [make_outcome(2).ref]
+    assert [kept.ref for kept in pair.sender.kept()] == [make_outcome(2).ref]
     pair.ingester.send(Ack(below=2))  # a repeated acknowledgement changes nothing
     pair.ingester.send(Ack(below=3))
     pair.until(lambda: pair.sender.unacknowledged == 0)

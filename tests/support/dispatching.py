@@ -135,7 +135,8 @@ class FakePool:
 
     def answer(self, token: int) -> None:
         assert self.channel is not None
-        self.channel.send(Holdings(token=token, keys=list(self.claims)))
+        moments = [claim.claimed_at for claim in self.claims.values()]
+        self.channel.send(Holdings(token=token, keys=list(self.claims), claimed_at=moments))
 
 
 class FakeIngester:
@@ -146,6 +147,8 @@ class FakeIngester:
         self.store = store
         self.outcomes: list[Outcome] = []
         self.barriers: list[Barrier] = []
+        self.ended: list[AttemptRef] = []  # what it says to have written the end of
+        self.ended_since_ns = time.monotonic_ns()
         self.paused = False
         self._waiting: list[tuple[Channel[ToIngester], Any]] = []
         self._channels: list[Channel[ToIngester]] = []
@@ -176,7 +179,8 @@ class FakeIngester:
                 channel.send(Ack(below=first + len(outcomes)))
             case Barrier(token=token):
                 self.barriers.append(message)
-                channel.send(BarrierDone(token=token))
+                ended = self.ended if message.ended else []
+                channel.send(BarrierDone(token=token, ended=ended, ended_since_ns=self.ended_since_ns))
 
     def resume(self) -> None:
         """Write the messages kept while paused."""

@@ -57,6 +57,7 @@ class SendingPool:
         self.durable = 0  # number of acknowledged outcomes
         self.limit = 0
         self.barriers: list[int] = []
+        self.on_barrier_done: Callable[[BarrierDone], None] = lambda message: None
         self.channel: Channel[FromIngester] | None = None
         self.disconnects = 0
 
@@ -89,6 +90,7 @@ class SendingPool:
                 self.limit = limit
             case BarrierDone(token=token):
                 self.barriers.append(token)
+                self.on_barrier_done(message)
 
     def send(self, *outcomes: Outcome, at_once: int = 500) -> None:
         """Send outcomes in frames of at most `at_once`."""

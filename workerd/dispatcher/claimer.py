@@ -107,7 +107,7 @@ class Claimer:
 
     def claim(self) -> float | None:
         """One transaction of claims, or one peek whether there is anything to claim."""
-        if self._stopped:
+        if self._stopped or self._settlement.is_comparing:
             return None
         if not self._window.is_open(self._store.now()):
             opens_at = self._window.opens_at

@@ -54,6 +54,7 @@ class Dispatcher(Service):
         self._draining = False
         self._announced_held: bool | None = None  # in the last LeaseState
         self._had_outage = False
+        self._worked = False  # registered, so that something may have been claimed
         self._rate = Rate()
 
         store = self.store = MonitoredStore(
@@ -81,8 +82,9 @@ class Dispatcher(Service):
         )
         self.lease = Lease(self.loop, tasks, store, _node_record(ctx), formers, lease_s, self._on_lease)
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
+        node = NodeIdent(id=incarnation, name=config.node.name)
         self.settlement = Settlement(
-            self.loop, tasks, store, self.pools, self.outcomes, incarnation, self._on_settled
+            self.loop, tasks, store, self.pools, self.outcomes, node, self._on_settled
         )
         self.deregistration = Deregistration(
             self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
@@ -93,7 +95,7 @@ class Dispatcher(Service):
             self.pools,
             self.outcomes,
             self.settlement,
-            node=NodeIdent(id=incarnation, name=config.node.name),
+            node=node,
             max_rows=config.dispatcher.batch,
             poll_s=poll_s,
             window=PickupWindow(config.pickup.jobs),
@@ -277,7 +279,7 @@ class Dispatcher(Service):
 
     def _on_lease(self) -> None:
         """The lease, the node's registration or the availability of the store changed."""
-        self._had_outage |= not self.store.availability.available
+        self._had_outage |= self._worked and not self.store.availability.available
         held = self.lease.held
         # Before the store's first answer nothing is known: an earlier dispatcher may have announced either.
         if held != self._announced_held and (self.lease.registered or not held):
@@ -291,14 +293,16 @@ class Dispatcher(Service):
                     link.channel.flush()
         if not self.lease.is_blocked():
             if self._had_outage:
-                # A server that crashed may have lost what it acknowledged, an attempt's end for example.
-                self.settlement.request()
+                # A server that crashed, or was replaced, may have lost what it acknowledged.
+                self.settlement.request_after_absence()
             self._had_outage = False
+            self._worked = True
             self.tasks.wake_all()
         self._report_state()
 
     def _on_settled(self) -> None:
         """Settlement finished: every claim has an owner and the spool is fully replayed."""
+        self.tasks.wake(self.claimer.claim)
         self.rescue.on_settled()
         self.deregistration.on_settled()
 

@@ -103,7 +103,12 @@ class Ingester(Service):
 
     def _on_barrier(self, connection: Connection, message: Barrier) -> None:
         self._connections.drain_dead(message.lives)
-        self._pipeline.barrier(lambda: connection.send(BarrierDone(token=message.token)))
+        self._pipeline.barrier(lambda: self._answer_barrier(connection, message))
+
+    def _answer_barrier(self, connection: Connection, message: Barrier) -> None:
+        ended = self._writer.ended
+        refs, since_ns = (ended.refs(), ended.since_ns) if message.ended else ([], 0)
+        connection.send(BarrierDone(message.token, refs, since_ns))
 
     def on_roster(self, roster: Roster) -> None:
         self._connections.on_roster(roster)

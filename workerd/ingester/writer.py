@@ -12,6 +12,7 @@ from workerd import log
 from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused, UnreadableRow
 from workerd.ingester.dead_letters import DeadLetters
+from workerd.ingester.ended import EndedAttempts
 from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
 from workerd.ingester.stats import IngestStats
 from workerd.job import AttemptRef, id_text
@@ -59,6 +60,8 @@ class Writer:
     leaves further steps of requests to the dispatcher's sweep. `on_claimable` is called when jobs became
     claimable, `on_scheduled` with the store time at which the first scheduled one is due if that is within
     `poll_s`: the dispatcher's polls find later ones in time.
+
+    `ended`: the attempts whose outcomes were written.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Writer:
         self._max_packet: int | None = None
         self._unknown_commits: dict[AttemptRef, list[int]] = {}  # the `ingested_at` of each
         self._breaking: tuple[AttemptRef | None, int] = None, 0  # and how often it broke the connection
+        self.ended = EndedAttempts()
         self.max_payload = max_payload
         self.refused = 0
         self.rows = 0
@@ -175,6 +179,7 @@ class Writer:
         began = time.monotonic()
         effective = self._close(part)
         seconds = time.monotonic() - began
+        self.ended.add(part)
         self.rows += len(part)
         self.batches += 1
         self.last_rows = len(part)

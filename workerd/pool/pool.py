@@ -13,7 +13,7 @@ import setproctitle
 
 from workerd.config.model import PoolConfig
 from workerd.errors import FrameTooLarge, LoadError
-from workerd.job import AttemptRef, Claim, id_text
+from workerd.job import AttemptRef, Claim, ClaimedAttempt, id_text
 from workerd.log import get_logger
 from workerd.messages import (
     Cancel,
@@ -162,7 +162,10 @@ class Pool(Service):
             case Release():
                 self._release_unstarted(message.handlers)
             case Inventory():
-                self._dispatcher_link.send(Holdings(message.token, list(self._holdings())))
+                held = list(self._holdings())
+                self._dispatcher_link.send(
+                    Holdings(message.token, [h.ref for h in held], [h.claimed_at for h in held])
+                )
             case LeaseState():
                 self._on_lease(message.held)
 
@@ -200,10 +203,10 @@ class Pool(Service):
             self._release_unstarted()
         self._report_capacity_soon()
 
-    def _holdings(self) -> Iterator[AttemptRef]:
-        yield from (claim.ref for claim in self._queue)
-        yield from (attempt.claim.ref for attempt in self._worker_manager.attempts())
-        yield from self._outcome_sender.keys()
+    def _holdings(self) -> Iterator[ClaimedAttempt | Outcome]:
+        yield from self._queue
+        yield from (attempt.claim for attempt in self._worker_manager.attempts())
+        yield from self._outcome_sender.kept()
 
     @property
     def _may_start_jobs(self) -> bool:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workerd.job import AttemptRef
 from workerd.messages import (
     Ack,
     Barrier,
@@ -75,7 +74,7 @@ class OutcomeSender:
         self._batch_delay = BATCH_DELAY_S
         self._seen: list[Seen] = []
         self._tokens = itertools.count(1)
-        self._barriers: dict[int, tuple[Barrier, Callable[[], None]]] = {}
+        self._barriers: dict[int, tuple[Barrier, Callable[[BarrierDone], None]]] = {}
         self._link = ReconnectingClient(loop, path, FromIngester, self._on_message, self._on_connected)
 
     def start(self) -> None:
@@ -100,9 +99,9 @@ class OutcomeSender:
         """Whether so much is unacknowledged that no more jobs may be taken."""
         return len(self._kept) >= MAX_UNACKNOWLEDGED_ROWS or self._kept_bytes >= MAX_UNACKNOWLEDGED_BYTES
 
-    def keys(self) -> Iterator[AttemptRef]:
-        """The attempts whose outcomes are not acknowledged yet."""
-        return (outcome.ref for outcome in self._kept)
+    def kept(self) -> Iterator[Outcome]:
+        """The outcomes that are not acknowledged yet, the oldest first."""
+        return iter(self._kept)
 
     def send(self, outcome: Outcome) -> None:
         """Queue an outcome; it leaves at the end of this turn, or a moment later together with others."""
@@ -123,10 +122,19 @@ class OutcomeSender:
 
     def barrier(self, lives: Mapping[int, int], on_done: Callable[[], None]) -> None:
         """Call `on_done` once all that was sent before is committed, here and by dead `lives`."""
+        self._send_barrier(lives, lambda done: on_done(), ended=False)
+
+    def ask_ended(self, lives: Mapping[int, int], on_done: Callable[[BarrierDone], None]) -> None:
+        """As `barrier`; the answer also tells which attempts the ingester has written the end of."""
+        self._send_barrier(lives, on_done, ended=True)
+
+    def _send_barrier(
+        self, lives: Mapping[int, int], on_done: Callable[[BarrierDone], None], *, ended: bool
+    ) -> None:
         if self._fresh:
             self._flush()
         token = next(self._tokens)
-        barrier = Barrier(token=token, lives=dict(lives))
+        barrier = Barrier(token=token, lives=dict(lives), ended=ended)
         self._barriers[token] = barrier, on_done
         self.notify(barrier)
 
@@ -169,7 +177,7 @@ class OutcomeSender:
             case BarrierDone():
                 answered = self._barriers.pop(message.token, None)
                 if answered is not None:
-                    answered[1]()
+                    answered[1](message)
 
     def _acknowledge(self, below: int) -> None:
         kept = self._kept

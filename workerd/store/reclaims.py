@@ -1,0 +1,48 @@
+"""Claims that a store has lost: rows that are back as if nobody had claimed them (law 1: one end)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+from workerd.job import AttemptRef, Status
+from workerd.store import columns
+from workerd.store.base import Tx
+from workerd.store.claims import NodeIdent
+
+_TAKE_BACK = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
+    reason = NULL WHERE status IN ('new','scheduled') AND ({keys})"""
+_WAITING = frozenset({Status.NEW.encode(), Status.SCHEDULED.encode()})
+
+
+class TakenBack(NamedTuple):
+    """Attempts whose rows waited and are claimed again, and those that have no row."""
+
+    taken: list[AttemptRef]
+    missing: list[AttemptRef]
+
+
+def take_back(tx: Tx, node: NodeIdent, claimed_at: Mapping[AttemptRef, int]) -> TakenBack:
+    """Claim again, as the same attempts, those of the attempts whose rows wait to be claimed.
+
+    `claimed_at`: store times, microseconds, with which each was claimed: its outcome will name that.
+    """
+    if not claimed_at:
+        return TakenBack([], [])
+    rows = tx.query(
+        f"SELECT id, attempt, status FROM workerd_jobs WHERE {columns.keys(claimed_at)}{tx.dialect.row_lock}"
+    )
+    status = {AttemptRef(row[0], row[1]): row[2] for row in rows}
+    taken = [ref for ref in claimed_at if status.get(ref) in _WAITING]
+    by_moment: dict[int, list[AttemptRef]] = {}
+    for ref in taken:
+        by_moment.setdefault(claimed_at[ref], []).append(ref)
+    for moment, refs in by_moment.items():
+        sql = _TAKE_BACK.format(keys=columns.keys(refs))
+        tx.execute(sql, (node.id, node.name, columns.at(moment)))
+    return TakenBack(taken, [ref for ref in claimed_at if ref not in status])
+
+
+def take_ended(tx: Tx, node: NodeIdent, ended: Collection[AttemptRef]) -> list[AttemptRef]:
+    """Claim those of the attempts, which this node has ended, whose rows wait to be claimed."""
+    return take_back(tx, node, dict.fromkeys(ended, tx.now)).taken
