@@ -67,7 +67,7 @@ class RunResult(
     after: float | None = None
     counted: bool = True
     pause: float | None = None
-    tainted: bool = False  # the soft signal was raised in the run: the worker must be replaced
+    tainted: bool = False  # interrupted, or its process cannot be put back: the worker must be replaced
     exit_signal: int | None = None
     exit_code: int | None = None
     usage: Usage = Usage()

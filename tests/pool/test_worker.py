@@ -334,7 +334,24 @@ def test_progress_of_a_thread_that_outlives_its_job_is_ignored(started: Any) -> 
 
 @pytest.mark.parametrize(
     "what",
-    ["folder", "descriptors", "signals", "mask", "timer", "streams", "detach", "redirect"],
+    [
+        "folder",
+        "descriptors",
+        "signals",
+        "mask",
+        "timer",
+        "streams",
+        "detach",
+        "redirect",
+        "environment",
+        "replaced environment",
+        "zone",
+        "umask",
+        "niceness",
+        "locale",
+        "limits",
+        "timeout",
+    ],
 )
 def test_the_process_is_reset_before_each_job(started: Any, what: str) -> None:
     """Whatever the last job did, the next one finds the initial state."""
@@ -350,6 +367,23 @@ def test_the_process_is_reset_before_each_job(started: Any, what: str) -> None:
     assert worker.printed() == "to stderr\nheard\n"
     worker.assign("holds")
     eventually(lambda: dumped(worker, "in holds"))
+
+
+def test_what_cannot_be_put_back_costs_the_worker(started: Any) -> None:
+    """It is replaced, as no job may find what another has changed."""
+    worker = started("lowers_a_hard_limit", "nothing", init="drop_privileges")
+    assert worker.run("nothing").tainted is False
+    assert worker.run("lowers_a_hard_limit").tainted is True
+
+
+def test_exit_functions_run_at_end_of_file(started: Any, tmp_path: Path) -> None:
+    """Those that jobs, `init` and imports registered; what they print is output."""
+    worker = started("registers_at_exit")
+    worker.run("registers_at_exit", {"path": str(tmp_path / "left")})
+    worker.disconnect()
+    assert worker.status() == 0
+    assert (tmp_path / "left").exists()
+    assert worker.printed() == "leaving\n"
 
 
 def test_a_worker_has_its_own_session_output_and_title(started: Any) -> None:

@@ -82,3 +82,33 @@ def test_a_pool_whose_workers_cannot_import_exits(tmp_path: Path, module: str) -
         harness.until(lambda: harness.status is not None)
         assert harness.status == 75
         assert harness.beats[-1].trouble
+
+
+def test_exit_functions_run_when_a_worker_is_recycled_and_at_the_drain(tmp_path: Path) -> None:
+    """In each worker, not in the pool."""
+    pool = make_pool("pid", module="pool_leaves", max_jobs=1, env={"LEAVES_IN": str(tmp_path)})
+    with PoolHarness(tmp_path, pool) as harness:
+        first = harness.run("pid").pid
+        harness.until((tmp_path / f"left-{first}").exists)
+        harness.up()
+        harness.until(lambda: harness.info().get("workers") and harness.info()["workers"][0]["pid"] != first)
+        last = harness.info()["workers"][0]["pid"]
+        harness.drain(5.0)
+        harness.until(lambda: harness.status is not None)
+        assert sorted(path.name for path in tmp_path.glob("left-*")) == sorted(
+            [f"left-{first}", f"left-{last}"]
+        )
+
+
+def test_exit_functions_that_take_too_long_are_cut_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is killed and replaced."""
+    monkeypatch.setattr("workerd.pool.worker_process.RETIRE_TIMEOUT_S", 0.1)
+    (tmp_path / "hang").touch()
+    pool = make_pool("pid", module="pool_leaves", max_jobs=1, env={"LEAVES_IN": str(tmp_path)})
+    with PoolHarness(tmp_path, pool) as harness:
+        first = harness.run("pid").pid
+        assert harness.run("pid").pid != first
+        assert (tmp_path / f"began-{first}").exists()
+        assert not (tmp_path / f"left-{first}").exists()

@@ -14,14 +14,13 @@ import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool
 from tests.runtime.conftest import turn_until
-from tests.support.worker import claim_of
+from tests.support.worker import claim_of, forked_worker
 from workerd.config.model import Policy
 from workerd.job import Status
 from workerd.messages import Loaded
 from workerd.outcome import Outcome, Reason, RunResult
 from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.loading import load
-from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import HostMemory, WorkerLimits
 from workerd.pool.worker_process import BUSY, TRANSITIONS, WorkerProcess, WorkerState
 from workerd.runtime.loop import Loop
@@ -128,7 +127,7 @@ def start_worker(loop: Loop, owner: Recorder) -> WorkerProcess:
         "test/0",
         owner,
         null,
-        lambda fds: worker_main(fds, "test/0", pool, loaded),
+        lambda fds: forked_worker(fds, "test/0", pool, loaded),
         WorkerLimits(pool, HostMemory()),
     )
     os.close(null)

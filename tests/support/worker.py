@@ -17,7 +17,8 @@ from workerd.job import Claim, new_id
 from workerd.messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.outcome import RunResult
 from workerd.pool.assignment_queue import AssignmentQueue
-from workerd.pool.loading import load
+from workerd.pool.isolation import forget_exit_functions
+from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.shared import SharedFlags, WorkerFds
 from workerd.pool.worker import worker_main
 from workerd.runtime.child import fork
@@ -45,6 +46,12 @@ def claim_of(handler: str, values: Any = None, **more: Any) -> Claim:
     return Claim(handler=handler, vars=data, **(given | more))
 
 
+def forked_worker(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandlers | None) -> int:
+    """Be a worker without the exit functions of pytest, as a pool is without those of its supervisor."""
+    forget_exit_functions()
+    return worker_main(fds, name, pool, loaded)
+
+
 class Worker:
     """One forked worker and the pool's ends of its channels."""
 
@@ -60,7 +67,7 @@ class Worker:
         self.assignments = AssignmentQueue()
         fds = WorkerFds(theirs.fileno(), self.assignments.fileno(), writing, null, self.flags, self.dump)
         self.child = fork(
-            lambda: worker_main(fds, f"{pool.name}/0", pool, loaded),
+            lambda: forked_worker(fds, f"{pool.name}/0", pool, loaded),
             keep=(fds.channel, fds.assignments, writing, null, self.dump),
         )
         theirs.close()

@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 
 from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_process import RETIRE_TIMEOUT_S
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.reaper import OrphanReaper
 
-EXIT_TIMEOUT_S = 2.0
+EXIT_TIMEOUT_S = RETIRE_TIMEOUT_S + 1.0
 """For the workers and their descendants to be gone at the end."""
+ORPHANED_TIMEOUT_S = 1.0
+"""The same for a pool without supervisor, which kills them at once."""
 _EXIT_POLL_S = 0.002
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import fcntl
 import importlib
 import io
+import logging
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ import sys
 import termios
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -22,6 +25,7 @@ from workerd.pool.shared import DUMP_SIGNAL, FIRST_PRIVATE_FD, WorkerFds
 Disposition = Callable[[int, Any], Any] | int | None
 
 # `signal.getsignal` converts to an enum: 0.5 µs a signal; the C function takes 0.05.
+_atexit: Any = atexit
 _getsignal: Callable[[int], Disposition] = importlib.import_module("_signal").getsignal
 
 OUTPUT_TIMEOUT_S = 0.05
@@ -95,6 +99,25 @@ class IgnoredSignals:
                 default = signal.default_int_handler if signum is signal.SIGINT else signal.SIG_DFL
                 signal.signal(signum, default)
         self.after_fork()
+
+
+def forget_exit_functions() -> None:
+    """Drop what this process has registered to run at exit, before user code registers its own.
+
+    Without it, a worker that runs the functions of user code would remove the daemon's files.
+    """
+    finalize: Any = weakref.finalize
+    for finalizer in list(getattr(finalize, "_registry", ())):
+        finalizer.atexit = False
+    finalize._registered_with_atexit = False
+    _atexit._clear()
+    atexit.register(logging.shutdown)
+
+
+def run_exit_functions() -> None:
+    """Run what user code has registered with `atexit`; errors are printed."""
+    with contextlib.suppress(BaseException):
+        _atexit._run_exitfuncs()
 
 
 class ProcessState:

@@ -34,12 +34,14 @@ from workerd.pool import loading
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
-from workerd.pool.draining import EXIT_TIMEOUT_S, PoolDrain
+from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
+from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
+from workerd.pool.process_settings import limit_changes
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess, WorkerState
@@ -113,6 +115,8 @@ class Pool(Service):
         for name in [name for name in os.environ if name.startswith("WORKERD_")]:
             del os.environ[name]
         become_subreaper()
+        forget_exit_functions()
+        limit_changes.watch()
         # The loop does not run while handlers are imported: the supervisor must know how long that may take.
         self.trouble = f"Its handlers are being loaded; `load_timeout` is {self._pool.load_timeout:g} s."
         self.beat()
@@ -467,7 +471,7 @@ class Pool(Service):
 
     def on_orphaned(self) -> None:
         """The supervisor is gone: kill every descendant and exit."""
-        self._worker_manager.kill_descendants(EXIT_TIMEOUT_S / 2)
+        self._worker_manager.kill_descendants(ORPHANED_TIMEOUT_S)
         os._exit(ORPHANED_EXIT_STATUS)
 
 

@@ -22,8 +22,9 @@ from workerd.pool import results
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import RecordLog
-from workerd.pool.isolation import IgnoredSignals, ProcessState, move_up
+from workerd.pool.isolation import IgnoredSignals, ProcessState, move_up, run_exit_functions
 from workerd.pool.loading import LoadedHandlers, load
+from workerd.pool.process_settings import ProcessSettings, limit_changes
 from workerd.pool.shared import SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import Meter
 from workerd.runtime.child import become_subreaper
@@ -101,6 +102,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     `loaded` is None where the worker imports the handlers itself (`preload = false`).
     """
     os.setsid()
+    limit_changes.watch()
     # Descendants that user code leaves behind become the worker's children, and are killed with it.
     become_subreaper()
     ignored_signals = IgnoredSignals()
@@ -108,7 +110,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     state = ProcessState(fds)
     for fd in {fds.output, fds.null, fds.dump} - {0, 1, 2}:
         os.close(fd)
-    processes = RunProcesses()
+    processes, settings = RunProcesses(), ProcessSettings()
     channel = WorkerChannel(move_up(fds.channel), move_up(fds.assignments), fds.flags, processes.while_idle)
     setproctitle.setproctitle(f"workerd: worker {name}")
     handler_log = RecordLog(state.output_fd)
@@ -122,9 +124,11 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     ignored_signals.install()
     state.capture()
     processes.capture()
+    settings.capture()
     ignored_signals.restore_in_children(_forked_child_cleanup(channel))
     channel.send(ready)
-    _run_jobs(name, channel, executor, state, processes)
+    _run_jobs(name, channel, executor, state, processes, settings)
+    run_exit_functions()
     return 0
 
 
@@ -156,7 +160,12 @@ def _forked_child_cleanup(channel: WorkerChannel) -> Callable[[], None]:
 
 
 def _run_jobs(
-    name: str, channel: WorkerChannel, executor: Executor, state: ProcessState, processes: RunProcesses
+    name: str,
+    channel: WorkerChannel,
+    executor: Executor,
+    state: ProcessState,
+    processes: RunProcesses,
+    settings: ProcessSettings,
 ) -> None:
     title = f"workerd: worker {name}"
     meter = Meter()
@@ -170,7 +179,8 @@ def _run_jobs(
         # The pool must read the output before the result: the next job may print too.
         state.flush_output()
         state.wait_until_output_is_read()
-        _send(channel, msgspec.structs.replace(result, usage=usage))
+        tainted = not settings.restore() or result.tainted
+        _send(channel, msgspec.structs.replace(result, usage=usage, tainted=tainted))
         setproctitle.setproctitle(title)
 
 

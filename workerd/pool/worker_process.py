@@ -64,8 +64,8 @@ and why it hung is worth the wait."""
 _DUMP_POLL_S = 0.001
 CUT_OFF_TIMEOUT_S = 0.05
 """For a worker whose channel has ended to be dead."""
-RETIRE_TIMEOUT_S = 1.0
-"""For a worker to exit by itself after its channel was closed."""
+RETIRE_TIMEOUT_S = 5.0
+"""For a worker to exit by itself after its channel was closed, with what user code registered to run then."""
 
 _SPARES_UNSTARTED = frozenset(
     {

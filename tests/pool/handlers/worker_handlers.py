@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import fcntl
 import io
+import locale
 import multiprocessing
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -272,6 +276,32 @@ def wrecks(what: str) -> None:
             with tempfile.TemporaryFile() as file:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
+        case _:
+            _wreck_setting(what)
+
+
+def _wreck_setting(what: str) -> None:
+    match what:
+        case "environment":
+            os.environ["WRECKED"] = "yes"
+            os.environ.pop("PATH", None)
+        case "replaced environment":
+            os.environ = {}  # type: ignore[assignment]  # noqa: B003
+        case "zone":
+            os.environ["TZ"] = "Asia/Kathmandu"
+            time.tzset()
+            del os.environ["TZ"]
+        case "umask":
+            os.umask(0o777)
+        case "niceness":
+            os.nice(3)
+        case "locale":
+            locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C")
+        case "limits":
+            resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+            resource.prlimit(0, resource.RLIMIT_NOFILE, (700, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+        case "timeout":
+            socket.setdefaulttimeout(3.0)
 
 
 def state() -> dict[str, Any]:
@@ -288,9 +318,38 @@ def state() -> dict[str, Any]:
         "inheritable": [
             fd for fd in map(int, os.listdir("/proc/self/fd")) if fd >= 500 and not _closes_on_exec(fd)
         ],
+        "environment": dict(os.environ),
+        "path": subprocess.run(["/bin/sh", "-c", "echo $PATH $WRECKED"], capture_output=True).stdout.decode(),
+        "zone": time.tzname,
+        "umask": _umask(),
+        "niceness": os.nice(0),
+        "locale": locale.setlocale(locale.LC_ALL),
+        "limits": [resource.getrlimit(limit) for limit in range(10)],
+        "timeout": socket.getdefaulttimeout(),
         "leader": os.getsid(0) == os.getpid() == os.getpgrp(),
         "title": Path("/proc/self/cmdline").read_bytes().rstrip(b"\0").decode(),
     }
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def lowers_a_hard_limit() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def registers_at_exit(path: str, seconds: float = 0.0) -> None:
+    """Register a function that writes a file when the worker exits, after so many seconds."""
+
+    def at_exit() -> None:
+        time.sleep(seconds)
+        print("leaving")
+        Path(path).touch()
+
+    atexit.register(at_exit)
 
 
 def _closes_on_exec(fd: int) -> bool:
@@ -536,3 +595,9 @@ def around_and_slow(ctx: Context) -> Iterator[None]:
 
 def get_steps() -> list[str]:
     return steps
+
+
+def drop_privileges() -> None:
+    """For `init`: no longer be root, who may raise hard limits."""
+    if os.getuid() == 0:
+        os.setresuid(65534, 65534, 65534)
