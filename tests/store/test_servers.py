@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer, free_port
 from tests.support.storing import enqueue, status, value
 from workerd.errors import StoreAway
@@ -106,10 +107,26 @@ def test_a_pool_leaves_with_all_connections(own_server: DatabaseServer, url: str
         own_server.sql("SET GLOBAL read_only = 1")
         with pytest.raises(StoreAway), pool.connection() as three:
             value(three, "SELECT 1")
-    assert sessions() == before - 3
+    eventually(lambda: sessions() == before - 3)
     own_server.sql("SET GLOBAL read_only = 0")
     with pool.connection() as store:
         assert value(store, "SELECT 1") == 1
+
+
+@pytest.mark.usefixtures("always_asked")
+def test_idle_connections_are_asked_too(own_server: DatabaseServer, url: str, opened: Opened) -> None:
+    """A pool that nobody uses does not stay on a server that was demoted, and keeps its size."""
+    pool = ConnectionPool(lambda: opened(url), 2, 1.0)
+    with pool.connection() as one, pool.connection() as two:
+        ids = {value(store, "SELECT CONNECTION_ID()") for store in (one, two)}
+    pool.refresh()
+    with pool.connection() as one, pool.connection() as two:
+        assert {value(store, "SELECT CONNECTION_ID()") for store in (one, two)} == ids
+    own_server.sql("SET GLOBAL read_only = 1")
+    pool.refresh()
+    ours = ", ".join(map(str, ids))
+    query = f"SELECT 1 FROM information_schema.PROCESSLIST WHERE ID IN ({ours})"
+    eventually(lambda: not own_server.sql(query))
 
 
 def test_what_each_server_is(own_server: DatabaseServer, url: str, opened: Opened) -> None:

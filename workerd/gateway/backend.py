@@ -71,6 +71,13 @@ class Backend:
         """See that the store can be written by this process. Raises StoreError, HTTPProblem 503."""
         await self._call(Store.check_server)
 
+    async def keep_checked(self) -> None:
+        """Ask the servers of idle connections, too, whether they may be written; until cancelled."""
+        while True:
+            await asyncio.sleep(self.config.dispatcher.lease / 3)
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._store_threads, self._stores.refresh)
+
     async def _call(self, work: Callable[[Store], T]) -> T:
         if self._queued_calls >= MAX_QUEUED_CALLS:
             raise overloaded()

@@ -112,7 +112,10 @@ class Gateway(Service):
             history=History(self._backend),
             events=Events(self._render),
         )
-        sampling = asyncio.create_task(self._state.history.run())
+        periodic = [
+            asyncio.create_task(self._state.history.run()),
+            asyncio.create_task(self._backend.keep_checked()),
+        ]
         server = _Server(self._uvicorn_config(), self._stopping)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
         self.become("up")
@@ -122,7 +125,8 @@ class Gateway(Service):
         self._state.job_polls.release_all()
         self._state.request_polls.release_all()
         self._state.events.end()
-        sampling.cancel()
+        for task in periodic:
+            task.cancel()
         server.should_exit = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S * 2):

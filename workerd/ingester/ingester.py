@@ -80,6 +80,7 @@ class Ingester(Service):
             self.loop, self._store, ctx.incarnation, config.node.name, self._pipeline
         )
         self._connections = Connections(self.loop, paths.ingester)
+        self._server_check_interval_s = config.dispatcher.lease / 3
         self._stop_by: float | None = None
         self._beat_due = False
         self._rate = Rate()
@@ -92,6 +93,11 @@ class Ingester(Service):
         self._connections.on_seen = self._progress.on_seen
         self._connections.on_barrier = self._on_barrier
         self._pipeline.start()
+        self.loop.call_later(self._server_check_interval_s, self._check_server)
+
+    def _check_server(self) -> None:
+        self._pipeline.check_server()
+        self.loop.call_later(self._server_check_interval_s, self._check_server)
 
     # -- messages
 

@@ -120,6 +120,15 @@ class WritePipeline:
         self._probe_later(error)
         self.outcomes_received()
 
+    def check_server(self) -> None:
+        """Ask the server whether it may be written: while nothing comes, no write would learn it."""
+        if self.mode is not PipelineMode.LIVE:
+            return
+        try:
+            self._writer.store.check_server()
+        except StoreAway as error:
+            self.store_lost(error)
+
     # -- steps
 
     def _step(self) -> None:

@@ -105,6 +105,25 @@ class ConnectionPool:
         finally:
             permits.release()
 
+    def refresh(self) -> None:
+        """Ask the servers of the free connections whether they may be written; if one may not, leave all."""
+        for _ in range(len(self._free)):
+            if not self._permits.acquire(blocking=False):
+                return  # all are in use, and asked then
+            try:
+                self._refresh_oldest()
+            finally:
+                self._permits.release()
+
+    def _refresh_oldest(self) -> None:
+        with self._lock:
+            store = self._free.pop(0) if self._free else None
+            generation = self._generation
+        if store is not None:
+            if store.refresh():
+                generation = self._leave()
+            self._release(store, generation)
+
     def _leave(self) -> int:
         """Close all connections: their server was lost, or may not be written; returns the new generation."""
         with self._lock:
