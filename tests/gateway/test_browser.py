@@ -143,6 +143,21 @@ def test_a_session(tmp_path: Path) -> None:
         eventually(lambda: browser.driver.current_url.endswith("/login"))
 
 
+def test_lists_are_short_on_a_phone(api: Api, browser: Browser) -> None:
+    """A job takes few lines of the list, with its state; a failed one shows the beginning of its error."""
+    for _ in range(20):
+        api.ended(api.enqueue("behave", {"kind": "failure"}))
+    browser.set_screen(375, dark=False)
+    browser.open("/ui/jobs?handler=behave")
+    heights = browser.script(
+        "return [...document.querySelectorAll('#list tbody tr')].map(e => e.getBoundingClientRect().height)"
+    )
+    assert len(heights) >= 20
+    assert max(heights) < 100
+    assert "failed" in browser.text("#list tbody tr:first-child")
+    assert browser.overflow() <= 0
+
+
 def test_every_page_on_every_screen(api: Api, browser: Browser, tmp_path: Path) -> None:
     """No page is wider than a phone or a desktop screen, light or dark; screenshots are kept."""
     request = api.post("/requests", {"workflow": "pair"}).json()["id"]

@@ -47,6 +47,14 @@ def test_charts_are_well_formed(values: list[float | None]) -> None:
     assert "Rate, last 5 min" in picture.attrib["aria-label"]
 
 
+def test_charts_make_nothing_up() -> None:
+    """Each value holds for its interval, and what was not measured is a gap."""
+    figure = ET.fromstring(chart("Rate", [ChartLine("x", "one", [4.0, None, 2.0])], components.number, "now"))
+    line = figure.find(".//path[@class='line one']")
+    assert line is not None
+    assert line.attrib["d"] == "M0.0 4.0 L100.0 4.0 M200.0 37.0 L300.0 37.0"
+
+
 def test_graphs() -> None:
     """Jobs stand to the right of the jobs they need; a cycle in a stored graph is left out."""
     jobs = [

@@ -1,4 +1,4 @@
-"""Small SVG line charts with a text alternative for screen readers."""
+"""Small SVG step charts with a text alternative for screen readers."""
 
 from __future__ import annotations
 
@@ -60,39 +60,36 @@ def _latest(line: ChartLine) -> float | None:
     return next((value for value in reversed(line.values) if value is not None), None)
 
 
-def _points(values: Sequence[float | None], top: float) -> list[list[tuple[float, float]]]:
-    """The points of each segment of the line; gaps separate segments."""
-    step = WIDTH / max(1, len(values) - 1)
-    segments: list[list[tuple[float, float]]] = [[]]
+def _segments(values: Sequence[float | None], top: float) -> list[list[tuple[float, float, float]]]:
+    """The steps of each segment of the line: start, end and height of a value; gaps separate segments.
+
+    Each value holds for its whole interval: nothing between two measurements is made up.
+    """
+    width = WIDTH / max(1, len(values))
+    segments: list[list[tuple[float, float, float]]] = [[]]
     for index, value in enumerate(values):
         if value is None:
             segments.append([])
         else:
             y = HEIGHT - 2 - (value / top if top else 0.0) * (HEIGHT - 6)
-            segments[-1].append((round(index * step, 1), round(y, 1)))
+            segments[-1].append((round(index * width, 1), round((index + 1) * width, 1), round(y, 1)))
     return [segment for segment in segments if segment]
 
 
 def _path(values: Sequence[float | None], top: float) -> str:
-    return " ".join(
-        "M"
-        + " L".join(
-            f"{x} {y}"
-            for x, y in (segment if len(segment) > 1 else [*segment, (segment[0][0] + 2, segment[0][1])])
-        )
-        for segment in _points(values, top)
-    )
+    return " ".join("M" + _steps(segment) for segment in _segments(values, top))
+
+
+def _steps(segment: Sequence[tuple[float, float, float]]) -> str:
+    return " L".join(f"{start} {y} L{end} {y}" for start, end, y in segment)
 
 
 def _area(line: ChartLine, top: float) -> list[Markup]:
     return [
         el(
             "path",
-            d=f"M{segment[0][0]} {HEIGHT:g} L"
-            + " L".join(f"{x} {y}" for x, y in segment)
-            + f" L{segment[-1][0]} {HEIGHT:g} Z",
+            d=f"M{segment[0][0]} {HEIGHT:g} L{_steps(segment)} L{segment[-1][1]} {HEIGHT:g} Z",
             class_=f"area {line.tone}",
         )
-        for segment in _points(line.values, top)
-        if len(segment) > 1
+        for segment in _segments(line.values, top)
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -136,8 +136,17 @@ def short_id(text: str) -> str:
     return f"{text[:8]}…{text[-6:]}"
 
 
-def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]], empty: str) -> Markup:
-    """A table, laid out as cards on narrow screens; `empty` is shown instead if there are no rows."""
+def table(
+    caption: str,
+    headers: Sequence[str],
+    rows: Sequence[Sequence[Child]],
+    empty: str,
+    minor: Collection[str] = (),
+) -> Markup:
+    """A table, laid out as short cards on narrow screens.
+
+    `empty` is shown instead if there are no rows; `minor`: columns that narrow screens leave out.
+    """
     if not rows:
         return el("p", empty, class_="empty")
     head = el("tr", [el("th", header, scope="col", role="columnheader") for header in headers], role="row")
@@ -145,7 +154,13 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
         el(
             "tr",
             [
-                el("td", el("div", cell), data_label=header, role="cell", class_=_class(cell))
+                el(
+                    "td",
+                    el("div", cell),
+                    data_label=header,
+                    role="cell",
+                    class_=_class(cell, header in minor),
+                )
                 for header, cell in zip(headers, row, strict=True)
             ],
             role="row",
@@ -166,8 +181,8 @@ def table(caption: str, headers: Sequence[str], rows: Sequence[Sequence[Child]],
     )
 
 
-def _class(cell: Child) -> str | None:
-    return "none" if cell in (DASH, "0") else None
+def _class(cell: Child, is_minor: bool) -> str | None:
+    return "none" if cell in (DASH, "0") else "minor" if is_minor else None
 
 
 def card(title: str, *children: Child, note: Child = None, wide: bool = False, ident: str = "") -> Markup:

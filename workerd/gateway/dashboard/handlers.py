@@ -45,6 +45,7 @@ async def handlers(query: PageQuery) -> View:
         headers,
         [_row(handler, depth, pools) for handler, depth in zip(listed, depths, strict=True)],
         "No handler is known. Configure one, or start a node that has one.",
+        minor=("Nodes", "Last seen"),
     )
     return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 

@@ -77,7 +77,13 @@ async def jobs(query: PageQuery) -> View:
     rows = [_row(job) for job in page.jobs]
     headers = ("Job", "Handler", "State", "Attempt", "Created", "Due", "Ended", "Run time", "Error")
     listing = join(
-        table("Jobs, newest first", headers, rows, "No job matches these filters."),
+        table(
+            "Jobs, newest first",
+            headers,
+            rows,
+            "No job matches these filters.",
+            minor=("Attempt", "Created", "Due", "Run time"),
+        ),
         pager("/ui/jobs", query.filters(*FILTERS), page.next, first=query.after is None),
     )
     return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filter_form(query, names)), {"list": listing})

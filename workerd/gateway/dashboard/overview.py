@@ -226,7 +226,9 @@ def _pools(status: Document) -> Markup:
         for name, pool in (status.get("pools") or {}).items()
     ]
     headers = ("Pool", "State", "Workers", "Buffered", "Done", "Restarts", "Handlers")
-    listing = table("Pools of this node", headers, rows, "No pools are configured.")
+    listing = table(
+        "Pools of this node", headers, rows, "No pools are configured.", minor=("Buffered", "Handlers")
+    )
     return card("Pools", listing, note="this node")
 
 
@@ -239,7 +241,7 @@ def _running(status: Document) -> Markup:
     more = len(busy) - MAX_RUNNING_SHOWN
     return card(
         "Running jobs",
-        table("Running jobs of this node", headers, rows, "No job is running."),
+        table("Running jobs of this node", headers, rows, "No job is running.", minor=("Attempt",)),
         el("p", f"{more} more are not shown.", class_="empty") if more > 0 else None,
         note="this node",
     )
@@ -323,4 +325,7 @@ def _nodes(stored: StoreOverview | None) -> Markup:
         for node in (stored.nodes if stored else ())
     ]
     headers = ("Node", "State", "Host", "PID", "Version", "Started", "Lease until")
-    return card("Nodes", table("Nodes of this store", headers, rows, "No nodes."))
+    return card(
+        "Nodes",
+        table("Nodes of this store", headers, rows, "No nodes.", minor=("Host", "PID", "Version")),
+    )

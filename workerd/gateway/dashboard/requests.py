@@ -58,7 +58,13 @@ async def requests(query: PageQuery) -> View:
     rows = [_row(request) for request in page.requests]
     headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
     listing = join(
-        table("Requests, newest first", headers, rows, "No request matches these filters."),
+        table(
+            "Requests, newest first",
+            headers,
+            rows,
+            "No request matches these filters.",
+            minor=("Step",),
+        ),
         pager("/ui/requests", query.filters(*FILTERS), page.next, first=query.after is None),
     )
     head = join(el("h1", "Requests"), _filter_form(query))
@@ -195,7 +201,13 @@ def _jobs(details: RequestDetails) -> Markup:
     more = f"{len(jobs) - MAX_JOBS_SHOWN:,} more jobs are not shown." if len(jobs) > MAX_JOBS_SHOWN else None
     return card(
         "Jobs",
-        table("Jobs of this request", headers, rows, "No job has been created yet."),
+        table(
+            "Jobs of this request",
+            headers,
+            rows,
+            "No job has been created yet.",
+            minor=("Needs", "Attempt"),
+        ),
         el("p", more, class_="empty") if more else None,
     )
 
