@@ -79,7 +79,10 @@ class CheckReport(msgspec.Struct, frozen=True, rename={"degraded": "weaker"}):
     degraded: list[str]
     without_effect: list[str]
     notes: list[str]
+    not_checked: list[str]
     store: list[ServerPlan] | msgspec.UnsetType = msgspec.UNSET
+    schema: str | msgspec.UnsetType = msgspec.UNSET
+    store_faults: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 def check_config(config: Config) -> CheckReport:
@@ -105,7 +108,11 @@ def check_config(config: Config) -> CheckReport:
         ],
         degraded=degradations(config),
         without_effect=without_effect(config),
-        notes=[*config.notes, *_notes(config), *exposures(config), *_opened(config, trials)],
+        notes=[*config.notes, *_notes(config), *_paths(config), *exposures(config), *_opened(config, trials)],
+        not_checked=[
+            "The store: that it answers, its database, schema, privileges and roles; `workerd check --store` "
+            "asks it."
+        ],
     )
 
 
@@ -146,6 +153,19 @@ def _notes(config: Config) -> list[str]:
     ):
         if file and not os.access(file, os.R_OK):
             found.append(f"{key}: this user cannot read {file}; the daemon's user must be able to.")
+    return found
+
+
+def _paths(config: Config) -> list[str]:
+    """Folders of `path` that handlers cannot be imported from."""
+    found = []
+    for pool in config.pools.values():
+        for folder in map(Path, pool.path):
+            key = f"pools.{pool.name}.path"
+            if not _exists(folder):
+                found.append(f"{key}: {folder} does not exist; correct the path, or install the code there.")
+            elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
+                found.append(f"{key}: this user cannot read {folder}; the daemon's user must be able to.")
     return found
 
 

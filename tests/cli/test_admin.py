@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -44,3 +47,64 @@ def test_check_makes_no_embedded_store(tmp_path: Path) -> None:
     assert state["role"] == "writable"
     assert "does not exist yet" in state["reason"]
     assert not (tmp_path / "store.db").exists()
+
+
+def test_check_says_what_it_did_not_look_at(tmp_path: Path) -> None:
+    """Alone it does not ask the store; folders that are not there are named."""
+    text = f'[pools.p]\npath = ["{tmp_path}/gone"]\n[handlers.h]\ncall = "os.path:getsize"\npool = "p"\n'
+    node = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", text)
+    shown = node.cli("check").stdout
+    assert "Not checked:" in shown
+    assert "check --store" in shown
+    assert f"pools.p.path: {tmp_path}/gone does not exist" in shown
+    asked = node.cli("check", "--store").stdout
+    assert "Not checked" not in asked
+    assert "workerd migrate" in asked
+
+
+def test_check_names_privileges_that_are_missing(tmp_path: Path, mysql_server: DatabaseServer) -> None:
+    """With the schema that was found; what a user may do is tried on no row."""
+    if not mysql_server.private:
+        pytest.skip("tests create no user on another's server")
+    name = mysql_server.new_database()
+    node = Daemon(tmp_path / "node", mysql_server.url(name), "")
+    node.cli("migrate")
+    whole = json.loads(node.cli("check", "--store", "--json").stdout)
+    assert (whole["schema"], whole["store_faults"]) == ("Its schema is that of this version.", [])
+    mysql_server.sql("CREATE USER reader@'%' IDENTIFIED BY 'x'")
+    try:
+        mysql_server.sql(f"GRANT SELECT, INSERT ON {name}.* TO reader@'%'")
+        parts = urlsplit(mysql_server.url(name))
+        url = parts._replace(netloc=f"reader:x@{parts.hostname}:{parts.port}").geturl()
+        reading = Daemon(tmp_path / "reader", url, "")
+        done = reading.cli("check", "--store", check=False)
+        assert done.returncode == 1
+        assert "This user lacks UPDATE, DELETE on workerd_jobs; grant it." in done.stdout
+    finally:
+        mysql_server.sql("DROP USER reader@'%'")
+        mysql_server.drop_database(name)
+
+
+def test_migrate_makes_the_folder_of_an_embedded_store(tmp_path: Path) -> None:
+    """And --sql prints what it would run, and changes nothing."""
+    node = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/a/b/store.db", "")
+    sql = node.cli("migrate", "--sql").stdout
+    assert not (tmp_path / "a").exists()
+    with closing(sqlite3.connect(tmp_path / "by_hand.db", isolation_level=None)) as connection:
+        connection.executescript(sql)
+    node.cli("migrate")
+    assert (tmp_path / "a/b/store.db").exists()
+    assert node.cli("migrate", "--sql").stdout == ""
+    by_hand = Daemon(tmp_path / "other", f"sqlite:///{tmp_path}/by_hand.db", "")
+    assert by_hand.cli("migrate").stdout == ""
+
+
+def test_the_printed_migration_makes_the_tables(tmp_path: Path, mysql_server: DatabaseServer) -> None:
+    """Run by an administrator, on a server that the user of workerd may not change."""
+    name = mysql_server.new_database()
+    node = Daemon(tmp_path / "node", mysql_server.url(name), "")
+    for statement in node.cli("migrate", "--sql").stdout.split(";\n"):
+        if statement.strip():
+            mysql_server.sql(statement, database=name)
+    assert "schema already" in node.cli("migrate").stderr
+    mysql_server.drop_database(name)

@@ -14,12 +14,16 @@ from workerd.cli.errors import CommandExit
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
+from workerd.operations.access import inspect_store, migration_sql, server_states
 from workerd.operations.access import migrate as migrate_store
-from workerd.operations.access import server_states
 from workerd.text import plural
 
 AskStore = Annotated[
-    bool, typer.Option("--store", help="Ask each server of the store for its version and role.")
+    bool,
+    typer.Option("--store", help="Also ask the store: servers, database, schema, privileges of its user."),
+]
+PrintSql = Annotated[
+    bool, typer.Option("--sql", help="Print the statements that would be run, and change nothing.")
 ]
 Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
 
@@ -32,8 +36,13 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
     config = load_config(c)
     report = check_config(config)
     if store:
+        schema, faults = inspect_store(config)
         report = msgspec.structs.replace(
-            report, store=[ServerPlan(*state) for state in server_states(config)]
+            report,
+            not_checked=[],
+            store=[ServerPlan(*state) for state in server_states(config)],
+            schema=schema,
+            store_faults=faults,
         )
     if json:
         print_json(report)
@@ -48,6 +57,9 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
         raise CommandExit(1)
     if report.store and not any(server.role == "writable" for server in report.store):
         notify("No server of the store can be written now. Start or promote one: jobs wait until then.")
+        raise CommandExit(1)
+    if report.store_faults:
+        notify("The store cannot be used as it is: correct what is listed, then check again.")
         raise CommandExit(1)
 
 
@@ -78,6 +90,8 @@ def _print_report(report: CheckReport) -> None:
         ("Degraded on this host", report.degraded),
         ("Set without effect", report.without_effect),
         ("Notes", report.notes),
+        ("Store", _store_sentences(report)),
+        ("Not checked", report.not_checked),
     ):
         if sentences:
             print_text(f"\n{title}:")
@@ -85,9 +99,28 @@ def _print_report(report: CheckReport) -> None:
                 print_text(f"  {sentence}")
 
 
-def migrate(c: ConfigPath = None) -> None:
-    """Migrate the store to this version's schema."""
-    applied = migrate_store(load_config(c))
+def _store_sentences(report: CheckReport) -> list[str]:
+    if not report.store:
+        return []
+    schema = [report.schema] if report.schema else []
+    return [*schema, *(fault for fault in report.store_faults or () if fault != report.schema)]
+
+
+def migrate(c: ConfigPath = None, sql: PrintSql = False) -> None:
+    """Migrate the store to this version's schema.
+
+    The folder and the file of an embedded store are created. The user of the store needs CREATE, ALTER and
+    INDEX for this, and SELECT, INSERT, UPDATE and DELETE for all else.
+    """
+    config = load_config(c)
+    if sql:
+        statements = migration_sql(config)
+        for statement in statements:
+            print_text(f"{statement};")
+        if not statements:
+            notify("The store has this version's schema already; there is nothing to run.")
+        return
+    applied = migrate_store(config)
     for name in applied:
         print_text(name)
     if applied:

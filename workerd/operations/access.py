@@ -13,8 +13,12 @@ from workerd.errors import StoreAway, StoreBusy, StoreError
 from workerd.store.base import ServerState, Store, Tx
 from workerd.store.engines import open_store
 from workerd.store.foreign import ForeignSession
+from workerd.store.inspection import StoreInspection, inspect
 
-__all__ = ["ConnectionPool", "Store", "Tx", "join", "migrate", "open_checked", "server_states"]
+__all__ = [
+    "ConnectionPool", "Store", "StoreInspection", "Tx", "inspect_store", "join", "migrate", "migration_sql",
+    "open_checked", "server_states",
+]  # fmt: skip
 
 
 def open_checked(config: Config, timeout: float = 5.0, *, spare: bool = False) -> Store:
@@ -41,6 +45,18 @@ def server_states(config: Config) -> list[ServerState]:
     """Every server that `store.url` names, asked now: its version and role. Raises ConfigError."""
     with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
         return store.server_states()
+
+
+def inspect_store(config: Config) -> StoreInspection:
+    """The store's schema, and what keeps this user from working with it. Raises ConfigError."""
+    with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
+        return inspect(store)
+
+
+def migration_sql(config: Config) -> list[str]:
+    """The statements that `migrate` would run, all if the store cannot be asked. Raises ConfigError."""
+    with closing(open_store(config.store, state_dir=config.node.state_dir)) as store:
+        return store.migration_sql()
 
 
 def join(connection: Any) -> Tx:

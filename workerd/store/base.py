@@ -256,6 +256,14 @@ class Store(ABC):
     def migrate(self) -> list[str]:
         """Bring the schema to this version; returns the names of the migrations applied by this call."""
 
+    def migration_sql(self) -> list[str]:
+        """The statements that `migrate` would run now, all of them if the store cannot be asked."""
+        try:
+            found = None if self.is_empty() else self.read(schema_version)
+        except StoreError:
+            found = None
+        return migrations.statements(self.dialect.name, found)
+
     def run(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one writing transaction, again as a whole while it loses its locks.
 

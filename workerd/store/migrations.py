@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workerd.errors import WrongVersion
-from workerd.store.schema import MIGRATIONS, Migration
+from workerd.store.schema import MIGRATIONS, MYSQL_MIGRATIONS, SQLITE_MIGRATIONS, Migration
 
 NEWEST = MIGRATIONS[-1].version
 
@@ -38,6 +38,21 @@ def _newer(found: int) -> WrongVersion:
     return WrongVersion(
         f"The store has schema {found}, this program knows {NEWEST} at most; install a newer workerd."
     )
+
+
+def statements(dialect: str, found: int | None) -> list[str]:
+    """The SQL that brings a store of version `found` to this one's. Raises WrongVersion if it is newer."""
+    is_sqlite = dialect == "sqlite"
+    needed = missing(found)
+    if not needed:
+        return []
+    sql = [SQLITE_MIGRATIONS if is_sqlite else MYSQL_MIGRATIONS]
+    for migration in needed:
+        sql += migration.sqlite if is_sqlite else migration.mysql
+        sql.append(
+            f"INSERT INTO workerd_migrations (version, name) VALUES ({migration.version}, '{migration.name}')"
+        )
+    return ["BEGIN IMMEDIATE", *sql, "COMMIT"] if is_sqlite else sql
 
 
 def missing(found: int | None) -> list[Migration]:

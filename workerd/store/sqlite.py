@@ -79,7 +79,7 @@ class SQLiteStore(Store):
         return not self._was_there and self._path.parent.is_dir() and not self._path.exists()
 
     def migrate(self) -> list[str]:
-        if self._is_missing():
+        if not self._was_there and not self._path.exists():
             _create(self._path)
         return self.run(_migrate)
 
@@ -96,6 +96,7 @@ class SQLiteStore(Store):
 def _create(path: Path) -> None:
     """The only place where the file is made: a connection that made it could hide that it was removed."""
     try:
+        path.parent.mkdir(0o750, parents=True, exist_ok=True)
         path.touch(0o644)
     except OSError as error:
         raise StoreAway(
