@@ -11,6 +11,7 @@ import pytest
 from tests.support.browser import Browser
 from tests.support.eventually import eventually
 from tests.support.gateway import CONFIG, Api
+from tests.support.path_proxy import PathProxy
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -156,6 +157,32 @@ def test_lists_are_short_on_a_phone(api: Api, browser: Browser) -> None:
     assert max(heights) < 100
     assert "failed" in browser.text("#list tbody tr:first-child")
     assert browser.overflow() <= 0
+
+
+def test_below_a_path(tmp_path: Path) -> None:
+    """Behind a proxy that strips a path all works below it: login, links, updates, buttons, logout."""
+    (tmp_path / "tokens").write_text("open sesame\n")
+    gateway = f'token_file = "{tmp_path}/tokens"'
+    with (
+        Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=gateway) as api,
+        PathProxy(api.address, "/tools/jobs") as proxy,
+        Browser(tmp_path / "profile", f"http://{proxy.address}/tools/jobs") as browser,
+    ):
+        browser.open("/ui/jobs")
+        browser.driver.find_element("css selector", "input[name=token]").send_keys("open sesame")
+        browser.click("Log in")
+        browser.until("Overview", "h1")
+        browser.until("live", "#pulse")
+        browser.driver.find_element("link text", "Handlers").click()
+        browser.until("live", "#pulse")
+        button = browser.driver.find_element("css selector", "[data-post='/tools/jobs/handlers/add/pause']")
+        button.click()
+        browser.click("Yes")
+        browser.until("paused", "#list")
+        assert browser.driver.current_url == f"http://{proxy.address}/tools/jobs/ui/handlers"
+        browser.click("Log out")
+        eventually(lambda: browser.driver.current_url.endswith("/tools/jobs/login"))
+        assert browser.console_errors() == []
 
 
 def test_every_page_on_every_screen(api: Api, browser: Browser, tmp_path: Path) -> None:

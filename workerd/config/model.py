@@ -132,7 +132,8 @@ class GatewayConfig(ConfigValue, frozen=True):
 
     listen: Annotated[str, v.listen] = "127.0.0.1:8020"
     """Address of the HTTP API, metrics and dashboard: "host:port", "unix:/run/workerd/gateway.sock", or ""
-    for off. Anything but loopback and Unix sockets needs a token_file."""
+    for off. Anything but loopback and Unix sockets needs a token_file, and TLS in front of it. A Unix socket
+    is open to the daemon's user and group (0660): add the proxy's user to the group."""
     token_file: Annotated[str, v.path_or_empty] = ""
     """File of bearer tokens, one per line. "": no token needed, whoever reaches the address may do
     everything."""
