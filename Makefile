@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint format generated bench bench-all clean servers redis deb
+.PHONY: demo test test-all lint format generated bench bench-all clean servers redis deb image
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -48,6 +48,10 @@ bench-all: $(VENV)/compared servers redis
 # Build dist/workerd_VERSION_ARCH.deb for the Python of this Debian.
 deb:
 	PYTHON=/usr/bin/python3 packaging/build-deb
+
+# Build the image workerd:VERSION with podman, or docker; BASE is the image below it.
+image:
+	packaging/container/build $(if $(BASE),--build-arg BASE=$(BASE))
 
 $(VENV)/installed: pyproject.toml
 	@sh tests/support/need-python $(PYTHON)
