@@ -67,6 +67,8 @@ EVENTS: dict[str, str] = {
     "outcome.set_aside": "The store refuses an outcome in any form: it is kept in `file`.",
     "outcome.write_failed": "A bug kept an outcome from being written; its attempt ends as `refused`.",
     "outcomes.abandoned": "Neither store nor spool took outcomes before the end: those attempts run again.",
+    "outcomes.locked": "Another transaction locks rows of ended attempts; their outcomes wait, no others do.",
+    "outcomes.unlocked": "No outcome waits for a lock any more.",
     "progress.refused": "The store refused the progress of an attempt, or a handler that a pool loaded.",
     "spool.damaged": "A file of the spool is damaged: it is read as far as possible, then kept aside.",
     "spool.opened": "A former process left outcomes in the spool; they are replayed first.",

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import time
-from collections import deque
 from pathlib import Path
 
 import msgspec
 
 from workerd import log
-from workerd.errors import StoreAway
 from workerd.job import id_text
 from workerd.outcome import Outcome
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-MAX_RECENT = 3
-RECENT_S = 30.0
-"""More than MAX_RECENT dead letters within this time: the store is at fault, and further outcomes wait."""
 
 _log = log.get_logger("ingester")
 
@@ -29,16 +23,9 @@ class DeadLetters:
         self.count = 0
         self._path = path
         self._node_id = node_id
-        self._recent: deque[float] = deque()
 
     def add(self, outcome: Outcome, error: str) -> None:
-        """Set an outcome aside; its row stays `inprogress`. Raises StoreAway if too many were of late."""
-        now = time.monotonic()
-        while self._recent and self._recent[0] < now - RECENT_S:
-            self._recent.popleft()
-        if len(self._recent) >= MAX_RECENT:
-            raise StoreAway(f"the store refuses every outcome: {error}")
-        self._recent.append(now)
+        """Set an outcome aside; its row stays `inprogress`."""
         self.count += 1
         _log.error(
             "outcome.set_aside",

@@ -11,6 +11,7 @@ import setproctitle
 
 from workerd import log
 from workerd.ingester.connections import Connection, Connections
+from workerd.ingester.locked import LockedOutcomes
 from workerd.ingester.pending import PendingOutcomes
 from workerd.ingester.pipeline import PipelineMode, WritePipeline
 from workerd.ingester.progress import ProgressWriter
@@ -54,12 +55,14 @@ class Ingester(Service):
         self._wake_path = paths.wake
         self._stats = IngestStats()
         self._spool = Spool(paths.spool, config.ingester.spool)
+        self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()
         self._writer = Writer(
             self._store,
             ctx.incarnation,
             config.ingester.max_payload,
             paths.state / "quarantine" / "outcomes.jsonl",
+            self._locked,
             self._stats,
             advance_workflows=not config.pickup.requests_inprogress,
             on_claimable=partial(poke, paths.wake),
@@ -88,6 +91,7 @@ class Ingester(Service):
     def start(self) -> None:
         """Open the spool, which may hold outcomes of former processes, then serve."""
         self._spool.open()
+        self._locked.open()
         self._connections.on_outcomes = self._on_outcomes
         self._connections.on_progress = self._progress.on_progress
         self._connections.on_seen = self._progress.on_seen
@@ -158,6 +162,7 @@ class Ingester(Service):
             "last_commit_ms": writer.last_commit_ms,
             "refused": writer.refused,
             "set_aside": writer.set_aside,
+            "locked": self._locked.rows,
             "max_payload": writer.max_payload,
             "spool": {
                 "bytes": spool.bytes,
@@ -191,5 +196,6 @@ class Ingester(Service):
         self.beat()
         self._connections.close()
         self._spool.close()
+        self._locked.close()
         self._store.close()
         self.loop.stop()

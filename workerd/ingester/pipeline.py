@@ -84,6 +84,7 @@ class WritePipeline:
         self._barriers: list[tuple[int, Callable[[], None]]] = []
         self._timer: Timer | None = None
         self._step_due = False
+        self._locked_due = False  # what waits for locks is tried again at a timer
         self._written_at = 0.0
         self.mode = PipelineMode.AWAY
         self.reached = False
@@ -110,7 +111,7 @@ class WritePipeline:
     @property
     def idle(self) -> bool:
         """Whether everything received is in the store."""
-        return not self._pending.rows and self._spool.empty
+        return not self._pending.rows and self._spool.empty and not self._writer.locked.rows
 
     def store_lost(self, error: StoreAway) -> None:
         """The store turned out to be unavailable."""
@@ -142,6 +143,22 @@ class WritePipeline:
                 self._spool_pending(self._pending.rows)
         self._note_spool()
         self._release_barriers()
+        self._retry_locked_later()
+        self._report()
+
+    def _retry_locked_later(self) -> None:
+        if self._writer.locked.rows and not self._locked_due:
+            self._locked_due = True
+            self._loop.call_later(self._writer.locked.pause(), self._retry_locked)
+
+    def _retry_locked(self) -> None:
+        """Try outcomes again whose rows were locked; all others are ahead of them."""
+        self._locked_due = False
+        if self.mode is not PipelineMode.AWAY:
+            error = self._writer.retry_locked(self._max_rows)
+            if error is not None:
+                self.store_lost(error)
+        self._retry_locked_later()
         self._report()
 
     def _step_later(self, delay_s: float) -> None:

@@ -7,12 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from workerd import log
 from workerd.clock import SECOND
-from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused, UnreadableRow
+from workerd.errors import (
+    CommitUnknown,
+    StoreAway,
+    StoreBusy,
+    StoreError,
+    StoreRefused,
+    UnreadableRow,
+)
 from workerd.ingester.dead_letters import DeadLetters
 from workerd.ingester.ended import EndedAttempts
+from workerd.ingester.locked import LockedOutcomes
 from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
 from workerd.ingester.stats import IngestStats
 from workerd.job import AttemptRef, id_text
@@ -25,6 +34,12 @@ from workerd.store.outcomes import ClosedBatch
 MAX_TURN_S = 1.0
 """After this a batch that is taken apart goes on in the next turn of the loop."""
 LARGE_OUTCOME_BYTES = 256 * 1024
+MAX_DOUBTS = 10
+"""Outcomes refused one after the other before the store counts as the one that refuses."""
+RETRY_FOR_S = 0.5
+"""Shorter than the wait for one lock: who waits for a row keeps all others waiting."""
+CAREFUL_S = 5.0
+"""After a wait for a lock, how long rows that are locked are looked for before they are waited for."""
 MAX_BROKEN_CONNECTIONS = 5
 """A large outcome, alone in its transaction, that broke the connection so often is not sent again."""
 
@@ -61,7 +76,12 @@ class Writer:
     claimable, `on_scheduled` with the store time at which the first scheduled one is due if that is within
     `poll_s`: the dispatcher's polls find later ones in time.
 
-    `ended`: the attempts whose outcomes were written.
+    ended
+        The attempts whose outcomes were written, or wait for a lock.
+    locked
+        Outcomes that wait for a lock beside the others.
+    recorded
+        Outcomes that took effect.
     """
 
     def __init__(
@@ -70,6 +90,7 @@ class Writer:
         node_id: bytes,
         max_payload: int,
         dead_letters: Path,
+        locked: LockedOutcomes,
         stats: IngestStats,
         *,
         advance_workflows: bool,
@@ -85,6 +106,9 @@ class Writer:
         self._node_id = node_id
         self._configured_max_payload = max_payload
         self._dead_letters = DeadLetters(dead_letters, node_id)
+        self.locked = locked
+        self._careful_until = 0.0
+        self._looked_for_locks = False
         self._stats = stats
         self._max_packet: int | None = None
         self._unknown_commits: dict[AttemptRef, list[int]] = {}  # the `ingested_at` of each
@@ -93,6 +117,7 @@ class Writer:
         self.max_payload = max_payload
         self.refused = 0
         self.rows = 0
+        self.recorded = 0
         self.batches = 0
         self.last_rows = 0
         self.last_commit_ms = 0.0
@@ -125,33 +150,84 @@ class Writer:
         """Record outcomes in order; returns how many from the front are done, and the error of the next.
 
         Done are those recorded, recorded as `refused`, without effect because the attempt had ended already,
-        or set aside as dead letters. Less than all without an error: MAX_TURN_S was over.
+        durable in `locked`, or set aside as dead letters. Less than all without an error: the turn was over.
         """
+        behind = self.locked.jobs
+        ready = [outcome for outcome in outcomes if outcome.id not in behind] if behind else outcomes
+        count, locked, error = self._record(ready)
+        done = len(outcomes) if count == len(ready) else outcomes.index(ready[count])
+        waiting = locked + [outcome for outcome in outcomes[:done] if outcome.id in behind]
+        if waiting:
+            try:
+                self.locked.add(waiting)
+            except StoreAway as away:
+                jobs = {outcome.id for outcome in waiting}
+                return next(n for n, outcome in enumerate(outcomes) if outcome.id in jobs), away
+        return done, error
+
+    def retry_locked(self, rows: int) -> StoreAway | None:
+        """Record what is no longer locked, at most `rows` outcomes; returns the error that ended it."""
+        batch = self.locked.oldest(rows, self.max_batch_bytes)
+        done, locked, error = self._record(batch)
+        self.locked.tried(batch[:done], locked)
+        return error
+
+    def _record(self, outcomes: Sequence[Outcome]) -> tuple[int, list[Outcome], StoreAway | None]:
+        """How many from the front are done, which of these have to wait for a lock, the error of the next."""
         done = 0
         end = time.monotonic() + MAX_TURN_S
         parts = [[self._fitting(outcome) for outcome in outcomes]]
-        while parts and not (done and time.monotonic() > end):
+        locked: list[Outcome] = []
+        doubts = _Doubts(self)
+        error: StoreAway | None = None
+        while parts and not doubts.too_many and not (done and time.monotonic() > end):
             part = parts.pop()
+            careful = self._careful
             try:
-                self._write_part(part)
-            except StoreRefused as error:
+                locked += self._write_part(part, careful=careful)
+            except StoreRefused as refusal:
                 if len(part) > 1:
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
+                    parts += _halves(part)
                     continue
-                try:
-                    self._refuse(part[0], str(error))
-                except StoreAway as away:
-                    return done, away
-            except StoreAway as error:
+                doubts.add(done, part[0], str(refusal))
+            except StoreBusy as busy:
+                if not careful:
+                    self._careful_until = time.monotonic() + CAREFUL_S
+                    parts.append(part)
+                    continue
+                if not self._looked_for_locks:  # a lock on the whole table
+                    error = busy
+                    break
+                if len(part) > 1:
+                    parts += _halves(part)
+                    continue
+                locked += part
+            except StoreAway as away:
                 if not self._breaks_connections(part):
-                    return done, error
-                try:
-                    self._refuse(part[0], f"the store's connection breaks whenever it is sent: {error}")
-                except StoreAway as away:
-                    return done, away
+                    error = away
+                    break
+                broken = f"the store's connection breaks whenever it is sent: {away}"
+                doubts.add(done, part[0], broken, send_again=False)
             done += len(part)
-        return done, None
+        return self._resolved(outcomes, done, locked, doubts, error)
+
+    def _resolved(
+        self,
+        outcomes: Sequence[Outcome],
+        done: int,
+        locked: list[Outcome],
+        doubts: _Doubts,
+        error: StoreAway | None,
+    ) -> tuple[int, list[Outcome], StoreAway | None]:
+        """Refuse what is refused again; nothing is an outcome's fault that the store does to others too."""
+        for doubt in doubts.found:
+            try:
+                locked += self._write_or_refuse(doubt, others_recorded=self.recorded > doubt.recorded)
+            except StoreAway as away:
+                done, error = doubt.position, away
+                break
+        jobs = {outcome.id for outcome in outcomes[:done]}
+        return done, [outcome for outcome in locked if outcome.id in jobs], error
 
     def _fitting(self, outcome: Outcome) -> Outcome:
         """The outcome, or its refusal if its payload is larger than the store takes."""
@@ -174,33 +250,51 @@ class Writer:
         self._breaking = part[0].ref, count + 1 if ref == part[0].ref else 1
         return self._breaking[1] >= MAX_BROKEN_CONNECTIONS
 
-    def _write_part(self, part: list[Outcome]) -> None:
-        """Record outcomes in one transaction. Raises StoreError."""
+    def _write_part(self, part: list[Outcome], *, careful: bool) -> list[Outcome]:
+        """Record outcomes in one transaction; returns those that wait for a lock. Raises StoreError."""
         began = time.monotonic()
-        effective = self._close(part)
+        effective, locked = self._close(part, careful)
         seconds = time.monotonic() - began
         self.ended.add(part)
-        self.rows += len(part)
+        written = len(part) - len(locked)
+        if not written:
+            return locked
+        self.rows += written
+        self.recorded += len(effective)
         self.batches += 1
-        self.last_rows = len(part)
+        self.last_rows = written
         self.last_commit_ms = round(seconds * 1000, 3)
-        self._stats.batch(len(part), seconds)
+        self._stats.batch(written, seconds)
         if len(effective) == len(part):
             self._stats.recorded(part)
         else:
             self._stats.recorded([outcome for outcome in part if outcome.ref in effective])
+        return locked
 
-    def _close(self, part: list[Outcome]) -> set[AttemptRef]:
-        """The attempts whose closing took effect, now or by an earlier COMMIT that had no answer."""
+    @property
+    def _careful(self) -> bool:
+        """Whether rows were locked of late: who waits for one of them keeps all others waiting."""
+        return bool(self.locked.rows) or time.monotonic() < self._careful_until
+
+    def _close(self, part: list[Outcome], careful: bool) -> tuple[set[AttemptRef], list[Outcome]]:
+        """The attempts whose closing took effect, now or by an earlier COMMIT that had no answer.
+
+        `careful`: outcomes with a locked row are left out, and returned too.
+        """
         now = 0
+        ready = part
+        self._looked_for_locks = False
 
         def work(tx: Tx) -> ClosedBatch:
-            nonlocal now
+            nonlocal now, ready
             now = tx.now
-            return close(tx, part, self._node_id, self._follow_ups)
+            if careful:
+                ready = store_outcomes.lockable(tx, part)
+                self._looked_for_locks = True
+            return close(tx, ready, self._node_id, self._follow_ups)
 
         try:
-            batch = self._store.run(work)
+            batch = self._store.run(work, retry_for_s=RETRY_FOR_S)
         except CommitUnknown:
             for outcome in part:
                 self._unknown_commits.setdefault(outcome.ref, []).append(now)
@@ -214,6 +308,17 @@ class Writer:
             # the pool, and end again.
             _log.exception("outcome.write_failed")
             raise StoreRefused(f"bug in workerd: {type(error).__name__}: {error}") from error
+        self._announce(batch, part, now)
+        effective = batch.refs
+        if self._unknown_commits:
+            effective |= self._settle_unknown([outcome.ref for outcome in ready])
+        if len(ready) == len(part):
+            return effective, []
+        written = {outcome.id for outcome in ready}
+        return effective, [outcome for outcome in part if outcome.id not in written]
+
+    def _announce(self, batch: ClosedBatch, part: list[Outcome], now: int) -> None:
+        """Wake whoever can claim what follows."""
         if batch.woken:
             self._on_claimable()
         effective = batch.refs
@@ -221,9 +326,6 @@ class Writer:
         delay_us = min(delays, default=self._poll_us)
         if delay_us < self._poll_us:
             self._on_scheduled(now + delay_us)
-        if self._unknown_commits:
-            effective |= self._settle_unknown([outcome.ref for outcome in part])
-        return effective
 
     def _settle_unknown(self, refs: list[AttemptRef]) -> set[AttemptRef]:
         """Of these attempts, those closed by a COMMIT without an answer: they carry its `ingested_at`."""
@@ -237,21 +339,66 @@ class Writer:
                 found |= self._store.read(partial(store_outcomes.ingested, keys=unknown, moment=moment))
         return found
 
-    def _refuse(self, outcome: Outcome, error: str) -> None:
-        """End one attempt as `refused`, with as much as the store takes. Raises StoreAway."""
-        for form in (refused(outcome, error), refused(outcome, error, bare=True)):
+    def _write_or_refuse(self, doubt: _Doubt, *, others_recorded: bool) -> list[Outcome]:
+        """Record an outcome once more, else its refusal with as much as the store takes.
+
+        Returns it if it waits for a lock. Raises StoreAway if even its bare refusal is refused, unless others
+        were recorded meanwhile: then it is set aside.
+        """
+        outcome, error = doubt.outcome, doubt.error
+        forms = [outcome] if doubt.send_again else []
+        for form in (*forms, refused(outcome, error), refused(outcome, error, bare=True)):
             try:
-                self._write_part([form])
+                locked = self._write_part([form], careful=self._careful)
             except StoreRefused as refusal:
                 last_error = str(refusal)
                 continue
-            self.refused += 1
-            _log.warning(
-                "outcome.refused",
-                job=id_text(outcome.id), attempt=outcome.attempt, handler=outcome.handler, error=error,
-            )  # fmt: skip
-            return
+            except StoreBusy:
+                return [outcome]
+            if form is not outcome and not locked:
+                self.refused += 1
+                _log.warning(
+                    "outcome.refused",
+                    job=id_text(outcome.id), attempt=outcome.attempt, handler=outcome.handler, error=error,
+                )  # fmt: skip
+            return locked
+        if not others_recorded:
+            raise StoreAway(f"the store refuses every outcome: {last_error}", answered=True)
         self._dead_letters.add(outcome, last_error)
+        return []
+
+
+class _Doubt(NamedTuple):
+    """An outcome that was refused at this position of its batch, when so many others were recorded."""
+
+    position: int
+    outcome: Outcome
+    error: str
+    recorded: int
+    send_again: bool
+
+
+class _Doubts:
+    """The refused outcomes of a batch: whether it is their fault shows when others are recorded."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.found: list[_Doubt] = []
+        self._writer = writer
+
+    def add(self, position: int, outcome: Outcome, error: str, *, send_again: bool = True) -> None:
+        """This outcome was refused, alone in its transaction."""
+        self.found.append(_Doubt(position, outcome, error, self._writer.recorded, send_again))
+
+    @property
+    def too_many(self) -> bool:
+        """Whether many were refused and nothing was recorded: the store is at fault."""
+        return len(self.found) >= MAX_DOUBTS and self._writer.recorded == self.found[0].recorded
+
+
+def _halves(part: list[Outcome]) -> list[list[Outcome]]:
+    """Both halves, that of the front last: it is taken first."""
+    middle = len(part) // 2
+    return [part[middle:], part[:middle]]
 
 
 def _delays_us(outcome: Outcome) -> Iterator[int]:

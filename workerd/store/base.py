@@ -264,14 +264,16 @@ class Store(ABC):
             found = None
         return migrations.statements(self.dialect.name, found)
 
-    def run(self, work: Callable[[Tx], T]) -> T:
+    def run(self, work: Callable[[Tx], T], *, retry_for_s: float = RETRY_FOR_S) -> T:
         """Run `work` in one writing transaction, again as a whole while it loses its locks.
+
+        `retry_for_s`: how long it is run again; waiting for a lock once takes a second.
 
         Raises StoreAway (may succeed later; StoreBusy if only the locks were held too long), CommitUnknown
         (may have succeeded), StoreRefused (these values cannot be stored), each with the server's `code`;
         and whatever `work` raises.
         """
-        return self._run_again(work, write=True)
+        return self._run_again(work, write=True, retry_for_s=retry_for_s)
 
     def alone(self, work: Callable[[Tx], T], *, write: bool = True) -> T:
         """As `run` or `read`, for a single statement: one round trip instead of two."""
@@ -353,12 +355,14 @@ class Store(ABC):
             self.check_server()
         return session
 
-    def _run_again(self, work: Callable[[Tx], T], *, write: bool, alone: bool = False) -> T:
-        return self._again(lambda: self._once(work, write, alone))
+    def _run_again(
+        self, work: Callable[[Tx], T], *, write: bool, alone: bool = False, retry_for_s: float = RETRY_FOR_S
+    ) -> T:
+        return self._again(lambda: self._once(work, write, alone), retry_for_s)
 
-    def _again(self, once: Callable[[], T]) -> T:
+    def _again(self, once: Callable[[], T], retry_for_s: float = RETRY_FOR_S) -> T:
         """Call `once`, which rolls back what it began, until it keeps its locks. Raises StoreBusy."""
-        end = time.monotonic() + RETRY_FOR_S
+        end = time.monotonic() + retry_for_s
         tries = 0
         while True:
             try:
