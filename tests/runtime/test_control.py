@@ -14,7 +14,7 @@ from tests.runtime.conftest import turn_until
 from workerd.runtime import control
 from workerd.runtime.control import ControlServer, Reply, ask
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import connect
+from workerd.runtime.sockets import connect, listen
 
 
 class ControlHarness:
@@ -82,3 +82,18 @@ def test_an_answer_to_a_closed_connection_is_dropped(harness: ControlHarness) ->
     harness.loop.turn(0.01)
     harness.asked[0][1]({"late": True})
     harness.loop.turn(0.01)
+
+
+def test_only_an_old_socket_is_replaced(tmp_path: Path) -> None:
+    """Whatever else has the socket's name stays as it is."""
+    path, other = tmp_path / "socket", tmp_path / "other"
+    listen(path).close()
+    listen(path).close()
+    path.unlink()
+    other.write_text("kept")
+    for make in (path.symlink_to, path.hardlink_to):
+        make(other)
+        with pytest.raises(OSError, match="no socket"):
+            listen(path)
+        assert other.read_text() == "kept"
+        path.unlink()

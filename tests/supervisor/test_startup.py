@@ -41,6 +41,46 @@ def test_a_folder_that_cannot_be_made_names_its_key(tmp_path: Path) -> None:
         startup.make_folders(paths)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o775])
+@pytest.mark.parametrize("folder", ["runtime", "state"])
+def test_a_folder_that_others_may_write_is_refused(paths: Paths, folder: str, mode: int) -> None:
+    """They could replace the pid file, the lock or a socket in it."""
+    found: Path = getattr(paths, folder)
+    found.chmod(mode)
+    with pytest.raises(BootError, match=f"{found} may be written by other users; `chmod go-w"):
+        startup.make_folders(paths)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("folder", ["runtime", "private", "state", "spool"])
+def test_a_folder_of_another_user_is_refused(paths: Paths, folder: str) -> None:
+    """The sentence names the owner."""
+    found: Path = getattr(paths, folder)
+    os.chown(found, 65534, 65534)
+    with pytest.raises(BootError, match=f"{found} belongs to nobody"):
+        startup.make_folders(paths)
+
+
+@pytest.mark.parametrize("name", ["lock", "pid", "private", "spool"])
+def test_no_symbolic_link_is_followed(paths: Paths, tmp_path: Path, name: str) -> None:
+    """What it leads to stays as it is."""
+    link: Path = getattr(paths, name)
+    other = tmp_path / "other"
+    if link.is_dir():
+        link.rmdir()
+        other.mkdir(0o755)
+        link.symlink_to(other)
+        with pytest.raises(BootError, match=str(link)):
+            startup.make_folders(paths)
+        assert stat.S_IMODE(other.stat().st_mode) == 0o755
+    else:
+        other.write_text("kept")
+        link.symlink_to(other)
+        with pytest.raises(BootError, match=str(link)):
+            startup.take_lock(link)
+        assert other.read_text() == "kept"
+
+
 def test_a_lock_that_is_held_names_the_holder(paths: Paths) -> None:
     def hold() -> int:
         startup.take_lock(paths.lock)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import select
 import signal
 import sys
 import time
@@ -17,10 +15,12 @@ from workerd.cli.errors import CommandFailed, UsageError
 from workerd.cli.foreground import run_daemon
 from workerd.cli.options import ConfigPath, PoolName
 from workerd.cli.output import notify
+from workerd.cli.running import RunningDaemon, has_exited
 from workerd.cli.session import load_config
 from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.runtime.control import ask
+from workerd.runtime.own_files import folder_fault
 from workerd.runtime.paths import Paths
 from workerd.text import line, seconds_text
 
@@ -63,7 +63,7 @@ def _start(config: Config, path: Path | None) -> None:
         if status.get("ready"):
             notify(f"workerd is running with process id {status.get('pid')}; it logs to {log_file}.")
             return
-        if pidfd is None or _has_exited(pidfd):
+        if pidfd is None or has_exited(pidfd):
             raise CommandFailed(f"workerd did not start. The end of {log_file} shows the reason.")
         time.sleep(POLL_INTERVAL_S)
     notify(
@@ -186,68 +186,6 @@ def reload(c: ConfigPath = None) -> None:
     notify(f"workerd reloaded: {', '.join(changes)}." if changes else "workerd reloaded: nothing changed.")
 
 
-class RunningDaemon:
-    """The process that holds the lock on the pid file; a pid file without a lock is stale."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
-
-    @classmethod
-    def find(cls, config: Config) -> RunningDaemon | None:
-        """The daemon of this configuration, if it runs. Raises CommandFailed if the file is unreadable."""
-        path = Paths(config.node).pid
-        pid = _lock_holder(path)
-        if pid is None:
-            return None
-        try:
-            found = cls(pid)
-        except ProcessLookupError:
-            return None
-        # The pid may have been reused before its pidfd was open: only the lock proves that it was not.
-        return found if _lock_holder(path) == pid else None
-
-    def is_alive(self) -> bool:
-        """Whether it has not exited."""
-        return not _has_exited(self._pidfd)
-
-    def signal(self, signum: int) -> None:
-        """Send it a signal. Raises CommandFailed without the permission."""
-        try:
-            signal.pidfd_send_signal(self._pidfd, signum)
-        except ProcessLookupError:
-            pass
-        except PermissionError:
-            raise CommandFailed(
-                f"You may not signal workerd (process id {self.pid}). "
-                f"Do this as the user who started it, or as root."
-            ) from None
-
-
-def _lock_holder(path: Path) -> int | None:
-    """The pid in the pid file if a process holds its lock."""
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise CommandFailed(
-            f"{path} cannot be read ({error.strerror}). Do this as the user who started workerd."
-        ) from None
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        text = os.pread(fd, 32, 0).strip()
-        return int(text) if text.isdigit() else None
-    finally:
-        os.close(fd)
-    return None
-
-
-def _has_exited(pidfd: int) -> bool:
-    return bool(select.select([pidfd], [], [], 0)[0])
-
-
 def _spawn(log_file: Path, path: Path | None) -> int | None:
     """Start the daemon without terminal and parent, its output in `log_file`; `path`: what `-c` names.
 
@@ -255,6 +193,8 @@ def _spawn(log_file: Path, path: Path | None) -> int | None:
     """
     try:
         log_file.parent.mkdir(0o750, parents=True, exist_ok=True)
+        if fault := folder_fault(log_file.parent):
+            raise CommandFailed(fault)
         log = os.open(log_file, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
     except OSError as error:
         raise CommandFailed(

@@ -7,8 +7,10 @@ through `/proc/self/fd/N/name` of the open folder.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,20 @@ def _short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def _remove_old(path: Path) -> None:
+    """Remove an old socket, and nothing else. Raises OSError."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise OSError(errno.EEXIST, "there is a file that is no socket")
+    path.unlink(missing_ok=True)
+
+
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
     """A listening stream socket at `path`, in place of any old one. Raises OSError."""
-    path.unlink(missing_ok=True)
+    _remove_old(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with _short_path(path) as short:
         sock.bind(short)
@@ -42,7 +55,7 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
 
 def bind_datagram(path: Path, mode: int = 0o600) -> socket.socket:
     """A datagram socket at `path`, in place of any old one. Raises OSError."""
-    path.unlink(missing_ok=True)
+    _remove_old(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     with _short_path(path) as short:
         sock.bind(short)

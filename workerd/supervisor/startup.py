@@ -13,6 +13,7 @@ from pathlib import Path
 from workerd.errors import WorkerdError
 from workerd.job import new_id
 from workerd.runtime.child import descendants_of
+from workerd.runtime.own_files import folder_fault, open_own
 from workerd.runtime.paths import Paths
 
 LOCK_WAIT_S = 10.0
@@ -40,7 +41,7 @@ class AlreadyRunning(BootError):
 
 
 def make_folders(paths: Paths) -> None:
-    """The runtime and state folders, private where they must be. Raises BootError."""
+    """The runtime and state folders, private where they must be, and nobody else's. Raises BootError."""
     for path, mode in (
         (paths.runtime, 0o755),
         (paths.private, 0o700),
@@ -50,13 +51,27 @@ def make_folders(paths: Paths) -> None:
         try:
             path.mkdir(mode, parents=True, exist_ok=True)
             if path not in (paths.runtime, paths.state):
-                path.chmod(mode)  # the other two may have been made in advance, with modes of their own
+                _make_private(path, mode)
+            # The other two may have been made in advance, with modes of their own.
+            fault = folder_fault(path)
         except OSError as error:
             key = "runtime_dir" if path in (paths.runtime, paths.private) else "state_dir"
             raise BootError(
                 f"cannot make the folder {path}: {error.strerror}; run as a user who may, "
                 f"or set node.{key} to a folder of your own."
             ) from error
+        if fault:
+            raise BootError(fault)
+
+
+def _make_private(path: Path, mode: int) -> None:
+    """Set the mode of a folder that is no link to another one. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if os.fstat(fd).st_uid == os.geteuid():
+            os.fchmod(fd, mode)
+    finally:
+        os.close(fd)
 
 
 def take_lock(path: Path) -> int:
@@ -66,7 +81,7 @@ def take_lock(path: Path) -> int:
     and never meets leftovers. Raises AlreadyRunning, BootError.
     """
     try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        fd = open_own(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise BootError(f"cannot open {path}: {error.strerror}; run as the user who owns it.") from error
     end = time.monotonic() + LOCK_WAIT_S

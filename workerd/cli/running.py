@@ -1,0 +1,115 @@
+"""The running daemon of a configuration, found by its pid file and proved to be it before it is signalled."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+from pathlib import Path
+
+from workerd.cli.errors import CommandFailed
+from workerd.config.model import Config
+from workerd.runtime.own_files import open_own, user_name
+from workerd.runtime.paths import Paths
+
+
+class RunningDaemon:
+    """The process that holds the lock on the pid file; a pid file without a lock is stale.
+
+    The daemon's user can write anything into the file, so root must not signal what it names: the process
+    must be that user's, and the kernel must know it as the holder of the lock.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+
+    @classmethod
+    def find(cls, config: Config) -> RunningDaemon | None:
+        """The daemon of this configuration, if it runs. Raises CommandFailed if the file is unreadable."""
+        path = Paths(config.node).pid
+        pid = _lock_holder(path)
+        if pid is None:
+            return None
+        try:
+            found = cls(pid)
+        except ProcessLookupError:
+            return None
+        # The pid may have been reused before its pidfd was open: only the lock proves that it was not.
+        return found if _lock_holder(path) == pid else None
+
+    def is_alive(self) -> bool:
+        """Whether it has not exited."""
+        return not has_exited(self._pidfd)
+
+    def signal(self, signum: int) -> None:
+        """Send it a signal. Raises CommandFailed without the permission."""
+        try:
+            signal.pidfd_send_signal(self._pidfd, signum)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            raise CommandFailed(
+                f"You may not signal workerd (process id {self.pid}). "
+                f"Do this as the user who started it, or as root."
+            ) from None
+
+
+def _lock_holder(path: Path) -> int | None:
+    """The pid in the pid file if a process holds its lock. Raises CommandFailed for one that is not it."""
+    try:
+        fd = open_own(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise CommandFailed(
+            f"{path} cannot be read ({error.strerror}). Do this as the user who started workerd."
+        ) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        text = os.pread(fd, 32, 0).strip()
+        pid = int(text) if text.isdigit() else 0
+        return _proved(pid, path, os.fstat(fd)) if pid else None
+    finally:
+        os.close(fd)
+    return None
+
+
+def _proved(pid: int, path: Path, file: os.stat_result) -> int | None:
+    """The pid if it is a process of the file's owner that holds the lock, None if it has ended."""
+    uids = _uids(pid)
+    if not uids:
+        return None
+    holders = _flock_holders(file)
+    if uids != {file.st_uid} or (holders and pid not in holders):
+        raise CommandFailed(
+            f"{path} names process {pid}, which is not the workerd that holds this file; nothing was "
+            f"signalled. Stop workerd as {user_name(file.st_uid)}, who owns the file, then remove the file."
+        )
+    return pid
+
+
+def _uids(pid: int) -> set[int]:
+    """Real, effective and saved user of a process; empty if it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return set()
+    return next({int(uid) for uid in line.split()[1:4]} for line in lines if line.startswith("Uid:"))
+
+
+def _flock_holders(file: os.stat_result) -> set[int]:
+    """The processes that locked a file, as the kernel lists them; empty where it does not say."""
+    key = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    try:
+        rows = [row.split() for row in Path("/proc/locks").read_text().splitlines()]
+    except OSError:
+        return set()
+    return {int(row[4]) for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == key}
+
+
+def has_exited(pidfd: int) -> bool:
+    """Whether the process of a pidfd has exited."""
+    return bool(select.select([pidfd], [], [], 0)[0])
