@@ -10,6 +10,7 @@ from workerd.ingester import ingester
 from workerd.metrics import values
 from workerd.pool import pool
 from workerd.runtime.cgroup import Delegation
+from workerd.runtime.child import allow_inspection, forbid_inspection
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.systemd import ServiceManager
 from workerd.store import engines
@@ -19,6 +20,7 @@ from workerd.supervisor.supervisor import Supervisor
 
 
 def _pool(ctx: RoleContext, name: str, life: int) -> int:
+    allow_inspection()
     # Handlers may use the database driver for a database of their own.
     engines.unprepare()
     return pool.main(ctx, name, life)
@@ -43,6 +45,7 @@ def run(reader: SealedConfigReader) -> int:
 
     Raises ConfigError, BootError.
     """
+    forbid_inspection()  # before the store's credentials are read
     first = reader.read()
     log.configure(first.config.log)
     delegation = Delegation.find()

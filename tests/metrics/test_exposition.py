@@ -61,7 +61,7 @@ def test_a_scrape_shows_the_status_of_the_supervisor() -> None:
     }
     collected = [
         *exposition.from_status(status),
-        *exposition.processes({"ingester": os.getpid(), "gone": 2**22}),
+        *exposition.processes({"ingester": os.getpid(), "gone": 2**22}, {}),
     ]
     found = samples(collected, {"env": "prod"})
     assert found[key("workerd_restarts_total", process="ingester", reason="signal", env="prod")] == 2

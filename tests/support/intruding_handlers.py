@@ -1,8 +1,9 @@
-"""A handler that speaks to the roles' sockets as if it were other processes of its node."""
+"""Handlers that speak to the roles' sockets as other processes of the node, and look into them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import struct
 import time
@@ -51,6 +52,24 @@ def _received(sock: socket.socket) -> int:
         while time.monotonic() < end and (data := sock.recv(65536)):
             count += len(data)
     return count
+
+
+def inspect(pids: dict[str, int]) -> dict[str, list[str]]:
+    """What of each process can be read in /proc."""
+    return {
+        name: [part for part in ("environ", "fd", "maps") if _is_readable(Path(f"/proc/{pid}") / part)]
+        for name, pid in pids.items()
+    }
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        if path.name == "fd":
+            return bool([os.readlink(entry) for entry in path.iterdir()])
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
 
 
 def echo(value: Any = None) -> Any:

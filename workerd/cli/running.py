@@ -10,6 +10,7 @@ from pathlib import Path
 
 from workerd.cli.errors import CommandFailed
 from workerd.config.model import Config
+from workerd.runtime.child import is_alive
 from workerd.runtime.own_files import open_own, user_name
 from workerd.runtime.paths import Paths
 
@@ -80,10 +81,11 @@ def _lock_holder(path: Path) -> int | None:
 def _proved(pid: int, path: Path, file: os.stat_result) -> int | None:
     """The pid if it is a process of the file's owner that holds the lock, None if it has ended."""
     uids = _uids(pid)
-    if not uids:
+    if not uids and (os.geteuid() == 0 or not is_alive(pid)):
         return None
+    # To other users than root it may be hidden, but those can signal no process that is not theirs.
     holders = _flock_holders(file)
-    if uids != {file.st_uid} or (holders and pid not in holders):
+    if (uids and uids != {file.st_uid}) or (holders and pid not in holders):
         raise CommandFailed(
             f"{path} names process {pid}, which is not the workerd that holds this file; nothing was "
             f"signalled. Stop workerd as {user_name(file.st_uid)}, who owns the file, then remove the file."

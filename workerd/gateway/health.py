@@ -142,6 +142,16 @@ def pids(status: dict[str, Any]) -> dict[str, int]:
     return by_name
 
 
+def used_by_roles(status: dict[str, Any]) -> dict[str, tuple[float, float]]:
+    """What supervisor and roles say that they use, by process name: other processes may not look."""
+    named = {"supervisor": status} | (status.get("roles") or {})
+    return {
+        name: (float(one["cpu_s"]), float(one["rss_bytes"]))
+        for name, one in named.items()
+        if one.get("cpu_s") is not None and one.get("pid")
+    }
+
+
 async def show_metrics(request: Request) -> Response:
     """All metrics in the format of Prometheus."""
     gateway = gateway_of(request)
@@ -150,7 +160,7 @@ async def show_metrics(request: Request) -> Response:
         *exposition.collect(gateway.backend.paths.metrics),
         *exposition.from_series(await gateway.backend.counted() or ()),
         *exposition.from_status(status),
-        *exposition.processes(pids(status)),
+        *exposition.processes(pids(status), used_by_roles(status)),
     ]
     # While the store is unavailable, the metrics of the processes matter all the more.
     with contextlib.suppress(StoreError, HTTPProblem):

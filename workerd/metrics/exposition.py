@@ -127,13 +127,19 @@ def _workers(workers: Any) -> dict[str, float]:
     return counts
 
 
-def processes(pids: Mapping[str, int]) -> list[Metric]:
-    """CPU and memory of these processes by name, each with its children if it is a pool (`pool:NAME`)."""
+def processes(pids: Mapping[str, int], reported: Mapping[str, tuple[float, float]]) -> list[Metric]:
+    """CPU and memory of these processes by name, each with its children if it is a pool (`pool:NAME`).
+
+    `reported`: CPU seconds and resident bytes of those that measure themselves.
+    """
     import psutil
 
     cpu: dict[Labels, float] = {}
     rss: dict[Labels, float] = {}
     for name, pid in pids.items():
+        if name in reported:
+            cpu[name,], rss[name,] = reported[name]
+            continue
         with contextlib.suppress(psutil.Error, OSError):
             process = psutil.Process(pid)
             with_children = name.startswith("pool:")

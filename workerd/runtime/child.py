@@ -39,6 +39,7 @@ CANNOT_LOAD_EXIT_STATUS = 78
 In = TypeVar("In")
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,6 +142,30 @@ def outlive_parent() -> None:
 def become_subreaper() -> None:
     """Let orphaned descendants become children of this process instead of init."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def forbid_inspection() -> None:
+    """Let no process of this user read this one's memory, environment or descriptors; forked ones inherit it.
+
+    /proc/self belongs to root then: what is opened there by its owner alone must be open before.
+    """
+    _libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+
+
+def allow_inspection() -> None:
+    """Undo `forbid_inspection`, for processes with user code: debuggers and core files of its crashes."""
+    _libc.prctl(_PR_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, seen in /proc or not; true for a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def reset_signals() -> None:

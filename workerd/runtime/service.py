@@ -16,6 +16,7 @@ from typing import Any
 from workerd.messages import Beat, Drain, Report, Roster, Series, Stop, ToChild
 from workerd.runtime.channel import Channel
 from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
+from workerd.runtime.limits import own_usage
 from workerd.runtime.loop import Loop
 
 MAX_BEAT_INTERVAL_S = 1.0
@@ -37,6 +38,7 @@ class Service:
         self.roster = Roster(pools=(), dead=())
         self._beat_interval = min(MAX_BEAT_INTERVAL_S, watchdog / 4)
         self._sent_state: tuple[str, str] | None = None
+        self._usage: dict[str, float] = {}
         self._beat_at = 0.0
         self.supervisor: Channel[ToChild] = Channel(
             self.loop, control, ToChild, self._on_control, self.on_orphaned, rank=3
@@ -95,7 +97,14 @@ class Service:
         self._sent_state = (self.state, self.trouble)
         self._beat_at = time.monotonic()
         self.supervisor.send(
-            Beat(self.state, self.trouble, self.info(), token=token, fatal=fatal, counted=self.counted())
+            Beat(
+                self.state,
+                self.trouble,
+                self.info() | self._usage,
+                token=token,
+                fatal=fatal,
+                counted=self.counted(),
+            )
         )
 
     def progressed(self) -> None:
@@ -120,4 +129,5 @@ class Service:
                 self.on_stop()
             case Report():
                 self.on_report()
+                self._usage = own_usage()
                 self.beat(message.token)

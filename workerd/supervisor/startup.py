@@ -12,7 +12,7 @@ from pathlib import Path
 
 from workerd.errors import WorkerdError
 from workerd.job import new_id
-from workerd.runtime.child import descendants_of
+from workerd.runtime.child import descendants_of, is_alive
 from workerd.runtime.own_files import folder_fault, open_own
 from workerd.runtime.paths import Paths
 
@@ -115,24 +115,44 @@ def _lives(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return False
+        return is_alive(pid)  # it may be hidden from other processes
     return state not in ("Z", "X")
 
 
 def kill_leftovers(lock: int) -> None:
     """Kill every other workerd process that has the lock file open, and all its descendants.
 
-    Their supervisor is dead, and what still holds the lock is stopped or stuck.
+    Their supervisor is dead, and what still holds the lock is stopped or stuck. Whether a role has it open
+    only root can see; one without a supervisor has no right to live, whatever it holds.
     """
     ours = os.fstat(lock)
     for name in filter(str.isdigit, os.listdir("/proc")):
-        if int(name) == os.getpid() or not _is_workerd(name):
+        if int(name) == os.getpid() or not _title(name).startswith(b"workerd: "):
             continue
-        with contextlib.suppress(OSError):
-            for fd in os.listdir(f"/proc/{name}/fd"):
-                if os.path.samestat(os.stat(f"/proc/{name}/fd/{fd}"), ours):
-                    _kill_branch(int(name))
-                    break
+        try:
+            leftover = _has_open(name, ours)
+        except PermissionError:
+            leftover = not _title(_parent(name)).startswith(b"workerd: ")
+        except OSError:
+            leftover = False
+        if leftover:
+            _kill_branch(int(name))
+
+
+def _has_open(pid: str, file: os.stat_result) -> bool:
+    folder = Path(f"/proc/{pid}/fd")
+    for fd in os.listdir(folder):
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(folder / fd), file):
+                return True
+    return False
+
+
+def _parent(pid: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+    except OSError:
+        return "0"
 
 
 def _kill_branch(pid: int) -> None:
@@ -142,11 +162,11 @@ def _kill_branch(pid: int) -> None:
             os.kill(each, signal.SIGKILL)
 
 
-def _is_workerd(pid: str) -> bool:
+def _title(pid: str) -> bytes:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"workerd: ")
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
-        return False
+        return b""
 
 
 def begin_incarnation(paths: Paths) -> bytes:

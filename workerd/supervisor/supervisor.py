@@ -18,6 +18,7 @@ from workerd.runtime import systemd
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import become_subreaper
 from workerd.runtime.control import ControlServer, Reply
+from workerd.runtime.limits import own_usage
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths
 from workerd.supervisor import startup
@@ -300,6 +301,7 @@ class Supervisor:
             "state": self._state,
             "ready": self._ready and self._children.settled and self._shutdown is None,
             "started_at": to_rfc3339(self._started_at),
+            **own_usage(),
             "store": dispatcher.get("store"),
             "lease": dispatcher.get("lease"),
             "spool": ingester.get("spool"),
