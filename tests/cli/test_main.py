@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.support.daemon import ROOT
 from workerd.cli.commands import COMMANDS
-from workerd.cli.main import main
+from workerd.cli.main import _configuration_last, main
 
-ALONE = {"demo", "install", "uninstall"}
+ALONE = {"demo", "install", "uninstall", "config", "completion"}
 """Commands that need no configuration."""
 SHOWING = ["status", "handlers", "nodes", "schedules", "top", "why", "job show", "job list", "request list"]
 
@@ -118,3 +121,50 @@ def test_the_daemon_starts_without_typer() -> None:
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == printed
+
+
+def test_the_configuration_is_printed_with_comments(capsys: pytest.CaptureFixture[str]) -> None:
+    """The same as etc/workerd.toml, and a valid configuration."""
+    assert main(["config"]) == 0
+    text = capsys.readouterr().out
+    assert text == (ROOT / "etc/workerd.toml").read_text()
+    assert tomllib.loads(text)["store"]["url"].startswith("sqlite:")
+
+
+@pytest.mark.parametrize(
+    ("given", "moved"),
+    [
+        (["-c", "x", "job", "list", "--limit", "1"], ["job", "list", "-c", "x", "--limit", "1"]),
+        (["-c", "x", "run"], ["run", "-c", "x"]),
+        (["-cx", "enqueue", "h", "--", "a=1"], ["enqueue", "-cx", "h", "--", "a=1"]),
+        (["-c", "x", "job", "--help"], ["job", "-c", "x", "--help"]),
+        (["-c", "x", "--help"], ["--help"]),
+        (["job", "list", "-c", "x"], ["job", "list", "-c", "x"]),
+    ],
+)
+def test_the_configuration_may_be_named_before_the_command(given: list[str], moved: list[str]) -> None:
+    """As most programs take it."""
+    assert _configuration_last(given) == moved
+
+
+def test_the_environment_names_the_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """WORKERD_CONFIG, where no -c does; both before and after the command."""
+    monkeypatch.setenv("WORKERD_CONFIG", str(tmp_path / "none.toml"))
+    assert main(["handlers"]) == 2
+    assert str(tmp_path / "none.toml") in capsys.readouterr().err
+    assert main(["-c", str(tmp_path / "other.toml"), "job", "list"]) == 2
+    assert str(tmp_path / "other.toml") in capsys.readouterr().err
+
+
+def test_a_shell_is_told_how_to_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    """The script asks this program, which knows commands and options."""
+    assert main(["completion", "bash"]) == 0
+    assert "_WORKERD_COMPLETE=complete_bash" in capsys.readouterr().out
+    assert main(["completion", "tcsh"]) == 2
+    asked = {"_WORKERD_COMPLETE": "complete_bash", "COMP_WORDS": "workerd job list --un", "COMP_CWORD": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "workerd"], env={**os.environ, **asked}, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["--until"]

@@ -20,6 +20,7 @@ COMMANDS = (
     ("restart", "cli.daemon:restart", "Restart the daemon in the background, or only POOL."),
     ("reload", "cli.daemon:reload", "Make the daemon read its configuration again."),
     ("status", "cli.status:status", "Show the state of the daemon on this host."),
+    ("config", "cli.help:config", "Print the configuration: each key, its default and meaning."),
     ("check", "cli.admin:check", "Validate the configuration and load every handler."),
     ("migrate", "cli.admin:migrate", "Migrate the store to this version's schema."),
     ("enqueue", "cli.jobs:enqueue", "Enqueue a job and print its id; with --wait, its result."),
@@ -39,6 +40,7 @@ COMMANDS = (
     ("why", "cli.why:why", "Explain what a job or request waits for, or how it ended."),
     ("top", "cli.top:top", "Show pools, workers, running jobs, rates and queues, live."),
     ("demo", "demo.demo:demo", "Run real jobs on a temporary daemon and show how they end."),
+    ("completion", "cli.help:completion", "Print the script that completes commands in a shell."),
     ("install", "cli.admin:install", "Install the systemd unit, its user and /etc/workerd."),
     ("uninstall", "cli.admin:uninstall", "Remove what `install` installed."),
 )
@@ -91,8 +93,16 @@ def build() -> LazyGroup:
         callback=_print_version,
         help="Print the version and exit.",
     )
+    # `main` moves it behind the command's words; here it is for the help alone.
+    path = TyperOption(
+        param_decls=["-c"],
+        metavar="PATH",
+        expose_value=False,
+        help="Configuration, before or after the command: a TOML file or a folder of them. Without it: "
+        "$WORKERD_CONFIG, else /etc/workerd.",
+    )
     summary = "Background jobs in the MySQL, MariaDB or SQLite that you already have."
-    root = LazyGroup("workerd", summary, params=[version])
+    root = LazyGroup("workerd", summary, params=[path, version])
     groups = {"": root}
     for words, target, summary in COMMANDS:
         group, _, name = words.rpartition(" ")

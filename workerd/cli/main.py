@@ -13,6 +13,8 @@ from pathlib import Path
 from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, report
 from workerd.errors import WorkerdError
 
+COMPLETION_VARIABLE = "_WORKERD_COMPLETE"
+"""Set by the shell that asks for completions."""
 MAX_YOUNG_OBJECTS = 100_000
 """Of the garbage collector in a command, before it looks for cycles."""
 
@@ -42,7 +44,21 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
+def _configuration_last(arguments: list[str]) -> list[str]:
+    """The arguments with a `-c PATH` in front of the command behind its words, where commands take it."""
+    if not arguments or not arguments[0].startswith("-c"):
+        return arguments
+    given = 1 if len(arguments[0]) > 2 else 2
+    option, rest = arguments[:given], arguments[given:]
+    words = next((n for n, word in enumerate(rest) if word.startswith("-")), len(rest))
+    words = min(words, 2 if rest[:1] in (["job"], ["request"]) else 1)
+    if not words:
+        return rest if len(option) == 2 and rest else arguments
+    return [*rest[:words], *option, *rest[words:]]
+
+
 def _dispatch(arguments: list[str]) -> None:
+    arguments = _configuration_last(arguments)
     if arguments[:1] == ["run"] and (len(arguments) == 1 or (len(arguments) == 3 and arguments[1] == "-c")):
         # Without Typer, which every process of the daemon would keep in memory.
         from workerd.cli.foreground import run_daemon
@@ -53,6 +69,10 @@ def _dispatch(arguments: list[str]) -> None:
     # After the daemon's way has branched off, for the same reason.
     from workerd.cli.commands import build
 
+    if COMPLETION_VARIABLE in os.environ:
+        from typer._completion_classes import completion_init
+
+        completion_init()
     build()(args=arguments, prog_name="workerd")
 
 

@@ -116,7 +116,7 @@ ConfigPath = Annotated[
         "-c",
         metavar="PATH",
         help="Configuration: a TOML file or a folder of them.",
-        show_default="/etc/workerd",
+        show_default="$WORKERD_CONFIG, else /etc/workerd",
     ),
 ]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="Name of the handler.")]

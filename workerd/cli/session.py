@@ -67,7 +67,7 @@ class CommandSession:
 
 
 def load_config(path: Path | None) -> Config:
-    """The configuration at `path`, None for /etc/workerd. Raises ConfigError with every error."""
+    """The configuration at `path`, else $WORKERD_CONFIG, else /etc/workerd. Raises ConfigError."""
     return load(path, os.environ)
 
 

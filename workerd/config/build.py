@@ -297,7 +297,9 @@ def _pool_keys_of(
 
 
 def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Config:
-    """The configuration from a file or folder (default /etc/workerd) and `WORKERD_A__B` variables.
+    """The configuration from a file or folder and `WORKERD_A__B` variables.
+
+    Default: what the variable WORKERD_CONFIG names, else /etc/workerd.
 
     Raises ConfigError with all errors at once; none shows a secret.
     """

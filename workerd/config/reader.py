@@ -73,6 +73,7 @@ DEFAULT_FOLDER = Path("/etc/workerd")
 MAX_FILE_BYTES = 4 << 20
 ENV_PREFIX = "WORKERD_"
 ENV_SEPARATOR = "__"
+PATH_VARIABLE = "WORKERD_CONFIG"
 
 
 class ConfigTree:
@@ -110,7 +111,13 @@ class ConfigTree:
 
 
 def read(path: Path | None, environ: Mapping[str, str], errors: ConfigErrors) -> ConfigTree:
-    """Everything that configures this node, from `path` (or /etc/workerd) and the environment."""
+    """Everything that configures this node, from `path` and the environment.
+
+    Without a path it is what PATH_VARIABLE names, else /etc/workerd.
+    """
+    named = environ.get(PATH_VARIABLE)
+    if path is None and named:
+        path = Path(named)
     tree = ConfigTree()
     overrides = {
         name: text for name, text in environ.items() if name.startswith(ENV_PREFIX) and ENV_SEPARATOR in name
@@ -137,7 +144,9 @@ def _files(path: Path | None, overridden: bool, errors: ConfigErrors) -> list[Pa
     # A container may be configured by its environment alone.
     if path is not None or not overridden:
         errors.add(
-            str(folder), (), "expected a file or folder, found none; name one with -c, or `workerd install`"
+            str(folder),
+            (),
+            "expected a file or folder, found none; name one with -c or WORKERD_CONFIG, or `workerd install`",
         )
     return []
 

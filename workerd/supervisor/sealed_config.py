@@ -16,7 +16,7 @@ import msgspec
 
 from workerd.config.build import build
 from workerd.config.model import Config, StoreConfig
-from workerd.config.reader import ConfigErrors, ConfigTree, read
+from workerd.config.reader import PATH_VARIABLE, ConfigErrors, ConfigTree, read
 from workerd.errors import ConfigError
 from workerd.runtime.child import fork, ignore_terminal_signals
 from workerd.runtime.hidden_environment import hidden_environment, hide_environment
@@ -60,6 +60,9 @@ class SealedConfigReader:
     """
 
     def __init__(self, path: Path | None) -> None:
+        named = os.environ.get(PATH_VARIABLE)
+        if path is None and named:
+            path = Path(named)
         self._path = path.absolute() if path is not None else None
         self._variables = hide_environment("WORKERD_")
         self._host_name = ""
