@@ -35,6 +35,7 @@ EVENTS: dict[str, str] = {
     "claims.rescued": "Claims of a dead node were closed as lost.",
     "claims.settled": "Claims of this node that no pool held were closed: released, or lost with their pool.",
     "claims.taken_back": "After an absence of the store these jobs, which run here, were claimed again.",
+    "handlers.withdrawn": "This node is no longer configured with handlers that it had, and says so.",
     "lease.expired": "The lease was not renewed in time; nothing is started until it is.",
     "lease.renewed": "The lease is held again after it expired.",
     "node.kept": "Claims are left at the end of this node; its next start takes care of them.",

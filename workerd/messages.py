@@ -7,8 +7,8 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     role or pool -> supervisor   Beat
     pool -> dispatcher           Hello, Demand, Holdings
     dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
-    pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, Barrier
-    ingester -> pool, dispatcher Ack, PayloadLimits, BarrierDone
+    pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, AnnounceAgain, Barrier
+    ingester -> pool, dispatcher Ack, PayloadLimits, Announced, BarrierDone
     pool -> worker               Assignment (in shared memory, or over the channel when it is too long)
     worker -> pool               Loaded, Progressed, RunResult; LogRecord as JSON in the output pipe
 
@@ -224,6 +224,21 @@ class Seen(Message, frozen=True, tag="seen"):
     signature: bytes | None
 
 
+class AnnounceAgain(Message, frozen=True, tag="announce_again"):
+    """The node was registered anew: write again which handlers its connected pools have loaded.
+
+    `served`: those that the node is configured with; a pool that ends may have had others.
+    """
+
+    served: frozenset[str]
+
+
+class Announced(Message, frozen=True, tag="announced"):
+    """A handler that was Seen is in the store, or will be there when the store is back."""
+
+    handler: str
+
+
 class Barrier(Message, frozen=True, tag="barrier"):
     """Read the sockets of dead lives to their end, commit everything, then send BarrierDone.
 
@@ -267,8 +282,8 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
 
 ToDispatcher = Hello | Demand | Holdings
 FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
-ToIngester = Hello | Outcomes | Progress | Seen | Barrier
-FromIngester = Ack | PayloadLimits | BarrierDone
+ToIngester = Hello | Outcomes | Progress | Seen | AnnounceAgain | Barrier
+FromIngester = Ack | PayloadLimits | Announced | BarrierDone
 
 
 # -- between a pool and its workers ------------------------------------------------------------

@@ -24,6 +24,7 @@ from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig, 
 from workerd.job import AttemptRef, Claim, Status, new_id
 from workerd.messages import (
     Ack,
+    Announced,
     Beat,
     Cancel,
     Claims,
@@ -188,6 +189,7 @@ class IngesterStub(StubServer):
                 self.progress.append(message)
             case Seen():
                 self.seen[message.handler] = message.signature
+                self.send(Announced(message.handler))
 
     def _acknowledge(self) -> None:
         self._due = False

@@ -108,3 +108,36 @@ def test_a_pause_waits_for_the_claims_under_way(store: Store, store_url: str, op
     pauser.join()
     assert order == ["claimed", "paused"]
     eventually(lambda: listed(store)["mail"].paused_at)
+
+
+def test_a_node_withdraws_what_it_serves_no_more(store: Store) -> None:
+    """One that no other node has becomes unknown, with its pause kept; nodes that are gone do not count."""
+    register(store, "one")
+    register(store, "two")
+    for handler, node in (
+        ("mail", "one"),
+        ("mail", "two"),
+        ("thumb", "gone"),
+        ("thumb", "one"),
+        ("kept", "one"),
+    ):
+        seen(store, handler, node, b"{}")
+    store.run(lambda tx: handlers.pause(tx, "thumb", "ann", None))
+    assert store.run(lambda tx: handlers.withdraw(tx, "one", {"kept"})) == ["mail", "thumb"]
+    assert store.read(handlers.known) == {"kept": b"{}", "mail": b"{}"}
+    found = listed(store)
+    assert {name: row.nodes for name, row in found.items()} == {"kept": ["one"], "mail": ["two"], "thumb": []}
+    assert found["thumb"].paused_by == "ann"
+    assert not found["thumb"].known
+    assert store.run(lambda tx: handlers.withdraw(tx, "one", {"kept"})) == []
+
+
+def test_what_the_store_has_lost_of_a_node_is_unannounced(store: Store) -> None:
+    """A handler without a row, without this node, or with another signature."""
+    register(store, "one")
+    register(store, "two")
+    seen(store, "same", "one", b'{"a":1}')
+    seen(store, "elsewhere", "two", b"{}")
+    seen(store, "changed", "one", b"{}")
+    wanted = {"same": b'{"a":1}', "elsewhere": b"{}", "changed": b'{"b":2}', "gone": None}
+    assert store.read(lambda tx: handlers.unannounced(tx, wanted, "one")) == ["changed", "elsewhere", "gone"]

@@ -80,7 +80,10 @@ class Dispatcher(Service):
         self.outcomes = OutcomeSender(
             self.loop, ctx.paths.ingester, Hello(role="dispatcher", name="dispatcher", life=ctx.life)
         )
-        self.lease = Lease(self.loop, tasks, store, _node_record(ctx), formers, lease_s, self._on_lease)
+        self.lease = Lease(
+            self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
+            frozenset(config.handlers), self._on_lease,
+        )  # fmt: skip
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
         node = NodeIdent(id=incarnation, name=config.node.name)
         self.settlement = Settlement(
@@ -90,17 +93,13 @@ class Dispatcher(Service):
             self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
         )
         self.claimer = Claimer(
-            tasks,
-            store,
-            self.pools,
-            self.outcomes,
-            self.settlement,
+            tasks, store, self.pools, self.outcomes, self.settlement,
             node=node,
             max_rows=config.dispatcher.batch,
             poll_s=poll_s,
             window=PickupWindow(config.pickup.jobs),
             enabled=config.pickup.enabled,
-        )
+        )  # fmt: skip
         self._add_stager(ctx)
         tasks.start(
             self._task_table(lease_s, poll_s, pickup=config.pickup.enabled),

@@ -13,9 +13,11 @@ from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.errors import NodeNameTaken, StoreAway, StoreError, WrongVersion
 from workerd.log import get_logger
+from workerd.messages import AnnounceAgain
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import nodes, write_probe
+from workerd.store import handlers, nodes, write_probe
+from workerd.store.base import Tx
 from workerd.store.nodes import ClockSetBack, NodeRecord
 
 GIVE_UP = 0.8
@@ -40,6 +42,7 @@ class Lease:
     obstacle
         The error that keeps this node from registering until a person acts: wrong schema, name taken.
 
+    `served`: the handlers that this node is configured with; of all others it says that it has them no more.
     `on_change` is called when one of them or the availability of the store changed.
     """
 
@@ -48,17 +51,21 @@ class Lease:
         loop: Loop,
         tasks: TaskRunner,
         store: MonitoredStore,
+        outcomes: OutcomeSender,
         node: NodeRecord,
         formers: list[bytes],
         lease_s: float,
+        served: frozenset[str],
         on_change: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._tasks = tasks
         self._store = store
+        self._outcomes = outcomes
         self._node = node
         self._formers = formers
         self._lease_s = lease_s
+        self._served = served
         self._on_change = on_change
         self._renewed_at = time.monotonic() - (GIVE_UP - INHERITED) * lease_s
         self._timer: Timer | None = None
@@ -145,12 +152,18 @@ class Lease:
             info, self._unpublished = self._unpublished, None
             now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s, info))
         if now is None:  # not registered yet, or another node removed the row as that of a dead one
-            now = self._store.run(
-                lambda tx: nodes.register(tx, self._node, self._lease_s, former=self._formers)
-            )
+            now, withdrawn = self._store.run(self._register)
+            if withdrawn:
+                _log.info("handlers.withdrawn", handlers=", ".join(withdrawn))
+            # Pools announced their handlers when they loaded: the store may not have that any more.
+            self._outcomes.notify(AnnounceAgain(self._served))
         self._renewed_at = asked_at  # not when the answer came: the store counts from before that
         self._set_timer()
         self._note_clock(now, int(asked_at * 1e9))
+
+    def _register(self, tx: Tx) -> tuple[int, list[str]]:
+        now = nodes.register(tx, self._node, self._lease_s, former=self._formers)
+        return now, handlers.withdraw(tx, self._node.name, self._served)
 
     def _note_clock(self, now: int, asked_ns: int) -> None:
         """Leases and durations are unaffected: monotonic clocks decide them (law 8)."""

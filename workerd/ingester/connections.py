@@ -7,19 +7,30 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workerd.messages import Ack, Barrier, Outcomes, PayloadLimits, Progress, Roster, Seen, ToIngester
+from workerd.messages import (
+    Ack,
+    AnnounceAgain,
+    Barrier,
+    Outcomes,
+    PayloadLimits,
+    Progress,
+    Roster,
+    Seen,
+    ToIngester,
+)
 from workerd.runtime.loop import Loop
 from workerd.runtime.peer_server import Peer, PeerServer
 
 
 class Connection(Peer):
-    """One connection of a pool or of the dispatcher."""
+    """One connection of a pool or of the dispatcher; `seen`: the handlers that it has loaded, by name."""
 
     MAX_UNREAD_BYTES = 1024 * 1024
 
     def __init__(self, server: PeerServer[Any], sock: socket.socket) -> None:
         super().__init__(server, sock)
         self._expected: int | None = None
+        self.seen: dict[str, Seen] = {}
 
     def durable(self, below: int) -> None:
         """Acknowledge every outcome of this connection numbered below `below`."""
@@ -42,7 +53,8 @@ class Connections:
 
     on_outcomes: Callable[[Connection, Outcomes], None]
     on_progress: Callable[[Progress], None]
-    on_seen: Callable[[Seen], None]
+    on_seen: Callable[[Connection, Seen], None]
+    on_announce_again: Callable[[AnnounceAgain], None]
     on_barrier: Callable[[Connection, Barrier], None]
 
     def __init__(self, loop: Loop, path: Path) -> None:
@@ -69,7 +81,7 @@ class Connections:
     def on_peer_down(self, peer: Connection) -> None:
         """A connection ended; what it sent is recorded all the same."""
 
-    def on_peer_message(self, peer: Connection, message: Outcomes | Progress | Seen | Barrier) -> None:
+    def on_peer_message(self, peer: Connection, message: Any) -> None:
         """A connected peer sent something."""
         match message:
             case Outcomes():
@@ -78,9 +90,16 @@ class Connections:
             case Progress():
                 self.on_progress(message)
             case Seen():
-                self.on_seen(message)
+                peer.seen[message.handler] = message
+                self.on_seen(peer, message)
+            case AnnounceAgain():
+                self.on_announce_again(message)
             case Barrier():
                 self.on_barrier(peer, message)
+
+    def seen(self) -> dict[str, Seen]:
+        """The handlers that connected pools have loaded, by name."""
+        return {name: seen for peer in self._server for name, seen in peer.seen.items()}
 
     # -- the dead
 

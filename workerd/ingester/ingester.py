@@ -18,7 +18,7 @@ from workerd.ingester.progress import ProgressWriter
 from workerd.ingester.spool import Spool
 from workerd.ingester.stats import IngestStats
 from workerd.ingester.writer import Writer
-from workerd.messages import Barrier, BarrierDone, Outcomes, Roster, Scheduled, Series
+from workerd.messages import AnnounceAgain, Barrier, BarrierDone, Outcomes, Roster, Scheduled, Series
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
@@ -86,6 +86,8 @@ class Ingester(Service):
         self._server_check_interval_s = config.dispatcher.lease / 3
         self._stop_by: float | None = None
         self._beat_due = False
+        self._was_away = False
+        self._served: frozenset[str] | None = None  # not told yet
         self._rate = Rate()
 
     def start(self) -> None:
@@ -95,6 +97,7 @@ class Ingester(Service):
         self._connections.on_outcomes = self._on_outcomes
         self._connections.on_progress = self._progress.on_progress
         self._connections.on_seen = self._progress.on_seen
+        self._connections.on_announce_again = self._on_announce_again
         self._connections.on_barrier = self._on_barrier
         self._pipeline.start()
         self.loop.call_later(self._server_check_interval_s, self._check_server)
@@ -128,7 +131,21 @@ class Ingester(Service):
 
     # -- reports
 
+    def _on_announce_again(self, message: AnnounceAgain) -> None:
+        self._served = message.served
+        self._announce_again()
+
+    def _announce_again(self) -> None:
+        served, seen = self._served, self._connections.seen()
+        self._progress.announce_again({n: s for n, s in seen.items() if served is None or n in served})
+
     def _on_pipeline_change(self) -> None:
+        if self._pipeline.mode is PipelineMode.AWAY:
+            self._was_away = True
+        elif self._was_away:
+            # The store may be another one now, or from a backup.
+            self._was_away = False
+            self._announce_again()
         if self._pending.roomy:
             self._connections.pause(False)
         self._connections.announce(self._writer.max_payload)

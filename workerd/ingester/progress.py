@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from workerd import log
 from workerd.errors import StoreAway, StoreBusy, StoreRefused
+from workerd.ingester.connections import Connection
 from workerd.ingester.pipeline import PipelineMode, WritePipeline
 from workerd.job import AttemptRef
-from workerd.messages import Progress, Seen
+from workerd.messages import Announced, Progress, Seen
 from workerd.runtime.loop import Loop
 from workerd.store import handlers, outcomes
 from workerd.store.base import Store, Tx
 
 WRITE_INTERVAL_S = 0.2
+SEEN_DELAY_S = 0.01
+"""In which the other handlers of a pool arrive."""
 BUSY_PAUSE_S = 5.0
 """Until rows that another transaction locks are tried again: outcomes wait while a lock is waited for."""
 MAX_ATTEMPTS_PER_WRITE = 200
@@ -39,6 +42,9 @@ class ProgressWriter:
         self._pipeline = pipeline
         self._progress: dict[AttemptRef, Progress] = {}
         self._seen: dict[str, Seen] = {}
+        self._again: dict[str, Seen] = {}  # to be written unless the store has them
+        self._waiting: dict[str, list[Connection]] = {}  # for a handler to be announced
+        self._seen_due = False
         self._due = False
         self._busy = False
 
@@ -49,11 +55,31 @@ class ProgressWriter:
             self._progress[ref] = message
             self._schedule()
 
-    def on_seen(self, message: Seen) -> None:
-        """A pool loaded a handler."""
+    def on_seen(self, connection: Connection, message: Seen) -> None:
+        """A pool loaded a handler; it is answered with Announced."""
         if message.handler in self._seen or len(self._seen) < MAX_HANDLERS:
             self._seen[message.handler] = message
-            self._schedule()
+            self._waiting.setdefault(message.handler, []).append(connection)
+            self._write_soon()
+        else:
+            connection.send(Announced(message.handler))
+
+    def announce_again(self, seen: Mapping[str, Seen]) -> None:
+        """Write these handlers, which were written before, unless the store still has them."""
+        self._again |= seen
+        if self._again:
+            self._write_soon()
+
+    def _write_soon(self) -> None:
+        # Callers enqueue as soon as the node is ready, which it is not before this is written.
+        if not self._seen_due and not self._busy:
+            self._seen_due = True
+            self._loop.call_later(SEEN_DELAY_S, self._on_seen_timer)
+        self._schedule()
+
+    def _on_seen_timer(self) -> None:
+        self._seen_due = False
+        self.write()
 
     def _schedule(self) -> None:
         if not self._due:
@@ -81,7 +107,9 @@ class ProgressWriter:
                 self._pipeline.store_lost(error)
         if not self._store_available:
             self._progress.clear()
-        if self._seen or self._progress:
+            if self._pipeline.reached:
+                self._answer(self._seen)
+        if self._seen or self._again or self._progress:
             self._schedule()
 
     def _wait_for_locks(self, error: StoreBusy) -> None:
@@ -98,15 +126,32 @@ class ProgressWriter:
             self._run(lambda tx: outcomes.progress(tx, messages, self._node_id))
 
     def _write_seen(self) -> None:
+        if self._again:
+            again = self._again
+            missing = self._store.read(
+                lambda tx: handlers.unannounced(tx, _signatures(again), self._node_name)
+            )
+            self._again = {}
+            self._seen |= {name: again[name] for name in missing if name not in self._seen}
         for name, seen in list(self._seen.items()):
             self._run(partial(_write_handler, seen=seen, node=self._node_name))
             del self._seen[name]
+            self._answer([name])
+
+    def _answer(self, names: Iterable[str]) -> None:
+        for name in names:
+            for connection in self._waiting.pop(name, ()):
+                connection.send(Announced(name))
 
     def _run(self, work: Callable[[Tx], object]) -> None:
         try:
             self._store.run(work)
         except StoreRefused as error:
             _log.warning("progress.refused", error=str(error))
+
+
+def _signatures(seen: Mapping[str, Seen]) -> dict[str, bytes | None]:
+    return {name: message.signature for name, message in seen.items()}
 
 
 def _write_handler(tx: Tx, seen: Seen, node: str) -> None:

@@ -80,6 +80,7 @@ class Pool(Service):
         self._crash_loop_drain_s = config.shutdown.drain
         self._exit_status = 0
         self._serving = False
+        self._has_worker = False  # one was ready
         self._lease_held = True
         self._queue: deque[Claim] = deque()
         self._assign_scheduled = self._report_scheduled = False
@@ -92,8 +93,9 @@ class Pool(Service):
         self._run_times = RunTimeAverage()
         self._policies = Policies(config, pool)
         self._outcome_sender = OutcomeSender(
-            self.loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged
-        )
+            self.loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged,
+            self._become_up,
+        )  # fmt: skip
         self._dispatcher_link = DispatcherLink(
             self.loop, paths.dispatcher, hello, tuple(handler.name for handler in pool.handlers),
             self._on_dispatcher_message, self._report_capacity_soon,
@@ -278,10 +280,15 @@ class Pool(Service):
             self._learn_handlers(loaded.specs, loaded.sources)
         worker.flags.set_stopping(not self._may_start_jobs)
         self._worker_manager.add_ready(worker)
-        if not self._drain.started:
-            self.become("up")
+        self._has_worker = True
+        self._become_up()
         self._assign_queued()
         self._report_capacity_soon()
+
+    def _become_up(self) -> None:
+        """Up: a worker is ready, and the handlers can be found by those who enqueue."""
+        if self._has_worker and self._outcome_sender.announced and not self._drain.started:
+            self.become("up")
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         now = time.monotonic_ns()

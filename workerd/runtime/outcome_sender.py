@@ -11,6 +11,7 @@ from typing import Any
 
 from workerd.messages import (
     Ack,
+    Announced,
     Barrier,
     BarrierDone,
     FromIngester,
@@ -51,7 +52,7 @@ class OutcomeSender:
     """The connection to the ingester; outcomes survive restarts of the ingester, other messages may not.
 
     `max_payload`: bytes, as the ingester announced last. `on_acknowledged` is called after each Ack that
-    acknowledged something new.
+    acknowledged something new, `on_announced` when all loaded handlers are known.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class OutcomeSender:
         hello: Hello,
         max_payload: int = MAX_PAYLOAD_BYTES,
         on_acknowledged: Callable[[], None] = _ignore,
+        on_announced: Callable[[], None] = _ignore,
     ) -> None:
         self.max_payload = min(max_payload, MAX_PAYLOAD_BYTES)
         self._loop = loop
@@ -72,7 +74,9 @@ class OutcomeSender:
         self._fresh: list[Outcome] = []  # the newest of the kept ones, not sent on any connection yet
         self._flushed_at = 0.0
         self._batch_delay = BATCH_DELAY_S
+        self._on_announced = on_announced
         self._seen: list[Seen] = []
+        self._unannounced: set[str] = set()
         self._tokens = itertools.count(1)
         self._barriers: dict[int, tuple[Barrier, Callable[[BarrierDone], None]]] = {}
         self._link = ReconnectingClient(loop, path, FromIngester, self._on_message, self._on_connected)
@@ -141,9 +145,15 @@ class OutcomeSender:
     def announce(self, seen: list[Seen]) -> None:
         """Send which handlers are loaded, now and on every later connection."""
         if seen != self._seen:
+            self._unannounced.update(message.handler for message in seen if message not in self._seen)
             self._seen = seen
             for message in seen:
                 self.notify(message)
+
+    @property
+    def announced(self) -> bool:
+        """Whether every loaded handler was announced and the ingester has taken that."""
+        return not self._unannounced
 
     def notify(self, message: Message) -> None:
         """Send a message that may be lost; without a connection it is."""
@@ -174,6 +184,10 @@ class OutcomeSender:
                 self._acknowledge(message.below)
             case PayloadLimits():
                 self.max_payload = min(message.max_payload, MAX_PAYLOAD_BYTES)
+            case Announced():
+                self._unannounced.discard(message.handler)
+                if self.announced:
+                    self._on_announced()
             case BarrierDone():
                 answered = self._barriers.pop(message.token, None)
                 if answered is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+
 import msgspec
 
 from workerd.errors import NotFound, UnreadableRow
@@ -50,6 +52,36 @@ def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
             name,
         ),
     )
+
+
+def unannounced(tx: Tx, signatures: Mapping[str, bytes | None], node: str) -> list[str]:
+    """Those of the handlers that the store does not have, with this signature, as loaded by `node`."""
+    announced = set()
+    for name, signature, nodes in tx.query(
+        "SELECT name, signature, nodes FROM workerd_handlers WHERE seen_at IS NOT NULL"
+    ):
+        handler = columns.lenient(name) or ""
+        if node in _names(nodes) and signatures.get(handler, signature) == signature:
+            announced.add(handler)
+    return sorted(signatures.keys() - announced)
+
+
+def withdraw(tx: Tx, node: str, served: Collection[str]) -> list[str]:
+    """Record that `node` has none but the handlers `served` any more; returns those that it had.
+
+    One that no node has is unknown from now on, as if none ever had it. Nodes that are gone do not count.
+    """
+    found = tx.query("SELECT name, nodes FROM workerd_handlers WHERE seen_at IS NOT NULL")
+    had = [(columns.lenient(name) or "", _names(nodes)) for name, nodes in found]
+    withdrawn = [(name, nodes) for name, nodes in had if node in nodes and name not in served]
+    live = node_names(tx) if withdrawn else set()
+    for name, nodes in withdrawn:
+        left = sorted((nodes & live) - {node})
+        sets = "nodes = %s" if left else "nodes = %s, signature = NULL, seen_at = NULL"
+        tx.execute(
+            f"UPDATE workerd_handlers SET {sets} WHERE name = %s", (msgspec.json.encode(left).decode(), name)
+        )
+    return sorted(name for name, _ in withdrawn)
 
 
 def _names(text: bytes | None) -> set[str]:
