@@ -234,6 +234,21 @@ def test_secrets_are_in_no_fault_and_no_repr(tmp_path: Path) -> None:
     assert "hunter2" not in str(config.store.__rich_repr__())
 
 
+def test_a_password_that_every_user_may_read_is_noted(tmp_path: Path) -> None:
+    """With the file that holds it, and without the password."""
+    for mode, noted in ((0o644, True), (0o640, False)):
+        file = tmp_path / "workerd.toml"
+        file.write_text('store.url = "mysql://u:hunter2@localhost/d"')
+        file.chmod(mode)
+        notes = load(file, {}).notes
+        assert bool(notes) is noted
+        assert all(str(file) in note and "hunter2" not in note for note in notes)
+    file.write_text('store.url = "mysql://u@localhost/d"')
+    file.chmod(0o644)
+    assert load(file, {}).notes == ()
+    assert load(file, {"WORKERD_STORE__URL": "mysql://u:hunter2@localhost/d"}).notes == ()
+
+
 @pytest.mark.parametrize(
     ("listen", "local"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,12 +30,14 @@ from workerd.config.model import (
     PoolConfig,
     RestartConfig,
     ScheduleConfig,
+    StoreConfig,
     WorkflowConfig,
     WorkflowJob,
     keys_of,
 )
 from workerd.config.reader import ConfigErrors, Table, nearest
 from workerd.config.runtime_dir import default_runtime_dir
+from workerd.config.store_url import MySQLUrl, parse_store_url
 from workerd.config.validators import wrong
 from workerd.errors import InvalidValue
 
@@ -319,7 +322,23 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     _check_names(root, found, flows)
     _check_gateway(root, sections["gateway"])
     errors.raise_if_any()
-    return Config(pools=found.pools, workflows=flows, notes=tuple(found.notes), **sections)
+    notes = (*found.notes, *_exposed_password(tree, sections["store"]))
+    return Config(pools=found.pools, workflows=flows, notes=notes, **sections)
+
+
+def _exposed_password(tree: reader.ConfigTree, store: StoreConfig) -> list[str]:
+    """A note if others can read the file that holds the password of `store.url`."""
+    url = parse_store_url(store.url)
+    if not isinstance(url, MySQLUrl) or not url.password:
+        return []
+    file = tree.origin(("store", "url"))
+    try:
+        readable = Path(file).stat().st_mode & stat.S_IROTH
+    except OSError:  # an environment variable, which is not a file
+        return []
+    if not readable:
+        return []
+    return [f"store.url: every user may read {file}, which holds its password; use store.password_file"]
 
 
 def _section(table: Table, name: str) -> Any:

@@ -56,7 +56,8 @@ def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
 
 def lateness(tx: Tx, config: Config) -> dict[str, float]:
     """Seconds since a run of each schedule was due that has not begun; 0 if it is on time or paused."""
-    return {name: _late_s(row, tx.now) for name, row in _rows(tx, config).items()}
+    late = dict.fromkeys(schedules.wanted(config), 0.0)
+    return late | {row.name: _late_s(row, tx.now) for row in schedules.list_with_next(tx)}
 
 
 def _late_s(row: ScheduleRow, now: int) -> float:

@@ -316,11 +316,23 @@ def list_(tx: Tx) -> list[ScheduleRow]:
     return [_with_last(tx, _schedule(row)) for row in rows]
 
 
+def list_with_next(tx: Tx) -> list[ScheduleRow]:
+    """All schedules by name, without their last runs: of an interval with the time of its waiting run."""
+    rows = [_schedule(row) for row in tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules ORDER BY name")]
+    for row in rows:
+        if row.kind == "cooler":
+            row.next_at = _waiting_run_at(tx, row.name)
+    return rows
+
+
+def _waiting_run_at(tx: Tx, name: str) -> int | None:
+    run = intervals.live_run(tx, name)
+    return None if run is None or run.status is Status.INPROGRESS else run.run_at
+
+
 def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
     if row.kind == "cooler":
-        run = intervals.live_run(tx, row.name)
-        if run is not None and run.status is not Status.INPROGRESS:
-            row.next_at = run.run_at
+        row.next_at = _waiting_run_at(tx, row.name)
         last = intervals.last_run(tx, row.name)
         if last is not None:
             row.last_job, row.last_status, row.last_end = last
