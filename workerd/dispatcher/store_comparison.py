@@ -7,6 +7,7 @@ commits. Then rows are back as they were before this node claimed them, while th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.job import AttemptRef, ClaimedAttempt, id_text
@@ -70,9 +71,12 @@ class StoreComparison:
 
     def report(self) -> None:
         """Log what the store has lost."""
-        _report("claims.taken_back", self._taken)
-        _report("claims.missing", self.missing)
-        _report("outcomes.lost", self._lost)
+        if self._taken:
+            _log.warning("claims.taken_back", **_named(self._taken))
+        if self.missing:
+            _log.warning("claims.missing", **_named(self.missing))
+        if self._lost:
+            _log.warning("outcomes.lost", **_named(self._lost))
 
     def may_have_ended(self, row: ClaimedAttempt) -> bool:
         """Whether this attempt, which nobody holds, may have run and its recorded outcome be gone."""
@@ -86,7 +90,7 @@ class StoreComparison:
         self.missing = set()
 
 
-def _report(event: str, refs: Iterable[AttemptRef]) -> None:
+def _named(refs: Iterable[AttemptRef]) -> dict[str, Any]:
+    """How many there are, and the ids of the first."""
     ids = [id_text(ref.id) for ref in refs]
-    if ids:
-        _log.warning(event, count=len(ids), jobs=", ".join(ids[:MAX_LOGGED_IDS]))
+    return {"count": len(ids), "jobs": ", ".join(ids[:MAX_LOGGED_IDS])}
