@@ -15,7 +15,7 @@ from tests.support.eventually import eventually
 from tests.support.gateway import Api
 from tests.support.replication import ReplicatedPair
 from tests.support.rows import Rows, assert_settled
-from tests.support.servers import Flavour
+from tests.support.servers import FAST, DatabaseServer, Flavour
 from workerd import Client
 from workerd.errors import HandlerNotFound, StoreError
 
@@ -104,3 +104,48 @@ def test_work_goes_on_on_the_promoted_server(harness: FailoverHarness) -> None:
     eventually(lambda: not rows.sql("SELECT id FROM workerd_jobs WHERE status IN ('new', 'inprogress')"))
     assert api.daemon.stop() == 0
     assert_settled(rows)
+
+
+@pytest.mark.slow
+def test_a_server_whose_commit_hangs_is_named(tmp_path: Path) -> None:
+    """Semi-synchronous replication without a replica: only COMMIT waits, as without a majority."""
+    if Flavour().oracle:
+        pytest.skip("MariaDB has semi-synchronous replication built in")
+    server = DatabaseServer((*FAST, "--server-id=1", "--log-bin=binlog", "--binlog-format=ROW"))
+    try:
+        url = server.start().url(server.new_database(), tcp=True)
+        with Api(tmp_path / "node", url, CONFIG) as api:
+            api.ended(api.enqueue("noop"))
+            server.sql("SET GLOBAL rpl_semi_sync_master_timeout = 4000000")
+            server.sql("SET GLOBAL rpl_semi_sync_master_enabled = ON")
+            words = "reads answer, COMMIT does not: has the cluster lost its majority?"
+            eventually(lambda: words in api.daemon.status()["store"]["error"], state=api.daemon.tail)
+            eventually(lambda: words in api.daemon.logged(), state=api.daemon.tail)
+            eventually(lambda: words in api.get("/ready").text, state=api.daemon.tail)
+            assert "does not answer" not in api.get("/ready").text
+            server.sql("SET GLOBAL rpl_semi_sync_master_enabled = OFF")
+            eventually(lambda: api.get("/ready").status_code == 200, state=api.daemon.tail)
+            api.ended(api.enqueue("noop"))
+            rows = Rows(url)
+            assert api.daemon.stop() == 0
+            assert_settled(rows)
+    finally:
+        server.remove()
+
+
+@pytest.mark.slow
+def test_a_schema_that_is_read_only_for_a_while(tmp_path: Path, own_server: DatabaseServer) -> None:
+    """MySQL's ALTER SCHEMA … READ ONLY: good outcomes wait, and none is refused or runs again."""
+    if not Flavour().oracle:
+        pytest.skip("only MySQL has read-only schemas")
+    name = own_server.new_database()
+    with Api(tmp_path / "node", own_server.url(name, tcp=True), CONFIG) as api:
+        jobs = [api.enqueue("waits", {"path": str(tmp_path / "go")}) for _ in range(3)]
+        eventually(lambda: api.daemon.runs(uuid.UUID(jobs[0]).bytes), state=api.daemon.tail)
+        own_server.sql(f"ALTER SCHEMA {name} READ ONLY = 1")
+        (tmp_path / "go").touch()
+        eventually(lambda: api.daemon.status()["store"]["state"] == "away", state=api.daemon.tail)
+        assert "read only" in api.daemon.status()["store"]["error"].lower()
+        own_server.sql(f"ALTER SCHEMA {name} READ ONLY = 0")
+        assert [api.ended(job)["reason"] for job in jobs] == ["ok", "ok", "ok"]
+        assert api.daemon.status()["roles"]["ingester"]["set_aside"] == 0
