@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows, pool_of
+from tests.support.rows import Rows
 from workerd.clock import SECOND, to_text
 from workerd.config.model import ScheduleConfig
 from workerd.job import COOLER_KEY, new_id
@@ -182,3 +185,20 @@ def test_a_cooler_goes_on_when_the_clock_of_the_store_was_set_back(
     pool.demand(1)
     harness.until(lambda: pool.claims)
     assert [claim.id for claim in pool.claims.values()] == [made[0]]
+
+
+@pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
+def test_a_locked_schedule_stops_no_other(make_harness: MakeHarness, store: Store, store_url: str) -> None:
+    """The ticks of the other fire while the row of one is locked; its own are made up for."""
+    every = ScheduleConfig(cron=EVERY_SECOND)
+    harness = make_harness(poll=0.05, pools=pool_of("held", every) | pool_of("other", every))
+    harness.start()
+    harness.until(lambda: job_rows(store, "held") and job_rows(store, "other"))
+    with Rows(store_url).connection() as lock, lock.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT * FROM workerd_schedules WHERE name = 'held' FOR UPDATE")
+        held, others = len(job_rows(store, "held")), len(job_rows(store, "other"))
+        harness.until(lambda: len(job_rows(store, "other")) >= others + 6)
+        assert len(job_rows(store, "held")) == held
+        lock.rollback()
+    harness.until(lambda: len(job_rows(store, "held")) > held)

@@ -14,6 +14,7 @@ from tests.ingester.test_ingester import MakeHarness, ends
 from tests.support.ingesting import IngesterHarness
 from workerd import transaction
 from workerd.job import Status
+from workerd.messages import Progress, Seen
 from workerd.outcome import Reason
 
 LOCK = "SELECT * FROM workerd_jobs WHERE id = %s FOR UPDATE"
@@ -147,3 +148,43 @@ def test_further_outcomes_of_the_job_wait_behind_and_a_kill_loses_none(harness: 
         release()
     harness.until(lambda: not harness.info["locked"])
     assert ends(harness.rows) == {("completed", "ok"): 1}
+
+
+def test_progress_of_a_locked_row_stops_no_other(harness: IngesterHarness) -> None:
+    """Neither the progress of other attempts nor outcomes wait for it."""
+    pool = harness.pool().connect()
+    locked, free, ended = harness.insert_claimed(3)
+    with locking(harness, LOCK, locked.id):
+        for made in (locked, free):
+            pool.send_message(
+                Progress(
+                    id=made.id, attempt=1, claimed_at=made.claimed_at, started_at=made.claimed_at, pid=77,
+                    progress=0.5, note="half",
+                )
+            )  # fmt: skip
+        pool.send(ended)
+        harness.until(lambda: harness.rows.last(free.id)["note"] == "half")
+        harness.until(lambda: pool.all_durable)
+        assert harness.info["transaction_retries"] == 0
+    assert never_unavailable(harness)
+
+
+def test_a_locked_handler_stops_no_other(harness: IngesterHarness) -> None:
+    """It is written when the lock is released; nothing waits for it."""
+    pool = harness.pool().connect()
+    harness.rows.sql("INSERT INTO workerd_handlers (name) VALUES ('a')")
+    with locking(harness, "SELECT * FROM workerd_handlers WHERE name = 'a' FOR UPDATE") as release:
+        pool.send_message(Seen(handler="a", signature=b"{}"))
+        pool.send_message(Seen(handler="b", signature=b"{}"))
+        harness.until(lambda: seen(harness) == {"b"})
+        pool.send(*harness.insert_claimed(10))
+        harness.until(lambda: pool.all_durable)
+        assert harness.info["transaction_retries"] == 0
+        release()
+    harness.until(lambda: seen(harness) == {"a", "b"})
+    assert never_unavailable(harness)
+
+
+def seen(harness: IngesterHarness) -> set[str]:
+    rows = harness.rows.sql("SELECT name FROM workerd_handlers WHERE seen_at IS NOT NULL")
+    return {row["name"] for row in rows}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support import storing as s
+from tests.support.rows import Rows
 from workerd import errors
 from workerd.clock import SECOND, to_text
 from workerd.config.model import ScheduleConfig
@@ -175,3 +176,19 @@ def test_a_big_request_goes_in_slices(store: Store) -> None:
     assert (removed, left(store)) == ([4, 4, 3, 0], 0)
     with pytest.raises(errors.NotFound):
         s.request(store, made)
+
+
+def test_a_locked_row_stops_no_other(mysql: Store, mysql_url: str) -> None:
+    """The rows of its job stay together, for the next round."""
+    kept, gone = s.enqueue(mysql, "a"), s.enqueue(mysql, "a")
+    s.finish(mysql, "a", Status.RETRY)
+    s.finish(mysql, "a")
+    age(mysql, 20)
+    with Rows(mysql_url).connection() as lock, lock.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute("SELECT * FROM workerd_jobs WHERE id = %s AND attempt = 1 FOR UPDATE", (kept,))
+        assert purge(mysql, limits(mysql), limit=100) == 2
+        assert s.value(mysql, "SELECT COUNT(*) FROM workerd_jobs WHERE id = %s", kept) == 2
+        assert s.value(mysql, "SELECT COUNT(*) FROM workerd_jobs WHERE id = %s", gone) == 0
+        lock.rollback()
+    assert purge(mysql, limits(mysql), limit=100) == 2

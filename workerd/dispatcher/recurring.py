@@ -12,7 +12,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
-from workerd.errors import NotFound
+from workerd.errors import NotFound, StoreBusy
 from workerd.log import get_logger
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
 from workerd.store import intervals, schedules
@@ -31,6 +31,8 @@ MISSED_AFTER_US = 5 * SECOND
 """Without a reading of the clock, after which ticks count as missed."""
 HELD_TICK_RETRY_US = SECOND // 2
 """After which a tick is tried again that waits for the run before it."""
+BUSY_TICK_RETRY_US = 10 * SECOND
+"""The same for a schedule whose row another transaction has locked: each try waits for the lock."""
 
 _log = get_logger("dispatcher")
 
@@ -151,12 +153,20 @@ class CronTicks:
                 return Fired.TAKEN  # the store's clock was set back, and this node does not know it yet
             return schedules.tick(tx, name, moment, overlap=overlap, workflow=workflow, void=void).fired
 
-        fired = self._store.run(tick)
+        try:
+            fired = self._store.run(tick)
+        except StoreBusy:
+            self._hold(name, moment, BUSY_TICK_RETRY_US)  # the ticks of other schedules go on
+            raise
         self._due.popleft()
         match fired:
             case Fired.FIRED:
                 self.fired += 1
                 self._stager.announce([name])
             case Fired.HELD:
-                self._ticks[name].hold(moment, self._store.now() + HELD_TICK_RETRY_US)
-                self._due = deque(item for item in self._due if item[0] != name)
+                self._hold(name, moment, HELD_TICK_RETRY_US)
+
+    def _hold(self, name: str, moment: int, retry_us: int) -> None:
+        """Try this tick of a schedule and those after it again, not before the others."""
+        self._ticks[name].hold(moment, self._store.now() + retry_us)
+        self._due = deque(item for item in self._due if item[0] != name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import TypeVar
 
 from workerd import log
 from workerd.errors import StoreAway, StoreBusy, StoreRefused
@@ -18,13 +19,17 @@ from workerd.store.base import Store, Tx
 WRITE_INTERVAL_S = 0.2
 SEEN_DELAY_S = 0.01
 """In which the other handlers of a pool arrive."""
-BUSY_PAUSE_S = 5.0
-"""Until rows that another transaction locks are tried again: outcomes wait while a lock is waited for."""
+BUSY_PAUSE_S = 1.0
+"""Until rows that another transaction locks are tried again."""
+RETRY_FOR_S = 0.5
+"""Shorter than the wait for one lock: outcomes wait meanwhile."""
 MAX_ATTEMPTS_PER_WRITE = 200
 """Each is a statement of its own, and outcomes wait meanwhile."""
 MAX_ATTEMPTS = 2000
 MAX_HANDLERS = 10_000
 """So many attempts and handlers are kept in memory; further ones are dropped."""
+
+T = TypeVar("T")
 
 _log = log.get_logger("ingester")
 
@@ -98,11 +103,12 @@ class ProgressWriter:
         """Write what is waiting if the store is available; progress that cannot be written is dropped."""
         if self._store_available:
             try:
-                self._write_seen()
+                locked = self._write_seen()
                 self._write_progress()
-                self._busy = False
+                self._note_locks(f"the rows of {', '.join(locked)} are locked" if locked else "")
             except StoreBusy as error:
-                self._wait_for_locks(error)
+                self._note_locks(str(error))
+                self._progress.clear()
             except StoreAway as error:
                 self._pipeline.store_lost(error)
         if not self._store_available:
@@ -112,12 +118,11 @@ class ProgressWriter:
         if self._seen or self._again or self._progress:
             self._schedule()
 
-    def _wait_for_locks(self, error: StoreBusy) -> None:
+    def _note_locks(self, error: str) -> None:
         """Try again later: outcomes are in other rows, so for them the store is available."""
-        if not self._busy:
-            self._busy = True
-            _log.warning("handler.write_delayed", error=str(error))
-        self._progress.clear()
+        if error and not self._busy:
+            _log.warning("handler.write_delayed", error=error)
+        self._busy = bool(error)
 
     def _write_progress(self) -> None:
         refs = list(self._progress)[:MAX_ATTEMPTS_PER_WRITE]
@@ -125,7 +130,8 @@ class ProgressWriter:
         if messages:
             self._run(lambda tx: outcomes.progress(tx, messages, self._node_id))
 
-    def _write_seen(self) -> None:
+    def _write_seen(self) -> list[str]:
+        """Write the handlers; returns those that another transaction has locked."""
         if self._again:
             again = self._again
             missing = self._store.read(
@@ -133,26 +139,31 @@ class ProgressWriter:
             )
             self._again = {}
             self._seen |= {name: again[name] for name in missing if name not in self._seen}
+        locked = []
         for name, seen in list(self._seen.items()):
-            self._run(partial(_write_handler, seen=seen, node=self._node_name))
-            del self._seen[name]
-            self._answer([name])
+            if self._run(partial(_write_handler, seen=seen, node=self._node_name)) is False:
+                locked.append(name)
+            else:
+                del self._seen[name]
+            self._answer([name])  # a lock on one handler does not keep the node from becoming ready
+        return locked
 
     def _answer(self, names: Iterable[str]) -> None:
         for name in names:
             for connection in self._waiting.pop(name, ()):
                 connection.send(Announced(name))
 
-    def _run(self, work: Callable[[Tx], object]) -> None:
+    def _run(self, work: Callable[[Tx], T]) -> T | None:
         try:
-            self._store.run(work)
+            return self._store.run(work, retry_for_s=RETRY_FOR_S)
         except StoreRefused as error:
             _log.warning("progress.refused", error=str(error))
+            return None
 
 
 def _signatures(seen: Mapping[str, Seen]) -> dict[str, bytes | None]:
     return {name: message.signature for name, message in seen.items()}
 
 
-def _write_handler(tx: Tx, seen: Seen, node: str) -> None:
-    handlers.seen(tx, seen.handler, seen.signature, node)
+def _write_handler(tx: Tx, seen: Seen, node: str) -> bool:
+    return handlers.seen(tx, seen.handler, seen.signature, node)

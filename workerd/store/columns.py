@@ -296,6 +296,21 @@ def keys(rows: Iterable[tuple[bytes, int]]) -> str:
     return " OR ".join(ranges)
 
 
+class LockedRows(NamedTuple):
+    """Rows of a SELECT: locked now by this transaction, and those that another one has locked."""
+
+    ours: set[Row]
+    others: set[Row]
+
+
+def lock_free(tx: Tx, sql: str, params: Sequence[object] = ()) -> LockedRows:
+    """Lock the rows of a SELECT that nobody else has locked; this waits for nobody."""
+    ours = set(tx.query(sql + tx.dialect.skip_locked, params))
+    if not tx.dialect.skip_locked:
+        return LockedRows(ours, set())  # the engine locks all or nothing
+    return LockedRows(ours, set(tx.query(sql, params)) - ours)
+
+
 def marks(items: Sequence[object]) -> str:
     """The placeholders of an IN list."""
     return ", ".join(["%s"] * len(items))

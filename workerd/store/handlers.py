@@ -38,11 +38,16 @@ def _ensure_row(tx: Tx, name: str) -> None:
         )
 
 
-def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
-    """Record that `node` has loaded the handler; `signature`: JSON or None. Drops nodes that are gone."""
+def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> bool:
+    """Record that `node` has loaded the handler; `signature`: JSON or None. Drops nodes that are gone.
+
+    False if another transaction has the handler's row locked: nothing was recorded.
+    """
     _ensure_row(tx, name)
-    row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
-    nodes = {node, *(_names(row[0]) & node_names(tx))} if row else {node}
+    row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{tx.dialect.skip_locked}", (name,))
+    if row is None:
+        return False
+    nodes = {node, *(_names(row[0]) & node_names(tx))}
     tx.execute(
         "UPDATE workerd_handlers SET signature = %s, nodes = %s, seen_at = %s WHERE name = %s",
         (
@@ -52,6 +57,7 @@ def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> None:
             name,
         ),
     )
+    return True
 
 
 def unannounced(tx: Tx, signatures: Mapping[str, bytes | None], node: str) -> list[str]:

@@ -14,7 +14,7 @@ from workerd.job import AttemptRef, Status
 from workerd.messages import Progress
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Params, Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 
 
@@ -72,29 +72,22 @@ def lockable(tx: Tx, outcomes: Sequence[Outcome]) -> list[Outcome]:
 
     Returns the outcomes that have none to wait for, be it of a request, a job or a unique key.
     """
-    if not tx.dialect.skip_locked:
-        return list(outcomes)  # the engine locks all or nothing
     free = list(outcomes)
     if ids := sorted({o.request_id for o in free if o.request_id is not None}):
         sql = f"SELECT id FROM workerd_requests WHERE id IN ({columns.marks(ids)}) ORDER BY id"
-        locked = _locked(tx, sql, ids)
+        locked = columns.lock_free(tx, sql, ids).others
         free = [o for o in free if (o.request_id,) not in locked]
     if free:
         where = columns.keys({o.ref for o in free})
-        locked = _locked(tx, f"SELECT id, attempt FROM workerd_jobs WHERE {where} ORDER BY id, attempt")
+        sql = f"SELECT id, attempt FROM workerd_jobs WHERE {where} ORDER BY id, attempt"
+        locked = columns.lock_free(tx, sql).others
         free = [o for o in free if o.ref not in locked]
     if keys := [(o.handler, o.unique_key) for o in free if o.unique_key is not None]:
         where = " OR ".join([f"({tx.dialect.live_key_condition})"] * len(keys))
         sql = f"SELECT id FROM workerd_jobs {tx.dialect.hint('workerd_live')} WHERE {where}"
-        locked = _locked(tx, sql, [value for key in keys for value in key])
+        locked = columns.lock_free(tx, sql, [value for key in keys for value in key]).others
         free = [o for o in free if o.unique_key is None or (o.id,) not in locked]
     return free
-
-
-def _locked(tx: Tx, sql: str, params: Params = ()) -> set[Row]:
-    """The rows of a SELECT that another transaction has locked; the others are locked here."""
-    free = set(tx.query(sql + tx.dialect.skip_locked, params))
-    return set(tx.query(sql, params)) - free
 
 
 def closed_attempt(outcome: Outcome, node_id: bytes, now: int) -> ClosedAttempt:
@@ -140,9 +133,15 @@ def ingested(tx: Tx, keys: Sequence[AttemptRef], moment: int) -> set[AttemptRef]
 
 
 def progress(tx: Tx, messages: Sequence[Progress], node_id: bytes) -> int:
-    """Write the progress of running attempts of this incarnation; returns the number of rows updated."""
+    """Write the progress of running attempts of this incarnation; returns the number of rows updated.
+
+    Rows that another transaction has locked are left out: progress is soon overtaken.
+    """
+    by_ref = {AttemptRef(p.id, p.attempt): p for p in messages}
+    keys = columns.keys(by_ref)
+    free = tx.query(f"SELECT id, attempt FROM workerd_jobs WHERE {keys}{tx.dialect.skip_locked}")
     updated = 0
-    for p in sorted(messages, key=lambda p: (p.id, p.attempt)):
+    for p in (by_ref[AttemptRef(*row)] for row in sorted(free)):
         updated += tx.execute(
             "UPDATE workerd_jobs SET started_at = %s, pid = %s, progress = COALESCE(%s, progress),"
             " note = COALESCE(%s, note)"

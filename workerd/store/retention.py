@@ -180,16 +180,16 @@ def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
 
 
 def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
-    """Delete all rows of these jobs, unless they were retried meanwhile."""
+    """Delete all rows of these jobs, unless they were retried meanwhile or another transaction locks one."""
     removed = 0
     for part in chunks(sorted(ids), 200):
-        rows = tx.query(
-            f"SELECT id, attempt, status FROM workerd_jobs WHERE id IN ({marks(part)})"
-            f" ORDER BY id, attempt{tx.dialect.row_lock}",
+        rows, locked = columns.lock_free(
+            tx,
+            f"SELECT id, attempt, status FROM workerd_jobs WHERE id IN ({marks(part)}) ORDER BY id, attempt",
             part,
         )
-        live = {row[0] for row in rows if columns.lenient(row[2]) in LIVE}
-        keys = [(row[0], row[1]) for row in rows if row[0] not in live]
+        kept = {row[0] for row in rows if columns.lenient(row[2]) in LIVE} | {row[0] for row in locked}
+        keys = [(row[0], row[1]) for row in sorted(rows) if row[0] not in kept]
         for some in chunks(keys):
             removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {columns.keys(some)}")
     return removed
