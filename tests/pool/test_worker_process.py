@@ -215,8 +215,24 @@ def test_a_worker_death_ends_only_its_own_attempt(
             assert "in segfault" in str(outcome.stack)
         assert outcome.next is not None
         assert (outcome.next.crashes, outcome.next.failures) == (1, 0)
+        assert (outcome.usage.max_rss_kib or 0) > 1000
+        assert outcome.usage.cpu_us is not None
         assert {o.reason for o in harness.outcomes(good)} == {Reason.OK}
         assert len(harness.ingester.outcomes) == 21
+
+
+def test_the_cpu_time_of_a_killed_run_is_its_own(tmp_path: Path) -> None:
+    """Not that of the jobs before it in the same worker."""
+    with PoolHarness(tmp_path, make_pool("burns", "python_loop", policy={"grace": 0.0})) as harness:
+        before = harness.run("burns", seconds=0.6)
+        killed = harness.run("python_loop", deadline_ms=100)
+        assert before.pid == killed.pid
+        assert before.usage.cpu_us is not None
+        assert killed.usage.cpu_us is not None
+        assert killed.usage.run_us is not None
+        assert before.usage.cpu_us >= 600_000
+        assert 0 < killed.usage.cpu_us <= killed.usage.run_us + 50_000
+        assert (killed.usage.max_rss_kib or 0) > 1000
 
 
 def test_an_external_kill_crashes_the_running_attempt(tmp_path: Path, marks: Path) -> None:

@@ -13,7 +13,8 @@ from workerd.errors import StoreRefused
 from workerd.ingester import writer
 from workerd.job import COOLER_KEY, Claim, Status
 from workerd.messages import Progress
-from workerd.outcome import NextAttempt, Outcome, Reason, Usage, released
+from workerd.outcome import NextAttempt, Outcome, Reason, Usage, lost, released
+from workerd.policy import next_after_loss
 from workerd.store import claims as store_claims
 from workerd.store import intervals, jobs, outcomes
 from workerd.store.base import Store
@@ -316,6 +317,22 @@ def test_progress_reaches_only_the_attempt_that_runs(store: Store) -> None:
     assert close(store, [outcome(claim)]) == 1
     assert job(store, claim.id).row.note == "a quarter 😀"
     assert store.run(lambda tx: outcomes.progress(tx, [told], NODE.id)) == 0
+
+
+def test_a_lost_attempt_keeps_what_its_pool_reported(store: Store) -> None:
+    """Who ran it, since when, and so for how long; one that reported nothing has none of them."""
+    claim, silent = claimed(store), claimed(store)
+    message = Progress(claim.id, 1, claim.claimed_at, claim.claimed_at, 4711, None, None)
+    store.run(lambda tx: outcomes.progress(tx, [message], NODE.id))
+    started = claim.claimed_at - 90_000_007
+    sql(store, "UPDATE workerd_jobs SET started_at = %s WHERE id = %s", clock.to_text(started), claim.id)
+    assert close(store, [lost(of, "its pool died", next_after_loss(of)) for of in (claim, silent)]) == 2
+    row = job(store, claim.id).attempts[0]
+    assert (row.reason, row.pid, row.started_at) == ("lost", 4711, started)
+    assert row.finished_at is not None
+    assert row.run_us == row.finished_at - started
+    row = job(store, silent.id).attempts[0]
+    assert (row.reason, row.pid, row.started_at, row.run_us) == ("lost", None, None, None)
 
 
 def test_what_a_lost_commit_did_can_be_asked(store: Store) -> None:

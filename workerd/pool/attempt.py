@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 from enum import StrEnum
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ from workerd.config.model import Policy
 from workerd.job import Claim
 from workerd.outcome import RunResult, Usage
 from workerd.pool.shared import SOFT_SIGNAL
+from workerd.runtime.limits import cpu_us_of
 from workerd.text import death_text
 
 _PACKAGE = f'File "{Path(__file__).parent}/'
@@ -42,8 +44,8 @@ class AssignedAttempt:
     """
 
     __slots__ = (
-        "cancelled", "claim", "deadline", "grace", "hard_deadline", "interrupt_reason", "note", "peak_kib",
-        "progress", "progress_changed", "progress_sent_ns", "serial", "stack", "start_ns",
+        "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "note",
+        "peak_kib", "progress", "progress_changed", "progress_sent_ns", "serial", "stack", "start_ns",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:
@@ -61,6 +63,7 @@ class AssignedAttempt:
         self.progress_sent_ns = 0
         self.stack: str | None = None
         self.peak_kib: int | None = None
+        self.cpu_us: int | None = None
 
     def start(self, now_ns: int) -> None:
         """Count its deadlines from now."""
@@ -71,6 +74,12 @@ class AssignedAttempt:
         """Its start, corrected by its run time: the pool learns late when a queued attempt started."""
         run_us = result.usage.run_us
         return self.start_ns if run_us is None else min(self.start_ns, now_ns - run_us * 1000)
+
+    def measure(self, usage: resource.struct_rusage | None, cpu_us_before: int) -> None:
+        """What it used, by what its dead worker used in all, and the CPU time of that before the attempt."""
+        if usage is not None:
+            self.cpu_us = max(0, cpu_us_of(usage) - cpu_us_before)
+            self.peak_kib = max(self.peak_kib or 0, usage.ru_maxrss)
 
     @property
     def soft_deadline_ns(self) -> int:
@@ -126,7 +135,7 @@ def result_of_death(
         stack=attempt.stack,
         exit_signal=-status if status < 0 else None,
         exit_code=status if status >= 0 else None,
-        usage=Usage(run_us=max(0, now_ns - attempt.start_ns) // 1000, max_rss_kib=attempt.peak_kib),
+        usage=Usage(max(0, now_ns - attempt.start_ns) // 1000, attempt.cpu_us, attempt.peak_kib),
         progress=attempt.progress,
         note=attempt.note,
     )

@@ -42,16 +42,16 @@ class WorkerFds:
     dump: int
 
 
-_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _STARTED = range(5)
+_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _STARTED, _CPU_US = range(6)
 
 
 class SharedFlags:
-    """Five 64-bit words, shared with the children that are forked later: for a worker that never reads.
+    """Six 64-bit words, shared with the children that are forked later: for a worker that never reads.
 
     A signal only says that they changed, so one that arrives after its job has ended does no harm. The
-    worker writes `started`, the pool the others. Each word is written by one store instruction and read by
-    one load, so no lock is needed. `begin` writes the serial last: a reader that sees its own serial sees
-    the flags that belong to it.
+    worker writes `started` and `cpu_us`, the pool the others. Each word is written by one store instruction
+    and read by one load, so no lock is needed. `begin` writes the serial last: a reader that sees its own
+    serial sees the flags that belong to it.
     """
 
     def __init__(self) -> None:
@@ -86,6 +86,15 @@ class SharedFlags:
     def mark_started(self, serial: int) -> None:
         """Written by the worker before anything of the attempt can have an effect."""
         self._words[_STARTED] = serial
+
+    @property
+    def cpu_us(self) -> int:
+        """CPU time that the worker and its children had used when the last attempt began."""
+        return self._words[_CPU_US]
+
+    def mark_cpu(self, cpu_us: int) -> None:
+        """Written by the worker when it begins to measure an attempt."""
+        self._words[_CPU_US] = cpu_us
 
     def begin(self, serial: int, soft_deadline_ns: int) -> None:
         """Set the flags for a new attempt; called before its Assignment is sent."""

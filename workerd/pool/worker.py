@@ -127,7 +127,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     settings.capture()
     ignored_signals.restore_in_children(_forked_child_cleanup(channel))
     channel.send(ready)
-    _run_jobs(name, channel, executor, state, processes, settings)
+    _run_jobs(name, Meter(fds.flags), channel, executor, state, processes, settings)
     run_exit_functions()
     return 0
 
@@ -161,6 +161,7 @@ def _forked_child_cleanup(channel: WorkerChannel) -> Callable[[], None]:
 
 def _run_jobs(
     name: str,
+    meter: Meter,
     channel: WorkerChannel,
     executor: Executor,
     state: ProcessState,
@@ -168,7 +169,6 @@ def _run_jobs(
     settings: ProcessSettings,
 ) -> None:
     title = f"workerd: worker {name}"
-    meter = Meter()
     while (assignment := channel.receive()) is not None:
         setproctitle.setproctitle(f"{title} {id_text(assignment.claim.id)}")
         state.reset()

@@ -14,8 +14,9 @@ from workerd.log import get_logger
 from workerd.outcome import Usage
 from workerd.pool.attempt import KillReason
 from workerd.pool.isolation import move_up
+from workerd.pool.shared import SharedFlags
 from workerd.runtime.cgroup import Delegation, PoolGroup, WorkerGroup
-from workerd.runtime.limits import limit_data, limit_processes
+from workerd.runtime.limits import cpu_us_of, limit_data, limit_processes
 
 _RESET_PEAK = b"5"
 """Written to clear_refs, it resets the peak of resident memory to the present size."""
@@ -24,14 +25,19 @@ log = get_logger("pool")
 
 
 class Meter:
-    """Measures what a job uses: `start` before it, `usage` after it. Together they take 4 µs."""
+    """Measures what a job uses: `start` before it, `usage` after it. Together they take 4 µs.
 
-    def __init__(self) -> None:
+    `flags` tell the pool where a run began, which measures it from there when the worker dies.
+    """
+
+    def __init__(self, flags: SharedFlags) -> None:
+        self._flags = flags
         self._clear_refs = -1
         with contextlib.suppress(OSError):
             self._clear_refs = move_up(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
         self._start_ns = self._cpu_ns = 0
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        self._children_cpu_us = cpu_us_of(self._children)
 
     def start(self) -> None:
         """Start measuring; where the peak cannot be reset, that of the worker's life is reported."""
@@ -41,6 +47,7 @@ class Meter:
             except OSError:
                 self._clear_refs = -1
         self._cpu_ns = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
+        self._flags.mark_cpu(self._cpu_ns // 1000 + self._children_cpu_us)
         self._start_ns = time.monotonic_ns()
 
     def usage(self) -> Usage:
@@ -51,7 +58,9 @@ class Meter:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if after != before:
             self._children = after
-            cpu_us += round((after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime) * 1e6)
+            total = cpu_us_of(after)
+            cpu_us += total - self._children_cpu_us
+            self._children_cpu_us = total
             # The kernel only reports the largest child ever: if that grew, the child belonged to this run.
             if after.ru_maxrss > before.ru_maxrss:
                 peak = max(peak, after.ru_maxrss)

@@ -452,9 +452,11 @@ class WorkerProcess:
             if self.kill_reason is not KillReason.NONE and self.attempt is not None:
                 self.attempt.peak_kib = self.limits.peak_kib
         self.move(WorkerState.DEAD)
-        unstarted = self._take_unstarted(status)
+        unstarted, cpu_us_before = self._take_unstarted(status), self.flags.cpu_us
         self._close()
         attempt, self.attempt = self.attempt, None
+        if attempt is not None:
+            attempt.measure(self.child.usage, cpu_us_before)
         for other in reversed(unstarted):
             self._owner.on_revoked(other)
         self._owner.on_death(self, attempt, status)

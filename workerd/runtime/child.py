@@ -12,6 +12,7 @@ import ctypes
 import gc
 import importlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -51,12 +52,16 @@ _RESET = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTO
 
 
 class Child:
-    """A forked child: its pid, and a descriptor that can never name another process."""
+    """A forked child: its pid, and a descriptor that can never name another process.
+
+    `usage`: what it and the children that it waited for used in all; None until it is reaped.
+    """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
         self.pidfd = os.pidfd_open(pid)
         self.status: int | None = None
+        self.usage: resource.struct_rusage | None = None
 
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Send a signal; nothing happens when the child is dead."""
@@ -68,13 +73,14 @@ class Child:
         """Its status if it is dead: 0…255 is an exit code, negative a signal; None while it lives."""
         if self.status is None:
             try:
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                pid, status, usage = os.wait4(self.pid, os.WNOHANG)
             except ChildProcessError:
                 self.status = 255  # some other wait has reaped it: its status is lost
             else:
                 if pid == 0:
                     return None
                 self.status = os.waitstatus_to_exitcode(status)
+                self.usage = usage
         return self.status
 
     def close(self) -> None:
@@ -256,6 +262,11 @@ class ManagedChild(Generic[In]):
     def kill(self, signum: int = signal.SIGKILL) -> None:
         """Send a signal; nothing happens when the child is dead."""
         self._child.kill(signum)
+
+    @property
+    def usage(self) -> resource.struct_rusage | None:
+        """As in Child."""
+        return self._child.usage
 
     def reap(self) -> int | None:
         """Read what the dead child had still written, reap it and release all descriptors (law 3).

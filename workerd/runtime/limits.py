@@ -64,6 +64,11 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def cpu_us_of(usage: resource.struct_rusage) -> int:
+    """User and system time in microseconds."""
+    return round((usage.ru_utime + usage.ru_stime) * 1e6)
+
+
 def _data_size() -> int:
     try:
         return int(Path("/proc/self/statm").read_text().split()[5]) * _PAGE_BYTES

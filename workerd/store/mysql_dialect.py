@@ -76,6 +76,7 @@ def _of(path: str, write: _Write = literal) -> _Column:
     return _Column(attrgetter(path), write)
 
 
+_KEEP = "j.{name} = COALESCE({value}, j.{name})"
 _NAMED = {
     "id": _of("outcome.id"),
     "attempt": _of("outcome.attempt"),
@@ -92,21 +93,28 @@ _SET = {
     "stack": _of("outcome.stack", _short),
     "exit_signal": _of("outcome.exit_signal"),
     "exit_code": _of("outcome.exit_code"),
-    "started_at": _of("started_at", _time),
+    # NULL keeps what is there: of an attempt that was lost, what its pool reported while it ran.
+    "started_at": _of("started_at", _time)._replace(set=_KEEP),
     "finished_at": _of("finished_at", _time),
-    "run_us": _of("outcome.usage.run_us"),
+    "run_us": _of("outcome.usage.run_us")._replace(
+        set="j.{name} = COALESCE({value}, "
+        "GREATEST(0, TIMESTAMPDIFF(MICROSECOND, j.started_at, {finished_at})))"
+    ),
     "cpu_us": _of("outcome.usage.cpu_us"),
     "max_rss_kib": _of("outcome.usage.max_rss_kib"),
-    "pid": _of("outcome.pid"),
-    # NULL keeps what is there.
-    "progress": _of("outcome.progress")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
-    "note": _of("outcome.note")._replace(set="j.{name} = COALESCE({value}, j.{name})"),
+    "pid": _of("outcome.pid")._replace(set=_KEEP),
+    "progress": _of("outcome.progress")._replace(set=_KEEP),
+    "note": _of("outcome.note")._replace(set=_KEEP),
 }
 
 
 def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
     derived, named = _derived(batch, _NAMED | _SET)
-    sets = [column.set.format(name=name, value=named[name]) for name, column in _SET.items()]
+    finished_at = named["finished_at"]
+    sets = [
+        column.set.format(name=name, value=named[name], finished_at=finished_at)
+        for name, column in _SET.items()
+    ]
     changed = tx.execute(
         f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
         f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"

@@ -51,6 +51,13 @@ def gate(folder: str, sign: str = "gate") -> str:
     return sign
 
 
+def burns(seconds: float) -> None:
+    """Use so much CPU time."""
+    until = time.process_time() + seconds
+    while time.process_time() < until:
+        pass
+
+
 def nap(seconds: float) -> None:
     time.sleep(seconds)
 
