@@ -293,3 +293,38 @@ def test_a_deleted_runtime_folder_is_created_again(harness: LifecycleHarness) ->
     assert harness.daemon.cli("status").returncode == 0
     assert harness.daemon.stop() == 0
     assert harness.sockets_and_pid_files() == []
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_it_starts_with_closed_standard_streams(tmp_path: Path, closed: str) -> None:
+    """As some supervisors and scripts start it; no file of the daemon's gets their numbers."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    daemon = Daemon(tmp_path / "node", url, CONFIG, prefix=("sh", "-c", f'exec "$@" {closed}', "sh"))
+    rows = Rows(url)
+    with daemon:
+        job = rows.insert("record", {"path": str(tmp_path / "record")})
+        eventually(lambda: rows.ended(job), state=daemon.tail)
+        for process in daemon.tree():
+            for fd in ("0", "1", "2"):
+                target = os.readlink(f"/proc/{process.pid}/fd/{fd}")
+                assert target == "/dev/null" or target.endswith("/log") or target.startswith("pipe:")
+        assert daemon.stop() == 0
+    assert_settled(rows)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_full_disk_at_start_is_one_sentence(tmp_path: Path) -> None:
+    """And the exit status 1: no traceback, and nothing that is tried again for ever."""
+    state = tmp_path / "node" / "state"
+    script = f'mount -t tmpfs -o mode=0755,size=64k tmpfs {state} && cat /dev/zero > {state}/fill; exec "$@"'
+    prefix = ("unshare", "--mount", "sh", "-c", script, "sh")
+    daemon = Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", CONFIG, prefix=prefix)
+    state.mkdir()
+    daemon.spawn()
+    assert daemon.process is not None
+    if daemon.process.wait(30) != 1:
+        daemon.end()
+        pytest.skip(f"cannot mount here: {daemon.logged()}")
+    assert "Traceback" not in daemon.logged()
+    assert "No space left on device; free space there" in daemon.logged().splitlines()[-1]
+    daemon.end()

@@ -21,11 +21,32 @@ MAX_YOUNG_OBJECTS = 100_000
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status is 0 done, 1 failed, 2 wrong usage or configuration."""
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         # Data with characters that the terminal's encoding lacks must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     return _flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)))
+
+
+def open_standard_streams() -> None:
+    """Give /dev/null the numbers 0-2 that are closed: else other files get them, and what is printed."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
+            os.dup2(null, fd)
+            if null != fd:
+                os.close(null)
+            os.set_inheritable(fd, True)
+    # Python has none for those that were closed; these are never closed, nor are the descriptors.
+    if sys.stdin is None:
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def _run(arguments: list[str]) -> int:

@@ -24,6 +24,9 @@ from workerd.runtime.reaper import OrphanReaper
 from workerd.supervisor.sealed_config import unseal
 from workerd.supervisor.supervised_child import ChildState, Main, SupervisedChild
 
+START_PATIENCE_FACTOR = 4
+"""How many times as long as later a child may be silent while it starts: imports are slow on a full machine,
+and one that is killed begins them anew."""
 PROVEN_AFTER_S = 10.0
 """A child that is up for so long (at least `restart.period`) has its former deaths forgotten."""
 MAX_DEAD_IN_ROSTER = 100
@@ -156,7 +159,7 @@ class Children:
             main,
             pool=pool,
             silence_s=watchdog,
-            start_silence_s=watchdog + load_timeout,
+            start_silence_s=watchdog * START_PATIENCE_FACTOR + load_timeout,
             crash_loop=crash_loop,
             on_change=self._on_change,
             on_death=self._on_death,
@@ -283,14 +286,16 @@ class Children:
     def _check_progress(self) -> None:
         now = time.monotonic()
         watchdog = self.config.supervisor.watchdog
-        if now - self._checked_at > watchdog / 2:
+        lateness = max(0.0, now - self._checked_at - self._check_interval_s)
+        if lateness > watchdog / 2:
             # It was this process that stood still; what the children sent meanwhile is not read yet.
             for child in self:
                 child.excuse()
         self._checked_at = now
         for child in self:
+            child.watch(lateness)
             if child.overdue(now):
-                child.kill(f"made no progress for {watchdog:g} s")
+                child.kill(f"made no progress for {child.silence_limit_s:g} s")
             elif child.state is ChildState.UP:
                 restart = child.crash_loop.restart
                 if now - child.started_at > max(PROVEN_AFTER_S, restart.period if restart else 0):

@@ -40,6 +40,14 @@ class AlreadyRunning(BootError):
         self.pid = pid
 
 
+def cannot_write(paths: Paths, error: OSError) -> str:
+    """One sentence about a folder that cannot be worked in."""
+    return (
+        f"cannot write in {paths.state} or {paths.runtime}: {error.strerror}; free space there, "
+        "or set node.state_dir and node.runtime_dir to other folders."
+    )
+
+
 def make_folders(paths: Paths) -> None:
     """The runtime and state folders, private where they must be, and nobody else's. Raises BootError."""
     for path, mode in (

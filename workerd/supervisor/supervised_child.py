@@ -15,6 +15,7 @@ import msgspec
 from workerd.messages import Beat, FromChild
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy, ManagedChild
 from workerd.runtime.loop import Loop, Timer
+from workerd.supervisor.patience import Patience
 from workerd.text import death_text
 
 EOF_TO_DEATH_S = 0.2
@@ -96,7 +97,7 @@ class SupervisedChild:
         self._on_beat = on_beat
         self._process: ManagedChild[FromChild] | None = None
         self._kill_reason = ""
-        self._heard_at = 0.0
+        self._patience = Patience(0.0)
         self._restart_timer: Timer | None = None
 
     @property
@@ -131,7 +132,8 @@ class SupervisedChild:
             on_death=self._on_exit,
         )
         self.life, self.last_pid = life, self._process.pid
-        self.started_at = self._heard_at = time.monotonic()
+        self.started_at = time.monotonic()
+        self._patience.heard(self.started_at)
         self.last_beat = Beat(state="starting")
         self._kill_reason = ""
         if self.greeting is not None:
@@ -187,14 +189,21 @@ class SupervisedChild:
 
     def overdue(self, now: float) -> bool:
         """Whether its Beats have stopped for longer than they may; `now`: monotonic seconds."""
-        if self._process is None:
-            return False
-        limit = self.start_silence_s if self.last_beat.state == "starting" else self._silence_s
-        return now - self._heard_at > limit
+        return self._process is not None and self._patience.silence(now) > self.silence_limit_s
+
+    @property
+    def silence_limit_s(self) -> float:
+        """How long it may send no Beat in its present state."""
+        return self.start_silence_s if self.last_beat.state == "starting" else self._silence_s
+
+    def watch(self, lateness: float) -> None:
+        """Take note of how late the supervisor ran, and of how long the child waited for a processor."""
+        if self._process is not None:
+            self._patience.watch(lateness, self.pid)
 
     def excuse(self) -> None:
         """Count its silence from now on."""
-        self._heard_at = time.monotonic()
+        self._patience.heard(time.monotonic())
 
     def was_killed_at_work(self, status: int) -> bool:
         """Whether a process that had started died of a SIGKILL that the supervisor did not send."""
@@ -202,7 +211,7 @@ class SupervisedChild:
         return status == -signal.SIGKILL and not self._kill_reason and at_work
 
     def _on_message(self, beat: Beat) -> None:
-        self._heard_at = time.monotonic()
+        self._patience.heard(time.monotonic())
         self.last_beat = beat
         if beat.trouble:
             self.trouble = beat.trouble

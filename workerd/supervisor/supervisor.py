@@ -26,7 +26,7 @@ from workerd.supervisor.children import Children, Mains
 from workerd.supervisor.reload import ANSWER_LIMIT_S, FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
 from workerd.supervisor.sealed_config import SealedConfig
 from workerd.supervisor.shutdown import Shutdown
-from workerd.supervisor.startup import RuntimeFiles
+from workerd.supervisor.startup import BootError, RuntimeFiles, cannot_write
 from workerd.supervisor.supervised_child import ChildState
 from workerd.supervisor.systemd_status import SystemdStatus
 
@@ -72,15 +72,13 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the node until it is to stop; returns the exit status. Raises BootError."""
-        startup.make_folders(self._paths)
-        lock = startup.take_lock(self._paths.lock)
-        self._files = RuntimeFiles(self._paths)
-        self._incarnation = startup.begin_incarnation(self._paths)
-        startup.remove_old_metrics(self._paths)
+        try:
+            lock = self._take_place()
+        except OSError as error:  # such as a full disk
+            raise BootError(cannot_write(self._paths, error)) from error
         setproctitle.setproctitle("workerd: supervisor")
         become_subreaper()
         self._loop.on_error = lambda error: self._log.error("supervisor.callback_failed", exc_info=error)
-        self._open_control()
         for signum in (signal.SIGTERM, signal.SIGINT):
             self._loop.on_signal(signum, self.stop)
         self._loop.on_signal(signal.SIGHUP, lambda: self.reload(lambda answer: None))
@@ -103,6 +101,16 @@ class Supervisor:
         self._files.remove()
         self._log.info("node.stopped", exit_status=self._exit_status)
         return self._exit_status
+
+    def _take_place(self) -> int:
+        """Folders, lock, incarnation and control socket; returns the lock. Raises BootError, OSError."""
+        startup.make_folders(self._paths)
+        lock = startup.take_lock(self._paths.lock)
+        self._files = RuntimeFiles(self._paths)
+        self._incarnation = startup.begin_incarnation(self._paths)
+        startup.remove_old_metrics(self._paths)
+        self._open_control()
+        return lock
 
     def _open_control(self) -> None:
         self._control = ControlServer(self._loop, self._paths.supervisor, self._answer)
