@@ -19,7 +19,7 @@ from tests.support.fuzzing import fuzz_frame
 from tests.support.outcomes import outcome
 from tests.support.rows import Rows, assert_settled
 from workerd import clock
-from workerd.messages import Barrier, Beat, Demand, Hello, Holdings, Outcomes, Progressed, Scheduled, Seen
+from workerd.messages import Barrier, Beat, Demand, Hello, Holdings, Outcomes, Scheduled, Seen
 from workerd.runtime.sockets import connect, poke
 
 CONFIG = f"""
@@ -109,7 +109,7 @@ def frames(dice: random.Random) -> Iterator[bytes]:
         for message in (
             Hello(role="pool", name="waits", life=4), Demand(received=0, room=9, handlers=("echo",)),
             Outcomes(first=0, outcomes=[outcome(handler="echo")]), Seen("echo", b"{}"), Barrier(1, {4: 5}),
-            Holdings(1, []), Progressed(1, 0.5, "x"), Beat("up"), Scheduled(2**62),
+            Holdings(1, []), Beat("up"), Scheduled(2**62),
         )
     ]  # fmt: skip
     known += [b'{"ask": "status"}', b'{"ask": ["metrics"]}', b'{"ask": "\xff"}']
