@@ -109,7 +109,7 @@ def frames(dice: random.Random) -> Iterator[bytes]:
         for message in (
             Hello(role="pool", name="waits", life=4), Demand(received=0, room=9, handlers=("echo",)),
             Outcomes(first=0, outcomes=[outcome(handler="echo")]), Seen("echo", b"{}"), Barrier(1, {4: 5}),
-            Holdings(1, []), Beat("up"), Scheduled(2**62),
+            Holdings(token=1, keys=[], claimed_at=[]), Beat("up"), Scheduled(2**62),
         )
     ]  # fmt: skip
     known += [b'{"ask": "status"}', b'{"ask": ["metrics"]}', b'{"ask": "\xff"}']
