@@ -118,4 +118,21 @@ def test_the_oldest_half_sent_requests_are_closed(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(run(Connections(capacity=4)))
     monkeypatch.setattr(limits, "MAX_WAITING_PER_ADDRESS", 3)
+    monkeypatch.setattr(limits, "MIN_WAIT_S", 0.0)
     asyncio.run(run(Connections()))
+
+
+def test_a_new_connection_has_time_to_send_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many more its address opens meanwhile, as long as there is room for all."""
+
+    async def run() -> None:
+        async with serving(Connections()) as connect:
+            reader, writer = await connect()
+            for _ in range(10):
+                await connect()
+            writer.write(request("/jobs"))
+            assert (await reader.read(12))[9:] == b"200"
+
+    monkeypatch.setattr(limits, "MAX_WAITING_PER_ADDRESS", 3)
+    monkeypatch.setattr(limits, "MIN_WAIT_S", 60.0)
+    asyncio.run(run())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import resource
+import time
 from collections import defaultdict
 from typing import Any
 
@@ -19,7 +20,9 @@ SEND_TIMEOUT_S = 30.0
 """A client that reads nothing of a pending answer for so long is disconnected."""
 LISTEN_BACKLOG = 1024
 MAX_WAITING_PER_ADDRESS = LISTEN_BACKLOG
-"""Connections of one address without a whole request: a burst of clients that were accepted at once fits."""
+"""Connections of one address without a whole request, beside those of the last MIN_WAIT_S."""
+MIN_WAIT_S = 1.0
+"""Time to send a request in, even while the address opens thousands of connections; unless all are taken."""
 MAX_CONNECTIONS = 4000
 RESERVED_CONNECTIONS = 100
 """Accepted beyond MAX_CONNECTIONS, for the liveness probe alone."""
@@ -37,9 +40,9 @@ class Connections:
     def __init__(self, capacity: int = MAX_CONNECTIONS) -> None:
         self._capacity = capacity
         self._open: set[HttpProtocol] = set()
-        # Ordered sets, the one that has waited longest first.
-        self._waiting: dict[HttpProtocol, None] = {}
-        self._waiting_by_address: defaultdict[str, dict[HttpProtocol, None]] = defaultdict(dict)
+        # Since when, the one that has waited longest first.
+        self._waiting: dict[HttpProtocol, float] = {}
+        self._waiting_by_address: defaultdict[str, dict[HttpProtocol, float]] = defaultdict(dict)
 
     @property
     def is_full(self) -> bool:
@@ -50,7 +53,9 @@ class Connections:
         """Take a new connection in; the oldest waiting one may be closed for it, or it itself."""
         self._open.add(connection)
         if len(self._open) > self._capacity and self._waiting:
-            self._close(next(iter(self._waiting)))
+            of_address = self._waiting_by_address.get(connection.address, {})
+            is_flood = len(of_address) >= MAX_WAITING_PER_ADDRESS
+            self._close(next(iter(of_address if is_flood else self._waiting)))
         if len(self._open) > self._capacity + RESERVED_CONNECTIONS:
             self._close(connection)
             return
@@ -61,9 +66,13 @@ class Connections:
         if connection in self._waiting or connection not in self._open:
             return
         of_address = self._waiting_by_address[connection.address]
-        self._waiting[connection] = of_address[connection] = None
-        if len(of_address) > MAX_WAITING_PER_ADDRESS:
-            self._close(next(iter(of_address)))
+        now = time.monotonic()
+        self._waiting[connection] = of_address[connection] = now
+        while len(of_address) > MAX_WAITING_PER_ADDRESS:
+            oldest, since = next(iter(of_address.items()))
+            if now - since < MIN_WAIT_S:
+                break
+            self._close(oldest)
 
     def set_busy(self, connection: HttpProtocol) -> None:
         """The connection has sent a whole request, and waits for its answer."""
