@@ -234,3 +234,17 @@ def test_a_terminal_gets_text_and_colour() -> None:
     assert "\x1b[" in coloured
     assert plain.isprintable()
     assert re.fullmatch(r"[\d:.]+ \[warning *\] worker\.died +process=pool worker=a/0", plain)
+
+
+def test_text_has_the_date_once_whichever_process_writes_first() -> None:
+    """In the first line of a day; the others have the time alone."""
+
+    def log_in_two_processes() -> None:
+        log.get_logger("supervisor").info("first")
+        assert status_of(lambda: log.get_logger("pool").info("second") or 0) == 0
+        log.get_logger("supervisor").info("third")
+
+    times = [re.split(r" \[", line)[0] for line in written(log_in_two_processes, "text")]
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}", times[0])
+    assert all(re.fullmatch(r"\d\d:\d\d:\d\d\.\d{6}", time) for time in times[1:])
+    assert len(times) == 3

@@ -314,13 +314,17 @@ def load_all(config: Config) -> dict[str, LoadTrial]:
     waiting = [(pool, handler) for pool in config.pools.values() for handler in pool.handlers]
     trials: dict[str, LoadTrial] = {}
     running: list[LoadProbe] = []
-    while waiting or running:
-        while waiting and len(running) < MAX_PROBES:
-            running.append(LoadProbe.start(*waiting.pop(0)))
-        _wait(running)
-        for probe in [probe for probe in running if probe.is_over()]:
-            trials[probe.handler.name] = probe.finish()
-            running.remove(probe)
+    try:
+        while waiting or running:
+            while waiting and len(running) < MAX_PROBES:
+                running.append(LoadProbe.start(*waiting.pop(0)))
+            _wait(running)
+            for probe in [probe for probe in running if probe.is_over()]:
+                trials[probe.handler.name] = probe.finish()
+                running.remove(probe)
+    finally:
+        for probe in running:  # Ctrl-C
+            probe.finish()
     return trials
 
 

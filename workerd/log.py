@@ -7,6 +7,7 @@ are escaped, repeated events are counted instead of written, and writing never b
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import re
 import select
@@ -36,6 +37,9 @@ MAX_TRACEBACK_CHARS = 64 * 1024
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _level = _LEVELS["info"]
+_DAY_BYTES = 8  # YYYYMMDD
+_shown_day: mmap.mmap | None = None
+"""The day of the last line as text."""
 HANDLER_PROCESS = "worker"
 """The process that records of handlers name; none of workerd's own events does."""
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -80,7 +84,7 @@ def _renderers(config: LogConfig) -> list[Any]:
         return [_Journal(), *as_json]  # JSON when the journal does not take an event
     if config.format == "text" or (config.format == "auto" and os.isatty(2)):
         return [
-            structlog.processors.TimeStamper("%H:%M:%S.%f", utc=False, key="time"),
+            _TextTime(),
             structlog.dev.ConsoleRenderer(
                 colors=os.isatty(2) and not os.environ.get("NO_COLOR"),
                 exception_formatter=structlog.dev.plain_traceback,
@@ -89,6 +93,28 @@ def _renderers(config: LogConfig) -> list[Any]:
             ),
         ]
     return as_json
+
+
+class _TextTime:
+    """The local time of an event; with the date in the first line of a day, whichever process writes it."""
+
+    def __init__(self) -> None:
+        global _shown_day
+        if _shown_day is None:
+            # Shared by all processes that are forked later.
+            _shown_day = mmap.mmap(-1, _DAY_BYTES)
+
+    def __call__(self, logger: Any, method: str, event: Event) -> Event:
+        assert _shown_day is not None
+        second, ns = divmod(time.time_ns(), 1_000_000_000)
+        local = time.localtime(second)
+        day = f"{local.tm_year:04}{local.tm_mon:02}{local.tm_mday:02}".encode()
+        form = "%H:%M:%S"
+        if _shown_day[:_DAY_BYTES] != day[:_DAY_BYTES]:
+            _shown_day[:_DAY_BYTES] = day[:_DAY_BYTES]
+            form = f"%Y-%m-%d {form}"
+        event["time"] = f"{time.strftime(form, local)}.{ns // 1000:06d}"
+        return event
 
 
 def _escape_values(logger: Any, method: str, event: Event) -> Event:

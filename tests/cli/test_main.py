@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.daemon import ROOT
+from tests.support.eventually import eventually
 from workerd.cli.commands import COMMANDS
 from workerd.cli.main import _configuration_last, main
 
@@ -168,3 +170,22 @@ def test_a_shell_is_told_how_to_complete(capsys: pytest.CaptureFixture[str]) -> 
         [sys.executable, "-m", "workerd"], env={**os.environ, **asked}, capture_output=True, text=True
     )
     assert done.stdout.split() == ["--until"]
+
+
+def test_ctrl_c_ends_a_check_with_a_word_and_what_it_started(tmp_path: Path) -> None:
+    """Exit status 130; no process that loads a handler is left."""
+    (tmp_path / "slow.py").write_text(
+        "import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'loading').write_text(str(os.getpid()))\ntime.sleep(600)\n"
+    )
+    text = f'[defaults]\npath = ["{tmp_path}"]\nload_timeout = "10m"\n[handlers.h]\ncall = "slow:h"\n'
+    (tmp_path / "workerd.toml").write_text(text)
+    check = subprocess.Popen(
+        [sys.executable, "-m", "workerd", "check", "-c", str(tmp_path)], stderr=subprocess.PIPE, text=True
+    )
+    loading = tmp_path / "loading"
+    pid = int(eventually(lambda: loading.exists() and loading.read_text()))
+    check.send_signal(signal.SIGINT)
+    _, err = check.communicate(timeout=30)
+    assert (check.returncode, err) == (130, "Interrupted.\n")
+    assert not Path(f"/proc/{pid}").exists()

@@ -17,6 +17,7 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
 from workerd.demo.handlers import BROKEN, demo_tasks, standard_library
+from workerd.outcome import Reason
 
 
 @pytest.fixture
@@ -82,7 +83,13 @@ def test_the_demo_parses_the_standard_library_and_proves_that_every_job_ended(
         ("crashes", "failure", "crashed"): 2,
         ("exits", "failure", "crashed"): 2,
         ("waits", "cancelled", "cancelled"): 2,
+        ("grows", "failure", "oom"): 1,
+        ("rejected", "failure", "refused"): 1,
+        ("falls", "completed", "ok"): 1,
+        ("outlasts", "completed", "ok"): 1,
     }
+    for reason in Reason:
+        assert re.search(rf"^{reason} +[1-9]", out, re.MULTILINE), reason
     assert "Its slowest job: " in out
     assert "exactly one end" in out
     assert "\x1b" not in out + err
@@ -99,6 +106,7 @@ def test_a_demo_that_is_interrupted_leaves_nothing(
     out, err = demo.communicate(timeout=60)
     assert demo.returncode == 130
     assert "Traceback" not in out + err
+    assert "Interrupted" in err
     assert list(tmp_path.iterdir()) == []
     assert have_exited(started)
 
@@ -116,4 +124,4 @@ def test_the_broken_files_are_broken_and_the_library_is_there(tmp_path: Path) ->
         with pytest.raises((SyntaxError, ValueError)):
             compile(content, "broken", "exec")
     assert len(standard_library()) > 500
-    assert len({task.handler for task in demo_tasks(tmp_path)}) == 12
+    assert len({task.handler for task in demo_tasks(tmp_path)}) == 16

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, report
+from workerd.cli.output import notify
 from workerd.errors import WorkerdError
 
 COMPLETION_VARIABLE = "_WORKERD_COMPLETE"
@@ -53,12 +54,15 @@ def _run(arguments: list[str]) -> int:
     try:
         _dispatch(arguments)
     except SystemExit as exit_:
+        if exit_.code == INTERRUPTED:  # Typer's for Ctrl-C
+            notify("Interrupted.")
         return exit_.code if isinstance(exit_.code, int) else FAILED
     except CommandExit as exit_:
         return exit_.status
     except WorkerdError as error:
         return report(error)
     except KeyboardInterrupt:
+        notify("Interrupted.")
         return INTERRUPTED
     except BrokenPipeError:
         return FAILED

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import msgspec
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.demo import report
-from workerd.demo.handlers import CALLS, DemoTask, demo_tasks
+from workerd.demo.handlers import CALLS, REJECTION, DemoTask, demo_tasks
 from workerd.demo.report import DemoProgress, DemoResults
 from workerd.documents import Job
 from workerd.errors import Conflict, WorkerdError
@@ -55,14 +55,23 @@ class DemoFailed(WorkerdError):
 
 def demo() -> None:
     """Run real jobs on a temporary daemon and show how they end."""
+    try:
+        _demo()
+    except KeyboardInterrupt:
+        print("The demo's daemon is stopped and its folder removed.", file=sys.stderr, flush=True)
+        raise
+
+
+def _demo() -> None:
     with _interruptible(), DemoNode() as node:
         tasks = demo_tasks(node.folder)
         total = sum(len(task.vars) for task in tasks)
         print(f"Starting workerd on an embedded store in {node.folder} …", file=sys.stderr, flush=True)
         config = node.configure(tasks)
         migrate(config)
-        node.start(config)
         with closing(open_checked(config)) as store:
+            store.run(lambda tx: tx.execute(REJECTION))
+            node.start(config)
             started = time.monotonic()
             expected = enqueue(store, config, tasks)
             print(f"Enqueued {total:,} jobs of {len(tasks)} handlers.", file=sys.stderr, flush=True)
@@ -93,18 +102,42 @@ def enqueue(store: Store, config: Config, tasks: Sequence[DemoTask]) -> set[str]
 def _watch(node: DemoNode, config: Config, store: Store, tasks: Sequence[DemoTask]) -> None:
     """Show the progress until all jobs have ended. Raises DemoFailed when that takes too long."""
     deadline = time.monotonic() + DEMO_TIMEOUT_S
+    events = _Events(node, config, store)
     with report.progress_display(tasks) as show:
         while True:
             progress = _progress(store, tasks)
             show(progress)
             if all(of.ended >= of.total for of in progress.values()):
                 return
-            if progress["waits"].running:
-                _cancel_running(config, store, "waits")
+            events.act(progress)
             node.check()
             if time.monotonic() > deadline:
                 raise DemoFailed(f"Not all jobs have ended within {DEMO_TIMEOUT_S:g} s.")
             time.sleep(POLL_INTERVAL_S)
+
+
+class _Events:
+    """What the demo does to running jobs: cancel them, kill their pool, shut the daemon down."""
+
+    def __init__(self, node: DemoNode, config: Config, store: Store) -> None:
+        self._node = node
+        self._config = config
+        self._store = store
+        self._killed = False
+        self._restarted = False
+
+    def act(self, progress: Mapping[str, DemoProgress]) -> None:
+        """Do what is due in this state. Raises DemoFailed if the daemon does not come up again."""
+        if progress["waits"].running:
+            _cancel_running(self._config, self._store, "waits")
+        if progress["falls"].running and not self._killed:
+            self._killed = self._node.kill_pool(self._config, "falls")
+        others = [of for handler, of in progress.items() if handler != "outlasts"]
+        ended = all(of.ended >= of.total for of in others)
+        if ended and progress["outlasts"].running and not self._restarted:
+            self._restarted = True
+            self._node.stop()
+            self._node.start(self._config)
 
 
 def _progress(store: Store, tasks: Sequence[DemoTask]) -> dict[str, DemoProgress]:
@@ -195,6 +228,15 @@ class DemoNode:
         except OSError:
             return False
 
+    def kill_pool(self, config: Config, name: str) -> bool:
+        """Kill a pool's process; false if it is not known."""
+        try:
+            pool = ask(Paths(config.node).supervisor, {"ask": "status"})["pools"].get(name) or {}
+            os.kill(int(pool["pid"]), signal.SIGKILL)
+        except (OSError, KeyError, TypeError):
+            return False
+        return True
+
     def check(self) -> None:
         """Raise DemoFailed if the daemon has died."""
         if self._process is not None and self._process.poll() is not None:
@@ -236,7 +278,7 @@ def configuration(folder: Path, tasks: Sequence[DemoTask]) -> str:
         "[gateway]",
         'listen = ""',
         "[shutdown]",
-        'drain = "2s"',
+        'drain = "1s"',
         "[pools.parse_source]",
         f"workers = {max(2, min(8, len(os.sched_getaffinity(0))))}",
     ]

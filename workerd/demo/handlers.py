@@ -89,6 +89,38 @@ def waits(ctx: Context) -> None:
         time.sleep(0.02)
 
 
+def grows() -> int:
+    """Take memory until it is killed for it."""
+    blocks = []
+    while True:
+        blocks.append(bytearray(2 << 20))
+        time.sleep(0.02)
+
+
+def rejected() -> str:
+    """Return a result that a trigger of the demo's database rejects."""
+    return "never stored"
+
+
+def falls(ctx: Context) -> str:
+    """Lose the pool around it, which the demo kills; then succeed."""
+    while ctx.attempt == 1:
+        time.sleep(1)
+    return f"done at attempt {ctx.attempt}"
+
+
+def outlasts(ctx: Context) -> str:
+    """Run longer than a shutdown waits; then succeed under the next daemon."""
+    while ctx.attempt == 1:
+        time.sleep(1)
+    return f"done at attempt {ctx.attempt}"
+
+
+REJECTION = """CREATE TRIGGER demo_rejection BEFORE UPDATE ON workerd_jobs
+    WHEN NEW.handler = 'rejected' AND NEW.status = 'completed'
+    BEGIN SELECT RAISE(ABORT, 'a trigger of the database rejects this row'); END"""
+"""A rule of the database's own, as yours may have."""
+
 BROKEN = {
     "unclosed.py": b"def f(:\n    return (1,\n",
     "indented.py": b"if True:\n        x = 1\n    y = 2\n",
@@ -176,6 +208,10 @@ def demo_tasks(folder: Path) -> list[DemoTask]:
         DemoTask("crashes", "killed by a signal", [{}] * 2, {"max_crashes": "2"}),
         DemoTask("exits", "exit status 3", [{}] * 2, {"max_crashes": "1"}),
         DemoTask("waits", "cancelled while it runs", [{}] * 2, {"grace": '"500ms"'}),
+        DemoTask("grows", "over its memory limit", [{}], {"memory_max": '"96MiB"', "max_crashes": "1"}),
+        DemoTask("rejected", "the store refuses its outcome", [{}]),
+        DemoTask("falls", "its pool is killed, then success", [{}]),
+        DemoTask("outlasts", "a shutdown interrupts it, then success", [{}]),
     ]
 
 

@@ -21,6 +21,7 @@ from workerd.clock import SECOND
 from workerd.demo.handlers import DemoTask
 from workerd.documents import Job
 from workerd.job import ENDED, Status
+from workerd.outcome import Reason
 from workerd.text import line, plural, seconds_text
 
 LINE_INTERVAL_S = 2.0
@@ -101,6 +102,14 @@ class DemoResults:
         """Whether every job that was enqueued has ended exactly once, and there is no other."""
         return not (self.missing or self.unexpected or self.duplicated or self.open_attempts)
 
+    def reasons(self) -> dict[str, Counter[str]]:
+        """The number of attempts that ended for each reason, by handler."""
+        found: dict[str, Counter[str]] = {}
+        for job in self.ended:
+            for attempt in job.attempts:
+                found.setdefault(attempt.reason or "", Counter())[job.handler] += 1
+        return found
+
     def groups(self, order: Sequence[str]) -> list[OutcomeGroup]:
         """Jobs by handler, in this order, and by outcome, the most frequent first."""
         groups: dict[tuple[str, str, str], OutcomeGroup] = {}
@@ -162,24 +171,29 @@ def print_report(tasks: Sequence[DemoTask], results: DemoResults, elapsed_s: flo
     groups = results.groups([task.handler for task in tasks])
     console.print(_outcome_table(groups, console.width))
     console.print()
+    if console.width < WIDE:
+        console.print(_error_table(groups))
+        console.print()
+    console.print(_reason_table(results.reasons()))
+    console.print()
     sentences = [*_parsed(groups), f"{len(results.ended):,} jobs ended in {seconds_text(elapsed_s)}."]
     for sentence in [*sentences, conclusion(results)]:
         console.print(Text(line(sentence)), soft_wrap=True)
 
 
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+
+
 def _outcome_table(groups: Sequence[OutcomeGroup], width: int) -> Table:
-    table = Table(
-        title="Outcomes by handler", title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = _table("Outcomes by handler")
     table.add_column("handler", style="bold", no_wrap=True)
     table.add_column("ended as", no_wrap=True)
     for name in ("jobs", "attempts", "p50", "p95", "slowest"):
         table.add_column(name, justify="right", no_wrap=True)
     wide = width >= WIDE
     if wide:
-        table.add_column(
-            "one of the errors", style="dim", overflow="ellipsis", no_wrap=True, max_width=width - TABLE_WIDTH
-        )
+        table.add_column("one of the errors", style="dim", overflow="fold", max_width=width - TABLE_WIDTH)
     for group in groups:
         cells = [
             Text(group.handler),
@@ -189,6 +203,30 @@ def _outcome_table(groups: Sequence[OutcomeGroup], width: int) -> Table:
             *(Text(seconds_text(group.percentile(share)) or "-") for share in (0.5, 0.95, 1)),
         ]
         table.add_row(*cells, *([Text(line(group.jobs[-1].error or ""))] if wide else []))
+    return table
+
+
+def _error_table(groups: Sequence[OutcomeGroup]) -> Table:
+    """The errors, where the other table has no room for them."""
+    table = _table("One of the errors")
+    table.add_column("handler", style="bold", no_wrap=True)
+    table.add_column("error", style="dim", overflow="fold")
+    for group in groups:
+        error = group.jobs[-1].error
+        if error:
+            table.add_row(Text(group.handler), Text(line(error)))
+    return table
+
+
+def _reason_table(reasons: Mapping[str, Counter[str]]) -> Table:
+    """How attempts ended, which shows the reasons of those that were repeated too."""
+    table = _table("Attempts by reason")
+    table.add_column("reason", style="bold", no_wrap=True)
+    table.add_column("attempts", justify="right", no_wrap=True)
+    table.add_column("handlers", overflow="fold")
+    for reason in Reason:
+        handlers = reasons.get(reason, Counter())
+        table.add_row(Text(reason), Text(f"{handlers.total():,}"), Text(", ".join(sorted(handlers)) or "-"))
     return table
 
 
