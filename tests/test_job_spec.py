@@ -82,3 +82,10 @@ def test_params_of_a_request_must_be_a_mapping() -> None:
     assert params_json({"id": 7}) == b'{"id":7}'
     with pytest.raises(InvalidValue, match="params: expected a mapping"):
         params_json([7])
+
+
+@pytest.mark.parametrize("given", [{"handler": "h "}, {"unique_key": "k "}, {"unique_key": " "}])
+def test_a_space_at_the_end_is_refused(given: dict[str, str]) -> None:
+    """MySQL compares names and keys as if they had none, SQLite and Python do not."""
+    with pytest.raises(InvalidValue, match="no space at its end"):
+        check(JobSpec(**{"handler": "h", **given}))

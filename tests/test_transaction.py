@@ -7,6 +7,7 @@ import sqlite3
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pymysql
 import pytest
 import sqlalchemy
+import uuid_utils
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import workerd
@@ -194,6 +196,42 @@ def test_enqueue_is_idempotent_by_id(connection: Any, url: str) -> None:
     assert workerd.enqueue(connection, "mail", id=mine) == Enqueued(mine, False)
     connection.commit()
     assert len(jobs(url)) == 1
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_enqueues_by_id_in_concurrent_transactions_do_not_deadlock(
+    mysql_url: str, keyed: bool, opened: Any
+) -> None:
+    """At REPEATABLE READ, where looking for an id that does not exist locks the place of all new ones."""
+    opened(mysql_url).migrate()
+
+    def enqueue_many(number: int) -> int:
+        with closing(by_pymysql(mysql_url)) as connection:
+            for n in range(50):
+                key = f"{number}-{n}" if keyed else None
+                workerd.enqueue(connection, "mail", id=str(uuid_utils.uuid7()), unique_key=key)
+                connection.commit()
+        return number
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(enqueue_many, range(4))) == [0, 1, 2, 3]
+    assert len(jobs(mysql_url)) == 200
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_an_open_transaction_keeps_no_other_from_enqueueing(mysql_url: str, keyed: bool, opened: Any) -> None:
+    """Neither with an id of its own nor with a new key."""
+    opened(mysql_url).migrate()
+    with closing(by_pymysql(mysql_url)) as open_one, closing(by_pymysql(mysql_url)) as other:
+        workerd.enqueue(open_one, "mail", id=str(uuid_utils.uuid7()), unique_key="open" if keyed else None)
+        with closing(other.cursor()) as cursor:
+            cursor.execute("SET innodb_lock_wait_timeout = 1")
+        for n in range(20):
+            workerd.enqueue(other, "mail", unique_key=f"other-{n}" if n % 2 else None)
+            workerd.enqueue(other, "mail", id=str(uuid_utils.uuid7()))
+            other.commit()
+        open_one.commit()
+    assert len(jobs(mysql_url)) == 41
 
 
 def test_a_wrong_option_leaves_the_transaction_usable(connection: Any, url: str) -> None:

@@ -139,6 +139,8 @@ def _name(field_name: str, value: object) -> str:
         value.encode()
     except UnicodeEncodeError:
         raise InvalidValue(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
+    if value.endswith(" "):
+        raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL would not see")
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.storing import claims, close, enqueue, job, outcome, status, value
+from tests.support.storing import claims, close, enqueue, job, outcome, sql, status, value
 from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.job import Status, new_id
@@ -73,6 +73,24 @@ def test_keys_are_exact(store: Store) -> None:
     keys = ["k", "K", "ḱ", "ß", "ss", "😀", "😁", "k'; --", 'k"', "k\\"]
     assert all(done.created for done in insert(store, *(NewJob(handler="h", unique_key=k) for k in keys)))
     assert not any(done.created for done in insert(store, *(NewJob(handler="h", unique_key=k) for k in keys)))
+
+
+def test_a_key_that_another_program_ended_with_a_space(store: Store) -> None:
+    """Where the engine sees no difference its job is the holder; a job that is said to be created exists."""
+    holder = new_id()
+    sql(store, "INSERT INTO workerd_jobs (id, handler, unique_key) VALUES (%s, 'h', 'k ')", holder)
+    (done,) = insert(store, NewJob(handler="h", unique_key="k"))
+    assert status(store, done.id) == "new"
+    assert done.created == (store.dialect.name == "sqlite")
+    assert (done.id == holder) != done.created
+
+
+def test_a_handler_that_another_program_ended_with_a_space(store: Store) -> None:
+    """Its job runs where the engine sees no difference, and waits for a handler of that name elsewhere."""
+    sql(store, "INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'h ')", new_id())
+    found = claims(store, "h")
+    assert [claim.handler for claim in found] == ([] if store.dialect.name == "sqlite" else ["h"])
+    assert close(store, [outcome(claim) for claim in found]) == len(found)
 
 
 @pytest.mark.parametrize(

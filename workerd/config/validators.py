@@ -275,11 +275,13 @@ def labels(value: Any) -> dict[str, str]:
     return named
 
 
-@_validator(f"a name of 1 to {NAME_LIMIT} printable characters")
+@_validator(f"a name of 1 to {NAME_LIMIT} printable characters, without a space at its end")
 def name(value: Any) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= NAME_LIMIT or not value.isprintable():
+    # MySQL compares names as if they had no spaces at their ends.
+    fits = isinstance(value, str) and 0 < len(value) <= NAME_LIMIT
+    if not fits or not value.isprintable() or value.endswith(" "):
         raise wrong(name.expects, value)
-    return value
+    return str(value)
 
 
 @_validator('a host name, with or without port, or "*.example.org" for all names below it')

@@ -101,7 +101,8 @@ class Dialect(ABC):
 class Session(ABC):
     """One open connection; its methods raise LockLost, StoreAway or StoreRefused.
 
-    `server`: the server in use, as people know it.
+    `server`: the server in use, as people know it. `latest`: what a query ends with to see what others have
+    committed since the transaction began. `counts_rows`: whether `execute` counts no row that was left alone.
     """
 
     dialect: Dialect
@@ -109,6 +110,8 @@ class Session(ABC):
     server_version: str
     max_packet: int | None
     plain_text = False
+    latest = ""
+    counts_rows = True
 
     @abstractmethod
     def begin(self, write: bool) -> None: ...
@@ -155,12 +158,14 @@ class Tx:
     where it is read, by `workerd.store.columns`, and not in the driver.
     """
 
-    __slots__ = ("_now", "_session", "dialect")
+    __slots__ = ("_now", "_session", "counts_rows", "dialect", "latest")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._now: int | None = None
         self.dialect = session.dialect
+        self.latest = session.latest
+        self.counts_rows = session.counts_rows
 
     @property
     def now(self) -> int:

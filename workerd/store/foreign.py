@@ -31,10 +31,13 @@ class ForeignSession(Session):
     server = ""
     server_version = ""
     max_packet: int | None = None
+    counts_rows = False  # the driver may count a row that was left alone as changed
 
     def __init__(self, connection: Any) -> None:
         self._adapter = _sqlalchemy(connection) or _pep249(connection)
         self.dialect = self._adapter.dialect
+        # The caller's snapshot may be older than the row with a key; a locking read sees it.
+        self.latest = self.dialect.share_lock
 
     def begin(self, write: bool) -> None:
         """Does nothing: the caller does it."""
@@ -52,9 +55,6 @@ class ForeignSession(Session):
         return self._adapter.execute(self._styled(sql), params)[0]
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
-        if self.dialect.share_lock and "FROM workerd_jobs" in sql:
-            # The caller's snapshot may be older than the row with the key; a locking read sees it.
-            sql += self.dialect.share_lock
         rows = self._adapter.execute(self._styled(sql), params)[1]
         return [tuple(map(_stored, row)) for row in rows]
 

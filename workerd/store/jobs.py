@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import NamedTuple
 
 from workerd import clock
-from workerd.errors import StoreRefused
+from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import Status, new_id
 from workerd.job_spec import NewJob
 from workerd.store import columns
@@ -17,6 +17,8 @@ from workerd.store.columns import ENQUEUED_COLUMNS
 MAX_INSERT_ROWS = 1000
 MAX_INSERT_BYTES = 2 * 1024 * 1024
 """Rows and bytes of one INSERT; vars and meta are counted."""
+MAX_INSERT_TRIES = 5
+"""A live job that held the key may have ended when it is looked up: then the key is free."""
 
 
 class Inserted(NamedTuple):
@@ -37,13 +39,29 @@ _others_of = attrgetter(*_OTHERS)
 def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
     """Insert all of `jobs` that do not exist; one result for each, in order.
 
-    A foreign connection's driver may count a row that was left alone as changed, so existing rows are read,
-    not counted. Raises StoreRefused for text that is not UTF-8.
+    Raises StoreRefused for text that is not UTF-8, StoreBusy if live jobs with a key ended again and again
+    before they were looked up.
     """
     ids = [job.id or new_id() for job in jobs]
-    there = _existing(tx, [job.id for job in jobs if job.id is not None])
-    wanted = [n for n, job_id in enumerate(ids) if job_id not in there]
-    changed, made = 0, clock.to_text(tx.now) if wanted else ""
+    results: dict[int, Inserted] = {}
+    missing = list(range(len(jobs)))
+    for _ in range(MAX_INSERT_TRIES):
+        # Insert first, then read: to lock what does not exist yet would lock the gap that others insert into.
+        changed = _insert_rows(tx, jobs, ids, missing)
+        if changed == len(missing) and tx.counts_rows:
+            results.update((n, Inserted(ids[n], True)) for n in missing)
+            break
+        results |= _results(tx, jobs, ids, missing)
+        missing = [n for n in missing if n not in results]
+        if not missing:
+            break
+    else:
+        raise StoreBusy("the live jobs that held a unique key ended while others took it; try again")
+    return [results[n] for n in range(len(jobs))]
+
+
+def _insert_rows(tx: Tx, jobs: Sequence[NewJob], ids: Sequence[bytes], wanted: Sequence[int]) -> int:
+    changed, made = 0, clock.to_text(tx.now)
     for part in _parts(jobs, wanted):
         params = [value for n in part for value in _values(jobs[n], ids[n], tx.now, made)]
         changed += tx.execute(
@@ -51,15 +69,29 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
             + tx.dialect.keep_existing("id"),
             params,
         )
-    held = _holders(tx, [jobs[n] for n in wanted])
-    if changed < len(wanted):
-        there |= _inserted_elsewhere(tx, [ids[n] for n in wanted if jobs[n].id is not None])
-    return [
-        Inserted(job_id, False)
-        if job_id in there
-        else _found(job_id, held.get((job.handler, job.unique_key)))
-        for job, job_id in zip(jobs, ids, strict=True)
-    ]
+    return changed
+
+
+def _results(
+    tx: Tx, jobs: Sequence[NewJob], ids: Sequence[bytes], wanted: Sequence[int]
+) -> dict[int, Inserted]:
+    """What became of these INSERTs, without those of which neither a row nor a holder of the key is found."""
+    results = {n: Inserted(ids[n], True) for n in wanted if jobs[n].id is None and jobs[n].unique_key is None}
+    # A transaction sees its own rows without a lock, and most are its own.
+    results |= _by_id(tx, ids, [n for n in wanted if n not in results])
+    blocked = [n for n in wanted if n not in results]
+    held = _holders(tx, [jobs[n] for n in blocked])
+    for n in blocked:
+        holder = held.get(_live_key(jobs[n].handler, jobs[n].unique_key))
+        if holder is not None:
+            results[n] = Inserted(holder, False)
+    return results | _by_id(tx, ids, [n for n in blocked if n not in results], tx.latest)
+
+
+def _by_id(tx: Tx, ids: Sequence[bytes], wanted: Sequence[int], lock: str = "") -> dict[int, Inserted]:
+    """The jobs of which there is a row with their id: that of this transaction, or an earlier one."""
+    times = _created_at(tx, [ids[n] for n in wanted], lock)
+    return {n: Inserted(ids[n], times[ids[n]] == tx.now) for n in wanted if ids[n] in times}
 
 
 def insert_alone(tx: Tx, job: NewJob) -> Inserted:
@@ -75,12 +107,6 @@ def insert_alone(tx: Tx, job: NewJob) -> Inserted:
         (job_id, _text(job.vars), _text(job.meta), *_others_of(job)),
     )
     return Inserted(job_id, True)
-
-
-def _found(job_id: bytes, holder: bytes | None) -> Inserted:
-    if holder is None or holder == job_id:
-        return Inserted(job_id, True)
-    return Inserted(holder, False)
 
 
 def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]:
@@ -118,35 +144,32 @@ def _text(json: bytes | None) -> str | None:
         raise StoreRefused("vars and meta must be JSON in UTF-8") from None
 
 
-def _existing(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
-    found: set[bytes] = set()
+def _created_at(tx: Tx, ids: Sequence[bytes], lock: str = "") -> dict[bytes, int]:
+    """When the jobs with these ids were inserted, as far as they exist."""
+    found: dict[bytes, int] = {}
     for part in columns.chunks(ids):
-        marks = columns.marks(part)
-        found.update(row[0] for row in tx.query(f"SELECT id FROM workerd_jobs WHERE id IN ({marks})", part))
+        where = f"id IN ({columns.marks(part)}) AND attempt = 1"
+        rows = tx.query(f"SELECT id, created_at FROM workerd_jobs WHERE {where}{lock}", part)
+        found.update((row[0], columns.time_or_zero(row[1])) for row in rows)
     return found
 
 
-def _inserted_elsewhere(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
-    """Which of these ids another transaction has inserted since they were read."""
-    ours = clock.to_text(tx.now)
-    found: set[bytes] = set()
-    for part in columns.chunks(ids):
-        sql = f"SELECT id FROM workerd_jobs WHERE id IN ({columns.marks(part)}) AND created_at <> %s"
-        found.update(row[0] for row in tx.query(sql, [*part, ours]))
-    return found
+def _live_key(handler: str, key: str | None) -> tuple[str, str]:
+    """As the index compares them: MySQL takes no notice of spaces at the end."""
+    return handler.rstrip(" "), (key or "").rstrip(" ")
 
 
-def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str | None], bytes]:
+def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str], bytes]:
     """The live job that holds each unique key."""
     index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
-    found: dict[tuple[str, str | None], bytes] = {}
+    found: dict[tuple[str, str], bytes] = {}
     wanted = sorted({(job.handler, job.unique_key) for job in jobs if job.unique_key is not None})
     for part in columns.chunks(wanted, 100):
-        found_rows = tx.query(
+        rows = tx.query(
             f"SELECT handler, unique_key, id FROM workerd_jobs {index}"
-            f" WHERE {' OR '.join([f'({where})'] * len(part))}",
+            f" WHERE {' OR '.join([f'({where})'] * len(part))}{tx.latest}",
             [value for key in part for value in key],
         )
-        for handler, key, job_id in found_rows:
-            found[columns.text(handler), columns.text(key)] = job_id
+        for handler, key, job_id in rows:
+            found[_live_key(columns.text(handler), columns.text(key))] = job_id
     return found
