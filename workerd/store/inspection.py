@@ -5,21 +5,10 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
-from workerd.errors import StoreAway, StoreError, StoreRefused, WrongVersion
-from workerd.store import migrations
-from workerd.store.base import Store, Tx
+from workerd.errors import StoreAway, StoreError, WrongVersion
+from workerd.store import migrations, write_probe
+from workerd.store.base import Store
 
-_STATEMENTS = {
-    # Of no row: the server checks privileges before it looks for any.
-    "SELECT": "SELECT {key} FROM {table} WHERE 1 = 0",
-    "INSERT": "INSERT INTO {table} ({key}) SELECT {key} FROM {table} WHERE 1 = 0",
-    "UPDATE": "UPDATE {table} SET {key} = {key} WHERE 1 = 0",
-    "DELETE": "DELETE FROM {table} WHERE 1 = 0",
-}
-_KEYS = {
-    "workerd_jobs": "id", "workerd_requests": "id", "workerd_schedules": "name", "workerd_nodes": "id",
-    "workerd_handlers": "name",
-}  # fmt: skip
 _DENIED = frozenset({1142, 1143})
 """A command denied on a table or a column."""
 
@@ -54,12 +43,10 @@ def _can_migrate(store: Store) -> bool:
 
 def _faults(store: Store) -> list[str]:
     denied: dict[str, list[str]] = {}
-    for table, key in _KEYS.items():
-        for privilege, statement in _STATEMENTS.items():
+    for table, statements in write_probe.STATEMENTS.items():
+        for privilege, sql in statements.items():
             try:
-                store.run(partial(_try, sql=statement.format(table=table, key=key)))
-            except StoreRefused:
-                continue  # the values of a row are the next question
+                store.run(partial(write_probe.run, sql=sql))
             except StoreAway as error:
                 if error.code not in _DENIED:
                     return [_sentence(error)]
@@ -67,13 +54,6 @@ def _faults(store: Store) -> list[str]:
     return [
         f"This user lacks {', '.join(missing)} on {table}; grant it." for table, missing in denied.items()
     ]
-
-
-def _try(tx: Tx, sql: str) -> None:
-    if sql.startswith("SELECT"):
-        tx.query(sql)
-    else:
-        tx.execute(sql)
 
 
 def _sentence(error: StoreError) -> str:
