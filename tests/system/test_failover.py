@@ -96,6 +96,7 @@ def test_work_goes_on_on_the_promoted_server(harness: FailoverHarness) -> None:
     assert api.get(f"/jobs/{later[0]}").json()["complete"]
     assert pair.sessions(pair.primary) == 0
     assert harness.roles() == {primary: "read-only", replica: "writable"}
+    assert f"up on {replica} (" in api.daemon.cli("status").stdout
     changes = [json.loads(line) for line in api.daemon.logged().splitlines() if "server_changed" in line]
     assert {change["process"] for change in changes} == {"dispatcher", "ingester"}
     for change in changes:

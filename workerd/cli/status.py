@@ -176,6 +176,8 @@ def _store(store: Any) -> str | None:
     words = [str(store.get("state", "unknown"))]
     if words[0] == "away":
         words.append(f"for {seconds_text(store.get('since'))}: {line(store.get('error', ''))}")
+    elif store.get("server"):
+        words.append(f"on {line(store['server'])}")
     return " ".join(words)
 
 

@@ -106,7 +106,7 @@ class StoreAvailability:
             self.logged = True
             self._told.add(obstacle)
             code = error.code if isinstance(error, StoreAway) else 0
-            self._log.warning("store.unavailable", error=str(error), code=code, server=self._store.server)
+            self._log.warning("store.unavailable", error=str(error), code=code, server=self._server_text)
         return began
 
     def reads_answer(self) -> None:
@@ -128,10 +128,15 @@ class StoreAvailability:
         self._log_server()
         return ended
 
+    @property
+    def _server_text(self) -> str:
+        """The server in use or the last one, before the first the address that is tried."""
+        return self._store.server or self._store.shown
+
     def _log_end(self) -> None:
         if self.logged and self._restored_at is not None:
             outage_s = round(self._restored_at - self._outage_since, 1)
-            self._log.info("store.available", outage_s=outage_s, server=self._store.server)
+            self._log.info("store.available", outage_s=outage_s, server=self._server_text)
             self.logged = False
             self._told.clear()
 
