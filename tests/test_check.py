@@ -133,7 +133,18 @@ def test_sockets_that_an_import_opens_are_noted(tmp_path: Path) -> None:
     """Workers cannot use what their pool opened; with preload = false each has its own."""
     (tmp_path / "check_opens.py").write_text("import socket\ns = socket.socket()\ndef run(): pass\n")
     table = f'defaults = {{ path = ["{tmp_path}"] }}\n[handlers.opens]\ncall = "check_opens:run"\n'
+    table += 'memory_max = "64MiB"\npids_max = 64\n'
     (note,) = check_config(configured(tmp_path, table)).notes
     assert note.startswith('handler "opens": importing it leaves open: socket')
     assert "connect in `init`" in note
     assert check_config(configured(tmp_path, table + "preload = false\n")).notes == []
+
+
+def test_limits_are_proposed_for_pools_without_them(tmp_path: Path) -> None:
+    """That leave something of the host to the roles."""
+    table = "".join(f'[handlers.h{n}]\ncall = "os:getpid"\nworkers = 4\n' for n in range(7))
+    notes = check_config(configured(tmp_path, table + 'memory_max = "64MiB"\n')).notes
+    (memory,) = [note for note in notes if note.startswith("No memory_max: h0, h1, h2, h3, h4 and 1 more. ")]
+    (pids,) = [note for note in notes if note.startswith("No pids_max: h0, h1, h2, h3, h4 and 2 more. ")]
+    assert 'memory_max = "' in memory
+    assert "pids_max = 256" in pids

@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from workerd import host
 from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
 from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
@@ -33,6 +34,13 @@ MAX_PROBES = 4
 """Handlers that are loaded at the same time; an import may take hundreds of megabytes."""
 MAX_ANSWER_BYTES = 16 * 1024
 """Less than a pipe holds, so that writing an answer never blocks."""
+
+MEMORY_SHARE = 0.75
+"""Of the memory of this host, for all workers together."""
+MIN_PROPOSED_MEMORY = 64 << 20
+PROPOSED_PIDS_PER_WORKER = 64
+MAX_NAMES = 5
+"""Pools that one sentence lists."""
 
 _PR_GET_CHILD_SUBREAPER = 37
 
@@ -108,7 +116,14 @@ def check_config(config: Config) -> CheckReport:
         ],
         degraded=degradations(config),
         without_effect=without_effect(config),
-        notes=[*config.notes, *_notes(config), *_paths(config), *exposures(config), *_opened(config, trials)],
+        notes=[
+            *config.notes,
+            *_notes(config),
+            *_paths(config),
+            *exposures(config),
+            *_opened(config, trials),
+            *_proposed_limits(config),
+        ],
         not_checked=[
             "The store: that it answers, its database, schema, privileges and roles; `workerd check --store` "
             "asks it."
@@ -154,6 +169,36 @@ def _notes(config: Config) -> list[str]:
         if file and not os.access(file, os.R_OK):
             found.append(f"{key}: this user cannot read {file}; the daemon's user must be able to.")
     return found
+
+
+def _proposed_limits(config: Config) -> list[str]:
+    """Limits that would keep one handler from taking the whole host."""
+    pools = list(config.pools.values())
+    found = []
+    if unlimited := [pool.name for pool in pools if not pool.memory_max]:
+        each = max(MIN_PROPOSED_MEMORY, int(_memory_bytes() * MEMORY_SHARE / sum(p.workers for p in pools)))
+        found.append(
+            f"No memory_max: {_shortened(unlimited)}. A handler that allocates without end takes all memory "
+            f'of the host; memory_max = "{each >> 20}MiB" for each worker would leave a quarter to the rest.'
+        )
+    if unlimited := [pool.name for pool in pools if not pool.pids_max]:
+        count = PROPOSED_PIDS_PER_WORKER * max(pool.workers for pool in pools)
+        found.append(
+            f"No pids_max: {_shortened(unlimited)}. A handler that forks without end takes all processes of "
+            f"the host; pids_max = {count} is enough for most."
+        )
+    return found
+
+
+def _memory_bytes() -> int:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(physical, host.limits().memory_bytes or physical)
+
+
+def _shortened(names: list[str]) -> str:
+    """The first MAX_NAMES names, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more
 
 
 def _paths(config: Config) -> list[str]:

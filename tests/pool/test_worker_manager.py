@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, make_pool
@@ -112,3 +113,16 @@ def test_exit_functions_that_take_too_long_are_cut_short(
         assert harness.run("pid").pid != first
         assert (tmp_path / f"began-{first}").exists()
         assert not (tmp_path / f"left-{first}").exists()
+
+
+def test_workers_yield_to_pools_and_pools_to_roles(tmp_path: Path) -> None:
+    """In processor time, and when memory runs out; a job's own children too."""
+    with PoolHarness(tmp_path, make_pool("standing")) as harness:
+        worker = msgspec.json.decode(harness.run("standing").payload or b"")
+        assert harness.child is not None
+        pool = os.getpriority(os.PRIO_PROCESS, harness.child.pid)
+        own = os.getpriority(os.PRIO_PROCESS, 0)
+        assert own < pool < worker["niceness"] == worker["child"]
+        score = int(Path("/proc/self/oom_score_adj").read_text())
+        assert int(Path(f"/proc/{harness.child.pid}/oom_score_adj").read_text()) == score
+        assert worker["score"] == min(1000, score + 500)

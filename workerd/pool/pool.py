@@ -53,6 +53,7 @@ from workerd.runtime.child import (
     children_of,
     outlive_parent,
 )
+from workerd.runtime.limits import POOL_NICENESS, yield_processors
 from workerd.runtime.loop import Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext
@@ -117,6 +118,7 @@ class Pool(Service):
         for name in [name for name in os.environ if name.startswith("WORKERD_")]:
             del os.environ[name]
         become_subreaper()
+        yield_processors(POOL_NICENESS)
         forget_exit_functions()
         limit_changes.watch()
         # The loop does not run while handlers are imported: the supervisor must know how long that may take.

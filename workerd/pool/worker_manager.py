@@ -23,7 +23,7 @@ from workerd.pool.worker_limits import PoolLimits, WorkerLimits
 from workerd.pool.worker_process import WorkerOwner, WorkerProcess, WorkerState
 from workerd.runtime.child import CrashLoopPolicy, children_of
 from workerd.runtime.descriptors import OpenDescriptor, make_dead
-from workerd.runtime.limits import resident_bytes
+from workerd.runtime.limits import WORKER_NICENESS, be_killed_first, resident_bytes, yield_processors
 from workerd.runtime.loop import Loop, Timer
 
 MAX_FORKS_PER_S = 50
@@ -153,6 +153,8 @@ class WorkerManager:
     def _main(self, fds: WorkerFds, name: str, limits: WorkerLimits) -> int:
         """Runs in the forked child."""
         make_dead(self._imported_descriptors())
+        yield_processors(WORKER_NICENESS)
+        be_killed_first()
         limits.enter()
         values.enter(self._metrics_folder, name)
         return worker_main(fds, name, self._pool, self._loaded)

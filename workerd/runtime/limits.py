@@ -14,6 +14,28 @@ DATA_LIMIT_FACTOR = 2
 enforced by checking the resident size; this stops a process that grows faster than it is checked."""
 
 
+POOL_NICENESS = 2
+"""Added to what the daemon was started with, so that roles get a processor before pools."""
+WORKER_NICENESS = 3
+"""Added to that of the pool, which must see a deadline while its workers use all processors."""
+WORKER_OOM_SCORE = 500
+"""Added for workers: without room for half of the memory, the kernel kills one of them and no role."""
+_MAX_OOM_SCORE = 1000
+
+
+def yield_processors(niceness: int) -> None:
+    """Let processes that have not yielded as much run first."""
+    with contextlib.suppress(OSError):
+        os.nice(niceness)
+
+
+def be_killed_first() -> None:
+    """Let the kernel choose this process and its children when memory runs out."""
+    file = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        file.write_text(str(min(_MAX_OOM_SCORE, int(file.read_text()) + WORKER_OOM_SCORE)))
+
+
 def limit_data(memory_max: int) -> None:
     """Limit what this process and its children can allocate beyond what it has now; bytes."""
     soft = _data_size() + memory_max * DATA_LIMIT_FACTOR

@@ -58,6 +58,13 @@ def burns(seconds: float) -> None:
         pass
 
 
+def standing() -> dict[str, int]:
+    """How the kernel treats this process and its children."""
+    child = subprocess.run(["nice"], capture_output=True, check=True).stdout
+    score = Path("/proc/self/oom_score_adj").read_text()
+    return {"niceness": os.nice(0), "child": int(child), "score": int(score)}
+
+
 def nap(seconds: float) -> None:
     time.sleep(seconds)
 
