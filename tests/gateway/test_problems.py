@@ -25,15 +25,17 @@ from workerd.errors import (
     WrongVersion,
 )
 from workerd.gateway.app import application
-from workerd.gateway.auth import Tokens
 from workerd.gateway.backend import Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
+from workerd.gateway.connections import Connections
 from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import ERROR_PART, Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import problem_of
+from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
+from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 from workerd.store.engines import open_store
 
@@ -56,10 +58,13 @@ def gateway(tmp_path: Path) -> GatewayState:
     async def render(path: str, query: str) -> dict[str, str]:
         return {name: str(html) for name, html in (await view_of(gateway, path, query)).parts.items()}
 
+    tokens = Tokens("")
     gateway = GatewayState(
         config=config,
         backend=backend,
-        tokens=Tokens(""),
+        tokens=tokens,
+        sessions=Sessions(tokens),
+        login_throttle=LoginThrottle(),
         job_polls=LongPolls(backend, jobs.ended_of),
         request_polls=LongPolls(backend, requests.ended_of),
         batch_enqueue=BatchEnqueue(backend, config),
@@ -73,7 +78,7 @@ def ask(gateway: GatewayState, path: str) -> httpx.Response:
     """One GET, through everything but uvicorn."""
 
     async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(application(gateway, gateway.config))
+        transport = httpx.ASGITransport(application(gateway, gateway.config, Connections()))
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
             return await client.get(path)
 

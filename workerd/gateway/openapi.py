@@ -15,6 +15,7 @@ from starlette.routing import Route
 import workerd
 from workerd.documents import Enqueued, Handler, Job, Node, Request, Schedule
 from workerd.gateway import params
+from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
@@ -121,7 +122,6 @@ class Operation(NamedTuple):
     headers: tuple[dict[str, Any], ...] = ()
     errors: tuple[int, ...] = ()
     open: bool = False
-    store: bool = True
 
 
 def _query(name: str, description: str, **schema: Any) -> dict[str, Any]:
@@ -232,24 +232,23 @@ OPERATIONS = (
               params.EmptyBody, errors=(404,)),
     Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
               errors=(404, 409)),
-    Operation("get", "/heartbeat", "Liveness: the process answers", {200: Heartbeat}, open=True,
-              store=False),
+    Operation("get", "/heartbeat", "Liveness: the process answers", {200: Heartbeat}, open=True),
     Operation("get", "/ready", "Readiness: the store answers and every role is up", {200: Readiness},
               open=True),
     Operation("get", "/metrics", "Prometheus metrics",
-              {200: ("text/plain", "application/openmetrics-text")}, store=False),
-    Operation("get", "/schema", "This document", {200: "application/json"}, store=False),
+              {200: ("text/plain", "application/openmetrics-text")}),
+    Operation("get", "/schema", "This document", {200: "application/json"}),
     Operation("post", "/login", "Exchange a token for a session cookie", {200: Acknowledged},
-              params.LoginBody, errors=(429,), open=True, store=False),
-    Operation("get", "/login", "Login form", {200: HTML}, open=True, store=False),
+              params.LoginBody, errors=(429,), open=True),
+    Operation("get", "/login", "Login form", {200: HTML}, open=True),
     Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
-              params.EmptyBody, open=True, store=False),
-    Operation("get", "/", "Dashboard: overview", {**_PAGE, 422: HTML}, open=True, store=False),
-    Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True, store=False),
-    *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True, store=False)
+              params.EmptyBody, open=True),
+    Operation("get", "/", "Dashboard: overview", {**_PAGE, 422: HTML}, open=True),
+    Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True),
+    *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True)
       for path, summary in PAGES),
     Operation("get", "/ui/static/{name}", "Static file of the dashboard",
-              {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True, store=False),
+              {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True),
     Operation("get", "/events", "Updates of one dashboard page, as server-sent events",
               {200: STREAM}, query=(_VIEW,), errors=(422,)),
 )  # fmt: skip
@@ -341,7 +340,7 @@ def _responses(op: Operation, locked: bool) -> dict[int, dict[str, Any]]:
     errors = {*op.errors, 403, 422, 500}
     if op.body is not None:
         errors.update(_BODY_ERRORS)
-    if op.store or op.body is not None:
+    if op.path != LIVENESS_PATH:  # it alone is answered when all connections are busy
         errors.add(503)
     if (locked and not op.open) or op.path == "/login":
         errors.add(401)
