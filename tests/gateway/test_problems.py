@@ -148,7 +148,7 @@ def test_a_bug_in_a_page(
     assert "secret" not in answer.text
 
     async def first_update() -> dict[str, str]:
-        listener = gateway.events.add("/ui/jobs")
+        listener = gateway.events.add("/ui/jobs", client="", prefix="")
         await listener.changed.wait()
         gateway.events.remove(listener)
         return listener.take()
