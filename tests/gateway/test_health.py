@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.eventually import eventually
 from tests.support.gateway import CONFIG, Api, EventStream
 from tests.support.servers import DatabaseServer
+from workerd.gateway.health import not_ready_reasons, warnings
 from workerd.metrics import families
 
 ROOT = Path(__file__).parents[2]
@@ -297,3 +298,13 @@ def test_a_missing_privilege_is_one_named_state(tmp_path: Path, own_server: Data
         assert events.count("store.available") == 0
         own_server.sql(f"GRANT ALL ON {name}.* TO plain@'%'")
         eventually(lambda: api.get("/ready").status_code == 200, state=api.daemon.tail)
+
+
+def test_a_ready_node_warns_of_what_waits_for_a_person() -> None:
+    """Outcomes that were set aside, or wait for locks of others, do not make a node unready."""
+    status = {"state": "ready", "roles": {"ingester": {"state": "up", "set_aside": 2, "locked": 1}}}
+    assert not_ready_reasons(status) == []
+    assert [sentence.split(",")[0] for sentence in warnings(status)] == [
+        "2 outcomes set aside",
+        "1 outcome of rows that other transactions lock.",
+    ]

@@ -15,11 +15,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.ingesting import IngesterHarness, SendingPool
 from tests.support.rows import Rows
-from workerd.job import Status
+from workerd import outcome as outcomes
+from workerd.job import ClaimedAttempt, Status
 from workerd.messages import Outcomes, Progress, Seen
 from workerd.metrics import exposition
 from workerd.metrics.series import SeriesSums
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage
+from workerd.runtime.dead_letters import DeadLetterFile
 
 MakeHarness = Callable[..., IngesterHarness]
 
@@ -237,6 +239,32 @@ def test_a_row_that_cannot_be_recorded_in_any_form_is_set_aside(harness: Ingeste
     assert kept["outcome"]["handler"] == "cursed"
     assert harness.info["set_aside"] == 1
     assert harness.info["mode"] == "live"
+
+
+def test_the_end_that_was_set_aside_is_not_replaced(harness: IngesterHarness) -> None:
+    """A settlement finds the claim without an owner: its release waits until the end is brought back."""
+    pool = harness.pool().connect()
+    made, (cursed,) = harness.insert_claimed(2), harness.insert_claimed(1, handler="cursed")
+    refuse(harness, "NEW.handler = 'cursed'")
+    pool.send(cursed, *made)
+    harness.until(lambda: harness.info["set_aside"] == 1)
+    forgive(harness)
+    pool.send(outcomes.released(claimed(cursed)))
+    harness.until(lambda: pool.all_durable)
+    assert harness.rows.last(cursed.id)["status"] == "inprogress"
+    file = DeadLetterFile(harness.paths.dead_letters)
+    (letter,) = file.take()
+    assert letter.outcome == msgspec.structs.replace(cursed, node_id=harness.incarnation)
+    assert file.done([])
+    pool.send(cursed)
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 3})
+    assert harness.info["set_aside"] == 0
+
+
+def claimed(outcome: Outcome) -> ClaimedAttempt:
+    return ClaimedAttempt(
+        id=outcome.id, attempt=outcome.attempt, claimed_at=outcome.claimed_at, handler=outcome.handler
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 30])

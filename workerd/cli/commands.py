@@ -38,6 +38,7 @@ COMMANDS = (
     ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
     ("schedules", "cli.schedules:schedules", "List schedules, or pause, resume or run one."),
     ("why", "cli.why:why", "Explain what a job or request waits for, or how it ended."),
+    ("dead-letters", "cli.dead_letters:dead_letters", "List outcomes that the store refused in any form."),
     ("top", "cli.top:top", "Show pools, workers, running jobs, rates and queues, live."),
     ("demo", "demo.demo:demo", "Run real jobs on a temporary daemon and show how they end."),
     ("completion", "cli.help:completion", "Print the script that completes commands in a shell."),

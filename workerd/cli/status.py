@@ -93,6 +93,7 @@ def _print(document: Document) -> None:
             ("store", _store(document.get("store"))),
             ("lease", _lease(dict(_named(document, "roles")).get("dispatcher", {}))),
             ("spool", _spool(document.get("spool"))),
+            *_warnings(dict(_named(document, "roles")).get("ingester", {})),
         ]
     )
     print_text()
@@ -187,6 +188,16 @@ def _lease(dispatcher: Document) -> str | None:
     if not dispatcher["lease_held"]:
         return "not held: no job is claimed until the store answers"
     return f"held, {seconds_text(dispatcher.get('lease_left'))} left"
+
+
+def _warnings(ingester: Document) -> list[tuple[str, str]]:
+    """What waits beside the others, or for a person."""
+    rows = []
+    if locked := ingester.get("locked"):
+        rows.append(("locked", f"{plural(locked, 'outcome')} of rows that other transactions lock"))
+    if set_aside := ingester.get("set_aside"):
+        rows.append(("set aside", f"{plural(set_aside, 'outcome')}: see `workerd dead-letters`"))
+    return rows
 
 
 def _spool(spool: Any) -> str | None:

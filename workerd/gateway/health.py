@@ -20,6 +20,7 @@ from workerd.metrics import exposition, families
 from workerd.operations import handlers, requests, schedules
 from workerd.operations.access import Tx
 from workerd.operations.figures import WAITING_AND_RUNNING, depth_of_others, depths
+from workerd.text import plural
 
 
 async def heartbeat(request: Request) -> Response:
@@ -42,6 +43,20 @@ def not_ready_reasons(status: dict[str, Any]) -> list[str]:
     return reasons
 
 
+def warnings(status: dict[str, Any]) -> list[str]:
+    """What a person should look at although the node is ready."""
+    ingester = (status.get("roles") or {}).get("ingester") or {}
+    found = []
+    if ingester.get("set_aside"):
+        found.append(
+            f"{plural(ingester['set_aside'], 'outcome')} set aside, which the store refuses: see "
+            f"`workerd dead-letters`."
+        )
+    if ingester.get("locked"):
+        found.append(f"{plural(ingester['locked'], 'outcome')} of rows that other transactions lock.")
+    return found
+
+
 async def ready(request: Request) -> Response:
     """200 if the store answers and every role is up, with the quarantined pools; else 503 and why."""
     gateway = gateway_of(request)
@@ -60,7 +75,7 @@ async def ready(request: Request) -> Response:
     }
     if reasons:
         raise HTTPProblem(503, " ".join(reasons), {"Retry-After": "1"}, ready=False, quarantined=quarantined)
-    return json_response({"ready": True, "quarantined": quarantined})
+    return json_response({"ready": True, "quarantined": quarantined, "warnings": warnings(status)})
 
 
 def handler_metrics(tx: Tx, config: Config) -> list[Metric]:

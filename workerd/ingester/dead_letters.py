@@ -1,59 +1,42 @@
-"""Outcomes that the store refuses in any form, set aside in a file."""
+"""Sets outcomes aside that the store refuses in any form."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 
 from workerd import log
-from workerd.job import id_text
+from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome
-
-MAX_FILE_BYTES = 64 * 1024 * 1024
+from workerd.runtime.dead_letters import DeadLetter, DeadLetterFile
 
 _log = log.get_logger("ingester")
 
 
 class DeadLetters:
-    """Appends outcomes to the file `path`, one JSON document a line. `count`: how many were set aside."""
+    """Outcomes in the file `path`, for an operator to bring back."""
 
     def __init__(self, path: Path, node_id: bytes) -> None:
-        self.count = 0
-        self._path = path
+        self._file = DeadLetterFile(path)
         self._node_id = node_id
+        self._is_empty = False
+
+    def refs(self) -> frozenset[AttemptRef]:
+        """The attempts whose end is in the file, those of former processes too, until it is brought back."""
+        if self._is_empty:
+            return frozenset()
+        found = self._file.refs()
+        self._is_empty = not found
+        return found
 
     def add(self, outcome: Outcome, error: str) -> None:
         """Set an outcome aside; its row stays `inprogress`."""
-        self.count += 1
+        self._is_empty = False
+        if outcome.node_id is None:
+            outcome = msgspec.structs.replace(outcome, node_id=self._node_id)
         _log.error(
             "outcome.set_aside",
             job=id_text(outcome.id), attempt=outcome.attempt, handler=outcome.handler, error=error,
-            file=str(self._path) if self._append(outcome, error) else None,
+            file=str(self._file.path) if self._file.append([DeadLetter(outcome, error)]) else None,
         )  # fmt: skip
-
-    def _append(self, outcome: Outcome, error: str) -> bool:
-        """Write and sync one line; false if that failed or the file is full."""
-        record = msgspec.json.encode(
-            {
-                "id": id_text(outcome.id),
-                "attempt": outcome.attempt,
-                "node_id": (outcome.node_id or self._node_id).hex(),
-                "why": error,
-                "outcome": {name: getattr(outcome, name) for name in outcome.__struct_fields__},
-            }
-        )
-        try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                if os.fstat(fd).st_size + len(record) >= MAX_FILE_BYTES:
-                    return False
-                os.write(fd, record + b"\n")
-                os.fdatasync(fd)
-            finally:
-                os.close(fd)
-        except OSError:
-            return False
-        return True

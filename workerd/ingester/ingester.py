@@ -61,7 +61,7 @@ class Ingester(Service):
             self._store,
             ctx.incarnation,
             config.ingester.max_payload,
-            paths.state / "quarantine" / "outcomes.jsonl",
+            paths.dead_letters,
             self._locked,
             self._stats,
             advance_workflows=not config.pickup.requests_inprogress,

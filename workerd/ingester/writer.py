@@ -128,7 +128,7 @@ class Writer:
 
     @property
     def set_aside(self) -> int:
-        return self._dead_letters.count
+        return len(self._dead_letters.refs())
 
     @property
     def max_batch_bytes(self) -> int:
@@ -152,8 +152,11 @@ class Writer:
         Done are those recorded, recorded as `refused`, without effect because the attempt had ended already,
         durable in `locked`, or set aside as dead letters. Less than all without an error: the turn was over.
         """
-        behind = self.locked.jobs
-        ready = [outcome for outcome in outcomes if outcome.id not in behind] if behind else outcomes
+        behind, aside = self.locked.jobs, self._dead_letters.refs()
+        ready = outcomes
+        if behind or aside:
+            # What is said later of an attempt whose end is not recorded yet must not take its place.
+            ready = [o for o in outcomes if o.id not in behind and o.ref not in aside]
         count, locked, error = self._record(ready)
         done = len(outcomes) if count == len(ready) else outcomes.index(ready[count])
         waiting = locked + [outcome for outcome in outcomes[:done] if outcome.id in behind]

@@ -10,6 +10,8 @@ from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.job import LIVE, Status, id_text
+from workerd.runtime.dead_letters import DeadLetterFile
+from workerd.runtime.paths import Paths
 from workerd.store import handlers, nodes, queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
@@ -37,7 +39,7 @@ def explain(
         case Status.NEW:
             reasons = _why_waiting(tx, config, job.row, pools)
         case Status.INPROGRESS:
-            reasons = _why_running(tx, job.row)
+            reasons = [*_why_set_aside(config, job.row), *_why_running(tx, job.row)]
         case _:
             reasons = [f"The job ended as {job.row.status}: attempt {job.row.attempt} {_outcome(job.row)}"]
     return documents.job(job), [*reasons, *_earlier(job)]
@@ -228,6 +230,20 @@ def _runs_s(worker: Document) -> float:
 
 
 # -- running
+
+
+def _why_set_aside(config: Config, row: JobRow) -> list[str]:
+    """Whether it has ended here, and the store refuses to take that."""
+    try:
+        letter = DeadLetterFile(Paths(config.node).dead_letters).find(row.ref)
+    except OSError:
+        return []  # another user's, who alone may tell
+    if letter is None:
+        return []
+    return [
+        f"The attempt has ended as {letter.outcome.status}, but the store refused to record it in any form: "
+        f"{line(letter.why)}. Mend that, then `workerd dead-letters --retry` on {line(row.node)} records it."
+    ]
 
 
 def _why_running(tx: Tx, row: JobRow) -> list[str]:

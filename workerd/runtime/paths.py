@@ -24,6 +24,7 @@ class Paths:
         self.state = Path(node.state_dir)
         self.lock = self.state / "lock"
         self.spool = self.state / "spool"
+        self.dead_letters = self.state / "quarantine" / "outcomes.jsonl"
         self.incarnations = self.state / "incarnations"
 
 
