@@ -140,6 +140,15 @@ def test_sockets_that_an_import_opens_are_noted(tmp_path: Path) -> None:
     assert check_config(configured(tmp_path, table + "preload = false\n")).notes == []
 
 
+def test_files_that_an_import_opens_are_noted(tmp_path: Path) -> None:
+    """They are shared, unlike sockets."""
+    (tmp_path / "check_logs.py").write_text(f"log = open({str(tmp_path / 'log')!r}, 'a')\ndef run(): pass\n")
+    table = f'defaults = {{ path = ["{tmp_path}"], memory_max = "64MiB", pids_max = 64 }}\n'
+    (note,) = check_config(configured(tmp_path, table + '[handlers.logs]\ncall = "check_logs:run"\n')).notes
+    assert note.startswith(f'handler "logs": importing it leaves open: {tmp_path}/log (descriptor')
+    assert "share" in note
+
+
 def test_limits_are_proposed_for_pools_without_them(tmp_path: Path) -> None:
     """That leave something of the host to the roles."""
     table = "".join(f'[handlers.h{n}]\ncall = "os:getpid"\nworkers = 4\n' for n in range(7))

@@ -22,7 +22,7 @@ from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConf
 from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
 from workerd.exposure import exposures
-from workerd.pool.loading import CONNECT_IN_INIT, load
+from workerd.pool.loading import CONNECT_IN_INIT, SHARED_BY_WORKERS, load
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
 from workerd.runtime.descriptors import named
@@ -348,10 +348,14 @@ def _sqlite(config: Config) -> str:
 
 
 class LoadTrial(msgspec.Struct, frozen=True):
-    """How loading one handler went; `error`: why it does not load, "" if it does; `sockets`: left open."""
+    """How loading one handler went; `error`: why it does not load, "" if it does.
+
+    `sockets`, `files`: what importing it left open.
+    """
 
     error: str = ""
     sockets: list[str] = []
+    files: list[str] = []
 
 
 def load_all(config: Config) -> dict[str, LoadTrial]:
@@ -374,15 +378,16 @@ def load_all(config: Config) -> dict[str, LoadTrial]:
 
 
 def _opened(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
-    """Sentences on handlers whose import opens what their workers cannot use."""
-    return [
-        f'handler "{handler.name}": importing it leaves open: {", ".join(trials[handler.name].sockets)}. '
-        f"{CONNECT_IN_INIT}"
-        for pool in config.pools.values()
-        if pool.preload
-        for handler in pool.handlers
-        if trials[handler.name].sockets
-    ]
+    """Sentences on handlers whose import opens what their workers share, or cannot use."""
+    found = []
+    for handler in [handler for pool in config.pools.values() if pool.preload for handler in pool.handlers]:
+        trial = trials[handler.name]
+        for opened, advice in ((trial.sockets, CONNECT_IN_INIT), (trial.files, SHARED_BY_WORKERS)):
+            if opened:
+                found.append(
+                    f'handler "{handler.name}": importing it leaves open: {", ".join(opened)}. {advice}'
+                )
+    return found
 
 
 def _wait(probes: Iterable[LoadProbe]) -> None:
@@ -435,7 +440,7 @@ class LoadProbe:
         os.close(self.reader)
         told = answer[1:].decode("utf-8", "replace")
         if answer[:1] == b"+":
-            return LoadTrial(sockets=told.splitlines())
+            return _trial(told)
         if answer:
             return LoadTrial(
                 told.removeprefix(f'handler "{self.handler.name}" (call = "{self.handler.call}"): ')
@@ -448,8 +453,15 @@ class LoadProbe:
         return LoadTrial(f"the process that imported it {death_text(self.child.status or 0)}")
 
 
+def _trial(told: str) -> LoadTrial:
+    try:
+        return msgspec.json.decode(told, type=LoadTrial)
+    except msgspec.DecodeError:  # more than the answer holds
+        return LoadTrial()
+
+
 def _load(pool: PoolConfig, writer: int) -> int:
-    """In the child: load the handler; write `+` and the sockets that left open, or `-` and the error."""
+    """In the child: load the handler; write `+` and what that left open, or `-` and the error."""
     # A process group of its own, so that what an import starts is killed with it.
     os.setpgid(0, 0)
     null = os.open(os.devnull, os.O_RDWR)
@@ -459,7 +471,9 @@ def _load(pool: PoolConfig, writer: int) -> int:
     for name in [name for name in os.environ if name.startswith("WORKERD_")]:
         del os.environ[name]
     try:
-        answer = "+" + "\n".join(named(load(pool).descriptors, shareable=False))
+        opened = load(pool).descriptors
+        sockets, files = named(opened, shareable=False), named(opened, shareable=True)
+        answer = "+" + msgspec.json.encode(LoadTrial(sockets=sockets, files=files)).decode()
     except LoadError as error:
         answer = f"-{error}"
     except BaseException as error:

@@ -30,6 +30,7 @@ from workerd.wrapping import Around, check_around, layers_of
 MISSING_FILE = -1
 """Instead of the modification time of a file that does not exist."""
 
+SHARED_BY_WORKERS = "Its workers share it, and the position in it: open it in `init` if each needs its own."
 CONNECT_IN_INIT = "Workers cannot use it: connect in `init`, which runs in each worker."
 
 log = get_logger("pool")
