@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S
-from workerd.store.claims import ClaimBatch, Cursor
+from workerd.store.claims import MAX_BATCH_BYTES, ClaimBatch, Cursor
 
+FIRST_BYTES = 256 * 1024
+"""Bytes of vars and meta of the first transaction: on a slow line they must not take as long as the lease."""
 MAX_HANDLERS = 8
 """Handlers that one transaction claims for: they share its locks and COMMIT, and its length is bounded."""
 MAX_UNPEEKED_HANDLERS = 2
@@ -93,7 +96,8 @@ class ClaimPlanner:
 
     def __init__(self, pools: PoolLinks, max_rows: int) -> None:
         self._pools = pools
-        self._max_rows = max_rows
+        self._max_rows = AdaptiveSize(max_rows)
+        self._max_bytes = AdaptiveSize(MAX_BATCH_BYTES, FIRST_BYTES)
         self._cursors: dict[str, HandlerCursor] = {}
         self._paused: frozenset[str] = frozenset()
         self._order: list[int] = []  # lives, the one served longest ago first
@@ -153,6 +157,21 @@ class ClaimPlanner:
         served = {share.link.life for share in plan.shares}
         self._order.sort(key=served.__contains__)  # stable: those served now go last
 
+    @property
+    def max_bytes(self) -> int:
+        """Bytes of vars and meta that the next transaction may claim."""
+        return self._max_bytes.value
+
+    def note_duration(self, seconds: float, claimed: Sequence[ClaimedBatch]) -> None:
+        """A transaction that claimed this took so long: what the next may claim follows from it."""
+        self._max_rows.note(seconds, sum(batch.found for *_, batch in claimed))
+        self._max_bytes.note(seconds, sum(batch.size for *_, batch in claimed))
+
+    def note_failure(self, seconds: float) -> None:
+        """A transaction was cut off after so long."""
+        self._max_rows.note(seconds, self._max_rows.value)
+        self._max_bytes.note(seconds, self._max_bytes.value)
+
     def forget_pool(self, link: PoolLink) -> None:
         """A pool's connection ended."""
         self._satisfied_at.pop(link.life, None)
@@ -186,7 +205,7 @@ class ClaimPlanner:
         """The next transaction's shares."""
         now = time.monotonic()
         shares: list[PoolShare] = []
-        queries, rows = MAX_HANDLERS if now >= self._one_handler_until else 1, self._max_rows
+        queries, rows = MAX_HANDLERS if now >= self._one_handler_until else 1, self._max_rows.value
         waits: list[float] = []
         for link in self._links_in_turn():
             promising = self._promising(link) if link.capacity > 0 else []
@@ -226,5 +245,5 @@ class ClaimPlanner:
 
         A transaction costs as much as thirty rows of it.
         """
-        few = link.capacity < self._max_rows // 4
+        few = link.capacity < self._max_rows.value // 4
         return self._satisfied_at.get(link.life, 0.0) + LINGER_S if few else 0.0

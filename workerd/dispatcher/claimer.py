@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterable
 
 from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimPlan, ClaimPlanner
@@ -10,7 +11,7 @@ from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
-from workerd.errors import CommitUnknown, StoreBusy, StoreRefused, UnreadableRow
+from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused, UnreadableRow
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -125,32 +126,46 @@ class Claimer:
         return plan.wait_s
 
     def _carry_out(self, plan: ClaimPlan) -> None:
+        began_at = time.monotonic()
         try:
             claimed = self._store.run(lambda tx: self._claim_shares(tx, plan))
         except CommitUnknown:
             self._settlement.request_after_unknown_commit()
+            self._planner.note_failure(time.monotonic() - began_at)
             raise
-        except (StoreRefused, StoreBusy, UnreadableRow) as error:
-            barred = self._planner.bar(plan)
-            if barred is not None:
-                _log.warning("claim.refused", handler=barred, error=str(error), retry_in_s=REFUSED_PAUSE_S)
+        except StoreAway as error:
+            self._planner.note_failure(time.monotonic() - began_at)
+            if not isinstance(error, StoreBusy):
+                raise
+            self._refuse(plan, error)
+            return
+        except (StoreRefused, UnreadableRow) as error:
+            self._refuse(plan, error)
             return
         try:
+            self._planner.note_duration(time.monotonic() - began_at, claimed)
             self._planner.learn(plan, claimed)
             self._hand_over(claimed)
         except Exception:
             self._settlement.request()  # what is committed but not handed over has no owner
             raise
 
+    def _refuse(self, plan: ClaimPlan, error: Exception) -> None:
+        barred = self._planner.bar(plan)
+        if barred is not None:
+            _log.warning("claim.refused", handler=barred, error=str(error), retry_in_s=REFUSED_PAUSE_S)
+
     def _claim_shares(self, tx: Tx, plan: ClaimPlan) -> list[ClaimedBatch]:
         """Within the transaction: changes nothing else, since it may run again."""
         claimed: list[ClaimedBatch] = []
+        max_bytes = self._planner.max_bytes
         for link, capacity, cursors in plan.shares:
             limit = capacity
             for handler, cursor in cursors.items():
-                if limit <= 0:
+                if limit <= 0 or max_bytes <= 0:
                     break
-                batch = claims.claim(tx, handler, limit, self._node, cursor)
+                batch = claims.claim(tx, handler, limit, self._node, cursor, max_bytes)
+                max_bytes -= batch.size
                 claimed.append(ClaimedBatch(link, handler, limit, batch))
                 limit -= len(batch.claims)
         return claimed

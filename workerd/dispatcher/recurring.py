@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
+from functools import partial
 
 from workerd.clock import SECOND
 from workerd.config.model import HandlerConfig, ScheduleConfig
+from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager
-from workerd.dispatcher.tasks import TaskRunner
+from workerd.dispatcher.tasks import TaskRunner, jittered
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
-from workerd.errors import NotFound, StoreBusy
+from workerd.errors import StoreBusy
 from workerd.log import get_logger
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
 from workerd.store import intervals, schedules
 from workerd.store.base import Tx
-from workerd.store.schedules import Fired
+from workerd.store.schedules import Fired, ScheduleRow
 
+MAX_SCHEDULES = 100
+"""Schedules that one transaction reads or writes."""
 SYNC_PERIOD_S = 5.0
+SYNC_PAUSES = 10.0
+"""A round of the sync is followed by a pause this many times as long, at least by SYNC_PERIOD_S."""
 ORPHANED_ROUNDS = 3
 """Rounds in a row in which no live node has a schedule, before it is removed: nodes restart one by one."""
 INTERVALS_PERIOD_S = 5.0
@@ -73,17 +80,37 @@ class ScheduleSync:
         self._intervals = intervals
         self._workflows = workflows
         self._configured = configured
+        self._size = AdaptiveSize(MAX_SCHEDULES)
+        self._to_write: list[str] = []
+        self._began_at = 0.0
         self._orphaned: Counter[str] = Counter()
 
-    def sync(self) -> None:
-        """One round."""
-        written: list[str] = []
-        if self._configured:
-            written = self._store.run(lambda tx: schedules.upsert(tx, self._configured))
-        if written:
+    def sync(self) -> float | None:
+        """One slice: some of the configured schedules, or, after the last of them, those that no node has.
+
+        After a round that took long the pause is longer too: on a slow line others need it.
+        """
+        if not self._to_write:
+            self._began_at = time.monotonic()
+            self._to_write = sorted(self._configured)
+        part = self._to_write[: self._size.value]
+        if part:
+            with self._size.measured():
+                self._write({name: self._configured[name] for name in part})
+            del self._to_write[: len(part)]
+            if self._to_write:
+                return 0.0
+        self._remove_orphans()
+        took_s = time.monotonic() - self._began_at
+        return jittered(max(SYNC_PERIOD_S, SYNC_PAUSES * took_s))
+
+    def _write(self, part: Mapping[str, ScheduleConfig]) -> None:
+        if self._store.run(lambda tx: schedules.upsert(tx, part)):
             # A schedule was written: its first run may be started.
             self._tasks.wake(self._intervals.ensure_next)
             self._tasks.wake(self._workflows.start_recurring)
+
+    def _remove_orphans(self) -> None:
         orphans = self._store.read(lambda tx: schedules.orphans(tx, self._configured))
         self._orphaned = Counter({name: self._orphaned[name] + 1 for name in orphans})
         removed = [name for name, rounds in self._orphaned.items() if rounds >= ORPHANED_ROUNDS]
@@ -113,6 +140,7 @@ class CronTicks:
             name: Ticks(Cron(s.cron, s.timezone), s.misfire, MISSED_AFTER_US)
             for name, s in self._schedules.items()
         }
+        self._size = AdaptiveSize(MAX_SCHEDULES)
         self._due: deque[tuple[str, int, int | None]] = deque()  # name, tick, and a `last_tick` that is void
         self.fired = 0
 
@@ -132,12 +160,12 @@ class CronTicks:
     def _find_due(self) -> None:
         now = self._store.now()
         names = [name for name, ticks in self._ticks.items() if ticks.watch(now)]
-        if not names:
-            return
-        try:
-            rows = self._store.read(lambda tx: {name: schedules.find(tx, name) for name in names})
-        except NotFound:
-            return  # ScheduleSync writes it in a moment
+        rows: dict[str, ScheduleRow] = {}
+        while names:  # all before the first of them fires, which may take long: else the rest is missed
+            part, names = names[: self._size.value], names[self._size.value :]
+            with self._size.measured():
+                rows |= self._store.read(partial(schedules.find_all, names=part))
+        # ScheduleSync writes those that are missing in a moment.
         for name, row in rows.items():
             ticks = self._ticks[name]
             void = row.last_tick if voided(ticks.cron, row.last_tick, now) else None

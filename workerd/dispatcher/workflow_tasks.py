@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from workerd.config.model import WorkflowConfig
+from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
@@ -50,7 +51,7 @@ class WorkflowPickup:
         self._poll_s = poll_s
         self._announced_at = 0.0
         self._turn = 0
-        self._limit = MAX_NEW_REQUESTS
+        self._size = AdaptiveSize(MAX_NEW_REQUESTS)
 
     def announce(self, names: Iterable[str] | None = None) -> None:
         """New rows exist for these handlers or workflows; None: for any."""
@@ -65,23 +66,23 @@ class WorkflowPickup:
         if not self._workflows:
             return None
         if self._window.is_open(self._store.now()):
+            limit = self._size.value
             try:
-                picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, self._limit))
+                with self._size.measured():
+                    picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, limit))
             except StoreRefused as error:
                 self._narrow(error)
                 return 0.0
             self._claimer.announce(picked.handlers)
-            full = picked.picked_up >= self._limit
-            self._limit = min(2 * self._limit, MAX_NEW_REQUESTS)
-            if full:
+            if picked.picked_up >= limit:
                 return 0.0
             self._window.drained()
         return _until_open(self._window, self._store, self._poll_s)
 
     def _narrow(self, error: StoreRefused) -> None:
         """The store refuses what a request of the slice becomes: shorter slices, until it is found."""
-        if self._limit > 1:
-            self._limit //= 2
+        if self._size.value > 1:
+            self._size.halve()
             return
         _log_refused(
             self._store.run(lambda tx: requests.fail_queuing(tx, self._workflows, str(error))), error
@@ -113,19 +114,20 @@ class RequestSweep:
         self._workflows = workflows
         self._window = window
         self._cursor: str | None = None
-        self._limit = MAX_SWEPT_REQUESTS
+        self._size = AdaptiveSize(MAX_SWEPT_REQUESTS)
 
     def sweep(self) -> float | None:
         """One slice."""
         if not self._window.is_open(self._store.now()):
             return _until_open(self._window, self._store, SWEEP_PERIOD_S)
         began_at = time.monotonic()
+        limit = self._size.value
         try:
-            swept = self._store.run(lambda tx: requests.sweep(tx, self._workflows, self._limit, self._cursor))
+            with self._size.measured():
+                swept = self._store.run(lambda tx: requests.sweep(tx, self._workflows, limit, self._cursor))
         except StoreRefused as error:
             self._narrow(error)
             return 0.0
-        self._limit = min(2 * self._limit, MAX_SWEPT_REQUESTS)
         self._claimer.announce(swept.handlers)
         self._cursor = swept.cursor
         if self._cursor is not None:
@@ -136,8 +138,8 @@ class RequestSweep:
 
     def _narrow(self, error: StoreRefused) -> None:
         """As for the pickup."""
-        if self._limit > 1:
-            self._limit //= 2
+        if self._size.value > 1:
+            self._size.halve()
             return
         _log_refused(
             self._store.run(lambda tx: requests.fail_in_progress(tx, self._cursor, str(error))), error

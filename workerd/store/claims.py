@@ -50,6 +50,8 @@ class ClaimBatch(NamedTuple):
         For the next claim of this handler, None if it found fewer rows than asked for.
     found
         Number of rows seen.
+    size
+        Bytes of vars and meta of the claimed rows.
     """
 
     claims: list[Claim]
@@ -57,6 +59,7 @@ class ClaimBatch(NamedTuple):
     cursor: Cursor | None
     found: int
     paused: bool = False
+    size: int = 0
 
 
 class PeekResult(NamedTuple):
@@ -115,9 +118,12 @@ def claim(
     limit: int,
     node: NodeIdent,
     cursor: Cursor | None = None,
+    max_bytes: int = MAX_BATCH_BYTES,
     mono_ns: Callable[[], int] = time.monotonic_ns,
 ) -> ClaimBatch:
     """Claim up to `limit` rows of `handler` for `node`; the claim is valid once the transaction commits.
+
+    `max_bytes`: of vars and meta; at least one row is claimed. Rows beyond it stay `new`.
 
     Locks the handler's row (shared), so that no claim commits after `pause` has returned, then the rows,
     skipping those locked by another claimer.
@@ -125,13 +131,14 @@ def claim(
     if _paused(tx, handler):
         return ClaimBatch([], [], cursor, 0, paused=True)
     now, mono = tx.now, mono_ns()
-    rows = _new_rows(tx, handler, limit, cursor)
+    inline = min(INLINE_BYTES, max_bytes // limit)
+    rows = _new_rows(tx, handler, limit, cursor, inline)
     if not rows:
         return ClaimBatch([], [], None, 0)
     first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
     found = len(rows)
-    details = _details(tx, [row[:2] for row in rows if row[4] is None or row[5]])
-    rows = _within_budget(rows, details)
+    details = _details(tx, [row[:2] for row in rows if row[4] is None or row[5]], inline)
+    rows, size = _within_budget(rows, details, max_bytes)
     _take(tx, [row[:2] for row in rows], node, now)
     claims: list[Claim] = []
     broken: list[Outcome] = []
@@ -142,7 +149,7 @@ def claim(
         except UnreadableRow as error:
             taken = unreadable(_attempt_of(handler, row, detail, now), str(error))
         claims.append(taken) if isinstance(taken, Claim) else broken.append(taken)
-    return ClaimBatch(_enriched(tx, claims, broken), broken, first, found)
+    return ClaimBatch(_enriched(tx, claims, broken), broken, first, found, size=size)
 
 
 def _paused(tx: Tx, handler: str) -> bool:
@@ -160,7 +167,7 @@ def _paused(tx: Tx, handler: str) -> bool:
     return row is not None and row[0] is not None
 
 
-def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[Row]:
+def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> list[Row]:
     words = tx.dialect
     after = ""
     params: list[object] = [handler]
@@ -169,7 +176,7 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[R
         params += [cursor.priority, cursor.priority, cursor.run_at]
     sql = _CLAIM.format(
         size=words.byte_length("vars"),
-        small=INLINE_BYTES,
+        small=inline,
         plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
         index=words.hint("workerd_claim"),
         after=after,
@@ -178,27 +185,31 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None) -> list[R
     return tx.query(sql, [*params, limit])
 
 
-def _details(tx: Tx, keys: Sequence[tuple[Any, ...]]) -> dict[tuple[Any, ...], _Details]:
+def _details(tx: Tx, keys: Sequence[tuple[Any, ...]], inline: int) -> dict[tuple[Any, ...], _Details]:
     if not keys:
         return {}
     words = tx.dialect
     sql = _DETAILS.format(
         vars=words.byte_length("vars"),
         meta=words.byte_length("meta"),
-        small=INLINE_BYTES,
+        small=inline,
         keys=columns.keys([(key[0], key[1]) for key in keys]),
     )
     return {row[:2]: _Details(*row[2:]) for row in tx.query(sql)}
 
 
-def _within_budget(rows: list[Row], details: dict[tuple[Any, ...], _Details]) -> list[Row]:
+def _within_budget(
+    rows: list[Row], details: dict[tuple[Any, ...], _Details], max_bytes: int
+) -> tuple[list[Row], int]:
+    """The first rows that have at most so many bytes, at least one, and how many they have."""
     total = 0
     for n, row in enumerate(rows):
         detail = details.get(row[:2])
-        total += len(row[4]) if detail is None else detail.vars_size + detail.meta_size
-        if total > MAX_BATCH_BYTES:
-            return rows[: max(n, 1)]
-    return rows
+        size = len(row[4]) if detail is None else detail.vars_size + detail.meta_size
+        if n and total + size > max_bytes:
+            return rows[:n], total
+        total += size
+    return rows, total
 
 
 def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:

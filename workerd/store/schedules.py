@@ -6,7 +6,7 @@ the request, so that each tick has exactly one, or is skipped, whatever crashes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 from typing import Literal, NamedTuple
 
@@ -104,6 +104,14 @@ def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
     return _schedule(row)
 
 
+def find_all(tx: Tx, names: Collection[str]) -> dict[str, ScheduleRow]:
+    """Those of the schedules that the store has, by name, in one statement."""
+    if not names:
+        return {}
+    sql = f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name IN ({marks(list(names))})"
+    return {row.name: row for row in map(_schedule, tx.query(sql, list(names)))}
+
+
 # -- sync with the configuration ---------------------------------------------------------------
 
 
@@ -113,7 +121,7 @@ def upsert(tx: Tx, schedules: Mapping[str, Wanted]) -> list[str]:
     A new or changed schedule starts now: earlier ticks are not missed ones, and a waiting run waits for the
     new interval. A pause outlives a change.
     """
-    there = {row.name: row for row in map(_schedule, tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules"))}
+    there = find_all(tx, schedules)
     changed = []
     for name, schedule in sorted(schedules.items()):
         kind, expression, timezone = described(schedule)

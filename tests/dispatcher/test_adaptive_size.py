@@ -1,0 +1,42 @@
+"""How much one transaction takes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from workerd.dispatcher.adaptive_size import QUICK_S, SLOW_S, AdaptiveSize
+from workerd.errors import StoreAway
+
+SLOW, QUICK, BETWEEN = SLOW_S * 2, QUICK_S / 2, (SLOW_S + QUICK_S) / 2
+
+
+def test_it_is_halved_when_slow_and_grows_again_when_quick() -> None:
+    """Never below one, never above its limit."""
+    size = AdaptiveSize(100)
+    for expected in (50, 25, 12, 6, 3, 1, 1):
+        size.note(SLOW, size.value)
+        assert size.value == expected
+    size.note(BETWEEN, size.value)
+    assert size.value == 1
+    for expected in (2, 4, 8, 16, 32, 64, 100, 100):
+        size.note(QUICK, size.value)
+        assert size.value == expected
+
+
+def test_it_grows_only_with_what_was_used() -> None:
+    """A quick transaction of a few rows tells nothing of one with many; a slow one of a few tells much."""
+    size = AdaptiveSize(1000, first=100)
+    size.note(QUICK, 49)
+    assert size.value == 100
+    size.note(QUICK, 50)
+    assert size.value == 200
+    size.note(SLOW, 10)
+    assert size.value == 5
+
+
+def test_a_failure_at_once_changes_nothing() -> None:
+    """A store that refuses the connection is not slow."""
+    size = AdaptiveSize(8, first=4)
+    with pytest.raises(StoreAway), size.measured():
+        raise StoreAway("gone")
+    assert size.value >= 4
