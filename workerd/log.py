@@ -54,6 +54,10 @@ def get_logger(process: str) -> Any:
     return structlog.get_logger(process=process)
 
 
+debugging = False
+"""Whether the level is `debug`: asked before anything is made ready for a line about a single job."""
+
+
 def level_number() -> int:
     """The level that was configured, as the standard `logging` numbers it."""
     return _level
@@ -61,8 +65,9 @@ def level_number() -> int:
 
 def configure(config: LogConfig) -> None:
     """Set level, format and labels for this process and those that it forks."""
-    global _level
+    global _level, debugging
     _level = _LEVELS[config.level]
+    debugging = config.level == "debug"
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import stat
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.support.eventually import eventually
 from tests.support.gateway import Api, until_closed
 from workerd.gateway.openapi import OPERATIONS
 
@@ -274,3 +276,25 @@ def test_unix_socket(tmp_path: Path) -> None:
             bare.connect(str(path))
             bare.sendall(b"nonsense\r\n\r\n")
             assert until_closed(bare).startswith(b"HTTP/1.1 400")
+
+
+def test_a_node_that_drains_answers_to_the_end(tmp_path: Path) -> None:
+    """What would add work is 503 with Retry-After; probes, metrics and look-ups are answered."""
+    with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=GATEWAY) as api:
+        job = api.enqueue("file", {"path": str(tmp_path / "go")})
+        eventually(lambda: api.get(f"/jobs/{job}").json()["status"] == "inprogress")
+        process = api.daemon.process
+        assert process is not None
+        process.send_signal(signal.SIGTERM)
+        eventually(lambda: api.daemon.status().get("state") == "draining")
+        eventually(lambda: api.get("/ready").status_code == 503)
+        assert int(api.get("/ready").headers["retry-after"]) > 0
+        refused = api.post("/jobs", {"handler": "noop"})
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) > 0
+        assert "shutting down" in refused.json()["detail"]
+        assert api.get("/heartbeat").status_code == 200
+        assert "workerd_process_rss_bytes" in api.get("/metrics").text
+        assert api.get(f"/jobs/{job}").json()["status"] == "inprogress"
+        (tmp_path / "go").touch()
+        assert process.wait(30) == 0

@@ -14,7 +14,7 @@ from tests.runtime.conftest import turn_until
 from workerd.runtime import control
 from workerd.runtime.control import ControlServer, Reply, ask
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import connect, listen
+from workerd.runtime.sockets import check_replaceable, connect, listen
 
 
 class ControlHarness:
@@ -84,16 +84,15 @@ def test_an_answer_to_a_closed_connection_is_dropped(harness: ControlHarness) ->
     harness.loop.turn(0.01)
 
 
-def test_only_an_old_socket_is_replaced(tmp_path: Path) -> None:
-    """Whatever else has the socket's name stays as it is."""
+def test_a_link_is_replaced_and_what_it_leads_to_is_not(tmp_path: Path) -> None:
+    """Outside of the daemon's own folders nothing but a socket is replaced at all."""
     path, other = tmp_path / "socket", tmp_path / "other"
-    listen(path).close()
-    listen(path).close()
-    path.unlink()
     other.write_text("kept")
-    for make in (path.symlink_to, path.hardlink_to):
-        make(other)
-        with pytest.raises(OSError, match="no socket"):
-            listen(path)
-        assert other.read_text() == "kept"
-        path.unlink()
+    path.symlink_to(other)
+    with pytest.raises(OSError, match="no socket"):
+        check_replaceable(path)
+    listen(path).close()
+    check_replaceable(path)
+    listen(path).close()
+    assert path.is_socket()
+    assert other.read_text() == "kept"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -328,3 +330,20 @@ def test_a_full_disk_at_start_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in daemon.logged()
     assert "No space left on device; free space there" in daemon.logged().splitlines()[-1]
     daemon.end()
+
+
+@pytest.mark.parametrize("level", ["debug", "info"])
+def test_each_job_has_lines_at_the_debug_level_only(tmp_path: Path, level: str) -> None:
+    """Claimed, started and ended, with what finds them."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    daemon = Daemon(tmp_path / "node", url, f'[log]\nlevel = "{level}"\n{CONFIG}')
+    rows = Rows(url)
+    with daemon:
+        job = rows.insert("record", {"path": str(tmp_path / "record")})
+        eventually(lambda: rows.ended(job), state=daemon.tail)
+        assert daemon.stop() == 0
+    events = [json.loads(line) for line in daemon.logged().splitlines() if str(uuid.UUID(bytes=job)) in line]
+    expected = ["job.claimed", "job.started", "job.ended"] if level == "debug" else []
+    assert [event["event"] for event in events] == expected
+    assert all((event["handler"], event["attempt"]) == ("record", 1) for event in events)
+    assert_settled(rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Iterable
 
+from workerd import log
 from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimPlan, ClaimPlanner
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
@@ -12,6 +13,7 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused, UnreadableRow
+from workerd.job import Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -178,6 +180,8 @@ class Claimer:
                 self._store.note_time(batch.claims[0].claimed_at, batch.claims[0].mono)
                 self.claimed += len(batch.claims)
                 self._settlement.on_claimed(claim.ref for claim in batch.claims)
+                if log.debugging:
+                    _trace(link, batch.claims)
                 unsendable = link.hand_over(batch.claims)
                 self._outcomes.send_all([failed(claim, UNSENDABLE) for claim in unsendable])
             if batch.broken:
@@ -191,3 +195,10 @@ class Claimer:
             found = self._store.read_one(lambda tx: claims.peek(tx, handlers)).handlers
             self._planner.peeked()
             self.polled(found)
+
+
+def _trace(link: PoolLink, claims_: Iterable[Claim]) -> None:
+    for claim in claims_:
+        _log.debug(
+            "job.claimed", handler=claim.handler, job=id_text(claim.id), attempt=claim.attempt, pool=link.name
+        )

@@ -38,6 +38,7 @@ from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
+from workerd.runtime.sockets import check_replaceable
 from workerd.runtime.sockets import listen as listen_unix
 
 MAX_TURN_INTERVAL_S = 1.0
@@ -175,6 +176,11 @@ class Gateway(Service):
         """The gateway's fields in `workerd status`."""
         return {"listen": self._config.gateway.listen}
 
+    def on_drain(self, seconds: float) -> None:
+        """Take nothing new, and answer everything else until the last pool is gone."""
+        self._backend.draining = True
+        self.become("draining" if self.state == "up" else self.state, self.trouble)
+
     def on_stop(self) -> None:
         """Answer the requests in flight, then exit."""
         self._stopping.set()
@@ -202,7 +208,9 @@ class _Server(uvicorn.Server):
 
 def _listen(address: str) -> socket.socket:
     if address.startswith("unix:"):
-        return listen_unix(Path(address.removeprefix("unix:")), SOCKET_MODE)
+        path = Path(address.removeprefix("unix:"))
+        check_replaceable(path)
+        return listen_unix(path, SOCKET_MODE)
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)

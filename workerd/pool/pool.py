@@ -11,6 +11,7 @@ from typing import Any
 
 import setproctitle
 
+from workerd import log as logging
 from workerd.config.model import PoolConfig
 from workerd.errors import FrameTooLarge, LoadError
 from workerd.job import AttemptRef, Claim, ClaimedAttempt, id_text
@@ -30,7 +31,7 @@ from workerd.messages import (
     Seen,
 )
 from workerd.outcome import Outcome, RunResult, released
-from workerd.pool import loading
+from workerd.pool import job_trace, loading
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
@@ -371,6 +372,8 @@ class Pool(Service):
     def _send(self, outcome: Outcome) -> None:
         self._outcome_sender.send(outcome)
         self._outcomes[outcome.reason or ""] += 1
+        if logging.debugging:
+            job_trace.ended(outcome)
         if outcome.success is False:
             log.warning(
                 "attempt.failed", handler=outcome.handler, job=id_text(outcome.id), attempt=outcome.attempt,

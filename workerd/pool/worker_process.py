@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 from typing import Protocol
 
+from workerd import log
 from workerd.config.model import Policy
 from workerd.job import Claim
 from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed
 from workerd.outcome import RunResult
+from workerd.pool import job_trace
 from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
 from workerd.pool.log_relay import record_in
@@ -227,6 +229,8 @@ class WorkerProcess:
         self.attempt = attempt
         self.state = WorkerState.RUNNING
         self.since = attempt.start_ns / 1e9
+        if log.debugging:
+            job_trace.started(self.name, attempt)
         if attempt.deadline > 0:
             self._alarm.set(self.since + attempt.deadline)
 

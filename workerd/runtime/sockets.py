@@ -31,20 +31,19 @@ def _short_path(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
-def _remove_old(path: Path) -> None:
-    """Remove an old socket, and nothing else. Raises OSError."""
+def check_replaceable(path: Path) -> None:
+    """See that nothing but a socket is at a path outside of the daemon's folders. Raises OSError."""
     try:
         status = path.lstat()
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise OSError(errno.EEXIST, "there is a file that is no socket")
-    path.unlink(missing_ok=True)
 
 
 def listen(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening stream socket at `path`, in place of any old one. Raises OSError."""
-    _remove_old(path)
+    """A listening stream socket at `path`, in place of any file; no link is followed. Raises OSError."""
+    path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with _short_path(path) as short:
         sock.bind(short)
@@ -55,7 +54,7 @@ def listen(path: Path, mode: int = 0o600) -> socket.socket:
 
 def bind_datagram(path: Path, mode: int = 0o600) -> socket.socket:
     """A datagram socket at `path`, in place of any old one. Raises OSError."""
-    _remove_old(path)
+    path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     with _short_path(path) as short:
         sock.bind(short)

@@ -310,6 +310,16 @@ class Children:
             self._answered(beat.token, child)
 
     @property
+    def running_jobs(self) -> int:
+        """Jobs that ran at the last Beats of their pools."""
+        return sum(
+            bool(worker.get("job"))
+            for pool in self.pools.values()
+            if pool.alive
+            for worker in pool.last_beat.info.get("workers") or ()
+        )
+
+    @property
     def progressing(self) -> bool:
         """Whether no child is overdue: what the service manager's watchdog is fed with."""
         now = time.monotonic()

@@ -19,9 +19,10 @@ class Shutdown:
     """Ends all children; calls `on_done` when none is left.
 
     1. Claiming stops: the dispatcher drains, and renews the lease until the last pool is gone.
-    2. Gateway and pools end: pools release what waits, finish what runs, hand over every outcome.
-    3. The dispatcher settles what is left and ends.
-    4. The ingester writes or spools everything and ends.
+    2. The gateway takes nothing new, and says so; it answers everything else.
+    3. Pools end: they release what waits, finish what runs, hand over every outcome. Then the gateway.
+    4. The dispatcher settles what is left and ends.
+    5. The ingester writes or spools everything and ends.
     """
 
     def __init__(self, loop: Loop, children: Children, drain_s: float, on_done: Callable[[], None]) -> None:
@@ -49,11 +50,11 @@ class Shutdown:
         for pool in children.pools.values():
             pool.stop(drain, self._drain_s + KILL_AFTER_S)
         for name, role in children.roles.items():
-            if name == "dispatcher":
+            if name != "ingester":
                 role.send(drain)
                 role.greeting = drain  # it is needed until the end, so it is restarted if it dies
-            elif name != "ingester":
-                role.stop(Stop(), KILL_AFTER_S)
+        yield from self._wait_for_all_but(*children.roles)
+        self._stop_role("gateway")
         yield from self._wait_for_all_but("dispatcher", "ingester")
         self._stop_role("dispatcher")
         yield from self._wait_for_all_but("ingester")

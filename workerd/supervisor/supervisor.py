@@ -128,6 +128,8 @@ class Supervisor:
             # What works goes on; `workerd status` shows the role that does not.
             self._log.error("role.failed", error=sentence)
             return
+        if self._shutdown is not None:
+            return  # another role has said it before
         self._log.error("node.start_failed", error=sentence)
         self._exit_status = exit_status
         self.stop()
@@ -167,7 +169,8 @@ class Supervisor:
             for reply in (*self._reload_replies, *self._next_reload_replies, *restarts):
                 reply(_STOPPING)
         elif self._stop_signals == 2 and self._shutdown is not None:
-            self._log.warning("drain.skipped")
+            if running := self._children.running_jobs:
+                self._log.warning("drain.skipped", running=running)
             self._shutdown.hasten()
         else:
             for child in self._children:
