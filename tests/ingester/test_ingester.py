@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -104,6 +105,22 @@ def test_outcomes_in_a_row_are_written_together(make_harness: MakeHarness, store
     pool.send(*made, at_once=300)
     harness.until(lambda: pool.all_durable)
     assert harness.info["last_batch"] <= 100
+
+
+def test_no_outcome_of_a_stream_waits_longer_than_the_linger(
+    make_harness: MakeHarness, store_url: str
+) -> None:
+    """However full the last batch was."""
+    harness = make_harness(store_url, linger=2.0).start()
+    pool = harness.pool().connect()
+    harness.until(lambda: harness.info["mode"] == "live")
+    pool.send(*harness.insert_claimed(100))
+    harness.until(lambda: pool.all_durable)
+    made = harness.insert_claimed(1)
+    began = time.monotonic()
+    pool.send(*made)
+    harness.until(lambda: pool.all_durable)
+    assert time.monotonic() - began < 2 * 2.0
 
 
 def test_an_outcome_sent_twice_has_one_effect(harness: IngesterHarness) -> None:

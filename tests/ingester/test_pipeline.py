@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,9 @@ import pytest
 
 from tests.ingester.test_ingester import MakeHarness, counted, ends
 from tests.support.ingesting import IngesterHarness, kill_self
+from tests.support.rows import Rows
 from tests.support.servers import DatabaseServer
+from tests.support.slow_line import slow_line
 from workerd.errors import CommitUnknown, StoreAway
 from workerd.ingester import pending, spool
 from workerd.ingester.spool import LOG_BYTES
@@ -418,3 +421,32 @@ def test_waiting_for_the_lock_of_a_handler_is_no_outage(
         cursor.execute("ROLLBACK")
     harness.until(lambda: harness.rows.sql("SELECT * FROM workerd_handlers")[0]["signature"])
     assert ends(harness.rows) == {("completed", "ok"): 10}
+
+
+# -- slow lines
+
+
+def test_batches_shrink_on_a_slow_line_and_grow_again(
+    make_harness: MakeHarness, mysql_server: DatabaseServer, mysql_url: str
+) -> None:
+    """While a batch is written nothing else is read, and all of it is lost if the line breaks."""
+    url = mysql_server.url(urlsplit(mysql_url).path[1:], tcp=True)
+    with slow_line(url, 600_000) as line:
+        harness = make_harness(line.url(url))
+        harness.rows = Rows(mysql_url)
+        made = harness.insert_claimed(1200)
+        sent = [msgspec.structs.replace(o, payload=os.urandom(2000), payload_type="bytes") for o in made]
+        harness.start()
+        pool = harness.pool().connect()
+        pool.send(*sent[:300])
+        harness.until(lambda: pool.all_durable)
+        assert harness.info["last_batch"] == 300
+        pool.send(*sent[300:600])
+        harness.until(lambda: pool.all_durable)
+        assert harness.info["last_batch"] <= 150
+        line.bytes_s = 1e9
+        for n in range(600, 1200, 150):
+            pool.send(*sent[n : n + 150])
+            harness.until(lambda: pool.all_durable)
+        assert harness.info["last_batch"] == 150
+    assert ends(harness.rows) == {("completed", "ok"): 1200}

@@ -118,7 +118,7 @@ class IngesterConfig(ConfigValue, frozen=True):
     batch: Annotated[int, v.integer(1, 10000)] = 500
     """Maximum outcomes per transaction."""
     linger: Annotated[float, v.duration_between(0, 10)] = 0.005
-    """How long an outcome waits for others to share its transaction; 0 writes each at once."""
+    """How long an outcome waits at most for others to share its transaction; 0 writes each at once."""
     spool: Annotated[int, v.size_between(MIB, zero=True)] = 1 << 30
     """Maximum size of the spool, which keeps outcomes on disk while the store is unavailable. When it is
     full, pools take no more jobs; nothing is dropped. 0: no spool, pools stop at once."""

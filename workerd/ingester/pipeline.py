@@ -8,8 +8,8 @@ from enum import StrEnum
 
 import msgspec
 
-from workerd.errors import StoreAway, StoreError
-from workerd.ingester.pending import PendingOutcomes
+from workerd.errors import StoreAway, StoreBusy, StoreError
+from workerd.ingester.pending import MAX_WEIGHT, PendingOutcomes, weight
 from workerd.ingester.spool import Spool
 from workerd.ingester.writer import Writer
 from workerd.outcome import Outcome
@@ -20,10 +20,10 @@ MAX_ROWS_PER_APPEND = 2000
 """Outcomes that share one fsync of the spool."""
 FULL_LINGER_ROWS = 10
 """Outcomes in the last batch that make the next one wait for the whole linger."""
-STREAM_ROWS = 50
-"""Outcomes in the last batch that make a stream: no caller waits for a single one of them, and a transaction
-costs the server as much as thirty rows of it, so the next batch may take STREAM_LINGERS lingers to fill."""
-STREAM_LINGERS = 4
+SLOW_BATCH_S = 1.0
+"""A batch that took longer is halved: while it is written nothing else is read, and all of it is at stake."""
+MIN_WEIGHT = 16 * 1024
+"""Bytes to which batches shrink."""
 MAX_ROWS_BESIDE_REPLAY = 1000
 """Outcomes that may wait in memory for a replay to end, so that their pools do not wait for it."""
 SPOOL_RETRY_DELAY_S = 0.5
@@ -77,6 +77,7 @@ class WritePipeline:
         self._node_id = node_id
         self._max_rows = max_rows
         self._rows = max_rows  # of the next transaction
+        self._weight = MAX_WEIGHT  # of the next transaction, if the server takes as much
         self._linger_s = linger_s
         self._on_change = on_change
         self._availability = StoreAvailability("ingester", writer.store)
@@ -155,7 +156,7 @@ class WritePipeline:
         """Try outcomes again whose rows were locked; all others are ahead of them."""
         self._locked_due = False
         if self.mode is not PipelineMode.AWAY:
-            error = self._writer.retry_locked(self._max_rows)
+            error = self._writer.retry_locked(self._rows)
             if error is not None:
                 self.store_lost(error)
         self._retry_locked_later()
@@ -179,14 +180,13 @@ class WritePipeline:
         rows = self._pending.rows
         if not rows:
             return
-        last = self._writer.last_rows
-        lingers = STREAM_LINGERS if last >= STREAM_ROWS else min(1.0, (last - 1) / FULL_LINGER_ROWS)
+        lingers = min(1.0, (self._writer.last_rows - 1) / FULL_LINGER_ROWS)
         wait_s = self._written_at + self._linger_s * lingers - time.monotonic()
-        if wait_s > 0 and rows < self._rows and self._pending.weight < self._writer.max_batch_bytes:
+        if wait_s > 0 and rows < self._rows and self._pending.weight < self._max_weight:
             if self._timer is None:
                 self._step_later(wait_s)
             return
-        written, error = self._write(self._pending.peek(self._rows, self._writer.max_batch_bytes))
+        written, error = self._write(self._pending.peek(self._rows, self._max_weight))
         self._pending.acknowledge(written)
         if error is not None:
             self.store_lost(error)
@@ -198,7 +198,7 @@ class WritePipeline:
 
     def _replay(self) -> None:
         """Write a batch from the spool; what comes meanwhile waits, and is spooled if it is much."""
-        batch = self._spool.peek(self._rows, self._writer.max_batch_bytes)
+        batch = self._spool.peek(self._rows, self._max_weight)
         if batch:
             written, error = self._write(batch)
             self._spool.advance(written)
@@ -216,14 +216,22 @@ class WritePipeline:
         self._step_later(0.0)
 
     def _write(self, batch: list[Outcome]) -> tuple[int, StoreAway | None]:
+        began = time.monotonic()
         written, error = self._writer.write_batch(batch)
         self._written_at = time.monotonic()
-        if written == len(batch):
+        if written == len(batch) and self._written_at - began < SLOW_BATCH_S:
             self._rows = min(self._max_rows, self._rows * 2)
-        else:
-            # It may have been too much for the time limits.
-            self._rows = max(1, self._rows // 2)
+            self._weight = min(MAX_WEIGHT, self._weight * 2)
+        elif error is None or not error.answered or isinstance(error, StoreBusy):
+            # It may be too much for the line, or for the time limit of a statement.
+            self._rows = max(1, len(batch) // 2)
+            self._weight = max(MIN_WEIGHT, sum(map(weight, batch)) // 2)
         return written, error
+
+    @property
+    def _max_weight(self) -> int:
+        """Of the next transaction."""
+        return min(self._weight, self._writer.max_batch_bytes)
 
     def _spool_pending(self, max_rows: int) -> None:
         """Move up to `max_rows` pending outcomes to the spool, with one fsync for many."""
