@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import storing as s
 from workerd import documents
-from workerd.clock import SECOND, from_rfc3339, to_text
+from workerd.clock import SECOND, from_rfc3339, now_us, to_text
 from workerd.job import Status
 from workerd.store import columns, job_lists, jobs
 from workerd.store.base import Store
@@ -113,6 +113,15 @@ def test_a_big_table_is_listed_whole_and_what_is_due_later_last(
     assert found[:11] == list(reversed(new))
     assert ids(store, handler="h") == [*reversed(new), late, *reversed(future)]
     assert ids(store, status="scheduled") == list(reversed(future))
+    an_hour_ago = now_us() - 3600 * SECOND
+    assert sorted(ids(store, since=an_hour_ago)) == sorted(found)
+    foreign = [bytes([n]) + b"not a uuid v7!!" for n in range(5)]
+    for job_id in foreign:
+        s.enqueue(store, "h", id=job_id, delay=7200 * SECOND)
+    old = "UPDATE workerd_jobs SET created_at = '2026-01-01 00:00:00.000000' WHERE id = %s"
+    for job_id in future:
+        s.sql(store, old, job_id)
+    assert sorted(ids(store, since=an_hour_ago, status="scheduled")) == sorted(foreign)
 
 
 def test_many_priorities_are_listed_in_order(store: Store) -> None:

@@ -56,7 +56,10 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
         )
         raise CommandExit(1)
     if report.store and not any(server.role == "writable" for server in report.store):
-        notify("No server of the store can be written now. Start or promote one: jobs wait until then.")
+        notify(
+            "No server of the store can be written now: correct what the table gives as its reason, or start "
+            "or promote one. Jobs wait until then."
+        )
         raise CommandExit(1)
     if report.store_faults:
         notify("The store cannot be used as it is: correct what is listed, then check again.")

@@ -23,8 +23,9 @@ from workerd.store.queries import MAX_PRIORITIES, priorities
 WINDOW_ROWS = 150
 """Rows of a branch that are sorted by the time at which they were made or ended."""
 
-EARLY_DUE_US = 3600 * SECOND
-"""In a branch of more rows, `since` misses a job that was due longer than this before it was made."""
+EARLY_US = 3600 * SECOND
+"""In a branch of more rows, `since` misses a job whose due time, or the time in whose UUIDv7, is longer than
+this before it was made: rows are left out by the index alone."""
 
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
@@ -186,7 +187,7 @@ def _later_rows(
     """The branch's next rows of those that come last."""
     if not branch.many_later:
         return []
-    return _query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit)
+    return _query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit, True)
 
 
 def _query(
@@ -197,6 +198,7 @@ def _query(
     bounds: Sequence[tuple[str, int]],
     position: _Position | None,
     limit: int,
+    later: bool = False,
 ) -> Sequence[Row]:
     bounds = [*bounds, *_made_bounds(branch, wanted)]
     where = [branch.where, *(condition for condition, _ in bounds)]
@@ -205,9 +207,17 @@ def _query(
         at = columns.at(position.key)
         where.append(f"{time} <= %s AND ({time} < %s OR j.id < %s)")
         params += [at, at, position.id]
+    rows = f"workerd_jobs AS j {tx.dialect.hint(branch.index_name)}"
+    if later and wanted.since is not None:
+        # The index alone leaves out nearly all: reading 100,000 rows takes five times as long.
+        young = _young_id(wanted.since - EARLY_US)
+        rows = (
+            f"(SELECT j.id, j.attempt FROM {rows} WHERE {branch.where} AND {young})"
+            " AS i JOIN workerd_jobs AS j ON j.id = i.id AND j.attempt = i.attempt"
+        )
+        params = [*branch.params, *params]
     return tx.query(
-        f"SELECT {time} AS listed_at, j.id, j.attempt FROM workerd_jobs AS j"
-        f" {tx.dialect.hint(branch.index_name)} WHERE {' AND '.join(where)}"
+        f"SELECT {time} AS listed_at, j.id, j.attempt FROM {rows} WHERE {' AND '.join(where)}"
         " ORDER BY listed_at DESC, j.id DESC LIMIT %s",
         [*params, limit + 1],
     )
@@ -218,10 +228,16 @@ def _made_bounds(branch: _Branch, wanted: JobFilter) -> list[tuple[str, int]]:
     if wanted.since is not None:
         bounds.append((f"{_made()} >= %s", wanted.since))
         if branch.boundary or branch.many_later:
-            bounds.append(("j.run_at >= %s", max(0, wanted.since - EARLY_DUE_US)))
+            bounds.append(("j.run_at >= %s", max(0, wanted.since - EARLY_US)))
     if wanted.until is not None:
         bounds.append((f"{_made()} < %s", wanted.until))
     return bounds
+
+
+def _young_id(us: int) -> str:
+    """Whether an id may have been made since that time: it is no UUIDv7, or one that is as young."""
+    oldest = (max(0, us) // 1000).to_bytes(6, "big") + bytes(10)
+    return f"(j.id >= x'{oldest.hex()}' OR SUBSTR(HEX(j.id), 13, 1) <> '7')"
 
 
 def _made() -> str:
