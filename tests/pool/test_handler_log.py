@@ -16,7 +16,7 @@ from workerd.outcome import Reason
 
 HANDLERS = (
     "ctx_log", "standard", "to_file", "to_stderr", "long_records", "flood", "many_errors", "dies",
-    "leaves_a_thread", "releases_thread", "imitates", "log_in_children",
+    "leaves_a_thread", "releases_thread", "imitates", "log_in_children", "by_structlog",
 )  # fmt: skip
 
 
@@ -97,6 +97,25 @@ def test_what_is_below_the_level_of_the_log_is_not_sent(tmp_path: Path) -> None:
             assert [event["event"] for event in logged_by(harness, "standard")[:2]] == ["worse", "it failed"]
     finally:
         log.configure(LogConfig())
+
+
+def test_structlog_sends_records(harness: PoolHarness) -> None:
+    """Its loggers belong to the daemon's log unless user code configures them."""
+    (event,) = logged_by(harness, "by_structlog")
+    assert (event["level"], event["event"], event["order"]) == ("error", "very bad", 7)
+
+
+def test_structlog_that_user_code_configured_is_its_own(tmp_path: Path) -> None:
+    """The daemon's log stays as it was configured."""
+    pool = make_pool("own", "fails", module="pool_structlog")
+    with PoolHarness(tmp_path, pool) as harness:
+        harness.up()
+        (event,) = logged_by(harness, "own")
+        assert (event["level"], event["event"]) == ("info", "output")
+        assert event["line"].startswith("mine: error {")
+        harness.run("fails")
+        (failed,) = [event for event in harness.log_events() if event["event"] == "attempt.failed"]
+        assert failed["level"] == "warning"
 
 
 def test_long_records_arrive_whole_or_cut(harness: PoolHarness) -> None:

@@ -43,7 +43,10 @@ class Role(Service):
         self.stale = False
 
     def start(self) -> None:
-        if self.fate == "waits":
+        if self.fate == "fatal":
+            self.state, self.trouble = "failed", "It cannot work on this node."
+            self.beat(fatal=3)
+        elif self.fate == "waits":
             self.become("waiting", "It waits for something that is not there.")
         elif self.fate != "hangs":
             self.become("up")

@@ -134,3 +134,13 @@ def test_a_child_that_cannot_be_forked_is_tried_again(harness: SupervisorHarness
     (harness.folder / "no-fork").unlink()
     eventually(harness.is_ready)
     assert harness.pool("a")["trouble"] == ""
+
+
+def test_a_start_that_fails_is_said_once(harness: SupervisorHarness) -> None:
+    """Although both roles cannot work; nothing is said of running jobs, as none ran."""
+    (harness.folder / "fate").write_text("fatal")
+    harness.start("a")
+    assert harness.process.wait(30) == 3
+    (event,) = harness.events("node.start_failed")
+    assert event["error"] == "It cannot work on this node."
+    assert not harness.events("drain.skipped")

@@ -1,4 +1,4 @@
-"""What a handler logs, by `ctx.log` or the standard `logging`: records in the worker's output pipe.
+"""What a handler logs, by `ctx.log`, structlog or `logging`: records in the worker's output pipe.
 
 A record is filtered by `log.level` here, at its source. Handlers of `logging` that user code sets up keep
 working; only those that would print to the worker's own output send records instead.
@@ -107,6 +107,22 @@ class RecordLog:
             data = _encoder.encode(_shortened(record))
         with contextlib.suppress(OSError):
             self._writer.write(data)
+
+    def configure_structlog(self, users: Mapping[str, Any] | None) -> None:
+        """Let structlog send records too, unless user code has configured it itself."""
+        if users is not None:
+            structlog.configure(**users)
+            return
+        structlog.configure(
+            processors=[
+                structlog.contextvars.merge_contextvars,
+                structlog.processors.format_exc_info,
+                _as_arguments,
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(log.level_number()),
+            logger_factory=lambda *names: _Sink(self, 0),
+            cache_logger_on_first_use=False,
+        )
 
     # -- the standard logging
 

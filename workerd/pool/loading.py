@@ -12,9 +12,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+import structlog
 
 from workerd import policy as workerd_policy
 from workerd.config.model import Backoff, HandlerConfig, Policy, PoolConfig
@@ -80,6 +82,7 @@ class LoadedHandlers:
     """The handlers of a pool, its `init` function, and what importing them did.
 
     `sources`: modification times of the imported files. `descriptors`: those that were left open.
+    `structlog_config`: how user code configured structlog, None if it did not.
     """
 
     handlers: dict[str, LoadedHandler]
@@ -87,10 +90,21 @@ class LoadedHandlers:
     specs: list[HandlerSpec] = field(default_factory=list)
     sources: dict[str, int] = field(default_factory=dict)
     descriptors: tuple[OpenDescriptor, ...] = ()
+    structlog_config: Mapping[str, Any] | None = None
 
 
 def load(pool: PoolConfig) -> LoadedHandlers:
     """Call `setup`, then import every handler of the pool. Raises LoadError, which names what failed."""
+    ours = structlog.get_config()
+    try:
+        loaded = _load(pool)
+        theirs = structlog.get_config()
+    finally:
+        structlog.configure(**ours)  # the daemon's log is not for user code to configure
+    return replace(loaded, structlog_config=theirs) if theirs != ours else loaded
+
+
+def _load(pool: PoolConfig) -> LoadedHandlers:
     prepare_path(pool.path)
     os.environ.update(pool.env)
     before, open_before = set(sys.modules), open_descriptors()

@@ -11,6 +11,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from workerd.handler import Context
 
 _logger = logging.getLogger("shop.orders")
@@ -125,3 +127,8 @@ def log_in_children(ctx: Context) -> Any:
     for pid in pids:
         os.waitpid(pid, 0)
     warnings.warn("printed", stacklevel=1)
+
+
+def by_structlog() -> None:
+    structlog.get_logger().debug("too fine")
+    structlog.get_logger("shop").error("very bad", order=7)
