@@ -10,7 +10,7 @@ A job is done when it is completed, and so is everything that it spawned. A job 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -163,17 +163,12 @@ def _done(graph: Graph, jobs: Sequence[JobState]) -> set[str]:
     return {name for name in there if name is not None and name not in open_}
 
 
-def owner(names: set[str], name: str | None) -> str | None:
+def owner(names: Container[str], name: str | None) -> str | None:
     """The job of the graph that `name` is, or that spawned it, directly or indirectly."""
     while name is not None and name not in names:
         cut = name.rfind("/")
         name = name[:cut] if cut > 0 else None
     return name
-
-
-def needs_of(graph: Graph, name: str | None) -> tuple[str, ...]:
-    """The needs of the job `name` of the graph; none for a spawned one."""
-    return next((job.needs for job in graph.jobs if job.name == name), ())
 
 
 # -- spawned jobs -----------------------------------------------------------------------

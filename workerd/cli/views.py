@@ -22,6 +22,7 @@ from workerd.cli.output import (
     print_text,
 )
 from workerd.clock import SECOND, from_rfc3339, now_us
+from workerd.config.graph import depths
 from workerd.text import exit_text, harmless, line, plural, seconds_text, size_text
 from workerd.workflow import Graph
 
@@ -201,9 +202,15 @@ def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
     rows = {job["name"] or job["handler"]: job for job in jobs}
     nodes = {job.name: job for job in graph.jobs} if graph else {}
     needs_of = {name: job.needs for name, job in nodes.items()}
+    depth = depths(needs_of)
+    unreachable = max(depth.values(), default=-1) + 1  # in a cycle, which only other programs write
     levels: dict[int, list[str]] = {}
     for name in nodes:
-        levels.setdefault(_depth(name, needs_of), []).append(name)
+        levels.setdefault(depth.get(name, unreachable), []).append(name)
+    spawned: dict[str, list[str]] = {}
+    for name in sorted(rows):
+        for cut in (n for n, letter in enumerate(name) if letter == "/"):
+            spawned.setdefault(name[:cut], []).append(name)
     width = max((len(line(name)) + len(_indent(name, nodes)) for name in {*nodes, *rows}), default=0)
     lines: list[str] = []
     for level in sorted(levels):
@@ -211,8 +218,9 @@ def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
         for name in levels[level]:
             needs = needs_of[name] if graph is not None and not graph.steps else ()
             lines += _job_lines(name, width, rows.pop(name, None), _JOB_INDENT, needs)
-            for child in sorted(n for n in rows if n.startswith(f"{name}/")):
-                lines += _job_lines(child, width, rows.pop(child), _SPAWNED_INDENT)
+            for child in spawned.get(name, ()):
+                if child in rows:
+                    lines += _job_lines(child, width, rows.pop(child), _SPAWNED_INDENT)
     for name, job in rows.items():
         lines += _job_lines(name, width, job, _JOB_INDENT)
     return lines
@@ -228,15 +236,6 @@ def _title(graph: Graph | None, level: int) -> str:
     if graph is not None and level < len(graph.steps):
         return f"{arrow}step {level}: {line(graph.steps[level])}"
     return f"{arrow}level {level}"
-
-
-def _depth(name: str, needs: dict[str, tuple[str, ...]]) -> int:
-    """The longest path from a job without needs; the graph was checked to have no cycle."""
-    depth, front = 0, set(needs[name])
-    while front and depth < len(needs):
-        depth += 1
-        front = {need for job in front for need in needs.get(job, ())}
-    return depth
 
 
 def _job_lines(

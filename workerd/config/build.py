@@ -14,6 +14,8 @@ import msgspec
 
 from workerd.config import reader
 from workerd.config import validators as v
+from workerd.config.graph import cycle as find_cycle
+from workerd.config.graph import depths
 from workerd.config.model import (
     HANDLER_KEYS,
     POOL_KEYS,
@@ -88,6 +90,10 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
     return found
 
 
+MAX_HINTS = 5
+"""Wrong names of one workflow for which the nearest known one is looked for."""
+
+
 def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[tuple[Table, dict[str, Any]]]:
     """The tables of a list; any other item is an error."""
     found = []
@@ -102,7 +108,7 @@ def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[t
 
 def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], list[WorkflowJob]]:
     """Every job of a step needs all jobs of the step before it."""
-    names: list[str] = []
+    names: dict[str, None] = {}
     jobs: list[WorkflowJob] = []
     before: tuple[str, ...] = ()
     times: dict[str, int] = {}
@@ -113,7 +119,7 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
             step.error("expected at least one handler name, got none", "jobs")
         if given.get("name") in names:
             step.error("expected a name of its own, got one that another step has", "name")
-        names.append(given.get("name", ""))
+        names[given.get("name", "")] = None
         here: list[str] = []
         for handler in given.get("jobs", ()):
             times[handler] = times.get(handler, 0) + 1
@@ -137,28 +143,24 @@ def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
         if keys["name"] in given:
             job.error("expected a name of its own, got one that another job has", "name")
         given[keys["name"]] = WorkflowJob(**keys)
-    for number, made in enumerate(given.values()):
-        for need in made.needs:
-            if need not in given:
-                table.error(
-                    f'expected names of jobs of this workflow, got "{need}"' + nearest(need, given),
-                    "jobs",
-                    number,
-                    "needs",
-                )
+    unknown = [
+        (number, need)
+        for number, made in enumerate(given.values())
+        for need in made.needs
+        if need not in given
+    ]
+    for place, (number, need) in enumerate(unknown):
+        # Comparing with all names takes long for a large graph.
+        hint = nearest(need, given) if place < MAX_HINTS else ""
+        table.error(f'expected names of jobs of this workflow, got "{need}"{hint}', "jobs", number, "needs")
     return _ordered(table, given)
 
 
 def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
     """Jobs after everything they need; those that can never run are an error that names the cycle."""
-    depth: dict[str, int] = {}
-    waiting = dict(given)
-    while ready := [j for j in waiting.values() if all(n in depth or n not in given for n in j.needs)]:
-        for job in ready:
-            depth[job.name] = max((depth[n] + 1 for n in job.needs if n in depth), default=0)
-            del waiting[job.name]
-    if waiting:
-        cycle = _cycle(waiting)
+    depth = depths({name: job.needs for name, job in given.items()})
+    if waiting := {name: job.needs for name, job in given.items() if name not in depth}:
+        cycle = find_cycle(waiting)
         table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), "jobs")
         if behind := sorted(waiting.keys() - set(cycle)):
             table.error(
@@ -171,16 +173,6 @@ def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
         for j in given.values()
     ]
     return sorted(made, key=lambda job: job.step)
-
-
-def _cycle(waiting: Mapping[str, WorkflowJob]) -> list[str]:
-    """A cycle among jobs that all wait for each other; ends with the name it starts with."""
-    way: list[str] = [next(iter(waiting))]
-    while True:
-        following = next(n for n in waiting[way[-1]].needs if n in waiting)
-        if following in way:
-            return [*way[way.index(following) :], following]
-        way.append(following)
 
 
 @dataclass

@@ -89,29 +89,34 @@ def _needed(
     tx: Tx, claims: Sequence[Claim], contexts: dict[bytes, _Context]
 ) -> dict[AttemptRef, dict[str, _Payload]]:
     """The payloads, by name, of the jobs that each claim needs and of those they spawned."""
-    needs: dict[AttemptRef, tuple[wf.Graph, frozenset[str]]] = {}
-    for claim in claims:
-        context = contexts.get(claim.request_id or b"")
-        if context is None or context.steps is None:
-            continue
-        try:
-            graph = workflows.graph(context.steps)
-        except InvalidValue:
-            continue  # the request fails when its next job ends
-        if names := frozenset(wf.needs_of(graph, claim.name)):
-            needs[claim.ref] = graph, names
-    there = _payloads(tx, sorted({c.request_id for c in claims if c.request_id and c.ref in needs}))
+    needs = {request_id: _needs(context.steps) for request_id, context in contexts.items()}
+    wanted = [c for c in claims if c.request_id is not None and needs.get(c.request_id, {}).get(c.name or "")]
+    there = _payloads(tx, sorted({c.request_id for c in wanted if c.request_id is not None}))
+    by_owner: dict[bytes, defaultdict[str | None, dict[str, _Payload]]] = {}
+    for request_id, payloads in there.items():
+        of_request = by_owner[request_id] = defaultdict(dict)
+        for name, payload in payloads.items():
+            of_request[wf.owner(needs[request_id], name)][name] = payload
     found: dict[AttemptRef, dict[str, _Payload]] = {}
-    for claim in claims:
-        if claim.ref in needs and claim.request_id is not None:
-            graph, names = needs[claim.ref]
-            all_names = {job.name for job in graph.jobs}
-            found[claim.ref] = {
-                name: payload
-                for name, payload in there[claim.request_id].items()
-                if wf.owner(all_names, name) in names
-            }
+    for claim in wanted:
+        request_id = claim.request_id or b""
+        owned: Mapping[str | None, dict[str, _Payload]] = by_owner.get(request_id, {})
+        found[claim.ref] = {
+            name: payload
+            for need in dict.fromkeys(needs[request_id][claim.name or ""])
+            for name, payload in owned.get(need, {}).items()
+        }
     return found
+
+
+def _needs(steps: bytes | None) -> dict[str, tuple[str, ...]]:
+    """What each job of a graph needs, by name; none if the graph cannot be read."""
+    if steps is None:
+        return {}
+    try:
+        return {job.name: job.needs for job in workflows.graph(steps).jobs}
+    except InvalidValue:
+        return {}  # the request fails when its next job ends
 
 
 def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Payload]]:

@@ -6,27 +6,25 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from workerd.config.graph import depths
 from workerd.config.model import WorkflowJob
 from workerd.gateway.dashboard.components import Markup, el, path, state_name, tone
 
 BOX_WIDTH, BOX_HEIGHT = 176, 46
 COLUMN_GAP, ROW_GAP = 52, 18
-MAX_JOBS = 200
+MAX_JOBS, MAX_EDGES = 200, 2000
 """Larger graphs are not drawn; the page lists their jobs."""
 MAX_LABEL_CHARS = 22
 
 
 def columns(jobs: Sequence[WorkflowJob]) -> list[list[WorkflowJob]]:
-    """The jobs by the length of the longest path to them; jobs of a cycle are left out."""
-    depth: dict[str, int] = {}
-    remaining = list(jobs)
-    while remaining:
-        ready = [job for job in remaining if all(need in depth for need in job.needs)]
-        if not ready:
-            break
-        for job in ready:
-            depth[job.name] = 1 + max((depth[need] for need in job.needs), default=-1)
-        remaining = [job for job in remaining if job.name not in depth]
+    """The jobs by the length of the longest path to them.
+
+    Jobs of a cycle are left out, and those that need one that does not exist.
+    """
+    # What does not exist needs itself, so that it is never done.
+    unknown = {need: (need,) for job in jobs for need in job.needs}
+    depth = depths(unknown | {job.name: job.needs for job in jobs})
     result: list[list[WorkflowJob]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     for job in jobs:
         if job.name in depth:
@@ -36,8 +34,10 @@ def columns(jobs: Sequence[WorkflowJob]) -> list[list[WorkflowJob]]:
 
 def draw(jobs: Sequence[WorkflowJob], created: Mapping[str, dict[str, Any]]) -> Markup | None:
     """The graph; None if it has no jobs or too many. `created`: documents of created jobs, by name."""
+    if len(jobs) > MAX_JOBS or sum(len(job.needs) for job in jobs) > MAX_EDGES:
+        return None
     layout = columns(jobs)
-    if not layout or len(jobs) > MAX_JOBS:
+    if not layout:
         return None
     height = max(map(len, layout)) * (BOX_HEIGHT + ROW_GAP) + ROW_GAP
     width = len(layout) * (BOX_WIDTH + COLUMN_GAP) - COLUMN_GAP + 8

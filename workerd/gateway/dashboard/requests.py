@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from workerd.clock import from_rfc3339
@@ -43,6 +44,8 @@ FILTERS = ("workflow", "status")
 """Query parameters of the list."""
 MAX_JOBS_SHOWN = 500
 """Jobs of a request that its page lists."""
+MAX_NEEDS_SHOWN = 20
+"""Needs of a job that the list names."""
 
 
 async def requests(query: PageQuery) -> View:
@@ -182,15 +185,21 @@ def _facts(details: RequestDetails) -> Markup:
     )
 
 
+def _needs_text(needs: Sequence[str]) -> str:
+    more = len(needs) - MAX_NEEDS_SHOWN
+    shown = ", ".join(needs[:MAX_NEEDS_SHOWN])
+    return f"{shown} and {more:,} more" if more > 0 else shown
+
+
 def _jobs(details: RequestDetails) -> Markup:
-    needs = {job.name: ", ".join(job.needs) for job in details.graph}
+    needs = {job.name: job.needs for job in details.graph}
     jobs = details.request["jobs"]
     rows = [
         (
             el("a", job["name"] or short_id(job["id"]), href=path("ui", "jobs", job["id"])),
             job["handler"],
             state_badge(job),
-            needs.get(job["name"] or "") or DASH,
+            _needs_text(needs.get(job["name"] or "", ())) or DASH,
             number(job["attempt"]),
             microseconds(job["run_us"]),
             error_text(job["error"]),

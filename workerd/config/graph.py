@@ -1,0 +1,47 @@
+"""Graphs of jobs and their needs: depths and cycles, in time that grows no faster than the graph."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+
+Needs = Mapping[str, Collection[str]]
+"""The names that each job needs, by its name; names that are no key count as done."""
+
+
+def depths(needs: Needs) -> dict[str, int]:
+    """The length of the longest path to each job, in an order in which each comes after what it needs.
+
+    Jobs of a cycle, and those behind one, are left out.
+    """
+    missing = {name: sum(1 for need in set(of) if need in needs) for name, of in needs.items()}
+    followers: dict[str, list[str]] = {name: [] for name in needs}
+    for name, of in needs.items():
+        for need in set(of):
+            if need in needs:
+                followers[need].append(name)
+    found = {name: 0 for name, count in missing.items() if not count}
+    ready = deque(found)
+    longest: dict[str, int] = {}
+    while ready:
+        name = ready.popleft()
+        depth = found[name] = longest.get(name, 0)
+        for follower in followers[name]:
+            longest[follower] = max(longest.get(follower, 0), depth + 1)
+            missing[follower] -= 1
+            if not missing[follower]:
+                found[follower] = longest[follower]
+                ready.append(follower)
+    return found
+
+
+def cycle(needs: Needs) -> list[str]:
+    """A cycle, which ends with the name it starts with; every job of `needs` must need another one of it."""
+    name = next(iter(needs))
+    place: dict[str, int] = {}
+    way: list[str] = []
+    while name not in place:
+        place[name] = len(way)
+        way.append(name)
+        name = next(need for need in needs[name] if need in needs)
+    return [*way[place[name] :], name]
