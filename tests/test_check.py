@@ -157,3 +157,16 @@ def test_limits_are_proposed_for_pools_without_them(tmp_path: Path) -> None:
     (pids,) = [note for note in notes if note.startswith("No pids_max: h0, h1, h2, h3, h4 and 2 more. ")]
     assert 'memory_max = "' in memory
     assert "pids_max = 256" in pids
+
+
+@pytest.mark.parametrize(
+    ("keys", "is_noted"), [("", True), ('cooler = "30s"', False), ('cron = "* * * * *"', False)]
+)
+def test_a_class_with_cooler_that_does_not_recur_is_noted(tmp_path: Path, keys: str, is_noted: bool) -> None:
+    """Its method alone starts nothing."""
+    code = "class Beat:\n    def ensure(self): pass\n    def cooler(self): return 1.0\n"
+    (tmp_path / "check_cooler.py").write_text(code)
+    table = f'defaults = {{ path = ["{tmp_path}"], memory_max = "64MiB", pids_max = 64 }}\n'
+    table += f'[handlers.beat]\ncall = "check_cooler:Beat"\n{keys}\n'
+    notes = check_config(configured(tmp_path, table)).notes
+    assert [note.startswith('handler "beat": its class has cooler()') for note in notes] == [True] * is_noted

@@ -22,7 +22,7 @@ from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConf
 from workerd.config.validators import duration_literal, size_literal
 from workerd.errors import LoadError
 from workerd.exposure import exposures
-from workerd.pool.loading import CONNECT_IN_INIT, SHARED_BY_WORKERS, load
+from workerd.pool.loading import CONNECT_IN_INIT, NO_COOLER_KEY, SHARED_BY_WORKERS, lacks_cooler_key, load
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import Child, become_subreaper, fork
 from workerd.runtime.descriptors import named
@@ -122,6 +122,7 @@ def check_config(config: Config) -> CheckReport:
             *_paths(config),
             *exposures(config),
             *_opened(config, trials),
+            *_not_recurring(config, trials),
             *_proposed_limits(config),
         ],
         not_checked=[
@@ -350,12 +351,13 @@ def _sqlite(config: Config) -> str:
 class LoadTrial(msgspec.Struct, frozen=True):
     """How loading one handler went; `error`: why it does not load, "" if it does.
 
-    `sockets`, `files`: what importing it left open.
+    `sockets`, `files`: what importing it left open. `has_cooler`: whether it is a class with `cooler()`.
     """
 
     error: str = ""
     sockets: list[str] = []
     files: list[str] = []
+    has_cooler: bool = False
 
 
 def load_all(config: Config) -> dict[str, LoadTrial]:
@@ -388,6 +390,14 @@ def _opened(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
                     f'handler "{handler.name}": importing it leaves open: {", ".join(opened)}. {advice}'
                 )
     return found
+
+
+def _not_recurring(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
+    return [
+        f'handler "{name}": {NO_COOLER_KEY}.'
+        for name, trial in trials.items()
+        if trial.has_cooler and lacks_cooler_key(name, config)
+    ]
 
 
 def _wait(probes: Iterable[LoadProbe]) -> None:
@@ -471,9 +481,12 @@ def _load(pool: PoolConfig, writer: int) -> int:
     for name in [name for name in os.environ if name.startswith("WORKERD_")]:
         del os.environ[name]
     try:
-        opened = load(pool).descriptors
+        loaded = load(pool)
+        opened = loaded.descriptors
         sockets, files = named(opened, shareable=False), named(opened, shareable=True)
-        answer = "+" + msgspec.json.encode(LoadTrial(sockets=sockets, files=files)).decode()
+        has_cooler = any(spec.has_cooler for spec in loaded.specs)
+        trial = LoadTrial(sockets=sockets, files=files, has_cooler=has_cooler)
+        answer = "+" + msgspec.json.encode(trial).decode()
     except LoadError as error:
         answer = f"-{error}"
     except BaseException as error:

@@ -149,6 +149,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """What recurs. `last_job`: the id of its last job, or of the last request of a workflow.
 
+    `pause`: seconds before the waiting run of a cooler, where `cooler()` of its class decided them.
     `note`: a sentence on what keeps it from its usual times, such as a store's clock that was set back.
     """
 
@@ -163,6 +164,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     last_end: datetime | None
     paused_at: datetime | None
     paused_by: str | None
+    pause: float | None
     note: str | None
 
 
@@ -225,7 +227,7 @@ _attempt = _Reader(Attempt)
 _handler = _Reader(Handler)
 _job = _Reader(Job, "payload", "payload_base64", "attempts")
 _request = _Reader(Request, "jobs")
-_schedule = _Reader(Schedule, "note")
+_schedule = _Reader(Schedule, "pause", "note")
 _node = _Reader(Node, "state")
 
 
@@ -263,7 +265,7 @@ def handler(row: HandlerRow) -> Document:
 
 def schedule(row: ScheduleRow, next_at: int | None = None, note: str | None = None) -> Document:
     """A schedule; `next_at`: a cron's next tick, which follows from its expression."""
-    document = {**_schedule(row), "note": note}
+    document = {**_schedule(row), "pause": row.own_pause_s, "note": note}
     if row.kind != "cooler":
         document["next_at"] = moment(next_at)
     return document

@@ -56,6 +56,7 @@ EVENTS: dict[str, str] = {
     "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
     "handlers.opened_files": "An import left files open: workers share them, and their positions.",
     "handlers.opened_sockets": "An import left sockets open, which are dead in workers: connect in `init`.",
+    "handler.not_recurring": "A class has cooler(), its handler no key `cooler`: it does not recur.",
     "handlers.started_threads": "An import started threads, which workers lack: set `preload = false`.",
     "job.ended": "An attempt ended; its outcome is written next. At the level `debug` only.",
     "job.started": "A worker runs an attempt; at the level `debug` only.",

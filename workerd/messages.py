@@ -302,12 +302,14 @@ class HandlerSpec(msgspec.Struct, frozen=True, array_like=True):
     """A loaded handler: the options given to its decorator, and its signature in JSON.
 
     `aliases`: class names in the effective policy -> the `module.qualname` that each stands for.
+    `has_cooler`: whether it is a class that decides the pause before its next run.
     """
 
     name: str
     options: dict[str, Any]
     signature: bytes | None
     aliases: dict[str, str]
+    has_cooler: bool = False
 
 
 class Loaded(Message, frozen=True, tag="loaded"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support import storing
 from workerd.clock import SECOND
-from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig
+from workerd.config.model import Config, HandlerConfig, NodeConfig, PickupConfig, PoolConfig
 from workerd.errors import NotFound
 from workerd.job import Status
 from workerd.operations import handlers as operations
@@ -97,3 +98,25 @@ def test_an_ended_job_names_its_outcome_and_earlier_attempts(live: Store) -> Non
         "The job ended as failure: attempt 2 lost its process (SIGSEGV) on one: died",
         "Attempt 1 asked for a retry on one: refused",
     ]
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_a_job_that_pickup_keeps_names_the_window(live: Store, is_alone: bool) -> None:
+    """With its next time; another node that has the handler may have other times."""
+    if not is_alone:
+        other = nodes.NodeRecord(id=bytes(16), name="two")
+        live.run(lambda tx: nodes.register(tx, other, 60.0))
+        live.run(lambda tx: handlers.seen(tx, "mail", None, "two"))
+    job_id = storing.enqueue(live, "mail")
+    for pickup, start in (
+        (
+            PickupConfig(jobs="0 3 * * *"),
+            "This node takes jobs only from the times of pickup.jobs (0 3 * * *)",
+        ),
+        (PickupConfig(enabled=False), "This node takes no jobs: pickup.enabled is false."),
+    ):
+        config = msgspec.structs.replace(CONFIG, pickup=pickup)
+        (reason,) = live.read(lambda tx, c=config: explain(tx, c, job_id, {}))[1]
+        assert reason.startswith(start)
+        assert ("T03:00:00Z." in reason) == bool(pickup.jobs)
+        assert ("Another node may take the job before." in reason) != is_alone

@@ -450,3 +450,21 @@ def test_many_nodes_never_run_a_recurring_workflow_twice(
     assert wf.RequestStatus.FAILED not in {
         r.status for r in store.read(lambda tx: requests.list_(tx, limit=200)).rows
     }
+
+
+def test_a_pause_that_the_class_decided_is_told_from_that_of_the_key(store: Store) -> None:
+    """By the waiting run; after a crash or a change that run counts from the end of the last one."""
+    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=30.0)}))
+
+    def own_pause() -> float | None:
+        return store.read(schedules.list_)[0].own_pause_s
+
+    for pause_s, expected in ((30.0, None), (12.5, 12.5)):
+        store.run(lambda tx: intervals.make_due(tx, "sync") or intervals.ensure_next(tx, "sync", 30.0))
+        assert own_pause() is None, "it is due now"
+        (claim,) = s.claims(store, "sync")
+        s.close(store, [s.outcome(claim, next_run_us=int(pause_s * SECOND))])
+        assert own_pause() == expected
+    s.sql(store, "DELETE FROM workerd_jobs WHERE status = 'scheduled'")
+    store.run(lambda tx: intervals.ensure_next(tx, "sync", 30.0))
+    assert own_pause() is None

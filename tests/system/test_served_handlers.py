@@ -79,3 +79,12 @@ def test_a_handler_taken_out_of_the_configuration_is_unknown(
     assert "No live node has the handler add" in daemon.cli("why", waiting).stdout
     assert daemon.stop() == 0
     assert other.stop() == 0
+
+
+def test_a_class_with_cooler_that_does_not_recur_is_logged(start_daemon: Callable[..., Daemon]) -> None:
+    """Once for each handler, not for each worker; a handler with the key is not named."""
+    table = 'call = "tests.support.workflow_handlers:ActiveEverySecondTime"\nworkers = 2\npreload = false\n'
+    daemon = start_daemon(f'{NOOP}[handlers.once]\n{table}[handlers.again]\n{table}cooler = "1h"\n')
+    events = [json.loads(line) for line in daemon.logged().splitlines() if "handler.not_recurring" in line]
+    assert [event["handler"] for event in events] == ["once"]
+    assert daemon.stop() == 0

@@ -14,7 +14,7 @@ from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.job import id_text
 from workerd.operations import schedules as operations
-from workerd.text import line
+from workerd.text import line, seconds_text
 
 ACTIONS = ("pause", "resume", "run")
 MAX_NEXT = 1000
@@ -77,6 +77,8 @@ def _print(found: list[Document]) -> None:
 
 
 def _when(schedule: Document) -> str:
+    if schedule["pause"] is not None:
+        return f"{seconds_text(schedule['pause'])} after the last end, by cooler()"
     if schedule["kind"] == "cooler":
         return f"{schedule['expression']} after each end"
     return f"{schedule['expression']} {schedule['timezone']}"

@@ -236,7 +236,8 @@ class ScheduleConfig(ConfigValue, frozen=True):
     timezone: Annotated[str, v.timezone] = "UTC"
     """Time zone of `cron`, with its daylight saving time."""
     misfire: Annotated[Misfire, v.choice(*get_args(Misfire))] = "once"
-    """Ticks missed while no node was up: "skip", "once" (one run for all of them) or "all" (at most 100)."""
+    """Ticks missed while no node was up: "skip", "once" (one run for all of them) or "all" (at most 100). A
+    tick that is at most 5 s old when a node comes up is not missed: it runs in any case."""
     overlap: Annotated[Overlap, v.choice(*get_args(Overlap))] = "allow"
     """A tick while the previous run is still going: "allow" runs both, "skip" drops the tick, "queue" runs it
     afterwards."""

@@ -12,6 +12,7 @@ from workerd.documents import Document
 from workerd.job import LIVE, Status, id_text
 from workerd.runtime.dead_letters import DeadLetterFile
 from workerd.runtime.paths import Paths
+from workerd.schedule import Cron
 from workerd.store import handlers, nodes, queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
@@ -175,7 +176,24 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
     if not live:
         return here or [_why_no_node(tx, name)]
     nodes_text = ", ".join(map(line, sorted(live)))
+    if is_here:
+        here += _why_not_picked_up(tx, config, alone=len(live) == 1)
     return here + _ahead(tx, row) or [f"The job waits for a worker of {name} on {nodes_text}."]
+
+
+def _why_not_picked_up(tx: Tx, config: Config, *, alone: bool) -> list[str]:
+    """What `[pickup]` keeps this node from; `alone`: no other node has the handler."""
+    others = "" if alone else " Another node may take the job before."
+    if not config.pickup.enabled:
+        return [f"This node takes no jobs: pickup.enabled is false.{others}"]
+    if not config.pickup.jobs:
+        return []
+    opens_at = Cron(config.pickup.jobs).next(tx.now)
+    moment = "never" if opens_at is None else f"at {_second(opens_at)}"
+    return [
+        f"This node takes jobs only from the times of pickup.jobs ({line(config.pickup.jobs)}) on, until "
+        f"none waits; the next one is {moment}.{others}"
+    ]
 
 
 def _live_nodes(tx: Tx, known: HandlerRow | None) -> set[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import structlog
 
 from workerd import policy as workerd_policy
-from workerd.config.model import Backoff, HandlerConfig, Policy, PoolConfig
+from workerd.config.model import Backoff, Config, HandlerConfig, Policy, PoolConfig
 from workerd.errors import InvalidValue, LoadError
 from workerd.handler import class_name
 from workerd.log import get_logger
@@ -207,8 +207,21 @@ def make(
         arguments = Arguments(target.ensure, method=not _is_static(target, "ensure"))
     else:
         arguments = Arguments(target)
-    spec = HandlerSpec(name, spec_options, arguments.signature, aliases_of(policy, options))
+    has_cooler = is_class_handler(target) and callable(getattr(target, "cooler", None))
+    spec = HandlerSpec(name, spec_options, arguments.signature, aliases_of(policy, options), has_cooler)
     return LoadedHandler(name, target, arguments, spec, (*around, *layers))
+
+
+NO_COOLER_KEY = (
+    "its class has cooler(), but without the key `cooler` it does not recur: set it, as the pause where "
+    "cooler() fails"
+)
+
+
+def lacks_cooler_key(name: str, config: Config) -> bool:
+    """Whether a handler, whose class has `cooler()`, starts neither by a schedule nor in a workflow."""
+    in_workflows = {job.handler for workflow in config.workflows.values() for job in workflow.jobs}
+    return not config.handlers[name].schedule.recurs and name not in in_workflows
 
 
 def is_class_handler(target: Any) -> bool:

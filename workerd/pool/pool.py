@@ -77,7 +77,9 @@ class Pool(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config, paths = ctx.config, Paths(ctx.config.node)
         hello = Hello(role="pool", name=pool.name, life=life)
+        self._config = config
         self._pool = pool
+        self._warned: set[str] = set()  # handlers whose class has cooler()
         self._claim_batch = config.dispatcher.batch
         self._crash_loop_drain_s = config.shutdown.drain
         self._exit_status = 0
@@ -155,6 +157,10 @@ class Pool(Service):
 
     def _learn_handlers(self, specs: list[HandlerSpec], sources: dict[str, int]) -> None:
         self._policies.learn(specs)
+        for name in {spec.name for spec in specs if spec.has_cooler} - self._warned:
+            self._warned.add(name)
+            if loading.lacks_cooler_key(name, self._config):
+                log.warning("handler.not_recurring", handler=name, error=loading.NO_COOLER_KEY)
         self._outcome_sender.announce([Seen(spec.name, spec.signature) for spec in specs])
         for file, changed_at in sources.items():
             # The oldest counts: a worker that was forked later may have imported newer code than the others.

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from workerd import workflow as wf
+from workerd.clock import SECOND
 from workerd.config.model import Config, Overlap
 from workerd.config.model import ScheduleConfig as Wanted
 from workerd.errors import Conflict, NotFound
@@ -34,6 +35,8 @@ class ScheduleRow(msgspec.Struct, kw_only=True):
         The job or request of the last tick.
     next_at
         When an interval runs next, None while it runs; the ticks of a cron follow from its expression.
+    own_pause_s
+        The pause before the waiting run of an interval, where `cooler()` of its class decided it.
     last_status, last_end
         Those of `last_job`, or of the last run of an interval.
     """
@@ -49,6 +52,7 @@ class ScheduleRow(msgspec.Struct, kw_only=True):
     next_at: int | None = None
     last_status: str | None = None
     last_end: int | None = None
+    own_pause_s: float | None = None
 
 
 class Fired(StrEnum):
@@ -338,12 +342,25 @@ def _waiting_run_at(tx: Tx, name: str) -> int | None:
     return None if run is None or run.status is Status.INPROGRESS else run.run_at
 
 
+def _own_pause_s(row: ScheduleRow, run: intervals.LiveRun) -> float | None:
+    """The pause before a waiting run where it is not the one that the key says."""
+    if run.status is not Status.SCHEDULED or run.attempt > 1:
+        return None
+    pause_s = (run.run_at - run.created_at) / SECOND
+    # A run inserted after a change or a crash counts from the last end.
+    since_end_s = (run.run_at - (row.last_end or run.created_at)) / SECOND
+    return None if row.expression in (f"{pause_s:g}s", f"{since_end_s:g}s") else pause_s
+
+
 def _with_last(tx: Tx, row: ScheduleRow) -> ScheduleRow:
     if row.kind == "cooler":
-        row.next_at = _waiting_run_at(tx, row.name)
+        run = intervals.live_run(tx, row.name)
         last = intervals.last_run(tx, row.name)
         if last is not None:
             row.last_job, row.last_status, row.last_end = last
+        if run is not None and run.status is not Status.INPROGRESS:
+            row.next_at = run.run_at
+            row.own_pause_s = _own_pause_s(row, run)
     elif row.last_job is not None:
         job = _last_row(tx, row.last_job)
         if job is not None:
