@@ -49,7 +49,16 @@ class StoreBusy(StoreAway):
 
 
 class CommitUnknown(StoreAway):
-    """The connection was lost during COMMIT: the transaction may have taken effect or not."""
+    """The connection was lost during COMMIT: the transaction may have taken effect or not.
+
+    `ids`: the jobs and requests, as UUID text, that exist if it has; to look them up, or to send them again.
+    """
+
+    def __init__(
+        self, message: str = "", code: int = 0, *, answered: bool = False, ids: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__(message, code, answered=answered)
+        self.ids = ids
 
 
 class StoreRefused(StoreError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,8 +78,46 @@ def test_idempotency_key(api: Api) -> None:
     assert (first.status_code, again.status_code) == (201, 200)
     assert again.json()["id"] == first.json()["id"]
     assert len(again.json()["attempts"]) == 1
-    other = api.post("/jobs", {"handler": "noop"}, headers=key)
-    assert other.json()["id"] != first.json()["id"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"handler": "noop"},
+        {"vars": {"a": 2}},
+        {"priority": 1},
+        {"meta": {"x": 1}},
+        {"delay": 60},
+        {"max_attempts": 1},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_body_under_a_used_key_is_refused(api: Api, other: dict[str, Any]) -> None:
+    """It is not what the first call has made."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    body = {"handler": "add", "vars": {"a": 1}, "delay": "1h"}
+    assert api.post("/jobs", body, headers=key).status_code == 201
+    refused = api.post(
+        "/jobs", {**body, **({"vars": {}} if "handler" in other else {}), **other}, headers=key
+    )
+    assert refused.status_code == 422
+    assert "Idempotency-Key" in refused.json()["detail"]
+    assert api.post("/jobs", body, headers=key).status_code == 200
+
+
+def test_bulk_is_repeated_with_a_key(api: Api) -> None:
+    """The same jobs, whether they have ended; a longer or shorter list is another body."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    body = {"jobs": [{"handler": "add", "vars": {"a": n}} for n in range(3)]}
+    first = api.post("/jobs/bulk", body, headers=key)
+    ids = [item["id"] for item in first.json()["items"]]
+    assert (first.status_code, len(set(ids))) == (201, 3)
+    again = api.post("/jobs/bulk", body, headers=key)
+    assert again.status_code == 200
+    assert again.json()["items"] == [{"id": job, "created": False} for job in ids]
+    for jobs in (body["jobs"][:2], [*body["jobs"], body["jobs"][0]], body["jobs"][::-1]):
+        assert api.post("/jobs/bulk", {"jobs": jobs}, headers=key).status_code == 422
+    assert api.post("/jobs/bulk", body).json()["items"][0]["id"] not in ids
 
 
 def test_invalid_jobs(api: Api) -> None:

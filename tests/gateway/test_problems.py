@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
+from tests.support.gateway_state import ask, gateway_state
 from workerd import log
 from workerd.config.model import Config, GatewayConfig, LogConfig, NodeConfig, StoreConfig
 from workerd.errors import (
@@ -24,19 +24,10 @@ from workerd.errors import (
     TooManyWaiting,
     WrongVersion,
 )
-from workerd.gateway.app import application
 from workerd.gateway.backend import Backend
-from workerd.gateway.batch_enqueue import BatchEnqueue
-from workerd.gateway.connections import Connections
-from workerd.gateway.dashboard.routes import view_of
-from workerd.gateway.events import ERROR_PART, Events
-from workerd.gateway.history import History
-from workerd.gateway.long_poll import LongPolls
+from workerd.gateway.events import ERROR_PART
 from workerd.gateway.problems import problem_of
-from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
-from workerd.gateway.tokens import Tokens
-from workerd.operations import jobs, requests
 from workerd.store.engines import open_store
 
 JOB = "01900000-0000-7000-8000-000000000000"
@@ -53,36 +44,7 @@ def gateway(tmp_path: Path) -> GatewayState:
     store = open_store(config.store)
     store.migrate()
     store.close()
-    backend = Backend(config)
-
-    async def render(path: str, query: str) -> dict[str, str]:
-        return {name: str(html) for name, html in (await view_of(gateway, path, query)).parts.items()}
-
-    tokens = Tokens("")
-    gateway = GatewayState(
-        config=config,
-        backend=backend,
-        tokens=tokens,
-        sessions=Sessions(tokens),
-        login_throttle=LoginThrottle(),
-        job_polls=LongPolls(backend, jobs.ended_of),
-        request_polls=LongPolls(backend, requests.ended_of),
-        batch_enqueue=BatchEnqueue(backend, config),
-        history=History(backend),
-        events=Events(render),
-    )
-    return gateway
-
-
-def ask(gateway: GatewayState, path: str) -> httpx.Response:
-    """One GET, through everything but uvicorn."""
-
-    async def get() -> httpx.Response:
-        transport = httpx.ASGITransport(application(gateway, gateway.config, Connections()))
-        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
-            return await client.get(path)
-
-    return asyncio.run(get())
+    return gateway_state(config)
 
 
 def logged(capfd: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -148,7 +110,7 @@ def test_a_bug_in_a_page(
     assert "secret" not in answer.text
 
     async def first_update() -> dict[str, str]:
-        listener = gateway.events.add("/ui/jobs", client="", prefix="")
+        listener = gateway.events.add("/ui/jobs", "local", "")
         await listener.changed.wait()
         gateway.events.remove(listener)
         return listener.take()
@@ -174,4 +136,6 @@ def test_statuses(error: Exception, status: int) -> None:
 def test_a_commit_without_an_answer() -> None:
     """An error does not claim that nothing changed when that is unknown."""
     assert "nothing was changed" in problem_of(StoreAway("x"), "/").detail
-    assert "may have taken effect" in problem_of(CommitUnknown("x"), "/").detail
+    unknown = problem_of(CommitUnknown("x", ids=("a", "b")), "/")
+    assert "may have been done" in unknown.detail
+    assert unknown.members == {"unknown": True, "ids": ["a", "b"]}

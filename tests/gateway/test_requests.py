@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from tests.support.eventually import eventually
 from tests.support.gateway import Api
 
@@ -25,3 +27,15 @@ def test_requests(api: Api) -> None:
     assert api.post(f"/requests/{held}/cancel").status_code == 409
     assert api.post("/requests", {"workflow": "nope"}).status_code == 422
     assert api.post("/requests", {"workflow": "pair", "params": []}).status_code == 422
+
+
+def test_a_request_is_submitted_once_with_a_key(api: Api) -> None:
+    """A repeat answers 200 with it, another body 422."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    first = api.post("/requests", {"workflow": "pair", "params": {"n": 1}}, headers=key)
+    again = api.post("/requests", {"workflow": "pair", "params": {"n": 1}}, headers=key)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.json()["id"] == again.json()["id"]
+    assert again.headers["location"] == first.headers["location"]
+    assert api.post("/requests", {"workflow": "pair", "params": {"n": 2}}, headers=key).status_code == 422
+    assert api.post("/requests", {"workflow": "held", "params": {"n": 1}}, headers=key).status_code == 422

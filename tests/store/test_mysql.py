@@ -17,7 +17,7 @@ from tests.support.servers import PASSWORD, USER, DatabaseServer
 from tests.support.storing import claims, close, enqueue, outcome, sql, status, value
 from workerd.config.model import StoreConfig
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
-from workerd.job import Status
+from workerd.job import Status, id_text
 from workerd.store import jobs
 from workerd.store.base import RETRY_FOR_S, Store
 from workerd.store.engines import open_store
@@ -207,13 +207,16 @@ def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opene
     store = opened(own_server.url(own_server.new_database()))
     store.migrate()
 
+    made: list[str] = []
+
     def work(tx: Any) -> None:
-        jobs.insert(tx, [jobs.NewJob(handler="h")])
+        made.extend(id_text(one.id) for one in jobs.insert(tx, [jobs.NewJob(handler="h")] * 2))
         own_server.kill9()
 
     with pytest.raises(CommitUnknown) as caught:
         store.run(work)
     assert caught.value.code in (2006, 2013)
+    assert caught.value.ids == tuple(made)
     own_server.start()
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
 

@@ -54,9 +54,10 @@ def _sentence(error: WorkerdError) -> str:
     cause = text.rstrip(".")
     match error:
         case CommitUnknown():
+            ids = f" It is about {', '.join(error.ids)}." if error.ids else ""
             return (
-                f"The connection to the store was lost during COMMIT ({cause}): the change may have taken "
-                f"effect or not. Check before you retry."
+                f"The store did not answer the COMMIT ({cause}): the change may have been done.{ids} "
+                f"Look before you repeat it."
             )
         case StoreAway(answered=True):
             prefix = "" if cause.startswith("The store") else "The store cannot be used: "

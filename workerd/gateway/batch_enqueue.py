@@ -8,7 +8,7 @@ from typing import Any
 
 from workerd.config.model import Config
 from workerd.documents import Enqueued
-from workerd.errors import StoreAway
+from workerd.errors import CommitUnknown, StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem, overloaded
 from workerd.job import parse_id
@@ -61,8 +61,23 @@ class BatchEnqueue:
 
     async def _enqueue_batch(self, batch: Sequence[_Queued]) -> None:
         new_jobs = [job for job, _ in batch]
+        uncommitted: list[EnqueuedJob | Exception] = []
+
+        def work(tx: Tx) -> list[EnqueuedJob | Exception]:
+            uncommitted[:] = _enqueue_all(tx, new_jobs, self._config)
+            return uncommitted
+
+        results: Sequence[EnqueuedJob | Exception]
         try:
-            results = await self._backend.write(lambda tx: _enqueue_all(tx, new_jobs, self._config))
+            results = await self._backend.write(work)
+        except CommitUnknown as error:
+            # What was refused was refused; each of the others is told of its own job.
+            results = [
+                done
+                if isinstance(done, Exception)
+                else CommitUnknown(str(error), error.code, ids=(done[0].id,))
+                for done in uncommitted
+            ]
         except (StoreAway, HTTPProblem) as error:
             results = [error] * len(batch)
         except Exception as error:
@@ -82,6 +97,8 @@ class BatchEnqueue:
 
 def _enqueue_one(tx: Tx, job: NewJob, config: Config) -> EnqueuedJob:
     enqueued = enqueue.admit(tx, [job], config)[0]
+    if job.id is not None:
+        enqueue.check_repeat(tx, [job], [enqueued])
     return enqueued, jobs.get(tx, parse_id(enqueued.id))
 
 

@@ -9,8 +9,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from workerd.documents import Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
+from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobsBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
@@ -18,12 +20,9 @@ from workerd.job import Status
 from workerd.job_spec import NewJob, check
 from workerd.operations import jobs
 from workerd.operations.access import Tx
-from workerd.operations.enqueue import admit
+from workerd.operations.enqueue import admit, check_repeat
 from workerd.operations.why import explain
 
-IDEMPOTENCY_NAMESPACE = uuid.UUID("6f0dbd0c-8a5c-5a3b-9b0e-0d6f0b9f3c11")
-"""Namespace of the ids that are derived from an Idempotency-Key (RFC 9562, UUIDv5)."""
-MAX_IDEMPOTENCY_KEY_LENGTH = 255
 PAYLOAD_HEADERS = {
     # A payload must never run as a page of this origin, which has the session cookie.
     "Content-Security-Policy": "sandbox; default-src 'none'",
@@ -31,26 +30,16 @@ PAYLOAD_HEADERS = {
 }
 
 
-def _idempotent_id(request: Request, handler: str) -> str | None:
-    key = request.headers.get("idempotency-key")
-    if key is None:
-        return None
-    if not 0 < len(key) <= MAX_IDEMPOTENCY_KEY_LENGTH or not key.isprintable():
-        raise HTTPProblem(
-            422, f"Idempotency-Key: expected 1 to {MAX_IDEMPOTENCY_KEY_LENGTH} printable characters."
-        )
-    return str(uuid.uuid5(IDEMPOTENCY_NAMESPACE, f"{handler}\n{key}"))
-
-
-def _checked(gateway: GatewayState, job: JobBody, job_id: str | None = None) -> NewJob:
-    return check(job.spec(job_id), gateway.config.gateway.max_body)
+def _checked(gateway: GatewayState, job: JobBody, job_id: uuid.UUID | None = None) -> NewJob:
+    return check(job.spec(None if job_id is None else str(job_id)), gateway.config.gateway.max_body)
 
 
 async def enqueue(request: Request) -> Response:
     """Enqueue one job."""
     gateway = gateway_of(request)
     body = await params.body(request, JobBody)
-    job = _checked(gateway, body, _idempotent_id(request, body.handler))
+    key = IdempotencyKey.of(request, "job")
+    job = _checked(gateway, body, None if key is None else key.id())
     done, document = await gateway.batch_enqueue.enqueue(job)
     response = json_response(document, 201 if done.created else 200)
     response.headers["Location"] = f"/jobs/{done.id}"
@@ -63,14 +52,24 @@ async def enqueue_bulk(request: Request) -> Response:
     body = await params.body(request, JobsBody)
     if len(body.jobs) > MAX_BULK_JOBS:
         raise HTTPProblem(422, f"jobs: expected at most {MAX_BULK_JOBS}, got {len(body.jobs)}.")
+    key = IdempotencyKey.of(request, "jobs")
     new_jobs = []
     for index, job in enumerate(body.jobs):
         try:
-            new_jobs.append(_checked(gateway, job))
+            new_jobs.append(_checked(gateway, job, None if key is None else key.id(index)))
         except InvalidValue as error:
             raise HTTPProblem(422, f"jobs[{index}]: {error}.") from None
-    done = await gateway.backend.write(lambda tx: admit(tx, new_jobs, gateway.config)) if new_jobs else []
-    return json_response({"items": done}, 201)
+    if not new_jobs:
+        return json_response({"items": []}, 201)
+
+    def work(tx: Tx) -> list[Enqueued]:
+        done = admit(tx, new_jobs, gateway.config)
+        if key is not None:
+            check_repeat(tx, new_jobs, done, following=key.id(len(new_jobs)).bytes)
+        return done
+
+    done = await gateway.backend.write(work)
+    return json_response({"items": done}, 201 if key is None or any(one.created for one in done) else 200)
 
 
 async def show(request: Request) -> Response:

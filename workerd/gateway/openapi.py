@@ -23,13 +23,18 @@ from workerd.workflow import RequestStatus
 
 
 class ProblemDocument(msgspec.Struct, kw_only=True):
-    """An error (RFC 9457). `incident`: an internal error's id in the log."""
+    """An error (RFC 9457). `incident`: an internal error's id in the log.
+
+    `unknown`: the change may have been done; `ids`: the jobs or requests that then exist.
+    """
 
     type: str
     title: str
     status: int
     detail: str
     incident: str = ""
+    unknown: bool = False
+    ids: list[str] = []
 
 
 class BulkResult(msgspec.Struct):
@@ -174,7 +179,8 @@ _REQUEST_STATUSES = [str(status) for status in RequestStatus]
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "The job's id is derived from it and the handler: a repeat answers 200 with the same job.",
+    "description": "Ids are derived from it and the token: a repeat answers 200 with what the first has "
+    "made, and 422 if its body is another.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"},
 }
 _VIEW = _query(
@@ -198,8 +204,8 @@ OPERATIONS = (
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
         _JOBS_SINCE, _UNTIL, _LIMIT, _JOBS_AFTER), errors=(422,)),
-    Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {201: BulkResult}, params.JobsBody,
-              errors=(409, 429)),
+    Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
+              params.JobsBody, headers=(_KEY,), errors=(409, 429)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),
               errors=(404, 422)),
     Operation("get", "/jobs/{id}/why", "Explain what a job waits for, or how it ended", {200: Explanation},
@@ -210,7 +216,8 @@ OPERATIONS = (
               params.EmptyBody, errors=(404, 409)),
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.EmptyBody,
               errors=(404, 409)),
-    Operation("post", "/requests", "Submit a request: run a workflow", {201: Request}, params.RequestBody),
+    Operation("post", "/requests", "Submit a request: run a workflow", {200: Request, 201: Request},
+              params.RequestBody, headers=(_KEY,)),
     Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
         _query("workflow", "Only requests of this workflow.", **_NAME),
         _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),

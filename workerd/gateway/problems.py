@@ -71,6 +71,18 @@ def unavailable(detail: str, retry_after_s: int = RETRY_AFTER_S) -> HTTPProblem:
     return HTTPProblem(503, detail, {"Retry-After": str(retry_after_s)})
 
 
+def commit_unknown(error: CommitUnknown) -> HTTPProblem:
+    """The 503 of a change that may have been done; `ids` are its jobs and requests, if there are any."""
+    return HTTPProblem(
+        503,
+        "The store did not answer the commit: the change may have been done. Look before you repeat it; "
+        "a repeat with the same Idempotency-Key is safe.",
+        {"Retry-After": str(RETRY_AFTER_S)},
+        unknown=True,
+        ids=list(error.ids),
+    )
+
+
 def overloaded() -> HTTPProblem:
     """The 503 of a gateway whose queues are full."""
     return unavailable("The gateway is overloaded; retry in 1 s.", OVERLOADED_RETRY_AFTER_S)
@@ -92,10 +104,7 @@ def problem_of(error: Exception, path: str) -> HTTPProblem:
         case WrongVersion():
             return unavailable(str(error), WRONG_VERSION_RETRY_AFTER_S)
         case CommitUnknown():
-            return unavailable(
-                "The connection to the store was lost during the commit: the change may have taken effect. "
-                "Check before you repeat it; a repeat with the same Idempotency-Key is safe."
-            )
+            return commit_unknown(error)
         case StoreAway():
             cause = f" ({str(error).rstrip('.')})" if error.answered else ""
             return unavailable(f"The store is unavailable{cause}; nothing was changed. Retry later.")

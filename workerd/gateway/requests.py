@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from workerd.gateway import params
+from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import EmptyBody, RequestBody
 from workerd.gateway.state import actor_of, gateway_of, json_response
 from workerd.job import parse_id
@@ -24,12 +25,18 @@ async def submit(request: Request) -> Response:
     requests.check_workflow(gateway.config, body.workflow)
     request_params = requests.checked_params(gateway.config, body.params)
 
-    def work(tx: Tx) -> dict[str, Any]:
-        submitted = requests.submit(tx, body.workflow, request_params)
-        return requests.get(tx, parse_id(submitted.id))
+    key = IdempotencyKey.of(request, "request")
 
-    document = await gateway.backend.write(work)
-    response = json_response(document, 201)
+    def work(tx: Tx) -> tuple[bool, dict[str, Any]]:
+        submitted = requests.submit(
+            tx, body.workflow, request_params, None if key is None else key.id().bytes
+        )
+        if not submitted.created:
+            requests.check_repeat(tx, parse_id(submitted.id), body.workflow, request_params)
+        return submitted.created, requests.get(tx, parse_id(submitted.id))
+
+    created, document = await gateway.backend.write(work)
+    response = json_response(document, 201 if created else 200)
     response.headers["Location"] = f"/requests/{document['id']}"
     return response
 

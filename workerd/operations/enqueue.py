@@ -17,8 +17,10 @@ from workerd.job_spec import JobSpec, NewJob, check
 from workerd.signature import check_vars, coerce_texts
 from workerd.store import handlers, jobs, queries
 from workerd.store.base import Tx
+from workerd.store.columns import JobRow
 
 MAX_NAMES_SHOWN = 20
+KEY_USED = "Idempotency-Key: it was used with another body before; send each body with a key of its own"
 
 
 class KnownHandlers:
@@ -105,6 +107,42 @@ def admit_each(tx: Tx, specs: Sequence[NewJob], config: Config) -> list[Enqueued
     admitted = [spec for spec, why in zip(specs, refusals, strict=True) if why is None]
     enqueued = iter(insert(tx, admitted))
     return [next(enqueued) if why is None else why for why in refusals]
+
+
+def check_repeat(
+    tx: Tx, specs: Sequence[NewJob], enqueued: Sequence[Enqueued], following: bytes | None = None
+) -> None:
+    """See that jobs whose ids are derived from a key are those of the first call with that key, or all new.
+
+    `following`: the id that a further job of that call would have. Raises InvalidValue.
+    """
+    repeated = [(spec, done) for spec, done in zip(specs, enqueued, strict=True) if not done.created]
+    own = [(spec, done) for spec, done in repeated if spec.id is not None and done.id == id_text(spec.id)]
+    rows = queries.first_attempts(tx, [spec.id for spec, _ in own if spec.id is not None])
+    same = all(_is_same(spec, rows.get(spec.id or b"")) for spec, _ in own)
+    # A call makes all of its jobs or none; one whose unique key was taken has made none of that id.
+    partly = own and any(done.created for done in enqueued)
+    longer = own and following is not None and queries.first_attempts(tx, [following])
+    if not same or partly or longer:
+        raise InvalidValue(KEY_USED)
+
+
+def _is_same(spec: NewJob, row: JobRow | None) -> bool:
+    """Whether the row is what this spec would insert."""
+    if row is None or row.run_at is None or row.created_at is None:
+        return False
+    due = spec.run_at if spec.run_at is not None else row.created_at + (spec.delay or 0)
+    plain = ("handler", "priority", "deadline_ms", "max_attempts", "unique_key")
+    return (
+        all(getattr(spec, name) == getattr(row, name) for name in plain)
+        and due == row.run_at
+        and _value(spec.vars) == _value(row.vars)
+        and _value(spec.meta) == _value(row.meta)
+    )
+
+
+def _value(json: bytes | None) -> object:
+    return None if json is None else msgspec.json.decode(json)
 
 
 def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:

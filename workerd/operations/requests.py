@@ -9,11 +9,12 @@ from typing import Any, Literal, NamedTuple, cast
 from workerd import documents
 from workerd.clock import SECOND
 from workerd.config.model import Config, WorkflowJob
-from workerd.documents import Document, Enqueued
+from workerd.documents import Document, Enqueued, json_value
 from workerd.errors import InvalidValue
 from workerd.job import id_text
 from workerd.job_spec import params_json
 from workerd.operations.actor import Actor
+from workerd.operations.enqueue import KEY_USED
 from workerd.store import queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
@@ -55,6 +56,13 @@ def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None
     """Submit a request; an existing one with this id is left as it is."""
     done = requests.submit(tx, workflow, params, request_id)
     return Enqueued(id_text(done.id), done.created)
+
+
+def check_repeat(tx: Tx, request_id: bytes, workflow: str, params: bytes) -> None:
+    """See that the request whose id is derived from a key is that of the first call. Raises InvalidValue."""
+    row, _ = requests.get(tx, request_id)
+    if row.workflow != workflow or json_value(row.params) != json_value(params):
+        raise InvalidValue(KEY_USED)
 
 
 def get(tx: Tx, request_id: bytes) -> Document:

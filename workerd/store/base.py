@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
+from workerd.job import id_text
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import migrations
 
@@ -156,13 +157,16 @@ class Tx:
 
     Columns are int, float, None or bytes. Text and times are bytes too, so that an unreadable value fails
     where it is read, by `workerd.store.columns`, and not in the driver.
+
+    `enqueued`: the jobs and requests that were enqueued in it, or found, in this order.
     """
 
-    __slots__ = ("_now", "_session", "counts_rows", "dialect", "latest")
+    __slots__ = ("_now", "_session", "counts_rows", "dialect", "enqueued", "latest")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._now: int | None = None
+        self.enqueued: list[bytes] = []
         self.dialect = session.dialect
         self.latest = session.latest
         self.counts_rows = session.counts_rows
@@ -200,9 +204,10 @@ class Tx:
         return rows[0] if rows else None
 
 
-def _unknown(error: StoreAway | StoreRefused) -> CommitUnknown:
+def _unknown(error: StoreAway | StoreRefused, tx: Tx) -> CommitUnknown:
     """The error of a transaction that may have been committed despite this one."""
-    return CommitUnknown(str(error), error.code, answered=getattr(error, "answered", True))
+    ids = tuple(map(id_text, tx.enqueued))
+    return CommitUnknown(str(error), error.code, answered=getattr(error, "answered", True), ids=ids)
 
 
 def schema_version(tx: Tx) -> int | None:
@@ -385,6 +390,7 @@ class Store(ABC):
 
     def _once(self, work: Callable[[Tx], T], write: bool, alone: bool) -> T:
         session = self._connected()
+        tx = Tx(session)
         begun = False
         try:
             if alone:
@@ -392,7 +398,7 @@ class Store(ABC):
             else:
                 session.begin(write)
             begun = alone and write
-            value = work(Tx(session))
+            value = work(tx)
         except LockLost:
             self._undo(session)
             raise
@@ -403,15 +409,15 @@ class Store(ABC):
             else:
                 self.close()
             if begun and isinstance(error, StoreAway) and session.may_have_committed(error):
-                raise _unknown(error) from None
+                raise _unknown(error, tx) from None
             raise
         except BaseException:
             self._undo(session)
             raise
-        self._commit(session, write)
+        self._commit(session, tx, write)
         return value
 
-    def _commit(self, session: Session, write: bool) -> None:
+    def _commit(self, session: Session, tx: Tx, write: bool) -> None:
         try:
             session.commit()
         except LockLost:
@@ -421,7 +427,7 @@ class Store(ABC):
             self._count(error)
             self.close()
             if write and not session.was_not_committed(error):
-                raise _unknown(error) from None
+                raise _unknown(error, tx) from None
             raise
 
     def _undo(self, session: Session) -> None:

@@ -57,6 +57,7 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
             break
     else:
         raise StoreBusy("the live jobs that held a unique key ended while others took it; try again")
+    tx.enqueued += [results[n].id for n in range(len(jobs))]
     return [results[n] for n in range(len(jobs))]
 
 
@@ -102,6 +103,7 @@ def insert_alone(tx: Tx, job: NewJob) -> Inserted:
     if not tx.dialect.defaults_are_exact:
         return insert(tx, [job])[0]
     job_id = new_id()
+    tx.enqueued.append(job_id)
     tx.execute(
         f"INSERT INTO workerd_jobs ({_PLAIN_COLUMNS}) VALUES ({columns.marks(_PLAIN_COLUMNS.split())})",
         (job_id, _text(job.vars), _text(job.meta), *_others_of(job)),

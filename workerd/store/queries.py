@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import msgspec
 
 from workerd.errors import NotFound
-from workerd.job import ENDED, Status
+from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import JobRow, attempts
+from workerd.store.claims import MAX_JOB_BYTES
+from workerd.store.columns import JobRow, attempts, jobs_by_key
 
 MAX_COUNT = 10_000
 """Counts are exact up to this number, and cut off there."""
@@ -45,6 +46,12 @@ def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> StoredJob:
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])
     made = columns.created(tx, job_id, rows)
     return StoredJob(row=msgspec.structs.replace(current, created_at=made), attempts=rows)
+
+
+def first_attempts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, JobRow]:
+    """The first attempts of these jobs, as they were enqueued, as far as they exist."""
+    refs = [AttemptRef(job_id, 1) for job_id in ids]
+    return {ref.id: row for ref, row in jobs_by_key(tx, refs, most=MAX_JOB_BYTES).items()}
 
 
 def ended(tx: Tx, job_id: bytes) -> bool:

@@ -52,6 +52,7 @@ class PickedUp(NamedTuple):
 def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Submitted:
     """Insert a request, `queuing` until a dispatcher picks it up; `params`: a JSON object."""
     ident = request_id or new_id()
+    tx.enqueued.append(ident)
     created = tx.execute(
         "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
         + tx.dialect.keep_existing("id"),

@@ -1,0 +1,50 @@
+"""A TCP proxy before a database server that swallows the answer to a COMMIT."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from urllib.parse import urlsplit
+
+
+class SilentCommit:
+    """Forwards connections to the server of `url`. `armed`: a COMMIT is carried out without an answer."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.armed = False
+        self._target = (parts.hostname or "", parts.port or 3306)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = url.replace(f":{parts.port}/", f":{self._listener.getsockname()[1]}/")
+        self._sockets: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        for sock in (self._listener, *self._sockets):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._target)
+                self._sockets += [near, far]
+                silent = threading.Event()
+                threading.Thread(target=self._questions, args=(near, far, silent), daemon=True).start()
+                threading.Thread(target=self._answers, args=(far, near, silent), daemon=True).start()
+
+    def _questions(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := near.recv(65536):
+                if self.armed and b"\x03COMMIT" in data:  # the command and its whole text
+                    silent.set()
+                far.sendall(data)
+
+    def _answers(self, far: socket.socket, near: socket.socket, silent: threading.Event) -> None:
+        with contextlib.suppress(OSError):
+            while data := far.recv(65536):
+                if not silent.is_set():
+                    near.sendall(data)
