@@ -143,6 +143,26 @@ def test_an_empty_embedded_store_gets_its_schema(tmp_path: Path, opened: Callabl
         store.check_version()
 
 
+def test_an_empty_file_in_place_of_the_store_is_not_taken_for_it(
+    tmp_path: Path, opened: Callable[..., Store]
+) -> None:
+    """The daemon makes a store once; afterwards a person decides that it may begin anew."""
+    path = tmp_path / "store.db"
+    store = opened(f"sqlite:///{path}")
+    harness = DispatcherHarness(store, node_config(tmp_path, f"sqlite:///{path}"))
+    with contextlib.closing(harness):
+        harness.start()
+        harness.until(lambda: harness.is_up)
+        for file in (path, *tmp_path.glob("store.db-*")):
+            file.unlink(missing_ok=True)
+        path.touch()
+        harness.until(lambda: harness.beat.state == "failed")
+        assert "run `workerd migrate`" in harness.beat.trouble
+        assert store.is_empty()
+        store.migrate()
+        harness.until(lambda: harness.is_up)
+
+
 def test_deregistration_leaves_no_claim_and_no_row_behind(make_harness: MakeHarness, store: Store) -> None:
     """At Stop orphaned claims are settled, then the node's row is removed, then the process ends with 0."""
     harness = make_harness()

@@ -90,6 +90,27 @@ def test_while_blocked_only_the_lease_runs(loop: Loop) -> None:
     assert record[-1] == "task"
 
 
+def test_a_task_that_alone_finds_the_store_unavailable_rests(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once at no cost, then longer each time: what this server does not take stops no other task."""
+    monkeypatch.setattr("workerd.dispatcher.tasks.AWAY_PAUSE_S", 3600.0)
+    monkeypatch.setattr("workerd.dispatcher.tasks.REFUSED_PAUSE_S", 3600.0)
+    record: list[str] = []
+    refused = Script("refused", record, *[StoreAway("denied", 1142, answered=True)] * 9)
+    other = Script("other", record)
+    runner = TaskRunnerHarness(
+        loop, Script("lease", record), PeriodicTask("refused", refused.run), PeriodicTask("other", other.run)
+    )
+    for _ in range(20):
+        runner.blocked = False
+        runner.tasks.wake(refused.run)
+        runner.tasks.wake(other.run)
+        loop.turn(0.1)
+    assert record.count("refused") == 2
+    assert record.count("other") >= 10
+
+
 def test_all_tasks_are_woken_but_those_on_demand(loop: Loop) -> None:
     """Deregistration must not run because the store is back."""
     record: list[str] = []
