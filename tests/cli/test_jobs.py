@@ -81,6 +81,17 @@ def test_text_stays_text_where_the_signature_wants_text(cli: CommandLine) -> Non
     assert cli.json("job", "show", job_id)["vars"] == {"path": "1", "limit": 0}
 
 
+def test_vars_that_do_not_fit_a_known_signature_are_refused(cli: CommandLine) -> None:
+    """As over HTTP: nothing is inserted, and the argument is named."""
+    eventually(lambda: "a: int" in cli("handlers").stdout)
+    before = cli.json("job", "list", "--handler", "add")["jobs"]
+    for words in (["a=x", "b=1"], ["b=1"], ["a=1", "b=2", "c=3"]):
+        done = cli("enqueue", "add", *words, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "add: vars." in done.stderr
+    assert cli.json("job", "list", "--handler", "add")["jobs"] == before
+
+
 def test_an_unknown_handler_is_status_2_with_the_known_names(cli: CommandLine) -> None:
     """Nothing is inserted."""
     done = cli("enqueue", "ad", "a=1", check=False)

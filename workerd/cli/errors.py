@@ -68,7 +68,8 @@ def _sentence(error: WorkerdError) -> str:
         case StoreRefused():
             return f"The store rejected the statement: {cause}. Correct the values and retry."
         case InvalidValue():
-            return f"{text[:1].upper()}{cause[1:]}."
+            is_name = cause.partition(" ")[0].endswith(":")  # of what is wrong, which stays as it is
+            return f"{cause}." if is_name else f"{cause[:1].upper()}{cause[1:]}."
         case _:
             return text
 

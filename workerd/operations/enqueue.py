@@ -80,14 +80,13 @@ def admit(
 def admit_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config) -> Enqueued:
     """Enqueue a job with further vars as texts, which the handler's known signature makes values of.
 
-    Vars that do not fit are left to the attempt: the signature known here may be outdated. Raises
-    HandlerNotFound, TooManyWaiting, InvalidValue for a wrong option.
+    Raises HandlerNotFound, TooManyWaiting, InvalidValue for a wrong option or vars that do not fit.
     """
     known = handlers.known(tx)
     check_handlers([spec.handler], known, config)
     values = {**spec.vars, **coerce_texts(known.get(spec.handler), texts)}
     new = check(replace(spec, vars=values), config.gateway.max_body)
-    return admit(tx, [new], config, check_signatures=False, known=known)[0]
+    return admit(tx, [new], config, known=known)[0]
 
 
 def refusal(spec: NewJob, known: Mapping[str, bytes | None], config: Config) -> Exception | None:

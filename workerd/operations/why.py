@@ -91,14 +91,18 @@ def _named_jobs(jobs: Sequence[JobRow], states: frozenset[Status]) -> list[str]:
     """A sentence for each of its first jobs in these states, with its id."""
     found = [job for job in jobs if job.status in states]
     sentences = [
-        f"Its job {line(job.name or job.handler)} is {job.status}"
-        f"{f': {line(job.error)}' if job.error else '.'} `workerd why {id_text(job.id)}` explains."
+        f"Its job {line(job.name or job.handler)} is {job.status}{_error_text(job)}. "
+        f"`workerd why {id_text(job.id)}` explains."
         for job in found[:MAX_JOBS_NAMED]
     ]
     if len(found) > MAX_JOBS_NAMED:
         more = plural(len(found) - MAX_JOBS_NAMED, "further job")
         sentences.append(f"The same holds for {more}; `workerd request show` lists all.")
     return sentences
+
+
+def _error_text(job: JobRow) -> str:
+    return f": {line(job.error).rstrip('.')}" if job.error else ""
 
 
 def _earlier(job: StoredJob) -> list[str]:
