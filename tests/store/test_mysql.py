@@ -195,11 +195,38 @@ def test_a_killed_server_is_away_until_it_is_back(own_server: DatabaseServer, op
 def test_a_connection_that_was_killed_between_two_transactions(
     mysql: Store, mysql_server: DatabaseServer
 ) -> None:
-    """The transaction that meets it fails as away, the next one has a new connection."""
-    mysql_server.sql(f"KILL {value(mysql, 'SELECT CONNECTION_ID()')}")
-    with pytest.raises(StoreAway):
-        enqueue(mysql, "h")
+    """Nothing can have happened on it: the next transaction has a new one at once."""
+    for use in (
+        lambda: enqueue(mysql, "h"),
+        lambda: mysql.read(lambda tx: tx.now),
+        lambda: mysql.alone(lambda tx: jobs.insert_alone(tx, jobs.NewJob(handler="h"))),
+    ):
+        killed = value(mysql, "SELECT CONNECTION_ID()")
+        mysql_server.sql(f"KILL {killed}")
+        gone = f"SELECT COUNT(*) FROM information_schema.processlist WHERE id = {killed}"
+        eventually(lambda gone=gone: mysql_server.sql(gone)[0][0] == 0)
+        use()
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs") == 2
+
+
+def test_a_connection_that_the_server_closed_for_idleness(mysql: Store) -> None:
+    """As after `wait_timeout`: no call fails for it."""
+    first = value(mysql, "SELECT CONNECTION_ID()")
+    sql(mysql, "SET SESSION wait_timeout = 1")
+    assert mysql._session is not None
+    eventually(mysql._session.is_dead)
     enqueue(mysql, "h")
+    assert value(mysql, "SELECT CONNECTION_ID()") != first
+
+
+def test_a_connection_to_a_server_that_was_restarted(own_server: DatabaseServer, opened: Opened) -> None:
+    """No call fails for it, whether it reads or writes."""
+    store = opened(own_server.url(own_server.new_database()))
+    store.migrate()
+    for use in (lambda: store.read(lambda tx: tx.now), lambda: enqueue(store, "h")):
+        own_server.kill9()
+        own_server.start()
+        use()
 
 
 def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opened: Opened) -> None:

@@ -121,6 +121,10 @@ class Session(ABC):
         """As `begin`, for a transaction of one statement."""
         self.begin(write)
 
+    def is_dead(self) -> bool:
+        """Whether the server has closed the connection, which is in no transaction; asks nothing."""
+        return False
+
     def check_server(self) -> None:
         """Ask the server whether it may be written. Raises StoreAway unless it may."""
         return
@@ -353,6 +357,9 @@ class Store(ABC):
 
     def _connected(self) -> Session:
         session = self._session
+        if session is not None and session.is_dead():
+            self.close()
+            session = None
         if session is None:
             try:
                 session = self._session = self._connect()

@@ -238,6 +238,10 @@ class MySQLSession(Session):
             raise
         link.limit_s = timeout
 
+    def is_dead(self) -> bool:
+        """Between transactions a server sends nothing but that it hangs up."""
+        return self._link.is_readable()
+
     def check_server(self) -> None:
         """Raises StoreAway unless the server may be written."""
         obstacle = self._ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -34,6 +35,15 @@ class PatientConnection(pymysql.Connection):
         self.unanswered_bytes = 0
         self._read_from: socket.socket | None = None
         super().__init__(read_timeout=self.slice_s, write_timeout=self.slice_s, **options)
+
+    def is_readable(self) -> bool:
+        """Whether the server has sent something, or has closed the connection; does not wait."""
+        poll = select.poll()
+        try:
+            poll.register(self._sock, select.POLLIN)
+            return bool(poll.poll(0))
+        except (OSError, ValueError, TypeError):
+            return True  # closed here
 
     def _read_bytes(self, num_bytes: int) -> bytes:
         if self._read_from is not self._sock:  # connected, or wrapped in TLS
