@@ -6,6 +6,7 @@ from itertools import islice
 
 import pytest
 
+from workerd import clock
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
 from workerd.config.model import Misfire
 from workerd.schedule import Cron, Ticks, voided
@@ -77,6 +78,18 @@ def test_a_year_of_seconds_gives_the_newest_hundred() -> None:
     until = at("2026-12-31T00:00:00.25Z")
     found = Cron("* * * * * *").between(at("2026-01-01T00:00:00Z"), until, 100)
     assert found == [until // SECOND * SECOND - n * SECOND for n in range(99, -1, -1)]
+
+
+@pytest.mark.parametrize("timezone", ["UTC", "Europe/Berlin", "Pacific/Kiritimati", "America/Adak"])
+def test_no_tick_comes_after_the_last_year(timezone: str) -> None:
+    """Rows of other programs may hold any moment: there is no next tick, and no error."""
+    end = clock.from_text("9999-12-31 23:59:59.999999")
+    for expression in ("* * * * *", "0 0 1 1 *", "0 0 29 2 *"):
+        cron = Cron(expression, timezone)
+        for moment in (end, end - 1, end - 3600 * SECOND, end - 86_400 * SECOND, end + 1, 1 << 63):
+            following = cron.next(moment)
+            assert following is None or moment < following <= end
+        assert not voided(cron, end, end)
 
 
 def test_sparse_ticks_are_found_however_far_back() -> None:

@@ -5,6 +5,7 @@ A tick is a store time in microseconds, always a whole second. Nothing here does
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -49,7 +50,12 @@ class Cron:
             ) from None
 
     def after(self, moment: int) -> Iterator[int]:
-        """The ticks later than `moment`, in order; ends if there is none for fifty years."""
+        """The ticks later than `moment`, in order; ends if fifty years, or the calendar, have no more."""
+        # A row may hold any moment.
+        with contextlib.suppress(OverflowError):
+            yield from self._after(moment)
+
+    def _after(self, moment: int) -> Iterator[int]:
         local = (_EPOCH + timedelta(microseconds=moment)).astimezone(self._zone)
         for tick in CronSim(self.expression, local):
             us = (tick.astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
