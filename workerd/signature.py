@@ -243,7 +243,7 @@ def parse(signature: bytes) -> Signature | None:
     """Decode a stored signature; None if its version is unknown."""
     try:
         return msgspec.json.decode(signature, type=Signature)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
 
 

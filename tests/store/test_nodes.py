@@ -15,7 +15,7 @@ from workerd.store import claims as store_claims
 from workerd.store import nodes
 from workerd.store.base import Store
 from workerd.store.claims import poll
-from workerd.store.nodes import NodeRecord
+from workerd.store.nodes import NodeInfo, NodeRecord
 
 
 def record(number: int, name: str = "one", **given: Any) -> NodeRecord:
@@ -38,6 +38,12 @@ def test_a_node_is_listed_with_what_it_reports(store: Store) -> None:
     assert (found.name, found.host, found.pid, found.boot_id) == ("näme😀", "here", 1, "b-1")
     assert (found.version, found.info, found.started_at) == ("1.2", b'{"a":1}', now)
     assert found.lease_until == now + 30 * clock.SECOND
+
+
+@pytest.mark.parametrize("info", [b"{", b"[]", b"\xff", b'{"x": ' + b"[" * 100_000, b"", None])
+def test_what_a_node_published_may_be_anything(info: bytes | None) -> None:
+    """Unreadable JSON, however deep, counts as none."""
+    assert NodeRecord(id=NODE, name="a", info=info).published == NodeInfo()
 
 
 def test_a_second_live_node_of_a_name_is_refused(store: Store) -> None:

@@ -93,7 +93,7 @@ def withdraw(tx: Tx, node: str, served: Collection[str]) -> list[str]:
 def _names(text: bytes | None) -> set[str]:
     try:
         return set(msgspec.json.decode(text or b"[]", type=list[str]))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return set()
 
 

@@ -56,7 +56,7 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
         """Its `info`; without content if that cannot be read."""
         try:
             return msgspec.json.decode(self.info or b"{}", type=NodeInfo)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return NodeInfo()
 
 
