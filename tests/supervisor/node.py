@@ -23,11 +23,12 @@ from workerd.config.model import (
     ShutdownConfig,
     SupervisorConfig,
 )
+from workerd.messages import Roster
 from workerd.runtime import child
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
-from workerd.supervisor import reload, supervisor
+from workerd.supervisor import children, reload, supervisor
 from workerd.supervisor.children import Mains
 from workerd.supervisor.sealed_config import seal
 from workerd.supervisor.startup import BootError
@@ -41,6 +42,7 @@ class Role(Service):
         super().__init__(ctx.control, ctx.watchdog)
         self.fate = fate
         self.stale = False
+        self.roles: dict[str, int] = {}
 
     def start(self) -> None:
         if self.fate == "fatal":
@@ -53,13 +55,16 @@ class Role(Service):
         if self.fate == "falls":
             self.loop.call_later(0.1, lambda: os._exit(4))
 
+    def on_roster(self, roster: Roster) -> None:
+        self.roles = {role.name: role.pid for role in roster.roles}
+
     def on_report(self) -> None:
         if self.fate == "slow-and-stale":
             time.sleep(0.4)
             self.stale = True
 
     def info(self) -> dict[str, Any]:
-        return {"stale": self.stale}
+        return {"stale": self.stale, "known_roles": self.roles}
 
 
 def role(ctx: RoleContext) -> int:
@@ -117,6 +122,7 @@ def main(folder: Path) -> int:
     fail_forks_while(folder / "no-fork")
     # As long as nothing but the watchdog would end a stopped child.
     supervisor.ANSWER_LIMIT_S = reload.ANSWER_LIMIT_S = 0.7
+    children.MAX_DEAD_ROLES_IN_ROSTER = 1
     reload.START_LIMIT_S = reload.TROUBLE_LIMIT_S = 1.0
     config = load()
     log.configure(config.log)

@@ -144,3 +144,17 @@ def test_a_start_that_fails_is_said_once(harness: SupervisorHarness) -> None:
     (event,) = harness.events("node.start_failed")
     assert event["error"] == "It cannot work on this node."
     assert not harness.events("drain.skipped")
+
+
+def test_the_roster_names_living_roles_however_often_others_die(harness: SupervisorHarness) -> None:
+    """A role that is not named could never connect again."""
+    harness.start("a")
+    eventually(harness.is_ready)
+    for _ in range(3):
+        pid = harness.role("ingester")["pid"]
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda old=pid: harness.role("ingester")["pid"] not in (None, old) and harness.is_ready())
+    status = harness.status()
+    pids = {name: role["pid"] for name, role in status["roles"].items()}
+    assert status["roles"]["dispatcher"]["known_roles"] == pids
+    assert harness.stop() == 0

@@ -31,8 +31,8 @@ PROVEN_AFTER_S = 10.0
 """A child that is up for so long (at least `restart.period`) has its former deaths forgotten."""
 MAX_DEAD_IN_ROSTER = 100
 """Deaths of a pool that the Roster names; older claims were settled long ago."""
-MAX_ROLES_IN_ROSTER = 30
-"""Lives of roles that it names: those that live, and dead ones whose last words are not read yet."""
+MAX_DEAD_ROLES_IN_ROSTER = 10
+"""Dead lives of roles that it names, whose last words may not be read yet."""
 POOL_PREFIX = "pool:"
 FORK_RETRY_S = 1.0
 CGROUP_RETRY_S = 0.1
@@ -99,7 +99,7 @@ class Children:
         self.counted = SeriesSums()
         self._beat_requests: dict[int, _BeatRequest] = {}
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
-        self._role_lives: deque[RoleLife] = deque(maxlen=MAX_ROLES_IN_ROSTER)
+        self._dead_roles: deque[RoleLife] = deque(maxlen=MAX_DEAD_ROLES_IN_ROSTER)
         self._log = log.get_logger("supervisor")
         self.orphan_reaper = OrphanReaper(loop, lambda: {child.pid for child in self if child.alive})
 
@@ -178,8 +178,6 @@ class Children:
             child.restart_later(FORK_RETRY_S, self._start)
             return
         self._log.debug("child.started", child=child.name, pid=child.pid)
-        if not child.pool:
-            self._role_lives.append(RoleLife(child.name, child.life, child.pid))
         self.send_roster()
 
     def retry_pool(self, name: str) -> SupervisedChild:
@@ -218,7 +216,7 @@ class Children:
     # -- deaths
 
     def _on_death(self, child: SupervisedChild, status: int) -> None:
-        self._record_dead_pool(child)
+        self._record_death(child)
         self.orphan_reaper.sweep()
         for token in list(self._beat_requests):
             self._answered(token, child)
@@ -254,8 +252,9 @@ class Children:
         if restarts:
             child.restart_later(pause, self._start)
 
-    def _record_dead_pool(self, child: SupervisedChild) -> None:
+    def _record_death(self, child: SupervisedChild) -> None:
         if not child.pool:
+            self._dead_roles.append(_life_of(child))
             return
         pool = self.config.pools.get(child.pool)
         handlers = tuple(handler.name for handler in pool.handlers) if pool is not None else ()
@@ -272,7 +271,7 @@ class Children:
                 if pool.alive
             ),
             dead=tuple(dead for deaths in self._dead.values() for dead in deaths),
-            roles=tuple(self._role_lives),
+            roles=(*self._dead_roles, *(_life_of(role) for role in self.roles.values() if role.alive)),
         )
         for role in self.roles.values():
             role.send(roster)
@@ -369,3 +368,7 @@ class Children:
         request = self._beat_requests.pop(token, None)
         if request is not None:
             request.on_done(request.missing)
+
+
+def _life_of(role: SupervisedChild) -> RoleLife:
+    return RoleLife(role.name, role.life, role.last_pid)
