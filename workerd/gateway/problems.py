@@ -19,6 +19,7 @@ from workerd.errors import (
     InvalidValue,
     NotFound,
     StoreAway,
+    StoreBusy,
     StoreError,
     TooManyWaiting,
     WrongVersion,
@@ -106,12 +107,17 @@ def problem_of(error: Exception, path: str) -> HTTPProblem:
         case CommitUnknown():
             return commit_unknown(error)
         case StoreAway():
-            cause = f" ({str(error).rstrip('.')})" if error.answered else ""
-            return unavailable(f"The store is unavailable{cause}; nothing was changed. Retry later.")
+            return unavailable(f"{_why_away(error)}; nothing was changed. Retry later.")
         case StoreError():
             return HTTPProblem(422, f"The store refused the request: {error}")
         case _:
             return _crashed(error, path)
+
+
+def _why_away(error: StoreAway) -> str:
+    state = "busy" if isinstance(error, StoreBusy) else "unavailable"
+    cause = f" ({str(error).rstrip('.')})" if error.answered else ""
+    return f"The store is {state}{cause}"
 
 
 def _crashed(error: Exception, path: str) -> HTTPProblem:

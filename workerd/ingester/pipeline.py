@@ -285,7 +285,9 @@ class WritePipeline:
         self.trouble = ""
         error = self._availability.error
         if error is not None and self._availability.logged:
-            self.trouble = f"The store is unavailable ({error}); outcomes go to the spool"
+            answers = isinstance(error, StoreAway) and error.answered
+            what = "takes no outcomes" if answers else "is unavailable"
+            self.trouble = f"The store {what} ({error}); they go to the spool"
             full = self._spool.trouble
             self.trouble += f", but {full}: nothing more is accepted." if full else "."
         self._on_change()
