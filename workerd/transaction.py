@@ -11,12 +11,10 @@ from workerd.config.model import NodeConfig
 from workerd.config.runtime_dir import wake_dir
 from workerd.documents import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, check
-from workerd.operations.access import join
+from workerd.operations.access import is_django, join
 from workerd.operations.enqueue import insert, insert_alone
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
-
-"""Where the local daemon listens unless it is configured otherwise."""
 
 _callbacks: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
 """SQLAlchemy sessions with a listener, and the call due at their next commit."""
@@ -28,9 +26,9 @@ def enqueue(
     """Insert a job through `connection`, in its open transaction; `options` are the other fields of JobSpec.
 
     `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
-    SQLAlchemy Connection or Session. Handler and vars are not looked up: the attempt checks them. The caller
-    commits; a SQLAlchemy Session then wakes the local dispatcher, after other libraries call
-    `workerd.wake()`, or the job starts within `dispatcher.poll`.
+    SQLAlchemy Connection or Session, `django.db.connection`. Handler and vars are not looked up: the attempt
+    checks them. The caller commits; Django and a SQLAlchemy Session then wake the local dispatcher, after
+    other libraries call `workerd.wake()`, or the job starts within `dispatcher.poll`.
 
     Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
     """
@@ -51,6 +49,8 @@ def after_commit(connection: Any, call: Callable[[], object]) -> None:
     """Call after the commit: at once in autocommit mode, never if the library has no event for it."""
     if any(base.__module__.startswith("sqlalchemy.orm") for base in type(connection).__mro__):
         _listen(connection.registry() if hasattr(connection, "registry") else connection, call)
+    elif is_django(connection):
+        connection.on_commit(call)
     elif _commits_itself(connection):
         call()
 

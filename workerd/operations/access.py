@@ -13,6 +13,7 @@ from workerd.errors import StoreAway, StoreBusy, StoreError
 from workerd.store.base import ServerState, Store, Tx
 from workerd.store.engines import open_store
 from workerd.store.foreign import ForeignSession
+from workerd.store.foreign import is_django as is_django
 from workerd.store.inspection import StoreInspection, inspect
 
 __all__ = [

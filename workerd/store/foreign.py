@@ -34,7 +34,7 @@ class ForeignSession(Session):
     counts_rows = False  # the driver may count a row that was left alone as changed
 
     def __init__(self, connection: Any) -> None:
-        self._adapter = _sqlalchemy(connection) or _pep249(connection)
+        self._adapter = _sqlalchemy(connection) or _django(connection) or _pep249(connection)
         self.dialect = self._adapter.dialect
         # The caller's snapshot may be older than the row with a key; a locking read sees it.
         self.latest = self.dialect.share_lock
@@ -84,6 +84,25 @@ def _run(cursor: Any, sql: str, params: Params) -> tuple[int, list[Row]]:
     cursor.execute(sql, tuple(params))
     rows = list(cursor.fetchall()) if cursor.description is not None else []
     return cursor.rowcount, [tuple(row.values()) if isinstance(row, dict) else tuple(row) for row in rows]
+
+
+def is_django(connection: Any) -> bool:
+    """Whether it is `django.db.connection`, or one of `django.db.connections`."""
+    return any(base.__module__.partition(".")[0] == "django" for base in type(connection).__mro__)
+
+
+def _django(connection: Any) -> _Adapter | None:
+    if not is_django(connection):
+        return None
+    if getattr(connection, "vendor", "") not in ("mysql", "sqlite"):
+        raise TypeError(f"expected a connection to MySQL, MariaDB or SQLite, got one to {connection.vendor}")
+
+    def execute(sql: str, params: Params) -> tuple[int, list[Row]]:
+        # Django's own cursor begins the transaction that `atomic` has asked for.
+        with connection.cursor() as cursor:
+            return _run(cursor, sql, params)
+
+    return _Adapter(SQLITE if connection.vendor == "sqlite" else MYSQL, "pyformat", execute)
 
 
 def _pep249(connection: Any) -> _Adapter:
