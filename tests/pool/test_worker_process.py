@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -181,6 +182,23 @@ def test_a_handler_that_denies_having_started_does_not_hide_its_deaths(tmp_path:
         # A job is spared once, as a worker may die between taking an assignment and marking it.
         assert len((tmp_path / "deaths").read_text().splitlines()) == (3 if how == "unmarks" else 2)
         assert harness.run("noop").reason is Reason.OK
+
+
+def test_an_attempt_that_a_dying_worker_took_and_did_not_start_is_not_blamed(loop: Loop) -> None:
+    """The kernel may still hand it an assignment after the signal that kills it."""
+    owner = Recorder()
+    worker = start_worker(loop, owner)
+    worker.assign(claim_of("noop"), Policy(), 1 << 20)
+    turn_until(loop, lambda: owner.results)
+    os.kill(worker.pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{worker.pid}/stat")
+    turn_until(loop, lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+    worker.assign(claim_of("noop"), Policy(), 1 << 20)
+    with socket.socket(fileno=os.dup(worker._assignments.fileno())) as reading:
+        assert reading.recv(8, socket.MSG_DONTWAIT)
+    os.kill(worker.pid, signal.SIGKILL)
+    turn_until(loop, lambda: owner.deaths)
+    assert (owner.revoked, owner.deaths) == ([2], [(None, -signal.SIGKILL)])
 
 
 def test_an_attempt_that_a_stopped_worker_never_took_is_not_blamed(loop: Loop) -> None:

@@ -10,7 +10,7 @@ from workerd.messages import Progress
 from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.capacity import BUFFER_S
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_process import BUSY, WorkerProcess
+from workerd.pool.worker_process import BUSY, WorkerProcess, WorkerState
 from workerd.runtime.limits import resident_bytes
 from workerd.runtime.outcome_sender import OutcomeSender
 
@@ -60,8 +60,13 @@ class Monitor:
         return self.all_longer_than(BUFFER_S)
 
     def stuck(self) -> bool:
-        """Whether waiting claims are unlikely to start soon."""
-        return self.all_longer_than(STUCK_S)
+        """Whether waiting claims are unlikely to start soon: no run is new, no worker is just starting."""
+        limit = time.monotonic() - STUCK_S
+        starting = WorkerState.STARTING
+        workers = self._worker_manager.workers.values()
+        return self.all_longer_than(STUCK_S) and not any(
+            worker.state is starting and worker.started_at > limit for worker in workers
+        )
 
     def _send_progress(self, worker: WorkerProcess, attempt: AssignedAttempt, now: int) -> None:
         if (

@@ -394,6 +394,7 @@ class WorkerProcess:
         if self.output.touched:
             self._end_output_period(attempt)
         self.jobs += 1
+        self._last_ended = attempt.serial
         self._ended = attempt
         self._alarm.clear()
         if self.queued:
