@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import pytest
+
+from tests.support import storing as s
 from tests.support.dispatching import FLOW, MakeHarness, job_rows
+from tests.support.rows import Rows
+from workerd.clock import to_text
 from workerd.config.model import PickupConfig, ScheduleConfig, WorkflowConfig
 from workerd.runtime.sockets import poke
 from workerd.store import requests
@@ -43,6 +50,46 @@ def test_an_abandoned_request_continues(make_harness: MakeHarness, store: Store)
     )
     harness.start()
     harness.until(lambda: job_rows(store, "h"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
+def test_a_locked_job_of_a_request_stops_no_other(
+    make_harness: MakeHarness, store: Store, store_url: str
+) -> None:
+    """The sweep leaves that request out, after it has waited for the lock, and comes back to it."""
+    harness = make_harness(poll=0.05, workflows={"flow": FLOW})
+    locked, other = stuck_request(store), stuck_request(store)
+    with Rows(store_url).connection() as lock, lock.cursor() as cursor:
+        cursor.execute("BEGIN")
+        cursor.execute(
+            "SELECT * FROM workerd_jobs WHERE id = %s AND attempt = 1 FOR UPDATE", (locked.waiting,)
+        )
+        harness.start()
+        harness.until(lambda: s.status(store, other.waiting) == "cancelled")
+        assert s.status(store, locked.waiting) == "new"
+        lock.rollback()
+    harness.until(lambda: s.status(store, locked.waiting) == "cancelled")
+
+
+class StuckRequest(NamedTuple):
+    """A request with a job that waits beside a failed one."""
+
+    id: bytes
+    waiting: bytes
+
+
+def stuck_request(store: Store) -> StuckRequest:
+    request = s.submit(store, s.workflow("flow", "a", "b"))
+    waiting = s.value(store, "SELECT id FROM workerd_jobs WHERE request_id = %s AND name = 'b'", request)
+    now = to_text(store.read(lambda tx: tx.now) + 1_000_000)
+    s.sql(
+        store,
+        "UPDATE workerd_jobs SET status = 'failure', finished_at = %s, ingested_at = %s"
+        " WHERE request_id = %s AND name = 'a'",
+        now, now, request,
+    )  # fmt: skip
+    return StuckRequest(request, waiting)
 
 
 def test_a_recurring_workflow_starts_by_itself(make_harness: MakeHarness, store: Store) -> None:

@@ -11,7 +11,7 @@ from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.tasks import TaskRunner
-from workerd.errors import StoreRefused
+from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import id_text
 from workerd.log import get_logger
 from workerd.store import requests
@@ -128,6 +128,13 @@ class RequestSweep:
         except StoreRefused as error:
             self._narrow(error)
             return 0.0
+        except StoreBusy:
+            if limit > 1:
+                self._size.halve()
+                return 0.0
+            # Another transaction locks a job of this request: the others do not wait for it.
+            self._cursor = self._store.read(lambda tx: requests.after_next(tx, self._cursor))
+            raise
         self._claimer.announce(swept.handlers)
         self._cursor = swept.cursor
         if self._cursor is not None:

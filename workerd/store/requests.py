@@ -313,6 +313,13 @@ def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: s
     return Swept(last, len(items), handlers)
 
 
+def after_next(tx: Tx, cursor: str | None) -> str | None:
+    """Where a sweep continues that leaves the next request out, None at the end."""
+    found = _in_progress(tx, 1, cursor)
+    row = found and tx.one("SELECT created_at FROM workerd_requests WHERE id = %s", (found[0][0],))
+    return cursor_text(columns.time_or_zero(row[0]), found[0][0]) if row else None
+
+
 def _in_progress(tx: Tx, limit: int, cursor: str | None) -> list[Row]:
     where, params = "", []
     if cursor is not None:
