@@ -219,6 +219,17 @@ def test_a_connection_that_the_server_closed_for_idleness(mysql: Store) -> None:
     assert value(mysql, "SELECT CONNECTION_ID()") != first
 
 
+def test_a_role_learns_of_a_connection_that_the_server_closed(mysql: Store) -> None:
+    """One use fails: the role compares what it holds with the next server, which may lack commits."""
+    mysql.reports_loss = True
+    sql(mysql, "SET SESSION wait_timeout = 1")
+    assert mysql._session is not None
+    eventually(mysql._session.is_dead)
+    with pytest.raises(StoreAway):
+        enqueue(mysql, "h")
+    enqueue(mysql, "h")
+
+
 def test_a_connection_to_a_server_that_was_restarted(own_server: DatabaseServer, opened: Opened) -> None:
     """No call fails for it, whether it reads or writes."""
     store = opened(own_server.url(own_server.new_database()))

@@ -67,6 +67,7 @@ class Dispatcher(Service):
             max_gap_s=lease_s / 2,
         )
         store.store.on_progress = self._on_store_progress
+        store.store.reports_loss = True
         self._error_counts = StoreErrorCounts()
         tasks = self.tasks = TaskRunner(self.loop)
         self.pools: PoolLinks = PoolLinks(

@@ -52,6 +52,7 @@ class Ingester(Service):
         timeout = min(LONGEST_STORE_TIMEOUT_S, ctx.watchdog * 0.4)
         self._store = open_store(config.store, state_dir=paths.state, timeout=timeout, spare=True)
         self._store.on_progress = self.progressed
+        self._store.reports_loss = True
         self._wake_path = paths.wake
         self._stats = IngestStats()
         self._spool = Spool(paths.spool, config.ingester.spool)

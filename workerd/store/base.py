@@ -247,10 +247,14 @@ class Store(ABC):
         that is watched shows by it that it is not stuck. It must not use the store.
     server
         The server in use, or the last one; "" before the first.
+    reports_loss
+        Whether a connection that the server has closed is StoreAway to its next use, and not just replaced: a
+        role must learn of it, for the next server may lack the last commits.
     """
 
     dialect: Dialect
     embedded = False
+    reports_loss = False
 
     def __init__(self, shown: str) -> None:
         self.shown = shown
@@ -360,6 +364,8 @@ class Store(ABC):
         if session is not None and session.is_dead():
             self.close()
             session = None
+            if self.reports_loss:
+                raise StoreAway("the server has closed the connection")
         if session is None:
             try:
                 session = self._session = self._connect()
