@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -89,3 +90,13 @@ def test_a_space_at_the_end_is_refused(given: dict[str, str]) -> None:
     """MySQL compares names and keys as if they had none, SQLite and Python do not."""
     with pytest.raises(InvalidValue, match="no space at its end"):
         check(JobSpec(**{"handler": "h", **given}))
+
+
+@pytest.mark.parametrize(
+    ("given", "path"), [({"vars": {"a": [math.nan]}}, "vars.a[0]"), ({"meta": math.inf}, "meta")]
+)
+def test_numbers_that_json_does_not_have_are_refused(given: dict[str, Any], path: str) -> None:
+    """Not stored as null."""
+    with pytest.raises(InvalidValue) as caught:
+        check(JobSpec(handler="h", **given))
+    assert str(caught.value).startswith(f"{path}: ")

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from workerd import clock
+from workerd import clock, json_text
 from workerd.config.validators import duration
 from workerd.errors import InvalidValue
 from workerd.job import NAME_LIMIT, parse_id
@@ -173,7 +173,9 @@ def _vars(value: object, limit: int) -> bytes:
 
 def _json(field_name: str, value: object, limit: int) -> bytes:
     try:
-        encoded = msgspec.json.encode(value)
+        encoded = json_text.encode(field_name, value)
+    except InvalidValue:
+        raise
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
         raise InvalidValue(f"{field_name}: cannot be encoded as JSON: {error}") from None
     if len(encoded) > limit:

@@ -16,6 +16,7 @@ import msgspec
 from workerd import policy as workerd_policy
 from workerd.config.model import HandlerConfig, IngesterConfig, Policy
 from workerd.job import Claim, new_id
+from workerd.json_text import encode
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import loading
@@ -108,14 +109,14 @@ def attempt(
         claimed_at=0,
         mono=time.monotonic_ns(),
         handler=name,
-        vars=_json(vars),
+        vars=encode("vars", vars),
         run_at=0,
-        meta=None if meta is None else _json(meta),
+        meta=None if meta is None else encode("meta", meta),
         failures=attempt - 1 if failures is None else failures,
         request_id=new_id() if in_request else None,
-        params=_json(params or {}) if in_request else None,
-        extras=_json(extras or {}) if in_request else None,
-        needs={key: _json(value) for key, value in (needs or {}).items()} if in_request else None,
+        params=encode("params", params or {}) if in_request else None,
+        extras=encode("extras", extras or {}) if in_request else None,
+        needs={key: encode(key, value) for key, value in (needs or {}).items()} if in_request else None,
     )
     result = _execute(loaded, claim, policy.deadline, stopping)
     return _outcome(result, claim, policy, loaded.spec.aliases)
@@ -154,10 +155,6 @@ def _outcome(result: RunResult, claim: Claim, policy: Policy, aliases: Mapping[s
         progress=result.progress,
         note=result.note,
     )
-
-
-def _json(value: Any) -> bytes:
-    return msgspec.json.encode(value)
 
 
 def _value(data: bytes | None) -> Any:

@@ -63,6 +63,7 @@ def test_other_values_are_stored_as_json() -> None:
         ("generator", "payload cannot be written as JSON"),
         ("loop", "payload cannot be written as JSON: RecursionError"),
         ("surrogate", "payload cannot be written as JSON: UnicodeEncodeError"),
+        ("nan", "payload cannot be written as JSON: payload.a[0]: expected a number that JSON has"),
         ("released", "return value cannot be read: ValueError"),
         ("extras", "Result(extras=…) expects a mapping, got list"),
         ("spawn", "Result(spawn=…) expects a list, got dict"),

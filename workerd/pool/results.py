@@ -7,15 +7,13 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
-from workerd import text, wrapping
+from workerd import json_text, text, wrapping
 from workerd.config.validators import size_literal
+from workerd.errors import InvalidValue
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.workflow import read_spawn
 
-_encode = msgspec.json.Encoder().encode
 _OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
 _MAX_CLASSES = 64
 
@@ -88,7 +86,9 @@ def _spawn(value: Any, limit: int, in_request: bool) -> bytes | None:
 
 def _json(name: str, value: Any, limit: int) -> bytes:
     try:
-        data = _encode(value)
+        data = json_text.encode(name, value)
+    except InvalidValue as error:
+        raise _Unstorable(f"The {name} cannot be written as JSON: {error}.") from None
     except Exception as error:  # encoding a user's value may run code that raises
         raise _Unstorable(
             f"The {name} cannot be written as JSON: {line_of(error)}. "

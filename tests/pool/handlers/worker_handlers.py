@@ -68,6 +68,7 @@ def unfit(kind: str) -> Any:
         "generator": (n for n in range(3)),
         "loop": loop,
         "surrogate": "\ud800",
+        "nan": {"a": [float("nan")]},
         "released": released,
         "extras": Result(extras=[1]),
         "spawn": Result(spawn={"a": 1}),
