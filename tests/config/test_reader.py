@@ -386,6 +386,13 @@ def test_jobs_are_any_graph(tmp_path: Path) -> None:
     assert flow.jobs[1].vars == {"n": 1}
 
 
+def test_a_var_that_json_cannot_represent_is_reported_with_its_path(tmp_path: Path) -> None:
+    """It would have become null."""
+    text = HANDLERS + '[[workflows.w.jobs]]\nname = "x"\nhandler = "a"\nvars = { n = [1, nan] }\n'
+    (fault,) = faults(tmp_path, text)
+    assert "vars.n[1]: expected a number" in fault
+
+
 @pytest.mark.parametrize(
     ("workflow", "words"),
     [

@@ -80,6 +80,15 @@ def test_broken_documents(api: Api, body: bytes, status: int) -> None:
     assert answer.json()["status"] == answer.status_code
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_a_number_that_json_has_not_is_rejected_with_its_path(api: Api, number: str) -> None:
+    """Also where it is not JSON at all, but what many programs write for such a number."""
+    answer = send(api, f'{{"handler": "noop", "vars": {{"a": [1, {{"b": {number}}}]}}}}'.encode())
+    assert (answer.status_code, answer.json()["detail"].partition(", got")[0]) == (
+        422, "vars.a[1].b: expected a number that JSON has, or null",
+    )  # fmt: skip
+
+
 def test_every_post_requires_json(api: Api) -> None:
     """No route accepts a body that a page of another site could send without a preflight request."""
     for operation in OPERATIONS:

@@ -51,7 +51,7 @@ JOB_KEYS: Keys = {
     "name": v.name,
     "handler": v.name,
     "needs": v.list_of(v.name, "job names"),
-    "vars": v.table,
+    "vars": v.json_table,
 }
 
 

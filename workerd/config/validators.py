@@ -14,6 +14,7 @@ from typing import Any
 
 from cronsim import CronSim, CronSimError
 
+from workerd import json_text
 from workerd import text as texts
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
@@ -149,6 +150,13 @@ def table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong("a table", value)
     return value
+
+
+@_validator("a table of values that JSON can represent")
+def json_table(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = table(value)
+    json_text.check_finite("vars", found)
+    return found
 
 
 @_validator("true or false")

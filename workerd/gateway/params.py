@@ -10,8 +10,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from starlette.requests import Request
 
-from workerd import clock
+from workerd import clock, json_text
 from workerd.config.validators import duration
+from workerd.errors import InvalidValue
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import JobSpec
@@ -95,7 +96,7 @@ async def body(request: Request, kind: type[T]) -> T:
     """The decoded body.
 
     Raises HTTPProblem: 415 unless the content type is JSON (a page of another site cannot send that without
-    a preflight request), 400 for invalid JSON, 422 for JSON of another shape.
+    a preflight request), 400 for invalid JSON, 422 for JSON of another shape, or with NaN.
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
@@ -108,11 +109,21 @@ async def body(request: Request, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
+        _refuse_non_finite(data)
         raise HTTPProblem(422, _without_dollar(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        _refuse_non_finite(data)
         raise HTTPProblem(400, f"The body is not valid JSON: {error}.") from None
     except RecursionError:
         raise HTTPProblem(400, "The body is nested too deeply.") from None
+
+
+def _refuse_non_finite(data: bytes) -> None:
+    """Raises HTTPProblem 422 for NaN, Infinity and 1e999, which some programs write and some read as null."""
+    try:
+        json_text.refuse_non_finite("body", data)
+    except InvalidValue as error:
+        raise HTTPProblem(422, f"{str(error).removeprefix('body.')}.") from None
 
 
 def _without_dollar(text: str) -> str:
