@@ -20,7 +20,7 @@ from workerd.cli.options import (
 )
 from workerd.cli.output import Document, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
-from workerd.cli.views import print_request, print_request_table
+from workerd.cli.views import print_request, print_request_table, print_results
 from workerd.job import id_text, parse_id
 from workerd.operations import requests
 from workerd.operations.waiting import wait_until
@@ -60,7 +60,7 @@ def submit(
 ) -> None:
     """Submit a request and print its id; with --wait, its result.
 
-    The result is what the last jobs returned: one JSON object with their names. With --json it is the
+    The result is what the last jobs returned, by their names, below the request. With --json it is the
     `result` of the request's document.
     """
     texts = parse_key_values(key_values or [])
@@ -92,12 +92,11 @@ def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool) -> 
     result = session.read(partial(requests.results, request_id=key))
     if json:
         print_json({**request, "result": result})
-    elif completed:
-        print_json(result)
     else:
         _print(session, key, json)
-        notify(f"Request {shown} ended as {request['status']}. `workerd why {shown}` explains.")
+        print_results(result)
     if not completed:
+        notify(f"Request {shown} ended as {request['status']}. `workerd why {shown}` explains.")
         raise CommandExit(1)
 
 

@@ -197,6 +197,13 @@ def print_request(request: Document, graph: Graph | None) -> None:
         print(text)
 
 
+def print_results(results: Document) -> None:
+    """Print what the last jobs of a request returned, one a line, whole."""
+    if results:
+        print_heading("Result:")
+        print_fields((name, _json_text(value)) for name, value in results.items())
+
+
 def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
     """The lines of the graph: its levels in order, under each its jobs with status and needs."""
     rows = {job["name"] or job["handler"]: job for job in jobs}
