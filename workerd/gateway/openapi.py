@@ -106,10 +106,11 @@ class Heartbeat(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct, kw_only=True):
-    """The node is ready. `quarantined`: the quarantined pools, and why."""
+    """The node is ready. `quarantined`: the quarantined pools, and why; `warnings`: what needs a person."""
 
     ready: bool
     quarantined: dict[str, str | None]
+    warnings: list[str]
 
 
 HTML, STREAM = "text/html", "text/event-stream"
