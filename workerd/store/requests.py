@@ -210,9 +210,14 @@ def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowC
             item.end(RequestStatus.FAILED, f"params or extras: {error}; correct them and submit it again")
             continue
         item.status = RequestStatus.INPROGRESS
-        item.graph = wf.graph_of(workflows[row.workflow])
+        item.graph = wf.graph_of(workflows[_compared(row.workflow)])
         item.steps = wf.encode(item.graph)
     return PickedUp(len(beginning), apply(tx, beginning))
+
+
+def _compared(name: str) -> str:
+    """The name as MySQL compares it: it takes no notice of spaces at the end, which configured names lack."""
+    return name.rstrip(" ")
 
 
 def start_recurring(tx: Tx, workflow: WorkflowConfig) -> PickedUp:
@@ -336,8 +341,8 @@ def _in_progress(tx: Tx, limit: int, cursor: str | None) -> list[Row]:
 def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> RequestUpdate | None:
     """The request if it can be advanced, else None."""
     item = RequestUpdate(row)
-    if row.steps is None and row.workflow in workflows:
-        item.graph = wf.graph_of(workflows[row.workflow])
+    if row.steps is None and _compared(row.workflow) in workflows:
+        item.graph = wf.graph_of(workflows[_compared(row.workflow)])
         item.steps = wf.encode(item.graph)
     if item.graph is None:
         return item if item.failing is not None else None
