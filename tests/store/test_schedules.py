@@ -50,6 +50,20 @@ def last_tick(store: Store, name: str) -> int:
 # -- cron --------------------------------------------------------------------------------------
 
 
+def test_a_schedule_that_another_program_padded_is_found_and_fires(store: Store) -> None:
+    """MySQL takes both names for one; SQLite has two schedules."""
+    s.sql(
+        store,
+        "INSERT INTO workerd_schedules (name, kind, expression) VALUES (%s, 'cron', '1 1 1 1 *')",
+        "h ",
+    )
+    upsert(store, h=EVERY_MINUTE)
+    row = store.read(lambda tx: schedules.find_all(tx, ["h"]))["h"]
+    assert row.expression == "* * * * *"
+    assert row.last_tick is not None
+    assert tick(store, "h", row.last_tick + 60 * SECOND).fired is T.FIRED
+
+
 def test_a_tick_fires_once(store: Store) -> None:
     """The job's `run_at` is its tick; the same or an earlier tick changes nothing."""
     upsert(store, mail=EVERY_MINUTE)

@@ -109,11 +109,13 @@ def find(tx: Tx, name: str, *, lock: bool = False) -> ScheduleRow:
 
 
 def find_all(tx: Tx, names: Collection[str]) -> dict[str, ScheduleRow]:
-    """Those of the schedules that the store has, by name, in one statement."""
+    """Those of the schedules that the store has, by the given name, in one statement."""
     if not names:
         return {}
+    # MySQL also finds a row whose name ends in spaces, and lets no other row have the name without them.
+    given = {name.rstrip(" "): name for name in names}
     sql = f"SELECT {_COLUMNS} FROM workerd_schedules WHERE name IN ({marks(list(names))})"
-    return {row.name: row for row in map(_schedule, tx.query(sql, list(names)))}
+    return {given[row.name.rstrip(" ")]: row for row in map(_schedule, tx.query(sql, list(names)))}
 
 
 # -- sync with the configuration ---------------------------------------------------------------
