@@ -13,7 +13,7 @@ from workerd.job import Status
 from workerd.outcome import Reason
 from workerd.runtime.sockets import poke
 from workerd.store import claims as store_claims
-from workerd.store.base import Session, Store
+from workerd.store.base import Session, Store, Tx
 
 LIFE = 50
 """Of a pool that connects before any Roster names it."""
@@ -168,12 +168,12 @@ def test_a_commit_without_an_answer_is_settled(make_harness: MakeHarness, store:
     def lose_one_answer() -> None:
         commit = Store._commit
 
-        def losing(self: Store, session: Session, write: bool) -> None:
+        def losing(self: Store, session: Session, tx: Tx, write: bool) -> None:
             if claimed:
                 claimed.clear()
                 session.commit()
                 session.commit = unanswered  # type: ignore[method-assign]
-            commit(self, session, write)
+            commit(self, session, tx, write)
 
         def unanswered() -> None:
             raise StoreAway("connection lost during COMMIT", 2013)
