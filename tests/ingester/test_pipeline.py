@@ -23,7 +23,7 @@ from workerd.ingester.spool import LOG_BYTES
 from workerd.job import Status, new_id
 from workerd.messages import Seen
 from workerd.outcome import NextAttempt, Reason
-from workerd.store.base import Session, Store
+from workerd.store.base import Session, Store, Tx
 from workerd.store.base import Store as BaseStore
 from workerd.store.mysql import MySQLSession
 
@@ -97,9 +97,9 @@ def test_a_commit_without_an_answer_is_sent_again_and_counted_once(
         def sabotage(takes_effect: bool = takes_effect, number: int = number, lose: Any = lose) -> None:
             real: Any = BaseStore._commit
 
-            def commit(self: BaseStore, session: Session, write: bool) -> None:
+            def commit(self: BaseStore, session: Session, tx: Tx, write: bool) -> None:
                 if not write or (tmp_path / f"lost{number}").exists() or not lose[0]:
-                    real(self, session, write)
+                    real(self, session, tx, write)
                     return
                 (tmp_path / f"lost{number}").touch()
                 if takes_effect:
