@@ -19,7 +19,15 @@ from tests.support.rows import Rows
 from tests.support.servers import DatabaseServer
 from workerd.client import Client
 from workerd.config.model import StoreConfig
-from workerd.errors import Conflict, HandlerNotFound, NotFound, StoreAway, TooManyWaiting, WrongVersion
+from workerd.errors import (
+    Conflict,
+    HandlerNotFound,
+    InvalidValue,
+    NotFound,
+    StoreAway,
+    TooManyWaiting,
+    WrongVersion,
+)
 from workerd.job_spec import JobSpec
 from workerd.runtime.child import fork
 from workerd.store.engines import open_store
@@ -189,6 +197,12 @@ def test_wait_times_out(client: Client) -> None:
         client.wait(job_id, timeout=0.2)
     assert time.monotonic() - began >= 0.2
     client.cancel(job_id)
+
+
+def test_a_workflow_name_that_ends_in_a_space_is_rejected(store_url: str, store: Any) -> None:
+    """Also by a client that has no configuration."""
+    with Client(store_url) as client, pytest.raises(InvalidValue, match=r"workflow: .*no space at its end"):
+        client.submit("one ")
 
 
 def test_submit_wait_and_cancel_a_request(client: Client) -> None:

@@ -16,7 +16,7 @@ from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
 from workerd.documents import Enqueued, Job, Request
 from workerd.job import parse_id
-from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, check, seconds
+from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, check, checked_name, seconds
 from workerd.operations import handlers, jobs, requests, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import Actor
@@ -126,8 +126,10 @@ class Client:
     ) -> Enqueued:
         """Start a request, a run of a workflow. `id`: a UUID of the caller; a repeat changes nothing.
 
-        Raises InvalidValue for wrong params, and for an unknown workflow if any is configured.
+        Raises InvalidValue for wrong params or a name that ends in a space, and for an unknown workflow if any
+        is configured.
         """
+        checked_name("workflow", workflow)
         if self._config.workflows:
             requests.check_workflow(self._config, workflow)
         checked = requests.checked_params(self._config, params)

@@ -91,7 +91,7 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
     if spec.delay is not None and spec.run_at is not None:
         raise InvalidValue("give either delay or run_at, not both")
     return NewJob(
-        handler=_name("handler", spec.handler),
+        handler=checked_name("handler", spec.handler),
         id=_id(spec.id),
         vars=_vars(spec.vars, vars_limit),
         meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
@@ -132,7 +132,8 @@ def _moment(value: datetime | str) -> int:
     return clock.from_rfc3339(value.astimezone(UTC).isoformat(timespec="microseconds"))
 
 
-def _name(field_name: str, value: object) -> str:
+def checked_name(field_name: str, value: object) -> str:
+    """A name or key that all engines store and compare alike. Raises InvalidValue."""
     if not isinstance(value, str) or not 0 < len(value) <= NAME_LIMIT:
         raise InvalidValue(f"{field_name}: expected text of 1 to {NAME_LIMIT} characters")
     try:
@@ -145,7 +146,7 @@ def _name(field_name: str, value: object) -> str:
 
 
 def _key(value: object) -> str:
-    key = _name("unique_key", value)
+    key = checked_name("unique_key", value)
     if key.startswith("~"):
         raise InvalidValue('unique_key: keys that start with "~" are reserved; choose another')
     return key
