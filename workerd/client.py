@@ -126,8 +126,8 @@ class Client:
     ) -> Enqueued:
         """Start a request, a run of a workflow. `id`: a UUID of the caller; a repeat changes nothing.
 
-        Raises InvalidValue for wrong params or a name that ends in a space, and for an unknown workflow if any
-        is configured.
+        Raises InvalidValue for wrong params, a name that ends in a space, and for an unknown workflow
+        if any is configured.
         """
         checked_name("workflow", workflow)
         if self._config.workflows:
