@@ -97,6 +97,16 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True,
         return AttemptRef(self.id, self.attempt)
 
 
+class HeldAttempt(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False):
+    """A claimed attempt as the store has it: with what its pool reported while it ran, if it did.
+
+    `started_at`: store time, microseconds.
+    """
+
+    started_at: int | None = None
+    pid: int | None = None
+
+
 class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False):
     """A claimed attempt with everything that running it takes.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from workerd.job import AttemptRef, ClaimedAttempt, Status
+from workerd.job import AttemptRef, ClaimedAttempt, HeldAttempt, Status
 from workerd.text import one_line
 
 
@@ -159,9 +159,9 @@ def released(attempt: ClaimedAttempt) -> Outcome:
 
 
 def lost(
-    attempt: ClaimedAttempt, error: str, retry: NextAttempt | None, node_id: bytes | None = None
+    attempt: HeldAttempt, error: str, retry: NextAttempt | None, node_id: bytes | None = None
 ) -> Outcome:
-    """Its pool or node died, so it may have run.
+    """Its pool or node died, so it may have run; with what was reported of it until then.
 
     retry
         The attempt that follows, None to end the job as `failure`.
@@ -169,7 +169,8 @@ def lost(
         The dead incarnation that claimed it, None for this one.
     """
     status = Status.FAILURE if retry is None else Status.RETRY
-    return _unreported(attempt, status, Reason.LOST, False, error, retry, node_id)
+    outcome = _unreported(attempt, status, Reason.LOST, False, error, retry, node_id)
+    return msgspec.structs.replace(outcome, started_at=attempt.started_at, pid=attempt.pid)
 
 
 def failed(attempt: ClaimedAttempt, error: str) -> Outcome:

@@ -324,9 +324,12 @@ def test_a_lost_attempt_keeps_what_its_pool_reported(store: Store) -> None:
     claim, silent = claimed(store), claimed(store)
     message = Progress(claim.id, 1, claim.claimed_at, claim.claimed_at, 4711, None, None)
     store.run(lambda tx: outcomes.progress(tx, [message], NODE.id))
-    started = claim.claimed_at - 90_000_007
-    sql(store, "UPDATE workerd_jobs SET started_at = %s WHERE id = %s", clock.to_text(started), claim.id)
-    assert close(store, [lost(of, "its pool died", next_after_loss(of)) for of in (claim, silent)]) == 2
+    claimed_at, started = claim.claimed_at - 91_000_000, claim.claimed_at - 90_000_007
+    times = [clock.to_text(claimed_at), clock.to_text(started)]
+    sql(store, "UPDATE workerd_jobs SET claimed_at = %s, started_at = %s WHERE id = %s", *times, claim.id)
+    held = store.read(lambda tx: store_claims.held(tx, NODE.id))
+    assert {of.id for of in held} == {claim.id, silent.id}
+    assert close(store, [lost(of, "its pool died", next_after_loss(of)) for of in held]) == 2
     row = job(store, claim.id).attempts[0]
     assert (row.reason, row.pid, row.started_at) == ("lost", 4711, started)
     assert row.finished_at is not None

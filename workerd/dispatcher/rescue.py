@@ -7,7 +7,7 @@ import time
 from workerd.clock import SECOND
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.tasks import TaskRunner, jittered
-from workerd.job import AttemptRef, ClaimedAttempt
+from workerd.job import AttemptRef, HeldAttempt
 from workerd.log import get_logger
 from workerd.outcome import lost
 from workerd.policy import next_after_loss
@@ -81,7 +81,7 @@ class Rescue:
             return 0.0
         return self._defer(dead)
 
-    def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[ClaimedAttempt]]:
+    def _find_dead(self, tx: Tx) -> tuple[NodeRecord | None, list[HeldAttempt]]:
         """A dead node and the first of its claims."""
         records = nodes.list_(tx)
         self._observe(records)
@@ -134,7 +134,7 @@ class Rescue:
         seen_for_s = time.monotonic() - seen_at
         return seen_for_s >= self._lease_s and self._store.answered_for_s >= self._lease_s
 
-    def _send_lost(self, node: NodeRecord, rows: list[ClaimedAttempt]) -> float | None:
+    def _send_lost(self, node: NodeRecord, rows: list[HeldAttempt]) -> float | None:
         fresh = [row for row in rows if row.ref not in self._sent]
         self._sent = {row.ref for row in rows}
         if not fresh:  # the ingester could not close them; asking again sooner would not help

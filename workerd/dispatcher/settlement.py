@@ -11,7 +11,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.store_comparison import StoreComparison
 from workerd.dispatcher.tasks import TaskRunner
-from workerd.job import COOLER_KEY, AttemptRef, ClaimedAttempt
+from workerd.job import COOLER_KEY, AttemptRef, HeldAttempt
 from workerd.log import get_logger
 from workerd.messages import BarrierDone, DeadPool, Holdings, Inventory, Roster
 from workerd.outcome import Outcome, lost, released
@@ -141,7 +141,7 @@ class Settlement:
         self._handle(SettlementEvent.READ)
         return None
 
-    def _without_successors(self, rows: list[ClaimedAttempt]) -> list[ClaimedAttempt]:
+    def _without_successors(self, rows: list[HeldAttempt]) -> list[HeldAttempt]:
         """The rows, without those of which a later attempt or run, whose row the store lost, is held here.
 
         What follows from their end would run beside it.
@@ -154,7 +154,7 @@ class Settlement:
             if row.id not in running and not (is_any_missing and row.unique_key == COOLER_KEY)
         ]
 
-    def _outcome_of(self, row: ClaimedAttempt) -> Outcome:
+    def _outcome_of(self, row: HeldAttempt) -> Outcome:
         """Released if the job cannot have started, else lost."""
         dead = self._roster.dead if self._roster is not None else ()
         if any(self._may_have_held(pool, row) for pool in dead):
@@ -163,7 +163,7 @@ class Settlement:
             return lost(row, END_LOST, next_after_loss(row))
         return released(row)
 
-    def _may_have_held(self, pool: DeadPool, row: ClaimedAttempt) -> bool:
+    def _may_have_held(self, pool: DeadPool, row: HeldAttempt) -> bool:
         died_at = self._store.latest_time_at(pool.died_ns)
         return row.handler in pool.handlers and died_at + DEATH_SLACK_US >= row.claimed_at
 

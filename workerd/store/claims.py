@@ -10,7 +10,7 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import UnreadableRow
-from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt
+from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, workflow_inputs
 from workerd.store.base import Row, Tx
@@ -335,11 +335,11 @@ def _due(row: Row | None, now: int) -> int | None:
 
 
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
-    request_id, step, name FROM workerd_jobs {index}
+    request_id, step, name, started_at, pid FROM workerd_jobs {index}
     WHERE node_id = %s AND status = 'inprogress' ORDER BY id, attempt{limit}"""
 
 
-def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[ClaimedAttempt]:
+def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
     """The rows that are `inprogress` for this incarnation, at most `limit`.
 
     Without those that were not claimed by workerd.
@@ -376,9 +376,9 @@ def adopt(tx: Tx, node_id: bytes) -> int:
     return len(keys)
 
 
-def _held_attempt(row: Row) -> ClaimedAttempt:
+def _held_attempt(row: Row) -> HeldAttempt:
     # Lenient: even a row that cannot be read in full must be settled.
-    return ClaimedAttempt(
+    return HeldAttempt(
         id=row[0],
         attempt=row[1],
         claimed_at=columns.time(row[2]),
@@ -391,6 +391,8 @@ def _held_attempt(row: Row) -> ClaimedAttempt:
         request_id=row[9],
         step=row[10],
         name=columns.lenient(row[11]),
+        started_at=columns.lenient_time(row[12]),
+        pid=row[13],
     )
 
 

@@ -93,16 +93,13 @@ _SET = {
     "stack": _of("outcome.stack", _short),
     "exit_signal": _of("outcome.exit_signal"),
     "exit_code": _of("outcome.exit_code"),
-    # NULL keeps what is there: of an attempt that was lost, what its pool reported while it ran.
-    "started_at": _of("started_at", _time)._replace(set=_KEEP),
+    "started_at": _of("started_at", _time),
     "finished_at": _of("finished_at", _time),
-    "run_us": _of("outcome.usage.run_us")._replace(
-        set="j.{name} = COALESCE({value}, "
-        "GREATEST(0, TIMESTAMPDIFF(MICROSECOND, j.started_at, {finished_at})))"
-    ),
+    "run_us": _of("outcome.usage.run_us"),
     "cpu_us": _of("outcome.usage.cpu_us"),
     "max_rss_kib": _of("outcome.usage.max_rss_kib"),
-    "pid": _of("outcome.pid")._replace(set=_KEEP),
+    "pid": _of("outcome.pid"),
+    # NULL keeps what is there.
     "progress": _of("outcome.progress")._replace(set=_KEEP),
     "note": _of("outcome.note")._replace(set=_KEEP),
 }
@@ -110,11 +107,7 @@ _SET = {
 
 def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
     derived, named = _derived(batch, _NAMED | _SET)
-    finished_at = named["finished_at"]
-    sets = [
-        column.set.format(name=name, value=named[name], finished_at=finished_at)
-        for name, column in _SET.items()
-    ]
+    sets = [column.set.format(name=name, value=named[name]) for name, column in _SET.items()]
     changed = tx.execute(
         f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
         f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"

@@ -12,7 +12,7 @@ import msgspec
 from workerd import clock
 from workerd.job import AttemptRef, Status
 from workerd.messages import Progress
-from workerd.outcome import ClosedAttempt, Outcome
+from workerd.outcome import ClosedAttempt, Outcome, Reason
 from workerd.store import columns
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
@@ -97,7 +97,12 @@ def closed_attempt(outcome: Outcome, node_id: bytes, now: int) -> ClosedAttempt:
     if started is not None:
         started = max(claimed, min(started, now))
     finished = now if outcome.finished_at is None else min(outcome.finished_at, now)
-    return ClosedAttempt(outcome, outcome.node_id or node_id, started, max(finished, started or claimed))
+    finished = max(finished, started or claimed)
+    if outcome.reason is Reason.LOST and started is not None:
+        # Whoever finds it lost does not know when it ended: it ran until now at most.
+        usage = msgspec.structs.replace(outcome.usage, run_us=finished - started)
+        outcome = msgspec.structs.replace(outcome, usage=usage)
+    return ClosedAttempt(outcome, outcome.node_id or node_id, started, finished)
 
 
 _RELEASE = """UPDATE workerd_jobs SET status = 'new', node_id = NULL, node = NULL, pid = NULL,

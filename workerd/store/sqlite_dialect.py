@@ -11,18 +11,11 @@ from workerd.store import columns
 from workerd.store.base import Dialect, Tx
 from workerd.store.columns import INSERT_NEXT, next_due
 
-# NULL keeps what is there: of an attempt that was lost, what its pool reported while it ran.
 _CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payload = %s, payload_type = %s,
-    error = %s, stack = %s, exit_signal = %s, exit_code = %s, finished_at = %s,
-    started_at = COALESCE(%s, started_at), run_us = COALESCE(%s, MAX(0, {microseconds})),
-    cpu_us = %s, max_rss_kib = %s, pid = COALESCE(%s, pid), progress = COALESCE(%s, progress),
-    note = COALESCE(%s, note), ingested_at = %s
-    WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s""".format(
-    # From the stored start to the end: whole seconds as days, as text has no other difference.
-    microseconds="1000000 * CAST(ROUND(86400 * "
-    "(JULIANDAY(SUBSTR(%s, 1, 19)) - JULIANDAY(SUBSTR(started_at, 1, 19)))) AS INTEGER)"
-    " + SUBSTR(%s, 21, 6) - SUBSTR(started_at, 21, 6)"
-)
+    error = %s, stack = %s, exit_signal = %s, exit_code = %s, started_at = %s, finished_at = %s, run_us = %s,
+    cpu_us = %s, max_rss_kib = %s, pid = %s, progress = COALESCE(%s, progress), note = COALESCE(%s, note),
+    ingested_at = %s
+    WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s"""
 
 
 def _close_each(tx: Tx, batch: Iterable[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
@@ -31,12 +24,12 @@ def _close_each(tx: Tx, batch: Iterable[ClosedAttempt], ingested_at: int) -> lis
 
 
 def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
-    o, finished = e.outcome, columns.at(e.finished_at)
+    o = e.outcome
     return (
         str(o.status), o.reason and str(o.reason), o.success, o.payload, o.payload_type,
         o.error, o.stack, o.exit_signal, o.exit_code,
-        finished, columns.at(e.started_at), o.usage.run_us, finished, finished,
-        o.usage.cpu_us, o.usage.max_rss_kib, o.pid, o.progress, o.note, now,
+        columns.at(e.started_at), columns.at(e.finished_at), o.usage.run_us, o.usage.cpu_us,
+        o.usage.max_rss_kib, o.pid, o.progress, o.note, now,
         o.id, o.attempt, e.node_id, clock.to_text(o.claimed_at),
     )  # fmt: skip
 
