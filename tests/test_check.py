@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.own_group import inside, own_group
 from workerd.check import CheckReport, check_config, degradations, without_effect
 from workerd.config.build import load
 from workerd.config.model import Config
@@ -157,6 +158,15 @@ def test_limits_are_proposed_for_pools_without_them(tmp_path: Path) -> None:
     (pids,) = [note for note in notes if note.startswith("No pids_max: h0, h1, h2, h3, h4 and 2 more. ")]
     assert 'memory_max = "' in memory
     assert "pids_max = 256" in pids
+
+
+def test_the_limits_of_a_container_are_told_and_kept(tmp_path: Path) -> None:
+    """What is proposed fits into them."""
+    table = '[handlers.h]\ncall = "os:getpid"\nworkers = 2\n'
+    with own_group("pids", pids_max="50") as folder, inside(folder):
+        notes = check_config(configured(tmp_path, table)).notes
+    assert any(note.startswith("This control group has ") and "50 processes" in note for note in notes)
+    assert any("pids_max = 25 is enough" in note for note in notes)
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def _notes(config: Config) -> list[str]:
 def _proposed_limits(config: Config) -> list[str]:
     """Limits that would keep one handler from taking the whole host."""
     pools = list(config.pools.values())
+    limits = host.limits()
     found = []
     if unlimited := [pool.name for pool in pools if not pool.memory_max]:
         each = max(MIN_PROPOSED_MEMORY, int(_memory_bytes() * MEMORY_SHARE / sum(p.workers for p in pools)))
@@ -184,9 +185,19 @@ def _proposed_limits(config: Config) -> list[str]:
         )
     if unlimited := [pool.name for pool in pools if not pool.pids_max]:
         count = PROPOSED_PIDS_PER_WORKER * max(pool.workers for pool in pools)
+        if limits.processes:
+            count = min(count, max(1, limits.processes // (len(pools) + 1)))
         found.append(
             f"No pids_max: {_shortened(unlimited)}. A handler that forks without end takes all processes of "
             f"the host; pids_max = {count} is enough for most."
+        )
+    given = [
+        *([f"{size_literal(limits.memory_bytes)} of memory"] if limits.memory_bytes else []),
+        *([f"{limits.processes} processes and threads"] if limits.processes else []),
+    ]
+    if found and given:
+        found.insert(
+            0, f"This control group has {' and '.join(given)}, for the daemon and its pools together."
         )
     return found
 
