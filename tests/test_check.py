@@ -9,9 +9,10 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.own_group import inside, own_group
-from workerd.check import CheckReport, check_config, degradations, without_effect
+from workerd.check import CheckReport, check_config, without_effect
 from workerd.config.build import load
 from workerd.config.model import Config
+from workerd.degradations import degradations
 
 
 def configured(tmp_path: Path, text: str) -> Config:

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import resource
-import selectors
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from workerd import host
-from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
+from workerd.config.model import Config, PoolConfig, ScheduleConfig
 from workerd.config.validators import duration_literal, size_literal
-from workerd.errors import LoadError
+from workerd.degradations import degradations, exists
 from workerd.exposure import exposures
-from workerd.pool.loading import CONNECT_IN_INIT, NO_COOLER_KEY, SHARED_BY_WORKERS, lacks_cooler_key, load
-from workerd.runtime.cgroup import Delegation
-from workerd.runtime.child import Child, become_subreaper, fork
-from workerd.runtime.descriptors import named
-from workerd.text import death_text
-
-MIN_OPEN_FILES = 600
-"""Descriptors that a pool needs: the dump of a worker's stacks goes to one above 500."""
-MAX_PROBES = 4
-"""Handlers that are loaded at the same time; an import may take hundreds of megabytes."""
-MAX_ANSWER_BYTES = 16 * 1024
-"""Less than a pipe holds, so that writing an answer never blocks."""
+from workerd.load_trial import LoadTrial, load_all
+from workerd.pool.loading import CONNECT_IN_INIT, NO_COOLER_KEY, SHARED_BY_WORKERS, lacks_cooler_key
 
 MEMORY_SHARE = 0.75
 """Of the memory of this host, for all workers together."""
@@ -41,8 +22,6 @@ MIN_PROPOSED_MEMORY = 64 << 20
 PROPOSED_PIDS_PER_WORKER = 64
 MAX_NAMES = 5
 """Pools that one sentence lists."""
-
-_PR_GET_CHILD_SUBREAPER = 37
 
 
 # The names `fault` and `weaker` are those of the JSON document.
@@ -219,7 +198,7 @@ def _paths(config: Config) -> list[str]:
     for pool in config.pools.values():
         for folder in map(Path, pool.path):
             key = f"pools.{pool.name}.path"
-            if not _exists(folder):
+            if not exists(folder):
                 found.append(f"{key}: {folder} does not exist; correct the path, or install the code there.")
             elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
                 found.append(f"{key}: this user cannot read {folder}; the daemon's user must be able to.")
@@ -247,149 +226,6 @@ def _changed_keys(section: Any) -> list[str]:
     ]
 
 
-# -- what is degraded on this host
-
-
-def degradations(config: Config) -> list[str]:
-    """One sentence for each thing that works worse on this host than it can, with what follows from it."""
-    checks: Iterable[Callable[[Config], str]] = (
-        _pidfd, _subreaper, _children, _hidepid, _open_files, _cgroup, _root, _folders, _sqlite,
-    )  # fmt: skip
-    return [sentence for sentence in (check(config) for check in checks) if sentence]
-
-
-def _pidfd(config: Config) -> str:
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError):
-        return "The kernel has no pidfd (Linux 5.3): workerd cannot run here."
-    return ""
-
-
-def _subreaper(config: Config) -> str:
-    become_subreaper()
-    value = ctypes.c_int(0)
-    ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(value), 0, 0, 0)
-    if value.value:
-        return ""
-    return "No child subreaper: background processes of a handler outlive its deadline."
-
-
-def _children(config: Config) -> str:
-    if Path(f"/proc/self/task/{os.getpid()}/children").exists():
-        return ""
-    return (
-        "/proc does not list the children of a process: background processes of a handler are found only "
-        "after their parent has ended."
-    )
-
-
-def _hidepid(config: Config) -> str:
-    try:
-        mounts = Path("/proc/self/mounts").read_text().splitlines()
-    except OSError:
-        return "/proc is not mounted: stacks at the deadline and memory use are not available."
-    options = next((m.split()[3] for m in reversed(mounts) if m.split()[1] == "/proc"), "")
-    if os.getuid() == 0 or "hidepid=" not in options or "hidepid=0" in options or "hidepid=off" in options:
-        return ""
-    return (
-        "/proc hides other users' processes (hidepid): a handler that changes its user can no longer be seen."
-    )
-
-
-def _open_files(config: Config) -> str:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= MIN_OPEN_FILES:
-        return ""
-    return (
-        f"Only {soft} open files are allowed: no stack is kept at a deadline. "
-        f"Raise the limit to {MIN_OPEN_FILES}."
-    )
-
-
-def _cgroup(config: Config) -> str:
-    if Delegation.find() is not None:
-        return ""
-    effects = {
-        "memory_max": "memory_max limits what a worker may allocate, not what it uses, and an out-of-memory "
-        "kill by the kernel may hit any process",
-        "cpu_weight": "cpu_weight has no effect",
-        "pids_max": "pids_max counts all processes of this user, and does not bind root",
-    }
-    used = [
-        effect for key, effect in effects.items() if any(getattr(pool, key) for pool in config.pools.values())
-    ]
-    default = "a deadline kills by process group and subreaper alone"
-    return (
-        "No cgroup is delegated to this process (under systemd: Delegate=yes in the unit): "
-        f"{'; '.join(used) or default}."
-    )
-
-
-def _root(config: Config) -> str:
-    if os.getuid() == 0:
-        return "This user is root, and handlers run as the user of workerd: start it as a user of its own."
-    return ""
-
-
-def _folders(config: Config) -> str:
-    for folder in (config.node.state_dir, config.node.runtime_dir):
-        existing = next((p for p in (folder, *folder.parents) if _exists(p)), Path("/"))
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            return f"This user cannot write {folder}; for the service, systemd creates it."
-    return ""
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except PermissionError:
-        return True
-
-
-def _sqlite(config: Config) -> str:
-    if config.store.url.startswith("sqlite:"):
-        return (
-            "The store is an SQLite file: one node only, and one writer at a time; a program that keeps a "
-            "transaction on it open stops the daemon."
-        )
-    return ""
-
-
-# -- whether handlers load
-
-
-class LoadTrial(msgspec.Struct, frozen=True):
-    """How loading one handler went; `error`: why it does not load, "" if it does.
-
-    `sockets`, `files`: what importing it left open. `has_cooler`: whether it is a class with `cooler()`.
-    """
-
-    error: str = ""
-    sockets: list[str] = []
-    files: list[str] = []
-    has_cooler: bool = False
-
-
-def load_all(config: Config) -> dict[str, LoadTrial]:
-    """Load every handler of the configuration, each in a process of its own."""
-    waiting = [(pool, handler) for pool in config.pools.values() for handler in pool.handlers]
-    trials: dict[str, LoadTrial] = {}
-    running: list[LoadProbe] = []
-    try:
-        while waiting or running:
-            while waiting and len(running) < MAX_PROBES:
-                running.append(LoadProbe.start(*waiting.pop(0)))
-            _wait(running)
-            for probe in [probe for probe in running if probe.is_over()]:
-                trials[probe.handler.name] = probe.finish()
-                running.remove(probe)
-    finally:
-        for probe in running:  # Ctrl-C
-            probe.finish()
-    return trials
-
-
 def _opened(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
     """Sentences on handlers whose import opens what their workers share, or cannot use."""
     found = []
@@ -409,98 +245,3 @@ def _not_recurring(config: Config, trials: dict[str, LoadTrial]) -> list[str]:
         for name, trial in trials.items()
         if trial.has_cooler and lacks_cooler_key(name, config)
     ]
-
-
-def _wait(probes: Iterable[LoadProbe]) -> None:
-    """Return when one of the processes has ended or reached its deadline."""
-    with selectors.DefaultSelector() as selector:
-        for probe in probes:
-            selector.register(probe.child.pidfd, selectors.EVENT_READ)
-        deadline = min(probe.deadline for probe in probes)
-        selector.select(max(0.0, deadline - time.monotonic()))
-
-
-@dataclass
-class LoadProbe:
-    """A process that loads one handler; `reader`: the pipe that it answers on; `deadline`: monotonic."""
-
-    handler: HandlerConfig
-    child: Child
-    reader: int
-    deadline: float
-    timeout: float
-
-    @classmethod
-    def start(cls, pool: PoolConfig, handler: HandlerConfig) -> LoadProbe:
-        """Fork the process."""
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        alone = msgspec.structs.replace(pool, handlers=(handler,))
-        child = fork(lambda: _load(alone, writer), keep=(writer,))
-        os.close(writer)
-        return cls(handler, child, reader, time.monotonic() + pool.load_timeout, pool.load_timeout)
-
-    def is_over(self) -> bool:
-        """Whether it has ended or reached its deadline."""
-        return self.child.reap() is not None or time.monotonic() >= self.deadline
-
-    def finish(self) -> LoadTrial:
-        """Kill what is left of it and return how loading went."""
-        timed_out = self.child.status is None
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        self.child.kill()
-        if timed_out:
-            os.waitid(os.P_PIDFD, self.child.pidfd, os.WEXITED | os.WNOWAIT)
-            self.child.reap()
-        self.child.close()
-        try:
-            answer = os.read(self.reader, MAX_ANSWER_BYTES + 1)
-        except BlockingIOError:
-            answer = b""
-        os.close(self.reader)
-        told = answer[1:].decode("utf-8", "replace")
-        if answer[:1] == b"+":
-            return _trial(told)
-        if answer:
-            return LoadTrial(
-                told.removeprefix(f'handler "{self.handler.name}" (call = "{self.handler.call}"): ')
-            )
-        if timed_out:
-            return LoadTrial(
-                f"loading took longer than {duration_literal(self.timeout)}; make the import faster, "
-                "or raise load_timeout"
-            )
-        return LoadTrial(f"the process that imported it {death_text(self.child.status or 0)}")
-
-
-def _trial(told: str) -> LoadTrial:
-    try:
-        return msgspec.json.decode(told, type=LoadTrial)
-    except msgspec.DecodeError:  # more than the answer holds
-        return LoadTrial()
-
-
-def _load(pool: PoolConfig, writer: int) -> int:
-    """In the child: load the handler; write `+` and what that left open, or `-` and the error."""
-    # A process group of its own, so that what an import starts is killed with it.
-    os.setpgid(0, 0)
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    sys.stdin, sys.stdout, sys.stderr = (os.fdopen(fd, mode) for fd, mode in ((0, "r"), (1, "w"), (2, "w")))
-    for name in [name for name in os.environ if name.startswith("WORKERD_")]:
-        del os.environ[name]
-    try:
-        loaded = load(pool)
-        opened = loaded.descriptors
-        sockets, files = named(opened, shareable=False), named(opened, shareable=True)
-        has_cooler = any(spec.has_cooler for spec in loaded.specs)
-        trial = LoadTrial(sockets=sockets, files=files, has_cooler=has_cooler)
-        answer = "+" + msgspec.json.encode(trial).decode()
-    except LoadError as error:
-        answer = f"-{error}"
-    except BaseException as error:
-        answer = f"-its import ended with {type(error).__name__}: {error}"
-    os.write(writer, answer.encode("utf-8", "replace")[:MAX_ANSWER_BYTES])
-    return 0

@@ -14,7 +14,7 @@ from uvicorn.server import ServerState
 
 from workerd.gateway import connections as limits
 from workerd.gateway.auth import Guard
-from workerd.gateway.connections import Connections, HttpProtocol
+from workerd.gateway.connections import ClientConnections, HttpProtocol
 from workerd.gateway.hosts import HostRules
 from workerd.gateway.sessions import Sessions
 from workerd.gateway.tokens import Tokens
@@ -23,7 +23,7 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 
 @asynccontextmanager
-async def serving(connections: Connections) -> AsyncIterator[Connect]:
+async def serving(connections: ClientConnections) -> AsyncIterator[Connect]:
     """A server with these limits; `/endless` is never answered. Gives a function that connects to it."""
     release = asyncio.Event()
 
@@ -76,7 +76,7 @@ async def status_of(connect: Connect, path: str) -> bytes:
         writer.close()
 
 
-async def until_open(connections: Connections, count: int) -> None:
+async def until_open(connections: ClientConnections, count: int) -> None:
     async with asyncio.timeout(10):
         while len(connections._open) != count or connections._waiting:
             await asyncio.sleep(0)
@@ -86,7 +86,7 @@ def test_the_reserve_answers_the_probe_alone() -> None:
     """When all connections are busy, only /heartbeat is answered; beyond the reserve nothing is."""
 
     async def run() -> None:
-        connections = Connections(capacity=3)
+        connections = ClientConnections(capacity=3)
         async with serving(connections) as connect:
             for _ in range(3):
                 (await connect())[1].write(request("/endless"))
@@ -101,7 +101,7 @@ def test_the_reserve_answers_the_probe_alone() -> None:
 def test_the_oldest_half_sent_requests_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Above the limit of an address, or of all, the connection that has waited longest is closed."""
 
-    async def run(connections: Connections) -> None:
+    async def run(connections: ClientConnections) -> None:
         async with serving(connections) as connect:
             busy_reader, busy = await connect()
             busy.write(request("/endless"))
@@ -116,17 +116,17 @@ def test_the_oldest_half_sent_requests_are_closed(monkeypatch: pytest.MonkeyPatc
                 assert await reader.read(1) == b""
             assert not busy_reader.at_eof()
 
-    asyncio.run(run(Connections(capacity=4)))
+    asyncio.run(run(ClientConnections(capacity=4)))
     monkeypatch.setattr(limits, "MAX_WAITING_PER_ADDRESS", 3)
     monkeypatch.setattr(limits, "MIN_WAIT_S", 0.0)
-    asyncio.run(run(Connections()))
+    asyncio.run(run(ClientConnections()))
 
 
 def test_a_new_connection_has_time_to_send_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many more its address opens meanwhile, as long as there is room for all."""
 
     async def run() -> None:
-        async with serving(Connections()) as connect:
+        async with serving(ClientConnections()) as connect:
             reader, writer = await connect()
             for _ in range(10):
                 await connect()

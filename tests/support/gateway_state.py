@@ -11,7 +11,7 @@ from workerd.config.model import Config
 from workerd.gateway.app import application
 from workerd.gateway.backend import Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
-from workerd.gateway.connections import Connections
+from workerd.gateway.connections import ClientConnections
 from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events
 from workerd.gateway.history import History
@@ -49,7 +49,7 @@ def ask(gateway: GatewayState, path: str, document: Any = None, **headers: str) 
     """One GET, or a POST of a document."""
 
     async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(application(gateway, gateway.config, Connections()))
+        transport = httpx.ASGITransport(application(gateway, gateway.config, ClientConnections()))
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
             if document is None:
                 return await client.get(path, headers=headers)

@@ -57,17 +57,8 @@ class Dispatcher(Service):
         self._worked = False  # registered, so that something may have been claimed
         self._rate = Rate()
 
-        store = self.store = MonitoredStore(
-            open_store(
-                config.store,
-                state_dir=config.node.state_dir,
-                timeout=store_timeout(ctx.watchdog, lease_s),
-                spare=True,
-            ),
-            max_gap_s=lease_s / 2,
-        )
+        store = self.store = _monitored_store(ctx)
         store.store.on_progress = self._on_store_progress
-        store.store.reports_loss = True
         self._error_counts = StoreErrorCounts()
         tasks = self.tasks = TaskRunner(self.loop)
         self.pools: PoolLinks = PoolLinks(
@@ -320,6 +311,18 @@ def read_former_incarnations(path: Path, incarnation: bytes) -> list[bytes]:
         return []
     ids = [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
     return [former for former in ids if former != incarnation]
+
+
+def _monitored_store(ctx: RoleContext) -> MonitoredStore:
+    lease_s = ctx.config.dispatcher.lease
+    store = open_store(
+        ctx.config.store,
+        state_dir=ctx.config.node.state_dir,
+        timeout=store_timeout(ctx.watchdog, lease_s),
+        spare=True,
+    )
+    store.reports_loss = True
+    return MonitoredStore(store, max_gap_s=lease_s / 2)
 
 
 def _node_record(ctx: RoleContext) -> NodeRecord:

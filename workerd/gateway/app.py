@@ -13,7 +13,7 @@ from workerd.config.model import Config
 from workerd.errors import WorkerdError
 from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
 from workerd.gateway.auth import PROBE_PATHS, Guard
-from workerd.gateway.connections import Connections
+from workerd.gateway.connections import ClientConnections
 from workerd.gateway.dashboard import routes as dashboard
 from workerd.gateway.dashboard.pages import problem_page
 from workerd.gateway.hosts import HostRules
@@ -96,7 +96,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
     return await error_response(request, error)
 
 
-def application(gateway: GatewayState, config: Config, connections: Connections) -> ASGIApp:
+def application(gateway: GatewayState, config: Config, connections: ClientConnections) -> ASGIApp:
     """The application behind its guard."""
     app = Starlette(
         routes=[_checking_query(route) for route in ROUTES],

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from workerd.gateway.connections import Connections
+from workerd.gateway.connections import ClientConnections
 from workerd.gateway.hosts import HostRules, check_origin
 from workerd.gateway.problems import HTTPProblem, overloaded, problem_response
 from workerd.gateway.sessions import Cookie, Sessions
@@ -40,7 +40,7 @@ class Guard:
         tokens: Tokens,
         sessions: Sessions,
         hosts: HostRules,
-        connections: Connections,
+        connections: ClientConnections,
         max_body: int,
         open_paths: Iterable[str],
     ) -> None:

@@ -20,7 +20,7 @@ SEND_TIMEOUT_S = 30.0
 """A client that reads nothing of a pending answer for so long is disconnected."""
 LISTEN_BACKLOG = 1024
 MAX_WAITING_PER_ADDRESS = LISTEN_BACKLOG
-"""Connections of one address without a whole request, beside those of the last MIN_WAIT_S."""
+"""ClientConnections of one address without a whole request, beside those of the last MIN_WAIT_S."""
 MIN_WAIT_S = 1.0
 """Time to send a request in, even while the address opens thousands of connections; unless all are taken."""
 MAX_CONNECTIONS = 4000
@@ -30,7 +30,7 @@ OTHER_DESCRIPTORS = 200
 """Files and sockets of the gateway that are no connections of clients."""
 
 
-class Connections:
+class ClientConnections:
     """All connections. Above the limits those that have waited longest for a whole request are closed.
 
     So half-sent requests, however many, take no answer from anybody: whoever sends all at once is not among
@@ -97,7 +97,7 @@ class Connections:
 class HttpProtocol(H11Protocol):
     """uvicorn's HTTP protocol with timeouts for request heads and for clients that do not read."""
 
-    def __init__(self, all_connections: Connections, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, all_connections: ClientConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.address = ""
         """The client's, "" on a Unix socket."""

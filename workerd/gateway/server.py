@@ -24,7 +24,7 @@ from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.connections import (
     HEAD_TIMEOUT_S,
     LISTEN_BACKLOG,
-    Connections,
+    ClientConnections,
     HttpProtocol,
     raise_descriptor_limit,
 )
@@ -59,14 +59,14 @@ class Gateway(Service):
         setproctitle.setproctitle("workerd: gateway")
         self._config = ctx.config
         self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
-        self._connections: Connections
+        self._connections: ClientConnections
         self._state: GatewayState
         self._stopping: asyncio.Event
         self._log = log.get_logger("gateway")
 
     def run(self) -> int:
         """Serve until the supervisor stops the gateway."""
-        self._connections = Connections(raise_descriptor_limit())
+        self._connections = ClientConnections(raise_descriptor_limit())
         # Clients could fill the log with warnings about their own invalid requests.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         asyncio.run(self._main())
