@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, make_pool
+from workerd.outcome import Reason
 
 
 @pytest.fixture
@@ -24,7 +25,9 @@ def harness(tmp_path: Path) -> Iterator[PoolHarness]:
 def test_a_file_opened_at_import_is_written_to_and_no_other(harness: PoolHarness, tmp_path: Path) -> None:
     """Although sockets of the import are collected while the job has a file of its own."""
     for count in (1, 2):
-        seen = msgspec.json.decode(harness.run("writes").payload or b"")
+        outcome = harness.run("writes")
+        assert outcome.reason is Reason.OK, outcome
+        seen = msgspec.json.decode(outcome.payload or b"")
         assert seen["mine"] == "mine"
         assert seen["fd"] not in msgspec.json.decode(harness.run("numbers").payload or b"")
         assert (tmp_path / "opened.log").read_text() == "a line\n" * count

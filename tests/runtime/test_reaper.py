@@ -97,6 +97,7 @@ def test_a_zombie_of_an_idle_worker_is_reaped_at_the_second_check() -> None:
 def test_a_status_that_user_code_has_not_asked_for_is_not_lost() -> None:
     """The object that stands for the process learns it when the process is reaped."""
     processes = RunProcesses()
+    processes.capture()  # the servers of other tests are children of this process too
     with subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"]) as child:
         other = multiprocessing.get_context("fork").Process(target=os._exit, args=(4,))
         other.start()
