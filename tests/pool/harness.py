@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import io
 import itertools
 import logging
@@ -201,9 +203,20 @@ class IngesterStub(StubServer):
 
 
 class PoolHarness:
-    """Forks the pool: `with PoolHarness(tmp_path, make_pool("noop")) as harness: harness.until(…)`."""
+    """Forks the pool: `with PoolHarness(tmp_path, make_pool("noop")) as harness: harness.until(…)`.
 
-    def __init__(self, folder: Path, pool: PoolConfig, *, drain: float = 5.0) -> None:
+    `first` is called in the pool's process before anything else.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        pool: PoolConfig,
+        *,
+        drain: float = 5.0,
+        first: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._first = first
         self.config = Config(
             node=NodeConfig(name="test", runtime_dir=folder / "run", state_dir=folder / "state"),
             shutdown=ShutdownConfig(drain=drain),
@@ -228,6 +241,8 @@ class PoolHarness:
         return self
 
     def start(self) -> None:
+        # Freed memory that the child inherits hides what its jobs allocate.
+        ctypes.CDLL(None).malloc_trim(0)
         ours, theirs = socket.socketpair()
         ctx = RoleContext(config=self.config, incarnation=bytes(16), control=theirs, life=1)
         self.child = fork(lambda: self._be_pool(ctx), keep=[theirs.fileno()])
@@ -238,6 +253,9 @@ class PoolHarness:
         self.loop.on_readable(self.child.pidfd, self._died)
 
     def _be_pool(self, ctx: RoleContext) -> int:
+        # Sockets that tests have left would be collected there, and close numbers that are others by then.
+        gc.freeze()
+        self._first()
         log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(log, 1)
         os.dup2(log, 2)
