@@ -14,7 +14,6 @@ from functools import lru_cache
 from workerd.errors import InvalidValue
 
 SECOND = 1_000_000
-MILLISECOND = 1_000
 LATEST = 253_402_300_799_999_999  # 9999-12-31 23:59:59.999999, the maximum of DATETIME
 
 

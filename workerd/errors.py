@@ -97,10 +97,6 @@ class LoadError(WorkerdError):
     """A handler could not be loaded."""
 
 
-class ChannelClosed(WorkerdError):
-    """The peer of the channel is gone."""
-
-
 class FrameTooLarge(WorkerdError):
     """A frame on a channel is larger than the channel's limit."""
 

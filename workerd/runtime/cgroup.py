@@ -152,10 +152,6 @@ class WorkerGroup:
         """Move the calling process in, before it allocates what is to count. Raises OSError."""
         _must_write(self.path / "cgroup.procs", "0")
 
-    def attach(self, pid: int) -> None:
-        """Move another process in; what it has allocated counts for its old group. Raises OSError."""
-        _must_write(self.path / "cgroup.procs", str(pid))
-
     def kill(self) -> None:
         """Kill every process in it at once, however detached."""
         _kill(self.path)

@@ -64,31 +64,10 @@ def time_or_zero(value: Any) -> int:
     return max(0, lenient_time(value) or 0)
 
 
-def integer(value: Any) -> int:
-    if isinstance(value, int):
-        return value
-    raise UnreadableRow(f"expected a whole number, got {type(value).__name__}")
-
-
-def integer_or_none(value: Any) -> int | None:
-    return None if value is None else integer(value)
-
-
 def blob(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     raise UnreadableRow(f"expected bytes, got {type(value).__name__}")
-
-
-def blob_or_none(value: Any) -> bytes | None:
-    return None if value is None else blob(value)
-
-
-def identifier(value: Any) -> bytes:
-    """An id: exactly 16 bytes."""
-    if isinstance(value, bytes) and len(value) == 16:
-        return value
-    raise UnreadableRow("expected an id of 16 bytes")
 
 
 def at(us: int | None) -> str | None:
@@ -390,9 +369,3 @@ def read_cursor(text: str) -> tuple[int, bytes]:
         return int(moment), bytes.fromhex(ident)
     except ValueError:
         raise InvalidValue("expected `after` to be the `next` of a page before it") from None
-
-
-def cut_page(items: list[T], limit: int, cursor: Callable[[T], str]) -> Page[T]:
-    """A page of the first `limit` items, of which `limit + 1` were queried."""
-    shown = items[:limit]
-    return Page(shown, cursor(shown[-1]) if len(items) > limit and shown else None)
