@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from workerd.config.model import WorkflowConfig
 from workerd.dispatcher.adaptive_size import AdaptiveSize
@@ -15,6 +15,7 @@ from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import id_text
 from workerd.log import get_logger
 from workerd.store import requests
+from workerd.store.base import Tx
 
 MAX_NEW_REQUESTS = 50
 """Requests that one transaction picks up."""
@@ -71,22 +72,16 @@ class WorkflowPickup:
                 with self._size.measured():
                     picked = self._store.run(lambda tx: requests.pickup(tx, self._workflows, limit))
             except StoreRefused as error:
-                self._narrow(error)
+                _narrow(
+                    self._store, self._size, error,
+                    lambda tx, why: requests.fail_queuing(tx, self._workflows, why),
+                )  # fmt: skip
                 return 0.0
             self._claimer.announce(picked.handlers)
             if picked.picked_up >= limit:
                 return 0.0
             self._window.drained()
         return _until_open(self._window, self._store, self._poll_s)
-
-    def _narrow(self, error: StoreRefused) -> None:
-        """The store refuses what a request of the slice becomes: shorter slices, until it is found."""
-        if self._size.value > 1:
-            self._size.halve()
-            return
-        _log_refused(
-            self._store.run(lambda tx: requests.fail_queuing(tx, self._workflows, str(error))), error
-        )
 
     def start_recurring(self) -> float | None:
         """See that the next workflow in turn has a run that is live or scheduled."""
@@ -126,7 +121,10 @@ class RequestSweep:
             with self._size.measured():
                 swept = self._store.run(lambda tx: requests.sweep(tx, self._workflows, limit, self._cursor))
         except StoreRefused as error:
-            self._narrow(error)
+            _narrow(
+                self._store, self._size, error,
+                lambda tx, why: requests.fail_in_progress(tx, self._cursor, why),
+            )  # fmt: skip
             return 0.0
         except StoreBusy:
             if limit > 1:
@@ -143,19 +141,20 @@ class RequestSweep:
         self._window.drained()
         return _until_open(self._window, self._store, SWEEP_PERIOD_S)
 
-    def _narrow(self, error: StoreRefused) -> None:
-        """As for the pickup."""
-        if self._size.value > 1:
-            self._size.halve()
-            return
-        _log_refused(
-            self._store.run(lambda tx: requests.fail_in_progress(tx, self._cursor, str(error))), error
-        )
 
-
-def _log_refused(request_id: bytes | None, error: StoreRefused) -> None:
-    if request_id is not None:
-        _log.error("request.refused", request=id_text(request_id), error=str(error))
+def _narrow(
+    store: MonitoredStore,
+    size: AdaptiveSize,
+    error: StoreRefused,
+    fail_first: Callable[[Tx, str], bytes | None],
+) -> None:
+    """The store refuses what a request of the slice becomes: shorter slices until it is found, and failed."""
+    if size.value > 1:
+        size.halve()
+        return
+    failed = store.run(lambda tx: fail_first(tx, str(error)))
+    if failed is not None:
+        _log.error("request.refused", request=id_text(failed), error=str(error))
 
 
 def _until_open(window: PickupWindow, store: MonitoredStore, period_s: float) -> float | None:
