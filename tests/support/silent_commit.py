@@ -7,34 +7,22 @@ import socket
 import threading
 from urllib.parse import urlsplit
 
+from tests.support.tcp_proxy import TcpProxy
 
-class SilentCommit:
+
+class SilentCommit(TcpProxy):
     """Forwards connections to the server of `url`. `armed`: a COMMIT is carried out without an answer."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         self.armed = False
-        self._target = (parts.hostname or "", parts.port or 3306)
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = url.replace(f":{parts.port}/", f":{self._listener.getsockname()[1]}/")
-        self._sockets: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__((parts.hostname or "", parts.port or 3306))
+        self.url = url.replace(f":{parts.port}/", f":{self.port}/")
 
-    def close(self) -> None:
-        for sock in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._target)
-                self._sockets += [near, far]
-                silent = threading.Event()
-                threading.Thread(target=self._questions, args=(near, far, silent), daemon=True).start()
-                threading.Thread(target=self._answers, args=(far, near, silent), daemon=True).start()
+    def start(self, near: socket.socket, far: socket.socket) -> None:
+        silent = threading.Event()
+        threading.Thread(target=self._questions, args=(near, far, silent), daemon=True).start()
+        threading.Thread(target=self._answers, args=(far, near, silent), daemon=True).start()
 
     def _questions(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
         with contextlib.suppress(OSError):

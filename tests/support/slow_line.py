@@ -9,23 +9,22 @@ import time
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+from tests.support.tcp_proxy import TcpProxy
+
 BUFFER_BYTES = 16 * 1024
 """Of each socket: little may hide in the kernel's buffers."""
 
 
-class SlowLine:
+class SlowLine(TcpProxy):
     """Forwards connections to `target`. `bytes_s`: in each direction; 0: nothing gets through."""
 
     def __init__(self, target: tuple[str, int], bytes_s: float) -> None:
         self.target = target
         self.bytes_s = bytes_s
         self.carried = 0
-        self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-        self.port: int = self._listener.getsockname()[1]
         self._closed = False
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(target)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
 
     def url(self, url: str) -> str:
         """The URL of the same database through this line."""
@@ -33,20 +32,12 @@ class SlowLine:
 
     def close(self) -> None:
         self._closed = True
-        for sock in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()
+        super().close()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self.target)
-                self._sockets += [near, far]
-                for source, drain in ((near, far), (far, near)):
-                    source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-                    threading.Thread(target=self._carry, args=(source, drain), daemon=True).start()
+    def start(self, near: socket.socket, far: socket.socket) -> None:
+        for source, drain in ((near, far), (far, near)):
+            source.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+            threading.Thread(target=self._carry, args=(source, drain), daemon=True).start()
 
     def _carry(self, source: socket.socket, drain: socket.socket) -> None:
         due = time.monotonic()
