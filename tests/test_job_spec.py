@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import uuid
 from datetime import UTC, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from workerd.clock import from_rfc3339
 from workerd.errors import InvalidValue
-from workerd.job_spec import JobSpec, check, params_json
+from workerd.job_spec import OPTIONS, JobOptions, JobSpec, check, params_json
 
 
 def test_a_job_needs_only_its_handler() -> None:
@@ -100,3 +100,11 @@ def test_numbers_that_json_does_not_have_are_refused(given: dict[str, Any], path
     with pytest.raises(InvalidValue) as caught:
         check(JobSpec(handler="h", **given))
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_every_option_is_a_keyword_of_enqueue_and_a_field_of_the_spec() -> None:
+    """HTTP and command line offer OPTIONS; `id` alone is given in another way there."""
+    keywords = get_type_hints(JobOptions)
+    fields = get_type_hints(JobSpec)
+    assert set(keywords) == set(fields) - {"handler", "vars"} == {"id", *OPTIONS}
+    assert keywords == {name: fields[name] for name in keywords}

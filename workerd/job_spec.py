@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_type_hints
 
 import msgspec
 
@@ -22,6 +22,18 @@ Duration = float | str | timedelta
 _INT_LIMIT = 2**31
 MAX_VARS_BYTES = 1 << 20
 """Default limit of vars and meta as JSON; with a configuration it is `gateway.max_body`."""
+
+
+class Option(NamedTuple):
+    """An option as HTTP and the command line offer it, where it is JSON or text.
+
+    `kind` decides its JSON schema and how its text is parsed. `flag`: "" for the name with dashes.
+    """
+
+    kind: Literal["duration", "time", "priority", "count", "key", "json"]
+    metavar: str
+    help: str
+    flag: str = ""
 
 
 class JobOptions(TypedDict, total=False):
@@ -50,13 +62,31 @@ class JobSpec:
     handler: str
     vars: Mapping[str, Any] = field(default_factory=dict)
     id: str | uuid.UUID | None = None
-    delay: Duration | None = None
-    run_at: datetime | str | None = None
-    priority: int = 0
-    unique_key: str | None = None
-    deadline: Duration | None = None
-    max_attempts: int | None = None
-    meta: Any = None
+    delay: Annotated[Duration | None, Option("duration", "D", "Start this much later: 90s, 5m.")] = None
+    run_at: Annotated[
+        datetime | str | None, Option("time", "T", "Start at this time: 2026-01-31T12:00:00+01:00.")
+    ] = None
+    priority: Annotated[int, Option("priority", "N", "Smaller runs first.")] = 0
+    unique_key: Annotated[
+        str | None,
+        Option("key", "KEY", "At most one live job of the handler has this key.", flag="--unique"),
+    ] = None
+    deadline: Annotated[Duration | None, Option("duration", "D", "Overrides the handler's deadline.")] = None
+    max_attempts: Annotated[int | None, Option("count", "N", "Overrides the handler's max_attempts.")] = None
+    meta: Annotated[Any, Option("json", "JSON", "Any JSON of yours, kept with the job.")] = None
+
+
+OPTIONS: dict[str, Option] = {
+    name: extra
+    for name, hint in get_type_hints(JobSpec, include_extras=True).items()
+    for extra in getattr(hint, "__metadata__", ())
+    if isinstance(extra, Option)
+}
+"""The options that every way in has, by their names in JobSpec; all but `priority` are None by default.
+
+A new one needs a field of JobOptions, JobSpec and NewJob here, and a line in `check`; and if it is a column,
+one in `EnqueuedColumns`. HTTP with its schema, bulk and command line follow.
+"""
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):

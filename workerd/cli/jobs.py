@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, Unpack
 
 import typer
 
@@ -23,18 +23,17 @@ from workerd.cli.options import (
     StatusFilter,
     UntilFilter,
     Wait,
-    parse_duration,
     parse_identity,
-    parse_json,
     parse_json_object,
     parse_key_values,
+    with_job_options,
 )
 from workerd.cli.output import Document, confirm, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
 from workerd.errors import Conflict, NotFound
 from workerd.job import LIVE, Status, id_text, parse_id
-from workerd.job_spec import JobSpec
+from workerd.job_spec import JobOptions, JobSpec
 from workerd.operations import jobs
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.waiting import wait_until
@@ -51,29 +50,6 @@ Vars = Annotated[
     Document | None,
     typer.Option("--vars", metavar="JSON", parser=parse_json_object, help="Arguments as one JSON object."),
 ]
-Delay = Annotated[
-    float | None,
-    typer.Option("--delay", metavar="D", parser=parse_duration, help="Start this much later: 90s, 5m."),
-]
-RunAt = Annotated[
-    str | None, typer.Option("--run-at", metavar="T", help="Start at this time: 2026-01-31T12:00:00+01:00.")
-]
-Priority = Annotated[int, typer.Option("--priority", metavar="N", help="Smaller runs first.")]
-UniqueKey = Annotated[
-    str | None,
-    typer.Option("--unique", metavar="KEY", help="At most one live job of the handler has this key."),
-]
-Deadline = Annotated[
-    float | None,
-    typer.Option("--deadline", metavar="D", parser=parse_duration, help="Overrides the handler's deadline."),
-]
-MaxAttempts = Annotated[
-    int | None, typer.Option("--max-attempts", metavar="N", help="Overrides the handler's max_attempts.")
-]
-Meta = Annotated[
-    Any,
-    typer.Option("--meta", metavar="JSON", parser=parse_json, help="Any JSON of yours, kept with the job."),
-]
 MATCHED_ROWS = 1000
 """Ids that match filters, read in one transaction."""
 
@@ -84,34 +60,19 @@ JobIds = Annotated[
 ]
 
 
+@with_job_options
 def enqueue(
     handler: HandlerName,
     key_values: KeyValues = None,
     vars_: Vars = None,
-    delay: Delay = None,
-    run_at: RunAt = None,
-    priority: Priority = 0,
-    unique: UniqueKey = None,
-    deadline: Deadline = None,
-    max_attempts: MaxAttempts = None,
-    meta: Meta = None,
     wait: Wait = None,
     c: ConfigPath = None,
     json: AsJson = False,
+    **options: Unpack[JobOptions],
 ) -> None:
     """Enqueue a job and print its id; with --wait, its result."""
     texts = parse_key_values(key_values or [])
-    spec = JobSpec(
-        handler=handler,
-        vars=vars_ or {},
-        delay=delay,
-        run_at=run_at,
-        priority=priority,
-        unique_key=unique,
-        deadline=deadline,
-        max_attempts=max_attempts,
-        meta=meta,
-    )
+    spec = JobSpec(handler=handler, vars=vars_ or {}, **options)
     with open_session(c) as session:
         job_id = session.run(lambda tx: admit_texts(tx, spec, texts, session.config)).id
         try:

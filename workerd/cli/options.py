@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,6 +18,7 @@ from workerd.cli.errors import UsageError
 from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.config.validators import duration
 from workerd.job import Status, parse_id
+from workerd.job_spec import OPTIONS
 from workerd.text import line
 from workerd.workflow import RequestStatus
 
@@ -108,6 +111,45 @@ def parse_identity(text: str) -> bytes:
         return parse_id(text)
     except ValueError as error:
         raise typer.BadParameter(f"{line(error)}; `workerd job list` and `request list` show ids") from None
+
+
+_ANNOTATED: Any = Annotated
+_TYPES_AND_PARSERS: dict[str, tuple[Any, Callable[[str], Any] | None]] = {
+    "duration": (float | None, parse_duration),
+    "time": (str | None, None),
+    "priority": (int, None),
+    "count": (int | None, None),
+    "key": (str | None, None),
+    "json": (Any, parse_json),
+}
+
+
+def with_job_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with all options of enqueue, which it takes as keywords, before its `--wait`."""
+
+    @functools.wraps(command)
+    def with_options(*args: Any, **kwargs: Any) -> None:
+        command(*args, **kwargs)
+
+    given = inspect.signature(command, eval_str=True).parameters.values()
+    own = [p for p in given if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    split = next(n for n, p in enumerate(own) if p.name == "wait")
+    parameters = [*own[:split], *map(_job_option, OPTIONS), *own[split:]]
+    with_options.__dict__["__signature__"] = inspect.Signature(parameters)
+    with_options.__annotations__ = {p.name: p.annotation for p in parameters}
+    return with_options
+
+
+def _job_option(name: str) -> inspect.Parameter:
+    option = OPTIONS[name]
+    kind, parser = _TYPES_AND_PARSERS[option.kind]
+    flag = option.flag or f"--{name.replace('_', '-')}"
+    shown = typer.Option(flag, metavar=option.metavar, help=option.help, parser=parser)
+    default = 0 if option.kind == "priority" else None
+    annotation = _ANNOTATED[kind, shown]
+    return inspect.Parameter(
+        name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation
+    )
 
 
 ConfigPath = Annotated[

@@ -13,7 +13,7 @@ from workerd.documents import Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
-from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobsBody
+from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
 from workerd.job import Status
@@ -30,7 +30,7 @@ PAYLOAD_HEADERS = {
 }
 
 
-def _checked(gateway: GatewayState, job: JobBody, job_id: uuid.UUID | None = None) -> NewJob:
+def _checked(gateway: GatewayState, job: JobFields, job_id: uuid.UUID | None = None) -> NewJob:
     return check(job.spec(None if job_id is None else str(job_id)), gateway.config.gateway.max_body)
 
 

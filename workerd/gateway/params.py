@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from types import GenericAlias
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
@@ -15,7 +16,7 @@ from workerd.config.validators import duration
 from workerd.errors import InvalidValue
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
-from workerd.job_spec import JobSpec
+from workerd.job_spec import OPTIONS, JobSpec
 
 T = TypeVar("T")
 S = TypeVar("S", bound=StrEnum)
@@ -45,28 +46,59 @@ Priority = Annotated[int, _schema(minimum=-(2**31), maximum=2**31 - 1)]
 Attempts = Annotated[int, _schema(minimum=1, maximum=2**31 - 1)]
 
 
-class JobBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A job to enqueue. Durations are seconds or text such as "30s"; `run_at` is RFC 3339 with an offset."""
+_JSON_TYPES: dict[str, Any] = {
+    "duration": Duration | None,
+    "time": Moment | None,
+    "priority": Priority,
+    "count": Attempts | None,
+    "key": Key | None,
+    "json": Any,
+}
+
+
+class JobFields(msgspec.Struct, forbid_unknown_fields=True):
+    """What a job to enqueue needs; JobBody has the options too."""
 
     handler: Name
     vars: dict[str, Any] = {}
-    delay: Duration | None = None
-    run_at: Moment | None = None
-    priority: Priority = 0
-    unique_key: Key | None = None
-    deadline: Duration | None = None
-    max_attempts: Attempts | None = None
-    meta: Any = None
 
     def spec(self, job_id: str | None = None) -> JobSpec:
         """The JobSpec with this id."""
         return JobSpec(id=job_id, **{name: getattr(self, name) for name in self.__struct_fields__})
 
 
-class JobsBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Jobs to enqueue; all or none are inserted."""
+JobBody = cast(
+    type[JobFields],
+    msgspec.defstruct(
+        "JobBody",
+        [
+            (name, _JSON_TYPES[option.kind], 0 if option.kind == "priority" else None)
+            for name, option in OPTIONS.items()
+        ],
+        bases=(JobFields,),
+        namespace={
+            "__doc__": 'A job to enqueue. Durations are seconds or text such as "30s"; times are RFC 3339 '
+            "with an offset."
+        },
+    ),
+)
 
-    jobs: list[JobBody]
+
+class JobsFields(msgspec.Struct, forbid_unknown_fields=True):
+    """What JobsBody decodes to."""
+
+    jobs: list[JobFields]
+
+
+JobsBody = cast(
+    type[JobsFields],
+    msgspec.defstruct(
+        "JobsBody",
+        [("jobs", GenericAlias(list, (JobBody,)))],
+        bases=(JobsFields,),
+        namespace={"__doc__": "Jobs to enqueue; all or none are inserted."},
+    ),
+)
 
 
 class RequestBody(msgspec.Struct, forbid_unknown_fields=True):

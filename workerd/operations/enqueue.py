@@ -17,7 +17,7 @@ from workerd.job_spec import JobSpec, NewJob, check
 from workerd.signature import check_vars, coerce_texts
 from workerd.store import handlers, jobs, queries
 from workerd.store.base import Tx
-from workerd.store.columns import JobRow
+from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
 
 MAX_NAMES_SHOWN = 20
 KEY_USED = "Idempotency-Key: it was used with another body before; send each body with a key of its own"
@@ -131,12 +131,12 @@ def _is_same(spec: NewJob, row: JobRow | None) -> bool:
     if row is None or row.run_at is None or row.created_at is None:
         return False
     due = spec.run_at if spec.run_at is not None else row.created_at + (spec.delay or 0)
-    plain = ("handler", "priority", "deadline_ms", "max_attempts", "unique_key")
-    return (
-        all(getattr(spec, name) == getattr(row, name) for name in plain)
-        and due == row.run_at
-        and _value(spec.vars) == _value(row.vars)
-        and _value(spec.meta) == _value(row.meta)
+    json = ("vars", "meta")
+    return due == row.run_at and all(
+        _value(getattr(spec, name)) == _value(getattr(row, name))
+        if name in json
+        else getattr(spec, name) == getattr(row, name)
+        for name in ENQUEUED_COLUMNS
     )
 
 
