@@ -10,12 +10,17 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer
-from tests.support.storing import enqueue, sql, value
+from tests.support.storing import claims, enqueue, sql, value
 from workerd.errors import WrongVersion
+from workerd.job import new_id
 from workerd.store import migrations, schema
 from workerd.store.base import Store
 
-TABLES = ("handlers", "jobs", "migrations", "nodes", "requests", "schedules")
+TABLES = (
+    "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "schedules",
+    "slots",
+)  # fmt: skip
+ALL = ["1: first tables", "2: capabilities"]
 
 
 def test_the_error_for_an_empty_store_names_the_remedy(store_url: str, opened: Callable[..., Store]) -> None:
@@ -24,7 +29,7 @@ def test_the_error_for_an_empty_store_names_the_remedy(store_url: str, opened: C
     assert store.is_empty()
     with pytest.raises(WrongVersion, match="run `workerd migrate`"):
         store.check_version()
-    assert store.migrate() == ["1: first tables"]
+    assert store.migrate() == ALL
     assert not store.is_empty()
     store.check_version()
     assert store.migrate() == []
@@ -41,8 +46,8 @@ def test_a_newer_store_is_left_alone(store: Store) -> None:
 
 def test_an_older_store_names_the_command(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The program is newer than the schema."""
-    monkeypatch.setattr(migrations, "NEWEST", 2)
-    with pytest.raises(WrongVersion, match="schema 1, this one needs 2; run `workerd migrate`"):
+    monkeypatch.setattr(migrations, "NEWEST", 3)
+    with pytest.raises(WrongVersion, match="schema 2, this one needs 3; run `workerd migrate`"):
         store.check_version()
 
 
@@ -60,7 +65,7 @@ def test_several_nodes_migrate_at_once(store_url: str, opened: Callable[..., Sto
         thread.start()
     for thread in threads:
         thread.join()
-    assert applied == ["1: first tables"]
+    assert sorted(applied) == ALL
     opened(store_url).check_version()
 
 
@@ -71,9 +76,26 @@ def test_a_migration_that_was_cut_short_is_finished(mysql_url: str, opened: Call
     made = enqueue(store, "h")
     sql(store, "DELETE FROM workerd_migrations")
     sql(store, "DROP TABLE workerd_nodes")
-    assert store.migrate() == ["1: first tables"]
+    assert store.migrate() == ALL
     assert value(store, "SELECT COUNT(*) FROM workerd_nodes") == 0
     assert value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE id = %s", made) == 1
+
+
+def test_a_store_of_version_1_keeps_its_rows(
+    store_url: str, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs that were inserted before the migration are claimed after it."""
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "MIGRATIONS", schema.MIGRATIONS[:1])
+        before.setattr(migrations, "NEWEST", 1)
+        opened(store_url).migrate()
+    store = opened(store_url)
+    with pytest.raises(WrongVersion, match="schema 1, this one needs 2"):
+        store.check_version()
+    made = new_id()
+    sql(store, "INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'h')", made)
+    assert store.migrate() == ALL[1:]
+    assert [claim.id for claim in claims(store, "h")] == [made]
 
 
 def test_every_table_is_there(store: Store) -> None:

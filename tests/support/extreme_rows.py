@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from workerd.errors import StoreError
 from workerd.job import new_id
 from workerd.store.base import Store, Tx
-from workerd.store.schema import MYSQL_FIRST
+from workerd.store.schema import MIGRATIONS
 
 LONG_BYTES = 15 * 1024 * 1024
 """Of the longest texts: below the packet limit of the test's server."""
@@ -29,6 +29,7 @@ _DATES = (
 )  # fmt: skip
 _BY_TYPE: dict[str, tuple[Any, ...]] = {
     "BINARY": (b"\x00" * 16, b"\xff" * 16, b"n" * 16),
+    "BINARY(8)": (b"\x00" * 8, b"\xff" * 8),
     "INT UNSIGNED": (0, 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, -1),
     "INT": (-(2**31), -1, 0, 2**31 - 1),
     "BIGINT UNSIGNED": (0, 1, 2**53 - 1, 2**53, 2**63 - 1, 2**63, 2**64 - 1),
@@ -38,6 +39,7 @@ _BY_TYPE: dict[str, tuple[Any, ...]] = {
     "TEXT": (*_TEXTS, "x" * 65_535),
     "MEDIUMTEXT": (*_TEXTS, "x" * LONG_BYTES),
     "LONGTEXT": (*_TEXTS, "x" * LONG_BYTES, '{"a": "' + "x" * LONG_BYTES + '"}'),
+    "MEDIUMBLOB": (b"", b"null", b"\xff\xfe", b"\x00" * LONG_BYTES),
     "LONGBLOB": (b"", b"\xff\xfe", b"\x00" * LONG_BYTES),
 }
 _STEPS = tuple(
@@ -52,8 +54,8 @@ _STEPS = tuple(
     )
 )
 _COLUMN = re.compile(
-    r"^\s+(\w+) (BINARY|BIGINT UNSIGNED|INT UNSIGNED|INT|TINYINT|DOUBLE|DATETIME|TEXT"
-    r"|MEDIUMTEXT|LONGTEXT|LONGBLOB|VARCHAR\((\d+)\)|ENUM\(([^)]*)\))(?: |\()",
+    r"^\s+(?:ADD COLUMN )?(\w+) (BINARY\(8\)|BINARY|BIGINT UNSIGNED|INT UNSIGNED|INT|TINYINT|DOUBLE|DATETIME"
+    r"|TEXT|MEDIUMTEXT|MEDIUMBLOB|LONGTEXT|LONGBLOB|VARCHAR\((\d+)\)|ENUM\(([^)]*)\))(?: |\()",
     re.MULTILINE,
 )
 
@@ -68,8 +70,8 @@ class Extreme(NamedTuple):
 
 def extremes(table: str) -> Iterator[Extreme]:
     """Every extreme value of every column of a table, NULL included."""
-    statement = next(sql for sql in MYSQL_FIRST if f" {table} (" in sql)
-    for column, kind, length, choices in _COLUMN.findall(statement):
+    statements = [sql for step in MIGRATIONS for sql in step.mysql if re.search(rf"\b{table}\b", sql)]
+    for column, kind, length, choices in _COLUMN.findall("\n".join(statements)):
         if column == "live_key":
             continue
         if length:

@@ -1,0 +1,174 @@
+"""Version 2: failures grouped, logs kept, audit, limits, groups, expiry, schedules with vars, saved state."""
+
+from __future__ import annotations
+
+from workerd.store.schema.column_types import (
+    INT32,
+    TABLE,
+    lite_count,
+    lite_id,
+    lite_name,
+    lite_one_of,
+    lite_text,
+    lite_time,
+)
+
+_ORIGIN = "'config','api'"
+
+# Columns are added at the end and may be NULL or have a constant default: that is done at once, whatever the
+# number of rows, without a lock that a writer would wait for.
+MYSQL = [
+    """ALTER TABLE workerd_jobs
+        ADD COLUMN error_class VARCHAR(191) NULL,
+        ADD COLUMN fingerprint BINARY(8) NULL,
+        ADD COLUMN group_key VARCHAR(191) NULL,
+        ADD COLUMN expires_at DATETIME(6) NULL,
+        ADD COLUMN state MEDIUMBLOB NULL""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_errors (
+        fingerprint BINARY(8) NOT NULL,
+        handler VARCHAR(191) NOT NULL,
+        error_class VARCHAR(191) NOT NULL,
+        error TEXT NULL,
+        job_id BINARY(16) NOT NULL,
+        attempt INT UNSIGNED NOT NULL,
+        first_seen DATETIME(6) NOT NULL,
+        last_seen DATETIME(6) NOT NULL,
+        count BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        resolved_at DATETIME(6) NULL,
+        resolved_by VARCHAR(191) NULL,
+        muted_until DATETIME(6) NULL,
+        PRIMARY KEY (fingerprint, handler),
+        KEY workerd_error_seen (last_seen)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_logs (
+        id BINARY(16) NOT NULL,
+        attempt INT UNSIGNED NOT NULL,
+        text MEDIUMTEXT NOT NULL,
+        dropped BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        PRIMARY KEY (id, attempt)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_audit (
+        id BINARY(16) NOT NULL,
+        at DATETIME(6) NOT NULL,
+        actor VARCHAR(191) NOT NULL,
+        role VARCHAR(16) NOT NULL,
+        via VARCHAR(16) NOT NULL,
+        action VARCHAR(32) NOT NULL,
+        target VARCHAR(191) NULL,
+        detail MEDIUMTEXT NULL,
+        address VARCHAR(64) NULL,
+        PRIMARY KEY (id),
+        KEY workerd_audit_actor (actor, id),
+        KEY workerd_audit_target (target, id)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_slots (
+        limit_name VARCHAR(191) NOT NULL,
+        group_key VARCHAR(191) NOT NULL DEFAULT '',
+        n INT UNSIGNED NOT NULL,
+        id BINARY(16) NULL,
+        attempt INT UNSIGNED NULL,
+        PRIMARY KEY (limit_name, group_key, n),
+        KEY workerd_slot_holder (id, attempt)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_rates (
+        limit_name VARCHAR(191) NOT NULL,
+        group_key VARCHAR(191) NOT NULL DEFAULT '',
+        tat DATETIME(6) NULL,
+        held_until DATETIME(6) NULL,
+        PRIMARY KEY (limit_name, group_key)
+    ) {TABLE}""",
+    f"""ALTER TABLE workerd_schedules
+        ADD COLUMN origin ENUM({_ORIGIN}) NOT NULL DEFAULT 'config',
+        ADD COLUMN handler VARCHAR(191) NULL,
+        ADD COLUMN workflow VARCHAR(191) NULL,
+        ADD COLUMN vars MEDIUMTEXT NULL,
+        ADD COLUMN params MEDIUMTEXT NULL,
+        ADD COLUMN misfire VARCHAR(16) NULL,
+        ADD COLUMN overlap VARCHAR(16) NULL,
+        ADD COLUMN jitter_ms BIGINT UNSIGNED NULL,
+        ADD COLUMN priority INT NOT NULL DEFAULT 0,
+        ADD COLUMN group_key VARCHAR(191) NULL,
+        ADD COLUMN enabled TINYINT NOT NULL DEFAULT 1""",
+]
+
+SQLITE = [
+    *[
+        f"ALTER TABLE workerd_jobs ADD COLUMN {column}"
+        for column in (
+            lite_name("error_class"),
+            "fingerprint BLOB CHECK"
+            " (fingerprint IS NULL OR (typeof(fingerprint) = 'blob' AND length(fingerprint) = 8))",
+            lite_name("group_key"),
+            lite_time("expires_at"),
+            "state BLOB CHECK (state IS NULL OR typeof(state) = 'blob')",
+        )
+    ],
+    f"""CREATE TABLE workerd_errors (
+        fingerprint BLOB NOT NULL CHECK (typeof(fingerprint) = 'blob' AND length(fingerprint) = 8),
+        {lite_name("handler", "NOT NULL")},
+        {lite_name("error_class", "NOT NULL")},
+        {lite_text("error")},
+        {lite_id("job_id", "NOT NULL")},
+        {lite_count("attempt", "NOT NULL", "1")},
+        {lite_time("first_seen", "NOT NULL")},
+        {lite_time("last_seen", "NOT NULL")},
+        {lite_count("count", "NOT NULL DEFAULT 0")},
+        {lite_time("resolved_at")},
+        {lite_name("resolved_by")},
+        {lite_time("muted_until")},
+        PRIMARY KEY (fingerprint, handler)
+    )""",
+    "CREATE INDEX workerd_error_seen ON workerd_errors (last_seen)",
+    f"""CREATE TABLE workerd_logs (
+        {lite_id("id", "NOT NULL")},
+        {lite_count("attempt", "NOT NULL", "1")},
+        {lite_text("text", "NOT NULL")},
+        {lite_count("dropped", "NOT NULL DEFAULT 0")},
+        PRIMARY KEY (id, attempt)
+    )""",
+    f"""CREATE TABLE workerd_audit (
+        {lite_id("id", "NOT NULL PRIMARY KEY")},
+        {lite_time("at", "NOT NULL")},
+        {lite_name("actor", "NOT NULL")},
+        {lite_text("role", "NOT NULL")},
+        {lite_text("via", "NOT NULL")},
+        {lite_text("action", "NOT NULL")},
+        {lite_name("target")},
+        {lite_text("detail")},
+        {lite_text("address")}
+    )""",
+    "CREATE INDEX workerd_audit_actor ON workerd_audit (actor, id)",
+    "CREATE INDEX workerd_audit_target ON workerd_audit (target, id)",
+    f"""CREATE TABLE workerd_slots (
+        {lite_name("limit_name", "NOT NULL")},
+        {lite_name("group_key", "NOT NULL DEFAULT ''")},
+        {lite_count("n", "NOT NULL")},
+        {lite_id("id")},
+        {lite_count("attempt", "", "1")},
+        PRIMARY KEY (limit_name, group_key, n)
+    )""",
+    "CREATE INDEX workerd_slot_holder ON workerd_slots (id, attempt)",
+    f"""CREATE TABLE workerd_rates (
+        {lite_name("limit_name", "NOT NULL")},
+        {lite_name("group_key", "NOT NULL DEFAULT ''")},
+        {lite_time("tat")},
+        {lite_time("held_until")},
+        PRIMARY KEY (limit_name, group_key)
+    )""",
+    *[
+        f"ALTER TABLE workerd_schedules ADD COLUMN {column}"
+        for column in (
+            lite_one_of("origin", _ORIGIN, "NOT NULL DEFAULT 'config'"),
+            lite_name("handler"),
+            lite_name("workflow"),
+            lite_text("vars"),
+            lite_text("params"),
+            lite_text("misfire"),
+            lite_text("overlap"),
+            lite_count("jitter_ms"),
+            lite_count("priority", "NOT NULL DEFAULT 0", INT32),
+            lite_name("group_key"),
+            lite_count("enabled", "NOT NULL DEFAULT 1"),
+        )
+    ],
+]
