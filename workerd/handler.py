@@ -105,7 +105,7 @@ class Context:
         this one needs, by name. Otherwise None and empty.
     """
 
-    __slots__ = ("_claim", "_log", "_run", "_soft_deadline_ns", "attempt", "deadline", "handler", "job_id")
+    __slots__ = ("_claim", "_log", "_run", "_soft_deadline_ns", "attempt", "deadline", "handler")
 
     def __init__(
         self, claim: Claim, run: RunHandle, deadline: float = 0.0, soft_deadline_ns: int = 0
@@ -114,10 +114,13 @@ class Context:
         self._run = run
         self._soft_deadline_ns = soft_deadline_ns
         self._log: Any = None
-        self.job_id = id_text(claim.id)
         self.attempt = claim.attempt
         self.handler = claim.handler
         self.deadline = deadline or None
+
+    @property
+    def job_id(self) -> str:
+        return id_text(self._claim.id)
 
     @property
     def token(self) -> str:

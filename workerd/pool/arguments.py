@@ -32,7 +32,7 @@ class Arguments:
         self._ctx = ""
         self._positional: tuple[tuple[str, Any], ...] = ()
         self._ctx_by_name = False
-        self._all_required = False
+        self._optional: tuple[str, ...] = ()
         parameters = _parameters(target, method)
         if parameters is not None:
             self._inspect(parameters)
@@ -47,7 +47,7 @@ class Arguments:
         filled = [p for p in filled if p.name != self._ctx]
         self._fields = Fields([Field(p.name, p.type, p.required) for p in filled], variadic)
         self._ctx_by_name = bool(self._ctx) and all(name != self._ctx for name, _ in self._positional)
-        self._all_required = all(p.required for p in filled)
+        self._optional = tuple(p.name for p in filled if not p.required)
         self.signature = msgspec.json.encode(Signature(tuple(_describe(p) for p in filled), variadic))
 
     def bind(self, data: bytes, ctx: Context) -> tuple[list[Any], dict[str, Any]]:
@@ -56,8 +56,10 @@ class Arguments:
         if fields is None:
             return [], _ANY_VARS.decode(data)[1]
         values, keywords = fields.decode(data)
-        given = zip(fields.names, values, strict=True)
-        keywords.update(given if self._all_required else ((n, v) for n, v in given if v is not ABSENT))
+        keywords.update(zip(fields.names, values, strict=True))
+        for name in self._optional:
+            if keywords[name] is ABSENT:
+                del keywords[name]
         if self._ctx_by_name:
             keywords[self._ctx] = ctx
         return [

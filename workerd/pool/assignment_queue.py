@@ -77,11 +77,11 @@ class AssignmentQueue:
         self._reading.close()
 
 
-def serial_of(message: bytes) -> int:
+def serial_of(message: memoryview) -> int:
     """The serial of a message that a worker has read."""
     return int(_SERIAL.unpack_from(message)[0])
 
 
-def assignment_in(message: bytes, decoder: msgspec.msgpack.Decoder[Assignment]) -> Assignment | None:
+def assignment_in(message: memoryview, decoder: msgspec.msgpack.Decoder[Assignment]) -> Assignment | None:
     """The assignment in a message that a worker has read; None for a marker."""
-    return decoder.decode(memoryview(message)[_SERIAL.size :]) if len(message) > _SERIAL.size else None
+    return decoder.decode(message[_SERIAL.size :]) if len(message) > _SERIAL.size else None

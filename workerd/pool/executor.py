@@ -7,13 +7,12 @@ while `_call` is on the stack, so an exception never lands in code of workerd.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import sys
 import time
 from collections.abc import Callable, Coroutine
 from functools import partial
-from types import FrameType
+from types import CoroutineType, FrameType
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -53,13 +52,21 @@ class Flags(Protocol):
 class RunningJob:
     """The job being run: the RunHandle of its Context, and what the soft signal raised in it."""
 
+    __slots__ = (
+        "_deadline", "_ended", "_flags", "_handler_log", "_pid", "_send_progress", "_sent_at", "claim",
+        "fraction", "in_signal_handler", "interrupt_coroutine", "interruption", "max_payload", "note",
+        "serial",
+    )  # fmt: skip
+
     def __init__(
         self,
         assignment: Assignment,
         flags: Flags,
         send_progress: Callable[[Progressed], None],
         handler_log: HandlerLog,
+        pid: int,
     ) -> None:
+        """`pid`: of the worker; a process that the handler forked has another one."""
         self.serial = assignment.serial
         self.claim = assignment.claim
         self.max_payload = assignment.max_payload
@@ -74,7 +81,7 @@ class RunningJob:
         self._handler_log = handler_log
         self._sent_at = 0.0
         self._ended = False
-        self._pid = os.getpid()
+        self._pid = pid
 
     @property
     def cancelled(self) -> bool:
@@ -174,7 +181,9 @@ class Executor:
 
     def run(self, assignment: Assignment) -> RunResult:
         """Run one job. Returns in the process that called it, or not at all."""
-        job = self._job = RunningJob(assignment, self._flags, self._send_progress, self._handler_log)
+        job = self._job = RunningJob(
+            assignment, self._flags, self._send_progress, self._handler_log, self._pid
+        )
         self._handler_log.begin(job.serial)
         try:
             result = self._run(job)
@@ -317,7 +326,7 @@ def _invoke_around(
 
 def _call(target: Callable[..., Any], args: list[Any], kwargs: dict[str, Any], job: RunningJob | None) -> Any:
     value = target(*args, **kwargs)
-    return _await(value, job) if inspect.iscoroutine(value) else value
+    return _await(value, job) if isinstance(value, CoroutineType) else value
 
 
 def _await(coroutine: Coroutine[Any, Any, Any], job: RunningJob | None) -> Any:

@@ -20,18 +20,25 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from workerd.pool.noted_calls import signal_changes
 from workerd.pool.shared import DUMP_SIGNAL, FIRST_PRIVATE_FD, WorkerFds
 
 Disposition = Callable[[int, Any], Any] | int | None
 
 # `signal.getsignal` converts to an enum: 0.5 µs a signal; the C function takes 0.05.
 _atexit: Any = atexit
-_getsignal: Callable[[int], Disposition] = importlib.import_module("_signal").getsignal
+_signal: Any = importlib.import_module("_signal")
+_getsignal: Callable[[int], Disposition] = _signal.getsignal
+# `signal.pthread_sigmask` converts what it returns, which nobody reads here.
+_pthread_sigmask: Callable[[int, tuple[int, ...]], object] = _signal.pthread_sigmask
 
 OUTPUT_TIMEOUT_S = 0.05
 """How long a result waits for the pool to read the output before it."""
 _OUTPUT_POLL_S = 0.0002
 _PIPE_EMPTY = bytes(4)
+_ioctl, _FIONREAD = fcntl.ioctl, termios.FIONREAD
+_setitimer, _TIMERS = signal.setitimer, (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+_SIG_SETMASK = int(signal.SIG_SETMASK)
 
 _SIGNALS = sorted(map(int, signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}))
 
@@ -159,6 +166,7 @@ class ProcessState:
             folder = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             self._folder = move_up(folder)
         self._dispositions = list(map(_getsignal, _SIGNALS))
+        signal_changes.noted = False
 
     def _enable_dump(self) -> None:
         """Dump the stacks of all threads on DUMP_SIGNAL and on a crash."""
@@ -175,13 +183,12 @@ class ProcessState:
         if self._folder >= 0:
             with contextlib.suppress(OSError):
                 os.fchdir(self._folder)
-        if list(map(_getsignal, _SIGNALS)) != self._dispositions:
+        if signal_changes.noted:
             self._restore_signals()
         signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
+        _pthread_sigmask(_SIG_SETMASK, ())
+        for timer in _TIMERS:
+            _setitimer(timer, 0)
 
     def _restore_signals(self) -> None:
         for signum, captured in zip(_SIGNALS, self._dispositions, strict=True):
@@ -189,9 +196,14 @@ class ProcessState:
             if captured is not None and _getsignal(signum) is not captured:
                 signal.signal(signum, captured)
         self._enable_dump()
+        signal_changes.noted = False
 
     def _restore_streams(self) -> None:
-        if _is_closed(self._stdout) or _is_closed(self._stderr) or _is_closed(self._stdin):
+        try:
+            closed = self._stdout.closed or self._stderr.closed or self._stdin.closed
+        except ValueError:  # detached from its buffer
+            closed = True
+        if closed:
             self._open_streams()
         sys.stdin, sys.stdout, sys.stderr = self._stdin, self._stdout, self._stderr
 
@@ -208,13 +220,15 @@ class ProcessState:
     def wait_until_output_is_read(self) -> None:
         """Wait, at most OUTPUT_TIMEOUT_S, until the pool has emptied the pipe."""
         until = 0.0
-        with contextlib.suppress(OSError):  # user code has closed it; the result stands
-            while fcntl.ioctl(self.output_fd, termios.FIONREAD, _PIPE_EMPTY) != _PIPE_EMPTY:
+        try:
+            while _ioctl(self.output_fd, _FIONREAD, _PIPE_EMPTY) != _PIPE_EMPTY:
                 now = time.monotonic()
                 until = until or now + OUTPUT_TIMEOUT_S
                 if now >= until:
                     return
                 time.sleep(_OUTPUT_POLL_S)
+        except OSError:  # user code has closed it; the result stands
+            pass
 
 
 def _line_buffered(fd: int) -> TextIO:
@@ -222,10 +236,3 @@ def _line_buffered(fd: int) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace", line_buffering=True
     )
-
-
-def _is_closed(stream: TextIO) -> bool:
-    try:
-        return stream.closed
-    except ValueError:  # detached from its buffer
-        return True

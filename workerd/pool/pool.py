@@ -31,7 +31,7 @@ from workerd.messages import (
     Seen,
 )
 from workerd.outcome import Outcome, RunResult, released
-from workerd.pool import job_trace, loading
+from workerd.pool import job_trace, loading, noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
 from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
@@ -42,7 +42,6 @@ from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
-from workerd.pool.process_settings import limit_changes
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess, WorkerState
@@ -123,7 +122,7 @@ class Pool(Service):
         become_subreaper()
         yield_processors(POOL_NICENESS)
         forget_exit_functions()
-        limit_changes.watch()
+        noted_calls.watch()
         # The loop does not run while handlers are imported: the supervisor must know how long that may take.
         self.trouble = f"Its handlers are being loaded; `load_timeout` is {self._pool.load_timeout:g} s."
         self.beat()

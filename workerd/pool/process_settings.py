@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import locale
 import os
@@ -13,36 +12,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from workerd.pool.noted_calls import limit_changes, zone_changes
+
 # `locale.setlocale` normalises names first; the C function only asks.
 _setlocale: Callable[..., str] = importlib.import_module("_locale").setlocale
 
 _LIMITS = tuple(sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}))
-
-
-class LimitChanges:
-    """Whether `resource.setrlimit` or `prlimit` was called: to compare all limits takes 10 µs a run."""
-
-    def __init__(self) -> None:
-        self.noted = False
-        self._installed = False
-
-    def watch(self) -> None:
-        """Note calls from now on; before user code is imported, which may keep the functions."""
-        if not self._installed:
-            self._installed = True
-            resource.setrlimit = self._noting(resource.setrlimit)
-            resource.prlimit = self._noting(resource.prlimit)
-
-    def _noting(self, function: Callable[..., Any]) -> Any:
-        @functools.wraps(function)
-        def noting(*args: Any) -> Any:
-            self.noted = True
-            return function(*args)
-
-        return noting
-
-
-limit_changes = LimitChanges()
 
 
 class ProcessSettings:
@@ -59,7 +34,7 @@ class ProcessSettings:
     def capture(self) -> None:
         """Save the present settings as those to restore."""
         self._variables = dict(self._data)
-        self._zone = _zone()
+        zone_changes.noted = False
         self._umask = os.umask(0)
         os.umask(self._umask)
         self._niceness = os.getpriority(os.PRIO_PROCESS, 0)
@@ -76,8 +51,9 @@ class ProcessSettings:
         os.umask(self._umask)
         if os.environ is not self._environ or self._data != self._variables:
             self._restore_environment()
-        if _zone() != self._zone:
+        if zone_changes.noted:
             time.tzset()
+            zone_changes.noted = False
         if _setlocale(locale.LC_ALL, None) != self._locale:
             with contextlib.suppress(locale.Error):
                 _setlocale(locale.LC_ALL, self._locale)
@@ -114,10 +90,6 @@ class ProcessSettings:
                     restored = False
         limit_changes.noted = not restored
         return restored
-
-
-def _zone() -> tuple[int, int, int, tuple[str, str]]:
-    return time.timezone, time.altzone, time.daylight, time.tzname
 
 
 def _data_of(environ: Any) -> dict[Any, Any]:

@@ -16,6 +16,7 @@ from workerd.workflow import read_spawn
 
 _OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
 _MAX_CLASSES = 64
+_BINARY = (bytes, bytearray, memoryview)
 
 
 class _Unstorable(Exception):
@@ -51,7 +52,7 @@ def _result(serial: int, result: Result, limit: int, in_request: bool) -> RunRes
 
 
 def _payload(value: Any, limit: int) -> tuple[bytes, Any]:
-    if isinstance(value, bytes | bytearray | memoryview):
+    if isinstance(value, _BINARY):
         data = bytes(value)
         return _within_limit("payload", data, limit), "bytes"
     return _json("payload", value, limit), "json"

@@ -15,12 +15,12 @@ from workerd.errors import LoadError
 from workerd.job import id_text
 from workerd.messages import Loaded
 from workerd.outcome import RunResult
-from workerd.pool import results
+from workerd.pool import noted_calls, results
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import RecordLog
 from workerd.pool.isolation import IgnoredSignals, ProcessState, move_up, run_exit_functions
 from workerd.pool.loading import LoadedHandlers, load
-from workerd.pool.process_settings import ProcessSettings, limit_changes
+from workerd.pool.process_settings import ProcessSettings
 from workerd.pool.shared import SOFT_SIGNAL, WorkerFds
 from workerd.pool.worker_channel import WorkerChannel
 from workerd.pool.worker_limits import Meter
@@ -37,7 +37,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     `loaded` is None where the worker imports the handlers itself (`preload = false`).
     """
     os.setsid()
-    limit_changes.watch()
+    noted_calls.watch()
     # Descendants that user code leaves behind become the worker's children, and are killed with it.
     become_subreaper()
     ignored_signals = IgnoredSignals()
@@ -46,8 +46,15 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     for fd in {fds.output, fds.null, fds.dump} - {0, 1, 2}:
         os.close(fd)
     processes, settings = RunProcesses(), ProcessSettings()
-    channel = WorkerChannel(move_up(fds.channel), move_up(fds.assignments), fds.flags, processes.while_idle)
-    setproctitle.setproctitle(f"workerd: worker {name}")
+    title = f"workerd: worker {name}"
+    setproctitle.setproctitle(title)
+    channel = WorkerChannel(
+        move_up(fds.channel),
+        move_up(fds.assignments),
+        fds.flags,
+        on_wait=lambda: setproctitle.setproctitle(title),
+        on_idle=processes.while_idle,
+    )
     handler_log = RecordLog(state.output_fd)
     handler_log.capture_logging()
     try:
@@ -62,7 +69,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     settings.capture()
     ignored_signals.restore_in_children(_forked_child_cleanup(channel))
     channel.send(ready)
-    _run_jobs(name, Meter(fds.flags), channel, executor, state, processes, settings)
+    _run_jobs(title, Meter(fds.flags), channel, executor, state, processes, settings)
     run_exit_functions()
     return 0
 
@@ -96,7 +103,7 @@ def _forked_child_cleanup(channel: WorkerChannel) -> Callable[[], None]:
 
 
 def _run_jobs(
-    name: str,
+    title: str,
     meter: Meter,
     channel: WorkerChannel,
     executor: Executor,
@@ -104,7 +111,6 @@ def _run_jobs(
     processes: RunProcesses,
     settings: ProcessSettings,
 ) -> None:
-    title = f"workerd: worker {name}"
     while (assignment := channel.receive()) is not None:
         setproctitle.setproctitle(f"{title} {id_text(assignment.claim.id)}")
         state.reset()
@@ -117,7 +123,6 @@ def _run_jobs(
         state.wait_until_output_is_read()
         tainted = not settings.restore() or result.tainted
         _send(channel, msgspec.structs.replace(result, usage=usage, tainted=tainted))
-        setproctitle.setproctitle(title)
 
 
 def _send(channel: WorkerChannel, result: RunResult) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable
@@ -26,11 +27,23 @@ class WorkerChannel:
     direction: 3.6 µs, 6 µs with Connection itself.
     """
 
-    def __init__(self, fd: int, assignments: int, flags: SharedFlags, on_idle: Callable[[], None]) -> None:
-        """`on_idle` is called when no assignment has come for IDLE_INTERVAL_S."""
+    def __init__(
+        self,
+        fd: int,
+        assignments: int,
+        flags: SharedFlags,
+        on_wait: Callable[[], None],
+        on_idle: Callable[[], None],
+    ) -> None:
+        """`on_wait` is called before waiting for an assignment, `on_idle` every IDLE_INTERVAL_S meanwhile."""
+        self._on_wait = on_wait
         self._on_idle = on_idle
         self._fd = fd
-        self._assignments = assignments
+        self._assignments = socket.socket(fileno=assignments)
+        self._assignments.settimeout(None)  # whatever default user code has set
+        # Read into, since a new buffer for each message takes 0.5 µs.
+        self._buffer = bytearray(MAX_MESSAGE_BYTES)
+        self._view = memoryview(self._buffer)
         self._flags = flags
         self._inbox = b""
         self._encoder = msgspec.msgpack.Encoder()
@@ -40,24 +53,33 @@ class WorkerChannel:
 
     def send(self, message: msgspec.Struct) -> None:
         """Write a message; blocks while the pool does not read. Raises OSError when the pool is gone."""
-        body = self._encoder.encode(message)
-        data = memoryview(_LENGTH.pack(len(body)) + body)
+        frame = bytearray(4)
+        self._encoder.encode_into(message, frame, 4)
+        _LENGTH.pack_into(frame, 0, len(frame) - 4)
         with self._lock:
-            while data:
-                data = data[os.write(self._fd, data) :]
+            sent = os.write(self._fd, frame)
+            while sent < len(frame):
+                sent += os.write(self._fd, memoryview(frame)[sent:])
 
     def receive(self) -> Assignment | None:
         """The next assignment; None when the pool has closed its ends."""
-        while True:
-            try:
-                message = os.read(self._assignments, MAX_MESSAGE_BYTES)
-                break
-            except BlockingIOError:
-                self._on_idle()
-        if not message:
+        try:
+            count = self._assignments.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            count = self._wait()
+        if not count:
             return None
+        message = self._view[:count]
         self._flags.mark_started(serial_of(message))
         return assignment_in(message, self._decoder) or self._receive_long()
+
+    def _wait(self) -> int:
+        self._on_wait()
+        while True:
+            try:
+                return self._assignments.recv_into(self._buffer)
+            except BlockingIOError:
+                self._on_idle()
 
     def _receive_long(self) -> Assignment | None:
         inbox = self._inbox
@@ -72,6 +94,6 @@ class WorkerChannel:
 
     def close(self) -> None:
         """Close it in a process that the handler forked, which must not talk to the pool."""
-        for fd in (self._fd, self._assignments):
+        for fd in (self._fd, self._assignments.fileno()):
             with contextlib.suppress(OSError):
                 os.close(fd)

@@ -65,6 +65,7 @@ class OrphanReaper:
 END_TIMEOUT_S = 1.0
 """For killed processes to be gone: one that hangs in the kernel must not delay the next job for longer."""
 _END_POLL_S = 0.0005
+_waitid, _P_ALL = os.waitid, os.P_ALL
 _ANY_DEAD = os.WEXITED | os.WNOHANG | os.WNOWAIT
 
 
@@ -114,7 +115,7 @@ class RunProcesses:
 
 def _has_child() -> bool:
     try:
-        os.waitid(os.P_ALL, 0, _ANY_DEAD)
+        _waitid(_P_ALL, 0, _ANY_DEAD)
     except ChildProcessError:
         return False
     return True
