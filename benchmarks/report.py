@@ -19,8 +19,8 @@ from tests.support.daemon import ROOT
 
 Record = dict[str, Any]
 ORDER = (
-    "throughput", "floor", "enqueue", "latency", "deadline", "recovery", "depth", "footprint", "nodes",
-    "peers",
+    "throughput", "floor", "enqueue", "commands", "latency", "deadline", "recovery", "depth", "footprint",
+    "nodes", "peers",
 )  # fmt: skip
 README, PICTURE = ROOT / "README.md", "compared.svg"
 BEGIN, END = "<!-- measured by `make bench` -->\n", "<!-- until here -->\n"

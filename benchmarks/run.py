@@ -34,6 +34,7 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("deadline",),
     ("enqueue",),
     ("enqueue", "--store", "sqlite"),
+    ("commands",),
     ("footprint", "--all"),
     ("recovery",),
     ("nodes", "--galera"),

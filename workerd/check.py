@@ -82,7 +82,7 @@ def check_config(config: Config) -> CheckReport:
         handlers=[
             HandlerPlan(
                 handler.name,
-                handler.call,
+                handler.target,
                 handler.pool,
                 _recurrence(handler.schedule),
                 trials[handler.name].error,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from workerd.config.model import Config
+from workerd.pool.command import parent_death_prefix
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import become_subreaper
 
@@ -20,7 +21,8 @@ _PR_GET_CHILD_SUBREAPER = 37
 def degradations(config: Config) -> list[str]:
     """One sentence for each thing that works worse on this host than it can, with what follows from it."""
     checks: Iterable[Callable[[Config], str]] = (
-        _pidfd, _subreaper, _children, _hidepid, _open_files, _cgroup, _root, _folders, _sqlite,
+        _pidfd, _subreaper, _children, _hidepid, _open_files, _cgroup, _setpriv, _root, _folders,
+        _sqlite,
     )  # fmt: skip
     return [sentence for sentence in (check(config) for check in checks) if sentence]
 
@@ -90,6 +92,16 @@ def _cgroup(config: Config) -> str:
     return (
         "No cgroup is delegated to this process (under systemd: Delegate=yes in the unit): "
         f"{'; '.join(used) or default}."
+    )
+
+
+def _setpriv(config: Config) -> str:
+    commands = any(handler.command is not None for handler in config.handlers.values())
+    if not commands or parent_death_prefix():
+        return ""
+    return (
+        "No setpriv of util-linux: the program of a command handler outlives a daemon that is killed outside "
+        "of a control group."
     )
 
 

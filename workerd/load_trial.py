@@ -16,7 +16,7 @@ import msgspec
 from workerd.config.model import Config, HandlerConfig, PoolConfig
 from workerd.config.validators import duration_literal
 from workerd.errors import LoadError
-from workerd.pool.loading import load
+from workerd.pool.loading import described, load
 from workerd.runtime.child import Child, fork
 from workerd.runtime.descriptors import named
 from workerd.text import death_text
@@ -110,9 +110,7 @@ class LoadProbe:
         if answer[:1] == b"+":
             return _trial(told)
         if answer:
-            return LoadTrial(
-                told.removeprefix(f'handler "{self.handler.name}" (call = "{self.handler.call}"): ')
-            )
+            return LoadTrial(told.removeprefix(f"{described(self.handler)}: "))
         if timed_out:
             return LoadTrial(
                 f"loading took longer than {duration_literal(self.timeout)}; make the import faster, "

@@ -21,6 +21,8 @@ MAX_LOSS_PAUSE_S = 60.0
 
 DEADLINE_EXCEEDED = "workerd.handler.DeadlineExceeded"
 _DEADLINE_CLASSES = (DEADLINE_EXCEEDED, "builtins.BaseException")
+EXIT_PREFIX = "Exit:"
+"""Before the exit status of a program, in the class that it counts as."""
 _NEVER_RETRIED = frozenset({"builtins.SystemExit", "builtins.KeyboardInterrupt"})
 _WORKERD_CLASSES = {
     name: f"workerd.handler.{name}" for name in ("DeadlineExceeded", "Cancelled", "Failure", "Retry")
@@ -66,7 +68,7 @@ def canonical(name: str) -> str:
     """The `module.qualname` that a class name in a policy denotes; nothing is imported."""
     if name.removeprefix("workerd.") in _WORKERD_CLASSES:
         return _WORKERD_CLASSES[name.removeprefix("workerd.")]
-    return name if "." in name else f"builtins.{name}"
+    return name if "." in name or name.startswith(EXIT_PREFIX) else f"builtins.{name}"
 
 
 def _names(listed: tuple[str, ...], classes: frozenset[str], aliases: Mapping[str, str]) -> bool:

@@ -129,17 +129,17 @@ _UNION: Any = Union
 _LITERAL: Any = Literal
 
 
-def _type(code: Code) -> Any:
+def type_of(code: Code) -> Any:
     """The type that a code is checked with; Any for a code of a later version."""
     match code:
         case str():
             return _PYTHON.get(code, Any)
         case ["list", item]:
-            return GenericAlias(list, (_type(item),))
+            return GenericAlias(list, (type_of(item),))
         case ["dict", item]:
-            return GenericAlias(dict, (str, _type(item)))
+            return GenericAlias(dict, (str, type_of(item)))
         case ["or", *parts]:
-            return _UNION[tuple(_type(part) for part in parts)]
+            return _UNION[tuple(type_of(part) for part in parts)]
         case ["in", *values]:
             return _LITERAL[tuple(values)]
     return Any
@@ -253,7 +253,7 @@ def _fields(signature: bytes) -> Fields | None:
     if known is None:
         return None
     try:
-        return Fields([Field(p.name, _type(p.code), p.required) for p in known.params], known.open)
+        return Fields([Field(p.name, type_of(p.code), p.required) for p in known.params], known.open)
     except (TypeError, ValueError):
         return None
 

@@ -12,6 +12,7 @@ from workerd.config.model import (
     POOL_KEYS,
     SECTIONS,
     WORKFLOW_KEYS,
+    CommandConfig,
     HandlerConfig,
     Policy,
     PoolConfig,
@@ -49,7 +50,9 @@ def test_the_examples_say_every_key_with_its_default(tmp_path: Path) -> None:
     file = tmp_path / "workerd.toml"
     file.write_text(with_examples())
     values = tomllib.loads(file.read_text())
-    assert set(values["handlers"]["thumbnail"]) == set(HANDLER_KEYS)
+    command_keys = set(keys_of(CommandConfig))
+    assert set(values["handlers"]["thumbnail"]) == set(HANDLER_KEYS) - command_keys
+    assert set(values["handlers"]["report"]) == command_keys
     assert set(values["pools"]["images"]) == set(POOL_KEYS)
     assert {*values["workflows"]["delete_user"], "jobs"} == set(WORKFLOW_KEYS)
 
@@ -59,6 +62,9 @@ def test_the_examples_say_every_key_with_its_default(tmp_path: Path) -> None:
     assert handler == HandlerConfig(
         name="thumbnail", call="shop.images:thumbnail", pool="thumbnail", policy_own=handler.policy_own
     )
+    command = config.handlers["report"].command
+    assert command is not None
+    assert command == CommandConfig(command=command.command)
     pool = config.pools["images"]
     assert pool == PoolConfig(name="images", handlers=pool.handlers)
     assert config.workflows["delete_user"].schedule == ScheduleConfig()

@@ -14,6 +14,7 @@ import msgspec
 
 from workerd.config import reader
 from workerd.config import validators as v
+from workerd.config.command_line import OPTIONAL, placeholders
 from workerd.config.graph import cycle as find_cycle
 from workerd.config.graph import depths
 from workerd.config.model import (
@@ -23,6 +24,7 @@ from workerd.config.model import (
     TABLES,
     WORKFLOW_KEYS,
     Backoff,
+    CommandConfig,
     Config,
     GatewayConfig,
     HandlerConfig,
@@ -243,16 +245,39 @@ def check_name(table: Table, name: str) -> bool:
 
 def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, Any]) -> HandlerConfig:
     keys = {**defaults, **own}
-    if "call" not in table.values and "call" not in keys:
-        table.error('expected call = "module:attribute", got none', "call")
+    command = _command(table, keys, own)
+    if command is not None:
+        keys.pop("call", None)
+    elif "call" not in table.values and "call" not in keys and not table.values.get("command"):
+        table.error('expected call = "module:attribute" or a command, got none', "call")
     given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
     return HandlerConfig(
         name=name,
+        command=command,
         schedule=schedule(table, own, defaults),
         policy_defaults=_policy(defaults),
         policy_own=_policy(own),
         **{"call": "", **given, "pool": keys.get("pool") or name},
     )
+
+
+def _command(table: Table, keys: dict[str, Any], own: dict[str, Any]) -> CommandConfig | None:
+    """The program in place of `call`; its own `call` replaces a default `command`."""
+    given = {key: value for key, value in keys.items() if key in keys_of(CommandConfig)}
+    if not given.get("command") or ("call" in own and "command" not in own):
+        for key in own.keys() & (keys_of(CommandConfig).keys() - {"command"}):
+            table.error("expected it beside a command, got none", key)
+        return None
+    if "call" in own:
+        table.error("expected either call or command, got both", "command")
+    command = CommandConfig(**given)
+    if both := set(command.retry_codes) & set(command.fail_codes):
+        table.error(f"expected statuses that are not in retry_codes, got {min(both)} in both", "fail_codes")
+    if command.signature:
+        for name in placeholders(command.command):
+            if command.signature.get(name, OPTIONAL).endswith(OPTIONAL):
+                table.error(f'expected a type of {name}, which `command` needs, without "?"', "signature")
+    return command
 
 
 def _policy(keys: dict[str, Any]) -> dict[str, Any]:

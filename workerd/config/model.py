@@ -6,6 +6,7 @@ The checker, the `@handler` decorator, `etc/workerd.toml` and the reference page
 
 from __future__ import annotations
 
+import shlex
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
@@ -18,6 +19,8 @@ Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
+Stdin = Literal["json", "none"]
+Stdout = Literal["bytes", "json", "none"]
 
 DAY_S = 86400.0
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -247,6 +250,30 @@ class ScheduleConfig(ConfigValue, frozen=True):
         return self.cooler is not None or bool(self.cron)
 
 
+class CommandConfig(ConfigValue, frozen=True):
+    """A program as a handler: a process for each run, without a shell."""
+
+    command: Annotated[tuple[str, ...], v.command] = ()
+    """In place of `call`: a program (an absolute path, or a name on PATH) and its arguments. `{name}` is one
+    value of vars inside one argument, `{{` and `}}` are braces. []: none."""
+    cwd: Annotated[str, v.path_or_empty] = ""
+    """The program's working directory. "": that of the pool."""
+    stdin: Annotated[Stdin, v.choice(*get_args(Stdin))] = "json"
+    """What the program reads from standard input: "json", the job with its vars as one JSON object, or
+    "none"."""
+    payload: Annotated[Stdout, v.choice(*get_args(Stdout))] = "bytes"
+    """What the program's standard output is: "bytes" or "json", the payload, or "none": part of the log, like
+    its standard error."""
+    retry_codes: Annotated[tuple[int, ...], v.list_of(v.integer(1, 255), "exit statuses")] = (75,)
+    """Exit statuses that mean "try again", as raising Retry does. Any other but 0 counts as the exception
+    class "Exit:N" in retry_on, fail_on and ignore."""
+    fail_codes: Annotated[tuple[int, ...], v.list_of(v.integer(1, 255), "exit statuses")] = ()
+    """Exit statuses that fail the job at once."""
+    signature: Annotated[dict[str, str], v.signature] = {}
+    """What vars must be, checked at enqueue: { month = "str", copies = "int?" }; with "?" it may be left out.
+    Vars that it does not name are refused. {}: anything."""
+
+
 class HandlerConfig(ConfigValue, frozen=True):
     """One `[handlers.NAME]`.
 
@@ -257,7 +284,8 @@ class HandlerConfig(ConfigValue, frozen=True):
 
     name: str
     call: Annotated[str, v.reference]
-    """"module:attribute", imported by the handler's pool. The only key without a default."""
+    """"module:attribute", imported by the handler's pool. The only key without a default; a program takes
+    `command` in its place."""
     pool: Annotated[str, v.name_or_empty]
     """Handlers that name the same pool share its workers and its failures. "": a pool of its own, named after
     the handler."""
@@ -267,9 +295,15 @@ class HandlerConfig(ConfigValue, frozen=True):
     `[defaults]` applies where neither has any."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
+    command: CommandConfig | None = None  # of a handler without `call`
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
+
+    @property
+    def target(self) -> str:
+        """What it runs, for people: "module:attribute" or the command."""
+        return self.call if self.command is None else shlex.join(self.command.command)
 
 
 class PoolConfig(ConfigValue, frozen=True):
@@ -368,7 +402,7 @@ class Config(ConfigValue, frozen=True):
         return {h.name: h for p in self.pools.values() for h in p.handlers}
 
 
-HANDLER_KEYS = keys_of(HandlerConfig) | keys_of(Policy) | keys_of(ScheduleConfig)
+HANDLER_KEYS = keys_of(HandlerConfig) | keys_of(CommandConfig) | keys_of(Policy) | keys_of(ScheduleConfig)
 POOL_KEYS = keys_of(PoolConfig)
 WORKFLOW_KEYS = keys_of(WorkflowTable) | keys_of(ScheduleConfig)
 SECTIONS: dict[str, type[ConfigValue]] = {

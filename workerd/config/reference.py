@@ -15,6 +15,7 @@ import msgspec
 from workerd.config import model
 from workerd.config.model import (
     SECTIONS,
+    CommandConfig,
     ConfigValue,
     HandlerConfig,
     Keys,
@@ -47,6 +48,10 @@ _DEFAULTS = """\
 _HANDLER = """\
 # A handler: the table's name is the name that jobs use.
 #[handlers.thumbnail]"""
+
+_COMMAND = """\
+# A handler that is a program in any language, in place of a Python function.
+#[handlers.report]"""
 
 _POOL = """\
 # A pool: a fixed number of worker processes, and their limits. These keys may also be set in the table of a
@@ -108,7 +113,9 @@ def workerd_toml() -> str:
         lines += ["", *_comment(section.__doc__ or ""), f"[{name}]", *_keys(section)]
     lines += ["", _DEFAULTS, "", _HANDLER]
     lines += _keys(HandlerConfig, "#", {"call": "shop.images:thumbnail", "pool": ""})
-    lines += [*_keys(Policy, "#"), *_keys(ScheduleConfig, "#"), "", _POOL, *_keys(PoolConfig, "#")]
+    lines += [*_keys(Policy, "#"), *_keys(ScheduleConfig, "#"), "", _COMMAND]
+    lines += _keys(CommandConfig, "#", {"command": ["/usr/bin/php", "artisan", "report", "{month}"]})
+    lines += ["", _POOL, *_keys(PoolConfig, "#")]
     lines += ["", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
     return "\n".join(lines) + "\n"
@@ -118,6 +125,7 @@ def configuration_page() -> str:
     """The reference page of all keys, in Markdown."""
     tables = {f"[{name}]": section for name, section in SECTIONS.items()} | {
         "[handlers.NAME]": HandlerConfig,
+        "[handlers.NAME] of a program": CommandConfig,
         "[handlers.NAME], also the options of `@handler`": Policy,
         "[handlers.NAME] and [workflows.NAME]": ScheduleConfig,
         "[pools.NAME], or a handler with a pool of its own": PoolConfig,
@@ -134,7 +142,7 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _keys(table: type[ConfigValue], mark: str = "", examples: dict[str, str] | None = None) -> Iterator[str]:
+def _keys(table: type[ConfigValue], mark: str = "", examples: dict[str, Any] | None = None) -> Iterator[str]:
     texts = meanings(table)
     for name, key, value in _defaults(table):
         yield from _comment(texts[name])

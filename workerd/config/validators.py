@@ -16,6 +16,7 @@ from cronsim import CronSim, CronSimError
 
 from workerd import json_text
 from workerd import text as texts
+from workerd.config import command_line
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
 from workerd.host import processors
@@ -137,6 +138,7 @@ _HOST_PATTERN = re.compile(
     r"(\*\.)?[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?"
 )
 _DOTTED = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
+_EXIT = re.compile(r"Exit:[0-9]{1,3}")
 _REFERENCE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*")
 
 
@@ -312,10 +314,10 @@ def path_text(value: Any) -> str:
     return str(path(value))
 
 
-@_validator('a class such as "ValueError" or "package.module.Class"')
+@_validator('a class such as "ValueError", "package.module.Class" or, of a command, "Exit:4"')
 def class_name(value: Any) -> str:
     """A class by builtin name or dotted path; it is resolved where the handler is loaded."""
-    if not isinstance(value, str) or not _DOTTED.fullmatch(value):
+    if not isinstance(value, str) or not (_DOTTED.fullmatch(value) or _EXIT.fullmatch(value)):
         raise wrong(class_name.expects, value)
     return value
 
@@ -325,6 +327,28 @@ def reference(value: Any) -> str:
     if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
         raise wrong(reference.expects, value)
     return value
+
+
+@_validator("a list of texts: a program and its arguments, with {name} for values of vars")
+def command(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise wrong(command.expects, value)
+    if value:
+        command_line.check_program(command_line.check_argument(value[0]))
+    return tuple(map(command_line.check_argument, value))
+
+
+@_validator('a table of types by the names of vars, such as { month = "str" }')
+def signature(value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise wrong(signature.expects, value)
+    found = {}
+    for key, kind in value.items():
+        try:
+            found[key] = command_line.check_type(kind)
+        except InvalidValue as error:
+            raise InvalidValue(f"{shown(key)}: {error}") from None
+    return found
 
 
 def _or_empty(validator: Validator) -> Validator:

@@ -24,9 +24,11 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import results
+from workerd.pool.command import Command
 from workerd.pool.handler_log import HandlerLog
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
+from workerd.pool.program import Program
 from workerd.signature import BadVars
 from workerd.wrapping import MACHINERY, Around, run_around
 
@@ -73,7 +75,7 @@ class RunningJob:
         self.interruption: BaseException | None = None
         self.fraction: float | None = None
         self.note: str | None = None
-        self.interrupt_coroutine: Callable[[FrameType | None, BaseException], bool] | None = None
+        self.interrupt_in_place: Callable[[FrameType | None, BaseException], bool] | None = None
         self.in_signal_handler = False
         self._deadline = assignment.deadline
         self._flags = flags
@@ -108,7 +110,7 @@ class RunningJob:
             self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s has passed")
         else:
             return
-        if self.interrupt_coroutine is None or not self.interrupt_coroutine(frame, self.interruption):
+        if self.interrupt_in_place is None or not self.interrupt_in_place(frame, self.interruption):
             raise self.interruption
 
     def finish(self, result: RunResult) -> RunResult:
@@ -224,6 +226,8 @@ class Executor:
 
 
 def _runner(handler: LoadedHandler) -> Runner:
+    if isinstance(handler.target, Command):
+        return CommandRunner(handler.target, handler.around)
     if not handler.is_class:
         return FunctionRunner(handler)
     instance, error = _invoke(handler.target, [], {})
@@ -274,6 +278,21 @@ class ClassRunner:
             if not is_active:
                 return RunResult(serial=job.serial, kind="skipped")
         return _result(job, _invoke_around(self._around, ctx, self._instance.ensure, args, kwargs, job))
+
+
+class CommandRunner:
+    """Runs a program, which a soft signal asks to end by SIGTERM instead of raising here."""
+
+    def __init__(self, command: Command, around: tuple[Around, ...]) -> None:
+        self._command = command
+        self._around = around
+
+    def run(self, job: RunningJob) -> RunResult:
+        ctx = job.context()
+        [argv], _ = self._command.bind(job.claim.vars, ctx)
+        program = Program(self._command, job.claim, ctx, argv, job.max_payload)
+        job.interrupt_in_place = program.interrupt
+        return _result(job, _invoke_around(self._around, ctx, program.run, [], {}, job))
 
 
 def _cooler_pause(instance: Any) -> float | None:
@@ -335,7 +354,7 @@ def _await(coroutine: Coroutine[Any, Any, Any], job: RunningJob | None) -> Any:
 
     interruptible = Interruptible(coroutine)
     if job is not None:
-        job.interrupt_coroutine = interruptible.interrupt
+        job.interrupt_in_place = interruptible.interrupt
     return interruptible.run()
 
 

@@ -19,12 +19,13 @@ from typing import Any
 import structlog
 
 from workerd import policy as workerd_policy
-from workerd.config.model import Backoff, Config, HandlerConfig, Policy, PoolConfig
+from workerd.config.model import Backoff, CommandConfig, Config, HandlerConfig, Policy, PoolConfig
 from workerd.errors import InvalidValue, LoadError
 from workerd.handler import class_name
 from workerd.log import get_logger
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
+from workerd.pool.command import Command
 from workerd.runtime.child import ignore_terminal_signals
 from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since
 from workerd.wrapping import Around, check_around, layers_of
@@ -61,14 +62,14 @@ def _changed_at(file: str) -> int:
 
 @dataclass(frozen=True)
 class LoadedHandler:
-    """A callable, or a class of which each worker makes one instance.
+    """A callable, a class of which each worker makes one instance, or a program.
 
     `around`: the functions around each run, outermost first.
     """
 
     name: str
     target: Any
-    arguments: Arguments
+    arguments: Arguments | Command
     spec: HandlerSpec
     around: tuple[Around, ...] = ()
 
@@ -114,11 +115,13 @@ def _load(pool: PoolConfig) -> LoadedHandlers:
     errors: list[str] = []
     for handler in pool.handlers:
         try:
-            target = resolve(handler.call)
             around = tuple(map(_around, (*pool.around, *handler.around)))
-            loaded[handler.name] = make(handler.name, target, handler, around)
+            if handler.command is not None:
+                loaded[handler.name] = make_command(handler, handler.command, around)
+            else:
+                loaded[handler.name] = make(handler.name, resolve(handler.call), handler, around)
         except LoadError as error:
-            errors.append(f'handler "{handler.name}" (call = "{handler.call}"): {error}')
+            errors.append(f"{described(handler)}: {error}")
     init = None
     try:
         init = _function(pool.init) if pool.init else None
@@ -128,6 +131,12 @@ def _load(pool: PoolConfig) -> LoadedHandlers:
         raise LoadError("; ".join(errors))
     specs = [handler.spec for handler in loaded.values()]
     return LoadedHandlers(loaded, init, specs, imported_since(before), opened_since(open_before))
+
+
+def described(handler: HandlerConfig) -> str:
+    """The handler and what it runs, as errors name it."""
+    key = "call" if handler.command is None else "command"
+    return f'handler "{handler.name}" ({key} = "{handler.target}")'
 
 
 def prepare_path(folders: Iterable[str]) -> None:
@@ -212,6 +221,16 @@ def make(
     return LoadedHandler(name, target, arguments, spec, (*around, *layers))
 
 
+def make_command(
+    config: HandlerConfig, command: CommandConfig, around: tuple[Around, ...] = ()
+) -> LoadedHandler:
+    """Make a handler of its program. Raises LoadError."""
+    program = Command(command)
+    aliases = aliases_of(workerd_policy.effective(config, {}), {})
+    spec = HandlerSpec(config.name, {}, program.signature, aliases, has_cooler=False)
+    return LoadedHandler(config.name, program, program, spec, around)
+
+
 NO_COOLER_KEY = (
     "its class has cooler(), but without the key `cooler` it does not recur: set it, as the pause where "
     "cooler() fails"
@@ -288,7 +307,7 @@ def aliases_of(policy: Policy, options: Mapping[str, Any]) -> dict[str, str]:
 
 def _resolve_class(name: str) -> str:
     own = workerd_policy.canonical(name)
-    if own.startswith("workerd.handler."):
+    if own.startswith(("workerd.handler.", workerd_policy.EXIT_PREFIX)):
         return own
     if "." not in name:
         found: Any = getattr(builtins, name, None)

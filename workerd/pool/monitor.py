@@ -11,6 +11,7 @@ from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.capacity import BUFFER_S
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import BUSY, WorkerProcess, WorkerState
+from workerd.runtime.child import descendants_of
 from workerd.runtime.limits import resident_bytes
 from workerd.runtime.outcome_sender import OutcomeSender
 
@@ -33,6 +34,7 @@ class Monitor:
         self._outcome_sender = outcome_sender
         # Not where a control group enforces the limit: then the kernel kills before a check could.
         self._memory_max = 0 if worker_manager.limits.memory_enforced else pool.memory_max
+        self._programs = frozenset(handler.name for handler in pool.handlers if handler.command is not None)
 
     def check(self) -> bool:
         """Send progress and enforce `memory_max`; true if anything is running."""
@@ -92,6 +94,8 @@ class Monitor:
 
     def _check_memory(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
         size = resident_bytes(worker.pid)
+        if attempt.claim.handler in self._programs:  # processes that a function forks share pages with it
+            size += sum(map(resident_bytes, descendants_of(worker.pid)))
         attempt.peak_kib = max(attempt.peak_kib or 0, size // 1024)
         if size > self._memory_max and worker.state in BUSY:
             worker.kill(KillReason.OOM)

@@ -12,6 +12,8 @@ from workerd.config.validators import size_literal
 from workerd.errors import InvalidValue
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
+from workerd.policy import EXIT_PREFIX
+from workerd.pool.program import ProgramEnded
 from workerd.workflow import read_spawn
 
 _OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
@@ -134,6 +136,8 @@ def raised(
             after=error.after,
             counted=bool(error.counted),
         )
+    if isinstance(error, ProgramEnded):
+        return _program_ended(serial, error)
     if isinstance(error, Failure):
         kind: Any = "failure"
         line = _message(error) or "Failure"
@@ -148,6 +152,19 @@ def raised(
         classes=tuple(
             text.clean(class_name(cls)) for cls in type(error).__mro__[:_MAX_CLASSES] if cls is not object
         ),
+    )
+
+
+def _program_ended(serial: int, error: ProgramEnded) -> RunResult:
+    status = error.status
+    own = () if status < 0 else (f"{EXIT_PREFIX}{status}",)
+    return RunResult(
+        serial=serial,
+        kind=error.kind,
+        error=text.one_line(str(error)),
+        classes=(*own, *map(class_name, (Exception, BaseException))),
+        exit_signal=-status if status < 0 else None,
+        exit_code=status if status >= 0 else None,
     )
 
 
