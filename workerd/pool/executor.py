@@ -56,7 +56,7 @@ class RunningJob:
 
     __slots__ = (
         "_deadline", "_ended", "_flags", "_handler_log", "_pid", "_send_progress", "_sent_at", "claim",
-        "fraction", "in_signal_handler", "interrupt_coroutine", "interruption", "max_payload", "note",
+        "fraction", "in_signal_handler", "interrupt_in_place", "interruption", "max_payload", "note",
         "serial",
     )  # fmt: skip
 
