@@ -16,11 +16,11 @@ from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
 from workerd.documents import Enqueued, Job, Request
 from workerd.job import parse_id
-from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, check, checked_name, seconds
+from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
 from workerd.operations import handlers, jobs, requests, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import Actor
-from workerd.operations.enqueue import KnownHandlers, admit, insert_alone, is_plain
+from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
@@ -178,7 +178,7 @@ class Client:
         poke(self._wake)
 
     def _check(self, spec: JobSpec) -> NewJob:
-        return check(spec, self._config.gateway.max_body)
+        return checked(spec, self._config)
 
     def _enqueue_alone(self, job: NewJob) -> Enqueued | None:
         """Insert it in one round trip; None if the cached handlers do not admit it: they may be outdated."""

@@ -68,6 +68,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     vars: Any = None
     run_at: datetime | None = None
     unique_key: str | None = None
+    group: str | None = None
     request_id: str | None = None
     step: int | None = None
     name: str | None = None
@@ -204,7 +205,7 @@ _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "complete": ENDED.__contains__,
 }  # fmt: skip
 """How the stored value of a field is shown, where it is not shown as it is."""
-_COLUMNS = {"complete": "status"}
+_COLUMNS = {"complete": "status", "group": "group_key"}
 """The columns of fields that are not named after theirs."""
 
 

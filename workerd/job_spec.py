@@ -14,6 +14,7 @@ import msgspec
 from workerd import clock, json_text
 from workerd.config.validators import duration
 from workerd.errors import InvalidValue
+from workerd.group import checked_group
 from workerd.job import NAME_LIMIT, parse_id
 
 Duration = float | str | timedelta
@@ -30,7 +31,7 @@ class Option(NamedTuple):
     `kind` decides its JSON schema and how its text is parsed. `flag`: "" for the name with dashes.
     """
 
-    kind: Literal["duration", "time", "priority", "count", "key", "json"]
+    kind: Literal["duration", "time", "priority", "count", "key", "name", "json"]
     metavar: str
     help: str
     flag: str = ""
@@ -44,6 +45,7 @@ class JobOptions(TypedDict, total=False):
     run_at: datetime | str | None
     priority: int
     unique_key: str | None
+    group: str | None
     deadline: Duration | None
     max_attempts: int | None
     meta: Any
@@ -55,8 +57,9 @@ class JobSpec:
 
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
     `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
-    live job of the handler has it. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON
-    value of the caller's. `id`: a UUID chosen by the caller; a repeat changes nothing.
+    live job of the handler has it. `group`: whose job it is, for limits, turns and search. `deadline`,
+    `max_attempts`: instead of the handler's own. `meta`: any JSON value of the caller's. `id`: a UUID chosen
+    by the caller; a repeat changes nothing.
     """
 
     handler: str
@@ -70,6 +73,9 @@ class JobSpec:
     unique_key: Annotated[
         str | None,
         Option("key", "KEY", "At most one live job of the handler has this key.", flag="--unique"),
+    ] = None
+    group: Annotated[
+        str | None, Option("name", "G", "Whose job it is: limits, turns and search go by it.")
     ] = None
     deadline: Annotated[Duration | None, Option("duration", "D", "Overrides the handler's deadline.")] = None
     max_attempts: Annotated[int | None, Option("count", "N", "Overrides the handler's max_attempts.")] = None
@@ -106,6 +112,7 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline_ms: int | None = None
     max_attempts: int | None = None
     unique_key: str | None = None
+    group_key: str | None = None
     request_id: bytes | None = None
     step: int | None = None
     name: str | None = None
@@ -131,6 +138,7 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
         deadline_ms=None if spec.deadline is None else _milliseconds(spec.deadline),
         max_attempts=None if spec.max_attempts is None else _integer("max_attempts", spec.max_attempts, 1),
         unique_key=None if spec.unique_key is None else _key(spec.unique_key),
+        group_key=None if spec.group is None else checked_group(spec.group),
     )
 
 

@@ -11,7 +11,7 @@ from tests.support import storing
 from workerd.config.model import Config
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job_spec import JobOptions, JobSpec, NewJob, check
-from workerd.operations.enqueue import KnownHandlers, admit, admit_each, is_plain
+from workerd.operations.enqueue import KnownHandlers, admit, admit_each, checked, is_plain
 from workerd.signature import Param, Signature
 from workerd.store import handlers
 from workerd.store.base import Store
@@ -72,6 +72,18 @@ def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:
     assert not is_plain(new("bounded"), config)
     assert not is_plain(new("mail", unique_key="k"), config)
     assert not is_plain(new("mail", delay=1), config)
+
+
+def test_a_group_is_filled_from_the_vars(config: Config) -> None:
+    """By the template of the handler's configuration, unless the caller gives one."""
+    handler = msgspec.structs.replace(config.handlers["mail"], group="t-{tenant}")
+    pool = msgspec.structs.replace(config.pools["p"], handlers=(handler, config.handlers["beat"]))
+    grouped = msgspec.structs.replace(config, pools={"p": pool})
+    assert checked(JobSpec(handler="mail", vars={"tenant": "ä'7"}), grouped).group_key == "t-ä'7"
+    assert checked(JobSpec(handler="mail", vars={}, group="given"), grouped).group_key == "given"
+    assert checked(JobSpec(handler="beat", vars={"tenant": 7}), grouped).group_key is None
+    with pytest.raises(InvalidValue, match='number in the var "tenant", got none'):
+        checked(JobSpec(handler="mail"), grouped)
 
 
 def test_cached_handlers_admit_the_cached_signatures(store: Store, config: Config) -> None:

@@ -28,9 +28,9 @@ from workerd.workflow import Graph
 
 MAX_PAYLOAD_CHARACTERS = 2000
 _FIELDS = (
-    "handler", "status", "reason", "attempt", "success", "priority", "unique_key", "request_id", "step",
-    "name", "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "node", "pid",
-    "exit_signal", "exit_code", "error",
+    "handler", "status", "reason", "attempt", "success", "priority", "unique_key", "group", "request_id",
+    "step", "name", "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "node",
+    "pid", "exit_signal", "exit_code", "error",
 )  # fmt: skip
 
 

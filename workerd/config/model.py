@@ -7,7 +7,7 @@ The checker, the `@handler` decorator, `etc/workerd.toml` and the reference page
 from __future__ import annotations
 
 import shlex
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 
@@ -293,6 +293,9 @@ class HandlerConfig(ConfigValue, frozen=True):
     """Functions around each run, "module:attribute", entered in order: generator functions of (ctx) that
     yield once, or functions of (ctx, call_next). Those of the pool are outside of the handler's own;
     `[defaults]` applies where neither has any."""
+    group: Annotated[str, v.group_template] = ""
+    """The group of a job that is enqueued without one, filled from its vars: "{tenant}". Limits, `fair` and
+    search go by groups. A job whose vars do not give one is refused, or fails. "": no group."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
@@ -380,7 +383,7 @@ class WorkflowConfig(ConfigValue, frozen=True):
     schedule: ScheduleConfig = ScheduleConfig()
 
 
-class Config(ConfigValue, frozen=True):
+class Config(ConfigValue, frozen=True, dict=True):
     """Everything, read at start and at reload, checked as a whole."""
 
     node: NodeConfig = NodeConfig()
@@ -397,7 +400,7 @@ class Config(ConfigValue, frozen=True):
     workflows: dict[str, WorkflowConfig] = {}
     notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
-    @property
+    @cached_property
     def handlers(self) -> dict[str, HandlerConfig]:
         return {h.name: h for p in self.pools.values() for h in p.handlers}
 

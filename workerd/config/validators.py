@@ -19,6 +19,7 @@ from workerd import text as texts
 from workerd.config import command_line
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
+from workerd.group import parse_template
 from workerd.host import processors
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -361,6 +362,15 @@ def _or_empty(validator: Validator) -> Validator:
 name_or_empty = _or_empty(name)
 path_or_empty = _or_empty(path_text)
 reference_or_empty = _or_empty(reference)
+
+
+@_validator('text with names of vars such as "{tenant}", or ""')
+def group_template(value: Any) -> str:
+    if not isinstance(value, str):
+        raise wrong(group_template.expects, value)
+    if value:
+        parse_template(value)
+    return value
 
 
 @_validator('a cron expression such as "*/5 * * * *" (with six fields the first is seconds) or ""')

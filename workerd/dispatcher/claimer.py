@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from workerd import log
 from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimPlan, ClaimPlanner
@@ -13,11 +13,12 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused, UnreadableRow
+from workerd.group import GroupTemplate
 from workerd.job import Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claims
+from workerd.store import claimed_groups, claims
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
@@ -28,6 +29,8 @@ _log = get_logger("dispatcher")
 
 class Claimer:
     """Claims what the plan allows and hands it over at once.
+
+    `groups`: how the groups of jobs are filled from their vars, by handler.
 
     claimed, transactions
         Counts since the start.
@@ -46,6 +49,7 @@ class Claimer:
         poll_s: float,
         window: PickupWindow,
         enabled: bool,
+        groups: Mapping[str, GroupTemplate],
     ) -> None:
         self._tasks = tasks
         self._store = store
@@ -56,6 +60,7 @@ class Claimer:
         self._poll_s = poll_s
         self._window = window
         self._stopped = not enabled
+        self._groups = groups
         self.claimed = 0
         self.transactions = 0
 
@@ -167,6 +172,8 @@ class Claimer:
                 if limit <= 0 or max_bytes <= 0:
                     break
                 batch = claims.claim(tx, handler, limit, self._node, cursor, max_bytes)
+                if batch.claims and handler in self._groups:
+                    batch = claimed_groups.fill(tx, batch, self._groups[handler])
                 max_bytes -= batch.size
                 claimed.append(ClaimedBatch(link, handler, limit, batch))
                 limit -= len(batch.claims)

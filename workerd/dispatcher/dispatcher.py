@@ -25,6 +25,7 @@ from workerd.dispatcher.stager import Stager, WakeSocket
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
+from workerd.group import parse_template
 from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -91,6 +92,7 @@ class Dispatcher(Service):
             poll_s=poll_s,
             window=PickupWindow(config.pickup.jobs),
             enabled=config.pickup.enabled,
+            groups={h.name: parse_template(h.group) for h in config.handlers.values() if h.group},
         )  # fmt: skip
         self._add_stager(ctx)
         tasks.start(

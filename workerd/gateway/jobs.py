@@ -17,10 +17,10 @@ from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields,
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
 from workerd.job import Status
-from workerd.job_spec import NewJob, check
+from workerd.job_spec import NewJob
 from workerd.operations import jobs
 from workerd.operations.access import Tx
-from workerd.operations.enqueue import admit, check_repeat
+from workerd.operations.enqueue import admit, check_repeat, checked
 from workerd.operations.why import explain
 
 PAYLOAD_HEADERS = {
@@ -31,7 +31,7 @@ PAYLOAD_HEADERS = {
 
 
 def _checked(gateway: GatewayState, job: JobFields, job_id: uuid.UUID | None = None) -> NewJob:
-    return check(job.spec(None if job_id is None else str(job_id)), gateway.config.gateway.max_body)
+    return checked(job.spec(None if job_id is None else str(job_id)), gateway.config)
 
 
 async def enqueue(request: Request) -> Response:

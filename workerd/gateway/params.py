@@ -52,6 +52,7 @@ _JSON_TYPES: dict[str, Any] = {
     "priority": Priority,
     "count": Attempts | None,
     "key": Key | None,
+    "name": Name | None,
     "json": Any,
 }
 

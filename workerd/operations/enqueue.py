@@ -12,6 +12,7 @@ import msgspec
 from workerd.config.model import Config, HandlerConfig
 from workerd.documents import Enqueued
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
+from workerd.group import parse_template
 from workerd.job import id_text
 from workerd.job_spec import JobSpec, NewJob, check
 from workerd.signature import check_vars, coerce_texts
@@ -50,6 +51,15 @@ class KnownHandlers:
         return refusal(spec, self._handlers, config) is None
 
 
+def checked(spec: JobSpec, config: Config) -> NewJob:
+    """The spec as the store inserts it, with what its handler's configuration adds. Raises InvalidValue."""
+    job = check(spec, config.gateway.max_body)
+    handler = config.handlers.get(job.handler)
+    if handler is None or not handler.group or job.group_key is not None:
+        return job
+    return msgspec.structs.replace(job, group_key=parse_template(handler.group).fill(job.vars))
+
+
 def is_plain(spec: NewJob, config: Config) -> bool:
     """Whether no existing row can prevent the job."""
     return spec.plain and _bounded(spec.handler, config) is None
@@ -85,7 +95,7 @@ def admit_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config)
     known = handlers.known(tx)
     check_handlers([spec.handler], known, config)
     values = {**spec.vars, **coerce_texts(known.get(spec.handler), texts)}
-    new = check(replace(spec, vars=values), config.gateway.max_body)
+    new = checked(replace(spec, vars=values), config)
     return admit(tx, [new], config, known=known)[0]
 
 

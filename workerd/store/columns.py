@@ -92,6 +92,7 @@ class EnqueuedColumns(msgspec.Struct, kw_only=True, gc=False):
     deadline_ms: int | None
     max_attempts: int | None
     unique_key: str | None
+    group_key: str | None
     request_id: bytes | None
     step: int | None
     name: str | None

@@ -265,6 +265,7 @@ def _facts(details: JobDetails, running: Running | None) -> Markup:
                 ("Node", f"{job['node']}, process {job['pid']}" if job["pid"] else job["node"]),
                 ("Priority", number(job["priority"]) if job["priority"] else None),
                 ("Unique key", job["unique_key"]),
+                ("Group", job["group"]),
                 ("Request", request and el("a", short_id(request), href=path("ui", "requests", request))),
                 ("Name in request", job["name"]),
             ]
