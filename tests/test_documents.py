@@ -17,10 +17,10 @@ from workerd.store.queries import StoredJob
 from workerd.workflow import RequestStatus
 
 JOB_KEYS = (
-    "id", "handler", "status", "reason", "attempt", "priority", "vars", "run_at", "unique_key", "group", "request_id",
-    "step", "name", "meta", "complete", "success", "error", "progress", "note", "created_at", "claimed_at",
-    "started_at", "finished_at", "ingested_at", "run_us", "cpu_us", "max_rss_kib", "exit_signal",
-    "exit_code", "stack", "node", "pid",
+    "id", "handler", "status", "reason", "attempt", "priority", "vars", "run_at", "unique_key", "group",
+    "request_id", "step", "name", "meta", "complete", "success", "error", "progress", "note", "created_at",
+    "claimed_at", "started_at", "finished_at", "ingested_at", "run_us", "cpu_us", "max_rss_kib",
+    "exit_signal", "exit_code", "stack", "node", "pid",
 )  # fmt: skip
 ATTEMPT_KEYS = (
     "attempt", "status", "reason", "node", "pid", "error", "stack", "exit_signal", "exit_code", "claimed_at",
