@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ from workerd.job import parse_id
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
 from workerd.operations import handlers, jobs, requests, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
-from workerd.operations.actor import Actor
+from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
@@ -34,18 +33,26 @@ class Client:
     `source`: a store URL such as "mysql://user:password@host/database", the path of a configuration (None:
     /etc/workerd), or a Config. With a URL alone, `max_waiting` and the names of workflows are not checked.
     `timeout`: limit for one statement. `connections`: how many threads may use the store at the same time.
+    `name`: of this program in the audit, after `client:`; None: the name of its file.
 
     Raises ConfigError. Every method raises StoreAway while the store is unavailable, and WrongVersion if its
     schema has another version.
     """
 
-    def __init__(self, source: Source = None, *, timeout: Duration = 5.0, connections: int = 4) -> None:
+    def __init__(
+        self,
+        source: Source = None,
+        *,
+        timeout: Duration = 5.0,
+        connections: int = 4,
+        name: str | None = None,
+    ) -> None:
         self._config = _configuration(source)
         self._timeout_s = seconds("timeout", timeout)
         self._connections = ConnectionPool(self._open, connections, self._timeout_s)
         self._known = KnownHandlers()
         self._wake = Paths(self._config.node).wake
-        self._actor = Actor(f"client:{Path(sys.argv[0]).name or 'python'}", "client")
+        self._actor = of_client(name)
 
     def _open(self) -> Store:
         return open_checked(self._config, self._timeout_s)
@@ -162,8 +169,11 @@ class Client:
     # -- handlers
 
     def pause(self, handler: str, reason: str = "", by: str = "") -> None:
-        """Pause a handler: no node claims its jobs once this has returned. Raises HandlerNotFound."""
-        actor = self._actor._replace(name=by or f"client on {os.uname().nodename}")
+        """Pause a handler: no node claims its jobs once this has returned. Raises HandlerNotFound.
+
+        `by`: who pauses it, instead of this client's name.
+        """
+        actor = of_client(by) if by else self._actor
         self._run(lambda tx: handlers.pause(tx, actor, self._config, handler, reason or None))
         self.wake()
 

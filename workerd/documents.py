@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from workerd.clock import to_rfc3339
+from workerd.clock import from_rfc3339, to_rfc3339
 from workerd.job import ENDED, id_text
+from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.nodes import NodeRecord
@@ -169,12 +170,31 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     note: str | None
 
 
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """What a person or program changed. `target`: an id or a name; `detail`: what else there is to say."""
+
+    id: str
+    at: datetime | None
+    actor: str
+    role: str
+    via: Literal["http", "ui", "cli", "client"]
+    action: str
+    target: str | None
+    detail: Any
+    address: str | None
+
+
 # -- from stored rows
 
 
 def moment(us: int | None) -> str | None:
     """A store time, microseconds, in RFC 3339."""
     return None if us is None else to_rfc3339(us)
+
+
+def store_time(moment_: str | None) -> int:
+    """The store time of RFC 3339 in a document; 0 for None."""
+    return 0 if moment_ is None else from_rfc3339(moment_)
 
 
 def identity(value: bytes | None) -> str | None:
@@ -194,11 +214,11 @@ def json_value(text: bytes | None) -> Any:
 
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("id", "request_id", "last_job"), identity),
-    **dict.fromkeys(("vars", "meta", "params", "extras", "signature"), json_value),
+    **dict.fromkeys(("vars", "meta", "params", "extras", "signature", "detail"), json_value),
     **dict.fromkeys(
         (
             "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "completed_at",
-            "seen_at", "paused_at", "next_at", "last_tick", "last_end", "lease_until",
+            "at", "seen_at", "paused_at", "next_at", "last_tick", "last_end", "lease_until",
         ),
         moment,
     ),
@@ -224,6 +244,7 @@ class _Reader:
         return document
 
 
+_act = _Reader(Act)
 _attempt = _Reader(Attempt)
 _handler = _Reader(Handler)
 _job = _Reader(Job, "payload", "payload_base64", "attempts")
@@ -275,3 +296,8 @@ def schedule(row: ScheduleRow, next_at: int | None = None, note: str | None = No
 def node(row: NodeRecord, now: int) -> Document:
     """A node; `now`: the store's clock, which decides whether its lease has expired."""
     return {**_node(row), "state": "up" if row.lease_until > now else "lost"}
+
+
+def act(row: AuditRow) -> Document:
+    """An act of a person or program."""
+    return _act(row)

@@ -80,10 +80,12 @@ EVENTS: dict[str, str] = {
     "spool.row_damaged": "A damaged row of the spool is skipped: its attempt is found lost and runs again.",
     "spool.unreadable": "A file of the spool cannot be opened; it is tried again when the ingester restarts.",
     # -- gateway
+    "access.refused": "A token whose role is not admitted was used for this path.",
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
     "gateway.listening": "The gateway accepts connections.",
     "login.accepted": "A browser exchanged a token for a session.",
     "login.refused": "A login with an invalid token; after a few of them `address` has to wait.",
+    "token_file.refused": "A line of gateway.token_file is wrong: the tokens that it had before stay valid.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line
     "log.reopened": "SIGUSR1 made the daemon reopen its log file, as after a rotation.",

@@ -67,10 +67,10 @@ def test_a_waiting_job_names_what_is_ahead_of_it(live: Store) -> None:
 
 def test_a_paused_handler_names_who_paused_it_and_why(live: Store) -> None:
     """And the command that resumes it."""
-    actor = Actor("me@host", "cli")
+    actor = Actor("cli:me@host", "cli")
     live.run(lambda tx: operations.pause(tx, actor, CONFIG, "mail", "maintenance"))
     (sentence,) = why(live, storing.enqueue(live, "mail"))
-    assert sentence.startswith("The handler mail is paused, by me@host at ")
+    assert sentence.startswith("The handler mail is paused, by cli:me@host at ")
     assert sentence.endswith(" (maintenance). `workerd resume mail` resumes it.")
 
 

@@ -16,6 +16,7 @@ from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
+from workerd.gateway.roles import Caller
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
 from workerd.gateway.tokens import Tokens
@@ -26,8 +27,8 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
     """The state of a gateway over the store of this configuration."""
     backend = Backend(config, timeout)
 
-    async def render(path: str, query: str) -> dict[str, str]:
-        return {name: str(html) for name, html in (await view_of(gateway, path, query)).parts.items()}
+    async def render(path: str, query: str, caller: Caller) -> dict[str, str]:
+        return {name: str(html) for name, html in (await view_of(gateway, path, query, caller)).parts.items()}
 
     tokens = Tokens("")
     gateway = GatewayState(
@@ -40,7 +41,7 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
         request_polls=LongPolls(backend, requests.ended_of),
         batch_enqueue=BatchEnqueue(backend, config),
         history=History(backend),
-        events=Events(render),
+        events=Events(render, tokens),
     )
     return gateway
 

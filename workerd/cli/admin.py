@@ -14,6 +14,7 @@ from workerd.cli.errors import CommandExit
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
+from workerd.config import token_file
 from workerd.operations.access import inspect_store, migration_sql, server_states
 from workerd.operations.access import migrate as migrate_store
 from workerd.text import plural
@@ -34,6 +35,7 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
     Shows what would be started, and what is degraded on this host.
     """
     config = load_config(c)
+    token_file.check(config)
     report = check_config(config)
     if store:
         schema, faults = inspect_store(config)

@@ -37,6 +37,7 @@ COMMANDS = (
     ("resume", "cli.handlers:resume", "Resume a paused handler."),
     ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
     ("schedules", "cli.schedules:schedules", "List schedules, or pause, resume or run one."),
+    ("audit", "cli.audit:audit", "List what people and programs changed, newest first."),
     ("why", "cli.why:why", "Explain what a job or request waits for, or how it ended."),
     ("dead-letters", "cli.dead_letters:dead_letters", "List outcomes that the store refused in any form."),
     ("top", "cli.top:top", "Show pools, workers, running jobs, rates and queues, live."),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple, Unpack
 
 import typer
 
+from workerd.cli.audit import print_acts
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
@@ -34,7 +35,8 @@ from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
 from workerd.errors import Conflict, NotFound
 from workerd.job import LIVE, Status, id_text, parse_id
 from workerd.job_spec import JobOptions, JobSpec
-from workerd.operations import jobs
+from workerd.operations import audit, jobs
+from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.waiting import wait_until
 from workerd.text import line, plural
@@ -118,11 +120,17 @@ def _failure_text(job: Document) -> str:
 def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a job and its attempts."""
     with open_session(c) as session:
-        job = session.read(partial(jobs.get, job_id=job_id))
+        job, acts = session.read(lambda tx: _with_acts(tx, job_id))
     if json:
         print_json(job)
-    else:
-        print_job(job)
+        return
+    print_job(job)
+    print_acts(acts)
+
+
+def _with_acts(tx: Tx, job_id: bytes) -> tuple[Document, list[Document]]:
+    job = jobs.get(tx, job_id)
+    return job, audit.of_job(tx, job)
 
 
 # -- lists and filters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +13,7 @@ from typing import Any, TypeVar
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.operations.access import Store, Tx, open_checked
-from workerd.operations.actor import Actor
+from workerd.operations.actor import Actor, of_command
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
@@ -34,11 +33,7 @@ class CommandSession:
     @cached_property
     def actor(self) -> Actor:
         """The user at this host."""
-        host = os.uname().nodename
-        try:
-            return Actor(f"{getpass.getuser()}@{host}", "cli")
-        except (KeyError, OSError):
-            return Actor(f"user {os.getuid()}@{host}", "cli")
+        return of_command()
 
     def read(self, operation: Callable[[Tx], T]) -> T:
         """Run an operation that only reads. Raises StoreError and what the operation raises."""

@@ -138,8 +138,8 @@ class GatewayConfig(ConfigValue, frozen=True):
     for off. Anything but loopback and Unix sockets needs a token_file, and TLS in front of it. A Unix socket
     is open to the daemon's user and group (0660): add the proxy's user to the group."""
     token_file: Annotated[str, v.path_or_empty] = ""
-    """File of bearer tokens, one per line. "": no token needed, whoever reaches the address may do
-    everything."""
+    """File of bearer tokens, one per line as NAME ROLE TOKEN, with the role producer, viewer or operator; a
+    token alone is an operator's. "": no token needed, whoever reaches the address may do everything."""
     allowed_hosts: Annotated[tuple[str, ...], v.list_of(v.host_pattern, "host names")] = ()
     """Host headers served besides the listen address and literal IP addresses, such as the name a proxy
     passes on; "*.example.org" serves all names below example.org. Others are refused, which keeps web pages
@@ -159,12 +159,14 @@ class ShutdownConfig(ConfigValue, frozen=True):
 
 
 class RetentionConfig(ConfigValue, frozen=True):
-    """When ended jobs are deleted, with all their attempts, counted from their end."""
+    """When ended jobs are deleted, with all their attempts, counted from their end; and the audit."""
 
     completed: Annotated[float | None, v.duration_or_none] = 7 * DAY_S
     """Completed and cancelled jobs. "": kept for ever, and the table grows."""
     failure: Annotated[float | None, v.duration_or_none] = 30 * DAY_S
     """Failed jobs. "": kept for ever."""
+    audit: Annotated[float | None, v.duration_or_none] = 365 * DAY_S
+    """What the audit says of people and programs, counted from the act. "": kept for ever."""
 
 
 class PickupConfig(ConfigValue, frozen=True):

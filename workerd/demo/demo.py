@@ -150,7 +150,7 @@ def _cancel_running(config: Config, store: Store, handler: str) -> None:
     page = store.read(partial(jobs.list_, handler=handler, status=Status.INPROGRESS))
     for job in page.jobs:
         with suppress(Conflict):  # it has ended since
-            store.run(partial(jobs.cancel, actor=Actor("demo", "cli"), job_id=parse_id(job["id"])))
+            store.run(partial(jobs.cancel, actor=Actor("cli:demo", "cli"), job_id=parse_id(job["id"])))
     poke(Paths(config.node).wake)
 
 

@@ -9,7 +9,7 @@ from workerd.clock import SECOND
 from workerd.config.model import RetentionConfig
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
-from workerd.store import retention
+from workerd.store import audit, retention
 from workerd.store.retention import RetentionLimits
 
 MAX_ROWS = 500
@@ -24,7 +24,7 @@ RUNS_PERIOD_S = 30.0
 
 
 class Retention:
-    """Passes over requests, then over jobs.
+    """Passes over requests, then over jobs, then over the audit.
 
     `period_s`: pause between two passes, None if everything is kept. `removed`: rows since the start.
     """
@@ -33,10 +33,12 @@ class Retention:
         self._store = store
         self._claimer = claimer
         self._completed_s, self._failure_s = config.completed, config.failure
-        kept = [seconds for seconds in (config.completed, config.failure) if seconds is not None]
+        self._audit_s = config.audit
+        kept = [s for s in (config.completed, config.failure, config.audit) if s is not None]
         self.period_s = min(LONGEST_PERIOD_S, max(1.0, min(kept) / 4)) if kept else None
         self._cursor: bytes | None = None
-        self._remove = self._remove_requests
+        self._stages = (self._remove_requests, self._remove_jobs, self._remove_audit)
+        self._stage = 0
         self.removed = 0
 
     def remove(self) -> float | None:
@@ -44,14 +46,11 @@ class Retention:
         if self.period_s is None:
             return None
         began_at = time.monotonic()
-        if self._remove():
+        if self._stages[self._stage]():
             pauses = BUSY_PAUSES if self._claimer.is_busy() else PAUSES
             return max(SHORTEST_PAUSE_S, pauses * (time.monotonic() - began_at))
-        if self._remove == self._remove_requests:
-            self._remove = self._remove_jobs
-            return SHORTEST_PAUSE_S
-        self._remove = self._remove_requests
-        return None
+        self._stage = (self._stage + 1) % len(self._stages)
+        return SHORTEST_PAUSE_S if self._stage else None
 
     def _remove_requests(self) -> bool:
         """Whether there are more."""
@@ -70,6 +69,13 @@ class Retention:
         self._cursor = purged.cursor
         self.removed += purged.rows
         return purged.cursor is not None
+
+    def _remove_audit(self) -> bool:
+        """Whether there is more."""
+        kept_us = None if self._audit_s is None else int(self._audit_s * SECOND)
+        if kept_us is None:
+            return False
+        return self._store.run(lambda tx: audit.purge(tx, tx.now - kept_us, limit=MAX_ROWS)) >= MAX_ROWS
 
     def _limits(self, now: int) -> RetentionLimits:
         return RetentionLimits(

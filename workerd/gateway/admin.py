@@ -1,17 +1,19 @@
-"""The routes of handlers, nodes and schedules."""
+"""The routes of handlers, nodes, schedules and the audit."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from workerd.documents import Document
 from workerd.gateway import params
 from workerd.gateway.params import EmptyBody, PauseBody
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
 from workerd.job import id_text
-from workerd.operations import handlers, schedules
+from workerd.operations import audit, handlers, schedules
 from workerd.operations.access import Tx
 
 
@@ -82,13 +84,27 @@ async def run_schedule(request: Request) -> Response:
     return json_response({"id": id_text(started)}, 201)
 
 
+async def list_audit(request: Request) -> Response:
+    """What people and programs changed, newest first."""
+    filters: dict[str, Any] = {
+        "actor": params.text(request, "actor"),
+        "target": params.text(request, "target"),
+        "since": params.since(request),
+        "limit": params.limit(request),
+        "after": params.cursor(request),
+    }
+    page = await gateway_of(request).backend.read(lambda tx: audit.list_(tx, **filters))
+    return json_response(page._asdict())
+
+
 ROUTES = [
-    Route("/handlers", list_handlers, methods=["GET"]),
-    Route("/handlers/{name}/pause", pause_handler, methods=["POST"]),
-    Route("/handlers/{name}/resume", resume_handler, methods=["POST"]),
-    Route("/nodes", list_nodes, methods=["GET"]),
-    Route("/schedules", list_schedules, methods=["GET"]),
-    Route("/schedules/{name}/pause", pause_schedule, methods=["POST"]),
-    Route("/schedules/{name}/resume", resume_schedule, methods=["POST"]),
-    Route("/schedules/{name}/run", run_schedule, methods=["POST"]),
+    Route("/handlers", list_handlers, methods=["GET"], access=Access.READ),
+    Route("/handlers/{name}/pause", pause_handler, methods=["POST"], access=Access.ACT),
+    Route("/handlers/{name}/resume", resume_handler, methods=["POST"], access=Access.ACT),
+    Route("/audit", list_audit, methods=["GET"], access=Access.ACT),
+    Route("/nodes", list_nodes, methods=["GET"], access=Access.READ),
+    Route("/schedules", list_schedules, methods=["GET"], access=Access.READ),
+    Route("/schedules/{name}/pause", pause_schedule, methods=["POST"], access=Access.ACT),
+    Route("/schedules/{name}/resume", resume_schedule, methods=["POST"], access=Access.ACT),
+    Route("/schedules/{name}/run", run_schedule, methods=["POST"], access=Access.ACT),
 ]

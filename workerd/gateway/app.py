@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workerd.config.model import Config
@@ -20,6 +20,7 @@ from workerd.gateway.hosts import HostRules
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
+from workerd.gateway.roles import Route, check_access
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
 
 ROUTES: list[Route] = [
@@ -38,23 +39,24 @@ _UNCHECKED = frozenset({*PROBE_PATHS, "/ui", "/ui/", "/ui/{rest:path}", "/ui/sta
 """Probes are answered whatever they add; pages check their own parameters."""
 
 
-def _checking_query(route: Route) -> Route:
-    """The route, refusing query parameters that the OpenAPI document does not name."""
+def _checked(route: Route) -> routing.Route:
+    """The route, refusing roles that it does not admit, and query parameters that it does not know."""
     known = {
         op.method.upper(): tuple(parameter["name"] for parameter in op.query)
         for op in openapi.OPERATIONS
         if op.path == route.path
     }
-    if route.path in _UNCHECKED or route.endpoint is only_post:
-        return route
+    checks_query = route.path not in _UNCHECKED and route.endpoint is not only_post
 
     async def endpoint(request: Request) -> Response:
-        method = "GET" if request.method == "HEAD" else request.method
-        check_query(request.query_params, known[method])
+        check_access(request, route.access)
+        if checks_query:
+            method = "GET" if request.method == "HEAD" else request.method
+            check_query(request.query_params, known[method])
         answer: Response = await route.endpoint(request)
         return answer
 
-    return Route(route.path, endpoint, methods=sorted(route.methods or ()))
+    return routing.Route(route.path, endpoint, methods=sorted(route.methods or ()))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -99,7 +101,7 @@ async def _unexpected(request: Request, error: Exception) -> Response:
 def application(gateway: GatewayState, config: Config, connections: ClientConnections) -> ASGIApp:
     """The application behind its guard."""
     app = Starlette(
-        routes=[_checking_query(route) for route in ROUTES],
+        routes=[_checked(route) for route in ROUTES],
         exception_handlers={
             HTTPException: _http_exception,
             HTTPProblem: error_response,
@@ -109,6 +111,7 @@ def application(gateway: GatewayState, config: Config, connections: ClientConnec
     )
     app.router.redirect_slashes = False
     app.state.gateway = gateway
+    app.state.routes = ROUTES
     return Guard(
         _Answered(app),
         gateway.tokens,

@@ -11,13 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from workerd.gateway.connections import ClientConnections
 from workerd.gateway.hosts import HostRules, check_origin
 from workerd.gateway.problems import HTTPProblem, overloaded, problem_response
+from workerd.gateway.roles import CALLER, EVERYBODY, Caller
 from workerd.gateway.sessions import Cookie, Sessions
 from workerd.gateway.tokens import Tokens
 
 LOGIN_REQUIRED = "workerd.login_required"
 """Key of the ASGI scope that marks a page request without a valid token or session."""
-TOKEN_ID = "workerd.token_id"  # noqa: S105
-"""Key of the ASGI scope: the id of the request's token, "" without one."""
 BODY_TIMEOUT_S = 10.0
 MAX_ANONYMOUS_BODY_BYTES = 4096
 """The limit of bodies whose sender has shown no token yet."""
@@ -62,28 +61,30 @@ class Guard:
             if scope["path"] not in PROBE_PATHS:
                 self._hosts.check(headers)
             check_origin(scope["method"], headers)
-            scope[TOKEN_ID] = self._token_id(headers)
-            self._check_token(scope)
-            limit = self._body_limit(scope)
+            caller = self._caller(headers)
+            self._check_token(scope, caller)
+            limit = self._body_limit(scope, caller)
             _check_length(headers, limit)
         except HTTPProblem as problem:
             await problem_response(problem)(scope, receive, send)
             return
         await self._app(scope, _BoundedBody(receive, limit), send)
 
-    def _token_id(self, headers: Headers) -> str:
+    def _caller(self, headers: Headers) -> Caller | None:
         if not self._tokens.required:
-            return ""
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and (token_id := self._tokens.identify(token.strip().encode())):
-            return token_id
-        return self._sessions.token_id(Cookie.of(headers).value(headers))
+            return EVERYBODY
+        scheme, _, secret = headers.get("authorization", "").partition(" ")
+        token = self._tokens.identify(secret.strip().encode()) if scheme.lower() == "bearer" else None
+        token = token or self._sessions.token(Cookie.of(headers).value(headers))
+        return None if token is None else Caller(token.name, token.role, token.id)
 
-    def _check_token(self, scope: Scope) -> None:
+    def _check_token(self, scope: Scope, caller: Caller | None) -> None:
         path = scope["path"]
-        if not self._tokens.required or path in self._open_paths or path.startswith(STATIC_PREFIX):
+        if path in self._open_paths or path.startswith(STATIC_PREFIX):
+            scope[CALLER] = None  # whoever it is
             return
-        if scope[TOKEN_ID]:
+        scope[CALLER] = caller
+        if caller is not None:
             return
         scope[LOGIN_REQUIRED] = True  # pages redirect to the login instead
         if path != "/" and path != "/ui" and not path.startswith("/ui/"):
@@ -93,9 +94,8 @@ class Guard:
                 {"WWW-Authenticate": 'Bearer realm="workerd"'},
             )
 
-    def _body_limit(self, scope: Scope) -> int:
-        anonymous = self._tokens.required and not scope[TOKEN_ID]
-        if anonymous or scope["path"] == "/login":
+    def _body_limit(self, scope: Scope, caller: Caller | None) -> int:
+        if caller is None or scope["path"] == "/login":
             return min(MAX_ANONYMOUS_BODY_BYTES, self._max_body)
         return self._max_body
 

@@ -8,13 +8,13 @@ import contextlib
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from workerd.gateway.events import Events, Listener
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
-from workerd.gateway.state import address_of, gateway_of, token_id_of
+from workerd.gateway.roles import Access, Route, caller_of
+from workerd.gateway.state import address_of, gateway_of
 
 KEEPALIVE_INTERVAL_S = 15.0
 """A comment is sent after so long without an event: proxies keep the connection, dead clients are noticed."""
@@ -77,8 +77,8 @@ async def show_events(request: Request) -> Response:
     if request.method == "HEAD":
         return Response(media_type=MEDIA_TYPE)
     events = gateway_of(request).events
-    client = token_id_of(request) or address_of(request)
-    return EventStream(events, events.add(page, client, prefix_of(request.headers)))
+    listener = events.add(page, caller_of(request), address_of(request), prefix_of(request.headers))
+    return EventStream(events, listener)
 
 
-ROUTES = [Route("/events", show_events, methods=["GET"])]
+ROUTES = [Route("/events", show_events, methods=["GET"], access=Access.LOOK_UP)]

@@ -9,12 +9,12 @@ from typing import Any
 from prometheus_client.core import Metric
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from workerd.clock import SECOND, from_rfc3339
 from workerd.config.model import Config
 from workerd.errors import StoreError
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, gateway_of, json_response
 from workerd.metrics import exposition, families
 from workerd.operations import handlers, requests, schedules
@@ -191,7 +191,7 @@ async def show_metrics(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/heartbeat", heartbeat, methods=["GET"]),
-    Route("/ready", ready, methods=["GET"]),
-    Route("/metrics", show_metrics, methods=["GET"]),
+    Route("/heartbeat", heartbeat, methods=["GET"], access=Access.OPEN),
+    Route("/ready", ready, methods=["GET"], access=Access.OPEN),
+    Route("/metrics", show_metrics, methods=["GET"], access=Access.READ),
 ]

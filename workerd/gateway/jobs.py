@@ -7,7 +7,6 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from workerd.documents import Enqueued
 from workerd.errors import InvalidValue
@@ -15,6 +14,7 @@ from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody
 from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
 from workerd.job import Status
 from workerd.job_spec import NewJob
@@ -146,14 +146,14 @@ async def retry(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/jobs", enqueue, methods=["POST"]),
-    Route("/jobs", list_, methods=["GET"]),
-    Route("/jobs/bulk", enqueue_bulk, methods=["POST"]),
+    Route("/jobs", enqueue, methods=["POST"], access=Access.ENQUEUE),
+    Route("/jobs", list_, methods=["GET"], access=Access.READ),
+    Route("/jobs/bulk", enqueue_bulk, methods=["POST"], access=Access.ENQUEUE),
     # Otherwise "bulk" would be taken for an id.
-    Route("/jobs/bulk", only_post, methods=["GET"]),
-    Route("/jobs/{id}", show, methods=["GET"]),
-    Route("/jobs/{id}/why", why, methods=["GET"]),
-    Route("/jobs/{id}/payload", payload, methods=["GET"]),
-    Route("/jobs/{id}/cancel", cancel, methods=["POST"]),
-    Route("/jobs/{id}/retry", retry, methods=["POST"]),
+    Route("/jobs/bulk", only_post, methods=["GET"], access=Access.OPEN),
+    Route("/jobs/{id}", show, methods=["GET"], access=Access.LOOK_UP),
+    Route("/jobs/{id}/why", why, methods=["GET"], access=Access.LOOK_UP),
+    Route("/jobs/{id}/payload", payload, methods=["GET"], access=Access.LOOK_UP),
+    Route("/jobs/{id}/cancel", cancel, methods=["POST"], access=Access.ACT),
+    Route("/jobs/{id}/retry", retry, methods=["POST"], access=Access.ACT),
 ]

@@ -7,7 +7,6 @@ import math
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from workerd import log
 from workerd.gateway import params
@@ -16,6 +15,7 @@ from workerd.gateway.dashboard.pages import View, page_response
 from workerd.gateway.params import EmptyBody, LoginBody
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.sessions import SESSION_LIFE_S, Cookie
 from workerd.gateway.state import address_of, gateway_of, json_response, only_post
 
@@ -37,8 +37,8 @@ async def login(request: Request) -> Response:
             f"Too many failed logins from this address; try again in {math.ceil(wait_s)} s.",
             {"Retry-After": str(math.ceil(wait_s))},
         )
-    token_id = gateway.tokens.identify(body.token.strip().encode("utf-8", "replace"))
-    if not token_id:
+    token = gateway.tokens.identify(body.token.strip().encode("utf-8", "replace"))
+    if token is None:
         failures = gateway.login_throttle.failed(address)
         retry_in_s = round(gateway.login_throttle.wait_s(address), 1)
         _log.warning("login.refused", address=address, failures=failures, retry_in_s=retry_in_s)
@@ -49,11 +49,11 @@ async def login(request: Request) -> Response:
             {"WWW-Authenticate": 'Bearer realm="workerd"'},
         )
     gateway.login_throttle.succeeded(address)
-    _log.info("login.accepted", address=address)
+    _log.info("login.accepted", address=address, name=token.name)
     cookie = Cookie.of(request.headers)
     response = json_response({"ok": True})
     response.set_cookie(
-        cookie.name, gateway.sessions.start(token_id), max_age=SESSION_LIFE_S, path="/", httponly=True,
+        cookie.name, gateway.sessions.start(token.id), max_age=SESSION_LIFE_S, path="/", httponly=True,
         samesite="strict", secure=cookie.secure,
     )  # fmt: skip
     return response
@@ -95,8 +95,8 @@ async def logout(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/login", login, methods=["POST"]),
-    Route("/login", login_page, methods=["GET"]),
-    Route("/ui/logout", logout, methods=["POST"]),
-    Route("/ui/logout", only_post, methods=["GET"]),
+    Route("/login", login, methods=["POST"], access=Access.OPEN),
+    Route("/login", login_page, methods=["GET"], access=Access.OPEN),
+    Route("/ui/logout", logout, methods=["POST"], access=Access.OPEN),
+    Route("/ui/logout", only_post, methods=["GET"], access=Access.OPEN),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from functools import cache
 from http import HTTPStatus
 from typing import Any, Literal, NamedTuple
@@ -10,13 +11,13 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 from starlette import requests as starlette_requests
 from starlette.responses import Response
-from starlette.routing import Route
 
 import workerd
-from workerd.documents import Enqueued, Handler, Job, Node, Request, Schedule
+from workerd.documents import Act, Enqueued, Handler, Job, Node, Request, Schedule
 from workerd.gateway import params
 from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
 from workerd.workflow import RequestStatus
@@ -85,6 +86,13 @@ class SchedulesPage(msgspec.Struct, kw_only=True):
 
     schedules: list[Schedule]
     next: None
+
+
+class AuditPage(msgspec.Struct, kw_only=True):
+    """What people and programs changed, newest first. `next`: `after` of the next page."""
+
+    audit: list[Act]
+    next: str | None
 
 
 class StartedRun(msgspec.Struct):
@@ -190,6 +198,7 @@ _VIEW = _query(
 _PAGE = {200: HTML, 303: None}
 
 PAGES = (
+    ("/ui/audit", "Dashboard: audit"),
     ("/ui/jobs", "Dashboard: jobs"),
     ("/ui/jobs/{id}", "Dashboard: one job"),
     ("/ui/requests", "Dashboard: requests"),
@@ -240,6 +249,10 @@ OPERATIONS = (
               params.EmptyBody, errors=(404,)),
     Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
               errors=(404, 409)),
+    Operation("get", "/audit", "List what people and programs changed", {200: AuditPage}, query=(
+        _query("actor", "Only what this person or program did.", **_NAME),
+        _query("target", "Only what was done to this id or name.", **_NAME),
+        _SINCE, _LIMIT, _AFTER), errors=(422,)),
     Operation("get", "/heartbeat", "Liveness: the process answers", {200: Heartbeat}, open=True),
     Operation("get", "/ready", "Readiness: the store answers and every role is up", {200: Readiness},
               open=True),
@@ -267,7 +280,8 @@ PROBLEM = "application/problem+json"
 _ERROR_DESCRIPTIONS = {
     400: "The body is not valid JSON, or the request not valid HTTP.",
     401: "A token is required.",
-    403: "The Host header is not allowed, or the request comes from a page of another site.",
+    403: "The role of the token is not admitted, the Host header is not allowed, or the request comes from a "
+    "page of another site.",
     404: "Not found.",
     408: "The body did not arrive in time.",
     409: "Its current state does not allow this.",
@@ -283,9 +297,23 @@ _BODY_ERRORS = (400, 408, 413, 415, 422)
 _TIMES = re.compile(r".*_(at|until|end|tick)")
 
 
+Roles = tuple[tuple[str, str, tuple[str, ...]], ...]
+"""Path, method and the roles that a route admits."""
+
+
+def roles_of(routes: Iterable[Route]) -> Roles:
+    """The roles that each route admits."""
+    return tuple(
+        (route.path, method.lower(), tuple(map(str, route.access.roles)))
+        for route in routes
+        for method in sorted(route.methods or ())
+    )
+
+
 @cache
-def document(locked: bool) -> bytes:
-    """The document as JSON; `locked`: tokens are required."""
+def document(locked: bool, roles: Roles = ()) -> bytes:
+    """The document as JSON; `locked`: tokens are required; `roles`: of operations that are not open."""
+    admitted = {(path, method): names for path, method, names in roles}
     answers = {kind for op in OPERATIONS for kind in op.answers.values() if isinstance(kind, type)}
     bodies = {op.body for op in OPERATIONS if op.body}
     types = sorted({ProblemDocument, *answers, *bodies}, key=lambda kind: kind.__name__)
@@ -293,7 +321,10 @@ def document(locked: bool) -> bytes:
     _mark_times({name: schema for name, schema in components.items() if not name.endswith("Body")})
     paths: dict[str, dict[str, Any]] = {}
     for op in OPERATIONS:
-        paths.setdefault(op.path, {})[op.method] = _operation(op, locked)
+        operation = _operation(op, locked)
+        if locked and not op.open and (op.path, op.method) in admitted:
+            operation["x-roles"] = admitted[op.path, op.method]
+        paths.setdefault(op.path, {})[op.method] = operation
     openapi: dict[str, Any] = {
         "openapi": "3.1.0",
         "info": {
@@ -380,10 +411,10 @@ def _response(status: int, kind: Any, op: Operation) -> dict[str, Any]:
 async def show(request: starlette_requests.Request) -> Response:
     """The document."""
     return Response(
-        document(locked=gateway_of(request).tokens.required),
+        document(gateway_of(request).tokens.required, roles_of(request.app.state.routes)),
         media_type="application/json",
         headers=DATA_HEADERS,
     )
 
 
-ROUTES = [Route("/schema", show, methods=["GET"])]
+ROUTES = [Route("/schema", show, methods=["GET"], access=Access.LOOK_UP)]

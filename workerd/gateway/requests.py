@@ -6,11 +6,11 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import EmptyBody, RequestBody
+from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
 from workerd.job import parse_id
 from workerd.operations import requests
@@ -80,8 +80,8 @@ async def cancel(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/requests", submit, methods=["POST"]),
-    Route("/requests", list_, methods=["GET"]),
-    Route("/requests/{id}", show, methods=["GET"]),
-    Route("/requests/{id}/cancel", cancel, methods=["POST"]),
+    Route("/requests", submit, methods=["POST"], access=Access.ENQUEUE),
+    Route("/requests", list_, methods=["GET"], access=Access.READ),
+    Route("/requests/{id}", show, methods=["GET"], access=Access.LOOK_UP),
+    Route("/requests/{id}/cancel", cancel, methods=["POST"], access=Access.ACT),
 ]

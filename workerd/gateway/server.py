@@ -32,6 +32,7 @@ from workerd.gateway.dashboard.routes import view_of
 from workerd.gateway.events import Events, Parts
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
+from workerd.gateway.roles import Caller
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
 from workerd.gateway.tokens import Tokens
@@ -111,7 +112,7 @@ class Gateway(Service):
             request_polls=LongPolls(self._backend, requests.ended_of),
             batch_enqueue=BatchEnqueue(self._backend, self._config),
             history=History(self._backend),
-            events=Events(self._render),
+            events=Events(self._render, tokens),
         )
         periodic = [
             asyncio.create_task(self._state.history.run()),
@@ -149,8 +150,8 @@ class Gateway(Service):
             timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT_S),
         )
 
-    async def _render(self, path: str, query: str) -> Parts:
-        view = await view_of(self._state, path, query)
+    async def _render(self, path: str, query: str, caller: Caller) -> Parts:
+        view = await view_of(self._state, path, query, caller)
         # msgspec encodes no subclasses of str.
         return {name: str(html) for name, html in view.parts.items()}
 

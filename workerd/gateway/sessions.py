@@ -11,6 +11,7 @@ from http.cookies import CookieError, SimpleCookie
 
 from starlette.datastructures import Headers
 
+from workerd.config.token_file import Token
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.tokens import Tokens
 
@@ -74,12 +75,10 @@ class Sessions:
         self._sessions[_key(value)] = token_id, now + SESSION_LIFE_S
         return value
 
-    def token_id(self, value: str) -> str:
-        """The id of the session's token; "" for an unknown or expired session, or a token no longer valid."""
+    def token(self, value: str) -> Token | None:
+        """The session's token; None for an unknown or expired session, or a token no longer valid."""
         token_id, expires_at = self._sessions.get(_key(value), ("", 0.0))
-        if not token_id or expires_at <= time.monotonic() or not self._tokens.has(token_id):
-            return ""
-        return token_id
+        return self._tokens.find(token_id) if expires_at > time.monotonic() else None
 
     def end(self, value: str) -> None:
         """End a session, if there is one."""

@@ -10,13 +10,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workerd.config.model import Config
-from workerd.gateway.auth import TOKEN_ID
 from workerd.gateway.backend import Backend
 from workerd.gateway.batch_enqueue import BatchEnqueue
 from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
+from workerd.gateway.roles import caller_of
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.tokens import Tokens
 from workerd.operations.actor import Actor
@@ -51,8 +51,7 @@ def gateway_of(request: Request) -> GatewayState:
 
 def token_id_of(request: Request) -> str:
     """The id of the token that the request carries, itself or by its session; "" without one."""
-    token_id: str = request.scope.get(TOKEN_ID, "")
-    return token_id
+    return caller_of(request).token_id
 
 
 def address_of(request: Request) -> str:
@@ -61,10 +60,11 @@ def address_of(request: Request) -> str:
 
 
 def actor_of(request: Request) -> Actor:
-    """Who sent the request: the gateway knows an address, not a person."""
+    """Who sent the request."""
     # Browsers send Origin with each POST.
     via: Literal["ui", "http"] = "ui" if "origin" in request.headers else "http"
-    return Actor(f"http {request.client.host}" if request.client else "http", via)
+    caller = caller_of(request)
+    return Actor(caller.name, via, caller.role, address_of(request) or None)
 
 
 def json_response(document: Any, status: int = 200) -> Response:

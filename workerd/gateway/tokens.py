@@ -1,63 +1,64 @@
-"""The bearer tokens of `gateway.token_file`."""
+"""The bearer tokens of `gateway.token_file`, as they are now."""
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import time
 from pathlib import Path
 
+from workerd import log
+from workerd.config.token_file import Token, parse
+from workerd.errors import InvalidValue
+
 FILE_CHECK_INTERVAL_S = 1.0
+
+_log = log.get_logger("gateway")
 
 
 class Tokens:
-    """The bearer tokens of `gateway.token_file`, one per line; read again after any change of the file."""
+    """The tokens of a file; read again after any change of it. If that is wrong, the former ones stay."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path) if path else None
         self._checked_at = -FILE_CHECK_INTERVAL_S
         self._version: tuple[int, ...] = ()
-        self._ids: dict[str, bytes] = {}
+        self._tokens: dict[str, Token] = {}
 
     @property
     def required(self) -> bool:
         """Whether tokens are configured."""
         return self._path is not None
 
-    def identify(self, token: bytes) -> str:
-        """The id of a valid token, from which it cannot be recovered; "" if it is not valid."""
-        found = ""
-        for token_id, known in self._current().items():
+    def identify(self, secret: bytes) -> Token | None:
+        """The token, None if it is not valid."""
+        found = None
+        for token in self._current().values():
             # All are compared, and each in constant time: how long this takes tells nothing about a token.
-            if hmac.compare_digest(known, token):
-                found = token_id
+            if hmac.compare_digest(token.secret, secret):
+                found = token
         return found
 
-    def has(self, token_id: str) -> bool:
-        """Whether the token with this id is still valid."""
-        return token_id in self._current()
+    def find(self, token_id: str) -> Token | None:
+        """The token with this id, None if it is no longer valid."""
+        return self._current().get(token_id)
 
-    def _current(self) -> dict[str, bytes]:
+    def _current(self) -> dict[str, Token]:
         if self._path is None or time.monotonic() - self._checked_at < FILE_CHECK_INTERVAL_S:
-            return self._ids
+            return self._tokens
         self._checked_at = time.monotonic()
         try:
             version = _version(self._path.stat())
             if version != self._version:
-                lines = self._path.read_bytes().splitlines()
-                tokens = [line.strip() for line in lines if line.strip() and not line.startswith(b"#")]
-                self._ids = {_id_of(token): token for token in tokens}
                 self._version = version
+                self._tokens = {token.id: token for token in parse(self._path.read_bytes())}
+        except InvalidValue as error:
+            _log.error("token_file.refused", file=str(self._path), error=str(error))
         except OSError:
-            self._ids, self._version = {}, ()  # without the file all are refused
-        return self._ids
+            self._tokens, self._version = {}, ()  # without the file all are refused
+        return self._tokens
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
     """Differs after any change: editors, `cp -p` and `mv` each leave some of these as they were."""
     return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino, status.st_dev
-
-
-def _id_of(token: bytes) -> str:
-    return hashlib.blake2b(token, key=b"workerd token", digest_size=16).hexdigest()

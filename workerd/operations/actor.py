@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import sys
+from pathlib import Path
 from typing import Literal, NamedTuple
+
+from workerd.config.token_file import Role as Role
 
 
 class Actor(NamedTuple):
-    """A person or program; `name` is stored as `paused_by`."""
+    """A person or program; `name` is stored as `paused_by`. `address`: where an HTTP request came from."""
 
     name: str
     via: Literal["http", "ui", "cli", "client"]
+    role: Role = Role.OPERATOR
+    address: str | None = None
+
+
+def of_command() -> Actor:
+    """The user who runs a command on this host: who can read the store's password is an operator."""
+    host = os.uname().nodename
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    return Actor(f"cli:{user}@{host}", "cli")
+
+
+def of_client(name: str | None = None) -> Actor:
+    """The program that uses a client; None: named by its file."""
+    if name is None:
+        name = Path(sys.argv[0]).name if sys.argv else ""
+    return Actor(f"client:{name or 'python'}", "client")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from workerd import documents
 from workerd.config.model import Config
 from workerd.documents import Document
+from workerd.operations import audit
 from workerd.operations.actor import Actor
+from workerd.operations.audit import Action
 from workerd.operations.enqueue import check_handlers
 from workerd.store import handlers, nodes
 from workerd.store.base import Tx
@@ -34,6 +36,7 @@ def pause(tx: Tx, actor: Actor, config: Config, name: str, reason: str | None = 
     """Pause a handler: after the commit no node claims its jobs. Raises HandlerNotFound."""
     check_handlers([name], handlers.known(tx), config)
     handlers.pause(tx, name, actor.name, reason)
+    audit.record(tx, actor, Action.PAUSE, name, {"reason": reason} if reason else None)
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> bool:
@@ -41,7 +44,10 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> bool:
     if handlers.find(tx, name) is None:
         check_handlers([name], handlers.known(tx), config)
         return False
-    return handlers.resume(tx, name)
+    was_paused = handlers.resume(tx, name)
+    if was_paused:
+        audit.record(tx, actor, Action.RESUME, name)
+    return was_paused
 
 
 def list_nodes(tx: Tx) -> list[Document]:

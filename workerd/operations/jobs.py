@@ -9,8 +9,10 @@ from typing import Literal, NamedTuple
 from workerd import documents
 from workerd.clock import SECOND
 from workerd.documents import Document
-from workerd.job import AttemptRef, Status
+from workerd.job import AttemptRef, Status, id_text
+from workerd.operations import audit
 from workerd.operations.actor import Actor
+from workerd.operations.audit import Action
 from workerd.store import job_control, job_lists, queries
 from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
@@ -117,12 +119,16 @@ def matching(
 
 def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:
     """End a waiting job, or ask a running one to stop. Raises NotFound, Conflict if it has ended."""
-    return job_control.cancel(tx, job_id)
+    result = job_control.cancel(tx, job_id)
+    audit.record(tx, actor, Action.CANCEL, id_text(job_id))
+    return result
 
 
 def retry(tx: Tx, actor: Actor, job_id: bytes) -> int:
     """Run an ended job again, or a scheduled one now; the new attempt's number. Raises NotFound, Conflict."""
-    return job_control.retry(tx, job_id)
+    attempt = job_control.retry(tx, job_id)
+    audit.record(tx, actor, Action.RETRY, id_text(job_id), {"attempt": attempt})
+    return attempt
 
 
 def ended(tx: Tx, job_id: bytes) -> bool:

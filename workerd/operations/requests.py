@@ -13,7 +13,9 @@ from workerd.documents import Document, Enqueued, json_value
 from workerd.errors import InvalidValue
 from workerd.job import id_text
 from workerd.job_spec import params_json
+from workerd.operations import audit
 from workerd.operations.actor import Actor
+from workerd.operations.audit import Action
 from workerd.operations.enqueue import KEY_USED
 from workerd.store import queries, requests
 from workerd.store.base import Tx
@@ -130,7 +132,9 @@ def failed_lately(tx: Tx) -> dict[str, int]:
 
 def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]:
     """Cancel a request: at once, or when its running jobs have ended. Raises NotFound, Conflict."""
-    return cast('Literal["ended", "asked"]', requests.cancel(tx, request_id))
+    result = cast('Literal["ended", "asked"]', requests.cancel(tx, request_id))
+    audit.record(tx, actor, Action.CANCEL, id_text(request_id))
+    return result
 
 
 def ended(tx: Tx, request_id: bytes) -> bool:

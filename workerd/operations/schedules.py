@@ -9,7 +9,10 @@ from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.errors import InvalidValue, NotFound
+from workerd.job import id_text
+from workerd.operations import audit
 from workerd.operations.actor import Actor
+from workerd.operations.audit import Action
 from workerd.schedule import Cron, voided
 from workerd.store import nodes, schedules
 from workerd.store.base import Tx
@@ -40,18 +43,23 @@ def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document
 def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
     """Start no runs until it is resumed. Raises NotFound."""
     schedules.pause(tx, name, actor.name)
+    audit.record(tx, actor, Action.PAUSE, name)
     return _document(schedules.find(tx, name), tx.now)
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
     """Resume from now on, without the ticks missed; also whether it was paused. Raises NotFound."""
     was_paused = schedules.resume(tx, name)
+    if was_paused:
+        audit.record(tx, actor, Action.RESUME, name)
     return _document(schedules.find(tx, name), tx.now), was_paused
 
 
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
     """Run it once now, even if paused; the id of the job or request. Raises NotFound, Conflict."""
-    return schedules.run_now(tx, name, workflow=name in config.workflows)
+    started = schedules.run_now(tx, name, workflow=name in config.workflows)
+    audit.record(tx, actor, Action.SCHEDULE_RUN, name, {"id": id_text(started)})
+    return started
 
 
 def lateness(tx: Tx, config: Config) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from workerd.config import token_file
 from workerd.config.build import build
 from workerd.config.model import Config, StoreConfig
 from workerd.config.reader import PATH_VARIABLE, ConfigErrors, ConfigTree, read
@@ -117,6 +118,7 @@ class SealedConfigReader:
             errors = ConfigErrors()
             tree = read(self._path, hidden_environment(self._variables), errors)
             config = build(tree, errors)
+            token_file.check(config)
         except ConfigError as error:
             answer.errors = error.errors
         else:

@@ -131,6 +131,15 @@ def json_text(value: Any) -> str:
     return text if len(text) <= MAX_JSON_CHARS else text[:MAX_JSON_CHARS] + TRUNCATED
 
 
+MAX_LINE_CHARS = 300
+
+
+def json_line(value: Any) -> str:
+    """A JSON value on one line; truncated above MAX_LINE_CHARS."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= MAX_LINE_CHARS else text[:MAX_LINE_CHARS] + " …"
+
+
 def short_id(text: str) -> str:
     """Both ends of an id: UUIDv7 of one list have the same beginning."""
     return f"{text[:8]}…{text[-6:]}"

@@ -8,6 +8,7 @@ from typing import Any
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
+    Markup,
     badge,
     button,
     count,
@@ -43,14 +44,14 @@ async def handlers(query: PageQuery) -> View:
     listing = table(
         "Handlers",
         headers,
-        [_row(handler, depth, pools) for handler, depth in zip(listed, depths, strict=True)],
+        [_row(handler, depth, pools, query.may_act) for handler, depth in zip(listed, depths, strict=True)],
         "No handler is known. Configure one, or start a node that has one.",
         minor=("Nodes", "Last seen"),
     )
     return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 
 
-def _row(handler: Document, depth: Depth, pools: Mapping[str, Document]) -> tuple[Child, ...]:
+def _row(handler: Document, depth: Depth, pools: Mapping[str, Document], may_act: bool) -> tuple[Child, ...]:
     name = handler["name"]
     return (
         el("a", name, href=jobs_path(handler=name)),
@@ -60,7 +61,7 @@ def _row(handler: Document, depth: Depth, pools: Mapping[str, Document]) -> tupl
         seconds(depth.oldest_s),
         ", ".join(handler["nodes"]) or "none",
         moment(handler["seen_at"]),
-        _button(handler),
+        _button(handler) if may_act else DASH,
     )
 
 
@@ -97,13 +98,13 @@ async def schedules(query: PageQuery) -> View:
     listing = table(
         "Schedules",
         headers,
-        [_schedule(schedule, schedule["name"] in config.workflows) for schedule in listed],
+        [_schedule(schedule, schedule["name"] in config.workflows, query.may_act) for schedule in listed],
         "No schedules. Give a handler or a workflow a `cron` or a `cooler`.",
     )
     return View("Schedules", "/ui/schedules", el("h1", "Schedules"), {"list": listing})
 
 
-def _schedule(schedule: Document, is_workflow: bool) -> tuple[Child, ...]:
+def _schedule(schedule: Document, is_workflow: bool, may_act: bool) -> tuple[Child, ...]:
     name, expression, last_job = schedule["name"], schedule["expression"], schedule["last_job"]
     is_cron = schedule["kind"] == "cron"
     when = (
@@ -120,10 +121,14 @@ def _schedule(schedule: Document, is_workflow: bool) -> tuple[Child, ...]:
         join(el("a", schedule["last_status"] or "show", href=last_path), " ", moment(schedule["last_end"]))
         if last_job
         else DASH,
-        join(
-            button("Run now", path("schedules", name, "run"), target=name),
-            button("Resume", path("schedules", name, "resume"), target=name)
-            if paused
-            else button("Pause", path("schedules", name, "pause"), confirm=f"Pause {name}?", target=name),
-        ),
+        _schedule_buttons(name, paused) if may_act else DASH,
+    )
+
+
+def _schedule_buttons(name: str, paused: bool) -> Markup:
+    return join(
+        button("Run now", path("schedules", name, "run"), target=name),
+        button("Resume", path("schedules", name, "resume"), target=name)
+        if paused
+        else button("Pause", path("schedules", name, "pause"), confirm=f"Pause {name}?", target=name),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 from workerd import documents
 from workerd.documents import Document
+from workerd.gateway.dashboard.audit import acts_card
 from workerd.gateway.dashboard.components import (
     DASH,
     TRUNCATED,
@@ -40,7 +41,7 @@ from workerd.gateway.dashboard.components import (
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_moment, parsed_status
 from workerd.job import LIVE, Status
-from workerd.operations import handlers
+from workerd.operations import audit, handlers
 from workerd.operations import jobs as operations
 from workerd.operations.access import Tx
 from workerd.operations.jobs import JobDetails, JobPage
@@ -156,11 +157,12 @@ async def job(query: PageQuery) -> View:
     job_id, config = query.key, query.gateway.config
     pools = (await query.gateway.backend.status()).get("pools") or {}
 
-    def work(tx: Tx) -> tuple[JobDetails, list[str]]:
+    def work(tx: Tx) -> tuple[JobDetails, list[str], list[Document]]:
         details = operations.details(tx, job_id, PREVIEW_BYTES)
-        return details, explain(tx, config, job_id, pools)[1] if details.job["status"] in LIVE else []
+        reasons = explain(tx, config, job_id, pools)[1] if details.job["status"] in LIVE else []
+        return details, reasons, audit.of_job(tx, details.job) if query.may_act else []
 
-    details, reasons = await query.gateway.backend.read(work)
+    details, reasons, acts = await query.gateway.backend.read(work)
     job = details.job
     running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
     return View(
@@ -168,30 +170,32 @@ async def job(query: PageQuery) -> View:
         "/ui/jobs",
         el("p", el("a", "Jobs", href="/ui/jobs"), " / ", el("span", job["id"], class_="id"), class_="crumbs"),
         {
-            "head": _head(details),
+            "head": _head(details, query.may_act),
             "error": _error(job),
             "why": _why(job, reasons),
             "details": _facts(details, running),
             "attempts": _attempts(details),
             "data": _data(details),
+            "acts": acts_card(acts),
         },
     )
 
 
-def _head(details: JobDetails) -> Markup:
+def _head(details: JobDetails, may_act: bool) -> Markup:
     job = details.job
-    if job["status"] not in LIVE:
-        action = button("Retry", path("jobs", job["id"], "retry"), target="this job")
-    elif details.cancel_requested:
+    action: Child = None
+    if details.cancel_requested and job["status"] in LIVE:
         action = el("span", "cancellation requested", class_="sub")
-    else:
+    elif may_act and job["status"] not in LIVE:
+        action = button("Retry", path("jobs", job["id"], "retry"), target="this job")
+    elif may_act:
         action = button(
             "Cancel", path("jobs", job["id"], "cancel"), confirm="Cancel this job?", target="this job"
         )
     return el(
         "div",
         el("h1", job["handler"], " ", state_badge(job)),
-        el("p", action, class_="actions"),
+        el("p", action, class_="actions") if action else None,
         class_="title",
     )
 

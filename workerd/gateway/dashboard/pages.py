@@ -15,6 +15,7 @@ from workerd.gateway.dashboard.components import Markup, el, join
 from workerd.gateway.params import parsed_id
 from workerd.gateway.path_prefix import below
 from workerd.gateway.problems import HTTPProblem
+from workerd.gateway.roles import EVERYBODY, Access, Caller
 from workerd.gateway.state import GatewayState
 
 PAGE_SIZE = 50
@@ -25,11 +26,12 @@ MAX_COUNT = 1_000
 
 @dataclass(frozen=True)
 class PageQuery:
-    """One request for a page. `item_id`: the id in the path."""
+    """One request for a page. `item_id`: the id in the path; `caller`: of whom only the role counts."""
 
     gateway: GatewayState
     query: Mapping[str, str]
-    item_id: str = ""
+    item_id: str
+    caller: Caller
 
     def get(self, name: str) -> str:
         """The value of a filter, "" if it is not set."""
@@ -43,6 +45,11 @@ class PageQuery:
     def filters(self, *names: str) -> str:
         """The set filters, URL-encoded."""
         return urlencode([(name, self.get(name)) for name in names if self.get(name)])
+
+    @property
+    def may_act(self) -> bool:
+        """Whether the caller may change anything: what one may not do is not shown."""
+        return self.caller.may(Access.ACT)
 
     @property
     def key(self) -> bytes:
@@ -67,7 +74,11 @@ NAVIGATION = (
     ("/ui/requests", "Requests"),
     ("/ui/handlers", "Handlers"),
     ("/ui/schedules", "Schedules"),
+    ("/ui/audit", "Audit"),
 )
+"""Paths and names."""
+FOR_OPERATORS = frozenset({"/ui/audit"})
+"""Those of NAVIGATION that others may not see."""
 
 
 @dataclass(frozen=True)
@@ -121,16 +132,19 @@ def page_response(
     prefix: str = "",
     live: str | None = None,
     logged_in: bool = False,
+    caller: Caller = EVERYBODY,
     status: int = 200,
 ) -> Response:
     """The view as a whole page.
 
     `prefix`: the path of a proxy below which its links lead; `live`: the page to subscribe to; `logged_in`:
-    show "Log out".
+    show "Log out"; `caller`: who sees it.
     """
     page = join(
         Markup("<!doctype html>"),
-        el("html", _head(view, node_name), _body(view, node_name, prefix, live, logged_in), lang="en"),
+        el(
+            "html", _head(view, node_name), _body(view, node_name, prefix, live, logged_in, caller), lang="en"
+        ),
     )
     return Response(below(prefix, page), status_code=status, media_type="text/html", headers=HEADERS)
 
@@ -148,7 +162,9 @@ def _head(view: View, node_name: str) -> Markup:
     )
 
 
-def _body(view: View, node_name: str, prefix: str, live: str | None, logged_in: bool) -> Markup:
+def _body(
+    view: View, node_name: str, prefix: str, live: str | None, logged_in: bool, caller: Caller
+) -> Markup:
     main = el(
         "main",
         view.head,
@@ -159,7 +175,7 @@ def _body(view: View, node_name: str, prefix: str, live: str | None, logged_in: 
     return el(
         "body",
         el("a", "Skip to content", href="#main", class_="skip"),
-        _banner(view, node_name, live, logged_in) if view.section else None,
+        _banner(view, node_name, live, logged_in, caller) if view.section else None,
         main,
         el("p", id="toast", class_="toast", role="status", aria_live="polite"),
         _confirm_dialog(),
@@ -168,10 +184,11 @@ def _body(view: View, node_name: str, prefix: str, live: str | None, logged_in: 
     )
 
 
-def _banner(view: View, node_name: str, live: str | None, logged_in: bool) -> Markup:
+def _banner(view: View, node_name: str, live: str | None, logged_in: bool, caller: Caller) -> Markup:
     links = [
         el("a", name, href=href, aria_current="page" if href == view.section else None)
         for href, name in NAVIGATION
+        if caller.may(Access.ACT if href in FOR_OPERATORS else Access.READ)
     ]
     return el(
         "header",
@@ -180,6 +197,7 @@ def _banner(view: View, node_name: str, live: str | None, logged_in: bool) -> Ma
         el(
             "p",
             el("span", node_name, class_="node"),
+            el("span", f"{caller.name} · {caller.role}", class_="who") if logged_in else None,
             el("span", "live", id="pulse", class_="pulse", title="This page updates automatically")
             if live
             else None,
@@ -212,8 +230,12 @@ def _confirm_dialog() -> Markup:
     )
 
 
-def problem_page(problem: HTTPProblem, node_name: str, *, prefix: str, logged_in: bool) -> Response:
+def problem_page(
+    problem: HTTPProblem, node_name: str, *, prefix: str, logged_in: bool, caller: Caller = EVERYBODY
+) -> Response:
     """An error as a page."""
     title = HTTPStatus(problem.status).phrase
     view = View(title, "/ui", join(el("h1", title), el("p", problem.detail, class_="lead")))
-    return page_response(view, node_name, prefix=prefix, logged_in=logged_in, status=problem.status)
+    return page_response(
+        view, node_name, prefix=prefix, logged_in=logged_in, caller=caller, status=problem.status
+    )

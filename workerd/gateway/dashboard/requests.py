@@ -136,7 +136,7 @@ async def request(query: PageQuery) -> View:
             class_="crumbs",
         ),
         {
-            "head": _head(request),
+            "head": _head(request, query.may_act),
             "error": notice("bad", "Error:", request["error"]) if request["error"] else Markup(""),
             "graph": card("Graph", graph),
             "details": _facts(details),
@@ -152,7 +152,7 @@ def _no_graph(details: RequestDetails) -> str:
     return "The request has not started, and its workflow is not configured on this node."
 
 
-def _head(request: Document) -> Markup:
+def _head(request: Document, may_act: bool) -> Markup:
     cancel = button(
         "Cancel",
         path("requests", request["id"], "cancel"),
@@ -162,7 +162,7 @@ def _head(request: Document) -> Markup:
     return el(
         "div",
         el("h1", request["workflow"], " ", badge(request["status"])),
-        None if request["status"] in REQUEST_ENDED else el("p", cancel, class_="actions"),
+        el("p", cancel, class_="actions") if may_act and request["status"] not in REQUEST_ENDED else None,
         class_="title",
     )
 

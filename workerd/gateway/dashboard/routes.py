@@ -4,44 +4,58 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from starlette.datastructures import QueryParams
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
-from starlette.routing import Route
 
 from workerd.gateway.auth import LOGIN_REQUIRED
-from workerd.gateway.dashboard import handlers, jobs, overview, requests
+from workerd.gateway.dashboard import audit, handlers, jobs, overview, requests
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem, problem_of
+from workerd.gateway.roles import Access, Caller, Route, caller_of, refused
 from workerd.gateway.sessions import Cookie
 from workerd.gateway.state import GatewayState, gateway_of
 
-VIEWS: tuple[tuple[re.Pattern[str], Callable[[PageQuery], Awaitable[View]], tuple[str, ...]], ...] = (
-    (re.compile(r"/"), overview.overview, ()),
-    (re.compile(r"/ui/jobs"), jobs.jobs, (*jobs.FILTERS, "after")),
-    (re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job, ()),
-    (re.compile(r"/ui/requests"), requests.requests, (*requests.FILTERS, "after")),
-    (re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request, ()),
-    (re.compile(r"/ui/handlers"), handlers.handlers, ()),
-    (re.compile(r"/ui/schedules"), handlers.schedules, ()),
+
+class Page(NamedTuple):
+    """A page: its path, what renders it, its query parameters, and who may see it."""
+
+    path: re.Pattern[str]
+    view: Callable[[PageQuery], Awaitable[View]]
+    params: tuple[str, ...] = ()
+    access: Access = Access.READ
+
+
+PAGES = (
+    Page(re.compile(r"/"), overview.overview),
+    Page(re.compile(r"/ui/jobs"), jobs.jobs, (*jobs.FILTERS, "after")),
+    Page(re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job),
+    Page(re.compile(r"/ui/requests"), requests.requests, (*requests.FILTERS, "after")),
+    Page(re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request),
+    Page(re.compile(r"/ui/handlers"), handlers.handlers),
+    Page(re.compile(r"/ui/schedules"), handlers.schedules),
+    Page(re.compile(r"/ui/audit"), audit.audit, (*audit.FILTERS, "after"), Access.ACT),
 )
-"""Pages: their paths, what renders them, and their query parameters."""
 
 
-async def view_of(gateway: GatewayState, path: str, query: str) -> View:
+async def view_of(gateway: GatewayState, path: str, query: str, caller: Caller) -> View:
     """The view of a path.
 
-    Raises HTTPProblem 404 for an unknown path, 422 for an unknown parameter, and what the view raises.
+    Raises HTTPProblem 404 for an unknown path, 422 for an unknown parameter, 403 for a caller whose role may
+    not see it, and what the view raises.
     """
-    for pattern, view, known in VIEWS:
-        match = pattern.fullmatch(path)
+    for page in PAGES:
+        match = page.path.fullmatch(path)
         if match is not None:
+            if not caller.may(page.access):
+                raise refused(caller, page.access)
             given = QueryParams(query)
-            check_query(given, known)
-            return await view(PageQuery(gateway, given, match.groupdict().get("item_id", "")))
+            check_query(given, page.params)
+            return await page.view(PageQuery(gateway, given, match.groupdict().get("item_id", ""), caller))
     raise HTTPProblem(404, "Page not found.")
 
 
@@ -50,15 +64,19 @@ async def page(request: Request) -> Response:
     prefix = prefix_of(request.headers)
     if request.scope.get(LOGIN_REQUIRED):
         return RedirectResponse(f"{prefix}/login", 303, {"Cache-Control": "no-store"})
-    gateway = gateway_of(request)
+    gateway, caller = gateway_of(request), caller_of(request)
     path, query = request.url.path, request.url.query
     logged_in = gateway.tokens.required and Cookie.of(request.headers).name in request.cookies
     try:
-        view = await view_of(gateway, path, query)
+        view = await view_of(gateway, path, query, caller)
     except Exception as error:
-        return problem_page(problem_of(error, path), gateway.node_name, prefix=prefix, logged_in=logged_in)
+        return problem_page(
+            problem_of(error, path), gateway.node_name, prefix=prefix, logged_in=logged_in, caller=caller
+        )
     live = f"{path}?{query}" if query else path
-    return page_response(view, gateway.node_name, prefix=prefix, live=live, logged_in=logged_in)
+    return page_response(
+        view, gateway.node_name, prefix=prefix, live=live, logged_in=logged_in, caller=caller
+    )
 
 
 async def start(request: Request) -> Response:
@@ -79,9 +97,9 @@ async def static(request: Request) -> Response:
 
 
 ROUTES = [
-    Route("/", page, methods=["GET"]),
-    Route("/ui", start, methods=["GET"]),
-    Route("/ui/", start, methods=["GET"]),
-    Route("/ui/static/{name}", static, methods=["GET"]),
-    Route("/ui/{rest:path}", page, methods=["GET"]),
+    Route("/", page, methods=["GET"], access=Access.LOOK_UP),
+    Route("/ui", start, methods=["GET"], access=Access.OPEN),
+    Route("/ui/", start, methods=["GET"], access=Access.OPEN),
+    Route("/ui/static/{name}", static, methods=["GET"], access=Access.OPEN),
+    Route("/ui/{rest:path}", page, methods=["GET"], access=Access.LOOK_UP),
 ]

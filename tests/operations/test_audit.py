@@ -1,0 +1,153 @@
+"""Every operation that changes something leaves its act, in its own transaction."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support import storing
+from workerd import operations
+from workerd.config.model import Config
+from workerd.errors import Conflict
+from workerd.job import id_text, parse_id
+from workerd.operations import audit, handlers, jobs, requests, schedules
+from workerd.operations.actor import Actor, Role
+from workerd.store import audit as rows
+from workerd.store import handlers as stored_handlers
+from workerd.store import job_control
+from workerd.store import schedules as stored_schedules
+from workerd.store.base import Store, Tx
+
+TABLES = ("workerd_jobs", "workerd_requests", "workerd_handlers", "workerd_schedules", "workerd_audit")
+ANN = Actor("ann", "http", Role.OPERATOR, "10.0.0.7")
+
+
+def _functions() -> dict[str, Callable[..., Any]]:
+    """All functions of the operations, by module and name."""
+    found = {}
+    for module in pkgutil.iter_modules(operations.__path__, "workerd.operations."):
+        loaded = importlib.import_module(module.name)
+        for name, function in inspect.getmembers(loaded, inspect.isfunction):
+            if function.__module__ == module.name and not name.startswith("_"):
+                found[f"{module.name.rpartition('.')[2]}.{name}"] = function
+    return found
+
+
+ACTING = {
+    name
+    for name, function in _functions().items()
+    if "actor" in inspect.signature(function).parameters and not name.startswith("audit.")
+}
+"""The operations that take an Actor."""
+ENQUEUEING = {
+    "enqueue.admit", "enqueue.admit_each", "enqueue.admit_texts", "enqueue.insert", "enqueue.insert_alone",
+    "requests.submit",
+}  # fmt: skip
+"""What adds rows without an act."""
+
+
+def _rows(store: Store) -> list[Any]:
+    return [
+        sorted(map(str, store.read(lambda tx, t=table: tx.query(f"SELECT * FROM {t}")))) for table in TABLES
+    ]
+
+
+class Example:
+    """Calls one operation; `target`: of its act."""
+
+    def __init__(self, store: Store, config: Config) -> None:
+        self.store, self.config = store, config
+        self.job = storing.enqueue(store, "mail")
+        self.request = parse_id(store.run(lambda tx: requests.submit(tx, "ship", b"{}")).id)
+        store.run(lambda tx: stored_schedules.upsert(tx, stored_schedules.wanted(config)))
+
+    def run(self, name: str) -> tuple[Any, str]:
+        """The operation to run in a transaction, and the target of its act."""
+        config = self.config
+        match name:
+            case "jobs.cancel":
+                return lambda tx: jobs.cancel(tx, ANN, self.job), id_text(self.job)
+            case "jobs.retry":
+                self.store.run(lambda tx: job_control.cancel(tx, self.job))
+                return lambda tx: jobs.retry(tx, ANN, self.job), id_text(self.job)
+            case "requests.cancel":
+                return lambda tx: requests.cancel(tx, ANN, self.request), id_text(self.request)
+            case "handlers.pause":
+                return lambda tx: handlers.pause(tx, ANN, config, "mail", "why"), "mail"
+            case "handlers.resume":
+                self.store.run(lambda tx: stored_handlers.pause(tx, "mail", "bob", None))
+                return lambda tx: handlers.resume(tx, ANN, config, "mail"), "mail"
+            case "schedules.pause":
+                return lambda tx: schedules.pause(tx, ANN, config, "beat"), "beat"
+            case "schedules.resume":
+                self.store.run(lambda tx: stored_schedules.pause(tx, "beat", "bob"))
+                return lambda tx: schedules.resume(tx, ANN, config, "beat"), "beat"
+            case "schedules.run_now":
+                return lambda tx: schedules.run_now(tx, ANN, config, "beat"), "beat"
+        raise AssertionError(f"give {name} an example here: each operation that takes an Actor has its act")
+
+
+@pytest.mark.parametrize("name", sorted(ACTING))
+def test_each_act_is_recorded(name: str, store: Store, config: Config) -> None:
+    """One row for it; if its transaction is not committed, neither is the row."""
+    work, target = Example(store, config).run(name)
+
+    def undone(tx: Tx) -> None:
+        work(tx)
+        raise Conflict("undone")
+
+    with pytest.raises(Conflict):
+        store.run(undone)
+    assert not store.read(audit.list_).audit
+    store.run(work)
+    (act,) = store.read(audit.list_).audit
+    assert (act["actor"], act["role"], act["via"]) == ("ann", "operator", "http")
+    assert (act["target"], act["address"]) == (target, "10.0.0.7")
+    assert act["action"] in set(audit.Action)
+
+
+@pytest.mark.parametrize("name", sorted(ACTING))
+def test_no_act_without_its_record(
+    name: str, store: Store, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the row cannot be written, the act fails."""
+    work, _ = Example(store, config).run(name)
+    before = _rows(store)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Conflict("the audit cannot be written")
+
+    monkeypatch.setattr(rows, "insert", refuse)
+    with pytest.raises(Conflict, match="audit"):
+        store.run(work)
+    assert _rows(store) == before
+
+
+def test_what_takes_no_actor_changes_nothing() -> None:
+    """Operations without an Actor have the names of look-ups; another that changes something needs one."""
+    changing = ("cancel", "retry", "edit", "pause", "resume", "set", "remove", "run", "resolve", "mute",
+                "signal", "reveal", "delete", "update", "insert", "admit", "submit")  # fmt: skip
+    named = {
+        name for name in _functions() if name.partition(".")[2].startswith(changing) and name not in ACTING
+    }
+    assert named == ENQUEUEING
+
+
+def test_nothing_is_recorded_of_what_changed_nothing(store: Store, config: Config) -> None:
+    """A handler that was not paused is not resumed."""
+    assert not store.run(lambda tx: handlers.resume(tx, ANN, config, "mail"))
+    assert not store.read(audit.list_).audit
+
+
+def test_who_did_what_to_a_job(store: Store) -> None:
+    """Newest first."""
+    job_id = storing.enqueue(store, "mail")
+    store.run(lambda tx: jobs.cancel(tx, ANN, job_id))
+    store.run(lambda tx: jobs.retry(tx, Actor("cli:bob@host", "cli"), job_id))
+    acts = store.read(lambda tx: audit.of_job(tx, jobs.get(tx, job_id)))
+    assert [(act["actor"], act["action"]) for act in acts] == [("cli:bob@host", "retry"), ("ann", "cancel")]
