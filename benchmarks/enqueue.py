@@ -3,7 +3,8 @@
     python -m benchmarks.enqueue
     python -m benchmarks.enqueue --store sqlite --seconds 5
 
-One caller; every call is durable when it returns. One by one and in bulk (1,000 a call) by the client, inside
+One caller, where nothing else is said; every call is durable when it returns. One by one and in bulk (1,000 a
+call) by the client and by the client of asyncio, inside
 the caller's own transactions, by HTTP (one persistent connection), and by plain SQL: a bare INSERT with
 autocommit, which bounds what one by one can reach. The ways take turns, so that a machine whose speed drifts
 affects all alike. No pool runs the jobs meanwhile.
@@ -12,11 +13,13 @@ affects all alike. No pool runs the jobs meanwhile.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import http.client
 import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,11 +27,15 @@ import pymysql
 
 from benchmarks.harness import HANDLERS, STORES, Figure, Node, Server, config, mail, main, parser
 from tests.support.servers import free_port
+from workerd.async_client import AsyncClient
+from workerd.client import Client
 from workerd.job import new_id
 from workerd.job_spec import JobSpec
 from workerd.transaction import enqueue as enqueue_inside
 
 BULK = 1000
+CALLERS = 4
+"""Connections of a client."""
 BOUND, CLIENT = "plain INSERT, one by one", "client, one by one"
 Way = tuple[str, int, Callable[[], object], str]
 
@@ -79,15 +86,64 @@ def ways(node: Node, port: int) -> Iterator[list[Way]]:
     def bodies() -> dict[str, object]:
         return {"jobs": [{"handler": "noop", "vars": mail(next(numbers))} for _ in range(BULK)]}
 
-    with node.rows.connection() as bare, node.rows.connection() as own:
+    with (
+        node.rows.connection() as bare,
+        node.rows.connection() as own,
+        Threads(client, numbers) as threads,
+        Asynchronous(node, numbers) as asynchronous,
+    ):
         yield [
             (BOUND, 1, inserting(bare, numbers), ""),
             (CLIENT, 1, lambda: client.enqueue("noop", mail(next(numbers))), "3,000"),
+            (f"client, {CALLERS} threads", CALLERS, threads.call, ""),
+            ("AsyncClient, one by one", 1, lambda: asynchronous.call(1), ""),
+            (f"AsyncClient, {CALLERS} at once", CALLERS, lambda: asynchronous.call(CALLERS), ""),
             ("client, in bulk", BULK, lambda: client.enqueue_many(specs()), "20,000"),
             ("inside the caller's transaction", 1, inside(own, numbers), ""),
             ("HTTP, one by one", 1, lambda: post("/jobs", body(next(numbers))), ""),
             ("HTTP, in bulk", BULK, lambda: post("/jobs/bulk", bodies()), ""),
         ]
+
+
+class Threads:
+    """CALLERS threads that share one client."""
+
+    def __init__(self, client: Client, numbers: Iterator[int]) -> None:
+        self._client, self._numbers = client, numbers
+        self._threads = ThreadPoolExecutor(CALLERS)
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+
+    def call(self) -> None:
+        """One job by each thread."""
+        vars = [mail(next(self._numbers)) for _ in range(CALLERS)]
+        list(self._threads.map(lambda given: self._client.enqueue("noop", given), vars))
+
+
+class Asynchronous:
+    """An AsyncClient on an event loop of its own."""
+
+    def __init__(self, node: Node, numbers: Iterator[int]) -> None:
+        self._runner, self._numbers = asyncio.Runner(), numbers
+        self._client = AsyncClient(node.daemon.path)
+
+    def __enter__(self) -> Asynchronous:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    def call(self, count: int) -> None:
+        """So many jobs at once."""
+        self._runner.run(self._enqueue(count))
+
+    async def _enqueue(self, count: int) -> None:
+        await asyncio.gather(*(self._client.enqueue("noop", mail(next(self._numbers))) for _ in range(count)))
 
 
 def body(n: int) -> dict[str, object]:

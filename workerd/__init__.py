@@ -1,7 +1,7 @@
 """Background jobs for teams who already have MySQL or MariaDB.
 
 from workerd import Context, Failure, Result, Retry, handler     in a module of handlers; also wrap, unwrap
-from workerd import Client, JobSpec, enqueue, wake               in a program that enqueues
+from workerd import Client, JobSpec, enqueue, wake               in a program that enqueues; also AsyncClient
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Resul
 from workerd.wrapping import unwrap, wrap
 
 if TYPE_CHECKING:
+    from workerd.async_client import AsyncClient
     from workerd.client import Client
-    from workerd.job_spec import JobSpec
+    from workerd.job_spec import JobOptions, JobSpec
     from workerd.transaction import enqueue, wake
 
 
@@ -22,11 +23,13 @@ __version__ = "0.1.0"
 
 
 __all__ = [
+    "AsyncClient",
     "Cancelled",
     "Client",
     "Context",
     "DeadlineExceeded",
     "Failure",
+    "JobOptions",
     "JobSpec",
     "Result",
     "Retry",
@@ -38,7 +41,9 @@ __all__ = [
 ]
 
 _LOADED_ON_USE = {
+    "AsyncClient": "workerd.async_client",
     "Client": "workerd.client",
+    "JobOptions": "workerd.job_spec",
     "JobSpec": "workerd.job_spec",
     "enqueue": "workerd.transaction",
     "wake": "workerd.transaction",

@@ -14,6 +14,7 @@ import msgspec
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
 from workerd.documents import Enqueued, Job, Request
+from workerd.errors import InvalidValue
 from workerd.job import parse_id
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
 from workerd.operations import handlers, jobs, requests, waiting
@@ -25,6 +26,8 @@ from workerd.runtime.sockets import poke
 
 T = TypeVar("T")
 Source = Config | str | os.PathLike[str] | None
+BeforeEnqueue = Callable[[JobSpec], JobSpec]
+"""Called with each job before it is checked; returns the job to enqueue."""
 
 
 class Client:
@@ -34,6 +37,7 @@ class Client:
     /etc/workerd), or a Config. With a URL alone, `max_waiting` and the names of workflows are not checked.
     `timeout`: limit for one statement. `connections`: how many threads may use the store at the same time.
     `name`: of this program in the audit, after `client:`; None: the name of its file.
+    `before_enqueue`: functions that each job passes through, in order; jobs of plain SQL and HTTP do not.
 
     Raises ConfigError. Every method raises StoreAway while the store is unavailable, and WrongVersion if its
     schema has another version.
@@ -46,10 +50,12 @@ class Client:
         timeout: Duration = 5.0,
         connections: int = 4,
         name: str | None = None,
+        before_enqueue: Iterable[BeforeEnqueue] = (),
     ) -> None:
         self._config = _configuration(source)
         self._timeout_s = seconds("timeout", timeout)
         self._connections = ConnectionPool(self._open, connections, self._timeout_s)
+        self._before_enqueue = tuple(before_enqueue)
         self._known = KnownHandlers()
         self._wake = Paths(self._config.node).wake
         self._actor = of_client(name)
@@ -106,6 +112,11 @@ class Client:
         waiting.wait_until(self._read, lambda tx: jobs.ended(tx, key), _timeout_s(timeout))
         return self.get(job_id)
 
+    def has_ended(self, job_id: str | uuid.UUID) -> bool:
+        """Whether a job has ended. Raises NotFound."""
+        key = _key(job_id)
+        return self._read(lambda tx: jobs.ended(tx, key))
+
     def cancel(self, job_id: str | uuid.UUID) -> bool:
         """Cancel a job: true if it has ended, false if it is running and was asked to stop.
 
@@ -156,6 +167,11 @@ class Client:
         waiting.wait_until(self._read, lambda tx: requests.ended(tx, key), _timeout_s(timeout))
         return self.get_request(request_id)
 
+    def request_has_ended(self, request_id: str | uuid.UUID) -> bool:
+        """Whether a request has ended. Raises NotFound."""
+        key = _key(request_id)
+        return self._read(lambda tx: requests.ended(tx, key))
+
     def cancel_request(self, request_id: str | uuid.UUID) -> bool:
         """Cancel a request: true if it has ended, false if it ends with its running jobs.
 
@@ -188,6 +204,10 @@ class Client:
         poke(self._wake)
 
     def _check(self, spec: JobSpec) -> NewJob:
+        for hook in self._before_enqueue:
+            spec = hook(spec)
+            if not isinstance(spec, JobSpec):
+                raise InvalidValue(f"before_enqueue: expected {hook!r} to return a JobSpec, got {spec!r}")
         return checked(spec, self._config)
 
     def _enqueue_alone(self, job: NewJob) -> Enqueued | None:

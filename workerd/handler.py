@@ -5,18 +5,21 @@ Nothing here runs user code or does I/O.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args, overload
 
 import msgspec
 
 from workerd.config.model import NestedKeys, Policy, keys_of
 from workerd.config.validators import Validator, duration, wrong
+from workerd.config.validators import name as name_validator
+from workerd.enqueuing import ContextHandlerFunction, Enqueuing, HandlerFunction
 from workerd.errors import InvalidValue
 from workerd.job import Claim, id_text
 
@@ -25,7 +28,8 @@ OPTIONS = "__workerd_options__"
 
 ClassName = type[BaseException] | str
 Classes = ClassName | Iterable[ClassName]
-F = TypeVar("F")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 # -- deciding the result of a run ----------------------------------------------------------
@@ -188,13 +192,35 @@ def _object(data: bytes | None) -> dict[str, Any]:
 # -- the decorator -----------------------------------------------------------------------------
 
 
+class HandlerDecorator(Protocol):
+    """`@handler(…)` with options."""
+
+    @overload
+    def __call__(self, target: type[Any], /) -> Any: ...
+
+    @overload
+    def __call__(self, target: Callable[Concatenate[Context, P], R], /) -> ContextHandlerFunction[P, R]: ...
+
+    @overload
+    def __call__(self, target: Callable[P, R], /) -> HandlerFunction[P, R]: ...
+
+
 @overload
-def handler(target: F, /) -> F: ...
+def handler(target: type[Any], /) -> Any: ...
+
+
+@overload
+def handler(target: Callable[Concatenate[Context, P], R], /) -> ContextHandlerFunction[P, R]: ...
+
+
+@overload
+def handler(target: Callable[P, R], /) -> HandlerFunction[P, R]: ...
 
 
 @overload
 def handler(
     *,
+    name: str | None = None,
     deadline: float | str | None = None,
     grace: float | str | None = None,
     max_attempts: int | None = None,
@@ -203,27 +229,58 @@ def handler(
     retry_on: Classes | None = None,
     fail_on: Classes | None = None,
     ignore: Classes | None = None,
-) -> Callable[[F], F]: ...
+) -> HandlerDecorator: ...
 
 
-def handler(target: Any = None, /, **options: Any) -> Any:
-    """Set policy defaults of a function, or of a class with `ensure`.
+def handler(target: Any = None, /, *, name: str | None = None, **options: Any) -> Any:
+    """Set policy defaults of a function, or of a class with `ensure`, and let it enqueue itself.
 
-    The options are keys of the configuration, which overrides them. Durations are seconds or text ("30s"),
-    exception classes are classes or their names. Raises TypeError for an unknown option, ValueError for an
-    invalid value.
+    `.enqueue(client_or_connection, …)` and `.spec(…)` take the arguments of a call, and `_options`, a
+    JobOptions. `name`: the handler's in the configuration, by default the function's own. Called directly it
+    is the plain function.
+
+    The other options are keys of the configuration, which overrides them. Durations are seconds or text
+    ("30s"), exception classes are classes or their names. Raises TypeError for an unknown option, ValueError
+    for an invalid value.
     """
     checked = MappingProxyType(
-        {name: _checked(name, value) for name, value in options.items() if value is not None}
+        {option: _checked(option, value) for option, value in options.items() if value is not None}
     )
+    given = None if name is None else _name(name)
 
-    def decorate(decorated: F) -> F:
+    def decorate(decorated: Any) -> Any:
         if not callable(decorated) and not hasattr(decorated, "ensure"):
             raise TypeError(f"@handler expects a function or a class, got {decorated!r}")
         setattr(decorated, OPTIONS, checked)
+        own_name = str(getattr(decorated, "__name__", type(decorated).__name__))
+        enqueuing = Enqueuing(decorated, given or own_name, _context_of)
+        for method in ("spec", "enqueue"):
+            if inspect.isroutine(decorated) or not hasattr(decorated, method):  # a class may have its own
+                setattr(decorated, method, getattr(enqueuing, method))
         return decorated
 
     return decorate if target is None else decorate(target)
+
+
+def _name(value: Any) -> str:
+    try:
+        return str(name_validator(value))
+    except InvalidValue as error:
+        raise InvalidValue(f"@handler(name=…): {error}") from None
+
+
+def is_context(annotation: Any) -> bool:
+    """Whether a parameter with this annotation, a type or its text, takes the Context."""
+    if annotation is Context or Context in get_args(annotation):
+        return True
+    # Context may be imported for type checkers only: then the annotation is text.
+    return isinstance(annotation, str) and annotation.strip("'\"").split(".")[-1] == "Context"
+
+
+def _context_of(parameters: list[inspect.Parameter]) -> str:
+    """Name of the parameter that takes the Context; "" without one."""
+    named = [p.name for p in parameters if is_context(p.annotation)]
+    return named[0] if named else next((p.name for p in parameters[:1] if p.name == "ctx"), "")
 
 
 _CLASS_LISTS = ("retry_on", "fail_on", "ignore")

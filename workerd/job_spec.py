@@ -82,6 +82,15 @@ class JobSpec:
     meta: Annotated[Any, Option("json", "JSON", "Any JSON of yours, kept with the job.")] = None
 
 
+def spec_of(handler: str | JobSpec, vars: Mapping[str, Any] | None, options: JobOptions) -> JobSpec:
+    """A spec as it is, or one of a handler, its vars and options. Raises TypeError for a spec with others."""
+    if isinstance(handler, str):
+        return JobSpec(handler=handler, vars=vars or {}, **options)
+    if vars is not None or options:
+        raise TypeError("a JobSpec has its vars and options itself: replace them there")
+    return handler
+
+
 OPTIONS: dict[str, Option] = {
     name: extra
     for name, hint in get_type_hints(JobSpec, include_extras=True).items()

@@ -32,7 +32,12 @@ def enqueue(
 
     Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
     """
-    job = check(JobSpec(handler=handler, vars=vars or {}, **options))
+    return enqueue_spec(connection, JobSpec(handler=handler, vars=vars or {}, **options))
+
+
+def enqueue_spec(connection: Any, spec: JobSpec) -> Enqueued:
+    """The same for a JobSpec."""
+    job = check(spec)
     tx = join(connection)
     enqueued = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
     after_commit(connection, wake)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from workerd.store.base import Tx
 
@@ -17,10 +17,18 @@ def wait_until(
 ) -> None:
     """Return once `read(ended)` is true. Raises TimeoutError after `timeout_s` (None: never)."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    interval = FIRST_INTERVAL_S
+    pauses = intervals()
     while not read(ended):
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
             raise TimeoutError(f"it has not ended within {timeout_s:g} s")
-        time.sleep(interval if left is None else min(interval, left))
+        pause = next(pauses)
+        time.sleep(pause if left is None else min(pause, left))
+
+
+def intervals() -> Iterator[float]:
+    """Seconds between two looks, without end."""
+    interval = FIRST_INTERVAL_S
+    while True:
+        yield interval
         interval = min(interval * 1.5, MAX_INTERVAL_S)

@@ -6,12 +6,12 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Union, get_args, get_type_hints
+from typing import Any, NamedTuple, Union, get_type_hints
 
 import msgspec
 
 from workerd.errors import LoadError
-from workerd.handler import Context
+from workerd.handler import Context, is_context
 from workerd.signature import ABSENT, Code, Field, Fields, Param, Signature, code_of
 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -146,10 +146,7 @@ def _context_of(parameters: list[_Parameter]) -> str:
     for p in parameters:
         if p.kind in (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL):
             continue
-        if p.annotation is Context or Context in get_args(p.annotation):
-            return p.name
-        # Context may be imported for type checkers only: then the annotation is text.
-        if isinstance(p.annotation, str) and p.annotation.strip("'\"").split(".")[-1] == "Context":
+        if is_context(p.annotation):
             return p.name
     if parameters and parameters[0].name == "ctx" and parameters[0].kind is not inspect.Parameter.VAR_KEYWORD:
         return "ctx"

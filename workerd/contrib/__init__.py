@@ -1,0 +1,1 @@
+"""What frameworks need of workerd, each with an extra of its own: `pip install workerd[django]`."""
