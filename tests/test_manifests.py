@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import kubernetes_validate
 import pytest
@@ -15,12 +18,17 @@ from workerd.config import reader
 from workerd.config.build import build
 from workerd.config.model import Config
 from workerd.config.reader import ConfigErrors
+from workerd.documents import HandlerStats, Stats
+from workerd.gateway import openapi
 
 MANIFESTS = ROOT / "packaging" / "kubernetes"
 COMPOSE = ROOT / "packaging" / "compose"
 VERSION = "1.32"
-NOT_KUBERNETES = ("kustomization.yaml", "servicemonitor.yaml")
-"""Read by kustomize and by the Prometheus operator, whose schemas are not in the package."""
+NOT_KUBERNETES = (
+    "kustomization.yaml", "servicemonitor.yaml", "scaledobject.yaml", "authentication.yaml",
+)  # fmt: skip
+"""Read by kustomize, the Prometheus operator and KEDA: no package has their schemas that lets pytest be."""
+KEDA = MANIFESTS / "keda"
 FILES = sorted(path for path in MANIFESTS.rglob("*.yaml") if path.name not in NOT_KUBERNETES)
 
 
@@ -51,6 +59,45 @@ def test_every_manifest_is_listed() -> None:
     for folder in (path for path in MANIFESTS.iterdir() if path.is_dir()):
         named = set(load(folder / "kustomization.yaml")["resources"]) - {"../base"}
         assert named == {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_the_scaler_reads_a_figure_of_a_configured_handler(tmp_path: Path) -> None:
+    """With the token of its own secret."""
+    authentication, given = load(KEDA / "authentication.yaml"), load(KEDA / "secret.yaml")
+    config = configuration(tmp_path)
+    for trigger in load(KEDA / "scaledobject.yaml")["spec"]["triggers"]:
+        part, handler, figure = trigger["metadata"]["valueLocation"].split(".")
+        assert part in Stats.__struct_fields__
+        assert handler in config.handlers
+        assert figure in HandlerStats.__struct_fields__
+        assert urlsplit(trigger["metadata"]["url"]).path in {op.path for op in openapi.OPERATIONS}
+        assert trigger["authenticationRef"]["name"] == authentication["metadata"]["name"]
+    (secret,) = authentication["spec"]["secretTargetRef"]
+    assert secret["name"] == given["metadata"]["name"]
+    assert secret["key"] in given["stringData"]
+
+
+@pytest.mark.parametrize("base", ["base", "statefulset"])
+def test_the_scaler_is_a_component_of_both_kinds_of_pods(base: str, tmp_path: Path) -> None:
+    """And sets the number of pods alone."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl, which has kustomize, is not installed")
+    shutil.copytree(MANIFESTS, tmp_path / "kubernetes")
+    folder = tmp_path / "kubernetes" / "mine"
+    folder.mkdir()
+    made = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"../{base}"],
+        "components": ["../keda"],
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(made))
+    done = subprocess.run([kubectl, "kustomize", str(folder)], capture_output=True, text=True, check=True)
+    found = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(done.stdout)}
+    assert ("ScaledObject", "workerd") in found
+    kind = "Deployment" if base == "base" else "StatefulSet"
+    assert "replicas" not in found[kind, "workerd"]["spec"]
 
 
 def pod(name: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from workerd.clock import from_rfc3339, to_rfc3339
+from workerd.clock import SECOND, from_rfc3339, to_rfc3339
 from workerd.job import ENDED, id_text
+from workerd.store import stats
 from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
@@ -133,6 +134,30 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     paused_at: datetime | None
     paused_by: str | None
     pause_reason: str | None
+
+
+class HandlerStats(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures of one handler over all nodes, paused or not.
+
+    `due`: jobs that could run now, `scheduled`: later; each is counted up to 1,000,000. `oldest_s`: age of
+    the oldest due one, 0 without one. `workers`: of living nodes. Rates are averages of the last minute:
+    `in_per_s` of jobs that became due for the first time, `out_per_s` of jobs that ended.
+    """
+
+    due: int
+    scheduled: int
+    running: int
+    oldest_s: float
+    workers: int
+    in_per_s: float
+    out_per_s: float
+
+
+class Stats(msgspec.Struct, frozen=True, kw_only=True):
+    """Figures for scalers, by handler."""
+
+    at: datetime
+    handlers: dict[str, HandlerStats]
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -291,6 +316,19 @@ def schedule(row: ScheduleRow, next_at: int | None = None, note: str | None = No
     if row.kind != "cooler":
         document["next_at"] = moment(next_at)
     return document
+
+
+def handler_stats(found: stats.HandlerStats, now: int) -> Document:
+    """The figures of a handler at the store time `now`."""
+    return {
+        "due": found.due,
+        "scheduled": found.scheduled,
+        "running": found.running,
+        "oldest_s": 0.0 if found.oldest is None else round(max(0, now - found.oldest) / SECOND, 3),
+        "workers": found.workers,
+        "in_per_s": round(found.came / stats.SPAN_S, 3),
+        "out_per_s": round(found.ended / stats.SPAN_S, 3),
+    }
 
 
 def node(row: NodeRecord, now: int) -> Document:

@@ -8,7 +8,7 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     pool -> dispatcher           Hello, Demand, Holdings
     dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
     pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, AnnounceAgain, Barrier
-    ingester -> pool, dispatcher Ack, PayloadLimits, Announced, BarrierDone
+    ingester -> pool, dispatcher Ack, PayloadLimits, Announced, BarrierDone; Throughput (dispatcher only)
     pool -> worker               Assignment (in shared memory, or over the channel when it is too long)
     worker -> pool               Loaded, Progressed, RunResult; LogRecord as JSON in the output pipe
 
@@ -274,6 +274,16 @@ class BarrierDone(Message, frozen=True, tag="barrier_done"):
     ended_since_ns: int = 0
 
 
+class Throughput(Message, frozen=True, tag="throughput"):
+    """Of each handler, the jobs recorded as ended within the last minute, and the jobs that came.
+
+    `handlers`: name -> (came, ended). A job comes when it becomes due for the first time; here are those
+    whose first attempt has ended since.
+    """
+
+    handlers: dict[str, tuple[int, int]]
+
+
 class Scheduled(Message, frozen=True, tag="scheduled"):
     """A row becomes due at this store time, microseconds: possibly before the next poll."""
 
@@ -283,7 +293,7 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
 ToDispatcher = Hello | Demand | Holdings
 FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
 ToIngester = Hello | Outcomes | Progress | Seen | AnnounceAgain | Barrier
-FromIngester = Ack | PayloadLimits | Announced | BarrierDone
+FromIngester = Ack | PayloadLimits | Announced | BarrierDone | Throughput
 
 
 # -- between a pool and its workers ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.support.eventually import eventually
 from tests.support.gateway import Api
 
 
@@ -32,3 +33,31 @@ def test_nodes_and_schedules(api: Api) -> None:
     assert made.status_code == 201
     assert api.ended(made.json()["id"])["handler"] == "tick"
     assert api.post("/schedules/nope/run").status_code == 404
+
+
+def test_stats(api: Api) -> None:
+    """Of every handler that is known, with workers and rates; asked again at once, the same figures."""
+    api.ended(api.enqueue("noop"))
+    api.post("/handlers/add/pause")
+    try:
+        waiting = [api.enqueue("add", {"a": 1}) for _ in range(2)]
+        waiting.append(api.enqueue("add", {"a": 1}, delay="1h"))
+
+        def figures() -> dict[str, dict[str, float]]:
+            found: dict[str, dict[str, float]] = api.get("/stats").json()["handlers"]
+            return found
+
+        eventually(lambda: figures()["add"]["due"] == 2)
+        eventually(lambda: figures()["noop"]["out_per_s"] > 0, state=figures)
+        found = figures()
+        assert (found["add"]["scheduled"], found["add"]["running"]) == (1, 0)
+        assert found["add"]["oldest_s"] > 0
+        assert found["add"]["in_per_s"] >= 2 / 60 - 0.001
+        assert found["add"]["workers"] >= 1
+        assert found["noop"]["in_per_s"] > 0
+        first, second = api.get("/stats").json(), api.get("/stats").json()
+        assert first == second or first["at"] != second["at"]
+    finally:
+        for job in waiting:
+            api.post(f"/jobs/{job}/cancel")
+        api.post("/handlers/add/resume")

@@ -19,6 +19,7 @@ from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.roles import Caller
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
+from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 
@@ -41,6 +42,7 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
         request_polls=LongPolls(backend, requests.ended_of),
         batch_enqueue=BatchEnqueue(backend, config),
         history=History(backend),
+        stats=StatsCache(backend, config),
         events=Events(render, tokens),
     )
     return gateway

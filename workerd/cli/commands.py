@@ -35,6 +35,7 @@ COMMANDS = (
     ("handlers", "cli.handlers:handlers", "List handlers, their arguments and their state."),
     ("pause", "cli.handlers:pause", "Pause a handler: no job of it starts until `resume`."),
     ("resume", "cli.handlers:resume", "Resume a paused handler."),
+    ("stats", "cli.stats:stats", "Show waiting and running jobs, workers and rates by handler."),
     ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
     ("schedules", "cli.schedules:schedules", "List schedules, or pause, resume or run one."),
     ("audit", "cli.audit:audit", "List what people and programs changed, newest first."),

@@ -15,6 +15,7 @@ from workerd import __version__
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.lease import Deregistration, Lease
 from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.node_figures import NodeFigures
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.recurring import INTERVALS_PERIOD_S, SYNC_PERIOD_S, CronTicks, Intervals, ScheduleSync
@@ -71,12 +72,16 @@ class Dispatcher(Service):
             owner=self,
         )
         self.outcomes = OutcomeSender(
-            self.loop, ctx.paths.ingester, Hello(role="dispatcher", name="dispatcher", life=ctx.life)
+            self.loop,
+            ctx.paths.ingester,
+            Hello(role="dispatcher", name="dispatcher", life=ctx.life),
+            on_throughput=lambda throughput: self.figures.on_throughput(throughput),
         )
         self.lease = Lease(
             self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
             frozenset(config.handlers), self._on_lease,
         )  # fmt: skip
+        self.figures = NodeFigures(self.loop, self.lease, config.pools, takes_jobs=config.pickup.enabled)
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
         node = NodeIdent(id=incarnation, name=config.node.name)
         self.settlement = Settlement(
@@ -249,11 +254,16 @@ class Dispatcher(Service):
             peer.send(LeaseState(held=self._announced_held))
         self.settlement.on_pool_up(peer)
         self.stager.on_pool_up(peer)
+        self._on_pools_changed()
 
     def on_peer_down(self, peer: PoolLink) -> None:
         """A pool's connection ended."""
         self.claimer.on_pool_down(peer)
         self.settlement.on_pool_down()
+        self._on_pools_changed()
+
+    def _on_pools_changed(self) -> None:
+        self.figures.on_pools([link.name for link in self.pools.peers.values()])
 
     def on_peer_message(self, peer: PoolLink, message: Demand | Holdings) -> None:
         """A pool reported its capacity, or what it holds."""

@@ -18,7 +18,7 @@ from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import handlers, nodes, write_probe
 from workerd.store.base import Tx
-from workerd.store.nodes import ClockSetBack, NodeRecord
+from workerd.store.nodes import ClockSetBack, NodeInfo, NodeRecord
 
 GIVE_UP = 0.8
 """Part of the lease after which, unless renewed, nothing is started; the rest is for jobs in transit."""
@@ -26,6 +26,8 @@ INHERITED = 0.1
 """Part of the lease that a restarted dispatcher assumes to be left of what its predecessor renewed."""
 OBSTACLE_PAUSE_S = 2.0
 """Pause after a wrong schema or a name that is taken: a person has to act first."""
+MAX_UNPUBLISHED_S = 5.0
+"""Until what the node says of itself is written, however long its lease is."""
 DEREGISTRATION_TIMEOUT_S = 5.0
 """After which the node's row is left to the next start of this node."""
 
@@ -79,6 +81,18 @@ class Lease:
     def remaining_s(self) -> float:
         """Seconds until the lease ends as far as this process knows; negative once it has."""
         return self._renewed_at + self._lease_s - time.monotonic()
+
+    def publish(self, info: NodeInfo) -> None:
+        """Write what the node says of itself with one of the next renewals."""
+        if info != self._node.published:
+            self._unpublished = msgspec.json.encode(info)
+            self._node = msgspec.structs.replace(self._node, info=self._unpublished)
+            self._tasks.wake(self.renew, MAX_UNPUBLISHED_S)
+
+    @property
+    def published(self) -> NodeInfo:
+        """What the node says of itself."""
+        return self._node.published
 
     def is_blocked(self) -> bool:
         """Whether the store is unavailable or this node not registered."""
@@ -149,14 +163,17 @@ class Lease:
         asked_at = time.monotonic()
         now = None
         if self.registered:
-            info, self._unpublished = self._unpublished, None
+            info = self._unpublished
             now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s, info))
         if now is None:  # not registered yet, or another node removed the row as that of a dead one
+            info = self._unpublished
             now, withdrawn = self._store.run(self._register)
             if withdrawn:
                 _log.info("handlers.withdrawn", handlers=", ".join(withdrawn))
             # Pools announced their handlers when they loaded: the store may not have that any more.
             self._outcomes.notify(AnnounceAgain(self._served))
+        if self._unpublished is info:
+            self._unpublished = None
         self._renewed_at = asked_at  # not when the answer came: the store counts from before that
         self._set_timer()
         self._note_clock(now, int(asked_at * 1e9))
@@ -172,11 +189,8 @@ class Lease:
             return
         _log.warning("store_clock.stepped", by_s=round(step_us / SECOND, 1))
         if step_us < 0:
-            published = msgspec.structs.replace(
-                self._node.published, clock_set_back=ClockSetBack(now, round(-step_us / SECOND, 1))
-            )
-            self._unpublished = msgspec.json.encode(published)
-            self._node = msgspec.structs.replace(self._node, info=self._unpublished)
+            stepped = ClockSetBack(now, round(-step_us / SECOND, 1))
+            self.publish(msgspec.structs.replace(self.published, clock_set_back=stepped))
             self._tasks.wake(self.renew)
 
     def _note_renewed(self) -> None:

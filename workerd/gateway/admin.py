@@ -1,4 +1,4 @@
-"""The routes of handlers, nodes, schedules and the audit."""
+"""The routes of handlers, nodes, schedules, their figures and the audit."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ async def list_nodes(request: Request) -> Response:
     return json_response({"nodes": await gateway_of(request).backend.read(handlers.list_nodes), "next": None})
 
 
+async def show_stats(request: Request) -> Response:
+    """Waiting and running jobs, workers and rates of all handlers."""
+    return json_response(await gateway_of(request).stats.read())
+
+
 async def list_schedules(request: Request) -> Response:
     """All schedules."""
     gateway = gateway_of(request)
@@ -103,6 +108,7 @@ ROUTES = [
     Route("/handlers/{name}/resume", resume_handler, methods=["POST"], access=Access.ACT),
     Route("/audit", list_audit, methods=["GET"], access=Access.ACT),
     Route("/nodes", list_nodes, methods=["GET"], access=Access.READ),
+    Route("/stats", show_stats, methods=["GET"], access=Access.READ),
     Route("/schedules", list_schedules, methods=["GET"], access=Access.READ),
     Route("/schedules/{name}/pause", pause_schedule, methods=["POST"], access=Access.ACT),
     Route("/schedules/{name}/resume", resume_schedule, methods=["POST"], access=Access.ACT),

@@ -13,7 +13,7 @@ from starlette import requests as starlette_requests
 from starlette.responses import Response
 
 import workerd
-from workerd.documents import Act, Enqueued, Handler, Job, Node, Request, Schedule
+from workerd.documents import Act, Enqueued, Handler, Job, Node, Request, Schedule, Stats
 from workerd.gateway import params
 from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
@@ -242,6 +242,8 @@ OPERATIONS = (
     Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: Handler},
               params.EmptyBody),
     Operation("get", "/nodes", "List nodes", {200: NodesPage}),
+    Operation("get", "/stats", "Figures for scalers: jobs waiting and running, workers, rates",
+              {200: Stats}),
     Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),
     Operation("post", "/schedules/{name}/pause", "Pause a schedule",
               {200: Schedule}, params.PauseBody, errors=(404,)),

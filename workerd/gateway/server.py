@@ -35,6 +35,7 @@ from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.roles import Caller
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
+from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 from workerd.runtime.paths import RoleContext
@@ -112,6 +113,7 @@ class Gateway(Service):
             request_polls=LongPolls(self._backend, requests.ended_of),
             batch_enqueue=BatchEnqueue(self._backend, self._config),
             history=History(self._backend),
+            stats=StatsCache(self._backend, self._config),
             events=Events(self._render, tokens),
         )
         periodic = [

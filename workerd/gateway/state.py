@@ -18,6 +18,7 @@ from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
 from workerd.gateway.roles import caller_of
 from workerd.gateway.sessions import LoginThrottle, Sessions
+from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.operations.actor import Actor
 
@@ -35,6 +36,7 @@ class GatewayState:
     request_polls: LongPolls
     batch_enqueue: BatchEnqueue
     history: History
+    stats: StatsCache
     events: Events
 
     @property

@@ -16,10 +16,14 @@ from workerd.messages import (
     Progress,
     Roster,
     Seen,
+    Throughput,
     ToIngester,
 )
 from workerd.runtime.loop import Loop
 from workerd.runtime.peer_server import Peer, PeerServer
+
+DISPATCHER = "dispatcher"
+"""The name in its Hello; a pool of this name ignores what it is sent."""
 
 
 class Connection(Peer):
@@ -136,6 +140,12 @@ class Connections:
         if limits != self._limits:
             self._limits = limits
             self._server.broadcast(limits)
+
+    def tell_dispatcher(self, throughput: Throughput) -> None:
+        """Send what was recorded of late to the dispatcher, which publishes it."""
+        for peer in self._server:
+            if peer.name == DISPATCHER:
+                peer.send(throughput)
 
     def pause(self, paused: bool) -> None:
         """Stop or resume reading from every peer (law 7)."""

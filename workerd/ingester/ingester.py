@@ -18,7 +18,16 @@ from workerd.ingester.progress import ProgressWriter
 from workerd.ingester.spool import Spool
 from workerd.ingester.stats import IngestStats
 from workerd.ingester.writer import Writer
-from workerd.messages import AnnounceAgain, Barrier, BarrierDone, Outcomes, Roster, Scheduled, Series
+from workerd.messages import (
+    AnnounceAgain,
+    Barrier,
+    BarrierDone,
+    Outcomes,
+    Roster,
+    Scheduled,
+    Series,
+    Throughput,
+)
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
@@ -31,6 +40,8 @@ STOP_TIMEOUT_S = 8.0
 """From Stop to the end; the supervisor waits a little longer."""
 COUNTED_DELAY_S = 0.1
 """From a change of the counts to the Beat that carries them: what a killed ingester loses of them."""
+THROUGHPUT_INTERVAL_S = 2.0
+"""While there is any; the dispatcher publishes it when it renews the lease."""
 STOP_CHECK_INTERVAL_S = 0.01
 
 _log = log.get_logger("ingester")
@@ -87,6 +98,7 @@ class Ingester(Service):
         self._server_check_interval_s = config.dispatcher.lease / 3
         self._stop_by: float | None = None
         self._beat_due = False
+        self._throughput_due = False
         self._was_away = False
         self._served: frozenset[str] | None = None  # not told yet
         self._rate = Rate()
@@ -153,6 +165,9 @@ class Ingester(Service):
         if not self._beat_due:
             self._beat_due = True
             self.loop.call_later(COUNTED_DELAY_S, self._send_counted)
+        if not self._throughput_due:
+            self._throughput_due = True
+            self.loop.call_later(THROUGHPUT_INTERVAL_S, self._send_throughput)
         if self._stop_by is not None:
             self.become("draining", self._pipeline.trouble)
         elif self._pipeline.trouble:
@@ -163,6 +178,13 @@ class Ingester(Service):
     def _send_counted(self) -> None:
         self._beat_due = False
         self.beat()
+
+    def _send_throughput(self) -> None:
+        handlers = self._writer.recent.by_handler()
+        self._connections.tell_dispatcher(Throughput(handlers))
+        self._throughput_due = bool(handlers)
+        if handlers:
+            self.loop.call_later(THROUGHPUT_INTERVAL_S, self._send_throughput)
 
     def counted(self) -> list[Series]:
         return self._stats.take(self._store.stats.errors)

@@ -24,6 +24,7 @@ from workerd.ingester.ended import EndedAttempts
 from workerd.ingester.locked import LockedOutcomes
 from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
 from workerd.ingester.stats import IngestStats
+from workerd.ingester.throughput import RecentJobs
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused
 from workerd.store import intervals, retries, workflows, write_probe
@@ -80,6 +81,8 @@ class Writer:
         The attempts whose outcomes were written, or wait for a lock.
     locked
         Outcomes that wait for a lock beside the others.
+    recent
+        How many jobs came and ended within the last minute.
     recorded
         Outcomes that took effect.
     """
@@ -110,6 +113,7 @@ class Writer:
         self._careful_until = 0.0
         self._looked_for_locks = False
         self._stats = stats
+        self.recent = RecentJobs()
         self._max_packet: int | None = None
         self._unknown_commits: dict[AttemptRef, list[int]] = {}  # the `ingested_at` of each
         self._breaking: tuple[AttemptRef | None, int] = None, 0  # and how often it broke the connection
@@ -256,7 +260,7 @@ class Writer:
     def _write_part(self, part: list[Outcome], *, careful: bool) -> list[Outcome]:
         """Record outcomes in one transaction; returns those that wait for a lock. Raises StoreError."""
         began = time.monotonic()
-        effective, locked = self._close(part, careful)
+        effective, locked, now = self._close(part, careful)
         seconds = time.monotonic() - began
         self.ended.add(part)
         written = len(part) - len(locked)
@@ -268,10 +272,11 @@ class Writer:
         self.last_rows = written
         self.last_commit_ms = round(seconds * 1000, 3)
         self._stats.batch(written, seconds)
-        if len(effective) == len(part):
-            self._stats.recorded(part)
-        else:
-            self._stats.recorded([outcome for outcome in part if outcome.ref in effective])
+        recorded = part
+        if len(effective) != len(part):
+            recorded = [outcome for outcome in part if outcome.ref in effective]
+        self._stats.recorded(recorded)
+        self.recent.recorded(recorded, now)
         return locked
 
     @property
@@ -279,10 +284,10 @@ class Writer:
         """Whether rows were locked of late: who waits for one of them keeps all others waiting."""
         return bool(self.locked.rows) or time.monotonic() < self._careful_until
 
-    def _close(self, part: list[Outcome], careful: bool) -> tuple[set[AttemptRef], list[Outcome]]:
+    def _close(self, part: list[Outcome], careful: bool) -> tuple[set[AttemptRef], list[Outcome], int]:
         """The attempts whose closing took effect, now or by an earlier COMMIT that had no answer.
 
-        `careful`: outcomes with a locked row are left out, and returned too.
+        `careful`: outcomes with a locked row are left out, and returned too; and the store time of it.
         """
         now = 0
         ready = part
@@ -316,9 +321,9 @@ class Writer:
         if self._unknown_commits:
             effective |= self._settle_unknown([outcome.ref for outcome in ready])
         if len(ready) == len(part):
-            return effective, []
+            return effective, [], now
         written = {outcome.id for outcome in ready}
-        return effective, [outcome for outcome in part if outcome.id not in written]
+        return effective, [outcome for outcome in part if outcome.id not in written], now
 
     def _announce(self, batch: ClosedBatch, part: list[Outcome], now: int) -> None:
         """Wake whoever can claim what follows."""

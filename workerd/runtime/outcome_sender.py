@@ -20,6 +20,7 @@ from workerd.messages import (
     Outcomes,
     PayloadLimits,
     Seen,
+    Throughput,
 )
 from workerd.outcome import Outcome
 from workerd.runtime.channel import Channel
@@ -44,7 +45,7 @@ MAX_PAYLOAD_BYTES = 24 << 20
 """A payload may stand in a frame twice, however much the store could take."""
 
 
-def _ignore() -> None:
+def _ignore(*_: object) -> None:
     pass
 
 
@@ -52,7 +53,8 @@ class OutcomeSender:
     """The connection to the ingester; outcomes survive restarts of the ingester, other messages may not.
 
     `max_payload`: bytes, as the ingester announced last. `on_acknowledged` is called after each Ack that
-    acknowledged something new, `on_announced` when all loaded handlers are known.
+    acknowledged something new, `on_announced` when all loaded handlers are known, `on_throughput` with what
+    the ingester has recorded of late.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class OutcomeSender:
         max_payload: int = MAX_PAYLOAD_BYTES,
         on_acknowledged: Callable[[], None] = _ignore,
         on_announced: Callable[[], None] = _ignore,
+        on_throughput: Callable[[Throughput], None] = _ignore,
     ) -> None:
         self.max_payload = min(max_payload, MAX_PAYLOAD_BYTES)
         self._loop = loop
@@ -75,6 +78,7 @@ class OutcomeSender:
         self._flushed_at = 0.0
         self._batch_delay = BATCH_DELAY_S
         self._on_announced = on_announced
+        self._on_throughput = on_throughput
         self._seen: list[Seen] = []
         self._unannounced: set[str] = set()
         self._tokens = itertools.count(1)
@@ -188,6 +192,8 @@ class OutcomeSender:
                 self._unannounced.discard(message.handler)
                 if self.announced:
                     self._on_announced()
+            case Throughput():
+                self._on_throughput(message)
             case BarrierDone():
                 answered = self._barriers.pop(message.token, None)
                 if answered is not None:

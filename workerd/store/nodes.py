@@ -22,6 +22,21 @@ class ClockSetBack(msgspec.Struct, frozen=True):
     by_s: float
 
 
+class HandlerFigures(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node knows of one handler: its workers, and of the last minute the jobs that it ended.
+
+    came
+        Those of them that had become due within that minute, for the first time.
+    """
+
+    workers: int = 0
+    came: int = 0
+    ended: int = 0
+
+    def __add__(self, other: HandlerFigures) -> HandlerFigures:
+        return HandlerFigures(self.workers + other.workers, self.came + other.came, self.ended + other.ended)
+
+
 class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a node publishes of itself; None: an older node, which does not publish it.
 
@@ -31,11 +46,14 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         The length of its lease.
     clock_set_back
         The last time that it saw this happen.
+    handlers
+        Those that its pools have loaded.
     """
 
     schedules: list[str] | None = None
     lease_s: float = 0.0
     clock_set_back: ClockSetBack | None = None
+    handlers: dict[str, HandlerFigures] = {}
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,17 +15,19 @@ from workerd.gateway.dashboard.components import (
     el,
     join,
     moment,
+    number,
     path,
     seconds,
     table,
 )
 from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View, jobs_path
 from workerd.job import Status
-from workerd.operations import figures
+from workerd.operations import figures, stats
 from workerd.operations import handlers as handler_operations
 from workerd.operations import schedules as schedule_operations
 from workerd.operations.access import Tx
 from workerd.operations.figures import Depth
+from workerd.operations.stats import HandlerFigures
 
 Document = dict[str, Any]
 
@@ -33,25 +35,39 @@ Document = dict[str, Any]
 async def handlers(query: PageQuery) -> View:
     """All handlers."""
 
-    def work(tx: Tx) -> tuple[list[Document], list[Depth]]:
+    def work(tx: Tx) -> tuple[list[Document], list[Depth], dict[str, HandlerFigures]]:
         listed = handler_operations.list_(tx, query.gateway.config)
         names = [handler["name"] for handler in listed]
-        return listed, figures.depths(tx, names, (Status.NEW, Status.INPROGRESS), MAX_COUNT)
+        depths = figures.depths(tx, names, (Status.NEW, Status.INPROGRESS), MAX_COUNT)
+        return listed, depths, stats.of_nodes(tx)
 
     pools = (await query.gateway.backend.status()).get("pools") or {}
-    listed, depths = await query.gateway.backend.read(work)
-    headers = ("Handler", "State", "Waiting", "Running", "Oldest waiting", "Nodes", "Last seen", "")
+    listed, depths, published = await query.gateway.backend.read(work)
+    headers = (
+        "Handler", "State", "Waiting", "Running", "Oldest waiting", "Workers", "Ended per minute", "Nodes",
+        "Last seen", "",
+    )  # fmt: skip
+    none = HandlerFigures()
     listing = table(
         "Handlers",
         headers,
-        [_row(handler, depth, pools, query.may_act) for handler, depth in zip(listed, depths, strict=True)],
+        [
+            _row(handler, depth, published.get(handler["name"], none), pools, query.may_act)
+            for handler, depth in zip(listed, depths, strict=True)
+        ],
         "No handler is known. Configure one, or start a node that has one.",
-        minor=("Nodes", "Last seen"),
+        minor=("Ended per minute", "Nodes", "Last seen"),
     )
     return View("Handlers", "/ui/handlers", el("h1", "Handlers"), {"list": listing})
 
 
-def _row(handler: Document, depth: Depth, pools: Mapping[str, Document], may_act: bool) -> tuple[Child, ...]:
+def _row(
+    handler: Document,
+    depth: Depth,
+    published: HandlerFigures,
+    pools: Mapping[str, Document],
+    may_act: bool,
+) -> tuple[Child, ...]:
     name = handler["name"]
     return (
         el("a", name, href=jobs_path(handler=name)),
@@ -59,6 +75,8 @@ def _row(handler: Document, depth: Depth, pools: Mapping[str, Document], may_act
         count(depth.counts.get("new", 0), MAX_COUNT),
         count(depth.counts.get("inprogress", 0), MAX_COUNT),
         seconds(depth.oldest_s),
+        number(published.workers),
+        number(published.ended),
         ", ".join(handler["nodes"]) or "none",
         moment(handler["seen_at"]),
         _button(handler) if may_act else DASH,
