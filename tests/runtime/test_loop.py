@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Iterator
 
@@ -58,3 +60,29 @@ def test_a_procedure_in_steps_is_resumed_until_it_ends(loop: Loop) -> None:
     assert len(times) == 1
     turn_until(loop, lambda: len(times) == 2)
     assert times[1] - times[0] >= 0.03
+
+
+def test_events_gather_while_the_loop_rests(loop: Loop) -> None:
+    """What comes meanwhile is served in one turn; a timer still fires in time."""
+    pipes = [os.pipe() for _ in range(2)]
+    served: list[tuple[int, int]] = []
+    for reading, _ in pipes:
+        loop.on_readable(reading, lambda fd=reading: served.append((loop.turns, len(os.read(fd, 1)))))
+    os.write(pipes[0][1], b"x")
+    second = threading.Timer(0.05, lambda: os.write(pipes[1][1], b"x"))
+    second.start()
+    loop.rest(0.5)
+    loop.turn(1.0)
+    assert len({turn for turn, _ in served}) == 1
+    assert len(served) == 2
+    rings: list[float] = []
+    due = time.monotonic() + 0.01
+    loop.call_at(due, lambda: rings.append(time.monotonic()))
+    loop.rest(600.0)
+    turn_until(loop, lambda: rings)
+    assert rings[0] >= due
+    second.join()
+    for reading, writing in pipes:
+        loop.forget(reading)
+        os.close(reading)
+        os.close(writing)

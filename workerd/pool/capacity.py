@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 BUFFER_S = 0.025
-"""Seconds of work that may wait in the pool: about the time that a claim takes."""
+"""Seconds of work that may wait in the pool: about the time that a claim and its demand take."""
+MAX_BUFFER_S = 0.1
+"""The same where claims take long, because the store's disk or line is slow or the machine busy."""
+CLAIMS_IN_BUFFER = 3
 _SMOOTHING = 0.05
 """Smoothing factor of the run-time moving average."""
 
@@ -15,6 +18,22 @@ class Capacity(NamedTuple):
 
     idle: int
     buffer: int
+
+
+class ClaimTimeAverage:
+    """Exponential moving average of how long a claim takes, from its transaction's begin to the pool."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Add the duration of one claim."""
+        self._seconds += (seconds - self._seconds) * 4 * _SMOOTHING
+
+    @property
+    def buffer_s(self) -> float:
+        """Seconds of work that may wait in the pool, so that no worker waits for a claim."""
+        return min(MAX_BUFFER_S, max(BUFFER_S, CLAIMS_IN_BUFFER * self._seconds))
 
 
 class RunTimeAverage:

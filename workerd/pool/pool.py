@@ -33,7 +33,7 @@ from workerd.messages import (
 from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import job_trace, loading, noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
-from workerd.pool.capacity import BUFFER_S, Capacity, RunTimeAverage
+from workerd.pool.capacity import Capacity, ClaimTimeAverage, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
 from workerd.pool.isolation import forget_exit_functions
@@ -94,6 +94,7 @@ class Pool(Service):
         self._stale = False
         self._spared = SparedJobs()
         self._run_times = RunTimeAverage()
+        self._claim_times = ClaimTimeAverage()
         self._policies = Policies(config, pool)
         self._outcome_sender = OutcomeSender(
             self.loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged,
@@ -104,7 +105,7 @@ class Pool(Service):
             self._on_dispatcher_message, self._report_capacity_soon,
         )  # fmt: skip
         self._worker_manager = WorkerManager(self.loop, pool, self, paths.metrics)
-        self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies, self._run_times)
+        self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
         self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
@@ -184,6 +185,7 @@ class Pool(Service):
                 self._on_lease(message.held)
 
     def _on_claims(self, claims: list[Claim]) -> None:
+        self._claim_times.add(max(0, time.monotonic_ns() - claims[0].mono) / 1e9)
         self._report_capacity_soon()
         if not self._may_start_jobs:
             self._release(claims)
@@ -244,7 +246,8 @@ class Pool(Service):
         idle = len(manager.idle) + manager.starting_soon
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
-        return Capacity(idle, self._run_times.runs_within(BUFFER_S, len(manager.workers), self._claim_batch))
+        buffer_s = self._claim_times.buffer_s
+        return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
 
     # -- to the workers
 
@@ -256,9 +259,8 @@ class Pool(Service):
             worker = idle.pop()
             if worker.state is WorkerState.IDLE:  # else it is dying, and is forgotten at its death
                 self._assign(worker, queue.popleft())
-        if queue:
-            for worker in self._worker_manager.workers.values():
-                self._prefetch.fill(worker, queue, self._outcome_sender.max_payload)
+        self._prefetch.fill(queue, self._outcome_sender.max_payload)
+        self._prefetch.rest()
 
     def _assign_soon(self) -> None:
         if not self._assign_scheduled:
@@ -301,6 +303,8 @@ class Pool(Service):
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         now = time.monotonic_ns()
         self._run_times.add((now - attempt.start_ns) / 1e9)
+        if result.usage.run_us is not None:
+            self._prefetch.add_run(result.usage.run_us)
         self._close_attempt(worker, attempt, result, now)
         if self._worker_manager.reuse_or_recycle(worker, result.tainted):
             self._assign_next(worker)
@@ -316,7 +320,7 @@ class Pool(Service):
                 self._worker_manager.idle.append(worker)
                 return
             self._assign(worker, queue.popleft())
-        self._prefetch.fill(worker, queue, self._outcome_sender.max_payload)
+        self._assign_soon()  # the others together, after the results of this turn
 
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         if attempt.cancelled:
@@ -348,11 +352,13 @@ class Pool(Service):
         self._finish_if_drained()
 
     def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
+        self._prefetch.on_output()
         fields = log_fields(self._pool.name, worker, attempt)
         for line in lines:
             log.info("output", line=line, **fields)
 
     def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
+        self._prefetch.on_output()
         relay(record, log_fields(self._pool.name, worker, attempt))
 
     def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:

@@ -65,6 +65,7 @@ class Loop:
         self._signal_callbacks: dict[int, Callback] = {}
         self.on_error: Callable[[Exception], None] | None = None
         self.turns = 0
+        self._rest_s = 0.0
 
     def fileno(self) -> int:
         """The epoll descriptor: readable when there is something to do, for an outer loop."""
@@ -126,6 +127,13 @@ class Loop:
     def at_end_of_turn(self, callback: Callback) -> None:
         """Call back once, after the events of this turn, when buffered writes leave together."""
         self._at_end.append(callback)
+
+    def rest(self, seconds: float) -> None:
+        """Look for events again only after so long, at most until the next timer: more of them come at once.
+
+        For the present turn. epoll itself would wake at the first event, and count whole milliseconds.
+        """
+        self._rest_s = seconds
 
     # -- signals
 
@@ -198,6 +206,10 @@ class Loop:
             heapq.heappop(self._timers)
         if self._timers:
             max_wait = min(max_wait, self._timers[0][0] - time.monotonic())
+        if self._rest_s:
+            time.sleep(max(0.0, min(self._rest_s, max_wait)))
+            max_wait -= self._rest_s
+            self._rest_s = 0.0
         try:
             # epoll counts whole milliseconds and Python rounds up, so a timer is never early.
             ready = self._epoll.poll(max(0.0, max_wait))
