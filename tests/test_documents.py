@@ -18,12 +18,15 @@ from workerd.workflow import RequestStatus
 
 JOB_KEYS = (
     "id", "handler", "status", "reason", "attempt", "priority", "vars", "run_at", "unique_key", "group",
-    "request_id", "step", "name", "meta", "complete", "success", "error", "progress", "note", "created_at",
+    "request_id", "step", "name", "meta", "complete", "success", "error", "error_class",
+    "fingerprint", "progress", "note", "created_at",
     "claimed_at", "started_at", "finished_at", "ingested_at", "run_us", "cpu_us", "max_rss_kib",
     "exit_signal", "exit_code", "stack", "node", "pid",
 )  # fmt: skip
 ATTEMPT_KEYS = (
-    "attempt", "status", "reason", "node", "pid", "error", "stack", "exit_signal", "exit_code", "claimed_at",
+    "attempt", "status", "reason", "node", "pid", "error", "error_class", "fingerprint", "stack",
+    "exit_signal", "exit_code",
+    "claimed_at",
     "started_at", "finished_at", "ingested_at", "run_us", "cpu_us", "max_rss_kib",
 )  # fmt: skip
 

@@ -89,6 +89,10 @@ class AsyncClient:
     cancel_request = _awaitable(Client.cancel_request)
     pause = _awaitable(Client.pause)
     resume = _awaitable(Client.resume)
+    errors = _awaitable(Client.errors)
+    error = _awaitable(Client.error)
+    resolve_error = _awaitable(Client.resolve_error)
+    mute_error = _awaitable(Client.mute_error)
     has_ended = _awaitable(Client.has_ended)
     request_has_ended = _awaitable(Client.request_has_ended)
 

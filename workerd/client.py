@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
 import msgspec
 
+from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.documents import Enqueued, Job, Request
+from workerd.documents import Enqueued, ErrorGroup, Job, Request
 from workerd.errors import InvalidValue
+from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
-from workerd.operations import handlers, jobs, requests, waiting
+from workerd.operations import errors, handlers, jobs, requests, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
@@ -181,6 +184,36 @@ class Client:
         result = self._run(lambda tx: requests.cancel(tx, self._actor, key))
         self.wake()
         return result == "ended"
+
+    # -- error groups
+
+    def errors(
+        self, handler: str | None = None, *, since: datetime | None = None, all: bool = False, limit: int = 50
+    ) -> list[ErrorGroup]:
+        """Open groups of failures, the one that failed last first; with `all`, resolved and muted ones too.
+
+        `since`: a time with its offset after which they failed. Raises InvalidValue for one without.
+        """
+        moment = None if since is None else from_rfc3339(since.isoformat())
+        page = self._read(
+            lambda tx: errors.list_(tx, handler=handler, since=moment, everything=all, limit=limit)
+        )
+        return msgspec.convert(page.errors, list[ErrorGroup])
+
+    def error(self, fingerprint: str) -> ErrorGroup:
+        """One group of failures. Raises NotFound, InvalidValue for what is no fingerprint."""
+        key = parse_fingerprint(fingerprint)
+        return msgspec.convert(self._read(lambda tx: errors.get(tx, key)), ErrorGroup)
+
+    def resolve_error(self, fingerprint: str) -> ErrorGroup:
+        """Close a group of failures until it comes back. Raises as `error`."""
+        key = parse_fingerprint(fingerprint)
+        return msgspec.convert(self._run(lambda tx: errors.resolve(tx, self._actor, key)), ErrorGroup)
+
+    def mute_error(self, fingerprint: str, duration: Duration) -> ErrorGroup:
+        """Leave a group of failures out of lists and alerts for so long. Raises as `error`."""
+        key, for_s = parse_fingerprint(fingerprint), seconds("duration", duration)
+        return msgspec.convert(self._run(lambda tx: errors.mute(tx, self._actor, key, for_s)), ErrorGroup)
 
     # -- handlers
 

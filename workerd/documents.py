@@ -15,6 +15,7 @@ from workerd.job import ENDED, id_text
 from workerd.store import stats
 from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
+from workerd.store.errors import GroupRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.nodes import NodeRecord
 from workerd.store.queries import StoredJob
@@ -43,6 +44,8 @@ class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     node: str | None = None
     pid: int | None = None
     error: str | None = None
+    error_class: str | None = None
+    fingerprint: str | None = None
     stack: str | None = None
     exit_signal: int | None = None
     exit_code: int | None = None
@@ -78,6 +81,8 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     complete: bool
     success: bool | None = None
     error: str | None = None
+    error_class: str | None = None
+    fingerprint: str | None = None
     progress: float | None = None
     note: str | None = None
     created_at: datetime | None = None
@@ -160,6 +165,29 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
     handlers: dict[str, HandlerStats]
 
 
+class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """Failures that have one cause: same handler, reason, error class, place in the code and kind of message.
+
+    `error`, `job_id` and `attempt` are those of the newest one. `hours`: failures in each of the last 24
+    hours, oldest first. `open`: neither resolved nor muted.
+    """
+
+    fingerprint: str
+    handler: str
+    error_class: str
+    error: str | None
+    job_id: str
+    attempt: int
+    first_seen: datetime | None
+    last_seen: datetime | None
+    count: int
+    resolved_at: datetime | None
+    resolved_by: str | None
+    muted_until: datetime | None
+    hours: list[int]
+    open: bool
+
+
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """A running daemon, or one whose lease has expired."""
 
@@ -237,13 +265,19 @@ def json_value(text: bytes | None) -> Any:
         return text.decode("utf-8", "replace")
 
 
+def _hex(value: bytes | None) -> str | None:
+    return None if value is None else value.hex()
+
+
 _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
-    **dict.fromkeys(("id", "request_id", "last_job"), identity),
+    **dict.fromkeys(("id", "request_id", "last_job", "job_id"), identity),
+    "fingerprint": _hex,
     **dict.fromkeys(("vars", "meta", "params", "extras", "signature", "detail"), json_value),
     **dict.fromkeys(
         (
             "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "completed_at",
-            "at", "seen_at", "paused_at", "next_at", "last_tick", "last_end", "lease_until",
+            "at", "seen_at", "paused_at", "next_at", "last_tick", "last_end", "lease_until", "first_seen",
+            "last_seen", "resolved_at", "muted_until",
         ),
         moment,
     ),
@@ -276,6 +310,7 @@ _job = _Reader(Job, "payload", "payload_base64", "attempts")
 _request = _Reader(Request, "jobs")
 _schedule = _Reader(Schedule, "pause", "note")
 _node = _Reader(Node, "state")
+_error_group = _Reader(ErrorGroup, "open")
 
 
 def job(found: StoredJob | JobRow) -> Document:
@@ -329,6 +364,12 @@ def handler_stats(found: stats.HandlerStats, now: int) -> Document:
         "in_per_s": round(found.came / stats.SPAN_S, 3),
         "out_per_s": round(found.ended / stats.SPAN_S, 3),
     }
+
+
+def error_group(row: GroupRow, now: int) -> Document:
+    """A group of failures; `now`: the store's clock, by which it is muted."""
+    muted = row.muted_until is not None and row.muted_until > now
+    return {**_error_group(row), "open": row.resolved_at is None and not muted}
 
 
 def node(row: NodeRecord, now: int) -> Document:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 
+from workerd import fingerprint
 from workerd.job import AttemptRef, ClaimedAttempt, HeldAttempt, Status
 from workerd.text import one_line
 
@@ -29,6 +30,15 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
 
 
+BAD_REASONS = frozenset(
+    {
+        Reason.ERROR, Reason.FAILURE, Reason.DEADLINE, Reason.CRASHED, Reason.OOM, Reason.LOST,
+        Reason.REFUSED,
+    }
+)  # fmt: skip
+"""Attempts with these reasons have an error class and a fingerprint, and are counted in error groups."""
+
+
 class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Resources used by an attempt: microseconds of wall and CPU time, peak resident KiB."""
 
@@ -47,7 +57,8 @@ class RunResult(
         fit) · `retry` (raised Retry) · `raised` (any other exception) · `skipped` (active() was false) ·
         `deadline` · `cancelled` · `crashed` · `oom` · `interrupted`.
     classes
-        The exception's classes, most derived first, as `module.qualname`.
+        The exception's classes, most derived first, as `module.qualname`. `frames`: the innermost ones of
+        the user's code, as `fingerprint.user_frames` returns them.
     after
         Seconds that `Retry` asks for. `pause`: seconds that the handler's `cooler()` asks for.
     """
@@ -73,6 +84,7 @@ class RunResult(
     usage: Usage = Usage()
     progress: float | None = None
     note: str | None = None
+    frames: tuple[str, ...] = ()
 
 
 class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -89,7 +101,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
 
     A release is an Outcome with status `new` and no reason. `node_id`: the incarnation that owns the
     claim, if it is not this node's own (rescue). `next_run_us`: pause before the next run of a
-    recurring handler, microseconds. Times are store times, microseconds.
+    recurring handler, microseconds. `error_class`, `fingerprint`: of the BAD_REASONS. Times are store times,
+    microseconds.
     """
 
     id: bytes
@@ -121,6 +134,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     step: int | None = None
     name: str | None = None
     unique_key: str | None = None
+    error_class: str | None = None
+    fingerprint: bytes | None = None
 
     @property
     def ref(self) -> AttemptRef:
@@ -213,7 +228,12 @@ def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:
         step=outcome.step,
         name=outcome.name,
         unique_key=outcome.unique_key,
+        error_class=fingerprint.REFUSED,
+        fingerprint=fingerprint.fingerprint(outcome.handler, Reason.REFUSED, fingerprint.REFUSED, error),
     )
+
+
+_UNREPORTED_CLASSES = {Reason.LOST: fingerprint.LOST, Reason.FAILURE: fingerprint.BAD_VARS}
 
 
 def _unreported(
@@ -225,6 +245,7 @@ def _unreported(
     retry: NextAttempt | None = None,
     node_id: bytes | None = None,
 ) -> Outcome:
+    error_class = _UNREPORTED_CLASSES.get(reason)
     return Outcome(
         id=attempt.id,
         attempt=attempt.attempt,
@@ -240,4 +261,8 @@ def _unreported(
         step=attempt.step,
         name=attempt.name,
         unique_key=attempt.unique_key,
+        error_class=error_class,
+        fingerprint=None
+        if error_class is None
+        else fingerprint.fingerprint(attempt.handler, reason, error_class, error),
     )

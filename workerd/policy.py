@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from workerd import clock
+from workerd import clock, fingerprint
 from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
 from workerd.job import COOLER_KEY, ENDED, Claim, ClaimedAttempt, Status
-from workerd.outcome import NextAttempt, Outcome, Reason, RunResult
+from workerd.outcome import BAD_REASONS, NextAttempt, Outcome, Reason, RunResult
 
 MAX_PAUSE_S = 36500 * 86400.0
 """Later than that, a store cannot represent the date of the next attempt."""
@@ -240,6 +240,7 @@ def decide(
     """
     decided = decision(policy, claim, result, aliases=aliases, rng=rng)
     ignored = decided.reason is Reason.IGNORED
+    error_class = _error_class(result) if decided.reason in BAD_REASONS else None
     return Outcome(
         id=claim.id,
         attempt=claim.attempt,
@@ -269,6 +270,33 @@ def decide(
         step=claim.step,
         name=claim.name,
         unique_key=claim.unique_key,
+        error_class=error_class,
+        fingerprint=None if error_class is None else _fingerprint(claim, decided.reason, error_class, result),
+    )
+
+
+_CLASSES_WITHOUT_EXCEPTION = {
+    "crashed": fingerprint.CRASHED,
+    "oom": fingerprint.OUT_OF_MEMORY,
+    "deadline": fingerprint.DEADLINE_EXCEEDED,
+}
+
+
+def _error_class(result: RunResult) -> str:
+    if result.classes and result.kind not in ("crashed", "oom"):  # those of a program that died say nothing
+        return fingerprint.public_name(result.classes[0])
+    return _CLASSES_WITHOUT_EXCEPTION.get(result.kind, fingerprint.FAILURE)
+
+
+def _fingerprint(claim: Claim, reason: Reason, error_class: str, result: RunResult) -> bytes:
+    died = result.exit_signal is not None or result.exit_code is not None
+    return fingerprint.fingerprint(
+        claim.handler,
+        reason,
+        error_class,
+        result.error or "",
+        result.frames,
+        f"{result.exit_signal} {result.exit_code}" if died and reason is Reason.CRASHED else "",
     )
 
 

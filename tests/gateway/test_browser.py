@@ -190,11 +190,12 @@ def test_every_page_on_every_screen(api: Api, browser: Browser, tmp_path: Path) 
     request = api.post("/requests", {"workflow": "pair"}).json()["id"]
     failed = api.enqueue("behave", {"kind": "error"})
     api.enqueue("file", {"path": str(tmp_path / "never"), "limit": 20})
-    api.ended(failed)
+    fingerprint = api.ended(failed)["fingerprint"]
     folder = Path(SCREENSHOTS or tmp_path / "screenshots")
     pages = {
         "overview": "/", "jobs": "/ui/jobs", "job": f"/ui/jobs/{failed}", "requests": "/ui/requests",
-        "request": f"/ui/requests/{request}", "handlers": "/ui/handlers", "schedules": "/ui/schedules",
+        "request": f"/ui/requests/{request}", "errors": "/ui/errors", "error": f"/ui/errors/{fingerprint}",
+        "handlers": "/ui/handlers", "schedules": "/ui/schedules",
         "login": "/login",
     }  # fmt: skip
     for width in (375, 1440):

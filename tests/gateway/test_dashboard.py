@@ -74,12 +74,13 @@ def test_pages(api: Api) -> None:
     """Every page works on both engines, with a policy that runs no data as code."""
     markup = "<script>alert(1)</script>"
     job = api.enqueue("behave", {"kind": "failure", "x": markup}, meta={"m": markup})
-    api.ended(job)
+    fingerprint = api.ended(job)["fingerprint"]
     request = api.post("/requests", {"workflow": "pair", "params": {"m": markup}}).json()["id"]
     pages = [
         "/", "/ui/jobs", "/ui/jobs?handler=noop&status=scheduled", "/ui/jobs?since=2020-01-01T00%3A00",
         f"/ui/jobs/{job}", "/ui/requests", "/ui/requests?workflow=pair&status=completed",
         f"/ui/requests/{request}",
+        "/ui/errors", "/ui/errors?all=true&handler=behave", f"/ui/errors/{fingerprint}",
         "/ui/handlers", "/ui/schedules", "/login",
     ]  # fmt: skip
     for page in pages:
@@ -91,7 +92,12 @@ def test_pages(api: Api) -> None:
         assert "unsafe" not in policy
         assert markup not in answer.text
         assert 'style="' not in answer.text
-    for page, status in (("/ui/jobs?status=x", 422), ("/ui/jobs?after=x", 422), ("/ui/nothing", 404)):
+    for page, status in (
+        ("/ui/jobs?status=x", 422),
+        ("/ui/jobs?after=x", 422),
+        ("/ui/errors/x", 422),
+        ("/ui/nothing", 404),
+    ):
         assert api.get(page).status_code == status
 
 

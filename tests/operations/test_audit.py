@@ -14,8 +14,8 @@ from tests.support import storing
 from workerd import operations
 from workerd.config.model import Config
 from workerd.errors import Conflict
-from workerd.job import id_text, parse_id
-from workerd.operations import audit, handlers, jobs, requests, schedules
+from workerd.job import Status, id_text, parse_id
+from workerd.operations import audit, errors, handlers, jobs, requests, schedules
 from workerd.operations.actor import Actor, Role
 from workerd.store import audit as rows
 from workerd.store import handlers as stored_handlers
@@ -23,7 +23,10 @@ from workerd.store import job_control
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store, Tx
 
-TABLES = ("workerd_jobs", "workerd_requests", "workerd_handlers", "workerd_schedules", "workerd_audit")
+TABLES = (
+    "workerd_jobs", "workerd_requests", "workerd_handlers", "workerd_schedules", "workerd_errors",
+    "workerd_audit",
+)  # fmt: skip
 ANN = Actor("ann", "http", Role.OPERATOR, "10.0.0.7")
 
 
@@ -66,6 +69,20 @@ class Example:
         self.request = parse_id(store.run(lambda tx: requests.submit(tx, "ship", b"{}")).id)
         store.run(lambda tx: stored_schedules.upsert(tx, stored_schedules.wanted(config)))
 
+    def failed(self) -> bytes:
+        """The fingerprint of a failure."""
+        fingerprint = bytes(range(8))
+        for claim in storing.claims(self.store, "mail"):
+            told = storing.outcome(claim, Status.FAILURE, error_class="E", fingerprint=fingerprint)
+            storing.close(self.store, [told])
+        return fingerprint
+
+    def _of_group(self, name: str) -> tuple[Any, str]:
+        failed = self.failed()
+        if name == "errors.mute":
+            return lambda tx: errors.mute(tx, ANN, failed, 60.0), failed.hex()
+        return lambda tx: errors.resolve(tx, ANN, failed), failed.hex()
+
     def run(self, name: str) -> tuple[Any, str]:
         """The operation to run in a transaction, and the target of its act."""
         config = self.config
@@ -89,6 +106,8 @@ class Example:
                 return lambda tx: schedules.resume(tx, ANN, config, "beat"), "beat"
             case "schedules.run_now":
                 return lambda tx: schedules.run_now(tx, ANN, config, "beat"), "beat"
+            case "errors.resolve" | "errors.mute":
+                return self._of_group(name)
         raise AssertionError(f"give {name} an example here: each operation that takes an Actor has its act")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from tests.support import storing as s
@@ -100,7 +102,7 @@ def test_a_job_that_is_retried_meanwhile_stays(store: Store, store_url: str, ope
     s.finish(store, "h", Status.FAILURE)
     age(store, 1000)
     store.run(lambda tx: job_control.retry(tx, job_id))
-    assert store.run(lambda tx: retention._remove(tx, [job_id])) == 0
+    assert store.run(lambda tx: retention._remove(tx, [job_id], Counter())) == 0
     assert s.status(store, job_id) == "new"
 
 

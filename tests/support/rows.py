@@ -121,7 +121,10 @@ class Rows:
 
 
 def assert_settled(rows: Rows) -> None:
-    """Assert the clean state of a store: no claim, one current row per job, no gaps, times in order."""
+    """Assert the clean state of a store.
+
+    No claim, one current row per job, no gaps, times in order, each failed attempt counted in its group.
+    """
     claims = rows.sql("SELECT id, attempt, handler FROM workerd_jobs WHERE status = 'inprogress'")
     assert claims == []
     broken = rows.sql(
@@ -136,3 +139,14 @@ def assert_settled(rows: Rows) -> None:
         " WHERE claimed_at > started_at OR started_at > finished_at OR finished_at > ingested_at"
     )
     assert disordered == []
+    bad = "('error','failure','deadline','crashed','oom','lost','refused')"
+    uncounted = rows.sql(
+        f"SELECT id, attempt, reason FROM workerd_jobs WHERE (reason IN {bad}) <> (fingerprint IS NOT NULL)"
+    )
+    assert uncounted == []
+    counted = rows.sql("SELECT fingerprint, handler, kept FROM workerd_errors ORDER BY 1, 2")
+    counted_again = rows.sql(
+        "SELECT fingerprint, handler, COUNT(*) AS kept FROM workerd_jobs WHERE fingerprint IS NOT NULL"
+        " GROUP BY fingerprint, handler ORDER BY 1, 2"
+    )
+    assert counted == counted_again

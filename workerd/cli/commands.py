@@ -32,6 +32,10 @@ COMMANDS = (
     ("request show", "cli.requests:show", "Show a request and the graph of its jobs."),
     ("request list", "cli.requests:list_", "List requests, newest first."),
     ("request cancel", "cli.requests:cancel", "Cancel a request."),
+    ("errors list", "cli.error_groups:list_", "List groups of failures, the one that failed last first."),
+    ("errors show", "cli.error_groups:show", "Show a group of failures and its newest one."),
+    ("errors resolve", "cli.error_groups:resolve", "Close a group of failures until it comes back."),
+    ("errors mute", "cli.error_groups:mute", "Leave a group out of lists and alerts for some time."),
     ("handlers", "cli.handlers:handlers", "List handlers, their arguments and their state."),
     ("pause", "cli.handlers:pause", "Pause a handler: no job of it starts until `resume`."),
     ("resume", "cli.handlers:resume", "Resume a paused handler."),
@@ -48,9 +52,14 @@ COMMANDS = (
     ("uninstall", "cli.admin:uninstall", "Remove what `install` installed."),
 )
 GROUPS = {
+    "errors": "List groups of failures (without a word); show, resolve, mute one.",
     "job": "Show, list, cancel and retry jobs.",
     "request": "Submit, show, list and cancel requests, the runs of workflows.",
 }
+
+
+DEFAULT_COMMANDS = {"errors": "list"}
+"""What a group does without the word of a command."""
 
 
 class LazyCommand(TyperCommand):
@@ -73,6 +82,13 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, name: str, summary: str, **more: Any) -> None:
         super().__init__(name=name, help=summary, no_args_is_help=True, rich_markup_mode=None, **more)
+        self._default = DEFAULT_COMMANDS.get(name)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments into the context; those of the default command may come without its name."""
+        if self._default is not None and (not args or args[0].startswith("-")) and "--help" not in args[:1]:
+            args = [self._default, *args]
+        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The name and the command that `args` begin with, and the other arguments."""

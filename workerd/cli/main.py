@@ -76,7 +76,7 @@ def _configuration_last(arguments: list[str]) -> list[str]:
     given = 1 if len(arguments[0]) > 2 else 2
     option, rest = arguments[:given], arguments[given:]
     words = next((n for n, word in enumerate(rest) if word.startswith("-")), len(rest))
-    words = min(words, 2 if rest[:1] in (["job"], ["request"]) else 1)
+    words = min(words, 2 if rest[:1] in (["job"], ["request"], ["errors"]) else 1)
     if not words:
         return rest if len(option) == 2 and rest else arguments
     return [*rest[:words], *option, *rest[words:]]

@@ -21,7 +21,7 @@ LONGEST_LEASE_S = 3600.0
 SET_BACK_US = SECOND
 MAX_ROWS = 500
 """Claims of one slice."""
-NODE_DIED = "the node {name} died while it was waiting there or running"
+NODE_DIED = 'the node "{name}" died while it was waiting there or running'
 
 _log = get_logger("dispatcher")
 

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
-from workerd.gateway import admin, event_stream, health, jobs, login, openapi, requests
+from workerd.gateway import admin, errors, event_stream, health, jobs, login, openapi, requests
 from workerd.gateway.auth import PROBE_PATHS, Guard
 from workerd.gateway.connections import ClientConnections
 from workerd.gateway.dashboard import routes as dashboard
@@ -26,6 +26,7 @@ from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_met
 ROUTES: list[Route] = [
     *jobs.ROUTES,
     *requests.ROUTES,
+    *errors.ROUTES,
     *admin.ROUTES,
     *health.ROUTES,
     *login.ROUTES,

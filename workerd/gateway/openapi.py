@@ -13,7 +13,7 @@ from starlette import requests as starlette_requests
 from starlette.responses import Response
 
 import workerd
-from workerd.documents import Act, Enqueued, Handler, Job, Node, Request, Schedule, Stats
+from workerd.documents import Act, Enqueued, ErrorGroup, Handler, Job, Node, Request, Schedule, Stats
 from workerd.gateway import params
 from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
@@ -72,6 +72,19 @@ class HandlersPage(msgspec.Struct, kw_only=True):
 
     handlers: list[Handler]
     next: None
+
+
+class ErrorsPage(msgspec.Struct, kw_only=True):
+    """Groups of failures, the one that failed last first."""
+
+    errors: list[ErrorGroup]
+    next: str | None
+
+
+class ErrorDetails(ErrorGroup, frozen=True, kw_only=True):
+    """A group of failures. `stack`: of the newest one, None if that has none or was deleted."""
+
+    stack: str | None
 
 
 class NodesPage(msgspec.Struct, kw_only=True):
@@ -176,6 +189,17 @@ _UNTIL = _query(
     format="date-time",
     pattern=params.MOMENT_PATTERN,
 )
+_ERRORS_AFTER = _query(
+    "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{16}$"
+)
+_ALL = _query("all", "Resolved and muted groups too.", type="string", enum=["true", "false"], default="false")
+_ERRORS_SINCE = _query(
+    "since",
+    "Only groups that failed since this time.",
+    type="string",
+    format="date-time",
+    pattern=params.MOMENT_PATTERN,
+)
 _WAIT = _query(
     "wait",
     'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
@@ -203,6 +227,8 @@ PAGES = (
     ("/ui/jobs/{id}", "Dashboard: one job"),
     ("/ui/requests", "Dashboard: requests"),
     ("/ui/requests/{id}", "Dashboard: one request"),
+    ("/ui/errors", "Dashboard: error groups"),
+    ("/ui/errors/{fp}", "Dashboard: one error group"),
     ("/ui/handlers", "Dashboard: handlers"),
     ("/ui/schedules", "Dashboard: schedules"),
 )
@@ -236,6 +262,15 @@ OPERATIONS = (
               errors=(404, 422)),
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               params.EmptyBody, errors=(404, 409)),
+    Operation("get", "/errors", "List error groups, last failed first", {200: ErrorsPage}, query=(
+        _query("handler", "Only groups of this handler.", **_NAME), _ERRORS_SINCE, _ALL, _LIMIT,
+        _ERRORS_AFTER), errors=(422,)),
+    Operation("get", "/errors/{fp}", "Get an error group with the stack of its newest failure",
+              {200: ErrorDetails}, errors=(404, 422)),
+    Operation("post", "/errors/{fp}/resolve", "Close an error group until it comes back",
+              {200: ErrorDetails}, params.EmptyBody, errors=(404,)),
+    Operation("post", "/errors/{fp}/mute", "Leave an error group out of lists for some time",
+              {200: ErrorDetails}, params.MuteBody, errors=(404,)),
     Operation("get", "/handlers", "List handlers", {200: HandlersPage}),
     Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: Handler},
               params.PauseBody),
@@ -296,7 +331,7 @@ _ERROR_DESCRIPTIONS = {
 }
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "string"}}}
 _BODY_ERRORS = (400, 408, 413, 415, 422)
-_TIMES = re.compile(r".*_(at|until|end|tick)")
+_TIMES = re.compile(r".*_(at|until|end|tick|seen)")
 
 
 Roles = tuple[tuple[str, str, tuple[str, ...]], ...]
@@ -373,6 +408,8 @@ def _path_parameter(name: str) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": NAME_LIMIT}
     if name == "id":
         schema = {"type": "string", "format": "uuid"}
+    if name == "fp":
+        schema = {"type": "string", "pattern": "^[0-9a-f]{16}$"}
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 

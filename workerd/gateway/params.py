@@ -115,6 +115,12 @@ class PauseBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
+class MuteBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How long an error group is muted."""
+
+    seconds: Duration = msgspec.field(name="for")
+
+
 class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
     """An empty object; an empty body is accepted too."""
 
@@ -239,6 +245,14 @@ def text(request: Request, name: str) -> str | None:
     if value is not None and not 0 < len(value) <= NAME_LIMIT:
         raise HTTPProblem(422, f"{name}: expected 1 to {NAME_LIMIT} characters.")
     return value
+
+
+def flag(request: Request, name: str) -> bool:
+    """A query parameter that is `true` or `false`, false without it. Raises HTTPProblem 422."""
+    text = request.query_params.get(name, "false")
+    if text not in ("true", "false"):
+        raise HTTPProblem(422, f"{name}: expected true or false, got {text[:60]!r}.")
+    return text == "true"
 
 
 def cursor(request: Request) -> str | None:

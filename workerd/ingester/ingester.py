@@ -65,7 +65,7 @@ class Ingester(Service):
         self._store.on_progress = self.progressed
         self._store.reports_loss = True
         self._wake_path = paths.wake
-        self._stats = IngestStats()
+        self._stats = IngestStats(ctx.config.handlers)
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()

@@ -23,7 +23,7 @@ def weight(outcome: Outcome) -> int:
     if outcome.spawn is not None:
         total += 2 * len(outcome.spawn)
     if outcome.error is not None:
-        total += _text(outcome.error)
+        total += _text(outcome.error) * (1 if outcome.fingerprint is None else 2)  # its error group's, too
     if outcome.stack is not None:
         total += _text(outcome.stack)
     if outcome.note is not None:

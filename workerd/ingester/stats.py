@@ -43,14 +43,17 @@ def success_label(success: bool | None) -> str:
 class IngestStats:
     """Counts outcomes that took effect, and batches."""
 
-    def __init__(self) -> None:
+    def __init__(self, handlers: Iterable[str] = ()) -> None:
+        """`handlers`: whose new errors are counted from 0, so that a rate sees the first one."""
         self._errors = StoreErrorCounts()
         self._reset()
+        self._new_errors.update(dict.fromkeys(handlers, 0))
 
     def _reset(self) -> None:
         self._attempts: Counter[tuple[str, Reason, bool | None, Status]] = Counter()
         self._runs: dict[tuple[str, bool | None], _Observations] = {}
         self._queues: dict[str, _Observations] = {}
+        self._new_errors: Counter[str] = Counter()
         self._batch_rows = _Observations(families.INGEST_BATCH.bounds)
         self._batch_seconds = _Observations(families.INGEST_SECONDS.bounds)
 
@@ -75,6 +78,10 @@ class IngestStats:
                     observed = queues[handler] = _Observations(_SECONDS_IN_US)
                 observed.add(max(0, outcome.started_at - outcome.run_at))
 
+    def new_errors(self, handlers: Iterable[str]) -> None:
+        """Count error groups that are new, or open again, by their handlers."""
+        self._new_errors.update(handlers)
+
     def batch(self, rows: int, seconds: float) -> None:
         """Count a committed transaction."""
         self._batch_rows.add(rows)
@@ -92,6 +99,8 @@ class IngestStats:
             series.append((families.RUN_SECONDS.name, labels, observed.numbers(_MICRO)))
         for handler, observed in self._queues.items():
             series.append((families.QUEUE_SECONDS.name, (handler,), observed.numbers(_MICRO)))
+        for handler, count in self._new_errors.items():
+            series.append((families.ERRORS_NEW.name, (handler,), [count]))
         if self._batch_rows.total:
             series.append((families.INGEST_BATCH.name, (), self._batch_rows.numbers()))
             series.append((families.INGEST_SECONDS.name, (), self._batch_seconds.numbers()))

@@ -27,6 +27,7 @@ from workerd.ingester.stats import IngestStats
 from workerd.ingester.throughput import RecentJobs
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused
+from workerd.store import errors as store_errors
 from workerd.store import intervals, retries, workflows, write_probe
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
@@ -49,12 +50,18 @@ _log = log.get_logger("ingester")
 
 FollowUp = Callable[[Tx, ClosedBatch], None]
 
-FOLLOW_UPS: tuple[FollowUp, ...] = (retries.insert_next, intervals.insert_next_runs, workflows.advance)
+FOLLOW_UPS: tuple[FollowUp, ...] = (
+    retries.insert_next,
+    intervals.insert_next_runs,
+    workflows.advance,
+    store_errors.count,  # last: its rows are those that most transactions share
+)
 """What follows from attempts that have ended, in the transaction that ends them, in this order."""
 FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.record,
+    store_errors.count,
 )
 """The same where further steps of requests are left to the dispatcher's sweep."""
 
@@ -297,7 +304,7 @@ class Writer:
             nonlocal now, ready
             now = tx.now
             if careful:
-                ready = store_outcomes.lockable(tx, part)
+                ready = store_errors.lockable(tx, store_outcomes.lockable(tx, part))
                 self._looked_for_locks = True
             return close(tx, ready, self._node_id, self._follow_ups)
 
@@ -317,6 +324,7 @@ class Writer:
             _log.exception("outcome.write_failed")
             raise StoreRefused(f"bug in workerd: {type(error).__name__}: {error}") from error
         self._announce(batch, part, now)
+        self._stats.new_errors(batch.new_errors)
         effective = batch.refs
         if self._unknown_commits:
             effective |= self._settle_unknown([outcome.ref for outcome in ready])

@@ -61,6 +61,12 @@ QUEUE_SECONDS = Definition(
     ("handler",),
     SECONDS,
 )
+ERRORS_NEW = Definition(
+    "workerd_errors_new_total",
+    "counter",
+    "Error groups that this node saw first, or again after they were resolved, by handler; not muted ones.",
+    ("handler",),
+)
 JOBS = Definition(
     "workerd_jobs",
     "gauge",
@@ -157,7 +163,7 @@ PROCESS_RSS = Definition(
 )
 
 ALL = (
-    ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, JOBS, OLDEST_SECONDS, PAUSED, SCHEDULE_LATE,
+    ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, ERRORS_NEW, JOBS, OLDEST_SECONDS, PAUSED, SCHEDULE_LATE,
     REQUESTS_FAILED, WORKERS, RESTARTS, QUARANTINED, STALE, LEASE_SECONDS, INGEST_BATCH, INGEST_SECONDS,
     SPOOL_BYTES, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
 )  # fmt: skip

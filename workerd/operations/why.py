@@ -13,7 +13,7 @@ from workerd.job import LIVE, Status, id_text
 from workerd.runtime.dead_letters import DeadLetterFile
 from workerd.runtime.paths import Paths
 from workerd.schedule import Cron
-from workerd.store import handlers, nodes, queries, requests
+from workerd.store import errors, handlers, nodes, queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
@@ -43,6 +43,7 @@ def explain(
             reasons = [*_why_set_aside(config, job.row), *_why_running(tx, job.row)]
         case _:
             reasons = [f"The job ended as {job.row.status}: attempt {job.row.attempt} {_outcome(job.row)}"]
+            reasons += _why_grouped(tx, job.row)
     return documents.job(job), [*reasons, *_earlier(job)]
 
 
@@ -147,6 +148,23 @@ def _outcome(row: JobRow) -> str:
         words.append(f"with {size_text(row.max_rss_kib * 1024)} of memory")
     error = f": {line(row.error)}" if row.error else "."
     return " ".join(words) + error
+
+
+def _why_grouped(tx: Tx, row: JobRow) -> list[str]:
+    """That the failure is one of many."""
+    group = None if row.fingerprint is None else errors.find(tx, row.fingerprint)
+    if group is None:
+        return []
+    since = "" if group.first_seen is None else f" since {_second(group.first_seen)}"
+    same = (
+        f"It is one of {group.count:,} such failures{since}"
+        if group.count > 1
+        else "It is the first such failure"
+    )
+    if group.resolved_at is not None:
+        by = f" by {line(group.resolved_by)}" if group.resolved_by else ""
+        same += f", resolved{by} at {_second(group.resolved_at)}"
+    return [f"{same}. `workerd errors show {group.fingerprint.hex()}` shows their group."]
 
 
 # -- waiting

@@ -10,6 +10,7 @@ from typing import Literal
 
 from workerd import host
 from workerd.config.model import Policy
+from workerd.fingerprint import frames_of_dump
 from workerd.job import Claim
 from workerd.outcome import RunResult, Usage
 from workerd.pool.shared import SOFT_SIGNAL
@@ -138,6 +139,7 @@ def result_of_death(
         usage=Usage(max(0, now_ns - attempt.start_ns) // 1000, attempt.cpu_us, attempt.peak_kib),
         progress=attempt.progress,
         note=attempt.note,
+        frames=frames_of_dump(attempt.stack),
     )
 
 

@@ -42,6 +42,7 @@ from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
+from workerd.pool.results import unrunnable
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess, WorkerState
@@ -271,7 +272,7 @@ class Pool(Service):
         try:
             worker.assign(claim, self._policies.of(claim), self._outcome_sender.max_payload)
         except FrameTooLarge as error:
-            self._close(claim, RunResult(serial=0, kind="failure", error=f"Its vars are too large: {error}."))
+            self._close(claim, unrunnable(0, f"Its vars are too large: {error}."))
             self._worker_manager.idle.append(worker)
             self._assign_soon()
             return

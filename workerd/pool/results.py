@@ -7,9 +7,11 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
+from workerd import fingerprint as fingerprints
 from workerd import json_text, text, wrapping
 from workerd.config.validators import size_literal
 from workerd.errors import InvalidValue
+from workerd.fingerprint import Frame
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.policy import EXIT_PREFIX
@@ -111,7 +113,9 @@ def _within_limit(name: str, data: bytes, limit: int) -> bytes:
 
 def unrunnable(serial: int, error: str) -> RunResult:
     """The result of a job that cannot be run: its vars do not fit, or its handler is unknown."""
-    return RunResult(serial=serial, kind="failure", error=text.one_line(error))
+    return RunResult(
+        serial=serial, kind="failure", error=text.one_line(error), classes=(fingerprints.BAD_VARS,)
+    )
 
 
 def unsendable(result: RunResult, error: Exception) -> RunResult:
@@ -152,6 +156,7 @@ def raised(
         classes=tuple(
             text.clean(class_name(cls)) for cls in type(error).__mro__[:_MAX_CLASSES] if cls is not object
         ),
+        frames=_frames_of(error),
     )
 
 
@@ -166,6 +171,23 @@ def _program_ended(serial: int, error: ProgramEnded) -> RunResult:
         exit_signal=-status if status < 0 else None,
         exit_code=status if status >= 0 else None,
     )
+
+
+def _frames_of(error: BaseException) -> tuple[str, ...]:
+    """The innermost frames of the user's code; of a group those of its first exception, with its class."""
+    member = error
+    for _ in range(_MAX_CLASSES):
+        if not isinstance(member, BaseExceptionGroup) or not member.exceptions:
+            break
+        member = member.exceptions[0]
+    frames = fingerprints.user_frames(
+        Frame(file, frame.f_code.co_name)
+        for frame, _ in traceback.walk_tb(member.__traceback__)
+        if not (file := frame.f_code.co_filename).startswith(_OWN_FILES)
+    )
+    if member is not error:
+        frames = (f"{class_name(type(member))} {' '.join(frames[:1])}", *frames[1:])
+    return tuple(map(text.clean, frames))
 
 
 def _kind(error: BaseException, interrupted: BaseException | None, cancelled: bool) -> str:

@@ -6,7 +6,7 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -89,6 +89,14 @@ class Dialect(ABC):
     @abstractmethod
     def keep_existing(self, column: str) -> str:
         """Suffix of an INSERT that leaves a row with its key as it is, and then changes 0 rows."""
+
+    @abstractmethod
+    def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
+        """Suffix of an INSERT that changes a row with its primary key `key` instead.
+
+        `updates`: an expression for each column, set in this order, with `{new.COLUMN}` for what was to be
+        inserted.
+        """
 
     @abstractmethod
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:

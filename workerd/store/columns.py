@@ -120,6 +120,8 @@ class JobRow(EnqueuedColumns, kw_only=True, gc=False):
     success: bool | None
     payload_type: str | None
     error: str | None
+    error_class: str | None
+    fingerprint: bytes | None
     stack: str | None
     progress: float | None
     note: str | None

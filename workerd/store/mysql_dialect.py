@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -105,9 +106,18 @@ _SET = {
 }
 
 
+_SET_OF_FAILURES = {
+    "error_class": _of("outcome.error_class"),
+    "fingerprint": _of("outcome.fingerprint"),
+}
+"""Left out of batches without a failure."""
+
+
 def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
-    derived, named = _derived(batch, _NAMED | _SET)
-    sets = [column.set.format(name=name, value=named[name]) for name, column in _SET.items()]
+    failures = any(ended.outcome.fingerprint is not None for ended in batch)
+    columns_set = _SET | _SET_OF_FAILURES if failures else _SET
+    derived, named = _derived(batch, _NAMED | columns_set)
+    sets = [column.set.format(name=name, value=named[name]) for name, column in columns_set.items()]
     changed = tx.execute(
         f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
         f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"
@@ -197,6 +207,9 @@ def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
     return tx.execute(INSERT_NEXT.format(**names, created_at=_time(now), source=source, keep=keep))
 
 
+_NEW_VALUE = re.compile(r"{new\.(\w+)}")
+
+
 class _MySQL(Dialect):
     name = "mysql"
     share_lock = " LOCK IN SHARE MODE"
@@ -222,6 +235,10 @@ class _MySQL(Dialect):
     def keep_existing(self, column: str) -> str:
         # Not INSERT IGNORE, which would also swallow values that do not fit.
         return f" ON DUPLICATE KEY UPDATE {column} = {column}"
+
+    def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
+        values = {name: _NEW_VALUE.sub(r"VALUES(\1)", value) for name, value in updates.items()}
+        return " ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {value}" for name, value in values.items())
 
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_batch(tx, batch, ingested_at)

@@ -29,6 +29,8 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
         The attempts whose end took effect, and those that are `new` again.
     woken
         Handlers with new rows to claim.
+    new_errors
+        The handler of each error group that is new, or open again.
     """
 
     now: int
@@ -36,6 +38,7 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     ended: list[ClosedAttempt]
     released: list[ClosedAttempt]
     woken: set[str]
+    new_errors: list[str] = []
 
     @property
     def refs(self) -> set[AttemptRef]:

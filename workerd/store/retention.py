@@ -5,12 +5,13 @@ A job of a request is removed with the request, because later steps and a retry 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
 from workerd.job import COOLER_KEY, LIVE, Status
-from workerd.store import columns
+from workerd.store import columns, errors
 from workerd.store.base import Row, Tx
 from workerd.store.columns import chunks, marks
 
@@ -29,6 +30,10 @@ class RetentionLimits(NamedTuple):
         if status in ("completed", "cancelled"):
             return self.completed is not None and end < self.completed
         return status in ("failure", "failed") and self.failure is not None and end < self.failure
+
+
+_Failed = Counter[tuple[bytes, bytes]]
+"""Deleted rows of attempts that failed, by fingerprint and handler."""
 
 
 class Purged(NamedTuple):
@@ -70,7 +75,9 @@ def purge_jobs(tx: Tx, limits: RetentionLimits, *, limit: int, cursor: bytes | N
     ended = [job for job in map(_ended, jobs) if job is not None and limits.over(job.status, job.end)]
     free = _without_request(tx, ended)
     kept = _kept_runs(tx, free)
-    removed = _remove(tx, [job.id for job in free if job.id not in kept])
+    failed = _Failed()
+    removed = _remove(tx, [job.id for job in free if job.id not in kept], failed)
+    errors.forget(tx, failed)
     return Purged(removed, jobs[-1][0][0] if full and jobs else None)
 
 
@@ -133,7 +140,10 @@ def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
         " ORDER BY run_at DESC LIMIT %s OFFSET %s",
         (name, limit, RUNS_KEPT),
     )
-    return _remove(tx, [job_id for job_id, key in rows if key == COOLER_KEY.encode()])
+    failed = _Failed()
+    removed = _remove(tx, [job_id for job_id, key in rows if key == COOLER_KEY.encode()], failed)
+    errors.forget(tx, failed)
+    return removed
 
 
 def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
@@ -141,7 +151,7 @@ def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
 
     The last run of a schedule is kept: it tells whether the next may start.
     """
-    removed = 0
+    removed, failed = 0, _Failed()
     for status, before in (
         ("completed", limits.completed),
         ("cancelled", limits.completed),
@@ -157,19 +167,20 @@ def purge_requests(tx: Tx, limits: RetentionLimits, *, limit: int) -> int:
             (status, columns.at(before), columns.at(before), limit),
         )
         for (request_id,) in rows:
-            removed += _remove_request(tx, request_id, limit)
+            removed += _remove_request(tx, request_id, limit, failed)
             if removed >= limit:
                 break
+    errors.forget(tx, failed)  # once all others are deleted: as in the closing, nothing is locked after them
     return removed
 
 
-def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
+def _remove_request(tx: Tx, request_id: bytes, limit: int, failed: _Failed) -> int:
     ids = tx.query(
         f"SELECT DISTINCT id FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
         " WHERE request_id = %s LIMIT %s",
         (request_id, limit),
     )
-    removed = _remove(tx, [row[0] for row in ids])
+    removed = _remove(tx, [row[0] for row in ids], failed)
     left = tx.one(
         f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_request')} WHERE request_id = %s LIMIT 1",
         (request_id,),
@@ -179,17 +190,23 @@ def _remove_request(tx: Tx, request_id: bytes, limit: int) -> int:
     return removed
 
 
-def _remove(tx: Tx, ids: Sequence[bytes]) -> int:
-    """Delete all rows of these jobs, unless they were retried meanwhile or another transaction locks one."""
+def _remove(tx: Tx, ids: Sequence[bytes], failed: _Failed) -> int:
+    """Delete all rows of these jobs, unless they were retried meanwhile or another transaction locks one.
+
+    Those that failed are added to `failed`.
+    """
     removed = 0
     for part in chunks(sorted(ids), 200):
         rows, locked = columns.lock_free(
             tx,
-            f"SELECT id, attempt, status FROM workerd_jobs WHERE id IN ({marks(part)}) ORDER BY id, attempt",
+            f"SELECT id, attempt, status, fingerprint, handler FROM workerd_jobs"
+            f" WHERE id IN ({marks(part)}) ORDER BY id, attempt",
             part,
         )
         kept = {row[0] for row in rows if columns.lenient(row[2]) in LIVE} | {row[0] for row in locked}
-        keys = [(row[0], row[1]) for row in sorted(rows) if row[0] not in kept]
+        rows = {row for row in rows if row[0] not in kept}
+        failed.update((row[3], row[4]) for row in rows if row[3] is not None)
+        keys = sorted((row[0], row[1]) for row in rows)
         for some in chunks(keys):
             removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {columns.keys(some)}")
     return removed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workerd import clock
@@ -14,7 +14,7 @@ from workerd.store.columns import INSERT_NEXT, next_due
 _CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payload = %s, payload_type = %s,
     error = %s, stack = %s, exit_signal = %s, exit_code = %s, started_at = %s, finished_at = %s, run_us = %s,
     cpu_us = %s, max_rss_kib = %s, pid = %s, progress = COALESCE(%s, progress), note = COALESCE(%s, note),
-    ingested_at = %s
+    error_class = %s, fingerprint = %s, ingested_at = %s
     WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s"""
 
 
@@ -29,7 +29,7 @@ def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
         str(o.status), o.reason and str(o.reason), o.success, o.payload, o.payload_type,
         o.error, o.stack, o.exit_signal, o.exit_code,
         columns.at(e.started_at), columns.at(e.finished_at), o.usage.run_us, o.usage.cpu_us,
-        o.usage.max_rss_kib, o.pid, o.progress, o.note, now,
+        o.usage.max_rss_kib, o.pid, o.progress, o.note, o.error_class, o.fingerprint, now,
         o.id, o.attempt, e.node_id, clock.to_text(o.claimed_at),
     )  # fmt: skip
 
@@ -73,6 +73,10 @@ class _SQLite(Dialect):
 
     def keep_existing(self, column: str) -> str:
         return " ON CONFLICT DO NOTHING"
+
+    def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
+        sets = ", ".join(f"{name} = {value}" for name, value in updates.items())
+        return f" ON CONFLICT ({key}) DO UPDATE SET {sets.replace('{new.', 'excluded.').replace('}', '')}"
 
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_each(tx, batch, ingested_at)

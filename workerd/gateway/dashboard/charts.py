@@ -56,6 +56,32 @@ def chart(
     )
 
 
+SPARK_WIDTH, SPARK_HEIGHT = 96, 24
+
+
+def spark(counts: Sequence[int], label: str) -> Markup:
+    """A line of bars without axes, one for each count; `label` says it in words."""
+    top = max([1, *counts])
+    width = SPARK_WIDTH / max(1, len(counts))
+    bars = []
+    for index, count in enumerate(counts):
+        height = max(2.0, round(count / top * SPARK_HEIGHT, 1)) if count else 1.0
+        bars.append(
+            el(
+                "rect",
+                x=round(index * width, 1),
+                y=SPARK_HEIGHT - height,
+                width=round(width - 1, 1),
+                height=height,
+                class_=None if count else "none",
+            )
+        )
+    return el(
+        "svg", bars, viewBox=f"0 0 {SPARK_WIDTH} {SPARK_HEIGHT}", width=SPARK_WIDTH, height=SPARK_HEIGHT,
+        role="img", aria_label=label, class_="spark",
+    )  # fmt: skip
+
+
 def _latest(line: ChartLine) -> float | None:
     return next((value for value in reversed(line.values) if value is not None), None)
 

@@ -106,6 +106,7 @@ _TONES = {
     "new": "wait", "scheduled": "wait", "queuing": "wait", "retry": "warn", "backoff": "warn",
     "failure": "bad", "failed": "bad", "quarantined": "bad", "lost": "bad", "away": "bad",
     "paused": "warn", "cancelled": "mute", "draining": "warn", "stopping": "warn",
+    "resolved": "good", "muted": "mute",
 }  # fmt: skip
 _STATE_NAMES = {"inprogress": "running", "new": "waiting", "failure": "failed"}
 
@@ -212,15 +213,22 @@ def facts(pairs: Sequence[tuple[str, Child]]) -> Markup:
 
 
 def button(
-    label: str, post: str, *, confirm: str | None = None, reason: bool = False, target: str = ""
+    label: str,
+    post: str,
+    *,
+    confirm: str | None = None,
+    reason: bool = False,
+    body: str | None = None,
+    target: str = "",
 ) -> Markup:
     """A button that sends a POST request.
 
-    `confirm`: a question to ask first; `reason`: the dialog has a field for a reason; `target`: what the
-    action applies to, for screen readers.
+    `confirm`: a question to ask first; `reason`: the dialog has a field for a reason; `body`: JSON that is
+    sent; `target`: what the action applies to, for screen readers.
     """
     return el(
         "button", label, type="button", data_post=post, data_confirm=confirm, data_reason=reason,
+        data_body=body,
         aria_label=f"{label} {target}" if target else None,
     )  # fmt: skip
 

@@ -203,7 +203,8 @@ def _head(details: JobDetails, may_act: bool) -> Markup:
 def _error(job: Document) -> Markup:
     if not job["error"] or job["status"] == Status.COMPLETED:
         return Markup("")
-    return notice("bad", f"{job['reason'] or 'error'}:", job["error"])
+    group = job["fingerprint"] and el("a", "All of its group", href=path("ui", "errors", job["fingerprint"]))
+    return notice("bad", f"{job['reason'] or 'error'}:", job["error"], " ", group)
 
 
 def _why(job: Document, reasons: list[str]) -> Markup:

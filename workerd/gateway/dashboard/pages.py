@@ -72,6 +72,7 @@ NAVIGATION = (
     ("/", "Overview"),
     ("/ui/jobs", "Jobs"),
     ("/ui/requests", "Requests"),
+    ("/ui/errors", "Errors"),
     ("/ui/handlers", "Handlers"),
     ("/ui/schedules", "Schedules"),
     ("/ui/audit", "Audit"),

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from workerd.gateway.auth import LOGIN_REQUIRED
-from workerd.gateway.dashboard import audit, handlers, jobs, overview, requests
+from workerd.gateway.dashboard import audit, errors, handlers, jobs, overview, requests
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
@@ -36,6 +36,8 @@ PAGES = (
     Page(re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job),
     Page(re.compile(r"/ui/requests"), requests.requests, (*requests.FILTERS, "after")),
     Page(re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request),
+    Page(re.compile(r"/ui/errors"), errors.errors, (*errors.FILTERS, "after")),
+    Page(re.compile(r"/ui/errors/(?P<item_id>[^/]+)"), errors.error),
     Page(re.compile(r"/ui/handlers"), handlers.handlers),
     Page(re.compile(r"/ui/schedules"), handlers.schedules),
     Page(re.compile(r"/ui/audit"), audit.audit, (*audit.FILTERS, "after"), Access.ACT),

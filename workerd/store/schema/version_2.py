@@ -37,6 +37,8 @@ MYSQL = [
         resolved_at DATETIME(6) NULL,
         resolved_by VARCHAR(191) NULL,
         muted_until DATETIME(6) NULL,
+        kept BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        hours TEXT NULL,
         PRIMARY KEY (fingerprint, handler),
         KEY workerd_error_seen (last_seen)
     ) {TABLE}""",
@@ -116,6 +118,8 @@ SQLITE = [
         {lite_time("resolved_at")},
         {lite_name("resolved_by")},
         {lite_time("muted_until")},
+        {lite_count("kept", "NOT NULL DEFAULT 0")},
+        {lite_text("hours")},
         PRIMARY KEY (fingerprint, handler)
     )""",
     "CREATE INDEX workerd_error_seen ON workerd_errors (last_seen)",

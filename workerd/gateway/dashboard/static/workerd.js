@@ -132,7 +132,7 @@ function confirmAction(question, withReason) {
 }
 
 async function onButton(button) {
-  const { post: path, confirm: question, reason: withReason, to } = button.dataset;
+  const { post: path, confirm: question, reason: withReason, body, to } = button.dataset;
   let reason = "";
   if (question) {
     reason = await confirmAction(question, withReason !== undefined);
@@ -140,7 +140,7 @@ async function onButton(button) {
   }
   button.disabled = true;
   try {
-    const { ok, answer } = await post(path, withReason !== undefined && reason ? { reason } : {});
+    const { ok, answer } = await post(path, withReason !== undefined && reason ? { reason } : JSON.parse(body || "{}"));
     if (ok && to) { location.assign(to); return; }
     showToast(ok ? `${button.textContent}: done.` : answer.detail || FAILED);
   } catch {
