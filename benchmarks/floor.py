@@ -93,8 +93,8 @@ def bare_claim(cursor: Any, batch: int) -> tuple[list[Any], Any]:
     cursor.execute("SELECT UTC_TIMESTAMP(6)")
     now = cursor.fetchone()[0]
     cursor.execute(
-        "SELECT id, attempt, priority, run_at, vars FROM workerd_jobs FORCE INDEX (workerd_claim)"
-        " WHERE handler = %s AND status = 'new' ORDER BY priority, run_at LIMIT %s FOR UPDATE SKIP LOCKED",
+        "SELECT id, attempt, priority, run_at, vars FROM workerd_jobs FORCE INDEX (workerd_holder)"
+        " WHERE status = 'new' AND holder = %s ORDER BY priority, run_at LIMIT %s FOR UPDATE SKIP LOCKED",
         (HANDLER, batch),
     )
     rows = list(cursor.fetchall())

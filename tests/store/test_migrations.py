@@ -113,7 +113,7 @@ def test_both_engines_have_the_same_columns(
     sqlite.migrate()
     for table in TABLES:
         theirs = mysql.read(lambda tx, t=table: tx.query(f"SHOW COLUMNS FROM workerd_{t}"))
-        ours = sqlite.read(lambda tx, t=table: tx.query(f"PRAGMA table_info(workerd_{t})"))
+        ours = sqlite.read(lambda tx, t=table: tx.query(f"PRAGMA table_xinfo(workerd_{t})"))
         assert [row[0] for row in theirs if row[0] != b"live_key"] == [row[1] for row in ours]
 
 

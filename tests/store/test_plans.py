@@ -152,7 +152,7 @@ def test_a_claim_reads_the_rows_that_it_takes(full: Store, behind: bool) -> None
     assert len(batch.claims) == 500
     unsorted(seen)
     selected = next(one for one in seen if one.sql.startswith("SELECT id, attempt, priority"))
-    assert "workerd_claim" in selected.plan
+    assert "workerd_holder" in selected.plan
     for one in seen:
         assert one.read <= one.count + FEW, one
 
@@ -182,7 +182,7 @@ def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due:
     done, seen = watch(full, work)
     assert done.count == due
     unsorted(seen)
-    assert "workerd_due" in seen[0].plan
+    assert "workerd_scheduled" in seen[0].plan
     for one in seen:
         assert one.read <= one.count + FEW, one
 

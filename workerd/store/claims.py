@@ -27,6 +27,11 @@ NO_NODE = bytes(16)
 """Stands for the node of attempts that are `inprogress` without one."""
 
 
+def holder(node_id: bytes) -> str:
+    """The column `holder` of the rows that are `inprogress` for this incarnation."""
+    return node_id.hex().upper()
+
+
 class NodeIdent(NamedTuple):
     """The claiming incarnation and the name of its node."""
 
@@ -82,7 +87,7 @@ _SPECIAL = (
 )  # fmt: skip
 _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
-    FROM workerd_jobs {index} WHERE handler = %s AND status = 'new'{after}
+    FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s{after}
     ORDER BY priority, run_at LIMIT %s{skip}"""
 _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
     request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
@@ -178,7 +183,7 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: i
         size=words.byte_length("vars"),
         small=inline,
         plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
-        index=words.hint("workerd_claim"),
+        index=words.hint("workerd_holder"),
         after=after,
         skip=words.skip_locked,
     )
@@ -293,14 +298,14 @@ def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]
 
 # Reads one index entry. The alias `h` is completed by a number.
 _HANDLER_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
-    WHERE handler = %s AND status = 'new' LIMIT 1) AS h"""
+    WHERE status = 'new' AND holder = %s LIMIT 1) AS h"""
 
 
 def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
     """Which handlers have rows to claim: one statement, one index entry for each handler."""
     if not handlers:
         return PeekResult(set())
-    probe = _HANDLER_PROBE.format(columns="%s AS number", index=tx.dialect.hint("workerd_claim"))
+    probe = _HANDLER_PROBE.format(columns="%s AS number", index=tx.dialect.hint("workerd_holder"))
     sql = " UNION ALL ".join([f"{probe}{number}" for number in range(len(handlers))])
     params = [value for number, handler in enumerate(handlers) for value in (number, handler)]
     return PeekResult({handlers[row[0]] for row in tx.query(sql, params)})
@@ -311,16 +316,16 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
     words = tx.dialect
     now = clock.to_text(tx.now)
     rows = tx.query(
-        f"SELECT id, attempt, handler FROM workerd_jobs {words.hint('workerd_due')}"
-        f" WHERE status = 'scheduled' AND run_at <= %s ORDER BY run_at LIMIT %s{words.skip_locked}",
+        f"SELECT id, attempt, handler FROM workerd_jobs {words.hint('workerd_scheduled')}"
+        f" WHERE due_at <= %s ORDER BY due_at LIMIT %s{words.skip_locked}",
         (now, limit),
     )
     if rows:
         keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
     following = tx.one(
-        f"SELECT run_at FROM workerd_jobs {words.hint('workerd_due')}"
-        " WHERE status = 'scheduled' ORDER BY run_at LIMIT 1"
+        f"SELECT due_at FROM workerd_jobs {words.hint('workerd_scheduled')}"
+        " WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
     )
     return Promoted(len(rows), {columns.lenient(row[2]) or "" for row in rows}, _due(following, tx.now))
 
@@ -336,7 +341,7 @@ def _due(row: Row | None, now: int) -> int | None:
 
 _HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
     request_id, step, name, started_at, pid FROM workerd_jobs {index}
-    WHERE node_id = %s AND status = 'inprogress' ORDER BY id, attempt{limit}"""
+    WHERE status = 'inprogress' AND holder = %s ORDER BY id, attempt{limit}"""
 
 
 def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
@@ -344,8 +349,8 @@ def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
 
     Without those that were not claimed by workerd.
     """
-    sql = _HELD.format(index=tx.dialect.hint("workerd_node"), limit="" if limit is None else " LIMIT %s")
-    found = tx.query(sql, (node_id,) if limit is None else (node_id, limit))
+    sql = _HELD.format(index=tx.dialect.hint("workerd_holder"), limit="" if limit is None else " LIMIT %s")
+    found = tx.query(sql, (holder(node_id),) if limit is None else (holder(node_id), limit))
     return [_held_attempt(row) for row in found if _is_claimed(row)]
 
 
@@ -360,14 +365,14 @@ def adopt(tx: Tx, node_id: bytes) -> int:
 
     An INSERT can write `inprogress` without a time of claim or without a node. Returns their number.
     """
-    where = "node_id = %s"
+    where = "holder = %s"
     if node_id == NO_NODE:
         # The runs of a recurring workflow are in progress on no node.
-        where = f"(node_id = %s OR node_id IS NULL AND (unique_key IS NULL OR unique_key <> '{COOLER_KEY}'))"
+        where = f"(holder = %s OR holder = '' AND (unique_key IS NULL OR unique_key <> '{COOLER_KEY}'))"
     rows = tx.query(
-        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
+        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
         f" WHERE status = 'inprogress' AND {where}",
-        (node_id,),
+        (holder(node_id),),
     )
     keys = [(row[0], row[1]) for row in rows if row[3] is None or not _is_claimed(row)]
     for part in columns.chunks(keys):
@@ -421,9 +426,9 @@ _PAUSED, _CANCEL, _DUE, _NEW = range(4)
 _POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
     FROM workerd_handlers WHERE paused_at IS NOT NULL
 UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_index}}
-    WHERE node_id = %s AND status = 'inprogress' AND cancel_requested_at IS NOT NULL
-UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, run_at
-    FROM workerd_jobs {{due_index}} WHERE status = 'scheduled' ORDER BY run_at LIMIT 1) AS d"""
+    WHERE status = 'inprogress' AND holder = %s AND cancel_requested_at IS NOT NULL
+UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, due_at
+    FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d"""
 
 
 _PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
@@ -432,9 +437,9 @@ _PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
 def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
     """One combined query: new jobs, pauses, this incarnation's cancels, next due time."""
     words = tx.dialect
-    sql = _POLL.format(node_index=words.hint("workerd_node"), due_index=words.hint("workerd_due"))
-    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=words.hint("workerd_claim"))
-    params: list[object] = [node_id]
+    sql = _POLL.format(node_index=words.hint("workerd_holder"), due_index=words.hint("workerd_scheduled"))
+    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=words.hint("workerd_holder"))
+    params: list[object] = [holder(node_id)]
     for number, handler in enumerate(handlers):
         sql += f" UNION ALL {probe}{number}"
         params += [number, handler]

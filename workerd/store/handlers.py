@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 
 import msgspec
 
-from workerd.errors import NotFound, UnreadableRow
-from workerd.store import columns
+from workerd.errors import NotFound
+from workerd.job import Status
+from workerd.store import columns, queries
 from workerd.store.base import Row, Tx
 
 MAX_NAMES = 1000
-"""Distinct names that are searched in the table of jobs."""
+"""Distinct names of a status that are searched in the table of jobs."""
 MAX_SIGNATURE_BYTES = 256 * 1024
 """A longer one was not written by a node, and counts as none."""
 
@@ -163,23 +164,12 @@ def _live_nodes(tx: Tx) -> set[str]:
     return {columns.lenient(row[0]) or "" for row in rows}
 
 
-def names_of_jobs(tx: Tx) -> list[str]:
-    """The distinct handlers of all jobs: one index lookup for each, whatever the number of jobs."""
-    sql = (
-        f"SELECT handler FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler > %s ORDER BY handler LIMIT 1"
-    )
-    names: list[str] = []
-    last: str = ""
-    while len(names) < MAX_NAMES:
-        row = tx.one(sql, (last,))
-        if row is None:
-            break
-        try:
-            last = columns.text(row[0])
-        except UnreadableRow:
-            break  # not UTF-8: the index cannot be followed beyond it
-        names.append(last)
+def names_of_jobs(tx: Tx) -> set[str]:
+    """The distinct handlers of all jobs: one index lookup for each and status, however many jobs."""
+    names = set(queries.running_of(tx, queries.MAX_COUNT))
+    for state in Status:
+        if state is not Status.INPROGRESS:
+            names.update(queries.holders(tx, state, MAX_NAMES))
     return names
 
 

@@ -130,9 +130,9 @@ def last_run(tx: Tx, name: str) -> LastRun | None:
     for status in (Status.COMPLETED, Status.FAILURE, Status.CANCELLED):
         rows = tx.query(
             "SELECT id, unique_key, COALESCE(finished_at, ingested_at)"
-            f" FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-            " WHERE handler = %s AND status = %s AND priority = 0 ORDER BY run_at DESC LIMIT %s",
-            (name, str(status), _ROWS_SEARCHED),
+            f" FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+            " WHERE status = %s AND holder = %s AND priority = 0 ORDER BY run_at DESC LIMIT %s",
+            (str(status), name, _ROWS_SEARCHED),
         )
         ends += [
             LastRun(job_id, str(status), columns.time_or_zero(end))
@@ -227,7 +227,7 @@ def _forget_skipped(tx: Tx, newest: Outcome) -> None:
     """Remove all but the newest skipped row of a recurring handler."""
     found = tx.query(
         f"SELECT id, attempt FROM (SELECT id, attempt, reason, unique_key FROM workerd_jobs"
-        f" {tx.dialect.hint('workerd_claim')} WHERE handler = %s AND status = 'completed' AND priority = 0"
+        f" {tx.dialect.hint('workerd_holder')} WHERE status = 'completed' AND holder = %s AND priority = 0"
         f" ORDER BY run_at DESC LIMIT %s) AS last WHERE reason = 'skipped' AND unique_key = %s AND id <> %s",
         (newest.handler, _SKIPPED_SEARCHED, COOLER_KEY, newest.id),
     )

@@ -1,6 +1,6 @@
 """Lists of jobs, newest made or ended first; they read little of a table that is too big to be read whole.
 
-No index has the time of creation or of the end. Each list reads ranges of the two indexes on `status`, its
+No index has the time of creation or of the end. Each list reads ranges of the index `workerd_holder`, its
 *branches*, in the order of `run_at`, and sorts the newest WINDOW_ROWS of each by the true time. That is exact
 for a status (of a handler) with at most so many rows. Of one with more, older rows follow in the order in
 which they became due; if more than WINDOW_ROWS of them become due in the future, those come last. Every
@@ -18,7 +18,7 @@ from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Row, Tx
 from workerd.store.columns import JobRow, Page, cursor_text, jobs_by_key, read_cursor
-from workerd.store.queries import MAX_PRIORITIES, priorities
+from workerd.store.queries import MAX_GROUPS, groups
 
 WINDOW_ROWS = 150
 """Rows of a branch that are sorted by the time at which they were made or ended."""
@@ -52,13 +52,12 @@ class _Position(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """One range of an index, in the order of `run_at`.
+    """A range of the index `workerd_holder`, in the order of `run_at`.
 
     `boundary`: the `run_at` before which rows are not sorted by their true time, 0 if all are. `many_later`:
     whether more than WINDOW_ROWS rows become due in the future.
     """
 
-    index_name: str
     where: str
     params: list[object]
     ended: bool
@@ -133,24 +132,30 @@ def _read(after: str) -> _Position:
 def _branches(tx: Tx, wanted: JobFilter) -> Iterator[_Branch]:
     for state in [Status(wanted.status)] if wanted.status is not None else _CURRENT:
         ended = state in ENDED or state is Status.RETRY
-        if wanted.handler is None:
-            yield _Branch("workerd_due", "j.status = %s", [str(state)], ended)
+        if state is Status.INPROGRESS:
+            # Their holders are nodes; there are no more of them than workers, so that all may be read.
+            yield _whole(state, wanted.handler, ended)
             continue
-        found = priorities(tx, wanted.handler, state)
-        if len(found) == MAX_PRIORITIES:
-            # The handler has so many rows that the next one is never far.
-            where = "j.status = %s AND j.handler = %s"
-            yield _Branch("workerd_due", where, [str(state), wanted.handler], ended)
+        found = groups(tx, state, wanted.handler, MAX_GROUPS)
+        if len(found) == MAX_GROUPS:
+            yield _whole(state, wanted.handler, ended)
             continue
-        for priority in found:
-            where = "j.handler = %s AND j.status = %s AND j.priority = %s"
-            yield _Branch("workerd_claim", where, [wanted.handler, str(state), priority], ended)
+        for group in found:
+            where = "j.status = %s AND j.holder = %s AND j.priority = %s"
+            yield _Branch(where, [str(state), group.holder, group.priority], ended)
+
+
+def _whole(state: Status, handler: str | None, ended: bool) -> _Branch:
+    """All rows of a status, or those of a handler, as one branch: the server reads and sorts them all."""
+    if handler is None:
+        return _Branch("j.status = %s", [str(state)], ended)
+    return _Branch("j.status = %s AND j.handler = %s", [str(state), handler], ended)
 
 
 def _sized(tx: Tx, branch: _Branch) -> _Branch:
     """The branch with what follows from its number of rows."""
     sql = (
-        f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint(branch.index_name)} WHERE {branch.where}"
+        f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint('workerd_holder')} WHERE {branch.where}"
         " AND j.run_at {} %s ORDER BY j.run_at DESC LIMIT 1 OFFSET %s"
     )
     params = [*branch.params, columns.at(tx.now), WINDOW_ROWS]
@@ -207,7 +212,7 @@ def _query(
         at = columns.at(position.key)
         where.append(f"{time} <= %s AND ({time} < %s OR j.id < %s)")
         params += [at, at, position.id]
-    rows = f"workerd_jobs AS j {tx.dialect.hint(branch.index_name)}"
+    rows = f"workerd_jobs AS j {tx.dialect.hint('workerd_holder')}"
     if later and wanted.since is not None:
         # The index alone leaves out nearly all: reading 100,000 rows takes five times as long.
         young = _young_id(wanted.since - EARLY_US)

@@ -9,10 +9,13 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import NodeNameTaken
-from workerd.job import COOLER_KEY
-from workerd.store import columns
+from workerd.job import COOLER_KEY, Status
+from workerd.store import claims, columns, queries
 from workerd.store.base import Row, Tx
 from workerd.store.claims import NO_NODE
+
+MAX_STRAYS = 10_000
+"""Incarnations with claims that are looked at."""
 
 
 class ClockSetBack(msgspec.Struct, frozen=True):
@@ -146,9 +149,9 @@ def over(tx: Tx) -> list[NodeRecord]:
 def remove(tx: Tx, node_id: bytes) -> bool:
     """Delete the row, unless attempts are `inprogress` for it; returns whether it was deleted."""
     left = tx.one(
-        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_node')}"
-        " WHERE node_id = %s AND status = 'inprogress' LIMIT 1",
-        (node_id,),
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'inprogress' AND holder = %s LIMIT 1",
+        (claims.holder(node_id),),
     )
     if left is not None:
         return False
@@ -163,13 +166,21 @@ def strays(tx: Tx) -> list[bytes]:
     registers again within a lease, so one that stays here longer is dead. `claims.NO_NODE` stands for rows
     without a node, which are not the runs of a recurring workflow.
     """
-    found = tx.query(
-        f"SELECT DISTINCT node_id FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
-        " WHERE status = 'inprogress' AND (node_id NOT IN (SELECT id FROM workerd_nodes)"
-        " OR node_id IS NULL AND (unique_key IS NULL OR unique_key <> %s))",
+    known = {claims.holder(row[0]) for row in tx.query("SELECT id FROM workerd_nodes")}
+    found = {*queries.holders(tx, Status.INPROGRESS, MAX_STRAYS)} - known
+    strays_ = [bytes.fromhex(holder) for holder in sorted(found) if holder]
+    if "" in found and _is_running_without_node(tx):
+        strays_.append(NO_NODE)
+    return strays_
+
+
+def _is_running_without_node(tx: Tx) -> bool:
+    row = tx.one(
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'inprogress' AND holder = '' AND (unique_key IS NULL OR unique_key <> %s) LIMIT 1",
         (COOLER_KEY,),
     )
-    return [row[0] or NO_NODE for row in found]
+    return row is not None
 
 
 def list_(tx: Tx) -> list[NodeRecord]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from workerd.errors import NotFound
+from workerd.errors import NotFound, UnreadableRow
 from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Tx
@@ -18,6 +20,9 @@ MAX_COUNT = 10_000
 
 MAX_PRIORITIES = 32
 """Distinct priorities of one handler and status that are queried one by one."""
+
+MAX_GROUPS = 1000
+"""Distinct holders and priorities of one status that are queried one by one."""
 
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
@@ -86,20 +91,55 @@ def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
     return None if row is None else (row[0] or b"", int(row[1]), columns.lenient(row[2]) or "bytes")
 
 
-def priorities(tx: Tx, handler: str, state: Status) -> list[int]:
-    """The distinct priorities of a handler's rows in a status: one index lookup for each."""
+class Group(NamedTuple):
+    """The rows of a status with one holder and priority: a range of the index `workerd_holder` by `run_at`.
+
+    `holder`: the handler, of rows `inprogress` the incarnation in hex.
+    """
+
+    status: Status
+    holder: str
+    priority: int
+
+
+def groups(tx: Tx, state: Status, holder: str | None = None, most: int = MAX_GROUPS) -> list[Group]:
+    """The groups of a status in order, at most `most`: one index lookup for each, whatever the rows."""
+    index = f"workerd_jobs {tx.dialect.hint('workerd_holder')} WHERE status = %s AND"
+    following = f"SELECT holder, priority FROM {index} holder > %s ORDER BY holder, priority LIMIT 1"
+    beside = f"SELECT holder, priority FROM {index} holder = %s AND priority > %s ORDER BY priority LIMIT 1"
+    least = -(1 << 31) - 1
+    found: list[Group] = []
+    # `>=` for the first: the holder of rows that are `inprogress` without a node is empty.
+    if holder is None:
+        row = tx.one(following.replace("> %s", ">= %s"), (str(state), ""))
+    else:
+        row = tx.one(beside, (str(state), holder, least))
+    while row is not None and len(found) < most:
+        try:
+            name = columns.text(row[0])
+        except UnreadableRow:
+            break  # not UTF-8: the index cannot be followed beyond it
+        found.append(Group(state, name, int(row[1])))
+        row = tx.one(beside, found[-1])
+        if row is None and holder is None:
+            row = tx.one(following, (str(state), name))
+    return found
+
+
+def holders(tx: Tx, state: Status, most: int) -> list[str]:
+    """The holders of a status in order, at most `most`: one index lookup for each."""
     sql = (
-        f"SELECT priority FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = %s AND priority > %s ORDER BY priority LIMIT 1"
+        f"SELECT holder FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = %s AND holder {} %s ORDER BY holder LIMIT 1"
     )
-    found: list[int] = []
-    last = -(1 << 31) - 1
-    while len(found) < MAX_PRIORITIES:
-        row = tx.one(sql, (handler, str(state), last))
-        if row is None:
+    found: list[str] = []
+    row = tx.one(sql.format(">="), (str(state), ""))
+    while row is not None and len(found) < most:
+        try:
+            found.append(columns.text(row[0]))
+        except UnreadableRow:
             break
-        last = int(row[0])
-        found.append(last)
+        row = tx.one(sql.format(">"), (str(state), found[-1]))
     return found
 
 
@@ -127,49 +167,55 @@ def counts(
 
 def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
     one = (
-        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = %s LIMIT %s) AS c"
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = %s AND holder = %s LIMIT %s) AS c"
     )
-    return [int(tx.query(one, (handler, str(state), cap))[0][0]) for handler, state in pairs]
+    running = running_of(tx, cap) if any(state is Status.INPROGRESS for _, state in pairs) else {}
+    return [
+        running.get(handler, 0)
+        if state is Status.INPROGRESS
+        else int(tx.query(one, (str(state), handler, cap))[0][0])
+        for handler, state in pairs
+    ]
+
+
+def running_of(tx: Tx, cap: int) -> dict[str, int]:
+    """Jobs in progress by handler, the first of all nodes: no more of them than there are workers."""
+    rows = tx.query(
+        f"SELECT handler FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'inprogress' LIMIT %s",
+        (cap,),
+    )
+    return Counter(columns.lenient(row[0]) or "" for row in rows)
 
 
 def totals(tx: Tx, states: Sequence[Status], cap: int = MAX_COUNT) -> dict[Status, int]:
     """Jobs of all handlers together in each status, each count at most `cap`."""
     one = (
-        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_due')}"
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
         " WHERE status = %s LIMIT %s) AS c"
     )
     return {state: int(tx.query(one, (str(state), cap))[0][0]) for state in states}
 
 
-def oldest_new_of_others(tx: Tx, handlers: Sequence[str], cap: int = MAX_COUNT) -> int | None:
-    """Since when the oldest `new` job of any other handler is due; the `cap` oldest are looked at."""
-    marks = ", ".join(["%s"] * len(handlers)) or "NULL"
-    row = tx.one(
-        "SELECT MIN(o.run_at) FROM (SELECT handler, run_at FROM workerd_jobs"
-        f" {tx.dialect.hint('workerd_due')} WHERE status = 'new' ORDER BY run_at LIMIT %s) AS o"
-        f" WHERE o.handler NOT IN ({marks})",
-        (cap, *handlers),
-    )
-    return None if row is None or row[0] is None else columns.time_or_zero(row[0])
+def oldest_new_of_others(tx: Tx, handlers: Collection[str]) -> int | None:
+    """Since when the oldest `new` job of any other handler is due."""
+    others = [group for group in groups(tx, Status.NEW) if group.holder not in handlers]
+    return _oldest(tx, others)
 
 
 def oldest_new(tx: Tx, handler: str) -> int | None:
     """Since when the handler's oldest claimable job is due, None without one."""
+    return _oldest(tx, groups(tx, Status.NEW, handler, MAX_PRIORITIES))
+
+
+def _oldest(tx: Tx, wanted: Iterable[Group]) -> int | None:
     sql = (
-        f"SELECT priority, run_at FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = 'new' AND priority > %s ORDER BY priority, run_at LIMIT 1"
+        f"SELECT run_at FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = %s AND holder = %s AND priority = %s ORDER BY run_at LIMIT 1"
     )
-    oldest: int | None = None
-    last = -(1 << 31) - 1
-    for _ in range(MAX_PRIORITIES):
-        row = tx.one(sql, (handler, last))
-        if row is None:
-            break
-        last = int(row[0])
-        moment = columns.time_or_zero(row[1])
-        oldest = moment if oldest is None else min(oldest, moment)
-    return oldest
+    found = [row for group in wanted if (row := tx.one(sql, group)) is not None]
+    return min((columns.time_or_zero(row[0]) for row in found), default=None)
 
 
 def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:

@@ -120,8 +120,8 @@ def _kept_runs(tx: Tx, jobs: Sequence[_EndedJob]) -> set[bytes]:
 
 def _oldest_kept(tx: Tx, handler: str) -> bytes:
     row = tx.one(
-        f"SELECT run_at FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = 'completed' AND priority = 0"
+        f"SELECT run_at FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'completed' AND holder = %s AND priority = 0"
         " ORDER BY run_at DESC LIMIT 1 OFFSET %s",
         (handler, RUNS_KEPT - 1),
     )
@@ -135,8 +135,8 @@ def purge_runs(tx: Tx, name: str, *, limit: int) -> int:
     Otherwise an interval of milliseconds would fill the table.
     """
     rows = tx.query(
-        f"SELECT id, unique_key FROM workerd_jobs {tx.dialect.hint('workerd_claim')}"
-        " WHERE handler = %s AND status = 'completed' AND priority = 0"
+        f"SELECT id, unique_key FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'completed' AND holder = %s AND priority = 0"
         " ORDER BY run_at DESC LIMIT %s OFFSET %s",
         (name, limit, RUNS_KEPT),
     )
