@@ -111,7 +111,7 @@ def full(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     server = request.getfixturevalue("mysql_server")
     name = server.new_database()
     store = open_store(StoreConfig(url=server.url(name)), timeout=60)
-    _fill(store, "LEFT(UNHEX(SHA2(CONCAT(HEX(id), RAND()), 256)), 16)")
+    _fill(store, "LEFT(UNHEX(SHA2(CONCAT(HEX(id), UUID_SHORT()), 256)), 16)")
     yield store
     store.close()
     server.drop_database(name)
