@@ -55,11 +55,11 @@ def by_handler(tx: Tx, names: Sequence[str]) -> dict[str, HandlerStats]:
     """
     found = {name: HandlerStats() for name in names}
     since = columns.at(tx.now - SPAN_S * clock.SECOND) or ""
-    _count_live(tx, found)
+    _count_waiting(tx, found)
+    _count_running(tx, found, since)
     _count_overdue(tx, found)
     priorities = _read_oldest(tx, found)
     _count_came(tx, found, priorities, since)
-    _count_running_of_those_that_came(tx, found, since)
     for name, figures in of_nodes(tx).items():
         stats = found.get(name)
         if stats is not None:
@@ -79,19 +79,20 @@ def of_nodes(tx: Tx) -> dict[str, HandlerFigures]:
 
 
 _COUNT = """SELECT {number} AS number, COUNT(*) AS jobs FROM
-    (SELECT 1 FROM workerd_jobs {index} WHERE handler = %s AND status = %s LIMIT {most}) AS c"""
+    (SELECT 1 FROM workerd_jobs {index} WHERE status = %s AND holder = %s LIMIT {most}) AS c"""
 _OLDEST = """SELECT {number} AS number, o.priority, o.run_at FROM
-    (SELECT priority, run_at FROM workerd_jobs {index} WHERE handler = %s AND status = 'new' AND priority > %s
+    (SELECT priority, run_at FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s AND priority > %s
     ORDER BY priority, run_at LIMIT 1) AS o"""
 _CAME = """SELECT {number} AS number, COUNT(*) AS jobs FROM
-    (SELECT 1 FROM workerd_jobs {index} WHERE handler = %s AND status = 'new' AND priority = %s
+    (SELECT 1 FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s AND priority = %s
     AND run_at >= %s AND attempt = 1 LIMIT {most}) AS c"""
-_RUNNING = """SELECT {number} AS number, COUNT(*) AS jobs FROM
-    (SELECT 1 FROM workerd_jobs {index} WHERE handler = %s AND status = 'inprogress' AND run_at >= %s
-    AND attempt = 1 LIMIT {most}) AS c"""
+# Their holders are nodes; there are no more of them than workers.
+_RUNNING = """SELECT r.handler, COUNT(*), SUM(CASE WHEN r.run_at >= %s AND r.attempt = 1 THEN 1 ELSE 0 END)
+    FROM (SELECT handler, run_at, attempt FROM workerd_jobs {index} WHERE status = 'inprogress'
+    LIMIT {most}) AS r GROUP BY r.handler ORDER BY NULL"""
 _OVERDUE = """SELECT handler, run_at FROM workerd_jobs {index}
-    WHERE status = 'scheduled' AND run_at <= %s ORDER BY run_at LIMIT {most}"""
-_FIELDS = {Status.NEW: "due", Status.SCHEDULED: "scheduled", Status.INPROGRESS: "running"}
+    WHERE due_at <= %s ORDER BY due_at LIMIT {most}"""
+_FIELDS = {Status.NEW: "due", Status.SCHEDULED: "scheduled"}
 
 
 def _each(tx: Tx, one: str, params: Sequence[tuple[object, ...]]) -> Iterator[tuple[int, Row]]:
@@ -99,23 +100,23 @@ def _each(tx: Tx, one: str, params: Sequence[tuple[object, ...]]) -> Iterator[tu
     numbered = list(enumerate(params))
     for part in columns.chunks(numbered, MAX_PARTS):
         selects = [
-            one.format(number=number, index=tx.dialect.hint("workerd_claim"), most=MAX_COUNT)
+            one.format(number=number, index=tx.dialect.hint("workerd_holder"), most=MAX_COUNT)
             for number, _ in part
         ]
         for row in tx.query(" UNION ALL ".join(selects), [value for _, values in part for value in values]):
             yield int(row[0]), row[1:]
 
 
-def _count_live(tx: Tx, found: dict[str, HandlerStats]) -> None:
+def _count_waiting(tx: Tx, found: dict[str, HandlerStats]) -> None:
     keys = [(name, status) for name in found for status in _FIELDS]
-    for number, (jobs,) in _each(tx, _COUNT, [(name, str(status)) for name, status in keys]):
+    for number, (jobs,) in _each(tx, _COUNT, [(str(status), name) for name, status in keys]):
         name, status = keys[number]
         setattr(found[name], _FIELDS[status], int(jobs))
 
 
 def _count_overdue(tx: Tx, found: dict[str, HandlerStats]) -> None:
     """Rows whose time has come are due, also while no node lives that would make them `new`."""
-    sql = _OVERDUE.format(index=tx.dialect.hint("workerd_due"), most=MAX_OVERDUE)
+    sql = _OVERDUE.format(index=tx.dialect.hint("workerd_scheduled"), most=MAX_OVERDUE)
     for handler, run_at in tx.query(sql, (columns.at(tx.now),)):
         stats = found.get(columns.lenient(handler) or "")
         if stats is not None:
@@ -144,7 +145,10 @@ def _count_came(tx: Tx, found: dict[str, HandlerStats], pairs: list[tuple[str, i
         found[pairs[number][0]].came += int(jobs)
 
 
-def _count_running_of_those_that_came(tx: Tx, found: dict[str, HandlerStats], since: str) -> None:
-    names = [name for name, stats in found.items() if stats.running]
-    for number, (jobs,) in _each(tx, _RUNNING, [(name, since) for name in names]):
-        found[names[number]].came += int(jobs)
+def _count_running(tx: Tx, found: dict[str, HandlerStats], since: str) -> None:
+    """With those of them that came within the span."""
+    sql = _RUNNING.format(index=tx.dialect.hint("workerd_holder"), most=MAX_COUNT)
+    for handler, running, came in tx.query(sql, (since,)):
+        stats = found.get(columns.lenient(handler) or "")
+        if stats is not None:
+            stats.running, stats.came = int(running), stats.came + int(came)
