@@ -9,7 +9,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from workerd.handler import Cancelled, Context, DeadlineExceeded, Failure, Result, Retry, handler
+from workerd.handler import (
+    Cancelled,
+    Context,
+    DeadlineExceeded,
+    Failure,
+    Interrupted,
+    Result,
+    Retry,
+    handler,
+)
 from workerd.wrapping import unwrap, wrap
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ __all__ = [
     "Context",
     "DeadlineExceeded",
     "Failure",
+    "Interrupted",
     "JobOptions",
     "JobSpec",
     "Result",

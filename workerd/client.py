@@ -130,13 +130,14 @@ class Client:
         self.wake()
         return result == "ended"
 
-    def retry(self, job_id: str | uuid.UUID) -> int:
+    def retry(self, job_id: str | uuid.UUID, *, fresh: bool = False) -> int:
         """Run an ended job again, or a scheduled one now; returns the number of the new attempt.
 
+        `fresh`: without what earlier attempts have saved with `ctx.save` and `ctx.step`.
         Raises NotFound, Conflict while it is live or its unique key is taken.
         """
         key = _key(job_id)
-        attempt = self._run(lambda tx: jobs.retry(tx, self._actor, key))
+        attempt = self._run(lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh))
         self.wake()
         return attempt
 

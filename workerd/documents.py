@@ -62,6 +62,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     """A job in the state of its newest attempt; `attempts` has all of them, oldest first.
 
     `complete`: it has ended. `payload`: what the handler returned as JSON, `payload_base64` as bytes.
+    `state`: what it has saved, `{"saved", "steps"}`, until it succeeds.
     """
 
     id: str
@@ -98,6 +99,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     stack: str | None = None
     node: str | None = None
     pid: int | None = None
+    state: Any = None
     payload: Any = None
     payload_base64: str | None = None
     attempts: tuple[Attempt, ...] = ()
@@ -306,7 +308,7 @@ class _Reader:
 _act = _Reader(Act)
 _attempt = _Reader(Attempt)
 _handler = _Reader(Handler)
-_job = _Reader(Job, "payload", "payload_base64", "attempts")
+_job = _Reader(Job, "state", "payload", "payload_base64", "attempts")
 _request = _Reader(Request, "jobs")
 _schedule = _Reader(Schedule, "pause", "note")
 _node = _Reader(Node, "state")
@@ -319,6 +321,7 @@ def job(found: StoredJob | JobRow) -> Document:
         return _job(found)
     return {
         **_job(found.row),
+        "state": json_value(found.row.state),
         **_payload(found.row),
         "attempts": [_attempt(row) for row in found.attempts],
     }

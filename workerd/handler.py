@@ -22,6 +22,7 @@ from workerd.config.validators import name as name_validator
 from workerd.enqueuing import ContextHandlerFunction, Enqueuing, HandlerFunction
 from workerd.errors import InvalidValue
 from workerd.job import Claim, id_text
+from workerd.saved_state import SavedState
 
 OPTIONS = "__workerd_options__"
 """The attribute that holds the options of a decorated function or class."""
@@ -62,6 +63,13 @@ class Cancelled(BaseException):
     """The job was cancelled, or its request ended; it may clean up for `grace` seconds."""
 
 
+class Interrupted(BaseException):
+    """The node or the pool stops, and the handler is `resumable`: the job goes on in its next attempt.
+
+    The run may save and clean up for `grace` seconds before it is killed.
+    """
+
+
 @dataclass(frozen=True)
 class Result:
     """A return value with more than a payload.
@@ -88,6 +96,9 @@ class RunHandle(Protocol):
 
     def progress(self, fraction: float | None, note: str | None) -> None:
         """Report progress."""
+
+    def state(self) -> SavedState:
+        """What the job has saved. Raises InvalidValue if that cannot be read."""
 
     def log(self) -> Any:
         """A structlog logger for this run."""
@@ -180,6 +191,29 @@ class Context:
             fraction = min(max(fraction, 0.0), 1.0)
         self._run.progress(fraction, None if note is None else str(note))
 
+    @property
+    def saved(self) -> Any:
+        """What this or an earlier attempt gave to `save` last; None at first."""
+        return self._run.state().saved
+
+    def save(self, value: Any, wait: bool = False) -> None:
+        """Keep `value`, which JSON can represent, for `saved` in the next attempt; cleared by success.
+
+        It survives the death of the worker and of the pool; a node that dies loses at most the last second,
+        and nothing that was saved with `wait`, which returns when the value is committed. What is saved and
+        what the steps returned may have 64 KiB together. Raises ValueError if it is longer or no JSON, and
+        RuntimeError after the run, in another process, or if another node has taken the job over.
+        """
+        self._run.state().save(value, wait)
+
+    def step(self, name: str, function: Callable[[], Any], wait: bool = False) -> Any:
+        """What `function()` returned, as JSON represents it; called once in the life of the job.
+
+        Later attempts get the value that was kept. An `async def` function gives an awaitable. A name may be
+        used once in a run. Raises as `save`.
+        """
+        return self._run.state().step(name, function, wait)
+
     def __repr__(self) -> str:
         return f"<Context {self.handler} {self.token}>"
 
@@ -229,6 +263,7 @@ def handler(
     retry_on: Classes | None = None,
     fail_on: Classes | None = None,
     ignore: Classes | None = None,
+    resumable: bool | None = None,
 ) -> HandlerDecorator: ...
 
 

@@ -7,10 +7,11 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     role or pool -> supervisor   Beat
     pool -> dispatcher           Hello, Demand, Holdings
     dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
-    pool, dispatcher -> ingester Hello, Outcomes, Progress, Seen, AnnounceAgain, Barrier
-    ingester -> pool, dispatcher Ack, PayloadLimits, Announced, BarrierDone; Throughput (dispatcher only)
-    pool -> worker               Assignment (in shared memory, or over the channel when it is too long)
-    worker -> pool               Loaded, Progressed, RunResult; LogRecord as JSON in the output pipe
+    pool, dispatcher -> ingester Hello, Outcomes, Progress, StateSaved, Seen, AnnounceAgain, Barrier
+    ingester -> pool, dispatcher Ack, PayloadLimits, StateStored, Announced, BarrierDone; Throughput
+                                 (dispatcher only)
+    pool -> worker               Assignment (in shared memory, or over the channel when it is too long), Kept
+    worker -> pool               Loaded, Progressed, Saved, RunResult; LogRecord as JSON in the output pipe
 
 The datagram socket `wake` is open to every local client: Scheduled comes from the ingester; anything else,
 usually an empty datagram, announces new work.
@@ -217,6 +218,40 @@ class Progress(Message, frozen=True, tag="progress"):
     note: str | None
 
 
+class StateSaved(Message, frozen=True, tag="state_saved"):
+    """What a running attempt has saved; sent again on a new connection until StateStored names it.
+
+    `number` counts the saves of the attempt. `wait`: the run waits until it is committed. `claimed_at`,
+    `started_at`: store time, microseconds.
+    """
+
+    id: bytes
+    attempt: int
+    claimed_at: int
+    started_at: int
+    pid: int
+    state: bytes
+    number: int
+    wait: bool = False
+
+    @property
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
+
+
+class StateStored(Message, frozen=True, tag="state_stored"):
+    """The state saved as `number` is committed, or (`ours` is false) the attempt is no longer this node's."""
+
+    id: bytes
+    attempt: int
+    number: int
+    ours: bool
+
+    @property
+    def ref(self) -> AttemptRef:
+        return AttemptRef(self.id, self.attempt)
+
+
 class Seen(Message, frozen=True, tag="seen"):
     """A handler that the pool has loaded, for the table `workerd_handlers`; `signature` is JSON."""
 
@@ -292,8 +327,8 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
 
 ToDispatcher = Hello | Demand | Holdings
 FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
-ToIngester = Hello | Outcomes | Progress | Seen | AnnounceAgain | Barrier
-FromIngester = Ack | PayloadLimits | Announced | BarrierDone | Throughput
+ToIngester = Hello | Outcomes | Progress | StateSaved | Seen | AnnounceAgain | Barrier
+FromIngester = Ack | PayloadLimits | StateStored | Announced | BarrierDone | Throughput
 
 
 # -- between a pool and its workers ------------------------------------------------------------
@@ -342,6 +377,26 @@ class Progressed(Message, frozen=True, tag="progressed"):
     note: str | None
 
 
+class Saved(Message, frozen=True, tag="saved"):
+    """The handler saved `state`, as JSON, in run `serial`; answered with Kept.
+
+    `number` counts the saves of a worker. `wait`: answer when it is committed, not when it is safe from the
+    worker's death.
+    """
+
+    serial: int
+    number: int
+    state: bytes
+    wait: bool
+
+
+class Kept(Message, frozen=True, tag="kept"):
+    """Answers Saved `number`; `ours` is false if the attempt is no longer this node's."""
+
+    number: int
+    ours: bool = True
+
+
 class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a handler logged in run `serial`; `exception`: a traceback."""
 
@@ -352,8 +407,8 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     exception: str | None = None
 
 
-ToWorker = Assignment
-FromWorker = Loaded | Progressed | RunResult
+ToWorker = Assignment | Kept
+FromWorker = Loaded | Progressed | Saved | RunResult
 
 
 def prepare() -> None:

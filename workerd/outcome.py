@@ -101,7 +101,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
 
     A release is an Outcome with status `new` and no reason. `node_id`: the incarnation that owns the
     claim, if it is not this node's own (rescue). `next_run_us`: pause before the next run of a
-    recurring handler, microseconds. `error_class`, `fingerprint`: of the BAD_REASONS. Times are store times,
+    recurring handler, microseconds. `error_class`, `fingerprint`: of the BAD_REASONS. `state`: what the
+    attempt saved last, empty to clear it, None to leave what the row has. Times are store times,
     microseconds.
     """
 
@@ -129,6 +130,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     note: str | None = None
     next: NextAttempt | None = None
     next_run_us: int | None = None
+    state: bytes | None = None
     node_id: bytes | None = None
     request_id: bytes | None = None
     step: int | None = None
@@ -223,6 +225,7 @@ def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:
         usage=Usage() if bare else outcome.usage,
         pid=None if bare else outcome.pid,
         next_run_us=outcome.next_run_us,
+        state=None if bare else outcome.state,
         node_id=outcome.node_id,
         request_id=outcome.request_id,
         step=outcome.step,

@@ -231,12 +231,13 @@ def decide(
     finished_ns: int | None = None,
     pid: int | None = None,
     schedule: ScheduleConfig | None = None,
+    state: bytes | None = None,
     rng: Callable[[], float] = random.random,
 ) -> Outcome:
     """The outcome of a claim whose run had this result.
 
     Times are monotonic nanoseconds, None if it never ran. `schedule`: the handler's; with a cooler the
-    outcome says when the next run is due.
+    outcome says when the next run is due. `state`: what the run saved, None if nothing.
     """
     decided = decision(policy, claim, result, aliases=aliases, rng=rng)
     ignored = decided.reason is Reason.IGNORED
@@ -266,6 +267,7 @@ def decide(
         note=result.note,
         next=decided.next,
         next_run_us=_next_run_us(claim, decided.status, result, schedule),
+        state=_state_after(claim, decided.status, state),
         request_id=claim.request_id,
         step=claim.step,
         name=claim.name,
@@ -302,6 +304,12 @@ def _fingerprint(claim: Claim, reason: Reason, error_class: str, result: RunResu
 
 def _store_time(claim: Claim, ns: int | None) -> int | None:
     return None if ns is None else clock.after(claim.claimed_at, claim.mono, ns)
+
+
+def _state_after(claim: Claim, status: Status, state: bytes | None) -> bytes | None:
+    if status is Status.COMPLETED:
+        return None if state is None and claim.state is None else b""
+    return state
 
 
 def _next_run_us(

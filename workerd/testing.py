@@ -22,6 +22,7 @@ from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
+from workerd.saved_state import SavedDocument, SavedState
 from workerd.wrapping import Around, check_around
 
 
@@ -35,6 +36,8 @@ class RunOutcome:
         What was returned: bytes unchanged, anything else as decoded from JSON.
     extras, spawn
         What a Result passed on, as decoded from JSON.
+    saved, steps
+        What `ctx.saved` and `ctx.step` have for the next attempt; nothing after a success.
     error, stack
         What it raised: one line, and the traceback. `exception_classes`: most derived first.
     retry_after
@@ -54,6 +57,8 @@ class RunOutcome:
     retry_after: float | None
     progress: float | None
     note: str | None
+    saved: Any
+    steps: Mapping[str, Any]
 
 
 class _Flags:
@@ -61,10 +66,23 @@ class _Flags:
 
     serial = 1
     cancel = False
+    interrupt = False
 
     def __init__(self, deadline: float, stopping: bool) -> None:
         self.soft_deadline_ns = time.monotonic_ns() + int(deadline * 1e9) if deadline else 0
         self.stopping = stopping
+
+
+class _NoPool:
+    """Takes what a run sends to its pool."""
+
+    state: bytes | None = None
+
+    def send(self, message: Progressed) -> None:
+        """The result carries the last progress."""
+
+    def keep(self, serial: int, state: bytes, wait: bool) -> None:
+        self.state = state
 
 
 def run(handler: Any, /, **vars: Any) -> RunOutcome:
@@ -86,13 +104,16 @@ def attempt(
     params: Mapping[str, Any] | None = None,
     extras: Mapping[str, Any] | None = None,
     needs: Mapping[str, Any] | None = None,
+    saved: Any = None,
+    steps: Mapping[str, Any] | None = None,
     stopping: bool = False,
     around: Iterable[Around] = (),
 ) -> RunOutcome:
     """Run a handler once, as `run` does, with more of its context.
 
     `failures`: failed earlier attempts, by default all of them. `params`, `extras` and `needs` put the run
-    in a request. `around`: functions around the run, as the key of the configuration. The deadline is visible
+    in a request. `saved`, `steps`: what earlier attempts saved, and what their steps returned. `around`:
+    functions around the run, as the key of the configuration. The deadline is visible
     in `ctx` but not enforced. Raises TypeError and LoadError as `run`, InvalidValue for a wrong `around`.
     """
     target = loading.resolve(handler) if isinstance(handler, str) else handler
@@ -117,29 +138,24 @@ def attempt(
         params=encode("params", params or {}) if in_request else None,
         extras=encode("extras", extras or {}) if in_request else None,
         needs={key: encode(key, value) for key, value in (needs or {}).items()} if in_request else None,
+        state=encode("saved", SavedDocument(saved, dict(steps or {}))),
     )
-    result = _execute(loaded, claim, policy.deadline, stopping)
-    return _outcome(result, claim, policy, loaded.spec.aliases)
-
-
-def _execute(loaded: loading.LoadedHandler, claim: Claim, deadline: float, stopping: bool) -> RunResult:
-    executor = Executor(
-        {claim.handler: loaded}, _Flags(deadline, stopping), _ignore_progress, StandardErrorLog()
-    )
+    pool = _NoPool()
+    executor = Executor({name: loaded}, _Flags(policy.deadline, stopping), pool, StandardErrorLog())
     executor.prepare(None)
-    return executor.run(Assignment(1, claim, deadline, _MAX_PAYLOAD))
+    result = executor.run(Assignment(1, claim, policy.deadline, _MAX_PAYLOAD))
+    return _outcome(result, claim, policy, loaded.spec.aliases, pool.state)
 
 
 _MAX_PAYLOAD = IngesterConfig().max_payload
 
 
-def _ignore_progress(progress: Progressed) -> None:
-    """The result carries the last progress."""
-
-
-def _outcome(result: RunResult, claim: Claim, policy: Policy, aliases: Mapping[str, str]) -> RunOutcome:
-    outcome = workerd_policy.decide(policy, claim, result, aliases=aliases)
+def _outcome(
+    result: RunResult, claim: Claim, policy: Policy, aliases: Mapping[str, str], state: bytes | None
+) -> RunOutcome:
+    outcome = workerd_policy.decide(policy, claim, result, aliases=aliases, state=state)
     assert outcome.reason is not None
+    kept = SavedState(claim.state if outcome.state is None else outcome.state, _keep_nothing)
     return RunOutcome(
         status=outcome.status.value,
         reason=outcome.reason.value,
@@ -154,7 +170,13 @@ def _outcome(result: RunResult, claim: Claim, policy: Policy, aliases: Mapping[s
         retry_after=None if outcome.next is None else outcome.next.delay_us / 1e6,
         progress=result.progress,
         note=result.note,
+        saved=kept.saved,
+        steps=kept.steps,
     )
+
+
+def _keep_nothing(state: bytes, wait: bool) -> None:
+    """Nothing is saved after the run."""
 
 
 def _value(data: bytes | None) -> Any:

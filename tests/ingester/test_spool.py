@@ -8,7 +8,6 @@ import resource
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -279,11 +278,13 @@ def test_a_kill_at_any_moment_loses_no_acknowledged_outcome(tmp_path: Path) -> N
             finally:
                 os._exit(1)
         os.close(writer)
-        time.sleep(number * 0.0008)
-        os.kill(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with os.fdopen(reader) as report:
-            lines = report.read().split()
+        with os.fdopen(reader, "rb", buffering=0) as report:
+            reported = b""
+            while reported.count(b"\n") < number and (more := report.read(1 << 16)):
+                reported += more
+            os.kill(pid, signal.SIGKILL)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            lines = (reported + report.read()).decode().split()
         assert code in (0, -signal.SIGKILL)
         ends.append(len(lines))
         durable = max([int(line[1:]) for line in lines if line[0] == "+"], default=0)

@@ -25,14 +25,28 @@ class NoFlags:
     serial = 7
     soft_deadline_ns = 0
     cancel = False
+    interrupt = False
     stopping = False
+
+
+class Pool:
+    """What a run sends to its pool; in order."""
+
+    def __init__(self) -> None:
+        self.progress: list[Progressed] = []
+        self.states: list[tuple[Any, bool]] = []
+
+    def send(self, message: Progressed) -> None:
+        self.progress.append(message)
+
+    def keep(self, serial: int, state: bytes, wait: bool) -> None:
+        self.states.append((msgspec.json.decode(state), wait))
 
 
 def execute(
     target: Any, vars: Any = None, *, limit: int = 1 << 20, flags: Any = None, **more: Any
 ) -> RunResult:
-    progress: list[Progressed] = []
-    executor = Executor({"h": make("h", target)}, flags or NoFlags(), progress.append, StandardErrorLog())
+    executor = Executor({"h": make("h", target)}, flags or NoFlags(), Pool(), StandardErrorLog())
     executor.prepare(None)
     return executor.run(Assignment(7, claim_of("h", vars, **more), 0.0, limit))
 
@@ -213,7 +227,7 @@ def test_vars_that_do_not_match_are_a_failure_without_a_stack() -> None:
 
 def test_an_unknown_handler_is_a_failure() -> None:
     """The error names it."""
-    executor = Executor({}, NoFlags(), lambda progress: None, StandardErrorLog())
+    executor = Executor({}, NoFlags(), Pool(), StandardErrorLog())
     assert executor.run(Assignment(1, claim_of("h"), 0.0, 100)).kind == "failure"
 
 

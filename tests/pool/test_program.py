@@ -10,13 +10,13 @@ from typing import Any
 import msgspec
 import pytest
 
-from tests.pool.test_executor import NoFlags
+from tests.pool.test_executor import NoFlags, Pool
 from tests.support.worker import claim_of
 from workerd import policy
 from workerd.config.model import CommandConfig, HandlerConfig
 from workerd.errors import LoadError
 from workerd.job import Status
-from workerd.messages import Assignment, Progressed
+from workerd.messages import Assignment
 from workerd.outcome import RunResult
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
@@ -34,15 +34,14 @@ def execute(
     *,
     limit: int = 1 << 20,
     claim: dict[str, Any] | None = None,
-    progress: list[Progressed] | None = None,
+    pool: Pool | None = None,
     around: Any = (),
     **keys: Any,
 ) -> RunResult:
     config = CommandConfig(command=command, **keys)
     handler = HandlerConfig(name="h", call="", pool="h", command=config)
-    seen = [] if progress is None else progress
     executor = Executor(
-        {"h": make_command(handler, config, around)}, NoFlags(), seen.append, StandardErrorLog()
+        {"h": make_command(handler, config, around)}, NoFlags(), pool or Pool(), StandardErrorLog()
     )
     executor.prepare(None)
     before = sorted(os.listdir("/proc/self/fd"))
@@ -64,7 +63,7 @@ def test_the_job_is_read_from_standard_input() -> None:
     assert document["token"] == f"{document['job_id']}/1"
     assert {key: document[key] for key in document if key not in ("job_id", "token")} == {
         "attempt": 1, "handler": "h", "vars": {"x": "é"}, "meta": {"m": 1}, "params": {"p": 2},
-        "extras": {"e": 3}, "needs": {"a": [4]},
+        "extras": {"e": 3}, "needs": {"a": [4]}, "saved": None,
     }  # fmt: skip
     assert execute(("/bin/true",), {"x": "y" * 900_000}).kind == "returned"
 
@@ -235,16 +234,25 @@ def test_what_it_leaves_running_does_not_delay_its_end() -> None:
 
 def test_progress_extras_and_retry_are_reported_on_descriptor_3() -> None:
     """A line of JSON each, the newest counts."""
-    progress: list[Progressed] = []
+    pool = Pool()
     script = """
         echo '{"progress": 0.25, "note": "a quarter"}' >&3
         echo '{"extras": {"a": 1}}' >&3
         echo '{"extras": {"b": 2}, "later": true}' >&3
         echo '{"progress": 7}' >&3
     """
-    result = execute(shell(script), progress=progress, claim={"request_id": bytes(16)})
-    assert (progress[0].progress, progress[0].note) == (0.25, "a quarter")
+    result = execute(shell(script), pool=pool, claim={"request_id": bytes(16)})
+    assert (pool.progress[0].progress, pool.progress[0].note) == (0.25, "a quarter")
     assert (result.kind, result.extras, result.progress) == ("returned", b'{"b":2}', 1.0)
+
+
+def test_what_a_program_saves_is_read_by_its_next_attempt() -> None:
+    """A value too long is named in the log, as any line that cannot be used."""
+    pool = Pool()
+    script = """cat; echo '{"save": {"row": 3}}' >&3; echo '{"save": null}' >&3"""
+    result = execute(shell(script), pool=pool, payload="json", claim={"state": b'{"saved":{"row":1}}'})
+    assert msgspec.json.decode(result.payload or b"")["saved"] == {"row": 1}
+    assert [state["saved"] for state, _ in pool.states] == [{"row": 3}, None]
 
 
 @pytest.mark.parametrize("status", [0, 4, 64])

@@ -57,6 +57,7 @@ MATCHED_ROWS = 1000
 
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which jobs match.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Without what earlier attempts have saved.")]
 JobIds = Annotated[
     list[bytes] | None, typer.Argument(metavar="ID ...", help="Ids of jobs.", parser=parse_identity)
 ]
@@ -204,6 +205,7 @@ def retry(
     limit: Limit = None,
     yes: Yes = False,
     dry_run: DryRun = False,
+    fresh: Fresh = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
@@ -214,7 +216,7 @@ def retry(
     """
 
     def retry_one(session: CommandSession, key: bytes) -> str:
-        return f"attempt {session.run(lambda tx: jobs.retry(tx, session.actor, key))}"
+        return f"attempt {session.run(lambda tx: jobs.retry(tx, session.actor, key, fresh=fresh))}"
 
     selection = Selection(ids or [], _filters(handler, status, since, until), [Status.FAILURE], limit)
     _apply(BulkAction("Retry", retry_one), selection, c, Answer(yes, dry_run, json))

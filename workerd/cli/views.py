@@ -67,6 +67,7 @@ def print_job(job: Document) -> None:
         ("memory", None if job["max_rss_kib"] is None else size_text(job["max_rss_kib"] * 1024)),
         ("vars", _json_text(job["vars"])),
         ("meta", None if job["meta"] is None else _json_text(job["meta"])),
+        ("state", None if job["state"] is None else _json_text(job["state"])),
         ("payload", _payload_text(job) if job["complete"] and job["success"] else None),
     ]
     print_fields(fields)

@@ -227,6 +227,10 @@ class Policy(ConfigValue, frozen=True):
     """Exception classes that fail the job at once."""
     ignore: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ()
     """Exception classes that count as success; checked first."""
+    resumable: Annotated[bool, v.boolean] = False
+    """When its pool stops or is reloaded, workerd.Interrupted is raised in the run at once, and the job goes
+    on in its next attempt from what it has saved, without using an attempt. false: it may run until the end
+    of `shutdown.drain`."""
 
 
 class ScheduleConfig(ConfigValue, frozen=True):

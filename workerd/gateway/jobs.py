@@ -12,7 +12,7 @@ from workerd.documents import Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
-from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody
+from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody, RetryBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
@@ -136,10 +136,10 @@ async def cancel(request: Request) -> Response:
 async def retry(request: Request) -> Response:
     """Run an ended job again, or a scheduled one now."""
     job_id, actor = params.job_id(request), actor_of(request)
-    await params.body(request, EmptyBody)
+    body = await params.body(request, RetryBody)
 
     def work(tx: Tx) -> dict[str, Any]:
-        jobs.retry(tx, actor, job_id)
+        jobs.retry(tx, actor, job_id, fresh=body.fresh)
         return jobs.get(tx, job_id)
 
     return json_response(await gateway_of(request).backend.write(work), 201)

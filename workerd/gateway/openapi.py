@@ -250,7 +250,7 @@ OPERATIONS = (
               {200: ("application/json", "application/octet-stream")}, errors=(404,)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
               params.EmptyBody, errors=(404, 409)),
-    Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.EmptyBody,
+    Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,
               errors=(404, 409)),
     Operation("post", "/requests", "Submit a request: run a workflow", {200: Request, 201: Request},
               params.RequestBody, headers=(_KEY,)),

@@ -125,6 +125,12 @@ class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
     """An empty object; an empty body is accepted too."""
 
 
+class RetryBody(msgspec.Struct, forbid_unknown_fields=True):
+    """How a job is run again; an empty body is accepted too. `fresh`: without what attempts have saved."""
+
+    fresh: bool = False
+
+
 class LoginBody(msgspec.Struct, forbid_unknown_fields=True):
     """A token of `gateway.token_file`."""
 
@@ -143,7 +149,7 @@ async def body(request: Request, kind: type[T]) -> T:
             415, "Expected a body with Content-Type: application/json.", {"Accept": "application/json"}
         )
     data = await request.body()
-    if not data.strip() and kind in (EmptyBody, PauseBody):
+    if not data.strip() and kind in (EmptyBody, PauseBody, RetryBody):
         data = b"{}"
     try:
         return msgspec.json.decode(data, type=kind)

@@ -16,6 +16,7 @@ from workerd.messages import (
     Progress,
     Roster,
     Seen,
+    StateSaved,
     Throughput,
     ToIngester,
 )
@@ -57,6 +58,7 @@ class Connections:
 
     on_outcomes: Callable[[Connection, Outcomes], None]
     on_progress: Callable[[Progress], None]
+    on_state_saved: Callable[[Connection, StateSaved], None]
     on_seen: Callable[[Connection, Seen], None]
     on_announce_again: Callable[[AnnounceAgain], None]
     on_barrier: Callable[[Connection, Barrier], None]
@@ -93,6 +95,8 @@ class Connections:
                     self.on_outcomes(peer, message)
             case Progress():
                 self.on_progress(message)
+            case StateSaved():
+                self.on_state_saved(peer, message)
             case Seen():
                 peer.seen[message.handler] = message
                 self.on_seen(peer, message)

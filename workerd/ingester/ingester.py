@@ -16,6 +16,7 @@ from workerd.ingester.pending import PendingOutcomes
 from workerd.ingester.pipeline import PipelineMode, WritePipeline
 from workerd.ingester.progress import ProgressWriter
 from workerd.ingester.spool import Spool
+from workerd.ingester.states import StateWriter
 from workerd.ingester.stats import IngestStats
 from workerd.ingester.writer import Writer
 from workerd.messages import (
@@ -94,6 +95,7 @@ class Ingester(Service):
         self._progress = ProgressWriter(
             self.loop, self._store, ctx.incarnation, config.node.name, self._pipeline
         )
+        self._states = StateWriter(self.loop, self._store, ctx.incarnation, self._pipeline)
         self._connections = Connections(self.loop, paths.ingester)
         self._server_check_interval_s = config.dispatcher.lease / 3
         self._stop_by: float | None = None
@@ -109,6 +111,7 @@ class Ingester(Service):
         self._locked.open()
         self._connections.on_outcomes = self._on_outcomes
         self._connections.on_progress = self._progress.on_progress
+        self._connections.on_state_saved = self._states.on_state_saved
         self._connections.on_seen = self._progress.on_seen
         self._connections.on_announce_again = self._on_announce_again
         self._connections.on_barrier = self._on_barrier
@@ -129,7 +132,10 @@ class Ingester(Service):
 
     def _on_barrier(self, connection: Connection, message: Barrier) -> None:
         self._connections.drain_dead(message.lives)
-        self._pipeline.barrier(lambda: self._answer_barrier(connection, message))
+        # What follows may close attempts of the dead, whose rows must have what they saved.
+        self._pipeline.barrier(
+            lambda: self._states.call_when_written(lambda: self._answer_barrier(connection, message))
+        )
 
     def _answer_barrier(self, connection: Connection, message: Barrier) -> None:
         ended = self._writer.ended
@@ -232,6 +238,7 @@ class Ingester(Service):
             return
         if not durable:
             _log.error("outcomes.abandoned", count=self._pending.rows, error=self._spool.trouble)
+        self._states.write()
         self._progress.write()
         self.beat()
         self._connections.close()

@@ -28,6 +28,8 @@ def weight(outcome: Outcome) -> int:
         total += _text(outcome.stack)
     if outcome.note is not None:
         total += _text(outcome.note)
+    if outcome.state is not None:
+        total += 2 * len(outcome.state)
     return total
 
 

@@ -28,7 +28,7 @@ from workerd.ingester.throughput import RecentJobs
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused
 from workerd.store import errors as store_errors
-from workerd.store import intervals, retries, workflows, write_probe
+from workerd.store import intervals, retries, saved_states, workflows, write_probe
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
 from workerd.store.outcomes import ClosedBatch
@@ -51,6 +51,7 @@ _log = log.get_logger("ingester")
 FollowUp = Callable[[Tx, ClosedBatch], None]
 
 FOLLOW_UPS: tuple[FollowUp, ...] = (
+    saved_states.settle,
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.advance,
@@ -58,6 +59,7 @@ FOLLOW_UPS: tuple[FollowUp, ...] = (
 )
 """What follows from attempts that have ended, in the transaction that ends them, in this order."""
 FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
+    saved_states.settle,
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.record,

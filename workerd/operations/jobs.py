@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from workerd import documents
 from workerd.clock import SECOND
@@ -124,10 +124,14 @@ def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:
     return result
 
 
-def retry(tx: Tx, actor: Actor, job_id: bytes) -> int:
-    """Run an ended job again, or a scheduled one now; the new attempt's number. Raises NotFound, Conflict."""
-    attempt = job_control.retry(tx, job_id)
-    audit.record(tx, actor, Action.RETRY, id_text(job_id), {"attempt": attempt})
+def retry(tx: Tx, actor: Actor, job_id: bytes, *, fresh: bool = False) -> int:
+    """Run an ended job again, or a scheduled one now; the new attempt's number. Raises NotFound, Conflict.
+
+    `fresh`: without what earlier attempts have saved.
+    """
+    attempt = job_control.retry(tx, job_id, fresh=fresh)
+    detail: dict[str, Any] = {"attempt": attempt} | ({"fresh": True} if fresh else {})
+    audit.record(tx, actor, Action.RETRY, id_text(job_id), detail)
     return attempt
 
 

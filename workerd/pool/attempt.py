@@ -42,11 +42,13 @@ class AssignedAttempt:
     `start_ns`: CLOCK_MONOTONIC, when it was assigned, or when the pool saw the attempt before it end.
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
+    `state`: what it has saved, None if nothing.
     """
 
     __slots__ = (
         "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "note",
-        "peak_kib", "progress", "progress_changed", "progress_sent_ns", "serial", "stack", "start_ns",
+        "peak_kib", "progress", "progress_changed", "progress_sent_ns", "resumable", "serial", "stack",
+        "start_ns", "state",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:
@@ -55,6 +57,7 @@ class AssignedAttempt:
         own = claim.deadline_ms
         self.deadline = policy.deadline if own is None else own / 1000
         self.grace = policy.grace
+        self.resumable = policy.resumable
         self.start(start_ns)
         self.interrupt_reason = KillReason.NONE
         self.cancelled = False
@@ -62,6 +65,7 @@ class AssignedAttempt:
         self.note: str | None = None
         self.progress_changed = True
         self.progress_sent_ns = 0
+        self.state: bytes | None = None
         self.stack: str | None = None
         self.peak_kib: int | None = None
         self.cpu_us: int | None = None

@@ -20,7 +20,7 @@ import msgspec
 from workerd import text
 from workerd.config.validators import duration
 from workerd.errors import LoadError
-from workerd.handler import Cancelled, Context, DeadlineExceeded
+from workerd.handler import Cancelled, Context, DeadlineExceeded, Interrupted
 from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool import results
@@ -29,6 +29,8 @@ from workerd.pool.handler_log import HandlerLog
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.program import Program
+from workerd.pool.worker_channel import WorkerChannel
+from workerd.saved_state import SavedState
 from workerd.signature import BadVars
 from workerd.wrapping import MACHINERY, Around, run_around
 
@@ -48,14 +50,26 @@ class Flags(Protocol):
     @property
     def cancel(self) -> bool: ...
     @property
+    def interrupt(self) -> bool: ...
+    @property
     def stopping(self) -> bool: ...
+
+
+class PoolLink(Protocol):
+    """The way to the pool: WorkerChannel in a worker, nothing behind it in a test."""
+
+    def send(self, message: Progressed) -> None:
+        """Send it; called from any thread of the handler's."""
+
+    def keep(self, serial: int, state: bytes, wait: bool) -> None:
+        """Return when the saved state of this run is safe, or committed; called from any thread."""
 
 
 class RunningJob:
     """The job being run: the RunHandle of its Context, and what the soft signal raised in it."""
 
     __slots__ = (
-        "_deadline", "_ended", "_flags", "_handler_log", "_pid", "_send_progress", "_sent_at", "claim",
+        "_deadline", "_ended", "_flags", "_handler_log", "_link", "_pid", "_sent_at", "_state", "claim",
         "fraction", "in_signal_handler", "interrupt_in_place", "interruption", "max_payload", "note",
         "serial",
     )  # fmt: skip
@@ -64,7 +78,7 @@ class RunningJob:
         self,
         assignment: Assignment,
         flags: Flags,
-        send_progress: Callable[[Progressed], None],
+        link: PoolLink,
         handler_log: HandlerLog,
         pid: int,
     ) -> None:
@@ -79,8 +93,9 @@ class RunningJob:
         self.in_signal_handler = False
         self._deadline = assignment.deadline
         self._flags = flags
-        self._send_progress = send_progress
+        self._link = link
         self._handler_log = handler_log
+        self._state: SavedState | None = None
         self._sent_at = 0.0
         self._ended = False
         self._pid = pid
@@ -103,9 +118,11 @@ class RunningJob:
         return time.monotonic_ns() + int(self._deadline * 1e9)
 
     def interrupt(self, frame: FrameType | None) -> None:
-        """Raise Cancelled or DeadlineExceeded at this frame; nothing if neither applies."""
+        """Raise Cancelled, Interrupted or DeadlineExceeded at this frame; nothing if none applies."""
         if self.cancelled:
             self.interruption = Cancelled("a cancel was requested")
+        elif self._flags.serial == self.serial and self._flags.interrupt:
+            self.interruption = Interrupted("its pool stops; the job goes on in the next attempt")
         elif self._flags.serial == self.serial and 0 < self._flags.soft_deadline_ns <= time.monotonic_ns():
             self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s has passed")
         else:
@@ -137,7 +154,18 @@ class RunningJob:
         now = time.monotonic()
         if now - self._sent_at >= PROGRESS_INTERVAL_S:
             self._sent_at = now
-            self._send_progress(Progressed(self.serial, fraction, self.note))
+            self._link.send(Progressed(self.serial, fraction, self.note))
+
+    def state(self) -> SavedState:
+        """What the job has saved. Raises InvalidValue if that cannot be read."""
+        if self._state is None:
+            self._state = SavedState(self.claim.state, self._keep_state)
+        return self._state
+
+    def _keep_state(self, state: bytes, wait: bool) -> None:
+        if self._ended or os.getpid() != self._pid:
+            raise RuntimeError("a job can save only in the process of its run, and only until that ends")
+        self._link.keep(self.serial, state, wait)
 
     def log(self) -> Any:
         """A structlog logger whose events belong to this job."""
@@ -152,22 +180,19 @@ class Runner(Protocol):
 
 
 class Executor:
-    """Runs assignments, one at a time, in the main thread.
-
-    `send_progress` may be called from threads of the handler's.
-    """
+    """Runs assignments, one at a time, in the main thread."""
 
     def __init__(
         self,
         handlers: dict[str, LoadedHandler],
         flags: Flags,
-        send_progress: Callable[[Progressed], None],
+        link: PoolLink,
         handler_log: HandlerLog,
     ) -> None:
         self._handlers = handlers
         self._runners: dict[str, Runner] = {}
         self._flags = flags
-        self._send_progress = send_progress
+        self._link = link
         self._handler_log = handler_log
         self._job: RunningJob | None = None
         self._pid = os.getpid()
@@ -183,9 +208,7 @@ class Executor:
 
     def run(self, assignment: Assignment) -> RunResult:
         """Run one job. Returns in the process that called it, or not at all."""
-        job = self._job = RunningJob(
-            assignment, self._flags, self._send_progress, self._handler_log, self._pid
-        )
+        job = self._job = RunningJob(assignment, self._flags, self._link, self._handler_log, self._pid)
         self._handler_log.begin(job.serial)
         try:
             result = self._run(job)
@@ -206,7 +229,7 @@ class Executor:
             return results.unrunnable(job.serial, str(error))
 
     def on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Raise DeadlineExceeded or Cancelled in user code, if the flags say so.
+        """Raise DeadlineExceeded, Cancelled or Interrupted in user code, if the flags say so.
 
         The pool repeats the signal: what user code swallowed is raised once more, but not while it cleans
         up after the last one.
@@ -364,6 +387,8 @@ _GUARDED = frozenset(
     for function in (
         RunningJob.progress,
         RunningJob.log,
+        WorkerChannel.send,
+        WorkerChannel.read_kept,
         IgnoredSignals.before_fork,
         IgnoredSignals.after_fork,
         IgnoredSignals.after_fork_in_child,

@@ -54,10 +54,12 @@ class Policies:
         finished_ns: int | None = None,
         pid: int | None = None,
         cancelled: bool = False,
+        state: bytes | None = None,
     ) -> Outcome:
         """The outcome of this result, under the claim's policy; times are monotonic nanoseconds.
 
-        `cancelled`: a cancel was requested while it ran, so it is not retried however it ended.
+        `cancelled`: a cancel was requested while it ran, so it is not retried however it ended. `state`: what
+        it saved.
         """
         outcome = policy.decide(
             self.of(claim),
@@ -68,8 +70,11 @@ class Policies:
             finished_ns=finished_ns,
             pid=pid,
             schedule=self._handlers[claim.handler].schedule,
+            state=state,
         )
         if cancelled and outcome.next is not None:
             result = msgspec.structs.replace(result, kind="cancelled")
-            return self.decide(claim, result, started_ns=started_ns, finished_ns=finished_ns, pid=pid)
+            return self.decide(
+                claim, result, started_ns=started_ns, finished_ns=finished_ns, pid=pid, state=state
+            )
         return outcome

@@ -28,6 +28,7 @@ from workerd.messages import (
     Loaded,
     LogRecord,
     Release,
+    Saved,
     Seen,
 )
 from workerd.outcome import Outcome, RunResult, released
@@ -43,6 +44,7 @@ from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.results import unrunnable
+from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess, WorkerState
@@ -109,6 +111,7 @@ class Pool(Service):
         self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
+        self._state_relay = StateRelay(self.loop, self._outcome_sender)
         self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
 
     def run(self) -> int:
@@ -323,6 +326,9 @@ class Pool(Service):
             self._assign(worker, queue.popleft())
         self._assign_soon()  # the others together, after the results of this turn
 
+    def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
+        self._state_relay.on_saved(worker, attempt, saved)
+
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         if attempt.cancelled:
             self._close(attempt.claim, _CANCELLED_BEFORE_START)
@@ -374,9 +380,10 @@ class Pool(Service):
         self._send(
             self._policies.decide(
                 attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=worker.pid,
-                cancelled=attempt.cancelled,
+                cancelled=attempt.cancelled, state=attempt.state,
             )
         )  # fmt: skip
+        self._state_relay.forget(attempt)
 
     def _close(self, claim: Claim, result: RunResult) -> None:
         self._send(self._policies.decide(claim, result))
@@ -478,6 +485,7 @@ class Pool(Service):
         if self._drain.start(seconds):
             self._worker_manager.set_stopping(True)
             self._release_unstarted()
+            self._worker_manager.interrupt_resumable()
             self._report_capacity_soon()
             # Claims that were sent before the dispatcher reads that are still received in this turn.
             self.loop.call_later(0, self._finish_if_drained)

@@ -193,6 +193,7 @@ class Program:
                 "params": msgspec.Raw(claim.params or b"{}"),
                 "extras": msgspec.Raw(claim.extras or b"{}"),
                 "needs": {name: msgspec.Raw(value) for name, value in (claim.needs or {}).items()},
+                "saved": ctx.saved,
             }
         )
 

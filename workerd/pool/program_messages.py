@@ -1,4 +1,4 @@
-"""What a program reports on descriptor 3: lines of JSON with progress, extras and a wish to be retried."""
+"""What a program reports on descriptor 3: lines of JSON with progress, extras, saved values, retries."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Message(msgspec.Struct):
     progress: float | None = None
     note: str | None = None
     extras: dict[str, Any] | None = None
+    save: Any = msgspec.UNSET
     retry: RetryMessage | None = None
 
 
@@ -79,6 +80,8 @@ class ProgramMessages:
             self._ctx.progress(message.progress, message.note)
         if message.extras is not None:
             self.extras = message.extras
+        if message.save is not msgspec.UNSET:
+            self._ctx.save(message.save)
         if message.retry is not None:
             wish = message.retry
             self.retry = Retry(wish.reason or "The program asked for it.", wish.after, wish.counted)

@@ -12,7 +12,7 @@ from workerd import json_text, text, wrapping
 from workerd.config.validators import size_literal
 from workerd.errors import InvalidValue
 from workerd.fingerprint import Frame
-from workerd.handler import Cancelled, DeadlineExceeded, Failure, Result, Retry, class_name
+from workerd.handler import Cancelled, DeadlineExceeded, Failure, Interrupted, Result, Retry, class_name
 from workerd.outcome import RunResult
 from workerd.policy import EXIT_PREFIX
 from workerd.pool.program import ProgramEnded
@@ -191,6 +191,8 @@ def _frames_of(error: BaseException) -> tuple[str, ...]:
 
 
 def _kind(error: BaseException, interrupted: BaseException | None, cancelled: bool) -> str:
+    if isinstance(interrupted, Interrupted):
+        return "interrupted"
     if isinstance(interrupted, Cancelled) or (isinstance(error, Cancelled) and cancelled):
         return "cancelled"
     if isinstance(interrupted, DeadlineExceeded) or isinstance(error, DeadlineExceeded):

@@ -7,7 +7,7 @@ import signal
 from dataclasses import dataclass
 
 SOFT_SIGNAL = int(signal.SIGRTMIN) + 1
-"""Read the flags: the soft deadline has passed, or a cancel was requested."""
+"""Read the flags: the soft deadline has passed, or a cancel or an interruption was requested."""
 
 DUMP_SIGNAL = int(signal.SIGRTMIN) + 2
 """faulthandler writes the stacks of all threads to the dump descriptor."""
@@ -42,7 +42,8 @@ class WorkerFds:
     dump: int
 
 
-_SERIAL, _DEADLINE, _CANCEL, _STOPPING, _STARTED, _CPU_US = range(6)
+_SERIAL, _DEADLINE, _REQUEST, _STOPPING, _STARTED, _CPU_US = range(6)
+_CANCEL, _INTERRUPT = 1, 2
 
 
 class SharedFlags:
@@ -60,7 +61,7 @@ class SharedFlags:
 
     @property
     def serial(self) -> int:
-        """The attempt that `soft_deadline_ns` and `cancel` belong to."""
+        """The attempt that `soft_deadline_ns`, `cancel` and `interrupt` belong to."""
         return self._words[_SERIAL]
 
     @property
@@ -71,7 +72,12 @@ class SharedFlags:
     @property
     def cancel(self) -> bool:
         """A cancel of this attempt was requested."""
-        return self._words[_CANCEL] != 0
+        return self._words[_REQUEST] == _CANCEL
+
+    @property
+    def interrupt(self) -> bool:
+        """This attempt is to be interrupted, to go on in the next one."""
+        return self._words[_REQUEST] == _INTERRUPT
 
     @property
     def stopping(self) -> bool:
@@ -99,13 +105,18 @@ class SharedFlags:
     def begin(self, serial: int, soft_deadline_ns: int) -> None:
         """Set the flags for a new attempt; called before its Assignment is sent."""
         self._words[_SERIAL] = 0
-        self._words[_CANCEL] = 0
+        self._words[_REQUEST] = 0
         self._words[_DEADLINE] = soft_deadline_ns
         self._words[_SERIAL] = serial
 
     def request_cancel(self) -> None:
         """Request that the present attempt ends as cancelled."""
-        self._words[_CANCEL] = 1
+        self._words[_REQUEST] = _CANCEL
+
+    def request_interrupt(self) -> None:
+        """Request that the present attempt is interrupted; a cancel takes precedence."""
+        if not self.cancel:
+            self._words[_REQUEST] = _INTERRUPT
 
     def set_stopping(self, stopping: bool) -> None:
         """Set whether the node stops or has lost its lease."""

@@ -87,7 +87,7 @@ def _prepare(
         loaded = load(pool)
         ready = Loaded(specs=loaded.specs, sources=loaded.sources)
     handler_log.configure_structlog(loaded.structlog_config)
-    executor = Executor(loaded.handlers, fds.flags, channel.send, handler_log)
+    executor = Executor(loaded.handlers, fds.flags, channel, handler_log)
     executor.prepare(loaded.init)
     handler_log.respect_configuration()
     return ready, executor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import struct
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from workerd.messages import Assignment
+from workerd.messages import Assignment, Kept, Saved, ToWorker
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.shared import SharedFlags
 
@@ -48,6 +49,11 @@ class WorkerChannel:
         self._inbox = b""
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Assignment)
+        self._channel_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+        self._readable = select.poll()
+        self._readable.register(fd, select.POLLIN)
+        self._saves = 0
+        self._save_lock = threading.Lock()
         # Progress may come from a thread of the handler's.
         self._lock = threading.Lock()
 
@@ -82,15 +88,61 @@ class WorkerChannel:
                 self._on_idle()
 
     def _receive_long(self) -> Assignment | None:
-        inbox = self._inbox
-        while len(inbox) < 4 or (missing := 4 + _LENGTH.unpack_from(inbox)[0] - len(inbox)) > 0:
-            data = os.read(self._fd, _READ_BYTES if len(inbox) < 4 else max(_READ_BYTES, missing))
-            if not data:
+        while True:
+            message = self._take_frame()
+            if isinstance(message, Assignment):
+                return message
+            # Else it answers a save that was interrupted.
+            if message is None and not self._read():
                 return None
-            inbox += data
+
+    def _read(self) -> bool:
+        """Read once from the channel; false when the pool has closed it."""
+        inbox = self._inbox
+        missing = 4 + _LENGTH.unpack_from(inbox)[0] - len(inbox) if len(inbox) >= 4 else 0
+        data = os.read(self._fd, max(_READ_BYTES, missing))
+        self._inbox = inbox + data
+        return bool(data)
+
+    def _take_frame(self) -> ToWorker | None:
+        """The first whole frame that was read."""
+        inbox = self._inbox
+        if len(inbox) < 4:
+            return None
         end = 4 + _LENGTH.unpack_from(inbox)[0]
+        if len(inbox) < end:
+            return None
         self._inbox = inbox[end:]
-        return self._decoder.decode(inbox[4:end])
+        return self._channel_decoder.decode(inbox[4:end])
+
+    # -- saving
+
+    def keep(self, serial: int, state: bytes, wait: bool) -> None:
+        """Send what the handler saves in this run, and wait until the pool has it, or until it is committed.
+
+        The soft signal may raise in it. Raises RuntimeError if the attempt is no longer this node's, or the
+        pool is gone.
+        """
+        with self._save_lock:
+            self._saves += 1
+            number = self._saves
+            self.send(Saved(serial, number, state, wait))
+            kept = None
+            while kept is None:
+                # Waits here, where an interruption loses nothing that was read.
+                self._readable.poll()
+                kept = self.read_kept(number)
+        if not kept.ours:
+            raise RuntimeError("the job was taken over by another node, which has its own saved state")
+
+    def read_kept(self, number: int) -> Kept | None:
+        """Read once; the answer to save `number` if it was there. Never interrupted by the soft signal."""
+        if not self._read():
+            raise RuntimeError("the pool is gone")
+        while (message := self._take_frame()) is not None:
+            if isinstance(message, Kept) and message.number == number:
+                return message
+        return None
 
     def close(self) -> None:
         """Close it in a process that the handler forked, which must not talk to the pool."""

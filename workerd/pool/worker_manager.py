@@ -243,6 +243,12 @@ class WorkerManager:
             timer.cancel()
         self._pending.clear()
 
+    def interrupt_resumable(self) -> None:
+        """Interrupt the attempts that go on elsewhere from what they have saved."""
+        for worker in list(self.workers.values()):
+            if worker.attempt is not None and worker.attempt.resumable:
+                worker.interrupt()
+
     def interrupt_all(self) -> None:
         """Kill the workers that are running a job; their attempts end as interrupted."""
         for worker in list(self.workers.values()):

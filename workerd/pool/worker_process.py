@@ -14,7 +14,7 @@ from typing import Protocol
 from workerd import log
 from workerd.config.model import Policy
 from workerd.job import Claim
-from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed
+from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
 from workerd.pool.assignment_queue import AssignmentQueue
@@ -34,7 +34,7 @@ class WorkerState(StrEnum):
     STARTING = "starting"  # forked, not ready yet
     IDLE = "idle"
     RUNNING = "running"
-    INTERRUPTING = "interrupting"  # the soft signal was sent: deadline or cancel
+    INTERRUPTING = "interrupting"  # the soft signal was sent: deadline, cancel, or its pool stops
     DUMPING = "dumping"  # its stacks were requested; then it is killed
     CUT_OFF = "cut off"  # its channel ended: it is dying, else it is killed
     RETIRING = "retiring"  # its channel was closed: it exits by itself
@@ -89,6 +89,9 @@ class WorkerOwner(Protocol):
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         """It finished an attempt."""
+
+    def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
+        """The handler saved something in an attempt, and waits for Kept."""
 
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         """The worker did not start this attempt, and will not."""
@@ -298,6 +301,16 @@ class WorkerProcess:
             attempt.hard_deadline = min(attempt.hard_deadline, time.monotonic() + attempt.grace)
             self._interrupt(attempt, KillReason.CANCELLED)
 
+    def interrupt(self) -> None:
+        """End the present attempt as interrupted: by signal, then by force when its grace is over."""
+        attempt = self.attempt
+        if attempt is None or self.state is not WorkerState.RUNNING or not self._is_running(attempt):
+            return
+        if self.state is WorkerState.RUNNING and not attempt.cancelled:
+            self.flags.request_interrupt()
+            attempt.hard_deadline = min(attempt.hard_deadline, time.monotonic() + attempt.grace)
+            self._interrupt(attempt, KillReason.INTERRUPTED)
+
     def retire(self) -> None:
         """Let an idle worker exit by itself."""
         self.move(WorkerState.RETIRING)
@@ -379,6 +392,9 @@ class WorkerProcess:
             self._on_result(message)
         elif isinstance(message, Progressed):
             self._on_progress(message)
+        elif isinstance(message, Saved):
+            if self.attempt is not None and message.serial == self.attempt.serial:
+                self._owner.on_saved(self, self.attempt, message)
         elif self.state is WorkerState.STARTING:
             self._alarm.clear()
             self._owner.on_ready(self, message)

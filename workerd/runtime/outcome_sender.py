@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from workerd.job import AttemptRef
 from workerd.messages import (
     Ack,
     Announced,
@@ -20,6 +21,8 @@ from workerd.messages import (
     Outcomes,
     PayloadLimits,
     Seen,
+    StateSaved,
+    StateStored,
     Throughput,
 )
 from workerd.outcome import Outcome
@@ -46,6 +49,10 @@ MAX_PAYLOAD_BYTES = 24 << 20
 
 
 def _ignore(*_: object) -> None:
+    pass
+
+
+def _ignore_stored(stored: StateStored) -> None:
     pass
 
 
@@ -79,6 +86,8 @@ class OutcomeSender:
         self._batch_delay = BATCH_DELAY_S
         self._on_announced = on_announced
         self._on_throughput = on_throughput
+        self.on_state_stored: Callable[[StateStored], None] = _ignore_stored
+        self._states: dict[AttemptRef, StateSaved] = {}  # of running attempts, not known to be committed
         self._seen: list[Seen] = []
         self._unannounced: set[str] = set()
         self._tokens = itertools.count(1)
@@ -154,6 +163,20 @@ class OutcomeSender:
             for message in seen:
                 self.notify(message)
 
+    def save(self, saved: StateSaved) -> None:
+        """Send what an attempt has saved, now and on later connections until it is committed."""
+        self._states[saved.ref] = saved
+        self.notify(saved)
+
+    def forget_state(self, ref: AttemptRef) -> None:
+        """The attempt has ended: its outcome carries what it saved last."""
+        self._states.pop(ref, None)
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the ingester's socket has not taken yet; 0 without a connection."""
+        return 0 if self._link.channel is None else self._link.channel.unsent
+
     @property
     def announced(self) -> bool:
         """Whether every loaded handler was announced and the ingester has taken that."""
@@ -177,6 +200,8 @@ class OutcomeSender:
         channel.send(self._hello)
         for seen in self._seen:
             channel.send(seen)
+        for saved in self._states.values():
+            channel.send(saved)
         sent = len(self._kept) - len(self._fresh)
         _send_frames(channel, list(itertools.islice(self._kept, sent)), self._first)
         for barrier, _ in self._barriers.values():
@@ -188,6 +213,11 @@ class OutcomeSender:
                 self._acknowledge(message.below)
             case PayloadLimits():
                 self.max_payload = min(message.max_payload, MAX_PAYLOAD_BYTES)
+            case StateStored():
+                saved = self._states.get(message.ref)
+                if saved is not None and saved.number <= message.number:
+                    del self._states[message.ref]
+                self.on_state_stored(message)
             case Announced():
                 self._unannounced.discard(message.handler)
                 if self.announced:
@@ -217,6 +247,8 @@ def _size(outcome: Outcome) -> int:
     if outcome.error is not None or outcome.extras is not None or outcome.spawn is not None:
         size += len(outcome.error or "") + len(outcome.stack or "")
         size += len(outcome.extras or b"") + len(outcome.spawn or b"")
+    if outcome.state is not None:
+        size += len(outcome.state)
     return size
 
 

@@ -84,6 +84,7 @@ class Promoted(msgspec.Struct, frozen=True):
 # Columns that are mostly at their defaults are not selected for every row: PyMySQL needs 0.4 µs for each.
 _SPECIAL = (
     "meta", "deadline_ms", "max_attempts", "unique_key", "request_id", "step", "name", "cancel_requested_at",
+    "state",
 )  # fmt: skip
 _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
@@ -91,7 +92,8 @@ _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} TH
     ORDER BY priority, run_at LIMIT %s{skip}"""
 _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
     request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
-    CASE WHEN {meta} <= {small} THEN meta END FROM workerd_jobs WHERE {keys}"""
+    CASE WHEN {meta} <= {small} THEN meta END, COALESCE({state}, 0),
+    CASE WHEN {state} <= {small} THEN state END FROM workerd_jobs WHERE {keys}"""
 _TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
     reason = NULL WHERE {keys}"""
 
@@ -112,9 +114,15 @@ class _Details(NamedTuple):
     vars_size: int
     meta_size: int
     meta: Any
+    state_size: int
+    state: Any
+
+    @property
+    def size(self) -> int:
+        return self.vars_size + self.meta_size + self.state_size
 
 
-_PLAIN = _Details(None, None, 0, 0, 0, None, None, None, None, None, 0, 0, None)
+_PLAIN = _Details(None, None, 0, 0, 0, None, None, None, None, None, 0, 0, None, 0, None)
 
 
 def claim(
@@ -197,6 +205,7 @@ def _details(tx: Tx, keys: Sequence[tuple[Any, ...]], inline: int) -> dict[tuple
     sql = _DETAILS.format(
         vars=words.byte_length("vars"),
         meta=words.byte_length("meta"),
+        state=words.byte_length("state"),
         small=inline,
         keys=columns.keys([(key[0], key[1]) for key in keys]),
     )
@@ -210,7 +219,7 @@ def _within_budget(
     total = 0
     for n, row in enumerate(rows):
         detail = details.get(row[:2])
-        size = len(row[4]) if detail is None else detail.vars_size + detail.meta_size
+        size = len(row[4]) if detail is None else detail.size
         if n and total + size > max_bytes:
             return rows[:n], total
         total += size
@@ -236,9 +245,8 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
         )
     if detail.cancel_requested_at is not None:
         return cancelled(_attempt_of(handler, row, detail, now), "cancelled before it ran")
-    size = detail.vars_size + detail.meta_size
-    if size > MAX_JOB_BYTES:
-        raise UnreadableRow(f"vars and meta have {size} bytes, {MAX_JOB_BYTES} are allowed")
+    if detail.size > MAX_JOB_BYTES:
+        raise UnreadableRow(f"vars, meta and state have {detail.size} bytes, {MAX_JOB_BYTES} are allowed")
     if detail.deadline_ms is not None and detail.deadline_ms > MAX_DEADLINE_MS:
         raise UnreadableRow(f"deadline_ms is {detail.deadline_ms}, at most {MAX_DEADLINE_MS} is allowed")
     return Claim(
@@ -259,6 +267,7 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
         request_id=detail.request_id,
         step=detail.step,
         name=columns.text_or_none(detail.name),
+        state=_long(tx, row, "state") if detail.state is None and detail.state_size else detail.state,
     )
 
 

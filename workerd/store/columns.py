@@ -135,6 +135,7 @@ class JobRow(EnqueuedColumns, kw_only=True, gc=False):
     run_us: int | None
     cpu_us: int | None
     max_rss_kib: int | None
+    state: bytes | None = None
     payload: bytes | None = None
 
     @property
@@ -159,15 +160,14 @@ def _reader(field: msgspec.structs.FieldInfo) -> Callable[[Any], Any]:
 
 
 _READERS = {field.name: _reader(field) for field in msgspec.structs.fields(JobRow)}
-_JOB_COLUMNS = tuple(name for name in _READERS if name != "payload")
+_JOB_COLUMNS = tuple(name for name in _READERS if name not in ("payload", "state"))
 ENQUEUED_COLUMNS = EnqueuedColumns.__struct_fields__
 INSERT_NEXT = (
-    "INSERT INTO workerd_jobs (id, attempt, status, run_at, created_at, failures, crashes, losses, "
+    "INSERT INTO workerd_jobs (id, attempt, status, run_at, created_at, failures, crashes, losses, state, "
     + ", ".join(ENQUEUED_COLUMNS)
     + ")"
-    " SELECT j.id, j.attempt + 1, {status}, {run_at}, {created_at}, {failures}, {crashes}, {losses}, "
-    + ", ".join(f"j.{name}" for name in ENQUEUED_COLUMNS)
-    + " FROM {source}{keep}"
+    " SELECT j.id, j.attempt + 1, {status}, {run_at}, {created_at}, {failures}, {crashes}, {losses}, {state},"
+    " " + ", ".join(f"j.{name}" for name in ENQUEUED_COLUMNS) + " FROM {source}{keep}"
 )
 """The attempt after that of the row `j`."""
 
@@ -179,7 +179,7 @@ def next_due(outcome: Outcome, now: int) -> tuple[str, str]:
 
 
 def job(row: Row) -> JobRow:
-    """A row selected as _JOB_COLUMNS, with or without `payload` behind them."""
+    """A row selected as _JOB_COLUMNS, with or without `state` and `payload` behind them."""
     return JobRow(**{name: read(value) for (name, read), value in zip(_READERS.items(), row, strict=False)})
 
 
@@ -249,9 +249,9 @@ def created(tx: Tx, job_id: bytes, attempts_: Sequence[JobRow]) -> int | None:
 
 
 def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
-    """The attempts of a job, oldest first; vars, meta and payload only of the current one."""
-    current = {"vars", "meta", "payload"}
-    names = [*_JOB_COLUMNS, *(["payload"] if payload else [])]
+    """The attempts of a job, oldest first; vars, meta, state and payload only of the current one."""
+    current = {"vars", "meta", "payload", "state"}
+    names = [*_JOB_COLUMNS, "state", *(["payload"] if payload else [])]
     columns = [f"CASE WHEN status <> 'retry' THEN {name} END" if name in current else name for name in names]
     columns = [_no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name for name in columns]
     rows = tx.query(

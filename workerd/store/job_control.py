@@ -96,8 +96,10 @@ def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
     )
 
 
-def retry(tx: Tx, job_id: bytes) -> int:
+def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     """Run an ended job again, or a scheduled one now; returns the number of the attempt that will run.
+
+    `fresh`: without what earlier attempts have saved.
 
     The ended row becomes `retry` and keeps its reason; the next starts with its counters at 0. A job of an
     ended request reopens it. Raises NotFound, Conflict while the job is live or its unique key is held.
@@ -105,7 +107,8 @@ def retry(tx: Tx, job_id: bytes) -> int:
     job, locked = _locked(tx, job_id)
     if job.status is Status.SCHEDULED:
         tx.execute(
-            "UPDATE workerd_jobs SET status = 'new', run_at = %s WHERE id = %s AND attempt = %s",
+            f"UPDATE workerd_jobs SET status = 'new', run_at = %s{', state = NULL' if fresh else ''}"
+            " WHERE id = %s AND attempt = %s",
             (columns.at(tx.now), job_id, job.attempt),
         )
         return job.attempt
@@ -119,7 +122,7 @@ def retry(tx: Tx, job_id: bytes) -> int:
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is not None:
         _reopen(tx, request, job_id)
-    again(tx, job_id, job.attempt)
+    again(tx, job_id, job.attempt, fresh=fresh)
     return job.attempt + 1
 
 
@@ -134,16 +137,20 @@ _INSERT_RETRY = columns.INSERT_NEXT.format(
     failures=0,
     crashes=0,
     losses=0,
+    state="CASE WHEN %s THEN NULL ELSE j.state END",
     source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
     keep="",
 )
 
 
-def again(tx: Tx, job_id: bytes, attempt: int) -> None:
-    """Close an ended row as `retry` and insert the next attempt. Raises Conflict if its key is held."""
+def again(tx: Tx, job_id: bytes, attempt: int, *, fresh: bool = False) -> None:
+    """Close an ended row as `retry` and insert the next attempt. Raises Conflict if its key is held.
+
+    `fresh`: without what earlier attempts have saved.
+    """
     tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
     try:
-        tx.execute(_INSERT_RETRY, (columns.at(tx.now), columns.at(tx.now), job_id, attempt))
+        tx.execute(_INSERT_RETRY, (columns.at(tx.now), columns.at(tx.now), fresh, job_id, attempt))
     except StoreRefused as error:
         if error.code in _DUPLICATE_KEY:
             raise Conflict(

@@ -203,6 +203,7 @@ def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
         " ON j.id = o.id AND j.attempt = o.attempt"
     )
     names = {name: f"o.{name}" for name in ("status", "run_at", "failures", "crashes", "losses")}
+    names["state"] = "j.state"
     keep = MYSQL.keep_existing("workerd_jobs.id")
     return tx.execute(INSERT_NEXT.format(**names, created_at=_time(now), source=source, keep=keep))
 

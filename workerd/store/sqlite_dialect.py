@@ -37,6 +37,7 @@ def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
 def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
     sql = INSERT_NEXT.format(
         **dict.fromkeys(("status", "run_at", "created_at", "failures", "crashes", "losses"), "%s"),
+        state="j.state",
         source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
         keep=SQLITE.keep_existing("id"),
     )

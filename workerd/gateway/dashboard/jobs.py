@@ -334,6 +334,8 @@ def _data(details: JobDetails) -> Markup:
     sections: list[Markup] = [el("h3", "Vars"), code(json_text(job["vars"]), "Vars")]
     if job["meta"] is not None:
         sections += [el("h3", "Meta"), code(json_text(job["meta"]), "Meta")]
+    if job["state"] is not None:
+        sections += [el("h3", "Saved state"), code(json_text(job["state"]), "Saved state")]
     if details.payload is not None:
         data, size, kind = details.payload
         link = el("a", "download", href=path("jobs", job["id"], "payload"), download=True)
