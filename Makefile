@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all lint format generated bench bench-all clean servers redis deb image
+.PHONY: demo test test-all test-django6 lint format generated bench bench-all clean servers redis deb image
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -14,6 +14,11 @@ test: $(VENV)/tested servers
 
 test-all: $(VENV)/tested servers
 	$(PYTEST)
+
+# The tests of Django's tasks on Django 6, which needs Python 3.12; `make test` runs them on 5.2.
+PYTHON_DJANGO6 ?= python3.12
+test-django6: $(VENV)-django6/tested servers
+	$(VENV)-django6/bin/python -m pytest tests/contrib/test_django.py
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
@@ -63,9 +68,14 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	@touch $@
 
+$(VENV)-django6/tested: pyproject.toml
+	$(PYTHON_DJANGO6) -m venv $(VENV)-django6
+	$(VENV)-django6/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' 'Django>=6'
+	@touch $@
+
 $(VENV)/compared: $(VENV)/tested
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[peers]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-django6 build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
