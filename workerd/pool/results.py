@@ -162,12 +162,12 @@ def raised(
 
 def _program_ended(serial: int, error: ProgramEnded) -> RunResult:
     status = error.status
-    own = () if status < 0 else (f"{EXIT_PREFIX}{status}",)
+    exit_classes = (f"{EXIT_PREFIX}{status}", *map(class_name, (Exception, BaseException)))
     return RunResult(
         serial=serial,
         kind=error.kind,
         error=text.one_line(str(error)),
-        classes=(*own, *map(class_name, (Exception, BaseException))),
+        classes=() if status < 0 else exit_classes,  # a crash raises nothing
         exit_signal=-status if status < 0 else None,
         exit_code=status if status >= 0 else None,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
@@ -25,19 +24,9 @@ STATUSES = {
     "failure": TaskResultStatus.FAILED,
     "cancelled": TaskResultStatus.FAILED,
 }
-CLASSES = {
-    "failure": "workerd.Failure",
-    "retry": "workerd.Retry",
-    "deadline": "workerd.DeadlineExceeded",
-    "cancelled": "workerd.Cancelled",
-    "crashed": "workerd.Crashed",
-    "oom": "workerd.OutOfMemory",
-    "lost": "workerd.Lost",
-    "refused": "workerd.Refused",
-}
-"""What an attempt ended with if nothing was raised in it, or what was raised is not known."""
+CLASSES = {"retry": "workerd.Retry", "cancelled": "workerd.Cancelled"}
+"""What an attempt ended with that is no failure of workerd's own."""
 _NO_ERROR = (None, "ok", "ignored", "skipped", "interrupted")
-_RAISED = re.compile(r"([A-Za-z_][\w.]*)(?::|$)")
 
 
 def result_of(document: Mapping[str, Any], backend: Any) -> Any:
@@ -81,23 +70,8 @@ def _moment(value: datetime | None) -> datetime | None:
 
 def error_of(attempt: Attempt) -> Any:
     """The TaskError of an attempt that did not succeed."""
-    return TaskError(exception_class_path=_class_of(attempt), traceback=attempt.stack or attempt.error or "")
-
-
-def _class_of(attempt: Attempt) -> str:
-    """The class at the end of the traceback, else what the reason stands for."""
-    raised = _raised(attempt.stack or "") if attempt.reason in ("error", "failure", "deadline") else None
-    return raised or CLASSES.get(attempt.reason or "", "builtins.Exception")
-
-
-def _raised(stack: str) -> str | None:
-    """The exception below the last frame of a traceback; a message may have many lines after it."""
-    lines = stack.splitlines()
-    last_frame = max((n for n, line in enumerate(lines) if line.startswith("  ")), default=-1)
-    match = _RAISED.match(lines[last_frame + 1]) if 0 <= last_frame < len(lines) - 1 else None
-    if match is None:
-        return None
-    return match[1] if "." in match[1] else f"builtins.{match[1]}"
+    path = attempt.error_class or CLASSES.get(attempt.reason or "", "builtins.Exception")
+    return TaskError(exception_class_path=path, traceback=attempt.stack or attempt.error or "")
 
 
 # -- the task of a job
