@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S
+from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.store.claims import MAX_BATCH_BYTES, ClaimBatch, Cursor
 
 FIRST_BYTES = 256 * 1024

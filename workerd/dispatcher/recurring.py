@@ -9,7 +9,6 @@ from functools import partial
 
 from workerd.clock import SECOND
 from workerd.config.model import HandlerConfig, ScheduleConfig
-from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager
@@ -17,6 +16,7 @@ from workerd.dispatcher.tasks import TaskRunner, jittered
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.errors import StoreBusy
 from workerd.log import get_logger
+from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
 from workerd.store import intervals, schedules
 from workerd.store.base import Tx

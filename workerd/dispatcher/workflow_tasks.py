@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from workerd.config.model import WorkflowConfig
-from workerd.dispatcher.adaptive_size import AdaptiveSize
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
@@ -14,6 +13,7 @@ from workerd.dispatcher.tasks import TaskRunner
 from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import id_text
 from workerd.log import get_logger
+from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.store import requests
 from workerd.store.base import Tx
 

@@ -13,6 +13,7 @@ from workerd.ingester.pending import MAX_WEIGHT, PendingOutcomes, weight
 from workerd.ingester.spool import Spool
 from workerd.ingester.writer import Writer
 from workerd.outcome import Outcome
+from workerd.runtime.adaptive_size import SLOW_S, AdaptiveSize
 from workerd.runtime.loop import Loop, Timer
 from workerd.store.availability import StoreAvailability
 
@@ -20,8 +21,6 @@ MAX_ROWS_PER_APPEND = 2000
 """Outcomes that share one fsync of the spool."""
 FULL_LINGER_ROWS = 10
 """Outcomes in the last batch that make the next one wait for the whole linger."""
-SLOW_BATCH_S = 1.0
-"""A batch that took longer is halved: while it is written nothing else is read, and all of it is at stake."""
 MIN_WEIGHT = 16 * 1024
 """Bytes to which batches shrink."""
 MAX_ROWS_BESIDE_REPLAY = 1000
@@ -76,8 +75,9 @@ class WritePipeline:
         self._writer = writer
         self._node_id = node_id
         self._max_rows = max_rows
-        self._rows = max_rows  # of the next transaction
-        self._weight = MAX_WEIGHT  # of the next transaction, if the server takes as much
+        # While a batch is written nothing else is read, and all of it is at stake.
+        self._rows = AdaptiveSize(max_rows)
+        self._weight = AdaptiveSize(MAX_WEIGHT, least=MIN_WEIGHT)
         self._linger_s = linger_s
         self._on_change = on_change
         self._availability = StoreAvailability("ingester", writer.store)
@@ -156,7 +156,7 @@ class WritePipeline:
         """Try outcomes again whose rows were locked; all others are ahead of them."""
         self._locked_due = False
         if self.mode is not PipelineMode.AWAY:
-            error = self._writer.retry_locked(self._rows)
+            error = self._writer.retry_locked(self._rows.value)
             if error is not None:
                 self.store_lost(error)
         self._retry_locked_later()
@@ -182,11 +182,11 @@ class WritePipeline:
             return
         lingers = min(1.0, (self._writer.last_rows - 1) / FULL_LINGER_ROWS)
         wait_s = self._written_at + self._linger_s * lingers - time.monotonic()
-        if wait_s > 0 and rows < self._rows and self._pending.weight < self._max_weight:
+        if wait_s > 0 and rows < self._rows.value and self._pending.weight < self._max_weight:
             if self._timer is None:
                 self._step_later(wait_s)
             return
-        written, error = self._write(self._pending.peek(self._rows, self._max_weight))
+        written, error = self._write(self._pending.peek(self._rows.value, self._max_weight))
         self._pending.acknowledge(written)
         if error is not None:
             self.store_lost(error)
@@ -198,7 +198,7 @@ class WritePipeline:
 
     def _replay(self) -> None:
         """Write a batch from the spool; what comes meanwhile waits, and is spooled if it is much."""
-        batch = self._spool.peek(self._rows, self._max_weight)
+        batch = self._spool.peek(self._rows.value, self._max_weight)
         if batch:
             written, error = self._write(batch)
             self._spool.advance(written)
@@ -219,19 +219,21 @@ class WritePipeline:
         began = time.monotonic()
         written, error = self._writer.write_batch(batch)
         self._written_at = time.monotonic()
-        if written == len(batch) and self._written_at - began < SLOW_BATCH_S:
-            self._rows = min(self._max_rows, self._rows * 2)
-            self._weight = min(MAX_WEIGHT, self._weight * 2)
+        seconds = self._written_at - began
+        if written == len(batch):
+            self._rows.note(seconds, len(batch))
+            if seconds > SLOW_S or self._weight.is_reduced:  # else it changes nothing
+                self._weight.note(seconds, sum(map(weight, batch)))
         elif error is None or not error.answered or isinstance(error, StoreBusy):
             # It may be too much for the line, or for the time limit of a statement.
-            self._rows = max(1, len(batch) // 2)
-            self._weight = max(MIN_WEIGHT, sum(map(weight, batch)) // 2)
+            self._rows.halve(len(batch))
+            self._weight.halve(sum(map(weight, batch)))
         return written, error
 
     @property
     def _max_weight(self) -> int:
         """Of the next transaction."""
-        return min(self._weight, self._writer.max_batch_bytes)
+        return min(self._weight.value, self._writer.max_batch_bytes)
 
     def _spool_pending(self, max_rows: int) -> None:
         """Move up to `max_rows` pending outcomes to the spool, with one fsync for many."""

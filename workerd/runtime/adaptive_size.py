@@ -1,4 +1,4 @@
-"""How much one transaction takes on: less on a slow line, so that the lease is renewed in time."""
+"""How much one transaction takes on: less on a slow line, so that all else is done in time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,30 @@ QUICK_S = 0.25
 
 
 class AdaptiveSize:
-    """A number of rows or bytes: halved after a slow transaction, doubled after a quick one, up to `most`.
+    """A number of rows or bytes: halved after a slow transaction, doubled after a quick one.
 
-    `value`: of the next transaction.
+    It stays between `least` and `most`. `value`: of the next transaction.
     """
 
-    def __init__(self, most: int, first: int | None = None) -> None:
+    def __init__(self, most: int, first: int | None = None, *, least: int = 1) -> None:
         self._most = most
+        self._least = least
         self.value = most if first is None else min(first, most)
 
-    def halve(self) -> None:
-        """The transaction was too large for another reason."""
-        self.value = max(1, self.value // 2)
+    @property
+    def is_reduced(self) -> bool:
+        """Whether it is below `most`."""
+        return self.value < self._most
+
+    def halve(self, used: int | None = None) -> None:
+        """The transaction, which used so much of it, was too large."""
+        value = self.value if used is None else min(self.value, used)
+        self.value = max(self._least, value // 2)
 
     def note(self, seconds: float, used: int) -> None:
         """A transaction that used so much of it took so long."""
         if seconds > SLOW_S:
-            self.value = max(1, min(self.value, max(used, 2)) // 2)
+            self.halve(used)
         elif seconds < QUICK_S and 2 * used >= self.value:
             self.value = min(self._most, 2 * self.value)
 

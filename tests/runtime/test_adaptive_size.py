@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workerd.dispatcher.adaptive_size import QUICK_S, SLOW_S, AdaptiveSize
 from workerd.errors import StoreAway
+from workerd.runtime.adaptive_size import QUICK_S, SLOW_S, AdaptiveSize
 
 SLOW, QUICK, BETWEEN = SLOW_S * 2, QUICK_S / 2, (SLOW_S + QUICK_S) / 2
 
@@ -40,3 +40,17 @@ def test_a_failure_at_once_changes_nothing() -> None:
     with pytest.raises(StoreAway), size.measured():
         raise StoreAway("gone")
     assert size.value >= 4
+
+
+def test_it_keeps_to_its_least() -> None:
+    """Bytes of a batch are not halved below what one row takes."""
+    size = AdaptiveSize(100, least=20)
+    size.halve(50)
+    assert size.value == 25
+    assert size.is_reduced
+    size.halve()
+    assert size.value == 20
+    for _ in range(3):
+        size.note(QUICK, size.value)
+    assert size.value == 100
+    assert not size.is_reduced
