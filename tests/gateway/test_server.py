@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
@@ -215,6 +216,32 @@ def test_invalid_http(api: Api) -> None:
     with api.bare() as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
         assert until_closed(connection)[:12] in (b"HTTP/1.1 400", b"HTTP/1.1 431", b"")
+
+
+@pytest.mark.parametrize("hosts", [b"", b"Host: localhost\r\nHost: other\r\n"], ids=["none", "two"])
+def test_a_request_names_one_host(api: Api, hosts: bytes) -> None:
+    """The guard checks one Host; a proxy before it might have seen the other."""
+    with api.bare() as connection:
+        connection.sendall(b"GET /heartbeat HTTP/1.1\r\n" + hosts + b"\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_what_surrounds_a_body_is_bounded(api: Api) -> None:
+    """Trailers and extensions of chunks are limited like a head; a body in tiny chunks is read."""
+    head = (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n"
+    )
+    for endless in (b"2\r\n{}\r\n0\r\nX: " + b"x" * 500_000, b"2;" + b"x" * 500_000):
+        with api.bare() as connection:
+            connection.sendall(head)
+            with contextlib.suppress(OSError):
+                connection.sendall(endless)
+            assert until_closed(connection)[:12] in (b"HTTP/1.1 400", b"")
+    body = b'{"handler": "noop", "vars": {}' + b" " * (LIMIT - 50) + b"}"
+    with api.bare() as connection:
+        connection.sendall(head + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 201"
 
 
 def test_smuggling(api: Api) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 from starlette import routing
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +24,8 @@ from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
 from workerd.gateway.roles import Route, check_access
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 ROUTES: list[Route] = [
     *jobs.ROUTES,
@@ -51,7 +55,7 @@ def _checked(route: Route) -> routing.Route:
 
     async def endpoint(request: Request) -> Response:
         check_access(request, route.access)
-        if checks_query:
+        if checks_query and request.scope["query_string"]:
             method = "GET" if request.method == "HEAD" else request.method
             check_query(request.query_params, known[method])
         answer: Response = await route.endpoint(request)
@@ -78,6 +82,38 @@ def _methods(path: str) -> set[str]:
     matching = [route for route in ROUTES if route.path == path]
     matching = matching or [route for route in ROUTES if route.path_regex.match(path)]
     return {method for route in matching if route.endpoint is not only_post for method in route.methods or ()}
+
+
+class _ByPath:
+    """Answers paths without parameters by one look-up, and hands all others to Starlette.
+
+    Starlette tries its routes one after the other and wraps an answer in four layers: 10 % of the gateway's
+    CPU time of `POST /jobs`.
+    """
+
+    def __init__(self, app: Starlette) -> None:
+        self._app = app
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        for made, declared in zip(app.routes, ROUTES, strict=True):
+            assert isinstance(made, routing.Route)
+            if not made.param_convertors:
+                for method in declared.methods or ():
+                    self._endpoints.setdefault((method, made.path), made.endpoint)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        endpoint = self._endpoints.get((scope["method"], scope["path"]))
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        scope["app"] = self._app
+        request = Request(scope, receive, send)
+        try:
+            answer = await endpoint(request)
+        except HTTPException as error:
+            answer = await _http_exception(request, error)
+        except Exception as error:
+            answer = await _unexpected(request, error)
+        await answer(scope, receive, send)
 
 
 class _Answered:
@@ -114,7 +150,7 @@ def application(gateway: GatewayState, config: Config, connections: ClientConnec
     app.state.gateway = gateway
     app.state.routes = ROUTES
     return Guard(
-        _Answered(app),
+        _Answered(_ByPath(app)),
         gateway.tokens,
         gateway.sessions,
         HostRules(config.gateway.listen, config.gateway.allowed_hosts),

@@ -9,13 +9,15 @@ import time
 from collections import defaultdict
 from typing import Any
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from workerd.gateway.problems import HTTPProblem, problem_response
 
 HEAD_TIMEOUT_S = 10.0
 """How long a connection may take to send a whole request head, and how long it may stay idle."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Of a request beside its body; FRAMING_BYTES may frame each byte of that, as it may come in chunks."""
+FRAMING_BYTES = 8
 SEND_TIMEOUT_S = 30.0
 """A client that reads nothing of a pending answer for so long is disconnected."""
 LISTEN_BACKLOG = 1024
@@ -94,8 +96,11 @@ class ClientConnections:
         connection.transport.abort()
 
 
-class HttpProtocol(H11Protocol):
-    """uvicorn's HTTP protocol with timeouts for request heads and for clients that do not read."""
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol on httptools, with limits for heads and for clients that do not read.
+
+    Measured for `POST /jobs`: a third of the CPU time of h11 in parsing and answering.
+    """
 
     def __init__(self, all_connections: ClientConnections, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -104,6 +109,9 @@ class HttpProtocol(H11Protocol):
         self._all_connections = all_connections
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._received = 0
+        """Bytes of the present message, without its body and what frames that."""
+        self._in_message = False
         self._start_head_timer()
 
     def connection_made(self, transport: Any) -> None:
@@ -116,13 +124,38 @@ class HttpProtocol(H11Protocol):
         return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
+        self._received += len(data)
         super().data_received(data)
+        if self._in_message and self._received > MAX_HEAD_BYTES:
+            self.send_400_response("")
         self._update_waiting()
         if self._awaits_head:
             self._start_head_timer()
         elif self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    # -- called by the parser; an error that is raised here is answered with 400
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._received, self._in_message = 0, True
+
+    def on_headers_complete(self) -> None:
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts != 1 and not (hosts == 0 and self.parser.get_http_version() == "1.0"):
+            raise ValueError("expected one Host header")
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._received = max(0, self._received - len(body) * (1 + FRAMING_BYTES))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        super().on_message_complete()
+
+    # -- connections and answers
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -145,9 +178,8 @@ class HttpProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         answer = problem_response(HTTPProblem(400, "Invalid HTTP request.", {"Connection": "close"}))
-        head = h11.Response(status_code=400, headers=answer.raw_headers, reason=b"Bad Request")
-        for event in (head, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
+        headers = [part for name, value in answer.raw_headers for part in (name, b": ", value, b"\r\n")]
+        self.transport.write(b"".join((STATUS_LINE[400], *headers, b"\r\n", answer.body)))
         self.transport.close()
 
     def pause_writing(self) -> None:
