@@ -4,10 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-all test-django6 lint format generated bench bench-all clean servers redis deb image
+.PHONY: demo examples test test-all test-django6 lint format generated bench bench-all clean servers redis deb image
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
+
+# Complete small programs, each with a daemon of its own; `python -m examples NAME` runs one.
+examples: $(VENV)/tested
+	$(BIN)/python -m examples
+	$(BIN)/python -m examples --all
 
 test: $(VENV)/tested servers
 	$(PYTEST) -m "not slow"
