@@ -90,9 +90,13 @@ class Roster(Message, frozen=True, tag="roster"):
 
 
 class Drain(Message, frozen=True, tag="drain"):
-    """Take no new jobs, finish running ones within `seconds`, then interrupt the rest and exit."""
+    """Take no new jobs, finish running ones within `seconds`, then interrupt the rest and exit.
+
+    `overlap`: another generation of the pool has taken over, so running jobs are not asked to stop before.
+    """
 
     seconds: float
+    overlap: bool = False
 
 
 class Stop(Message, frozen=True, tag="stop"):

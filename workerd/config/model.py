@@ -158,6 +158,15 @@ class ShutdownConfig(ConfigValue, frozen=True):
     again later, without using an attempt. systemd's TimeoutStopSec= must be longer."""
 
 
+class ReloadConfig(ConfigValue, frozen=True):
+    """How pools are replaced while the daemon runs."""
+
+    overlap: Annotated[float, v.duration_between(0, 7 * DAY_S)] = 0.0
+    """How long the runs of a pool that a reload changes may go on beside its new processes, which take all
+    new jobs at once. It needs the memory of both meanwhile. 0: the old processes drain first, for at most
+    `shutdown.drain`, and new jobs of the pool wait for that."""
+
+
 class RetentionConfig(ConfigValue, frozen=True):
     """When ended jobs are deleted, with all their attempts, counted from their end; and the audit."""
 
@@ -400,6 +409,7 @@ class Config(ConfigValue, frozen=True, dict=True):
     ingester: IngesterConfig = IngesterConfig()
     gateway: GatewayConfig = GatewayConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
+    reload: ReloadConfig = ReloadConfig()
     retention: RetentionConfig = RetentionConfig()
     pickup: PickupConfig = PickupConfig()
     pools: dict[str, PoolConfig] = {}

@@ -27,7 +27,7 @@ from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
 from workerd.group import parse_template
-from workerd.messages import Demand, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
+from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
@@ -176,7 +176,7 @@ class Dispatcher(Service):
         self.settlement.on_roster(roster)
         self.pools.on_roster(roster.pids)
 
-    def on_drain(self, seconds: float) -> None:
+    def on_drain(self, drain: Drain) -> None:
         """Claim nothing more, but keep the lease until the last pool is gone (law 10)."""
         self._draining = True
         self.claimer.stop()
@@ -226,11 +226,18 @@ class Dispatcher(Service):
             "settlement": self.settlement.phase.value,
             "settlements": self.settlement.rounds,
             "paused": sorted(self.stager.paused),
-            "pools": {
-                link.name: {"room": link.capacity, "sent": link.sent} for link in self.pools.peers.values()
-            },
+            "pools": self._pools_info(),
             "unacknowledged": self.outcomes.unacknowledged,
         }
+
+    def _pools_info(self) -> dict[str, Any]:
+        """Of each pool, the generations that live side by side together."""
+        found: dict[str, dict[str, int]] = {}
+        for link in self.pools.peers.values():
+            info = found.setdefault(link.name, {"room": 0, "sent": 0})
+            info["room"] += link.capacity
+            info["sent"] += link.sent
+        return found
 
     def _report_state(self) -> None:
         obstacle, error = self.lease.obstacle, self.store.availability.error

@@ -37,6 +37,7 @@ from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.state import GatewayState
 from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
+from workerd.messages import Drain
 from workerd.operations import jobs, requests
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
@@ -179,7 +180,7 @@ class Gateway(Service):
         """The gateway's fields in `workerd status`."""
         return {"listen": self._config.gateway.listen}
 
-    def on_drain(self, seconds: float) -> None:
+    def on_drain(self, drain: Drain) -> None:
         """Take nothing new, and answer everything else until the last pool is gone."""
         self._backend.draining = True
         self.become("draining" if self.state == "up" else self.state, self.trouble)

@@ -19,6 +19,7 @@ from workerd.log import get_logger
 from workerd.messages import (
     Cancel,
     Claims,
+    Drain,
     FromDispatcher,
     HandlerSpec,
     Hello,
@@ -59,7 +60,7 @@ from workerd.runtime.child import (
 from workerd.runtime.limits import POOL_NICENESS, yield_processors
 from workerd.runtime.loop import Timer
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.runtime.paths import Paths, RoleContext
+from workerd.runtime.paths import Paths, RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
 
@@ -107,7 +108,9 @@ class Pool(Service):
             self.loop, paths.dispatcher, hello, tuple(handler.name for handler in pool.handlers),
             self._on_dispatcher_message, self._report_capacity_soon,
         )  # fmt: skip
-        self._worker_manager = WorkerManager(self.loop, pool, self, paths.metrics)
+        self._worker_manager = WorkerManager(
+            self.loop, pool, self, paths.metrics, pool_instance(pool.name, ctx.generation)
+        )
         self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
@@ -459,18 +462,18 @@ class Pool(Service):
 
     # -- draining and exit
 
-    def on_drain(self, seconds: float) -> None:
-        """Let running jobs finish within `seconds`, then interrupt them; exit when all is acknowledged."""
+    def on_drain(self, drain: Drain) -> None:
+        """Let running jobs finish in time, then interrupt them; exit when all is acknowledged."""
         if not self._serving:
             self.loop.stop()
             return
-        self._start_drain(seconds)
+        self._start_drain(drain)
         if self.state != "failed":
             self.become("draining")
 
     def on_stop(self) -> None:
         """Drain without waiting for running jobs."""
-        self.on_drain(0.0)
+        self.on_drain(Drain(seconds=0.0))
 
     def _give_up(self) -> None:
         restart = self._pool.restart
@@ -478,17 +481,20 @@ class Pool(Service):
         trouble += f"{restart.period:g} s; the last time: {self.trouble}"
         log.error("pool.crash_loop", pool=self._pool.name, error=trouble)
         self._exit_status = CRASH_LOOP_EXIT_STATUS
-        self._start_drain(self._crash_loop_drain_s)
+        self._start_drain(Drain(seconds=self._crash_loop_drain_s))
         self.become("failed", trouble)
 
-    def _start_drain(self, seconds: float) -> None:
-        if self._drain.start(seconds):
+    def _start_drain(self, drain: Drain) -> None:
+        earlier = self._drain.start(drain.seconds)
+        if not drain.overlap:
             self._worker_manager.set_stopping(True)
+        if earlier:
             self._release_unstarted()
-            self._worker_manager.interrupt_resumable()
             self._report_capacity_soon()
             # Claims that were sent before the dispatcher reads that are still received in this turn.
             self.loop.call_later(0, self._finish_if_drained)
+        if not drain.overlap:
+            self._worker_manager.interrupt_resumable()
 
     def _finish_if_drained(self) -> None:
         if self._drain.started and not (

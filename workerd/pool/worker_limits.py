@@ -140,11 +140,12 @@ class PoolLimits:
     `memory_enforced`: whether the kernel enforces `memory_max`.
     """
 
-    def __init__(self, pool: PoolConfig) -> None:
+    def __init__(self, pool: PoolConfig, instance: str) -> None:
+        """`instance`: what the control group is named after."""
         self._pool = pool
         self._last_number = 0
         self._released: list[WorkerLimits] = []
-        self._group = _create_group(pool)
+        self._group = _create_group(pool, instance)
         self.memory_enforced = self._group is not None and self._group.has("memory")
         self.host_memory = HostMemory()
 
@@ -170,12 +171,12 @@ class PoolLimits:
         self._released = [limits for limits in self._released if not limits.remove()]
 
 
-def _create_group(pool: PoolConfig) -> PoolGroup | None:
+def _create_group(pool: PoolConfig, instance: str) -> PoolGroup | None:
     delegation = Delegation.find()
     if delegation is None:
         return None
     try:
-        return delegation.pool_group(pool.name, pool.cpu_weight, pool.pids_max)
+        return delegation.pool_group(instance, pool.cpu_weight, pool.pids_max)
     except OSError as error:
         log.warning("cgroup.create_failed", pool=pool.name, error=str(error))
         return None

@@ -69,17 +69,21 @@ class WorkerManager:
     often than `restart` allows.
     """
 
-    def __init__(self, loop: Loop, pool: PoolConfig, owner: WorkerOwner, metrics_folder: Path) -> None:
+    def __init__(
+        self, loop: Loop, pool: PoolConfig, owner: WorkerOwner, metrics_folder: Path, instance: str
+    ) -> None:
+        """`instance`: what the files and control groups of this generation of the pool are named after."""
         self.workers: dict[str, WorkerProcess] = {}
         self.idle: list[WorkerProcess] = []
         self.restarts: Counter[str] = Counter()
         self.trouble = ""
-        self.limits = PoolLimits(pool)
+        self.limits = PoolLimits(pool, instance)
         self.recycles = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._loop = loop
         self._pool = pool
         self._owner = owner
         self._metrics_folder = metrics_folder
+        self._instance = instance
         self._loaded: LoadedHandlers | None = None
         self._recycle_limits: dict[str, RecycleLimits] = {}
         self._pending: dict[str, Timer] = {}
@@ -156,7 +160,7 @@ class WorkerManager:
         yield_processors(WORKER_NICENESS)
         be_killed_first()
         limits.enter()
-        values.enter(self._metrics_folder, name)
+        values.enter(self._metrics_folder, self._instance + name.removeprefix(self._pool.name))
         return worker_main(fds, name, self._pool, self._loaded)
 
     def _imported_descriptors(self) -> list[OpenDescriptor]:

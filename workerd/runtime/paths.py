@@ -28,14 +28,23 @@ class Paths:
         self.incarnations = self.state / "incarnations"
 
 
+def pool_instance(pool: str, generation: int) -> str:
+    """What the files and control groups of one generation of a pool are named after."""
+    return pool if generation == 1 else f"{pool}·{generation}"
+
+
 @dataclass(frozen=True)
 class RoleContext:
-    """What a role or pool gets: configuration, the node's incarnation, its channel to the supervisor."""
+    """What a role or pool gets: configuration, the node's incarnation, its channel to the supervisor.
+
+    `generation`: of a pool, several of which may live side by side; its first process is of the first.
+    """
 
     config: Config
     incarnation: bytes
     control: socket.socket
     life: int
+    generation: int = 1
 
     @property
     def watchdog(self) -> float:

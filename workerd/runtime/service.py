@@ -69,7 +69,7 @@ class Service:
     def on_roster(self, roster: Roster) -> None:
         """A pool started or died."""
 
-    def on_drain(self, seconds: float) -> None:
+    def on_drain(self, drain: Drain) -> None:
         """Take no new jobs, and stop once running ones are done; the default stops now."""
         self.on_stop()
 
@@ -124,7 +124,7 @@ class Service:
                 self.roster = message
                 self.on_roster(message)
             case Drain():
-                self.on_drain(message.seconds)
+                self.on_drain(message)
             case Stop():
                 self.on_stop()
             case Report():

@@ -19,7 +19,7 @@ from workerd.metrics.series import SeriesSums
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
 from workerd.runtime.loop import Loop
-from workerd.runtime.paths import RoleContext
+from workerd.runtime.paths import RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
 from workerd.supervisor.sealed_config import unseal
 from workerd.supervisor.supervised_child import ChildState, Main, SupervisedChild
@@ -62,6 +62,7 @@ class _BeatRequest:
 class Children:
     """The supervisor's children by name.
 
+    `former`: generations of pools that another one has replaced, as long as their runs go on.
     `config` has no store section: only roles get it, from the descriptor `sealed`. `lock`: a descriptor
     that every child inherits. `delegation`: where pools have their control groups. `draining`: the node
     is shutting down, dead pools are not restarted. `on_change` is called after a child changed its state,
@@ -85,6 +86,7 @@ class Children:
         self.sealed = sealed
         self.roles: dict[str, SupervisedChild] = {}
         self.pools: dict[str, SupervisedChild] = {}
+        self.former: list[SupervisedChild] = []
         self.draining = False
         self._loop = loop
         self._mains = mains
@@ -106,7 +108,12 @@ class Children:
     def __iter__(self) -> Iterator[SupervisedChild]:
         """Every child, roles first."""
         yield from self.roles.values()
+        yield from self.all_pools()
+
+    def all_pools(self) -> Iterator[SupervisedChild]:
+        """Every pool, with the former generations."""
         yield from self.pools.values()
+        yield from self.former
 
     def start(self) -> None:
         """Fork every role and pool, and begin to watch them."""
@@ -132,11 +139,11 @@ class Children:
         self._start(child)
         return child
 
-    def add_pool(self, pool: PoolConfig) -> SupervisedChild:
+    def add_pool(self, pool: PoolConfig, generation: int = 1) -> SupervisedChild:
         """Add a pool and start it."""
 
         def run(control: socket.socket, life: int) -> int:
-            context = RoleContext(self.config, self._incarnation, control, life)
+            context = RoleContext(self.config, self._incarnation, control, life, generation)
             return self._mains.pool(context, pool.name, life)
 
         child = self.pools[pool.name] = self._make(
@@ -144,13 +151,33 @@ class Children:
             run,
             CrashLoopPolicy(pool.restart),
             pool=pool.name,
+            generation=generation,
             load_timeout=pool.load_timeout,
         )
         self._start(child)
         return child
 
+    def replace_pool(self, pool: PoolConfig) -> SupervisedChild:
+        """Start a new generation of a pool; the present one becomes a former one and runs on."""
+        old = self.set_aside(pool.name)
+        return self.add_pool(pool, old.generation + 1)
+
+    def set_aside(self, name: str) -> SupervisedChild:
+        """Make the present generation of a pool a former one, which is not restarted when it dies."""
+        old = self.pools.pop(name)
+        old.name = f"{POOL_PREFIX}{old.pool}\N{MIDDLE DOT}{old.generation}"
+        self.former.append(old)
+        return old
+
     def _make(
-        self, name: str, main: Main, crash_loop: CrashLoopPolicy, *, pool: str = "", load_timeout: float = 0.0
+        self,
+        name: str,
+        main: Main,
+        crash_loop: CrashLoopPolicy,
+        *,
+        pool: str = "",
+        generation: int = 1,
+        load_timeout: float = 0.0,
     ) -> SupervisedChild:
         watchdog = self.config.supervisor.watchdog
         return SupervisedChild(
@@ -158,6 +185,7 @@ class Children:
             name,
             main,
             pool=pool,
+            generation=generation,
             silence_s=watchdog,
             start_silence_s=watchdog * START_PATIENCE_FACTOR + load_timeout,
             crash_loop=crash_loop,
@@ -200,18 +228,20 @@ class Children:
 
     def remove_pool(self, name: str) -> None:
         """Forget a pool that has ended and is no longer configured, and remove its control group."""
-        self.pools.pop(name, None)
+        pool = self.pools.pop(name, None)
         self.send_roster()
-        self._remove_cgroup(name, MAX_CGROUP_TRIES)
+        if pool is not None:
+            self._remove_cgroup(pool_instance(name, pool.generation), MAX_CGROUP_TRIES)
 
-    def _remove_cgroup(self, name: str, tries: int) -> None:
+    def _remove_cgroup(self, instance: str, tries: int) -> None:
         # A reload may have added the pool again; then the group is the new one's.
-        if name in self.pools or self._delegation is None or self._delegation.kill_pool(name):
+        used = {pool_instance(pool.pool, pool.generation) for pool in self.all_pools()}
+        if instance in used or self._delegation is None or self._delegation.kill_pool(instance):
             return
         if tries:
-            self._loop.call_later(CGROUP_RETRY_S, lambda: self._remove_cgroup(name, tries - 1))
+            self._loop.call_later(CGROUP_RETRY_S, lambda: self._remove_cgroup(instance, tries - 1))
         else:
-            self._log.warning("cgroup.not_removed", pool=name)
+            self._log.warning("cgroup.not_removed", pool=instance)
 
     # -- deaths
 
@@ -222,6 +252,7 @@ class Children:
             self._answered(token, child)
         if child.state is ChildState.STOPPING:
             child.move(ChildState.EMPTY)
+            self._forget_former(child)
             self.send_roster()
             return
         was_quarantined = child.crash_loop.exceeded
@@ -231,7 +262,7 @@ class Children:
             crash_loop=status == CRASH_LOOP_EXIT_STATUS,
             blameless=child.was_killed_at_work(status),
         )
-        restarts = not (self.draining and child.pool)
+        restarts = not (child.pool and (self.draining or child in self.former))
         self._log.warning(
             "child.exited",
             child=child.name,
@@ -242,6 +273,7 @@ class Children:
         )
         if not restarts:
             child.move(ChildState.EMPTY)
+            self._forget_former(child)
         elif child.crash_loop.exceeded:
             child.move(ChildState.QUARANTINED)
             if not was_quarantined:
@@ -251,6 +283,11 @@ class Children:
         self.send_roster()
         if restarts:
             child.restart_later(pause, self._start)
+
+    def _forget_former(self, child: SupervisedChild) -> None:
+        if child in self.former:
+            self.former.remove(child)
+            self._remove_cgroup(pool_instance(child.pool, child.generation), MAX_CGROUP_TRIES)
 
     def _record_death(self, child: SupervisedChild) -> None:
         if not child.pool:
@@ -267,7 +304,7 @@ class Children:
         roster = Roster(
             pools=tuple(
                 LivePool(pool.pool, pool.generation, pool.life, pool.pid)
-                for pool in self.pools.values()
+                for pool in self.all_pools()
                 if pool.alive
             ),
             dead=tuple(dead for deaths in self._dead.values() for dead in deaths),
@@ -313,7 +350,7 @@ class Children:
         """Jobs that ran at the last Beats of their pools."""
         return sum(
             bool(worker.get("job"))
-            for pool in self.pools.values()
+            for pool in self.all_pools()
             if pool.alive
             for worker in pool.last_beat.info.get("workers") or ()
         )

@@ -1,4 +1,8 @@
-"""Reload: only what a new configuration changes is restarted, one child after the other, each draining."""
+"""Reload: only what a new configuration changes is restarted, one child after the other.
+
+A pool drains before it is started again; with `reload.overlap` its new processes take over at once, and the
+old ones end when their runs have.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +99,8 @@ class Reload:
     """Carries a plan out with a configuration that is valid as a whole.
 
     A child that does not come up is reported and does not keep the others from being restarted.
-    `on_done` gets the failures: child -> one sentence. It is not called when a shutdown begins meanwhile.
+    `overlap_s`: how long the runs of a replaced pool may go on beside its new processes. `on_done` gets the
+    failures: child -> one sentence. It is not called when a shutdown begins meanwhile.
     """
 
     def __init__(
@@ -104,8 +109,10 @@ class Reload:
         children: Children,
         config: Config,
         plan: ReloadPlan,
+        overlap_s: float,
         on_done: Callable[[dict[str, str]], None],
     ) -> None:
+        self._overlap_s = overlap_s
         self._loop = loop
         self._children = children
         self._config = config
@@ -132,12 +139,18 @@ class Reload:
         for name in self._plan.added:
             yield from self._start_pool(name)
         for name in self._plan.changed:
+            if self._overlap_s and self._children.pools[name].state is ChildState.UP:
+                yield from self._replace_pool(name)
+                continue
             yield from self._drain_pool(name)
             yield from self._start_pool(name)
         for name in self._plan.retried:
             pool = self._children.retry_pool(name)
             yield from self._wait_up(pool, START_LIMIT_S + self._config.pools[name].load_timeout)
         for name in self._plan.removed:
+            if self._overlap_s and self._children.pools[name].state is ChildState.UP:
+                self._retire(self._children.set_aside(name))
+                continue
             yield from self._drain_pool(name)
             self._children.remove_pool(name)
         yield from self._wait_settled()
@@ -154,6 +167,15 @@ class Reload:
     def _start_pool(self, name: str) -> Iterator[None]:
         pool = self._config.pools[name]
         yield from self._wait_up(self._children.add_pool(pool), START_LIMIT_S + pool.load_timeout)
+
+    def _replace_pool(self, name: str) -> Iterator[None]:
+        pool, old = self._config.pools[name], self._children.pools[name]
+        yield from self._wait_up(self._children.replace_pool(pool), START_LIMIT_S + pool.load_timeout)
+        # Until here it has taken new jobs: imports may take a while.
+        self._retire(old)
+
+    def _retire(self, old: SupervisedChild) -> None:
+        old.stop(Drain(seconds=self._overlap_s, overlap=True), self._overlap_s + KILL_AFTER_S)
 
     def _drain_pool(self, name: str) -> Iterator[None]:
         drain = self._config.shutdown.drain

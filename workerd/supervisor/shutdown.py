@@ -40,14 +40,14 @@ class Shutdown:
     def hasten(self) -> None:
         """Do not wait for running jobs: they are killed and recorded as interrupted."""
         self._drain_s = 0.0
-        for pool in self._children.pools.values():
+        for pool in list(self._children.all_pools()):
             if pool.alive:
                 pool.stop(Drain(seconds=0.0), KILL_AFTER_S)
 
     def _run(self) -> Iterator[None]:
         children, drain = self._children, Drain(seconds=self._drain_s)
         children.draining = True
-        for pool in children.pools.values():
+        for pool in list(children.all_pools()):
             pool.stop(drain, self._drain_s + KILL_AFTER_S)
         for name, role in children.roles.items():
             if name != "ingester":

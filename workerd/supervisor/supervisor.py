@@ -22,7 +22,7 @@ from workerd.runtime.limits import own_usage
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths
 from workerd.supervisor import startup
-from workerd.supervisor.children import Children, Mains
+from workerd.supervisor.children import POOL_PREFIX, Children, Mains
 from workerd.supervisor.reload import ANSWER_LIMIT_S, FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
 from workerd.supervisor.sealed_config import SealedConfig
 from workerd.supervisor.shutdown import Shutdown
@@ -210,7 +210,7 @@ class Supervisor:
             return
         plan = self._adopt(new, unanswered)
         self._reload_replies.append(reply)
-        self._start_reload(plan)
+        self._start_reload(plan, self._config.reload.overlap)
 
     def _adopt(self, new: SealedConfig, unanswered: set[str]) -> ReloadPlan:
         pools = self._children.pools
@@ -243,10 +243,10 @@ class Supervisor:
             self._reload_replies.append(reply)
             self._start_reload(ReloadPlan(changed=(name,)))
 
-    def _start_reload(self, plan: ReloadPlan) -> None:
+    def _start_reload(self, plan: ReloadPlan, overlap_s: float = 0.0) -> None:
         self._log.info("reload.started", children=", ".join(plan.children))
         self._reload_plan = plan
-        self._reload = Reload(self._loop, self._children, self._config, plan, self._on_reloaded)
+        self._reload = Reload(self._loop, self._children, self._config, plan, overlap_s, self._on_reloaded)
         self._reload.start()
 
     def _on_reloaded(self, failures: dict[str, str]) -> None:
@@ -303,6 +303,9 @@ class Supervisor:
             pool["quarantined"] = exceeded and pool["state"] != ChildState.UP
             if pool["quarantined"]:
                 pool["state"] = ChildState.QUARANTINED  # also while it is tried again
+        for former in self._children.former:
+            document = {"handlers": [], **former.describe(), "quarantined": False}
+            pools[former.name.removeprefix(POOL_PREFIX)] = document
         dispatcher, ingester = roles.get("dispatcher", {}), roles.get("ingester", {})
         return {
             "node": self._config.node.name,
