@@ -36,6 +36,7 @@ from workerd.transaction import enqueue as enqueue_inside
 BULK = 1000
 CALLERS = 4
 """Connections of a client."""
+HTTP_CONNECTIONS = 64
 BOUND, CLIENT = "plain INSERT, one by one", "client, one by one"
 Way = tuple[str, int, Callable[[], object], str]
 
@@ -49,18 +50,22 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     with Server(options.store) as server, Node(server.url(), text, gateway=f"127.0.0.1:{port}") as node:
         settings = server.settings | {"seconds": seconds, "callers": 1, "bulk": BULK}
         rates: dict[str, list[float]] = {}
+        costs: dict[str, list[dict[str, float]]] = {}
         with ways(node, port) as every:
             for _, count, call, _ in every:
                 rate(call, count, seconds / 2)
             for _ in range(repeats):
                 node.forget()
                 for name, count, call, _ in every:
+                    before = node.cpu().get("gateway", 0.0)
                     rates.setdefault(name, []).append(rate(call, count, seconds))
+                    used = node.cpu().get("gateway", 0.0) - before
+                    cost = {"gateway": round(used / (rates[name][-1] * seconds) * 1e6, 1)}
+                    costs.setdefault(name, []).append(cost)
             goals = {name: goal for name, _, _, goal in every}
     for name, values in rates.items():
-        yield Figure(
-            "enqueue", f"{options.store}: {name}", "jobs/s", values, settings=settings, goal=goals[name]
-        )
+        told = settings | ({"cpu_us_per_job": costs[name]} if name.startswith("HTTP") else {})
+        yield Figure("enqueue", f"{options.store}: {name}", "jobs/s", values, settings=told, goal=goals[name])
     ratios = [ours / bound for ours, bound in zip(rates[CLIENT], rates[BOUND], strict=True)]
     yield Figure("enqueue", f"{options.store}: {CLIENT} / a bare INSERT", "ratio", ratios, settings=settings)
 
@@ -91,6 +96,7 @@ def ways(node: Node, port: int) -> Iterator[list[Way]]:
         node.rows.connection() as own,
         Threads(client, numbers) as threads,
         Asynchronous(node, numbers) as asynchronous,
+        HttpConnections(port, numbers) as connections,
     ):
         yield [
             (BOUND, 1, inserting(bare, numbers), ""),
@@ -101,6 +107,7 @@ def ways(node: Node, port: int) -> Iterator[list[Way]]:
             ("client, in bulk", BULK, lambda: client.enqueue_many(specs()), "20,000"),
             ("inside the caller's transaction", 1, inside(own, numbers), ""),
             ("HTTP, one by one", 1, lambda: post("/jobs", body(next(numbers))), ""),
+            (f"HTTP, {HTTP_CONNECTIONS} connections", HTTP_CONNECTIONS, connections.post_on_each, ""),
             ("HTTP, in bulk", BULK, lambda: post("/jobs/bulk", bodies()), ""),
         ]
 
@@ -144,6 +151,40 @@ class Asynchronous:
 
     async def _enqueue(self, count: int) -> None:
         await asyncio.gather(*(self._client.enqueue("noop", mail(next(self._numbers))) for _ in range(count)))
+
+
+class HttpConnections:
+    """HTTP_CONNECTIONS persistent connections that send at once; cheap, as the client shares the machine."""
+
+    def __init__(self, port: int, numbers: Iterator[int]) -> None:
+        self._runner, self._numbers = asyncio.Runner(), numbers
+        self._links = self._runner.run(self._connect(port))
+
+    def __enter__(self) -> HttpConnections:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for _, writer in self._links:
+            writer.close()
+        self._runner.close()
+
+    async def _connect(self, port: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        return [await asyncio.open_connection("127.0.0.1", port) for _ in range(HTTP_CONNECTIONS)]
+
+    def post_on_each(self) -> None:
+        """One job on each connection, all at once."""
+        self._runner.run(self._post_on_each())
+
+    async def _post_on_each(self) -> None:
+        head = "POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: "
+        for _, writer in self._links:
+            text = json.dumps(body(next(self._numbers)))
+            writer.write(f"{head}{len(text)}\r\n\r\n{text}".encode())
+        for reader, _ in self._links:
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert b" 201 " in answer[:16], answer
+            length = answer.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+            await reader.readexactly(int(length))
 
 
 def body(n: int) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Write a report of the results: goals, workerd beside its peers, a table and plots per question.
+"""Write a report of the results: ratios and goals, workerd beside its peers, a table and plots per question.
 
 python -m benchmarks.report benchmarks/results
 python -m benchmarks.report benchmarks/results --readme     # also updates the README
@@ -13,6 +13,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks import goals
 from benchmarks.harness import shown
 from benchmarks.plot import Bar, Column, bars, columns
 from tests.support.daemon import ROOT
@@ -71,7 +72,8 @@ def conditions(found: dict[str, list[Record]]) -> str:
 
 def markdown(found: dict[str, list[Record]], plots: dict[str, list[str]]) -> str:
     """The whole report."""
-    lines = ["# Benchmarks", "", conditions(found), "", "## Goals", ""]
+    lines = ["# Benchmarks", "", conditions(found), "", "## Ratios within this run", "", goals.table(found)]
+    lines += ["", "## Goals", ""]
     lines += ["| question | case | measured | goal |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {r['case']} | {figures(r)} | {verdict(r)} |"
@@ -231,6 +233,7 @@ def main(words: list[str] | None = None) -> int:
         )
         return 1
     (options.folder / "report.md").write_text(markdown(found, draw(options.folder, found)))
+    print(goals.table(found))
     print(f"{options.folder / 'report.md'} is written.")
     if options.readme:
         into_readme(found)
