@@ -6,8 +6,9 @@
 On the real table with all its indexes: claim (SELECT … SKIP LOCKED, UPDATE, COMMIT) and close (one UPDATE
 with a derived table, COMMIT), 500 rows a statement, one connection, no processes. Then the same through the
 program's own store functions, then the whole program with 2 workers, in turns on the same server, so that a
-machine whose speed drifts affects all alike. The last figure is the ratio of the whole program to the bare
-statements of the turns just before and after it.
+machine whose speed drifts affects all alike. The last figures are the ratio of the whole program to the bare
+statements of the turns just before and after it, and that of the server's CPU time for a job to what the same
+bare statements take on a table without any index but its primary key.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ from workerd.store.engines import open_store
 NODE = NodeIdent(new_id(), "floor")
 HANDLER = "noop"
 WARM = 2000
+
+
+PURGE_S = 1.0
+"""After a turn, for the server to remove what the statements left: that is part of their cost."""
 
 
 class Spent(NamedTuple):
@@ -68,17 +73,19 @@ def filled(server: Server, count: int) -> str:
 # -- the statements, written by hand ----------
 
 
-def bare(url: str, count: int, batch: int) -> Spent:
-    """Claim and close so many jobs by hand-written SQL."""
+def bare(url: str, count: int, batch: int, *, indexed: bool = True) -> Spent:
+    """Claim and close so many jobs by hand-written SQL; `indexed`: the table has its indexes."""
     with Rows(url).connection() as link:
         cursor = link.cursor()
         cursor.execute("SET SESSION time_zone = '+00:00', in_predicate_conversion_threshold = 0")
         cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         link.autocommit(False)
         claiming = closing = 0.0
+        last = b""
         for _ in range(count // batch):
             began = time.perf_counter()
-            rows, now = bare_claim(cursor, batch)
+            rows, now = bare_claim(cursor, batch) if indexed else claim_by_id(cursor, batch, last)
+            last = rows[-1][0]
             link.commit()
             claimed = time.perf_counter()
             bare_close(cursor, rows, now)
@@ -97,6 +104,24 @@ def bare_claim(cursor: Any, batch: int) -> tuple[list[Any], Any]:
         " WHERE status = 'new' AND holder = %s ORDER BY priority, run_at LIMIT %s FOR UPDATE SKIP LOCKED",
         (HANDLER, batch),
     )
+    return update_claimed(cursor, now)
+
+
+def claim_by_id(cursor: Any, batch: int, last: bytes) -> tuple[list[Any], Any]:
+    """Take a batch in the order of the primary key, from behind the last one."""
+    cursor.execute("SELECT UTC_TIMESTAMP(6)")
+    now = cursor.fetchone()[0]
+    cursor.execute(
+        "SELECT id, attempt, priority, run_at, vars FROM workerd_jobs FORCE INDEX (PRIMARY)"
+        f" WHERE id > x'{last.hex()}' AND status = 'new' AND handler = %s"
+        " ORDER BY id LIMIT %s FOR UPDATE SKIP LOCKED",
+        (HANDLER, batch),
+    )
+    return update_claimed(cursor, now)
+
+
+def update_claimed(cursor: Any, now: Any) -> tuple[list[Any], Any]:
+    """Mark the rows of the last SELECT as claimed."""
     rows = list(cursor.fetchall())
     ids = ",".join(f"x'{row[0].hex()}'" for row in rows)
     cursor.execute(
@@ -124,6 +149,29 @@ def bare_close(cursor: Any, rows: list[Any], now: Any) -> None:
     )
 
 
+def drop_indexes(url: str) -> None:
+    """Leave the table of jobs only its primary key."""
+    with Rows(url).connection() as link:
+        cursor = link.cursor()
+        cursor.execute(
+            "SELECT DISTINCT index_name FROM information_schema.statistics WHERE table_schema = DATABASE()"
+            " AND table_name = 'workerd_jobs' AND index_name <> 'PRIMARY'"
+        )
+        drops = ", ".join(f"DROP INDEX {name}" for (name,) in cursor.fetchall())
+        cursor.execute(f"ALTER TABLE workerd_jobs {drops}")
+
+
+def server_us_alone(server: Server, count: int, batch: int) -> float:
+    """Microseconds of the server's CPU time for a job, by the bare statements and the primary key alone."""
+    url = filled(server, count)
+    drop_indexes(url)
+    time.sleep(PURGE_S)
+    before = server.cpu()
+    jobs = bare(url, count, batch, indexed=False).jobs
+    time.sleep(PURGE_S)
+    return (server.cpu() - before) / jobs * 1e6
+
+
 # -- the program's own functions
 
 
@@ -143,7 +191,7 @@ def own(url: str, count: int, batch: int) -> Spent:
             done = store.run(lambda tx, ended=ended: outcomes.close(tx, ended, NODE.id))
             closing += time.perf_counter() - closing_began
             claiming += claimed - began
-            assert len(done) == batch
+            assert len(done.refs) == batch
     finally:
         store.close()
     return Spent(claiming, closing, count // batch * batch)
@@ -172,7 +220,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     case = throughput.Case("the whole program, 2 workers", jobs=count)
     floors: list[Spent] = []
     owns: list[Spent] = []
-    wholes: list[float] = []
+    wholes: list[Turn] = []
+    alone: list[float] = []
     with Server("mariadb") as server:
         bare(filled(server, WARM), WARM, batch)
         own(filled(server, WARM), WARM, batch)
@@ -183,6 +232,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                 owns.append(own(filled(server, count), count, batch))
                 if turn is not None:
                     wholes.append(turn())
+                    alone.append(server_us_alone(server, count, batch))
             if turn is not None:
                 floors.append(bare(filled(server, count), count, batch))
         settings = server.settings | {"jobs": count, "batch": batch, "connections": 1}
@@ -193,25 +243,41 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         }
         yield Figure("floor", name, "jobs/s", [s.rate for s in spent], parts, settings)
     if wholes:
-        yield Figure("floor", case.name, "jobs/s", wholes, settings=settings | {"workers": 2})
+        rates = [turn.rate for turn in wholes]
+        yield Figure("floor", case.name, "jobs/s", rates, settings=settings | {"workers": 2})
         beside = [(before.rate + after.rate) / 2 for before, after in pairwise(floors)]
-        ratios = [rate / floor for rate, floor in zip(wholes, beside, strict=True)]
+        ratios = [rate / floor for rate, floor in zip(rates, beside, strict=True)]
         yield Figure(
             "floor", "whole program / bare statements", "ratio", ratios, settings=settings, goal="0.8"
         )
+        used = [turn.server_us for turn in wholes]
+        yield Figure(
+            "floor", "server CPU, whole program / bare statements with the primary key alone", "ratio",
+            [ours / bound for ours, bound in zip(used, alone, strict=True)],
+            settings=settings | {"server_us": used, "server_us_alone": alone}, goal="1.5", better="less",
+        )  # fmt: skip
+
+
+class Turn(NamedTuple):
+    """Jobs a second of the whole program, and microseconds of the server's CPU time for each."""
+
+    rate: float
+    server_us: float
 
 
 @contextmanager
-def whole(server: Server, case: throughput.Case) -> Iterator[Callable[[], float]]:
-    """A warm node with 2 workers; each call drains the case's jobs and returns the jobs a second."""
+def whole(server: Server, case: throughput.Case) -> Iterator[Callable[[], Turn]]:
+    """A warm node with 2 workers; each call drains the case's jobs."""
     table = f'call = "{HANDLERS}:{case.call}"\nworkers = {case.workers}'
     with Node(server.url(), config({HANDLER: table})) as node:
         throughput.drain(node, [HANDLER], WARM, case)
 
-        def turn() -> float:
+        def turn() -> Turn:
             node.forget()
-            count, seconds, _ = throughput.drain(node, [HANDLER], case.jobs, case)
-            return count / seconds
+            before = server.cpu()
+            count, seconds, enqueueing = throughput.drain(node, [HANDLER], case.jobs, case, server)
+            time.sleep(PURGE_S)
+            return Turn(count / seconds, (server.cpu() - before - enqueueing) / count * 1e6)
 
         yield turn
 

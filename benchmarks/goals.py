@@ -109,7 +109,7 @@ def _next_job(results: Results) -> tuple[float, ...]:
 QUESTIONS = (
     Question(
         "server CPU of a job, claim and close / bare statements with the primary key alone",
-        (1.5,), _medians(("floor", "server CPU", "primary key")), less=True,
+        (1.5,), _medians(("floor", "server CPU")), less=True,
     ),
     Question("throughput / pebble in memory", (1.0,), _ratio(("throughput", "mariadb, 2"), PEBBLE)),
     Question("whole program / bare statements", (0.8,), _medians(("floor", "whole program / bare"))),
