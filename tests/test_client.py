@@ -284,3 +284,15 @@ def test_an_empty_store_raises_wrong_version(tmp_path: Path) -> None:
     """The message names the command that helps."""
     with Client(f"sqlite:///{tmp_path}/new.db") as client, pytest.raises(WrongVersion, match="migrate"):
         client.enqueue("add")
+
+
+def test_a_schedule_is_set_and_removed(client: Client) -> None:
+    """The document says what it will do."""
+    made = client.schedule("sums", handler="add", cron="0 7 * * *", vars={"a": 1}, jitter="2m", priority=-1)
+    assert (made.handler, made.vars, made.jitter, made.priority) == ("add", {"a": 1}, 120.0, -1)
+    assert client.get_schedule("sums").origin == "api"
+    client.remove_schedule("sums")
+    with pytest.raises(NotFound):
+        client.get_schedule("sums")
+    with pytest.raises(InvalidValue, match="cron: "):
+        client.schedule("sums", handler="add", cron="never")

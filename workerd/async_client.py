@@ -93,6 +93,9 @@ class AsyncClient:
     error = _awaitable(Client.error)
     resolve_error = _awaitable(Client.resolve_error)
     mute_error = _awaitable(Client.mute_error)
+    schedule = _awaitable(Client.schedule)
+    get_schedule = _awaitable(Client.get_schedule)
+    remove_schedule = _awaitable(Client.remove_schedule)
     has_ended = _awaitable(Client.has_ended)
     request_has_ended = _awaitable(Client.request_has_ended)
 

@@ -8,19 +8,19 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import msgspec
 
 from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.documents import Enqueued, ErrorGroup, Job, Request
+from workerd.documents import Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
-from workerd.operations import errors, handlers, jobs, requests, waiting
+from workerd.operations import errors, handlers, jobs, requests, schedules, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
@@ -233,6 +233,50 @@ class Client:
         self.wake()
         return was_paused
 
+    # -- schedules
+
+    def schedule(
+        self,
+        name: str,
+        *,
+        handler: str | None = None,
+        workflow: str | None = None,
+        cron: str | None = None,
+        cooler: Duration | None = None,
+        vars: Mapping[str, Any] | None = None,
+        params: Mapping[str, Any] | None = None,
+        timezone: str = "UTC",
+        misfire: Literal["skip", "once", "all"] = "once",
+        overlap: Literal["allow", "skip", "queue"] = "allow",
+        jitter: Duration | None = None,
+        priority: int = 0,
+        group: str | None = None,
+        enabled: bool = True,
+    ) -> Schedule:
+        """Create or replace a schedule: `handler` or `workflow`, by `cron` or `cooler`.
+
+        The same again changes nothing. Every node goes by it within one `dispatcher.poll`. Raises
+        InvalidValue, and Conflict for the name of a configured one.
+        """
+        given = {
+            "handler": handler, "workflow": workflow, "cron": cron, "cooler": _seconds("cooler", cooler),
+            "vars": vars and dict(vars), "params": params and dict(params), "timezone": timezone,
+            "misfire": misfire, "overlap": overlap, "jitter": _seconds("jitter", jitter),
+            "priority": priority, "group": group, "enabled": enabled,
+        }  # fmt: skip
+        values = {key: value for key, value in given.items() if value is not None}
+        document, _ = self._run(lambda tx: schedules.set_(tx, self._actor, self._config, name, values))
+        return msgspec.convert(document, Schedule)
+
+    def get_schedule(self, name: str) -> Schedule:
+        """A schedule with its last ticks. Raises NotFound."""
+        found = self._read(lambda tx: schedules.find(tx, self._config, name))
+        return msgspec.convert(found[0], Schedule)
+
+    def remove_schedule(self, name: str) -> None:
+        """Remove a schedule that was set at run time. Raises NotFound, Conflict for a configured one."""
+        self._run(lambda tx: schedules.remove(tx, self._actor, self._config, name))
+
     def wake(self) -> None:
         """Wake the dispatcher of this host, if there is one."""
         poke(self._wake)
@@ -275,6 +319,10 @@ def _configuration(source: Source) -> Config:
 
 def _key(job_id: str | uuid.UUID) -> bytes:
     return job_id.bytes if isinstance(job_id, uuid.UUID) else parse_id(job_id)
+
+
+def _seconds(name: str, value: Duration | None) -> float | None:
+    return None if value is None else seconds(name, value)
 
 
 def _timeout_s(timeout: Duration | None) -> float | None:

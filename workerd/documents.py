@@ -20,6 +20,7 @@ from workerd.store.handlers import HandlerRow
 from workerd.store.nodes import NodeRecord
 from workerd.store.queries import StoredJob
 from workerd.store.schedules import ScheduleRow
+from workerd.store.ticks import PastTick
 
 Document = dict[str, Any]
 """JSON-compatible values; its keys are the fields of the type that describes it, in their order."""
@@ -203,10 +204,21 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     state: Literal["up", "lost"]
 
 
+class PastRun(msgspec.Struct, frozen=True, kw_only=True):
+    """A tick of a schedule, and what became of the job or request that it started: `skipped` without one."""
+
+    tick: datetime
+    job_id: str | None
+    status: str
+    run_us: int | None
+
+
 class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     """What recurs. `last_job`: the id of its last job, or of the last request of a workflow.
 
-    `pause`: seconds before the waiting run of a cooler, where `cooler()` of its class decided them.
+    `origin`: whether it is configured, or was set at run time. `jitter`: seconds. `history`: of one schedule,
+    its last ticks, the newest first. `pause`: seconds before the waiting run of a cooler, where `cooler()` of
+    its class decided them.
     `note`: a sentence on what keeps it from its usual times, such as a store's clock that was set back.
     """
 
@@ -221,8 +233,20 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
     last_end: datetime | None
     paused_at: datetime | None
     paused_by: str | None
+    origin: Literal["config", "api"]
+    handler: str | None
+    workflow: str | None
+    vars: Any
+    params: Any
+    misfire: str | None
+    overlap: str | None
+    jitter: float | None
+    priority: int
+    group: str | None
+    enabled: bool
     pause: float | None
     note: str | None
+    history: tuple[PastRun, ...] = ()
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
@@ -310,7 +334,7 @@ _attempt = _Reader(Attempt)
 _handler = _Reader(Handler)
 _job = _Reader(Job, "state", "payload", "payload_base64", "attempts")
 _request = _Reader(Request, "jobs")
-_schedule = _Reader(Schedule, "pause", "note")
+_schedule = _Reader(Schedule, "pause", "note", "history")
 _node = _Reader(Node, "state")
 _error_group = _Reader(ErrorGroup, "open")
 
@@ -350,7 +374,7 @@ def handler(row: HandlerRow) -> Document:
 
 def schedule(row: ScheduleRow, next_at: int | None = None, note: str | None = None) -> Document:
     """A schedule; `next_at`: a cron's next tick, which follows from its expression."""
-    document = {**_schedule(row), "pause": row.own_pause_s, "note": note}
+    document = {**_schedule(row), "pause": row.own_pause_s, "note": note, "history": []}
     if row.kind != "cooler":
         document["next_at"] = moment(next_at)
     return document
@@ -373,6 +397,11 @@ def error_group(row: GroupRow, now: int) -> Document:
     """A group of failures; `now`: the store's clock, by which it is muted."""
     muted = row.muted_until is not None and row.muted_until > now
     return {**_error_group(row), "open": row.resolved_at is None and not muted}
+
+
+def past_tick(past: PastTick) -> Document:
+    """A tick of the past."""
+    return {**past._asdict(), "tick": moment(past.tick), "job_id": identity(past.job_id)}
 
 
 def node(row: NodeRecord, now: int) -> Document:

@@ -45,6 +45,7 @@ EVENTS: dict[str, str] = {
     "request.refused": "The store refuses to hold what a request becomes; the request was failed.",
     "node.removed": "A dead node without claims was removed from the table of nodes.",
     "outcomes.lost": "After an absence of the store it lacks how these jobs ended: they end as lost.",
+    "schedule.refused": "The row of a schedule that was set at run time cannot be read; it does not fire.",
     "schedules.removed": "Schedules that no live node has were removed from the store.",
     "store_clock.stepped": "The store's clock was set by `by_s` seconds; leases, crons and coolers go on.",
     "store.created": "The embedded store was empty and has its schema now.",

@@ -25,3 +25,19 @@ def test_schedules_are_listed_paused_resumed_and_run(cli: CommandLine) -> None:
     job_id = cli.id("schedules", "run", "nightly")
     eventually(lambda: cli.status(job_id) == "completed")
     assert cli("schedules", "run", "none", check=False).returncode == 1
+
+
+def test_a_schedule_is_set_shown_and_removed(cli: CommandLine) -> None:
+    """Its vars are values; what it did stands below it."""
+    document = cli.json(
+        "schedules", "set", "echoes", "handler=echo", "cron=* * * * * *", "vars.text=hi", "priority=3"
+    )
+    assert (document["origin"], document["vars"], document["priority"]) == ("api", {"text": "hi"}, 3)
+    (shown,) = cli.json("schedules", "echoes")["schedules"]
+    assert shown["handler"] == "echo"
+    eventually(lambda: cli.json("schedules", "echoes")["schedules"][0]["history"])
+    assert "TICK" in cli("schedules", "echoes").stdout
+    cli("schedules", "remove", "echoes")
+    assert cli("schedules", "remove", "echoes", check=False).returncode == 1
+    assert cli("schedules", "set", "nightly", "handler=echo", "cron=* * * * *", check=False).returncode == 1
+    assert "cron: expected" in cli("schedules", "set", "x", "handler=echo", "cron=x", check=False).stderr

@@ -61,3 +61,43 @@ def test_stats(api: Api) -> None:
         for job in waiting:
             api.post(f"/jobs/{job}/cancel")
         api.post("/handlers/add/resume")
+
+
+def test_a_schedule_is_set_replaced_and_removed(api: Api) -> None:
+    """It fires, shows its ticks, and is refused where it is wrong or configured."""
+    body = {"handler": "add", "cron": "* * * * * *", "vars": {"a": 1, "b": 2}, "group": "eu", "priority": -1}
+    made = api.http.put("/schedules/sums", json=body)
+    assert made.status_code == 201
+    assert (made.json()["origin"], made.json()["vars"], made.json()["group"]) == (
+        "api",
+        {"a": 1, "b": 2},
+        "eu",
+    )
+    eventually(lambda: len(api.get("/schedules/sums").json()["history"]) >= 2)
+    eventually(lambda: api.get("/schedules/sums").json()["history"][1]["status"] == "completed")
+    past = api.get("/schedules/sums").json()["history"][1]
+    assert set(past) == {"tick", "job_id", "status", "run_us"}
+    assert api.get(f"/jobs/{past['job_id']}").json()["payload"] == 3
+    assert api.http.put("/schedules/sums", json={**body, "enabled": False}).status_code == 200
+    assert api.get("/schedules/sums").json()["next_at"] is None
+    assert api.http.delete("/schedules/sums").status_code == 204
+    assert api.http.delete("/schedules/sums").status_code == 404
+    assert api.get("/schedules/sums").status_code == 404
+
+
+def test_wrong_schedules_are_refused(api: Api) -> None:
+    """With the key and what was expected there."""
+    for body, detail in (
+        ({"handler": "add", "cron": "61 * * * *"}, "cron: expected a cron expression"),
+        ({"handler": "add", "cron": "* * * * *", "timezone": "Mars"}, "timezone: "),
+        ({"handler": "nope", "cron": "* * * * *"}, "handler: expected a known handler"),
+        ({"handler": "add"}, "expected cron or cooler"),
+        ({"handler": "add", "cron": "* * * * *", "vars": {"c": 1}}, "add: "),
+        ({"cron": "* * * * *"}, "expected handler or workflow"),
+    ):
+        answer = api.http.put("/schedules/bad", json=body)
+        assert answer.status_code == 422
+        assert detail in answer.json()["detail"]
+    body = {"handler": "add", "cron": "* * * * *", "vars": {"a": 1}}
+    assert api.http.put("/schedules/tick", json=body).status_code == 409
+    assert api.http.delete("/schedules/tick").status_code == 409

@@ -81,7 +81,8 @@ def test_pages(api: Api) -> None:
         f"/ui/jobs/{job}", "/ui/requests", "/ui/requests?workflow=pair&status=completed",
         f"/ui/requests/{request}",
         "/ui/errors", "/ui/errors?all=true&handler=behave", f"/ui/errors/{fingerprint}",
-        "/ui/handlers", "/ui/schedules", "/login",
+        "/ui/handlers", "/ui/schedules", "/ui/schedules/cool", "/login",
+        "/ui/new-schedule?cron=0%207%20*%20*%20*&timezone=Europe%2FBerlin", "/ui/new-schedule?cron=never",
     ]  # fmt: skip
     for page in pages:
         answer = api.get(page)
@@ -172,3 +173,18 @@ def test_the_page_of_a_running_job(api: Api, tmp_path: Path) -> None:
         path.touch()
         api.ended(job)
         assert "Running for" not in api.get(f"/ui/jobs/{job}").text
+
+
+def test_the_form_of_a_schedule_shows_its_next_times(api: Api) -> None:
+    """Five of them, or what is wrong; the page of one that was set has them too, and a way to remove it."""
+    form = "/ui/new-schedule?cron=0+7+*+*+*&timezone=Europe%2FBerlin"
+    assert api.get(form).text.count("<li>") == 5
+    assert "expected a cron expression" in api.get("/ui/new-schedule?cron=never").text
+    body = {"handler": "add", "cron": "0 7 * * *", "vars": {"a": 1}}
+    assert api.http.put("/schedules/daily", json=body).status_code == 201
+    page = api.get("/ui/schedules/daily").text
+    assert page.count("<li>") == 5
+    assert 'data-method="DELETE"' in page
+    assert "/ui/new-schedule?name=daily&amp;handler=add" in page
+    assert api.http.delete("/schedules/daily").status_code == 204
+    assert api.get("/ui/schedules/daily").status_code == 404

@@ -17,8 +17,8 @@ from workerd.store import migrations, schema
 from workerd.store.base import Store
 
 TABLES = (
-    "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "schedules",
-    "slots",
+    "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "revisions",
+    "schedules", "slots", "ticks",
 )  # fmt: skip
 ALL = ["1: first tables", "2: capabilities"]
 

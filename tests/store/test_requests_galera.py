@@ -13,12 +13,13 @@ from workerd import job
 from workerd.clock import SECOND
 from workerd.config.model import ScheduleConfig
 from workerd.errors import StoreAway
-from workerd.store import columns, requests, schedules
+from workerd.store import columns, requests, schedules, ticks
 from workerd.store.base import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROUNDS = 50
+MAIL = schedules.short_form("mail", ScheduleConfig(cron="* * * * *"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
     def node(by: Store) -> None:
         for n in range(1, ROUNDS + 1):
             meet.wait(60)
-            settled(lambda n=n: by.run(lambda tx: schedules.tick(tx, "mail", begin + n * SECOND)))
+            settled(lambda n=n: by.run(lambda tx: ticks.tick(tx, MAIL, begin + n * SECOND)))
 
     threads = [threading.Thread(target=node, args=(store,)) for store in two]
     for thread in threads:

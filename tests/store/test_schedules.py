@@ -11,23 +11,33 @@ from tests.support import storing as s
 from workerd import documents
 from workerd import workflow as wf
 from workerd.clock import SECOND, to_text
-from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig
+from workerd.config.model import Config, HandlerConfig, Overlap, PoolConfig, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
 from workerd.outcome import NextAttempt, Reason
-from workerd.store import claims, intervals, job_control, nodes, requests, schedules
+from workerd.store import claims, intervals, job_control, nodes, requests, schedules, ticks
 from workerd.store.base import Store
 
 EVERY_MINUTE = ScheduleConfig(cron="* * * * *", timezone="Europe/Berlin")
-T = schedules.Fired
+T = ticks.Fired
+MAIL = schedules.short_form("mail", ScheduleConfig(cron="* * * * *"))
 
 
 def upsert(store: Store, **given: ScheduleConfig) -> list[str]:
     return store.run(lambda tx: schedules.upsert(tx, given))
 
 
-def tick(store: Store, name: str, moment: int, **how: object) -> schedules.Tick:
-    return store.run(lambda tx: schedules.tick(tx, name, moment, **how))  # type: ignore[arg-type]
+def tick(
+    store: Store,
+    name: str,
+    moment: int,
+    *,
+    overlap: Overlap = "allow",
+    workflow: bool = False,
+    void: int | None = None,
+) -> ticks.Tick:
+    schedule = schedules.short_form(name, ScheduleConfig(overlap=overlap), workflow=workflow)
+    return store.run(lambda tx: ticks.tick(tx, schedule, moment, void=void))
 
 
 def hour_ago(store: Store, name: str) -> int:
@@ -88,7 +98,7 @@ def test_many_nodes_fire_each_tick_once(store: Store, store_url: str, opened: s.
     def node(by: Store) -> None:
         for n in range(1, 21):
             meet.wait(20)
-            done = by.run(lambda tx, n=n: schedules.tick(tx, "mail", begin + n * SECOND))
+            done = by.run(lambda tx, n=n: ticks.tick(tx, MAIL, begin + n * SECOND))
             fired.append(done.job)
 
     threads = [threading.Thread(target=node, args=(opened(store_url),)) for _ in range(3)]
@@ -202,7 +212,10 @@ def test_the_configurations_schedules() -> None:
         pools={"p": PoolConfig(name="p", handlers=(beat, plain))},
         workflows={"sync": s.workflow("sync", "plain", schedule=EVERY_MINUTE)},
     )
-    assert schedules.wanted(config) == {"beat": beat.schedule, "sync": EVERY_MINUTE}
+    assert schedules.wanted(config) == {
+        "beat": schedules.short_form("beat", beat.schedule),
+        "sync": schedules.short_form("sync", EVERY_MINUTE, workflow=True),
+    }
     assert schedules.described(beat.schedule) == ("cooler", "1.5s", "UTC")
     assert schedules.described(EVERY_MINUTE) == ("cron", "* * * * *", "Europe/Berlin")
 

@@ -41,7 +41,7 @@ COMMANDS = (
     ("resume", "cli.handlers:resume", "Resume a paused handler."),
     ("stats", "cli.stats:stats", "Show waiting and running jobs, workers and rates by handler."),
     ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
-    ("schedules", "cli.schedules:schedules", "List schedules, or pause, resume or run one."),
+    ("schedules", "cli.schedules:schedules", "List schedules, or set, remove, pause, resume or run one."),
     ("audit", "cli.audit:audit", "List what people and programs changed, newest first."),
     ("why", "cli.why:why", "Explain what a job or request waits for, or how it ended."),
     ("dead-letters", "cli.dead_letters:dead_letters", "List outcomes that the store refused in any form."),

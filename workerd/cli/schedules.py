@@ -1,28 +1,30 @@
-"""`schedules`: what recurs, when next, how the last run ended; pause, resume or run one."""
+"""`schedules`: what recurs, when next, how the last runs ended; set, remove, pause, resume or run one."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from workerd.cli.errors import UsageError
-from workerd.cli.options import AsJson, ConfigPath
+from workerd.cli.options import AsJson, ConfigPath, parse_key_values
 from workerd.cli.output import Document, notify, print_json, print_table, print_text
-from workerd.cli.session import open_session
-from workerd.cli.views import second
+from workerd.cli.session import CommandSession, open_session
+from workerd.cli.views import run_time, second
 from workerd.job import id_text
 from workerd.operations import schedules as operations
 from workerd.text import line, seconds_text
 
-ACTIONS = ("pause", "resume", "run")
+ACTIONS = ("pause", "resume", "run", "remove")
 MAX_NEXT = 1000
 
 Words = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[NAME | pause NAME | resume NAME | run NAME]", help="One schedule, or an action on it."
+        metavar="[NAME | set NAME KEY=VALUE ... | remove NAME | pause NAME | resume NAME | run NAME]",
+        help="One schedule, or an action on it.",
     ),
 ]
 Next = Annotated[
@@ -31,19 +33,27 @@ Next = Annotated[
 
 
 def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, json: AsJson = False) -> None:
-    """List schedules, or pause, resume or run one."""
+    """List schedules, or set, remove, pause, resume or run one.
+
+    `set` creates or replaces one: handler=… or workflow=…, cron=… or cooler=…, vars.NAME=…, params.NAME=…,
+    timezone=…, misfire=…, overlap=…, jitter=…, priority=…, group=…, enabled=….
+    """
     match words or []:
         case []:
             name = None
         case [name]:
             pass
-        case [action, name] if action in ACTIONS:
+        case [action, name, *pairs] if action == "set" or (action in ACTIONS and not pairs):
             if next_ is not None:
                 raise UsageError(f"--next shows times. Leave it out, or leave out {action}.")
-            _act(c, action, name, json)
+            _act(c, action, name, parse_key_values(pairs), json)
             return
         case _:
-            raise UsageError("Expected one name, or pause, resume or run and one name.")
+            raise UsageError("Expected one name, or set, remove, pause, resume or run and one name.")
+    _show(c, name, next_, json)
+
+
+def _show(c: Path | None, name: str | None, next_: int | None, json: bool) -> None:
     if next_ is not None and name is None:
         raise UsageError("Name the schedule whose next times you want: `workerd schedules NAME --next 10`.")
     with open_session(c) as session:
@@ -58,22 +68,65 @@ def schedules(words: Words = None, next_: Next = None, c: ConfigPath = None, jso
         _print_next(schedule, times, json)
     elif json:
         print_json({"schedules": found, "next": None})
+    elif name is not None:
+        _print_one(schedule)
     elif found:
         _print(found)
     else:
-        notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler` in the configuration.")
+        notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler`, or use `schedules set`.")
+
+
+def _set(session: CommandSession, name: str, texts: dict[str, str], json: bool) -> None:
+    document, created = session.run(
+        lambda tx: operations.set_texts(tx, session.actor, session.config, name, texts)
+    )
+    if json:
+        print_json(document)
+        return
+    notify(f"{line(name)} is {'set' if created else 'replaced'}; next: {second(document['next_at']) or '–'}.")
+    if document["note"]:
+        notify(document["note"])
+
+
+def _print_one(schedule: Document) -> None:
+    _print([schedule])
+    for key in ("vars", "params"):
+        if schedule[key]:
+            print_text(f"{key}: {line(msgspec.json.encode(schedule[key]).decode())}")
+    if schedule["history"]:
+        print_text("")
+        print_table(
+            ["tick", "as", "took", "id"],
+            [
+                [second(p["tick"]), p["status"], run_time(p["run_us"]), p["job_id"]]
+                for p in schedule["history"]
+            ],
+        )
 
 
 def _print(found: list[Document]) -> None:
     print_table(
-        ["name", "when", "next", "last run ended", "as", "state"],
+        ["name", "runs", "when", "next", "last run ended", "as", "state"],
         [
-            [s["name"], _when(s), second(s["next_at"]), second(s["last_end"]), s["last_status"], _state(s)]
+            [
+                s["name"],
+                _target(s),
+                _when(s),
+                second(s["next_at"]),
+                second(s["last_end"]),
+                s["last_status"],
+                _state(s),
+            ]
             for s in found
         ],
     )
     for note in sorted({s["note"] for s in found if s["note"]}):
         notify(note)
+
+
+def _target(schedule: Document) -> str:
+    workflow = schedule["workflow"]
+    return f"workflow {workflow}" if workflow else str(schedule["handler"] or "")
 
 
 def _when(schedule: Document) -> str:
@@ -87,7 +140,9 @@ def _when(schedule: Document) -> str:
 def _state(schedule: Document) -> str:
     if schedule["paused_at"] is not None:
         return f"paused {second(schedule['paused_at'])} by {schedule['paused_by']}"
-    return "active"
+    if not schedule["enabled"]:
+        return "disabled"
+    return "active" if schedule["origin"] == "config" else "active, set at run time"
 
 
 def _print_next(schedule: Document, times: list[str], json: bool) -> None:
@@ -103,14 +158,19 @@ def _print_next(schedule: Document, times: list[str], json: bool) -> None:
         notify("Each run starts a pause after the end of the one before: later times are not known.")
 
 
-def _act(path: Path | None, action: str, name: str, json: bool) -> None:
+def _act(path: Path | None, action: str, name: str, texts: dict[str, str], json: bool) -> None:
     shown = line(name)
     with open_session(path) as session:
         actor, config = session.actor, session.config
         match action:
+            case "set":
+                _set(session, name, texts, json)
             case "pause":
                 session.run(lambda tx: operations.pause(tx, actor, config, name))
                 notify(f"{shown} is paused; `workerd schedules resume {shown}` resumes it.")
+            case "remove":
+                session.run(lambda tx: operations.remove(tx, actor, config, name))
+                notify(f"{shown} is removed; what it has started goes on.")
             case "resume":
                 _, was_paused = session.run(lambda tx: operations.resume(tx, actor, config, name))
                 notify(f"{shown} {'is resumed' if was_paused else 'was not paused; nothing has changed'}.")

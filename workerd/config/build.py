@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from workerd.config import reader
+from workerd.config import reader, schedules
 from workerd.config import validators as v
 from workerd.config.command_line import OPTIONAL, placeholders
 from workerd.config.graph import cycle as find_cycle
@@ -337,10 +337,11 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     found = pools(root)
     flows = workflows(root, found.handlers)
     _check_names(root, found, flows)
+    named = schedules.named(root, found.handlers, flows)
     _check_gateway(root, sections["gateway"])
     errors.raise_if_any()
     notes = (*found.notes, *_exposed_password(tree, sections["store"]))
-    return Config(pools=found.pools, workflows=flows, notes=notes, **sections)
+    return Config(pools=found.pools, workflows=flows, schedules=named, notes=notes, **sections)
 
 
 def _exposed_password(tree: reader.ConfigTree, store: StoreConfig) -> list[str]:

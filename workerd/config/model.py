@@ -289,6 +289,38 @@ class CommandConfig(ConfigValue, frozen=True):
     Vars that it does not name are refused. {}: anything."""
 
 
+class NamedSchedule(ScheduleConfig, frozen=True):
+    """One `[schedules.NAME]`, or a schedule that was set at run time: it has `cron` or `cooler`.
+
+    `own`: the short form, `cron` or `cooler` in the table of the handler or workflow that it is named after.
+    """
+
+    name: str = ""
+    own: bool = False
+    handler: Annotated[str, v.name_or_empty] = ""
+    """Handler of the jobs that it makes. Either this or `workflow`."""
+    workflow: Annotated[str, v.name_or_empty] = ""
+    """Workflow of the requests that it makes."""
+    vars: Annotated[dict[str, Any], v.json_table] = {}
+    """Arguments of each job: { region = "eu" }."""
+    params: Annotated[dict[str, Any], v.json_table_of("params")] = {}
+    """Params of each request."""
+    jitter: Annotated[float, v.duration_between(0, DAY_S)] = 0.0
+    """Each tick of a cron starts up to this much later, a time of its own that is the same on every node.
+    0: at once."""
+    priority: Annotated[int, v.integer(-(2**31), 2**31 - 1)] = 0
+    """Priority of each job; smaller runs first."""
+    group: Annotated[str, v.name_or_empty] = ""
+    """Group of each job. "": none."""
+    enabled: Annotated[bool, v.boolean] = True
+    """false: it starts nothing; what it missed meanwhile is not made up for."""
+
+    @property
+    def target(self) -> str:
+        """The handler or the workflow."""
+        return self.handler or self.workflow
+
+
 class HandlerConfig(ConfigValue, frozen=True):
     """One `[handlers.NAME]`.
 
@@ -414,6 +446,7 @@ class Config(ConfigValue, frozen=True, dict=True):
     pickup: PickupConfig = PickupConfig()
     pools: dict[str, PoolConfig] = {}
     workflows: dict[str, WorkflowConfig] = {}
+    schedules: dict[str, NamedSchedule] = {}
     notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
     @cached_property
@@ -424,12 +457,13 @@ class Config(ConfigValue, frozen=True, dict=True):
 HANDLER_KEYS = keys_of(HandlerConfig) | keys_of(CommandConfig) | keys_of(Policy) | keys_of(ScheduleConfig)
 POOL_KEYS = keys_of(PoolConfig)
 WORKFLOW_KEYS = keys_of(WorkflowTable) | keys_of(ScheduleConfig)
+SCHEDULE_KEYS = keys_of(NamedSchedule)
 SECTIONS: dict[str, type[ConfigValue]] = {
     name: hint
     for name, hint in get_type_hints(Config).items()
     if isinstance(hint, type) and issubclass(hint, ConfigValue)
 }
-TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows")
+TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows", "schedules")
 
 
 def tables_with(key: str) -> list[str]:
@@ -441,4 +475,6 @@ def tables_with(key: str) -> list[str]:
         found.append("[pools.NAME]")
     if key in WORKFLOW_KEYS:
         found.append("[workflows.NAME]")
+    if key in SCHEDULE_KEYS:
+        found.append("[schedules.NAME]")
     return found

@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from workerd.config.model import (
     ConfigValue,
     HandlerConfig,
     Keys,
+    NamedSchedule,
     Policy,
     PoolConfig,
     ScheduleConfig,
@@ -76,10 +77,19 @@ _WORKFLOW = """\
 #]
 # A workflow may recur like a handler."""
 
+_SCHEDULE = """\
+# A schedule by name: several for one handler, each with vars of its own; `cron`, `cooler`, `timezone`,
+# `misfire` and `overlap` as above.
+#[schedules.thumbnails-eu]
+#cron = "0 7 * * *\""""
+
 
 def meanings(table: type[ConfigValue]) -> dict[str, str]:
     """The docstring below each key of the table."""
     found: dict[str, str] = {}
+    for base in table.__bases__:
+        if issubclass(base, ConfigValue) and base is not ConfigValue:
+            found |= meanings(base)
     [declaration] = ast.parse(textwrap.dedent(inspect.getsource(table))).body
     assert isinstance(declaration, ast.ClassDef)
     for field, below in zip(declaration.body, declaration.body[1:], strict=False):
@@ -118,6 +128,8 @@ def workerd_toml() -> str:
     lines += ["", _POOL, *_keys(PoolConfig, "#")]
     lines += ["", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
+    lines += ["", _SCHEDULE]
+    lines += _keys(NamedSchedule, "#", {"handler": "thumbnail"}, without=keys_of(ScheduleConfig))
     return "\n".join(lines) + "\n"
 
 
@@ -130,6 +142,7 @@ def configuration_page() -> str:
         "[handlers.NAME] and [workflows.NAME]": ScheduleConfig,
         "[pools.NAME], or a handler with a pool of its own": PoolConfig,
         "[workflows.NAME]": WorkflowTable,
+        "[schedules.NAME]": NamedSchedule,
     }
     lines = ["# Configuration", "", "Every key; `[defaults]` takes those of handlers and pools."]
     for title, table in tables.items():
@@ -142,9 +155,16 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _keys(table: type[ConfigValue], mark: str = "", examples: dict[str, Any] | None = None) -> Iterator[str]:
+def _keys(
+    table: type[ConfigValue],
+    mark: str = "",
+    examples: dict[str, Any] | None = None,
+    without: Container[str] = (),
+) -> Iterator[str]:
     texts = meanings(table)
     for name, key, value in _defaults(table):
+        if name in without:
+            continue
         yield from _comment(texts[name])
         yield f"{mark}{name} = {toml_value((examples or {}).get(name, value), key)}"
 

@@ -155,11 +155,18 @@ def table(value: Any) -> dict[str, Any]:
     return value
 
 
-@_validator("a table of values that JSON can represent")
-def json_table(value: Any) -> dict[str, Any]:
-    found: dict[str, Any] = table(value)
-    json_text.check_finite("vars", found)
-    return found
+def json_table_of(name: str) -> Validator:
+    """A table of values that JSON can represent; `name`: what its values are called in messages."""
+
+    def convert(value: Any) -> dict[str, Any]:
+        found: dict[str, Any] = table(value)
+        json_text.check_finite(name, found)
+        return found
+
+    return Validator(convert, "a table of values that JSON can represent")
+
+
+json_table = json_table_of("vars")
 
 
 @_validator("true or false")
@@ -380,6 +387,7 @@ def cron(value: Any) -> str:
         return ""
     if not isinstance(value, str) or len(value) > NAME_LIMIT:
         raise wrong(cron.expects, value)
+    _check_cron_steps(value)
     try:
         next(CronSim(value, datetime(2024, 1, 1, tzinfo=UTC)))
     except CronSimError as error:
@@ -387,6 +395,19 @@ def cron(value: Any) -> str:
     except StopIteration:
         raise wrong("a cron expression that fires within fifty years", value) from None
     return value
+
+
+_CRON_SPANS = (60, 60, 24, 31, 12, 8)
+"""How many values each field of a cron expression has, seconds first."""
+
+
+def _check_cron_steps(expression: str) -> None:
+    """Refuse a step wider than its field, of which a parser would take the first value alone."""
+    fields = expression.split()
+    for field, span in zip(fields, _CRON_SPANS[-len(fields) :], strict=False):
+        for step in re.findall(r"/([0-9]+)", field):
+            if int(step[:9]) > span:
+                raise InvalidValue(f"{wrong(cron.expects, expression)} (the step {step[:9]} is out of range)")
 
 
 @_validator('a time zone such as "UTC" or "Europe/Vienna"')

@@ -23,6 +23,7 @@ from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.retention import RUNS_PERIOD_S, Retention, RunRetention
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.stager import Stager, WakeSocket
+from workerd.dispatcher.stored_schedules import NamedCoolers, StoredSchedules
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
@@ -125,10 +126,14 @@ class Dispatcher(Service):
         self.stager = Stager(tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation)
         self.intervals = Intervals(store, claimer, config.handlers.values())
         self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
-        self.cron_ticks = CronTicks(store, self.stager, configured, config.workflows)
+        self.cron_ticks = CronTicks(store, self.stager, configured.values())
+        self.coolers = NamedCoolers(store, self.stager, configured.values(), config.dispatcher.poll)
+        self.stored_schedules = StoredSchedules(tasks, store, self.cron_ticks, self.coolers, configured)
+        if config.pickup.enabled:
+            self.stager.on_schedules = self.stored_schedules.on_revision
         self.retention = Retention(store, claimer, config.retention)
         self.run_retention = RunRetention(
-            store, [name for name, schedule in configured.items() if schedule.cooler is not None]
+            store, [name for name, s in configured.items() if s.cooler is not None and s.own]
         )
         self.wake_socket = WakeSocket(
             self.loop, ctx.paths.wake, self.stager.announce, self.stager.on_scheduled
@@ -154,6 +159,8 @@ class Dispatcher(Service):
             tasks += [
                 PeriodicTask("schedules", self.schedule_sync.sync, SYNC_PERIOD_S),
                 PeriodicTask("cron ticks", self.cron_ticks.fire_due),
+                PeriodicTask("schedules by name", self.stored_schedules.read),
+                PeriodicTask("coolers by name", self.coolers.run_due),
                 PeriodicTask("intervals", self.intervals.ensure_next, INTERVALS_PERIOD_S),
                 PeriodicTask("requests", self.pickup.pick_up, poll_s),
                 PeriodicTask("recurring workflows", self.pickup.start_recurring, poll_s),

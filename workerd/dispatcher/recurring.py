@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 from workerd.clock import SECOND
-from workerd.config.model import HandlerConfig, ScheduleConfig
+from workerd.config.model import HandlerConfig, NamedSchedule
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager
@@ -18,9 +18,10 @@ from workerd.errors import StoreBusy
 from workerd.log import get_logger
 from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
-from workerd.store import intervals, schedules
+from workerd.store import intervals, schedules, ticks
 from workerd.store.base import Tx
-from workerd.store.schedules import Fired, ScheduleRow
+from workerd.store.schedules import ScheduleRow
+from workerd.store.ticks import Fired
 
 MAX_SCHEDULES = 100
 """Schedules that one transaction reads or writes."""
@@ -73,7 +74,7 @@ class ScheduleSync:
         store: MonitoredStore,
         intervals: Intervals,
         workflows: WorkflowPickup,
-        configured: Mapping[str, ScheduleConfig],
+        configured: Mapping[str, NamedSchedule],
     ) -> None:
         self._tasks = tasks
         self._store = store
@@ -104,7 +105,7 @@ class ScheduleSync:
         took_s = time.monotonic() - self._began_at
         return jittered(max(SYNC_PERIOD_S, SYNC_PAUSES * took_s))
 
-    def _write(self, part: Mapping[str, ScheduleConfig]) -> None:
+    def _write(self, part: Mapping[str, NamedSchedule]) -> None:
         if self._store.run(lambda tx: schedules.upsert(tx, part)):
             # A schedule was written: its first run may be started.
             self._tasks.wake(self._intervals.ensure_next)
@@ -125,24 +126,36 @@ class CronTicks:
     `fired`: ticks that this node fired since the start.
     """
 
-    def __init__(
-        self,
-        store: MonitoredStore,
-        stager: Stager,
-        configured: Mapping[str, ScheduleConfig],
-        workflows: Collection[str],
-    ) -> None:
+    def __init__(self, store: MonitoredStore, stager: Stager, configured: Iterable[NamedSchedule]) -> None:
         self._store = store
         self._stager = stager
-        self._workflows = frozenset(workflows)
-        self._schedules = {name: s for name, s in configured.items() if s.cooler is None}
-        self._ticks = {
-            name: Ticks(Cron(s.cron, s.timezone), s.misfire, MISSED_AFTER_US)
-            for name, s in self._schedules.items()
-        }
+        self._schedules: dict[str, NamedSchedule] = {}
+        self._revisions: dict[str, int] = {}  # of those that were set at run time
+        self._ticks: dict[str, Ticks] = {}
         self._size = AdaptiveSize(MAX_SCHEDULES)
         self._due: deque[tuple[str, int, int | None]] = deque()  # name, tick, and a `last_tick` that is void
         self.fired = 0
+        for schedule in configured:
+            if schedule.cooler is None and schedule.enabled:
+                self._add(schedule)
+
+    def _add(self, schedule: NamedSchedule) -> None:
+        cron = Cron(schedule.cron, schedule.timezone)
+        self._schedules[schedule.name] = schedule
+        self._ticks[schedule.name] = Ticks(cron, schedule.misfire, MISSED_AFTER_US)
+
+    def put(self, schedule: NamedSchedule, revision: int) -> None:
+        """Fire a schedule that was set at run time. Raises InvalidValue for a wrong expression."""
+        self.drop(schedule.name)
+        if schedule.cooler is None and schedule.enabled:
+            self._add(schedule)
+            self._revisions[schedule.name] = revision
+
+    def drop(self, name: str) -> None:
+        """Fire a schedule no more."""
+        for known in (self._schedules, self._ticks, self._revisions):
+            known.pop(name, None)
+        self._forget_due(name)
 
     def fire_due(self) -> float | None:
         """Fire the next tick that is due, or read the clock for new ones."""
@@ -174,12 +187,12 @@ class CronTicks:
                 self._due.extend((name, moment, void) for moment in moments)
 
     def _fire(self, name: str, moment: int, void: int | None) -> None:
-        overlap, workflow = self._schedules[name].overlap, name in self._workflows
+        schedule, revision = self._schedules[name], self._revisions.get(name)
 
         def tick(tx: Tx) -> Fired:
             if moment > tx.now + SET_BACK_US:
                 return Fired.TAKEN  # the store's clock was set back, and this node does not know it yet
-            return schedules.tick(tx, name, moment, overlap=overlap, workflow=workflow, void=void).fired
+            return ticks.tick(tx, schedule, moment, void=void, revision=revision).fired
 
         try:
             fired = self._store.run(tick)
@@ -190,11 +203,15 @@ class CronTicks:
         match fired:
             case Fired.FIRED:
                 self.fired += 1
-                self._stager.announce([name])
+                self._stager.announce([schedule.target])
             case Fired.HELD:
                 self._hold(name, moment, HELD_TICK_RETRY_US)
 
     def _hold(self, name: str, moment: int, retry_us: int) -> None:
         """Try this tick of a schedule and those after it again, not before the others."""
         self._ticks[name].hold(moment, self._store.now() + retry_us)
-        self._due = deque(item for item in self._due if item[0] != name)
+        self._forget_due(name)
+
+    def _forget_due(self, name: str) -> None:
+        if any(item[0] == name for item in self._due):
+            self._due = deque(item for item in self._due if item[0] != name)

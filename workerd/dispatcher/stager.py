@@ -40,6 +40,8 @@ class Stager:
         Rows made `new` since the start.
     paused
         Handlers of this node that are paused.
+    on_schedules
+        Called with the revision of the schedules that are set at run time, at every poll.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Stager:
         self._incarnation = incarnation
         self._promoted_at = 0.0
         self._cancels: dict[AttemptRef, float] = {}  # those under way, and when they were last sent
+        self.on_schedules: Callable[[int], object] | None = None
         self.promoted = 0
         self.paused: frozenset[str] = frozenset()
 
@@ -101,6 +104,8 @@ class Stager:
         self._propagate_cancels(result.cancels)
         if result.next_due is not None:
             self._tasks.wake(self.promote_due, self._store.seconds_until(result.next_due))
+        if self.on_schedules is not None:
+            self.on_schedules(result.schedules)
         if handlers:
             self._claimer.polled(result.handlers)
 

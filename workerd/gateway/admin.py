@@ -9,7 +9,8 @@ from starlette.responses import Response
 
 from workerd.documents import Document
 from workerd.gateway import params
-from workerd.gateway.params import EmptyBody, PauseBody
+from workerd.gateway.params import EmptyBody, PauseBody, ScheduleBody
+from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
 from workerd.job import id_text
@@ -102,6 +103,30 @@ async def list_audit(request: Request) -> Response:
     return json_response(page._asdict())
 
 
+async def show_schedule(request: Request) -> Response:
+    """One schedule, with its last ticks."""
+    gateway, name = gateway_of(request), request.path_params["name"]
+    found = await gateway.backend.read(lambda tx: schedules.find(tx, gateway.config, name))
+    return json_response(found[0])
+
+
+async def set_schedule(request: Request) -> Response:
+    """Create or replace a schedule: 201 or 200."""
+    gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
+    given = (await params.body(request, ScheduleBody)).given()
+    document, created = await gateway.backend.write(
+        lambda tx: schedules.set_(tx, actor, gateway.config, name, given)
+    )
+    return json_response(document, 201 if created else 200)
+
+
+async def remove_schedule(request: Request) -> Response:
+    """Remove a schedule that was set at run time."""
+    gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
+    await gateway.backend.write(lambda tx: schedules.remove(tx, actor, gateway.config, name))
+    return Response(status_code=204, headers=DATA_HEADERS)
+
+
 ROUTES = [
     Route("/handlers", list_handlers, methods=["GET"], access=Access.READ),
     Route("/handlers/{name}/pause", pause_handler, methods=["POST"], access=Access.ACT),
@@ -110,6 +135,9 @@ ROUTES = [
     Route("/nodes", list_nodes, methods=["GET"], access=Access.READ),
     Route("/stats", show_stats, methods=["GET"], access=Access.READ),
     Route("/schedules", list_schedules, methods=["GET"], access=Access.READ),
+    Route("/schedules/{name}", show_schedule, methods=["GET"], access=Access.READ),
+    Route("/schedules/{name}", set_schedule, methods=["PUT"], access=Access.ACT),
+    Route("/schedules/{name}", remove_schedule, methods=["DELETE"], access=Access.ACT),
     Route("/schedules/{name}/pause", pause_schedule, methods=["POST"], access=Access.ACT),
     Route("/schedules/{name}/resume", resume_schedule, methods=["POST"], access=Access.ACT),
     Route("/schedules/{name}/run", run_schedule, methods=["POST"], access=Access.ACT),

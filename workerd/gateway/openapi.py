@@ -231,6 +231,8 @@ PAGES = (
     ("/ui/errors/{fp}", "Dashboard: one error group"),
     ("/ui/handlers", "Dashboard: handlers"),
     ("/ui/schedules", "Dashboard: schedules"),
+    ("/ui/schedules/{name}", "Dashboard: one schedule"),
+    ("/ui/new-schedule", "Dashboard: form for a schedule"),
 )
 
 OPERATIONS = (
@@ -280,6 +282,12 @@ OPERATIONS = (
     Operation("get", "/stats", "Figures for scalers: jobs waiting and running, workers, rates",
               {200: Stats}),
     Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),
+    Operation("get", "/schedules/{name}", "Get a schedule with its last ticks", {200: Schedule},
+              errors=(404,)),
+    Operation("put", "/schedules/{name}", "Create or replace a schedule", {200: Schedule, 201: Schedule},
+              params.ScheduleBody, errors=(409,)),
+    Operation("delete", "/schedules/{name}", "Remove a schedule that was set at run time", {204: None},
+              errors=(404, 409)),
     Operation("post", "/schedules/{name}/pause", "Pause a schedule",
               {200: Schedule}, params.PauseBody, errors=(404,)),
     Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: Schedule},

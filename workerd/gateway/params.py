@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable
 from enum import StrEnum
 from types import GenericAlias
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 from starlette.requests import Request
@@ -107,6 +107,28 @@ class RequestBody(msgspec.Struct, forbid_unknown_fields=True):
 
     workflow: Name
     params: dict[str, Any] = {}
+
+
+class ScheduleBody(msgspec.Struct, forbid_unknown_fields=True):
+    """A schedule to set: `handler` or `workflow`, `cron` or `cooler`. Durations are seconds or text."""
+
+    handler: Name | None = None
+    workflow: Name | None = None
+    cron: str | None = None
+    cooler: Duration | None = None
+    vars: dict[str, Any] | None = None
+    params: dict[str, Any] | None = None
+    timezone: str | None = None
+    misfire: Literal["skip", "once", "all"] | None = None
+    overlap: Literal["allow", "skip", "queue"] | None = None
+    jitter: Duration | None = None
+    priority: Priority | None = None
+    group: Name | None = None
+    enabled: bool | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The keys that were given."""
+        return {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
 
 
 class PauseBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 
@@ -185,11 +186,15 @@ def unknown(name: str, known: Iterable[str]) -> str:
 
 
 def _check_vars(spec: NewJob, signature: bytes | None) -> None:
-    if signature is None:
-        return
-    fault = check_vars(signature, msgspec.json.decode(spec.vars))
+    if signature is not None:
+        check_spec_vars(spec.handler, msgspec.json.decode(spec.vars), signature)
+
+
+def check_spec_vars(handler: str, values: Mapping[str, Any], signature: bytes | None) -> None:
+    """Raises InvalidValue if these vars do not fit the handler's signature, if that is known."""
+    fault = check_vars(signature, dict(values)) if signature is not None else None
     if fault is not None:
-        raise InvalidValue(f"{spec.handler}: {fault}")
+        raise InvalidValue(f"{handler}: {fault}")
 
 
 def _check_waiting(tx: Tx, specs: Sequence[NewJob], config: Config) -> None:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import islice
+from typing import Any
+
+import msgspec
 
 from workerd import documents
 from workerd.clock import SECOND, to_rfc3339
-from workerd.config.model import Config
+from workerd.config import schedules as rules
+from workerd.config import validators as v
+from workerd.config.model import Config, NamedSchedule
 from workerd.documents import Document
-from workerd.errors import InvalidValue, NotFound
+from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import id_text
 from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
+from workerd.operations.enqueue import check_spec_vars
 from workerd.schedule import Cron, voided
-from workerd.store import nodes, schedules
+from workerd.signature import coerce_texts
+from workerd.store import handlers, nodes, schedules, ticks
 from workerd.store.base import Tx
 from workerd.store.schedules import ScheduleRow
 from workerd.text import seconds_text
 
+MAX_NAMES_SHOWN = 20
+SECRETS = ("vars", "params")
+"""Keys of a schedule whose values are not written to the audit."""
 NOTE_FOR_US = 3600 * SECOND
 """For which a schedule's note tells of a clock that was set back."""
 
@@ -27,24 +38,103 @@ def list_(tx: Tx, config: Config) -> list[Document]:
     """Stored schedules, and configured ones that have not started yet, by name."""
     rows = _rows(tx, config)
     note = _clock_note(tx)
-    return [_document(rows[name], tx.now, note) for name in sorted(rows)]
+    return [_document(rows[name], config, tx.now, note) for name in sorted(rows)]
 
 
 def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document, list[str]]:
-    """A schedule, and at most `times` of its next runs as RFC 3339. Raises NotFound."""
-    rows = _rows(tx, config)
-    if name not in rows:
-        known = ", ".join(sorted(rows)) or "none"
+    """A schedule with its last ticks, and at most `times` of its next runs as RFC 3339. Raises NotFound."""
+    row = schedules.find_all(tx, [name]).get(name)
+    if row is not None:
+        schedules.add_last(tx, [row])
+    elif name in (configured := schedules.wanted(config)):
+        row = schedules.described_row(configured[name])
+    else:
+        known = ", ".join(sorted(_rows(tx, config))[:MAX_NAMES_SHOWN]) or "none"
         raise NotFound(f'Schedule "{name}" not found; known are: {known}.')
-    upcoming = [documents.moment(us) or "" for us in _upcoming(rows[name], tx.now, times)]
-    return _document(rows[name], tx.now, _clock_note(tx)), upcoming
+    upcoming = [documents.moment(us) or "" for us in _upcoming(row, tx.now, times)]
+    document = _document(row, config, tx.now, _clock_note(tx) or _target_note(tx, config, row))
+    document["history"] = [documents.past_tick(past) for past in ticks.history(tx, name)]
+    return document, upcoming
+
+
+def checked(tx: Tx, config: Config, name: str, given: Mapping[str, Any]) -> NamedSchedule:
+    """A schedule to set, from its keys as JSON or a program gives them. Raises InvalidValue.
+
+    Its handler must be known, and its vars fit the handler's signature.
+    """
+    known = handlers.known(tx)
+    schedule = rules.checked(name, given, {*known, *config.handlers}, config.workflows)
+    for key, value in (("vars", schedule.vars), ("params", schedule.params)):
+        size = len(msgspec.json.encode(value))
+        if size > config.gateway.max_body:
+            raise InvalidValue(f"{key}: {size} bytes of JSON exceed the limit of {config.gateway.max_body}")
+    if schedule.handler:
+        check_spec_vars(schedule.handler, schedule.vars, known.get(schedule.handler))
+    return schedule
+
+
+def set_(tx: Tx, actor: Actor, config: Config, name: str, given: Mapping[str, Any]) -> tuple[Document, bool]:
+    """Create or replace a schedule at run time; its document, and whether it was created.
+
+    Raises InvalidValue, Conflict for the name of a configured one.
+    """
+    schedule = checked(tx, config, name, given)
+    _refuse_configured(config, name)
+    created = schedules.set_(tx, schedule)
+    audit.record(
+        tx, actor, Action.SCHEDULE_SET, name, {key: given[key] for key in given if key not in SECRETS}
+    )
+    return find(tx, config, name)[0], created
+
+
+def set_texts(
+    tx: Tx, actor: Actor, config: Config, name: str, texts: Mapping[str, str]
+) -> tuple[Document, bool]:
+    """As `set_`, from texts: `vars.x` and `params.x` become values by the handler's signature."""
+    given: dict[str, Any] = {}
+    nested: dict[str, dict[str, str]] = {}
+    for key, text in texts.items():
+        table, dot, inner = key.partition(".")
+        if dot and table in ("vars", "params"):
+            nested.setdefault(table, {})[inner] = text
+        elif key in ("vars", "params", "priority", "enabled"):
+            given[key] = coerce_texts(None, {key: text})[key]
+        else:
+            given[key] = text
+    signature = handlers.known(tx).get(given.get("handler", ""))
+    for table, values in nested.items():
+        given[table] = {**given.get(table, {}), **coerce_texts(signature, values)}
+    return set_(tx, actor, config, name, given)
+
+
+def remove(tx: Tx, actor: Actor, config: Config, name: str) -> None:
+    """Remove a schedule that was set at run time; what it has started goes on. Raises NotFound, Conflict."""
+    _refuse_configured(config, name)
+    schedules.remove(tx, name)
+    audit.record(tx, actor, Action.SCHEDULE_REMOVE, name)
+
+
+def _refuse_configured(config: Config, name: str) -> None:
+    if name in schedules.wanted(config):
+        raise Conflict(f"Schedule {name!r} is configured; change it in the configuration.")
+
+
+def next_times(given: Mapping[str, Any], count: int, now: int) -> list[str]:
+    """The next times of a cron that is being written, as RFC 3339. Raises InvalidValue."""
+    for key, validator in (("cron", v.cron), ("timezone", v.timezone)):
+        try:
+            validator(given.get(key, ""))
+        except InvalidValue as error:
+            raise InvalidValue(f"{key}: {error}") from None
+    cron = Cron(given["cron"], given["timezone"])
+    return [documents.moment(us) or "" for us in islice(cron.after(now), count)]
 
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
     """Start no runs until it is resumed. Raises NotFound."""
     schedules.pause(tx, name, actor.name)
     audit.record(tx, actor, Action.PAUSE, name)
-    return _document(schedules.find(tx, name), tx.now)
+    return _document(schedules.find(tx, name), config, tx.now)
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
@@ -52,7 +142,7 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, b
     was_paused = schedules.resume(tx, name)
     if was_paused:
         audit.record(tx, actor, Action.RESUME, name)
-    return _document(schedules.find(tx, name), tx.now), was_paused
+    return _document(schedules.find(tx, name), config, tx.now), was_paused
 
 
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
@@ -82,17 +172,13 @@ def _rows(tx: Tx, config: Config) -> dict[str, ScheduleRow]:
     rows = {row.name: row for row in schedules.list_(tx)}
     for name, schedule in schedules.wanted(config).items():
         if name not in rows:
-            kind, expression, timezone = schedules.described(schedule)
-            rows[name] = ScheduleRow(
-                name=name, kind=kind, expression=expression, timezone=timezone,
-                last_tick=None, last_job=None, paused_at=None, paused_by=None,
-            )  # fmt: skip
+            rows[name] = schedules.described_row(schedule)
     return rows
 
 
 def _upcoming(row: ScheduleRow, now: int, count: int) -> list[int]:
     """The next times in microseconds of store time; of a cooler at most one, of a paused schedule none."""
-    if row.paused_at is not None:
+    if row.paused_at is not None or not row.enabled:
         return []
     if row.kind == "cooler":
         # When the run after the next one starts depends on how long the next one takes.
@@ -118,5 +204,19 @@ def _clock_note(tx: Tx) -> str | None:
     )
 
 
-def _document(row: ScheduleRow, now: int, note: str | None = None) -> Document:
-    return documents.schedule(row, next(iter(_upcoming(row, now, 1)), None), note)
+def _target_note(tx: Tx, config: Config, row: ScheduleRow) -> str | None:
+    """That no live node has its handler: what it starts waits."""
+    name = row.handler or (row.name if row.own and row.name not in config.workflows else None)
+    if name is None:
+        return None
+    found = handlers.find(tx, name)
+    if found is not None and found.nodes:
+        return None
+    return f"No live node has the handler {name}; its jobs wait for one."
+
+
+def _document(row: ScheduleRow, config: Config, now: int, note: str | None = None) -> Document:
+    document = documents.schedule(row, next(iter(_upcoming(row, now, 1)), None), note)
+    if row.own:
+        document["workflow" if row.name in config.workflows else "handler"] = row.name
+    return document

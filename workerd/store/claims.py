@@ -421,15 +421,18 @@ class PollResult(NamedTuple):
         Claims of this incarnation whose cancellation was requested.
     next_due
         When the first scheduled row is due, None if there is none.
+    schedules
+        The revision of the schedules that are set at run time.
     """
 
     handlers: set[str]
     paused: set[str]
     cancels: list[AttemptRef]
     next_due: int | None
+    schedules: int = 0
 
 
-_PAUSED, _CANCEL, _DUE, _NEW = range(4)
+_PAUSED, _CANCEL, _DUE, _NEW, _REVISION = range(5)
 # A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
 # integers to DECIMAL.
 _POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
@@ -437,14 +440,15 @@ _POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS 
 UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_index}}
     WHERE status = 'inprogress' AND holder = %s AND cancel_requested_at IS NOT NULL
 UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, due_at
-    FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d"""
+    FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d
+UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'"""
 
 
 _PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
 
 
 def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
-    """One combined query: new jobs, pauses, this incarnation's cancels, next due time."""
+    """One combined query: new jobs, pauses, this incarnation's cancels, next due time, revisions."""
     words = tx.dialect
     sql = _POLL.format(node_index=words.hint("workerd_holder"), due_index=words.hint("workerd_scheduled"))
     probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=words.hint("workerd_holder"))
@@ -460,6 +464,8 @@ def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
             result.cancels.append(AttemptRef(job_id, int(number)))
         elif what == _DUE:
             result = result._replace(next_due=_moment(due))
+        elif what == _REVISION:
+            result = result._replace(schedules=int(number))
         else:
             result.handlers.add(handlers[int(number)])
     return result

@@ -49,14 +49,19 @@ class PickedUp(NamedTuple):
     handlers: set[str]
 
 
-def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Submitted:
-    """Insert a request, `queuing` until a dispatcher picks it up; `params`: a JSON object."""
+def submit(
+    tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None, *, begins_at: int | None = None
+) -> Submitted:
+    """Insert a request, `queuing` until a dispatcher picks it up; `params`: a JSON object.
+
+    `begins_at`: store time before which it is not picked up.
+    """
     ident = request_id or new_id()
     tx.enqueued.append(ident)
     created = tx.execute(
-        "INSERT INTO workerd_requests (id, workflow, params, created_at) VALUES (%s, %s, %s, %s)"
-        + tx.dialect.keep_existing("id"),
-        (ident, workflow, params.decode(), columns.at(tx.now)),
+        "INSERT INTO workerd_requests (id, workflow, params, created_at, begins_at)"
+        " VALUES (%s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
+        (ident, workflow, params.decode(), columns.at(tx.now), columns.at(begins_at)),
     )
     return Submitted(ident, bool(created))
 
@@ -156,8 +161,9 @@ def _queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> lis
     return tx.query(
         f"SELECT id, {_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
         f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
+        " AND (begins_at IS NULL OR begins_at <= %s)"
         f" ORDER BY created_at LIMIT %s{tx.dialect.skip_locked}",
-        [*names, limit],
+        [*names, columns.at(tx.now), limit],
     )
 
 
@@ -252,8 +258,9 @@ def start_recurring(tx: Tx, workflow: WorkflowConfig) -> PickedUp:
 def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
     row = tx.one(
         f"SELECT {REQUEST_COLUMNS} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
-        f" WHERE status = 'queuing' AND workflow = %s ORDER BY created_at LIMIT 1{tx.dialect.row_lock}",
-        (workflow,),
+        " WHERE status = 'queuing' AND workflow = %s AND (begins_at IS NULL OR begins_at <= %s)"
+        f" ORDER BY created_at LIMIT 1{tx.dialect.row_lock}",
+        (workflow, columns.at(tx.now)),
     )
     return None if row is None else request(row)
 

@@ -1,4 +1,4 @@
-"""The pages of handlers and schedules."""
+"""The page of handlers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
-    Markup,
     badge,
     button,
     count,
@@ -24,7 +23,6 @@ from workerd.gateway.dashboard.pages import MAX_COUNT, PageQuery, View, jobs_pat
 from workerd.job import Status
 from workerd.operations import figures, stats
 from workerd.operations import handlers as handler_operations
-from workerd.operations import schedules as schedule_operations
 from workerd.operations.access import Tx
 from workerd.operations.figures import Depth
 from workerd.operations.stats import HandlerFigures
@@ -106,47 +104,3 @@ def _button(handler: Document) -> Child:
         return DASH
     question = f"Pause {name}? No node claims its jobs until it is resumed; running jobs finish."
     return button("Pause", path("handlers", name, "pause"), confirm=question, reason=True, target=name)
-
-
-async def schedules(query: PageQuery) -> View:
-    """All schedules."""
-    config = query.gateway.config
-    listed = await query.gateway.backend.read(lambda tx: schedule_operations.list_(tx, config))
-    headers = ("Name", "When", "State", "Next run", "Last run", "")
-    listing = table(
-        "Schedules",
-        headers,
-        [_schedule(schedule, schedule["name"] in config.workflows, query.may_act) for schedule in listed],
-        "No schedules. Give a handler or a workflow a `cron` or a `cooler`.",
-    )
-    return View("Schedules", "/ui/schedules", el("h1", "Schedules"), {"list": listing})
-
-
-def _schedule(schedule: Document, is_workflow: bool, may_act: bool) -> tuple[Child, ...]:
-    name, expression, last_job = schedule["name"], schedule["expression"], schedule["last_job"]
-    is_cron = schedule["kind"] == "cron"
-    when = (
-        f"{expression} ({schedule['timezone']})" if is_cron else f"{expression} after the end of the last run"
-    )
-    paused = schedule["paused_at"] is not None
-    by = el("span", f"by {schedule['paused_by']}", class_="sub")
-    last_path = path("ui", "requests" if is_workflow else "jobs", last_job) if last_job else ""
-    return (
-        join(el("b", name), el("span", "workflow" if is_workflow else "handler", class_="sub")),
-        el("span", when, class_="id"),
-        join(badge("paused"), " ", by) if paused else badge("active"),
-        moment(schedule["next_at"]),
-        join(el("a", schedule["last_status"] or "show", href=last_path), " ", moment(schedule["last_end"]))
-        if last_job
-        else DASH,
-        _schedule_buttons(name, paused) if may_act else DASH,
-    )
-
-
-def _schedule_buttons(name: str, paused: bool) -> Markup:
-    return join(
-        button("Run now", path("schedules", name, "run"), target=name),
-        button("Resume", path("schedules", name, "resume"), target=name)
-        if paused
-        else button("Pause", path("schedules", name, "pause"), confirm=f"Pause {name}?", target=name),
-    )

@@ -47,6 +47,8 @@ MYSQL = [
     """ALTER TABLE workerd_jobs
         ADD KEY workerd_holder (status, holder, priority, run_at),
         ADD KEY workerd_scheduled (due_at)""",
+    """ALTER TABLE workerd_requests
+        ADD COLUMN begins_at DATETIME(6) NULL""",
     f"""CREATE TABLE IF NOT EXISTS workerd_errors (
         fingerprint BINARY(8) NOT NULL,
         handler VARCHAR(191) NOT NULL,
@@ -113,7 +115,21 @@ MYSQL = [
         ADD COLUMN jitter_ms BIGINT UNSIGNED NULL,
         ADD COLUMN priority INT NOT NULL DEFAULT 0,
         ADD COLUMN group_key VARCHAR(191) NULL,
-        ADD COLUMN enabled TINYINT NOT NULL DEFAULT 1""",
+        ADD COLUMN enabled TINYINT NOT NULL DEFAULT 1,
+        ADD COLUMN revision BIGINT UNSIGNED NOT NULL DEFAULT 0""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_ticks (
+        name VARCHAR(191) NOT NULL,
+        tick DATETIME(6) NOT NULL,
+        job_id BINARY(16) NULL,
+        PRIMARY KEY (name, tick)
+    ) {TABLE}""",
+    # How often schedules were set or removed at run time, by which every node sees that it must read them.
+    f"""CREATE TABLE IF NOT EXISTS workerd_revisions (
+        name VARCHAR(32) NOT NULL,
+        revision BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        PRIMARY KEY (name)
+    ) {TABLE}""",
+    "INSERT IGNORE INTO workerd_revisions (name) VALUES ('schedules')",
 ]
 
 SQLITE = [
@@ -135,6 +151,7 @@ SQLITE = [
     "DROP INDEX workerd_node",
     "CREATE INDEX workerd_holder ON workerd_jobs (status, holder, priority, run_at)",
     "CREATE INDEX workerd_scheduled ON workerd_jobs (due_at) WHERE due_at IS NOT NULL",
+    f"ALTER TABLE workerd_requests ADD COLUMN {lite_time('begins_at')}",
     f"""CREATE TABLE workerd_errors (
         fingerprint BLOB NOT NULL CHECK (typeof(fingerprint) = 'blob' AND length(fingerprint) = 8),
         {lite_name("handler", "NOT NULL")},
@@ -203,6 +220,18 @@ SQLITE = [
             lite_count("priority", "NOT NULL DEFAULT 0", INT32),
             lite_name("group_key"),
             lite_count("enabled", "NOT NULL DEFAULT 1"),
+            lite_count("revision", "NOT NULL DEFAULT 0"),
         )
     ],
+    f"""CREATE TABLE workerd_ticks (
+        {lite_name("name", "NOT NULL")},
+        {lite_time("tick", "NOT NULL")},
+        {lite_id("job_id")},
+        PRIMARY KEY (name, tick)
+    )""",
+    f"""CREATE TABLE workerd_revisions (
+        {lite_text("name", "NOT NULL PRIMARY KEY")},
+        {lite_count("revision", "NOT NULL DEFAULT 0")}
+    )""",
+    "INSERT INTO workerd_revisions (name) VALUES ('schedules')",
 ]

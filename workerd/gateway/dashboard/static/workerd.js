@@ -109,9 +109,9 @@ addEventListener("pageshow", subscribe);
 
 // -- buttons
 
-async function post(path, body) {
+async function post(path, body, method = "POST") {
   const response = await fetch(path, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), credentials: "same-origin",
+    method, headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), credentials: "same-origin",
   });
   return { ok: response.ok, answer: await response.json().catch(() => ({})) };
 }
@@ -132,7 +132,7 @@ function confirmAction(question, withReason) {
 }
 
 async function onButton(button) {
-  const { post: path, confirm: question, reason: withReason, body, to } = button.dataset;
+  const { post: path, confirm: question, reason: withReason, body, to, method } = button.dataset;
   let reason = "";
   if (question) {
     reason = await confirmAction(question, withReason !== undefined);
@@ -140,7 +140,8 @@ async function onButton(button) {
   }
   button.disabled = true;
   try {
-    const { ok, answer } = await post(path, withReason !== undefined && reason ? { reason } : JSON.parse(body || "{}"));
+    const given = withReason !== undefined && reason ? { reason } : JSON.parse(body || "{}");
+    const { ok, answer } = await post(path, given, method);
     if (ok && to) { location.assign(to); return; }
     showToast(ok ? `${button.textContent}: done.` : answer.detail || FAILED);
   } catch {
@@ -153,6 +154,41 @@ async function onButton(button) {
 document.addEventListener("click", (event) => {
   const button = event.target.closest("button[data-post]");
   if (button) onButton(button);
+});
+
+// -- forms that set something: text fields as text, those marked with data-json as JSON, empty ones left out
+
+async function saveForm(button) {
+  const form = button.form;
+  if (!form.reportValidity()) return;
+  const body = {};
+  for (const field of form.elements) {
+    if (!field.name || field.name === "name" || !field.value.trim()) continue;
+    try {
+      body[field.name] = field.dataset.json === undefined ? field.value.trim() : JSON.parse(field.value);
+    } catch {
+      showToast(`${field.name}: expected JSON.`);
+      return;
+    }
+  }
+  button.disabled = true;
+  try {
+    const response = await fetch(button.dataset.put + encodeURIComponent(form.elements.name.value), {
+      method: "PUT", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), credentials: "same-origin",
+    });
+    const answer = await response.json().catch(() => ({}));
+    if (response.ok) location.assign(button.dataset.to + encodeURIComponent(form.elements.name.value));
+    else showToast(answer.detail || FAILED);
+  } catch {
+    showToast(UNREACHABLE);
+  } finally {
+    button.disabled = false;
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-put]");
+  if (button) saveForm(button);
 });
 
 const login = document.getElementById("login");

@@ -1,0 +1,85 @@
+"""Schedules by name: the tables `[schedules.NAME]`, and the rules for those that are set at run time too."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+from typing import Any
+
+from workerd.config import validators as v
+from workerd.config.model import (
+    SCHEDULE_KEYS,
+    HandlerConfig,
+    NamedSchedule,
+    WorkflowConfig,
+)
+from workerd.config.reader import Table, nearest
+from workerd.errors import InvalidValue
+
+
+def named(
+    root: Table, handlers: Mapping[str, HandlerConfig], workflows: Mapping[str, WorkflowConfig]
+) -> dict[str, NamedSchedule]:
+    """All `[schedules.NAME]`; what is wrong with them becomes errors."""
+    found: dict[str, NamedSchedule] = {}
+    for name, table in root.table("schedules").tables():
+        try:
+            v.name(name)
+        except InvalidValue as error:
+            table.error(str(error))
+            continue
+        schedule = NamedSchedule(name=name, **table.read(SCHEDULE_KEYS))
+        if any(owner.schedule.recurs for owner in (handlers.get(name), workflows.get(name)) if owner):
+            table.error("expected another name, as a handler or workflow of this name recurs by itself")
+        for key, message in faults(schedule, handlers, workflows):
+            known = handlers if key == "handler" else workflows
+            hint = nearest(str(getattr(schedule, key)), known) if key in ("handler", "workflow") else ""
+            table.error(message + hint, key)
+        found[name] = schedule
+    return found
+
+
+def faults(
+    schedule: NamedSchedule, handlers: Container[str], workflows: Container[str]
+) -> list[tuple[str, str]]:
+    """What is wrong with a schedule whose keys are right one by one: a key, and what was expected there."""
+    found: list[tuple[str, str]] = []
+    if bool(schedule.handler) == bool(schedule.workflow):
+        found.append(("handler", f"expected handler or workflow, got {_either(schedule.handler)}"))
+    elif schedule.handler and schedule.handler not in handlers:
+        found.append(("handler", f'expected a known handler, got "{schedule.handler}"'))
+    elif schedule.workflow and schedule.workflow not in workflows:
+        found.append(("workflow", f'expected a workflow that is configured, got "{schedule.workflow}"'))
+    if bool(schedule.cron) == (schedule.cooler is not None):
+        found.append(("cron", f"expected cron or cooler, got {_either(schedule.cron)}"))
+    given: dict[str, Any] = {"vars": schedule.vars, "priority": schedule.priority, "group": schedule.group}
+    if schedule.workflow:
+        found += [(key, "expected it with a handler, got it with a workflow") for key in given if given[key]]
+    elif schedule.params:
+        found.append(("params", "expected it with a workflow, got it with a handler"))
+    return found
+
+
+def _either(value: object) -> str:
+    return "both" if value else "none"
+
+
+def checked(
+    name: str, given: Mapping[str, Any], handlers: Container[str], workflows: Container[str]
+) -> NamedSchedule:
+    """A schedule from values as JSON or a program gives them. Raises InvalidValue, which names the key."""
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        validator = SCHEDULE_KEYS.get(key)
+        if not isinstance(validator, v.Validator):
+            raise InvalidValue(f"{key[:60]}: expected one of {', '.join(SCHEDULE_KEYS)}")
+        try:
+            values[key] = validator(value)
+        except InvalidValue as error:
+            raise InvalidValue(f"{key}: {error}") from None
+    try:
+        schedule = NamedSchedule(name=v.name(name), **values)
+    except InvalidValue as error:
+        raise InvalidValue(f"name: {error}") from None
+    for key, message in faults(schedule, handlers, workflows):
+        raise InvalidValue(f"{key}: {message}")
+    return schedule
