@@ -81,6 +81,7 @@ _SCHEDULE = """\
 # A schedule by name: several for one handler, each with vars of its own; `cron`, `cooler`, `timezone`,
 # `misfire` and `overlap` as above.
 #[schedules.thumbnails-eu]
+# Or cooler = "30s".
 #cron = "0 7 * * *\""""
 
 
