@@ -69,6 +69,7 @@ EVENTS: dict[str, str] = {
     "worker.not_ready": "A worker could not load its handlers or run `init`.",
     # -- ingester
     "handler.write_delayed": "Other transactions lock the rows of handlers; they are written later.",
+    "logs.left_out": "The spool is more than half full: until it is empty, logs of attempts are not kept.",
     "outcome.refused": "The store refused an outcome; its attempt ended as `refused`.",
     "outcome.set_aside": "The store refuses an outcome in any form: it is kept in `file`.",
     "outcome.write_failed": "A bug kept an outcome from being written; its attempt ends as `refused`.",

@@ -3,8 +3,8 @@
 Every connection begins with `Hello`. Frames are msgpack behind a four-byte length, the wire form of
 `multiprocessing.Connection`. Who sends what:
 
-    supervisor -> role or pool   Roster, Drain, Stop, Report
-    role or pool -> supervisor   Beat
+    supervisor -> role or pool   Roster, Drain, Stop, Report, ReadLog
+    role or pool -> supervisor   Beat, LogText
     pool -> dispatcher           Hello, Demand, Holdings
     dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
     pool, dispatcher -> ingester Hello, Outcomes, Progress, StateSaved, Seen, AnnounceAgain, Barrier
@@ -132,8 +132,35 @@ class Beat(Message, frozen=True, tag="beat"):
     counted: list[Series] = []
 
 
-ToChild = Roster | Drain | Stop | Report
-FromChild = Beat
+class ReadLog(Message, frozen=True, tag="read_log"):
+    """Send LogText with this `token`: what `attempt` of the job (0: the one that runs) logged after `start`.
+
+    `start`: bytes that are known already.
+    """
+
+    token: int
+    job: bytes
+    attempt: int
+    start: int
+
+
+class LogText(Message, frozen=True, tag="log_text"):
+    """Answers ReadLog. `found`: the sender has the log; `until`: the next `start`; `skipped`: bytes lost.
+
+    `ended`: the attempt has ended, this is the last part.
+    """
+
+    token: int
+    found: bool = False
+    attempt: int = 0
+    text: str = ""
+    until: int = 0
+    skipped: int = 0
+    ended: bool = False
+
+
+ToChild = Roster | Drain | Stop | Report | ReadLog
+FromChild = Beat | LogText
 
 
 # -- between pools, dispatcher and ingester ----------------------------------------------------

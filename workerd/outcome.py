@@ -102,7 +102,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     A release is an Outcome with status `new` and no reason. `node_id`: the incarnation that owns the
     claim, if it is not this node's own (rescue). `next_run_us`: pause before the next run of a
     recurring handler, microseconds. `error_class`, `fingerprint`: of the BAD_REASONS. `state`: what the
-    attempt saved last, empty to clear it, None to leave what the row has. Times are store times,
+    attempt saved last, empty to clear it, None to leave what the row has. `log`: what is kept of what it
+    printed and logged, without `log_dropped` bytes. Times are store times,
     microseconds.
     """
 
@@ -138,6 +139,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     unique_key: str | None = None
     error_class: str | None = None
     fingerprint: bytes | None = None
+    log: str | None = None
+    log_dropped: int = 0
 
     @property
     def ref(self) -> AttemptRef:
@@ -160,6 +163,14 @@ class ClosedAttempt(msgspec.Struct, frozen=True, gc=False):
         """What a statement that closes or releases the attempt must name (law 1)."""
         o = self.outcome
         return o.id, o.attempt, o.claimed_at, self.node_id
+
+
+def without_log(outcome: Outcome, why: str) -> Outcome:
+    """The outcome with a sentence in place of its log."""
+    if outcome.log is None:
+        return outcome
+    size = len(outcome.log.encode()) + outcome.log_dropped
+    return msgspec.structs.replace(outcome, log=f"(The log was left out: {why}.)\n", log_dropped=size)
 
 
 def released(attempt: ClaimedAttempt) -> Outcome:

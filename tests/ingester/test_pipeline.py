@@ -354,6 +354,30 @@ def test_a_full_spool_is_back_pressure_and_no_loss(
     harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 2000})
 
 
+def test_a_spool_more_than_half_full_leaves_logs_out_first(
+    make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
+) -> None:
+    """The outcomes are all there; in place of a log is a sentence, and how large it was."""
+    harness = make_harness(durable_url, spool=100_000)
+    made = harness.insert_claimed(100)
+    durable_server.kill9()
+    harness.start()
+    pool = harness.pool().connect()
+    for outcome in made:  # one by one: the last ones find the spool half full
+        pool.send(msgspec.structs.replace(outcome, log="x" * 2000, log_dropped=5))
+        harness.until(lambda: pool.all_durable)
+    assert harness.info["spool"]["bytes"] < 100_000
+    durable_server.start()
+    harness.until(lambda: ends(harness.rows) == {("completed", "ok"): 100})
+    rows = harness.rows.sql("SELECT text, dropped FROM workerd_logs ORDER BY dropped")
+    kept = [row for row in rows if row["dropped"] == 5]
+    assert 10 < len(kept) < 50
+    assert {row["text"] for row in kept} == {"x" * 2000}
+    assert {row["dropped"] for row in rows[len(kept) :]} == {2005}
+    assert all("spool more than half full" in row["text"] for row in rows[len(kept) :])
+    assert len(rows) == 100
+
+
 def test_without_store_and_spool_it_stops_reading_at_a_bound(
     make_harness: MakeHarness, durable_server: DatabaseServer, durable_url: str
 ) -> None:

@@ -25,6 +25,7 @@ COMMANDS = (
     ("migrate", "cli.admin:migrate", "Migrate the store to this version's schema."),
     ("enqueue", "cli.jobs:enqueue", "Enqueue a job and print its id; with --wait, its result."),
     ("job show", "cli.jobs:show", "Show a job and its attempts."),
+    ("job log", "cli.job_log:log", "Print what an attempt printed and logged; with --follow, live."),
     ("job list", "cli.jobs:list_", "List jobs, newest made or ended first."),
     ("job cancel", "cli.jobs:cancel", "Cancel jobs by id, or live jobs by filters."),
     ("job retry", "cli.jobs:retry", "Run ended jobs again, by id or by filters."),
@@ -53,7 +54,7 @@ COMMANDS = (
 )
 GROUPS = {
     "errors": "List groups of failures (without a word); show, resolve, mute one.",
-    "job": "Show, list, cancel and retry jobs.",
+    "job": "Show, list, cancel and retry jobs; print their logs.",
     "request": "Submit, show, list and cancel requests, the runs of workflows.",
 }
 

@@ -31,11 +31,11 @@ from workerd.cli.options import (
 )
 from workerd.cli.output import Document, confirm, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
-from workerd.cli.views import exit_of, print_job, print_job_table, print_payload
+from workerd.cli.views import exit_of, print_job, print_job_table, print_log, print_payload
 from workerd.errors import Conflict, NotFound
 from workerd.job import LIVE, Status, id_text, parse_id
 from workerd.job_spec import JobOptions, JobSpec
-from workerd.operations import audit, jobs
+from workerd.operations import audit, jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.waiting import wait_until
@@ -122,10 +122,12 @@ def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a job and its attempts."""
     with open_session(c) as session:
         job, acts = session.read(lambda tx: _with_acts(tx, job_id))
+        log = session.read(partial(logs.tail, job_id=job_id))
     if json:
         print_json(job)
         return
     print_job(job)
+    print_log(log)
     print_acts(acts)
 
 

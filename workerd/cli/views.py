@@ -77,6 +77,14 @@ def print_job(job: Document) -> None:
         print_text(str(job["stack"]).rstrip())
 
 
+def print_log(lines: Sequence[str]) -> None:
+    """Print the last lines that an attempt printed."""
+    if lines:
+        print_heading("The last lines of its log; `workerd job log` prints all:")
+        for text in lines:
+            print_text(text)
+
+
 def print_attempts(attempts: Sequence[Document]) -> None:
     """Print one line for each attempt if there was more than one."""
     if len(attempts) < 2:

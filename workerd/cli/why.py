@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -11,10 +12,11 @@ from workerd.cli.options import AsJson, ConfigPath, parse_identity
 from workerd.cli.output import Document, print_heading, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.status import ask_supervisor
-from workerd.cli.views import print_attempts
+from workerd.cli.views import print_attempts, print_log
 from workerd.config.model import Config
 from workerd.errors import NotFound
 from workerd.job import Status
+from workerd.operations import logs
 from workerd.operations.why import explain, explain_request
 
 MAX_STACK_LINES = 40
@@ -51,8 +53,9 @@ def _why_job(session: CommandSession, job_id: bytes, json: bool) -> None:
             "Neither a job nor a request has this id. `workerd job list` and `workerd request list` list "
             "existing ones."
         ) from None
+    log = session.read(partial(logs.tail, job_id=job_id))
     if json:
-        print_json({"id": job["id"], "status": job["status"], "why": reasons, "job": job})
+        print_json({"id": job["id"], "status": job["status"], "why": reasons, "log": log, "job": job})
         return
     for reason in reasons:
         print_text(reason)
@@ -62,6 +65,7 @@ def _why_job(session: CommandSession, job_id: bytes, json: bool) -> None:
         print_heading("Its stack:")
         for text in str(stack).rstrip().splitlines()[-MAX_STACK_LINES:]:
             print_text(text)
+    print_log(log)
 
 
 def _local_pools(config: Config) -> dict[str, Document]:

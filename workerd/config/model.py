@@ -19,6 +19,7 @@ Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
+KeepLog = Literal["failures", "all", "none"]
 Stdin = Literal["json", "none"]
 Stdout = Literal["bytes", "json", "none"]
 
@@ -240,6 +241,11 @@ class Policy(ConfigValue, frozen=True):
     """When its pool stops or is reloaded, workerd.Interrupted is raised in the run at once, and the job goes
     on in its next attempt from what it has saved, without using an attempt. false: it may run until the end
     of `shutdown.drain`."""
+    keep_log: Annotated[KeepLog, v.choice(*get_args(KeepLog))] = "failures"
+    """Attempts with which is kept what they printed and logged: "failures", "all" or "none". It is deleted
+    with the job."""
+    log_limit: Annotated[int, v.size_between(KIB, MIB)] = 64 << 10
+    """How much of it: the first sixteenth, and the newest of the rest."""
 
 
 class ScheduleConfig(ConfigValue, frozen=True):

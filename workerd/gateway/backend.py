@@ -12,7 +12,9 @@ import msgspec
 
 from workerd.config.model import Config
 from workerd.gateway.problems import overloaded, unavailable
+from workerd.job import AttemptRef
 from workerd.messages import Series
+from workerd.operations import logs
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.control import ask
 from workerd.runtime.paths import Paths
@@ -97,20 +99,27 @@ class Backend:
             if time.monotonic() - self._status_at > STATUS_MAX_AGE_S:
                 loop = asyncio.get_running_loop()
                 self._status = await loop.run_in_executor(
-                    self._supervisor_thread, self._ask_supervisor, "status"
+                    self._supervisor_thread, self._ask_supervisor, {"ask": "status"}
                 )
                 self._status_at = time.monotonic()
             return self._status
 
+    async def live_log(self, ref: AttemptRef, start: int = 0) -> dict[str, Any] | None:
+        """What a job that runs on this node logged after `start` bytes; None if it does not run here."""
+        loop = asyncio.get_running_loop()
+        question = logs.question(ref, start)
+        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, question)
+        return answer if answer.get("found") else None
+
     async def counted(self) -> list[Series] | None:
         """The counters and histograms of the roles since the node started; None if there is no answer."""
         loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, "metrics")
+        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, {"ask": "metrics"})
         return msgspec.convert(answer["series"], list[Series]) if answer else None
 
-    def _ask_supervisor(self, question: str) -> dict[str, Any]:
+    def _ask_supervisor(self, question: dict[str, Any]) -> dict[str, Any]:
         try:
-            return ask(self.paths.supervisor, {"ask": question}, timeout=STATUS_TIMEOUT_S)
+            return ask(self.paths.supervisor, question, timeout=STATUS_TIMEOUT_S)
         except OSError:
             return {}
 

@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workerd.documents import Enqueued
+from workerd.documents import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
@@ -16,9 +16,9 @@ from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields,
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
-from workerd.job import Status
+from workerd.job import AttemptRef, Status
 from workerd.job_spec import NewJob
-from workerd.operations import jobs
+from workerd.operations import jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit, check_repeat, checked
 from workerd.operations.why import explain
@@ -89,8 +89,12 @@ async def why(request: Request) -> Response:
     gateway = gateway_of(request)
     job_id = params.job_id(request)
     pools = (await gateway.backend.status()).get("pools") or {}
-    job, reasons = await gateway.backend.read(lambda tx: explain(tx, gateway.config, job_id, pools))
-    return json_response({"id": job["id"], "status": job["status"], "why": reasons, "job": job})
+
+    def work(tx: Tx) -> tuple[Document, list[str], list[str]]:
+        return *explain(tx, gateway.config, job_id, pools), logs.tail(tx, job_id)
+
+    job, reasons, log = await gateway.backend.read(work)
+    return json_response({"id": job["id"], "status": job["status"], "why": reasons, "log": log, "job": job})
 
 
 async def payload(request: Request) -> Response:
@@ -104,6 +108,18 @@ async def payload(request: Request) -> Response:
         media_type="application/json" if is_json else "application/octet-stream",
         headers={"Content-Disposition": f'attachment; filename="{filename}"', **PAYLOAD_HEADERS},
     )
+
+
+async def log(request: Request) -> Response:
+    """The log kept with an attempt, or of one that runs on this node."""
+    job_id, attempt = params.job_id(request), params.attempt(request)
+    backend = gateway_of(request).backend
+    live = await backend.live_log(AttemptRef(job_id, attempt or 0))
+    if live is not None and not live["ended"]:
+        text = live["text"]
+    else:
+        text = (await backend.read(lambda tx: logs.get(tx, job_id, attempt))).text
+    return Response(text, media_type="text/plain; charset=utf-8", headers=PAYLOAD_HEADERS)
 
 
 async def list_(request: Request) -> Response:
@@ -154,6 +170,7 @@ ROUTES = [
     Route("/jobs/{id}", show, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}/why", why, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}/payload", payload, methods=["GET"], access=Access.LOOK_UP),
+    Route("/jobs/{id}/log", log, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}/cancel", cancel, methods=["POST"], access=Access.ACT),
     Route("/jobs/{id}/retry", retry, methods=["POST"], access=Access.ACT),
 ]

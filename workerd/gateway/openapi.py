@@ -52,11 +52,12 @@ class JobsPage(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """Why a job is in its state: sentences, the most important first."""
+    """Why a job is in its state: sentences, the most important first. `log`: the last lines of its log."""
 
     id: str
     status: str
     why: list[str]
+    log: list[str]
     job: Job
 
 
@@ -189,6 +190,13 @@ _UNTIL = _query(
     format="date-time",
     pattern=params.MOMENT_PATTERN,
 )
+_ATTEMPT = _query(
+    "attempt",
+    "Of this attempt; else the newest that has a log.",
+    type="integer",
+    minimum=1,
+    maximum=999_999_999,
+)
 _ERRORS_AFTER = _query(
     "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{16}$"
 )
@@ -250,6 +258,8 @@ OPERATIONS = (
               errors=(404,)),
     Operation("get", "/jobs/{id}/payload", "Get a job's payload as bytes",
               {200: ("application/json", "application/octet-stream")}, errors=(404,)),
+    Operation("get", "/jobs/{id}/log", "Get what an attempt printed and logged", {200: "text/plain"},
+              query=(_ATTEMPT,), errors=(404, 422)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
               params.EmptyBody, errors=(404, 409)),
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,

@@ -275,6 +275,16 @@ def text(request: Request, name: str) -> str | None:
     return value
 
 
+def attempt(request: Request) -> int | None:
+    """Query parameter `attempt`. Raises HTTPProblem 422."""
+    text = request.query_params.get("attempt")
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not int(text):
+        raise HTTPProblem(422, f"attempt: expected a whole number from 1, got {text[:60]!r}.")
+    return int(text)
+
+
 def flag(request: Request, name: str) -> bool:
     """A query parameter that is `true` or `false`, false without it. Raises HTTPProblem 422."""
     text = request.query_params.get(name, "false")

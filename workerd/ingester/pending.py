@@ -26,6 +26,8 @@ def weight(outcome: Outcome) -> int:
         total += _text(outcome.error) * (1 if outcome.fingerprint is None else 2)  # its error group's, too
     if outcome.stack is not None:
         total += _text(outcome.stack)
+    if outcome.log is not None:
+        total += _text(outcome.log)
     if outcome.note is not None:
         total += _text(outcome.note)
     if outcome.state is not None:

@@ -8,11 +8,12 @@ from enum import StrEnum
 
 import msgspec
 
+from workerd import log
 from workerd.errors import StoreAway, StoreBusy, StoreError
 from workerd.ingester.pending import MAX_WEIGHT, PendingOutcomes, weight
 from workerd.ingester.spool import Spool
 from workerd.ingester.writer import Writer
-from workerd.outcome import Outcome
+from workerd.outcome import Outcome, without_log
 from workerd.runtime.adaptive_size import SLOW_S, AdaptiveSize
 from workerd.runtime.loop import Loop, Timer
 from workerd.store.availability import StoreAvailability
@@ -26,6 +27,9 @@ MIN_WEIGHT = 16 * 1024
 MAX_ROWS_BESIDE_REPLAY = 1000
 """Outcomes that may wait in memory for a replay to end, so that their pools do not wait for it."""
 SPOOL_RETRY_DELAY_S = 0.5
+
+
+_log = log.get_logger("ingester")
 
 
 class PipelineMode(StrEnum):
@@ -85,6 +89,7 @@ class WritePipeline:
         self._barriers: list[tuple[int, Callable[[], None]]] = []
         self._timer: Timer | None = None
         self._step_due = False
+        self._leaves_logs_out = False
         self._locked_due = False  # what waits for locks is tried again at a timer
         self._written_at = 0.0
         self.mode = PipelineMode.AWAY
@@ -241,15 +246,20 @@ class WritePipeline:
             return  # tried again when the timer fires
         while max_rows > 0 and self._pending.rows:
             batch = self._pending.peek(min(max_rows, MAX_ROWS_PER_APPEND), self._writer.max_batch_bytes)
-            appended = self._spool.append([self._with_node_id(outcome) for outcome in batch])
+            appended = self._spool.append([self._to_spool(outcome) for outcome in batch])
             self._pending.acknowledge(appended)
             max_rows -= appended
             if appended < len(batch):
                 self._step_later(SPOOL_RETRY_DELAY_S)
                 break
 
-    def _with_node_id(self, outcome: Outcome) -> Outcome:
-        """The outcome with its incarnation in it: another one may replay it."""
+    def _to_spool(self, outcome: Outcome) -> Outcome:
+        """With its incarnation, for another one may replay it; without its log if the spool is half full."""
+        if outcome.log is not None and self._spool.half_full:
+            if not self._leaves_logs_out:
+                self._leaves_logs_out = True
+                _log.warning("logs.left_out", spool_bytes=self._spool.bytes)
+            outcome = without_log(outcome, "the store was away and the spool more than half full")
         if outcome.node_id is not None:
             return outcome
         return msgspec.structs.replace(outcome, node_id=self._node_id)
@@ -257,6 +267,7 @@ class WritePipeline:
     def _note_spool(self) -> None:
         if self._spool.empty:
             self.spooling_since = None
+            self._leaves_logs_out = False
         elif self.spooling_since is None:
             self.spooling_since = time.time()
 

@@ -215,6 +215,11 @@ class Spool:
         """Bytes of these outcomes; of a former process, the size of its file."""
         return sum(max(0, file.bytes) for file in self._files)
 
+    @property
+    def half_full(self) -> bool:
+        """Whether more than half of the limit is used."""
+        return self.bytes > self._limit // 2
+
     # -- writing
 
     def append(self, outcomes: Sequence[Outcome]) -> int:

@@ -26,9 +26,9 @@ from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
 from workerd.ingester.stats import IngestStats
 from workerd.ingester.throughput import RecentJobs
 from workerd.job import AttemptRef, id_text
-from workerd.outcome import Outcome, refused
+from workerd.outcome import Outcome, refused, without_log
 from workerd.store import errors as store_errors
-from workerd.store import intervals, retries, saved_states, workflows, write_probe
+from workerd.store import intervals, logs, retries, saved_states, workflows, write_probe
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
 from workerd.store.outcomes import ClosedBatch
@@ -55,6 +55,7 @@ FOLLOW_UPS: tuple[FollowUp, ...] = (
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.advance,
+    logs.insert,
     store_errors.count,  # last: its rows are those that most transactions share
 )
 """What follows from attempts that have ended, in the transaction that ends them, in this order."""
@@ -63,6 +64,7 @@ FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.record,
+    logs.insert,
     store_errors.count,
 )
 """The same where further steps of requests are left to the dispatcher's sweep."""
@@ -247,6 +249,8 @@ class Writer:
 
     def _fitting(self, outcome: Outcome) -> Outcome:
         """The outcome, or its refusal if its payload is larger than the store takes."""
+        if outcome.log is not None and len(outcome.log.encode()) > self.max_batch_bytes:
+            outcome = without_log(outcome, "it is larger than the store takes")
         payload = outcome.payload
         if payload is None or len(payload) <= self.max_payload:
             return outcome

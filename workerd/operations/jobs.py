@@ -10,10 +10,12 @@ from workerd import documents
 from workerd.clock import SECOND
 from workerd.documents import Document
 from workerd.job import AttemptRef, Status, id_text
-from workerd.operations import audit
+from workerd.operations import audit, logs
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
+from workerd.operations.logs import JobLog
 from workerd.store import job_control, job_lists, queries
+from workerd.store import logs as stored_logs
 from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, jobs_by_key
@@ -32,7 +34,8 @@ class JobDetails:
     """A job as an operator inspects it; `job` is without its payload.
 
     `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type;
-    `deadline_ms`: its own, None for the handler's; `running_s`: since it was started or claimed.
+    `deadline_ms`: its own, None for the handler's; `running_s`: since it was started or claimed; `logs`: of
+    the newest MAX_LOGS attempts that have one, newest first.
     """
 
     job: Document
@@ -41,6 +44,10 @@ class JobDetails:
     running_s: float | None
     queue_us: dict[int, int | None]
     payload: tuple[bytes, int, str] | None
+    logs: list[JobLog]
+
+
+MAX_LOGS = 3
 
 
 def get(tx: Tx, job_id: bytes) -> Document:
@@ -63,6 +70,7 @@ def details(tx: Tx, job_id: bytes, payload_limit: int) -> JobDetails:
         running_s=_running_s(found.row, tx.now),
         queue_us={row.attempt: _queue_us(row) for row in found.attempts},
         payload=queries.preview(tx, job_id, payload_limit),
+        logs=[logs.get(tx, job_id, n) for n in stored_logs.attempts_with_log(tx, job_id)[:MAX_LOGS]],
     )
 
 

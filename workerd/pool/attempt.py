@@ -8,11 +8,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from workerd import host
 from workerd.config.model import Policy
 from workerd.fingerprint import frames_of_dump
 from workerd.job import Claim
-from workerd.outcome import RunResult, Usage
+from workerd.outcome import Outcome, RunResult, Usage
+from workerd.pool.kept_log import KeptLog
 from workerd.pool.shared import SOFT_SIGNAL
 from workerd.runtime.limits import cpu_us_of
 from workerd.text import death_text
@@ -42,13 +45,14 @@ class AssignedAttempt:
     `start_ns`: CLOCK_MONOTONIC, when it was assigned, or when the pool saw the attempt before it end.
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
-    `state`: what it has saved, None if nothing.
+    `state`: what it has saved, None if nothing. `log`: what it printed and logged, once it printed anything
+    that may be kept.
     """
 
     __slots__ = (
-        "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "note",
-        "peak_kib", "progress", "progress_changed", "progress_sent_ns", "resumable", "serial", "stack",
-        "start_ns", "state",
+        "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "keep_log",
+        "log", "log_limit", "note", "peak_kib", "progress", "progress_changed", "progress_sent_ns",
+        "resumable", "serial", "stack", "start_ns", "state",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:
@@ -58,6 +62,9 @@ class AssignedAttempt:
         self.deadline = policy.deadline if own is None else own / 1000
         self.grace = policy.grace
         self.resumable = policy.resumable
+        self.keep_log = policy.keep_log
+        self.log_limit = policy.log_limit
+        self.log: KeptLog | None = None
         self.start(start_ns)
         self.interrupt_reason = KillReason.NONE
         self.cancelled = False
@@ -85,6 +92,19 @@ class AssignedAttempt:
         if usage is not None:
             self.cpu_us = max(0, cpu_us_of(usage) - cpu_us_before)
             self.peak_kib = max(self.peak_kib or 0, usage.ru_maxrss)
+
+    def add(self, data: bytes, *, is_record: bool = False) -> None:
+        """It printed this, or logged this record."""
+        if self.log is None:
+            self.log = KeptLog(self.log_limit)
+        self.log.add(data, is_record=is_record)
+
+    def with_log(self, outcome: Outcome) -> Outcome:
+        """Its outcome, with its log if that is to be kept."""
+        if self.log is None or (self.keep_log == "failures" and outcome.success is not False):
+            return outcome
+        text, dropped = self.log.text()
+        return msgspec.structs.replace(outcome, log=text, log_dropped=dropped) if text else outcome
 
     @property
     def soft_deadline_ns(self) -> int:

@@ -32,8 +32,9 @@ _getsignal: Callable[[int], Disposition] = _signal.getsignal
 # `signal.pthread_sigmask` converts what it returns, which nobody reads here.
 _pthread_sigmask: Callable[[int, tuple[int, ...]], object] = _signal.pthread_sigmask
 
-OUTPUT_TIMEOUT_S = 0.05
-"""How long a result waits for the pool to read the output before it."""
+OUTPUT_TIMEOUT_S = 0.5
+"""How long a result waits for the pool to read the output before it: else that is another attempt's, and on a
+busy machine the pool may not run for 100 ms."""
 _OUTPUT_POLL_S = 0.0002
 _PIPE_EMPTY = bytes(4)
 _ioctl, _FIONREAD = fcntl.ioctl, termios.FIONREAD

@@ -28,6 +28,8 @@ from workerd.messages import (
     LeaseState,
     Loaded,
     LogRecord,
+    LogText,
+    ReadLog,
     Release,
     Saved,
     Seen,
@@ -39,6 +41,7 @@ from workerd.pool.capacity import Capacity, ClaimTimeAverage, RunTimeAverage
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
 from workerd.pool.isolation import forget_exit_functions
+from workerd.pool.kept_log import KeptLog
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
@@ -380,12 +383,11 @@ class Pool(Service):
         self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult, now_ns: int
     ) -> None:
         started = attempt.started_ns(result, now_ns)
-        self._send(
-            self._policies.decide(
-                attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=worker.pid,
-                cancelled=attempt.cancelled, state=attempt.state,
-            )
+        outcome = self._policies.decide(
+            attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=worker.pid,
+            cancelled=attempt.cancelled, state=attempt.state,
         )  # fmt: skip
+        self._send(outcome if attempt.log is None else attempt.with_log(outcome))
         self._state_relay.forget(attempt)
 
     def _close(self, claim: Claim, result: RunResult) -> None:
@@ -440,6 +442,17 @@ class Pool(Service):
     def on_report(self) -> None:
         """Check now whether handler code changed since it was loaded."""
         self._stale = self._serving and loading.changed(self._sources)
+
+    def log_of(self, message: ReadLog) -> LogText:
+        """The log of a job that runs here, or was the last that its worker ran."""
+        workers = self._worker_manager.workers.values() if self._serving else ()
+        for worker in workers:
+            found = worker.log_of(AttemptRef(message.job, message.attempt))
+            if found is not None:
+                attempt, ended = found
+                part = (attempt.log or KeptLog(0)).since(message.start, ended=ended)
+                return LogText(message.token, True, attempt.claim.attempt, *part, ended)
+        return LogText(message.token)
 
     def info(self) -> dict[str, Any]:
         """What `workerd status` and the metrics show. `stale`: handler code changed since it was loaded."""

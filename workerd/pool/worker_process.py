@@ -13,7 +13,7 @@ from typing import Protocol
 
 from workerd import log
 from workerd.config.model import Policy
-from workerd.job import Claim
+from workerd.job import AttemptRef, Claim
 from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
@@ -232,6 +232,7 @@ class WorkerProcess:
         self.attempt = attempt
         self.state = WorkerState.RUNNING
         self.since = attempt.start_ns / 1e9
+        self._keep_output_of(attempt)
         if log.debugging:
             job_trace.started(self.name, attempt)
         if attempt.deadline > 0:
@@ -269,6 +270,7 @@ class WorkerProcess:
         attempt.start(time.monotonic_ns())
         if self._dying or self.state not in BUSY:
             self.attempt = attempt
+            self._keep_output_of(attempt)
             return
         self.flags.begin(attempt.serial, attempt.soft_deadline_ns)
         self._run(attempt)
@@ -417,6 +419,7 @@ class WorkerProcess:
             self._run_next()
         else:
             self.attempt = None
+            self.output.keeper = None
             if not self._dying and self.state in BUSY:
                 self.state = WorkerState.IDLE
                 self.since = time.monotonic()
@@ -449,6 +452,18 @@ class WorkerProcess:
         attempt = next((one for one in known if one is not None and one.serial == record.serial), None)
         self._owner.on_record(self, attempt, record)
 
+    def _keep_output_of(self, attempt: AssignedAttempt) -> None:
+        self.output.keeper = None if attempt.keep_log == "none" else attempt
+
+    def log_of(self, ref: AttemptRef) -> tuple[AssignedAttempt, bool] | None:
+        """The attempt that is meant, running or just ended, and whether it has ended; attempt 0: any."""
+        for attempt, ended in ((self.attempt, False), (self._ended, True)):
+            if attempt is None or attempt.claim.id != ref.id:
+                continue
+            if ref.attempt in (0, attempt.claim.attempt):
+                return attempt, ended
+        return None
+
     def _end_output_period(self, attempt: AssignedAttempt | None) -> None:
         dropped = self.output.end_period()
         if dropped:
@@ -464,7 +479,8 @@ class WorkerProcess:
         status = self.child.reap()
         if status is None:
             return
-        self._end_output_period(self.attempt)
+        printing = self.attempt
+        self._end_output_period(printing)
         if self.attempt is not None and self.attempt.stack is None and status < 0 and self._dump.size():
             # Written by faulthandler during the crash.
             self.attempt.stack = handler_frames(self._dump.text())
@@ -476,6 +492,8 @@ class WorkerProcess:
         unstarted, cpu_us_before = self._take_unstarted(status), self.flags.cpu_us
         self._close()
         attempt, self.attempt = self.attempt, None
+        if attempt is not printing and attempt is not None and printing is not None:
+            attempt.log, printing.log = printing.log, None
         if attempt is not None:
             attempt.measure(self.child.usage, cpu_us_before)
         for other in reversed(unstarted):

@@ -241,7 +241,7 @@ class OutcomeSender:
 
 
 def _size(outcome: Outcome) -> int:
-    size = 256
+    size = 256 if outcome.log is None else 256 + len(outcome.log)
     if outcome.payload is not None:
         size += len(outcome.payload)
     if outcome.error is not None or outcome.extras is not None or outcome.spawn is not None:

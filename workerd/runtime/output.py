@@ -7,9 +7,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import Protocol
 
 from workerd.runtime.log_frames import FrameReader
 from workerd.runtime.loop import Loop
+
+
+class Keeper(Protocol):
+    """Gets everything that is read, whatever is passed on of it."""
+
+    def add(self, data: bytes, *, is_record: bool = False) -> None:
+        """Text, or one record."""
+
 
 MAX_PERIOD_BYTES = 64 * 1024
 """What is passed on of text in one period, and as much again of records; the rest is only counted."""
@@ -28,7 +37,7 @@ class OutputReader:
     `on_lines` gets complete lines as text, invalid UTF-8 replaced, control characters not escaped;
     `on_record` the bytes of a log record. A period is a job, or the time between two; `end_period` returns
     how many of its bytes were not passed on. `touched`: something was read in this period. `before_read`
-    is called before anything is read.
+    is called before anything is read. `keeper` gets all that is read from its setting on.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class OutputReader:
         self._dropped = 0
         self._partial = b""
         self.touched = False
+        self.keeper: Keeper | None = None
         os.set_blocking(fd, False)
         loop.on_readable(fd, self._readable, rank=0)
 
@@ -80,7 +90,10 @@ class OutputReader:
 
     def _take(self, data: bytes) -> None:
         self.touched = True
+        keeper = self.keeper
         for part, is_record in self._frames.split(data):
+            if keeper is not None:
+                keeper.add(part, is_record=is_record)
             if is_record:
                 self._take_record(part)
             else:
@@ -126,6 +139,8 @@ class OutputReader:
     def end_period(self) -> int:
         """End the period: pass an unfinished line on; returns the number of bytes not passed on."""
         if begun := self._frames.flush():
+            if self.keeper is not None:
+                self.keeper.add(begun)
             self._take_text(begun)
         if self._partial:
             lines: list[str] = []

@@ -13,7 +13,7 @@ import socket
 import time
 from typing import Any
 
-from workerd.messages import Beat, Drain, Report, Roster, Series, Stop, ToChild
+from workerd.messages import Beat, Drain, LogText, ReadLog, Report, Roster, Series, Stop, ToChild
 from workerd.runtime.channel import Channel
 from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
 from workerd.runtime.limits import own_usage
@@ -76,6 +76,10 @@ class Service:
     def on_report(self) -> None:
         """A Beat with fresh numbers is wanted: update what is too costly to do for every Beat."""
 
+    def log_of(self, message: ReadLog) -> LogText:
+        """The log of a running job; the default has none."""
+        return LogText(token=message.token)
+
     def on_stop(self) -> None:
         """Finish what is begun, then stop the loop."""
         self.loop.stop()
@@ -127,6 +131,8 @@ class Service:
                 self.on_drain(message)
             case Stop():
                 self.on_stop()
+            case ReadLog():
+                self.supervisor.send(self.log_of(message))
             case Report():
                 self.on_report()
                 self._usage = own_usage()

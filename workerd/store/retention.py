@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from workerd.job import COOLER_KEY, LIVE, Status
-from workerd.store import columns, errors
+from workerd.store import columns, errors, logs
 from workerd.store.base import Row, Tx
 from workerd.store.columns import chunks, marks
 
@@ -209,4 +209,5 @@ def _remove(tx: Tx, ids: Sequence[bytes], failed: _Failed) -> int:
         keys = sorted((row[0], row[1]) for row in rows)
         for some in chunks(keys):
             removed += tx.execute(f"DELETE FROM workerd_jobs WHERE {columns.keys(some)}")
+            logs.remove(tx, some)
     return removed

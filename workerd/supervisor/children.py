@@ -21,6 +21,7 @@ from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
+from workerd.supervisor.live_logs import LiveLogs
 from workerd.supervisor.sealed_config import unseal
 from workerd.supervisor.supervised_child import ChildState, Main, SupervisedChild
 
@@ -103,6 +104,7 @@ class Children:
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
         self._dead_roles: deque[RoleLife] = deque(maxlen=MAX_DEAD_ROLES_IN_ROSTER)
         self._log = log.get_logger("supervisor")
+        self.live_logs = LiveLogs(loop, self.pools.values)
         self.orphan_reaper = OrphanReaper(loop, lambda: {child.pid for child in self if child.alive})
 
     def __iter__(self) -> Iterator[SupervisedChild]:
@@ -192,6 +194,7 @@ class Children:
             on_change=self._on_change,
             on_death=self._on_death,
             on_beat=self._on_beat,
+            on_log=self.live_logs.on_log,
         )
 
     def _start(self, child: SupervisedChild) -> None:

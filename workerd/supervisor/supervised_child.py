@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from workerd.messages import Beat, FromChild
+from workerd.messages import Beat, FromChild, LogText
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy, ManagedChild
 from workerd.runtime.loop import Loop, Timer
 from workerd.supervisor.patience import Patience
@@ -58,7 +58,8 @@ class SupervisedChild:
     may send no Beat; `start_silence_s`: the same until it has started.
 
     Its owner's callbacks: `on_change` after each change of state, `on_death` with the wait status once
-    for each death, when the process is reaped and its last Beat read, `on_beat` for each Beat.
+    for each death, when the process is reaped and its last Beat read, `on_beat` for each Beat,
+    `on_log` for each LogText.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class SupervisedChild:
         on_change: Callable[[], None],
         on_death: Callable[[SupervisedChild, int], None],
         on_beat: Callable[[SupervisedChild, Beat], None],
+        on_log: Callable[[SupervisedChild, LogText], None] = lambda child, message: None,
     ) -> None:
         self.name = name
         self.pool = pool
@@ -95,6 +97,7 @@ class SupervisedChild:
         self._on_change = on_change
         self._on_death = on_death
         self._on_beat = on_beat
+        self._on_log = on_log
         self._process: ManagedChild[FromChild] | None = None
         self._kill_reason = ""
         self._patience = Patience(0.0)
@@ -210,7 +213,13 @@ class SupervisedChild:
         at_work = self.last_beat.state not in ("", "starting", "failed")
         return status == -signal.SIGKILL and not self._kill_reason and at_work
 
-    def _on_message(self, beat: Beat) -> None:
+    def _on_message(self, message: FromChild) -> None:
+        if isinstance(message, LogText):
+            self._on_log(self, message)
+        else:
+            self._on_beat_received(message)
+
+    def _on_beat_received(self, beat: Beat) -> None:
         self._patience.heard(time.monotonic())
         self.last_beat = beat
         if beat.trouble:

@@ -276,6 +276,8 @@ class Supervisor:
                 self._children.request_beats(lambda missing: reply(self.describe()))
             case "metrics":
                 reply({"series": list(self._children.counted)})
+            case "log":
+                self._children.live_logs.ask(question, reply)
             case "reload":
                 self.reload(reply)
             case "restart":

@@ -40,11 +40,12 @@ from workerd.gateway.dashboard.components import (
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_moment, parsed_status
-from workerd.job import LIVE, Status
+from workerd.job import LIVE, AttemptRef, Status
 from workerd.operations import audit, handlers
 from workerd.operations import jobs as operations
 from workerd.operations.access import Tx
 from workerd.operations.jobs import JobDetails, JobPage
+from workerd.operations.logs import JobLog
 from workerd.operations.why import explain
 from workerd.runtime.limits import resident_bytes
 from workerd.text import exit_text, size_text
@@ -54,6 +55,8 @@ FILTERS = ("handler", "status", "since")
 PREVIEW_BYTES = 8_000
 """How much of a payload a page shows."""
 HEX_PREVIEW_BYTES = 256
+LOG_PREVIEW_CHARS = 32_000
+"""How much of a log a page shows: the newest of it."""
 _FILTER_STATES = (
     Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.COMPLETED, Status.FAILURE, Status.CANCELLED
 )  # fmt: skip
@@ -164,6 +167,9 @@ async def job(query: PageQuery) -> View:
 
     details, reasons, acts = await query.gateway.backend.read(work)
     job = details.job
+    live = None
+    if job["status"] == Status.INPROGRESS:
+        live = await query.gateway.backend.live_log(AttemptRef(job_id, job["attempt"]))
     running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
     return View(
         f"Job {job['handler']}",
@@ -174,6 +180,7 @@ async def job(query: PageQuery) -> View:
             "error": _error(job),
             "why": _why(job, reasons),
             "details": _facts(details, running),
+            "live-log": _live_log(job, live),
             "attempts": _attempts(details),
             "data": _data(details),
             "acts": acts_card(acts),
@@ -315,6 +322,32 @@ def _attempts(details: JobDetails) -> Markup:
         "Attempts",
         table("Attempts, oldest first", headers, rows, "The job has not run yet."),
         [_stack(attempt) for attempt in reversed(attempts) if attempt["error"] or attempt["stack"]],
+        [_log(details.job, log) for log in details.logs],
+    )
+
+
+def _live_log(job: Document, live: Document | None) -> Markup:
+    """What the running attempt has printed so far, if it runs on this node."""
+    if job["status"] != Status.INPROGRESS:
+        return Markup("")
+    if live is None:
+        return card("Log", el("p", f"It runs on {job['node']}; its log is live there.", class_="sub"))
+    text = live["text"][-LOG_PREVIEW_CHARS:]
+    return card("Log", code(text or "Nothing yet.", "Log"), note="live, of this node")
+
+
+def _log(job: Document, log: JobLog) -> Markup:
+    link = el("a", "whole log", href=f"{path('jobs', job['id'], 'log')}?attempt={log.attempt}")
+    text = log.text
+    if len(text) > LOG_PREVIEW_CHARS:
+        text = "…\n" + text[-LOG_PREVIEW_CHARS:]
+    return el(
+        "details",
+        el("summary", f"Log of attempt {log.attempt}"),
+        code(text, f"Log of attempt {log.attempt}"),
+        el("p", link, class_="sub"),
+        open=log.attempt == job["attempt"],
+        id=f"log-{log.attempt}",
     )
 
 
