@@ -55,6 +55,12 @@ def record(ctx: Context, path: str, wait: float = 0.0) -> int:
     return ctx.attempt
 
 
+def record_time(ctx: Context, path: str) -> None:
+    """As `record`, with the time, CLOCK_MONOTONIC."""
+    with open(path, "a") as file:
+        file.write(f"{ctx.job_id} {ctx.attempt} {time.monotonic()}\n")
+
+
 def wait_for_file(path: str, limit: float = 60.0) -> str:
     """Run until a file exists, so that the test decides when the job ends."""
     end = time.monotonic() + limit

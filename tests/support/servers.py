@@ -1,6 +1,7 @@
 """Private database servers in temporary folders; never the system's own.
 
-`MARIADBD=/path/mariadbd` or `MYSQLD=/path/mysqld` selects another server than Debian's MariaDB;
+`MARIADBD=/path/mariadbd` or `MYSQLD=/path/mysqld` selects another server than Debian's MariaDB for all tests;
+`MYSQL9=/path/mysqld` where the MySQL is that tests of Group Replication start;
 `WORKERD_TEST_MYSQL_URL=mysql://root:…@host/` selects a running one, which tests cannot kill.
 """
 
@@ -35,11 +36,11 @@ DURABLE = ("--innodb-flush-log-at-trx-commit=1",)
 
 
 class Flavour:
-    """The server program and its version-specific arguments."""
+    """The server program and its version-specific arguments; `program`: a MySQL's, "" for the usual one."""
 
-    def __init__(self) -> None:
-        self.oracle = "MYSQLD" in os.environ
-        named = os.environ.get("MYSQLD") or os.environ.get("MARIADBD")
+    def __init__(self, program: str = "") -> None:
+        self.oracle = bool(program) or "MYSQLD" in os.environ
+        named = program or os.environ.get("MYSQLD") or os.environ.get("MARIADBD")
         found = (
             named or shutil.which("mariadbd") or shutil.which("mariadbd", path="/usr/sbin:/usr/local/sbin")
         )
@@ -65,7 +66,6 @@ class Flavour:
                 "--secure-file-priv=NULL",
                 "--mysqlx=OFF",
                 "--innodb-redo-log-capacity=64M",
-                "--skip-log-bin",
             ]
         return ["--innodb-log-file-size=64M"]
 
@@ -125,23 +125,24 @@ def _folder() -> Path:
 
 
 class Template:
-    """A data directory, initialised once per session and copied for every server."""
+    """A data directory of each program, initialised once per session and copied for every server."""
 
     def __init__(self) -> None:
-        self._folder: Path | None = None
+        self._folders: dict[str, Path] = {}
 
     def copy_to(self, data: Path, flavour: Flavour) -> None:
-        if self._folder is None:
+        folder = self._folders.get(flavour.program)
+        if folder is None:
             folder = _folder()
             flavour.initialise(folder / "data")
-            self._folder = folder
-        subprocess.run(["cp", "-a", "--reflink=auto", str(self._folder / "data"), str(data)], check=True)
+            self._folders[flavour.program] = folder
+        subprocess.run(["cp", "-a", "--reflink=auto", str(folder / "data"), str(data)], check=True)
         (data / "auto.cnf").unlink(missing_ok=True)
 
     def remove(self) -> None:
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        for folder in self._folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        self._folders.clear()
 
 
 template = Template()
@@ -159,8 +160,8 @@ class DatabaseServer:
 
     private = True
 
-    def __init__(self, options: tuple[str, ...] = FAST) -> None:
-        self.flavour = Flavour()
+    def __init__(self, options: tuple[str, ...] = FAST, flavour: Flavour | None = None) -> None:
+        self.flavour = flavour or Flavour()
         self.folder = _folder()
         self.socket = self.folder / "s"
         self.port = free_port()
@@ -181,11 +182,15 @@ class DatabaseServer:
     def start(self) -> DatabaseServer:
         """Start it and wait until it answers; after kill9, on the same data and port."""
         self.launch()
+        self.start_answering()
+        return self
+
+    def start_answering(self) -> None:
+        """Wait until it answers after `launch`, and create the user of the stores."""
         self.wait()
         with self.root() as connection, connection.cursor() as cursor:
             cursor.execute(f"CREATE USER IF NOT EXISTS {USER}@'%%' IDENTIFIED BY %s", (PASSWORD,))
             cursor.execute(f"GRANT ALL ON *.* TO {USER}@'%'")
-        return self
 
     def launch(self) -> None:
         """Start it without waiting for it to answer."""
@@ -198,7 +203,9 @@ class DatabaseServer:
             f"--pid-file={self.folder}/pid", f"--tmpdir={self.folder}",
             f"--log-error={self.folder}/error.log",
             "--skip-name-resolve", "--max-connections=300", "--innodb-buffer-pool-size=256M",
-            *self.flavour.own_arguments(), *self.options,
+            *self.flavour.own_arguments(),
+            *(["--skip-log-bin"] if self.flavour.oracle and "--log-bin=binlog" not in self.options else []),
+            *self.options,
         ]  # fmt: skip
         self._process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
