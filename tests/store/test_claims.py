@@ -14,12 +14,14 @@ from tests.support.servers import DatabaseServer
 from tests.support.storing import NODE, claims, close, enqueue, job, sql, status, value
 from workerd import clock
 from workerd.clock import SECOND
+from workerd.errors import StoreBusy
 from workerd.job import Claim, Status
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
 from workerd.store import handlers, job_control, jobs
 from workerd.store.base import Store
-from workerd.store.claims import PollResult, poll
+from workerd.store.claims import NodeIdent, PollResult, poll
+from workerd.store.mysql_dialect import MYSQL
 
 LOCK_WAITS = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -120,6 +122,29 @@ def test_a_claim_passes_over_rows_that_another_holds(mysql_url: str, opened: Cal
 
     one.run(both)
     assert [c.id for c in claims(two, "h", 9, OTHER)] == made[2:]
+
+
+def test_a_row_is_taken_once_even_where_reading_locks_nothing(
+    mysql_url: str, mysql: Store, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Servers that ignore FOR UPDATE with SKIP LOCKED exist: another claim comes between."""
+    other = opened(mysql_url)
+    assert claims(other, "mail") == []  # the handler has its row
+    enqueue(mysql, "mail")
+    monkeypatch.setattr(type(MYSQL), "skip_locked", "")
+    within, between = store_claims._within_budget, [lambda: claims(other, "mail")]
+    taken: list[Claim] = []
+
+    def interrupted(*given: Any) -> Any:
+        if between:
+            taken.extend(between.pop()())
+        return within(*given)
+
+    monkeypatch.setattr(store_claims, "_within_budget", interrupted)
+    with pytest.raises(StoreBusy):
+        mysql.run(lambda tx: store_claims.claim(tx, "mail", 10, NodeIdent(b"m" * 16, "two")), retry_for_s=0)
+    assert len(taken) == 1
+    assert close(other, [s.outcome(taken[0])]) == 1
 
 
 def test_a_paused_handler_is_not_claimed(store: Store) -> None:

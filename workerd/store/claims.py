@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import clock
-from workerd.errors import UnreadableRow
+from workerd.errors import StoreBusy, UnreadableRow
 from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, workflow_inputs
@@ -95,7 +95,7 @@ _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, 
     CASE WHEN {meta} <= {small} THEN meta END, COALESCE({state}, 0),
     CASE WHEN {state} <= {small} THEN state END FROM workerd_jobs WHERE {keys}"""
 _TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
-    reason = NULL WHERE {keys}"""
+    reason = NULL WHERE {keys} AND status = 'new'"""
 
 
 class _Details(NamedTuple):
@@ -228,7 +228,9 @@ def _within_budget(
 
 def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:
     sql = _TAKE.format(keys=columns.keys([(key[0], key[1]) for key in keys]))
-    tx.execute(sql, (node.id, node.name, clock.to_text(now)))
+    if tx.execute(sql, (node.id, node.name, clock.to_text(now))) != len(keys):
+        # Only where the read did not lock them: TiDB takes FOR UPDATE SKIP LOCKED for a plain read.
+        raise StoreBusy("another claimer took some of these jobs at the same time; none was claimed")
 
 
 def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: int) -> Claim | Outcome:
