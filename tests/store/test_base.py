@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from tests.support.servers import DatabaseServer
-from tests.support.storing import enqueue, job, sql, value
+from tests.support.silent_commit import SilentCommit
+from tests.support.storing import NODE, claims, enqueue, job, sql, value
 from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused
-from workerd.store import jobs
+from workerd.store import base, jobs
 from workerd.store.base import Store, Tx
+from workerd.store.claims import poll
 
 Opened = Callable[..., Store]
 NEW = jobs.NewJob(handler="h", vars=b'{"a": 1}', meta=b"[2]", priority=3, deadline_ms=4, max_attempts=5)
@@ -148,3 +150,131 @@ def test_a_statement_that_the_server_stopped(mysql_url: str, opened: Opened) -> 
     with pytest.raises(StoreBusy):
         value(store, endless)
     assert value(store, "SELECT CONNECTION_ID()") == link
+
+
+# -- several statements in one round trip
+
+
+def trips(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What the store's connection sends from now on, a write each."""
+    store.read(lambda tx: tx.now)
+    sent: list[bytes] = []
+    link: Any = cast(Any, store._session)._link
+    write = link._write_bytes
+
+    def noting(data: bytes) -> None:
+        sent.append(data)
+        write(data)
+
+    monkeypatch.setattr(link, "_write_bytes", noting)
+    return sent
+
+
+def test_a_claim_takes_two_round_trips_and_a_poll_one(mysql: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each statement is a command of its own; and the claim is there for others when the call returns."""
+    enqueue(mysql, "h")
+    assert len(claims(mysql, "h")) == 1  # which inserts the handler's row
+    made = enqueue(mysql, "h")
+    sent = trips(mysql, monkeypatch)
+    assert [claim.id for claim in claims(mysql, "h")] == [made]
+    assert [data.count(b"\0\x03") for data in sent] == [2, 2]
+    assert sent[1].endswith(b"\x03COMMIT")
+    del sent[:]
+    mysql.alone(lambda tx: poll(tx, NODE.id, ["h"]), write=False)
+    assert [data.count(b"\0\x03") for data in sent] == [2]
+    assert mysql.read(lambda tx: tx.one("SELECT status FROM workerd_jobs WHERE id = %s", (made,))) == (
+        b"inprogress",
+    )
+
+
+def test_a_server_that_takes_one_statement_at_a_time(mysql: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, with a round trip for each."""
+    monkeypatch.setattr(cast(Any, mysql._connected()), "can_pipeline", False)
+    monkeypatch.setattr(base, "SERVER_CHECK_AGE_S", 1e9)
+    enqueue(mysql, "h")
+    sent = trips(mysql, monkeypatch)
+    assert len(claims(mysql, "h")) == 1
+    assert {data.count(b"\0\x03") for data in sent} == {1}
+    assert mysql.alone(lambda tx: poll(tx, NODE.id, []), write=False).cancels == []
+
+
+def test_a_parameter_cannot_begin_a_statement(store: Store) -> None:
+    """Whatever it has in it."""
+    evil = "x'; DELETE FROM workerd_jobs; COMMIT -- \0\x03"
+    made = enqueue(store, "h")
+
+    def work(tx: Tx) -> None:
+        asked = ("SELECT CAST(%s AS CHAR)" if store.dialect.name == "mysql" else "SELECT %s", (evil,))
+        assert tx.queries(asked, ("SELECT id FROM workerd_jobs", ())) == [[(evil.encode(),)], [(made,)]]
+        tx.execute_last("UPDATE workerd_jobs SET note = %s", (evil,), count=1)
+
+    store.run(work)
+    assert store.read(lambda tx: tx.one("SELECT note FROM workerd_jobs")) == (evil.encode(),)
+
+
+@pytest.mark.parametrize("value", ["x" * 300, "\ud800"], ids=["too long", "not Unicode"])
+def test_a_last_statement_that_is_refused_leaves_nothing(store: Store, value: str) -> None:
+    """Its error is that of the statement; the next transaction is good."""
+    made = enqueue(store, "h")
+    with pytest.raises(StoreRefused) as caught:
+        store.run(lambda tx: tx.execute_last("UPDATE workerd_jobs SET handler = %s", (value,), count=1))
+    assert not isinstance(caught.value, CommitUnknown)
+    assert [claim.id for claim in claims(store, "h")] == [made]
+
+
+def test_a_last_statement_that_loses_its_locks_is_run_again(
+    mysql: Store, mysql_url: str, opened: Opened
+) -> None:
+    """The COMMIT behind it commits nothing, although it was sent with it."""
+    made = enqueue(mysql, "h")
+    other = opened(mysql_url)
+    tries: list[int] = []
+
+    def work(tx: Tx) -> None:
+        tries.append(1)
+        tx.execute_last("UPDATE workerd_jobs SET priority = 7 WHERE id = %s", (made,), count=1)
+
+    def holding(tx: Tx) -> None:
+        tx.execute("UPDATE workerd_jobs SET note = 'held' WHERE id = %s", (made,))
+        with pytest.raises(StoreBusy) as caught:
+            other.run(work, retry_for_s=0.1)
+        assert not isinstance(caught.value, CommitUnknown)
+
+    mysql.run(holding)
+    assert tries
+    assert value(mysql, "SELECT priority FROM workerd_jobs") == 0
+    other.run(work)
+    assert value(mysql, "SELECT priority FROM workerd_jobs") == 7
+
+
+def test_a_last_statement_among_others_is_run_before_them(store: Store) -> None:
+    """It waits for the COMMIT only if none else writes: a COMMIT sent with it must find nothing else."""
+    made = enqueue(store, "h")
+
+    def work(tx: Tx) -> None:
+        tx.execute_last("UPDATE workerd_jobs SET priority = 1", count=1)
+        tx.execute("UPDATE workerd_jobs SET priority = priority + 1")
+        tx.execute_last("UPDATE workerd_jobs SET priority = priority * 10", count=1)
+        assert tx.one("SELECT priority FROM workerd_jobs WHERE id = %s", (made,)) == (20,)
+
+    store.run(work)
+
+
+def test_a_commit_with_its_statement_that_is_not_answered_is_unknown(
+    mysql_server: DatabaseServer, opened: Opened
+) -> None:
+    """Both were sent: the change may be there, and here it is."""
+    url = mysql_server.url(mysql_server.new_database(), tcp=True)
+    store = opened(url)
+    store.migrate()
+    made = enqueue(store, "h")
+    proxy = SilentCommit(url)
+    try:
+        behind = opened(proxy.url, timeout=1.0)
+        behind.read(lambda tx: tx.now)
+        proxy.armed = True
+        with pytest.raises(CommitUnknown):
+            behind.run(lambda tx: tx.execute_last("UPDATE workerd_jobs SET priority = 7", count=1))
+        assert store.read(lambda tx: tx.query("SELECT id, priority FROM workerd_jobs")) == [(made, 7)]
+    finally:
+        proxy.close()

@@ -107,6 +107,19 @@ class Dialect(ABC):
         """Insert the attempts that follow, unless they exist or their key is held; returns how many."""
 
 
+class LastStatement(NamedTuple):
+    """A statement to run with the COMMIT, and how many rows it is to change."""
+
+    sql: str
+    params: Params
+    expected: int
+
+    def check(self, changed: int) -> None:
+        """Raises StoreBusy if it changed another number of rows."""
+        if changed != self.expected:
+            raise StoreBusy("another transaction took some of these rows at the same time; none was changed")
+
+
 class Session(ABC):
     """One open connection; its methods raise LockLost, StoreAway or StoreRefused.
 
@@ -148,11 +161,27 @@ class Session(ABC):
     @abstractmethod
     def commit(self) -> None: ...
 
+    def commit_after(self, last: LastStatement) -> StoreError | None:
+        """Run the only statement of the transaction that writes, and COMMIT, in one round trip if it can be.
+
+        Returns the error of the statement, after which nothing is committed; raises that of the COMMIT.
+        """
+        try:
+            last.check(self.execute(last.sql, last.params))
+        except StoreError as error:
+            return error
+        self.commit()
+        return None
+
     @abstractmethod
     def rollback(self) -> None: ...
 
     @abstractmethod
     def execute(self, sql: str, params: Params = ()) -> int: ...
+
+    def queries(self, statements: Sequence[tuple[str, Params]]) -> list[list[Row]]:
+        """As `query` for each, in one round trip if it can be; all answers but the last are small."""
+        return [self.query(sql, params) for sql, params in statements]
 
     @abstractmethod
     def query(self, sql: str, params: Params = ()) -> list[Row]: ...
@@ -173,11 +202,13 @@ class Tx:
     `enqueued`: the jobs and requests that were enqueued in it, or found, in this order.
     """
 
-    __slots__ = ("_now", "_session", "counts_rows", "dialect", "enqueued", "latest")
+    __slots__ = ("_has_written", "_last", "_now", "_session", "counts_rows", "dialect", "enqueued", "latest")
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._now: int | None = None
+        self._has_written = False
+        self._last: LastStatement | None = None
         self.enqueued: list[bytes] = []
         self.dialect = session.dialect
         self.latest = session.latest
@@ -204,11 +235,42 @@ class Tx:
 
         MySQL does not count a row set to the values it already had; SQLite does.
         """
+        self._send_last()
+        self._has_written = True
         return self._session.execute(sql, params)
+
+    def execute_last(self, sql: str, params: Params = (), *, count: int) -> None:
+        """Run a statement that changes `count` rows; if possible with the COMMIT: a round trip less.
+
+        Later queries may not see what it changes. It waits for the COMMIT only as long as no other statement
+        writes: a COMMIT that is sent before the answer also follows a statement that has failed. Raises
+        StoreBusy if it changes another number of rows, and nothing is done.
+        """
+        last = LastStatement(sql, params, count)
+        if self._has_written or self._last is not None:
+            last.check(self.execute(sql, params))
+        else:
+            self._last = last
+
+    def _send_last(self) -> None:
+        last, self._last = self._last, None
+        if last is not None:
+            last.check(self.execute(last.sql, last.params))
+
+    def commit(self) -> StoreError | None:
+        """For the store; returns the error of a statement that was kept for the COMMIT: nothing is done."""
+        if self._last is not None:
+            return self._session.commit_after(self._last)
+        self._session.commit()
+        return None
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         """All rows of a SELECT."""
         return self._session.query(sql, params)
+
+    def queries(self, *statements: tuple[str, Params]) -> list[list[Row]]:
+        """All rows of each SELECT, in one round trip; all but the last have few. None may need another's."""
+        return self._session.queries(statements)
 
     def one(self, sql: str, params: Params = ()) -> Row | None:
         """The first row of a SELECT, or None."""
@@ -420,15 +482,10 @@ class Store(ABC):
                 session.begin(write)
             begun = alone and write
             value = work(tx)
-        except LockLost:
-            self._undo(session)
-            raise
         except (StoreAway, StoreRefused) as error:
-            self._count(error)
-            if isinstance(error, (StoreBusy, StoreRefused)):
-                self._undo(session)
-            else:
-                self.close()
+            self._drop(session, error)
+            if isinstance(error, LockLost):
+                raise
             if begun and isinstance(error, StoreAway) and session.may_have_committed(error):
                 raise _unknown(error, tx) from None
             raise
@@ -440,7 +497,7 @@ class Store(ABC):
 
     def _commit(self, session: Session, tx: Tx, write: bool) -> None:
         try:
-            session.commit()
+            refused = tx.commit()
         except LockLost:
             self._undo(session)
             raise
@@ -450,6 +507,20 @@ class Store(ABC):
             if write and not session.was_not_committed(error):
                 raise _unknown(error, tx) from None
             raise
+        if refused is not None:
+            self._drop(session, refused)
+            raise refused
+
+    def _drop(self, session: Session, error: StoreError) -> None:
+        """Leave a transaction of which a statement has failed."""
+        if isinstance(error, LockLost):
+            self._undo(session)
+            return
+        self._count(error)
+        if isinstance(error, (StoreBusy, StoreRefused)):
+            self._undo(session)
+        else:
+            self.close()
 
     def _undo(self, session: Session) -> None:
         try:

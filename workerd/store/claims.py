@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import clock
-from workerd.errors import StoreBusy, UnreadableRow
+from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
 from workerd.store import columns, workflow_inputs
@@ -139,13 +139,14 @@ def claim(
     `max_bytes`: of vars and meta; at least one row is claimed. Rows beyond it stay `new`.
 
     Locks the handler's row (shared), so that no claim commits after `pause` has returned, then the rows,
-    skipping those locked by another claimer.
+    skipping those locked by another claimer. Two round trips with the COMMIT, one more for each further
+    handler of the transaction and for rows that are not plain.
     """
-    if _paused(tx, handler):
+    inline = min(INLINE_BYTES, max_bytes // limit)
+    is_paused, rows = _new_rows(tx, handler, limit, cursor, inline)
+    if is_paused:
         return ClaimBatch([], [], cursor, 0, paused=True)
     now, mono = tx.now, mono_ns()
-    inline = min(INLINE_BYTES, max_bytes // limit)
-    rows = _new_rows(tx, handler, limit, cursor, inline)
     if not rows:
         return ClaimBatch([], [], None, 0)
     first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
@@ -165,23 +166,13 @@ def claim(
     return ClaimBatch(_enriched(tx, claims, broken), broken, first, found, size=size)
 
 
-def _paused(tx: Tx, handler: str) -> bool:
+def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> tuple[bool, list[Row]]:
+    """Whether the handler is paused, and its next rows: in one round trip, and in this order."""
     words = tx.dialect
-    sql = f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}"
-    row = tx.one(sql, (handler,))
-    if row is None:
-        # Without a row, there is nothing for a pause to lock and wait for.
-        tx.execute(
-            "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (handler,)
-        )
-        row = tx.one(sql, (handler,))
-    if row is not None and row[1] is not None:
-        tx.now = columns.time(row[1])
-    return row is not None and row[0] is not None
-
-
-def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> list[Row]:
-    words = tx.dialect
+    paused = (
+        f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}",
+        (handler,),
+    )
     after = ""
     params: list[object] = [handler]
     if cursor is not None:
@@ -195,7 +186,17 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: i
         after=after,
         skip=words.skip_locked,
     )
-    return tx.query(sql, [*params, limit])
+    found, rows = tx.queries(paused, (sql, [*params, limit]))
+    if not found:
+        # Without a row, there is nothing for a pause to lock and wait for.
+        tx.execute(
+            "INSERT INTO workerd_handlers (name) VALUES (%s)" + words.keep_existing("name"), (handler,)
+        )
+        found = tx.query(*paused)
+    paused_at, now = found[0] if found else (None, None)
+    if now is not None:
+        tx.now = columns.time(now)
+    return paused_at is not None, rows
 
 
 def _details(tx: Tx, keys: Sequence[tuple[Any, ...]], inline: int) -> dict[tuple[Any, ...], _Details]:
@@ -228,9 +229,8 @@ def _within_budget(
 
 def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:
     sql = _TAKE.format(keys=columns.keys([(key[0], key[1]) for key in keys]))
-    if tx.execute(sql, (node.id, node.name, clock.to_text(now))) != len(keys):
-        # Only where the read did not lock them: TiDB takes FOR UPDATE SKIP LOCKED for a plain read.
-        raise StoreBusy("another claimer took some of these jobs at the same time; none was claimed")
+    # Fewer only where the read did not lock them: TiDB takes FOR UPDATE SKIP LOCKED for a plain read.
+    tx.execute_last(sql, (node.id, node.name, clock.to_text(now)), count=len(keys))
 
 
 def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: int) -> Claim | Outcome:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pymysql
+from pymysql.connections import MySQLResult
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
@@ -20,6 +21,7 @@ from workerd.config.store_url import Host, MySQLUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations, schema, servers
 from workerd.store.base import (
+    LastStatement,
     LockLost,
     Params,
     Row,
@@ -216,7 +218,10 @@ def _note_migration(session: MySQLSession, migration: Migration) -> bool:
 
 
 class MySQLSession(Session):
-    """One connection, in a transaction from its first statement to COMMIT or ROLLBACK."""
+    """One connection, in a transaction from its first statement to COMMIT or ROLLBACK.
+
+    `can_pipeline`: whether the server takes a statement before it has answered the one before.
+    """
 
     dialect = MYSQL
 
@@ -224,8 +229,9 @@ class MySQLSession(Session):
         self._link = link
         self._where = where
         self.plain_text = plain_text
-        self._cursor = link.cursor()
         self.server = where
+        self.can_pipeline = False
+        self._commits_at_once = False
         self.max_packet: int | None = None
         try:
             version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
@@ -262,16 +268,19 @@ class MySQLSession(Session):
         """Why the server may not be written, "" if it may."""
         found = servers.variables(self)
         self.server = servers.description(self._where, found, self.server_version)
+        self.can_pipeline = servers.can_pipeline(self, found)
         return servers.obstacle(self, found)
 
     def begin(self, write: bool) -> None:
         """With autocommit off, the first statement begins the transaction: one round trip less."""
+        self._commits_at_once = False
         if self._link.get_autocommit():
             self._run("SET AUTOCOMMIT = 0")
 
     def begin_alone(self, write: bool) -> None:
-        """Autocommit stays on until `begin`, so that single statements in a row switch it once."""
-        if not self._link.get_autocommit():
+        """A SELECT has its COMMIT with it. For writing, autocommit stays on until `begin`."""
+        self._commits_at_once = not write and self.can_pipeline
+        if not self._commits_at_once and not self._link.get_autocommit():
             self._run("SET AUTOCOMMIT = 1")
 
     def may_have_committed(self, error: StoreAway) -> bool:
@@ -281,18 +290,56 @@ class MySQLSession(Session):
         return isinstance(error, StoreAway) and error.code in NOT_COMMITTED
 
     def commit(self) -> None:
-        if not self._link.get_autocommit():
+        if not self._commits_at_once and not self._link.get_autocommit():
             self._run("COMMIT")
+
+    def commit_after(self, last: LastStatement) -> StoreError | None:
+        if not self.can_pipeline:
+            return super().commit_after(last)
+        try:
+            statement = self._bytes(_bound(last.sql, last.params))
+        except StoreRefused as error:
+            return error
+        done, committed = self._pipeline([statement, b"COMMIT"])
+        if isinstance(done, StoreError):
+            return done
+        if isinstance(committed, StoreError):
+            raise committed
+        if done.affected_rows != last.expected:
+            raise StoreAway(
+                f"{done.affected_rows} rows were changed in place of {last.expected}", answered=True
+            )
+        return None
 
     def rollback(self) -> None:
         self._run("ROLLBACK")
 
     def execute(self, sql: str, params: Params = ()) -> int:
-        return self._run(sql % tuple(map(literal, params)) if params else sql)
+        return int(self._run(_bound(sql, params)).affected_rows or 0)
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
-        self._run(sql % tuple(map(literal, params)) if params else sql)
-        return list(self._cursor.fetchall())
+        if self._commits_at_once and not self._link.get_autocommit():
+            return self._rows([self._bytes(_bound(sql, params)), b"COMMIT"])[0]
+        return list(self._run(_bound(sql, params)).rows or ())
+
+    def queries(self, statements: Sequence[tuple[str, Params]]) -> list[list[Row]]:
+        if not self.can_pipeline:
+            return super().queries(statements)
+        return self._rows([self._bytes(_bound(sql, params)) for sql, params in statements])
+
+    def _rows(self, statements: list[bytes]) -> list[list[Row]]:
+        answers = self._pipeline(statements)
+        for answer in answers:
+            if isinstance(answer, StoreError):
+                raise answer
+        return [list(answer.rows or ()) for answer in answers if not isinstance(answer, StoreError)]
+
+    def _pipeline(self, statements: list[bytes]) -> list[MySQLResult | StoreError]:
+        try:
+            answers = self._link.pipeline(statements)
+        except (pymysql.Error, OSError, RuntimeError) as error:
+            raise self._classified(error) from None
+        return [self._classified(a) if isinstance(a, pymysql.Error) else a for a in answers]
 
     def clock(self) -> int:
         return clock.from_text(self.query("SELECT UTC_TIMESTAMP(6)")[0][0])
@@ -301,19 +348,24 @@ class MySQLSession(Session):
         with suppress(pymysql.Error, OSError):
             self._link.close()
 
-    def _run(self, sql: str) -> int:
-        # The server hangs up on a longer one, which would look like a lost connection (law 7).
-        if self.max_packet is not None and len(sql) > self.max_packet // 4:
-            size = len(sql.encode("utf-8", "surrogatepass"))
-            if size >= self.max_packet:
-                limit = f"the server's max_allowed_packet is {self.max_packet}"
-                raise StoreRefused(f"the statement has {size} bytes, {limit}", TOO_LARGE)
+    def _run(self, sql: str) -> MySQLResult:
+        statement = self._bytes(sql)
         try:
-            return int(self._cursor.execute(sql))
-        except UnicodeEncodeError as error:
-            raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
+            return self._link.ask(statement)
         except (pymysql.Error, OSError, RuntimeError) as error:
             raise self._classified(error) from None
+
+    def _bytes(self, sql: str) -> bytes:
+        """A statement as it is sent. Raises StoreRefused if the server would not take it."""
+        try:
+            statement = sql.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
+        # The server hangs up on a longer one, which would look like a lost connection (law 7).
+        if self.max_packet is not None and len(statement) >= self.max_packet:
+            limit = f"the server's max_allowed_packet is {self.max_packet}"
+            raise StoreRefused(f"the statement has {len(statement)} bytes, {limit}", TOO_LARGE)
+        return statement
 
     def _classified(self, error: Exception) -> StoreError:
         """A driver's error as ours, with the server's message and code."""
@@ -321,6 +373,10 @@ class MySQLSession(Session):
         if code in SERVER_READ_ONLY:
             return _NoSession(self.server, f"{servers.READ_ONLY} ({message})", code, answered=True)
         return classify(code, message)
+
+
+def _bound(sql: str, params: Params) -> str:
+    return sql % tuple(map(literal, params)) if params else sql
 
 
 class _UnixLink(PatientConnection):

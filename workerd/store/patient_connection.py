@@ -5,17 +5,23 @@ from __future__ import annotations
 import io
 import select
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pymysql
+from pymysql.connections import MAX_PACKET_LEN, MySQLResult
 from pymysql.constants import CR
+from pymysql.constants.COMMAND import COM_QUERY
 
 LONGEST_SLICE_S = 0.5
 """The longest wait for the socket between two calls of `on_progress`."""
 SLOWEST_BYTES_S = 8 * 1024
 """What was sent may lie in buffers on the way, so the answer may take as much longer as so slow a line."""
+
+
+_PRELUDE = struct.Struct("<iB")  # the length in three bytes, the number 0 of the packet, the command
 
 
 class PatientConnection(pymysql.Connection):
@@ -26,7 +32,10 @@ class PatientConnection(pymysql.Connection):
     """
 
     _sock: Any
+    _result: MySQLResult | None
     _force_close: Callable[[], None]
+    _execute_command: Callable[[int, bytes], None]
+    _read_query_result: Callable[[], int]
 
     def __init__(self, *, limit_s: float, on_progress: Callable[[], None], **options: Any) -> None:
         self.limit_s = limit_s
@@ -44,6 +53,40 @@ class PatientConnection(pymysql.Connection):
             return bool(poll.poll(0))
         except (OSError, ValueError, TypeError):
             return True  # closed here
+
+    def ask(self, statement: bytes) -> MySQLResult:
+        """Send a statement and read its answer. Raises the driver's error."""
+        self.query(statement)
+        assert self._result is not None
+        return self._result
+
+    def pipeline(self, statements: Sequence[bytes]) -> list[MySQLResult | pymysql.Error]:
+        """Send all statements, then read all answers, in order: results, or the errors of statements.
+
+        Each is a command of its own, so that no parameter can begin a statement. All are carried out, also
+        those after one that failed. All answers but the last must be small: while this side writes it does
+        not read. Raises the driver's error if the connection is lost, with all answers.
+        """
+        if self._sock is None:
+            raise pymysql.InterfaceError(0, "")
+        if max(map(len, statements)) >= MAX_PACKET_LEN - 1:
+            return [self._answer(statement) for statement in statements]
+        self._write_bytes(b"".join([_PRELUDE.pack(len(sql) + 1, COM_QUERY) + sql for sql in statements]))
+        return [self._answer() for _ in statements]
+
+    def _answer(self, unsent: bytes | None = None) -> MySQLResult | pymysql.Error:
+        if unsent is None:
+            self._next_seq_id = 1
+        else:
+            self._execute_command(COM_QUERY, unsent)
+        try:
+            self._read_query_result()
+        except pymysql.Error as error:
+            if self._sock is None:
+                raise
+            return error
+        assert self._result is not None
+        return self._result
 
     def _read_bytes(self, num_bytes: int) -> bytes:
         if self._read_from is not self._sock:  # connected, or wrapped in TLS

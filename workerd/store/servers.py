@@ -18,7 +18,8 @@ READ_ONLY_VARIABLES = (
 also a user whose rights let it write: what it writes to a replica is lost to everybody else."""
 
 _OFF = frozenset({"OFF", "0", ""})
-_IDENTITY_VARIABLES = ("version", "hostname", "server_id", "group_replication_group_name")
+_AURORA = "aurora_version"
+_IDENTITY_VARIABLES = ("version", "hostname", "server_id", "group_replication_group_name", _AURORA)
 _VARIABLES = ", ".join(f"'{name}'" for name in (*READ_ONLY_VARIABLES, *_IDENTITY_VARIABLES))
 
 # SHOW rather than SELECT @@…: it does not fail where a variable is unknown, and proxies that send reads to
@@ -41,6 +42,14 @@ def variables(session: Session) -> dict[str, str]:
     """The global variables that tell identity and role, as far as the server has them. Raises StoreAway."""
     rows = _rows(session, VARIABLES_QUERY)
     return {_text(name).lower(): _text(value) for name, value in rows}
+
+
+def can_pipeline(session: Session, found: Mapping[str, str]) -> bool:
+    """Whether a statement may be sent before the one before it has answered.
+
+    Aurora loses some. TiDB does not lock what it reads, so what an UPDATE changed must be seen before COMMIT.
+    """
+    return _AURORA not in found and "TiDB" not in session.server_version
 
 
 def obstacle(session: Session, found: Mapping[str, str]) -> str:
