@@ -1,6 +1,6 @@
 """Background jobs for teams who already have MySQL or MariaDB.
 
-from workerd import Context, Failure, Result, Retry, handler     in a module of handlers; also wrap, unwrap
+from workerd import Context, Failure, Result, Retry, handler     in handlers; also Secret, wrap, unwrap
 from workerd import Client, JobSpec, enqueue, wake               in a program that enqueues; also AsyncClient
 """
 
@@ -19,6 +19,7 @@ from workerd.handler import (
     Retry,
     handler,
 )
+from workerd.redaction import Secret
 from workerd.wrapping import unwrap, wrap
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "JobSpec",
     "Result",
     "Retry",
+    "Secret",
     "enqueue",
     "handler",
     "unwrap",

@@ -12,6 +12,7 @@ import msgspec
 
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
 from workerd.job import ENDED, id_text
+from workerd.redaction import REDACTED, Redaction, scrubber_of
 from workerd.store import stats
 from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
@@ -314,6 +315,15 @@ _COLUMNS = {"complete": "status", "group": "group_key"}
 """The columns of fields that are not named after theirs."""
 
 
+def shown_text(text: bytes | None, redaction: Redaction) -> Any:
+    """The value of JSON text as it is shown; text that is not JSON is not shown if anything is redacted."""
+    value = json_value(text)
+    if not redaction or text is None:
+        return value
+    is_raw = isinstance(value, str) and not text.lstrip().startswith(b'"')
+    return REDACTED if is_raw else redaction.shown(value)
+
+
 class _Reader:
     """Reads the document of one type from a row, without the `computed` fields."""
 
@@ -339,31 +349,49 @@ _node = _Reader(Node, "state")
 _error_group = _Reader(ErrorGroup, "open")
 
 
-def job(found: StoredJob | JobRow) -> Document:
-    """A job; with payload and attempts if it was read with them."""
+def job(found: StoredJob | JobRow, redaction: Redaction) -> Document:
+    """A job; with payload and attempts if it was read with them. `redaction`: of its handler."""
+    row = found if isinstance(found, JobRow) else found.row
+    document = _job(row)
+    if redaction:
+        for name in ("vars", "meta"):
+            document[name] = shown_text(getattr(row, name), redaction)
     if isinstance(found, JobRow):
-        return _job(found)
+        return document
     return {
-        **_job(found.row),
-        "state": json_value(found.row.state),
-        **_payload(found.row),
-        "attempts": [_attempt(row) for row in found.attempts],
+        **document,
+        "state": _state(row, redaction),
+        **_payload(row, redaction),
+        "attempts": [_attempt(attempt) for attempt in found.attempts],
     }
 
 
-def _payload(row: JobRow) -> Document:
+def _state(row: JobRow, redaction: Redaction) -> Any:
+    """What it has saved, without the values of its vars and meta that are not shown, wherever they stand."""
+    if not redaction or row.state is None:
+        return json_value(row.state)
+    scrub = scrubber_of(redaction, row.vars, row.meta)
+    return shown_text(scrub(row.state.decode("utf-8", "replace")).encode(), redaction)
+
+
+def _payload(row: JobRow, redaction: Redaction) -> Document:
     if row.payload is None:
         return {"payload": None, "payload_base64": None}
     if row.payload_type == "json":
-        return {"payload": json_value(row.payload), "payload_base64": None}
+        return {"payload": shown_text(row.payload, redaction), "payload_base64": None}
     return {"payload": None, "payload_base64": base64.b64encode(row.payload).decode("ascii")}
 
 
-def request(row: RequestRow, jobs: Sequence[JobRow] | None = None) -> Document:
-    """A request; with its jobs if they are given."""
+def request(
+    row: RequestRow, redaction: Redaction, jobs: Sequence[tuple[JobRow, Redaction]] | None = None
+) -> Document:
+    """A request; with its jobs if they are given. `redaction`: of all its handlers together."""
     document = _request(row)
+    if redaction:
+        for name in ("params", "extras"):
+            document[name] = shown_text(getattr(row, name), redaction)
     if jobs is not None:
-        document["jobs"] = [_job(one) for one in jobs]
+        document["jobs"] = [job(*one) for one in jobs]
     return document
 
 

@@ -19,6 +19,7 @@ import msgspec
 from msgspec import inspect as types
 
 from workerd.errors import InvalidValue
+from workerd.redaction import NOTHING, Redaction
 
 Code = Any
 """JSON: "any", "int", …, ["list", code], ["dict", code], ["or", code, …] or ["in", value, …]."""
@@ -37,10 +38,14 @@ class Param(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Signature(msgspec.Struct, frozen=True):
-    """The parameters that accept vars; `open`: other names are accepted too."""
+    """The parameters that accept vars; `open`: other names are accepted too.
+
+    `redact`: paths whose values are not shown, so that every node knows them.
+    """
 
     params: tuple[Param, ...]
     open: bool = False
+    redact: tuple[str, ...] = ()
 
 
 class BadVars(InvalidValue):
@@ -245,6 +250,22 @@ def parse(signature: bytes) -> Signature | None:
         return msgspec.json.decode(signature, type=Signature)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def with_redaction(signature: bytes | None, paths: Sequence[str]) -> bytes | None:
+    """The signature, which says these paths too."""
+    known = None if signature is None else parse(signature)
+    if not paths or (signature is not None and known is None):
+        return signature
+    known = known or Signature((), True)
+    redact = tuple(dict.fromkeys((*known.redact, *paths)))
+    return msgspec.json.encode(msgspec.structs.replace(known, redact=redact))
+
+
+def redaction_of(signature: bytes | None) -> Redaction:
+    """What the signature says is not shown."""
+    known = None if signature is None else parse(signature)
+    return Redaction(known.redact) if known is not None and known.redact else NOTHING
 
 
 @lru_cache(maxsize=1024)

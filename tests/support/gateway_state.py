@@ -22,6 +22,7 @@ from workerd.gateway.state import GatewayState
 from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
+from workerd.operations.rules import HandlerRules
 
 
 def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
@@ -32,6 +33,7 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
         return {name: str(html) for name, html in (await view_of(gateway, path, query, caller)).parts.items()}
 
     tokens = Tokens("")
+    rules = HandlerRules(config)
     gateway = GatewayState(
         config=config,
         backend=backend,
@@ -40,10 +42,11 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
         login_throttle=LoginThrottle(),
         job_polls=LongPolls(backend, jobs.ended_of),
         request_polls=LongPolls(backend, requests.ended_of),
-        batch_enqueue=BatchEnqueue(backend, config),
+        batch_enqueue=BatchEnqueue(backend, config, rules),
         history=History(backend),
         stats=StatsCache(backend, config),
         events=Events(render, tokens),
+        rules=rules,
     )
     return gateway
 

@@ -20,6 +20,7 @@ from workerd.cli.options import (
     HandlerName,
     JobId,
     Limit,
+    Reveal,
     SinceFilter,
     StatusFilter,
     UntilFilter,
@@ -38,6 +39,7 @@ from workerd.job_spec import JobOptions, JobSpec
 from workerd.operations import audit, jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit_texts
+from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
 from workerd.text import line, plural
 
@@ -69,6 +71,7 @@ def enqueue(
     key_values: KeyValues = None,
     vars_: Vars = None,
     wait: Wait = None,
+    reveal: Reveal = False,
     c: ConfigPath = None,
     json: AsJson = False,
     **options: Unpack[JobOptions],
@@ -80,9 +83,9 @@ def enqueue(
         job_id = session.run(lambda tx: admit_texts(tx, spec, texts, session.config)).id
         try:
             if wait is not None:
-                _wait(session, job_id, wait, json)
+                _wait(session, job_id, wait, json, reveal)
             elif json:
-                print_json(session.read(partial(jobs.get, job_id=parse_id(job_id))))
+                print_json(_look_up(session, parse_id(job_id), reveal))
             else:
                 print_text(job_id)
         except KeyboardInterrupt:
@@ -90,7 +93,11 @@ def enqueue(
             raise
 
 
-def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool) -> None:
+def _look_up(session: CommandSession, job_id: bytes, reveal: bool) -> Document:
+    return session.look_up(lambda tx, rules: jobs.get(tx, job_id, rules), id_text(job_id), reveal=reveal)
+
+
+def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool, reveal: bool) -> None:
     key = parse_id(job_id)
     try:
         wait_until(session.read, partial(jobs.ended, job_id=key), timeout_s)
@@ -98,7 +105,7 @@ def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool) ->
         raise CommandFailed(
             f"Job {job_id} has not ended in time; it continues. `workerd job show {job_id}` shows it."
         ) from None
-    job = session.read(partial(jobs.get, job_id=key))
+    job = _look_up(session, key, reveal)
     if json:
         print_json(job)
     elif job["status"] == Status.COMPLETED:
@@ -118,10 +125,12 @@ def _failure_text(job: Document) -> str:
     )
 
 
-def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
+def show(job_id: JobId, reveal: Reveal = False, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a job and its attempts."""
     with open_session(c) as session:
-        job, acts = session.read(lambda tx: _with_acts(tx, job_id))
+        job, acts = session.look_up(
+            lambda tx, rules: _with_acts(tx, job_id, rules), id_text(job_id), reveal=reveal
+        )
         log = session.read(partial(logs.tail, job_id=job_id))
     if json:
         print_json(job)
@@ -131,8 +140,8 @@ def show(job_id: JobId, c: ConfigPath = None, json: AsJson = False) -> None:
     print_acts(acts)
 
 
-def _with_acts(tx: Tx, job_id: bytes) -> tuple[Document, list[Document]]:
-    job = jobs.get(tx, job_id)
+def _with_acts(tx: Tx, job_id: bytes, rules: Rules) -> tuple[Document, list[Document]]:
+    job = jobs.get(tx, job_id, rules)
     return job, audit.of_job(tx, job)
 
 
@@ -145,13 +154,15 @@ def list_(
     since: SinceFilter = None,
     until: UntilFilter = None,
     limit: Limit = None,
+    reveal: Reveal = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """List jobs, newest made or ended first."""
     filters = _filters(handler, status, since, until)
     with open_session(c) as session:
-        pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **filters))
+        rules = session.revealing(handler, filters) if reveal else session.rules
+        pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **filters, rules=rules))
     found = [job for rows, _ in pages for job in rows]
     cursor = pages[-1][1]
     if json:
@@ -333,7 +344,7 @@ def _print_matches(session: CommandSession, matched: list[bytes], keys: list[byt
         matches = [{"id": id_text(key), "result": "matches"} for key in keys]
         print_json({"matched": len(matched), "done": 0, "jobs": matches})
         return
-    shown = [session.read(partial(jobs.get, job_id=key)) for key in keys[:DEFAULT_LIMIT]]
+    shown = [_look_up(session, key, False) for key in keys[:DEFAULT_LIMIT]]
     print_job_table(shown)
     more = f" The first {DEFAULT_LIMIT} are shown." if len(keys) > DEFAULT_LIMIT else ""
     notify(f"{_matches_text(len(matched), len(keys))}; nothing was done.{more}")

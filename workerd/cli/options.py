@@ -208,6 +208,10 @@ Wait = Annotated[
     ),
 ]
 
+Reveal = Annotated[
+    bool, typer.Option("--reveal", help="Show values that are redacted; it is recorded in the audit.")
+]
+
 DEFAULT_WAIT = "30s"
 """Of a `--wait` without a duration."""
 DEFAULT = "default"

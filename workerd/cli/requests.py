@@ -12,13 +12,14 @@ from workerd.cli.options import (
     AsJson,
     ConfigPath,
     Limit,
+    Reveal,
     SinceFilter,
     Wait,
     parse_identity,
     parse_key_values,
     parse_request_status,
 )
-from workerd.cli.output import Document, notify, print_json, print_text
+from workerd.cli.output import notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import print_request, print_request_table, print_results
 from workerd.job import id_text, parse_id
@@ -55,6 +56,7 @@ def submit(
     workflow: WorkflowName,
     key_values: KeyValues = None,
     wait: Wait = None,
+    reveal: Reveal = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
@@ -69,14 +71,14 @@ def submit(
         params = requests.checked_params(session.config, coerce_texts(None, texts))
         key = parse_id(session.run(lambda tx: requests.submit(tx, workflow, params)).id)
         if wait is not None:
-            _wait(session, key, wait, json)
+            _wait(session, key, wait, json, reveal)
         elif json:
-            _print(session, key, json)
+            _print(session, key, json, reveal)
         else:
             print_text(id_text(key))
 
 
-def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool) -> None:
+def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool, reveal: bool) -> None:
     shown = id_text(key)
     try:
         wait_until(session.read, partial(requests.ended, request_id=key), timeout_s)
@@ -87,37 +89,41 @@ def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool) -> 
     except KeyboardInterrupt:
         notify(f"Request {shown} continues; `workerd request cancel {shown}` cancels it.")
         raise
-    request = session.read(partial(requests.get, request_id=key))
+    (request, graph), result = session.look_up(
+        lambda tx, rules: (requests.get_with_graph(tx, key, rules), requests.results(tx, key, rules)),
+        shown,
+        reveal=reveal,
+    )
     completed = request["status"] == RequestStatus.COMPLETED
-    result = session.read(partial(requests.results, request_id=key))
     if json:
         print_json({**request, "result": result})
     else:
-        _print(session, key, json)
+        print_request(request, graph)
         print_results(result)
     if not completed:
         notify(f"Request {shown} ended as {request['status']}. `workerd why {shown}` explains.")
         raise CommandExit(1)
 
 
-def show(request_id: RequestId, c: ConfigPath = None, json: AsJson = False) -> None:
+def show(request_id: RequestId, reveal: Reveal = False, c: ConfigPath = None, json: AsJson = False) -> None:
     """Show a request and the graph of its jobs."""
     with open_session(c) as session:
-        _print(session, request_id, json)
+        _print(session, request_id, json, reveal)
 
 
-def _print(session: CommandSession, key: bytes, json: bool) -> Document:
-    request, graph = session.read(partial(requests.get_with_graph, request_id=key))
+def _print(session: CommandSession, key: bytes, json: bool, reveal: bool) -> None:
+    request, graph = session.look_up(
+        lambda tx, rules: requests.get_with_graph(tx, key, rules), id_text(key), reveal=reveal
+    )
     if json:
         print_json(request)
-        return request
+        return
     print_request(request, graph)
     if request["status"] == RequestStatus.QUEUING and request["workflow"] not in session.config.workflows:
         notify(
             f"Workflow {line(request['workflow'])} is not configured here: only a node that has it can start "
             f"this request."
         )
-    return request
 
 
 def list_(
@@ -132,7 +138,12 @@ def list_(
     with open_session(c) as session:
         pages = list(
             session.pages(
-                requests.list_, limit or DEFAULT_LIMIT, workflow=workflow, status=status, since=since
+                requests.list_,
+                limit or DEFAULT_LIMIT,
+                workflow=workflow,
+                status=status,
+                since=since,
+                rules=session.rules,
             )
         )
     found = [request for rows, _ in pages for request in rows]

@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 
 from workerd.config.build import load
 from workerd.config.model import Config
+from workerd.operations import audit
 from workerd.operations.access import Store, Tx, open_checked
 from workerd.operations.actor import Actor, of_command
+from workerd.operations.rules import UNREDACTED, HandlerRules, Rules
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
@@ -34,6 +36,30 @@ class CommandSession:
     def actor(self) -> Actor:
         """The user at this host."""
         return of_command()
+
+    @cached_property
+    def rules(self) -> HandlerRules:
+        """What is redacted."""
+        return HandlerRules(self.config)
+
+    def look_up(
+        self, read: Callable[[Tx, Rules], T], target: str | None, *, reveal: bool, detail: Any = None
+    ) -> T:
+        """What `read` finds, redacted by the rules that it gets; `reveal`: unredacted, which is recorded."""
+        if not reveal:
+            return self.read(lambda tx: read(tx, self.rules))
+
+        def revealed(tx: Tx) -> T:
+            found = read(tx, UNREDACTED)
+            audit.reveal(tx, self.actor, target, detail)
+            return found
+
+        return self.store.run(revealed)
+
+    def revealing(self, handler: str | None, query: Any) -> Rules:
+        """Rules that show everything in a list; recorded before it is read."""
+        self.store.run(lambda tx: audit.reveal(tx, self.actor, handler, {"query": query}))
+        return UNREDACTED
 
     def read(self, operation: Callable[[Tx], T]) -> T:
         """Run an operation that only reads. Raises StoreError and what the operation raises."""

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from workerd.cli.errors import CommandFailed
-from workerd.cli.options import AsJson, ConfigPath, parse_identity
+from workerd.cli.options import AsJson, ConfigPath, Reveal, parse_identity
 from workerd.cli.output import Document, print_heading, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.status import ask_supervisor
 from workerd.cli.views import print_attempts, print_log
 from workerd.config.model import Config
 from workerd.errors import NotFound
-from workerd.job import Status
+from workerd.job import Status, id_text
 from workerd.operations import logs
 from workerd.operations.why import explain, explain_request
 
@@ -26,6 +26,7 @@ def why(
     subject: Annotated[
         bytes, typer.Argument(metavar="ID", help="Id of a job or a request.", parser=parse_identity)
     ],
+    reveal: Reveal = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
@@ -33,9 +34,13 @@ def why(
     with open_session(c) as session:
         try:
             # First: the run of a recurring workflow has a job row with the same id.
-            request, reasons = session.read(lambda tx: explain_request(tx, session.config, subject))
+            request, reasons = session.look_up(
+                lambda tx, rules: explain_request(tx, session.config, subject, rules),
+                id_text(subject),
+                reveal=reveal,
+            )
         except NotFound:
-            _why_job(session, subject, json)
+            _why_job(session, subject, json, reveal)
             return
     if json:
         print_json({"id": request["id"], "status": request["status"], "why": reasons, "request": request})
@@ -44,10 +49,14 @@ def why(
         print_text(reason)
 
 
-def _why_job(session: CommandSession, job_id: bytes, json: bool) -> None:
+def _why_job(session: CommandSession, job_id: bytes, json: bool, reveal: bool) -> None:
     pools = _local_pools(session.config)
     try:
-        job, reasons = session.read(lambda tx: explain(tx, session.config, job_id, pools))
+        job, reasons = session.look_up(
+            lambda tx, rules: explain(tx, session.config, job_id, pools, rules),
+            id_text(job_id),
+            reveal=reveal,
+        )
     except NotFound:
         raise NotFound(
             "Neither a job nor a request has this id. `workerd job list` and `workerd request list` list "

@@ -179,10 +179,11 @@ def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
 
 @dataclass
 class PoolTables:
-    """Pools and handlers, with warnings."""
+    """Pools and handlers, with warnings. `redact`: of [defaults]."""
 
     pools: dict[str, PoolConfig] = field(default_factory=dict)
     handlers: dict[str, HandlerConfig] = field(default_factory=dict)
+    redact: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
 
 
@@ -190,6 +191,7 @@ def pools(root: Table) -> PoolTables:
     """All pools with their handlers."""
     found = PoolTables()
     defaults = root.table("defaults").read({**HANDLER_KEYS, **POOL_KEYS})
+    found.redact = tuple(defaults.get("redact", ()))
     given: dict[str, dict[str, Any]] = {}
     tables = {name: table for name, table in root.table("handlers").tables() if check_name(table, name)}
     for name, table in tables.items():
@@ -251,6 +253,8 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
     elif "call" not in table.values and "call" not in keys and not table.values.get("command"):
         table.error('expected call = "module:attribute" or a command, got none', "call")
     given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
+    # What nobody may see of any handler's jobs, nobody may see of this one's.
+    given["redact"] = tuple(dict.fromkeys((*defaults.get("redact", ()), *own.get("redact", ()))))
     return HandlerConfig(
         name=name,
         command=command,
@@ -341,7 +345,9 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     _check_gateway(root, sections["gateway"])
     errors.raise_if_any()
     notes = (*found.notes, *_exposed_password(tree, sections["store"]))
-    return Config(pools=found.pools, workflows=flows, schedules=named, notes=notes, **sections)
+    return Config(
+        pools=found.pools, workflows=flows, schedules=named, redact=found.redact, notes=notes, **sections
+    )
 
 
 def _exposed_password(tree: reader.ConfigTree, store: StoreConfig) -> list[str]:

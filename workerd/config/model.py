@@ -352,6 +352,10 @@ class HandlerConfig(ConfigValue, frozen=True):
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
+    redact: Annotated[tuple[str, ...], v.list_of(v.redact_path, "paths")] = ()
+    """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON
+    payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
+    letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
@@ -453,6 +457,7 @@ class Config(ConfigValue, frozen=True, dict=True):
     pools: dict[str, PoolConfig] = {}
     workflows: dict[str, WorkflowConfig] = {}
     schedules: dict[str, NamedSchedule] = {}
+    redact: tuple[str, ...] = ()  # of [defaults]: for handlers that are not configured here, too
     notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
     @cached_property

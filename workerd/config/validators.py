@@ -21,6 +21,7 @@ from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
 from workerd.group import parse_template
 from workerd.host import processors
+from workerd.redaction import checked_path
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
@@ -378,6 +379,11 @@ def group_template(value: Any) -> str:
     if value:
         parse_template(value)
     return value
+
+
+@_validator('a path such as "password", "card.*" or "*.token"')
+def redact_path(value: Any) -> str:
+    return checked_path(value)
 
 
 @_validator('a cron expression such as "*/5 * * * *" (with six fields the first is seconds) or ""')

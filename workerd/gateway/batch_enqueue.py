@@ -15,6 +15,7 @@ from workerd.job import parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import enqueue, jobs
 from workerd.operations.access import Tx
+from workerd.operations.rules import HandlerRules
 
 MAX_JOBS_PER_BATCH = 100
 MAX_QUEUED_JOBS = 2000
@@ -28,9 +29,10 @@ _Queued = tuple[NewJob, asyncio.Future[EnqueuedJob]]
 class BatchEnqueue:
     """Enqueues single jobs; concurrent ones share a transaction."""
 
-    def __init__(self, backend: Backend, config: Config) -> None:
+    def __init__(self, backend: Backend, config: Config, rules: HandlerRules) -> None:
         self._backend = backend
         self._config = config
+        self._rules = rules
         self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -42,7 +44,7 @@ class BatchEnqueue:
         handler = self._config.handlers.get(job.handler)
         # Whether these may be inserted depends on rows that the same batch may insert.
         if job.id is not None or job.unique_key is not None or (handler and handler.max_waiting):
-            return await self._backend.write(lambda tx: _enqueue_one(tx, job, self._config))
+            return await self._backend.write(lambda tx: _enqueue_one(tx, job, self._config, self._rules))
         if len(self._queue) >= MAX_QUEUED_JOBS:
             raise overloaded()
         future: asyncio.Future[EnqueuedJob] = asyncio.get_running_loop().create_future()
@@ -64,7 +66,7 @@ class BatchEnqueue:
         uncommitted: list[EnqueuedJob | Exception] = []
 
         def work(tx: Tx) -> list[EnqueuedJob | Exception]:
-            uncommitted[:] = _enqueue_all(tx, new_jobs, self._config)
+            uncommitted[:] = _enqueue_all(tx, new_jobs, self._config, self._rules)
             return uncommitted
 
         results: Sequence[EnqueuedJob | Exception]
@@ -95,15 +97,18 @@ class BatchEnqueue:
                 future.set_result(result)
 
 
-def _enqueue_one(tx: Tx, job: NewJob, config: Config) -> EnqueuedJob:
+def _enqueue_one(tx: Tx, job: NewJob, config: Config, rules: HandlerRules) -> EnqueuedJob:
     enqueued = enqueue.admit(tx, [job], config)[0]
     if job.id is not None:
         enqueue.check_repeat(tx, [job], [enqueued])
-    return enqueued, jobs.get(tx, parse_id(enqueued.id))
+    return enqueued, jobs.get(tx, parse_id(enqueued.id), rules)
 
 
-def _enqueue_all(tx: Tx, new_jobs: Sequence[NewJob], config: Config) -> list[EnqueuedJob | Exception]:
+def _enqueue_all(
+    tx: Tx, new_jobs: Sequence[NewJob], config: Config, rules: HandlerRules
+) -> list[EnqueuedJob | Exception]:
     results = enqueue.admit_each(tx, new_jobs, config)
-    created = jobs.created(tx, [parse_id(result.id) for result in results if isinstance(result, Enqueued)])
+    ids = [parse_id(result.id) for result in results if isinstance(result, Enqueued)]
+    created = jobs.created(tx, ids, rules)
     documents = iter(created)
     return [(result, next(documents)) if isinstance(result, Enqueued) else result for result in results]

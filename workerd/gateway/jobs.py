@@ -15,12 +15,13 @@ from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody, RetryBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
-from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, only_post
-from workerd.job import AttemptRef, Status
+from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, look_up, only_post
+from workerd.job import AttemptRef, Status, id_text
 from workerd.job_spec import NewJob
 from workerd.operations import jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.enqueue import admit, check_repeat, checked
+from workerd.operations.rules import Rules
 from workerd.operations.why import explain
 
 PAYLOAD_HEADERS = {
@@ -77,11 +78,11 @@ async def show(request: Request) -> Response:
     gateway = gateway_of(request)
     job_id = params.job_id(request)
     wait_s = params.wait(request)
-    document = await gateway.backend.read(lambda tx: jobs.get(tx, job_id))
-    if wait_s and not document["complete"]:
+    if wait_s and not await gateway.backend.read(lambda tx: jobs.ended(tx, job_id)):
         await gateway.job_polls.wait(job_id, wait_s)
-        document = await gateway.backend.read(lambda tx: jobs.get(tx, job_id))
-    return json_response(document)
+    return json_response(
+        await look_up(request, lambda tx, rules: jobs.get(tx, job_id, rules), id_text(job_id))
+    )
 
 
 async def why(request: Request) -> Response:
@@ -90,17 +91,17 @@ async def why(request: Request) -> Response:
     job_id = params.job_id(request)
     pools = (await gateway.backend.status()).get("pools") or {}
 
-    def work(tx: Tx) -> tuple[Document, list[str], list[str]]:
-        return *explain(tx, gateway.config, job_id, pools), logs.tail(tx, job_id)
+    def work(tx: Tx, rules: Rules) -> tuple[Document, list[str], list[str]]:
+        return *explain(tx, gateway.config, job_id, pools, rules), logs.tail(tx, job_id)
 
-    job, reasons, log = await gateway.backend.read(work)
+    job, reasons, log = await look_up(request, work, id_text(job_id))
     return json_response({"id": job["id"], "status": job["status"], "why": reasons, "log": log, "job": job})
 
 
 async def payload(request: Request) -> Response:
     """The payload as bytes."""
     job_id = params.job_id(request)
-    data, kind = await gateway_of(request).backend.read(lambda tx: jobs.payload(tx, job_id))
+    data, kind = await look_up(request, lambda tx, rules: jobs.payload(tx, job_id, rules), id_text(job_id))
     is_json = kind == "json"
     filename = f"{uuid.UUID(bytes=job_id)}{'.json' if is_json else '.bin'}"
     return Response(
@@ -132,7 +133,12 @@ async def list_(request: Request) -> Response:
         "limit": params.limit(request),
         "after": params.cursor(request),
     }
-    page = await gateway_of(request).backend.read(lambda tx: jobs.list_(tx, **filters))
+    page = await look_up(
+        request,
+        lambda tx, rules: jobs.list_(tx, **filters, rules=rules),
+        filters["handler"],
+        {"query": dict(request.query_params)},
+    )
     return json_response(page._asdict())
 
 
@@ -141,11 +147,13 @@ async def cancel(request: Request) -> Response:
     job_id, actor = params.job_id(request), actor_of(request)
     await params.body(request, EmptyBody)
 
+    gateway = gateway_of(request)
+
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
         result = jobs.cancel(tx, actor, job_id)
-        return result, jobs.get(tx, job_id)
+        return result, jobs.get(tx, job_id, gateway.rules)
 
-    result, document = await gateway_of(request).backend.write(work)
+    result, document = await gateway.backend.write(work)
     return json_response(document, 200 if result == "ended" else 202)
 
 
@@ -154,11 +162,13 @@ async def retry(request: Request) -> Response:
     job_id, actor = params.job_id(request), actor_of(request)
     body = await params.body(request, RetryBody)
 
+    gateway = gateway_of(request)
+
     def work(tx: Tx) -> dict[str, Any]:
         jobs.retry(tx, actor, job_id, fresh=body.fresh)
-        return jobs.get(tx, job_id)
+        return jobs.get(tx, job_id, gateway.rules)
 
-    return json_response(await gateway_of(request).backend.write(work), 201)
+    return json_response(await gateway.backend.write(work), 201)
 
 
 ROUTES = [

@@ -227,6 +227,12 @@ _KEY = {
 _VIEW = _query(
     "view", "The path of the page to follow.", type="string", pattern="^/", maxLength=2000, default="/"
 )
+_REVEAL = {
+    "name": "X-Reveal",
+    "in": "header",
+    "description": "1: show values that are redacted, to an operator alone; the audit records it.",
+    "schema": {"type": "string", "enum": ["0", "1"]},
+}
 _PAGE = {200: HTML, 303: None}
 
 PAGES = (
@@ -249,15 +255,15 @@ OPERATIONS = (
     Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
-        _JOBS_SINCE, _UNTIL, _LIMIT, _JOBS_AFTER), errors=(422,)),
+        _JOBS_SINCE, _UNTIL, _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
               params.JobsBody, headers=(_KEY,), errors=(409, 429)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),
-              errors=(404, 422)),
+              headers=(_REVEAL,), errors=(404, 422)),
     Operation("get", "/jobs/{id}/why", "Explain what a job waits for, or how it ended", {200: Explanation},
-              errors=(404,)),
+              headers=(_REVEAL,), errors=(404,)),
     Operation("get", "/jobs/{id}/payload", "Get a job's payload as bytes",
-              {200: ("application/json", "application/octet-stream")}, errors=(404,)),
+              {200: ("application/json", "application/octet-stream")}, headers=(_REVEAL,), errors=(404,)),
     Operation("get", "/jobs/{id}/log", "Get what an attempt printed and logged", {200: "text/plain"},
               query=(_ATTEMPT,), errors=(404, 422)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
@@ -269,9 +275,9 @@ OPERATIONS = (
     Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
         _query("workflow", "Only requests of this workflow.", **_NAME),
         _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),
-        _SINCE, _LIMIT, _AFTER), errors=(422,)),
+        _SINCE, _LIMIT, _AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("get", "/requests/{id}", "Get a request with its jobs", {200: Request}, query=(_WAIT,),
-              errors=(404, 422)),
+              headers=(_REVEAL,), errors=(404, 422)),
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               params.EmptyBody, errors=(404, 409)),
     Operation("get", "/errors", "List error groups, last failed first", {200: ErrorsPage}, query=(

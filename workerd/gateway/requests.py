@@ -11,11 +11,11 @@ from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import EmptyBody, RequestBody
 from workerd.gateway.roles import Access, Route
-from workerd.gateway.state import actor_of, gateway_of, json_response
-from workerd.job import parse_id
+from workerd.gateway.state import actor_of, gateway_of, json_response, look_up
+from workerd.job import id_text, parse_id
 from workerd.operations import requests
 from workerd.operations.access import Tx
-from workerd.workflow import REQUEST_ENDED, RequestStatus
+from workerd.workflow import RequestStatus
 
 
 async def submit(request: Request) -> Response:
@@ -33,7 +33,7 @@ async def submit(request: Request) -> Response:
         )
         if not submitted.created:
             requests.check_repeat(tx, parse_id(submitted.id), body.workflow, request_params)
-        return submitted.created, requests.get(tx, parse_id(submitted.id))
+        return submitted.created, requests.get(tx, parse_id(submitted.id), gateway.rules)
 
     created, document = await gateway.backend.write(work)
     response = json_response(document, 201 if created else 200)
@@ -46,11 +46,11 @@ async def show(request: Request) -> Response:
     gateway = gateway_of(request)
     request_id = params.job_id(request)
     wait_s = params.wait(request)
-    document = await gateway.backend.read(lambda tx: requests.get(tx, request_id))
-    if wait_s and document["status"] not in REQUEST_ENDED:
+    if wait_s and not await gateway.backend.read(lambda tx: requests.ended(tx, request_id)):
         await gateway.request_polls.wait(request_id, wait_s)
-        document = await gateway.backend.read(lambda tx: requests.get(tx, request_id))
-    return json_response(document)
+    return json_response(
+        await look_up(request, lambda tx, rules: requests.get(tx, request_id, rules), id_text(request_id))
+    )
 
 
 async def list_(request: Request) -> Response:
@@ -62,7 +62,12 @@ async def list_(request: Request) -> Response:
         "limit": params.limit(request),
         "after": params.cursor(request),
     }
-    page = await gateway_of(request).backend.read(lambda tx: requests.list_(tx, **filters))
+    page = await look_up(
+        request,
+        lambda tx, rules: requests.list_(tx, **filters, rules=rules),
+        filters["workflow"],
+        {"query": dict(request.query_params)},
+    )
     return json_response(page._asdict())
 
 
@@ -71,11 +76,13 @@ async def cancel(request: Request) -> Response:
     request_id, actor = params.job_id(request), actor_of(request)
     await params.body(request, EmptyBody)
 
+    gateway = gateway_of(request)
+
     def work(tx: Tx) -> tuple[str, dict[str, Any]]:
         result = requests.cancel(tx, actor, request_id)
-        return result, requests.get(tx, request_id)
+        return result, requests.get(tx, request_id, gateway.rules)
 
-    result, document = await gateway_of(request).backend.write(work)
+    result, document = await gateway.backend.write(work)
     return json_response(document, 200 if result == "ended" else 202)
 
 

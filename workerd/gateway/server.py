@@ -39,6 +39,7 @@ from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.messages import Drain
 from workerd.operations import jobs, requests
+from workerd.operations.rules import HandlerRules
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import check_replaceable
@@ -104,6 +105,7 @@ class Gateway(Service):
         if sock is None:
             return
         tokens = Tokens(self._config.gateway.token_file)
+        rules = HandlerRules(self._config)
         self._state = GatewayState(
             config=self._config,
             backend=self._backend,
@@ -112,10 +114,11 @@ class Gateway(Service):
             login_throttle=LoginThrottle(),
             job_polls=LongPolls(self._backend, jobs.ended_of),
             request_polls=LongPolls(self._backend, requests.ended_of),
-            batch_enqueue=BatchEnqueue(self._backend, self._config),
+            batch_enqueue=BatchEnqueue(self._backend, self._config, rules),
             history=History(self._backend),
             stats=StatsCache(self._backend, self._config),
             events=Events(self._render, tokens),
+            rules=rules,
         )
         periodic = [
             asyncio.create_task(self._state.history.run()),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -16,11 +17,16 @@ from workerd.gateway.events import Events
 from workerd.gateway.history import History
 from workerd.gateway.long_poll import LongPolls
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
-from workerd.gateway.roles import caller_of
+from workerd.gateway.roles import Access, caller_of, check_access
 from workerd.gateway.sessions import LoginThrottle, Sessions
 from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
+from workerd.operations import audit
+from workerd.operations.access import Tx
 from workerd.operations.actor import Actor
+from workerd.operations.rules import UNREDACTED, HandlerRules, Rules
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ class GatewayState:
     history: History
     stats: StatsCache
     events: Events
+    rules: HandlerRules
 
     @property
     def node_name(self) -> str:
@@ -67,6 +74,28 @@ def actor_of(request: Request) -> Actor:
     via: Literal["ui", "http"] = "ui" if "origin" in request.headers else "http"
     caller = caller_of(request)
     return Actor(caller.name, via, caller.role, address_of(request) or None)
+
+
+async def look_up(
+    request: Request, read: Callable[[Tx, Rules], T], target: str | None, detail: Any = None
+) -> T:
+    """What `read` finds, redacted by the rules that it gets.
+
+    With the header `X-Reveal: 1` an operator sees everything, and that is recorded with `target` and
+    `detail`. Raises HTTPProblem 403 for another role.
+    """
+    gateway = gateway_of(request)
+    if request.headers.get("x-reveal", "0") != "1":
+        return await gateway.backend.read(lambda tx: read(tx, gateway.rules))
+    check_access(request, Access.ACT)
+    actor = actor_of(request)
+
+    def reveal(tx: Tx) -> T:
+        found = read(tx, UNREDACTED)
+        audit.reveal(tx, actor, target, detail)
+        return found
+
+    return await gateway.backend.write(reveal)
 
 
 def json_response(document: Any, status: int = 200) -> Response:

@@ -59,6 +59,11 @@ def record(tx: Tx, actor: Actor, action: Action, target: str | None, detail: Any
     )
 
 
+def reveal(tx: Tx, actor: Actor, target: str | None, detail: Any = None) -> None:
+    """Record that redacted values of this job or request, or of a list of them, are shown to an actor."""
+    record(tx, actor, Action.REVEAL, target, detail)
+
+
 def list_(
     tx: Tx,
     *,

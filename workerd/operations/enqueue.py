@@ -16,7 +16,8 @@ from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.group import parse_template
 from workerd.job import id_text
 from workerd.job_spec import JobSpec, NewJob, check
-from workerd.signature import check_vars, coerce_texts
+from workerd.redaction import Scrubber
+from workerd.signature import check_vars, coerce_texts, redaction_of
 from workerd.store import handlers, jobs, queries
 from workerd.store.base import Tx
 from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
@@ -194,7 +195,8 @@ def check_spec_vars(handler: str, values: Mapping[str, Any], signature: bytes | 
     """Raises InvalidValue if these vars do not fit the handler's signature, if that is known."""
     fault = check_vars(signature, dict(values)) if signature is not None else None
     if fault is not None:
-        raise InvalidValue(f"{handler}: {fault}")
+        scrub = Scrubber(redaction_of(signature), lambda: [dict(values)])
+        raise InvalidValue(f"{handler}: {scrub(fault)}")
 
 
 def _check_waiting(tx: Tx, specs: Sequence[NewJob], config: Config) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from workerd import documents
 from workerd.clock import SECOND
 from workerd.documents import Document
@@ -14,12 +16,17 @@ from workerd.operations import audit, logs
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.logs import JobLog
+from workerd.operations.rules import UNREDACTED, Rules
+from workerd.redaction import NOTHING, REDACTED, Redaction
 from workerd.store import job_control, job_lists, queries
 from workerd.store import logs as stored_logs
 from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, jobs_by_key
 from workerd.store.job_lists import JobFilter
+
+MAX_REDACTED_BYTES = 1 << 20
+"""A larger payload of a handler that redacts values is not shown on a page at all."""
 
 
 class JobPage(NamedTuple):
@@ -50,28 +57,44 @@ class JobDetails:
 MAX_LOGS = 3
 
 
-def get(tx: Tx, job_id: bytes) -> Document:
+def get(tx: Tx, job_id: bytes, rules: Rules = UNREDACTED) -> Document:
     """A job with its payload and attempts. Raises NotFound."""
-    return documents.job(queries.get(tx, job_id))
+    found = queries.get(tx, job_id)
+    return documents.job(found, rules.of(tx, found.row.handler))
 
 
-def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
+def payload(tx: Tx, job_id: bytes, rules: Rules = UNREDACTED) -> tuple[bytes, str]:
     """The payload and its type, `bytes` or `json`. Raises NotFound."""
-    return queries.payload(tx, job_id)
+    data, kind = queries.payload(tx, job_id)
+    redaction = NOTHING if rules is UNREDACTED else rules.of(tx, queries.handler_of(tx, job_id))
+    return (redaction.shown_json(data) if kind == "json" else data), kind
 
 
-def details(tx: Tx, job_id: bytes, payload_limit: int) -> JobDetails:
+def details(tx: Tx, job_id: bytes, payload_limit: int, rules: Rules = UNREDACTED) -> JobDetails:
     """A job with at most `payload_limit` bytes of its payload. Raises NotFound."""
     found = queries.get(tx, job_id, payload=False)
+    redaction = rules.of(tx, found.row.handler)
     return JobDetails(
-        job=documents.job(found),
+        job=documents.job(found, redaction),
         cancel_requested=found.row.cancel_requested_at is not None,
         deadline_ms=found.row.deadline_ms,
         running_s=_running_s(found.row, tx.now),
         queue_us={row.attempt: _queue_us(row) for row in found.attempts},
-        payload=queries.preview(tx, job_id, payload_limit),
         logs=[logs.get(tx, job_id, n) for n in stored_logs.attempts_with_log(tx, job_id)[:MAX_LOGS]],
+        payload=_preview(tx, job_id, payload_limit, redaction),
     )
+
+
+def _preview(tx: Tx, job_id: bytes, limit: int, redaction: Redaction) -> tuple[bytes, int, str] | None:
+    """The first bytes of a payload, its size and its type; None without one."""
+    found = queries.preview(tx, job_id, limit)
+    if not redaction or found is None or found[2] != "json":
+        return found
+    if found[1] > MAX_REDACTED_BYTES:
+        data = msgspec.json.encode(REDACTED)
+    else:
+        data = redaction.shown_json(queries.payload(tx, job_id)[0])
+    return data[:limit], len(data), "json"
 
 
 def _running_s(row: JobRow, now: int) -> float | None:
@@ -85,11 +108,14 @@ def _queue_us(row: JobRow) -> int | None:
     return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
 
 
-def created(tx: Tx, ids: Sequence[bytes]) -> list[Document]:
+def created(tx: Tx, ids: Sequence[bytes], rules: Rules = UNREDACTED) -> list[Document]:
     """Jobs that this transaction has inserted, in this order."""
     refs = [AttemptRef(job_id, 1) for job_id in ids]
     rows = jobs_by_key(tx, refs, most=MAX_JOB_BYTES)
-    return [documents.job(queries.StoredJob(row=rows[ref], attempts=[rows[ref]])) for ref in refs]
+    return [
+        documents.job(queries.StoredJob(row=row, attempts=[row]), rules.of(tx, row.handler))
+        for row in (rows[ref] for ref in refs)
+    ]
 
 
 def list_(
@@ -101,13 +127,14 @@ def list_(
     until: int | None = None,
     limit: int = 50,
     after: str | None = None,
+    rules: Rules = UNREDACTED,
 ) -> JobPage:
     """Jobs, newest made or ended first, without payloads and attempts.
 
     `since`, `until`: store times in microseconds, between which the jobs were made.
     """
     page = job_lists.list_(tx, JobFilter(handler, status, since, until), limit=limit, after=after)
-    return JobPage([documents.job(row) for row in page.rows], page.next)
+    return JobPage([documents.job(row, rules.of(tx, row.handler)) for row in page.rows], page.next)
 
 
 def matching(

@@ -17,9 +17,10 @@ from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import KEY_USED
+from workerd.operations.rules import UNREDACTED, Rules
 from workerd.store import queries, requests
 from workerd.store.base import Tx
-from workerd.store.columns import RequestRow
+from workerd.store.columns import JobRow, RequestRow
 from workerd.workflow import Graph, RequestStatus, decode
 
 FAILED_LATELY_S = 15 * 60
@@ -67,23 +68,35 @@ def check_repeat(tx: Tx, request_id: bytes, workflow: str, params: bytes) -> Non
         raise InvalidValue(KEY_USED)
 
 
-def get(tx: Tx, request_id: bytes) -> Document:
+def get(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
     """A request with its jobs. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
-    return documents.request(row, jobs)
+    return document(tx, row, jobs, rules)
 
 
-def get_with_graph(tx: Tx, request_id: bytes) -> tuple[Document, Graph | None]:
+def document(tx: Tx, row: RequestRow, jobs: Sequence[JobRow], rules: Rules) -> Document:
+    """A request that was read with its jobs."""
+    redaction = rules.of_workflow(tx, row.workflow, _handlers(row, jobs))
+    return documents.request(row, redaction, [(job, rules.of(tx, job.handler)) for job in jobs])
+
+
+def _handlers(row: RequestRow, jobs: Sequence[JobRow] = ()) -> list[str]:
+    """The handlers of its jobs, of those that its graph has still to make too."""
+    graph = _graph(row)
+    return [*(job.handler for job in jobs), *(job.handler for job in (graph.jobs if graph else ()))]
+
+
+def get_with_graph(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> tuple[Document, Graph | None]:
     """A request with its jobs, and the graph that they follow once it has started. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
-    return documents.request(row, jobs), _graph(row)
+    return document(tx, row, jobs, rules), _graph(row)
 
 
-def details(tx: Tx, config: Config, request_id: bytes) -> RequestDetails:
+def details(tx: Tx, config: Config, request_id: bytes, rules: Rules = UNREDACTED) -> RequestDetails:
     """A request as an operator inspects it. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
     graph = _graph(row) if row.steps is not None else config.workflows.get(row.workflow)
-    return RequestDetails(documents.request(row, jobs), () if graph is None else graph.jobs)
+    return RequestDetails(document(tx, row, jobs, rules), () if graph is None else graph.jobs)
 
 
 def _graph(row: RequestRow) -> Graph | None:
@@ -93,7 +106,7 @@ def _graph(row: RequestRow) -> Graph | None:
         return None
 
 
-def results(tx: Tx, request_id: bytes) -> Document:
+def results(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
     """What its last jobs returned, by name: those that no other job needs. Bytes are `{"base64": …}`.
 
     Raises NotFound.
@@ -105,9 +118,9 @@ def results(tx: Tx, request_id: bytes) -> Document:
     for job in jobs:
         name = job.name or job.handler
         if job.payload_type is not None and name.partition("/")[0] not in needed:
-            document = documents.job(queries.get(tx, job.id))
-            encoded = document["payload_base64"]
-            found[name] = document["payload"] if encoded is None else {"base64": encoded}
+            shown = documents.job(queries.get(tx, job.id), rules.of(tx, job.handler))
+            encoded = shown["payload_base64"]
+            found[name] = shown["payload"] if encoded is None else {"base64": encoded}
     return found
 
 
@@ -119,10 +132,12 @@ def list_(
     since: int | None = None,
     limit: int = 50,
     after: str | None = None,
+    rules: Rules = UNREDACTED,
 ) -> RequestPage:
     """Requests, newest first, without their jobs. `since`: microseconds of store time."""
     page = requests.list_(tx, status=status, workflow=workflow, since=since, limit=limit, after=after)
-    return RequestPage([documents.request(row) for row in page.rows], page.next)
+    shown = [documents.request(row, rules.of_workflow(tx, row.workflow, _handlers(row))) for row in page.rows]
+    return RequestPage(shown, page.next)
 
 
 def failed_lately(tx: Tx) -> dict[str, int]:

@@ -20,6 +20,7 @@ from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import check_spec_vars
+from workerd.operations.rules import HandlerRules
 from workerd.schedule import Cron, voided
 from workerd.signature import coerce_texts
 from workerd.store import handlers, nodes, schedules, ticks
@@ -37,8 +38,8 @@ NOTE_FOR_US = 3600 * SECOND
 def list_(tx: Tx, config: Config) -> list[Document]:
     """Stored schedules, and configured ones that have not started yet, by name."""
     rows = _rows(tx, config)
-    note = _clock_note(tx)
-    return [_document(rows[name], config, tx.now, note) for name in sorted(rows)]
+    note, redacting = _clock_note(tx), HandlerRules(config)
+    return [_document(tx, rows[name], config, redacting, note) for name in sorted(rows)]
 
 
 def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document, list[str]]:
@@ -52,7 +53,8 @@ def find(tx: Tx, config: Config, name: str, *, times: int = 1) -> tuple[Document
         known = ", ".join(sorted(_rows(tx, config))[:MAX_NAMES_SHOWN]) or "none"
         raise NotFound(f'Schedule "{name}" not found; known are: {known}.')
     upcoming = [documents.moment(us) or "" for us in _upcoming(row, tx.now, times)]
-    document = _document(row, config, tx.now, _clock_note(tx) or _target_note(tx, config, row))
+    note = _clock_note(tx) or _target_note(tx, config, row)
+    document = _document(tx, row, config, HandlerRules(config), note)
     document["history"] = [documents.past_tick(past) for past in ticks.history(tx, name)]
     return document, upcoming
 
@@ -134,7 +136,7 @@ def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
     """Start no runs until it is resumed. Raises NotFound."""
     schedules.pause(tx, name, actor.name)
     audit.record(tx, actor, Action.PAUSE, name)
-    return _document(schedules.find(tx, name), config, tx.now)
+    return _document(tx, schedules.find(tx, name), config, HandlerRules(config))
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
@@ -142,7 +144,7 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, b
     was_paused = schedules.resume(tx, name)
     if was_paused:
         audit.record(tx, actor, Action.RESUME, name)
-    return _document(schedules.find(tx, name), config, tx.now), was_paused
+    return _document(tx, schedules.find(tx, name), config, HandlerRules(config)), was_paused
 
 
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
@@ -215,8 +217,15 @@ def _target_note(tx: Tx, config: Config, row: ScheduleRow) -> str | None:
     return f"No live node has the handler {name}; its jobs wait for one."
 
 
-def _document(row: ScheduleRow, config: Config, now: int, note: str | None = None) -> Document:
-    document = documents.schedule(row, next(iter(_upcoming(row, now, 1)), None), note)
+def _document(
+    tx: Tx, row: ScheduleRow, config: Config, redacting: HandlerRules, note: str | None = None
+) -> Document:
+    document = documents.schedule(row, next(iter(_upcoming(row, tx.now, 1)), None), note)
+    is_workflow = row.name in config.workflows if row.own else row.workflow is not None
+    target = row.workflow or row.handler or row.name
+    redaction = redacting.of_workflow(tx, target, []) if is_workflow else redacting.of(tx, target)
+    for key in ("vars", "params"):
+        document[key] = documents.shown_text(getattr(row, key), redaction)
     if row.own:
         document["workflow" if row.name in config.workflows else "handler"] = row.name
     return document

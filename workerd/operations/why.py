@@ -10,6 +10,8 @@ from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.job import LIVE, Status, id_text
+from workerd.operations.requests import document as request_document
+from workerd.operations.rules import UNREDACTED, Rules
 from workerd.runtime.dead_letters import DeadLetterFile
 from workerd.runtime.paths import Paths
 from workerd.schedule import Cron
@@ -26,7 +28,7 @@ MAX_COUNTED_JOBS = 1000
 
 
 def explain(
-    tx: Tx, config: Config, job_id: bytes, pools: Mapping[str, Document]
+    tx: Tx, config: Config, job_id: bytes, pools: Mapping[str, Document], rules: Rules = UNREDACTED
 ) -> tuple[Document, list[str]]:
     """The job, and sentences on why it is in its state, the most important first.
 
@@ -44,13 +46,15 @@ def explain(
         case _:
             reasons = [f"The job ended as {job.row.status}: attempt {job.row.attempt} {_outcome(job.row)}"]
             reasons += _why_grouped(tx, job.row)
-    return documents.job(job), [*reasons, *_earlier(job)]
+    return documents.job(job, rules.of(tx, job.row.handler)), [*reasons, *_earlier(job)]
 
 
 MAX_JOBS_NAMED = 5
 
 
-def explain_request(tx: Tx, config: Config, request_id: bytes) -> tuple[Document, list[str]]:
+def explain_request(
+    tx: Tx, config: Config, request_id: bytes, rules: Rules = UNREDACTED
+) -> tuple[Document, list[str]]:
     """The request with its jobs, and sentences as of `explain`. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
     match row.status:
@@ -66,7 +70,7 @@ def explain_request(tx: Tx, config: Config, request_id: bytes) -> tuple[Document
             ended = f" at {_second(row.completed_at)}" if row.completed_at is not None else ""
             reasons = [f"The request of {line(row.workflow)} ended as {row.status}{ended}{error}"]
             reasons += _named_jobs(jobs, frozenset({Status.FAILURE}))
-    return documents.request(row, jobs), reasons
+    return request_document(tx, row, jobs, rules), reasons
 
 
 def _why_queuing(config: Config, row: RequestRow) -> str:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Union, get_type_hints
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from workerd.errors import LoadError
 from workerd.handler import Context, is_context
+from workerd.redaction import Secret
 from workerd.signature import ABSENT, Code, Field, Fields, Param, Signature, code_of
 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -48,7 +50,8 @@ class Arguments:
         self._fields = Fields([Field(p.name, p.type, p.required) for p in filled], variadic)
         self._ctx_by_name = bool(self._ctx) and all(name != self._ctx for name, _ in self._positional)
         self._optional = tuple(p.name for p in filled if not p.required)
-        self.signature = msgspec.json.encode(Signature(tuple(_describe(p) for p in filled), variadic))
+        secret = tuple(p.name for p in filled if _is_secret(p.annotation))
+        self.signature = msgspec.json.encode(Signature(tuple(map(_describe, filled)), variadic, secret))
 
     def bind(self, data: bytes, ctx: Context) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a call; `data`: vars as JSON text. Raises BadVars."""
@@ -165,13 +168,23 @@ def _by_position(filled: list[_Parameter], ctx: str) -> tuple[tuple[str, Any], .
     return tuple((p.name, p.default) for p in filled[:count])
 
 
+def _is_secret(annotation: Any) -> bool:
+    """Whether it is marked as `Secret`, in a union too; one that cannot be resolved is read as text."""
+    if isinstance(annotation, str):
+        return bool(re.search(r"\bSecret\b", annotation))
+    marks = getattr(annotation, "__metadata__", ())
+    if any(mark is Secret or isinstance(mark, Secret) for mark in marks):
+        return True
+    return any(_is_secret(part) for part in get_args(annotation) if get_origin(annotation) is not Literal)
+
+
 def _describe(p: _Parameter) -> Param:
     return Param(
         name=p.name,
         type=p.annotation if isinstance(p.annotation, str) else _type_text(p.annotation),
         code=p.code,
         required=p.required,
-        default=_default(p.default),
+        default=None if _is_secret(p.annotation) else _default(p.default),
         is_str=p.code in ("str", ["or", "str", "null"], ["or", "null", "str"]),
         kind="positional" if p.kind is inspect.Parameter.POSITIONAL_ONLY else "keyword",
     )

@@ -17,6 +17,7 @@ from workerd.job import Claim
 from workerd.outcome import Outcome, RunResult, Usage
 from workerd.pool.kept_log import KeptLog
 from workerd.pool.shared import SOFT_SIGNAL
+from workerd.redaction import Scrubber
 from workerd.runtime.limits import cpu_us_of
 from workerd.text import death_text
 
@@ -46,13 +47,13 @@ class AssignedAttempt:
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
     `state`: what it has saved, None if nothing. `log`: what it printed and logged, once it printed anything
-    that may be kept.
+    that may be kept. `scrubber`: of its output; made when it prints something, if its handler redacts values.
     """
 
     __slots__ = (
         "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "keep_log",
         "log", "log_limit", "note", "peak_kib", "progress", "progress_changed", "progress_sent_ns",
-        "resumable", "serial", "stack", "start_ns", "state",
+        "resumable", "scrubber", "serial", "stack", "start_ns", "state",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:
@@ -76,6 +77,7 @@ class AssignedAttempt:
         self.stack: str | None = None
         self.peak_kib: int | None = None
         self.cpu_us: int | None = None
+        self.scrubber: Scrubber | None = None
 
     def start(self, now_ns: int) -> None:
         """Count its deadlines from now."""

@@ -29,7 +29,9 @@ from workerd.pool.handler_log import HandlerLog
 from workerd.pool.isolation import IgnoredSignals
 from workerd.pool.loading import LoadedHandler
 from workerd.pool.program import Program
+from workerd.pool.scrubbing import Scrub, keep, scrubber_of_claim
 from workerd.pool.worker_channel import WorkerChannel
+from workerd.redaction import NOTHING, Redaction
 from workerd.saved_state import SavedState
 from workerd.signature import BadVars
 from workerd.wrapping import MACHINERY, Around, run_around
@@ -71,7 +73,7 @@ class RunningJob:
     __slots__ = (
         "_deadline", "_ended", "_flags", "_handler_log", "_link", "_pid", "_sent_at", "_state", "claim",
         "fraction", "in_signal_handler", "interrupt_in_place", "interruption", "max_payload", "note",
-        "serial",
+        "scrub", "serial",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +83,7 @@ class RunningJob:
         link: PoolLink,
         handler_log: HandlerLog,
         pid: int,
+        redaction: Redaction = NOTHING,
     ) -> None:
         """`pid`: of the worker; a process that the handler forked has another one."""
         self.serial = assignment.serial
@@ -99,6 +102,7 @@ class RunningJob:
         self._sent_at = 0.0
         self._ended = False
         self._pid = pid
+        self.scrub: Scrub = scrubber_of_claim(redaction, self.claim) if redaction else keep
 
     @property
     def cancelled(self) -> bool:
@@ -150,7 +154,7 @@ class RunningJob:
         if self._ended or os.getpid() != self._pid:
             return
         self.fraction = fraction
-        self.note = None if note is None else text.one_line(note, text.NOTE_LIMIT)
+        self.note = None if note is None else text.one_line(self.scrub(note), text.NOTE_LIMIT)
         now = time.monotonic()
         if now - self._sent_at >= PROGRESS_INTERVAL_S:
             self._sent_at = now
@@ -190,6 +194,7 @@ class Executor:
         handler_log: HandlerLog,
     ) -> None:
         self._handlers = handlers
+        self._redactions = {name: handler.redaction for name, handler in handlers.items()}
         self._runners: dict[str, Runner] = {}
         self._flags = flags
         self._link = link
@@ -208,12 +213,15 @@ class Executor:
 
     def run(self, assignment: Assignment) -> RunResult:
         """Run one job. Returns in the process that called it, or not at all."""
-        job = self._job = RunningJob(assignment, self._flags, self._link, self._handler_log, self._pid)
-        self._handler_log.begin(job.serial)
+        job = self._job = RunningJob(
+            assignment, self._flags, self._link, self._handler_log, self._pid,
+            self._redactions.get(assignment.claim.handler, NOTHING),
+        )  # fmt: skip
+        self._handler_log.begin(job.serial, job.scrub)
         try:
             result = self._run(job)
         except BaseException as error:  # a bug of workerd ends one attempt, not the worker
-            result = results.raised(job.serial, error, None, False)
+            result = results.raised(job.serial, error, None, False, job.scrub)
         self._job = None
         if os.getpid() != self._pid:
             _exit_forked_child(result)
@@ -226,7 +234,7 @@ class Executor:
         try:
             return runner.run(job)
         except BadVars as error:
-            return results.unrunnable(job.serial, str(error))
+            return results.unrunnable(job.serial, job.scrub(str(error)))
 
     def on_soft_signal(self, signum: int, frame: FrameType | None) -> None:
         """Raise DeadlineExceeded, Cancelled or Interrupted in user code, if the flags say so.
@@ -334,8 +342,8 @@ def _result(job: RunningJob, returned: Returned) -> RunResult:
     value, error = returned
     if error is None:
         in_request = job.claim.request_id is not None
-        return results.returned(job.serial, value, job.max_payload, in_request=in_request)
-    return results.raised(job.serial, error, job.interruption, job.cancelled)
+        return results.returned(job.serial, value, job.max_payload, in_request=in_request, scrub=job.scrub)
+    return results.raised(job.serial, error, job.interruption, job.cancelled, job.scrub)
 
 
 # -- the fence around user code ----------------------------------------------------------------

@@ -19,6 +19,8 @@ import structlog
 
 from workerd import log, text
 from workerd.messages import LogRecord
+from workerd.pool.scrubbing import Scrub, keep
+from workerd.redaction import REDACTED
 from workerd.runtime.log_frames import MAX_RECORD_BYTES, FrameWriter
 
 MAX_MESSAGE_CHARS = 8 * 1024
@@ -45,8 +47,8 @@ _encoder = msgspec.json.Encoder()
 class HandlerLog(Protocol):
     """Where the log of handlers goes: to the pool from a worker, to standard error in a test."""
 
-    def begin(self, serial: int) -> None:
-        """A job begins; what the standard `logging` says from now on belongs to it."""
+    def begin(self, serial: int, scrub: Scrub = keep) -> None:
+        """A job begins; what the standard `logging` says from now on belongs to it. `scrub`: of all texts."""
 
     def logger(self, serial: int) -> Any:
         """The `ctx.log` of this job."""
@@ -55,7 +57,7 @@ class HandlerLog(Protocol):
 class StandardErrorLog:
     """One line per event, `warning: slow image  width=200`, for the tests of handlers."""
 
-    def begin(self, serial: int) -> None:
+    def begin(self, serial: int, scrub: Scrub = keep) -> None:
         """Nothing to do."""
 
     def logger(self, serial: int) -> Any:
@@ -74,11 +76,13 @@ class RecordLog:
     def __init__(self, fd: int) -> None:
         self._writer = FrameWriter(fd)
         self._serial = 0
+        self._scrub: Scrub = keep
         self._root_level = logging.NOTSET
 
-    def begin(self, serial: int) -> None:
+    def begin(self, serial: int, scrub: Scrub = keep) -> None:
         """A job begins; what the standard `logging` says from now on belongs to it."""
         self._serial = serial
+        self._scrub = scrub
 
     def logger(self, serial: int) -> Any:
         """A structlog logger that sends records of this job."""
@@ -93,14 +97,16 @@ class RecordLog:
         self, level: Level, message: str, fields: Mapping[str, Any], exception: str | None, serial: int = 0
     ) -> None:
         """Write a record, cut to its limits; without a pipe to write to it is lost, as a print would be."""
+        scrub = self._scrub
         record = LogRecord(
             level=level,
-            event=_cut(message, MAX_MESSAGE_CHARS),
+            event=_cut(scrub(message), MAX_MESSAGE_CHARS),
             serial=serial or self._serial,
             fields={
-                _cut(name, 64): _plain(value) for name, value in itertools.islice(fields.items(), MAX_FIELDS)
+                _cut(name, 64): _plain(value, scrub)
+                for name, value in itertools.islice(fields.items(), MAX_FIELDS)
             },
-            exception=None if exception is None else text.stack(exception, MAX_EXCEPTION_BYTES),
+            exception=None if exception is None else text.stack(scrub(exception), MAX_EXCEPTION_BYTES),
         )
         data = _encoder.encode(record)
         if len(data) > MAX_RECORD_BYTES:
@@ -236,13 +242,13 @@ def _cut(value: str, limit: int) -> str:
     return text.clean(value[:limit] + "…" if len(value) > limit else value)
 
 
-def _plain(value: Any) -> bool | int | float | str | None:
+def _plain(value: Any, scrub: Scrub) -> bool | int | float | str | None:
     if value is None or isinstance(value, bool):
         return value
     if type(value) is float or (type(value) is int and -_MAX_INT <= value < _MAX_INT):
-        return value
+        return value if scrub is keep or scrub(str(value)) == str(value) else REDACTED
     try:
-        return _cut(str(value), MAX_VALUE_CHARS)
+        return _cut(scrub(str(value)), MAX_VALUE_CHARS)
     except Exception as error:  # `__str__` is user code
         return f"(its __str__ raised {type(error).__name__})"
 

@@ -26,8 +26,10 @@ from workerd.log import get_logger
 from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
 from workerd.pool.command import Command
+from workerd.redaction import NOTHING, Redaction
 from workerd.runtime.child import ignore_terminal_signals
 from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since
+from workerd.signature import redaction_of, with_redaction
 from workerd.wrapping import Around, check_around, layers_of
 
 MISSING_FILE = -1
@@ -64,7 +66,7 @@ def _changed_at(file: str) -> int:
 class LoadedHandler:
     """A callable, a class of which each worker makes one instance, or a program.
 
-    `around`: the functions around each run, outermost first.
+    `around`: the functions around each run, outermost first. `redaction`: of the values of its jobs.
     """
 
     name: str
@@ -72,6 +74,7 @@ class LoadedHandler:
     arguments: Arguments | Command
     spec: HandlerSpec
     around: tuple[Around, ...] = ()
+    redaction: Redaction = NOTHING
 
     @property
     def is_class(self) -> bool:
@@ -217,8 +220,9 @@ def make(
     else:
         arguments = Arguments(target)
     has_cooler = is_class_handler(target) and callable(getattr(target, "cooler", None))
-    spec = HandlerSpec(name, spec_options, arguments.signature, aliases_of(policy, options), has_cooler)
-    return LoadedHandler(name, target, arguments, spec, (*around, *layers))
+    signature = with_redaction(arguments.signature, config.redact if config else ())
+    spec = HandlerSpec(name, spec_options, signature, aliases_of(policy, options), has_cooler)
+    return LoadedHandler(name, target, arguments, spec, (*around, *layers), redaction_of(signature))
 
 
 def make_command(
@@ -227,8 +231,9 @@ def make_command(
     """Make a handler of its program. Raises LoadError."""
     program = Command(command)
     aliases = aliases_of(workerd_policy.effective(config, {}), {})
-    spec = HandlerSpec(config.name, {}, program.signature, aliases, has_cooler=False)
-    return LoadedHandler(config.name, program, program, spec, around)
+    signature = with_redaction(program.signature, config.redact)
+    spec = HandlerSpec(config.name, {}, signature, aliases, has_cooler=False)
+    return LoadedHandler(config.name, program, program, spec, around, redaction_of(signature))
 
 
 NO_COOLER_KEY = (

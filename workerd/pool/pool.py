@@ -48,10 +48,12 @@ from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.results import unrunnable
+from workerd.pool.scrubbing import scrubber_of_claim
 from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess, WorkerState
+from workerd.redaction import Redaction, Scrubber
 from workerd.runtime.child import (
     CANNOT_LOAD_EXIT_STATUS,
     CRASH_LOOP_EXIT_STATUS,
@@ -66,6 +68,7 @@ from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
+from workerd.signature import redaction_of
 
 _CANCELLED_BEFORE_START = RunResult(serial=0, kind="cancelled", error="It was cancelled before it started.")
 
@@ -100,6 +103,7 @@ class Pool(Service):
         self._sources: dict[str, int] = {}
         self._stale = False
         self._spared = SparedJobs()
+        self._redactions: dict[str, Redaction] = {}  # of handlers that have any
         self._run_times = RunTimeAverage()
         self._claim_times = ClaimTimeAverage()
         self._policies = Policies(config, pool)
@@ -167,6 +171,7 @@ class Pool(Service):
 
     def _learn_handlers(self, specs: list[HandlerSpec], sources: dict[str, int]) -> None:
         self._policies.learn(specs)
+        self._redactions |= {spec.name: found for spec in specs if (found := redaction_of(spec.signature))}
         for name in {spec.name for spec in specs if spec.has_cooler} - self._warned:
             self._warned.add(name)
             if loading.lacks_cooler_key(name, self._config):
@@ -363,6 +368,14 @@ class Pool(Service):
         self._assign_queued()
         self._report_capacity_soon()
         self._finish_if_drained()
+
+    def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
+        redaction = self._redactions.get(attempt.claim.handler)
+        if redaction is None:
+            return None
+        if attempt.scrubber is None:
+            attempt.scrubber = scrubber_of_claim(redaction, attempt.claim)
+        return attempt.scrubber
 
     def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
         self._prefetch.on_output()

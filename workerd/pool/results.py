@@ -16,6 +16,7 @@ from workerd.handler import Cancelled, DeadlineExceeded, Failure, Interrupted, R
 from workerd.outcome import RunResult
 from workerd.policy import EXIT_PREFIX
 from workerd.pool.program import ProgramEnded
+from workerd.pool.scrubbing import Scrub, keep
 from workerd.workflow import read_spawn
 
 _OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
@@ -27,8 +28,10 @@ class _Unstorable(Exception):
     """Part of a return value cannot be stored; the message says why."""
 
 
-def returned(serial: int, value: Any, limit: int, *, in_request: bool = True) -> RunResult:
-    """The result of a run that returned `value`; `limit`: bytes of one payload."""
+def returned(
+    serial: int, value: Any, limit: int, *, in_request: bool = True, scrub: Scrub = keep
+) -> RunResult:
+    """The result of a run that returned `value`; `limit`: bytes of one payload; `scrub`: of its error."""
     try:
         if isinstance(value, Result):
             return _result(serial, value, limit, in_request)
@@ -38,7 +41,7 @@ def returned(serial: int, value: Any, limit: int, *, in_request: bool = True) ->
         line = str(error)
     except Exception as error:  # any access to a user's value may run code that raises
         line = f"The return value cannot be read: {line_of(error)}"
-    return RunResult(serial=serial, kind="failure", error=text.one_line(line))
+    return RunResult(serial=serial, kind="failure", error=text.one_line(scrub(line)))
 
 
 def _result(serial: int, result: Result, limit: int, in_request: bool) -> RunResult:
@@ -125,34 +128,38 @@ def unsendable(result: RunResult, error: Exception) -> RunResult:
 
 
 def raised(
-    serial: int, error: BaseException, interrupted: BaseException | None, cancelled: bool
+    serial: int,
+    error: BaseException,
+    interrupted: BaseException | None,
+    cancelled: bool,
+    scrub: Scrub = keep,
 ) -> RunResult:
     """The result of a run that raised.
 
     `interrupted`: what the soft signal raised in it, else None; it decides the kind unless the handler
-    raised Retry or Failure. `cancelled`: a cancel was requested.
+    raised Retry or Failure. `cancelled`: a cancel was requested. `scrub`: of error and stack.
     """
     if isinstance(error, Retry):
         return RunResult(
             serial=serial,
             kind="retry",
-            error=text.one_line(_message(error) or "Retry"),
+            error=text.one_line(scrub(_message(error)) or "Retry"),
             after=error.after,
             counted=bool(error.counted),
         )
     if isinstance(error, ProgramEnded):
-        return _program_ended(serial, error)
+        return _program_ended(serial, error, scrub)
     if isinstance(error, Failure):
         kind: Any = "failure"
-        line = _message(error) or "Failure"
+        line = scrub(_message(error)) or "Failure"
     else:
         kind = _kind(error, interrupted, cancelled)
-        line = line_of(error)
+        line = line_of(error, scrub)
     return RunResult(
         serial=serial,
         kind=kind,
         error=text.one_line(line),
-        stack=stack_of(error),
+        stack=stack_of(error, scrub),
         classes=tuple(
             text.clean(class_name(cls)) for cls in type(error).__mro__[:_MAX_CLASSES] if cls is not object
         ),
@@ -160,13 +167,13 @@ def raised(
     )
 
 
-def _program_ended(serial: int, error: ProgramEnded) -> RunResult:
+def _program_ended(serial: int, error: ProgramEnded, scrub: Scrub) -> RunResult:
     status = error.status
     exit_classes = (f"{EXIT_PREFIX}{status}", *map(class_name, (Exception, BaseException)))
     return RunResult(
         serial=serial,
         kind=error.kind,
-        error=text.one_line(str(error)),
+        error=text.one_line(scrub(str(error))),
         classes=() if status < 0 else exit_classes,  # a crash raises nothing
         exit_signal=-status if status < 0 else None,
         exit_code=status if status >= 0 else None,
@@ -200,9 +207,10 @@ def _kind(error: BaseException, interrupted: BaseException | None, cancelled: bo
     return "raised"
 
 
-def line_of(error: BaseException) -> str:
+def line_of(error: BaseException, scrub: Scrub = keep) -> str:
     """`ValueError: message` on one line, whatever its `__str__` does."""
-    return text.one_line(f"{type(error).__name__}: {_message(error)}".removesuffix(": "))
+    # Scrubbed before it is cut: a part of a value would not be found.
+    return text.one_line(f"{type(error).__name__}: {scrub(_message(error))}".removesuffix(": "))
 
 
 def _message(error: BaseException) -> str:
@@ -212,12 +220,12 @@ def _message(error: BaseException) -> str:
         return f"(its __str__ raised {type(nested).__name__})"
 
 
-def stack_of(error: BaseException) -> str | None:
+def stack_of(error: BaseException, scrub: Scrub = keep) -> str | None:
     """The traceback with its causes, without the pool's frames, cut to STACK_LIMIT."""
     try:
         trace = traceback.TracebackException.from_exception(error, compact=True)
         _remove_own_frames(trace, set())
-        return text.stack("".join(trace.format()))
+        return text.stack(scrub("".join(trace.format())))
     except BaseException as nested:  # formatting calls methods of the user's objects
         return f"(no traceback: formatting it raised {type(nested).__name__})"
 

@@ -22,6 +22,7 @@ from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
 from workerd.pool.log_relay import record_in
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
+from workerd.redaction import Scrubber
 from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
 from workerd.runtime.output import OutputReader
@@ -108,6 +109,9 @@ class WorkerOwner(Protocol):
     def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
         """A handler logged something in `attempt`, or outside of any."""
 
+    def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
+        """What removes the values of this attempt that are not to be shown; None where it has none."""
+
     def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
         """So many bytes of its output were dropped."""
 
@@ -180,7 +184,9 @@ class WorkerProcess:
             raise
         finally:
             os.close(writing)
-        self.output = OutputReader(self._loop, reading, self._on_output, self._read_results, self._on_record)
+        self.output = OutputReader(
+            self._loop, reading, self._on_output, self._read_results, self._on_record, self._scrubbed
+        )
         self.channel = self.child.channel
 
     @property
@@ -442,10 +448,20 @@ class WorkerProcess:
     def _on_output(self, lines: list[str]) -> None:
         self._owner.on_output(self, self.attempt, lines)
 
+    def _scrubbed(self, data: bytes) -> tuple[bytes, int]:
+        # A thread or child that a job left behind may print after its end.
+        kept_back = 0
+        for attempt in (self.attempt, self._ended):
+            scrubber = None if attempt is None else self._owner.scrubber_of(attempt)
+            if scrubber is not None:
+                data, more = scrubber.in_bytes(data)
+                kept_back = max(kept_back, more)
+        return data, kept_back
+
     def _on_record(self, data: bytes) -> None:
         record = record_in(data)
         if record is None:  # user code has imitated a frame
-            self._on_output([data.decode("utf-8", "replace")])
+            self._on_output([self._scrubbed(data)[0].decode("utf-8", "replace")])
             return
         # A thread or child that a job left behind may log while a later one runs.
         known = (self.attempt, self._ended)

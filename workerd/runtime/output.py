@@ -38,6 +38,8 @@ class OutputReader:
     `on_record` the bytes of a log record. A period is a job, or the time between two; `end_period` returns
     how many of its bytes were not passed on. `touched`: something was read in this period. `before_read`
     is called before anything is read. `keeper` gets all that is read from its setting on.
+    is called before anything is read. `scrub`: returns text without what must not be passed on, and how many
+    bytes at its end may be the beginning of such a thing.
     """
 
     def __init__(
@@ -47,9 +49,12 @@ class OutputReader:
         on_lines: Callable[[list[str]], None],
         before_read: Callable[[], None] = lambda: None,
         on_record: Callable[[bytes], None] = lambda record: None,
+        scrub: Callable[[bytes], tuple[bytes, int]] | None = None,
     ) -> None:
         self._before_read = before_read
         self._on_record = on_record
+        self._scrub = scrub
+        self._held = b""
         self._frames = FrameReader()
         self._loop = loop
         self._fd = fd
@@ -92,12 +97,22 @@ class OutputReader:
         self.touched = True
         keeper = self.keeper
         for part, is_record in self._frames.split(data):
+            if self._scrub is not None and not is_record:
+                part = self._scrubbed(part)
             if keeper is not None:
                 keeper.add(part, is_record=is_record)
             if is_record:
                 self._take_record(part)
             else:
                 self._take_text(part)
+
+    def _scrubbed(self, data: bytes) -> bytes:
+        """The text without what must not be passed on; what may be the beginning of it is held."""
+        assert self._scrub is not None
+        data, back = self._scrub(self._held + data)
+        cut = max(data.rfind(b"\n") + 1, len(data) - back) if back else len(data)
+        self._held = data[cut:]
+        return data[:cut]
 
     def _take_record(self, record: bytes) -> None:
         if self._record_budget <= 0:
@@ -138,7 +153,8 @@ class OutputReader:
 
     def end_period(self) -> int:
         """End the period: pass an unfinished line on; returns the number of bytes not passed on."""
-        if begun := self._frames.flush():
+        begun, self._held = self._held + self._frames.flush(), b""
+        if begun:
             if self.keeper is not None:
                 self.keeper.add(begun)
             self._take_text(begun)

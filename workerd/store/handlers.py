@@ -39,6 +39,10 @@ def _ensure_row(tx: Tx, name: str) -> None:
         )
 
 
+_REDACTING = '"redact":["'
+"""What stands in a signature that says what is not shown."""
+
+
 def seen(tx: Tx, name: str, signature: bytes | None, node: str) -> bool:
     """Record that `node` has loaded the handler; `signature`: JSON or None. Drops nodes that are gone.
 
@@ -84,7 +88,9 @@ def withdraw(tx: Tx, node: str, served: Collection[str]) -> list[str]:
     live = node_names(tx) if withdrawn else set()
     for name, nodes in withdrawn:
         left = sorted((nodes & live) - {node})
-        sets = "nodes = %s" if left else "nodes = %s, signature = NULL, seen_at = NULL"
+        # What is not to be shown of its jobs outlives its nodes.
+        kept = f"CASE WHEN INSTR(signature, '{_REDACTING}') > 0 THEN signature END"
+        sets = "nodes = %s" if left else f"nodes = %s, signature = {kept}, seen_at = NULL"
         tx.execute(
             f"UPDATE workerd_handlers SET {sets} WHERE name = %s", (msgspec.json.encode(left).decode(), name)
         )
@@ -109,6 +115,14 @@ def known(tx: Tx) -> dict[str, bytes | None]:
     return {columns.lenient(name) or "": signature for name, signature in rows}
 
 
+def redacting(tx: Tx) -> dict[str, bytes | None]:
+    """The signatures that say what is not shown, of handlers that no node has any more, too."""
+    rows = tx.query(
+        f"SELECT name, {_signature(tx)} FROM workerd_handlers WHERE INSTR(signature, %s) > 0", (_REDACTING,)
+    )
+    return {columns.lenient(name) or "": signature for name, signature in rows}
+
+
 def _signature(tx: Tx) -> str:
     return f"CASE WHEN {tx.dialect.byte_length('signature')} <= {MAX_SIGNATURE_BYTES} THEN signature END"
 
@@ -128,7 +142,7 @@ def _handler(row: Row, live: set[str]) -> HandlerRow:
     return HandlerRow(
         name=columns.lenient(name) or "",
         known=seen_at is not None,
-        signature=signature,
+        signature=signature if seen_at is not None else None,
         nodes=sorted(_names(nodes) & live),
         seen_at=columns.lenient_time(seen_at),
         paused_at=None if paused_at is None else columns.time_or_zero(paused_at),

@@ -80,6 +80,12 @@ def payload(tx: Tx, job_id: bytes) -> tuple[bytes, str]:
     return row[0], columns.lenient(row[1]) or "bytes"
 
 
+def handler_of(tx: Tx, job_id: bytes) -> str:
+    """The handler of a job that exists."""
+    row = tx.one("SELECT handler FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
+    return "" if row is None else columns.lenient(row[0]) or ""
+
+
 def preview(tx: Tx, job_id: bytes, most: int) -> tuple[bytes, int, str] | None:
     """The first `most` bytes of the payload, its total size and its type; None without a payload."""
     row = tx.one(

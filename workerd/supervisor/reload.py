@@ -30,7 +30,7 @@ SETTLE_S = 0.5
 ROLE_SECTIONS: dict[str, tuple[str, ...]] = {
     "ingester": ("ingester", "pickup", "log", "supervisor"),
     "dispatcher": ("dispatcher", "pickup", "retention", "pools", "workflows", "log", "supervisor"),
-    "gateway": ("gateway", "ingester", "pools", "workflows", "log", "supervisor"),
+    "gateway": ("gateway", "ingester", "pools", "workflows", "redact", "log", "supervisor"),
 }
 """The sections that each role reads; a change in one of them restarts it."""
 POOL_SECTIONS = ("log", "supervisor")

@@ -75,7 +75,9 @@ async def jobs(query: PageQuery) -> View:
 
     def work(tx: Tx) -> tuple[JobPage, list[str]]:
         known = handlers.list_(tx, query.gateway.config)
-        return operations.list_(tx, **filters), [handler["name"] for handler in known]
+        return operations.list_(tx, **filters, rules=query.gateway.rules), [
+            handler["name"] for handler in known
+        ]
 
     page, names = await query.gateway.backend.read(work)
     rows = [_row(job) for job in page.jobs]
@@ -161,7 +163,7 @@ async def job(query: PageQuery) -> View:
     pools = (await query.gateway.backend.status()).get("pools") or {}
 
     def work(tx: Tx) -> tuple[JobDetails, list[str], list[Document]]:
-        details = operations.details(tx, job_id, PREVIEW_BYTES)
+        details = operations.details(tx, job_id, PREVIEW_BYTES, query.gateway.rules)
         reasons = explain(tx, config, job_id, pools)[1] if details.job["status"] in LIVE else []
         return details, reasons, audit.of_job(tx, details.job) if query.may_act else []
 

@@ -66,7 +66,7 @@ async def _stored(gateway: GatewayState) -> StoreOverview | str:
             handlers=listed,
             depths=figures.depths(tx, [handler["name"] for handler in listed], _STATES, MAX_COUNT),
             nodes=handlers.list_nodes(tx),
-            failures=jobs.list_(tx, status=Status.FAILURE, limit=FAILURES_SHOWN).jobs,
+            failures=jobs.list_(tx, status=Status.FAILURE, limit=FAILURES_SHOWN, rules=gateway.rules).jobs,
         )
 
     try:

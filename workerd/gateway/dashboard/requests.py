@@ -57,7 +57,9 @@ async def requests(query: PageQuery) -> View:
         "limit": PAGE_SIZE,
         "after": query.after,
     }
-    page = await query.gateway.backend.read(lambda tx: operations.list_(tx, **filters))
+    page = await query.gateway.backend.read(
+        lambda tx: operations.list_(tx, **filters, rules=query.gateway.rules)
+    )
     rows = [_row(request) for request in page.requests]
     headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
     listing = join(
@@ -122,7 +124,7 @@ async def request(query: PageQuery) -> View:
     """One request."""
     request_id = query.key
     details = await query.gateway.backend.read(
-        lambda tx: operations.details(tx, query.gateway.config, request_id)
+        lambda tx: operations.details(tx, query.gateway.config, request_id, query.gateway.rules)
     )
     request = details.request
     jobs_by_name = {job["name"]: job for job in request["jobs"] if job["name"]}

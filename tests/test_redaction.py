@@ -1,0 +1,109 @@
+"""Redaction: paths, texts, and how both meet values of any shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd.errors import InvalidValue
+from workerd.redaction import REDACTED, Redaction, Scrubber, checked_path, scrubber_of
+
+VARS = {
+    "user": "ann",
+    "password": "correct horse",
+    "card": {"number": 4111111111111111, "name": "Ann", "more": {"cvc": "123"}},
+    "accounts": [{"token": "t-12345678", "id": 7}, {"token": None}],
+}
+
+
+def test_matching_values_are_replaced() -> None:
+    """A path names one place, `*` one level of it; what does not match stays."""
+    redaction = Redaction(["password", "card.*", "accounts.*.token", "nowhere.at.all"])
+    before = json.dumps(VARS)
+    assert redaction.shown(VARS) == {
+        "user": "ann",
+        "password": REDACTED,
+        "card": {"number": REDACTED, "name": REDACTED, "more": REDACTED},
+        "accounts": [{"token": REDACTED, "id": 7}, {"token": REDACTED}],
+    }
+    assert json.dumps(VARS) == before
+    assert Redaction(["*.number"]).shown(VARS)["card"]["number"] == REDACTED
+    assert Redaction(["accounts.1"]).shown(VARS)["accounts"][1] == REDACTED
+    assert Redaction(["number", "user.x"]).shown(VARS) == VARS
+    assert not Redaction()
+
+
+def test_text_that_is_no_json_is_not_shown() -> None:
+    """Nobody knows what is in it."""
+    assert Redaction(["a"]).shown_json(b"{oops") == b'"[redacted]"'
+    assert Redaction().shown_json(b"{oops") == b"{oops"
+    assert json.loads(Redaction(["a"]).shown_json(b'{"a":1,"b":2}')) == {"a": REDACTED, "b": 2}
+
+
+@pytest.mark.parametrize(
+    "path", ["", "a..b", ".a", "a.", "pass(word|wd)", ".*secret", "^a$", "a b", "pass*", "[a-z]", 7, None]
+)
+def test_wrong_paths(path: Any) -> None:
+    """A regular expression is refused: it would match nothing, and nobody would know."""
+    with pytest.raises(InvalidValue, match="no regular expression"):
+        checked_path(path)
+
+
+@pytest.mark.parametrize("path", ["a", "a.b", "*", "*.token", "card.*", "x-y_z", "größe", "accounts.0.token"])
+def test_right_paths(path: str) -> None:
+    assert checked_path(path) == path
+
+
+def scrubber(**values: Any) -> Scrubber:
+    return scrubber_of(Redaction(["*"]), json.dumps(values).encode())
+
+
+def test_values_in_texts() -> None:
+    """As they are, escaped by repr or JSON, encoded for an address, a line of several; numbers too."""
+    secret = "pa'ss\"wörd\n2nd line of it"
+    scrub = scrubber(a=secret, b=4111111111111111, c=["deep-secret"])
+    for text in (secret, repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False)):
+        shown = scrub(f"before {text} after")
+        assert "wör" not in shown
+        assert "2nd line" not in shown
+        assert "before" in shown
+        assert "after" in shown
+    assert scrub("card 4111111111111111!") == f"card {REDACTED}!"
+    assert scrub("x 2nd line of it") == f"x {REDACTED}"
+    assert scrub("deep-secret") == REDACTED
+    assert scrub("?p=pa%27ss%22w%C3%B6rd%0A2nd%20line%20of%20it") == f"?p={REDACTED}"
+    assert scrub("nothing of it") == "nothing of it"
+
+
+def test_short_values_are_not_looked_for() -> None:
+    """They would be found everywhere."""
+    assert scrubber(a="12345", b=True, c=None)("12345 True None true null") == "12345 True None true null"
+    assert scrubber(a="123456")("123456") == REDACTED
+
+
+def test_too_many_values_hide_the_text() -> None:
+    scrub = scrubber(**{f"k{n}": f"value-{n}" for n in range(2000)})
+    assert scrub("harmless") == REDACTED
+    assert scrub("") == ""
+    assert scrub.in_bytes(b"one\n\ntwo\n")[0] == b"[redacted]\n\n[redacted]\n"
+
+
+def test_a_long_text_keeps_both_ends_without_them() -> None:
+    scrub = scrubber(a="the-secret")
+    shown = scrub("the-secret" * 400_000)
+    assert "secret" not in shown[:100_000]
+    assert "secret" not in shown[-100_000:]
+
+
+@given(st.text(min_size=6), st.text(), st.text())
+def test_no_value_survives(secret: str, before: str, after: str) -> None:
+    """Whatever stands around it; bytes that are no UTF-8 stay as they are."""
+    if secret in REDACTED or any(form and form in REDACTED for form in (secret.strip(),)):
+        return
+    scrub = scrubber(a=secret)
+    assert secret not in scrub(f"{before}{secret}{after}").replace(REDACTED, "")
+    assert scrubber(a="the-secret").in_bytes(b"\xff the-secret \xfe")[0] == b"\xff [redacted] \xfe"

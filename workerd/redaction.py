@@ -1,0 +1,187 @@
+"""What of a job is not for everybody's eyes: paths of JSON values, and the texts that are found there."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import msgspec
+
+from workerd.errors import InvalidValue
+
+REDACTED = "[redacted]"
+"""Stands for a value that is not shown."""
+MIN_TEXT_CHARS = 6
+"""Shorter values are not looked for in texts: they would be found everywhere."""
+MAX_TEXTS = 1000
+"""If more values are to be looked for, the texts are not shown at all."""
+MAX_SCRUBBED_CHARS = 1 << 20
+"""Of both ends of a longer text; what is between is left out: no text is kept at that length."""
+
+_PATH = re.compile(r"(?:\*|[^\s.*()\[\]{}|\\^$+?]+)(?:\.(?:\*|[^\s.*()\[\]{}|\\^$+?]+))*")
+EXPECTED_PATH = 'names with dots between them, "*" for a whole name, as in "card.*"; no regular expression'
+
+_Node = dict[str, Any]
+_END = ""
+"""Key of a node whose values are redacted; no name is empty."""
+
+
+class Secret:
+    """Marks a parameter of a handler whose value is redacted: `password: Annotated[str, workerd.Secret]`."""
+
+
+def checked_path(path: Any) -> str:
+    """A path. Raises InvalidValue for anything else."""
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
+        raise InvalidValue(f"expected {EXPECTED_PATH}, got {path!r:.80}")
+    return path
+
+
+class Redaction:
+    """The paths of one handler; false without any."""
+
+    def __init__(self, paths: Iterable[str] = ()) -> None:
+        self.paths = tuple(dict.fromkeys(paths))
+        self._root: _Node = {}
+        for path in self.paths:
+            node = self._root
+            for name in path.split("."):
+                node = node.setdefault(name, {})
+            node[_END] = True
+
+    def __bool__(self) -> bool:
+        return bool(self.paths)
+
+    def shown(self, value: Any) -> Any:
+        """The JSON value with REDACTED in place of what matches."""
+        return _shown(value, [self._root]) if self.paths else value
+
+    def shown_json(self, data: bytes) -> bytes:
+        """The same for JSON text; REDACTED alone if it cannot be read."""
+        if not self.paths:
+            return data
+        try:
+            return msgspec.json.encode(self.shown(msgspec.json.decode(data)))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return msgspec.json.encode(REDACTED)
+
+    def texts(self, value: Any) -> Iterator[str]:
+        """The values that match, as texts."""
+        yield from _texts(value, [self._root])
+
+
+NOTHING = Redaction()
+
+
+def _steps(nodes: list[_Node], name: str) -> list[_Node]:
+    return [child for node in nodes for child in (node.get(name), node.get("*")) if child is not None]
+
+
+def _items(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return ((str(name), item) for name, item in value.items())
+    return ((str(index), item) for index, item in enumerate(value))
+
+
+def _shown(value: Any, nodes: list[_Node]) -> Any:
+    if not isinstance(value, dict | list):
+        return value
+    made = {}
+    for name, item in _items(value):
+        found = _steps(nodes, name) if name else []
+        hidden = any(_END in node for node in found)
+        made[name] = REDACTED if hidden else _shown(item, found) if found else item
+    return made if isinstance(value, dict) else list(made.values())
+
+
+def _texts(value: Any, nodes: list[_Node]) -> Iterator[str]:
+    if not isinstance(value, dict | list):
+        return
+    for name, item in _items(value):
+        found = _steps(nodes, name) if name else []
+        if any(_END in node for node in found):
+            yield from _leaves(item)
+        elif found:
+            yield from _texts(item, found)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for _, item in _items(value):
+            yield from _leaves(item)
+    elif value is not None and not isinstance(value, bool):
+        yield json.dumps(value, default=str)
+
+
+def _forms(text: str) -> Iterator[str]:
+    """The text as it occurs in messages: as it is, a line of it, escaped by repr, JSON or in an address."""
+    yield text
+    yield from (line.strip() for line in text.splitlines())
+    yield repr(text)[1:-1]
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    encoded = text.encode("utf-8", "backslashreplace")
+    yield from (quote(encoded, safe=""), quote_plus(encoded))
+
+
+class Scrubber:
+    """Replaces the values of one job in texts; what it looks for is read when the first text comes.
+
+    `values`: calls back for the JSON values of the job, of which those that match are looked for.
+    """
+
+    def __init__(self, redaction: Redaction, values: Callable[[], Iterable[Any]]) -> None:
+        self._redaction = redaction
+        self._values = values
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str] | None:
+        """What is replaced; None: everything."""
+        texts: set[str] = set()
+        for value in self._values():
+            for text in self._redaction.texts(value):
+                texts.update(form for form in _forms(text) if len(form) >= MIN_TEXT_CHARS)
+                if len(texts) > MAX_TEXTS:
+                    return None
+        self.longest = max(map(len, texts), default=0)
+        longest_first = sorted(texts, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    longest = 0
+    """Characters of the longest text that is looked for."""
+
+    def __call__(self, text: str) -> str:
+        """The text without them."""
+        pattern = self._pattern
+        if pattern is None:
+            return REDACTED if text else text
+        if len(text) > 2 * MAX_SCRUBBED_CHARS:
+            text = text[:MAX_SCRUBBED_CHARS] + text[-MAX_SCRUBBED_CHARS:]
+        return pattern.sub(REDACTED, text)
+
+    def in_bytes(self, data: bytes) -> tuple[bytes, int]:
+        """Output of a program without them, and how many bytes at its end may be the beginning of one."""
+        if self._pattern is None:
+            return b"\n".join(REDACTED.encode() if line else b"" for line in data.split(b"\n")), 0
+        if not self.longest:
+            return data, 0
+        text = self(data.decode("utf-8", "surrogateescape"))
+        return text.encode("utf-8", "surrogateescape"), 4 * self.longest
+
+
+def scrubber_of(redaction: Redaction, *texts: bytes | None) -> Scrubber:
+    """A scrubber for the values of JSON texts; those that are none have no values."""
+    return Scrubber(redaction, lambda: map(_decoded, filter(None, texts)))
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
