@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from urllib.parse import quote
@@ -122,14 +121,12 @@ class Group:
         chosen = self._others(self.writable())[0]
 
         def strike() -> DatabaseServer:
-            with chosen.root() as connection, connection.cursor() as cursor:
-                cursor.execute("FLUSH TABLES WITH READ LOCK")
+            with chosen.root(self.database) as connection, connection.cursor() as cursor:
+                cursor.execute("LOCK TABLES workerd_jobs READ")
                 time.sleep(HOLD_S)
-                switching = threading.Thread(target=self.group.switch_over, args=(chosen,))
-                switching.start()
-                time.sleep(1)
+                # While it is being made the primary, it would not even take this.
                 cursor.execute("UNLOCK TABLES")
-            switching.join()
+            self.group.switch_over(chosen)
             return chosen
 
         return Fault("switched over to a member that is behind", strike)
