@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
@@ -13,8 +14,10 @@ from tests.support.servers import DatabaseServer
 from tests.support.storing import claims, enqueue, sql, value
 from workerd.errors import WrongVersion
 from workerd.job import new_id
-from workerd.store import migrations, schema
+from workerd.store import base, migrations, schema
+from workerd.store import mysql as mysql_store
 from workerd.store.base import Store
+from workerd.store.claims import promote_due
 
 TABLES = (
     "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "revisions",
@@ -96,6 +99,105 @@ def test_a_store_of_version_1_keeps_its_rows(
     sql(store, "INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'h')", made)
     assert store.migrate() == ALL[1:]
     assert [claim.id for claim in claims(store, "h")] == [made]
+
+
+def of_version_1(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Makes it one of version 1 with a job in each of three statuses."""
+    with monkeypatch.context() as before:
+        before.setattr(migrations, "MIGRATIONS", schema.MIGRATIONS[:1])
+        before.setattr(migrations, "NEWEST", 1)
+        store.migrate()
+    for state in ("new", "scheduled", "completed"):
+        sql(store, "INSERT INTO workerd_jobs (id, handler, status) VALUES (%s, 'h', %s)", new_id(), state)
+    return store
+
+
+@pytest.fixture
+def version_1(mysql_url: str, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch) -> Store:
+    return of_version_1(opened(mysql_url), monkeypatch)
+
+
+def tables(store: Store) -> list[object]:
+    """Each table with its columns and indexes, as the server writes it."""
+    return [store.read(lambda tx, t=t: tx.one(f"SHOW CREATE TABLE workerd_{t}")) for t in TABLES]
+
+
+def test_a_migration_cut_short_at_any_statement_is_finished(
+    mysql: Store, mysql_server: DatabaseServer, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends as one that was not, and every job is found where it is looked for."""
+    statements = schema.MIGRATIONS[1].mysql
+    for done in range(1, len(statements) + 1):
+        store = of_version_1(opened(mysql_server.url(mysql_server.new_database())), monkeypatch)
+        for statement in statements[:done]:
+            sql(store, statement)
+        with pytest.raises(WrongVersion, match="schema 1"):
+            store.check_version()
+        assert store.migrate() == ALL[1:]
+        assert tables(store) == tables(mysql)
+        assert len(claims(store, "h")) == 1
+        assert store.run(lambda tx: promote_due(tx, 10)).count == 1
+
+
+def test_nodes_migrate_at_once_while_others_write(
+    version_1: Store, mysql_url: str, opened: Callable[..., Store]
+) -> None:
+    """No INSERT fails or is lost; its longest wait is printed."""
+    for _ in range(12):
+        sql(
+            version_1,
+            "INSERT INTO workerd_jobs (id, handler, status)"
+            " SELECT UNHEX(REPLACE(UUID(), '-', '')), handler, status FROM workerd_jobs",
+        )
+    writer = opened(mysql_url)
+    waits: list[float] = []
+    over = threading.Event()
+
+    def write() -> None:
+        while not over.is_set():
+            began = time.monotonic()
+            sql(writer, "INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'written')", new_id())
+            waits.append(time.monotonic() - began)
+
+    applied: list[str] = []
+    stores = [opened(mysql_url), opened(mysql_url)]
+    nodes = [threading.Thread(target=lambda s=store: applied.extend(s.migrate())) for store in stores]
+    writing = threading.Thread(target=write)
+    writing.start()
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join()
+    over.set()
+    writing.join()
+    assert applied == ALL[1:]
+    print(f"{len(waits)} INSERTs during the migration of 12,288 rows; the longest took {max(waits):.3f} s")
+    counted = (
+        "SELECT COUNT(*) FROM workerd_jobs FORCE INDEX (workerd_holder) WHERE status = 'new' AND holder = %s"
+    )
+    assert value(version_1, counted, "written") == len(waits)
+    assert value(version_1, counted, "h") == 4096
+
+
+def test_a_migration_keeps_no_writer_waiting_behind_an_open_transaction(
+    version_1: Store, mysql_server: DatabaseServer, mysql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of the table waits for it a moment at a time, and lets pass who came behind."""
+    monkeypatch.setattr(mysql_store, "MIGRATION_LOCK_WAIT_S", 1)
+    monkeypatch.setattr(mysql_store, "MIGRATION_PAUSE_S", 0.2)
+    monkeypatch.setattr(base, "MAX_TRIES", 1)
+    database = urlsplit(mysql_url).path[1:]
+    with mysql_server.root(database) as reader, reader.cursor() as cursor:
+        reader.begin()
+        cursor.execute("SELECT COUNT(*) FROM workerd_jobs")
+        migration = threading.Thread(target=version_1.migrate)
+        migration.start()
+        with mysql_server.root(database) as writer, writer.cursor() as insert:
+            while version_1.stats.errors[1205] < 3:
+                insert.execute("INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'written')", (new_id(),))
+        reader.rollback()
+    migration.join()
+    version_1.check_version()
 
 
 def test_every_table_is_there(store: Store) -> None:

@@ -18,7 +18,7 @@ from pymysql.converters import escape_bool
 
 from workerd import clock, lean_imports
 from workerd.config.store_url import Host, MySQLUrl
-from workerd.errors import StoreAway, StoreError, StoreRefused
+from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.store import migrations, schema, servers
 from workerd.store.base import (
     LastStatement,
@@ -49,6 +49,10 @@ from workerd.store.schema import Migration
 MIN_SHARE_S = 0.05
 """What each server gets of the time limit for connecting, however many there are."""
 _MIGRATION_TIMEOUT_S = 86_400.0
+MIGRATION_LOCK_WAIT_S = 2
+MIGRATION_PAUSE_S = 4.0
+"""A change of a table waits so long for transactions that use it, since all others wait behind it meanwhile,
+and then lets them pass for so long before it tries again."""
 
 _INTEGERS = (FIELD_TYPE.TINY, FIELD_TYPE.SHORT, FIELD_TYPE.INT24, FIELD_TYPE.LONG, FIELD_TYPE.LONGLONG)
 _FLOATS = (FIELD_TYPE.FLOAT, FIELD_TYPE.DOUBLE, FIELD_TYPE.DECIMAL, FIELD_TYPE.NEWDECIMAL)
@@ -174,16 +178,30 @@ class MySQLStore(Store):
 
     def _migrate(self, session: MySQLSession) -> list[str]:
         """Apply what is missing, statement by statement, each again while it loses its locks."""
+        session.execute(f"SET SESSION lock_wait_timeout = {MIGRATION_LOCK_WAIT_S}")
         found = schema_version(Tx(session))
+        session.rollback()
         missing = migrations.missing(found)
         self._again(partial(_ddl, session, schema.MYSQL_MIGRATIONS))
         applied = []
         for migration in missing:
             for statement in migration.mysql:
-                self._again(partial(_ddl, session, statement))
+                self._change(partial(_ddl, session, statement))
             if self._again(partial(_note_migration, session, migration)):
                 applied.append(f"{migration.version}: {migration.name}")
         return applied
+
+    def _change(self, change: Callable[[], None]) -> None:
+        """Change a table once no transaction uses it. Raises StoreBusy if there is one for a day."""
+        deadline = time.monotonic() + _MIGRATION_TIMEOUT_S
+        while True:
+            try:
+                return self._again(change)
+            except StoreBusy:
+                if time.monotonic() > deadline:
+                    raise
+            self.on_progress()
+            time.sleep(MIGRATION_PAUSE_S)
 
 
 # Table, column or index is there already, or already gone: MySQL commits at each DDL statement, so a
