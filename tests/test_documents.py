@@ -11,6 +11,7 @@ from tests.support import storing
 from workerd import documents
 from workerd.documents import Attempt, Document, Handler, Job, Node, Request, Schedule
 from workerd.job import Status
+from workerd.redaction import NOTHING
 from workerd.store import handlers, nodes, requests, schedules
 from workerd.store.base import Store
 from workerd.store.queries import StoredJob
@@ -41,9 +42,9 @@ def test_a_job_and_its_attempts_have_the_keys_of_the_contract(store: Store) -> N
     job_id = storing.enqueue(store, "mail", vars=b'{"a": 1}', meta=b"[2]")
     storing.finish(store, "mail", payload=b"42", payload_type="json")
     found = storing.job(store, job_id)
-    document = documents.job(found)
-    assert tuple(document) == (*JOB_KEYS, "payload", "payload_base64", "attempts")
-    assert tuple(documents.job(found.row)) == JOB_KEYS
+    document = documents.job(found, NOTHING)
+    assert tuple(document) == (*JOB_KEYS, "state", "payload", "payload_base64", "attempts")
+    assert tuple(documents.job(found.row, NOTHING)) == JOB_KEYS
     assert tuple(document["attempts"][0]) == ATTEMPT_KEYS
     assert (document["vars"], document["meta"], document["complete"]) == ({"a": 1}, [2], True)
     job = job_of(document)
@@ -63,7 +64,7 @@ def test_a_payload_is_shown_by_its_type(
     storing.finish(store, "mail")
     found = storing.job(store, job_id)
     row = msgspec.structs.replace(found.row, payload=payload, payload_type=kind)
-    assert job_of(documents.job(StoredJob(row=row, attempts=found.attempts))).result == result
+    assert job_of(documents.job(StoredJob(row=row, attempts=found.attempts), NOTHING)).result == result
 
 
 def test_every_other_document_has_the_fields_of_its_type(store: Store) -> None:
@@ -78,7 +79,7 @@ def test_every_other_document_has_the_fields_of_its_type(store: Store) -> None:
         last_tick=1, last_job=bytes(16), paused_at=None, paused_by=None,
     )  # fmt: skip
     with_types: list[tuple[Document, type[msgspec.Struct]]] = [
-        (documents.request(row, jobs), Request),
+        (documents.request(row, NOTHING, [(job, NOTHING) for job in jobs]), Request),
         (documents.handler(store.read(handlers.list_)[0]), Handler),
         (documents.schedule(cron, 1_000_000), Schedule),
         (documents.node(node, 0), Node),
@@ -86,7 +87,7 @@ def test_every_other_document_has_the_fields_of_its_type(store: Store) -> None:
     for document, kind in with_types:
         assert tuple(document) == kind.__struct_fields__
         msgspec.convert(msgspec.json.decode(msgspec.json.encode(document)), kind)
-    assert tuple(documents.request(row)) == Request.__struct_fields__[:-1]
+    assert tuple(documents.request(row, NOTHING)) == Request.__struct_fields__[:-1]
     assert documents.schedule(cron, 1_000_000)["next_at"] == "1970-01-01T00:00:01.000000Z"
 
 

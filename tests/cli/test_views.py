@@ -7,6 +7,7 @@ from typing import Any
 from workerd import documents
 from workerd.cli.views import draw_graph
 from workerd.config.model import WorkflowJob
+from workerd.redaction import NOTHING
 from workerd.store.columns import JobRow
 from workerd.workflow import Graph
 
@@ -20,7 +21,7 @@ def job(name: str, status: str, **more: Any) -> dict[str, Any]:
             "failures": 0, "crashes": 0, "losses": 0, "name": name, **more,
         }
     )  # fmt: skip
-    return documents.job(row)
+    return documents.job(row, NOTHING)
 
 
 ID = "00000000-0000-0000-0000-000000000000"

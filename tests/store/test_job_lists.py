@@ -11,6 +11,7 @@ from tests.support import storing as s
 from workerd import documents
 from workerd.clock import SECOND, from_rfc3339, now_us, to_text
 from workerd.job import Status
+from workerd.redaction import NOTHING
 from workerd.store import columns, job_lists, jobs
 from workerd.store.base import Store
 from workerd.store.job_lists import JobFilter
@@ -93,7 +94,7 @@ def test_rows_of_other_programs_are_listed_too(store: Store) -> None:
     s.sql(store, sql, b"\xee" * 16, "2026-01-02 00:00:00", "{")
     s.sql(store, sql, b"\x00" * 16, "2026-01-02 00:00:00.5", "[]")
     assert ids(store, handler="h") == [ours, b"\x00" * 16, b"\xff" * 16, b"\xee" * 16]
-    assert documents.job(s.job(store, b"\xff" * 16))["vars"] == "{"
+    assert documents.job(s.job(store, b"\xff" * 16), NOTHING)["vars"] == "{"
 
 
 def test_a_big_table_is_listed_whole_and_what_is_due_later_last(

@@ -12,6 +12,7 @@ from workerd import documents
 from workerd.clock import SECOND, from_rfc3339
 from workerd.errors import NotFound
 from workerd.job import Status, id_text
+from workerd.redaction import NOTHING
 from workerd.store import handlers, job_lists, queries
 from workerd.store.base import Store, Tx
 from workerd.store.job_lists import JobFilter
@@ -22,7 +23,7 @@ def test_a_job_is_shown_with_its_attempts(store: Store) -> None:
     job_id = s.enqueue(store, "mail", vars=b'{"to":"x"}', meta=b'{"tenant":7}', unique_key="k")
     s.finish(store, "mail", Status.RETRY, error="503")
     s.finish(store, "mail", payload=b"[1,2]", payload_type="json")
-    shown = documents.job(s.job(store, job_id))
+    shown = documents.job(s.job(store, job_id), NOTHING)
     assert shown["id"] == id_text(job_id)
     assert (shown["status"], shown["attempt"], shown["complete"], shown["success"]) == (
         "completed",
@@ -44,7 +45,7 @@ def test_bytes_are_shown_in_base64(store: Store) -> None:
     """A payload that is no JSON does not break the document."""
     job_id = s.enqueue(store, "mail")
     s.finish(store, "mail", payload=b"\x00\xff", payload_type="bytes")
-    shown = documents.job(s.job(store, job_id))
+    shown = documents.job(s.job(store, job_id), NOTHING)
     assert (shown["payload"], shown["payload_base64"]) == (None, "AP8=")
     assert store.read(lambda tx: queries.payload(tx, job_id)) == (b"\x00\xff", "bytes")
 

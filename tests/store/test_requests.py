@@ -15,6 +15,7 @@ from workerd.errors import Conflict, NotFound
 from workerd.ingester import writer
 from workerd.job import Status
 from workerd.outcome import Reason
+from workerd.redaction import NOTHING
 from workerd.store import claims as store_claims
 from workerd.store import job_control, requests, workflow_inputs, workflows
 from workerd.store.base import Store
@@ -46,7 +47,9 @@ def test_a_request_runs_step_by_step_to_its_end(store: Store) -> None:
     )
     assert row.completed_at is not None
     assert row.version >= 5
-    assert documents.request(row, list(found.values()))["params"] == {"user": 7}
+    assert documents.request(row, NOTHING, [(one, NOTHING) for one in found.values()])["params"] == {
+        "user": 7
+    }
 
 
 def test_jobs_carry_params_extras_and_payloads_of_needed_jobs(store: Store) -> None:
