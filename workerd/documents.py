@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from operator import attrgetter
 from typing import Any, Literal
@@ -11,9 +11,12 @@ from typing import Any, Literal
 import msgspec
 
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
-from workerd.job import ENDED, id_text
+from workerd.config.model import LimitConfig
+from workerd.config.validators import duration_literal
+from workerd.job import ENDED, AttemptRef, id_text
+from workerd.rate_limit import Rate
 from workerd.redaction import REDACTED, Redaction, scrubber_of
-from workerd.store import stats
+from workerd.store import limits, stats
 from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.errors import GroupRow
@@ -167,6 +170,47 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True):
 
     at: datetime
     handlers: dict[str, HandlerStats]
+
+
+class LimitHolder(msgspec.Struct, frozen=True, kw_only=True):
+    """A running attempt that holds a limit. `since`: when it was claimed."""
+
+    job_id: str
+    attempt: int
+    group: str | None
+    handler: str | None
+    node: str | None
+    since: datetime | None
+
+
+class LimitGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """What a group uses of a limit; the empty group is that of jobs without one."""
+
+    group: str
+    used: int
+    held_until: datetime | None
+
+
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """A limit: what holds over all nodes, what is used and waits. Rates are text such as "100/1m".
+
+    `configured`: false for one that only running jobs still hold. `waiting`: jobs of its handlers that are
+    `new`, up to 10000 of each. `held_until`: nothing starts before. `holders`: the first 200.
+    """
+
+    name: str
+    configured: bool
+    concurrency: int | None
+    group_concurrency: int | None
+    rate: str | None
+    burst: int | None
+    group_rate: str | None
+    handlers: list[str]
+    used: int
+    waiting: int
+    held_until: datetime | None
+    groups: list[LimitGroup]
+    holders: list[LimitHolder]
 
 
 class ErrorGroup(msgspec.Struct, frozen=True, kw_only=True):
@@ -440,3 +484,62 @@ def node(row: NodeRecord, now: int) -> Document:
 def act(row: AuditRow) -> Document:
     """An act of a person or program."""
     return _act(row)
+
+
+def limit(
+    name: str,
+    config: LimitConfig | None,
+    *,
+    handlers: Sequence[str],
+    waiting: int,
+    holders: Sequence[limits.Holder],
+    rows: Mapping[AttemptRef, JobRow],
+    holds: Sequence[limits.Held],
+    shown: int,
+) -> Document:
+    """A limit, with what `config` says of it on all nodes, and the rows of the attempts that hold it."""
+    by_ref: dict[AttemptRef, str | None] = {}
+    groups: dict[str, Document] = {}
+    for holder in holders:
+        by_ref[holder.ref] = holder.group if holder.group is not None else by_ref.get(holder.ref)
+        if holder.group is not None:
+            _limit_group(groups, holder.group)["used"] += 1
+    for hold in holds:
+        if hold.group is not None:
+            _limit_group(groups, hold.group)["held_until"] = moment(hold.until)
+    given = LimitConfig() if config is None else config
+    return {
+        "name": name,
+        "configured": config is not None,
+        "concurrency": given.concurrency,
+        "group_concurrency": given.group_concurrency,
+        "rate": rate(given.rate),
+        "burst": given.burst,
+        "group_rate": rate(given.group_rate),
+        "handlers": list(handlers),
+        "used": len(by_ref),
+        "waiting": waiting,
+        "held_until": moment(max((hold.until for hold in holds if hold.group is None), default=None)),
+        "groups": list(groups.values()),
+        "holders": [_limit_holder(ref, group, rows.get(ref)) for ref, group in list(by_ref.items())[:shown]],
+    }
+
+
+def _limit_group(groups: dict[str, Document], group: str) -> Document:
+    return groups.setdefault(group, {"group": group, "used": 0, "held_until": None})
+
+
+def _limit_holder(ref: AttemptRef, group: str | None, row: JobRow | None) -> Document:
+    return {
+        "job_id": id_text(ref.id),
+        "attempt": ref.attempt,
+        "group": group if group is not None or row is None else row.group_key,
+        "handler": None if row is None else row.handler,
+        "node": None if row is None else row.node,
+        "since": None if row is None else moment(row.claimed_at),
+    }
+
+
+def rate(rate: Rate | None) -> str | None:
+    """A rate as it is configured."""
+    return None if rate is None else f"{rate.count}/{duration_literal(rate.period_us / 1_000_000)}"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, get_args, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, get_args, overload
 
 import msgspec
 
@@ -43,13 +43,24 @@ class Failure(Exception):
 class Retry(Exception):
     """Retry the job `after` so long (seconds, or text such as "5m"), by default the handler's backoff.
 
-    `counted=False` only postpones it: no attempt is used. Raises ValueError for an invalid `after`.
+    `counted=False` only postpones it: no attempt is used. `hold`: until then no node starts another job of
+    its "group", or of its "limit", where the handler has one. Raises ValueError for an invalid `after` or
+    `hold`.
     """
 
-    def __init__(self, reason: object = "", after: float | str | None = None, counted: bool = True) -> None:
+    def __init__(
+        self,
+        reason: object = "",
+        after: float | str | None = None,
+        counted: bool = True,
+        hold: Literal["group", "limit"] | None = None,
+    ) -> None:
         super().__init__(reason)
+        if hold not in (None, "group", "limit"):
+            raise wrong('"group" or "limit"', hold)
         self.after = None if after is None else duration(after)
         self.counted = counted
+        self.hold = hold
 
 
 class DeadlineExceeded(BaseException):

@@ -73,6 +73,18 @@ class AttemptRef(NamedTuple):
     attempt: int
 
 
+class LimitUse(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What an attempt took of a limit, by `name`: slots of the limit and of its `group`, and starts of rates.
+
+    `start_us`, `group_start_us`: by how much its start moved the rate of the limit, and of the group.
+    """
+
+    name: str
+    group: str
+    start_us: int = 0
+    group_start_us: int = 0
+
+
 class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """An attempt that a node has claimed: what law 1 names, and what deciding how it ended needs.
 
@@ -91,6 +103,7 @@ class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True,
     request_id: bytes | None = None
     step: int | None = None
     name: str | None = None
+    limited: LimitUse | None = None
 
     @property
     def ref(self) -> AttemptRef:

@@ -39,6 +39,7 @@ EVENTS: dict[str, str] = {
     "job.claimed": "This node took an attempt and sends it to its pool; at the level `debug` only.",
     "lease.expired": "The lease was not renewed in time; nothing is started until it is.",
     "lease.renewed": "The lease is held again after it expired.",
+    "limit.differs": "Live nodes are configured with other values of a limit; the lower of each holds.",
     "node.kept": "Claims are left at the end of this node; its next start takes care of them.",
     "node.refused": "This node may not work: wrong schema of the store, or its name is taken.",
     "node.registered": "This node is in the store's table of nodes and may claim jobs.",

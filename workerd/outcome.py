@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 
 from workerd import fingerprint
-from workerd.job import AttemptRef, ClaimedAttempt, HeldAttempt, Status
+from workerd.job import AttemptRef, ClaimedAttempt, HeldAttempt, LimitUse, Status
 from workerd.text import one_line
 
 
@@ -60,7 +60,8 @@ class RunResult(
         The exception's classes, most derived first, as `module.qualname`. `frames`: the innermost ones of
         the user's code, as `fingerprint.user_frames` returns them.
     after
-        Seconds that `Retry` asks for. `pause`: seconds that the handler's `cooler()` asks for.
+        Seconds that `Retry` asks for; `hold`: what else is to wait for so long. `pause`: seconds that the
+        handler's `cooler()` asks for.
     """
 
     serial: int
@@ -77,6 +78,7 @@ class RunResult(
     classes: tuple[str, ...] = ()
     after: float | None = None
     counted: bool = True
+    hold: Literal["group", "limit"] | None = None
     pause: float | None = None
     tainted: bool = False  # interrupted, or its process cannot be put back: the worker must be replaced
     exit_signal: int | None = None
@@ -94,6 +96,13 @@ class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
     failures: int
     crashes: int
     losses: int
+
+
+class Hold(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """No further start of the attempt's group or limit for so long, counted from the closing."""
+
+    scope: Literal["group", "limit"]
+    delay_us: int
 
 
 class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
@@ -141,6 +150,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     fingerprint: bytes | None = None
     log: str | None = None
     log_dropped: int = 0
+    limited: LimitUse | None = None
+    hold: Hold | None = None
 
     @property
     def ref(self) -> AttemptRef:
@@ -183,6 +194,7 @@ def released(attempt: ClaimedAttempt) -> Outcome:
         status=Status.NEW,
         request_id=attempt.request_id,
         unique_key=attempt.unique_key,
+        limited=attempt.limited,
     )
 
 
@@ -244,6 +256,8 @@ def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:
         unique_key=outcome.unique_key,
         error_class=fingerprint.REFUSED,
         fingerprint=fingerprint.fingerprint(outcome.handler, Reason.REFUSED, fingerprint.REFUSED, error),
+        limited=outcome.limited,
+        hold=outcome.hold,
     )
 
 
@@ -279,4 +293,5 @@ def _unreported(
         fingerprint=None
         if error_class is None
         else fingerprint.fingerprint(attempt.handler, reason, error_class, error),
+        limited=attempt.limited,
     )

@@ -11,7 +11,7 @@ import msgspec
 from workerd import clock, fingerprint
 from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
 from workerd.job import COOLER_KEY, ENDED, Claim, ClaimedAttempt, Status
-from workerd.outcome import BAD_REASONS, NextAttempt, Outcome, Reason, RunResult
+from workerd.outcome import BAD_REASONS, Hold, NextAttempt, Outcome, Reason, RunResult
 
 MAX_PAUSE_S = 36500 * 86400.0
 """Later than that, a store cannot represent the date of the next attempt."""
@@ -272,6 +272,8 @@ def decide(
         step=claim.step,
         name=claim.name,
         unique_key=claim.unique_key,
+        limited=claim.limited,
+        hold=_hold(claim, policy, result, rng),
         error_class=error_class,
         fingerprint=None if error_class is None else _fingerprint(claim, decided.reason, error_class, result),
     )
@@ -300,6 +302,16 @@ def _fingerprint(claim: Claim, reason: Reason, error_class: str, result: RunResu
         result.frames,
         f"{result.exit_signal} {result.exit_code}" if died and reason is Reason.CRASHED else "",
     )
+
+
+def _hold(claim: Claim, policy: Policy, result: RunResult, rng: Callable[[], float]) -> Hold | None:
+    """How long its group or limit is to wait too; None without a limit, which alone could."""
+    if result.hold is None or claim.limited is None:
+        return None
+    seconds = result.after
+    if seconds is None:
+        seconds = backoff_pause(policy.backoff, claim.failures + 1, rng)
+    return Hold(result.hold, _us(seconds))
 
 
 def _store_time(claim: Claim, ns: int | None) -> int | None:

@@ -17,6 +17,7 @@ from workerd.cli.session import load_config
 from workerd.config import token_file
 from workerd.operations.access import inspect_store, migration_sql, server_states
 from workerd.operations.access import migrate as migrate_store
+from workerd.operations.limits import differing
 from workerd.text import plural
 
 AskStore = Annotated[
@@ -45,6 +46,7 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
             store=[ServerPlan(*state) for state in server_states(config)],
             schema=schema,
             store_faults=faults,
+            notes=[*report.notes, *differing(config)],
         )
     if json:
         print_json(report)

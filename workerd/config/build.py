@@ -19,6 +19,7 @@ from workerd.config.graph import cycle as find_cycle
 from workerd.config.graph import depths
 from workerd.config.model import (
     HANDLER_KEYS,
+    LIMIT_KEYS,
     POOL_KEYS,
     SECTIONS,
     TABLES,
@@ -29,6 +30,7 @@ from workerd.config.model import (
     GatewayConfig,
     HandlerConfig,
     Keys,
+    LimitConfig,
     NodeConfig,
     Policy,
     PoolConfig,
@@ -228,6 +230,42 @@ def pools(root: Table) -> PoolTables:
     return found
 
 
+def limits(root: Table, found: PoolTables) -> dict[str, LimitConfig]:
+    """All limits; the handlers and pools are told which of theirs have a rate."""
+    made: dict[str, LimitConfig] = {}
+    for name, table in root.table("limits").tables():
+        check_name(table, name)
+        made[name] = LimitConfig(**table.read(LIMIT_KEYS))
+        if not any(table.values.get(key, "") != "" for key in LIMIT_KEYS if key != "burst"):
+            table.error("expected concurrency, group_concurrency, rate or group_rate, got none of them")
+    for name, handler in found.handlers.items():
+        if handler.limit and handler.limit not in made:
+            root.error(
+                f'expected a limit that is configured, got "{handler.limit}"{nearest(handler.limit, made)}',
+                "handlers", name, "limit",
+            )  # fmt: skip
+    used = {handler.limit for handler in found.handlers.values()}
+    found.notes += [f"[limits.{name}] has no effect, as no handler names it" for name in made.keys() - used]
+    found.notes.sort()
+    for name, pool in found.pools.items():
+        found.pools[name] = msgspec.structs.replace(
+            pool,
+            handlers=tuple(
+                msgspec.structs.replace(h, rated=h.limit in made and made[h.limit].rated)
+                for h in pool.handlers
+            ),
+        )
+    return made
+
+
+def _weights(root: Table) -> dict[str, int]:
+    try:
+        return dict(v.weights(root.values.get("groups", {})))
+    except InvalidValue as error:
+        root.error(str(error), "groups")
+        return {}
+
+
 def _drop_default_around(found: PoolTables, names: list[str], given: dict[str, dict[str, Any]]) -> None:
     """What the pool has around its runs replaces the default, not what a handler's own table says."""
     for name in names:
@@ -339,6 +377,8 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
             root.unknown(name, dict.fromkeys(TABLES))
     sections = {name: _section(root.table(name), name) for name in SECTIONS}
     found = pools(root)
+    limited = limits(root, found)
+    weights = _weights(root)
     flows = workflows(root, found.handlers)
     _check_names(root, found, flows)
     named = schedules.named(root, found.handlers, flows)
@@ -346,7 +386,14 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     errors.raise_if_any()
     notes = (*found.notes, *_exposed_password(tree, sections["store"]))
     return Config(
-        pools=found.pools, workflows=flows, schedules=named, redact=found.redact, notes=notes, **sections
+        pools=found.pools,
+        workflows=flows,
+        schedules=named,
+        limits=limited,
+        groups=weights,
+        redact=found.redact,
+        notes=notes,
+        **sections,
     )
 
 

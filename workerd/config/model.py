@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, cast, get_args, get_type_hints
 import msgspec
 
 from workerd.config import validators as v
+from workerd.rate_limit import Rate
 
 Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
@@ -349,6 +350,11 @@ class HandlerConfig(ConfigValue, frozen=True):
     group: Annotated[str, v.group_template] = ""
     """The group of a job that is enqueued without one, filled from its vars: "{tenant}". Limits, `fair` and
     search go by groups. A job whose vars do not give one is refused, or fails. "": no group."""
+    limit: Annotated[str, v.name_or_empty] = ""
+    """The `[limits.NAME]` that holds for its jobs; handlers may share one. "": none."""
+    fair: Annotated[bool, v.boolean] = False
+    """true: within a priority the groups take turns, weighted by `[groups]`; a group alone gets all workers.
+    """
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
@@ -356,6 +362,7 @@ class HandlerConfig(ConfigValue, frozen=True):
     """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON
     payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
     letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
+    rated: bool = False  # its limit has a rate: a pool claims only what it can start at once
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
@@ -411,6 +418,66 @@ class PoolConfig(ConfigValue, frozen=True):
     (duration), the pool is quarantined and retried later; all other pools go on."""
 
 
+class LimitConfig(ConfigValue, frozen=True):
+    """One `[limits.NAME]`: how many jobs of the handlers that name it run, and start, on all nodes together.
+
+    Where live nodes have different ones, the lower of each value holds.
+    """
+
+    concurrency: Annotated[int | None, v.count_or_none(1, 10_000)] = None
+    """Jobs that run at the same time, on all nodes together. "": any number."""
+    group_concurrency: Annotated[int | None, v.count_or_none(1, 10_000)] = None
+    """Of these, jobs of one group. Jobs without a group share one. "": any number."""
+    rate: Annotated[Rate | None, v.rate_or_none] = None
+    """Jobs that start, as a number per time: "100/1m". In no window of any length do more start than the rate
+    allows in it, plus `burst`. "": any number."""
+    burst: Annotated[int | None, v.count_or_none(1, 1_000_000)] = None
+    """Jobs that may start at once after a pause. "": as many as the number of the rate."""
+    group_rate: Annotated[Rate | None, v.rate_or_none] = None
+    """As `rate`, for the jobs of each group; at once as many as its number, or `burst` if that is less."""
+
+    @property
+    def by_group(self) -> bool:
+        """Whether it counts each group on its own."""
+        return self.group_concurrency is not None or self.group_rate is not None
+
+    @property
+    def rated(self) -> bool:
+        return self.rate is not None or self.group_rate is not None
+
+    @property
+    def starts(self) -> Rate | None:
+        """The rate with its burst."""
+        return self.rate if self.rate is None or self.burst is None else self.rate.with_burst(self.burst)
+
+    @property
+    def group_starts(self) -> Rate | None:
+        """The rate of each group with its burst."""
+        if self.group_rate is None or self.burst is None:
+            return self.group_rate
+        burst = self.burst if self.rate is None else min(self.burst, self.group_rate.burst)
+        return self.group_rate.with_burst(burst)
+
+    def lower(self, other: LimitConfig) -> LimitConfig:
+        """The lower of each value."""
+        given = [value for value in (self.burst, other.burst) if value is not None]
+        return LimitConfig(
+            concurrency=_lower(self.concurrency, other.concurrency),
+            group_concurrency=_lower(self.group_concurrency, other.group_concurrency),
+            rate=_slower(self.rate, other.rate),
+            burst=min(given, default=None),
+            group_rate=_slower(self.group_rate, other.group_rate),
+        )
+
+
+def _lower(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else min(one, other)
+
+
+def _slower(one: Rate | None, other: Rate | None) -> Rate | None:
+    return other if one is None else one if other is None else one.lower(other)
+
+
 class WorkflowJob(ConfigValue, frozen=True):
     """One node of a workflow's graph; steps are translated into these."""
 
@@ -458,6 +525,8 @@ class Config(ConfigValue, frozen=True, dict=True):
     workflows: dict[str, WorkflowConfig] = {}
     schedules: dict[str, NamedSchedule] = {}
     redact: tuple[str, ...] = ()  # of [defaults]: for handlers that are not configured here, too
+    limits: dict[str, LimitConfig] = {}
+    groups: dict[str, int] = {}  # the weight of each, 1 where none is given
     notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
     @cached_property
@@ -467,6 +536,7 @@ class Config(ConfigValue, frozen=True, dict=True):
 
 HANDLER_KEYS = keys_of(HandlerConfig) | keys_of(CommandConfig) | keys_of(Policy) | keys_of(ScheduleConfig)
 POOL_KEYS = keys_of(PoolConfig)
+LIMIT_KEYS = keys_of(LimitConfig)
 WORKFLOW_KEYS = keys_of(WorkflowTable) | keys_of(ScheduleConfig)
 SCHEDULE_KEYS = keys_of(NamedSchedule)
 SECTIONS: dict[str, type[ConfigValue]] = {
@@ -474,7 +544,7 @@ SECTIONS: dict[str, type[ConfigValue]] = {
     for name, hint in get_type_hints(Config).items()
     if isinstance(hint, type) and issubclass(hint, ConfigValue)
 }
-TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows", "schedules")
+TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows", "schedules", "limits", "groups")
 
 
 def tables_with(key: str) -> list[str]:
@@ -488,4 +558,6 @@ def tables_with(key: str) -> list[str]:
         found.append("[workflows.NAME]")
     if key in SCHEDULE_KEYS:
         found.append("[schedules.NAME]")
+    if key in LIMIT_KEYS:
+        found.append("[limits.NAME]")
     return found

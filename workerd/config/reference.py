@@ -19,6 +19,7 @@ from workerd.config.model import (
     ConfigValue,
     HandlerConfig,
     Keys,
+    LimitConfig,
     NamedSchedule,
     Policy,
     PoolConfig,
@@ -58,6 +59,16 @@ _POOL = """\
 # A pool: a fixed number of worker processes, and their limits. These keys may also be set in the table of a
 # handler that has a pool of its own.
 #[pools.images]"""
+
+_LIMIT = """\
+# A limit: how many jobs of the handlers with limit = "payments" run and start, on all nodes together. Where
+# live nodes have different ones, the lower of each value holds. At least one of its keys but burst is needed.
+#[limits.payments]"""
+
+_GROUPS = """\
+# Weights of groups where a handler is `fair`, from 1 to 100; 1 where none is given.
+#[groups]
+#"tenant-7" = 3"""
 
 _WORKFLOW = """\
 # Handlers that share that pool, and a workflow of them.
@@ -127,7 +138,7 @@ def workerd_toml() -> str:
     lines += [*_keys(Policy, "#"), *_keys(ScheduleConfig, "#"), "", _COMMAND]
     lines += _keys(CommandConfig, "#", {"command": ["/usr/bin/php", "artisan", "report", "{month}"]})
     lines += ["", _POOL, *_keys(PoolConfig, "#")]
-    lines += ["", _WORKFLOW]
+    lines += ["", _LIMIT, *_keys(LimitConfig, "#", {"concurrency": 20}), "", _GROUPS, "", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
     lines += ["", _SCHEDULE]
     lines += _keys(NamedSchedule, "#", {"handler": "thumbnail"}, without=keys_of(ScheduleConfig))
@@ -142,6 +153,7 @@ def configuration_page() -> str:
         "[handlers.NAME], also the options of `@handler`": Policy,
         "[handlers.NAME] and [workflows.NAME]": ScheduleConfig,
         "[pools.NAME], or a handler with a pool of its own": PoolConfig,
+        "[limits.NAME]": LimitConfig,
         "[workflows.NAME]": WorkflowTable,
         "[schedules.NAME]": NamedSchedule,
     }

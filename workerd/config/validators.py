@@ -19,8 +19,9 @@ from workerd import text as texts
 from workerd.config import command_line
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.errors import InvalidValue
-from workerd.group import parse_template
+from workerd.group import checked_group, parse_template
 from workerd.host import processors
+from workerd.rate_limit import Rate
 from workerd.redaction import checked_path
 
 DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -384,6 +385,50 @@ def group_template(value: Any) -> str:
 @_validator('a path such as "password", "card.*" or "*.token"')
 def redact_path(value: Any) -> str:
     return checked_path(value)
+
+
+MAX_RATE_COUNT = 1_000_000
+MAX_RATE_PERIOD_S = 31 * 86400.0
+_RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*(\S.*?)\s*", re.ASCII)
+
+
+@_validator('a rate such as "100/1m" (1 to 1000000 per 1ms to 31d), or ""')
+def rate_or_none(value: Any) -> Rate | None:
+    """Starts per time, with as many at once; "" is None."""
+    if value == "" and isinstance(value, str):
+        return None
+    found = _RATE.fullmatch(value) if isinstance(value, str) else None
+    if found is None or not 1 <= int(found[1]) <= MAX_RATE_COUNT:
+        raise wrong(rate_or_none.expects, value)
+    try:
+        seconds = duration(found[2] if found[2][0].isdigit() else f"1{found[2]}")
+    except InvalidValue:
+        raise wrong(rate_or_none.expects, value) from None
+    if not 0.001 <= seconds <= MAX_RATE_PERIOD_S:
+        raise wrong(rate_or_none.expects, value)
+    return Rate(int(found[1]), round(seconds * 1_000_000), int(found[1]))
+
+
+def count_or_none(low: int, high: int) -> Validator:
+    """A whole number between two bounds; "" is None."""
+    bounded = integer(low, high)
+    expects = f'{bounded.expects}, or ""'
+
+    def convert(value: Any) -> int | None:
+        if value == "" and isinstance(value, str):
+            return None
+        try:
+            return int(bounded(value))
+        except InvalidValue:
+            raise wrong(expects, value) from None
+
+    return Validator(convert, expects)
+
+
+@_validator("a table of weights, whole numbers from 1 to 100, by group")
+def weights(value: Any) -> dict[str, int]:
+    weight = integer(1, 100)
+    return {checked_group(group): int(weight(number)) for group, number in table(value).items()}
 
 
 @_validator('a cron expression such as "*/5 * * * *" (with six fields the first is seconds) or ""')

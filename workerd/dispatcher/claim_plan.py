@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
@@ -23,6 +25,8 @@ REWIND_S = 1.0
 """After which a claim starts from the beginning of the index again, for rows of higher priority."""
 WOKEN_REWIND_S = 0.1
 """The same after a wake-up, while there is work anyway."""
+LIMIT_BUSY_S = (0.002, 0.01)
+"""Until a handler is tried again whose limit another node had locked: about as long as a claim takes."""
 BUSY_S = 1.0
 """For which a pool counts as busy after a claim that brought all it asked for."""
 
@@ -34,15 +38,18 @@ class HandlerCursor:
         Whether there may be some.
     barred_until
         Monotonic seconds until which it is left out, since the store refused to claim it.
+    promising_at
+        Monotonic seconds at which its limit lets a waiting row start, if that is known.
     """
 
-    __slots__ = ("barred_until", "cursor", "promising", "rewind_at")
+    __slots__ = ("barred_until", "cursor", "promising", "promising_at", "rewind_at")
 
     def __init__(self) -> None:
         self.promising = True
         self.cursor: Cursor | None = None
         self.rewind_at = 0.0
         self.barred_until = 0.0
+        self.promising_at = math.inf
 
     def start(self, now: float) -> Cursor | None:
         """Where the next claim starts in the index."""
@@ -56,11 +63,30 @@ class HandlerCursor:
         self.promising = True
         self.rewind_at = min(self.rewind_at, now + WOKEN_REWIND_S)
 
-    def learn(self, batch: ClaimBatch, limit: int) -> None:
+    def learn(self, batch: ClaimBatch, limit: int, outlook: ClaimOutlook | None) -> None:
         """A claim of up to `limit` rows brought this batch."""
+        if outlook is not None:
+            now = time.monotonic()
+            self.promising = outlook.more or outlook.busy
+            self.promising_at = math.inf if outlook.retry_in_s is None else now + outlook.retry_in_s
+            self.barred_until = now + random.uniform(*LIMIT_BUSY_S) if outlook.busy else 0.0
+            self.cursor = batch.cursor
+            return
         left_behind = batch.found > len(batch.claims) + len(batch.broken)  # too many bytes for one claim
         self.promising = batch.found >= limit or left_behind
         self.cursor = batch.cursor if self.promising else None
+
+
+class ClaimOutlook(NamedTuple):
+    """What a claim of a limited handler says of the next.
+
+    `more`: further rows may fit at once. `retry_in_s`: when one fits by its rate. `busy`: another node is
+    claiming for its limit.
+    """
+
+    more: bool
+    retry_in_s: float | None
+    busy: bool
 
 
 class PoolShare(NamedTuple):
@@ -89,13 +115,18 @@ class ClaimedBatch(NamedTuple):
     handler: str
     limit: int
     batch: ClaimBatch
+    outlook: ClaimOutlook | None = None
 
 
 class ClaimPlanner:
-    """Decides what may be claimed now: no more than each pool's capacity, pools and handlers in turn."""
+    """Decides what may be claimed now: no more than each pool's capacity, pools and handlers in turn.
 
-    def __init__(self, pools: PoolLinks, max_rows: int) -> None:
+    `limited`: the handlers with a limit or turns of groups.
+    """
+
+    def __init__(self, pools: PoolLinks, max_rows: int, limited: Collection[str] = ()) -> None:
         self._pools = pools
+        self._limited = frozenset(limited)
         self._max_rows = AdaptiveSize(max_rows)
         self._max_bytes = AdaptiveSize(MAX_BATCH_BYTES, FIRST_BYTES)
         self._cursors: dict[str, HandlerCursor] = {}
@@ -116,8 +147,9 @@ class ClaimPlanner:
             wanted = self.wanted()
             if len(wanted) > MAX_UNPEEKED_HANDLERS:
                 # Too many to try them all; those without capacity are tried once they have some.
+                # A peek does not see what waits for a limit.
                 self._must_peek = True
-                named = known - wanted
+                named = (known - wanted) | (known & self._limited)
         self.wake(named)
         return bool(named) or handlers is None
 
@@ -148,8 +180,8 @@ class ClaimPlanner:
     def learn(self, plan: ClaimPlan, claimed: Iterable[ClaimedBatch]) -> None:
         """The plan was carried out and brought this."""
         now = time.monotonic()
-        for link, handler, limit, batch in claimed:
-            self._cursor(handler).learn(batch, limit)
+        for link, handler, limit, batch, outlook in claimed:
+            self._cursor(handler).learn(batch, limit, outlook)
             if batch.found >= limit:
                 self._satisfied_at[link.life] = now
             else:
@@ -164,8 +196,8 @@ class ClaimPlanner:
 
     def note_duration(self, seconds: float, claimed: Sequence[ClaimedBatch]) -> None:
         """A transaction that claimed this took so long: what the next may claim follows from it."""
-        self._max_rows.note(seconds, sum(batch.found for *_, batch in claimed))
-        self._max_bytes.note(seconds, sum(batch.size for *_, batch in claimed))
+        self._max_rows.note(seconds, sum(one.batch.found for one in claimed))
+        self._max_bytes.note(seconds, sum(one.batch.size for one in claimed))
 
     def note_failure(self, seconds: float) -> None:
         """A transaction was cut off after so long."""
@@ -212,7 +244,9 @@ class ClaimPlanner:
             handlers = [h for h in promising if self._cursor(h).barred_until <= now]
             if not handlers:
                 waits += [self._cursor(h).barred_until for h in promising]
+                waits += self._promising_later(link)
                 continue
+            waits += self._promising_later(link)
             ripe_at = self._ripe_at(link)
             if ripe_at > now:
                 waits.append(ripe_at)
@@ -238,7 +272,21 @@ class ClaimPlanner:
         return [links[life] for life in self._order]
 
     def _promising(self, link: PoolLink) -> list[str]:
-        return [h for h in link.handlers_in_turn() if h not in self._paused and self._cursor(h).promising]
+        now = time.monotonic()
+        found = []
+        for handler in link.handlers_in_turn():
+            cursor = self._cursor(handler)
+            if handler not in self._paused and (cursor.promising or cursor.promising_at <= now):
+                found.append(handler)
+        return found
+
+    def _promising_later(self, link: PoolLink) -> list[float]:
+        """When handlers become promising for which the pool has capacity."""
+        if link.capacity <= 0:
+            return []
+        now = time.monotonic()
+        moments = (self._cursor(h).promising_at for h in link.handlers if h not in self._paused)
+        return [moment for moment in moments if now < moment < math.inf]
 
     def _ripe_at(self, link: PoolLink) -> float:
         """A pool that just got all that it asked for waits a moment, so that its capacity grows.

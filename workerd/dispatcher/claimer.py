@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 
 from workerd import log
-from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimPlan, ClaimPlanner
+from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimOutlook, ClaimPlan, ClaimPlanner
+from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused, UnreadableRow
-from workerd.group import GroupTemplate
 from workerd.job import Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claimed_groups, claims
+from workerd.store import claims, limits
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
+from workerd.store.limited_claims import LimitedBatch
 
 UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
 
@@ -29,8 +30,6 @@ _log = get_logger("dispatcher")
 
 class Claimer:
     """Claims what the plan allows and hands it over at once.
-
-    `groups`: how the groups of jobs are filled from their vars, by handler.
 
     claimed, transactions
         Counts since the start.
@@ -49,18 +48,19 @@ class Claimer:
         poll_s: float,
         window: PickupWindow,
         enabled: bool,
-        groups: Mapping[str, GroupTemplate],
+        limited: LimitedHandlers,
     ) -> None:
         self._tasks = tasks
         self._store = store
         self._outcomes = outcomes
         self._settlement = settlement
-        self._planner = ClaimPlanner(pools, max_rows)
+        self._planner = ClaimPlanner(pools, max_rows, limited.names)
         self._node = node
         self._poll_s = poll_s
         self._window = window
         self._stopped = not enabled
-        self._groups = groups
+        self._learnable: list[tuple[str, LimitedBatch]] = []  # of the transaction under way
+        self._limited = limited
         self.claimed = 0
         self.transactions = 0
 
@@ -152,6 +152,8 @@ class Claimer:
         try:
             self._planner.note_duration(time.monotonic() - began_at, claimed)
             self._planner.learn(plan, claimed)
+            for handler, found in self._learnable:
+                self._limited.learn(handler, found)
             self._hand_over(claimed)
         except Exception:
             self._settlement.request()  # what is committed but not handed over has no owner
@@ -165,24 +167,34 @@ class Claimer:
     def _claim_shares(self, tx: Tx, plan: ClaimPlan) -> list[ClaimedBatch]:
         """Within the transaction: changes nothing else, since it may run again."""
         claimed: list[ClaimedBatch] = []
+        self._learnable = []
+        locked = limits.lock(tx, self._limited.limits_of(plan.handlers))  # before all other locks
         max_bytes = self._planner.max_bytes
         for link, capacity, cursors in plan.shares:
             limit = capacity
             for handler, cursor in cursors.items():
                 if limit <= 0 or max_bytes <= 0:
                     break
-                batch = claims.claim(tx, handler, limit, self._node, cursor, max_bytes)
-                if batch.claims and handler in self._groups:
-                    batch = claimed_groups.fill(tx, batch, self._groups[handler])
+                outlook: ClaimOutlook | None = None
+                if handler in self._limited:
+                    found = self._limited.claim(tx, handler, locked, limit, self._node, cursor, max_bytes)
+                    self._learnable.append((handler, found))
+                    batch, outlook = found.batch, self._outlook(found)
+                else:
+                    batch = claims.claim(tx, handler, limit, self._node, cursor, max_bytes)
                 max_bytes -= batch.size
-                claimed.append(ClaimedBatch(link, handler, limit, batch))
+                claimed.append(ClaimedBatch(link, handler, limit, batch, outlook))
                 limit -= len(batch.claims)
         return claimed
+
+    def _outlook(self, found: LimitedBatch) -> ClaimOutlook:
+        retry_in_s = None if found.retry_at is None else self._store.seconds_until(found.retry_at)
+        return ClaimOutlook(found.more, retry_in_s, found.busy)
 
     def _hand_over(self, claimed: list[ClaimedBatch]) -> None:
         """The claims are committed: send them to their pools at once."""
         self.transactions += 1
-        for link, _, _, batch in claimed:
+        for link, _, _, batch, _ in claimed:
             if batch.claims:
                 self._store.note_time(batch.claims[0].claimed_at, batch.claims[0].mono)
                 self.claimed += len(batch.claims)

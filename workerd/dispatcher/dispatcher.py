@@ -12,8 +12,12 @@ import msgspec
 import setproctitle
 
 from workerd import __version__
+from workerd.config.model import Config, LimitConfig
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.lease import Deregistration, Lease
+from workerd.dispatcher.limit_tasks import AGREE_PERIOD_S, LimitTasks
+from workerd.dispatcher.limit_tasks import SWEEP_PERIOD_S as SWEEP_LIMITS_PERIOD_S
+from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.node_figures import NodeFigures
 from workerd.dispatcher.pickup_window import PickupWindow
@@ -27,7 +31,6 @@ from workerd.dispatcher.stored_schedules import NamedCoolers, StoredSchedules
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
-from workerd.group import parse_template
 from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -85,8 +88,9 @@ class Dispatcher(Service):
         self.figures = NodeFigures(self.loop, self.lease, config.pools, takes_jobs=config.pickup.enabled)
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
         node = NodeIdent(id=incarnation, name=config.node.name)
+        self.limited = LimitedHandlers(config)
         self.settlement = Settlement(
-            self.loop, tasks, store, self.pools, self.outcomes, node, self._on_settled
+            self.loop, tasks, store, self.pools, self.outcomes, node, self.limited, self._on_settled
         )
         self.deregistration = Deregistration(
             self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
@@ -98,7 +102,7 @@ class Dispatcher(Service):
             poll_s=poll_s,
             window=PickupWindow(config.pickup.jobs),
             enabled=config.pickup.enabled,
-            groups={h.name: parse_template(h.group) for h in config.handlers.values() if h.group},
+            limited=self.limited,
         )  # fmt: skip
         self._add_stager(ctx)
         tasks.start(
@@ -123,7 +127,9 @@ class Dispatcher(Service):
         self.sweep = RequestSweep(
             store, claimer, config.workflows, PickupWindow(config.pickup.requests_inprogress)
         )
-        self.stager = Stager(tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation)
+        self.stager = Stager(
+            tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation, self.limited
+        )
         self.intervals = Intervals(store, claimer, config.handlers.values())
         self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
         self.cron_ticks = CronTicks(store, self.stager, configured.values())
@@ -131,6 +137,7 @@ class Dispatcher(Service):
         self.stored_schedules = StoredSchedules(tasks, store, self.cron_ticks, self.coolers, configured)
         if config.pickup.enabled:
             self.stager.on_schedules = self.stored_schedules.on_revision
+        self.limit_tasks = LimitTasks(store, claimer, self.limited, config.handlers)
         self.retention = Retention(store, claimer, config.retention)
         self.run_retention = RunRetention(
             store, [name for name, s in configured.items() if s.cooler is not None and s.own]
@@ -153,8 +160,11 @@ class Dispatcher(Service):
             PeriodicTask("due rows", self.stager.promote_due),
             PeriodicTask("rescue", self.rescue.rescue, lease_s / 3),
             PeriodicTask("retention", self.retention.remove, self.retention.period_s),
+            PeriodicTask("limits", self.limit_tasks.sweep, SWEEP_LIMITS_PERIOD_S),
             PeriodicTask("deregistration", self.deregistration.deregister, on_demand=True),
         ]
+        if self.limited.has_limits:
+            tasks.append(PeriodicTask("limits of nodes", self.limit_tasks.agree, AGREE_PERIOD_S))
         if pickup:
             tasks += [
                 PeriodicTask("schedules", self.schedule_sync.sync, SYNC_PERIOD_S),
@@ -361,9 +371,18 @@ def _node_record(ctx: RoleContext) -> NodeRecord:
         boot_id=_boot_id(),
         version=__version__,
         info=msgspec.json.encode(
-            NodeInfo(schedules=sorted(schedules.wanted(ctx.config)), lease_s=ctx.config.dispatcher.lease)
+            NodeInfo(
+                schedules=sorted(schedules.wanted(ctx.config)),
+                lease_s=ctx.config.dispatcher.lease,
+                limits=_used_limits(ctx.config),
+            )
         ),
     )
+
+
+def _used_limits(config: Config) -> dict[str, LimitConfig] | None:
+    used = {handler.limit for handler in config.handlers.values()}
+    return {name: limit for name, limit in config.limits.items() if name in used} or None
 
 
 def _boot_id() -> str:

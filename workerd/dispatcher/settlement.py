@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from enum import StrEnum
 
 from workerd.clock import SECOND
+from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.store_comparison import StoreComparison
@@ -70,6 +71,7 @@ class Settlement:
         pools: PoolLinks,
         outcomes: OutcomeSender,
         node: NodeIdent,
+        limited: LimitedHandlers,
         on_settled: Callable[[], None],
     ) -> None:
         self._loop = loop
@@ -78,7 +80,7 @@ class Settlement:
         self._pools = pools
         self._outcomes = outcomes
         self._incarnation = node.id
-        self._comparison = StoreComparison(store, node)
+        self._comparison = StoreComparison(store, node, limited)
         self._on_settled = on_settled
         self.phase = SettlementPhase.IDLE
         self.rounds = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
@@ -53,6 +54,7 @@ class Stager:
         workflows: WorkflowPickup,
         handlers: Iterable[str],
         incarnation: bytes,
+        limited: LimitedHandlers,
     ) -> None:
         self._tasks = tasks
         self._store = store
@@ -61,6 +63,8 @@ class Stager:
         self._workflows = workflows
         self._handlers = frozenset(handlers)
         self._incarnation = incarnation
+        self._limited = limited
+        self._holds: frozenset[tuple[str, int]] = frozenset()  # that the pools were told of
         self._promoted_at = 0.0
         self._cancels: dict[AttemptRef, float] = {}  # those under way, and when they were last sent
         self.on_schedules: Callable[[int], object] | None = None
@@ -99,7 +103,12 @@ class Stager:
     def poll(self) -> None:
         """One combined query: new jobs, pauses, cancels, next due time."""
         handlers = sorted(self._claimer.to_poll())
-        result = self._store.read_one(lambda tx: claims.poll(tx, self._incarnation, handlers))
+        parking = self._limited.parking
+        holds_since = self._store.now() if self._limited.has_limits else None
+        result = self._store.read_one(
+            lambda tx: claims.poll(tx, self._incarnation, handlers, parking, holds_since)
+        )
+        self._propagate_holds(result.holds)
         self._propagate_pauses(result)  # before the new jobs: paused handlers are not claimed
         self._propagate_cancels(result.cancels)
         if result.next_due is not None:
@@ -108,6 +117,13 @@ class Stager:
             self.on_schedules(result.schedules)
         if handlers:
             self._claimer.polled(result.handlers)
+
+    def _propagate_holds(self, holds: frozenset[tuple[str, int]]) -> None:
+        """What waits in pools and is held now is released; what is not held is claimed again at once."""
+        new, self._holds = holds - self._holds, holds
+        handlers = self._limited.of_limit(limit for limit, _ in new)
+        if handlers:
+            self._pools.broadcast(Release(handlers=tuple(sorted(handlers))))
 
     def on_pool_up(self, link: PoolLink) -> None:
         """A pool connected: it has missed what was sent before."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.job import AttemptRef, ClaimedAttempt, id_text
 from workerd.log import get_logger
@@ -32,9 +33,10 @@ class StoreComparison:
         How many rows the last comparison took back.
     """
 
-    def __init__(self, store: MonitoredStore, node: NodeIdent) -> None:
+    def __init__(self, store: MonitoredStore, node: NodeIdent, limited: LimitedHandlers) -> None:
         self._store = store
         self._node = node
+        self._limited = limited
         self._held: list[tuple[AttemptRef, int]] = []
         self._to_check: list[AttemptRef] = []
         self._ended: frozenset[AttemptRef] = frozenset()
@@ -55,7 +57,9 @@ class StoreComparison:
         """One slice; returns whether there is more."""
         if self._held:
             claimed_at, rest = dict(self._held[:MAX_ROWS]), self._held[MAX_ROWS:]
-            found = self._store.run(lambda tx: reclaims.take_back(tx, self._node, claimed_at))
+            found = self._store.run(
+                lambda tx: reclaims.take_back(tx, self._node, claimed_at, self._limited.retaken)
+            )
             self._held = rest
             self._taken += found.taken
             self.missing.update(found.missing)

@@ -14,7 +14,7 @@ from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
 from workerd.job import id_text
-from workerd.operations import audit, handlers, schedules
+from workerd.operations import audit, handlers, limits, schedules
 from workerd.operations.access import Tx
 
 
@@ -57,6 +57,13 @@ async def list_nodes(request: Request) -> Response:
 async def show_stats(request: Request) -> Response:
     """Waiting and running jobs, workers and rates of all handlers."""
     return json_response(await gateway_of(request).stats.read())
+
+
+async def list_limits(request: Request) -> Response:
+    """All limits, with what is used of them."""
+    gateway = gateway_of(request)
+    listed = await gateway.backend.read(lambda tx: limits.list_(tx, gateway.config))
+    return json_response({"limits": listed, "next": None})
 
 
 async def list_schedules(request: Request) -> Response:
@@ -133,6 +140,7 @@ ROUTES = [
     Route("/handlers/{name}/resume", resume_handler, methods=["POST"], access=Access.ACT),
     Route("/audit", list_audit, methods=["GET"], access=Access.ACT),
     Route("/nodes", list_nodes, methods=["GET"], access=Access.READ),
+    Route("/limits", list_limits, methods=["GET"], access=Access.READ),
     Route("/stats", show_stats, methods=["GET"], access=Access.READ),
     Route("/schedules", list_schedules, methods=["GET"], access=Access.READ),
     Route("/schedules/{name}", show_schedule, methods=["GET"], access=Access.READ),

@@ -17,7 +17,7 @@ from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, gateway_of, json_response
 from workerd.metrics import exposition, families
-from workerd.operations import handlers, requests, schedules
+from workerd.operations import handlers, limits, requests, schedules
 from workerd.operations.access import Tx
 from workerd.operations.figures import WAITING_AND_RUNNING, depth_of_others, depths
 from workerd.text import plural
@@ -111,6 +111,18 @@ def _seconds_since(moment: str | None, now: int) -> float:
     return 0.0 if moment is None else max(0, now - from_rfc3339(moment)) / SECOND
 
 
+def limit_metrics(tx: Tx, config: Config) -> list[Metric]:
+    """What is used of limits, and what waits of their handlers."""
+    if not config.limits:
+        return []
+    used = limits.used(tx, config)
+    waiting = {name: limits.waiting(tx, config, name) for name in config.limits}
+    return [
+        exposition.gauge(families.LIMIT_USED, {(name,): float(count) for name, count in used.items()}),
+        exposition.gauge(families.LIMIT_WAITING, {(name,): float(n) for name, n in waiting.items()}),
+    ]
+
+
 def workflow_metrics(tx: Tx, config: Config) -> list[Metric]:
     """Late schedules, and requests that failed of late."""
     late = schedules.lateness(tx, config)
@@ -181,7 +193,11 @@ async def show_metrics(request: Request) -> Response:
     with contextlib.suppress(StoreError, HTTPProblem):
         config = gateway.config
         collected += await gateway.backend.read(
-            lambda tx: [*handler_metrics(tx, config), *workflow_metrics(tx, config)]
+            lambda tx: [
+                *handler_metrics(tx, config),
+                *limit_metrics(tx, config),
+                *workflow_metrics(tx, config),
+            ]
         )
     collected += zero_metrics(collected, gateway)
     data, media_type = exposition.render(

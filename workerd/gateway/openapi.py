@@ -13,7 +13,18 @@ from starlette import requests as starlette_requests
 from starlette.responses import Response
 
 import workerd
-from workerd.documents import Act, Enqueued, ErrorGroup, Handler, Job, Node, Request, Schedule, Stats
+from workerd.documents import (
+    Act,
+    Enqueued,
+    ErrorGroup,
+    Handler,
+    Job,
+    Limit,
+    Node,
+    Request,
+    Schedule,
+    Stats,
+)
 from workerd.gateway import params
 from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
@@ -92,6 +103,13 @@ class NodesPage(msgspec.Struct, kw_only=True):
     """All nodes."""
 
     nodes: list[Node]
+    next: None
+
+
+class LimitsPage(msgspec.Struct, kw_only=True):
+    """All limits."""
+
+    limits: list[Limit]
     next: None
 
 
@@ -243,6 +261,7 @@ PAGES = (
     ("/ui/requests/{id}", "Dashboard: one request"),
     ("/ui/errors", "Dashboard: error groups"),
     ("/ui/errors/{fp}", "Dashboard: one error group"),
+    ("/ui/limits", "Dashboard: limits"),
     ("/ui/handlers", "Dashboard: handlers"),
     ("/ui/schedules", "Dashboard: schedules"),
     ("/ui/schedules/{name}", "Dashboard: one schedule"),
@@ -295,6 +314,7 @@ OPERATIONS = (
     Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: Handler},
               params.EmptyBody),
     Operation("get", "/nodes", "List nodes", {200: NodesPage}),
+    Operation("get", "/limits", "List limits: what they allow, what is used", {200: LimitsPage}),
     Operation("get", "/stats", "Figures for scalers: jobs waiting and running, workers, rates",
               {200: Stats}),
     Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),

@@ -52,6 +52,7 @@ FollowUp = Callable[[Tx, ClosedBatch], None]
 
 FOLLOW_UPS: tuple[FollowUp, ...] = (
     saved_states.settle,
+    store_outcomes.free_limits,
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.advance,
@@ -61,6 +62,7 @@ FOLLOW_UPS: tuple[FollowUp, ...] = (
 """What follows from attempts that have ended, in the transaction that ends them, in this order."""
 FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
     saved_states.settle,
+    store_outcomes.free_limits,
     retries.insert_next,
     intervals.insert_next_runs,
     workflows.record,

@@ -85,6 +85,18 @@ PAUSED = Definition(
     "Seconds since the handler was paused in the whole store; 0 if it is not paused.",
     ("handler",),
 )
+LIMIT_USED = Definition(
+    "workerd_limit_used",
+    "gauge",
+    "Running jobs in the whole store that hold slots of the limit.",
+    ("limit",),
+)
+LIMIT_WAITING = Definition(
+    "workerd_limit_waiting",
+    "gauge",
+    "New jobs in the whole store of the handlers of this node that have the limit, up to 10000 each.",
+    ("limit",),
+)
 SCHEDULE_LATE = Definition(
     "workerd_schedule_late_seconds",
     "gauge",
@@ -163,7 +175,8 @@ PROCESS_RSS = Definition(
 )
 
 ALL = (
-    ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, ERRORS_NEW, JOBS, OLDEST_SECONDS, PAUSED, SCHEDULE_LATE,
+    ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, ERRORS_NEW, JOBS, OLDEST_SECONDS, PAUSED, LIMIT_USED,
+    LIMIT_WAITING, SCHEDULE_LATE,
     REQUESTS_FAILED, WORKERS, RESTARTS, QUARANTINED, STALE, LEASE_SECONDS, INGEST_BATCH, INGEST_SECONDS,
     SPOOL_BYTES, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
 )  # fmt: skip

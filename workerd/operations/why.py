@@ -10,6 +10,7 @@ from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.job import LIVE, Status, id_text
+from workerd.operations import limits
 from workerd.operations.requests import document as request_document
 from workerd.operations.rules import UNREDACTED, Rules
 from workerd.runtime.dead_letters import DeadLetterFile
@@ -204,7 +205,8 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
     nodes_text = ", ".join(map(line, sorted(live)))
     if is_here:
         here += _why_not_picked_up(tx, config, alone=len(live) == 1)
-    return here + _ahead(tx, row) or [f"The job waits for a worker of {name} on {nodes_text}."]
+    limited = limits.why_waiting(tx, config, row)
+    return [*limited, *here, *_ahead(tx, row)] or [f"The job waits for a worker of {name} on {nodes_text}."]
 
 
 def _why_not_picked_up(tx: Tx, config: Config, *, alone: bool) -> list[str]:

@@ -104,6 +104,8 @@ class Pool(Service):
         self._stale = False
         self._spared = SparedJobs()
         self._redactions: dict[str, Redaction] = {}  # of handlers that have any
+        # A start counts from its claim on: one that waits here for a worker would be in the wrong window.
+        self._rated = any(handler.rated for handler in pool.handlers)
         self._run_times = RunTimeAverage()
         self._claim_times = ClaimTimeAverage()
         self._policies = Policies(config, pool)
@@ -261,6 +263,8 @@ class Pool(Service):
         idle = len(manager.idle) + manager.starting_soon
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
+        if self._rated:
+            return Capacity(idle, 0)
         buffer_s = self._claim_times.buffer_s
         return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
 

@@ -146,6 +146,7 @@ def raised(
             error=text.one_line(scrub(_message(error)) or "Retry"),
             after=error.after,
             counted=bool(error.counted),
+            hold=error.hold if error.hold in ("group", "limit") else None,
         )
     if isinstance(error, ProgramEnded):
         return _program_ended(serial, error, scrub)

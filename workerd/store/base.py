@@ -99,6 +99,10 @@ class Dialect(ABC):
         """
 
     @abstractmethod
+    def delete_by_index(self, table: str, index: str, where: str) -> str:
+        """A DELETE that finds its rows by this index."""
+
+    @abstractmethod
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         """Close attempts, sorted by (id, attempt), as law 1 demands; returns those that took effect."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
 from workerd.outcome import Outcome, cancelled, unreadable
-from workerd.store import columns, workflow_inputs
+from workerd.store import columns, group_queues, limits, workflow_inputs
 from workerd.store.base import Row, Tx
 
 INLINE_BYTES = 16 * 1024
@@ -90,12 +90,16 @@ _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} TH
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
     FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s{after}
     ORDER BY priority, run_at LIMIT %s{skip}"""
+_IS_PLAIN = " AND ".join(f"{column} IS NULL" for column in _SPECIAL)
+_ROWS = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
+    CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
+    FROM workerd_jobs WHERE ({keys}) AND status = 'new'{skip}"""
 _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
     request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
     CASE WHEN {meta} <= {small} THEN meta END, COALESCE({state}, 0),
     CASE WHEN {state} <= {small} THEN state END FROM workerd_jobs WHERE {keys}"""
 _TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
-    reason = NULL WHERE {keys} AND status = 'new'"""
+    reason = NULL, queue = NULL WHERE ({keys}) AND status = 'new'"""
 
 
 class _Details(NamedTuple):
@@ -143,14 +147,25 @@ def claim(
     handler of the transaction and for rows that are not plain.
     """
     inline = min(INLINE_BYTES, max_bytes // limit)
-    is_paused, rows = _new_rows(tx, handler, limit, cursor, inline)
-    if is_paused:
+    paused, rows = _new_rows(tx, handler, limit, cursor, inline)
+    if paused:
         return ClaimBatch([], [], cursor, 0, paused=True)
-    now, mono = tx.now, mono_ns()
+    mono = mono_ns()
     if not rows:
         return ClaimBatch([], [], None, 0)
     first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
-    found = len(rows)
+    taken = take(tx, handler, rows, node, inline, max_bytes, mono)
+    return taken._replace(cursor=first, found=len(rows))
+
+
+def take(
+    tx: Tx, handler: str, rows: list[Row], node: NodeIdent, inline: int, max_bytes: int, mono: int
+) -> ClaimBatch:
+    """Claim these rows, selected as _CLAIM says and locked, as far as they fit `max_bytes`.
+
+    `inline`: bytes of vars that were selected with the row. `mono`: the monotonic nanosecond of `tx.now`.
+    """
+    now = tx.now
     details = _details(tx, [row[:2] for row in rows if row[4] is None or row[5]], inline)
     rows, size = _within_budget(rows, details, max_bytes)
     _take(tx, [row[:2] for row in rows], node, now)
@@ -163,40 +178,72 @@ def claim(
         except UnreadableRow as error:
             taken = unreadable(_attempt_of(handler, row, detail, now), str(error))
         claims.append(taken) if isinstance(taken, Claim) else broken.append(taken)
-    return ClaimBatch(_enriched(tx, claims, broken), broken, first, found, size=size)
+    return ClaimBatch(_enriched(tx, claims, broken), broken, None, len(rows), size=size)
+
+
+def is_paused(tx: Tx, handler: str) -> bool:
+    """Whether the handler is paused; its row stays locked (shared), so that a pause waits for this claim."""
+    query = _pause_query(tx, handler)
+    return _read_pause(tx, handler, tx.query(*query))
+
+
+def _pause_query(tx: Tx, handler: str) -> tuple[str, tuple[str]]:
+    words = tx.dialect
+    sql = f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}"
+    return sql, (handler,)
+
+
+def _read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
+    if not found:
+        # Without a row, there is nothing for a pause to lock and wait for.
+        tx.execute(
+            "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (handler,)
+        )
+        found = tx.query(*_pause_query(tx, handler))
+    paused_at, now = found[0] if found else (None, None)
+    if now is not None:
+        tx.now = columns.time(now)
+    return paused_at is not None
 
 
 def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> tuple[bool, list[Row]]:
     """Whether the handler is paused, and its next rows: in one round trip, and in this order."""
     words = tx.dialect
-    paused = (
-        f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}",
-        (handler,),
-    )
-    after = ""
-    params: list[object] = [handler]
-    if cursor is not None:
-        after = " AND (priority > %s OR (priority = %s AND run_at >= %s))"
-        params += [cursor.priority, cursor.priority, cursor.run_at]
+    after, params = behind(cursor)
     sql = _CLAIM.format(
         size=words.byte_length("vars"),
         small=inline,
-        plain=" AND ".join(f"{column} IS NULL" for column in _SPECIAL),
+        plain=_IS_PLAIN,
         index=words.hint("workerd_holder"),
         after=after,
         skip=words.skip_locked,
     )
-    found, rows = tx.queries(paused, (sql, [*params, limit]))
-    if not found:
-        # Without a row, there is nothing for a pause to lock and wait for.
-        tx.execute(
-            "INSERT INTO workerd_handlers (name) VALUES (%s)" + words.keep_existing("name"), (handler,)
+    found, rows = tx.queries(_pause_query(tx, handler), (sql, [handler, *params, limit]))
+    return _read_pause(tx, handler, found), rows
+
+
+def behind(cursor: Cursor | None) -> tuple[str, list[object]]:
+    """The condition, with its parameters, for rows from the cursor on."""
+    if cursor is None:
+        return "", []
+    after = " AND (priority > %s OR (priority = %s AND run_at >= %s))"
+    return after, [cursor.priority, cursor.priority, cursor.run_at]
+
+
+def rows_of(tx: Tx, refs: Sequence[AttemptRef], inline: int) -> list[Row]:
+    """Lock those of these rows that still wait and that nobody else has locked; for `take`, in this order."""
+    words = tx.dialect
+    found: dict[tuple[bytes, int], Row] = {}
+    for part in columns.chunks(refs):
+        sql = _ROWS.format(
+            size=words.byte_length("vars"),
+            small=inline,
+            plain=_IS_PLAIN,
+            keys=columns.keys(part),
+            skip=words.skip_locked,
         )
-        found = tx.query(*paused)
-    paused_at, now = found[0] if found else (None, None)
-    if now is not None:
-        tx.now = columns.time(now)
-    return paused_at is not None, rows
+        found.update((row[:2], row) for row in tx.query(sql))
+    return [found[ref] for ref in refs if ref in found]
 
 
 def _details(tx: Tx, keys: Sequence[tuple[Any, ...]], inline: int) -> dict[tuple[Any, ...], _Details]:
@@ -312,6 +359,10 @@ _HANDLER_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
     WHERE status = 'new' AND holder = %s LIMIT 1) AS h"""
 
 
+_QUEUE_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder > %s AND holder < %s LIMIT 1) AS g"""
+
+
 def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
     """Which handlers have rows to claim: one statement, one index entry for each handler."""
     if not handlers:
@@ -362,7 +413,12 @@ def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
     """
     sql = _HELD.format(index=tx.dialect.hint("workerd_holder"), limit="" if limit is None else " LIMIT %s")
     found = tx.query(sql, (holder(node_id),) if limit is None else (holder(node_id), limit))
-    return [_held_attempt(row) for row in found if _is_claimed(row)]
+    attempts = [_held_attempt(row) for row in found if _is_claimed(row)]
+    uses = limits.uses(tx, [attempt.ref for attempt in attempts])
+    return [
+        msgspec.structs.replace(attempt, limited=uses[attempt.ref]) if attempt.ref in uses else attempt
+        for attempt in attempts
+    ]
 
 
 def _is_claimed(row: Row) -> bool:
@@ -425,6 +481,8 @@ class PollResult(NamedTuple):
         When the first scheduled row is due, None if there is none.
     schedules
         The revision of the schedules that are set at run time.
+    holds
+        Limits of which something is held, and until when: store times, microseconds.
     """
 
     handlers: set[str]
@@ -432,9 +490,10 @@ class PollResult(NamedTuple):
     cancels: list[AttemptRef]
     next_due: int | None
     schedules: int = 0
+    holds: frozenset[tuple[str, int]] = frozenset()
 
 
-_PAUSED, _CANCEL, _DUE, _NEW, _REVISION = range(5)
+_PAUSED, _CANCEL, _DUE, _NEW, _REVISION, _HOLD = range(6)
 # A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
 # integers to DECIMAL.
 _POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
@@ -446,18 +505,31 @@ UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name
 UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'"""
 
 
+_HOLDS = f"""UNION ALL SELECT {_HOLD}, NULL, NULL, limit_name, held_until FROM workerd_rates {{index}}
+    WHERE held_until > %s"""
 _PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
 
 
-def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
-    """One combined query: new jobs, pauses, this incarnation's cancels, next due time, revisions."""
+def poll(
+    tx: Tx,
+    node_id: bytes,
+    handlers: Sequence[str],
+    by_group: Collection[str] = (),
+    holds_since: int | None = None,
+) -> PollResult:
+    """One combined query: new jobs, pauses, this incarnation's cancels, next due time, revisions.
+
+    `by_group`: those of the handlers of which jobs may stand in queues of groups. `holds_since`: a store time
+    by which holds of limits that are over are left out; None asks for none.
+    """
     words = tx.dialect
     sql = _POLL.format(node_index=words.hint("workerd_holder"), due_index=words.hint("workerd_scheduled"))
-    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=words.hint("workerd_holder"))
-    params: list[object] = [holder(node_id)]
-    for number, handler in enumerate(handlers):
-        sql += f" UNION ALL {probe}{number}"
-        params += [number, handler]
+    probes, params = _probes(tx, handlers, by_group)
+    params.insert(0, holder(node_id))
+    sql += probes
+    if holds_since is not None:
+        sql += f" {_HOLDS.format(index=words.hint('workerd_rate_held'))}"
+        params.append(columns.at(holds_since))
     result = PollResult(set(), set(), [], None)
     for what, number, job_id, name, due in tx.query(sql, params):
         if what == _PAUSED:
@@ -468,9 +540,27 @@ def poll(tx: Tx, node_id: bytes, handlers: Sequence[str]) -> PollResult:
             result = result._replace(next_due=_moment(due))
         elif what == _REVISION:
             result = result._replace(schedules=int(number))
+        elif what == _HOLD:
+            hold = columns.lenient(name) or "", _moment(due)
+            result = result._replace(holds=result.holds | {hold})
         else:
             result.handlers.add(handlers[int(number)])
     return result
+
+
+def _probes(tx: Tx, handlers: Sequence[str], by_group: Collection[str]) -> tuple[str, list[object]]:
+    """What asks whether handlers have rows to claim, with its parameters."""
+    index = tx.dialect.hint("workerd_holder")
+    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=index)
+    in_queue = _QUEUE_PROBE.format(columns=_PROBE_COLUMNS, index=index)
+    sql, params = "", list[object]()
+    for number, handler in enumerate(handlers):
+        sql += f" UNION ALL {probe}{number}"
+        params += [number, handler]
+        if handler in by_group:
+            sql += f" UNION ALL {in_queue}{number}"
+            params += [number, *group_queues.bounds(handler)]
+    return sql, params
 
 
 def _moment(due: object) -> int:

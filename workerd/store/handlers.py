@@ -8,7 +8,7 @@ import msgspec
 
 from workerd.errors import NotFound
 from workerd.job import Status
-from workerd.store import columns, queries
+from workerd.store import columns, group_queues, queries
 from workerd.store.base import Row, Tx
 
 MAX_NAMES = 1000
@@ -184,7 +184,7 @@ def names_of_jobs(tx: Tx) -> set[str]:
     for state in Status:
         if state is not Status.INPROGRESS:
             names.update(queries.holders(tx, state, MAX_NAMES))
-    return names
+    return {name for name in names if not group_queues.is_queue(name)}
 
 
 def pause(tx: Tx, name: str, by: str, reason: str | None) -> None:

@@ -241,6 +241,10 @@ class _MySQL(Dialect):
         values = {name: _NEW_VALUE.sub(r"VALUES(\1)", value) for name, value in updates.items()}
         return " ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {value}" for name, value in values.items())
 
+    def delete_by_index(self, table: str, index: str, where: str) -> str:
+        # One that reads other rows would wait for their locks.
+        return f"DELETE t FROM {table} AS t FORCE INDEX ({index}) WHERE {where}"
+
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_batch(tx, batch, ingested_at)
 

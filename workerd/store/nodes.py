@@ -8,6 +8,7 @@ from collections.abc import Collection
 import msgspec
 
 from workerd import clock
+from workerd.config.model import LimitConfig as LimitConfig
 from workerd.errors import NodeNameTaken
 from workerd.job import COOLER_KEY, Status
 from workerd.store import claims, columns, queries
@@ -51,12 +52,15 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         The last time that it saw this happen.
     handlers
         Those that its pools have loaded.
+    limits
+        Those of its configuration that its handlers use.
     """
 
     schedules: list[str] | None = None
     lease_s: float = 0.0
     clock_set_back: ClockSetBack | None = None
     handlers: dict[str, HandlerFigures] = {}
+    limits: dict[str, LimitConfig] | None = None
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):

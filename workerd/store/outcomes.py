@@ -13,9 +13,10 @@ from workerd import clock
 from workerd.job import AttemptRef, Status
 from workerd.messages import Progress
 from workerd.outcome import ClosedAttempt, Outcome, Reason
-from workerd.store import columns
+from workerd.store import columns, limits
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
+from workerd.store.limits import RateKey, RateRow
 
 
 class ClosedBatch(msgspec.Struct, kw_only=True):
@@ -28,7 +29,9 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     ended, released
         The attempts whose end took effect, and those that are `new` again.
     woken
-        Handlers with new rows to claim.
+        Handlers with new rows to claim, or with room for more.
+    rates
+        The locked rates and holds of limits that the batch moves.
     new_errors
         The handler of each error group that is new, or open again.
     """
@@ -39,6 +42,7 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     released: list[ClosedAttempt]
     woken: set[str]
     new_errors: list[str] = []
+    rates: dict[RateKey, RateRow] = {}
 
     @property
     def refs(self) -> set[AttemptRef]:
@@ -52,8 +56,10 @@ def close(tx: Tx, outcomes: Sequence[Outcome], node_id: bytes) -> ClosedBatch:
     `node_id`: this node's incarnation, which owns every claim whose outcome names no other. A late or second
     outcome changes nothing (law 1). Raises StoreRefused if a row of the batch cannot be stored.
 
-    Locks: request rows by id, then job rows by (id, attempt); what follows may only insert.
+    Locks: rates of limits by name and group, request rows by id, then job rows by (id, attempt); what follows
+    may only insert, and delete slots of these attempts.
     """
+    rates = limits.lock_for(tx, outcomes)
     requests = columns.lock_requests(tx, {o.request_id for o in outcomes if o.request_id is not None})
     # Not before the claims that are closed, even if the store's clock was set back since.
     now = max([tx.now, *(o.claimed_at for o in outcomes if o.status is not Status.NEW)])
@@ -67,7 +73,14 @@ def close(tx: Tx, outcomes: Sequence[Outcome], node_id: bytes) -> ClosedBatch:
         ended=tx.dialect.close(tx, ending, now) if ending else [],
         released=released,
         woken={e.outcome.handler for e in released},
+        rates=rates,
     )
+
+
+def free_limits(tx: Tx, batch: ClosedBatch) -> None:
+    """Free what the attempts of the batch had of limits, and hold what they say."""
+    ended, released = [e.outcome for e in batch.ended], [e.outcome for e in batch.released]
+    batch.woken |= limits.free(tx, ended, released, batch.rates, batch.now)
 
 
 def lockable(tx: Tx, outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -10,8 +10,8 @@ import msgspec
 
 from workerd.errors import NotFound, UnreadableRow
 from workerd.job import ENDED, AttemptRef, Status
-from workerd.store import columns
-from workerd.store.base import Tx
+from workerd.store import columns, group_queues
+from workerd.store.base import Row, Tx
 from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, attempts, jobs_by_key
 
@@ -120,6 +120,8 @@ def groups(tx: Tx, state: Status, holder: str | None = None, most: int = MAX_GRO
         row = tx.one(following.replace("> %s", ">= %s"), (str(state), ""))
     else:
         row = tx.one(beside, (str(state), holder, least))
+        if row is None and state is Status.NEW:
+            row = _in_queue(tx, following, holder, "")
     while row is not None and len(found) < most:
         try:
             name = columns.text(row[0])
@@ -129,7 +131,16 @@ def groups(tx: Tx, state: Status, holder: str | None = None, most: int = MAX_GRO
         row = tx.one(beside, found[-1])
         if row is None and holder is None:
             row = tx.one(following, (str(state), name))
+        elif row is None and state is Status.NEW and holder is not None:
+            row = _in_queue(tx, following, holder, name)
     return found
+
+
+def _in_queue(tx: Tx, following: str, handler: str, after: str) -> Row | None:
+    """The next range of what waits in queues of the handler's groups."""
+    begin, end = group_queues.bounds(handler)
+    row = tx.one(following, (str(Status.NEW), max(after, begin)))
+    return None if row is None or (columns.lenient(row[0]) or "") >= end else row
 
 
 def holders(tx: Tx, state: Status, most: int) -> list[str]:
@@ -178,11 +189,16 @@ def _counts(tx: Tx, pairs: Sequence[tuple[str, Status]], cap: int) -> list[int]:
     )
     running = running_of(tx, cap) if any(state is Status.INPROGRESS for _, state in pairs) else {}
     return [
-        running.get(handler, 0)
-        if state is Status.INPROGRESS
-        else int(tx.query(one, (str(state), handler, cap))[0][0])
+        running.get(handler, 0) if state is Status.INPROGRESS else _count(tx, one, handler, state, cap)
         for handler, state in pairs
     ]
+
+
+def _count(tx: Tx, one: str, handler: str, state: Status, cap: int) -> int:
+    count = int(tx.query(one, (str(state), handler, cap))[0][0])
+    if state is Status.NEW and count < cap:
+        count = min(cap, count + group_queues.count(tx, handler, cap))
+    return count
 
 
 def running_of(tx: Tx, cap: int) -> dict[str, int]:
@@ -206,7 +222,12 @@ def totals(tx: Tx, states: Sequence[Status], cap: int = MAX_COUNT) -> dict[Statu
 
 def oldest_new_of_others(tx: Tx, handlers: Collection[str]) -> int | None:
     """Since when the oldest `new` job of any other handler is due."""
-    others = [group for group in groups(tx, Status.NEW) if group.holder not in handlers]
+    queues = tuple(map(group_queues.prefix, handlers))
+    others = [
+        group
+        for group in groups(tx, Status.NEW)
+        if group.holder not in handlers and not group.holder.startswith(queues)
+    ]
     return _oldest(tx, others)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, Status
-from workerd.store import columns
+from workerd.store import columns, group_queues, limits
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
 _TAKE_BACK = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
     reason = NULL WHERE status IN ('new','scheduled') AND ({keys})"""
 _WAITING = frozenset({Status.NEW.encode(), Status.SCHEDULED.encode()})
+
+
+class Retaken(NamedTuple):
+    """What an attempt that is claimed again has to have again of a limit: slots in these scopes."""
+
+    limit: str
+    scopes: tuple[str, ...]
 
 
 class TakenBack(NamedTuple):
@@ -22,10 +29,16 @@ class TakenBack(NamedTuple):
     missing: list[AttemptRef]
 
 
-def take_back(tx: Tx, node: NodeIdent, claimed_at: Mapping[AttemptRef, int]) -> TakenBack:
+def take_back(
+    tx: Tx,
+    node: NodeIdent,
+    claimed_at: Mapping[AttemptRef, int],
+    retaken: Callable[[str], Retaken | None] = lambda handler: None,
+) -> TakenBack:
     """Claim again, as the same attempts, those of the attempts whose rows wait to be claimed.
 
     `claimed_at`: store times, microseconds, with which each was claimed: its outcome will name that.
+    `retaken`: what the attempts of a handler have of a limit. They run, so they get slots even beyond it.
     """
     if not claimed_at:
         return TakenBack([], [])
@@ -40,7 +53,23 @@ def take_back(tx: Tx, node: NodeIdent, claimed_at: Mapping[AttemptRef, int]) -> 
     for moment, refs in by_moment.items():
         sql = _TAKE_BACK.format(keys=columns.keys(refs))
         tx.execute(sql, (node.id, node.name, columns.at(moment)))
+    _retake_slots(tx, taken, retaken)
     return TakenBack(taken, [ref for ref in claimed_at if ref not in status])
+
+
+def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str], Retaken | None]) -> None:
+    by_limit: dict[Retaken, list[tuple[AttemptRef, str]]] = {}
+    for part in columns.chunks(list(taken)):
+        sql = f"SELECT id, attempt, handler, group_key FROM workerd_jobs WHERE {columns.keys(part)}"
+        for job_id, attempt, handler, group in tx.query(sql):
+            again = retaken(columns.lenient(handler) or "")
+            if again is not None:
+                attempts = by_limit.setdefault(again, [])
+                attempts.append((AttemptRef(job_id, attempt), group_queues.group_of(group)))
+    for again, attempts in by_limit.items():
+        limits.delete(tx, [ref for ref, _ in attempts])
+        slots = limits.slots(tx, again.limit, by_group=True)
+        limits.take_slots(tx, again.limit, slots, attempts, again.scopes)
 
 
 def take_ended(tx: Tx, node: NodeIdent, ended: Collection[AttemptRef]) -> list[AttemptRef]:

@@ -79,6 +79,9 @@ class _SQLite(Dialect):
         sets = ", ".join(f"{name} = {value}" for name, value in updates.items())
         return f" ON CONFLICT ({key}) DO UPDATE SET {sets.replace('{new.', 'excluded.').replace('}', '')}"
 
+    def delete_by_index(self, table: str, index: str, where: str) -> str:
+        return f"DELETE FROM {table} INDEXED BY {index} WHERE {where}"
+
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_each(tx, batch, ingested_at)
 

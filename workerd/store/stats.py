@@ -8,7 +8,7 @@ import msgspec
 
 from workerd import clock
 from workerd.job import Status
-from workerd.store import columns, nodes
+from workerd.store import columns, group_queues, nodes, queries
 from workerd.store.base import Row, Tx
 from workerd.store.nodes import HandlerFigures
 from workerd.store.queries import MAX_PRIORITIES
@@ -80,6 +80,9 @@ def of_nodes(tx: Tx) -> dict[str, HandlerFigures]:
 
 _COUNT = """SELECT {number} AS number, COUNT(*) AS jobs FROM
     (SELECT 1 FROM workerd_jobs {index} WHERE status = %s AND holder = %s LIMIT {most}) AS c"""
+_COUNT_QUEUED = """SELECT {number} AS number, COUNT(*) AS jobs FROM
+    (SELECT 1 FROM workerd_jobs {index} WHERE status = 'new' AND holder > %s AND holder < %s
+    LIMIT {most}) AS c"""
 _OLDEST = """SELECT {number} AS number, o.priority, o.run_at FROM
     (SELECT priority, run_at FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s AND priority > %s
     ORDER BY priority, run_at LIMIT 1) AS o"""
@@ -112,6 +115,12 @@ def _count_waiting(tx: Tx, found: dict[str, HandlerStats]) -> None:
     for number, (jobs,) in _each(tx, _COUNT, [(str(status), name) for name, status in keys]):
         name, status = keys[number]
         setattr(found[name], _FIELDS[status], int(jobs))
+    names = list(found)
+    for number, (jobs,) in _each(tx, _COUNT_QUEUED, [group_queues.bounds(name) for name in names]):
+        found[names[number]].due += int(jobs)
+        oldest = queries.oldest_new(tx, names[number]) if jobs else None
+        if oldest is not None:
+            found[names[number]].has_since(oldest)
 
 
 def _count_overdue(tx: Tx, found: dict[str, HandlerStats]) -> None:

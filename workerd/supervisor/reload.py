@@ -28,9 +28,30 @@ SETTLE_S = 0.5
 """How long all restarted children must stay up at the end."""
 
 ROLE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "ingester": ("ingester", "pickup", "log", "supervisor"),
-    "dispatcher": ("dispatcher", "pickup", "retention", "pools", "workflows", "log", "supervisor"),
-    "gateway": ("gateway", "ingester", "pools", "workflows", "redact", "log", "supervisor"),
+    "ingester": ("ingester", "pickup", "limits", "log", "supervisor"),
+    "dispatcher": (
+        "dispatcher",
+        "pickup",
+        "retention",
+        "pools",
+        "workflows",
+        "schedules",
+        "limits",
+        "groups",
+        "log",
+        "supervisor",
+    ),
+    "gateway": (
+        "gateway",
+        "ingester",
+        "pools",
+        "workflows",
+        "schedules",
+        "limits",
+        "redact",
+        "log",
+        "supervisor",
+    ),
 }
 """The sections that each role reads; a change in one of them restarts it."""
 POOL_SECTIONS = ("log", "supervisor")

@@ -74,6 +74,7 @@ NAVIGATION = (
     ("/ui/requests", "Requests"),
     ("/ui/errors", "Errors"),
     ("/ui/handlers", "Handlers"),
+    ("/ui/limits", "Limits"),
     ("/ui/schedules", "Schedules"),
     ("/ui/audit", "Audit"),
 )

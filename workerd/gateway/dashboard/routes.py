@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from workerd.gateway.auth import LOGIN_REQUIRED
-from workerd.gateway.dashboard import audit, errors, handlers, jobs, overview, requests, schedules
+from workerd.gateway.dashboard import audit, errors, handlers, jobs, limits, overview, requests, schedules
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
@@ -39,6 +39,7 @@ PAGES = (
     Page(re.compile(r"/ui/errors"), errors.errors, (*errors.FILTERS, "after")),
     Page(re.compile(r"/ui/errors/(?P<item_id>[^/]+)"), errors.error),
     Page(re.compile(r"/ui/handlers"), handlers.handlers),
+    Page(re.compile(r"/ui/limits"), limits.limits),
     Page(re.compile(r"/ui/schedules"), schedules.schedules),
     Page(re.compile(r"/ui/schedules/(?P<item_id>[^/]+)"), schedules.schedule),
     Page(re.compile(r"/ui/new-schedule"), schedules.new_schedule, schedules.FIELDS, Access.ACT),

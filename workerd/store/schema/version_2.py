@@ -25,8 +25,16 @@ from workerd.store.schema.column_types import (
 )
 
 _ORIGIN = "'config','api'"
-_HOLDER = "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '') ELSE handler END"
-_DUE_AT = "CASE WHEN status = 'scheduled' THEN run_at END"
+_SCOPE = "'limit','group'"
+# A waiting row that stands in the queue of its group is under that (`store.group_queues`).
+_HOLDER = (
+    "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '')"
+    " WHEN status = 'new' THEN COALESCE(queue, handler) ELSE handler END"
+)
+# Without those that wait until another job of their unique key has ended (`store.duplicates`).
+_DUE_AT = (
+    "CASE WHEN status = 'scheduled' AND SUBSTR(COALESCE(unique_key, ''), 1, 6) <> '~next:' THEN run_at END"
+)
 
 # Columns are added at the end and may be NULL or have a constant default: that is done at once, whatever the
 # number of rows, without a lock that a writer would wait for.
@@ -35,6 +43,8 @@ MYSQL = [
         ADD COLUMN error_class VARCHAR(191) NULL,
         ADD COLUMN fingerprint BINARY(8) NULL,
         ADD COLUMN group_key VARCHAR(191) NULL,
+        ADD COLUMN queue VARCHAR(64) NULL,
+        ADD COLUMN given_key VARCHAR(191) NULL,
         ADD COLUMN expires_at DATETIME(6) NULL,
         ADD COLUMN state MEDIUMBLOB NULL""",
     """ALTER TABLE workerd_jobs
@@ -90,19 +100,22 @@ MYSQL = [
     ) {TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS workerd_slots (
         limit_name VARCHAR(191) NOT NULL,
+        scope ENUM({_SCOPE}) NOT NULL DEFAULT 'limit',
         group_key VARCHAR(191) NOT NULL DEFAULT '',
         n INT UNSIGNED NOT NULL,
         id BINARY(16) NULL,
         attempt INT UNSIGNED NULL,
-        PRIMARY KEY (limit_name, group_key, n),
+        PRIMARY KEY (limit_name, scope, group_key, n),
         KEY workerd_slot_holder (id, attempt)
     ) {TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS workerd_rates (
         limit_name VARCHAR(191) NOT NULL,
+        scope ENUM({_SCOPE}) NOT NULL DEFAULT 'limit',
         group_key VARCHAR(191) NOT NULL DEFAULT '',
         tat DATETIME(6) NULL,
         held_until DATETIME(6) NULL,
-        PRIMARY KEY (limit_name, group_key)
+        PRIMARY KEY (limit_name, scope, group_key),
+        KEY workerd_rate_held (held_until)
     ) {TABLE}""",
     f"""ALTER TABLE workerd_schedules
         ADD COLUMN origin ENUM({_ORIGIN}) NOT NULL DEFAULT 'config',
@@ -140,6 +153,8 @@ SQLITE = [
             "fingerprint BLOB CHECK"
             " (fingerprint IS NULL OR (typeof(fingerprint) = 'blob' AND length(fingerprint) = 8))",
             lite_name("group_key"),
+            lite_name("queue"),
+            lite_name("given_key"),
             lite_time("expires_at"),
             "state BLOB CHECK (state IS NULL OR typeof(state) = 'blob')",
             f"holder TEXT GENERATED ALWAYS AS ({_HOLDER}) VIRTUAL",
@@ -192,20 +207,23 @@ SQLITE = [
     "CREATE INDEX workerd_audit_target ON workerd_audit (target, id)",
     f"""CREATE TABLE workerd_slots (
         {lite_name("limit_name", "NOT NULL")},
+        {lite_one_of("scope", _SCOPE, "NOT NULL DEFAULT 'limit'")},
         {lite_name("group_key", "NOT NULL DEFAULT ''")},
         {lite_count("n", "NOT NULL")},
         {lite_id("id")},
         {lite_count("attempt", "", "1")},
-        PRIMARY KEY (limit_name, group_key, n)
+        PRIMARY KEY (limit_name, scope, group_key, n)
     )""",
     "CREATE INDEX workerd_slot_holder ON workerd_slots (id, attempt)",
     f"""CREATE TABLE workerd_rates (
         {lite_name("limit_name", "NOT NULL")},
+        {lite_one_of("scope", _SCOPE, "NOT NULL DEFAULT 'limit'")},
         {lite_name("group_key", "NOT NULL DEFAULT ''")},
         {lite_time("tat")},
         {lite_time("held_until")},
-        PRIMARY KEY (limit_name, group_key)
+        PRIMARY KEY (limit_name, scope, group_key)
     )""",
+    "CREATE INDEX workerd_rate_held ON workerd_rates (held_until)",
     *[
         f"ALTER TABLE workerd_schedules ADD COLUMN {column}"
         for column in (

@@ -1,0 +1,79 @@
+"""[limits.NAME] and [groups]: what is taken, what is refused, and which of two configurations holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from workerd.config.build import load
+from workerd.config.model import Config, LimitConfig
+from workerd.errors import ConfigError
+from workerd.rate_limit import Rate
+
+HANDLER = '[handlers.charge]\ncall = "shop:charge"\nlimit = "stripe"\n'
+MINUTE = 60_000_000
+
+
+def read(folder: Path, text: str) -> Config:
+    file = folder / "workerd.toml"
+    file.write_text(text)
+    return load(file, {})
+
+
+def test_a_limit_and_its_handler(tmp_path: Path) -> None:
+    """The rate's number is its burst unless another is given."""
+    config = read(
+        tmp_path,
+        HANDLER + '[limits.stripe]\nconcurrency = 20\ngroup_concurrency = 2\nrate = "100/1m"\nburst = 10\n'
+        'group_rate = "5/s"\n[groups]\n"tenant-7" = 3\n"é \' x" = 100\n',
+    )
+    limit = config.limits["stripe"]
+    assert (limit.concurrency, limit.group_concurrency) == (20, 2)
+    assert limit.starts == Rate(100, MINUTE, 10)
+    assert limit.group_starts == Rate(5, 1_000_000, 5)
+    assert config.groups == {"tenant-7": 3, "é ' x": 100}
+    assert config.handlers["charge"].rated
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('[limits.stripe]\nrate = "0/1m"', r"limits\.stripe\.rate: expected a rate"),
+        ('[limits.stripe]\nrate = "1/32d"', r"limits\.stripe\.rate: expected a rate"),
+        ('[limits.stripe]\nrate = "1/0s"', r"limits\.stripe\.rate: expected a rate"),
+        ('[limits.stripe]\nrate = "a/1s"', r"limits\.stripe\.rate: expected a rate"),
+        ("[limits.stripe]\nrate = 5", r"limits\.stripe\.rate: expected a rate"),
+        ("[limits.stripe]\nconcurrency = 0", r"limits\.stripe\.concurrency: expected a whole number from 1"),
+        ("[limits.stripe]\ngroup_concurrency = 1.5", r"group_concurrency: expected a whole number from 1"),
+        ("[limits.stripe]\nburst = 5", "expected concurrency, group_concurrency, rate or group_rate"),
+        ("[limits.stripe]\nconcurency = 5", 'nearest is "concurrency"'),
+        ("[limits.strip]\nconcurrency = 5", r'charge\.limit: expected a limit that is configured, got "str'),
+        (
+            "[limits.stripe]\nconcurrency = 5\n[groups]\na = 0",
+            "groups: expected a whole number from 1 to 100",
+        ),
+        ("[limits.stripe]\nconcurrency = 5\n[groups]\na = 101", "groups: expected a whole number from 1"),
+        ('[limits.stripe]\nconcurrency = 5\n[groups]\n"" = 1', "groups: group: expected text of 1 to 191"),
+        ("limits = 5", "limits: expected a table"),
+    ],
+)
+def test_wrong_limits_are_refused(tmp_path: Path, wrong: str, message: str) -> None:
+    """With the key and what was expected."""
+    text = f"{wrong}\n{HANDLER}" if wrong.startswith("limits") else f"{HANDLER}{wrong}\n"
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, text)
+
+
+def test_of_two_limits_the_lower_of_each_value_holds() -> None:
+    """Also where one has no such value."""
+    one = LimitConfig(concurrency=5, rate=Rate(10, MINUTE, 10), burst=4)
+    other = LimitConfig(concurrency=9, group_concurrency=1, rate=Rate(100, MINUTE, 100), burst=8)
+    lower = LimitConfig(concurrency=5, group_concurrency=1, rate=Rate(10, MINUTE, 10), burst=4)
+    assert one.lower(other) == other.lower(one) == lower
+
+
+def test_a_limit_that_no_handler_names_is_noted(tmp_path: Path) -> None:
+    """It is allowed, but hardly meant."""
+    config = read(tmp_path, "[limits.idle]\nconcurrency = 1\n")
+    assert config.notes == ("[limits.idle] has no effect, as no handler names it",)

@@ -1,0 +1,144 @@
+"""A dispatcher whose handlers have limits: what it claims, when it tries again, what other nodes change."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import msgspec
+
+from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs
+from tests.support.rows import Rows
+from workerd.clock import SECOND
+from workerd.config.model import HandlerConfig, LimitConfig, PoolConfig
+from workerd.job import Claim, Status, new_id
+from workerd.outcome import Hold, Outcome, Reason
+from workerd.rate_limit import Rate
+from workerd.store import limits, nodes
+from workerd.store.base import Store
+from workerd.store.nodes import NodeInfo, NodeRecord
+
+
+def start(
+    make_harness: MakeHarness, limit: LimitConfig, *, poll: float = 0.5
+) -> tuple[DispatcherHarness, FakePool]:
+    handlers = tuple(
+        HandlerConfig(name=name, call="x:y", pool="p", limit="l", rated=limit.rated) for name in ("a", "b")
+    )
+    pools = {"p": PoolConfig(name="p", handlers=handlers)}
+    harness = make_harness(poll=poll, pools=pools, limits={"l": limit})
+    harness.start()
+    pool = harness.pool("a", "b", name="p").connect()
+    return harness, pool
+
+
+def end(harness: DispatcherHarness, pool: FakePool, claim: Claim, hold: Hold | None = None) -> None:
+    """Record the end of a claim, as the ingester does, which then wakes the dispatcher."""
+    outcome = Outcome(
+        id=claim.id,
+        attempt=claim.attempt,
+        claimed_at=claim.claimed_at,
+        handler=claim.handler,
+        status=Status.COMPLETED,
+        reason=Reason.OK,
+        success=True,
+        limited=claim.limited,
+        hold=hold,
+    )
+    from workerd.ingester import writer
+    from workerd.runtime.sockets import poke
+
+    harness.store.run(lambda tx: writer.close(tx, [outcome], harness.incarnation))
+    del pool.claims[claim.ref]
+    poke(harness.paths.wake)
+
+
+def test_handlers_share_a_limit(make_harness: MakeHarness, store: Store, store_url: str) -> None:
+    """A slot that becomes free is given out at once, whichever handler waits for it."""
+    harness, pool = start(make_harness, LimitConfig(concurrency=3), poll=60.0)
+    insert_jobs(store, "a", 4)
+    insert_jobs(store, "b", 4)
+    pool.demand(20)
+    harness.until(lambda: len(pool.claims) == 3)
+    harness.serve(0.2)
+    ended = 0
+    while pool.claims:
+        assert len(pool.claims) <= 3
+        end(harness, pool, next(iter(pool.claims.values())))
+        ended += 1
+        harness.until(lambda n=ended: len(pool.claims) == min(3, 8 - n))  # type: ignore[misc]
+    assert ended == 8
+    assert Rows(store_url).sql("SELECT * FROM workerd_slots") == []
+
+
+def test_a_rate_is_waited_for_by_a_timer(make_harness: MakeHarness, store: Store) -> None:
+    """The next job starts when it fits, although nobody announces anything."""
+    limit = LimitConfig(rate=Rate(2, SECOND, 2), burst=1)
+    harness, pool = start(make_harness, limit, poll=60.0)
+    insert_jobs(store, "a", 4)
+    pool.demand(20)
+    harness.until(lambda: len(pool.claims) == 4)
+    moments = sorted(claim.claimed_at for claim in pool.claims.values())
+    assert all(later - earlier >= SECOND // 2 for earlier, later in itertools.pairwise(moments))
+
+
+def test_what_waits_in_pools_is_given_back_at_a_hold(make_harness: MakeHarness, store: Store) -> None:
+    """Within a poll, also on nodes that did not record it."""
+    harness, pool = start(make_harness, LimitConfig(concurrency=9), poll=0.1)
+    insert_jobs(store, "a", 2)
+    pool.demand(20)
+    harness.until(lambda: len(pool.claims) == 2)
+    first = next(iter(pool.claims.values()))
+    end(harness, pool, first, Hold("limit", 3600 * SECOND))
+    harness.until(lambda: ("a", "b") in pool.releases)
+    insert_jobs(store, "b", 1)
+    harness.serve(0.4)
+    assert len(pool.claims) == 1
+
+
+def test_the_lower_of_two_configurations_holds(
+    make_harness: MakeHarness, store: Store, tmp_path: Path
+) -> None:
+    """While a live node has it."""
+    other = NodeRecord(
+        id=new_id(),
+        name="other",
+        info=msgspec.json.encode(NodeInfo(limits={"l": LimitConfig(concurrency=1)})),
+    )
+    store.run(lambda tx: nodes.register(tx, other, 3600))
+    harness, pool = start(make_harness, LimitConfig(concurrency=3), poll=0.1)
+    harness.until(lambda: harness.is_up and harness.settled())
+    harness.serve(1.5)  # the first time that it asks what others have
+    insert_jobs(store, "a", 4)
+    pool.demand(20)
+    harness.until(lambda: pool.claims)
+    harness.serve(0.5)
+    assert len(pool.claims) == 1
+    store.run(lambda tx: nodes.remove(tx, other.id))
+    harness.until(lambda: len(pool.claims) == 3)
+
+
+def test_claims_of_a_dead_pool_free_their_slots(
+    make_harness: MakeHarness, store: Store, store_url: str
+) -> None:
+    """By the outcome that settlement sends."""
+    harness, pool = start(make_harness, LimitConfig(concurrency=2, group_concurrency=2))
+    insert_jobs(store, "a", 2, group_key="g")
+    pool.demand(20)
+    harness.until(lambda: len(pool.claims) == 2)
+    harness.report_death(pool)
+    harness.until(lambda: Rows(store_url).sql("SELECT * FROM workerd_slots") == [])
+
+
+def test_slots_that_a_person_left_behind_are_freed(make_harness: MakeHarness, store: Store) -> None:
+    """By deleting the row of a running job."""
+    store.run(
+        lambda tx: tx.execute(
+            "INSERT INTO workerd_slots (limit_name, n, id, attempt) VALUES ('l', 0, %s, 1)", (new_id(),)
+        )
+    )
+    _, pool = start(make_harness, LimitConfig(concurrency=1), poll=0.1)
+    insert_jobs(store, "a", 1)
+    pool.demand(1)
+    pool.harness.until(lambda: pool.claims)
+    assert len(store.read(limits.holders)) == 1

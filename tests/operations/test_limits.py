@@ -1,0 +1,136 @@
+"""Limits as people see them, on both engines without a daemon."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.support import storing
+from tests.support.rows import Rows
+from workerd.clock import SECOND
+from workerd.config.model import Config, HandlerConfig, LimitConfig, NodeConfig, PoolConfig, StoreConfig
+from workerd.dispatcher.limited_handlers import LimitedHandlers
+from workerd.ingester import writer
+from workerd.job import Claim, Status, id_text
+from workerd.operations import figures, jobs
+from workerd.operations import limits as operations
+from workerd.operations.why import explain
+from workerd.outcome import Hold, Outcome, Reason
+from workerd.rate_limit import Rate
+from workerd.store import handlers, limits, nodes, stats
+from workerd.store.base import Store, Tx
+from workerd.store.claims import NodeIdent
+
+NODE = NodeIdent(storing.NODE.id, "one")
+
+
+def configured(url: str = "", **limit: object) -> Config:
+    handler = HandlerConfig(name="charge", call="m:f", pool="p", limit="stripe")
+    return Config(
+        node=NodeConfig(name="one"),
+        store=StoreConfig(url=url) if url else StoreConfig(),
+        pools={"p": PoolConfig(name="p", handlers=(handler,))},
+        limits={"stripe": LimitConfig(**limit)},  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+def rows(store: Store, store_url: str) -> Rows:
+    """The store of a live node that has the handler."""
+    store.run(lambda tx: nodes.register(tx, nodes.NodeRecord(id=NODE.id, name="one"), 60.0))
+    store.run(lambda tx: handlers.seen(tx, "charge", None, "one"))
+    return Rows(store_url)
+
+
+def claim(store: Store, config: Config, wanted: int = 10) -> list[Claim]:
+    limited = LimitedHandlers(config)
+
+    def work(tx: Tx) -> list[Claim]:
+        locked = limits.lock(tx, ["stripe"])
+        return limited.claim(tx, "charge", locked, wanted, NODE, None, 1 << 20).batch.claims
+
+    return store.run(work)
+
+
+def why(store: Store, config: Config, job_id: bytes) -> str:
+    return store.read(lambda tx: explain(tx, config, job_id, {}))[1][0]
+
+
+def test_a_limit_shows_who_has_it_and_what_waits(store: Store, rows: Rows) -> None:
+    """Lists and counts have what stands in the queues of groups too."""
+    config = configured(concurrency=3, group_concurrency=1, rate=Rate(100, 60 * SECOND, 100))
+    made = [rows.insert("charge", group_key=group) for group in ("a", "a", "b", None)]
+    running = claim(store, config)
+    assert len(running) == 3
+    [limit] = store.read(lambda tx: operations.list_(tx, config))
+    assert limit | {"holders": [], "groups": []} == {
+        "name": "stripe", "configured": True, "concurrency": 3, "group_concurrency": 1, "rate": "100/1m",
+        "burst": None, "group_rate": None, "handlers": ["charge"], "used": 3, "waiting": 1,
+        "held_until": None, "groups": [], "holders": [],
+    }  # fmt: skip
+    assert {(h["job_id"], h["group"]) for h in limit["holders"]} == {
+        (id_text(made[0]), "a"), (id_text(made[2]), "b"), (id_text(made[3]), ""),
+    }  # fmt: skip
+    assert {group["group"] for group in limit["groups"]} == {"a", "b", ""}
+    assert why(store, config, made[1]) == (
+        f'The limit "stripe" is full: 3 of 3 run: {", ".join(id_text(c.id) for c in running)}.'
+    )
+    [depth] = store.read(lambda tx: figures.depths(tx, ["charge"]))
+    assert depth.counts == {"new": 1, "inprogress": 3}
+    assert depth.oldest_s is not None
+    assert store.read(lambda tx: stats.by_handler(tx, ["charge"]))["charge"].due == 1
+    for handler in (None, "charge"):
+        listed = store.read(lambda tx, h=handler: jobs.list_(tx, handler=h, status=Status.NEW))
+        assert [job["id"] for job in listed.jobs] == [id_text(made[1])]
+    assert "charge" in store.read(handlers.names_of_jobs)
+    assert len(store.read(handlers.names_of_jobs)) == 1
+    assert store.read(lambda tx: operations.used(tx, config)) == {"stripe": 3}
+
+
+def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
+    """With the time at which the next start is allowed."""
+    config = configured(rate=Rate(1, 3600 * SECOND, 1))
+    first, second = (rows.insert("charge", group_key="a") for _ in range(2))
+    [claimed] = claim(store, config)
+    assert claimed.id == first
+    assert why(store, config, second).startswith('The rate of the limit "stripe", 1/1h, lets the next start')
+    outcome = Outcome(
+        id=claimed.id,
+        attempt=1,
+        claimed_at=claimed.claimed_at,
+        handler="charge",
+        status=Status.COMPLETED,
+        reason=Reason.OK,
+        limited=claimed.limited,
+        hold=Hold("group", 60 * SECOND),
+    )
+    store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
+    sentences = store.read(lambda tx: explain(tx, config, second, {}))[1]
+    assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
+
+
+def test_a_limit_that_was_removed_shows_until_its_jobs_end(store: Store, rows: Rows) -> None:
+    """It is marked as not configured."""
+    config = configured(concurrency=1)
+    rows.insert("charge")
+    claim(store, config)
+    [limit] = store.read(lambda tx: operations.list_(tx, Config()))
+    assert (limit["name"], limit["configured"], limit["used"]) == ("stripe", False, 1)
+
+
+def test_a_different_configuration_of_another_node_is_named(
+    store: Store, store_url: str, tmp_path: Path
+) -> None:
+    """The lower values hold, and are shown."""
+    config = configured(store_url, concurrency=5)
+    info = msgspec.json.encode(nodes.NodeInfo(limits={"stripe": LimitConfig(concurrency=2)}))
+    other = nodes.NodeRecord(id=b"o" * 16, name="other", info=info)
+    assert operations.differing(config) == []
+    store.run(lambda tx: nodes.register(tx, other, 60.0))
+    assert operations.differing(config) == [
+        "limits.stripe: configured differently on other; the lower of each value holds"
+    ]
+    [limit] = store.read(lambda tx: operations.list_(tx, config))
+    assert limit["concurrency"] == 2

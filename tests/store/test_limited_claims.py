@@ -1,0 +1,306 @@
+"""Claims by limit, group and turn: what starts, what waits, and what is given back."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.rows import Rows
+from workerd.clock import SECOND
+from workerd.config.model import LimitConfig
+from workerd.fairness import FairTurns
+from workerd.group import parse_template
+from workerd.ingester import writer
+from workerd.job import Claim, Status
+from workerd.outcome import Hold, Outcome, Reason, released
+from workerd.rate_limit import Rate
+from workerd.store import claims, group_queues, limited_claims, limits
+from workerd.store.base import Store, Tx
+from workerd.store.claims import NodeIdent
+from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
+
+NODE = NodeIdent(b"n" * 16, "one")
+ODD = "💶 'x' \"y\" \\ %s"
+
+
+class Claimer:
+    """One node's claims of one handler, with what it remembers."""
+
+    def __init__(
+        self, store: Store, config: LimitConfig | None = None, template: str = "", *, fair: bool = False
+    ) -> None:
+        self.store = store
+        self.config = config
+        parsed = parse_template(template) if template else None
+        self.handler = LimitedHandler("h", None if config is None else "l", parsed, fair)
+        self.turns = FairTurns({"heavy": 3}) if fair else None
+        self.heads: dict[str, limited_claims.Waiting] = {}
+        self.last: LimitedBatch | None = None
+
+    def claim(self, wanted: int = 10) -> list[Claim]:
+        def work(tx: Tx) -> LimitedBatch:
+            limit = None
+            if self.config is not None:
+                limit = self.config, limits.lock(tx, ["l"])["l"]
+            turns = None if self.turns is None else self.turns.trial()
+            known = QueueHeads(self.heads, True, None)
+            return limited_claims.claim(tx, self.handler, wanted, NODE, limit, known, turns)
+
+        batch = self.last = self.store.run(work)
+        for group, head in batch.heads.items():
+            if head is None:
+                self.heads.pop(group, None)
+            else:
+                self.heads[group] = head
+        if self.turns is not None and batch.turns is not None:
+            self.turns.adopt(batch.turns)
+        return batch.batch.claims
+
+    def close(self, claimed: Claim, *, hold: Hold | None = None, retry: bool = False) -> None:
+        outcome = Outcome(
+            id=claimed.id,
+            attempt=claimed.attempt,
+            claimed_at=claimed.claimed_at,
+            handler="h",
+            status=Status.COMPLETED,
+            reason=Reason.OK,
+            success=True,
+            limited=claimed.limited,
+            hold=hold,
+        )
+        self.store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
+
+    def release(self, claimed: Claim) -> None:
+        self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id))
+
+
+def insert(rows: Rows, *groups: str | None) -> list[bytes]:
+    """Insert a job of each of these groups with one statement, in their order."""
+    made = [uuid.uuid4().bytes for _ in groups]
+    times = [f"2026-01-01 00:00:00.{number:06}" for number in range(len(groups))]
+    marks = ", ".join(["(%s, 'h', %s, %s)"] * len(groups))
+    params = [value for row in zip(made, groups, times, strict=True) for value in row]
+    rows.sql(f"INSERT INTO workerd_jobs (id, handler, group_key, run_at) VALUES {marks}", *params)
+    return made
+
+
+def slots(rows: Rows) -> list[tuple[str, str, int]]:
+    found = rows.sql("SELECT scope, group_key, n FROM workerd_slots ORDER BY scope, group_key, n")
+    return sorted((row["scope"], row["group_key"], row["n"]) for row in found)
+
+
+@pytest.fixture
+def rows(store: Store, store_url: str) -> Iterator[Rows]:
+    """Plain INSERTs; at the end no slot may be taken by what does not run."""
+    found = Rows(store_url)
+    yield found
+    running = found.sql("SELECT COUNT(*) AS n FROM workerd_jobs WHERE status = 'inprogress'")[0]["n"]
+    held = found.sql("SELECT COUNT(DISTINCT id) AS n FROM workerd_slots")[0]["n"]
+    assert held <= running
+
+
+def test_no_more_run_than_the_limit_allows(store: Store, rows: Rows) -> None:
+    """What does not fit stays `new`; a slot that was freed is taken again."""
+    claimer = Claimer(store, LimitConfig(concurrency=3))
+    insert(rows, *[None] * 5)
+    first = claimer.claim()
+    assert len(first) == 3
+    assert slots(rows) == [("limit", "", 0), ("limit", "", 1), ("limit", "", 2)]
+    assert claimer.claim() == []
+    assert rows.counts() == {"inprogress": 3, "new": 2}
+    claimer.close(first[1])
+    [again] = claimer.claim()
+    assert slots(rows) == [("limit", "", 0), ("limit", "", 1), ("limit", "", 2)]
+    for claim in (first[0], first[2], again):
+        claimer.close(claim)
+    assert slots(rows) == []
+
+
+def test_a_group_has_slots_of_its_own(store: Store, rows: Rows) -> None:
+    """Whatever its name; jobs without a group share one."""
+    claimer = Claimer(store, LimitConfig(concurrency=20, group_concurrency=1))
+    insert(rows, ODD, ODD, "é" * 191, "é" * 191, None, None)
+    claimed = claimer.claim()
+    assert Counter(rows.last(c.id)["group_key"] for c in claimed) == {ODD: 1, "é" * 191: 1, None: 1}
+    assert claimer.claim() == []
+    assert len([row for row in rows.sql("SELECT queue FROM workerd_jobs WHERE queue IS NOT NULL")]) == 3
+    for claim in claimed:
+        claimer.close(claim)
+    assert len(claimer.claim()) == 3
+
+
+def test_a_full_group_does_not_hide_others(store: Store, rows: Rows) -> None:
+    """Its jobs move out of the way, and come back in their order."""
+    claimer = Claimer(store, LimitConfig(group_concurrency=1))
+    *ids, other = insert(rows, *["a"] * 600, "b")
+    claimed = []
+    for _ in range(4):
+        claimed += claimer.claim(1)
+    assert [claim.id for claim in claimed] == [ids[0], other]
+    claimer.close(claimed[0])
+    assert [claim.id for claim in claimer.claim(5)] == [ids[1]]
+
+
+def test_queues_of_groups_are_found_by_a_node_that_knows_none(store: Store, rows: Rows) -> None:
+    """Also more than one scan finds, and after the group of a job was changed."""
+    parker = Claimer(store, LimitConfig(group_concurrency=1))
+    insert(rows, *[f"g{number // 2}" for number in range(40)])
+    for claim in parker.claim(40):
+        parker.close(claim)
+    rows.sql("UPDATE workerd_jobs SET group_key = 'moved' WHERE group_key = 'g7' AND status = 'new'")
+    other = Claimer(store, LimitConfig(group_concurrency=1))
+    claimed = other.claim(40)
+    claimed += other.claim(40)
+    groups = {rows.last(claim.id)["group_key"] for claim in claimed}
+    assert groups == {f"g{n}" for n in range(20) if n != 7} | {"moved"}
+    assert store.read(lambda tx: group_queues.is_any(tx, "h")) is False
+
+
+def test_a_lowered_limit_lets_what_runs_end(store: Store, rows: Rows) -> None:
+    """Nothing starts until fewer run than the new one allows."""
+    insert(rows, *[None] * 6)
+    high, low = Claimer(store, LimitConfig(concurrency=4)), Claimer(store, LimitConfig(concurrency=2))
+    claimed = high.claim()
+    assert len(claimed) == 4
+    for claim in claimed[:2]:
+        low.close(claim)
+        assert low.claim() == []
+    low.close(claimed[2])
+    assert len(low.claim()) == 1
+
+
+def test_starts_are_bounded_by_the_rate(store: Store, rows: Rows) -> None:
+    """The next fits at a time that the claim tells; a release gives its start back."""
+    claimer = Claimer(store, LimitConfig(rate=Rate(5, 3600 * SECOND, 5), burst=2))
+    insert(rows, *[None] * 4)
+    first = claimer.claim()
+    assert len(first) == 2
+    assert claimer.claim() == []
+    assert claimer.last is not None
+    expected = first[0].claimed_at + 720 * SECOND
+    assert claimer.last.retry_at == pytest.approx(expected, abs=2)
+    claimer.release(first[0])
+    again = claimer.claim()
+    assert [claim.id for claim in again] == [first[0].id]
+    assert claimer.claim() == []
+
+
+def test_groups_have_rates_of_their_own(store: Store, rows: Rows) -> None:
+    """One that has used its rate up waits in its queue, others go on."""
+    claimer = Claimer(store, LimitConfig(group_rate=Rate(1, 3600 * SECOND, 1)))
+    ids = insert(rows, "a", "a", "b")
+    claimed = claimer.claim()
+    assert [claim.id for claim in claimed] == [ids[0], ids[2]]
+    assert claimer.claim() == []
+    assert claimer.last is not None
+    assert claimer.last.retry_at is not None
+    claimer.release(claimed[0])
+    assert [claim.id for claim in claimer.claim()] == [ids[0]]
+
+
+@pytest.mark.parametrize("scope", ["group", "limit"])
+def test_a_hold_stops_a_group_or_the_limit(store: Store, rows: Rows, scope: str) -> None:
+    """From the commit that records it on, for so long."""
+    claimer = Claimer(store, LimitConfig(concurrency=10))
+    first = rows.insert("h", group_key="a")
+    [claimed] = claimer.claim()
+    assert claimed.id == first
+    claimer.close(claimed, hold=Hold(scope, 3600 * SECOND))  # type: ignore[arg-type]
+    held = rows.insert("h", group_key="a")
+    other = rows.insert("h", group_key="b")
+    assert [claim.id for claim in claimer.claim()] == ([other] if scope == "group" else [])
+    assert claimer.last is not None
+    assert claimer.claim() == []
+    assert claimer.last.retry_at is not None
+    [hold] = store.read(limits.held)
+    assert (hold.limit, hold.group) == ("l", "a" if scope == "group" else None)
+    rows.sql("UPDATE workerd_rates SET held_until = '2020-01-01 00:00:00.000000'")
+    assert held in {claim.id for claim in claimer.claim()}
+
+
+def test_fair_groups_take_turns(store: Store, rows: Rows) -> None:
+    """Also by single claims, with weights; what floods does not keep the others waiting."""
+    claimer = Claimer(store, fair=True)
+    insert(rows, *["heavy"] * 400, *["light"] * 10)
+    order = [rows.last(claimer.claim(1)[0].id)["group_key"] for _ in range(16)]
+    assert Counter(order) == {"heavy": 12, "light": 4}
+    rows.insert("h", group_key="new")
+    later = [rows.last(claimer.claim(1)[0].id)["group_key"] for _ in range(4)]
+    assert "new" in later
+
+
+def test_a_lone_fair_group_gets_all(store: Store, rows: Rows) -> None:
+    """Turns withhold nothing."""
+    claimer = Claimer(store, fair=True)
+    ids = insert(rows, *["a"] * 30)
+    assert [claim.id for claim in claimer.claim(20)] == ids[:20]
+    assert [claim.id for claim in claimer.claim(20)] == ids[20:]
+
+
+def test_a_plain_insert_gets_its_group_at_the_claim(store: Store, rows: Rows) -> None:
+    """Unless it brings one; vars that give none fail the job, whatever the limit."""
+    claimer = Claimer(store, template="{tenant}")
+    odd = rows.insert("h", {"tenant": ODD})
+    own = rows.insert("h", {"tenant": "a"}, group_key="own")
+    wrong = rows.insert("h", {"tenant": None})
+    assert {claim.id for claim in claimer.claim()} == {odd, own}
+    assert rows.last(odd)["group_key"] == ODD
+    assert rows.last(own)["group_key"] == "own"
+    assert claimer.last is not None
+    [outcome] = claimer.last.batch.broken
+    assert (outcome.id, outcome.status) == (wrong, "failure")
+    assert "got null; correct the vars" in (outcome.error or "")
+
+
+def test_a_cancelled_job_takes_no_slot(store: Store, rows: Rows) -> None:
+    """A row that is not run uses nothing of its limit."""
+    claimer = Claimer(store, LimitConfig(concurrency=1))
+    rows.insert("h", cancel_requested_at="2026-01-01 00:00:00.000000")
+    runs = rows.insert("h")
+    assert claimer.claim() == []
+    assert [claim.id for claim in claimer.claim()] == [runs]
+
+
+def test_two_claims_of_one_limit_do_not_wait(
+    store: Store, rows: Rows, store_url: str, opened: object
+) -> None:
+    """The second one leaves the limit out; slots are never given out twice."""
+    if store_url.startswith("sqlite"):
+        pytest.skip("SQLite has one writer")
+    other = opened(store_url)  # type: ignore[operator]
+
+    def work(tx: Tx) -> dict[str, limits.RateRow]:
+        assert limits.lock(tx, ["l", "m"]).keys() == {"l", "m"}
+        inner: dict[str, limits.RateRow] = other.run(lambda theirs: limits.lock(theirs, ["l", "k"]))
+        return inner
+
+    store.run(lambda tx: limits.lock(tx, ["k", "l", "m"]))
+    assert store.run(work).keys() == {"k"}
+
+
+def test_slots_and_rates_left_behind_are_swept(store: Store, rows: Rows) -> None:
+    """When a person deletes the row of a running job."""
+    claimer = Claimer(store, LimitConfig(concurrency=1, group_concurrency=1, group_rate=Rate(1, 1000, 1)))
+    rows.insert("h", group_key="a")
+    [claimed] = claimer.claim()
+    assert store.run(lambda tx: limits.sweep(tx, 100)) == 0
+    rows.sql("DELETE FROM workerd_jobs")
+    assert store.run(lambda tx: limits.sweep(tx, 100)) == 2
+    assert slots(rows) == []
+    assert [row["scope"] for row in rows.sql("SELECT scope FROM workerd_rates")] == ["limit"]
+    assert claimed.limited is not None
+
+
+def test_a_held_attempt_says_what_it_uses(store: Store, rows: Rows) -> None:
+    """So that settlement and rescue free it."""
+    claimer = Claimer(store, LimitConfig(concurrency=1, group_concurrency=1))
+    rows.insert("h", group_key="a")
+    claimer.claim()
+    [held] = store.read(lambda tx: claims.held(tx, NODE.id))
+    assert held.limited is not None
+    assert (held.limited.name, held.limited.group) == ("l", "a")
+    store.run(lambda tx: writer.close(tx, [released(held)], NODE.id))
+    assert slots(rows) == []

@@ -1,0 +1,83 @@
+"""Rates against a reference: no window has more starts than allowed, and nothing allowed is withheld."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workerd.rate_limit import Rate
+
+RATES = st.builds(Rate, st.integers(1, 1000), st.integers(1, 31 * 86_400_000_000), st.integers(1, 1000))
+STEPS = st.lists(st.tuples(st.integers(0, 10**8), st.integers(1, 50)), min_size=1, max_size=40)
+
+
+def run(rate: Rate, steps: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """When how many started, where after each pause so many were wanted."""
+    now, tat = 10**15, None
+    started = []
+    for pause, wanted in steps:
+        now += pause
+        count = min(wanted, rate.fitting(tat, now))
+        if count:
+            tat = rate.taken(tat, now, count)
+            started.append((now, count))
+    return started
+
+
+@given(RATES, STEPS)
+def test_no_window_has_more_than_rate_and_burst(rate: Rate, steps: list[tuple[int, int]]) -> None:
+    """Every window from one start to another."""
+    started = run(rate, steps)
+    for first in range(len(started)):
+        total = 0
+        for moment, count in started[first:]:
+            total += count
+            window = moment - started[first][0]
+            assert total * rate.period_us <= rate.count * window + rate.burst * rate.period_us
+
+
+@given(RATES, STEPS)
+def test_what_a_bucket_of_tokens_allows_fits(rate: Rate, steps: list[tuple[int, int]]) -> None:
+    """A reference in exact numbers; rounding up may cost less than one start."""
+    now, tokens, tat = 10**15, float(rate.burst), None
+    last = now
+    for pause, wanted in steps:
+        now += pause
+        tokens = min(rate.burst, tokens + (now - last) * rate.count / rate.period_us)
+        last = now
+        count = min(wanted, rate.fitting(tat, now))
+        assert count >= min(wanted, int(tokens - 1e-6)) - max(1, 50 * rate.count // rate.period_us)
+        assert count <= tokens + 1e-6
+        tokens -= count
+        tat = rate.taken(tat, now, count) if count else tat
+
+
+@given(RATES, st.integers(0, 10**6))
+def test_one_start_fits_at_the_time_that_is_told(rate: Rate, pause: int) -> None:
+    """And not a microsecond before."""
+    now = 10**15
+    tat = rate.taken(None, now, rate.burst)
+    assert rate.fitting(tat, now) == 0
+    moment = rate.next_at(tat, now + min(pause, rate.cost(1) - 1))
+    assert rate.fitting(tat, moment) >= 1
+    assert rate.fitting(tat, moment - 1) == 0 or rate.cost(1) == 1
+
+
+def test_a_full_rate_is_used_while_work_waits() -> None:
+    """At least 95 % of it, whenever one looks each millisecond."""
+    rate = Rate(100, 1_000_000, 10)
+    started = sum(count for _, count in run(rate, [(1000, 50)] * 10_000))
+    assert 0.95 * 1000 <= started <= 1010
+
+
+def test_a_clock_that_is_set_back_does_not_stop_starts() -> None:
+    """The bucket is empty at most."""
+    rate = Rate(10, 1_000_000, 10)
+    tat = rate.taken(None, 10**15, 10)
+    earlier = 10**15 - 3600 * 1_000_000
+    assert rate.next_at(tat, earlier) == earlier + 100_000
+
+
+def test_the_lower_of_two_rates() -> None:
+    """By starts per time; the smaller burst of both."""
+    assert Rate(5, 1_000_000, 9).lower(Rate(100, 60_000_000, 100)) == Rate(100, 60_000_000, 9)

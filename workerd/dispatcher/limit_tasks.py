@@ -1,0 +1,52 @@
+"""Periodic tasks of limits and groups: what other nodes are configured with, slots and queues left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.limited_handlers import LimitedHandlers
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.store import group_queues, limits, nodes
+from workerd.store.base import Tx
+
+AGREE_PERIOD_S = 1.0
+"""After which a lower limit of a node that was started holds on all others."""
+SWEEP_PERIOD_S = 30.0
+MAX_ROWS = 500
+"""Rows that one transaction changes."""
+
+
+class LimitTasks:
+    """Keeps what limits have given out true, whatever was configured or deleted meanwhile."""
+
+    def __init__(
+        self, store: MonitoredStore, claimer: Claimer, limited: LimitedHandlers, handlers: Iterable[str]
+    ) -> None:
+        self._store = store
+        self._claimer = claimer
+        self._limited = limited
+        self._plain = sorted(set(handlers) - limited.parking)
+
+    def agree(self) -> None:
+        """Take the lower of each limit that live nodes are configured with."""
+
+        def published(tx: Tx) -> dict[str, dict[str, nodes.LimitConfig]]:
+            now = tx.now
+            return {n.name: n.published.limits or {} for n in nodes.list_(tx) if n.lease_until > now}
+
+        self._limited.agree(self._store.read(published))
+
+    def sweep(self) -> float | None:
+        """One slice: free slots of attempts that do not run, and queues of handlers that have no groups."""
+        freed = self._store.run(lambda tx: limits.sweep(tx, MAX_ROWS))
+        moved = self._store.run(self._unpark)
+        if freed or moved:
+            self._claimer.announce()
+        return 0.0 if freed >= MAX_ROWS or moved else None
+
+    def _unpark(self, tx: Tx) -> int:
+        for handler in self._plain:
+            if group_queues.is_any(tx, handler):
+                return group_queues.unpark_some(tx, handler, MAX_ROWS)
+        return 0

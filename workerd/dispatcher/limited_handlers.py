@@ -1,0 +1,158 @@
+"""What this node knows of its handlers with a limit, a group template or fair turns, for their claims."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from workerd.config.model import Config, HandlerConfig, LimitConfig
+from workerd.fairness import FairTurns, Waiting
+from workerd.group import parse_template
+from workerd.log import get_logger
+from workerd.store import limited_claims
+from workerd.store.base import Tx
+from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
+from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
+from workerd.store.limits import GROUP, LIMIT, RateRow
+from workerd.store.reclaims import Retaken
+
+SCAN_S = 1.0
+"""After which queues of groups are looked for again, since other nodes make some too."""
+SCAN_ON_S = 0.05
+"""The same while there are more than one scan finds."""
+MAX_QUEUES_KNOWN = 20_000
+"""Queues of a handler that are remembered; others are found once some of these are empty."""
+
+_log = get_logger("dispatcher")
+
+
+class _GroupMemory:
+    """The queues of a handler's groups, as far as they are known, and the turns of a fair one."""
+
+    def __init__(self, turns: FairTurns | None) -> None:
+        self.turns = turns
+        self.heads: dict[str, Waiting] = {}
+        self._cursor: str | None = None
+        self._scan_at = 0.0
+
+    def known(self) -> QueueHeads:
+        return QueueHeads(self.heads, time.monotonic() >= self._scan_at, self._cursor)
+
+    def learn(self, batch: LimitedBatch) -> None:
+        for group, head in batch.heads.items():
+            if head is None:
+                self.heads.pop(group, None)
+            elif group in self.heads or len(self.heads) < MAX_QUEUES_KNOWN:
+                self.heads[group] = head
+        if batch.scanned:
+            self._cursor = batch.cursor
+            self._scan_at = time.monotonic() + (SCAN_S if batch.cursor is None else SCAN_ON_S)
+        if self.turns is not None and batch.turns is not None:
+            self.turns.adopt(batch.turns)
+
+
+class LimitedHandlers:
+    """The handlers that are claimed by `limited_claims`; empty on a node that has none."""
+
+    def __init__(self, config: Config) -> None:
+        configured = [h for h in config.handlers.values() if h.limit or h.group or h.fair]
+        self._handlers = {h.name: _of(h) for h in configured}
+        self._memory = {
+            h.name: _GroupMemory(FairTurns(config.groups) if h.fair else None) for h in configured
+        }
+        self._configured = config.limits
+        self._limits = dict(config.limits)
+        self._differing: dict[str, tuple[str, ...]] = {}
+        self.parking = frozenset(h.name for h in configured if h.limit or h.fair)
+
+    def __contains__(self, handler: str) -> bool:
+        return handler in self._handlers
+
+    @property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._handlers)
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any handler has a limit."""
+        return any(handler.limit is not None for handler in self._handlers.values())
+
+    def of_limit(self, limits: Iterable[str]) -> set[str]:
+        """The handlers of these limits."""
+        wanted = set(limits)
+        return {name for name, handler in self._handlers.items() if handler.limit in wanted}
+
+    def limits_of(self, handlers: Iterable[str]) -> set[str]:
+        """The limits of those of these handlers that have one."""
+        found = (self._handlers[name].limit for name in handlers if name in self._handlers)
+        return {limit for limit in found if limit is not None}
+
+    def with_queues(self) -> set[str]:
+        """The handlers of which jobs are known to stand in queues of groups."""
+        return {name for name, memory in self._memory.items() if memory.heads}
+
+    def retaken(self, handler: str) -> Retaken | None:
+        """What its attempts take of its limit, None without one."""
+        limit = self._handlers[handler].limit if handler in self._handlers else None
+        if limit is None:
+            return None
+        config = self._limits[limit]
+        counted = ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
+        return Retaken(limit, tuple(scope for scope, count in counted if count is not None))
+
+    def claim(
+        self,
+        tx: Tx,
+        handler: str,
+        locked: dict[str, RateRow],
+        wanted: int,
+        node: NodeIdent,
+        cursor: Cursor | None,
+        max_bytes: int,
+    ) -> LimitedBatch:
+        """Claim for one handler; changes nothing here, since the transaction may run again.
+
+        `locked`: the rows of the limits that the transaction has locked, which it keeps up to date.
+        """
+        known = self._handlers[handler]
+        limit: tuple[LimitConfig, RateRow] | None = None
+        if known.limit is not None:
+            if known.limit not in locked:
+                return LimitedBatch(ClaimBatch([], [], cursor, 0), busy=True)
+            limit = self._limits[known.limit], locked[known.limit]
+        memory = self._memory[handler]
+        turns = memory.turns.trial() if memory.turns is not None else None
+        heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
+        batch = limited_claims.claim(tx, known, wanted, node, limit, heads, turns, cursor, max_bytes)
+        if known.limit is not None and batch.row is not None:
+            locked[known.limit] = batch.row
+        return batch
+
+    def learn(self, handler: str, batch: LimitedBatch) -> None:
+        """The transaction with this batch was committed."""
+        self._memory[handler].learn(batch)
+
+    # -- limits of other nodes
+
+    def agree(self, published: Mapping[str, Mapping[str, LimitConfig]]) -> None:
+        """Take the lower of each value of the limits that live nodes, by name, are configured with."""
+        for name, own in self._configured.items():
+            lower = own
+            others = []
+            for node, theirs in sorted(published.items()):
+                if name in theirs and theirs[name] != own:
+                    lower = lower.lower(theirs[name])
+                    others.append(node)
+            self._limits[name] = lower
+            if others and self._differing.get(name) != tuple(others):
+                _log.warning("limit.differs", limit=name, nodes=", ".join(others))
+            self._differing[name] = tuple(others)
+
+
+def _of(handler: HandlerConfig) -> LimitedHandler:
+    return LimitedHandler(
+        name=handler.name,
+        limit=handler.limit or None,
+        template=parse_template(handler.group) if handler.group else None,
+        fair=handler.fair,
+    )

@@ -1,0 +1,97 @@
+"""The page of limits: used, waiting, held until, by whom."""
+
+from __future__ import annotations
+
+from workerd.documents import Document
+from workerd.gateway.dashboard.components import (
+    DASH,
+    Child,
+    card,
+    el,
+    join,
+    moment,
+    number,
+    path,
+    short_id,
+    table,
+)
+from workerd.gateway.dashboard.pages import PageQuery, View
+from workerd.operations import limits as operations
+
+
+async def limits(query: PageQuery) -> View:
+    """All limits."""
+    config = query.gateway.config
+    found = await query.gateway.backend.read(lambda tx: operations.list_(tx, config))
+    listing = table(
+        "Limits",
+        ("Limit", "At once", "A group", "Rate", "Used", "Waiting", "Held until", "Handlers"),
+        [_row(one) for one in found],
+        "No limit is configured.",
+    )
+    groups = [(one["name"], group) for one in found for group in one["groups"]]
+    holders = [(one["name"], holder) for one in found for holder in one["holders"]]
+    return View(
+        "Limits",
+        "/ui/limits",
+        el("h1", "Limits"),
+        {
+            "list": listing,
+            "groups": card(
+                "Groups",
+                table(
+                    "Groups that use a limit or are held",
+                    ("Limit", "Group", "Used", "Held until"),
+                    [
+                        (name, one["group"] or DASH, number(one["used"]), _moment(one["held_until"]))
+                        for name, one in groups
+                    ],
+                    "No group uses a limit.",
+                ),
+            ),
+            "holders": card(
+                "Who holds them",
+                table(
+                    "Running jobs that hold a limit",
+                    ("Limit", "Group", "Job", "Handler", "Node", "Since"),
+                    [_holder(name, one) for name, one in holders],
+                    "Nothing runs that has a limit.",
+                ),
+            ),
+        },
+    )
+
+
+def _moment(value: str | None) -> Child:
+    return moment(value) if value is not None else DASH
+
+
+def _row(one: Document) -> tuple[Child, ...]:
+    burst = f"burst {one['burst']}" if one["burst"] is not None else None
+    rates = [one["rate"], one["group_rate"] and f"{one['group_rate']} a group", burst]
+    return (
+        one["name"] if one["configured"] else join(one["name"], " ", el("span", "removed", class_="sub")),
+        _count(one["concurrency"]),
+        _count(one["group_concurrency"]),
+        ", ".join(filter(None, rates)) or DASH,
+        number(one["used"]),
+        number(one["waiting"]),
+        _moment(one["held_until"]),
+        ", ".join(one["handlers"]) or DASH,
+    )
+
+
+def _count(value: int | None) -> Child:
+    return DASH if value is None else number(value)
+
+
+def _holder(name: str, one: Document) -> tuple[Child, ...]:
+    job = one["job_id"]
+    return (
+        name,
+        one["group"] or DASH,
+        el("a", short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
+        one["handler"] or DASH,
+        one["node"] or DASH,
+        _moment(one["since"]),
+    )

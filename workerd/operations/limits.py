@@ -1,0 +1,142 @@
+"""Limits as people see them: what holds, who has slots, what waits, what is held until when."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import closing
+
+from workerd import documents
+from workerd.config.model import Config, LimitConfig
+from workerd.documents import Document
+from workerd.errors import StoreError
+from workerd.job import Status
+from workerd.operations.access import open_checked
+from workerd.store import limits, nodes, queries
+from workerd.store.base import Tx
+from workerd.store.columns import JobRow, jobs_by_key
+
+MAX_WAITING_COUNTED = queries.MAX_COUNT
+"""Counts are exact up to here."""
+MAX_HOLDERS_SHOWN = 200
+MAX_NAMED = 5
+"""Jobs that a sentence names."""
+
+
+def list_(tx: Tx, config: Config) -> list[Document]:
+    """All limits, those first that are configured here; then others that nodes have or jobs hold."""
+    published = _published(tx)
+    holders: defaultdict[str, list[limits.Holder]] = defaultdict(list)
+    for holder in limits.holders(tx):
+        holders[holder.limit].append(holder)
+    holds: defaultdict[str, list[limits.Held]] = defaultdict(list)
+    for hold in limits.held(tx):
+        holds[hold.limit].append(hold)
+    others = sorted(
+        {name for theirs in published.values() for name in theirs} | holders.keys() | holds.keys()
+    )
+    names = [*config.limits, *(name for name in others if name not in config.limits)]
+    refs = [holder.ref for name in names for holder in holders[name][:MAX_HOLDERS_SHOWN]]
+    rows = jobs_by_key(tx, refs, most=0)
+    return [
+        documents.limit(
+            name,
+            effective(config, published, name),
+            handlers=_handlers(config, name),
+            waiting=waiting(tx, config, name),
+            holders=holders[name],
+            rows=rows,
+            holds=holds[name],
+            shown=MAX_HOLDERS_SHOWN,
+        )
+        for name in names
+    ]
+
+
+def _published(tx: Tx) -> dict[str, Mapping[str, LimitConfig]]:
+    """The limits that live nodes, by name, are configured with."""
+    return {node.name: node.published.limits or {} for node in nodes.list_(tx) if node.lease_until > tx.now}
+
+
+def effective(
+    config: Config, published: Mapping[str, Mapping[str, LimitConfig]], name: str
+) -> LimitConfig | None:
+    """The lower of each value that is configured anywhere; None where no node has the limit any more."""
+    found = [theirs[name] for theirs in published.values() if name in theirs]
+    if name in config.limits:
+        found.insert(0, config.limits[name])
+    lower: LimitConfig | None = None
+    for one in found:
+        lower = one if lower is None else lower.lower(one)
+    return lower
+
+
+def _handlers(config: Config, name: str) -> list[str]:
+    return sorted(handler.name for handler in config.handlers.values() if handler.limit == name)
+
+
+def waiting(tx: Tx, config: Config, name: str) -> int:
+    """`new` jobs of the handlers of a limit, at most MAX_WAITING_COUNTED of each."""
+    counted = queries.counts(tx, _handlers(config, name), [Status.NEW], MAX_WAITING_COUNTED)
+    return sum(count.count for count in counted)
+
+
+def used(tx: Tx, config: Config) -> dict[str, int]:
+    """Attempts that hold slots of each limit that is configured here, or of any other."""
+    found: defaultdict[str, set[object]] = defaultdict(set)
+    for holder in limits.holders(tx):
+        found[holder.limit].add(holder.ref)
+    return {name: len(found[name]) for name in {*config.limits, *found}}
+
+
+def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
+    """What a limit has to do with a waiting job: the limit, the group, and the jobs that hold it."""
+    handler = config.handlers.get(row.handler)
+    if handler is None or handler.limit not in config.limits:
+        return []
+    name, group = handler.limit, row.group_key or ""
+    limit = effective(config, _published(tx), name)
+    assert limit is not None
+    found = limits.state(tx, name, group)
+    of_group = f'the group "{group}"' if group else "jobs without a group"
+    reasons: list[str] = []
+    for whose, rate, started in (
+        (f'limit "{name}"', limit.starts, found.limit),
+        (f'limit "{name}" for {of_group}', limit.group_starts, found.group),
+    ):
+        if started.is_held(tx.now):
+            until = documents.moment(started.held_until)
+            reasons.append(f"Nothing of the {whose} is started until {until}: a job asked for that.")
+        elif rate is not None and not rate.fitting(started.tat, tx.now):
+            moment = documents.moment(rate.next_at(started.tat, tx.now))
+            reasons.append(
+                f"The rate of the {whose}, {documents.rate(rate)}, lets the next start at {moment}."
+            )
+    for whose, most, holders in (
+        (f'limit "{name}"', limit.concurrency, found.holders),
+        (f'limit "{name}" for {of_group}', limit.group_concurrency, found.group_holders),
+    ):
+        if most is not None and len(holders) >= most:
+            jobs = ", ".join(documents.identity(ref.id) or "" for ref in holders[:MAX_NAMED])
+            more = " and others" if len(holders) > MAX_NAMED else ""
+            reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
+    return reasons
+
+
+def differing(config: Config) -> list[str]:
+    """Sentences on limits that live nodes are configured with differently; none if the store is away."""
+    if not config.limits:
+        return []
+    try:
+        with closing(open_checked(config)) as store:
+            published = store.read(_published)
+    except StoreError:
+        return []
+    sentences = []
+    for name, own in config.limits.items():
+        others = sorted(node for node, theirs in published.items() if theirs.get(name, own) != own)
+        if others:
+            sentences.append(
+                f"limits.{name}: configured differently on {', '.join(others)}; the lower of each value holds"
+            )
+    return sentences

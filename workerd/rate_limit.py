@@ -1,0 +1,48 @@
+"""Rates by the generic cell rate algorithm: a bucket of tokens kept as one moment in time. Pure.
+
+The moment, `tat` (theoretical arrival time), is when the bucket will be full again. Each start moves it by
+`period / count`; it may be at most `burst` starts ahead of now. So a window of any length has at most
+`rate x window + burst` starts. Times and periods are microseconds of the store's clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """At most `count` starts per `period_us` in the long run, and `burst` at once."""
+
+    count: int
+    period_us: int
+    burst: int
+
+    def cost(self, starts: int) -> int:
+        """By how much so many starts move `tat`; rounded up, so that rounding never allows more."""
+        return -(-starts * self.period_us // self.count)
+
+    def fitting(self, tat: int | None, now: int) -> int:
+        """How many starts fit now."""
+        room = now + self.cost(self.burst) - self._begin(tat, now)
+        return max(0, min(self.burst, room * self.count // self.period_us))
+
+    def taken(self, tat: int | None, now: int, starts: int) -> int:
+        """The new `tat` after so many starts, which must fit."""
+        return self._begin(tat, now) + self.cost(starts)
+
+    def next_at(self, tat: int | None, now: int) -> int:
+        """When one start fits, `now` if it does already."""
+        return max(now, self._begin(tat, now) + self.cost(1) - self.cost(self.burst))
+
+    def _begin(self, tat: int | None, now: int) -> int:
+        # Further ahead than a full burst: the clock was set back, or the burst was lowered.
+        return now if tat is None else max(now, min(tat, now + self.cost(self.burst)))
+
+    def with_burst(self, burst: int) -> Rate:
+        """The same rate with another burst."""
+        return Rate(self.count, self.period_us, burst)
+
+    def lower(self, other: Rate) -> Rate:
+        """The slower of the two, with the smaller burst."""
+        slower = self if self.count * other.period_us <= other.count * self.period_us else other
+        return slower.with_burst(min(self.burst, other.burst))

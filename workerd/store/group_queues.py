@@ -1,0 +1,183 @@
+"""Waiting jobs that stand in the queue of their group, because it is full, held, or not its turn.
+
+A job is enqueued into the one queue of its handler. A claim that finds it and may not start it puts it into
+its group's queue: the index on `holder` then has it there, so that it is not found again until its group has
+room, however many wait. `queue` is the group's name in that index: hashed, since handler and group together
+are too long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from workerd.fairness import Waiting
+from workerd.job import AttemptRef
+from workerd.store import columns
+from workerd.store.base import Row, Tx
+from workerd.store.columns import chunks
+
+MAX_SCANNED = 500
+"""Groups that one scan finds; less than the recursion that servers allow."""
+MAX_PROBED = 200
+"""Groups whose first rows one statement reads."""
+
+
+class QueueScan(NamedTuple):
+    """Groups with a queue, with their first jobs; `cursor`: where the next scan goes on, None at the end."""
+
+    heads: dict[str, Waiting]
+    cursor: str | None
+
+
+QUEUES = "\U0010ffff"
+"""How the names of all queues begin: behind the names of all handlers."""
+
+
+def is_queue(holder: str) -> bool:
+    """Whether this value of the column `holder` is the name of a queue, not of a handler."""
+    return holder.startswith(QUEUES)
+
+
+@lru_cache(maxsize=4096)
+def prefix(handler: str) -> str:
+    """How the names of all queues of a handler begin."""
+    return QUEUES + hashlib.sha256(handler.encode()).hexdigest()[:16]
+
+
+@lru_cache(maxsize=65536)
+def name(handler: str, group: str) -> str:
+    """The name of a group's queue."""
+    return prefix(handler) + hashlib.sha256(group.encode()).hexdigest()[:32]
+
+
+def bounds(handler: str) -> tuple[str, str]:
+    """Between which the names of all queues of a handler are."""
+    begin = prefix(handler)
+    return begin, begin + "g"  # behind every hexadecimal digit
+
+
+def park(tx: Tx, handler: str, jobs: Mapping[AttemptRef, str]) -> None:
+    """Put these jobs, whose rows are locked, into the queues of these groups."""
+    for part in chunks(list(jobs.items())):
+        cases = " ".join([f"WHEN x'{ref.id.hex()}' THEN %s" for ref, _ in part])
+        tx.execute(
+            f"UPDATE workerd_jobs SET queue = CASE id {cases} END,"
+            f" group_key = COALESCE(group_key, NULLIF(CASE id {cases} END, ''))"
+            f" WHERE {columns.keys([ref for ref, _ in part])}",
+            [*(name(handler, group) for _, group in part), *(group for _, group in part)],
+        )
+
+
+def write_groups(tx: Tx, groups: Mapping[AttemptRef, str]) -> None:
+    """Write the groups of these attempts, whose rows are locked."""
+    for part in chunks(list(groups.items())):
+        cases = " ".join([f"WHEN x'{ref.id.hex()}' THEN %s" for ref, _ in part])
+        tx.execute(
+            f"UPDATE workerd_jobs SET group_key = CASE id {cases} END"
+            f" WHERE {columns.keys([ref for ref, _ in part])}",
+            [group for _, group in part],
+        )
+
+
+_FIRST = """SELECT * FROM (SELECT {number} AS number, id, attempt, priority, run_at FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder = %s ORDER BY priority, run_at LIMIT %s) AS q{number}"""
+
+
+def first(tx: Tx, handler: str, wanted: Mapping[str, int]) -> dict[str, list[Waiting]]:
+    """The first jobs in the queues of these groups, not locked: at most so many of each."""
+    found: dict[str, list[Waiting]] = {group: [] for group in wanted}
+    index = tx.dialect.hint("workerd_holder")
+    for part in chunks(list(wanted), MAX_PROBED):
+        sql = " UNION ALL ".join([_FIRST.format(number=n, index=index) for n in range(len(part))])
+        params = [value for group in part for value in (name(handler, group), wanted[group])]
+        for row in tx.query(sql, params):
+            found[part[int(row[0])]].append(waiting(row[1:]))
+    return {group: sorted(queue) for group, queue in found.items()}
+
+
+def waiting(row: Row) -> Waiting:
+    """A row selected as id, attempt, priority, run_at."""
+    return Waiting(int(row[2]), columns.lenient(row[3]) or "", AttemptRef(row[0], row[1]))
+
+
+# Finds one distinct value of the index for each step, however many rows have it.
+_SCAN = """WITH RECURSIVE q (holder, n) AS (
+    SELECT * FROM (SELECT holder, 1 AS n FROM workerd_jobs {index}
+        WHERE status = 'new' AND holder > %s AND holder < %s ORDER BY holder LIMIT 1) AS f
+    UNION ALL SELECT (SELECT j.holder FROM workerd_jobs AS j {index}
+        WHERE j.status = 'new' AND j.holder > q.holder AND j.holder < %s ORDER BY j.holder LIMIT 1), q.n + 1
+    FROM q WHERE q.n < %s AND q.holder IS NOT NULL
+) SELECT holder FROM q WHERE holder IS NOT NULL"""
+
+
+def scan(tx: Tx, handler: str, cursor: str | None = None) -> QueueScan:
+    """Find the groups of a handler that have a queue, from `cursor` on."""
+    begin, end = bounds(handler)
+    sql = _SCAN.format(index=tx.dialect.hint("workerd_holder"))
+    rows = tx.query(sql, (cursor or begin, end, end, MAX_SCANNED))
+    names = [columns.text(row[0]) for row in rows]
+    return QueueScan(_heads(tx, handler, names), names[-1] if len(names) == MAX_SCANNED else None)
+
+
+_HEAD = """SELECT * FROM (SELECT id, attempt, priority, run_at, group_key, holder FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder = %s ORDER BY priority, run_at LIMIT 1) AS q{number}"""
+
+
+def _heads(tx: Tx, handler: str, names: Sequence[str]) -> dict[str, Waiting]:
+    heads: dict[str, Waiting] = {}
+    index = tx.dialect.hint("workerd_holder")
+    strays: list[AttemptRef] = []
+    for part in chunks(names, MAX_PROBED):
+        sql = " UNION ALL ".join([_HEAD.format(number=n, index=index) for n in range(len(part))])
+        for row in tx.query(sql, part):
+            group = group_of(row[4])
+            if name(handler, group) == columns.lenient(row[5]):
+                heads[group] = waiting(row)
+            else:
+                strays.append(AttemptRef(row[0], row[1]))  # its group was changed while it waited
+    unpark(tx, strays)
+    return heads
+
+
+def group_of(value: object) -> str:
+    """The column `group_key`, as engines compare it; a job without one is of the empty group."""
+    return (columns.lenient(value) or "").rstrip(" ")
+
+
+def unpark(tx: Tx, refs: Iterable[AttemptRef]) -> None:
+    """Put these jobs back into the queue of their handler."""
+    for part in chunks(list(refs)):
+        tx.execute(f"UPDATE workerd_jobs SET queue = NULL WHERE {columns.keys(part)} AND status = 'new'")
+
+
+def unpark_some(tx: Tx, handler: str, rows: int) -> int:
+    """Put jobs of a handler that goes by groups no more back into its queue; returns their number."""
+    found = tx.query(
+        f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        f" WHERE status = 'new' AND holder > %s AND holder < %s LIMIT %s{tx.dialect.skip_locked}",
+        (*bounds(handler), rows),
+    )
+    unpark(tx, [AttemptRef(*row) for row in found])
+    return len(found)
+
+
+def is_any(tx: Tx, handler: str) -> bool:
+    """Whether any group of the handler has a queue."""
+    sql = (
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'new' AND holder > %s AND holder < %s LIMIT 1"
+    )
+    return tx.one(sql, bounds(handler)) is not None
+
+
+def count(tx: Tx, handler: str, most: int) -> int:
+    """How many jobs of the handler stand in queues of groups, at most `most`."""
+    row = tx.one(
+        f"SELECT COUNT(*) FROM (SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'new' AND holder > %s AND holder < %s LIMIT %s) AS c",
+        (*bounds(handler), most),
+    )
+    return int(row[0]) if row is not None else 0

@@ -1,0 +1,420 @@
+"""Claims of handlers with a limit, a group template or fair turns; all others go the short way of `claims`.
+
+Of the rows at the front of the handler's queue, and of those that stand first in the queues of groups with
+room, as many are started as the limit allows; who may not start now moves into the queue of its group. What
+does not fit stays `new`, and uses no attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd.config.model import LimitConfig
+from workerd.errors import InvalidValue
+from workerd.fairness import FairTurns, Waiting, choose
+from workerd.group import GroupTemplate
+from workerd.job import AttemptRef, Claim, LimitUse
+from workerd.outcome import Outcome, failed
+from workerd.rate_limit import Rate
+from workerd.store import claims, columns, group_queues, limits
+from workerd.store.base import Row, Tx
+from workerd.store.claims import (
+    INLINE_BYTES,
+    MAX_BATCH_BYTES,
+    MAX_JOB_BYTES,
+    ClaimBatch,
+    Cursor,
+    NodeIdent,
+)
+from workerd.store.limits import GROUP, LIMIT, RateKey, RateRow
+
+LOOKAHEAD_ROWS = 200
+"""Rows beyond those wanted that are looked at where groups count: a flood does not hide the others."""
+TAIL_ROWS = 50
+"""Of the newest rows, which are looked at too while there are more than that."""
+MAX_QUEUES = 256
+"""Queues of groups of which one claim reads the first rows."""
+
+
+class LimitedHandler(NamedTuple):
+    """What a handler's configuration says of its claims; `limit`: the limit's name."""
+
+    name: str
+    limit: str | None
+    template: GroupTemplate | None
+    fair: bool
+
+
+class QueueHeads(NamedTuple):
+    """The first jobs of the queues of groups that are known. `scan`: look for others, from `cursor` on."""
+
+    heads: Mapping[str, Waiting]
+    scan: bool
+    cursor: str | None
+
+
+class LimitedBatch(NamedTuple):
+    """What one transaction claimed of a limited handler.
+
+    more
+        Whether further jobs may fit at once.
+    retry_at
+        Store time, microseconds, at which the next fits by its rate or hold, if that is known.
+    heads
+        What it learned of queues: their first jobs, None for those that are empty.
+    scanned
+        Whether it looked for queues, then `cursor` is where to go on.
+    turns
+        The turns as they are after it.
+    row
+        The row of its limit as it is after it.
+    busy
+        Whether another claim has its limit locked.
+    """
+
+    batch: ClaimBatch
+    more: bool = False
+    retry_at: int | None = None
+    heads: Mapping[str, Waiting | None] = {}
+    scanned: bool = False
+    cursor: str | None = None
+    turns: FairTurns | None = None
+    row: RateRow | None = None
+    busy: bool = False
+
+
+class _Window(NamedTuple):
+    """Waiting rows of the handler's own queue by group.
+
+    filled
+        The groups that follow from vars and are not in the rows yet.
+    wrong
+        Why rows whose vars give no group must fail.
+    is_full
+        Whether there are more rows than were looked at; `first`: the first of them.
+    """
+
+    queues: dict[str, list[Waiting]]
+    filled: dict[AttemptRef, str]
+    wrong: dict[AttemptRef, str]
+    is_full: bool
+    first: Cursor | None
+
+
+class _Room:
+    """What a limit leaves: of itself, and of each group."""
+
+    def __init__(self, tx: Tx, name: str, config: LimitConfig, row: RateRow) -> None:
+        self.name = name
+        self.config = config
+        self.row = row
+        self.now = tx.now
+        self.slots = limits.slots(tx, name, by_group=config.group_concurrency is not None)
+        self.groups = limits.group_rates(tx, name)
+        self._started: Counter[str] = Counter()
+        self.scopes = [
+            scope
+            for scope, count in ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
+            if count is not None
+        ]
+
+    @property
+    def retry_at(self) -> int | None:
+        """When the limit as a whole lets the next start, None if that is now or a matter of slots."""
+        moments = [self.row.held_until] if self.row.is_held(self.now) else []
+        rate = self.config.starts
+        if rate is not None and not rate.fitting(self.row.tat, self.now):
+            moments.append(rate.next_at(self.row.tat, self.now))
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    def of_limit(self, wanted: int) -> int:
+        """How many of `wanted` the limit as a whole lets start."""
+        if self.row.is_held(self.now):
+            return 0
+        if self.config.concurrency is not None:
+            wanted = min(wanted, self.config.concurrency - len(self.slots.of_limit))
+        if self.config.starts is not None:
+            wanted = min(wanted, self.config.starts.fitting(self.row.tat, self.now))
+        return max(0, wanted)
+
+    def of_group(self, group: str, wanted: int) -> int:
+        """How many of `wanted` the group may start."""
+        row = self.groups.get(group)
+        if row is not None and row.is_held(self.now):
+            return 0
+        if self.config.group_concurrency is not None:
+            running = len(self.slots.of_groups.get(group, ())) + self._started[group]
+            wanted = min(wanted, self.config.group_concurrency - running)
+        if self.config.group_starts is not None:
+            wanted = min(wanted, self.config.group_starts.fitting(row and row.tat, self.now))
+        return max(0, wanted)
+
+    def group_retry_at(self, group: str) -> int | None:
+        """When the group may start one by its rate or hold, None if that is now."""
+        row = self.groups.get(group)
+        if row is None:
+            return None
+        moments = [row.held_until] if row.is_held(self.now) else []
+        rate = self.config.group_starts
+        if rate is not None and not rate.fitting(row.tat, self.now):
+            moments.append(rate.next_at(row.tat, self.now))
+        return max((moment for moment in moments if moment is not None), default=None)
+
+    def use(self, tx: Tx, started: Sequence[tuple[AttemptRef, str]]) -> dict[AttemptRef, LimitUse]:
+        """Take slots and starts for these attempts, with their groups."""
+        limits.take_slots(tx, self.name, self.slots, started, self.scopes)
+        tats: dict[RateKey, int] = {}
+        self._started.update(group for _, group in started)
+        if self.config.starts is not None:
+            key = RateKey(self.name, LIMIT, "")
+            tats[key] = self.config.starts.taken(self.row.tat, self.now, len(started))
+        if self.config.group_starts is not None:
+            for group, count in self._started.items():
+                before = self.groups[group].tat if group in self.groups else None
+                tats[RateKey(self.name, GROUP, group)] = self.config.group_starts.taken(
+                    before, self.now, count
+                )
+        limits.write_rates(tx, tats)
+        for key, tat in tats.items():
+            if key.scope == GROUP:
+                self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
+            else:
+                self.row = self.row._replace(tat=tat)
+        costs = _cost(self.config.starts), _cost(self.config.group_starts)
+        return {ref: LimitUse(self.name, group, *costs) for ref, group in started}
+
+
+def _cost(rate: Rate | None) -> int:
+    # Rounded down: what is given back is never more than was taken.
+    return 0 if rate is None else rate.period_us // rate.count
+
+
+def claim(
+    tx: Tx,
+    handler: LimitedHandler,
+    wanted: int,
+    node: NodeIdent,
+    limit: tuple[LimitConfig, RateRow] | None,
+    queues: QueueHeads,
+    turns: FairTurns | None,
+    cursor: Cursor | None = None,
+    max_bytes: int = MAX_BATCH_BYTES,
+    mono_ns: Callable[[], int] = time.monotonic_ns,
+) -> LimitedBatch:
+    """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
+
+    `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
+
+    Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
+    """
+    if claims.is_paused(tx, handler.name):
+        return LimitedBatch(ClaimBatch([], [], cursor, 0, paused=True))
+    mono = mono_ns()
+    room = _Room(tx, handler.limit, *limit) if limit is not None and handler.limit is not None else None
+    fitting = wanted if room is None else room.of_limit(wanted)
+    if fitting <= 0:
+        return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
+    return _Claiming(tx, handler, node, room, turns).claim(wanted, fitting, queues, cursor, max_bytes, mono)
+
+
+class _Claiming:
+    """One claim under way."""
+
+    def __init__(
+        self, tx: Tx, handler: LimitedHandler, node: NodeIdent, room: _Room | None, turns: FairTurns | None
+    ) -> None:
+        self._tx = tx
+        self._handler = handler
+        self._node = node
+        self._room = room
+        self._turns = turns
+        self._goes_by_groups = handler.fair or (room is not None and room.config.by_group)
+
+    def claim(
+        self, wanted: int, fitting: int, queues: QueueHeads, cursor: Cursor | None, max_bytes: int, mono: int
+    ) -> LimitedBatch:
+        """Claim up to `fitting` rows."""
+        tx, name = self._tx, self._handler.name
+        window = self._window(fitting, cursor)
+        scan = group_queues.scan(tx, name, queues.cursor) if queues.scan else None
+        heads = {**queues.heads, **(scan.heads if scan is not None else {})}
+        parked, cut = self._parked(heads, window, fitting)
+        waiting = _merged(window.queues, parked)
+        chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
+        groups = {job.ref: group for group, job in chosen}
+        inline = min(INLINE_BYTES, max_bytes // wanted)
+        rows = claims.rows_of(tx, [*groups, *window.wrong], inline)
+        batch = claims.take(tx, name, rows, self._node, inline, max_bytes, mono) if rows else None
+        found = self._finished(batch, window, groups)
+        ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
+        left = self._park(window, ended)
+        learned = self._learned(parked, left, groups, scan)
+        if len(ended) < len(rows):
+            more = True  # too many bytes for one claim
+        elif len(chosen) < fitting:
+            more = window.is_full or cut
+        else:
+            more = fitting == wanted
+        return LimitedBatch(
+            found._replace(cursor=window.first if window.is_full else None),
+            more=more,
+            retry_at=self._retry_at({*left.values(), *heads}),
+            heads=learned,
+            scanned=scan is not None,
+            cursor=scan.cursor if scan is not None else None,
+            turns=self._turns,
+            row=self._room.row if self._room is not None else None,
+        )
+
+    # -- what waits
+
+    def _window(self, fitting: int, cursor: Cursor | None) -> _Window:
+        """The first rows of the handler's own queue, locked; where groups count, more, and the last ones."""
+        limit = fitting + (LOOKAHEAD_ROWS if self._goes_by_groups else 0)
+        after, params = claims.behind(cursor)
+        rows = self._select(after, [*params, limit], "priority, run_at")
+        first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if rows else None
+        is_full = len(rows) >= limit
+        if is_full and self._goes_by_groups:
+            rows = [*rows, *self._select("", [TAIL_ROWS], "priority DESC, run_at DESC")]
+        window = _Window(defaultdict(list), {}, {}, is_full, first)
+        by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
+        missing = {
+            ref: int(row[5])
+            for ref, row in by_ref.items()
+            if row[4] is None and self._handler.template is not None
+        }
+        self._fill(missing, window)
+        for ref, row in by_ref.items():
+            if ref not in missing:
+                window.queues[group_queues.group_of(row[4])].append(group_queues.waiting(row))
+            elif ref in window.filled:
+                window.queues[window.filled[ref]].append(group_queues.waiting(row))
+        return window
+
+    def _select(self, where: str, params: list[object], order: str) -> list[Row]:
+        words = self._tx.dialect
+        return self._tx.query(
+            f"SELECT id, attempt, priority, run_at, group_key, {words.byte_length('vars')} FROM workerd_jobs"
+            f" {words.hint('workerd_holder')} WHERE status = 'new' AND holder = %s{where}"
+            f" ORDER BY {order} LIMIT %s{words.skip_locked}",
+            [self._handler.name, *params],
+        )
+
+    def _fill(self, sizes: Mapping[AttemptRef, int], window: _Window) -> None:
+        """The groups of these rows, from their vars; as many of them as are read together."""
+        template = self._handler.template
+        total = 0
+        read: list[AttemptRef] = []
+        for ref, size in sizes.items():
+            total += size
+            if size > MAX_JOB_BYTES:
+                window.wrong[ref] = f"group: its vars are too long, {size} bytes, to be filled from."
+            elif not read or total <= MAX_BATCH_BYTES:
+                read.append(ref)
+        for part in columns.chunks(read):
+            sql = f"SELECT id, attempt, vars FROM workerd_jobs WHERE {columns.keys(part)}"
+            for job_id, attempt, job_vars in self._tx.query(sql):
+                ref = AttemptRef(job_id, attempt)
+                try:
+                    assert template is not None
+                    window.filled[ref] = template.fill(columns.blob(job_vars))
+                except InvalidValue as error:
+                    window.wrong[ref] = f"{error}; correct the vars, or enqueue it with a group."
+
+    def _parked(
+        self, heads: Mapping[str, Waiting], window: _Window, fitting: int
+    ) -> tuple[dict[str, list[Waiting]], bool]:
+        """The first rows of the queues whose turn may be, and whether there may be more of them."""
+        room = self._room
+        able = [g for g in heads if room is None or room.of_group(g, 1)]
+        turns = self._turns
+        probed = heapq.nsmallest(
+            max(MAX_QUEUES, fitting),
+            able,
+            lambda g: (heads[g].priority, turns.next_start(g) if turns else 0.0, heads[g].run_at),
+        )
+        if not probed:
+            return {}, False
+        each = fitting if len(probed) <= 4 else max(1, 2 * -(-fitting // len(probed)))
+        most = {g: each if room is None else room.of_group(g, each) for g in probed}
+        found = group_queues.first(self._tx, self._handler.name, most)
+        cut = len(probed) < len(able) or any(len(found[g]) >= each for g in probed)
+        return found, cut
+
+    def _rooms(self, waiting: Mapping[str, Sequence[Waiting]], fitting: int) -> dict[str, int]:
+        if self._room is None:
+            return {}
+        return {group: self._room.of_group(group, fitting) for group in waiting}
+
+    # -- what becomes of it
+
+    def _finished(
+        self, batch: ClaimBatch | None, window: _Window, groups: Mapping[AttemptRef, str]
+    ) -> ClaimBatch:
+        """The batch with what its claims use, and with an end for rows without a group."""
+        if batch is None:
+            return ClaimBatch([], [], None, 0)
+        broken: list[Outcome] = list(batch.broken)
+        taken: list[Claim] = []
+        for one in batch.claims:
+            if one.ref in window.wrong:
+                broken.append(failed(one, window.wrong[one.ref]))
+            else:
+                taken.append(one)
+        group_queues.write_groups(
+            self._tx, {c.ref: window.filled[c.ref] for c in taken if c.ref in window.filled}
+        )
+        if self._room is not None and taken:
+            uses = self._room.use(self._tx, [(one.ref, groups[one.ref]) for one in taken])
+            taken = [msgspec.structs.replace(one, limited=uses[one.ref]) for one in taken]
+        return batch._replace(claims=taken, broken=broken)
+
+    def _park(self, window: _Window, ended: set[AttemptRef]) -> dict[AttemptRef, str]:
+        """Move the rows of the window that may not start now into the queues of their groups."""
+        left: dict[AttemptRef, str] = {}
+        for group, jobs in window.queues.items():
+            if self._handler.fair or (self._room is not None and not self._room.of_group(group, 1)):
+                left.update((job.ref, group) for job in jobs if job.ref not in ended)
+        group_queues.park(self._tx, self._handler.name, left)
+        return left
+
+    def _learned(
+        self,
+        parked: Mapping[str, Sequence[Waiting]],
+        left: Mapping[AttemptRef, str],
+        groups: Mapping[AttemptRef, str],
+        scan: group_queues.QueueScan | None,
+    ) -> dict[str, Waiting | None]:
+        """The first jobs of the queues that it has seen or made."""
+        learned: dict[str, Waiting | None] = dict(scan.heads) if scan is not None else {}
+        for group, jobs in parked.items():
+            learned[group] = next((job for job in jobs if job.ref not in groups), jobs[-1] if jobs else None)
+        for ref, group in left.items():
+            # Its place is not known exactly, but that there is one; the next claim reads it.
+            if learned.get(group) is None:
+                learned[group] = Waiting(0, "", ref)
+        return learned
+
+    def _retry_at(self, groups: set[str]) -> int | None:
+        """When the rate or hold of the limit, or of one of these groups, lets the next start."""
+        room = self._room
+        if room is None:
+            return None
+        moments = [room.retry_at, *(room.group_retry_at(group) for group in groups & room.groups.keys())]
+        return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _merged(
+    window: Mapping[str, Sequence[Waiting]], parked: Mapping[str, Sequence[Waiting]]
+) -> dict[str, list[Waiting]]:
+    merged = {group: list(jobs) for group, jobs in parked.items() if jobs}
+    for group, jobs in window.items():
+        merged[group] = sorted([*merged.get(group, ()), *jobs])
+    return merged
