@@ -14,7 +14,7 @@ from workerd.store.nodes import HandlerFigures
 from workerd.store.queries import MAX_PRIORITIES
 
 MAX_COUNT = 1_000_000
-"""Jobs of one handler in one status are counted up to here: about 0.4 s of a server."""
+"""Jobs of one handler in one status are counted up to here: some 0.6 s of a busy server."""
 MAX_OVERDUE = 10_000
 """`scheduled` rows past their time, of which a living node leaves few, are looked at up to here."""
 SPAN_S = 60
