@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo examples test test-all test-django6 lint format generated bench bench-all clean servers redis deb image
+.PHONY: demo examples test test-all test-django6 lint format generated docs docs-check bench bench-all clean servers redis deb image
 
 demo: $(VENV)/installed
 	$(BIN)/workerd demo
@@ -39,11 +39,19 @@ format: $(VENV)/tested
 generated: $(VENV)/installed
 	$(BIN)/python -m docs.generate
 
+# The documentation as a site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/tested
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
+
+# Every block of code in the documentation, and the site.
+docs-check: $(VENV)/tested servers
+	$(PYTEST) tests/docs
+
 # Install the database server (without its service) and the browser that the tests start.
 servers:
 	@sh tests/support/install-servers
 
-# The cases shown in the README: at most 12 minutes on 2 cores; results and report in benchmarks/results.
+# The cases shown in docs/explanation/measured.md: at most 12 minutes on 2 cores; results and report in benchmarks/results.
 bench: $(VENV)/compared servers redis
 	$(BIN)/python -m benchmarks.run
 
@@ -70,7 +78,7 @@ $(VENV)/installed: pyproject.toml
 	@touch $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint,docs]'
 	@touch $@
 
 $(VENV)-django6/tested: pyproject.toml
@@ -83,4 +91,4 @@ $(VENV)/compared: $(VENV)/tested
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-django6 build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf docs/_build $(VENV) $(VENV)-django6 build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,7 +1,7 @@
 """Write a report of the results: ratios and goals, workerd beside its peers, a table and plots per question.
 
 python -m benchmarks.report benchmarks/results
-python -m benchmarks.report benchmarks/results --readme     # also updates the README
+python -m benchmarks.report benchmarks/results --page       # also updates docs/explanation/measured.md
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ORDER = (
     "throughput", "floor", "enqueue", "commands", "latency", "deadline", "recovery", "depth", "footprint",
     "nodes", "peers",
 )  # fmt: skip
-README, PICTURE = ROOT / "README.md", "compared.svg"
+PAGE, PICTURE = ROOT / "docs" / "explanation" / "measured.md", "compared.svg"
 BEGIN, END = "<!-- measured by `make bench` -->\n", "<!-- until here -->\n"
 HEAD = (
     "| 2 processes each | jobs/s | enqueue to start, ms: p50 / p99 | memory, MiB "
@@ -208,13 +208,14 @@ def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
     return plots
 
 
-def into_readme(found: dict[str, list[Record]]) -> None:
-    """Write the table between its markers in the README, and the plot beside the benchmarks."""
-    text = README.read_text()
+def into_page(found: dict[str, list[Record]]) -> None:
+    """Write the table between its markers in the page, and the plot beside the benchmarks."""
+    text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    told = f"{compared(found['peers'])}\n\n{conditions(found)}\n\n![]({Path('benchmarks') / PICTURE})\n"
-    README.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}")
+    plot = f"![Throughput, latency and memory of workerd and its peers](../../benchmarks/{PICTURE})"
+    told = f"{compared(found['peers'])}\n\n{conditions(found)}\n\n{plot}\n"
+    PAGE.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}")
     (ROOT / "benchmarks" / PICTURE).write_text(picture(found["peers"]))
 
 
@@ -224,10 +225,12 @@ def main(words: list[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--readme", action="store_true", help="also renew the README's table and plot")
+    parser.add_argument(
+        "--page", action="store_true", help="also renew docs/explanation/measured.md and its plot"
+    )
     options = parser.parse_args(words)
     found = read(options.folder)
-    if not found or (options.readme and "peers" not in found):
+    if not found or (options.page and "peers" not in found):
         print(
             f"{options.folder} has no results, or none of the peers; run `make bench` first.", file=sys.stderr
         )
@@ -235,8 +238,8 @@ def main(words: list[str] | None = None) -> int:
     (options.folder / "report.md").write_text(markdown(found, draw(options.folder, found)))
     print(goals.table(found))
     print(f"{options.folder / 'report.md'} is written.")
-    if options.readme:
-        into_readme(found)
+    if options.page:
+        into_page(found)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Run the benchmarks one after the other and write the report.
 
-python -m benchmarks.run            # what the README shows, about ten minutes
+python -m benchmarks.run            # what docs/explanation/measured.md shows, about ten minutes
 python -m benchmarks.run --all      # everything, hours
 """
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from docs.generators import command_line, http, metrics, reasons, tables
 from workerd.config import reference
 from workerd.log_events import EVENTS
 
@@ -72,6 +73,11 @@ PAGES = {
     ROOT / "etc" / "workerd.toml": reference.workerd_toml,
     ROOT / "docs" / "reference" / "configuration.md": reference.configuration_page,
     ROOT / "docs" / "reference" / "log-events.md": log_events_page,
+    ROOT / "docs" / "reference" / "command-line.md": command_line.page,
+    ROOT / "docs" / "reference" / "http.md": http.page,
+    ROOT / "docs" / "reference" / "metrics.md": metrics.page,
+    ROOT / "docs" / "reference" / "tables.md": tables.page,
+    ROOT / "docs" / "reference" / "reasons.md": reasons.page,
 }
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def test_a_generated_file_is_up_to_date(path: Path) -> None:
 
 def test_the_variables_of_the_page_on_environments_are_keys() -> None:
     """Each example can be set as it stands."""
-    text = (ROOT / "docs/environment.md").read_text()
+    text = (ROOT / "docs/how-to/environment.md").read_text()
     found = dict(re.findall(r"`(WORKERD_[A-Z]+__[A-Z_]+)=(?:['\"]?)([^`]*?)(?:['\"]?)`", text))
     assert len(found) == 7
     config = load(None, found)

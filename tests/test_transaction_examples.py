@@ -1,4 +1,4 @@
-"""The examples of docs/transactions.md, as they stand: the job is there, and goes with a rollback."""
+"""The examples of docs/how-to/transactions.md, as they stand: the job is there, and goes with a rollback."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.daemon import ROOT
 from tests.support.rows import Rows
 from tests.test_transaction import arguments, engine_of, mysqldb
 
-TEXT = (ROOT / "docs" / "transactions.md").read_text()
+TEXT = (ROOT / "docs" / "how-to" / "transactions.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 TITLES = ("PyMySQL", "mysqlclient", "sqlite3", "SQLAlchemy", "SQLAlchemy session", "Django")
 IMAGES = "CREATE TABLE images (name VARCHAR(50))"

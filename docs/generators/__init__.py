@@ -1,0 +1,1 @@
+"""The reference pages, each written from the source that it describes."""
