@@ -224,3 +224,30 @@ def test_unknown_ids(api: Api, item_id: str) -> None:
         api.get(f"/ui/requests/{item_id}"),
     ):
         assert answer.status_code == 404, answer.url
+
+
+def test_a_waiting_job_is_edited(api: Api) -> None:
+    """PATCH merges vars and changes priority, time and group; a running or ended job conflicts."""
+    job = api.enqueue("add", {"a": 1, "b": 2}, run_at="2099-01-01T00:00:00Z")
+    answer = api.http.patch(f"/jobs/{job}", json={"vars": {"b": 40}, "priority": 5, "group": "g"})
+    assert answer.status_code == 200, answer.text
+    shown = answer.json()
+    assert (shown["vars"], shown["priority"], shown["group"]) == ({"a": 1, "b": 40}, 5, "g")
+    for wrong in ({}, {"vars": {"a": "x"}}, {"priority": "high"}, {"run_at": "soon"}, {"other": 1}):
+        assert api.http.patch(f"/jobs/{job}", json=wrong).status_code == 422, wrong
+    assert api.http.patch(f"/jobs/{job}", json={"run_at": "2020-01-01T00:00:00Z"}).status_code == 200
+    assert api.ended(job)["payload"] == 41
+    assert api.http.patch(f"/jobs/{job}", json={"priority": 1}).status_code == 409
+    assert api.post(f"/jobs/{job}/retry", {"vars": {"a": "x"}}).status_code == 422
+    assert api.post(f"/jobs/{job}/retry", {"vars": {"a": 2}}).status_code == 201
+    assert api.ended(job)["payload"] == 42
+    later = api.enqueue("add", {"a": 1, "b": 2}, run_at="2099-01-01T00:00:00Z")
+    done = api.daemon.cli("job", "edit", later, "a=5", "--run-at", "2020-01-01T00:00:00Z", "--priority", "2")
+    assert "changed" in done.stderr
+    assert api.ended(later)["payload"] == 7
+    api.daemon.cli("job", "retry", later, "a=6")
+    assert api.ended(later)["payload"] == 8
+    assert api.daemon.cli("job", "retry", "a=6", check=False).returncode == 2
+    assert api.daemon.cli("job", "edit", later, "a=6", check=False).returncode == 1
+    actions = [act["action"] for act in api.get(f"/audit?target={later}").json()["audit"]]
+    assert actions == ["retry", "edit"]

@@ -15,8 +15,9 @@ from workerd import operations
 from workerd.config.model import Config
 from workerd.errors import Conflict
 from workerd.job import Status, id_text, parse_id
-from workerd.operations import audit, errors, handlers, jobs, requests, schedules
+from workerd.operations import audit, edit, errors, handlers, jobs, requests, schedules
 from workerd.operations.actor import Actor, Role
+from workerd.operations.edit import Edit
 from workerd.store import audit as rows
 from workerd.store import handlers as stored_handlers
 from workerd.store import job_control
@@ -52,6 +53,8 @@ ENQUEUEING = {
     "requests.submit",
 }  # fmt: skip
 """What adds rows without an act."""
+PARTS = {"audit.reveal", "edit.retry_vars"}
+"""The act itself, and a part of `jobs.retry`, which records it."""
 
 
 def _rows(store: Store) -> list[Any]:
@@ -108,11 +111,13 @@ class Example:
                 return lambda tx: schedules.run_now(tx, ANN, config, "beat"), "beat"
             case "errors.resolve" | "errors.mute":
                 return self._of_group(name)
-        return self._of_own_schedule(name)
+        return self._of_own(name)
 
-    def _of_own_schedule(self, name: str) -> tuple[Any, str]:
+    def _of_own(self, name: str) -> tuple[Any, str]:
         config, given = self.config, {"handler": "mail", "cron": "0 * * * *"}
         match name:
+            case "edit.edit":
+                return lambda tx: edit.edit(tx, ANN, config, self.job, Edit(priority=3)), id_text(self.job)
             case "schedules.set_":
                 return lambda tx: schedules.set_(tx, ANN, config, "nightly", given), "nightly"
             case "schedules.set_texts":
@@ -167,7 +172,7 @@ def test_what_takes_no_actor_changes_nothing() -> None:
     named = {
         name
         for name in _functions()
-        if name.partition(".")[2].startswith(changing) and name not in {*ACTING, "audit.reveal"}
+        if name.partition(".")[2].startswith(changing) and name not in {*ACTING, *PARTS}
     }
     assert named == ENQUEUEING
 

@@ -28,6 +28,7 @@ COMMANDS = (
     ("job log", "cli.job_log:log", "Print what an attempt printed and logged; with --follow, live."),
     ("job list", "cli.jobs:list_", "List jobs, newest made or ended first."),
     ("job cancel", "cli.jobs:cancel", "Cancel jobs by id, or live jobs by filters."),
+    ("job edit", "cli.jobs:edit", "Change a job that waits; KEY=null removes one of its arguments."),
     ("job retry", "cli.jobs:retry", "Run ended jobs again, by id or by filters."),
     ("request submit", "cli.requests:submit", "Submit a request and print its id; with --wait, its result."),
     ("request show", "cli.requests:show", "Show a request and the graph of its jobs."),
@@ -55,7 +56,7 @@ COMMANDS = (
 )
 GROUPS = {
     "errors": "List groups of failures (without a word); show, resolve, mute one.",
-    "job": "Show, list, cancel and retry jobs; print their logs.",
+    "job": "Show, list, change, cancel and retry jobs; print their logs.",
     "request": "Submit, show, list and cancel requests, the runs of workflows.",
 }
 

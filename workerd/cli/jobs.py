@@ -38,6 +38,8 @@ from workerd.job import LIVE, Status, id_text, parse_id
 from workerd.job_spec import JobOptions, JobSpec
 from workerd.operations import audit, jobs, logs
 from workerd.operations.access import Tx
+from workerd.operations.edit import Edit, values_of
+from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import admit_texts
 from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
@@ -60,6 +62,10 @@ MATCHED_ROWS = 1000
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only show which jobs match.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Without what earlier attempts have saved.")]
+RetryWords = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="ID ... [KEY=VALUE ...]", help="Ids of jobs, and other arguments for one."),
+]
 JobIds = Annotated[
     list[bytes] | None, typer.Argument(metavar="ID ...", help="Ids of jobs.", parser=parse_identity)
 ]
@@ -209,8 +215,30 @@ def cancel(
     _apply(BulkAction("Cancel", cancel_one), selection, c, Answer(yes, dry_run, json))
 
 
+def edit(
+    job_id: JobId,
+    key_values: KeyValues = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", metavar="N", help="Higher runs first.")
+    ] = None,
+    run_at: Annotated[str | None, typer.Option("--run-at", metavar="T", help="When it is due.")] = None,
+    group: Annotated[str | None, typer.Option("--group", metavar="G", help='Its group; "": none.')] = None,
+    c: ConfigPath = None,
+) -> None:
+    """Change a job that waits; KEY=null removes one of its arguments."""
+    texts = parse_key_values(key_values or [])
+    with open_session(c) as session:
+
+        def change(tx: Tx) -> None:
+            wanted = Edit(values_of(tx, job_id, texts), priority, run_at, group or None, group is not None)
+            edit_job(tx, session.actor, session.config, job_id, wanted)
+
+        session.run(change)
+    notify("The job is changed.")
+
+
 def retry(
-    ids: JobIds = None,
+    words: RetryWords = None,
     handler: HandlerFilter = None,
     status: StatusFilter = None,
     since: SinceFilter = None,
@@ -224,14 +252,23 @@ def retry(
 ) -> None:
     """Run ended jobs again, by id or by filters.
 
-    The filters are those of `job list`; without --status they match failed jobs. How many jobs match is
-    shown and confirmed before any is retried.
+    One job may be given other arguments: `job retry ID key=value`, null removes one. The filters are those
+    of `job list`; without --status they match failed jobs. How many jobs match is shown and confirmed before
+    any is retried.
     """
+    ids = [parse_identity(word) for word in words or [] if "=" not in word]
+    texts = parse_key_values(word for word in words or [] if "=" in word)
+    if texts and len(ids) != 1:
+        raise UsageError("Name the one job that gets these arguments: job retry ID key=value.")
 
     def retry_one(session: CommandSession, key: bytes) -> str:
-        return f"attempt {session.run(lambda tx: jobs.retry(tx, session.actor, key, fresh=fresh))}"
+        def work(tx: Tx) -> int:
+            values = values_of(tx, key, texts) if texts else None
+            return jobs.retry(tx, session.actor, key, fresh=fresh, config=session.config, vars_=values)
 
-    selection = Selection(ids or [], _filters(handler, status, since, until), [Status.FAILURE], limit)
+        return f"attempt {session.run(work)}"
+
+    selection = Selection(ids, _filters(handler, status, since, until), [Status.FAILURE], limit)
     _apply(BulkAction("Retry", retry_one), selection, c, Answer(yes, dry_run, json))
 
 

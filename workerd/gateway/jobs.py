@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,7 +13,7 @@ from workerd.documents import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
-from workerd.gateway.params import MAX_BULK_JOBS, EmptyBody, JobBody, JobFields, JobsBody, RetryBody
+from workerd.gateway.params import MAX_BULK_JOBS, EditBody, EmptyBody, JobBody, JobFields, JobsBody, RetryBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, look_up, only_post
@@ -20,6 +21,8 @@ from workerd.job import AttemptRef, Status, id_text
 from workerd.job_spec import NewJob
 from workerd.operations import jobs, logs
 from workerd.operations.access import Tx
+from workerd.operations.edit import Edit
+from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import admit, check_repeat, checked
 from workerd.operations.rules import Rules
 from workerd.operations.why import explain
@@ -157,6 +160,21 @@ async def cancel(request: Request) -> Response:
     return json_response(document, 200 if result == "ended" else 202)
 
 
+async def edit(request: Request) -> Response:
+    """Change a job that waits."""
+    job_id, actor, gateway = params.job_id(request), actor_of(request), gateway_of(request)
+    body = await params.body(request, EditBody)
+    given = not isinstance(body.group, msgspec.UnsetType)
+    group = None if isinstance(body.group, msgspec.UnsetType) else body.group
+    change = Edit(body.vars or {}, body.priority, body.run_at, group or None, given)
+
+    def work(tx: Tx) -> dict[str, Any]:
+        edit_job(tx, actor, gateway.config, job_id, change)
+        return jobs.get(tx, job_id, gateway.rules)
+
+    return json_response(await gateway.backend.write(work))
+
+
 async def retry(request: Request) -> Response:
     """Run an ended job again, or a scheduled one now."""
     job_id, actor = params.job_id(request), actor_of(request)
@@ -165,7 +183,7 @@ async def retry(request: Request) -> Response:
     gateway = gateway_of(request)
 
     def work(tx: Tx) -> dict[str, Any]:
-        jobs.retry(tx, actor, job_id, fresh=body.fresh)
+        jobs.retry(tx, actor, job_id, fresh=body.fresh, config=gateway.config, vars_=body.vars)
         return jobs.get(tx, job_id, gateway.rules)
 
     return json_response(await gateway.backend.write(work), 201)
@@ -178,6 +196,7 @@ ROUTES = [
     # Otherwise "bulk" would be taken for an id.
     Route("/jobs/bulk", only_post, methods=["GET"], access=Access.OPEN),
     Route("/jobs/{id}", show, methods=["GET"], access=Access.LOOK_UP),
+    Route("/jobs/{id}", edit, methods=["PATCH"], access=Access.ACT),
     Route("/jobs/{id}/why", why, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}/payload", payload, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}/log", log, methods=["GET"], access=Access.LOOK_UP),

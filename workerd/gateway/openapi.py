@@ -287,6 +287,8 @@ OPERATIONS = (
               query=(_ATTEMPT,), errors=(404, 422)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
               params.EmptyBody, errors=(404, 409)),
+    Operation("patch", "/jobs/{id}", "Change a job that waits", {200: Job}, params.EditBody,
+              errors=(404, 409)),
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,
               errors=(404, 409)),
     Operation("post", "/requests", "Submit a request: run a workflow", {200: Request, 201: Request},

@@ -148,9 +148,22 @@ class EmptyBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class RetryBody(msgspec.Struct, forbid_unknown_fields=True):
-    """How a job is run again; an empty body is accepted too. `fresh`: without what attempts have saved."""
+    """How a job is run again; an empty body is accepted too. `fresh`: without what attempts have saved.
+
+    `vars`: merged with those that it has, null removes one.
+    """
 
     fresh: bool = False
+    vars: dict[str, Any] | None = None
+
+
+class EditBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What changes of a job that waits. `vars`: merged with those that it has, null removes one."""
+
+    vars: dict[str, Any] | None = None
+    priority: Priority | None = None
+    run_at: Moment | None = None
+    group: str | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class LoginBody(msgspec.Struct, forbid_unknown_fields=True):

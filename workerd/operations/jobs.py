@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,11 +10,13 @@ import msgspec
 
 from workerd import documents
 from workerd.clock import SECOND
+from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.job import AttemptRef, Status, id_text
 from workerd.operations import audit, logs
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
+from workerd.operations.edit import retry_vars
 from workerd.operations.logs import JobLog
 from workerd.operations.rules import UNREDACTED, Rules
 from workerd.redaction import NOTHING, REDACTED, Redaction
@@ -159,13 +161,25 @@ def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:
     return result
 
 
-def retry(tx: Tx, actor: Actor, job_id: bytes, *, fresh: bool = False) -> int:
+def retry(
+    tx: Tx,
+    actor: Actor,
+    job_id: bytes,
+    *,
+    fresh: bool = False,
+    config: Config | None = None,
+    vars_: Mapping[str, Any] | None = None,
+) -> int:
     """Run an ended job again, or a scheduled one now; the new attempt's number. Raises NotFound, Conflict.
 
-    `fresh`: without what earlier attempts have saved.
+    `fresh`: without what earlier attempts have saved. `vars_`: with these, merged key by key, None removes
+    one; raises InvalidValue if they do not fit.
     """
     attempt = job_control.retry(tx, job_id, fresh=fresh)
     detail: dict[str, Any] = {"attempt": attempt} | ({"fresh": True} if fresh else {})
+    if vars_:
+        retry_vars(tx, config or Config(), job_id, vars_)
+        detail["vars"] = sorted(vars_)
     audit.record(tx, actor, Action.RETRY, id_text(job_id), detail)
     return attempt
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
@@ -94,6 +95,47 @@ def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
         step=job.step,
         name=job.name,
     )
+
+
+class WaitingJob(NamedTuple):
+    """A locked job that waits."""
+
+    id: bytes
+    attempt: int
+    handler: str
+    vars: bytes | None
+
+
+def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
+    """Lock a job that waits. Raises NotFound, Conflict for one that runs, has ended, or recurs."""
+    job, _ = _locked(tx, job_id)
+    if job.status not in (Status.NEW, Status.SCHEDULED):
+        raise Conflict(f"Only a job that waits can be changed: it is {job.status}.")
+    if job.unique_key == COOLER_KEY:
+        raise Conflict(f"The job is the next run of the schedule {job.handler!r}; change that.")
+    row = tx.one("SELECT vars FROM workerd_jobs WHERE id = %s AND attempt = %s", (job_id, job.attempt))
+    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0])
+
+
+def change_waiting(tx: Tx, job: WaitingJob, values: Mapping[str, object], run_at: int | None) -> None:
+    """Set columns of a locked job; `run_at`: store time in microseconds, None: as it is."""
+    changed = dict(values)
+    if run_at is not None:
+        changed["run_at"] = columns.at(run_at)
+        changed["status"] = str(Status.SCHEDULED if run_at > tx.now else Status.NEW)
+    sets = ", ".join(f"{name} = %s" for name in changed)
+    tx.execute(
+        f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s",
+        (*changed.values(), job.id, job.attempt),
+    )
+
+
+def handler_of(tx: Tx, job_id: bytes) -> str:
+    """The handler of a job. Raises NotFound."""
+    row = tx.one("SELECT handler FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
+    if row is None:
+        raise NotFound("Job not found. `workerd job list` lists existing jobs.")
+    return columns.lenient(row[0]) or ""
 
 
 def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
