@@ -34,10 +34,14 @@ _RequestStatus = Literal["queuing", "inprogress", "completed", "failed", "cancel
 
 
 class Enqueued(msgspec.Struct, frozen=True):
-    """The result of an enqueue. `created` is false if the id existed, or a live job holds the unique key."""
+    """The result of an enqueue. `created` is false if the id existed, or a job holds the unique key.
+
+    `replaced`: whether a waiting job, which has this id, was given the new data.
+    """
 
     id: str
     created: bool
+    replaced: bool = False
 
 
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,6 +117,13 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def result(self) -> Any:
         """What the handler returned: bytes, or the JSON value."""
         return self.payload if self.payload_base64 is None else base64.b64decode(self.payload_base64)
+
+
+class EnqueuedJob(Job, frozen=True, kw_only=True):
+    """A job, and whether this call created it, or replaced the data of one that waited."""
+
+    created: bool
+    replaced: bool
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -355,7 +366,7 @@ _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
     "complete": ENDED.__contains__,
 }  # fmt: skip
 """How the stored value of a field is shown, where it is not shown as it is."""
-_COLUMNS = {"complete": "status", "group": "group_key"}
+_COLUMNS = {"complete": "status", "group": "group_key", "unique_key": "shown_key"}
 """The columns of fields that are not named after theirs."""
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from workerd import clock, json_text
 from workerd.config.validators import duration
+from workerd.duplicates import OnConflict
 from workerd.errors import InvalidValue
 from workerd.group import checked_group
 from workerd.job import NAME_LIMIT, parse_id
@@ -31,7 +32,7 @@ class Option(NamedTuple):
     `kind` decides its JSON schema and how its text is parsed. `flag`: "" for the name with dashes.
     """
 
-    kind: Literal["duration", "time", "priority", "count", "key", "name", "json"]
+    kind: Literal["duration", "time", "priority", "count", "key", "name", "conflict", "json"]
     metavar: str
     help: str
     flag: str = ""
@@ -45,6 +46,9 @@ class JobOptions(TypedDict, total=False):
     run_at: datetime | str | None
     priority: int
     unique_key: str | None
+    on_conflict: str | None
+    max_delay: Duration | None
+    unique_for: Duration | None
     group: str | None
     deadline: Duration | None
     max_attempts: int | None
@@ -57,9 +61,11 @@ class JobSpec:
 
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
     `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
-    live job of the handler has it. `group`: whose job it is, for limits, turns and search. `deadline`,
-    `max_attempts`: instead of the handler's own. `meta`: any JSON value of the caller's. `id`: a UUID chosen
-    by the caller; a repeat changes nothing.
+    live job of the handler has it; `on_conflict` says what becomes of a further one: "keep" (the default),
+    "replace", "debounce" (at most `max_delay` after it was made) or "follow". `unique_for`: at most one job
+    of the key in each window of this length, live or not. `group`: whose job it is, for limits, turns and
+    search. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON value of the caller's.
+    `id`: a UUID chosen by the caller; a repeat changes nothing.
     """
 
     handler: str
@@ -73,6 +79,16 @@ class JobSpec:
     unique_key: Annotated[
         str | None,
         Option("key", "KEY", "At most one live job of the handler has this key.", flag="--unique"),
+    ] = None
+    on_conflict: Annotated[
+        str | None,
+        Option("conflict", "WORD", "Where a live job has the key: keep, replace, debounce or follow."),
+    ] = None
+    max_delay: Annotated[
+        Duration | None, Option("duration", "D", "Start a debounced job this long after its first enqueue.")
+    ] = None
+    unique_for: Annotated[
+        Duration | None, Option("duration", "D", "At most one job of the key in each window of this length.")
     ] = None
     group: Annotated[
         str | None, Option("name", "G", "Whose job it is: limits, turns and search go by it.")
@@ -107,7 +123,8 @@ one in `EnqueuedColumns`. HTTP with its schema, bulk and command line follow.
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A checked job as the store inserts it. `vars`, `meta`: JSON.
 
-    `run_at`: store time, or `delay`: from the store's now; both in microseconds. An existing `id` is left as
+    `run_at`: store time, or `delay`: from the store's now; `max_delay`, `unique_for`; all in microseconds.
+    `given_key`: the caller's, where `unique_key` is a reserved one. An existing `id` is left as
     it is. `request_id`, `step`, `name`: of a job of a request.
     """
 
@@ -121,6 +138,10 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     deadline_ms: int | None = None
     max_attempts: int | None = None
     unique_key: str | None = None
+    on_conflict: OnConflict = OnConflict.KEEP
+    max_delay: int | None = None
+    unique_for: int | None = None
+    given_key: str | None = None
     group_key: str | None = None
     request_id: bytes | None = None
     step: int | None = None
@@ -136,6 +157,7 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
     """The spec as the store inserts it. Raises InvalidValue, which names the option and what was expected."""
     if spec.delay is not None and spec.run_at is not None:
         raise InvalidValue("give either delay or run_at, not both")
+    conflict = _conflict(spec)
     return NewJob(
         handler=checked_name("handler", spec.handler),
         id=_id(spec.id),
@@ -143,12 +165,50 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
         meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
         priority=_integer("priority", spec.priority, -_INT_LIMIT),
         run_at=None if spec.run_at is None else _moment(spec.run_at),
-        delay=None if spec.delay is None else round(seconds("delay", spec.delay) * clock.SECOND),
+        delay=None if spec.delay is None else _microseconds("delay", spec.delay),
         deadline_ms=None if spec.deadline is None else _milliseconds(spec.deadline),
         max_attempts=None if spec.max_attempts is None else _integer("max_attempts", spec.max_attempts, 1),
         unique_key=None if spec.unique_key is None else _key(spec.unique_key),
+        on_conflict=conflict,
+        max_delay=None if spec.max_delay is None else _microseconds("max_delay", spec.max_delay),
+        unique_for=None if spec.unique_for is None else _window(spec.unique_for),
         group_key=None if spec.group is None else checked_group(spec.group),
     )
+
+
+MAX_WINDOW_S = 366 * 86_400
+
+
+def _conflict(spec: JobSpec) -> OnConflict:
+    """What is to become of a conflict. Raises InvalidValue for options that do not go together."""
+    try:
+        conflict = OnConflict(spec.on_conflict or "keep")
+    except ValueError:
+        words = ", ".join(f'"{word}"' for word in OnConflict)
+        raise InvalidValue(f"on_conflict: expected one of {words}") from None
+    for name in ("on_conflict", "max_delay", "unique_for"):
+        if getattr(spec, name) is not None and spec.unique_key is None:
+            raise InvalidValue(f"{name}: expected with a unique_key, got none")
+    if conflict is OnConflict.DEBOUNCE and spec.delay is None:
+        raise InvalidValue('on_conflict: "debounce" expects a delay, got none')
+    if spec.max_delay is not None and conflict is not OnConflict.DEBOUNCE:
+        raise InvalidValue('max_delay: expected with on_conflict "debounce"')
+    if spec.unique_for is not None and conflict is not OnConflict.KEEP:
+        raise InvalidValue('unique_for: expected with on_conflict "keep" or none')
+    if spec.id is not None and (spec.unique_for is not None or conflict is not OnConflict.KEEP):
+        raise InvalidValue("id: expected none (nor an Idempotency-Key) with on_conflict or unique_for")
+    return conflict
+
+
+def _window(value: Duration) -> int:
+    window = _microseconds("unique_for", value)
+    if not clock.SECOND <= window <= MAX_WINDOW_S * clock.SECOND:
+        raise InvalidValue(f"unique_for: expected 1 second to 366 days, got {value!r}")
+    return window
+
+
+def _microseconds(field_name: str, value: Duration) -> int:
+    return round(seconds(field_name, value) * clock.SECOND)
 
 
 def seconds(field_name: str, value: Duration) -> float:

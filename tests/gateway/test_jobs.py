@@ -69,6 +69,28 @@ def test_unique_key(api: Api) -> None:
     assert api.post("/jobs", {"handler": "noop", "delay": "1h", "unique_key": "only"}).status_code == 201
 
 
+def test_a_conflict_may_replace_the_waiting_job(api: Api) -> None:
+    """The answer says what was done; options that do not go together are 422."""
+    job = {"handler": "noop", "delay": "1h", "unique_key": "shared", "on_conflict": "replace"}
+    first = api.post("/jobs", {**job, "meta": 1})
+    second = api.post("/jobs", {**job, "meta": 2})
+    assert (first.status_code, second.status_code) == (201, 200)
+    assert [(one.json()["created"], one.json()["replaced"]) for one in (first, second)] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
+    assert (second.json()["id"], second.json()["meta"]) == (first.json()["id"], 2)
+    bulk = api.post("/jobs/bulk", {"jobs": [{**job, "meta": 3}, {"handler": "noop", "delay": "1h"}]})
+    assert [(one["created"], one["replaced"]) for one in bulk.json()["items"]] == [
+        (False, True),
+        (True, False),
+    ]
+    windows = [api.post("/jobs", {"handler": "noop", "unique_key": "w", "unique_for": "200d"}) for _ in "ab"]
+    assert [one.status_code for one in windows] == [201, 200]
+    assert {one.json()["unique_key"] for one in windows} == {"w"}
+    for wrong in ({"unique_key": None}, {"on_conflict": "merge"}, {"on_conflict": "debounce", "delay": None}):
+        assert api.post("/jobs", {**job, **wrong}).status_code == 422
+
+
 def test_idempotency_key(api: Api) -> None:
     """Repeating a POST with its Idempotency-Key answers 200 with the same job, even after its end."""
     key = {"Idempotency-Key": uuid.uuid4().hex}

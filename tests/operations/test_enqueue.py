@@ -86,6 +86,22 @@ def test_a_group_is_filled_from_the_vars(config: Config) -> None:
         checked(JobSpec(handler="mail"), grouped)
 
 
+def test_a_handler_says_what_becomes_of_conflicts(config: Config) -> None:
+    """Where the job has a unique key and says nothing itself."""
+    handler = msgspec.structs.replace(config.handlers["mail"], on_conflict="debounce", max_delay=60.0)
+    once = msgspec.structs.replace(config.handlers["beat"], unique_for=3600.0)
+    pool = msgspec.structs.replace(config.pools["p"], handlers=(handler, once))
+    configured = msgspec.structs.replace(config, pools={"p": pool})
+    job = checked(JobSpec(handler="mail", unique_key="k", delay=1), configured)
+    assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
+    job = checked(JobSpec(handler="mail", unique_key="k", on_conflict="keep"), configured)
+    assert (job.on_conflict, job.max_delay) == ("keep", None)
+    assert checked(JobSpec(handler="mail"), configured).on_conflict == "keep"
+    assert checked(JobSpec(handler="beat", unique_key="k"), configured).unique_for == 3_600_000_000
+    with pytest.raises(InvalidValue, match="expects a delay"):
+        checked(JobSpec(handler="mail", unique_key="k"), configured)
+
+
 def test_cached_handlers_admit_the_cached_signatures(store: Store, config: Config) -> None:
     """Vars are checked against the cached signature."""
     known = KnownHandlers()

@@ -121,6 +121,7 @@ _TYPES_AND_PARSERS: dict[str, tuple[Any, Callable[[str], Any] | None]] = {
     "count": (int | None, None),
     "key": (str | None, None),
     "name": (str | None, None),
+    "conflict": (str | None, None),
     "json": (Any, parse_json),
 }
 

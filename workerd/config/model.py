@@ -20,6 +20,7 @@ Level = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["auto", "text", "json"]
 Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
+OnConflict = Literal["keep", "replace", "debounce", "follow"]
 KeepLog = Literal["failures", "all", "none"]
 Stdin = Literal["json", "none"]
 Stdout = Literal["bytes", "json", "none"]
@@ -352,6 +353,16 @@ class HandlerConfig(ConfigValue, frozen=True):
     search go by groups. A job whose vars do not give one is refused, or fails. "": no group."""
     limit: Annotated[str, v.name_or_empty] = ""
     """The `[limits.NAME]` that holds for its jobs; handlers may share one. "": none."""
+    on_conflict: Annotated[OnConflict, v.choice(*get_args(OnConflict))] = "keep"
+    """What becomes of a job that is enqueued with the `unique_key` of a live one, where that says nothing
+    itself: "keep" (nothing), "replace" (one that waits gets the new data), "debounce" (it also waits `delay`
+    longer) or "follow". While one runs, the newest data waits behind it, but for "keep". A plain INSERT is
+    refused by the store as ever."""
+    max_delay: Annotated[float | None, v.duration_or_none] = None
+    """Longest time from its first enqueue that "debounce" delays a job. "": no bound."""
+    unique_for: Annotated[float | None, v.duration_or_none] = None
+    """At most one job of each `unique_key` in every window of this length, counted from 1970, live or not.
+    "": no such bound."""
     fair: Annotated[bool, v.boolean] = False
     """true: within a priority the groups take turns, weighted by `[groups]`; a group alone gets all workers.
     """

@@ -45,7 +45,8 @@ async def enqueue(request: Request) -> Response:
     key = IdempotencyKey.of(request, "job")
     job = _checked(gateway, body, None if key is None else key.id())
     done, document = await gateway.batch_enqueue.enqueue(job)
-    response = json_response(document, 201 if done.created else 200)
+    answer = document | {"created": done.created, "replaced": done.replaced}
+    response = json_response(answer, 201 if done.created else 200)
     response.headers["Location"] = f"/jobs/{done.id}"
     return response
 

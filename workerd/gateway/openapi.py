@@ -16,6 +16,7 @@ import workerd
 from workerd.documents import (
     Act,
     Enqueued,
+    EnqueuedJob,
     ErrorGroup,
     Handler,
     Job,
@@ -269,7 +270,7 @@ PAGES = (
 )
 
 OPERATIONS = (
-    Operation("post", "/jobs", "Enqueue a job", {200: Job, 201: Job}, params.JobBody,
+    Operation("post", "/jobs", "Enqueue a job", {200: EnqueuedJob, 201: EnqueuedJob}, params.JobBody,
               headers=(_KEY,), errors=(409, 429)),
     Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),

@@ -53,6 +53,7 @@ _JSON_TYPES: dict[str, Any] = {
     "count": Attempts | None,
     "key": Key | None,
     "name": Name | None,
+    "conflict": Literal["keep", "replace", "debounce", "follow"] | None,
     "json": Any,
 }
 

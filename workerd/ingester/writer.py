@@ -27,8 +27,8 @@ from workerd.ingester.stats import IngestStats
 from workerd.ingester.throughput import RecentJobs
 from workerd.job import AttemptRef, id_text
 from workerd.outcome import Outcome, refused, without_log
+from workerd.store import duplicates, intervals, logs, retries, saved_states, workflows, write_probe
 from workerd.store import errors as store_errors
-from workerd.store import intervals, logs, retries, saved_states, workflows, write_probe
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
 from workerd.store.outcomes import ClosedBatch
@@ -54,6 +54,7 @@ FOLLOW_UPS: tuple[FollowUp, ...] = (
     saved_states.settle,
     store_outcomes.free_limits,
     retries.insert_next,
+    duplicates.release_followers,
     intervals.insert_next_runs,
     workflows.advance,
     logs.insert,
@@ -64,6 +65,7 @@ FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
     saved_states.settle,
     store_outcomes.free_limits,
     retries.insert_next,
+    duplicates.release_followers,
     intervals.insert_next_runs,
     workflows.record,
     logs.insert,

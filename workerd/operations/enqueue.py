@@ -18,7 +18,7 @@ from workerd.job import id_text
 from workerd.job_spec import JobSpec, NewJob, check
 from workerd.redaction import Scrubber
 from workerd.signature import check_vars, coerce_texts, redaction_of
-from workerd.store import handlers, jobs, queries
+from workerd.store import duplicates, handlers, jobs, queries
 from workerd.store.base import Tx
 from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
 
@@ -55,11 +55,24 @@ class KnownHandlers:
 
 def checked(spec: JobSpec, config: Config) -> NewJob:
     """The spec as the store inserts it, with what its handler's configuration adds. Raises InvalidValue."""
+    handler = config.handlers.get(spec.handler)
+    if handler is not None and spec.unique_key is not None:
+        spec = _with_conflict_of(spec, handler)
     job = check(spec, config.gateway.max_body)
-    handler = config.handlers.get(job.handler)
     if handler is None or not handler.group or job.group_key is not None:
         return job
     return msgspec.structs.replace(job, group_key=parse_template(handler.group).fill(job.vars))
+
+
+def _with_conflict_of(spec: JobSpec, handler: HandlerConfig) -> JobSpec:
+    """The spec with what the handler says of conflicts, where it says nothing of them itself."""
+    if spec.on_conflict is not None or spec.unique_for is not None or spec.id is not None:
+        return spec
+    if handler.unique_for is not None:
+        return replace(spec, unique_for=handler.unique_for)
+    max_delay = handler.max_delay if spec.max_delay is None else spec.max_delay
+    debounces = handler.on_conflict == "debounce"
+    return replace(spec, on_conflict=handler.on_conflict, max_delay=max_delay if debounces else None)
 
 
 def is_plain(spec: NewJob, config: Config) -> bool:
@@ -158,7 +171,7 @@ def _value(json: bytes | None) -> object:
 
 def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:
     """Insert all jobs without checking handlers, vars or `max_waiting`."""
-    return [_enqueued(done) for done in jobs.insert(tx, specs)]
+    return [_enqueued(done) for done in duplicates.insert(tx, specs)]
 
 
 def insert_alone(tx: Tx, spec: NewJob) -> Enqueued:
@@ -167,7 +180,7 @@ def insert_alone(tx: Tx, spec: NewJob) -> Enqueued:
 
 
 def _enqueued(done: jobs.Inserted) -> Enqueued:
-    return Enqueued(id_text(done.id), done.created)
+    return Enqueued(id_text(done.id), done.created, done.replaced)
 
 
 def check_handlers(names: Iterable[str], known: Mapping[str, bytes | None], config: Config) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-from workerd import documents
+from workerd import documents, duplicates
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.documents import Document
@@ -176,6 +176,8 @@ def _why_grouped(tx: Tx, row: JobRow) -> list[str]:
 
 
 def _why_scheduled(tx: Tx, row: JobRow) -> str:
+    if duplicates.is_follower(row.unique_key):
+        return f"The job waits until the running job with its unique key, {line(row.given_key)}, has ended."
     due = row.run_at or 0
     left_s = (due - tx.now) / SECOND
     if left_s <= 0:

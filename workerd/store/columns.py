@@ -92,6 +92,7 @@ class EnqueuedColumns(msgspec.Struct, kw_only=True, gc=False):
     deadline_ms: int | None
     max_attempts: int | None
     unique_key: str | None
+    given_key: str | None
     group_key: str | None
     request_id: bytes | None
     step: int | None
@@ -141,6 +142,11 @@ class JobRow(EnqueuedColumns, kw_only=True, gc=False):
     @property
     def ref(self) -> AttemptRef:
         return AttemptRef(self.id, self.attempt)
+
+    @property
+    def shown_key(self) -> str | None:
+        """The unique key as it was given at enqueue."""
+        return self.unique_key if self.given_key is None else self.given_key
 
 
 def _as_is(value: Any) -> Any:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
+from workerd import duplicates
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
 from workerd.store import columns, requests, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
+from workerd.store.duplicates import release_followers
 from workerd.store.outcomes import ClosedBatch, closed_attempt
 
 _DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
@@ -81,7 +83,9 @@ def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
         (requests.CANCELLED_BY_PERSON, now, now, now, job_id, job.attempt),
     )
     ended = closed_attempt(cancelled(_attempt_of(job_id, job), requests.CANCELLED_BY_PERSON), b"", tx.now)
-    workflows.advance(tx, ClosedBatch(now=tx.now, requests=locked, ended=[ended], released=[], woken=set()))
+    batch = ClosedBatch(now=tx.now, requests=locked, ended=[ended], released=[], woken=set())
+    release_followers(tx, batch)
+    workflows.advance(tx, batch)
     return "ended"
 
 
@@ -94,6 +98,7 @@ def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
         request_id=job.request_id,
         step=job.step,
         name=job.name,
+        unique_key=job.unique_key,
     )
 
 
@@ -147,6 +152,8 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     ended request reopens it. Raises NotFound, Conflict while the job is live or its unique key is held.
     """
     job, locked = _locked(tx, job_id)
+    if job.status is Status.SCHEDULED and duplicates.is_follower(job.unique_key):
+        raise Conflict("The job waits until another job of its unique key has ended; cancel that one first.")
     if job.status is Status.SCHEDULED:
         tx.execute(
             f"UPDATE workerd_jobs SET status = 'new', run_at = %s{', state = NULL' if fresh else ''}"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import NamedTuple
 
-from workerd import clock
+from workerd import clock, duplicates
 from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import Status, new_id
 from workerd.job_spec import NewJob
@@ -22,10 +22,14 @@ MAX_INSERT_TRIES = 5
 
 
 class Inserted(NamedTuple):
-    """`created` is False if the id existed, or if the live job `id` holds the unique key."""
+    """`created` is False if the id existed, or if the live job `id` holds the unique key.
+
+    `replaced`: whether that has the new data now.
+    """
 
     id: bytes
     created: bool
+    replaced: bool = False
 
 
 _JSON = ("vars", "meta")
@@ -130,7 +134,7 @@ def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ..
     due = job.run_at if job.run_at is not None else now + (job.delay or 0)
     return (
         job_id,
-        str(Status.SCHEDULED if due > now else Status.NEW),
+        str(Status.SCHEDULED if due > now or duplicates.is_follower(job.unique_key) else Status.NEW),
         made if due == now else clock.to_text(due),
         made,
         _text(job.vars),

@@ -1,0 +1,160 @@
+"""Inserting jobs whose unique key a live job may have, other than by keeping that: replace, debounce, follow.
+
+While a job with the key runs, at most one other waits behind it: `scheduled`, with a reserved unique key and
+its own in `given_key`, and with no entry among the due rows. The transaction that ends the running one gives
+it the key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd import duplicates
+from workerd.duplicates import OnConflict
+from workerd.errors import StoreBusy
+from workerd.job import ENDED, Status
+from workerd.job_spec import NewJob
+from workerd.outcome import Outcome
+from workerd.store import columns, jobs, retries
+from workerd.store.base import Tx
+from workerd.store.jobs import Inserted
+from workerd.store.outcomes import ClosedBatch
+
+MAX_TRIES = 5
+"""The job that held the key may have ended when it is locked: then the key is free."""
+KEYS_PER_STATEMENT = 100
+
+
+def insert(tx: Tx, new: Sequence[NewJob]) -> list[Inserted]:
+    """Insert all of `new`, or do what they say of a conflict; one result for each, in order.
+
+    Raises StoreRefused for text that is not UTF-8, StoreBusy if live jobs ended again and again meanwhile.
+    """
+    given = [_windowed(job, tx.now) if job.unique_for is not None else job for job in new]
+    if all(job.on_conflict is OnConflict.KEEP for job in given):
+        return jobs.insert(tx, given)
+    free = [n for n, job in enumerate(given) if job.unique_key is None]
+    results = dict(zip(free, jobs.insert(tx, [given[n] for n in free]) if free else [], strict=True))
+    # In the order of keys, so that two transactions do not wait for each other; equal keys as they came.
+    for n in sorted(
+        set(range(len(given))) - set(free), key=lambda n: (given[n].handler, given[n].unique_key)
+    ):
+        results[n] = _put(tx, given[n])
+    return [results[n] for n in range(len(given))]
+
+
+def _windowed(job: NewJob, now: int) -> NewJob:
+    """The job as the only one of its handler and key in the present window."""
+    assert job.unique_key is not None
+    assert job.unique_for is not None
+    return msgspec.structs.replace(
+        job,
+        id=duplicates.window_id(job.handler, job.unique_key, job.unique_for, now),
+        unique_key=duplicates.window_key(job.unique_key, job.unique_for, now),
+        given_key=job.unique_key,
+    )
+
+
+class _Live(NamedTuple):
+    """A live row that is locked."""
+
+    id: bytes
+    attempt: int
+    status: Status
+
+
+def _put(tx: Tx, job: NewJob) -> Inserted:
+    for _ in range(MAX_TRIES):
+        # Insert first: to lock what does not exist yet would lock the gap that others insert into.
+        [inserted] = jobs.insert(tx, [job])
+        if inserted.created or job.on_conflict is OnConflict.KEEP:
+            return inserted
+        done = _resolve(tx, job)
+        if done is not None:
+            return done
+    raise StoreBusy("the live jobs that held a unique key ended while others took it; try again")
+
+
+def _resolve(tx: Tx, job: NewJob) -> Inserted | None:
+    """What the job does with the live ones of its key; None if its key has become free."""
+    key = job.unique_key or ""
+    following = duplicates.follower_key(key)
+    holder, follower = _locked(tx, job.handler, key), _locked(tx, job.handler, following)
+    state = duplicates.holder_state(None if holder is None else holder.status)
+    match duplicates.ACTIONS[state, follower is not None]:
+        case "insert":
+            return None
+        case "replace_holder":
+            assert holder is not None
+            return _replace(tx, job, holder, follows=False)
+        case "replace_follower":
+            assert follower is not None
+            return _replace(tx, job, follower, follows=holder is not None)
+        case "insert_follower":
+            [inserted] = jobs.insert(tx, [msgspec.structs.replace(job, unique_key=following, given_key=key)])
+            return inserted if inserted.created else None
+
+
+def _locked(tx: Tx, handler: str, key: str) -> _Live | None:
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
+    row = tx.one(
+        f"SELECT id, attempt, status FROM workerd_jobs {index} WHERE {where}{tx.dialect.row_lock}",
+        (handler, key),
+    )
+    return None if row is None else _Live(row[0], row[1], Status(columns.text(row[2])))
+
+
+def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:
+    """Give a waiting row the new data; one that `follows` stays behind the running job."""
+    due = job.run_at if job.run_at is not None else tx.now + (job.delay or 0)
+    if job.on_conflict is OnConflict.DEBOUNCE:
+        created = tx.one("SELECT created_at FROM workerd_jobs WHERE id = %s AND attempt = 1", (row.id,))
+        created_at = tx.now if created is None else columns.time_or_zero(created[0])
+        due = duplicates.due_at(tx.now, job.delay or 0, created_at, job.max_delay)
+    status = Status.SCHEDULED if follows or due > tx.now else Status.NEW
+    tx.execute(
+        "UPDATE workerd_jobs SET vars = %s, meta = %s, priority = %s, group_key = %s, queue = NULL,"
+        " run_at = %s, status = %s, unique_key = %s, given_key = %s WHERE id = %s AND attempt = %s",
+        (
+            job.vars.decode(), None if job.meta is None else job.meta.decode(), job.priority, job.group_key,
+            columns.at(due), str(status),
+            duplicates.follower_key(job.unique_key or "") if follows else job.unique_key,
+            job.unique_key if follows else None,
+            row.id, row.attempt,
+        ),
+    )  # fmt: skip
+    tx.enqueued.append(row.id)
+    return Inserted(row.id, created=False, replaced=True)
+
+
+def release_followers(tx: Tx, batch: ClosedBatch) -> None:
+    """Let those go on that waited until these jobs ended: each gets its key, and is due as it was to be."""
+    ended = sorted({
+        (e.outcome.handler, duplicates.follower_key(e.outcome.unique_key))
+        for e in batch.ended
+        if _has_freed_its_key(e.outcome) and e.outcome.unique_key is not None
+    })  # fmt: skip
+    if not ended:
+        return
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
+    now = columns.at(batch.now)
+    for part in columns.chunks(ended, KEYS_PER_STATEMENT):
+        changed = tx.execute(
+            f"UPDATE workerd_jobs {index} SET unique_key = given_key, given_key = NULL,"
+            " status = CASE WHEN run_at > %s THEN 'scheduled' ELSE 'new' END"
+            f" WHERE {' OR '.join([f'({where})'] * len(part))}",
+            [now, *(value for key in part for value in key)],
+        )
+        if changed:
+            batch.woken |= {handler for handler, _ in part}
+
+
+def _has_freed_its_key(outcome: Outcome) -> bool:
+    """Whether the end of the attempt left its unique key without a live job."""
+    key = outcome.unique_key
+    if key is None or key.startswith("~") or outcome.status not in ENDED:
+        return False
+    return not (outcome.error or "").endswith(retries.KEY_HELD)
