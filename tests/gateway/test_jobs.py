@@ -136,7 +136,7 @@ def test_bulk_is_repeated_with_a_key(api: Api) -> None:
     assert (first.status_code, len(set(ids))) == (201, 3)
     again = api.post("/jobs/bulk", body, headers=key)
     assert again.status_code == 200
-    assert again.json()["items"] == [{"id": job, "created": False} for job in ids]
+    assert again.json()["items"] == [{"id": job, "created": False, "replaced": False} for job in ids]
     for jobs in (body["jobs"][:2], [*body["jobs"], body["jobs"][0]], body["jobs"][::-1]):
         assert api.post("/jobs/bulk", {"jobs": jobs}, headers=key).status_code == 422
     assert api.post("/jobs/bulk", body).json()["items"][0]["id"] not in ids

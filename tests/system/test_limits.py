@@ -1,0 +1,81 @@
+"""A limit over two nodes whose processes are killed: never exceeded, nothing leaks."""
+
+from __future__ import annotations
+
+import random
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests.support.daemon import ROOT, Daemon
+from tests.support.eventually import eventually
+from tests.support.rows import Rows, assert_settled
+
+CONFIG = f"""
+[shutdown]
+drain = "5s"
+[dispatcher]
+lease = "2s"
+poll = "100ms"
+[limits.both]
+concurrency = 3
+group_concurrency = 1
+[defaults]
+path = ["{ROOT}"]
+max_crashes = 1000
+backoff = {{ first = "10ms", factor = 1.0, max = "10ms" }}
+restart = {{ intensity = 100000, period = "1s" }}
+[handlers.counted]
+call = "tests.support.limit_handlers:count_overlaps"
+limit = "both"
+workers = 4
+"""
+JOBS = 240
+KILLS = 6
+
+
+def enqueue(rows: Rows, folder: Path) -> list[bytes]:
+    """Jobs of seven groups, and of none."""
+    marks = folder / "marks"
+    marks.mkdir()
+    return [
+        rows.insert("counted", {"folder": str(marks), "most": 3}, group_key=f"g{n % 8}" if n % 8 else None)
+        for n in range(JOBS)
+    ]
+
+
+def victims(daemons: list[Daemon]) -> list[psutil.Process]:
+    """Dispatchers, ingesters, pools and workers."""
+    found = []
+    for daemon in daemons:
+        for process in daemon.tree():
+            title = " ".join(process.cmdline())
+            if any(word in title for word in ("dispatcher", "ingester", "pool", "worker counted")):
+                found.append(process)
+    return found
+
+
+def test_no_more_run_than_the_limit_whatever_is_killed(
+    store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    """Two nodes; at the end every slot is free and every job was run."""
+    chance = random.Random(7)
+    rows = Rows(store_url)
+    nodes = [start_daemon(CONFIG, "one")]
+    if not rows.sqlite:
+        nodes.append(start_daemon(CONFIG, "two"))
+    ids = enqueue(rows, tmp_path)
+    for number in range(KILLS):
+        wanted = (number + 1) * JOBS // (KILLS + 2)
+        eventually(lambda n=wanted: rows.counts().get("completed", 0) >= n, within=60)
+        process = chance.choice(victims(nodes))
+        if process.is_running():
+            process.send_signal(signal.SIGKILL)
+    eventually(lambda: rows.ended(*ids), within=60, state=nodes[0].tail)
+    assert set(rows.counts()) - {"retry"} == {"completed"}
+    over = tmp_path / "marks" / "over"
+    assert not over.exists(), over.read_text()
+    eventually(lambda: rows.sql("SELECT * FROM workerd_slots") == [])
+    assert_settled(rows)
