@@ -116,6 +116,10 @@ def test_each_act_over_http_is_recorded(api: Api) -> None:
     assert {act["address"] for act in acts} == {"127.0.0.1"}
     assert {act["role"] for act in acts} == {"operator"}
     assert [a["action"] for a in api.get(f"/audit?target={job}").json()["audit"]] == ["retry", "cancel"]
+    request = api.post("/requests", {"workflow": "held"}).json()["id"]
+    api.post(f"/requests/{request}/cancel", headers=as_role("bare-secret"))
+    assert f'href="/ui/requests/{request}"' in api.get("/ui/audit?actor=token-4").text
+    assert f'href="/ui/jobs/{job}"' in api.get("/ui/audit?actor=token-4").text
     first = api.get("/audit?actor=ann&limit=4").json()
     rest = api.get(f"/audit?actor=ann&after={first['next']}").json()
     assert len(first["audit"]) + len(rest["audit"]) == 6

@@ -148,7 +148,7 @@ def failed_lately(tx: Tx) -> dict[str, int]:
 def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]:
     """Cancel a request: at once, or when its running jobs have ended. Raises NotFound, Conflict."""
     result = cast('Literal["ended", "asked"]', requests.cancel(tx, request_id))
-    audit.record(tx, actor, Action.CANCEL, id_text(request_id))
+    audit.record(tx, actor, Action.CANCEL, id_text(request_id), {"kind": "request"})
     return result
 
 

@@ -21,9 +21,11 @@ from workerd.gateway.dashboard.components import (
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.operations import audit as operations
+from workerd.operations.audit import Action
 
 FILTERS = ("actor", "target")
 """Query parameters of the list."""
+ID_LENGTH = len("01900000-0000-7000-8000-000000000000")
 
 
 async def audit(query: PageQuery) -> View:
@@ -66,17 +68,23 @@ def _row(act: Document) -> tuple[Child, ...]:
         act["role"],
         act["via"],
         el("b", act["action"]),
-        _target(act["target"]),
+        _target(act),
         _detail(act),
         act["address"] or DASH,
     )
 
 
-def _target(target: str | None) -> Child:
+def _target(act: Document) -> Child:
+    target: str | None = act["target"]
     if target is None:
         return DASH
-    is_id = len(target) == 36 and target.count("-") == 4
-    return el("a", target, href=path("ui", "jobs", target), class_="id") if is_id else target
+    if len(target) != ID_LENGTH or target.count("-") != 4:
+        return target
+    detail = act["detail"]
+    is_request = act["action"] == Action.SIGNAL or (
+        isinstance(detail, dict) and detail.get("kind") == "request"
+    )
+    return el("a", target, href=path("ui", "requests" if is_request else "jobs", target), class_="id")
 
 
 def _detail(act: Document) -> Child:
