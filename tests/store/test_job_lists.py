@@ -152,3 +152,14 @@ def test_a_cursor_that_is_none_is_refused(store: Store, after: str) -> None:
     """A cursor is what a page gave, nothing else."""
     with pytest.raises(ValueError, match="next"):
         store.read(lambda tx: job_lists.list_(tx, JobFilter(), after=after))
+
+
+def test_jobs_of_many_handlers_are_listed_in_order(store: Store) -> None:
+    """Also of more than are sorted one by one, of known handlers and unknown ones, on every page once."""
+    made = [s.enqueue(store, f"h{n % 30:02}", priority=n % 2) for n in range(60)]
+    for n in range(0, 30, 3):
+        s.claims(store, f"h{n:02}", 1)  # which makes the handler known
+    assert ids(store) == list(reversed(made))
+    waiting = set(ids(store, status="new"))
+    assert len(waiting) == 50
+    assert set(made) - waiting == set(ids(store, status="inprogress"))

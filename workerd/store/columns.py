@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import msgspec
@@ -265,6 +265,26 @@ def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
         (job_id, MAX_ATTEMPTS),
     )
     return [job(row) for row in reversed(rows)]
+
+
+Select = tuple[str, Sequence[object]]
+"""A SELECT and its parameters."""
+MAX_UNION = 200
+"""SELECTs of one statement; SQLite takes 500."""
+
+
+def union(tx: Tx, selects: Sequence[Select], end: str = "") -> Iterator[tuple[int, Row]]:
+    """The rows of all SELECTs, each with the number of its SELECT, in as few statements as can be.
+
+    `end`: with which each statement ends, such as an order and a limit.
+    """
+    for start in range(0, len(selects), MAX_UNION):
+        part = selects[start : start + MAX_UNION]
+        sql = " UNION ALL ".join(
+            f"SELECT {start + n} AS number, u{n}.* FROM ({one}) AS u{n}" for n, (one, _) in enumerate(part)
+        )
+        for row in tx.query(sql + end, [value for _, params in part for value in params]):
+            yield int(row[0]), row[1:]
 
 
 def chunks(items: Sequence[Any], size: int = CHUNK_ROWS) -> Iterable[Sequence[Any]]:

@@ -9,7 +9,7 @@ job has one place, so that pages repeat and omit none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from workerd.clock import SECOND
@@ -17,11 +17,14 @@ from workerd.errors import InvalidValue
 from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns
 from workerd.store.base import Row, Tx
-from workerd.store.columns import JobRow, Page, cursor_text, jobs_by_key, read_cursor
+from workerd.store.columns import JobRow, Page, Select, cursor_text, jobs_by_key, read_cursor
 from workerd.store.queries import MAX_GROUPS, groups
 
 WINDOW_ROWS = 150
 """Rows of a branch that are sorted by the time at which they were made or ended."""
+MANY_BRANCHES = 20
+LEAST_WINDOW_ROWS = 60
+"""The same if there are more than so many branches: their rows are read one by one."""
 
 EARLY_US = 3600 * SECOND
 """In a branch of more rows, `since` misses a job whose due time, or the time in whose UUIDv7, is longer than
@@ -98,19 +101,23 @@ def _listed(tx: Tx, wanted: JobFilter, limit: int, after: str | None) -> tuple[l
     Then the boundary, and the index of the first of those that come last.
     """
     position = _read(after) if after is not None else None
-    branches = [_sized(tx, branch) for branch in _branches(tx, wanted)]
+    branches = _sized(tx, list(_branches(tx, wanted)))
     boundary = max((branch.boundary for branch in branches), default=0)
     if position is not None and position.boundary:
         boundary = position.boundary
+    # Rows that are not shown are not fetched; to sort the few of few branches once more takes longer.
+    end = f" ORDER BY listed_at DESC, id DESC LIMIT {limit + 1}" if len(branches) > MANY_BRANCHES else ""
     found: list[Row] = []
     if position is None or not position.later:
-        found = [row for branch in branches for row in _rows(tx, branch, wanted, boundary, position, limit)]
+        selects = [one for b in branches for one in _rows(tx, b, wanted, boundary, position, limit)]
+        found = [row for _, row in columns.union(tx, selects, end)]
         # In SQLite, times may have fewer digits.
         found.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
     first_later = len(found)
     if len(found) <= limit:
         position = position if position is not None and position.later else None
-        later = [row for branch in branches for row in _later_rows(tx, branch, wanted, position, limit)]
+        selects = [one for b in branches for one in _later_rows(tx, b, wanted, position, limit)]
+        later = [row for _, row in columns.union(tx, selects, end)]
         later.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
         found += later
     return found, boundary, first_later
@@ -130,17 +137,16 @@ def _read(after: str) -> _Position:
 
 
 def _branches(tx: Tx, wanted: JobFilter) -> Iterator[_Branch]:
-    for state in [Status(wanted.status)] if wanted.status is not None else _CURRENT:
+    states = [Status(wanted.status)] if wanted.status is not None else _CURRENT
+    found = groups(tx, [state for state in states if state is not Status.INPROGRESS], wanted.handler)
+    for state in states:
         ended = state in ENDED or state is Status.RETRY
-        if state is Status.INPROGRESS:
-            # Their holders are nodes; there are no more of them than workers, so that all may be read.
+        own = [group for group in found if group.status is state]
+        # The holders of those in progress are nodes; there are no more of them than workers.
+        if state is Status.INPROGRESS or len(own) >= MAX_GROUPS:
             yield _whole(state, wanted.handler, ended)
             continue
-        found = groups(tx, state, wanted.handler, MAX_GROUPS)
-        if len(found) == MAX_GROUPS:
-            yield _whole(state, wanted.handler, ended)
-            continue
-        for group in found:
+        for group in own:
             where = "j.status = %s AND j.holder = %s AND j.priority = %s"
             yield _Branch(where, [str(state), group.holder, group.priority], ended)
 
@@ -152,18 +158,26 @@ def _whole(state: Status, handler: str | None, ended: bool) -> _Branch:
     return _Branch("j.status = %s AND j.handler = %s", [str(state), handler], ended)
 
 
-def _sized(tx: Tx, branch: _Branch) -> _Branch:
-    """The branch with what follows from its number of rows."""
-    sql = (
-        f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint('workerd_holder')} WHERE {branch.where}"
-        " AND j.run_at {} %s ORDER BY j.run_at DESC LIMIT 1 OFFSET %s"
-    )
-    params = [*branch.params, columns.at(tx.now), WINDOW_ROWS]
-    oldest = tx.one(sql.format("<="), params)
-    return branch._replace(
-        boundary=columns.time_or_zero(oldest[0]) if oldest is not None else 0,
-        many_later=tx.one(sql.format(">"), params) is not None,
-    )
+def _sized(tx: Tx, branches: Sequence[_Branch]) -> list[_Branch]:
+    """The branches with what follows from their numbers of rows."""
+    selects = []
+    # Of many branches less is sorted, but always more than a page.
+    window = WINDOW_ROWS if len(branches) <= MANY_BRANCHES else min(WINDOW_ROWS, LEAST_WINDOW_ROWS)
+    for branch in branches:
+        sql = (
+            f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint('workerd_holder')}"
+            f" WHERE {branch.where} AND j.run_at {{}} %s ORDER BY j.run_at DESC LIMIT 1 OFFSET %s"
+        )
+        params = [*branch.params, columns.at(tx.now), window]
+        selects += [(sql.format("<="), params), (sql.format(">"), params)]
+    found = {number: row[0] for number, row in columns.union(tx, selects)}
+    return [
+        branch._replace(
+            boundary=columns.time_or_zero(found[2 * n]) if 2 * n in found else 0,
+            many_later=2 * n + 1 in found,
+        )
+        for n, branch in enumerate(branches)
+    ]
 
 
 # -- rows
@@ -171,28 +185,28 @@ def _sized(tx: Tx, branch: _Branch) -> _Branch:
 
 def _rows(
     tx: Tx, branch: _Branch, wanted: JobFilter, boundary: int, position: _Position | None, limit: int
-) -> Iterable[Row]:
-    """Time, id and attempt of the branch's next rows, without those that come last."""
+) -> list[Select]:
+    """To select time, id and attempt of the branch's next rows, without those that come last."""
     time = tx.dialect.full_time(_ended_or_made() if branch.ended else _made())
     bounds = [("j.run_at <= %s", tx.now)] if branch.many_later else []
     if not branch.boundary:
-        return _query(tx, branch, wanted, time, bounds, position, limit)
-    rows = [*_query(tx, branch, wanted, time, [*bounds, ("j.run_at >= %s", boundary)], position, limit)]
+        return [_query(tx, branch, wanted, time, bounds, position, limit)]
+    rows = [_query(tx, branch, wanted, time, [*bounds, ("j.run_at >= %s", boundary)], position, limit)]
     # One upper bound for each range: SQLite would use but one of two.
     if position is None or position.key >= boundary:
-        rows += _query(tx, branch, wanted, "j.run_at", [("j.run_at < %s", boundary)], None, limit)
+        rows.append(_query(tx, branch, wanted, "j.run_at", [("j.run_at < %s", boundary)], None, limit))
     else:
-        rows += _query(tx, branch, wanted, "j.run_at", [], position, limit)
+        rows.append(_query(tx, branch, wanted, "j.run_at", [], position, limit))
     return rows
 
 
 def _later_rows(
     tx: Tx, branch: _Branch, wanted: JobFilter, position: _Position | None, limit: int
-) -> Iterable[Row]:
-    """The branch's next rows of those that come last."""
+) -> list[Select]:
+    """To select the branch's next rows of those that come last."""
     if not branch.many_later:
         return []
-    return _query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit, True)
+    return [_query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit, True)]
 
 
 def _query(
@@ -204,7 +218,7 @@ def _query(
     position: _Position | None,
     limit: int,
     later: bool = False,
-) -> Sequence[Row]:
+) -> Select:
     bounds = [*bounds, *_made_bounds(branch, wanted)]
     where = [branch.where, *(condition for condition, _ in bounds)]
     params = [*branch.params, *(columns.at(at) for _, at in bounds)]
@@ -221,7 +235,7 @@ def _query(
             " AS i JOIN workerd_jobs AS j ON j.id = i.id AND j.attempt = i.attempt"
         )
         params = [*branch.params, *params]
-    return tx.query(
+    return (
         f"SELECT {time} AS listed_at, j.id, j.attempt FROM {rows} WHERE {' AND '.join(where)}"
         " ORDER BY listed_at DESC, j.id DESC LIMIT %s",
         [*params, limit + 1],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -11,9 +12,9 @@ import msgspec
 from workerd.errors import NotFound, UnreadableRow
 from workerd.job import ENDED, AttemptRef, Status
 from workerd.store import columns, group_queues
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
-from workerd.store.columns import JobRow, attempts, jobs_by_key
+from workerd.store.columns import JobRow, Select, attempts, jobs_by_key
 
 MAX_COUNT = 10_000
 """Counts are exact up to this number, and cut off there."""
@@ -23,6 +24,8 @@ MAX_PRIORITIES = 32
 
 MAX_GROUPS = 1000
 """Distinct holders and priorities of one status that are queried one by one."""
+MAX_RANGES = 1000
+"""Ranges between handlers that are searched at the same time."""
 
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
@@ -108,39 +111,61 @@ class Group(NamedTuple):
     priority: int
 
 
-def groups(tx: Tx, state: Status, holder: str | None = None, most: int = MAX_GROUPS) -> list[Group]:
-    """The groups of a status in order, at most `most`: one index lookup for each, whatever the rows."""
-    index = f"workerd_jobs {tx.dialect.hint('workerd_holder')} WHERE status = %s AND"
-    following = f"SELECT holder, priority FROM {index} holder > %s ORDER BY holder, priority LIMIT 1"
-    beside = f"SELECT holder, priority FROM {index} holder = %s AND priority > %s ORDER BY priority LIMIT 1"
-    least = -(1 << 31) - 1
+def groups(tx: Tx, states: Sequence[Status], holder: str | None = None) -> list[Group]:
+    """The groups of these statuses, of each about MAX_GROUPS at most: one index lookup for each.
+
+    All ranges between two known handlers are followed at the same time, so that there are about as many
+    statements as a handler has priorities.
+    """
+    paths = [path for state in states for path in _paths(tx, state, holder)]
     found: list[Group] = []
-    # `>=` for the first: the holder of rows that are `inprogress` without a node is empty.
-    if holder is None:
-        row = tx.one(following.replace("> %s", ">= %s"), (str(state), ""))
+    counted: Counter[Status] = Counter()
+    while paths:
+        selects = [select for path in paths for select in path.selects(tx)]
+        rows = {number: row for number, row in columns.union(tx, selects)}
+        following = []
+        for n, path in enumerate(paths):
+            row = rows.get(2 * n) or rows.get(2 * n + 1)
+            name = None if row is None else columns.lenient(row[0])
+            if row is None or name is None or counted[path.last.status] >= MAX_GROUPS:
+                continue
+            found.append(Group(path.last.status, name, int(row[1])))
+            counted[path.last.status] += 1
+            following.append(path._replace(last=found[-1]))
+        paths = following
+    return sorted(found)
+
+
+def _paths(tx: Tx, state: Status, holder: str | None) -> list[_Path]:
+    """Those that find all groups of a status, or a handler's with what waits in queues of its groups."""
+    least = -(1 << 31) - 1
+    if holder is not None:
+        ranges: list[tuple[str, str | None]] = [(holder, holder)]
+        if state is Status.NEW:
+            ranges.append(group_queues.bounds(holder))
     else:
-        row = tx.one(beside, (str(state), holder, least))
-        if row is None and state is Status.NEW:
-            row = _in_queue(tx, following, holder, "")
-    while row is not None and len(found) < most:
-        try:
-            name = columns.text(row[0])
-        except UnreadableRow:
-            break  # not UTF-8: the index cannot be followed beyond it
-        found.append(Group(state, name, int(row[1])))
-        row = tx.one(beside, found[-1])
-        if row is None and holder is None:
-            row = tx.one(following, (str(state), name))
-        elif row is None and state is Status.NEW and holder is not None:
-            row = _in_queue(tx, following, holder, name)
-    return found
+        rows = tx.query("SELECT name FROM workerd_handlers ORDER BY name LIMIT %s", (MAX_RANGES,))
+        names = {columns.lenient(row[0]) or "" for row in rows}
+        queues = set(map(group_queues.prefix, names)) if state is Status.NEW else set()
+        bounds = sorted({"", *names, *queues})
+        ranges = [*pairwise(bounds), (bounds[-1], None)]
+    return [_Path(Group(state, low, least), high) for low, high in ranges]
 
 
-def _in_queue(tx: Tx, following: str, handler: str, after: str) -> Row | None:
-    """The next range of what waits in queues of the handler's groups."""
-    begin, end = group_queues.bounds(handler)
-    row = tx.one(following, (str(Status.NEW), max(after, begin)))
-    return None if row is None or (columns.lenient(row[0]) or "") >= end else row
+class _Path(NamedTuple):
+    """Where the search for groups is in a range of holders, which ends before `high`, None: nowhere."""
+
+    last: Group
+    high: str | None
+
+    def selects(self, tx: Tx) -> list[Select]:
+        """The next group with the same holder, and the first one of the next holder."""
+        start = f"SELECT holder, priority FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        state, holder, priority = self.last
+        same = f"{start} WHERE status = %s AND holder = %s AND priority > %s ORDER BY priority LIMIT 1"
+        upper, params = ("", []) if self.high is None else (" AND holder < %s", [self.high])
+        after = f"{start} WHERE status = %s AND holder > %s{upper} ORDER BY holder, priority LIMIT 1"
+        return [(same, [str(state), holder, priority]), (after, [str(state), holder, *params])]
 
 
 def holders(tx: Tx, state: Status, most: int) -> list[str]:
@@ -225,7 +250,7 @@ def oldest_new_of_others(tx: Tx, handlers: Collection[str]) -> int | None:
     queues = tuple(map(group_queues.prefix, handlers))
     others = [
         group
-        for group in groups(tx, Status.NEW)
+        for group in groups(tx, [Status.NEW])
         if group.holder not in handlers and not group.holder.startswith(queues)
     ]
     return _oldest(tx, others)
@@ -233,7 +258,7 @@ def oldest_new_of_others(tx: Tx, handlers: Collection[str]) -> int | None:
 
 def oldest_new(tx: Tx, handler: str) -> int | None:
     """Since when the handler's oldest claimable job is due, None without one."""
-    return _oldest(tx, groups(tx, Status.NEW, handler, MAX_PRIORITIES))
+    return _oldest(tx, groups(tx, [Status.NEW], handler))
 
 
 def _oldest(tx: Tx, wanted: Iterable[Group]) -> int | None:
