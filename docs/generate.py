@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.generators import command_line, http, metrics, reasons, tables
+from docs.generators import command_line, http, metrics, pictures, reasons, tables
 from workerd.config import reference
 from workerd.log_events import EVENTS
 
@@ -78,6 +78,8 @@ PAGES = {
     ROOT / "docs" / "reference" / "metrics.md": metrics.page,
     ROOT / "docs" / "reference" / "tables.md": tables.page,
     ROOT / "docs" / "reference" / "reasons.md": reasons.page,
+    ROOT / "docs" / "images" / "states.svg": pictures.states,
+    ROOT / "docs" / "images" / "process-tree.svg": pictures.process_tree,
 }
 
 if __name__ == "__main__":

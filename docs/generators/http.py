@@ -12,13 +12,15 @@ from workerd.gateway.app import ROUTES
 _HEAD = """# HTTP
 
 The gateway (`[gateway] listen`) serves this interface, and the same as an OpenAPI 3.1 document at `/schema`. Bodies
-and answers are JSON; an error is a problem document (RFC 9457) whose `detail` says what was expected. With a token file
+and answers are JSON; an error is a problem document (RFC 9457) whose `detail` says what was expected: 401 without a token, 403 for the
+wrong role or Host, 404, 409 for a state that does not allow it, 413 and 422 for a body or parameter, 429 when a handler has
+enough waiting, 503 while the store is away. With a token file
 a request needs `Authorization: Bearer TOKEN`, and the role in the table.
 
 `Idempotency-Key` (a text of your own) makes `POST /jobs`, `/jobs/bulk` and `/requests` safe to repeat. A commit whose
 answer was lost is 503 with `"unknown": true` and the `ids` that exist if it took effect: send the same again.
 
-| | | role | answers |
+| route | | role | answers |
 |---|---|---|---|
 """
 
@@ -47,10 +49,11 @@ def page() -> str:
 def _row(path: str, method: str, operation: dict[str, Any]) -> str:
     query = [p["name"] for p in operation["parameters"] if p["in"] == "query"]
     roles = operation.get("x-roles")
+    good = [status for status in operation["responses"] if status < "4"]
     parameters = f"; parameters {', '.join(f'`{name}`' for name in query)}" if query else ""
     return (
         f"| `{method.upper()} {path}` | {_cell(operation['summary'])}{parameters} |"
-        f" {', '.join(roles) if roles else 'none'} | {', '.join(operation['responses'])} |"
+        f" {', '.join(roles) if roles else 'none'} | {', '.join(good)} |"
     )
 
 
