@@ -123,7 +123,7 @@ def test_by_keyboard(browser: Browser) -> None:
 
 def test_a_session(tmp_path: Path) -> None:
     """Without a session there is the login form, with one the dashboard, until it is ended."""
-    (tmp_path / "tokens").write_text("open sesame\n")
+    (tmp_path / "tokens").write_text("open-sesame\n")
     gateway = f'token_file = "{tmp_path}/tokens"'
     with (
         Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=gateway) as api,
@@ -135,7 +135,7 @@ def test_a_session(tmp_path: Path) -> None:
         browser.click("Log in")
         browser.until("Invalid token", "#login-error")
         field.clear()
-        field.send_keys("open sesame")
+        field.send_keys("open-sesame")
         browser.click("Log in")
         browser.until("Overview", "h1")
         assert browser.script("return document.cookie") == ""
@@ -161,7 +161,7 @@ def test_lists_are_short_on_a_phone(api: Api, browser: Browser) -> None:
 
 def test_below_a_path(tmp_path: Path) -> None:
     """Behind a proxy that strips a path all works below it: login, links, updates, buttons, logout."""
-    (tmp_path / "tokens").write_text("open sesame\n")
+    (tmp_path / "tokens").write_text("open-sesame\n")
     gateway = f'token_file = "{tmp_path}/tokens"'
     with (
         Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=gateway) as api,
@@ -169,7 +169,7 @@ def test_below_a_path(tmp_path: Path) -> None:
         Browser(tmp_path / "profile", f"http://{proxy.address}/tools/jobs") as browser,
     ):
         browser.open("/ui/jobs")
-        browser.driver.find_element("css selector", "input[name=token]").send_keys("open sesame")
+        browser.driver.find_element("css selector", "input[name=token]").send_keys("open-sesame")
         browser.click("Log in")
         browser.until("Overview", "h1")
         browser.until("live", "#pulse")
