@@ -159,7 +159,7 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
         raise InvalidValue("give either delay or run_at, not both")
     conflict = _conflict(spec)
     return NewJob(
-        handler=checked_name("handler", spec.handler),
+        handler=_handler(spec.handler),
         id=_id(spec.id),
         vars=_vars(spec.vars, vars_limit),
         meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
@@ -250,6 +250,13 @@ def checked_name(field_name: str, value: object) -> str:
     if value.endswith(" "):
         raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL would not see")
     return value
+
+
+def _handler(value: object) -> str:
+    name = checked_name("handler", value)
+    if name.startswith("~"):
+        raise InvalidValue('handler: names that start with "~" are reserved')
+    return name
 
 
 def _key(value: object) -> str:

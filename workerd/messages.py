@@ -66,15 +66,24 @@ class RoleLife(msgspec.Struct, frozen=True, array_like=True):
     pid: int
 
 
+class QuarantinedPool(msgspec.Struct, frozen=True, array_like=True):
+    """A pool in quarantine; `life`: the one that its quarantine began with; `error`: why."""
+
+    name: str
+    life: int
+    error: str
+
+
 class Roster(Message, frozen=True, tag="roster"):
     """Which pools live, and which died since the incarnation began: the newest 100 deaths of each.
 
-    `roles`: those that connect to other roles.
+    `roles`: those that connect to other roles. `quarantined`: the pools that are, also while they are tried.
     """
 
     pools: tuple[LivePool, ...]
     dead: tuple[DeadPool, ...]
     roles: tuple[RoleLife, ...] = ()
+    quarantined: tuple[QuarantinedPool, ...] = ()
 
     @property
     def lives(self) -> frozenset[int]:

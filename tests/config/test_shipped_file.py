@@ -11,12 +11,14 @@ from workerd.config.model import (
     HANDLER_KEYS,
     POOL_KEYS,
     SECTIONS,
+    WEBHOOK_KEYS,
     WORKFLOW_KEYS,
     CommandConfig,
     HandlerConfig,
     Policy,
     PoolConfig,
     ScheduleConfig,
+    WebhookConfig,
     keys_of,
 )
 from workerd.config.validators import NAME_LIMIT
@@ -68,6 +70,9 @@ def test_the_examples_say_every_key_with_its_default(tmp_path: Path) -> None:
     pool = config.pools["images"]
     assert pool == PoolConfig(name="images", handlers=pool.handlers)
     assert config.workflows["delete_user"].schedule == ScheduleConfig()
+    webhook = config.webhooks["ops"]
+    assert webhook == WebhookConfig(url=webhook.url, secret_file=webhook.secret_file)
+    assert set(values["webhooks"]["ops"]) == set(WEBHOOK_KEYS)
 
 
 def test_every_key_is_explained() -> None:

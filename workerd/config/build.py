@@ -23,6 +23,8 @@ from workerd.config.model import (
     POOL_KEYS,
     SECTIONS,
     TABLES,
+    WEBHOOK_HANDLER,
+    WEBHOOK_KEYS,
     WORKFLOW_KEYS,
     Backoff,
     CommandConfig,
@@ -37,6 +39,7 @@ from workerd.config.model import (
     RestartConfig,
     ScheduleConfig,
     StoreConfig,
+    WebhookConfig,
     WorkflowConfig,
     WorkflowJob,
     keys_of,
@@ -266,6 +269,40 @@ def _weights(root: Table) -> dict[str, int]:
         return {}
 
 
+WEBHOOK_POLICY: dict[str, Any] = {
+    "deadline": 10.0,
+    "grace": 2.0,
+    "max_attempts": 8,
+    "max_crashes": 3,
+    "backoff": Backoff(first=1.0, factor=2.0, max=600.0),
+    "retry_on": ("Exception",),
+    "fail_on": (),
+    "ignore": (),
+}
+"""Of deliveries; `[defaults]` does not touch it, as it is meant for the work of users."""
+
+
+def webhooks(root: Table) -> dict[str, WebhookConfig]:
+    """All webhooks."""
+    found: dict[str, WebhookConfig] = {}
+    for name, table in root.table("webhooks").tables():
+        check_name(table, name)
+        given = table.read(WEBHOOK_KEYS)
+        for key in ("url", "secret_file"):
+            if key not in table.values:
+                table.error("expected it, got none", key)
+        found[name] = WebhookConfig(**given)
+    return found
+
+
+def _webhook_pool(hooks: dict[str, WebhookConfig]) -> PoolConfig:
+    """The pool that delivers: two at a time, so that one receiver that hangs does not keep all others."""
+    handler = HandlerConfig(
+        name=WEBHOOK_HANDLER, call="", pool=WEBHOOK_HANDLER, webhooks=hooks, policy_own=WEBHOOK_POLICY
+    )
+    return PoolConfig(name=WEBHOOK_HANDLER, handlers=(handler,), workers=2)
+
+
 def _drop_default_around(found: PoolTables, names: list[str], given: dict[str, dict[str, Any]]) -> None:
     """What the pool has around its runs replaces the default, not what a handler's own table says."""
     for name in names:
@@ -277,6 +314,8 @@ def check_name(table: Table, name: str) -> bool:
     """Whether the table's own name is valid; an error if not."""
     try:
         v.name(name)
+        if name.startswith("~"):
+            raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
     except InvalidValue as error:
         table.error(str(error))
         return False
@@ -380,17 +419,22 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     limited = limits(root, found)
     weights = _weights(root)
     flows = workflows(root, found.handlers)
+    hooks = webhooks(root)
     _check_names(root, found, flows)
     named = schedules.named(root, found.handlers, flows)
     _check_gateway(root, sections["gateway"])
     errors.raise_if_any()
     notes = (*found.notes, *_exposed_password(tree, sections["store"]))
+    if hooks:
+        found.pools[WEBHOOK_HANDLER] = _webhook_pool(hooks)
     return Config(
         pools=found.pools,
         workflows=flows,
         schedules=named,
         limits=limited,
         groups=weights,
+        webhooks=hooks,
+        webhook_redactions={h.name: h.redact for h in found.handlers.values() if h.redact} if hooks else {},
         redact=found.redact,
         notes=notes,
         **sections,

@@ -22,6 +22,7 @@ Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
 OnConflict = Literal["keep", "replace", "debounce", "follow"]
 KeepLog = Literal["failures", "all", "none"]
+WebhookEvent = Literal["failure", "request_failed", "new_error", "quarantine"]
 Stdin = Literal["json", "none"]
 Stdout = Literal["bytes", "json", "none"]
 
@@ -329,6 +330,32 @@ class NamedSchedule(ScheduleConfig, frozen=True):
         return self.handler or self.workflow
 
 
+WEBHOOK_HANDLER = "~webhook"
+"""The reserved handler, and its pool, that delivers webhooks; names with ~ are no user's."""
+
+
+class WebhookConfig(ConfigValue, frozen=True):
+    """`[webhooks.NAME]`: an address that is told what happens, by jobs of the reserved handler `~webhook`."""
+
+    url: Annotated[str, v.http_url] = ""
+    """Where events are posted as JSON. Required. Redirects are not followed."""
+    secret_file: Annotated[str, v.file_path] = ""
+    """File with the secret that signs each delivery, in the header Workerd-Signature. Required; a newline at
+    its end does not count."""
+    on: Annotated[tuple[WebhookEvent, ...], v.list_of(v.choice(*get_args(WebhookEvent)), "events")] = (
+        "failure",
+        "request_failed",
+        "new_error",
+        "quarantine",
+    )
+    """Events: a job that has failed for good, a request that has failed, a group of failures that is new or
+    came back, a pool that is quarantined."""
+    handlers: Annotated[tuple[str, ...], v.list_of(v.name, "names of handlers")] = ("*",)
+    """Whose failures, new errors and quarantines are told; "*" stands for any text. Requests always are."""
+    allow_private: Annotated[bool, v.boolean] = False
+    """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""
+
+
 class HandlerConfig(ConfigValue, frozen=True):
     """One `[handlers.NAME]`.
 
@@ -374,6 +401,7 @@ class HandlerConfig(ConfigValue, frozen=True):
     payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
     letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
     rated: bool = False  # its limit has a rate: a pool claims only what it can start at once
+    webhooks: dict[str, WebhookConfig] = {}  # of WEBHOOK_HANDLER
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}
     policy_own: dict[str, Any] = {}
@@ -381,6 +409,8 @@ class HandlerConfig(ConfigValue, frozen=True):
     @property
     def target(self) -> str:
         """What it runs, for people: "module:attribute" or the command."""
+        if self.webhooks:
+            return f"webhooks {', '.join(self.webhooks)}"
         return self.call if self.command is None else shlex.join(self.command.command)
 
 
@@ -538,6 +568,8 @@ class Config(ConfigValue, frozen=True, dict=True):
     redact: tuple[str, ...] = ()  # of [defaults]: for handlers that are not configured here, too
     limits: dict[str, LimitConfig] = {}
     groups: dict[str, int] = {}  # the weight of each, 1 where none is given
+    webhooks: dict[str, WebhookConfig] = {}
+    webhook_redactions: dict[str, tuple[str, ...]] = {}  # of handlers, if there are webhooks
     notes: tuple[str, ...] = ()  # warnings for `workerd check`: allowed, but hardly meant
 
     @cached_property
@@ -555,7 +587,10 @@ SECTIONS: dict[str, type[ConfigValue]] = {
     for name, hint in get_type_hints(Config).items()
     if isinstance(hint, type) and issubclass(hint, ConfigValue)
 }
-TABLES = (*SECTIONS, "defaults", "handlers", "pools", "workflows", "schedules", "limits", "groups")
+WEBHOOK_KEYS = keys_of(WebhookConfig)
+TABLES = (
+    *SECTIONS, "defaults", "handlers", "pools", "webhooks", "workflows", "schedules", "limits", "groups",
+)  # fmt: skip
 
 
 def tables_with(key: str) -> list[str]:
@@ -571,4 +606,6 @@ def tables_with(key: str) -> list[str]:
         found.append("[schedules.NAME]")
     if key in LIMIT_KEYS:
         found.append("[limits.NAME]")
+    if key in WEBHOOK_KEYS:
+        found.append("[webhooks.NAME]")
     return found

@@ -24,12 +24,18 @@ from workerd.config.model import (
     Policy,
     PoolConfig,
     ScheduleConfig,
+    WebhookConfig,
     WorkflowTable,
     keys_of,
 )
 from workerd.config.validators import Validator, duration_literal, size_literal
 
 _COMMENT_WIDTH = 106
+REQUIRED: dict[type[ConfigValue], tuple[str, ...]] = {
+    HandlerConfig: ("call",),
+    WebhookConfig: ("url", "secret_file"),
+}
+"""Keys without a default."""
 
 _HEAD = """\
 # Configuration of workerd. Everything set here is the default: delete what you do not change.
@@ -69,6 +75,11 @@ _GROUPS = """\
 # Weights of groups where a handler is `fair`, from 1 to 100; 1 where none is given.
 #[groups]
 #"tenant-7" = 3"""
+
+_WEBHOOK = """\
+# An address that is told what happens. Its deliveries are jobs with a policy of their own, which [defaults]
+# does not touch.
+#[webhooks.ops]"""
 
 _WORKFLOW = """\
 # Handlers that share that pool, and a workflow of them.
@@ -138,7 +149,13 @@ def workerd_toml() -> str:
     lines += [*_keys(Policy, "#"), *_keys(ScheduleConfig, "#"), "", _COMMAND]
     lines += _keys(CommandConfig, "#", {"command": ["/usr/bin/php", "artisan", "report", "{month}"]})
     lines += ["", _POOL, *_keys(PoolConfig, "#")]
-    lines += ["", _LIMIT, *_keys(LimitConfig, "#", {"concurrency": 20}), "", _GROUPS, "", _WORKFLOW]
+    lines += ["", _LIMIT, *_keys(LimitConfig, "#", {"concurrency": 20}), "", _GROUPS, "", _WEBHOOK]
+    lines += _keys(
+        WebhookConfig,
+        "#",
+        {"url": "https://example.org/hooks/workerd", "secret_file": "/etc/workerd/webhook.secret"},
+    )
+    lines += ["", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
     lines += ["", _SCHEDULE]
     lines += _keys(NamedSchedule, "#", {"handler": "thumbnail"}, without=keys_of(ScheduleConfig))
@@ -156,6 +173,7 @@ def configuration_page() -> str:
         "[limits.NAME]": LimitConfig,
         "[workflows.NAME]": WorkflowTable,
         "[schedules.NAME]": NamedSchedule,
+        "[webhooks.NAME]": WebhookConfig,
     }
     lines = ["# Configuration", "", "Every key; `[defaults]` takes those of handlers and pools."]
     for title, table in tables.items():
@@ -163,7 +181,7 @@ def configuration_page() -> str:
         lines += ["", f"## {title}", "", "| key | value | default | meaning |", "|---|---|---|---|"]
         for name, key, value in _defaults(table):
             expects = key.expects if isinstance(key, Validator) else "a table"
-            default = "" if name == "call" else f"`{toml_value(value, key)}`"
+            default = "" if name in REQUIRED.get(table, ()) else f"`{toml_value(value, key)}`"
             lines.append(f"| `{name}` | {expects} | {default} | {texts[name]} |")
     return "\n".join(lines) + "\n"
 

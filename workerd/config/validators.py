@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from cronsim import CronSim, CronSimError
 
@@ -359,6 +360,27 @@ def signature(value: Any) -> dict[str, str]:
         except InvalidValue as error:
             raise InvalidValue(f"{shown(key)}: {error}") from None
     return found
+
+
+@_validator('an address such as "https://example.org/hook"')
+def http_url(value: Any) -> str:
+    """An address of HTTP without a user name: a secret in it would be in logs and backups."""
+    parts = urlsplit(value) if isinstance(value, str) and value.isascii() and value.isprintable() else None
+    try:
+        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
+        fits = fits and parts is not None and parts.port != 0 and "@" not in parts.netloc and " " not in value
+    except ValueError:  # a port that is no number
+        fits = False
+    if not fits:
+        raise wrong(http_url.expects, value)
+    return str(value)
+
+
+@_validator("an absolute path of a file")
+def file_path(value: Any) -> str:
+    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
+        raise wrong(file_path.expects, value)
+    return value
 
 
 def _or_empty(validator: Validator) -> Validator:

@@ -22,6 +22,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.node_figures import NodeFigures
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
+from workerd.dispatcher.quarantines import QuarantineReports
 from workerd.dispatcher.recurring import INTERVALS_PERIOD_S, SYNC_PERIOD_S, CronTicks, Intervals, ScheduleSync
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.retention import RUNS_PERIOD_S, Retention, RunRetention
@@ -33,6 +34,7 @@ from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, Work
 from workerd.errors import StoreAway
 from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
+from workerd.operations.webhooks import WebhookEvents
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
@@ -142,6 +144,10 @@ class Dispatcher(Service):
         self.run_retention = RunRetention(
             store, [name for name, s in configured.items() if s.cooler is not None and s.own]
         )
+        events = WebhookEvents(config)
+        if config.webhooks:
+            store.store.before_commit = events.before_commit
+        self.quarantines = QuarantineReports(tasks, store, claimer, events, ctx.incarnation)
         self.wake_socket = WakeSocket(
             self.loop, ctx.paths.wake, self.stager.announce, self.stager.on_scheduled
         )
@@ -161,6 +167,7 @@ class Dispatcher(Service):
             PeriodicTask("rescue", self.rescue.rescue, lease_s / 3),
             PeriodicTask("retention", self.retention.remove, self.retention.period_s),
             PeriodicTask("limits", self.limit_tasks.sweep, SWEEP_LIMITS_PERIOD_S),
+            PeriodicTask("quarantines", self.quarantines.report),
             PeriodicTask("deregistration", self.deregistration.deregister, on_demand=True),
         ]
         if self.limited.has_limits:
@@ -191,6 +198,7 @@ class Dispatcher(Service):
     def on_roster(self, roster: Roster) -> None:
         """Pools were started or died."""
         self.settlement.on_roster(roster)
+        self.quarantines.on_roster(roster)
         self.pools.on_roster(roster.pids)
 
     def on_drain(self, drain: Drain) -> None:

@@ -29,6 +29,7 @@ from workerd.messages import (
     Series,
     Throughput,
 )
+from workerd.operations.webhooks import WebhookEvents
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
@@ -70,6 +71,9 @@ class Ingester(Service):
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()
+        events = WebhookEvents(config)
+        if config.webhooks:
+            self._store.before_commit = events.before_commit
         self._writer = Writer(
             self._store,
             ctx.incarnation,
@@ -78,6 +82,7 @@ class Ingester(Service):
             self._locked,
             self._stats,
             advance_workflows=not config.pickup.requests_inprogress,
+            webhooks=events.after_close if config.webhooks else None,
             on_claimable=partial(poke, paths.wake),
             on_scheduled=self._on_scheduled,
             poll_s=config.dispatcher.poll,

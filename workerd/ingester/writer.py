@@ -112,12 +112,15 @@ class Writer:
         stats: IngestStats,
         *,
         advance_workflows: bool,
+        webhooks: FollowUp | None = None,
         on_claimable: Callable[[], object],
         on_scheduled: Callable[[int], object],
         poll_s: float,
     ) -> None:
         self._store = store
         self._follow_ups = FOLLOW_UPS if advance_workflows else FOLLOW_UPS_WITHOUT_STEPS
+        if webhooks is not None:  # they tell of what the others found
+            self._follow_ups = (*self._follow_ups, webhooks)
         self._on_claimable = on_claimable
         self._on_scheduled = on_scheduled
         self._poll_us = int(poll_s * SECOND)
@@ -334,7 +337,7 @@ class Writer:
             _log.exception("outcome.write_failed")
             raise StoreRefused(f"bug in workerd: {type(error).__name__}: {error}") from error
         self._announce(batch, part, now)
-        self._stats.new_errors(batch.new_errors)
+        self._stats.new_errors(handler for _, handler in batch.new_errors)
         effective = batch.refs
         if self._unknown_commits:
             effective |= self._settle_unknown([outcome.ref for outcome in ready])

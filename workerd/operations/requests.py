@@ -76,11 +76,11 @@ def get(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
 
 def document(tx: Tx, row: RequestRow, jobs: Sequence[JobRow], rules: Rules) -> Document:
     """A request that was read with its jobs."""
-    redaction = rules.of_workflow(tx, row.workflow, _handlers(row, jobs))
+    redaction = rules.of_workflow(tx, row.workflow, handlers_of(row, jobs))
     return documents.request(row, redaction, [(job, rules.of(tx, job.handler)) for job in jobs])
 
 
-def _handlers(row: RequestRow, jobs: Sequence[JobRow] = ()) -> list[str]:
+def handlers_of(row: RequestRow, jobs: Sequence[JobRow] = ()) -> list[str]:
     """The handlers of its jobs, of those that its graph has still to make too."""
     graph = _graph(row)
     return [*(job.handler for job in jobs), *(job.handler for job in (graph.jobs if graph else ()))]
@@ -136,7 +136,9 @@ def list_(
 ) -> RequestPage:
     """Requests, newest first, without their jobs. `since`: microseconds of store time."""
     page = requests.list_(tx, status=status, workflow=workflow, since=since, limit=limit, after=after)
-    shown = [documents.request(row, rules.of_workflow(tx, row.workflow, _handlers(row))) for row in page.rows]
+    shown = [
+        documents.request(row, rules.of_workflow(tx, row.workflow, handlers_of(row))) for row in page.rows
+    ]
     return RequestPage(shown, page.next)
 
 

@@ -30,6 +30,7 @@ from workerd.redaction import NOTHING, Redaction
 from workerd.runtime.child import ignore_terminal_signals
 from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since
 from workerd.signature import redaction_of, with_redaction
+from workerd.webhooks import Deliverer
 from workerd.wrapping import Around, check_around, layers_of
 
 MISSING_FILE = -1
@@ -119,7 +120,9 @@ def _load(pool: PoolConfig) -> LoadedHandlers:
     for handler in pool.handlers:
         try:
             around = tuple(map(_around, (*pool.around, *handler.around)))
-            if handler.command is not None:
+            if handler.webhooks:
+                loaded[handler.name] = make(handler.name, Deliverer(handler.webhooks), handler)
+            elif handler.command is not None:
                 loaded[handler.name] = make_command(handler, handler.command, around)
             else:
                 loaded[handler.name] = make(handler.name, resolve(handler.call), handler, around)

@@ -203,10 +203,14 @@ class Tx:
     Columns are int, float, None or bytes. Text and times are bytes too, so that an unreadable value fails
     where it is read, by `workerd.store.columns`, and not in the driver.
 
-    `enqueued`: the jobs and requests that were enqueued in it, or found, in this order.
+    `enqueued`: the jobs and requests that were enqueued in it, or found, in this order. `failed_requests`:
+    those that have failed in it.
     """
 
-    __slots__ = ("_has_written", "_last", "_now", "_session", "counts_rows", "dialect", "enqueued", "latest")
+    __slots__ = (
+        "_has_written", "_last", "_now", "_session", "counts_rows", "dialect", "enqueued", "failed_requests",
+        "latest",
+    )  # fmt: skip
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -214,6 +218,7 @@ class Tx:
         self._has_written = False
         self._last: LastStatement | None = None
         self.enqueued: list[bytes] = []
+        self.failed_requests: list[bytes] = []
         self.dialect = session.dialect
         self.latest = session.latest
         self.counts_rows = session.counts_rows
@@ -319,6 +324,8 @@ class Store(ABC):
     on_progress
         Called whenever a wait inside a call is over, at least every half second while one lasts: a process
         that is watched shows by it that it is not stuck. It must not use the store.
+    before_commit
+        Called in each writing transaction after its work.
     server
         The server in use, or the last one; "" before the first.
     reports_loss
@@ -333,6 +340,7 @@ class Store(ABC):
     def __init__(self, shown: str) -> None:
         self.shown = shown
         self.on_progress: Callable[[], None] = _ignore
+        self.before_commit: Callable[[Tx], None] | None = None
         self.server = ""
         self.stats = Stats()
         self._session: Session | None = None
@@ -486,6 +494,8 @@ class Store(ABC):
                 session.begin(write)
             begun = alone and write
             value = work(tx)
+            if self.before_commit is not None and write:
+                self.before_commit(tx)
         except (StoreAway, StoreRefused) as error:
             self._drop(session, error)
             if isinstance(error, LockLost):

@@ -361,6 +361,15 @@ def request(row: Row) -> RequestRow:
     )
 
 
+def requests_by_id(tx: Tx, ids: Sequence[bytes]) -> list[RequestRow]:
+    """The rows of these requests, as far as they exist, without a lock."""
+    found: list[RequestRow] = []
+    for part in chunks(ids):
+        sql = f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id IN ({marks(part)})"
+        found += map(request, tx.query(sql, part))
+    return found
+
+
 def lock_requests(tx: Tx, ids: Iterable[bytes]) -> dict[bytes, RequestRow]:
     """Lock these requests by id: the first locks of every transaction that closes jobs of requests."""
     found: dict[bytes, RequestRow] = {}

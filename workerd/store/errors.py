@@ -97,8 +97,8 @@ def count(tx: Tx, batch: ClosedBatch) -> None:
         batch.new_errors += _count(tx, {key: found[key] for key in part})
 
 
-def _count(tx: Tx, found: Mapping[_Key, Sequence[ClosedAttempt]]) -> list[str]:
-    """Write each group once; returns the handlers of those that are new, or came back, and not muted."""
+def _count(tx: Tx, found: Mapping[_Key, Sequence[ClosedAttempt]]) -> list[_Key]:
+    """Write each group once; returns those that are new, or came back, and are not muted."""
     rows = {_Key(row[0], columns.lenient(row[1]) or ""): row[2:] for row in _locked(tx, list(found))}
     known = {key: row for key, row in rows.items() if key in found}
     params: list[object] = []
@@ -121,7 +121,7 @@ def _count(tx: Tx, found: Mapping[_Key, Sequence[ClosedAttempt]]) -> list[str]:
         for key, (_, resolved_at, muted) in known.items()
         if _came_back(tx, found[key], resolved_at, muted)
     ]
-    return [key.handler for key in (*fresh, *back)]
+    return [*fresh, *back]
 
 
 def _locked(tx: Tx, keys: Sequence[_Key]) -> list[Row]:

@@ -33,7 +33,7 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     rates
         The locked rates and holds of limits that the batch moves.
     new_errors
-        The handler of each error group that is new, or open again.
+        Fingerprint and handler of each error group that is new, or open again.
     """
 
     now: int
@@ -41,8 +41,8 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     ended: list[ClosedAttempt]
     released: list[ClosedAttempt]
     woken: set[str]
-    new_errors: list[str] = []
     rates: dict[RateKey, RateRow] = {}
+    new_errors: list[tuple[bytes, str]] = []
 
     @property
     def refs(self) -> set[AttemptRef]:

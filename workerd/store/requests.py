@@ -201,6 +201,7 @@ def _fail_first(tx: Tx, found: Sequence[Row], error: str) -> bytes | None:
         "UPDATE workerd_requests SET status = 'failed', error = %s, completed_at = %s WHERE id = %s",
         (error[:MAX_ERROR_CHARS], columns.at(tx.now), request_id),
     )
+    tx.failed_requests.append(request_id)
     return request_id
 
 

@@ -178,6 +178,11 @@ def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> 
             found = _states(tx, ids)
     _write(tx, updates)
     over = [(u.row.id, u.status, u.graph) for u in updates if u.ended and u.graph is not None]
+    tx.failed_requests += [
+        u.row.id
+        for u in updates
+        if u.status is wf.RequestStatus.FAILED and u.row.status != wf.RequestStatus.FAILED
+    ]
     intervals.close_runs(tx, over)
     return _insert(tx, updates)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from workerd import log
 from workerd.config.model import Config, PoolConfig
-from workerd.messages import Beat, DeadPool, LivePool, Report, RoleLife, Roster
+from workerd.messages import Beat, DeadPool, LivePool, QuarantinedPool, Report, RoleLife, Roster
 from workerd.metrics.series import SeriesSums
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS, CrashLoopPolicy
@@ -101,6 +101,7 @@ class Children:
         self._tokens = itertools.count(1)
         self.counted = SeriesSums()
         self._beat_requests: dict[int, _BeatRequest] = {}
+        self._quarantined: dict[str, QuarantinedPool] = {}
         self._dead: dict[str, deque[DeadPool]] = defaultdict(lambda: deque(maxlen=MAX_DEAD_IN_ROSTER))
         self._dead_roles: deque[RoleLife] = deque(maxlen=MAX_DEAD_ROLES_IN_ROSTER)
         self._log = log.get_logger("supervisor")
@@ -280,6 +281,7 @@ class Children:
         elif child.crash_loop.exceeded:
             child.move(ChildState.QUARANTINED)
             if not was_quarantined:
+                self._quarantined[child.pool] = QuarantinedPool(child.pool, child.life, child.trouble)
                 self._log.error("pool.quarantined", pool=child.pool, error=child.trouble)
         else:
             child.move(ChildState.BACKOFF)
@@ -312,6 +314,9 @@ class Children:
             ),
             dead=tuple(dead for deaths in self._dead.values() for dead in deaths),
             roles=(*self._dead_roles, *(_life_of(role) for role in self.roles.values() if role.alive)),
+            quarantined=tuple(
+                self._quarantined[name] for name in sorted(self.quarantined & self._quarantined.keys())
+            ),
         )
         for role in self.roles.values():
             role.send(roster)

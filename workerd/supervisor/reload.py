@@ -28,7 +28,16 @@ SETTLE_S = 0.5
 """How long all restarted children must stay up at the end."""
 
 ROLE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "ingester": ("ingester", "pickup", "limits", "log", "supervisor"),
+    "ingester": (
+        "ingester",
+        "pickup",
+        "limits",
+        "webhooks",
+        "webhook_redactions",
+        "redact",
+        "log",
+        "supervisor",
+    ),
     "dispatcher": (
         "dispatcher",
         "pickup",
@@ -38,6 +47,8 @@ ROLE_SECTIONS: dict[str, tuple[str, ...]] = {
         "schedules",
         "limits",
         "groups",
+        "webhooks",
+        "redact",
         "log",
         "supervisor",
     ),
