@@ -32,6 +32,7 @@ secret_file = "{secret}"
 on = ["quarantine"]
 [handlers.behave]
 call = "{handlers}:behave"
+redact = ["token"]
 max_attempts = 2
 backoff = {{ first = "0s" }}
 [handlers.noop]
@@ -81,11 +82,12 @@ def test_every_event_is_delivered_once(
 
     # A job that has failed for good, not one that is tried again; a failure that is new, once.
     receiver.deliveries.clear()
-    job = rows.insert("behave", {"kind": "error"})
+    job = rows.insert("behave", {"kind": "error"}, meta='{"token": "not for others"}')
     eventually(lambda: sorted(receiver.events()) == ["failure", "new_error", "new_error"], within=20)
     told = {body["event"]: body for _, body in receiver.deliveries}
     assert told["failure"]["job"]["id"] == str(uuid.UUID(bytes=job))
     assert (told["failure"]["job"]["attempt"], told["failure"]["job"]["reason"]) == (2, "error")
+    assert told["failure"]["job"]["meta"] == {"token": "[redacted]"}
     assert told["new_error"]["error"]["error_class"] == "builtins.ValueError"
     receiver.deliveries.clear()
     rows.insert("behave", {"kind": "error"})

@@ -22,7 +22,9 @@ from workerd.store.outcomes import ClosedBatch
 
 MAX_VALUE_BYTES = 64 * 1024
 """Of one value of a job in a body, such as its vars; a longer one is left out."""
-
+MAX_BODY_BYTES = 512 * 1024
+"""A longer body is without the values in _LONG."""
+_LONG = ("vars", "meta", "params", "extras", "stack", "state")
 _NOUNS = {"failure": "job", "request_failed": "request", "new_error": "error", "quarantine": "pool"}
 
 
@@ -95,13 +97,17 @@ class WebhookEvents:
     def _deliveries(
         self, tx: Tx, event: WebhookEvent, handlers: Iterable[str], shown: Document, key: str = ""
     ) -> list[NewJob]:
-        document = {"event": event, "at": documents.moment(tx.now), _NOUNS[event]: shown}
-        body = msgspec.json.encode(document).decode()
+        noun = _NOUNS[event]
+        document: Document = {"event": event, "at": documents.moment(tx.now), noun: shown}
+        body = msgspec.json.encode(document)
+        if len(body) > MAX_BODY_BYTES:
+            document[noun] = shown | {key: None for key in _LONG if key in shown}
+            body = msgspec.json.encode(document)
         return [
             NewJob(
                 handler=WEBHOOK_HANDLER,
                 id=_id(f"{key}/{name}") if key else None,
-                vars=msgspec.json.encode({"webhook": name, "body": body}),
+                vars=msgspec.json.encode({"webhook": name, "body": body.decode()}),
                 meta=msgspec.json.encode({"event": event}),
             )
             for name in self._names(event, handlers)
