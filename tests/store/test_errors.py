@@ -42,7 +42,8 @@ def fail(
 
 
 def new_errors(store: Store, outcomes: list[Outcome]) -> list[str]:
-    return store.run(lambda tx: writer.close(tx, outcomes, NODE.id)).new_errors
+    batch = store.run(lambda tx: writer.close(tx, outcomes, NODE.id))
+    return [handler for _, handler in batch.new_errors]
 
 
 def groups(store: Store, **filters: Any) -> list[GroupRow]:
@@ -216,11 +217,8 @@ def test_many_writers_count_exactly(store_url: str, store: Store, opened: Callab
         for start in range(0, len(share), 5):
             part = share[start : start + 5]
             told = [failed(c, prints[(start + n) % 6], finished_at=c.claimed_at) for n, c in enumerate(part)]
-            seen.extend(
-                connection.run(
-                    lambda tx, told=told: writer.close(tx, told, NODE.id), retry_for_s=60
-                ).new_errors
-            )
+            batch = connection.run(lambda tx, told=told: writer.close(tx, told, NODE.id), retry_for_s=60)
+            seen.extend(handler for _, handler in batch.new_errors)
 
     connections = [opened(store_url) for _ in shares]
     threads = [threading.Thread(target=work, args=pair) for pair in zip(shares, connections, strict=True)]
