@@ -3,8 +3,8 @@
     python -m benchmarks.migration --rows 1000000
 
 Rows of version 1, nine of ten completed, while another connection inserts: the seconds of each statement that
-changes the table of jobs, and the longest wait of an INSERT in it. `MYSQLD=/path/mysqld` or
-`MARIADBD=/path/mariadbd` names another server.
+changes the table of jobs, and the longest wait of an INSERT in it. `MARIADBD=/path/mariadbd`
+names another server.
 """
 
 from __future__ import annotations
