@@ -55,6 +55,8 @@ def test_only_what_waits(store: Store, actor: Actor, config: Config) -> None:
     with pytest.raises(InvalidValue, match="got nothing"):
         change(store, actor, config, job_id)
     (claim,) = storing.claims(store, "mail")
+    with pytest.raises(InvalidValue, match="run_at"):
+        change(store, actor, config, job_id, run_at="soon")
     with pytest.raises(Conflict, match="inprogress"):
         change(store, actor, config, job_id, priority=1)
     storing.close(store, [storing.outcome(claim)])

@@ -185,6 +185,7 @@ def test_an_operator_may_see_them(api: Api) -> None:
     job = enqueue(api, "ok")
     api.ended(job)
     reveal = {"X-Reveal": "1"}
+    assert api.get(f"/jobs/{job}", headers={"X-Reveal": "yes"}).status_code == 422
     shown = api.get(f"/jobs/{job}", headers=reveal).json()
     assert shown["vars"]["password"] == CANARY
     assert shown["payload"]["card"] == {"number": NUMBER}

@@ -195,7 +195,7 @@ ROUTES = [
     Route("/jobs", list_, methods=["GET"], access=Access.READ),
     Route("/jobs/bulk", enqueue_bulk, methods=["POST"], access=Access.ENQUEUE),
     # Otherwise "bulk" would be taken for an id.
-    Route("/jobs/bulk", only_post, methods=["GET"], access=Access.OPEN),
+    Route("/jobs/bulk", only_post, methods=["GET", "PATCH"], access=Access.OPEN),
     Route("/jobs/{id}", show, methods=["GET"], access=Access.LOOK_UP),
     Route("/jobs/{id}", edit, methods=["PATCH"], access=Access.ACT),
     Route("/jobs/{id}/why", why, methods=["GET"], access=Access.LOOK_UP),

@@ -85,7 +85,10 @@ async def look_up(
     `detail`. Raises HTTPProblem 403 for another role.
     """
     gateway = gateway_of(request)
-    if request.headers.get("x-reveal", "0") != "1":
+    wanted = request.headers.get("x-reveal", "0")
+    if wanted not in ("0", "1"):
+        raise HTTPProblem(422, "X-Reveal: expected 0 or 1.")
+    if wanted == "0":
         return await gateway.backend.read(lambda tx: read(tx, gateway.rules))
     check_access(request, Access.ACT)
     actor = actor_of(request)

@@ -35,9 +35,10 @@ class Edit(NamedTuple):
 
 def edit(tx: Tx, actor: Actor, config: Config, job_id: bytes, change: Edit) -> None:
     """Change a job that waits. Raises NotFound, Conflict if it does not wait, InvalidValue."""
-    job = job_control.lock_waiting(tx, job_id)
     if change == Edit():
         raise InvalidValue("expected something to change: vars, priority, run_at or group; got nothing")
+    _checked(tx, config, "any", None, change._replace(vars={}))  # wrong values are wrong in every state
+    job = job_control.lock_waiting(tx, job_id)
     new = _checked(tx, config, job.handler, job.vars, change)
     values: dict[str, Any] = {}
     if change.vars:
