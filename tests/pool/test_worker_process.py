@@ -23,7 +23,8 @@ from workerd.outcome import Outcome, Reason, RunResult
 from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.loading import load
 from workerd.pool.worker_limits import HostMemory, WorkerLimits
-from workerd.pool.worker_process import BUSY, TRANSITIONS, WorkerProcess, WorkerState
+from workerd.pool.worker_process import WorkerProcess
+from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
 from workerd.runtime.loop import Loop
 
 ENDLESS = ("python_loop", "looking_c", "blind_c", "swallows", "waits_for_child", "leaves_family")

@@ -10,7 +10,8 @@ from workerd.messages import Progress
 from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.capacity import BUFFER_S
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_process import BUSY, WorkerProcess, WorkerState
+from workerd.pool.worker_process import WorkerProcess
+from workerd.pool.worker_state import BUSY, WorkerState
 from workerd.runtime.child import descendants_of
 from workerd.runtime.limits import resident_bytes
 from workerd.runtime.outcome_sender import OutcomeSender

@@ -52,7 +52,8 @@ from workerd.pool.scrubbing import scrubber_of_claim
 from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_process import WorkerProcess, WorkerState
+from workerd.pool.worker_process import WorkerProcess
+from workerd.pool.worker_state import WorkerState
 from workerd.redaction import Redaction, Scrubber
 from workerd.runtime.child import (
     CANNOT_LOAD_EXIT_STATUS,

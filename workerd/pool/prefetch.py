@@ -9,7 +9,8 @@ from workerd.job import Claim
 from workerd.pool.capacity import RunTimeAverage
 from workerd.pool.policies import Policies
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_process import WorkerProcess, WorkerState
+from workerd.pool.worker_process import WorkerProcess
+from workerd.pool.worker_state import WorkerState
 from workerd.runtime.loop import Loop, Timer
 
 PREFETCH_S = 0.002

@@ -20,7 +20,8 @@ from workerd.pool.loading import LoadedHandlers
 from workerd.pool.shared import WorkerFds
 from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
-from workerd.pool.worker_process import WorkerOwner, WorkerProcess, WorkerState
+from workerd.pool.worker_process import WorkerOwner, WorkerProcess
+from workerd.pool.worker_state import WorkerState
 from workerd.runtime.child import CrashLoopPolicy, children_of
 from workerd.runtime.descriptors import OpenDescriptor, make_dead
 from workerd.runtime.limits import WORKER_NICENESS, be_killed_first, resident_bytes, yield_processors

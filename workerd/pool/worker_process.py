@@ -8,7 +8,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from typing import Protocol
 
 from workerd import log
@@ -22,48 +21,15 @@ from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
 from workerd.pool.log_relay import record_in
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
+from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
 from workerd.redaction import Scrubber
 from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
 from workerd.runtime.output import OutputReader
 from workerd.runtime.stackdump import StackDump, kernel_view
 
-
-class WorkerState(StrEnum):
-    """What a worker is doing; `workerd status` shows it."""
-
-    STARTING = "starting"  # forked, not ready yet
-    IDLE = "idle"
-    RUNNING = "running"
-    INTERRUPTING = "interrupting"  # the soft signal was sent: deadline, cancel, or its pool stops
-    DUMPING = "dumping"  # its stacks were requested; then it is killed
-    CUT_OFF = "cut off"  # its channel ended: it is dying, else it is killed
-    RETIRING = "retiring"  # its channel was closed: it exits by itself
-    KILLING = "killing"  # SIGKILL was sent
-    DEAD = "dead"
-
-
-_S = WorkerState
-TRANSITIONS: dict[WorkerState, frozenset[WorkerState]] = {
-    _S.STARTING: frozenset({_S.CUT_OFF, _S.IDLE, _S.RETIRING, _S.KILLING, _S.DEAD}),
-    _S.IDLE: frozenset({_S.CUT_OFF, _S.RUNNING, _S.RETIRING, _S.KILLING, _S.DEAD}),
-    _S.RUNNING: frozenset({_S.CUT_OFF, _S.IDLE, _S.INTERRUPTING, _S.KILLING, _S.DEAD}),
-    _S.INTERRUPTING: frozenset({_S.CUT_OFF, _S.IDLE, _S.DUMPING, _S.KILLING, _S.DEAD}),
-    _S.DUMPING: frozenset({_S.IDLE, _S.KILLING, _S.DEAD}),
-    _S.CUT_OFF: frozenset({_S.KILLING, _S.DEAD}),
-    _S.RETIRING: frozenset({_S.KILLING, _S.DEAD}),
-    _S.KILLING: frozenset({_S.DEAD}),
-    _S.DEAD: frozenset(),
-}
-
-BUSY = frozenset({WorkerState.RUNNING, WorkerState.INTERRUPTING, WorkerState.DUMPING})
-"""States in which a worker may be running a job and is not being killed yet."""
-
 SIGNAL_INTERVAL_S = 0.1
 """Between soft signals: one may arrive while user code suppresses exceptions."""
-DUMP_TIMEOUT_S = 0.1
-"""For writing the stacks before the kill: takes 1 ms, but on a busy machine a process may not run for 20 ms,
-and why it hung is worth the wait."""
 _DUMP_POLL_S = 0.001
 CUT_OFF_TIMEOUT_S = 0.05
 """For a worker whose channel has ended to be dead."""
@@ -149,8 +115,6 @@ class WorkerProcess:
         self._last_serial = 0
         self._last_ended = 0
         self._progress_turn = -1
-        self._dump_size = 0
-        self._dump_until = 0.0
         self._max_payload = 0
         self._sent_by_channel = False
         self.flags = SharedFlags()
@@ -376,21 +340,17 @@ class WorkerProcess:
             self._alarm.set(min(now + SIGNAL_INTERVAL_S, attempt.hard_deadline))
             return
         self.move(WorkerState.DUMPING)
-        self._dump.clear()
-        self._dump_size = 0
-        self._dump_until = now + DUMP_TIMEOUT_S
+        self._dump.begin()
         self.child.kill(DUMP_SIGNAL)
         self._alarm.set(now + _DUMP_POLL_S)
 
     def _kill_when_dumped(self) -> None:
         assert self.attempt is not None
-        size, now = self._dump.size(), time.monotonic()
-        complete = size > 0 and size == self._dump_size
-        if not complete and now < self._dump_until:
-            self._dump_size = size
-            self._alarm.set(now + _DUMP_POLL_S)
+        if not self._dump.has_ended():
+            self._alarm.set(time.monotonic() + _DUMP_POLL_S)
             return
-        self.attempt.stack = handler_frames(self._dump.text()) if size else kernel_view(self.pid)
+        text = self._dump.text()
+        self.attempt.stack = handler_frames(text) if text else kernel_view(self.pid)
         self.kill(self.attempt.interrupt_reason)
 
     # -- messages and output
