@@ -90,7 +90,7 @@ _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} TH
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
     FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s{after}
     ORDER BY priority, run_at LIMIT %s{skip}"""
-_IS_PLAIN = " AND ".join(f"{column} IS NULL" for column in _SPECIAL)
+IS_PLAIN = " AND ".join(f"{column} IS NULL" for column in _SPECIAL)
 _ROWS = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
     FROM workerd_jobs WHERE ({keys}) AND status = 'new'{skip}"""
@@ -181,25 +181,21 @@ def take(
     return ClaimBatch(_enriched(tx, claims, broken), broken, None, len(rows), size=size)
 
 
-def is_paused(tx: Tx, handler: str) -> bool:
-    """Whether the handler is paused; its row stays locked (shared), so that a pause waits for this claim."""
-    query = _pause_query(tx, handler)
-    return _read_pause(tx, handler, tx.query(*query))
-
-
-def _pause_query(tx: Tx, handler: str) -> tuple[str, tuple[str]]:
+def pause_query(tx: Tx, handler: str) -> tuple[str, tuple[str]]:
+    """Asks whether the handler is paused, and locks its row (shared), so that a pause waits for the claim."""
     words = tx.dialect
     sql = f"SELECT paused_at, {words.clock_column} FROM workerd_handlers WHERE name = %s{words.share_lock}"
     return sql, (handler,)
 
 
-def _read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
+def read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
+    """Whether the handler is paused, by what `pause_query` found; sets the clock of the transaction."""
     if not found:
         # Without a row, there is nothing for a pause to lock and wait for.
         tx.execute(
             "INSERT INTO workerd_handlers (name) VALUES (%s)" + tx.dialect.keep_existing("name"), (handler,)
         )
-        found = tx.query(*_pause_query(tx, handler))
+        found = tx.query(*pause_query(tx, handler))
     paused_at, now = found[0] if found else (None, None)
     if now is not None:
         tx.now = columns.time(now)
@@ -213,13 +209,13 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: i
     sql = _CLAIM.format(
         size=words.byte_length("vars"),
         small=inline,
-        plain=_IS_PLAIN,
+        plain=IS_PLAIN,
         index=words.hint("workerd_holder"),
         after=after,
         skip=words.skip_locked,
     )
-    found, rows = tx.queries(_pause_query(tx, handler), (sql, [handler, *params, limit]))
-    return _read_pause(tx, handler, found), rows
+    found, rows = tx.queries(pause_query(tx, handler), (sql, [handler, *params, limit]))
+    return read_pause(tx, handler, found), rows
 
 
 def behind(cursor: Cursor | None) -> tuple[str, list[object]]:
@@ -238,7 +234,7 @@ def rows_of(tx: Tx, refs: Sequence[AttemptRef], inline: int) -> list[Row]:
         sql = _ROWS.format(
             size=words.byte_length("vars"),
             small=inline,
-            plain=_IS_PLAIN,
+            plain=IS_PLAIN,
             keys=columns.keys(part),
             skip=words.skip_locked,
         )

@@ -64,10 +64,9 @@ def park(tx: Tx, handler: str, jobs: Mapping[AttemptRef, str]) -> None:
     for part in chunks(list(jobs.items())):
         cases = " ".join([f"WHEN x'{ref.id.hex()}' THEN %s" for ref, _ in part])
         tx.execute(
-            f"UPDATE workerd_jobs SET queue = CASE id {cases} END,"
-            f" group_key = COALESCE(group_key, NULLIF(CASE id {cases} END, ''))"
+            f"UPDATE workerd_jobs SET queue = CASE id {cases} END"
             f" WHERE {columns.keys([ref for ref, _ in part])}",
-            [*(name(handler, group) for _, group in part), *(group for _, group in part)],
+            [name(handler, group) for _, group in part],
         )
 
 

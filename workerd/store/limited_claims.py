@@ -23,7 +23,7 @@ from workerd.job import AttemptRef, Claim, LimitUse
 from workerd.outcome import Outcome, failed
 from workerd.rate_limit import Rate
 from workerd.store import claims, columns, group_queues, limits
-from workerd.store.base import Row, Tx
+from workerd.store.base import Dialect, Row, Tx
 from workerd.store.claims import (
     INLINE_BYTES,
     MAX_BATCH_BYTES,
@@ -38,8 +38,12 @@ LOOKAHEAD_ROWS = 200
 """Rows beyond those wanted that are looked at where groups count: a flood does not hide the others."""
 TAIL_ROWS = 50
 """Of the newest rows, which are looked at too while there are more than that."""
-MAX_QUEUES = 256
+MAX_QUEUES = 500
 """Queues of groups of which one claim reads the first rows."""
+SPARE_QUEUES = 16
+"""Of these, beyond one for each row wanted: what is known of some is out of date."""
+LEFT_IN_FRONT = 2
+"""Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
 
 
 class LimitedHandler(NamedTuple):
@@ -96,6 +100,8 @@ class _Window(NamedTuple):
         The groups that follow from vars and are not in the rows yet.
     wrong
         Why rows whose vars give no group must fail.
+    rows
+        All of them, as they were selected.
     is_full
         Whether there are more rows than were looked at; `first`: the first of them.
     """
@@ -103,6 +109,7 @@ class _Window(NamedTuple):
     queues: dict[str, list[Waiting]]
     filled: dict[AttemptRef, str]
     wrong: dict[AttemptRef, str]
+    rows: dict[AttemptRef, Row]
     is_full: bool
     first: Cursor | None
 
@@ -110,13 +117,15 @@ class _Window(NamedTuple):
 class _Room:
     """What a limit leaves: of itself, and of each group."""
 
-    def __init__(self, tx: Tx, name: str, config: LimitConfig, row: RateRow) -> None:
+    def __init__(
+        self, now: int, name: str, config: LimitConfig, row: RateRow, slots: list[Row], groups: list[Row]
+    ) -> None:
         self.name = name
         self.config = config
         self.row = row
-        self.now = tx.now
-        self.slots = limits.slots(tx, name, by_group=config.group_concurrency is not None)
-        self.groups = limits.group_rates(tx, name)
+        self.now = now
+        self.slots = limits.read_slots(slots)
+        self.groups = limits.read_group_rates(groups)
         self._started: Counter[str] = Counter()
         self.scopes = [
             scope
@@ -213,44 +222,104 @@ def claim(
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
-    if claims.is_paused(tx, handler.name):
+    by_group = handler.fair or (limit is not None and limit[0].by_group)
+    inline = min(INLINE_BYTES, max_bytes // wanted)
+    asked = _Asked(tx.dialect, handler.name, wanted, cursor, None if by_group else inline)
+    # In one round trip; the pause is locked first.
+    questions = [claims.pause_query(tx, handler.name)]
+    if limit is not None and handler.limit is not None:
+        counts = limit[0].group_concurrency is not None
+        questions.append(limits.slots_query(handler.limit, by_group=counts))
+        questions.append(limits.group_rates_query(handler.limit))
+    paused, *of_limit, rows = tx.queries(*questions, asked.front())
+    if claims.read_pause(tx, handler.name, paused):
         return LimitedBatch(ClaimBatch([], [], cursor, 0, paused=True))
     mono = mono_ns()
-    room = _Room(tx, handler.limit, *limit) if limit is not None and handler.limit is not None else None
+    room: _Room | None = None
+    if limit is not None and handler.limit is not None:
+        room = _Room(tx.now, handler.limit, *limit, *of_limit)
     fitting = wanted if room is None else room.of_limit(wanted)
     if fitting <= 0:
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
-    return _Claiming(tx, handler, node, room, turns).claim(wanted, fitting, queues, cursor, max_bytes, mono)
+    claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
+    return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono)
+
+
+class _Asked(NamedTuple):
+    """Which rows of the handler's own queue are looked at.
+
+    inline
+        Bytes of vars up to which they are read with the row; None where groups count: then more rows are
+        looked at than are claimed, and none is read in full.
+    """
+
+    dialect: Dialect
+    handler: str
+    wanted: int
+    cursor: Cursor | None
+    inline: int | None
+
+    @property
+    def rows(self) -> int:
+        return self.wanted + (LOOKAHEAD_ROWS if self.inline is None else 0)
+
+    def front(self) -> tuple[str, list[object]]:
+        """Asks for the first rows, and locks them."""
+        after, params = claims.behind(self.cursor)
+        return self._select(after, "priority, run_at"), [self.handler, *params, self.rows]
+
+    def tail(self) -> tuple[str, list[object]]:
+        """The same for the last rows."""
+        return self._select("", "priority DESC, run_at DESC"), [self.handler, TAIL_ROWS]
+
+    def _select(self, where: str, order: str) -> str:
+        size = self.dialect.byte_length("vars")
+        whole = "NULL, 1"
+        if self.inline is not None:
+            plain = f"{claims.IS_PLAIN} AND failures = 0 AND crashes = 0 AND losses = 0"
+            whole = f"CASE WHEN {size} <= {self.inline} THEN vars END, CASE WHEN {plain} THEN 0 ELSE 1 END"
+        return (
+            f"SELECT id, attempt, priority, run_at, {whole}, group_key, {size} FROM workerd_jobs"
+            f" {self.dialect.hint('workerd_holder')} WHERE status = 'new' AND holder = %s{where}"
+            f" ORDER BY {order} LIMIT %s{self.dialect.skip_locked}"
+        )
 
 
 class _Claiming:
     """One claim under way."""
 
     def __init__(
-        self, tx: Tx, handler: LimitedHandler, node: NodeIdent, room: _Room | None, turns: FairTurns | None
+        self,
+        tx: Tx,
+        handler: LimitedHandler,
+        node: NodeIdent,
+        room: _Room | None,
+        turns: FairTurns | None,
+        inline: int,
+        asked: _Asked,
     ) -> None:
         self._tx = tx
         self._handler = handler
         self._node = node
         self._room = room
         self._turns = turns
-        self._goes_by_groups = handler.fair or (room is not None and room.config.by_group)
+        self._inline = inline
+        self._asked = asked
 
     def claim(
-        self, wanted: int, fitting: int, queues: QueueHeads, cursor: Cursor | None, max_bytes: int, mono: int
+        self, wanted: int, fitting: int, queues: QueueHeads, front: list[Row], max_bytes: int, mono: int
     ) -> LimitedBatch:
-        """Claim up to `fitting` rows."""
+        """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue."""
         tx, name = self._tx, self._handler.name
-        window = self._window(fitting, cursor)
+        window = self._window(front)
         scan = group_queues.scan(tx, name, queues.cursor) if queues.scan else None
         heads = {**queues.heads, **(scan.heads if scan is not None else {})}
         parked, cut = self._parked(heads, window, fitting)
         waiting = _merged(window.queues, parked)
         chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
         groups = {job.ref: group for group, job in chosen}
-        inline = min(INLINE_BYTES, max_bytes // wanted)
-        rows = claims.rows_of(tx, [*groups, *window.wrong], inline)
-        batch = claims.take(tx, name, rows, self._node, inline, max_bytes, mono) if rows else None
+        rows = self._whole_rows([*groups, *window.wrong], window)
+        batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono) if rows else None
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
         left = self._park(window, ended)
@@ -274,38 +343,32 @@ class _Claiming:
 
     # -- what waits
 
-    def _window(self, fitting: int, cursor: Cursor | None) -> _Window:
-        """The first rows of the handler's own queue, locked; where groups count, more, and the last ones."""
-        limit = fitting + (LOOKAHEAD_ROWS if self._goes_by_groups else 0)
-        after, params = claims.behind(cursor)
-        rows = self._select(after, [*params, limit], "priority, run_at")
+    def _whole_rows(self, refs: Sequence[AttemptRef], window: _Window) -> list[Row]:
+        """These rows as `claims.take` wants them, locked."""
+        if self._asked.inline is not None and window.rows.keys() >= set(refs):
+            return [window.rows[ref][:6] for ref in refs]
+        return claims.rows_of(self._tx, refs, self._inline)
+
+    def _window(self, rows: list[Row]) -> _Window:
+        """The first rows of the handler's own queue; where groups count, the last ones too."""
         first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if rows else None
-        is_full = len(rows) >= limit
-        if is_full and self._goes_by_groups:
-            rows = [*rows, *self._select("", [TAIL_ROWS], "priority DESC, run_at DESC")]
-        window = _Window(defaultdict(list), {}, {}, is_full, first)
+        is_full = len(rows) >= self._asked.rows
+        if is_full and self._asked.inline is None:
+            rows = [*rows, *self._tx.query(*self._asked.tail())]
         by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
+        window = _Window(defaultdict(list), {}, {}, by_ref, is_full, first)
         missing = {
-            ref: int(row[5])
+            ref: int(row[7])
             for ref, row in by_ref.items()
-            if row[4] is None and self._handler.template is not None
+            if row[6] is None and self._handler.template is not None
         }
         self._fill(missing, window)
         for ref, row in by_ref.items():
             if ref not in missing:
-                window.queues[group_queues.group_of(row[4])].append(group_queues.waiting(row))
+                window.queues[group_queues.group_of(row[6])].append(group_queues.waiting(row))
             elif ref in window.filled:
                 window.queues[window.filled[ref]].append(group_queues.waiting(row))
         return window
-
-    def _select(self, where: str, params: list[object], order: str) -> list[Row]:
-        words = self._tx.dialect
-        return self._tx.query(
-            f"SELECT id, attempt, priority, run_at, group_key, {words.byte_length('vars')} FROM workerd_jobs"
-            f" {words.hint('workerd_holder')} WHERE status = 'new' AND holder = %s{where}"
-            f" ORDER BY {order} LIMIT %s{words.skip_locked}",
-            [self._handler.name, *params],
-        )
 
     def _fill(self, sizes: Mapping[AttemptRef, int], window: _Window) -> None:
         """The groups of these rows, from their vars; as many of them as are read together."""
@@ -336,7 +399,7 @@ class _Claiming:
         able = [g for g in heads if room is None or room.of_group(g, 1)]
         turns = self._turns
         probed = heapq.nsmallest(
-            max(MAX_QUEUES, fitting),
+            min(MAX_QUEUES, fitting + SPARE_QUEUES),
             able,
             lambda g: (heads[g].priority, turns.next_start(g) if turns else 0.0, heads[g].run_at),
         )
@@ -380,9 +443,13 @@ class _Claiming:
         """Move the rows of the window that may not start now into the queues of their groups."""
         left: dict[AttemptRef, str] = {}
         for group, jobs in window.queues.items():
-            if self._handler.fair or (self._room is not None and not self._room.of_group(group, 1)):
-                left.update((job.ref, group) for job in jobs if job.ref not in ended)
+            waiting = [job for job in jobs if job.ref not in ended]
+            if self._room is not None and not self._room.of_group(group, 1):
+                left.update((job.ref, group) for job in waiting)
+            elif self._handler.fair:
+                left.update((job.ref, group) for job in waiting[LEFT_IN_FRONT:])
         group_queues.park(self._tx, self._handler.name, left)
+        group_queues.write_groups(self._tx, {r: window.filled[r] for r in left if r in window.filled})
         return left
 
     def _learned(

@@ -76,14 +76,17 @@ def lock(tx: Tx, names: Collection[str]) -> dict[str, RateRow]:
     return {name: RateRow(*map(columns.lenient_time, row[1:])) for name, row in found.items()}
 
 
-def slots(tx: Tx, name: str, *, by_group: bool) -> Slots:
-    """The slots of a limit that are taken; those of its groups only if they count."""
+def slots_query(name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
+    """Asks for the slots of a limit that are taken; for those of its groups only if they count."""
     where = "" if by_group else f" AND scope = '{LIMIT}'"
+    return f"SELECT scope, group_key, n FROM workerd_slots WHERE limit_name = %s{where}", (name,)
+
+
+def read_slots(rows: Sequence[Row]) -> Slots:
+    """What `slots_query` found."""
     of_limit: set[int] = set()
     of_groups: defaultdict[str, set[int]] = defaultdict(set)
-    for scope, group, n in tx.query(
-        f"SELECT scope, group_key, n FROM workerd_slots WHERE limit_name = %s{where}", (name,)
-    ):
+    for scope, group, n in rows:
         if scope == LIMIT.encode():
             of_limit.add(int(n))
         else:
@@ -91,17 +94,17 @@ def slots(tx: Tx, name: str, *, by_group: bool) -> Slots:
     return Slots(of_limit, of_groups)
 
 
-def group_rates(tx: Tx, name: str) -> dict[str, RateRow]:
-    """The rates and holds of a limit's groups that reach beyond the present.
+def group_rates_query(name: str) -> tuple[str, tuple[str]]:
+    """Asks for the rates and holds of a limit's groups; those that are long over are swept.
 
     Under the lock of the limit no other claim moves them; a release may give starts back meanwhile.
     """
-    now = columns.at(tx.now)
-    rows = tx.query(
-        "SELECT group_key, tat, held_until FROM workerd_rates"
-        f" WHERE limit_name = %s AND scope = '{GROUP}' AND (tat > %s OR held_until > %s)",
-        (name, now, now),
-    )
+    sql = "SELECT group_key, tat, held_until FROM workerd_rates"
+    return f"{sql} WHERE limit_name = %s AND scope = '{GROUP}'", (name,)
+
+
+def read_group_rates(rows: Sequence[Row]) -> dict[str, RateRow]:
+    """What `group_rates_query` found."""
     return {
         columns.lenient(group) or "": RateRow(columns.lenient_time(tat), columns.lenient_time(held))
         for group, tat, held in rows

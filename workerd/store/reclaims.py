@@ -68,7 +68,7 @@ def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str]
                 attempts.append((AttemptRef(job_id, attempt), group_queues.group_of(group)))
     for again, attempts in by_limit.items():
         limits.delete(tx, [ref for ref, _ in attempts])
-        slots = limits.slots(tx, again.limit, by_group=True)
+        slots = limits.read_slots(tx.query(*limits.slots_query(again.limit, by_group=True)))
         limits.take_slots(tx, again.limit, slots, attempts, again.scopes)
 
 
