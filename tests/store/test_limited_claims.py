@@ -17,7 +17,7 @@ from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import Hold, Outcome, Reason, released
 from workerd.rate_limit import Rate
-from workerd.store import claims, group_queues, limited_claims, limits
+from workerd.store import claims, group_queues, job_control, limited_claims, limits
 from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
@@ -157,6 +157,21 @@ def test_queues_of_groups_are_found_by_a_node_that_knows_none(store: Store, rows
     groups = {rows.last(claim.id)["group_key"] for claim in claimed}
     assert groups == {f"g{n}" for n in range(20) if n != 7} | {"moved"}
     assert store.read(lambda tx: group_queues.is_any(tx, "h")) is False
+
+
+def test_a_job_whose_group_is_changed_leaves_the_queue_of_the_old_one(store: Store, rows: Rows) -> None:
+    """It counts for the new one from then on."""
+    claimer = Claimer(store, LimitConfig(group_concurrency=1))
+    _, waits = insert(rows, "a", "a")
+    assert len(claimer.claim()) == 1
+
+    def change(tx: Tx) -> None:
+        job_control.change_waiting(tx, job_control.lock_waiting(tx, waits), {"group_key": "b"}, None)
+
+    store.run(change)
+    [claimed] = claimer.claim()
+    assert claimed.limited is not None
+    assert (claimed.id, claimed.limited.group) == (waits, "b")
 
 
 def test_a_lowered_limit_lets_what_runs_end(store: Store, rows: Rows) -> None:

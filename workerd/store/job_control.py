@@ -103,12 +103,13 @@ def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
 
 
 class WaitingJob(NamedTuple):
-    """A locked job that waits."""
+    """A locked job that waits; `follows`: until another job of its unique key has ended."""
 
     id: bytes
     attempt: int
     handler: str
     vars: bytes | None
+    follows: bool = False
 
 
 def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
@@ -119,15 +120,17 @@ def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
     if job.unique_key == COOLER_KEY:
         raise Conflict(f"The job is the next run of the schedule {job.handler!r}; change that.")
     row = tx.one("SELECT vars FROM workerd_jobs WHERE id = %s AND attempt = %s", (job_id, job.attempt))
-    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0])
+    follows = duplicates.is_follower(job.unique_key)
+    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0], follows)
 
 
 def change_waiting(tx: Tx, job: WaitingJob, values: Mapping[str, object], run_at: int | None) -> None:
     """Set columns of a locked job; `run_at`: store time in microseconds, None: as it is."""
-    changed = dict(values)
+    changed = {**values, "queue": None}  # it may belong into the queue of another group now
     if run_at is not None:
         changed["run_at"] = columns.at(run_at)
-        changed["status"] = str(Status.SCHEDULED if run_at > tx.now else Status.NEW)
+        waits = job.follows or run_at > tx.now
+        changed["status"] = str(Status.SCHEDULED if waits else Status.NEW)
     sets = ", ".join(f"{name} = %s" for name in changed)
     tx.execute(
         f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s",

@@ -1,0 +1,130 @@
+"""Limits on a Galera cluster, where a lock of one server is not seen by the others."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support import storing
+from tests.support.galera import Galera
+from workerd.clock import SECOND
+from workerd.config.model import LimitConfig
+from workerd.errors import StoreAway
+from workerd.ingester import writer
+from workerd.job import AttemptRef, Claim, Status
+from workerd.outcome import Outcome, Reason
+from workerd.rate_limit import Rate
+from workerd.store import limited_claims, limits
+from workerd.store.base import Store, Tx
+from workerd.store.claims import NodeIdent
+from workerd.store.limited_claims import LimitedHandler, QueueHeads
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+LIMIT = LimitConfig(concurrency=3, group_concurrency=1, rate=Rate(100, SECOND, 100), burst=20)
+JOBS = 200
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Galera]:
+    galera = Galera(2)
+    try:
+        yield galera.start()
+    finally:
+        galera.remove()
+
+
+@pytest.fixture
+def two(cluster: Galera, opened: storing.Opening) -> list[Store]:
+    """A migrated store through each of two cluster nodes."""
+    stores = [opened(url) for url in cluster.urls("limits")]
+    stores[0].migrate()
+    return stores
+
+
+class Running:
+    """What runs as its claimers know it: from the commit of a claim to before that of its end."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: dict[AttemptRef, str] = {}
+        self.most = 0
+        self.over = 0
+        self.starts: list[int] = []
+        self.ended = 0
+
+    def add(self, claims: list[Claim]) -> None:
+        with self._lock:
+            for claim in claims:
+                assert claim.limited is not None
+                self._groups[claim.ref] = claim.limited.group
+                self.starts.append(claim.claimed_at)
+            self.most = max(self.most, len(self._groups))
+            self.over += any(count > 1 for count in Counter(self._groups.values()).values())
+
+    def remove(self, claim: Claim) -> None:
+        with self._lock:
+            del self._groups[claim.ref]
+            self.ended += 1
+
+
+def work(store: Store, node: NodeIdent, running: Running) -> None:
+    """Claim and end until all jobs have ended."""
+    handler = LimitedHandler("h", "l", None, False)
+
+    def claim(tx: Tx) -> list[Claim]:
+        locked = limits.lock(tx, ["l"])
+        if "l" not in locked:
+            return []
+        heads = QueueHeads({}, True, None)
+        return limited_claims.claim(tx, handler, 5, node, (LIMIT, locked["l"]), heads, None).batch.claims
+
+    while running.ended < JOBS:
+        try:
+            claims = store.run(claim)
+        except StoreAway:  # it lost against the other server too often
+            continue
+        running.add(claims)
+        for one in claims:
+            running.remove(one)
+            outcome = Outcome(
+                id=one.id, attempt=1, claimed_at=one.claimed_at, handler="h", status=Status.COMPLETED,
+                reason=Reason.OK, limited=one.limited,
+            )  # fmt: skip
+            while True:
+                try:
+                    store.run(lambda tx, o=outcome: writer.close(tx, [o], node.id))  # type: ignore[misc]
+                    break
+                except StoreAway:
+                    continue
+
+
+def test_two_servers_give_out_no_slot_and_no_start_twice(two: list[Store]) -> None:
+    """Of the limit, of a group, and in no window of the rate."""
+    marks = ", ".join(["(%s, 'h', %s)"] * JOBS)
+    params = [value for n in range(JOBS) for value in (uuid.uuid4().bytes, f"g{n % 5}")]
+    two[0].run(
+        lambda tx: tx.execute(f"INSERT INTO workerd_jobs (id, handler, group_key) VALUES {marks}", params)
+    )
+    running = Running()
+    nodes = [NodeIdent(bytes([n]) * 16, f"n{n}") for n in (1, 2)]
+    threads = [
+        threading.Thread(target=work, args=(store, node, running))
+        for store, node in zip(two, nodes, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert running.most <= 3
+    assert running.over == 0
+    starts = sorted(running.starts)
+    for first in range(JOBS):
+        for last in range(first, JOBS):
+            window = starts[last] - starts[first]
+            assert last - first + 1 <= 100 * window / SECOND + 20 + 1e-6
+    assert two[0].read(limits.holders) == []
