@@ -296,3 +296,27 @@ def test_a_schedule_is_set_and_removed(client: Client) -> None:
         client.get_schedule("sums")
     with pytest.raises(InvalidValue, match="cron: "):
         client.schedule("sums", handler="add", cron="never")
+
+
+def test_a_batch_runs_then_and_finally(client: Client) -> None:
+    """Of JobSpecs, written in slices; `then` sees no failure, `finally_` follows."""
+    specs = [JobSpec(handler="add", vars={"a": n}, priority=-1) for n in range(25)]
+    then = {"name": "then", "handler": "add", "vars": {"a": 0}}
+    made = client.batch(specs, then=then, finally_=[{"name": "end", "handler": "add", "vars": {"a": 0}}])
+    ended = client.wait_request(made.id, timeout=30)
+    assert (ended.status, ended.done, ended.failed, ended.total) == ("completed", 25, 0, 25)
+    assert {"1", "25", "then", "end"} <= {job.name for job in ended.jobs}
+
+
+def test_a_signal_is_given(client: Client) -> None:
+    """Its payload is what the next job needs."""
+    made = client.batch(
+        [
+            {"name": "ok", "signal": "ok"},
+            {"name": "sum", "handler": "add", "vars": {"a": 1}, "needs": ["ok"]},
+        ]
+    )
+    client.signal(made.id, "ok", {"by": "me"})
+    with pytest.raises(Conflict):
+        client.signal(made.id, "ok")
+    assert client.wait_request(made.id, timeout=30).status == "completed"

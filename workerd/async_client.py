@@ -93,6 +93,8 @@ class AsyncClient:
     error = _awaitable(Client.error)
     resolve_error = _awaitable(Client.resolve_error)
     mute_error = _awaitable(Client.mute_error)
+    batch = _awaitable(Client.batch)
+    signal = _awaitable(Client.signal)
     schedule = _awaitable(Client.schedule)
     get_schedule = _awaitable(Client.get_schedule)
     remove_schedule = _awaitable(Client.remove_schedule)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +20,7 @@ from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
-from workerd.operations import errors, handlers, jobs, requests, schedules, waiting
+from workerd.operations import errors, handlers, jobs, request_graphs, requests, schedules, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
@@ -159,6 +159,42 @@ class Client:
         submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key))
         self.wake()
         return submitted
+
+    def batch(
+        self,
+        specs: Iterable[JobSpec | Mapping[str, Any]],
+        *,
+        then: Jobs = (),
+        finally_: Jobs = (),
+        max_failures: int | None = None,
+        params: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Enqueued:
+        """Submit a request with its own graph: jobs as in `POST /requests`, or JobSpecs, in slices.
+
+        `then` runs when all have succeeded, `finally_` after it in every case. More than `max_failures`
+        failures fail it; with it, jobs that do not say otherwise continue after a failure.
+
+        Raises InvalidValue, which names the place of what is wrong, or the cycle.
+        """
+        body = {
+            "jobs": list(specs), "then": _listed(then), "finally": _listed(finally_),
+            "max_failures": max_failures, "params": params, "name": name,
+        }  # fmt: skip
+        plan = self._read(lambda tx: request_graphs.checked(tx, self._config, body))
+        submitted = request_graphs.submit_in_slices(self._run, plan)
+        self.wake()
+        return submitted
+
+    def signal(self, request_id: str | uuid.UUID, name: str, payload: Any = None) -> None:
+        """Give a signal to a request; later jobs find the payload, any JSON value, in `ctx.needs`.
+
+        Raises NotFound, Conflict if the request has ended or the signal was given before, InvalidValue for a
+        name that no job of it waits for.
+        """
+        key = _key(request_id)
+        self._run(lambda tx: requests.signal(tx, self._actor, self._config, key, name, payload))
+        self.wake()
 
     def get_request(self, request_id: str | uuid.UUID) -> Request:
         """A request with its jobs. Raises NotFound, InvalidValue for a malformed id."""
@@ -315,6 +351,14 @@ def _configuration(source: Source) -> Config:
     if isinstance(source, str) and "://" in source:
         return Config(store=StoreConfig(url=source))
     return load(None if source is None else Path(source), os.environ)
+
+
+Jobs = JobSpec | Mapping[str, Any] | Sequence[JobSpec | Mapping[str, Any]]
+"""One job, or several."""
+
+
+def _listed(given: Jobs) -> list[Any]:
+    return [given] if isinstance(given, JobSpec | Mapping) else list(given)
 
 
 def _key(job_id: str | uuid.UUID) -> bytes:

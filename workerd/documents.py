@@ -25,6 +25,7 @@ from workerd.store.nodes import NodeRecord
 from workerd.store.queries import StoredJob
 from workerd.store.schedules import ScheduleRow
 from workerd.store.ticks import PastTick
+from workerd.workflow import ADHOC
 
 Document = dict[str, Any]
 """JSON-compatible values; its keys are the fields of the type that describes it, in their order."""
@@ -127,10 +128,15 @@ class EnqueuedJob(Job, frozen=True, kw_only=True):
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """One run of a workflow, with its jobs."""
+    """One run of a workflow or of its own graph, with its jobs.
+
+    `workflow`: None for one with its own graph, which may have a `name`. `total`, `done`, `failed`: its jobs
+    without `then` and `finally`, those that succeeded, and those that failed or were cancelled. `jobs`: of a
+    large batch some.
+    """
 
     id: str
-    workflow: str
+    workflow: str | None
     status: _RequestStatus
     step: int | None = None
     params: Any = None
@@ -138,6 +144,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
     created_at: datetime | None = None
     completed_at: datetime | None = None
+    name: str | None = None
+    total: int = 0
+    done: int = 0
+    failed: int = 0
     jobs: tuple[Job, ...] = ()
 
     @property
@@ -445,9 +455,16 @@ def request(
     if redaction:
         for name in ("params", "extras"):
             document[name] = shown_text(getattr(row, name), redaction)
+    if row.workflow == ADHOC:
+        document["workflow"] = None
     if jobs is not None:
         document["jobs"] = [job(*one) for one in jobs]
     return document
+
+
+def request_title(document: Document) -> str:
+    """What a request is called for people."""
+    return str(document["workflow"] or document["name"] or "batch")
 
 
 def handler(row: HandlerRow) -> Document:

@@ -129,6 +129,8 @@ class Context:
     request_id, params, extras, needs
         In a request: its id, its parameters, what earlier jobs passed on, and the payloads of the jobs that
         this one needs, by name. Otherwise None and empty.
+    failed
+        Names of the needed jobs that failed, whose payload is None; in `finally` without needs: of all jobs.
     """
 
     __slots__ = ("_claim", "_log", "_run", "_soft_deadline_ns", "attempt", "deadline", "handler")
@@ -163,6 +165,10 @@ class Context:
     @property
     def params(self) -> dict[str, Any]:
         return _object(self._claim.params)
+
+    @property
+    def failed(self) -> list[str]:
+        return list(self._claim.failed or ())
 
     @property
     def extras(self) -> dict[str, Any]:

@@ -125,8 +125,8 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
 
     `run_at`: store time, microseconds. `mono`: the monotonic nanosecond at which `claimed_at` was read,
     so that later store times follow without asking the store (law 8). `vars`, `meta`, `params`, `extras`:
-    JSON text as bytes, not decoded before the worker. `needs`: JSON payloads by job name. `state`: what
-    earlier attempts saved.
+    JSON text as bytes, not decoded before the worker. `needs`: JSON payloads by job name; `failed`: those
+    that failed. `state`: what earlier attempts saved.
     """
 
     mono: int
@@ -139,3 +139,4 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
     extras: bytes | None = None
     needs: dict[str, bytes] | None = None
     state: bytes | None = None
+    failed: list[str] | None = None

@@ -298,6 +298,11 @@ def _json(field_name: str, value: object, limit: int) -> bytes:
     return encoded
 
 
+def any_json(field_name: str, value: object, limit: int = MAX_VARS_BYTES) -> bytes:
+    """Any JSON value of a caller's. Raises InvalidValue."""
+    return _json(field_name, value, limit)
+
+
 def params_json(params: object, limit: int = MAX_VARS_BYTES) -> bytes:
     """A request's params as JSON. Raises InvalidValue if they are not a mapping by text, or too large."""
     if not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params):

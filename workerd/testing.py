@@ -7,7 +7,7 @@ assert outcome.status == "completed"
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,6 +104,7 @@ def attempt(
     params: Mapping[str, Any] | None = None,
     extras: Mapping[str, Any] | None = None,
     needs: Mapping[str, Any] | None = None,
+    failed: Sequence[str] = (),
     saved: Any = None,
     steps: Mapping[str, Any] | None = None,
     stopping: bool = False,
@@ -112,7 +113,8 @@ def attempt(
     """Run a handler once, as `run` does, with more of its context.
 
     `failures`: failed earlier attempts, by default all of them. `params`, `extras` and `needs` put the run
-    in a request. `saved`, `steps`: what earlier attempts saved, and what their steps returned. `around`:
+    in a request, a signal's payload as a need; `failed` names the needs that failed.
+    `saved`, `steps`: what earlier attempts saved, and what their steps returned. `around`:
     functions around the run, as the key of the configuration. The deadline is visible
     in `ctx` but not enforced. Raises TypeError and LoadError as `run`, InvalidValue for a wrong `around`.
     """
@@ -138,6 +140,7 @@ def attempt(
         params=encode("params", params or {}) if in_request else None,
         extras=encode("extras", extras or {}) if in_request else None,
         needs={key: encode(key, value) for key, value in (needs or {}).items()} if in_request else None,
+        failed=list(failed) or None,
         state=encode("saved", SavedDocument(saved, dict(steps or {}))),
     )
     pool = _NoPool()

@@ -10,13 +10,14 @@ A job is done when it is completed, and so is everything that it spawned. A job 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from workerd.config.model import WorkflowConfig, WorkflowJob
+from workerd.config.model import OnError, WorkflowConfig, WorkflowJob
 from workerd.errors import InvalidValue
 from workerd.job import LIVE, NAME_LIMIT, Status
 from workerd.outcome import Reason
@@ -39,12 +40,23 @@ MAX_STEP = 2**32 - 1
 MAX_SPAWNED = 10_000
 """Number of jobs that one job may spawn."""
 
+ADHOC = "~graph"
+"""The column `workflow` of a request that brought its own graph."""
+
 _WAITING = frozenset({Status.SCHEDULED, Status.NEW})
 
 
 class Graph(msgspec.Struct, frozen=True, kw_only=True):
-    """A workflow as it was when its request was picked up: the content of the column `steps`.
+    """The jobs of a request, as they were when it was submitted or picked up: the column `steps`.
 
+    then, final
+        Jobs that follow when all others have ended: `then` if all succeeded, `final` in every case.
+    max_failures
+        More failed jobs fail the request, None: only one whose failure is not to be continued.
+    members
+        The other jobs are a batch: each its own row from the start, counted in the request, not in `jobs`.
+    on_error
+        That of each job of a batch.
     cooler
         Seconds between the end of a run and the start of the next, None without an interval.
     quiet
@@ -54,8 +66,18 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     jobs: tuple[WorkflowJob, ...]
     steps: tuple[str, ...] = ()
+    then: tuple[WorkflowJob, ...] = ()
+    final: tuple[WorkflowJob, ...] = ()
+    max_failures: int | None = None
+    members: bool = False
+    on_error: OnError = "fail"
     cooler: float | None = None
     quiet: bool = False
+
+    @property
+    def all_jobs(self) -> tuple[WorkflowJob, ...]:
+        """All jobs that are not members, in the order in which they can begin."""
+        return self.jobs + self.then + self.final
 
 
 class JobState(msgspec.Struct, frozen=True, gc=False):
@@ -64,6 +86,27 @@ class JobState(msgspec.Struct, frozen=True, gc=False):
     name: str | None
     status: Status
     reason: Reason | None = None
+
+
+class Members(NamedTuple):
+    """How many jobs a batch has, and how many of them succeeded and failed. `held`: more will come to run."""
+
+    total: int
+    done: int
+    failed: int
+    held: bool = False
+
+    @property
+    def over(self) -> bool:
+        return not self.held and self.done + self.failed >= self.total
+
+
+class Counts(NamedTuple):
+    """Jobs of a request without `then` and `final`: all, succeeded, failed or cancelled."""
+
+    total: int
+    done: int
+    failed: int
 
 
 class WorkflowDecision(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +124,9 @@ def graph_of(workflow: WorkflowConfig) -> Graph:
         name=workflow.name,
         jobs=workflow.jobs,
         steps=workflow.step_names,
+        then=workflow.then,
+        final=workflow.final,
+        max_failures=workflow.max_failures,
         cooler=workflow.schedule.cooler,
         quiet=workflow.schedule.recurs,
     )
@@ -100,36 +146,196 @@ def decode(steps: bytes) -> Graph:
         graph = _GRAPH.decode(steps)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidValue(f"its steps cannot be read ({error}); cancel it and submit it again") from None
-    if not all(0 <= job.step <= MAX_STEP for job in graph.jobs):
+    if not all(0 <= job.step <= MAX_STEP for job in graph.all_jobs):
         raise InvalidValue(f"its steps have a number above {MAX_STEP}; cancel it and submit it again")
     return graph
 
 
+def of_cycle(graph: Graph, cycle: int) -> Graph:
+    """The graph after its request was reopened `cycle` times: `final` runs again, under names of its own."""
+    if not cycle or not graph.final:
+        return graph
+    mine = {job.name for job in graph.final}
+    renamed = tuple(
+        msgspec.structs.replace(
+            job,
+            name=cycle_name(job.name, cycle),
+            needs=tuple(cycle_name(need, cycle) if need in mine else need for need in job.needs),
+        )
+        for job in graph.final
+    )
+    return msgspec.structs.replace(graph, final=renamed)
+
+
+def cycle_name(name: str, cycle: int) -> str:
+    """The name of a job of `final` in this cycle."""
+    return f"{name}#{cycle + 1}" if cycle else name
+
+
+_PAST_CYCLE = re.compile(r"#[0-9]+$")
+
+
+class _Phases(NamedTuple):
+    """The states of a request's jobs, by what they are for."""
+
+    main: list[JobState]
+    then: list[JobState]
+    final: list[JobState]
+
+
+def _phases(graph: Graph, jobs: Sequence[JobState]) -> _Phases:
+    if not graph.then and not graph.final:
+        return _Phases(list(jobs), [], [])
+    found = _Phases([], [], [])
+    phase_of = Stages(graph).of
+    into = {"main": found.main, "then": found.then, "final": found.final}
+    for job in jobs:
+        phase = phase_of(job.name)
+        if phase != "past":
+            into[phase].append(job)
+    return found
+
+
+class Stages:
+    """Tells what the jobs of a request are for, by their names."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._then = {job.name for job in graph.then}
+        self._final = {job.name for job in graph.final}
+        self._names = {job.name: job.on_error for job in graph.all_jobs}
+        self._past = {_PAST_CYCLE.sub("", name) for name in self._final}
+        self._default = graph.on_error if graph.members else "fail"
+
+    def of(self, name: str | None) -> Literal["main", "then", "final", "past"]:
+        """What the job, or the one that spawned it, is for; `past`: `final` before it was reopened."""
+        who = owner(self._names, name)
+        if who in self._final:
+            return "final"
+        if who in self._then:
+            return "then"
+        if who is None and name is not None and self._past:
+            base = name.partition("/")[0]
+            if base in self._past or (_PAST_CYCLE.search(base) and _PAST_CYCLE.sub("", base) in self._past):
+                return "past"
+        return "main"
+
+    def tolerates(self, name: str | None) -> bool:
+        """Whether the request goes on when this job fails."""
+        return self._names.get(owner(self._names, name) or "", self._default) == "continue"
+
+
+_FAILED = frozenset({Status.FAILURE, Status.CANCELLED})
+
+
+def counts(graph: Graph, jobs: Sequence[JobState]) -> Counts:
+    """The progress of a request whose jobs are all in its graph."""
+    main = _phases(graph, jobs).main
+    names = {job.name for job in graph.jobs}
+    return Counts(
+        total=len(names | {job.name for job in main if job.name is not None}),
+        done=sum(1 for job in main if job.status is Status.COMPLETED),
+        failed=sum(1 for job in main if job.status in _FAILED),
+    )
+
+
 def decide(
-    graph: Graph, jobs: Sequence[JobState], *, failing: RequestStatus | None = None
+    graph: Graph,
+    jobs: Sequence[JobState],
+    *,
+    failing: RequestStatus | None = None,
+    members: Members | None = None,
 ) -> WorkflowDecision:
-    """What follows from the states of all jobs of a request in progress.
+    """What follows from the states of all jobs of a request in progress; of a batch, from its `members`.
 
     `failing`: how the request will end, if a job failed or was cancelled, or the request was cancelled, since
     it was picked up or last reopened; its waiting jobs are cancelled. Without it, earlier failures only stop
     further jobs from starting, because a retry by hand may still repair them.
     """
-    statuses = {job.status for job in jobs}
+    phases = _phases(graph, jobs)
     there = {job.name for job in jobs}
+    step = max((job.step for job in graph.all_jobs if job.name in there), default=0)
+    if members is not None:
+        main, failures = _decide_members(graph, members, step, failing), members.failed
+    else:
+        main, failures = _decide_main(graph, phases.main, step, failing)
+    if main.status is RequestStatus.INPROGRESS or main.cancel_waiting:
+        return main
+    outcome: RequestStatus = main.status
+    if _live(phases.then) or (outcome is RequestStatus.COMPLETED and graph.then and not failures):
+        stage = _decide_stage(graph.then, phases.then, step, stops=True)
+        if stage is not None:
+            if failing is None:
+                return stage
+            waits = any(job.status in _WAITING for job in phases.then)
+            return msgspec.structs.replace(stage, cancel_waiting=waits, insert=())
+    outcome = _after(outcome, phases.then)
+    stage = _decide_stage(graph.final, phases.final, step, stops=False)
+    return stage or WorkflowDecision(status=_after(outcome, phases.final), step=step)
+
+
+def _decide_main(
+    graph: Graph, jobs: Sequence[JobState], step: int, failing: RequestStatus | None
+) -> tuple[WorkflowDecision, int]:
+    """What follows from the jobs that are not in a stage, and how many of them have failed."""
+    statuses = {job.status for job in jobs}
     quiet_end = graph.quiet and any(job.reason is Reason.IGNORED for job in jobs)
-    step = max((job.step for job in graph.jobs if job.name in there), default=0)
-    if failing or quiet_end or statuses & {Status.FAILURE, Status.CANCELLED}:
-        return _ending(statuses, step, failing, quiet_end)
+    tolerant = {job.name for job in graph.jobs if job.on_error == "continue"}
+    names = {job.name for job in graph.jobs} if tolerant else set()
+    failed = [job for job in jobs if job.status in _FAILED]
+    hard = {job.status for job in failed if not tolerant or owner(names, job.name) not in tolerant}
+    if graph.max_failures is not None and len(failed) > graph.max_failures:
+        hard.add(Status.FAILURE)
+    if failing or quiet_end or hard:
+        return _ending(statuses - _FAILED | hard, step, failing, quiet_end), len(failed)
     begin = ready(graph, jobs)
     if begin:
-        return WorkflowDecision(
-            status=RequestStatus.INPROGRESS, step=max(step, *(job.step for job in begin)), insert=begin
-        )
+        step = max(step, *(job.step for job in begin))
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, insert=begin), len(failed)
     if statuses & LIVE:
-        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step)
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step), len(failed)
     # Only a graph written by hand can have jobs that never become ready.
-    complete = _done(graph, jobs) >= {job.name for job in graph.jobs}
-    return WorkflowDecision(status=RequestStatus.COMPLETED if complete else RequestStatus.FAILED, step=step)
+    complete = _done(graph.jobs, jobs) >= {job.name for job in graph.jobs}
+    status = RequestStatus.COMPLETED if complete else RequestStatus.FAILED
+    return WorkflowDecision(status=status, step=step), len(failed)
+
+
+def _decide_members(
+    graph: Graph, members: Members, step: int, failing: RequestStatus | None
+) -> WorkflowDecision:
+    if not members.over:
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step)
+    if failing is not None:
+        return WorkflowDecision(status=failing, step=step)
+    most = graph.max_failures
+    if (members.failed and graph.on_error == "fail") or (most is not None and members.failed > most):
+        return WorkflowDecision(status=RequestStatus.FAILED, step=step)
+    return WorkflowDecision(status=RequestStatus.COMPLETED, step=step)
+
+
+def _decide_stage(
+    stage: Sequence[WorkflowJob], jobs: Sequence[JobState], step: int, *, stops: bool
+) -> WorkflowDecision | None:
+    """What follows from the jobs of `then` or `final`, None if all is over.
+
+    `stops`: one that failed keeps the others from beginning.
+    """
+    failed = any(job.status in _FAILED for job in jobs)
+    begin = () if failed and stops else _ready(stage, jobs)
+    if begin or _live(jobs):
+        step = max([step, *(job.step for job in begin)])
+        return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, insert=begin)
+    return None
+
+
+def _live(jobs: Sequence[JobState]) -> bool:
+    return any(job.status in LIVE for job in jobs)
+
+
+def _after(outcome: RequestStatus, stage: Sequence[JobState]) -> RequestStatus:
+    """How the request ends after this stage."""
+    if outcome is RequestStatus.COMPLETED and any(job.status in _FAILED for job in stage):
+        return RequestStatus.FAILED
+    return outcome
 
 
 def _ending(
@@ -151,15 +357,25 @@ def _ending(
 
 def ready(graph: Graph, jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:
     """The jobs that do not exist yet and whose needs are done, with everything that these spawned."""
+    return _ready(graph.jobs, jobs)
+
+
+def _ready(stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> tuple[WorkflowJob, ...]:
+    names = {job.name for job in stage}
     there = {job.name for job in jobs}
-    done = _done(graph, jobs)
-    return tuple(job for job in graph.jobs if job.name not in there and done.issuperset(job.needs))
+    open_ = names - _done(stage, jobs)
+    return tuple(job for job in stage if job.name not in there and open_.isdisjoint(job.needs))
 
 
-def _done(graph: Graph, jobs: Sequence[JobState]) -> set[str]:
-    names = {job.name for job in graph.jobs}
-    there = {job.name for job in jobs if job.name in names}
-    open_ = {owner(names, job.name) for job in jobs if job.status is not Status.COMPLETED}
+def _done(stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> set[str]:
+    """The jobs of the stage that completed, or failed where that is not to stop others."""
+    tolerant = {job.name: job.on_error == "continue" for job in stage}
+    there = {job.name for job in jobs if job.name in tolerant}
+    open_ = set()
+    for job in jobs:
+        who = owner(tolerant, job.name)
+        if job.status is not Status.COMPLETED and not (job.status in _FAILED and tolerant.get(who or "")):
+            open_.add(who)
     return {name for name in there if name is not None and name not in open_}
 
 
@@ -205,8 +421,8 @@ def spawned(graph: Graph, parent: str | None, spawn: bytes, taken: Iterable[str 
         items = read_spawn(spawn)
     except InvalidValue as error:
         raise InvalidValue(f'jobs spawned by "{parent}": {error}') from None
-    names = {job.name for job in graph.jobs}
-    step = next((job.step for job in graph.jobs if job.name == owner(names, parent)), 0)
+    names = {job.name for job in graph.all_jobs}
+    step = next((job.step for job in graph.all_jobs if job.name == owner(names, parent)), 0)
     made: dict[str, WorkflowJob] = {}
     for number, item in enumerate(items):
         name = f"{parent or ''}/{item.name if item.name is not None else number}"

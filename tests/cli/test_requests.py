@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
 from tests.support.terminal import on_terminal
@@ -47,3 +49,19 @@ def test_ids_of_jobs_are_shown_whole(cli: CommandLine) -> None:
     assert status == 0
     (shown,) = [line for line in output.splitlines() if job["id"] in line]
     assert len(shown) <= 60
+
+
+def test_a_graph_of_a_file_and_a_signal(cli: CommandLine, tmp_path: Path) -> None:
+    """Progress is shown; the signal's words are its payload."""
+    file = tmp_path / "graph.json"
+    file.write_text(
+        '{"jobs": [{"name": "approve", "signal": "approved"},'
+        ' {"name": "sum", "handler": "add", "vars": {"a": 1}, "needs": ["approve"]}]}'
+    )
+    request_id = cli.id("request", "submit", "--graph", str(file))
+    assert "0 done, 0 failed, 2 total" in cli("request", "show", request_id).stdout
+    assert "waits for the signal" not in cli("why", request_id).stderr
+    cli("request", "signal", request_id, "approved", "by=me")
+    assert cli("request", "signal", request_id, "approved", check=False).returncode == 1
+    eventually(lambda: cli.json("request", "show", request_id)["status"] == "completed")
+    assert cli("request", "submit", check=False).returncode == 2

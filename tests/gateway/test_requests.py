@@ -39,3 +39,64 @@ def test_a_request_is_submitted_once_with_a_key(api: Api) -> None:
     assert again.headers["location"] == first.headers["location"]
     assert api.post("/requests", {"workflow": "pair", "params": {"n": 2}}, headers=key).status_code == 422
     assert api.post("/requests", {"workflow": "held", "params": {"n": 1}}, headers=key).status_code == 422
+
+
+def test_a_request_with_its_own_graph(api: Api) -> None:
+    """`then` follows its jobs, `finally` follows that; the same key again answers with the same request."""
+    body = {
+        "jobs": [{"name": "a", "handler": "add", "vars": {"a": 1}}, {"name": "b", "handler": "noop"}],
+        "then": [{"name": "sum", "handler": "add", "vars": {"a": 2}, "needs": ["a"]}],
+        "finally": [{"name": "end", "handler": "noop"}],
+        "name": "sums",
+        "params": {"x": 1},
+    }
+    key = {"Idempotency-Key": "graph-1"}
+    made = api.post("/requests", body, headers=key)
+    assert made.status_code == 201
+    request_id = made.json()["id"]
+    assert api.post("/requests", body, headers=key).json()["id"] == request_id
+    assert api.post("/requests", {**body, "params": {}}, headers=key).status_code == 422
+    ended = api.get(f"/requests/{request_id}?wait=20s").json()
+    assert (ended["status"], ended["workflow"], ended["name"]) == ("completed", None, "sums")
+    assert (ended["done"], ended["failed"], ended["total"]) == (2, 0, 2)
+    assert {job["name"] for job in ended["jobs"]} == {"a", "b", "sum", "end"}
+    assert api.get(f"/ui/requests/{request_id}").status_code == 200
+
+
+def test_a_wrong_graph_is_refused_by_its_place(api: Api) -> None:
+    """A cycle by its names."""
+    a = {"name": "a", "handler": "noop"}
+    for jobs, detail in (
+        ([{**a, "needs": ["b"]}, {"name": "b", "handler": "noop", "needs": ["a"]}], "a -> b -> a"),
+        ([a, {"name": "b", "handler": "noop", "needs": ["x"]}], "jobs[1].needs[0]"),
+        ([a, {"name": "b", "handler": "nope"}], "jobs[1].handler"),
+        ([a, {"name": "b", "handler": "noop", "needs": 1}], "jobs[1].needs"),
+    ):
+        answer = api.post("/requests", {"jobs": jobs})
+        assert answer.status_code == 422
+        assert detail in answer.json()["detail"]
+    assert api.post("/requests", {"jobs": [], "workflow": "pair"}).status_code == 422
+    assert api.post("/requests", {}).status_code == 422
+
+
+def test_a_signal_and_a_wait(api: Api) -> None:
+    """The first signal counts; `why` says what is waited for, and the page has a button."""
+    jobs = [
+        {"name": "cool", "wait": "10ms"},
+        {"name": "approve", "signal": "approved", "timeout": "1d"},
+        {"name": "after", "handler": "behave", "vars": {"kind": "ok"}, "needs": ["cool", "approve"]},
+    ]
+    request_id = api.post("/requests", {"jobs": jobs}).json()["id"]
+    waiting = {job["name"]: job for job in api.get(f"/requests/{request_id}").json()["jobs"]}
+    why = api.get(f"/jobs/{waiting['approve']['id']}/why").json()["why"][0]
+    assert "waits for the signal approved, until" in why
+    assert "Signal approved" in api.get(f"/ui/requests/{request_id}").text
+    path = f"/requests/{request_id}/signals"
+    assert api.post(f"{path}/nope", {"by": "me"}).status_code == 422
+    assert api.post(f"{path}/approved", {"by": "me"}).status_code == 202
+    assert api.post(f"{path}/approved", {"by": "me"}).status_code == 409
+    ended = api.get(f"/requests/{request_id}?wait=20s").json()
+    assert ended["status"] == "completed"
+    assert api.post(f"{path}/approved", {"by": "me"}).status_code == 409
+    acts = api.get(f"/audit?target={request_id}").json()["audit"]
+    assert [act["action"] for act in acts] == ["signal"]

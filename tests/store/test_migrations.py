@@ -21,7 +21,7 @@ from workerd.store.claims import promote_due
 
 TABLES = (
     "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "revisions",
-    "schedules", "slots", "ticks",
+    "schedules", "signals", "slots", "ticks",
 )  # fmt: skip
 ALL = ["1: first tables", "2: capabilities"]
 

@@ -33,6 +33,7 @@ COMMANDS = (
     ("request submit", "cli.requests:submit", "Submit a request and print its id; with --wait, its result."),
     ("request show", "cli.requests:show", "Show a request and the graph of its jobs."),
     ("request list", "cli.requests:list_", "List requests, newest first."),
+    ("request signal", "cli.requests:signal", "Give a signal to a request: a job that waits for it ends."),
     ("request cancel", "cli.requests:cancel", "Cancel a request."),
     ("errors list", "cli.error_groups:list_", "List groups of failures, the one that failed last first."),
     ("errors show", "cli.error_groups:show", "Show a group of failures and its newest one."),

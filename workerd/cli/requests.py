@@ -1,13 +1,15 @@
-"""`request submit|show|list|cancel`: requests, the runs of workflows."""
+"""`request submit|show|list|cancel|signal`: requests, the runs of workflows."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
-from workerd.cli.errors import CommandExit, CommandFailed
+from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
     ConfigPath,
@@ -23,7 +25,7 @@ from workerd.cli.output import notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import print_request, print_request_table, print_results
 from workerd.job import id_text, parse_id
-from workerd.operations import requests
+from workerd.operations import request_graphs, requests
 from workerd.operations.waiting import wait_until
 from workerd.signature import coerce_texts
 from workerd.text import line
@@ -32,7 +34,12 @@ from workerd.workflow import RequestStatus
 DEFAULT_LIMIT = 50
 """Requests that `request list` shows without --limit."""
 
-WorkflowName = Annotated[str, typer.Argument(metavar="WORKFLOW", help="Name of the workflow.")]
+WorkflowName = Annotated[str | None, typer.Argument(metavar="[WORKFLOW]", help="Name of the workflow.")]
+GraphFile = Annotated[
+    Path | None,
+    typer.Option("--graph", metavar="FILE", help="Submit the graph of this JSON file instead of a workflow."),
+]
+SignalName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the signal.")]
 KeyValues = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE ...", help="Parameters: JSON where it parses as JSON, else text."),
@@ -53,8 +60,9 @@ WorkflowFilter = Annotated[
 
 
 def submit(
-    workflow: WorkflowName,
+    workflow: WorkflowName = None,
     key_values: KeyValues = None,
+    graph: GraphFile = None,
     wait: Wait = None,
     reveal: Reveal = False,
     c: ConfigPath = None,
@@ -65,17 +73,55 @@ def submit(
     The result is what the last jobs returned, by their names, below the request. With --json it is the
     `result` of the request's document.
     """
+    if (workflow is None) == (graph is None):
+        raise UsageError("Expected the name of a workflow, or --graph FILE.")
     texts = parse_key_values(key_values or [])
     with open_session(c) as session:
-        requests.check_workflow(session.config, workflow)
-        params = requests.checked_params(session.config, coerce_texts(None, texts))
-        key = parse_id(session.run(lambda tx: requests.submit(tx, workflow, params)).id)
+        if graph is not None:
+            key = _submit_graph(session, graph)
+        else:
+            key = _submit_workflow(session, workflow or "", texts)
         if wait is not None:
             _wait(session, key, wait, json, reveal)
         elif json:
             _print(session, key, json, reveal)
         else:
             print_text(id_text(key))
+
+
+def _submit_workflow(session: CommandSession, workflow: str, texts: dict[str, str]) -> bytes:
+    requests.check_workflow(session.config, workflow)
+    params = requests.checked_params(session.config, coerce_texts(None, texts))
+    return parse_id(session.run(lambda tx: requests.submit(tx, workflow, params)).id)
+
+
+def _submit_graph(session: CommandSession, file: Path) -> bytes:
+    """Submit the graph of a file, a large batch in slices."""
+    try:
+        document = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+    except OSError as error:
+        raise CommandFailed(f"{file}: {error.strerror}") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise CommandFailed(f"{file}: expected a JSON object ({error}).") from None
+    plan = session.read(lambda tx: request_graphs.checked(tx, session.config, document))
+    return parse_id(request_graphs.submit_in_slices(session.run, plan).id)
+
+
+def signal(
+    request_id: RequestId,
+    name: SignalName,
+    key_values: KeyValues = None,
+    c: ConfigPath = None,
+) -> None:
+    """Give a signal to a request: a job that waits for it ends.
+
+    Its payload, which later jobs find in `ctx.needs`, is an object of the KEY=VALUE words, null without any.
+    """
+    texts = parse_key_values(key_values or [])
+    payload = coerce_texts(None, texts) or None
+    with open_session(c) as session:
+        session.run(lambda tx: requests.signal(tx, session.actor, session.config, request_id, name, payload))
+    notify(f"The signal {line(name)} is given.")
 
 
 def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool, reveal: bool) -> None:
@@ -119,9 +165,14 @@ def _print(session: CommandSession, key: bytes, json: bool, reveal: bool) -> Non
         print_json(request)
         return
     print_request(request, graph)
-    if request["status"] == RequestStatus.QUEUING and request["workflow"] not in session.config.workflows:
+    workflow = request["workflow"]
+    if (
+        request["status"] == RequestStatus.QUEUING
+        and workflow is not None
+        and workflow not in session.config.workflows
+    ):
         notify(
-            f"Workflow {line(request['workflow'])} is not configured here: only a node that has it can start "
+            f"Workflow {line(workflow)} is not configured here: only a node that has it can start "
             f"this request."
         )
 

@@ -23,6 +23,7 @@ from workerd.cli.output import (
 )
 from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.config.graph import depths
+from workerd.documents import request_title
 from workerd.text import exit_text, harmless, line, plural, seconds_text, size_text
 from workerd.workflow import Graph
 
@@ -173,9 +174,10 @@ _PIPE_WIDTH = 1 << 16
 def print_request_table(requests: Iterable[Document]) -> None:
     """Print one line for each request."""
     print_table(
-        ["id", "workflow", "status", "step", "created", "completed", "error"],
+        ["id", "workflow", "status", "done", "failed", "total", "created", "completed", "error"],
         [
-            [request["id"], request["workflow"], request["status"], request["step"],
+            [request["id"], request_title(request), request["status"],
+             request["done"], request["failed"], request["total"],
              second(request["created_at"]), second(request["completed_at"]), request["error"]]
             for request in requests
         ],
@@ -190,7 +192,9 @@ def print_request(request: Document, graph: Graph | None) -> None:
         [
             ("id", request["id"]),
             ("workflow", request["workflow"]),
+            ("name", request["name"]),
             ("status", request["status"]),
+            ("progress", f"{request['done']} done, {request['failed']} failed, {request['total']} total"),
             ("created", second(request["created_at"])),
             ("completed", second(completed)),
             ("took" if completed else "since", run_time(max(0, took))),
@@ -216,7 +220,7 @@ def print_results(results: Document) -> None:
 def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
     """The lines of the graph: its levels in order, under each its jobs with status and needs."""
     rows = {job["name"] or job["handler"]: job for job in jobs}
-    nodes = {job.name: job for job in graph.jobs} if graph else {}
+    nodes = {job.name: job for job in graph.all_jobs} if graph else {}
     needs_of = {name: job.needs for name, job in nodes.items()}
     depth = depths(needs_of)
     unreachable = max(depth.values(), default=-1) + 1  # in a cycle, which only other programs write

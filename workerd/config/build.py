@@ -23,6 +23,7 @@ from workerd.config.model import (
     POOL_KEYS,
     SECTIONS,
     TABLES,
+    WAIT_HANDLER,
     WEBHOOK_HANDLER,
     WEBHOOK_KEYS,
     WORKFLOW_KEYS,
@@ -48,17 +49,16 @@ from workerd.config.reader import ConfigErrors, Table, nearest
 from workerd.config.runtime_dir import default_runtime_dir
 from workerd.config.store_url import MySQLUrl, parse_store_url
 from workerd.config.validators import wrong
+from workerd.config.workflow_jobs import JOB_KEYS, job_of
 from workerd.errors import InvalidValue
 
 MAX_WORKFLOW_JOBS = 10_000
 
 
-STEP_KEYS: Keys = {"name": v.name, "jobs": v.list_of(v.name, "handler names")}
-JOB_KEYS: Keys = {
+STEP_KEYS: Keys = {
     "name": v.name,
-    "handler": v.name,
-    "needs": v.list_of(v.name, "job names"),
-    "vars": v.json_table,
+    "jobs": v.list_of(v.name, "handler names"),
+    "on_error": v.choice("fail", "continue"),
 }
 
 
@@ -77,11 +77,16 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
         if "steps" in table.values:
             steps, jobs = _from_steps(table, given.get("steps", ()))
         else:
-            jobs = _from_jobs(table, given.get("jobs", ()))
+            jobs = _from_jobs(table, "jobs", given.get("jobs", ()), {})
         if not jobs:
             table.error("expected at least one job, got none")
-        for job in jobs:
-            if job.handler not in handlers:
+        names = {job.name: job for job in jobs}
+        then = _from_jobs(table, "then", given.get("then", ()), names)
+        final = _from_jobs(
+            table, "finally", given.get("finally", ()), names | {job.name: job for job in then}
+        )
+        for job in (*jobs, *then, *final):
+            if job.handler not in handlers and job.handler != WAIT_HANDLER:
                 table.error(
                     f'expected a handler that is configured, got "{job.handler}"'
                     + nearest(job.handler, handlers)
@@ -90,6 +95,9 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
             name=name,
             jobs=tuple(jobs[:MAX_WORKFLOW_JOBS]),
             step_names=steps,
+            then=tuple(then),
+            final=tuple(final),
+            max_failures=given.get("max_failures"),
             schedule=schedule(table, given, {}),
         )
         if len(jobs) > MAX_WORKFLOW_JOBS:
@@ -133,52 +141,60 @@ def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], 
             # A job is named after its handler; a second one of the same handler needs another name.
             job = handler if times[handler] == 1 else f"{handler}#{times[handler]}"
             here.append(job)
-            jobs.append(WorkflowJob(name=job, handler=handler, needs=before, step=number))
+            jobs.append(
+                WorkflowJob(
+                    name=job, handler=handler, needs=before, step=number,
+                    on_error=given.get("on_error", "fail"),
+                )
+            )  # fmt: skip
         before = tuple(here)
     return tuple(names), jobs
 
 
-def _from_jobs(table: Table, items: tuple[Any, ...]) -> list[WorkflowJob]:
-    """A graph in topological order; `step` is the longest path to a job."""
+def _from_jobs(
+    table: Table, key: str, items: tuple[Any, ...], before: Mapping[str, WorkflowJob]
+) -> list[WorkflowJob]:
+    """A graph in topological order; `step` is the longest path to a job, behind those `before` it."""
     given: dict[str, WorkflowJob] = {}
-    for job, keys in _items(table, "jobs", items, JOB_KEYS):
-        for key in ("name", "handler"):
-            if key not in job.values:
-                job.error("expected a name, got none", key)
-        if "name" not in keys or "handler" not in keys:
+    for job, keys in _items(table, key, items, dict(JOB_KEYS)):
+        if "name" not in job.values:
+            job.error("expected a name, got none", "name")
+        if not {"handler", "wait", "signal"} & job.values.keys():
+            job.error("expected a name, got none", "handler")
+        if "name" not in keys or not {"handler", "wait", "signal"} & keys.keys():
             continue
-        if keys["name"] in given:
+        if keys["name"] in given or keys["name"] in before:
             job.error("expected a name of its own, got one that another job has", "name")
-        given[keys["name"]] = WorkflowJob(**keys)
+        try:
+            given[keys["name"]] = job_of(keys)
+        except InvalidValue as error:
+            job.error(str(error))
     unknown = [
         (number, need)
         for number, made in enumerate(given.values())
         for need in made.needs
-        if need not in given
+        if need not in given and need not in before
     ]
     for place, (number, need) in enumerate(unknown):
         # Comparing with all names takes long for a large graph.
         hint = nearest(need, given) if place < MAX_HINTS else ""
-        table.error(f'expected names of jobs of this workflow, got "{need}"{hint}', "jobs", number, "needs")
-    return _ordered(table, given)
+        table.error(f'expected names of jobs of this workflow, got "{need}"{hint}', key, number, "needs")
+    return _ordered(table, key, given, max((job.step for job in before.values()), default=-1) + 1)
 
 
-def _ordered(table: Table, given: dict[str, WorkflowJob]) -> list[WorkflowJob]:
+def _ordered(table: Table, key: str, given: dict[str, WorkflowJob], first: int) -> list[WorkflowJob]:
     """Jobs after everything they need; those that can never run are an error that names the cycle."""
     depth = depths({name: job.needs for name, job in given.items()})
     if waiting := {name: job.needs for name, job in given.items() if name not in depth}:
         cycle = find_cycle(waiting)
-        table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), "jobs")
+        table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), key)
         if behind := sorted(waiting.keys() - set(cycle)):
             table.error(
                 "expected jobs that can run, got unreachable ones behind that cycle: "
                 + ", ".join(f'"{n}"' for n in behind),
-                "jobs",
+                key,
             )
-    made = [
-        WorkflowJob(name=j.name, handler=j.handler, needs=j.needs, vars=j.vars, step=depth.get(j.name, 0))
-        for j in given.values()
-    ]
+    made = [msgspec.structs.replace(job, step=first + depth.get(job.name, 0)) for job in given.values()]
     return sorted(made, key=lambda job: job.step)
 
 

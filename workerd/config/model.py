@@ -22,11 +22,14 @@ Overlap = Literal["allow", "skip", "queue"]
 Misfire = Literal["skip", "once", "all"]
 OnConflict = Literal["keep", "replace", "debounce", "follow"]
 KeepLog = Literal["failures", "all", "none"]
+OnError = Literal["fail", "continue"]
 WebhookEvent = Literal["failure", "request_failed", "new_error", "quarantine"]
 Stdin = Literal["json", "none"]
 Stdout = Literal["bytes", "json", "none"]
 
 DAY_S = 86400.0
+WAIT_HANDLER = "~wait"
+"""The reserved handler of the rows that wait for a time or a signal: no pool claims them."""
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 NestedKeys = dict[str, v.Validator]
@@ -42,7 +45,8 @@ class ConfigValue(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 def keys_of(table: type[ConfigValue]) -> Keys:
     """The keys that may be written in this table, in order; other fields are derived."""
     keys: Keys = {}
-    for name, hint in get_type_hints(table, include_extras=True).items():
+    for field, hint in get_type_hints(table, include_extras=True).items():
+        name = field.rstrip("_")  # `finally` cannot be a field's name
         if hint in (Backoff, RestartConfig):
             keys[name] = cast(NestedKeys, keys_of(hint))
         keys.update(
@@ -520,13 +524,26 @@ def _slower(one: Rate | None, other: Rate | None) -> Rate | None:
 
 
 class WorkflowJob(ConfigValue, frozen=True):
-    """One node of a workflow's graph; steps are translated into these."""
+    """One node of a workflow's graph; steps are translated into these.
+
+    on_error
+        Whether a failure fails the request, or what needs the job goes on without it.
+    wait
+        Instead of running a handler: seconds from when it is ready, or a time in microseconds (`until`).
+    signal, timeout
+        Instead of running a handler: the signal that ends it, and after how many seconds it fails.
+    """
 
     name: str
     handler: str
     needs: tuple[str, ...] = ()
     vars: dict[str, Any] = {}
     step: int = 0
+    on_error: OnError = "fail"
+    wait: float | None = None
+    until: int | None = None
+    signal: str = ""
+    timeout: float | None = None
 
 
 class WorkflowTable(ConfigValue, frozen=True):
@@ -535,8 +552,16 @@ class WorkflowTable(ConfigValue, frozen=True):
     steps: Annotated[tuple[Any, ...], v.list_of(v.anything, "steps")] = ()
     """The jobs of a step run at the same time, each step after the one before."""
     jobs: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
-    """Instead of `steps`, any directed acyclic graph:
-    jobs = [{ name = "a", handler = "x", needs = ["b"], vars = {} }, …]."""
+    """Instead of `steps`, any directed acyclic graph: jobs = [{ name = "a", handler = "x", needs = ["b"],
+    vars = {}, on_error = "fail" }, …]. Instead of a handler a job may have wait = "2h" (or a time), or
+    signal = "approved" with timeout = "7d", on_timeout = "fail"; with on_error or on_timeout = "continue"
+    what needs it goes on without it."""
+    then: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
+    """Jobs of the same form that run when all others have succeeded."""
+    finally_: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
+    """Jobs of the same form that run after all others, once in every case, after a cancel too."""
+    max_failures: Annotated[int | None, v.count_or_none(0, 2**31 - 1)] = None
+    """More failed jobs fail the request, even those with on_error = "continue". "": any number."""
 
 
 class WorkflowConfig(ConfigValue, frozen=True):
@@ -545,6 +570,9 @@ class WorkflowConfig(ConfigValue, frozen=True):
     name: str
     jobs: tuple[WorkflowJob, ...]
     step_names: tuple[str, ...] = ()
+    then: tuple[WorkflowJob, ...] = ()
+    final: tuple[WorkflowJob, ...] = ()
+    max_failures: int | None = None
     schedule: ScheduleConfig = ScheduleConfig()
 
 

@@ -119,7 +119,7 @@ def meanings(table: type[ConfigValue]) -> dict[str, str]:
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
             match below:
                 case ast.Expr(value=ast.Constant(value=str(text))):
-                    found[field.target.id] = " ".join(text.split())
+                    found[field.target.id.rstrip("_")] = " ".join(text.split())
     return found
 
 
@@ -157,6 +157,7 @@ def workerd_toml() -> str:
     )
     lines += ["", _WORKFLOW]
     lines += [f"#{name} = {toml_value(value, key)}" for name, key, value in _defaults(ScheduleConfig)]
+    lines += _keys(WorkflowTable, "#", without={"steps", "jobs"})
     lines += ["", _SCHEDULE]
     lines += _keys(NamedSchedule, "#", {"handler": "thumbnail"}, without=keys_of(ScheduleConfig))
     return "\n".join(lines) + "\n"
@@ -203,11 +204,12 @@ def _keys(
 def _defaults(table: type[ConfigValue]) -> Iterator[tuple[str, Any, Any]]:
     keys: Keys = keys_of(table)
     for field in msgspec.structs.fields(table):
-        if field.name in keys:
+        name = field.name.rstrip("_")
+        if name in keys:
             default = field.default if field.default is not msgspec.NODEFAULT else None
             if field.default_factory is not msgspec.NODEFAULT:
                 default = field.default_factory()
-            yield field.name, keys[field.name], default
+            yield name, keys[name], default
 
 
 def _comment(text: str) -> Iterator[str]:

@@ -24,6 +24,7 @@ from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.quarantines import QuarantineReports
 from workerd.dispatcher.recurring import INTERVALS_PERIOD_S, SYNC_PERIOD_S, CronTicks, Intervals, ScheduleSync
+from workerd.dispatcher.request_work import EXPIRY_PERIOD_S, RequestWork
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.retention import RUNS_PERIOD_S, Retention, RunRetention
 from workerd.dispatcher.settlement import Settlement
@@ -41,7 +42,7 @@ from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.availability import advice
-from workerd.store.claims import NodeIdent
+from workerd.store.claims import NodeIdent, PollResult
 from workerd.store.engines import open_store
 from workerd.store.nodes import NodeInfo, NodeRecord
 
@@ -136,9 +137,10 @@ class Dispatcher(Service):
         self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
         self.cron_ticks = CronTicks(store, self.stager, configured.values())
         self.coolers = NamedCoolers(store, self.stager, configured.values(), config.dispatcher.poll)
+        self.request_work = RequestWork(tasks, store, claimer)
         self.stored_schedules = StoredSchedules(tasks, store, self.cron_ticks, self.coolers, configured)
         if config.pickup.enabled:
-            self.stager.on_schedules = self.stored_schedules.on_revision
+            self.stager.on_polled = self._on_polled
         self.limit_tasks = LimitTasks(store, claimer, self.limited, config.handlers)
         self.retention = Retention(store, claimer, config.retention)
         self.run_retention = RunRetention(
@@ -176,6 +178,9 @@ class Dispatcher(Service):
             tasks += [
                 PeriodicTask("schedules", self.schedule_sync.sync, SYNC_PERIOD_S),
                 PeriodicTask("cron ticks", self.cron_ticks.fire_due),
+                PeriodicTask("waits", self.request_work.pass_waits),
+                PeriodicTask("batches", self.request_work.work_batches),
+                PeriodicTask("expiry of batches", self.request_work.expire_batches, EXPIRY_PERIOD_S),
                 PeriodicTask("schedules by name", self.stored_schedules.read),
                 PeriodicTask("coolers by name", self.coolers.run_due),
                 PeriodicTask("intervals", self.intervals.ensure_next, INTERVALS_PERIOD_S),
@@ -334,6 +339,11 @@ class Dispatcher(Service):
             self._worked = True
             self.tasks.wake_all()
         self._report_state()
+
+    def _on_polled(self, result: PollResult) -> None:
+        """What a poll found besides jobs, pauses and cancels."""
+        self.stored_schedules.on_revision(result.schedules)
+        self.request_work.on_polled(result)
 
     def _on_settled(self) -> None:
         """Settlement finished: every claim has an owner and the spool is fully replayed."""

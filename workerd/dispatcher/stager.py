@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from workerd.config.model import WAIT_HANDLER
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
@@ -41,8 +42,8 @@ class Stager:
         Rows made `new` since the start.
     paused
         Handlers of this node that are paused.
-    on_schedules
-        Called with the revision of the schedules that are set at run time, at every poll.
+    on_polled
+        Called with what every poll found.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Stager:
         self._holds: frozenset[tuple[str, int]] = frozenset()  # that the pools were told of
         self._promoted_at = 0.0
         self._cancels: dict[AttemptRef, float] = {}  # those under way, and when they were last sent
-        self.on_schedules: Callable[[int], object] | None = None
+        self.on_polled: Callable[[PollResult], object] | None = None
         self.promoted = 0
         self.paused: frozenset[str] = frozenset()
 
@@ -103,20 +104,21 @@ class Stager:
     def poll(self) -> None:
         """One combined query: new jobs, pauses, cancels, next due time."""
         handlers = sorted(self._claimer.to_poll())
+        polled = [*handlers, WAIT_HANDLER]
         parking = self._limited.parking
         holds_since = self._store.now() if self._limited.has_limits else None
         result = self._store.read_one(
-            lambda tx: claims.poll(tx, self._incarnation, handlers, parking, holds_since)
+            lambda tx: claims.poll(tx, self._incarnation, polled, parking, holds_since)
         )
         self._propagate_holds(result.holds)
         self._propagate_pauses(result)  # before the new jobs: paused handlers are not claimed
         self._propagate_cancels(result.cancels)
         if result.next_due is not None:
             self._tasks.wake(self.promote_due, self._store.seconds_until(result.next_due))
-        if self.on_schedules is not None:
-            self.on_schedules(result.schedules)
+        if self.on_polled is not None:
+            self.on_polled(result)
         if handlers:
-            self._claimer.polled(result.handlers)
+            self._claimer.polled(result.handlers - {WAIT_HANDLER})
 
     def _propagate_holds(self, holds: frozenset[tuple[str, int]]) -> None:
         """What waits in pools and is held now is released; what is not held is claimed again at once."""

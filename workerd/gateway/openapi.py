@@ -292,14 +292,16 @@ OPERATIONS = (
               errors=(404, 409)),
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,
               errors=(404, 409)),
-    Operation("post", "/requests", "Submit a request: run a workflow", {200: Request, 201: Request},
-              params.RequestBody, headers=(_KEY,)),
+    Operation("post", "/requests", "Submit a request: run a workflow, or its own graph",
+              {200: Request, 201: Request}, params.RequestBody, headers=(_KEY,)),
     Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
         _query("workflow", "Only requests of this workflow.", **_NAME),
         _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),
         _SINCE, _LIMIT, _AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("get", "/requests/{id}", "Get a request with its jobs", {200: Request}, query=(_WAIT,),
               headers=(_REVEAL,), errors=(404, 422)),
+    Operation("post", "/requests/{id}/signals/{name}", "Give a signal to a request", {202: Request},
+              params.SignalBody, errors=(404, 409)),
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               params.EmptyBody, errors=(404, 409)),
     Operation("get", "/errors", "List error groups, last failed first", {200: ErrorsPage}, query=(

@@ -103,11 +103,38 @@ JobsBody = cast(
 )
 
 
-class RequestBody(msgspec.Struct, forbid_unknown_fields=True):
-    """A request to submit."""
+class GraphJob(msgspec.Struct, forbid_unknown_fields=True):
+    """A job of a request's own graph: with a `handler`, or a `wait` or a `signal` in place of one."""
 
-    workflow: Name
+    name: Name
+    handler: Name | None = None
+    vars: dict[str, Any] | None = None
+    needs: list[Name] | None = None
+    on_error: Literal["fail", "continue"] | None = None
+    wait: float | str | None = None
+    signal: Name | None = None
+    timeout: Duration | None = None
+    on_timeout: Literal["fail", "continue"] | None = None
+
+
+class RequestBody(msgspec.Struct, forbid_unknown_fields=True, rename={"finally_": "finally"}):
+    """A request to submit: a run of a `workflow`, or `jobs` that make a graph of its own."""
+
+    workflow: Name | None = None
     params: dict[str, Any] = {}
+    jobs: list[GraphJob] | None = None
+    then: list[GraphJob] | None = None
+    finally_: list[GraphJob] | None = None
+    name: Name | None = None
+    max_failures: Annotated[int, _schema(minimum=0, maximum=2**31 - 1)] | None = None
+
+    def graph(self) -> dict[str, Any]:
+        """The request with its own graph, as `request_graphs` reads it."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        return {key: value for key, value in document.items() if value is not None and key != "workflow"}
+
+
+SignalBody = msgspec.defstruct("SignalBody", [], namespace={"__doc__": "The payload of a signal: any JSON."})
 
 
 class ScheduleBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -173,6 +200,15 @@ class LoginBody(msgspec.Struct, forbid_unknown_fields=True):
     token: str
 
 
+_EMPTY: dict[Any, bytes] = {EmptyBody: b"{}", PauseBody: b"{}", RetryBody: b"{}", Any: b"null"}
+"""What an empty body stands for."""
+
+
+async def any_json(request: Request) -> Any:
+    """The decoded body, any JSON, null if it is empty. Raises HTTPProblem as `body`."""
+    return await body(request, cast(type[Any], Any))
+
+
 async def body(request: Request, kind: type[T]) -> T:
     """The decoded body.
 
@@ -185,8 +221,8 @@ async def body(request: Request, kind: type[T]) -> T:
             415, "Expected a body with Content-Type: application/json.", {"Accept": "application/json"}
         )
     data = await request.body()
-    if not data.strip() and kind in (EmptyBody, PauseBody, RetryBody):
-        data = b"{}"
+    if not data.strip() and kind in _EMPTY:
+        data = _EMPTY[kind]
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -10,10 +10,11 @@ from starlette.responses import Response
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import EmptyBody, RequestBody
+from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response, look_up
 from workerd.job import id_text, parse_id
-from workerd.operations import requests
+from workerd.operations import request_graphs, requests
 from workerd.operations.access import Tx
 from workerd.workflow import RequestStatus
 
@@ -22,23 +23,57 @@ async def submit(request: Request) -> Response:
     """Submit a request."""
     gateway = gateway_of(request)
     body = await params.body(request, RequestBody)
-    requests.check_workflow(gateway.config, body.workflow)
+    if (body.workflow is None) == (body.jobs is None):
+        raise HTTPProblem(422, "Expected either workflow or jobs.")
+    if body.workflow is None:
+        return await _submit_graph(request, body)
+    if body.graph().keys() - {"params"}:
+        raise HTTPProblem(422, "Expected then, finally, name and max_failures with jobs only.")
+    workflow = body.workflow
+    requests.check_workflow(gateway.config, workflow)
     request_params = requests.checked_params(gateway.config, body.params)
 
     key = IdempotencyKey.of(request, "request")
 
     def work(tx: Tx) -> tuple[bool, dict[str, Any]]:
-        submitted = requests.submit(
-            tx, body.workflow, request_params, None if key is None else key.id().bytes
-        )
+        submitted = requests.submit(tx, workflow, request_params, None if key is None else key.id().bytes)
         if not submitted.created:
-            requests.check_repeat(tx, parse_id(submitted.id), body.workflow, request_params)
+            requests.check_repeat(tx, parse_id(submitted.id), workflow, request_params)
         return submitted.created, requests.get(tx, parse_id(submitted.id), gateway.rules)
 
     created, document = await gateway.backend.write(work)
     response = json_response(document, 201 if created else 200)
     response.headers["Location"] = f"/requests/{document['id']}"
     return response
+
+
+async def _submit_graph(request: Request, body: RequestBody) -> Response:
+    gateway = gateway_of(request)
+    key = IdempotencyKey.of(request, "request")
+
+    def work(tx: Tx) -> tuple[bool, dict[str, Any]]:
+        plan = request_graphs.checked(tx, gateway.config, body.graph())
+        submitted = request_graphs.submit(tx, plan, None if key is None else key.id().bytes)
+        if not submitted.created:
+            request_graphs.check_repeat(tx, parse_id(submitted.id), plan)
+        return submitted.created, requests.get(tx, parse_id(submitted.id), gateway.rules)
+
+    created, document = await gateway.backend.write(work)
+    response = json_response(document, 201 if created else 200)
+    response.headers["Location"] = f"/requests/{document['id']}"
+    return response
+
+
+async def signal(request: Request) -> Response:
+    """Give a signal to a request; the body is its payload, any JSON."""
+    gateway, actor, request_id = gateway_of(request), actor_of(request), params.job_id(request)
+    name = request.path_params["name"]
+    payload = await params.any_json(request)
+    await gateway.backend.write(
+        lambda tx: requests.signal(tx, actor, gateway.config, request_id, name, payload)
+    )
+    document = await gateway.backend.read(lambda tx: requests.get(tx, request_id, gateway.rules))
+    return json_response(document, 202)
 
 
 async def show(request: Request) -> Response:
@@ -90,5 +125,6 @@ ROUTES = [
     Route("/requests", submit, methods=["POST"], access=Access.ENQUEUE),
     Route("/requests", list_, methods=["GET"], access=Access.READ),
     Route("/requests/{id}", show, methods=["GET"], access=Access.LOOK_UP),
+    Route("/requests/{id}/signals/{name}", signal, methods=["POST"], access=Access.ACT),
     Route("/requests/{id}/cancel", cancel, methods=["POST"], access=Access.ACT),
 ]

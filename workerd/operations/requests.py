@@ -11,17 +11,17 @@ from workerd.clock import SECOND
 from workerd.config.model import Config, WorkflowJob
 from workerd.documents import Document, Enqueued, json_value
 from workerd.errors import InvalidValue
-from workerd.job import id_text
-from workerd.job_spec import params_json
+from workerd.job import Status, id_text
+from workerd.job_spec import any_json, params_json
 from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import KEY_USED
 from workerd.operations.rules import UNREDACTED, Rules
-from workerd.store import queries, requests
+from workerd.store import queries, requests, signals
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
-from workerd.workflow import Graph, RequestStatus, decode
+from workerd.workflow import Graph, RequestStatus, decode, graph_of, of_cycle
 
 FAILED_LATELY_S = 15 * 60
 """What `workerd_requests_failed` counts; alerts fire for as long."""
@@ -36,10 +36,14 @@ class RequestPage(NamedTuple):
 
 @dataclass(frozen=True)
 class RequestDetails:
-    """A request with its jobs; `graph`: all jobs of its workflow, as configured now until it is picked up."""
+    """A request with its jobs; `graph`: all jobs of its workflow, as configured now until it is picked up.
+
+    `signals`: the names that its jobs wait for now.
+    """
 
     request: Document
     graph: tuple[WorkflowJob, ...]
+    signals: list[str]
 
 
 def check_workflow(config: Config, workflow: str) -> None:
@@ -96,12 +100,36 @@ def details(tx: Tx, config: Config, request_id: bytes, rules: Rules = UNREDACTED
     """A request as an operator inspects it. Raises NotFound."""
     row, jobs = requests.get(tx, request_id)
     graph = _graph(row) if row.steps is not None else config.workflows.get(row.workflow)
-    return RequestDetails(document(tx, row, jobs, rules), () if graph is None else graph.jobs)
+    shown = document(tx, row, jobs, rules)
+    if graph is None:
+        return RequestDetails(shown, (), [])
+    whole = graph if isinstance(graph, Graph) else graph_of(graph)
+    open_ = _open_signals(whole, jobs)
+    return RequestDetails(shown, whole.all_jobs, open_)
+
+
+def _open_signals(graph: Graph, jobs: Sequence[JobRow]) -> list[str]:
+    """The signals that its jobs wait for now."""
+    waiting = {job.name for job in jobs if job.status in (Status.SCHEDULED, Status.NEW)}
+    return sorted({job.signal for job in graph.all_jobs if job.signal and job.name in waiting})
+
+
+def signal(
+    tx: Tx, actor: Actor, config: Config, request_id: bytes, name: str, payload: object = None
+) -> None:
+    """Give a signal to a request; the first of a name counts, and one that comes early is kept.
+
+    Raises NotFound, Conflict if the request has ended or the signal was given before, InvalidValue for a name
+    that no job of it waits for, or a payload that is no JSON.
+    """
+    encoded = any_json("payload", payload, config.gateway.max_body)
+    signals.deliver(tx, request_id, name, encoded, actor.name, config.workflows)
+    audit.record(tx, actor, Action.SIGNAL, id_text(request_id), {"signal": name})
 
 
 def _graph(row: RequestRow) -> Graph | None:
     try:
-        return decode(row.steps) if row.steps is not None else None
+        return of_cycle(decode(row.steps), row.cycle) if row.steps is not None else None
     except ValueError:
         return None
 

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 
 from workerd import documents, duplicates
-from workerd.clock import SECOND, to_rfc3339
-from workerd.config.model import Config
+from workerd.clock import LATEST, SECOND, to_rfc3339
+from workerd.config.model import WAIT_HANDLER, Config
 from workerd.documents import Document
+from workerd.errors import InvalidValue
 from workerd.job import LIVE, Status, id_text
 from workerd.operations import limits
 from workerd.operations.requests import document as request_document
@@ -22,7 +23,7 @@ from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import StoredJob
 from workerd.text import exit_text, line, plural, seconds_text, size_text
-from workerd.workflow import RequestStatus
+from workerd.workflow import ADHOC, RequestStatus, decode, of_cycle
 
 MAX_EARLIER_ATTEMPTS = 5
 MAX_COUNTED_JOBS = 1000
@@ -38,6 +39,12 @@ def explain(
     """
     job = queries.get(tx, job_id)
     match job.row.status:
+        case Status.SCHEDULED | Status.NEW if job.row.handler == WAIT_HANDLER:
+            reasons = [_why_wait(tx, job.row)]
+        case Status.SCHEDULED if job.row.run_at == LATEST and job.row.request_id is not None:
+            reasons = [
+                "The job waits until its batch is complete; `workerd request show` shows how far it is."
+            ]
         case Status.SCHEDULED:
             reasons = [_why_scheduled(tx, job.row)]
         case Status.NEW:
@@ -53,6 +60,26 @@ def explain(
 MAX_JOBS_NAMED = 5
 
 
+def _why_wait(tx: Tx, row: JobRow) -> str:
+    """What a wait of a request waits for."""
+    until = None if row.run_at in (None, LATEST) else _second(row.run_at or 0)
+    signal = None
+    if row.request_id is not None:
+        request, _ = requests.get(tx, row.request_id)
+        try:
+            graph = of_cycle(decode(request.steps or b""), request.cycle)
+            signal = next((job.signal for job in graph.all_jobs if job.name == row.name), None)
+        except InvalidValue:
+            signal = None
+    if not signal:
+        return f"It waits until {until}."
+    shown = id_text(row.request_id or b"")
+    return (
+        f"It waits for the signal {line(signal)}{f', until {until}' if until else ''};"
+        f" `workerd request signal {shown} {line(signal)}` gives it."
+    )
+
+
 def explain_request(
     tx: Tx, config: Config, request_id: bytes, rules: Rules = UNREDACTED
 ) -> tuple[Document, list[str]]:
@@ -63,19 +90,44 @@ def explain_request(
             reasons = [_why_queuing(config, row)]
         case RequestStatus.INPROGRESS:
             reasons = [
-                f"The request of {line(row.workflow)} is in step {row.step}.",
+                f"The request of {_title(row)} is in step {row.step}.",
+                *_progress(row),
                 *_named_jobs(jobs, LIVE),
             ]
         case _:
             error = f": {line(row.error)}" if row.error else "."
             ended = f" at {_second(row.completed_at)}" if row.completed_at is not None else ""
-            reasons = [f"The request of {line(row.workflow)} ended as {row.status}{ended}{error}"]
+            reasons = [f"The request of {_title(row)} ended as {row.status}{ended}{error}"]
             reasons += _named_jobs(jobs, frozenset({Status.FAILURE}))
     return request_document(tx, row, jobs, rules), reasons
 
 
+def _title(row: RequestRow) -> str:
+    return line(row.name or "its own graph") if row.workflow == ADHOC else line(row.workflow)
+
+
+def _progress(row: RequestRow) -> list[str]:
+    """How many of its jobs have ended, and that what follows them has not begun."""
+    if not row.total:
+        return []
+    said = f"{row.done} of {row.total} jobs are done, {row.failed} failed."
+    waits = row.done + row.failed < row.total and row.steps is not None
+    try:
+        graph = decode(row.steps or b"") if waits else None
+    except InvalidValue:
+        graph = None
+    if graph is not None and (graph.then or graph.final):
+        said += f" {'then' if graph.then else 'finally'} has not begun."
+    return [said]
+
+
 def _why_queuing(config: Config, row: RequestRow) -> str:
     name = line(row.workflow)
+    if row.pending == "fill":
+        return (
+            f"The request waits for the rest of its jobs: {row.total} have arrived. It begins when the"
+            " program that submits it has sent all, and fails if that takes more than 1 h."
+        )
     if row.workflow not in config.workflows:
         return (
             f"The request waits for a node that has the workflow {name}: it is not configured here. Add "

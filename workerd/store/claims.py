@@ -479,6 +479,8 @@ class PollResult(NamedTuple):
         The revision of the schedules that are set at run time.
     holds
         Limits of which something is held, and until when: store times, microseconds.
+    batches
+        Whether a batch has jobs to be released, cancelled or retried.
     """
 
     handlers: set[str]
@@ -487,9 +489,10 @@ class PollResult(NamedTuple):
     next_due: int | None
     schedules: int = 0
     holds: frozenset[tuple[str, int]] = frozenset()
+    batches: bool = False
 
 
-_PAUSED, _CANCEL, _DUE, _NEW, _REVISION, _HOLD = range(6)
+_PAUSED, _CANCEL, _DUE, _NEW, _REVISION, _HOLD, _BATCH = range(7)
 # A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
 # integers to DECIMAL.
 _POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
@@ -498,7 +501,9 @@ UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_ind
     WHERE status = 'inprogress' AND holder = %s AND cancel_requested_at IS NOT NULL
 UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, due_at
     FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d
-UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'"""
+UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'
+UNION ALL SELECT * FROM (SELECT {_BATCH}, NULL AS number, NULL AS id, NULL AS name, NULL AS due
+    FROM workerd_requests {{pending_index}} WHERE pending IN ('release','cancel','reopen') LIMIT 1) AS b"""
 
 
 _HOLDS = f"""UNION ALL SELECT {_HOLD}, NULL, NULL, limit_name, held_until FROM workerd_rates {{index}}
@@ -519,7 +524,11 @@ def poll(
     by which holds of limits that are over are left out; None asks for none.
     """
     words = tx.dialect
-    sql = _POLL.format(node_index=words.hint("workerd_holder"), due_index=words.hint("workerd_scheduled"))
+    sql = _POLL.format(
+        node_index=words.hint("workerd_holder"),
+        due_index=words.hint("workerd_scheduled"),
+        pending_index=words.hint("workerd_request_pending"),
+    )
     probes, params = _probes(tx, handlers, by_group)
     params.insert(0, holder(node_id))
     sql += probes
@@ -539,6 +548,8 @@ def poll(
         elif what == _HOLD:
             hold = columns.lenient(name) or "", _moment(due)
             result = result._replace(holds=result.holds | {hold})
+        elif what == _BATCH:
+            result = result._replace(batches=True)
         else:
             result.handlers.add(handlers[int(number)])
     return result

@@ -338,6 +338,13 @@ class RequestRow(msgspec.Struct, kw_only=True, gc=False):
     error: str | None
     created_at: int
     completed_at: int | None
+    name: str | None = None
+    total: int = 0
+    done: int = 0
+    failed: int = 0
+    cycle: int = 0
+    pending: str | None = None
+    pending_after: bytes | None = None
 
 
 REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
@@ -345,7 +352,8 @@ REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
 
 def request(row: Row) -> RequestRow:
     """A row selected as REQUEST_COLUMNS."""
-    ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row
+    ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row[:11]
+    name, total, done, failed, cycle, pending, pending_after = row[11:]
     return RequestRow(
         id=ident,
         workflow=lenient(workflow) or "",
@@ -358,6 +366,13 @@ def request(row: Row) -> RequestRow:
         error=lenient(error),
         created_at=time_or_zero(created_at),
         completed_at=lenient_time(completed_at),
+        name=lenient(name),
+        total=total,
+        done=done,
+        failed=failed,
+        cycle=cycle,
+        pending=lenient(pending),
+        pending_after=pending_after,
     )
 
 

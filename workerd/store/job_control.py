@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from workerd import duplicates
+from workerd import workflow as wf
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
@@ -173,7 +174,7 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is not None:
-        _reopen(tx, request, job_id)
+        _reopen(tx, request, job_id, _member_status(request, job))
     again(tx, job_id, job.attempt, fresh=fresh)
     return job.attempt + 1
 
@@ -211,14 +212,28 @@ def again(tx: Tx, job_id: bytes, attempt: int, *, fresh: bool = False) -> None:
         raise
 
 
-def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
+def _member_status(request: RequestRow, job: _Current) -> Status | None:
+    """How a job that its batch counts has ended, None for any other job."""
+    if request.steps is None:
+        return None
+    try:
+        graph = wf.of_cycle(workflows.graph(request.steps), request.cycle)
+    except InvalidValue:
+        return None
+    return job.status if graph.members and wf.Stages(graph).of(job.name) == "main" else None
+
+
+def _reopen(tx: Tx, row: RequestRow, retried: bytes, retried_status: Status | None) -> None:
     """Continue an ended request; jobs cancelled only because it ended are retried beside `retried`.
 
-    Raises Conflict for a workflow with an interval: its next run is its retry.
+    `retried_status`: of a job that its batch counts, how it had ended. Raises Conflict for a workflow with an
+    interval: its next run is its retry.
     """
+    graph = None
     if row.steps is not None:
         try:
-            recurring = workflows.graph(row.steps).cooler is not None
+            graph = wf.of_cycle(workflows.graph(row.steps), row.cycle)
+            recurring = graph.cooler is not None
         except InvalidValue as error:
             raise Conflict(f"The job's request cannot continue: {error}.") from None
         if recurring:
@@ -226,14 +241,43 @@ def _reopen(tx: Tx, row: RequestRow, retried: bytes) -> None:
                 f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
                 f"retry; `workerd schedules run {row.workflow}` starts it now."
             )
+    if row.status == wf.RequestStatus.QUEUING:
+        return
+    members = graph is not None and graph.members
     tx.execute(
-        "UPDATE workerd_requests SET status = 'inprogress', error = NULL, completed_at = NULL,"
-        " version = version + 1 WHERE id = %s AND status <> 'queuing'",
-        (row.id,),
+        "UPDATE workerd_requests SET status = 'inprogress', error = NULL, completed_at = NULL, cycle = %s,"
+        " done = %s, failed = %s, pending = %s, pending_after = NULL, version = version + 1 WHERE id = %s",
+        (
+            row.cycle + int(graph is not None and _runs_final_again(tx, row, graph, retried)),
+            *_counts_without(row, members, retried_status),
+            "reopen" if members else None,
+            row.id,
+        ),
     )
-    for job_id, attempt in tx.query(
-        "SELECT id, attempt FROM workerd_jobs WHERE request_id = %s AND status = 'cancelled' AND error = %s"
-        " AND id <> %s ORDER BY id, attempt",
+    if members:
+        return  # those that were cancelled with it are retried in slices
+    for job_id, attempt, name in tx.query(
+        "SELECT id, attempt, name FROM workerd_jobs WHERE request_id = %s AND status = 'cancelled'"
+        " AND error = %s AND id <> %s ORDER BY id, attempt",
         (row.id, workflows.REQUEST_OVER, retried),
     ):
-        again(tx, job_id, attempt)
+        if graph is None or wf.Stages(graph).of(columns.lenient(name)) in ("main", "then"):
+            again(tx, job_id, attempt)
+
+
+def _counts_without(row: RequestRow, members: bool, status: Status | None) -> tuple[int, int]:
+    """The jobs of a batch that succeeded and failed, without the one that is retried."""
+    if not members or status is None:
+        return row.done, row.failed
+    if status is Status.COMPLETED:
+        return max(0, row.done - 1), row.failed
+    return row.done, max(0, row.failed - 1)
+
+
+def _runs_final_again(tx: Tx, row: RequestRow, graph: wf.Graph, retried: bytes) -> bool:
+    """Whether `final` has begun: it runs again at the new end, under names of its own."""
+    ids = [wf.job_id(row.id, row.created_at, job.name) for job in graph.final]
+    if not ids or retried in ids:
+        return False
+    found = tx.one(f"SELECT 1 FROM workerd_jobs WHERE id IN ({columns.marks(ids)}) LIMIT 1", ids)
+    return found is not None

@@ -26,12 +26,21 @@ from workerd.store.columns import (
     read_cursor,
     request,
 )
-from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting, job_state
+from workerd.store.workflows import (
+    CANCELLED,
+    RequestUpdate,
+    apply,
+    cancel_waiting,
+    job_state,
+    stage_states,
+)
 from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000
 """Failed requests, the newest first, among which those of late are counted."""
 MAX_ERROR_CHARS = 10_000
+MAX_JOBS_READ = 10_000
+"""Jobs of a request that are read with it; a batch may have more."""
 CANCELLED_BY_PERSON = f"{CANCELLED} on request"
 
 
@@ -66,6 +75,27 @@ def submit(
     return Submitted(ident, bool(created))
 
 
+def submit_graph(
+    tx: Tx, graph: wf.Graph, params: bytes, name: str | None, request_id: bytes | None = None
+) -> Submitted:
+    """Insert a request with its own graph, and begin it; a batch is `queuing` until `batches.seal`."""
+    ident = request_id or new_id()
+    status = RequestStatus.QUEUING if graph.members else RequestStatus.INPROGRESS
+    tx.enqueued.append(ident)
+    created = tx.execute(
+        "INSERT INTO workerd_requests (id, workflow, params, created_at, steps, status, name, total, pending)"
+        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
+        (
+            ident, wf.ADHOC, params.decode(), columns.at(tx.now), wf.encode(graph).decode(), str(status),
+            name, len(graph.jobs), "fill" if graph.members else None,
+        ),
+    )  # fmt: skip
+    if created and not graph.members:
+        locked = columns.lock_requests(tx, [ident])
+        apply(tx, [RequestUpdate(row) for row in locked.values()])
+    return Submitted(ident, bool(created))
+
+
 def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
     """The request and the current rows of its jobs, in the order of steps. Raises NotFound."""
     row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
@@ -73,8 +103,8 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
         raise NotFound("Request not found. `workerd request list` lists existing requests.")
     keys = tx.query(
         f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
-        " WHERE request_id = %s AND status <> 'retry'",
-        (request_id,),
+        " WHERE request_id = %s AND status <> 'retry' LIMIT %s",
+        (request_id, MAX_JOBS_READ),
     )
     refs = [AttemptRef(*key) for key in keys]
     jobs = jobs_by_key(tx, refs, most=min(MAX_LISTED_BYTES, PAGE_BYTES // max(1, len(refs))))
@@ -290,7 +320,11 @@ def cancel(tx: Tx, request_id: bytes) -> str:
     if item.ended:
         raise Conflict(f"The request has already ended: it is {row.status}.")
     item.fail(CANCELLED_BY_PERSON)
-    cancel_waiting(tx, [request_id])
+    if item.status is RequestStatus.QUEUING and row.steps is not None:
+        item.status = RequestStatus.INPROGRESS  # what its batch has of jobs is cancelled, and `final` runs
+        item.read(row.steps)
+    if item.members is None:
+        cancel_waiting(tx, [request_id])
     tx.execute(
         "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
         " WHERE request_id = %s AND status = 'inprogress'",
@@ -354,12 +388,19 @@ def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> 
         item.steps = wf.encode(item.graph)
     if item.graph is None:
         return item if item.failing is not None else None
-    states = _job_states(tx, row.id)
-    if item.failing is None and (failed := _failure_beside_waiting(states)):
-        item.fail(failed)
-    decision = wf.decide(item.graph, [state.state for state in states], failing=item.failing)
+    if item.members is not None:
+        decision = wf.decide(item.graph, stage_states(tx, item), failing=item.failing, members=item.members)
+    else:
+        decision = _decision(tx, item, item.graph)
     moves = decision.insert or decision.cancel_waiting or decision.status is not RequestStatus.INPROGRESS
     return item if moves or item.steps is not None else None
+
+
+def _decision(tx: Tx, item: RequestUpdate, graph: wf.Graph) -> wf.WorkflowDecision:
+    states = _job_states(tx, item.row.id)
+    if item.failing is None and (failed := _failure_beside_waiting(wf.Stages(graph), states)):
+        item.fail(failed)
+    return wf.decide(graph, [state.state for state in states], failing=item.failing)
 
 
 class _DatedState(msgspec.Struct, frozen=True):
@@ -384,8 +425,11 @@ def _job_states(tx: Tx, request_id: bytes) -> list[_DatedState]:
     ]
 
 
-def _failure_beside_waiting(states: Sequence[_DatedState]) -> str | None:
+def _failure_beside_waiting(stages: wf.Stages, all_states: Sequence[_DatedState]) -> str | None:
     """Why a request fails whose jobs wait since before a failure; a retry by hand waits since later."""
+    states = [
+        s for s in all_states if stages.of(s.state.name) == "main" and not stages.tolerates(s.state.name)
+    ]
     waiting = [s.run_at for s in states if s.state.status in (Status.SCHEDULED, Status.NEW)]
     failed = [s for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
     before = [s for s in failed if waiting and s.ended_at >= min(waiting)]

@@ -186,6 +186,7 @@ def _remove_request(tx: Tx, request_id: bytes, limit: int, failed: _Failed) -> i
         (request_id,),
     )
     if left is None:
+        tx.execute("DELETE FROM workerd_signals WHERE request_id = %s", (request_id,))
         removed += tx.execute("DELETE FROM workerd_requests WHERE id = %s", (request_id,))
     return removed
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -18,6 +19,8 @@ from workerd.store.columns import chunks, marks
 
 MAX_BATCH_BYTES = 8 << 20
 """Bytes of inputs in one claim; jobs beyond it stay `new`."""
+MAX_FAILED = 1000
+"""Names of failed jobs that a job of `final` is told."""
 MAX_JOB_BYTES = 24 << 20
 """Bytes of inputs with which a job can still be sent to a worker."""
 
@@ -36,12 +39,23 @@ class _Context(NamedTuple):
     status: str
     size: int
     steps: bytes | None
+    cycle: int
 
 
 class _Payload(NamedTuple):
+    """What a needed job returned; `failed`: it has failed, and the request goes on."""
+
     ref: AttemptRef
     type: str | None
     size: int
+    failed: bool
+
+
+class _Plan(NamedTuple):
+    """The names that each job of a graph needs; jobs of `final` without needs are told what failed."""
+
+    needs: Mapping[str, tuple[str, ...]]
+    final: frozenset[str]
 
 
 def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
@@ -77,7 +91,7 @@ def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
     found: dict[bytes, _Context] = {}
     for part in chunks(ids):
         for row in tx.query(
-            f"SELECT id, workflow, status, {size('params')} + {size('extras')}, steps"
+            f"SELECT id, workflow, status, {size('params')} + {size('extras')}, steps, cycle"
             f" FROM workerd_requests WHERE id IN ({marks(part)})",
             part,
         ):
@@ -89,8 +103,14 @@ def _needed(
     tx: Tx, claims: Sequence[Claim], contexts: dict[bytes, _Context]
 ) -> dict[AttemptRef, dict[str, _Payload]]:
     """The payloads, by name, of the jobs that each claim needs and of those they spawned."""
-    needs = {request_id: _needs(context.steps) for request_id, context in contexts.items()}
-    wanted = [c for c in claims if c.request_id is not None and needs.get(c.request_id, {}).get(c.name or "")]
+    plans = {request_id: _plan(context) for request_id, context in contexts.items()}
+    needs = {request_id: plan.needs for request_id, plan in plans.items()}
+    wanted = [
+        c
+        for c in claims
+        if c.request_id in plans
+        and (needs[c.request_id].get(c.name or "") or c.name in plans[c.request_id].final)
+    ]
     there = _payloads(tx, sorted({c.request_id for c in wanted if c.request_id is not None}))
     by_owner: dict[bytes, defaultdict[str | None, dict[str, _Payload]]] = {}
     for request_id, payloads in there.items():
@@ -101,35 +121,41 @@ def _needed(
     for claim in wanted:
         request_id = claim.request_id or b""
         owned: Mapping[str | None, dict[str, _Payload]] = by_owner.get(request_id, {})
+        named = needs[request_id].get(claim.name or "") or ()
         found[claim.ref] = {
-            name: payload
-            for need in dict.fromkeys(needs[request_id][claim.name or ""])
-            for name, payload in owned.get(need, {}).items()
+            name: payload for need in dict.fromkeys(named) for name, payload in owned.get(need, {}).items()
         }
+        if not named:
+            failed = ((n, p) for n, p in there[request_id].items() if p.failed)
+            found[claim.ref] = dict(islice(failed, MAX_FAILED))
     return found
 
 
-def _needs(steps: bytes | None) -> dict[str, tuple[str, ...]]:
-    """What each job of a graph needs, by name; none if the graph cannot be read."""
-    if steps is None:
-        return {}
+def _plan(context: _Context) -> _Plan:
+    """What the jobs of a graph need; nothing if the graph cannot be read."""
+    if context.steps is None:
+        return _Plan({}, frozenset())
     try:
-        return {job.name: job.needs for job in workflows.graph(steps).jobs}
+        graph = wf.of_cycle(workflows.graph(context.steps), context.cycle)
     except InvalidValue:
-        return {}  # the request fails when its next job ends
+        return _Plan({}, frozenset())  # the request fails when its next job ends
+    final = frozenset(job.name for job in graph.final if not job.needs)
+    return _Plan({job.name: job.needs for job in graph.all_jobs}, final)
 
 
 def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Payload]]:
     found: defaultdict[bytes, dict[str, _Payload]] = defaultdict(dict)
     for part in chunks(ids):
-        for request_id, name, job_id, attempt, kind, size in tx.query(
-            "SELECT request_id, name, id, attempt, payload_type, COALESCE(LENGTH(payload), 0)"
+        for request_id, name, job_id, attempt, kind, size, status in tx.query(
+            "SELECT request_id, name, id, attempt, payload_type, COALESCE(LENGTH(payload), 0), status"
             f" FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
-            f" WHERE request_id IN ({marks(part)}) AND status = 'completed' AND name IS NOT NULL",
+            f" WHERE request_id IN ({marks(part)}) AND status IN ('completed','failure','cancelled')"
+            " AND name IS NOT NULL",
             part,
         ):
+            failed = status != b"completed"
             found[request_id][columns.lenient(name) or ""] = _Payload(
-                AttemptRef(job_id, attempt), columns.lenient(kind), size
+                AttemptRef(job_id, attempt), columns.lenient(kind), 0 if failed else size, failed
             )
     return found
 
@@ -158,17 +184,23 @@ def _filled(
         ):
             handed[row[0]] = row
     wanted = {p.ref: p for c in claims for p in needed.get(c.ref, {}).values()}
-    contents = _contents(tx, [p for p in wanted.values() if p.size])
+    contents = _contents(tx, [p for p in wanted.values() if p.size and not p.failed])
     filled = []
     for claim in claims:
         _, workflow, params, extras = handed.get(claim.request_id or b"", (None, None, None, None))
+        payloads = needed.get(claim.ref, {})
         needs = {
-            name: contents.get(p.ref) or (b'""' if p.type == "bytes" else b"null")
-            for name, p in needed.get(claim.ref, {}).items()
+            name: b"null" if p.failed else contents.get(p.ref) or (b'""' if p.type == "bytes" else b"null")
+            for name, p in payloads.items()
         }
         filled.append(
             msgspec.structs.replace(
-                claim, workflow=columns.lenient(workflow), params=params, extras=extras, needs=needs
+                claim,
+                workflow=columns.lenient(workflow),
+                params=params,
+                extras=extras,
+                needs=needs,
+                failed=[name for name, p in payloads.items() if p.failed] or None,
             )
         )
     return filled

@@ -9,12 +9,12 @@ from functools import lru_cache
 import msgspec
 
 from workerd import workflow as wf
-from workerd.config.model import WorkflowJob
+from workerd.config.model import WAIT_HANDLER, WorkflowJob
 from workerd.errors import InvalidValue, UnreadableRow
-from workerd.job import Status
+from workerd.job import ENDED, Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
-from workerd.store import columns, intervals, jobs
+from workerd.store import columns, intervals, jobs, waits
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow, chunks, marks
 from workerd.store.outcomes import ClosedBatch
@@ -67,13 +67,15 @@ class RequestUpdate:
         self.spawns: list[tuple[str | None, bytes]] = []
         self.insert: list[WorkflowJob] = []
         self.graph: wf.Graph | None = None
+        self.counts = wf.Counts(row.total, row.done, row.failed)
+        self.pending: str | None = row.pending
         if row.steps is not None and self.status is _IN_PROGRESS:
             self.read(row.steps)
 
     def read(self, steps: bytes) -> None:
         """Decode the graph; the request fails if that is impossible."""
         try:
-            self.graph = graph(steps)
+            self.graph = wf.of_cycle(graph(steps), self.row.cycle)
         except InvalidValue as error:
             self.fail(str(error))
 
@@ -90,15 +92,48 @@ class RequestUpdate:
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Take in the outcome of one of its jobs."""
-        who = outcome.name or outcome.handler
-        if outcome.status is Status.FAILURE:
-            self.fail(f'"{who}" failed: {outcome.error or outcome.reason}')
-        elif outcome.status is Status.CANCELLED:
-            self.fail(f'{CANCELLED} with its job "{who}"')
+        self._add_failure(outcome)
+        if self.graph is not None and self.graph.members:
+            self._count_member(self.graph, outcome)
         if outcome.extras is not None:
             self.returned_extras.append(outcome.extras)
         if outcome.spawn is not None and outcome.status is Status.COMPLETED:
             self.spawns.append((outcome.name, outcome.spawn))
+
+    def _add_failure(self, outcome: Outcome) -> None:
+        if outcome.status not in (Status.FAILURE, Status.CANCELLED):
+            return
+        if self.graph is not None:
+            stages = wf.Stages(self.graph)
+            if stages.of(outcome.name) == "past" or stages.tolerates(outcome.name):
+                return
+        who = outcome.name or outcome.handler
+        if outcome.status is Status.FAILURE:
+            self.fail(f'"{who}" failed: {outcome.error or outcome.reason}')
+        else:
+            self.fail(f'{CANCELLED} with its job "{who}"')
+
+    def _count_member(self, graph: wf.Graph, outcome: Outcome) -> None:
+        if outcome.status not in ENDED or wf.Stages(graph).of(outcome.name) != "main":
+            return
+        total, done, failed = self.counts
+        if outcome.status is Status.COMPLETED:
+            self.counts = wf.Counts(total, done + 1, failed)
+        else:
+            self.counts = wf.Counts(total, done, failed + 1)
+
+    @property
+    def members(self) -> wf.Members | None:
+        """How far its batch is, None for a request whose jobs are all in its graph."""
+        if self.graph is None or not self.graph.members:
+            return None
+        return wf.Members(*self.counts, held=self.pending in ("fill", "reopen"))
+
+    def check_failures(self) -> None:
+        """Fail it if more of its jobs failed than may."""
+        most = None if self.graph is None else self.graph.max_failures
+        if most is not None and self.counts.failed > most:
+            self.fail(f"{self.counts.failed} of {self.counts.total} jobs failed, max_failures is {most}")
 
     def merge(self) -> None:
         """Merge what its jobs returned into its extras."""
@@ -120,7 +155,13 @@ class RequestUpdate:
     def decide(self, states: list[wf.JobState]) -> bool:
         """Decide by the states of its jobs; True if waiting jobs must be cancelled first."""
         assert self.graph is not None
-        decision = wf.decide(self.graph, states, failing=self.failing)
+        if self.members is None:
+            self.counts = wf.counts(self.graph, states)
+        self.check_failures()
+        members = self.members
+        if members is not None and self.failing is not None and self.row.error is None and not members.over:
+            self.pending = "cancel"  # in slices, by the dispatcher
+        decision = wf.decide(self.graph, states, failing=self.failing, members=self.members)
         self.status, self.step = decision.status, max(decision.step, self.step)
         self.insert.extend(decision.insert)
         return decision.cancel_waiting
@@ -160,7 +201,7 @@ def _follow(tx: Tx, batch: ClosedBatch, *, move_on: bool) -> None:
 def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> set[str]:
     """Decide, cancel waiting jobs, write every row, insert; returns the handlers that got new jobs."""
     alive = [update for update in updates if update.status is _IN_PROGRESS]
-    found = _states(tx, [update.row.id for update in alive])
+    found = _states(tx, alive)
     for item in alive:
         if item.graph is None and item.failing is not None:
             item.graph = wf.Graph(name=item.row.workflow, jobs=())  # unreadable: it can only end
@@ -173,9 +214,8 @@ def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> 
     while deciding:
         deciding = [update for update in deciding if update.decide(found[update.row.id])]
         if deciding:
-            ids = [update.row.id for update in deciding]
-            cancel_waiting(tx, ids)
-            found = _states(tx, ids)
+            cancel_waiting(tx, [update.row.id for update in deciding])
+            found = _states(tx, deciding)
     _write(tx, updates)
     over = [(u.row.id, u.status, u.graph) for u in updates if u.ended and u.graph is not None]
     tx.failed_requests += [
@@ -199,13 +239,19 @@ def _spawn(item: RequestUpdate, graph_: wf.Graph, states: list[wf.JobState]) -> 
             item.insert.clear()
             return
         item.insert.extend(made)
+        if graph_.members:
+            item.counts = item.counts._replace(total=item.counts.total + len(made))
     # Only if all are valid, so that a failing request has no waiting jobs that are not in the table.
     states.extend(wf.JobState(job.name, Status.NEW) for job in item.insert)
 
 
-def _states(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, list[wf.JobState]]:
+def _states(tx: Tx, updates: Sequence[RequestUpdate]) -> defaultdict[bytes, list[wf.JobState]]:
+    """The states of their jobs; of a batch, of those in its stages alone."""
     found: defaultdict[bytes, list[wf.JobState]] = defaultdict(list)
-    for part in chunks(ids):
+    batches = [update for update in updates if update.members is not None]
+    for update in batches:
+        found[update.row.id] = stage_states(tx, update)
+    for part in chunks([update.row.id for update in updates if update.members is None]):
         for request_id, name, status, reason in tx.query(
             f"SELECT request_id, name, status, reason FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
             f" WHERE request_id IN ({marks(part)}) AND status <> 'retry'",
@@ -213,6 +259,19 @@ def _states(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, list[wf.JobState
         ):
             found[request_id].append(job_state(name, status, reason))
     return found
+
+
+def stage_states(tx: Tx, update: RequestUpdate) -> list[wf.JobState]:
+    """The states of the jobs in `then` and `final` of a batch, by their keys: it may have many other jobs."""
+    assert update.graph is not None
+    stages = update.graph.then + update.graph.final
+    ids = [wf.job_id(update.row.id, update.row.created_at, job.name) for job in stages]
+    if not ids:
+        return []
+    rows = tx.query(
+        f"SELECT name, status, reason FROM workerd_jobs WHERE id IN ({marks(ids)}) AND status <> 'retry'", ids
+    )
+    return [job_state(*row) for row in rows]
 
 
 def job_state(name: bytes | None, status: bytes, reason: bytes | None) -> wf.JobState:
@@ -252,9 +311,12 @@ def _write(tx: Tx, updates: Sequence[RequestUpdate]) -> None:
 
 
 def _changes(tx: Tx, update: RequestUpdate) -> tuple[list[str], list[object]]:
-    sets = [NEXT_VERSION, "status = %s", "step = %s", "error = %s"]
+    sets = [NEXT_VERSION, "status = %s", "step = %s", "error = %s", "total = %s", "done = %s", "failed = %s"]
     error = None if update.status is wf.RequestStatus.COMPLETED else update.error
-    params: list[object] = [str(update.status), update.step, error]
+    params: list[object] = [str(update.status), update.step, error, *update.counts]
+    if update.pending != update.row.pending:
+        sets += ["pending = %s", "pending_after = NULL"]
+        params.append(update.pending)
     for column, text in (("extras", update.extras), ("steps", update.steps)):
         if text is not None:
             sets.append(f"{column} = %s")
@@ -277,6 +339,7 @@ def _insert(tx: Tx, updates: Sequence[RequestUpdate]) -> set[str]:
             request_id=update.row.id,
             step=job.step,
             name=job.name,
+            run_at=waits.due_at(tx, update.row.id, job) if job.handler == WAIT_HANDLER else None,
         )
         for update in updates
         for job in update.insert

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerd.clock import from_rfc3339
-from workerd.documents import Document
+from workerd.documents import Document, request_title
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
@@ -35,7 +35,6 @@ from workerd.gateway.dashboard.graph import draw
 from workerd.gateway.dashboard.jobs import state_badge
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_status
-from workerd.job import Status
 from workerd.operations import requests as operations
 from workerd.operations.requests import RequestDetails
 from workerd.workflow import REQUEST_ENDED, RequestStatus
@@ -61,7 +60,7 @@ async def requests(query: PageQuery) -> View:
         lambda tx: operations.list_(tx, **filters, rules=query.gateway.rules)
     )
     rows = [_row(request) for request in page.requests]
-    headers = ("Request", "Workflow", "State", "Step", "Created", "Duration", "Error")
+    headers = ("Request", "Workflow", "State", "Progress", "Created", "Duration", "Error")
     listing = join(
         table(
             "Requests, newest first",
@@ -101,9 +100,9 @@ def _row(request: Document) -> tuple[Child, ...]:
     request_id = request["id"]
     return (
         el("a", short_id(request_id), href=path("ui", "requests", request_id), class_="id", title=request_id),
-        request["workflow"],
+        request_title(request),
         badge(request["status"]),
-        number(request["step"]),
+        _progress(request),
         moment(request["created_at"]),
         _duration(request),
         error_text(request["error"]),
@@ -130,7 +129,7 @@ async def request(query: PageQuery) -> View:
     jobs_by_name = {job["name"]: job for job in request["jobs"] if job["name"]}
     graph = draw(details.graph, jobs_by_name) or el("p", _no_graph(details), class_="empty")
     return View(
-        f"Request {request['workflow']}",
+        f"Request {request_title(request)}",
         "/ui/requests",
         el(
             "p",
@@ -138,7 +137,7 @@ async def request(query: PageQuery) -> View:
             class_="crumbs",
         ),
         {
-            "head": _head(request, query.may_act),
+            "head": _head(details, query.may_act),
             "error": notice("bad", "Error:", request["error"]) if request["error"] else Markup(""),
             "graph": card("Graph", graph),
             "details": _facts(details),
@@ -154,25 +153,40 @@ def _no_graph(details: RequestDetails) -> str:
     return "The request has not started, and its workflow is not configured on this node."
 
 
-def _head(request: Document, may_act: bool) -> Markup:
+def _progress(request: Document) -> str:
+    failed = f", {request['failed']:,} failed" if request["failed"] else ""
+    return f"{request['done']:,} of {request['total']:,}{failed}" if request["total"] else DASH
+
+
+def _signal_button(request: Document, name: str) -> Markup:
+    return button(
+        f"Signal {name}",
+        path("requests", request["id"], "signals", name),
+        confirm=f"Give the signal {name}? Only the first one counts.",
+        target="this request",
+    )
+
+
+def _head(details: RequestDetails, may_act: bool) -> Markup:
+    request = details.request
     cancel = button(
         "Cancel",
         path("requests", request["id"], "cancel"),
         confirm="Cancel this request?",
         target="this request",
     )
+    signals = [_signal_button(request, name) for name in details.signals]
+    may_act = may_act and request["status"] not in REQUEST_ENDED
     return el(
         "div",
-        el("h1", request["workflow"], " ", badge(request["status"])),
-        el("p", cancel, class_="actions") if may_act and request["status"] not in REQUEST_ENDED else None,
+        el("h1", request_title(request), " ", badge(request["status"])),
+        el("p", signals, cancel, class_="actions") if may_act else None,
         class_="title",
     )
 
 
 def _facts(details: RequestDetails) -> Markup:
     request = details.request
-    jobs = request["jobs"]
-    completed = sum(1 for job in jobs if job["status"] == Status.COMPLETED)
     return card(
         "Details",
         facts(
@@ -181,7 +195,8 @@ def _facts(details: RequestDetails) -> Markup:
                 ("Ended", moment(request["completed_at"])),
                 ("Duration", _duration(request)),
                 ("Step", number(request["step"])),
-                ("Jobs completed", f"{completed:,} of {max(len(jobs), len(details.graph)):,}"),
+                ("Name", request["name"]),
+                ("Progress", _progress(request)),
             ]
         ),
     )

@@ -58,7 +58,23 @@ MYSQL = [
         ADD KEY workerd_holder (status, holder, priority, run_at),
         ADD KEY workerd_scheduled (due_at)""",
     """ALTER TABLE workerd_requests
-        ADD COLUMN begins_at DATETIME(6) NULL""",
+        ADD COLUMN begins_at DATETIME(6) NULL,
+        ADD COLUMN name VARCHAR(191) NULL,
+        ADD COLUMN total BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        ADD COLUMN done BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        ADD COLUMN failed BIGINT UNSIGNED NOT NULL DEFAULT 0,
+        ADD COLUMN cycle INT UNSIGNED NOT NULL DEFAULT 0,
+        ADD COLUMN pending ENUM('fill','release','cancel','reopen') NULL,
+        ADD COLUMN pending_after BINARY(16) NULL,
+        ADD KEY workerd_request_pending (pending, created_at)""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_signals (
+        request_id BINARY(16) NOT NULL,
+        name VARCHAR(191) NOT NULL,
+        payload LONGTEXT NOT NULL,
+        source VARCHAR(191) NOT NULL DEFAULT '',
+        created_at DATETIME(6) NOT NULL,
+        PRIMARY KEY (request_id, name)
+    ) {TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS workerd_errors (
         fingerprint BINARY(8) NOT NULL,
         handler VARCHAR(191) NOT NULL,
@@ -166,7 +182,29 @@ SQLITE = [
     "DROP INDEX workerd_node",
     "CREATE INDEX workerd_holder ON workerd_jobs (status, holder, priority, run_at)",
     "CREATE INDEX workerd_scheduled ON workerd_jobs (due_at) WHERE due_at IS NOT NULL",
-    f"ALTER TABLE workerd_requests ADD COLUMN {lite_time('begins_at')}",
+    *[
+        f"ALTER TABLE workerd_requests ADD COLUMN {column}"
+        for column in (
+            lite_time("begins_at"),
+            lite_name("name"),
+            lite_count("total", "NOT NULL DEFAULT 0"),
+            lite_count("done", "NOT NULL DEFAULT 0"),
+            lite_count("failed", "NOT NULL DEFAULT 0"),
+            lite_count("cycle", "NOT NULL DEFAULT 0"),
+            lite_one_of("pending", "'fill','release','cancel','reopen'"),
+            lite_id("pending_after"),
+        )
+    ],
+    "CREATE INDEX workerd_request_pending ON workerd_requests (pending, created_at)"
+    " WHERE pending IS NOT NULL",
+    f"""CREATE TABLE workerd_signals (
+        {lite_id("request_id", "NOT NULL")},
+        {lite_name("name", "NOT NULL")},
+        {lite_text("payload", "NOT NULL")},
+        {lite_name("source", "NOT NULL DEFAULT ''")},
+        {lite_time("created_at", "NOT NULL")},
+        PRIMARY KEY (request_id, name)
+    )""",
     f"""CREATE TABLE workerd_errors (
         fingerprint BLOB NOT NULL CHECK (typeof(fingerprint) = 'blob' AND length(fingerprint) = 8),
         {lite_name("handler", "NOT NULL")},

@@ -1,0 +1,250 @@
+"""Requests with their own graph: batches in slices, `then`, `finally`, failures that continue, reopening."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.support import storing as s
+from workerd.clock import SECOND, to_text
+from workerd.config.model import Config, HandlerConfig, PoolConfig
+from workerd.errors import Conflict, InvalidValue
+from workerd.job import Status, parse_id
+from workerd.operations import request_graphs
+from workerd.operations.request_graphs import Plan
+from workerd.store import batches, job_control, requests
+from workerd.store.base import Store
+
+HANDLERS = tuple(HandlerConfig(name=name, call="m:f", pool="p") for name in ("h", "after", "last"))
+CONFIG = Config(pools={"p": PoolConfig(name="p", handlers=HANDLERS)})
+THEN = [{"name": "then", "handler": "after"}]
+FINALLY = [{"name": "last", "handler": "last"}]
+
+
+def plan(store: Store, **body: Any) -> Plan:
+    return store.read(lambda tx: request_graphs.checked(tx, CONFIG, body))
+
+
+def submit(store: Store, **body: Any) -> bytes:
+    made = plan(store, **body)
+    return parse_id(store.run(lambda tx: request_graphs.submit(tx, made)).id)
+
+
+def members(count: int, **keys: Any) -> list[dict[str, Any]]:
+    return [{"name": f"m{n}", "handler": "h", "vars": {"n": n}, **keys} for n in range(count)]
+
+
+def work(store: Store) -> None:
+    """Do every slice that is pending."""
+    while store.run(batches.work).found:
+        pass
+
+
+def progress(store: Store, request_id: bytes) -> tuple[str, int, int, int]:
+    row = s.request(store, request_id)[0]
+    return row.status, row.done, row.failed, row.total
+
+
+def fail_one(store: Store) -> None:
+    (claim,) = s.claims(store, "h", 1)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+
+
+def count(store: Store, handler: str, status: str = "new") -> int:
+    return int(
+        s.value(
+            store, "SELECT COUNT(*) FROM workerd_jobs WHERE handler = %s AND status = %s", handler, status
+        )
+    )
+
+
+def test_a_batch_runs_then_and_finally(store: Store) -> None:
+    """Its jobs are held until it is complete; `then` follows the last, `finally` follows that."""
+    made = plan(store, jobs=members(5), then=THEN, **{"finally": FINALLY})
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    store.run(lambda tx: batches.add(tx, request_id, made.members[:3]))
+    store.run(lambda tx: batches.add(tx, request_id, made.members[:3]))  # its commit had no answer
+    work(store)
+    assert s.claims(store, "h") == []
+    assert progress(store, request_id) == ("queuing", 0, 0, 3)
+    store.run(lambda tx: batches.add(tx, request_id, made.members[3:]))
+    store.run(lambda tx: batches.seal(tx, request_id))
+    with pytest.raises(Conflict, match="no more jobs"):
+        store.run(lambda tx: batches.add(tx, request_id, made.members))
+    work(store)
+    assert len(s.finish(store, "h")) == 5
+    assert progress(store, request_id) == ("inprogress", 5, 0, 5)
+    assert count(store, "last") == 0
+    s.finish(store, "after")
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("completed", 5, 0, 5)
+
+
+def test_a_failure_cancels_the_rest_and_finally_runs_once(store: Store) -> None:
+    """In slices; what runs already ends by itself."""
+    request_id = submit(store, jobs=members(1200), then=THEN, **{"finally": FINALLY})
+    work(store)
+    (running,) = s.claims(store, "h", 1)
+    fail_one(store)
+    work(store)
+    assert count(store, "h", "cancelled") == 1198
+    assert count(store, "last") == 0
+    s.close(store, [s.outcome(running)])
+    assert count(store, "last") == 1
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("failed", 1, 1199, 1200)
+    assert count(store, "after") == 0
+
+
+@pytest.mark.parametrize(("most", "status"), [(2, "completed"), (1, "failed")])
+def test_failures_that_continue_leave_the_request_completed(store: Store, most: int, status: str) -> None:
+    """Unless there are more than `max_failures`; `then` needs all to have succeeded."""
+    request_id = submit(store, jobs=members(5), then=THEN, max_failures=most, **{"finally": FINALLY})
+    work(store)
+    fail_one(store)
+    fail_one(store)
+    work(store)
+    s.finish(store, "h")
+    s.finish(store, "last")
+    assert progress(store, request_id)[0] == status
+    assert count(store, "after") == 0
+    assert count(store, "last", "completed") == 1
+
+
+def test_finally_runs_after_a_cancel(store: Store) -> None:
+    """Of a batch in progress, and of one that is not complete yet."""
+    for complete in (True, False):
+        made = plan(store, jobs=members(3), **{"finally": FINALLY})
+        request_id = parse_id(store.run(lambda tx, made=made: request_graphs.begin(tx, made)).id)
+        store.run(lambda tx, made=made, key=request_id: batches.add(tx, key, made.members))
+        if complete:
+            store.run(lambda tx, key=request_id: batches.seal(tx, key))
+        store.run(lambda tx, key=request_id: requests.cancel(tx, key))
+        work(store)
+        assert len(s.finish(store, "last")) == 1
+        assert progress(store, request_id) == ("cancelled", 0, 3, 3)
+
+
+def test_a_batch_that_is_never_completed_fails(store: Store) -> None:
+    """After an hour."""
+    made = plan(store, jobs=members(3), **{"finally": FINALLY})
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    store.run(lambda tx: batches.add(tx, request_id, made.members[:2]))
+    assert not store.run(batches.expire)
+    old = to_text(store.read(lambda tx: tx.now) - 3601 * SECOND)
+    s.sql(store, "UPDATE workerd_requests SET created_at = %s", old)
+    assert store.run(batches.expire)
+    work(store)
+    row = s.request(store, request_id)[0]
+    assert row.error is not None
+    assert "never completed" in row.error
+    assert count(store, "h", "cancelled") == 2
+
+
+def test_an_empty_batch_ends_with_its_stages(store: Store) -> None:
+    """Nothing has failed."""
+    request_id = submit(store, jobs=[], then=THEN, **{"finally": FINALLY})
+    s.finish(store, "after")
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("completed", 0, 0, 0)
+
+
+def test_a_retry_by_hand_reopens_a_batch_and_finally_runs_again(store: Store) -> None:
+    """With what was cancelled beside the failed job."""
+    request_id = submit(store, jobs=members(4), then=THEN, **{"finally": FINALLY})
+    work(store)
+    (claim,) = s.claims(store, "h", 1)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("failed", 0, 4, 4)
+    store.run(lambda tx: job_control.retry(tx, claim.id))
+    work(store)
+    assert progress(store, request_id) == ("inprogress", 0, 0, 4)
+    assert len(s.finish(store, "h")) == 4
+    s.finish(store, "after")
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+    assert count(store, "last", "completed") == 2
+
+
+def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> None:
+    """What needs the failed job sees None, and its name; so does `finally`, which needs nothing."""
+    request_id = submit(
+        store,
+        jobs=[
+            {"name": "a", "handler": "h", "on_error": "continue"},
+            {"name": "b", "handler": "after", "needs": ["a"]},
+        ],
+        **{"finally": FINALLY},
+    )
+    assert progress(store, request_id) == ("inprogress", 0, 0, 2)
+    fail_one(store)
+    (claim,) = s.claims(store, "after")
+    assert (claim.needs, claim.failed) == ({"a": b"null"}, ["a"])
+    s.close(store, [s.outcome(claim)])
+    (claim,) = s.claims(store, "last")
+    assert claim.failed == ["a"]
+    s.close(store, [s.outcome(claim)])
+    assert progress(store, request_id) == ("completed", 1, 1, 2)
+
+
+def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
+    """`finally` runs after a failed `then`; a failed `finally` fails a request that had succeeded."""
+    request_id = submit(store, jobs=members(1), then=THEN, **{"finally": FINALLY})
+    work(store)
+    s.finish(store, "h")
+    s.finish(store, "after", Status.FAILURE)
+    s.finish(store, "last")
+    assert progress(store, request_id)[0] == "failed"
+    request_id = submit(store, jobs=members(1), **{"finally": FINALLY})
+    work(store)
+    s.finish(store, "h")
+    s.finish(store, "last", Status.FAILURE)
+    assert progress(store, request_id) == ("failed", 1, 0, 1)
+
+
+def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
+    """An outcome that comes again, and one of a run that was rescued meanwhile."""
+    request_id = submit(store, jobs=members(2), **{"finally": FINALLY})
+    work(store)
+    first, second = s.claims(store, "h")
+    s.close(store, [s.outcome(first)])
+    s.close(store, [s.outcome(first)])
+    assert progress(store, request_id) == ("inprogress", 1, 0, 2)
+    assert count(store, "last") == 0
+    s.close(store, [s.outcome(second), s.outcome(first)])
+    assert count(store, "last") == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"jobs": [{"name": "a", "handler": "h", "needs": ["b"]},
+                   {"name": "b", "handler": "h", "needs": ["a"]}]}, "a -> b -> a"),
+        ({"jobs": [{"name": "a", "handler": "h"}, {"name": "b", "handler": "h", "needs": ["x"]}]},
+         r"jobs\[1\]\.needs\[0\]: no job"),
+        ({"jobs": [{"name": "a", "handler": "h"}, {"name": "b", "handler": "nope"}]}, r"jobs\[1\]\.handler"),
+        ({"jobs": [{"name": "a", "handler": "h"}, {"name": "a", "handler": "h"}]}, r"jobs\[1\]\.name"),
+        ({"jobs": [{"handler": "h"}]}, r"jobs\[0\]\.name"),
+        ({"jobs": [{"name": "a"}]}, r"jobs\[0\]: expected one of handler, wait and signal"),
+        ({"jobs": [{"name": "a", "wait": "1s", "handler": "h"}]}, r"jobs\[0\]: expected one of"),
+        ({"jobs": [{"name": "a", "handler": "h", "on_error": "x"}]}, r"jobs\[0\]\.on_error"),
+        ({"jobs": [], "then": [{"name": "t", "handler": "nope"}]}, r"then\[0\]\.handler"),
+        ({"jobs": [], "max_failures": -1}, "max_failures"),
+        ({"jobs": [], "more": 1}, "more: expected one of"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_graph_is_named(store: Store, body: dict[str, Any], message: str) -> None:
+    """By its place, a cycle by its names."""
+    with pytest.raises(InvalidValue, match=message):
+        plan(store, **body)
+
+
+def test_a_chain_too_long_for_a_graph_is_refused(store: Store) -> None:
+    """At once, and without recursion."""
+    chain = [{"name": "0", "handler": "h"}]
+    chain += [{"name": str(n), "handler": "h", "needs": [str(n - 1)]} for n in range(1, 100_000)]
+    with pytest.raises(InvalidValue, match="at most 10000 jobs that need others"):
+        plan(store, jobs=chain)

@@ -1,0 +1,134 @@
+"""Waits of requests: they end when they are due, or by a signal, of which the first counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.store.test_batches import plan, progress, submit
+from tests.support import storing as s
+from workerd.clock import LATEST, to_text
+from workerd.errors import Conflict, InvalidValue, NotFound
+from workerd.job import new_id
+from workerd.store import claims, requests, signals
+from workerd.store.base import Store
+
+AFTER = {"name": "b", "handler": "after", "needs": ["approve"]}
+
+
+def approval(**keys: Any) -> list[dict[str, Any]]:
+    return [{"name": "approve", "signal": "approved", **keys}, AFTER]
+
+
+def give(store: Store, request_id: bytes, payload: bytes = b'{"by":"me"}') -> None:
+    store.run(lambda tx: signals.deliver(tx, request_id, "approved", payload, "me", {}))
+
+
+def pass_due(store: Store) -> int:
+    store.run(lambda tx: claims.promote_due(tx, 100))
+    return store.run(lambda tx: signals.pass_due(tx, 100)).due
+
+
+def make_due(store: Store) -> None:
+    s.sql(store, "UPDATE workerd_jobs SET run_at = '2026-01-01 00:00:00' WHERE handler = '~wait'")
+
+
+def test_a_signal_ends_its_wait(store: Store) -> None:
+    """Later jobs find its payload; a second one is refused, and so is one for an ended request."""
+    request_id = submit(store, jobs=approval())
+    assert s.request(store, request_id)[1]["approve"].run_at == LATEST
+    assert pass_due(store) == 0
+    give(store, request_id)
+    with pytest.raises(Conflict, match="given before"):
+        give(store, request_id)
+    (claim,) = s.claims(store, "after")
+    assert claim.needs == {"approve": b'{"by":"me"}'}
+    s.close(store, [s.outcome(claim)])
+    assert progress(store, request_id) == ("completed", 2, 0, 2)
+    with pytest.raises(Conflict, match="already ended"):
+        give(store, request_id)
+
+
+def test_a_signal_that_comes_early_is_kept(store: Store) -> None:
+    """Until the job that waits for it is reached."""
+    request_id = submit(
+        store,
+        jobs=[
+            {"name": "a", "handler": "h"},
+            {"name": "approve", "signal": "approved", "needs": ["a"], "timeout": "7d"},
+            AFTER,
+        ],
+    )
+    give(store, request_id)
+    s.finish(store, "h")
+    assert pass_due(store) == 1
+    (claim,) = s.claims(store, "after")
+    assert claim.needs == {"approve": b'{"by":"me"}'}
+
+
+def test_a_name_that_nothing_waits_for_is_refused(store: Store) -> None:
+    """With the names there are."""
+    request_id = submit(store, jobs=approval())
+    with pytest.raises(InvalidValue, match='waits for "no"; its signals are: approved'):
+        store.run(lambda tx: signals.deliver(tx, request_id, "no", b"1", "me", {}))
+    with pytest.raises(NotFound):
+        give(store, new_id())
+
+
+@pytest.mark.parametrize(("on_timeout", "status"), [("fail", "failed"), ("continue", "completed")])
+def test_a_signal_that_does_not_come_in_time(store: Store, on_timeout: str, status: str) -> None:
+    """Fails the request, or leaves None and its name to what needs it."""
+    request_id = submit(store, jobs=approval(timeout="1h", on_timeout=on_timeout))
+    assert pass_due(store) == 0
+    make_due(store)
+    assert pass_due(store) == 1
+    for claim in s.claims(store, "after"):
+        assert (claim.needs, claim.failed) == ({"approve": b"null"}, ["approve"])
+        s.close(store, [s.outcome(claim)])
+    row, jobs = s.request(store, request_id)
+    assert row.status == status
+    assert jobs["approve"].reason == "deadline"
+
+
+def test_a_wait_counts_from_when_it_is_ready(store: Store) -> None:
+    """Or ends at its time; nobody claims it."""
+    request_id = submit(
+        store,
+        jobs=[
+            {"name": "a", "handler": "h"},
+            {"name": "cool", "wait": "2h", "needs": ["a"]},
+            {"name": "until", "wait": "2026-01-01T00:00:00Z", "needs": ["a"]},
+            {"name": "b", "handler": "after", "needs": ["cool", "until"]},
+        ],
+    )
+    assert set(s.request(store, request_id)[1]) == {"a"}
+    s.finish(store, "h")
+    assert pass_due(store) == 1
+    assert s.states(store, request_id)[1] == {"a": "completed", "cool": "scheduled", "until": "completed"}
+    make_due(store)
+    pass_due(store)
+    s.finish(store, "after")
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
+def test_a_configured_workflow_waits_too(store: Store) -> None:
+    """A signal that comes before it is picked up is kept."""
+    made = plan(store, jobs=approval())
+    flow = s.workflow("flow", "h")
+    flow = type(flow)(name="flow", jobs=made.graph.jobs)
+    request_id = store.run(lambda tx: requests.submit(tx, "flow", b"{}")).id
+    store.run(lambda tx: signals.deliver(tx, request_id, "approved", b"1", "me", {"flow": flow}))
+    store.run(lambda tx: requests.pickup(tx, {"flow": flow}, 10))
+    pass_due(store)
+    s.finish(store, "after")
+    assert progress(store, request_id)[0] == "completed"
+
+
+def test_a_cancelled_request_waits_no_more(store: Store) -> None:
+    """Its wait is cancelled; a due one of an ended request changes nothing."""
+    request_id = submit(store, jobs=approval(timeout="1h"))
+    store.run(lambda tx: requests.cancel(tx, request_id))
+    assert progress(store, request_id)[0] == "cancelled"
+    s.sql(store, "UPDATE workerd_jobs SET finished_at = %s", to_text(1))
+    assert pass_due(store) == 0

@@ -1,0 +1,89 @@
+"""Batches in a running daemon whose processes are killed: `finally` runs exactly once, whatever dies."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.support.daemon import HANDLERS, ROOT, Daemon
+from tests.support.eventually import eventually
+from workerd.client import Client
+from workerd.store import columns
+from workerd.store.base import Store
+
+CONFIG = f"""
+[defaults]
+path = ["{ROOT}"]
+max_attempts = 1
+backoff = {{ first = "10ms", factor = 1.0, max = "10ms", jitter = 0.0 }}
+[dispatcher]
+poll = "50ms"
+lease = "2s"
+[pools.work]
+workers = 2
+restart = {{ intensity = 1000, period = "1m" }}
+[handlers.noop]
+call = "{HANDLERS}:noop"
+pool = "work"
+[handlers.behave]
+call = "{HANDLERS}:behave"
+pool = "work"
+[handlers.last]
+call = "{HANDLERS}:noop"
+pool = "work"
+"""
+KILLED = ("ingester", "dispatcher", "pool:work")
+
+
+def batch(n: int) -> tuple[list[dict[str, Any]], int | None]:
+    """Jobs that succeed, or one of which fails, and how many may: each kind in turn."""
+    jobs: list[dict[str, Any]] = [{"name": f"m{i}", "handler": "noop"} for i in range(3)]
+    if n % 3:
+        jobs.append({"name": "bad", "handler": "behave", "vars": {"kind": "failure"}})
+    return jobs, 5 if n % 3 == 1 else None
+
+
+@pytest.mark.parametrize(
+    "count", [30, pytest.param(1000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
+)
+def test_finally_runs_exactly_once_whatever_is_killed(
+    start_daemon: Callable[..., Daemon], store: Store, count: int
+) -> None:
+    """Each batch ends as its jobs did, and has one job of `finally`, which succeeded."""
+    daemon = start_daemon(CONFIG)
+    expected: dict[bytes, str] = {}
+    with Client(daemon.path) as client:
+        victims = itertools.cycle(KILLED)
+        for n in range(count):
+            jobs, most = batch(n)
+            made = client.batch(jobs, finally_={"name": "end", "handler": "last"}, max_failures=most)
+            expected[bytes.fromhex(made.id.replace("-", ""))] = "failed" if n % 3 == 2 else "completed"
+            if n % 10 == 9:
+                victim = next(victims)
+                eventually(lambda victim=victim: daemon.pid(victim))
+                daemon.kill(victim)
+
+    def ended() -> dict[bytes, str]:
+        rows = store.read(lambda tx: tx.query("SELECT id, status FROM workerd_requests"))
+        return {row[0]: columns.text(row[1]) for row in rows}
+
+    eventually(
+        lambda: set(ended().values()) <= {"completed", "failed"},
+        timeout=600,
+        state=lambda: Counter(ended().values()),
+    )
+    rows = store.read(
+        lambda tx: tx.query(
+            "SELECT request_id, status FROM workerd_jobs WHERE handler = 'last' AND status <> 'retry'"
+        )
+    )
+    assert Counter(row[0] for row in rows) == dict.fromkeys(expected, 1)
+    assert ended().keys() == expected.keys()
+    # A run that was lost with its pool may fail a batch, but none ends better than its jobs.
+    assert all(status == "failed" for key, status in ended().items() if expected[key] == "failed")
+    counts = store.read(lambda tx: tx.query("SELECT total, done, failed FROM workerd_requests"))
+    assert all(total == done + failed for total, done, failed in counts)

@@ -1,0 +1,257 @@
+"""Requests that bring their own graph: checked as a whole, then written at once or in slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import msgspec
+
+from workerd import workflow as wf
+from workerd.config import validators as v
+from workerd.config.build import MAX_WORKFLOW_JOBS
+from workerd.config.graph import cycle as find_cycle
+from workerd.config.graph import depths
+from workerd.config.model import WAIT_HANDLER, Config, WorkflowJob
+from workerd.config.workflow_jobs import JOB_KEYS, job_of
+from workerd.documents import Enqueued, json_value
+from workerd.errors import InvalidValue
+from workerd.job import id_text, parse_id
+from workerd.job_spec import JobSpec, NewJob, check, params_json
+from workerd.operations.enqueue import KEY_USED, check_spec_vars
+from workerd.store import batches, handlers, requests
+from workerd.store.base import Tx
+
+SLICE_JOBS = 1000
+"""Jobs of a batch that one transaction writes."""
+MAX_MEMBERS = 1_000_000
+MAX_STAGE_JOBS = 1000
+MAX_FAILURES = v.integer(0, 2**31 - 1)
+KEYS = ("jobs", "then", "finally", "params", "name", "max_failures")
+
+
+class Plan(NamedTuple):
+    """A checked request; `members`: the jobs of a batch, whose graph has only `then` and `finally`."""
+
+    graph: wf.Graph
+    members: list[NewJob]
+    params: bytes
+    name: str | None
+
+
+class _Item(NamedTuple):
+    """A job as it was given; `options`: of a JobSpec, what only a batch can keep."""
+
+    keys: dict[str, Any]
+    options: NewJob | None
+
+
+def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
+    """The request that this document describes. Raises InvalidValue, which names the place or the cycle."""
+    unknown = sorted(body.keys() - set(KEYS))
+    if unknown:
+        raise InvalidValue(f"{unknown[0][:60]}: expected one of {', '.join(KEYS)}")
+    known = handlers.known(tx)
+    name, most = body.get("name"), body.get("max_failures")
+    items = _items("jobs", body.get("jobs"), config)
+    jobs = _jobs("jobs", items, known, config, "continue" if most is not None else "fail")
+    names = dict.fromkeys(job.name for job in jobs)
+    members = _is_batch(jobs)
+    if members and len(jobs) > MAX_MEMBERS:
+        raise InvalidValue(f"jobs: expected at most {MAX_MEMBERS} jobs, got {len(jobs)}")
+    if not members and any(item.options is not None for item in items):
+        raise InvalidValue(
+            "jobs: a JobSpec cannot stand beside jobs that need others, wait, or differ in on_error"
+        )
+    stages: dict[str, tuple[WorkflowJob, ...]] = {}
+    first = 0 if members else 1 + max((job.step for job in _ordered("jobs", jobs, {}, 0)), default=-1)
+    for key in ("then", "finally"):
+        stage = _jobs(key, _items(key, body.get(key), config, MAX_STAGE_JOBS), known, config, "fail")
+        _refuse_taken(key, stage, names)
+        stages[key] = _ordered(key, stage, names, first)
+        names |= dict.fromkeys(job.name for job in stage)
+        first += 1 + max((job.step for job in stage), default=0)
+    graph = wf.Graph(
+        name=_checked("name", v.name, name) if name is not None else "",
+        jobs=() if members else _ordered("jobs", jobs, {}, 0),
+        then=stages["then"],
+        final=stages["finally"],
+        max_failures=_checked("max_failures", v.count_or_none(0, 2**31 - 1), most)
+        if most is not None
+        else None,
+        members=members,
+        on_error=jobs[0].on_error if members and jobs else "fail",
+    )
+    rows = [_member(job, item.options) for job, item in zip(jobs, items, strict=True)] if members else []
+    return Plan(
+        graph, rows, params_json(body.get("params") or {}, config.gateway.max_body), graph.name or None
+    )
+
+
+def _checked(key: str, validator: Any, value: object) -> Any:
+    try:
+        return validator(value)
+    except InvalidValue as error:
+        raise InvalidValue(f"{key}: {error}") from None
+
+
+def _items(key: str, given: object, config: Config, most: int | None = None) -> list[_Item]:
+    if given is None:
+        return []
+    if not isinstance(given, list | tuple):
+        raise InvalidValue(f"{key}: expected a list of jobs")
+    if most is not None and len(given) > most:
+        raise InvalidValue(f"{key}: expected at most {most} jobs, got {len(given)}")
+    return [_item(f"{key}[{number}]", number, item, config) for number, item in enumerate(given)]
+
+
+def _item(place: str, number: int, item: object, config: Config) -> _Item:
+    if isinstance(item, JobSpec):
+        try:
+            options = check(item, config.gateway.max_body)
+        except InvalidValue as error:
+            raise InvalidValue(f"{place}.{error}") from None
+        if not options.plain:
+            raise InvalidValue(f"{place}: expected no id, unique_key, delay, run_at in a batch")
+        keys = {"name": str(number + 1), "handler": item.handler, "vars": json_value(options.vars)}
+        return _Item(keys, options)
+    if not isinstance(item, Mapping):
+        raise InvalidValue(f"{place}: expected a job")
+    for key in item:
+        if key not in JOB_KEYS:
+            raise InvalidValue(f"{place}.{str(key)[:60]}: expected one of {', '.join(JOB_KEYS)}")
+    given = {
+        key: _checked(f"{place}.{key}", JOB_KEYS[key], list(value) if isinstance(value, tuple) else value)
+        for key, value in item.items()
+        if value is not None
+    }
+    if "name" not in given:
+        raise InvalidValue(f"{place}.name: expected a name, got none")
+    return _Item(given, None)
+
+
+def _jobs(
+    key: str, items: Sequence[_Item], known: Mapping[str, bytes | None], config: Config, on_error: str
+) -> list[WorkflowJob]:
+    """The jobs of one list, whose handlers are known and whose names are their own."""
+    made: list[WorkflowJob] = []
+    names: set[str] = set()
+    configured = config.handlers
+    for number, item in enumerate(items):
+        place = f"{key}[{number}]"
+        keys = dict(item.keys)
+        if "handler" in keys:
+            keys.setdefault("on_error", on_error)
+        try:
+            job = job_of(keys)
+        except InvalidValue as error:
+            raise InvalidValue(f"{place}: {error}") from None
+        if job.name in names:
+            raise InvalidValue(f'{place}.name: another job has the name "{job.name}"')
+        names.add(job.name)
+        if job.handler != WAIT_HANDLER:
+            if job.handler not in known and job.handler not in configured:
+                raise InvalidValue(f'{place}.handler: handler "{job.handler}" not found')
+            try:
+                check_spec_vars(job.handler, job.vars, known.get(job.handler))
+            except InvalidValue as error:
+                raise InvalidValue(f"{place}.vars: {error}") from None
+        made.append(job)
+    return made
+
+
+def _is_batch(jobs: Sequence[WorkflowJob]) -> bool:
+    """Whether no job needs another or waits, and all treat a failure alike."""
+    if any(job.needs or job.handler == WAIT_HANDLER for job in jobs):
+        return False
+    return len({job.on_error for job in jobs}) <= 1
+
+
+def _refuse_taken(key: str, stage: Sequence[WorkflowJob], names: Mapping[str, None]) -> None:
+    for number, job in enumerate(stage):
+        if job.name in names:
+            raise InvalidValue(f'{key}[{number}].name: another job has the name "{job.name}"')
+
+
+def _ordered(
+    key: str, jobs: Sequence[WorkflowJob], before: Mapping[str, None], first: int
+) -> tuple[WorkflowJob, ...]:
+    """The jobs after everything that they need. Raises InvalidValue for a cycle, or a need that is no job."""
+    if len(jobs) > MAX_WORKFLOW_JOBS:
+        raise InvalidValue(
+            f"{key}: expected at most {MAX_WORKFLOW_JOBS} jobs that need others or wait, got {len(jobs)};"
+            f" of jobs without needs a request may have {MAX_MEMBERS}"
+        )
+    names = {job.name for job in jobs}
+    for number, job in enumerate(jobs):
+        for place, need in enumerate(job.needs):
+            if need not in names and need not in before:
+                raise InvalidValue(f'{key}[{number}].needs[{place}]: no job has the name "{need[:60]}"')
+    needs = {job.name: job.needs for job in jobs}
+    depth = depths(needs)
+    if waiting := {name: of for name, of in needs.items() if name not in depth}:
+        raise InvalidValue(f"{key}: expected no cycle, got {' -> '.join(find_cycle(waiting))}")
+    made = [msgspec.structs.replace(job, step=first + depth[job.name]) for job in jobs]
+    return tuple(sorted(made, key=lambda job: job.step))
+
+
+def _member(job: WorkflowJob, options: NewJob | None) -> NewJob:
+    plain = options or NewJob(handler=job.handler, vars=msgspec.json.encode(job.vars))
+    return msgspec.structs.replace(plain, name=job.name)
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def submit(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
+    """Write the whole request in this transaction. One that exists under this id is left as it is."""
+    done = begin(tx, plan, request_id)
+    if done.created and plan.graph.members:
+        for part in slices(plan):
+            batches.add(tx, parse_id(done.id), part)
+        batches.seal(tx, parse_id(done.id))
+    return done
+
+
+def begin(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
+    """Write the request, without the jobs of a batch: `add` them slice by slice, then `seal` it."""
+    done = requests.submit_graph(tx, plan.graph, plan.params, plan.name, request_id)
+    return Enqueued(id_text(done.id), done.created)
+
+
+def submit_in_slices(run: Callable[[Callable[[Tx], Any]], Any], plan: Plan) -> Enqueued:
+    """Write the request in as many transactions as it takes; `run` does one.
+
+    What is not completed so, because this program dies, fails after an hour.
+    """
+    done: Enqueued = run(lambda tx: begin(tx, plan))
+    if plan.graph.members:
+        key = parse_id(done.id)
+        for part in slices(plan):
+            run(partial(add, request_id=key, part=part))
+        run(partial(seal, request_id=key))
+    return done
+
+
+def slices(plan: Plan) -> Iterable[Sequence[NewJob]]:
+    """The jobs of a batch, as many as one transaction writes."""
+    return (plan.members[n : n + SLICE_JOBS] for n in range(0, len(plan.members), SLICE_JOBS))
+
+
+def add(tx: Tx, request_id: bytes, part: Sequence[NewJob]) -> None:
+    """Add jobs to a batch. Raises Conflict if it takes no more."""
+    batches.add(tx, request_id, part)
+
+
+def seal(tx: Tx, request_id: bytes) -> None:
+    """Begin a batch: all its jobs are there."""
+    batches.seal(tx, request_id)
+
+
+def check_repeat(tx: Tx, request_id: bytes, plan: Plan) -> None:
+    """See that the request whose id is derived from a key is that of the first call. Raises InvalidValue."""
+    row, _ = requests.get(tx, request_id)
+    total = len(plan.members) or len(plan.graph.jobs)
+    if row.steps != wf.encode(plan.graph) or row.params != plan.params or row.total < total:
+        raise InvalidValue(KEY_USED)

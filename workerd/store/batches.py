@@ -1,0 +1,182 @@
+"""Batches: requests of many jobs that need nothing of each other, written and cancelled in slices.
+
+Each job is a row from the start, held until the batch is complete; the request counts how many have ended, in
+the transaction that ends them. So no step reads all rows, or locks the request for long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd import workflow as wf
+from workerd.clock import LATEST, SECOND
+from workerd.errors import Conflict, NotFound
+from workerd.job import AttemptRef
+from workerd.job_spec import NewJob
+from workerd.store import columns, job_control, jobs, workflows
+from workerd.store.base import Tx
+from workerd.store.columns import RequestRow
+from workerd.store.workflows import RequestUpdate, apply
+
+HELD_AT = LATEST
+"""`run_at` of a job whose batch is not complete yet."""
+SLICE_ROWS = 500
+COMPLETE_WITHIN_S = 3600
+NEVER_COMPLETED = "never completed: its jobs had not all arrived after 1 h"
+
+
+class Worked(NamedTuple):
+    """Whether there was anything to do, and the handlers that got jobs."""
+
+    found: bool
+    handlers: set[str]
+
+
+def _locked(tx: Tx, request_id: bytes) -> RequestRow:
+    row = columns.lock_requests(tx, [request_id]).get(request_id)
+    if row is None:
+        raise NotFound("Request not found. `workerd request list` lists existing requests.")
+    return row
+
+
+def add(tx: Tx, request_id: bytes, new: Sequence[NewJob]) -> None:
+    """Add jobs to a batch that is not complete; those that it has are left as they are.
+
+    Raises NotFound, Conflict if it is complete or has ended.
+    """
+    row = _locked(tx, request_id)
+    if row.pending != "fill":
+        raise Conflict("The request takes no more jobs: it is complete, or has ended.")
+    members = [
+        msgspec.structs.replace(
+            job,
+            id=wf.job_id(row.id, row.created_at, job.name or ""),
+            request_id=row.id,
+            run_at=HELD_AT,
+        )
+        for job in new
+    ]
+    created = sum(one.created for one in jobs.insert(tx, members))
+    tx.execute("UPDATE workerd_requests SET total = total + %s WHERE id = %s", (created, row.id))
+
+
+def seal(tx: Tx, request_id: bytes) -> set[str]:
+    """Begin a batch: it is complete; returns the handlers that got jobs. Raises NotFound.
+
+    Its jobs are released in slices. A second call changes nothing.
+    """
+    row = _locked(tx, request_id)
+    if row.pending != "fill":
+        return set()
+    item = _begun(row)
+    item.pending = "release" if row.total else None
+    return apply(tx, [item])
+
+
+def _begun(row: RequestRow) -> RequestUpdate:
+    item = RequestUpdate(row)
+    item.status = wf.RequestStatus.INPROGRESS
+    item.read(row.steps or b"")
+    return item
+
+
+def work(tx: Tx) -> Worked:
+    """One slice of the oldest batch whose jobs are to be released, cancelled or retried."""
+    found = tx.one(
+        f"SELECT id FROM workerd_requests {tx.dialect.hint('workerd_request_pending')}"
+        " WHERE pending IN ('release','cancel','reopen') ORDER BY pending, created_at"
+        f" LIMIT 1{tx.dialect.skip_locked}"
+    )
+    if found is None:
+        return Worked(False, set())
+    row = _locked(tx, found[0])
+    item = RequestUpdate(row)
+    slices = {"release": _release, "cancel": _cancel, "reopen": _reopen}
+    done = slices[row.pending](tx, row, item) if row.pending in slices else _Slice(None, set())
+    if done.last is None:
+        item.pending = None
+    handlers = done.handlers | apply(tx, [item])
+    if done.last is not None and item.pending == row.pending:
+        tx.execute("UPDATE workerd_requests SET pending_after = %s WHERE id = %s", (done.last, row.id))
+    return Worked(True, handlers)
+
+
+class _Slice(NamedTuple):
+    """The last job of a slice, None if it was the last slice."""
+
+    last: bytes | None
+    handlers: set[str]
+
+
+def _rows(
+    tx: Tx, row: RequestRow, condition: str, params: Sequence[object], limit: int
+) -> tuple[list[AttemptRef], set[str], bytes | None]:
+    """The next rows of a batch that meet the condition, their handlers, and where the next slice begins."""
+    found = tx.query(
+        f"SELECT id, attempt, handler FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        f" WHERE request_id = %s AND id > %s AND {condition} ORDER BY id, attempt LIMIT %s",
+        [row.id, row.pending_after or b"", *params, limit],
+    )
+    refs = [AttemptRef(job_id, attempt) for job_id, attempt, _ in found]
+    handlers = {columns.lenient(handler) or "" for _, _, handler in found}
+    return refs, handlers, refs[-1].id if len(refs) == limit else None
+
+
+def _release(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
+    held = columns.at(HELD_AT)
+    refs, handlers, last = _rows(tx, row, "status = 'scheduled' AND run_at = %s", [held], SLICE_ROWS)
+    if refs:
+        tx.execute(
+            f"UPDATE workerd_jobs SET status = 'new', run_at = %s"
+            f" WHERE ({columns.keys(refs)}) AND status = 'scheduled'",
+            (columns.at(tx.now),),
+        )
+    return _Slice(last, handlers)
+
+
+def _cancel(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
+    refs, _, last = _rows(tx, row, "status IN ('scheduled','new')", [], SLICE_ROWS)
+    if item.graph is None:
+        return _Slice(last, set())
+    staged = {wf.job_id(row.id, row.created_at, job.name) for job in (*item.graph.then, *item.graph.final)}
+    refs = [ref for ref in refs if ref.id not in staged]
+    if refs:
+        now = columns.at(tx.now)
+        cancelled = tx.execute(
+            "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
+            f" finished_at = %s, ingested_at = %s WHERE ({columns.keys(refs)})"
+            " AND status IN ('scheduled','new')",
+            (workflows.REQUEST_OVER, now, now),
+        )
+        item.counts = item.counts._replace(failed=item.counts.failed + cancelled)
+    return _Slice(last, set())
+
+
+def _reopen(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
+    """Retry what was cancelled only because the batch had failed."""
+    condition = "status = 'cancelled' AND error = %s"
+    refs, handlers, last = _rows(tx, row, condition, [workflows.REQUEST_OVER], SLICE_ROWS)
+    for ref in refs:
+        job_control.again(tx, *ref)
+    item.counts = item.counts._replace(failed=max(0, item.counts.failed - len(refs)))
+    return _Slice(last, handlers)
+
+
+def expire(tx: Tx) -> bool:
+    """Fail the oldest batch whose jobs have not all arrived in time; whether there was one."""
+    found = tx.one(
+        f"SELECT id FROM workerd_requests {tx.dialect.hint('workerd_request_pending')}"
+        f" WHERE pending = 'fill' AND created_at < %s ORDER BY created_at LIMIT 1{tx.dialect.skip_locked}",
+        (columns.at(tx.now - COMPLETE_WITHIN_S * SECOND),),
+    )
+    if found is None:
+        return False
+    row = _locked(tx, found[0])
+    if row.pending == "fill":
+        item = _begun(row)
+        item.fail(NEVER_COMPLETED)
+        apply(tx, [item])
+    return True
