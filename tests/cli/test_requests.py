@@ -65,3 +65,18 @@ def test_a_graph_of_a_file_and_a_signal(cli: CommandLine, tmp_path: Path) -> Non
     assert cli("request", "signal", request_id, "approved", check=False).returncode == 1
     eventually(lambda: cli.json("request", "show", request_id)["status"] == "completed")
     assert cli("request", "submit", check=False).returncode == 2
+
+
+def test_a_retry_says_that_it_reopens_the_request(cli: CommandLine, tmp_path: Path) -> None:
+    """And that its `finally` runs again."""
+    file = tmp_path / "graph.json"
+    file.write_text(
+        '{"jobs": [{"name": "bad", "handler": "behave", "vars": {"kind": "failure"}}],'
+        ' "finally": [{"name": "end", "handler": "add", "vars": {"a": 1}}]}'
+    )
+    request_id = cli.id("request", "submit", "--graph", str(file))
+    eventually(lambda: cli.json("request", "show", request_id)["status"] == "failed")
+    jobs = {job["name"]: job["id"] for job in cli.json("request", "show", request_id)["jobs"]}
+    said = cli("job", "retry", jobs["bad"]).stderr
+    assert f"Request {request_id} is reopened; its finally runs again" in said
+    eventually(lambda: len(cli.json("request", "show", request_id)["jobs"]) == 3)

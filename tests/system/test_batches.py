@@ -73,7 +73,7 @@ def test_finally_runs_exactly_once_whatever_is_killed(
 
     eventually(
         lambda: set(ended().values()) <= {"completed", "failed"},
-        timeout=600,
+        within=600,
         state=lambda: Counter(ended().values()),
     )
     rows = store.read(

@@ -41,6 +41,7 @@ from workerd.operations.access import Tx
 from workerd.operations.edit import Edit, values_of
 from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import admit_texts
+from workerd.operations.requests import reopening_note
 from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
 from workerd.text import line, plural
@@ -262,6 +263,9 @@ def retry(
         raise UsageError("Name the one job that gets these arguments: job retry ID key=value.")
 
     def retry_one(session: CommandSession, key: bytes) -> str:
+        if note := session.read(lambda tx: reopening_note(tx, key)):
+            notify(note)
+
         def work(tx: Tx) -> int:
             values = values_of(tx, key, texts) if texts else None
             return jobs.retry(tx, session.actor, key, fresh=fresh, config=session.config, vars_=values)

@@ -21,7 +21,7 @@ from workerd.operations.rules import UNREDACTED, Rules
 from workerd.store import queries, requests, signals
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
-from workerd.workflow import Graph, RequestStatus, decode, graph_of, of_cycle
+from workerd.workflow import REQUEST_ENDED, Graph, RequestStatus, decode, graph_of, of_cycle
 
 FAILED_LATELY_S = 15 * 60
 """What `workerd_requests_failed` counts; alerts fire for as long."""
@@ -173,6 +173,17 @@ def list_(
 def failed_lately(tx: Tx) -> dict[str, int]:
     """Requests that failed within FAILED_LATELY_S, by workflow."""
     return requests.failed_since(tx, tx.now - FAILED_LATELY_S * SECOND)
+
+
+def reopening_note(tx: Tx, job_id: bytes) -> str | None:
+    """What a retry of this job by hand does to its ended request besides, None if nothing."""
+    request_id = queries.request_of(tx, job_id)
+    row = requests.find(tx, request_id) if request_id is not None else None
+    if row is None or row.status not in REQUEST_ENDED:
+        return None
+    graph = _graph(row)
+    again = "; its finally runs again at its new end" if graph is not None and graph.final else ""
+    return f"Request {id_text(row.id)} is reopened{again}."
 
 
 def cancel(tx: Tx, actor: Actor, request_id: bytes) -> Literal["ended", "asked"]:

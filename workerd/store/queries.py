@@ -281,3 +281,9 @@ def ended_of(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
         list(ids),
     )
     return {row[0] for row in rows}
+
+
+def request_of(tx: Tx, job_id: bytes) -> bytes | None:
+    """The request of a job, None without one."""
+    row = tx.one("SELECT request_id FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
+    return None if row is None else row[0]

@@ -96,6 +96,12 @@ def submit_graph(
     return Submitted(ident, bool(created))
 
 
+def find(tx: Tx, request_id: bytes) -> RequestRow | None:
+    """The request without its jobs, None if there is none."""
+    row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
+    return None if row is None else request(row)
+
+
 def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
     """The request and the current rows of its jobs, in the order of steps. Raises NotFound."""
     row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
