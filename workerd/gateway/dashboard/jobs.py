@@ -196,9 +196,7 @@ def _head(details: JobDetails, may_act: bool) -> Markup:
     if details.cancel_requested and job["status"] in LIVE:
         action = el("span", "cancellation requested", class_="sub")
     elif may_act and job["status"] not in LIVE:
-        question = (
-            "Retry this job? Its request is reopened, and its finally, if any, runs again at the new end."
-        )
+        question = "Retry this job? Its request is reopened, and its finally runs again at the new end."
         confirm = question if job["request_id"] else None
         action = button("Retry", path("jobs", job["id"], "retry"), confirm=confirm, target="this job")
     elif may_act:
