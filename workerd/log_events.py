@@ -69,6 +69,7 @@ EVENTS: dict[str, str] = {
     "worker.fork_failed": "The kernel refused to fork a worker; it is retried.",
     "worker.not_ready": "A worker could not load its handlers or run `init`.",
     # -- ingester
+    "state.refused": "The store refused what `count` running attempts saved; it is not in their rows.",
     "handler.write_delayed": "Other transactions lock the rows of handlers; they are written later.",
     "logs.left_out": "The spool is more than half full: until it is empty, logs of attempts are not kept.",
     "outcome.refused": "The store refused an outcome; its attempt ended as `refused`.",

@@ -10,7 +10,7 @@ from workerd.operations import limits as operations
 
 
 def limits(c: ConfigPath = None, json: AsJson = False) -> None:
-    """List limits: what they allow, how much is used and waits, who holds them."""
+    """List limits: what they allow, what is used, who holds them."""
     with open_session(c) as session:
         found = session.read(lambda tx: operations.list_(tx, session.config))
     if json:

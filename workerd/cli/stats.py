@@ -10,9 +10,9 @@ from workerd.text import seconds_text
 
 
 def stats(c: ConfigPath = None, json: AsJson = False) -> None:
-    """Show each handler's waiting and running jobs, workers and rates, over all nodes.
+    """Show waiting and running jobs, workers and rates by handler.
 
-    Rates are averages of the last minute.
+    They are those of all nodes; rates are averages of the last minute.
     """
     with open_session(c) as session:
         found = session.read(lambda tx: operations.read(tx, session.config))
