@@ -97,6 +97,20 @@ def test_a_failure_cancels_the_rest_and_finally_runs_once(store: Store) -> None:
     assert count(store, "after") == 0
 
 
+def test_what_is_released_after_a_failure_is_cancelled_by_the_sweep(store: Store) -> None:
+    """The slices had passed it when its claim was given back."""
+    request_id = submit(store, jobs=members(3), **{"finally": FINALLY})
+    work(store)
+    held, failed, _ = s.claims(store, "h")
+    s.close(store, [s.outcome(failed, Status.FAILURE)])
+    work(store)
+    s.sql(store, "UPDATE workerd_jobs SET status = 'new', node_id = NULL WHERE id = %s", held.id)
+    assert store.run(lambda tx: requests.sweep(tx, {}, 10)).repaired == 1
+    work(store)
+    assert s.status(store, held.id) == "cancelled"
+    assert progress(store, request_id)[:3] == ("inprogress", 0, 2)
+
+
 @pytest.mark.parametrize(("most", "status"), [(2, "completed"), (1, "failed")])
 def test_failures_that_continue_leave_the_request_completed(store: Store, most: int, status: str) -> None:
     """Unless there are more than `max_failures`; `then` needs all to have succeeded."""

@@ -395,11 +395,24 @@ def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> 
     if item.graph is None:
         return item if item.failing is not None else None
     if item.members is not None:
+        if item.failing and not item.pending and not item.members.over and _has_waiting(tx, row.id):
+            item.pending = "cancel"  # what was tried again, or released, behind the slices
+            return item
         decision = wf.decide(item.graph, stage_states(tx, item), failing=item.failing, members=item.members)
     else:
         decision = _decision(tx, item, item.graph)
     moves = decision.insert or decision.cancel_waiting or decision.status is not RequestStatus.INPROGRESS
     return item if moves or item.steps is not None else None
+
+
+def _has_waiting(tx: Tx, request_id: bytes) -> bool:
+    """Whether a job of a batch waits; those of its stages do not yet."""
+    found = tx.one(
+        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        " WHERE request_id = %s AND status IN ('scheduled','new') LIMIT 1",
+        (request_id,),
+    )
+    return found is not None
 
 
 def _decision(tx: Tx, item: RequestUpdate, graph: wf.Graph) -> wf.WorkflowDecision:
