@@ -375,8 +375,12 @@ class Writer:
         were recorded meanwhile: then it is set aside.
         """
         outcome, error = doubt.outcome, doubt.error
+        bare = refused(outcome, error, bare=True)
+        if doubt.send_again and not others_recorded and (last_error := self._refusal(bare)):
+            raise StoreAway(f"the store refuses every outcome: {last_error}", answered=True)
+        # Once more after the store took anything at all: a fault of its own may just have gone.
         forms = [outcome] if doubt.send_again else []
-        for form in (*forms, refused(outcome, error), refused(outcome, error, bare=True)):
+        for form in (*forms, refused(outcome, error), bare):
             try:
                 locked = self._write_part([form], careful=self._careful)
             except StoreRefused as refusal:
@@ -395,6 +399,27 @@ class Writer:
             raise StoreAway(f"the store refuses every outcome: {last_error}", answered=True)
         self._dead_letters.add(outcome, last_error)
         return []
+
+    def _refusal(self, outcome: Outcome) -> str:
+        """Why the store would refuse this outcome now, empty if it would take it; nothing is changed."""
+
+        def work(tx: Tx) -> None:
+            close(tx, [outcome], self._node_id, self._follow_ups)
+            raise _Undone
+
+        try:
+            self._store.run(work, retry_for_s=RETRY_FOR_S)
+        except _Undone:
+            return ""
+        except (StoreRefused, UnreadableRow) as refusal:
+            return str(refusal)
+        except StoreBusy:
+            pass  # locked, which is no refusal
+        return ""
+
+
+class _Undone(Exception):
+    """Ends a transaction that is not to take effect."""
 
 
 class _Doubt(NamedTuple):
