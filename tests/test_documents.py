@@ -18,7 +18,8 @@ from workerd.store.queries import StoredJob
 from workerd.workflow import RequestStatus
 
 JOB_KEYS = (
-    "id", "handler", "status", "reason", "attempt", "priority", "vars", "run_at", "unique_key", "group",
+    "id", "handler", "status", "reason", "attempt", "priority", "vars", "run_at", "expires_at", "unique_key",
+    "group",
     "request_id", "step", "name", "meta", "complete", "success", "error", "error_class",
     "fingerprint", "progress", "note", "created_at",
     "claimed_at", "started_at", "finished_at", "ingested_at", "run_us", "cpu_us", "max_rss_kib",

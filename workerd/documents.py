@@ -83,6 +83,7 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     priority: int = 0
     vars: Any = None
     run_at: datetime | None = None
+    expires_at: datetime | None = None
     unique_key: str | None = None
     group: str | None = None
     request_id: str | None = None
@@ -369,7 +370,7 @@ _CONVERSIONS: dict[str, Callable[[Any], Any]] = {
         (
             "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "completed_at",
             "at", "seen_at", "paused_at", "next_at", "last_tick", "last_end", "lease_until", "first_seen",
-            "last_seen", "resolved_at", "muted_until",
+            "last_seen", "resolved_at", "muted_until", "expires_at",
         ),
         moment,
     ),

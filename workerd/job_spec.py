@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +33,9 @@ class Option(NamedTuple):
     `kind` decides its JSON schema and how its text is parsed. `flag`: "" for the name with dashes.
     """
 
-    kind: Literal["duration", "time", "priority", "count", "key", "name", "conflict", "json"]
+    kind: Literal[
+        "duration", "time", "duration or time", "priority", "count", "key", "name", "conflict", "json"
+    ]  # fmt: skip
     metavar: str
     help: str
     flag: str = ""
@@ -51,6 +54,7 @@ class JobOptions(TypedDict, total=False):
     unique_for: Duration | None
     group: str | None
     deadline: Duration | None
+    expires: Duration | datetime | None
     max_attempts: int | None
     meta: Any
 
@@ -64,8 +68,9 @@ class JobSpec:
     live job of the handler has it; `on_conflict` says what becomes of a further one: "keep" (the default),
     "replace", "debounce" (at most `max_delay` after it was made) or "follow". `unique_for`: at most one job
     of the key in each window of this length, live or not. `group`: whose job it is, for limits, turns and
-    search. `deadline`, `max_attempts`: instead of the handler's own. `meta`: any JSON value of the caller's.
-    `id`: a UUID chosen by the caller; a repeat changes nothing.
+    search. `deadline`, `expires`, `max_attempts`: instead of the handler's own; a job that has not begun so
+    long after it was due, or by that time, never does. `meta`: any JSON value of the caller's. `id`: a UUID
+    chosen by the caller; a repeat changes nothing.
     """
 
     handler: str
@@ -94,6 +99,10 @@ class JobSpec:
         str | None, Option("name", "G", "Whose job it is: limits, turns and search go by it.")
     ] = None
     deadline: Annotated[Duration | None, Option("duration", "D", "Overrides the handler's deadline.")] = None
+    expires: Annotated[
+        Duration | datetime | None,
+        Option("duration or time", "D|T", "It never begins later than this after it is due, or this time."),
+    ] = None
     max_attempts: Annotated[int | None, Option("count", "N", "Overrides the handler's max_attempts.")] = None
     meta: Annotated[Any, Option("json", "JSON", "Any JSON of yours, kept with the job.")] = None
 
@@ -123,9 +132,9 @@ one in `EnqueuedColumns`. HTTP with its schema, bulk and command line follow.
 class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A checked job as the store inserts it. `vars`, `meta`: JSON.
 
-    `run_at`: store time, or `delay`: from the store's now; `max_delay`, `unique_for`; all in microseconds.
-    `given_key`: the caller's, where `unique_key` is a reserved one. An existing `id` is left as
-    it is. `request_id`, `step`, `name`: of a job of a request.
+    `run_at`: store time, or `delay`: from the store's now; `expires_at`, or `expires_in`: from `run_at`;
+    `max_delay`, `unique_for`; all in microseconds. `given_key`: the caller's, where `unique_key` is a
+    reserved one. An existing `id` is left as it is. `request_id`, `step`, `name`: of a job of a request.
     """
 
     handler: str
@@ -143,6 +152,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     unique_for: int | None = None
     given_key: str | None = None
     group_key: str | None = None
+    expires_at: int | None = None
+    expires_in: int | None = None
     request_id: bytes | None = None
     step: int | None = None
     name: str | None = None
@@ -150,7 +161,8 @@ class NewJob(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     @property
     def plain(self) -> bool:
         """Whether it is due at once and no existing row can conflict with it."""
-        return self.id is None and self.unique_key is None and self.run_at is None and self.delay is None
+        times = (self.run_at, self.delay, self.expires_at, self.expires_in)
+        return self.id is None and self.unique_key is None and times == (None,) * len(times)
 
 
 def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
@@ -158,7 +170,10 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
     if spec.delay is not None and spec.run_at is not None:
         raise InvalidValue("give either delay or run_at, not both")
     conflict = _conflict(spec)
+    expires_at, expires_in = _expires(spec)
     return NewJob(
+        expires_at=expires_at,
+        expires_in=expires_in,
         handler=_handler(spec.handler),
         id=_id(spec.id),
         vars=_vars(spec.vars, vars_limit),
@@ -228,14 +243,34 @@ def _milliseconds(value: Duration) -> int:
     return milliseconds
 
 
-def _moment(value: datetime | str) -> int:
+_DATE = re.compile(r"\s*\d{4}-\d\d-\d\d")
+
+
+def _expires(spec: JobSpec) -> tuple[int | None, int | None]:
+    """A time, and a duration after the job is due, both in microseconds; at most one of them."""
+    value = spec.expires
+    if value is None:
+        return None, None
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE.match(value)):
+        return None, round(seconds("expires", value) * clock.SECOND)
+    moment = _moment(value, "expires")
+    # By this host's clock; what is over by the store's when it is inserted simply expires.
+    due = _moment(spec.run_at) if spec.run_at is not None else clock.now_us()
+    if spec.delay is not None:
+        due += round(seconds("delay", spec.delay) * clock.SECOND)
+    if moment < due:
+        raise InvalidValue("expires: expected a time after the job is due, got one before")
+    return moment, None
+
+
+def _moment(value: datetime | str, name: str = "run_at") -> int:
     if isinstance(value, str):
         try:
             return clock.from_rfc3339(value)
         except ValueError as error:
-            raise InvalidValue(f"run_at: {error}") from None
+            raise InvalidValue(f"{name}: {error}") from None
     if value.utcoffset() is None:
-        raise InvalidValue("run_at: expected a time with its UTC offset, got one without: set its tzinfo")
+        raise InvalidValue(f"{name}: expected a time with its UTC offset, got one without: set its tzinfo")
     return clock.from_rfc3339(value.astimezone(UTC).isoformat(timespec="microseconds"))
 
 

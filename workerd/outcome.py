@@ -28,6 +28,7 @@ class Reason(StrEnum):
     LOST = "lost"
     INTERRUPTED = "interrupted"
     CANCELLED = "cancelled"
+    EXPIRED = "expired"
 
 
 BAD_REASONS = frozenset(
@@ -226,6 +227,11 @@ def unreadable(attempt: ClaimedAttempt, why: str) -> Outcome:
 def cancelled(attempt: ClaimedAttempt, error: str) -> Outcome:
     """The attempt was cancelled before it ran."""
     return _unreported(attempt, Status.CANCELLED, Reason.CANCELLED, None, error)
+
+
+def expired(attempt: ClaimedAttempt, error: str) -> Outcome:
+    """The attempt did not begin in time."""
+    return _unreported(attempt, Status.CANCELLED, Reason.EXPIRED, None, error)
 
 
 def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:

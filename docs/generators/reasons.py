@@ -29,6 +29,7 @@ REASONS: dict[Reason, tuple[str, str]] = {
     Reason.OOM: ("retry, failure", "It used more memory than allowed. Counts as a crash."),
     Reason.LOST: ("retry, failure", "Its pool or node died, so it may have run. Ten times at most."),
     Reason.INTERRUPTED: ("retry", "The node or the pool stopped before it had finished. Uses no attempt."),
+    Reason.EXPIRED: ("cancelled", "It had not begun in time: `expires`."),
     Reason.CANCELLED: ("cancelled", "Somebody cancelled it, or its request ended."),
 }
 

@@ -117,6 +117,7 @@ _ANNOTATED: Any = Annotated
 _TYPES_AND_PARSERS: dict[str, tuple[Any, Callable[[str], Any] | None]] = {
     "duration": (float | None, parse_duration),
     "time": (str | None, None),
+    "duration or time": (str | None, None),
     "priority": (int, None),
     "count": (int | None, None),
     "key": (str | None, None),

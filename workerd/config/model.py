@@ -397,6 +397,9 @@ class HandlerConfig(ConfigValue, frozen=True):
     fair: Annotated[bool, v.boolean] = False
     """true: within a priority the groups take turns, weighted by `[groups]`; a group alone gets all workers.
     """
+    expires: Annotated[float | None, v.duration_or_none] = None
+    """A job that has not begun so long after it was due ends as `cancelled`, reason `expired`; one that was
+    enqueued with its own `expires` has that. Retries and runs of a `cooler` do not expire. "": never."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`

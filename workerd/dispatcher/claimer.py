@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from workerd import log
 from workerd.dispatcher.claim_plan import ClaimedBatch, ClaimOutlook, ClaimPlan, ClaimPlanner
@@ -31,6 +31,8 @@ _log = get_logger("dispatcher")
 class Claimer:
     """Claims what the plan allows and hands it over at once.
 
+    `expires_us`: how long after they are due jobs may begin, by handler.
+
     claimed, transactions
         Counts since the start.
     """
@@ -49,6 +51,7 @@ class Claimer:
         window: PickupWindow,
         enabled: bool,
         limited: LimitedHandlers,
+        expires_us: Mapping[str, int],
     ) -> None:
         self._tasks = tasks
         self._store = store
@@ -61,6 +64,7 @@ class Claimer:
         self._stopped = not enabled
         self._learnable: list[tuple[str, LimitedBatch]] = []  # of the transaction under way
         self._limited = limited
+        self._expires_us = expires_us
         self.claimed = 0
         self.transactions = 0
 
@@ -181,7 +185,10 @@ class Claimer:
                     self._learnable.append((handler, found))
                     batch, outlook = found.batch, self._outlook(found)
                 else:
-                    batch = claims.claim(tx, handler, limit, self._node, cursor, max_bytes)
+                    batch = claims.claim(
+                        tx, handler, limit, self._node, cursor, max_bytes,
+                        expires_us=self._expires_us.get(handler),
+                    )  # fmt: skip
                 max_bytes -= batch.size
                 claimed.append(ClaimedBatch(link, handler, limit, batch, outlook))
                 limit -= len(batch.claims)

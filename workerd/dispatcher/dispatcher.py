@@ -12,8 +12,11 @@ import msgspec
 import setproctitle
 
 from workerd import __version__
+from workerd.clock import SECOND
 from workerd.config.model import Config, LimitConfig
+from workerd.dispatcher import expiry
 from workerd.dispatcher.claimer import Claimer
+from workerd.dispatcher.expiry import Expiry
 from workerd.dispatcher.lease import Deregistration, Lease
 from workerd.dispatcher.limit_tasks import AGREE_PERIOD_S, LimitTasks
 from workerd.dispatcher.limit_tasks import SWEEP_PERIOD_S as SWEEP_LIMITS_PERIOD_S
@@ -106,6 +109,7 @@ class Dispatcher(Service):
             window=PickupWindow(config.pickup.jobs),
             enabled=config.pickup.enabled,
             limited=self.limited,
+            expires_us=expiring_handlers(config),
         )  # fmt: skip
         self._add_stager(ctx)
         tasks.start(
@@ -130,9 +134,11 @@ class Dispatcher(Service):
         self.sweep = RequestSweep(
             store, claimer, config.workflows, PickupWindow(config.pickup.requests_inprogress)
         )
+        self.expiry = Expiry(store, expiring_handlers(config))
         self.stager = Stager(
-            tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation, self.limited
-        )
+            tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation, self.limited,
+            on_expired=lambda: tasks.wake(self.expiry.sweep),
+        )  # fmt: skip
         self.intervals = Intervals(store, claimer, config.handlers.values())
         self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
         self.cron_ticks = CronTicks(store, self.stager, configured.values())
@@ -166,6 +172,7 @@ class Dispatcher(Service):
             PeriodicTask("settlement", self.settlement.settle),
             PeriodicTask("poll", self.stager.poll, poll_s),
             PeriodicTask("due rows", self.stager.promote_due),
+            PeriodicTask("expiry", self.expiry.sweep, expiry.PERIOD_S),
             PeriodicTask("rescue", self.rescue.rescue, lease_s / 3),
             PeriodicTask("retention", self.retention.remove, self.retention.period_s),
             PeriodicTask("limits", self.limit_tasks.sweep, SWEEP_LIMITS_PERIOD_S),
@@ -250,6 +257,7 @@ class Dispatcher(Service):
             "claim_transactions": self.claimer.transactions,
             "claims_per_second": self._rate.per_second(self.claimer.claimed),
             "promoted": self.stager.promoted,
+            "expired": self.expiry.expired,
             "rescued": self.rescue.rescued,
             "fired": self.cron_ticks.fired,
             "removed": self.retention.removed,
@@ -350,6 +358,15 @@ class Dispatcher(Service):
         self.tasks.wake(self.claimer.claim)
         self.rescue.on_settled()
         self.deregistration.on_settled()
+
+
+def expiring_handlers(config: Config) -> dict[str, int]:
+    """How long after they are due jobs may begin, microseconds, by handler."""
+    return {
+        handler.name: round(handler.expires * SECOND)
+        for handler in config.handlers.values()
+        if handler.expires is not None
+    }
 
 
 def store_timeout(watchdog_s: float, lease_s: float) -> float:

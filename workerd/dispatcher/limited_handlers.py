@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
+from workerd.clock import SECOND
 from workerd.config.model import Config, HandlerConfig, LimitConfig
 from workerd.fairness import FairTurns, Waiting
 from workerd.group import parse_template
@@ -155,4 +156,5 @@ def _of(handler: HandlerConfig) -> LimitedHandler:
         limit=handler.limit or None,
         template=parse_template(handler.group) if handler.group else None,
         fair=handler.fair,
+        expires_us=None if handler.expires is None else round(handler.expires * SECOND),
     )

@@ -38,6 +38,8 @@ CANCEL_REPEAT_S = 5.0
 class Stager:
     """Makes scheduled rows `new` once they are due, and passes on what every poll of the store brings.
 
+    `on_expired` is called when there are rows that have expired.
+
     promoted
         Rows made `new` since the start.
     paused
@@ -56,7 +58,9 @@ class Stager:
         handlers: Iterable[str],
         incarnation: bytes,
         limited: LimitedHandlers,
+        on_expired: Callable[[], None] = lambda: None,
     ) -> None:
+        self._on_expired = on_expired
         self._tasks = tasks
         self._store = store
         self._pools = pools
@@ -86,7 +90,9 @@ class Stager:
         if promoted.count:
             self.promoted += promoted.count
             self.announce(promoted.handlers)
-        if promoted.count >= MAX_DUE_ROWS:
+        if promoted.expired:
+            self._on_expired()
+        if promoted.full:
             return 0.0
         if promoted.next_due is None:
             return None

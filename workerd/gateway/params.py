@@ -30,6 +30,7 @@ DURATION_PATTERN = r"^\s*[0-9]{1,20}(\.[0-9]{1,20})?\s*(ms|s|m|h|d)?\s*$"
 MOMENT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})$"
 )
+EXPIRES_PATTERN = f"({DURATION_PATTERN})|({MOMENT_PATTERN})"
 
 
 def _schema(**schema: Any) -> msgspec.Meta:
@@ -49,6 +50,7 @@ Attempts = Annotated[int, _schema(minimum=1, maximum=2**31 - 1)]
 _JSON_TYPES: dict[str, Any] = {
     "duration": Duration | None,
     "time": Moment | None,
+    "duration or time": Seconds | Annotated[str, _schema(pattern=EXPIRES_PATTERN)] | None,
     "priority": Priority,
     "count": Attempts | None,
     "key": Key | None,

@@ -11,8 +11,8 @@ import msgspec
 from workerd import clock
 from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
-from workerd.outcome import Outcome, cancelled, unreadable
-from workerd.store import columns, group_queues, limits, workflow_inputs
+from workerd.outcome import Outcome, cancelled, expired, unreadable
+from workerd.store import columns, expiry, group_queues, limits, workflow_inputs
 from workerd.store.base import Row, Tx
 
 INLINE_BYTES = 16 * 1024
@@ -74,17 +74,22 @@ class PeekResult(NamedTuple):
 
 
 class Promoted(msgspec.Struct, frozen=True):
-    """`count` rows of `handlers` became `new`; `next_due`: when the next scheduled row is due, if any."""
+    """`count` rows of `handlers` became `new`; `next_due`: when the next row is due or expires, if any.
+
+    `expired`: rows were seen that have expired. `full`: there may be more due rows.
+    """
 
     count: int
     handlers: set[str]
     next_due: int | None
+    expired: bool = False
+    full: bool = False
 
 
 # Columns that are mostly at their defaults are not selected for every row: PyMySQL needs 0.4 µs for each.
 _SPECIAL = (
     "meta", "deadline_ms", "max_attempts", "unique_key", "request_id", "step", "name", "cancel_requested_at",
-    "state",
+    "state", "expires_at",
 )  # fmt: skip
 _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
@@ -97,7 +102,7 @@ _ROWS = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THE
 _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
     request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
     CASE WHEN {meta} <= {small} THEN meta END, COALESCE({state}, 0),
-    CASE WHEN {state} <= {small} THEN state END FROM workerd_jobs WHERE {keys}"""
+    CASE WHEN {state} <= {small} THEN state END, expires_at FROM workerd_jobs WHERE {keys}"""
 _TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
     reason = NULL, queue = NULL WHERE ({keys}) AND status = 'new'"""
 
@@ -120,13 +125,14 @@ class _Details(NamedTuple):
     meta: Any
     state_size: int
     state: Any
+    expires_at: Any
 
     @property
     def size(self) -> int:
         return self.vars_size + self.meta_size + self.state_size
 
 
-_PLAIN = _Details(None, None, 0, 0, 0, None, None, None, None, None, 0, 0, None, 0, None)
+_PLAIN = _Details(None, None, 0, 0, 0, None, None, None, None, None, 0, 0, None, 0, None, None)
 
 
 def claim(
@@ -137,10 +143,12 @@ def claim(
     cursor: Cursor | None = None,
     max_bytes: int = MAX_BATCH_BYTES,
     mono_ns: Callable[[], int] = time.monotonic_ns,
+    expires_us: int | None = None,
 ) -> ClaimBatch:
     """Claim up to `limit` rows of `handler` for `node`; the claim is valid once the transaction commits.
 
-    `max_bytes`: of vars and meta; at least one row is claimed. Rows beyond it stay `new`.
+    `max_bytes`: of vars and meta; at least one row is claimed. Rows beyond it stay `new`. `expires_us`: how
+    long after `run_at` jobs of this handler may begin; what has expired is in `broken`.
 
     Locks the handler's row (shared), so that no claim commits after `pause` has returned, then the rows,
     skipping those locked by another claimer. Two round trips with the COMMIT, one more for each further
@@ -154,16 +162,24 @@ def claim(
     if not rows:
         return ClaimBatch([], [], None, 0)
     first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
-    taken = take(tx, handler, rows, node, inline, max_bytes, mono)
+    taken = take(tx, handler, rows, node, inline, max_bytes, mono, expires_us)
     return taken._replace(cursor=first, found=len(rows))
 
 
 def take(
-    tx: Tx, handler: str, rows: list[Row], node: NodeIdent, inline: int, max_bytes: int, mono: int
+    tx: Tx,
+    handler: str,
+    rows: list[Row],
+    node: NodeIdent,
+    inline: int,
+    max_bytes: int,
+    mono: int,
+    expires_us: int | None = None,
 ) -> ClaimBatch:
     """Claim these rows, selected as _CLAIM says and locked, as far as they fit `max_bytes`.
 
     `inline`: bytes of vars that were selected with the row. `mono`: the monotonic nanosecond of `tx.now`.
+    `expires_us`: as for `claim`.
     """
     now = tx.now
     details = _details(tx, [row[:2] for row in rows if row[4] is None or row[5]], inline)
@@ -174,7 +190,8 @@ def take(
     for row in rows:
         detail = details.get(row[:2], _PLAIN)
         try:
-            taken = _claim_of(tx, handler, row, detail, now, mono)
+            over = _expired(handler, row, detail, expires_us, now)
+            taken = over or _claim_of(tx, handler, row, detail, now, mono)
         except UnreadableRow as error:
             taken = unreadable(_attempt_of(handler, row, detail, now), str(error))
         claims.append(taken) if isinstance(taken, Claim) else broken.append(taken)
@@ -200,6 +217,18 @@ def read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
     if now is not None:
         tx.now = columns.time(now)
     return paused_at is not None
+
+
+def _expired(handler: str, row: Row, detail: _Details, expires_us: int | None, now: int) -> Outcome | None:
+    """How an attempt ends that was to begin before now."""
+    if expires_us is None and detail.expires_at is None:
+        return None
+    run_at, own = columns.time(row[3]), columns.time_or_none(detail.expires_at)
+    handlers_own = None if detail.unique_key == COOLER_KEY.encode() else expires_us
+    if not expiry.is_over(row[1], run_at, own, handlers_own, now):
+        return None
+    end = own if own is not None else run_at + (expires_us or 0)
+    return expired(_attempt_of(handler, row, detail, now), expiry.sentence(run_at, end, now))
 
 
 def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> tuple[bool, list[Row]]:
@@ -373,19 +402,26 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
     """Make up to `limit` due `scheduled` rows `new`, in the order of `run_at`."""
     words = tx.dialect
     now = clock.to_text(tx.now)
-    rows = tx.query(
-        f"SELECT id, attempt, handler FROM workerd_jobs {words.hint('workerd_scheduled')}"
+    found = tx.query(
+        f"SELECT id, attempt, handler, status FROM workerd_jobs {words.hint('workerd_scheduled')}"
         f" WHERE due_at <= %s ORDER BY due_at LIMIT %s{words.skip_locked}",
         (now, limit),
     )
+    rows = [row for row in found if row[3] == b"scheduled"]
     if rows:
         keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
+    has_expired = len(rows) < len(found)
+    # Those are left to the sweep: nobody is to come back for them.
+    after, params = ("> %s", (now,)) if has_expired else ("IS NOT NULL", ())
     following = tx.one(
         f"SELECT due_at FROM workerd_jobs {words.hint('workerd_scheduled')}"
-        " WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1"
+        f" WHERE due_at {after} ORDER BY due_at LIMIT 1",
+        params,
     )
-    return Promoted(len(rows), {columns.lenient(row[2]) or "" for row in rows}, _due(following, tx.now))
+    handlers = {columns.lenient(row[2]) or "" for row in rows}
+    full = len(found) >= limit
+    return Promoted(len(rows), handlers, _due(following, tx.now), expired=has_expired, full=full)
 
 
 def _due(row: Row | None, now: int) -> int | None:

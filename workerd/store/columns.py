@@ -117,6 +117,7 @@ class JobRow(EnqueuedColumns, kw_only=True, gc=False):
     node_id: bytes | None
     node: str | None
     pid: int | None
+    expires_at: int | None
     cancel_requested_at: int | None
     success: bool | None
     payload_type: str | None

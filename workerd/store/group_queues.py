@@ -114,11 +114,16 @@ _SCAN = """WITH RECURSIVE q (holder, n) AS (
 
 def scan(tx: Tx, handler: str, cursor: str | None = None) -> QueueScan:
     """Find the groups of a handler that have a queue, from `cursor` on."""
+    found = names(tx, handler, cursor)
+    return QueueScan(_heads(tx, handler, found), found[-1] if len(found) == MAX_SCANNED else None)
+
+
+def names(tx: Tx, handler: str, cursor: str | None = None) -> list[str]:
+    """The names of a handler's queues, at most MAX_SCANNED, from `cursor` on."""
     begin, end = bounds(handler)
     sql = _SCAN.format(index=tx.dialect.hint("workerd_holder"))
     rows = tx.query(sql, (cursor or begin, end, end, MAX_SCANNED))
-    names = [columns.text(row[0]) for row in rows]
-    return QueueScan(_heads(tx, handler, names), names[-1] if len(names) == MAX_SCANNED else None)
+    return [columns.text(row[0]) for row in rows]
 
 
 _HEAD = """SELECT * FROM (SELECT id, attempt, priority, run_at, group_key, holder FROM workerd_jobs {index}

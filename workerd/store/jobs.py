@@ -34,7 +34,7 @@ class Inserted(NamedTuple):
 
 _JSON = ("vars", "meta")
 _OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
-_COLUMNS = ", ".join(("id", "status", "run_at", "created_at", *_JSON, *_OTHERS))
+_COLUMNS = ", ".join(("id", "status", "run_at", "created_at", "expires_at", *_JSON, *_OTHERS))
 _PLAIN_COLUMNS = ", ".join(("id", *_JSON, *_OTHERS))
 _ROW = f"({columns.marks(_COLUMNS.split())})"
 _others_of = attrgetter(*_OTHERS)
@@ -137,6 +137,7 @@ def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ..
         str(Status.SCHEDULED if due > now or duplicates.is_follower(job.unique_key) else Status.NEW),
         made if due == now else clock.to_text(due),
         made,
+        columns.at(job.expires_at if job.expires_in is None else due + job.expires_in),
         _text(job.vars),
         _text(job.meta),
         *_others_of(job),

@@ -47,12 +47,16 @@ LEFT_IN_FRONT = 2
 
 
 class LimitedHandler(NamedTuple):
-    """What a handler's configuration says of its claims; `limit`: the limit's name."""
+    """What a handler's configuration says of its claims; `limit`: the limit's name.
+
+    `expires_us`: how long after it was due a job may begin.
+    """
 
     name: str
     limit: str | None
     template: GroupTemplate | None
     fair: bool
+    expires_us: int | None = None
 
 
 class QueueHeads(NamedTuple):
@@ -319,7 +323,10 @@ class _Claiming:
         chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
         groups = {job.ref: group for group, job in chosen}
         rows = self._whole_rows([*groups, *window.wrong], window)
-        batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono) if rows else None
+        batch = None
+        if rows:
+            expires_us = self._handler.expires_us
+            batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono, expires_us)
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
         left = self._park(window, ended)

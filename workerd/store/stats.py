@@ -94,7 +94,7 @@ _RUNNING = """SELECT r.handler, COUNT(*), SUM(CASE WHEN r.run_at >= %s AND r.att
     FROM (SELECT handler, run_at, attempt FROM workerd_jobs {index} WHERE status = 'inprogress'
     LIMIT {most}) AS r GROUP BY r.handler ORDER BY NULL"""
 _OVERDUE = """SELECT handler, run_at FROM workerd_jobs {index}
-    WHERE due_at <= %s ORDER BY due_at LIMIT {most}"""
+    WHERE due_at <= %s AND status = 'scheduled' ORDER BY due_at LIMIT {most}"""
 _FIELDS = {Status.NEW: "due", Status.SCHEDULED: "scheduled"}
 
 

@@ -110,6 +110,8 @@ class RequestUpdate:
         who = outcome.name or outcome.handler
         if outcome.status is Status.FAILURE:
             self.fail(f'"{who}" failed: {outcome.error or outcome.reason}')
+        elif outcome.reason is Reason.EXPIRED:
+            self.fail(f'"{who}" expired: {outcome.error}')
         else:
             self.fail(f'{CANCELLED} with its job "{who}"')
 

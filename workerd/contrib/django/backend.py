@@ -31,7 +31,7 @@ from workerd.operations.access import join
 
 DEFAULT_HANDLERS = {"default": "django"}
 """Queue -> handler of workerd, without the option `handlers`."""
-JOB_OPTIONS = ("deadline", "max_attempts", "unique_key", "group")
+JOB_OPTIONS = ("deadline", "max_attempts", "unique_key", "group", "expires")
 """Options of a job that a task may have; durations as everywhere in workerd."""
 
 
@@ -42,6 +42,7 @@ class WorkerdTask(Task):
     deadline: Duration | None = None
     max_attempts: int | None = None
     unique_key: str | None = None
+    expires: float | str | None = None
     group: str | None = None
 
     def using(self, **changes: Any) -> WorkerdTask:

@@ -2,7 +2,8 @@
 
 And fewer index entries for each job: two move where six did, since `workerd_holder` is in place of three
 indexes. It has a waiting or ended row under its handler and a running one under its node.
-`workerd_scheduled` has the due times of scheduled rows, and does not change for any other.
+`workerd_scheduled` has the due times of scheduled rows, and when those that wait expire; it does not change
+for any other.
 
 MariaDB's indexes on virtual columns have crashed servers: MDEV-36281 while one is built beside writers,
 MDEV-39261 at the start after a crash, MDEV-36613 and MDEV-26057 in undo and rollback. So there the
@@ -31,9 +32,11 @@ _HOLDER = (
     "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '')"
     " WHEN status = 'new' THEN COALESCE(queue, handler) ELSE handler END"
 )
-# Without those that wait until another job of their unique key has ended (`store.duplicates`).
+# When a row becomes due, and when one that waits expires; without those that wait until another job of their
+# unique key has ended (`store.duplicates`).
 _DUE_AT = (
-    "CASE WHEN status = 'scheduled' AND SUBSTR(COALESCE(unique_key, ''), 1, 6) <> '~next:' THEN run_at END"
+    "CASE WHEN status = 'scheduled' AND SUBSTR(COALESCE(unique_key, ''), 1, 6) <> '~next:' THEN run_at"
+    " WHEN status = 'new' THEN expires_at END"
 )
 
 # Columns are added at the end and may be NULL or have a constant default: that is done at once, whatever the

@@ -1,0 +1,41 @@
+"""Ends jobs that have not begun in time, of any handler, paused or not, also of those that no node has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.store import expiry
+
+PERIOD_S = 10.0
+MAX_ROWS = 500
+"""Rows that one transaction ends."""
+
+
+class Expiry:
+    """Sweeps jobs with an `expires_at`, then those of the handlers here that have an `expires` of their own.
+
+    `handlers`: what they have, microseconds. `expired`: jobs ended since the start.
+    """
+
+    def __init__(self, store: MonitoredStore, handlers: Mapping[str, int]) -> None:
+        self._store = store
+        self._handlers = sorted(handlers.items())
+        self._turn = -1  # the jobs with an `expires_at`
+        self.expired = 0
+
+    def sweep(self) -> float | None:
+        """One slice: of the jobs with a time of their own, or of one handler."""
+        if self._turn < 0:
+            found = self._store.run(lambda tx: expiry.sweep(tx, MAX_ROWS))
+        else:
+            name, expires_us = self._handlers[self._turn]
+            found = self._store.run(lambda tx: expiry.sweep_handler(tx, name, expires_us, MAX_ROWS))
+        self.expired += found
+        if found >= MAX_ROWS:
+            return 0.0
+        self._turn += 1
+        if self._turn < len(self._handlers):
+            return 0.0
+        self._turn = -1
+        return None
