@@ -62,8 +62,9 @@ def errors_of(file: Path) -> list[str]:
 
 @pytest.mark.parametrize("block", of("json"))
 def test_json_is_json(block: Block) -> None:
+    """`…` stands for what is left out."""
     if block.runs:
-        json.loads(block.text)
+        json.loads(block.text.replace(", …", ""))
 
 
 @pytest.mark.parametrize("block", of("python"))
