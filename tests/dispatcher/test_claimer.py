@@ -182,3 +182,19 @@ def test_jobs_may_be_picked_up_at_set_times(make_harness: MakeHarness, store: St
     pool.on_claims = lambda claims: pool.demand(5)
     pool.demand(5)
     harness.until(lambda: len(pool.claims) == 12)
+
+
+def test_two_generations_of_a_pool_share_its_jobs(make_harness: MakeHarness, store: Store) -> None:
+    """Both ask for the same handler while the newer one starts: no row is taken twice in one transaction."""
+    harness = make_harness(poll=0.05)
+    harness.start()
+    older = harness.pool("h", name="older").connect()
+    newer = harness.pool("h", name="newer").connect()
+    older.demand(2)
+    newer.demand(2)
+    harness.until(lambda: harness.is_up)
+    made = insert_jobs(store, "h", 4)
+    poke(harness.paths.wake)
+    harness.until(lambda: len(older.claims) + len(newer.claims) == 4)
+    assert {ref.id for ref in (*older.claims, *newer.claims)} == set(made)
+    assert harness.beat.info["store"]["retries"] == 0

@@ -171,6 +171,7 @@ class Claimer:
     def _claim_shares(self, tx: Tx, plan: ClaimPlan) -> list[ClaimedBatch]:
         """Within the transaction: changes nothing else, since it may run again."""
         claimed: list[ClaimedBatch] = []
+        seen: set[str] = set()
         self._learnable = []
         locked = limits.lock(tx, self._limited.limits_of(plan.handlers))  # before all other locks
         max_bytes = self._planner.max_bytes
@@ -179,6 +180,10 @@ class Claimer:
             for handler, cursor in cursors.items():
                 if limit <= 0 or max_bytes <= 0:
                     break
+                if handler in seen:
+                    # Two generations of a pool: what was taken for one may still be `new` to a query here.
+                    continue
+                seen.add(handler)
                 outlook: ClaimOutlook | None = None
                 if handler in self._limited:
                     found = self._limited.claim(tx, handler, locked, limit, self._node, cursor, max_bytes)
