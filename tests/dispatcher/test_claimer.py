@@ -147,10 +147,10 @@ def test_a_handler_that_the_store_refuses_keeps_no_other_waiting(
     def refuse() -> None:
         claim = store_claims.claim
 
-        def refusing(tx: object, handler: str, *rest: object) -> object:
+        def refusing(tx: object, handler: str, *rest: object, **more: object) -> object:
             if handler == "bad":
                 raise StoreRefused("no such thing", 1146)
-            return claim(tx, handler, *rest)  # type: ignore[arg-type]
+            return claim(tx, handler, *rest, **more)  # type: ignore[arg-type]
 
         store_claims.claim = refusing  # type: ignore[assignment]
 
