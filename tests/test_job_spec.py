@@ -108,3 +108,9 @@ def test_every_option_is_a_keyword_of_enqueue_and_a_field_of_the_spec() -> None:
     fields = get_type_hints(JobSpec)
     assert set(keywords) == set(fields) - {"handler", "vars"} == {"id", *OPTIONS}
     assert keywords == {name: fields[name] for name in keywords}
+
+
+def test_the_longest_delay_bounds_the_first_enqueue_too() -> None:
+    """Not only those that find a job to postpone."""
+    spec = JobSpec(handler="h", unique_key="k", on_conflict="debounce", delay="10m", max_delay="5m")
+    assert check(spec).delay == check(JobSpec(handler="h", delay="5m")).delay

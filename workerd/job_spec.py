@@ -180,7 +180,7 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
         meta=None if spec.meta is None else _json("meta", spec.meta, vars_limit),
         priority=_integer("priority", spec.priority, -_INT_LIMIT),
         run_at=None if spec.run_at is None else _moment(spec.run_at),
-        delay=None if spec.delay is None else _microseconds("delay", spec.delay),
+        delay=None if spec.delay is None else _delay(spec.delay, spec.max_delay),
         deadline_ms=None if spec.deadline is None else _milliseconds(spec.deadline),
         max_attempts=None if spec.max_attempts is None else _integer("max_attempts", spec.max_attempts, 1),
         unique_key=None if spec.unique_key is None else _key(spec.unique_key),
@@ -189,6 +189,12 @@ def check(spec: JobSpec, vars_limit: int = MAX_VARS_BYTES) -> NewJob:
         unique_for=None if spec.unique_for is None else _window(spec.unique_for),
         group_key=None if spec.group is None else checked_group(spec.group),
     )
+
+
+def _delay(delay: Duration, max_delay: Duration | None) -> int:
+    """Microseconds; `max_delay` bounds the first enqueue too, which postpones nothing."""
+    wanted = _microseconds("delay", delay)
+    return wanted if max_delay is None else min(wanted, _microseconds("max_delay", max_delay))
 
 
 MAX_WINDOW_S = 366 * 86_400

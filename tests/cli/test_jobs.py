@@ -74,6 +74,15 @@ def test_all_options_of_enqueue_reach_the_row(cli: CommandLine) -> None:
     assert again.stdout.strip() == first
 
 
+def test_enqueue_says_as_json_whether_it_created_or_replaced_a_job(cli: CommandLine) -> None:
+    """As HTTP does."""
+    words = ("enqueue", "echo", "--unique", "said", "--on-conflict", "replace", "--delay", "1h")
+    first, second = cli.json(*words), cli.json(*words, "n=2")
+    assert (first["created"], first["replaced"]) == (True, False)
+    assert (second["id"], second["created"], second["replaced"]) == (first["id"], False, True)
+    assert second["vars"] == {"n": 2}
+
+
 def test_text_stays_text_where_the_signature_wants_text(cli: CommandLine) -> None:
     """`path=1` for a `str` is the text "1"; for an int it is the number."""
     eventually(lambda: "path: str" in cli("handlers").stdout)

@@ -41,6 +41,7 @@ def test_a_group_is_seen_resolved_and_comes_back(api: Api) -> None:
     assert resolved["resolved_by"]
     assert fingerprint not in listed(api)
     assert fingerprint in listed(api, "&all=true")
+    assert fingerprint in listed(api, "&all=1")
     api.ended(api.enqueue("behave", {"kind": "error"}))
     assert group_of(api, fingerprint)["open"]
     assert fingerprint in listed(api, "&handler=behave&since=2020-01-01T00:00:00Z")

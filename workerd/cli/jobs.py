@@ -87,12 +87,14 @@ def enqueue(
     texts = parse_key_values(key_values or [])
     spec = JobSpec(handler=handler, vars=vars_ or {}, **options)
     with open_session(c) as session:
-        job_id = session.run(lambda tx: admit_texts(tx, spec, texts, session.config)).id
+        done = session.run(lambda tx: admit_texts(tx, spec, texts, session.config))
+        job_id = done.id
         try:
             if wait is not None:
                 _wait(session, job_id, wait, json, reveal)
             elif json:
-                print_json(_look_up(session, parse_id(job_id), reveal))
+                job = _look_up(session, parse_id(job_id), reveal)
+                print_json(job | {"created": done.created, "replaced": done.replaced})
             else:
                 print_text(job_id)
         except KeyboardInterrupt:
@@ -220,7 +222,7 @@ def edit(
     job_id: JobId,
     key_values: KeyValues = None,
     priority: Annotated[
-        int | None, typer.Option("--priority", metavar="N", help="Higher runs first.")
+        int | None, typer.Option("--priority", metavar="N", help="Smaller runs first.")
     ] = None,
     run_at: Annotated[str | None, typer.Option("--run-at", metavar="T", help="When it is due.")] = None,
     group: Annotated[str | None, typer.Option("--group", metavar="G", help='Its group; "": none.')] = None,

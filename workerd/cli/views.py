@@ -30,8 +30,8 @@ from workerd.workflow import Graph
 MAX_PAYLOAD_CHARACTERS = 2000
 _FIELDS = (
     "handler", "status", "reason", "attempt", "success", "priority", "unique_key", "group", "request_id",
-    "step", "name", "run_at", "created_at", "claimed_at", "started_at", "finished_at", "ingested_at", "node",
-    "pid", "exit_signal", "exit_code", "error",
+    "step", "name", "run_at", "expires_at", "created_at", "claimed_at", "started_at", "finished_at",
+    "ingested_at", "node", "pid", "exit_signal", "exit_code", "error",
 )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def print_job(job: Document) -> None:
 def print_log(lines: Sequence[str]) -> None:
     """Print the last lines that an attempt printed."""
     if lines:
-        print_heading("The last lines of its log; `workerd job log` prints all:")
+        print_heading("The last lines of its newest log; `workerd job log` prints all:")
         for text in lines:
             print_text(text)
 

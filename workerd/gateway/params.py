@@ -338,11 +338,11 @@ def attempt(request: Request) -> int | None:
 
 
 def flag(request: Request, name: str) -> bool:
-    """A query parameter that is `true` or `false`, false without it. Raises HTTPProblem 422."""
+    """A query parameter that is `true` or `1`, `false` or `0`, false without it. Raises HTTPProblem 422."""
     text = request.query_params.get(name, "false")
-    if text not in ("true", "false"):
+    if text not in ("true", "1", "false", "0"):
         raise HTTPProblem(422, f"{name}: expected true or false, got {text[:60]!r}.")
-    return text == "true"
+    return text in ("true", "1")
 
 
 def cursor(request: Request) -> str | None:
