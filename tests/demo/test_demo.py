@@ -83,6 +83,7 @@ def test_the_demo_parses_the_standard_library_and_proves_that_every_job_ended(
         ("crashes", "failure", "crashed"): 2,
         ("exits", "failure", "crashed"): 2,
         ("waits", "cancelled", "cancelled"): 2,
+        ("tarries", "cancelled", "expired"): 1,
         ("grows", "failure", "oom"): 1,
         ("rejected", "failure", "refused"): 1,
         ("falls", "completed", "ok"): 1,

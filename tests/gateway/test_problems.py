@@ -27,6 +27,7 @@ from workerd.errors import (
 from workerd.gateway.backend import Backend
 from workerd.gateway.events import ERROR_PART
 from workerd.gateway.problems import problem_of
+from workerd.gateway.roles import EVERYBODY
 from workerd.gateway.state import GatewayState
 from workerd.store.engines import open_store
 
@@ -110,7 +111,7 @@ def test_a_bug_in_a_page(
     assert "secret" not in answer.text
 
     async def first_update() -> dict[str, str]:
-        listener = gateway.events.add("/ui/jobs", "local", "")
+        listener = gateway.events.add("/ui/jobs", EVERYBODY, "local", "")
         await listener.changed.wait()
         gateway.events.remove(listener)
         return listener.take()

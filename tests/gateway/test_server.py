@@ -95,7 +95,7 @@ def test_every_post_requires_json(api: Api) -> None:
     for operation in OPERATIONS:
         if operation.method == "post":
             path = operation.path.replace("{id}", "01900000-0000-7000-8000-000000000000")
-            path = path.replace("{name}", "noop")
+            path = path.replace("{name}", "noop").replace("{fp}", "0" * 16)
             for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", None):
                 headers = {} if kind is None else {"Content-Type": kind}
                 answer = api.http.post(path, content=b"{}", headers=headers)

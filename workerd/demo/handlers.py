@@ -208,6 +208,7 @@ def demo_tasks(folder: Path) -> list[DemoTask]:
         DemoTask("crashes", "killed by a signal", [{}] * 2, {"max_crashes": "2"}),
         DemoTask("exits", "exit status 3", [{}] * 2, {"max_crashes": "1"}),
         DemoTask("waits", "cancelled while it runs", [{}] * 2, {"grace": '"500ms"'}),
+        DemoTask("tarries", "it has not begun in time", [{}], {"expires": '"0s"'}),
         DemoTask("grows", "over its memory limit", [{}], {"memory_max": '"96MiB"', "max_crashes": "1"}),
         DemoTask("rejected", "the store refuses its outcome", [{}]),
         DemoTask("falls", "its pool is killed, then success", [{}]),
@@ -215,5 +216,5 @@ def demo_tasks(folder: Path) -> list[DemoTask]:
     ]
 
 
-CALLS = {"misfits": "gives_up", "rests": "Rests"}
+CALLS = {"misfits": "gives_up", "rests": "Rests", "tarries": "comes_round"}
 """Handlers whose function or class in this module has another name."""
