@@ -15,7 +15,16 @@ from workerd import operations
 from workerd.config.model import Config
 from workerd.errors import Conflict
 from workerd.job import Status, id_text, parse_id
-from workerd.operations import audit, edit, errors, handlers, jobs, requests, schedules
+from workerd.operations import (
+    audit,
+    edit,
+    errors,
+    handlers,
+    jobs,
+    request_graphs,
+    requests,
+    schedules,
+)
 from workerd.operations.actor import Actor, Role
 from workerd.operations.edit import Edit
 from workerd.store import audit as rows
@@ -50,7 +59,7 @@ ACTING = {
 """The operations that take an Actor."""
 ENQUEUEING = {
     "enqueue.admit", "enqueue.admit_each", "enqueue.admit_texts", "enqueue.insert", "enqueue.insert_alone",
-    "requests.submit",
+    "requests.submit", "request_graphs.submit", "request_graphs.submit_in_slices",
 }  # fmt: skip
 """What adds rows without an act."""
 PARTS = {"audit.reveal", "edit.retry_vars"}
@@ -118,6 +127,11 @@ class Example:
         match name:
             case "edit.edit":
                 return lambda tx: edit.edit(tx, ANN, config, self.job, Edit(priority=3)), id_text(self.job)
+            case "requests.signal":
+                graph = {"jobs": [{"name": "asked", "signal": "approved"}]}
+                plan = self.store.read(lambda tx: request_graphs.checked(tx, config, graph))
+                waiting = parse_id(self.store.run(lambda tx: request_graphs.submit(tx, plan)).id)
+                return lambda tx: requests.signal(tx, ANN, config, waiting, "approved"), id_text(waiting)
             case "schedules.set_":
                 return lambda tx: schedules.set_(tx, ANN, config, "nightly", given), "nightly"
             case "schedules.set_texts":

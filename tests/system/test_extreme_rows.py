@@ -126,7 +126,9 @@ def ticks(store: Store) -> int:
 
 def unsettled(store: Store) -> int:
     """Rows that a worker or a claim should have ended by now."""
-    open_requests = "workflow = 'pair' AND status IN ('queuing', 'inprogress')"
+    # One that is to begin later has not begun.
+    due = "(begins_at IS NULL OR begins_at < '2100-01-01')"
+    open_requests = f"workflow = 'pair' AND status IN ('queuing', 'inprogress') AND {due}"
     return count(store, "handler = 'noop' AND status IN ('new', 'inprogress')") + count(
         store, open_requests, "workerd_requests"
     )

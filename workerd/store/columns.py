@@ -201,7 +201,8 @@ MAX_ATTEMPTS = 1000
 _LONG = ("vars", "meta", "error", "note", "stack")
 
 
-def _no_longer(tx: Tx, name: str, most: int) -> str:
+def no_longer(tx: Tx, name: str, most: int) -> str:
+    """The column where it has at most so many bytes, else NULL."""
     return f"CASE WHEN {tx.dialect.byte_length(name)} <= {most} THEN {name} END"
 
 
@@ -209,7 +210,7 @@ def jobs_by_key(
     tx: Tx, refs: Sequence[AttemptRef], *, most: int = MAX_LISTED_BYTES
 ) -> dict[AttemptRef, JobRow]:
     """The rows of these attempts, as far as they exist, without values of more than `most` bytes."""
-    columns = ", ".join(_no_longer(tx, name, most) if name in _LONG else name for name in _JOB_COLUMNS)
+    columns = ", ".join(no_longer(tx, name, most) if name in _LONG else name for name in _JOB_COLUMNS)
     found: dict[AttemptRef, JobRow] = {}
     for part in chunks(refs):
         for row in tx.query(f"SELECT {columns} FROM workerd_jobs WHERE {keys(part)}"):
@@ -260,7 +261,7 @@ def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
     current = {"vars", "meta", "payload", "state"}
     names = [*_JOB_COLUMNS, "state", *(["payload"] if payload else [])]
     columns = [f"CASE WHEN status <> 'retry' THEN {name} END" if name in current else name for name in names]
-    columns = [_no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name for name in columns]
+    columns = [no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name for name in columns]
     rows = tx.query(
         f"SELECT {', '.join(columns)} FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT %s",
         (job_id, MAX_ATTEMPTS),

@@ -451,8 +451,12 @@ def _already_running(name: str) -> Conflict:
 
 
 def list_(tx: Tx) -> list[ScheduleRow]:
-    """All schedules by name, with the state of their last runs."""
-    rows = [_schedule(row) for row in tx.query(f"SELECT {_COLUMNS} FROM workerd_schedules ORDER BY name")]
+    """All schedules by name, with the state of their last runs; without very long vars and params."""
+    wanted = ", ".join(
+        columns.no_longer(tx, name, columns.MAX_LISTED_BYTES) if name in ("vars", "params") else name
+        for name in _COLUMNS.split(", ")
+    )
+    rows = [_schedule(row) for row in tx.query(f"SELECT {wanted} FROM workerd_schedules ORDER BY name")]
     add_last(tx, rows)
     return rows
 

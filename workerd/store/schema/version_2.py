@@ -27,10 +27,11 @@ from workerd.store.schema.column_types import (
 
 _ORIGIN = "'config','api'"
 _SCOPE = "'limit','group'"
-# A waiting row that stands in the queue of its group is under that (`store.group_queues`).
+# A waiting row that stands in the queue of its group is under that (`store.group_queues`); what else may be
+# written there by hand counts for nothing, or nobody would find the row.
 _HOLDER = (
     "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '')"
-    " WHEN status = 'new' THEN COALESCE(queue, handler) ELSE handler END"
+    " WHEN status = 'new' AND HEX(SUBSTR(queue, 1, 1)) = 'F48FBFBF' THEN queue ELSE handler END"
 )
 # When a row becomes due, and when one that waits expires; without those that wait until another job of their
 # unique key has ended (`store.duplicates`).
