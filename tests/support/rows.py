@@ -142,6 +142,8 @@ def assert_settled(rows: Rows) -> None:
     bad = "('error','failure','deadline','crashed','oom','lost','refused')"
     uncounted = rows.sql(
         f"SELECT id, attempt, reason FROM workerd_jobs WHERE (reason IN {bad}) <> (fingerprint IS NOT NULL)"
+        # Not the row that stands for a run of a recurring workflow, which is no attempt.
+        " AND (COALESCE(unique_key, '') <> '~cooler' OR node_id IS NOT NULL)"
     )
     assert uncounted == []
     counted = rows.sql("SELECT fingerprint, handler, kept FROM workerd_errors ORDER BY 1, 2")
@@ -149,4 +151,9 @@ def assert_settled(rows: Rows) -> None:
         "SELECT fingerprint, handler, COUNT(*) AS kept FROM workerd_jobs WHERE fingerprint IS NOT NULL"
         " GROUP BY fingerprint, handler ORDER BY 1, 2"
     )
-    assert counted == counted_again
+    # MySQL takes no notice of spaces at the end of a name.
+    assert [_unpadded(row) for row in counted] == [_unpadded(row) for row in counted_again]
+
+
+def _unpadded(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "handler": row["handler"].rstrip(" ")}
