@@ -219,7 +219,9 @@ _ATTEMPT = _query(
 _ERRORS_AFTER = _query(
     "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{16}$"
 )
-_ALL = _query("all", "Resolved and muted groups too.", type="string", enum=["true", "false"], default="false")
+_ALL = _query(
+    "all", "Resolved and muted groups too.", type="string", enum=["true", "false", "1", "0"], default="false"
+)
 _ERRORS_SINCE = _query(
     "since",
     "Only groups that failed since this time.",

@@ -12,7 +12,7 @@ from workerd.config.model import Config, WorkflowJob
 from workerd.documents import Document, Enqueued, json_value
 from workerd.errors import InvalidValue
 from workerd.job import Status, id_text
-from workerd.job_spec import any_json, params_json
+from workerd.job_spec import any_json, checked_name, params_json
 from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
@@ -122,6 +122,7 @@ def signal(
     Raises NotFound, Conflict if the request has ended or the signal was given before, InvalidValue for a name
     that no job of it waits for, or a payload that is no JSON.
     """
+    checked_name("signal", name)
     encoded = any_json("payload", payload, config.gateway.max_body)
     signals.deliver(tx, request_id, name, encoded, actor.name, config.workflows)
     audit.record(tx, actor, Action.SIGNAL, id_text(request_id), {"signal": name})
