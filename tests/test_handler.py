@@ -18,6 +18,8 @@ from workerd.job import Claim, id_text
 class FakeRun:
     """A RunHandle that records what is reported."""
 
+    replay = False
+
     def __init__(self) -> None:
         self.reported: list[tuple[float | None, str | None]] = []
 

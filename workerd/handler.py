@@ -102,6 +102,10 @@ class Result:
 class RunHandle(Protocol):
     """What a Context needs from the code that runs the handler."""
 
+    @property
+    def replay(self) -> bool:
+        """Whether a person runs a stored job once more, beside the daemon."""
+
     def stopping(self) -> bool:
         """Whether the run should end soon."""
 
@@ -188,6 +192,11 @@ class Context:
     def stopping(self) -> bool:
         """Whether the run should end soon: the node stops, or the job is being cancelled."""
         return self._run.stopping()
+
+    @property
+    def replay(self) -> bool:
+        """Whether a person runs it again by `workerd job run`, for a look: nothing of it is stored."""
+        return self._run.replay
 
     @property
     def log(self) -> Any:

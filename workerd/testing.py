@@ -108,15 +108,16 @@ def attempt(
     saved: Any = None,
     steps: Mapping[str, Any] | None = None,
     stopping: bool = False,
+    replay: bool = False,
     around: Iterable[Around] = (),
 ) -> RunOutcome:
     """Run a handler once, as `run` does, with more of its context.
 
     `failures`: failed earlier attempts, by default all of them. `params`, `extras` and `needs` put the run
     in a request, a signal's payload as a need; `failed` names the needs that failed.
-    `saved`, `steps`: what earlier attempts saved, and what their steps returned. `around`:
-    functions around the run, as the key of the configuration. The deadline is visible
-    in `ctx` but not enforced. Raises TypeError and LoadError as `run`, InvalidValue for a wrong `around`.
+    `saved`, `steps`: what earlier attempts saved, and what their steps returned. `replay`: what `ctx.replay`
+    is. `around`: functions around the run, as the key of the configuration. The deadline is visible in `ctx`
+    but not enforced. Raises TypeError and LoadError as `run`, InvalidValue for a wrong `around`.
     """
     target = loading.resolve(handler) if isinstance(handler, str) else handler
     name = getattr(target, "__name__", type(target).__name__)
@@ -144,7 +145,7 @@ def attempt(
         state=encode("saved", SavedDocument(saved, dict(steps or {}))),
     )
     pool = _NoPool()
-    executor = Executor({name: loaded}, _Flags(policy.deadline, stopping), pool, StandardErrorLog())
+    executor = Executor({name: loaded}, _Flags(policy.deadline, stopping), pool, StandardErrorLog(), replay)
     executor.prepare(None)
     result = executor.run(Assignment(1, claim, policy.deadline, _MAX_PAYLOAD))
     return _outcome(result, claim, policy, loaded.spec.aliases, pool.state)

@@ -26,6 +26,7 @@ COMMANDS = (
     ("enqueue", "cli.jobs:enqueue", "Enqueue a job and print its id; with --wait, its result."),
     ("job show", "cli.jobs:show", "Show a job and its attempts."),
     ("job log", "cli.job_log:log", "Print what an attempt printed and logged; with --follow, live."),
+    ("job run", "cli.run_job:run", "Run a job's attempt here, without the daemon and the store."),
     ("job list", "cli.jobs:list_", "List jobs, newest made or ended first."),
     ("job cancel", "cli.jobs:cancel", "Cancel jobs by id, or live jobs by filters."),
     ("job edit", "cli.jobs:edit", "Change a job that waits; KEY=null removes one of its arguments."),
@@ -57,7 +58,7 @@ COMMANDS = (
 )
 GROUPS = {
     "errors": "List groups of failures (without a word); show, resolve, mute one.",
-    "job": "Show, list, change, cancel and retry jobs; print their logs.",
+    "job": "Show, list, change, cancel and retry jobs; print their logs; run one here.",
     "request": "Submit, show, list and cancel requests, the runs of workflows.",
 }
 

@@ -66,9 +66,20 @@ def retry_vars(tx: Tx, config: Config, job_id: bytes, changed: Mapping[str, Any]
 
 def values_of(tx: Tx, job_id: bytes, texts: Mapping[str, str]) -> dict[str, Any]:
     """Vars of `key=value` texts, by the signature of the job's handler; REMOVED is None."""
-    signature = handlers.known(tx).get(job_control.handler_of(tx, job_id))
+    return coerced(tx, job_control.handler_of(tx, job_id), texts)
+
+
+def coerced(tx: Tx, handler: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    """The same by the signature of a handler."""
+    signature = handlers.known(tx).get(handler)
     kept = {name: text for name, text in texts.items() if text != REMOVED}
     return {**dict.fromkeys(texts), **coerce_texts(signature, kept)}
+
+
+def merged_vars(tx: Tx, config: Config, handler: str, vars_: bytes, texts: Mapping[str, str]) -> bytes:
+    """Vars with `key=value` texts merged, as an edit would. Raises InvalidValue."""
+    values = coerced(tx, handler, texts)
+    return _checked(tx, config, handler, vars_, Edit(vars=values)).vars
 
 
 def _checked(tx: Tx, config: Config, handler: str, vars_: bytes | None, change: Edit) -> NewJob:

@@ -73,7 +73,7 @@ class RunningJob:
     __slots__ = (
         "_deadline", "_ended", "_flags", "_handler_log", "_link", "_pid", "_sent_at", "_state", "claim",
         "fraction", "in_signal_handler", "interrupt_in_place", "interruption", "max_payload", "note",
-        "scrub", "serial",
+        "replay", "scrub", "serial",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +84,7 @@ class RunningJob:
         handler_log: HandlerLog,
         pid: int,
         redaction: Redaction = NOTHING,
+        replay: bool = False,
     ) -> None:
         """`pid`: of the worker; a process that the handler forked has another one."""
         self.serial = assignment.serial
@@ -102,6 +103,7 @@ class RunningJob:
         self._sent_at = 0.0
         self._ended = False
         self._pid = pid
+        self.replay = replay
         self.scrub: Scrub = scrubber_of_claim(redaction, self.claim) if redaction else keep
 
     @property
@@ -184,7 +186,7 @@ class Runner(Protocol):
 
 
 class Executor:
-    """Runs assignments, one at a time, in the main thread."""
+    """Runs assignments, one at a time, in the main thread; `replay`: beside the daemon, for a person."""
 
     def __init__(
         self,
@@ -192,6 +194,7 @@ class Executor:
         flags: Flags,
         link: PoolLink,
         handler_log: HandlerLog,
+        replay: bool = False,
     ) -> None:
         self._handlers = handlers
         self._redactions = {name: handler.redaction for name, handler in handlers.items()}
@@ -199,6 +202,7 @@ class Executor:
         self._flags = flags
         self._link = link
         self._handler_log = handler_log
+        self._replay = replay
         self._job: RunningJob | None = None
         self._pid = os.getpid()
 
@@ -215,7 +219,7 @@ class Executor:
         """Run one job. Returns in the process that called it, or not at all."""
         job = self._job = RunningJob(
             assignment, self._flags, self._link, self._handler_log, self._pid,
-            self._redactions.get(assignment.claim.handler, NOTHING),
+            self._redactions.get(assignment.claim.handler, NOTHING), self._replay,
         )  # fmt: skip
         self._handler_log.begin(job.serial, job.scrub)
         try:

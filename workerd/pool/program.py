@@ -163,6 +163,7 @@ class Program:
             "WORKERD_JOB_ID": self._ctx.job_id,
             "WORKERD_ATTEMPT": str(self._ctx.attempt),
             "WORKERD_TOKEN": self._ctx.token,
+            **({"WORKERD_REPLAY": "1"} if self._ctx.replay else {}),
         }
 
     def _stdin(self) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.errors import InvalidValue
+from workerd.errors import InvalidValue, NotFound, UnreadableRow
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, cancelled, failed
 from workerd.store import columns, workflows
@@ -84,6 +84,24 @@ def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
             accepted.append(claim)
     _release(tx, surplus)
     return Enriched(_filled(tx, accepted, needed), broken)
+
+
+def inputs_of(tx: Tx, claim: Claim) -> Claim:
+    """The claim of one job with its inputs as they are now, also where its request has ended.
+
+    Raises NotFound where the request is gone, UnreadableRow where the inputs are too long to be sent.
+    """
+    if claim.request_id is None:
+        return claim
+    contexts = _contexts(tx, [claim.request_id])
+    context = contexts.get(claim.request_id)
+    if context is None:
+        raise NotFound("The job's request is no longer in the store, and with it what the job would get.")
+    needed = _needed(tx, [claim], contexts)
+    size = context.size + sum(payload.size for payload in needed.get(claim.ref, {}).values())
+    if size > MAX_JOB_BYTES:
+        raise UnreadableRow(f"its inputs have {size} bytes, {MAX_JOB_BYTES} are allowed")
+    return _filled(tx, [claim], needed)[0]
 
 
 def _contexts(tx: Tx, ids: Sequence[bytes]) -> dict[bytes, _Context]:
