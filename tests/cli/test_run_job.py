@@ -18,9 +18,11 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
 from workerd.client import Client
+from workerd.config.build import load
 from workerd.config.model import StoreConfig
 from workerd.runtime.child import is_alive
 from workerd.store.engines import open_store
+from workerd.workflow import encode, graph_of
 
 HANDLERS = "tests.support.replay_handlers"
 NAMES = ("see", "save_and_fail", "wrong", "crash", "much", "grow")
@@ -178,10 +180,11 @@ def test_a_job_of_a_request_gets_its_inputs(replays: Replays) -> None:
         " request_id, 'second' FROM workerd_jobs WHERE name = 'first'"
     )
     replays.sql(
-        "UPDATE workerd_jobs SET status = 'completed', payload = '{\"v\":1}', payload_type = 'json'"
+        "UPDATE workerd_jobs SET status = 'completed', payload = x'7b2276223a317d', payload_type = 'json'"
         " WHERE name = 'first'"
     )
-    replays.sql("UPDATE workerd_requests SET status = 'failed'")
+    graph = encode(graph_of(load(replays.path, {}).workflows["two"]))
+    replays.sql(f"UPDATE workerd_requests SET status = 'failed', steps = '{graph.decode()}'")
     before = replays.rows()
     out, _ = replays("0123456789abcdef0123456789abcdef", "--yes")
     assert '"needs":{"first":{"v":1}}' in out
