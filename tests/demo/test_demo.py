@@ -125,4 +125,4 @@ def test_the_broken_files_are_broken_and_the_library_is_there(tmp_path: Path) ->
         with pytest.raises((SyntaxError, ValueError)):
             compile(content, "broken", "exec")
     assert len(standard_library()) > 500
-    assert len({task.handler for task in demo_tasks(tmp_path)}) == 16
+    assert len({task.handler for task in demo_tasks(tmp_path)}) == 17
