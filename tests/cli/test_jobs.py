@@ -169,6 +169,30 @@ def test_jobs_by_filter_are_counted_and_confirmed(cli: CommandLine) -> None:
     cli("resume", "held")
 
 
+def test_jobs_are_found_by_group_and_meta(cli: CommandLine) -> None:
+    """List and cancel take the same filters; what cannot be meant is a usage error."""
+    ids = [
+        cli.id("enqueue", "held", "--delay", "30d", "--group", "g7", "--meta", f'{{"to": "t{n}", "n": 7}}')
+        for n in range(3)
+    ]
+    listed = cli.json("job", "list", "--group", "g7", "--meta", "n=7")
+    assert [job["id"] for job in listed["jobs"]] == ids[::-1]
+    done = cli.json("job", "cancel", "--group", "g7", "--meta", "to=t1", "--meta", "n=7", "--yes")
+    assert [job["id"] for job in done["jobs"]] == [ids[1]]
+    found = cli.json("job", "list", "--group", "g7", "--reason", "cancelled")["jobs"]
+    assert [job["id"] for job in found] == [ids[1]]
+    for words, expected in (
+        (("--meta", "=1"), "KEY=VALUE"),
+        (("--error", "12"), "16 hex digits"),
+        (("--reason", "bad"), "expected one of ok"),
+        (("--request", "1"), "ID"),
+    ):
+        refused = cli("job", "list", *words, check=False)
+        assert refused.returncode == 2, words
+        assert expected.lower() in refused.stderr.lower(), refused.stderr
+    cli("job", "cancel", "--group", "g7", "--yes")
+
+
 def test_since_spares_a_job_that_was_made_before(cli: CommandLine) -> None:
     """A job for next month that was made yesterday is not one of the last hour."""
     old = cli.id("enqueue", "held", "--delay", "30d")

@@ -208,6 +208,40 @@ def test_lists_and_pages(api: Api) -> None:
         assert api.get(f"/jobs?{query}").status_code == 422, query
 
 
+def test_lists_are_filtered_by_what_a_job_has(api: Api) -> None:
+    """By group, meta and reason; what cannot be meant is refused."""
+    made = [
+        api.post(
+            "/jobs",
+            {"handler": "noop", "delay": "9h", "group": f"filter-{n % 2}", "meta": {"tenant": f"t{n % 3}"}},
+        ).json()["id"]
+        for n in range(6)
+    ]
+    for query, found in (
+        ("group=filter-1", made[1::2]),
+        ("group=filter-1&meta.tenant=t1", [made[1]]),
+        ("group=filter-1&meta.tenant=t1&meta.absent=", []),
+        ("group=filter-1&reason=failure", []),
+        ("group=filter-1&error=0123456789abcdef", []),
+        (f"group=filter-1&request={made[0]}", []),
+    ):
+        assert [job["id"] for job in api.get(f"/jobs?{query}").json()["jobs"]] == found[::-1], query
+    for query, expected in (
+        ("reason=bad", "expected one of ok"),
+        ("error=12", "16 hex digits"),
+        ("error=0123456789abcdeg", "16 hex digits"),
+        ("meta.=1", "empty key"),
+        ("meta=1", "meta.KEY"),
+        ("request=1", "request: "),
+        ("group=", "expected 1 to"),
+    ):
+        answer = api.get(f"/jobs?{query}")
+        assert answer.status_code == 422, query
+        assert expected in answer.json()["detail"], answer.text
+    for job_id in made:
+        api.post(f"/jobs/{job_id}/cancel")
+
+
 def test_cancel(api: Api, tmp_path: Path) -> None:
     """A waiting job is cancelled at once, a running one is asked to stop, an ended one is a conflict."""
     waiting = api.enqueue("noop", delay="1h")

@@ -11,7 +11,7 @@ from tests.support import storing as s
 from workerd import documents
 from workerd.clock import SECOND, from_rfc3339, now_us, to_text
 from workerd.job import Status
-from workerd.redaction import NOTHING
+from workerd.redaction import NOTHING, Redaction
 from workerd.store import columns, job_lists, jobs
 from workerd.store.base import Store
 from workerd.store.job_lists import JobFilter
@@ -163,3 +163,66 @@ def test_jobs_of_many_handlers_are_listed_in_order(store: Store) -> None:
     waiting = set(ids(store, status="new"))
     assert len(waiting) == 50
     assert set(made) - waiting == set(ids(store, status="inprogress"))
+
+
+def test_further_conditions_are_looked_up_in_slices(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that has looked at its share ends early and goes on: each match comes once, in its order."""
+    made = [
+        s.enqueue(store, "ab"[n % 2], group_key=f"g{n % 4}", meta=b'{"n": %d, "to": "t%d"}' % (n % 5, n % 3))
+        for n in range(60)
+    ]
+    assert ids(store, group="g2") == made[2::4][::-1]
+    monkeypatch.setattr(job_lists, "SLICE_ROWS", 4)
+    monkeypatch.setattr(job_lists, "MAX_LOOKED_ROWS", 8)
+    assert ids(store, group="g2") == made[2::4][::-1]
+    assert ids(store, meta={"to": "t1"}) == made[1::3][::-1]
+    assert ids(store, meta={"to": "t1", "n": "4"}, handler="a") == [made[34], made[4]]
+    assert ids(store, meta={"to": "t"}) == ids(store, meta={"absent": ""}) == ids(store, group="g") == []
+    page = store.read(lambda tx: job_lists.list_(tx, JobFilter(group="none"), limit=3))
+    assert page.rows == []
+    assert page.next is not None
+
+
+def test_some_thousand_matches_are_found_once_each(store: Store) -> None:
+    """Over many slices, of which most rows are sorted by their due time only."""
+    made = store.run(
+        lambda tx: jobs.insert(
+            tx, [jobs.NewJob(handler="h", group_key="ab"[n % 2], priority=n % 3) for n in range(4000)]
+        )
+    )
+    found: list[bytes] = []
+    after: str | None = None
+    while True:
+        page = store.read(partial(job_lists.ids, wanted=JobFilter(group="a"), limit=700, after=after))
+        found += page.rows
+        after = page.next
+        if after is None:
+            break
+    assert sorted(found) == sorted(one.id for one in made[::2])
+
+
+def test_jobs_are_found_by_how_they_ended_and_by_request(store: Store) -> None:
+    """By reason, by the fingerprint of the error, and by the id of the request."""
+    done, failed = s.enqueue(store, "done"), s.enqueue(store, "failed")
+    s.finish(store, "done")
+    s.finish(store, "failed", Status.FAILURE, error="503")
+    s.sql(store, "UPDATE workerd_jobs SET fingerprint = %s WHERE id = %s", b"12345678", failed)
+    assert ids(store, reason="ok") == [done]
+    assert ids(store, error=b"12345678") == ids(store, error=b"12345678", handler="failed") == [failed]
+    assert ids(store, error=b"12345679") == []
+    request = s.submit(store, s.workflow("flow", "done"))
+    ((member,),) = [[row.id for row in s.request(store, request)[1].values()]]
+    assert ids(store, request=request) == [member]
+
+
+def test_meta_is_compared_as_it_is_shown(store: Store) -> None:
+    """A value that is redacted cannot be found out by asking for it."""
+    job_id = s.enqueue(store, "h", meta=b'{"card": "4711"}')
+
+    def found(value: str) -> list[bytes]:
+        wanted = JobFilter(meta={"card": value})
+        hide = lambda _, meta: Redaction(["card"]).shown_json(meta)  # noqa: E731
+        return store.read(lambda tx: job_lists.ids(tx, wanted, limit=9, shown=hide)).rows
+
+    assert found("4711") == []
+    assert found("[redacted]") == ids(store, meta={"card": "4711"}) == [job_id]

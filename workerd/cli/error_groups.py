@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from workerd import fingerprint as fingerprints
-from workerd.cli.options import AsJson, ConfigPath, HandlerFilter, Limit, SinceFilter, parse_duration
+from workerd.cli.options import (
+    AsJson,
+    ConfigPath,
+    HandlerFilter,
+    Limit,
+    SinceFilter,
+    parse_duration,
+    parse_fingerprint,
+)
 from workerd.cli.output import (
     Document,
     notify,
@@ -21,18 +28,9 @@ from workerd.cli.output import (
 from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.operations import errors
-from workerd.text import line
 
 DEFAULT_LIMIT = 50
 """Groups that `errors` shows without --limit."""
-
-
-def parse_fingerprint(text: str) -> bytes:
-    """A fingerprint in hex."""
-    try:
-        return fingerprints.parse(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{line(error)}; `workerd errors` shows them") from None
 
 
 Fingerprint = Annotated[

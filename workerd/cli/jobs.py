@@ -16,10 +16,15 @@ from workerd.cli.errors import CommandExit, CommandFailed, UsageError
 from workerd.cli.options import (
     AsJson,
     ConfigPath,
+    ErrorFilter,
+    GroupFilter,
     HandlerFilter,
     HandlerName,
     JobId,
     Limit,
+    MetaFilter,
+    ReasonFilter,
+    RequestFilter,
     Reveal,
     SinceFilter,
     StatusFilter,
@@ -44,6 +49,7 @@ from workerd.operations.enqueue import admit_texts
 from workerd.operations.requests import reopening_note
 from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
+from workerd.outcome import Reason
 from workerd.text import line, plural
 
 DEFAULT_LIMIT = 50
@@ -162,15 +168,20 @@ def list_(
     status: StatusFilter = None,
     since: SinceFilter = None,
     until: UntilFilter = None,
+    reason: ReasonFilter = None,
+    error: ErrorFilter = None,
+    group: GroupFilter = None,
+    request: RequestFilter = None,
+    meta: MetaFilter = None,
     limit: Limit = None,
     reveal: Reveal = False,
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
     """List jobs, newest made or ended first."""
-    filters = _filters(handler, status, since, until)
+    filters = _filters(handler, status, since, until, reason, error, group, request, meta)
     with open_session(c) as session:
-        rules = session.revealing(handler, filters) if reveal else session.rules
+        rules = session.revealing(handler, _named(filters)) if reveal else session.rules
         pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **filters, rules=rules))
     found = [job for rows, _ in pages for job in rows]
     cursor = pages[-1][1]
@@ -185,9 +196,27 @@ def list_(
 Filters = dict[str, Any]
 
 
-def _filters(handler: str | None, status: Status | None, since: int | None, until: int | None) -> Filters:
-    given = {"handler": handler, "status": status, "since": since, "until": until}
+def _filters(
+    handler: str | None,
+    status: Status | None,
+    since: int | None,
+    until: int | None,
+    reason: Reason | None,
+    error: bytes | None,
+    group: str | None,
+    request: bytes | None,
+    meta: list[tuple[str, str]] | None,
+) -> Filters:
+    given = {
+        "handler": handler, "status": status, "since": since, "until": until, "reason": reason,
+        "error": error, "group": group, "request": request, "meta": dict(meta or []) or None,
+    }  # fmt: skip
     return {name: value for name, value in given.items() if value is not None}
+
+
+def _named(filters: Filters) -> Filters:
+    """The filters as the audit has them: bytes in hex."""
+    return {name: value.hex() if isinstance(value, bytes) else value for name, value in filters.items()}
 
 
 # -- cancel and retry
@@ -199,6 +228,11 @@ def cancel(
     status: StatusFilter = None,
     since: SinceFilter = None,
     until: UntilFilter = None,
+    reason: ReasonFilter = None,
+    error: ErrorFilter = None,
+    group: GroupFilter = None,
+    request: RequestFilter = None,
+    meta: MetaFilter = None,
     limit: Limit = None,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -214,7 +248,12 @@ def cancel(
         result = session.run(lambda tx: jobs.cancel(tx, session.actor, key))
         return "cancelled" if result == "ended" else "asked to stop"
 
-    selection = Selection(ids or [], _filters(handler, status, since, until), sorted(LIVE), limit)
+    selection = Selection(
+        ids or [],
+        _filters(handler, status, since, until, reason, error, group, request, meta),
+        sorted(LIVE),
+        limit,
+    )
     _apply(BulkAction("Cancel", cancel_one), selection, c, Answer(yes, dry_run, json))
 
 
@@ -246,6 +285,11 @@ def retry(
     status: StatusFilter = None,
     since: SinceFilter = None,
     until: UntilFilter = None,
+    reason: ReasonFilter = None,
+    error: ErrorFilter = None,
+    group: GroupFilter = None,
+    request: RequestFilter = None,
+    meta: MetaFilter = None,
     limit: Limit = None,
     yes: Yes = False,
     dry_run: DryRun = False,
@@ -274,7 +318,12 @@ def retry(
 
         return f"attempt {session.run(work)}"
 
-    selection = Selection(ids, _filters(handler, status, since, until), [Status.FAILURE], limit)
+    selection = Selection(
+        ids,
+        _filters(handler, status, since, until, reason, error, group, request, meta),
+        [Status.FAILURE],
+        limit,
+    )
     _apply(BulkAction("Retry", retry_one), selection, c, Answer(yes, dry_run, json))
 
 
@@ -298,7 +347,7 @@ class Selection(NamedTuple):
         if self.ids and (self.filters or self.limit):
             raise UsageError("Give ids or filters, not both.")
         if not self.ids and not self.filters:
-            raise UsageError("Name the jobs: by id, or with --handler, --status, --since, --until.")
+            raise UsageError("Name the jobs: by id, or with a filter such as --handler, --status or --error.")
 
     def find(self, session: CommandSession) -> list[bytes]:
         """All of them, read before the first is changed: changes move pages."""
@@ -307,7 +356,11 @@ class Selection(NamedTuple):
         found: list[bytes] = []
         for state in [self.filters["status"]] if "status" in self.filters else self.default_states:
             for keys, _ in session.pages(
-                jobs.matching, math.inf, page_rows=MATCHED_ROWS, **{**self.filters, "status": state}
+                jobs.matching,
+                math.inf,
+                page_rows=MATCHED_ROWS,
+                rules=session.rules,
+                **{**self.filters, "status": state},
             ):
                 found += keys
         return found

@@ -14,6 +14,8 @@ import msgspec
 import typer
 from typer.core import TyperCommand
 
+from workerd import fingerprint as fingerprints
+from workerd import outcome
 from workerd.cli.errors import UsageError
 from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.config.validators import duration
@@ -113,6 +115,30 @@ def parse_identity(text: str) -> bytes:
         raise typer.BadParameter(f"{line(error)}; `workerd job list` and `request list` show ids") from None
 
 
+def parse_reason(text: str) -> outcome.Reason:
+    """How an attempt ended."""
+    try:
+        return outcome.Reason(text)
+    except ValueError:
+        raise typer.BadParameter(f"expected one of {', '.join(outcome.Reason)}, got {text!r:.60}") from None
+
+
+def parse_fingerprint(text: str) -> bytes:
+    """A fingerprint in hex."""
+    try:
+        return fingerprints.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{line(error)}; `workerd errors` shows them") from None
+
+
+def parse_meta(text: str) -> tuple[str, str]:
+    """A key of meta and the text it must have."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"expected KEY=VALUE with a key, got {text!r:.60}")
+    return key, value
+
+
 _ANNOTATED: Any = Annotated
 _TYPES_AND_PARSERS: dict[str, tuple[Any, Callable[[str], Any] | None]] = {
     "duration": (float | None, parse_duration),
@@ -188,6 +214,38 @@ SinceFilter = Annotated[
         metavar="T",
         parser=parse_since,
         help="Only what was created since this time: 2026-01-31T12:00:00Z, or 2h for two hours ago.",
+    ),
+]
+ReasonFilter = Annotated[
+    outcome.Reason | None,
+    typer.Option(
+        "--reason",
+        metavar="R",
+        parser=parse_reason,
+        help="Only jobs whose newest attempt ended so: failure, deadline, oom, crashed, lost and others.",
+    ),
+]
+ErrorFilter = Annotated[
+    bytes | None,
+    typer.Option(
+        "--error",
+        metavar="FP",
+        parser=parse_fingerprint,
+        help="Only jobs that failed with this error: its fingerprint, as `workerd errors` shows it.",
+    ),
+]
+GroupFilter = Annotated[str | None, typer.Option("--group", metavar="G", help="Only jobs of this group.")]
+RequestFilter = Annotated[
+    bytes | None,
+    typer.Option("--request", metavar="ID", parser=parse_identity, help="Only jobs of this request."),
+]
+MetaFilter = Annotated[
+    list[Any] | None,
+    typer.Option(
+        "--meta",
+        metavar="KEY=VALUE",
+        parser=parse_meta,
+        help="Only jobs whose meta has this text for this key; may be repeated.",
     ),
 ]
 UntilFilter = Annotated[

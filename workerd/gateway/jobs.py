@@ -134,6 +134,11 @@ async def list_(request: Request) -> Response:
         "status": params.status(request, Status),
         "since": params.since(request),
         "until": params.until(request),
+        "reason": params.reason(request),
+        "error": params.fingerprint(request, "error"),
+        "group": params.text(request, "group"),
+        "request": params.identity(request, "request"),
+        "meta": params.meta(request),
         "limit": params.limit(request),
         "after": params.cursor(request),
     }

@@ -32,6 +32,7 @@ from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import gateway_of
 from workerd.job import NAME_LIMIT, Status
+from workerd.outcome import Reason
 from workerd.workflow import RequestStatus
 
 
@@ -236,6 +237,7 @@ _WAIT = _query(
     pattern=params.DURATION_PATTERN,
 )
 _NAME = {"type": "string", "minLength": 1, "maxLength": NAME_LIMIT}
+_REASONS = [str(reason) for reason in Reason]
 _JOB_STATUSES = [str(status) for status in Status]
 _REQUEST_STATUSES = [str(status) for status in RequestStatus]
 _KEY = {
@@ -277,7 +279,15 @@ OPERATIONS = (
     Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
-        _JOBS_SINCE, _UNTIL, _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
+        _JOBS_SINCE, _UNTIL,
+        _query("reason", "Only jobs whose newest attempt ended so.", type="string", enum=_REASONS),
+        _query("error", "Only jobs that failed with the error of this fingerprint.", type="string",
+               pattern="^[0-9a-fA-F]{16}$"),
+        _query("group", "Only jobs of this group.", **_NAME),
+        _query("request", "Only jobs of this request.", type="string", format="uuid"),
+        _query("meta.KEY", "Only jobs whose meta has this text for KEY; may be given for several keys.",
+               type="string"),
+        _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
               params.JobsBody, headers=(_KEY,), errors=(409, 429)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),

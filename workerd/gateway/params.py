@@ -12,11 +12,13 @@ import msgspec
 from starlette.requests import Request
 
 from workerd import clock, json_text
+from workerd import fingerprint as fingerprints
 from workerd.config.validators import duration
 from workerd.errors import InvalidValue
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import OPTIONS, JobSpec
+from workerd.outcome import Reason
 
 T = TypeVar("T")
 S = TypeVar("S", bound=StrEnum)
@@ -250,9 +252,15 @@ def _without_dollar(text: str) -> str:
     return re.sub(r" - at `\$\.?(.*?)`$", r" at `\1`", text)
 
 
+META = "meta."
+"""How query parameters begin that name a key of meta."""
+
+
 def check_query(given: Iterable[str], known: Collection[str]) -> None:
     """Raises HTTPProblem 422 for query parameters that are not `known`, lest a misspelt filter is ignored."""
-    unknown = sorted(set(given).difference(known))
+    unknown = sorted(
+        name for name in set(given).difference(known) if not (name.startswith(META) and f"{META}KEY" in known)
+    )
     if unknown:
         names = ", ".join(repr(name[:60]) for name in unknown[:5])
         raise HTTPProblem(
@@ -325,6 +333,45 @@ def text(request: Request, name: str) -> str | None:
     if value is not None and not 0 < len(value) <= NAME_LIMIT:
         raise HTTPProblem(422, f"{name}: expected 1 to {NAME_LIMIT} characters.")
     return value
+
+
+def reason(request: Request) -> Reason | None:
+    """Query parameter `reason`. Raises HTTPProblem 422."""
+    text = request.query_params.get("reason")
+    try:
+        return None if text is None else Reason(text)
+    except ValueError:
+        raise HTTPProblem(422, f"reason: expected one of {', '.join(Reason)}, got {text!r:.60}.") from None
+
+
+def fingerprint(request: Request, name: str) -> bytes | None:
+    """A query parameter that is a fingerprint. Raises HTTPProblem 422."""
+    value = request.query_params.get(name)
+    try:
+        return None if value is None else fingerprints.parse(value)
+    except InvalidValue as error:
+        raise HTTPProblem(422, f"{name}: {error}.") from None
+
+
+def identity(request: Request, name: str) -> bytes | None:
+    """A query parameter that is an id. Raises HTTPProblem 422."""
+    value = request.query_params.get(name)
+    try:
+        return None if value is None else parse_id(value)
+    except ValueError as error:
+        raise HTTPProblem(422, f"{name}: {error}.") from None
+
+
+def meta(request: Request) -> dict[str, str] | None:
+    """The query parameters `meta.KEY`, by key. Raises HTTPProblem 422 for one without a key."""
+    given = {
+        name.removeprefix(META): value
+        for name, value in request.query_params.items()
+        if name.startswith(META)
+    }
+    if "" in given:
+        raise HTTPProblem(422, "meta.: expected meta.KEY=VALUE, got an empty key.")
+    return given or None
 
 
 def attempt(request: Request) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack
 
 import msgspec
 
@@ -26,6 +26,7 @@ from workerd.store.base import Tx
 from workerd.store.claims import MAX_JOB_BYTES
 from workerd.store.columns import JobRow, jobs_by_key
 from workerd.store.job_lists import JobFilter
+from workerd.store.job_matches import ShownMeta
 
 MAX_REDACTED_BYTES = 1 << 20
 """A larger payload of a handler that redacts values is not shown on a page at all."""
@@ -120,38 +121,54 @@ def created(tx: Tx, ids: Sequence[bytes], rules: Rules = UNREDACTED) -> list[Doc
     ]
 
 
+class JobFilters(TypedDict, total=False):
+    """The fields of JobFilter, as far as they are given."""
+
+    handler: str | None
+    status: Status | None
+    since: int | None
+    until: int | None
+    reason: str | None
+    error: bytes | None
+    group: str | None
+    request: bytes | None
+    meta: Mapping[str, str] | None
+
+
 def list_(
     tx: Tx,
     *,
-    handler: str | None = None,
-    status: Status | None = None,
-    since: int | None = None,
-    until: int | None = None,
     limit: int = 50,
     after: str | None = None,
     rules: Rules = UNREDACTED,
+    **filters: Unpack[JobFilters],
 ) -> JobPage:
     """Jobs, newest made or ended first, without payloads and attempts.
 
-    `since`, `until`: store times in microseconds, between which the jobs were made.
+    `since`, `until`: store times in microseconds, between which the jobs were made. A page may have fewer
+    than `limit` jobs, or none, and go on all the same.
     """
-    page = job_lists.list_(tx, JobFilter(handler, status, since, until), limit=limit, after=after)
+    wanted = JobFilter(**filters)
+    page = job_lists.list_(tx, wanted, limit=limit, after=after, shown=_shown_meta(tx, rules))
     return JobPage([documents.job(row, rules.of(tx, row.handler)) for row in page.rows], page.next)
 
 
 def matching(
     tx: Tx,
     *,
-    handler: str | None = None,
-    status: Status | None = None,
-    since: int | None = None,
-    until: int | None = None,
     limit: int = 1000,
     after: str | None = None,
+    rules: Rules = UNREDACTED,
+    **filters: Unpack[JobFilters],
 ) -> tuple[list[bytes], str | None]:
     """A page of the ids that `list_` lists, and the cursor of the next."""
-    page = job_lists.ids(tx, JobFilter(handler, status, since, until), limit=limit, after=after)
+    wanted = JobFilter(**filters)
+    page = job_lists.ids(tx, wanted, limit=limit, after=after, shown=_shown_meta(tx, rules))
     return page.rows, page.next
+
+
+def _shown_meta(tx: Tx, rules: Rules) -> ShownMeta:
+    return lambda handler, meta: rules.of(tx, handler).shown_json(meta)
 
 
 def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:

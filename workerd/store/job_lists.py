@@ -5,19 +5,23 @@ No index has the time of creation or of the end. Each list reads ranges of the i
 for a status (of a handler) with at most so many rows. Of one with more, older rows follow in the order in
 which they became due; if more than WINDOW_ROWS of them become due in the future, those come last. Every
 job has one place, so that pages repeat and omit none.
+
+What no index has (`JobFilter.narrow`) is looked up for the rows of such a list, slice by slice. A page that
+has looked at MAX_LOOKED_ROWS of them ends, with fewer rows than asked for or none, and `next` goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.clock import SECOND
 from workerd.errors import InvalidValue
 from workerd.job import ENDED, AttemptRef, Status
-from workerd.store import columns
+from workerd.store import columns, job_matches
 from workerd.store.base import Row, Tx
 from workerd.store.columns import JobRow, Page, Select, cursor_text, jobs_by_key, read_cursor
+from workerd.store.job_matches import Conditions, ShownMeta
 from workerd.store.queries import MAX_GROUPS, groups
 
 WINDOW_ROWS = 150
@@ -30,16 +34,42 @@ EARLY_US = 3600 * SECOND
 """In a branch of more rows, `since` misses a job whose due time, or the time in whose UUIDv7, is longer than
 this before it was made: rows are left out by the index alone."""
 
+SLICE_ROWS = 500
+MAX_LOOKED_ROWS = 5_000
+"""Rows that one page of a list with further conditions looks at, so many at a time."""
+
 _CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
 
 class JobFilter(NamedTuple):
-    """Which jobs a list has. `since` (included) and `until` (excluded): store times of their creation."""
+    """Which jobs a list has. `since` (included) and `until` (excluded): store times of their creation.
+
+    `error`: the fingerprint of the newest attempt's error; `request`: an id; `meta`: texts by key.
+    """
 
     handler: str | None = None
     status: Status | None = None
     since: int | None = None
     until: int | None = None
+    reason: str | None = None
+    error: bytes | None = None
+    group: str | None = None
+    request: bytes | None = None
+    meta: Mapping[str, str] | None = None
+
+    @property
+    def narrow(self) -> bool:
+        """Whether it has conditions that no index has."""
+        return bool(self.conditions or self.meta)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Those of them that are columns."""
+        given = (
+            ("reason", self.reason), ("fingerprint", self.error), ("group_key", self.group),
+            ("request_id", self.request),
+        )  # fmt: skip
+        return tuple((name, value) for name, value in given if value is not None)
 
 
 class _Position(NamedTuple):
@@ -68,23 +98,60 @@ class _Branch(NamedTuple):
     many_later: bool = False
 
 
-def list_(tx: Tx, wanted: JobFilter, *, limit: int = 50, after: str | None = None) -> Page[JobRow]:
+def list_(
+    tx: Tx, wanted: JobFilter, *, limit: int = 50, after: str | None = None, shown: ShownMeta | None = None
+) -> Page[JobRow]:
     """Jobs without payloads, fewer than `limit` if they are large. `after`: the `next` of the previous page.
 
-    Raises InvalidValue for another cursor.
+    `shown`: see `job_matches.fitting`. Raises InvalidValue for another cursor.
     """
-    listed, boundary, first_later = _listed(tx, wanted, limit, after)
-    refs = columns.fitting(tx, [AttemptRef(row[1], row[2]) for row in listed[:limit]])
+    found = _found(tx, wanted, limit, after, shown)
+    refs = columns.fitting(tx, found.refs)
     rows = jobs_by_key(tx, refs)
-    shown = [rows[ref] for ref in refs if ref in rows]  # without those removed since
-    return Page(shown, _next(listed, len(refs), boundary, first_later))
+    there = [rows[ref] for ref in refs if ref in rows]  # without those removed since
+    return Page(there, found.behind(len(refs)))
 
 
-def ids(tx: Tx, wanted: JobFilter, *, limit: int, after: str | None = None) -> Page[bytes]:
+def ids(
+    tx: Tx, wanted: JobFilter, *, limit: int, after: str | None = None, shown: ShownMeta | None = None
+) -> Page[bytes]:
     """The ids alone, as `list_`."""
-    listed, boundary, first_later = _listed(tx, wanted, limit, after)
-    shown = [row[1] for row in listed[:limit]]
-    return Page(shown, _next(listed, len(shown), boundary, first_later))
+    found = _found(tx, wanted, limit, after, shown)
+    return Page([ref.id for ref in found.refs], found.behind(len(found.refs)))
+
+
+class _Found(NamedTuple):
+    """The attempts of a page, the cursor behind each, and the one behind all that was read."""
+
+    refs: list[AttemptRef]
+    cursors: list[str | None]
+    next: str | None
+
+    def behind(self, shown: int) -> str | None:
+        """The `next` of the page if it has the first `shown` of them."""
+        return self.next if shown == len(self.refs) else self.cursors[shown - 1]
+
+
+def _found(tx: Tx, wanted: JobFilter, limit: int, after: str | None, shown: ShownMeta | None) -> _Found:
+    refs: list[AttemptRef] = []
+    cursors: list[str | None] = []
+    size = SLICE_ROWS if wanted.narrow else limit
+    for _ in range(max(1, MAX_LOOKED_ROWS // size)):
+        listed, boundary, first_later = _listed(tx, wanted, size, after)
+        part = [AttemptRef(row[1], row[2]) for row in listed[:size]]
+        fits = set(part)
+        if wanted.narrow:
+            fits = job_matches.fitting(tx, part, wanted.conditions, wanted.meta or {}, shown)
+        for n, ref in enumerate(part, 1):
+            if ref in fits:
+                refs.append(ref)
+                cursors.append(_next(listed, n, boundary, first_later))
+                if len(refs) == limit:
+                    return _Found(refs, cursors, cursors[-1])
+        after = _next(listed, len(part), boundary, first_later)
+        if after is None:
+            break
+    return _Found(refs, cursors, after)
 
 
 def _next(listed: Sequence[Row], shown: int, boundary: int, first_later: int) -> str | None:
