@@ -74,10 +74,12 @@ def test_pages(api: Api) -> None:
     """Every page works on both engines, with a policy that runs no data as code."""
     markup = "<script>alert(1)</script>"
     job = api.enqueue("behave", {"kind": "failure", "x": markup}, meta={"m": markup})
-    fingerprint = api.ended(job)["fingerprint"]
+    ended = api.ended(job)
+    fingerprint, reason = ended["fingerprint"], ended["reason"]
     request = api.post("/requests", {"workflow": "pair", "params": {"m": markup}}).json()["id"]
     pages = [
         "/", "/ui/jobs", "/ui/jobs?handler=noop&status=scheduled", "/ui/jobs?since=2020-01-01T00%3A00",
+        f"/ui/jobs?error={fingerprint}&reason={reason}", "/ui/jobs?group=g&meta=m%3D1%2Cn%3D2",
         f"/ui/jobs/{job}", "/ui/requests", "/ui/requests?workflow=pair&status=completed",
         f"/ui/requests/{request}",
         "/ui/errors", "/ui/errors?all=true&handler=behave", f"/ui/errors/{fingerprint}",
@@ -93,8 +95,14 @@ def test_pages(api: Api) -> None:
         assert "unsafe" not in policy
         assert markup not in answer.text
         assert 'style="' not in answer.text
+    assert job in api.get(f"/ui/jobs?error={fingerprint}&reason={reason}&handler=behave").text
+    assert job not in api.get(f"/ui/jobs?error={fingerprint}&reason={reason}&group=other").text
+    assert f"/ui/jobs?error={fingerprint}" in api.get(f"/ui/errors/{fingerprint}").text
     for page, status in (
         ("/ui/jobs?status=x", 422),
+        ("/ui/jobs?error=x", 422),
+        ("/ui/jobs?reason=x", 422),
+        ("/ui/jobs?meta=x", 422),
         ("/ui/jobs?after=x", 422),
         ("/ui/errors/x", 422),
         ("/ui/nothing", 404),

@@ -338,8 +338,13 @@ def text(request: Request, name: str) -> str | None:
 def reason(request: Request) -> Reason | None:
     """Query parameter `reason`. Raises HTTPProblem 422."""
     text = request.query_params.get("reason")
+    return None if text is None else parsed_reason(text)
+
+
+def parsed_reason(text: str) -> Reason:
+    """How an attempt ended. Raises HTTPProblem 422."""
     try:
-        return None if text is None else Reason(text)
+        return Reason(text)
     except ValueError:
         raise HTTPProblem(422, f"reason: expected one of {', '.join(Reason)}, got {text!r:.60}.") from None
 
@@ -347,8 +352,13 @@ def reason(request: Request) -> Reason | None:
 def fingerprint(request: Request, name: str) -> bytes | None:
     """A query parameter that is a fingerprint. Raises HTTPProblem 422."""
     value = request.query_params.get(name)
+    return None if value is None else parsed_fingerprint(value, name)
+
+
+def parsed_fingerprint(text: str, name: str = "error") -> bytes:
+    """A fingerprint in hex. Raises HTTPProblem 422."""
     try:
-        return None if value is None else fingerprints.parse(value)
+        return fingerprints.parse(text)
     except InvalidValue as error:
         raise HTTPProblem(422, f"{name}: {error}.") from None
 

@@ -141,6 +141,7 @@ async def error(query: PageQuery) -> View:
             ("Resolved", join(moment(group["resolved_at"]), resolved_by) if group["resolved_at"] else None),
             ("Muted until", moment(group["muted_until"]) if group["muted_until"] else None),
             ("Newest job", join(_newest(group), f", attempt {group['attempt']}")),
+            ("Jobs", el("a", "Jobs that failed so", href=f"/ui/jobs?error={group['fingerprint']}")),
             ("Last 24 h", spark(group["hours"], f"Failures by hour, last 24 h: {sum(group['hours']):,}")),
         ]
     )

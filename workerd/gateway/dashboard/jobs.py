@@ -39,7 +39,8 @@ from workerd.gateway.dashboard.components import (
     table,
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
-from workerd.gateway.params import parsed_moment, parsed_status
+from workerd.gateway.params import parsed_fingerprint, parsed_moment, parsed_reason, parsed_status
+from workerd.gateway.problems import HTTPProblem
 from workerd.job import LIVE, AttemptRef, Status
 from workerd.operations import audit, handlers
 from workerd.operations import jobs as operations
@@ -47,10 +48,11 @@ from workerd.operations.access import Tx
 from workerd.operations.jobs import JobDetails, JobPage
 from workerd.operations.logs import JobLog
 from workerd.operations.why import explain
+from workerd.outcome import Reason
 from workerd.runtime.limits import resident_bytes
 from workerd.text import exit_text, size_text
 
-FILTERS = ("handler", "status", "since")
+FILTERS = ("handler", "status", "since", "reason", "error", "group", "meta")
 """Query parameters of the list."""
 PREVIEW_BYTES = 8_000
 """How much of a payload a page shows."""
@@ -65,7 +67,12 @@ _FILTER_STATES = (
 async def jobs(query: PageQuery) -> View:
     """Jobs, newest made or ended first, with filters."""
     status, since = query.get("status"), query.get("since")
+    error, meta = query.get("error"), query.get("meta")
     filters: dict[str, Any] = {
+        "reason": parsed_reason(query.get("reason")) if query.get("reason") else None,
+        "error": parsed_fingerprint(error) if error else None,
+        "group": query.get("group") or None,
+        "meta": _meta(meta) if meta else None,
         "handler": query.get("handler") or None,
         "status": parsed_status(status, Status) if status else None,
         "since": parsed_moment(_with_offset(since), "since") if since else None,
@@ -95,6 +102,14 @@ async def jobs(query: PageQuery) -> View:
     return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filter_form(query, names)), {"list": listing})
 
 
+def _meta(text: str) -> dict[str, str]:
+    """`key=value`, several with commas between. Raises HTTPProblem 422."""
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise HTTPProblem(422, f"meta: expected KEY=VALUE, several with commas between, got {text!r:.60}.")
+    return {key: value for key, _, value in pairs}
+
+
 def _with_offset(text: str) -> str:
     """A browser's datetime field has no offset, and no seconds if they are 0: the form asks for UTC."""
     if len(text) == len("2026-01-31T12:00"):
@@ -119,6 +134,10 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
             "Created since (UTC)",
             el("input", type="datetime-local", name="since", value=query.get("since").rstrip("Zz")[:16]),
         ),
+        select("reason", "Reason", [("", "all"), *((text, text) for text in Reason)], query.get("reason")),
+        _field(query, "error", "Error (fingerprint)"),
+        _field(query, "group", "Group"),
+        _field(query, "meta", "Meta (KEY=VALUE)"),
         el("button", "Apply", class_="main"),
         el("a", "Reset", href="/ui/jobs") if query.filters(*FILTERS) else None,
         action="/ui/jobs",
@@ -126,6 +145,10 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
         role="search",
         aria_label="Filters",
     )
+
+
+def _field(query: PageQuery, name: str, label: str) -> Markup:
+    return el("label", label, el("input", type="text", name=name, value=query.get(name), maxlength="191"))
 
 
 def state_badge(document: Document) -> Markup:
