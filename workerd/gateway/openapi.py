@@ -416,6 +416,8 @@ def document(locked: bool, roles: Roles = ()) -> bytes:
     bodies = {op.body for op in OPERATIONS if op.body}
     types = sorted({ProblemDocument, *answers, *bodies}, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(types, ref_template=REF)
+    any_json = components[params.SignalBody.__name__]
+    components[params.SignalBody.__name__] = {key: any_json[key] for key in ("title", "description")}
     _mark_times({name: schema for name, schema in components.items() if not name.endswith("Body")})
     paths: dict[str, dict[str, Any]] = {}
     for op in OPERATIONS:
