@@ -88,10 +88,6 @@ class LimitedHandlers:
         found = (self._handlers[name].limit for name in handlers if name in self._handlers)
         return {limit for limit in found if limit is not None}
 
-    def with_queues(self) -> set[str]:
-        """The handlers of which jobs are known to stand in queues of groups."""
-        return {name for name, memory in self._memory.items() if memory.heads}
-
     def retaken(self, handler: str) -> Retaken | None:
         """What its attempts take of its limit, None without one."""
         limit = self._handlers[handler].limit if handler in self._handlers else None

@@ -50,27 +50,23 @@ _log = log.get_logger("ingester")
 
 FollowUp = Callable[[Tx, ClosedBatch], None]
 
-FOLLOW_UPS: tuple[FollowUp, ...] = (
-    saved_states.settle,
-    store_outcomes.free_limits,
-    retries.insert_next,
-    duplicates.release_followers,
-    intervals.insert_next_runs,
-    workflows.advance,
-    logs.insert,
-    store_errors.count,  # last: its rows are those that most transactions share
-)
+
+def _follow_ups(of_requests: FollowUp) -> tuple[FollowUp, ...]:
+    return (
+        saved_states.settle,
+        store_outcomes.free_limits,
+        retries.insert_next,
+        duplicates.release_followers,
+        intervals.insert_next_runs,
+        of_requests,
+        logs.insert,
+        store_errors.count,  # last: its rows are those that most transactions share
+    )
+
+
+FOLLOW_UPS = _follow_ups(workflows.advance)
 """What follows from attempts that have ended, in the transaction that ends them, in this order."""
-FOLLOW_UPS_WITHOUT_STEPS: tuple[FollowUp, ...] = (
-    saved_states.settle,
-    store_outcomes.free_limits,
-    retries.insert_next,
-    duplicates.release_followers,
-    intervals.insert_next_runs,
-    workflows.record,
-    logs.insert,
-    store_errors.count,
-)
+FOLLOW_UPS_WITHOUT_STEPS = _follow_ups(workflows.record)
 """The same where further steps of requests are left to the dispatcher's sweep."""
 
 

@@ -27,7 +27,6 @@ SLICE_JOBS = 1000
 """Jobs of a batch that one transaction writes."""
 MAX_MEMBERS = 1_000_000
 MAX_STAGE_JOBS = 1000
-MAX_FAILURES = v.integer(0, 2**31 - 1)
 KEYS = ("jobs", "then", "finally", "params", "name", "max_failures")
 
 
