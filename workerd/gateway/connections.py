@@ -145,6 +145,9 @@ class HttpProtocol(HttpToolsProtocol):
         hosts = sum(name == b"host" for name, _ in self.headers)
         if hosts != 1 and not (hosts == 0 and self.parser.get_http_version() == "1.0"):
             raise ValueError("expected one Host header")
+        # A message that one read brought as a whole has begun and ended before its bytes were counted.
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD_BYTES:
+            raise ValueError("the head is too large")
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
