@@ -219,7 +219,7 @@ def test_invalid_http(api: Api) -> None:
 
 
 def test_a_large_head(api: Api) -> None:
-    """A head over the limit is refused, whether it comes in pieces or is there as a whole at the first read."""
+    """A head over the limit is refused, whether it comes in pieces or one read brings it as a whole."""
     with api.bare() as connection:
         with contextlib.suppress(OSError):
             connection.sendall(LARGE_HEAD)
