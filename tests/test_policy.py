@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from workerd import policy as workerd_policy
 from workerd.clock import SECOND
-from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
+from workerd.config.handler_config import Backoff, HandlerConfig, Policy
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, Claim, Status, new_id
 from workerd.outcome import NextAttempt, Reason, RunResult, Usage
 

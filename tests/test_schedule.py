@@ -8,7 +8,7 @@ import pytest
 
 from workerd import clock
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
-from workerd.config.model import Misfire
+from workerd.config.schedule_config import Misfire
 from workerd.schedule import Cron, Ticks, voided
 
 

@@ -14,7 +14,8 @@ import workerd.webhooks
 from tests.support.webhook_receiver import SECRET, WebhookReceiver
 from workerd import testing
 from workerd.config.build import load
-from workerd.config.model import Config, WebhookConfig
+from workerd.config.model import Config
+from workerd.config.webhook_config import WebhookConfig
 from workerd.errors import ConfigError, InvalidValue
 from workerd.job_spec import JobSpec, check
 from workerd.webhooks import Deliverer, address_of, is_public, signature

@@ -7,7 +7,8 @@ import uuid
 import pytest
 
 from workerd import workflow as w
-from workerd.config.model import ScheduleConfig, WorkflowConfig, WorkflowJob
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.job import Status
 from workerd.outcome import Reason
 

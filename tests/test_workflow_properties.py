@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workerd import workflow as w
-from workerd.config.model import WorkflowJob
+from workerd.config.workflow_config import WorkflowJob
 from workerd.job import LIVE, Status
 from workerd.outcome import Reason
 

@@ -9,8 +9,10 @@ from typing import Any
 import msgspec
 
 from workerd import host
-from workerd.config.model import Config, PoolConfig, ScheduleConfig
-from workerd.config.validators import duration_literal, size_literal
+from workerd.config.handler_config import PoolConfig
+from workerd.config.model import Config
+from workerd.config.quantities import duration_literal, size_literal
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.degradations import degradations, exists
 from workerd.exposure import exposures
 from workerd.load_trial import LoadTrial, load_all

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import msgspec
 
 from workerd.clock import SECOND, from_rfc3339, to_rfc3339
-from workerd.config.model import LimitConfig
-from workerd.config.validators import duration_literal
+from workerd.config.limit_config import LimitConfig
+from workerd.config.quantities import duration_literal
 from workerd.job import ENDED, AttemptRef, id_text
 from workerd.rate_limit import Rate
 from workerd.redaction import REDACTED, Redaction, scrubber_of

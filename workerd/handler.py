@@ -16,9 +16,12 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, get_
 
 import msgspec
 
-from workerd.config.model import NestedKeys, Policy, keys_of
-from workerd.config.validators import Validator, duration, wrong
+from workerd.config.config_value import NestedKeys, keys_of
+from workerd.config.handler_config import Policy
+from workerd.config.quantities import duration
+from workerd.config.validators import Validator
 from workerd.config.validators import name as name_validator
+from workerd.config.wrong_value import wrong
 from workerd.enqueuing import ContextHandlerFunction, Enqueuing, HandlerFunction
 from workerd.errors import InvalidValue
 from workerd.job import Claim, id_text

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_type_hint
 import msgspec
 
 from workerd import clock, json_text
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
 from workerd.duplicates import OnConflict
 from workerd.errors import InvalidValue
 from workerd.group import checked_group

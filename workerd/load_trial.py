@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import msgspec
 
-from workerd.config.model import Config, HandlerConfig, PoolConfig
-from workerd.config.validators import duration_literal
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config
+from workerd.config.quantities import duration_literal
 from workerd.errors import LoadError
 from workerd.pool.loading import described, load
 from workerd.runtime.child import Child, fork

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from workerd import clock, fingerprint
-from workerd.config.model import Backoff, HandlerConfig, Policy, ScheduleConfig
+from workerd.config.handler_config import Backoff, HandlerConfig, Policy
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, ENDED, Claim, ClaimedAttempt, Status
 from workerd.outcome import BAD_REASONS, Hold, NextAttempt, Outcome, Reason, RunResult
 

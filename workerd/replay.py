@@ -22,8 +22,9 @@ from typing import Any
 
 import msgspec
 
-from workerd.config.model import Config, PoolConfig
-from workerd.config.validators import duration_literal
+from workerd.config.handler_config import PoolConfig
+from workerd.config.model import Config
+from workerd.config.quantities import duration_literal
 from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.job import Claim

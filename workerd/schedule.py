@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 
 from workerd.clock import LATEST, SECOND
-from workerd.config.model import Misfire
+from workerd.config.schedule_config import Misfire
 from workerd.errors import InvalidValue
 
 MAX_MISSED_TICKS = 100

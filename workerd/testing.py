@@ -14,7 +14,8 @@ from typing import Any
 import msgspec
 
 from workerd import policy as workerd_policy
-from workerd.config.model import HandlerConfig, IngesterConfig, Policy
+from workerd.config.handler_config import HandlerConfig, Policy
+from workerd.config.model import IngesterConfig
 from workerd.job import Claim, new_id
 from workerd.json_text import encode
 from workerd.messages import Assignment, Progressed

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from workerd.config.model import WebhookConfig
+from workerd.config.webhook_config import WebhookConfig
 from workerd.handler import Context, Failure
 
 SIGNATURE_HEADER = "Workerd-Signature"

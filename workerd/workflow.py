@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from workerd.config.model import OnError, WorkflowConfig, WorkflowJob
+from workerd.config.workflow_config import OnError, WorkflowConfig, WorkflowJob
 from workerd.errors import InvalidValue
 from workerd.job import LIVE, NAME_LIMIT, Status
 from workerd.outcome import Reason

@@ -6,7 +6,7 @@ from typing import Any
 
 from workerd import documents
 from workerd.cli.views import draw_graph
-from workerd.config.model import WorkflowJob
+from workerd.config.workflow_config import WorkflowJob
 from workerd.redaction import NOTHING
 from workerd.store.columns import JobRow
 from workerd.workflow import Graph

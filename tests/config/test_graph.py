@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from workerd.cli.views import draw_graph
 from workerd.config.build import build
 from workerd.config.graph import cycle, depths
-from workerd.config.model import WorkflowJob
 from workerd.config.reader import ConfigErrors, ConfigTree
+from workerd.config.workflow_config import WorkflowJob
 from workerd.gateway.dashboard.graph import columns, draw
 from workerd.workflow import Graph
 

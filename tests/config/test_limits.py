@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from workerd.config.build import load
-from workerd.config.model import Config, LimitConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.rate_limit import Rate
 

@@ -11,18 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workerd.config.build import build, load
-from workerd.config.model import (
-    HANDLER_KEYS,
-    POOL_KEYS,
-    SECTIONS,
-    TABLES,
-    Backoff,
-    Config,
-    RestartConfig,
-    WorkflowJob,
-    keys_of,
-)
+from workerd.config.config_value import keys_of
+from workerd.config.handler_config import Backoff, RestartConfig
+from workerd.config.model import HANDLER_KEYS, POOL_KEYS, SECTIONS, TABLES, Config
 from workerd.config.reader import ConfigErrors, ConfigTree
+from workerd.config.workflow_config import WorkflowJob
 from workerd.errors import ConfigError
 
 HANDLERS = '[handlers.a]\ncall = "os:getpid"\n[handlers.b]\ncall = "os:getppid"\n'

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workerd.config import validators as v
-from workerd.config.validators import duration, duration_literal, shown, size, size_literal
+from workerd.config.quantities import duration, duration_literal, size, size_literal
+from workerd.config.wrong_value import shown
 from workerd.errors import InvalidValue
 from workerd.host import processors
 from workerd.text import line

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.dispatching import EVERY_SECOND, FLOW, MakeHarness, insert_jobs, job_rows, pool_of
-from workerd.config.model import PickupConfig, ScheduleConfig
+from workerd.config.model import PickupConfig
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.dispatcher.dispatcher import read_former_incarnations, store_timeout
 from workerd.messages import Drain
 from workerd.runtime.sockets import poke

@@ -10,7 +10,8 @@ import msgspec
 from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs
 from tests.support.rows import Rows
 from workerd.clock import SECOND
-from workerd.config.model import HandlerConfig, LimitConfig, PoolConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.job import Claim, Status, new_id
 from workerd.outcome import Hold, Outcome, Reason
 from workerd.rate_limit import Rate

@@ -7,7 +7,7 @@ import pytest
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows, pool_of
 from tests.support.rows import Rows
 from workerd.clock import SECOND, to_text
-from workerd.config.model import ScheduleConfig
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, new_id
 from workerd.store import intervals, job_control, nodes, schedules
 from workerd.store.base import Store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows
 from workerd.clock import SECOND
-from workerd.config.model import NamedSchedule
+from workerd.config.schedule_config import NamedSchedule
 from workerd.store import schedules
 from workerd.store.base import Store
 

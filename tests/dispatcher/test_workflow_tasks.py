@@ -10,7 +10,9 @@ from tests.support import storing as s
 from tests.support.dispatching import FLOW, MakeHarness, job_rows
 from tests.support.rows import Rows
 from workerd.clock import to_text
-from workerd.config.model import PickupConfig, ScheduleConfig, WorkflowConfig
+from workerd.config.model import PickupConfig
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.runtime.sockets import poke
 from workerd.store import requests
 from workerd.store.base import Store

@@ -13,16 +13,9 @@ from tests.support.gateway_state import ask, gateway_state
 from tests.support.servers import DatabaseServer
 from tests.support.silent_commit import SilentCommit
 from workerd.client import Client
-from workerd.config.model import (
-    Config,
-    GatewayConfig,
-    HandlerConfig,
-    NodeConfig,
-    PoolConfig,
-    StoreConfig,
-    WorkflowConfig,
-    WorkflowJob,
-)
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config, GatewayConfig, NodeConfig, StoreConfig
+from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.errors import CommitUnknown
 from workerd.gateway.state import GatewayState
 from workerd.job_spec import JobSpec

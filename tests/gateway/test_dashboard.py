@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.eventually import eventually
 from tests.support.gateway import Api, EventStream
-from workerd.config.model import WorkflowJob
+from workerd.config.workflow_config import WorkflowJob
 from workerd.gateway.dashboard import components
 from workerd.gateway.dashboard.charts import ChartLine, chart
 from workerd.gateway.dashboard.components import el, join, path

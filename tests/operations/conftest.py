@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from workerd.config.model import Config, HandlerConfig, PoolConfig, ScheduleConfig, WorkflowConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.operations.actor import Actor
 
 

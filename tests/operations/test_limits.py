@@ -10,7 +10,9 @@ import pytest
 from tests.support import storing
 from tests.support.rows import Rows
 from workerd.clock import SECOND
-from workerd.config.model import Config, HandlerConfig, LimitConfig, NodeConfig, PoolConfig, StoreConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import Config, NodeConfig, StoreConfig
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.ingester import writer
 from workerd.job import Claim, Status, id_text

@@ -10,7 +10,8 @@ import pytest
 
 from tests.support import storing
 from workerd.clock import SECOND
-from workerd.config.model import Config, HandlerConfig, NodeConfig, PickupConfig, PoolConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config, NodeConfig, PickupConfig
 from workerd.errors import NotFound
 from workerd.job import Status
 from workerd.operations import handlers as operations

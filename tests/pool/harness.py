@@ -22,7 +22,8 @@ import msgspec
 import structlog
 
 from workerd import clock
-from workerd.config.model import Config, HandlerConfig, NodeConfig, PoolConfig, ShutdownConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config, NodeConfig, ShutdownConfig
 from workerd.job import AttemptRef, Claim, Status, new_id
 from workerd.messages import (
     Ack,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.pool.harness import POLICY, PoolHarness, alive
-from workerd.config.model import CommandConfig, HandlerConfig, PoolConfig
+from workerd.config.handler_config import CommandConfig, HandlerConfig, PoolConfig
 from workerd.job import Status
 from workerd.outcome import Reason
 from workerd.runtime.child import CANNOT_LOAD_EXIT_STATUS

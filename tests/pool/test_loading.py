@@ -13,7 +13,7 @@ import pytest
 
 from tests.pool.handlers import worker_handlers
 from workerd import handler
-from workerd.config.model import HandlerConfig, Policy, PoolConfig
+from workerd.config.handler_config import HandlerConfig, Policy, PoolConfig
 from workerd.errors import LoadError
 from workerd.policy import effective
 from workerd.pool.loading import load, make

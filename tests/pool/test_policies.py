@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.support.worker import claim_of, pool_of
-from workerd.config.model import Config, ScheduleConfig, WorkflowConfig, WorkflowJob
+from workerd.config.model import Config
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.job import Status
 from workerd.messages import HandlerSpec
 from workerd.outcome import Reason, RunResult

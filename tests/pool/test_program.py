@@ -13,7 +13,7 @@ import pytest
 from tests.pool.test_executor import NoFlags, Pool
 from tests.support.worker import claim_of
 from workerd import policy
-from workerd.config.model import CommandConfig, HandlerConfig
+from workerd.config.handler_config import CommandConfig, HandlerConfig
 from workerd.errors import LoadError
 from workerd.job import Status
 from workerd.messages import Assignment

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, make_pool
-from workerd.config.model import RestartConfig
+from workerd.config.handler_config import RestartConfig
 from workerd.outcome import Reason
 
 

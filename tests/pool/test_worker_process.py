@@ -16,7 +16,7 @@ import pytest
 from tests.pool.harness import PoolHarness, alive, make_pool
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
-from workerd.config.model import Policy
+from workerd.config.handler_config import Policy
 from workerd.job import Status
 from workerd.messages import Loaded
 from workerd.outcome import Outcome, Reason, RunResult

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from workerd.config.model import RestartConfig
+from workerd.config.handler_config import RestartConfig
 from workerd.messages import Beat, FromChild, Stop, ToChild
 from workerd.runtime import child
 from workerd.runtime.channel import Channel

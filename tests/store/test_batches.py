@@ -8,7 +8,8 @@ import pytest
 
 from tests.support import storing as s
 from workerd.clock import SECOND, to_text
-from workerd.config.model import Config, HandlerConfig, PoolConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue
 from workerd.job import Status, parse_id
 from workerd.operations import request_graphs

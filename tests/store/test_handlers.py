@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import storing as s
 from tests.support.eventually import eventually
-from workerd.config.model import ScheduleConfig
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import NotFound
 from workerd.store import claims, handlers, intervals, nodes, schedules
 from workerd.store.base import Store

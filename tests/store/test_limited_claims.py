@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.rows import Rows
 from workerd.clock import SECOND
-from workerd.config.model import LimitConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.fairness import FairTurns
 from workerd.group import parse_template
 from workerd.ingester import writer

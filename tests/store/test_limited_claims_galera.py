@@ -12,7 +12,7 @@ import pytest
 from tests.support import storing
 from tests.support.galera import Galera
 from workerd.clock import SECOND
-from workerd.config.model import LimitConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.errors import StoreAway
 from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim, Status

@@ -11,7 +11,7 @@ from tests.support import storing
 from tests.support.galera import Galera
 from workerd import job
 from workerd.clock import SECOND
-from workerd.config.model import ScheduleConfig
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import StoreAway
 from workerd.store import columns, requests, schedules, ticks
 from workerd.store.base import Store

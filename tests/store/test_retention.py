@@ -10,7 +10,7 @@ from tests.support import storing as s
 from tests.support.rows import Rows
 from workerd import errors
 from workerd.clock import SECOND, to_text
-from workerd.config.model import ScheduleConfig
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, Status
 from workerd.store import intervals, job_control, retention, schedules
 from workerd.store.base import Store

@@ -11,7 +11,9 @@ from tests.support import storing as s
 from workerd import documents
 from workerd import workflow as wf
 from workerd.clock import SECOND, to_text
-from workerd.config.model import Config, HandlerConfig, Overlap, PoolConfig, ScheduleConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config
+from workerd.config.schedule_config import Overlap, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
 from workerd.outcome import NextAttempt, Reason

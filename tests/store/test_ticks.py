@@ -9,7 +9,8 @@ import pytest
 from tests.support import storing as s
 from workerd import job_spec
 from workerd.clock import SECOND, to_text
-from workerd.config.model import NamedSchedule, ScheduleConfig, WorkflowConfig
+from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.schedule import Cron
 from workerd.store import requests, schedules, ticks

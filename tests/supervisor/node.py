@@ -14,15 +14,8 @@ from typing import Any
 import msgspec
 
 from workerd import log
-from workerd.config.model import (
-    Config,
-    LogConfig,
-    NodeConfig,
-    PoolConfig,
-    RestartConfig,
-    ShutdownConfig,
-    SupervisorConfig,
-)
+from workerd.config.handler_config import PoolConfig, RestartConfig
+from workerd.config.model import Config, LogConfig, NodeConfig, ShutdownConfig, SupervisorConfig
 from workerd.messages import Roster
 from workerd.runtime import child
 from workerd.runtime.child import CRASH_LOOP_EXIT_STATUS

@@ -11,7 +11,8 @@ import pytest
 
 from tests.supervisor.conftest import SupervisorHarness
 from tests.support.eventually import eventually
-from workerd.config.model import Config, PoolConfig
+from workerd.config.handler_config import PoolConfig
+from workerd.config.model import Config
 from workerd.supervisor.reload import ReloadPlan, make_plan
 
 ROLES = ("ingester", "dispatcher", "gateway")

@@ -13,17 +13,10 @@ from typing import Any, TypeVar
 
 from tests.support.storing import job
 from workerd import log
-from workerd.config.model import (
-    Config,
-    DispatcherConfig,
-    HandlerConfig,
-    NodeConfig,
-    PoolConfig,
-    ScheduleConfig,
-    StoreConfig,
-    WorkflowConfig,
-    WorkflowJob,
-)
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config, DispatcherConfig, NodeConfig, StoreConfig
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.dispatcher.dispatcher import main
 from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim, new_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from workerd.config.model import ScheduleConfig, WorkflowConfig, WorkflowJob
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import NextAttempt, Outcome, Reason

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from workerd.config.model import HandlerConfig, PoolConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.job import Claim, new_id
 from workerd.messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.outcome import RunResult

@@ -18,7 +18,7 @@ from workerd import fingerprint as fingerprints
 from workerd import outcome
 from workerd.cli.errors import UsageError
 from workerd.clock import SECOND, from_rfc3339, now_us
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
 from workerd.job import Status, parse_id
 from workerd.job_spec import OPTIONS
 from workerd.text import line

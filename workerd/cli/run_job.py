@@ -19,7 +19,7 @@ from workerd.cli.options import ConfigPath, JobId, Reveal, parse_key_values
 from workerd.cli.output import confirm, notify, print_fields, print_text
 from workerd.cli.session import open_session
 from workerd.config.model import Config
-from workerd.config.validators import duration_literal
+from workerd.config.quantities import duration_literal
 from workerd.job import Claim, Status, id_text
 from workerd.operations import replays
 from workerd.operations.access import Tx

@@ -15,41 +15,39 @@ import msgspec
 from workerd.config import reader, schedules
 from workerd.config import validators as v
 from workerd.config.command_line import OPTIONAL, placeholders
+from workerd.config.config_value import Keys, keys_of
 from workerd.config.graph import cycle as find_cycle
 from workerd.config.graph import depths
+from workerd.config.handler_config import (
+    Backoff,
+    CommandConfig,
+    HandlerConfig,
+    Policy,
+    PoolConfig,
+    RestartConfig,
+)
+from workerd.config.limit_config import LimitConfig
 from workerd.config.model import (
     HANDLER_KEYS,
     LIMIT_KEYS,
     POOL_KEYS,
     SECTIONS,
     TABLES,
-    WAIT_HANDLER,
-    WEBHOOK_HANDLER,
     WEBHOOK_KEYS,
     WORKFLOW_KEYS,
-    Backoff,
-    CommandConfig,
     Config,
     GatewayConfig,
-    HandlerConfig,
-    Keys,
-    LimitConfig,
     NodeConfig,
-    Policy,
-    PoolConfig,
-    RestartConfig,
-    ScheduleConfig,
     StoreConfig,
-    WebhookConfig,
-    WorkflowConfig,
-    WorkflowJob,
-    keys_of,
 )
 from workerd.config.reader import ConfigErrors, Table, nearest
 from workerd.config.runtime_dir import default_runtime_dir
+from workerd.config.schedule_config import ScheduleConfig
 from workerd.config.store_url import MySQLUrl, parse_store_url
-from workerd.config.validators import wrong
+from workerd.config.webhook_config import WEBHOOK_HANDLER, WebhookConfig
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowConfig, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
+from workerd.config.wrong_value import wrong
 from workerd.errors import InvalidValue
 
 MAX_WORKFLOW_JOBS = 10_000

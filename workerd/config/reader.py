@@ -10,8 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from workerd.config.model import NestedKeys, tables_with
-from workerd.config.validators import Validator, wrong
+from workerd.config.config_value import NestedKeys
+from workerd.config.model import tables_with
+from workerd.config.validators import Validator
+from workerd.config.wrong_value import wrong
 from workerd.errors import ConfigError, InvalidValue
 
 KeyPath = tuple[str | int, ...]

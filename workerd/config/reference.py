@@ -12,23 +12,15 @@ from typing import Any
 
 import msgspec
 
-from workerd.config import model
-from workerd.config.model import (
-    SECTIONS,
-    CommandConfig,
-    ConfigValue,
-    HandlerConfig,
-    Keys,
-    LimitConfig,
-    NamedSchedule,
-    Policy,
-    PoolConfig,
-    ScheduleConfig,
-    WebhookConfig,
-    WorkflowTable,
-    keys_of,
-)
-from workerd.config.validators import Validator, duration_literal, size_literal
+from workerd.config.config_value import ConfigValue, Keys, NestedKeys, keys_of
+from workerd.config.handler_config import CommandConfig, HandlerConfig, Policy, PoolConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import SECTIONS
+from workerd.config.quantities import duration_literal, size_literal
+from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
+from workerd.config.validators import Validator
+from workerd.config.webhook_config import WebhookConfig
+from workerd.config.workflow_config import WorkflowTable
 
 _COMMENT_WIDTH = 106
 REQUIRED: dict[type[ConfigValue], tuple[str, ...]] = {
@@ -123,7 +115,7 @@ def meanings(table: type[ConfigValue]) -> dict[str, str]:
     return found
 
 
-def toml_value(value: Any, key: Validator | model.NestedKeys) -> str:
+def toml_value(value: Any, key: Validator | NestedKeys) -> str:
     """A converted value as it is written in TOML."""
     if not isinstance(key, Validator):
         items = (f"{name} = {toml_value(getattr(value, name), inner)}" for name, inner in key.items())

@@ -6,13 +6,11 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from workerd.config import validators as v
-from workerd.config.model import (
-    SCHEDULE_KEYS,
-    HandlerConfig,
-    NamedSchedule,
-    WorkflowConfig,
-)
+from workerd.config.handler_config import HandlerConfig
+from workerd.config.model import SCHEDULE_KEYS
 from workerd.config.reader import Table, nearest
+from workerd.config.schedule_config import NamedSchedule
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import InvalidValue
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from workerd import clock
 from workerd.config import validators as v
-from workerd.config.model import WAIT_HANDLER, WorkflowJob
+from workerd.config.quantities import duration
 from workerd.config.validators import Validator
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
+from workerd.config.wrong_value import wrong
 from workerd.errors import InvalidValue
 
 _TIME = 'a delay such as "2h", or a time such as "2026-01-31T12:00:00+01:00"'
@@ -17,12 +19,12 @@ _TIME = 'a delay such as "2h", or a time such as "2026-01-31T12:00:00+01:00"'
 def _wait(value: Any) -> float | int:
     """Seconds (float), or a store time in microseconds (int)."""
     try:
-        return v.duration(value)
+        return duration(value)
     except InvalidValue:
         try:
             return clock.from_rfc3339(str(value))
         except ValueError:
-            raise v.wrong(_TIME, value) from None
+            raise wrong(_TIME, value) from None
 
 
 JOB_KEYS: dict[str, Validator] = {

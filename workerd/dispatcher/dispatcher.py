@@ -13,7 +13,8 @@ import setproctitle
 
 from workerd import __version__
 from workerd.clock import SECOND
-from workerd.config.model import Config, LimitConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import Config
 from workerd.dispatcher import expiry
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry

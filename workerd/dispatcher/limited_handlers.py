@@ -6,7 +6,9 @@ import time
 from collections.abc import Iterable, Mapping
 
 from workerd.clock import SECOND
-from workerd.config.model import Config, HandlerConfig, LimitConfig
+from workerd.config.handler_config import HandlerConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import Config
 from workerd.fairness import FairTurns, Waiting
 from workerd.group import parse_template
 from workerd.log import get_logger

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.dispatcher.lease import Lease
 from workerd.messages import Throughput
 from workerd.runtime.loop import Loop, Timer

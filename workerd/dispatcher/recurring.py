@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 
 from workerd.clock import SECOND
-from workerd.config.model import HandlerConfig, NamedSchedule
+from workerd.config.handler_config import HandlerConfig
+from workerd.config.schedule_config import NamedSchedule
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerd.config.model import WAIT_HANDLER
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.tasks import TaskRunner

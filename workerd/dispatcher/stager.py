@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from workerd.config.model import WAIT_HANDLER
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from workerd.clock import SECOND
-from workerd.config.model import NamedSchedule
+from workerd.config.schedule_config import NamedSchedule
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.recurring import MAX_SCHEDULES, CronTicks
 from workerd.dispatcher.stager import Stager

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workerd import fingerprint as fingerprints
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.params import EmptyBody, MuteBody

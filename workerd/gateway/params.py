@@ -13,7 +13,7 @@ from starlette.requests import Request
 
 from workerd import clock, json_text
 from workerd import fingerprint as fingerprints
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
 from workerd.errors import InvalidValue
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id

@@ -10,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from workerd.config.model import Config, HandlerConfig
+from workerd.config.handler_config import HandlerConfig
+from workerd.config.model import Config
 from workerd.documents import Enqueued
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.group import parse_template

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from contextlib import closing
 
 from workerd import documents
-from workerd.config.model import Config, LimitConfig
+from workerd.config.limit_config import LimitConfig
+from workerd.config.model import Config
 from workerd.documents import Document
 from workerd.errors import StoreError
 from workerd.job import Status

@@ -8,7 +8,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 from workerd import documents
 from workerd.clock import SECOND
-from workerd.config.model import Config, WorkflowJob
+from workerd.config.model import Config
+from workerd.config.workflow_config import WorkflowJob
 from workerd.documents import Document, Enqueued, json_value
 from workerd.errors import InvalidValue
 from workerd.job import Status, id_text

@@ -12,7 +12,8 @@ from workerd import documents
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config import schedules as rules
 from workerd.config import validators as v
-from workerd.config.model import Config, NamedSchedule
+from workerd.config.model import Config
+from workerd.config.schedule_config import NamedSchedule
 from workerd.documents import Document
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import id_text

@@ -9,7 +9,8 @@ from fnmatch import fnmatchcase
 import msgspec
 
 from workerd import documents
-from workerd.config.model import WEBHOOK_HANDLER, Config, WebhookConfig, WebhookEvent
+from workerd.config.model import Config
+from workerd.config.webhook_config import WEBHOOK_HANDLER, WebhookConfig, WebhookEvent
 from workerd.documents import Document
 from workerd.job import Status
 from workerd.job_spec import NewJob

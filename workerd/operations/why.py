@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from workerd import documents, duplicates
 from workerd.clock import LATEST, SECOND, to_rfc3339
-from workerd.config.model import WAIT_HANDLER, Config
+from workerd.config.model import Config
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.documents import Document
 from workerd.errors import InvalidValue
 from workerd.job import LIVE, Status, id_text

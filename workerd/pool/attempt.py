@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 
 from workerd import host
-from workerd.config.model import Policy
+from workerd.config.handler_config import Policy
 from workerd.fingerprint import frames_of_dump
 from workerd.job import Claim
 from workerd.outcome import Outcome, RunResult, Usage

@@ -11,7 +11,7 @@ import msgspec
 
 from workerd import host
 from workerd.config.command_line import OPTIONAL, Argument, placeholders
-from workerd.config.model import CommandConfig
+from workerd.config.handler_config import CommandConfig
 from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.signature import BadVars, Field, Fields, Param, Signature, type_of

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, Protocol
 import msgspec
 
 from workerd import text
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
 from workerd.errors import LoadError
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Interrupted
 from workerd.messages import Assignment, Progressed

@@ -19,7 +19,8 @@ from typing import Any
 import structlog
 
 from workerd import policy as workerd_policy
-from workerd.config.model import Backoff, CommandConfig, Config, HandlerConfig, Policy, PoolConfig
+from workerd.config.handler_config import Backoff, CommandConfig, HandlerConfig, Policy, PoolConfig
+from workerd.config.model import Config
 from workerd.errors import InvalidValue, LoadError
 from workerd.handler import class_name
 from workerd.log import get_logger

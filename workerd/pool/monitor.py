@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from workerd import clock
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.messages import Progress
 from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.capacity import BUFFER_S

@@ -5,7 +5,8 @@ from __future__ import annotations
 import msgspec
 
 from workerd import policy
-from workerd.config.model import Config, HandlerConfig, Policy, PoolConfig
+from workerd.config.handler_config import HandlerConfig, Policy, PoolConfig
+from workerd.config.model import Config
 from workerd.job import Claim
 from workerd.messages import HandlerSpec
 from workerd.outcome import Outcome, RunResult

@@ -12,7 +12,7 @@ from typing import Any
 import setproctitle
 
 from workerd import log as logging
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.errors import FrameTooLarge, LoadError
 from workerd.job import AttemptRef, Claim, ClaimedAttempt, id_text
 from workerd.log import get_logger

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from workerd import json_text
-from workerd.config.validators import size_literal
+from workerd.config.quantities import size_literal
 from workerd.errors import InvalidValue
 from workerd.handler import Context, Failure, Result
 from workerd.job import Claim

@@ -9,7 +9,7 @@ from typing import Any
 
 from workerd import fingerprint as fingerprints
 from workerd import json_text, text, wrapping
-from workerd.config.validators import size_literal
+from workerd.config.quantities import size_literal
 from workerd.errors import InvalidValue
 from workerd.fingerprint import Frame
 from workerd.handler import Cancelled, DeadlineExceeded, Failure, Interrupted, Result, Retry, class_name

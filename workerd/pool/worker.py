@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 import setproctitle
 
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.errors import LoadError
 from workerd.job import id_text
 from workerd.messages import Loaded

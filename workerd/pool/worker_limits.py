@@ -9,7 +9,7 @@ import signal
 import time
 
 from workerd import host
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.log import get_logger
 from workerd.outcome import Usage
 from workerd.pool.attempt import KillReason

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from workerd.config.model import PoolConfig
+from workerd.config.handler_config import PoolConfig
 from workerd.log import get_logger
 from workerd.metrics import values
 from workerd.pool.attempt import AssignedAttempt, KillReason

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from workerd import log
-from workerd.config.model import Policy
+from workerd.config.handler_config import Policy
 from workerd.job import AttemptRef, Claim
 from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved
 from workerd.outcome import RunResult

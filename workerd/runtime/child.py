@@ -24,7 +24,7 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 import msgspec
 
-from workerd.config.model import RestartConfig
+from workerd.config.handler_config import RestartConfig
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from workerd.config.model import LimitConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.errors import InvalidValue
 from workerd.fairness import FairTurns, Waiting, choose
 from workerd.group import GroupTemplate

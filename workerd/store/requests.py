@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.config.model import WorkflowConfig
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import AttemptRef, Status, id_text, new_id
 from workerd.store import columns, intervals

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import msgspec
 
 from workerd.clock import SECOND
-from workerd.config.model import Config, NamedSchedule, ScheduleConfig
-from workerd.config.validators import duration
+from workerd.config.model import Config
+from workerd.config.quantities import duration
+from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import Status
 from workerd.store import columns, intervals, nodes, ticks

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.config.model import WAIT_HANDLER, WorkflowConfig, WorkflowJob
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowConfig, WorkflowJob
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import ClaimedAttempt, Status
 from workerd.outcome import ClosedAttempt, Outcome, Reason, failed

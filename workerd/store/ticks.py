@@ -14,8 +14,8 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.clock import SECOND
-from workerd.config.model import NamedSchedule
-from workerd.config.validators import duration
+from workerd.config.quantities import duration
+from workerd.config.schedule_config import NamedSchedule
 from workerd.errors import InvalidValue
 from workerd.job import ENDED, new_id
 from workerd.job_spec import NewJob

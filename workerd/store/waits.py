@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workerd.clock import LATEST, SECOND
-from workerd.config.model import WorkflowJob
+from workerd.config.workflow_config import WorkflowJob
 from workerd.store import columns
 from workerd.store.base import Tx
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 import msgspec
 
 from workerd import workflow as wf
-from workerd.config.model import WAIT_HANDLER, WorkflowJob
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import ENDED, Status
 from workerd.job_spec import NewJob

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from workerd import log
-from workerd.config.model import Config, PoolConfig
+from workerd.config.handler_config import PoolConfig
+from workerd.config.model import Config
 from workerd.messages import Beat, DeadPool, LivePool, QuarantinedPool, Report, RoleLife, Roster
 from workerd.metrics.series import SeriesSums
 from workerd.runtime.cgroup import Delegation

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workerd.config.graph import depths
-from workerd.config.model import WorkflowJob
+from workerd.config.workflow_config import WorkflowJob
 from workerd.gateway.dashboard.components import Markup, el, path, state_name, tone
 
 BOX_WIDTH, BOX_HEIGHT = 176, 46

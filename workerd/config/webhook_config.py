@@ -1,0 +1,35 @@
+"""`[webhooks.NAME]`: who is told what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, get_args
+
+from workerd.config import validators as v
+from workerd.config.config_value import ConfigValue
+
+WebhookEvent = Literal["failure", "request_failed", "new_error", "quarantine"]
+
+WEBHOOK_HANDLER = "~webhook"
+"""The reserved handler, and its pool, that delivers webhooks; names with ~ are no user's."""
+
+
+class WebhookConfig(ConfigValue, frozen=True):
+    """`[webhooks.NAME]`: an address that is told what happens, by jobs of the reserved handler `~webhook`."""
+
+    url: Annotated[str, v.http_url] = ""
+    """Where events are posted as JSON. Required. Redirects are not followed."""
+    secret_file: Annotated[str, v.file_path] = ""
+    """File with the secret that signs each delivery, in the header Workerd-Signature. Required; a newline at
+    its end does not count."""
+    on: Annotated[tuple[WebhookEvent, ...], v.list_of(v.choice(*get_args(WebhookEvent)), "events")] = (
+        "failure",
+        "request_failed",
+        "new_error",
+        "quarantine",
+    )
+    """Events: a job that has failed for good, a request that has failed, a group of failures that is new or
+    came back, a pool that is quarantined."""
+    handlers: Annotated[tuple[str, ...], v.list_of(v.name, "names of handlers")] = ("*",)
+    """Whose failures, new errors and quarantines are told; "*" stands for any text. Requests always are."""
+    allow_private: Annotated[bool, v.boolean] = False
+    """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""
