@@ -9,7 +9,7 @@ import pytest
 
 from tests.support import storing
 from workerd import documents
-from workerd.documents import Attempt, Document, Handler, Job, Node, Request, Schedule
+from workerd.document_types import Attempt, Document, Handler, Job, Node, Request, Schedule
 from workerd.job import Status
 from workerd.redaction import NOTHING
 from workerd.store import handlers, nodes, requests, schedules

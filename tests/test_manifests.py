@@ -18,7 +18,7 @@ from workerd.config import reader
 from workerd.config.build import build
 from workerd.config.model import Config
 from workerd.config.reader import ConfigErrors
-from workerd.documents import HandlerStats, Stats
+from workerd.document_types import HandlerStats, Stats
 from workerd.gateway import openapi
 
 MANIFESTS = ROOT / "packaging" / "kubernetes"

@@ -23,7 +23,7 @@ import workerd
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
-from workerd.documents import Enqueued
+from workerd.document_types import Enqueued
 from workerd.runtime.sockets import bind_datagram
 from workerd.transaction import wake
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from workerd.client import BeforeEnqueue, Client, Source
-from workerd.documents import Job, Request
+from workerd.document_types import Job, Request
 from workerd.job_spec import Duration, seconds
 from workerd.operations.waiting import intervals
 

@@ -15,7 +15,7 @@ import msgspec
 from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.documents import Enqueued, ErrorGroup, Job, Request, Schedule
+from workerd.document_types import Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id

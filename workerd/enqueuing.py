@@ -11,7 +11,7 @@ from workerd.job_spec import JobOptions, JobSpec
 
 if TYPE_CHECKING:
     from workerd.async_client import AsyncClient
-    from workerd.documents import Enqueued
+    from workerd.document_types import Enqueued
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from workerd.config.model import NodeConfig
 from workerd.config.runtime_dir import wake_dir
-from workerd.documents import Enqueued
+from workerd.document_types import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, check
 from workerd.operations.access import is_django, join
 from workerd.operations.enqueue import insert, insert_alone

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from workerd.demo.report import DemoResults, conclusion
-from workerd.documents import Attempt, Job
+from workerd.document_types import Attempt, Job
 
 
 def ended(job_id: str, **given: Any) -> Job:

@@ -10,7 +10,7 @@ import pytest
 from tests.support import storing
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import Status
 from workerd.operations import audit, jobs

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Unpack
 
 from workerd import transaction
-from workerd.documents import Enqueued
+from workerd.document_types import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, spec_of
 
 if TYPE_CHECKING:  # what asyncio needs is not installed for everybody

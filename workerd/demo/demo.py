@@ -22,7 +22,7 @@ from workerd.config.model import Config
 from workerd.demo import report
 from workerd.demo.handlers import CALLS, REJECTION, DemoTask, demo_tasks
 from workerd.demo.report import DemoProgress, DemoResults
-from workerd.documents import Job
+from workerd.document_types import Job
 from workerd.errors import Conflict, WorkerdError
 from workerd.job import Status, parse_id
 from workerd.job_spec import JobSpec, check

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from workerd.clock import SECOND
 from workerd.demo.handlers import DemoTask
-from workerd.documents import Job
+from workerd.document_types import Job
 from workerd.job import ENDED, Status
 from workerd.outcome import Reason
 from workerd.text import line, plural, seconds_text

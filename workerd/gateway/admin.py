@@ -7,7 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.gateway import params
 from workerd.gateway.params import EmptyBody, PauseBody, ScheduleBody
 from workerd.gateway.problems import DATA_HEADERS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerd.config.model import Config
-from workerd.documents import Enqueued
+from workerd.document_types import Enqueued
 from workerd.errors import CommitUnknown, StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.problems import HTTPProblem, overloaded

@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from workerd.documents import Document, Enqueued
+from workerd.document_types import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey

@@ -13,7 +13,7 @@ from starlette import requests as starlette_requests
 from starlette.responses import Response
 
 import workerd
-from workerd.documents import (
+from workerd.document_types import (
     Act,
     Enqueued,
     EnqueuedJob,

@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from workerd.config.model import Config
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.gateway.backend import Backend
 from workerd.operations import stats
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import documents
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.operations.actor import Actor
 from workerd.store import audit
 from workerd.store.base import Tx

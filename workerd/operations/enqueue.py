@@ -12,7 +12,7 @@ import msgspec
 
 from workerd.config.handler_config import HandlerConfig
 from workerd.config.model import Config
-from workerd.documents import Enqueued
+from workerd.document_types import Enqueued
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.group import parse_template
 from workerd.job import id_text

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from workerd import documents
 from workerd.clock import SECOND
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.job import AttemptRef
 from workerd.operations import audit
 from workerd.operations.actor import Actor

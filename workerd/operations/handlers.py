@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workerd import documents
 from workerd.config.model import Config
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action

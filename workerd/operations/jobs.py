@@ -11,7 +11,7 @@ import msgspec
 from workerd import documents
 from workerd.clock import SECOND
 from workerd.config.model import Config
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.job import AttemptRef, Status, id_text
 from workerd.operations import audit, logs
 from workerd.operations.actor import Actor

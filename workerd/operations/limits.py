@@ -9,7 +9,7 @@ from contextlib import closing
 from workerd import documents
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.errors import StoreError
 from workerd.job import Status
 from workerd.operations.access import open_checked

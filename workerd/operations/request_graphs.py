@@ -16,7 +16,8 @@ from workerd.config.graph import depths
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
-from workerd.documents import Enqueued, json_value
+from workerd.document_types import Enqueued
+from workerd.documents import json_value
 from workerd.errors import InvalidValue
 from workerd.job import id_text, parse_id
 from workerd.job_spec import JobSpec, NewJob, check, params_json

@@ -10,7 +10,8 @@ from workerd import documents
 from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.config.workflow_config import WorkflowJob
-from workerd.documents import Document, Enqueued, json_value
+from workerd.document_types import Document, Enqueued
+from workerd.documents import json_value
 from workerd.errors import InvalidValue
 from workerd.job import Status, id_text
 from workerd.job_spec import any_json, checked_name, params_json

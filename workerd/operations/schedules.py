@@ -14,7 +14,7 @@ from workerd.config import schedules as rules
 from workerd.config import validators as v
 from workerd.config.model import Config
 from workerd.config.schedule_config import NamedSchedule
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import id_text
 from workerd.operations import audit

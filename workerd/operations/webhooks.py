@@ -11,7 +11,7 @@ import msgspec
 from workerd import documents
 from workerd.config.model import Config
 from workerd.config.webhook_config import WEBHOOK_HANDLER, WebhookConfig, WebhookEvent
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.job import Status
 from workerd.job_spec import NewJob
 from workerd.messages import QuarantinedPool

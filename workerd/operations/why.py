@@ -9,7 +9,7 @@ from workerd import documents, duplicates
 from workerd.clock import LATEST, SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.errors import InvalidValue
 from workerd.job import LIVE, Status, id_text
 from workerd.operations import limits

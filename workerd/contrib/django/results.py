@@ -13,7 +13,7 @@ from django.utils import timezone
 from django.utils.module_loading import import_string
 
 from workerd.contrib.django.tasks_api import Task, TaskError, TaskResult, TaskResultStatus
-from workerd.documents import Attempt, Job
+from workerd.document_types import Attempt, Job
 
 STATUSES = {
     "scheduled": TaskResultStatus.READY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workerd import documents
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.gateway.dashboard.audit import acts_card
 from workerd.gateway.dashboard.components import (
     DASH,

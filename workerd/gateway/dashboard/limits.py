@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerd.documents import Document
+from workerd.document_types import Document
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from workerd.clock import from_rfc3339
-from workerd.documents import Document, request_title
+from workerd.document_types import Document
+from workerd.documents import request_title
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
