@@ -1,4 +1,4 @@
-"""Tables to pools, handlers and workflows: precedence, names, graphs."""
+"""Tables to pools, handlers, limits and webhooks, and the whole configuration: precedence, names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ import msgspec
 from workerd.config import reader, schedules
 from workerd.config import validators as v
 from workerd.config.command_line import OPTIONAL, placeholders
-from workerd.config.config_value import Keys, keys_of
-from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths
+from workerd.config.config_value import keys_of
 from workerd.config.handler_config import (
     Backoff,
     CommandConfig,
@@ -34,166 +32,19 @@ from workerd.config.model import (
     SECTIONS,
     TABLES,
     WEBHOOK_KEYS,
-    WORKFLOW_KEYS,
     Config,
     GatewayConfig,
     NodeConfig,
     StoreConfig,
 )
-from workerd.config.reader import ConfigErrors, Table, nearest
+from workerd.config.reader import ConfigErrors, Table, check_name, nearest
 from workerd.config.runtime_dir import default_runtime_dir
-from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.schedules import own_schedule
 from workerd.config.store_url import MySQLUrl, parse_store_url
 from workerd.config.webhook_config import WEBHOOK_HANDLER, WebhookConfig
-from workerd.config.workflow_config import WAIT_HANDLER, WorkflowConfig, WorkflowJob
-from workerd.config.workflow_jobs import JOB_KEYS, job_of
-from workerd.config.wrong_value import wrong
+from workerd.config.workflow_config import WorkflowConfig
+from workerd.config.workflows import workflows
 from workerd.errors import InvalidValue
-
-MAX_WORKFLOW_JOBS = 10_000
-
-
-STEP_KEYS: Keys = {
-    "name": v.name,
-    "jobs": v.list_of(v.name, "handler names"),
-    "on_error": v.choice("fail", "continue"),
-}
-
-
-def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, WorkflowConfig]:
-    """All workflows. Cycles, unknown names and jobs that can never run become errors."""
-    found: dict[str, WorkflowConfig] = {}
-    for name, table in root.table("workflows").tables():
-        check_name(table, name)
-        given = table.read(WORKFLOW_KEYS)
-        steps: tuple[str, ...] = ()
-        if ("steps" in table.values) == ("jobs" in table.values):
-            table.error(
-                "expected either steps or jobs" + (", got both" if "steps" in given else ", got none")
-            )
-            continue
-        if "steps" in table.values:
-            steps, jobs = _from_steps(table, given.get("steps", ()))
-        else:
-            jobs = _from_jobs(table, "jobs", given.get("jobs", ()), {})
-        if not jobs:
-            table.error("expected at least one job, got none")
-        names = {job.name: job for job in jobs}
-        then = _from_jobs(table, "then", given.get("then", ()), names)
-        final = _from_jobs(
-            table, "finally", given.get("finally", ()), names | {job.name: job for job in then}
-        )
-        for job in (*jobs, *then, *final):
-            if job.handler not in handlers and job.handler != WAIT_HANDLER:
-                table.error(
-                    f'expected a handler that is configured, got "{job.handler}"'
-                    + nearest(job.handler, handlers)
-                )
-        found[name] = WorkflowConfig(
-            name=name,
-            jobs=tuple(jobs[:MAX_WORKFLOW_JOBS]),
-            step_names=steps,
-            then=tuple(then),
-            final=tuple(final),
-            max_failures=given.get("max_failures"),
-            schedule=schedule(table, given, {}),
-        )
-        if len(jobs) > MAX_WORKFLOW_JOBS:
-            table.error(f"expected at most {MAX_WORKFLOW_JOBS} jobs, got {len(jobs)}")
-    return found
-
-
-MAX_HINTS = 5
-"""Wrong names of one workflow for which the nearest known one is looked for."""
-
-
-def _items(table: Table, key: str, items: tuple[Any, ...], keys: Keys) -> list[tuple[Table, dict[str, Any]]]:
-    """The tables of a list; any other item is an error."""
-    found = []
-    for number, item in enumerate(items):
-        if isinstance(item, dict):
-            child = table.child(item, key, number)
-            found.append((child, child.read(keys)))
-        else:
-            table.error(str(wrong("a table", item)), key, number)
-    return found
-
-
-def _from_steps(table: Table, items: tuple[Any, ...]) -> tuple[tuple[str, ...], list[WorkflowJob]]:
-    """Every job of a step needs all jobs of the step before it."""
-    names: dict[str, None] = {}
-    jobs: list[WorkflowJob] = []
-    before: tuple[str, ...] = ()
-    times: dict[str, int] = {}
-    for number, (step, given) in enumerate(_items(table, "steps", items, STEP_KEYS)):
-        if "name" not in step.values:
-            step.error("expected a name, got none", "name")
-        if not step.values.get("jobs"):
-            step.error("expected at least one handler name, got none", "jobs")
-        if given.get("name") in names:
-            step.error("expected a name of its own, got one that another step has", "name")
-        names[given.get("name", "")] = None
-        here: list[str] = []
-        for handler in given.get("jobs", ()):
-            times[handler] = times.get(handler, 0) + 1
-            # A job is named after its handler; a second one of the same handler needs another name.
-            job = handler if times[handler] == 1 else f"{handler}#{times[handler]}"
-            here.append(job)
-            jobs.append(
-                WorkflowJob(
-                    name=job, handler=handler, needs=before, step=number,
-                    on_error=given.get("on_error", "fail"),
-                )
-            )  # fmt: skip
-        before = tuple(here)
-    return tuple(names), jobs
-
-
-def _from_jobs(
-    table: Table, key: str, items: tuple[Any, ...], before: Mapping[str, WorkflowJob]
-) -> list[WorkflowJob]:
-    """A graph in topological order; `step` is the longest path to a job, behind those `before` it."""
-    given: dict[str, WorkflowJob] = {}
-    for job, keys in _items(table, key, items, dict(JOB_KEYS)):
-        if "name" not in job.values:
-            job.error("expected a name, got none", "name")
-        if not {"handler", "wait", "signal"} & job.values.keys():
-            job.error("expected a name, got none", "handler")
-        if "name" not in keys or not {"handler", "wait", "signal"} & keys.keys():
-            continue
-        if keys["name"] in given or keys["name"] in before:
-            job.error("expected a name of its own, got one that another job has", "name")
-        try:
-            given[keys["name"]] = job_of(keys)
-        except InvalidValue as error:
-            job.error(str(error))
-    unknown = [
-        (number, need)
-        for number, made in enumerate(given.values())
-        for need in made.needs
-        if need not in given and need not in before
-    ]
-    for place, (number, need) in enumerate(unknown):
-        # Comparing with all names takes long for a large graph.
-        hint = nearest(need, given) if place < MAX_HINTS else ""
-        table.error(f'expected names of jobs of this workflow, got "{need}"{hint}', key, number, "needs")
-    return _ordered(table, key, given, max((job.step for job in before.values()), default=-1) + 1)
-
-
-def _ordered(table: Table, key: str, given: dict[str, WorkflowJob], first: int) -> list[WorkflowJob]:
-    """Jobs after everything they need; those that can never run are an error that names the cycle."""
-    depth = depths({name: job.needs for name, job in given.items()})
-    if waiting := {name: job.needs for name, job in given.items() if name not in depth}:
-        cycle = find_cycle(waiting)
-        table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), key)
-        if behind := sorted(waiting.keys() - set(cycle)):
-            table.error(
-                "expected jobs that can run, got unreachable ones behind that cycle: "
-                + ", ".join(f'"{n}"' for n in behind),
-                key,
-            )
-    made = [msgspec.structs.replace(job, step=first + depth.get(job.name, 0)) for job in given.values()]
-    return sorted(made, key=lambda job: job.step)
 
 
 @dataclass
@@ -324,18 +175,6 @@ def _drop_default_around(found: PoolTables, names: list[str], given: dict[str, d
             found.handlers[name] = msgspec.structs.replace(found.handlers[name], around=())
 
 
-def check_name(table: Table, name: str) -> bool:
-    """Whether the table's own name is valid; an error if not."""
-    try:
-        v.name(name)
-        if name.startswith("~"):
-            raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
-    except InvalidValue as error:
-        table.error(str(error))
-        return False
-    return True
-
-
 def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, Any]) -> HandlerConfig:
     keys = {**defaults, **own}
     command = _command(table, keys, own)
@@ -349,7 +188,7 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
     return HandlerConfig(
         name=name,
         command=command,
-        schedule=schedule(table, own, defaults),
+        schedule=own_schedule(table, own, defaults),
         policy_defaults=_policy(defaults),
         policy_own=_policy(own),
         **{"call": "", **given, "pool": keys.get("pool") or name},
@@ -380,20 +219,6 @@ def _policy(keys: dict[str, Any]) -> dict[str, Any]:
     if "backoff" in given:
         given["backoff"] = Backoff(**given["backoff"])
     return given
-
-
-def schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> ScheduleConfig:
-    """When it recurs; its own `cron` replaces a default `cooler`, and the other way round."""
-    layers = {key: value for key, value in defaults.items() if key in keys_of(ScheduleConfig)}
-    given = {key: value for key, value in own.items() if key in keys_of(ScheduleConfig)}
-    if given.get("cron"):
-        layers.pop("cooler", None)
-    if given.get("cooler") is not None:
-        layers.pop("cron", None)
-    made = ScheduleConfig(**{**layers, **given})
-    if made.cron and made.cooler is not None:
-        table.error('expected cooler or cron, got both; set one of them to ""', "cron")
-    return made
 
 
 def _pool_keys_of(

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from workerd.config import validators as v
 from workerd.config.config_value import NestedKeys
 from workerd.config.model import tables_with
 from workerd.config.validators import Validator
@@ -271,3 +272,15 @@ class Table:
             table = self.table(name)
             if isinstance(value, dict):
                 yield name, table
+
+
+def check_name(table: Table, name: str) -> bool:
+    """Whether the table's own name is valid; an error if not."""
+    try:
+        v.name(name)
+        if name.startswith("~"):
+            raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
+    except InvalidValue as error:
+        table.error(str(error))
+        return False
+    return True

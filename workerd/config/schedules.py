@@ -1,4 +1,4 @@
-"""Schedules by name: the tables `[schedules.NAME]`, and the rules for those that are set at run time too."""
+"""Schedules: of a handler or workflow itself, by name in `[schedules.NAME]`, and those set at run time."""
 
 from __future__ import annotations
 
@@ -6,12 +6,27 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from workerd.config import validators as v
+from workerd.config.config_value import keys_of
 from workerd.config.handler_config import HandlerConfig
 from workerd.config.model import SCHEDULE_KEYS
-from workerd.config.reader import Table, nearest
-from workerd.config.schedule_config import NamedSchedule
+from workerd.config.reader import Table, check_name, nearest
+from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import InvalidValue
+
+
+def own_schedule(table: Table, own: dict[str, Any], defaults: dict[str, Any]) -> ScheduleConfig:
+    """When it recurs; its own `cron` replaces a default `cooler`, and the other way round."""
+    layers = {key: value for key, value in defaults.items() if key in keys_of(ScheduleConfig)}
+    given = {key: value for key, value in own.items() if key in keys_of(ScheduleConfig)}
+    if given.get("cron"):
+        layers.pop("cooler", None)
+    if given.get("cooler") is not None:
+        layers.pop("cron", None)
+    made = ScheduleConfig(**{**layers, **given})
+    if made.cron and made.cooler is not None:
+        table.error('expected cooler or cron, got both; set one of them to ""', "cron")
+    return made
 
 
 def named(
@@ -20,10 +35,7 @@ def named(
     """All `[schedules.NAME]`; what is wrong with them becomes errors."""
     found: dict[str, NamedSchedule] = {}
     for name, table in root.table("schedules").tables():
-        try:
-            v.name(name)
-        except InvalidValue as error:
-            table.error(str(error))
+        if not check_name(table, name):
             continue
         schedule = NamedSchedule(name=name, **table.read(SCHEDULE_KEYS))
         if any(owner.schedule.recurs for owner in (handlers.get(name), workflows.get(name)) if owner):

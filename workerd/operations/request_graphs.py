@@ -10,12 +10,12 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.config import validators as v
-from workerd.config.build import MAX_WORKFLOW_JOBS
 from workerd.config.graph import cycle as find_cycle
 from workerd.config.graph import depths
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
+from workerd.config.workflows import MAX_WORKFLOW_JOBS
 from workerd.document_types import Enqueued
 from workerd.documents import json_value
 from workerd.errors import InvalidValue
