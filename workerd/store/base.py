@@ -60,6 +60,8 @@ class Dialect(ABC):
         Whether columns of time that are left out get microseconds.
     live_key_condition
         Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
+    by_key
+        Suffix of the table of jobs where `columns.keys` names its rows beside a condition on their status.
     table_exists
         A SELECT that returns a row if the table exists; parameter: its name.
     """
@@ -72,6 +74,7 @@ class Dialect(ABC):
     null_safe_equal: ClassVar[str]
     defaults_are_exact: ClassVar[bool]
     live_key_condition: ClassVar[str]
+    by_key: ClassVar[str]
     table_exists: ClassVar[str]
 
     @abstractmethod
@@ -101,6 +104,15 @@ class Dialect(ABC):
     @abstractmethod
     def delete_by_index(self, table: str, index: str, where: str) -> str:
         """A DELETE that finds its rows by this index."""
+
+    @abstractmethod
+    def update_last(
+        self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
+    ) -> None:
+        """Change these rows of jobs, which meet the condition, as the last statement (Tx.execute_last).
+
+        `params`: of `sets`. Raises StoreBusy if another number of rows was changed.
+        """
 
     @abstractmethod
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
@@ -183,6 +195,10 @@ class Session(ABC):
     @abstractmethod
     def execute(self, sql: str, params: Params = ()) -> int: ...
 
+    def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
+        """As `execute` with the parameters of each row; returns how many rows they changed in all."""
+        return sum(self.execute(sql, params) for params in rows)
+
     def queries(self, statements: Sequence[tuple[str, Params]]) -> list[list[Row]]:
         """As `query` for each, in one round trip if it can be; all answers but the last are small."""
         return [self.query(sql, params) for sql, params in statements]
@@ -247,6 +263,12 @@ class Tx:
         self._send_last()
         self._has_written = True
         return self._session.execute(sql, params)
+
+    def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
+        """As `execute` with the parameters of each row; returns how many rows they changed in all."""
+        self._send_last()
+        self._has_written = True
+        return self._session.execute_each(sql, rows)
 
     def execute_last(self, sql: str, params: Params = (), *, count: int) -> None:
         """Run a statement that changes `count` rows; if possible with the COMMIT: a round trip less.

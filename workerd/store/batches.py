@@ -130,7 +130,7 @@ def _release(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     refs, handlers, last = _rows(tx, row, "status = 'scheduled' AND run_at = %s", [held], SLICE_ROWS)
     if refs:
         tx.execute(
-            f"UPDATE workerd_jobs SET status = 'new', run_at = %s"
+            f"UPDATE workerd_jobs {tx.dialect.by_key} SET status = 'new', run_at = %s"
             f" WHERE ({columns.keys(refs)}) AND status = 'scheduled'",
             (columns.at(tx.now),),
         )
@@ -146,7 +146,8 @@ def _cancel(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     if refs:
         now = columns.at(tx.now)
         cancelled = tx.execute(
-            "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
+            f"UPDATE workerd_jobs {tx.dialect.by_key}"
+            " SET status = 'cancelled', reason = 'cancelled', error = %s,"
             f" finished_at = %s, ingested_at = %s WHERE ({columns.keys(refs)})"
             " AND status IN ('scheduled','new')",
             (workflows.REQUEST_OVER, now, now),

@@ -98,13 +98,12 @@ _CLAIM = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} TH
 IS_PLAIN = " AND ".join(f"{column} IS NULL" for column in _SPECIAL)
 _ROWS = """SELECT id, attempt, priority, run_at, CASE WHEN {size} <= {small} THEN vars END,
     CASE WHEN {plain} AND failures = 0 AND crashes = 0 AND losses = 0 THEN 0 ELSE 1 END
-    FROM workerd_jobs WHERE ({keys}) AND status = 'new'{skip}"""
+    FROM workerd_jobs {by_key} WHERE ({keys}) AND status = 'new'{skip}"""
 _DETAILS = """SELECT id, attempt, deadline_ms, max_attempts, failures, crashes, losses, unique_key,
     request_id, step, name, cancel_requested_at, {vars}, COALESCE({meta}, 0),
     CASE WHEN {meta} <= {small} THEN meta END, COALESCE({state}, 0),
     CASE WHEN {state} <= {small} THEN state END, expires_at FROM workerd_jobs WHERE {keys}"""
-_TAKE = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
-    reason = NULL, queue = NULL WHERE ({keys}) AND status = 'new'"""
+_TAKEN = """status = 'inprogress', node_id = %s, node = %s, claimed_at = %s, reason = NULL, queue = NULL"""
 
 
 class _Details(NamedTuple):
@@ -264,6 +263,7 @@ def rows_of(tx: Tx, refs: Sequence[AttemptRef], inline: int) -> list[Row]:
             size=words.byte_length("vars"),
             small=inline,
             plain=IS_PLAIN,
+            by_key=words.by_key,
             keys=columns.keys(part),
             skip=words.skip_locked,
         )
@@ -300,9 +300,9 @@ def _within_budget(
 
 
 def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> None:
-    sql = _TAKE.format(keys=columns.keys([(key[0], key[1]) for key in keys]))
+    params = (node.id, node.name, clock.to_text(now))
     # Fewer only where the read did not lock them: TiDB takes FOR UPDATE SKIP LOCKED for a plain read.
-    tx.execute_last(sql, (node.id, node.name, clock.to_text(now)), count=len(keys))
+    tx.dialect.update_last(tx, _TAKEN, params, "status = 'new'", [(key[0], key[1]) for key in keys])
 
 
 def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: int) -> Claim | Outcome:

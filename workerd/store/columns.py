@@ -10,7 +10,7 @@ import msgspec
 from workerd import clock
 from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import AttemptRef
-from workerd.outcome import Outcome
+from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store.base import Row, Tx
 
 # -- values: each reader raises UnreadableRow for a value of another kind
@@ -304,6 +304,21 @@ def keys(rows: Iterable[tuple[bytes, int]]) -> str:
         listed = ",".join([f"x'{job_id.hex()}'" for job_id in sorted(ids)])
         ranges.append(f"(attempt = {int(attempt)} AND id IN ({listed}))")
     return " OR ".join(ranges)
+
+
+def closed_at(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+    """Which of these attempts carry this transaction's `ingested_at`, each once, by (id, attempt)."""
+    wanted = {e.identity: e for e in reversed(batch)}
+    found = []
+    for job_id, attempt, claimed_at, node_id in tx.query(
+        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.by_key}"
+        f" WHERE ({keys({e.outcome.ref for e in batch})}) AND ingested_at = %s",
+        (at(ingested_at),),
+    ):
+        ended = wanted.get((job_id, attempt, time_or_zero(claimed_at), node_id))
+        if ended is not None:
+            found.append(ended)
+    return sorted(found, key=lambda e: e.outcome.ref)
 
 
 class LockedRows(NamedTuple):

@@ -91,7 +91,8 @@ def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> None:
         locked = columns.lock_requests(tx, [row[0] for row in requests if row[0] is not None])
         rows = tx.query(
             "SELECT id, attempt, handler, request_id, step, name, unique_key, run_at, expires_at"
-            f" FROM workerd_jobs WHERE ({where}) AND status = 'new'{tx.dialect.skip_locked}"
+            f" FROM workerd_jobs {tx.dialect.by_key}"
+            f" WHERE ({where}) AND status = 'new'{tx.dialect.skip_locked}"
         )
         ended = [attempt for row in rows if (attempt := _end_one(tx, row, expires_us)) is not None]
         batch = ClosedBatch(now=tx.now, requests=locked, ended=ended, released=[], woken=set())

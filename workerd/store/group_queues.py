@@ -154,7 +154,10 @@ def group_of(value: object) -> str:
 def unpark(tx: Tx, refs: Iterable[AttemptRef]) -> None:
     """Put these jobs back into the queue of their handler."""
     for part in chunks(list(refs)):
-        tx.execute(f"UPDATE workerd_jobs SET queue = NULL WHERE {columns.keys(part)} AND status = 'new'")
+        tx.execute(
+            f"UPDATE workerd_jobs {tx.dialect.by_key} SET queue = NULL"
+            f" WHERE ({columns.keys(part)}) AND status = 'new'"
+        )
 
 
 def unpark_some(tx: Tx, handler: str, rows: int) -> int:

@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Dialect, Tx
+from workerd.store.base import Dialect, Params, Tx
 from workerd.store.columns import INSERT_NEXT, next_due
 
 LONG_BYTES = 4096
@@ -125,7 +125,7 @@ def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> li
         f" WHERE j.status = 'inprogress' AND j.node_id = {named['node_id']}"
         f" AND j.claimed_at = {named['claimed_at']}"
     )
-    effective = list(batch) if changed == len(batch) else _read_back(tx, batch, ingested_at)
+    effective = list(batch) if changed == len(batch) else columns.closed_at(tx, batch, ingested_at)
     for ended in effective:
         if _is_long(ended.outcome):
             _write_long(tx, ended.outcome)
@@ -152,21 +152,6 @@ def _derived(batch: Sequence[ClosedAttempt], wanted: dict[str, _Column]) -> tupl
     rows = list(map(", ".join, zip(*listed, strict=True)))
     rows[0] = ", ".join(heads)
     return "SELECT " + " UNION ALL SELECT ".join(rows), named
-
-
-def _read_back(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
-    """Which attempts carry this transaction's `ingested_at`, each once."""
-    wanted = {e.identity: e for e in reversed(batch)}
-    effective = []
-    keys = columns.keys({e.outcome.ref for e in batch})
-    for job_id, attempt, claimed_at, node_id in tx.query(
-        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs FORCE INDEX (PRIMARY)"
-        f" WHERE ({keys}) AND ingested_at = {_time(ingested_at)}"
-    ):
-        ended = wanted.get((job_id, attempt, columns.time_or_zero(claimed_at), node_id))
-        if ended is not None:
-            effective.append(ended)
-    return sorted(effective, key=lambda e: e.outcome.ref)
 
 
 def _is_long(outcome: Outcome) -> bool:
@@ -220,6 +205,7 @@ class _MySQL(Dialect):
     null_safe_equal = "<=>"
     defaults_are_exact = True
     live_key_condition = "handler = %s AND live_key = %s"  # a generated column
+    by_key = ""
     table_exists = (
         "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"
     )
@@ -244,6 +230,12 @@ class _MySQL(Dialect):
     def delete_by_index(self, table: str, index: str, where: str) -> str:
         # One that reads other rows would wait for their locks.
         return f"DELETE t FROM {table} AS t FORCE INDEX ({index}) WHERE {where}"
+
+    def update_last(
+        self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
+    ) -> None:
+        sql = f"UPDATE workerd_jobs SET {sets} WHERE ({columns.keys(rows)}) AND {condition}"
+        tx.execute_last(sql, params, count=len(rows))
 
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_batch(tx, batch, ingested_at)

@@ -133,7 +133,7 @@ def _release(tx: Tx, batch: Sequence[ClosedAttempt]) -> list[ClosedAttempt]:
     keys = columns.keys({e.outcome.ref for e in batch})
     held = []
     for job_id, attempt, claimed_at, node_id in tx.query(
-        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs"
+        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.by_key}"
         f" WHERE ({keys}) AND status = 'inprogress'{tx.dialect.row_lock}"
     ):
         ended = wanted.get((job_id, attempt, columns.time_or_zero(claimed_at), node_id))

@@ -10,8 +10,8 @@ from workerd.store import columns, group_queues, limits
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
-_TAKE_BACK = """UPDATE workerd_jobs SET status = 'inprogress', node_id = %s, node = %s, claimed_at = %s,
-    reason = NULL WHERE status IN ('new','scheduled') AND ({keys})"""
+_TAKE_BACK = """UPDATE workerd_jobs {by_key} SET status = 'inprogress', node_id = %s, node = %s,
+    claimed_at = %s, reason = NULL WHERE status IN ('new','scheduled') AND ({keys})"""
 _WAITING = frozenset({Status.NEW.encode(), Status.SCHEDULED.encode()})
 
 
@@ -51,7 +51,7 @@ def take_back(
     for ref in taken:
         by_moment.setdefault(claimed_at[ref], []).append(ref)
     for moment, refs in by_moment.items():
-        sql = _TAKE_BACK.format(keys=columns.keys(refs))
+        sql = _TAKE_BACK.format(by_key=tx.dialect.by_key, keys=columns.keys(refs))
         tx.execute(sql, (node.id, node.name, columns.at(moment)))
     _retake_slots(tx, taken, retaken)
     return TakenBack(taken, [ref for ref in claimed_at if ref not in status])

@@ -6,9 +6,8 @@ import os
 import random
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 
 from workerd import clock
@@ -185,6 +184,13 @@ class SQLiteSession(Session):
         except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
             raise self._classified(error) from None
 
+    def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
+        self._end = time.monotonic() + self._timeout
+        try:
+            return self._cursor.executemany(_translated(sql), rows).rowcount
+        except (sqlite3.Error, UnicodeEncodeError, OverflowError) as error:
+            raise self._classified(error) from None
+
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         self._end = time.monotonic() + self._timeout
         try:
@@ -251,7 +257,6 @@ def _is_full(path: Path, error: StoreAway) -> bool:
     return disk.f_bavail * disk.f_frsize < _LEAST_FREE_BYTES
 
 
-@lru_cache(maxsize=512)
 def _translated(sql: str) -> str:
     return sql.replace("%s", "?")
 

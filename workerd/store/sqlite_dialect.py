@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workerd import clock
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Dialect, Tx
+from workerd.store.base import Dialect, LastStatement, Params, Tx
 from workerd.store.columns import INSERT_NEXT, next_due
 
 _CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payload = %s, payload_type = %s,
@@ -18,19 +18,22 @@ _CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payl
     WHERE id = %s AND attempt = %s AND status = 'inprogress' AND node_id = %s AND claimed_at = %s"""
 
 
-def _close_each(tx: Tx, batch: Iterable[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+def _close_each(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
     now = clock.to_text(ingested_at)
-    return [e for e in batch if tx.execute(_CLOSE, _parameters(e, now))]
+    claimed_at = {at: clock.to_text(at) for at in {e.outcome.claimed_at for e in batch}}
+    rows = [_parameters(e, now, claimed_at[e.outcome.claimed_at]) for e in batch]
+    changed = tx.execute_each(_CLOSE, rows)
+    return list(batch) if changed == len(batch) else columns.closed_at(tx, batch, ingested_at)
 
 
-def _parameters(e: ClosedAttempt, now: str) -> tuple[Any, ...]:
+def _parameters(e: ClosedAttempt, now: str, claimed_at: str) -> tuple[Any, ...]:
     o = e.outcome
     return (
         str(o.status), o.reason and str(o.reason), o.success, o.payload, o.payload_type,
         o.error, o.stack, o.exit_signal, o.exit_code,
         columns.at(e.started_at), columns.at(e.finished_at), o.usage.run_us, o.usage.cpu_us,
         o.usage.max_rss_kib, o.pid, o.progress, o.note, o.error_class, o.fingerprint, now,
-        o.id, o.attempt, e.node_id, clock.to_text(o.claimed_at),
+        o.id, o.attempt, e.node_id, claimed_at,
     )  # fmt: skip
 
 
@@ -59,6 +62,8 @@ class _SQLite(Dialect):
     defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
     # As the partial index says it, or it would not be used.
     live_key_condition = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
+    # Beside a condition on the status it would go through all rows of that status: it has no statistics.
+    by_key = "INDEXED BY sqlite_autoindex_workerd_jobs_1"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = %s"
 
     def hint(self, index: str) -> str:
@@ -81,6 +86,14 @@ class _SQLite(Dialect):
 
     def delete_by_index(self, table: str, index: str, where: str) -> str:
         return f"DELETE FROM {table} INDEXED BY {index} WHERE {where}"
+
+    def update_last(
+        self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
+    ) -> None:
+        # Row by row: SQLite compiles a statement that names its rows anew, in 0.4 ms and 3 µs a row.
+        sql = f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s AND {condition}"
+        changed = tx.execute_each(sql, [(*params, *row) for row in rows])
+        LastStatement(sql, (), len(rows)).check(changed)
 
     def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
         return _close_each(tx, batch, ingested_at)
