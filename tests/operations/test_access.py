@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.support.eventually import eventually
 from workerd.config.model import Config, StoreConfig
 from workerd.errors import StoreAway, WrongVersion
+from workerd.job import new_id
 from workerd.operations.access import ConnectionPool, Store, join, migrate, open_checked
+from workerd.runtime.child import fork
 
 
 @pytest.fixture
@@ -55,6 +62,92 @@ def test_a_failed_connection_frees_its_place() -> None:
     for _ in range(2):
         with pytest.raises(StoreAway, match="unreachable"), pool.connection():
             pass
+
+
+HOLDER = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def _store(tmp_path: Path) -> Config:
+    config = Config(store=StoreConfig(url=f"sqlite:///{tmp_path}/store.db"))
+    migrate(config)
+    return config
+
+
+def _write(pool: ConnectionPool) -> None:
+    with pool.connection() as store:
+        store.run(
+            lambda tx: tx.execute("INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'x')", (new_id(),))
+        )
+
+
+def _in_child(main: Callable[[], None]) -> int:
+    child = fork(lambda: main() or 0)
+    eventually(lambda: child.reap() is not None)
+    child.close()
+    return child.status or 0
+
+
+def test_a_forked_child_keeps_to_the_locks_of_others(tmp_path: Path) -> None:
+    """SQLite keeps locks by process: with its parent's connections a child would write through them."""
+    config = _store(tmp_path)
+
+    def blocked() -> None:
+        with pytest.raises(StoreAway, match="keeps a transaction open"):
+            _write(pool)
+
+    with closing(ConnectionPool(lambda: open_checked(config, 0.2), 2, 1.0)) as pool:
+        _write(pool)
+        argv = [sys.executable, "-c", HOLDER, str(tmp_path / "store.db")]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            assert _in_child(blocked) == 0
+        assert _in_child(lambda: _write(pool)) == 0
+        _write(pool)
+
+
+def test_a_fork_waits_for_connections_in_use(tmp_path: Path) -> None:
+    """A child would find the lock of another thread held for ever."""
+    config = _store(tmp_path)
+    with closing(ConnectionPool(lambda: open_checked(config, 2.0), 2, 2.0)) as pool:
+        _write(pool)
+        end = threading.Event()
+        writers = [threading.Thread(target=_write_until, args=(pool, end)) for _ in range(2)]
+        for writer in writers:
+            writer.start()
+        try:
+            assert [_in_child(lambda: _write(pool)) for _ in range(20)] == [0] * 20
+        finally:
+            end.set()
+            for writer in writers:
+                writer.join()
+
+
+def test_a_child_forked_in_the_middle_of_a_transaction_uses_nothing(tmp_path: Path) -> None:
+    """The connection of its parent cannot be closed, and would lead the child's past the locks."""
+    config = _store(tmp_path)
+
+    def refused() -> None:
+        with pytest.raises(StoreAway, match="fork between two calls"):
+            _write(pool)
+        assert _in_child(lambda: None) == 0
+
+    with closing(ConnectionPool(lambda: open_checked(config, 1.0), 2, 0.1)) as pool:
+        with pool.connection() as store:
+            assert store.run(lambda tx: _in_child(refused)) == 0
+        _write(pool)
+        assert _in_child(lambda: _write(pool)) == 0
+
+
+def _write_until(pool: ConnectionPool, end: threading.Event) -> None:
+    while not end.is_set():
+        _write(pool)
 
 
 def test_join_reads_inside_the_callers_transaction(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 from workerd.config.model import Config
 from workerd.errors import StoreAway, StoreBusy, StoreError
@@ -65,11 +67,47 @@ def join(connection: Any) -> Tx:
     return Tx(ForeignSession(connection))
 
 
+class _Pools:
+    """All pools of this process, for what is done with them around a fork."""
+
+    def __init__(self) -> None:
+        self._pools: WeakSet[ConnectionPool] = WeakSet()
+        self._lock = threading.Lock()
+        os.register_at_fork(
+            before=self._before_fork,
+            after_in_parent=self._after_fork,
+            after_in_child=self._after_fork_in_child,
+        )
+
+    def add(self, pool: ConnectionPool) -> None:
+        with self._lock:
+            self._pools.add(pool)
+
+    def _before_fork(self) -> None:
+        self._lock.acquire()  # until after the fork, so that the child does not find it held by a thread
+        for pool in self._pools:
+            pool.before_fork()
+
+    def _after_fork(self) -> None:
+        for pool in self._pools:
+            pool.after_fork()
+        self._lock.release()
+
+    def _after_fork_in_child(self) -> None:
+        for pool in self._pools:
+            pool.after_fork_in_child()
+        self._lock.release()
+
+
+_pools = _Pools()
+
+
 class ConnectionPool:
     """At most `size` connections, opened on demand, each used by one thread at a time.
 
     `timeout_s`: how long a thread waits for a free one. After a fork the child opens its own: a connection
-    used by two processes is broken for both.
+    used by two processes is broken for both. An embedded store's are closed before a fork: SQLite keeps its
+    locks by process and file, and with a connection of the parent's the child would go on in their shadow.
     """
 
     def __init__(self, make: Callable[[], Store], size: int, timeout_s: float) -> None:
@@ -80,7 +118,14 @@ class ConnectionPool:
         # The parent's connections are never collected: that would close their descriptors, whose numbers may
         # belong to other files by now in a child that closed what it inherited, such as a worker.
         self._inherited: list[Store] = []
+        self._embedded = False
+        self._gate = threading.Lock()
+        """Held over a fork: a semaphore alone would let others by again and again."""
+        self._is_forking = False
+        self._permits_of_fork = 0
+        self._forked_in_use = False
         self._reset()
+        _pools.add(self)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
@@ -99,7 +144,12 @@ class ConnectionPool:
         """
         if self._pid != os.getpid():
             self._reset()
-        permits = self._permits
+        if self._forked_in_use:
+            raise StoreAway(
+                "this process was forked while the parent used an embedded store; fork between two calls"
+            )
+        with self._gate:
+            permits = self._permits
         if not permits.acquire(timeout=self._timeout_s):
             raise StoreAway(f"all {self._size} connections of this client are in use; raise `connections`")
         try:
@@ -108,6 +158,7 @@ class ConnectionPool:
                 generation = self._generation
             if store is None:
                 store = self._make()
+                self._embedded = store.embedded
             elif store.refresh():
                 generation = self._leave()
             try:
@@ -157,6 +208,39 @@ class ConnectionPool:
                 self._free.append(store)
                 return
         store.close()
+
+    def before_fork(self) -> None:
+        """Of an embedded store: wait until no connection is in use, close all, let nobody use one."""
+        if not self._embedded or self._pid != os.getpid():
+            return
+        self._gate.acquire()
+        self._is_forking = True
+        end = time.monotonic() + self._timeout_s
+        while self._permits_of_fork < self._size:
+            if not self._permits.acquire(timeout=max(0.0, end - time.monotonic())):
+                break  # such as by this very thread
+            self._permits_of_fork += 1
+        with self._lock:
+            for store in self._free:
+                store.close()  # connects again when it is used
+
+    def after_fork(self) -> None:
+        """In the parent: let others use the store again."""
+        if self._is_forking:
+            for _ in range(self._permits_of_fork):
+                self._permits.release()
+            self._open_gate()
+
+    def after_fork_in_child(self) -> None:
+        """Refuse all use if a connection to an embedded store was in use."""
+        if self._is_forking:
+            self._forked_in_use = self._permits_of_fork < self._size
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        self._permits_of_fork = 0
+        self._is_forking = False
+        self._gate.release()
 
     def close(self) -> None:
         """Close the free connections now, the others when they are released."""
