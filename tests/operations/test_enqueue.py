@@ -61,7 +61,8 @@ def test_vars_must_fit_the_stored_signature(store: Store, config: Config) -> Non
 
 def test_jobs_of_a_batch_are_rejected_one_by_one(store: Store, config: Config) -> None:
     """Each result is at the position of its job."""
-    results = store.run(lambda tx: admit_each(tx, [new("mail"), new("nope"), new("beat")], config))
+    wanted = [new("mail"), new("nope"), new("beat")]
+    results = store.run(lambda tx: admit_each(tx, wanted, KnownHandlers(), config))
     assert [isinstance(result, HandlerNotFound) for result in results] == [False, True, False]
     assert count(store) == 2
 

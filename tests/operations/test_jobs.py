@@ -7,11 +7,14 @@ from functools import partial
 import pytest
 
 from tests.support import storing
+from workerd.document_types import Document, Enqueued
 from workerd.errors import Conflict, NotFound
-from workerd.job import Status, id_text
+from workerd.job import Status, id_text, parse_id
+from workerd.job_spec import NewJob
 from workerd.operations import jobs
 from workerd.operations.actor import Actor
-from workerd.store.base import Store
+from workerd.store.base import Store, Tx
+from workerd.store.jobs import insert_new
 
 
 def test_a_cancelled_job_can_be_retried(store: Store, actor: Actor) -> None:
@@ -55,11 +58,21 @@ def test_details_have_the_queue_time_and_a_part_of_the_payload(store: Store) -> 
         store.read(lambda tx: jobs.details(tx, bytes(16), 10))
 
 
-def test_inserted_jobs_are_shown_as_by_get(store: Store) -> None:
-    """In the order of their ids."""
-    ids = [storing.enqueue(store, "mail") for _ in range(3)]
-    created = store.read(lambda tx: jobs.created(tx, ids[::-1]))
-    assert created == [store.read(partial(jobs.get, job_id=job_id)) for job_id in ids[::-1]]
+def test_a_job_that_was_inserted_is_shown_as_by_get(store: Store) -> None:
+    """What is written is not read back, so it must be what would be read."""
+    plain = NewJob(handler="mail")
+    full = NewJob(
+        handler="mail", vars='{"text": "ä€𝄞\'\\"}'.encode(), meta=b'{"tenant":"7"}', priority=-3,
+        delay=5_000_000, deadline_ms=1500, max_attempts=2, group_key="g", expires_in=60_000_000,
+    )  # fmt: skip
+    due = NewJob(handler="mail", run_at=1_000_000, expires_at=2_000_000)
+
+    def work(tx: Tx) -> list[tuple[Enqueued, Document]]:
+        return [jobs.created(tx, row) for row in insert_new(tx, [plain, full, due])]
+
+    for enqueued, document in store.run(work):
+        assert (enqueued.id, enqueued.created) == (document["id"], True)
+        assert document == store.read(partial(jobs.get, job_id=parse_id(enqueued.id)))
 
 
 def test_an_absent_job_is_not_found(store: Store, actor: Actor) -> None:

@@ -33,6 +33,7 @@ class BatchEnqueue:
         self._backend = backend
         self._config = config
         self._rules = rules
+        self._known = enqueue.KnownHandlers()
         self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -66,7 +67,10 @@ class BatchEnqueue:
         uncommitted: list[EnqueuedJob | Exception] = []
 
         def work(tx: Tx) -> list[EnqueuedJob | Exception]:
-            uncommitted[:] = _enqueue_all(tx, new_jobs, self._config, self._rules)
+            admitted = enqueue.admit_each(tx, new_jobs, self._known, self._config)
+            uncommitted[:] = [
+                one if isinstance(one, Exception) else jobs.created(tx, one, self._rules) for one in admitted
+            ]
             return uncommitted
 
         results: Sequence[EnqueuedJob | Exception]
@@ -102,13 +106,3 @@ def _enqueue_one(tx: Tx, job: NewJob, config: Config, rules: HandlerRules) -> En
     if job.id is not None:
         enqueue.check_repeat(tx, [job], [enqueued])
     return enqueued, jobs.get(tx, parse_id(enqueued.id), rules)
-
-
-def _enqueue_all(
-    tx: Tx, new_jobs: Sequence[NewJob], config: Config, rules: HandlerRules
-) -> list[EnqueuedJob | Exception]:
-    results = enqueue.admit_each(tx, new_jobs, config)
-    ids = [parse_id(result.id) for result in results if isinstance(result, Enqueued)]
-    created = jobs.created(tx, ids, rules)
-    documents = iter(created)
-    return [(result, next(documents)) if isinstance(result, Enqueued) else result for result in results]

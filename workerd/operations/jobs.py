@@ -11,8 +11,8 @@ import msgspec
 from workerd import documents
 from workerd.clock import SECOND
 from workerd.config.model import Config
-from workerd.document_types import Document
-from workerd.job import AttemptRef, Status, id_text
+from workerd.document_types import Document, Enqueued
+from workerd.job import Status, id_text
 from workerd.operations import audit, logs
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
@@ -23,8 +23,7 @@ from workerd.redaction import NOTHING, REDACTED, Redaction
 from workerd.store import job_control, job_lists, queries
 from workerd.store import logs as stored_logs
 from workerd.store.base import Tx
-from workerd.store.claims import MAX_JOB_BYTES
-from workerd.store.columns import JobRow, jobs_by_key
+from workerd.store.columns import JobRow
 from workerd.store.job_lists import JobFilter
 from workerd.store.job_matches import ShownMeta
 
@@ -111,14 +110,10 @@ def _queue_us(row: JobRow) -> int | None:
     return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
 
 
-def created(tx: Tx, ids: Sequence[bytes], rules: Rules = UNREDACTED) -> list[Document]:
-    """Jobs that this transaction has inserted, in this order."""
-    refs = [AttemptRef(job_id, 1) for job_id in ids]
-    rows = jobs_by_key(tx, refs, most=MAX_JOB_BYTES)
-    return [
-        documents.job(queries.StoredJob(row=row, attempts=[row]), rules.of(tx, row.handler))
-        for row in (rows[ref] for ref in refs)
-    ]
+def created(tx: Tx, row: JobRow, rules: Rules = UNREDACTED) -> tuple[Enqueued, Document]:
+    """What a caller is told of a job that this transaction has inserted, and its document."""
+    document = documents.job(queries.StoredJob(row=row, attempts=[row]), rules.of(tx, row.handler))
+    return Enqueued(document["id"], created=True), document
 
 
 class JobFilters(TypedDict, total=False):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from operator import attrgetter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workerd import clock, duplicates
 from workerd.errors import StoreBusy, StoreRefused
@@ -12,7 +12,7 @@ from workerd.job import Status, new_id
 from workerd.job_spec import NewJob
 from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import ENQUEUED_COLUMNS
+from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
 
 MAX_INSERT_ROWS = 1000
 MAX_INSERT_BYTES = 2 * 1024 * 1024
@@ -99,6 +99,21 @@ def _by_id(tx: Tx, ids: Sequence[bytes], wanted: Sequence[int], lock: str = "") 
     return {n: Inserted(ids[n], times[ids[n]] == tx.now) for n in wanted if ids[n] in times}
 
 
+def insert_new(tx: Tx, jobs: Sequence[NewJob]) -> list[JobRow]:
+    """Insert jobs that have neither an id nor a unique key, with the COMMIT; their rows, as written.
+
+    Nothing may be read of them in this transaction. Raises StoreRefused for text that is not UTF-8.
+    """
+    now, made = tx.now, clock.to_text(tx.now)
+    ids = [new_id() for _ in jobs]
+    for part in _parts(jobs, range(len(jobs))):
+        params = [value for n in part for value in _values(jobs[n], ids[n], now, made)]
+        sql = f"INSERT INTO workerd_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(part))}"
+        tx.execute_last(sql, params, count=len(part))
+    tx.enqueued += ids
+    return [_row_of(job, job_id, now) for job, job_id in zip(jobs, ids, strict=True)]
+
+
 def insert_alone(tx: Tx, job: NewJob) -> Inserted:
     """Insert one job that is due now and has neither an id nor a unique key, in one statement.
 
@@ -131,17 +146,38 @@ def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]
 def _values(job: NewJob, job_id: bytes, now: int, made: str) -> tuple[object, ...]:
     if len(job_id) != 16:
         raise StoreRefused(f"an id has 16 bytes, this one {len(job_id)}")
-    due = job.run_at if job.run_at is not None else now + (job.delay or 0)
+    status, due, expires_at = _begin(job, now)
     return (
         job_id,
-        str(Status.SCHEDULED if due > now or duplicates.is_follower(job.unique_key) else Status.NEW),
+        str(status),
         made if due == now else clock.to_text(due),
         made,
-        columns.at(job.expires_at if job.expires_in is None else due + job.expires_in),
+        columns.at(expires_at),
         _text(job.vars),
         _text(job.meta),
         *_others_of(job),
     )
+
+
+def _begin(job: NewJob, now: int) -> tuple[Status, int, int | None]:
+    """How its first attempt begins: status, `run_at` and `expires_at`."""
+    due = job.run_at if job.run_at is not None else now + (job.delay or 0)
+    waits = due > now or duplicates.is_follower(job.unique_key)
+    expires_at = job.expires_at if job.expires_in is None else due + job.expires_in
+    return Status.SCHEDULED if waits else Status.NEW, due, expires_at
+
+
+_BLANK: dict[str, Any] = dict.fromkeys(JobRow.__struct_fields__) | dict.fromkeys(
+    ("failures", "crashes", "losses"), 0
+)
+
+
+def _row_of(job: NewJob, job_id: bytes, now: int) -> JobRow:
+    """The row of its first attempt, as `_values` writes it."""
+    status, due, expires_at = _begin(job, now)
+    written = {name: getattr(job, name) for name in ENQUEUED_COLUMNS}
+    written |= {"id": job_id, "attempt": 1, "status": str(status), "created_at": now}
+    return JobRow(**_BLANK | written | {"run_at": due, "expires_at": expires_at})
 
 
 def _text(json: bytes | None) -> str | None:
