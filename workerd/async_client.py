@@ -84,6 +84,8 @@ class AsyncClient:
     get = _awaitable(Client.get)
     cancel = _awaitable(Client.cancel)
     retry = _awaitable(Client.retry)
+    cancel_many = _awaitable(Client.cancel_many)
+    retry_many = _awaitable(Client.retry_many)
     submit = _awaitable(Client.submit)
     get_request = _awaitable(Client.get_request)
     cancel_request = _awaitable(Client.cancel_request)

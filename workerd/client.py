@@ -12,15 +12,17 @@ from typing import Any, Literal, TypeVar, Unpack
 
 import msgspec
 
+from workerd import job_filter
 from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.document_types import Enqueued, ErrorGroup, Job, Request, Schedule
+from workerd.document_types import Changed, Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id
+from workerd.job_filter import GivenFilter
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
-from workerd.operations import errors, handlers, jobs, request_graphs, requests, schedules, waiting
+from workerd.operations import bulk, errors, handlers, jobs, request_graphs, requests, schedules, waiting
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
@@ -140,6 +142,43 @@ class Client:
         attempt = self._run(lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh))
         self.wake()
         return attempt
+
+    def cancel_many(
+        self, *, limit: int | None = None, dry_run: bool = False, **wanted: Unpack[GivenFilter]
+    ) -> Changed:
+        """Cancel all jobs that a filter means, newest due first, in transactions of 500 each.
+
+        `limit`: at most so many; `dry_run`: only count them. Without `status` those that have not ended.
+        Raises InvalidValue for a filter without any key, or with a wrong value.
+        """
+        return self._change_many(bulk.Act.CANCEL, wanted, limit, dry_run)
+
+    def retry_many(
+        self,
+        *,
+        limit: int | None = None,
+        dry_run: bool = False,
+        fresh: bool = False,
+        **wanted: Unpack[GivenFilter],
+    ) -> Changed:
+        """Run all jobs that a filter means again, as `cancel_many`. Without `status` those that failed.
+
+        `fresh`: without what earlier attempts have saved.
+        """
+        return self._change_many(bulk.Act.RETRY, wanted, limit, dry_run, fresh=fresh)
+
+    def _change_many(
+        self, act: bulk.Act, wanted: GivenFilter, limit: int | None, dry_run: bool, *, fresh: bool = False
+    ) -> Changed:
+        if limit is not None and limit < 1:
+            raise InvalidValue(f"limit: expected at least 1, got {limit}")
+        search = bulk.Search(act, job_filter.parse(wanted), limit=limit)
+        search.finish(self._read)
+        done = 0
+        if not dry_run and search.found:
+            *_, done = bulk.change_all(self._run, self._actor, search, fresh=fresh)
+            self.wake()
+        return Changed(search.matched, done)
 
     # -- requests
 

@@ -26,6 +26,13 @@ class Enqueued(msgspec.Struct, frozen=True):
     replaced: bool = False
 
 
+class Changed(msgspec.Struct, frozen=True):
+    """The result of an act on many jobs: how many matched, and how many of them were changed."""
+
+    matched: int
+    done: int
+
+
 class Attempt(msgspec.Struct, frozen=True, kw_only=True):
     """One run of a job."""
 

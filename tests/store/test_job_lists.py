@@ -11,10 +11,10 @@ from tests.support import storing as s
 from workerd import documents
 from workerd.clock import SECOND, from_rfc3339, now_us, to_text
 from workerd.job import Status
+from workerd.job_filter import JobFilter
 from workerd.redaction import NOTHING, Redaction
 from workerd.store import columns, job_lists, jobs
 from workerd.store.base import Store
-from workerd.store.job_lists import JobFilter
 
 
 def ids(store: Store, **filters: Any) -> list[bytes]:
@@ -193,8 +193,8 @@ def test_some_thousand_matches_are_found_once_each(store: Store) -> None:
     found: list[bytes] = []
     after: str | None = None
     while True:
-        page = store.read(partial(job_lists.ids, wanted=JobFilter(group="a"), limit=700, after=after))
-        found += page.rows
+        page = store.read(partial(job_lists.list_, wanted=JobFilter(group="a"), limit=700, after=after))
+        found += [row.id for row in page.rows]
         after = page.next
         if after is None:
             break
@@ -222,7 +222,8 @@ def test_meta_is_compared_as_it_is_shown(store: Store) -> None:
     def found(value: str) -> list[bytes]:
         wanted = JobFilter(meta={"card": value})
         hide = lambda _, meta: Redaction(["card"]).shown_json(meta)  # noqa: E731
-        return store.read(lambda tx: job_lists.ids(tx, wanted, limit=9, shown=hide)).rows
+        page = store.read(lambda tx: job_lists.list_(tx, wanted, limit=9, shown=hide))
+        return [row.id for row in page.rows]
 
     assert found("4711") == []
     assert found("[redacted]") == ids(store, meta={"card": "4711"}) == [job_id]

@@ -12,10 +12,10 @@ from workerd import documents
 from workerd.clock import SECOND, from_rfc3339
 from workerd.errors import NotFound
 from workerd.job import Status, id_text
+from workerd.job_filter import JobFilter
 from workerd.redaction import NOTHING
 from workerd.store import handlers, job_lists, queries
 from workerd.store.base import Store, Tx
-from workerd.store.job_lists import JobFilter
 
 
 def test_a_job_is_shown_with_its_attempts(store: Store) -> None:

@@ -192,20 +192,12 @@ ConfigPath = Annotated[
 ]
 HandlerName = Annotated[str, typer.Argument(metavar="HANDLER", help="Name of the handler.")]
 PoolName = Annotated[str, typer.Argument(metavar="[POOL]", help="Restart only this pool.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why, for others to read.")]
 JobId = Annotated[bytes, typer.Argument(metavar="ID", help="Id of the job.", parser=parse_identity)]
 HandlerFilter = Annotated[
     str | None, typer.Option("--handler", metavar="H", help="Only jobs of this handler.")
-]
-StatusFilter = Annotated[
-    Status | None,
-    typer.Option(
-        "--status",
-        metavar="S",
-        parser=parse_status,
-        help="Only jobs in this state: scheduled, new, inprogress, completed, failure or cancelled.",
-    ),
 ]
 SinceFilter = Annotated[
     int | None,
@@ -214,47 +206,6 @@ SinceFilter = Annotated[
         metavar="T",
         parser=parse_since,
         help="Only what was created since this time: 2026-01-31T12:00:00Z, or 2h for two hours ago.",
-    ),
-]
-ReasonFilter = Annotated[
-    outcome.Reason | None,
-    typer.Option(
-        "--reason",
-        metavar="R",
-        parser=parse_reason,
-        help="Only jobs whose newest attempt ended so: failure, deadline, oom, crashed, lost and others.",
-    ),
-]
-ErrorFilter = Annotated[
-    bytes | None,
-    typer.Option(
-        "--error",
-        metavar="FP",
-        parser=parse_fingerprint,
-        help="Only jobs that failed with this error: its fingerprint, as `workerd errors` shows it.",
-    ),
-]
-GroupFilter = Annotated[str | None, typer.Option("--group", metavar="G", help="Only jobs of this group.")]
-RequestFilter = Annotated[
-    bytes | None,
-    typer.Option("--request", metavar="ID", parser=parse_identity, help="Only jobs of this request."),
-]
-MetaFilter = Annotated[
-    list[Any] | None,
-    typer.Option(
-        "--meta",
-        metavar="KEY=VALUE",
-        parser=parse_meta,
-        help="Only jobs whose meta has this text for this key; may be repeated.",
-    ),
-]
-UntilFilter = Annotated[
-    int | None,
-    typer.Option(
-        "--until",
-        metavar="T",
-        parser=parse_since,
-        help="Only what was created before this time, given as for --since.",
     ),
 ]
 Limit = Annotated[int | None, typer.Option("--limit", metavar="N", min=1, help="At most this many.")]

@@ -33,6 +33,25 @@ def confirm(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
+class ProgressLine:
+    """One line on the terminal of standard error that is written over, and gone at the end."""
+
+    def __enter__(self) -> ProgressLine:
+        self._shown = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._width = 0
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._width:
+            print(f"\r{' ' * self._width}\r", end="", file=sys.stderr, flush=True)
+
+    def show(self, text: str) -> None:
+        """Replace what is shown."""
+        if self._shown:
+            print(f"\r{text.ljust(self._width)}", end="", file=sys.stderr, flush=True)
+            self._width = max(self._width, len(text))
+
+
 def print_text(text: str = "") -> None:
     """Print data on standard output, control characters escaped."""
     print(harmless(text))

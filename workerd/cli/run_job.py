@@ -14,8 +14,7 @@ import typer
 
 from workerd import replay
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
-from workerd.cli.jobs import Yes
-from workerd.cli.options import ConfigPath, JobId, Reveal, parse_key_values
+from workerd.cli.options import ConfigPath, JobId, Reveal, Yes, parse_key_values
 from workerd.cli.output import confirm, notify, print_fields, print_text
 from workerd.cli.session import open_session
 from workerd.config.model import Config

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from workerd.config.model import Config
 from workerd.errors import WorkerdError
-from workerd.gateway import admin, errors, event_stream, health, jobs, login, openapi, requests
+from workerd.gateway import admin, bulk, errors, event_stream, health, jobs, login, openapi, requests
 from workerd.gateway.auth import PROBE_PATHS, Guard
 from workerd.gateway.connections import ClientConnections
 from workerd.gateway.dashboard import routes as dashboard
@@ -28,6 +28,7 @@ from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_met
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 ROUTES: list[Route] = [
+    *bulk.ROUTES,
     *jobs.ROUTES,
     *requests.ROUTES,
     *errors.ROUTES,

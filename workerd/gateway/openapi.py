@@ -15,6 +15,7 @@ from starlette.responses import Response
 import workerd
 from workerd.document_types import (
     Act,
+    Changed,
     Enqueued,
     EnqueuedJob,
     ErrorGroup,
@@ -26,7 +27,7 @@ from workerd.document_types import (
     Schedule,
     Stats,
 )
-from workerd.gateway import params
+from workerd.gateway import bulk, params
 from workerd.gateway.auth import LIVENESS_PATH
 from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
@@ -39,7 +40,8 @@ from workerd.workflow import RequestStatus
 class ProblemDocument(msgspec.Struct, kw_only=True):
     """An error (RFC 9457). `incident`: an internal error's id in the log.
 
-    `unknown`: the change may have been done; `ids`: the jobs or requests that then exist.
+    `unknown`: the change may have been done; `ids`: the jobs or requests that then exist. `matched`, `done`:
+    how far an act on many jobs went before.
     """
 
     type: str
@@ -49,6 +51,8 @@ class ProblemDocument(msgspec.Struct, kw_only=True):
     incident: str = ""
     unknown: bool = False
     ids: list[str] = []
+    matched: int = 0
+    done: int = 0
 
 
 class BulkResult(msgspec.Struct):
@@ -290,6 +294,10 @@ OPERATIONS = (
         _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
               params.JobsBody, headers=(_KEY,), errors=(409, 429)),
+    Operation("post", "/jobs/cancel", "Cancel all jobs that match a filter", {200: Changed},
+              bulk.CancelJobsBody, errors=(409,)),
+    Operation("post", "/jobs/retry", "Run all jobs that match a filter again", {200: Changed},
+              bulk.RetryJobsBody, errors=(409,)),
     Operation("get", "/jobs/{id}", "Get a job with its attempts", {200: Job}, query=(_WAIT,),
               headers=(_REVEAL,), errors=(404, 422)),
     Operation("get", "/jobs/{id}/why", "Explain what a job waits for, or how it ended", {200: Explanation},

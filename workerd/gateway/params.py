@@ -45,6 +45,8 @@ Key = Annotated[str, _schema(minLength=1, maxLength=NAME_LIMIT, pattern="^[^~]")
 Seconds = Annotated[float, _schema(minimum=0, maximum=2_000_000)]
 Duration = Seconds | Annotated[str, _schema(pattern=DURATION_PATTERN)]
 Moment = Annotated[str, _schema(format="date-time", pattern=MOMENT_PATTERN)]
+Fingerprint = Annotated[str, _schema(pattern="^[0-9a-fA-F]{16}$")]
+Identity = Annotated[str, _schema(format="uuid")]
 Priority = Annotated[int, _schema(minimum=-(2**31), maximum=2**31 - 1)]
 Attempts = Annotated[int, _schema(minimum=1, maximum=2**31 - 1)]
 
@@ -366,8 +368,13 @@ def parsed_fingerprint(text: str, name: str = "error") -> bytes:
 def identity(request: Request, name: str) -> bytes | None:
     """A query parameter that is an id. Raises HTTPProblem 422."""
     value = request.query_params.get(name)
+    return None if value is None else parsed_identity(value, name)
+
+
+def parsed_identity(text: str, name: str) -> bytes:
+    """The 16 bytes of an id that is a filter. Raises HTTPProblem 422."""
     try:
-        return None if value is None else parse_id(value)
+        return parse_id(text)
     except ValueError as error:
         raise HTTPProblem(422, f"{name}: {error}.") from None
 

@@ -50,9 +50,9 @@ def get(tx: Tx, fingerprint: bytes) -> Document:
 
 
 def resolve(tx: Tx, actor: Actor, fingerprint: bytes) -> Document:
-    """Close a group until it fails again. Raises NotFound."""
-    errors.resolve(tx, fingerprint, actor.name)
-    audit.record(tx, actor, Action.ERROR_RESOLVE, fingerprint.hex())
+    """Close a group until it fails again; one that is closed stays as it is. Raises NotFound."""
+    if errors.resolve(tx, fingerprint, actor.name):
+        audit.record(tx, actor, Action.ERROR_RESOLVE, fingerprint.hex())
     return get(tx, fingerprint)
 
 

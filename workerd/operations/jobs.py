@@ -13,9 +13,11 @@ from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.document_types import Document, Enqueued
 from workerd.job import Status, id_text
+from workerd.job_filter import JobFilter
 from workerd.operations import audit, logs
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
+from workerd.operations.bulk import shown_meta
 from workerd.operations.edit import retry_vars
 from workerd.operations.logs import JobLog
 from workerd.operations.rules import UNREDACTED, Rules
@@ -24,8 +26,6 @@ from workerd.store import job_control, job_lists, queries
 from workerd.store import logs as stored_logs
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow
-from workerd.store.job_lists import JobFilter
-from workerd.store.job_matches import ShownMeta
 
 MAX_REDACTED_BYTES = 1 << 20
 """A larger payload of a handler that redacts values is not shown on a page at all."""
@@ -144,26 +144,8 @@ def list_(
     than `limit` jobs, or none, and go on all the same.
     """
     wanted = JobFilter(**filters)
-    page = job_lists.list_(tx, wanted, limit=limit, after=after, shown=_shown_meta(tx, rules))
+    page = job_lists.list_(tx, wanted, limit=limit, after=after, shown=shown_meta(tx, rules))
     return JobPage([documents.job(row, rules.of(tx, row.handler)) for row in page.rows], page.next)
-
-
-def matching(
-    tx: Tx,
-    *,
-    limit: int = 1000,
-    after: str | None = None,
-    rules: Rules = UNREDACTED,
-    **filters: Unpack[JobFilters],
-) -> tuple[list[bytes], str | None]:
-    """A page of the ids that `list_` lists, and the cursor of the next."""
-    wanted = JobFilter(**filters)
-    page = job_lists.ids(tx, wanted, limit=limit, after=after, shown=_shown_meta(tx, rules))
-    return page.rows, page.next
-
-
-def _shown_meta(tx: Tx, rules: Rules) -> ShownMeta:
-    return lambda handler, meta: rules.of(tx, handler).shown_json(meta)
 
 
 def cancel(tx: Tx, actor: Actor, job_id: bytes) -> Literal["ended", "asked"]:

@@ -263,6 +263,12 @@ def find(tx: Tx, fingerprint: bytes) -> GroupRow | None:
     return None if row is None else _group(row, tx.now)
 
 
+def handlers_of(tx: Tx, fingerprint: bytes) -> list[str]:
+    """The handlers that failed with it."""
+    rows = tx.query("SELECT handler FROM workerd_errors WHERE fingerprint = %s", (fingerprint,))
+    return [columns.lenient(row[0]) or "" for row in rows]
+
+
 def get(tx: Tx, fingerprint: bytes) -> GroupRow:
     """The group with this fingerprint. Raises NotFound."""
     found = find(tx, fingerprint)
@@ -271,13 +277,15 @@ def get(tx: Tx, fingerprint: bytes) -> GroupRow:
     return found
 
 
-def resolve(tx: Tx, fingerprint: bytes, by: str) -> None:
-    """Close a group until it fails again. Raises NotFound."""
+def resolve(tx: Tx, fingerprint: bytes, by: str) -> bool:
+    """Close a group until it fails again; false if it was closed. Raises NotFound."""
     get(tx, fingerprint)
-    tx.execute(
-        "UPDATE workerd_errors SET resolved_at = %s, resolved_by = %s WHERE fingerprint = %s",
+    changed = tx.execute(
+        "UPDATE workerd_errors SET resolved_at = %s, resolved_by = %s"
+        " WHERE fingerprint = %s AND resolved_at IS NULL",
         (columns.at(tx.now), by, fingerprint),
     )
+    return changed > 0
 
 
 def mute(tx: Tx, fingerprint: bytes, until: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from workerd import duplicates
@@ -11,7 +11,7 @@ from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
 from workerd.store import columns, requests, workflows
-from workerd.store.base import Tx
+from workerd.store.base import Row, Tx
 from workerd.store.columns import RequestRow
 from workerd.store.duplicates import release_followers
 from workerd.store.outcomes import ClosedBatch, closed_attempt
@@ -19,9 +19,10 @@ from workerd.store.outcomes import ClosedBatch, closed_attempt
 _DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 
 
-class _Current(NamedTuple):
-    """The current row of a job."""
+class CurrentRow(NamedTuple):
+    """The newest row of a job, as far as cancel and retry go by it."""
 
+    id: bytes
     attempt: int
     handler: str
     status: Status
@@ -30,30 +31,42 @@ class _Current(NamedTuple):
     step: int | None
     name: str | None
     node_id: bytes | None
+    cancel_requested: bool
+    run_at: int
+
+    @property
+    def stands_for_request(self) -> bool:
+        """Whether it is the row of a recurring workflow, whose run is a request of the same id."""
+        return self.node_id is None and self.unique_key == COOLER_KEY
 
 
-def _current(tx: Tx, job_id: bytes) -> _Current:
+CURRENT_COLUMNS = (
+    "id, attempt, handler, status, unique_key, request_id, step, name, node_id, cancel_requested_at, run_at"
+)
+
+
+def current_row(row: Row) -> CurrentRow:
+    """A row selected as CURRENT_COLUMNS."""
+    job_id, attempt, handler, status, key, request, step, name, node_id, cancel_requested_at, run_at = row
+    text = columns.lenient
+    return CurrentRow(
+        job_id, attempt, text(handler) or "", Status(columns.text(status)), text(key), request, step,
+        text(name), node_id, cancel_requested_at is not None, columns.time_or_zero(run_at),
+    )  # fmt: skip
+
+
+def _current(tx: Tx, job_id: bytes) -> CurrentRow:
     row = tx.one(
-        "SELECT attempt, handler, status, unique_key, request_id, step, name, node_id FROM workerd_jobs"
+        f"SELECT {CURRENT_COLUMNS} FROM workerd_jobs"
         f" WHERE id = %s ORDER BY attempt DESC LIMIT 1{tx.dialect.row_lock}",
         (job_id,),
     )
     if row is None:
         raise NotFound("Job not found. `workerd job list` lists existing jobs.")
-    text = columns.lenient
-    return _Current(
-        row[0],
-        text(row[1]) or "",
-        Status(columns.text(row[2])),
-        text(row[3]),
-        row[4],
-        row[5],
-        text(row[6]),
-        row[7],
-    )
+    return current_row(row)
 
 
-def _locked(tx: Tx, job_id: bytes) -> tuple[_Current, dict[bytes, RequestRow]]:
+def _locked(tx: Tx, job_id: bytes) -> tuple[CurrentRow, dict[bytes, RequestRow]]:
     """The job's row, locked after its request's, in the order of all locks."""
     row = tx.one("SELECT request_id FROM workerd_jobs WHERE id = %s LIMIT 1", (job_id,))
     locked = columns.lock_requests(tx, [row[0]]) if row is not None and row[0] is not None else {}
@@ -66,33 +79,47 @@ def cancel(tx: Tx, job_id: bytes) -> Literal["ended", "asked"]:
     The request of the job is cancelled with it. Raises NotFound, Conflict if it has ended.
     """
     job, locked = _locked(tx, job_id)
-    now = columns.at(tx.now)
     if job.status in ENDED:
         raise Conflict(f"The job has already ended: it is {job.status}.")
     if job.status is Status.INPROGRESS:
-        if job.node_id is None and job.unique_key == COOLER_KEY:
+        if job.stands_for_request:
             return "ended" if requests.cancel(tx, job_id) == "ended" else "asked"
-        tx.execute(
-            "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
-            " WHERE id = %s AND attempt = %s AND status = 'inprogress'",
-            (now, job_id, job.attempt),
-        )
+        ask_to_stop(tx, [job])
         return "asked"
-    tx.execute(
-        "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
-        " cancel_requested_at = %s, finished_at = %s, ingested_at = %s WHERE id = %s AND attempt = %s",
-        (requests.CANCELLED_BY_PERSON, now, now, now, job_id, job.attempt),
-    )
-    ended = closed_attempt(cancelled(_attempt_of(job_id, job), requests.CANCELLED_BY_PERSON), b"", tx.now)
-    batch = ClosedBatch(now=tx.now, requests=locked, ended=[ended], released=[], woken=set())
-    release_followers(tx, batch)
-    workflows.advance(tx, batch)
+    end_waiting(tx, [job], locked)
     return "ended"
 
 
-def _attempt_of(job_id: bytes, job: _Current) -> ClaimedAttempt:
+def ask_to_stop(tx: Tx, running: Sequence[CurrentRow]) -> None:
+    """Ask the workers of these locked rows to stop."""
+    tx.execute(
+        "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
+        f" WHERE ({columns.keys([(job.id, job.attempt) for job in running])}) AND status = 'inprogress'",
+        (columns.at(tx.now),),
+    )
+
+
+def end_waiting(tx: Tx, waiting: Sequence[CurrentRow], locked: dict[bytes, RequestRow]) -> None:
+    """Cancel these locked rows, which wait; `locked`: their requests, which are cancelled with them."""
+    now = columns.at(tx.now)
+    tx.execute(
+        "UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
+        " cancel_requested_at = %s, finished_at = %s, ingested_at = %s"
+        f" WHERE {columns.keys([(job.id, job.attempt) for job in waiting])}",
+        (requests.CANCELLED_BY_PERSON, now, now, now),
+    )
+    ended = [
+        closed_attempt(cancelled(_attempt_of(job), requests.CANCELLED_BY_PERSON), b"", tx.now)
+        for job in waiting
+    ]
+    batch = ClosedBatch(now=tx.now, requests=locked, ended=ended, released=[], woken=set())
+    release_followers(tx, batch)
+    workflows.advance(tx, batch)
+
+
+def _attempt_of(job: CurrentRow) -> ClaimedAttempt:
     return ClaimedAttempt(
-        id=job_id,
+        id=job.id,
         attempt=job.attempt,
         claimed_at=0,
         handler=job.handler,
@@ -159,11 +186,7 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     if job.status is Status.SCHEDULED and duplicates.is_follower(job.unique_key):
         raise Conflict("The job waits until another job of its unique key has ended; cancel that one first.")
     if job.status is Status.SCHEDULED:
-        tx.execute(
-            f"UPDATE workerd_jobs SET status = 'new', run_at = %s{', state = NULL' if fresh else ''}"
-            " WHERE id = %s AND attempt = %s",
-            (columns.at(tx.now), job_id, job.attempt),
-        )
+        make_due(tx, [job], fresh=fresh)
         return job.attempt
     if job.status not in ENDED:
         raise Conflict(f"The job is live ({job.status}); cancel it first, or wait until it ends.")
@@ -173,46 +196,74 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
             f" retry; `workerd schedules run {job.handler}` starts it now."
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
-    if request is not None:
-        _reopen(tx, request, job_id, _member_status(request, job))
+    graph = None if request is None else _graph_to_continue(request)
     again(tx, job_id, job.attempt, fresh=fresh)
+    if request is not None:
+        _reopen(tx, request, graph, job_id, _member_status(request, job))
     return job.attempt + 1
+
+
+def make_due(tx: Tx, scheduled: Sequence[CurrentRow], *, fresh: bool = False) -> None:
+    """Make these locked rows, which are scheduled, due now."""
+    tx.execute(
+        f"UPDATE workerd_jobs SET status = 'new', run_at = %s{', state = NULL' if fresh else ''}"
+        f" WHERE {columns.keys([(job.id, job.attempt) for job in scheduled])}",
+        (columns.at(tx.now),),
+    )
 
 
 def _stands_for_a_request(tx: Tx, job_id: bytes) -> bool:
     return tx.one("SELECT 1 FROM workerd_requests WHERE id = %s", (job_id,)) is not None
 
 
-_INSERT_RETRY = columns.INSERT_NEXT.format(
-    status="'new'",
-    run_at="%s",
-    created_at="%s",
-    failures=0,
-    crashes=0,
-    losses=0,
-    state="CASE WHEN %s THEN NULL ELSE j.state END",
-    source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
-    keep="",
-)
+def _insert_retries(refs: Sequence[tuple[bytes, int]], keep: str = "") -> str:
+    return columns.INSERT_NEXT.format(
+        status="'new'",
+        run_at="%s",
+        created_at="%s",
+        failures=0,
+        crashes=0,
+        losses=0,
+        state="CASE WHEN %s THEN NULL ELSE j.state END",
+        source=f"workerd_jobs AS j WHERE ({columns.keys(refs)})",
+        keep=keep,
+    )
+
+
+_KEY_HELD = "Another live job of the handler holds the unique key; wait until it ends."
 
 
 def again(tx: Tx, job_id: bytes, attempt: int, *, fresh: bool = False) -> None:
-    """Close an ended row as `retry` and insert the next attempt. Raises Conflict if its key is held.
+    """Insert the attempt after an ended one, which becomes `retry`. Raises Conflict if its key is held.
 
     `fresh`: without what earlier attempts have saved.
     """
-    tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
+    now = columns.at(tx.now)
     try:
-        tx.execute(_INSERT_RETRY, (columns.at(tx.now), columns.at(tx.now), fresh, job_id, attempt))
+        tx.execute(_insert_retries([(job_id, attempt)]), (now, now, fresh))
     except StoreRefused as error:
         if error.code in _DUPLICATE_KEY:
-            raise Conflict(
-                "Another live job of the handler holds the unique key; wait until it ends."
-            ) from None
+            raise Conflict(_KEY_HELD) from None
         raise
+    tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
 
 
-def _member_status(request: RequestRow, job: _Current) -> Status | None:
+def all_again(tx: Tx, ended: Sequence[CurrentRow], *, fresh: bool = False) -> list[CurrentRow]:
+    """As `again`, for many locked rows; returns them without those whose key is held."""
+    refs = [(job.id, job.attempt) for job in ended]
+    now, keep = columns.at(tx.now), tx.dialect.keep_existing("workerd_jobs.id")
+    done = list(ended)
+    if tx.execute(_insert_retries(refs, keep), (now, now, fresh)) < len(refs):
+        following = columns.keys([(job_id, attempt + 1) for job_id, attempt in refs])
+        there = {row[0] for row in tx.query(f"SELECT id FROM workerd_jobs WHERE {following}")}
+        done = [job for job in ended if job.id in there]
+    if done:
+        keys = columns.keys([(job.id, job.attempt) for job in done])
+        tx.execute(f"UPDATE workerd_jobs SET status = 'retry' WHERE {keys}")
+    return done
+
+
+def _member_status(request: RequestRow, job: CurrentRow) -> Status | None:
     """How a job that its batch counts has ended, None for any other job."""
     if request.steps is None:
         return None
@@ -223,24 +274,32 @@ def _member_status(request: RequestRow, job: _Current) -> Status | None:
     return job.status if graph.members and wf.Stages(graph).of(job.name) == "main" else None
 
 
-def _reopen(tx: Tx, row: RequestRow, retried: bytes, retried_status: Status | None) -> None:
+def _graph_to_continue(row: RequestRow) -> wf.Graph | None:
+    """The graph of a request that is to be reopened; None if it has none yet.
+
+    Raises Conflict for a workflow with an interval: its next run is its retry.
+    """
+    if row.steps is None:
+        return None
+    try:
+        graph = wf.of_cycle(workflows.graph(row.steps), row.cycle)
+    except InvalidValue as error:
+        raise Conflict(f"The job's request cannot continue: {error}.") from None
+    if graph.cooler is not None:
+        raise Conflict(
+            f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
+            f"retry; `workerd schedules run {row.workflow}` starts it now."
+        )
+    return graph
+
+
+def _reopen(
+    tx: Tx, row: RequestRow, graph: wf.Graph | None, retried: bytes, retried_status: Status | None
+) -> None:
     """Continue an ended request; jobs cancelled only because it ended are retried beside `retried`.
 
-    `retried_status`: of a job that its batch counts, how it had ended. Raises Conflict for a workflow with an
-    interval: its next run is its retry.
+    `retried_status`: of a job that its batch counts, how it had ended.
     """
-    graph = None
-    if row.steps is not None:
-        try:
-            graph = wf.of_cycle(workflows.graph(row.steps), row.cycle)
-            recurring = graph.cooler is not None
-        except InvalidValue as error:
-            raise Conflict(f"The job's request cannot continue: {error}.") from None
-        if recurring:
-            raise Conflict(
-                f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
-                f"retry; `workerd schedules run {row.workflow}` starts it now."
-            )
     if row.status == wf.RequestStatus.QUEUING:
         return
     members = graph is not None and graph.members

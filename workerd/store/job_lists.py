@@ -12,17 +12,18 @@ has looked at MAX_LOOKED_ROWS of them ends, with fewer rows than asked for or no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from workerd.clock import SECOND
 from workerd.errors import InvalidValue
-from workerd.job import ENDED, AttemptRef, Status
+from workerd.job import AttemptRef
+from workerd.job_filter import JobFilter
 from workerd.store import columns, job_matches
 from workerd.store.base import Row, Tx
 from workerd.store.columns import JobRow, Page, Select, cursor_text, jobs_by_key, read_cursor
-from workerd.store.job_matches import Conditions, ShownMeta
-from workerd.store.queries import MAX_GROUPS, groups
+from workerd.store.job_branches import Branch, branches
+from workerd.store.job_matches import MADE, ShownMeta
 
 WINDOW_ROWS = 150
 """Rows of a branch that are sorted by the time at which they were made or ended."""
@@ -38,38 +39,8 @@ SLICE_ROWS = 500
 MAX_LOOKED_ROWS = 5_000
 """Rows that one page of a list with further conditions looks at, so many at a time."""
 
-_CURRENT = (*(s for s in Status if s is not Status.RETRY),)
 
-
-class JobFilter(NamedTuple):
-    """Which jobs a list has. `since` (included) and `until` (excluded): store times of their creation.
-
-    `error`: the fingerprint of the newest attempt's error; `request`: an id; `meta`: texts by key.
-    """
-
-    handler: str | None = None
-    status: Status | None = None
-    since: int | None = None
-    until: int | None = None
-    reason: str | None = None
-    error: bytes | None = None
-    group: str | None = None
-    request: bytes | None = None
-    meta: Mapping[str, str] | None = None
-
-    @property
-    def narrow(self) -> bool:
-        """Whether it has conditions that no index has."""
-        return bool(self.conditions or self.meta)
-
-    @property
-    def conditions(self) -> Conditions:
-        """Those of them that are columns."""
-        given = (
-            ("reason", self.reason), ("fingerprint", self.error), ("group_key", self.group),
-            ("request_id", self.request),
-        )  # fmt: skip
-        return tuple((name, value) for name, value in given if value is not None)
+_ENDED_OR_MADE = f"COALESCE(j.finished_at, j.ingested_at, {MADE})"
 
 
 class _Position(NamedTuple):
@@ -84,16 +55,14 @@ class _Position(NamedTuple):
         return f"{'later.' if self.later else ''}{cursor_text(self.key, self.id)}.{self.boundary}"
 
 
-class _Branch(NamedTuple):
-    """A range of the index `workerd_holder`, in the order of `run_at`.
+class _Sized(NamedTuple):
+    """A branch and how far its newest rows are sorted by their true time.
 
-    `boundary`: the `run_at` before which rows are not sorted by their true time, 0 if all are. `many_later`:
-    whether more than WINDOW_ROWS rows become due in the future.
+    `boundary`: the `run_at` before which they are not, 0 if all are. `many_later`: whether more than
+    WINDOW_ROWS rows become due in the future.
     """
 
-    where: str
-    params: list[object]
-    ended: bool
+    branch: Branch
     boundary: int = 0
     many_later: bool = False
 
@@ -112,14 +81,6 @@ def list_(
     return Page(there, found.behind(len(refs)))
 
 
-def ids(
-    tx: Tx, wanted: JobFilter, *, limit: int, after: str | None = None, shown: ShownMeta | None = None
-) -> Page[bytes]:
-    """The ids alone, as `list_`."""
-    found = _found(tx, wanted, limit, after, shown)
-    return Page([ref.id for ref in found.refs], found.behind(len(found.refs)))
-
-
 class _Found(NamedTuple):
     """The attempts of a page, the cursor behind each, and the one behind all that was read."""
 
@@ -135,13 +96,14 @@ class _Found(NamedTuple):
 def _found(tx: Tx, wanted: JobFilter, limit: int, after: str | None, shown: ShownMeta | None) -> _Found:
     refs: list[AttemptRef] = []
     cursors: list[str | None] = []
+    further = wanted._replace(since=None, until=None)  # the list is within these times
     size = SLICE_ROWS if wanted.narrow else limit
     for _ in range(max(1, MAX_LOOKED_ROWS // size)):
         listed, boundary, first_later = _listed(tx, wanted, size, after)
         part = [AttemptRef(row[1], row[2]) for row in listed[:size]]
         fits = set(part)
         if wanted.narrow:
-            fits = job_matches.fitting(tx, part, wanted.conditions, wanted.meta or {}, shown)
+            fits = job_matches.fitting(tx, part, further, shown)
         for n, ref in enumerate(part, 1):
             if ref in fits:
                 refs.append(ref)
@@ -168,22 +130,22 @@ def _listed(tx: Tx, wanted: JobFilter, limit: int, after: str | None) -> tuple[l
     Then the boundary, and the index of the first of those that come last.
     """
     position = _read(after) if after is not None else None
-    branches = _sized(tx, list(_branches(tx, wanted)))
-    boundary = max((branch.boundary for branch in branches), default=0)
+    sized = _sized(tx, branches(tx, wanted))
+    boundary = max((branch.boundary for branch in sized), default=0)
     if position is not None and position.boundary:
         boundary = position.boundary
     # Rows that are not shown are not fetched; to sort the few of few branches once more takes longer.
-    end = f" ORDER BY listed_at DESC, id DESC LIMIT {limit + 1}" if len(branches) > MANY_BRANCHES else ""
+    end = f" ORDER BY listed_at DESC, id DESC LIMIT {limit + 1}" if len(sized) > MANY_BRANCHES else ""
     found: list[Row] = []
     if position is None or not position.later:
-        selects = [one for b in branches for one in _rows(tx, b, wanted, boundary, position, limit)]
+        selects = [one for b in sized for one in _rows(tx, b, wanted, boundary, position, limit)]
         found = [row for _, row in columns.union(tx, selects, end)]
         # In SQLite, times may have fewer digits.
         found.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
     first_later = len(found)
     if len(found) <= limit:
         position = position if position is not None and position.later else None
-        selects = [one for b in branches for one in _later_rows(tx, b, wanted, position, limit)]
+        selects = [one for b in sized for one in _later_rows(tx, b, wanted, position, limit)]
         later = [row for _, row in columns.union(tx, selects, end)]
         later.sort(key=lambda row: (columns.time_or_zero(row[0]), row[1]), reverse=True)
         found += later
@@ -200,85 +162,59 @@ def _read(after: str) -> _Position:
     return _Position(key, id_, int(boundary or 0), later)
 
 
-# -- branches
-
-
-def _branches(tx: Tx, wanted: JobFilter) -> Iterator[_Branch]:
-    states = [Status(wanted.status)] if wanted.status is not None else _CURRENT
-    found = groups(tx, [state for state in states if state is not Status.INPROGRESS], wanted.handler)
-    for state in states:
-        ended = state in ENDED or state is Status.RETRY
-        own = [group for group in found if group.status is state]
-        # The holders of those in progress are nodes; there are no more of them than workers.
-        if state is Status.INPROGRESS or len(own) >= MAX_GROUPS:
-            yield _whole(state, wanted.handler, ended)
-            continue
-        for group in own:
-            where = "j.status = %s AND j.holder = %s AND j.priority = %s"
-            yield _Branch(where, [str(state), group.holder, group.priority], ended)
-
-
-def _whole(state: Status, handler: str | None, ended: bool) -> _Branch:
-    """All rows of a status, or those of a handler, as one branch: the server reads and sorts them all."""
-    if handler is None:
-        return _Branch("j.status = %s", [str(state)], ended)
-    return _Branch("j.status = %s AND j.handler = %s", [str(state), handler], ended)
-
-
-def _sized(tx: Tx, branches: Sequence[_Branch]) -> list[_Branch]:
+def _sized(tx: Tx, found: Sequence[Branch]) -> list[_Sized]:
     """The branches with what follows from their numbers of rows."""
     selects = []
+    ordered = [branch for branch in found if branch.in_order]
     # Of many branches less is sorted, but always more than a page.
-    window = WINDOW_ROWS if len(branches) <= MANY_BRANCHES else min(WINDOW_ROWS, LEAST_WINDOW_ROWS)
-    for branch in branches:
+    window = WINDOW_ROWS if len(ordered) <= MANY_BRANCHES else min(WINDOW_ROWS, LEAST_WINDOW_ROWS)
+    for branch in ordered:
         sql = (
-            f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint('workerd_holder')}"
+            f"SELECT j.run_at FROM workerd_jobs AS j {tx.dialect.hint(branch.index_name)}"
             f" WHERE {branch.where} AND j.run_at {{}} %s ORDER BY j.run_at DESC LIMIT 1 OFFSET %s"
         )
         params = [*branch.params, columns.at(tx.now), window]
         selects += [(sql.format("<="), params), (sql.format(">"), params)]
-    found = {number: row[0] for number, row in columns.union(tx, selects)}
-    return [
-        branch._replace(
-            boundary=columns.time_or_zero(found[2 * n]) if 2 * n in found else 0,
-            many_later=2 * n + 1 in found,
-        )
-        for n, branch in enumerate(branches)
+    sizes = {number: row[0] for number, row in columns.union(tx, selects)}
+    sized = [
+        _Sized(branch, columns.time_or_zero(sizes[2 * n]) if 2 * n in sizes else 0, 2 * n + 1 in sizes)
+        for n, branch in enumerate(ordered)
     ]
+    return [*sized, *(_Sized(branch) for branch in found if not branch.in_order)]
 
 
 # -- rows
 
 
 def _rows(
-    tx: Tx, branch: _Branch, wanted: JobFilter, boundary: int, position: _Position | None, limit: int
+    tx: Tx, one: _Sized, wanted: JobFilter, boundary: int, position: _Position | None, limit: int
 ) -> list[Select]:
     """To select time, id and attempt of the branch's next rows, without those that come last."""
-    time = tx.dialect.full_time(_ended_or_made() if branch.ended else _made())
-    bounds = [("j.run_at <= %s", tx.now)] if branch.many_later else []
-    if not branch.boundary:
-        return [_query(tx, branch, wanted, time, bounds, position, limit)]
-    rows = [_query(tx, branch, wanted, time, [*bounds, ("j.run_at >= %s", boundary)], position, limit)]
+    time = tx.dialect.full_time(_ENDED_OR_MADE if one.branch.ended else MADE)
+    bounds = [("j.run_at <= %s", tx.now)] if one.many_later else []
+    if not one.boundary:
+        return [_query(tx, one, wanted, time, bounds, position, limit)]
+    rows = [_query(tx, one, wanted, time, [*bounds, ("j.run_at >= %s", boundary)], position, limit)]
     # One upper bound for each range: SQLite would use but one of two.
     if position is None or position.key >= boundary:
-        rows.append(_query(tx, branch, wanted, "j.run_at", [("j.run_at < %s", boundary)], None, limit))
+        rows.append(_query(tx, one, wanted, "j.run_at", [("j.run_at < %s", boundary)], None, limit))
     else:
-        rows.append(_query(tx, branch, wanted, "j.run_at", [], position, limit))
+        rows.append(_query(tx, one, wanted, "j.run_at", [], position, limit))
     return rows
 
 
 def _later_rows(
-    tx: Tx, branch: _Branch, wanted: JobFilter, position: _Position | None, limit: int
+    tx: Tx, one: _Sized, wanted: JobFilter, position: _Position | None, limit: int
 ) -> list[Select]:
     """To select the branch's next rows of those that come last."""
-    if not branch.many_later:
+    if not one.many_later:
         return []
-    return [_query(tx, branch, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit, True)]
+    return [_query(tx, one, wanted, "j.run_at", [("j.run_at > %s", tx.now)], position, limit, True)]
 
 
 def _query(
     tx: Tx,
-    branch: _Branch,
+    one: _Sized,
     wanted: JobFilter,
     time: str,
     bounds: Sequence[tuple[str, int]],
@@ -286,22 +222,22 @@ def _query(
     limit: int,
     later: bool = False,
 ) -> Select:
-    bounds = [*bounds, *_made_bounds(branch, wanted)]
-    where = [branch.where, *(condition for condition, _ in bounds)]
-    params = [*branch.params, *(columns.at(at) for _, at in bounds)]
+    bounds = [*bounds, *_made_bounds(one, wanted)]
+    where = [one.branch.where, *(condition for condition, _ in bounds)]
+    params = [*one.branch.params, *(columns.at(at) for _, at in bounds)]
     if position is not None:
         at = columns.at(position.key)
         where.append(f"{time} <= %s AND ({time} < %s OR j.id < %s)")
         params += [at, at, position.id]
-    rows = f"workerd_jobs AS j {tx.dialect.hint('workerd_holder')}"
+    rows = f"workerd_jobs AS j {tx.dialect.hint(one.branch.index_name)}"
     if later and wanted.since is not None:
         # The index alone leaves out nearly all: reading 100,000 rows takes five times as long.
         young = _young_id(wanted.since - EARLY_US)
         rows = (
-            f"(SELECT j.id, j.attempt FROM {rows} WHERE {branch.where} AND {young})"
+            f"(SELECT j.id, j.attempt FROM {rows} WHERE {one.branch.where} AND {young})"
             " AS i JOIN workerd_jobs AS j ON j.id = i.id AND j.attempt = i.attempt"
         )
-        params = [*branch.params, *params]
+        params = [*one.branch.params, *params]
     return (
         f"SELECT {time} AS listed_at, j.id, j.attempt FROM {rows} WHERE {' AND '.join(where)}"
         " ORDER BY listed_at DESC, j.id DESC LIMIT %s",
@@ -309,14 +245,14 @@ def _query(
     )
 
 
-def _made_bounds(branch: _Branch, wanted: JobFilter) -> list[tuple[str, int]]:
+def _made_bounds(one: _Sized, wanted: JobFilter) -> list[tuple[str, int]]:
     bounds = []
     if wanted.since is not None:
-        bounds.append((f"{_made()} >= %s", wanted.since))
-        if branch.boundary or branch.many_later:
+        bounds.append((f"{MADE} >= %s", wanted.since))
+        if one.boundary or one.many_later:
             bounds.append(("j.run_at >= %s", max(0, wanted.since - EARLY_US)))
     if wanted.until is not None:
-        bounds.append((f"{_made()} < %s", wanted.until))
+        bounds.append((f"{MADE} < %s", wanted.until))
     return bounds
 
 
@@ -324,13 +260,3 @@ def _young_id(us: int) -> str:
     """Whether an id may have been made since that time: it is no UUIDv7, or one that is as young."""
     oldest = (max(0, us) // 1000).to_bytes(6, "big") + bytes(10)
     return f"(j.id >= x'{oldest.hex()}' OR SUBSTR(HEX(j.id), 13, 1) <> '7')"
-
-
-def _made() -> str:
-    """When the job was made: when its first row was."""
-    first = "SELECT f.created_at FROM workerd_jobs AS f WHERE f.id = j.id ORDER BY f.attempt LIMIT 1"
-    return f"CASE WHEN j.attempt = 1 THEN j.created_at ELSE ({first}) END"
-
-
-def _ended_or_made() -> str:
-    return f"COALESCE(j.finished_at, j.ingested_at, {_made()})"
