@@ -69,6 +69,7 @@ def test_jobs_and_requests_by_asyncio(daemon: Daemon, tmp_path: Path) -> None:
 
             request = await client.submit("one", {"a": 5})
             assert (await client.wait_request(request.id, timeout=20)).complete
+            assert (await client.cancel_many(handler="add", limit=1)).done == 0
             await client.pause("add", "for a test")
             assert await client.resume("add")
             client.wake()

@@ -19,6 +19,7 @@ from tests.support.rows import Rows
 from tests.support.servers import DatabaseServer
 from workerd.client import Client
 from workerd.config.model import StoreConfig
+from workerd.document_types import Changed
 from workerd.errors import (
     Conflict,
     HandlerNotFound,
@@ -187,6 +188,28 @@ def test_cancel_and_retry_a_job(client: Client, tmp_path: Path) -> None:
     for call in (client.get, client.cancel, client.retry, client.wait):
         with pytest.raises(NotFound):
             call(uuid.uuid4())
+
+
+def test_cancel_and_retry_many_jobs(client: Client) -> None:
+    """Those that a filter means are counted, and changed as far as a limit lets."""
+    made = [client.enqueue("echo", delay=3600, group="bulk", meta={"n": n}).id for n in range(4)]
+    assert client.cancel_many(group="bulk", dry_run=True) == Changed(4, 0)
+    assert client.cancel_many(group="bulk", limit=1) == Changed(4, 1)
+    now = datetime.now(UTC)
+    assert client.cancel_many(group="bulk", meta={"n": "0"}, since=now - timedelta(hours=1)) == Changed(1, 1)
+    assert client.cancel_many(group="bulk", status="scheduled", until=now + timedelta(1)) == Changed(2, 2)
+    assert client.retry_many(group="bulk") == Changed(0, 0)  # none has failed
+    assert client.retry_many(group="bulk", status="cancelled", fresh=True) == Changed(4, 4)
+    assert {client.wait(job, timeout=20).status for job in made} == {"completed"}
+    assert client.retry_many(error="0123456789abcdef", request=uuid.uuid4()) == Changed(0, 0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({}, "at least one"), ({"status": "over"}, "status: "), ({"error": "x"}, "error: "),
+        ({"request": "x"}, "request: "), ({"since": datetime.now()}, "since: "),
+        ({"reason": "x"}, "reason: "), ({"group": "bulk", "limit": 0}, "limit: "),
+    ]  # fmt: skip
+    for given, words in wrong:
+        with pytest.raises(InvalidValue, match=words):
+            client.retry_many(**given)
 
 
 def test_wait_times_out(client: Client) -> None:

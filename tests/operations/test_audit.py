@@ -15,8 +15,10 @@ from workerd import operations
 from workerd.config.model import Config
 from workerd.errors import Conflict
 from workerd.job import Status, id_text, parse_id
+from workerd.job_filter import JobFilter
 from workerd.operations import (
     audit,
+    bulk,
     edit,
     errors,
     handlers,
@@ -55,8 +57,8 @@ ACTING = {
     name
     for name, function in _functions().items()
     if "actor" in inspect.signature(function).parameters and not name.startswith("audit.")
-}
-"""The operations that take an Actor."""
+} - {"bulk.change_all"}
+"""The operations that take an Actor and a transaction."""
 ENQUEUEING = {
     "enqueue.admit", "enqueue.admit_each", "enqueue.admit_texts", "enqueue.insert", "enqueue.insert_alone",
     "requests.submit", "request_graphs.submit", "request_graphs.submit_in_slices",
@@ -127,6 +129,10 @@ class Example:
         match name:
             case "edit.edit":
                 return lambda tx: edit.edit(tx, ANN, config, self.job, Edit(priority=3)), id_text(self.job)
+            case "bulk.change":
+                search = bulk.Search(bulk.Act.CANCEL, JobFilter(handler="mail"))
+                search.finish(self.store.read)
+                return lambda tx: bulk.change(tx, ANN, search, search.found), "mail"
             case "requests.signal":
                 graph = {"jobs": [{"name": "asked", "signal": "approved"}]}
                 plan = self.store.read(lambda tx: request_graphs.checked(tx, config, graph))

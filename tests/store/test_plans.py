@@ -11,15 +11,28 @@ from tests.support.storing import NODE, outcome
 from workerd import clock
 from workerd.config.model import StoreConfig
 from workerd.ingester import writer
-from workerd.job import Claim, Status
+from workerd.job import AttemptRef, Claim, Status
+from workerd.job_filter import JobFilter
 from workerd.outcome import released
-from workerd.store import claims, group_queues, jobs, nodes, reclaims, stats
+from workerd.store import (
+    bulk_control,
+    claims,
+    group_queues,
+    job_branches,
+    job_selection,
+    jobs,
+    nodes,
+    reclaims,
+    stats,
+)
 from workerd.store.base import Params, Row, Session, Store, Tx
 from workerd.store.claims import PollResult, poll
 from workerd.store.engines import open_store
 
 T = TypeVar("T")
 WAITING = 100_000
+SEARCH = "SELECT j.id, j.attempt, j.run_at FROM"
+"""How the statements of a search begin."""
 FEW = 10
 """Rows that a statement may touch beside those that come of it."""
 
@@ -278,3 +291,46 @@ def test_figures_are_read_from_indexes_alone(full: Store) -> None:
     for one in seen:
         assert "filesort" not in one.plan or "workerd_nodes" in one.sql, one
         assert "SCAN workerd_jobs" not in one.plan, one
+
+
+def looked(tx: Tx, wanted: JobFilter, state: Status) -> list[AttemptRef]:
+    """What the third slice of a search finds."""
+    (branch,) = job_branches.branches(tx, wanted, [state])
+    behind = None
+    for _ in range(3):
+        found = job_selection.read(tx, branch, wanted, behind, None)
+        behind = found.behind
+    return found.refs
+
+
+@pytest.mark.parametrize("state", [Status.NEW, Status.SCHEDULED])
+def test_a_search_reads_the_rows_of_its_slices(full: Store, state: Status) -> None:
+    """In the order of the index, from where the slice before has ended."""
+    refs, seen = watch(full, lambda tx: looked(tx, JobFilter(handler="h"), state))
+    assert len(refs) == job_selection.SLICE_ROWS
+    reads = [one for one in seen if one.sql.startswith(SEARCH)]
+    assert sum(one.read for one in reads) <= 3 * (job_selection.SLICE_ROWS + FEW), reads
+    for one in reads:
+        assert "filesort" not in one.plan
+        assert "SCAN" not in one.plan
+
+
+@pytest.mark.parametrize("act", ["cancel", "retry"])
+def test_a_slice_of_many_reads_its_own_rows(full: Store, act: str) -> None:
+    """Some times as many rows as it changes, by primary key, however many others there are."""
+
+    def work(tx: Tx) -> int:
+        wanted = JobFilter(handler="h")
+        refs = looked(tx, wanted, Status.SCHEDULED)[:500]
+        jobs_, requests = bulk_control.locked(tx, wanted, refs, None)
+        if act == "cancel":
+            return len(bulk_control.cancel(tx, jobs_, requests))
+        ended = [one._replace(status=Status.FAILURE) for one in jobs_]
+        return len(bulk_control.retry(tx, ended))
+
+    done, seen = watch(full, work)
+    assert done == 500
+    own = [one for one in seen if not one.sql.startswith(SEARCH)]
+    assert len(own) < 20, own
+    assert sum(one.read for one in own) < 8 * 500, own
+    assert not [one for one in own if "SCAN workerd_jobs" in one.plan]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from workerd import duplicates
-from workerd.config.model import WAIT_HANDLER
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, ENDED, AttemptRef, Status
 from workerd.job_filter import JobFilter

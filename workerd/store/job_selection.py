@@ -46,30 +46,27 @@ def read(tx: Tx, branch: Branch, wanted: JobFilter, behind: Behind | None, shown
 
 
 def _rows(tx: Tx, branch: Branch, behind: Behind | None) -> Sequence[Row]:
-    """Id, attempt and `run_at` of the next rows."""
-    order = ("run_at", "id", "attempt") if branch.in_order else ("id", "attempt")
-    where, params = branch.where, list(branch.params)
-    if behind is not None:
-        job_id, attempt, run_at = behind
-        # As text: SQLite compares it, and has it with fewer digits where another program wrote it.
-        after = {"run_at": columns.text(run_at), "id": job_id, "attempt": attempt}
-        condition, values = _below([(f"j.{name}", after[name]) for name in order])
-        where, params = f"{where} AND {condition}", [*params, *values]
-    by = ", ".join(f"j.{name} DESC" for name in order)
+    """Id, attempt and `run_at` of the next rows; a branch has no two of one job."""
+    if behind is None:
+        return _query(tx, branch, "", [], SLICE_ROWS)
+    job_id, _, run_at = behind
+    if not branch.in_order:
+        return _query(tx, branch, "AND j.id < %s", [job_id], SLICE_ROWS)
+    # As text: SQLite compares it, and has it with fewer digits where another program wrote it.
+    moment = columns.text(run_at)
+    rows = _query(tx, branch, "AND j.run_at = %s AND j.id < %s", [moment, job_id], SLICE_ROWS)
+    if len(rows) < SLICE_ROWS:
+        rows = [*rows, *_query(tx, branch, "AND j.run_at < %s", [moment], SLICE_ROWS - len(rows))]
+    return rows
+
+
+def _query(tx: Tx, branch: Branch, condition: str, params: list[object], limit: int) -> list[Row]:
+    order = "j.run_at DESC, j.id DESC" if branch.in_order else "j.id DESC"
     return tx.query(
         f"SELECT j.id, j.attempt, j.run_at FROM workerd_jobs AS j {tx.dialect.hint(branch.index_name)}"
-        f" WHERE {where} ORDER BY {by} LIMIT %s",
-        [*params, SLICE_ROWS],
+        f" WHERE {branch.where} {condition} ORDER BY {order} LIMIT %s",
+        [*branch.params, *params, limit],
     )
-
-
-def _below(after: Sequence[tuple[str, object]]) -> tuple[str, list[object]]:
-    """A condition for the rows that follow in descending order; its first part bounds the range to read."""
-    (first, value), *rest = after
-    if not rest:
-        return f"{first} < %s", [value]
-    condition, params = _below(rest)
-    return f"{first} <= %s AND ({first} < %s OR ({condition}))", [value, value, *params]
 
 
 def _too_old(last: Row, branch: Branch, wanted: JobFilter) -> bool:
