@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
+# Each process has its database server of its own; the tests of a file share daemons.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: demo examples test test-all test-django6 lint format generated docs docs-check bench bench-all clean servers redis deb image
 
@@ -15,10 +17,10 @@ examples: $(VENV)/tested
 	$(BIN)/python -m examples --all
 
 test: $(VENV)/tested servers
-	$(PYTEST) -m "not slow"
+	$(PYTEST) $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/tested servers
-	$(PYTEST)
+	$(PYTEST) $(PARALLEL)
 
 # The tests of Django's tasks on Django 6, which needs Python 3.12; `make test` runs them on 5.2.
 PYTHON_DJANGO6 ?= python3.12

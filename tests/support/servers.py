@@ -7,10 +7,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -149,10 +151,12 @@ template = Template()
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody uses, and that the kernel gives to no outgoing connection until it is used."""
+    while True:
+        port = random.randrange(10_000, 32_000)  # below net.ipv4.ip_local_port_range
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class DatabaseServer:
