@@ -26,6 +26,7 @@ PROGRAM = "/usr/bin/workerd"
 LAYOUT = {
     "etc/workerd.toml": "etc/workerd/workerd.toml",
     "systemd/workerd.service": "usr/lib/systemd/system/workerd.service",
+    "systemd/workerd@.service": "usr/lib/systemd/system/workerd@.service",
     "systemd/workerd.sysusers": "usr/lib/sysusers.d/workerd.conf",
     "systemd/workerd.tmpfiles": "usr/lib/tmpfiles.d/workerd.conf",
     "systemd/workerd.service.d": "usr/share/doc/workerd/workerd.service.d",
@@ -56,9 +57,10 @@ def install(prefix: Path, program: str | None = None) -> list[Step]:
     try:
         for name, content in _files(program or own_program()):
             steps.append(_install_file(prefix, name, content, before, now))
-        _write(
-            prefix / MANIFEST, "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items())).encode()
-        )
+        # Files that are there as they should be, without a list of them, came with a package.
+        if before or any(step.what != "unchanged" for step in steps):
+            listed = "".join(f"{digest}  {name}\n" for name, digest in sorted(now.items()))
+            _write(prefix / MANIFEST, listed.encode())
     except OSError as error:
         raise InstallError(
             f"{error.filename} cannot be written ({error.strerror}): run this as root, "

@@ -45,7 +45,7 @@ def in_child(work: Callable[[], None]) -> None:
 
 
 def samples(folder: Path) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    text, _ = exposition.render(exposition.collect(folder), {})
+    text, _ = exposition.render(exposition.collect([folder]), {})
     return {
         (s.name, frozenset(s.labels.items())): s.value
         for family in text_string_to_metric_families(text.decode())

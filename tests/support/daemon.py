@@ -27,6 +27,7 @@ class Daemon:
     `config`: TOML text, prefixed with node folders, the store and, unless it has one, a gateway table.
     `gateway`: listen address, "" for none. `entry`: module to run and its first arguments. `env`: additional
     environment variables. `prefix`: the beginning of a command that executes the rest of it.
+    `generation`: of the daemon; several may share a folder.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class Daemon:
         entry: tuple[str, ...] = ("workerd",),
         env: dict[str, str] | None = None,
         prefix: tuple[str, ...] = (),
+        generation: int = 1,
     ) -> None:
+        self.generation = generation
         self.prefix = prefix
         self.folder = folder
         self.url = url
@@ -49,6 +52,8 @@ class Daemon:
         self.gateway = gateway
         self.entry = entry
         self.env = env or {}
+        if generation > 1:
+            self.env = self.env | {"WORKERD_NODE__GENERATION": str(generation)}
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "workerd.toml"
         self.write(config)
@@ -145,7 +150,8 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """Return the supervisor's status; {} while it does not answer."""
         try:
-            return ask(self.folder / "run" / "private" / "supervisor", {"ask": "status"})
+            own = "" if self.generation == 1 else f"generations/{self.generation}"
+            return ask(self.folder / "run" / own / "private" / "supervisor", {"ask": "status"})
         except OSError:
             return {}
 

@@ -28,6 +28,13 @@ max_crashes = 1
 call = "guest_handlers:add"
 [handlers.slow]
 call = "guest_handlers:slow"
+workers = 2
+[handlers.which]
+call = "guest_handlers:which"
+[handlers.tick]
+call = "guest_handlers:which"
+cron = "* * * * * *"
+misfire = "all"
 [handlers.secret]
 call = "guest_handlers:read_credential"
 [handlers.broken]
@@ -292,6 +299,101 @@ def stop() -> None:
     check("no process is left", run("pgrep", "-u", "workerd").returncode == 1)
 
 
+def upgraded(version: str) -> Path:
+    """Make a package of another version, and other code of the handlers."""
+    tree, made = Path(f"/tmp/deb-{version}"), Path(f"/tmp/workerd-{version}.deb")
+    run("dpkg-deb", "-R", "/share/workerd.deb", str(tree))
+    for path, pattern in (
+        (tree / "DEBIAN/control", r"^Version: .*$"),
+        (tree / "usr/lib/workerd/workerd/__init__.py", r"^__version__ = .*$"),
+    ):
+        line = f"Version: {version}" if path.name == "control" else f'__version__ = "{version}"'
+        path.write_text(re.sub(pattern, line, path.read_text(), flags=re.MULTILINE))
+    run("dpkg-deb", "--root-owner-group", "--build", str(tree), str(made))
+    code = Path("/srv/app/guest_handlers.py")
+    code.write_text(code.read_text().replace("    return 1\n", f"    return {version[0]}\n"))
+    return made
+
+
+def status() -> dict[str, object]:
+    found: dict[str, object] = json.loads(workerd("status", "--json").stdout or "{}")
+    return found
+
+
+def active(unit: str) -> bool:
+    return run("systemctl", "is-active", unit).stdout.strip() == "active"
+
+
+def main_pid(unit: str) -> int:
+    return int(run("systemctl", "show", "-P", "MainPID", unit).stdout)
+
+
+def handover() -> None:
+    section("hand-over")
+    run("systemctl", "start", "workerd")
+    long = job("slow", "seconds=60")
+    wait(lambda: shown(long).get("status") == "inprogress", 30)
+    began = time.monotonic()
+    package = upgraded("2.0.0")
+    done = run("dpkg", "-i", str(package))
+    print(done.stdout + done.stderr)
+    check("the package is upgraded while a job of 60 s runs", done.returncode == 0)
+    check("the new version serves", active("workerd@2") and status().get("version") == "2.0.0")
+    asked = time.monotonic()
+    answer = workerd("enqueue", "which", "--wait", "30s").stdout.strip()
+    check(f"a new job runs the new code after {time.monotonic() - asked:.1f} s: {answer}", answer == "2")
+    check("the former one drains", active("workerd") and prop("StatusText").startswith("Draining"))
+    former = status().get("former")
+    check(f"status tells of it: {former}", former)
+    both = [group(), group().with_name("system-workerd.slice") / "workerd@2.service"]
+    check(
+        "each has control groups of its own",
+        all((path / "pool.slow").is_dir() for path in both) or not (both[0] / "cgroup.procs").exists(),
+    )
+    second = job("slow", "seconds=40")
+    wait(lambda: shown(second).get("status") == "inprogress", 30)
+    upgraded("3.0.0")
+    done = run("workerd", "install", "--handover")
+    print(done.stdout + done.stderr)
+    check("a second hand-over while the first drains", done.returncode == 0 and active("workerd@3"))
+    answer = workerd("enqueue", "which", "--wait", "30s").stdout.strip()
+    check(f"its code runs: {answer}", answer == "3")
+    os.kill(main_pid("workerd@3"), signal.SIGKILL)
+    answer = workerd("enqueue", "which", "--wait", "60s").stdout.strip()
+    check(f"killed, it is started again and serves: {answer}", answer == "3" and active("workerd@3"))
+    check("both jobs run on", {shown(one).get("status") for one in (long, second)} == {"inprogress"})
+    for one in (long, second):
+        found = ended(one)
+        check(
+            f"a job of then completed in its first attempt after {time.monotonic() - began:.0f} s",
+            (found.get("status"), found.get("attempt")) == ("completed", 1),
+        )
+    check(
+        "the former ones end by themselves",
+        wait(lambda: not active("workerd") and not active("workerd@2"), 30) and prop("Result") == "success",
+    )
+    ticks = json.loads(workerd("job", "list", "--handler", "tick", "--limit", "200", "--json").stdout)["jobs"]
+    times = [one["run_at"] for one in ticks]
+    check(f"no tick fired twice: {len(times)}", times and len(times) == len(set(times)))
+    wrong_use()
+    run("systemctl", "stop", "workerd")
+    check("a stop of workerd.service stops what took over from it", wait(lambda: not active("workerd@3"), 30))
+    check("no process is left", wait(lambda: run("pgrep", "-u", "workerd").returncode == 1, 10))
+    refused = run("workerd", "install", "--handover")
+    check(f"nothing to take over from: {refused.stderr.strip()}", refused.returncode == 2)
+
+
+def wrong_use() -> None:
+    drop_in = Path("/etc/systemd/system/workerd.service.d/broken.conf")
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    drop_in.write_text("[Service]\nEnvironment=WORKERD_STORE__URL=mysql://u@127.0.0.1:1/none?ssl=nonsense\n")
+    refused = run("workerd", "install", "--handover")
+    check(f"one that cannot start does not take over: {refused.stderr.strip()}", refused.returncode == 1)
+    check("the former one goes on", active("workerd@3") and not active("workerd"))
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
+
+
 def removal() -> None:
     section("removal")
     with Path("/etc/workerd/workerd.toml").open("a") as file:
@@ -304,7 +406,7 @@ def removal() -> None:
 
 def main() -> int:
     print(f"Linux {os.uname().release}, {run('systemctl', '--version').stdout.splitlines()[0]}", flush=True)
-    for part in (package, start, journal, reload, deadline, memory, shares, watchdog, stop, removal):
+    for part in (package, start, journal, reload, deadline, memory, shares, watchdog, stop, handover, removal):
         try:
             part()
         except Exception as error:

@@ -17,6 +17,11 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
+def which() -> int:
+    """Return the number of this code, which an upgrade changes."""
+    return 1
+
+
 def slow(seconds: float) -> str:
     threading.Event().wait(seconds)
     return "done"

@@ -11,6 +11,7 @@ import typer
 from workerd import install as installer
 from workerd.check import CheckReport, ServerPlan, check_config
 from workerd.cli.errors import CommandExit
+from workerd.cli.handover import HandOver
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
@@ -26,6 +27,9 @@ AskStore = Annotated[
 ]
 PrintSql = Annotated[
     bool, typer.Option("--sql", help="Print the statements that would be run, and change nothing.")
+]
+Handover = Annotated[
+    bool, typer.Option("--handover", help="Let this version take over from the daemon that systemd runs.")
 ]
 Prefix = Annotated[Path, typer.Option("--prefix", metavar="P", help="Below this folder instead of /.")]
 
@@ -136,16 +140,21 @@ def migrate(c: ConfigPath = None, sql: PrintSql = False) -> None:
         notify("The store has this version's schema already; nothing was changed.")
 
 
-def install(prefix: Prefix = Path("/")) -> None:
-    """Install the systemd unit, its user and /etc/workerd.
+def install(prefix: Prefix = Path("/"), handover: Handover = False) -> None:
+    """Install the systemd units, their user and /etc/workerd.
 
-    A configuration file that was edited is kept; the new one is written beside it.
+    A configuration file that was edited is kept; the new one is written beside it. With --handover the daemon
+    that runs is replaced by this version without interrupting a job: a new one starts beside it and takes
+    over, the former one ends when its running jobs have ended.
     """
+    hand_over = HandOver(prefix) if handover else None
     _print_steps(installer.install(prefix.absolute()))
     warning = installer.unreachable(installer.own_program())
     if warning:
         notify(warning)
-    if prefix == Path("/"):
+    if hand_over is not None:
+        hand_over.run()
+    elif prefix == Path("/"):
         notify(
             "Next: edit /etc/workerd/workerd.toml, then run `systemd-sysusers`, `systemctl daemon-reload` "
             "and `systemctl enable --now workerd`."

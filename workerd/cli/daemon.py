@@ -20,8 +20,8 @@ from workerd.cli.session import load_config
 from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.runtime.control import ask
+from workerd.runtime.generations import serving_paths
 from workerd.runtime.own_files import folder_fault
-from workerd.runtime.paths import Paths
 from workerd.text import line, seconds_text
 
 START_TIMEOUT_S = 120.0
@@ -74,7 +74,7 @@ def _start(config: Config, path: Path | None) -> None:
 
 def _ask_status(config: Config) -> dict[str, object]:
     try:
-        return ask(Paths(config.node).supervisor, {"ask": "status"})
+        return ask(serving_paths(config.node).supervisor, {"ask": "status"})
     except OSError:
         return {}
 
@@ -131,7 +131,9 @@ def _restart_pool(config: Config, running: RunningDaemon | None, pool: str) -> N
         raise CommandFailed("workerd is not running. `workerd start` starts it with all of its pools.")
     try:
         answer = ask(
-            Paths(config.node).supervisor, {"ask": "restart", "pool": pool}, timeout=_reload_limit(config)
+            serving_paths(config.node).supervisor,
+            {"ask": "restart", "pool": pool},
+            timeout=_reload_limit(config),
         )
     except PermissionError:
         raise CommandFailed(
@@ -174,7 +176,7 @@ def reload(c: ConfigPath = None) -> None:
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it.")
     try:
-        answer = ask(Paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config))
+        answer = ask(serving_paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config))
     except PermissionError:
         running.signal(signal.SIGHUP)
         notify("Sent SIGHUP to workerd; its log shows whether the reload succeeded.")

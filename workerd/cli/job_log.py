@@ -15,8 +15,7 @@ from workerd.cli.session import CommandSession, open_session
 from workerd.errors import NotFound
 from workerd.job import AttemptRef
 from workerd.operations import jobs, logs
-from workerd.runtime.control import ask
-from workerd.runtime.paths import Paths
+from workerd.runtime.generations import ask_all
 from workerd.text import harmless
 
 FOLLOW_INTERVAL_S = 0.3
@@ -86,11 +85,8 @@ def _print_end(session: CommandSession, ref: AttemptRef) -> None:
 
 def _ask(session: CommandSession, ref: AttemptRef, start: int) -> Document | None:
     """What this host's daemon has of a running attempt; None if it does not run here."""
-    try:
-        answer = ask(Paths(session.config.node).supervisor, logs.question(ref, start))
-    except OSError:
-        return None
-    return answer if answer.get("found") else None
+    question = logs.question(ref, start)
+    return next((answer for _, answer in ask_all(session.config.node, question) if answer.get("found")), None)
 
 
 def _print(text: str) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 from workerd.cli.errors import CommandFailed
 from workerd.config.model import Config
 from workerd.runtime.child import is_alive
+from workerd.runtime.generations import serving_paths
 from workerd.runtime.own_files import open_own, user_name
-from workerd.runtime.paths import Paths
 
 
 class RunningDaemon:
@@ -29,7 +29,7 @@ class RunningDaemon:
     @classmethod
     def find(cls, config: Config) -> RunningDaemon | None:
         """The daemon of this configuration, if it runs. Raises CommandFailed if the file is unreadable."""
-        path = Paths(config.node).pid
+        path = serving_paths(config.node).pid
         pid = _lock_holder(path)
         if pid is None:
             return None

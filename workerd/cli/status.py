@@ -20,8 +20,7 @@ from workerd.cli.output import (
 from workerd.cli.session import load_config
 from workerd.cli.views import second
 from workerd.config.model import Config
-from workerd.runtime.control import ask
-from workerd.runtime.paths import Paths
+from workerd.runtime.generations import ask_status, serving_paths
 from workerd.text import line, plural, seconds_text, size_text
 
 
@@ -40,9 +39,9 @@ def status(c: ConfigPath = None, json: AsJson = False) -> None:
 
 def ask_supervisor(config: Config) -> Document:
     """The supervisor's status document. Raises CommandFailed if it does not answer."""
-    path = Paths(config.node).supervisor
+    path = serving_paths(config.node).supervisor
     try:
-        return ask(path, {"ask": "status"})
+        return ask_status(config.node)
     except PermissionError:
         raise CommandFailed(
             f"You may not access workerd's socket {path}. Do this as the user of workerd, or as root."
@@ -89,6 +88,7 @@ def _print(document: Document) -> None:
         [
             ("node", node),
             ("state", document.get("state")),
+            *_former(document.get("former")),
             ("since", second(document.get("started_at"))),
             ("store", _store(document.get("store"))),
             ("lease", _lease(dict(_named(document, "roles")).get("dispatcher", {}))),
@@ -112,6 +112,15 @@ def _print(document: Document) -> None:
         [_pool_row(name, pool) for name, pool in pools],
     )
     _print_running(pools)
+
+
+def _former(former: Any) -> list[tuple[str, str]]:
+    """The generations of the daemon that end beside this one."""
+    rows = []
+    for one in former or ():
+        named = f"{line(one.get('node'))}, workerd {one.get('version')}, process id {one.get('pid')}"
+        rows.append(("former", f"{named}: {one.get('state')}"))
+    return rows
 
 
 def _process_row(name: str, part: Document) -> list[object]:

@@ -303,6 +303,9 @@ def _section(table: Table, name: str) -> Any:
         given["name"] = socket.gethostname()[: v.NAME_LIMIT] or "localhost"
     if name == "node" and "runtime_dir" not in given:
         given["runtime_dir"] = default_runtime_dir(given.get("state_dir", NodeConfig().state_dir))
+    if name == "node" and given.get("generation", 1) > 1:
+        suffix = f"·{given['generation']}"
+        given["name"] = given["name"][: v.NAME_LIMIT - len(suffix)] + suffix
     return section(**given)
 
 

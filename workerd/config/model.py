@@ -35,6 +35,10 @@ class NodeConfig(ConfigValue, frozen=True):
     state_dir: Annotated[Path, v.path] = Path("/var/lib/workerd")
     """Folder for the spool, the embedded store and the lock. Must survive a reboot: outcomes that were
     spooled while the store was unavailable would be lost, and their jobs run again."""
+    generation: Annotated[int, v.integer(1, 999)] = 1
+    """Which of the daemons this is that replace each other on one host without interrupting a job: the unit
+    `workerd@N.service` sets it. Above 1 the daemon is called NAME·N, and has folders of its own below
+    these."""
 
 
 class LogConfig(ConfigValue, frozen=True):
@@ -65,7 +69,7 @@ class StoreConfig(ConfigValue, frozen=True):
     MariaDB 10.6+). A store that fails over: "mysql://user@db1:3306,db2:3306/database"; the first host that
     can be written is used. Query parameters: unix_socket (with one host), ssl (off, preferred, required),
     ssl_ca, ssl_cert, ssl_key, ssl_verify."""
-    password_file: Annotated[str, v.path_or_empty] = ""
+    password_file: Annotated[str, v.credential_or_empty] = ""
     """File whose first line is the password. Safer than a password in the URL, which ends up in backups of
     this file; works with systemd's LoadCredential=. "": none."""
 
@@ -113,7 +117,7 @@ class GatewayConfig(ConfigValue, frozen=True):
     """Address of the HTTP API, metrics and dashboard: "host:port", "unix:/run/workerd/gateway.sock", or ""
     for off. Anything but loopback and Unix sockets needs a token_file, and TLS in front of it. A Unix socket
     is open to the daemon's user and group (0660): add the proxy's user to the group."""
-    token_file: Annotated[str, v.path_or_empty] = ""
+    token_file: Annotated[str, v.credential_or_empty] = ""
     """File of bearer tokens, one per line as NAME ROLE TOKEN, with the role producer, viewer or operator; a
     token alone is an operator's. "": no token needed, whoever reaches the address may do everything."""
     allowed_hosts: Annotated[tuple[str, ...], v.list_of(v.host_pattern, "host names")] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import re
 import zoneinfo
 from collections.abc import Callable
@@ -311,6 +312,23 @@ def _or_empty(validator: Validator) -> Validator:
 
 name_or_empty = _or_empty(name)
 path_or_empty = _or_empty(path_text)
+CREDENTIALS = Path("/run/credentials/workerd.service")
+"""Where systemd puts the credentials of the unit that the configuration may name."""
+
+
+def _credential(validator: Validator) -> Validator:
+    """A path; a credential of workerd.service is looked for where the unit of this daemon has it."""
+
+    def convert(value: Any) -> str:
+        given: str = validator(value)
+        own = os.environ.get("CREDENTIALS_DIRECTORY")
+        return f"{own}/{Path(given).name}" if own and Path(given).parent == CREDENTIALS else given
+
+    return Validator(convert, validator.expects)
+
+
+credential = _credential(file_path)
+credential_or_empty = _or_empty(_credential(path_text))
 reference_or_empty = _or_empty(reference)
 
 

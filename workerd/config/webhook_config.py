@@ -18,7 +18,7 @@ class WebhookConfig(ConfigValue, frozen=True):
 
     url: Annotated[str, v.http_url] = ""
     """Where events are posted as JSON. Required. Redirects are not followed."""
-    secret_file: Annotated[str, v.file_path] = ""
+    secret_file: Annotated[str, v.credential] = ""
     """File with the secret that signs each delivery, in the header Workerd-Signature. Required; a newline at
     its end does not count."""
     on: Annotated[tuple[WebhookEvent, ...], v.list_of(v.choice(*get_args(WebhookEvent)), "events")] = (

@@ -14,7 +14,7 @@ import setproctitle
 from workerd import __version__
 from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
-from workerd.config.model import Config
+from workerd.config.model import Config, NodeConfig
 from workerd.dispatcher import expiry
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry
@@ -40,8 +40,9 @@ from workerd.errors import StoreAway
 from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
 from workerd.operations.webhooks import WebhookEvents
+from workerd.runtime.generations import Generations
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.runtime.paths import RoleContext
+from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
@@ -53,6 +54,11 @@ from workerd.store.nodes import NodeInfo, NodeRecord
 LONGEST_STORE_TIMEOUT_S = 5.0
 """The longest that one statement may keep the dispatcher from its loop."""
 
+SUPERSEDED_TASKS = frozenset(
+    {"lease", "settlement", "poll", "limits of nodes", "quarantines", "deregistration"}
+)
+"""What a superseded dispatcher still does: keep the claims of its runs, and tell them of cancels."""
+
 _HEX = frozenset("0123456789abcdef")
 
 
@@ -63,7 +69,7 @@ class Dispatcher(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config, incarnation = ctx.config, ctx.incarnation
         lease_s, poll_s = config.dispatcher.lease, config.dispatcher.poll
-        formers = read_former_incarnations(ctx.paths.incarnations, incarnation)
+        formers = former_incarnations(ctx.config.node, incarnation)
         self._draining = False
         self._announced_held: bool | None = None  # in the last LeaseState
         self._had_outage = False
@@ -218,6 +224,10 @@ class Dispatcher(Service):
         """Claim nothing more, but keep the lease until the last pool is gone (law 10)."""
         self._draining = True
         self.claimer.stop()
+        if drain.overlap:
+            # Another generation of the daemon serves, by its own configuration: what recurs is its affair.
+            self.tasks.keep_only(SUPERSEDED_TASKS)
+            self.lease.withdraw()
         self._report_state()
 
     def on_stop(self) -> None:
@@ -375,14 +385,26 @@ def store_timeout(watchdog_s: float, lease_s: float) -> float:
     return min(LONGEST_STORE_TIMEOUT_S, watchdog_s * 0.4, lease_s / 4)
 
 
-def read_former_incarnations(path: Path, incarnation: bytes) -> list[bytes]:
-    """The incarnations that this state folder has seen before this one: dead, since we hold its lock."""
+def former_incarnations(node: NodeConfig, incarnation: bytes) -> list[bytes]:
+    """The incarnations that this state folder has seen before this one: dead, since we hold its lock.
+
+    Also those of other generations of the daemon that do not run.
+    """
+    generations = Generations(node)
+    ids = _read_incarnations(Paths(node).incarnations)
+    for number in generations.others():
+        with generations.locked(number) as free:
+            if free:
+                ids += _read_incarnations(generations.paths(number).incarnations)
+    return [former for former in ids if former != incarnation]
+
+
+def _read_incarnations(path: Path) -> list[bytes]:
     try:
         words = path.read_text().split()
     except OSError:
         return []
-    ids = [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
-    return [former for former in ids if former != incarnation]
+    return [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
 
 
 def _monitored_store(ctx: RoleContext) -> MonitoredStore:

@@ -72,6 +72,7 @@ class Lease:
         self._renewed_at = time.monotonic() - (GIVE_UP - INHERITED) * lease_s
         self._timer: Timer | None = None
         self._unpublished: bytes | None = None  # `info` that the node's row does not have yet
+        self._announces = True
         self.registered = False
         self.ever_registered = False
         self.held = True
@@ -88,6 +89,11 @@ class Lease:
             self._unpublished = msgspec.json.encode(info)
             self._node = msgspec.structs.replace(self._node, info=self._unpublished)
             self._tasks.wake(self.renew, MAX_UNPUBLISHED_S)
+
+    def withdraw(self) -> None:
+        """Another generation of this daemon serves: this one has schedules and handlers no more."""
+        self._announces = False
+        self.publish(msgspec.structs.replace(self.published, schedules=[]))
 
     @property
     def published(self) -> NodeInfo:
@@ -171,7 +177,8 @@ class Lease:
             if withdrawn:
                 _log.info("handlers.withdrawn", handlers=", ".join(withdrawn))
             # Pools announced their handlers when they loaded: the store may not have that any more.
-            self._outcomes.notify(AnnounceAgain(self._served))
+            if self._announces:
+                self._outcomes.notify(AnnounceAgain(self._served))
         if self._unpublished is info:
             self._unpublished = None
         self._renewed_at = asked_at  # not when the answer came: the store counts from before that

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 from workerd.errors import StoreAway, StoreBusy, StoreError, UnreadableRow
 from workerd.log import get_logger
@@ -124,6 +124,14 @@ class TaskRunner:
             if task.needs_lease and not task.on_demand:
                 task.due = min(task.due, max(now, task.not_before))
         self._arm()
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Forget every other task."""
+        self._tasks = [task for task in self._tasks if task.name in names]
+        self._leaseless = [task for task in self._tasks if not task.needs_lease]
+        self._by_run = {task.run: task for task in self._tasks}
+        for name in [name for name in self.troubles if name not in names]:
+            del self.troubles[name]
 
     def stop(self) -> None:
         """Run nothing more."""

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,9 +15,10 @@ from workerd.config.model import Config
 from workerd.gateway.problems import overloaded, unavailable
 from workerd.job import AttemptRef
 from workerd.messages import Series
+from workerd.metrics.series import SeriesSums
 from workerd.operations import logs
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
-from workerd.runtime.control import ask
+from workerd.runtime.generations import Generations, ask_all, ask_status
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
@@ -98,9 +100,7 @@ class Backend:
         async with self._status_lock:
             if time.monotonic() - self._status_at > STATUS_MAX_AGE_S:
                 loop = asyncio.get_running_loop()
-                self._status = await loop.run_in_executor(
-                    self._supervisor_thread, self._ask_supervisor, {"ask": "status"}
-                )
+                self._status = await loop.run_in_executor(self._supervisor_thread, self._ask_status)
                 self._status_at = time.monotonic()
             return self._status
 
@@ -108,18 +108,36 @@ class Backend:
         """What a job that runs on this node logged after `start` bytes; None if it does not run here."""
         loop = asyncio.get_running_loop()
         question = logs.question(ref, start)
-        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, question)
-        return answer if answer.get("found") else None
+        return await loop.run_in_executor(self._supervisor_thread, self._ask_found, question)
+
+    def _ask_found(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        answers = ask_all(self.config.node, question, STATUS_TIMEOUT_S)
+        return next((answer for _, answer in answers if answer.get("found")), None)
 
     async def counted(self) -> list[Series] | None:
-        """The counters and histograms of the roles since the node started; None if there is no answer."""
-        loop = asyncio.get_running_loop()
-        answer = await loop.run_in_executor(self._supervisor_thread, self._ask_supervisor, {"ask": "metrics"})
-        return msgspec.convert(answer["series"], list[Series]) if answer else None
+        """The counters and histograms of the roles since the node started; None if there is no answer.
 
-    def _ask_supervisor(self, question: dict[str, Any]) -> dict[str, Any]:
+        With those of the generations of this daemon that end beside it.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._supervisor_thread, self._ask_metrics)
+
+    def _ask_metrics(self) -> list[Series] | None:
+        question = {"ask": "metrics"}
+        answers = [answer for _, answer in ask_all(self.config.node, question, STATUS_TIMEOUT_S)]
+        sums = SeriesSums()
+        for answer in answers:
+            sums.add(msgspec.convert(answer["series"], list[Series]))
+        return list(sums) if answers else None
+
+    def metrics_folders(self) -> list[Path]:
+        """Where the processes of this daemon, and of those that end beside it, write their own metrics."""
+        generations = Generations(self.config.node)
+        return [self.paths.metrics, *(generations.paths(number).metrics for number in generations.alive())]
+
+    def _ask_status(self) -> dict[str, Any]:
         try:
-            return ask(self.paths.supervisor, question, timeout=STATUS_TIMEOUT_S)
+            return ask_status(self.config.node, STATUS_TIMEOUT_S)
         except OSError:
             return {}
 

@@ -184,7 +184,7 @@ async def show_metrics(request: Request) -> Response:
     gateway = gateway_of(request)
     status = await gateway.backend.status()
     collected = [
-        *exposition.collect(gateway.backend.paths.metrics),
+        *exposition.collect(gateway.backend.metrics_folders()),
         *exposition.from_series(await gateway.backend.counted() or ()),
         *exposition.from_status(status),
         *exposition.processes(pids(status), used_by_roles(status)),

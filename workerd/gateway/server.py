@@ -40,6 +40,7 @@ from workerd.gateway.tokens import Tokens
 from workerd.messages import Drain
 from workerd.operations import jobs, requests
 from workerd.operations.rules import HandlerRules
+from workerd.runtime.generations import Generations
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import check_replaceable
@@ -62,6 +63,7 @@ class Gateway(Service):
         super().__init__(ctx.control, ctx.watchdog)
         setproctitle.setproctitle("workerd: gateway")
         self._config = ctx.config
+        self._generations = Generations(ctx.config.node)
         self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
         self._connections: ClientConnections
         self._state: GatewayState
@@ -165,7 +167,7 @@ class Gateway(Service):
         """The listening socket; retries until it can be opened, None if the gateway is stopped first."""
         while not self._stopping.is_set():
             try:
-                return _listen(self._config.gateway.listen)
+                return _listen(self._config.gateway.listen, shared=bool(self._generations.alive()))
             except OSError as error:
                 trouble = (
                     f"The gateway cannot listen on {self._config.gateway.listen} ({error.strerror}); "
@@ -213,19 +215,27 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _listen(address: str) -> socket.socket:
+def _listen(address: str, *, shared: bool) -> socket.socket:
+    """Listen; `shared`: another generation of the daemon, which will end, may listen there too."""
     if address.startswith("unix:"):
         path = Path(address.removeprefix("unix:"))
         check_replaceable(path)
         return listen_unix(path, SOCKET_MODE)
     host, _, port = address.rpartition(":")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    target = (host.strip("[]"), int(port))
+    if not shared:
+        # A socket that may be shared would be bound beside that of any other program of this user.
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(target)
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # Inherited by each connection: an answer is two writes, and Nagle would delay the second by 40 ms.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.bind((host.strip("[]"), int(port)))
+        sock.bind(target)
         sock.listen(LISTEN_BACKLOG)
         sock.setblocking(False)
     except OSError:

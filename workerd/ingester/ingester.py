@@ -11,6 +11,7 @@ import setproctitle
 
 from workerd import log
 from workerd.ingester.connections import Connection, Connections
+from workerd.ingester.inheritance import inherit
 from workerd.ingester.locked import LockedOutcomes
 from workerd.ingester.pending import PendingOutcomes
 from workerd.ingester.pipeline import PipelineMode, WritePipeline
@@ -30,6 +31,7 @@ from workerd.messages import (
     Throughput,
 )
 from workerd.operations.webhooks import WebhookEvents
+from workerd.runtime.generations import Generations
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
@@ -63,11 +65,12 @@ class Ingester(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config, paths = ctx.config, ctx.paths
         timeout = min(LONGEST_STORE_TIMEOUT_S, ctx.watchdog * 0.4)
-        self._store = open_store(config.store, state_dir=paths.state, timeout=timeout, spare=True)
+        self._store = open_store(config.store, state_dir=config.node.state_dir, timeout=timeout, spare=True)
         self._store.on_progress = self.progressed
         self._store.reports_loss = True
         self._wake_path = paths.wake
         self._stats = IngestStats(ctx.config.handlers)
+        self._generations, self._spool_folder = Generations(config.node), paths.spool
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()
@@ -112,6 +115,7 @@ class Ingester(Service):
 
     def start(self) -> None:
         """Open the spool, which may hold outcomes of former processes, then serve."""
+        inherit(self._generations, self._spool_folder)
         self._spool.open()
         self._locked.open()
         self._connections.on_outcomes = self._on_outcomes

@@ -49,10 +49,10 @@ def gauge(definition: Definition, values: Mapping[Labels, float]) -> Metric:
     return metric
 
 
-def collect(folder: Path) -> list[Metric]:
+def collect(folders: Iterable[Path]) -> list[Metric]:
     """The families that handlers define, from the files of all slots; unreadable files are left out."""
     readable = []
-    for path in sorted(folder.glob("*.db")):
+    for path in (path for folder in folders for path in sorted(folder.glob("*.db"))):
         # Since the listing a slot may have started anew, or died while writing.
         with contextlib.suppress(Exception):
             for key, *_ in _dict.read_all_values_from_file(str(path)):

@@ -8,24 +8,36 @@ from pathlib import Path
 
 from workerd.config.model import Config, NodeConfig
 
+GENERATIONS = "generations"
+"""The folder of the later generations of the daemon, below node.runtime_dir and node.state_dir."""
+
 
 class Paths:
-    """The node's files; sockets are in `private` (0700), except `wake`, which every local client may use."""
+    """The node's files; sockets are in `private` (0700), except `wake`, which every local client may use.
+
+    The first generation of the daemon has its files in node.runtime_dir and node.state_dir, each later one in
+    a folder of its own below them.
+    """
 
     def __init__(self, node: NodeConfig) -> None:
-        self.runtime = Path(node.runtime_dir)
+        self.runtime = _own_folder(node.runtime_dir, node.generation)
         self.private = self.runtime / "private"
+        self.superseded = self.private / "superseded"
         self.supervisor = self.private / "supervisor"
         self.dispatcher = self.private / "dispatcher"
         self.ingester = self.private / "ingester"
         self.metrics = self.private / "metrics"
         self.wake = self.runtime / "wake"
         self.pid = self.runtime / "workerd.pid"
-        self.state = Path(node.state_dir)
+        self.state = _own_folder(node.state_dir, node.generation)
         self.lock = self.state / "lock"
         self.spool = self.state / "spool"
-        self.dead_letters = self.state / "quarantine" / "outcomes.jsonl"
+        self.dead_letters = Path(node.state_dir) / "quarantine" / "outcomes.jsonl"
         self.incarnations = self.state / "incarnations"
+
+
+def _own_folder(folder: Path, generation: int) -> Path:
+    return Path(folder) if generation == 1 else Path(folder) / GENERATIONS / str(generation)
 
 
 def pool_instance(pool: str, generation: int) -> str:

@@ -119,12 +119,12 @@ class Children:
         yield from self.pools.values()
         yield from self.former
 
-    def start(self) -> None:
-        """Fork every role and pool, and begin to watch them."""
+    def start(self, *, pools: bool = True) -> None:
+        """Fork every role and pool, and begin to watch them; without `pools`, only what settles."""
         for name in self._mains.roles:
-            if name != "gateway" or self.config.gateway.listen:
+            if name != "gateway" or (self.config.gateway.listen and pools):
                 self.add_role(name)
-        for pool in self.config.pools.values():
+        for pool in self.config.pools.values() if pools else ():
             self.add_pool(pool)
         self._checked_at = time.monotonic()
         self._loop.call_later(self._check_interval_s, self._check_progress)

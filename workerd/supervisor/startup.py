@@ -140,11 +140,16 @@ def kill_leftovers(lock: int) -> None:
         try:
             leftover = _has_open(name, ours)
         except PermissionError:
-            leftover = not _title(_parent(name)).startswith(b"workerd: ")
+            leftover = not _title(_parent(name)).startswith(b"workerd: ") and not _is_supervisor(name)
         except OSError:
             leftover = False
         if leftover:
             _kill_branch(int(name))
+
+
+def _is_supervisor(pid: str) -> bool:
+    """Whether it is one of another daemon: ours is dead."""
+    return _title(pid).startswith(b"workerd: supervisor")
 
 
 def _has_open(pid: str, file: os.stat_result) -> bool:

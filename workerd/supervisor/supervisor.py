@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from workerd.runtime import systemd
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import become_subreaper
 from workerd.runtime.control import ControlServer, Reply
+from workerd.runtime.generations import Generations
 from workerd.runtime.limits import own_usage
 from workerd.runtime.loop import Loop
 from workerd.runtime.paths import Paths
@@ -25,7 +27,7 @@ from workerd.supervisor import startup
 from workerd.supervisor.children import POOL_PREFIX, Children, Mains
 from workerd.supervisor.reload import ANSWER_LIMIT_S, FIXED_SECTIONS, Reload, ReloadPlan, differs, make_plan
 from workerd.supervisor.sealed_config import SealedConfig
-from workerd.supervisor.shutdown import Shutdown
+from workerd.supervisor.shutdown import UNLIMITED_S, Shutdown
 from workerd.supervisor.startup import BootError, RuntimeFiles, cannot_write
 from workerd.supervisor.supervised_child import ChildState
 from workerd.supervisor.systemd_status import SystemdStatus
@@ -57,6 +59,7 @@ class Supervisor:
         self._notify = notify
         self._systemd_status = SystemdStatus(notify)
         self._paths = Paths(first.config.node)
+        self._generations = Generations(first.config.node)
         self._loop = Loop()
         self._exit_status = 0
         self._ready = False
@@ -94,10 +97,11 @@ class Supervisor:
             on_change=self._check_ready,
             on_fatal=self._on_fatal,
         )
-        self._children.start()
+        self._children.start(pools=not self._superseded)
         self._tick()
         self._loop.run()
         self._control.close()
+        self._generations.leave()
         self._files.remove()
         self._log.info("node.stopped", exit_status=self._exit_status)
         return self._exit_status
@@ -109,6 +113,7 @@ class Supervisor:
         self._files = RuntimeFiles(self._paths)
         self._incarnation = startup.begin_incarnation(self._paths)
         startup.remove_old_metrics(self._paths)
+        self._superseded = self._generations.begin()
         self._open_control()
         return lock
 
@@ -117,11 +122,24 @@ class Supervisor:
 
     def _check_ready(self) -> None:
         if not self._ready and self._shutdown is None and self._children.settled:
+            if not self._superseded and not self._take_over():
+                return
             self._ready = True
             self._files.note_sockets()
             self._log.info("node.ready", node=self._config.node.name, pools=len(self._children.pools))
             self._notify(systemd.ready())
             self._systemd_status.update(self.describe(), progressing=True)
+
+    def _take_over(self) -> bool:
+        """Serve in place of the generations of this daemon that run; False if that must be tried again."""
+        try:
+            former = self._generations.take_over()
+        except OSError as error:
+            self._log.error("node.takeover_failed", error=cannot_write(self._paths, error))
+            return False
+        if former:
+            self._log.info("node.took_over", former=", ".join(map(str, former)))
+        return True
 
     def _on_fatal(self, exit_status: int, sentence: str) -> None:
         if self._ready:
@@ -137,10 +155,17 @@ class Supervisor:
     def _tick(self) -> None:
         self._systemd_status.update(self.describe(), self._children.progressing)
         self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._tick)
-        if self._shutdown is None and self._reload is None:
+        if self._shutdown is not None:
+            return
+        if self._ready and self._generations.superseded:
+            self._end_superseded()
+        elif self._reload is None:
+            self._check_ready()
             self._restore_files()
 
     def _restore_files(self) -> None:
+        with contextlib.suppress(OSError):
+            self._generations.keep_leading_here()
         if not self._files.intact:
             self._log.error(
                 "runtime_files.restored",
@@ -159,15 +184,13 @@ class Supervisor:
     def stop(self) -> None:
         """Drain and end; a second call does not wait for running jobs, a third kills everything."""
         self._stop_signals += 1
+        drain = self._config.shutdown.drain
         if self._stop_signals == 1:
             self._notify(systemd.stopping())
-            self._shutdown = Shutdown(
-                self._loop, self._children, self._config.shutdown.drain, self._loop.stop
-            )
-            self._shutdown.start()
-            restarts = [reply for _, reply in self._next_restarts]
-            for reply in (*self._reload_replies, *self._next_reload_replies, *restarts):
-                reply(_STOPPING)
+            if self._shutdown is None:
+                self._begin_shutdown(Shutdown(self._loop, self._children, drain, self._loop.stop))
+            else:
+                self._shutdown.hasten(drain)
         elif self._stop_signals == 2 and self._shutdown is not None:
             if running := self._children.running_jobs:
                 self._log.warning("drain.skipped", running=running)
@@ -175,6 +198,21 @@ class Supervisor:
         else:
             for child in self._children:
                 child.kill("was still there at a third signal")
+
+    def _end_superseded(self) -> None:
+        """Another generation serves: take nothing more, and end when what runs here has ended."""
+        limit = self._config.reload.overlap or UNLIMITED_S
+        self._log.info(
+            "node.superseded", generation=self._generations.serving, running=self._children.running_jobs
+        )
+        self._begin_shutdown(Shutdown(self._loop, self._children, limit, self._loop.stop, superseded=True))
+
+    def _begin_shutdown(self, shutdown: Shutdown) -> None:
+        self._shutdown = shutdown
+        shutdown.start()
+        restarts = [reply for _, reply in self._next_restarts]
+        for reply in (*self._reload_replies, *self._next_reload_replies, *restarts):
+            reply(_STOPPING)
 
     # -- reload
 
@@ -311,6 +349,7 @@ class Supervisor:
         dispatcher, ingester = roles.get("dispatcher", {}), roles.get("ingester", {})
         return {
             "node": self._config.node.name,
+            "generation": self._config.node.generation,
             "id": id_text(self._incarnation),
             "version": workerd.__version__,
             "pid": os.getpid(),
