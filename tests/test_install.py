@@ -46,6 +46,33 @@ def test_the_unit_starts_this_installation(tmp_path: Path) -> None:
     assert not installation.unreachable("/opt/workerd/bin/workerd")
 
 
+def test_the_unit_of_later_generations_differs_in_nothing_else() -> None:
+    """From the first one's: a daemon that took over runs under the same settings."""
+    folder = Path(installation.__file__).parents[1] / "systemd"
+    first, later = (
+        [line for line in (folder / name).read_text().splitlines() if line and not line.startswith("#")]
+        for name in ("workerd.service", "workerd@.service")
+    )
+    assert set(later) - set(first) == {
+        "Description=workerd, background jobs, generation %i",
+        "StopPropagatedFrom=workerd.service",
+        "Environment=WORKERD_NODE__GENERATION=%i",
+    }
+    assert set(first) - set(later) == {
+        "Description=workerd, background jobs",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    }
+
+
+def test_files_of_a_package_are_left_to_it(tmp_path: Path) -> None:
+    """Where all is there as it should be, without a list of it, no list is written."""
+    install(tmp_path)
+    (tmp_path / installation.MANIFEST).unlink()
+    assert set(what(install(tmp_path), tmp_path).values()) == {"unchanged"}
+    assert not (tmp_path / installation.MANIFEST).exists()
+
+
 def test_changed_configuration_is_never_overwritten(tmp_path: Path) -> None:
     """Edited configuration survives install and uninstall; the new file is written beside it."""
     install(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,6 +13,11 @@ import pytest
 
 from tests.support.daemon import Daemon
 from tests.support.servers import DatabaseServer, free_port
+from workerd.cli import handover
+from workerd.cli.errors import UsageError
+from workerd.cli.handover import HandOver
+from workerd.cli.main import main
+from workerd.config.model import Config
 
 
 def test_check_asks_each_server_of_the_store(tmp_path: Path, mysql_server: DatabaseServer) -> None:
@@ -108,3 +114,34 @@ def test_the_printed_migration_makes_the_tables(tmp_path: Path, mysql_server: Da
             mysql_server.sql(statement, database=name)
     assert "schema already" in node.cli("migrate").stderr
     mysql_server.drop_database(name)
+
+
+def test_a_hand_over_needs_systemd_and_a_daemon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else it changes nothing, and says what to do instead."""
+    target = tmp_path / "root"
+    assert main(["install", "--handover", "--prefix", str(target)]) == 2
+    assert not target.exists()
+    assert "--prefix" in capsys.readouterr().err
+    monkeypatch.setattr(handover, "MANAGER", tmp_path / "none")
+    assert main(["install", "--handover"]) == 2
+    assert "needs systemd" in capsys.readouterr().err
+
+
+def test_a_hand_over_from_an_earlier_version_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be told to end; and without any daemon there is nothing to take over from."""
+    monkeypatch.setattr(handover, "MANAGER", tmp_path)
+    monkeypatch.setattr(handover.shutil, "which", lambda name: name)
+    monkeypatch.setattr(handover.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(handover, "load_config", lambda path: Config())
+    listed = "workerd.service loaded active running workerd\nworkerd@2.service loaded failed failed workerd\n"
+    monkeypatch.setattr(handover, "_systemctl", lambda *_: subprocess.CompletedProcess((), 0, listed, ""))
+    for status, message in (({}, "no daemon to take over from"), ({"version": "0.0.1"}, "systemctl restart")):
+        monkeypatch.setattr(handover, "ask_status", lambda node, status=status: status)
+        with pytest.raises(UsageError, match=message):
+            HandOver(Path("/"))
+    monkeypatch.setattr(handover, "ask_status", lambda node: {"generation": 1})
+    assert HandOver(Path("/"))._generation == 2

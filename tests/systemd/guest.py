@@ -29,6 +29,8 @@ call = "guest_handlers:add"
 [handlers.slow]
 call = "guest_handlers:slow"
 workers = 2
+[handlers.fail]
+call = "guest_handlers:fail"
 [handlers.which]
 call = "guest_handlers:which"
 [handlers.tick]
@@ -181,12 +183,12 @@ def words(lines: list[str]) -> set[str]:
 
 def journal() -> None:
     section("logs")
-    job_id = job("add", "a=1")
+    job_id = job("fail")
     ended(job_id)
     found = logged(job_id)
     check("journalctl JOB_ID=… finds the failed job", found)
     fields = [(line.get("HANDLER"), line.get("ATTEMPT")) for line in found]
-    check(f"its entries have handler and attempt: {fields}", ("add", "1") in fields)
+    check(f"its entries have handler and attempt: {fields}", ("fail", "1") in fields)
     job_id = job("talk")
     ended(job_id)
     messages = [str(line.get("MESSAGE")) for line in logged(job_id)]
@@ -200,14 +202,13 @@ def reload() -> None:
     section("reload")
     extra = Path("/etc/workerd/conf.d/more.toml")
     extra.write_text('[handlers.multiply]\ncall = "guest_handlers:multiply"\n')
+    without = CONFIG.replace('[handlers.broken]\ncall = "guest_handlers:missing"\n', "")
+    Path("/etc/workerd/conf.d/test.toml").write_text(without)
     pid = prop("MainPID")
     done = run("systemctl", "reload", "workerd")
     check(f"systemctl reload {done.stderr.strip()}", done.returncode == 0)
     made = workerd("enqueue", "multiply", "a=6", "b=7", "--wait", "60s")
     check(f"a new handler runs: 6 × 7 = {made.stdout.strip()}", made.stdout.strip() == "42")
-    failed = job("multiply", "a=1")
-    ended(failed)
-    check("its log lines are found by JOB_ID", logged(failed))
     extra.write_text('[handlers.multiply]\ncall = "guest_handlers:multiply"\nworkers = "many"\n')
     refused = run("systemctl", "reload", "workerd")
     check("reload fails with an invalid configuration", refused.returncode != 0)
@@ -311,7 +312,7 @@ def upgraded(version: str) -> Path:
         path.write_text(re.sub(pattern, line, path.read_text(), flags=re.MULTILINE))
     run("dpkg-deb", "--root-owner-group", "--build", str(tree), str(made))
     code = Path("/srv/app/guest_handlers.py")
-    code.write_text(code.read_text().replace("    return 1\n", f"    return {version[0]}\n"))
+    code.write_text(re.sub(r"return [0-9]\n", f"return {version[0]}\n", code.read_text()))
     return made
 
 
@@ -331,65 +332,82 @@ def main_pid(unit: str) -> int:
 def handover() -> None:
     section("hand-over")
     run("systemctl", "start", "workerd")
-    long = job("slow", "seconds=60")
-    wait(lambda: shown(long).get("status") == "inprogress", 30)
-    began = time.monotonic()
+    minute = job("slow", "seconds=60")
+    wait(lambda: shown(minute).get("status") == "inprogress", 30)
     package = upgraded("2.0.0")
     done = run("dpkg", "-i", str(package))
     print(done.stdout + done.stderr)
     check("the package is upgraded while a job of 60 s runs", done.returncode == 0)
     check("the new version serves", active("workerd@2") and status().get("version") == "2.0.0")
-    asked = time.monotonic()
-    answer = workerd("enqueue", "which", "--wait", "30s").stdout.strip()
-    check(f"a new job runs the new code after {time.monotonic() - asked:.1f} s: {answer}", answer == "2")
+    check_new_code("2")
     check("the former one drains", active("workerd") and prop("StatusText").startswith("Draining"))
     former = status().get("former")
     check(f"status tells of it: {former}", former)
     both = [group(), group().with_name("system-workerd.slice") / "workerd@2.service"]
-    check(
-        "each has control groups of its own",
-        all((path / "pool.slow").is_dir() for path in both) or not (both[0] / "cgroup.procs").exists(),
-    )
+    if (both[0] / "cgroup.procs").exists():
+        check("each has control groups of its own", all((path / "pool.slow").is_dir() for path in both))
     second = job("slow", "seconds=40")
     wait(lambda: shown(second).get("status") == "inprogress", 30)
     upgraded("3.0.0")
     done = run("workerd", "install", "--handover")
-    print(done.stdout + done.stderr)
-    check("a second hand-over while the first drains", done.returncode == 0 and active("workerd@3"))
-    answer = workerd("enqueue", "which", "--wait", "30s").stdout.strip()
-    check(f"its code runs: {answer}", answer == "3")
+    check(f"a second hand-over while the first drains: {done.stderr}", active("workerd@3"))
+    check_new_code("3")
     os.kill(main_pid("workerd@3"), signal.SIGKILL)
-    answer = workerd("enqueue", "which", "--wait", "60s").stdout.strip()
-    check(f"killed, it is started again and serves: {answer}", answer == "3" and active("workerd@3"))
-    check("both jobs run on", {shown(one).get("status") for one in (long, second)} == {"inprogress"})
-    for one in (long, second):
-        found = ended(one)
+    check_new_code("3")
+    check("killed, it is started again and serves", active("workerd@3"))
+    for job_id in (minute, second):
+        found = ended(job_id)
+        ran_s = float(str(found.get("run_us"))) / 1e6
         check(
-            f"a job of then completed in its first attempt after {time.monotonic() - began:.0f} s",
+            f"a job of {ran_s:.0f} s completed in its first attempt",
             (found.get("status"), found.get("attempt")) == ("completed", 1),
         )
     check(
         "the former ones end by themselves",
         wait(lambda: not active("workerd") and not active("workerd@2"), 30) and prop("Result") == "success",
     )
+    killed_former()
     ticks = json.loads(workerd("job", "list", "--handler", "tick", "--limit", "200", "--json").stdout)["jobs"]
     times = [one["run_at"] for one in ticks]
     check(f"no tick fired twice: {len(times)}", times and len(times) == len(set(times)))
     wrong_use()
     run("systemctl", "stop", "workerd")
-    check("a stop of workerd.service stops what took over from it", wait(lambda: not active("workerd@3"), 30))
+    check("a stop of workerd.service stops what took over from it", wait(lambda: not active("workerd@2"), 30))
     check("no process is left", wait(lambda: run("pgrep", "-u", "workerd").returncode == 1, 10))
     refused = run("workerd", "install", "--handover")
     check(f"nothing to take over from: {refused.stderr.strip()}", refused.returncode == 2)
 
 
+def check_new_code(answer: str) -> None:
+    asked = time.monotonic()
+    found = workerd("enqueue", "which", "--wait", "60s").stdout.strip()
+    check(f"a new job runs the new code after {time.monotonic() - asked:.1f} s: {found}", found == answer)
+
+
+def killed_former() -> None:
+    """A former daemon that is killed is started again, settles, and ends; the one that serves goes on."""
+    lost = job("slow", "seconds=20")
+    wait(lambda: shown(lost).get("status") == "inprogress", 30)
+    upgraded("4.0.0")
+    check("a third hand-over", run("workerd", "install", "--handover").returncode == 0)
+    serving = main_pid("workerd@2")
+    os.kill(main_pid("workerd@3"), signal.SIGKILL)
+    check("the job of a killed daemon is tried again", wait(lambda: shown(lost).get("attempt") == 2, 60))
+    check("the killed daemon only settles", wait(lambda: not active("workerd@3"), 60))
+    restarts = run("systemctl", "show", "-P", "NRestarts", "workerd@3").stdout.strip()
+    check(f"it was started again: {restarts}", restarts == "1")
+    check("the one that serves was not", serving == main_pid("workerd@2"))
+    check("the job completes", ended(lost).get("status") == "completed")
+    check_new_code("4")
+
+
 def wrong_use() -> None:
-    drop_in = Path("/etc/systemd/system/workerd.service.d/broken.conf")
+    drop_in = Path("/etc/systemd/system/workerd.service.d/wrong.conf")
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     drop_in.write_text("[Service]\nEnvironment=WORKERD_STORE__URL=mysql://u@127.0.0.1:1/none?ssl=nonsense\n")
     refused = run("workerd", "install", "--handover")
     check(f"one that cannot start does not take over: {refused.stderr.strip()}", refused.returncode == 1)
-    check("the former one goes on", active("workerd@3") and not active("workerd"))
+    check("the former one goes on", active("workerd@2") and not active("workerd@3"))
     drop_in.unlink()
     run("systemctl", "daemon-reload")
 
@@ -404,9 +422,24 @@ def removal() -> None:
     check("the stored jobs stay", Path("/var/lib/workerd/workerd.db").exists())
 
 
+PARTS = (package, start, journal, reload, deadline, memory, shares, watchdog, stop, handover, removal)
+
+
 def main() -> int:
     print(f"Linux {os.uname().release}, {run('systemctl', '--version').stdout.splitlines()[0]}", flush=True)
-    for part in (package, start, journal, reload, deadline, memory, shares, watchdog, stop, handover, removal):
+    for part in (
+        package,
+        start,
+        journal,
+        reload,
+        deadline,
+        memory,
+        shares,
+        watchdog,
+        stop,
+        handover,
+        removal,
+    ):
         try:
             part()
         except Exception as error:

@@ -17,6 +17,10 @@ def multiply(a: int, b: int) -> int:
     return a * b
 
 
+def fail() -> None:
+    raise RuntimeError("it failed")
+
+
 def which() -> int:
     """Return the number of this code, which an upgrade changes."""
     return 1

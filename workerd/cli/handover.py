@@ -15,7 +15,7 @@ from workerd.cli.output import Document, notify
 from workerd.cli.session import load_config
 from workerd.config.model import Config
 from workerd.runtime.generations import ask_status
-from workerd.text import line, plural
+from workerd.text import line
 
 FIRST_UNIT = "workerd.service"
 CONFIGURATION = Path("/etc/workerd")
@@ -66,7 +66,8 @@ class HandOver:
                 "`systemctl restart workerd` starts this version after its running jobs have ended."
             )
         self._former: int = former["generation"]
-        self._generation = next(n for n in range(1, 1000) if n not in self._running)
+        # Never the first unit: its stop, if it does not come up, would stop all.
+        self._generation = next(n for n in range(2, 1000) if n not in self._running)
 
     def _status(self) -> Document:
         return _status(self._config)
@@ -92,8 +93,8 @@ class HandOver:
             for worker in pool.get("workers") or ()
         )
         notify(
-            f"{unit} serves now. {unit_of(self._former)} takes no more jobs and ends when its "
-            f"{plural(running, 'running job')} have ended; `workerd status` shows both."
+            f"{unit} serves now. {unit_of(self._former)} takes no more jobs and ends after those "
+            f"that it runs ({running}); `workerd status` shows both."
         )
         quarantined = [name for name, pool in status.get("pools", {}).items() if pool.get("quarantined")]
         if quarantined:

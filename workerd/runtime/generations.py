@@ -107,7 +107,7 @@ class Generations:
     @contextlib.contextmanager
     def _deciding(self) -> Iterator[None]:
         """Of two that take over at once, the later one supersedes the other."""
-        fd = open_own(self._base / "takeover.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        fd = os.open(self._base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield
@@ -116,8 +116,11 @@ class Generations:
 
     def keep_leading_here(self) -> None:
         """See that commands and clients still find this daemon, which serves. Raises OSError."""
-        if not self.superseded and self.serving == self._node.generation:
-            self._lead_here()
+        if self.superseded or self.serving != self._node.generation:
+            return
+        if self._lives(1) and not self.paths(1).superseded.exists():
+            return  # it is starting, and about to take over: what leads here stays away from its sockets
+        self._lead_here()
 
     def _lead_here(self) -> None:
         live, wake = self._base / LIVE, self._base / self._own.wake.name
