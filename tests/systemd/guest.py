@@ -326,7 +326,9 @@ def active(unit: str) -> bool:
 
 
 def main_pid(unit: str) -> int:
-    return int(run("systemctl", "show", "-P", "MainPID", unit).stdout)
+    pid = int(run("systemctl", "show", "-P", "MainPID", unit).stdout)
+    assert pid, f"{unit} does not run"
+    return pid
 
 
 def handover() -> None:
@@ -386,9 +388,9 @@ def check_new_code(answer: str) -> None:
 
 def killed_former() -> None:
     """A former daemon that is killed is started again, settles, and ends; the one that serves goes on."""
-    lost = job("slow", "seconds=20")
-    wait(lambda: shown(lost).get("status") == "inprogress", 30)
     upgraded("4.0.0")
+    lost = job("slow", "seconds=30")
+    wait(lambda: shown(lost).get("status") == "inprogress", 30)
     check("a third hand-over", run("workerd", "install", "--handover").returncode == 0)
     serving = main_pid("workerd@2")
     os.kill(main_pid("workerd@3"), signal.SIGKILL)
