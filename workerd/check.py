@@ -17,6 +17,7 @@ from workerd.degradations import degradations, exists
 from workerd.exposure import exposures
 from workerd.load_trial import LoadTrial, load_all
 from workerd.pool.loading import CONNECT_IN_INIT, NO_COOLER_KEY, SHARED_BY_WORKERS, lacks_cooler_key
+from workerd.text import plural
 
 MEMORY_SHARE = 0.75
 """Of the memory of this host, for all workers together."""
@@ -92,7 +93,9 @@ def check_config(config: Config) -> CheckReport:
             for handler in config.handlers.values()
         ],
         workflows=[
-            ", ".join(filter(None, [f"{flow.name}: {len(flow.jobs)} jobs", _recurrence(flow.schedule)]))
+            ", ".join(
+                filter(None, [f"{flow.name}: {plural(len(flow.jobs), 'job')}", _recurrence(flow.schedule)])
+            )
             for flow in config.workflows.values()
         ],
         degraded=degradations(config),

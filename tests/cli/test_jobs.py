@@ -40,6 +40,7 @@ def test_a_failed_job_is_status_1_with_the_reason_on_standard_error(cli: Command
     done = cli("enqueue", "behave", "kind=failure", "--wait", check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert "ended as failure" in done.stderr
+    assert ".." not in done.stderr
     assert "workerd why" in done.stderr
 
 

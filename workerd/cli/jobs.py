@@ -107,7 +107,7 @@ def _failure_text(job: Document) -> str:
     exit_ = f" ({how})" if how else ""
     error = f": {line(job['error'])}" if job["error"] else ""
     return (
-        f"Job {job['id']} ended as {job['status']}, {job['reason']}{exit_}{error}. "
+        f"Job {job['id']} ended as {job['status']}, {job['reason']}{exit_}{error.removesuffix('.')}. "
         f"`workerd why {job['id']}` explains."
     )
 
