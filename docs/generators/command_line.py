@@ -35,7 +35,7 @@ def page() -> str:
 def _command(words: str, command: Any) -> str:
     context = command.make_context(words, [], resilient_parsing=True)
     usage = " ".join(["workerd", words, *command.collect_usage_pieces(context)])
-    lines = [f"## {words}", "", "```", usage, "```", "", _prose(command.help or ""), ""]
+    lines = [f"## {words}", "", "```text", usage, "```", "", _prose(command.help or ""), ""]
     rows = [row for parameter in command.params if (row := _parameter(parameter, context))]
     if rows:
         lines += ["| argument or option | meaning |", "|---|---|", *rows, ""]

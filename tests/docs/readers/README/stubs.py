@@ -1,0 +1,2 @@
+def resize(image: str, width: int) -> bytes:
+    return f"{image} at {width}".encode()

@@ -1,0 +1,1 @@
+assert client.get_request(made.id).status == "completed"

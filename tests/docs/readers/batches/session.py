@@ -1,0 +1,1 @@
+images = ["cat.png", "dog.png"]

@@ -1,0 +1,3 @@
+while not result.is_finished:
+    result.refresh()
+assert result.status.value == "SUCCESSFUL", result.errors

@@ -1,0 +1,1 @@
+ID = client.enqueue("thumbnail").id

@@ -1,0 +1,3 @@
+from tests.docs.readers import failed_job
+
+ID = failed_job(client, "thumbnail")

@@ -1,0 +1,1 @@
+ID = client.enqueue("charge", {"card": {"number": "4111"}}).id

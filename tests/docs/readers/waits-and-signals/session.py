@@ -1,0 +1,2 @@
+ID = client.submit("refund").id
+request_id = client.submit("refund").id
