@@ -16,7 +16,7 @@ from workerd.document_types import Act, Attempt, Document, ErrorGroup, Handler, 
 from workerd.job import ENDED, AttemptRef, id_text
 from workerd.rate_limit import Rate
 from workerd.redaction import REDACTED, Redaction, scrubber_of
-from workerd.store import limits, stats
+from workerd.store import limits, slots, stats
 from workerd.store.audit import AuditRow
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.errors import GroupRow
@@ -218,7 +218,7 @@ def limit(
     *,
     handlers: Sequence[str],
     waiting: int,
-    holders: Sequence[limits.Holder],
+    holders: Sequence[slots.Holder],
     rows: Mapping[AttemptRef, JobRow],
     holds: Sequence[limits.Held],
     shown: int,

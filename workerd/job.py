@@ -76,13 +76,16 @@ class AttemptRef(NamedTuple):
 class LimitUse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What an attempt took of a limit, by `name`: slots of the limit and of its `group`, and starts of rates.
 
-    `start_us`, `group_start_us`: by how much its start moved the rate of the limit, and of the group.
+    `start_us`, `group_start_us`: by how much its start moved the rate of the limit, and of the group. `slot`,
+    `group_slot`: the numbers of its slots.
     """
 
     name: str
     group: str
     start_us: int = 0
     group_start_us: int = 0
+    slot: int | None = None
+    group_slot: int | None = None
 
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):

@@ -365,6 +365,12 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
     due: int
 
 
+class Freed(Message, frozen=True, tag="freed"):
+    """Attempts have ended that used these limits: what waits for one of them may fit now."""
+
+    limits: tuple[str, ...]
+
+
 ToDispatcher = Hello | Demand | Holdings
 FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
 ToIngester = Hello | Outcomes | Progress | StateSaved | Seen | AnnounceAgain | Barrier

@@ -12,10 +12,13 @@ from tests.support.rows import Rows
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.limit_config import LimitConfig
+from workerd.ingester import writer
 from workerd.job import Claim, Status, new_id
+from workerd.messages import Freed
 from workerd.outcome import Hold, Outcome, Reason
 from workerd.rate_limit import Rate
-from workerd.store import limits, nodes
+from workerd.runtime.sockets import poke
+from workerd.store import nodes, slots
 from workerd.store.base import Store
 from workerd.store.nodes import NodeInfo, NodeRecord
 
@@ -46,12 +49,9 @@ def end(harness: DispatcherHarness, pool: FakePool, claim: Claim, hold: Hold | N
         limited=claim.limited,
         hold=hold,
     )
-    from workerd.ingester import writer
-    from workerd.runtime.sockets import poke
-
-    harness.store.run(lambda tx: writer.close(tx, [outcome], harness.incarnation))
+    batch = harness.store.run(lambda tx: writer.close(tx, [outcome], harness.incarnation))
     del pool.claims[claim.ref]
-    poke(harness.paths.wake)
+    poke(harness.paths.wake, msgspec.msgpack.encode(Freed(tuple(batch.freed))))
 
 
 def test_handlers_share_a_limit(make_harness: MakeHarness, store: Store, store_url: str) -> None:
@@ -142,4 +142,4 @@ def test_slots_that_a_person_left_behind_are_freed(make_harness: MakeHarness, st
     insert_jobs(store, "a", 1)
     pool.demand(1)
     pool.harness.until(lambda: pool.claims)
-    assert len(store.read(limits.holders)) == 1
+    assert len(store.read(slots.holders)) == 1

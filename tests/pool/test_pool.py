@@ -6,11 +6,13 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
 from workerd.job import Status
 from workerd.outcome import Reason
+from workerd.pool import monitor
 
 
 @pytest.fixture
@@ -56,6 +58,23 @@ def test_a_release_returns_waiting_jobs_of_the_named_handlers(harness: PoolHarne
     assert not harness.ingester.of(kept)
     (marks / "go").touch()
     assert {o.reason for o in harness.outcomes([running, kept])} == {Reason.OK}
+
+
+def test_a_job_with_a_rate_does_not_wait_for_a_slow_run(
+    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was claimed at a moment that its rate allowed; short jobs are claimed ahead all the same."""
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
+    pool = make_pool("noop", "gate")
+    rated = tuple(msgspec.structs.replace(handler, rated=True) for handler in pool.handlers)
+    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=rated)) as harness:
+        harness.up()
+        warm_up(harness)
+        running, waiting = harness.claim("gate", folder=str(marks)), harness.claim("noop")
+        harness.give(running, waiting)
+        assert released(harness.outcome(waiting))
+        (marks / "go").touch()
+        assert harness.outcome(running).reason is Reason.OK
 
 
 def test_without_lease_no_job_is_started(harness: PoolHarness, marks: Path) -> None:

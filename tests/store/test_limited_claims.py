@@ -18,6 +18,7 @@ from workerd.job import Claim, Status
 from workerd.outcome import Hold, Outcome, Reason, released
 from workerd.rate_limit import Rate
 from workerd.store import claims, group_queues, job_control, limited_claims, limits
+from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
@@ -38,6 +39,7 @@ class Claimer:
         self.handler = LimitedHandler("h", None if config is None else "l", parsed, fair)
         self.turns = FairTurns({"heavy": 3}) if fair else None
         self.heads: dict[str, limited_claims.Waiting] = {}
+        self.scan = True
         self.last: LimitedBatch | None = None
 
     def claim(self, wanted: int = 10) -> list[Claim]:
@@ -46,7 +48,7 @@ class Claimer:
             if self.config is not None:
                 limit = self.config, limits.lock(tx, ["l"])["l"]
             turns = None if self.turns is None else self.turns.trial()
-            known = QueueHeads(self.heads, True, None)
+            known = QueueHeads(self.heads, self.scan, None)
             return limited_claims.claim(tx, self.handler, wanted, NODE, limit, known, turns)
 
         batch = self.last = self.store.run(work)
@@ -116,6 +118,39 @@ def test_no_more_run_than_the_limit_allows(store: Store, rows: Rows) -> None:
     assert slots(rows) == [("limit", "", 0), ("limit", "", 1), ("limit", "", 2)]
     for claim in (first[0], first[2], again):
         claimer.close(claim)
+    assert slots(rows) == []
+
+
+def test_where_groups_do_not_count_the_first_rows_start(store: Store, rows: Rows) -> None:
+    """Nobody looks for queues of groups; a hold may still name one."""
+    claimer = Claimer(store, LimitConfig(concurrency=100))
+    claimer.scan = False
+    ids = insert(rows, *[ODD, None] * 35)
+    rows.sql("UPDATE workerd_jobs SET cancel_requested_at = run_at WHERE id = %s", ids[1])
+    claimed = claimer.claim(40)
+    assert [claim.id for claim in claimed] == [ids[0], *ids[2:40]]
+    assert [claim.limited and claim.limited.group for claim in claimed[:3]] == [ODD, ODD, ""]
+    assert claimer.last is not None
+    assert claimer.last.more
+    for claim in claimed[3:36]:
+        claimer.close(claim)
+    assert len(claimer.claim(40)) == 30
+    assert claimer.last.more is False
+    assert [n for _, _, n in slots(rows)] == [*range(33), 36, 37, 38]
+    assert claimer.claim(40) == []
+
+
+def test_slots_are_freed_whatever_their_numbers(store: Store, rows: Rows) -> None:
+    """An attempt has other ones after a store that failed over has lost its own."""
+    claimer = Claimer(store, LimitConfig(concurrency=9, group_concurrency=9))
+    rows.insert("h", group_key="a")
+    [claimed] = claimer.claim()
+    others = rows.insert("h", group_key="b")
+    [other] = claimer.claim()
+    rows.sql("UPDATE workerd_slots SET n = 7 WHERE id = %s", claimed.id)
+    claimer.close(claimed)
+    assert {row["id"] for row in rows.sql("SELECT id FROM workerd_slots")} == {others}
+    claimer.close(other)
     assert slots(rows) == []
 
 
@@ -301,10 +336,11 @@ def test_slots_and_rates_left_behind_are_swept(store: Store, rows: Rows) -> None
     claimer = Claimer(store, LimitConfig(concurrency=1, group_concurrency=1, group_rate=Rate(1, 1000, 1)))
     rows.insert("h", group_key="a")
     [claimed] = claimer.claim()
-    assert store.run(lambda tx: limits.sweep(tx, 100)) == 0
+    assert store.run(lambda tx: store_slots.sweep(tx, 100)) == 0
     rows.sql("DELETE FROM workerd_jobs")
-    assert store.run(lambda tx: limits.sweep(tx, 100)) == 2
+    assert store.run(lambda tx: store_slots.sweep(tx, 100)) == 2
     assert slots(rows) == []
+    store.run(lambda tx: limits.sweep(tx, 100))
     assert [row["scope"] for row in rows.sql("SELECT scope FROM workerd_rates")] == ["limit"]
     assert claimed.limited is not None
 

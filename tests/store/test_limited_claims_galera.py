@@ -18,7 +18,7 @@ from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim, Status
 from workerd.outcome import Outcome, Reason
 from workerd.rate_limit import Rate
-from workerd.store import limited_claims, limits
+from workerd.store import limited_claims, limits, slots
 from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedHandler, QueueHeads
@@ -127,4 +127,4 @@ def test_two_servers_give_out_no_slot_and_no_start_twice(two: list[Store]) -> No
         for last in range(first, JOBS):
             window = starts[last] - starts[first]
             assert last - first + 1 <= 100 * window / SECOND + 20 + 1e-6
-    assert two[0].read(limits.holders) == []
+    assert two[0].read(slots.holders) == []

@@ -143,7 +143,7 @@ class HandlerConfig(ConfigValue, frozen=True):
     """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON
     payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
     letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
-    rated: bool = False  # its limit has a rate: a pool claims only what it can start at once
+    rated: bool = False  # its limit has a rate: a pool claims only what it starts at once
     webhooks: dict[str, WebhookConfig] = {}  # of WEBHOOK_HANDLER
     schedule: ScheduleConfig = ScheduleConfig()
     policy_defaults: dict[str, Any] = {}

@@ -153,6 +153,13 @@ class ClaimPlanner:
         self.wake(named)
         return bool(named) or handlers is None
 
+    def wake_idle(self, handlers: Iterable[str]) -> bool:
+        """Rows of these handlers may fit now; whether any of them was not to be claimed."""
+        # Those under way need no news: they would begin at the front of the index again.
+        idle = [handler for handler in handlers if not self._cursor(handler).promising]
+        self.wake(idle)
+        return bool(idle)
+
     def wake(self, handlers: Iterable[str]) -> None:
         """These handlers may have new rows."""
         now = time.monotonic()

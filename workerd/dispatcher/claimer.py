@@ -92,6 +92,11 @@ class Claimer:
         if self._planner.announce(handlers):
             self._wake()
 
+    def on_freed(self, limits: Iterable[str]) -> None:
+        """Something of these limits was given back."""
+        if self._planner.wake_idle(self._limited.of_limit(limits)):
+            self._wake()
+
     def pause(self, handlers: frozenset[str]) -> None:
         """Exactly these are paused now; the store refuses them anyway, this only saves the queries."""
         resumed = self._planner.pause(handlers)

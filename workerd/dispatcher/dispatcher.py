@@ -164,7 +164,7 @@ class Dispatcher(Service):
             store.store.before_commit = events.before_commit
         self.quarantines = QuarantineReports(tasks, store, claimer, events, ctx.incarnation)
         self.wake_socket = WakeSocket(
-            self.loop, ctx.paths.wake, self.stager.announce, self.stager.on_scheduled
+            self.loop, ctx.paths.wake, self.stager.announce, self.claimer.on_freed, self.stager.on_scheduled
         )
 
     def _task_table(self, lease_s: float, poll_s: float, *, pickup: bool) -> list[PeriodicTask]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
-from workerd.store import group_queues, limits, nodes
+from workerd.store import group_queues, limits, nodes, slots
 from workerd.store.base import Tx
 
 AGREE_PERIOD_S = 1.0
@@ -39,7 +39,8 @@ class LimitTasks:
 
     def sweep(self) -> float | None:
         """One slice: free slots of attempts that do not run, and queues of handlers that have no groups."""
-        freed = self._store.run(lambda tx: limits.sweep(tx, MAX_ROWS))
+        freed = self._store.run(lambda tx: slots.sweep(tx, MAX_ROWS))
+        self._store.run(lambda tx: limits.sweep(tx, MAX_ROWS))
         moved = self._store.run(self._unpark)
         if freed or moved:
             self._claimer.announce()

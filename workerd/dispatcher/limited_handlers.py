@@ -16,8 +16,9 @@ from workerd.store import limited_claims
 from workerd.store.base import Tx
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
 from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
-from workerd.store.limits import GROUP, LIMIT, RateRow
+from workerd.store.limits import RateRow
 from workerd.store.reclaims import Retaken
+from workerd.store.slots import GROUP, LIMIT
 
 SCAN_S = 1.0
 """After which queues of groups are looked for again, since other nodes make some too."""

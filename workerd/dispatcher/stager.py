@@ -17,7 +17,7 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.job import AttemptRef
-from workerd.messages import Cancel, Release, Scheduled
+from workerd.messages import Cancel, Freed, Release, Scheduled
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import bind_datagram
 from workerd.store import claims
@@ -25,7 +25,7 @@ from workerd.store.claims import PollResult
 
 MAX_DATAGRAMS = 1000
 """Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
-MAX_DATAGRAM_BYTES = 64
+MAX_DATAGRAM_BYTES = 256
 """Longer ones are cut: they are not ours."""
 MAX_DUE_ROWS = 500
 """Rows that one transaction makes `new`."""
@@ -162,16 +162,23 @@ class Stager:
 class WakeSocket:
     """Reads wake-ups; a thousand of them are worth one.
 
-    `on_new`: there is new work. `on_scheduled`: a row becomes due at this store time, microseconds.
+    `on_new`: there is new work. `on_freed`: something of these limits was given back. `on_scheduled`: a row
+    becomes due at this store time, microseconds.
     """
 
     def __init__(
-        self, loop: Loop, path: Path, on_new: Callable[[], None], on_scheduled: Callable[[int], None]
+        self,
+        loop: Loop,
+        path: Path,
+        on_new: Callable[[], None],
+        on_freed: Callable[[Iterable[str]], None],
+        on_scheduled: Callable[[int], None],
     ) -> None:
         self._loop = loop
         self._on_new = on_new
+        self._on_freed = on_freed
         self._on_scheduled = on_scheduled
-        self._decoder = msgspec.msgpack.Decoder(Scheduled)
+        self._decoder = msgspec.msgpack.Decoder(Freed | Scheduled)
         self._socket = bind_datagram(path, 0o666)
 
     def start(self) -> None:
@@ -184,12 +191,20 @@ class WakeSocket:
             for _ in range(MAX_DATAGRAMS):
                 datagrams.add(self._socket.recv(MAX_DATAGRAM_BYTES))
         due: list[int] = []
+        freed: set[str] = set()
         new = False
         for datagram in datagrams:
             try:
-                due.append(self._decoder.decode(datagram).due)
+                message = self._decoder.decode(datagram)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 new = True
+                continue
+            if isinstance(message, Freed):
+                freed.update(message.limits)
+            else:
+                due.append(message.due)
+        if freed:
+            self._on_freed(freed)
         if due:
             self._on_scheduled(min(due))
         if new:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from workerd.messages import (
     AnnounceAgain,
     Barrier,
     BarrierDone,
+    Freed,
     Outcomes,
     Roster,
     Scheduled,
@@ -87,6 +89,7 @@ class Ingester(Service):
             advance_workflows=not config.pickup.requests_inprogress,
             webhooks=events.after_close if config.webhooks else None,
             on_claimable=partial(poke, paths.wake),
+            on_freed=self._on_freed,
             on_scheduled=self._on_scheduled,
             poll_s=config.dispatcher.poll,
         )
@@ -153,6 +156,9 @@ class Ingester(Service):
 
     def on_roster(self, roster: Roster) -> None:
         self._connections.on_roster(roster)
+
+    def _on_freed(self, limits: Collection[str]) -> None:
+        poke(self._wake_path, _encoder.encode(Freed(tuple(sorted(limits)))))
 
     def _on_scheduled(self, due_us: int) -> None:
         poke(self._wake_path, _encoder.encode(Scheduled(due_us)))

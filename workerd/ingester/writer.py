@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,8 +85,9 @@ class Writer:
 
     `max_payload`: bytes of one payload that the store takes, as far as known. `advance_workflows` false
     leaves further steps of requests to the dispatcher's sweep. `on_claimable` is called when jobs became
-    claimable, `on_scheduled` with the store time at which the first scheduled one is due if that is within
-    `poll_s`: the dispatcher's polls find later ones in time.
+    claimable, `on_freed` with the limits of which something was given back, `on_scheduled` with the store
+    time at which the first scheduled one is due if that is within `poll_s`: the dispatcher's polls find later
+    ones in time.
 
     ended
         The attempts whose outcomes were written, or wait for a lock.
@@ -110,6 +111,7 @@ class Writer:
         advance_workflows: bool,
         webhooks: FollowUp | None = None,
         on_claimable: Callable[[], object],
+        on_freed: Callable[[Collection[str]], object],
         on_scheduled: Callable[[int], object],
         poll_s: float,
     ) -> None:
@@ -118,6 +120,7 @@ class Writer:
         if webhooks is not None:  # they tell of what the others found
             self._follow_ups = (*self._follow_ups, webhooks)
         self._on_claimable = on_claimable
+        self._on_freed = on_freed
         self._on_scheduled = on_scheduled
         self._poll_us = int(poll_s * SECOND)
         self._node_id = node_id
@@ -346,6 +349,8 @@ class Writer:
         """Wake whoever can claim what follows."""
         if batch.woken:
             self._on_claimable()
+        if batch.freed:
+            self._on_freed(batch.freed)
         effective = batch.refs
         delays = (delay for o in part if o.ref in effective for delay in _delays_us(o))
         delay_us = min(delays, default=self._poll_us)

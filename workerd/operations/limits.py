@@ -13,7 +13,7 @@ from workerd.document_types import Document
 from workerd.errors import StoreError
 from workerd.job import Status
 from workerd.operations.access import open_checked
-from workerd.store import limits, nodes, queries
+from workerd.store import limits, nodes, queries, slots
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, jobs_by_key
 
@@ -27,8 +27,8 @@ MAX_NAMED = 5
 def list_(tx: Tx, config: Config) -> list[Document]:
     """All limits, those first that are configured here; then others that nodes have or jobs hold."""
     published = _published(tx)
-    holders: defaultdict[str, list[limits.Holder]] = defaultdict(list)
-    for holder in limits.holders(tx):
+    holders: defaultdict[str, list[slots.Holder]] = defaultdict(list)
+    for holder in slots.holders(tx):
         holders[holder.limit].append(holder)
     holds: defaultdict[str, list[limits.Held]] = defaultdict(list)
     for hold in limits.held(tx):
@@ -85,7 +85,7 @@ def waiting(tx: Tx, config: Config, name: str) -> int:
 def used(tx: Tx, config: Config) -> dict[str, int]:
     """Attempts that hold slots of each limit that is configured here, or of any other."""
     found: defaultdict[str, set[object]] = defaultdict(set)
-    for holder in limits.holders(tx):
+    for holder in slots.holders(tx):
         found[holder.limit].add(holder.ref)
     return {name: len(found[name]) for name in {*config.limits, *found}}
 

@@ -8,6 +8,9 @@ BUFFER_S = 0.025
 """Seconds of work that may wait in the pool: about the time that a claim and its demand take."""
 MAX_BUFFER_S = 0.1
 """The same where claims take long, because the store's disk or line is slow or the machine busy."""
+MAX_RATED_WAIT_S = 0.1
+"""Of jobs with a rate, of which a claim counts as a start: what waits for longer, because runs before it are
+slow, is released and gives its start back."""
 CLAIMS_IN_BUFFER = 3
 _SMOOTHING = 0.05
 """Smoothing factor of the run-time moving average."""

@@ -37,7 +37,13 @@ from workerd.messages import (
 from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import job_trace, loading, noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
-from workerd.pool.capacity import Capacity, ClaimTimeAverage, RunTimeAverage
+from workerd.pool.capacity import (
+    BUFFER_S,
+    MAX_RATED_WAIT_S,
+    Capacity,
+    ClaimTimeAverage,
+    RunTimeAverage,
+)
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
 from workerd.pool.isolation import forget_exit_functions
@@ -105,7 +111,7 @@ class Pool(Service):
         self._stale = False
         self._spared = SparedJobs()
         self._redactions: dict[str, Redaction] = {}  # of handlers that have any
-        # A start counts from its claim on: one that waits here for a worker would be in the wrong window.
+        self._late_timer: Timer | None = None
         self._rated = any(handler.rated for handler in pool.handlers)
         self._run_times = RunTimeAverage()
         self._claim_times = ClaimTimeAverage()
@@ -264,9 +270,7 @@ class Pool(Service):
         idle = len(manager.idle) + manager.starting_soon
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
-        if self._rated:
-            return Capacity(idle, 0)
-        buffer_s = self._claim_times.buffer_s
+        buffer_s = BUFFER_S if self._rated else self._claim_times.buffer_s
         return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
 
     # -- to the workers
@@ -281,6 +285,8 @@ class Pool(Service):
                 self._assign(worker, queue.popleft())
         self._prefetch.fill(queue, self._outcome_sender.max_payload)
         self._prefetch.rest()
+        if self._rated and queue and self._late_timer is None:
+            self._late_timer = self.loop.call_later(MAX_RATED_WAIT_S, self._release_late)
 
     def _assign_soon(self) -> None:
         if not self._assign_scheduled:
@@ -430,6 +436,13 @@ class Pool(Service):
         """Release the claims that no worker has started (law 4), of these handlers or of all."""
         self._prefetch.revoke_all()
         self._release(self._take_queued(lambda claim: not handlers or claim.handler in handlers))
+
+    def _release_late(self) -> None:
+        """Release the claims of a rate that no worker has taken in time."""
+        since = time.monotonic_ns() - int(MAX_RATED_WAIT_S * 1e9)
+        self._release(self._take_queued(lambda claim: claim.mono < since))
+        waits = bool(self._queue)
+        self._late_timer = self.loop.call_later(MAX_RATED_WAIT_S / 2, self._release_late) if waits else None
 
     def _take_queued(self, wanted: Callable[[Claim], bool]) -> list[Claim]:
         taken = [claim for claim in self._queue if wanted(claim)]

@@ -102,8 +102,8 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def delete_by_index(self, table: str, index: str, where: str) -> str:
-        """A DELETE that finds its rows by this index."""
+    def delete_by_key(self, table: str, where: str) -> str:
+        """A DELETE that finds its rows by the primary key."""
 
     @abstractmethod
     def update_last(

@@ -12,7 +12,7 @@ from workerd import clock
 from workerd.errors import UnreadableRow
 from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
 from workerd.outcome import Outcome, cancelled, expired, unreadable
-from workerd.store import columns, expiry, group_queues, limits, workflow_inputs
+from workerd.store import columns, expiry, group_queues, slots, workflow_inputs
 from workerd.store.base import Row, Tx
 
 INLINE_BYTES = 16 * 1024
@@ -446,7 +446,7 @@ def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
     sql = _HELD.format(index=tx.dialect.hint("workerd_holder"), limit="" if limit is None else " LIMIT %s")
     found = tx.query(sql, (holder(node_id),) if limit is None else (holder(node_id), limit))
     attempts = [_held_attempt(row) for row in found if _is_claimed(row)]
-    uses = limits.uses(tx, [attempt.ref for attempt in attempts])
+    uses = slots.uses(tx, [attempt.ref for attempt in attempts])
     return [
         msgspec.structs.replace(attempt, limited=uses[attempt.ref]) if attempt.ref in uses else attempt
         for attempt in attempts

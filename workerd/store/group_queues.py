@@ -148,7 +148,7 @@ def _heads(tx: Tx, handler: str, names: Sequence[str]) -> dict[str, Waiting]:
 
 def group_of(value: object) -> str:
     """The column `group_key`, as engines compare it; a job without one is of the empty group."""
-    return (columns.lenient(value) or "").rstrip(" ")
+    return "" if value is None else (columns.lenient(value) or "").rstrip(" ")
 
 
 def unpark(tx: Tx, refs: Iterable[AttemptRef]) -> None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -19,10 +19,9 @@ from workerd.config.limit_config import LimitConfig
 from workerd.errors import InvalidValue
 from workerd.fairness import FairTurns, Waiting, choose
 from workerd.group import GroupTemplate
-from workerd.job import AttemptRef, Claim, LimitUse
+from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
-from workerd.rate_limit import Rate
-from workerd.store import claims, columns, group_queues, limits
+from workerd.store import claims, columns, group_queues, limits, slots
 from workerd.store.base import Dialect, Row, Tx
 from workerd.store.claims import (
     INLINE_BYTES,
@@ -32,7 +31,8 @@ from workerd.store.claims import (
     Cursor,
     NodeIdent,
 )
-from workerd.store.limits import GROUP, LIMIT, RateKey, RateRow
+from workerd.store.limit_room import LimitRoom
+from workerd.store.limits import RateRow
 
 LOOKAHEAD_ROWS = 200
 """Rows beyond those wanted that are looked at where groups count: a flood does not hide the others."""
@@ -118,96 +118,6 @@ class _Window(NamedTuple):
     first: Cursor | None
 
 
-class _Room:
-    """What a limit leaves: of itself, and of each group."""
-
-    def __init__(
-        self, now: int, name: str, config: LimitConfig, row: RateRow, slots: list[Row], groups: list[Row]
-    ) -> None:
-        self.name = name
-        self.config = config
-        self.row = row
-        self.now = now
-        self.slots = limits.read_slots(slots)
-        self.groups = limits.read_group_rates(groups)
-        self._started: Counter[str] = Counter()
-        self.scopes = [
-            scope
-            for scope, count in ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
-            if count is not None
-        ]
-
-    @property
-    def retry_at(self) -> int | None:
-        """When the limit as a whole lets the next start, None if that is now or a matter of slots."""
-        moments = [self.row.held_until] if self.row.is_held(self.now) else []
-        rate = self.config.starts
-        if rate is not None and not rate.fitting(self.row.tat, self.now):
-            moments.append(rate.next_at(self.row.tat, self.now))
-        return max((moment for moment in moments if moment is not None), default=None)
-
-    def of_limit(self, wanted: int) -> int:
-        """How many of `wanted` the limit as a whole lets start."""
-        if self.row.is_held(self.now):
-            return 0
-        if self.config.concurrency is not None:
-            wanted = min(wanted, self.config.concurrency - len(self.slots.of_limit))
-        if self.config.starts is not None:
-            wanted = min(wanted, self.config.starts.fitting(self.row.tat, self.now))
-        return max(0, wanted)
-
-    def of_group(self, group: str, wanted: int) -> int:
-        """How many of `wanted` the group may start."""
-        row = self.groups.get(group)
-        if row is not None and row.is_held(self.now):
-            return 0
-        if self.config.group_concurrency is not None:
-            running = len(self.slots.of_groups.get(group, ())) + self._started[group]
-            wanted = min(wanted, self.config.group_concurrency - running)
-        if self.config.group_starts is not None:
-            wanted = min(wanted, self.config.group_starts.fitting(row and row.tat, self.now))
-        return max(0, wanted)
-
-    def group_retry_at(self, group: str) -> int | None:
-        """When the group may start one by its rate or hold, None if that is now."""
-        row = self.groups.get(group)
-        if row is None:
-            return None
-        moments = [row.held_until] if row.is_held(self.now) else []
-        rate = self.config.group_starts
-        if rate is not None and not rate.fitting(row.tat, self.now):
-            moments.append(rate.next_at(row.tat, self.now))
-        return max((moment for moment in moments if moment is not None), default=None)
-
-    def use(self, tx: Tx, started: Sequence[tuple[AttemptRef, str]]) -> dict[AttemptRef, LimitUse]:
-        """Take slots and starts for these attempts, with their groups."""
-        limits.take_slots(tx, self.name, self.slots, started, self.scopes)
-        tats: dict[RateKey, int] = {}
-        self._started.update(group for _, group in started)
-        if self.config.starts is not None:
-            key = RateKey(self.name, LIMIT, "")
-            tats[key] = self.config.starts.taken(self.row.tat, self.now, len(started))
-        if self.config.group_starts is not None:
-            for group, count in self._started.items():
-                before = self.groups[group].tat if group in self.groups else None
-                tats[RateKey(self.name, GROUP, group)] = self.config.group_starts.taken(
-                    before, self.now, count
-                )
-        limits.write_rates(tx, tats)
-        for key, tat in tats.items():
-            if key.scope == GROUP:
-                self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
-            else:
-                self.row = self.row._replace(tat=tat)
-        costs = _cost(self.config.starts), _cost(self.config.group_starts)
-        return {ref: LimitUse(self.name, group, *costs) for ref, group in started}
-
-
-def _cost(rate: Rate | None) -> int:
-    # Rounded down: what is given back is never more than was taken.
-    return 0 if rate is None else rate.period_us // rate.count
-
-
 def claim(
     tx: Tx,
     handler: LimitedHandler,
@@ -228,25 +138,31 @@ def claim(
     """
     by_group = handler.fair or (limit is not None and limit[0].by_group)
     inline = min(INLINE_BYTES, max_bytes // wanted)
-    asked = _Asked(tx.dialect, handler.name, wanted, cursor, None if by_group else inline)
+    asked = _Asked(tx.dialect, handler, wanted, cursor, None if by_group else inline)
     # In one round trip; the pause is locked first.
     questions = [claims.pause_query(tx, handler.name)]
     if limit is not None and handler.limit is not None:
         counts = limit[0].group_concurrency is not None
-        questions.append(limits.slots_query(handler.limit, by_group=counts))
+        questions.append(slots.query(handler.limit, by_group=counts))
         questions.append(limits.group_rates_query(handler.limit))
     paused, *of_limit, rows = tx.queries(*questions, asked.front())
     if claims.read_pause(tx, handler.name, paused):
         return LimitedBatch(ClaimBatch([], [], cursor, 0, paused=True))
     mono = mono_ns()
-    room: _Room | None = None
+    room: LimitRoom | None = None
     if limit is not None and handler.limit is not None:
-        room = _Room(tx.now, handler.limit, *limit, *of_limit)
+        room = LimitRoom(tx.now, handler.limit, *limit, *of_limit)
     fitting = wanted if room is None else room.of_limit(wanted)
     if fitting <= 0:
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
-    return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono)
+    if by_group or queues.heads or queues.scan or (handler.template is not None and _without_group(rows)):
+        return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono)
+    return claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
+
+
+def _without_group(rows: list[Row]) -> bool:
+    return any(row[6] is None for row in rows)
 
 
 class _Asked(NamedTuple):
@@ -258,7 +174,7 @@ class _Asked(NamedTuple):
     """
 
     dialect: Dialect
-    handler: str
+    handler: LimitedHandler
     wanted: int
     cursor: Cursor | None
     inline: int | None
@@ -270,20 +186,21 @@ class _Asked(NamedTuple):
     def front(self) -> tuple[str, list[object]]:
         """Asks for the first rows, and locks them."""
         after, params = claims.behind(self.cursor)
-        return self._select(after, "priority, run_at"), [self.handler, *params, self.rows]
+        return self._select(after, "priority, run_at"), [self.handler.name, *params, self.rows]
 
     def tail(self) -> tuple[str, list[object]]:
         """The same for the last rows."""
-        return self._select("", "priority DESC, run_at DESC"), [self.handler, TAIL_ROWS]
+        return self._select("", "priority DESC, run_at DESC"), [self.handler.name, TAIL_ROWS]
 
     def _select(self, where: str, order: str) -> str:
         size = self.dialect.byte_length("vars")
+        needed = f", {size}" if self.handler.template is not None else ""
         whole = "NULL, 1"
         if self.inline is not None:
             plain = f"{claims.IS_PLAIN} AND failures = 0 AND crashes = 0 AND losses = 0"
             whole = f"CASE WHEN {size} <= {self.inline} THEN vars END, CASE WHEN {plain} THEN 0 ELSE 1 END"
         return (
-            f"SELECT id, attempt, priority, run_at, {whole}, group_key, {size} FROM workerd_jobs"
+            f"SELECT id, attempt, priority, run_at, {whole}, group_key{needed} FROM workerd_jobs"
             f" {self.dialect.hint('workerd_holder')} WHERE status = 'new' AND holder = %s{where}"
             f" ORDER BY {order} LIMIT %s{self.dialect.skip_locked}"
         )
@@ -297,7 +214,7 @@ class _Claiming:
         tx: Tx,
         handler: LimitedHandler,
         node: NodeIdent,
-        room: _Room | None,
+        room: LimitRoom | None,
         turns: FairTurns | None,
         inline: int,
         asked: _Asked,
@@ -346,6 +263,29 @@ class _Claiming:
             cursor=scan.cursor if scan is not None else None,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
+        )
+
+    def claim_front(
+        self, wanted: int, fitting: int, front: list[Row], max_bytes: int, mono: int
+    ) -> LimitedBatch:
+        """The same where groups count for nothing: the first rows are those to start."""
+        rows = [row[:6] for row in front[:fitting]]
+        if not rows:
+            return LimitedBatch(ClaimBatch([], [], None, 0))
+        handler, room, is_full = self._handler, self._room, len(front) >= wanted
+        batch = claims.take(
+            self._tx, handler.name, rows, self._node, self._inline, max_bytes, mono, handler.expires_us
+        )
+        taken = batch.claims
+        if room is not None and taken:
+            groups = {row[:2]: group_queues.group_of(row[6]) for row in front[:fitting]}
+            taken = self._with_uses(taken, groups)
+        cursor = Cursor(front[0][2], columns.lenient(front[0][3]) or "") if is_full else None
+        return LimitedBatch(
+            batch._replace(claims=taken, cursor=cursor),
+            more=batch.found < len(rows) or (is_full and fitting == wanted),
+            retry_at=room.retry_at if room is not None else None,
+            row=room.row if room is not None else None,
         )
 
     # -- what waits
@@ -442,9 +382,14 @@ class _Claiming:
             self._tx, {c.ref: window.filled[c.ref] for c in taken if c.ref in window.filled}
         )
         if self._room is not None and taken:
-            uses = self._room.use(self._tx, [(one.ref, groups[one.ref]) for one in taken])
-            taken = [msgspec.structs.replace(one, limited=uses[one.ref]) for one in taken]
+            taken = self._with_uses(taken, groups)
         return batch._replace(claims=taken, broken=broken)
+
+    def _with_uses(self, taken: list[Claim], groups: Mapping[Any, str]) -> list[Claim]:
+        assert self._room is not None
+        refs = [one.ref for one in taken]
+        uses = self._room.use(self._tx, [(ref, groups[ref]) for ref in refs])
+        return [msgspec.structs.replace(one, limited=use) for one, use in zip(taken, uses, strict=True)]
 
     def _park(self, window: _Window, ended: set[AttemptRef]) -> dict[AttemptRef, str]:
         """Move the rows of the window that may not start now into the queues of their groups."""

@@ -227,9 +227,9 @@ class _MySQL(Dialect):
         values = {name: _NEW_VALUE.sub(r"VALUES(\1)", value) for name, value in updates.items()}
         return " ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {value}" for name, value in values.items())
 
-    def delete_by_index(self, table: str, index: str, where: str) -> str:
+    def delete_by_key(self, table: str, where: str) -> str:
         # One that reads other rows would wait for their locks.
-        return f"DELETE t FROM {table} AS t FORCE INDEX ({index}) WHERE {where}"
+        return f"DELETE t FROM {table} AS t FORCE INDEX (PRIMARY) WHERE {where}"
 
     def update_last(
         self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]

@@ -29,7 +29,9 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     ended, released
         The attempts whose end took effect, and those that are `new` again.
     woken
-        Handlers with new rows to claim, or with room for more.
+        Handlers with new rows to claim.
+    freed
+        Limits of which something was given back.
     rates
         The locked rates and holds of limits that the batch moves.
     new_errors
@@ -41,6 +43,7 @@ class ClosedBatch(msgspec.Struct, kw_only=True):
     ended: list[ClosedAttempt]
     released: list[ClosedAttempt]
     woken: set[str]
+    freed: set[str] = set()
     rates: dict[RateKey, RateRow] = {}
     new_errors: list[tuple[bytes, str]] = []
 
@@ -80,7 +83,7 @@ def close(tx: Tx, outcomes: Sequence[Outcome], node_id: bytes) -> ClosedBatch:
 def free_limits(tx: Tx, batch: ClosedBatch) -> None:
     """Free what the attempts of the batch had of limits, and hold what they say."""
     ended, released = [e.outcome for e in batch.ended], [e.outcome for e in batch.released]
-    batch.woken |= limits.free(tx, ended, released, batch.rates, batch.now)
+    batch.freed |= limits.free(tx, ended, released, batch.rates, batch.now)
 
 
 def lockable(tx: Tx, outcomes: Sequence[Outcome]) -> list[Outcome]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, Status
-from workerd.store import columns, group_queues, limits
+from workerd.store import columns, group_queues, slots
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
@@ -67,9 +67,9 @@ def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str]
                 attempts = by_limit.setdefault(again, [])
                 attempts.append((AttemptRef(job_id, attempt), group_queues.group_of(group)))
     for again, attempts in by_limit.items():
-        limits.delete(tx, [ref for ref, _ in attempts])
-        slots = limits.read_slots(tx.query(*limits.slots_query(again.limit, by_group=True)))
-        limits.take_slots(tx, again.limit, slots, attempts, again.scopes)
+        slots.delete(tx, [ref for ref, _ in attempts])
+        numbers = slots.read(tx.query(*slots.query(again.limit, by_group=True)))
+        slots.take(tx, again.limit, numbers, attempts, again.scopes)
 
 
 def take_ended(tx: Tx, node: NodeIdent, ended: Collection[AttemptRef]) -> list[AttemptRef]:

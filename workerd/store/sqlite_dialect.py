@@ -84,8 +84,8 @@ class _SQLite(Dialect):
         sets = ", ".join(f"{name} = {value}" for name, value in updates.items())
         return f" ON CONFLICT ({key}) DO UPDATE SET {sets.replace('{new.', 'excluded.').replace('}', '')}"
 
-    def delete_by_index(self, table: str, index: str, where: str) -> str:
-        return f"DELETE FROM {table} INDEXED BY {index} WHERE {where}"
+    def delete_by_key(self, table: str, where: str) -> str:
+        return f"DELETE FROM {table} WHERE {where}"
 
     def update_last(
         self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]

@@ -125,8 +125,7 @@ MYSQL = [
         n INT UNSIGNED NOT NULL,
         id BINARY(16) NULL,
         attempt INT UNSIGNED NULL,
-        PRIMARY KEY (limit_name, scope, group_key, n),
-        KEY workerd_slot_holder (id, attempt)
+        PRIMARY KEY (limit_name, scope, group_key, n)
     ) {TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS workerd_rates (
         limit_name VARCHAR(191) NOT NULL,
@@ -255,8 +254,7 @@ SQLITE = [
         {lite_id("id")},
         {lite_count("attempt", "", "1")},
         PRIMARY KEY (limit_name, scope, group_key, n)
-    )""",
-    "CREATE INDEX workerd_slot_holder ON workerd_slots (id, attempt)",
+    ) WITHOUT ROWID""",
     f"""CREATE TABLE workerd_rates (
         {lite_name("limit_name", "NOT NULL")},
         {lite_one_of("scope", _SCOPE, "NOT NULL DEFAULT 'limit'")},

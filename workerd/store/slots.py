@@ -1,0 +1,248 @@
+"""Slots of limits: rows that exist while their attempts run.
+
+A slot is taken under the lowest free number: on Galera, where the lock of a limit is not seen by other
+servers, two claims that take the same number cannot both be committed. The transaction that ends or releases
+an attempt deletes its rows, by their numbers and for it alone, and only if that took effect.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from workerd.job import AttemptRef, LimitUse
+from workerd.store import columns
+from workerd.store.base import LockLost, Row, Tx
+from workerd.store.columns import CHUNK_ROWS, chunks
+
+LIMIT, GROUP = "limit", "group"
+"""The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""
+
+
+class SlotKey(NamedTuple):
+    """What its number is counted within; `group` is empty for a limit as a whole."""
+
+    limit: str
+    scope: str
+    group: str
+
+
+class TakenNumbers(NamedTuple):
+    """The numbers of the slots that are taken, as bits: of the limit, and of each group."""
+
+    of_limit: int
+    of_groups: Mapping[str, int]
+
+
+def query(name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
+    """Asks for the slots of a limit that are taken; for those of its groups only if they count."""
+    if by_group:
+        return "SELECT n, scope, group_key FROM workerd_slots WHERE limit_name = %s", (name,)
+    # In words of 32 bits: of a limit that is far away, thousands may be taken at each claim.
+    return (
+        "SELECT n >> 5, SUM(1 << (n & 31)) FROM workerd_slots"
+        f" WHERE limit_name = %s AND scope = '{LIMIT}' GROUP BY n >> 5",
+        (name,),
+    )
+
+
+def read(rows: Sequence[Row]) -> TakenNumbers:
+    """What `query` found."""
+    of_limit = 0
+    of_groups: defaultdict[str, int] = defaultdict(int)
+    if rows and len(rows[0]) == 2:
+        for number, bits in rows:
+            of_limit |= int(bits) << 32 * int(number)
+        return TakenNumbers(of_limit, {})
+    for n, scope, group in rows:
+        if scope == LIMIT.encode():
+            of_limit |= 1 << int(n)
+        else:
+            of_groups[columns.lenient(group) or ""] |= 1 << int(n)
+    return TakenNumbers(of_limit, of_groups)
+
+
+class TakenSlots(NamedTuple):
+    """The numbers of an attempt's slots, of the limit and of its group; None where there is none."""
+
+    of_limit: int | None = None
+    of_group: int | None = None
+
+
+def take(
+    tx: Tx,
+    name: str,
+    taken: TakenNumbers,
+    attempts: Sequence[tuple[AttemptRef, str]],
+    scopes: Collection[str],
+) -> list[TakenSlots]:
+    """Give each of these attempts, with its group, a slot in each of these scopes.
+
+    Raises LockLost if another server gave one of them out meanwhile.
+    """
+    of_limit: Iterable[int | None] = itertools.repeat(None)
+    of_group: Iterable[int | None] = itertools.repeat(None)
+    if LIMIT in scopes:
+        of_limit = _free_numbers(taken.of_limit)
+    if GROUP in scopes:
+        numbers: dict[str, Iterator[int]] = {}
+        for _, group in attempts:
+            if group not in numbers:
+                numbers[group] = _free_numbers(taken.of_groups.get(group, 0))
+        of_group = (next(numbers[group]) for _, group in attempts)
+    found = [TakenSlots(*pair) for _, *pair in zip(attempts, of_limit, of_group, strict=False)]
+    if LIMIT in scopes:
+        rows = [
+            f"(%s,'{LIMIT}','',{slots.of_limit},x'{ref.id.hex()}',{ref.attempt})"
+            for (ref, _), slots in zip(attempts, found, strict=True)
+        ]
+        _insert(tx, name, rows, [name] * len(rows))
+    if GROUP in scopes:
+        rows = [
+            f"(%s,'{GROUP}',%s,{slots.of_group},x'{ref.id.hex()}',{ref.attempt})"
+            for (ref, _), slots in zip(attempts, found, strict=True)
+        ]
+        _insert(tx, name, rows, [value for _, group in attempts for value in (name, group)])
+    return found
+
+
+def _insert(tx: Tx, name: str, rows: Sequence[str], params: Sequence[str]) -> None:
+    each = len(params) // max(1, len(rows))
+    for number, part in enumerate(chunks(rows)):
+        start = number * CHUNK_ROWS * each
+        inserted = tx.execute(
+            "INSERT INTO workerd_slots (limit_name, scope, group_key, n, id, attempt) VALUES "
+            + ",".join(part)
+            + tx.dialect.keep_existing("n"),
+            params[start : start + len(part) * each],
+        )
+        if inserted < len(part) and tx.counts_rows:
+            raise LockLost(f"another server has given out slots of the limit {name!r}")
+
+
+def _free_numbers(taken: int) -> Iterator[int]:
+    """The numbers whose bits are not set, from the lowest on."""
+    while True:
+        lowest = ~taken & (taken + 1)
+        yield lowest.bit_length() - 1
+        taken |= lowest
+
+
+def free(tx: Tx, uses: Mapping[AttemptRef, LimitUse]) -> None:
+    """Delete the slots of these attempts, which have them as they say."""
+    numbers: defaultdict[SlotKey, list[int]] = defaultdict(list)
+    for use in uses.values():
+        if use.slot is not None:
+            numbers[SlotKey(use.name, LIMIT, "")].append(use.slot)
+        if use.group_slot is not None:
+            numbers[SlotKey(use.name, GROUP, use.group)].append(use.group_slot)
+    wanted = sum(map(len, numbers.values()))
+    if wanted and _delete_numbered(tx, numbers, list(uses)) < wanted:
+        delete(tx, list(uses))  # a store that failed over had lost them, and they were given others
+
+
+def _delete_numbered(tx: Tx, numbers: Mapping[SlotKey, Sequence[int]], refs: Sequence[AttemptRef]) -> int:
+    holders = columns.keys(refs)
+    deleted = 0
+    for part in chunks(sorted(numbers)):
+        of_each = " OR ".join(
+            f"limit_name = %s AND scope = %s AND group_key = %s AND n IN ({','.join(map(str, numbers[key]))})"
+            for key in part
+        )
+        deleted += tx.execute(
+            tx.dialect.delete_by_key("workerd_slots", f"({of_each}) AND ({holders})"),
+            [value for key in part for value in key],
+        )
+    return deleted
+
+
+def delete(tx: Tx, refs: Sequence[AttemptRef]) -> None:
+    """Delete the slots of these attempts, whatever their numbers."""
+    for part in chunks(refs):
+        _delete_rows(tx, _of_attempts(tx, part))
+
+
+def _delete_rows(tx: Tx, rows: Sequence[_Slot]) -> int:
+    numbers: defaultdict[SlotKey, list[int]] = defaultdict(list)
+    for row in rows:
+        numbers[row.key].append(row.n)
+    return _delete_numbered(tx, numbers, [row.ref for row in rows]) if rows else 0
+
+
+class _Slot(NamedTuple):
+    """A row of `workerd_slots`."""
+
+    key: SlotKey
+    n: int
+    ref: AttemptRef
+
+
+def _columns(prefix: str = "") -> str:
+    return ", ".join(prefix + name for name in ("limit_name", "scope", "group_key", "n", "id", "attempt"))
+
+
+def _slot(row: Row) -> _Slot:
+    key = SlotKey(*(columns.lenient(value) or "" for value in row[:3]))
+    return _Slot(key, int(row[3]), AttemptRef(*row[4:]))
+
+
+def _of_attempts(tx: Tx, refs: Sequence[AttemptRef]) -> list[_Slot]:
+    # Reads all slots, without a lock: an index for what is asked so seldom would cost each job two entries.
+    return list(map(_slot, tx.query(f"SELECT {_columns()} FROM workerd_slots WHERE {columns.keys(refs)}")))
+
+
+# -- for everybody else
+
+
+def uses(tx: Tx, refs: Sequence[AttemptRef]) -> dict[AttemptRef, LimitUse]:
+    """The limits of which these attempts have slots."""
+    found: dict[AttemptRef, LimitUse] = {}
+    for part in chunks(refs):
+        for row in _of_attempts(tx, part):
+            use = found.get(row.ref) or LimitUse(row.key.limit, "")
+            if row.key.scope == LIMIT:
+                found[row.ref] = msgspec.structs.replace(use, slot=row.n)
+            else:
+                found[row.ref] = msgspec.structs.replace(use, group=row.key.group, group_slot=row.n)
+    return found
+
+
+def sweep(tx: Tx, rows: int) -> int:
+    """Delete slots whose attempt does not run, as when a person deleted its row; returns their number."""
+    stale = tx.query(
+        f"SELECT {_columns('s.')} FROM workerd_slots AS s LEFT JOIN workerd_jobs AS j"
+        " ON j.id = s.id AND j.attempt = s.attempt AND j.status = 'inprogress'"
+        " WHERE j.id IS NULL LIMIT %s",
+        (rows,),
+    )
+    return _delete_rows(tx, list(map(_slot, stale)))
+
+
+class Holder(NamedTuple):
+    """An attempt that has a slot of a limit, or of a group of it (else None)."""
+
+    limit: str
+    group: str | None
+    ref: AttemptRef
+
+
+def holders(tx: Tx, name: str | None = None) -> list[Holder]:
+    """Who has slots, of one limit or of all."""
+    where, params = ("", []) if name is None else (" WHERE limit_name = %s", [name])
+    rows = tx.query(
+        f"SELECT limit_name, scope, group_key, id, attempt FROM workerd_slots{where}"
+        " ORDER BY limit_name, scope, group_key, n LIMIT 20000",
+        params,
+    )
+    return [
+        Holder(
+            columns.lenient(limit) or "",
+            None if scope == LIMIT.encode() else columns.lenient(group) or "",
+            AttemptRef(job_id, attempt),
+        )
+        for limit, scope, group, job_id, attempt in rows
+    ]
