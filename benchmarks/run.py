@@ -35,6 +35,7 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("enqueue",),
     ("enqueue", "--store", "sqlite"),
     ("commands",),
+    ("traces",),
     ("footprint", "--all"),
     ("recovery",),
     ("nodes", "--galera"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import functools
 import os
 import time
@@ -48,9 +49,15 @@ class AsyncClient:
         connections: int = 4,
         name: str | None = None,
         before_enqueue: Iterable[BeforeEnqueue] = (),
+        otel: bool | None = None,
     ) -> None:
         self.client = Client(
-            source, timeout=timeout, connections=connections, name=name, before_enqueue=before_enqueue
+            source,
+            timeout=timeout,
+            connections=connections,
+            name=name,
+            before_enqueue=before_enqueue,
+            otel=otel,
         )
         self._connections = connections
         self._pid = os.getpid()
@@ -62,7 +69,9 @@ class AsyncClient:
     async def _in_thread(self, call: Callable[[], T]) -> T:
         if self._pid != os.getpid():  # threads do not survive a fork
             self._pid, self._threads = os.getpid(), self._new_threads()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        # The caller's context, for its current span belongs to it.
+        run = functools.partial(contextvars.copy_context().run, call)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
 
     async def close(self) -> None:
         """Close the connections, after the calls that are running."""

@@ -28,6 +28,8 @@ from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
+from workerd.tracing import switch as tracing
+from workerd.workflow import ADHOC
 
 T = TypeVar("T")
 Source = Config | str | os.PathLike[str] | None
@@ -43,6 +45,7 @@ class Client:
     `timeout`: limit for one statement. `connections`: how many threads may use the store at the same time.
     `name`: of this program in the audit, after `client:`; None: the name of its file.
     `before_enqueue`: functions that each job passes through, in order; jobs of plain SQL and HTTP do not.
+    `otel`: whether each enqueue is a span; None: as the configuration, or WORKERD_OTEL__ENABLED, says.
 
     Raises ConfigError. Every method raises StoreAway while the store is unavailable, and WrongVersion if its
     schema has another version.
@@ -56,11 +59,13 @@ class Client:
         connections: int = 4,
         name: str | None = None,
         before_enqueue: Iterable[BeforeEnqueue] = (),
+        otel: bool | None = None,
     ) -> None:
         self._config = _configuration(source)
         self._timeout_s = seconds("timeout", timeout)
         self._connections = ConnectionPool(self._open, connections, self._timeout_s)
         self._before_enqueue = tuple(before_enqueue)
+        self._tracing = tracing.of_enqueues(otel, self._config.otel)
         self._known = KnownHandlers()
         self._wake = Paths(self._config.node).wake
         self._actor = of_client(name)
@@ -69,7 +74,9 @@ class Client:
         return open_checked(self._config, self._timeout_s)
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections; what is left of traces is exported first, for 2 s at most."""
+        if self._tracing is not None:
+            self._tracing.flush()
         self._connections.close()
 
     def __enter__(self) -> Client:
@@ -90,10 +97,13 @@ class Client:
         Raises HandlerNotFound, TooManyWaiting, and InvalidValue if an option is wrong or vars do not fit the
         handler's known signature.
         """
-        job = self._check(JobSpec(handler=handler, vars=vars or {}, **options))
-        enqueued = self._enqueue_alone(job) if is_plain(job, self._config) else None
-        if enqueued is None:
-            enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
+        checked_job = self._check(JobSpec(handler=handler, vars=vars or {}, **options))
+        with tracing.sending(self._tracing, [checked_job]) as sending:
+            [job] = sending.jobs
+            enqueued = self._enqueue_alone(job) if is_plain(job, self._config) else None
+            if enqueued is None:
+                enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
+            sending.enqueued = [enqueued]
         self.wake()
         return enqueued
 
@@ -102,7 +112,8 @@ class Client:
         new = [self._check(spec) for spec in specs]
         if not new:
             return []
-        enqueued = self._run(lambda tx: self._admit(tx, new))
+        with tracing.sending(self._tracing, new) as sending:
+            sending.enqueued = enqueued = self._run(lambda tx: self._admit(tx, sending.jobs))
         self.wake()
         return enqueued
 
@@ -195,7 +206,10 @@ class Client:
             requests.check_workflow(self._config, workflow)
         checked = requests.checked_params(self._config, params)
         key = None if id is None else _key(id)
-        submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key))
+        with tracing.submitting(self._tracing, workflow) as submitting:
+            traceparent = tracing.traceparent_of(submitting)
+            submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key, traceparent))
+            submitting.enqueued = [submitted]
         self.wake()
         return submitted
 
@@ -221,7 +235,10 @@ class Client:
             "max_failures": max_failures, "params": params, "name": name,
         }  # fmt: skip
         plan = self._read(lambda tx: request_graphs.checked(tx, self._config, body))
-        submitted = request_graphs.submit_in_slices(self._run, plan)
+        with tracing.submitting(self._tracing, ADHOC) as submitting:
+            plan = request_graphs.traced(plan, tracing.context_of(submitting))
+            submitted = request_graphs.submit_in_slices(self._run, plan)
+            submitting.enqueued = [submitted]
         self.wake()
         return submitted
 

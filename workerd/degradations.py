@@ -12,6 +12,7 @@ from workerd.config.model import Config
 from workerd.pool.command import parent_death_prefix
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import become_subreaper
+from workerd.tracing import switch as tracing
 
 MIN_OPEN_FILES = 600
 """Descriptors that a pool needs: the dump of a worker's stacks goes to one above 500."""
@@ -22,7 +23,7 @@ def degradations(config: Config) -> list[str]:
     """One sentence for each thing that works worse on this host than it can, with what follows from it."""
     checks: Iterable[Callable[[Config], str]] = (
         _pidfd, _subreaper, _children, _hidepid, _open_files, _cgroup, _setpriv, _root, _folders,
-        _sqlite,
+        _sqlite, _otel,
     )  # fmt: skip
     return [sentence for sentence in (check(config) for check in checks) if sentence]
 
@@ -132,4 +133,10 @@ def _sqlite(config: Config) -> str:
             "The store is an SQLite file: one node only, and one writer at a time; a program that keeps a "
             "transaction on it open stops the daemon."
         )
+    return ""
+
+
+def _otel(config: Config) -> str:
+    if config.otel.enabled and not tracing.installed():
+        return f"otel.enabled: {tracing.NOT_INSTALLED}."
     return ""

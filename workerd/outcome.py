@@ -48,6 +48,18 @@ class Usage(msgspec.Struct, frozen=True, array_like=True, gc=False):
     max_rss_kib: int | None = None
 
 
+class RunTrace(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The trace of one run: the context of its enqueue as W3C headers, and its spans.
+
+    `spans`: as `workerd.tracing.spans` encodes them, empty where the run is not sampled; None: its worker
+    died, so the ingester makes the span of it.
+    """
+
+    traceparent: str = ""
+    tracestate: str = ""
+    spans: bytes | None = None
+
+
 class RunResult(
     msgspec.Struct, frozen=True, array_like=True, kw_only=True, tag="ending", tag_field="t", gc=False
 ):
@@ -88,6 +100,7 @@ class RunResult(
     progress: float | None = None
     note: str | None = None
     frames: tuple[str, ...] = ()
+    trace: RunTrace | None = None
 
 
 class NextAttempt(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -113,8 +126,8 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     claim, if it is not this node's own (rescue). `next_run_us`: pause before the next run of a
     recurring handler, microseconds. `error_class`, `fingerprint`: of the BAD_REASONS. `state`: what the
     attempt saved last, empty to clear it, None to leave what the row has. `log`: what is kept of what it
-    printed and logged, without `log_dropped` bytes. Times are store times,
-    microseconds.
+    printed and logged, without `log_dropped` bytes. `trace`: of a run, where it is traced. Times are store
+    times, microseconds.
     """
 
     id: bytes
@@ -153,6 +166,7 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     log_dropped: int = 0
     limited: LimitUse | None = None
     hold: Hold | None = None
+    trace: RunTrace | None = None
 
     @property
     def ref(self) -> AttemptRef:
@@ -264,6 +278,7 @@ def refused(outcome: Outcome, error: str, *, bare: bool = False) -> Outcome:
         fingerprint=fingerprint.fingerprint(outcome.handler, Reason.REFUSED, fingerprint.REFUSED, error),
         limited=outcome.limited,
         hold=outcome.hold,
+        trace=outcome.trace,
     )
 
 

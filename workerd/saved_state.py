@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any
 
@@ -31,12 +32,24 @@ class SavedState:
     """The saved state as one run sees and changes it.
 
     `keep` gets each new document, and whether to return only when it is committed; it is called before the
-    change is visible, so that what it raises leaves the state as it was.
+    change is visible, so that what it raises leaves the state as it was. `around_step`: makes the context in
+    which a step of this name is run.
     """
 
-    def __init__(self, stored: bytes | None, keep: Callable[[bytes, bool], None]) -> None:
+    @staticmethod
+    def alone(_: str) -> AbstractContextManager[object]:
+        """Nothing around a step."""
+        return nullcontext()
+
+    def __init__(
+        self,
+        stored: bytes | None,
+        keep: Callable[[bytes, bool], None],
+        around_step: Callable[[str], AbstractContextManager[object]] = alone,
+    ) -> None:
         """Raises InvalidValue if `stored`, the document as JSON, is not one."""
         self._keep = keep
+        self._around_step = around_step
         self._lock = threading.RLock()
         self._steps_of_this_run: set[str] = set()
         self._document = SavedDocument()
@@ -79,7 +92,8 @@ class SavedState:
             return self._async_step(name, function, wait)
         if name in self._document.steps:
             return self._document.steps[name]
-        value = function()
+        with self._around_step(name):
+            value = function()
         if inspect.isawaitable(value):
             if inspect.iscoroutine(value):
                 value.close()
@@ -89,7 +103,9 @@ class SavedState:
     async def _async_step(self, name: str, function: Callable[[], Awaitable[Any]], wait: bool) -> Any:
         if name in self._document.steps:
             return self._document.steps[name]
-        return self._keep_step(name, await function(), wait)
+        with self._around_step(name):
+            value = await function()
+        return self._keep_step(name, value, wait)
 
     def _keep_step(self, name: str, value: Any, wait: bool) -> Any:
         kept = _as_json(f"the value of the step {name!r}", value)

@@ -8,6 +8,7 @@ from typing import Any, Unpack
 from weakref import WeakKeyDictionary
 
 from workerd.config.model import NodeConfig
+from workerd.config.otel_config import OtelConfig
 from workerd.config.runtime_dir import wake_dir
 from workerd.document_types import Enqueued
 from workerd.job_spec import JobOptions, JobSpec, check
@@ -15,6 +16,7 @@ from workerd.operations.access import is_django, join
 from workerd.operations.enqueue import insert, insert_alone
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
+from workerd.tracing import switch as tracing
 
 _callbacks: WeakKeyDictionary[Any, Callable[[], object] | None] = WeakKeyDictionary()
 """SQLAlchemy sessions with a listener, and the call due at their next commit."""
@@ -28,7 +30,8 @@ def enqueue(
     `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
     SQLAlchemy Connection or Session, `django.db.connection`. Handler and vars are not looked up: the attempt
     checks them. The caller commits; Django and a SQLAlchemy Session then wake the local dispatcher, after
-    other libraries call `workerd.wake()`, or the job starts within `dispatcher.poll`.
+    other libraries call `workerd.wake()`, or the job starts within `dispatcher.poll`. Where the environment
+    has WORKERD_OTEL__ENABLED=true, it is a span.
 
     Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
     """
@@ -37,9 +40,13 @@ def enqueue(
 
 def enqueue_spec(connection: Any, spec: JobSpec) -> Enqueued:
     """The same for a JobSpec."""
-    job = check(spec)
+    checked = check(spec)
     tx = join(connection)
-    enqueued = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
+    traced = tracing.of_enqueues(None, OtelConfig())
+    with tracing.sending(traced, [checked]) as sending:
+        [job] = sending.jobs
+        enqueued = insert_alone(tx, job) if job.plain else insert(tx, [job])[0]
+        sending.enqueued = [enqueued]
     after_commit(connection, wake)
     return enqueued
 

@@ -95,6 +95,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "cycle": "How often it was reopened after `finally` had begun.",
         "pending": "Of a batch: its jobs still arrive, or are released, cancelled or retried in slices.",
         "pending_after": "Where the next slice begins.",
+        "traceparent": "The span that submitted it, which its jobs get as `meta.traceparent`; NULL where it was not traced.",
     },
     "signals": {
         "request_id": "The request that it was given to.",

@@ -60,7 +60,7 @@ ACTING = {
 } - {"bulk.change_all"}
 """The operations that take an Actor and a transaction."""
 ENQUEUEING = {
-    "enqueue.admit", "enqueue.admit_each", "enqueue.admit_texts", "enqueue.insert", "enqueue.insert_alone",
+    "enqueue.admit", "enqueue.admit_each", "enqueue.insert", "enqueue.insert_alone",
     "requests.submit", "request_graphs.submit", "request_graphs.submit_in_slices",
 }  # fmt: skip
 """What adds rows without an act."""

@@ -25,6 +25,7 @@ from workerd.cli.options import (
 from workerd.cli.output import Document, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import exit_of, print_job, print_job_table, print_log, print_payload
+from workerd.document_types import Enqueued
 from workerd.job import Status, id_text, parse_id
 from workerd.job_filter import JobFilter
 from workerd.job_spec import JobOptions, JobSpec
@@ -32,10 +33,12 @@ from workerd.operations import audit, jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.edit import Edit, values_of
 from workerd.operations.edit import edit as edit_job
-from workerd.operations.enqueue import admit_texts
+from workerd.operations.enqueue import admit, check_texts
 from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
 from workerd.text import line
+from workerd.tracing import switch as tracing
+from workerd.tracing.context import of_environment
 
 DEFAULT_LIMIT = 50
 """Jobs that `job list` shows without --limit, and `--dry-run` of those that match."""
@@ -65,7 +68,7 @@ def enqueue(
     texts = parse_key_values(key_values or [])
     spec = JobSpec(handler=handler, vars=vars_ or {}, **options)
     with open_session(c) as session:
-        done = session.run(lambda tx: admit_texts(tx, spec, texts, session.config))
+        done = _enqueue(session, spec, texts)
         job_id = done.id
         try:
             if wait is not None:
@@ -78,6 +81,16 @@ def enqueue(
         except KeyboardInterrupt:
             notify(f"Job {job_id} continues; `workerd job cancel {job_id}` cancels it.")
             raise
+
+
+def _enqueue(session: CommandSession, spec: JobSpec, texts: dict[str, str]) -> Enqueued:
+    config = session.config
+    traced = tracing.of_enqueues(None, config.otel, "workerd")
+    new = session.read(lambda tx: check_texts(tx, spec, texts, config))
+    with tracing.sending(traced, [new], of_environment()) as sending:
+        sending.enqueued = session.run(lambda tx: admit(tx, sending.jobs, config))
+        done: Enqueued = sending.enqueued[0]
+    return done
 
 
 def look_up(session: CommandSession, job_id: bytes, reveal: bool) -> Document:

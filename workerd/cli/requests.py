@@ -29,7 +29,9 @@ from workerd.operations import request_graphs, requests
 from workerd.operations.waiting import wait_until
 from workerd.signature import coerce_texts
 from workerd.text import line
-from workerd.workflow import RequestStatus
+from workerd.tracing import switch as tracing
+from workerd.tracing.context import of_environment
+from workerd.workflow import ADHOC, RequestStatus
 
 DEFAULT_LIMIT = 50
 """Requests that `request list` shows without --limit."""
@@ -92,7 +94,16 @@ def submit(
 def _submit_workflow(session: CommandSession, workflow: str, texts: dict[str, str]) -> bytes:
     requests.check_workflow(session.config, workflow)
     params = requests.checked_params(session.config, coerce_texts(None, texts))
-    return parse_id(session.run(lambda tx: requests.submit(tx, workflow, params)).id)
+    with _tracing(session, workflow) as submitting:
+        traceparent = tracing.traceparent_of(submitting)
+        done = session.run(lambda tx: requests.submit(tx, workflow, params, None, traceparent))
+        submitting.enqueued = [done]
+    return parse_id(done.id)
+
+
+def _tracing(session: CommandSession, workflow: str) -> Any:
+    traced = tracing.of_enqueues(None, session.config.otel, "workerd")
+    return tracing.submitting(traced, workflow, of_environment())
 
 
 def _submit_graph(session: CommandSession, file: Path) -> bytes:
@@ -104,7 +115,11 @@ def _submit_graph(session: CommandSession, file: Path) -> bytes:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise CommandFailed(f"{file}: expected a JSON object ({error}).") from None
     plan = session.read(lambda tx: request_graphs.checked(tx, session.config, document))
-    return parse_id(request_graphs.submit_in_slices(session.run, plan).id)
+    with _tracing(session, ADHOC) as submitting:
+        plan = request_graphs.traced(plan, tracing.context_of(submitting))
+        done = request_graphs.submit_in_slices(session.run, plan)
+        submitting.enqueued = [done]
+    return parse_id(done.id)
 
 
 def signal(

@@ -266,6 +266,9 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     notes = (*found.notes, *_exposed_password(tree, sections["store"]))
     if hooks:
         found.pools[WEBHOOK_HANDLER] = _webhook_pool(hooks)
+    otel = sections["otel"]
+    if otel.enabled:
+        found.pools = {name: msgspec.structs.replace(p, otel=otel) for name, p in found.pools.items()}
     return Config(
         pools=found.pools,
         workflows=flows,

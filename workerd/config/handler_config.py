@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from workerd.config import validators as v
 from workerd.config.config_value import DAY_S, KIB, MIB, ConfigValue, NestedTable
+from workerd.config.otel_config import OtelConfig
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.config.webhook_config import WebhookConfig
 
@@ -197,6 +198,7 @@ class PoolConfig(ConfigValue, frozen=True):
     usual 100."""
     pids_max: Annotated[int, v.integer(0, 4194304)] = 0
     """Maximum processes and threads of the pool and everything its jobs start. 0: no limit."""
+    otel: OtelConfig | None = None  # where runs are traced
     restart: RestartConfig = RestartConfig()
     """After more than `intensity` deaths of the pool, or of workers without a job, within `period`
     (duration), the pool is quarantined and retried later; all other pools go on."""

@@ -15,6 +15,7 @@ from workerd.config import validators as v
 from workerd.config.config_value import DAY_S, GIB, KIB, MIB, ConfigValue, keys_of
 from workerd.config.handler_config import CommandConfig, HandlerConfig, Policy, PoolConfig
 from workerd.config.limit_config import LimitConfig
+from workerd.config.otel_config import OtelConfig
 from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.config.webhook_config import WebhookConfig
 from workerd.config.workflow_config import WorkflowConfig, WorkflowTable
@@ -183,6 +184,7 @@ class Config(ConfigValue, frozen=True, dict=True):
     gateway: GatewayConfig = GatewayConfig()
     shutdown: ShutdownConfig = ShutdownConfig()
     reload: ReloadConfig = ReloadConfig()
+    otel: OtelConfig = OtelConfig()
     retention: RetentionConfig = RetentionConfig()
     pickup: PickupConfig = PickupConfig()
     pools: dict[str, PoolConfig] = {}

@@ -26,6 +26,7 @@ from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import admit, check_repeat, checked
 from workerd.operations.rules import Rules
 from workerd.operations.why import explain
+from workerd.tracing import switch as tracing
 
 PAYLOAD_HEADERS = {
     # A payload must never run as a page of this origin, which has the session cookie.
@@ -44,7 +45,9 @@ async def enqueue(request: Request) -> Response:
     body = await params.body(request, JobBody)
     key = IdempotencyKey.of(request, "job")
     job = _checked(gateway, body, None if key is None else key.id())
-    done, document = await gateway.batch_enqueue.enqueue(job)
+    with tracing.sending(gateway.tracing, [job], params.trace_context(request)) as sending:
+        done, document = await gateway.batch_enqueue.enqueue(sending.jobs[0])
+        sending.enqueued = [done]
     answer = document | {"created": done.created, "replaced": done.replaced}
     response = json_response(answer, 201 if done.created else 200)
     response.headers["Location"] = f"/jobs/{done.id}"
@@ -67,13 +70,15 @@ async def enqueue_bulk(request: Request) -> Response:
     if not new_jobs:
         return json_response({"items": []}, 201)
 
-    def work(tx: Tx) -> list[Enqueued]:
-        done = admit(tx, new_jobs, gateway.config)
-        if key is not None:
-            check_repeat(tx, new_jobs, done, following=key.id(len(new_jobs)).bytes)
-        return done
+    with tracing.sending(gateway.tracing, new_jobs, params.trace_context(request)) as sending:
 
-    done = await gateway.backend.write(work)
+        def work(tx: Tx) -> list[Enqueued]:
+            done = admit(tx, sending.jobs, gateway.config)
+            if key is not None:
+                check_repeat(tx, new_jobs, done, following=key.id(len(new_jobs)).bytes)
+            return done
+
+        sending.enqueued = done = await gateway.backend.write(work)
     return json_response({"items": done}, 201 if key is None or any(one.created for one in done) else 200)
 
 

@@ -251,6 +251,13 @@ _KEY = {
     "made, and 422 if its body is another.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"},
 }
+_TRACE = {
+    "name": "traceparent",
+    "in": "header",
+    "description": "The caller's span, by the W3C: where traces are on, the enqueue is a part of its trace. "
+    "One that is malformed is ignored.",
+    "schema": {"type": "string", "maxLength": 512, "pattern": "^[\\x20-\\x7e]*$"},
+}
 _VIEW = _query(
     "view", "The path of the page to follow.", type="string", pattern="^/", maxLength=2000, default="/"
 )
@@ -279,7 +286,7 @@ PAGES = (
 
 OPERATIONS = (
     Operation("post", "/jobs", "Enqueue a job", {200: EnqueuedJob, 201: EnqueuedJob}, params.JobBody,
-              headers=(_KEY,), errors=(409, 429)),
+              headers=(_KEY, _TRACE), errors=(409, 429)),
     Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
@@ -293,7 +300,7 @@ OPERATIONS = (
                type="string"),
         _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
-              params.JobsBody, headers=(_KEY,), errors=(409, 429)),
+              params.JobsBody, headers=(_KEY, _TRACE), errors=(409, 429)),
     Operation("post", "/jobs/cancel", "Cancel all jobs that match a filter", {200: Changed},
               bulk.CancelJobsBody, errors=(409,)),
     Operation("post", "/jobs/retry", "Run all jobs that match a filter again", {200: Changed},
@@ -313,7 +320,7 @@ OPERATIONS = (
     Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,
               errors=(404, 409)),
     Operation("post", "/requests", "Submit a request: run a workflow, or its own graph",
-              {200: Request, 201: Request}, params.RequestBody, headers=(_KEY,)),
+              {200: Request, 201: Request}, params.RequestBody, headers=(_KEY, _TRACE)),
     Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
         _query("workflow", "Only requests of this workflow.", **_NAME),
         _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),

@@ -19,6 +19,8 @@ from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import OPTIONS, JobSpec
 from workerd.outcome import Reason
+from workerd.tracing.context import TRACEPARENT, TRACESTATE, TraceContext
+from workerd.tracing.context import parse as parse_trace
 
 T = TypeVar("T")
 S = TypeVar("S", bound=StrEnum)
@@ -423,3 +425,8 @@ def wait(request: Request) -> float:
         return min(duration(float(text) if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) else text), MAX_WAIT_S)
     except ValueError as error:
         raise HTTPProblem(422, f"wait: {error}.") from None
+
+
+def trace_context(request: Request) -> TraceContext | None:
+    """The caller's span, by the headers of W3C; None without one that can be read."""
+    return parse_trace(request.headers.get(TRACEPARENT, ""), request.headers.get(TRACESTATE, ""))

@@ -7,6 +7,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workerd.document_types import Enqueued
 from workerd.gateway import params
 from workerd.gateway.idempotency import IdempotencyKey
 from workerd.gateway.params import EmptyBody, RequestBody
@@ -16,7 +17,8 @@ from workerd.gateway.state import actor_of, gateway_of, json_response, look_up
 from workerd.job import id_text, parse_id
 from workerd.operations import request_graphs, requests
 from workerd.operations.access import Tx
-from workerd.workflow import RequestStatus
+from workerd.tracing import switch as tracing
+from workerd.workflow import ADHOC, RequestStatus
 
 
 async def submit(request: Request) -> Response:
@@ -35,13 +37,19 @@ async def submit(request: Request) -> Response:
 
     key = IdempotencyKey.of(request, "request")
 
-    def work(tx: Tx) -> tuple[bool, dict[str, Any]]:
-        submitted = requests.submit(tx, workflow, request_params, None if key is None else key.id().bytes)
-        if not submitted.created:
-            requests.check_repeat(tx, parse_id(submitted.id), workflow, request_params)
-        return submitted.created, requests.get(tx, parse_id(submitted.id), gateway.rules)
+    key_id = None if key is None else key.id().bytes
+    with tracing.submitting(gateway.tracing, workflow, params.trace_context(request)) as submitting:
+        traceparent = tracing.traceparent_of(submitting)
 
-    created, document = await gateway.backend.write(work)
+        def work(tx: Tx) -> tuple[Enqueued, dict[str, Any]]:
+            submitted = requests.submit(tx, workflow, request_params, key_id, traceparent)
+            if not submitted.created:
+                requests.check_repeat(tx, parse_id(submitted.id), workflow, request_params)
+            return submitted, requests.get(tx, parse_id(submitted.id), gateway.rules)
+
+        done, document = await gateway.backend.write(work)
+        submitting.enqueued = [done]
+    created = done.created
     response = json_response(document, 201 if created else 200)
     response.headers["Location"] = f"/requests/{document['id']}"
     return response
@@ -51,14 +59,20 @@ async def _submit_graph(request: Request, body: RequestBody) -> Response:
     gateway = gateway_of(request)
     key = IdempotencyKey.of(request, "request")
 
-    def work(tx: Tx) -> tuple[bool, dict[str, Any]]:
-        plan = request_graphs.checked(tx, gateway.config, body.graph())
-        submitted = request_graphs.submit(tx, plan, None if key is None else key.id().bytes)
-        if not submitted.created:
-            request_graphs.check_repeat(tx, parse_id(submitted.id), plan)
-        return submitted.created, requests.get(tx, parse_id(submitted.id), gateway.rules)
+    key_id = None if key is None else key.id().bytes
+    with tracing.submitting(gateway.tracing, ADHOC, params.trace_context(request)) as submitting:
+        context = tracing.context_of(submitting)
 
-    created, document = await gateway.backend.write(work)
+        def work(tx: Tx) -> tuple[Enqueued, dict[str, Any]]:
+            plan = request_graphs.traced(request_graphs.checked(tx, gateway.config, body.graph()), context)
+            submitted = request_graphs.submit(tx, plan, key_id)
+            if not submitted.created:
+                request_graphs.check_repeat(tx, parse_id(submitted.id), plan)
+            return submitted, requests.get(tx, parse_id(submitted.id), gateway.rules)
+
+        done, document = await gateway.backend.write(work)
+        submitting.enqueued = [done]
+    created = done.created
     response = json_response(document, 201 if created else 200)
     response.headers["Location"] = f"/requests/{document['id']}"
     return response

@@ -45,6 +45,7 @@ from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import check_replaceable
 from workerd.runtime.sockets import listen as listen_unix
+from workerd.tracing import switch as tracing
 
 MAX_TURN_INTERVAL_S = 1.0
 """Between two turns of the supervisor channel's loop, unless a timer or a message is due earlier."""
@@ -64,6 +65,7 @@ class Gateway(Service):
         setproctitle.setproctitle("workerd: gateway")
         self._config = ctx.config
         self._generations = Generations(ctx.config.node)
+        self._tracing = tracing.of_enqueues(None, ctx.config.otel, "workerd")
         self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
         self._connections: ClientConnections
         self._state: GatewayState
@@ -78,6 +80,8 @@ class Gateway(Service):
         asyncio.run(self._main())
         with contextlib.suppress(OSError):
             self.supervisor.flush()
+        if self._tracing is not None:
+            self._tracing.flush()
         # Threads that wait for an unavailable store must not delay the exit.
         os._exit(0)
 
@@ -121,6 +125,7 @@ class Gateway(Service):
             stats=StatsCache(self._backend, self._config),
             events=Events(self._render, tokens),
             rules=rules,
+            tracing=self._tracing,
         )
         periodic = [
             asyncio.create_task(self._state.history.run()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 from starlette.requests import Request
@@ -26,6 +26,9 @@ from workerd.operations.access import Tx
 from workerd.operations.actor import Actor
 from workerd.operations.rules import UNREDACTED, HandlerRules, Rules
 
+if TYPE_CHECKING:
+    from workerd.tracing.enqueues import EnqueueTracing
+
 T = TypeVar("T")
 
 
@@ -45,6 +48,7 @@ class GatewayState:
     stats: StatsCache
     events: Events
     rules: HandlerRules
+    tracing: EnqueueTracing | None = None
 
     @property
     def node_name(self) -> str:

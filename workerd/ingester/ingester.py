@@ -39,6 +39,7 @@ from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import poke
 from workerd.store.engines import open_store
+from workerd.tracing import switch as tracing
 
 LONGEST_STORE_TIMEOUT_S = 5.0
 """Without a byte of the store's; shorter than the watchdog, should nothing else show progress."""
@@ -76,6 +77,7 @@ class Ingester(Service):
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()
+        self._spans = tracing.of_exports(config.otel, config.node.name)
         events = WebhookEvents(config)
         if config.webhooks:
             self._store.before_commit = events.before_commit
@@ -88,6 +90,7 @@ class Ingester(Service):
             self._stats,
             advance_workflows=not config.pickup.requests_inprogress,
             webhooks=events.after_close if config.webhooks else None,
+            spans=self._spans,
             on_claimable=partial(poke, paths.wake),
             on_freed=self._on_freed,
             on_scheduled=self._on_scheduled,
@@ -208,6 +211,8 @@ class Ingester(Service):
             self.loop.call_later(THROUGHPUT_INTERVAL_S, self._send_throughput)
 
     def counted(self) -> list[Series]:
+        if self._spans is not None:
+            self._stats.spans(self._spans.counted())
         return self._stats.take(self._store.stats.errors)
 
     def info(self) -> dict[str, Any]:
@@ -255,6 +260,8 @@ class Ingester(Service):
             _log.error("outcomes.abandoned", count=self._pending.rows, error=self._spool.trouble)
         self._states.write()
         self._progress.write()
+        if self._spans is not None:
+            self._spans.flush(min(tracing.FLUSH_LIMIT_S, max(0.1, self._stop_by - time.monotonic())))
         self.beat()
         self._connections.close()
         self._spool.close()

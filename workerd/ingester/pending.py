@@ -32,6 +32,8 @@ def weight(outcome: Outcome) -> int:
         total += _text(outcome.note)
     if outcome.state is not None:
         total += 2 * len(outcome.state)
+    if outcome.trace is not None:
+        total += len(outcome.trace.spans or b"")
     return total
 
 

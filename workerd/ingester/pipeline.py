@@ -260,6 +260,8 @@ class WritePipeline:
                 self._leaves_logs_out = True
                 _log.warning("logs.left_out", spool_bytes=self._spool.bytes)
             outcome = without_log(outcome, "the store was away and the spool more than half full")
+        if outcome.trace is not None and self._spool.half_full:
+            outcome = msgspec.structs.replace(outcome, trace=None)
         if outcome.node_id is not None:
             return outcome
         return msgspec.structs.replace(outcome, node_id=self._node_id)

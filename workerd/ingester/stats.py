@@ -54,6 +54,7 @@ class IngestStats:
         self._runs: dict[tuple[str, bool | None], _Observations] = {}
         self._queues: dict[str, _Observations] = {}
         self._new_errors: Counter[str] = Counter()
+        self._spans: Counter[str] = Counter()
         self._batch_rows = _Observations(families.INGEST_BATCH.bounds)
         self._batch_seconds = _Observations(families.INGEST_SECONDS.bounds)
 
@@ -82,6 +83,10 @@ class IngestStats:
         """Count error groups that are new, or open again, by their handlers."""
         self._new_errors.update(handlers)
 
+    def spans(self, counts: Mapping[str, int]) -> None:
+        """Count spans by what became of them."""
+        self._spans.update(counts)
+
     def batch(self, rows: int, seconds: float) -> None:
         """Count a committed transaction."""
         self._batch_rows.add(rows)
@@ -101,6 +106,8 @@ class IngestStats:
             series.append((families.QUEUE_SECONDS.name, (handler,), observed.numbers(_MICRO)))
         for handler, count in self._new_errors.items():
             series.append((families.ERRORS_NEW.name, (handler,), [count]))
+        for result, count in self._spans.items():
+            series.append((families.SPANS.name, (result,), [count]))
         if self._batch_rows.total:
             series.append((families.INGEST_BATCH.name, (), self._batch_rows.numbers()))
             series.append((families.INGEST_SECONDS.name, (), self._batch_seconds.numbers()))

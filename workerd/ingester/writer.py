@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from workerd import log
 from workerd.clock import SECOND
@@ -32,6 +32,9 @@ from workerd.store import errors as store_errors
 from workerd.store import outcomes as store_outcomes
 from workerd.store.base import Store, Tx
 from workerd.store.outcomes import ClosedBatch
+
+if TYPE_CHECKING:
+    from workerd.tracing.export import SpanExport
 
 MAX_TURN_S = 1.0
 """After this a batch that is taken apart goes on in the next turn of the loop."""
@@ -110,6 +113,7 @@ class Writer:
         *,
         advance_workflows: bool,
         webhooks: FollowUp | None = None,
+        spans: SpanExport | None = None,
         on_claimable: Callable[[], object],
         on_freed: Callable[[Collection[str]], object],
         on_scheduled: Callable[[int], object],
@@ -119,6 +123,7 @@ class Writer:
         self._follow_ups = FOLLOW_UPS if advance_workflows else FOLLOW_UPS_WITHOUT_STEPS
         if webhooks is not None:  # they tell of what the others found
             self._follow_ups = (*self._follow_ups, webhooks)
+        self._spans = spans
         self._on_claimable = on_claimable
         self._on_freed = on_freed
         self._on_scheduled = on_scheduled
@@ -296,7 +301,15 @@ class Writer:
             recorded = [outcome for outcome in part if outcome.ref in effective]
         self._stats.recorded(recorded)
         self.recent.recorded(recorded, now)
+        if self._spans is not None:
+            self._spans.recorded(recorded, now, self._metas_of)
         return locked
+
+    def _metas_of(self, refs: Sequence[AttemptRef]) -> dict[AttemptRef, bytes | None]:
+        """The `meta` of these attempts; empty if the store does not answer."""
+        with contextlib.suppress(StoreError):
+            return self._store.read(lambda tx: store_outcomes.metas(tx, refs))
+        return {}
 
     @property
     def _careful(self) -> bool:

@@ -155,6 +155,12 @@ SPOOL_BYTES = Definition(
     "gauge",
     "Bytes of outcomes in this node's spool, which the store has not taken yet.",
 )
+SPANS = Definition(
+    "workerd_spans_total",
+    "counter",
+    "Spans of traced runs of this node, by result: exported, failed, or dropped because the queue was full.",
+    ("result",),
+)
 STORE_ERRORS = Definition(
     "workerd_store_errors_total",
     "counter",
@@ -178,5 +184,5 @@ ALL = (
     ATTEMPTS, JOBS_ENDED, RUN_SECONDS, QUEUE_SECONDS, ERRORS_NEW, JOBS, OLDEST_SECONDS, PAUSED, LIMIT_USED,
     LIMIT_WAITING, SCHEDULE_LATE,
     REQUESTS_FAILED, WORKERS, RESTARTS, QUARANTINED, STALE, LEASE_SECONDS, INGEST_BATCH, INGEST_SECONDS,
-    SPOOL_BYTES, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
+    SPOOL_BYTES, SPANS, STORE_ERRORS, PROCESS_CPU, PROCESS_RSS,
 )  # fmt: skip

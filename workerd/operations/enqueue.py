@@ -22,6 +22,7 @@ from workerd.signature import check_vars, coerce_texts, redaction_of
 from workerd.store import duplicates, handlers, jobs, queries
 from workerd.store.base import Tx
 from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
+from workerd.tracing.context import without_context
 
 MAX_NAMES_SHOWN = 20
 KEY_USED = "Idempotency-Key: it was used with another body before; send each body with a key of its own"
@@ -110,16 +111,15 @@ def admit(
     return insert(tx, specs)
 
 
-def admit_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config) -> Enqueued:
-    """Enqueue a job with further vars as texts, which the handler's known signature makes values of.
+def check_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config) -> NewJob:
+    """A job with further vars as texts, which the handler's known signature makes values of.
 
-    Raises HandlerNotFound, TooManyWaiting, InvalidValue for a wrong option or vars that do not fit.
+    Raises HandlerNotFound, InvalidValue for a wrong option.
     """
     known = handlers.known(tx)
     check_handlers([spec.handler], known, config)
     values = {**spec.vars, **coerce_texts(known.get(spec.handler), texts)}
-    new = checked(replace(spec, vars=values), config)
-    return admit(tx, [new], config, known=known)[0]
+    return checked(replace(spec, vars=values), config)
 
 
 def refusal(spec: NewJob, known: Mapping[str, bytes | None], config: Config) -> Exception | None:
@@ -179,7 +179,7 @@ def _is_same(spec: NewJob, row: JobRow | None) -> bool:
 
 
 def _value(json: bytes | None) -> object:
-    return None if json is None else msgspec.json.decode(json)
+    return None if json is None else without_context(msgspec.json.decode(json))
 
 
 def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:

@@ -24,6 +24,7 @@ from workerd.job_spec import JobSpec, NewJob, check, params_json
 from workerd.operations.enqueue import KEY_USED, check_spec_vars
 from workerd.store import batches, handlers, requests
 from workerd.store.base import Tx
+from workerd.tracing.context import TraceContext, into_meta
 
 SLICE_JOBS = 1000
 """Jobs of a batch that one transaction writes."""
@@ -33,12 +34,16 @@ KEYS = ("jobs", "then", "finally", "params", "name", "max_failures")
 
 
 class Plan(NamedTuple):
-    """A checked request; `members`: the jobs of a batch, whose graph has only `then` and `finally`."""
+    """A checked request; `members`: the jobs of a batch, whose graph has only `then` and `finally`.
+
+    `traceparent`: of the span that its jobs come from.
+    """
 
     graph: wf.Graph
     members: list[NewJob]
     params: bytes
     name: str | None
+    traceparent: str | None = None
 
 
 class _Item(NamedTuple):
@@ -215,9 +220,19 @@ def submit(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
     return done
 
 
+def traced(plan: Plan, context: TraceContext | None) -> Plan:
+    """The plan of a request whose jobs come from a span, None for none."""
+    if context is None:
+        return plan
+    members = [
+        msgspec.structs.replace(job, meta=into_meta(job.meta, context) or job.meta) for job in plan.members
+    ]
+    return plan._replace(members=members, traceparent=context.traceparent)
+
+
 def begin(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
     """Write the request, without the jobs of a batch: `add` them slice by slice, then `seal` it."""
-    done = requests.submit_graph(tx, plan.graph, plan.params, plan.name, request_id)
+    done = requests.submit_graph(tx, plan.graph, plan.params, plan.name, request_id, plan.traceparent)
     return Enqueued(id_text(done.id), done.created)
 
 

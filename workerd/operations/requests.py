@@ -61,9 +61,14 @@ def checked_params(config: Config, params: Mapping[str, Any] | None) -> bytes:
     return params_json(params or {}, config.gateway.max_body)
 
 
-def submit(tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None) -> Enqueued:
-    """Submit a request; an existing one with this id is left as it is."""
-    done = requests.submit(tx, workflow, params, request_id)
+def submit(
+    tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None, traceparent: str | None = None
+) -> Enqueued:
+    """Submit a request; an existing one with this id is left as it is.
+
+    `traceparent`: of the span that its jobs come from.
+    """
+    done = requests.submit(tx, workflow, params, request_id, traceparent=traceparent)
     return Enqueued(id_text(done.id), done.created)
 
 

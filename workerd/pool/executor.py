@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from functools import partial
 from types import CoroutineType, FrameType
-from typing import Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import msgspec
 
@@ -35,6 +35,9 @@ from workerd.redaction import NOTHING, Redaction
 from workerd.saved_state import SavedState
 from workerd.signature import BadVars
 from workerd.wrapping import MACHINERY, Around, run_around
+
+if TYPE_CHECKING:
+    from workerd.tracing.runs import RunTracing, TracedRun
 
 PROGRESS_INTERVAL_S = 0.1
 """Between two messages about progress; the last value is also part of the result."""
@@ -72,8 +75,8 @@ class RunningJob:
 
     __slots__ = (
         "_deadline", "_ended", "_flags", "_handler_log", "_link", "_pid", "_sent_at", "_state", "claim",
-        "fraction", "in_signal_handler", "interrupt_in_place", "interruption", "max_payload", "note",
-        "replay", "scrub", "serial",
+        "fraction", "in_signal_handler", "interrupt_in_place", "interrupted_ns", "interruption",
+        "max_payload", "note", "replay", "scrub", "serial", "traced",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +94,8 @@ class RunningJob:
         self.claim = assignment.claim
         self.max_payload = assignment.max_payload
         self.interruption: BaseException | None = None
+        self.interrupted_ns = 0
+        self.traced: TracedRun | None = None
         self.fraction: float | None = None
         self.note: str | None = None
         self.interrupt_in_place: Callable[[FrameType | None, BaseException], bool] | None = None
@@ -133,12 +138,15 @@ class RunningJob:
             self.interruption = DeadlineExceeded(f"the deadline of {self._deadline:g} s has passed")
         else:
             return
+        self.interrupted_ns = time.time_ns()
         if self.interrupt_in_place is None or not self.interrupt_in_place(frame, self.interruption):
             raise self.interruption
 
     def finish(self, result: RunResult) -> RunResult:
         """The result with progress and interruption; later progress, of threads it left, is ignored."""
         self._ended = True
+        if self.traced is not None:
+            result = self.traced.end(result, self.interruption, self.interrupted_ns, self.scrub)
         if self.interruption is None and self.fraction is None and self.note is None:
             return result
         return msgspec.structs.replace(
@@ -165,7 +173,8 @@ class RunningJob:
     def state(self) -> SavedState:
         """What the job has saved. Raises InvalidValue if that cannot be read."""
         if self._state is None:
-            self._state = SavedState(self.claim.state, self._keep_state)
+            around_step = SavedState.alone if self.traced is None else self.traced.step
+            self._state = SavedState(self.claim.state, self._keep_state, around_step)
         return self._state
 
     def _keep_state(self, state: bytes, wait: bool) -> None:
@@ -195,8 +204,10 @@ class Executor:
         link: PoolLink,
         handler_log: HandlerLog,
         replay: bool = False,
+        tracing: RunTracing | None = None,
     ) -> None:
         self._handlers = handlers
+        self._tracing = tracing
         self._redactions = {name: handler.redaction for name, handler in handlers.items()}
         self._runners: dict[str, Runner] = {}
         self._flags = flags
@@ -214,6 +225,13 @@ class Executor:
                 raise LoadError(f"init failed: {results.line_of(error)}\n{results.stack_of(error)}")
         for name, handler in self._handlers.items():
             self._runners[name] = _runner(handler)
+        if self._tracing is not None:
+            self._tracing.adopt_program()
+
+    def end(self) -> None:
+        """Nothing more is run here."""
+        if self._tracing is not None:
+            self._tracing.flush_program()
 
     def run(self, assignment: Assignment) -> RunResult:
         """Run one job. Returns in the process that called it, or not at all."""
@@ -222,6 +240,8 @@ class Executor:
             self._redactions.get(assignment.claim.handler, NOTHING), self._replay,
         )  # fmt: skip
         self._handler_log.begin(job.serial, job.scrub)
+        if self._tracing is not None:
+            job.traced = self._tracing.begin(job.claim)
         try:
             result = self._run(job)
         except BaseException as error:  # a bug of workerd ends one attempt, not the worker
@@ -325,7 +345,8 @@ class CommandRunner:
     def run(self, job: RunningJob) -> RunResult:
         ctx = job.context()
         [argv], _ = self._command.bind(job.claim.vars, ctx)
-        program = Program(self._command, job.claim, ctx, argv, job.max_payload)
+        trace = {} if job.traced is None else job.traced.environment()
+        program = Program(self._command, job.claim, ctx, argv, job.max_payload, trace)
         job.interrupt_in_place = program.interrupt
         return _result(job, _invoke_around(self._around, ctx, program.run, [], {}, job))
 

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import setproctitle
 
 from workerd import log as logging
@@ -76,6 +77,8 @@ from workerd.runtime.paths import Paths, RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
 from workerd.signature import redaction_of
+from workerd.tracing import switch as tracing
+from workerd.tracing.context import trace_of
 
 _CANCELLED_BEFORE_START = RunResult(serial=0, kind="cancelled", error="It was cancelled before it started.")
 
@@ -146,6 +149,7 @@ class Pool(Service):
         become_subreaper()
         yield_processors(POOL_NICENESS)
         forget_exit_functions()
+        tracing.prepare_runs(self._pool.otel)
         noted_calls.watch()
         # The loop does not run while handlers are imported: the supervisor must know how long that may take.
         self.trouble = f"Its handlers are being loaded; `load_timeout` is {self._pool.load_timeout:g} s."
@@ -411,6 +415,8 @@ class Pool(Service):
             attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=worker.pid,
             cancelled=attempt.cancelled, state=attempt.state,
         )  # fmt: skip
+        if self._pool.otel is not None:
+            outcome = msgspec.structs.replace(outcome, trace=result.trace or trace_of(attempt.claim.meta))
         self._send(outcome if attempt.log is None else attempt.with_log(outcome))
         self._state_relay.forget(attempt)
 

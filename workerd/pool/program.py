@@ -7,8 +7,8 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable
-from types import FrameType
+from collections.abc import Callable, Mapping
+from types import FrameType, MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -47,11 +47,21 @@ class ProgramEnded(Exception):
 
 
 class Program:
-    """One run of a command for one claim. `max_payload`: bytes of standard output."""
+    """One run of a command for one claim. `max_payload`: bytes of standard output.
+
+    `variables`: what its environment has beside the worker's and those of the job.
+    """
 
     def __init__(
-        self, command: Command, claim: Claim, ctx: Context, argv: list[str | bytes], max_payload: int
+        self,
+        command: Command,
+        claim: Claim,
+        ctx: Context,
+        argv: list[str | bytes],
+        max_payload: int,
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
+        self._variables = variables
         self._command = command
         self._config = command.config
         self._claim = claim
@@ -160,6 +170,7 @@ class Program:
     def _environment(self) -> dict[str, str]:
         return {
             **os.environ,
+            **self._variables,
             "WORKERD_JOB_ID": self._ctx.job_id,
             "WORKERD_ATTEMPT": str(self._ctx.attempt),
             "WORKERD_TOKEN": self._ctx.token,

@@ -26,6 +26,7 @@ from workerd.pool.worker_channel import WorkerChannel
 from workerd.pool.worker_limits import Meter
 from workerd.runtime.child import become_subreaper
 from workerd.runtime.reaper import RunProcesses
+from workerd.tracing import switch as tracing_switch
 
 NOT_READY_EXIT_STATUS = 78
 """A worker whose handlers do not load, or whose `init` or instances fail."""
@@ -70,6 +71,7 @@ def worker_main(fds: WorkerFds, name: str, pool: PoolConfig, loaded: LoadedHandl
     ignored_signals.restore_in_children(_forked_child_cleanup(channel))
     channel.send(ready)
     _run_jobs(title, Meter(fds.flags), channel, executor, state, processes, settings)
+    executor.end()
     run_exit_functions()
     return 0
 
@@ -87,7 +89,8 @@ def _prepare(
         loaded = load(pool)
         ready = Loaded(specs=loaded.specs, sources=loaded.sources)
     handler_log.configure_structlog(loaded.structlog_config)
-    executor = Executor(loaded.handlers, fds.flags, channel, handler_log)
+    tracing = tracing_switch.of_runs(pool.otel)
+    executor = Executor(loaded.handlers, fds.flags, channel, handler_log, tracing=tracing)
     executor.prepare(loaded.init)
     handler_log.respect_configuration()
     return ready, executor

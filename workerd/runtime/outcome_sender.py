@@ -249,6 +249,8 @@ def _size(outcome: Outcome) -> int:
         size += len(outcome.extras or b"") + len(outcome.spawn or b"")
     if outcome.state is not None:
         size += len(outcome.state)
+    if outcome.trace is not None:
+        size += len(outcome.trace.spans or b"")
     return size
 
 

@@ -342,7 +342,10 @@ def marks(items: Sequence[object]) -> str:
 
 
 class RequestRow(msgspec.Struct, kw_only=True, gc=False):
-    """One request. `params`, `extras` and `steps` are JSON text, not decoded."""
+    """One request. `params`, `extras` and `steps` are JSON text, not decoded.
+
+    `traceparent`: of the span that its jobs come from, where it was traced.
+    """
 
     id: bytes
     workflow: str
@@ -362,6 +365,7 @@ class RequestRow(msgspec.Struct, kw_only=True, gc=False):
     cycle: int = 0
     pending: str | None = None
     pending_after: bytes | None = None
+    traceparent: str | None = None
 
 
 REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
@@ -370,7 +374,7 @@ REQUEST_COLUMNS = ", ".join(RequestRow.__struct_fields__)
 def request(row: Row) -> RequestRow:
     """A row selected as REQUEST_COLUMNS."""
     ident, workflow, params, extras, steps, step, status, version, error, created_at, completed_at = row[:11]
-    name, total, done, failed, cycle, pending, pending_after = row[11:]
+    name, total, done, failed, cycle, pending, pending_after, traceparent = row[11:]
     return RequestRow(
         id=ident,
         workflow=lenient(workflow) or "",
@@ -390,6 +394,7 @@ def request(row: Row) -> RequestRow:
         cycle=cycle,
         pending=lenient(pending),
         pending_after=pending_after,
+        traceparent=lenient(traceparent),
     )
 
 

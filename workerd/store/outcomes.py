@@ -156,6 +156,15 @@ def ingested(tx: Tx, keys: Sequence[AttemptRef], moment: int) -> set[AttemptRef]
     return found
 
 
+def metas(tx: Tx, refs: Sequence[AttemptRef]) -> dict[AttemptRef, bytes | None]:
+    """The `meta` of these attempts, JSON."""
+    found: dict[AttemptRef, bytes | None] = {}
+    for part in columns.chunks(refs):
+        rows = tx.query(f"SELECT id, attempt, meta FROM workerd_jobs WHERE {columns.keys(part)}")
+        found.update((AttemptRef(job_id, attempt), meta) for job_id, attempt, meta in rows)
+    return found
+
+
 def progress(tx: Tx, messages: Sequence[Progress], node_id: bytes) -> int:
     """Write the progress of running attempts of this incarnation; returns the number of rows updated.
 

@@ -59,35 +59,46 @@ class PickedUp(NamedTuple):
 
 
 def submit(
-    tx: Tx, workflow: str, params: bytes, request_id: bytes | None = None, *, begins_at: int | None = None
+    tx: Tx,
+    workflow: str,
+    params: bytes,
+    request_id: bytes | None = None,
+    *,
+    begins_at: int | None = None,
+    traceparent: str | None = None,
 ) -> Submitted:
     """Insert a request, `queuing` until a dispatcher picks it up; `params`: a JSON object.
 
-    `begins_at`: store time before which it is not picked up.
+    `begins_at`: store time before which it is not picked up. `traceparent`: of the span it comes from.
     """
     ident = request_id or new_id()
     tx.enqueued.append(ident)
     created = tx.execute(
-        "INSERT INTO workerd_requests (id, workflow, params, created_at, begins_at)"
-        " VALUES (%s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
-        (ident, workflow, params.decode(), columns.at(tx.now), columns.at(begins_at)),
+        "INSERT INTO workerd_requests (id, workflow, params, created_at, begins_at, traceparent)"
+        " VALUES (%s, %s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
+        (ident, workflow, params.decode(), columns.at(tx.now), columns.at(begins_at), traceparent),
     )
     return Submitted(ident, bool(created))
 
 
 def submit_graph(
-    tx: Tx, graph: wf.Graph, params: bytes, name: str | None, request_id: bytes | None = None
+    tx: Tx,
+    graph: wf.Graph,
+    params: bytes,
+    name: str | None,
+    request_id: bytes | None = None,
+    traceparent: str | None = None,
 ) -> Submitted:
     """Insert a request with its own graph, and begin it; a batch is `queuing` until `batches.seal`."""
     ident = request_id or new_id()
     status = RequestStatus.QUEUING if graph.members else RequestStatus.INPROGRESS
     tx.enqueued.append(ident)
     created = tx.execute(
-        "INSERT INTO workerd_requests (id, workflow, params, created_at, steps, status, name, total, pending)"
-        " VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
+        "INSERT INTO workerd_requests (id, workflow, params, created_at, steps, status, name, total, pending,"
+        " traceparent) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)" + tx.dialect.keep_existing("id"),
         (
             ident, wf.ADHOC, params.decode(), columns.at(tx.now), wf.encode(graph).decode(), str(status),
-            name, len(graph.jobs), "fill" if graph.members else None,
+            name, len(graph.jobs), "fill" if graph.members else None, traceparent,
         ),
     )  # fmt: skip
     if created and not graph.members:

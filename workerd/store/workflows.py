@@ -331,6 +331,10 @@ def _changes(tx: Tx, update: RequestUpdate) -> tuple[list[str], list[object]]:
     return sets, params
 
 
+def _meta(row: RequestRow) -> bytes | None:
+    return None if row.traceparent is None else msgspec.json.encode({"traceparent": row.traceparent})
+
+
 def _insert(tx: Tx, updates: Sequence[RequestUpdate]) -> set[str]:
     new = [
         NewJob(
@@ -338,6 +342,7 @@ def _insert(tx: Tx, updates: Sequence[RequestUpdate]) -> set[str]:
             # Derived from request and name, so that the primary key refuses a second one.
             id=wf.job_id(update.row.id, update.row.created_at, job.name),
             vars=msgspec.json.encode(job.vars),
+            meta=_meta(update.row),
             request_id=update.row.id,
             step=job.step,
             name=job.name,

@@ -70,6 +70,7 @@ MYSQL = [
         ADD COLUMN cycle INT UNSIGNED NOT NULL DEFAULT 0,
         ADD COLUMN pending ENUM('fill','release','cancel','reopen') NULL,
         ADD COLUMN pending_after BINARY(16) NULL,
+        ADD COLUMN traceparent VARCHAR(64) NULL,
         ADD KEY workerd_request_pending (pending, created_at)""",
     f"""CREATE TABLE IF NOT EXISTS workerd_signals (
         request_id BINARY(16) NOT NULL,
@@ -196,6 +197,7 @@ SQLITE = [
             lite_count("cycle", "NOT NULL DEFAULT 0"),
             lite_one_of("pending", "'fill','release','cancel','reopen'"),
             lite_id("pending_after"),
+            lite_name("traceparent"),
         )
     ],
     "CREATE INDEX workerd_request_pending ON workerd_requests (pending, created_at)"

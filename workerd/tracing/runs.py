@@ -1,0 +1,204 @@
+"""The span `process` of each run, current while the handler runs, and the spans that end during it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from hashlib import blake2b
+from typing import Literal
+
+import msgspec
+from opentelemetry import context as contexts
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, Span, SpanKind
+
+from workerd.job import Claim, id_text
+from workerd.outcome import Outcome, RunResult, RunTrace
+from workerd.tracing import attributes as names
+from workerd.tracing import spans
+from workerd.tracing.context import TraceContext, of_meta
+from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote
+
+MAX_SPANS_PER_RUN = 1000
+MAX_BYTES_PER_RUN = 256 * 1024
+"""Further spans of a run are left out and counted: they travel with its outcome."""
+
+LinkMode = Literal["link", "parent"]
+Scrub = Callable[[str], str]
+
+
+def ids_of(attempt: Claim | Outcome) -> tuple[int, int]:
+    """The trace and the span of a run: whoever makes its span, worker or ingester, makes the same one."""
+    named = b"%b%d/%d" % (attempt.id, attempt.attempt, attempt.claimed_at)
+    digest = blake2b(named, digest_size=24).digest()
+    return int.from_bytes(digest[:16], "big") or 1, int.from_bytes(digest[16:], "big") or 1
+
+
+def process_attributes(attempt: Claim | Outcome) -> dict[str, str | int | bool]:
+    """What the span of a run has from its beginning."""
+    found = names.of_operation("process", "process", attempt.handler)
+    found[names.MESSAGE_ID] = id_text(attempt.id)
+    found[names.ATTEMPT] = attempt.attempt
+    if attempt.request_id is not None:
+        found[names.CONVERSATION_ID] = id_text(attempt.request_id)
+        if attempt.name is not None:
+            found[names.STEP] = attempt.name
+    return found
+
+
+def origin_of(context: TraceContext | None, mode: LinkMode) -> tuple[Context, list[Link]]:
+    """The parent context and the links of a run's span."""
+    if context is None:
+        return Context(), []
+    creation = remote(context)
+    if mode == "parent":
+        return trace.set_span_in_context(trace.NonRecordingSpan(creation), Context()), []
+    return Context(), [Link(creation)]
+
+
+class _RunIds(RandomIdGenerator):
+    """The ids of the run that begins."""
+
+    trace_id = span_id = 1
+
+    def generate_trace_id(self) -> int:
+        return self.trace_id
+
+    def generate_span_id(self) -> int:
+        return self.span_id
+
+
+class _Collector(SpanProcessor):
+    """Keeps spans that have ended, also by threads of the handler's."""
+
+    def __init__(self) -> None:
+        self.ended: list[ReadableSpan] = []
+        self.dropped = 0
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if not span.context.trace_flags.sampled:
+            return
+        if len(self.ended) < MAX_SPANS_PER_RUN:
+            self.ended.append(span)
+        else:
+            self.dropped += 1
+
+    def take(self) -> tuple[list[ReadableSpan], int]:
+        ended, dropped = self.ended, self.dropped
+        self.ended, self.dropped = [], 0
+        return ended, dropped
+
+
+class RunTracing:
+    """Traces the runs of one worker; made in its process, and exports nothing itself.
+
+    Spans of other libraries end here too, unless the program has set a provider of its own.
+    """
+
+    def __init__(self, mode: LinkMode) -> None:
+        self._mode = mode
+        self._ids = _RunIds()
+        self._runs, self._others = _Collector(), _Collector()
+        # A provider of its own, for the ids of runs are not drawn by lot.
+        self._tracer = provider(self._runs, ids=self._ids).get_tracer(SCOPE)
+        self._of_program = provider(self._others)
+        self.step_tracer = self._of_program.get_tracer(SCOPE)
+
+    def adopt_program(self) -> None:
+        """Take the spans of other libraries, once the program's code has been loaded."""
+        if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
+            trace.set_tracer_provider(self._of_program)
+
+    def flush_program(self) -> None:
+        """Flush the provider that the program has set, within FLUSH_LIMIT_S."""
+        flush = getattr(trace.get_tracer_provider(), "force_flush", None)
+        if flush is not None and trace.get_tracer_provider() is not self._of_program:
+            finished_in_time(flush)
+
+    def begin(self, claim: Claim) -> TracedRun:
+        """Begin the span of a run, and make it the current one."""
+        origin = of_meta(claim.meta)
+        parent, links = origin_of(origin, self._mode)
+        self._ids.trace_id, self._ids.span_id = ids_of(claim)
+        span = self._tracer.start_span(
+            f"process {claim.handler}",
+            context=parent,
+            kind=SpanKind.CONSUMER,
+            attributes=process_attributes(claim),
+            links=links,
+        )
+        return TracedRun(self, origin, span)
+
+    def take(self, scrub: Scrub) -> bytes:
+        """The spans of the run that has ended; empty if it is not sampled."""
+        runs, _ = self._runs.take()
+        others, dropped = self._others.take()
+        if not runs:
+            return b""
+        found = spans.RunSpans(spans.record(runs[-1], scrub), [], dropped)
+        room = MAX_BYTES_PER_RUN
+        for span in others:
+            try:
+                record = spans.record(span, scrub)
+                room -= spans.size(record)
+            except Exception:  # an attribute of the handler's that cannot be encoded
+                found.dropped += 1
+                continue
+            if room < 0:
+                found.dropped += 1
+            else:
+                found.others.append(record)
+        try:
+            return spans.encode(found)
+        except Exception:
+            found.process.attributes = {
+                key: value if isinstance(value, str) else repr(value)[:100]
+                for key, value in found.process.attributes.items()
+            }
+            return spans.encode(found)
+
+
+class TracedRun:
+    """One run with its span."""
+
+    __slots__ = ("_origin", "_span", "_token", "_tracing")
+
+    def __init__(self, tracing: RunTracing, origin: TraceContext | None, span: Span) -> None:
+        self._tracing = tracing
+        self._origin = origin
+        self._span = span
+        self._token = contexts.attach(trace.set_span_in_context(span))
+
+    def environment(self) -> dict[str, str]:
+        """The variables by which a program goes on with the trace."""
+        found = headers(self._span)
+        if found is None:
+            return {}
+        state = {"TRACESTATE": found.tracestate} if found.tracestate else {}
+        return {"TRACEPARENT": found.traceparent, **state}
+
+    def step(self, name: str) -> AbstractContextManager[object]:
+        """The span of a step that is run."""
+        return self._tracing.step_tracer.start_as_current_span(
+            f"step {name}", attributes={names.SYSTEM: names.WORKERD, names.STEP: name}
+        )
+
+    def end(
+        self, result: RunResult, interruption: BaseException | None, interrupted_ns: int, scrub: Scrub
+    ) -> RunResult:
+        """End the span; the result with it. `interruption`: what the soft signal raised, and when."""
+        if interruption is not None:
+            self._span.add_event(type(interruption).__name__, timestamp=interrupted_ns)
+        self._span.end(time.time_ns())
+        contexts.detach(self._token)
+        origin = self._origin
+        trace_ = RunTrace(
+            "" if origin is None else origin.traceparent,
+            "" if origin is None else origin.tracestate,
+            self._tracing.take(scrub),
+        )
+        return msgspec.structs.replace(result, trace=trace_)

@@ -1,0 +1,92 @@
+"""What each process makes of OpenTelemetry's SDK: a provider, an exporter, a flush that ends in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from importlib.metadata import entry_points
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SpanExporter
+from opentelemetry.sdk.trace.id_generator import IdGenerator
+from opentelemetry.trace import SpanContext, TraceFlags, TraceState
+
+from workerd.tracing.context import TraceContext, parse
+from workerd.tracing.switch import FLUSH_LIMIT_S
+
+SCOPE = "workerd"
+"""The name of the tracer that all spans of workerd are made by."""
+_EXPORTERS = "opentelemetry_traces_exporter"
+"""The group of entry points that OTEL_TRACES_EXPORTER names one of."""
+
+
+def provider(
+    processor: SpanProcessor | None, service: str = "", node: str = "", ids: IdGenerator | None = None
+) -> TracerProvider:
+    """A provider of this process, by OTEL_*; `service`: the service's name where OTEL_* give none."""
+    made = TracerProvider(resource=resource(service, node), id_generator=ids, shutdown_on_exit=False)
+    if processor is not None:
+        made.add_span_processor(processor)
+    return made
+
+
+def resource(service: str, node: str) -> Resource:
+    """What all spans of this process have in common."""
+    own = {"workerd.node": node} if node else {}
+    named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get(
+        "OTEL_RESOURCE_ATTRIBUTES", ""
+    )
+    if service and not named:
+        own["service.name"] = service
+    return Resource.create(own)
+
+
+def exporter() -> SpanExporter | None:
+    """The exporter that OTEL_TRACES_EXPORTER names, by default OTLP over HTTP; None for "none".
+
+    An exporter that is not installed is replaced by the default one.
+    """
+    name = os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")[0].strip()
+    if name == "none":
+        return None
+    if name in ("", "otlp"):
+        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
+            "OTEL_EXPORTER_OTLP_PROTOCOL", ""
+        )
+        name = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
+    for entry in entry_points(group=_EXPORTERS, name=name):
+        with contextlib.suppress(ImportError):
+            made: SpanExporter = entry.load()()
+            return made
+    return OTLPSpanExporter()
+
+
+def finished_in_time(work: Callable[[], object], limit_s: float = FLUSH_LIMIT_S) -> bool:
+    """Whether `work` was done within the limit; after it, it goes on in a thread that keeps nobody."""
+    thread = threading.Thread(target=work, name="workerd-flush", daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # the interpreter ends
+        return False
+    thread.join(limit_s)
+    return not thread.is_alive()
+
+
+def remote(context: TraceContext) -> SpanContext:
+    """The span of another process."""
+    state = TraceState.from_header([context.tracestate]) if context.tracestate else None
+    return SpanContext(context.trace_id, context.span_id, True, TraceFlags(context.flags), state)
+
+
+def headers(span: trace.Span) -> TraceContext | None:
+    """The context of a span of this process, for another one."""
+    found = span.get_span_context()
+    if not found.is_valid:
+        return None
+    flags = found.trace_flags & TraceFlags.SAMPLED
+    return parse(f"00-{found.trace_id:032x}-{found.span_id:016x}-{flags:02x}", found.trace_state.to_header())
