@@ -17,7 +17,7 @@ SAYS = {
     "fastapi_app": "'result': 'cat9.png@200'",
     "flask_app": "'result': 'cat.png@200'",
     "monitoring": "shop_bytes_total 42.0",
-    "order_workflow": "account: order 7",
+    "order_workflow": "'receipt': 'receipt 7', 'approved_by': 'anna'",
     "php_command": "'month': 'busy', 'sum': 42, 'attempt': 2",
     "php_insert": "Welcome, Ada!",
     "shell_command": "The program ended with exit status 66.",
