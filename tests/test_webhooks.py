@@ -105,8 +105,18 @@ def test_a_name_with_one_private_address_among_others_is_refused(monkeypatch: py
     assert address_of("example.org", 80, private=True) == "8.8.8.8"
 
 
+def test_a_receiver_that_hangs_is_tried_again(
+    tmp_path: Path, receiver: WebhookReceiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a worker for the time limit alone."""
+    monkeypatch.setattr(workerd.webhooks, "TIMEOUT_S", 0.2)
+    receiver.hang.clear()
+    outcome = deliver(tmp_path, receiver.url)
+    assert (outcome.reason, "timed out" in str(outcome.error)) == ("error", True)
+
+
 def test_a_receiver_that_speaks_no_http_is_tried_again(tmp_path: Path) -> None:
-    """As one that hangs, which the deadline ends."""
+    """Whatever it says instead."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer() -> None:

@@ -257,19 +257,18 @@ def test_what_a_program_saves_is_read_by_its_next_attempt() -> None:
 
 @pytest.mark.parametrize("status", [0, 4, 64])
 def test_a_wish_to_be_retried_counts_whatever_the_exit_status(status: int) -> None:
-    """As raising Retry does; with its pause, its reason, and whether it uses an attempt."""
-    script = (
-        f"""echo '{{"retry": {{"after": "5m", "reason": "busy", "counted": false}}}}' >&3; exit {status}"""
-    )
-    result = execute(shell(script), fail_codes=(64,))
+    """As raising Retry does; with its pause, its reason, whether it uses an attempt, and whom it holds."""
+    wish = '{"retry": {"after": "5m", "reason": "busy", "counted": false, "hold": "group"}}'
+    result = execute(shell(f"echo '{wish}' >&3; exit {status}"), fail_codes=(64,))
     assert (result.kind, result.error, result.after, result.counted) == ("retry", "busy", 300.0, False)
+    assert result.hold == "group"
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "rubbish", "[1]", '{"progress": "half"}', '{"progress": NaN}', '{"extras": [1]}',
-        '{"retry": {"when": 1}}',
+        '{"retry": {"when": 1}}', '{"retry": {"hold": "all"}}',
         '{"retry": {"after": "soon"}}', '{"retry": {"after": -1}}', "\\377\\376", '{"note": 5}',
     ],
 )  # fmt: skip

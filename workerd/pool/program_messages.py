@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -25,6 +25,7 @@ class RetryMessage(msgspec.Struct, forbid_unknown_fields=True):
     after: float | str | None = None
     reason: str = ""
     counted: bool = True
+    hold: Literal["group", "limit"] | None = None
 
 
 class Message(msgspec.Struct):
@@ -84,7 +85,8 @@ class ProgramMessages:
             self._ctx.save(message.save)
         if message.retry is not None:
             wish = message.retry
-            self.retry = Retry(wish.reason or "The program asked for it.", wish.after, wish.counted)
+            reason = wish.reason or "The program asked for it."
+            self.retry = Retry(reason, wish.after, wish.counted, wish.hold)
 
     def _warn(self, line: bytes, why: str) -> None:
         self._warnings += 1
