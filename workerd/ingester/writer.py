@@ -348,9 +348,9 @@ class Writer:
             # the pool, and end again.
             _log.exception("outcome.write_failed")
             raise StoreRefused(f"bug in workerd: {type(error).__name__}: {error}") from error
-        self._announce(batch, part, now)
-        self._stats.new_errors(handler for _, handler in batch.new_errors)
         effective = batch.refs
+        self._announce(batch, effective, part, now)
+        self._stats.new_errors(handler for _, handler in batch.new_errors)
         if self._unknown_commits:
             effective |= self._settle_unknown([outcome.ref for outcome in ready])
         if len(ready) == len(part):
@@ -358,14 +358,15 @@ class Writer:
         written = {outcome.id for outcome in ready}
         return effective, [outcome for outcome in part if outcome.id not in written], now
 
-    def _announce(self, batch: ClosedBatch, part: list[Outcome], now: int) -> None:
-        """Wake whoever can claim what follows."""
+    def _announce(
+        self, batch: ClosedBatch, effective: set[AttemptRef], part: list[Outcome], now: int
+    ) -> None:
+        """Wake whoever can claim what follows; `effective` are the attempts of the batch."""
         if batch.woken:
             self._on_claimable()
         if batch.freed:
             self._on_freed(batch.freed)
-        effective = batch.refs
-        delays = (delay for o in part if o.ref in effective for delay in _delays_us(o))
+        delays = (delay for o in part for delay in _delays_us(o) if o.ref in effective)
         delay_us = min(delays, default=self._poll_us)
         if delay_us < self._poll_us:
             self._on_scheduled(now + delay_us)

@@ -138,7 +138,7 @@ def admit_each(
     """Check and insert each job, which has no id and no unique key: its row, or why it is refused.
 
     `max_waiting` is not checked. Two round trips with the COMMIT: three more to ask for the handlers, and to
-    read back what was written, took half of the gateway's CPU time of a `POST /jobs` on one connection.
+    read back what was written, took a third of the gateway's CPU time of a `POST /jobs` on one connection.
     """
     refusals = known.refusals(tx, specs, config)
     admitted = [spec for spec, why in zip(specs, refusals, strict=True) if why is None]

@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TextIO
 
-from workerd.pool.noted_calls import signal_changes
+from workerd.pool.noted_calls import signal_changes, timer_changes
 from workerd.pool.shared import DUMP_SIGNAL, FIRST_PRIVATE_FD, WorkerFds
 
 Disposition = Callable[[int, Any], Any] | int | None
@@ -188,8 +188,10 @@ class ProcessState:
             self._restore_signals()
         signal.set_wakeup_fd(-1)
         _pthread_sigmask(_SIG_SETMASK, ())
-        for timer in _TIMERS:
-            _setitimer(timer, 0)
+        if timer_changes.noted:
+            for timer in _TIMERS:
+                _setitimer(timer, 0)
+            timer_changes.noted = False
 
     def _restore_signals(self) -> None:
         for signum, captured in zip(_SIGNALS, self._dispositions, strict=True):

