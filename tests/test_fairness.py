@@ -79,6 +79,19 @@ def test_without_turns_the_oldest_that_has_room_is_next() -> None:
     ]  # fmt: skip
 
 
+def test_a_group_is_idle_until_it_has_had_its_turn() -> None:
+    """As it was before the trial in which it gets one."""
+    turns = FairTurns()
+    for _ in range(3):
+        turns.charge("a")
+    trial = turns.trial()
+    trial.charge("b")
+    assert trial.was_idle("b")
+    assert not trial.was_idle("a")
+    turns.adopt(trial)
+    assert not turns.trial().was_idle("b")
+
+
 def test_a_trial_changes_nothing_until_it_is_adopted() -> None:
     """A transaction that is run again begins with the same turns."""
     turns = FairTurns()

@@ -41,6 +41,11 @@ class FairTurns:
             known = self._before.next_start(group) if self._before is not None else 0.0
         return max(self.virtual, known)
 
+    def was_idle(self, group: str) -> bool:
+        """Whether the group had nothing started, or not its share, before this trial began."""
+        before = self._before or self
+        return before.next_start(group) <= before.virtual
+
     def charge(self, group: str) -> None:
         """One job of the group was started."""
         start = self.next_start(group)

@@ -129,7 +129,8 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
     `run_at`: store time, microseconds. `mono`: the monotonic nanosecond at which `claimed_at` was read,
     so that later store times follow without asking the store (law 8). `vars`, `meta`, `params`, `extras`:
     JSON text as bytes, not decoded before the worker. `needs`: JSON payloads by job name; `failed`: those
-    that failed. `state`: what earlier attempts saved.
+    that failed. `state`: what earlier attempts saved. `is_ahead`: by the turns of groups it starts before
+    those that were claimed earlier.
     """
 
     mono: int
@@ -142,4 +143,5 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
     extras: bytes | None = None
     needs: dict[str, bytes] | None = None
     state: bytes | None = None
+    is_ahead: bool = False
     failed: list[str] | None = None

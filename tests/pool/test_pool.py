@@ -9,8 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+import workerd.pool.pool
 from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
 from workerd.job import Status
+from workerd.messages import Claims
 from workerd.outcome import Reason
 from workerd.pool import monitor
 
@@ -75,6 +77,30 @@ def test_a_job_with_a_rate_does_not_wait_for_a_slow_run(
         assert released(harness.outcome(waiting))
         (marks / "go").touch()
         assert harness.outcome(running).reason is Reason.OK
+
+
+def test_a_group_that_was_idle_starts_before_what_waits(
+    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Among those that were idle the order stays."""
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
+    monkeypatch.setattr(workerd.pool.pool, "MAX_OVERTAKEN_S", 1e6)
+    pool = make_pool("noop", "gate")
+    fair = tuple(msgspec.structs.replace(handler, fair=True) for handler in pool.handlers)
+    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=fair)) as harness:
+        harness.up()
+        running = harness.claim("gate", folder=str(marks))
+        waiting = [harness.claim("noop") for _ in range(3)]
+        late = [harness.claim("noop", is_ahead=True) for _ in range(2)]
+        harness.give(running)
+        harness.until((marks / "gate").exists)
+        for claims in (waiting, late[:1], late[1:]):
+            harness.dispatcher.send(Claims(claims))  # more than it demands, for it has measured no run
+        harness.until(lambda: harness.info().get("waiting") == 5)
+        (marks / "go").touch()
+        ended = harness.outcomes([running, *waiting, *late])
+        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
+        assert [outcome.id for outcome in order] == [c.id for c in (running, *late, *waiting)]
 
 
 def test_without_lease_no_job_is_started(harness: PoolHarness, marks: Path) -> None:

@@ -282,6 +282,17 @@ def test_fair_groups_take_turns(store: Store, rows: Rows) -> None:
     assert "new" in later
 
 
+def test_the_first_job_of_a_group_that_was_idle_is_ahead(store: Store, rows: Rows) -> None:
+    """Of what its pool was given before; further ones are not."""
+    claimer = Claimer(store, fair=True)
+    insert(rows, *["a"] * 6)
+    assert [claim.is_ahead for claim in claimer.claim(4)] == [True, False, False, False]
+    [late, _] = [rows.insert("h", group_key="b") for _ in range(2)]
+    claimed = claimer.claim(4)
+    assert [claim.id for claim in claimed if claim.is_ahead] == [late]
+    assert claimed[0].id == late
+
+
 def test_a_lone_fair_group_gets_all(store: Store, rows: Rows) -> None:
     """Turns withhold nothing."""
     claimer = Claimer(store, fair=True)

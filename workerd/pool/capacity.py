@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 BUFFER_S = 0.025
 """Seconds of work that may wait in the pool: about the time that a claim and its demand take."""
+MAX_OVERTAKEN_S = 0.1
+"""For which claims that wait here may be overtaken."""
 MAX_BUFFER_S = 0.1
 """The same where claims take long, because the store's disk or line is slow or the machine busy."""
 MAX_RATED_WAIT_S = 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import time
 from collections import Counter, deque
@@ -40,6 +41,7 @@ from workerd.pool import job_trace, loading, noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
 from workerd.pool.capacity import (
     BUFFER_S,
+    MAX_OVERTAKEN_S,
     MAX_RATED_WAIT_S,
     Capacity,
     ClaimTimeAverage,
@@ -114,6 +116,7 @@ class Pool(Service):
         self._stale = False
         self._spared = SparedJobs()
         self._redactions: dict[str, Redaction] = {}  # of handlers that have any
+        self._fair = any(handler.fair for handler in pool.handlers)
         self._late_timer: Timer | None = None
         self._rated = any(handler.rated for handler in pool.handlers)
         self._run_times = RunTimeAverage()
@@ -218,14 +221,28 @@ class Pool(Service):
         if not self._may_start_jobs:
             self._release(claims)
             return
-        for claim in claims:
-            if claim.handler in self._policies:
-                self._queue.append(claim)
-            else:
-                self._release([claim])
+        known = [claim for claim in claims if claim.handler in self._policies]
+        if len(known) < len(claims):
+            self._release([claim for claim in claims if claim.handler not in self._policies])
+        if self._fair and self._queue:
+            known = self._let_ahead(known)
+        self._queue.extend(known)
         self._assign_queued()
         if self._queue:
             self._start_monitor()  # which releases claims that no worker takes
+
+    def _let_ahead(self, claims: list[Claim]) -> list[Claim]:
+        """Put the claims of groups that were idle before those that wait, unless they do so for long.
+
+        Returns the others.
+        """
+        ahead = [claim for claim in claims if claim.is_ahead]
+        if not ahead:
+            return claims
+        since = time.monotonic_ns() - int(MAX_OVERTAKEN_S * 1e9)
+        stay = list(itertools.takewhile(lambda one: one.is_ahead or one.mono < since, self._queue))
+        self._queue = deque([*stay, *ahead, *itertools.islice(self._queue, len(stay), None)])
+        return [claim for claim in claims if not claim.is_ahead]
 
     def _on_cancel(self, ref: AttemptRef) -> None:
         workers = self._worker_manager.workers.values()
@@ -274,7 +291,8 @@ class Pool(Service):
         idle = len(manager.idle) + manager.starting_soon
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
-        buffer_s = BUFFER_S if self._rated else self._claim_times.buffer_s
+        # What waits here has had its start or its turn: no more than is needed.
+        buffer_s = BUFFER_S if self._rated or self._fair else self._claim_times.buffer_s
         return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
 
     # -- to the workers

@@ -9,6 +9,7 @@ are too long.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from workerd.store.columns import chunks
 
 MAX_SCANNED = 500
 """Groups that one scan finds; less than the recursion that servers allow."""
+MANY_PARKED = 20
+"""Jobs of one group for which a statement of their own is cheaper than naming the queue of each."""
 MAX_PROBED = 200
 """Groups whose first rows one statement reads."""
 
@@ -61,23 +64,30 @@ def bounds(handler: str) -> tuple[str, str]:
 
 def park(tx: Tx, handler: str, jobs: Mapping[AttemptRef, str]) -> None:
     """Put these jobs, whose rows are locked, into the queues of these groups."""
-    for part in chunks(list(jobs.items())):
-        cases = " ".join([f"WHEN x'{ref.id.hex()}' THEN %s" for ref, _ in part])
-        tx.execute(
-            f"UPDATE workerd_jobs SET queue = CASE id {cases} END"
-            f" WHERE {columns.keys([ref for ref, _ in part])}",
-            [name(handler, group) for _, group in part],
-        )
+    by_group: defaultdict[str, list[AttemptRef]] = defaultdict(list)
+    for ref, group in jobs.items():
+        by_group[group].append(ref)
+    many = {group: refs for group, refs in by_group.items() if len(refs) > MANY_PARKED}
+    for group, refs in many.items():
+        for part in chunks(refs):
+            sql = f"UPDATE workerd_jobs SET queue = %s WHERE {columns.keys(part)}"
+            tx.execute(sql, [name(handler, group)])
+    others = [(ref, name(handler, group)) for ref, group in jobs.items() if group not in many]
+    _write(tx, "queue", others)
 
 
 def write_groups(tx: Tx, groups: Mapping[AttemptRef, str]) -> None:
     """Write the groups of these attempts, whose rows are locked."""
-    for part in chunks(list(groups.items())):
+    _write(tx, "group_key", list(groups.items()))
+
+
+def _write(tx: Tx, column: str, values: Sequence[tuple[AttemptRef, str]]) -> None:
+    for part in chunks(values):
         cases = " ".join([f"WHEN x'{ref.id.hex()}' THEN %s" for ref, _ in part])
         tx.execute(
-            f"UPDATE workerd_jobs SET group_key = CASE id {cases} END"
+            f"UPDATE workerd_jobs SET {column} = CASE id {cases} END"
             f" WHERE {columns.keys([ref for ref, _ in part])}",
-            [group for _, group in part],
+            [value for _, value in part],
         )
 
 

@@ -35,7 +35,9 @@ from workerd.store.limit_room import LimitRoom
 from workerd.store.limits import RateRow
 
 LOOKAHEAD_ROWS = 200
-"""Rows beyond those wanted that are looked at where groups count: a flood does not hide the others."""
+"""Rows that are looked at, at least, where groups count: a flood does not hide the others."""
+MIN_LOOKAHEAD_ROWS = 50
+"""Of these, beyond those wanted."""
 TAIL_ROWS = 50
 """Of the newest rows, which are looked at too while there are more than that."""
 MAX_QUEUES = 500
@@ -138,7 +140,7 @@ def claim(
     """
     by_group = handler.fair or (limit is not None and limit[0].by_group)
     inline = min(INLINE_BYTES, max_bytes // wanted)
-    asked = _Asked(tx.dialect, handler, wanted, cursor, None if by_group else inline)
+    asked = _Asked(tx.dialect, handler, wanted, cursor, by_group, inline)
     # In one round trip; the pause is locked first.
     questions = [claims.pause_query(tx, handler.name)]
     if limit is not None and handler.limit is not None:
@@ -168,20 +170,27 @@ def _without_group(rows: list[Row]) -> bool:
 class _Asked(NamedTuple):
     """Which rows of the handler's own queue are looked at.
 
+    by_group
+        Whether groups count: then more rows are looked at than are claimed.
     inline
-        Bytes of vars up to which they are read with the row; None where groups count: then more rows are
-        looked at than are claimed, and none is read in full.
+        Bytes of vars up to which they are read with the row.
     """
 
     dialect: Dialect
     handler: LimitedHandler
     wanted: int
     cursor: Cursor | None
-    inline: int | None
+    by_group: bool
+    inline: int
 
     @property
     def rows(self) -> int:
-        return self.wanted + (LOOKAHEAD_ROWS if self.inline is None else 0)
+        return self.wanted + (max(LOOKAHEAD_ROWS - self.wanted, MIN_LOOKAHEAD_ROWS) if self.by_group else 0)
+
+    @property
+    def in_full(self) -> bool:
+        """Whether rows are read as a claim needs them, since most of them will be claimed."""
+        return not self.by_group or self.wanted >= LOOKAHEAD_ROWS
 
     def front(self) -> tuple[str, list[object]]:
         """Asks for the first rows, and locks them."""
@@ -196,7 +205,7 @@ class _Asked(NamedTuple):
         size = self.dialect.byte_length("vars")
         needed = f", {size}" if self.handler.template is not None else ""
         whole = "NULL, 1"
-        if self.inline is not None:
+        if self.in_full:
             plain = f"{claims.IS_PLAIN} AND failures = 0 AND crashes = 0 AND losses = 0"
             whole = f"CASE WHEN {size} <= {self.inline} THEN vars END, CASE WHEN {plain} THEN 0 ELSE 1 END"
         return (
@@ -292,7 +301,7 @@ class _Claiming:
 
     def _whole_rows(self, refs: Sequence[AttemptRef], window: _Window) -> list[Row]:
         """These rows as `claims.take` wants them, locked."""
-        if self._asked.inline is not None and window.rows.keys() >= set(refs):
+        if self._asked.in_full and window.rows.keys() >= set(refs):
             return [window.rows[ref][:6] for ref in refs]
         return claims.rows_of(self._tx, refs, self._inline)
 
@@ -300,7 +309,7 @@ class _Claiming:
         """The first rows of the handler's own queue; where groups count, the last ones too."""
         first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if rows else None
         is_full = len(rows) >= self._asked.rows
-        if is_full and self._asked.inline is None:
+        if is_full and self._asked.by_group:
             rows = [*rows, *self._tx.query(*self._asked.tail())]
         by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
         window = _Window(defaultdict(list), {}, {}, by_ref, is_full, first)
@@ -383,6 +392,8 @@ class _Claiming:
         )
         if self._room is not None and taken:
             taken = self._with_uses(taken, groups)
+        if self._turns is not None:
+            taken = _in_turn(taken, groups, self._turns)
         return batch._replace(claims=taken, broken=broken)
 
     def _with_uses(self, taken: list[Claim], groups: Mapping[Any, str]) -> list[Claim]:
@@ -428,6 +439,20 @@ class _Claiming:
             return None
         moments = [room.retry_at, *(room.group_retry_at(group) for group in groups & room.groups.keys())]
         return min((moment for moment in moments if moment is not None), default=None)
+
+
+def _in_turn(taken: list[Claim], groups: Mapping[AttemptRef, str], turns: FairTurns) -> list[Claim]:
+    """The first claim of each group that was idle is ahead of what the pool has been given."""
+    marked: list[Claim] = []
+    seen: set[str] = set()
+    for one in taken:
+        group = groups[one.ref]
+        if group not in seen:
+            seen.add(group)
+            if turns.was_idle(group):
+                one = msgspec.structs.replace(one, is_ahead=True)
+        marked.append(one)
+    return marked
 
 
 def _merged(
