@@ -13,7 +13,8 @@ from workerd.job import Status
 from workerd.outcome import Reason
 from workerd.runtime.sockets import poke
 from workerd.store import claims as store_claims
-from workerd.store.base import Session, Store, Tx
+from workerd.store.base import Store, Tx
+from workerd.store.session import Session
 
 LIFE = 50
 """Of a pool that connects before any Roster names it."""

@@ -23,9 +23,10 @@ from workerd.ingester.spool import LOG_BYTES
 from workerd.job import Status, new_id
 from workerd.messages import Seen
 from workerd.outcome import NextAttempt, Reason
-from workerd.store.base import Session, Store, Tx
+from workerd.store.base import Store, Tx
 from workerd.store.base import Store as BaseStore
-from workerd.store.mysql import MySQLSession
+from workerd.store.mysql_session import MySQLSession
+from workerd.store.session import Session
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from workerd.clock import SECOND
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused
 from workerd.store import base, jobs
 from workerd.store.base import Store, Tx
-from workerd.store.claims import poll
+from workerd.store.polls import poll
 
 Opened = Callable[..., Store]
 NEW = jobs.NewJob(handler="h", vars=b'{"a": 1}', meta=b"[2]", priority=3, deadline_ms=4, max_attempts=5)

@@ -18,10 +18,11 @@ from workerd.errors import StoreBusy
 from workerd.job import Claim, Status
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
-from workerd.store import handlers, job_control, jobs, servers
+from workerd.store import handlers, job_control, jobs, polls, servers
 from workerd.store.base import Store
-from workerd.store.claims import NodeIdent, PollResult, poll
+from workerd.store.claims import NodeIdent
 from workerd.store.mysql_dialect import MYSQL
+from workerd.store.polls import PollResult, poll
 
 LOCK_WAITS = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -260,8 +261,8 @@ def test_peek_names_the_handlers_that_have_rows(store: Store) -> None:
     """One statement for all handlers; those without `new` rows are not in the answer."""
     enqueue(store, "a'b")
     enqueue(store, "later", delay=60 * clock.SECOND)
-    assert store.read(lambda tx: store_claims.peek(tx, ["x", "a'b", "later"])).handlers == {"a'b"}
-    assert store.read(lambda tx: store_claims.peek(tx, [])).handlers == set()
+    assert store.read(lambda tx: polls.peek(tx, ["x", "a'b", "later"])).handlers == {"a'b"}
+    assert store.read(lambda tx: polls.peek(tx, [])).handlers == set()
 
 
 def test_due_rows_become_new_and_the_next_due_time_is_returned(store: Store) -> None:

@@ -12,7 +12,7 @@ from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import NotFound
 from workerd.store import claims, handlers, intervals, nodes, schedules
 from workerd.store.base import Store
-from workerd.store.claims import poll
+from workerd.store.polls import poll
 
 
 def register(store: Store, name: str, lease: float = 60.0) -> None:

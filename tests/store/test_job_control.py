@@ -11,7 +11,7 @@ from workerd.job import Status
 from workerd.outcome import NextAttempt, Reason
 from workerd.store import job_control
 from workerd.store.base import Store
-from workerd.store.claims import poll
+from workerd.store.polls import poll
 
 
 def test_cancel_ends_what_waits_and_asks_what_runs(store: Store) -> None:

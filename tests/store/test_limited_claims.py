@@ -17,7 +17,7 @@ from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import Hold, Outcome, Reason, released
 from workerd.rate_limit import Rate
-from workerd.store import claims, group_queues, job_control, limited_claims, limits
+from workerd.store import group_queues, held_attempts, job_control, limited_claims, limits
 from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
@@ -361,7 +361,7 @@ def test_a_held_attempt_says_what_it_uses(store: Store, rows: Rows) -> None:
     claimer = Claimer(store, LimitConfig(concurrency=1, group_concurrency=1))
     rows.insert("h", group_key="a")
     claimer.claim()
-    [held] = store.read(lambda tx: claims.held(tx, NODE.id))
+    [held] = store.read(lambda tx: held_attempts.held(tx, NODE.id))
     assert held.limited is not None
     assert (held.limited.name, held.limited.group) == ("l", "a")
     store.run(lambda tx: writer.close(tx, [released(held)], NODE.id))

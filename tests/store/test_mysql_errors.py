@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from workerd.errors import StoreAway, StoreBusy, StoreRefused
-from workerd.store.base import LockLost
 from workerd.store.mysql_errors import BUSY, LOCKS, REFUSED, classify
+from workerd.store.session import LockLost
 
 GROUP_REPLICATION = [3100, *range(3781, 3784), *range(3796, 3800)]
 OFFLINE_OR_READ_ONLY = [1290, 1792, 1836, 3032, 3168, 3989]

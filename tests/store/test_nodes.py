@@ -12,10 +12,10 @@ from tests.support.storing import NODE, claims, close, enqueue, outcome, sql
 from workerd import clock
 from workerd.errors import NodeNameTaken
 from workerd.store import claims as store_claims
-from workerd.store import nodes
+from workerd.store import held_attempts, nodes
 from workerd.store.base import Store
-from workerd.store.claims import poll
 from workerd.store.nodes import NodeInfo, NodeRecord
+from workerd.store.polls import poll
 
 
 def record(number: int, name: str = "one", **given: Any) -> NodeRecord:
@@ -132,14 +132,14 @@ def test_claims_held_by_a_node(store: Store) -> None:
     enqueue(store, "x")
     claims(store, "x", node=store_claims.NodeIdent(b"o" * 16, "two"))
     taken = {c.id: c for c in claims(store, "h")}
-    held = store.read(lambda tx: store_claims.held(tx, NODE.id))
+    held = store.read(lambda tx: held_attempts.held(tx, NODE.id))
     assert [row.id for row in held] == made
     for row in held:
         claim = taken[row.id]
         assert (row.ref, row.claimed_at, row.handler) == (claim.ref, claim.claimed_at, "h")
         assert (row.unique_key, row.max_attempts) == (claim.unique_key, claim.max_attempts)
         assert (row.failures, row.crashes, row.losses) == (0, 0, 0)
-    assert len(store.read(lambda tx: store_claims.held(tx, NODE.id, 2))) == 2
+    assert len(store.read(lambda tx: held_attempts.held(tx, NODE.id, 2))) == 2
 
 
 def test_cancels_of_own_claims_are_found(store: Store) -> None:
@@ -161,4 +161,4 @@ def test_rows_in_progress_without_a_claim_block_no_other(store: Store) -> None:
         store,
         f"UPDATE workerd_jobs SET status = 'inprogress', node_id = x'{NODE.id.hex()}' WHERE status = 'new'",
     )
-    assert [row.id for row in store.read(lambda tx: store_claims.held(tx, NODE.id))] == [made]
+    assert [row.id for row in store.read(lambda tx: held_attempts.held(tx, NODE.id))] == [made]

@@ -16,7 +16,7 @@ from workerd.messages import Progress
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage, lost, released
 from workerd.policy import next_after_loss
 from workerd.store import claims as store_claims
-from workerd.store import intervals, jobs, outcomes
+from workerd.store import held_attempts, intervals, jobs, outcomes
 from workerd.store.base import Store
 
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -327,7 +327,7 @@ def test_a_lost_attempt_keeps_what_its_pool_reported(store: Store) -> None:
     claimed_at, started = claim.claimed_at - 91_000_000, claim.claimed_at - 90_000_007
     times = [clock.to_text(claimed_at), clock.to_text(started)]
     sql(store, "UPDATE workerd_jobs SET claimed_at = %s, started_at = %s WHERE id = %s", *times, claim.id)
-    held = store.read(lambda tx: store_claims.held(tx, NODE.id))
+    held = store.read(lambda tx: held_attempts.held(tx, NODE.id))
     assert {of.id for of in held} == {claim.id, silent.id}
     assert close(store, [lost(of, "its pool died", next_after_loss(of)) for of in held]) == 2
     row = job(store, claim.id).attempts[0]

@@ -6,6 +6,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,17 +68,17 @@ def test_a_server_that_sends_no_byte_is_lost_after_the_time_limit(tcp_url: str, 
         assert store.read(lambda tx: tx.one("SELECT 1")) == (1,)
 
 
-def test_results_arrive_whole_over_tls(tmp_path: Path, opened: Opened) -> None:
+def test_results_arrive_whole_over_tls(opened: Opened) -> None:
     """The driver reads its first packet before TLS and the rest within it; no byte is lost between them."""
     openssl = shutil.which("openssl")
     if openssl is None or "MYSQLD" in os.environ:
         pytest.skip("needs the command openssl, and MariaDB's options")
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    folder = Path(tempfile.mkdtemp(prefix="tls."))  # not below tmp_path: the server's user may not go there
+    key, certificate = folder / "key.pem", folder / "cert.pem"
     command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
     subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     key.chmod(0o644)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    folder.chmod(0o755)
     server = DatabaseServer((*FAST, f"--ssl-cert={certificate}", f"--ssl-key={key}"))
     try:
         url = server.start().url(server.new_database(), tcp=True) + "?ssl=required&ssl_verify=false"
@@ -90,3 +91,4 @@ def test_results_arrive_whole_over_tls(tmp_path: Path, opened: Opened) -> None:
             assert store.read(lambda tx, t=text: tx.one("SELECT %s", (t.decode(),))) == (text,)
     finally:
         server.remove()
+        shutil.rmtree(folder)

@@ -18,16 +18,19 @@ from workerd.store import (
     bulk_control,
     claims,
     group_queues,
+    held_attempts,
     job_branches,
     job_selection,
     jobs,
     nodes,
+    polls,
     reclaims,
     stats,
 )
-from workerd.store.base import Params, Row, Session, Store, Tx
-from workerd.store.claims import PollResult, poll
+from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
+from workerd.store.polls import PollResult, poll
+from workerd.store.session import Params, Row, Session
 
 T = TypeVar("T")
 WAITING = 100_000
@@ -198,7 +201,7 @@ def test_rows_that_are_named_are_read_by_their_key(full: Store, many: int) -> No
 def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
     """However many rows each has."""
     names = ["h", *(f"x{n}" for n in range(20))]
-    found, seen = watch(full, lambda tx: claims.peek(tx, names))
+    found, seen = watch(full, lambda tx: polls.peek(tx, names))
     assert found.handlers == {"h"}
     (one,) = seen
     assert "filesort" not in one.plan
@@ -258,7 +261,7 @@ def test_what_a_node_holds_is_found_by_its_index(full: Store) -> None:
     def work(tx: Any) -> tuple[int, int]:
         claimed(tx, 50)
         del tx._session.seen[:]
-        return len(claims.held(tx, NODE.id)), len(nodes.strays(tx))
+        return len(held_attempts.held(tx, NODE.id)), len(nodes.strays(tx))
 
     found, seen = watch(full, work)
     assert found == (50, 1)

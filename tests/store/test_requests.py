@@ -19,7 +19,7 @@ from workerd.redaction import NOTHING
 from workerd.store import claims as store_claims
 from workerd.store import job_control, requests, workflow_inputs, workflows
 from workerd.store.base import Store
-from workerd.store.claims import poll
+from workerd.store.polls import poll
 
 DELETE = storing.workflow("delete", "get", "del1<get", "del2<get", "tell<del1,del2")
 FAILURE, RETRY, CANCELLED = Status.FAILURE, Status.RETRY, Status.CANCELLED

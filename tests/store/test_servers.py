@@ -12,8 +12,9 @@ from tests.support.storing import enqueue, status, value
 from workerd.errors import StoreAway
 from workerd.operations.access import ConnectionPool
 from workerd.store import base
-from workerd.store.base import ServerRole, Store
+from workerd.store.base import Store
 from workerd.store.servers import lost_majority
+from workerd.store.session import ServerRole
 
 Opened = Callable[..., Store]
 

@@ -18,7 +18,7 @@ from workerd.job import Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claims, limits
+from workerd.store import claims, limits, polls
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedBatch
@@ -228,7 +228,7 @@ class Claimer:
         """There is new work of an unknown handler: ask the store in one statement."""
         handlers = self._planner.to_peek()
         if handlers:
-            found = self._store.read_one(lambda tx: claims.peek(tx, handlers)).handlers
+            found = self._store.read_one(lambda tx: polls.peek(tx, handlers)).handlers
             self._planner.peeked()
             self.polled(found)
 

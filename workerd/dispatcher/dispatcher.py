@@ -47,9 +47,10 @@ from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.availability import advice
-from workerd.store.claims import NodeIdent, PollResult
+from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
 from workerd.store.nodes import NodeInfo, NodeRecord
+from workerd.store.polls import PollResult
 
 LONGEST_STORE_TIMEOUT_S = 5.0
 """The longest that one statement may keep the dispatcher from its loop."""

@@ -7,7 +7,7 @@ from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.store import batches, signals
-from workerd.store.claims import PollResult
+from workerd.store.polls import PollResult
 
 MAX_WAITS = 100
 """Waits that one transaction ends."""

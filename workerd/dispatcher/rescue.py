@@ -12,7 +12,7 @@ from workerd.log import get_logger
 from workerd.outcome import lost
 from workerd.policy import next_after_loss
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claims, nodes
+from workerd.store import held_attempts, nodes
 from workerd.store.base import Tx
 from workerd.store.nodes import NodeRecord
 
@@ -74,7 +74,7 @@ class Rescue:
             return self._check_in_s
         if rows:
             return self._send_lost(dead, rows)
-        if self._store.run(lambda tx: claims.adopt(tx, dead.id)):
+        if self._store.run(lambda tx: held_attempts.adopt(tx, dead.id)):
             return 0.0
         if self._store.run(lambda tx: nodes.remove(tx, dead.id)):
             _log.info("node.removed", node=dead.name)
@@ -88,11 +88,11 @@ class Rescue:
         self._check_in_s = None
         for node in records:
             if self._is_due(node.id) and self._is_dead(node, tx.now):
-                return node, claims.held(tx, node.id, MAX_ROWS)
+                return node, held_attempts.held(tx, node.id, MAX_ROWS)
         for node_id in nodes.strays(tx):
             if self._is_due(node_id) and self._is_dead_rowless(node_id):
                 node = NodeRecord(id=node_id, name="without a row")
-                return node, claims.held(tx, node_id, MAX_ROWS)
+                return node, held_attempts.held(tx, node_id, MAX_ROWS)
         return None, []
 
     def _is_due(self, node_id: bytes) -> bool:

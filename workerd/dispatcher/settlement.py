@@ -19,7 +19,7 @@ from workerd.outcome import Outcome, lost, released
 from workerd.policy import next_after_loss
 from workerd.runtime.loop import Loop
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claims
+from workerd.store import held_attempts
 from workerd.store.claims import NodeIdent
 
 DEATH_SLACK_US = SECOND
@@ -128,7 +128,7 @@ class Settlement:
         if self._to_compare and not self._compared:
             self._compared = not self._comparison.compare()
             return 0.0
-        rows, now = self._store.read(lambda tx: (claims.held(tx, self._incarnation), tx.now))
+        rows, now = self._store.read(lambda tx: (held_attempts.held(tx, self._incarnation), tx.now))
         self._store.note_time(now, time.monotonic_ns())
         unheld = [row for row in rows if row.ref not in self._held and row.ref not in self._claimed]
         orphaned = self._without_successors(unheld)

@@ -20,8 +20,8 @@ from workerd.job import AttemptRef
 from workerd.messages import Cancel, Freed, Release, Scheduled
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import bind_datagram
-from workerd.store import claims
-from workerd.store.claims import PollResult
+from workerd.store import claims, polls
+from workerd.store.polls import PollResult
 
 MAX_DATAGRAMS = 1000
 """Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
@@ -114,7 +114,7 @@ class Stager:
         parking = self._limited.parking
         holds_since = self._store.now() if self._limited.has_limits else None
         result = self._store.read_one(
-            lambda tx: claims.poll(tx, self._incarnation, polled, parking, holds_since)
+            lambda tx: polls.poll(tx, self._incarnation, polled, parking, holds_since)
         )
         self._propagate_holds(result.holds)
         self._propagate_pauses(result)  # before the new jobs: paused handlers are not claimed

@@ -12,11 +12,12 @@ from weakref import WeakSet
 
 from workerd.config.model import Config
 from workerd.errors import StoreAway, StoreBusy, StoreError
-from workerd.store.base import ServerState, Store, Tx
+from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
 from workerd.store.foreign import ForeignSession
 from workerd.store.foreign import is_django as is_django
 from workerd.store.inspection import StoreInspection, inspect
+from workerd.store.session import ServerState
 
 __all__ = [
     "ConnectionPool", "Store", "StoreInspection", "Tx", "inspect_store", "join", "migrate", "migration_sql",

@@ -6,7 +6,8 @@ import os
 from typing import NamedTuple
 
 from workerd.store import columns
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
+from workerd.store.session import Row
 
 _COLUMNS = "id, at, actor, role, via, action, target, detail, address"
 MAX_ADDRESS = 64

@@ -6,211 +6,22 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.job import id_text
-from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import migrations
+from workerd.store.dialect import Dialect
+from workerd.store.session import LastStatement, LockLost, Params, Row, ServerState, Session
 
 T = TypeVar("T")
-Row = tuple[Any, ...]
-Params = Sequence[object]
 
 MAX_TRIES = 10
 RETRY_FOR_S = 2.0
 """How often, and for how long, a transaction that loses its locks is run again."""
 SERVER_CHECK_AGE_S = 2.0
 """A connection is used for so long before its server is asked again whether it may be written."""
-
-
-class ServerRole(StrEnum):
-    """What a server is for a store."""
-
-    WRITABLE = "writable"
-    READ_ONLY = "read-only"
-    AWAY = "away"
-
-
-class ServerState(NamedTuple):
-    """One server of a store; `reason`: why it is not writable, or what else to know of it."""
-
-    host: str
-    version: str
-    role: ServerRole
-    reason: str
-
-
-class LockLost(StoreAway):
-    """Another transaction held the locks; the whole transaction is run again."""
-
-
-class Dialect(ABC):
-    """The SQL that differs between engines: fragments, and the two statements built for batches.
-
-    share_lock, row_lock, skip_locked
-        Suffixes of a SELECT: lock shared, lock, lock what is free and pass over what is not.
-    clock_column
-        The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
-    null_safe_equal
-        The operator that finds NULL equal to NULL.
-    defaults_are_exact
-        Whether columns of time that are left out get microseconds.
-    live_key_condition
-        Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
-    by_key
-        Suffix of the table of jobs where `columns.keys` names its rows beside a condition on their status.
-    table_exists
-        A SELECT that returns a row if the table exists; parameter: its name.
-    """
-
-    name: ClassVar[str]
-    share_lock: ClassVar[str]
-    row_lock: ClassVar[str]
-    skip_locked: ClassVar[str]
-    clock_column: ClassVar[str]
-    null_safe_equal: ClassVar[str]
-    defaults_are_exact: ClassVar[bool]
-    live_key_condition: ClassVar[str]
-    by_key: ClassVar[str]
-    table_exists: ClassVar[str]
-
-    @abstractmethod
-    def hint(self, index: str) -> str:
-        """Forces an index: the choice of the optimizer changes with the size of the table."""
-
-    @abstractmethod
-    def byte_length(self, column: str) -> str:
-        """The size of a text column in bytes."""
-
-    @abstractmethod
-    def full_time(self, time: str) -> str:
-        """An expression of a time in the form that compares with a parameter, whatever its digits."""
-
-    @abstractmethod
-    def keep_existing(self, column: str) -> str:
-        """Suffix of an INSERT that leaves a row with its key as it is, and then changes 0 rows."""
-
-    @abstractmethod
-    def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
-        """Suffix of an INSERT that changes a row with its primary key `key` instead.
-
-        `updates`: an expression for each column, set in this order, with `{new.COLUMN}` for what was to be
-        inserted.
-        """
-
-    @abstractmethod
-    def delete_by_key(self, table: str, where: str) -> str:
-        """A DELETE that finds its rows by the primary key."""
-
-    @abstractmethod
-    def update_last(
-        self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
-    ) -> None:
-        """Change these rows of jobs, which meet the condition, as the last statement (Tx.execute_last).
-
-        `params`: of `sets`. Raises StoreBusy if another number of rows was changed.
-        """
-
-    @abstractmethod
-    def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
-        """Close attempts, sorted by (id, attempt), as law 1 demands; returns those that took effect."""
-
-    @abstractmethod
-    def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
-        """Insert the attempts that follow, unless they exist or their key is held; returns how many."""
-
-
-class LastStatement(NamedTuple):
-    """A statement to run with the COMMIT, and how many rows it is to change."""
-
-    sql: str
-    params: Params
-    expected: int
-
-    def check(self, changed: int) -> None:
-        """Raises StoreBusy if it changed another number of rows."""
-        if changed != self.expected:
-            raise StoreBusy("another transaction took some of these rows at the same time; none was changed")
-
-
-class Session(ABC):
-    """One open connection; its methods raise LockLost, StoreAway or StoreRefused.
-
-    `server`: the server in use, as people know it. `latest`: what a query ends with to see what others have
-    committed since the transaction began. `counts_rows`: whether `execute` counts no row that was left alone.
-    """
-
-    dialect: Dialect
-    server: str
-    server_version: str
-    max_packet: int | None
-    plain_text = False
-    latest = ""
-    counts_rows = True
-
-    @abstractmethod
-    def begin(self, write: bool) -> None: ...
-
-    def begin_alone(self, write: bool) -> None:
-        """As `begin`, for a transaction of one statement."""
-        self.begin(write)
-
-    def is_dead(self) -> bool:
-        """Whether the server has closed the connection, which is in no transaction; asks nothing."""
-        return False
-
-    def check_server(self) -> None:
-        """Ask the server whether it may be written. Raises StoreAway unless it may."""
-        return
-
-    def may_have_committed(self, error: StoreAway) -> bool:
-        """Whether a statement begun alone may have taken effect despite this error."""
-        return False
-
-    def was_not_committed(self, error: StoreError) -> bool:
-        """Whether this answer to COMMIT means that nothing was committed."""
-        return False
-
-    @abstractmethod
-    def commit(self) -> None: ...
-
-    def commit_after(self, last: LastStatement) -> StoreError | None:
-        """Run the only statement of the transaction that writes, and COMMIT, in one round trip if it can be.
-
-        Returns the error of the statement, after which nothing is committed; raises that of the COMMIT.
-        """
-        try:
-            last.check(self.execute(last.sql, last.params))
-        except StoreError as error:
-            return error
-        self.commit()
-        return None
-
-    @abstractmethod
-    def rollback(self) -> None: ...
-
-    @abstractmethod
-    def execute(self, sql: str, params: Params = ()) -> int: ...
-
-    def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
-        """As `execute` with the parameters of each row; returns how many rows they changed in all."""
-        return sum(self.execute(sql, params) for params in rows)
-
-    def queries(self, statements: Sequence[tuple[str, Params]]) -> list[list[Row]]:
-        """As `query` for each, in one round trip if it can be; all answers but the last are small."""
-        return [self.query(sql, params) for sql, params in statements]
-
-    @abstractmethod
-    def query(self, sql: str, params: Params = ()) -> list[Row]: ...
-
-    @abstractmethod
-    def clock(self) -> int: ...
-
-    @abstractmethod
-    def close(self) -> None: ...
 
 
 class Tx:

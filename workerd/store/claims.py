@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from workerd import clock
 from workerd.errors import UnreadableRow
-from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt, HeldAttempt
+from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt
 from workerd.outcome import Outcome, cancelled, expired, unreadable
-from workerd.store import columns, expiry, group_queues, slots, workflow_inputs
-from workerd.store.base import Row, Tx
+from workerd.store import columns, expiry, workflow_inputs
+from workerd.store.base import Tx
+from workerd.store.session import Row
 
 INLINE_BYTES = 16 * 1024
 """Vars up to this size are selected with the row; longer ones are read one by one."""
@@ -65,12 +66,6 @@ class ClaimBatch(NamedTuple):
     found: int
     paused: bool = False
     size: int = 0
-
-
-class PeekResult(NamedTuple):
-    """Handlers with rows to claim."""
-
-    handlers: set[str]
 
 
 class Promoted(msgspec.Struct, frozen=True):
@@ -379,25 +374,6 @@ def _enriched(tx: Tx, claims: list[Claim], broken: list[Outcome]) -> list[Claim]
     ]
 
 
-# Reads one index entry. The alias `h` is completed by a number.
-_HANDLER_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
-    WHERE status = 'new' AND holder = %s LIMIT 1) AS h"""
-
-
-_QUEUE_PROBE = """SELECT * FROM (SELECT {columns} FROM workerd_jobs {index}
-    WHERE status = 'new' AND holder > %s AND holder < %s LIMIT 1) AS g"""
-
-
-def peek(tx: Tx, handlers: Sequence[str]) -> PeekResult:
-    """Which handlers have rows to claim: one statement, one index entry for each handler."""
-    if not handlers:
-        return PeekResult(set())
-    probe = _HANDLER_PROBE.format(columns="%s AS number", index=tx.dialect.hint("workerd_holder"))
-    sql = " UNION ALL ".join([f"{probe}{number}" for number in range(len(handlers))])
-    params = [value for number, handler in enumerate(handlers) for value in (number, handler)]
-    return PeekResult({handlers[row[0]] for row in tx.query(sql, params)})
-
-
 def promote_due(tx: Tx, limit: int) -> Promoted:
     """Make up to `limit` due `scheduled` rows `new`, in the order of `run_at`."""
     words = tx.dialect
@@ -431,183 +407,3 @@ def _due(row: Row | None, now: int) -> int | None:
         return columns.time(row[0])
     except UnreadableRow:
         return now  # a zero date
-
-
-_HELD = """SELECT id, attempt, claimed_at, handler, failures, crashes, losses, max_attempts, unique_key,
-    request_id, step, name, started_at, pid FROM workerd_jobs {index}
-    WHERE status = 'inprogress' AND holder = %s ORDER BY id, attempt{limit}"""
-
-
-def held(tx: Tx, node_id: bytes, limit: int | None = None) -> list[HeldAttempt]:
-    """The rows that are `inprogress` for this incarnation, at most `limit`.
-
-    Without those that were not claimed by workerd.
-    """
-    sql = _HELD.format(index=tx.dialect.hint("workerd_holder"), limit="" if limit is None else " LIMIT %s")
-    found = tx.query(sql, (holder(node_id),) if limit is None else (holder(node_id), limit))
-    attempts = [_held_attempt(row) for row in found if _is_claimed(row)]
-    uses = slots.uses(tx, [attempt.ref for attempt in attempts])
-    return [
-        msgspec.structs.replace(attempt, limited=uses[attempt.ref]) if attempt.ref in uses else attempt
-        for attempt in attempts
-    ]
-
-
-def _is_claimed(row: Row) -> bool:
-    """Whether the time of its claim is as a claim writes it, so that an outcome can name it."""
-    claimed_at = columns.lenient_time(row[2])
-    return claimed_at is not None and clock.to_text(claimed_at) == columns.lenient(row[2])
-
-
-def adopt(tx: Tx, node_id: bytes) -> int:
-    """Date the attempts of a dead incarnation that workerd did not claim, so that `held` returns them.
-
-    An INSERT can write `inprogress` without a time of claim or without a node. Returns their number.
-    """
-    where = "holder = %s"
-    if node_id == NO_NODE:
-        # The runs of a recurring workflow are in progress on no node.
-        where = f"(holder = %s OR holder = '' AND (unique_key IS NULL OR unique_key <> '{COOLER_KEY}'))"
-    rows = tx.query(
-        f"SELECT id, attempt, claimed_at, node_id FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
-        f" WHERE status = 'inprogress' AND {where}",
-        (holder(node_id),),
-    )
-    keys = [(row[0], row[1]) for row in rows if row[3] is None or not _is_claimed(row)]
-    for part in columns.chunks(keys):
-        sql = f"UPDATE workerd_jobs SET node_id = %s, claimed_at = %s WHERE {columns.keys(part)}"
-        tx.execute(sql, (node_id, columns.at(tx.now)))
-    return len(keys)
-
-
-def _held_attempt(row: Row) -> HeldAttempt:
-    # Lenient: even a row that cannot be read in full must be settled.
-    return HeldAttempt(
-        id=row[0],
-        attempt=row[1],
-        claimed_at=columns.time(row[2]),
-        handler=columns.lenient(row[3]) or "",
-        failures=row[4],
-        crashes=row[5],
-        losses=row[6],
-        max_attempts=row[7],
-        unique_key=columns.lenient(row[8]),
-        request_id=row[9],
-        step=row[10],
-        name=columns.lenient(row[11]),
-        started_at=columns.lenient_time(row[12]),
-        pid=row[13],
-    )
-
-
-class PollResult(NamedTuple):
-    """What one poll found.
-
-    handlers
-        Those polled for that have `new` rows.
-    paused
-        All paused handlers.
-    cancels
-        Claims of this incarnation whose cancellation was requested.
-    next_due
-        When the first scheduled row is due, None if there is none.
-    schedules
-        The revision of the schedules that are set at run time.
-    holds
-        Limits of which something is held, and until when: store times, microseconds.
-    batches
-        Whether a batch has jobs to be released, cancelled or retried.
-    """
-
-    handlers: set[str]
-    paused: set[str]
-    cancels: list[AttemptRef]
-    next_due: int | None
-    schedules: int = 0
-    holds: frozenset[tuple[str, int]] = frozenset()
-    batches: bool = False
-
-
-_PAUSED, _CANCEL, _DUE, _NEW, _REVISION, _HOLD, _BATCH = range(7)
-# A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
-# integers to DECIMAL.
-_POLL = f"""SELECT {_PAUSED} AS what, NULL AS number, NULL AS id, name, NULL AS due
-    FROM workerd_handlers WHERE paused_at IS NOT NULL
-UNION ALL SELECT {_CANCEL}, attempt, id, NULL, NULL FROM workerd_jobs {{node_index}}
-    WHERE status = 'inprogress' AND holder = %s AND cancel_requested_at IS NOT NULL
-UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name, due_at
-    FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d
-UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'
-UNION ALL SELECT * FROM (SELECT {_BATCH}, NULL AS number, NULL AS id, NULL AS name, NULL AS due
-    FROM workerd_requests {{pending_index}} WHERE pending IN ('release','cancel','reopen') LIMIT 1) AS b"""
-
-
-_HOLDS = f"""UNION ALL SELECT {_HOLD}, NULL, NULL, limit_name, held_until FROM workerd_rates {{index}}
-    WHERE held_until > %s"""
-_PROBE_COLUMNS = f"{_NEW}, %s AS number, NULL AS id, NULL AS name, NULL AS due"
-
-
-def poll(
-    tx: Tx,
-    node_id: bytes,
-    handlers: Sequence[str],
-    by_group: Collection[str] = (),
-    holds_since: int | None = None,
-) -> PollResult:
-    """One combined query: new jobs, pauses, this incarnation's cancels, next due time, revisions.
-
-    `by_group`: those of the handlers of which jobs may stand in queues of groups. `holds_since`: a store time
-    by which holds of limits that are over are left out; None asks for none.
-    """
-    words = tx.dialect
-    sql = _POLL.format(
-        node_index=words.hint("workerd_holder"),
-        due_index=words.hint("workerd_scheduled"),
-        pending_index=words.hint("workerd_request_pending"),
-    )
-    probes, params = _probes(tx, handlers, by_group)
-    params.insert(0, holder(node_id))
-    sql += probes
-    if holds_since is not None:
-        sql += f" {_HOLDS.format(index=words.hint('workerd_rate_held'))}"
-        params.append(columns.at(holds_since))
-    result = PollResult(set(), set(), [], None)
-    for what, number, job_id, name, due in tx.query(sql, params):
-        if what == _PAUSED:
-            result.paused.add(columns.lenient(name) or "")
-        elif what == _CANCEL:
-            result.cancels.append(AttemptRef(job_id, int(number)))
-        elif what == _DUE:
-            result = result._replace(next_due=_moment(due))
-        elif what == _REVISION:
-            result = result._replace(schedules=int(number))
-        elif what == _HOLD:
-            hold = columns.lenient(name) or "", _moment(due)
-            result = result._replace(holds=result.holds | {hold})
-        elif what == _BATCH:
-            result = result._replace(batches=True)
-        else:
-            result.handlers.add(handlers[int(number)])
-    return result
-
-
-def _probes(tx: Tx, handlers: Sequence[str], by_group: Collection[str]) -> tuple[str, list[object]]:
-    """What asks whether handlers have rows to claim, with its parameters."""
-    index = tx.dialect.hint("workerd_holder")
-    probe = _HANDLER_PROBE.format(columns=_PROBE_COLUMNS, index=index)
-    in_queue = _QUEUE_PROBE.format(columns=_PROBE_COLUMNS, index=index)
-    sql, params = "", list[object]()
-    for number, handler in enumerate(handlers):
-        sql += f" UNION ALL {probe}{number}"
-        params += [number, handler]
-        if handler in by_group:
-            sql += f" UNION ALL {in_queue}{number}"
-            params += [number, *group_queues.bounds(handler)]
-    return sql, params
-
-
-def _moment(due: object) -> int:
-    try:
-        return columns.time(due)
-    except UnreadableRow:
-        return 0  # a zero date

@@ -11,7 +11,8 @@ from workerd import clock
 from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import AttemptRef
 from workerd.outcome import ClosedAttempt, Outcome
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
+from workerd.store.session import Row
 
 # -- values: each reader raises UnreadableRow for a value of another kind
 

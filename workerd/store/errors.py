@@ -12,9 +12,10 @@ from workerd import clock
 from workerd.errors import InvalidValue, NotFound
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import Page, chunks, marks
 from workerd.store.outcomes import ClosedBatch
+from workerd.store.session import Row
 
 HOURS = 24
 """How far back the counts by hour reach."""

@@ -12,8 +12,9 @@ from workerd import clock
 from workerd.job import COOLER_KEY, ClaimedAttempt
 from workerd.outcome import ClosedAttempt, expired
 from workerd.store import columns, duplicates, group_queues, workflows
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.outcomes import ClosedBatch, closed_attempt
+from workerd.store.session import Row
 from workerd.text import seconds_text
 
 MAX_PRIORITIES = 100

@@ -9,8 +9,9 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from workerd import clock
-from workerd.store.base import Dialect, Params, Row, Session
+from workerd.store.dialect import Dialect
 from workerd.store.mysql_dialect import MYSQL
+from workerd.store.session import Params, Row, Session
 from workerd.store.sqlite_dialect import SQLITE
 
 

@@ -17,8 +17,9 @@ from typing import NamedTuple
 from workerd.fairness import Waiting
 from workerd.job import AttemptRef
 from workerd.store import columns
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import chunks
+from workerd.store.session import Row
 
 MAX_SCANNED = 500
 """Groups that one scan finds; less than the recursion that servers allow."""

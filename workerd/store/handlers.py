@@ -9,7 +9,8 @@ import msgspec
 from workerd.errors import NotFound
 from workerd.job import Status
 from workerd.store import columns, group_queues, queries
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
+from workerd.store.session import Row
 
 MAX_NAMES = 1000
 """Distinct names of a status that are searched in the table of jobs."""

@@ -11,10 +11,11 @@ from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
 from workerd.store import columns, requests, workflows
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.duplicates import release_followers
 from workerd.store.outcomes import ClosedBatch, closed_attempt
+from workerd.store.session import Row
 
 _DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 

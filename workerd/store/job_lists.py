@@ -20,10 +20,11 @@ from workerd.errors import InvalidValue
 from workerd.job import AttemptRef
 from workerd.job_filter import JobFilter
 from workerd.store import columns, job_matches
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import JobRow, Page, Select, cursor_text, jobs_by_key, read_cursor
 from workerd.store.job_branches import Branch, branches
 from workerd.store.job_matches import MADE, ShownMeta
+from workerd.store.session import Row
 
 WINDOW_ROWS = 150
 """Rows of a branch that are sorted by the time at which they were made or ended."""

@@ -13,10 +13,11 @@ from typing import NamedTuple
 from workerd.job import AttemptRef
 from workerd.job_filter import JobFilter
 from workerd.store import columns, job_matches
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.job_branches import Branch
 from workerd.store.job_lists import EARLY_US
 from workerd.store.job_matches import ShownMeta
+from workerd.store.session import Row
 
 SLICE_ROWS = 5_000
 """Rows that one call looks at."""

@@ -9,8 +9,9 @@ from workerd.config.limit_config import LimitConfig
 from workerd.job import AttemptRef, LimitUse
 from workerd.rate_limit import Rate
 from workerd.store import limits, slots
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.limits import RateKey, RateRow
+from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
 
 

@@ -22,17 +22,12 @@ from workerd.group import GroupTemplate
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
 from workerd.store import claims, columns, group_queues, limits, slots
-from workerd.store.base import Dialect, Row, Tx
-from workerd.store.claims import (
-    INLINE_BYTES,
-    MAX_BATCH_BYTES,
-    MAX_JOB_BYTES,
-    ClaimBatch,
-    Cursor,
-    NodeIdent,
-)
+from workerd.store.base import Tx
+from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
+from workerd.store.dialect import Dialect
 from workerd.store.limit_room import LimitRoom
 from workerd.store.limits import RateRow
+from workerd.store.session import Row
 
 LOOKAHEAD_ROWS = 200
 """Rows that are looked at, at least, where groups count: a flood does not hide the others."""

@@ -12,8 +12,9 @@ from typing import NamedTuple
 from workerd.job import AttemptRef, LimitUse, Status
 from workerd.outcome import Outcome
 from workerd.store import columns, slots
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import chunks
+from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
 
 # Lock order: rows of workerd_rates by (limit_name, scope, group_key), then requests, jobs, and slots, which

@@ -12,8 +12,10 @@ from workerd import clock
 from workerd.errors import StoreRefused
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Dialect, Params, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import INSERT_NEXT, next_due
+from workerd.store.dialect import Dialect
+from workerd.store.session import Params
 
 LONG_BYTES = 4096
 """Bytes of payload or stack above which each is written by a statement of its own: in the batch's

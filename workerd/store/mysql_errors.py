@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workerd.errors import StoreAway, StoreBusy, StoreError, StoreRefused
-from workerd.store.base import LockLost
+from workerd.store.session import LockLost
 
 LOCKS = frozenset({
     1205,  # lock wait timeout: rolls back the statement only, so the whole transaction is rolled back

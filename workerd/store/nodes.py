@@ -12,8 +12,9 @@ from workerd.config.limit_config import LimitConfig as LimitConfig
 from workerd.errors import NodeNameTaken
 from workerd.job import COOLER_KEY, Status
 from workerd.store import claims, columns, queries
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.claims import NO_NODE
+from workerd.store.session import Row
 
 MAX_STRAYS = 10_000
 """Incarnations with claims that are looked at."""

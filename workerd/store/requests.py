@@ -12,7 +12,7 @@ from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import AttemptRef, Status, id_text, new_id
 from workerd.store import columns, intervals
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import (
     MAX_LISTED_BYTES,
     PAGE_BYTES,
@@ -26,14 +26,8 @@ from workerd.store.columns import (
     read_cursor,
     request,
 )
-from workerd.store.workflows import (
-    CANCELLED,
-    RequestUpdate,
-    apply,
-    cancel_waiting,
-    job_state,
-    stage_states,
-)
+from workerd.store.session import Row
+from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting, job_state, stage_states
 from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from workerd.job import COOLER_KEY, LIVE, Status
 from workerd.store import columns, errors, logs
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import chunks, marks
+from workerd.store.session import Row
 
 RUNS_KEPT = 100
 """Completed rows of a recurring handler that are kept whatever their age."""

@@ -9,8 +9,9 @@ from workerd import clock
 from workerd.job import AttemptRef, Status
 from workerd.messages import StateSaved
 from workerd.store import columns
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.outcomes import ClosedBatch
+from workerd.store.session import Row
 
 _INPROGRESS = Status.INPROGRESS.encode()
 

@@ -17,8 +17,9 @@ from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import Status
 from workerd.store import columns, intervals, nodes, ticks
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import marks
+from workerd.store.session import Row
 
 Kind = Literal["cron", "cooler"]
 Origin = Literal["config", "api"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from workerd.errors import StoreAway
-from workerd.store.base import Session
+from workerd.store.session import Session
 
 READ_ONLY_VARIABLES = (
     "read_only",

@@ -16,8 +16,9 @@ import msgspec
 
 from workerd.job import AttemptRef, LimitUse
 from workerd.store import columns
-from workerd.store.base import LockLost, Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import CHUNK_ROWS, chunks
+from workerd.store.session import LockLost, Row
 
 LIMIT, GROUP = "limit", "group"
 """The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""

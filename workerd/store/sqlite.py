@@ -14,17 +14,8 @@ from workerd import clock
 from workerd.config.store_url import SQLiteUrl
 from workerd.errors import StoreAway, StoreError, StoreRefused
 from workerd.store import migrations, schema
-from workerd.store.base import (
-    LockLost,
-    Params,
-    Row,
-    ServerRole,
-    ServerState,
-    Session,
-    Store,
-    Tx,
-    schema_version,
-)
+from workerd.store.base import Store, Tx, schema_version
+from workerd.store.session import LockLost, Params, Row, ServerRole, ServerState, Session
 from workerd.store.sqlite_dialect import SQLITE
 
 BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_SCHEMA, sqlite3.SQLITE_PROTOCOL})

@@ -8,8 +8,10 @@ from typing import Any
 from workerd import clock
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
-from workerd.store.base import Dialect, LastStatement, Params, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import INSERT_NEXT, next_due
+from workerd.store.dialect import Dialect
+from workerd.store.session import LastStatement, Params
 
 _CLOSE = """UPDATE workerd_jobs SET status = %s, reason = %s, success = %s, payload = %s, payload_type = %s,
     error = %s, stack = %s, exit_signal = %s, exit_code = %s, started_at = %s, finished_at = %s, run_us = %s,

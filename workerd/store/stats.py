@@ -9,9 +9,10 @@ import msgspec
 from workerd import clock
 from workerd.job import Status
 from workerd.store import columns, group_queues, nodes, queries
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.nodes import HandlerFigures
 from workerd.store.queries import MAX_PRIORITIES
+from workerd.store.session import Row
 
 MAX_COUNT = 1_000_000
 """Jobs of one handler in one status are counted up to here: some 0.6 s of a busy server."""

@@ -14,8 +14,9 @@ from workerd.errors import InvalidValue, NotFound, UnreadableRow
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, cancelled, failed
 from workerd.store import columns, workflows
-from workerd.store.base import Row, Tx
+from workerd.store.base import Tx
 from workerd.store.columns import chunks, marks
+from workerd.store.session import Row
 
 MAX_BATCH_BYTES = 8 << 20
 """Bytes of inputs in one claim; jobs beyond it stay `new`."""

@@ -1,0 +1,89 @@
+"""The SQL that differs between engines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from workerd.outcome import ClosedAttempt, Outcome
+
+if TYPE_CHECKING:
+    from workerd.store.base import Tx
+    from workerd.store.session import Params
+
+
+class Dialect(ABC):
+    """The SQL that differs between engines: fragments, and the two statements built for batches.
+
+    share_lock, row_lock, skip_locked
+        Suffixes of a SELECT: lock shared, lock, lock what is free and pass over what is not.
+    clock_column
+        The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
+    null_safe_equal
+        The operator that finds NULL equal to NULL.
+    defaults_are_exact
+        Whether columns of time that are left out get microseconds.
+    live_key_condition
+        Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
+    by_key
+        Suffix of the table of jobs where `columns.keys` names its rows beside a condition on their status.
+    table_exists
+        A SELECT that returns a row if the table exists; parameter: its name.
+    """
+
+    name: ClassVar[str]
+    share_lock: ClassVar[str]
+    row_lock: ClassVar[str]
+    skip_locked: ClassVar[str]
+    clock_column: ClassVar[str]
+    null_safe_equal: ClassVar[str]
+    defaults_are_exact: ClassVar[bool]
+    live_key_condition: ClassVar[str]
+    by_key: ClassVar[str]
+    table_exists: ClassVar[str]
+
+    @abstractmethod
+    def hint(self, index: str) -> str:
+        """Forces an index: the choice of the optimizer changes with the size of the table."""
+
+    @abstractmethod
+    def byte_length(self, column: str) -> str:
+        """The size of a text column in bytes."""
+
+    @abstractmethod
+    def full_time(self, time: str) -> str:
+        """An expression of a time in the form that compares with a parameter, whatever its digits."""
+
+    @abstractmethod
+    def keep_existing(self, column: str) -> str:
+        """Suffix of an INSERT that leaves a row with its key as it is, and then changes 0 rows."""
+
+    @abstractmethod
+    def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
+        """Suffix of an INSERT that changes a row with its primary key `key` instead.
+
+        `updates`: an expression for each column, set in this order, with `{new.COLUMN}` for what was to be
+        inserted.
+        """
+
+    @abstractmethod
+    def delete_by_key(self, table: str, where: str) -> str:
+        """A DELETE that finds its rows by the primary key."""
+
+    @abstractmethod
+    def update_last(
+        self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
+    ) -> None:
+        """Change these rows of jobs, which meet the condition, as the last statement (Tx.execute_last).
+
+        `params`: of `sets`. Raises StoreBusy if another number of rows was changed.
+        """
+
+    @abstractmethod
+    def close(self, tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
+        """Close attempts, sorted by (id, attempt), as law 1 demands; returns those that took effect."""
+
+    @abstractmethod
+    def insert_next(self, tx: Tx, retried: Sequence[Outcome], now: int) -> int:
+        """Insert the attempts that follow, unless they exist or their key is held; returns how many."""
