@@ -85,6 +85,7 @@ EVENTS: dict[str, str] = {
     "spans.export_failed": "The collector takes no spans: these are lost, further ones tried; jobs go on.",
     "spans.export_resumed": "The collector takes spans again.",
     "spans.failed": "A bug in workerd: spans of some outcomes were not exported; the outcomes are written.",
+    "spans.not_exported": "A variable OTEL_* in the daemon's environment is wrong: no span is exported.",
     "spool.damaged": "A file of the spool is damaged: it is read as far as possible, then kept aside.",
     "spool.inherited": "What another generation of the daemon, which has ended, had spooled is taken over.",
     "spool.opened": "A former process left outcomes in the spool; they are replayed first.",

@@ -84,6 +84,13 @@ def many(ctx: Context, count: int) -> None:
         tracer.start_span("tiny").end()
 
 
+def large(ctx: Context) -> None:
+    """An own span that is larger than what may travel."""
+    from opentelemetry import trace
+
+    trace.get_current_span().set_attributes({f"a{n}": "x" * 100_000 for n in range(100)})
+
+
 def hold(ctx: Context) -> None:
     """Says that it runs, and does so until its pool is killed."""
     if ctx.attempt == 1:

@@ -55,7 +55,7 @@ command = ["/bin/sh", "-c", "printf %s $TRACEPARENT"]
 steps = [{{ name = "one", jobs = ["plain"] }}, {{ name = "two", jobs = ["asks"] }}]
 """
 HANDLERS = (
-    "plain", "child", "async_child", "fails", "asks", "killed", "overdue", "modules", "many", "hold",
+    "plain", "child", "async_child", "fails", "asks", "killed", "overdue", "modules", "many", "hold", "large",
 )  # fmt: skip
 
 
@@ -273,7 +273,10 @@ def test_a_run_whose_pool_was_killed_has_its_span(
 
     own = str(uuid.UUID(bytes=rows.insert("own")))
     many = str(uuid.UUID(bytes=rows.insert("many", {"count": 1003})))
-    eventually(ended(rows, [own, many]), within=30, state=daemon.tail)
+    large = str(uuid.UUID(bytes=rows.insert("large")))
+    eventually(ended(rows, [own, many, large]), within=30, state=daemon.tail)
+    eventually(lambda: collector.of_job(large), within=30, state=daemon.tail)
+    assert len(collector.of_job(large)[0].attributes["a0"]) == 1000
     eventually(lambda: collector.of_job(own) and collector.of_job(many), within=30, state=daemon.tail)
     eventually(lambda: list(marks.iterdir()), within=30, state=daemon.tail)
     [run] = collector.of_job(own)
@@ -345,13 +348,26 @@ def test_nothing_is_imported_where_traces_are_off(
 
 
 @ON_ONE_ENGINE
-def test_a_sampler_that_takes_nothing_leaves_nothing(
-    start_daemon: Callable[..., Daemon], store_url: str, collector: Collector
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OTEL_TRACES_SAMPLER": "always_off"},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {"OTEL_SDK_DISABLED": "true"},
+        {"OTEL_BSP_MAX_QUEUE_SIZE": "1", "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT": "wrong"},
+    ],
+    ids=["no sampling", "no exporter", "disabled", "wrong"],
+)
+def test_variables_may_leave_nothing_of_the_traces(
+    start_daemon: Callable[..., Daemon], store_url: str, collector: Collector, variables: dict[str, str]
 ) -> None:
-    """Neither of runs that end, nor of those whose worker is killed."""
-    daemon = start_daemon(configuration(), env=collector.environment(OTEL_TRACES_SAMPLER="always_off"))
-    rows = Rows(store_url)
+    """Neither of runs that end, nor of those whose worker is killed; jobs go on, also by wrong values."""
+    port = free_port()
+    daemon, rows = start_daemon(configuration(port), env=collector.environment(**variables)), Rows(store_url)
     jobs = [str(uuid.UUID(bytes=rows.insert(name))) for name in ("plain", "child", "killed")]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as http:
+        jobs.append(http.post("/jobs", json={"handler": "plain"}).json()["id"])
     eventually(ended(rows, jobs), within=30, state=daemon.tail)
     assert daemon.stop() == 0
     assert collector.requests == 0
+    assert ("spans.not_exported" in daemon.logged()) is ("OTEL_BSP_MAX_QUEUE_SIZE" in variables)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import logging
 from collections.abc import Sequence
-from functools import cache
 from types import TracebackType
 
 import msgspec
@@ -23,12 +23,6 @@ from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, headers, prov
 
 MAX_CREATE_SPANS = 1000
 """Of one call; the jobs of a longer one have the context of its `send`."""
-
-
-@cache
-def of_process(service: str) -> EnqueueTracing:
-    """The one of this process."""
-    return EnqueueTracing(service)
 
 
 class EnqueueTracing:
@@ -57,12 +51,21 @@ class EnqueueTracing:
         if self._tracer is None:
             found = trace.get_tracer_provider()
             if isinstance(found, trace.ProxyTracerProvider):
-                sends = exporter()
-                processor = None if sends is None else BatchSpanProcessor(sends)
-                found = self._own = provider(processor, self._service)
-                atexit.register(self.flush)
+                found = self._made() or found
             self._tracer = found.get_tracer(SCOPE)
         return self._tracer
+
+    def _made(self) -> TracerProvider | None:
+        """A provider by OTEL_*; None where a variable is wrong, which is no reason to enqueue nothing."""
+        try:
+            sends = exporter()
+            processor = None if sends is None else BatchSpanProcessor(sends)
+            self._own = provider(processor, self._service)
+        except Exception as error:
+            logging.getLogger("workerd").warning("Enqueues are not traced: %s", error)
+            return None
+        atexit.register(self.flush)
+        return self._own
 
 
 class Sending:

@@ -39,7 +39,8 @@ class SpanExport:
     """Exports the spans of runs whose outcomes took effect.
 
     A thread sends them, and never keeps the ingester waiting: where the collector is too slow or away, the
-    queue of OTEL_BSP_MAX_QUEUE_SIZE spans fills, and further ones are dropped and counted.
+    queue of OTEL_BSP_MAX_QUEUE_SIZE spans fills, and further ones are dropped and counted. Raises ValueError,
+    or what the exporter raises, for a variable OTEL_* that is wrong.
     """
 
     def __init__(self, mode: LinkMode, node: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -26,6 +28,8 @@ from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remo
 MAX_SPANS_PER_RUN = 1000
 MAX_BYTES_PER_RUN = 256 * 1024
 """Further spans of a run are left out and counted: they travel with its outcome."""
+MAX_KEPT_ATTRIBUTES, MAX_KEPT_CHARS = 64, 1000
+"""What is kept of a run's own span that alone is larger."""
 
 LinkMode = Literal["link", "parent"]
 Scrub = Callable[[str], str]
@@ -139,27 +143,39 @@ class RunTracing:
         others, dropped = self._others.take()
         if not runs:
             return b""
-        found = spans.RunSpans(spans.record(runs[-1], scrub), [], dropped)
-        room = MAX_BYTES_PER_RUN
+        found = spans.RunSpans(_bounded(spans.record(runs[-1], scrub)), [], dropped)
+        room: float = MAX_BYTES_PER_RUN
         for span in others:
-            try:
-                record = spans.record(span, scrub)
-                room -= spans.size(record)
-            except Exception:  # an attribute of the handler's that cannot be encoded
-                found.dropped += 1
-                continue
+            record = spans.record(span, scrub)
+            room -= _size(record)
             if room < 0:
                 found.dropped += 1
             else:
                 found.others.append(record)
-        try:
-            return spans.encode(found)
-        except Exception:
-            found.process.attributes = {
-                key: value if isinstance(value, str) else repr(value)[:100]
-                for key, value in found.process.attributes.items()
-            }
-            return spans.encode(found)
+        return spans.encode(found)
+
+
+def _size(record: spans.SpanRecord) -> float:
+    """Bytes of it, infinite for an attribute that cannot be encoded."""
+    try:
+        return spans.size(record)
+    except Exception:  # the values are the handler's
+        return math.inf
+
+
+def _bounded(record: spans.SpanRecord) -> spans.SpanRecord:
+    """The span of a run, of which what the handler added may be too much: the outcome must fit with it."""
+    if _size(record) <= MAX_BYTES_PER_RUN:
+        return record
+    kept = itertools.islice(record.attributes.items(), MAX_KEPT_ATTRIBUTES)
+    return msgspec.structs.replace(
+        record,
+        name=record.name[:MAX_KEPT_CHARS],
+        attributes={key[:MAX_KEPT_CHARS]: str(value)[:MAX_KEPT_CHARS] for key, value in kept},
+        events=[],
+        links=record.links[:1],
+        description=None,
+    )
 
 
 class TracedRun:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workerd.config.otel_config import OtelConfig
 from workerd.errors import ConfigError
 from workerd.job_spec import NewJob
+from workerd.log import get_logger
 from workerd.tracing.context import TraceContext, of_meta
 
 if TYPE_CHECKING:
     from workerd.tracing.enqueues import EnqueueTracing
     from workerd.tracing.export import SpanExport
     from workerd.tracing.runs import RunTracing
+
+T = TypeVar("T")
 
 VARIABLE = "WORKERD_OTEL__ENABLED"
 """`[otel] enabled` as an environment variable, for programs that enqueue without a configuration."""
@@ -33,8 +39,17 @@ def installed() -> bool:
     return False
 
 
-def _loaded(module: str) -> Any:
-    return importlib.import_module(f"workerd.tracing.{module}")
+def _made(module: str, make: Callable[[Any], T], told: Callable[[str], object]) -> T | None:
+    """What `make` makes of a module of this package.
+
+    None, and `told` of the error, where OpenTelemetry raises one: a variable OTEL_* that is wrong, which must
+    not keep a process from its work.
+    """
+    try:
+        return make(importlib.import_module(f"workerd.tracing.{module}"))
+    except Exception as error:
+        told(f"{type(error).__name__}: {error}")
+        return None
 
 
 def of_enqueues(enabled: bool | None, otel: OtelConfig, service: str = "") -> EnqueueTracing | None:
@@ -51,8 +66,14 @@ def of_enqueues(enabled: bool | None, otel: OtelConfig, service: str = "") -> En
         if enabled:
             raise ConfigError([f"otel: {NOT_INSTALLED}"])
         return None
-    tracing: EnqueueTracing = _loaded("enqueues").of_process(service)
-    return tracing
+    return _of_process(service)
+
+
+@cache
+def _of_process(service: str) -> EnqueueTracing | None:
+    """The one of this process."""
+    warn = partial(logging.getLogger("workerd").warning, "Enqueues are not traced: %s")
+    return _made("enqueues", lambda enqueues: enqueues.EnqueueTracing(service), warn)
 
 
 def in_environment() -> bool:
@@ -64,22 +85,27 @@ def of_runs(otel: OtelConfig | None) -> RunTracing | None:
     """What traces the runs of this worker, None where nothing does."""
     if otel is None or not installed():
         return None
-    tracing: RunTracing = _loaded("runs").RunTracing(otel.link)
-    return tracing
+    # To the worker's log; then the ingester makes the spans of its runs.
+    warn = partial(print, "workerd: runs are traced without what they add:", file=sys.stderr)
+    return _made("runs", lambda runs: runs.RunTracing(otel.link), warn)
 
 
 def prepare_runs(otel: OtelConfig | None) -> None:
-    """Import what the workers of this pool need, which they then share."""
+    """Import what the workers of this pool need, which they then share; they tell of errors."""
     if otel is not None and installed():
-        _loaded("runs")
+        _made("runs", lambda runs: None, lambda error: None)
 
 
 def of_exports(otel: OtelConfig, node: str) -> SpanExport | None:
     """What exports the spans of this node's runs, None where nothing does."""
     if not otel.enabled or not installed():
         return None
-    export: SpanExport = _loaded("export").SpanExport(otel.link, node)
-    return export
+    log = get_logger("ingester")
+    return _made(
+        "export",
+        lambda export: export.SpanExport(otel.link, node),
+        lambda error: log.error("spans.not_exported", error=error),
+    )
 
 
 class Untraced:
