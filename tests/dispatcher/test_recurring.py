@@ -9,7 +9,7 @@ from tests.support.rows import Rows
 from workerd.clock import SECOND, to_text
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, new_id
-from workerd.store import intervals, job_control, nodes, schedules
+from workerd.store import intervals, job_control, nodes, schedule_control, schedules
 from workerd.store.base import Store
 from workerd.store.nodes import NodeRecord
 
@@ -53,7 +53,7 @@ def test_two_nodes_fire_each_tick_once_and_never_claim_the_same(
 def test_missed_ticks_fire_once(make_harness: MakeHarness, store: Store) -> None:
     """`misfire = "once"`: after an hour of silence the newest missed tick fires, and no other."""
     wanted = ScheduleConfig(cron="* * * * *")
-    store.run(lambda tx: schedules.upsert(tx, {"beat": wanted}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"beat": wanted}))
     hour = 3600 * SECOND
     before = store.run(lambda tx: (tx.now // (60 * SECOND)) * 60 * SECOND)
     store.run(lambda tx: tx.execute("UPDATE workerd_schedules SET last_tick = %s", (to_text(before - hour),)))
@@ -96,12 +96,12 @@ def test_a_paused_schedule_fires_nothing(make_harness: MakeHarness, store: Store
     harness = make_harness(poll=0.05, pools=pool_of("beat", ScheduleConfig(cron=EVERY_SECOND)))
     harness.start()
     harness.until(lambda: job_rows(store, "beat"))
-    store.run(lambda tx: schedules.pause(tx, "beat", "me"))
+    store.run(lambda tx: schedule_control.pause(tx, "beat", "me"))
     count = len(job_rows(store, "beat"))
     harness.serve(2.2)
     assert len(job_rows(store, "beat")) <= count + 1
     count = len(job_rows(store, "beat"))
-    store.run(lambda tx: schedules.resume(tx, "beat"))
+    store.run(lambda tx: schedule_control.resume(tx, "beat"))
     harness.until(lambda: len(job_rows(store, "beat")) > count)
 
 
@@ -118,7 +118,7 @@ def test_a_cooler_gets_its_row(make_harness: MakeHarness, store: Store) -> None:
 
 def test_a_schedule_that_no_node_has_is_removed(make_harness: MakeHarness, store: Store) -> None:
     """The schedule and its waiting row are removed once no live node has it configured."""
-    store.run(lambda tx: schedules.upsert(tx, {"old": ScheduleConfig(cooler=3600.0)}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"old": ScheduleConfig(cooler=3600.0)}))
     store.run(lambda tx: intervals.ensure_next(tx, "old", 3600.0))
     assert job_rows(store, "old")
     harness = make_harness(poll=0.05)
@@ -131,7 +131,7 @@ def test_a_schedule_of_another_live_node_stays(make_harness: MakeHarness, store:
     """It is another node that has it configured."""
     other = NodeRecord(id=new_id(), name="other", info=b'{"schedules": ["theirs"]}')
     store.run(lambda tx: nodes.register(tx, other, 600.0))
-    store.run(lambda tx: schedules.upsert(tx, {"theirs": ScheduleConfig(cron="0 0 1 1 *")}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"theirs": ScheduleConfig(cron="0 0 1 1 *")}))
     harness = make_harness(poll=0.05)
     harness.start()
     harness.until(lambda: harness.is_up)
@@ -147,7 +147,7 @@ def test_a_cron_goes_on_when_the_clock_of_the_store_was_set_back(
 ) -> None:
     """Two nodes find the last tick ten minutes ahead: each tick from now on fires, once."""
     pools = pool_of("beat", ScheduleConfig(cron=EVERY_SECOND))
-    store.run(lambda tx: schedules.upsert(tx, {"beat": ScheduleConfig(cron=EVERY_SECOND)}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"beat": ScheduleConfig(cron=EVERY_SECOND)}))
     ahead = store.run(lambda tx: tx.now + AHEAD)
     store.run(lambda tx: tx.execute("UPDATE workerd_schedules SET last_tick = %s", (to_text(ahead),)))
     harnesses = [make_harness(name, poll=0.05, pools=pools) for name in ("one", "two")]
@@ -169,7 +169,7 @@ def test_a_cooler_goes_on_when_the_clock_of_the_store_was_set_back(
     make_harness: MakeHarness, store: Store
 ) -> None:
     """Its waiting run was scheduled in what is now the future: the pause before it stays what it was."""
-    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=0.5)}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"sync": ScheduleConfig(cooler=0.5)}))
     store.run(lambda tx: intervals.ensure_next(tx, "sync", 0.5))
     (made,) = job_rows(store, "sync")
     ahead = store.run(lambda tx: tx.now + AHEAD)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows
 from workerd.clock import SECOND
 from workerd.config.schedule_config import NamedSchedule
-from workerd.store import schedules
+from workerd.store import schedule_control, schedules
 from workerd.store.base import Store
 
 EVERY = NamedSchedule(name="beat", handler="beat", cron=EVERY_SECOND)
 
 
 def put(store: Store, schedule: NamedSchedule) -> None:
-    store.run(lambda tx: schedules.set_(tx, schedule))
+    store.run(lambda tx: schedule_control.set_(tx, schedule))
 
 
 def test_a_schedule_fires_from_when_it_is_set_until_it_is_removed(
@@ -24,7 +24,7 @@ def test_a_schedule_fires_from_when_it_is_set_until_it_is_removed(
     harness.until(lambda: harness.is_up)
     put(store, EVERY)
     harness.until(lambda: len(job_rows(store, "beat")) >= 2)
-    store.run(lambda tx: schedules.remove(tx, "beat"))
+    store.run(lambda tx: schedule_control.remove(tx, "beat"))
     harness.serve(0.3)
     made = len(job_rows(store, "beat"))
     harness.serve(2.2)
@@ -54,7 +54,7 @@ def test_each_tick_fires_once_on_three_nodes_while_it_is_set_removed_and_a_node_
     put(store, EVERY)
     until_more(2)
     for n in range(3):
-        store.run(lambda tx: schedules.remove(tx, "beat"))
+        store.run(lambda tx: schedule_control.remove(tx, "beat"))
         put(store, NamedSchedule(name="beat", handler="beat", cron=EVERY_SECOND, vars={"n": n}))
         until_more(1)
     harnesses[2].kill()

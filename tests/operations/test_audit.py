@@ -31,7 +31,7 @@ from workerd.operations.actor import Actor, Role
 from workerd.operations.edit import Edit
 from workerd.store import audit as rows
 from workerd.store import handlers as stored_handlers
-from workerd.store import job_control
+from workerd.store import job_control, schedule_control
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store, Tx
 
@@ -81,7 +81,7 @@ class Example:
         self.store, self.config = store, config
         self.job = storing.enqueue(store, "mail")
         self.request = parse_id(store.run(lambda tx: requests.submit(tx, "ship", b"{}")).id)
-        store.run(lambda tx: stored_schedules.upsert(tx, stored_schedules.wanted(config)))
+        store.run(lambda tx: schedule_control.upsert(tx, stored_schedules.wanted(config)))
 
     def failed(self) -> bytes:
         """The fingerprint of a failure."""
@@ -116,7 +116,7 @@ class Example:
             case "schedules.pause":
                 return lambda tx: schedules.pause(tx, ANN, config, "beat"), "beat"
             case "schedules.resume":
-                self.store.run(lambda tx: stored_schedules.pause(tx, "beat", "bob"))
+                self.store.run(lambda tx: schedule_control.pause(tx, "beat", "bob"))
                 return lambda tx: schedules.resume(tx, ANN, config, "beat"), "beat"
             case "schedules.run_now":
                 return lambda tx: schedules.run_now(tx, ANN, config, "beat"), "beat"

@@ -11,7 +11,7 @@ from workerd.errors import NotFound
 from workerd.job import new_id
 from workerd.operations import jobs, schedules
 from workerd.operations.actor import Actor
-from workerd.store import nodes
+from workerd.store import nodes, schedule_control
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store
 from workerd.store.nodes import ClockSetBack, NodeInfo, NodeRecord
@@ -20,7 +20,7 @@ from workerd.store.nodes import ClockSetBack, NodeInfo, NodeRecord
 @pytest.fixture
 def synced(store: Store, config: Config) -> Store:
     """A store that has the configured schedules."""
-    store.run(lambda tx: stored_schedules.upsert(tx, stored_schedules.wanted(config)))
+    store.run(lambda tx: schedule_control.upsert(tx, stored_schedules.wanted(config)))
     return store
 
 

@@ -10,7 +10,7 @@ from tests.support import storing as s
 from tests.support.eventually import eventually
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import NotFound
-from workerd.store import claims, handlers, intervals, nodes, schedules
+from workerd.store import claims, handlers, intervals, nodes, schedule_control
 from workerd.store.base import Store
 from workerd.store.polls import poll
 
@@ -50,7 +50,7 @@ def test_handlers_that_only_jobs_name_are_listed(store: Store) -> None:
         s.enqueue(store, name)
     register(store, "one")
     seen(store, "mail", "one")
-    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=1.0)}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"sync": ScheduleConfig(cooler=1.0)}))
     store.run(lambda tx: intervals.ensure_next(tx, "sync", 1.0))
     found = listed(store)
     assert sorted(found) == sorted(["a'b\"c\n", "mail", "thumb", "ünï🎈"])

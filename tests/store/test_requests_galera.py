@@ -13,7 +13,7 @@ from workerd import job
 from workerd.clock import SECOND
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import StoreAway
-from workerd.store import columns, requests, schedules, ticks
+from workerd.store import columns, requests, schedule_control, schedules, ticks
 from workerd.store.base import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -74,7 +74,7 @@ def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(two: list[Store
 
 def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
     """One job for each tick, whichever node was faster."""
-    two[0].run(lambda tx: schedules.upsert(tx, {"mail": ScheduleConfig(cron="* * * * *")}))
+    two[0].run(lambda tx: schedule_control.upsert(tx, {"mail": ScheduleConfig(cron="* * * * *")}))
     storing.sql(two[0], "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
     begin = columns.time(b"2026-01-01 00:00:00")
     meet = threading.Barrier(2)
@@ -97,7 +97,7 @@ def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
     """First jobs are inserted once, and a recurring workflow has one run."""
     eager = storing.workflow("eager", "a", schedule=ScheduleConfig(cooler=3600.0))
     steps = storing.workflow("w", "b")
-    two[0].run(lambda tx: schedules.upsert(tx, {"eager": eager.schedule}))
+    two[0].run(lambda tx: schedule_control.upsert(tx, {"eager": eager.schedule}))
     meet = threading.Barrier(2)
 
     def node(by: Store) -> None:

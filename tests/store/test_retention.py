@@ -12,7 +12,7 @@ from workerd import errors
 from workerd.clock import SECOND, to_text
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.job import COOLER_KEY, Status
-from workerd.store import intervals, job_control, retention, schedules
+from workerd.store import intervals, job_control, retention, schedule_control
 from workerd.store.base import Store
 
 HOUR = 3600 * SECOND
@@ -128,7 +128,7 @@ def test_jobs_of_a_request_go_with_it(store: Store) -> None:
 
 def test_a_schedules_last_run_is_kept(store: Store) -> None:
     """It decides whether the next may begin."""
-    store.run(lambda tx: schedules.upsert(tx, {"w": ScheduleConfig(cron="* * * * *")}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"w": ScheduleConfig(cron="* * * * *")}))
     made = s.submit(store, s.workflow("w", "a"))
     s.finish(store, "a")
     s.sql(store, "UPDATE workerd_schedules SET last_job = %s", made)
@@ -146,7 +146,7 @@ def test_the_newest_runs_of_a_recurring_handler_are_kept(
     """However old they are; of a cooler no more than these, however young."""
     monkeypatch.setattr(retention, "RUNS_KEPT", 3)
     store.run(
-        lambda tx: schedules.upsert(
+        lambda tx: schedule_control.upsert(
             tx, {"beat": ScheduleConfig(cooler=0.0), "mail": ScheduleConfig(cron="* * * * *")}
         )
     )

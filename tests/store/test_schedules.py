@@ -17,7 +17,7 @@ from workerd.config.schedule_config import Overlap, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
 from workerd.outcome import NextAttempt, Reason
-from workerd.store import claims, intervals, job_control, nodes, requests, schedules, ticks
+from workerd.store import claims, intervals, job_control, nodes, requests, schedule_control, schedules, ticks
 from workerd.store.base import Store
 
 EVERY_MINUTE = ScheduleConfig(cron="* * * * *", timezone="Europe/Berlin")
@@ -26,7 +26,7 @@ MAIL = schedules.short_form("mail", ScheduleConfig(cron="* * * * *"))
 
 
 def upsert(store: Store, **given: ScheduleConfig) -> list[str]:
-    return store.run(lambda tx: schedules.upsert(tx, given))
+    return store.run(lambda tx: schedule_control.upsert(tx, given))
 
 
 def tick(
@@ -150,13 +150,13 @@ def test_a_paused_schedule_does_not_fire(store: Store) -> None:
     """The pause records who set it and survives a new configuration; resume continues from now."""
     upsert(store, mail=EVERY_MINUTE)
     moment = last_tick(store, "mail") + SECOND
-    store.run(lambda tx: schedules.pause(tx, "mail", "ann"))
+    store.run(lambda tx: schedule_control.pause(tx, "mail", "ann"))
     assert tick(store, "mail", moment).fired is T.PAUSED
     upsert(store, mail=ScheduleConfig(cron="*/5 * * * *"))
     row = listed(store)["mail"]
     assert (row.paused_by, row.expression, row.timezone) == ("ann", "*/5 * * * *", "UTC")
-    assert store.run(lambda tx: schedules.resume(tx, "mail")) is True
-    assert store.run(lambda tx: schedules.resume(tx, "mail")) is False
+    assert store.run(lambda tx: schedule_control.resume(tx, "mail")) is True
+    assert store.run(lambda tx: schedule_control.resume(tx, "mail")) is False
     assert last_tick(store, "mail") >= row.paused_at  # type: ignore[operator]
     assert tick(store, "mail", last_tick(store, "mail") + SECOND).fired is T.FIRED
 
@@ -165,11 +165,11 @@ def test_run_now_fires_beside_the_ticks(store: Store) -> None:
     """A manual run replaces no tick."""
     upsert(store, mail=EVERY_MINUTE)
     begin = last_tick(store, "mail")
-    job_id = store.run(lambda tx: schedules.run_now(tx, "mail"))
+    job_id = store.run(lambda tx: schedule_control.run_now(tx, "mail"))
     assert s.status(store, job_id) == "new"
     assert last_tick(store, "mail") == begin
     with pytest.raises(NotFound):
-        store.run(lambda tx: schedules.run_now(tx, "none"))
+        store.run(lambda tx: schedule_control.run_now(tx, "none"))
 
 
 def test_an_unchanged_configuration_changes_nothing(store: Store) -> None:
@@ -194,14 +194,14 @@ def test_what_is_configured_nowhere_is_retired(store: Store) -> None:
         store.run(lambda tx: nodes.register(tx, record, 60.0))
 
     def orphans() -> list[str]:
-        return store.read(lambda tx: schedules.orphans(tx, ["mail"]))
+        return store.read(lambda tx: schedule_control.orphans(tx, ["mail"]))
 
     assert orphans() == ["old", "sync"]
     node("two", {"schedules": ["sync"]})
     assert orphans() == ["old"]
     node("three", None)
     assert orphans() == []
-    store.run(lambda tx: schedules.retire(tx, ["old"]))
+    store.run(lambda tx: schedule_control.retire(tx, ["old"]))
     assert sorted(listed(store)) == ["mail", "sync"]
     assert s.value(store, "SELECT COUNT(*) FROM workerd_jobs") == 0
 
@@ -287,11 +287,11 @@ def test_a_run_by_hand_moves_the_waiting_one(store: Store) -> None:
     upsert(store, beat=ScheduleConfig(cooler=3600.0))
     store.run(lambda tx: intervals.ensure_next(tx, "beat", 3600.0))
     s.finish(store, "beat", next_run_us=HOUR)
-    moved = store.run(lambda tx: schedules.run_now(tx, "beat"))
+    moved = store.run(lambda tx: schedule_control.run_now(tx, "beat"))
     (claim,) = s.claims(store, "beat")
     assert claim.id == moved
     with pytest.raises(Conflict, match="already running"):
-        store.run(lambda tx: schedules.run_now(tx, "beat"))
+        store.run(lambda tx: schedule_control.run_now(tx, "beat"))
     s.close(store, [s.outcome(claim, next_run_us=HOUR)])
     assert listed(store)["beat"].next_at is not None
 
@@ -301,14 +301,14 @@ def test_a_paused_chain_waits_for_resume(store: Store) -> None:
     upsert(store, beat=ScheduleConfig(cooler=0.0))
     store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     (claim,) = s.claims(store, "beat")
-    store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
+    store.run(lambda tx: schedule_control.pause(tx, "beat", "ann"))
     s.close(store, [s.outcome(claim, next_run_us=0)])
     assert live_rows(store, "beat") == 0
     assert store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0)) is False
-    store.run(lambda tx: schedules.run_now(tx, "beat"))
+    store.run(lambda tx: schedule_control.run_now(tx, "beat"))
     assert len(s.finish(store, "beat", next_run_us=0)) == 1
     assert live_rows(store, "beat") == 0
-    store.run(lambda tx: schedules.resume(tx, "beat"))
+    store.run(lambda tx: schedule_control.resume(tx, "beat"))
     assert len(s.claims(store, "beat")) == 1
 
 
@@ -318,7 +318,7 @@ def test_a_pause_leaves_no_history_without_an_end(store: Store) -> None:
     store.run(lambda tx: intervals.ensure_next(tx, "beat", 0.0))
     (claim,) = s.finish(store, "beat", Status.RETRY, reason=Reason.LOST, next=NextAttempt(HOUR, 0, 0, 1))
     assert live_rows(store, "beat") == 1
-    store.run(lambda tx: schedules.pause(tx, "beat", "ann"))
+    store.run(lambda tx: schedule_control.pause(tx, "beat", "ann"))
     assert live_rows(store, "beat") == 0
     found = s.job(store, claim.id)
     assert [(a.status, a.reason) for a in found.attempts] == [("retry", "lost"), ("cancelled", "cancelled")]
@@ -376,12 +376,12 @@ def test_a_recurring_workflow_runs_again_after_its_end(store: Store) -> None:
 def test_the_row_of_a_run_is_not_retried(store: Store) -> None:
     """Its attempt would never be claimed, and would block the next run."""
     request_id = began(store)
-    store.run(lambda tx: schedules.pause(tx, "sync", "ann"))
+    store.run(lambda tx: schedule_control.pause(tx, "sync", "ann"))
     s.finish(store, "a", Status.FAILURE, reason=Reason.ERROR)
     assert live_rows(store, "sync") == 0
     with pytest.raises(Conflict, match="workerd schedules run sync"):
         store.run(lambda tx: job_control.retry(tx, request_id))
-    store.run(lambda tx: schedules.resume(tx, "sync"))
+    store.run(lambda tx: schedule_control.resume(tx, "sync"))
     assert start(store).picked_up == 1
 
 
@@ -483,7 +483,7 @@ def test_many_nodes_never_run_a_recurring_workflow_twice(
 
 def test_a_pause_that_the_class_decided_is_told_from_that_of_the_key(store: Store) -> None:
     """By the waiting run; after a crash or a change that run counts from the end of the last one."""
-    store.run(lambda tx: schedules.upsert(tx, {"sync": ScheduleConfig(cooler=30.0)}))
+    store.run(lambda tx: schedule_control.upsert(tx, {"sync": ScheduleConfig(cooler=30.0)}))
 
     def own_pause() -> float | None:
         return store.read(schedules.list_)[0].own_pause_s

@@ -13,7 +13,7 @@ from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.config.workflow_config import WorkflowConfig
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.schedule import Cron
-from workerd.store import requests, schedules, ticks
+from workerd.store import requests, schedule_control, schedules, ticks
 from workerd.store.base import Store
 from workerd.store.ticks import Fired
 
@@ -24,7 +24,7 @@ def daily(**more: Any) -> NamedSchedule:
 
 
 def put(store: Store, schedule: NamedSchedule) -> bool:
-    return store.run(lambda tx: schedules.set_(tx, schedule))
+    return store.run(lambda tx: schedule_control.set_(tx, schedule))
 
 
 def row(store: Store, name: str = "eu") -> schedules.ScheduleRow:
@@ -104,7 +104,7 @@ def test_a_changed_schedule_does_not_fire_as_it_was(store: Store) -> None:
     assert tick(store, daily(), later(store), known).fired is Fired.TAKEN
     assert tick(store, daily(), later(store), row(store).revision).fired is Fired.FIRED
     known = row(store).revision
-    store.run(lambda tx: schedules.remove(tx, "eu"))
+    store.run(lambda tx: schedule_control.remove(tx, "eu"))
     assert tick(store, daily(), later(store, 7200), known).fired is Fired.GONE
     put(store, daily())
     assert tick(store, daily(), later(store, 7200), known).fired is Fired.TAKEN
@@ -127,22 +127,24 @@ def test_setting_the_same_again_changes_nothing(store: Store) -> None:
 def test_a_configured_name_wins(store: Store) -> None:
     """It takes over one that was set at run time, and refuses to be set or removed."""
     put(store, daily())
-    assert store.run(lambda tx: schedules.upsert(tx, {"eu": daily(vars={"region": "config"})})) == ["eu"]
+    assert store.run(lambda tx: schedule_control.upsert(tx, {"eu": daily(vars={"region": "config"})})) == [
+        "eu"
+    ]
     assert (row(store).origin, row(store).vars) == ("config", b'{"region":"config"}')
     with pytest.raises(Conflict, match="is configured"):
         put(store, daily())
     with pytest.raises(Conflict, match="is configured"):
-        store.run(lambda tx: schedules.remove(tx, "eu"))
+        store.run(lambda tx: schedule_control.remove(tx, "eu"))
     with pytest.raises(NotFound):
-        store.run(lambda tx: schedules.remove(tx, "nope"))
+        store.run(lambda tx: schedule_control.remove(tx, "nope"))
 
 
 def test_no_node_removes_what_was_set_at_run_time(store: Store) -> None:
     """Only configured ones can be orphans."""
     put(store, daily())
-    store.run(lambda tx: schedules.upsert(tx, {"old": ScheduleConfig(cron="* * * * *")}))
-    assert store.read(lambda tx: schedules.orphans(tx, [])) == ["old"]
-    assert store.run(lambda tx: schedules.retire(tx, ["old", "eu"])) == 1
+    store.run(lambda tx: schedule_control.upsert(tx, {"old": ScheduleConfig(cron="* * * * *")}))
+    assert store.read(lambda tx: schedule_control.orphans(tx, [])) == ["old"]
+    assert store.run(lambda tx: schedule_control.retire(tx, ["old", "eu"])) == 1
     assert row(store).origin == "api"
 
 
@@ -172,7 +174,7 @@ def test_the_last_20_ticks_are_kept(store: Store) -> None:
     past = store.read(lambda tx: ticks.history(tx, "eu"))
     assert [p.tick for p in past] == [start + n * SECOND for n in range(29, 9, -1)]
     assert s.value(store, "SELECT COUNT(*) FROM workerd_ticks") == 20
-    store.run(lambda tx: schedules.remove(tx, "eu"))
+    store.run(lambda tx: schedule_control.remove(tx, "eu"))
     assert s.value(store, "SELECT COUNT(*) FROM workerd_ticks") == 0
 
 
@@ -186,7 +188,7 @@ def test_a_cooler_by_name_waits_for_the_end_of_its_run(store: Store) -> None:
     assert cooler(store, schedule) == ticks.Tick(Fired.HELD)
     assert cooler(store, schedule, now=True).fired is Fired.HELD
     with pytest.raises(Conflict, match="already running"):
-        store.run(lambda tx: schedules.run_now(tx, "eu"))
+        store.run(lambda tx: schedule_control.run_now(tx, "eu"))
     s.finish(store, "h")
     ended_at = s.job(store, first.job).row.finished_at
     assert ended_at is not None

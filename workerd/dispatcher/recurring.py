@@ -19,7 +19,7 @@ from workerd.errors import StoreBusy
 from workerd.log import get_logger
 from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
-from workerd.store import intervals, schedules, ticks
+from workerd.store import intervals, schedule_control, schedules, ticks
 from workerd.store.base import Tx
 from workerd.store.schedules import ScheduleRow
 from workerd.store.ticks import Fired
@@ -107,17 +107,17 @@ class ScheduleSync:
         return jittered(max(SYNC_PERIOD_S, SYNC_PAUSES * took_s))
 
     def _write(self, part: Mapping[str, NamedSchedule]) -> None:
-        if self._store.run(lambda tx: schedules.upsert(tx, part)):
+        if self._store.run(lambda tx: schedule_control.upsert(tx, part)):
             # A schedule was written: its first run may be started.
             self._tasks.wake(self._intervals.ensure_next)
             self._tasks.wake(self._workflows.start_recurring)
 
     def _remove_orphans(self) -> None:
-        orphans = self._store.read(lambda tx: schedules.orphans(tx, self._configured))
+        orphans = self._store.read(lambda tx: schedule_control.orphans(tx, self._configured))
         self._orphaned = Counter({name: self._orphaned[name] + 1 for name in orphans})
         removed = [name for name, rounds in self._orphaned.items() if rounds >= ORPHANED_ROUNDS]
         if removed:
-            self._store.run(lambda tx: schedules.retire(tx, removed))
+            self._store.run(lambda tx: schedule_control.retire(tx, removed))
             _log.info("schedules.removed", schedules=", ".join(removed))
 
 

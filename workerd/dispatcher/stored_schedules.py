@@ -14,7 +14,7 @@ from workerd.dispatcher.tasks import TaskRunner
 from workerd.errors import InvalidValue, StoreBusy
 from workerd.log import get_logger
 from workerd.runtime.adaptive_size import AdaptiveSize
-from workerd.store import schedules, ticks
+from workerd.store import schedule_control, schedules, ticks
 from workerd.store.ticks import Fired
 
 COOLER_COST_S = 0.01
@@ -102,7 +102,7 @@ class StoredSchedules:
     def read(self) -> float | None:
         """One slice: some names with their revisions, then some of the schedules that have changed."""
         if self._reading is None:
-            self._reading = self._store.read(schedules.revision)
+            self._reading = self._store.read(schedule_control.revision)
             self._found, self._after, self._to_read = {}, "", None
         if self._to_read is None:
             self._read_names()
@@ -114,7 +114,7 @@ class StoredSchedules:
         return 0.0
 
     def _read_names(self) -> None:
-        found = self._store.read(partial(schedules.revisions, after=self._after, limit=MAX_REVISIONS))
+        found = self._store.read(partial(schedule_control.revisions, after=self._after, limit=MAX_REVISIONS))
         self._found.update(found)
         if len(found) >= MAX_REVISIONS:
             self._after = found[-1][0]

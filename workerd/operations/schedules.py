@@ -24,7 +24,7 @@ from workerd.operations.enqueue import check_spec_vars
 from workerd.operations.rules import HandlerRules
 from workerd.schedule import Cron, voided
 from workerd.signature import coerce_texts
-from workerd.store import handlers, nodes, schedules, ticks
+from workerd.store import handlers, nodes, schedule_control, schedules, ticks
 from workerd.store.base import Tx
 from workerd.store.schedules import ScheduleRow
 from workerd.text import seconds_text
@@ -83,7 +83,7 @@ def set_(tx: Tx, actor: Actor, config: Config, name: str, given: Mapping[str, An
     """
     schedule = checked(tx, config, name, given)
     _refuse_configured(config, name)
-    created = schedules.set_(tx, schedule)
+    created = schedule_control.set_(tx, schedule)
     audit.record(
         tx, actor, Action.SCHEDULE_SET, name, {key: given[key] for key in given if key not in SECRETS}
     )
@@ -113,7 +113,7 @@ def set_texts(
 def remove(tx: Tx, actor: Actor, config: Config, name: str) -> None:
     """Remove a schedule that was set at run time; what it has started goes on. Raises NotFound, Conflict."""
     _refuse_configured(config, name)
-    schedules.remove(tx, name)
+    schedule_control.remove(tx, name)
     audit.record(tx, actor, Action.SCHEDULE_REMOVE, name)
 
 
@@ -135,14 +135,14 @@ def next_times(given: Mapping[str, Any], count: int, now: int) -> list[str]:
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str) -> Document:
     """Start no runs until it is resumed. Raises NotFound."""
-    schedules.pause(tx, name, actor.name)
+    schedule_control.pause(tx, name, actor.name)
     audit.record(tx, actor, Action.PAUSE, name)
     return _document(tx, schedules.find(tx, name), config, HandlerRules(config))
 
 
 def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, bool]:
     """Resume from now on, without the ticks missed; also whether it was paused. Raises NotFound."""
-    was_paused = schedules.resume(tx, name)
+    was_paused = schedule_control.resume(tx, name)
     if was_paused:
         audit.record(tx, actor, Action.RESUME, name)
     return _document(tx, schedules.find(tx, name), config, HandlerRules(config)), was_paused
@@ -150,7 +150,7 @@ def resume(tx: Tx, actor: Actor, config: Config, name: str) -> tuple[Document, b
 
 def run_now(tx: Tx, actor: Actor, config: Config, name: str) -> bytes:
     """Run it once now, even if paused; the id of the job or request. Raises NotFound, Conflict."""
-    started = schedules.run_now(tx, name, workflow=name in config.workflows)
+    started = schedule_control.run_now(tx, name, workflow=name in config.workflows)
     audit.record(tx, actor, Action.SCHEDULE_RUN, name, {"id": id_text(started)})
     return started
 
