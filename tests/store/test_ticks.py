@@ -150,7 +150,7 @@ def test_no_node_removes_what_was_set_at_run_time(store: Store) -> None:
 
 def test_there_is_a_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every node keeps each of them."""
-    monkeypatch.setattr(schedules, "MAX_SET", 1)
+    monkeypatch.setattr(schedule_control, "MAX_SET", 1)
     put(store, daily())
     put(store, daily(vars={}))
     with pytest.raises(InvalidValue, match="remove some"):
