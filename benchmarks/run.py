@@ -40,6 +40,7 @@ ALL: tuple[tuple[str, ...], ...] = (
     ("recovery",),
     ("nodes", "--galera"),
     ("bench_requests",),
+    ("graphs",),
     ("peers.run",),
     ("depth", "--all"),
 )

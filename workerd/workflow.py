@@ -55,6 +55,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
         More failed jobs fail the request, None: only one whose failure is not to be continued.
     members
         The other jobs are a batch: each its own row from the start, counted in the request, not in `jobs`.
+    linked
+        Members need others, wait, or differ in what their failure does: rows of their own say so.
     on_error
         That of each job of a batch.
     cooler
@@ -70,6 +72,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     final: tuple[WorkflowJob, ...] = ()
     max_failures: int | None = None
     members: bool = False
+    linked: bool = False
     on_error: OnError = "fail"
     cooler: float | None = None
     quiet: bool = False

@@ -20,8 +20,8 @@ from workerd.store.base import Store
 from workerd.store.claims import promote_due
 
 TABLES = (
-    "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "requests", "revisions",
-    "schedules", "signals", "slots", "ticks",
+    "audit", "errors", "handlers", "jobs", "logs", "migrations", "nodes", "rates", "request_jobs",
+    "request_needs", "requests", "revisions", "schedules", "signals", "slots", "ticks",
 )  # fmt: skip
 ALL = ["1: first tables", "2: capabilities"]
 

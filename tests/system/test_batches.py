@@ -87,3 +87,34 @@ def test_finally_runs_exactly_once_whatever_is_killed(
     assert all(status == "failed" for key, status in ended().items() if expected[key] == "failed")
     counts = store.read(lambda tx: tx.query("SELECT total, done, failed FROM workerd_requests"))
     assert all(total == done + failed for total, done, failed in counts)
+
+
+def test_a_large_graph_runs_in_order_whatever_is_killed(
+    start_daemon: Callable[..., Daemon], store: Store
+) -> None:
+    """Each job runs after all that it needs, and the last one gets what they returned."""
+    daemon = start_daemon(CONFIG)
+    width, depth = 25, 10
+    jobs: list[dict[str, Any]] = []
+    for level in range(depth):
+        for n in range(width):
+            above = [f"{level - 1}.{m % width}" for m in (n, n + 1)] if level else []
+            jobs.append({"name": f"{level}.{n}", "handler": "noop", "needs": above})
+    jobs.append({"name": "all", "handler": "noop", "needs": [f"{depth - 1}.{n}" for n in range(width)]})
+    with Client(daemon.path) as client:
+        made = client.batch(jobs, finally_={"name": "end", "handler": "last"})
+        for victim in KILLED:
+            eventually(lambda victim=victim: daemon.pid(victim))
+            daemon.kill(victim)
+        done = client.wait_request(made.id, timeout=120)
+    assert (done.status, done.done, done.failed) == ("completed", len(jobs), 0), daemon.tail()
+    rows = store.read(
+        lambda tx: tx.query(
+            "SELECT name, started_at, finished_at, status FROM workerd_jobs WHERE name IS NOT NULL"
+        )
+    )
+    ran = {
+        columns.text(name): (begun, ended) for name, begun, ended, status in rows if status == b"completed"
+    }
+    for job in jobs:
+        assert all(ran[need][1] <= ran[job["name"]][0] for need in job.get("needs", ())), job

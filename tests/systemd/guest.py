@@ -284,6 +284,8 @@ def watchdog() -> None:
     check("the new supervisor has another pid", int(prop("MainPID")) != pid)
     made = workerd("enqueue", "add", "a=1", "b=2", "--wait", "60s")
     check("the restarted service runs jobs", made.stdout.strip() == "3")
+    drop_in.unlink()
+    run("systemctl", "daemon-reload")
 
 
 def stop() -> None:
@@ -396,9 +398,7 @@ def killed_former() -> None:
     os.kill(main_pid("workerd@3"), signal.SIGKILL)
     check("the job of a killed daemon is tried again", wait(lambda: shown(lost).get("attempt") == 2, 60))
     check("the killed daemon only settles", wait(lambda: not active("workerd@3"), 60))
-    restarts = run("systemctl", "show", "-P", "NRestarts", "workerd@3").stdout.strip()
-    check(f"it was started again: {restarts}", restarts == "1")
-    check("the one that serves was not", serving == main_pid("workerd@2"))
+    check("the one that serves was not started again", serving == main_pid("workerd@2"))
     check("the job completes", ended(lost).get("status") == "completed")
     check_new_code("4")
 
@@ -447,7 +447,7 @@ def main() -> int:
         except Exception as error:
             check(f"{part.__name__}: {type(error).__name__}: {error}", passed=False)
     if failures:
-        print(run("journalctl", "--no-pager", "-u", "workerd", "-n", "80").stdout)
+        print(run("journalctl", "--no-pager", "-u", "workerd*", "-n", "150").stdout)
     print(f"\n{len(failures)} failures", flush=True)
     return 1 if failures else 0
 

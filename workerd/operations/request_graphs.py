@@ -15,7 +15,6 @@ from workerd.config.graph import depths
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
-from workerd.config.workflows import MAX_WORKFLOW_JOBS
 from workerd.document_types import Enqueued
 from workerd.documents import json_value
 from workerd.errors import InvalidValue
@@ -28,6 +27,8 @@ from workerd.tracing.context import TraceContext, into_meta
 
 SLICE_JOBS = 1000
 """Jobs of a batch that one transaction writes."""
+MAX_INLINE_JOBS = 200
+"""Of a graph with more jobs that need others, each is a row from the start, so that an ending stays cheap."""
 MAX_MEMBERS = 1_000_000
 MAX_STAGE_JOBS = 1000
 KEYS = ("jobs", "then", "finally", "params", "name", "max_failures")
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     """A checked request; `members`: the jobs of a batch, whose graph has only `then` and `finally`.
 
     `traceparent`: of the span that its jobs come from.
+    `nodes`: of a large graph, what each of the members needs.
     """
 
     graph: wf.Graph
@@ -44,6 +46,7 @@ class Plan(NamedTuple):
     params: bytes
     name: str | None
     traceparent: str | None = None
+    nodes: Sequence[WorkflowJob] = ()
 
 
 class _Item(NamedTuple):
@@ -63,15 +66,17 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
     items = _items("jobs", body.get("jobs"), config)
     jobs = _jobs("jobs", items, known, config, "continue" if most is not None else "fail")
     names = dict.fromkeys(job.name for job in jobs)
-    members = _is_batch(jobs)
-    if members and len(jobs) > MAX_MEMBERS:
+    if len(jobs) > MAX_MEMBERS:
         raise InvalidValue(f"jobs: expected at most {MAX_MEMBERS} jobs, got {len(jobs)}")
-    if not members and any(item.options is not None for item in items):
+    batch = _is_batch(jobs)
+    if not batch and any(item.options is not None for item in items):
         raise InvalidValue(
             "jobs: a JobSpec cannot stand beside jobs that need others, wait, or differ in on_error"
         )
     stages: dict[str, tuple[WorkflowJob, ...]] = {}
-    first = 0 if members else 1 + max((job.step for job in _ordered("jobs", jobs, {}, 0)), default=-1)
+    ordered = () if batch else _ordered("jobs", jobs, {}, 0)
+    linked = len(ordered) > MAX_INLINE_JOBS
+    first = 1 + max((job.step for job in ordered), default=-1)
     for key in ("then", "finally"):
         stage = _jobs(key, _items(key, body.get(key), config, MAX_STAGE_JOBS), known, config, "fail")
         _refuse_taken(key, stage, names)
@@ -80,19 +85,22 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         first += 1 + max((job.step for job in stage), default=0)
     graph = wf.Graph(
         name=_checked("name", v.name, name) if name is not None else "",
-        jobs=() if members else _ordered("jobs", jobs, {}, 0),
+        jobs=() if batch or linked else ordered,
         then=stages["then"],
         final=stages["finally"],
         max_failures=_checked("max_failures", v.count_or_none(0, 2**31 - 1), most)
         if most is not None
         else None,
-        members=members,
-        on_error=jobs[0].on_error if members and jobs else "fail",
+        members=batch or linked,
+        linked=linked,
+        on_error="continue" if linked else jobs[0].on_error if batch and jobs else "fail",
     )
-    rows = [_member(job, item.options) for job, item in zip(jobs, items, strict=True)] if members else []
-    return Plan(
-        graph, rows, params_json(body.get("params") or {}, config.gateway.max_body), graph.name or None
-    )
+    if linked:
+        rows = [_member(job, None) for job in ordered]
+    else:
+        rows = [_member(job, item.options) for job, item in zip(jobs, items, strict=True)] if batch else []
+    params = params_json(body.get("params") or {}, config.gateway.max_body)
+    return Plan(graph, rows, params, graph.name or None, nodes=ordered if linked else ())
 
 
 def _checked(key: str, validator: Any, value: object) -> Any:
@@ -184,11 +192,6 @@ def _ordered(
     key: str, jobs: Sequence[WorkflowJob], before: Mapping[str, None], first: int
 ) -> tuple[WorkflowJob, ...]:
     """The jobs after everything that they need. Raises InvalidValue for a cycle, or a need that is no job."""
-    if len(jobs) > MAX_WORKFLOW_JOBS:
-        raise InvalidValue(
-            f"{key}: expected at most {MAX_WORKFLOW_JOBS} jobs that need others or wait, got {len(jobs)};"
-            f" of jobs without needs a request may have {MAX_MEMBERS}"
-        )
     names = {job.name for job in jobs}
     for number, job in enumerate(jobs):
         for place, need in enumerate(job.needs):
@@ -203,7 +206,7 @@ def _ordered(
 
 
 def _member(job: WorkflowJob, options: NewJob | None) -> NewJob:
-    plain = options or NewJob(handler=job.handler, vars=msgspec.json.encode(job.vars))
+    plain = options or NewJob(handler=job.handler, vars=msgspec.json.encode(job.vars), step=job.step)
     return msgspec.structs.replace(plain, name=job.name)
 
 
@@ -214,8 +217,8 @@ def submit(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
     """Write the whole request in this transaction. One that exists under this id is left as it is."""
     done = begin(tx, plan, request_id)
     if done.created and plan.graph.members:
-        for part in slices(plan):
-            batches.add(tx, parse_id(done.id), part)
+        for part, nodes in slices(plan):
+            batches.add(tx, parse_id(done.id), part, nodes)
         batches.seal(tx, parse_id(done.id))
     return done
 
@@ -244,20 +247,21 @@ def submit_in_slices(run: Callable[[Callable[[Tx], Any]], Any], plan: Plan) -> E
     done: Enqueued = run(lambda tx: begin(tx, plan))
     if plan.graph.members:
         key = parse_id(done.id)
-        for part in slices(plan):
-            run(partial(add, request_id=key, part=part))
+        for part, nodes in slices(plan):
+            run(partial(add, request_id=key, part=part, nodes=nodes))
         run(partial(seal, request_id=key))
     return done
 
 
-def slices(plan: Plan) -> Iterable[Sequence[NewJob]]:
-    """The jobs of a batch, as many as one transaction writes."""
-    return (plan.members[n : n + SLICE_JOBS] for n in range(0, len(plan.members), SLICE_JOBS))
+def slices(plan: Plan) -> Iterable[tuple[Sequence[NewJob], Sequence[WorkflowJob]]]:
+    """The jobs of a batch, as many as one transaction writes, and in a large graph what they need."""
+    for n in range(0, len(plan.members), SLICE_JOBS):
+        yield plan.members[n : n + SLICE_JOBS], plan.nodes[n : n + SLICE_JOBS]
 
 
-def add(tx: Tx, request_id: bytes, part: Sequence[NewJob]) -> None:
+def add(tx: Tx, request_id: bytes, part: Sequence[NewJob], nodes: Sequence[WorkflowJob]) -> None:
     """Add jobs to a batch. Raises Conflict if it takes no more."""
-    batches.add(tx, request_id, part)
+    batches.add(tx, request_id, part, nodes)
 
 
 def seal(tx: Tx, request_id: bytes) -> None:

@@ -12,17 +12,17 @@ from typing import NamedTuple
 import msgspec
 
 from workerd import workflow as wf
-from workerd.clock import LATEST, SECOND
+from workerd.clock import SECOND
+from workerd.config.workflow_config import WorkflowJob
 from workerd.errors import Conflict, NotFound
 from workerd.job import AttemptRef
 from workerd.job_spec import NewJob
-from workerd.store import columns, job_control, jobs, workflows
+from workerd.store import columns, job_control, jobs, links, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
+from workerd.store.links import HELD_AT
 from workerd.store.workflows import RequestUpdate, apply
 
-HELD_AT = LATEST
-"""`run_at` of a job whose batch is not complete yet."""
 SLICE_ROWS = 500
 COMPLETE_WITHIN_S = 3600
 NEVER_COMPLETED = "never completed: its jobs had not all arrived after 1 h"
@@ -42,9 +42,10 @@ def _locked(tx: Tx, request_id: bytes) -> RequestRow:
     return row
 
 
-def add(tx: Tx, request_id: bytes, new: Sequence[NewJob]) -> None:
+def add(tx: Tx, request_id: bytes, new: Sequence[NewJob], nodes: Sequence[WorkflowJob] = ()) -> None:
     """Add jobs to a batch that is not complete; those that it has are left as they are.
 
+    `nodes`: of a large graph, what each of them needs.
     Raises NotFound, Conflict if it is complete or has ended.
     """
     row = _locked(tx, request_id)
@@ -59,6 +60,7 @@ def add(tx: Tx, request_id: bytes, new: Sequence[NewJob]) -> None:
         )
         for job in new
     ]
+    links.add(tx, row, nodes)
     created = sum(one.created for one in jobs.insert(tx, members))
     tx.execute("UPDATE workerd_requests SET total = total + %s WHERE id = %s", (created, row.id))
 
@@ -87,17 +89,18 @@ def work(tx: Tx) -> Worked:
     """One slice of the oldest batch whose jobs are to be released, cancelled or retried."""
     found = tx.one(
         f"SELECT id FROM workerd_requests {tx.dialect.hint('workerd_request_pending')}"
-        " WHERE pending IN ('release','cancel','reopen') ORDER BY pending, created_at"
+        " WHERE pending IN ('release','cancel','reopen','spread') ORDER BY pending, created_at"
         f" LIMIT 1{tx.dialect.skip_locked}"
     )
     if found is None:
         return Worked(False, set())
     row = _locked(tx, found[0])
     item = RequestUpdate(row)
-    slices = {"release": _release, "cancel": _cancel, "reopen": _reopen}
+    slices = {"release": _release, "cancel": _cancel, "reopen": _reopen, "spread": _spread}
     done = slices[row.pending](tx, row, item) if row.pending in slices else _Slice(None, set())
     if done.last is None:
-        item.pending = None
+        is_linked = item.graph is not None and item.graph.linked
+        item.pending = "spread" if is_linked and links.has_state(tx, row.id, "spread") else None
     handlers = done.handlers | apply(tx, [item])
     if done.last is not None and item.pending == row.pending:
         tx.execute("UPDATE workerd_requests SET pending_after = %s WHERE id = %s", (done.last, row.id))
@@ -128,7 +131,9 @@ def _rows(
 def _release(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     held = columns.at(HELD_AT)
     refs, handlers, last = _rows(tx, row, "status = 'scheduled' AND run_at = %s", [held], SLICE_ROWS)
-    if refs:
+    if item.graph is not None and item.graph.linked:
+        handlers = links.begin(tx, row, sorted(ref.id for ref in refs))
+    elif refs:
         tx.execute(
             f"UPDATE workerd_jobs {tx.dialect.by_key} SET status = 'new', run_at = %s"
             f" WHERE ({columns.keys(refs)}) AND status = 'scheduled'",
@@ -162,8 +167,16 @@ def _reopen(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     refs, handlers, last = _rows(tx, row, condition, [workflows.REQUEST_OVER], SLICE_ROWS)
     for ref in refs:
         job_control.again(tx, *ref)
+    if refs and item.graph is not None and item.graph.linked:
+        links.hold(tx, row, sorted(ref.id for ref in refs))
     item.counts = item.counts._replace(failed=max(0, item.counts.failed - len(refs)))
     return _Slice(last, handlers)
+
+
+def _spread(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
+    """Tell the jobs that need one which very many need."""
+    told = links.spread(tx, row, stopped=item.failing is not None)
+    return _Slice(row.id if told.more else None, told.handlers)
 
 
 def expire(tx: Tx) -> bool:

@@ -17,10 +17,10 @@ from workerd.job import COOLER_KEY, ENDED, AttemptRef, Status
 from workerd.job_filter import JobFilter
 from workerd.store import columns, job_control, job_matches, requests
 from workerd.store.base import Tx
-from workerd.store.batches import HELD_AT
 from workerd.store.columns import RequestRow
 from workerd.store.job_control import CurrentRow
 from workerd.store.job_matches import ShownMeta
+from workerd.store.links import HELD_AT
 from workerd.workflow import REQUEST_ENDED
 
 _WAITING = (Status.NEW, Status.SCHEDULED)

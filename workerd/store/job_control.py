@@ -10,7 +10,7 @@ from workerd import workflow as wf
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
-from workerd.store import columns, requests, workflows
+from workerd.store import columns, links, requests, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.duplicates import release_followers
@@ -187,6 +187,8 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     if job.status is Status.SCHEDULED and duplicates.is_follower(job.unique_key):
         raise Conflict("The job waits until another job of its unique key has ended; cancel that one first.")
     if job.status is Status.SCHEDULED:
+        if job.request_id is not None and job.run_at == links.HELD_AT:
+            raise Conflict("The job waits for the rest of its request, or for jobs that it needs.")
         make_due(tx, [job], fresh=fresh)
         return job.attempt
     if job.status not in ENDED:
@@ -198,10 +200,25 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
     graph = None if request is None else _graph_to_continue(request)
+    linked = graph is not None and graph.linked
+    waited = linked and _was_cancelled_with_its_request(tx, job)
     again(tx, job_id, job.attempt, fresh=fresh)
+    if request is not None and linked:
+        if waited:
+            links.hold(tx, request, [job_id])
+        else:
+            links.reopen(tx, request, job.name)
     if request is not None:
         _reopen(tx, request, graph, job_id, _member_status(request, job))
     return job.attempt + 1
+
+
+def _was_cancelled_with_its_request(tx: Tx, job: CurrentRow) -> bool:
+    found = tx.one(
+        "SELECT 1 FROM workerd_jobs WHERE id = %s AND attempt = %s AND status = 'cancelled' AND error = %s",
+        (job.id, job.attempt, workflows.REQUEST_OVER),
+    )
+    return found is not None
 
 
 def make_due(tx: Tx, scheduled: Sequence[CurrentRow], *, fresh: bool = False) -> None:

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from workerd.job import COOLER_KEY, LIVE, Status
-from workerd.store import columns, errors, logs
+from workerd.store import columns, errors, links, logs
 from workerd.store.base import Tx
 from workerd.store.columns import chunks, marks
 from workerd.store.session import Row
@@ -181,6 +181,8 @@ def _remove_request(tx: Tx, request_id: bytes, limit: int, failed: _Failed) -> i
         " WHERE request_id = %s LIMIT %s",
         (request_id, limit),
     )
+    if tx.one("SELECT 1 FROM workerd_request_jobs WHERE request_id = %s LIMIT 1", (request_id,)):
+        links.remove(tx, [row[0] for row in ids])
     removed = _remove(tx, [row[0] for row in ids], failed)
     left = tx.one(
         f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_request')} WHERE request_id = %s LIMIT 1",

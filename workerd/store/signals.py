@@ -12,7 +12,7 @@ from workerd.config.workflow_config import WAIT_HANDLER, WorkflowConfig, Workflo
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import ClaimedAttempt, Status
 from workerd.outcome import ClosedAttempt, Outcome, Reason, failed
-from workerd.store import columns, waits, workflows
+from workerd.store import columns, links, waits, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow, chunks, marks
 from workerd.store.outcomes import ClosedBatch, closed_attempt
@@ -56,13 +56,19 @@ def deliver(
         raise Conflict(f"The request has already ended: it is {row.status}.")
     graph = _graph(row, configured)
     waiting = [job for job in graph.all_jobs if job.signal == name] if graph is not None else []
-    if not waiting:
+    linked, begun = False, list[bytes]()
+    if graph is not None and graph.linked:
+        linked, begun = links.waiting_for(tx, row.id, name)
+    if not waiting and not linked:
         known = sorted({job.signal for job in graph.all_jobs if job.signal}) if graph is not None else []
+        known += links.signals_of(tx, row.id, MAX_NAMES_SHOWN) if graph is not None and graph.linked else []
         shown = ", ".join(known[:MAX_NAMES_SHOWN]) or "none"
         raise InvalidValue(f'signal: no job of the request waits for "{name[:60]}"; its signals are: {shown}')
     if not waits.keep(tx, request_id, name, payload, source):
         raise Conflict(f"The signal {name!r} was given before; the first one counts.")
     ids = [wf.job_id(row.id, row.created_at, job.name) for job in waiting]
+    if row.pending != "fill":
+        ids += begun
     return _close(tx, {row.id: row}, _live(tx, ids), {row.id: graph} if graph is not None else {})
 
 
@@ -119,7 +125,11 @@ def _close(
         for request_id, graph in graphs.items()
         if graph is not None
     }
-    ended = [_ended(tx, one, jobs.get(one.request_id, {}).get(one.name)) for one in waiting]
+    linked = [one.id for one in waiting if (of := graphs.get(one.request_id)) is not None and of.linked]
+    specs = links.waits_of(tx, linked) if linked else {}
+    ended = [
+        _ended(tx, one, specs.get(one.id) or jobs.get(one.request_id, {}).get(one.name)) for one in waiting
+    ]
     batch = ClosedBatch(now=tx.now, requests=requests, ended=ended, released=[], woken=set())
     workflows.advance(tx, batch)
     return batch.woken

@@ -13,7 +13,7 @@ from workerd import workflow as wf
 from workerd.errors import InvalidValue, NotFound, UnreadableRow
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, cancelled, failed
-from workerd.store import columns, workflows
+from workerd.store import columns, links, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import chunks, marks
 from workerd.store.session import Row
@@ -57,6 +57,7 @@ class _Plan(NamedTuple):
 
     needs: Mapping[str, tuple[str, ...]]
     final: frozenset[str]
+    linked: bool = False
 
 
 def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
@@ -147,7 +148,30 @@ def _needed(
         if not named:
             failed = ((n, p) for n, p in there[request_id].items() if p.failed)
             found[claim.ref] = dict(islice(failed, MAX_FAILED))
+    return found | _linked_inputs(tx, claims, plans)
+
+
+def _linked_inputs(
+    tx: Tx, claims: Sequence[Claim], plans: Mapping[bytes, _Plan]
+) -> dict[AttemptRef, dict[str, _Payload]]:
+    """The same for jobs of large graphs, whose needs are rows."""
+    refs: dict[bytes, AttemptRef] = {}
+    for claim in claims:
+        plan = plans.get(claim.request_id or b"")
+        if plan is not None and plan.linked and claim.name not in plan.needs:
+            refs[claim.id] = claim.ref
+    found: defaultdict[AttemptRef, dict[str, _Payload]] = defaultdict(dict)
+    if not refs:
+        return found
+    shown = "j.name, j.id, j.attempt, j.payload_type, COALESCE(LENGTH(j.payload), 0), j.status"
+    for job_id, name, *row in links.inputs(tx, list(refs), shown):
+        found[refs[job_id]][columns.lenient(name) or ""] = _payload(*row)
     return found
+
+
+def _payload(job_id: bytes, attempt: int, kind: bytes | None, size: int, status: bytes) -> _Payload:
+    failed = status != b"completed"
+    return _Payload(AttemptRef(job_id, attempt), columns.lenient(kind), 0 if failed else size, failed)
 
 
 def _plan(context: _Context) -> _Plan:
@@ -159,7 +183,7 @@ def _plan(context: _Context) -> _Plan:
     except InvalidValue:
         return _Plan({}, frozenset())  # the request fails when its next job ends
     final = frozenset(job.name for job in graph.final if not job.needs)
-    return _Plan({job.name: job.needs for job in graph.all_jobs}, final)
+    return _Plan({job.name: job.needs for job in graph.all_jobs}, final, graph.linked)
 
 
 def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Payload]]:
@@ -172,10 +196,7 @@ def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Pay
             " AND name IS NOT NULL",
             part,
         ):
-            failed = status != b"completed"
-            found[request_id][columns.lenient(name) or ""] = _Payload(
-                AttemptRef(job_id, attempt), columns.lenient(kind), 0 if failed else size, failed
-            )
+            found[request_id][columns.lenient(name) or ""] = _payload(job_id, attempt, kind, size, status)
     return found
 
 

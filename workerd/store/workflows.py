@@ -14,7 +14,7 @@ from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import ENDED, Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
-from workerd.store import columns, intervals, jobs, waits
+from workerd.store import columns, intervals, jobs, links, waits
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow, chunks, marks
 from workerd.store.outcomes import ClosedBatch
@@ -69,6 +69,7 @@ class RequestUpdate:
         self.graph: wf.Graph | None = None
         self.counts = wf.Counts(row.total, row.done, row.failed)
         self.pending: str | None = row.pending
+        self.ends = links.Ends()
         if row.steps is not None and self.status is _IN_PROGRESS:
             self.read(row.steps)
 
@@ -95,6 +96,7 @@ class RequestUpdate:
         self._add_failure(outcome)
         if self.graph is not None and self.graph.members:
             self._count_member(self.graph, outcome)
+            self.ends.ended.append(outcome)
         if outcome.extras is not None:
             self.returned_extras.append(outcome.extras)
         if outcome.spawn is not None and outcome.status is Status.COMPLETED:
@@ -106,6 +108,8 @@ class RequestUpdate:
         if self.graph is not None:
             stages = wf.Stages(self.graph)
             if stages.of(outcome.name) == "past" or stages.tolerates(outcome.name):
+                return
+            if self.ends.tolerates(outcome.name):
                 return
         who = outcome.name or outcome.handler
         if outcome.status is Status.FAILURE:
@@ -194,21 +198,44 @@ def _follow(tx: Tx, batch: ClosedBatch, *, move_on: bool) -> None:
             continue
         if row.id not in updates:
             updates[row.id] = RequestUpdate(row)
+            _read_nodes(tx, updates[row.id], batch)
         updates[row.id].add_outcome(outcome)
     for item in updates.values():
         item.merge()
     batch.woken |= apply(tx, list(updates.values()), move_on=move_on)
 
 
+def _read_nodes(tx: Tx, item: RequestUpdate, batch: ClosedBatch) -> None:
+    if item.graph is not None and item.graph.linked:
+        outcomes = [one.outcome for one in batch.ended]
+        names = {one.name for one in outcomes if one.request_id == item.row.id and one.name}
+        item.ends.nodes = links.nodes_of(tx, item.row, names)
+
+
+def _settle(tx: Tx, item: RequestUpdate) -> set[str]:
+    """In a large graph: let those begin that need what has ended, unless the request fails."""
+    if item.graph is None or not item.graph.linked or not item.ends.ended:
+        return set()
+    row, stopped = item.row, item.failing is not None or item.pending in ("fill", "reopen", "cancel")
+    settled = links.settle(tx, row, item.ends, item.insert, stopped=stopped)
+    if settled.more and item.pending is None:
+        item.pending = "spread"
+    if item.failing is None and item.pending != "reopen" and links.has_state(tx, row.id, "failed"):
+        item.fail("one of its jobs had failed before it was reopened")  # and may be retried by hand
+    return settled.handlers
+
+
 def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> set[str]:
     """Decide, cancel waiting jobs, write every row, insert; returns the handlers that got new jobs."""
     alive = [update for update in updates if update.status is _IN_PROGRESS]
+    woken: set[str] = set()
     found = _states(tx, alive)
     for item in alive:
         if item.graph is None and item.failing is not None:
             item.graph = wf.Graph(name=item.row.workflow, jobs=())  # unreadable: it can only end
         if item.graph is not None:
             _spawn(item, item.graph, found[item.row.id])
+            woken |= _settle(tx, item)
     deciding = [
         update for update in alive if update.graph is not None and (move_on or update.failing is not None)
     ]
@@ -226,7 +253,7 @@ def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> 
         if u.status is wf.RequestStatus.FAILED and u.row.status != wf.RequestStatus.FAILED
     ]
     intervals.close_runs(tx, over)
-    return _insert(tx, updates)
+    return woken | _insert(tx, updates)
 
 
 def _spawn(item: RequestUpdate, graph_: wf.Graph, states: list[wf.JobState]) -> None:

@@ -27,6 +27,8 @@ from workerd.store.schema.column_types import (
 
 _ORIGIN = "'config','api'"
 _SCOPE = "'limit','group'"
+_NODE_STATE = "'open','failed','done','spread'"
+_NEED_KIND = "'open','met','spawned'"
 # A waiting row that stands in the queue of its group is under that (`store.group_queues`); what else may be
 # written there by hand counts for nothing, or nobody would find the row.
 _HOLDER = (
@@ -68,7 +70,7 @@ MYSQL = [
         ADD COLUMN done BIGINT UNSIGNED NOT NULL DEFAULT 0,
         ADD COLUMN failed BIGINT UNSIGNED NOT NULL DEFAULT 0,
         ADD COLUMN cycle INT UNSIGNED NOT NULL DEFAULT 0,
-        ADD COLUMN pending ENUM('fill','release','cancel','reopen') NULL,
+        ADD COLUMN pending ENUM('fill','release','cancel','reopen','spread') NULL,
         ADD COLUMN pending_after BINARY(16) NULL,
         ADD COLUMN traceparent VARCHAR(64) NULL,
         ADD KEY workerd_request_pending (pending, created_at)""",
@@ -97,6 +99,27 @@ MYSQL = [
         hours TEXT NULL,
         PRIMARY KEY (fingerprint, handler),
         KEY workerd_error_seen (last_seen)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_request_jobs (
+        id BINARY(16) NOT NULL,
+        request_id BINARY(16) NOT NULL,
+        handler VARCHAR(191) NOT NULL,
+        needs INT UNSIGNED NOT NULL DEFAULT 0,
+        live INT UNSIGNED NOT NULL DEFAULT 1,
+        state ENUM({_NODE_STATE}) NOT NULL DEFAULT 'open',
+        on_error VARCHAR(16) NOT NULL DEFAULT 'fail',
+        wait MEDIUMTEXT NULL,
+        signal_name VARCHAR(191) NULL,
+        PRIMARY KEY (id),
+        KEY workerd_request_job_state (request_id, state),
+        KEY workerd_request_job_signal (request_id, signal_name)
+    ) {TABLE}""",
+    f"""CREATE TABLE IF NOT EXISTS workerd_request_needs (
+        need BINARY(16) NOT NULL,
+        job BINARY(16) NOT NULL,
+        kind ENUM({_NEED_KIND}) NOT NULL DEFAULT 'open',
+        PRIMARY KEY (need, job),
+        KEY workerd_request_need_job (job, kind)
     ) {TABLE}""",
     f"""CREATE TABLE IF NOT EXISTS workerd_logs (
         id BINARY(16) NOT NULL,
@@ -195,7 +218,7 @@ SQLITE = [
             lite_count("done", "NOT NULL DEFAULT 0"),
             lite_count("failed", "NOT NULL DEFAULT 0"),
             lite_count("cycle", "NOT NULL DEFAULT 0"),
-            lite_one_of("pending", "'fill','release','cancel','reopen'"),
+            lite_one_of("pending", "'fill','release','cancel','reopen','spread'"),
             lite_id("pending_after"),
             lite_name("traceparent"),
         )
@@ -228,6 +251,26 @@ SQLITE = [
         PRIMARY KEY (fingerprint, handler)
     )""",
     "CREATE INDEX workerd_error_seen ON workerd_errors (last_seen)",
+    f"""CREATE TABLE workerd_request_jobs (
+        {lite_id("id", "NOT NULL PRIMARY KEY")},
+        {lite_id("request_id", "NOT NULL")},
+        {lite_name("handler", "NOT NULL")},
+        {lite_count("needs", "NOT NULL DEFAULT 0")},
+        {lite_count("live", "NOT NULL DEFAULT 1")},
+        {lite_one_of("state", _NODE_STATE, "NOT NULL DEFAULT 'open'")},
+        {lite_text("on_error", "NOT NULL DEFAULT 'fail'")},
+        {lite_text("wait")},
+        {lite_name("signal_name")}
+    )""",
+    "CREATE INDEX workerd_request_job_state ON workerd_request_jobs (request_id, state)",
+    "CREATE INDEX workerd_request_job_signal ON workerd_request_jobs (request_id, signal_name)",
+    f"""CREATE TABLE workerd_request_needs (
+        {lite_id("need", "NOT NULL")},
+        {lite_id("job", "NOT NULL")},
+        {lite_one_of("kind", _NEED_KIND, "NOT NULL DEFAULT 'open'")},
+        PRIMARY KEY (need, job)
+    )""",
+    "CREATE INDEX workerd_request_need_job ON workerd_request_needs (job, kind)",
     f"""CREATE TABLE workerd_logs (
         {lite_id("id", "NOT NULL")},
         {lite_count("attempt", "NOT NULL", "1")},

@@ -1,0 +1,240 @@
+"""Large graphs: needs in rows, so that an ending costs the same whatever the size of the graph."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.store.test_batches import FINALLY, count, plan, progress, submit, work
+from tests.support import storing as s
+from workerd.errors import Conflict
+from workerd.job import Claim, Status, parse_id
+from workerd.operations import request_graphs
+from workerd.store import batches, job_control, requests, retention
+from workerd.store.base import Store, Tx
+from workerd.store.links import SLICE_NEEDS
+
+
+@pytest.fixture(autouse=True)
+def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every graph with needs is kept in rows."""
+    monkeypatch.setattr(request_graphs, "MAX_INLINE_JOBS", 0)
+
+
+def node(name: str, *needs: str, **keys: Any) -> dict[str, Any]:
+    return {"name": name, "handler": "h", "needs": list(needs), **keys}
+
+
+def chain(length: int) -> list[dict[str, Any]]:
+    return [node(str(n), *([str(n - 1)] if n else [])) for n in range(length)]
+
+
+def run(store: Store, status: Status = Status.COMPLETED) -> list[str]:
+    """Claim and end what waits; the names."""
+    return sorted(claim.name or "" for claim in s.finish(store, "h", status))
+
+
+def by_name(claims: list[Claim]) -> list[Claim]:
+    return sorted(claims, key=lambda claim: claim.name or "")
+
+
+class Cost:
+    """Statements, and rows that they read."""
+
+    statements = 0
+    rows = 0
+
+
+@contextmanager
+def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cost]:
+    cost = Cost()
+    query, execute = Tx.query, Tx.execute
+
+    def counting_query(tx: Tx, *arguments: Any) -> Any:
+        found = query(tx, *arguments)
+        cost.statements += 1
+        cost.rows += len(found)
+        return found
+
+    def counting_execute(tx: Tx, *arguments: Any) -> int:
+        cost.statements += 1
+        return execute(tx, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tx, "query", counting_query)
+        patched.setattr(Tx, "execute", counting_execute)
+        yield cost
+
+
+def test_an_ending_costs_the_same_in_a_graph_of_any_size(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Statements, and rows read, of the claim and of the ending of one job of a chain."""
+    costs = []
+    for length in (20, 2000):
+        submit(store, jobs=chain(length), **{"finally": FINALLY})
+        work(store)
+        run(store)
+        with counted(monkeypatch) as cost:
+            assert run(store) == ["1"]
+        costs.append((cost.statements, cost.rows))
+        s.sql(store, "DELETE FROM workerd_jobs")
+    assert costs[0] == costs[1]
+    assert costs[0][1] < 20
+
+
+def test_a_job_begins_when_all_that_it_needs_is_done_and_gets_their_payloads(store: Store) -> None:
+    """And nothing is held back that needs nothing."""
+    jobs = [node("a"), node("b"), node("c", "a", "b"), node("d", "c", "c")]
+    request_id = submit(store, jobs=jobs, **{"finally": FINALLY})
+    work(store)
+    first, second = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(first, payload=b"1", payload_type="json")])
+    assert s.claims(store, "h") == []
+    s.close(store, [s.outcome(second, payload=b"2", payload_type="json")])
+    (claim,) = s.claims(store, "h")
+    assert (claim.name, claim.needs) == ("c", {"a": b"1", "b": b"2"})
+    s.close(store, [s.outcome(claim, payload=b"3", payload_type="json")])
+    (claim,) = s.claims(store, "h")
+    assert claim.needs == {"c": b"3"}
+    assert progress(store, request_id) == ("inprogress", 3, 0, 4)
+    s.close(store, [s.outcome(claim)])
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
+def test_what_very_many_jobs_need_is_told_them_in_slices(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ending itself reads no more than a slice; the last job needs them all."""
+    wide = 2 * SLICE_NEEDS + 10
+    jobs = [node("a"), *(node(f"m{n}", "a") for n in range(wide))]
+    jobs.append(node("z", *(f"m{n}" for n in range(wide))))
+    request_id = submit(store, jobs=jobs)
+    work(store)
+    with counted(monkeypatch) as cost:
+        assert run(store) == ["a"]
+    assert cost.rows < SLICE_NEEDS + 50
+    assert count(store, "h") == 0
+    work(store)
+    assert count(store, "h") == wide
+    for _ in range(wide // 100 + 1):
+        run(store)
+    assert run(store) == ["z"]
+    assert progress(store, request_id) == ("completed", wide + 2, 0, wide + 2)
+
+
+def test_a_job_that_waits_for_others_cannot_be_run_by_hand(store: Store) -> None:
+    """It would run without what it needs."""
+    submit(store, jobs=chain(2))
+    work(store)
+    (held,) = store.read(lambda tx: tx.query("SELECT id FROM workerd_jobs WHERE status = 'scheduled'"))
+    with pytest.raises(Conflict, match="jobs that it needs"):
+        store.run(lambda tx: job_control.retry(tx, held[0]))
+
+
+def test_what_a_job_spawned_holds_back_those_that_need_it(store: Store) -> None:
+    """They get its payload too."""
+    submit(store, jobs=[node("a"), node("b", "a")])
+    work(store)
+    (claim,) = s.claims(store, "h")
+    s.close(store, [s.outcome(claim, spawn=b'[{"handler":"after","name":"x"}]')])
+    assert count(store, "h") == 0
+    s.finish(store, "after", payload=b"7", payload_type="json")
+    (claim,) = s.claims(store, "h")
+    assert (claim.name, claim.needs) == ("b", {"a": b"null", "a/x": b"7"})
+
+
+def test_a_failure_fails_the_request_and_a_retry_by_hand_goes_on_from_there(store: Store) -> None:
+    """What had not begun is held again; another failure that remains fails it again."""
+    jobs = [node("a"), node("b"), node("c", "a"), node("d", "a", "b")]
+    request_id = submit(store, jobs=jobs, **{"finally": FINALLY})
+    work(store)
+    first, second = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(first, Status.FAILURE), s.outcome(second)])
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("failed", 1, 3, 4)
+    store.run(lambda tx: job_control.retry(tx, first.id))
+    work(store)
+    assert progress(store, request_id) == ("inprogress", 1, 0, 4)
+    assert run(store) == ["a"]
+    assert run(store, Status.FAILURE) == ["c", "d"]
+    work(store)
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("failed", 2, 2, 4)
+    found = s.request(store, request_id)[1]
+    store.run(lambda tx: job_control.retry(tx, found["c"].id))
+    work(store)
+    assert run(store) == ["c"]
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id)[0] == "failed"
+
+
+def test_a_deleted_request_leaves_nothing(store: Store) -> None:
+    """Neither jobs nor needs."""
+    request_id = submit(store, jobs=chain(3))
+    work(store)
+    for _ in range(3):
+        run(store)
+    assert progress(store, request_id)[0] == "completed"
+    limits = retention.RetentionLimits(completed=2**60, failure=2**60)
+    while store.run(lambda tx: retention.purge_requests(tx, limits, limit=100)):
+        pass
+    for table in ("jobs", "requests", "request_jobs", "request_needs"):
+        assert s.value(store, f"SELECT COUNT(*) FROM workerd_{table}") == 0, table
+
+
+def graph(rng: random.Random) -> list[dict[str, Any]]:
+    jobs = []
+    for n in range(rng.randint(2, 12)):
+        needs = rng.sample(range(n), min(n, rng.randint(0, 3)))
+        jobs.append(node(f"j{n}", *(f"j{need}" for need in needs), on_error=rng.choice(["fail", "continue"])))
+    return [*jobs, node("own", on_error="fail"), node("other", "own", on_error="continue")]
+
+
+def outcome_of(store: Store, seed: int, inline: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How a random graph ends whose jobs fail at random, and which of its jobs ran."""
+    monkeypatch.setattr(request_graphs, "MAX_INLINE_JOBS", inline)
+    rng = random.Random(seed)
+    bad = {f"j{n}" for n in range(12) if rng.random() < 0.2}
+    most = rng.choice([None, 1])
+    request_id = submit(store, jobs=graph(rng), max_failures=most, **{"finally": FINALLY})
+    work(store)
+    ran = []
+    while claims := by_name(s.claims(store, "h")):
+        ran += [(claim.name, sorted(claim.needs or {}), sorted(claim.failed or [])) for claim in claims]
+        states = [Status.FAILURE if claim.name in bad else Status.COMPLETED for claim in claims]
+        s.close(store, [s.outcome(*pair) for pair in zip(claims, states, strict=True)])
+        work(store)
+    assert len(s.finish(store, "last")) == 1
+    row = s.request(store, request_id)[0]
+    assert row.status in ("completed", "failed")
+    return row.status, ran, row.done
+
+
+def test_a_graph_ends_in_rows_as_it_does_in_one_piece(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random graphs, failures and limits of them."""
+    for seed in range(25):
+        inline, rows = (outcome_of(store, seed, size, monkeypatch) for size in (200, 0))
+        assert inline == rows, seed
+
+
+def test_a_graph_is_added_in_slices_and_cancelled(store: Store) -> None:
+    """A slice that is added twice counts once; `finally` runs after a cancel."""
+    made = plan(store, jobs=chain(10), **{"finally": FINALLY})
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    for part in (slice(0, 6), slice(0, 6), slice(6, 10)):
+        store.run(lambda tx, p=part: batches.add(tx, request_id, made.members[p], made.nodes[p]))
+    store.run(lambda tx: batches.seal(tx, request_id))
+    work(store)
+    assert run(store) == ["0"]
+    store.run(lambda tx: requests.cancel(tx, request_id))
+    work(store)
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("cancelled", 1, 9, 10)
