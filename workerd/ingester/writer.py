@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from workerd import log
 from workerd.clock import SECOND
@@ -20,6 +20,7 @@ from workerd.errors import (
     UnreadableRow,
 )
 from workerd.ingester.dead_letters import DeadLetters
+from workerd.ingester.doubts import Doubt, Doubts
 from workerd.ingester.ended import EndedAttempts
 from workerd.ingester.locked import LockedOutcomes
 from workerd.ingester.pending import USUAL_PACKET_BYTES, weight
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 MAX_TURN_S = 1.0
 """After this a batch that is taken apart goes on in the next turn of the loop."""
 LARGE_OUTCOME_BYTES = 256 * 1024
-MAX_DOUBTS = 10
-"""Outcomes refused one after the other before the store counts as the one that refuses."""
 RETRY_FOR_S = 0.5
 """Shorter than the wait for one lock: who waits for a row keeps all others waiting."""
 CAREFUL_S = 5.0
@@ -207,7 +206,7 @@ class Writer:
         end = time.monotonic() + MAX_TURN_S
         parts = [[self._fitting(outcome) for outcome in outcomes]]
         locked: list[Outcome] = []
-        doubts = _Doubts(self)
+        doubts = Doubts(lambda: self.recorded)
         error: StoreAway | None = None
         while parts and not doubts.too_many and not (done and time.monotonic() > end):
             part = parts.pop()
@@ -245,7 +244,7 @@ class Writer:
         outcomes: Sequence[Outcome],
         done: int,
         locked: list[Outcome],
-        doubts: _Doubts,
+        doubts: Doubts,
         error: StoreAway | None,
     ) -> tuple[int, list[Outcome], StoreAway | None]:
         """Refuse what is refused again; nothing is an outcome's fault that the store does to others too."""
@@ -383,7 +382,7 @@ class Writer:
                 found |= self._store.read(partial(store_outcomes.ingested, keys=unknown, moment=moment))
         return found
 
-    def _write_or_refuse(self, doubt: _Doubt, *, others_recorded: bool) -> list[Outcome]:
+    def _write_or_refuse(self, doubt: Doubt, *, others_recorded: bool) -> list[Outcome]:
         """Record an outcome once more, else its refusal with as much as the store takes.
 
         Returns it if it waits for a lock. Raises StoreAway if even its bare refusal is refused, unless others
@@ -435,33 +434,6 @@ class Writer:
 
 class _Undone(Exception):
     """Ends a transaction that is not to take effect."""
-
-
-class _Doubt(NamedTuple):
-    """An outcome that was refused at this position of its batch, when so many others were recorded."""
-
-    position: int
-    outcome: Outcome
-    error: str
-    recorded: int
-    send_again: bool
-
-
-class _Doubts:
-    """The refused outcomes of a batch: whether it is their fault shows when others are recorded."""
-
-    def __init__(self, writer: Writer) -> None:
-        self.found: list[_Doubt] = []
-        self._writer = writer
-
-    def add(self, position: int, outcome: Outcome, error: str, *, send_again: bool = True) -> None:
-        """This outcome was refused, alone in its transaction."""
-        self.found.append(_Doubt(position, outcome, error, self._writer.recorded, send_again))
-
-    @property
-    def too_many(self) -> bool:
-        """Whether many were refused and nothing was recorded: the store is at fault."""
-        return len(self.found) >= MAX_DOUBTS and self._writer.recorded == self.found[0].recorded
 
 
 def _halves(part: list[Outcome]) -> list[list[Outcome]]:
