@@ -38,7 +38,7 @@ format: $(VENV)/tested
 	$(BIN)/ruff format .
 
 # Generate etc/workerd.toml and docs/reference from the source.
-generated: $(VENV)/installed
+generated: $(VENV)/tested
 	$(BIN)/python -m docs.generate
 
 # The documentation as a site, in docs/_build/html; a warning is an error.

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.generators import command_line, http, metrics, pictures, reasons, tables
+from docs.generators import command_line, http, metrics, pictures, python, reasons, tables
 from workerd.config import reference
 from workerd.log_events import EVENTS
 
@@ -77,6 +77,7 @@ PAGES = {
     ROOT / "docs" / "reference" / "http.md": http.page,
     ROOT / "docs" / "reference" / "metrics.md": metrics.page,
     ROOT / "docs" / "reference" / "tables.md": tables.page,
+    ROOT / "docs" / "reference" / "python.md": python.page,
     ROOT / "docs" / "reference" / "reasons.md": reasons.page,
     ROOT / "docs" / "images" / "states.svg": pictures.states,
     ROOT / "docs" / "images" / "process-tree.svg": pictures.process_tree,
