@@ -68,7 +68,9 @@ class Reader:
         for source in (COMMON, READERS / self.page.stem):
             if source.is_dir():
                 shutil.copytree(source, self.folder, dirs_exist_ok=True)
-        for file in (self.folder / "etc" / "conf.d").glob("*.toml"):
+        further = self.folder / "etc" / "conf.d"
+        further.mkdir(exist_ok=True)
+        for file in further.glob("*.toml"):
             file.write_text(self._here(file.read_text()))
         words = self.folder / "words.txt"
         if words.exists():
