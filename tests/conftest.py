@@ -67,6 +67,20 @@ def mysql_url(mysql_server: servers.DatabaseServer) -> Iterator[str]:
     mysql_server.drop_database(name)
 
 
+@pytest.fixture(scope="module", params=["mysql", "sqlite"])
+def module_store_url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """As `store_url`, one for all tests of a file."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path_factory.mktemp('store')}/store.db"
+        return
+    server = request.getfixturevalue("mysql_server")
+    name = server.new_database()
+    yield server.url(name)
+    server.drop_database(name)
+
+
 @pytest.fixture(params=["mysql", "sqlite"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty store; each test that uses it runs once on each engine."""

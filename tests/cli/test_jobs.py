@@ -83,6 +83,8 @@ def test_enqueue_says_as_json_whether_it_created_or_replaced_a_job(cli: CommandL
     assert (first["created"], first["replaced"]) == (True, False)
     assert (second["id"], second["created"], second["replaced"]) == (first["id"], False, True)
     assert second["vars"] == {"n": 2}
+    waited = cli.json("enqueue", "add", "a=1", "b=2", "--unique", "waited", "--wait")
+    assert (waited["payload"], waited["created"], waited["replaced"]) == (3, True, False)
 
 
 def test_text_stays_text_where_the_signature_wants_text(cli: CommandLine) -> None:

@@ -64,10 +64,10 @@ def test_a_handler_may_have_several_schedules(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ('cron = "* * * * *"', "expected handler or workflow, got none"),
+        ('cron = "* * * * *"', "expected handler or workflow, got none$"),
         (
             'handler = "report"\nworkflow = "flow"\ncron = "* * * * *"',
-            "or workflow, got both",
+            "or workflow, got both$",
         ),
         ('handler = "raport"\ncron = "* * * * *"', 'expected a known handler, got "raport".*"report"'),
         ('workflow = "nope"\ncron = "* * * * *"', "expected a workflow that is configured"),

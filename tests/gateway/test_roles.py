@@ -30,24 +30,13 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module", params=["mysql", "sqlite"])
-def api(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokens: Path
-) -> Iterator[Api]:
+@pytest.fixture(scope="module")
+def api(module_store_url: str, tmp_path_factory: pytest.TempPathFactory, tokens: Path) -> Iterator[Api]:
     """A node that knows them, on each engine."""
     tokens.write_text(TOKENS)
-    folder = tmp_path_factory.mktemp("node")
-    url = f"sqlite:///{folder}/store.db"
-    server = name = None
-    if request.param == "mysql":
-        server = request.getfixturevalue("mysql_server")
-        name = server.new_database()
-        url = server.url(name)
-    headers = {"Authorization": "Bearer op-secret"}
-    with Api(folder / "node", url, gateway=f'token_file = "{tokens}"', **headers) as api:
+    gateway, headers = f'token_file = "{tokens}"', {"Authorization": "Bearer op-secret"}
+    with Api(tmp_path_factory.mktemp("node") / "node", module_store_url, gateway=gateway, **headers) as api:
         yield api
-    if server is not None:
-        server.drop_database(name)
 
 
 def as_role(role: Role | str) -> dict[str, str]:

@@ -198,9 +198,14 @@ def test_what_takes_no_actor_changes_nothing() -> None:
 
 
 def test_nothing_is_recorded_of_what_changed_nothing(store: Store, config: Config) -> None:
-    """A handler that was not paused is not resumed."""
+    """A handler that was not paused is not resumed; an error group that is closed stays so."""
     assert not store.run(lambda tx: handlers.resume(tx, ANN, config, "mail"))
     assert not store.read(audit.list_).audit
+    failed = Example(store, config).failed()
+    first = store.run(lambda tx: errors.resolve(tx, ANN, failed))
+    again = store.run(lambda tx: errors.resolve(tx, Actor("bob", "cli"), failed))
+    assert (again["resolved_at"], again["resolved_by"]) == (first["resolved_at"], "ann")
+    assert len(store.read(audit.list_).audit) == 1
 
 
 def test_who_did_what_to_a_job(store: Store) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 
 from tests.support.eventually import eventually
 
@@ -40,6 +41,7 @@ class Browser:
 
     def set_screen(self, width: int, dark: bool) -> None:
         """Emulate a screen of this width in pixels, with a light or dark colour scheme."""
+        self._width = width
         self.driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -64,6 +66,33 @@ class Browser:
         """Click the button with this label."""
         self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
 
+    def css(self, selector: str) -> WebElement:
+        """The element of this CSS selector."""
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def is_enabled(self, label: str) -> bool:
+        """Whether the button with this label can be pressed."""
+        return self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").is_enabled()
+
+    def fill(self, name: str, text: str) -> None:
+        """Replace what the field of this name has."""
+        field = self.css(f"[name='{name}']")
+        field.clear()
+        field.send_keys(text)
+
+    def value(self, name: str) -> str:
+        """What the field of this name has."""
+        return str(self.css(f"[name='{name}']").get_property("value"))
+
+    def ticked(self) -> set[str]:
+        """The values of the ticked boxes of a list."""
+        script = "return [...document.querySelectorAll('#list input:checked')].map(e => e.value)"
+        return set(self.script(script))
+
+    def set_zone(self, name: str) -> None:
+        """Emulate a reader in this time zone."""
+        self.driver.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": name})
+
     def screenshot(self, path: Path) -> None:
         answer = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +100,8 @@ class Browser:
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than the screen."""
-        return int(self.script("return document.documentElement.scrollWidth - window.innerWidth"))
+        # Not less than `window.innerWidth`, which grows with the page on a phone.
+        return int(self.script("return document.documentElement.scrollWidth")) - self._width
 
     def console_errors(self) -> list[str]:
         """The console errors since the last call."""

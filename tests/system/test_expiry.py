@@ -29,25 +29,16 @@ jobs = [{{ name = "only", handler = "short" }}]
 """
 
 
-@pytest.fixture(scope="module", params=["mysql", "sqlite"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("expiry")
-    url = f"sqlite:///{folder}/store.db"
-    server = name = None
-    if request.param == "mysql":
-        server = request.getfixturevalue("mysql_server")
-        name = server.new_database()
-        url = server.url(name)
-    with Api(folder / "node", url, CONFIG) as api:
+@pytest.fixture(scope="module")
+def api(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with Api(tmp_path_factory.mktemp("expiry") / "node", module_store_url, CONFIG) as api:
         for handler in ("quick", "short"):
             api.post(f"/handlers/{handler}/pause")
         yield api
         for handler in ("quick", "short"):
             api.post(f"/handlers/{handler}/resume")
-        eventually(lambda: not {"new", "inprogress"} & Rows(url).counts().keys())
-        assert_settled(Rows(url))
-    if server is not None:
-        server.drop_database(name)
+        eventually(lambda: not {"new", "inprogress"} & Rows(api.daemon.url).counts().keys())
+        assert_settled(Rows(api.daemon.url))
 
 
 def expired(api: Api, job: str) -> bool:

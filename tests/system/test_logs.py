@@ -40,20 +40,11 @@ backoff = {{ first = "10ms", jitter = 0.0 }}
 """
 
 
-@pytest.fixture(scope="module", params=["mysql", "sqlite"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
-    folder = tmp_path_factory.mktemp("logs")
-    url = f"sqlite:///{folder}/store.db"
-    server = name = None
-    if request.param == "mysql":
-        server = request.getfixturevalue("mysql_server")
-        name = server.new_database()
-        url = server.url(name)
-    with Api(folder / "node", url, CONFIG) as api:
+@pytest.fixture(scope="module")
+def api(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with Api(tmp_path_factory.mktemp("logs") / "node", module_store_url, CONFIG) as api:
         yield api
-        assert_settled(Rows(url))
-    if server is not None:
-        server.drop_database(name)
+        assert_settled(Rows(api.daemon.url))
 
 
 def ended(api: Api, handler: str, *steps: Any) -> str:
@@ -129,10 +120,12 @@ def test_each_attempt_has_its_own(api: Api) -> None:
 def test_the_last_lines_are_shown_with_the_job(api: Api) -> None:
     """Ten of them, by `why`, `job show`, HTTP and on the page, where markup stays text."""
     job = ended(api, "failures", *[["print", f"<b>{n}</b>"] for n in range(15)], ["raise"])
-    last = api.get(f"/jobs/{job}/why").json()["log"]
-    assert last == [f"<b>{n}</b>" for n in range(5, 15)]
+    answer = api.get(f"/jobs/{job}/why").json()
+    assert answer["log"] == [f"<b>{n}</b>" for n in range(5, 15)]
+    assert answer["log_attempt"] == 1
     for words in (("why", job), ("job", "show", job)):
         shown = api.daemon.cli(*words).stdout
+        assert "The last lines of the log of attempt 1;" in shown
         assert "<b>14</b>" in shown
         assert "\n<b>4</b>\n" not in shown
     assert api.daemon.cli("job", "log", job).stdout.count("\n") == 15

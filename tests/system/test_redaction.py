@@ -56,20 +56,11 @@ vars = {{ kind = "ok", password = "in the configuration", card = {{}} }}
 """
 
 
-@pytest.fixture(scope="module", params=["mysql", "sqlite"])
-def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+@pytest.fixture(scope="module")
+def api(module_store_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     """A node with handlers that leak."""
-    folder = tmp_path_factory.mktemp("secret")
-    url = f"sqlite:///{folder}/store.db"
-    server = name = None
-    if request.param == "mysql":
-        server = request.getfixturevalue("mysql_server")
-        name = server.new_database()
-        url = server.url(name)
-    with Api(folder / "node", url, CONFIG) as api:
+    with Api(tmp_path_factory.mktemp("secret") / "node", module_store_url, CONFIG) as api:
         yield api
-    if server is not None:
-        server.drop_database(name)
 
 
 def enqueue(api: Api, kind: str) -> str:

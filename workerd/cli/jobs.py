@@ -72,10 +72,9 @@ def enqueue(
         job_id = done.id
         try:
             if wait is not None:
-                _wait(session, job_id, wait, json, reveal)
+                _wait(session, done, wait, json, reveal)
             elif json:
-                job = look_up(session, parse_id(job_id), reveal)
-                print_json(job | {"created": done.created, "replaced": done.replaced})
+                print_json(_answer(look_up(session, parse_id(job_id), reveal), done))
             else:
                 print_text(job_id)
         except KeyboardInterrupt:
@@ -97,7 +96,12 @@ def look_up(session: CommandSession, job_id: bytes, reveal: bool) -> Document:
     return session.look_up(lambda tx, rules: jobs.get(tx, job_id, rules), id_text(job_id), reveal=reveal)
 
 
-def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool, reveal: bool) -> None:
+def _answer(job: Document, done: Enqueued) -> Document:
+    return job | {"created": done.created, "replaced": done.replaced}
+
+
+def _wait(session: CommandSession, done: Enqueued, timeout_s: float, json: bool, reveal: bool) -> None:
+    job_id = done.id
     key = parse_id(job_id)
     try:
         wait_until(session.read, partial(jobs.ended, job_id=key), timeout_s)
@@ -107,7 +111,7 @@ def _wait(session: CommandSession, job_id: str, timeout_s: float, json: bool, re
         ) from None
     job = look_up(session, key, reveal)
     if json:
-        print_json(job)
+        print_json(_answer(job, done))
     elif job["status"] == Status.COMPLETED:
         print_payload(job)
     if job["status"] != Status.COMPLETED:

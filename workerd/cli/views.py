@@ -24,6 +24,7 @@ from workerd.cli.output import (
 from workerd.clock import SECOND, from_rfc3339, now_us
 from workerd.config.graph import depths
 from workerd.documents import request_title
+from workerd.operations.logs import LogTail
 from workerd.text import exit_text, harmless, line, plural, seconds_text, size_text
 from workerd.workflow import Graph
 
@@ -78,11 +79,11 @@ def print_job(job: Document) -> None:
         print_text(str(job["stack"]).rstrip())
 
 
-def print_log(lines: Sequence[str]) -> None:
+def print_log(log: LogTail) -> None:
     """Print the last lines that an attempt printed."""
-    if lines:
-        print_heading("The last lines of its newest log; `workerd job log` prints all:")
-        for text in lines:
+    if log.lines:
+        print_heading(f"The last lines of the log of attempt {log.attempt}; `workerd job log` prints all:")
+        for text in log.lines:
             print_text(text)
 
 

@@ -64,7 +64,8 @@ def _why_job(session: CommandSession, job_id: bytes, json: bool, reveal: bool) -
         ) from None
     log = session.read(partial(logs.tail, job_id=job_id))
     if json:
-        print_json({"id": job["id"], "status": job["status"], "why": reasons, "log": log, "job": job})
+        answer = {"id": job["id"], "status": job["status"], "why": reasons}
+        print_json({**answer, "log": log.lines, "log_attempt": log.attempt, "job": job})
         return
     for reason in reasons:
         print_text(reason)

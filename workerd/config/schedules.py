@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from workerd.config import validators as v
@@ -41,11 +41,16 @@ def named(
         if any(owner.schedule.recurs for owner in (handlers.get(name), workflows.get(name)) if owner):
             table.error("expected another name, as a handler or workflow of this name recurs by itself")
         for key, message in faults(schedule, handlers, workflows):
-            known = handlers if key == "handler" else workflows
-            hint = nearest(str(getattr(schedule, key)), known) if key in ("handler", "workflow") else ""
-            table.error(message + hint, key)
+            table.error(message + _hint(schedule, key, handlers, workflows), key)
         found[name] = schedule
     return found
+
+
+def _hint(schedule: NamedSchedule, key: str, handlers: Iterable[str], workflows: Iterable[str]) -> str:
+    """The nearest known name, where one that was given is unknown."""
+    if key not in ("handler", "workflow") or bool(schedule.handler) == bool(schedule.workflow):
+        return ""
+    return nearest(str(getattr(schedule, key)), handlers if key == "handler" else workflows)
 
 
 def faults(

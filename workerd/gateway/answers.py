@@ -51,12 +51,16 @@ class JobsPage(msgspec.Struct, kw_only=True):
 
 
 class Explanation(msgspec.Struct, kw_only=True):
-    """Why a job is in its state: sentences, the most important first. `log`: the last lines of its log."""
+    """Why a job is in its state: sentences, the most important first.
+
+    `log`: the last lines of its newest log, which is that of `log_attempt`.
+    """
 
     id: str
     status: str
     why: list[str]
     log: list[str]
+    log_attempt: int | None
     job: Job
 
 

@@ -41,7 +41,9 @@ ROUTES: list[Route] = [
 ]
 
 
-_UNCHECKED = frozenset({*PROBE_PATHS, "/ui", "/ui/", "/ui/{rest:path}", "/ui/static/{name}", "/"})
+_UNCHECKED = frozenset(
+    {*PROBE_PATHS, "/ui", "/ui/", "/ui/search", "/ui/{rest:path}", "/ui/static/{name}", "/"}
+)
 """Probes are answered whatever they add; pages check their own parameters."""
 
 

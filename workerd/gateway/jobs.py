@@ -24,6 +24,7 @@ from workerd.operations.access import Tx
 from workerd.operations.edit import Edit
 from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import admit, check_repeat, checked
+from workerd.operations.logs import LogTail
 from workerd.operations.rules import Rules
 from workerd.operations.why import explain
 from workerd.tracing import switch as tracing
@@ -100,11 +101,12 @@ async def why(request: Request) -> Response:
     job_id = params.job_id(request)
     pools = (await gateway.backend.status()).get("pools") or {}
 
-    def work(tx: Tx, rules: Rules) -> tuple[Document, list[str], list[str]]:
+    def work(tx: Tx, rules: Rules) -> tuple[Document, list[str], LogTail]:
         return *explain(tx, gateway.config, job_id, pools, rules), logs.tail(tx, job_id)
 
     job, reasons, log = await look_up(request, work, id_text(job_id))
-    return json_response({"id": job["id"], "status": job["status"], "why": reasons, "log": log, "job": job})
+    answer = {"id": job["id"], "status": job["status"], "why": reasons}
+    return json_response({**answer, "log": log.lines, "log_attempt": log.attempt, "job": job})
 
 
 async def payload(request: Request) -> Response:

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 MAX_PREFIX_LENGTH = 200
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 # Text and values are escaped, so that a quote after one of these names is an attribute's.
-_LINK = re.compile(r'( (?:href|src|action|data-post|data-put|data-to)=")/')
+_LINK = re.compile(r'( (?:href|src|action|data-post|data-send|data-show|data-to|data-all)=")/')
 
 
 def prefix_of(headers: Headers) -> str:

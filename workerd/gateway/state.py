@@ -74,8 +74,9 @@ def address_of(request: Request) -> str:
 
 def actor_of(request: Request) -> Actor:
     """Who sent the request."""
-    # Browsers send Origin with each POST.
-    via: Literal["ui", "http"] = "ui" if "origin" in request.headers else "http"
+    # Browsers send Origin with each POST, and Sec-Fetch-Site with every request to a trustworthy address.
+    in_browser = "origin" in request.headers or "sec-fetch-site" in request.headers
+    via: Literal["ui", "http"] = "ui" if in_browser else "http"
     caller = caller_of(request)
     return Actor(caller.name, via, caller.role, address_of(request) or None)
 

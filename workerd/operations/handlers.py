@@ -9,6 +9,7 @@ from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import check_handlers
+from workerd.signature import Signature, parse
 from workerd.store import handlers, nodes
 from workerd.store.base import Tx
 from workerd.store.handlers import HandlerRow
@@ -30,6 +31,12 @@ def find(tx: Tx, config: Config, name: str) -> Document:
     row = handlers.find(tx, name) or HandlerRow(name=name, known=False)
     row.known = row.known or name in config.handlers
     return documents.handler(row)
+
+
+def signature_of(tx: Tx, name: str) -> Signature | None:
+    """What vars a handler takes; None if no node has loaded it, or it takes any."""
+    stored = handlers.known(tx).get(name)
+    return None if stored is None else parse(stored)
 
 
 def pause(tx: Tx, actor: Actor, config: Config, name: str, reason: str | None = None) -> None:

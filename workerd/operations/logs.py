@@ -52,10 +52,17 @@ def get(tx: Tx, job_id: bytes, attempt: int | None = None) -> JobLog:
     )
 
 
-def tail(tx: Tx, job_id: bytes) -> list[str]:
-    """The last lines of the newest log of a job, none without one."""
+class LogTail(NamedTuple):
+    """The last lines of the newest log of a job, and of which attempt it is; none without one."""
+
+    attempt: int | None
+    lines: list[str]
+
+
+def tail(tx: Tx, job_id: bytes) -> LogTail:
+    """The end of the newest log of a job."""
     found = logs.get(tx, job_id)
-    return [] if found is None else last_lines(found.text)
+    return LogTail(None, []) if found is None else LogTail(found.attempt, last_lines(found.text))
 
 
 def last_lines(text: str) -> list[str]:

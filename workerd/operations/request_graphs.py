@@ -88,9 +88,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         jobs=() if batch or linked else ordered,
         then=stages["then"],
         final=stages["finally"],
-        max_failures=_checked("max_failures", v.count_or_none(0, 2**31 - 1), most)
-        if most is not None
-        else None,
+        max_failures=None if most is None else _checked("max_failures", v.integer(0, 2**31 - 1), most),
         members=batch or linked,
         linked=linked,
         on_error="continue" if linked else jobs[0].on_error if batch and jobs else "fail",

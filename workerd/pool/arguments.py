@@ -7,7 +7,7 @@ import inspect
 import re
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -191,7 +191,12 @@ def _describe(p: _Parameter) -> Param:
 
 
 def _type_text(annotation: Any) -> str:
-    return "Any" if annotation is inspect.Parameter.empty else inspect.formatannotation(annotation)
+    """As its author wrote it, without what `Annotated` adds."""
+    if annotation is inspect.Parameter.empty:
+        return "Any"
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    return inspect.formatannotation(annotation)
 
 
 def _default(value: Any) -> Any:

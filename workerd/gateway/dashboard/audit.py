@@ -39,7 +39,9 @@ async def audit(query: PageQuery) -> View:
             "What was done, newest first",
             ("When", "Who", "Role", "By", "Did", "To", "Detail", "From"),
             [_row(act) for act in page.audit],
-            "Nothing was done that matches these filters.",
+            "Nothing was done that matches these filters."
+            if query.filters(*FILTERS)
+            else "Nothing was done yet.",
             minor=("Role", "By", "From"),
         ),
         pager("/ui/audit", query.filters(*FILTERS), page.next, first=query.after is None),

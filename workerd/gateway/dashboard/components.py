@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
+from workerd.redaction import REDACTED
 from workerd.text import seconds_text, size_text
 
 VOID_ELEMENTS = frozenset({"input", "meta", "link", "br", "hr"})
@@ -98,6 +99,13 @@ def moment(time: str | None) -> Child:
     if time is None:
         return DASH
     return el("time", time[:19].replace("T", " "), datetime=time, class_="ago")
+
+
+def when(time: str | None) -> Child:
+    """As `moment`, shown in the reader's zone and with its age."""
+    if time is None:
+        return DASH
+    return el("time", f"{time[:19].replace('T', ' ')} UTC", datetime=time, class_="ago full")
 
 
 _TONES = {
@@ -231,6 +239,26 @@ def button(
         data_body=body,
         aria_label=f"{label} {target}" if target else None,
     )  # fmt: skip
+
+
+def reveal_buttons(source: str, shown: Sequence[Any], may_reveal: bool) -> Child:
+    """Buttons that show values of a document in a dialog: those that a page cuts short, or redacts.
+
+    `source`: the path of the document; `shown`: the values as the page has them.
+    """
+    texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in shown]
+    whole = any(len(text) > MAX_JSON_CHARS or text.endswith(TRUNCATED) for text in texts)
+    redacted = may_reveal and any(f'"{REDACTED}"' in text or text == REDACTED for text in texts)
+    question = "Show the values that are redacted? The audit records it."
+    return (
+        join(
+            el("button", "Show whole values", type="button", data_show=source) if whole else None,
+            el("button", "Reveal", type="button", data_show=source, data_reveal=True, data_confirm=question)
+            if redacted
+            else None,
+        )
+        or None
+    )
 
 
 def pager(base: str, query: str, next_page: str | None, first: bool) -> Markup:

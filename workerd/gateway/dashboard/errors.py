@@ -23,6 +23,7 @@ from workerd.gateway.dashboard.components import (
     select,
     short_id,
     table,
+    when,
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.errors import parsed_fingerprint
@@ -136,10 +137,10 @@ async def error(query: PageQuery) -> View:
         [
             ("Handler", group["handler"]),
             ("Failures", number(group["count"])),
-            ("First seen", moment(group["first_seen"])),
-            ("Last seen", moment(group["last_seen"])),
-            ("Resolved", join(moment(group["resolved_at"]), resolved_by) if group["resolved_at"] else None),
-            ("Muted until", moment(group["muted_until"]) if group["muted_until"] else None),
+            ("First seen", when(group["first_seen"])),
+            ("Last seen", when(group["last_seen"])),
+            ("Resolved", join(when(group["resolved_at"]), resolved_by) if group["resolved_at"] else None),
+            ("Muted until", when(group["muted_until"]) if group["muted_until"] else None),
             ("Newest job", join(_newest(group), f", attempt {group['attempt']}")),
             ("Jobs", el("a", "Jobs that failed so", href=f"/ui/jobs?error={group['fingerprint']}")),
             ("Last 24 h", spark(group["hours"], f"Failures by hour, last 24 h: {sum(group['hours']):,}")),

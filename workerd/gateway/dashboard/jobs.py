@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from workerd import documents
+import msgspec
+
 from workerd.document_types import Document
-from workerd.gateway.dashboard.audit import acts_card
 from workerd.gateway.dashboard.components import (
     DASH,
-    TRUNCATED,
     Child,
     Markup,
     badge,
-    button,
-    card,
-    code,
     el,
     error_text,
-    facts,
     join,
-    json_text,
-    kib,
     microseconds,
     moment,
-    notice,
     number,
     pager,
     path,
-    progress_bar,
-    seconds,
     select,
     short_id,
     state_name,
@@ -41,24 +28,17 @@ from workerd.gateway.dashboard.components import (
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
 from workerd.gateway.params import parsed_fingerprint, parsed_moment, parsed_reason, parsed_status
 from workerd.gateway.problems import HTTPProblem
-from workerd.job import LIVE, AttemptRef, Status
-from workerd.operations import audit, handlers
+from workerd.job import Status
+from workerd.job_filter import JobFilter
+from workerd.operations import handlers
 from workerd.operations import jobs as operations
 from workerd.operations.access import Tx
-from workerd.operations.jobs import JobDetails, JobPage
-from workerd.operations.logs import JobLog
-from workerd.operations.why import explain
+from workerd.operations.bulk import STATES, Act
+from workerd.operations.jobs import JobPage
 from workerd.outcome import Reason
-from workerd.runtime.limits import resident_bytes
-from workerd.text import exit_text, size_text
 
 FILTERS = ("handler", "status", "since", "reason", "error", "group", "meta")
 """Query parameters of the list."""
-PREVIEW_BYTES = 8_000
-"""How much of a payload a page shows."""
-HEX_PREVIEW_BYTES = 256
-LOG_PREVIEW_CHARS = 32_000
-"""How much of a log a page shows: the newest of it."""
 _FILTER_STATES = (
     Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.COMPLETED, Status.FAILURE, Status.CANCELLED
 )  # fmt: skip
@@ -87,7 +67,7 @@ async def jobs(query: PageQuery) -> View:
         ]
 
     page, names = await query.gateway.backend.read(work)
-    rows = [_row(job) for job in page.jobs]
+    rows = [_row(job, query.may_act) for job in page.jobs]
     headers = ("Job", "Handler", "State", "Attempt", "Created", "Due", "Ended", "Run time", "Error")
     listing = join(
         table(
@@ -99,7 +79,43 @@ async def jobs(query: PageQuery) -> View:
         ),
         pager("/ui/jobs", query.filters(*FILTERS), page.next, first=query.after is None),
     )
-    return View("Jobs", "/ui/jobs", join(el("h1", "Jobs"), _filter_form(query, names)), {"list": listing})
+    enqueue = el("p", el("a", "Enqueue a job", href="/ui/enqueue"), class_="actions")
+    head = join(
+        el("div", el("h1", "Jobs"), enqueue if query.may_act else None, class_="title"),
+        _filter_form(query, names),
+        _acts(JobFilter(**{name: filters[name] for name in JobFilter._fields if name in filters}))
+        if query.may_act
+        else None,
+    )
+    return View("Jobs", "/ui/jobs", head, {"list": listing})
+
+
+def _acts(wanted: JobFilter) -> Markup:
+    """Buttons that cancel or retry the ticked jobs, and, if the list is filtered, all that match."""
+    chosen = {act: wanted.status in (None, *STATES[act]) for act in Act}
+    ticked = [
+        el("button", f"{act.capitalize()} ticked", type="button", data_ticked=act, disabled=True)
+        for act in Act
+        if chosen[act]
+    ]
+    everything = [
+        el(
+            "button", f"{act.capitalize()} all that match", type="button", data_all=f"/jobs/{act}",
+            data_filter=msgspec.json.encode(wanted.document()).decode(),
+        )
+        for act in Act
+        if chosen[act] and not wanted.is_empty
+    ]  # fmt: skip
+    return el(
+        "div",
+        el("label", el("input", type="checkbox", id="tick-all"), " Tick this page", class_="tick"),
+        el("span", "none ticked", id="ticked", class_="sub", role="status"),
+        ticked,
+        everything,
+        class_="bulk",
+        role="group",
+        aria_label="Act on several jobs",
+    )
 
 
 def _meta(text: str) -> dict[str, str]:
@@ -111,7 +127,7 @@ def _meta(text: str) -> dict[str, str]:
 
 
 def _with_offset(text: str) -> str:
-    """A browser's datetime field has no offset, and no seconds if they are 0: the form asks for UTC."""
+    """A browser's datetime field has no offset, and no seconds if they are 0; without a script it is UTC."""
     if len(text) == len("2026-01-31T12:00"):
         text += ":00"
     return text if text[-1] in "Zz" or "+" in text[10:] or "-" in text[10:] else text + "Z"
@@ -131,8 +147,15 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
         ),
         el(
             "label",
-            "Created since (UTC)",
-            el("input", type="datetime-local", name="since", value=query.get("since").rstrip("Zz")[:16]),
+            "Created since",
+            el(
+                "input",
+                type="datetime-local",
+                name="since",
+                step="1",
+                data_zone=True,
+                value=query.get("since").rstrip("Zz")[:19] or None,
+            ),
         ),
         select("reason", "Reason", [("", "all"), *((text, text) for text in Reason)], query.get("reason")),
         _field(query, "error", "Error (fingerprint)"),
@@ -157,9 +180,11 @@ def state_badge(document: Document) -> Markup:
     return badge(status, reason if reason not in (None, "ok", status) else None)
 
 
-def _row(job: Document) -> tuple[Child, ...]:
+def _row(job: Document, may_act: bool) -> tuple[Child, ...]:
+    link = el("a", short_id(job["id"]), href=path("ui", "jobs", job["id"]), class_="id", title=job["id"])
+    tick = el("input", type="checkbox", value=job["id"], class_="tick", aria_label=f"Tick job {job['id']}")
     return (
-        el("a", short_id(job["id"]), href=path("ui", "jobs", job["id"]), class_="id", title=job["id"]),
+        join(tick, " ", link) if may_act else link,
         job["handler"],
         state_badge(job),
         number(job["attempt"]),
@@ -175,241 +200,3 @@ def ended_at(job: Document) -> str | None:
     """When a job ended; one that never ran has only the time of its last write."""
     end: str | None = job["finished_at"] or job["ingested_at"]
     return end
-
-
-# -- one job
-
-
-async def job(query: PageQuery) -> View:
-    """One job."""
-    job_id, config = query.key, query.gateway.config
-    pools = (await query.gateway.backend.status()).get("pools") or {}
-
-    def work(tx: Tx) -> tuple[JobDetails, list[str], list[Document]]:
-        details = operations.details(tx, job_id, PREVIEW_BYTES, query.gateway.rules)
-        reasons = explain(tx, config, job_id, pools)[1] if details.job["status"] in LIVE else []
-        return details, reasons, audit.of_job(tx, details.job) if query.may_act else []
-
-    details, reasons, acts = await query.gateway.backend.read(work)
-    job = details.job
-    live = None
-    if job["status"] == Status.INPROGRESS:
-        live = await query.gateway.backend.live_log(AttemptRef(job_id, job["attempt"]))
-    running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
-    return View(
-        f"Job {job['handler']}",
-        "/ui/jobs",
-        el("p", el("a", "Jobs", href="/ui/jobs"), " / ", el("span", job["id"], class_="id"), class_="crumbs"),
-        {
-            "head": _head(details, query.may_act),
-            "error": _error(job),
-            "why": _why(job, reasons),
-            "details": _facts(details, running),
-            "live-log": _live_log(job, live),
-            "attempts": _attempts(details),
-            "data": _data(details),
-            "acts": acts_card(acts),
-        },
-    )
-
-
-def _head(details: JobDetails, may_act: bool) -> Markup:
-    job = details.job
-    action: Child = None
-    if details.cancel_requested and job["status"] in LIVE:
-        action = el("span", "cancellation requested", class_="sub")
-    elif may_act and job["status"] not in LIVE:
-        question = "Retry this job? Its request is reopened, and its finally runs again at the new end."
-        confirm = question if job["request_id"] else None
-        action = button("Retry", path("jobs", job["id"], "retry"), confirm=confirm, target="this job")
-    elif may_act:
-        action = button(
-            "Cancel", path("jobs", job["id"], "cancel"), confirm="Cancel this job?", target="this job"
-        )
-    return el(
-        "div",
-        el("h1", job["handler"], " ", state_badge(job)),
-        el("p", action, class_="actions") if action else None,
-        class_="title",
-    )
-
-
-def _error(job: Document) -> Markup:
-    if not job["error"] or job["status"] == Status.COMPLETED:
-        return Markup("")
-    group = job["fingerprint"] and el("a", "All of its group", href=path("ui", "errors", job["fingerprint"]))
-    return notice("bad", f"{job['reason'] or 'error'}:", job["error"], " ", group)
-
-
-def _why(job: Document, reasons: list[str]) -> Markup:
-    if not reasons:
-        return Markup("")
-    title = "Running" if job["status"] == Status.INPROGRESS else "Why it waits"
-    sentences = el("ul", [el("li", reason) for reason in reasons]) if len(reasons) > 1 else reasons[0]
-    return notice("info", f"{title}:", sentences)
-
-
-@dataclass(frozen=True)
-class Running:
-    """What is known of a running attempt, in words; `deadline` and `memory` are None if that is elsewhere."""
-
-    since: str
-    deadline: str | None
-    memory: str | None
-
-    @classmethod
-    def of(cls, details: JobDetails, pools: Mapping[str, Document]) -> Running:
-        """From this node's pools if it runs here, else from the store."""
-        workers = [worker for pool in pools.values() for worker in pool.get("workers") or ()]
-        for worker in workers:
-            if worker.get("job") == details.job["id"]:
-                now, end = time.monotonic(), worker.get("deadline")
-                memory = resident_bytes(worker["pid"])
-                since = seconds(max(0.0, now - worker["since"]))
-                return cls(since, _deadline(end, now), size_text(memory) if memory else None)
-        given_s = None if details.deadline_ms is None else details.deadline_ms / 1000
-        deadline = None if given_s is None else f"{seconds(given_s)} after its start" if given_s else "none"
-        return cls(seconds(details.running_s), deadline, None)
-
-    @property
-    def facts(self) -> tuple[tuple[str, Child], ...]:
-        """As the page lists them."""
-        return ("Running for", self.since), ("Deadline", self.deadline), ("Memory now", self.memory)
-
-
-def _deadline(end: float | None, now: float) -> str:
-    if end is None:
-        return "none"
-    return f"in {seconds(end - now)}" if end > now else f"over for {seconds(now - end)}"
-
-
-def _facts(details: JobDetails, running: Running | None) -> Markup:
-    job = details.job
-    request = job["request_id"]
-    return card(
-        "Details",
-        facts(
-            [
-                ("Created", moment(job["created_at"])),
-                ("Due", moment(job["run_at"])),
-                ("Started", moment(job["started_at"])),
-                ("Finished", moment(job["finished_at"])),
-                ("Queue time", microseconds(details.queue_us[job["attempt"]])),
-                *(() if running is None else running.facts),
-                ("Run time", microseconds(job["run_us"])),
-                ("CPU time", microseconds(job["cpu_us"])),
-                ("Peak memory", kib(job["max_rss_kib"])),
-                ("Progress", _progress(job)),
-                ("Attempt", number(job["attempt"])),
-                ("Node", f"{job['node']}, process {job['pid']}" if job["pid"] else job["node"]),
-                ("Priority", number(job["priority"]) if job["priority"] else None),
-                ("Unique key", job["unique_key"]),
-                ("Group", job["group"]),
-                ("Request", request and el("a", short_id(request), href=path("ui", "requests", request))),
-                ("Name in request", job["name"]),
-            ]
-        ),
-    )
-
-
-def _progress(job: Document) -> Child:
-    if job["progress"] is None and not job["note"]:
-        return None
-    return join(progress_bar(job["progress"]), el("span", job["note"], class_="sub") if job["note"] else None)
-
-
-def _process_exit(attempt: Document) -> str:
-    """How the process of an attempt ended, if it died."""
-    if attempt["exit_signal"]:
-        return exit_text(-attempt["exit_signal"])
-    return DASH if attempt["exit_code"] is None else exit_text(attempt["exit_code"])
-
-
-def _attempts(details: JobDetails) -> Markup:
-    attempts = details.job["attempts"]
-    rows = [
-        (
-            number(attempt["attempt"]),
-            state_badge(attempt),
-            moment(attempt["started_at"] or attempt["claimed_at"]),
-            microseconds(details.queue_us[attempt["attempt"]]),
-            microseconds(attempt["run_us"]),
-            microseconds(attempt["cpu_us"]),
-            kib(attempt["max_rss_kib"]),
-            _process_exit(attempt),
-            f"{attempt['node']}/{attempt['pid']}" if attempt["pid"] else attempt["node"] or DASH,
-        )
-        for attempt in attempts
-    ]
-    headers = (
-        "Attempt", "State", "Started", "Queue time", "Run time", "CPU time", "Peak memory", "Process exit",
-        "Node/PID",
-    )  # fmt: skip
-    return card(
-        "Attempts",
-        table("Attempts, oldest first", headers, rows, "The job has not run yet."),
-        [_stack(attempt) for attempt in reversed(attempts) if attempt["error"] or attempt["stack"]],
-        [_log(details.job, log) for log in details.logs],
-    )
-
-
-def _live_log(job: Document, live: Document | None) -> Markup:
-    """What the running attempt has printed so far, if it runs on this node."""
-    if job["status"] != Status.INPROGRESS:
-        return Markup("")
-    if live is None:
-        return card("Log", el("p", f"It runs on {job['node']}; its log is live there.", class_="sub"))
-    text = live["text"][-LOG_PREVIEW_CHARS:]
-    return card("Log", code(text or "Nothing yet.", "Log"), note="live, of this node")
-
-
-def _log(job: Document, log: JobLog) -> Markup:
-    link = el("a", "whole log", href=f"{path('jobs', job['id'], 'log')}?attempt={log.attempt}")
-    text = log.text
-    if len(text) > LOG_PREVIEW_CHARS:
-        text = "…\n" + text[-LOG_PREVIEW_CHARS:]
-    return el(
-        "details",
-        el("summary", f"Log of attempt {log.attempt}"),
-        code(text, f"Log of attempt {log.attempt}"),
-        el("p", link, class_="sub"),
-        open=log.attempt == job["attempt"],
-        id=f"log-{log.attempt}",
-    )
-
-
-def _stack(attempt: Document) -> Markup:
-    title = f"Attempt {attempt['attempt']}"
-    return el(
-        "details",
-        el("summary", f"{title}: ", el("span", attempt["error"] or "stack", class_="error")),
-        code(attempt["stack"] or attempt["error"] or "", f"Stack of attempt {attempt['attempt']}"),
-        open=attempt["status"] != Status.RETRY,
-        id=f"stack-{attempt['attempt']}",
-    )
-
-
-def _data(details: JobDetails) -> Markup:
-    job = details.job
-    sections: list[Markup] = [el("h3", "Vars"), code(json_text(job["vars"]), "Vars")]
-    if job["meta"] is not None:
-        sections += [el("h3", "Meta"), code(json_text(job["meta"]), "Meta")]
-    if job["state"] is not None:
-        sections += [el("h3", "Saved state"), code(json_text(job["state"]), "Saved state")]
-    if details.payload is not None:
-        data, size, kind = details.payload
-        link = el("a", "download", href=path("jobs", job["id"], "payload"), download=True)
-        sections += [
-            el("h3", "Payload"),
-            el("p", f"{kind}, {size_text(size)} · ", link, class_="sub"),
-            code(_payload_text(data, size, kind), "Payload"),
-        ]
-    return card("Data", sections)
-
-
-def _payload_text(data: bytes, size: int, kind: str) -> str:
-    if kind == "json" and len(data) == size:
-        return json_text(documents.json_value(data))
-    if kind == "json":
-        return data.decode("utf-8", "replace") + TRUNCATED
-    return data[:HEX_PREVIEW_BYTES].hex(" ") + (" …" if size > HEX_PREVIEW_BYTES else "")

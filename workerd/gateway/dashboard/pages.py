@@ -181,6 +181,7 @@ def _body(
         main,
         el("p", id="toast", class_="toast", role="status", aria_live="polite"),
         _confirm_dialog(),
+        _values_dialog(),
         data_live=live,
         data_prefix=prefix or None,
     )
@@ -196,6 +197,7 @@ def _banner(view: View, node_name: str, live: str | None, logged_in: bool, calle
         "header",
         el("a", el("span", class_="mark", aria_hidden="true"), "workerd", href="/", class_="brand"),
         el("nav", links, aria_label="Main"),
+        _search_box() if caller.may(Access.READ) else None,
         el(
             "p",
             el("span", node_name, class_="node"),
@@ -209,6 +211,32 @@ def _banner(view: View, node_name: str, live: str | None, logged_in: bool, calle
             class_="session",
         ),
         class_="banner",
+    )
+
+
+def _search_box() -> Markup:
+    label = "Search: the id of a job or request, a fingerprint, a handler, or KEY=VALUE of meta"
+    return el(
+        "form",
+        el(
+            "input", type="search", name="q", required=True, maxlength="191", autocomplete="off",
+            placeholder="Search by id …", aria_label=label, title=label,
+        ),
+        action="/ui/search",
+        role="search",
+        class_="search",
+    )  # fmt: skip
+
+
+def _values_dialog() -> Markup:
+    """Where values are shown that the page redacts or cuts short."""
+    return el(
+        "dialog",
+        el("h2", "Values", id="values-title"),
+        el("pre", id="values-text", tabindex="0", role="region", aria_label="Values"),
+        el("form", el("p", el("button", "Close", class_="main"), class_="choice"), method="dialog"),
+        id="values",
+        aria_labelledby="values-title",
     )
 
 

@@ -27,10 +27,12 @@ from workerd.gateway.dashboard.components import (
     number,
     pager,
     path,
+    reveal_buttons,
     select,
     short_id,
     state_name,
     table,
+    when,
 )
 from workerd.gateway.dashboard.graph import draw
 from workerd.gateway.dashboard.jobs import state_badge
@@ -143,7 +145,7 @@ async def request(query: PageQuery) -> View:
             "graph": card("Graph", graph),
             "details": _facts(details),
             "jobs": _jobs(details),
-            "data": _data(request),
+            "data": _data(request, query.may_act),
         },
     )  # fmt: skip
 
@@ -192,8 +194,8 @@ def _facts(details: RequestDetails) -> Markup:
         "Details",
         facts(
             [
-                ("Created", moment(request["created_at"])),
-                ("Ended", moment(request["completed_at"])),
+                ("Created", when(request["created_at"])),
+                ("Ended", when(request["completed_at"])),
                 ("Duration", _duration(request)),
                 ("Step", number(request["step"])),
                 ("Name", request["name"]),
@@ -239,11 +241,13 @@ def _jobs(details: RequestDetails) -> Markup:
     )
 
 
-def _data(request: Document) -> Markup:
+def _data(request: Document, may_act: bool) -> Markup:
+    values = request["params"], request["extras"]
     return card(
         "Data",
         el("h3", "Params"),
         code(json_text(request["params"]), "Params"),
         el("h3", "Extras"),
         code(json_text(request["extras"]), "Extras"),
+        note=reveal_buttons(path("requests", request["id"]), values, may_act),
     )

@@ -11,7 +11,19 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
 from workerd.gateway.auth import LOGIN_REQUIRED
-from workerd.gateway.dashboard import audit, errors, handlers, jobs, limits, overview, requests, schedules
+from workerd.gateway.dashboard import (
+    audit,
+    errors,
+    handlers,
+    job,
+    job_forms,
+    jobs,
+    limits,
+    overview,
+    requests,
+    schedules,
+    search,
+)
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
@@ -33,7 +45,9 @@ class Page(NamedTuple):
 PAGES = (
     Page(re.compile(r"/"), overview.overview),
     Page(re.compile(r"/ui/jobs"), jobs.jobs, (*jobs.FILTERS, "after")),
-    Page(re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), jobs.job),
+    Page(re.compile(r"/ui/jobs/(?P<item_id>[^/]+)"), job.job),
+    Page(re.compile(r"/ui/jobs/(?P<item_id>[^/]+)/edit"), job_forms.edit, access=Access.ACT),
+    Page(re.compile(r"/ui/enqueue"), job_forms.enqueue, job_forms.FIELDS, Access.ACT),
     Page(re.compile(r"/ui/requests"), requests.requests, (*requests.FILTERS, "after")),
     Page(re.compile(r"/ui/requests/(?P<item_id>[^/]+)"), requests.request),
     Page(re.compile(r"/ui/errors"), errors.errors, (*errors.FILTERS, "after")),
@@ -71,7 +85,7 @@ async def page(request: Request) -> Response:
         return RedirectResponse(f"{prefix}/login", 303, {"Cache-Control": "no-store"})
     gateway, caller = gateway_of(request), caller_of(request)
     path, query = request.url.path, request.url.query
-    logged_in = gateway.tokens.required and Cookie.of(request.headers).name in request.cookies
+    logged_in = _logged_in(request)
     try:
         view = await view_of(gateway, path, query, caller)
     except Exception as error:
@@ -82,6 +96,32 @@ async def page(request: Request) -> Response:
     return page_response(
         view, gateway.node_name, prefix=prefix, live=live, logged_in=logged_in, caller=caller
     )
+
+
+async def find(request: Request) -> Response:
+    """The search box: leads to what it names."""
+    gateway, caller, prefix = gateway_of(request), caller_of(request), prefix_of(request.headers)
+    if request.scope.get(LOGIN_REQUIRED):
+        return RedirectResponse(f"{prefix}/login", 303, {"Cache-Control": "no-store"})
+    try:
+        if not caller.may(Access.READ):
+            raise refused(caller, Access.READ)
+        check_query(request.query_params, ("q",))
+        found = await search.find(gateway, request.query_params.get("q", ""))
+    except Exception as error:
+        return problem_page(
+            problem_of(error, request.url.path),
+            gateway.node_name,
+            prefix=prefix,
+            logged_in=_logged_in(request),
+            caller=caller,
+        )
+    return RedirectResponse(prefix + found, 303, {"Cache-Control": "no-store"})
+
+
+def _logged_in(request: Request) -> bool:
+    tokens = gateway_of(request).tokens
+    return tokens.required and Cookie.of(request.headers).name in request.cookies
 
 
 async def start(request: Request) -> Response:
@@ -105,6 +145,7 @@ ROUTES = [
     Route("/", page, methods=["GET"], access=Access.LOOK_UP),
     Route("/ui", start, methods=["GET"], access=Access.OPEN),
     Route("/ui/", start, methods=["GET"], access=Access.OPEN),
+    Route("/ui/search", find, methods=["GET"], access=Access.LOOK_UP),
     Route("/ui/static/{name}", static, methods=["GET"], access=Access.OPEN),
     Route("/ui/{rest:path}", page, methods=["GET"], access=Access.LOOK_UP),
 ]

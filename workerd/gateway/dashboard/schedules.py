@@ -25,6 +25,7 @@ from workerd.gateway.dashboard.components import (
     path,
     select,
     table,
+    when,
 )
 from workerd.gateway.dashboard.pages import PageQuery, View
 from workerd.operations import schedules as operations
@@ -120,11 +121,14 @@ async def schedule(query: PageQuery) -> View:
             "Schedule", facts(_facts(found)), _manage(found) if query.may_act else None, note=found["note"]
         ),
         "next": card("Next times", _times(times)),
-        "history": table(
+        "history": card(
             "Last ticks",
-            ("Tick", "State", "Took", "Run"),
-            [_past(found, past) for past in found["history"]],
-            "It has not ticked yet.",
+            table(
+                "Last ticks",
+                ("Tick", "State", "Took", "Run"),
+                [_past(found, past) for past in found["history"]],
+                "It has not ticked yet.",
+            ),
         ),
     }
     return View(f"Schedule {name}", _SECTION, el("h1", name), parts)
@@ -136,7 +140,7 @@ def _facts(found: Document) -> list[tuple[str, Child]]:
         ("When", _when(found)),
         ("State", _state(found)),
         ("Set", "in the configuration" if found["origin"] == "config" else "at run time"),
-        ("Next run", moment(found["next_at"])),
+        ("Next run", when(found["next_at"])),
         ("Last run", _last_run(found)),
         ("Vars", el("pre", json_text(found["vars"])) if found["vars"] else None),
         ("Params", el("pre", json_text(found["params"])) if found["params"] else None),
@@ -150,14 +154,15 @@ def _facts(found: Document) -> list[tuple[str, Child]]:
 
 def _manage(found: Document) -> Child:
     if found["origin"] == "config":
-        return _buttons(found)
+        return el("p", _buttons(found), class_="actions")
     name = found["name"]
     question = f"Remove {name}? What it has started goes on."
     remove = el(
         "button", "Remove", type="button", data_post=path("schedules", name), data_method="DELETE",
         data_confirm=question, data_to=_SECTION,
     )  # fmt: skip
-    return join(_buttons(found), remove, el("a", "Edit", href=f"{_FORM}?{urlencode(_filled(found))}"))
+    edit = el("a", "Edit", href=f"{_FORM}?{urlencode(_filled(found))}")
+    return el("p", _buttons(found), remove, edit, class_="actions")
 
 
 def _filled(found: Document) -> dict[str, str]:
@@ -174,7 +179,7 @@ def _filled(found: Document) -> dict[str, str]:
 
 
 def _times(times: list[str]) -> Child:
-    return el("ol", [el("li", time, " ", moment(time)) for time in times]) if times else DASH
+    return el("ol", [el("li", when(time)) for time in times]) if times else DASH
 
 
 def _past(found: Document, past: Document) -> tuple[Child, ...]:
@@ -232,8 +237,17 @@ def _form(query: PageQuery) -> Markup:
         field("jitter", "Jitter, such as 2m"),
         field("priority", "Priority", is_json=True),
         field("group", "Group"),
-        el("button", "Show next times", class_="plain"),
-        el("button", "Save", type="button", data_put="/schedules/", data_to="/ui/schedules/", class_="main"),
+        el("button", "Show next times"),
+        el(
+            "button",
+            "Save",
+            type="button",
+            data_send="/schedules/",
+            data_method="PUT",
+            data_named="name",
+            data_to="/ui/schedules/",
+            class_="main",
+        ),
         class_="filters",
         method="get",
         action=_FORM,
