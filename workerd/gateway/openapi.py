@@ -151,6 +151,10 @@ _TRACE = {
 _VIEW = _query(
     "view", "The path of the page to follow.", type="string", pattern="^/", maxLength=2000, default="/"
 )
+_SOUGHT = _query(
+    "q", "An id, a fingerprint, the name of a handler, or KEY=VALUE of meta.", type="string", minLength=1,
+    maxLength=NAME_LIMIT,
+)  # fmt: skip
 _REVEAL = {
     "name": "X-Reveal",
     "in": "header",
@@ -165,7 +169,6 @@ PAGES = (
     ("/ui/jobs/{id}", "Dashboard: one job"),
     ("/ui/jobs/{id}/edit", "Dashboard: form to change a job or retry it with other arguments"),
     ("/ui/enqueue", "Dashboard: form to enqueue a job"),
-    ("/ui/search", "Dashboard: leads to what an id or a name means"),
     ("/ui/requests", "Dashboard: requests"),
     ("/ui/requests/{id}", "Dashboard: one request"),
     ("/ui/errors", "Dashboard: error groups"),
@@ -274,6 +277,8 @@ OPERATIONS = (
     Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True),
     *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True)
       for path, summary in PAGES),
+    Operation("get", "/ui/search", "Dashboard: leads to what an id or a name means",
+              {303: None, 404: HTML, 422: HTML, 503: HTML}, query=(_SOUGHT,), open=True),
     Operation("get", "/ui/static/{name}", "Static file of the dashboard",
               {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True),
     Operation("get", "/events", "Updates of one dashboard page, as server-sent events",
