@@ -247,7 +247,7 @@ def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
         ({"jobs": [{"name": "a", "wait": "1s", "handler": "h"}]}, r"jobs\[0\]: expected one of"),
         ({"jobs": [{"name": "a", "handler": "h", "on_error": "x"}]}, r"jobs\[0\]\.on_error"),
         ({"jobs": [], "then": [{"name": "t", "handler": "nope"}]}, r"then\[0\]\.handler"),
-        ({"jobs": [], "max_failures": -1}, "max_failures: expected a whole number .*[0-9], got -1"),
+        ({"jobs": [], "max_failures": -1}, "max_failures: expected a whole number from 0 to [0-9]+, got"),
         ({"jobs": [], "more": 1}, "more: expected one of"),
     ],
 )  # fmt: skip
