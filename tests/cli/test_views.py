@@ -9,7 +9,7 @@ from workerd.cli.views import draw_graph
 from workerd.config.workflow_config import WorkflowJob
 from workerd.redaction import NOTHING
 from workerd.store.columns import JobRow
-from workerd.workflow import Graph
+from workerd.workflow import Graph, of_cycle
 
 
 def job(name: str, status: str, **more: Any) -> dict[str, Any]:
@@ -76,6 +76,26 @@ def test_a_graph_names_what_each_job_needs_and_shows_what_it_spawned() -> None:
         "↓ level 2",
         "    c       not started ← a, b",
         f"  · by hand new                 {ID}",
+    ]
+
+
+def test_then_and_finally_stand_below_all_others() -> None:
+    """After a retry by hand also the `finally` of before; of a batch its jobs come first."""
+    final = (WorkflowJob(name="clean", handler="h"),)
+    graph = Graph(name="w", jobs=(), members=True, then=(WorkflowJob(name="tell", handler="h"),), final=final)
+    rows = [job("clean", "completed"), job("m1", "completed"), job("m2", "new"), job("m2/x", "new")]
+    lines = draw_graph(of_cycle(graph, 1), rows)
+    assert [" ".join(one.replace(ID, "").split()) for one in lines] == [
+        "jobs",
+        "✓ m1 completed",
+        "· m2 new",
+        "· m2/x new",
+        "↓ then",
+        "tell not started",
+        "↓ finally, before it was reopened",
+        "✓ clean completed",
+        "↓ finally",
+        "clean#2 not started",
     ]
 
 

@@ -63,6 +63,8 @@ def test_graphs() -> None:
         WorkflowJob(name="x", handler="h", needs=("y",)), WorkflowJob(name="y", handler="h", needs=("x",)),
     ]  # fmt: skip
     assert [[job.name for job in column] for column in columns(jobs)] == [["a", "c"], ["b"], ["d"]]
+    last = WorkflowJob(name="last", handler="h", step=9)
+    assert [job.name for job in columns([*jobs, last])[-1]] == ["last"]
     drawn = draw(jobs, {})
     assert drawn is not None
     assert len(ET.fromstring(drawn).findall(".//rect")) == 4

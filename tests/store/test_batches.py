@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support import storing as s
 from workerd.clock import SECOND, to_text
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
-from workerd.errors import Conflict, InvalidValue
+from workerd.errors import Conflict, InvalidValue, TooManyWaiting
 from workerd.job import Status, parse_id
 from workerd.operations import request_graphs
 from workerd.operations.request_graphs import Plan
@@ -157,6 +158,20 @@ def test_a_batch_that_is_never_completed_fails(store: Store) -> None:
     assert count(store, "h", "cancelled") == 2
 
 
+def test_the_limit_of_waiting_jobs_holds_for_the_jobs_of_a_request(store: Store) -> None:
+    """Those that begin at once, in a batch all; what is refused writes nothing."""
+    few = msgspec.structs.replace(HANDLERS[0], max_waiting=3)
+    config = Config(pools={"p": PoolConfig(name="p", handlers=(few, *HANDLERS[1:]))})
+    chain = [{"name": str(n), "handler": "h", "needs": [str(n - 1)] if n else []} for n in range(9)]
+    for jobs, fits in ((members(3), True), (members(4), False), (chain, True)):
+        body = {"jobs": jobs}
+        if fits:
+            store.read(lambda tx, body=body: request_graphs.checked(tx, config, body))
+            continue
+        with pytest.raises(TooManyWaiting, match="max_waiting"):
+            store.read(lambda tx, body=body: request_graphs.checked(tx, config, body))
+
+
 def test_an_empty_batch_ends_with_its_stages(store: Store) -> None:
     """Nothing has failed."""
     request_id = submit(store, jobs=[], then=THEN, **{"finally": FINALLY})
@@ -247,8 +262,12 @@ def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
         ({"jobs": [{"name": "a", "wait": "1s", "handler": "h"}]}, r"jobs\[0\]: expected one of"),
         ({"jobs": [{"name": "a", "handler": "h", "on_error": "x"}]}, r"jobs\[0\]\.on_error"),
         ({"jobs": [], "then": [{"name": "t", "handler": "nope"}]}, r"then\[0\]\.handler"),
-        ({"jobs": [], "max_failures": -1}, "max_failures: expected a whole number from 0 to [0-9]+, got"),
+        (
+            {"jobs": [{"name": "a", "handler": "h"}], "max_failures": -1},
+            "max_failures: expected a whole number from 0 to [0-9]+, got",
+        ),
         ({"jobs": [], "more": 1}, "more: expected one of"),
+        ({"jobs": []}, "jobs: expected at least one job"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_graph_is_named(store: Store, body: dict[str, Any], message: str) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
-from tests.store.test_batches import FINALLY, count, plan, progress, submit, work
+from tests.store.test_batches import CONFIG, FINALLY, count, plan, progress, submit, work
 from tests.support import storing as s
 from workerd.errors import Conflict
 from workerd.job import Claim, Status, parse_id
 from workerd.operations import request_graphs
+from workerd.operations import requests as operations
+from workerd.operations.why import explain
 from workerd.store import batches, job_control, requests, retention
 from workerd.store.base import Store, Tx
 from workerd.store.links import SLICE_NEEDS
@@ -126,6 +128,31 @@ def test_what_very_many_jobs_need_is_told_them_in_slices(
         run(store)
     assert run(store) == ["z"]
     assert progress(store, request_id) == ("completed", wide + 2, 0, wide + 2)
+
+
+def test_why_names_what_a_job_waits_for(store: Store) -> None:
+    """And the signals that are waited for now are offered."""
+    jobs = [
+        node("a"),
+        node("b", "a"),
+        {"name": "go", "signal": "go"},
+        {"name": "on", "signal": "on", "needs": ["b"]},
+    ]
+    request_id = submit(store, jobs=jobs)
+    work(store)
+    found = s.request(store, request_id)[1]
+    told = {
+        name: store.read(lambda tx, job=job: explain(tx, CONFIG, job.id, {}))[1][0]
+        for name, job in found.items()
+    }
+    assert told["b"] == "The job waits for 1 job that it needs: a."
+    assert told["on"] == "The job waits for 1 job that it needs: b."
+    assert "waits for the signal go" in told["go"]
+    details = store.read(lambda tx: operations.details(tx, CONFIG, request_id))
+    assert details.signals == ["go"]
+    run(store)
+    run(store)
+    assert list(store.read(lambda tx: operations.results(tx, request_id))) == []
 
 
 def test_a_job_that_waits_for_others_cannot_be_run_by_hand(store: Store) -> None:

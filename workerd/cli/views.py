@@ -26,7 +26,7 @@ from workerd.config.graph import depths
 from workerd.documents import request_title
 from workerd.operations.logs import LogTail
 from workerd.text import exit_text, harmless, line, plural, seconds_text, size_text
-from workerd.workflow import Graph
+from workerd.workflow import Graph, Stages
 
 MAX_PAYLOAD_CHARACTERS = 2000
 _FIELDS = (
@@ -219,25 +219,22 @@ def print_results(results: Document) -> None:
 
 
 def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
-    """The lines of the graph: its levels in order, under each its jobs with status and needs."""
+    """The lines of the graph: its levels in order, under each its jobs with status and needs.
+
+    Below them the jobs of a batch, then those of `then` and of `finally`, the present one last.
+    """
     rows = {job["name"] or job["handler"]: job for job in jobs}
     nodes = {job.name: job for job in graph.all_jobs} if graph else {}
-    needs_of = {name: job.needs for name, job in nodes.items()}
-    depth = depths(needs_of)
-    unreachable = max(depth.values(), default=-1) + 1  # in a cycle, which only other programs write
-    levels: dict[int, list[str]] = {}
-    for name in nodes:
-        levels.setdefault(depth.get(name, unreachable), []).append(name)
     spawned: dict[str, list[str]] = {}
     for name in sorted(rows):
         for cut in (n for n, letter in enumerate(name) if letter == "/"):
             spawned.setdefault(name[:cut], []).append(name)
     width = max((len(line(name)) + len(_indent(name, nodes)) for name in {*nodes, *rows}), default=0)
     lines: list[str] = []
-    for level in sorted(levels):
-        lines.append(bold(_title(graph, level)))
-        for name in levels[level]:
-            needs = needs_of[name] if graph is not None and not graph.steps else ()
+    for title, names in _sections(graph, list(rows)):
+        lines.append(bold(title))
+        for name in names:
+            needs = nodes[name].needs if graph is not None and name in nodes and not graph.steps else ()
             lines += _job_lines(name, width, rows.pop(name, None), _JOB_INDENT, needs)
             for child in spawned.get(name, ()):
                 if child in rows:
@@ -247,13 +244,42 @@ def draw_graph(graph: Graph | None, jobs: Sequence[Document]) -> list[str]:
     return lines
 
 
+def _sections(graph: Graph | None, rows: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The titles of a graph's parts and the names of their jobs."""
+    if graph is None:
+        return
+    depth = depths({job.name: job.needs for job in graph.jobs})
+    unreachable = max(depth.values(), default=-1) + 1  # in a cycle, which only other programs write
+    levels: dict[int, list[str]] = {}
+    for job in graph.jobs:
+        levels.setdefault(depth.get(job.name, unreachable), []).append(job.name)
+    for level in sorted(levels):
+        yield _title(graph, level), levels[level]
+    parts = Stages(graph)
+    known = {job.name for job in graph.all_jobs}
+    others = [name for name in rows if name not in known and "/" not in name]
+    arrow = "" if not levels and not graph.members else _arrow()
+    if graph.members:
+        yield "jobs", [name for name in others if parts.of(name) == "main"]
+    if graph.then:
+        yield f"{arrow}then", [job.name for job in graph.then]
+    if past := [name for name in others if parts.of(name) == "past"]:
+        yield f"{arrow}finally, before it was reopened", past
+    if graph.final:
+        yield f"{arrow}finally", [job.name for job in graph.final]
+
+
+def _arrow() -> str:
+    return "↓ " if _is_unicode() else "v "
+
+
 def _indent(name: str, nodes: Container[str]) -> str:
     """A job that another one spawned is drawn below it, further to the right."""
     return _SPAWNED_INDENT if name not in nodes and "/" in name else _JOB_INDENT
 
 
 def _title(graph: Graph | None, level: int) -> str:
-    arrow = "" if level == 0 else ("↓ " if _is_unicode() else "v ")
+    arrow = "" if level == 0 else _arrow()
     if graph is not None and level < len(graph.steps):
         return f"{arrow}step {level}: {line(graph.steps[level])}"
     return f"{arrow}level {level}"

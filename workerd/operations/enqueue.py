@@ -107,7 +107,7 @@ def admit(
     if check_signatures:
         for spec in specs:
             _check_vars(spec, known.get(spec.handler))
-    _check_waiting(tx, specs, config)
+    check_waiting(tx, (spec.handler for spec in specs), config)
     return insert(tx, specs)
 
 
@@ -225,8 +225,9 @@ def check_spec_vars(handler: str, values: Mapping[str, Any], signature: bytes | 
         raise InvalidValue(f"{handler}: {scrub(fault)}")
 
 
-def _check_waiting(tx: Tx, specs: Sequence[NewJob], config: Config) -> None:
-    for name, adding in Counter(spec.handler for spec in specs).items():
+def check_waiting(tx: Tx, names: Iterable[str], config: Config) -> None:
+    """Raises TooManyWaiting if a job of each of these handlers would exceed its `max_waiting`."""
+    for name, adding in Counter(names).items():
         handler = _bounded(name, config)
         if handler is None:
             continue

@@ -20,7 +20,7 @@ from workerd.documents import json_value
 from workerd.errors import InvalidValue
 from workerd.job import id_text, parse_id
 from workerd.job_spec import JobSpec, NewJob, check, params_json
-from workerd.operations.enqueue import KEY_USED, check_spec_vars
+from workerd.operations.enqueue import KEY_USED, check_spec_vars, check_waiting
 from workerd.store import batches, handlers, requests
 from workerd.store.base import Tx
 from workerd.tracing.context import TraceContext, into_meta
@@ -57,7 +57,11 @@ class _Item(NamedTuple):
 
 
 def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
-    """The request that this document describes. Raises InvalidValue, which names the place or the cycle."""
+    """The request that this document describes. Raises InvalidValue, which names the place or the cycle.
+
+    Raises TooManyWaiting where its jobs would exceed the `max_waiting` of a handler. Jobs that need others in
+    a graph that is not large are no rows yet, and do not count; nor do `then` and `finally`.
+    """
     unknown = sorted(body.keys() - set(KEYS))
     if unknown:
         raise InvalidValue(f"{unknown[0][:60]}: expected one of {', '.join(KEYS)}")
@@ -66,6 +70,8 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
     items = _items("jobs", body.get("jobs"), config)
     jobs = _jobs("jobs", items, known, config, "continue" if most is not None else "fail")
     names = dict.fromkeys(job.name for job in jobs)
+    if not jobs and not body.get("then") and not body.get("finally"):
+        raise InvalidValue("jobs: expected at least one job, got none")
     if len(jobs) > MAX_MEMBERS:
         raise InvalidValue(f"jobs: expected at most {MAX_MEMBERS} jobs, got {len(jobs)}")
     batch = _is_batch(jobs)
@@ -76,7 +82,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
     stages: dict[str, tuple[WorkflowJob, ...]] = {}
     ordered = () if batch else _ordered("jobs", jobs, {}, 0)
     linked = len(ordered) > MAX_INLINE_JOBS
-    first = 1 + max((job.step for job in ordered), default=-1)
+    first = 1 + max((job.step for job in ordered), default=0 if jobs else -1)
     for key in ("then", "finally"):
         stage = _jobs(key, _items(key, body.get(key), config, MAX_STAGE_JOBS), known, config, "fail")
         _refuse_taken(key, stage, names)
@@ -97,6 +103,8 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         rows = [_member(job, None) for job in ordered]
     else:
         rows = [_member(job, item.options) for job, item in zip(jobs, items, strict=True)] if batch else []
+    begins = jobs if batch or linked else [job for job in jobs if not job.needs]
+    check_waiting(tx, (job.handler for job in begins), config)
     params = params_json(body.get("params") or {}, config.gateway.max_body)
     return Plan(graph, rows, params, graph.name or None, nodes=ordered if linked else ())
 

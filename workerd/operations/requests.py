@@ -20,13 +20,17 @@ from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import KEY_USED
 from workerd.operations.rules import UNREDACTED, Rules
-from workerd.store import queries, requests, signals
+from workerd.store import links, queries, requests, signals
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
 from workerd.workflow import REQUEST_ENDED, Graph, RequestStatus, decode, graph_of, of_cycle
 
 FAILED_LATELY_S = 15 * 60
 """What `workerd_requests_failed` counts; alerts fire for as long."""
+
+
+MAX_SIGNALS = 20
+"""Signals of a large graph that are offered."""
 
 
 class RequestPage(NamedTuple):
@@ -112,6 +116,8 @@ def details(tx: Tx, config: Config, request_id: bytes, rules: Rules = UNREDACTED
         return RequestDetails(shown, (), [])
     whole = graph if isinstance(graph, Graph) else graph_of(graph)
     open_ = _open_signals(whole, jobs)
+    if whole.linked:
+        open_ += links.open_signals(tx, request_id, MAX_SIGNALS)
     return RequestDetails(shown, whole.all_jobs, open_)
 
 
@@ -150,6 +156,9 @@ def results(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
     row, jobs = requests.get(tx, request_id)
     graph = _graph(row)
     needed = {need for job in graph.jobs for need in job.needs} if graph is not None else set()
+    if graph is not None and graph.linked:
+        inner = links.needed(tx, [job.id for job in jobs])
+        needed |= {job.name for job in jobs if job.id in inner and job.name}
     found = {}
     for job in jobs:
         name = job.name or job.handler

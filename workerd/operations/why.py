@@ -18,7 +18,7 @@ from workerd.operations.rules import UNREDACTED, Rules
 from workerd.runtime.dead_letters import DeadLetterFile
 from workerd.runtime.paths import Paths
 from workerd.schedule import Cron
-from workerd.store import errors, handlers, nodes, queries, requests
+from workerd.store import errors, handlers, links, nodes, queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
@@ -41,11 +41,9 @@ def explain(
     job = queries.get(tx, job_id)
     match job.row.status:
         case Status.SCHEDULED | Status.NEW if job.row.handler == WAIT_HANDLER:
-            reasons = [_why_wait(tx, job.row)]
+            reasons = [_why_held(tx, job.row) if _is_held(tx, job.row) else _why_wait(tx, job.row)]
         case Status.SCHEDULED if job.row.run_at == LATEST and job.row.request_id is not None:
-            reasons = [
-                "The job waits until its batch is complete; `workerd request show` shows how far it is."
-            ]
+            reasons = [_why_held(tx, job.row)]
         case Status.SCHEDULED:
             reasons = [_why_scheduled(tx, job.row)]
         case Status.NEW:
@@ -61,6 +59,19 @@ def explain(
 MAX_JOBS_NAMED = 5
 
 
+def _is_held(tx: Tx, row: JobRow) -> bool:
+    return row.run_at == LATEST and links.open_needs(tx, row.id, 1)[0] > 0
+
+
+def _why_held(tx: Tx, row: JobRow) -> str:
+    """Why a job of a batch or a large graph may not begin yet."""
+    count, names = links.open_needs(tx, row.id, MAX_JOBS_NAMED)
+    if not count:
+        return "The job waits until its batch is complete; `workerd request show` shows how far it is."
+    more = ", …" if count > len(names) else ""
+    return f"The job waits for {plural(count, 'job')} that it needs: {', '.join(map(line, names))}{more}."
+
+
 def _why_wait(tx: Tx, row: JobRow) -> str:
     """What a wait of a request waits for."""
     until = None if row.run_at in (None, LATEST) else _second(row.run_at or 0)
@@ -69,7 +80,8 @@ def _why_wait(tx: Tx, row: JobRow) -> str:
         request, _ = requests.get(tx, row.request_id)
         try:
             graph = of_cycle(decode(request.steps or b""), request.cycle)
-            signal = next((job.signal for job in graph.all_jobs if job.name == row.name), None)
+            known = [*graph.all_jobs, *links.waits_of(tx, [row.id]).values()]
+            signal = next((job.signal for job in known if job.name == row.name), None)
         except InvalidValue:
             signal = None
     if not signal:

@@ -331,6 +331,43 @@ def signals_of(tx: Tx, request_id: bytes, limit: int) -> list[str]:
     return [columns.text(name) for (name,) in found]
 
 
+def open_signals(tx: Tx, request_id: bytes, limit: int) -> list[str]:
+    """The signals that its jobs wait for now."""
+    found = tx.query(
+        "SELECT DISTINCT n.signal_name FROM workerd_request_jobs AS n JOIN workerd_jobs AS j ON j.id = n.id"
+        " WHERE n.request_id = %s AND n.signal_name IS NOT NULL AND n.needs = 0"
+        " AND j.status IN ('scheduled','new') ORDER BY n.signal_name LIMIT %s",
+        (request_id, limit),
+    )
+    return [columns.text(name) for (name,) in found]
+
+
+def needed(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    """Which of these jobs others need."""
+    found: set[bytes] = set()
+    for part in chunks(sorted(ids)):
+        found |= {
+            need
+            for (need,) in tx.query(
+                "SELECT DISTINCT need FROM workerd_request_needs"
+                f" WHERE need IN ({marks(part)}) AND kind <> 'spawned'",
+                part,
+            )
+        }
+    return found
+
+
+def open_needs(tx: Tx, job_id: bytes, limit: int) -> tuple[int, list[str]]:
+    """How many jobs this one still waits for, and the names of some of them."""
+    row = tx.one("SELECT needs FROM workerd_request_jobs WHERE id = %s", (job_id,))
+    found = tx.query(
+        "SELECT DISTINCT j.name FROM workerd_request_needs AS n JOIN workerd_jobs AS j ON j.id = n.need"
+        " WHERE n.job = %s AND n.kind = 'open' ORDER BY j.name LIMIT %s",
+        (job_id, limit),
+    )
+    return (0 if row is None else row[0]), [columns.lenient(name) or "" for (name,) in found]
+
+
 def waits_of(tx: Tx, ids: Sequence[bytes]) -> Mapping[bytes, WorkflowJob]:
     """The waits of large graphs among these jobs, by id."""
     found: dict[bytes, WorkflowJob] = {}

@@ -18,18 +18,19 @@ MAX_LABEL_CHARS = 22
 
 
 def columns(jobs: Sequence[WorkflowJob]) -> list[list[WorkflowJob]]:
-    """The jobs by the length of the longest path to them.
+    """The jobs by the length of the longest path to them; those of `then` and `finally` behind all others.
 
     Jobs of a cycle are left out, and those that need one that does not exist.
     """
     # What does not exist needs itself, so that it is never done.
     unknown = {need: (need,) for job in jobs for need in job.needs}
     depth = depths(unknown | {job.name: job.needs for job in jobs})
-    result: list[list[WorkflowJob]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
+    # Steps are counted through: `then` and `finally` need nothing, and follow all the same.
+    result: dict[int, list[WorkflowJob]] = {}
     for job in jobs:
         if job.name in depth:
-            result[depth[job.name]].append(job)
-    return result
+            result.setdefault(max(depth[job.name], job.step), []).append(job)
+    return [result[column] for column in sorted(result)]
 
 
 def draw(jobs: Sequence[WorkflowJob], created: Mapping[str, dict[str, Any]]) -> Markup | None:
