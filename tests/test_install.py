@@ -55,7 +55,6 @@ def test_the_unit_of_later_generations_differs_in_nothing_else() -> None:
     )
     assert set(later) - set(first) == {
         "Description=workerd, background jobs, generation %i",
-        "StopPropagatedFrom=workerd.service",
         "Environment=WORKERD_NODE__GENERATION=%i",
     }
     assert set(first) - set(later) == {

@@ -66,7 +66,7 @@ class HandOver:
                 "`systemctl restart workerd` starts this version after its running jobs have ended."
             )
         self._former: int = former["generation"]
-        # Never the first unit: its stop, if it does not come up, would stop all.
+        # Not the first unit, by which people stop and start the service: it is used after a reboot.
         self._generation = next(n for n in range(2, 1000) if n not in self._running)
 
     def _status(self) -> Document:
