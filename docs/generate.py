@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.generators import command_line, http, metrics, pictures, python, reasons, tables
+from docs.generators import command_line, http, llms, metrics, pictures, python, reasons, tables
 from workerd.config import reference
 from workerd.log_events import EVENTS
 
@@ -71,6 +71,7 @@ def log_events_page() -> str:
 
 PAGES = {
     ROOT / "etc" / "workerd.toml": reference.workerd_toml,
+    ROOT / "docs" / "llms.txt": llms.page,
     ROOT / "docs" / "reference" / "configuration.md": reference.configuration_page,
     ROOT / "docs" / "reference" / "log-events.md": log_events_page,
     ROOT / "docs" / "reference" / "command-line.md": command_line.page,

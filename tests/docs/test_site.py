@@ -39,6 +39,13 @@ def test_a_link_leads_to_a_file(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+def test_each_how_to_is_in_the_contents() -> None:
+    """Which are by subject; the other folders are listed whole."""
+    contents = (ROOT / "docs" / "index.md").read_text()
+    for page in (ROOT / "docs" / "how-to").glob("*.md"):
+        assert f"how-to/{page.stem}\n" in contents, page.name
+
+
 def test_the_readme_is_short() -> None:
     """It is what a stranger reads before deciding to read on."""
     assert len((ROOT / "README.md").read_bytes()) <= 8 * 1024
