@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ workers = 1
 class Chaos:
     """One run: enqueues, kills, watches, counts."""
 
+    config = CONFIG
+
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.chance = random.Random(options.seed)
@@ -75,17 +78,25 @@ class Chaos:
         self.runs.touch()
         self.target = Target(options.store, folder)
         self.daemons = [
-            Daemon(folder / f"n{number}", url, CONFIG, name=f"n{number}")
-            for number, url in enumerate(self.target.urls, 1)
+            Daemon(folder / f"n{number}", url, self.config, name=f"n{number}")
+            for number, url in enumerate(self.node_urls(), 1)
         ]
         self.rows = Rows(self.target.urls[0])
         self.kinds = tuple(options.kinds.split(","))
         self.enqueued = 0
         self.kills: Counter[str] = Counter()
         self.absences = Absences()
-        self.recoveries = Recoveries(self.rows, self.runs, self.absences)
+        self.recoveries = Recoveries(self.rows, self.job_vars, self.absences)
         self.pauses = Pauses(self.runs, lambda: self.enqueued + self.recoveries.enqueued, self.absences)
         self.done = threading.Event()
+
+    def node_urls(self) -> list[str]:
+        """The store's URL for each node."""
+        return self.target.urls
+
+    def job_vars(self) -> dict[str, Any]:
+        """The vars of a job."""
+        return {"path": str(self.runs)}
 
     # -- load
 
@@ -98,7 +109,7 @@ class Chaos:
             handler = "record2" if left % 3 == 0 else "record"
             try:
                 with self.absences.watched():
-                    self.rows.insert_many(handler, [{"path": str(self.runs)}] * count)
+                    self.rows.insert_many(handler, [self.job_vars() for _ in range(count)])
             except Exception:  # the store was killed: this whole statement took no effect, or is repeated
                 self.done.wait(0.2)
                 continue
@@ -203,6 +214,7 @@ class Chaos:
             time.sleep(0.01)
         with contextlib.suppress(AssertionError):
             eventually(self.all_ended, within=180, every=0.2)
+        self.settle()
         self.done.set()
         watcher.join()
         seconds = time.monotonic() - began
@@ -210,6 +222,9 @@ class Chaos:
         for daemon in self.daemons:
             daemon.end()
         return self.figures(seconds, unsettled)
+
+    def settle(self) -> None:
+        """What is to be awaited once all jobs have ended."""
 
     def all_ended(self) -> bool:
         self.restart_dead()
@@ -269,11 +284,15 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main(words: list[str] | None = None) -> int:
+def main(
+    words: list[str] | None = None,
+    kind: type[Chaos] = Chaos,
+    is_bad: Callable[[dict[str, Any]], bool] = lambda result: False,
+) -> int:
     """Run and print; exit status 1 if a guarantee was broken."""
     options = arguments(words)
     folder = Path(tempfile.mkdtemp(prefix="workerd-chaos-"))
-    chaos = Chaos(options, folder)
+    chaos = kind(options, folder)
     try:
         result = chaos.run()
     finally:
@@ -284,7 +303,7 @@ def main(words: list[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(result))
     bad = result["lost"] or result["recorded_twice"] or result["never_run"] or result["unsettled"]
-    return 1 if bad or result["failures"] else 0
+    return 1 if bad or result["failures"] or is_bad(result) else 0
 
 
 if __name__ == "__main__":

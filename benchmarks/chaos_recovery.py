@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pymysql
 
@@ -60,9 +61,9 @@ class Recoveries:
     Three groups: `alone`; `again`, when another kill overlapped; `store`, when a store outage overlapped.
     """
 
-    def __init__(self, rows: Rows, runs: Path, absences: Absences) -> None:
+    def __init__(self, rows: Rows, job_vars: Callable[[], dict[str, Any]], absences: Absences) -> None:
         self._rows = rows
-        self._runs = runs
+        self._job_vars = job_vars
         self._absences = absences
         self._strikes = 0
         self._threads: list[threading.Thread] = []
@@ -112,7 +113,7 @@ class Recoveries:
         """Enqueue the job, whatever happens to the store meanwhile."""
         while True:
             try:
-                self._rows.insert(victim.handler, {"path": str(self._runs)}, id=job)
+                self._rows.insert(victim.handler, self._job_vars(), id=job)
             except DUPLICATE:  # the first INSERT did take effect
                 break
             except Exception:

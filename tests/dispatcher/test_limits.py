@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import msgspec
+import pytest
 
 from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs
 from tests.support.rows import Rows
@@ -98,9 +98,9 @@ def test_what_waits_in_pools_is_given_back_at_a_hold(make_harness: MakeHarness, 
 
 
 def test_the_lower_of_two_configurations_holds(
-    make_harness: MakeHarness, store: Store, tmp_path: Path
+    make_harness: MakeHarness, store: Store, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """While a live node has it."""
+    """While a live node has it; the log says so once."""
     other = NodeRecord(
         id=new_id(),
         name="other",
@@ -117,6 +117,9 @@ def test_the_lower_of_two_configurations_holds(
     assert len(pool.claims) == 1
     store.run(lambda tx: nodes.remove(tx, other.id))
     harness.until(lambda: len(pool.claims) == 3)
+    logged = [line for line in capfd.readouterr().err.splitlines() if "limit.differs" in line]
+    assert len(logged) == 1
+    assert '"nodes":"other"' in logged[0]
 
 
 def test_claims_of_a_dead_pool_free_their_slots(

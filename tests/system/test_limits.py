@@ -1,4 +1,4 @@
-"""A limit over two nodes whose processes are killed: never exceeded, nothing leaks."""
+"""Limits over nodes whose processes are killed, and over reloads: never exceeded, nothing leaks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
+from benchmarks import chaos_limits
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
@@ -81,3 +83,60 @@ def test_no_more_run_than_the_limit_whatever_is_killed(
     assert not over.exists(), over.read_text()
     eventually(lambda: rows.sql("SELECT * FROM workerd_slots") == [])
     assert_settled(rows)
+
+
+def reloaded_config(limit: str) -> str:
+    """The handler `waits` with this limit, or with none."""
+    table = f"[limits.{limit}]\nconcurrency = 1\ngroup_concurrency = 1\n" if limit else ""
+    key = f'limit = "{limit}"' if limit else ""
+    return f"""
+[shutdown]
+drain = "20s"
+[reload]
+overlap = "1h"
+{table}
+[defaults]
+path = ["{ROOT}"]
+[handlers.waits]
+call = "tests.support.handlers:wait_for_file"
+workers = 2
+{key}
+"""
+
+
+def test_a_limit_is_renamed_and_removed_while_jobs_hold_its_slots(
+    store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    """What runs keeps its slot of the old one until it ends; what waits goes by what holds now."""
+    rows = Rows(store_url)
+    daemon = start_daemon(reloaded_config("first"), "one")
+    go = tmp_path / "go"
+    ids = [rows.insert("waits", {"path": str(go)}, group_key=group) for group in ("x", "x", "x", "y", "y")]
+
+    def running() -> int:
+        return rows.counts().get("inprogress", 0)
+
+    def slots() -> set[tuple[str, str]]:
+        found = rows.sql("SELECT limit_name, scope FROM workerd_slots")
+        return {(row["limit_name"], row["scope"]) for row in found}
+
+    for number, limit in enumerate(("second", ""), 1):
+        eventually(lambda n=number: running() == n, state=daemon.tail)
+        daemon.write(reloaded_config(limit))
+        daemon.cli("reload")
+    eventually(lambda: running() >= 4, state=daemon.tail)
+    assert slots() == {(name, scope) for name in ("first", "second") for scope in ("limit", "group")}
+    go.touch()
+    eventually(lambda: rows.ended(*ids), state=daemon.tail)
+    assert rows.counts() == {"completed": 5}
+    assert slots() == set()  # freed with the ends, not by a sweep
+    assert_settled(rows)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("kind", ["mariadb", "sqlite"])
+def test_limits_hold_under_chaos(kind: str) -> None:
+    """Three nodes on a server, one on a file; pools, workers, nodes and the server are killed."""
+    words = ["--jobs", "500", "--rate", "50", "--store", kind, "--store-every", "4", "--seed", "3"]
+    assert chaos_limits.main(words) == 0
