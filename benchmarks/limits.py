@@ -1,11 +1,13 @@
 """What do limits, groups and turns cost, and do they hold?
 
     python -m benchmarks.limits
-    python -m benchmarks.limits --quick --store mariadb
+    python -m benchmarks.limits --quick --store mariadb --case rates
 
-Cases: the rate of a handler under a limit that is far away, beside the same handler without one, in turns;
-the same for fair turns of 10,000 groups; the rate of a group beside a full group with many waiting jobs; the
-wait of a group that adds a job now and then while another floods.
+Cases: `rates`, the same jobs without a limit, under a limit and a rate that are far away, and in turns of
+10,000 groups, one after the other; `shares`, those of two groups by weight, and of a rate that is used;
+`flood`, the wait of a group that adds a job now and then while another floods; `full`, the rate of a group
+beside a full group with many waiting jobs. `of CPU time` is what a plain job costs all processes and the
+server, as a share of what this one costs: it says more than the rate on a machine that has other work.
 """
 
 from __future__ import annotations
@@ -13,24 +15,50 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections import Counter
 from collections.abc import Iterator
 
-from benchmarks.harness import HANDLERS, STORES, Figure, Node, Server, config, mail, main, moment, parser
+from benchmarks.harness import (
+    HANDLERS,
+    STORES,
+    Figure,
+    Node,
+    Server,
+    config,
+    mail,
+    main,
+    moment,
+    parser,
+    spread,
+)
 from workerd.job_spec import JobSpec
 
-LIMITS = """
+USED_RATE, USED_BURST = 200, 100
+LIMITS = f"""
 [limits.far]
 concurrency = 5000
+[limits.far-rate]
+rate = "1000000/1s"
+[limits.used]
+rate = "{USED_RATE}/1s"
+burst = {USED_BURST}
 [limits.full]
 group_concurrency = 2
+[groups]
+heavy = 3
 """
 TABLES = {
     "plain": f'call = "{HANDLERS}:noop"\nworkers = 2',
     "limited": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "far"',
+    "rated": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "far-rate"',
     "turns": f'call = "{HANDLERS}:noop"\nworkers = 2\nfair = true',
+    "used": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "used"',
     "grouped": f'call = "{HANDLERS}:sleep"\nworkers = 4\nlimit = "full"',
     "flood": f'call = "{HANDLERS}:sleep"\nworkers = 2\nfair = true',
 }
+GOALS = {"plain": "", "limited": "0.9", "rated": "0.9", "turns": "0.8"}
+CASES = ("rates", "shares", "flood", "full")
+CHUNK = 2000
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
@@ -38,97 +66,173 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     jobs = options.jobs or (10_000 if options.quick else 30_000)
     repeats = options.repeats or (2 if options.quick else 3)
     waiting = options.waiting or (100_000 if options.quick else 1_000_000)
+    flood = 20_000 if options.quick else 100_000
     for kind in [options.store] if options.store else STORES:
         with Server(kind) as server, Node(server.url(), config(TABLES, more=LIMITS)) as node:
-            settings = server.settings | {"jobs": jobs}
-            yield from _rates(node, jobs, repeats, settings)
-            yield from _beside_a_full_group(node, waiting, settings)
-            yield from _beside_a_flood(node, 20_000 if options.quick else 100_000, settings)
+            for case in [options.case] if options.case else CASES:
+                node.forget()
+                if case == "rates":
+                    yield from _rates(server, node, jobs, repeats)
+                elif case == "shares":
+                    yield from _shares(server, node)
+                elif case == "flood":
+                    yield from _beside_a_flood(server, node, flood)
+                else:
+                    yield from _beside_a_full_group(server, node, waiting)
 
 
-def _rates(node: Node, jobs: int, repeats: int, settings: dict[str, object]) -> Iterator[Figure]:
-    found: dict[str, list[float]] = {"plain": [], "limited": [], "turns": []}
+# -- throughput, one after the other -----------------------------------------------------------
+
+
+def _rates(server: Server, node: Node, jobs: int, repeats: int) -> Iterator[Figure]:
+    rates: dict[str, list[float]] = {handler: [] for handler in GOALS}
+    costs: dict[str, list[float]] = {handler: [] for handler in GOALS}
     for _ in range(repeats + 1):
-        for handler, rates in found.items():
-            rates.append(_drained(node, handler, jobs))
-    medians = {handler: statistics.median(rates[1:]) for handler, rates in found.items()}
-    for handler, goal in (("plain", ""), ("limited", "0.9"), ("turns", "0.8")):
-        share = [rate / medians["plain"] for rate in found[handler][1:]]
-        more = settings | {"jobs_per_s": [round(rate) for rate in found[handler][1:]]}
+        for handler in GOALS:
+            rate, cost = _drained(server, node, handler, jobs)
+            rates[handler].append(rate)
+            costs[handler].append(cost)
+    for handler, goal in GOALS.items():
+        own, plain = rates[handler][1:], statistics.median(rates["plain"][1:])
+        more = server.settings | {"jobs": jobs, "jobs_per_s": [round(rate) for rate in own]}
+        share = [rate / plain for rate in own]
         yield Figure("limits", f"{handler} / plain", "share", share, settings=more, goal=goal)
+        own, plain = costs[handler][1:], statistics.median(costs["plain"][1:])
+        more = server.settings | {"jobs": jobs, "cpu_us_per_job": [round(cost, 1) for cost in own]}
+        share = [plain / cost for cost in own]
+        yield Figure("limits", f"{handler} / plain, of CPU time", "share", share, settings=more, goal=goal)
 
 
-def _drained(node: Node, handler: str, jobs: int) -> float:
-    """Jobs a second, each of one of 10,000 groups."""
+def _drained(server: Server, node: Node, handler: str, jobs: int) -> tuple[float, float]:
+    """Jobs a second, each of one of 10,000 groups, and microseconds of CPU time for each."""
     node.forget()
     node.client.pause(handler)
-    for start in range(0, jobs, 2000):
+    for start in range(0, jobs, CHUNK):
         node.client.enqueue_many([
-            JobSpec(handler=handler, vars=mail(n), group=f"g{n % 10_000}") for n in range(start, start + 2000)
+            JobSpec(handler=handler, vars=mail(n), group=f"g{n % 10_000}")
+            for n in range(start, start + CHUNK)
         ])  # fmt: skip
+    used = server.cpu() + sum(node.cpu().values())
     node.client.resume(handler)
     node.wait_for(handler, every=0.2)
+    used = server.cpu() + sum(node.cpu().values()) - used
     row = node.rows.sql("SELECT MIN(claimed_at) AS a, MAX(ingested_at) AS b FROM workerd_jobs")[0]
-    return jobs / (moment(row["b"]) - moment(row["a"])).total_seconds()
+    return jobs / (moment(row["b"]) - moment(row["a"])).total_seconds(), used * 1e6 / jobs
 
 
-def _beside_a_full_group(node: Node, waiting: int, settings: dict[str, object]) -> Iterator[Figure]:
-    """Seconds that 100 jobs of one group take, alone and beside a full group with so many waiting jobs."""
+# -- shares ------------------------------------------------------------------------------------
+
+
+def _shares(server: Server, node: Node) -> Iterator[Figure]:
+    """Of the first half of the starts, how many the group of weight 3 has; and how much of a rate is used."""
+    groups = ["heavy"] * 3000 + ["light"] * 3000
+    node.client.pause("turns")
+    node.client.enqueue_many([JobSpec(handler="turns", vars=mail(0), group=group) for group in groups])
+    node.client.resume("turns")
+    node.wait_for("turns")
+    sql = "SELECT group_key FROM workerd_jobs ORDER BY started_at LIMIT 3000"
+    found = Counter(str(row["group_key"]) for row in node.rows.sql(sql))
+    share = found["heavy"] / found["light"] / 3
+    yield Figure("limits", "starts by weight 3 : 1", "share", [share], settings=server.settings, goal="0.95")
     node.forget()
-    alone = _of_one_group(node, "alone")
-    specs = [JobSpec(handler="grouped", vars={"seconds": 600}, group="full") for _ in range(2000)]
-    for _ in range(waiting // len(specs)):
-        node.client.enqueue_many(specs)
+    jobs = USED_RATE * 10
+    node.enqueue("used", jobs, mail)
+    node.wait_for("used")
+    row = node.rows.sql("SELECT MIN(claimed_at) AS a, MAX(claimed_at) AS b FROM workerd_jobs")[0]
+    seconds = (moment(row["b"]) - moment(row["a"])).total_seconds()
+    share = (jobs - USED_BURST) / USED_RATE / seconds
+    yield Figure("limits", "a rate that is used", "share", [share], settings=server.settings, goal="0.95")
+
+
+# -- beside others -----------------------------------------------------------------------------
+
+
+def _beside_a_full_group(server: Server, node: Node, waiting: int) -> Iterator[Figure]:
+    """Seconds that 100 jobs of one group take, alone and beside a full group with so many waiting jobs."""
+    _of_one_group(node, "warm-up")
+    alone = [_of_one_group(node, f"alone{n}") for n in range(3)]
+    node.client.enqueue_many([
+        JobSpec(handler="grouped", vars={"seconds": 600}, group="full") for _ in range(CHUNK)
+    ])  # fmt: skip
+    _multiply(node, waiting)
     _of_one_group(node, "first")  # which moves the others out of the way
+    sql = "SELECT COUNT(*) AS n FROM workerd_jobs WHERE queue IS NOT NULL AND status = 'new'"
+    began = time.monotonic()
+    while node.rows.sql(sql)[0]["n"] < waiting * 0.99 and time.monotonic() - began < 600:
+        time.sleep(5)
+    server.rest()
     beside = [_of_one_group(node, f"other{n}") for n in range(3)]
-    share = [alone / one for one in beside]
-    more = settings | {"waiting": waiting, "alone_s": alone, "beside_s": beside}
+    share = [statistics.median(alone) / one for one in beside]
+    more = server.settings | {"waiting": waiting, "alone_s": alone, "beside_s": beside}
     yield Figure("limits", "beside a full group / alone", "share", share, settings=more, goal="0.9")
     node.rows.sql("UPDATE workerd_jobs SET cancel_requested_at = created_at WHERE status = 'inprogress'")
-    node.rows.sql("UPDATE workerd_jobs SET status = 'cancelled' WHERE status = 'new'")
-    node.wait_for("grouped")
+
+
+def _multiply(node: Node, waiting: int) -> None:
+    """Copy the waiting jobs until there are so many."""
+    unique = "randomblob(16)" if node.rows.sqlite else "UNHEX(MD5(CONCAT(id, UUID(), RAND())))"
+    count = CHUNK
+    while count < waiting:
+        more = min(count, waiting - count, 50_000)
+        node.rows.sql(
+            f"INSERT INTO workerd_jobs (id, handler, vars, group_key) SELECT {unique}, handler, vars,"
+            f" group_key FROM workerd_jobs WHERE group_key = 'full' AND status = 'new' LIMIT {more}"
+        )
+        count += more
 
 
 def _of_one_group(node: Node, group: str) -> float:
     began = time.monotonic()
-    node.client.enqueue_many([
-        JobSpec(handler="grouped", vars={"seconds": 0.01}, group=group) for _ in range(100)
-    ])  # fmt: skip
-    sql = "SELECT COUNT(*) AS n FROM workerd_jobs WHERE group_key = %s AND status = 'completed'"
-    while node.rows.sql(sql, group)[0]["n"] < 100:
-        time.sleep(0.05)
+    ids = [
+        enqueued.id
+        for enqueued in node.client.enqueue_many([
+            JobSpec(handler="grouped", vars={"seconds": 0.01}, group=group) for _ in range(100)
+        ])
+    ]  # fmt: skip
+    node.client.wait(ids[-1], 600)
     return round(time.monotonic() - began, 2)
 
 
-def _beside_a_flood(node: Node, flood: int, settings: dict[str, object]) -> Iterator[Figure]:
+def _beside_a_flood(server: Server, node: Node, flood: int) -> Iterator[Figure]:
     """How long jobs of a group wait that come one at a time, alone and beside a flood of another group."""
-    node.forget()
-    alone = [_wait(node, "b") for _ in range(20)]
-    specs = [JobSpec(handler="flood", vars={"seconds": 0.02}, group="a") for _ in range(2000)]
-    for _ in range(flood // len(specs)):
-        node.client.enqueue_many(specs)
-    beside = [_wait(node, "b") for _ in range(20)]
-    for case, waits in (("a job alone", alone), ("a job beside a flood", beside)):
-        parts = {"p50": statistics.median(waits), "max": max(waits)}
-        yield Figure("limits", case, "ms", parts=parts, settings=settings | {"flood": flood}, better="less")
-    node.rows.sql("UPDATE workerd_jobs SET status = 'cancelled' WHERE status = 'new'")
-    node.wait_for("flood")
+    for seconds in (0.001, 0.02):
+        node.forget()
+        alone = spread([_wait(node, seconds) for _ in range(100)])
+        for _ in range(flood // CHUNK):
+            node.client.enqueue_many([
+                JobSpec(handler="flood", vars={"seconds": seconds}, group="a") for _ in range(CHUNK)
+            ])  # fmt: skip
+        beside = spread([_wait(node, seconds) for _ in range(100)])
+        more = server.settings | {"flood": flood, "run_s": seconds}
+        for case, parts in (("a job alone", alone), ("a job beside a flood", beside)):
+            name = f"{case}, runs of {seconds * 1000:g} ms"
+            yield Figure("limits", name, "ms", parts=parts, settings=more, better="less")
+        _give_up(node, "flood")
 
 
-def _wait(node: Node, group: str) -> float:
-    """Milliseconds from when a job was made until it was claimed."""
+def _give_up(node: Node, handler: str) -> None:
+    """Delete what waits, and wait for what runs."""
+    node.client.pause(handler)
+    node.rows.sql("DELETE FROM workerd_jobs WHERE status = 'new' AND handler = %s", handler)
+    node.client.resume(handler)
+    node.wait_for(handler)
+
+
+def _wait(node: Node, seconds: float) -> float:
+    """Milliseconds from when a job was made until it started."""
     time.sleep(0.1)
-    job = node.client.enqueue("flood", {"seconds": 0.02}, group=group)
+    job = node.client.enqueue("flood", {"seconds": seconds}, group="b")
     ended = node.client.wait(job.id, 60)
-    assert ended.claimed_at is not None
+    assert ended.started_at is not None
     assert ended.created_at is not None
-    return round((ended.claimed_at - ended.created_at).total_seconds() * 1000, 1)
+    return round((ended.started_at - ended.created_at).total_seconds() * 1000, 1)
 
 
 def arguments() -> argparse.ArgumentParser:
     """The command line."""
     made = parser(__doc__)
     made.add_argument("--store", choices=STORES, default="")
+    made.add_argument("--case", choices=CASES, default="")
     made.add_argument("--jobs", type=int, default=0)
     made.add_argument("--waiting", type=int, default=0)
     return made
