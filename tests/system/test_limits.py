@@ -74,7 +74,8 @@ def test_no_more_run_than_the_limit_whatever_is_killed(
     for number in range(KILLS):
         wanted = (number + 1) * JOBS // (KILLS + 2)
         eventually(lambda n=wanted: rows.counts().get("completed", 0) >= n, within=60)
-        process = chance.choice(victims(nodes))
+        # For a moment there may be none: who has just been forked has no title yet.
+        process = chance.choice(eventually(lambda: victims(nodes), within=60))
         with contextlib.suppress(psutil.Error):
             process.send_signal(signal.SIGKILL)
     eventually(lambda: rows.ended(*ids), within=60, state=nodes[0].tail)
