@@ -19,7 +19,7 @@ from workerd.job import id_text
 from workerd.job_spec import NewJob
 from workerd.tracing import attributes as names
 from workerd.tracing.context import TraceContext, into_meta, of_meta
-from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, headers, provider, remote
+from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, headers, provider, remote, resource
 
 MAX_CREATE_SPANS = 1000
 """Of one call; the jobs of a longer one have the context of its `send`."""
@@ -60,7 +60,7 @@ class EnqueueTracing:
         try:
             sends = exporter()
             processor = None if sends is None else BatchSpanProcessor(sends)
-            self._own = provider(processor, self._service)
+            self._own = provider(processor, resource(self._service))
         except Exception as error:
             logging.getLogger("workerd").warning("Enqueues are not traced: %s", error)
             return None

@@ -22,7 +22,7 @@ from workerd.tracing import attributes as names
 from workerd.tracing import spans
 from workerd.tracing.context import parse, trace_of
 from workerd.tracing.runs import LinkMode, ids_of, origin_of, process_attributes
-from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, provider
+from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, provider, resource
 from workerd.tracing.switch import FLUSH_LIMIT_S
 
 US_IN_NS = 1000
@@ -47,7 +47,7 @@ class SpanExport:
         # What goes wrong is logged here, once, not by the SDK for each batch.
         logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
         self._mode = mode
-        self._provider = provider(None, "workerd", node)
+        self._provider = provider(None, resource("workerd", node))
         self._disabled = os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
         self._scope = InstrumentationScope(SCOPE)
         self._counting = _Counting(exporter())
@@ -83,7 +83,7 @@ class SpanExport:
         self._processor.on_end(span)
 
     def _spans_of(self, outcome: Outcome, trace: RunTrace, now: int) -> list[ReadableSpan]:
-        resource = self._provider.resource
+        common = self._provider.resource
         if trace.spans is None:
             made = self._of_row(outcome, trace, now)
             return [] if made is None else [made]
@@ -97,7 +97,7 @@ class SpanExport:
         if (status := _status(outcome)) is not None:
             process.status, process.description = status.status_code.value, status.description
         process.events += _exceptions(outcome, process.end)
-        return [spans.readable(record, resource) for record in (process, *found.others)]
+        return [spans.readable(record, common) for record in (process, *found.others)]
 
     def _of_row(self, outcome: Outcome, trace: RunTrace, now: int) -> ReadableSpan | None:
         """The span of a run whose worker, pool or node died: by what is known of it here."""

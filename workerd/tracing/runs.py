@@ -14,6 +14,7 @@ import msgspec
 from opentelemetry import context as contexts
 from opentelemetry import trace
 from opentelemetry.context import Context
+from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from opentelemetry.trace import Link, Span, SpanKind
@@ -107,9 +108,10 @@ class RunTracing:
         self._mode = mode
         self._ids = _RunIds()
         self._runs, self._others = _Collector(), _Collector()
+        unknown = Resource.get_empty()  # the ingester knows what all spans have in common
         # A provider of its own, for the ids of runs are not drawn by lot.
-        self._tracer = provider(self._runs, ids=self._ids).get_tracer(SCOPE)
-        self._of_program = provider(self._others)
+        self._tracer = provider(self._runs, unknown, self._ids).get_tracer(SCOPE)
+        self._of_program = provider(self._others, unknown)
         self.step_tracer = self._of_program.get_tracer(SCOPE)
 
     def adopt_program(self) -> None:

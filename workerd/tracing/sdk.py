@@ -25,18 +25,16 @@ _EXPORTERS = "opentelemetry_traces_exporter"
 """The group of entry points that OTEL_TRACES_EXPORTER names one of."""
 
 
-def provider(
-    processor: SpanProcessor | None, service: str = "", node: str = "", ids: IdGenerator | None = None
-) -> TracerProvider:
-    """A provider of this process, by OTEL_*; `service`: the service's name where OTEL_* give none."""
-    made = TracerProvider(resource=resource(service, node), id_generator=ids, shutdown_on_exit=False)
+def provider(processor: SpanProcessor | None, of: Resource, ids: IdGenerator | None = None) -> TracerProvider:
+    """A provider of this process, by OTEL_*."""
+    made = TracerProvider(resource=of, id_generator=ids, shutdown_on_exit=False)
     if processor is not None:
         made.add_span_processor(processor)
     return made
 
 
-def resource(service: str, node: str) -> Resource:
-    """What all spans of this process have in common."""
+def resource(service: str, node: str = "") -> Resource:
+    """What all spans of this process have in common; `service`: its name where OTEL_* give none."""
     own = {"workerd.node": node} if node else {}
     named = "OTEL_SERVICE_NAME" in os.environ or "service.name=" in os.environ.get(
         "OTEL_RESOURCE_ATTRIBUTES", ""
