@@ -7,11 +7,13 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     role or pool -> supervisor   Beat, LogText
     pool -> dispatcher           Hello, Demand, Holdings
     dispatcher -> pool           Claims, Cancel, Release, Inventory, LeaseState
-    pool, dispatcher -> ingester Hello, Outcomes, Progress, StateSaved, Seen, AnnounceAgain, Barrier
+    pool, dispatcher -> ingester Hello, Outcomes, Progress, Traced, StateSaved, Seen, AnnounceAgain,
+                                 Barrier
     ingester -> pool, dispatcher Ack, PayloadLimits, StateStored, Announced, BarrierDone; Throughput
                                  (dispatcher only)
     pool -> worker               Assignment (in shared memory, or over the channel when it is too long), Kept
-    worker -> pool               Loaded, Progressed, Saved, RunResult; LogRecord as JSON in the output pipe
+    worker -> pool               Loaded, Progressed, Traced, Saved, RunResult; LogRecord as JSON in the output
+                                 pipe
 
 The datagram socket `wake` is open to every local client: Scheduled comes from the ingester; anything else,
 usually an empty datagram, announces new work.
@@ -292,6 +294,12 @@ class StateStored(Message, frozen=True, tag="state_stored"):
         return AttemptRef(self.id, self.attempt)
 
 
+class Traced(Message, frozen=True, tag="traced"):
+    """Spans that ended in a run which goes on, as `workerd.tracing.spans` encodes them; not acknowledged."""
+
+    spans: bytes
+
+
 class Seen(Message, frozen=True, tag="seen"):
     """A handler that the pool has loaded, for the table `workerd_handlers`; `signature` is JSON."""
 
@@ -373,7 +381,7 @@ class Freed(Message, frozen=True, tag="freed"):
 
 ToDispatcher = Hello | Demand | Holdings
 FromDispatcher = Claims | Cancel | Release | Inventory | LeaseState
-ToIngester = Hello | Outcomes | Progress | StateSaved | Seen | AnnounceAgain | Barrier
+ToIngester = Hello | Outcomes | Progress | Traced | StateSaved | Seen | AnnounceAgain | Barrier
 FromIngester = Ack | PayloadLimits | StateStored | Announced | BarrierDone | Throughput
 
 
@@ -454,7 +462,7 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 ToWorker = Assignment | Kept
-FromWorker = Loaded | Progressed | Saved | RunResult
+FromWorker = Loaded | Progressed | Traced | Saved | RunResult
 
 
 def prepare() -> None:

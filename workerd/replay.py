@@ -28,7 +28,7 @@ from workerd.config.quantities import duration_literal
 from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.job import Claim
-from workerd.messages import Assignment, HandlerSpec, Progressed
+from workerd.messages import Assignment, HandlerSpec, Progressed, Traced
 from workerd.outcome import Outcome, RunResult
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames, result_of_death
 from workerd.pool.executor import Executor
@@ -437,7 +437,7 @@ class _Child:
 
     # -- PoolLink
 
-    def send(self, message: Progressed) -> None:
+    def send(self, message: Progressed | Traced) -> None:
         """The result carries the last progress."""
 
     def keep(self, serial: int, state: bytes, wait: bool) -> None:

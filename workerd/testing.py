@@ -18,7 +18,7 @@ from workerd.config.handler_config import HandlerConfig, Policy
 from workerd.config.model import IngesterConfig
 from workerd.job import Claim, new_id
 from workerd.json_text import encode
-from workerd.messages import Assignment, Progressed
+from workerd.messages import Assignment, Progressed, Traced
 from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
@@ -79,7 +79,7 @@ class _NoPool:
 
     state: bytes | None = None
 
-    def send(self, message: Progressed) -> None:
+    def send(self, message: Progressed | Traced) -> None:
         """The result carries the last progress."""
 
     def keep(self, serial: int, state: bytes, wait: bool) -> None:

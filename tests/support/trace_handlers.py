@@ -84,6 +84,12 @@ def many(ctx: Context, count: int) -> None:
         tracer.start_span("tiny").end()
 
 
+def many_then_killed(ctx: Context) -> None:
+    """More spans than one message takes; then its worker is killed."""
+    many(ctx, 100)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def large(ctx: Context) -> None:
     """An own span that is larger than what may travel."""
     from opentelemetry import trace

@@ -19,6 +19,7 @@ from workerd.messages import (
     StateSaved,
     Throughput,
     ToIngester,
+    Traced,
 )
 from workerd.runtime.loop import Loop
 from workerd.runtime.peer_server import Peer, PeerServer
@@ -58,6 +59,7 @@ class Connections:
 
     on_outcomes: Callable[[Connection, Outcomes], None]
     on_progress: Callable[[Progress], None]
+    on_traced: Callable[[Traced], None]
     on_state_saved: Callable[[Connection, StateSaved], None]
     on_seen: Callable[[Connection, Seen], None]
     on_announce_again: Callable[[AnnounceAgain], None]
@@ -95,6 +97,8 @@ class Connections:
                     self.on_outcomes(peer, message)
             case Progress():
                 self.on_progress(message)
+            case Traced():
+                self.on_traced(message)
             case StateSaved():
                 self.on_state_saved(peer, message)
             case Seen():

@@ -31,6 +31,7 @@ from workerd.messages import (
     Scheduled,
     Series,
     Throughput,
+    Traced,
 )
 from workerd.operations.webhooks import WebhookEvents
 from workerd.runtime.generations import Generations
@@ -126,6 +127,7 @@ class Ingester(Service):
         self._locked.open()
         self._connections.on_outcomes = self._on_outcomes
         self._connections.on_progress = self._progress.on_progress
+        self._connections.on_traced = self._on_traced
         self._connections.on_state_saved = self._states.on_state_saved
         self._connections.on_seen = self._progress.on_seen
         self._connections.on_announce_again = self._on_announce_again
@@ -156,6 +158,10 @@ class Ingester(Service):
         ended = self._writer.ended
         refs, since_ns = (ended.refs(), ended.since_ns) if message.ended else ([], 0)
         connection.send(BarrierDone(message.token, refs, since_ns))
+
+    def _on_traced(self, traced: Traced) -> None:
+        if self._spans is not None:
+            self._spans.ended(traced.spans)
 
     def on_roster(self, roster: Roster) -> None:
         self._connections.on_roster(roster)

@@ -94,7 +94,7 @@ class Executor:
         )  # fmt: skip
         self._handler_log.begin(job.serial, job.scrub)
         if self._tracing is not None:
-            job.traced = self._tracing.begin(job.claim)
+            job.traced = self._tracing.begin(job.claim, self._link, job.scrub)
         try:
             result = self._run(job)
         except BaseException as error:  # a bug of workerd ends one attempt, not the worker

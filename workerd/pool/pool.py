@@ -35,6 +35,7 @@ from workerd.messages import (
     Release,
     Saved,
     Seen,
+    Traced,
 )
 from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import job_trace, loading, noted_calls
@@ -372,6 +373,9 @@ class Pool(Service):
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
         self._state_relay.on_saved(worker, attempt, saved)
+
+    def on_traced(self, traced: Traced) -> None:
+        self._outcome_sender.notify(traced)
 
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         if attempt.cancelled:

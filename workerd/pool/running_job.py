@@ -12,7 +12,7 @@ import msgspec
 
 from workerd import text
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Interrupted
-from workerd.messages import Assignment, Progressed
+from workerd.messages import Assignment, Progressed, Traced
 from workerd.outcome import RunResult
 from workerd.pool.handler_log import HandlerLog
 from workerd.pool.scrubbing import Scrub, keep, scrubber_of_claim
@@ -44,7 +44,7 @@ class Flags(Protocol):
 class PoolLink(Protocol):
     """The way to the pool: WorkerChannel in a worker, nothing behind it in a test."""
 
-    def send(self, message: Progressed) -> None:
+    def send(self, message: Progressed | Traced) -> None:
         """Send it; called from any thread of the handler's."""
 
     def keep(self, serial: int, state: bytes, wait: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Protocol
 from workerd import log
 from workerd.config.handler_config import Policy
 from workerd.job import AttemptRef, Claim
-from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved
+from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved, Traced
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
 from workerd.pool.assignment_queue import AssignmentQueue
@@ -59,6 +59,9 @@ class WorkerOwner(Protocol):
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
         """The handler saved something in an attempt, and waits for Kept."""
+
+    def on_traced(self, traced: Traced) -> None:
+        """Spans ended in a run."""
 
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         """The worker did not start this attempt, and will not."""
@@ -360,6 +363,8 @@ class WorkerProcess:
             self._on_result(message)
         elif isinstance(message, Progressed):
             self._on_progress(message)
+        elif isinstance(message, Traced):
+            self._owner.on_traced(message)
         elif isinstance(message, Saved):
             if self.attempt is not None and message.serial == self.attempt.serial:
                 self._owner.on_saved(self, self.attempt, message)

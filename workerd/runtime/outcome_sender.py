@@ -38,6 +38,9 @@ MAX_FRAME_ROWS = 1000
 MAX_FRAME_BYTES = 8 << 20
 """An Outcomes frame holds at most this much, but always at least one outcome."""
 
+MAX_UNSENT_BYTES = 8 << 20
+"""From so much on, that the ingester has not read yet, what may be lost is not sent."""
+
 BATCH_DELAY_S = 0.001
 """How long an outcome waits for others when a frame has left just before."""
 STREAM_ROWS = 5
@@ -183,9 +186,10 @@ class OutcomeSender:
         return not self._unannounced
 
     def notify(self, message: Message) -> None:
-        """Send a message that may be lost; without a connection it is."""
-        if self._link.channel is not None:
-            self._link.channel.send(message)
+        """Send a message that may be lost; it is without a connection, and where much waits to be read."""
+        channel = self._link.channel
+        if channel is not None and channel.unsent < MAX_UNSENT_BYTES:
+            channel.send(message)
 
     def _flush(self) -> None:
         channel = self._link.channel

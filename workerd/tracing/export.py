@@ -64,6 +64,14 @@ class SpanExport:
         except Exception:
             log.exception("spans.failed")
 
+    def ended(self, data: bytes) -> None:
+        """Export spans of a run that goes on. Never raises."""
+        try:
+            for record in spans.decode_batch(data):
+                self._give(spans.readable(record, self._provider.resource))
+        except Exception:
+            log.exception("spans.failed")
+
     def _export(self, outcomes: Sequence[Outcome], now: int, metas_of: MetasOf) -> None:
         lost = [o.ref for o in outcomes if o.trace is None and o.reason is Reason.LOST]
         metas = metas_of(lost) if lost else {}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 from opentelemetry import context as contexts
@@ -17,18 +19,22 @@ from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
-from opentelemetry.trace import Link, Span, SpanKind
+from opentelemetry.trace import Link as SpanLink
+from opentelemetry.trace import Span, SpanKind
 
 from workerd.job import Claim, id_text
+from workerd.messages import Traced
 from workerd.outcome import Outcome, RunResult, RunTrace
 from workerd.tracing import attributes as names
 from workerd.tracing import spans
 from workerd.tracing.context import TraceContext, of_meta
 from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote
 
-MAX_SPANS_PER_RUN = 1000
-MAX_BYTES_PER_RUN = 256 * 1024
-"""Further spans of a run are left out and counted: they travel with its outcome."""
+MAX_SPANS = 1000
+MAX_BYTES = 256 * 1024
+"""What travels with an outcome, or in one message before it; further spans are left out and counted."""
+BATCH_SPANS, BATCH_S = 64, 1.0
+"""So many spans, or the first after so long, are sent while the run goes on."""
 MAX_KEPT_ATTRIBUTES, MAX_KEPT_CHARS = 64, 1000
 """What is kept of a run's own span that alone is larger."""
 
@@ -55,14 +61,14 @@ def process_attributes(attempt: Claim | Outcome) -> dict[str, str | int | bool]:
     return found
 
 
-def origin_of(context: TraceContext | None, mode: LinkMode) -> tuple[Context, list[Link]]:
+def origin_of(context: TraceContext | None, mode: LinkMode) -> tuple[Context, list[SpanLink]]:
     """The parent context and the links of a run's span."""
     if context is None:
         return Context(), []
     creation = remote(context)
     if mode == "parent":
         return trace.set_span_in_context(trace.NonRecordingSpan(creation), Context()), []
-    return Context(), [Link(creation)]
+    return Context(), [SpanLink(creation)]
 
 
 class _RunIds(RandomIdGenerator):
@@ -77,22 +83,58 @@ class _RunIds(RandomIdGenerator):
         return self.span_id
 
 
+class Link(Protocol):
+    """The way to the pool."""
+
+    def send(self, message: Traced) -> None:
+        """Send it; called from any thread of the handler's."""
+
+
 class _Collector(SpanProcessor):
-    """Keeps spans that have ended, also by threads of the handler's."""
+    """Keeps spans that have ended, also in threads of the handler's, until they are sent or the run ends."""
 
     def __init__(self) -> None:
         self.ended: list[ReadableSpan] = []
         self.dropped = 0
+        self._link: Link | None = None
+        self._scrub: Scrub = str
+        self._since = 0.0
+        self._sending = threading.Lock()
+        self._pid = os.getpid()
+
+    def send_by(self, link: Link, scrub: Scrub) -> None:
+        """Send them while the run goes on, by `link`."""
+        self._link, self._scrub = link, scrub
 
     def on_end(self, span: ReadableSpan) -> None:
         if not span.context.trace_flags.sampled:
             return
-        if len(self.ended) < MAX_SPANS_PER_RUN:
+        if not self.ended:
+            self._since = time.monotonic()
+        if len(self.ended) < MAX_SPANS:
             self.ended.append(span)
         else:
             self.dropped += 1
+        if len(self.ended) >= BATCH_SPANS or time.monotonic() - self._since >= BATCH_S:
+            self._send()
+
+    def _send(self) -> None:
+        if self._link is None or self._pid != os.getpid() or not self._sending.acquire(blocking=False):
+            return
+        try:
+            batch, self._since = self.ended[:BATCH_SPANS], time.monotonic()
+            records = _fitting(batch, self._scrub)
+            self._link.send(Traced(spans.encode_batch(records)))
+            # Not before: the soft signal may have ended this, and they are sent with the next ones.
+            del self.ended[: len(batch)]
+            self.dropped += len(batch) - len(records)
+        except OSError:  # the pool is gone
+            self._link = None
+        finally:
+            self._sending.release()
 
     def take(self) -> tuple[list[ReadableSpan], int]:
+        """What was not sent, and how many were left out."""
         ended, dropped = self.ended, self.dropped
         self.ended, self.dropped = [], 0
         return ended, dropped
@@ -125,8 +167,9 @@ class RunTracing:
         if flush is not None and trace.get_tracer_provider() is not self._of_program:
             finished_in_time(flush)
 
-    def begin(self, claim: Claim) -> TracedRun:
-        """Begin the span of a run, and make it the current one."""
+    def begin(self, claim: Claim, link: Link, scrub: Scrub) -> TracedRun:
+        """Begin the span of a run, and make it the current one; `link` takes what ends while it goes on."""
+        self._others.send_by(link, scrub)
         origin = of_meta(claim.meta)
         parent, links = origin_of(origin, self._mode)
         self._ids.trace_id, self._ids.span_id = ids_of(claim)
@@ -145,16 +188,22 @@ class RunTracing:
         others, dropped = self._others.take()
         if not runs:
             return b""
-        found = spans.RunSpans(_bounded(spans.record(runs[-1], scrub)), [], dropped)
-        room: float = MAX_BYTES_PER_RUN
-        for span in others:
-            record = spans.record(span, scrub)
-            room -= _size(record)
-            if room < 0:
-                found.dropped += 1
-            else:
-                found.others.append(record)
-        return spans.encode(found)
+        records = _fitting(others, scrub)
+        dropped += len(others) - len(records)
+        return spans.encode(spans.RunSpans(_bounded(spans.record(runs[-1], scrub)), records, dropped))
+
+
+def _fitting(ended: list[ReadableSpan], scrub: Scrub) -> list[spans.SpanRecord]:
+    """As they travel, without those that one message has no room for."""
+    room: float = MAX_BYTES
+    fitting: list[spans.SpanRecord] = []
+    for span in ended:
+        record = spans.record(span, scrub)
+        size = _size(record)
+        if size <= room:
+            room -= size
+            fitting.append(record)
+    return fitting
 
 
 def _size(record: spans.SpanRecord) -> float:
@@ -167,7 +216,7 @@ def _size(record: spans.SpanRecord) -> float:
 
 def _bounded(record: spans.SpanRecord) -> spans.SpanRecord:
     """The span of a run, of which what the handler added may be too much: the outcome must fit with it."""
-    if _size(record) <= MAX_BYTES_PER_RUN:
+    if _size(record) <= MAX_BYTES:
         return record
     kept = itertools.islice(record.attributes.items(), MAX_KEPT_ATTRIBUTES)
     return msgspec.structs.replace(

@@ -53,6 +53,7 @@ class RunSpans(msgspec.Struct, array_like=True, gc=False):
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(RunSpans)
+_batch_decoder = msgspec.msgpack.Decoder(list[SpanRecord])
 
 
 def encode(spans: RunSpans) -> bytes:
@@ -63,6 +64,16 @@ def encode(spans: RunSpans) -> bytes:
 def decode(data: bytes) -> RunSpans:
     """From bytes. Raises msgspec.MsgspecError."""
     return _decoder.decode(data)
+
+
+def encode_batch(batch: list[SpanRecord]) -> bytes:
+    """Spans without that of their run. Raises as `encode`."""
+    return _encoder.encode(batch)
+
+
+def decode_batch(data: bytes) -> list[SpanRecord]:
+    """From bytes. Raises msgspec.MsgspecError."""
+    return _batch_decoder.decode(data)
 
 
 def size(record: SpanRecord) -> int:
