@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
+from tests.store import test_batches
 from tests.support import storing
 from tests.support.galera import Galera
 from workerd import job
 from workerd.clock import SECOND
 from workerd.config.schedule_config import ScheduleConfig
-from workerd.errors import StoreAway
-from workerd.store import columns, requests, schedule_control, schedules, ticks
+from workerd.errors import Conflict, StoreAway
+from workerd.operations import request_graphs
+from workerd.store import columns, requests, schedule_control, schedules, signals, ticks
 from workerd.store.base import Store
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -117,3 +122,61 @@ def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
     asked = storing.value(two[0], "SELECT COUNT(*) FROM workerd_requests WHERE workflow = 'w'")
     assert storing.value(two[0], count, "b") == asked >= 2 * ROUNDS
     assert storing.value(two[0], count, "a") == storing.value(two[0], count, "eager") == 1
+
+
+def test_two_cluster_nodes_end_jobs_of_a_large_graph_at_once(two: list[Store]) -> None:
+    """What needs both begins once in each of the graphs, whose needs are rows, and each graph ends."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(request_graphs, "MAX_INLINE_JOBS", 0)
+        jobs = [
+            {"name": "a", "handler": "h"},
+            {"name": "b", "handler": "h"},
+            {"name": "c", "handler": "after", "needs": ["a", "b"]},
+        ]
+        made = [test_batches.submit(two[0], jobs=jobs) for _ in range(ROUNDS)]
+    test_batches.work(two[0])
+    claims = storing.claims(two[0], "h", 2 * ROUNDS)
+    by_request = defaultdict[bytes, list[job.Claim]](list)
+    for claim in claims:
+        by_request[claim.request_id or b""].append(claim)
+    at_once(two, [by_request[request_id] for request_id in made], lambda by, claim: close_one(by, claim))
+    storing.finish(two[1], "after")
+    assert {test_batches.progress(two[0], request_id) for request_id in made} == {("completed", 3, 0, 3)}
+
+
+def test_two_cluster_nodes_give_a_signal_at_once(two: list[Store]) -> None:
+    """The first one counts, the other is told so."""
+    jobs = [{"name": "go", "signal": "go"}, {"name": "after", "handler": "after", "needs": ["go"]}]
+    made = [test_batches.submit(two[0], jobs=jobs) for _ in range(ROUNDS)]
+    test_batches.work(two[0])
+    refused: list[bytes] = []
+
+    def give(by: Store, request_id: bytes) -> None:
+        payload = b'"%d"' % two.index(by)
+        try:
+            settled(lambda: by.run(lambda tx: signals.deliver(tx, request_id, "go", payload, "me", {})))
+        except Conflict:
+            refused.append(request_id)
+
+    at_once(two, [[request_id, request_id] for request_id in made], give)
+    assert sorted(refused) == sorted(made)
+    storing.finish(two[1], "after")
+    assert {test_batches.progress(two[0], request_id)[0] for request_id in made} == {"completed"}
+
+
+def close_one(by: Store, claim: job.Claim) -> None:
+    settled(lambda: storing.close(by, [storing.outcome(claim)]))
+
+
+def at_once(two: list[Store], pairs: Sequence[Sequence[Any]], act: Callable[[Store, Any], None]) -> None:
+    """For each pair both stores act at the same time, each on its half."""
+    meet = threading.Barrier(2)
+
+    def acting(half: int) -> None:
+        for pair in pairs:
+            meet.wait(60)
+            act(two[half], pair[half])
+
+    with ThreadPoolExecutor(2) as threads:
+        for done in [threads.submit(acting, half) for half in (0, 1)]:
+            done.result()

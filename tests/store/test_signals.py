@@ -13,7 +13,7 @@ from workerd.clock import LATEST, to_text
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import new_id
 from workerd.operations import request_graphs
-from workerd.store import claims, requests, signals
+from workerd.store import claims, job_control, requests, signals
 from workerd.store.base import Store
 
 
@@ -107,6 +107,28 @@ def test_a_signal_that_does_not_come_in_time(store: Store, on_timeout: str, stat
     row, jobs = s.request(store, request_id)
     assert row.status == status
     assert jobs["approve"].reason == "deadline"
+
+
+def test_a_wait_that_is_retried_by_hand_waits_again(store: Store) -> None:
+    """Also one that was cancelled because another had failed."""
+    jobs = approval(timeout="1h")
+    jobs += [{"name": "other", "wait": "2h"}, {"name": "c", "handler": "after", "needs": ["other", "b"]}]
+    request_id = submit(store, jobs=jobs)
+    s.sql(store, "UPDATE workerd_jobs SET run_at = '2026-01-01 00:00:00' WHERE name = 'approve'")
+    assert pass_due(store) == 1
+    found = s.request(store, request_id)[1]
+    assert progress(store, request_id)[0] == "failed"
+    store.run(lambda tx: job_control.retry(tx, found["approve"].id))
+    work(store)
+    assert pass_due(store) == 0
+    assert progress(store, request_id)[0] == "inprogress"
+    give(store, request_id)
+    s.finish(store, "after")
+    assert pass_due(store) == 0
+    make_due(store)
+    assert pass_due(store) == 1
+    s.finish(store, "after")
+    assert progress(store, request_id)[0] == "completed"
 
 
 def test_a_wait_counts_from_when_it_is_ready(store: Store) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.support.daemon import HANDLERS, ROOT, Daemon
 from tests.support.eventually import eventually
 from workerd.client import Client
+from workerd.errors import Conflict
 from workerd.store import columns
 from workerd.store.base import Store
 
@@ -118,3 +119,43 @@ def test_a_large_graph_runs_in_order_whatever_is_killed(
     }
     for job in jobs:
         assert all(ran[need][1] <= ran[job["name"]][0] for need in job.get("needs", ())), job
+
+
+def test_each_signal_counts_once_whatever_is_killed(
+    start_daemon: Callable[..., Daemon], store: Store
+) -> None:
+    """Given before its wait has begun, while it waits, and twice; what follows runs once."""
+    daemon = start_daemon(CONFIG)
+    count = 24
+    jobs = [
+        {"name": "first", "handler": "noop"},
+        {"name": "approve", "signal": "approved", "needs": ["first"], "timeout": "1h"},
+        {"name": "after", "handler": "last", "needs": ["approve"]},
+    ]
+    refused = 0
+    with Client(daemon.path) as client:
+        made = [client.batch(jobs).id for _ in range(count)]
+        for n, request_id in enumerate(made):
+            if n % 8 == 3:
+                victim = KILLED[n // 8]
+                eventually(lambda victim=victim: daemon.pid(victim))
+                daemon.kill(victim)
+            for by in ("one", "two"):
+                try:
+                    client.signal(request_id, "approved", {"by": by})
+                except Conflict:
+                    refused += 1
+        for request_id in made:
+            done = client.wait_request(request_id, timeout=120)
+            assert (done.status, done.done) == ("completed", 3), daemon.tail()
+            with pytest.raises(Conflict, match="already ended"):
+                client.signal(request_id, "approved", {})
+    assert refused == count
+    rows = store.read(lambda tx: tx.query("SELECT payload FROM workerd_jobs WHERE name = 'approve'"))
+    assert [bytes(payload) for (payload,) in rows] == [b'{"by":"one"}'] * count
+    ran = store.read(
+        lambda tx: tx.query(
+            "SELECT request_id FROM workerd_jobs WHERE name = 'after' AND status = 'completed'"
+        )
+    )
+    assert len({row[0] for row in ran}) == len(ran) == count

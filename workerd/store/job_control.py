@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 from workerd import duplicates
 from workerd import workflow as wf
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
 from workerd.outcome import cancelled
-from workerd.store import columns, links, requests, workflows
+from workerd.store import columns, links, requests, waits, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.duplicates import release_followers
@@ -203,11 +204,12 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     linked = graph is not None and graph.linked
     waited = linked and _was_cancelled_with_its_request(tx, job)
     again(tx, job_id, job.attempt, fresh=fresh)
+    if request is not None:
+        _wait_again(tx, request, graph, job_id, job.name)
     if request is not None and linked:
-        if waited:
-            links.hold(tx, request, [job_id])
-        else:
+        if not waited:
             links.reopen(tx, request, job.name)
+        links.hold(tx, request, [job_id])
     if request is not None:
         _reopen(tx, request, graph, job_id, _member_status(request, job))
     return job.attempt + 1
@@ -340,6 +342,14 @@ def _reopen(
     ):
         if graph is None or wf.Stages(graph).of(columns.lenient(name)) in ("main", "then"):
             again(tx, job_id, attempt)
+            _wait_again(tx, row, graph, job_id, columns.lenient(name))
+
+
+def _wait_again(tx: Tx, row: RequestRow, graph: wf.Graph | None, job_id: bytes, name: str | None) -> None:
+    """If the job that was made `new` again is a wait of the graph, it waits from now on."""
+    for job in graph.all_jobs if graph is not None else ():
+        if job.name == name and job.handler == WAIT_HANDLER:
+            waits.begin_again(tx, row.id, job_id, job)
 
 
 def _counts_without(row: RequestRow, members: bool, status: Status | None) -> tuple[int, int]:

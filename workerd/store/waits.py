@@ -22,6 +22,16 @@ def due_at(tx: Tx, request_id: bytes, job: WorkflowJob) -> int:
     return tx.now + round((job.wait or 0) * SECOND)
 
 
+def begin_again(tx: Tx, request_id: bytes, job_id: bytes, job: WorkflowJob) -> None:
+    """Let a wait whose row was made `new` again last as long as at first."""
+    due = due_at(tx, request_id, job)
+    tx.execute(
+        f"UPDATE workerd_jobs {tx.dialect.by_key} SET status = %s, run_at = %s"
+        " WHERE id = %s AND status = 'new'",
+        ("new" if due <= tx.now else "scheduled", columns.at(due), job_id),
+    )
+
+
 def keep(tx: Tx, request_id: bytes, name: str, payload: bytes, source: str) -> bool:
     """Keep a signal; False if it was given before: the first one counts."""
     return bool(
