@@ -145,3 +145,25 @@ def test_a_hand_over_from_an_earlier_version_is_refused(
             HandOver(Path("/"))
     monkeypatch.setattr(handover, "ask_status", lambda node: {"generation": 1})
     assert HandOver(Path("/"))._generation == 2
+
+
+def test_drop_ins_of_the_first_unit_hold_for_later_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By links of their files, which follow what is there at the next hand-over; own ones are left."""
+    monkeypatch.setattr(handover, "DROP_INS", tmp_path)
+    first, later = tmp_path / "workerd.service.d", tmp_path / "workerd@.service.d"
+    handover._share_drop_ins()
+    assert not later.exists()
+    first.mkdir()
+    (first / "limits.conf").write_text("[Service]\n")
+    (first / "old.conf").write_text("[Service]\n")
+    handover._share_drop_ins()
+    assert {path.name for path in later.iterdir()} == {"limits.conf", "old.conf"}
+    (first / "old.conf").unlink()
+    (later / "own.conf").write_text("")
+    handover._share_drop_ins()
+    assert {path.name for path in later.iterdir()} == {"limits.conf", "own.conf"}
+    assert (later / "limits.conf").read_text() == "[Service]\n"
+    handover.forget_drop_ins()
+    assert {path.name for path in later.iterdir()} == {"own.conf"}

@@ -349,7 +349,7 @@ def handover() -> None:
     check("the package is upgraded while a job of 60 s runs", done.returncode == 0)
     check("the new version serves", active("workerd@2") and status().get("version") == "2.0.0")
     check_new_code("2")
-    check("the former one drains", active("workerd") and prop("StatusText").startswith("Draining"))
+    check("the former one drains", wait(lambda: prop("StatusText").startswith("Draining"), 10))
     former = status().get("former")
     check(f"status tells of it: {former}", former)
     both = [group(), group().with_name("system-workerd.slice") / "workerd@2.service"]

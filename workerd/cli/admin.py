@@ -11,7 +11,7 @@ import typer
 from workerd import install as installer
 from workerd.check import CheckReport, ServerPlan, check_config
 from workerd.cli.errors import CommandExit
-from workerd.cli.handover import HandOver
+from workerd.cli.handover import HandOver, forget_drop_ins
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import notify, print_json, print_table, print_text
 from workerd.cli.session import load_config
@@ -167,6 +167,8 @@ def uninstall(prefix: Prefix = Path("/")) -> None:
     Configuration files that were edited are kept, and so is everything that the daemon stored.
     """
     _print_steps(installer.uninstall(prefix.absolute()))
+    if prefix == Path("/"):
+        forget_drop_ins()
 
 
 def _print_steps(steps: list[installer.Step]) -> None:

@@ -129,9 +129,23 @@ def _units() -> set[int]:
 
 def _share_drop_ins() -> None:
     """What an administrator has changed of the first unit holds for all."""
-    link = DROP_INS / "workerd@.service.d"
-    if not link.is_symlink() and not link.exists():
-        link.symlink_to(f"{FIRST_UNIT}.d")
+    first, later = DROP_INS / f"{FIRST_UNIT}.d", DROP_INS / "workerd@.service.d"
+    forget_drop_ins()
+    # Links of files: systemd does not follow the link of a folder.
+    for path in sorted(first.glob("*.conf")):
+        later.mkdir(exist_ok=True)
+        if not (later / path.name).exists():
+            (later / path.name).symlink_to(f"../{first.name}/{path.name}")
+
+
+def forget_drop_ins() -> None:
+    """Remove the links to those of the first unit."""
+    later = DROP_INS / "workerd@.service.d"
+    for link in later.glob("*.conf"):
+        if link.is_symlink() and os.readlink(link).startswith(f"../{FIRST_UNIT}.d/"):
+            link.unlink()
+    with contextlib.suppress(OSError):
+        later.rmdir()
 
 
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:

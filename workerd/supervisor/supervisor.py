@@ -206,6 +206,7 @@ class Supervisor:
             "node.superseded", generation=self._generations.serving, running=self._children.running_jobs
         )
         self._begin_shutdown(Shutdown(self._loop, self._children, limit, self._loop.stop, superseded=True))
+        self._systemd_status.update(self.describe(), self._children.progressing)
 
     def _begin_shutdown(self, shutdown: Shutdown) -> None:
         self._shutdown = shutdown
