@@ -17,6 +17,7 @@ from workerd.outcome import released
 from workerd.store import (
     bulk_control,
     claims,
+    errors,
     group_queues,
     held_attempts,
     job_branches,
@@ -337,3 +338,48 @@ def test_a_slice_of_many_reads_its_own_rows(full: Store, act: str) -> None:
     assert len(own) < 20, own
     assert sum(one.read for one in own) < 8 * 500, own
     assert not [one for one in own if "SCAN workerd_jobs" in one.plan]
+
+
+@pytest.fixture(scope="module")
+def groups(full: Store) -> Store:
+    """The same with 100,000 error groups: of two handlers, a tenth open, a hundredth of "rare"."""
+    rows = [
+        (
+            f"x'{n:016x}'", "'rare'" if n % 100 == 0 else "'h'",
+            f"'{clock.to_text(clock.SECOND * (1_700_000_000 + n))}'",
+            "NULL" if n % 10 == 0 else "'2026-01-01 00:00:00.000000'",
+        )
+        for n in range(WAITING)
+    ]  # fmt: skip
+    for start in range(0, WAITING, 5000):
+        values = ", ".join(
+            f"({fp}, {handler}, 'E', 'e', x'{'11' * 16}', 1, {at}, {at}, 1, 1, {resolved})"
+            for fp, handler, at, resolved in rows[start : start + 5000]
+        )
+        full.run(
+            lambda tx, values=values: tx.execute(
+                "INSERT INTO workerd_errors (fingerprint, handler, error_class, error, job_id, attempt,"
+                f" first_seen, last_seen, count, kept, resolved_at) VALUES {values}"
+            )
+        )
+    return full
+
+
+def test_error_groups_are_read_in_the_order_of_their_index(groups: Store) -> None:
+    """A page reads what it shows and what lies between; one group, by its key."""
+    pages: list[tuple[dict[str, Any], int]] = [
+        ({}, 600), ({"everything": True}, 100), ({"handler": "rare"}, 6_000), ({"since": 0}, 600),
+    ]  # fmt: skip
+    for given, most in pages:
+        page, seen = watch(groups, lambda tx, given=given: errors.list_(tx, limit=50, **given))
+        assert len(page.rows) == 50
+        # SQLite sorts those of one moment alone.
+        unsorted([one._replace(plan=one.plan.replace("TEMP B-TREE FOR RIGHT PART", "")) for one in seen])
+        assert sum(one.read for one in seen) < most, (given, seen)
+        _, following = watch(
+            groups, lambda tx, given=given, page=page: errors.list_(tx, limit=50, after=page.next, **given)
+        )
+        assert sum(one.read for one in following) < most, (given, following)
+    for work in (lambda tx: errors.get(tx, bytes(8)), lambda tx: errors.resolve(tx, bytes(8), "ann")):
+        _, seen = watch(groups, work)
+        assert sum(one.read for one in seen) < FEW, seen
