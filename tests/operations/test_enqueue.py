@@ -15,6 +15,7 @@ from workerd.operations.enqueue import KnownHandlers, admit, admit_each, checked
 from workerd.signature import Param, Signature
 from workerd.store import handlers
 from workerd.store.base import Store
+from workerd.store.columns import JobRow
 
 SIGNATURE = msgspec.json.encode(Signature((Param("a", "int", "int", required=True),)))
 
@@ -65,6 +66,17 @@ def test_jobs_of_a_batch_are_rejected_one_by_one(store: Store, config: Config) -
     results = store.run(lambda tx: admit_each(tx, wanted, KnownHandlers(), config))
     assert [isinstance(result, HandlerNotFound) for result in results] == [False, True, False]
     assert count(store) == 2
+
+
+def test_a_handler_that_the_cache_does_not_have_is_looked_for(store: Store, config: Config) -> None:
+    """A node may have loaded it since: the cache spares queries, it refuses nothing by itself."""
+    known = KnownHandlers()
+    refused = store.run(lambda tx: admit_each(tx, [new("mail"), new("late")], known, config))
+    assert isinstance(refused[1], HandlerNotFound)
+    store.run(lambda tx: handlers.seen(tx, "late", None, "one"))
+    assert known.is_recent
+    admitted = store.run(lambda tx: admit_each(tx, [new("late")], known, config))
+    assert [row.handler for row in admitted if isinstance(row, JobRow)] == ["late"]
 
 
 def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:
