@@ -11,7 +11,7 @@ from workerd.errors import NotFound
 from workerd.job import new_id
 from workerd.operations import jobs, schedules
 from workerd.operations.actor import Actor
-from workerd.store import nodes, schedule_control
+from workerd.store import handlers, nodes, schedule_control
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store
 from workerd.store.nodes import ClockSetBack, NodeInfo, NodeRecord
@@ -59,6 +59,18 @@ def test_a_schedule_is_late_from_its_first_missed_tick(synced: Store, config: Co
     assert late_s() > 24 * 3600
     synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
     assert late_s() == 0
+
+
+def test_a_schedule_without_a_node_for_its_handler_says_so(synced: Store, config: Config) -> None:
+    """Until one has it."""
+
+    def note() -> object:
+        return synced.read(lambda tx: schedules.find(tx, config, "beat"))[0]["note"]
+
+    assert note() == "No live node has the handler beat; its jobs wait for one."
+    synced.run(lambda tx: nodes.register(tx, NodeRecord(id=new_id(), name="one"), 60.0))
+    synced.run(lambda tx: handlers.seen(tx, "beat", None, "one"))
+    assert note() is None
 
 
 def test_run_now_enqueues_a_job(synced: Store, config: Config, actor: Actor) -> None:

@@ -109,6 +109,18 @@ def test_a_job_begins_when_all_that_it_needs_is_done_and_gets_their_payloads(sto
     assert progress(store, request_id) == ("completed", 4, 0, 4)
 
 
+@pytest.mark.slow
+def test_a_chain_of_a_hundred_thousand_jobs_is_checked_and_begins(mysql: Store) -> None:
+    """Without recursion; each job is a row from the start, written in slices."""
+    made = plan(mysql, jobs=chain(100_000))
+    assert made.nodes[-1].step == 99_999
+    request_id = parse_id(request_graphs.submit_in_slices(mysql.run, made).id)
+    work(mysql)
+    assert run(mysql) == ["0"]
+    assert run(mysql) == ["1"]
+    assert progress(mysql, request_id) == ("inprogress", 2, 0, 100_000)
+
+
 def test_what_very_many_jobs_need_is_told_them_in_slices(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
