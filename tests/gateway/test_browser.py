@@ -110,16 +110,35 @@ def test_markup_stays_text(api: Api, browser: Browser) -> None:
         assert browser.script("return document.querySelectorAll('main script, main img').length") == 0
 
 
-def test_by_keyboard(browser: Browser) -> None:
-    """The first tab stop skips the navigation; every control has a name."""
-    browser.open("/ui/handlers")
-    unnamed = browser.script(
-        "return [...document.querySelectorAll('a, button, select, input')]"
-        ".filter(e => e.offsetParent && !e.innerText.trim() && !e.ariaLabel && !e.labels?.length).length"
-    )
-    assert unnamed == 0
-    browser.driver.find_element("css selector", "body").send_keys("\ue004")
-    assert browser.script("return document.activeElement.innerText") == "Skip to content"
+def test_by_keyboard(api: Api, browser: Browser) -> None:
+    """The first tab stop skips the navigation; every control has a name; boxes and dialogs need no mouse."""
+    job = api.enqueue("order", {"item": "tea"}, delay="1d", group="keys")
+    pages = ("/ui/handlers", "/ui/jobs?group=keys", f"/ui/jobs/{job}", f"/ui/jobs/{job}/edit",
+             "/ui/enqueue?handler=order", "/ui/new-schedule")  # fmt: skip
+    for page in pages:
+        browser.open(page)
+        unnamed = browser.script(
+            "return [...document.querySelectorAll('a, button, select, input, textarea')].filter(e =>"
+            " e.offsetParent && !e.innerText.trim() && !e.ariaLabel && !e.labels?.length).length"
+        )
+        assert unnamed == 0, page
+        browser.css("body").send_keys("\ue004")
+        assert browser.script("return document.activeElement.innerText") == "Skip to content"
+    browser.open("/ui/jobs?group=keys")
+    browser.script("document.querySelector('#list input.tick').focus()")
+    browser.press(" ")
+    browser.until("1 ticked", "#ticked")
+    browser.script("document.querySelector('button[data-ticked=cancel]').focus()")
+    browser.press("\ue007")
+    browser.until("Cancel ticked: 1 job?", "#question")
+    browser.press("\ue00c")  # Escape: no
+    eventually(lambda: not browser.script("return document.getElementById('confirm').open"))
+    assert api.get(f"/jobs/{job}").json()["status"] == "scheduled"
+    browser.script("document.querySelector('button[data-ticked=cancel]').focus()")
+    browser.press("\ue007")
+    browser.until("Cancel ticked: 1 job?", "#question")
+    browser.press("\ue007")  # the focus is on Yes
+    browser.until("1 of 1 job: done.", "#toast")
 
 
 def test_a_session(tmp_path: Path) -> None:

@@ -74,6 +74,10 @@ class Browser:
         """Whether the button with this label can be pressed."""
         return self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").is_enabled()
 
+    def press(self, key: str) -> None:
+        """Press a key where the focus is."""
+        self.driver.switch_to.active_element.send_keys(key)
+
     def fill(self, name: str, text: str) -> None:
         """Replace what the field of this name has."""
         field = self.css(f"[name='{name}']")
