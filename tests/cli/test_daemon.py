@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -199,6 +200,26 @@ def test_a_start_that_fails_names_the_log(background: Background) -> None:
     assert done.returncode == 1
     assert str(background.log) in done.stderr
     assert "cannot open" in background.log.read_text()
+
+
+def test_a_start_says_what_it_waits_for(background: Background) -> None:
+    """The gateway's port is taken, and free again once this was said."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        text = background.config.read_text()
+        background.config.write_text(text.replace('listen = ""', f'listen = "{address}"'))
+        start = subprocess.Popen(
+            [sys.executable, "-m", "workerd", "start", "-c", str(background.config)],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert start.stderr is not None
+        wanted = f"Not ready yet: gateway: The gateway cannot listen on {address}"
+        assert any(line.startswith(wanted) for line in iter(start.stderr.readline, ""))
+    with start:
+        assert "workerd is running" in start.stderr.read()
+    assert start.returncode == 0
 
 
 def test_start_keeps_no_descriptor_of_the_shell(background: Background) -> None:

@@ -17,6 +17,7 @@ from workerd.cli.options import ConfigPath, PoolName
 from workerd.cli.output import notify
 from workerd.cli.running import RunningDaemon, has_exited
 from workerd.cli.session import load_config
+from workerd.cli.status import troubles
 from workerd.config.model import Config
 from workerd.errors import ConfigError
 from workerd.runtime.control import ask
@@ -26,6 +27,8 @@ from workerd.text import line, seconds_text
 
 START_TIMEOUT_S = 120.0
 """How long `start` waits for the daemon to be ready."""
+SILENT_START_S = 3.0
+"""An ordinary start is shorter; what keeps a longer one is shown."""
 STOP_MARGIN_S = 30.0
 """How long `stop` waits beyond `shutdown.drain`."""
 RELOAD_STEP_S = 150.0
@@ -57,9 +60,14 @@ def start(c: ConfigPath = None) -> None:
 def _start(config: Config, path: Path | None) -> None:
     log_file = config.node.state_dir / "workerd.log"
     pidfd = _spawn(log_file, path)
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
+    began = time.monotonic()
+    told: set[str] = set()
+    while time.monotonic() < began + START_TIMEOUT_S:
         status = _ask_status(config)
+        for trouble in troubles(status):
+            if trouble not in told and time.monotonic() > began + SILENT_START_S:
+                notify(f"Not ready yet: {trouble}.")
+                told.add(trouble)
         if status.get("ready"):
             notify(f"workerd is running with process id {status.get('pid')}; it logs to {log_file}.")
             return

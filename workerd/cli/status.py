@@ -69,12 +69,16 @@ def _why_not_ready(document: Document) -> str:
     if _is_store_away(document):
         reason = str(document["store"].get("error") or "the store does not answer").rstrip(".")
         return f"workerd is not ready: {reason}. Running jobs continue; none is claimed."
-    troubles = [
-        f"{name}: {part['trouble']}"
+    return "workerd is not ready: " + ("; ".join(troubles(document)) or f"it is {state}") + "."
+
+
+def troubles(document: Document) -> list[str]:
+    """What keeps each role or pool from being up, without a full stop."""
+    return [
+        f"{name}: {str(part['trouble']).rstrip('.')}"
         for name, part in [*_named(document, "roles"), *_named(document, "pools")]
         if part.get("trouble")
     ]
-    return "workerd is not ready: " + ("; ".join(troubles) or f"it is {state}") + "."
 
 
 def _named(document: Document, key: str) -> list[tuple[str, Document]]:
