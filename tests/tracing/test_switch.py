@@ -29,6 +29,8 @@ ON = OtelConfig(enabled=True)
 
 def test_without_the_extra_nothing_is_traced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A program that asks for it is told; one whose configuration does goes on, and `check` says so."""
+    for name in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name.startswith("opentelemetry") else found(name)

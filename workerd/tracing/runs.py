@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -167,9 +168,19 @@ class RunTracing:
         if flush is not None and trace.get_tracer_provider() is not self._of_program:
             finished_in_time(flush)
 
-    def begin(self, claim: Claim, link: Link, scrub: Scrub) -> TracedRun:
-        """Begin the span of a run, and make it the current one; `link` takes what ends while it goes on."""
+    def begin(self, claim: Claim, link: Link, scrub: Scrub) -> TracedRun | None:
+        """Begin the span of a run, and make it the current one; `link` takes what ends while it goes on.
+
+        None where OpenTelemetry raises something, such as a sampler of the program's.
+        """
         self._others.send_by(link, scrub)
+        try:
+            return self._begin(claim)
+        except Exception as error:
+            _tell(error)
+            return None
+
+    def _begin(self, claim: Claim) -> TracedRun:
         origin = of_meta(claim.meta)
         parent, links = origin_of(origin, self._mode)
         self._ids.trace_id, self._ids.span_id = ids_of(claim)
@@ -257,11 +268,21 @@ class TracedRun:
     def end(
         self, result: RunResult, interruption: BaseException | None, interrupted_ns: int, scrub: Scrub
     ) -> RunResult:
-        """End the span; the result with it. `interruption`: what the soft signal raised, and when."""
-        if interruption is not None:
-            self._span.add_event(type(interruption).__name__, timestamp=interrupted_ns)
-        self._span.end(time.time_ns())
-        contexts.detach(self._token)
+        """End the span; the result with it. `interruption`: what the soft signal raised, and when.
+
+        Where OpenTelemetry raises something the result is without, and the ingester makes the span.
+        """
+        try:
+            if interruption is not None:
+                self._span.add_event(type(interruption).__name__, timestamp=interrupted_ns)
+            self._span.end(time.time_ns())
+            contexts.detach(self._token)
+            return self._with_trace(result, scrub)
+        except Exception as error:
+            _tell(error)
+            return result
+
+    def _with_trace(self, result: RunResult, scrub: Scrub) -> RunResult:
         origin = self._origin
         trace_ = RunTrace(
             "" if origin is None else origin.traceparent,
@@ -269,3 +290,8 @@ class TracedRun:
             self._tracing.take(scrub),
         )
         return msgspec.structs.replace(result, trace=trace_)
+
+
+def _tell(error: Exception) -> None:
+    """In the log of the run, which goes on."""
+    print(f"workerd: this run is not traced: {type(error).__name__}: {error}", file=sys.stderr)

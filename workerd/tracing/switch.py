@@ -35,7 +35,7 @@ _REQUIRED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 def installed() -> bool:
     """Whether the extra workerd[otel] is there; imports no more of it than empty packages."""
     with contextlib.suppress(ImportError):
-        return all(importlib.util.find_spec(name) is not None for name in _REQUIRED)
+        return all(name in sys.modules or importlib.util.find_spec(name) is not None for name in _REQUIRED)
     return False
 
 
