@@ -19,7 +19,8 @@ from workerd.job import id_text
 from workerd.job_spec import NewJob
 from workerd.tracing import attributes as names
 from workerd.tracing.context import TraceContext, into_meta, of_meta
-from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, headers, provider, remote, resource
+from workerd.tracing.exporter import exporter
+from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote, resource
 
 MAX_CREATE_SPANS = 1000
 """Of one call; the jobs of a longer one have the context of its `send`."""

@@ -21,8 +21,9 @@ from workerd.outcome import BAD_REASONS, Outcome, Reason, RunTrace
 from workerd.tracing import attributes as names
 from workerd.tracing import spans
 from workerd.tracing.context import parse, trace_of
+from workerd.tracing.exporter import exporter
 from workerd.tracing.runs import LinkMode, ids_of, origin_of, process_attributes
-from workerd.tracing.sdk import SCOPE, exporter, finished_in_time, provider, resource
+from workerd.tracing.sdk import SCOPE, finished_in_time, provider, resource
 from workerd.tracing.switch import FLUSH_LIMIT_S
 
 US_IN_NS = 1000

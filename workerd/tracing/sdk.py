@@ -1,18 +1,14 @@
-"""What each process makes of OpenTelemetry's SDK: a provider, an exporter, a flush that ends in time."""
+"""What each process makes of OpenTelemetry's SDK: a provider, and a flush that ends in time."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections.abc import Callable
-from importlib.metadata import entry_points
 
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SpanExporter
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 from opentelemetry.trace import SpanContext, TraceFlags, TraceState
 
@@ -21,8 +17,6 @@ from workerd.tracing.switch import FLUSH_LIMIT_S
 
 SCOPE = "workerd"
 """The name of the tracer that all spans of workerd are made by."""
-_EXPORTERS = "opentelemetry_traces_exporter"
-"""The group of entry points that OTEL_TRACES_EXPORTER names one of."""
 
 
 def provider(processor: SpanProcessor | None, of: Resource, ids: IdGenerator | None = None) -> TracerProvider:
@@ -42,26 +36,6 @@ def resource(service: str, node: str = "") -> Resource:
     if service and not named:
         own["service.name"] = service
     return Resource.create(own)
-
-
-def exporter() -> SpanExporter | None:
-    """The exporter that OTEL_TRACES_EXPORTER names, by default OTLP over HTTP; None for "none".
-
-    An exporter that is not installed is replaced by the default one.
-    """
-    name = os.environ.get("OTEL_TRACES_EXPORTER", "").split(",")[0].strip()
-    if name == "none":
-        return None
-    if name in ("", "otlp"):
-        protocol = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or os.environ.get(
-            "OTEL_EXPORTER_OTLP_PROTOCOL", ""
-        )
-        name = "otlp_proto_grpc" if protocol.strip() == "grpc" else "otlp_proto_http"
-    for entry in entry_points(group=_EXPORTERS, name=name):
-        with contextlib.suppress(ImportError):
-            made: SpanExporter = entry.load()()
-            return made
-    return OTLPSpanExporter()
 
 
 def finished_in_time(work: Callable[[], object], limit_s: float = FLUSH_LIMIT_S) -> bool:
