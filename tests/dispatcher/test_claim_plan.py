@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from workerd.dispatcher.claim_plan import LINGER_S, MAX_HANDLERS, ClaimedBatch, ClaimPlan, ClaimPlanner
+from workerd.dispatcher import claim_plan
+from workerd.dispatcher.claim_plan import (
+    LINGER_S,
+    MAX_HANDLERS,
+    NEWCOMERS,
+    ClaimedBatch,
+    ClaimPlan,
+    ClaimPlanner,
+)
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.messages import Demand, ToDispatcher
 from workerd.runtime.loop import Loop
@@ -31,7 +39,7 @@ class Pools:
             peer_class=PoolLink,
             owner=self,
         )
-        self.planner = ClaimPlanner(self.links, MAX_ROWS)
+        self.planner = ClaimPlanner(self.links, MAX_ROWS, fair=["fair"])
         self._ends: list[socket.socket] = []
 
     def on_peer_up(self, peer: PoolLink) -> None: ...
@@ -87,6 +95,32 @@ def test_each_pool_gets_its_capacity_and_all_together_the_batch(pools: Pools) ->
     pools.add(70, "c")
     pools.add(70, "d")
     assert shares(pools.planner.plan()) == [(1, 70, ["a"]), (3, 30, ["c"])]
+
+
+def test_idle_groups_do_not_wait_for_the_capacity_of_a_busy_pool(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once for each announcement, and not of a pool that is full of long runs."""
+    monkeypatch.setattr(claim_plan, "NEWCOMER_PAUSE_S", 60.0)
+    monkeypatch.setattr(claim_plan, "NEWCOMER_BUSY_S", 1e6)
+    link = pools.add(10, "fair")
+    pools.carry_out(pools.planner.plan(), 10)
+    link.on_demand(Demand(received=0, room=0, handlers=("fair",)))
+    assert pools.planner.plan().shares == []
+    pools.planner.announce(["fair"])
+    [share] = pools.planner.plan().shares
+    assert (share.capacity, share.idle_only) == (NEWCOMERS, True)
+    assert pools.planner.plan().shares == []
+    pools.planner.announce(["fair"])
+    again = pools.planner.plan()
+    assert again.shares == []
+    assert again.wait_s is not None
+    assert 0 < again.wait_s <= 60.0
+    link.sent = NEWCOMERS
+    assert pools.planner.plan().wait_s is None
+    link.sent = 0
+    monkeypatch.setattr(claim_plan, "NEWCOMER_BUSY_S", 0.0)
+    assert pools.planner.plan().wait_s is None
 
 
 def test_a_transaction_claims_for_a_bounded_number_of_handlers(pools: Pools) -> None:

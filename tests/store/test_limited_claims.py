@@ -42,14 +42,16 @@ class Claimer:
         self.scan = True
         self.last: LimitedBatch | None = None
 
-    def claim(self, wanted: int = 10) -> list[Claim]:
+    def claim(self, wanted: int = 10, *, idle_only: bool = False) -> list[Claim]:
         def work(tx: Tx) -> LimitedBatch:
             limit = None
             if self.config is not None:
                 limit = self.config, limits.lock(tx, ["l"])["l"]
             turns = None if self.turns is None else self.turns.trial()
             known = QueueHeads(self.heads, self.scan, None)
-            return limited_claims.claim(tx, self.handler, wanted, NODE, limit, known, turns)
+            return limited_claims.claim(
+                tx, self.handler, wanted, NODE, limit, known, turns, idle_only=idle_only
+            )
 
         batch = self.last = self.store.run(work)
         for group, head in batch.heads.items():
@@ -291,6 +293,17 @@ def test_the_first_job_of_a_group_that_was_idle_is_ahead(store: Store, rows: Row
     claimed = claimer.claim(4)
     assert [claim.id for claim in claimed if claim.is_ahead] == [late]
     assert claimed[0].id == late
+
+
+def test_a_claim_for_idle_groups_leaves_the_others(store: Store, rows: Rows) -> None:
+    """Their jobs wait for capacity; those of the idle ones do not."""
+    claimer = Claimer(store, fair=True)
+    ids = insert(rows, *["a"] * 6)
+    claimer.claim(4)
+    assert claimer.claim(2, idle_only=True) == []
+    late = rows.insert("h", group_key="b")
+    assert [claim.id for claim in claimer.claim(2, idle_only=True)] == [late]
+    assert [claim.id for claim in claimer.claim(2)] == ids[4:]
 
 
 def test_a_lone_fair_group_gets_all(store: Store, rows: Rows) -> None:

@@ -27,6 +27,12 @@ WOKEN_REWIND_S = 0.1
 """The same after a wake-up, while there is work anyway."""
 LIMIT_BUSY_S = (0.002, 0.01)
 """Until a handler is tried again whose limit another node had locked: about as long as a claim takes."""
+NEWCOMERS = 2
+"""Claims beyond the capacity of a busy pool for jobs of idle groups, so that they need not wait for it."""
+NEWCOMER_PAUSE_S = 0.01
+"""From one such claim to the next; while there is nothing to claim for them it costs a few statements."""
+NEWCOMER_BUSY_S = 0.1
+"""A pool that got claims within this time starts what it is given soon."""
 BUSY_S = 1.0
 """For which a pool counts as busy after a claim that brought all it asked for."""
 
@@ -40,9 +46,15 @@ class HandlerCursor:
         Monotonic seconds until which it is left out, since the store refused to claim it.
     promising_at
         Monotonic seconds at which its limit lets a waiting row start, if that is known.
+    has_news
+        Whether rows were announced since the last claim.
+    newcomers_at
+        Monotonic seconds from which another claim for idle groups alone is made.
     """
 
-    __slots__ = ("barred_until", "cursor", "promising", "promising_at", "rewind_at")
+    __slots__ = (
+        "barred_until", "cursor", "has_news", "newcomers_at", "promising", "promising_at", "rewind_at",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.promising = True
@@ -50,9 +62,12 @@ class HandlerCursor:
         self.rewind_at = 0.0
         self.barred_until = 0.0
         self.promising_at = math.inf
+        self.has_news = False
+        self.newcomers_at = 0.0
 
     def start(self, now: float) -> Cursor | None:
         """Where the next claim starts in the index."""
+        self.has_news = False
         if now >= self.rewind_at:
             self.cursor = None
             self.rewind_at = now + REWIND_S
@@ -61,6 +76,7 @@ class HandlerCursor:
     def wake(self, now: float) -> None:
         """There may be new rows, before the cursor too."""
         self.promising = True
+        self.has_news = True
         self.rewind_at = min(self.rewind_at, now + WOKEN_REWIND_S)
 
     def learn(self, batch: ClaimBatch, limit: int, outlook: ClaimOutlook | None) -> None:
@@ -90,11 +106,15 @@ class ClaimOutlook(NamedTuple):
 
 
 class PoolShare(NamedTuple):
-    """A pool's part in a transaction: up to `capacity` rows of these handlers, each from its cursor on."""
+    """A pool's part in a transaction: up to `capacity` rows of these handlers, each from its cursor on.
+
+    `idle_only`: only of groups that have had no turn of late.
+    """
 
     link: PoolLink
     capacity: int
     cursors: dict[str, Cursor | None]
+    idle_only: bool = False
 
 
 class ClaimPlan(NamedTuple):
@@ -121,11 +141,14 @@ class ClaimedBatch(NamedTuple):
 class ClaimPlanner:
     """Decides what may be claimed now: no more than each pool's capacity, pools and handlers in turn.
 
-    `limited`: the handlers with a limit or turns of groups.
+    `limited`: the handlers with a limit or turns of groups; `fair`: those with turns.
     """
 
-    def __init__(self, pools: PoolLinks, max_rows: int, limited: Collection[str] = ()) -> None:
+    def __init__(
+        self, pools: PoolLinks, max_rows: int, limited: Collection[str] = (), fair: Collection[str] = ()
+    ) -> None:
         self._pools = pools
+        self._fair = frozenset(fair)
         self._limited = frozenset(limited)
         self._max_rows = AdaptiveSize(max_rows)
         self._max_bytes = AdaptiveSize(MAX_BATCH_BYTES, FIRST_BYTES)
@@ -188,6 +211,8 @@ class ClaimPlanner:
         """The plan was carried out and brought this."""
         now = time.monotonic()
         for link, handler, limit, batch, outlook in claimed:
+            if any(share.idle_only and handler in share.cursors for share in plan.shares):
+                continue  # it has looked at a part of what waits
             self._cursor(handler).learn(batch, limit, outlook)
             if batch.found >= limit:
                 self._satisfied_at[link.life] = now
@@ -247,6 +272,13 @@ class ClaimPlanner:
         queries, rows = MAX_HANDLERS if now >= self._one_handler_until else 1, self._max_rows.value
         waits: list[float] = []
         for link in self._links_in_turn():
+            if link.capacity <= 0 and self._fair and queries > 0:
+                newcomers = self._newcomers(link, now, waits)
+                if newcomers:
+                    cursors = {h: self._cursor(h).start(now) for h in newcomers[:queries]}
+                    shares.append(PoolShare(link, NEWCOMERS, cursors, idle_only=True))
+                    queries -= len(cursors)
+                continue
             promising = self._promising(link) if link.capacity > 0 else []
             handlers = [h for h in promising if self._cursor(h).barred_until <= now]
             if not handlers:
@@ -285,6 +317,25 @@ class ClaimPlanner:
             cursor = self._cursor(handler)
             if handler not in self._paused and (cursor.promising or cursor.promising_at <= now):
                 found.append(handler)
+        return found
+
+    def _newcomers(self, link: PoolLink, now: float, waits: list[float]) -> list[str]:
+        """Handlers of a pool without capacity of which jobs of idle groups may be claimed now.
+
+        Adds to `waits` when that is so for others.
+        """
+        if link.capacity <= -NEWCOMERS or now - self._satisfied_at.get(link.life, 0.0) > NEWCOMER_BUSY_S:
+            return []
+        found = []
+        for handler in self._fair.intersection(link.handlers) - self._paused:
+            cursor = self._cursor(handler)
+            if not cursor.has_news or cursor.barred_until > now:
+                continue
+            if cursor.newcomers_at <= now:
+                cursor.newcomers_at = now + NEWCOMER_PAUSE_S
+                found.append(handler)
+            else:
+                waits.append(cursor.newcomers_at)
         return found
 
     def _promising_later(self, link: PoolLink) -> list[float]:

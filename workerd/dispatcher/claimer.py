@@ -57,7 +57,7 @@ class Claimer:
         self._store = store
         self._outcomes = outcomes
         self._settlement = settlement
-        self._planner = ClaimPlanner(pools, max_rows, limited.names)
+        self._planner = ClaimPlanner(pools, max_rows, limited.names, limited.fair)
         self._node = node
         self._poll_s = poll_s
         self._window = window
@@ -180,7 +180,7 @@ class Claimer:
         self._learnable = []
         locked = limits.lock(tx, self._limited.limits_of(plan.handlers))  # before all other locks
         max_bytes = self._planner.max_bytes
-        for link, capacity, cursors in plan.shares:
+        for link, capacity, cursors, idle_only in plan.shares:
             limit = capacity
             for handler, cursor in cursors.items():
                 if limit <= 0 or max_bytes <= 0:
@@ -191,7 +191,9 @@ class Claimer:
                 seen.add(handler)
                 outlook: ClaimOutlook | None = None
                 if handler in self._limited:
-                    found = self._limited.claim(tx, handler, locked, limit, self._node, cursor, max_bytes)
+                    found = self._limited.claim(
+                        tx, handler, locked, limit, self._node, cursor, max_bytes, idle_only=idle_only
+                    )
                     self._learnable.append((handler, found))
                     batch, outlook = found.batch, self._outlook(found)
                 else:

@@ -67,6 +67,7 @@ class LimitedHandlers:
         self._configured = config.limits
         self._limits = dict(config.limits)
         self._differing: dict[str, tuple[str, ...]] = {}
+        self.fair = frozenset(h.name for h in configured if h.fair)
         self.parking = frozenset(h.name for h in configured if h.limit or h.fair)
 
     def __contains__(self, handler: str) -> bool:
@@ -109,10 +110,13 @@ class LimitedHandlers:
         node: NodeIdent,
         cursor: Cursor | None,
         max_bytes: int,
+        *,
+        idle_only: bool = False,
     ) -> LimitedBatch:
         """Claim for one handler; changes nothing here, since the transaction may run again.
 
         `locked`: the rows of the limits that the transaction has locked, which it keeps up to date.
+        `idle_only`: only of groups that have had no turn of late.
         """
         known = self._handlers[handler]
         limit: tuple[LimitConfig, RateRow] | None = None
@@ -123,7 +127,9 @@ class LimitedHandlers:
         memory = self._memory[handler]
         turns = memory.turns.trial() if memory.turns is not None else None
         heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
-        batch = limited_claims.claim(tx, known, wanted, node, limit, heads, turns, cursor, max_bytes)
+        batch = limited_claims.claim(
+            tx, known, wanted, node, limit, heads, turns, cursor, max_bytes, idle_only=idle_only
+        )
         if known.limit is not None and batch.row is not None:
             locked[known.limit] = batch.row
         return batch

@@ -126,10 +126,13 @@ def claim(
     cursor: Cursor | None = None,
     max_bytes: int = MAX_BATCH_BYTES,
     mono_ns: Callable[[], int] = time.monotonic_ns,
+    *,
+    idle_only: bool = False,
 ) -> LimitedBatch:
     """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
 
     `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
+    `idle_only`: claim for those of its groups that have had no turn of late, and no others.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
@@ -154,7 +157,7 @@ def claim(
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
     if by_group or queues.heads or queues.scan or (handler.template is not None and _without_group(rows)):
-        return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono)
+        return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono, idle_only=idle_only)
     return claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
 
 
@@ -232,7 +235,15 @@ class _Claiming:
         self._asked = asked
 
     def claim(
-        self, wanted: int, fitting: int, queues: QueueHeads, front: list[Row], max_bytes: int, mono: int
+        self,
+        wanted: int,
+        fitting: int,
+        queues: QueueHeads,
+        front: list[Row],
+        max_bytes: int,
+        mono: int,
+        *,
+        idle_only: bool,
     ) -> LimitedBatch:
         """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue."""
         tx, name = self._tx, self._handler.name
@@ -241,6 +252,8 @@ class _Claiming:
         heads = {**queues.heads, **(scan.heads if scan is not None else {})}
         parked, cut = self._parked(heads, window, fitting)
         waiting = _merged(window.queues, parked)
+        if idle_only and self._turns is not None:
+            waiting = {group: jobs for group, jobs in waiting.items() if self._turns.was_idle(group)}
         chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
         groups = {job.ref: group for group, job in chosen}
         rows = self._whole_rows([*groups, *window.wrong], window)
