@@ -20,8 +20,8 @@ test: $(VENV)/tested servers
 	$(PYTEST) $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/tested servers
+	@sh tests/support/test-django6 $(VENV) $(VENV)-django6 prepare
 	$(PYTEST) $(PARALLEL)
-	@sh tests/support/test-django6 $(VENV) $(VENV)-django6
 
 # The tests of Django's tasks on Django 6, where the host has a Python for it; `make test` runs them on 5.2.
 test-django6: $(VENV)/tested servers
