@@ -196,6 +196,26 @@ def test_queues_of_groups_are_found_by_a_node_that_knows_none(store: Store, rows
     assert store.read(lambda tx: group_queues.is_any(tx, "h")) is False
 
 
+def test_a_scan_does_not_read_what_waits_in_a_full_group(store: Store, rows: Rows) -> None:
+    """It goes from one group to the next, however many jobs one has."""
+    if store.dialect.name != "mysql":
+        pytest.skip("SQLite does not count what it reads")
+    insert(rows, *["full"] * 3000, *[f"g{number}" for number in range(20)])
+    for group in ("full", *[f"g{number}" for number in range(20)]):
+        queue = group_queues.name("h", group)
+        rows.sql("UPDATE workerd_jobs SET queue = %s WHERE group_key = %s", queue, group)
+
+    def work(tx: Tx) -> tuple[int, list[str]]:
+        sql = "SHOW SESSION STATUS LIKE 'Handler_read_next'"
+        before = int(tx.query(sql)[0][1])
+        found = group_queues.names(tx, "h").names
+        return int(tx.query(sql)[0][1]) - before, found
+
+    read, found = store.read(work)
+    assert len(found) == 21
+    assert read < 1000
+
+
 def test_a_job_whose_group_is_changed_leaves_the_queue_of_the_old_one(store: Store, rows: Rows) -> None:
     """It counts for the new one from then on."""
     claimer = Claimer(store, LimitConfig(group_concurrency=1))

@@ -50,7 +50,7 @@ def sweep_handler(tx: Tx, handler: str, expires_us: int, limit: int) -> int:
     """End up to `limit` jobs of a handler without an `expires_at` of their own; how many there were."""
     over = columns.at(max(0, tx.now - expires_us))
     found: list[Row] = []
-    for holder in (handler, *group_queues.names(tx, handler)):
+    for holder in (handler, *group_queues.first_names(tx, handler)):
         if len(found) >= limit:
             break
         found += _over(tx, holder, over, limit - len(found))

@@ -22,7 +22,11 @@ from workerd.store.columns import chunks
 from workerd.store.session import Row
 
 MAX_SCANNED = 500
-"""Groups that one scan finds; less than the recursion that servers allow."""
+"""Groups that one scan finds."""
+STEP_ROWS = 200
+"""Entries of the index that one of its statements reads."""
+MAX_STEPS = 20
+"""Statements of one scan: one for each large group, one for many small ones."""
 MANY_PARKED = 20
 """Jobs of one group for which a statement of their own is cheaper than naming the queue of each."""
 MAX_PROBED = 200
@@ -113,28 +117,49 @@ def waiting(row: Row) -> Waiting:
     return Waiting(int(row[2]), columns.lenient(row[3]) or "", AttemptRef(row[0], row[1]))
 
 
-# Finds one distinct value of the index for each step, however many rows have it.
-_SCAN = """WITH RECURSIVE q (holder, n) AS (
-    SELECT * FROM (SELECT holder, 1 AS n FROM workerd_jobs {index}
-        WHERE status = 'new' AND holder > %s AND holder < %s ORDER BY holder LIMIT 1) AS f
-    UNION ALL SELECT (SELECT j.holder FROM workerd_jobs AS j {index}
-        WHERE j.status = 'new' AND j.holder > q.holder AND j.holder < %s ORDER BY j.holder LIMIT 1), q.n + 1
-    FROM q WHERE q.n < %s AND q.holder IS NOT NULL
-) SELECT holder FROM q WHERE holder IS NOT NULL"""
+# A recursion or GROUP BY reads all entries of the index in between, however many a full group has.
+_NEXT = """SELECT DISTINCT holder FROM (SELECT holder FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder > %s AND holder < %s ORDER BY holder LIMIT %s) AS q"""
 
 
 def scan(tx: Tx, handler: str, cursor: str | None = None) -> QueueScan:
     """Find the groups of a handler that have a queue, from `cursor` on."""
     found = names(tx, handler, cursor)
-    return QueueScan(_heads(tx, handler, found), found[-1] if len(found) == MAX_SCANNED else None)
+    return QueueScan(_heads(tx, handler, found.names), found.cursor)
 
 
-def names(tx: Tx, handler: str, cursor: str | None = None) -> list[str]:
-    """The names of a handler's queues, at most MAX_SCANNED, from `cursor` on."""
+class QueueNames(NamedTuple):
+    """Names of queues; `cursor`: where the next scan goes on, None at the end."""
+
+    names: list[str]
+    cursor: str | None
+
+
+def names(tx: Tx, handler: str, cursor: str | None = None) -> QueueNames:
+    """The names of a handler's queues, at most MAX_SCANNED or a few more, from `cursor` on."""
     begin, end = bounds(handler)
-    sql = _SCAN.format(index=tx.dialect.hint("workerd_holder"))
-    rows = tx.query(sql, (cursor or begin, end, end, MAX_SCANNED))
-    return [columns.text(row[0]) for row in rows]
+    at = cursor or begin
+    found: list[str] = []
+    sql = _NEXT.format(index=tx.dialect.hint("workerd_holder"))
+    for _ in range(MAX_STEPS):
+        rows = tx.query(sql, (at, end, STEP_ROWS))
+        if not rows:
+            return QueueNames(found, None)
+        found += sorted(columns.text(row[0]) for row in rows)
+        at = found[-1]
+        if len(found) >= MAX_SCANNED:
+            break
+    return QueueNames(found, at)
+
+
+def first_names(tx: Tx, handler: str) -> list[str]:
+    """The names of the first MAX_SCANNED queues of a handler, or a few more."""
+    part = names(tx, handler)
+    found = part.names
+    while part.cursor is not None and len(found) < MAX_SCANNED:
+        part = names(tx, handler, part.cursor)
+        found += part.names
+    return found
 
 
 _HEAD = """SELECT * FROM (SELECT id, attempt, priority, run_at, group_key, holder FROM workerd_jobs {index}
