@@ -34,6 +34,23 @@ def test_private_folders_are_private(paths: Paths) -> None:
         assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
+@pytest.mark.parametrize(("shared", "own"), [(0o755, 0o755), (0o750, 0o750), (0o775, 0o755)])
+def test_a_later_generation_is_reached_by_those_who_reach_the_first(
+    paths: Paths, tmp_path: Path, shared: int, own: int
+) -> None:
+    """Whatever the umask of the daemon; nobody else may write there."""
+    paths.runtime.chmod(shared)
+    later = Paths(NodeConfig(runtime_dir=tmp_path / "run", state_dir=tmp_path / "state", generation=2))
+    umask = os.umask(0o077)
+    try:
+        startup.make_folders(later)
+    finally:
+        os.umask(umask)
+    for path in (later.runtime, later.runtime.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == own
+    assert stat.S_IMODE(later.private.stat().st_mode) == 0o700
+
+
 def test_a_folder_that_cannot_be_made_names_its_key(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     paths = Paths(NodeConfig(runtime_dir=tmp_path / "run", state_dir=tmp_path / "file" / "state"))

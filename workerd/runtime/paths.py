@@ -20,6 +20,7 @@ class Paths:
     """
 
     def __init__(self, node: NodeConfig) -> None:
+        self.shared_runtime = Path(node.runtime_dir)
         self.runtime = _own_folder(node.runtime_dir, node.generation)
         self.private = self.runtime / "private"
         self.superseded = self.private / "superseded"

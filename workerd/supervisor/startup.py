@@ -70,6 +70,15 @@ def make_folders(paths: Paths) -> None:
             ) from error
         if fault:
             raise BootError(fault)
+    _open_as_shared(paths)
+
+
+def _open_as_shared(paths: Paths) -> None:
+    """Who may reach the socket `wake` of the first generation may reach that of each later one."""
+    if paths.runtime != paths.shared_runtime:
+        mode = paths.shared_runtime.stat().st_mode & 0o755
+        for path in (paths.runtime.parent, paths.runtime):
+            path.chmod(mode)
 
 
 def _make_private(path: Path, mode: int) -> None:
