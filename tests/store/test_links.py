@@ -215,6 +215,27 @@ def test_a_failure_fails_the_request_and_a_retry_by_hand_goes_on_from_there(stor
     assert progress(store, request_id)[0] == "failed"
 
 
+def test_a_job_that_ends_while_its_request_is_reopened_lets_others_begin(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are held again already; the others when they are."""
+    monkeypatch.setattr(batches, "SLICE_ROWS", 1)
+    request_id = submit(store, jobs=[node("a"), node("b", "a"), node("c", "a"), node("d", "b", "c")])
+    work(store)
+    (claim,) = s.claims(store, "h")
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    work(store)
+    assert progress(store, request_id)[0] == "failed"
+    store.run(lambda tx: job_control.retry(tx, claim.id))
+    store.run(batches.work)
+    store.run(batches.work)
+    assert run(store) == ["a"]
+    work(store)
+    assert run(store) == ["b", "c"]
+    assert run(store) == ["d"]
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
 def test_a_deleted_request_leaves_nothing(store: Store) -> None:
     """Neither jobs nor needs."""
     request_id = submit(store, jobs=chain(3))

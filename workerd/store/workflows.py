@@ -216,7 +216,7 @@ def _settle(tx: Tx, item: RequestUpdate) -> set[str]:
     """In a large graph: let those begin that need what has ended, unless the request fails."""
     if item.graph is None or not item.graph.linked or not item.ends.ended:
         return set()
-    row, stopped = item.row, item.failing is not None or item.pending in ("fill", "reopen", "cancel")
+    row, stopped = item.row, item.failing is not None or item.pending == "fill"
     settled = links.settle(tx, row, item.ends, item.insert, stopped=stopped)
     if settled.more and item.pending is None:
         item.pending = "spread"
