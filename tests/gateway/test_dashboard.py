@@ -164,6 +164,16 @@ def test_the_page_of_a_waiting_job(api: Api) -> None:
     assert api.get("/jobs/nothing/why").status_code == 404
 
 
+def test_waits_of_workflows_are_no_handler_that_is_missing(api: Api) -> None:
+    """Their reserved name is listed with what waits, and no node is expected to have it."""
+    graph = {"name": "order", "jobs": [{"name": "approve", "signal": "approved"}]}
+    request = api.post("/requests", graph).json()["id"]
+    text = api.get("/ui/handlers").text
+    assert "Waits of workflows: no pool claims them." in text
+    assert "not loaded by any node" not in text
+    api.post(f"/requests/{request}/signals/approved", {})
+
+
 def test_the_page_of_a_running_job(api: Api, tmp_path: Path) -> None:
     """It says for how long it runs, when its deadline is, and how much memory it has."""
 

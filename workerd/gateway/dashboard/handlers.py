@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
@@ -86,6 +87,8 @@ def _state(handler: Document, pools: Mapping[str, Document]) -> Child:
         reason = f": {handler['pause_reason']}" if handler["pause_reason"] else ""
         by = el("span", f"by {handler['paused_by']}{reason}, ", moment(handler["paused_at"]), class_="sub")
         return join(badge("paused"), " ", by)
+    if handler["name"] == WAIT_HANDLER:
+        return el("span", "Waits of workflows: no pool claims them.", class_="sub")
     if not handler["known"]:
         return badge("unknown", "not loaded by any node")
     pool = next((pool for pool in pools.values() if handler["name"] in (pool.get("handlers") or ())), None)
