@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from benchmarks import chaos_limits
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
@@ -139,5 +140,8 @@ def test_a_limit_is_renamed_and_removed_while_jobs_hold_its_slots(
 @pytest.mark.parametrize("kind", ["mariadb", "sqlite"])
 def test_limits_hold_under_chaos(kind: str) -> None:
     """Three nodes on a server, one on a file; pools, workers, nodes and the server are killed."""
-    words = ["--jobs", "500", "--rate", "50", "--store", kind, "--store-every", "4", "--seed", "3"]
-    assert chaos_limits.main(words) == 0
+    words = ["--jobs", "400", "--rate", "50", "--store", kind, "--store-every", "4", "--seed", "3"]
+    # A process of its own: the driver leaks the sockets of connections that a dead server refuses.
+    trial = [sys.executable, "-m", "benchmarks.chaos_limits", *words]
+    done = subprocess.run(trial, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
