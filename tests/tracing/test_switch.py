@@ -37,7 +37,7 @@ def test_without_the_extra_nothing_is_traced(monkeypatch: pytest.MonkeyPatch, tm
     )
     assert switch.of_enqueues(None, ON) is None
     assert switch.of_runs(ON) is None
-    assert switch.of_exports(ON, "node") is None
+    assert switch.of_exports(ON, "node", print) is None
     switch.prepare_runs(ON)
     with pytest.raises(ConfigError, match=r"pip install \"workerd\[otel\]\""):
         Client(f"sqlite:///{tmp_path}/store.db", otel=True)
@@ -52,7 +52,7 @@ def test_it_is_off_unless_it_is_switched_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert switch.of_enqueues(None, OtelConfig()) is None
     assert switch.of_enqueues(False, ON) is None
     assert switch.of_runs(None) is None
-    assert switch.of_exports(OtelConfig(), "node") is None
+    assert switch.of_exports(OtelConfig(), "node", print) is None
     monkeypatch.setenv(switch.VARIABLE, "true")
     assert switch.in_environment()
     monkeypatch.setenv(switch.VARIABLE, "false")

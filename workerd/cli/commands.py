@@ -53,7 +53,7 @@ COMMANDS = (
     ("top", "cli.top:top", "Show pools, workers, running jobs, rates and queues, live."),
     ("demo", "demo.demo:demo", "Run real jobs on a temporary daemon and show how they end."),
     ("completion", "cli.help:completion", "Print the script that completes commands in a shell."),
-    ("install", "cli.admin:install", "Install the systemd unit, its user and /etc/workerd."),
+    ("install", "cli.admin:install", "Install the systemd units, their user and /etc/workerd."),
     ("uninstall", "cli.admin:uninstall", "Remove what `install` installed."),
 )
 GROUPS = {

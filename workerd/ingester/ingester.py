@@ -78,7 +78,9 @@ class Ingester(Service):
         self._spool = Spool(paths.spool, config.ingester.spool)
         self._locked = LockedOutcomes(paths.spool / "locked.db")
         self._pending = PendingOutcomes()
-        self._spans = tracing.of_exports(config.otel, config.node.name)
+        self._spans = tracing.of_exports(
+            config.otel, config.node.name, lambda error: _log.error("spans.not_exported", error=error)
+        )
         events = WebhookEvents(config)
         if config.webhooks:
             self._store.before_commit = events.before_commit

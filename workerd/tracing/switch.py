@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from workerd.config.otel_config import OtelConfig
 from workerd.errors import ConfigError
 from workerd.job_spec import NewJob
-from workerd.log import get_logger
 from workerd.tracing.context import TraceContext, of_meta
 
 if TYPE_CHECKING:
@@ -96,16 +95,11 @@ def prepare_runs(otel: OtelConfig | None) -> None:
         _made("runs", lambda runs: None, lambda error: None)
 
 
-def of_exports(otel: OtelConfig, node: str) -> SpanExport | None:
-    """What exports the spans of this node's runs, None where nothing does."""
+def of_exports(otel: OtelConfig, node: str, told: Callable[[str], object]) -> SpanExport | None:
+    """What exports the spans of this node's runs, None where nothing does; `told` why it cannot."""
     if not otel.enabled or not installed():
         return None
-    log = get_logger("ingester")
-    return _made(
-        "export",
-        lambda export: export.SpanExport(otel.link, node),
-        lambda error: log.error("spans.not_exported", error=error),
-    )
+    return _made("export", lambda export: export.SpanExport(otel.link, node), told)
 
 
 class Untraced:
