@@ -394,7 +394,7 @@ def leaves_a_child() -> int:
     pid = os.fork()
     if not pid:
         os.setsid()
-        time.sleep(600)
+        time.sleep(60)  # longer than any test waits for its end; a worker without a pool does not kill it
         os._exit(0)
     return pid
 
