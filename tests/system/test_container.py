@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,14 +65,14 @@ class Container:
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
+def podman() -> Iterator[Podman]:
     """podman with the images `base`, `workerd` and `example`; skipped where containers cannot run."""
     for program in ("podman", "mmdebstrap"):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     if os.getuid() != 0:
         pytest.skip("only root may make a base image")
-    folder = tmp_path_factory.mktemp("containers")
+    folder = Path(tempfile.mkdtemp(prefix="podman."))  # podman takes no longer path than 50 characters
     podman = Podman(folder)
     try:
         make_base(podman, folder)
@@ -80,6 +81,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
     finally:
         podman("rm", "--all", "--force", "--time", "0", check=False)
         podman("system", "reset", "--force", check=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def make_base(podman: Podman, folder: Path) -> None:
