@@ -147,7 +147,7 @@ def rates(node: Node, base: int, end: int) -> Iterator[float]:
     rows = node.rows.sql(
         "SELECT ingested_at AS at, COUNT(*) AS n FROM workerd_jobs WHERE id > %s AND id < %s"
         " AND status = 'completed' GROUP BY ingested_at ORDER BY ingested_at",
-        key(base), key(last + 1),
+        key(base + 1), key(last + 1),
     )  # fmt: skip
     count, began = 0, moment(rows[0]["at"])
     for row in rows[1:]:

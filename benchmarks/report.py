@@ -209,12 +209,12 @@ def draw(folder: Path, found: dict[str, list[Record]]) -> dict[str, list[str]]:
 
 
 def into_page(found: dict[str, list[Record]]) -> None:
-    """Write the table between its markers in the page, and the plot beside the benchmarks."""
+    """Write the tables between their markers in the page, and the plot beside the benchmarks."""
     text = PAGE.read_text()
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     plot = f"![Throughput, latency and memory of workerd and its peers](../../benchmarks/{PICTURE})"
-    told = f"{compared(found['peers'])}\n\n{conditions(found)}\n\n{plot}\n"
+    told = f"{compared(found['peers'])}\n\n{conditions(found)}\n\n{plot}\n\n{goals.table(found)}\n"
     PAGE.write_text(f"{before}{BEGIN}\n{told}\n{END}{after}")
     (ROOT / "benchmarks" / PICTURE).write_text(picture(found["peers"]))
 
