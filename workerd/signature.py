@@ -221,7 +221,8 @@ _UNKNOWN = re.compile(r"Object contains unknown field `(.*?)`", re.DOTALL)
 
 def explain(error: Exception, names: tuple[str, ...] = ()) -> str:
     """An error of msgspec as one sentence that begins with the field: `vars.width: expected int, got str`."""
-    if isinstance(error, UnicodeDecodeError):
+    # msgspec has an error of its own for it since 0.23.
+    if isinstance(error, UnicodeDecodeError) or str(error).startswith("Invalid UTF-8"):
         return "vars: expected valid UTF-8, got other bytes"
     if isinstance(error, RecursionError):
         return "vars: expected less than a thousand levels of nesting"
