@@ -265,6 +265,23 @@ def test_retry(api: Api) -> None:
     assert api.post(f"/jobs/{live}/retry").status_code in (201, 409)  # a scheduled job may be made due
 
 
+@pytest.mark.parametrize(
+    ("path", "empty"),
+    [
+        (f"/jobs/{UNKNOWN}/retry", 404),
+        ("/handlers/missing/pause", 422),
+        (f"/requests/{UNKNOWN}/signals/x", 404),
+    ],
+)
+def test_an_optional_body_is_json(api: Api, path: str, empty: int) -> None:
+    """A body may be missing where it is optional; one of white space alone is no JSON."""
+    json = {"Content-Type": "application/json"}
+    assert api.http.post(path, content=b"", headers=json).status_code == empty
+    for blank in (b"\t", b" \r\n"):
+        answer = api.http.post(path, content=blank, headers=json)
+        assert (answer.status_code, "not valid JSON" in answer.text) == (400, True)
+
+
 @pytest.mark.parametrize("item_id", ["x", "0", "%00", "%F0%9F%92%A9", "a" * 500, "..%2f..%2fetc", UNKNOWN])
 def test_unknown_ids(api: Api, item_id: str) -> None:
     """An invalid or unknown id is 404 on every route."""

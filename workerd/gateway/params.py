@@ -229,7 +229,7 @@ async def body(request: Request, kind: type[T]) -> T:
             415, "Expected a body with Content-Type: application/json.", {"Accept": "application/json"}
         )
     data = await request.body()
-    if not data.strip() and kind in _EMPTY:
+    if not data and kind in _EMPTY:
         data = _EMPTY[kind]
     try:
         return msgspec.json.decode(data, type=kind)
