@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from pathlib import Path
 
@@ -10,8 +11,16 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, make_pool
-from workerd.config.handler_config import RestartConfig
+from tests.pool.recorder import Recorder, loaded_here
+from tests.runtime.conftest import turn_until
+from tests.support.worker import claim_of, forked_worker
+from workerd.config.handler_config import Policy, RestartConfig
+from workerd.messages import Loaded
 from workerd.outcome import Reason
+from workerd.pool.attempt import AssignedAttempt, KillReason
+from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_process import WorkerProcess
+from workerd.runtime.loop import Loop
 
 
 @pytest.mark.parametrize("preload", [True, False])
@@ -48,6 +57,46 @@ def test_an_idle_worker_that_dies_is_replaced_without_an_outcome(tmp_path: Path)
         second = harness.run("pid")
         assert (second.reason, len(harness.ingester.outcomes)) == (Reason.OK, 2)
         assert second.pid != first.pid
+
+
+class Replacing(Recorder):
+    """A WorkerOwner that has dead workers replaced, as the pool does."""
+
+    manager: WorkerManager
+
+    def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
+        self.manager.add_ready(worker)
+        self.ready.append(worker)
+
+    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
+        super().on_death(worker, attempt, status)
+        self.manager.replace_dead(worker, had_job=attempt is not None)
+
+
+def test_a_worker_that_reports_its_result_while_it_is_killed_is_replaced_at_once(
+    tmp_path: Path, loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that ends as its hard deadline passes is no worker that died without a job."""
+    monkeypatch.setattr("workerd.pool.worker_manager.worker_main", forked_worker)
+    owner = Replacing()
+    pool = make_pool("gate")
+    manager = owner.manager = WorkerManager(loop, pool, owner, tmp_path / "metrics", "test")
+    manager.start(loaded_here(pool))
+    turn_until(loop, lambda: owner.ready)
+    worker = owner.ready[0]
+    worker.assign(claim_of("gate", {"folder": str(tmp_path)}), Policy(), 1 << 20)
+    turn_until(loop, (tmp_path / "gate").exists)
+    (tmp_path / "go").touch()
+    select.select([worker.channel], [], [], 20)  # its result is there, and not read yet
+    worker.kill(KillReason.DEADLINE)
+    turn_until(loop, lambda: owner.deaths)
+    assert (owner.results, owner.deaths) == ([(1, "returned")], [(None, -signal.SIGKILL)])
+    replaced = list(manager.workers)
+    manager.close()
+    for worker in list(manager.workers.values()):
+        worker.kill(KillReason.RETIRED)
+    turn_until(loop, lambda: not manager.workers)
+    assert (replaced, manager.restarts["no_job"]) == (["test/0"], 0)
 
 
 def test_a_pool_whose_workers_die_at_once_exits(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,12 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool
+from tests.pool.recorder import Recorder, loaded_here
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy
 from workerd.job import Status
-from workerd.messages import Loaded
-from workerd.outcome import Outcome, Reason, RunResult
-from workerd.pool.attempt import AssignedAttempt
-from workerd.pool.loading import load
+from workerd.outcome import Outcome, Reason
 from workerd.pool.worker_limits import HostMemory, WorkerLimits
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
@@ -78,51 +75,10 @@ def test_every_state_is_reachable_and_only_death_is_final() -> None:
 # -- assigning and revoking
 
 
-class Recorder:
-    """A WorkerOwner that keeps what it is called with."""
-
-    def __init__(self) -> None:
-        self.ready: list[WorkerProcess] = []
-        self.results: list[tuple[int, str]] = []
-        self.revoked: list[int] = []
-        self.deaths: list[tuple[int | None, int]] = []
-
-    def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
-        worker.move(WorkerState.IDLE)
-        self.ready.append(worker)
-
-    def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
-        self.results.append((attempt.serial, result.kind))
-
-    def on_revoked(self, attempt: AssignedAttempt) -> None:
-        self.revoked.append(attempt.serial)
-
-    def spares(self, attempt: AssignedAttempt) -> bool:
-        return True
-
-    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
-        self.deaths.append((attempt.serial if attempt else None, status))
-
-    def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
-        raise AssertionError(lines)
-
-    def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
-        raise AssertionError(count)
-
-
-@pytest.fixture
-def loop() -> Iterator[Loop]:
-    made = Loop()
-    yield made
-    made.close()
-
-
 def start_worker(loop: Loop, owner: Recorder) -> WorkerProcess:
     """A ready worker process, without a pool."""
     pool = make_pool("gate", "noop")
-    path = list(sys.path)
-    loaded = load(pool)
-    sys.path[:] = path
+    loaded = loaded_here(pool)
     null = os.open(os.devnull, os.O_RDWR)
     worker = WorkerProcess(
         loop,

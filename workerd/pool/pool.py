@@ -394,7 +394,7 @@ class Pool(Service):
             now = time.monotonic_ns()
             result = result_of_death(attempt, status, worker.kill_reason, now, self._pool.memory_max)
             self._close_attempt(worker, attempt, result, now)
-        elif worker.kill_reason is not KillReason.RETIRED:
+        elif worker.kill_reason is not KillReason.RETIRED and not worker.killed_at_work:
             error = death_error(status, worker.kill_reason)
             log.warning("worker.died", pool=self._pool.name, worker=worker.name, pid=worker.pid, error=error)
             self.become(self.state, self._worker_manager.trouble or error)

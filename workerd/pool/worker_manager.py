@@ -221,7 +221,8 @@ class WorkerManager:
             self.idle.remove(worker)
         if self._closed:
             return
-        if had_job or worker.kill_reason is KillReason.RETIRED:
+        # Killed at work, yet without a job: its result came while it was being killed at its deadline.
+        if had_job or worker.killed_at_work or worker.kill_reason is KillReason.RETIRED:
             self._fork(worker.name)
             return
         self.restarts["no_job"] += 1

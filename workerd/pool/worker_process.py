@@ -90,7 +90,8 @@ class WorkerProcess:
 
     `attempt` is the one it is running; `queued` follow in this order unless they are revoked. `main` runs
     in the forked child and returns its exit status; `keep`: descriptors of user code that it inherits.
-    `kill_reason`: why the pool killed it. Raises OSError when it cannot be forked.
+    `kill_reason`: why the pool killed it; `killed_at_work`: for what its attempt did, whose
+    result may still have come before the death. Raises OSError when it cannot be forked.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class WorkerProcess:
         self.queued: deque[AssignedAttempt] = deque()
         self._ended: AssignedAttempt | None = None
         self.kill_reason = KillReason.NONE
+        self.killed_at_work = False
         self.jobs = 0
         self._loop = loop
         self._owner = owner
@@ -300,6 +302,7 @@ class WorkerProcess:
             return
         self.move(WorkerState.KILLING)
         self.kill_reason = reason
+        self.killed_at_work = self.attempt is not None and reason is not KillReason.PROTOCOL_ERROR
         self._alarm.clear()
         self._kill_group()
 
