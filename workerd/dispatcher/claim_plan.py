@@ -210,9 +210,10 @@ class ClaimPlanner:
     def learn(self, plan: ClaimPlan, claimed: Iterable[ClaimedBatch]) -> None:
         """The plan was carried out and brought this."""
         now = time.monotonic()
+        in_part = {handler for share in plan.shares if share.idle_only for handler in share.cursors}
         for link, handler, limit, batch, outlook in claimed:
-            if any(share.idle_only and handler in share.cursors for share in plan.shares):
-                continue  # it has looked at a part of what waits
+            if handler in in_part:
+                continue  # a part of what waits was looked at
             self._cursor(handler).learn(batch, limit, outlook)
             if batch.found >= limit:
                 self._satisfied_at[link.life] = now

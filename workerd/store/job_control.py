@@ -200,18 +200,19 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
             f" retry; `workerd schedules run {job.handler}` starts it now."
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
-    graph = None if request is None else _graph_to_continue(request)
+    if request is None:
+        again(tx, job_id, job.attempt, fresh=fresh)
+        return job.attempt + 1
+    graph = _graph_to_continue(request)
     linked = graph is not None and graph.linked
     waited = linked and _was_cancelled_with_its_request(tx, job)
     again(tx, job_id, job.attempt, fresh=fresh)
-    if request is not None:
-        _wait_again(tx, request, graph, job_id, job.name)
-    if request is not None and linked:
+    _wait_again(tx, request, graph, job_id, job.name)
+    if linked:
         if not waited:
             links.reopen(tx, request, job.name)
         links.hold(tx, request, [job_id])
-    if request is not None:
-        _reopen(tx, request, graph, job_id, _member_status(request, job))
+    _reopen(tx, request, graph, job_id, _member_status(request, job))
     return job.attempt + 1
 
 

@@ -46,12 +46,14 @@ class Node(NamedTuple):
 
 
 class Ends:
-    """What ended of one request in this transaction."""
+    """What ended of one request in this transaction.
+
+    nodes
+        By the name of what ended, the job of the graph that it belongs to.
+    """
 
     def __init__(self) -> None:
-        self.nodes: dict[
-            str, Node
-        ] = {}  # by the names of what ended, the job of the graph that it belongs to
+        self.nodes: dict[str, Node] = {}
         self.ended: list[Outcome] = []
 
     def tolerates(self, name: str | None) -> bool:
@@ -77,13 +79,8 @@ def add(tx: Tx, row: RequestRow, jobs: Sequence[WorkflowJob]) -> None:
         nodes += [own, row.id, job.handler, len(wanted), job.on_error, spec, job.signal or None]
         for need in wanted:
             needs += [key_of(row, need), own]
-    _insert(
-        tx,
-        "workerd_request_jobs (id, request_id, handler, needs, on_error, wait, signal_name)",
-        7,
-        nodes,
-        "id",
-    )
+    into = "workerd_request_jobs (id, request_id, handler, needs, on_error, wait, signal_name)"
+    _insert(tx, into, 7, nodes, "id")
     _insert(tx, "workerd_request_needs (need, job)", 2, needs, "need")
 
 
