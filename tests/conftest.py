@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import servers
+from tests.support.galera import Galera
 from workerd.config.model import StoreConfig
 from workerd.store.base import Store
 from workerd.store.engines import open_store
@@ -57,6 +58,16 @@ def durable_server() -> Iterator[servers.DatabaseServer]:
         with contextlib.suppress(ProcessLookupError):
             server.thaw()
         server.remove()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Galera]:
+    """A Galera cluster of two servers."""
+    galera = Galera(2)
+    try:
+        yield galera.start()
+    finally:
+        galera.remove()
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
 from tests.support import storing as s
-from tests.support.eventually import eventually
 from tests.support.galera import Galera
 from workerd.errors import StoreAway
 from workerd.job import Status, id_text
@@ -23,15 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ANN = Actor("ann", "http")
 JOBS = 1200
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Galera]:
-    galera = Galera(2)
-    try:
-        yield galera.start()
-    finally:
-        galera.remove()
 
 
 @pytest.mark.parametrize("act", Act)
@@ -68,8 +57,9 @@ def test_each_job_is_changed_once(act: Act, cluster: Galera, opened: s.Opening) 
     assert sum(done) == JOBS
     status = "cancelled" if act is Act.CANCEL else "new"
     query = "SELECT COUNT(*) FROM workerd_jobs WHERE status = %s"
-    for store in stores:  # a server may be behind the other for a moment
-        eventually(lambda store=store: s.value(store, query, status) == JOBS)
+    cluster.catch_up()
+    for store in stores:
+        assert s.value(store, query, status) == JOBS
     acts = stores[1].read(lambda tx: audit.list_(tx, limit=500)).audit
     named = [one for act in acts for one in act["detail"]["ids"]]
     assert sorted(named) == sorted(id_text(one.id) for one in made)

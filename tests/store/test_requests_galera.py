@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -27,15 +27,6 @@ ROUNDS = 50
 MAIL = schedules.short_form("mail", ScheduleConfig(cron="* * * * *"))
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Galera]:
-    galera = Galera(2)
-    try:
-        yield galera.start()
-    finally:
-        galera.remove()
-
-
 @pytest.fixture
 def two(cluster: Galera, opened: storing.Opening, request: pytest.FixtureRequest) -> list[Store]:
     """A migrated store through each of two cluster nodes."""
@@ -55,7 +46,7 @@ def settled(work: storing.Callable[[], None]) -> None:
             continue
 
 
-def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(two: list[Store]) -> None:
+def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(cluster: Galera, two: list[Store]) -> None:
     """The next step starts exactly once in all 50 requests, and all of them end."""
     steps = storing.workflow("w", "a", "b", "c<a,b")
     made = [storing.submit(two[0], steps) for _ in range(ROUNDS)]
@@ -72,12 +63,13 @@ def test_two_cluster_nodes_close_the_last_jobs_of_a_step_at_once(two: list[Store
         thread.start()
     for thread in threads:
         thread.join()
+    cluster.catch_up()
     assert [storing.states(two[0], request_id)[1].get("c") for request_id in made] == ["new"] * ROUNDS
     storing.finish(two[0], "c")
     assert {storing.request(two[0], request_id)[0].status for request_id in made} == {"completed"}
 
 
-def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
+def test_two_cluster_nodes_fire_a_tick_once(cluster: Galera, two: list[Store]) -> None:
     """One job for each tick, whichever node was faster."""
     two[0].run(lambda tx: schedule_control.upsert(tx, {"mail": ScheduleConfig(cron="* * * * *")}))
     storing.sql(two[0], "UPDATE workerd_schedules SET last_tick = '2026-01-01 00:00:00'")
@@ -94,11 +86,12 @@ def test_two_cluster_nodes_fire_a_tick_once(two: list[Store]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    cluster.catch_up()
     assert storing.value(two[0], "SELECT COUNT(*) FROM workerd_jobs") == ROUNDS
     assert storing.value(two[0], "SELECT COUNT(DISTINCT run_at) FROM workerd_jobs") == ROUNDS
 
 
-def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
+def test_two_cluster_nodes_pick_up_each_request_once(cluster: Galera, two: list[Store]) -> None:
     """First jobs are inserted once, and a recurring workflow has one run."""
     eager = storing.workflow("eager", "a", schedule=ScheduleConfig(cooler=3600.0))
     steps = storing.workflow("w", "b")
@@ -117,6 +110,7 @@ def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+    cluster.catch_up()
     settled(lambda: two[0].run(lambda tx: requests.pickup(tx, {"w": steps}, 1000)))
     count = "SELECT COUNT(*) FROM workerd_jobs WHERE handler = %s"
     asked = storing.value(two[0], "SELECT COUNT(*) FROM workerd_requests WHERE workflow = 'w'")
@@ -124,7 +118,7 @@ def test_two_cluster_nodes_pick_up_each_request_once(two: list[Store]) -> None:
     assert storing.value(two[0], count, "a") == storing.value(two[0], count, "eager") == 1
 
 
-def test_two_cluster_nodes_end_jobs_of_a_large_graph_at_once(two: list[Store]) -> None:
+def test_two_cluster_nodes_end_jobs_of_a_large_graph_at_once(cluster: Galera, two: list[Store]) -> None:
     """What needs both begins once in each of the graphs, whose needs are rows, and each graph ends."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(request_graphs, "MAX_INLINE_JOBS", 0)
@@ -140,11 +134,13 @@ def test_two_cluster_nodes_end_jobs_of_a_large_graph_at_once(two: list[Store]) -
     for claim in claims:
         by_request[claim.request_id or b""].append(claim)
     at_once(two, [by_request[request_id] for request_id in made], lambda by, claim: close_one(by, claim))
+    cluster.catch_up()
     storing.finish(two[1], "after")
+    cluster.catch_up()
     assert {test_batches.progress(two[0], request_id) for request_id in made} == {("completed", 3, 0, 3)}
 
 
-def test_two_cluster_nodes_give_a_signal_at_once(two: list[Store]) -> None:
+def test_two_cluster_nodes_give_a_signal_at_once(cluster: Galera, two: list[Store]) -> None:
     """The first one counts, the other is told so."""
     jobs = [{"name": "go", "signal": "go"}, {"name": "after", "handler": "after", "needs": ["go"]}]
     made = [test_batches.submit(two[0], jobs=jobs) for _ in range(ROUNDS)]
@@ -159,8 +155,10 @@ def test_two_cluster_nodes_give_a_signal_at_once(two: list[Store]) -> None:
             refused.append(request_id)
 
     at_once(two, [[request_id, request_id] for request_id in made], give)
+    cluster.catch_up()
     assert sorted(refused) == sorted(made)
     storing.finish(two[1], "after")
+    cluster.catch_up()
     assert {test_batches.progress(two[0], request_id)[0] for request_id in made} == {"completed"}
 
 

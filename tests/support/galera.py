@@ -69,6 +69,15 @@ class Galera:
         self.servers[0].sql(f"CREATE DATABASE IF NOT EXISTS {database}")
         return [server.url(database) for server in self.servers]
 
+    def catch_up(self) -> None:
+        """Wait until each server has applied what any has committed; a read does not wait for that."""
+        eventually(lambda: len({self._last_committed(server) for server in self.servers}) == 1, within=90)
+
+    @staticmethod
+    def _last_committed(server: DatabaseServer) -> int:
+        ((_, value),) = server.sql("SHOW GLOBAL STATUS LIKE 'wsrep_last_committed'")
+        return int(value)
+
     def kill9(self, number: int) -> None:
         """Kill a node."""
         self.servers[number].kill9()
