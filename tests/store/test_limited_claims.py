@@ -293,6 +293,18 @@ def test_a_hold_stops_a_group_or_the_limit(store: Store, rows: Rows, scope: str)
     assert held in {claim.id for claim in claimer.claim()}
 
 
+def test_a_hold_of_a_group_holds_where_groups_do_not_count(store: Store, rows: Rows) -> None:
+    """Also while no queue of a group is known, or looked for."""
+    claimer = Claimer(store, LimitConfig(concurrency=10))
+    claimer.scan = False
+    rows.insert("h", group_key="a")
+    [claimed] = claimer.claim()
+    claimer.close(claimed, hold=Hold("group", 3600 * SECOND))
+    _, _, other = insert(rows, "a", "a", "b")
+    assert [claim.id for claim in claimer.claim()] == [other]
+    assert claimer.claim() == []
+
+
 def test_fair_groups_take_turns(store: Store, rows: Rows) -> None:
     """Also by single claims, with weights; what floods does not keep the others waiting."""
     claimer = Claimer(store, fair=True)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from tests.support.handlers import record
-from workerd.handler import Context
+from workerd.handler import Context, Retry
 
 
 def count_overlaps(ctx: Context, folder: str, most: int, seconds: float = 0.01) -> None:
@@ -79,3 +79,10 @@ def _lock(path: Path) -> bool:
 def _unlock_all() -> None:
     while _locks:
         os.close(_locks.pop())
+
+
+def work_or_hold(ctx: Context, hold: str = "", seconds: float = 0.01) -> None:
+    """Work for a moment; with `hold`, let nobody start another one of that scope for `seconds`."""
+    if hold and ctx.attempt == 1:
+        raise Retry("429", after=seconds, counted=False, hold=hold)  # type: ignore[arg-type]
+    time.sleep(seconds if not hold else 0)

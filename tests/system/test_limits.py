@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -133,6 +135,50 @@ def test_a_limit_is_renamed_and_removed_while_jobs_hold_its_slots(
     assert rows.counts() == {"completed": 5}
     assert slots() == set()  # freed with the ends, not by a sweep
     assert_settled(rows)
+
+
+HELD_S, POLL_S = 2.0, 0.2
+HOLDS = f"""
+[dispatcher]
+poll = "{POLL_S}s"
+[limits.shared]
+concurrency = 6
+[defaults]
+path = ["{ROOT}"]
+[handlers.calls]
+call = "tests.support.limit_handlers:work_or_hold"
+limit = "shared"
+workers = 3
+"""
+
+
+@pytest.mark.parametrize("scope", ["limit", "group"])
+def test_a_hold_stops_every_node_within_one_poll(
+    store_url: str, start_daemon: Callable[..., Daemon], scope: str
+) -> None:
+    """Three nodes on a server, one on a file: nothing is claimed of what is held, until the hold is over."""
+    rows = Rows(store_url)
+    nodes = [start_daemon(HOLDS, name) for name in (("one",) if rows.sqlite else ("one", "two", "three"))]
+    nodes[0].cli("pause", "calls")
+    # Ahead of all others, of which some are claimed beside it.
+    holding = rows.insert("calls", {"hold": scope, "seconds": HELD_S}, group_key="a", priority=-1)
+    for number in range(60):
+        rows.insert("calls", group_key="ab"[number % 2])
+    nodes[0].cli("resume", "calls")
+    eventually(lambda: rows.counts().keys() == {"completed", "retry"}, within=60, state=nodes[0].tail)
+    began = _moment(rows.attempts(holding)[0]["ingested_at"])
+    end = began + timedelta(seconds=HELD_S)
+    of_scope = "" if scope == "limit" else " WHERE group_key = 'a'"
+    found = rows.sql(f"SELECT claimed_at FROM workerd_jobs{of_scope}")
+    claims = [_moment(row["claimed_at"]) for row in found]
+    assert [at for at in claims if began + timedelta(seconds=POLL_S) < at < end] == []
+    assert any(at >= end for at in claims)
+    assert_settled(rows)
+
+
+def _moment(value: Any) -> datetime:
+    """A time of either engine."""
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ class LimitRoom:
             moments.append(rate.next_at(self.row.tat, self.now))
         return max((moment for moment in moments if moment is not None), default=None)
 
+    @property
+    def holds_groups(self) -> bool:
+        """Whether any group of it is held."""
+        return any(row.is_held(self.now) for row in self.groups.values())
+
     def of_limit(self, wanted: int) -> int:
         """How many of `wanted` the limit as a whole lets start."""
         if self.row.is_held(self.now):

@@ -156,6 +156,7 @@ def claim(
     if fitting <= 0:
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
+    by_group = by_group or (room is not None and room.holds_groups)
     if by_group or queues.heads or queues.scan or (handler.template is not None and _without_group(rows)):
         return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono, idle_only=idle_only)
     return claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
