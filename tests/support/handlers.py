@@ -61,6 +61,17 @@ def record_time(ctx: Context, path: str) -> None:
         file.write(f"{ctx.job_id} {ctx.attempt} {time.monotonic()}\n")
 
 
+def note_span(path: str, value: int, seconds: float = 0.002) -> None:
+    """Append when the run of this value began and ended, monotonic nanoseconds."""
+    began = time.monotonic_ns()
+    time.sleep(seconds)
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, f"{began} {time.monotonic_ns()} {value}\n".encode())
+    finally:
+        os.close(fd)
+
+
 def wait_for_file(path: str, limit: float = 60.0) -> str:
     """Run until a file exists, so that the test decides when the job ends."""
     end = time.monotonic() + limit
