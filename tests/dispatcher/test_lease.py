@@ -163,6 +163,23 @@ def test_an_empty_file_in_place_of_the_store_is_not_taken_for_it(
         harness.until(lambda: harness.is_up)
 
 
+def test_a_restarted_dispatcher_does_not_make_the_store_anew(
+    tmp_path: Path, opened: Callable[..., Store]
+) -> None:
+    """A file that is gone since is an outage, which ends when the file is back or a person begins anew."""
+    path = tmp_path / "store.db"
+    store = opened(f"sqlite:///{path}")
+    harness = DispatcherHarness(store, node_config(tmp_path, f"sqlite:///{path}"))
+    with contextlib.closing(harness):
+        harness.start(store_was_used=True)
+        harness.until(lambda: harness.beat.state == "waiting")
+        assert "was removed; put its file back" in harness.beat.trouble
+        harness.serve(0.5)
+        assert not path.exists()
+        store.migrate()
+        harness.until(lambda: harness.is_up)
+
+
 def test_deregistration_leaves_no_claim_and_no_row_behind(make_harness: MakeHarness, store: Store) -> None:
     """At Stop orphaned claims are settled, then the node's row is removed, then the process ends with 0."""
     harness = make_harness()

@@ -190,6 +190,25 @@ def test_a_removed_file_is_away_until_it_is_back(sqlite: Store, path: Path, tmp_
     assert value(sqlite, "SELECT COUNT(*) FROM workerd_jobs") == 2
 
 
+def test_a_file_that_is_back_without_its_shared_memory_is_opened_again(
+    sqlite: Store, path: Path, tmp_path: Path, opened: Opened
+) -> None:
+    """Else two processes would index one log in two places, and neither see what the other commits."""
+    enqueue(sqlite, "h")
+    files = [path, path.with_name(path.name + "-wal")]
+    for file in (*files, path.with_name(path.name + "-shm")):
+        file.rename(tmp_path / f"aside-{file.name}")
+    for file in files:
+        (tmp_path / f"aside-{file.name}").rename(file)
+    other = opened(f"sqlite:///{path}")
+    made = enqueue(other, "h")
+    with pytest.raises(StoreAway, match="was replaced"):
+        enqueue(sqlite, "h")
+    assert status(sqlite, made) == "new"
+    enqueue(sqlite, "h")
+    assert value(other, "SELECT COUNT(*) FROM workerd_jobs") == 3
+
+
 def test_a_file_removed_before_commit_takes_no_commit(sqlite: Store, path: Path, tmp_path: Path) -> None:
     """And the caller knows that nothing was done."""
 

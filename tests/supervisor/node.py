@@ -36,6 +36,7 @@ class Role(Service):
         self.fate = fate
         self.stale = False
         self.roles: dict[str, int] = {}
+        self.store_was_used = ctx.store_was_used
 
     def start(self) -> None:
         if self.fate == "fatal":
@@ -57,7 +58,7 @@ class Role(Service):
             self.stale = True
 
     def info(self) -> dict[str, Any]:
-        return {"stale": self.stale, "known_roles": self.roles}
+        return {"stale": self.stale, "known_roles": self.roles, "store_was_used": self.store_was_used}
 
 
 def role(ctx: RoleContext) -> int:

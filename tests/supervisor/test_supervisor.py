@@ -42,6 +42,17 @@ def test_killed_role_is_restarted(harness: SupervisorHarness, name: str) -> None
     assert harness.role(name)["restart_reasons"] == {"signal": 1}
 
 
+def test_roles_know_whether_the_store_was_used_before_them(harness: SupervisorHarness) -> None:
+    """Since a dispatcher was up: the next one must not make a store that is gone anew."""
+    harness.start("a")
+    eventually(harness.is_ready)
+    pid = harness.role("dispatcher")["pid"]
+    assert not harness.role("dispatcher")["store_was_used"]
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: harness.is_ready() and harness.role("dispatcher")["pid"] not in (None, pid))
+    assert harness.role("dispatcher")["store_was_used"]
+
+
 def test_role_killed_again_and_again_is_back_at_once(harness: SupervisorHarness) -> None:
     """However often a role is killed at its work, the pause before the next start does not grow."""
     harness.start("a")

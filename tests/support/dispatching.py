@@ -228,11 +228,17 @@ class DispatcherHarness:
 
     # -- the dispatcher's process
 
-    def start(self, sabotage: Callable[[], None] = lambda: None, *, send_roster: bool = True) -> Child:
+    def start(
+        self,
+        sabotage: Callable[[], None] = lambda: None,
+        *,
+        send_roster: bool = True,
+        store_was_used: bool = False,
+    ) -> Child:
         """Fork a dispatcher; `sabotage` runs in it first. `send_roster`: it gets a Roster at once."""
         ours, theirs = socket.socketpair()
         life = next(self._lives)
-        ctx = RoleContext(config=self.config, incarnation=self.incarnation, control=theirs, life=life)
+        ctx = RoleContext(self.config, self.incarnation, theirs, life, store_was_used=store_was_used)
 
         def run() -> int:
             log.configure(self.config.log)  # pytest's captured stdout is closed in a child

@@ -97,7 +97,7 @@ class Dispatcher(Service):
         )
         self.lease = Lease(
             self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
-            frozenset(config.handlers), self._on_lease,
+            frozenset(config.handlers), self._on_lease, makes_store=not ctx.store_was_used,
         )  # fmt: skip
         self.figures = NodeFigures(self.loop, self.lease, config.pools, takes_jobs=config.pickup.enabled)
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
@@ -417,6 +417,8 @@ def _monitored_store(ctx: RoleContext) -> MonitoredStore:
         spare=True,
     )
     store.reports_loss = True
+    if ctx.store_was_used:
+        store.must_exist()
     return MonitoredStore(store, max_gap_s=lease_s / 2)
 
 

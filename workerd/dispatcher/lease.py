@@ -45,6 +45,7 @@ class Lease:
         The error that keeps this node from registering until a person acts: wrong schema, name taken.
 
     `served`: the handlers that this node is configured with; of all others it says that it has them no more.
+    `makes_store`: an embedded store that is empty is given its tables, until it was used once.
     `on_change` is called when one of them or the availability of the store changed.
     """
 
@@ -59,11 +60,14 @@ class Lease:
         lease_s: float,
         served: frozenset[str],
         on_change: Callable[[], None],
+        *,
+        makes_store: bool,
     ) -> None:
         self._loop = loop
         self._tasks = tasks
         self._store = store
         self._outcomes = outcomes
+        self._makes_store = makes_store
         self._node = node
         self._formers = formers
         self._lease_s = lease_s
@@ -157,7 +161,7 @@ class Lease:
         An embedded one that was there is not made anew: an empty file in its place is not that store.
         """
         store = self._store.store
-        if store.embedded and not self.ever_registered and self._store.call(store.is_empty):
+        if store.embedded and self._makes_store and self._store.call(store.is_empty):
             self._store.call(store.migrate)
             _log.info("store.created", store=store.shown)
         self._store.call(store.check_server)
@@ -208,6 +212,7 @@ class Lease:
         elif not self.held:
             _log.info("lease.renewed")
         self.registered = self.ever_registered = self.held = True
+        self._makes_store = False
         self.obstacle = None
         if changed:
             self._on_change()

@@ -51,6 +51,7 @@ class RoleContext:
     """What a role or pool gets: configuration, the node's incarnation, its channel to the supervisor.
 
     `generation`: of a pool, several of which may live side by side; its first process is of the first.
+    `store_was_used`: by a dispatcher of this daemon before, so a store that is gone is not to be made anew.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class RoleContext:
     control: socket.socket
     life: int
     generation: int = 1
+    store_was_used: bool = False
 
     @property
     def watchdog(self) -> float:

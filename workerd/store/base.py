@@ -177,6 +177,7 @@ class Store(ABC):
         self.server = ""
         self.stats = Stats()
         self._session: Session | None = None
+        self._was_there = False
         self._checked_at = 0.0
 
     def __repr__(self) -> str:
@@ -267,6 +268,10 @@ class Store(ABC):
         except StoreAway:
             return True
         return False
+
+    def must_exist(self) -> None:
+        """It was in use before: what is found empty, or not at all, is not to be made."""
+        self._was_there = True
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""

@@ -47,7 +47,6 @@ class SQLiteStore(Store):
         super().__init__(address.shown)
         self._path = address.path
         self._timeout = timeout
-        self._was_there = False
 
     def _connect(self) -> SQLiteSession:
         if self._was_there and not self._path.exists():
@@ -119,6 +118,7 @@ class SQLiteSession(Session):
         self.server = str(path)
         self.server_version = SERVER_VERSION
         self._path = path
+        self._shared_memory = f"{path}-shm"
         self._file = _identity(path)
         try:
             # `_locked` waits for the lock: SQLite's own pauses grow to 100 ms.
@@ -137,16 +137,21 @@ class SQLiteSession(Session):
             self._locked("PRAGMA journal_mode = WAL")
             self._locked("PRAGMA synchronous = FULL")
             self._locked("PRAGMA temp_store = MEMORY")
+            self._locked("SELECT 1 FROM sqlite_schema LIMIT 1")  # maps the log's index
         except StoreError:
             self.close()
             raise
+        self._index = _identity(self._shared_memory)
 
     def check_server(self) -> None:
-        """Raises StoreAway if the file is no longer the one that is open: what is written would be lost."""
+        """Raises StoreAway if the file is no longer the one that is open: what is written would be lost.
+
+        Likewise if the log's index is not: those who have another one do not see what is written.
+        """
         found = _identity(self._path)
         if found is None:
             raise _removed(self._path)
-        if found != self._file:
+        if found != self._file or _identity(self._shared_memory) != self._index:
             text = f"The store {self._path} was replaced by another file"
             raise StoreAway(text, DATABASE_MOVED, answered=True)
 
@@ -228,7 +233,7 @@ def _removed(path: Path) -> StoreAway:
     return StoreAway(f"The store {path} was removed; put its file back", DATABASE_MOVED, answered=True)
 
 
-def _identity(path: Path) -> tuple[int, int] | None:
+def _identity(path: Path | str) -> tuple[int, int] | None:
     """Device and inode of the file at `path`, None if there is none."""
     try:
         found = os.stat(path)

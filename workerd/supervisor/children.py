@@ -90,6 +90,8 @@ class Children:
         self.pools: dict[str, SupervisedChild] = {}
         self.former: list[SupervisedChild] = []
         self.draining = False
+        self._store_was_used = False
+        self._store_changed = False
         self._loop = loop
         self._mains = mains
         self._incarnation = incarnation
@@ -129,15 +131,23 @@ class Children:
         self._checked_at = time.monotonic()
         self._loop.call_later(self._check_interval_s, self._check_progress)
 
+    def use_store(self, sealed: int, *, changed: bool) -> None:
+        """Give the roles that start from now on this store section; `changed`: another one than before."""
+        self.sealed = sealed
+        self._store_changed |= changed
+
     # -- starting
 
     def add_role(self, name: str) -> SupervisedChild:
         """Add a role and start it."""
         main = self._mains.roles[name]
+        if name == "dispatcher" and self._store_changed:
+            self._store_was_used = self._store_changed = False
 
         def run(control: socket.socket, life: int) -> int:
             config = unseal(self.sealed, self.config)
-            return main(RoleContext(config, self._incarnation, control, life))
+            used = self._store_was_used
+            return main(RoleContext(config, self._incarnation, control, life, store_was_used=used))
 
         child = self.roles[name] = self._make(name, run, CrashLoopPolicy())
         self._start(child)
@@ -349,6 +359,8 @@ class Children:
 
     def _on_beat(self, child: SupervisedChild, beat: Beat) -> None:
         self.counted.add(beat.counted)
+        if child.name == "dispatcher" and beat.state == "up":
+            self._store_was_used = True
         if beat.fatal and child.state is not ChildState.STOPPING:
             self._on_fatal(beat.fatal, beat.trouble)
         if beat.token:

@@ -264,7 +264,7 @@ class Supervisor:
             quarantined=self._children.quarantined,
         )
         os.close(self._sealed.fd)
-        self._children.sealed = new.fd
+        self._children.use_store(new.fd, changed=new.digest != self._sealed.digest)
         self._sealed = new
         self._config = new.config
         log.configure(new.config.log)
