@@ -9,10 +9,10 @@ import pytest
 from tests.support.storing import NODE, claims, close, enqueue, finish, job, outcome, sql, submit, workflow
 from workerd import clock
 from workerd.clock import SECOND
-from workerd.job import COOLER_KEY, Status
+from workerd.job import COOLER_KEY, AttemptRef, Status
 from workerd.outcome import NextAttempt, Reason
 from workerd.store import claims as store_claims
-from workerd.store import expiry, handlers, job_control, requests
+from workerd.store import expiry, group_queues, handlers, job_control, requests
 from workerd.store.base import Store
 
 MINUTE = 60 * SECOND
@@ -32,9 +32,14 @@ def age(store: Store, seconds: int) -> None:
 
 
 def sweep(store: Store, handler: str = "", expires_us: int = 0) -> int:
-    if handler:
-        return store.run(lambda tx: expiry.sweep_handler(tx, handler, expires_us, 100))
-    return store.run(lambda tx: expiry.sweep(tx, 100))
+    if not handler:
+        return store.run(lambda tx: expiry.sweep(tx, 100))
+    ended, place = 0, None
+    while True:
+        swept = store.run(lambda tx, place=place: expiry.sweep_handler(tx, handler, expires_us, 100, place))
+        ended, place = ended + swept.ended, swept.next
+        if place is None:
+            return ended
 
 
 def state(store: Store, job_id: bytes) -> tuple[str, str | None]:
@@ -91,6 +96,24 @@ def test_a_handlers_own_time_holds_for_plain_inserts(store: Store) -> None:
     batch = claim(store, expires_us=MINUTE)
     assert {one.id for one in batch.claims} == {own, cooler, young}
     assert [one.id for one in batch.broken] == [late]
+
+
+def test_jobs_in_all_queues_of_groups_end(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many groups and priorities there are, and more of one group than a slice ends."""
+    monkeypatch.setattr(expiry, "MAX_QUEUES", 3)
+    monkeypatch.setattr(expiry, "MAX_PRIORITIES", 2)
+    many = [enqueue(store, "h", group_key="many") for _ in range(150)]
+    over = [enqueue(store, "h", group_key=f"g{n}", priority=n % 5) for n in range(20)]
+    over += [enqueue(store, "h", priority=n) for n in range(5)]
+    other = enqueue(store, "other", group_key="g1")
+    age(store, 61)
+    young = enqueue(store, "h", group_key="g1")
+    rows = store.read(lambda tx: tx.query("SELECT id, attempt, group_key FROM workerd_jobs"))
+    groups = {AttemptRef(one, attempt): group.decode() for one, attempt, group in rows if group is not None}
+    store.run(lambda tx: group_queues.park(tx, "h", {ref: g for ref, g in groups.items() if ref.id != other}))
+    assert sweep(store, "h", MINUTE) == len(many) + len(over)
+    assert {state(store, one) for one in (*many, *over)} == {("cancelled", "expired")}
+    assert [state(store, one)[0] for one in (young, other)] == ["new", "new"]
 
 
 def test_what_began_does_not_expire(store: Store) -> None:

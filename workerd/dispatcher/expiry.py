@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 
 from workerd.dispatcher.monitored_store import MonitoredStore
@@ -10,6 +11,8 @@ from workerd.store import expiry
 PERIOD_S = 10.0
 MAX_ROWS = 500
 """Rows that one transaction ends."""
+SLICE_PAUSES = 2.0
+"""A slice of a handler's queues is followed by a pause this many times as long."""
 
 
 class Expiry:
@@ -22,20 +25,33 @@ class Expiry:
         self._store = store
         self._handlers = sorted(handlers.items())
         self._turn = -1  # the jobs with an `expires_at`
+        self._place: expiry.Place | None = None
         self.expired = 0
 
     def sweep(self) -> float | None:
         """One slice: of the jobs with a time of their own, or of one handler."""
         if self._turn < 0:
             found = self._store.run(lambda tx: expiry.sweep(tx, MAX_ROWS))
+            self.expired += found
+            if found >= MAX_ROWS:
+                return 0.0
         else:
-            name, expires_us = self._handlers[self._turn]
-            found = self._store.run(lambda tx: expiry.sweep_handler(tx, name, expires_us, MAX_ROWS))
-        self.expired += found
-        if found >= MAX_ROWS:
-            return 0.0
+            pause = self._sweep_handler(*self._handlers[self._turn])
+            if pause is not None:
+                return pause
         self._turn += 1
         if self._turn < len(self._handlers):
             return 0.0
         self._turn = -1
         return None
+
+    def _sweep_handler(self, name: str, expires_us: int) -> float | None:
+        """One slice of a handler; seconds until its next one, None if it was the last."""
+        began_at = time.monotonic()
+        place = self._place
+        swept = self._store.run(lambda tx: expiry.sweep_handler(tx, name, expires_us, MAX_ROWS, place))
+        self._place = swept.next
+        self.expired += swept.ended
+        if swept.next is None:
+            return None
+        return 0.0 if swept.ended >= MAX_ROWS else SLICE_PAUSES * (time.monotonic() - began_at)

@@ -6,7 +6,8 @@ from `run_at`, so those of its jobs that are over are the first ones of each of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from workerd import clock
 from workerd.job import COOLER_KEY, ClaimedAttempt
@@ -17,8 +18,10 @@ from workerd.store.outcomes import ClosedBatch, closed_attempt
 from workerd.store.session import Row
 from workerd.text import seconds_text
 
-MAX_PRIORITIES = 100
-"""Of one handler in one sweep; each costs a look-up of its first row."""
+MAX_PRIORITIES = 20
+"""Of its queues in one slice; each costs a look-up of its first row in each of them."""
+MAX_QUEUES = 100
+"""Queues of groups in one slice."""
 
 
 def is_over(attempt: int, run_at: int, expires_at: int | None, expires_us: int | None, now: int) -> bool:
@@ -46,39 +49,82 @@ def sweep(tx: Tx, limit: int) -> int:
     return len(rows)
 
 
-def sweep_handler(tx: Tx, handler: str, expires_us: int, limit: int) -> int:
-    """End up to `limit` jobs of a handler without an `expires_at` of their own; how many there were."""
+class Place(NamedTuple):
+    """Where the sweep of a handler goes on.
+
+    `behind`: of each queue that was begun, the priority behind which it goes on; then come the queues of
+    groups from `cursor` on, None: no more.
+    """
+
+    behind: Mapping[str, int]
+    cursor: str | None
+
+
+class HandlerSweep(NamedTuple):
+    """The jobs that a slice ended, and where the next one goes on, None at the end."""
+
+    ended: int
+    next: Place | None
+
+
+def sweep_handler(
+    tx: Tx, handler: str, expires_us: int, limit: int, place: Place | None = None
+) -> HandlerSweep:
+    """End up to `limit` jobs of a handler without an `expires_at` of their own: one slice of its queues."""
     over = columns.at(max(0, tx.now - expires_us))
+    if place is None:
+        place = Place({handler: _LEAST}, "")
+    behind, cursor = place
+    if not behind and cursor is not None:
+        part = group_queues.names(tx, handler, cursor or None, MAX_QUEUES)
+        behind, cursor = dict.fromkeys(part.names, _LEAST), part.cursor
     found: list[Row] = []
-    for holder in (handler, *group_queues.first_names(tx, handler)):
-        if len(found) >= limit:
-            break
-        found += _over(tx, holder, over, limit - len(found))
-    _end(tx, found, expires_us)
-    return len(found)
-
-
-def _over(tx: Tx, holder: str, over: str | None, limit: int) -> list[Row]:
-    """The first attempts of jobs in this queue that were due before `over`, priority by priority."""
-    index = tx.dialect.hint("workerd_holder")
-    found: list[Row] = []
-    after = -(2**31) - 1
     for _ in range(MAX_PRIORITIES):
-        first = tx.one(
-            f"SELECT priority FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s"
-            " AND priority > %s ORDER BY priority LIMIT 1",
-            (holder, after),
-        )
-        if first is None or len(found) >= limit:
+        following = _priorities_behind(tx, behind) if behind else {}
+        if following:
+            found += _over(tx, following, over, limit - len(found))
+        if len(found) >= limit:
+            break  # what is left of these priorities comes in the next slice
+        behind = following
+        if not behind:
             break
-        after = first[0]
-        found += tx.query(
-            f"SELECT id, attempt FROM workerd_jobs {index} WHERE status = 'new' AND holder = %s"
-            " AND priority = %s AND run_at <= %s AND attempt = 1 AND expires_at IS NULL"
-            " AND (unique_key IS NULL OR unique_key <> %s) ORDER BY run_at LIMIT %s",
-            (holder, after, over, COOLER_KEY, limit - len(found)),
-        )
-    return found
+    _end(tx, found, expires_us)
+    done = not behind and cursor is None
+    return HandlerSweep(len(found), None if done else Place(behind, cursor))
+
+
+_LEAST = -(2**31) - 1
+_PRIORITY = """SELECT * FROM (SELECT {number} AS number, priority FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder = %s AND priority > %s ORDER BY priority LIMIT 1) AS q{number}"""
+_OVER = """SELECT * FROM (SELECT id, attempt FROM workerd_jobs {index}
+    WHERE status = 'new' AND holder = %s AND priority = %s AND run_at <= %s AND attempt = 1
+    AND expires_at IS NULL AND (unique_key IS NULL OR unique_key <> %s)
+    ORDER BY run_at LIMIT %s) AS q{number}"""
+
+
+def _priorities_behind(tx: Tx, behind: Mapping[str, int]) -> dict[str, int]:
+    """The next priority of each of these queues, without those that have none."""
+    holders = list(behind)
+    rows = tx.query(
+        _of_each(tx, _PRIORITY, len(holders)),
+        [value for holder in holders for value in (holder, behind[holder])],
+    )
+    return {holders[int(number)]: int(priority) for number, priority in rows}
+
+
+def _over(tx: Tx, priorities: Mapping[str, int], over: str | None, limit: int) -> list[Row]:
+    """The first attempts of jobs in these queues, of one priority each, that were due before `over`."""
+    params = [
+        value
+        for holder, priority in priorities.items()
+        for value in (holder, priority, over, COOLER_KEY, limit)
+    ]
+    return tx.query(_of_each(tx, _OVER, len(priorities)), params)[:limit]
+
+
+def _of_each(tx: Tx, sql: str, count: int) -> str:
+    index = tx.dialect.hint("workerd_holder")
+    return " UNION ALL ".join([sql.format(number=n, index=index) for n in range(count)])
 
 
 def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> None:

@@ -135,31 +135,21 @@ class QueueNames(NamedTuple):
     cursor: str | None
 
 
-def names(tx: Tx, handler: str, cursor: str | None = None) -> QueueNames:
-    """The names of a handler's queues, at most MAX_SCANNED or a few more, from `cursor` on."""
+def names(tx: Tx, handler: str, cursor: str | None = None, most: int = MAX_SCANNED) -> QueueNames:
+    """The names of a handler's queues, at most `most` or a few more, from `cursor` on."""
     begin, end = bounds(handler)
     at = cursor or begin
     found: list[str] = []
     sql = _NEXT.format(index=tx.dialect.hint("workerd_holder"))
     for _ in range(MAX_STEPS):
-        rows = tx.query(sql, (at, end, STEP_ROWS))
+        rows = tx.query(sql, (at, end, min(most, STEP_ROWS)))
         if not rows:
             return QueueNames(found, None)
         found += sorted(columns.text(row[0]) for row in rows)
         at = found[-1]
-        if len(found) >= MAX_SCANNED:
+        if len(found) >= most:
             break
     return QueueNames(found, at)
-
-
-def first_names(tx: Tx, handler: str) -> list[str]:
-    """The names of the first MAX_SCANNED queues of a handler, or a few more."""
-    part = names(tx, handler)
-    found = part.names
-    while part.cursor is not None and len(found) < MAX_SCANNED:
-        part = names(tx, handler, part.cursor)
-        found += part.names
-    return found
 
 
 _HEAD = """SELECT * FROM (SELECT id, attempt, priority, run_at, group_key, holder FROM workerd_jobs {index}
