@@ -13,7 +13,11 @@ from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, TooManyWaiting
 from workerd.job import Status, parse_id
-from workerd.operations import request_graphs
+from workerd.job_filter import JobFilter
+from workerd.operations import bulk, request_graphs
+from workerd.operations.actor import Actor
+from workerd.operations.bulk import Act, Search
+from workerd.operations.edit import Edit, edit
 from workerd.operations.request_graphs import Plan
 from workerd.store import batches, job_control, requests
 from workerd.store.base import Store
@@ -59,6 +63,12 @@ def count(store: Store, handler: str, status: str = "new") -> int:
             store, "SELECT COUNT(*) FROM workerd_jobs WHERE handler = %s AND status = %s", handler, status
         )
     )
+
+
+def scheduled(store: Store) -> Search:
+    search = Search(Act.RETRY, JobFilter(status=Status.SCHEDULED))
+    search.finish(store.read)
+    return search
 
 
 def test_a_batch_runs_then_and_finally(store: Store) -> None:
@@ -178,6 +188,25 @@ def test_an_empty_batch_ends_with_its_stages(store: Store) -> None:
     s.finish(store, "after")
     s.finish(store, "last")
     assert progress(store, request_id) == ("completed", 0, 0, 0)
+
+
+def test_a_job_of_an_incomplete_batch_cannot_be_made_due_by_hand(store: Store) -> None:
+    """Neither by a retry nor by an edit, of one or of many: it begins with its batch."""
+    made = plan(store, jobs=members(2))
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    store.run(lambda tx: batches.add(tx, request_id, made.members))
+    (held, *_) = [row[0] for row in store.read(lambda tx: tx.query("SELECT id FROM workerd_jobs"))]
+    with pytest.raises(Conflict, match="waits for the rest of its request"):
+        store.run(lambda tx: job_control.retry(tx, held))
+    actor = Actor("ann", "cli")
+    with pytest.raises(Conflict, match="waits for the rest of its request"):
+        store.run(lambda tx: edit(tx, actor, CONFIG, held, Edit(run_at="2026-01-01T00:00:00Z")))
+    store.run(lambda tx: edit(tx, actor, CONFIG, held, Edit(vars={"n": 7})))
+    assert max(bulk.change_all(store.run, actor, scheduled(store))) == 0
+    assert count(store, "h") == 0
+    store.run(lambda tx: batches.seal(tx, request_id))
+    work(store)
+    assert count(store, "h") == 2
 
 
 def test_a_retry_by_hand_reopens_a_batch_and_finally_runs_again(store: Store) -> None:

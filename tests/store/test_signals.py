@@ -131,6 +131,18 @@ def test_a_wait_that_is_retried_by_hand_waits_again(store: Store) -> None:
     assert progress(store, request_id)[0] == "completed"
 
 
+def test_a_wait_cannot_be_made_due_by_hand(store: Store) -> None:
+    """It would be taken for a signal that did not come in time."""
+    request_id = submit(store, jobs=[*approval(), {"name": "cool", "wait": "2h"}])
+    found = s.request(store, request_id)[1]
+    for name in ("approve", "cool"):
+        with pytest.raises(Conflict, match="ends at its time, or with its signal"):
+            store.run(lambda tx, name=name: job_control.retry(tx, found[name].id))
+        with pytest.raises(Conflict, match="ends at its time, or with its signal"):
+            store.run(lambda tx, name=name: job_control.lock_waiting(tx, found[name].id))
+    assert pass_due(store) == 0
+
+
 def test_a_wait_counts_from_when_it_is_ready(store: Store) -> None:
     """Or ends at its time; nobody claims it."""
     request_id = submit(

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from workerd import duplicates
-from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, ENDED, AttemptRef, Status
 from workerd.job_filter import JobFilter
@@ -20,7 +18,6 @@ from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.job_control import CurrentRow
 from workerd.store.job_matches import ShownMeta
-from workerd.store.links import HELD_AT
 from workerd.workflow import REQUEST_ENDED
 
 _WAITING = (Status.NEW, Status.SCHEDULED)
@@ -84,7 +81,7 @@ def _is_cancelled(tx: Tx, job: CurrentRow) -> bool:
 
 def retry(tx: Tx, jobs: Sequence[CurrentRow], *, fresh: bool = False) -> list[bytes]:
     """Run those that have ended again, and those that are scheduled now; the ids of them."""
-    scheduled = [job for job in jobs if _may_be_due(job)]
+    scheduled = [job for job in jobs if job.status is Status.SCHEDULED and job_control.waits_for(job) is None]
     ended = [job for job in jobs if job.status in ENDED]
     alone = [job for job in ended if _is_alone(job)]
     done = list(scheduled)
@@ -94,16 +91,6 @@ def retry(tx: Tx, jobs: Sequence[CurrentRow], *, fresh: bool = False) -> list[by
         done += job_control.all_again(tx, alone, fresh=fresh)
     done += [job for job in ended if not _is_alone(job) and _is_retried(tx, job, fresh)]
     return [job.id for job in done]
-
-
-def _may_be_due(job: CurrentRow) -> bool:
-    """Whether it waits for its time, and for nothing else."""
-    return (
-        job.status is Status.SCHEDULED
-        and not duplicates.is_follower(job.unique_key)
-        and job.run_at < HELD_AT
-        and job.handler != WAIT_HANDLER
-    )
 
 
 def _is_alone(job: CurrentRow) -> bool:

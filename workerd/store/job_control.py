@@ -133,29 +133,41 @@ def _attempt_of(job: CurrentRow) -> ClaimedAttempt:
 
 
 class WaitingJob(NamedTuple):
-    """A locked job that waits; `follows`: until another job of its unique key has ended."""
+    """A locked job that waits; `follows`: until another job of its unique key has ended.
+
+    `held`: until its request lets it begin.
+    """
 
     id: bytes
     attempt: int
     handler: str
     vars: bytes | None
     follows: bool = False
+    held: bool = False
 
 
 def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
-    """Lock a job that waits. Raises NotFound, Conflict for one that runs, has ended, or recurs."""
+    """Lock a job that waits. Raises NotFound, Conflict for one that runs, has ended, or recurs, or a wait."""
     job, _ = _locked(tx, job_id)
     if job.status not in (Status.NEW, Status.SCHEDULED):
         raise Conflict(f"Only a job that waits can be changed: it is {job.status}.")
     if job.unique_key == COOLER_KEY:
         raise Conflict(f"The job is the next run of the schedule {job.handler!r}; change that.")
+    if job.handler == WAIT_HANDLER:
+        raise Conflict(_IS_A_WAIT)
     row = tx.one("SELECT vars FROM workerd_jobs WHERE id = %s AND attempt = %s", (job_id, job.attempt))
     follows = duplicates.is_follower(job.unique_key)
-    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0], follows)
+    held = job.status is Status.SCHEDULED and _is_held(job)
+    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0], follows, held)
 
 
 def change_waiting(tx: Tx, job: WaitingJob, values: Mapping[str, object], run_at: int | None) -> None:
-    """Set columns of a locked job; `run_at`: store time in microseconds, None: as it is."""
+    """Set columns of a locked job; `run_at`: store time in microseconds, None: as it is.
+
+    Raises Conflict for another time of a job that its request holds.
+    """
+    if run_at is not None and job.held:
+        raise Conflict(_IS_HELD)
     changed = {**values, "queue": None}  # it may belong into the queue of another group now
     if run_at is not None:
         changed["run_at"] = columns.at(run_at)
@@ -185,11 +197,9 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     ended request reopens it. Raises NotFound, Conflict while the job is live or its unique key is held.
     """
     job, locked = _locked(tx, job_id)
-    if job.status is Status.SCHEDULED and duplicates.is_follower(job.unique_key):
-        raise Conflict("The job waits until another job of its unique key has ended; cancel that one first.")
     if job.status is Status.SCHEDULED:
-        if job.request_id is not None and job.run_at == links.HELD_AT:
-            raise Conflict("The job waits for the rest of its request, or for jobs that it needs.")
+        if (obstacle := waits_for(job)) is not None:
+            raise Conflict(obstacle)
         make_due(tx, [job], fresh=fresh)
         return job.attempt
     if job.status not in ENDED:
@@ -214,6 +224,23 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
         links.hold(tx, request, [job_id])
     _reopen(tx, request, graph, job_id, _member_status(request, job))
     return job.attempt + 1
+
+
+def waits_for(job: CurrentRow) -> str | None:
+    """Why a scheduled job is not to be made due by hand; None if it waits for its time alone."""
+    if duplicates.is_follower(job.unique_key):
+        return "The job waits until another job of its unique key has ended; cancel that one first."
+    if job.handler == WAIT_HANDLER:
+        return _IS_A_WAIT
+    return _IS_HELD if _is_held(job) else None
+
+
+def _is_held(job: CurrentRow) -> bool:
+    return job.request_id is not None and job.run_at == links.HELD_AT
+
+
+_IS_HELD = "The job waits for the rest of its request, or for jobs that it needs."
+_IS_A_WAIT = "The job is a wait of its request: it ends at its time, or with its signal."
 
 
 def _was_cancelled_with_its_request(tx: Tx, job: CurrentRow) -> bool:
