@@ -247,6 +247,21 @@ def test_closing_reads_the_rows_that_it_closes(full: Store, many: int) -> None:
         assert "SCAN workerd_jobs" not in one.plan
 
 
+def test_successes_are_closed_as_they_are_found(full: Store) -> None:
+    """The server does not put aside what it is to change, and find each row again."""
+
+    def work(tx: Any) -> int:
+        taken = claimed(tx)
+        del tx._session.seen[:]
+        return len(writer.close(tx, [outcome(claim) for claim in taken], NODE.id).refs)
+
+    closed, seen = watch(full, work)
+    assert closed == 500
+    for one in seen:
+        # Each row, and its values in the derived table.
+        assert one.read <= 3 * one.count + FEW, one
+
+
 def test_giving_back_reads_the_rows_that_it_gives_back(full: Store) -> None:
     """By primary key too."""
     back, seen = watch(

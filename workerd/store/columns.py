@@ -295,15 +295,18 @@ def chunks(items: Sequence[Any], size: int = CHUNK_ROWS) -> Iterable[Sequence[An
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def keys(rows: Iterable[tuple[bytes, int]]) -> str:
-    """A condition on the primary key, in its order, that the engines run as ranges of the index."""
+def keys(rows: Iterable[tuple[bytes, int]], table: str = "") -> str:
+    """A condition on the primary key, in its order, that the engines run as ranges of the index.
+
+    `table`: what its columns begin with, such as "j.".
+    """
     by_attempt: dict[int, list[bytes]] = {}
     for job_id, attempt in rows:
         by_attempt.setdefault(attempt, []).append(job_id)
     ranges = []
     for attempt, ids in sorted(by_attempt.items()):
         listed = ",".join([f"x'{job_id.hex()}'" for job_id in sorted(ids)])
-        ranges.append(f"(attempt = {int(attempt)} AND id IN ({listed}))")
+        ranges.append(f"({table}attempt = {int(attempt)} AND {table}id IN ({listed}))")
     return " OR ".join(ranges)
 
 

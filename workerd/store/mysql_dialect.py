@@ -53,7 +53,7 @@ def _escaped(value: str) -> str:
     return value
 
 
-# -- closing: UPDATE … JOIN (SELECT … UNION ALL …)
+# -- closing: UPDATE workerd_jobs … JOIN (SELECT … UNION ALL …)
 
 _Write = Callable[[Any], str]
 
@@ -115,12 +115,13 @@ _SET = {
     "cpu_us": _of("outcome.usage.cpu_us"),
     "max_rss_kib": _of("outcome.usage.max_rss_kib"),
     "pid": _of("outcome.pid"),
-    # NULL keeps what is there.
+}
+_SET_OF_PROGRESS = {
     "progress": _of("outcome.progress")._replace(set=_KEEP),
     "note": _of("outcome.note")._replace(set=_KEEP),
 }
-
-
+"""NULL keeps what is there. Left out of batches without any: the server changes a row as soon as it has found
+it only if no column is set to something made of itself."""
 _SET_OF_FAILURES = {
     "error_class": _of("outcome.error_class"),
     "fingerprint": _of("outcome.fingerprint"),
@@ -129,15 +130,20 @@ _SET_OF_FAILURES = {
 
 
 def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> list[ClosedAttempt]:
-    failures = any(ended.outcome.fingerprint is not None for ended in batch)
-    columns_set = _SET | _SET_OF_FAILURES if failures else _SET
+    """Close a batch by one statement, which reads its rows of jobs first and then the values for each.
+
+    Measured with 500 rows: 44 µs of the server's CPU time for claiming and closing a row, and 49 with the
+    derived table first: the server then puts aside what it is to change and finds each row once more.
+    """
+    columns_set = _columns_set([ended.outcome for ended in batch])
     derived, named = _derived(batch, _NAMED | columns_set, ingested_at)
     sets = [column.set.format(name=name, value=named[name]) for name, column in columns_set.items()]
     changed = tx.execute(
-        f"UPDATE ({derived}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
+        f"UPDATE workerd_jobs AS j FORCE INDEX (PRIMARY) STRAIGHT_JOIN ({derived}) AS o"
         f" ON j.id = {named['id']} AND j.attempt = {named['attempt']}"
         f" SET {', '.join(sets)}, j.ingested_at = {_time(ingested_at)}"
-        f" WHERE j.status = 'inprogress' AND j.node_id = {named['node_id']}"
+        f" WHERE ({columns.keys({ended.outcome.ref for ended in batch}, 'j.')})"
+        f" AND j.status = 'inprogress' AND j.node_id = {named['node_id']}"
         f" AND j.claimed_at = {named['claimed_at']}"
     )
     effective = list(batch) if changed == len(batch) else columns.closed_at(tx, batch, ingested_at)
@@ -145,6 +151,15 @@ def _close_batch(tx: Tx, batch: Sequence[ClosedAttempt], ingested_at: int) -> li
         if _is_long(ended.outcome):
             _write_long(tx, ended.outcome)
     return effective
+
+
+def _columns_set(outcomes: Sequence[Outcome]) -> dict[str, _Column]:
+    found = _SET
+    if any(outcome.fingerprint is not None for outcome in outcomes):
+        found = found | _SET_OF_FAILURES
+    if any(outcome.progress is not None or outcome.note is not None for outcome in outcomes):
+        found = found | _SET_OF_PROGRESS
+    return found
 
 
 def _derived(
