@@ -86,6 +86,9 @@ def test_check_names_privileges_that_are_missing(tmp_path: Path, mysql_server: D
         done = reading.cli("check", "--store", check=False)
         assert done.returncode == 1
         assert "This user lacks UPDATE, DELETE on workerd_jobs; grant it." in done.stdout
+        assert "This user lacks DELETE on workerd_audit; grant it." in done.stdout
+        mysql_server.sql(f"GRANT UPDATE, DELETE ON {name}.* TO reader@'%'")
+        assert reading.cli("check", "--store").returncode == 0
     finally:
         mysql_server.sql("DROP USER reader@'%'")
         mysql_server.drop_database(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
 import pytest
@@ -14,7 +15,7 @@ from tests.support.servers import DatabaseServer
 from tests.support.storing import claims, enqueue, sql, value
 from workerd.errors import WrongVersion
 from workerd.job import new_id
-from workerd.store import base, migrations, schema
+from workerd.store import base, migrations, schema, write_probe
 from workerd.store import mysql as mysql_store
 from workerd.store.base import Store
 from workerd.store.claims import promote_due
@@ -24,6 +25,14 @@ TABLES = (
     "request_needs", "requests", "revisions", "schedules", "signals", "slots", "ticks",
 )  # fmt: skip
 ALL = ["1: first tables", "2: capabilities"]
+
+
+def test_privileges_are_tried_on_every_table(store: Store) -> None:
+    """But the one of the versions, which has been read by then."""
+    assert {f"workerd_{name}" for name in TABLES} - write_probe.STATEMENTS.keys() == {"workerd_migrations"}
+    for statements in write_probe.STATEMENTS.values():
+        for text in statements.values():
+            store.run(partial(write_probe.run, sql=text))
 
 
 def test_the_error_for_an_empty_store_names_the_remedy(store_url: str, opened: Callable[..., Store]) -> None:

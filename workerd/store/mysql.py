@@ -144,6 +144,8 @@ class MySQLStore(Store):
         found = schema_version(Tx(session))
         session.rollback()
         missing = migrations.missing(found)
+        if not missing:
+            return []  # nor is CREATE needed, which the user of a daemon may lack
         self._again(partial(_ddl, session, schema.MYSQL_MIGRATIONS))
         applied = []
         for migration in missing:
