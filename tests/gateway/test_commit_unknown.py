@@ -19,6 +19,7 @@ from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.errors import CommitUnknown
 from workerd.gateway.state import GatewayState
 from workerd.job_spec import JobSpec
+from workerd.operations.enqueue import KnownHandlers
 from workerd.store.engines import open_store
 
 TIMEOUT_S = 0.5
@@ -68,6 +69,14 @@ def ids_of(answer: httpx.Response) -> list[str]:
     return [item["id"] for item in document["items"]] if "items" in document else [document["id"]]
 
 
+@pytest.fixture(params=["cached", "asked"])
+def cache(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the handlers are known, so that a plain job is posted, or a transaction asks for them first."""
+    if request.param == "asked":
+        monkeypatch.setattr(KnownHandlers, "TTL_S", 0.0)
+
+
+@pytest.mark.usefixtures("cache")
 @pytest.mark.parametrize("path", POSTS)
 @pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "k"}], ids=["plain", "keyed"])
 def test_a_post_says_that_it_may_have_been_done(
@@ -75,7 +84,7 @@ def test_a_post_says_that_it_may_have_been_done(
 ) -> None:
     """503 with `unknown` and the ids, which exist here; with a key, a repeat answers the same ones."""
     gateway = gateway_state(config, TIMEOUT_S)
-    assert post(gateway, path).status_code == 201
+    assert post(gateway, path, **{name: "first" for name in key}).status_code == 201
     line.armed = True
     answer = post(gateway, path, **key)
     line.armed = False

@@ -1,4 +1,4 @@
-"""A TCP proxy before a database server that swallows the answer to a COMMIT."""
+"""A TCP proxy before a database server that swallows the answer to what commits."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ from urllib.parse import urlsplit
 
 from tests.support.tcp_proxy import TcpProxy
 
+COMMITTING = (b"\x03COMMIT", b"\x03INSERT INTO workerd_jobs (attempt")
+"""A COMMIT, and an INSERT that an event loop posts, with autocommit: the command and how its text begins."""
+
 
 class SilentCommit(TcpProxy):
-    """Forwards connections to the server of `url`. `armed`: a COMMIT is carried out without an answer."""
+    """Forwards connections to the server of `url`. `armed`: a commit is carried out without an answer."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -27,7 +30,7 @@ class SilentCommit(TcpProxy):
     def _questions(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
-                if self.armed and b"\x03COMMIT" in data:  # the command and its whole text
+                if self.armed and any(statement in data for statement in COMMITTING):
                     silent.set()
                 far.sendall(data)
 

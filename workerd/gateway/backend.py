@@ -23,6 +23,7 @@ from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 
 T = TypeVar("T")
+A = TypeVar("A")
 MAX_CONNECTIONS = 4
 """Threads, each with its own connection to the store."""
 STATEMENT_TIMEOUT_S = 4.0
@@ -42,7 +43,7 @@ class Backend:
         self.paths = Paths(config.node)
         self.draining = False
         self._timeout = timeout
-        self._stores = ConnectionPool(self._open, MAX_CONNECTIONS, timeout)
+        self._stores = ConnectionPool(self.open, MAX_CONNECTIONS, timeout)
         self._store_threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="store")
         self._supervisor_thread = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._queued_calls = 0
@@ -50,11 +51,12 @@ class Backend:
         self._status_at = -STATUS_MAX_AGE_S
         self._status_lock = asyncio.Lock()
 
-    def _open(self) -> Store:
+    def open(self) -> Store:
+        """A connected store of its own. Raises StoreError."""
         return open_checked(self.config, self._timeout, spare=True)
 
-    async def write(self, work: Callable[[Tx], T]) -> T:
-        """Run `work` in one transaction and wake the dispatcher.
+    async def write(self, work: Callable[[Tx], T], run: Callable[[Callable[[Tx], T]], T] | None = None) -> T:
+        """Run `work` in one transaction and wake the dispatcher; `run`: what does it in the thread.
 
         Raises StoreError, and HTTPProblem 503 while the node drains or is overloaded.
         """
@@ -63,17 +65,25 @@ class Backend:
                 "This node is shutting down; send the request to another node or retry later.",
                 DRAINING_RETRY_AFTER_S,
             )
-        result = await self._call(lambda store: store.run(work))
-        poke(self.paths.wake)
+        result: T
+        if run is None:
+            result = await self._call(self._lend, lambda store: store.run(work))
+        else:
+            result = await self._call(run, work)
+        self.wake()
         return result
+
+    def wake(self) -> None:
+        """Wake the dispatcher of this node."""
+        poke(self.paths.wake)
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""
-        return await self._call(lambda store: store.read(work))
+        return await self._call(self._lend, lambda store: store.read(work))
 
     async def check_server(self) -> None:
         """See that the store can be written by this process. Raises StoreError, HTTPProblem 503."""
-        await self._call(Store.check_server)
+        await self._call(self._lend, Store.check_server)
 
     async def keep_checked(self) -> None:
         """Ask the servers of idle connections, too, whether they may be written; until cancelled."""
@@ -82,12 +92,12 @@ class Backend:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._store_threads, self._stores.refresh)
 
-    async def _call(self, work: Callable[[Store], T]) -> T:
+    async def _call(self, call: Callable[[A], T], argument: A) -> T:
         if self._queued_calls >= MAX_QUEUED_CALLS:
             raise overloaded()
         self._queued_calls += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._store_threads, self._lend, work)
+            return await asyncio.get_running_loop().run_in_executor(self._store_threads, call, argument)
         finally:
             self._queued_calls -= 1
 

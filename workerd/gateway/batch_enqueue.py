@@ -10,6 +10,7 @@ from workerd.config.model import Config
 from workerd.document_types import Enqueued
 from workerd.errors import CommitUnknown, StoreAway
 from workerd.gateway.backend import Backend
+from workerd.gateway.posted_enqueue import PostedEnqueue
 from workerd.gateway.problems import HTTPProblem, overloaded
 from workerd.job import parse_id
 from workerd.job_spec import NewJob
@@ -34,6 +35,7 @@ class BatchEnqueue:
         self._config = config
         self._rules = rules
         self._known = enqueue.KnownHandlers()
+        self._posted = PostedEnqueue(backend.open, config, self._known, rules)
         self._queue: list[_Queued] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -63,19 +65,32 @@ class BatchEnqueue:
             self._task = None
 
     async def _enqueue_batch(self, batch: Sequence[_Queued]) -> None:
+        try:
+            posted = None if self._backend.draining else await self._posted.enqueue([job for job, _ in batch])
+        except CommitUnknown as error:
+            _tell(batch, [CommitUnknown(str(error), error.code, ids=(one,)) for one in error.ids])
+        else:
+            if posted is None:
+                await self._enqueue_in_thread(batch)
+            else:
+                self._backend.wake()
+                _tell(batch, posted)
+
+    async def _enqueue_in_thread(self, batch: Sequence[_Queued]) -> None:
         new_jobs = [job for job, _ in batch]
         uncommitted: list[EnqueuedJob | Exception] = []
 
         def work(tx: Tx) -> list[EnqueuedJob | Exception]:
             admitted = enqueue.admit_each(tx, new_jobs, self._known, self._config)
             uncommitted[:] = [
-                one if isinstance(one, Exception) else jobs.created(tx, one, self._rules) for one in admitted
+                one if isinstance(one, Exception) else jobs.created(one, self._rules.of(tx, one.handler))
+                for one in admitted
             ]
             return uncommitted
 
         results: Sequence[EnqueuedJob | Exception]
         try:
-            results = await self._backend.write(work)
+            results = await self._backend.write(work, self._posted.run)
         except CommitUnknown as error:
             # What was refused was refused; each of the others is told of its own job.
             results = [
@@ -89,16 +104,20 @@ class BatchEnqueue:
         except Exception as error:
             if len(batch) > 1:  # one job is at fault: try each alone
                 for queued in batch:
-                    await self._enqueue_batch([queued])
+                    await self._enqueue_in_thread([queued])
                 return
             results = [error]
-        for (_, future), result in zip(batch, results, strict=True):
-            if future.done():  # the client disconnected
-                continue
-            if isinstance(result, Exception):
-                future.set_exception(result)
-            else:
-                future.set_result(result)
+        _tell(batch, results)
+
+
+def _tell(batch: Sequence[_Queued], results: Sequence[EnqueuedJob | Exception]) -> None:
+    for (_, future), result in zip(batch, results, strict=True):
+        if future.done():  # the client disconnected
+            continue
+        if isinstance(result, Exception):
+            future.set_exception(result)
+        else:
+            future.set_result(result)
 
 
 def _enqueue_one(tx: Tx, job: NewJob, config: Config, rules: HandlerRules) -> EnqueuedJob:

@@ -110,9 +110,9 @@ def _queue_us(row: JobRow) -> int | None:
     return max(0, row.started_at - max(row.run_at or 0, row.created_at or 0))
 
 
-def created(tx: Tx, row: JobRow, rules: Rules = UNREDACTED) -> tuple[Enqueued, Document]:
-    """What a caller is told of a job that this transaction has inserted, and its document."""
-    document = documents.job(queries.StoredJob(row=row, attempts=[row]), rules.of(tx, row.handler))
+def created(row: JobRow, redaction: Redaction) -> tuple[Enqueued, Document]:
+    """What a caller is told of a job that was just inserted, and its document."""
+    document = documents.job(queries.StoredJob(row=row, attempts=[row]), redaction)
     return Enqueued(document["id"], created=True), document
 
 

@@ -51,11 +51,17 @@ class HandlerRules:
 
     def of(self, tx: Tx, handler: str) -> Redaction:
         """What is redacted in jobs of this handler."""
-        stored = self._signatures(tx).get(handler, ())
+        return self._of(handler, self._signatures(tx).get(handler, ()))
+
+    def _of(self, handler: str, stored: tuple[str, ...]) -> Redaction:
         own = self._config.handlers.get(handler)
         if not stored and (own is None or not own.redact):
             return self._defaults
         return Redaction((*self._config.redact, *(own.redact if own is not None else ()), *stored))
+
+    def recent(self, handler: str) -> Redaction | None:
+        """The same without the store; None if that must be asked again."""
+        return None if time.monotonic() >= self._until else self._of(handler, self._stored.get(handler, ()))
 
     def of_workflow(self, tx: Tx, workflow: str, handlers: Iterable[str]) -> Redaction:
         """What is redacted in a request of this workflow, which has jobs of these handlers, too."""

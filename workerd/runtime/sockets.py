@@ -1,6 +1,6 @@
 """Unix sockets by path, however long it is, and a client that reconnects.
 
-A socket address holds 107 bytes of path; temporary folders are often longer. So binding and connecting go
+A socket address holds 107 bytes of path; temporary folders are often longer. Then binding and connecting go
 through `/proc/self/fd/N/name` of the open folder.
 """
 
@@ -19,11 +19,15 @@ from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop, Timer
 
 BACKLOG = 128
+MAX_PATH_BYTES = 107
 RECONNECT_PAUSE_S = 0.05
 
 
 @contextlib.contextmanager
 def _short_path(path: Path) -> Iterator[str]:
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield os.fspath(path)
+        return
     parent, name = os.path.split(path)
     folder = os.open(parent or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -7,13 +7,16 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreError, StoreRefused
 from workerd.job import id_text
 from workerd.store import migrations
 from workerd.store.dialect import Dialect
 from workerd.store.session import LastStatement, LockLost, Params, Row, ServerState, Session
+
+if TYPE_CHECKING:
+    from workerd.store.mysql_posting import Posting
 
 T = TypeVar("T")
 
@@ -212,6 +215,13 @@ class Store(ABC):
     def alone(self, work: Callable[[Tx], T], *, write: bool = True) -> T:
         """As `run` or `read`, for a single statement: one round trip instead of two."""
         return self._run_again(work, write=write, alone=True)
+
+    def posting(self) -> Posting | None:
+        """The connection for an event loop, in place of threads until its `end`; None if it cannot be.
+
+        Raises StoreAway.
+        """
+        return None
 
     def read(self, work: Callable[[Tx], T]) -> T:
         """As `run`, for a transaction that only reads."""

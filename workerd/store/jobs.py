@@ -36,6 +36,7 @@ _JSON = ("vars", "meta")
 _OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
 _COLUMNS = ", ".join(("id", "status", "run_at", "created_at", "expires_at", *_JSON, *_OTHERS))
 _PLAIN_COLUMNS = ", ".join(("id", *_JSON, *_OTHERS))
+_PLAIN_MARKS = columns.marks(_PLAIN_COLUMNS.split())
 _ROW = f"({columns.marks(_COLUMNS.split())})"
 _others_of = attrgetter(*_OTHERS)
 
@@ -111,7 +112,7 @@ def insert_new(tx: Tx, jobs: Sequence[NewJob]) -> list[JobRow]:
         sql = f"INSERT INTO workerd_jobs ({_COLUMNS}) VALUES {', '.join([_ROW] * len(part))}"
         tx.execute_last(sql, params, count=len(part))
     tx.enqueued += ids
-    return [_row_of(job, job_id, now) for job, job_id in zip(jobs, ids, strict=True)]
+    return [row_of(job, job_id, now) for job, job_id in zip(jobs, ids, strict=True)]
 
 
 def insert_alone(tx: Tx, job: NewJob) -> Inserted:
@@ -124,10 +125,24 @@ def insert_alone(tx: Tx, job: NewJob) -> Inserted:
     job_id = new_id()
     tx.enqueued.append(job_id)
     tx.execute(
-        f"INSERT INTO workerd_jobs ({_PLAIN_COLUMNS}) VALUES ({columns.marks(_PLAIN_COLUMNS.split())})",
+        f"INSERT INTO workerd_jobs ({_PLAIN_COLUMNS}) VALUES ({_PLAIN_MARKS})",
         (job_id, _text(job.vars), _text(job.meta), *_others_of(job)),
     )
     return Inserted(job_id, True)
+
+
+def posted_insert(
+    jobs: Sequence[NewJob], ids: Sequence[bytes], first_attempt: str
+) -> tuple[str, list[object]]:
+    """The INSERT for a Posting of jobs as in `insert_alone`. Raises StoreRefused for text not in UTF-8.
+
+    `first_attempt`: 1 as the Posting wants it, once.
+    """
+    params: list[object] = []
+    for job, job_id in zip(jobs, ids, strict=True):
+        params += (job_id, _text(job.vars), _text(job.meta), *_others_of(job))
+    rows = [f"({first_attempt}, {_PLAIN_MARKS})", *[f"(1, {_PLAIN_MARKS})"] * (len(jobs) - 1)]
+    return f"INSERT INTO workerd_jobs (attempt, {_PLAIN_COLUMNS}) VALUES {', '.join(rows)}", params
 
 
 def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]:
@@ -172,8 +187,8 @@ _BLANK: dict[str, Any] = dict.fromkeys(JobRow.__struct_fields__) | dict.fromkeys
 )
 
 
-def _row_of(job: NewJob, job_id: bytes, now: int) -> JobRow:
-    """The row of its first attempt, as `_values` writes it."""
+def row_of(job: NewJob, job_id: bytes, now: int) -> JobRow:
+    """The row of its first attempt, as it is inserted."""
     status, due, expires_at = _begin(job, now)
     written = {name: getattr(job, name) for name in ENQUEUED_COLUMNS}
     written |= {"id": job_id, "attempt": 1, "status": str(status), "created_at": now}

@@ -15,6 +15,7 @@ from workerd.store import migrations, schema
 from workerd.store.base import Store, Tx, schema_version
 from workerd.store.mysql_connections import addresses, is_secure, no_session, none_usable, open_link
 from workerd.store.mysql_dialect import MYSQL
+from workerd.store.mysql_posting import Posting
 from workerd.store.mysql_session import MySQLSession, NoSession
 from workerd.store.schema import Migration
 from workerd.store.session import LockLost, ServerRole, ServerState
@@ -68,6 +69,14 @@ class MySQLStore(Store):
                     failed.append(NoSession(str(host), f"does not answer: {error}", error.code))
                 attempt.close()
         raise none_usable(failed)
+
+    def posting(self) -> Posting | None:
+        session = self._connected()
+        # Of others it is not known that the answer to an INSERT tells its time.
+        if not isinstance(session, MySQLSession) or not session.can_pipeline:
+            return None
+        session.begin_alone(True)
+        return Posting(session, self._count, self.close)
 
     def _hosts(self) -> Iterator[tuple[Host, float]]:
         """The hosts in their order, each with its share of what is left of the time limit."""

@@ -28,6 +28,10 @@ _ESCAPES = str.maketrans({
 _SPECIAL = tuple(chr(code) for code in _ESCAPES)
 
 
+ONE_TELLING_THE_TIME = "SIGN(LAST_INSERT_ID(CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED)))"
+"""1 as a value of an INSERT, the answer to which has the time of its defaults, in microseconds, as its id."""
+
+
 def literal(value: object) -> str:
     """Bytes in hex, text quoted, None as NULL. Raises StoreRefused for a float that is not finite."""
     if value is None:

@@ -119,7 +119,7 @@ class MySQLSession(Session):
         if not self.can_pipeline:
             return super().commit_after(last)
         try:
-            statement = self._bytes(_bound(last.sql, last.params))
+            statement = self.statement(last.sql, last.params)
         except StoreRefused as error:
             return error
         done, committed = self._pipeline([statement, b"COMMIT"])
@@ -137,17 +137,17 @@ class MySQLSession(Session):
         self._run("ROLLBACK")
 
     def execute(self, sql: str, params: Params = ()) -> int:
-        return int(self._run(_bound(sql, params)).affected_rows or 0)
+        return int(self._run(sql, params).affected_rows or 0)
 
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         if self._commits_at_once and not self._link.get_autocommit():
-            return self._rows([self._bytes(_bound(sql, params)), b"COMMIT"])[0]
-        return list(self._run(_bound(sql, params)).rows or ())
+            return self._rows([self.statement(sql, params), b"COMMIT"])[0]
+        return list(self._run(sql, params).rows or ())
 
     def queries(self, statements: Sequence[tuple[str, Params]]) -> list[list[Row]]:
         if not self.can_pipeline:
             return super().queries(statements)
-        return self._rows([self._bytes(_bound(sql, params)) for sql, params in statements])
+        return self._rows([self.statement(sql, params) for sql, params in statements])
 
     def _rows(self, statements: list[bytes]) -> list[list[Row]]:
         answers = self._pipeline(statements)
@@ -160,8 +160,8 @@ class MySQLSession(Session):
         try:
             answers = self._link.pipeline(statements)
         except (pymysql.Error, OSError, RuntimeError) as error:
-            raise self._classified(error) from None
-        return [self._classified(a) if isinstance(a, pymysql.Error) else a for a in answers]
+            raise self.classified(error) from None
+        return [self.classified(a) if isinstance(a, pymysql.Error) else a for a in answers]
 
     def clock(self) -> int:
         return clock.from_text(self.query("SELECT UTC_TIMESTAMP(6)")[0][0])
@@ -170,17 +170,22 @@ class MySQLSession(Session):
         with suppress(pymysql.Error, OSError):
             self._link.close()
 
-    def _run(self, sql: str) -> MySQLResult:
-        statement = self._bytes(sql)
+    @property
+    def link(self) -> PatientConnection:
+        """The driver's connection."""
+        return self._link
+
+    def _run(self, sql: str, params: Params = ()) -> MySQLResult:
+        statement = self.statement(sql, params)
         try:
             return self._link.ask(statement)
         except (pymysql.Error, OSError, RuntimeError) as error:
-            raise self._classified(error) from None
+            raise self.classified(error) from None
 
-    def _bytes(self, sql: str) -> bytes:
+    def statement(self, sql: str, params: Params = ()) -> bytes:
         """A statement as it is sent. Raises StoreRefused if the server would not take it."""
         try:
-            statement = sql.encode("utf-8")
+            statement = _bound(sql, params).encode("utf-8")
         except UnicodeEncodeError as error:
             raise StoreRefused(f"text is not valid Unicode: {error.reason}", 1366) from None
         # The server hangs up on a longer one, which would look like a lost connection (law 7).
@@ -189,7 +194,7 @@ class MySQLSession(Session):
             raise StoreRefused(f"the statement has {len(statement)} bytes, {limit}", TOO_LARGE)
         return statement
 
-    def _classified(self, error: Exception) -> StoreError:
+    def classified(self, error: Exception) -> StoreError:
         """A driver's error as ours, with the server's message and code."""
         code, message = code_and_message(error)
         if code in SERVER_READ_ONLY:

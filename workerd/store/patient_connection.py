@@ -21,6 +21,8 @@ SLOWEST_BYTES_S = 8 * 1024
 """What was sent may lie in buffers on the way, so the answer may take as much longer as so slow a line."""
 
 
+MAX_TAKEN_BYTES = 4096
+
 _PRELUDE = struct.Struct("<iB")  # the length in three bytes, the number 0 of the packet, the command
 
 
@@ -73,6 +75,33 @@ class PatientConnection(pymysql.Connection):
             return [self._answer(statement) for statement in statements]
         self._write_bytes(b"".join([_PRELUDE.pack(len(sql) + 1, COM_QUERY) + sql for sql in statements]))
         return [self._answer() for _ in statements]
+
+    # -- for an event loop (workerd.store.mysql_posting)
+
+    def wait(self, patiently: bool) -> None:
+        """Whether calls wait for the socket, as they do at first, or fail where they would wait."""
+        self._sock.settimeout(self.slice_s if patiently else 0)
+
+    def fileno(self) -> int:
+        """Of the socket."""
+        return int(self._sock.fileno())
+
+    def post(self, statement: bytes) -> bool:
+        """Send a statement; false if the socket does not take it as a whole, so that it never runs."""
+        data = _PRELUDE.pack(len(statement) + 1, COM_QUERY) + statement
+        try:
+            return bool(self._sock.send(data) == len(data))
+        except OSError:
+            return False
+
+    def take(self) -> bytes:
+        """Some bytes of an answer. Raises OSError if there are none yet, the driver's error if none come."""
+        data: bytes = self._sock.recv(MAX_TAKEN_BYTES)
+        if not data:
+            raise pymysql.OperationalError(CR.CR_SERVER_LOST, "Lost connection to MySQL server during query")
+        return data
+
+    # -- reading and writing
 
     def _answer(self, unsent: bytes | None = None) -> MySQLResult | pymysql.Error:
         if unsent is None:

@@ -1,0 +1,65 @@
+"""Enqueue plain jobs from an event loop, on a connection that needs no thread."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from workerd.config.model import Config
+from workerd.document_types import Document, Enqueued
+from workerd.job import new_id
+from workerd.job_spec import NewJob
+from workerd.operations import jobs
+from workerd.operations.enqueue import KnownHandlers, is_plain
+from workerd.operations.rules import HandlerRules
+from workerd.redaction import Redaction
+from workerd.store import jobs as stored_jobs
+
+if TYPE_CHECKING:
+    from workerd.store.mysql_posting import Posting as Posting
+
+
+def redactions(
+    specs: Sequence[NewJob], known: KnownHandlers, rules: HandlerRules, config: Config
+) -> list[Redaction] | None:
+    """What is redacted in each of these jobs, if all may be enqueued without a question to the store."""
+    if not known.is_recent or not all(
+        is_plain(spec, config) and known.admits(spec, config) for spec in specs
+    ):
+        return None
+    found = [rules.recent(spec.handler) for spec in specs]
+    complete = [redaction for redaction in found if redaction is not None]
+    return complete if len(complete) == len(found) else None
+
+
+class PostedJobs:
+    """Plain jobs on their way to the store: once `fileno` is readable, `receive` may have the answer.
+
+    Raises StoreError where they cannot be sent: then nothing was done.
+    """
+
+    def __init__(self, posting: Posting, specs: Sequence[NewJob], redacted: Sequence[Redaction]) -> None:
+        self._posting = posting
+        self._specs = specs
+        self._redacted = redacted
+        self._ids = [new_id() for _ in specs]
+        self.fileno = posting.fileno()
+        self.limit_s = posting.limit_s
+        posting.send(*stored_jobs.posted_insert(specs, self._ids, posting.first_attempt))
+
+    def receive(self) -> list[tuple[Enqueued, Document]] | None:
+        """Each job and its document; None before the answer is complete.
+
+        Raises CommitUnknown with all ids, or another StoreError after which nothing was done.
+        """
+        now = self._posting.receive(self._ids)
+        if now is None:
+            return None
+        each = zip(self._specs, self._ids, self._redacted, strict=True)
+        return [
+            jobs.created(stored_jobs.row_of(spec, job_id, now), redaction) for spec, job_id, redaction in each
+        ]
+
+    def give_up(self) -> None:
+        """There was no answer in time. Raises CommitUnknown."""
+        raise self._posting.lost(self._ids)
