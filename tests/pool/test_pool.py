@@ -9,12 +9,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-import workerd.pool.pool
 from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
 from workerd.job import Status
 from workerd.messages import Claims
 from workerd.outcome import Reason
-from workerd.pool import monitor
+from workerd.pool import claim_queue, monitor
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_a_group_that_was_idle_starts_before_what_waits(
 ) -> None:
     """Among those that were idle the order stays."""
     monkeypatch.setattr(monitor, "STUCK_S", 1e6)
-    monkeypatch.setattr(workerd.pool.pool, "MAX_OVERTAKEN_S", 1e6)
+    monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
     pool = make_pool("noop", "gate")
     fair = tuple(msgspec.structs.replace(handler, fair=True) for handler in pool.handlers)
     with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=fair)) as harness:

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import setproctitle
 
-from workerd import log as logging
 from workerd.config.handler_config import PoolConfig
 from workerd.errors import FrameTooLarge, LoadError
-from workerd.job import AttemptRef, Claim, ClaimedAttempt, id_text
+from workerd.job import AttemptRef, Claim, ClaimedAttempt
 from workerd.log import get_logger
 from workerd.messages import (
     Cancel,
@@ -37,34 +33,29 @@ from workerd.messages import (
     Seen,
     Traced,
 )
-from workerd.outcome import Outcome, RunResult, released
-from workerd.pool import job_trace, loading, noted_calls
+from workerd.outcome import Outcome, RunResult
+from workerd.pool import noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
-from workerd.pool.capacity import (
-    BUFFER_S,
-    MAX_OVERTAKEN_S,
-    MAX_RATED_WAIT_S,
-    Capacity,
-    ClaimTimeAverage,
-    RunTimeAverage,
-)
+from workerd.pool.capacity import BUFFER_S, Capacity, ClaimTimeAverage, RunTimeAverage
+from workerd.pool.claim_queue import ClaimQueue
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
+from workerd.pool.endings import Endings
 from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.kept_log import KeptLog
+from workerd.pool.known_handlers import KnownHandlers
 from workerd.pool.loading import LoadedHandlers, preload
 from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.results import unrunnable
-from workerd.pool.scrubbing import scrubber_of_claim
 from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import WorkerState
-from workerd.redaction import Redaction, Scrubber
+from workerd.redaction import Scrubber
 from workerd.runtime.child import (
     CANNOT_LOAD_EXIT_STATUS,
     CRASH_LOOP_EXIT_STATUS,
@@ -79,11 +70,7 @@ from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
 from workerd.runtime.service import Service
-from workerd.signature import redaction_of
 from workerd.tracing import switch as tracing
-from workerd.tracing.context import trace_of
-
-_CANCELLED_BEFORE_START = RunResult(serial=0, kind="cancelled", error="It was cancelled before it started.")
 
 log = get_logger("pool")
 
@@ -99,30 +86,25 @@ class Pool(Service):
         super().__init__(ctx.control, ctx.watchdog)
         config, paths = ctx.config, Paths(ctx.config.node)
         hello = Hello(role="pool", name=pool.name, life=life)
-        self._config = config
         self._pool = pool
-        self._warned: set[str] = set()  # handlers whose class has cooler()
         self._claim_batch = config.dispatcher.batch
         self._crash_loop_drain_s = config.shutdown.drain
         self._exit_status = 0
         self._serving = False
         self._has_worker = False  # one was ready
         self._lease_held = True
-        self._queue: deque[Claim] = deque()
         self._assign_scheduled = self._report_scheduled = False
         self._monitor_timer: Timer | None = None
         self._preexisting: set[int] = set()
-        self._outcomes: Counter[str] = Counter()
-        self._sources: dict[str, int] = {}
-        self._stale = False
         self._spared = SparedJobs()
-        self._redactions: dict[str, Redaction] = {}  # of handlers that have any
-        self._fair = any(handler.fair for handler in pool.handlers)
-        self._late_timer: Timer | None = None
-        self._rated = any(handler.rated for handler in pool.handlers)
+        fair = any(handler.fair for handler in pool.handlers)
+        rated = any(handler.rated for handler in pool.handlers)
+        # What waits here has had its start or its turn: no more than is needed.
+        self._keeps_queue_short = fair or rated
         self._run_times = RunTimeAverage()
         self._claim_times = ClaimTimeAverage()
         self._policies = Policies(config, pool)
+        self._handlers = KnownHandlers(config, self._policies)
         self._outcome_sender = OutcomeSender(
             self.loop, paths.ingester, hello, config.ingester.max_payload, self._on_acknowledged,
             self._become_up,
@@ -138,6 +120,10 @@ class Pool(Service):
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
         self._state_relay = StateRelay(self.loop, self._outcome_sender)
+        self._endings = Endings(
+            self._outcome_sender, self._policies, self._state_relay, traced=pool.otel is not None
+        )
+        self._queue = ClaimQueue(self.loop, self._endings.release, fair=fair, rated=rated)
         self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
 
     def run(self) -> int:
@@ -187,16 +173,8 @@ class Pool(Service):
         self.loop.call_later(0, self.loop.stop)
 
     def _learn_handlers(self, specs: list[HandlerSpec], sources: dict[str, int]) -> None:
-        self._policies.learn(specs)
-        self._redactions |= {spec.name: found for spec in specs if (found := redaction_of(spec.signature))}
-        for name in {spec.name for spec in specs if spec.has_cooler} - self._warned:
-            self._warned.add(name)
-            if loading.lacks_cooler_key(name, self._config):
-                log.warning("handler.not_recurring", handler=name, error=loading.NO_COOLER_KEY)
+        self._handlers.learn(specs, sources)
         self._outcome_sender.announce([Seen(spec.name, spec.signature) for spec in specs])
-        for file, changed_at in sources.items():
-            # The oldest counts: a worker that was forked later may have imported newer code than the others.
-            self._sources[file] = min(changed_at, self._sources.get(file, changed_at))
 
     # -- from the dispatcher
 
@@ -220,38 +198,23 @@ class Pool(Service):
         self._claim_times.add(max(0, time.monotonic_ns() - claims[0].mono) / 1e9)
         self._report_capacity_soon()
         if not self._may_start_jobs:
-            self._release(claims)
+            self._endings.release(claims)
             return
         known = [claim for claim in claims if claim.handler in self._policies]
         if len(known) < len(claims):
-            self._release([claim for claim in claims if claim.handler not in self._policies])
-        if self._fair and self._queue:
-            known = self._let_ahead(known)
+            self._endings.release([claim for claim in claims if claim.handler not in self._policies])
         self._queue.extend(known)
         self._assign_queued()
-        if self._queue:
+        if self._queue.waiting:
             self._start_monitor()  # which releases claims that no worker takes
-
-    def _let_ahead(self, claims: list[Claim]) -> list[Claim]:
-        """Put the claims of groups that were idle before those that wait, unless they do so for long.
-
-        Returns the others.
-        """
-        ahead = [claim for claim in claims if claim.is_ahead]
-        if not ahead:
-            return claims
-        since = time.monotonic_ns() - int(MAX_OVERTAKEN_S * 1e9)
-        stay = list(itertools.takewhile(lambda one: one.is_ahead or one.mono < since, self._queue))
-        self._queue = deque([*stay, *ahead, *itertools.islice(self._queue, len(stay), None)])
-        return [claim for claim in claims if not claim.is_ahead]
 
     def _on_cancel(self, ref: AttemptRef) -> None:
         workers = self._worker_manager.workers.values()
         for worker in workers:
             if any(attempt.claim.ref == ref for attempt in worker.queued):
                 worker.revoke()
-        for claim in self._take_queued(lambda claim: claim.ref == ref):
-            self._close(claim, _CANCELLED_BEFORE_START)
+        for claim in self._queue.take(lambda claim: claim.ref == ref):
+            self._endings.cancel(claim)
         for worker in workers:
             if worker.attempt is not None and worker.attempt.claim.ref == ref:
                 worker.cancel()
@@ -266,7 +229,7 @@ class Pool(Service):
         self._report_capacity_soon()
 
     def _holdings(self) -> Iterator[ClaimedAttempt | Outcome]:
-        yield from self._queue
+        yield from self._queue.waiting
         yield from (attempt.claim for attempt in self._worker_manager.attempts())
         yield from self._outcome_sender.kept()
 
@@ -283,7 +246,7 @@ class Pool(Service):
     def _report_capacity(self) -> None:
         self._report_scheduled = False
         if self._dispatcher_link.connected:
-            self._dispatcher_link.report(self._capacity(), len(self._queue))
+            self._dispatcher_link.report(self._capacity(), len(self._queue.waiting))
 
     def _capacity(self) -> Capacity | None:
         if not self._may_start_jobs or self._outcome_sender.full:
@@ -292,8 +255,7 @@ class Pool(Service):
         idle = len(manager.idle) + manager.starting_soon
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
-        # What waits here has had its start or its turn: no more than is needed.
-        buffer_s = BUFFER_S if self._rated or self._fair else self._claim_times.buffer_s
+        buffer_s = BUFFER_S if self._keeps_queue_short else self._claim_times.buffer_s
         return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
 
     # -- to the workers
@@ -301,15 +263,14 @@ class Pool(Service):
     def _assign_queued(self) -> None:
         """Assign what waits to idle workers, and prefetch for busy ones."""
         self._assign_scheduled = False
-        idle, queue = self._worker_manager.idle, self._queue
+        idle, queue = self._worker_manager.idle, self._queue.waiting
         while idle and queue:
             worker = idle.pop()
             if worker.state is WorkerState.IDLE:  # else it is dying, and is forgotten at its death
                 self._assign(worker, queue.popleft())
         self._prefetch.fill(queue, self._outcome_sender.max_payload)
         self._prefetch.rest()
-        if self._rated and queue and self._late_timer is None:
-            self._late_timer = self.loop.call_later(MAX_RATED_WAIT_S, self._release_late)
+        self._queue.watch()
 
     def _assign_soon(self) -> None:
         if not self._assign_scheduled:
@@ -320,7 +281,7 @@ class Pool(Service):
         try:
             worker.assign(claim, self._policies.of(claim), self._outcome_sender.max_payload)
         except FrameTooLarge as error:
-            self._close(claim, unrunnable(0, f"Its vars are too large: {error}."))
+            self._endings.close(claim, unrunnable(0, f"Its vars are too large: {error}."))
             self._worker_manager.idle.append(worker)
             self._assign_soon()
             return
@@ -354,16 +315,16 @@ class Pool(Service):
         self._run_times.add((now - attempt.start_ns) / 1e9)
         if result.usage.run_us is not None:
             self._prefetch.add_run(result.usage.run_us)
-        self._close_attempt(worker, attempt, result, now)
+        self._endings.close_attempt(attempt, result, worker.pid, now)
         if self._worker_manager.reuse_or_recycle(worker, result.tainted):
             self._assign_next(worker)
-        if len(self._queue) <= self._dispatcher_link.low:
+        if len(self._queue.waiting) <= self._dispatcher_link.low:
             self._report_capacity_soon()
         if self._drain.started:
             self._finish_if_drained()
 
     def _assign_next(self, worker: WorkerProcess) -> None:
-        queue = self._queue
+        queue = self._queue.waiting
         if worker.attempt is None:
             if not queue:
                 self._worker_manager.idle.append(worker)
@@ -379,12 +340,12 @@ class Pool(Service):
 
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         if attempt.cancelled:
-            self._close(attempt.claim, _CANCELLED_BEFORE_START)
+            self._endings.cancel(attempt.claim)
         elif self._may_start_jobs:
-            self._queue.appendleft(attempt.claim)
+            self._queue.waiting.appendleft(attempt.claim)
             self._assign_soon()
         else:
-            self._release([attempt.claim])
+            self._endings.release([attempt.claim])
 
     def spares(self, attempt: AssignedAttempt) -> bool:
         return self._spared.spare(attempt)
@@ -393,7 +354,7 @@ class Pool(Service):
         if attempt is not None:
             now = time.monotonic_ns()
             result = result_of_death(attempt, status, worker.kill_reason, now, self._pool.memory_max)
-            self._close_attempt(worker, attempt, result, now)
+            self._endings.close_attempt(attempt, result, worker.pid, now)
         elif worker.kill_reason is not KillReason.RETIRED and not worker.killed_at_work:
             error = death_error(status, worker.kill_reason)
             log.warning("worker.died", pool=self._pool.name, worker=worker.name, pid=worker.pid, error=error)
@@ -407,12 +368,7 @@ class Pool(Service):
         self._finish_if_drained()
 
     def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
-        redaction = self._redactions.get(attempt.claim.handler)
-        if redaction is None:
-            return None
-        if attempt.scrubber is None:
-            attempt.scrubber = scrubber_of_claim(redaction, attempt.claim)
-        return attempt.scrubber
+        return self._handlers.scrubber_of(attempt)
 
     def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
         self._prefetch.on_output()
@@ -427,56 +383,10 @@ class Pool(Service):
     def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
         log.warning("output.truncated", dropped_bytes=count, **log_fields(self._pool.name, worker, attempt))
 
-    # -- to the ingester
-
-    def _close_attempt(
-        self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult, now_ns: int
-    ) -> None:
-        started = attempt.started_ns(result, now_ns)
-        outcome = self._policies.decide(
-            attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=worker.pid,
-            cancelled=attempt.cancelled, state=attempt.state,
-        )  # fmt: skip
-        if self._pool.otel is not None:
-            outcome = msgspec.structs.replace(outcome, trace=result.trace or trace_of(attempt.claim.meta))
-        self._send(outcome if attempt.log is None else attempt.with_log(outcome))
-        self._state_relay.forget(attempt)
-
-    def _close(self, claim: Claim, result: RunResult) -> None:
-        self._send(self._policies.decide(claim, result))
-
-    def _send(self, outcome: Outcome) -> None:
-        self._outcome_sender.send(outcome)
-        self._outcomes[outcome.reason or ""] += 1
-        if logging.debugging:
-            job_trace.ended(outcome)
-        if outcome.success is False:
-            log.warning(
-                "attempt.failed", handler=outcome.handler, job=id_text(outcome.id), attempt=outcome.attempt,
-                reason=outcome.reason, status=outcome.status, error=outcome.error,
-            )  # fmt: skip
-
-    def _release(self, claims: list[Claim]) -> None:
-        for claim in claims:
-            self._outcome_sender.send(released(claim))
-
     def _release_unstarted(self, handlers: tuple[str, ...] = ()) -> None:
         """Release the claims that no worker has started (law 4), of these handlers or of all."""
         self._prefetch.revoke_all()
-        self._release(self._take_queued(lambda claim: not handlers or claim.handler in handlers))
-
-    def _release_late(self) -> None:
-        """Release the claims of a rate that no worker has taken in time."""
-        since = time.monotonic_ns() - int(MAX_RATED_WAIT_S * 1e9)
-        self._release(self._take_queued(lambda claim: claim.mono < since))
-        waits = bool(self._queue)
-        self._late_timer = self.loop.call_later(MAX_RATED_WAIT_S / 2, self._release_late) if waits else None
-
-    def _take_queued(self, wanted: Callable[[Claim], bool]) -> list[Claim]:
-        taken = [claim for claim in self._queue if wanted(claim)]
-        if taken:
-            self._queue = deque(claim for claim in self._queue if not wanted(claim))
-        return taken
+        self._endings.release(self._queue.take_of(handlers))
 
     def _on_acknowledged(self) -> None:
         self._report_capacity_soon()
@@ -491,16 +401,17 @@ class Pool(Service):
     def _check_workers(self) -> None:
         self._monitor_timer = None
         running = self._monitor.check()
-        if self._queue and self._monitor.stuck():
+        if self._queue.waiting and self._monitor.stuck():
             self._release_unstarted()
         self._worker_manager.recycle_idle()
         self._report_capacity_soon()
-        if running or self._queue or self._pool.max_age:
+        if running or self._queue.waiting or self._pool.max_age:
             self._start_monitor()
 
     def on_report(self) -> None:
         """Check now whether handler code changed since it was loaded."""
-        self._stale = self._serving and loading.changed(self._sources)
+        if self._serving:
+            self._handlers.look()
 
     def log_of(self, message: ReadLog) -> LogText:
         """The log of a job that runs here, or was the last that its worker ran."""
@@ -516,14 +427,14 @@ class Pool(Service):
     def info(self) -> dict[str, Any]:
         """What `workerd status` and the metrics show. `stale`: handler code changed since it was loaded."""
         handlers = [handler.name for handler in self._pool.handlers]
-        info: dict[str, Any] = {"handlers": handlers, "stale": self._stale}
+        info: dict[str, Any] = {"handlers": handlers, "stale": self._handlers.stale}
         if self._serving:
             workers = self._worker_manager.workers
             info |= {
                 "workers": workers_info(workers),
-                "waiting": len(self._queue) + queued_count(workers.values()),
+                "waiting": len(self._queue.waiting) + queued_count(workers.values()),
                 "unacknowledged": self._outcome_sender.unacknowledged,
-                "done": dict(self._outcomes),
+                "done": dict(self._endings.counts),
                 "worker_restarts": dict(self._worker_manager.restarts),
                 "strangers_killed": self._orphan_reaper.killed,
                 "lease_held": self._lease_held,
@@ -570,7 +481,7 @@ class Pool(Service):
 
     def _finish_if_drained(self) -> None:
         if self._drain.started and not (
-            self._queue or self._worker_manager.busy or self._outcome_sender.unacknowledged
+            self._queue.waiting or self._worker_manager.busy or self._outcome_sender.unacknowledged
         ):
             self._drain.finish()
 
