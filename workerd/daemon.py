@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-
 from workerd import log, messages
 from workerd.dispatcher import dispatcher
 from workerd.ingester import ingester
 from workerd.metrics import values
 from workerd.pool import pool
 from workerd.runtime.cgroup import Delegation
-from workerd.runtime.child import allow_inspection, forbid_inspection
+from workerd.runtime.child import allow_inspection, forbid_inspection, share_memory
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.systemd import ServiceManager
 from workerd.store import engines
@@ -53,8 +51,6 @@ def run(reader: SealedConfigReader) -> int:
         delegation.prepare()
     values.install()
     messages.prepare()
-    engines.prepare(first.scheme)
-    # All processes share what is imported so far; the garbage collector would copy what it touches.
-    gc.collect()
-    gc.freeze()
+    engines.prepare(first.scheme, encrypted=first.encrypted)
+    share_memory()
     return Supervisor(first, MAINS, reader.read, ServiceManager.take().notify).run()

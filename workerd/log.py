@@ -24,7 +24,8 @@ from workerd import lean_imports
 from workerd.config.model import LogConfig
 from workerd.text import line
 
-with lean_imports.without("rich", deferred=("asyncio",)):
+# threadlocal alone imports greenlet, where that is installed.
+with lean_imports.without("rich", deferred=("asyncio", "structlog.stdlib", "structlog.threadlocal")):
     import structlog
 
 Event = MutableMapping[str, Any]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import textwrap
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
+from workerd import lean_imports
 from workerd.text import harmless, line
 
 Document = dict[str, Any]
 """A JSON object, such as those of `workerd.documents`."""
+
+# For tables; the daemon is started by way of this module, and prints none.
+shutil = lean_imports.deferred("shutil")
+unicodedata = lean_imports.deferred("unicodedata")
 
 MIN_LAST_COLUMN_WIDTH = 20
 CONTINUED = "    "

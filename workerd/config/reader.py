@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from workerd import lean_imports
 from workerd.config import validators as v
 from workerd.config.config_value import NestedKeys
 from workerd.config.model import tables_with
@@ -22,6 +21,10 @@ KeyPath = tuple[str | int, ...]
 
 MAX_ERRORS_SHOWN = 200
 """A file of another program would have thousands."""
+
+# Needed by the child that reads the files, and for errors.
+difflib = lean_imports.deferred("difflib")
+tomllib = lean_imports.deferred("tomllib")
 
 _BARE = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -170,7 +173,8 @@ def _read_file(file: Path, errors: ConfigErrors) -> dict[str, Any] | None:
         if len(raw) > MAX_FILE_BYTES:
             errors.add(str(file), (), f"expected a file of at most {MAX_FILE_BYTES >> 20} MiB")
             return None
-        return tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
+        values: dict[str, Any] = tomllib.loads(raw.decode("utf-8-sig").replace("\r\n", "\n"))
+        return values
     except OSError as error:
         errors.add(str(file), (), f"cannot be read: {error.strerror}")
     except UnicodeDecodeError as error:

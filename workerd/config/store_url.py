@@ -117,6 +117,12 @@ def parse_store_url(url: str) -> StoreUrl:
     )
 
 
+def may_be_encrypted(url: str) -> bool:
+    """Whether connections to this valid address use TLS, at least if the server can."""
+    address = parse_store_url(url)
+    return isinstance(address, MySQLUrl) and address.tls.mode != "off"
+
+
 def _invalid(wrong: list[str]) -> InvalidValue:
     return InvalidValue(f"expected {STORE_URL_FORM}; {'; '.join(wrong)}")
 

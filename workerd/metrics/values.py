@@ -10,12 +10,16 @@ import string
 import struct
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from threading import Lock
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader, MetaPathFinder
+else:  # for the base classes alone; importing them loads importlib.resources, tempfile, shutil, bz2 and lzma
+    Loader = MetaPathFinder = object
 
 FIRST_FILE_BYTES = 16 * 1024
 MAX_FILE_BYTES = 1024 * 1024

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-import shutil
 from functools import cache, cached_property
 from typing import Any
 
 import msgspec
 
-from workerd import host
+from workerd import host, lean_imports
 from workerd.config.command_line import OPTIONAL, Argument, placeholders
 from workerd.config.handler_config import CommandConfig
 from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.signature import BadVars, Field, Fields, Param, Signature, type_of
+
+shutil = lean_imports.deferred("shutil")
 
 MAX_ARGUMENT_BYTES = 128 * 1024
 """What Linux allows for one argument, with the NUL at its end."""
@@ -54,7 +55,7 @@ class Command:
 
 def _find(program: str) -> str:
     """The program's absolute path. Raises LoadError."""
-    found = shutil.which(program)
+    found: str | None = shutil.which(program)
     if found is not None:
         return found
     if os.sep not in program:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Iterator
@@ -63,6 +62,7 @@ from workerd.runtime.child import (
     become_subreaper,
     children_of,
     outlive_parent,
+    share_memory,
 )
 from workerd.runtime.limits import POOL_NICENESS, yield_processors
 from workerd.runtime.loop import Timer
@@ -156,9 +156,7 @@ class Pool(Service):
             self._learn_handlers(loaded.specs, loaded.sources)
         # Only now is the end of the supervisor's channel read, and are there children to end before us.
         outlive_parent()
-        # Workers share what exists now for as long as neither side writes to it.
-        gc.collect()
-        gc.freeze()
+        share_memory()
         # Children that an import started belong to the handler; later ones were left behind by workers.
         self._preexisting = set(children_of(os.getpid()))
         self._serving = True

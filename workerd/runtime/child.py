@@ -133,6 +133,17 @@ def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoRe
         os._exit(status)
 
 
+def share_memory() -> None:
+    """Let processes that are forked from now on share the memory of what exists, until either side writes."""
+    gc.collect()
+    gc.freeze()  # a collection writes to whatever it looks at
+    # Each entry of this cache counts as a reference to a name, and entries come and go all the time.
+    # 1.4 MiB of a node with 2 workers, 2 MiB with 8.
+    clear: Callable[[], None] | None = getattr(sys, "_clear_type_cache", None)
+    if clear is not None:
+        clear()
+
+
 def die_with_parent(parent: int) -> None:
     """Ask the kernel for SIGKILL when the parent dies; exit if it is dead already."""
     _libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)

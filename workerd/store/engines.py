@@ -15,12 +15,12 @@ _MODULES = {"mysql": "workerd.store.mysql", "sqlite": "workerd.store.sqlite"}
 """The module of each scheme; its `open_store` takes the parsed URL, a time limit and a password file."""
 
 
-def prepare(scheme: str) -> None:
+def prepare(scheme: str, *, encrypted: bool = False) -> None:
     """Load what `open_store` needs for URLs of this scheme, to be shared by the processes forked later."""
     # A broken driver is reported by the process that opens the store.
     with contextlib.suppress(Exception):
         if scheme == "mysql":
-            lean_imports.share_driver(_MODULES[scheme])
+            lean_imports.share_driver(_MODULES[scheme], encrypted=encrypted)
         else:
             importlib.import_module(_MODULES[scheme])
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import Callable, Sequence
 
 import pymysql
 from pymysql.constants import CR
 from pymysql.protocol import MysqlPacket, OKPacketWrapper
 
+from workerd import lean_imports
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
 from workerd.job import id_text
 from workerd.store.mysql_dialect import ONE_TELLING_THE_TIME
 from workerd.store.mysql_session import MySQLSession
 from workerd.store.session import LockLost, Params
 
+# Only the gateway posts, and its event loop holds it in any case.
+ssl = lean_imports.deferred("ssl")
+
 MAX_POSTED_BYTES = 64 * 1024
 """Of a statement: what the buffer of a fresh TCP connection takes at once."""
-_NOT_NOW = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 _HEAD_BYTES = 4
 """Of an answer: its length in three, then the number of the packet."""
 
@@ -80,7 +82,7 @@ class Posting:
             if packet.is_error_packet():
                 packet.raise_for_error()
             return int(OKPacketWrapper(packet).insert_id)
-        except _NOT_NOW:
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except (pymysql.Error, OSError) as error:
             raise self._error(error, ids) from None

@@ -18,6 +18,7 @@ from workerd.config import token_file
 from workerd.config.build import build
 from workerd.config.model import Config, StoreConfig
 from workerd.config.reader import PATH_VARIABLE, ConfigErrors, ConfigTree, read
+from workerd.config.store_url import may_be_encrypted
 from workerd.errors import ConfigError
 from workerd.runtime.child import fork, ignore_terminal_signals
 from workerd.runtime.hidden_environment import hidden_environment, hide_environment
@@ -34,13 +35,14 @@ class SealedConfig:
     """A configuration without its store section.
 
     `fd`: an anonymous file that holds the section. `digest`: differs when the section differs.
-    `scheme`: of the store's URL.
+    `scheme`: of the store's URL. `encrypted`: connections to it may use TLS.
     """
 
     config: Config
     fd: int
     digest: int
     scheme: str = ""
+    encrypted: bool = False
 
 
 class _Answer(msgspec.Struct, array_like=True):
@@ -51,6 +53,7 @@ class _Answer(msgspec.Struct, array_like=True):
     notes: tuple[str, ...]
     digest: int
     scheme: str
+    encrypted: bool
     errors: list[str]
 
 
@@ -91,7 +94,7 @@ class SealedConfigReader:
             config = msgspec.structs.replace(
                 config, node=msgspec.structs.replace(config.node, name=self._host_name)
             )
-        return SealedConfig(_without_store(config), store, answer.digest, answer.scheme)
+        return SealedConfig(_without_store(config), store, answer.digest, answer.scheme, answer.encrypted)
 
     def _read_in_child(self, store: int, answer_fd: int) -> _Answer:
         child = fork(lambda: self._child_main(store, answer_fd), keep=(self._variables, store, answer_fd))
@@ -113,7 +116,7 @@ class SealedConfigReader:
 
     def _child_main(self, store: int, answer_fd: int) -> int:
         ignore_terminal_signals()
-        answer = _Answer([], {}, (), 0, "", [])
+        answer = _Answer([], {}, (), 0, "", False, [])
         try:
             errors = ConfigErrors()
             tree = read(self._path, hidden_environment(self._variables), errors)
@@ -126,6 +129,7 @@ class SealedConfigReader:
             answer.sources, answer.values, answer.notes = tree.sources, tree.values, config.notes
             answer.digest = _seal_store(config.store, store)
             answer.scheme = config.store.url.partition(":")[0]
+            answer.encrypted = may_be_encrypted(config.store.url)
         _write(answer_fd, msgspec.msgpack.encode(answer))
         return 0
 
