@@ -20,17 +20,19 @@ def exposed(tmp_path: Path, text: str) -> list[str]:
     [(0o666, "change"), (0o644, "read"), (0o660, "its group"), (0o640, ""), (0o600, ""), (0o400, "")],
 )
 def test_files_of_secrets(tmp_path: Path, mode: int, words: str) -> None:
-    """Password and tokens are for the daemon's user, and at most readable by its group."""
+    """Password, tokens and secrets are for the daemon's user, and at most readable by its group."""
     secret = tmp_path / "secret"
     secret.write_text("s3cr3t\n")
     secret.chmod(mode)
     found = exposed(
         tmp_path,
         f'[store]\nurl = "mysql://u@localhost/db"\npassword_file = "{secret}"\n'
-        f'[gateway]\ntoken_file = "{secret}"\n',
+        f'[gateway]\ntoken_file = "{secret}"\n'
+        f'[webhooks.ops]\nurl = "https://x.example/"\nsecret_file = "{secret}"\n',
     )
-    assert len(found) == (2 if words else 0), found
-    for sentence, key in zip(found, ("store.password_file", "gateway.token_file"), strict=False):
+    keys = ("store.password_file", "gateway.token_file", "webhooks.ops.secret_file")
+    assert len(found) == (3 if words else 0), found
+    for sentence, key in zip(found, keys, strict=False):
         assert sentence.startswith(key)
         assert words in sentence
         assert f"{mode:04o}" in sentence

@@ -13,6 +13,7 @@ import pytest
 import workerd.webhooks
 from tests.support.webhook_receiver import SECRET, WebhookReceiver
 from workerd import testing
+from workerd.check import check_config
 from workerd.config.build import load
 from workerd.config.model import Config
 from workerd.config.webhook_config import WebhookConfig
@@ -132,6 +133,13 @@ def test_a_receiver_that_speaks_no_http_is_tried_again(tmp_path: Path) -> None:
     assert (outcome.reason, "does not speak HTTP" in str(outcome.error)) == ("error", True)
 
 
+def test_nothing_is_signed_with_an_empty_secret(tmp_path: Path, receiver: WebhookReceiver) -> None:
+    """Anybody could sign so; it is tried again, as the file may be mended."""
+    outcome = deliver(tmp_path, receiver.url, secret=b"\n")
+    assert (outcome.reason, "is empty" in str(outcome.error)) == ("error", True)
+    assert not receiver.deliveries
+
+
 def test_a_webhook_that_was_removed_fails_what_waits_for_it() -> None:
     """For good."""
     outcome = testing.attempt(Deliverer({}), {"webhook": "ops", "body": "{}"})
@@ -163,7 +171,7 @@ def test_webhooks_bring_a_handler_and_a_pool_with_a_policy_of_their_own(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[webhooks.ops]\n", "webhooks.ops.url: expected it, got none"),
+        ("[webhooks.ops]\n", "webhooks.ops.url: expected a value, as a webhook needs one; got none"),
         ('[webhooks.ops]\nurl = "ftp://x/"\nsecret_file = "/x"', "expected an address"),
         ('[webhooks.ops]\nurl = "https://u:p@x/"\nsecret_file = "/x"', "expected an address"),
         ('[webhooks.ops]\nurl = "https://x:99999/"\nsecret_file = "/x"', "expected an address"),
@@ -178,6 +186,32 @@ def test_a_wrong_webhook_is_a_configuration_error(tmp_path: Path, text: str, mes
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, text)
     assert message in str(caught.value)
+
+
+def test_check_tells_of_a_webhook_that_cannot_work(tmp_path: Path) -> None:
+    """Its secret, an address that is refused whenever it is looked at, handlers that are not there."""
+    (tmp_path / "empty").touch(0o600)
+    (tmp_path / "good").write_text("s3cr3t")
+    (tmp_path / "good").chmod(0o600)
+    hooks = "".join(
+        f'[webhooks.{name}]\nurl = "http://{host}/"\nsecret_file = "{tmp_path}/{file}"\n{more}\n'
+        for name, host, file, more in (
+            ("good", "example.org", "good", 'handlers = ["here*"]'),
+            ("allowed", "127.0.0.1", "good", "allow_private = true"),
+            ("gone", "example.org", "gone", ""),
+            ("empty", "example.org", "empty", ""),
+            ("inside", "[::1]", "good", ""),
+            ("nobody", "8.8.8.8", "good", 'handlers = ["nowhere*", "there"]'),
+        )
+    )
+    config = loaded(tmp_path, f'[handlers.here-it-is]\ncall = "os:getpid"\n{hooks}')
+    found = [note for note in check_config(config).notes if note.startswith("webhooks.")]
+    assert [note.partition(": ")[0] for note in found] == [
+        "webhooks.gone.secret_file", "webhooks.empty.secret_file", "webhooks.inside.url",
+        "webhooks.nobody.handlers",
+    ]  # fmt: skip
+    for note, words in zip(found, ("cannot read", "is empty", "allow_private", "this node"), strict=True):
+        assert words in note
 
 
 def test_nobody_enqueues_deliveries() -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -18,6 +21,7 @@ from workerd.exposure import exposures
 from workerd.load_trial import LoadTrial, load_all
 from workerd.pool.loading import CONNECT_IN_INIT, NO_COOLER_KEY, SHARED_BY_WORKERS, lacks_cooler_key
 from workerd.text import plural
+from workerd.webhooks import is_public, secret_of
 
 MEMORY_SHARE = 0.75
 """Of the memory of this host, for all workers together."""
@@ -104,6 +108,7 @@ def check_config(config: Config) -> CheckReport:
             *config.notes,
             *_notes(config),
             *_paths(config),
+            *_webhooks(config),
             *exposures(config),
             *_opened(config, trials),
             *_not_recurring(config, trials),
@@ -150,6 +155,7 @@ def _notes(config: Config) -> list[str]:
     for key, file in (
         ("store.password_file", config.store.password_file),
         ("gateway.token_file", config.gateway.token_file),
+        *((f"webhooks.{name}.secret_file", hook.secret_file) for name, hook in config.webhooks.items()),
     ):
         if file and not os.access(file, os.R_OK):
             found.append(f"{key}: this user cannot read {file}; the daemon's user must be able to.")
@@ -208,6 +214,33 @@ def _paths(config: Config) -> list[str]:
             elif folder.is_dir() and not os.access(folder, os.R_OK | os.X_OK):
                 found.append(f"{key}: this user cannot read {folder}; the daemon's user must be able to.")
     return found
+
+
+def _webhooks(config: Config) -> list[str]:
+    """What keeps deliveries from their receivers, as far as it can be seen before there are any."""
+    found = []
+    for name, hook in config.webhooks.items():
+        key = f"webhooks.{name}"
+        with contextlib.suppress(OSError):  # whether this user can read it is checked elsewhere
+            if not secret_of(hook):
+                found.append(f"{key}.secret_file: {hook.secret_file} is empty, so nothing is sent.")
+        if not hook.allow_private and _is_private(urlsplit(hook.url).hostname or ""):
+            found.append(
+                f"{key}.url: this is no public address, so every delivery would fail; allow_private = true "
+                "allows it."
+            )
+        if not any(fnmatchcase(handler, one) for handler in config.handlers for one in hook.handlers):
+            found.append(
+                f"{key}.handlers: no handler of this node is named so; it is told of failed requests alone."
+            )
+    return found
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not is_public(host)
+    except ValueError:  # a name, which is looked up at delivery
+        return False
 
 
 def without_effect(config: Config) -> list[str]:

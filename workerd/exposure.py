@@ -16,6 +16,10 @@ def exposures(config: Config) -> list[str]:
     found = [
         _secret("store.password_file", config.store.password_file),
         _secret("gateway.token_file", config.gateway.token_file),
+        *(
+            _secret(f"webhooks.{name}.secret_file", hook.secret_file)
+            for name, hook in config.webhooks.items()
+        ),
         _gateway(config),
         _store(config),
     ]

@@ -37,6 +37,11 @@ def signature(secret: bytes, body: bytes, at: int) -> str:
     return f"t={at},v1={signed.hexdigest()}"
 
 
+def secret_of(config: WebhookConfig) -> bytes:
+    """The secret of its file, without a newline at the end. Raises OSError."""
+    return Path(config.secret_file).read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+
+
 class Deliverer:
     """The handler `~webhook`."""
 
@@ -52,7 +57,9 @@ class Deliverer:
         if config is None:
             raise Failure(f'the webhook "{webhook}" is not configured any more')
         data = body.encode()
-        secret = Path(config.secret_file).read_bytes().removesuffix(b"\n").removesuffix(b"\r")
+        secret = secret_of(config)
+        if not secret:
+            raise DeliveryFailed(f"{webhook}: {config.secret_file} is empty, and everybody could sign so")
         headers = {
             "Content-Type": "application/json",
             "User-Agent": "workerd",

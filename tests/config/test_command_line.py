@@ -65,7 +65,7 @@ def test_its_own_call_replaces_a_default_command(tmp_path: Path) -> None:
         ),
         ('command = ["echo"]\nretry_codes = [4]\nfail_codes = [5, 4]', "got 4 in both"),
         ('command = ["echo"]\nstdin = "text"', 'expected "json" or "none"'),
-        ('command = ["echo"]\nsignature = { a = "string" }', 'the text "a": expected one of any, array'),
+        ('command = ["echo"]\nsignature = { a = "string" }', "signature: a: expected one of any, array"),
         (
             'command = ["echo", "{b}"]\nsignature = { a = "str" }',
             "expected a type of b, which `command` needs",

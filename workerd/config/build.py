@@ -155,7 +155,7 @@ def webhooks(root: Table) -> dict[str, WebhookConfig]:
         given = table.read(WEBHOOK_KEYS)
         for key in ("url", "secret_file"):
             if key not in table.values:
-                table.error("expected it, got none", key)
+                table.error("expected a value, as a webhook needs one; got none", key)
         found[name] = WebhookConfig(**given)
     return found
 

@@ -26,12 +26,13 @@ from workerd.config.quantities import (
     size_literal,
 )
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
-from workerd.config.wrong_value import shown, wrong
+from workerd.config.wrong_value import wrong
 from workerd.errors import InvalidValue
 from workerd.group import checked_group, parse_template
 from workerd.host import processors
 from workerd.rate_limit import Rate
 from workerd.redaction import checked_path
+from workerd.text import line
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,7 @@ def signature(value: Any) -> dict[str, str]:
         try:
             found[key] = command_line.check_type(kind)
         except InvalidValue as error:
-            raise InvalidValue(f"{shown(key)}: {error}") from None
+            raise InvalidValue(f"{line(key)[:60]}: {error}") from None
     return found
 
 
