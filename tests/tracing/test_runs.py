@@ -74,3 +74,25 @@ def test_a_span_of_the_runs_own_that_is_too_large_is_cut() -> None:
     assert ended.trace is not None
     kept = spans.decode(ended.trace.spans or b"").process.attributes
     assert (kept["big"], len(kept["text"])) == (str(2**70), 1000)
+
+
+@pytest.mark.parametrize(
+    ("meta", "malformed"),
+    [
+        (None, None),
+        (b'{"tenant": 7}', None),
+        (b'{"traceparent": "00-%s-%s-01"}' % (b"a" * 32, b"b" * 16), None),
+        (b'{"traceparent": "nonsense"}', True),
+        (b'{"traceparent": 7}', True),
+    ],
+)
+def test_a_span_says_that_its_job_had_a_malformed_context(meta: bytes | None, malformed: bool | None) -> None:
+    """It belongs to no other trace, and whoever looks for it there finds out why."""
+    tracing = RunTracing("link")
+    run = tracing.begin(claim_of("h", None, meta=meta), Link(), str)
+    assert run is not None
+    ended = run.end(RESULT, None, 0, str)
+    assert ended.trace is not None
+    process = spans.decode(ended.trace.spans or b"").process
+    assert process.attributes.get("workerd.malformed_traceparent") == malformed
+    assert bool(process.links) == (meta is not None and b"aaaa" in meta)

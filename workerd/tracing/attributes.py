@@ -22,6 +22,7 @@ QUEUE_MS = "workerd.queue_ms"
 CREATED = "workerd.created"
 STEP = "workerd.step"
 DROPPED_SPANS = "workerd.dropped_spans"
+MALFORMED_CONTEXT = "workerd.malformed_traceparent"
 
 WORKERD = "workerd"
 

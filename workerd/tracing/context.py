@@ -65,6 +65,17 @@ def of_meta(meta: bytes | None) -> TraceContext | None:
     return parse(carrier.traceparent, carrier.tracestate)
 
 
+def is_malformed(meta: bytes | None) -> bool:
+    """Whether a job's `meta` has a `traceparent` of which `of_meta` makes nothing."""
+    if meta is None or b'"traceparent"' not in meta or of_meta(meta) is not None:
+        return False
+    try:
+        value = msgspec.json.decode(meta)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and TRACEPARENT in value
+
+
 def trace_of(meta: bytes | None) -> RunTrace:
     """The trace of a run whose worker gave none, by its job's `meta`."""
     found = of_meta(meta)

@@ -18,7 +18,7 @@ from workerd.document_types import Enqueued
 from workerd.job import id_text
 from workerd.job_spec import NewJob
 from workerd.tracing import attributes as names
-from workerd.tracing.context import TraceContext, into_meta, of_meta
+from workerd.tracing.context import TraceContext, into_meta, is_malformed, of_meta
 from workerd.tracing.exporter import exporter
 from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote, resource
 
@@ -89,6 +89,8 @@ class Sending:
             found[names.BATCH_COUNT] = len(jobs)
         elif (job_id := jobs[0].id) is not None:
             found[names.MESSAGE_ID] = id_text(job_id)
+        if any(is_malformed(job.meta) for job in jobs):
+            found[names.MALFORMED_CONTEXT] = True
         return self._tracer.start_span(
             f"send {handler}".rstrip(),
             context=parent,

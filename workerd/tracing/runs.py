@@ -28,7 +28,7 @@ from workerd.messages import Traced
 from workerd.outcome import Outcome, RunResult, RunTrace
 from workerd.tracing import attributes as names
 from workerd.tracing import spans
-from workerd.tracing.context import TraceContext, of_meta
+from workerd.tracing.context import TraceContext, is_malformed, of_meta
 from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote
 
 MAX_SPANS = 1000
@@ -184,11 +184,14 @@ class RunTracing:
         origin = of_meta(claim.meta)
         parent, links = origin_of(origin, self._mode)
         self._ids.trace_id, self._ids.span_id = ids_of(claim)
+        attributes = process_attributes(claim)
+        if origin is None and is_malformed(claim.meta):
+            attributes[names.MALFORMED_CONTEXT] = True
         span = self._tracer.start_span(
             f"process {claim.handler}",
             context=parent,
             kind=SpanKind.CONSUMER,
-            attributes=process_attributes(claim),
+            attributes=attributes,
             links=links,
         )
         return TracedRun(self, origin, span)
