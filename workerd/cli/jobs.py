@@ -33,7 +33,7 @@ from workerd.operations import audit, jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.edit import Edit, values_of
 from workerd.operations.edit import edit as edit_job
-from workerd.operations.enqueue import admit, check_texts
+from workerd.operations.enqueue import admit, known_handlers, with_texts
 from workerd.operations.rules import Rules
 from workerd.operations.waiting import wait_until
 from workerd.text import line
@@ -85,9 +85,10 @@ def enqueue(
 def _enqueue(session: CommandSession, spec: JobSpec, texts: dict[str, str]) -> Enqueued:
     config = session.config
     traced = tracing.of_enqueues(None, config.otel, "workerd")
-    new = session.read(lambda tx: check_texts(tx, spec, texts, config))
+    known = session.read(known_handlers)
+    new = with_texts(spec, texts, known, config)
     with tracing.sending(traced, [new], of_environment()) as sending:
-        sending.enqueued = session.run(lambda tx: admit(tx, sending.jobs, config))
+        sending.enqueued = session.run(lambda tx: admit(tx, sending.jobs, config, known=known))
         done: Enqueued = sending.enqueued[0]
     return done
 

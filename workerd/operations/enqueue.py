@@ -111,12 +111,18 @@ def admit(
     return insert(tx, specs)
 
 
-def check_texts(tx: Tx, spec: JobSpec, texts: Mapping[str, str], config: Config) -> NewJob:
+def known_handlers(tx: Tx) -> Mapping[str, bytes | None]:
+    """Signatures by handler, None where unknown; `with_texts` and `admit` take them."""
+    return handlers.known(tx)
+
+
+def with_texts(
+    spec: JobSpec, texts: Mapping[str, str], known: Mapping[str, bytes | None], config: Config
+) -> NewJob:
     """A job with further vars as texts, which the handler's known signature makes values of.
 
     Raises HandlerNotFound, InvalidValue for a wrong option.
     """
-    known = handlers.known(tx)
     check_handlers([spec.handler], known, config)
     values = {**spec.vars, **coerce_texts(known.get(spec.handler), texts)}
     return checked(replace(spec, vars=values), config)
