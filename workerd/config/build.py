@@ -199,8 +199,9 @@ def _command(table: Table, keys: dict[str, Any], own: dict[str, Any]) -> Command
     """The program in place of `call`; its own `call` replaces a default `command`."""
     given = {key: value for key, value in keys.items() if key in keys_of(CommandConfig)}
     if not given.get("command") or ("call" in own and "command" not in own):
-        for key in own.keys() & (keys_of(CommandConfig).keys() - {"command"}):
-            table.error("expected it beside a command, got none", key)
+        beside = set() if table.values.get("command") else keys_of(CommandConfig).keys() - {"command"}
+        for key in own.keys() & beside:
+            table.error("expected a command beside it, got none", key)
         return None
     if "call" in own:
         table.error("expected either call or command, got both", "command")
