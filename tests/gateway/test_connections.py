@@ -136,3 +136,25 @@ def test_a_new_connection_has_time_to_send_its_request(monkeypatch: pytest.Monke
     monkeypatch.setattr(limits, "MAX_WAITING_PER_ADDRESS", 3)
     monkeypatch.setattr(limits, "MIN_WAIT_S", 60.0)
     asyncio.run(run())
+
+
+def test_who_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a request, within a head, and after an answer; a connection that awaits its answer is not."""
+
+    async def run() -> None:
+        async with serving(ClientConnections()) as connect:
+            busy, busy_writer = await connect()
+            busy_writer.write(request("/endless"))
+            new, _ = await connect()
+            half, half_writer = await connect()
+            half_writer.write(b"GET /jobs HT")
+            answered, answered_writer = await connect()
+            answered_writer.write(request("/jobs"))
+            async with asyncio.timeout(30):
+                assert await new.read() == b""
+                assert await half.read() == b""
+                assert (await answered.read()).endswith(b"answered")
+            assert not busy.at_eof()
+
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.2)
+    asyncio.run(run())

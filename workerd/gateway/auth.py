@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from workerd.gateway.connections import ClientConnections
+from workerd.gateway.exchange import HAS_BODY
+from workerd.gateway.headers import headers_of
 from workerd.gateway.hosts import HostRules, check_origin
 from workerd.gateway.problems import HTTPProblem, overloaded, problem_response
 from workerd.gateway.roles import CALLER, EVERYBODY, Caller
@@ -54,7 +55,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         try:
             if self._connections.is_full and scope["path"] != LIVENESS_PATH:
                 raise overloaded()
@@ -68,9 +69,9 @@ class Guard:
         except HTTPProblem as problem:
             await problem_response(problem)(scope, receive, send)
             return
-        await self._app(scope, _BoundedBody(receive, limit), send)
+        await self._app(scope, _BoundedBody(receive, limit, scope.get(HAS_BODY)), send)
 
-    def _caller(self, headers: Headers) -> Caller | None:
+    def _caller(self, headers: Mapping[str, str]) -> Caller | None:
         if not self._tokens.required:
             return EVERYBODY
         scheme, _, secret = headers.get("authorization", "").partition(" ")
@@ -101,10 +102,11 @@ class Guard:
 
 
 class _BoundedBody:
-    """Receives a body of at most `limit` bytes within BODY_TIMEOUT_S."""
+    """Receives a body of at most `limit` bytes within BODY_TIMEOUT_S; `has_body`: whether it has arrived."""
 
-    def __init__(self, receive: Receive, limit: int) -> None:
+    def __init__(self, receive: Receive, limit: int, has_body: Callable[[], bool] | None) -> None:
         self._receive = receive
+        self._has_body = has_body
         self._limit = limit
         self._bytes_left = limit
         self._deadline: float | None = None
@@ -113,23 +115,29 @@ class _BoundedBody:
     async def __call__(self) -> Message:
         if self._complete:
             return await self._receive()  # waits for the disconnect
-        loop = asyncio.get_running_loop()
-        self._deadline = self._deadline or loop.time() + BODY_TIMEOUT_S
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                message = await self._receive()
-        except TimeoutError:
-            raise HTTPProblem(
-                408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", {"Connection": "close"}
-            ) from None
+        if self._has_body is not None and self._has_body():
+            message = await self._receive()
+        else:
+            message = await self._receive_in_time()
         self._bytes_left -= len(message.get("body", b""))
         if self._bytes_left < 0:
             raise _too_large(self._limit)
         self._complete = not message.get("more_body", False)
         return message
 
+    async def _receive_in_time(self) -> Message:
+        loop = asyncio.get_running_loop()
+        self._deadline = self._deadline or loop.time() + BODY_TIMEOUT_S
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._receive()
+        except TimeoutError:
+            raise HTTPProblem(
+                408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", {"Connection": "close"}
+            ) from None
 
-def _check_length(headers: Headers, limit: int) -> None:
+
+def _check_length(headers: Mapping[str, str], limit: int) -> None:
     length = headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Iterable
-
-from starlette.datastructures import Headers
+from collections.abc import Iterable, Mapping
 
 from workerd.gateway.problems import HTTPProblem
 
@@ -29,7 +27,7 @@ class HostRules:
         self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
         self._names = {name for name in names if not name.startswith("*.")} | _names_of(listen)
 
-    def check(self, headers: Headers) -> None:
+    def check(self, headers: Mapping[str, str]) -> None:
         """Raises HTTPProblem 403 for a Host that is not served."""
         host = headers.get("host", "").lower()
         name = _without_port(host)
@@ -40,7 +38,7 @@ class HostRules:
         raise HTTPProblem(403, f"Host {host[:100]!r} is not allowed; add it to gateway.allowed_hosts.")
 
 
-def check_origin(method: str, headers: Headers) -> None:
+def check_origin(method: str, headers: Mapping[str, str]) -> None:
     """Refuse what a page of another site, or of another port of this host, makes a browser send.
 
     Programs send neither header. Raises HTTPProblem 403.

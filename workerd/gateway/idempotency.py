@@ -6,6 +6,7 @@ import uuid
 
 from starlette.requests import Request
 
+from workerd.gateway.headers import headers_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.state import token_id_of
 
@@ -23,7 +24,7 @@ class IdempotencyKey:
     @classmethod
     def of(cls, request: Request, kind: str) -> IdempotencyKey | None:
         """The key of the request, None without one; `kind`: what it makes. Raises HTTPProblem 422."""
-        key = request.headers.get("idempotency-key")
+        key = headers_of(request.scope).get("idempotency-key")
         if key is None:
             return None
         if not 0 < len(key) <= MAX_KEY_LENGTH or not key.isprintable():

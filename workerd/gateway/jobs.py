@@ -28,6 +28,7 @@ from workerd.operations.logs import LogTail
 from workerd.operations.rules import Rules
 from workerd.operations.why import explain
 from workerd.tracing import switch as tracing
+from workerd.tracing.context import TraceContext
 
 PAYLOAD_HEADERS = {
     # A payload must never run as a page of this origin, which has the session cookie.
@@ -40,19 +41,21 @@ def _checked(gateway: GatewayState, job: JobFields, job_id: uuid.UUID | None = N
     return checked(job.spec(None if job_id is None else str(job_id)), gateway.config)
 
 
+def _caller_span(request: Request) -> TraceContext | None:
+    return None if gateway_of(request).tracing is None else params.trace_context(request)
+
+
 async def enqueue(request: Request) -> Response:
     """Enqueue one job."""
     gateway = gateway_of(request)
     body = await params.body(request, JobBody)
     key = IdempotencyKey.of(request, "job")
     job = _checked(gateway, body, None if key is None else key.id())
-    with tracing.sending(gateway.tracing, [job], params.trace_context(request)) as sending:
+    with tracing.sending(gateway.tracing, [job], _caller_span(request)) as sending:
         done, document = await gateway.batch_enqueue.enqueue(sending.jobs[0])
         sending.enqueued = [done]
     answer = document | {"created": done.created, "replaced": done.replaced}
-    response = json_response(answer, 201 if done.created else 200)
-    response.headers["Location"] = f"/jobs/{done.id}"
-    return response
+    return json_response(answer, 201 if done.created else 200, {"Location": f"/jobs/{done.id}"})
 
 
 async def enqueue_bulk(request: Request) -> Response:
@@ -71,7 +74,7 @@ async def enqueue_bulk(request: Request) -> Response:
     if not new_jobs:
         return json_response({"items": []}, 201)
 
-    with tracing.sending(gateway.tracing, new_jobs, params.trace_context(request)) as sending:
+    with tracing.sending(gateway.tracing, new_jobs, _caller_span(request)) as sending:
 
         def work(tx: Tx) -> list[Enqueued]:
             done = admit(tx, sending.jobs, gateway.config)

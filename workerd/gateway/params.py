@@ -9,12 +9,13 @@ from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from workerd import clock, json_text
 from workerd import fingerprint as fingerprints
 from workerd.config.quantities import duration
 from workerd.errors import InvalidValue
+from workerd.gateway.headers import headers_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import OPTIONS, JobSpec
@@ -29,6 +30,7 @@ MAX_PAGE_SIZE = 500
 """Rows."""
 MAX_BULK_JOBS = 10_000
 MAX_WAIT_S = 300.0
+JSON = "application/json"
 
 DURATION_PATTERN = r"^\s*[0-9]{1,20}(\.[0-9]{1,20})?\s*(ms|s|m|h|d)?\s*$"
 MOMENT_PATTERN = (
@@ -74,7 +76,7 @@ class JobFields(msgspec.Struct, forbid_unknown_fields=True):
 
     def spec(self, job_id: str | None = None) -> JobSpec:
         """The JobSpec with this id."""
-        return JobSpec(id=job_id, **{name: getattr(self, name) for name in self.__struct_fields__})
+        return JobSpec(id=job_id, **msgspec.structs.asdict(self))
 
 
 JobBody = cast(
@@ -223,12 +225,10 @@ async def body(request: Request, kind: type[T]) -> T:
     Raises HTTPProblem: 415 unless the content type is JSON (a page of another site cannot send that without
     a preflight request), 400 for invalid JSON, 422 for JSON of another shape, or with NaN.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise HTTPProblem(
-            415, "Expected a body with Content-Type: application/json.", {"Accept": "application/json"}
-        )
-    data = await request.body()
+    media_type = headers_of(request.scope).get("content-type", "")
+    if media_type != JSON and media_type.partition(";")[0].strip().lower() != JSON:
+        raise HTTPProblem(415, f"Expected a body with Content-Type: {JSON}.", {"Accept": JSON})
+    data = await _received(request)
     if not data and kind in _EMPTY:
         data = _EMPTY[kind]
     try:
@@ -241,6 +241,20 @@ async def body(request: Request, kind: type[T]) -> T:
         raise HTTPProblem(400, f"The body is not valid JSON: {error}.") from None
     except RecursionError:
         raise HTTPProblem(400, "The body is nested too deeply.") from None
+
+
+async def _received(request: Request) -> bytes:
+    """The whole body. Raises ClientDisconnect."""
+    message = await request.receive()
+    if not message.get("more_body") and message["type"] == "http.request":
+        whole: bytes = message.get("body", b"")
+        return whole
+    parts = [message]
+    while message.get("more_body"):
+        parts.append(message := await request.receive())
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return b"".join([part.get("body", b"") for part in parts])
 
 
 def _refuse_non_finite(data: bytes) -> None:
@@ -429,4 +443,5 @@ def wait(request: Request) -> float:
 
 def trace_context(request: Request) -> TraceContext | None:
     """The caller's span, by the headers of W3C; None without one that can be read."""
-    return parse_trace(request.headers.get(TRACEPARENT, ""), request.headers.get(TRACESTATE, ""))
+    headers = headers_of(request.scope)
+    return parse_trace(headers.get(TRACEPARENT, ""), headers.get(TRACESTATE, ""))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-
-from starlette.datastructures import Headers
+from collections.abc import Mapping
 
 MAX_PREFIX_LENGTH = 200
 _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
@@ -12,7 +11,7 @@ _PREFIX = re.compile(r"(/[A-Za-z0-9._~-]+)+")
 _LINK = re.compile(r'( (?:href|src|action|data-post|data-send|data-show|data-to|data-all)=")/')
 
 
-def prefix_of(headers: Headers) -> str:
+def prefix_of(headers: Mapping[str, str]) -> str:
     """The path below which the proxy serves the gateway, without a slash at its end; "" without one."""
     given = headers.get("x-forwarded-prefix", "").partition(",")[0].strip().rstrip("/")
     if len(given) > MAX_PREFIX_LENGTH or not _PREFIX.fullmatch(given) or {".", ".."} & set(given.split("/")):

@@ -6,10 +6,9 @@ import hashlib
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
-
-from starlette.datastructures import Headers
 
 from workerd.config.token_file import Token
 from workerd.gateway.path_prefix import prefix_of
@@ -38,7 +37,7 @@ class Cookie:
     secure: bool
 
     @classmethod
-    def of(cls, headers: Headers) -> Cookie:
+    def of(cls, headers: Mapping[str, str]) -> Cookie:
         """The cookie that the gateway sets and reads for requests with these headers."""
         port = re.search(r":([0-9]{1,5})$", headers.get("host", ""))
         place = re.sub(r"[^A-Za-z0-9]", "_", prefix_of(headers))
@@ -47,7 +46,7 @@ class Cookie:
             return cls(f"__Host-workerd_{port[1] if port else 443}{place}", True)
         return cls(f"workerd_session_{port[1] if port else 80}{place}", False)
 
-    def value(self, headers: Headers) -> str:
+    def value(self, headers: Mapping[str, str]) -> str:
         """The value that the request carries, "" if none."""
         try:
             morsel = SimpleCookie(headers.get("cookie", "")).get(self.name)
