@@ -22,14 +22,18 @@ from workerd.tracing.context import TraceContext, into_meta, is_malformed, of_me
 from workerd.tracing.exporter import exporter
 from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote, resource
 
+NOT_TAKEN = "The collector has not taken all spans of this enqueue in time; the jobs are not affected."
 MAX_CREATE_SPANS = 1000
 """Of one call; the jobs of a longer one have the context of its `send`."""
+
+_log = logging.getLogger("workerd")
 
 
 class EnqueueTracing:
     """Makes the spans by the provider that the program has set, else by one of its own.
 
-    Its own is made at the first enqueue, and flushed at `flush` and at the end of the process.
+    Its own is made at the first enqueue, and flushed at `flush` and at the end of the process. `service`: the
+    name of a process of workerd's own, which says once what the SDK would log at each try; "": of others.
     """
 
     def __init__(self, service: str = "") -> None:
@@ -63,10 +67,16 @@ class EnqueueTracing:
             processor = None if sends is None else BatchSpanProcessor(sends)
             self._own = provider(processor, resource(self._service))
         except Exception as error:
-            logging.getLogger("workerd").warning("Enqueues are not traced: %s", error)
+            _log.warning("Enqueues are not traced: %s", error)
             return None
-        atexit.register(self.flush)
+        if self._service:
+            logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)
+        atexit.register(self._flush_at_exit)
         return self._own
+
+    def _flush_at_exit(self) -> None:
+        if not self.flush() and self._service:
+            _log.warning(NOT_TAKEN)
 
 
 class Sending:
