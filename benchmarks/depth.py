@@ -5,16 +5,18 @@
 
 Throughput, claim latency (of one job into an idle node) and idle processor time, with 10,000 rows waiting and
 with many more beside as many scheduled and twice as many finished; and once with a snapshot held open by
-another connection for the whole run, which keeps the server from purging what was deleted.
+another connection for the whole run, which keeps the server from purging what was deleted. Each has a server
+of its own; they run jobs in turns, and the ratios are those of each turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from typing import NamedTuple
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from benchmarks.harness import HANDLERS, Figure, Node, Server, config, mail, main, moment, parser, spread
 from benchmarks.latency import by_client, feed
@@ -22,9 +24,8 @@ from tests.support.eventually import eventually
 
 CHUNK = 10_000
 FIRST_ID = 1 << 40
-RUN, PART = 40_000, 4000
-"""Jobs run per round, and per value."""
-VALUES = 6
+ROUND, ROUNDS = 8000, 5
+"""Jobs of a round, which a few more than them run, and rounds in turns: machines drift within a minute."""
 # The server generates the rows from a sequence; ids are in the order of time, like UUIDv7.
 FILL = """INSERT INTO workerd_jobs (id, handler, status, run_at, vars, reason, success, payload, payload_type,
     claimed_at, started_at, finished_at, ingested_at, node_id, node)
@@ -47,6 +48,64 @@ class Case(NamedTuple):
     snapshot: bool = False
 
 
+class Stage:
+    """A node on a store of its own, filled as the case says; `rates` are those of the rounds so far."""
+
+    def __init__(self, case: Case, stack: ExitStack) -> None:
+        self.case = case
+        self.server = stack.enter_context(Server("mariadb"))
+        tables = {name: f'call = "{HANDLERS}:{name}"\nworkers = 2' for name in ("noop", "stamp")}
+        self.node = stack.enter_context(Node(self.server.url(), config(tables)))
+        self.node.enqueue("noop", 100, mail)
+        self.node.wait_for("noop")
+        self.node.client.pause("noop")
+        base = fill(self.node, "noop", "completed", case.finished, FIRST_ID)
+        self._base = self._last = fill(self.node, "noop", "scheduled", case.scheduled, base)
+        self._end = fill(self.node, "noop", "new", case.waiting, self._base)
+        self.server.rest()
+        if case.snapshot:
+            cursor = stack.enter_context(self.node.rows.connection()).cursor()
+            cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
+            cursor.execute("SELECT COUNT(*) FROM workerd_nodes")
+        self.rates: list[float] = []
+        self._costs: list[dict[str, float]] = []
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of its figures."""
+        costs = {"cpu_us_per_job": self._costs} if self._costs else {}
+        return self.server.settings | self.case._asdict() | costs
+
+    def round(self) -> None:
+        """Run jobs of those that wait, and let the rest wait again."""
+        if self._end - self._last < ROUND:
+            self._end = fill(self.node, "noop", "new", self.case.waiting, self._end)
+            self.server.rest()
+        last, began = self._last + ROUND, self.node.rows.sql("SELECT UTC_TIMESTAMP(6) AS now")[0]["now"]
+        cpu, server_cpu = self.node.cpu(), self.server.cpu()
+        self.node.client.resume("noop")
+        # One row by its key: counting what is left would cost a deep store more than a shallow one.
+        sql = "SELECT 1 FROM workerd_jobs WHERE id > %s AND id < %s AND status = 'completed' LIMIT 1"
+        eventually(lambda: self.node.rows.sql(sql, key(last), key(last + 1)), within=600, every=0.1)
+        self.node.client.pause("noop")
+        settle(self.node)
+        used = {name: spent - cpu.get(name, 0.0) for name, spent in self.node.cpu().items()}
+        used["server"] = self.server.cpu() - server_cpu
+        ended = self._ended_since(began)
+        self._costs.append({name: round(s / sum(ended.values()) * 1e6, 1) for name, s in used.items()})
+        self.rates.append(rate(ended))
+
+    def _ended_since(self, began: datetime) -> dict[datetime, int]:
+        """How many jobs were recorded at each moment, in this order; notes the last job that was."""
+        rows = self.node.rows.sql(
+            "SELECT ingested_at AS at, COUNT(*) AS n, MAX(id) AS last FROM workerd_jobs WHERE id > %s"
+            " AND status = 'completed' AND ingested_at > %s GROUP BY ingested_at ORDER BY ingested_at",
+            key(self._base), began,
+        )  # fmt: skip
+        self._last = int.from_bytes(max(row["last"] for row in rows)[:8], "big")
+        return {moment(row["at"]): int(row["n"]) for row in rows}
+
+
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """A shallow store, a deep one, and a shallow one under a snapshot; then the ratios."""
     deep = 1_000_000 if options.all else options.rows or (30_000 if options.quick else 100_000)
@@ -55,15 +114,35 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         Case(f"{deep:,} waiting, {deep:,} scheduled, {2 * deep:,} finished", deep, deep, 2 * deep),
         Case("10,000 waiting, a snapshot held", 10_000, snapshot=True),
     ]
-    medians = []
-    for case in cases:
-        with Server("mariadb") as server:
-            for figure in measured(case, server, options):
-                if figure.unit == "jobs/s":
-                    medians.append(figure.median)
-                yield figure
-    for case, median in zip(cases[1:], medians[1:], strict=True):
-        yield Figure("depth", f"{case.name} / shallow", "ratio", [median / medians[0]], goal="0.9")
+    with ExitStack() as stack:
+        stages = [Stage(case, stack) for case in cases]
+        for stage in stages:
+            yield from at_rest(stage, options)
+        for _ in range(options.repeats or ROUNDS):
+            for stage in stages:
+                stage.round()
+    for stage in stages:
+        yield Figure("depth", stage.case.name, "jobs/s", stage.rates, settings=stage.settings)
+    shallow, *others = stages
+    for stage in others:
+        ratios = [rate / beside for rate, beside in zip(stage.rates, shallow.rates, strict=True)]
+        goal = "0.9" if stage.case.snapshot else "0.95"
+        yield Figure("depth", f"{stage.case.name} / shallow", "ratio", ratios, goal=goal)
+
+
+def at_rest(stage: Stage, options: argparse.Namespace) -> Iterator[Figure]:
+    """Latency and idle processor time."""
+    yield Figure(
+        "depth", f"{stage.case.name}: latency", "ms", parts=spread(latencies(stage.node, options)),
+        settings=stage.settings, better="less",
+    )  # fmt: skip
+    before, seconds = stage.node.cpu(), options.seconds or (5.0 if options.quick else 30.0)
+    time.sleep(seconds)
+    used = sum(stage.node.cpu().values()) - sum(before.values())
+    yield Figure(
+        "depth", f"{stage.case.name}: idle CPU", "%", [100 * used / seconds],
+        settings=stage.settings, better="less",
+    )  # fmt: skip
 
 
 def fill(node: Node, handler: str, status: str, count: int, base: int, vars_text: str = "{}") -> int:
@@ -84,46 +163,6 @@ def fill(node: Node, handler: str, status: str, count: int, base: int, vars_text
     return base + count
 
 
-def measured(case: Case, server: Server, options: argparse.Namespace) -> Iterator[Figure]:
-    """One state of the store."""
-    tables = {
-        "noop": f'call = "{HANDLERS}:noop"\nworkers = 2',
-        "stamp": f'call = "{HANDLERS}:stamp"\nworkers = 2',
-    }
-    with ExitStack() as stack:
-        node = stack.enter_context(Node(server.url(), config(tables)))
-        node.enqueue("noop", 100, mail)
-        node.wait_for("noop")
-        node.client.pause("noop")
-        base = fill(node, "noop", "completed", case.finished, FIRST_ID)
-        base = fill(node, "noop", "scheduled", case.scheduled, base)
-        end = fill(node, "noop", "new", case.waiting, base)
-        server.rest()
-        if case.snapshot:
-            link = stack.enter_context(node.rows.connection())
-            cursor = link.cursor()
-            cursor.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")
-            cursor.execute("SELECT COUNT(*) FROM workerd_nodes")
-        settings = server.settings | case._asdict()
-        yield Figure(
-            "depth", f"{case.name}: latency", "ms", parts=spread(latencies(node, options)),
-            settings=settings, better="less",
-        )  # fmt: skip
-        before, seconds = node.cpu(), options.seconds or (5.0 if options.quick else 30.0)
-        time.sleep(seconds)
-        used = sum(node.cpu().values()) - sum(before.values())
-        yield Figure(
-            "depth", f"{case.name}: idle CPU", "%", [100 * used / seconds],
-            settings=settings, better="less",
-        )  # fmt: skip
-        values = [*rates(node, base, end)]
-        while len(values) < VALUES:
-            base, end = end, fill(node, "noop", "new", case.waiting, end)
-            server.rest()
-            values += rates(node, base, end)
-        yield Figure("depth", case.name, "jobs/s", values, settings=settings)
-
-
 def latencies(node: Node, options: argparse.Namespace) -> list[float]:
     """Latency of single jobs of another handler."""
     path = node.path / "stamps"
@@ -132,29 +171,13 @@ def latencies(node: Node, options: argparse.Namespace) -> list[float]:
     return feed(by_client(node), path, 100, 50)
 
 
-def rates(node: Node, base: int, end: int) -> Iterator[float]:
-    """Jobs a second for each part of what is run first, while the rest waits behind it.
+def rate(ended: Mapping[datetime, int]) -> float:
+    """Jobs a second.
 
     What was claimed together is recorded together; the first of it began before the rest and is left out.
     """
-    last = min(end, base + RUN)
-    node.client.resume("noop")
-    # One row by its key: counting what is left would cost a deep store more than a shallow one.
-    sql = "SELECT 1 FROM workerd_jobs WHERE id > %s AND id < %s AND status = 'completed' LIMIT 1"
-    eventually(lambda: node.rows.sql(sql, key(last), key(last + 1)), within=600, every=0.1)
-    node.client.pause("noop")
-    settle(node)
-    rows = node.rows.sql(
-        "SELECT ingested_at AS at, COUNT(*) AS n FROM workerd_jobs WHERE id > %s AND id < %s"
-        " AND status = 'completed' GROUP BY ingested_at ORDER BY ingested_at",
-        key(base + 1), key(last + 1),
-    )  # fmt: skip
-    count, began = 0, moment(rows[0]["at"])
-    for row in rows[1:]:
-        count += int(row["n"])
-        if count >= PART:
-            yield count / (moment(row["at"]) - began).total_seconds()
-            count, began = 0, moment(row["at"])
+    moments = list(ended)
+    return (sum(ended.values()) - ended[moments[0]]) / (moments[-1] - moments[0]).total_seconds()
 
 
 def settle(node: Node) -> None:
