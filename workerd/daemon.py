@@ -53,4 +53,5 @@ def run(reader: SealedConfigReader) -> int:
     messages.prepare()
     engines.prepare(first.scheme, encrypted=first.encrypted)
     share_memory()
-    return Supervisor(first, MAINS, reader.read, ServiceManager.take().notify).run()
+    manager = ServiceManager.take()
+    return Supervisor(first, MAINS, reader.read, manager.notify if manager.listens else None).run()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from workerd import __version__
 from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config, NodeConfig
+from workerd.config.workflow_config import WorkflowConfig
 from workerd.dispatcher import expiry
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry
@@ -121,7 +123,7 @@ class Dispatcher(Service):
         )  # fmt: skip
         self._add_stager(ctx)
         tasks.start(
-            self._task_table(lease_s, poll_s, pickup=config.pickup.enabled),
+            self._task_table(lease_s, poll_s, config.workflows.values(), pickup=config.pickup.enabled),
             is_blocked=self.lease.is_blocked,
             on_unavailable=self.lease.store_lost,
             on_trouble=self._report_state,
@@ -168,7 +170,9 @@ class Dispatcher(Service):
             self.loop, ctx.paths.wake, self.stager.announce, self.claimer.on_freed, self.stager.on_scheduled
         )
 
-    def _task_table(self, lease_s: float, poll_s: float, *, pickup: bool) -> list[PeriodicTask]:
+    def _task_table(
+        self, lease_s: float, poll_s: float, workflows: Collection[WorkflowConfig], *, pickup: bool
+    ) -> list[PeriodicTask]:
         """Every periodic task: its name, the function that does one slice, its period in seconds if any.
 
         Each is first due when the node is registered, which the lease's does, and when it can work again
@@ -199,11 +203,13 @@ class Dispatcher(Service):
                 PeriodicTask("schedules by name", self.stored_schedules.read),
                 PeriodicTask("coolers by name", self.coolers.run_due),
                 PeriodicTask("intervals", self.intervals.ensure_next, INTERVALS_PERIOD_S),
-                PeriodicTask("requests", self.pickup.pick_up, poll_s),
-                PeriodicTask("recurring workflows", self.pickup.start_recurring, poll_s),
                 PeriodicTask("sweep of requests", self.sweep.sweep, SWEEP_PERIOD_S),
                 PeriodicTask("retention of runs", self.run_retention.remove, RUNS_PERIOD_S),
             ]
+            if workflows:  # only then: each wakes an idle node twice a second
+                tasks.append(PeriodicTask("requests", self.pickup.pick_up, poll_s))
+            if any(workflow.schedule.cooler is not None for workflow in workflows):
+                tasks.append(PeriodicTask("recurring workflows", self.pickup.start_recurring, poll_s))
         return tasks
 
     # -- the supervisor

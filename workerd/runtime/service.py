@@ -19,8 +19,8 @@ from workerd.runtime.child import ORPHANED_EXIT_STATUS, ignore_terminal_signals
 from workerd.runtime.limits import own_usage
 from workerd.runtime.loop import Loop
 
-MAX_BEAT_INTERVAL_S = 1.0
-"""Or a quarter of the watchdog, if that is shorter."""
+MAX_BEAT_INTERVAL_S = 2.0
+"""Or a fifth of the watchdog, if that is shorter. Every one wakes two processes."""
 
 
 class Service:
@@ -36,7 +36,7 @@ class Service:
         self.state = "starting"
         self.trouble = ""
         self.roster = Roster(pools=(), dead=())
-        self._beat_interval = min(MAX_BEAT_INTERVAL_S, watchdog / 4)
+        self._beat_interval = min(MAX_BEAT_INTERVAL_S, watchdog / 5)
         self._sent_state: tuple[str, str] | None = None
         self._usage: dict[str, float] = {}
         self._beat_at = 0.0

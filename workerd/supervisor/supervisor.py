@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,9 @@ from workerd.supervisor.startup import BootError, RuntimeFiles, cannot_write
 from workerd.supervisor.supervised_child import ChildState
 from workerd.supervisor.systemd_status import SystemdStatus
 
+FILES_CHECK_INTERVAL_S = 3.0
+"""Between looks whether another program has removed the runtime files: twelve system calls each."""
+
 _STOPPING = {"ok": False, "errors": ["workerd is stopping."]}
 
 
@@ -50,14 +54,14 @@ class Supervisor:
         first: SealedConfig,
         mains: Mains,
         read: Callable[[], SealedConfig],
-        notify: Callable[[str], None] = lambda lines: None,
+        notify: Callable[[str], None] | None = None,
     ) -> None:
         self._sealed = first
         self._config = first.config
         self._mains = mains
         self._read = read
-        self._notify = notify
-        self._systemd_status = SystemdStatus(notify)
+        self._notify = notify or _discard
+        self._systemd_status = SystemdStatus(notify) if notify is not None else None
         self._paths = Paths(first.config.node)
         self._generations = Generations(first.config.node)
         self._loop = Loop()
@@ -71,6 +75,7 @@ class Supervisor:
         self._next_reload_replies: list[Reply] = []
         self._next_restarts: list[tuple[str, Reply]] = []
         self._started_at = now_us()
+        self._files_due_at = 0.0
         self._log = log.get_logger("supervisor")
 
     def run(self) -> int:
@@ -128,7 +133,7 @@ class Supervisor:
             self._files.note_sockets()
             self._log.info("node.ready", node=self._config.node.name, pools=len(self._children.pools))
             self._notify(systemd.ready())
-            self._systemd_status.update(self.describe(), progressing=True)
+            self._send_status(progressing=True)
 
     def _take_over(self) -> bool:
         """Serve in place of the generations of this daemon that run; False if that must be tried again."""
@@ -152,8 +157,13 @@ class Supervisor:
         self._exit_status = exit_status
         self.stop()
 
+    def _send_status(self, *, progressing: bool) -> None:
+        # Describing the node is a third of an idle supervisor's work, and only a service manager reads it.
+        if self._systemd_status is not None:
+            self._systemd_status.update(self.describe(), progressing)
+
     def _tick(self) -> None:
-        self._systemd_status.update(self.describe(), self._children.progressing)
+        self._send_status(progressing=self._children.progressing)
         self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._tick)
         if self._shutdown is not None:
             return
@@ -161,6 +171,12 @@ class Supervisor:
             self._end_superseded()
         elif self._reload is None:
             self._check_ready()
+            self._restore_files_in_turn()
+
+    def _restore_files_in_turn(self) -> None:
+        now = time.monotonic()
+        if now >= self._files_due_at:
+            self._files_due_at = now + FILES_CHECK_INTERVAL_S
             self._restore_files()
 
     def _restore_files(self) -> None:
@@ -206,7 +222,7 @@ class Supervisor:
             "node.superseded", generation=self._generations.serving, running=self._children.running_jobs
         )
         self._begin_shutdown(Shutdown(self._loop, self._children, limit, self._loop.stop, superseded=True))
-        self._systemd_status.update(self.describe(), self._children.progressing)
+        self._send_status(progressing=self._children.progressing)
 
     def _begin_shutdown(self, shutdown: Shutdown) -> None:
         self._shutdown = shutdown
@@ -364,6 +380,10 @@ class Supervisor:
             "roles": roles,
             "pools": pools,
         }
+
+
+def _discard(lines: str) -> None:
+    """Without a service manager nobody is told."""
 
 
 def _reply_all(replies: list[Reply], answer: dict[str, Any]) -> None:
