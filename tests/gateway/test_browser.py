@@ -13,7 +13,7 @@ from tests.support.eventually import eventually
 from tests.support.gateway import CONFIG, Api
 from tests.support.path_proxy import PathProxy
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 MARKUP = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 BROKEN = (

@@ -13,7 +13,6 @@ BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "bench_http.py"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("engine", [[], ["--mysql"]], ids=["sqlite", "mysql"])
 def test_no_error_under_load(engine: list[str]) -> None:
     """500 enqueues a second for 20 s with 50 long polls open: no error; how long it took is printed."""

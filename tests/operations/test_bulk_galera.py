@@ -17,7 +17,7 @@ from workerd.operations.bulk import Act, Search
 from workerd.store import jobs
 from workerd.store.base import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ANN = Actor("ann", "http")
 JOBS = 1200

@@ -22,7 +22,7 @@ from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedHandler, QueueHeads
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 LIMIT = LimitConfig(concurrency=3, group_concurrency=1, rate=Rate(100, SECOND, 100), burst=20)
 JOBS = 200

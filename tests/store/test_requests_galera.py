@@ -21,7 +21,7 @@ from workerd.operations import request_graphs
 from workerd.store import columns, requests, schedule_control, schedules, signals, ticks
 from workerd.store.base import Store
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 ROUNDS = 50
 MAIL = schedules.short_form("mail", ScheduleConfig(cron="* * * * *"))

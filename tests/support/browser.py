@@ -63,8 +63,13 @@ class Browser:
         eventually(lambda: text in self.text(selector), within=within, state=lambda: self.text())
 
     def click(self, label: str) -> None:
-        """Click the button with this label."""
-        self.driver.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
+        """Click the button with this label, as soon as one can be seen."""
+        xpath = f"//button[normalize-space()='{label}']"
+        seen = eventually(
+            lambda: [one for one in self.driver.find_elements(By.XPATH, xpath) if one.is_displayed()],
+            state=self.text,
+        )
+        seen[0].click()
 
     def css(self, selector: str) -> WebElement:
         """The element of this CSS selector."""

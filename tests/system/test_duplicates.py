@@ -59,7 +59,6 @@ def cluster() -> Iterator[Galera]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("word", WORDS)
 def test_the_newest_data_always_runs_on_two_servers(cluster: Galera, tmp_path: Path, word: str) -> None:
     """Whose writers do not see each other's locks."""

@@ -19,7 +19,6 @@ TRIALS: list[tuple[str, Any, dict[str, bool], list[str]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("kind", "options", "faults"), [trial[1:] for trial in TRIALS], ids=[trial[0] for trial in TRIALS]
 )

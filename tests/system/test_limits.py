@@ -182,7 +182,6 @@ def _moment(value: Any) -> datetime:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["mariadb", "sqlite"])
 def test_limits_hold_under_chaos(kind: str) -> None:
     """Three nodes on a server, one on a file; pools, workers, nodes and the server are killed."""

@@ -70,7 +70,6 @@ def daemons(tmp_path: Path, mysql_url: str, opened: Any) -> Iterator[list[Daemon
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(200)
 def test_schedules_survive_a_killed_node(daemons: list[Daemon], tmp_path: Path, mysql_url: str) -> None:
     """Each tick fires once and its job completes; runs of the chain never overlap, and it continues."""
     rows = Rows(mysql_url)
