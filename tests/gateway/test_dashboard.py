@@ -20,6 +20,14 @@ from workerd.gateway.dashboard.graph import columns, draw
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]))
 
 
+def test_progress_is_apart_from_its_note() -> None:
+    """A figure, a space, a text; each of them may be missing."""
+    assert components.progress(None, None) is None
+    assert str(components.progress(None, "<b>")) == '<span class="sub">&lt;b&gt;</span>'
+    shown = str(components.progress(0.5, "page 1"))
+    assert shown.endswith('</progress> 50\u00a0% <span class="sub">page 1</span>')
+
+
 @given(PRINTABLE, PRINTABLE)
 def test_text_stays_text(inside: str, attribute: str) -> None:
     """A parser reads the same text from an element that was put into it."""
@@ -149,8 +157,10 @@ def test_below_a_path_of_a_proxy(api: Api) -> None:
 def test_the_page_of_a_waiting_job(api: Api) -> None:
     """It says why the job waits, as `GET /jobs/{id}/why` does."""
     api.post("/handlers/add/pause", {"reason": "mending"})
-    job = api.enqueue("add", {"a": 1, "b": 2})
+    job = api.enqueue("add", {"a": 1, "b": 2}, expires="1h")
     answer = api.get(f"/jobs/{job}/why").json()
+    assert "expires at" in answer["why"][-1]
+    assert "<dt>Expires</dt>" in api.get(f"/ui/jobs/{job}").text
     assert (answer["id"], answer["status"], answer["job"]["id"]) == (job, "new", job)
     assert "paused" in answer["why"][0]
     assert "mending" in answer["why"][0]

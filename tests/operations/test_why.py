@@ -81,6 +81,26 @@ def test_a_scheduled_job_names_its_time(live: Store) -> None:
     assert "in 1 h 00 min. `workerd job retry` makes it due now." in sentence
 
 
+def test_a_job_that_may_expire_names_the_time(live: Store) -> None:
+    """By its own time or by its handler's; nothing of it once it runs."""
+    handler = msgspec.structs.replace(CONFIG.handlers["mail"], expires=3600.0)
+    expiring = msgspec.structs.replace(CONFIG, pools={"p": PoolConfig(name="p", handlers=(handler,))})
+
+    def said(config: Config, job_id: bytes) -> list[str]:
+        return [
+            text for text in live.read(lambda tx: explain(tx, config, job_id, {}))[1] if "expires" in text
+        ]
+
+    plain = storing.enqueue(live, "mail")
+    later = storing.enqueue(live, "mail", delay=60 * SECOND, expires_in=7200 * SECOND)
+    assert said(CONFIG, plain) == []
+    assert len(said(expiring, plain)) == 1
+    assert len(said(CONFIG, later)) == 1
+    assert "in 2 h" in said(expiring, later)[0]
+    assert [claim.id for claim in storing.claims(live, "mail")] == [plain]
+    assert said(expiring, plain) == []
+
+
 def test_a_running_job_names_its_node(live: Store) -> None:
     """It also reports that the node is lost."""
     job_id = storing.enqueue(live, "mail")

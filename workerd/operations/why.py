@@ -45,9 +45,9 @@ def explain(
         case Status.SCHEDULED if job.row.run_at == LATEST and job.row.request_id is not None:
             reasons = [_why_held(tx, job.row)]
         case Status.SCHEDULED:
-            reasons = [_why_scheduled(tx, job.row)]
+            reasons = [_why_scheduled(tx, job.row), *_expires(tx, config, job.row)]
         case Status.NEW:
-            reasons = _why_waiting(tx, config, job.row, pools)
+            reasons = [*_why_waiting(tx, config, job.row, pools), *_expires(tx, config, job.row)]
         case Status.INPROGRESS:
             reasons = [*_why_set_aside(config, job.row), *_why_running(tx, job.row)]
         case _:
@@ -253,6 +253,19 @@ def _why_scheduled(tx: Tx, row: JobRow) -> str:
         f"The job is due at {_second(due)}, in {seconds_text(left_s)}.{retry} "
         f"`workerd job retry` makes it due now."
     )
+
+
+def _expires(tx: Tx, config: Config, row: JobRow) -> list[str]:
+    """Until when it must have begun: by its own `expires`, else by its handler's."""
+    at = row.expires_at
+    handler = config.handlers.get(row.handler)
+    own = None if handler is None or handler.schedule.cooler is not None else handler.expires
+    if at is None and own is not None and row.attempt == 1 and row.run_at is not None:
+        at = row.run_at + round(own * SECOND)
+    if at is None:
+        return []
+    left = seconds_text(max(0, at - tx.now) / SECOND)
+    return [f"It expires at {_second(at)}, in {left}, if it has not begun by then."]
 
 
 def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Document]) -> list[str]:

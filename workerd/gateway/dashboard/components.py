@@ -291,12 +291,14 @@ def error_text(error: str | None) -> Child:
     return el("span", error, class_="error") if error else DASH
 
 
-def progress_bar(fraction: float | None) -> Child:
-    """The progress that a job has reported, from 0 to 1."""
+def progress(fraction: float | None, note: object) -> Child:
+    """What a job has reported: how far it is, from 0 to 1, and a text."""
+    told = el("span", str(note), class_="sub") if note else None
     if fraction is None:
-        return DASH
-    percent = f"{100 * fraction:.0f} %"
-    return join(el("progress", percent, value=round(fraction, 4), max=1, aria_label="Progress"), " ", percent)
+        return told
+    percent = f"{100 * fraction:.0f}\u00a0%"
+    bar = el("progress", percent, value=round(fraction, 4), max=1, aria_label="Progress")
+    return join(bar, " ", percent, " ", told)
 
 
 def code(text: str, label: str) -> Markup:

@@ -27,7 +27,7 @@ from workerd.gateway.dashboard.components import (
     notice,
     number,
     path,
-    progress_bar,
+    progress,
     reveal_buttons,
     seconds,
     short_id,
@@ -173,6 +173,7 @@ def _facts(details: JobDetails, running: Running | None) -> Markup:
             [
                 ("Created", when(job["created_at"])),
                 ("Due", when(job["run_at"])),
+                ("Expires", when(job["expires_at"]) if job["expires_at"] and not job["started_at"] else None),
                 ("Started", when(job["started_at"])),
                 ("Finished", when(job["finished_at"])),
                 ("Queue time", microseconds(details.queue_us[job["attempt"]])),
@@ -180,7 +181,7 @@ def _facts(details: JobDetails, running: Running | None) -> Markup:
                 ("Run time", microseconds(job["run_us"])),
                 ("CPU time", microseconds(job["cpu_us"])),
                 ("Peak memory", kib(job["max_rss_kib"])),
-                ("Progress", _progress(job)),
+                ("Progress", progress(job["progress"], job["note"])),
                 ("Attempt", number(job["attempt"])),
                 ("Node", f"{job['node']}, process {job['pid']}" if job["pid"] else job["node"]),
                 ("Priority", number(job["priority"]) if job["priority"] else None),
@@ -191,12 +192,6 @@ def _facts(details: JobDetails, running: Running | None) -> Markup:
             ]
         ),
     )
-
-
-def _progress(job: Document) -> Child:
-    if job["progress"] is None and not job["note"]:
-        return None
-    return join(progress_bar(job["progress"]), el("span", job["note"], class_="sub") if job["note"] else None)
 
 
 def _process_exit(attempt: Document) -> str:

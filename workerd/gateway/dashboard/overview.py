@@ -22,7 +22,7 @@ from workerd.gateway.dashboard.components import (
     notice,
     number,
     path,
-    progress_bar,
+    progress,
     seconds,
     short_id,
     table,
@@ -250,14 +250,13 @@ def _running(status: Document) -> Markup:
 def _worker(worker: Document) -> tuple[Child, ...]:
     since = worker.get("since")
     job = str(worker["job"])
-    note = worker.get("note")
     return (
         str(worker.get("name")),
         str(worker.get("handler")),
         el("a", short_id(job), href=path("ui", "jobs", job), class_="id", title=job),
         number(worker.get("attempt") or 1),
         seconds(None if since is None else max(0.0, time.monotonic() - since)),
-        join(progress_bar(worker.get("progress")), el("span", str(note), class_="sub") if note else None),
+        progress(worker.get("progress"), worker.get("note")) or DASH,
     )
 
 

@@ -220,7 +220,7 @@ def _search_box() -> Markup:
         "form",
         el(
             "input", type="search", name="q", required=True, maxlength="191", autocomplete="off",
-            placeholder="Search by id …", aria_label=label, title=label,
+            placeholder="Id, handler, key=value …", aria_label=label, title=label,
         ),
         action="/ui/search",
         role="search",
