@@ -1,0 +1,92 @@
+"""Answers of MySQL and MariaDB, read without what only cursors need: names, tables and sizes of columns."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymysql import err
+from pymysql.connections import MySQLResult
+from pymysql.constants import CR
+from pymysql.constants.SERVER_STATUS import SERVER_MORE_RESULTS_EXISTS
+
+_Convert = Callable[[bytes], Any]
+
+_HEAD = struct.Struct("<HBB")
+"""Length of a packet in three bytes, then its number."""
+_LONGEST_PACKET = 0xFFFFFF  # the next one goes on with it
+_NULL, _EOF, _ERROR = 0xFB, 0xFE, 0xFF
+_EOF_PACKET = struct.Struct("<xHH")
+_SIZE_BYTES = {0xFC: 2, 0xFD: 3, 0xFE: 8}
+_TYPE = -6
+"""Where the description of a column has its type."""
+
+
+class LeanResult(MySQLResult):
+    """A result whose values stay bytes, unless the connection has a converter for their type."""
+
+    connection: Any
+    field_count: int
+
+    def _get_descriptions(self) -> None:
+        decoders = self.connection.decoders
+        packets = [_packet(self.connection) for _ in range(self.field_count)]
+        self._converters: list[_Convert | None] = [decoders.get(packet[_TYPE]) for packet in packets]
+        if not _is_eof(_packet(self.connection)):
+            raise _lost(self.connection, "there is no end of the descriptions")
+
+    def _read_rowdata_packet(self) -> None:
+        rows = []
+        while not _is_eof(packet := _packet(self.connection)):
+            rows.append(_row(packet, self._converters))
+        self.warning_count, status = _EOF_PACKET.unpack(packet)
+        self.has_next = status & SERVER_MORE_RESULTS_EXISTS
+        self.affected_rows = len(rows)
+        self.rows = tuple(rows)
+
+
+def _packet(connection: Any) -> bytes:
+    """The next packet. Raises the driver's error, also if the server says that the statement failed."""
+    data = b""
+    while True:
+        low, high, number = _HEAD.unpack(connection._read_bytes(_HEAD.size))
+        if number != connection._next_seq_id:
+            raise _lost(connection, f"packet {number} came in place of {connection._next_seq_id}")
+        connection._next_seq_id = (number + 1) % 256
+        size = low + (high << 16)
+        part: bytes = connection._read_bytes(size)
+        data = data + part if data else part
+        if size < _LONGEST_PACKET:
+            break
+    if data[0] == _ERROR:
+        err.raise_mysql_exception(data)
+    return data
+
+
+def _lost(connection: Any, reason: str) -> err.OperationalError:
+    connection._force_close()
+    return err.OperationalError(CR.CR_SERVER_LOST, f"Lost connection to MySQL server: {reason}")
+
+
+def _is_eof(packet: bytes) -> bool:
+    return packet[0] == _EOF and len(packet) == _EOF_PACKET.size
+
+
+def _row(packet: bytes, converters: Sequence[_Convert | None]) -> tuple[Any, ...]:
+    row: list[Any] = []
+    at = 0
+    for convert in converters:
+        size = packet[at]
+        at += 1
+        if size >= _NULL:
+            if size == _NULL:
+                row.append(None)
+                continue
+            start = at
+            at += _SIZE_BYTES[size]
+            size = int.from_bytes(packet[start:at], "little")
+        value = packet[at : at + size]
+        at += size
+        row.append(value if convert is None else convert(value))
+    return tuple(row)
