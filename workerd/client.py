@@ -27,7 +27,7 @@ from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
-from workerd.runtime.sockets import poke
+from workerd.runtime.sockets import Waker
 from workerd.tracing import switch as tracing
 from workerd.workflow import ADHOC
 
@@ -67,7 +67,7 @@ class Client:
         self._before_enqueue = tuple(before_enqueue)
         self._tracing = tracing.of_enqueues(otel, self._config.otel)
         self._known = KnownHandlers()
-        self._wake = Paths(self._config.node).wake
+        self._waker = Waker(Paths(self._config.node).wake)
         self._actor = of_client(name)
 
     def _open(self) -> Store:
@@ -78,6 +78,7 @@ class Client:
         if self._tracing is not None:
             self._tracing.flush()
         self._connections.close()
+        self._waker.close()
 
     def __enter__(self) -> Client:
         return self
@@ -371,7 +372,7 @@ class Client:
 
     def wake(self) -> None:
         """Wake the dispatcher of this host, if there is one."""
-        poke(self._wake)
+        self._waker.wake()
 
     def _check(self, spec: JobSpec) -> NewJob:
         for hook in self._before_enqueue:

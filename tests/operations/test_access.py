@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.servers import DatabaseServer
 from workerd.config.model import Config, StoreConfig
 from workerd.errors import StoreAway, WrongVersion
 from workerd.job import new_id
@@ -50,6 +51,25 @@ def test_a_pool_reuses_connections_up_to_its_size(config: Config) -> None:
         with pool.connection() as store:
             assert store is made[0]
     assert len(made) == 1
+
+
+def test_a_connection_is_looked_at_before_each_use(mysql_server: DatabaseServer) -> None:
+    """One that was killed while it lay in the pool is replaced, also if it was looked at there before."""
+    name = mysql_server.new_database()
+    config = Config(store=StoreConfig(url=mysql_server.url(name)))
+    migrate(config)
+    with closing(ConnectionPool(lambda: open_checked(config), 1, 1.0)) as pool:
+        for looks in (0, 1, 2):
+            with pool.connection() as store:
+                killed = store.read(lambda tx: tx.query("SELECT CONNECTION_ID()"))[0][0]
+            for _ in range(looks):
+                pool.refresh()
+            mysql_server.sql(f"KILL {killed}")
+            gone = f"SELECT COUNT(*) FROM information_schema.processlist WHERE id = {killed}"
+            eventually(lambda gone=gone: mysql_server.sql(gone)[0][0] == 0)
+            with pool.connection() as store:
+                assert store.read(lambda tx: tx.query("SELECT CONNECTION_ID()"))[0][0] != killed
+    mysql_server.drop_database(name)
 
 
 def test_a_failed_connection_frees_its_place() -> None:

@@ -20,7 +20,7 @@ from workerd.operations import logs
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.generations import Generations, ask_all, ask_status
 from workerd.runtime.paths import Paths
-from workerd.runtime.sockets import poke
+from workerd.runtime.sockets import Waker
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -42,6 +42,7 @@ class Backend:
         self.config = config
         self.paths = Paths(config.node)
         self.draining = False
+        self._waker = Waker(self.paths.wake)
         self._timeout = timeout
         self._stores = ConnectionPool(self.open, MAX_CONNECTIONS, timeout)
         self._store_threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="store")
@@ -75,7 +76,7 @@ class Backend:
 
     def wake(self) -> None:
         """Wake the dispatcher of this node."""
-        poke(self.paths.wake)
+        self._waker.wake()
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""

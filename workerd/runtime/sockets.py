@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop, Timer
@@ -91,6 +91,47 @@ def poke(path: Path, body: bytes = b"") -> bool:
     except OSError:
         return False
     return True
+
+
+class Waker:
+    """Sends datagrams without content to a path, from one socket: a third of the time of `poke`.
+
+    For any thread, and on both sides of a fork.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._address = os.fspath(path)
+        self._is_short = len(os.fsencode(path)) <= MAX_PATH_BYTES
+        self._sock: socket.socket | None = None
+        self._pid = 0
+
+    def wake(self) -> None:
+        """Send one, if a socket is bound there."""
+        if not self._is_short:
+            poke(self._path)
+            return
+        if self._sock is None or self._pid != os.getpid():
+            self._open()
+        with contextlib.suppress(OSError):
+            cast(socket.socket, self._sock).sendto(b"", self._address)
+
+    def close(self) -> None:
+        """Close the socket; the next use opens another."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        if self._pid == os.getpid():
+            sock.close()
+        else:
+            sock.detach()  # the parent's: here its number may belong to another file by now, as in a worker
+
+    __del__ = close
+
+    def _open(self) -> None:
+        self.close()
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._pid = os.getpid()
 
 
 class ReconnectingClient:

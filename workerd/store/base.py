@@ -182,6 +182,8 @@ class Store(ABC):
         self._session: Session | None = None
         self._was_there = False
         self._checked_at = 0.0
+        self._is_fresh = False
+        """Whether the connection was just looked at, by `refresh`."""
 
     def __repr__(self) -> str:
         return f"Store({self.shown})"
@@ -272,9 +274,11 @@ class Store(ABC):
 
     def refresh(self) -> bool:
         """Leave a server that was not asked of late and may not be written; returns whether it was left."""
+        self._is_fresh = False
         try:
             if self._session is not None:
                 self._connected()
+                self._is_fresh = True
         except StoreAway:
             return True
         return False
@@ -291,6 +295,10 @@ class Store(ABC):
 
     def _connected(self) -> Session:
         session = self._session
+        if self._is_fresh:
+            self._is_fresh = False
+            if session is not None:
+                return session
         if session is not None and session.is_dead():
             self.close()
             session = None

@@ -1,0 +1,74 @@
+"""Datagrams that wake: from one socket, to whoever listens at the path, on both sides of a fork."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from workerd.runtime.child import fork
+from workerd.runtime.sockets import Waker, bind_datagram, poke
+
+
+@pytest.fixture(params=["short", "long"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A path that fits in a socket's address, and one that does not."""
+    folder = tmp_path / (request.param if request.param == "short" else "long" * 40)
+    folder.mkdir()
+    return folder / "wake"
+
+
+def received(sock: socket.socket) -> int:
+    """How many datagrams have arrived."""
+    count = 0
+    while True:
+        try:
+            sock.recv(1)
+        except BlockingIOError:
+            return count
+        count += 1
+
+
+def test_a_waker_reaches_whoever_listens_now(path: Path) -> None:
+    """Nobody at first, then a socket, then another one at the same path."""
+    waker = Waker(path)
+    waker.wake()
+    for _ in range(2):
+        with bind_datagram(path) as sock:
+            waker.wake()
+            assert poke(path)
+            assert received(sock) == 2
+    assert not poke(path)
+
+
+def test_a_full_queue_is_no_error(path: Path) -> None:
+    """Who does not read is being woken anyway."""
+    waker = Waker(path)
+    with bind_datagram(path) as sock:
+        for _ in range(2000):
+            waker.wake()
+        assert received(sock) > 0
+
+
+def test_a_forked_child_sends_from_a_socket_of_its_own(path: Path) -> None:
+    """Also one that closed what it inherited, and whose own file has the number of the parent's socket."""
+    waker = Waker(path)
+
+    def main() -> int:
+        files = [os.open("/dev/null", os.O_RDONLY) for _ in range(64)]
+        waker.wake()
+        for file in files:
+            os.fstat(file)  # all are open still
+        return 0
+
+    with bind_datagram(path) as sock:
+        waker.wake()
+        child = fork(main)
+        eventually(lambda: child.reap() is not None)
+        child.close()
+        assert child.status == 0
+        waker.wake()
+        assert received(sock) == 3
