@@ -47,6 +47,11 @@ call = "tests.support.handlers:echo"
 [handlers.behave]
 call = "tests.support.handlers:behave"
 
+[handlers.says]
+command = ["/bin/sh", "-c", "echo $0 >&2; exit 4", "{{word}}"]
+signature = {{ word = "str" }}
+fail_codes = [4]
+
 [handlers.waits]
 call = "tests.support.handlers:wait_for_file"
 grace = "200ms"
@@ -293,6 +298,44 @@ def test_a_url_alone_is_enough(daemon: Daemon) -> None:
         assert client.wait(job_id, timeout=20).result == 2
         with pytest.raises(HandlerNotFound):
             client.enqueue("none")
+
+
+def test_a_job_that_waits_is_found_and_changed(client: Client) -> None:
+    """By filters, over pages; with arguments that do not fit nothing is changed."""
+    group = uuid.uuid4().hex
+    later = timedelta(hours=1)
+    made = [client.enqueue("add", {"a": n}, delay=later, group=group).id for n in range(3)]
+    found = client.jobs(group=group, status="scheduled")
+    assert [job.id for job in found] == made[::-1]
+    assert len(client.jobs(group=group, limit=2)) == 2
+    moved = client.edit(made[0], vars={"b": 5}, priority=-3, group=None)
+    assert (moved.vars, moved.priority, moved.group) == ({"a": 0, "b": 5}, -3, None)
+    assert len(client.jobs(group=group)) == 2
+    for wrong in ({"vars": {"a": "x"}}, {"vars": {"a": None}}, {"priority": 2**40}, {"run_at": "soon"}, {}):
+        with pytest.raises(InvalidValue):
+            client.edit(made[1], **wrong)
+    assert client.get(made[1]).vars == {"a": 1}
+    client.edit(made[1], vars={"b": None, "a": 7}, run_at=datetime.now(UTC))
+    assert client.wait(made[1], timeout=20).result == 8
+    with pytest.raises(Conflict):
+        client.edit(made[1], priority=1)
+    with pytest.raises(InvalidValue, match="status"):
+        client.jobs(status="done")
+
+
+def test_an_ended_job_is_run_again_with_other_vars(client: Client) -> None:
+    """Each attempt has its log, and the audit says who did it."""
+    failed = client.wait(client.enqueue("says", {"word": "one"}).id, timeout=20)
+    with pytest.raises(InvalidValue, match="nothing"):
+        client.retry(failed.id, vars={"nothing": 1})
+    assert client.retry(failed.id, vars={"word": "two"}) == 2
+    assert client.wait(failed.id, timeout=20).vars == {"word": "two"}
+    assert (client.log(failed.id).strip(), client.log(failed.id, 1).strip()) == ("two", "one")
+    with pytest.raises(NotFound, match="no attempt 7"):
+        client.log(failed.id, 7)
+    [act] = client.audit(target=failed.id)
+    assert (act.action, act.via, act.detail) == ("retry", "client", {"attempt": 2, "vars": ["word"]})
+    assert client.audit(actor=act.actor, target=failed.id, since=act.at) == [act]
 
 
 def test_an_unreachable_store_raises_store_away() -> None:

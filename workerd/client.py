@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack
@@ -16,15 +17,28 @@ from workerd import job_filter
 from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.document_types import Changed, Enqueued, ErrorGroup, Job, Request, Schedule
+from workerd.document_types import Act, Changed, Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
 from workerd.job import parse_id
 from workerd.job_filter import GivenFilter
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
-from workerd.operations import bulk, errors, handlers, jobs, request_graphs, requests, schedules, waiting
+from workerd.operations import (
+    audit,
+    bulk,
+    errors,
+    handlers,
+    jobs,
+    logs,
+    request_graphs,
+    requests,
+    schedules,
+    waiting,
+)
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.operations.actor import of_client
+from workerd.operations.edit import Edit
+from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import Waker
@@ -33,6 +47,8 @@ from workerd.workflow import ADHOC
 
 T = TypeVar("T")
 Source = Config | str | os.PathLike[str] | None
+MAX_PAGE_ROWS = 500
+"""Jobs that are read at once."""
 BeforeEnqueue = Callable[[JobSpec], JobSpec]
 """Called with each job before it is checked; returns the job to enqueue."""
 
@@ -123,6 +139,56 @@ class Client:
         key = _key(job_id)
         return msgspec.convert(self._read(lambda tx: jobs.get(tx, key)), Job)
 
+    def jobs(self, *, limit: int = 50, **wanted: Unpack[GivenFilter]) -> list[Job]:
+        """Jobs that a filter means (none: all), newest made or ended first, without payloads and attempts.
+
+        Raises InvalidValue for a wrong value.
+        """
+        filters = job_filter.parse(wanted)._asdict()
+        found: list[Job] = []
+        after = None
+        while len(found) < limit:
+            rows = min(limit - len(found), MAX_PAGE_ROWS)
+            page = self._read(partial(jobs.list_, limit=rows, after=after, **filters))
+            found += msgspec.convert(page.jobs, list[Job])
+            after = page.next
+            if after is None:
+                break
+        return found
+
+    def log(self, job_id: str | uuid.UUID, attempt: int | None = None) -> str:
+        """What an attempt printed and logged, None: the newest one that has a log.
+
+        Raises NotFound, which says why there is none: one that runs has its log on its node.
+        """
+        key = _key(job_id)
+        return self._read(lambda tx: logs.get(tx, key, attempt)).text
+
+    def edit(
+        self,
+        job_id: str | uuid.UUID,
+        *,
+        vars: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        run_at: datetime | str | None = None,
+        group: str | msgspec.UnsetType | None = msgspec.UNSET,
+    ) -> Job:
+        """Change a job that waits; `vars` are merged key by key, None removes one. `group`: None removes it.
+
+        Raises NotFound, Conflict if it does not wait, InvalidValue for what does not fit.
+        """
+        key = _key(job_id)
+        change = Edit(
+            vars=vars or {},
+            priority=priority,
+            run_at=run_at.isoformat() if isinstance(run_at, datetime) else run_at,
+            group=None if group is msgspec.UNSET else group,
+            group_given=group is not msgspec.UNSET,
+        )
+        self._run(lambda tx: edit_job(tx, self._actor, self._config, key, change))
+        self.wake()
+        return self.get(job_id)
+
     def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
         """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
         key = _key(job_id)
@@ -144,14 +210,19 @@ class Client:
         self.wake()
         return result == "ended"
 
-    def retry(self, job_id: str | uuid.UUID, *, fresh: bool = False) -> int:
+    def retry(
+        self, job_id: str | uuid.UUID, *, fresh: bool = False, vars: Mapping[str, Any] | None = None
+    ) -> int:
         """Run an ended job again, or a scheduled one now; returns the number of the new attempt.
 
-        `fresh`: without what earlier attempts have saved with `ctx.save` and `ctx.step`.
-        Raises NotFound, Conflict while it is live or its unique key is taken.
+        `fresh`: without what earlier attempts have saved with `ctx.save` and `ctx.step`. `vars`: merged with
+        those of the last attempt, as by `edit`. Raises NotFound, InvalidValue for vars that do not fit,
+        Conflict while it is live or its unique key is taken.
         """
         key = _key(job_id)
-        attempt = self._run(lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh))
+        attempt = self._run(
+            lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh, config=self._config, vars_=vars)
+        )
         self.wake()
         return attempt
 
@@ -308,6 +379,21 @@ class Client:
         """Leave a group of failures out of lists and alerts for so long. Raises as `error`."""
         key, for_s = parse_fingerprint(fingerprint), seconds("duration", duration)
         return msgspec.convert(self._run(lambda tx: errors.mute(tx, self._actor, key, for_s)), ErrorGroup)
+
+    # -- the audit
+
+    def audit(
+        self,
+        *,
+        actor: str | None = None,
+        target: str | None = None,
+        since: datetime | None = None,
+        limit: int = 50,
+    ) -> list[Act]:
+        """What people and programs changed, newest first. `target`: an id, a name or a fingerprint."""
+        moment = None if since is None else from_rfc3339(since.isoformat())
+        page = self._read(lambda tx: audit.list_(tx, actor=actor, target=target, since=moment, limit=limit))
+        return msgspec.convert(page.audit, list[Act])
 
     # -- handlers
 

@@ -76,7 +76,7 @@ def _section(title: str, *lines: str) -> str:
 
 
 def _documents() -> list[type]:
-    names = ("Enqueued", "Changed", "Job", "Attempt", "Request", "Schedule", "ErrorGroup")
+    names = ("Enqueued", "Changed", "Job", "Attempt", "Request", "Schedule", "ErrorGroup", "Act")
     return [getattr(document_types, name) for name in names]
 
 

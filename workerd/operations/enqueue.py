@@ -211,7 +211,7 @@ def check_handlers(names: Iterable[str], known: Mapping[str, bytes | None], conf
 
 def unknown(name: str, known: Iterable[str]) -> str:
     """The message for an unknown handler."""
-    names = sorted(known)
+    names = sorted(one for one in known if not one.startswith("~"))  # reserved: nobody enqueues it
     if not names:
         return f'Handler "{name}" not found; none is known: configure one, or start a node that has it.'
     shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
