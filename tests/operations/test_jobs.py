@@ -13,6 +13,7 @@ from workerd.job import Status, id_text, parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import jobs
 from workerd.operations.actor import Actor
+from workerd.redaction import NOTHING
 from workerd.store.base import Store, Tx
 from workerd.store.jobs import insert_new
 
@@ -68,7 +69,7 @@ def test_a_job_that_was_inserted_is_shown_as_by_get(store: Store) -> None:
     due = NewJob(handler="mail", run_at=1_000_000, expires_at=2_000_000)
 
     def work(tx: Tx) -> list[tuple[Enqueued, Document]]:
-        return [jobs.created(tx, row) for row in insert_new(tx, [plain, full, due])]
+        return [jobs.created(row, NOTHING) for row in insert_new(tx, [plain, full, due])]
 
     for enqueued, document in store.run(work):
         assert (enqueued.id, enqueued.created) == (document["id"], True)
