@@ -43,6 +43,11 @@ MAX_SPAWNED = 10_000
 ADHOC = "~graph"
 """The column `workflow` of a request that brought its own graph."""
 
+MAX_INLINE_JOBS = 200
+"""Of a graph with more jobs that need others, each is a row from the start, so that an ending stays cheap."""
+MAX_NEEDS_A_JOB = 10
+"""On average, for a configured workflow's jobs to be such rows: each need is one too, which endings write."""
+
 _WAITING = frozenset({Status.SCHEDULED, Status.NEW})
 
 
@@ -56,7 +61,8 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     members
         The other jobs are a batch: each its own row from the start, counted in the request, not in `jobs`.
     linked
-        Members need others, wait, or differ in what their failure does: rows of their own say so.
+        Members need others, wait, or differ in what their failure does: rows of their own say so. Those in
+        `jobs` are still to be written, the first of them may have been.
     on_error
         That of each job of a batch.
     cooler
@@ -81,6 +87,11 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     def all_jobs(self) -> tuple[WorkflowJob, ...]:
         """All jobs that are not members, in the order in which they can begin."""
         return self.jobs + self.then + self.final
+
+    @property
+    def unfolds(self) -> bool:
+        """Whether members are still to be written: none of them begins before."""
+        return self.linked and bool(self.jobs)
 
 
 class JobState(msgspec.Struct, frozen=True, gc=False):
@@ -133,6 +144,15 @@ def graph_of(workflow: WorkflowConfig) -> Graph:
         cooler=workflow.schedule.cooler,
         quiet=workflow.schedule.recurs,
     )
+
+
+def unfolding(graph: Graph) -> Graph:
+    """The graph to begin with: one whose jobs are to be rows from the start, if it is large."""
+    jobs = graph.jobs
+    large = len(jobs) > MAX_INLINE_JOBS
+    if not large or graph.quiet or sum(len(job.needs) for job in jobs) > MAX_NEEDS_A_JOB * len(jobs):
+        return graph
+    return msgspec.structs.replace(graph, members=True, linked=True, on_error="continue")
 
 
 def encode(graph: Graph) -> bytes:

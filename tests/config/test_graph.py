@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from workerd.cli.views import draw_graph
 from workerd.config.build import build
-from workerd.config.graph import cycle, depths
+from workerd.config.graph import cycle, depths, shortened
 from workerd.config.reader import ConfigErrors, ConfigTree
 from workerd.config.workflow_config import WorkflowJob
 from workerd.gateway.dashboard.graph import columns, draw
@@ -84,3 +84,10 @@ def test_a_long_cycle_is_named() -> None:
     """However far the first job is from it."""
     needs = {job.name: job.needs for job in chain()} | {"j0": ("j2",)}
     assert cycle(needs) in (["j2", "j1", "j0", "j2"], ["j0", "j2", "j1", "j0"], ["j1", "j0", "j2", "j1"])
+
+
+def test_of_many_names_the_first_and_the_last_are_shown() -> None:
+    """An error stays one that can be read."""
+    names = [str(n) for n in range(100)]
+    assert shortened(names) == [*names[:10], "(80 more)", *names[-10:]]
+    assert shortened(names[:21]) == names[:21]

@@ -11,12 +11,15 @@ import pytest
 
 from tests.store.test_batches import CONFIG, FINALLY, count, plan, progress, submit, work
 from tests.support import storing as s
-from workerd.errors import Conflict
+from workerd import workflow as wf
+from workerd.config.schedule_config import ScheduleConfig
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowConfig, WorkflowJob
+from workerd.errors import CommitUnknown, Conflict, InvalidValue, StoreAway
 from workerd.job import Claim, Status, parse_id
 from workerd.operations import request_graphs
 from workerd.operations import requests as operations
 from workerd.operations.why import explain
-from workerd.store import batches, job_control, requests, retention
+from workerd.store import batches, job_control, requests, retention, signals
 from workerd.store.base import Store, Tx
 from workerd.store.links import SLICE_NEEDS
 
@@ -24,7 +27,7 @@ from workerd.store.links import SLICE_NEEDS
 @pytest.fixture(autouse=True)
 def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every graph with needs is kept in rows."""
-    monkeypatch.setattr(request_graphs, "MAX_INLINE_JOBS", 0)
+    monkeypatch.setattr(wf, "MAX_INLINE_JOBS", 0)
 
 
 def node(name: str, *needs: str, **keys: Any) -> dict[str, Any]:
@@ -188,6 +191,167 @@ def test_what_a_job_spawned_holds_back_those_that_need_it(store: Store) -> None:
     assert (claim.name, claim.needs) == ("b", {"a": b"null", "a/x": b"7"})
 
 
+@pytest.mark.parametrize("cancel", [False, True])
+def test_the_error_of_a_request_names_the_job(store: Store, cancel: bool) -> None:
+    """As of a small graph; with a job that is cancelled, the request is."""
+    request_id = submit(store, jobs=[node("a"), node("b", "a")])
+    work(store)
+    (claim,) = s.claims(store, "h")
+    s.close(store, [s.outcome(claim, Status.CANCELLED if cancel else Status.FAILURE, error="no")])
+    work(store)
+    row = s.request(store, request_id)[0]
+    expected = ("cancelled", 'cancelled with its job "a"') if cancel else ("failed", '"a" failed: no')
+    assert (row.status, row.error) == expected
+
+
+def test_a_request_knows_its_step(store: Store) -> None:
+    """The highest one of which a job has begun."""
+    request_id = submit(store, jobs=chain(3))
+    work(store)
+    steps = []
+    while run(store):
+        steps.append(s.request(store, request_id)[0].step)
+    assert steps == [1, 2, 2]
+
+
+def test_what_ends_before_the_graph_is_complete_is_told_to_those_that_come_later(store: Store) -> None:
+    """A job that may fail is cancelled while the graph is sent: what needs it begins all the same."""
+    made = plan(store, jobs=[node("a", on_error="continue"), node("b", "a")])
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    store.run(lambda tx: batches.add(tx, request_id, made.members[:1], made.nodes[:1]))
+    first = wf.job_id(request_id, created_at(store, request_id), "a")
+    store.run(lambda tx: job_control.cancel(tx, first))
+    store.run(lambda tx: batches.add(tx, request_id, made.members[1:], made.nodes[1:]))
+    store.run(lambda tx: batches.seal(tx, request_id))
+    work(store)
+    assert run(store) == ["b"]
+    assert progress(store, request_id) == ("completed", 1, 1, 2)
+
+
+@pytest.mark.parametrize("needs", [(), ("a",)])
+def test_a_job_that_is_cancelled_before_its_request_is_complete_cancels_it(
+    store: Store, needs: tuple[str, ...]
+) -> None:
+    """Once all have arrived: none of them runs."""
+    made = plan(store, jobs=[node("a"), node("b", *needs)], **{"finally": FINALLY})
+    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
+    store.run(lambda tx: batches.add(tx, request_id, made.members[:1], made.nodes[:1]))
+    first = wf.job_id(request_id, created_at(store, request_id), "a")
+    store.run(lambda tx: job_control.cancel(tx, first))
+    store.run(lambda tx: batches.add(tx, request_id, made.members[1:], made.nodes[1:]))
+    store.run(lambda tx: batches.seal(tx, request_id))
+    work(store)
+    assert run(store) == []
+    assert len(s.finish(store, "last")) == 1
+    assert progress(store, request_id) == ("cancelled", 0, 2, 2)
+
+
+def test_a_store_that_is_away_while_a_graph_is_sent(store: Store) -> None:
+    """The request exists: who sent it is told its id."""
+    made, calls = plan(store, jobs=chain(3)), []
+
+    def run_once(work: Any) -> Any:
+        calls.append(work)
+        if len(calls) > 1:
+            raise StoreAway("gone")
+        return store.run(work)
+
+    with pytest.raises(CommitUnknown) as caught:
+        request_graphs.submit_in_slices(run_once, made)
+    (request_id,) = caught.value.ids
+    assert progress(store, parse_id(request_id))[0] == "queuing"
+
+
+def created_at(store: Store, request_id: bytes) -> int:
+    return int(s.request(store, request_id)[0].created_at)
+
+
+# -- workflows of the configuration
+
+
+def configured(*jobs: WorkflowJob, **keys: Any) -> WorkflowConfig:
+    final = (WorkflowJob(name="last", handler="last", step=9),)
+    return WorkflowConfig(name="big", jobs=jobs, final=final, **keys)
+
+
+def links_of(length: int) -> list[WorkflowJob]:
+    return [
+        WorkflowJob(name=str(n), handler="h", needs=(str(n - 1),) if n else (), step=n) for n in range(length)
+    ]
+
+
+@pytest.fixture
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SLICE_ROWS", 4)
+
+
+def test_a_large_workflow_is_written_in_slices_and_runs(store: Store, short_slices: None) -> None:
+    """As a graph that came with its request: its jobs are rows from the start, its endings read few."""
+    request_id = s.submit(store, configured(*links_of(10)))
+    assert progress(store, request_id) == ("inprogress", 0, 0, 0)
+    assert store.run(batches.work).found
+    assert progress(store, request_id)[3] == 4
+    assert run(store) == []
+    work(store)
+    assert progress(store, request_id)[3] == 10
+    assert b'"jobs":[]' in (s.request(store, request_id)[0].steps or b"")
+    assert [run(store) for _ in range(10)] == [[str(n)] for n in range(10)]
+    assert len(s.finish(store, "last")) == 1
+    row = s.request(store, request_id)[0]
+    assert (row.status, row.step) == ("completed", 9)
+
+
+def test_a_large_workflow_is_cancelled_and_retried_while_it_is_written(
+    store: Store, short_slices: None
+) -> None:
+    """Retried by hand, it is written to its end."""
+    request_id = s.submit(store, configured(*links_of(10)))
+    store.run(batches.work)
+    store.run(lambda tx: requests.cancel(tx, request_id))
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("cancelled", 0, 4, 4)
+    first = wf.job_id(request_id, created_at(store, request_id), "0")
+    store.run(lambda tx: job_control.retry(tx, first))
+    work(store)
+    assert progress(store, request_id) == ("inprogress", 0, 0, 10)
+    assert [run(store) for _ in range(10)] == [[str(n)] for n in range(10)]
+    work(store)
+    (claim,) = s.claims(store, "last")
+    assert claim.name == "last#2"
+    s.close(store, [s.outcome(claim)])
+    assert progress(store, request_id) == ("completed", 10, 0, 10)
+
+
+def test_a_signal_for_a_large_workflow_comes_before_it_is_written(store: Store, short_slices: None) -> None:
+    """It is kept until the wait begins."""
+    wait = WorkflowJob(name="go", handler=WAIT_HANDLER, signal="go", needs=("0",), step=1)
+    after = WorkflowJob(name="after", handler="h", needs=("go",), step=2)
+    request_id = s.submit(store, configured(links_of(1)[0], wait, after, *links_of(7)[1:]))
+    store.run(batches.work)
+    with pytest.raises(InvalidValue, match="its signals are: go"):
+        store.run(lambda tx: signals.deliver(tx, request_id, "stop", b"1", "me", {}))
+    store.run(lambda tx: signals.deliver(tx, request_id, "go", b"1", "me", {}))
+    work(store)
+    assert run(store) == ["0"]
+    store.run(lambda tx: signals.pass_due(tx, 10))
+    assert "after" in run(store)
+
+
+def test_a_large_workflow_stays_in_one_piece_where_rows_would_not_pay(store: Store) -> None:
+    """It has very many needs, or recurs: then a job that ended as `ignored` ends the run."""
+    first = [WorkflowJob(name=f"a{n}", handler="h") for n in range(15)]
+    needs = tuple(job.name for job in first)
+    dense = [WorkflowJob(name=f"b{n}", handler="h", needs=needs) for n in range(40)]
+    for workflow in (
+        configured(*first, *dense),
+        configured(*links_of(3), schedule=ScheduleConfig(cron="0 0 1 1 *")),
+    ):
+        graph = wf.unfolding(wf.graph_of(workflow))
+        assert not graph.linked
+        assert graph.jobs == workflow.jobs
+
+
 def test_a_failure_fails_the_request_and_a_retry_by_hand_goes_on_from_there(store: Store) -> None:
     """What had not begun is held again; another failure that remains fails it again."""
     jobs = [node("a"), node("b"), node("c", "a"), node("d", "a", "b")]
@@ -260,7 +424,7 @@ def graph(rng: random.Random) -> list[dict[str, Any]]:
 
 def outcome_of(store: Store, seed: int, inline: int, monkeypatch: pytest.MonkeyPatch) -> Any:
     """How a random graph ends whose jobs fail at random, and which of its jobs ran."""
-    monkeypatch.setattr(request_graphs, "MAX_INLINE_JOBS", inline)
+    monkeypatch.setattr(wf, "MAX_INLINE_JOBS", inline)
     rng = random.Random(seed)
     bad = {f"j{n}" for n in range(12) if rng.random() < 0.2}
     most = rng.choice([None, 1])

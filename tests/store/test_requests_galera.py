@@ -14,10 +14,10 @@ from tests.store import test_batches
 from tests.support import storing
 from tests.support.galera import Galera
 from workerd import job
+from workerd import workflow as wf
 from workerd.clock import SECOND
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import Conflict, StoreAway
-from workerd.operations import request_graphs
 from workerd.store import columns, requests, schedule_control, schedules, signals, ticks
 from workerd.store.base import Store
 
@@ -121,7 +121,7 @@ def test_two_cluster_nodes_pick_up_each_request_once(cluster: Galera, two: list[
 def test_two_cluster_nodes_end_jobs_of_a_large_graph_at_once(cluster: Galera, two: list[Store]) -> None:
     """What needs both begins once in each of the graphs, whose needs are rows, and each graph ends."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(request_graphs, "MAX_INLINE_JOBS", 0)
+        patched.setattr(wf, "MAX_INLINE_JOBS", 0)
         jobs = [
             {"name": "a", "handler": "h"},
             {"name": "b", "handler": "h"},

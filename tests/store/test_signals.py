@@ -9,10 +9,10 @@ import pytest
 from tests.store import test_batches
 from tests.store.test_batches import plan, progress, work
 from tests.support import storing as s
+from workerd import workflow as wf
 from workerd.clock import LATEST, to_text
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import new_id
-from workerd.operations import request_graphs
 from workerd.store import claims, job_control, requests, signals
 from workerd.store.base import Store
 
@@ -20,7 +20,7 @@ from workerd.store.base import Store
 @pytest.fixture(autouse=True, params=["inline", "rows"])
 def _size_of_graphs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs are kept in the request's row, and, large ones, in rows of their own."""
-    monkeypatch.setattr(request_graphs, "MAX_INLINE_JOBS", 200 if request.param == "inline" else 0)
+    monkeypatch.setattr(wf, "MAX_INLINE_JOBS", 200 if request.param == "inline" else 0)
 
 
 AFTER = {"name": "b", "handler": "after", "needs": ["approve"]}
@@ -173,6 +173,7 @@ def test_a_configured_workflow_waits_too(store: Store) -> None:
     request_id = store.run(lambda tx: requests.submit(tx, "flow", b"{}")).id
     store.run(lambda tx: signals.deliver(tx, request_id, "approved", b"1", "me", {"flow": flow}))
     store.run(lambda tx: requests.pickup(tx, {"flow": flow}, 10))
+    work(store)
     pass_due(store)
     s.finish(store, "after")
     assert progress(store, request_id)[0] == "completed"

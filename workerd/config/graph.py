@@ -8,6 +8,9 @@ from collections.abc import Collection, Mapping
 Needs = Mapping[str, Collection[str]]
 """The names that each job needs, by its name; names that are no key count as done."""
 
+MAX_SHOWN = 20
+"""Names of a longer list that are shown."""
+
 
 def depths(needs: Needs) -> dict[str, int]:
     """The length of the longest path to each job, in an order in which each comes after what it needs.
@@ -45,3 +48,12 @@ def cycle(needs: Needs) -> list[str]:
         way.append(name)
         name = next(need for need in needs[name] if need in needs)
     return [*way[place[name] :], name]
+
+
+def shortened(names: list[str]) -> list[str]:
+    """The names as an error shows them: of many the first and the last."""
+    left_out = len(names) - MAX_SHOWN
+    if left_out <= 1:
+        return names
+    half = MAX_SHOWN // 2
+    return [*names[:half], f"({left_out} more)", *names[-half:]]

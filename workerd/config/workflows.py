@@ -10,7 +10,7 @@ import msgspec
 from workerd.config import validators as v
 from workerd.config.config_value import Keys
 from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths
+from workerd.config.graph import depths, shortened
 from workerd.config.handler_config import HandlerConfig
 from workerd.config.model import WORKFLOW_KEYS
 from workerd.config.reader import Table, check_name, nearest
@@ -152,11 +152,14 @@ def _ordered(table: Table, key: str, given: dict[str, WorkflowJob], first: int) 
     depth = depths({name: job.needs for name, job in given.items()})
     if waiting := {name: job.needs for name, job in given.items() if name not in depth}:
         cycle = find_cycle(waiting)
-        table.error("expected a graph without cycles, got " + " needs ".join(f'"{n}"' for n in cycle), key)
+        table.error(
+            "expected a graph without cycles, got " + " needs ".join(shortened([f'"{n}"' for n in cycle])),
+            key,
+        )
         if behind := sorted(waiting.keys() - set(cycle)):
             table.error(
                 "expected jobs that can run, got unreachable ones behind that cycle: "
-                + ", ".join(f'"{n}"' for n in behind),
+                + ", ".join(shortened([f'"{n}"' for n in behind])),
                 key,
             )
     made = [msgspec.structs.replace(job, step=first + depth.get(job.name, 0)) for job in given.values()]

@@ -11,24 +11,22 @@ import msgspec
 from workerd import workflow as wf
 from workerd.config import validators as v
 from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths
+from workerd.config.graph import depths, shortened
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
 from workerd.document_types import Enqueued
 from workerd.documents import json_value
-from workerd.errors import InvalidValue
+from workerd.errors import CommitUnknown, InvalidValue, StoreAway
 from workerd.job import id_text, parse_id
 from workerd.job_spec import JobSpec, NewJob, check, params_json
 from workerd.operations.enqueue import KEY_USED, check_spec_vars, check_waiting
-from workerd.store import batches, handlers, requests
+from workerd.store import batches, handlers, requests, workflows
 from workerd.store.base import Tx
 from workerd.tracing.context import TraceContext, into_meta
 
 SLICE_JOBS = 1000
 """Jobs of a batch that one transaction writes."""
-MAX_INLINE_JOBS = 200
-"""Of a graph with more jobs that need others, each is a row from the start, so that an ending stays cheap."""
 MAX_MEMBERS = 1_000_000
 MAX_STAGE_JOBS = 1000
 KEYS = ("jobs", "then", "finally", "params", "name", "max_failures")
@@ -81,7 +79,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         )
     stages: dict[str, tuple[WorkflowJob, ...]] = {}
     ordered = () if batch else _ordered("jobs", jobs, {}, 0)
-    linked = len(ordered) > MAX_INLINE_JOBS
+    linked = len(ordered) > wf.MAX_INLINE_JOBS
     first = 1 + max((job.step for job in ordered), default=0 if jobs else -1)
     for key in ("then", "finally"):
         stage = _jobs(key, _items(key, body.get(key), config, MAX_STAGE_JOBS), known, config, "fail")
@@ -206,7 +204,7 @@ def _ordered(
     needs = {job.name: job.needs for job in jobs}
     depth = depths(needs)
     if waiting := {name: of for name, of in needs.items() if name not in depth}:
-        raise InvalidValue(f"{key}: expected no cycle, got {' -> '.join(find_cycle(waiting))}")
+        raise InvalidValue(f"{key}: expected no cycle, got {' -> '.join(shortened(find_cycle(waiting)))}")
     made = [msgspec.structs.replace(job, step=first + depth[job.name]) for job in jobs]
     return tuple(sorted(made, key=lambda job: job.step))
 
@@ -245,17 +243,25 @@ def begin(tx: Tx, plan: Plan, request_id: bytes | None = None) -> Enqueued:
     return Enqueued(id_text(done.id), done.created)
 
 
-def submit_in_slices(run: Callable[[Callable[[Tx], Any]], Any], plan: Plan) -> Enqueued:
+def submit_in_slices(
+    run: Callable[[Callable[[Tx], Any]], Any], plan: Plan, request_id: bytes | None = None
+) -> Enqueued:
     """Write the request in as many transactions as it takes; `run` does one.
 
-    What is not completed so, because this program dies, fails after an hour.
+    One that exists under this id is completed if it is not. What is not completed, because this program dies,
+    fails after an hour. Raises CommitUnknown with the request's id if the store is away after it has begun.
     """
-    done: Enqueued = run(lambda tx: begin(tx, plan))
-    if plan.graph.members:
-        key = parse_id(done.id)
-        for part, nodes in slices(plan):
-            run(partial(add, request_id=key, part=part, nodes=nodes))
-        run(partial(seal, request_id=key))
+    done: Enqueued = run(lambda tx: begin(tx, plan, request_id))
+    key = parse_id(done.id)
+    try:
+        if not done.created and not run(lambda tx: check_repeat(tx, key, plan)):
+            return done
+        if plan.graph.members:
+            for part, nodes in slices(plan):
+                run(partial(add, request_id=key, part=part, nodes=nodes))
+            run(partial(seal, request_id=key))
+    except StoreAway as error:
+        raise CommitUnknown(str(error), error.code, answered=error.answered, ids=(done.id,)) from None
     return done
 
 
@@ -275,9 +281,14 @@ def seal(tx: Tx, request_id: bytes) -> None:
     batches.seal(tx, request_id)
 
 
-def check_repeat(tx: Tx, request_id: bytes, plan: Plan) -> None:
-    """See that the request whose id is derived from a key is that of the first call. Raises InvalidValue."""
+def check_repeat(tx: Tx, request_id: bytes, plan: Plan) -> bool:
+    """See that the request whose id is derived from a key is that of the first call. Raises InvalidValue.
+
+    Returns whether jobs of its batch are still to be added.
+    """
     row, _ = requests.get(tx, request_id)
-    total = len(plan.members) or len(plan.graph.jobs)
-    if row.steps != wf.encode(plan.graph) or row.params != plan.params or row.total < total:
+    total, incomplete = len(plan.members) or len(plan.graph.jobs), row.pending == "fill"
+    same = workflows.graph(row.steps or b"") == plan.graph and row.params == plan.params
+    if not same or (row.total < total and not incomplete):
         raise InvalidValue(KEY_USED)
+    return incomplete

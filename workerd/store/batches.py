@@ -51,6 +51,12 @@ def add(tx: Tx, request_id: bytes, new: Sequence[NewJob], nodes: Sequence[Workfl
     row = _locked(tx, request_id)
     if row.pending != "fill":
         raise Conflict("The request takes no more jobs: it is complete, or has ended.")
+    created = _add(tx, row, new, nodes)
+    tx.execute("UPDATE workerd_requests SET total = total + %s WHERE id = %s", (created, row.id))
+
+
+def _add(tx: Tx, row: RequestRow, new: Sequence[NewJob], nodes: Sequence[WorkflowJob]) -> int:
+    """Write members, which are held; the number of those that were not there."""
     members = [
         msgspec.structs.replace(
             job,
@@ -61,8 +67,7 @@ def add(tx: Tx, request_id: bytes, new: Sequence[NewJob], nodes: Sequence[Workfl
         for job in new
     ]
     links.add(tx, row, nodes)
-    created = sum(one.created for one in jobs.insert(tx, members))
-    tx.execute("UPDATE workerd_requests SET total = total + %s WHERE id = %s", (created, row.id))
+    return sum(one.created for one in jobs.insert(tx, members))
 
 
 def seal(tx: Tx, request_id: bytes) -> set[str]:
@@ -74,7 +79,7 @@ def seal(tx: Tx, request_id: bytes) -> set[str]:
     if row.pending != "fill":
         return set()
     item = _begun(row)
-    item.pending = "release" if row.total else None
+    item.pending = "cancel" if item.failing is not None else "release" if row.total else None
     return apply(tx, [item])
 
 
@@ -99,12 +104,20 @@ def work(tx: Tx) -> Worked:
     slices = {"release": _release, "cancel": _cancel, "reopen": _reopen, "spread": _spread}
     done = slices[row.pending](tx, row, item) if row.pending in slices else _Slice(None, set())
     if done.last is None:
-        is_linked = item.graph is not None and item.graph.linked
-        item.pending = "spread" if is_linked and links.has_state(tx, row.id, "spread") else None
+        item.pending = _following(tx, item)
     handlers = done.handlers | apply(tx, [item])
     if done.last is not None and item.pending == row.pending:
         tx.execute("UPDATE workerd_requests SET pending_after = %s WHERE id = %s", (done.last, row.id))
     return Worked(True, handlers)
+
+
+def _following(tx: Tx, item: RequestUpdate) -> str | None:
+    """What there is to do for a batch after the last slice."""
+    if item.graph is None or not item.graph.linked:
+        return None
+    if item.graph.unfolds and item.failing is None:  # it was reopened
+        return "release"
+    return "spread" if links.has_state(tx, item.row.id, "spread") else None
 
 
 class _Slice(NamedTuple):
@@ -128,11 +141,34 @@ def _rows(
     return refs, handlers, refs[-1].id if len(refs) == limit else None
 
 
+def _unfold(tx: Tx, row: RequestRow, item: RequestUpdate, graph: wf.Graph) -> _Slice:
+    """Write the next members of a workflow's graph; when all are there, the graph is without them."""
+    begin = int.from_bytes(row.pending_after or b"")
+    nodes = graph.jobs[begin : begin + SLICE_ROWS]
+    meta = workflows.trace_meta(row)
+    new = [
+        NewJob(
+            handler=job.handler, name=job.name, vars=msgspec.json.encode(job.vars), step=job.step, meta=meta
+        )
+        for job in nodes
+    ]
+    item.counts = item.counts._replace(total=item.counts.total + _add(tx, row, new, nodes))
+    end = begin + len(nodes)
+    if end < len(graph.jobs):
+        return _Slice(end.to_bytes(16), set())
+    item.graph = msgspec.structs.replace(graph, jobs=())
+    item.steps = wf.encode(msgspec.structs.replace(workflows.graph(row.steps or b""), jobs=()))
+    return _Slice(bytes(16), set())
+
+
 def _release(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
+    if item.graph is not None and item.graph.unfolds:
+        return _unfold(tx, row, item, item.graph)
     held = columns.at(HELD_AT)
     refs, handlers, last = _rows(tx, row, "status = 'scheduled' AND run_at = %s", [held], SLICE_ROWS)
     if item.graph is not None and item.graph.linked:
-        handlers = links.begin(tx, row, sorted(ref.id for ref in refs))
+        begun = links.begin(tx, row, sorted(ref.id for ref in refs))
+        handlers, item.step = begun.handlers, max(item.step, begun.step)
     elif refs:
         tx.execute(
             f"UPDATE workerd_jobs {tx.dialect.by_key} SET status = 'new', run_at = %s"
@@ -176,6 +212,7 @@ def _reopen(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
 def _spread(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     """Tell the jobs that need one which very many need."""
     told = links.spread(tx, row, stopped=item.failing is not None)
+    item.step = max(item.step, told.step)
     return _Slice(row.id if told.more else None, told.handlers)
 
 

@@ -56,10 +56,6 @@ class Ends:
         self.nodes: dict[str, Node] = {}
         self.ended: list[Outcome] = []
 
-    def tolerates(self, name: str | None) -> bool:
-        node = self.nodes.get(name or "")
-        return node is not None and node.on_error == "continue"
-
 
 def key_of(row: RequestRow, name: str) -> bytes:
     """The id of a job of this request."""
@@ -128,17 +124,34 @@ def _prefixes(name: str) -> list[str]:
     return ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
-class Settled(NamedTuple):
-    """The handlers that got jobs; `more`: others are to be told by `spread`."""
+class Begun(NamedTuple):
+    """The handlers that got jobs, and the highest step of these."""
 
     handlers: set[str]
+    step: int = 0
+
+
+class Settled(NamedTuple):
+    """What began; `more`: other jobs are to be told by `spread`."""
+
+    handlers: set[str]
+    step: int = 0
     more: bool = False
 
 
-def settle(tx: Tx, row: RequestRow, ends: Ends, inserted: Sequence[WorkflowJob], *, stopped: bool) -> Settled:
+def settle(
+    tx: Tx,
+    row: RequestRow,
+    ends: Ends,
+    inserted: Sequence[WorkflowJob],
+    *,
+    stopped: bool,
+    incomplete: bool = False,
+) -> Settled:
     """Write what these endings mean for their jobs, and let those begin whose needs are met.
 
-    `inserted`: what they spawned; `stopped`: the request fails, so none begins.
+    `inserted`: what they spawned; `stopped`: the request fails, so none begins; `incomplete`: some of those
+    that need them may not be there yet, so all are told by `spread`, later.
     """
     live, failed = _ended(ends)
     for owner, names in _children(ends, inserted).items():
@@ -155,7 +168,15 @@ def settle(tx: Tx, row: RequestRow, ends: Ends, inserted: Sequence[WorkflowJob],
                 f"UPDATE workerd_request_jobs SET live = %s, state = %s WHERE id IN ({marks(part)})",
                 (left, state, *part),
             )
+    if incomplete:
+        _tell_later(tx, groups[0, "done"])
+        return Settled(set())
     return _tell(tx, row, groups[0, "done"], stopped=stopped)
+
+
+def _tell_later(tx: Tx, done: Sequence[bytes]) -> None:
+    for part in chunks(sorted(done)):
+        tx.execute(f"UPDATE workerd_request_jobs SET state = 'spread' WHERE id IN ({marks(part)})", part)
 
 
 def _ended(ends: Ends) -> tuple[Counter[Node], set[Node]]:
@@ -184,7 +205,7 @@ def _children(ends: Ends, inserted: Sequence[WorkflowJob]) -> dict[Node, list[st
 def _tell(tx: Tx, row: RequestRow, done: Sequence[bytes], *, stopped: bool) -> Settled:
     """Tell the jobs that need these."""
     handlers: set[str] = set()
-    more = False
+    step, more = 0, False
     for part in chunks(sorted(done), 100):
         edges = tx.query(
             f"SELECT need, job FROM workerd_request_needs WHERE need IN ({marks(part)}) AND kind = 'open'"
@@ -192,15 +213,16 @@ def _tell(tx: Tx, row: RequestRow, done: Sequence[bytes], *, stopped: bool) -> S
             (*part, SLICE_NEEDS + 1),
         )
         if len(edges) > SLICE_NEEDS:
-            tx.execute(f"UPDATE workerd_request_jobs SET state = 'spread' WHERE id IN ({marks(part)})", part)
+            _tell_later(tx, part)
             more = True
         else:
-            handlers |= _meet(tx, row, [(need, job) for need, job in edges], stopped=stopped)
-    return Settled(handlers, more)
+            begun = _meet(tx, row, [(need, job) for need, job in edges], stopped=stopped)
+            handlers, step = handlers | begun.handlers, max(step, begun.step)
+    return Settled(handlers, step, more)
 
 
-def _meet(tx: Tx, row: RequestRow, edges: Sequence[tuple[bytes, bytes]], *, stopped: bool) -> set[str]:
-    """One need each is met; returns the handlers that got jobs."""
+def _meet(tx: Tx, row: RequestRow, edges: Sequence[tuple[bytes, bytes]], *, stopped: bool) -> Begun:
+    """One need each is met."""
     by_need: defaultdict[bytes, list[bytes]] = defaultdict(list)
     for need, job in edges:
         by_need[need].append(job)
@@ -216,17 +238,20 @@ def _meet(tx: Tx, row: RequestRow, edges: Sequence[tuple[bytes, bytes]], *, stop
         tx.execute(
             f"UPDATE workerd_request_jobs SET needs = needs - %s WHERE id IN ({marks(jobs)})", (count, *jobs)
         )
-    return set() if stopped else begin(tx, row, sorted({job for _, job in edges}))
+    return Begun(set()) if stopped else begin(tx, row, sorted({job for _, job in edges}))
 
 
-def begin(tx: Tx, row: RequestRow, ids: Sequence[bytes]) -> set[str]:
-    """Let those of these jobs begin whose needs are met, and that are held; returns their handlers."""
+def begin(tx: Tx, row: RequestRow, ids: Sequence[bytes]) -> Begun:
+    """Let those of these jobs begin whose needs are met, and that are held."""
     if not ids:
-        return set()
+        return Begun(set())
     ready = tx.query(
-        f"SELECT id, handler, wait FROM workerd_request_jobs WHERE id IN ({marks(ids)}) AND needs = 0", ids
+        "SELECT n.id, n.handler, n.wait, j.step FROM workerd_request_jobs AS n"
+        f" JOIN workerd_jobs AS j {tx.dialect.by_key} ON j.id = n.id"
+        f" WHERE n.id IN ({marks(ids)}) AND n.needs = 0 AND j.status = 'scheduled' AND j.run_at = %s",
+        (*ids, columns.at(HELD_AT)),
     )
-    plain = sorted(job_id for job_id, _, wait in ready if wait is None)
+    plain = sorted(job_id for job_id, _, wait, _ in ready if wait is None)
     now = columns.at(tx.now)
     if plain:
         tx.execute(
@@ -234,7 +259,7 @@ def begin(tx: Tx, row: RequestRow, ids: Sequence[bytes]) -> set[str]:
             f" WHERE id IN ({marks(plain)}) AND status = 'scheduled' AND run_at = %s",
             (now, *plain, columns.at(HELD_AT)),
         )
-    for job_id, _, wait in ready:
+    for job_id, _, wait, _ in ready:
         if wait is not None:
             due = waits.due_at(tx, row.id, wait_of(wait))
             tx.execute(
@@ -242,7 +267,8 @@ def begin(tx: Tx, row: RequestRow, ids: Sequence[bytes]) -> set[str]:
                 " WHERE id = %s AND status = 'scheduled' AND run_at = %s",
                 ("new" if due <= tx.now else "scheduled", columns.at(due), job_id, columns.at(HELD_AT)),
             )
-    return {columns.text(handler) for _, handler, _ in ready}
+    step = max((step or 0 for *_, step in ready), default=0)
+    return Begun({columns.text(handler) for _, handler, _, _ in ready}, step)
 
 
 _WAIT = msgspec.json.Decoder(WorkflowJob)
@@ -265,10 +291,10 @@ def spread(tx: Tx, row: RequestRow, *, stopped: bool) -> Settled:
         "SELECT need, job FROM workerd_request_needs WHERE need = %s AND kind = 'open' ORDER BY job LIMIT %s",
         (found[0], SLICE_NEEDS),
     )
-    handlers = _meet(tx, row, [(need, job) for need, job in edges], stopped=stopped)
+    begun = _meet(tx, row, [(need, job) for need, job in edges], stopped=stopped)
     if len(edges) < SLICE_NEEDS:
         tx.execute("UPDATE workerd_request_jobs SET state = 'done' WHERE id = %s", (found[0],))
-    return Settled(handlers, more=True)
+    return Settled(*begun, more=True)
 
 
 def has_state(tx: Tx, request_id: bytes, state: str) -> bool:

@@ -258,8 +258,10 @@ def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowC
             item.end(RequestStatus.FAILED, f"params or extras: {error}; correct them and submit it again")
             continue
         item.status = RequestStatus.INPROGRESS
-        item.graph = wf.graph_of(workflows[_compared(row.workflow)])
+        item.graph = wf.unfolding(wf.graph_of(workflows[_compared(row.workflow)]))
         item.steps = wf.encode(item.graph)
+        if item.graph.unfolds:
+            item.pending = "release"
     return PickedUp(len(beginning), apply(tx, beginning))
 
 

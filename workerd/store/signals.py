@@ -66,9 +66,9 @@ def deliver(
         raise InvalidValue(f'signal: no job of the request waits for "{name[:60]}"; its signals are: {shown}')
     if not waits.keep(tx, request_id, name, payload, source):
         raise Conflict(f"The signal {name!r} was given before; the first one counts.")
-    ids = [wf.job_id(row.id, row.created_at, job.name) for job in waiting]
-    if row.pending != "fill":
-        ids += begun
+    ids: list[bytes] = []
+    if row.pending != "fill" and not (graph is not None and graph.unfolds):  # else none has begun
+        ids = [*(wf.job_id(row.id, row.created_at, job.name) for job in waiting), *begun]
     return _close(tx, {row.id: row}, _live(tx, ids), {row.id: graph} if graph is not None else {})
 
 

@@ -70,7 +70,7 @@ class RequestUpdate:
         self.counts = wf.Counts(row.total, row.done, row.failed)
         self.pending: str | None = row.pending
         self.ends = links.Ends()
-        if row.steps is not None and self.status is _IN_PROGRESS:
+        if row.steps is not None and (self.status is _IN_PROGRESS or row.pending == "fill"):
             self.read(row.steps)
 
     def read(self, steps: bytes) -> None:
@@ -106,10 +106,9 @@ class RequestUpdate:
         if outcome.status not in (Status.FAILURE, Status.CANCELLED):
             return
         if self.graph is not None:
-            stages = wf.Stages(self.graph)
-            if stages.of(outcome.name) == "past" or stages.tolerates(outcome.name):
-                return
-            if self.ends.tolerates(outcome.name):
+            stages, node = wf.Stages(self.graph), self.ends.nodes.get(outcome.name or "")
+            tolerated = stages.tolerates(outcome.name) if node is None else node.on_error == "continue"
+            if tolerated or stages.of(outcome.name) == "past":
                 return
         who = outcome.name or outcome.handler
         if outcome.status is Status.FAILURE:
@@ -133,7 +132,8 @@ class RequestUpdate:
         """How far its batch is, None for a request whose jobs are all in its graph."""
         if self.graph is None or not self.graph.members:
             return None
-        return wf.Members(*self.counts, held=self.pending in ("fill", "reopen"))
+        held = self.pending in ("fill", "reopen") or (self.graph.unfolds and self.failing is None)
+        return wf.Members(*self.counts, held=held)
 
     def check_failures(self) -> None:
         """Fail it if more of its jobs failed than may."""
@@ -216,8 +216,11 @@ def _settle(tx: Tx, item: RequestUpdate) -> set[str]:
     """In a large graph: let those begin that need what has ended, unless the request fails."""
     if item.graph is None or not item.graph.linked or not item.ends.ended:
         return set()
-    row, stopped = item.row, item.failing is not None or item.pending == "fill"
-    settled = links.settle(tx, row, item.ends, item.insert, stopped=stopped)
+    row, incomplete = item.row, item.pending == "fill" or item.graph.unfolds
+    settled = links.settle(
+        tx, row, item.ends, item.insert, stopped=item.failing is not None, incomplete=incomplete
+    )
+    item.step = max(item.step, settled.step)
     if settled.more and item.pending is None:
         item.pending = "spread"
     if item.failing is None and item.pending != "reopen" and links.has_state(tx, row.id, "failed"):
@@ -236,6 +239,9 @@ def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> 
         if item.graph is not None:
             _spawn(item, item.graph, found[item.row.id])
             woken |= _settle(tx, item)
+    for item in updates:
+        if item.status is wf.RequestStatus.QUEUING and item.graph is not None:
+            _settle(tx, item)  # of a batch that is not complete: it begins with what has ended so far
     deciding = [
         update for update in alive if update.graph is not None and (move_on or update.failing is not None)
     ]
@@ -358,7 +364,8 @@ def _changes(tx: Tx, update: RequestUpdate) -> tuple[list[str], list[object]]:
     return sets, params
 
 
-def _meta(row: RequestRow) -> bytes | None:
+def trace_meta(row: RequestRow) -> bytes | None:
+    """The meta of jobs of a request that was traced."""
     return None if row.traceparent is None else msgspec.json.encode({"traceparent": row.traceparent})
 
 
@@ -369,7 +376,7 @@ def _insert(tx: Tx, updates: Sequence[RequestUpdate]) -> set[str]:
             # Derived from request and name, so that the primary key refuses a second one.
             id=wf.job_id(update.row.id, update.row.created_at, job.name),
             vars=msgspec.json.encode(job.vars),
-            meta=_meta(update.row),
+            meta=trace_meta(update.row),
             request_id=update.row.id,
             step=job.step,
             name=job.name,
