@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import uuid
+from contextlib import closing
 
 from tests.support.eventually import eventually
 from tests.support.gateway import Api
+from workerd.config.build import load
+from workerd.gateway.idempotency import IdempotencyKey
+from workerd.operations import request_graphs
+from workerd.store.engines import open_store
 
 
 def test_requests(api: Api) -> None:
@@ -61,6 +66,27 @@ def test_a_request_with_its_own_graph(api: Api) -> None:
     assert (ended["done"], ended["failed"], ended["total"]) == (2, 0, 2)
     assert {job["name"] for job in ended["jobs"]} == {"a", "b", "sum", "end"}
     assert api.get(f"/ui/requests/{request_id}").status_code == 200
+
+
+def test_a_large_graph_is_written_in_slices(api: Api) -> None:
+    """One whose first sender did not end is completed by a repeat with the same key, whoever comes next."""
+    jobs = [{"name": str(n), "handler": "noop", "needs": [str(n - 1)] if n % 50 else []} for n in range(1200)]
+    body, key = {"jobs": jobs, "finally": [{"name": "end", "handler": "noop"}]}, uuid.uuid4().hex
+    config = load(api.daemon.path, {})
+    with closing(open_store(config.store)) as store:
+        plan = store.read(lambda tx: request_graphs.checked(tx, config, body))
+        first = IdempotencyKey("", "request", key).id().bytes
+        store.run(lambda tx: request_graphs.begin(tx, plan, first))
+        part, nodes = next(iter(request_graphs.slices(plan)))
+        store.run(lambda tx: request_graphs.add(tx, first, part[:7], nodes[:7]))
+    answers = [api.post("/requests", body, headers={"Idempotency-Key": key}) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert {answer.json()["id"] for answer in answers} == {str(uuid.UUID(bytes=first))}
+    ended = api.get(f"/requests/{uuid.UUID(bytes=first)}?wait=60s").json()
+    assert (ended["status"], ended["done"], ended["total"]) == ("completed", 1200, 1200)
+    other = {**body, "params": {"n": 1}}
+    assert api.post("/requests", other, headers={"Idempotency-Key": key}).status_code == 422
+    assert api.post("/requests", body).status_code == 201
 
 
 def test_a_wrong_graph_is_refused_by_its_place(api: Api) -> None:

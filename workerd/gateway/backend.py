@@ -61,11 +61,7 @@ class Backend:
 
         Raises StoreError, and HTTPProblem 503 while the node drains or is overloaded.
         """
-        if self.draining:
-            raise unavailable(
-                "This node is shutting down; send the request to another node or retry later.",
-                DRAINING_RETRY_AFTER_S,
-            )
+        self._refuse_while_draining()
         result: T
         if run is None:
             result = await self._call(self._lend, lambda store: store.run(work))
@@ -73,6 +69,20 @@ class Backend:
             result = await self._call(run, work)
         self.wake()
         return result
+
+    async def write_each(self, work: Callable[[Callable[[Callable[[Tx], Any]], Any]], T]) -> T:
+        """As `write`, for several transactions one after the other; `work` gets what runs one."""
+        self._refuse_while_draining()
+        result = await self._call(self._lend, lambda store: work(store.run))
+        self.wake()
+        return result
+
+    def _refuse_while_draining(self) -> None:
+        if self.draining:
+            raise unavailable(
+                "This node is shutting down; send the request to another node or retry later.",
+                DRAINING_RETRY_AFTER_S,
+            )
 
     def wake(self) -> None:
         """Wake the dispatcher of this node."""

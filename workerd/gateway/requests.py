@@ -17,6 +17,7 @@ from workerd.gateway.state import actor_of, gateway_of, json_response, look_up
 from workerd.job import id_text, parse_id
 from workerd.operations import request_graphs, requests
 from workerd.operations.access import Tx
+from workerd.operations.request_graphs import Plan
 from workerd.tracing import switch as tracing
 from workerd.workflow import ADHOC, RequestStatus
 
@@ -63,14 +64,26 @@ async def _submit_graph(request: Request, body: RequestBody) -> Response:
     with tracing.submitting(gateway.tracing, ADHOC, params.trace_context(request)) as submitting:
         context = tracing.context_of(submitting)
 
+        def plan_of(tx: Tx) -> Plan:
+            return request_graphs.traced(request_graphs.checked(tx, gateway.config, body.graph()), context)
+
         def work(tx: Tx) -> tuple[Enqueued, dict[str, Any]]:
-            plan = request_graphs.traced(request_graphs.checked(tx, gateway.config, body.graph()), context)
+            plan = plan_of(tx)
             submitted = request_graphs.submit(tx, plan, key_id)
             if not submitted.created:
                 request_graphs.check_repeat(tx, parse_id(submitted.id), plan)
             return submitted, requests.get(tx, parse_id(submitted.id), gateway.rules)
 
-        done, document = await gateway.backend.write(work)
+        if len(body.jobs or ()) <= request_graphs.SLICE_JOBS:
+            done, document = await gateway.backend.write(work)
+        else:
+            plan = await gateway.backend.read(plan_of)
+            done = await gateway.backend.write_each(
+                lambda run: request_graphs.submit_in_slices(run, plan, key_id)
+            )
+            document = await gateway.backend.read(
+                lambda tx: requests.get(tx, parse_id(done.id), gateway.rules)
+            )
         submitting.enqueued = [done]
     created = done.created
     response = json_response(document, 201 if created else 200)
