@@ -73,7 +73,7 @@ def load_web_server() -> None:
         if sys.modules[command_line.__name__] is command_line:
             del sys.modules[command_line.__name__]
         importlib.import_module("starlette.applications")
-        importlib.import_module("prometheus_client")
+        importlib.import_module("http.server")  # which prometheus-client takes along
 
 
 _shared: dict[str, ModuleType] = {}

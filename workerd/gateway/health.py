@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prometheus_client.core import Metric
 from starlette.requests import Request
 from starlette.responses import Response
 
+from workerd import lean_imports
 from workerd.clock import SECOND, from_rfc3339
 from workerd.config.model import Config
 from workerd.errors import StoreError
 from workerd.gateway.problems import DATA_HEADERS, HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, gateway_of, json_response
-from workerd.metrics import exposition, families
+from workerd.metrics import families
 from workerd.operations import handlers, limits, requests, schedules
 from workerd.operations.access import Tx
 from workerd.operations.figures import WAITING_AND_RUNNING, depth_of_others, depths
 from workerd.text import plural
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+# With prometheus-client, 2 MiB that a gateway without scrapes does not need.
+exposition = lean_imports.deferred("workerd.metrics.exposition")
 
 
 async def heartbeat(request: Request) -> Response:
