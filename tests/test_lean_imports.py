@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 from workerd import lean_imports
@@ -32,6 +34,26 @@ assert type(store.open_store(StoreConfig(url="mysql://u@h/d"))) is not ours.MySQ
 """
 
 
+TLS = """
+import sys
+from workerd.store import engines as store
+store.prepare("mysql")
+from pymysql import connections
+assert "ssl" not in sys.modules
+link = connections.Connection(host="h", ssl_verify_cert=False, defer_connect=True)
+import ssl
+assert isinstance(link.ctx, ssl.SSLContext) and link.ctx.verify_mode is ssl.CERT_NONE
+"""
+
+
+SHARED_TLS = """
+import sys
+from workerd.store import engines as store
+store.prepare("mysql", encrypted=True)
+assert "ssl" in sys.modules
+"""
+
+
 DAEMON = """
 import sys
 import workerd.daemon
@@ -49,6 +71,13 @@ def test_the_daemon_loads_a_driver_only_when_it_knows_its_store() -> None:
 def test_a_process_for_handlers_has_the_complete_driver() -> None:
     """Modules loaded without RSA before the fork are reloaded with it after `unprepare`."""
     done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("script", [TLS, SHARED_TLS])
+def test_tls_is_loaded_on_demand(script: str) -> None:
+    """By the first connection that may be encrypted, or for all processes where every one is."""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workerd.config.store_url import Host, MySQLUrl, SQLiteUrl, Tls, parse_store_url
+from workerd.config.store_url import Host, MySQLUrl, SQLiteUrl, Tls, may_be_encrypted, parse_store_url
 from workerd.errors import InvalidValue
 
 
@@ -104,6 +104,21 @@ def test_an_error_names_the_form_and_no_secret(url: str) -> None:
     with pytest.raises(InvalidValue, match=r"expected \"mysql://") as caught:
         parse_store_url(url)
     assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "encrypted"),
+    [
+        ("mysql://u@db.example.org/d", True),
+        ("mysql://u@db.example.org/d?ssl=off", False),
+        ("mysql://u@127.0.0.1/d", False),
+        ("mysql://u@127.0.0.1/d?ssl=required", True),
+        ("sqlite:////var/lib/w.db", False),
+    ],
+)
+def test_where_connections_may_use_tls(url: str, encrypted: bool) -> None:
+    """There every role needs it, and it is loaded once for all."""
+    assert may_be_encrypted(url) is encrypted
 
 
 def test_an_address_shows_no_password() -> None:
