@@ -17,6 +17,9 @@ def test_groups_are_listed_shown_resolved_and_muted(cli: CommandLine) -> None:
     assert "_error" in shown  # the stack
     assert group["job_id"] in shown
     assert cli.json("errors", "show", fingerprint)["stack"]
+    of_job = cli("job", "show", group["job_id"]).stdout
+    assert f"fingerprint  {fingerprint}" in of_job
+    assert "builtins.ValueError" in of_job
     assert "errors show" in cli("why", group["job_id"]).stdout
     assert "opens again" in cli("errors", "resolve", fingerprint).stderr
     assert fingerprint not in cli("errors").stdout

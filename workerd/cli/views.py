@@ -32,7 +32,7 @@ MAX_PAYLOAD_CHARACTERS = 2000
 _FIELDS = (
     "handler", "status", "reason", "attempt", "success", "priority", "unique_key", "group", "request_id",
     "step", "name", "run_at", "expires_at", "created_at", "claimed_at", "started_at", "finished_at",
-    "ingested_at", "node", "pid", "exit_signal", "exit_code", "error",
+    "ingested_at", "node", "pid", "exit_signal", "exit_code", "error", "error_class", "fingerprint",
 )  # fmt: skip
 
 
