@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workerd import lean_imports, log, messages
+from workerd import log, messages
 from workerd.dispatcher import dispatcher
 from workerd.ingester import ingester
 from workerd.metrics import values
@@ -25,8 +25,7 @@ def _pool(ctx: RoleContext, name: str, life: int) -> int:
 
 
 def _gateway(ctx: RoleContext) -> int:
-    # Not before the fork: no other process needs its 10 MiB, and the supervisor starts without it.
-    lean_imports.load_web_server()
+    # Not before the fork: no other process needs its 14 MiB, and the supervisor starts without it.
     from workerd.gateway import server
 
     return server.main(ctx)

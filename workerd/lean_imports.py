@@ -59,23 +59,6 @@ def load_rsa() -> bool:
     return _RSA in sys.modules
 
 
-def load_web_server() -> None:
-    """Import what the gateway is made of without what it does not use: 3.2 MiB.
-
-    That are uvicorn's command line and supervisors, with click and multiprocessing, the configuration of
-    logging, and the names of characters in HTML.
-    """
-    command_line = ModuleType("uvicorn.main")
-    vars(command_line).update(dict.fromkeys(("Server", "main", "run")))  # what the package takes from it
-    with without(deferred=("html", "logging.config")):
-        sys.modules.setdefault(command_line.__name__, command_line)
-        importlib.import_module("uvicorn.server")
-        if sys.modules[command_line.__name__] is command_line:
-            del sys.modules[command_line.__name__]
-        importlib.import_module("starlette.applications")
-        importlib.import_module("http.server")  # which prometheus-client takes along
-
-
 _shared: dict[str, ModuleType] = {}
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import setproctitle
-from uvicorn.config import Config as UvicornConfig
-from uvicorn.server import Server as UvicornServer
+import uvicorn
 
 from workerd import log
 from workerd.gateway.app import application
@@ -148,8 +147,8 @@ class Gateway(Service):
             async with asyncio.timeout(SHUTDOWN_TIMEOUT_S * 2):
                 await serving
 
-    def _uvicorn_config(self) -> UvicornConfig:
-        return UvicornConfig(
+    def _uvicorn_config(self) -> uvicorn.Config:
+        return uvicorn.Config(
             application(self._state, self._config, self._connections),
             http=cast("type[asyncio.Protocol]", partial(HttpProtocol, self._connections)),
             loop="none",
@@ -201,10 +200,10 @@ class Gateway(Service):
         self._stopping.set()
 
 
-class _Server(UvicornServer):
+class _Server(uvicorn.Server):
     """uvicorn without signal handlers, as the supervisor decides, and without its ten ticks per second."""
 
-    def __init__(self, config: UvicornConfig, stopping: asyncio.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
         self._stopping = stopping
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from pathlib import Path
+from importlib.resources import files
 from urllib.parse import urlencode
 
 from starlette.responses import Response
@@ -107,7 +107,7 @@ class Asset:
 
 
 def _asset(name: str, media_type: str) -> Asset:
-    data = (Path(__file__).with_name("static") / name).read_bytes()
+    data = (files("workerd.gateway.dashboard") / "static" / name).read_bytes()
     return Asset(data, media_type, hashlib.blake2b(data, digest_size=6).hexdigest())
 
 
