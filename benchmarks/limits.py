@@ -31,6 +31,7 @@ from benchmarks.harness import (
     parser,
     spread,
 )
+from tests.support.eventually import eventually
 from workerd.job_spec import JobSpec
 
 USED_RATE, USED_BURST = 200, 100
@@ -67,6 +68,7 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     repeats = options.repeats or (2 if options.quick else 3)
     waiting = options.waiting or (100_000 if options.quick else 1_000_000)
     flood = 20_000 if options.quick else 100_000
+    turns = 5 if options.quick else 20
     for kind in [options.store] if options.store else STORES:
         with Server(kind) as server, Node(server.url(), config(TABLES, more=LIMITS)) as node:
             for case in [options.case] if options.case else CASES:
@@ -77,8 +79,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                     yield from _shares(server, node)
                 elif case == "flood":
                     yield from _beside_a_flood(server, node, flood)
-                else:
-                    yield from _beside_a_full_group(server, node, waiting)
+                elif case == "full":
+                    yield from _beside_a_full_group(server, waiting, turns)
 
 
 # -- throughput, one after the other -----------------------------------------------------------
@@ -147,25 +149,35 @@ def _shares(server: Server, node: Node) -> Iterator[Figure]:
 # -- beside others -----------------------------------------------------------------------------
 
 
-def _beside_a_full_group(server: Server, node: Node, waiting: int) -> Iterator[Figure]:
-    """Seconds that 100 jobs of one group take, alone and beside a full group with so many waiting jobs."""
-    _of_one_group(node, "warm-up")
-    alone = [_of_one_group(node, f"alone{n}") for n in range(3)]
-    node.client.enqueue_many([
-        JobSpec(handler="grouped", vars={"seconds": 600}, group="full") for _ in range(CHUNK)
-    ])  # fmt: skip
-    _multiply(node, waiting)
-    _of_one_group(node, "first")  # which moves the others out of the way
-    sql = "SELECT COUNT(*) AS n FROM workerd_jobs WHERE queue IS NOT NULL AND status = 'new'"
-    began = time.monotonic()
-    while node.rows.sql(sql)[0]["n"] < waiting * 0.99 and time.monotonic() - began < 600:
-        time.sleep(5)
-    server.rest()
-    beside = [_of_one_group(node, f"other{n}") for n in range(3)]
-    share = [statistics.median(alone) / one for one in beside]
-    more = server.settings | {"waiting": waiting, "alone_s": alone, "beside_s": beside}
-    yield Figure("limits", "beside a full group / alone", "share", share, settings=more, goal="0.9")
-    node.rows.sql("UPDATE workerd_jobs SET cancel_requested_at = created_at WHERE status = 'inprogress'")
+def _beside_a_full_group(server: Server, waiting: int, turns: int) -> Iterator[Figure]:
+    """What 100 jobs of one group cost beside a full group with so many waiting jobs, and with none.
+
+    On two stores of one server, in turns: on both, runs of the full group hold two of the four workers.
+    """
+    text = config({"grouped": TABLES["grouped"]}, more=LIMITS)
+    with Node(server.url(), text) as without, Node(server.url(), text) as beside:
+        for node, jobs in ((without, 2), (beside, CHUNK)):
+            specs = [JobSpec(handler="grouped", vars={"seconds": 3600}, group="full")] * jobs
+            node.client.enqueue_many(specs)
+            eventually(lambda node=node: node.rows.counts().get("inprogress") == 2)
+        _multiply(beside, waiting)
+        _of_one_group(server, beside, "first")  # which moves the others out of the way
+        sql = "SELECT COUNT(*) AS n FROM workerd_jobs WHERE queue IS NOT NULL AND status = 'new'"
+        eventually(lambda: beside.rows.sql(sql)[0]["n"] >= waiting * 0.99, within=900, every=5)
+        server.rest()
+        _of_one_group(server, without, "warm-up")
+        of_each: dict[Node, list[tuple[float, float]]] = {without: [], beside: []}
+        for turn in range(turns):
+            for node in (without, beside) if turn % 2 else (beside, without):
+                of_each[node].append(_of_one_group(server, node, f"turn{turn}"))
+        for n, (case, unit) in enumerate((("time", "s"), ("CPU time", "ms a job"))):
+            alone, full = ([one[n] for one in of_each[node]] for node in (without, beside))
+            share = statistics.median(alone) / statistics.median(full)
+            more = server.settings | {"waiting": waiting, "unit": unit, "alone": alone, "beside": full}
+            name = f"beside a full group / beside none waiting, of {case}"
+            yield Figure("limits", name, "share", [share], settings=more, goal="0.9")
+        for node in (without, beside):
+            node.rows.sql("UPDATE workerd_jobs SET cancel_requested_at = run_at WHERE node_id IS NOT NULL")
 
 
 def _multiply(node: Node, waiting: int) -> None:
@@ -181,16 +193,16 @@ def _multiply(node: Node, waiting: int) -> None:
         count += more
 
 
-def _of_one_group(node: Node, group: str) -> float:
+def _of_one_group(server: Server, node: Node, group: str) -> tuple[float, float]:
+    """Seconds that 100 jobs of one group take, and milliseconds of CPU time for each."""
+    used = server.cpu() + sum(node.cpu().values())
     began = time.monotonic()
-    ids = [
-        enqueued.id
-        for enqueued in node.client.enqueue_many([
-            JobSpec(handler="grouped", vars={"seconds": 0.01}, group=group) for _ in range(100)
-        ])
-    ]  # fmt: skip
-    node.client.wait(ids[-1], 600)
-    return round(time.monotonic() - began, 2)
+    specs = [JobSpec(handler="grouped", vars={"seconds": 0.01}, group=group)] * 100
+    enqueued = node.client.enqueue_many(specs)
+    node.client.wait(enqueued[-1].id, 600)
+    seconds = time.monotonic() - began
+    used = server.cpu() + sum(node.cpu().values()) - used
+    return round(seconds, 3), round(used * 10, 3)
 
 
 def _beside_a_flood(server: Server, node: Node, flood: int) -> Iterator[Figure]:
