@@ -260,6 +260,26 @@ def test_a_last_statement_among_others_is_run_before_them(store: Store) -> None:
     store.run(work)
 
 
+def test_what_is_sent_with_a_last_statement_that_fails_is_undone(store: Store) -> None:
+    """Both may be sent in one round trip; the error is that of the first."""
+    made = enqueue(store, "h")
+
+    def work(tx: Tx, count: int, text: str) -> int:
+        tx.execute_last("UPDATE workerd_jobs SET handler = %s", (text,), count=count)
+        return tx.execute(
+            "INSERT INTO workerd_slots (limit_name, n, id, attempt) VALUES ('l', 0, %s, 1)", (made,)
+        )
+
+    with pytest.raises(StoreRefused):
+        store.run(lambda tx: work(tx, 1, "x" * 300))
+    with pytest.raises(StoreBusy):
+        store.run(lambda tx: work(tx, 2, "changed"))
+    assert store.read(lambda tx: tx.query("SELECT n FROM workerd_slots")) == []
+    assert [claim.id for claim in claims(store, "h")] == [made]
+    assert store.run(lambda tx: work(tx, 1, "changed")) == 1
+    assert store.read(lambda tx: tx.query("SELECT n FROM workerd_slots")) == [(0,)]
+
+
 def test_a_commit_with_its_statement_that_is_not_answered_is_unknown(
     mysql_server: DatabaseServer, opened: Opened
 ) -> None:

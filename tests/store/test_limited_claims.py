@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -63,22 +63,27 @@ class Claimer:
             self.turns.adopt(batch.turns)
         return batch.batch.claims
 
-    def close(self, claimed: Claim, *, hold: Hold | None = None, retry: bool = False) -> None:
-        outcome = Outcome(
-            id=claimed.id,
-            attempt=claimed.attempt,
-            claimed_at=claimed.claimed_at,
-            handler="h",
-            status=Status.COMPLETED,
-            reason=Reason.OK,
-            success=True,
-            limited=claimed.limited,
-            hold=hold,
-        )
+    def close(self, claimed: Claim, *, hold: Hold | None = None) -> None:
+        outcome = ended(claimed, hold)
         self.store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
 
     def release(self, claimed: Claim) -> None:
         self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id))
+
+
+def ended(claimed: Claim, hold: Hold | None = None) -> Outcome:
+    """How it ended well."""
+    return Outcome(
+        id=claimed.id,
+        attempt=claimed.attempt,
+        claimed_at=claimed.claimed_at,
+        handler="h",
+        status=Status.COMPLETED,
+        reason=Reason.OK,
+        success=True,
+        limited=claimed.limited,
+        hold=hold,
+    )
 
 
 def insert(rows: Rows, *groups: str | None) -> list[bytes]:
@@ -153,6 +158,25 @@ def test_slots_are_freed_whatever_their_numbers(store: Store, rows: Rows) -> Non
     claimer.close(claimed)
     assert {row["id"] for row in rows.sql("SELECT id FROM workerd_slots")} == {others}
     claimer.close(other)
+    assert slots(rows) == []
+
+
+def test_slots_are_freed_beside_others_that_are_being_freed(
+    store: Store, rows: Rows, store_url: str, opened: Callable[[str], Store]
+) -> None:
+    """Nobody waits for the slot with the next number, which another transaction frees."""
+    if rows.sqlite:
+        pytest.skip("SQLite has one writer")
+    ours, theirs = Claimer(store, LimitConfig(concurrency=9)), Claimer(opened(store_url))
+    insert(rows, *[None] * 6)
+    claimed = ours.claim()
+
+    def work(tx: Tx) -> None:
+        writer.close(tx, [ended(claimed[5])], NODE.id)
+        outcomes = [ended(claim) for claim in claimed[:5]]
+        theirs.store.run(lambda other: writer.close(other, outcomes, NODE.id), retry_for_s=0)
+
+    store.run(work)
     assert slots(rows) == []
 
 

@@ -74,8 +74,10 @@ class Tx:
 
         MySQL does not count a row set to the values it already had; SQLite does.
         """
-        self._send_last()
+        last, self._last = self._last, None
         self._has_written = True
+        if last is not None:
+            return self._session.execute_after(last, sql, params)
         return self._session.execute(sql, params)
 
     def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
@@ -88,8 +90,8 @@ class Tx:
         """Run a statement that changes `count` rows; if possible with the COMMIT: a round trip less.
 
         Later queries may not see what it changes. It waits for the COMMIT only as long as no other statement
-        writes: a COMMIT that is sent before the answer also follows a statement that has failed. Raises
-        StoreBusy if it changes another number of rows, and nothing is done.
+        writes, else it is sent with that: a COMMIT sent before the answer also follows a statement that has
+        failed. Raises StoreBusy if it changes another number of rows, and nothing is done.
         """
         last = LastStatement(sql, params, count)
         if self._has_written or self._last is not None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from workerd.config.limit_config import LimitConfig
-from workerd.job import AttemptRef, LimitUse
+from workerd.job import Claim, LimitUse
 from workerd.rate_limit import Rate
 from workerd.store import limits, slots
 from workerd.store.base import Tx
@@ -81,11 +81,12 @@ class LimitRoom:
             moments.append(rate.next_at(row.tat, self.now))
         return max((moment for moment in moments if moment is not None), default=None)
 
-    def use(self, tx: Tx, started: Sequence[tuple[AttemptRef, str]]) -> list[LimitUse]:
+    def use(self, tx: Tx, started: Sequence[tuple[Claim, str]]) -> list[LimitUse]:
         """Take slots and starts for these attempts, with their groups; what each has taken."""
         taken = slots.take(tx, self.name, self.slots, started, self.scopes)
         tats: dict[RateKey, int] = {}
-        self._started.update(group for _, group in started)
+        if self.config.by_group:
+            self._started.update(group for _, group in started)
         if self.config.starts is not None:
             key = RateKey(self.name, LIMIT, "")
             tats[key] = self.config.starts.taken(self.row.tat, self.now, len(started))

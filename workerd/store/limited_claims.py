@@ -156,10 +156,18 @@ def claim(
     if fitting <= 0:
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
-    by_group = by_group or (room is not None and room.holds_groups)
-    if by_group or queues.heads or queues.scan or (handler.template is not None and _without_group(rows)):
-        return claiming.claim(wanted, fitting, queues, rows, max_bytes, mono, idle_only=idle_only)
-    return claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
+    scan = group_queues.scan(tx, handler.name, queues.cursor) if queues.scan else None
+    seen = scan.heads if scan is not None else {}
+    by_group = by_group or bool(queues.heads or seen) or (room is not None and room.holds_groups)
+    if by_group or (handler.template is not None and _without_group(rows)):
+        batch = claiming.claim(
+            wanted, fitting, queues.heads, seen, rows, max_bytes, mono, idle_only=idle_only
+        )
+    else:
+        batch = claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
+    if scan is None:
+        return batch
+    return batch._replace(scanned=True, cursor=scan.cursor)
 
 
 def _without_group(rows: list[Row]) -> bool:
@@ -239,18 +247,21 @@ class _Claiming:
         self,
         wanted: int,
         fitting: int,
-        queues: QueueHeads,
+        known: Mapping[str, Waiting],
+        seen: Mapping[str, Waiting],
         front: list[Row],
         max_bytes: int,
         mono: int,
         *,
         idle_only: bool,
     ) -> LimitedBatch:
-        """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue."""
+        """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue.
+
+        `known`, `seen`: the first rows of queues of groups, as far as they were known, and are seen now.
+        """
         tx, name = self._tx, self._handler.name
         window = self._window(front)
-        scan = group_queues.scan(tx, name, queues.cursor) if queues.scan else None
-        heads = {**queues.heads, **(scan.heads if scan is not None else {})}
+        heads = {**known, **seen}
         parked, cut = self._parked(heads, window, fitting)
         waiting = _merged(window.queues, parked)
         if idle_only and self._turns is not None:
@@ -265,7 +276,7 @@ class _Claiming:
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
         left = self._park(window, ended)
-        learned = self._learned(parked, left, groups, scan)
+        learned = self._learned(seen, parked, left, groups)
         if len(ended) < len(rows):
             more = True  # too many bytes for one claim
         elif len(chosen) < fitting:
@@ -277,8 +288,6 @@ class _Claiming:
             more=more,
             retry_at=self._retry_at({*left.values(), *heads}),
             heads=learned,
-            scanned=scan is not None,
-            cursor=scan.cursor if scan is not None else None,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
         )
@@ -407,9 +416,11 @@ class _Claiming:
 
     def _with_uses(self, taken: list[Claim], groups: Mapping[Any, str]) -> list[Claim]:
         assert self._room is not None
-        refs = [one.ref for one in taken]
-        uses = self._room.use(self._tx, [(ref, groups[ref]) for ref in refs])
-        return [msgspec.structs.replace(one, limited=use) for one, use in zip(taken, uses, strict=True)]
+        uses = self._room.use(self._tx, [(one, groups[one.id, one.attempt]) for one in taken])
+        for one, use in zip(taken, uses, strict=True):
+            # Nobody else has it yet, and a copy of it takes seven times as long.
+            msgspec.structs.force_setattr(one, "limited", use)
+        return taken
 
     def _park(self, window: _Window, ended: set[AttemptRef]) -> dict[AttemptRef, str]:
         """Move the rows of the window that may not start now into the queues of their groups."""
@@ -426,13 +437,13 @@ class _Claiming:
 
     def _learned(
         self,
+        seen: Mapping[str, Waiting],
         parked: Mapping[str, Sequence[Waiting]],
         left: Mapping[AttemptRef, str],
         groups: Mapping[AttemptRef, str],
-        scan: group_queues.QueueScan | None,
     ) -> dict[str, Waiting | None]:
         """The first jobs of the queues that it has seen or made."""
-        learned: dict[str, Waiting | None] = dict(scan.heads) if scan is not None else {}
+        learned: dict[str, Waiting | None] = dict(seen)
         for group, jobs in parked.items():
             learned[group] = next((job for job in jobs if job.ref not in groups), jobs[-1] if jobs else None)
         for ref, group in left.items():

@@ -155,7 +155,7 @@ def free(
     limited = [outcome for outcome in (*ended, *released) if outcome.limited is not None]
     if not limited:
         return set()
-    slots.free(tx, {outcome.ref: outcome.limited for outcome in limited if outcome.limited is not None})
+    slots.free(tx, limited)
     tats = {key: row.tat for key, row in rates.items() if row.tat is not None}
     for outcome in released:
         if outcome.limited is not None:

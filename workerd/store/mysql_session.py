@@ -133,6 +133,14 @@ class MySQLSession(Session):
             )
         return None
 
+    def execute_after(self, last: LastStatement, sql: str, params: Params = ()) -> int:
+        if not self.can_pipeline:
+            return super().execute_after(last, sql, params)
+        both = [self.statement(last.sql, last.params), self.statement(sql, params)]
+        first, second = self._answers(both)
+        last.check(int(first.affected_rows or 0))
+        return int(second.affected_rows or 0)
+
     def rollback(self) -> None:
         self._run("ROLLBACK")
 
@@ -150,11 +158,15 @@ class MySQLSession(Session):
         return self._rows([self.statement(sql, params) for sql, params in statements])
 
     def _rows(self, statements: list[bytes]) -> list[list[Row]]:
+        return [list(answer.rows or ()) for answer in self._answers(statements)]
+
+    def _answers(self, statements: list[bytes]) -> list[MySQLResult]:
+        """The answer to each; raises the first error."""
         answers = self._pipeline(statements)
         for answer in answers:
             if isinstance(answer, StoreError):
                 raise answer
-        return [list(answer.rows or ()) for answer in answers if not isinstance(answer, StoreError)]
+        return [answer for answer in answers if not isinstance(answer, StoreError)]
 
     def _pipeline(self, statements: list[bytes]) -> list[MySQLResult | StoreError]:
         try:

@@ -101,6 +101,14 @@ class Session(ABC):
         self.commit()
         return None
 
+    def execute_after(self, last: LastStatement, sql: str, params: Params = ()) -> int:
+        """Run `last` and then another statement, in one round trip if it can be; what the latter changed.
+
+        The latter may have been run too where `last` fails, which is raised: the transaction is then undone.
+        """
+        last.check(self.execute(last.sql, last.params))
+        return self.execute(sql, params)
+
     @abstractmethod
     def rollback(self) -> None: ...
 

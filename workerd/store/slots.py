@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from workerd.job import AttemptRef, LimitUse
+from workerd.job import AttemptRef, Claim, LimitUse
+from workerd.outcome import Outcome
 from workerd.store import columns
 from workerd.store.base import Tx
 from workerd.store.columns import CHUNK_ROWS, chunks
@@ -78,7 +79,7 @@ def take(
     tx: Tx,
     name: str,
     taken: TakenNumbers,
-    attempts: Sequence[tuple[AttemptRef, str]],
+    attempts: Sequence[tuple[AttemptRef | Claim, str]],
     scopes: Collection[str],
 ) -> list[TakenSlots]:
     """Give each of these attempts, with its group, a slot in each of these scopes.
@@ -97,28 +98,27 @@ def take(
         of_group = (next(numbers[group]) for _, group in attempts)
     found = [TakenSlots(*pair) for _, *pair in zip(attempts, of_limit, of_group, strict=False)]
     if LIMIT in scopes:
+        # What has its default is left out: 1 µs a row less of the server's CPU time.
         rows = [
-            f"(%s,'{LIMIT}','',{slots.of_limit},x'{ref.id.hex()}',{ref.attempt})"
-            for (ref, _), slots in zip(attempts, found, strict=True)
+            f"(%s,{slots.of_limit},x'{one.id.hex()}',{one.attempt})"
+            for (one, _), slots in zip(attempts, found, strict=True)
         ]
-        _insert(tx, name, rows, [name] * len(rows))
+        _insert(tx, name, "limit_name, n, id, attempt", rows, [name] * len(rows))
     if GROUP in scopes:
         rows = [
-            f"(%s,'{GROUP}',%s,{slots.of_group},x'{ref.id.hex()}',{ref.attempt})"
-            for (ref, _), slots in zip(attempts, found, strict=True)
+            f"(%s,'{GROUP}',%s,{slots.of_group},x'{one.id.hex()}',{one.attempt})"
+            for (one, _), slots in zip(attempts, found, strict=True)
         ]
-        _insert(tx, name, rows, [value for _, group in attempts for value in (name, group)])
+        _insert(tx, name, _columns(), rows, [value for _, group in attempts for value in (name, group)])
     return found
 
 
-def _insert(tx: Tx, name: str, rows: Sequence[str], params: Sequence[str]) -> None:
+def _insert(tx: Tx, name: str, names: str, rows: Sequence[str], params: Sequence[str]) -> None:
     each = len(params) // max(1, len(rows))
     for number, part in enumerate(chunks(rows)):
         start = number * CHUNK_ROWS * each
         inserted = tx.execute(
-            "INSERT INTO workerd_slots (limit_name, scope, group_key, n, id, attempt) VALUES "
-            + ",".join(part)
-            + tx.dialect.keep_existing("n"),
+            f"INSERT INTO workerd_slots ({names}) VALUES " + ",".join(part) + tx.dialect.keep_existing("n"),
             params[start : start + len(part) * each],
         )
         if inserted < len(part) and tx.counts_rows:
@@ -133,23 +133,30 @@ def _free_numbers(taken: int) -> Iterator[int]:
         taken |= lowest
 
 
-def free(tx: Tx, uses: Mapping[AttemptRef, LimitUse]) -> None:
+def free(tx: Tx, outcomes: Sequence[Outcome]) -> None:
     """Delete the slots of these attempts, which have them as they say."""
-    numbers: defaultdict[SlotKey, list[int]] = defaultdict(list)
-    for use in uses.values():
-        if use.slot is not None:
-            numbers[SlotKey(use.name, LIMIT, "")].append(use.slot)
-        if use.group_slot is not None:
-            numbers[SlotKey(use.name, GROUP, use.group)].append(use.group_slot)
-    wanted = sum(map(len, numbers.values()))
-    if wanted and _delete_numbered(tx, numbers, list(uses)) < wanted:
-        delete(tx, list(uses))  # a store that failed over had lost them, and they were given others
+    of_limits: defaultdict[str, list[int]] = defaultdict(list)
+    of_groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    for outcome in outcomes:
+        use = outcome.limited
+        if use is not None and use.slot is not None:
+            of_limits[use.name].append(use.slot)
+        if use is not None and use.group_slot is not None:
+            of_groups[use.name, use.group].append(use.group_slot)
+    numbers = {SlotKey(name, LIMIT, ""): taken for name, taken in of_limits.items()}
+    numbers |= {SlotKey(name, GROUP, group): taken for (name, group), taken in of_groups.items()}
+    if not numbers:
+        return
+    refs = [outcome.ref for outcome in outcomes]
+    if _delete_numbered(tx, numbers, refs) < sum(map(len, numbers.values())):
+        delete(tx, refs)  # a store that failed over had lost them, and they were given others
 
 
 def _delete_numbered(tx: Tx, numbers: Mapping[SlotKey, Sequence[int]], refs: Sequence[AttemptRef]) -> int:
     holders = columns.keys(refs)
     deleted = 0
     for part in chunks(sorted(numbers)):
+        # Each by its number: the end of a range locks the row behind it, which another node may be freeing.
         of_each = " OR ".join(
             f"limit_name = %s AND scope = %s AND group_key = %s AND n IN ({','.join(map(str, numbers[key]))})"
             for key in part
