@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,6 +19,8 @@ import pytest
 from tests.support.daemon import ROOT, Daemon
 from tests.support.eventually import eventually
 from tests.support.rows import Rows, assert_settled
+from workerd.client import Client
+from workerd.errors import InvalidValue
 
 CONFIG = f"""
 [shutdown]
@@ -134,6 +137,91 @@ def test_a_limit_is_renamed_and_removed_while_jobs_hold_its_slots(
     eventually(lambda: rows.ended(*ids), state=daemon.tail)
     assert rows.counts() == {"completed": 5}
     assert slots() == set()  # freed with the ends, not by a sweep
+    assert_settled(rows)
+
+
+def limited_to(number: int) -> str:
+    """The handler `waits` with a limit of so many."""
+    return f"""
+[limits.shared]
+concurrency = {number}
+[defaults]
+path = ["{ROOT}"]
+[handlers.waits]
+call = "tests.support.handlers:wait_for_file"
+workers = 4
+limit = "shared"
+"""
+
+
+def test_of_two_nodes_with_different_limits_the_lower_one_holds(
+    store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    """Also while the other one's jobs hold slots; each log says it once, and `check` says it."""
+    rows = Rows(store_url)
+    if rows.sqlite:
+        pytest.skip("a file has one node")
+    go = tmp_path / "go"
+    high = start_daemon(limited_to(3), "high")
+    ids = [rows.insert("waits", {"path": str(go)}) for _ in range(8)]
+    eventually(lambda: rows.counts().get("inprogress") == 3, state=high.tail)
+    low = start_daemon(limited_to(2), "low")
+    for daemon in (high, low):
+        eventually(lambda d=daemon: "limit.differs" in d.logged(), state=daemon.tail)
+    found = low.cli("check", "--store", check=False)
+    assert "limits.shared: configured differently on high; the lower of each value holds" in (
+        found.stdout + found.stderr
+    )
+    first = rows.sql("SELECT id FROM workerd_jobs WHERE status = 'inprogress'")
+    go.touch()
+    eventually(lambda: rows.ended(*ids), state=high.tail)
+    assert rows.counts() == {"completed": 8}
+    spans = rows.sql("SELECT id, claimed_at, ingested_at FROM workerd_jobs ORDER BY claimed_at, id")
+    later = [row for row in spans if row["id"] not in {job["id"] for job in first}]
+    for row in later:
+        beside = [other for other in spans if other["claimed_at"] <= row["claimed_at"] < other["ingested_at"]]
+        assert len(beside) <= 2, spans
+    for daemon in (high, low):
+        assert daemon.logged().count("limit.differs") == 1
+    assert rows.sql("SELECT * FROM workerd_slots") == []
+    assert_settled(rows)
+
+
+ODD_GROUPS = ["\U0001f4b6 'x' \"y\" \\ %s {z} -- ;", "é" * 191, "''", "a\nb\tc", "\u202e0"]
+
+
+def test_groups_of_any_text_run_by_every_way_in(store_url: str, start_daemon: Callable[..., Daemon]) -> None:
+    """With a limit of each group, in turns, and filled from vars."""
+    config = f"""
+[limits.each]
+group_concurrency = 1
+[groups]
+"''" = 2
+[defaults]
+path = ["{ROOT}"]
+[handlers.echo]
+call = "tests.support.handlers:echo"
+limit = "each"
+fair = true
+group = "{{tenant}}"
+workers = 3
+"""
+    rows = Rows(store_url)
+    daemon = start_daemon(config)
+    ids: dict[bytes, str] = {}
+    with Client(daemon.path) as client:
+        for group in ODD_GROUPS:
+            ids[rows.insert("echo", {"tenant": group})] = group
+            ids[rows.insert("echo", {"tenant": "x"}, group_key=group)] = group
+            ids[uuid.UUID(client.enqueue("echo", {"tenant": group}).id).bytes] = group
+            ids[uuid.UUID(client.enqueue("echo", {"tenant": "x"}, group=group).id).bytes] = group
+        daemon.cli("enqueue", "echo", "tenant=x", "--group", ODD_GROUPS[0], "--wait")
+        for wrong in ("", "é" * 192, " "):
+            with pytest.raises(InvalidValue, match="group"):
+                client.enqueue("echo", {"tenant": "x"}, group=wrong)
+    eventually(lambda: rows.counts().keys() == {"completed"}, state=daemon.tail)
+    assert {row["id"]: row["group_key"] for row in rows.of(list(ids), "id, group_key")} == ids
+    eventually(lambda: rows.sql("SELECT * FROM workerd_slots") == [])
     assert_settled(rows)
 
 
