@@ -4,8 +4,10 @@
     python -m benchmarks.limits --quick --store mariadb --case rates
 
 Cases: `rates`, the same jobs without a limit, under a limit and a rate that are far away, and in turns of
-10,000 groups, one after the other; `shares`, those of two groups by weight, and of a rate that is used;
-`flood`, the wait of a group that adds a job now and then while another floods; `full`, the rate of a group
+10,000 groups, one after the other; `groups`, as many groups as jobs, with a limit for each and in turns,
+and the dispatcher's memory; `shares`, those of two groups by weight, and of a rate that is used;
+`flood`, the wait of a group that adds a job now and then while another floods, and how many of its runs begin
+meanwhile; `full`, the rate of a group
 beside a full group with many waiting jobs. `of CPU time` is what a plain job costs all processes and the
 server, as a share of what this one costs: it says more than the rate on a machine that has other work.
 """
@@ -15,8 +17,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 
 from benchmarks.harness import (
     HANDLERS,
@@ -35,6 +39,7 @@ from tests.support.eventually import eventually
 from workerd.job_spec import JobSpec
 
 USED_RATE, USED_BURST = 200, 100
+FLOOD_WORKERS = 2
 LIMITS = f"""
 [limits.far]
 concurrency = 5000
@@ -45,6 +50,8 @@ rate = "{USED_RATE}/1s"
 burst = {USED_BURST}
 [limits.full]
 group_concurrency = 2
+[limits.each]
+group_concurrency = 1
 [groups]
 heavy = 3
 """
@@ -53,12 +60,14 @@ TABLES = {
     "limited": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "far"',
     "rated": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "far-rate"',
     "turns": f'call = "{HANDLERS}:noop"\nworkers = 2\nfair = true',
+    "each": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "each"',
     "used": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "used"',
     "grouped": f'call = "{HANDLERS}:sleep"\nworkers = 4\nlimit = "full"',
-    "flood": f'call = "{HANDLERS}:sleep"\nworkers = 2\nfair = true',
+    "flood": f'call = "{HANDLERS}:sleep"\nworkers = {FLOOD_WORKERS}\nfair = true',
 }
 GOALS = {"plain": "", "limited": "0.9", "rated": "0.9", "turns": "0.8"}
-CASES = ("rates", "shares", "flood", "full")
+OF_GROUPS = {"plain": "", "each": "0.8", "turns": "0.8"}
+CASES = ("rates", "groups", "shares", "flood", "full")
 CHUNK = 2000
 
 
@@ -75,6 +84,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
                 node.forget()
                 if case == "rates":
                     yield from _rates(server, node, jobs, repeats)
+                elif case == "groups":
+                    yield from _rates(server, node, flood, repeats, groups=flood, goals=OF_GROUPS)
                 elif case == "shares":
                     yield from _shares(server, node)
                 elif case == "flood":
@@ -86,32 +97,45 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
 # -- throughput, one after the other -----------------------------------------------------------
 
 
-def _rates(server: Server, node: Node, jobs: int, repeats: int) -> Iterator[Figure]:
-    rates: dict[str, list[float]] = {handler: [] for handler in GOALS}
-    costs: dict[str, list[float]] = {handler: [] for handler in GOALS}
+def _rates(
+    server: Server,
+    node: Node,
+    jobs: int,
+    repeats: int,
+    *,
+    groups: int = 10_000,
+    goals: dict[str, str] = GOALS,
+) -> Iterator[Figure]:
+    rates: dict[str, list[float]] = {handler: [] for handler in goals}
+    costs: dict[str, list[float]] = {handler: [] for handler in goals}
+    memory = [node.pss()["dispatcher"]]
     for _ in range(repeats + 1):
-        for handler in GOALS:
-            rate, cost = _drained(server, node, handler, jobs)
+        for handler in goals:
+            rate, cost = _drained(server, node, handler, jobs, groups)
             rates[handler].append(rate)
             costs[handler].append(cost)
-    for handler, goal in GOALS.items():
+            memory.append(node.pss()["dispatcher"])
+    settings = server.settings | {"jobs": jobs, "groups": groups}
+    for handler, goal in goals.items():
         own, plain = rates[handler][1:], statistics.median(rates["plain"][1:])
-        more = server.settings | {"jobs": jobs, "jobs_per_s": [round(rate) for rate in own]}
+        more = settings | {"jobs_per_s": [round(rate) for rate in own]}
         share = [rate / plain for rate in own]
         yield Figure("limits", f"{handler} / plain", "share", share, settings=more, goal=goal)
         own, plain = costs[handler][1:], statistics.median(costs["plain"][1:])
-        more = server.settings | {"jobs": jobs, "cpu_us_per_job": [round(cost, 1) for cost in own]}
+        more = settings | {"cpu_us_per_job": [round(cost, 1) for cost in own]}
         share = [plain / cost for cost in own]
         yield Figure("limits", f"{handler} / plain, of CPU time", "share", share, settings=more, goal=goal)
+    name = f"the dispatcher's memory, before and after each run, {groups} groups"
+    yield Figure("limits", name, "MiB", memory, settings=settings, better="less")
 
 
-def _drained(server: Server, node: Node, handler: str, jobs: int) -> tuple[float, float]:
-    """Jobs a second, each of one of 10,000 groups, and microseconds of CPU time for each."""
+def _drained(server: Server, node: Node, handler: str, jobs: int, groups: int) -> tuple[float, float]:
+    """Jobs a second, each of one of so many groups, and microseconds of CPU time for each."""
     node.forget()
     node.client.pause(handler)
     for start in range(0, jobs, CHUNK):
         node.client.enqueue_many([
-            JobSpec(handler=handler, vars=mail(n), group=f"g{n % 10_000}")
+            JobSpec(handler=handler, vars=mail(n), group=f"g{n % groups}")
             for n in range(start, start + CHUNK)
         ])  # fmt: skip
     used = server.cpu() + sum(node.cpu().values())
@@ -206,20 +230,33 @@ def _of_one_group(server: Server, node: Node, group: str) -> tuple[float, float]
 
 
 def _beside_a_flood(server: Server, node: Node, flood: int) -> Iterator[Figure]:
-    """How long jobs of a group wait that come one at a time, alone and beside a flood of another group."""
+    """How long jobs of a group wait that come one at a time, alone and beside a flood of another group.
+
+    And how many runs of the flood begin while one waits, which does not depend on how fast the machine is.
+    """
     for seconds in (0.001, 0.02):
         node.forget()
-        alone = spread([_wait(node, seconds) for _ in range(100)])
+        alone = [_waited(node, seconds) for _ in range(100)]
         for _ in range(flood // CHUNK):
             node.client.enqueue_many([
                 JobSpec(handler="flood", vars={"seconds": seconds}, group="a") for _ in range(CHUNK)
             ])  # fmt: skip
-        beside = spread([_wait(node, seconds) for _ in range(100)])
-        more = server.settings | {"flood": flood, "run_s": seconds}
-        for case, parts in (("a job alone", alone), ("a job beside a flood", beside)):
-            name = f"{case}, runs of {seconds * 1000:g} ms"
-            yield Figure("limits", name, "ms", parts=parts, settings=more, better="less")
+        beside = [_waited(node, seconds) for _ in range(100)]
         _give_up(node, "flood")
+        more = server.settings | {"flood": flood, "run_s": seconds, "workers": FLOOD_WORKERS}
+        for case, waits in (("a job alone", alone), ("a job beside a flood", beside)):
+            name = f"{case}, runs of {seconds * 1000:g} ms"
+            parts = spread([(end - begin).total_seconds() * 1000 for begin, end in waits])
+            yield Figure("limits", name, "ms", parts=parts, settings=more, better="less")
+        rows = node.rows.sql("SELECT started_at FROM workerd_jobs WHERE group_key = 'a' AND started_at > '2'")
+        runs = sorted(moment(row["started_at"]) for row in rows)
+        ahead = [
+            bisect_left(runs, end.replace(tzinfo=None)) - bisect_left(runs, begin.replace(tzinfo=None))
+            for begin, end in beside
+        ]
+        name = f"runs of the flood that begin meanwhile, of {seconds * 1000:g} ms"
+        goal = f"p50 {FLOOD_WORKERS} / p99 {2 * FLOOD_WORKERS}"
+        yield Figure("limits", name, "runs", parts=spread(ahead), settings=more, goal=goal, better="less")
 
 
 def _give_up(node: Node, handler: str) -> None:
@@ -230,14 +267,14 @@ def _give_up(node: Node, handler: str) -> None:
     node.wait_for(handler)
 
 
-def _wait(node: Node, seconds: float) -> float:
-    """Milliseconds from when a job was made until it started."""
+def _waited(node: Node, seconds: float) -> tuple[datetime, datetime]:
+    """When a job was made, and when it started."""
     time.sleep(0.1)
     job = node.client.enqueue("flood", {"seconds": seconds}, group="b")
     ended = node.client.wait(job.id, 60)
     assert ended.started_at is not None
     assert ended.created_at is not None
-    return round((ended.started_at - ended.created_at).total_seconds() * 1000, 1)
+    return ended.created_at, ended.started_at
 
 
 def arguments() -> argparse.ArgumentParser:
