@@ -240,6 +240,37 @@ def test_a_scan_does_not_read_what_waits_in_a_full_group(store: Store, rows: Row
     assert read < 1000
 
 
+def test_a_claim_does_not_read_what_waits_in_a_full_group(store: Store, rows: Rows) -> None:
+    """It reads and asks as much as beside a full group of which nothing waits."""
+    if store.dialect.name != "mysql":
+        pytest.skip("SQLite does not count what it reads")
+    claimer = Claimer(store, LimitConfig(group_concurrency=1))
+
+    def read() -> int:
+        found = store.read(lambda tx: tx.query("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+        return sum(int(count) for _, count in found)
+
+    def read_by_a_claim() -> int:
+        insert(rows, *["other"] * 5)
+        claimer.scan = False
+        before = read()
+        [claimed] = claimer.claim(1)
+        counted = read() - before
+        assert claimed.limited is not None
+        assert claimed.limited.group == "other"
+        claimer.close(claimed)
+        return counted
+
+    insert(rows, "full", "full")
+    claimer.claim()
+    read_by_a_claim()
+    alone = read_by_a_claim()
+    waiting = insert(rows, *["full"] * 3000)
+    rows.sql("UPDATE workerd_jobs SET queue = %s WHERE id >= %s AND group_key = 'full' AND status = 'new'",
+             group_queues.name("h", "full"), min(waiting))  # fmt: skip
+    assert read_by_a_claim() <= alone + 5
+
+
 def test_a_job_whose_group_is_changed_leaves_the_queue_of_the_old_one(store: Store, rows: Rows) -> None:
     """It counts for the new one from then on."""
     claimer = Claimer(store, LimitConfig(group_concurrency=1))
