@@ -19,10 +19,11 @@ from workerd.operations.access import Tx
 
 
 async def list_handlers(request: Request) -> Response:
-    """All handlers."""
+    """All handlers, or a page of them."""
     gateway = gateway_of(request)
+    page = params.named_page(request)
     listed = await gateway.backend.read(lambda tx: handlers.list_(tx, gateway.config))
-    return json_response({"handlers": listed, "next": None})
+    return json_response(page.of("handlers", listed))
 
 
 async def pause_handler(request: Request) -> Response:
@@ -50,8 +51,9 @@ async def resume_handler(request: Request) -> Response:
 
 
 async def list_nodes(request: Request) -> Response:
-    """All nodes, with the state of their lease."""
-    return json_response({"nodes": await gateway_of(request).backend.read(handlers.list_nodes), "next": None})
+    """All nodes, with the state of their lease, or a page of them."""
+    page = params.node_page(request)
+    return json_response(page.of("nodes", await gateway_of(request).backend.read(handlers.list_nodes)))
 
 
 async def show_stats(request: Request) -> Response:
@@ -67,10 +69,11 @@ async def list_limits(request: Request) -> Response:
 
 
 async def list_schedules(request: Request) -> Response:
-    """All schedules."""
+    """All schedules, or a page of them."""
     gateway = gateway_of(request)
+    page = params.named_page(request)
     listed = await gateway.backend.read(lambda tx: schedules.list_(tx, gateway.config))
-    return json_response({"schedules": listed, "next": None})
+    return json_response(page.of("schedules", listed))
 
 
 async def pause_schedule(request: Request) -> Response:

@@ -72,10 +72,10 @@ class RequestsPage(msgspec.Struct, kw_only=True):
 
 
 class HandlersPage(msgspec.Struct, kw_only=True):
-    """All handlers."""
+    """Handlers by name: all, unless a page was asked for."""
 
     handlers: list[Handler]
-    next: None
+    next: str | None
 
 
 class ErrorsPage(msgspec.Struct, kw_only=True):
@@ -92,10 +92,10 @@ class ErrorDetails(ErrorGroup, frozen=True, kw_only=True):
 
 
 class NodesPage(msgspec.Struct, kw_only=True):
-    """All nodes."""
+    """Nodes by name: all, unless a page was asked for."""
 
     nodes: list[Node]
-    next: None
+    next: str | None
 
 
 class LimitsPage(msgspec.Struct, kw_only=True):
@@ -106,10 +106,10 @@ class LimitsPage(msgspec.Struct, kw_only=True):
 
 
 class SchedulesPage(msgspec.Struct, kw_only=True):
-    """All schedules."""
+    """Schedules by name: all, unless a page was asked for."""
 
     schedules: list[Schedule]
-    next: None
+    next: str | None
 
 
 class AuditPage(msgspec.Struct, kw_only=True):

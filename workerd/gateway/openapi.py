@@ -42,6 +42,7 @@ from workerd.gateway.answers import (
     StartedRun,
 )
 from workerd.gateway.auth import LIVENESS_PATH
+from workerd.gateway.named_page import NODE_CURSOR
 from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import gateway_of
@@ -124,6 +125,10 @@ _ERRORS_SINCE = _query(
     format="date-time",
     pattern=params.MOMENT_PATTERN,
 )
+_NAMED_LIMIT = _query(
+    "limit", "Rows of the page; without it all.", type="integer", minimum=1, maximum=params.MAX_PAGE_SIZE
+)
+_NODES_AFTER = _query("after", "`next` of the previous page.", type="string", pattern=f"^{NODE_CURSOR}$")
 _WAIT = _query(
     "wait",
     'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
@@ -131,6 +136,7 @@ _WAIT = _query(
     pattern=params.DURATION_PATTERN,
 )
 _NAME = {"type": "string", "minLength": 1, "maxLength": NAME_LIMIT}
+_NAMED_AFTER = _query("after", "`next` of the previous page.", **_NAME)
 _REASONS = [str(reason) for reason in Reason]
 _JOB_STATUSES = [str(status) for status in Status]
 _REQUEST_STATUSES = [str(status) for status in RequestStatus]
@@ -236,16 +242,19 @@ OPERATIONS = (
               {200: ErrorDetails}, params.EmptyBody, errors=(404,)),
     Operation("post", "/errors/{fp}/mute", "Leave an error group out of lists for some time",
               {200: ErrorDetails}, params.MuteBody, errors=(404,)),
-    Operation("get", "/handlers", "List handlers", {200: HandlersPage}),
+    Operation("get", "/handlers", "List handlers", {200: HandlersPage},
+              query=(_NAMED_LIMIT, _NAMED_AFTER), errors=(422,)),
     Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: Handler},
               params.PauseBody),
     Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: Handler},
               params.EmptyBody),
-    Operation("get", "/nodes", "List nodes", {200: NodesPage}),
+    Operation("get", "/nodes", "List nodes", {200: NodesPage}, query=(_NAMED_LIMIT, _NODES_AFTER),
+              errors=(422,)),
     Operation("get", "/limits", "List limits: what they allow, what is used", {200: LimitsPage}),
     Operation("get", "/stats", "Figures for scalers: jobs waiting and running, workers, rates",
               {200: Stats}),
-    Operation("get", "/schedules", "List schedules", {200: SchedulesPage}),
+    Operation("get", "/schedules", "List schedules", {200: SchedulesPage},
+              query=(_NAMED_LIMIT, _NAMED_AFTER), errors=(422,)),
     Operation("get", "/schedules/{name}", "Get a schedule with its last ticks", {200: Schedule},
               errors=(404,)),
     Operation("put", "/schedules/{name}", "Create or replace a schedule", {200: Schedule, 201: Schedule},

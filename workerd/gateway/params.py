@@ -16,6 +16,7 @@ from workerd import fingerprint as fingerprints
 from workerd.config.quantities import duration
 from workerd.errors import InvalidValue
 from workerd.gateway.headers import headers_of
+from workerd.gateway.named_page import NODE_CURSOR, NamedPage
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import NAME_LIMIT, parse_id
 from workerd.job_spec import OPTIONS, JobSpec
@@ -309,6 +310,23 @@ def limit(request: Request) -> int:
             422, f"limit: expected a whole number from 1 to {MAX_PAGE_SIZE}, got {text[:60]!r}."
         )
     return int(text)
+
+
+def named_page(request: Request) -> NamedPage:
+    """Query parameters `limit`, without which all are listed, and `after`. Raises HTTPProblem 422."""
+    return NamedPage(_limit_or_all(request), text(request, "after"))
+
+
+def node_page(request: Request) -> NamedPage:
+    """As `named_page`; `after` has the id too, since incarnations of a node share its name."""
+    after = cursor(request)
+    if after is not None and re.fullmatch(NODE_CURSOR, after) is None:
+        raise HTTPProblem(422, "after: expected `next` of a page.")
+    return NamedPage(_limit_or_all(request), after, of_nodes=True)
+
+
+def _limit_or_all(request: Request) -> int | None:
+    return limit(request) if "limit" in request.query_params else None
 
 
 def status(request: Request, statuses: type[S]) -> S | None:
