@@ -181,7 +181,7 @@ def test_unknown_query_parameters(api: Api) -> None:
     for path, known in (
         ("/jobs?state=new", "handler, status, since"),
         ("/requests?handler=x", "workflow, status"),
-        ("/handlers?limit=1", "none"), ("/nodes?x", "none"), ("/schedules?paused=1", "none"),
+        ("/handlers?state=up", "limit, after"), ("/nodes?x", "limit, after"), ("/limits?paused=1", "none"),
         ("/jobs/01900000-0000-7000-8000-000000000000?wiat=1", "wait"), ("/events?page=/", "view"),
         ("/metrics?x=1", "none"), ("/schema?x=1", "none"), ("/login?x=1", "none"),
     ):  # fmt: skip

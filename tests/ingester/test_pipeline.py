@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -296,11 +296,11 @@ def test_an_outcome_that_breaks_every_connection_is_refused_in_the_end(
     def sabotage() -> None:
         real: Any = MySQLSession._run
 
-        def run(self: MySQLSession, sql: str) -> Any:
-            if len(sql) > 1 << 20:
+        def run(self: MySQLSession, sql: str, params: Sequence[object] = ()) -> Any:
+            if len(self.statement(sql, params)) > 1 << 20:
                 self.close()
                 raise StoreAway("Lost connection to server during query", 2013)
-            return real(self, sql)
+            return real(self, sql, params)
 
         MySQLSession._run = run  # type: ignore[method-assign]
 

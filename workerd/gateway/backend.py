@@ -100,8 +100,11 @@ class Backend:
         """Ask the servers of idle connections, too, whether they may be written; until cancelled."""
         while True:
             await asyncio.sleep(self.config.dispatcher.lease / 3)
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._store_threads, self._stores.refresh)
+            await self.in_thread(self._stores.refresh)
+
+    async def in_thread(self, work: Callable[[], None]) -> None:
+        """Run what uses a store beside the loop."""
+        await asyncio.get_running_loop().run_in_executor(self._store_threads, work)
 
     async def _call(self, call: Callable[[A], T], argument: A) -> T:
         if self._queued_calls >= MAX_QUEUED_CALLS:

@@ -56,8 +56,17 @@ class BatchEnqueue:
             self._task = asyncio.create_task(self._run())
         return await future
 
-    async def _run(self) -> None:
+    async def keep_checked(self) -> None:
+        """Ask the server of the connection that plain jobs use whether it may be written; until cancelled."""
+        while True:
+            await asyncio.sleep(self._config.dispatcher.lease / 3)
+            if self._task is None:  # what is enqueued meanwhile waits for the connection
+                self._task = asyncio.create_task(self._run(check=True))
+
+    async def _run(self, *, check: bool = False) -> None:
         try:
+            if check:
+                await self._backend.in_thread(self._posted.refresh)
             while self._queue:
                 batch, self._queue = self._queue[:MAX_JOBS_PER_BATCH], self._queue[MAX_JOBS_PER_BATCH:]
                 await self._enqueue_batch(batch)

@@ -42,13 +42,19 @@ class PostedEnqueue:
 
     def run(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction, in a thread. Raises as Store.run."""
-        self._end_posting()
+        self.refresh()
         if self._store is None:
             self._store = self._open_store()
         result = self._store.run(work)
         with suppress(StoreError):
             self._posting = self._store.posting()
         return result
+
+    def refresh(self) -> None:
+        """Leave a server that was not asked of late and may not be written; in a thread."""
+        self._end_posting()
+        if self._store is not None:
+            self._store.refresh()
 
     async def enqueue(self, jobs: Sequence[NewJob]) -> list[tuple[Enqueued, Document]] | None:
         """Enqueue all of them without a thread; None if nothing was done: `run` must do it.

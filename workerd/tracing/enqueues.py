@@ -21,6 +21,7 @@ from workerd.tracing import attributes as names
 from workerd.tracing.context import TraceContext, into_meta, is_malformed, of_meta
 from workerd.tracing.exporter import exporter
 from workerd.tracing.sdk import SCOPE, finished_in_time, headers, provider, remote, resource
+from workerd.tracing.switch import NOT_TRACED
 
 NOT_TAKEN = "The collector has not taken all spans of this enqueue in time; the jobs are not affected."
 MAX_CREATE_SPANS = 1000
@@ -67,7 +68,7 @@ class EnqueueTracing:
             processor = None if sends is None else BatchSpanProcessor(sends)
             self._own = provider(processor, resource(self._service))
         except Exception as error:
-            _log.warning("Enqueues are not traced: %s", error)
+            _log.warning(NOT_TRACED, error)
             return None
         if self._service:
             logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)

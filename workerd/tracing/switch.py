@@ -26,6 +26,7 @@ T = TypeVar("T")
 VARIABLE = "WORKERD_OTEL__ENABLED"
 """`[otel] enabled` as an environment variable, for programs that enqueue without a configuration."""
 NOT_INSTALLED = 'the extra is not installed, so nothing is traced: pip install "workerd[otel]"'
+NOT_TRACED = "Enqueues are not traced: %s"
 FLUSH_LIMIT_S = 2.0
 """What a process waits at most, at its end, for a collector."""
 _REQUIRED = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
@@ -71,7 +72,7 @@ def of_enqueues(enabled: bool | None, otel: OtelConfig, service: str = "") -> En
 @cache
 def _of_process(service: str) -> EnqueueTracing | None:
     """The one of this process."""
-    warn = partial(logging.getLogger("workerd").warning, "Enqueues are not traced: %s")
+    warn = partial(logging.getLogger("workerd").warning, NOT_TRACED)
     return _made("enqueues", lambda enqueues: enqueues.EnqueueTracing(service), warn)
 
 
