@@ -28,6 +28,7 @@ class Podman:
     """podman with a storage of its own below `folder`."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder  # where podman is run too: it leaves a file "oom" there
         self._base = [
             "podman", "--root", f"{folder}/root", "--runroot", f"{folder}/run", "--cgroup-manager=cgroupfs",
         ]  # fmt: skip
@@ -41,8 +42,9 @@ class Podman:
     def done(self, *words: str, within: float = 300.0) -> subprocess.CompletedProcess[str]:
         """A command that has ended, whatever its status."""
         return subprocess.run(
-            [*self._base, *words], capture_output=True, text=True, timeout=within, check=False, cwd=ROOT
-        )
+            [*self._base, *words],
+            capture_output=True, text=True, timeout=within, check=False, cwd=self._folder,
+        )  # fmt: skip
 
 
 class Container:
@@ -114,11 +116,11 @@ def make_images(podman: Podman, folder: Path) -> None:
         "build", "--format=docker", "--network=none", *LIMITS, "--volume", f"{wheels}:/wheels-here:ro",
         "--build-arg=BASE=localhost/base", "--build-arg=PIP_NO_INDEX=1",
         "--build-arg=PIP_FIND_LINKS=/wheels-here",
-        "--tag=workerd", "--file=packaging/container/Containerfile", ".",
+        "--tag=workerd", f"--file={ROOT}/packaging/container/Containerfile", str(ROOT),
     )  # fmt: skip
     podman(
         "build", "--format=docker", "--network=none", *LIMITS, "--build-arg=WORKERD=localhost/workerd",
-        "--tag=example", "packaging/container/example",
+        "--tag=example", f"{ROOT}/packaging/container/example",
     )  # fmt: skip
 
 
