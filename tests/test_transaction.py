@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 import workerd
 from tests.support.daemon import ROOT, Daemon
+from tests.support.datagrams import received
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
 from workerd.document_types import Enqueued
@@ -260,17 +261,6 @@ call = "tests.support.handlers:add"
 """
 
 
-def pokes(sock: Any) -> int:
-    """Read all datagrams that have arrived; returns their number."""
-    count = 0
-    while True:
-        try:
-            sock.recv(1)
-        except BlockingIOError:
-            return count
-        count += 1
-
-
 def test_the_dispatcher_is_woken_after_the_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any
 ) -> None:
@@ -285,21 +275,21 @@ def test_the_dispatcher_is_woken_after_the_commit(
             with session.begin_nested():
                 workerd.enqueue(session, "mail")
             workerd.enqueue(session, "mail")
-            assert pokes(sock) == 0
+            assert received(sock) == 0
             session.commit()
-            assert pokes(sock) == 1
+            assert received(sock) == 1
             session.execute(sqlalchemy.text("SELECT 1"))
             session.commit()
-            assert pokes(sock) == 0
+            assert received(sock) == 0
         with closing(by_sqlite(url)) as connection:
             workerd.enqueue(connection, "mail")
-            assert pokes(sock) == 0
+            assert received(sock) == 0
             connection.commit()
             connection.isolation_level = None
             workerd.enqueue(connection, "mail")
-            assert pokes(sock) == 1
+            assert received(sock) == 1
         assert wake()
-        assert pokes(sock) == 1
+        assert received(sock) == 1
     assert not wake(tmp_path / "absent")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
 
+from tests.support.datagrams import received
 from tests.support.eventually import eventually
 from workerd.runtime.child import fork
 from workerd.runtime.sockets import Waker, bind_datagram, poke
@@ -19,17 +19,6 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     folder = tmp_path / (request.param if request.param == "short" else "long" * 40)
     folder.mkdir()
     return folder / "wake"
-
-
-def received(sock: socket.socket) -> int:
-    """How many datagrams have arrived."""
-    count = 0
-    while True:
-        try:
-            sock.recv(1)
-        except BlockingIOError:
-            return count
-        count += 1
 
 
 def test_a_waker_reaches_whoever_listens_now(path: Path) -> None:

@@ -214,9 +214,8 @@ def test_a_request_knows_its_step(store: Store) -> None:
     assert steps == [1, 2, 2]
 
 
-def test_what_ends_before_the_graph_is_complete_is_told_to_those_that_come_later(store: Store) -> None:
-    """A job that may fail is cancelled while the graph is sent: what needs it begins all the same."""
-    made = plan(store, jobs=[node("a", on_error="continue"), node("b", "a")])
+def cancelled_on_arrival(store: Store, made: request_graphs.Plan) -> bytes:
+    """Send a graph whose first job, "a", is cancelled before the others arrive; the request's id."""
     request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
     store.run(lambda tx: batches.add(tx, request_id, made.members[:1], made.nodes[:1]))
     first = wf.job_id(request_id, created_at(store, request_id), "a")
@@ -224,6 +223,14 @@ def test_what_ends_before_the_graph_is_complete_is_told_to_those_that_come_later
     store.run(lambda tx: batches.add(tx, request_id, made.members[1:], made.nodes[1:]))
     store.run(lambda tx: batches.seal(tx, request_id))
     work(store)
+    return request_id
+
+
+def test_what_ends_before_the_graph_is_complete_is_told_to_those_that_come_later(store: Store) -> None:
+    """A job that may fail is cancelled while the graph is sent: what needs it begins all the same."""
+    request_id = cancelled_on_arrival(
+        store, plan(store, jobs=[node("a", on_error="continue"), node("b", "a")])
+    )
     assert run(store) == ["b"]
     assert progress(store, request_id) == ("completed", 1, 1, 2)
 
@@ -234,13 +241,7 @@ def test_a_job_that_is_cancelled_before_its_request_is_complete_cancels_it(
 ) -> None:
     """Once all have arrived: none of them runs."""
     made = plan(store, jobs=[node("a"), node("b", *needs)], **{"finally": FINALLY})
-    request_id = parse_id(store.run(lambda tx: request_graphs.begin(tx, made)).id)
-    store.run(lambda tx: batches.add(tx, request_id, made.members[:1], made.nodes[:1]))
-    first = wf.job_id(request_id, created_at(store, request_id), "a")
-    store.run(lambda tx: job_control.cancel(tx, first))
-    store.run(lambda tx: batches.add(tx, request_id, made.members[1:], made.nodes[1:]))
-    store.run(lambda tx: batches.seal(tx, request_id))
-    work(store)
+    request_id = cancelled_on_arrival(store, made)
     assert run(store) == []
     assert len(s.finish(store, "last")) == 1
     assert progress(store, request_id) == ("cancelled", 0, 2, 2)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -47,15 +47,6 @@ def run(daemons: Sequence[Daemon], word: str, path: Path) -> None:
 def test_the_newest_data_always_runs(start_daemon: Callable[..., Daemon], tmp_path: Path, word: str) -> None:
     """After each answer something begins to run that is as new; one at a time, never back."""
     run([start_daemon(CONFIG)], word, tmp_path / "runs")
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Galera]:
-    galera = Galera(2)
-    try:
-        yield galera.start()
-    finally:
-        galera.remove()
 
 
 @pytest.mark.slow

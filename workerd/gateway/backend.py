@@ -96,10 +96,14 @@ class Backend:
         """See that the store can be written by this process. Raises StoreError, HTTPProblem 503."""
         await self._call(self._lend, Store.check_server)
 
-    async def keep_checked(self) -> None:
-        """Ask the servers of idle connections, too, whether they may be written; until cancelled."""
+    async def keep_checked(self, check_others: Callable[[], None]) -> None:
+        """Ask the servers of idle connections, too, whether they may be written; until cancelled.
+
+        `check_others`: those of connections that are not lent here.
+        """
         while True:
             await asyncio.sleep(self.config.dispatcher.lease / 3)
+            check_others()
             await self.in_thread(self._stores.refresh)
 
     async def in_thread(self, work: Callable[[], None]) -> None:

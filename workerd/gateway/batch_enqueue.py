@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from workerd.config.model import Config
 from workerd.document_types import Enqueued
-from workerd.errors import CommitUnknown, StoreAway
+from workerd.errors import CommitUnknown, StoreAway, StoreError
 from workerd.gateway.backend import Backend
 from workerd.gateway.posted_enqueue import PostedEnqueue
 from workerd.gateway.problems import HTTPProblem, overloaded
@@ -56,17 +57,16 @@ class BatchEnqueue:
             self._task = asyncio.create_task(self._run())
         return await future
 
-    async def keep_checked(self) -> None:
-        """Ask the server of the connection that plain jobs use whether it may be written; until cancelled."""
-        while True:
-            await asyncio.sleep(self._config.dispatcher.lease / 3)
-            if self._task is None:  # what is enqueued meanwhile waits for the connection
-                self._task = asyncio.create_task(self._run(check=True))
+    def check_server(self) -> None:
+        """Ask the server of the connection for plain jobs, while it is unused, whether it may be written."""
+        if self._task is None:  # what is enqueued meanwhile waits for the connection
+            self._task = asyncio.create_task(self._run(check=True))
 
     async def _run(self, *, check: bool = False) -> None:
         try:
             if check:
-                await self._backend.in_thread(self._posted.refresh)
+                with suppress(StoreError):  # whoever uses it next is told
+                    await self._backend.in_thread(self._posted.refresh)
             while self._queue:
                 batch, self._queue = self._queue[:MAX_JOBS_PER_BATCH], self._queue[MAX_JOBS_PER_BATCH:]
                 await self._enqueue_batch(batch)

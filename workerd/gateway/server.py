@@ -129,8 +129,7 @@ class Gateway(Service):
         )
         periodic = [
             asyncio.create_task(self._state.history.run()),
-            asyncio.create_task(self._backend.keep_checked()),
-            asyncio.create_task(self._state.batch_enqueue.keep_checked()),
+            asyncio.create_task(self._backend.keep_checked(self._state.batch_enqueue.check_server)),
         ]
         server = _Server(self._uvicorn_config(), self._stopping)
         serving = asyncio.create_task(server.serve(sockets=[sock]))
