@@ -13,6 +13,7 @@ from tests.support.servers import DatabaseServer
 from workerd.store.mysql_session import CONVERSIONS
 from workerd.store.patient_connection import PatientConnection
 
+MANY_ROWS = "information_schema.columns AS a, information_schema.columns AS b"
 Both = tuple[PatientConnection, Any]
 
 
@@ -57,6 +58,28 @@ def test_values_are_those_of_the_driver(both: Both, statement: str) -> None:
     assert found.rows == expected.rows
     assert [list(map(type, row)) for row in found.rows] == [list(map(type, row)) for row in expected.rows]
     assert (found.affected_rows, found.warning_count) == (expected.affected_rows, expected.warning_count)
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SET SESSION AUTOCOMMIT = 1",
+        "INSERT INTO t VALUES (7)",
+        f"INSERT INTO t SELECT 1 FROM {MANY_ROWS} LIMIT 300",
+        f"INSERT INTO t SELECT 1 FROM {MANY_ROWS} LIMIT 70000",
+        "INSERT INTO t VALUES (SIGN(LAST_INSERT_ID(18446744073709551615)))",
+        "INSERT INTO t VALUES (SIGN(LAST_INSERT_ID(251)))",
+        "DROP TABLE IF EXISTS nothing_of_this_name",
+    ],
+)
+def test_answers_without_rows_are_those_of_the_driver(both: Both, statement: str) -> None:
+    """Numbers of any length, warnings, whether a transaction is open."""
+    ours, drivers = both
+    drivers.query("CREATE TABLE t (a BIGINT)")
+    found, expected = ours.ask(statement.encode()), of_driver(drivers, statement)
+    for name in ("affected_rows", "insert_id", "server_status", "warning_count", "has_next", "rows"):
+        assert getattr(found, name) == getattr(expected, name), name
+    assert ours.server_status == drivers.server_status
 
 
 def test_a_row_may_need_several_packets(both: Both) -> None:

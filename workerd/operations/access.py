@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet
 
@@ -103,6 +104,27 @@ class _Pools:
 _pools = _Pools()
 
 
+class _Permits:
+    """A semaphore, as a queue: threading's is written in Python, and took half of the pool's time, 4.8 µs."""
+
+    def __init__(self, count: int) -> None:
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(count):
+            self._free.put(None)
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Take one; false if none is free in time."""
+        try:
+            self._free.get(timeout=timeout_s)
+        except Empty:
+            return False
+        return True
+
+    def release(self) -> None:
+        """Give one back."""
+        self._free.put(None)
+
+
 class ConnectionPool:
     """At most `size` connections, opened on demand, each used by one thread at a time.
 
@@ -133,7 +155,7 @@ class ConnectionPool:
         self._lock = threading.Lock()
         self._inherited += self._free
         self._free = []
-        self._permits = threading.BoundedSemaphore(self._size)
+        self._permits = _Permits(self._size)
         self._closed = False
         self._generation = 0
 
@@ -151,7 +173,7 @@ class ConnectionPool:
             )
         with self._gate:
             permits = self._permits
-        if not permits.acquire(timeout=self._timeout_s):
+        if not permits.acquire(self._timeout_s):
             raise StoreAway(f"all {self._size} connections of this client are in use; raise `connections`")
         try:
             with self._lock:
@@ -177,7 +199,7 @@ class ConnectionPool:
     def refresh(self) -> None:
         """Ask the servers of the free connections whether they may be written; if one may not, leave all."""
         for _ in range(len(self._free)):
-            if not self._permits.acquire(blocking=False):
+            if not self._permits.acquire(0.0):
                 return  # all are in use, and asked then
             try:
                 self._refresh_oldest()
@@ -218,7 +240,7 @@ class ConnectionPool:
         self._is_forking = True
         end = time.monotonic() + self._timeout_s
         while self._permits_of_fork < self._size:
-            if not self._permits.acquire(timeout=max(0.0, end - time.monotonic())):
+            if not self._permits.acquire(max(0.0, end - time.monotonic())):
                 break  # such as by this very thread
             self._permits_of_fork += 1
         with self._lock:

@@ -153,8 +153,11 @@ def _rows(names: tuple[str, ...], rows: Sequence[tuple[object, ...]]) -> _Rows:
 
     Most jobs have eight of them: a fifth of the server's time for an INSERT of 1,000, 14.2 → 11.7 µs a job.
     """
-    by_column = enumerate(zip(*rows, strict=True))
-    kept = tuple([n for n, values in by_column if values.count(None) < len(rows)])
+    if len(rows) == 1:
+        kept = tuple([n for n, value in enumerate(rows[0]) if value is not None])
+    else:
+        by_column = enumerate(zip(*rows, strict=True))
+        kept = tuple([n for n, values in by_column if values.count(None) < len(rows)])
     columns_, marks, chosen = _shape(names, kept)
     return _Rows(columns_, marks, list(chain.from_iterable(map(chosen, rows))))
 

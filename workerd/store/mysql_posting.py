@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import pymysql
 from pymysql.constants import CR
-from pymysql.protocol import MysqlPacket, OKPacketWrapper
 
 from workerd import lean_imports
 from workerd.errors import CommitUnknown, StoreAway, StoreError, StoreRefused
 from workerd.job import id_text
 from workerd.store.mysql_dialect import ONE_TELLING_THE_TIME
+from workerd.store.mysql_results import OkPacket
 from workerd.store.mysql_session import MySQLSession
 from workerd.store.session import LockLost, Params
 
@@ -78,10 +78,7 @@ class Posting:
             while not self._is_complete():
                 self._received += self._link.take()
             self._is_broken = False
-            packet = MysqlPacket(bytes(self._received[_HEAD_BYTES:]), "utf8")
-            if packet.is_error_packet():
-                packet.raise_for_error()
-            return int(OKPacketWrapper(packet).insert_id)
+            return OkPacket.read(bytes(self._received[_HEAD_BYTES:])).insert_id
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return None
         except (pymysql.Error, OSError) as error:

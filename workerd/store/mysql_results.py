@@ -4,23 +4,44 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pymysql import err
 from pymysql.connections import MySQLResult
 from pymysql.constants import CR
 from pymysql.constants.SERVER_STATUS import SERVER_MORE_RESULTS_EXISTS
+from pymysql.protocol import MysqlPacket
 
 _Convert = Callable[[bytes], Any]
 
 _HEAD = struct.Struct("<HBB")
 """Length of a packet in three bytes, then its number."""
 _LONGEST_PACKET = 0xFFFFFF  # the next one goes on with it
-_NULL, _EOF, _ERROR = 0xFB, 0xFE, 0xFF
+_OK, _NULL, _EOF, _ERROR = 0x00, 0xFB, 0xFE, 0xFF
+_LOCAL_FILE = _NULL
+"""In place of a number of columns: the server asks for a file."""
+_OK_STATUS = struct.Struct("<HH")
 _EOF_PACKET = struct.Struct("<xHH")
 _SIZE_BYTES = {0xFC: 2, 0xFD: 3, 0xFE: 8}
 _TYPE = -6
 """Where the description of a column has its type."""
+
+
+class OkPacket(NamedTuple):
+    """The answer to a statement that brings no rows."""
+
+    affected_rows: int
+    insert_id: int
+    server_status: int
+    warning_count: int
+
+    @classmethod
+    def read(cls, packet: bytes) -> OkPacket:
+        """What such a packet says. Raises the driver's error if it says that the statement failed."""
+        _check_error(packet)
+        affected_rows, at = _integer(packet, 1)
+        insert_id, at = _integer(packet, at)
+        return cls(affected_rows, insert_id, *_OK_STATUS.unpack_from(packet, at))
 
 
 class LeanResult(MySQLResult):
@@ -28,6 +49,30 @@ class LeanResult(MySQLResult):
 
     connection: Any
     field_count: int
+    _read_load_local_packet: Callable[[MysqlPacket], None]
+
+    def read(self) -> None:
+        """Read it from the connection. Raises the driver's error, also that of the statement.
+
+        An INSERT of one row: 5.2 → 3.1 µs with `ask`, three times that in a program that waits in between,
+        as its caches are cold.
+        """
+        try:
+            packet = _packet(self.connection)
+            if packet[0] == _OK:
+                self._set_ok(OkPacket.read(packet))
+            elif packet[0] == _LOCAL_FILE:
+                self._read_load_local_packet(MysqlPacket(packet, "utf8"))
+            else:
+                self.field_count, _ = _integer(packet, 0)
+                self._get_descriptions()
+                self._read_rowdata_packet()
+        finally:
+            self.connection = None
+
+    def _set_ok(self, packet: OkPacket) -> None:
+        self.affected_rows, self.insert_id, self.server_status, self.warning_count = packet
+        self.has_next = bool(packet.server_status & SERVER_MORE_RESULTS_EXISTS)
 
     def _get_descriptions(self) -> None:
         decoders = self.connection.decoders
@@ -59,14 +104,27 @@ def _packet(connection: Any) -> bytes:
         data = data + part if data else part
         if size < _LONGEST_PACKET:
             break
-    if data[0] == _ERROR:
-        err.raise_mysql_exception(data)
+    _check_error(data)
     return data
+
+
+def _check_error(packet: bytes) -> None:
+    if packet[0] == _ERROR:
+        err.raise_mysql_exception(packet)
 
 
 def _lost(connection: Any, reason: str) -> err.OperationalError:
     connection._force_close()
     return err.OperationalError(CR.CR_SERVER_LOST, f"Lost connection to MySQL server: {reason}")
+
+
+def _integer(packet: bytes, at: int) -> tuple[int, int]:
+    """A number of the server's at this place, and where the next begins."""
+    first = packet[at]
+    if first < _NULL:
+        return first, at + 1
+    end = at + 1 + _SIZE_BYTES[first]
+    return int.from_bytes(packet[at + 1 : end], "little"), end
 
 
 def _is_eof(packet: bytes) -> bool:

@@ -59,7 +59,14 @@ class PatientConnection(pymysql.Connection):
 
     def ask(self, statement: bytes) -> MySQLResult:
         """Send a statement and read its answer. Raises the driver's error."""
-        self.query(statement)
+        if self._sock is None:
+            raise pymysql.InterfaceError(0, "")
+        if len(statement) < MAX_PACKET_LEN - 1:
+            self._write_bytes(_PRELUDE.pack(len(statement) + 1, COM_QUERY) + statement)
+            self._next_seq_id = 1
+        else:
+            self._execute_command(COM_QUERY, statement)
+        self._read_query_result()
         assert self._result is not None
         return self._result
 
