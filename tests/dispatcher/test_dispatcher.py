@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,23 @@ def test_a_node_without_pickup_starts_nothing(make_harness: MakeHarness, store: 
     harness.serve(1.5)
     assert not job_rows(store, "beat")
     assert not job_rows(store, "h")
+
+
+def test_wake_ups_leave_a_node_without_pickup_asleep(make_harness: MakeHarness) -> None:
+    """They stay in the socket, whose queue is full then."""
+    harness = make_harness(poll=0.05, pickup=PickupConfig(enabled=False))
+    harness.start()
+    harness.until(lambda: harness.is_up)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as client:
+
+        def is_full() -> bool:
+            try:
+                client.sendto(b"", os.fspath(harness.paths.wake))
+            except BlockingIOError:
+                return True
+            return False
+
+        harness.until(is_full)
+        before = harness.beat
+        harness.until(lambda: harness.beat is not before)
+        assert is_full()

