@@ -8,15 +8,18 @@ call) by the client and by the client of asyncio, inside
 the caller's own transactions, by HTTP (one persistent connection), and by plain SQL: a bare INSERT with
 autocommit, which bounds what one by one can reach. The ways take turns, so that a machine whose speed drifts
 affects all alike. No pool runs the jobs meanwhile.
+
+The client of HTTP writes to its socket itself, as load generators do: http.client takes 190 µs more for a
+request, which would be measured in place of the gateway.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import http.client
 import itertools
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -212,16 +215,33 @@ def inside(link: Any, numbers: Iterator[int]) -> Callable[[], object]:
 
 
 def posting(port: int) -> Callable[[str, object], None]:
-    """POST JSON on one connection."""
-    link = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    """POST JSON on one connection, each request whole, each answer read whole and its status checked."""
+    link = socket.create_connection(("127.0.0.1", port), timeout=30)
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def post(path: str, body: object) -> None:
-        link.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
-        answer = link.getresponse()
-        told = answer.read()
-        assert answer.status == 201, told
+        text = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        link.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(text), text))
+        answer, end = b"", -1
+        while end < 0:
+            answer += received(link)
+            end = answer.find(b"\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 201 "), answer
+        length = answer[:end].lower().partition(b"\r\ncontent-length: ")[2].partition(b"\r")[0]
+        missing = end + 4 + int(length) - len(answer)
+        while missing > 0:
+            missing -= len(received(link))
+        assert missing == 0, answer
 
     return post
+
+
+def received(link: socket.socket) -> bytes:
+    """What has come, which is not the end of the connection."""
+    data = link.recv(1 << 18)
+    assert data
+    return data
 
 
 def arguments() -> argparse.ArgumentParser:
