@@ -13,6 +13,9 @@ MAX_BUFFER_S = 0.1
 MAX_RATED_WAIT_S = 0.1
 """Of jobs with a rate, of which a claim counts as a start: what waits for longer, because runs before it are
 slow, is released and gives its start back."""
+BATCHES_IN_BUFFER = 2
+"""Full claims that may wait, however short the runs. Measured with no-ops on SQLite, where a claim waits for
+outcomes that are being written: with one the workers ran dry between any two claims, 4 % less throughput."""
 CLAIMS_IN_BUFFER = 3
 _SMOOTHING = 0.05
 """Smoothing factor of the run-time moving average."""

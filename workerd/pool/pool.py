@@ -35,7 +35,7 @@ from workerd.messages import (
 from workerd.outcome import Outcome, RunResult
 from workerd.pool import noted_calls
 from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
-from workerd.pool.capacity import BUFFER_S, Capacity, ClaimTimeAverage, RunTimeAverage
+from workerd.pool.capacity import BATCHES_IN_BUFFER, BUFFER_S, Capacity, ClaimTimeAverage, RunTimeAverage
 from workerd.pool.claim_queue import ClaimQueue
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
@@ -254,7 +254,8 @@ class Pool(Service):
         if not idle and self._monitor.all_long():
             return Capacity(0, 0)
         buffer_s = BUFFER_S if self._keeps_queue_short else self._claim_times.buffer_s
-        return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), self._claim_batch))
+        claims = self._claim_batch if self._keeps_queue_short else BATCHES_IN_BUFFER * self._claim_batch
+        return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), claims))
 
     # -- to the workers
 

@@ -30,6 +30,10 @@ _DISK_CODES = frozenset({sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLI
 _LEAST_FREE_BYTES = 64 * 1024
 """With less, an I/O error is blamed on the full disk; SQLite's shared memory grows by half of that."""
 _STEPS = 100_000  # virtual machine steps between two checks of the time limit, about a millisecond
+_LEAST_PAUSE_S, _MAX_PAUSE_S = 0.0005, 0.003
+"""Between two tries to get the lock, growing to the longer one within 50 ms. Dispatcher and ingester of a
+busy node always wait for each other: measured with no-ops, pauses of 1 to 3 ms from the start cost 4 % of
+their throughput."""
 
 
 def open_store(url: SQLiteUrl, timeout: float, password_file: Path | None) -> Store:
@@ -213,20 +217,22 @@ class SQLiteSession(Session):
         return int(time.monotonic() > self._end)
 
     def _locked(self, statement: str) -> None:
-        """Run a statement that needs the file's lock, again every 1-3 ms until the time limit."""
-        end = time.monotonic() + self._timeout
+        """Run a statement that needs the file's lock, again after short pauses until the time limit."""
+        began = time.monotonic()
         while True:
             self._on_progress()
             try:
                 self.execute(statement)
                 return
             except LockLost as error:
-                if time.monotonic() > end:
+                waited = time.monotonic() - began
+                if waited > self._timeout:
                     raise StoreAway(
                         "another program keeps a transaction open on the database file; end that transaction",
                         error.code,
                     ) from None
-            time.sleep(random.uniform(0.001, 0.003))
+            pause = min(_MAX_PAUSE_S, _LEAST_PAUSE_S + waited / 20)
+            time.sleep(random.uniform(pause / 2, pause))
 
 
 def _removed(path: Path) -> StoreAway:
