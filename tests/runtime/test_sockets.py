@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,18 @@ def test_a_forked_child_sends_from_a_socket_of_its_own(path: Path) -> None:
         assert child.status == 0
         waker.wake()
         assert received(sock) == 3
+
+
+def test_threads_share_one_socket(path: Path) -> None:
+    """That wake for the first time at the same moment: all reach the listener, no other socket stays open."""
+
+    def wake(waker: Waker, start: threading.Barrier) -> None:
+        start.wait()
+        waker.wake()
+
+    with bind_datagram(path) as sock, ThreadPoolExecutor(8) as threads:
+        for _ in range(200):
+            waker, start = Waker(path), threading.Barrier(8)
+            list(threads.map(wake, [waker] * 8, [start] * 8))
+            assert received(sock) == 8
+            waker.close()

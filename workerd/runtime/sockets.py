@@ -13,7 +13,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop, Timer
@@ -103,35 +103,40 @@ class Waker:
         self._path = path
         self._address = os.fspath(path)
         self._is_short = len(os.fsencode(path)) <= MAX_PATH_BYTES
-        self._sock: socket.socket | None = None
-        self._pid = 0
+        self._sockets: dict[int, socket.socket] = {}  # by the process that opened them
 
     def wake(self) -> None:
         """Send one, if a socket is bound there."""
         if not self._is_short:
             poke(self._path)
             return
-        if self._sock is None or self._pid != os.getpid():
-            self._open()
+        sock = self._sockets.get(os.getpid()) or self._open()
         with contextlib.suppress(OSError):
-            cast(socket.socket, self._sock).sendto(b"", self._address)
+            sock.sendto(b"", self._address)
 
     def close(self) -> None:
         """Close the socket; the next use opens another."""
-        sock, self._sock = self._sock, None
-        if sock is None:
-            return
-        if self._pid == os.getpid():
+        self._forget_inherited()
+        sock = self._sockets.pop(os.getpid(), None)
+        if sock is not None:
             sock.close()
-        else:
-            sock.detach()  # the parent's: here its number may belong to another file by now, as in a worker
 
     __del__ = close
 
-    def _open(self) -> None:
-        self.close()
-        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._pid = os.getpid()
+    def _forget_inherited(self) -> None:
+        for pid in self._sockets.keys() - {os.getpid()}:
+            sock = self._sockets.pop(pid, None)
+            if sock is not None:
+                # The parent's: here its number may belong to another file by now, as in a worker.
+                sock.detach()
+
+    def _open(self) -> socket.socket:
+        self._forget_inherited()
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        kept = self._sockets.setdefault(os.getpid(), made)  # another thread's, which was faster
+        if kept is not made:
+            made.close()
+        return kept
 
 
 class ReconnectingClient:
