@@ -10,6 +10,8 @@ from workerd.job import Status
 
 FOLLOWER_PREFIX = "~next:"
 """Begins the reserved key of the one job that waits until the running job of a key has ended."""
+FOLLOWER_KEYS = (FOLLOWER_PREFIX, FOLLOWER_PREFIX + "g")
+"""From which key on, and before which, all of these are: the rest of them is hexadecimal."""
 WINDOW_PREFIX = "~for:"
 """Begins the reserved key of a job that may exist once in a window."""
 

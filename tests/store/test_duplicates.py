@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 from tests.support import storing
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
+from workerd import clock
 from workerd.clock import SECOND
 from workerd.errors import Conflict
 from workerd.ingester import writer
@@ -121,6 +123,23 @@ def test_a_debounced_job_waits_from_the_last_enqueue(store: Store) -> None:
     assert (follower.status, follower.unique_key) == ("scheduled", "k")
     assert follower.run_at is not None and follower.created_at is not None  # noqa: PT018
     assert follower.run_at == follower.created_at + 3600 * SECOND
+
+
+@pytest.mark.parametrize("word", ["replace", "debounce", "follow"])
+def test_the_new_data_expires_as_it_says(store: Store, word: str) -> None:
+    """Or never, if it says nothing: what expired with the old data would never run."""
+    first = put(store, 1, on_conflict=word, delay=60, expires="5s")
+    put(store, 2, on_conflict=word, delay=3600, expires="10s")
+    row = storing.job(store, first.id).row
+    assert row.run_at is not None
+    assert row.expires_at == row.run_at + 10 * SECOND
+    put(store, 3, on_conflict=word, delay=60, expires=NEVER)
+    assert storing.job(store, first.id).row.expires_at == clock.from_text("9000-01-01 00:00:00.000000")
+    put(store, 4, on_conflict=word, delay=3600)
+    assert storing.job(store, first.id).row.expires_at is None
+
+
+NEVER = datetime(9000, 1, 1, tzinfo=UTC)
 
 
 def test_a_window_has_one_job_live_or_not(store: Store, store_url: str) -> None:

@@ -9,10 +9,12 @@ import pytest
 from tests.support.storing import NODE, claims, close, enqueue, finish, job, outcome, sql, submit, workflow
 from workerd import clock
 from workerd.clock import SECOND
+from workerd.duplicates import OnConflict
 from workerd.job import COOLER_KEY, AttemptRef, Status
+from workerd.job_spec import NewJob
 from workerd.outcome import NextAttempt, Reason
 from workerd.store import claims as store_claims
-from workerd.store import expiry, group_queues, handlers, job_control, requests
+from workerd.store import duplicates, expiry, group_queues, handlers, job_control, requests
 from workerd.store.base import Store
 
 MINUTE = 60 * SECOND
@@ -158,6 +160,32 @@ def test_the_next_expiry_is_known_and_one_that_is_over_is_not_waited_for(store: 
     assert now(store) + 50 * SECOND < due <= now(store) + MINUTE
     age(store, 61)
     assert store.run(lambda tx: store_claims.promote_due(tx, 10)).next_due is None
+
+
+@pytest.mark.parametrize("expires_us", [None, MINUTE])
+def test_a_job_behind_another_of_its_key_expires(store: Store, expires_us: int | None) -> None:
+    """By its own time or its handler's, while the other runs on; then another may wait behind that."""
+    given: dict[str, Any] = {} if expires_us else {"expires_in": MINUTE}
+
+    def put() -> bytes:
+        new = NewJob(handler="h", unique_key="k", on_conflict=OnConflict.FOLLOW, **given)
+        return store.run(lambda tx: duplicates.insert(tx, [new]))[0].id
+
+    runs = put()
+    claim(store)
+    waits = put()
+    age(store, 59)
+    assert ended(store, expires_us) == 0
+    age(store, 2)
+    assert ended(store, expires_us) == 1
+    assert state(store, waits) == ("cancelled", "expired")
+    assert state(store, runs) == ("inprogress", None)
+    assert put() not in {runs, waits}
+
+
+def ended(store: Store, expires_us: int | None) -> int:
+    """How many the sweep ends, by the jobs' own times, or by that of the handler."""
+    return sweep(store) if expires_us is None else sweep(store, "h", expires_us)
 
 
 def test_its_request_fails(store: Store) -> None:

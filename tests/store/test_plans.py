@@ -10,6 +10,7 @@ import pytest
 from tests.support.storing import NODE, outcome
 from workerd import clock
 from workerd.config.model import StoreConfig
+from workerd.duplicates import follower_key
 from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim, Status
 from workerd.job_filter import JobFilter
@@ -18,6 +19,7 @@ from workerd.store import (
     bulk_control,
     claims,
     errors,
+    expiry,
     group_queues,
     held_attempts,
     job_branches,
@@ -225,6 +227,24 @@ def test_due_rows_are_found_without_reading_those_that_are_not(full: Store, due:
     assert done.count == due
     unsorted(seen)
     assert "workerd_scheduled" in seen[0].plan
+    for one in seen:
+        assert one.read <= one.count + FEW, one
+
+
+def test_what_expires_is_found_without_reading_what_does_not(full: Store) -> None:
+    """Jobs behind others of their unique key too, however many live jobs have such keys."""
+
+    def work(tx: Any) -> int:
+        claimed(tx, 1)  # its handler is known from now on
+        jobs.insert(tx, [jobs.NewJob(handler="h", unique_key=f"k{n}") for n in range(500)])
+        over = clock.from_text("2001-01-01 00:00:00.000000")
+        jobs.insert(tx, [jobs.NewJob(handler="h", unique_key=follower_key("k"), expires_at=over)])
+        del tx._session.seen[:]
+        return expiry.sweep(tx, 500)
+
+    ended, seen = watch(full, work)
+    assert ended == 1
+    unsorted(seen)
     for one in seen:
         assert one.read <= one.count + FEW, one
 

@@ -26,6 +26,8 @@ class Dialect(ABC):
         Whether columns of time that are left out get microseconds.
     live_key_condition
         Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
+    live_keys_condition
+        The same for keys from one on, up to another; parameters: handler, first key, key behind the last.
     by_key
         Suffix of the table of jobs where `columns.keys` names its rows beside a condition on their status.
     table_exists
@@ -40,6 +42,7 @@ class Dialect(ABC):
     null_safe_equal: ClassVar[str]
     defaults_are_exact: ClassVar[bool]
     live_key_condition: ClassVar[str]
+    live_keys_condition: ClassVar[str]
     by_key: ClassVar[str]
     table_exists: ClassVar[str]
 

@@ -22,10 +22,12 @@ from workerd.store import columns, jobs, retries
 from workerd.store.base import Tx
 from workerd.store.jobs import Inserted
 from workerd.store.outcomes import ClosedBatch
+from workerd.store.session import Row
 
 MAX_TRIES = 5
 """The job that held the key may have ended when it is locked: then the key is free."""
 KEYS_PER_STATEMENT = 100
+HANDLERS_PER_STATEMENT = 100
 
 
 def insert(tx: Tx, new: Sequence[NewJob]) -> list[Inserted]:
@@ -115,12 +117,15 @@ def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:
         created_at = tx.now if created is None else columns.time_or_zero(created[0])
         due = duplicates.due_at(tx.now, job.delay or 0, created_at, job.max_delay)
     status = Status.SCHEDULED if follows or due > tx.now else Status.NEW
+    # With the old data's it might be over before the new data is due.
+    expires_at = job.expires_at if job.expires_in is None else due + job.expires_in
     tx.execute(
         "UPDATE workerd_jobs SET vars = %s, meta = %s, priority = %s, group_key = %s, queue = NULL,"
-        " run_at = %s, status = %s, unique_key = %s, given_key = %s WHERE id = %s AND attempt = %s",
+        " run_at = %s, expires_at = %s, status = %s, unique_key = %s, given_key = %s"
+        " WHERE id = %s AND attempt = %s",
         (
             job.vars.decode(), None if job.meta is None else job.meta.decode(), job.priority, job.group_key,
-            columns.at(due), str(status),
+            columns.at(due), columns.at(expires_at), str(status),
             duplicates.follower_key(job.unique_key or "") if follows else job.unique_key,
             job.unique_key if follows else None,
             row.id, row.attempt,
@@ -128,6 +133,25 @@ def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:
     )  # fmt: skip
     tx.enqueued.append(row.id)
     return Inserted(row.id, created=False, replaced=True)
+
+
+_WHO_WAITS = """SELECT * FROM (SELECT id, attempt FROM workerd_jobs {index}
+    WHERE {keys} AND {condition} LIMIT %s) AS h{number}"""
+
+
+def followers(
+    tx: Tx, handlers: Sequence[str], condition: str, params: Sequence[object], limit: int
+) -> list[Row]:
+    """Ids and attempts of jobs that wait until another of their key has ended, at most `limit` a handler."""
+    found: list[Row] = []
+    keys, index = tx.dialect.live_keys_condition, tx.dialect.hint("workerd_live")
+    for part in columns.chunks(handlers, HANDLERS_PER_STATEMENT):
+        each = [
+            _WHO_WAITS.format(number=n, index=index, keys=keys, condition=condition) for n in range(len(part))
+        ]
+        values = [v for name in part for v in (name, *duplicates.FOLLOWER_KEYS, *params, limit)]
+        found += tx.query(" UNION ALL ".join(each), values)
+    return found
 
 
 def release_followers(tx: Tx, batch: ClosedBatch) -> None:

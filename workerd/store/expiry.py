@@ -1,7 +1,8 @@
 """Jobs that have not begun in time: ended as `cancelled`, reason `expired`, by a sweep or at the claim.
 
 A job's own `expires_at` stands in the index of due rows while it is `new`. A handler's own `expires` counts
-from `run_at`, so those of its jobs that are over are the first ones of each of its priorities.
+from `run_at`, so those of its jobs that are over are the first ones of each of its priorities. Jobs that wait
+until another of their unique key has ended are found by that key.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from workerd import clock
+from workerd.duplicates import FOLLOWER_PREFIX
 from workerd.job import COOLER_KEY, ClaimedAttempt
 from workerd.outcome import ClosedAttempt, expired
 from workerd.store import columns, duplicates, group_queues, workflows
@@ -45,6 +47,10 @@ def sweep(tx: Tx, limit: int) -> int:
         " WHERE due_at <= %s AND status = 'new' ORDER BY due_at LIMIT %s",
         (columns.at(tx.now), limit),
     )
+    if len(rows) < limit:
+        # They have no entry among the due rows, and there are at most as many as there are running jobs.
+        names = [columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_handlers")]
+        rows += duplicates.followers(tx, names, "expires_at <= %s", [columns.at(tx.now)], limit)
     _end(tx, rows, None)
     return len(rows)
 
@@ -72,13 +78,14 @@ def sweep_handler(
 ) -> HandlerSweep:
     """End up to `limit` jobs of a handler without an `expires_at` of their own: one slice of its queues."""
     over = columns.at(max(0, tx.now - expires_us))
+    found: list[Row] = []
     if place is None:
         place = Place({handler: _LEAST}, "")
+        found = duplicates.followers(tx, [handler], _FOLLOWER_OVER, [over], limit)
     behind, cursor = place
     if not behind and cursor is not None:
         part = group_queues.names(tx, handler, cursor or None, MAX_QUEUES)
         behind, cursor = dict.fromkeys(part.names, _LEAST), part.cursor
-    found: list[Row] = []
     for _ in range(MAX_PRIORITIES):
         following = _priorities_behind(tx, behind) if behind else {}
         if following:
@@ -94,6 +101,7 @@ def sweep_handler(
 
 
 _LEAST = -(2**31) - 1
+_FOLLOWER_OVER = "expires_at IS NULL AND attempt = 1 AND run_at <= %s"
 _PRIORITY = """SELECT * FROM (SELECT {number} AS number, priority FROM workerd_jobs {index}
     WHERE status = 'new' AND holder = %s AND priority > %s ORDER BY priority LIMIT 1) AS q{number}"""
 _OVER = """SELECT * FROM (SELECT id, attempt FROM workerd_jobs {index}
@@ -139,7 +147,9 @@ def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> None:
         rows = tx.query(
             "SELECT id, attempt, handler, request_id, step, name, unique_key, run_at, expires_at"
             f" FROM workerd_jobs {tx.dialect.by_key}"
-            f" WHERE ({where}) AND status = 'new'{tx.dialect.skip_locked}"
+            f" WHERE ({where}) AND (status = 'new' OR (status = 'scheduled' AND unique_key LIKE %s))"
+            f"{tx.dialect.skip_locked}",
+            [FOLLOWER_PREFIX + "%"],
         )
         ended = [attempt for row in rows if (attempt := _end_one(tx, row, expires_us)) is not None]
         batch = ClosedBatch(now=tx.now, requests=locked, ended=ended, released=[], woken=set())

@@ -64,6 +64,9 @@ class _SQLite(Dialect):
     defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
     # As the partial index says it, or it would not be used.
     live_key_condition = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
+    live_keys_condition = (
+        "handler = %s AND unique_key >= %s AND unique_key < %s AND status IN ('scheduled','new','inprogress')"
+    )
     # Beside a condition on the status it would go through all rows of that status: it has no statistics.
     by_key = "INDEXED BY sqlite_autoindex_workerd_jobs_1"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = %s"
