@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support import storing
@@ -94,3 +95,24 @@ def test_a_retry_with_other_vars(store: Store, actor: Actor, config: Config) -> 
     (claim,) = storing.claims(store, "mail")
     assert json.loads(claim.vars) == {"to": "ann", "size": 2}
     assert store.read(audit.list_).audit[0]["detail"] == {"attempt": 2, "vars": ["size"]}
+
+
+def test_a_group_that_follows_from_the_vars_follows_their_change(
+    store: Store, actor: Actor, config: Config
+) -> None:
+    """Of an edit and a retry; one that was given stays, and vars that give none are refused."""
+    pool = config.pools["p"]
+    grouped = tuple(msgspec.structs.replace(one, group="{to}") for one in pool.handlers)
+    config = msgspec.structs.replace(config, pools={"p": msgspec.structs.replace(pool, handlers=grouped)})
+    job_id = storing.enqueue(store, "mail", vars=b'{"to":"ann"}', group_key="ann")
+    assert change(store, actor, config, job_id, vars={"to": "bob"})["group"] == "bob"
+    assert change(store, actor, config, job_id, vars={"cc": "eve"})["group"] == "bob"
+    given: dict[str, Any] = {"vars": {"to": "ann"}, "group": "g", "group_given": True}
+    assert change(store, actor, config, job_id, **given)["group"] == "g"
+    assert change(store, actor, config, job_id, vars={"to": "bob"})["group"] == "g"
+    change(store, actor, config, job_id, group="bob", group_given=True)
+    with pytest.raises(InvalidValue, match='group: expected text or a number in the var "to", got none'):
+        change(store, actor, config, job_id, vars={"to": None})
+    storing.finish(store, "mail", Status.FAILURE)
+    store.run(lambda tx: jobs.retry(tx, actor, job_id, config=config, vars_={"to": "dan"}))
+    assert store.read(lambda tx: jobs.get(tx, job_id))["group"] == "dan"

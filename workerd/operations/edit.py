@@ -9,6 +9,7 @@ import msgspec
 
 from workerd.config.model import Config
 from workerd.errors import InvalidValue
+from workerd.group import GroupTemplate, parse_template
 from workerd.job import id_text
 from workerd.job_spec import JobSpec, NewJob, check
 from workerd.operations import audit
@@ -42,7 +43,8 @@ def edit(tx: Tx, actor: Actor, config: Config, job_id: bytes, change: Edit) -> N
     new = _checked(tx, config, job.handler, job.vars, change)
     values: dict[str, Any] = {}
     if change.vars:
-        values["vars"] = new.vars.decode()
+        kept = job._replace(group=None) if change.group_given else job
+        values |= _values_of_vars(config, kept, new.vars)
     if change.priority is not None:
         values["priority"] = new.priority
     if change.group_given:
@@ -61,7 +63,25 @@ def retry_vars(tx: Tx, config: Config, job_id: bytes, changed: Mapping[str, Any]
     """Give the attempt that a retry has just made other vars, merged as those of an edit."""
     job = job_control.lock_waiting(tx, job_id)
     new = _checked(tx, config, job.handler, job.vars, Edit(vars=changed))
-    job_control.change_waiting(tx, job, {"vars": new.vars.decode()}, None)
+    job_control.change_waiting(tx, job, _values_of_vars(config, job, new.vars), None)
+
+
+def _values_of_vars(config: Config, job: job_control.WaitingJob, new: bytes) -> dict[str, Any]:
+    """The columns that follow from new vars. Raises InvalidValue if they give no group where the old did."""
+    values: dict[str, Any] = {"vars": new.decode()}
+    handler = config.handlers.get(job.handler)
+    if handler is not None and handler.group:
+        template = parse_template(handler.group)
+        if job.group is not None and job.group == _filled(template, job.vars):
+            values["group_key"] = template.fill(new)
+    return values
+
+
+def _filled(template: GroupTemplate, vars_: bytes | None) -> str | None:
+    try:
+        return template.fill(vars_ or b"{}")
+    except InvalidValue:
+        return None
 
 
 def values_of(tx: Tx, job_id: bytes, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -142,6 +142,7 @@ class WaitingJob(NamedTuple):
     attempt: int
     handler: str
     vars: bytes | None
+    group: str | None
     follows: bool = False
     held: bool = False
 
@@ -155,10 +156,11 @@ def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
         raise Conflict(f"The job is the next run of the schedule {job.handler!r}; change that.")
     if job.handler == WAIT_HANDLER:
         raise Conflict(_IS_A_WAIT)
-    row = tx.one("SELECT vars FROM workerd_jobs WHERE id = %s AND attempt = %s", (job_id, job.attempt))
+    sql = "SELECT vars, group_key FROM workerd_jobs WHERE id = %s AND attempt = %s"
+    job_vars, group = tx.one(sql, (job_id, job.attempt)) or (None, None)
     follows = duplicates.is_follower(job.unique_key)
     held = job.status is Status.SCHEDULED and _is_held(job)
-    return WaitingJob(job_id, job.attempt, job.handler, None if row is None else row[0], follows, held)
+    return WaitingJob(job_id, job.attempt, job.handler, job_vars, columns.lenient(group), follows, held)
 
 
 def change_waiting(tx: Tx, job: WaitingJob, values: Mapping[str, object], run_at: int | None) -> None:
