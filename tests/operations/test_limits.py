@@ -57,7 +57,11 @@ def claim(store: Store, config: Config, wanted: int = 10) -> list[Claim]:
 
 
 def why(store: Store, config: Config, job_id: bytes) -> str:
-    return store.read(lambda tx: explain(tx, config, job_id, {}))[1][0]
+    return explained(store, config, job_id)[0]
+
+
+def explained(store: Store, config: Config, job_id: bytes) -> list[str]:
+    return store.read(lambda tx: explain(tx, config, job_id, {}))[1]
 
 
 def test_a_limit_shows_who_has_it_and_what_waits(store: Store, rows: Rows) -> None:
@@ -111,6 +115,36 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
     store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
     sentences = store.read(lambda tx: explain(tx, config, second, {}))[1]
     assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
+
+
+def test_why_fills_the_group_of_a_plain_insert(store: Store, rows: Rows) -> None:
+    """That has none yet, as the limit as a whole lets nothing be looked at."""
+    config = configured(concurrency=1, group_concurrency=1)
+    pool = config.pools["p"]
+    handler = msgspec.structs.replace(pool.handlers[0], group="{tenant}")
+    pool = msgspec.structs.replace(pool, handlers=(handler,))
+    config = msgspec.structs.replace(config, pools={"p": pool})
+    rows.insert("charge", {"tenant": "x"})
+    claim(store, config)
+    second = rows.insert("charge", {"tenant": "x"})
+    sentences = explained(store, config, second)
+    assert sentences[1].startswith('The limit "stripe" for the group "x" is full: 1 of 1 run')
+
+
+def test_why_tells_that_groups_take_turns(store: Store, rows: Rows) -> None:
+    """The oldest job is not the next one of a fair handler."""
+    config = configured(concurrency=1)
+    ids = [rows.insert("charge", group_key=group) for group in ("a", "a", "b")]
+    assert explained(store, config, ids[2])[-1] == (
+        "3 jobs of charge wait; smaller priorities, then older jobs, are taken first."
+    )
+    pool = config.pools["p"]
+    pool = msgspec.structs.replace(pool, handlers=(msgspec.structs.replace(pool.handlers[0], fair=True),))
+    config = msgspec.structs.replace(config, pools={"p": pool})
+    assert explained(store, config, ids[2])[-1] == (
+        "3 jobs of charge wait; smaller priorities are taken first, then the groups take turns, "
+        "each with its older jobs first."
+    )
 
 
 def test_a_limit_that_was_removed_shows_until_its_jobs_end(store: Store, rows: Rows) -> None:

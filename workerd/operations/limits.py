@@ -10,7 +10,8 @@ from workerd import documents
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
 from workerd.document_types import Document
-from workerd.errors import StoreError
+from workerd.errors import InvalidValue, StoreError
+from workerd.group import parse_template
 from workerd.job import Status
 from workerd.operations.access import open_checked
 from workerd.store import limits, nodes, queries, slots
@@ -95,7 +96,7 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
     handler = config.handlers.get(row.handler)
     if handler is None or handler.limit not in config.limits:
         return []
-    name, group = handler.limit, row.group_key or ""
+    name, group = handler.limit, row.group_key or _filled(handler.group, row.vars)
     limit = effective(config, _published(tx), name)
     assert limit is not None
     found = limits.state(tx, name, group)
@@ -122,6 +123,16 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
             more = " and others" if len(holders) > MAX_NAMED else ""
             reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
     return reasons
+
+
+def _filled(template: str, vars_: bytes | None) -> str:
+    """The group that a plain INSERT is given once its claim is tried; "" for none."""
+    if not template:
+        return ""
+    try:
+        return parse_template(template).fill(vars_ or b"{}")
+    except InvalidValue:
+        return ""
 
 
 def differing(config: Config) -> list[str]:

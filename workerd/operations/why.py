@@ -287,7 +287,8 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
     if is_here:
         here += _why_not_picked_up(tx, config, alone=len(live) == 1)
     limited = limits.why_waiting(tx, config, row)
-    return [*limited, *here, *_ahead(tx, row)] or [f"The job waits for a worker of {name} on {nodes_text}."]
+    reasons = [*limited, *here, *_ahead(tx, config, row)]
+    return reasons or [f"The job waits for a worker of {name} on {nodes_text}."]
 
 
 def _why_not_picked_up(tx: Tx, config: Config, *, alone: bool) -> list[str]:
@@ -321,12 +322,18 @@ def _why_no_node(tx: Tx, handler: str) -> str:
     )
 
 
-def _ahead(tx: Tx, row: JobRow) -> list[str]:
+def _ahead(tx: Tx, config: Config, row: JobRow) -> list[str]:
     count = queries.waiting(tx, row.handler, MAX_COUNTED_JOBS)
     if count <= 1:
         return []
     jobs = plural(count, "job") if count < MAX_COUNTED_JOBS else f"{count:,} jobs or more"
-    return [f"{jobs} of {line(row.handler)} wait; smaller priorities, then older jobs, are taken first."]
+    handler = config.handlers.get(row.handler)
+    order = "smaller priorities, then older jobs, are taken first"
+    if handler is not None and handler.fair:
+        order = (
+            "smaller priorities are taken first, then the groups take turns, each with its older jobs first"
+        )
+    return [f"{jobs} of {line(row.handler)} wait; {order}."]
 
 
 def _why_pool(handler: str, pools: Mapping[str, Document]) -> list[str]:
