@@ -33,6 +33,12 @@ def test_only_names_of_vars_may_stand_in_braces(template: str) -> None:
         parse_template(template)
 
 
+def test_what_stands_in_the_braces_is_named_as_it_is() -> None:
+    """With what is wrong about it."""
+    with pytest.raises(InvalidValue, match=r'got "\{a!r:>3\}"'):
+        parse_template("{a!r:>3}")
+
+
 @pytest.mark.parametrize(
     "job_vars",
     [b"{}", b"[]", b"nope", b"\xff", b'{"a": null}', b'{"a": []}', b'{"a": {}}', b'{"a": ""}', b'{"a": " "}'],

@@ -69,7 +69,8 @@ def parse_template(text: str) -> GroupTemplate:
         raise InvalidValue(f'expected text with names of vars such as "{{tenant}}": {error}') from None
     for _, name, spec, conversion in parts:
         if name is not None and (not name.isidentifier() or spec or conversion):
-            raise InvalidValue(f'expected names of vars such as "{{tenant}}", got "{{{name[:60]}}}"')
+            got = name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise InvalidValue(f'expected names of vars such as "{{tenant}}", got "{{{got[:60]}}}"')
     if not any(name for _, name, _, _ in parts):
         raise InvalidValue('expected at least one name of a var such as "{tenant}", got none')
     return GroupTemplate(tuple((literal, name) for literal, name, _, _ in parts))

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict, get_type_hint
 import msgspec
 
 from workerd import clock, json_text
-from workerd.config.quantities import duration
+from workerd.config.quantities import MAX_WINDOW_S, duration
 from workerd.duplicates import OnConflict
 from workerd.errors import InvalidValue
 from workerd.group import checked_group
@@ -208,9 +208,6 @@ def _delay(delay: Duration, max_delay: Duration | None) -> int:
     """Microseconds; `max_delay` bounds the first enqueue too, which postpones nothing."""
     wanted = _microseconds("delay", delay)
     return wanted if max_delay is None else min(wanted, _microseconds("max_delay", max_delay))
-
-
-MAX_WINDOW_S = 366 * 86_400
 
 
 def _conflict(spec: JobSpec) -> OnConflict:

@@ -52,10 +52,10 @@ def test_a_limit_and_its_handler(tmp_path: Path) -> None:
         ("[limits.strip]\nconcurrency = 5", r'charge\.limit: expected a limit that is configured, got "str'),
         (
             "[limits.stripe]\nconcurrency = 5\n[groups]\na = 0",
-            "groups: expected a whole number from 1 to 100",
+            r"groups\.a: expected a whole number from 1 to 100",
         ),
-        ("[limits.stripe]\nconcurrency = 5\n[groups]\na = 101", "groups: expected a whole number from 1"),
-        ('[limits.stripe]\nconcurrency = 5\n[groups]\n"" = 1', "groups: group: expected text of 1 to 191"),
+        ("[limits.stripe]\nconcurrency = 5\n[groups]\na = 101", r"groups\.a: expected a whole number from 1"),
+        ('[limits.stripe]\nconcurrency = 5\n[groups]\n"" = 1', r'groups\."": expected text of 1 to 191'),
         ("limits = 5", "limits: expected a table"),
     ],
 )
@@ -64,6 +64,23 @@ def test_wrong_limits_are_refused(tmp_path: Path, wrong: str, message: str) -> N
     text = f"{wrong}\n{HANDLER}" if wrong.startswith("limits") else f"{HANDLER}{wrong}\n"
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            'unique_for = "0s"',
+            r'unique_for: expected a duration from "1s" to "366d", or "", got',
+        ),
+        ('unique_for = "400d"', r"h\.unique_for: expected a duration from"),
+        ('unique_for = "1h"\non_conflict = "replace"', r'h\.unique_for: expected with on_conflict "keep"'),
+    ],
+)
+def test_windows_that_no_enqueue_would_take_are_refused(tmp_path: Path, keys: str, message: str) -> None:
+    """Before jobs are."""
+    with pytest.raises(ConfigError, match=message):
+        read(tmp_path, f'[handlers.h]\ncall = "shop:charge"\n{keys}\n')
 
 
 def test_of_two_limits_the_lower_of_each_value_holds() -> None:
@@ -75,6 +92,10 @@ def test_of_two_limits_the_lower_of_each_value_holds() -> None:
 
 
 def test_a_limit_that_no_handler_names_is_noted(tmp_path: Path) -> None:
-    """It is allowed, but hardly meant."""
-    config = read(tmp_path, "[limits.idle]\nconcurrency = 1\n")
-    assert config.notes == ("[limits.idle] has no effect, as no handler names it",)
+    """It is allowed, but hardly meant; so are weights where no handler takes turns."""
+    config = read(tmp_path, "[limits.idle]\nconcurrency = 1\n[groups]\na = 2\n")
+    assert config.notes == (
+        "[groups] has no effect, as no handler is fair",
+        "[limits.idle] has no effect, as no handler names it",
+    )
+    assert read(tmp_path, '[handlers.h]\ncall = "m:f"\nfair = true\n[groups]\na = 2\n').notes == ()

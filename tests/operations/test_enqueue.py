@@ -51,6 +51,21 @@ def test_max_waiting_counts_stored_and_new_jobs(store: Store, config: Config) ->
     assert count(store) == 2
 
 
+@pytest.mark.parametrize("word", ["keep", "replace"])
+def test_max_waiting_refuses_no_job_that_adds_none(store: Store, config: Config, word: str) -> None:
+    """One whose unique key a waiting job has, or whose id is there already."""
+    keyed = new("bounded", unique_key="k", on_conflict=word)
+    named = new("bounded", id="018f3a1c-0000-7000-8000-000000000001")
+    first = store.run(lambda tx: admit(tx, [keyed, named], config))
+    again = store.run(lambda tx: admit(tx, [keyed, named], config))
+    assert [one.created for one in again] == [False, False]
+    assert [one.id for one in again] == [one.id for one in first]
+    for further in ([new("bounded", unique_key="other")], [keyed, new("bounded")]):
+        with pytest.raises(TooManyWaiting, match=r"handlers\.bounded\.max_waiting"):
+            store.run(lambda tx, further=further: admit(tx, further, config))
+    assert count(store) == 2
+
+
 def test_vars_must_fit_the_stored_signature(store: Store, config: Config) -> None:
     """Unless the caller leaves that check to the attempt."""
     store.run(lambda tx: handlers.seen(tx, "stored", SIGNATURE, "one"))
@@ -110,6 +125,8 @@ def test_a_handler_says_what_becomes_of_conflicts(config: Config) -> None:
     assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
     job = checked(JobSpec(handler="mail", unique_key="k", on_conflict="keep"), configured)
     assert (job.on_conflict, job.max_delay) == ("keep", None)
+    job = checked(JobSpec(handler="mail", unique_key="k", on_conflict="debounce", delay=1), configured)
+    assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
     assert checked(JobSpec(handler="mail"), configured).on_conflict == "keep"
     assert checked(JobSpec(handler="beat", unique_key="k"), configured).unique_for == 3_600_000_000
     with pytest.raises(InvalidValue, match="expects a delay"):

@@ -45,6 +45,7 @@ from workerd.config.webhook_config import WEBHOOK_HANDLER, WebhookConfig
 from workerd.config.workflow_config import WorkflowConfig
 from workerd.config.workflows import workflows
 from workerd.errors import InvalidValue
+from workerd.group import checked_group
 
 
 @dataclass
@@ -126,12 +127,16 @@ def limits(root: Table, found: PoolTables) -> dict[str, LimitConfig]:
     return made
 
 
-def _weights(root: Table) -> dict[str, int]:
-    try:
-        return dict(v.weights(root.values.get("groups", {})))
-    except InvalidValue as error:
-        root.error(str(error), "groups")
-        return {}
+def _weights(root: Table, found: PoolTables) -> dict[str, int]:
+    table, weights = root.table("groups"), dict[str, int]()
+    for group, weight in table.values.items():
+        try:
+            weights[checked_group(group)] = int(v.weight(weight))
+        except InvalidValue as error:
+            table.error(str(error).removeprefix("group: "), group)
+    if weights and not any(handler.fair for handler in found.handlers.values()):
+        found.notes.insert(0, "[groups] has no effect, as no handler is fair")
+    return weights
 
 
 WEBHOOK_POLICY: dict[str, Any] = {
@@ -183,6 +188,8 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
     elif "call" not in table.values and "call" not in keys and not table.values.get("command"):
         table.error('expected call = "module:attribute" or a command, got none', "call")
     given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
+    if given.get("unique_for") is not None and given.get("on_conflict", "keep") != "keep":
+        table.error('expected with on_conflict "keep" or none', "unique_for")
     # What nobody may see of any handler's jobs, nobody may see of this one's.
     given["redact"] = tuple(dict.fromkeys((*defaults.get("redact", ()), *own.get("redact", ()))))
     return HandlerConfig(
@@ -257,7 +264,7 @@ def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     sections = {name: _section(root.table(name), name) for name in SECTIONS}
     found = pools(root)
     limited = limits(root, found)
-    weights = _weights(root)
+    weights = _weights(root, found)
     flows = workflows(root, found.handlers)
     hooks = webhooks(root)
     _check_names(root, found, flows)

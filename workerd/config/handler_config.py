@@ -127,8 +127,9 @@ class HandlerConfig(ConfigValue, frozen=True):
     longer) or "follow". While one runs, the newest data waits behind it, but for "keep". A plain INSERT is
     refused by the store as ever."""
     max_delay: Annotated[float | None, v.duration_or_none] = None
-    """Longest time from its first enqueue that "debounce" delays a job. "": no bound."""
-    unique_for: Annotated[float | None, v.duration_or_none] = None
+    """Longest time from its first enqueue that "debounce" delays a job, unless that says so itself. "": no
+    bound."""
+    unique_for: Annotated[float | None, v.window_or_none] = None
     """At most one job of each `unique_key` in every window of this length, counted from 1970, live or not.
     "": no such bound."""
     fair: Annotated[bool, v.boolean] = False
@@ -138,7 +139,8 @@ class HandlerConfig(ConfigValue, frozen=True):
     """A job that has not begun so long after it was due ends as `cancelled`, reason `expired`; one that was
     enqueued with its own `expires` has that. Retries and runs of a `cooler` do not expire. "": never."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
-    """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429). 0: no limit."""
+    """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429), unless that adds
+    none. 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
     redact: Annotated[tuple[str, ...], v.list_of(v.redact_path, "paths")] = ()
     """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON

@@ -11,6 +11,8 @@ DURATIONS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 MAX_DURATION_S = 36500 * 86400.0
 """A longer duration would leave the range of the store's dates."""
+MAX_WINDOW_S = 366 * 86_400
+"""Of `unique_for`."""
 MAX_SIZE_BYTES = 1 << 50
 """A larger size is a typo."""
 

@@ -20,6 +20,7 @@ from workerd.config import command_line
 from workerd.config.quantities import (
     MAX_DURATION_S,
     MAX_SIZE_BYTES,
+    MAX_WINDOW_S,
     duration,
     duration_literal,
     size,
@@ -28,7 +29,7 @@ from workerd.config.quantities import (
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.config.wrong_value import wrong
 from workerd.errors import InvalidValue
-from workerd.group import checked_group, parse_template
+from workerd.group import parse_template
 from workerd.host import processors
 from workerd.rate_limit import Rate
 from workerd.redaction import checked_path
@@ -156,6 +157,15 @@ def duration_or_none(value: Any) -> float | None:
         return duration(value)
     except InvalidValue as error:
         raise InvalidValue(str(error).replace(", got", ' or "", got', 1)) from None
+
+
+@_validator('a duration from "1s" to "366d", or ""', "duration")
+def window_or_none(value: Any) -> float | None:
+    """Seconds; "" is None."""
+    seconds: float | None = duration_or_none(value)
+    if seconds is not None and not 1 <= seconds <= MAX_WINDOW_S:
+        raise wrong(window_or_none.expects, value)
+    return seconds
 
 
 def size_between(low: int = 0, high: int = MAX_SIZE_BYTES, *, zero: bool = False) -> Validator:
@@ -385,10 +395,7 @@ def count_or_none(low: int, high: int) -> Validator:
     return Validator(convert, expects)
 
 
-@_validator("a table of weights, whole numbers from 1 to 100, by group")
-def weights(value: Any) -> dict[str, int]:
-    weight = integer(1, 100)
-    return {checked_group(group): int(weight(number)) for group, number in table(value).items()}
+weight = integer(1, 100)
 
 
 @_validator('a cron expression such as "*/5 * * * *" (with six fields the first is seconds) or ""')

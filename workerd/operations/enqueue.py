@@ -75,13 +75,13 @@ def checked(spec: JobSpec, config: Config) -> NewJob:
 
 def _with_conflict_of(spec: JobSpec, handler: HandlerConfig) -> JobSpec:
     """The spec with what the handler says of conflicts, where it says nothing of them itself."""
-    if spec.on_conflict is not None or spec.unique_for is not None or spec.id is not None:
+    if spec.unique_for is not None or spec.id is not None:
         return spec
-    if handler.unique_for is not None:
+    if handler.unique_for is not None and spec.on_conflict is None:
         return replace(spec, unique_for=handler.unique_for)
-    max_delay = handler.max_delay if spec.max_delay is None else spec.max_delay
-    debounces = handler.on_conflict == "debounce"
-    return replace(spec, on_conflict=handler.on_conflict, max_delay=max_delay if debounces else None)
+    conflict = handler.on_conflict if spec.on_conflict is None else spec.on_conflict
+    max_delay = handler.max_delay if spec.max_delay is None and conflict == "debounce" else spec.max_delay
+    return replace(spec, on_conflict=conflict, max_delay=max_delay)
 
 
 def is_plain(spec: NewJob, config: Config) -> bool:
@@ -107,8 +107,14 @@ def admit(
     if check_signatures:
         for spec in specs:
             _check_vars(spec, known.get(spec.handler))
-    check_waiting(tx, (spec.handler for spec in specs), config)
-    return insert(tx, specs)
+    # What exists already adds no waiting job, which only inserting it tells.
+    new = [spec.handler for spec in specs if spec.id is None and spec.unique_key is None]
+    check_waiting(tx, new, config)
+    done = insert(tx, specs)
+    if len(new) < len(specs):
+        made = {spec.handler for spec, one in zip(specs, done, strict=True) if one.created}
+        check_waiting(tx, sorted(made), config, inserted=True)
+    return done
 
 
 def known_handlers(tx: Tx) -> Mapping[str, bytes | None]:
@@ -231,13 +237,16 @@ def check_spec_vars(handler: str, values: Mapping[str, Any], signature: bytes | 
         raise InvalidValue(f"{handler}: {scrub(fault)}")
 
 
-def check_waiting(tx: Tx, names: Iterable[str], config: Config) -> None:
-    """Raises TooManyWaiting if a job of each of these handlers would exceed its `max_waiting`."""
+def check_waiting(tx: Tx, names: Iterable[str], config: Config, *, inserted: bool = False) -> None:
+    """Raises TooManyWaiting if a job of each of these handlers would exceed its `max_waiting`.
+
+    `inserted`: if those that the transaction has inserted already do.
+    """
     for name, adding in Counter(names).items():
         handler = _bounded(name, config)
         if handler is None:
             continue
-        room = handler.max_waiting - adding
+        room = handler.max_waiting - (0 if inserted else adding)
         if room < 0 or queries.waiting(tx, name, room + 1) > room:
             raise TooManyWaiting(
                 f'Handler "{name}" has {handler.max_waiting} waiting jobs, its max_waiting: '
