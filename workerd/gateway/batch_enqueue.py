@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from workerd.config.model import Config
 from workerd.document_types import Enqueued
 from workerd.errors import CommitUnknown, StoreAway, StoreError
 from workerd.gateway.backend import Backend
-from workerd.gateway.posted_enqueue import PostedEnqueue
+from workerd.gateway.posted_enqueue import Answer, PostedEnqueue
 from workerd.gateway.problems import HTTPProblem, overloaded
 from workerd.job import parse_id
 from workerd.job_spec import NewJob
@@ -38,6 +39,10 @@ class BatchEnqueue:
         self._known = enqueue.KnownHandlers()
         self._posted = PostedEnqueue(backend.open, config, self._known, rules)
         self._queue: list[_Queued] = []
+        self._is_busy = False
+        """Whether a batch is under way, or about to be sent."""
+        self._last_count = 1
+        """Jobs of the batch before."""
         self._task: asyncio.Task[None] | None = None
 
     async def enqueue(self, job: NewJob) -> EnqueuedJob:
@@ -53,37 +58,57 @@ class BatchEnqueue:
             raise overloaded()
         future: asyncio.Future[EnqueuedJob] = asyncio.get_running_loop().create_future()
         self._queue.append((job, future))
-        if self._task is None:
-            self._task = asyncio.create_task(self._run())
+        if not self._is_busy:
+            self._is_busy = True
+            if self._last_count == 1:
+                self._send_next()
+            else:  # others are likely to come in this turn of the loop
+                asyncio.get_running_loop().call_soon(self._send_next)
         return await future
 
     def check_server(self) -> None:
         """Ask the server of the connection for plain jobs, while it is unused, whether it may be written."""
-        if self._task is None:  # what is enqueued meanwhile waits for the connection
-            self._task = asyncio.create_task(self._run(check=True))
+        if not self._is_busy:  # what is enqueued meanwhile waits for the connection
+            self._is_busy = True
+            self._task = asyncio.create_task(self._check_server())
 
-    async def _run(self, *, check: bool = False) -> None:
+    async def _check_server(self) -> None:
+        self._posted.hand_over()
         try:
-            if check:
-                with suppress(StoreError):  # whoever uses it next is told
-                    await self._backend.in_thread(self._posted.refresh)
-            while self._queue:
-                batch, self._queue = self._queue[:MAX_JOBS_PER_BATCH], self._queue[MAX_JOBS_PER_BATCH:]
-                await self._enqueue_batch(batch)
+            with suppress(StoreError):  # whoever uses it next is told
+                await self._backend.in_thread(self._posted.refresh)
         finally:
-            self._task = None
+            self._send_next()
 
-    async def _enqueue_batch(self, batch: Sequence[_Queued]) -> None:
-        try:
-            posted = None if self._backend.draining else await self._posted.enqueue([job for job, _ in batch])
-        except CommitUnknown as error:
-            _tell(batch, [CommitUnknown(str(error), error.code, ids=(one,)) for one in error.ids])
+    def _send_next(self) -> None:
+        """Enqueue what has come meanwhile."""
+        batch, self._queue = self._queue[:MAX_JOBS_PER_BATCH], self._queue[MAX_JOBS_PER_BATCH:]
+        self._is_busy = bool(batch)
+        if not batch:
+            return
+        self._last_count = len(batch)
+        new_jobs = [job for job, _ in batch]
+        if self._backend.draining or not self._posted.enqueue(new_jobs, partial(self._on_answer, batch)):
+            self._task = asyncio.create_task(self._run_in_thread(batch))
+
+    def _on_answer(self, batch: Sequence[_Queued], answer: Answer) -> None:
+        if isinstance(answer, StoreError) and not isinstance(answer, CommitUnknown):
+            self._task = asyncio.create_task(self._run_in_thread(batch))
+            return
+        if isinstance(answer, CommitUnknown):
+            self._posted.hand_over()
+            _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
         else:
-            if posted is None:
-                await self._enqueue_in_thread(batch)
-            else:
-                self._backend.wake()
-                _tell(batch, posted)
+            self._backend.wake()
+            _tell(batch, answer)
+        self._send_next()
+
+    async def _run_in_thread(self, batch: Sequence[_Queued]) -> None:
+        self._posted.hand_over()
+        try:
+            await self._enqueue_in_thread(batch)
+        finally:
+            self._send_next()
 
     async def _enqueue_in_thread(self, batch: Sequence[_Queued]) -> None:
         new_jobs = [job for job, _ in batch]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from workerd.config.model import Config
 from workerd.document_types import Document, Enqueued
-from workerd.errors import CommitUnknown, StoreError
+from workerd.errors import StoreError
 from workerd.job_spec import NewJob
 from workerd.operations.access import Store, Tx
 from workerd.operations.enqueue import KnownHandlers
@@ -22,12 +22,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+Answer = list[tuple[Enqueued, Document]] | StoreError
+"""What became of a batch. CommitUnknown: with the ids of all; after another error nothing was done."""
+
+
 class PostedEnqueue:
     """One batch at a time, in turns with transactions of a thread on the same connection.
 
     A thread checks what is cached, and the server, about once a second; in between nothing waits for one.
     CPU time of `POST /jobs` on one connection: 0.66 → 0.51 ms, as a thread is woken by locks and a pipe, and
     competes with the loop for the interpreter; 25 system calls in place of 49.
+
+    The loop watches the connection for as long as it has it, with one timer, and calls back at once. With a
+    task and a future, a watch and a timer for each INSERT: 394 → 352 µs, by the clock 728 → 668.
     """
 
     def __init__(
@@ -39,65 +46,87 @@ class PostedEnqueue:
         self._rules = rules
         self._store: Store | None = None
         self._posting: Posting | None = None
+        self._watched_by: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._sent: PostedJobs | None = None
+        self._sent_at = 0.0
+        self._on_answer: Callable[[Answer], None]
 
     def run(self, work: Callable[[Tx], T]) -> T:
-        """Run `work` in one transaction, in a thread. Raises as Store.run."""
-        self.refresh()
+        """Run `work` in one transaction, in a thread, after `hand_over`. Raises as Store.run."""
         if self._store is None:
             self._store = self._open_store()
+        self._store.refresh()
         result = self._store.run(work)
         with suppress(StoreError):
             self._posting = self._store.posting()
         return result
 
     def refresh(self) -> None:
-        """Leave a server that was not asked of late and may not be written; in a thread."""
-        self._end_posting()
+        """Leave a server that was not asked of late and may not be written; as `run`."""
         if self._store is not None:
             self._store.refresh()
 
-    async def enqueue(self, jobs: Sequence[NewJob]) -> list[tuple[Enqueued, Document]] | None:
-        """Enqueue all of them without a thread; None if nothing was done: `run` must do it.
-
-        Raises CommitUnknown with the ids of all.
-        """
-        redacted = redactions(jobs, self._known, self._rules, self._config)
-        if self._posting is None or redacted is None:
-            return None
-        try:
-            return await _answer(PostedJobs(self._posting, jobs, redacted))
-        except StoreError as error:
-            self._end_posting()
-            if isinstance(error, CommitUnknown):
-                raise
-            return None
-
-    def _end_posting(self) -> None:
+    def hand_over(self) -> None:
+        """Let a thread use the connection, until `run`."""
         posting, self._posting = self._posting, None
+        if self._watched_by is not None and posting is not None:
+            self._watched_by.remove_reader(posting.fileno())
+        self._watched_by = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if posting is not None:
             posting.end()
 
+    def enqueue(self, jobs: Sequence[NewJob], on_answer: Callable[[Answer], None]) -> bool:
+        """Send all of them; false if nothing was done: a thread must `run` it, after `hand_over`."""
+        redacted = redactions(jobs, self._known, self._rules, self._config)
+        if self._posting is None or redacted is None:
+            return False
+        try:
+            self._sent = PostedJobs(self._posting, jobs, redacted)
+        except StoreError:
+            return False
+        self._on_answer = on_answer
+        self._watch(self._posting)
+        self._sent.prepare()  # while the store commits
+        return True
 
-async def _answer(sent: PostedJobs) -> list[tuple[Enqueued, Document]]:
-    """What became of them. Raises StoreError."""
-    loop = asyncio.get_running_loop()
-    answer: asyncio.Future[list[tuple[Enqueued, Document]]] = loop.create_future()
+    def _watch(self, posting: Posting) -> None:
+        loop = asyncio.get_running_loop()
+        self._sent_at = loop.time()
+        if self._watched_by is not loop:
+            self._watched_by = loop
+            loop.add_reader(posting.fileno(), self._receive)
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_later(posting.limit_s, self._check_time, posting.limit_s)
 
-    def advance(receive: Callable[[], list[tuple[Enqueued, Document]] | None]) -> None:
-        if answer.done():
+    def _receive(self) -> None:
+        """There is something to read: an answer, or the end of the connection."""
+        sent = self._sent
+        if sent is None:
+            self.hand_over()  # the next to use it finds out why
             return
         try:
-            received = receive()
+            received = sent.receive()
         except StoreError as error:
-            answer.set_exception(error)
+            self._tell(error)
         else:
             if received is not None:
-                answer.set_result(received)
+                self._tell(received)
 
-    loop.add_reader(sent.fileno, advance, sent.receive)
-    timer = loop.call_later(sent.limit_s, advance, sent.give_up)
-    try:
-        return await answer
-    finally:
-        timer.cancel()
-        loop.remove_reader(sent.fileno)
+    def _check_time(self, limit_s: float) -> None:
+        """Give up what has had no answer for so long; ask again later if anything is under way."""
+        self._timer = None
+        if self._sent is None or self._watched_by is None:
+            return
+        if self._watched_by.time() - self._sent_at >= limit_s:
+            self._tell(self._sent.lost())
+        else:
+            self._timer = self._watched_by.call_at(self._sent_at + limit_s, self._check_time, limit_s)
+
+    def _tell(self, answer: Answer) -> None:
+        self._sent = None
+        self._on_answer(answer)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from workerd.config.model import Config
 from workerd.document_types import Document, Enqueued
+from workerd.documents import moment
+from workerd.errors import StoreError
 from workerd.job import new_id
 from workerd.job_spec import NewJob
 from workerd.operations import jobs
@@ -33,19 +35,25 @@ def redactions(
 
 
 class PostedJobs:
-    """Plain jobs on their way to the store: once `fileno` is readable, `receive` may have the answer.
+    """Plain jobs on their way to the store: once that is readable, `receive` may have the answer.
 
     Raises StoreError where they cannot be sent: then nothing was done.
     """
 
     def __init__(self, posting: Posting, specs: Sequence[NewJob], redacted: Sequence[Redaction]) -> None:
         self._posting = posting
+        self._ids = [new_id() for _ in specs]
+        posting.send(*stored_jobs.posted_insert(specs, self._ids, posting.first_attempt))
         self._specs = specs
         self._redacted = redacted
-        self._ids = [new_id() for _ in specs]
-        self.fileno = posting.fileno()
-        self.limit_s = posting.limit_s
-        posting.send(*stored_jobs.posted_insert(specs, self._ids, posting.first_attempt))
+        self._created: list[tuple[Enqueued, Document]] | None = None
+
+    def prepare(self) -> None:
+        """Make what `receive` returns as far as it is known without the answer: all but the time."""
+        each = zip(self._specs, self._ids, self._redacted, strict=True)
+        self._created = [
+            jobs.created(stored_jobs.row_of(spec, job_id, 0), redaction) for spec, job_id, redaction in each
+        ]
 
     def receive(self) -> list[tuple[Enqueued, Document]] | None:
         """Each job and its document; None before the answer is complete.
@@ -55,11 +63,13 @@ class PostedJobs:
         now = self._posting.receive(self._ids)
         if now is None:
             return None
-        each = zip(self._specs, self._ids, self._redacted, strict=True)
+        if self._created is None:
+            self.prepare()
+        made = moment(now)
         return [
-            jobs.created(stored_jobs.row_of(spec, job_id, now), redaction) for spec, job_id, redaction in each
+            (done, {**document, "run_at": made, "created_at": made}) for done, document in self._created or ()
         ]
 
-    def give_up(self) -> None:
-        """There was no answer in time. Raises CommitUnknown."""
-        raise self._posting.lost(self._ids)
+    def lost(self) -> StoreError:
+        """The error of an answer that has not come in time: CommitUnknown."""
+        return self._posting.lost(self._ids)
