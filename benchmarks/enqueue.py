@@ -40,6 +40,8 @@ BULK = 1000
 CALLERS = 4
 """Connections of a client."""
 HTTP_CONNECTIONS = 64
+MAX_IDLE_S = 2.0
+"""Connections that were idle for longer are opened anew: the gateway closes them in the turns of others."""
 BOUND, CLIENT = "plain INSERT, one by one", "client, one by one"
 Way = tuple[str, int, Callable[[], object], str]
 
@@ -161,7 +163,9 @@ class HttpConnections:
 
     def __init__(self, port: int, numbers: Iterator[int]) -> None:
         self._runner, self._numbers = asyncio.Runner(), numbers
-        self._links = self._runner.run(self._connect(port))
+        self._port = port
+        self._used_at = 0.0
+        self._links: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     def __enter__(self) -> HttpConnections:
         return self
@@ -171,11 +175,18 @@ class HttpConnections:
             writer.close()
         self._runner.close()
 
-    async def _connect(self, port: int) -> list[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        return [await asyncio.open_connection("127.0.0.1", port) for _ in range(HTTP_CONNECTIONS)]
+    async def _connect(self) -> None:
+        for _, writer in self._links:
+            writer.close()
+        self._links = [
+            await asyncio.open_connection("127.0.0.1", self._port) for _ in range(HTTP_CONNECTIONS)
+        ]
 
     def post_on_each(self) -> None:
         """One job on each connection, all at once."""
+        before, self._used_at = self._used_at, time.monotonic()
+        if self._used_at - before > MAX_IDLE_S:
+            self._runner.run(self._connect())
         self._runner.run(self._post_on_each())
 
     async def _post_on_each(self) -> None:
@@ -216,10 +227,21 @@ def inside(link: Any, numbers: Iterator[int]) -> Callable[[], object]:
 
 def posting(port: int) -> Callable[[str, object], None]:
     """POST JSON on one connection, each request whole, each answer read whole and its status checked."""
-    link = socket.create_connection(("127.0.0.1", port), timeout=30)
-    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    link: socket.socket | None = None
+    used_at = 0.0
+
+    def connected() -> socket.socket:
+        nonlocal link, used_at
+        before, used_at = used_at, time.monotonic()
+        if link is None or used_at - before > MAX_IDLE_S:
+            if link is not None:
+                link.close()
+            link = socket.create_connection(("127.0.0.1", port), timeout=30)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return link
 
     def post(path: str, body: object) -> None:
+        link = connected()
         text = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         link.sendall(b"%bContent-Length: %d\r\n\r\n%b" % (head.encode(), len(text), text))
