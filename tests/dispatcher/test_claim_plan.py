@@ -123,6 +123,23 @@ def test_idle_groups_do_not_wait_for_the_capacity_of_a_busy_pool(
     assert pools.planner.plan().wait_s is None
 
 
+def test_idle_groups_come_before_what_a_busy_pool_has_capacity_for(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the pool waits for its capacity to grow or not: a claim of a few rows is over sooner."""
+    monkeypatch.setattr(claim_plan, "NEWCOMER_BUSY_S", 1e6)
+    for linger_s in (60.0, 0.0):
+        monkeypatch.setattr(claim_plan, "NEWCOMER_PAUSE_S", 0.0)
+        monkeypatch.setattr(claim_plan, "LINGER_S", linger_s)
+        link = pools.add(10, "fair")
+        pools.carry_out(pools.planner.plan(), 10)
+        pools.planner.announce(["fair"])
+        [share] = pools.planner.plan().shares
+        assert (share.capacity, share.idle_only) == (NEWCOMERS, True)
+        assert [share.idle_only for share in pools.planner.plan().shares] == ([] if linger_s else [False])
+        link.on_demand(Demand(received=0, room=0, handlers=()))
+
+
 def test_a_transaction_claims_for_a_bounded_number_of_handlers(pools: Pools) -> None:
     """They share its locks; the next one continues with other handlers."""
     names = [f"h{n}" for n in range(MAX_HANDLERS + 4)]

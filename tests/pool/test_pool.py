@@ -13,7 +13,7 @@ from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
 from workerd.job import Status
 from workerd.messages import Claims
 from workerd.outcome import Reason
-from workerd.pool import claim_queue, monitor
+from workerd.pool import claim_queue, monitor, prefetch
 
 
 @pytest.fixture
@@ -100,6 +100,33 @@ def test_a_group_that_was_idle_starts_before_what_waits(
         ended = harness.outcomes([running, *waiting, *late])
         order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
         assert [outcome.id for outcome in order] == [c.id for c in (running, *late, *waiting)]
+
+
+def test_a_group_that_was_idle_starts_before_what_is_queued_at_a_worker(
+    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where runs take long enough that it matters."""
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
+    monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
+    monkeypatch.setattr(prefetch, "SLOW_RUN_NS", 1 << 60)
+    monkeypatch.setattr(prefetch, "LONG_RUN_S", 0.0)
+    pool = make_pool("noop", "gate")
+    fair = tuple(msgspec.structs.replace(handler, fair=True) for handler in pool.handlers)
+    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=fair)) as harness:
+        harness.up()
+        warm_up(harness)
+        running = harness.claim("gate", folder=str(marks))
+        queued = [harness.claim("noop") for _ in range(3)]
+        late = harness.claim("noop", is_ahead=True)
+        harness.give(running, *queued)
+        harness.until(lambda: harness.info().get("waiting") == 3)
+        harness.until((marks / "gate").exists)
+        harness.dispatcher.send(Claims([late]))
+        harness.until(lambda: harness.info().get("waiting") == 4)
+        (marks / "go").touch()
+        ended = harness.outcomes([running, *queued, late])
+        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
+        assert [outcome.id for outcome in order] == [c.id for c in (running, late, *queued)]
 
 
 def test_without_lease_no_job_is_started(harness: PoolHarness, marks: Path) -> None:

@@ -20,8 +20,9 @@ from workerd.rate_limit import Rate
 from workerd.store import group_queues, held_attempts, job_control, limited_claims, limits
 from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
+from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
+from workerd.store.limited_claims import LimitedBatch, QueueHeads
 
 NODE = NodeIdent(b"n" * 16, "one")
 ODD = "💶 'x' \"y\" \\ %s"
@@ -391,6 +392,44 @@ def test_a_claim_for_idle_groups_leaves_the_others(store: Store, rows: Rows) -> 
     late = rows.insert("h", group_key="b")
     assert [claim.id for claim in claimer.claim(2, idle_only=True)] == [late]
     assert [claim.id for claim in claimer.claim(2)] == ids[4:]
+
+
+def test_a_claim_for_idle_groups_moves_nothing(store: Store, rows: Rows) -> None:
+    """What floods is moved out of the way by those claims for which nobody waits."""
+    claimer = Claimer(store, fair=True)
+    insert(rows, *["a"] * 300)
+    claimer.claim(1)
+    moved = "SELECT COUNT(*) AS n FROM workerd_jobs WHERE queue IS NOT NULL"
+    before = rows.sql(moved)[0]["n"]
+    late = rows.insert("h", group_key="b")
+    assert [claim.id for claim in claimer.claim(2, idle_only=True)] == [late]
+    assert rows.sql(moved)[0]["n"] == before
+    claimer.claim(1)
+    assert rows.sql(moved)[0]["n"] > before
+
+
+def test_what_came_last_is_seen_behind_a_flood_and_stays_there(store: Store, rows: Rows) -> None:
+    """Moved rows would leave dead entries at the end of the index, where each claim looks."""
+    claimer = Claimer(store, fair=True)
+    ids = insert(rows, *["a"] * 400)
+    claimer.claim(1)
+    last = rows.sql("SELECT id FROM workerd_jobs WHERE queue IS NULL ORDER BY run_at DESC LIMIT 20")
+    assert [row["id"] for row in last] == ids[:-21:-1]
+    late = rows.insert("h", group_key="b")
+    assert late in [claim.id for claim in claimer.claim(2)]
+
+
+def test_a_flood_of_one_group_starts_in_its_order(store: Store, rows: Rows) -> None:
+    """In two round trips, with the rows of its queue, and with one for the scan of all queues."""
+    claimer = Claimer(store, fair=True)
+    ids = insert(rows, *["a"] * 400)
+    started: list[bytes] = []
+    while len(started) < len(ids):
+        claimer.scan = len(started) % 100 == 0
+        claimed = [claim.id for claim in claimer.claim(20)]
+        assert len(claimed) == 20
+        started += claimed
+    assert started == ids
 
 
 def test_a_lone_fair_group_gets_all(store: Store, rows: Rows) -> None:

@@ -19,8 +19,9 @@ from workerd.outcome import Outcome, Reason
 from workerd.rate_limit import Rate
 from workerd.store import limited_claims, limits, slots
 from workerd.store.base import Store, Tx
+from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import LimitedHandler, QueueHeads
+from workerd.store.limited_claims import QueueHeads
 
 pytestmark = pytest.mark.slow
 

@@ -173,13 +173,31 @@ def claimed(tx: Tx, n: int = 500) -> list[Claim]:
 @pytest.mark.parametrize("behind", [False, True], ids=["from the start", "from a cursor"])
 def test_a_claim_reads_the_rows_that_it_takes(full: Store, behind: bool) -> None:
     """In the order of its index, 500 rows read for 500 claimed, and 500 written by primary key."""
-    cursor = claims.Cursor(0, "2001-01-01 00:00:00.000000") if behind else None
+    cursor = claims.Cursor(0, "2001-01-01 00:00:00.000000", bytes(16)) if behind else None
     batch, seen = watch(full, lambda tx: claims.claim(tx, "h", 500, NODE, cursor))
     assert len(batch.claims) == 500
     unsorted(seen)
     selected = next(one for one in seen if one.sql.startswith("SELECT id, attempt, priority"))
     assert "workerd_holder" in selected.plan
     by_key(seen, 500)
+
+
+def test_a_claim_begins_at_the_first_row_of_the_one_before(full: Store) -> None:
+    """Also where a bulk has one time: rows that were claimed of it are dead entries until they are purged."""
+    waiting = full.read(lambda tx: claimed_rows(tx, 400))
+    assert len({row[2:4] for row in waiting}) == 1
+    cursor, begin = claims.cursor_at(waiting[300]), 300 if full.dialect.index_ends_with_id else 0
+    batch, _ = watch(full, lambda tx: claims.claim(tx, "h", 100, NODE, cursor))
+    assert [claim.id for claim in batch.claims] == [row[0] for row in waiting[begin : begin + 100]]
+
+
+def claimed_rows(tx: Tx, n: int) -> list[Any]:
+    """The rows that are claimed next, in the order of the index."""
+    return tx.query(
+        f"SELECT id, attempt, priority, run_at FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        " WHERE status = 'new' AND holder = 'h' ORDER BY priority, run_at LIMIT %s",
+        (n,),
+    )
 
 
 @pytest.mark.parametrize("many", [1, 20, 500])

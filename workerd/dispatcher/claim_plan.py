@@ -273,13 +273,13 @@ class ClaimPlanner:
         queries, rows = MAX_HANDLERS if now >= self._one_handler_until else 1, self._max_rows.value
         waits: list[float] = []
         for link in self._links_in_turn():
-            if link.capacity <= 0 and self._fair and queries > 0:
+            if self._fair and queries > 0:
                 newcomers = self._newcomers(link, now, waits)
                 if newcomers:
                     cursors = {h: self._cursor(h).start(now) for h in newcomers[:queries]}
                     shares.append(PoolShare(link, NEWCOMERS, cursors, idle_only=True))
                     queries -= len(cursors)
-                continue
+                    continue
             promising = self._promising(link) if link.capacity > 0 else []
             handlers = [h for h in promising if self._cursor(h).barred_until <= now]
             if not handlers:

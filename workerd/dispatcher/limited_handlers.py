@@ -14,8 +14,9 @@ from workerd.group import parse_template
 from workerd.log import get_logger
 from workerd.store import limited_claims
 from workerd.store.base import Tx
+from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
-from workerd.store.limited_claims import LimitedBatch, LimitedHandler, QueueHeads
+from workerd.store.limited_claims import LimitedBatch, QueueHeads
 from workerd.store.limits import RateRow
 from workerd.store.reclaims import Retaken
 from workerd.store.slots import GROUP, LIMIT

@@ -201,6 +201,8 @@ class Pool(Service):
         known = [claim for claim in claims if claim.handler in self._policies]
         if len(known) < len(claims):
             self._endings.release([claim for claim in claims if claim.handler not in self._policies])
+        if any(claim.is_ahead for claim in known):
+            self._prefetch.make_way()
         self._queue.extend(known)
         self._assign_queued()
         if self._queue.waiting:

@@ -14,6 +14,7 @@ from workerd.job import COOLER_KEY, AttemptRef, Claim, ClaimedAttempt
 from workerd.outcome import Outcome, cancelled, expired, unreadable
 from workerd.store import columns, expiry, workflow_inputs
 from workerd.store.base import Tx
+from workerd.store.dialect import Dialect
 from workerd.store.session import Row
 
 INLINE_BYTES = 16 * 1024
@@ -41,10 +42,20 @@ class NodeIdent(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """Where a claim found its first row, so that the next one skips the dead index entries before it."""
+    """Where a claim found its first row, so that the next one skips the dead index entries before it.
+
+    Down to the id where the index is: all rows of a bulk have one time, and until the server purges them a
+    claim read those that had been claimed of it, up to 2 ms on MariaDB.
+    """
 
     priority: int
     run_at: str
+    id: bytes
+
+
+def cursor_at(row: Row) -> Cursor:
+    """Of a row selected as id, attempt, priority, run_at."""
+    return Cursor(row[2], columns.lenient(row[3]) or "", row[0])
 
 
 class ClaimBatch(NamedTuple):
@@ -155,7 +166,7 @@ def claim(
     mono = mono_ns()
     if not rows:
         return ClaimBatch([], [], None, 0)
-    first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if len(rows) == limit else None
+    first = cursor_at(rows[0]) if len(rows) == limit else None
     taken = take(tx, handler, rows, node, inline, max_bytes, mono, expires_us)
     return taken._replace(cursor=first, found=len(rows))
 
@@ -228,7 +239,7 @@ def _expired(handler: str, row: Row, detail: _Details, expires_us: int | None, n
 def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: int) -> tuple[bool, list[Row]]:
     """Whether the handler is paused, and its next rows: in one round trip, and in this order."""
     words = tx.dialect
-    after, params = behind(cursor)
+    after, params = behind(words, cursor)
     sql = _CLAIM.format(
         size=words.byte_length("vars"),
         small=inline,
@@ -241,12 +252,18 @@ def _new_rows(tx: Tx, handler: str, limit: int, cursor: Cursor | None, inline: i
     return read_pause(tx, handler, found), rows
 
 
-def behind(cursor: Cursor | None) -> tuple[str, list[object]]:
+def behind(words: Dialect, cursor: Cursor | None) -> tuple[str, list[object]]:
     """The condition, with its parameters, for rows from the cursor on."""
     if cursor is None:
         return "", []
-    after = " AND (priority > %s OR (priority = %s AND run_at >= %s))"
-    return after, [cursor.priority, cursor.priority, cursor.run_at]
+    priority, run_at, job_id = cursor
+    if not words.index_ends_with_id:
+        return " AND (priority > %s OR (priority = %s AND run_at >= %s))", [priority, priority, run_at]
+    after = (
+        " AND (priority > %s OR (priority = %s AND run_at > %s)"
+        " OR (priority = %s AND run_at = %s AND id >= %s))"
+    )
+    return after, [priority, priority, run_at, priority, run_at, job_id]
 
 
 def rows_of(tx: Tx, refs: Sequence[AttemptRef], inline: int) -> list[Row]:

@@ -22,6 +22,8 @@ class Dialect(ABC):
         The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
     null_safe_equal
         The operator that finds NULL equal to NULL.
+    index_ends_with_id
+        Whether rows that are equal in an index of jobs stand in the order of their ids.
     defaults_are_exact
         Whether columns of time that are left out get microseconds.
     live_key_condition
@@ -40,6 +42,7 @@ class Dialect(ABC):
     skip_locked: ClassVar[str]
     clock_column: ClassVar[str]
     null_safe_equal: ClassVar[str]
+    index_ends_with_id: ClassVar[bool]
     defaults_are_exact: ClassVar[bool]
     live_key_condition: ClassVar[str]
     live_keys_condition: ClassVar[str]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -18,23 +18,16 @@ import msgspec
 from workerd.config.limit_config import LimitConfig
 from workerd.errors import InvalidValue
 from workerd.fairness import FairTurns, Waiting, choose
-from workerd.group import GroupTemplate
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
 from workerd.store import claims, columns, group_queues, limits, slots
 from workerd.store.base import Tx
+from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows
 from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
-from workerd.store.dialect import Dialect
 from workerd.store.limit_room import LimitRoom
 from workerd.store.limits import RateRow
-from workerd.store.session import Row
+from workerd.store.session import Params, Row
 
-LOOKAHEAD_ROWS = 200
-"""Rows that are looked at, at least, where groups count: a flood does not hide the others."""
-MIN_LOOKAHEAD_ROWS = 50
-"""Of these, beyond those wanted."""
-TAIL_ROWS = 50
-"""Of the newest rows, which are looked at too while there are more than that."""
 MAX_QUEUES = 500
 """Queues of groups of which one claim reads the first rows."""
 SPARE_QUEUES = 16
@@ -43,25 +36,17 @@ LEFT_IN_FRONT = 2
 """Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
 
 
-class LimitedHandler(NamedTuple):
-    """What a handler's configuration says of its claims; `limit`: the limit's name.
-
-    `expires_us`: how long after it was due a job may begin.
-    """
-
-    name: str
-    limit: str | None
-    template: GroupTemplate | None
-    fair: bool
-    expires_us: int | None = None
-
-
 class QueueHeads(NamedTuple):
     """The first jobs of the queues of groups that are known. `scan`: look for others, from `cursor` on."""
 
     heads: Mapping[str, Waiting]
     scan: bool
     cursor: str | None
+
+    @property
+    def only(self) -> str | None:
+        """The group that alone has a queue, as far as is known."""
+        return next(iter(self.heads)) if len(self.heads) == 1 and not self.scan else None
 
 
 class LimitedBatch(NamedTuple):
@@ -94,27 +79,6 @@ class LimitedBatch(NamedTuple):
     busy: bool = False
 
 
-class _Window(NamedTuple):
-    """Waiting rows of the handler's own queue by group.
-
-    filled
-        The groups that follow from vars and are not in the rows yet.
-    wrong
-        Why rows whose vars give no group must fail.
-    rows
-        All of them, as they were selected.
-    is_full
-        Whether there are more rows than were looked at; `first`: the first of them.
-    """
-
-    queues: dict[str, list[Waiting]]
-    filled: dict[AttemptRef, str]
-    wrong: dict[AttemptRef, str]
-    rows: dict[AttemptRef, Row]
-    is_full: bool
-    first: Cursor | None
-
-
 def claim(
     tx: Tx,
     handler: LimitedHandler,
@@ -138,20 +102,26 @@ def claim(
     """
     by_group = handler.fair or (limit is not None and limit[0].by_group)
     inline = min(INLINE_BYTES, max_bytes // wanted)
-    asked = _Asked(tx.dialect, handler, wanted, cursor, by_group, inline)
+    asked = ClaimWindow(tx.dialect, handler, wanted, cursor, by_group, inline)
     # In one round trip; the pause is locked first.
-    questions = [claims.pause_query(tx, handler.name)]
+    questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name)]
     if limit is not None and handler.limit is not None:
         counts = limit[0].group_concurrency is not None
         questions.append(slots.query(handler.limit, by_group=counts))
         questions.append(limits.group_rates_query(handler.limit))
-    paused, *of_limit, rows = tx.queries(*questions, asked.front())
+    questions.append(asked.front())
+    flood = None if limit is not None or idle_only or asked.in_full else queues.only
+    if flood is not None:
+        questions.append(asked.queue(flood, queues.heads[flood]))
+    paused, *answers = tx.queries(*questions)
+    queue = None if flood is None else FloodQueue(flood, answers.pop())
+    rows = answers.pop()
     if claims.read_pause(tx, handler.name, paused):
         return LimitedBatch(ClaimBatch([], [], cursor, 0, paused=True))
     mono = mono_ns()
     room: LimitRoom | None = None
     if limit is not None and handler.limit is not None:
-        room = LimitRoom(tx.now, handler.limit, *limit, *of_limit)
+        room = LimitRoom(tx.now, handler.limit, *limit, *answers)
     fitting = wanted if room is None else room.of_limit(wanted)
     if fitting <= 0:
         return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
@@ -161,7 +131,7 @@ def claim(
     by_group = by_group or bool(queues.heads or seen) or (room is not None and room.holds_groups)
     if by_group or (handler.template is not None and _without_group(rows)):
         batch = claiming.claim(
-            wanted, fitting, queues.heads, seen, rows, max_bytes, mono, idle_only=idle_only
+            wanted, fitting, queues.heads, seen, rows, queue, max_bytes, mono, idle_only=idle_only
         )
     else:
         batch = claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
@@ -172,54 +142,6 @@ def claim(
 
 def _without_group(rows: list[Row]) -> bool:
     return any(row[6] is None for row in rows)
-
-
-class _Asked(NamedTuple):
-    """Which rows of the handler's own queue are looked at.
-
-    by_group
-        Whether groups count: then more rows are looked at than are claimed.
-    inline
-        Bytes of vars up to which they are read with the row.
-    """
-
-    dialect: Dialect
-    handler: LimitedHandler
-    wanted: int
-    cursor: Cursor | None
-    by_group: bool
-    inline: int
-
-    @property
-    def rows(self) -> int:
-        return self.wanted + (max(LOOKAHEAD_ROWS - self.wanted, MIN_LOOKAHEAD_ROWS) if self.by_group else 0)
-
-    @property
-    def in_full(self) -> bool:
-        """Whether rows are read as a claim needs them, since most of them will be claimed."""
-        return not self.by_group or self.wanted >= LOOKAHEAD_ROWS
-
-    def front(self) -> tuple[str, list[object]]:
-        """Asks for the first rows, and locks them."""
-        after, params = claims.behind(self.cursor)
-        return self._select(after, "priority, run_at"), [self.handler.name, *params, self.rows]
-
-    def tail(self) -> tuple[str, list[object]]:
-        """The same for the last rows."""
-        return self._select("", "priority DESC, run_at DESC"), [self.handler.name, TAIL_ROWS]
-
-    def _select(self, where: str, order: str) -> str:
-        size = self.dialect.byte_length("vars")
-        needed = f", {size}" if self.handler.template is not None else ""
-        whole = "NULL, 1"
-        if self.in_full:
-            plain = f"{claims.IS_PLAIN} AND failures = 0 AND crashes = 0 AND losses = 0"
-            whole = f"CASE WHEN {size} <= {self.inline} THEN vars END, CASE WHEN {plain} THEN 0 ELSE 1 END"
-        return (
-            f"SELECT id, attempt, priority, run_at, {whole}, group_key{needed} FROM workerd_jobs"
-            f" {self.dialect.hint('workerd_holder')} WHERE status = 'new' AND holder = %s{where}"
-            f" ORDER BY {order} LIMIT %s{self.dialect.skip_locked}"
-        )
 
 
 class _Claiming:
@@ -233,7 +155,7 @@ class _Claiming:
         room: LimitRoom | None,
         turns: FairTurns | None,
         inline: int,
-        asked: _Asked,
+        asked: ClaimWindow,
     ) -> None:
         self._tx = tx
         self._handler = handler
@@ -250,6 +172,7 @@ class _Claiming:
         known: Mapping[str, Waiting],
         seen: Mapping[str, Waiting],
         front: list[Row],
+        queue: FloodQueue | None,
         max_bytes: int,
         mono: int,
         *,
@@ -258,24 +181,33 @@ class _Claiming:
         """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue.
 
         `known`, `seen`: the first rows of queues of groups, as far as they were known, and are seen now.
+        `queue`: the only one that is known, if it was read with the front: a flood of one group is claimed in
+        two round trips in place of four.
         """
         tx, name = self._tx, self._handler.name
         window = self._window(front)
         heads = {**known, **seen}
-        parked, cut = self._parked(heads, window, fitting)
+        may_start = heads
+        if idle_only and self._turns is not None:
+            may_start = {group: head for group, head in heads.items() if self._turns.was_idle(group)}
+        if queue is None:
+            parked, cut = self._parked(may_start, window, fitting)
+        else:
+            parked = {queue.group: sorted(map(group_queues.waiting, queue.rows))}
+            cut = len(queue.rows) >= wanted
         waiting = _merged(window.queues, parked)
         if idle_only and self._turns is not None:
             waiting = {group: jobs for group, jobs in waiting.items() if self._turns.was_idle(group)}
         chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
         groups = {job.ref: group for group, job in chosen}
-        rows = self._whole_rows([*groups, *window.wrong], window)
+        rows = self._whole_rows([*groups, *window.wrong], window, queue)
         batch = None
         if rows:
             expires_us = self._handler.expires_us
             batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono, expires_us)
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
-        left = self._park(window, ended)
+        left = {} if idle_only else self._park(window, ended, heads)  # they are in a hurry
         learned = self._learned(seen, parked, left, groups)
         if len(ended) < len(rows):
             more = True  # too many bytes for one claim
@@ -307,7 +239,7 @@ class _Claiming:
         if room is not None and taken:
             groups = {row[:2]: group_queues.group_of(row[6]) for row in front[:fitting]}
             taken = self._with_uses(taken, groups)
-        cursor = Cursor(front[0][2], columns.lenient(front[0][3]) or "") if is_full else None
+        cursor = claims.cursor_at(front[0]) if is_full else None
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
             more=batch.found < len(rows) or (is_full and fitting == wanted),
@@ -317,20 +249,25 @@ class _Claiming:
 
     # -- what waits
 
-    def _whole_rows(self, refs: Sequence[AttemptRef], window: _Window) -> list[Row]:
+    def _whole_rows(
+        self, refs: Sequence[AttemptRef], window: SeenRows, queue: FloodQueue | None
+    ) -> list[Row]:
         """These rows as `claims.take` wants them, locked."""
-        if self._asked.in_full and window.rows.keys() >= set(refs):
-            return [window.rows[ref][:6] for ref in refs]
-        return claims.rows_of(self._tx, refs, self._inline)
+        read = dict(window.rows) if self._asked.in_full else {}
+        if queue is not None:
+            read.update((AttemptRef(*row[:2]), row) for row in queue.rows)
+        if not read.keys() >= set(refs):
+            return claims.rows_of(self._tx, refs, self._inline)
+        return [read[ref][:6] for ref in refs]
 
-    def _window(self, rows: list[Row]) -> _Window:
+    def _window(self, rows: list[Row]) -> SeenRows:
         """The first rows of the handler's own queue; where groups count, the last ones too."""
-        first = Cursor(rows[0][2], columns.lenient(rows[0][3]) or "") if rows else None
+        first = claims.cursor_at(rows[0]) if rows else None
         is_full = len(rows) >= self._asked.rows
-        if is_full and self._asked.by_group:
-            rows = [*rows, *self._tx.query(*self._asked.tail())]
         by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
-        window = _Window(defaultdict(list), {}, {}, by_ref, is_full, first)
+        window = SeenRows(defaultdict(list), {}, {}, by_ref, is_full, first)
+        if is_full and self._asked.by_group:
+            by_ref = {AttemptRef(row[0], row[1]): row for row in self._tx.query(*self._asked.tail())} | by_ref
         missing = {
             ref: int(row[7])
             for ref, row in by_ref.items()
@@ -344,7 +281,7 @@ class _Claiming:
                 window.queues[window.filled[ref]].append(group_queues.waiting(row))
         return window
 
-    def _fill(self, sizes: Mapping[AttemptRef, int], window: _Window) -> None:
+    def _fill(self, sizes: Mapping[AttemptRef, int], window: SeenRows) -> None:
         """The groups of these rows, from their vars; as many of them as are read together."""
         template = self._handler.template
         total = 0
@@ -366,7 +303,7 @@ class _Claiming:
                     window.wrong[ref] = f"{error}; correct the vars, or enqueue it with a group."
 
     def _parked(
-        self, heads: Mapping[str, Waiting], window: _Window, fitting: int
+        self, heads: Mapping[str, Waiting], window: SeenRows, fitting: int
     ) -> tuple[dict[str, list[Waiting]], bool]:
         """The first rows of the queues whose turn may be, and whether there may be more of them."""
         room = self._room
@@ -393,7 +330,7 @@ class _Claiming:
     # -- what becomes of it
 
     def _finished(
-        self, batch: ClaimBatch | None, window: _Window, groups: Mapping[AttemptRef, str]
+        self, batch: ClaimBatch | None, window: SeenRows, groups: Mapping[AttemptRef, str]
     ) -> ClaimBatch:
         """The batch with what its claims use, and with an end for rows without a group."""
         if batch is None:
@@ -422,15 +359,21 @@ class _Claiming:
             msgspec.structs.force_setattr(one, "limited", use)
         return taken
 
-    def _park(self, window: _Window, ended: set[AttemptRef]) -> dict[AttemptRef, str]:
-        """Move the rows of the window that may not start now into the queues of their groups."""
+    def _park(
+        self, window: SeenRows, ended: set[AttemptRef], heads: Collection[str]
+    ) -> dict[AttemptRef, str]:
+        """Move the rows of the window that may not start now into the queues of their groups.
+
+        `heads`: the groups that have one. None of their rows is left in front: those before it would be
+        started first, and all claims until then would begin there, at the dead entries of what was moved.
+        """
         left: dict[AttemptRef, str] = {}
         for group, jobs in window.queues.items():
-            waiting = [job for job in jobs if job.ref not in ended]
+            waiting = [job for job in jobs if job.ref in window.rows and job.ref not in ended]
             if self._room is not None and not self._room.of_group(group, 1):
                 left.update((job.ref, group) for job in waiting)
             elif self._handler.fair:
-                left.update((job.ref, group) for job in waiting[LEFT_IN_FRONT:])
+                left.update((job.ref, group) for job in waiting[0 if group in heads else LEFT_IN_FRONT :])
         group_queues.park(self._tx, self._handler.name, left)
         group_queues.write_groups(self._tx, {r: window.filled[r] for r in left if r in window.filled})
         return left

@@ -242,6 +242,7 @@ class _MySQL(Dialect):
     skip_locked = " FOR UPDATE SKIP LOCKED"
     clock_column = "UTC_TIMESTAMP(6)"
     null_safe_equal = "<=>"
+    index_ends_with_id = True  # InnoDB adds the primary key
     defaults_are_exact = True
     live_key_condition = "handler = %s AND live_key = %s"  # a generated column
     live_keys_condition = "handler = %s AND live_key >= %s AND live_key < %s"

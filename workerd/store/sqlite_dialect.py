@@ -61,6 +61,7 @@ class _SQLite(Dialect):
     skip_locked = ""
     clock_column = "NULL"  # the session's clock is this machine's
     null_safe_equal = "IS"
+    index_ends_with_id = False  # but with the number of the row; it has no dead entries
     defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
     # As the partial index says it, or it would not be used.
     live_key_condition = "handler = %s AND unique_key = %s AND status IN ('scheduled','new','inprogress')"
