@@ -156,6 +156,21 @@ def test_a_limit_that_was_removed_shows_until_its_jobs_end(store: Store, rows: R
     assert (limit["name"], limit["configured"], limit["used"]) == ("stripe", False, 1)
 
 
+def test_limits_of_handlers_that_only_another_node_has(store: Store, rows: Rows) -> None:
+    """A node that serves HTTP alone tells what they wait for, too, and how many do."""
+    config = configured(concurrency=1)
+    info = nodes.NodeInfo(limits=dict(config.limits), limit_of={"charge": "stripe"}, fair=["charge"])
+    record = nodes.NodeRecord(id=b"o" * 16, name="other", info=msgspec.json.encode(info))
+    store.run(lambda tx: nodes.register(tx, record, 60.0))
+    made = [rows.insert("charge") for _ in range(3)]
+    [running] = claim(store, config)
+    sentences = explained(store, Config(), made[2])
+    assert sentences[0] == f'The limit "stripe" is full: 1 of 1 run: {id_text(running.id)}.'
+    assert sentences[-1].endswith("then the groups take turns, each with its older jobs first.")
+    [limit] = store.read(lambda tx: operations.list_(tx, Config()))
+    assert (limit["handlers"], limit["waiting"], limit["concurrency"]) == (["charge"], 2, 1)
+
+
 def test_a_different_configuration_of_another_node_is_named(
     store: Store, store_url: str, tmp_path: Path
 ) -> None:

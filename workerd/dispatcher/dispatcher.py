@@ -445,6 +445,8 @@ def _node_record(ctx: RoleContext) -> NodeRecord:
                 schedules=sorted(schedules.wanted(ctx.config)),
                 lease_s=ctx.config.dispatcher.lease,
                 limits=_used_limits(ctx.config),
+                limit_of={h.name: h.limit for h in ctx.config.handlers.values() if h.limit},
+                fair=sorted(h.name for h in ctx.config.handlers.values() if h.fair),
             )
         ),
     )

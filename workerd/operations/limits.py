@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 
 from workerd import documents
@@ -27,7 +27,8 @@ MAX_NAMED = 5
 
 def list_(tx: Tx, config: Config) -> list[Document]:
     """All limits, those first that are configured here; then others that nodes have or jobs hold."""
-    published = _published(tx)
+    infos = _infos(tx)
+    published, limit_of = _limits(infos), _limit_of(config, infos)
     holders: defaultdict[str, list[slots.Holder]] = defaultdict(list)
     for holder in slots.holders(tx):
         holders[holder.limit].append(holder)
@@ -44,8 +45,8 @@ def list_(tx: Tx, config: Config) -> list[Document]:
         documents.limit(
             name,
             effective(config, published, name),
-            handlers=_handlers(config, name),
-            waiting=waiting(tx, config, name),
+            handlers=sorted(handler for handler, limit in limit_of.items() if limit == name),
+            waiting=_waiting(tx, [handler for handler, limit in limit_of.items() if limit == name]),
             holders=holders[name],
             rows=rows,
             holds=holds[name],
@@ -55,9 +56,29 @@ def list_(tx: Tx, config: Config) -> list[Document]:
     ]
 
 
-def _published(tx: Tx) -> dict[str, Mapping[str, LimitConfig]]:
-    """The limits that live nodes, by name, are configured with."""
-    return {node.name: node.published.limits or {} for node in nodes.list_(tx) if node.lease_until > tx.now}
+def _infos(tx: Tx) -> dict[str, nodes.NodeInfo]:
+    """What live nodes, by name, publish."""
+    return {node.name: node.published for node in nodes.list_(tx) if node.lease_until > tx.now}
+
+
+def _limits(infos: Mapping[str, nodes.NodeInfo]) -> dict[str, Mapping[str, LimitConfig]]:
+    """The limits that they are configured with."""
+    return {name: info.limits or {} for name, info in infos.items()}
+
+
+def _limit_of(config: Config, infos: Mapping[str, nodes.NodeInfo]) -> dict[str, str]:
+    """The limit of each handler that has one; of those that are configured here, by that."""
+    theirs = {handler: limit for info in infos.values() for handler, limit in info.limit_of.items()}
+    own = {handler.name: handler.limit for handler in config.handlers.values()}
+    return {handler: limit for handler, limit in {**theirs, **own}.items() if limit}
+
+
+def takes_turns(tx: Tx, config: Config, handler: str) -> bool:
+    """Whether the groups of a handler take turns; if it is not configured here, on any live node."""
+    own = config.handlers.get(handler)
+    if own is not None:
+        return own.fair
+    return any(handler in info.fair for info in _infos(tx).values())
 
 
 def effective(
@@ -73,13 +94,13 @@ def effective(
     return lower
 
 
-def _handlers(config: Config, name: str) -> list[str]:
-    return sorted(handler.name for handler in config.handlers.values() if handler.limit == name)
-
-
 def waiting(tx: Tx, config: Config, name: str) -> int:
-    """`new` jobs of the handlers of a limit, at most MAX_WAITING_COUNTED of each."""
-    counted = queries.counts(tx, _handlers(config, name), [Status.NEW], MAX_WAITING_COUNTED)
+    """`new` jobs of the handlers of a limit that are configured here, at most MAX_WAITING_COUNTED of each."""
+    return _waiting(tx, [handler.name for handler in config.handlers.values() if handler.limit == name])
+
+
+def _waiting(tx: Tx, handlers: Sequence[str]) -> int:
+    counted = queries.counts(tx, handlers, [Status.NEW], MAX_WAITING_COUNTED)
     return sum(count.count for count in counted)
 
 
@@ -93,12 +114,13 @@ def used(tx: Tx, config: Config) -> dict[str, int]:
 
 def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
     """What a limit has to do with a waiting job: the limit, the group, and the jobs that hold it."""
-    handler = config.handlers.get(row.handler)
-    if handler is None or handler.limit not in config.limits:
+    infos = _infos(tx)
+    name = _limit_of(config, infos).get(row.handler, "")
+    limit = effective(config, _limits(infos), name)
+    if limit is None:
         return []
-    name, group = handler.limit, row.group_key or _filled(handler.group, row.vars)
-    limit = effective(config, _published(tx), name)
-    assert limit is not None
+    handler = config.handlers.get(row.handler)
+    group = row.group_key or ("" if handler is None else _filled(handler.group, row.vars))
     found = limits.state(tx, name, group)
     of_group = f'the group "{group}"' if group else "jobs without a group"
     reasons: list[str] = []
@@ -141,7 +163,7 @@ def differing(config: Config) -> list[str]:
         return []
     try:
         with closing(open_checked(config)) as store:
-            published = store.read(_published)
+            published = _limits(store.read(_infos))
     except StoreError:
         return []
     sentences = []

@@ -327,9 +327,8 @@ def _ahead(tx: Tx, config: Config, row: JobRow) -> list[str]:
     if count <= 1:
         return []
     jobs = plural(count, "job") if count < MAX_COUNTED_JOBS else f"{count:,} jobs or more"
-    handler = config.handlers.get(row.handler)
     order = "smaller priorities, then older jobs, are taken first"
-    if handler is not None and handler.fair:
+    if limits.takes_turns(tx, config, row.handler):
         order = (
             "smaller priorities are taken first, then the groups take turns, each with its older jobs first"
         )

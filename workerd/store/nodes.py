@@ -55,6 +55,10 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
         Those that its pools have loaded.
     limits
         Those of its configuration that its handlers use.
+    limit_of
+        The limit of each of its handlers that has one.
+    fair
+        Its handlers whose groups take turns.
     """
 
     schedules: list[str] | None = None
@@ -62,6 +66,8 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     clock_set_back: ClockSetBack | None = None
     handlers: dict[str, HandlerFigures] = {}
     limits: dict[str, LimitConfig] | None = None
+    limit_of: dict[str, str] = {}
+    fair: list[str] = []
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
