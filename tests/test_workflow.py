@@ -11,6 +11,7 @@ from workerd.config.schedule_config import ScheduleConfig
 from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.job import Status
 from workerd.outcome import Reason
+from workerd.spawned_jobs import spawned
 
 NEW, RUNS, SCHEDULED = Status.NEW, Status.INPROGRESS, Status.SCHEDULED
 DONE, FAILED, CANCELLED = Status.COMPLETED, Status.FAILURE, Status.CANCELLED
@@ -116,12 +117,12 @@ def test_dependents_wait_for_spawned_jobs_too() -> None:
 def test_spawned_jobs_are_named_after_their_parent() -> None:
     """Names come from the spawned job or its number; existing jobs are not created again."""
     text = b'[{"handler":"h","vars":{"n":1}},{"handler":"h","name":"b"}]'
-    made = w.spawned(DELETE_USER, "del1", text, ["del1"])
+    made = spawned(DELETE_USER, "del1", text, ["del1"])
     assert [(j.name, j.handler, j.vars, j.step) for j in made] == [
         ("del1/0", "h", {"n": 1}, 1),
         ("del1/b", "h", {}, 1),
     ]
-    assert [j.name for j in w.spawned(DELETE_USER, "del1", text, ["del1", "del1/0"])] == ["del1/b"]
+    assert [j.name for j in spawned(DELETE_USER, "del1", text, ["del1", "del1/0"])] == ["del1/b"]
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,14 @@ def test_spawned_jobs_are_named_after_their_parent() -> None:
 def test_a_bad_spawn_is_refused_with_a_sentence(text: bytes) -> None:
     """Whatever a handler asks to spawn, the store gets names that fit or a reason."""
     with pytest.raises(ValueError, match=r"spawned"):
-        w.spawned(DELETE_USER, "get", text, [])
+        spawned(DELETE_USER, "get", text, [])
 
 
 def test_a_spawned_name_may_not_be_one_of_the_graph() -> None:
     """A job of the graph that is called like a spawned one stays the graph's."""
     graph = w.Graph(name="g", jobs=(WorkflowJob(name="a", handler="h"), WorkflowJob(name="a/b", handler="h")))
     with pytest.raises(ValueError, match="name of another job"):
-        w.spawned(graph, "a", b'[{"handler":"h","name":"b"}]', [])
+        spawned(graph, "a", b'[{"handler":"h","name":"b"}]', [])
     assert w.owner({"a", "a/b"}, "a/b/0") == "a/b"
     assert w.owner({"a"}, "/0") is None
 

@@ -13,6 +13,7 @@ from workerd import workflow as w
 from workerd.config.workflow_config import WorkflowJob
 from workerd.job import LIVE, Status
 from workerd.outcome import Reason
+from workerd.spawned_jobs import spawned
 
 R = w.RequestStatus
 
@@ -81,7 +82,7 @@ class RequestModel:
         quiet_end = self.graph.quiet and any(r.reason is Reason.IGNORED for r in self.rows.values())
         if status is Status.COMPLETED and spawn and self.failing is None and not quiet_end:
             text = msgspec.json.encode([{"handler": "h"}] * spawn)
-            for job in w.spawned(self.graph, name, text, self.rows):
+            for job in spawned(self.graph, name, text, self.rows):
                 self.insert(job)
         self.move()
 

@@ -17,7 +17,7 @@ from workerd.outcome import RunResult
 from workerd.policy import EXIT_PREFIX
 from workerd.pool.program import ProgramEnded
 from workerd.pool.scrubbing import Scrub, keep
-from workerd.workflow import read_spawn
+from workerd.spawned_jobs import read_spawn
 
 _OWN_FILES = (os.path.dirname(__file__) + os.sep, wrapping.__file__)
 _MAX_CLASSES = 64

@@ -14,6 +14,7 @@ from workerd.errors import InvalidValue, UnreadableRow
 from workerd.job import ENDED, Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome, Reason
+from workerd.spawned_jobs import spawned
 from workerd.store import columns, intervals, jobs, links, waits
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow, chunks, marks
@@ -268,7 +269,7 @@ def _spawn(item: RequestUpdate, graph_: wf.Graph, states: list[wf.JobState]) -> 
         return
     for parent, text in item.spawns:
         try:
-            made = wf.spawned(graph_, parent, text, [s.name for s in states])
+            made = spawned(graph_, parent, text, [s.name for s in states])
         except InvalidValue as error:
             item.fail(str(error))
             item.insert.clear()
