@@ -22,6 +22,8 @@ class Dialect(ABC):
         The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
     null_safe_equal
         The operator that finds NULL equal to NULL.
+    has_quick_statements
+        Whether a statement for each row is cheaper than one that names many rows.
     index_ends_with_id
         Whether rows that are equal in an index of jobs stand in the order of their ids.
     defaults_are_exact
@@ -42,6 +44,7 @@ class Dialect(ABC):
     skip_locked: ClassVar[str]
     clock_column: ClassVar[str]
     null_safe_equal: ClassVar[str]
+    has_quick_statements: ClassVar[bool]
     index_ends_with_id: ClassVar[bool]
     defaults_are_exact: ClassVar[bool]
     live_key_condition: ClassVar[str]
@@ -72,6 +75,10 @@ class Dialect(ABC):
         `updates`: an expression for each column, set in this order, with `{new.COLUMN}` for what was to be
         inserted.
         """
+
+    @abstractmethod
+    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
+        """Insert rows of equal length, without LONGTEXT, `into` a table and columns; returns their number."""
 
     @abstractmethod
     def delete_by_key(self, table: str, where: str) -> str:

@@ -336,19 +336,18 @@ class _Claiming:
         if batch is None:
             return ClaimBatch([], [], None, 0)
         broken: list[Outcome] = list(batch.broken)
-        taken: list[Claim] = []
-        for one in batch.claims:
-            if one.ref in window.wrong:
-                broken.append(failed(one, window.wrong[one.ref]))
-            else:
-                taken.append(one)
-        group_queues.write_groups(
-            self._tx, {c.ref: window.filled[c.ref] for c in taken if c.ref in window.filled}
-        )
+        taken = batch.claims
+        if window.wrong:
+            broken += [failed(one, window.wrong[one.ref]) for one in taken if one.ref in window.wrong]
+            taken = [one for one in taken if one.ref not in window.wrong]
+        if window.filled:
+            group_queues.write_groups(
+                self._tx, {c.ref: window.filled[c.ref] for c in taken if c.ref in window.filled}
+            )
         if self._room is not None and taken:
             taken = self._with_uses(taken, groups)
         if self._turns is not None:
-            taken = _in_turn(taken, groups, self._turns)
+            _mark_those_ahead(taken, groups, self._turns)
         return batch._replace(claims=taken, broken=broken)
 
     def _with_uses(self, taken: list[Claim], groups: Mapping[Any, str]) -> list[Claim]:
@@ -404,18 +403,15 @@ class _Claiming:
         return min((moment for moment in moments if moment is not None), default=None)
 
 
-def _in_turn(taken: list[Claim], groups: Mapping[AttemptRef, str], turns: FairTurns) -> list[Claim]:
+def _mark_those_ahead(taken: list[Claim], groups: Mapping[AttemptRef, str], turns: FairTurns) -> None:
     """The first claim of each group that was idle is ahead of what the pool has been given."""
-    marked: list[Claim] = []
     seen: set[str] = set()
     for one in taken:
         group = groups[one.ref]
         if group not in seen:
             seen.add(group)
             if turns.was_idle(group):
-                one = msgspec.structs.replace(one, is_ahead=True)
-        marked.append(one)
-    return marked
+                msgspec.structs.force_setattr(one, "is_ahead", True)  # as in `_with_uses`
 
 
 def _merged(
@@ -423,5 +419,5 @@ def _merged(
 ) -> dict[str, list[Waiting]]:
     merged = {group: list(jobs) for group, jobs in parked.items() if jobs}
     for group, jobs in window.items():
-        merged[group] = sorted([*merged.get(group, ()), *jobs])
+        merged[group] = sorted([*merged[group], *jobs]) if group in merged else sorted(jobs)
     return merged

@@ -242,6 +242,7 @@ class _MySQL(Dialect):
     skip_locked = " FOR UPDATE SKIP LOCKED"
     clock_column = "UTC_TIMESTAMP(6)"
     null_safe_equal = "<=>"
+    has_quick_statements = False
     index_ends_with_id = True  # InnoDB adds the primary key
     defaults_are_exact = True
     live_key_condition = "handler = %s AND live_key = %s"  # a generated column
@@ -267,6 +268,16 @@ class _MySQL(Dialect):
     def update_existing(self, key: str, updates: Mapping[str, str]) -> str:
         values = {name: _NEW_VALUE.sub(r"VALUES(\1)", value) for name, value in updates.items()}
         return " ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {value}" for name, value in values.items())
+
+    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
+        inserted = 0
+        for part in columns.chunks(rows):
+            # As `literal`, which takes twice as long for numbers and ids.
+            values = ",".join([
+                "(" + ",".join([repr(v) if type(v) is int else literal(v) for v in row]) + ")" for row in part
+            ])  # fmt: skip
+            inserted += tx.execute(f"INSERT INTO {into} VALUES {values}{end}")
+        return inserted
 
     def delete_by_key(self, table: str, where: str) -> str:
         # One that reads other rows would wait for their locks.

@@ -18,19 +18,11 @@ from workerd.job import AttemptRef, Claim, LimitUse
 from workerd.outcome import Outcome
 from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import CHUNK_ROWS, chunks
+from workerd.store.columns import chunks
 from workerd.store.session import LockLost, Row
 
 LIMIT, GROUP = "limit", "group"
 """The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""
-
-
-class SlotKey(NamedTuple):
-    """What its number is counted within; `group` is empty for a limit as a whole."""
-
-    limit: str
-    scope: str
-    group: str
 
 
 class TakenNumbers(NamedTuple):
@@ -97,32 +89,23 @@ def take(
                 numbers[group] = _free_numbers(taken.of_groups.get(group, 0))
         of_group = (next(numbers[group]) for _, group in attempts)
     found = [TakenSlots(*pair) for _, *pair in zip(attempts, of_limit, of_group, strict=False)]
+    pairs = list(zip(attempts, found, strict=True))
     if LIMIT in scopes:
         # What has its default is left out: 1 µs a row less of the server's CPU time.
-        rows = [
-            f"(%s,{slots.of_limit},x'{one.id.hex()}',{one.attempt})"
-            for (one, _), slots in zip(attempts, found, strict=True)
-        ]
-        _insert(tx, name, "limit_name, n, id, attempt", rows, [name] * len(rows))
+        rows = [(name, slots.of_limit, one.id, one.attempt) for (one, _), slots in pairs]
+        _insert(tx, name, "limit_name, n, id, attempt", rows)
     if GROUP in scopes:
-        rows = [
-            f"(%s,'{GROUP}',%s,{slots.of_group},x'{one.id.hex()}',{one.attempt})"
-            for (one, _), slots in zip(attempts, found, strict=True)
+        of_groups = [
+            (name, GROUP, group, slots.of_group, one.id, one.attempt) for (one, group), slots in pairs
         ]
-        _insert(tx, name, _columns(), rows, [value for _, group in attempts for value in (name, group)])
+        _insert(tx, name, _columns(), of_groups)
     return found
 
 
-def _insert(tx: Tx, name: str, names: str, rows: Sequence[str], params: Sequence[str]) -> None:
-    each = len(params) // max(1, len(rows))
-    for number, part in enumerate(chunks(rows)):
-        start = number * CHUNK_ROWS * each
-        inserted = tx.execute(
-            f"INSERT INTO workerd_slots ({names}) VALUES " + ",".join(part) + tx.dialect.keep_existing("n"),
-            params[start : start + len(part) * each],
-        )
-        if inserted < len(part) and tx.counts_rows:
-            raise LockLost(f"another server has given out slots of the limit {name!r}")
+def _insert(tx: Tx, name: str, names: str, rows: Sequence[tuple[object, ...]]) -> None:
+    inserted = tx.dialect.insert_rows(tx, f"workerd_slots ({names})", rows, tx.dialect.keep_existing("n"))
+    if inserted < len(rows) and tx.counts_rows:
+        raise LockLost(f"another server has given out slots of the limit {name!r}")
 
 
 def _free_numbers(taken: int) -> Iterator[int]:
@@ -135,58 +118,66 @@ def _free_numbers(taken: int) -> Iterator[int]:
 
 def free(tx: Tx, outcomes: Sequence[Outcome]) -> None:
     """Delete the slots of these attempts, which have them as they say."""
-    of_limits: defaultdict[str, list[int]] = defaultdict(list)
-    of_groups: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    rows: list[_Slot] = []
     for outcome in outcomes:
         use = outcome.limited
         if use is not None and use.slot is not None:
-            of_limits[use.name].append(use.slot)
+            rows.append((use.name, LIMIT, "", use.slot, outcome.id, outcome.attempt))
         if use is not None and use.group_slot is not None:
-            of_groups[use.name, use.group].append(use.group_slot)
-    numbers = {SlotKey(name, LIMIT, ""): taken for name, taken in of_limits.items()}
-    numbers |= {SlotKey(name, GROUP, group): taken for (name, group), taken in of_groups.items()}
-    if not numbers:
-        return
-    refs = [outcome.ref for outcome in outcomes]
-    if _delete_numbered(tx, numbers, refs) < sum(map(len, numbers.values())):
-        delete(tx, refs)  # a store that failed over had lost them, and they were given others
+            rows.append((use.name, GROUP, use.group, use.group_slot, outcome.id, outcome.attempt))
+    if rows and _delete(tx, rows) < len(rows):
+        # A store that failed over had lost them, and they were given others.
+        delete(tx, [outcome.ref for outcome in outcomes])
 
 
-def _delete_numbered(tx: Tx, numbers: Mapping[SlotKey, Sequence[int]], refs: Sequence[AttemptRef]) -> int:
-    holders = columns.keys(refs)
+_Slot = tuple[str, str, str, int, bytes, int]
+"""A row of `workerd_slots`: limit, scope, group, number, and the attempt."""
+
+
+def _delete(tx: Tx, rows: Sequence[_Slot]) -> int:
+    """Delete these rows, none of them if its slot is another attempt's; returns how many there were."""
+    if tx.dialect.has_quick_statements:
+        names = ("limit_name", "scope", "group_key", "n", "id", "attempt")
+        where = " AND ".join(f"{name} = %s" for name in names)
+        return tx.execute_each(f"DELETE FROM workerd_slots WHERE {where}", rows)
     deleted = 0
-    for part in chunks(sorted(numbers)):
-        # Each by its number: the end of a range locks the row behind it, which another node may be freeing.
-        of_each = " OR ".join(
-            f"limit_name = %s AND scope = %s AND group_key = %s AND n IN ({','.join(map(str, numbers[key]))})"
-            for key in part
-        )
-        deleted += tx.execute(
-            tx.dialect.delete_by_key("workerd_slots", f"({of_each}) AND ({holders})"),
-            [value for key in part for value in key],
-        )
+    for part in chunks(sorted(rows)):
+        where, params = _numbered(part)
+        holders = columns.keys([AttemptRef(*row[4:]) for row in part])
+        sql = tx.dialect.delete_by_key("workerd_slots", f"({where}) AND ({holders})")
+        deleted += tx.execute(sql, params)
     return deleted
+
+
+def _numbered(rows: Sequence[_Slot]) -> tuple[str, list[str]]:
+    """Names rows by their numbers: of each group, or the groups of each, whichever is shorter.
+
+    Each by its number: the end of a range locks the row behind it, which another node may be freeing.
+    """
+    of_groups: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for limit, scope, group, n, _, _ in rows:
+        of_groups[limit, scope, group].append(n)
+    of_numbers: defaultdict[tuple[str, str, int], list[str]] = defaultdict(list)
+    if len(of_groups) > 1:
+        for limit, scope, group, n, _, _ in rows:
+            of_numbers[limit, scope, n].append(group)
+    if not 0 < len(of_numbers) < len(of_groups):
+        where = [
+            f"limit_name = %s AND scope = %s AND group_key = %s AND n IN ({','.join(map(str, numbers))})"
+            for numbers in of_groups.values()
+        ]
+        return " OR ".join(where), [value for key in of_groups for value in key]
+    where = [
+        f"limit_name = %s AND scope = %s AND n = {key[2]} AND group_key IN ({','.join(['%s'] * len(groups))})"
+        for key, groups in of_numbers.items()
+    ]
+    return " OR ".join(where), [value for key, groups in of_numbers.items() for value in (*key[:2], *groups)]
 
 
 def delete(tx: Tx, refs: Sequence[AttemptRef]) -> None:
     """Delete the slots of these attempts, whatever their numbers."""
     for part in chunks(refs):
-        _delete_rows(tx, _of_attempts(tx, part))
-
-
-def _delete_rows(tx: Tx, rows: Sequence[_Slot]) -> int:
-    numbers: defaultdict[SlotKey, list[int]] = defaultdict(list)
-    for row in rows:
-        numbers[row.key].append(row.n)
-    return _delete_numbered(tx, numbers, [row.ref for row in rows]) if rows else 0
-
-
-class _Slot(NamedTuple):
-    """A row of `workerd_slots`."""
-
-    key: SlotKey
-    n: int
-    ref: AttemptRef
+        _delete(tx, _of_attempts(tx, part))
 
 
 def _columns(prefix: str = "") -> str:
@@ -194,8 +185,8 @@ def _columns(prefix: str = "") -> str:
 
 
 def _slot(row: Row) -> _Slot:
-    key = SlotKey(*(columns.lenient(value) or "" for value in row[:3]))
-    return _Slot(key, int(row[3]), AttemptRef(*row[4:]))
+    limit, scope, group = (columns.lenient(value) or "" for value in row[:3])
+    return limit, scope, group, int(row[3]), row[4], row[5]
 
 
 def _of_attempts(tx: Tx, refs: Sequence[AttemptRef]) -> list[_Slot]:
@@ -210,12 +201,13 @@ def uses(tx: Tx, refs: Sequence[AttemptRef]) -> dict[AttemptRef, LimitUse]:
     """The limits of which these attempts have slots."""
     found: dict[AttemptRef, LimitUse] = {}
     for part in chunks(refs):
-        for row in _of_attempts(tx, part):
-            use = found.get(row.ref) or LimitUse(row.key.limit, "")
-            if row.key.scope == LIMIT:
-                found[row.ref] = msgspec.structs.replace(use, slot=row.n)
+        for limit, scope, group, n, job_id, attempt in _of_attempts(tx, part):
+            ref = AttemptRef(job_id, attempt)
+            use = found.get(ref) or LimitUse(limit, "")
+            if scope == LIMIT:
+                found[ref] = msgspec.structs.replace(use, slot=n)
             else:
-                found[row.ref] = msgspec.structs.replace(use, group=row.key.group, group_slot=row.n)
+                found[ref] = msgspec.structs.replace(use, group=group, group_slot=n)
     return found
 
 
@@ -227,7 +219,7 @@ def sweep(tx: Tx, rows: int) -> int:
         " WHERE j.id IS NULL LIMIT %s",
         (rows,),
     )
-    return _delete_rows(tx, list(map(_slot, stale)))
+    return _delete(tx, list(map(_slot, stale)))
 
 
 class Holder(NamedTuple):

@@ -61,6 +61,7 @@ class _SQLite(Dialect):
     skip_locked = ""
     clock_column = "NULL"  # the session's clock is this machine's
     null_safe_equal = "IS"
+    has_quick_statements = True  # it compiles one that names its rows anew, in 0.4 ms and 3 µs a row
     index_ends_with_id = False  # but with the number of the row; it has no dead entries
     defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
     # As the partial index says it, or it would not be used.
@@ -90,13 +91,17 @@ class _SQLite(Dialect):
         sets = ", ".join(f"{name} = {value}" for name, value in updates.items())
         return f" ON CONFLICT ({key}) DO UPDATE SET {sets.replace('{new.', 'excluded.').replace('}', '')}"
 
+    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
+        marks = ", ".join(["%s"] * len(rows[0])) if rows else ""
+        return tx.execute_each(f"INSERT INTO {into} VALUES ({marks}){end}", rows)
+
     def delete_by_key(self, table: str, where: str) -> str:
         return f"DELETE FROM {table} WHERE {where}"
 
     def update_last(
         self, tx: Tx, sets: str, params: Params, condition: str, rows: Sequence[tuple[bytes, int]]
     ) -> None:
-        # Row by row: SQLite compiles a statement that names its rows anew, in 0.4 ms and 3 µs a row.
+        # Row by row, see `has_quick_statements`.
         sql = f"UPDATE workerd_jobs SET {sets} WHERE id = %s AND attempt = %s AND {condition}"
         changed = tx.execute_each(sql, [(*params, *row) for row in rows])
         LastStatement(sql, (), len(rows)).check(changed)
