@@ -14,7 +14,6 @@ from workerd.errors import CommitUnknown, StoreAway, StoreError
 from workerd.gateway.backend import Backend
 from workerd.gateway.posted_enqueue import Answer, PostedEnqueue
 from workerd.gateway.problems import HTTPProblem, overloaded
-from workerd.gateway.prompt import PromptFuture
 from workerd.job import parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import enqueue, jobs
@@ -57,7 +56,7 @@ class BatchEnqueue:
             return await self._backend.write(lambda tx: _enqueue_one(tx, job, self._config, self._rules))
         if len(self._queue) >= MAX_QUEUED_JOBS:
             raise overloaded()
-        future: PromptFuture[EnqueuedJob] = PromptFuture()
+        future: asyncio.Future[EnqueuedJob] = asyncio.get_running_loop().create_future()
         self._queue.append((job, future))
         if not self._is_busy:
             self._is_busy = True

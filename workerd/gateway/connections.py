@@ -7,7 +7,6 @@ import contextlib
 import resource
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -16,7 +15,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from workerd.gateway.exchange import Exchange
 from workerd.gateway.problems import HTTPProblem, problem_response
-from workerd.gateway.prompt import run_promptly
 
 HEAD_TIMEOUT_S = 10.0
 """How long a connection may take to send a whole request head, and how long it may stay idle."""
@@ -33,8 +31,6 @@ MIN_WAIT_S = 1.0
 MAX_CONNECTIONS = 4000
 RESERVED_CONNECTIONS = 100
 """Accepted beyond MAX_CONNECTIONS, for the liveness probe alone."""
-PROMPT_ROUTES = frozenset({("POST", "/jobs")})
-"""Served without a task unless they need a thread, if the whole request came at once."""
 OTHER_DESCRIPTORS = 200
 """Files and sockets of the gateway that are no connections of clients."""
 
@@ -120,8 +116,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._received = 0
         """Bytes of the present message, without its body and what frames that."""
         self._in_message = False
-        self._begun: RequestResponseCycle | None = None
-        """To be served after what was received with it."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -135,9 +129,6 @@ class HttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._received += len(data)
         super().data_received(data)
-        begun, self._begun = self._begun, None
-        if begun is not None:
-            self._serve(begun)
         if self._in_message and self._received > MAX_HEAD_BYTES:
             self.send_400_response("")
         self._update_waiting()
@@ -185,20 +176,13 @@ class HttpProtocol(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._begun = self.cycle
+            self._serve(self.cycle)
         else:
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
     def _serve(self, exchange: RequestResponseCycle) -> None:
-        run, scope = exchange.run_asgi(self.app), exchange.scope
-        if not exchange.more_body and (scope["method"], scope["path"]) in PROMPT_ROUTES:
-            run_promptly(run, self._start_task)
-        else:
-            self._start_task(run)
-
-    def _start_task(self, run: Coroutine[Any, Any, None], **options: Any) -> None:
-        task = self.loop.create_task(run, **options)
+        task = self.loop.create_task(exchange.run_asgi(self.app))
         task.add_done_callback(self.tasks.discard)
         self.tasks.add(task)
 
@@ -218,7 +202,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._awaits_head_since = self.loop.time()
             self.flow.resume_reading()
             if self.pipeline:
-                self._start_task(self.pipeline.pop()[0].run_asgi(self.app))
+                self._serve(self.pipeline.pop()[0])
         self._update_waiting()  # a pipelined request may have begun
 
     def _update_waiting(self) -> None:
