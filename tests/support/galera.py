@@ -45,7 +45,10 @@ class Galera:
         """Bootstrap the first server, let the others join, and wait until all are in one cluster."""
         first = self.servers[0]
         first.options = (*first.options, "--wsrep-new-cluster")
-        first.start()
+        first.launch()
+        # It answers a while before it takes part in the cluster, and until then refuses statements.
+        eventually(lambda: self._synced(first), within=90, state=self._logs)
+        first.start_answering()
         for server in self.servers[1:]:
             server.launch()
         eventually(lambda: all(self._synced(server, len(self.servers)) for server in self.servers), within=90)
