@@ -86,3 +86,18 @@ def test_a_node_that_drains_enqueues_nothing(gateway: GatewayState) -> None:
     assert enqueue(gateway)[0] == 201
     gateway.backend.draining = True
     assert enqueue(gateway)[0] == 503
+
+
+def test_an_error_on_the_way_is_one_requests_alone(
+    gateway: GatewayState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that nobody foresaw answers 500; requests after it do not wait for a batch that never ends."""
+    assert enqueue(gateway)[0] == 201
+
+    def fail(self: KnownHandlers, *_: object) -> bool:
+        raise RuntimeError("unforeseen")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(KnownHandlers, "admits", fail)
+        assert [enqueue(gateway)[0] for _ in range(2)] == [500, 500]
+    assert enqueue(gateway)[0] == 201

@@ -81,12 +81,14 @@ class PostedEnqueue:
 
     def enqueue(self, jobs: Sequence[NewJob], on_answer: Callable[[Answer], None]) -> bool:
         """Send all of them; false if nothing was done: a thread must `run` it, after `hand_over`."""
-        redacted = redactions(jobs, self._known, self._rules, self._config)
-        if self._posting is None or redacted is None:
+        if self._posting is None:
             return False
         try:
+            redacted = redactions(jobs, self._known, self._rules, self._config)
+            if redacted is None:
+                return False
             self._sent = PostedJobs(self._posting, jobs, redacted)
-        except StoreError:
+        except Exception:  # nothing was sent; the thread finds out which job is at fault, and tells it alone
             return False
         self._on_answer = on_answer
         self._watch(self._posting)

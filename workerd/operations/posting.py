@@ -40,13 +40,15 @@ class PostedJobs:
     Raises StoreError where they cannot be sent: then nothing was done.
     """
 
+    _created: list[tuple[Enqueued, Document]]
+    """Set by `prepare`."""
+
     def __init__(self, posting: Posting, specs: Sequence[NewJob], redacted: Sequence[Redaction]) -> None:
         self._posting = posting
         self._ids = [new_id() for _ in specs]
         posting.send(*stored_jobs.posted_insert(specs, self._ids, posting.first_attempt))
         self._specs = specs
         self._redacted = redacted
-        self._created: list[tuple[Enqueued, Document]] | None = None
 
     def prepare(self) -> None:
         """Make what `receive` returns as far as it is known without the answer: all but the time."""
@@ -56,19 +58,15 @@ class PostedJobs:
         ]
 
     def receive(self) -> list[tuple[Enqueued, Document]] | None:
-        """Each job and its document; None before the answer is complete.
+        """Each job and its document, after `prepare`; None before the answer is complete.
 
         Raises CommitUnknown with all ids, or another StoreError after which nothing was done.
         """
         now = self._posting.receive(self._ids)
         if now is None:
             return None
-        if self._created is None:
-            self.prepare()
         made = moment(now)
-        return [
-            (done, {**document, "run_at": made, "created_at": made}) for done, document in self._created or ()
-        ]
+        return [(done, {**document, "run_at": made, "created_at": made}) for done, document in self._created]
 
     def lost(self) -> StoreError:
         """The error of an answer that has not come in time: CommitUnknown."""
