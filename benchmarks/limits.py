@@ -264,11 +264,10 @@ def _beside_a_flood(server: Server, node: Node, flood: int, every_s: float) -> I
         )
         ratios = {part: beside[part] / alone[part] for part in ("p50", "p95", "p99")}
         name = f"beside a flood / alone, {runs}"
-        goal = "p99 2" if seconds < 0.002 else ""
-        yield Figure("limits", name, "times", parts=ratios, settings=more, goal=goal, better="less")
+        yield Figure("limits", name, "times", parts=ratios, settings=more, goal="p99 2", better="less")
         ratios = {part: beside[part] / (alone[part] + seconds * 1000) for part in ("p50", "p95", "p99")}
         name = f"beside a flood / alone and one run, {runs}"
-        yield Figure("limits", name, "times", parts=ratios, settings=more, goal="p99 2", better="less")
+        yield Figure("limits", name, "times", parts=ratios, settings=more, better="less")
         yield _begun_meanwhile(node, of_beside, f"runs of the flood that begin meanwhile, {runs}", more)
 
 
@@ -281,8 +280,7 @@ def _begun_meanwhile(
         bisect_left(runs, end.replace(tzinfo=None)) - bisect_left(runs, begin.replace(tzinfo=None))
         for begin, end in waits
     ]
-    # Of shorter runs more begin in the time that a job alone waits.
-    goal = "" if settings["run_s"] < 0.002 else f"p50 {FLOOD_WORKERS} / p99 {2 * FLOOD_WORKERS}"
+    goal = f"p50 {FLOOD_WORKERS} / p99 {2 * FLOOD_WORKERS}"
     return Figure("limits", name, "runs", parts=spread(ahead), settings=settings, goal=goal, better="less")
 
 

@@ -95,7 +95,7 @@ def test_a_limit_that_no_handler_names_is_noted(tmp_path: Path) -> None:
     """It is allowed, but hardly meant; so are weights where no handler takes turns."""
     config = read(tmp_path, "[limits.idle]\nconcurrency = 1\n[groups]\na = 2\n")
     assert config.notes == (
-        "[groups] has no effect, as no handler is fair",
         "[limits.idle] has no effect, as no handler names it",
+        "[groups] has no effect, as no handler is fair",
     )
     assert read(tmp_path, '[handlers.h]\ncall = "m:f"\nfair = true\n[groups]\na = 2\n').notes == ()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import msgspec
 import pytest
 
 from tests.support import storing
+from tests.support.configuring import with_keys
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config.model import Config
 from workerd.document_types import Document
@@ -101,9 +101,7 @@ def test_a_group_that_follows_from_the_vars_follows_their_change(
     store: Store, actor: Actor, config: Config
 ) -> None:
     """Of an edit and a retry; one that was given stays, and vars that give none are refused."""
-    pool = config.pools["p"]
-    grouped = tuple(msgspec.structs.replace(one, group="{to}") for one in pool.handlers)
-    config = msgspec.structs.replace(config, pools={"p": msgspec.structs.replace(pool, handlers=grouped)})
+    config = with_keys(config, "mail", group="{to}")
     job_id = storing.enqueue(store, "mail", vars=b'{"to":"ann"}', group_key="ann")
     assert change(store, actor, config, job_id, vars={"to": "bob"})["group"] == "bob"
     assert change(store, actor, config, job_id, vars={"cc": "eve"})["group"] == "bob"

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.support import storing
+from tests.support.configuring import with_keys
 from workerd.config.model import Config
 from workerd.errors import HandlerNotFound, InvalidValue, TooManyWaiting
 from workerd.job_spec import JobOptions, JobSpec, NewJob, check
@@ -105,9 +106,7 @@ def test_only_a_job_that_nothing_can_prevent_is_plain(config: Config) -> None:
 
 def test_a_group_is_filled_from_the_vars(config: Config) -> None:
     """By the template of the handler's configuration, unless the caller gives one."""
-    handler = msgspec.structs.replace(config.handlers["mail"], group="t-{tenant}")
-    pool = msgspec.structs.replace(config.pools["p"], handlers=(handler, config.handlers["beat"]))
-    grouped = msgspec.structs.replace(config, pools={"p": pool})
+    grouped = with_keys(config, "mail", group="t-{tenant}")
     assert checked(JobSpec(handler="mail", vars={"tenant": "ä'7"}), grouped).group_key == "t-ä'7"
     assert checked(JobSpec(handler="mail", vars={}, group="given"), grouped).group_key == "given"
     assert checked(JobSpec(handler="beat", vars={"tenant": 7}), grouped).group_key is None
@@ -117,10 +116,8 @@ def test_a_group_is_filled_from_the_vars(config: Config) -> None:
 
 def test_a_handler_says_what_becomes_of_conflicts(config: Config) -> None:
     """Where the job has a unique key and says nothing itself."""
-    handler = msgspec.structs.replace(config.handlers["mail"], on_conflict="debounce", max_delay=60.0)
-    once = msgspec.structs.replace(config.handlers["beat"], unique_for=3600.0)
-    pool = msgspec.structs.replace(config.pools["p"], handlers=(handler, once))
-    configured = msgspec.structs.replace(config, pools={"p": pool})
+    configured = with_keys(config, "mail", on_conflict="debounce", max_delay=60.0)
+    configured = with_keys(configured, "beat", unique_for=3600.0)
     job = checked(JobSpec(handler="mail", unique_key="k", delay=1), configured)
     assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
     job = checked(JobSpec(handler="mail", unique_key="k", on_conflict="keep"), configured)

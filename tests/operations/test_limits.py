@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from tests.support import storing
+from tests.support.configuring import with_keys
 from tests.support.rows import Rows
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig, PoolConfig
@@ -119,11 +120,7 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
 
 def test_why_fills_the_group_of_a_plain_insert(store: Store, rows: Rows) -> None:
     """That has none yet, as the limit as a whole lets nothing be looked at."""
-    config = configured(concurrency=1, group_concurrency=1)
-    pool = config.pools["p"]
-    handler = msgspec.structs.replace(pool.handlers[0], group="{tenant}")
-    pool = msgspec.structs.replace(pool, handlers=(handler,))
-    config = msgspec.structs.replace(config, pools={"p": pool})
+    config = with_keys(configured(concurrency=1, group_concurrency=1), "charge", group="{tenant}")
     rows.insert("charge", {"tenant": "x"})
     claim(store, config)
     second = rows.insert("charge", {"tenant": "x"})
@@ -138,9 +135,7 @@ def test_why_tells_that_groups_take_turns(store: Store, rows: Rows) -> None:
     assert explained(store, config, ids[2])[-1] == (
         "3 jobs of charge wait; smaller priorities, then older jobs, are taken first."
     )
-    pool = config.pools["p"]
-    pool = msgspec.structs.replace(pool, handlers=(msgspec.structs.replace(pool.handlers[0], fair=True),))
-    config = msgspec.structs.replace(config, pools={"p": pool})
+    config = with_keys(config, "charge", fair=True)
     assert explained(store, config, ids[2])[-1] == (
         "3 jobs of charge wait; smaller priorities are taken first, then the groups take turns, "
         "each with its older jobs first."

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tests.support import storing
+from tests.support.configuring import with_keys
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config, NodeConfig, PickupConfig
@@ -83,8 +84,7 @@ def test_a_scheduled_job_names_its_time(live: Store) -> None:
 
 def test_a_job_that_may_expire_names_the_time(live: Store) -> None:
     """By its own time or by its handler's; nothing of it once it runs."""
-    handler = msgspec.structs.replace(CONFIG.handlers["mail"], expires=3600.0)
-    expiring = msgspec.structs.replace(CONFIG, pools={"p": PoolConfig(name="p", handlers=(handler,))})
+    expiring = with_keys(CONFIG, "mail", expires=3600.0)
 
     def said(config: Config, job_id: bytes) -> list[str]:
         return [

@@ -63,12 +63,13 @@ POLICY = {"grace": 0.2, "backoff": {"first": 0.01, "factor": 1.0, "max": 0.01, "
 
 
 def make_pool(*attributes: str, module: str = "pool_handlers", **options: Any) -> PoolConfig:
-    """A pool of handlers named like their attributes; `policy` overrides POLICY."""
+    """A pool of handlers named like their attributes; `policy` overrides POLICY; `keys` of each."""
     own = {**POLICY, **options.pop("policy", {})}
+    keys = options.pop("keys", {})
     return PoolConfig(
         name=options.pop("name", "test"),
         handlers=tuple(
-            HandlerConfig(name=name, call=f"{module}:{name}", pool="test", policy_own=own)
+            HandlerConfig(name=name, call=f"{module}:{name}", pool="test", policy_own=own, **keys)
             for name in attributes
         ),
         path=(str(HANDLERS),),

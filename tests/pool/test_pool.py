@@ -6,7 +6,6 @@ import signal
 from collections.abc import Iterator
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
@@ -66,9 +65,8 @@ def test_a_job_with_a_rate_does_not_wait_for_a_slow_run(
 ) -> None:
     """It was claimed at a moment that its rate allowed; short jobs are claimed ahead all the same."""
     monkeypatch.setattr(monitor, "STUCK_S", 1e6)
-    pool = make_pool("noop", "gate")
-    rated = tuple(msgspec.structs.replace(handler, rated=True) for handler in pool.handlers)
-    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=rated)) as harness:
+    pool = make_pool("noop", "gate", keys={"rated": True})
+    with PoolHarness(tmp_path, pool) as harness:
         harness.up()
         warm_up(harness)
         running, waiting = harness.claim("gate", folder=str(marks)), harness.claim("noop")
@@ -84,9 +82,8 @@ def test_a_group_that_was_idle_starts_before_what_waits(
     """Among those that were idle the order stays."""
     monkeypatch.setattr(monitor, "STUCK_S", 1e6)
     monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
-    pool = make_pool("noop", "gate")
-    fair = tuple(msgspec.structs.replace(handler, fair=True) for handler in pool.handlers)
-    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=fair)) as harness:
+    pool = make_pool("noop", "gate", keys={"fair": True})
+    with PoolHarness(tmp_path, pool) as harness:
         harness.up()
         running = harness.claim("gate", folder=str(marks))
         waiting = [harness.claim("noop") for _ in range(3)]
@@ -110,9 +107,8 @@ def test_a_group_that_was_idle_starts_before_what_is_queued_at_a_worker(
     monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
     monkeypatch.setattr(prefetch, "SLOW_RUN_NS", 1 << 60)
     monkeypatch.setattr(prefetch, "LONG_RUN_S", 0.0)
-    pool = make_pool("noop", "gate")
-    fair = tuple(msgspec.structs.replace(handler, fair=True) for handler in pool.handlers)
-    with PoolHarness(tmp_path, msgspec.structs.replace(pool, handlers=fair)) as harness:
+    pool = make_pool("noop", "gate", keys={"fair": True})
+    with PoolHarness(tmp_path, pool) as harness:
         harness.up()
         warm_up(harness)
         running = harness.claim("gate", folder=str(marks))

@@ -135,7 +135,7 @@ def _weights(root: Table, found: PoolTables) -> dict[str, int]:
         except InvalidValue as error:
             table.error(str(error).removeprefix("group: "), group)
     if weights and not any(handler.fair for handler in found.handlers.values()):
-        found.notes.insert(0, "[groups] has no effect, as no handler is fair")
+        found.notes.append("[groups] has no effect, as no handler is fair")
     return weights
 
 

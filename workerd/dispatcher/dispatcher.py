@@ -218,7 +218,7 @@ class Dispatcher(Service):
     def start(self) -> None:
         """Listen and connect; what needs the store begins when it answers."""
         if self._takes_jobs:
-            # Else wake-ups are for nothing: enqueuing one by one took 75 µs longer beside a dispatcher woken.
+            # Else each wake-up takes 55 µs of CPU time for nothing.
             self.wake_socket.start()
         self.outcomes.start()
         self.settlement.request()

@@ -28,7 +28,10 @@ MAX_NAMED = 5
 def list_(tx: Tx, config: Config) -> list[Document]:
     """All limits, those first that are configured here; then others that nodes have or jobs hold."""
     infos = _infos(tx)
-    published, limit_of = _limits(infos), _limit_of(config, infos)
+    published = _limits(infos)
+    handlers: defaultdict[str, list[str]] = defaultdict(list)
+    for handler, limit in sorted(_limit_of(config, infos).items()):
+        handlers[limit].append(handler)
     holders: defaultdict[str, list[slots.Holder]] = defaultdict(list)
     for holder in slots.holders(tx):
         holders[holder.limit].append(holder)
@@ -45,8 +48,8 @@ def list_(tx: Tx, config: Config) -> list[Document]:
         documents.limit(
             name,
             effective(config, published, name),
-            handlers=sorted(handler for handler, limit in limit_of.items() if limit == name),
-            waiting=_waiting(tx, [handler for handler, limit in limit_of.items() if limit == name]),
+            handlers=handlers[name],
+            waiting=_waiting(tx, handlers[name]),
             holders=holders[name],
             rows=rows,
             holds=holds[name],
