@@ -148,6 +148,17 @@ def test_where_groups_do_not_count_the_first_rows_start(store: Store, rows: Rows
     assert claimer.claim(40) == []
 
 
+def test_the_lowest_free_slots_are_taken(store: Store, rows: Rows) -> None:
+    """Also where each number of a word is taken."""
+    claimer = Claimer(store, LimitConfig(concurrency=200))
+    insert(rows, *[None] * 140)
+    claimed = claimer.claim(130)
+    for n in (3, 63, 127):
+        claimer.close(claimed[n])
+    assert len(claimer.claim(130)) == 10
+    assert [n for _, _, n in slots(rows)] == list(range(137))
+
+
 def test_slots_are_freed_whatever_their_numbers(store: Store, rows: Rows) -> None:
     """An attempt has other ones after a store that failed over has lost its own."""
     claimer = Claimer(store, LimitConfig(concurrency=9, group_concurrency=9))
@@ -168,13 +179,14 @@ def test_slots_are_freed_beside_others_that_are_being_freed(
     """Nobody waits for the slot with the next number, which another transaction frees."""
     if rows.sqlite:
         pytest.skip("SQLite has one writer")
-    ours, theirs = Claimer(store, LimitConfig(concurrency=9)), Claimer(opened(store_url))
-    insert(rows, *[None] * 6)
-    claimed = ours.claim()
+    ours, theirs = Claimer(store, LimitConfig(concurrency=20)), Claimer(opened(store_url))
+    insert(rows, *[None] * 16)
+    claimed = ours.claim(20)
 
     def work(tx: Tx) -> None:
-        writer.close(tx, [ended(claimed[5])], NODE.id)
-        outcomes = [ended(claim) for claim in claimed[:5]]
+        ending = {5, 12, 15}
+        writer.close(tx, [ended(claimed[n]) for n in ending], NODE.id)
+        outcomes = [ended(claim) for n, claim in enumerate(claimed) if n not in ending]
         theirs.store.run(lambda other: writer.close(other, outcomes, NODE.id), retry_for_s=0)
 
     store.run(work)

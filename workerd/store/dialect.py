@@ -22,6 +22,8 @@ class Dialect(ABC):
         The server's clock as a column of a SELECT, NULL where the session's clock is not the server's.
     null_safe_equal
         The operator that finds NULL equal to NULL.
+    union_of_bits
+        The aggregate that puts numbers of one bit each together, none of them twice.
     has_quick_statements
         Whether a statement for each row is cheaper than one that names many rows.
     index_ends_with_id
@@ -44,6 +46,7 @@ class Dialect(ABC):
     skip_locked: ClassVar[str]
     clock_column: ClassVar[str]
     null_safe_equal: ClassVar[str]
+    union_of_bits: ClassVar[str]
     has_quick_statements: ClassVar[bool]
     index_ends_with_id: ClassVar[bool]
     defaults_are_exact: ClassVar[bool]

@@ -174,7 +174,9 @@ def _heads(tx: Tx, handler: str, names: Sequence[str]) -> dict[str, Waiting]:
 
 def group_of(value: object) -> str:
     """The column `group_key`, as engines compare it; a job without one is of the empty group."""
-    return "" if value is None else (columns.lenient(value) or "").rstrip(" ")
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").rstrip(" ")
+    return "" if value is None else str(value).rstrip(" ")
 
 
 def unpark(tx: Tx, refs: Iterable[AttemptRef]) -> None:

@@ -81,12 +81,12 @@ class LimitRoom:
             moments.append(rate.next_at(row.tat, self.now))
         return max((moment for moment in moments if moment is not None), default=None)
 
-    def use(self, tx: Tx, started: Sequence[tuple[Claim, str]]) -> list[LimitUse]:
-        """Take slots and starts for these attempts, with their groups; what each has taken."""
-        taken = slots.take(tx, self.name, self.slots, started, self.scopes)
+    def use(self, tx: Tx, started: Sequence[Claim], groups: Sequence[str]) -> list[LimitUse]:
+        """Take slots and starts for these attempts, which are of these groups; what each has taken."""
+        taken = slots.take(tx, self.name, self.slots, started, groups, self.scopes)
         tats: dict[RateKey, int] = {}
         if self.config.by_group:
-            self._started.update(group for _, group in started)
+            self._started.update(groups)
         if self.config.starts is not None:
             key = RateKey(self.name, LIMIT, "")
             tats[key] = self.config.starts.taken(self.row.tat, self.now, len(started))
@@ -102,10 +102,10 @@ class LimitRoom:
                 self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
             else:
                 self.row = self.row._replace(tat=tat)
-        costs = _cost(self.config.starts), _cost(self.config.group_starts)
+        name, cost, group_cost = self.name, _cost(self.config.starts), _cost(self.config.group_starts)
         return [
-            LimitUse(self.name, group, *costs, *numbers)
-            for (_, group), numbers in zip(started, taken, strict=True)
+            LimitUse(name, group, cost, group_cost, slot, group_slot)
+            for group, slot, group_slot in zip(groups, *taken, strict=True)
         ]
 
 

@@ -11,7 +11,7 @@ import heapq
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -107,7 +107,7 @@ def claim(
     questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name)]
     if limit is not None and handler.limit is not None:
         counts = limit[0].group_concurrency is not None
-        questions.append(slots.query(handler.limit, by_group=counts))
+        questions.append(slots.query(tx.dialect, handler.limit, by_group=counts))
         questions.append(limits.group_rates_query(handler.limit))
     questions.append(asked.front())
     flood = None if limit is not None or idle_only or asked.in_full else queues.only
@@ -237,8 +237,11 @@ class _Claiming:
         )
         taken = batch.claims
         if room is not None and taken:
-            groups = {row[:2]: group_queues.group_of(row[6]) for row in front[:fitting]}
-            taken = self._with_uses(taken, groups)
+            groups = [group_queues.group_of(row[6]) for row in front[: batch.found]]
+            if batch.broken:
+                by_ref = dict(zip([row[:2] for row in rows], groups, strict=False))
+                groups = [by_ref[one.id, one.attempt] for one in taken]
+            self._give_uses(taken, groups)
         cursor = claims.cursor_at(front[0]) if is_full else None
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
@@ -345,18 +348,16 @@ class _Claiming:
                 self._tx, {c.ref: window.filled[c.ref] for c in taken if c.ref in window.filled}
             )
         if self._room is not None and taken:
-            taken = self._with_uses(taken, groups)
+            self._give_uses(taken, [groups[one.ref] for one in taken])
         if self._turns is not None:
             _mark_those_ahead(taken, groups, self._turns)
         return batch._replace(claims=taken, broken=broken)
 
-    def _with_uses(self, taken: list[Claim], groups: Mapping[Any, str]) -> list[Claim]:
+    def _give_uses(self, taken: Sequence[Claim], groups: Sequence[str]) -> None:
         assert self._room is not None
-        uses = self._room.use(self._tx, [(one, groups[one.id, one.attempt]) for one in taken])
-        for one, use in zip(taken, uses, strict=True):
+        for one, use in zip(taken, self._room.use(self._tx, taken, groups), strict=True):
             # Nobody else has it yet, and a copy of it takes seven times as long.
             msgspec.structs.force_setattr(one, "limited", use)
-        return taken
 
     def _park(
         self, window: SeenRows, ended: set[AttemptRef], heads: Collection[str]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from workerd import clock
 from workerd.errors import StoreRefused
@@ -47,6 +47,19 @@ def literal(value: object) -> str:
     if isinstance(value, float):
         raise StoreRefused(f"{value} is not a finite number", 1264)
     raise TypeError(f"{type(value).__name__} is no SQL parameter")
+
+
+def _literals(values: Sequence[object]) -> Iterable[str]:
+    """Each as `literal`; in a third of the time where all are numbers, ids, or the same text."""
+    types = set(map(type, values))
+    if types == {int}:
+        return map(repr, values)
+    if types == {bytes}:
+        return [f"x'{value.hex()}'" for value in cast(Sequence[bytes], values)]
+    if types == {str}:
+        known = {value: literal(value) for value in set(values)}
+        return [known[value] for value in values]
+    return map(literal, values)
 
 
 def _escaped(value: str) -> str:
@@ -242,6 +255,7 @@ class _MySQL(Dialect):
     skip_locked = " FOR UPDATE SKIP LOCKED"
     clock_column = "UTC_TIMESTAMP(6)"
     null_safe_equal = "<=>"
+    union_of_bits = "BIT_OR"
     has_quick_statements = False
     index_ends_with_id = True  # InnoDB adds the primary key
     defaults_are_exact = True
@@ -272,11 +286,9 @@ class _MySQL(Dialect):
     def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
         inserted = 0
         for part in columns.chunks(rows):
-            # As `literal`, which takes twice as long for numbers and ids.
-            values = ",".join([
-                "(" + ",".join([repr(v) if type(v) is int else literal(v) for v in row]) + ")" for row in part
-            ])  # fmt: skip
-            inserted += tx.execute(f"INSERT INTO {into} VALUES {values}{end}")
+            by_column = [_literals(values) for values in zip(*part, strict=True)]
+            values = "),(".join([",".join(row) for row in zip(*by_column, strict=True)])
+            inserted += tx.execute(f"INSERT INTO {into} VALUES ({values}){end}")
         return inserted
 
     def delete_by_key(self, table: str, where: str) -> str:

@@ -68,8 +68,9 @@ def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str]
                 attempts.append((AttemptRef(job_id, attempt), group_queues.group_of(group)))
     for again, attempts in by_limit.items():
         slots.delete(tx, [ref for ref, _ in attempts])
-        numbers = slots.read(tx.query(*slots.query(again.limit, by_group=True)))
-        slots.take(tx, again.limit, numbers, attempts, again.scopes)
+        numbers = slots.read(tx.query(*slots.query(tx.dialect, again.limit, by_group=True)))
+        refs, groups = zip(*attempts, strict=True)
+        slots.take(tx, again.limit, numbers, refs, groups, again.scopes)
 
 
 def take_ended(tx: Tx, node: NodeIdent, ended: Collection[AttemptRef]) -> list[AttemptRef]:

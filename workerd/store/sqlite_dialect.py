@@ -61,6 +61,7 @@ class _SQLite(Dialect):
     skip_locked = ""
     clock_column = "NULL"  # the session's clock is this machine's
     null_safe_equal = "IS"
+    union_of_bits = "SUM"  # of different ones
     has_quick_statements = True  # it compiles one that names its rows anew, in 0.4 ms and 3 µs a row
     index_ends_with_id = False  # but with the number of the row; it has no dead entries
     defaults_are_exact = False  # CURRENT times of SQLite have milliseconds
