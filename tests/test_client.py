@@ -18,7 +18,8 @@ from tests.support.eventually import eventually
 from tests.support.rows import Rows
 from tests.support.servers import DatabaseServer
 from workerd.client import Client
-from workerd.config.model import StoreConfig
+from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.model import Config, NodeConfig, StoreConfig
 from workerd.document_types import Changed
 from workerd.errors import (
     Conflict,
@@ -31,6 +32,9 @@ from workerd.errors import (
 )
 from workerd.job_spec import JobSpec
 from workerd.runtime.child import fork
+from workerd.runtime.paths import Paths
+from workerd.runtime.sockets import bind_datagram
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_rows
 from workerd.store.engines import open_store
 
 CONFIG = f"""
@@ -344,6 +348,24 @@ def test_an_unreachable_store_raises_store_away() -> None:
         for _ in range(2):
             with pytest.raises(StoreAway):
                 client.enqueue("add")
+
+
+def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(tmp_path: Path) -> None:
+    """It need not look which of many have some."""
+    node = NodeConfig(runtime_dir=tmp_path)
+    config = Config(
+        node=node,
+        store=StoreConfig(url=f"sqlite:///{tmp_path}/store.db"),
+        pools={"p": PoolConfig(name="p", handlers=(HandlerConfig(name="mail", call="m:f", pool="p"),))},
+    )
+    store = open_store(config.store)
+    store.migrate()
+    store.close()
+    with bind_datagram(Paths(node).wake) as sock, Client(config) as client:
+        client.enqueue("mail")
+        client.enqueue("mail", unique_key="k")
+        client.enqueue_many([JobSpec(handler="mail"), JobSpec(handler="mail")])
+        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(3)] == [new_rows(["mail"])] * 3
 
 
 def test_an_empty_store_raises_wrong_version(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from workerd.operations.edit import Edit
 from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
-from workerd.runtime.sockets import Waker
+from workerd.runtime.wake_ups import Waker, new_rows
 from workerd.tracing import switch as tracing
 from workerd.workflow import ADHOC
 
@@ -121,7 +121,7 @@ class Client:
             if enqueued is None:
                 enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
             sending.enqueued = [enqueued]
-        self.wake()
+        self._waker.wake(new_rows([handler]))
         return enqueued
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:
@@ -131,7 +131,7 @@ class Client:
             return []
         with tracing.sending(self._tracing, new) as sending:
             sending.enqueued = enqueued = self._run(lambda tx: self._admit(tx, sending.jobs))
-        self.wake()
+        self._waker.wake(new_rows(job.handler for job in new))
         return enqueued
 
     def get(self, job_id: str | uuid.UUID) -> Job:

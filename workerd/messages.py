@@ -373,6 +373,12 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
     due: int
 
 
+class NewRows(Message, frozen=True, tag="new"):
+    """There are new rows of these handlers."""
+
+    handlers: tuple[str, ...]
+
+
 class Freed(Message, frozen=True, tag="freed"):
     """Attempts have ended that used these limits: what waits for one of them may fit now."""
 

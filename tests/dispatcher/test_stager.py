@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
+import pytest
 
 from tests.support.dispatching import MakeHarness, insert_jobs
 from workerd.messages import Scheduled
 from workerd.runtime.sockets import poke
-from workerd.store import handlers, job_control
-from workerd.store.base import Store
+from workerd.runtime.wake_ups import new_rows
+from workerd.store import handlers, job_control, polls
+from workerd.store.base import Store, Tx
+from workerd.store.polls import PollResult
 
 
 def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, store: Store) -> None:
@@ -22,6 +27,36 @@ def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, sto
     insert_jobs(store, "h")
     assert poke(harness.paths.wake)
     harness.until(lambda: pool.claims, within=10)
+
+
+def test_a_wake_up_that_names_handlers_is_for_those_alone(
+    make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are claimed without looking first which of many have rows; one that names none is for all."""
+    peek, peeks = polls.peek, tmp_path / "peeks"
+
+    def noted(tx: Tx, names: list[str]) -> PollResult:
+        with peeks.open("a") as file:  # by the dispatcher's process
+            print(*names, file=file)
+        return peek(tx, names)
+
+    monkeypatch.setattr(polls, "peek", noted)
+    harness = make_harness(poll=60.0)
+    harness.start()
+    pool = harness.pool("f", "g", "h", name="p").connect()
+    pool.demand(5)
+    harness.until(lambda: harness.is_up and harness.settled())
+    harness.serve(0.2)
+    insert_jobs(store, "f")
+    (job,) = insert_jobs(store, "h")
+    assert poke(harness.paths.wake, new_rows(["h", "elsewhere"]))
+    harness.until(lambda: pool.claims, within=10)
+    harness.serve(0.2)
+    assert [key[0] for key in pool.claims] == [job]
+    assert not peeks.exists()
+    assert poke(harness.paths.wake)
+    harness.until(lambda: len(pool.claims) == 2, within=10)
+    assert peeks.read_text() == "f g h\n"
 
 
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHarness, store: Store) -> None:

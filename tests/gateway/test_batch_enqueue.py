@@ -17,6 +17,8 @@ from workerd.gateway.backend import Backend
 from workerd.gateway.state import GatewayState
 from workerd.operations.enqueue import KnownHandlers
 from workerd.operations.rules import HandlerRules
+from workerd.runtime.sockets import bind_datagram
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_rows
 from workerd.store.engines import open_store
 
 HANDLER = HandlerConfig(name="noop", call="x:y", pool="noop", redact=("card",))
@@ -51,7 +53,7 @@ def enqueue(gateway: GatewayState, **more: Any) -> tuple[int, dict[str, Any]]:
 def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever needs a thread to write fails from here on."""
 
-    async def fail(self: Backend, *_: object) -> None:
+    async def fail(self: Backend, *_: object, **__: object) -> None:
         raise StoreAway("a thread was asked")
 
     monkeypatch.setattr(Backend, "write", fail)
@@ -71,6 +73,17 @@ def test_the_loop_enqueues_without_a_thread(gateway: GatewayState, monkeypatch: 
     assert document.pop("replaced") is False
     assert document["vars"]["card"] != "4711"
     assert ask(gateway, f"/jobs/{document['id']}").json() == document
+
+
+def test_the_dispatcher_is_told_of_which_handler_there_are_new_rows(gateway: GatewayState) -> None:
+    """Whoever has inserted them: a thread, the loop, or a thread for what needs the store first."""
+    path = gateway.backend.paths.wake
+    path.parent.mkdir()
+    with bind_datagram(path) as sock:
+        for more in ({}, {}, {"unique_key": "k"}):
+            assert enqueue(gateway, **more)[0] == 201
+        assert ask(gateway, "/jobs/bulk", {"jobs": [{"handler": "noop"}] * 2}).status_code == 201
+        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(4)] == [new_rows(["noop"])] * 4
 
 
 def test_a_connection_that_was_lost_is_replaced(gateway: GatewayState, mysql_server: DatabaseServer) -> None:

@@ -17,16 +17,15 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.job import AttemptRef
-from workerd.messages import Cancel, Freed, Release, Scheduled
+from workerd.messages import Cancel, Freed, NewRows, Release, Scheduled
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import bind_datagram
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES
 from workerd.store import claims, polls
 from workerd.store.polls import PollResult
 
 MAX_DATAGRAMS = 1000
 """Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
-MAX_DATAGRAM_BYTES = 256
-"""Longer ones are cut: they are not ours."""
 MAX_DUE_ROWS = 500
 """Rows that one transaction makes `new`."""
 SHORTEST_PAUSE_S = 0.002
@@ -162,15 +161,15 @@ class Stager:
 class WakeSocket:
     """Reads wake-ups; a thousand of them are worth one.
 
-    `on_new`: there is new work. `on_freed`: something of these limits was given back. `on_scheduled`: a row
-    becomes due at this store time, microseconds.
+    `on_new`: there are new rows, of these handlers or, None, of any. `on_freed`: something of these limits
+    was given back. `on_scheduled`: a row becomes due at this store time, microseconds.
     """
 
     def __init__(
         self,
         loop: Loop,
         path: Path,
-        on_new: Callable[[], None],
+        on_new: Callable[[Iterable[str] | None], None],
         on_freed: Callable[[Iterable[str]], None],
         on_scheduled: Callable[[int], None],
     ) -> None:
@@ -178,7 +177,7 @@ class WakeSocket:
         self._on_new = on_new
         self._on_freed = on_freed
         self._on_scheduled = on_scheduled
-        self._decoder = msgspec.msgpack.Decoder(Freed | Scheduled)
+        self._decoder = msgspec.msgpack.Decoder(Freed | NewRows | Scheduled)
         self._socket = bind_datagram(path, 0o666)
 
     def start(self) -> None:
@@ -192,14 +191,17 @@ class WakeSocket:
                 datagrams.add(self._socket.recv(MAX_DATAGRAM_BYTES))
         due: list[int] = []
         freed: set[str] = set()
-        new = False
+        new: set[str] = set()
+        is_any = False
         for datagram in datagrams:
             try:
                 message = self._decoder.decode(datagram)
             except (msgspec.MsgspecError, ValueError, RecursionError):
-                new = True
+                is_any = True
                 continue
-            if isinstance(message, Freed):
+            if isinstance(message, NewRows):
+                new.update(message.handlers)
+            elif isinstance(message, Freed):
                 freed.update(message.limits)
             else:
                 due.append(message.due)
@@ -207,5 +209,5 @@ class WakeSocket:
             self._on_freed(freed)
         if due:
             self._on_scheduled(min(due))
-        if new:
-            self._on_new()
+        if new or is_any:
+            self._on_new(None if is_any else new)

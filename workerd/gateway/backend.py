@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from workerd.operations import logs
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.generations import Generations, ask_all, ask_status
 from workerd.runtime.paths import Paths
-from workerd.runtime.sockets import Waker
+from workerd.runtime.wake_ups import Waker, new_rows
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -56,10 +56,16 @@ class Backend:
         """A connected store of its own. Raises StoreError."""
         return open_checked(self.config, self._timeout, spare=True)
 
-    async def write(self, work: Callable[[Tx], T], run: Callable[[Callable[[Tx], T]], T] | None = None) -> T:
+    async def write(
+        self,
+        work: Callable[[Tx], T],
+        run: Callable[[Callable[[Tx], T]], T] | None = None,
+        handlers: Iterable[str] | None = None,
+    ) -> T:
         """Run `work` in one transaction and wake the dispatcher; `run`: what does it in the thread.
 
-        Raises StoreError, and HTTPProblem 503 while the node drains or is overloaded.
+        `handlers`: those of which it makes new rows, if these are known. Raises StoreError, and HTTPProblem
+        503 while the node drains or is overloaded.
         """
         self._refuse_while_draining()
         result: T
@@ -67,7 +73,7 @@ class Backend:
             result = await self._call(self._lend, lambda store: store.run(work))
         else:
             result = await self._call(run, work)
-        self.wake()
+        self.wake(handlers)
         return result
 
     async def write_each(self, work: Callable[[Callable[[Callable[[Tx], Any]], Any]], T]) -> T:
@@ -84,9 +90,9 @@ class Backend:
                 DRAINING_RETRY_AFTER_S,
             )
 
-    def wake(self) -> None:
-        """Wake the dispatcher of this node."""
-        self._waker.wake()
+    def wake(self, handlers: Iterable[str] | None = None) -> None:
+        """Wake the dispatcher of this node, for new rows of these handlers or of any."""
+        self._waker.wake(b"" if handlers is None else new_rows(handlers))
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""

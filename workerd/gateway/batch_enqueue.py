@@ -53,7 +53,9 @@ class BatchEnqueue:
         handler = self._config.handlers.get(job.handler)
         # Whether these may be inserted depends on rows that the same batch may insert.
         if job.id is not None or job.unique_key is not None or (handler and handler.max_waiting):
-            return await self._backend.write(lambda tx: _enqueue_one(tx, job, self._config, self._rules))
+            return await self._backend.write(
+                lambda tx: _enqueue_one(tx, job, self._config, self._rules), handlers=[job.handler]
+            )
         if len(self._queue) >= MAX_QUEUED_JOBS:
             raise overloaded()
         future: asyncio.Future[EnqueuedJob] = asyncio.get_running_loop().create_future()
@@ -99,7 +101,7 @@ class BatchEnqueue:
             self._posted.hand_over()
             _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
         else:
-            self._backend.wake()
+            self._backend.wake(job.handler for job, _ in batch)
             _tell(batch, answer)
         self._send_next()
 
@@ -124,7 +126,7 @@ class BatchEnqueue:
 
         results: Sequence[EnqueuedJob | Exception]
         try:
-            results = await self._backend.write(work, self._posted.run)
+            results = await self._backend.write(work, self._posted.run, {job.handler for job in new_jobs})
         except CommitUnknown as error:
             # What was refused was refused; each of the others is told of its own job.
             results = [

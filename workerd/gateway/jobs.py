@@ -82,7 +82,9 @@ async def enqueue_bulk(request: Request) -> Response:
                 check_repeat(tx, new_jobs, done, following=key.id(len(new_jobs)).bytes)
             return done
 
-        sending.enqueued = done = await gateway.backend.write(work)
+        sending.enqueued = done = await gateway.backend.write(
+            work, handlers={job.handler for job in new_jobs}
+        )
     return json_response({"items": done}, 201 if key is None or any(one.created for one in done) else 200)
 
 

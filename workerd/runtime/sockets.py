@@ -93,52 +93,6 @@ def poke(path: Path, body: bytes = b"") -> bool:
     return True
 
 
-class Waker:
-    """Sends datagrams without content to a path, from one socket: a third of the time of `poke`.
-
-    For any thread, and on both sides of a fork.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._address = os.fspath(path)
-        self._is_short = len(os.fsencode(path)) <= MAX_PATH_BYTES
-        self._sockets: dict[int, socket.socket] = {}  # by the process that opened them
-
-    def wake(self) -> None:
-        """Send one, if a socket is bound there."""
-        if not self._is_short:
-            poke(self._path)
-            return
-        sock = self._sockets.get(os.getpid()) or self._open()
-        with contextlib.suppress(OSError):
-            sock.sendto(b"", self._address)
-
-    def close(self) -> None:
-        """Close the socket; the next use opens another."""
-        self._forget_inherited()
-        sock = self._sockets.pop(os.getpid(), None)
-        if sock is not None:
-            sock.close()
-
-    __del__ = close
-
-    def _forget_inherited(self) -> None:
-        for pid in self._sockets.keys() - {os.getpid()}:
-            sock = self._sockets.pop(pid, None)
-            if sock is not None:
-                # The parent's: here its number may belong to another file by now, as in a worker.
-                sock.detach()
-
-    def _open(self) -> socket.socket:
-        self._forget_inherited()
-        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        kept = self._sockets.setdefault(os.getpid(), made)  # another thread's, which was faster
-        if kept is not made:
-            made.close()
-        return kept
-
-
 class ReconnectingClient:
     """A client of a role that may be restarted: it reconnects whenever its channel breaks.
 

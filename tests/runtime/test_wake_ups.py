@@ -12,7 +12,8 @@ import pytest
 from tests.support.datagrams import received
 from tests.support.eventually import eventually
 from workerd.runtime.child import fork
-from workerd.runtime.sockets import Waker, bind_datagram, poke
+from workerd.runtime.sockets import bind_datagram, poke
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, Waker, new_rows
 
 
 @pytest.fixture(params=["short", "long"])
@@ -78,3 +79,11 @@ def test_threads_share_one_socket(path: Path) -> None:
             list(threads.map(wake, [waker] * 8, [start] * 8))
             assert received(sock) == 8
             waker.close()
+
+
+def test_what_does_not_fit_is_not_named() -> None:
+    """Many handlers, or a long name, are woken as any."""
+    assert new_rows(["b", "a", "b"]) == new_rows(["a", "b"]) != b""
+    assert 0 < len(new_rows(["é" * 100])) <= MAX_DATAGRAM_BYTES
+    assert new_rows(["é" * 191]) == b""
+    assert new_rows(map(str, range(100))) == b""

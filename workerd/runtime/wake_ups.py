@@ -1,0 +1,78 @@
+"""Wake-ups: datagrams to the dispatcher of this host, which any local program may send."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from workerd.messages import NewRows
+from workerd.runtime.sockets import MAX_PATH_BYTES, poke
+
+MAX_DATAGRAM_BYTES = 256
+"""Longer ones are cut by the dispatcher: they are not ours."""
+MAX_NAMED = 8
+"""Handlers that one names; as many as one transaction claims for."""
+
+
+def new_rows(handlers: Iterable[str]) -> bytes:
+    """The wake-up for new rows of these handlers, which then need not be looked for; else for any."""
+    named = frozenset(handlers)
+    return _naming(named) if len(named) <= MAX_NAMED else b""
+
+
+@lru_cache(maxsize=128)
+def _naming(handlers: frozenset[str]) -> bytes:
+    body = msgspec.msgpack.encode(NewRows(tuple(sorted(handlers))))
+    return body if len(body) <= MAX_DATAGRAM_BYTES else b""
+
+
+class Waker:
+    """Sends datagrams to a path, from one socket: a third of the time of `poke`.
+
+    For any thread, and on both sides of a fork.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._address = os.fspath(path)
+        self._is_short = len(os.fsencode(path)) <= MAX_PATH_BYTES
+        self._sockets: dict[int, socket.socket] = {}  # by the process that opened them
+
+    def wake(self, body: bytes = b"") -> None:
+        """Send one, if a socket is bound there."""
+        if not self._is_short:
+            poke(self._path, body)
+            return
+        sock = self._sockets.get(os.getpid()) or self._open()
+        with contextlib.suppress(OSError):
+            sock.sendto(body, self._address)
+
+    def close(self) -> None:
+        """Close the socket; the next use opens another."""
+        self._forget_inherited()
+        sock = self._sockets.pop(os.getpid(), None)
+        if sock is not None:
+            sock.close()
+
+    __del__ = close
+
+    def _forget_inherited(self) -> None:
+        for pid in self._sockets.keys() - {os.getpid()}:
+            sock = self._sockets.pop(pid, None)
+            if sock is not None:
+                # The parent's: here its number may belong to another file by now, as in a worker.
+                sock.detach()
+
+    def _open(self) -> socket.socket:
+        self._forget_inherited()
+        made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        kept = self._sockets.setdefault(os.getpid(), made)  # another thread's, which was faster
+        if kept is not made:
+            made.close()
+        return kept
