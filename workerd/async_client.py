@@ -103,6 +103,7 @@ class AsyncClient:
     cancel_request = _awaitable(Client.cancel_request)
     pause = _awaitable(Client.pause)
     resume = _awaitable(Client.resume)
+    unhold = _awaitable(Client.unhold)
     errors = _awaitable(Client.errors)
     error = _awaitable(Client.error)
     resolve_error = _awaitable(Client.resolve_error)

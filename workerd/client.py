@@ -29,6 +29,7 @@ from workerd.operations import (
     errors,
     handlers,
     jobs,
+    limits,
     logs,
     request_graphs,
     requests,
@@ -411,6 +412,15 @@ class Client:
         was_paused = self._run(lambda tx: handlers.resume(tx, self._actor, self._config, handler))
         self.wake()
         return was_paused
+
+    def unhold(self, limit: str, group: str | None = None) -> bool:
+        """End a hold of a limit, or of one of its groups, that a job asked for; false if it is not held.
+
+        Raises NotFound.
+        """
+        _, was_held = self._run(lambda tx: limits.unhold(tx, self._actor, self._config, limit, group))
+        self.wake()
+        return was_held
 
     # -- schedules
 

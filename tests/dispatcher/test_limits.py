@@ -18,7 +18,7 @@ from workerd.messages import Freed
 from workerd.outcome import Hold, Outcome, Reason
 from workerd.rate_limit import Rate
 from workerd.runtime.sockets import poke
-from workerd.store import nodes, slots
+from workerd.store import limits, nodes, slots
 from workerd.store.base import Store
 from workerd.store.nodes import NodeInfo, NodeRecord
 
@@ -95,6 +95,25 @@ def test_what_waits_in_pools_is_given_back_at_a_hold(make_harness: MakeHarness, 
     insert_jobs(store, "b", 1)
     harness.serve(0.4)
     assert len(pool.claims) == 1
+
+
+@pytest.mark.parametrize(("scope", "group"), [("limit", None), ("group", "")])
+def test_the_end_of_a_hold_by_hand_is_seen_within_a_poll(
+    make_harness: MakeHarness, store: Store, scope: str, group: str | None
+) -> None:
+    """What waits for it is claimed long before the moment until which it was to last."""
+    harness, pool = start(make_harness, LimitConfig(concurrency=9), poll=0.1)
+    insert_jobs(store, "a", 1)
+    pool.demand(20)
+    harness.until(lambda: len(pool.claims) == 1)
+    end(harness, pool, next(iter(pool.claims.values())), Hold(scope, 3600 * SECOND))
+    (job,) = insert_jobs(store, "b", 1)
+    harness.until(lambda: ("a", "b") in pool.releases)
+    harness.serve(0.4)
+    assert not pool.claims
+    assert store.run(lambda tx: limits.end_hold(tx, "l", group))
+    harness.until(lambda: pool.claims, within=10)
+    assert [ref.id for ref in pool.claims] == [job]
 
 
 def test_the_lower_of_two_configurations_holds(

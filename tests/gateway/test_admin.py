@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.gateway import Api
+from tests.support.rows import Rows
 
 
 def test_handlers(api: Api) -> None:
@@ -37,6 +38,22 @@ def test_nodes_and_schedules(api: Api) -> None:
     assert made.status_code == 201
     assert api.ended(made.json()["id"])["handler"] == "tick"
     assert api.post("/schedules/nope/run").status_code == 404
+
+
+def test_the_hold_of_a_limit_is_ended(api: Api) -> None:
+    """Also of one that was removed since: afterwards nothing is known of it."""
+    sql = "INSERT INTO workerd_rates (limit_name, scope, group_key, held_until) VALUES (%s, %s, %s, %s)"
+    rows, until = Rows(api.daemon.url), "2099-01-01 00:00:00.000000"
+    rows.sql(sql, "gone", "limit", "", until)
+    rows.sql(sql, "gone", "group", "é/1", until)
+    [limit] = api.get("/limits").json()["limits"]
+    assert limit["held_until"].startswith("2099")
+    assert api.post("/limits/gone/unhold", {"group": 1}).status_code == 422
+    assert api.post("/limits/gone/unhold", {"group": "other"}).json() == limit
+    assert api.post("/limits/gone/unhold", {"group": "é/1"}).json() == limit | {"groups": []}
+    assert api.post("/limits/gone/unhold").json() == limit | {"held_until": None, "groups": []}
+    assert api.post("/limits/gone/unhold").status_code == 404
+    assert [act["action"] for act in api.get("/audit?target=gone").json()["audit"]] == ["unhold", "unhold"]
 
 
 @pytest.mark.parametrize("kind", ["handlers", "nodes", "schedules"])

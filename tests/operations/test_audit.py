@@ -23,6 +23,7 @@ from workerd.operations import (
     errors,
     handlers,
     jobs,
+    limits,
     request_graphs,
     requests,
     schedules,
@@ -37,7 +38,7 @@ from workerd.store.base import Store, Tx
 
 TABLES = (
     "workerd_jobs", "workerd_requests", "workerd_handlers", "workerd_schedules", "workerd_errors",
-    "workerd_audit",
+    "workerd_rates", "workerd_audit",
 )  # fmt: skip
 ANN = Actor("ann", "http", Role.OPERATOR, "10.0.0.7")
 
@@ -138,6 +139,10 @@ class Example:
                 plan = self.store.read(lambda tx: request_graphs.checked(tx, config, graph))
                 waiting = parse_id(self.store.run(lambda tx: request_graphs.submit(tx, plan)).id)
                 return lambda tx: requests.signal(tx, ANN, config, waiting, "approved"), id_text(waiting)
+            case "limits.unhold":
+                sql = "INSERT INTO workerd_rates (limit_name, held_until) VALUES ('l', '2099-01-01 00:00:00')"
+                self.store.run(lambda tx: tx.execute(sql))
+                return lambda tx: limits.unhold(tx, ANN, config, "l"), "l"
             case "schedules.set_":
                 return lambda tx: schedules.set_(tx, ANN, config, "nightly", given), "nightly"
             case "schedules.set_texts":

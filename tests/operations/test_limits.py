@@ -15,10 +15,12 @@ from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config, NodeConfig, StoreConfig
 from workerd.dispatcher.limited_handlers import LimitedHandlers
+from workerd.errors import NotFound
 from workerd.ingester import writer
 from workerd.job import Claim, Status, id_text
-from workerd.operations import figures, jobs
+from workerd.operations import audit, figures, jobs
 from workerd.operations import limits as operations
+from workerd.operations.actor import Actor
 from workerd.operations.why import explain
 from workerd.outcome import Hold, Outcome, Reason
 from workerd.rate_limit import Rate
@@ -55,6 +57,20 @@ def claim(store: Store, config: Config, wanted: int = 10) -> list[Claim]:
         return limited.claim(tx, "charge", locked, wanted, NODE, None, 1 << 20).batch.claims
 
     return store.run(work)
+
+
+def ended(claimed: Claim, hold: Hold) -> Outcome:
+    """How it ended well, and what it held then."""
+    return Outcome(
+        id=claimed.id,
+        attempt=claimed.attempt,
+        claimed_at=claimed.claimed_at,
+        handler="charge",
+        status=Status.COMPLETED,
+        reason=Reason.OK,
+        limited=claimed.limited,
+        hold=hold,
+    )
 
 
 def why(store: Store, config: Config, job_id: bytes) -> str:
@@ -103,19 +119,63 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
     [claimed] = claim(store, config)
     assert claimed.id == first
     assert why(store, config, second).startswith('The rate of the limit "stripe", 1/1h, lets the next start')
-    outcome = Outcome(
-        id=claimed.id,
-        attempt=1,
-        claimed_at=claimed.claimed_at,
-        handler="charge",
-        status=Status.COMPLETED,
-        reason=Reason.OK,
-        limited=claimed.limited,
-        hold=Hold("group", 60 * SECOND),
-    )
+    outcome = ended(claimed, Hold("group", 60 * SECOND))
     store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
     sentences = store.read(lambda tx: explain(tx, config, second, {}))[1]
     assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
+
+
+def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
+    """Of a group or of the whole limit; the other stays. An act that changes nothing is not recorded."""
+    config, ann = configured(concurrency=5), Actor("ann", "cli")
+
+    def held() -> tuple[bool, list[str]]:
+        found = store.read(lambda tx: operations.find(tx, config, "stripe"))
+        return found["held_until"] is not None, [one["group"] for one in found["groups"] if one["held_until"]]
+
+    def unhold(group: str | None) -> bool:
+        found, was_held = store.run(lambda tx: operations.unhold(tx, ann, config, "stripe", group))
+        assert found == store.read(lambda tx: operations.find(tx, config, "stripe"))
+        return was_held
+
+    for _ in range(2):
+        rows.insert("charge", group_key="a b")
+    outcomes = [
+        ended(one, Hold(scope, 60 * SECOND))
+        for one, scope in zip(claim(store, config), ("limit", "group"), strict=True)
+    ]
+    store.run(lambda tx: writer.close(tx, outcomes, NODE.id))
+    job_id = rows.insert("charge", group_key="a b")
+    assert held() == (True, ["a b"])
+    ways = [sentence.partition("that. ")[2] for sentence in explained(store, config, job_id)[:2]]
+    assert ways == [
+        "`workerd limits unhold stripe` ends it.", "`workerd limits unhold stripe --group 'a b'` ends it.",
+    ]  # fmt: skip
+    assert not unhold("b")
+    assert unhold("a b")
+    assert held() == (True, [])
+    assert claim(store, config) == []
+    assert unhold(None)
+    assert not unhold(None)
+    assert held() == (False, [])
+    assert [one.id for one in claim(store, config)] == [job_id]
+    acts = store.read(audit.list_).audit
+    assert [(act["action"], act["target"], act["detail"]) for act in acts] == [
+        ("unhold", "stripe", None),
+        ("unhold", "stripe", {"group": "a b"}),
+    ]
+    with pytest.raises(NotFound, match='Limit "strip" not found; known are: stripe'):
+        store.run(lambda tx: operations.unhold(tx, ann, config, "strip"))
+
+
+def test_the_hold_of_a_removed_limit_is_ended_too(store: Store, rows: Rows) -> None:
+    """It is shown as long as it is held."""
+    rows.sql("INSERT INTO workerd_rates (limit_name, held_until) VALUES ('gone', '2099-01-01 00:00:00')")
+    config, ann = configured(concurrency=1), Actor("ann", "cli")
+    found, was_held = store.run(lambda tx: operations.unhold(tx, ann, config, "gone"))
+    assert was_held
+    assert (found["configured"], found["held_until"]) == (False, None)
+    assert [one["name"] for one in store.read(lambda tx: operations.list_(tx, config))] == ["stripe"]
 
 
 def test_why_fills_the_group_of_a_plain_insert(store: Store, rows: Rows) -> None:

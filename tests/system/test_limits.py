@@ -264,6 +264,22 @@ def test_a_hold_stops_every_node_within_one_poll(
     assert_settled(rows)
 
 
+@pytest.mark.parametrize("scope", ["limit", "group"])
+def test_a_hold_is_ended_by_hand(store_url: str, start_daemon: Callable[..., Daemon], scope: str) -> None:
+    """`why` tells how; what waits starts long before the hold would end."""
+    rows = Rows(store_url)
+    daemon = start_daemon(HOLDS, "one")
+    rows.insert("calls", {"hold": scope, "seconds": 3600}, group_key="a")
+    eventually(lambda: rows.counts() == {"retry": 1, "scheduled": 1}, state=daemon.tail)
+    waiting = rows.insert("calls", group_key="a")
+    words = ["limits", "unhold", "shared", *(["--group", "a"] if scope == "group" else [])]
+    assert f"`workerd {' '.join(words)}` ends it." in daemon.cli("why", str(uuid.UUID(bytes=waiting))).stdout
+    assert "is held no more" in daemon.cli(*words).stderr
+    eventually(lambda: rows.ended(waiting), state=daemon.tail)
+    assert rows.counts() == {"retry": 1, "scheduled": 1, "completed": 1}
+    assert_settled(rows)
+
+
 def _moment(value: Any) -> datetime:
     """A time of either engine."""
     return datetime.fromisoformat(value) if isinstance(value, str) else value

@@ -44,7 +44,7 @@ COMMANDS = (
     ("pause", "cli.handlers:pause", "Pause a handler: no job of it starts until `resume`."),
     ("resume", "cli.handlers:resume", "Resume a paused handler."),
     ("stats", "cli.stats:stats", "Show waiting and running jobs, workers and rates by handler."),
-    ("limits", "cli.limits:limits", "List limits: what they allow, what is used, who holds them."),
+    ("limits", "cli.limits:limits", "List limits: what is used, who has them; or end a hold."),
     ("nodes", "cli.handlers:nodes", "List the nodes that share the store."),
     ("schedules", "cli.schedules:schedules", "List schedules, or set, remove, pause, resume or run one."),
     ("audit", "cli.audit:audit", "List what people and programs changed, newest first."),

@@ -1,16 +1,56 @@
-"""`limits`: what each limit allows, who has it, what waits for it."""
+"""`limits`: what each limit allows, who has it, what waits for it; end a hold."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workerd.cli.errors import UsageError
 from workerd.cli.options import AsJson, ConfigPath
 from workerd.cli.output import Document, notify, print_json, print_table
 from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.operations import limits as operations
+from workerd.text import line
+
+Words = Annotated[
+    list[str] | None, typer.Argument(metavar="[unhold NAME]", help="End the hold of this limit.")
+]
+Group = Annotated[
+    str | None, typer.Option("--group", metavar="GROUP", help="End the hold of this group of the limit.")
+]
 
 
-def limits(c: ConfigPath = None, json: AsJson = False) -> None:
-    """List limits: what they allow, what is used, who holds them."""
+def limits(words: Words = None, group: Group = None, c: ConfigPath = None, json: AsJson = False) -> None:
+    """List limits: what is used, who has them; or end a hold.
+
+    `unhold` ends what `Retry(hold=…)` of a job asked for: what waits starts at once on this host, on other
+    nodes within `dispatcher.poll`.
+    """
+    match words or []:
+        case []:
+            if group is not None:
+                raise UsageError("--group belongs to `workerd limits unhold NAME`.")
+            _show(c, json)
+        case ["unhold", name]:
+            _unhold(c, name, group, json)
+        case _:
+            raise UsageError("Expected nothing, or unhold and one name.")
+
+
+def _unhold(c: Path | None, name: str, group: str | None, json: bool) -> None:
+    with open_session(c) as session:
+        actor, config = session.actor, session.config
+        found, was_held = session.run(lambda tx: operations.unhold(tx, actor, config, name, group))
+    whose = line(name) if group is None else f'{line(name)} for the group "{line(group)}"'
+    notify(f"{whose} is held no more." if was_held else f"{whose} was not held; nothing has changed.")
+    if json:
+        print_json(found)
+
+
+def _show(c: Path | None, json: bool) -> None:
     with open_session(c) as session:
         found = session.read(lambda tx: operations.list_(tx, session.config))
     if json:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from workerd.document_types import Document
 from workerd.gateway import params
-from workerd.gateway.params import EmptyBody, PauseBody, ScheduleBody
+from workerd.gateway.params import EmptyBody, PauseBody, ScheduleBody, UnholdBody
 from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
@@ -66,6 +66,17 @@ async def list_limits(request: Request) -> Response:
     gateway = gateway_of(request)
     listed = await gateway.backend.read(lambda tx: limits.list_(tx, gateway.config))
     return json_response({"limits": listed, "next": None})
+
+
+async def unhold_limit(request: Request) -> Response:
+    """End the hold of a limit, or of one of its groups."""
+    gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
+    group = (await params.body(request, UnholdBody)).group
+
+    document, _ = await gateway.backend.write(
+        lambda tx: limits.unhold(tx, actor, gateway.config, name, group)
+    )
+    return json_response(document)
 
 
 async def list_schedules(request: Request) -> Response:
@@ -144,6 +155,7 @@ ROUTES = [
     Route("/audit", list_audit, methods=["GET"], access=Access.ACT),
     Route("/nodes", list_nodes, methods=["GET"], access=Access.READ),
     Route("/limits", list_limits, methods=["GET"], access=Access.READ),
+    Route("/limits/{name}/unhold", unhold_limit, methods=["POST"], access=Access.ACT),
     Route("/stats", show_stats, methods=["GET"], access=Access.READ),
     Route("/schedules", list_schedules, methods=["GET"], access=Access.READ),
     Route("/schedules/{name}", show_schedule, methods=["GET"], access=Access.READ),

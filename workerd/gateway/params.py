@@ -176,6 +176,12 @@ class PauseBody(msgspec.Struct, forbid_unknown_fields=True):
     reason: str | None = None
 
 
+class UnholdBody(msgspec.Struct, forbid_unknown_fields=True):
+    """The group whose hold ends; without one that of the whole limit."""
+
+    group: str | None = None
+
+
 class MuteBody(msgspec.Struct, forbid_unknown_fields=True):
     """How long an error group is muted."""
 

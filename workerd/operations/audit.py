@@ -25,6 +25,7 @@ class Action(StrEnum):
     EDIT = "edit"
     PAUSE = "pause"
     RESUME = "resume"
+    UNHOLD = "unhold"
     SCHEDULE_SET = "schedule.set"
     SCHEDULE_REMOVE = "schedule.remove"
     SCHEDULE_RUN = "schedule.run"

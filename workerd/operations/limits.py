@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -10,13 +11,17 @@ from workerd import documents
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
 from workerd.document_types import Document
-from workerd.errors import InvalidValue, StoreError
+from workerd.errors import InvalidValue, NotFound, StoreError
 from workerd.group import parse_template
 from workerd.job import Status
+from workerd.operations import audit
 from workerd.operations.access import open_checked
+from workerd.operations.actor import Actor
+from workerd.operations.audit import Action
 from workerd.store import limits, nodes, queries, slots
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, jobs_by_key
+from workerd.text import line
 
 MAX_WAITING_COUNTED = queries.MAX_COUNT
 """Counts are exact up to here."""
@@ -57,6 +62,32 @@ def list_(tx: Tx, config: Config) -> list[Document]:
         )
         for name in names
     ]
+
+
+def find(tx: Tx, config: Config, name: str) -> Document:
+    """One limit. Raises NotFound."""
+    found = {one["name"]: one for one in list_(tx, config)}
+    if name not in found:
+        known = ", ".join(sorted(found)) or "none"
+        raise NotFound(f'Limit "{name}" not found; known are: {known}.')
+    return found[name]
+
+
+def unhold(
+    tx: Tx, actor: Actor, config: Config, name: str, group: str | None = None
+) -> tuple[Document, bool]:
+    """End a hold that a job asked for, of a limit or of one of its groups; the limit, and if it was held.
+
+    What waits for it starts at once on this node, on others within one poll. Raises NotFound.
+    """
+    found = find(tx, config, name)  # before: afterwards nobody may know one that was removed
+    if not limits.end_hold(tx, name, group):
+        return found, False
+    audit.record(tx, actor, Action.UNHOLD, name, None if group is None else {"group": group})
+    if group is None:
+        return found | {"held_until": None}, True
+    groups = [one if one["group"] != group else one | {"held_until": None} for one in found["groups"]]
+    return found | {"groups": [one for one in groups if one["used"] or one["held_until"]]}, True
 
 
 def _infos(tx: Tx) -> dict[str, nodes.NodeInfo]:
@@ -127,13 +158,17 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
     found = limits.state(tx, name, group)
     of_group = f'the group "{group}"' if group else "jobs without a group"
     reasons: list[str] = []
-    for whose, rate, started in (
-        (f'limit "{name}"', limit.starts, found.limit),
-        (f'limit "{name}" for {of_group}', limit.group_starts, found.group),
+    option = f" --group {shlex.quote(line(group))}"
+    for whose, rate, started, words in (
+        (f'limit "{name}"', limit.starts, found.limit, ""),
+        (f'limit "{name}" for {of_group}', limit.group_starts, found.group, option),
     ):
         if started.is_held(tx.now):
             until = documents.moment(started.held_until)
-            reasons.append(f"Nothing of the {whose} is started until {until}: a job asked for that.")
+            reasons.append(
+                f"Nothing of the {whose} is started until {until}: a job asked for that. "
+                f"`workerd limits unhold {line(name)}{words}` ends it."
+            )
         elif rate is not None and not rate.fitting(started.tat, tx.now):
             moment = documents.moment(rate.next_at(started.tat, tx.now))
             reasons.append(

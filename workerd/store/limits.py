@@ -216,6 +216,17 @@ def held(tx: Tx) -> list[Held]:
     ]
 
 
+def end_hold(tx: Tx, name: str, group: str | None) -> bool:
+    """End the hold of a limit, or of one of its groups; false if there is none that lasts.
+
+    Locks its row.
+    """
+    scope = (LIMIT, "") if group is None else (GROUP, group)
+    where, params = _where([RateKey(name, *scope)])
+    sql = f"UPDATE workerd_rates SET held_until = NULL WHERE {where} AND held_until > %s"
+    return tx.execute(sql, [*params, columns.at(tx.now)]) > 0
+
+
 class LimitState(NamedTuple):
     """What a limit has given out, as a whole and to one group: its rate and hold, and who has slots."""
 

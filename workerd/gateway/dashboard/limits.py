@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 from workerd.document_types import Document
 from workerd.gateway.dashboard.components import (
     DASH,
     Child,
+    button,
     card,
     el,
     join,
@@ -26,7 +29,7 @@ async def limits(query: PageQuery) -> View:
     listing = table(
         "Limits",
         ("Limit", "At once", "A group", "Rate", "Used", "Waiting", "Held until", "Handlers"),
-        [_row(one) for one in found],
+        [_row(one, query.may_act) for one in found],
         "No limit is configured.",
     )
     groups = [(one["name"], group) for one in found for group in one["groups"]]
@@ -43,7 +46,12 @@ async def limits(query: PageQuery) -> View:
                     "Groups that use a limit or are held",
                     ("Limit", "Group", "Used", "Held until"),
                     [
-                        (name, one["group"] or DASH, number(one["used"]), _moment(one["held_until"]))
+                        (
+                            name,
+                            one["group"] or DASH,
+                            number(one["used"]),
+                            _held(one["held_until"], name, one["group"], query.may_act),
+                        )
                         for name, one in groups
                     ],
                     "No group uses a limit.",
@@ -66,7 +74,22 @@ def _moment(value: str | None) -> Child:
     return moment(value) if value is not None else DASH
 
 
-def _row(one: Document) -> tuple[Child, ...]:
+def _held(until: str | None, name: str, group: str | None, may_act: bool) -> Child:
+    """Until when it is held, with a button that ends it."""
+    if until is None or not may_act:
+        return _moment(until)
+    whose = name if group is None else f"{name} for {group or 'jobs without a group'}"
+    end = button(
+        "End",
+        path("limits", name, "unhold"),
+        confirm=f"End the hold of {whose}?",
+        body=None if group is None else json.dumps({"group": group}),
+        target=f"the hold of {whose}",
+    )
+    return join(moment(until), " ", end)
+
+
+def _row(one: Document, may_act: bool) -> tuple[Child, ...]:
     burst = f"burst {one['burst']}" if one["burst"] is not None else None
     rates = [one["rate"], one["group_rate"] and f"{one['group_rate']} a group", burst]
     return (
@@ -76,7 +99,7 @@ def _row(one: Document) -> tuple[Child, ...]:
         ", ".join(filter(None, rates)) or DASH,
         number(one["used"]),
         number(one["waiting"]),
-        _moment(one["held_until"]),
+        _held(one["held_until"], one["name"], None, may_act),
         ", ".join(one["handlers"]) or DASH,
     )
 
