@@ -39,7 +39,8 @@ from benchmarks.harness import (
 from tests.support.eventually import eventually
 from workerd.job_spec import JobSpec
 
-USED_RATE, USED_BURST = 200, 100
+USED = {"used": (200, 100), "strict": (50, 1)}
+"""Rates a second, with their bursts, that are used while work waits."""
 FLOOD_WORKERS = 2
 LIMITS = f"""
 [limits.far]
@@ -47,8 +48,11 @@ concurrency = 5000
 [limits.far-rate]
 rate = "1000000/1s"
 [limits.used]
-rate = "{USED_RATE}/1s"
-burst = {USED_BURST}
+rate = "{USED["used"][0]}/1s"
+burst = {USED["used"][1]}
+[limits.strict]
+rate = "{USED["strict"][0]}/1s"
+burst = {USED["strict"][1]}
 [limits.full]
 group_concurrency = 2
 [limits.each]
@@ -63,6 +67,7 @@ TABLES = {
     "turns": f'call = "{HANDLERS}:noop"\nworkers = 2\nfair = true',
     "each": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "each"',
     "used": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "used"',
+    "strict": f'call = "{HANDLERS}:noop"\nworkers = 2\nlimit = "strict"',
     "grouped": f'call = "{HANDLERS}:sleep"\nworkers = 4\nlimit = "full"',
     "flood": f'call = "{HANDLERS}:sleep"\nworkers = {FLOOD_WORKERS}\nfair = true',
 }
@@ -161,14 +166,16 @@ def _shares(server: Server, node: Node) -> Iterator[Figure]:
     found = Counter(str(row["group_key"]) for row in node.rows.sql(sql))
     share = found["heavy"] / found["light"] / 3
     yield Figure("limits", "starts by weight 3 : 1", "share", [share], settings=server.settings, goal="0.95")
-    node.forget()
-    jobs = USED_RATE * 10
-    node.enqueue("used", jobs, mail)
-    node.wait_for("used")
-    row = node.rows.sql("SELECT MIN(claimed_at) AS a, MAX(claimed_at) AS b FROM workerd_jobs")[0]
-    seconds = (moment(row["b"]) - moment(row["a"])).total_seconds()
-    share = (jobs - USED_BURST) / USED_RATE / seconds
-    yield Figure("limits", "a rate that is used", "share", [share], settings=server.settings, goal="0.95")
+    for handler, (rate, burst) in USED.items():
+        node.forget()
+        jobs = rate * 10
+        node.enqueue(handler, jobs, mail)
+        node.wait_for(handler)
+        row = node.rows.sql("SELECT MIN(claimed_at) AS a, MAX(claimed_at) AS b FROM workerd_jobs")[0]
+        seconds = (moment(row["b"]) - moment(row["a"])).total_seconds()
+        name = f"a rate that is used, {rate}/1s, burst {burst}"
+        share = (jobs - burst) / rate / seconds
+        yield Figure("limits", name, "share", [share], settings=server.settings, goal="0.95")
 
 
 # -- beside others -----------------------------------------------------------------------------

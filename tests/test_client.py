@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -361,8 +363,9 @@ def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(tmp_path: P
     store = open_store(config.store)
     store.migrate()
     store.close()
-    with bind_datagram(Paths(node).wake) as sock, Client(config) as client:
-        client.enqueue("mail")
+    renamed = partial(dataclasses.replace, handler="mail")
+    with bind_datagram(Paths(node).wake) as sock, Client(config, before_enqueue=[renamed]) as client:
+        client.enqueue("before the hook")
         client.enqueue("mail", unique_key="k")
         client.enqueue_many([JobSpec(handler="mail"), JobSpec(handler="mail")])
         assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(3)] == [new_rows(["mail"])] * 3

@@ -122,7 +122,7 @@ class Client:
             if enqueued is None:
                 enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
             sending.enqueued = [enqueued]
-        self._waker.wake(new_rows([handler]))
+        self._waker.wake(new_rows([job.handler]))
         return enqueued
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:

@@ -87,6 +87,10 @@ class LimitUse(msgspec.Struct, frozen=True, array_like=True, gc=False):
     slot: int | None = None
     group_slot: int | None = None
 
+    @property
+    def has_slots(self) -> bool:
+        return self.slot is not None or self.group_slot is not None
+
 
 class ClaimedAttempt(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=False):
     """An attempt that a node has claimed: what law 1 names, and what deciding how it ended needs.

@@ -15,8 +15,8 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     worker -> pool               Loaded, Progressed, Traced, Saved, RunResult; LogRecord as JSON in the output
                                  pipe
 
-The datagram socket `wake` is open to every local client: Scheduled comes from the ingester; anything else,
-usually an empty datagram, announces new work.
+The datagram socket `wake` is open to every local client: Scheduled and Freed come from the ingester, NewRows
+from whoever has enqueued; anything else, usually an empty datagram, announces new rows of any handler.
 """
 
 from __future__ import annotations

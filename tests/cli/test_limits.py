@@ -16,7 +16,7 @@ def test_a_hold_is_shown_until_it_is_ended(cli: CommandLine) -> None:
     assert cli("limits").stdout.count("2099-01-01") == 2
     assert cli("limits", "unhold", "gone", "--group", "b").stderr.endswith("nothing has changed.\n")
     of_group = cli("limits", "unhold", "gone", "--group", "a b")
-    assert 'gone for the group "a b" is held no more.' in of_group.stderr
+    assert 'gone for the group "a b" is no longer held.' in of_group.stderr
     assert cli.json("limits", "unhold", "gone")["held_until"] is None
     assert "not found" in cli("limits", "unhold", "gone", check=False).stderr
     for wrong in (["unhold"], ["gone"], ["unhold", "a", "b"], ["--group", "a"]):

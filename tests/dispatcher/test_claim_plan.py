@@ -11,10 +11,12 @@ import pytest
 
 from workerd.dispatcher import claim_plan
 from workerd.dispatcher.claim_plan import (
+    LEAD_S,
     LINGER_S,
     MAX_HANDLERS,
     NEWCOMERS,
     ClaimedBatch,
+    ClaimOutlook,
     ClaimPlan,
     ClaimPlanner,
 )
@@ -57,12 +59,12 @@ class Pools:
         link.on_demand(Demand(received=0, room=capacity, handlers=handlers))
         return link
 
-    def carry_out(self, plan: ClaimPlan, found: int) -> None:
+    def carry_out(self, plan: ClaimPlan, found: int, outlook: ClaimOutlook | None = None) -> None:
         """The plan's claims brought so many rows each, which fit into no pool and are not counted as sent."""
         self.planner.learn(
             plan,
             [
-                ClaimedBatch(share.link, handler, share.capacity, ClaimBatch([], [], None, found))
+                ClaimedBatch(share.link, handler, share.capacity, ClaimBatch([], [], None, found), outlook)
                 for share in plan.shares
                 for handler in share.cursors
             ],
@@ -219,3 +221,16 @@ def test_paused_handlers_are_not_planned(pools: Pools) -> None:
     assert pools.planner.pause(frozenset({"a"})) == frozenset()
     assert pools.planner.plan().handlers == ["b"]
     assert pools.planner.pause(frozenset()) == {"a"}
+
+
+@pytest.mark.parametrize(("retry_in_s", "lead_s"), [(10.0, LEAD_S), (1.5 * LEAD_S, 0.0)])
+def test_what_a_rate_lets_start_later_is_claimed_a_moment_early(
+    pools: Pools, monkeypatch: pytest.MonkeyPatch, retry_in_s: float, lead_s: float
+) -> None:
+    """A claim reads the store's clock some time later; one that was too early is tried again exactly then."""
+    monkeypatch.setattr(claim_plan.time, "monotonic", lambda: 1000.0)
+    pools.add(2, "h")
+    pools.carry_out(pools.planner.plan(), 1, ClaimOutlook(more=False, retry_in_s=retry_in_s, busy=False))
+    plan = pools.planner.plan()
+    assert plan.shares == []
+    assert plan.wait_s == pytest.approx(retry_in_s - lead_s)

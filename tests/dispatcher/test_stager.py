@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import msgspec
@@ -10,7 +12,7 @@ import pytest
 from tests.support.dispatching import MakeHarness, insert_jobs
 from workerd.messages import Scheduled
 from workerd.runtime.sockets import poke
-from workerd.runtime.wake_ups import new_rows
+from workerd.runtime.wake_ups import Waker, new_rows
 from workerd.store import handlers, job_control, polls
 from workerd.store.base import Store, Tx
 from workerd.store.polls import PollResult
@@ -57,6 +59,25 @@ def test_a_wake_up_that_names_handlers_is_for_those_alone(
     assert poke(harness.paths.wake)
     harness.until(lambda: len(pool.claims) == 2, within=10)
     assert peeks.read_text() == "f g h\n"
+
+
+def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, store: Store) -> None:
+    """While the dispatcher does not read, the kernel keeps few of them."""
+    harness = make_harness(poll=60.0)
+    harness.start()
+    pool = harness.pool("f", "g", "h", name="p").connect()
+    pool.demand(50)
+    harness.until(lambda: harness.is_up and harness.settled())
+    harness.serve(0.2)
+    os.kill(harness.dispatcher.pid, signal.SIGSTOP)
+    insert_jobs(store, "f")
+    (job,) = insert_jobs(store, "h")
+    waker = Waker(harness.paths.wake)
+    for _ in range(1000):
+        waker.wake(new_rows(["f"]))
+    waker.wake(new_rows(["h"]))
+    os.kill(harness.dispatcher.pid, signal.SIGCONT)
+    harness.until(lambda: any(key[0] == job for key in pool.claims), within=10)
 
 
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHarness, store: Store) -> None:

@@ -15,7 +15,7 @@ from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config, NodeConfig, StoreConfig
 from workerd.dispatcher.limited_handlers import LimitedHandlers
-from workerd.errors import NotFound
+from workerd.errors import InvalidValue, NotFound
 from workerd.ingester import writer
 from workerd.job import Claim, Status, id_text
 from workerd.operations import audit, figures, jobs
@@ -130,12 +130,12 @@ def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
     config, ann = configured(concurrency=5), Actor("ann", "cli")
 
     def held() -> tuple[bool, list[str]]:
-        found = store.read(lambda tx: operations.find(tx, config, "stripe"))
+        [found] = store.read(lambda tx: operations.list_(tx, config))
         return found["held_until"] is not None, [one["group"] for one in found["groups"] if one["held_until"]]
 
     def unhold(group: str | None) -> bool:
         found, was_held = store.run(lambda tx: operations.unhold(tx, ann, config, "stripe", group))
-        assert found == store.read(lambda tx: operations.find(tx, config, "stripe"))
+        assert [found] == store.read(lambda tx: operations.list_(tx, config))
         return was_held
 
     for _ in range(2):
@@ -166,6 +166,8 @@ def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
     ]
     with pytest.raises(NotFound, match='Limit "strip" not found; known are: stripe'):
         store.run(lambda tx: operations.unhold(tx, ann, config, "strip"))
+    with pytest.raises(InvalidValue, match="no space at its end"):
+        unhold("a b ")
 
 
 def test_the_hold_of_a_removed_limit_is_ended_too(store: Store, rows: Rows) -> None:

@@ -64,12 +64,12 @@ class Claimer:
             self.turns.adopt(batch.turns)
         return batch.batch.claims
 
-    def close(self, claimed: Claim, *, hold: Hold | None = None) -> None:
+    def close(self, claimed: Claim, *, hold: Hold | None = None) -> set[str]:
         outcome = ended(claimed, hold)
-        self.store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
+        return self.store.run(lambda tx: writer.close(tx, [outcome], NODE.id)).freed
 
-    def release(self, claimed: Claim) -> None:
-        self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id))
+    def release(self, claimed: Claim) -> set[str]:
+        return self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id)).freed
 
 
 def ended(claimed: Claim, hold: Hold | None = None) -> Outcome:
@@ -121,7 +121,7 @@ def test_no_more_run_than_the_limit_allows(store: Store, rows: Rows) -> None:
     assert slots(rows) == [("limit", "", 0), ("limit", "", 1), ("limit", "", 2)]
     assert claimer.claim() == []
     assert rows.counts() == {"inprogress": 3, "new": 2}
-    claimer.close(first[1])
+    assert claimer.close(first[1]) == {"l"}
     [again] = claimer.claim()
     assert slots(rows) == [("limit", "", 0), ("limit", "", 1), ("limit", "", 2)]
     for claim in (first[0], first[2], again):
@@ -322,7 +322,8 @@ def test_starts_are_bounded_by_the_rate(store: Store, rows: Rows) -> None:
     assert claimer.last is not None
     expected = first[0].claimed_at + 720 * SECOND
     assert claimer.last.retry_at == pytest.approx(expected, abs=2)
-    claimer.release(first[0])
+    assert claimer.close(first[1]) == set(), "it leaves nothing to others"
+    assert claimer.release(first[0]) == {"l"}
     again = claimer.claim()
     assert [claim.id for claim in again] == [first[0].id]
     assert claimer.claim() == []

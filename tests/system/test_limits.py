@@ -274,7 +274,7 @@ def test_a_hold_is_ended_by_hand(store_url: str, start_daemon: Callable[..., Dae
     waiting = rows.insert("calls", group_key="a")
     words = ["limits", "unhold", "shared", *(["--group", "a"] if scope == "group" else [])]
     assert f"`workerd {' '.join(words)}` ends it." in daemon.cli("why", str(uuid.UUID(bytes=waiting))).stdout
-    assert "is held no more" in daemon.cli(*words).stderr
+    assert "is no longer held" in daemon.cli(*words).stderr
     eventually(lambda: rows.ended(waiting), state=daemon.tail)
     assert rows.counts() == {"retry": 1, "scheduled": 1, "completed": 1}
     assert_settled(rows)

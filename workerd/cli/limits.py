@@ -27,7 +27,7 @@ def limits(words: Words = None, group: Group = None, c: ConfigPath = None, json:
     """List limits: what is used, who has them; or end a hold.
 
     `unhold` ends what `Retry(hold=…)` of a job asked for: what waits starts at once on this host, on other
-    nodes within `dispatcher.poll`.
+    nodes within `dispatcher.poll`. That job itself keeps its time; `workerd job retry` makes it due.
     """
     match words or []:
         case []:
@@ -44,8 +44,10 @@ def _unhold(c: Path | None, name: str, group: str | None, json: bool) -> None:
     with open_session(c) as session:
         actor, config = session.actor, session.config
         found, was_held = session.run(lambda tx: operations.unhold(tx, actor, config, name, group))
-    whose = line(name) if group is None else f'{line(name)} for the group "{line(group)}"'
-    notify(f"{whose} is held no more." if was_held else f"{whose} was not held; nothing has changed.")
+    whose = line(name)
+    if group is not None:
+        whose += f' for the group "{line(group)}"' if group else " for jobs without a group"
+    notify(f"{whose} is no longer held." if was_held else f"{whose} was not held; nothing has changed.")
     if json:
         print_json(found)
 

@@ -27,6 +27,9 @@ WOKEN_REWIND_S = 0.1
 """The same after a wake-up, while there is work anyway."""
 LIMIT_BUSY_S = (0.002, 0.01)
 """Until a handler is tried again whose limit another node had locked: about as long as a claim takes."""
+LEAD_S = 0.001
+"""By which a claim is begun before its limit lets the next job start: a timer fires up to 1 ms late, and the
+store's clock is read in the second round trip. Used of a rate of 50 a second with burst 1: 0.92 → 0.96."""
 NEWCOMERS = 2
 """Claims beyond the capacity of a busy pool for jobs of idle groups, so that they need not wait for it."""
 NEWCOMER_PAUSE_S = 0.01
@@ -84,13 +87,18 @@ class HandlerCursor:
         if outlook is not None:
             now = time.monotonic()
             self.promising = outlook.more or outlook.busy
-            self.promising_at = math.inf if outlook.retry_in_s is None else now + outlook.retry_in_s
+            self.promising_at = math.inf if outlook.retry_in_s is None else now + _led(outlook.retry_in_s)
             self.barred_until = now + random.uniform(*LIMIT_BUSY_S) if outlook.busy else 0.0
             self.cursor = batch.cursor
             return
         left_behind = batch.found > len(batch.claims) + len(batch.broken)  # too many bytes for one claim
         self.promising = batch.found >= limit or left_behind
         self.cursor = batch.cursor if self.promising else None
+
+
+def _led(retry_in_s: float) -> float:
+    """When to try again; a claim that was begun too early is tried again exactly then."""
+    return retry_in_s - LEAD_S if retry_in_s > 2 * LEAD_S else retry_in_s
 
 
 class ClaimOutlook(NamedTuple):

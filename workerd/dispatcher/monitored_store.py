@@ -29,7 +29,10 @@ class MonitoredStore:
         self._max_gap_s = max_gap_s
         self._answered_at: float | None = None
         self._gapless_since = 0.0
-        self._offset_us: int | None = None  # store time minus monotonic time
+        # Store time minus monotonic time: at least so much, by the readings since it was last set, and at
+        # most so much, by the last one alone.
+        self._offset_us: int | None = None
+        self._most_offset_us = 0
         self._latest_offset_us = 0  # the largest ever
         self._plain_text = False
 
@@ -88,7 +91,10 @@ class MonitoredStore:
         went on.
         """
         least, most = store_us - answered_ns // 1000, store_us - asked_ns // 1000
-        before, self._offset_us = self._offset_us, least
+        before, self._most_offset_us = self._offset_us, most
+        # What is known from readings that were answered sooner stays: a slow one would make all that is
+        # waited for late until the next.
+        self._offset_us = least if before is None or not least <= before <= most else before
         self.note_time(store_us, answered_ns)
         if before is None or least - CLOCK_TOLERANCE_US <= before <= most + CLOCK_TOLERANCE_US:
             return 0
@@ -96,7 +102,10 @@ class MonitoredStore:
 
     def note_time(self, store_us: int, mono_ns: int) -> None:
         """The store's clock showed `store_us` by then, as a claim says."""
-        self._latest_offset_us = max(self._latest_offset_us, store_us - mono_ns // 1000)
+        least = store_us - mono_ns // 1000
+        self._latest_offset_us = max(self._latest_offset_us, least)
+        if self._offset_us is not None and self._offset_us < least <= self._most_offset_us:
+            self._offset_us = least
 
     @property
     def knows_time(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -26,6 +26,9 @@ from workerd.store.polls import PollResult
 
 MAX_DATAGRAMS = 1000
 """Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
+FULL_QUEUE = 5
+"""Wake-ups read in one turn among which there may have been one more that was dropped: the kernel keeps 11 by
+default (`net.unix.max_dgram_qlen`), and who sends to a full queue is told that nobody waits for it."""
 MAX_DUE_ROWS = 500
 """Rows that one transaction makes `new`."""
 SHORTEST_PAUSE_S = 0.002
@@ -184,16 +187,18 @@ class WakeSocket:
         """Listen from now on."""
         self._loop.on_readable(self._socket.fileno(), self._read, rank=2)
 
-    def _read(self) -> None:
-        datagrams: set[bytes] = set()
+    def _received(self) -> Iterator[bytes]:
         with contextlib.suppress(BlockingIOError):
             for _ in range(MAX_DATAGRAMS):
-                datagrams.add(self._socket.recv(MAX_DATAGRAM_BYTES))
+                yield self._socket.recv(MAX_DATAGRAM_BYTES)
+
+    def _read(self) -> None:
+        received = list(self._received())
         due: list[int] = []
         freed: set[str] = set()
         new: set[str] = set()
-        is_any = False
-        for datagram in datagrams:
+        is_any = len(received) >= FULL_QUEUE
+        for datagram in set(received):
             try:
                 message = self._decoder.decode(datagram)
             except (msgspec.MsgspecError, ValueError, RecursionError):

@@ -12,7 +12,7 @@ from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
 from workerd.document_types import Document
 from workerd.errors import InvalidValue, NotFound, StoreError
-from workerd.group import parse_template
+from workerd.group import checked_group, parse_template
 from workerd.job import Status
 from workerd.operations import audit
 from workerd.operations.access import open_checked
@@ -64,30 +64,27 @@ def list_(tx: Tx, config: Config) -> list[Document]:
     ]
 
 
-def find(tx: Tx, config: Config, name: str) -> Document:
-    """One limit. Raises NotFound."""
-    found = {one["name"]: one for one in list_(tx, config)}
-    if name not in found:
-        known = ", ".join(sorted(found)) or "none"
-        raise NotFound(f'Limit "{name}" not found; known are: {known}.')
-    return found[name]
-
-
 def unhold(
     tx: Tx, actor: Actor, config: Config, name: str, group: str | None = None
 ) -> tuple[Document, bool]:
     """End a hold that a job asked for, of a limit or of one of its groups; the limit, and if it was held.
 
-    What waits for it starts at once on this node, on others within one poll. Raises NotFound.
+    What waits for it starts at once on this node, on others within one poll. `group`: "" is that of jobs
+    without one. Raises NotFound, InvalidValue.
     """
-    found = find(tx, config, name)  # before: afterwards nobody may know one that was removed
-    if not limits.end_hold(tx, name, group):
-        return found, False
-    audit.record(tx, actor, Action.UNHOLD, name, None if group is None else {"group": group})
-    if group is None:
-        return found | {"held_until": None}, True
-    groups = [one if one["group"] != group else one | {"held_until": None} for one in found["groups"]]
-    return found | {"groups": [one for one in groups if one["used"] or one["held_until"]]}, True
+    was_held = limits.end_hold(tx, name, checked_group(group) if group else group)
+    if was_held:
+        audit.record(tx, actor, Action.UNHOLD, name, None if group is None else {"group": group})
+    found = {one["name"]: one for one in list_(tx, config)}
+    if name not in found and not was_held:
+        known = ", ".join(sorted(found)) or "none"
+        raise NotFound(f'Limit "{name}" not found; known are: {known}.')
+    return found.get(name) or _removed(name), was_held
+
+
+def _removed(name: str) -> Document:
+    """One of which nothing is left."""
+    return documents.limit(name, None, handlers=[], waiting=0, holders=[], rows={}, holds=[], shown=0)
 
 
 def _infos(tx: Tx) -> dict[str, nodes.NodeInfo]:
@@ -158,16 +155,15 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
     found = limits.state(tx, name, group)
     of_group = f'the group "{group}"' if group else "jobs without a group"
     reasons: list[str] = []
-    option = f" --group {shlex.quote(line(group))}"
-    for whose, rate, started, words in (
-        (f'limit "{name}"', limit.starts, found.limit, ""),
-        (f'limit "{name}" for {of_group}', limit.group_starts, found.group, option),
+    for whose, rate, started, held in (
+        (f'limit "{name}"', limit.starts, found.limit, None),
+        (f'limit "{name}" for {of_group}', limit.group_starts, found.group, group),
     ):
         if started.is_held(tx.now):
             until = documents.moment(started.held_until)
             reasons.append(
-                f"Nothing of the {whose} is started until {until}: a job asked for that. "
-                f"`workerd limits unhold {line(name)}{words}` ends it."
+                f"Nothing of the {whose} is started until {until}: a job asked for that."
+                + _how_to_unhold(name, held)
             )
         elif rate is not None and not rate.fitting(started.tat, tx.now):
             moment = documents.moment(rate.next_at(started.tat, tx.now))
@@ -183,6 +179,13 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
             more = " and others" if len(holders) > MAX_NAMED else ""
             reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
     return reasons
+
+
+def _how_to_unhold(name: str, group: str | None) -> str:
+    words = [name] if group is None else [name, "--group", group]
+    if any(line(word) != word for word in words):
+        return ""  # it cannot be typed
+    return f" `workerd limits unhold {shlex.join(words)}` ends it."
 
 
 def _filled(template: str, vars_: bytes | None) -> str:

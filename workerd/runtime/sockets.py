@@ -87,7 +87,7 @@ def poke(path: Path, body: bytes = b"") -> bool:
         with sock, _short_path(path) as short:
             sock.sendto(body, short)
     except BlockingIOError:
-        return True  # its queue is full, so it is being woken anyway
+        return True  # its queue is full; who reads that knows that more may have come
     except OSError:
         return False
     return True

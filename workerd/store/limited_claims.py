@@ -412,7 +412,7 @@ def _mark_those_ahead(taken: list[Claim], groups: Mapping[AttemptRef, str], turn
         if group not in seen:
             seen.add(group)
             if turns.was_idle(group):
-                msgspec.structs.force_setattr(one, "is_ahead", True)  # as in `_with_uses`
+                msgspec.structs.force_setattr(one, "is_ahead", True)  # as in `_give_uses`
 
 
 def _merged(

@@ -150,7 +150,7 @@ def free(
 ) -> set[str]:
     """Free what these attempts, whose end or release took effect, had of limits; and hold what they say.
 
-    `rates`: what `lock_for` returned. Returns the limits.
+    `rates`: what `lock_for` returned. Returns the limits of which others may have more now.
     """
     limited = [outcome for outcome in (*ended, *released) if outcome.limited is not None]
     if not limited:
@@ -171,7 +171,9 @@ def free(
             before = max(holds.get(key, 0), rates.get(key, RateRow()).held_until or 0)
             holds[key] = max(before, now + outcome.hold.delay_us)
     _write(tx, "held_until", holds)
-    return {outcome.limited.name for outcome in limited if outcome.limited is not None}
+    # The end of what had only a start of a rate leaves nothing: whoever waits for that has a timer.
+    uses = [(outcome.limited, outcome.status is Status.NEW) for outcome in limited]
+    return {use.name for use, unused in uses if use is not None and (unused or use.has_slots)}
 
 
 # -- for everybody else

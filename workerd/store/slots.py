@@ -24,9 +24,10 @@ from workerd.store.session import LockLost, Row
 
 LIMIT, GROUP = "limit", "group"
 """The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""
-
-
+MIN_RANGE = 4
+"""Numbers in a row that are named as a range."""
 _WORD = (1 << 64) - 1
+"""All bits of a word: SQLite's are signed."""
 
 
 class TakenNumbers(NamedTuple):
@@ -167,10 +168,6 @@ def _numbered(rows: Sequence[_Slot]) -> tuple[str, list[str]]:
         for key, groups in of_numbers.items()
     ]
     return " OR ".join(where), [value for key, groups in of_numbers.items() for value in (*key[:2], *groups)]
-
-
-MIN_RANGE = 4
-"""Numbers in a row that are named as a range."""
 
 
 def _any_of(numbers: Iterable[int]) -> str:
