@@ -164,7 +164,8 @@ def _shares(server: Server, node: Node) -> Iterator[Figure]:
     node.wait_for("turns")
     sql = "SELECT group_key FROM workerd_jobs ORDER BY started_at LIMIT 3000"
     found = Counter(str(row["group_key"]) for row in node.rows.sql(sql))
-    share = found["heavy"] / found["light"] / 3
+    ratio = found["heavy"] / found["light"] / 3
+    share = min(ratio, 1 / ratio)
     yield Figure("limits", "starts by weight 3 : 1", "share", [share], settings=server.settings, goal="0.95")
     for handler, (rate, burst) in USED.items():
         node.forget()

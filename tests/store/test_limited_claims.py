@@ -206,6 +206,21 @@ def test_a_group_has_slots_of_its_own(store: Store, rows: Rows) -> None:
     assert len(claimer.claim()) == 3
 
 
+@pytest.mark.parametrize("template", ["", "{tenant}"])
+def test_large_claims_share_by_weight(store: Store, rows: Rows, template: str) -> None:
+    """Also while all that can be seen in front is of one group, and groups are filled from the vars."""
+    claimer = Claimer(store, template=template, fair=True)
+    groups = ["heavy"] * 1500 + ["light"] * 1500
+    insert(rows, *groups)
+    if template:
+        rows.sql("UPDATE workerd_jobs SET vars = JSON_OBJECT('tenant', group_key), group_key = NULL")
+    for _ in range(3):
+        claimed = claimer.claim(400)
+        found = Counter(rows.last(claim.id)["group_key"] for claim in claimed)
+        assert found["heavy"] == pytest.approx(300, abs=2)
+        assert found["light"] == pytest.approx(100, abs=2)
+
+
 def test_a_full_group_does_not_hide_others(store: Store, rows: Rows) -> None:
     """Its jobs move out of the way, and come back in their order."""
     claimer = Claimer(store, LimitConfig(group_concurrency=1))

@@ -18,7 +18,9 @@ on MariaDB, while what waits of a flood is moved out of the way: a claim of 20 r
 IN_FULL_ROWS = 200
 """With so many wanted, rows are read as a claim needs them, since most of them will be claimed."""
 TAIL_ROWS = 50
-"""Of the newest rows, which are looked at too while there are more than that."""
+"""Of the newest rows, which are looked at too while there are more than that. Where half of them are of
+groups that do not stand in front, and few groups do, as many are looked at as are wanted: else the others
+would have 50 starts of a claim at most."""
 
 
 class LimitedHandler(NamedTuple):
@@ -72,12 +74,17 @@ class ClaimWindow(NamedTuple):
         sql = self._select(after, "priority, run_at", in_full=True)
         return sql, [group_queues.name(self.handler.name, group), *params, self.wanted]
 
-    def tail(self) -> tuple[str, list[object]]:
+    @property
+    def tails(self) -> list[int]:
+        """How many of the last rows are looked at, at first and then."""
+        return [TAIL_ROWS, self.wanted] if self.wanted > TAIL_ROWS else [TAIL_ROWS]
+
+    def tail(self, most: int) -> tuple[str, list[object]]:
         """The same for the last rows, not locked."""
         # They stay where they are: the dead entries of rows that had left the end of the index were read by
         # every claim until the server purged them, 1 to 9 ms each on MariaDB.
         sql = self._select("", "priority DESC, run_at DESC", in_full=self.in_full, lock=False)
-        return sql, [self.handler.name, TAIL_ROWS]
+        return sql, [self.handler.name, most]
 
     def _select(self, where: str, order: str, *, in_full: bool, lock: bool = True) -> str:
         size = self.dialect.byte_length("vars")

@@ -269,20 +269,31 @@ class _Claiming:
         is_full = len(rows) >= self._asked.rows
         by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
         window = SeenRows(defaultdict(list), {}, {}, by_ref, is_full, first)
+        self._see(by_ref, window)
         if is_full and self._asked.by_group:
-            by_ref = {AttemptRef(row[0], row[1]): row for row in self._tx.query(*self._asked.tail())} | by_ref
+            in_front, seen = set(window.queues), set(by_ref)
+            for most in self._asked.tails:
+                tail = {AttemptRef(row[0], row[1]): row for row in self._tx.query(*self._asked.tail(most))}
+                self._see({ref: row for ref, row in tail.items() if ref not in seen}, window)
+                seen.update(tail)
+                others = sum(len(jobs) for group, jobs in window.queues.items() if group not in in_front)
+                if others < most // 2 or len(by_ref) < 2 * len(in_front):
+                    break
+        return window
+
+    def _see(self, rows: Mapping[AttemptRef, Row], window: SeenRows) -> None:
+        """Add these rows to the queues of their groups."""
         missing = {
             ref: int(row[7])
-            for ref, row in by_ref.items()
+            for ref, row in rows.items()
             if row[6] is None and self._handler.template is not None
         }
         self._fill(missing, window)
-        for ref, row in by_ref.items():
+        for ref, row in rows.items():
             if ref not in missing:
                 window.queues[group_queues.group_of(row[6])].append(group_queues.waiting(row))
             elif ref in window.filled:
                 window.queues[window.filled[ref]].append(group_queues.waiting(row))
-        return window
 
     def _fill(self, sizes: Mapping[AttemptRef, int], window: SeenRows) -> None:
         """The groups of these rows, from their vars; as many of them as are read together."""
