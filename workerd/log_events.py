@@ -63,6 +63,7 @@ EVENTS: dict[str, str] = {
     "handlers.opened_sockets": "An import left sockets open, which are dead in workers: connect in `init`.",
     "handler.not_recurring": "A class has cooler(), its handler no key `cooler`: it does not recur.",
     "handlers.started_threads": "An import started threads, which workers lack: set `preload = false`.",
+    "hold.ignored": "A job asked for a hold, but its handler has no limit; each pool says so once.",
     "job.ended": "An attempt ended; its outcome is written next. At the level `debug` only.",
     "job.started": "A worker runs an attempt; at the level `debug` only.",
     "output.truncated": "A job printed or logged more than is kept of an attempt; the rest was dropped.",

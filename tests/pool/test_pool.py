@@ -161,6 +161,19 @@ def test_a_new_ingester_gets_unacknowledged_outcomes(harness: PoolHarness) -> No
     harness.settled()
 
 
+def test_a_hold_without_a_limit_is_warned_of_once(tmp_path: Path) -> None:
+    """Its handler is to get a limit; nothing is held until then."""
+    with PoolHarness(tmp_path, make_pool("raises")) as harness:
+        harness.up()
+        for _ in range(2):
+            claim = harness.claim("raises", kind="hold")
+            harness.give(claim)
+            outcome = harness.outcome(claim)
+            assert (outcome.status, outcome.hold) == (Status.RETRY, None)
+        found = [event for event in harness.log_events() if event["event"] == "hold.ignored"]
+        assert [(event["level"], event["handler"]) for event in found] == [("warning", "raises")]
+
+
 def test_holdings_name_waiting_running_and_unacknowledged_attempts(harness: PoolHarness, marks: Path) -> None:
     """All of them and nothing else (law 2)."""
     warm_up(harness)

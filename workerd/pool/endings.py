@@ -34,9 +34,12 @@ class Endings:
         self._policies = policies
         self._state_relay = state_relay
         self._traced = traced
+        self._warned_of_holds: set[str] = set()
 
     def close_attempt(self, attempt: AssignedAttempt, result: RunResult, pid: int, now_ns: int) -> None:
         """The run of this attempt in the worker `pid` ended so."""
+        if result.hold is not None and attempt.claim.limited is None:
+            self._warn_of_hold(attempt.claim)
         started = attempt.started_ns(result, now_ns)
         outcome = self._policies.decide(
             attempt.claim, result, started_ns=started, finished_ns=now_ns, pid=pid,
@@ -46,6 +49,11 @@ class Endings:
             outcome = msgspec.structs.replace(outcome, trace=result.trace or trace_of(attempt.claim.meta))
         self._send(outcome if attempt.log is None else attempt.with_log(outcome))
         self._state_relay.forget(attempt)
+
+    def _warn_of_hold(self, claim: Claim) -> None:
+        if claim.handler not in self._warned_of_holds:
+            self._warned_of_holds.add(claim.handler)
+            _log.warning("hold.ignored", handler=claim.handler, job=id_text(claim.id))
 
     def close(self, claim: Claim, result: RunResult) -> None:
         """It did not run, and this is why."""

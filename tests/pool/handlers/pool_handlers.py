@@ -276,6 +276,7 @@ def raises(kind: str) -> None:
         "failure": Failure("never again"),
         "retry": Retry("later", after=7),
         "snooze": Retry("not yet", after=7, counted=False),
+        "hold": Retry("429", after=7, hold="limit"),
         "str": UnprintableError(),
     }[kind]
 
