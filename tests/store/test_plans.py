@@ -22,6 +22,7 @@ from workerd.store import (
     expiry,
     group_queues,
     held_attempts,
+    hidden_groups,
     job_branches,
     job_selection,
     jobs,
@@ -31,6 +32,7 @@ from workerd.store import (
     stats,
 )
 from workerd.store.base import Store, Tx
+from workerd.store.claim_window import LimitedHandler
 from workerd.store.engines import open_store
 from workerd.store.polls import PollResult, poll
 from workerd.store.session import Params, Row, Session
@@ -189,6 +191,18 @@ def test_a_claim_begins_at_the_first_row_of_the_one_before(full: Store) -> None:
     cursor, begin = claims.cursor_at(waiting[300]), 300 if full.dialect.index_ends_with_id else 0
     batch, _ = watch(full, lambda tx: claims.claim(tx, "h", 100, NODE, cursor))
     assert [claim.id for claim in batch.claims] == [row[0] for row in waiting[begin : begin + 100]]
+
+
+def test_a_walk_through_a_queue_reads_each_row_once(full: Store) -> None:
+    """From where the step before ended, also where a bulk has one time."""
+    handler = LimitedHandler("h", None, None, fair=True)
+    place = None
+    for _ in range(2):
+        step, seen = watch(full, lambda tx, at=place: hidden_groups.walk(tx, handler, {""}, at))
+        assert place != step.place
+        place = step.place
+        unsorted(seen)
+        assert all(one.read <= hidden_groups.MAX_ROWS + FEW for one in seen), seen
 
 
 def claimed_rows(tx: Tx, n: int) -> list[Any]:

@@ -20,6 +20,7 @@ from workerd.config.workflow_config import WorkflowConfig
 from workerd.dispatcher import expiry
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry
+from workerd.dispatcher.hidden_groups import HiddenGroups
 from workerd.dispatcher.lease import Deregistration, Lease
 from workerd.dispatcher.limit_tasks import AGREE_PERIOD_S, LimitTasks
 from workerd.dispatcher.limit_tasks import SWEEP_PERIOD_S as SWEEP_LIMITS_PERIOD_S
@@ -122,6 +123,7 @@ class Dispatcher(Service):
             limited=self.limited,
             expires_us=expiring_handlers(config),
         )  # fmt: skip
+        self.hidden_groups = HiddenGroups(tasks, store, self.claimer, self.limited)
         self._add_stager(ctx)
         tasks.start(
             self._task_table(lease_s, poll_s, config.workflows.values(), pickup=config.pickup.enabled),
@@ -194,6 +196,8 @@ class Dispatcher(Service):
         ]
         if self.limited.has_limits:
             tasks.append(PeriodicTask("limits of nodes", self.limit_tasks.agree, AGREE_PERIOD_S))
+        if self.limited.fair:
+            tasks.append(PeriodicTask("hidden groups", self.hidden_groups.walk))
         if pickup:
             tasks += [
                 PeriodicTask("schedules", self.schedule_sync.sync, SYNC_PERIOD_S),

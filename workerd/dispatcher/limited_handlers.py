@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig
@@ -25,6 +25,8 @@ SCAN_S = 1.0
 """After which queues of groups are looked for again, since other nodes make some too."""
 SCAN_ON_S = 0.05
 """The same while there are more than one scan finds."""
+HIDING_S = 1.0
+"""For how long it counts what a claim saw in front: nobody walks through a queue that nobody claims from."""
 MAX_QUEUES_KNOWN = 20_000
 """Queues of a handler that are remembered; others are found once some of these are empty."""
 
@@ -37,6 +39,8 @@ class _GroupMemory:
     def __init__(self, turns: FairTurns | None) -> None:
         self.turns = turns
         self.heads: dict[str, Waiting] = {}
+        self.hiding: frozenset[str] = frozenset()
+        self.looked_at = 0.0
         self._cursor: str | None = None
         self._scan_at = 0.0
 
@@ -44,20 +48,30 @@ class _GroupMemory:
         return QueueHeads(self.heads, time.monotonic() >= self._scan_at, self._cursor)
 
     def learn(self, batch: LimitedBatch) -> None:
+        if batch.hiding is not None:
+            self.hiding = batch.hiding
+            self.looked_at = time.monotonic()
         for group, head in batch.heads.items():
             if head is None:
                 self.heads.pop(group, None)
-            elif group in self.heads or len(self.heads) < MAX_QUEUES_KNOWN:
-                self.heads[group] = head
+            else:
+                self.add(group, head)
         if batch.scanned:
             self._cursor = batch.cursor
             self._scan_at = time.monotonic() + (SCAN_S if batch.cursor is None else SCAN_ON_S)
         if self.turns is not None and batch.turns is not None:
             self.turns.adopt(batch.turns)
 
+    def add(self, group: str, head: Waiting) -> None:
+        if group in self.heads or len(self.heads) < MAX_QUEUES_KNOWN:
+            self.heads[group] = head
+
 
 class LimitedHandlers:
-    """The handlers that are claimed by `limited_claims`; empty on a node that has none."""
+    """The handlers that are claimed by `limited_claims`; empty on a node that has none.
+
+    `on_hiding`: called after a claim that saw few groups in front of others that it may not have seen.
+    """
 
     def __init__(self, config: Config) -> None:
         configured = [h for h in config.handlers.values() if h.limit or h.group or h.fair]
@@ -67,6 +81,7 @@ class LimitedHandlers:
         }
         self._configured = config.limits
         self._limits = dict(config.limits)
+        self.on_hiding: Callable[[], object] = lambda: None
         self._differing: dict[str, tuple[str, ...]] = {}
         self.fair = frozenset(h.name for h in configured if h.fair)
         self.parking = frozenset(h.name for h in configured if h.limit or h.fair)
@@ -138,6 +153,30 @@ class LimitedHandlers:
     def learn(self, handler: str, batch: LimitedBatch) -> None:
         """The transaction with this batch was committed."""
         self._memory[handler].learn(batch)
+        if batch.hiding:
+            self.on_hiding()
+
+    def hiding(self, now: float) -> dict[str, frozenset[str]]:
+        """The handlers in whose queues jobs may be hidden, with the groups that stand in front of them.
+
+        Without those for which no claim was made of late. `now`: monotonic seconds.
+        """
+        return {
+            name: memory.hiding
+            for name, memory in self._memory.items()
+            if memory.hiding and now - memory.looked_at < HIDING_S
+        }
+
+    def handler(self, name: str) -> LimitedHandler:
+        """What its configuration says of its claims."""
+        return self._handlers[name]
+
+    def found(self, handler: str, parked: Mapping[str, Sequence[Waiting]]) -> None:
+        """Jobs were moved into the queues of these groups, not before those that stand there."""
+        memory = self._memory[handler]
+        for group, jobs in parked.items():
+            if group not in memory.heads:
+                memory.add(group, jobs[0])
 
     # -- limits of other nodes
 

@@ -66,6 +66,9 @@ class LimitedBatch(NamedTuple):
         The row of its limit as it is after it.
     busy
         Whether another claim has its limit locked.
+    hiding
+        The groups of the first rows, if these are few and there are more rows than were looked at; None if it
+        did not look.
     """
 
     batch: ClaimBatch
@@ -77,6 +80,7 @@ class LimitedBatch(NamedTuple):
     turns: FairTurns | None = None
     row: RateRow | None = None
     busy: bool = False
+    hiding: frozenset[str] | None = None
 
 
 def claim(
@@ -164,6 +168,7 @@ class _Claiming:
         self._turns = turns
         self._inline = inline
         self._asked = asked
+        self._hiding: frozenset[str] = frozenset()
 
     def claim(
         self,
@@ -222,6 +227,7 @@ class _Claiming:
             heads=learned,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
+            hiding=self._hiding,
         )
 
     def claim_front(
@@ -271,13 +277,16 @@ class _Claiming:
         window = SeenRows(defaultdict(list), {}, {}, by_ref, is_full, first)
         self._see(by_ref, window)
         if is_full and self._asked.by_group:
-            in_front, seen = set(window.queues), set(by_ref)
+            in_front, seen = frozenset(window.queues), set(by_ref)
+            are_few = len(by_ref) >= 2 * len(in_front)
+            if are_few and self._handler.fair:
+                self._hiding = in_front
             for most in self._asked.tails:
                 tail = {AttemptRef(row[0], row[1]): row for row in self._tx.query(*self._asked.tail(most))}
                 self._see({ref: row for ref, row in tail.items() if ref not in seen}, window)
                 seen.update(tail)
                 others = sum(len(jobs) for group, jobs in window.queues.items() if group not in in_front)
-                if others < most // 2 or len(by_ref) < 2 * len(in_front):
+                if others < most // 2 or not are_few:
                     break
         return window
 
