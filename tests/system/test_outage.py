@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 import sqlite3
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -428,6 +430,8 @@ def test_deadlocks(harness: OutageHarness, durable_server: DatabaseServer) -> No
                     )
                     cursor.execute("SELECT id FROM workerd_jobs ORDER BY attempt DESC LIMIT 50 FOR UPDATE")
                     cursor.execute("COMMIT")
+                # Two that lock the whole table one right after the other leave no row free at any moment.
+                time.sleep(random.uniform(0.0, 0.005))
 
     threads = [threading.Thread(target=interfere) for _ in range(2)]
     for thread in threads:
