@@ -135,6 +135,7 @@ def test_a_cron_is_listed_paused_resumed_and_run(start_daemon: StartDaemon, stor
     manual = daemon.cli("schedules", "run", "rare").stdout.strip()
     eventually(lambda: rows.counts().get("completed", 0) == len(before) + 1, within=10, state=daemon.tail)
     assert manual in daemon.cli("job", "list", "--handler", "rare").stdout
+    eventually(lambda: datetime.now(UTC).replace(tzinfo=None) > before[-1] + 2 * SECOND)  # there was a tick
     assert ticks(rows, "beat") == before
     daemon.cli("schedules", "resume", "beat")
     eventually(lambda: len(ticks(rows, "beat")) >= len(before) + 2, within=10, state=daemon.tail)
