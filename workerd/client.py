@@ -416,7 +416,7 @@ class Client:
     def unhold(self, limit: str, group: str | None = None) -> bool:
         """End a hold of a limit, or of one of its groups, that a job asked for; false if it is not held.
 
-        Raises NotFound.
+        Raises NotFound, InvalidValue for what cannot be a group.
         """
         _, was_held = self._run(lambda tx: limits.unhold(tx, self._actor, self._config, limit, group))
         self.wake()

@@ -7,15 +7,16 @@ import itertools
 import msgspec
 import pytest
 
+from tests.support import storing
 from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs
 from tests.support.rows import Rows
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.limit_config import LimitConfig
 from workerd.ingester import writer
-from workerd.job import Claim, Status, new_id
+from workerd.job import Claim, new_id
 from workerd.messages import Freed
-from workerd.outcome import Hold, Outcome, Reason
+from workerd.outcome import Hold
 from workerd.rate_limit import Rate
 from workerd.runtime.sockets import poke
 from workerd.store import limits, nodes, slots
@@ -38,17 +39,7 @@ def start(
 
 def end(harness: DispatcherHarness, pool: FakePool, claim: Claim, hold: Hold | None = None) -> None:
     """Record the end of a claim, as the ingester does, which then wakes the dispatcher."""
-    outcome = Outcome(
-        id=claim.id,
-        attempt=claim.attempt,
-        claimed_at=claim.claimed_at,
-        handler=claim.handler,
-        status=Status.COMPLETED,
-        reason=Reason.OK,
-        success=True,
-        limited=claim.limited,
-        hold=hold,
-    )
+    outcome = storing.outcome(claim, hold=hold)
     batch = harness.store.run(lambda tx: writer.close(tx, [outcome], harness.incarnation))
     del pool.claims[claim.ref]
     poke(harness.paths.wake, msgspec.msgpack.encode(Freed(tuple(batch.freed))))

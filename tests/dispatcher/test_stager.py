@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.dispatching import MakeHarness, insert_jobs
+from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, insert_jobs
 from workerd.messages import Scheduled
 from workerd.runtime.sockets import poke
 from workerd.runtime.wake_ups import Waker, new_rows
@@ -18,14 +18,20 @@ from workerd.store.base import Store, Tx
 from workerd.store.polls import PollResult
 
 
-def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, store: Store) -> None:
-    """An announced row reaches the pool long before the next poll, a minute away."""
-    harness = make_harness(poll=60.0)
+def idle(make_harness: MakeHarness, poll: float, *handlers: str) -> tuple[DispatcherHarness, FakePool]:
+    """A dispatcher that has looked for jobs and found none, and a pool with room for many."""
+    harness = make_harness(poll=poll)
     harness.start()
-    pool = harness.pool("h").connect()
-    pool.demand(5)
+    pool = harness.pool(*handlers, name="p").connect()
+    pool.demand(50)
     harness.until(lambda: harness.is_up and harness.settled())
     harness.serve(0.2)
+    return harness, pool
+
+
+def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, store: Store) -> None:
+    """An announced row reaches the pool long before the next poll, a minute away."""
+    harness, pool = idle(make_harness, 60.0, "h")
     insert_jobs(store, "h")
     assert poke(harness.paths.wake)
     harness.until(lambda: pool.claims, within=10)
@@ -43,12 +49,7 @@ def test_a_wake_up_that_names_handlers_is_for_those_alone(
         return peek(tx, names)
 
     monkeypatch.setattr(polls, "peek", noted)
-    harness = make_harness(poll=60.0)
-    harness.start()
-    pool = harness.pool("f", "g", "h", name="p").connect()
-    pool.demand(5)
-    harness.until(lambda: harness.is_up and harness.settled())
-    harness.serve(0.2)
+    harness, pool = idle(make_harness, 60.0, "f", "g", "h")
     insert_jobs(store, "f")
     (job,) = insert_jobs(store, "h")
     assert poke(harness.paths.wake, new_rows(["h", "elsewhere"]))
@@ -63,12 +64,7 @@ def test_a_wake_up_that_names_handlers_is_for_those_alone(
 
 def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, store: Store) -> None:
     """While the dispatcher does not read, the kernel keeps few of them."""
-    harness = make_harness(poll=60.0)
-    harness.start()
-    pool = harness.pool("f", "g", "h", name="p").connect()
-    pool.demand(50)
-    harness.until(lambda: harness.is_up and harness.settled())
-    harness.serve(0.2)
+    harness, pool = idle(make_harness, 60.0, "f", "g", "h")
     os.kill(harness.dispatcher.pid, signal.SIGSTOP)
     insert_jobs(store, "f")
     (job,) = insert_jobs(store, "h")
@@ -82,12 +78,7 @@ def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, s
 
 def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHarness, store: Store) -> None:
     """A wake-up carries the due time of a scheduled row; malformed ones are ignored."""
-    harness = make_harness(poll=60.0)
-    harness.start()
-    pool = harness.pool("h").connect()
-    pool.demand(5)
-    harness.until(lambda: harness.is_up and harness.settled())
-    harness.serve(0.2)
+    harness, pool = idle(make_harness, 60.0, "h")
     (job,) = insert_jobs(store, "h", 1, delay=200_000)
     now = store.read(lambda tx: tx.now)
     for body in (b"\xff" * 100, msgspec.msgpack.encode(Scheduled(2**63)), b"{}"):
@@ -99,12 +90,7 @@ def test_a_row_that_is_due_soon_does_not_wait_for_the_poll(make_harness: MakeHar
 
 def test_an_unannounced_row_is_found_by_the_poll(make_harness: MakeHarness, store: Store) -> None:
     """Without a wake-up the poll finds it."""
-    harness = make_harness(poll=0.1)
-    harness.start()
-    pool = harness.pool("h", "g", "f", name="p").connect()
-    pool.demand(5)
-    harness.until(lambda: harness.is_up and harness.settled())
-    harness.serve(0.2)
+    harness, pool = idle(make_harness, 0.1, "h", "g", "f")
     insert_jobs(store, "f")
     harness.until(lambda: pool.claims, within=10)
 

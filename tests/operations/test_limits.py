@@ -22,7 +22,7 @@ from workerd.operations import audit, figures, jobs
 from workerd.operations import limits as operations
 from workerd.operations.actor import Actor
 from workerd.operations.why import explain
-from workerd.outcome import Hold, Outcome, Reason
+from workerd.outcome import Hold
 from workerd.rate_limit import Rate
 from workerd.store import handlers, limits, nodes, stats
 from workerd.store.base import Store, Tx
@@ -57,20 +57,6 @@ def claim(store: Store, config: Config, wanted: int = 10) -> list[Claim]:
         return limited.claim(tx, "charge", locked, wanted, NODE, None, 1 << 20).batch.claims
 
     return store.run(work)
-
-
-def ended(claimed: Claim, hold: Hold) -> Outcome:
-    """How it ended well, and what it held then."""
-    return Outcome(
-        id=claimed.id,
-        attempt=claimed.attempt,
-        claimed_at=claimed.claimed_at,
-        handler="charge",
-        status=Status.COMPLETED,
-        reason=Reason.OK,
-        limited=claimed.limited,
-        hold=hold,
-    )
 
 
 def why(store: Store, config: Config, job_id: bytes) -> str:
@@ -119,7 +105,7 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
     [claimed] = claim(store, config)
     assert claimed.id == first
     assert why(store, config, second).startswith('The rate of the limit "stripe", 1/1h, lets the next start')
-    outcome = ended(claimed, Hold("group", 60 * SECOND))
+    outcome = storing.outcome(claimed, hold=Hold("group", 60 * SECOND))
     store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
     sentences = store.read(lambda tx: explain(tx, config, second, {}))[1]
     assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
@@ -141,7 +127,7 @@ def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
     for _ in range(2):
         rows.insert("charge", group_key="a b")
     outcomes = [
-        ended(one, Hold(scope, 60 * SECOND))
+        storing.outcome(one, hold=Hold(scope, 60 * SECOND))
         for one, scope in zip(claim(store, config), ("limit", "group"), strict=True)
     ]
     store.run(lambda tx: writer.close(tx, outcomes, NODE.id))

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support import storing
 from tests.support.rows import Rows
 from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
 from workerd.fairness import FairTurns
 from workerd.group import parse_template
 from workerd.ingester import writer
-from workerd.job import Claim, Status
-from workerd.outcome import Hold, Outcome, Reason, released
+from workerd.job import Claim
+from workerd.outcome import Hold, released
 from workerd.rate_limit import Rate
 from workerd.store import group_queues, held_attempts, job_control, limited_claims, limits
 from workerd.store import slots as store_slots
@@ -65,26 +66,11 @@ class Claimer:
         return batch.batch.claims
 
     def close(self, claimed: Claim, *, hold: Hold | None = None) -> set[str]:
-        outcome = ended(claimed, hold)
+        outcome = storing.outcome(claimed, hold=hold)
         return self.store.run(lambda tx: writer.close(tx, [outcome], NODE.id)).freed
 
     def release(self, claimed: Claim) -> set[str]:
         return self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id)).freed
-
-
-def ended(claimed: Claim, hold: Hold | None = None) -> Outcome:
-    """How it ended well."""
-    return Outcome(
-        id=claimed.id,
-        attempt=claimed.attempt,
-        claimed_at=claimed.claimed_at,
-        handler="h",
-        status=Status.COMPLETED,
-        reason=Reason.OK,
-        success=True,
-        limited=claimed.limited,
-        hold=hold,
-    )
 
 
 def insert(rows: Rows, *groups: str | None) -> list[bytes]:
@@ -185,8 +171,8 @@ def test_slots_are_freed_beside_others_that_are_being_freed(
 
     def work(tx: Tx) -> None:
         ending = {5, 12, 15}
-        writer.close(tx, [ended(claimed[n]) for n in ending], NODE.id)
-        outcomes = [ended(claim) for n, claim in enumerate(claimed) if n not in ending]
+        writer.close(tx, [storing.outcome(claimed[n]) for n in ending], NODE.id)
+        outcomes = [storing.outcome(claim) for n, claim in enumerate(claimed) if n not in ending]
         theirs.store.run(lambda other: writer.close(other, outcomes, NODE.id), retry_for_s=0)
 
     store.run(work)

@@ -29,6 +29,7 @@ def claims(store: Store, handler: str, limit: int = 100, node: store_claims.Node
 def outcome(
     claim: Claim, status: Status = Status.COMPLETED, reason: Reason | None = None, **given: Any
 ) -> Outcome:
+    given.setdefault("limited", claim.limited)
     usual = {Status.COMPLETED: Reason.OK, Status.CANCELLED: Reason.CANCELLED, Status.RETRY: Reason.RETRY}
     if status is Status.RETRY:
         given.setdefault("next", NextAttempt(0, claim.failures + 1, claim.crashes, claim.losses))
