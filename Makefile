@@ -32,6 +32,7 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate --check
 
 format: $(VENV)/tested
 	$(BIN)/ruff check --fix .

@@ -1,13 +1,14 @@
 """Writes what is generated from the source: `etc/workerd.toml` and the pages below `docs/reference`.
 
-    python -m docs.generate
-
-A test fails when a page differs from what the source says.
+python -m docs.generate            # writes them
+python -m docs.generate --check    # names those that differ from what the source says, and exits with 1
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,7 +85,22 @@ PAGES = {
     ROOT / "docs" / "images" / "process-tree.svg": pictures.process_tree,
 }
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Write the pages, or with `--check` name those that are out of date."""
+    parser = argparse.ArgumentParser(prog="python -m docs.generate")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page differs")
+    check = parser.parse_args().check
+    outdated = False
     for path, content in PAGES.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content())
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content())
+        elif not path.exists() or path.read_text() != content():
+            outdated = True
+            print(f"{path.relative_to(ROOT)} is out of date: `make generated` renews it", file=sys.stderr)
+    return int(outdated)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
