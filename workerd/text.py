@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 
 ERROR_LIMIT = 1024
@@ -71,6 +72,11 @@ def line(text: object) -> str:
     if isinstance(text, str) and text.isprintable():
         return text
     return _LINE_BREAKS.sub(_escaped, harmless(text))
+
+
+def word(text: object) -> str:
+    """Text as one word of a command that a sentence recommends: quoted for the shell where that must be."""
+    return shlex.quote(line(text))
 
 
 def seconds_text(seconds: float | None) -> str | None:

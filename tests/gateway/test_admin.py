@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import html
+import re
 import uuid
+from urllib.parse import quote
 
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.gateway import Api
+from tests.support.gateway import ODD_NAME, Api, EventStream
 from tests.support.rows import Rows
 
 
@@ -38,6 +41,28 @@ def test_nodes_and_schedules(api: Api) -> None:
     assert made.status_code == 201
     assert api.ended(made.json()["id"])["handler"] == "tick"
     assert api.post("/schedules/nope/run").status_code == 404
+
+
+def test_a_name_with_a_slash_is_one_segment_of_a_path(api: Api) -> None:
+    """Percent-encoded, so are other characters that have a meaning in a URL; on pages as well."""
+    segment = quote(ODD_NAME, safe="")
+    paused = api.post(f"/handlers/{segment}/pause").json()
+    assert (paused["name"], paused["paused_by"]) == (ODD_NAME, "local")
+    assert api.post(f"/handlers/{segment}/resume").json()["paused_at"] is None
+    assert api.post("/handlers/mail/50%25/pause").status_code == 404
+    schedule = f"/schedules/{segment}"
+    assert api.http.put(schedule, json={"handler": ODD_NAME, "cron": "0 0 1 1 *"}).json()["name"] == ODD_NAME
+    assert api.ended(api.post(f"{schedule}/run").json()["id"])["handler"] == ODD_NAME
+    page = api.get(f"/ui{schedule}")
+    assert page.status_code == 200
+    [live] = re.findall('data-live="([^"]+)"', page.text)
+    stream = EventStream(api, html.unescape(live))
+    api.post(f"{schedule}/pause")
+    eventually(lambda: "by local" in stream.parts.get("facts", ""))
+    assert stream.status == 200
+    assert api.get(schedule).json()["paused_by"] == "local"
+    assert api.http.delete(schedule).status_code == 204
+    assert api.get(schedule).status_code == 404
 
 
 def test_the_hold_of_a_limit_is_ended(api: Api) -> None:

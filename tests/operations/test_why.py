@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from typing import Any
 
@@ -74,6 +75,14 @@ def test_a_paused_handler_names_who_paused_it_and_why(live: Store) -> None:
     (sentence,) = why(live, storing.enqueue(live, "mail"))
     assert sentence.startswith("The handler mail is paused, by cli:me@host at ")
     assert sentence.endswith(" (maintenance). `workerd resume mail` resumes it.")
+
+
+def test_a_command_quotes_a_name_for_the_shell(live: Store) -> None:
+    """It works as it is shown."""
+    live.run(lambda tx: handlers.seen(tx, "a; b's", None, "one"))
+    live.run(lambda tx: operations.pause(tx, Actor("cli:me@host", "cli"), CONFIG, "a; b's", None))
+    (sentence,) = why(live, storing.enqueue(live, "a; b's"))
+    assert shlex.split(sentence.split("`")[1]) == ["workerd", "resume", "a; b's"]
 
 
 def test_a_scheduled_job_names_its_time(live: Store) -> None:

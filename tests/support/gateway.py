@@ -17,6 +17,8 @@ from tests.support.servers import free_port
 from workerd.config.model import StoreConfig
 from workerd.store.engines import open_store
 
+ODD_NAME = "mail/50% é?#%2F"
+"""Of a handler; a segment of a path when it is percent-encoded."""
 SOON = '[defaults]\nbackoff = { first = "50ms", factor = 1.0, jitter = 0.0 }\n'
 WORK = "".join(
     f'[handlers.{name}]\ncall = "{HANDLERS}:{call}"\npool = "work"\n{more}\n'
@@ -28,6 +30,7 @@ WORK = "".join(
         ("limited", "noop", "max_waiting = 2"),
         ("cool", "noop", 'cooler = "1h"'),
         ("tick", "noop", 'cron = "0 0 1 1 *"'),
+        (f'"{ODD_NAME}"', "noop", ""),
     )
 )
 FLOWS = """

@@ -10,7 +10,7 @@ from workerd.cli.session import open_session
 from workerd.cli.views import second
 from workerd.operations import handlers as operations
 from workerd.signature import parse
-from workerd.text import line
+from workerd.text import line, word
 
 
 def handlers(c: ConfigPath = None, json: AsJson = False) -> None:
@@ -54,7 +54,7 @@ def pause(handler: HandlerName, reason: Reason = "", c: ConfigPath = None) -> No
     """
     with open_session(c) as session:
         session.run(lambda tx: operations.pause(tx, session.actor, session.config, handler, reason or None))
-    notify(f"{line(handler)} is paused; `workerd resume {line(handler)}` resumes it.")
+    notify(f"{line(handler)} is paused; `workerd resume {word(handler)}` resumes it.")
 
 
 def resume(handler: HandlerName, c: ConfigPath = None) -> None:

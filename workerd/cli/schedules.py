@@ -15,7 +15,7 @@ from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import run_time, second
 from workerd.job import id_text
 from workerd.operations import schedules as operations
-from workerd.text import line, seconds_text
+from workerd.text import line, seconds_text, word
 
 ACTIONS = ("pause", "resume", "run", "remove")
 MAX_NEXT = 1000
@@ -151,9 +151,9 @@ def _print_next(schedule: Document, times: list[str], json: bool) -> None:
         return
     for time in times:
         print_text(second(time) or "")
-    name = line(schedule["name"])
+    name = schedule["name"]
     if schedule["paused_at"] is not None:
-        notify(f"{name} is paused; `workerd schedules resume {name}` resumes it.")
+        notify(f"{line(name)} is paused; `workerd schedules resume {word(name)}` resumes it.")
     elif schedule["kind"] == "cooler":
         notify("Each run starts a pause after the end of the one before: later times are not known.")
 
@@ -167,7 +167,7 @@ def _act(path: Path | None, action: str, name: str, texts: dict[str, str], json:
                 _set(session, name, texts, json)
             case "pause":
                 session.run(lambda tx: operations.pause(tx, actor, config, name))
-                notify(f"{shown} is paused; `workerd schedules resume {shown}` resumes it.")
+                notify(f"{shown} is paused; `workerd schedules resume {word(name)}` resumes it.")
             case "remove":
                 session.run(lambda tx: operations.remove(tx, actor, config, name))
                 notify(f"{shown} is removed; what it has started goes on.")

@@ -21,6 +21,7 @@ from workerd.gateway.dashboard.pages import problem_page
 from workerd.gateway.hosts import HostRules
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
+from workerd.gateway.path_segments import value_of
 from workerd.gateway.problems import HTTPProblem, error_response, problem_response
 from workerd.gateway.roles import Route, check_access
 from workerd.gateway.state import GatewayState, gateway_of, only_post, wrong_method
@@ -61,6 +62,9 @@ def _checked(route: Route) -> routing.Route:
         if checks_query and request.scope["query_string"]:
             method = "GET" if request.method == "HEAD" else request.method
             check_query(request.query_params, known[method])
+        given = request.scope.get("path_params")
+        if given:
+            request.scope["path_params"] = {name: value_of(text) for name, text in given.items()}
         answer: Response = await route.endpoint(request)
         return answer
 
@@ -71,7 +75,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         return problem_response(wrong_method(request, *_methods(request.scope["path"])))
-    if error.status_code == 404 and request.url.path.startswith("/ui/"):
+    if error.status_code == 404 and request.scope["path"].startswith("/ui/"):
         problem = HTTPProblem(404, "Page not found.")
         prefix = prefix_of(request.headers)
         return problem_page(problem, gateway_of(request).node_name, prefix=prefix, logged_in=False)

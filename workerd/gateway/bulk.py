@@ -96,7 +96,7 @@ async def _act(request: Request, act: Act, body: CancelJobsBody, *, fresh: bool 
                 partial(change, actor=actor, search=search, refs=refs, fresh=fresh)
             )
         except (StoreError, HTTPProblem) as error:
-            raise _incomplete(problem_of(error, request.url.path), search, done) from None
+            raise _incomplete(problem_of(error, request.scope["path"]), search, done) from None
     return json_response({"matched": search.matched, "done": done})
 
 

@@ -8,12 +8,12 @@ import resource
 import time
 from collections import defaultdict
 from typing import Any, cast
-from urllib.parse import unquote
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from workerd.gateway.exchange import Exchange
+from workerd.gateway.path_segments import normal_form
 from workerd.gateway.problems import HTTPProblem, problem_response
 
 HEAD_TIMEOUT_S = 10.0
@@ -150,14 +150,14 @@ class HttpProtocol(HttpToolsProtocol):
         self._begin_exchange()
 
     def _begin_exchange(self) -> None:
-        """As the parser of uvicorn does, without WebSockets and limits of its own, and with an Exchange."""
+        """As the parser of uvicorn does, with an Exchange, without WebSockets and limits of its own."""
         version = self.parser.get_http_version()
         url = httptools.parse_url(self.url)
         path = url.path.decode("ascii")
         cast("dict[str, Any]", self.scope).update(
             method=self.parser.get_method().decode("ascii"),
             http_version=version,
-            path=unquote(path) if "%" in path else path,
+            path=normal_form(path),
             raw_path=url.path,
             query_string=url.query or b"",
         )

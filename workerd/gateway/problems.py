@@ -134,4 +134,4 @@ def _crashed(error: Exception, path: str) -> HTTPProblem:
 
 async def error_response(request: Request, error: Exception) -> Response:
     """Starlette's exception handler for errors of the program."""
-    return problem_response(problem_of(error, request.url.path))
+    return problem_response(problem_of(error, request.scope["path"]))

@@ -84,7 +84,7 @@ def check_access(request: Request, access: Access) -> None:
     caller: Caller | None = request.scope.get(CALLER)
     if caller is None or caller.may(access):
         return
-    _log.warning("access.refused", name=caller.name, role=str(caller.role), path=request.url.path)
+    _log.warning("access.refused", name=caller.name, role=str(caller.role), path=request.scope["path"])
     raise refused(caller, access)
 
 

@@ -23,7 +23,7 @@ from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import StoredJob
-from workerd.text import exit_text, line, plural, seconds_text, size_text
+from workerd.text import exit_text, line, plural, seconds_text, size_text, word
 from workerd.workflow import ADHOC, RequestStatus, decode, of_cycle
 
 MAX_EARLIER_ATTEMPTS = 5
@@ -89,7 +89,7 @@ def _why_wait(tx: Tx, row: JobRow) -> str:
     shown = id_text(row.request_id or b"")
     return (
         f"It waits for the signal {line(signal)}{f', until {until}' if until else ''};"
-        f" `workerd request signal {shown} {line(signal)}` gives it."
+        f" `workerd request signal {shown} {word(signal)}` gives it."
     )
 
 
@@ -275,7 +275,7 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
         reason = f" ({line(known.pause_reason)})" if known.pause_reason else ""
         return [
             f"The handler {name} is paused, by {line(known.paused_by)} at {_second(known.paused_at)}"
-            f"{reason}. `workerd resume {name}` resumes it."
+            f"{reason}. `workerd resume {word(row.handler)}` resumes it."
         ]
     live = _live_nodes(tx, known)
     # A pool that never loaded has not registered its handlers in the store.

@@ -17,6 +17,7 @@ from workerd.store.columns import RequestRow
 from workerd.store.duplicates import release_followers
 from workerd.store.outcomes import ClosedBatch, closed_attempt
 from workerd.store.session import Row
+from workerd.text import word
 
 _DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 
@@ -209,7 +210,7 @@ def retry(tx: Tx, job_id: bytes, *, fresh: bool = False) -> int:
     if job.unique_key == COOLER_KEY and _stands_for_a_request(tx, job_id):
         raise Conflict(
             f"The row stands for a run of the recurring workflow {job.handler!r}, whose next run is its"
-            f" retry; `workerd schedules run {job.handler}` starts it now."
+            f" retry; `workerd schedules run {word(job.handler)}` starts it now."
         )
     request = locked.get(job.request_id) if job.request_id is not None else None
     if request is None:
@@ -338,7 +339,7 @@ def _graph_to_continue(row: RequestRow) -> wf.Graph | None:
     if graph.cooler is not None:
         raise Conflict(
             f"The job belongs to a run of the recurring workflow {row.workflow!r}, whose next run is its "
-            f"retry; `workerd schedules run {row.workflow}` starts it now."
+            f"retry; `workerd schedules run {word(row.workflow)}` starts it now."
         )
     return graph
 

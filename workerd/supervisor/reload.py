@@ -16,6 +16,7 @@ from workerd.runtime.loop import Loop
 from workerd.supervisor.children import POOL_PREFIX, Children
 from workerd.supervisor.shutdown import KILL_AFTER_S
 from workerd.supervisor.supervised_child import ChildState, SupervisedChild
+from workerd.text import word
 
 POLL_INTERVAL_S = 0.02
 START_LIMIT_S = 120.0
@@ -249,7 +250,7 @@ class Reload:
 def _unanswered(pool: str) -> str:
     return (
         f"it did not answer within {ANSWER_LIMIT_S:g} s whether its code changed, and runs on with what it "
-        f"has loaded; `workerd restart {pool}` restarts it"
+        f"has loaded; `workerd restart {word(pool)}` restarts it"
     )
 
 

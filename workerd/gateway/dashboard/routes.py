@@ -27,6 +27,7 @@ from workerd.gateway.dashboard import (
 from workerd.gateway.dashboard.pages import ASSETS, PageQuery, View, page_response, problem_page
 from workerd.gateway.params import check_query
 from workerd.gateway.path_prefix import prefix_of
+from workerd.gateway.path_segments import value_of
 from workerd.gateway.problems import HTTPProblem, problem_of
 from workerd.gateway.roles import Access, Caller, Route, caller_of, refused
 from workerd.gateway.sessions import Cookie
@@ -74,7 +75,9 @@ async def view_of(gateway: GatewayState, path: str, query: str, caller: Caller) 
                 raise refused(caller, page.access)
             given = QueryParams(query)
             check_query(given, page.params)
-            return await page.view(PageQuery(gateway, given, match.groupdict().get("item_id", ""), caller))
+            return await page.view(
+                PageQuery(gateway, given, value_of(match.groupdict().get("item_id", "")), caller)
+            )
     raise HTTPProblem(404, "Page not found.")
 
 
@@ -84,7 +87,7 @@ async def page(request: Request) -> Response:
     if request.scope.get(LOGIN_REQUIRED):
         return RedirectResponse(f"{prefix}/login", 303, {"Cache-Control": "no-store"})
     gateway, caller = gateway_of(request), caller_of(request)
-    path, query = request.url.path, request.url.query
+    path, query = request.scope["path"], request.scope["query_string"].decode("latin-1")
     logged_in = _logged_in(request)
     try:
         view = await view_of(gateway, path, query, caller)
@@ -110,7 +113,7 @@ async def find(request: Request) -> Response:
         found = await search.find(gateway, request.query_params.get("q", ""))
     except Exception as error:
         return problem_page(
-            problem_of(error, request.url.path),
+            problem_of(error, request.scope["path"]),
             gateway.node_name,
             prefix=prefix,
             logged_in=_logged_in(request),
