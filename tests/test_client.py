@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.daemon import ROOT, Daemon
@@ -33,10 +34,12 @@ from workerd.errors import (
     WrongVersion,
 )
 from workerd.job_spec import JobSpec
+from workerd.messages import Inserting
+from workerd.runtime import wake_ups
 from workerd.runtime.child import fork
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import bind_datagram
-from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_rows
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_row, new_rows
 from workerd.store.engines import open_store
 
 CONFIG = f"""
@@ -352,12 +355,15 @@ def test_an_unreachable_store_raises_store_away() -> None:
                 client.enqueue("add")
 
 
-def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(tmp_path: Path) -> None:
-    """It need not look which of many have some."""
+def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(
+    tmp_path: Path, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It need not look which of many have some; of a plain job before MySQL has answered, too."""
+    monkeypatch.setattr(wake_ups, "AWAKE_S", 0.0)
     node = NodeConfig(runtime_dir=tmp_path)
     config = Config(
         node=node,
-        store=StoreConfig(url=f"sqlite:///{tmp_path}/store.db"),
+        store=StoreConfig(url=store_url),
         pools={"p": PoolConfig(name="p", handlers=(HandlerConfig(name="mail", call="m:f", pool="p"),))},
     )
     store = open_store(config.store)
@@ -365,10 +371,13 @@ def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(tmp_path: P
     store.close()
     renamed = partial(dataclasses.replace, handler="mail")
     with bind_datagram(Paths(node).wake) as sock, Client(config, before_enqueue=[renamed]) as client:
-        client.enqueue("before the hook")
-        client.enqueue("mail", unique_key="k")
+        alone = [client.enqueue("before the hook"), client.enqueue("mail", unique_key="k")]
         client.enqueue_many([JobSpec(handler="mail"), JobSpec(handler="mail")])
-        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(3)] == [new_rows(["mail"])] * 3
+        of_one = [new_row("mail", uuid.UUID(job.id).bytes) for job in alone]
+        expected = [*of_one, new_rows(["mail"])]
+        if not store_url.startswith("sqlite"):
+            expected.insert(0, msgspec.msgpack.encode(Inserting(("mail",))))
+        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in expected] == expected
 
 
 def test_an_empty_store_raises_wrong_version(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ from workerd.operations.edit import Edit
 from workerd.operations.edit import edit as edit_job
 from workerd.operations.enqueue import KnownHandlers, admit, checked, insert_alone, is_plain
 from workerd.runtime.paths import Paths
-from workerd.runtime.wake_ups import Waker, new_rows
+from workerd.runtime.wake_ups import Waker, new_row, new_rows
 from workerd.tracing import switch as tracing
 from workerd.workflow import ADHOC
 
@@ -122,7 +122,7 @@ class Client:
             if enqueued is None:
                 enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
             sending.enqueued = [enqueued]
-        self._waker.wake(new_rows([job.handler]))
+        self._waker.wake(new_row(job.handler, parse_id(enqueued.id)))
         return enqueued
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:
@@ -484,7 +484,9 @@ class Client:
                 store.alone(self._known.query, write=False)
             if not self._known.admits(job, self._config):
                 return None
-            return store.alone(lambda tx: insert_alone(tx, job))
+            return store.alone(
+                lambda tx: insert_alone(tx, job, lambda: self._waker.wake_early([job.handler]))
+            )
 
     def _admit(self, tx: Tx, new: list[NewJob]) -> list[Enqueued]:
         return admit(tx, new, self._config, known=self._known.query(tx))

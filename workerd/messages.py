@@ -16,7 +16,8 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
                                  pipe
 
 The datagram socket `wake` is open to every local client: Scheduled and Freed come from the ingester, NewRows
-from whoever has enqueued; anything else, usually an empty datagram, announces new rows of any handler.
+from whoever has enqueued, and Inserting before that; anything else, usually an empty datagram, announces new
+rows of any handler.
 """
 
 from __future__ import annotations
@@ -373,10 +374,17 @@ class Scheduled(Message, frozen=True, tag="scheduled"):
     due: int
 
 
-class NewRows(Message, frozen=True, tag="new"):
-    """There are new rows of these handlers."""
+class Inserting(Message, frozen=True, tag="inserting"):
+    """Rows of these handlers are being inserted: they may be seen before the sender is told of it."""
 
     handlers: tuple[str, ...]
+
+
+class NewRows(Message, frozen=True, tag="new"):
+    """There are new rows of these handlers; `job`: the only new job, if it is one."""
+
+    handlers: tuple[str, ...]
+    job: bytes = b""
 
 
 class Freed(Message, frozen=True, tag="freed"):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.support.gateway_state import ask, gateway_state
@@ -15,10 +16,13 @@ from workerd.config.model import Config, GatewayConfig, NodeConfig, StoreConfig
 from workerd.errors import StoreAway
 from workerd.gateway.backend import Backend
 from workerd.gateway.state import GatewayState
+from workerd.job import parse_id
+from workerd.messages import Inserting
 from workerd.operations.enqueue import KnownHandlers
 from workerd.operations.rules import HandlerRules
+from workerd.runtime import wake_ups
 from workerd.runtime.sockets import bind_datagram
-from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_rows
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_row, new_rows
 from workerd.store.engines import open_store
 
 HANDLER = HandlerConfig(name="noop", call="x:y", pool="noop", redact=("card",))
@@ -75,15 +79,23 @@ def test_the_loop_enqueues_without_a_thread(gateway: GatewayState, monkeypatch: 
     assert ask(gateway, f"/jobs/{document['id']}").json() == document
 
 
-def test_the_dispatcher_is_told_of_which_handler_there_are_new_rows(gateway: GatewayState) -> None:
-    """Whoever has inserted them: a thread, the loop, or a thread for what needs the store first."""
+def test_the_dispatcher_is_told_of_which_handler_there_are_new_rows(
+    gateway: GatewayState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has inserted them: a thread, the loop, or a thread for what needs the store first.
+
+    The loop says so before the store has answered, too.
+    """
+    monkeypatch.setattr(wake_ups, "AWAKE_S", 0.0)
     path = gateway.backend.paths.wake
     path.parent.mkdir()
     with bind_datagram(path) as sock:
-        for more in ({}, {}, {"unique_key": "k"}):
-            assert enqueue(gateway, **more)[0] == 201
+        _, second, _ = [enqueue(gateway, **more)[1] for more in ({}, {}, {"unique_key": "k"})]
         assert ask(gateway, "/jobs/bulk", {"jobs": [{"handler": "noop"}] * 2}).status_code == 201
-        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(4)] == [new_rows(["noop"])] * 4
+        of_second = [msgspec.msgpack.encode(Inserting(("noop",))), new_row("noop", parse_id(second["id"]))]
+        assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in range(5)] == [
+            new_rows(["noop"]), *of_second, *[new_rows(["noop"])] * 2
+        ]  # fmt: skip
 
 
 def test_a_connection_that_was_lost_is_replaced(gateway: GatewayState, mysql_server: DatabaseServer) -> None:

@@ -7,13 +7,16 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.support.datagrams import received
 from tests.support.eventually import eventually
+from workerd.messages import Inserting
+from workerd.runtime import wake_ups
 from workerd.runtime.child import fork
 from workerd.runtime.sockets import bind_datagram, poke
-from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, Waker, new_rows
+from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, Waker, new_row, new_rows
 
 
 @pytest.fixture(params=["short", "long"])
@@ -81,9 +84,25 @@ def test_threads_share_one_socket(path: Path) -> None:
             waker.close()
 
 
+def test_nobody_is_woken_early_who_was_just_woken(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor for what cannot be named."""
+    waker = Waker(path)
+    with bind_datagram(path) as sock:
+        waker.wake_early(["é" * 191])
+        assert received(sock) == 0
+        waker.wake_early(["h"])
+        assert sock.recv(MAX_DATAGRAM_BYTES) == msgspec.msgpack.encode(Inserting(("h",)))
+        monkeypatch.setattr(wake_ups, "AWAKE_S", 600.0)
+        waker.wake_early(["h"])
+        waker.wake(new_row("h", b"1"))
+        waker.wake_early(["h"])
+        assert sock.recv(MAX_DATAGRAM_BYTES) == new_row("h", b"1")
+        assert received(sock) == 0
+
+
 def test_what_does_not_fit_is_not_named() -> None:
     """Many handlers, or a long name, are woken as any."""
     assert new_rows(["b", "a", "b"]) == new_rows(["a", "b"]) != b""
     assert 0 < len(new_rows(["é" * 100])) <= MAX_DATAGRAM_BYTES
-    assert new_rows(["é" * 191]) == b""
+    assert new_rows(["é" * 191]) == new_row("é" * 191, bytes(16)) == b""
     assert new_rows(map(str, range(100))) == b""

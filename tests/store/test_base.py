@@ -39,6 +39,14 @@ def test_it_is_there_for_others_when_the_call_returns(store: Store, store_url: s
     assert abs(row.run_at - row.created_at) < SECOND // 100
 
 
+def test_a_caller_is_told_when_others_may_see_it(store: Store) -> None:
+    """While the server answers; SQLite shows nothing before it has returned."""
+    sent: list[bool] = []
+    made = store.alone(lambda tx: jobs.insert_alone(tx, NEW, lambda: sent.append(True)))
+    assert job(store, made.id).attempts
+    assert sent == ([] if store.dialect.name == "sqlite" else [True])
+
+
 def test_a_transaction_after_it_is_still_atomic(store: Store) -> None:
     """A later failure rolls back earlier statements too."""
     insert(store)

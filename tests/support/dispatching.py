@@ -393,3 +393,14 @@ def job_rows(store: Store, handler: str) -> list[tuple[bytes, str, int]]:
 def is_registered(store: Store, node_id: bytes) -> bool:
     """Whether the store has a row of this incarnation."""
     return any(record.id == node_id for record in store.read(nodes.list_))
+
+
+def idle(make_harness: MakeHarness, poll: float, *handlers: str) -> tuple[DispatcherHarness, FakePool]:
+    """A dispatcher that has looked for jobs and found none, and a pool with room for many."""
+    harness = make_harness(poll=poll)
+    harness.start()
+    pool = harness.pool(*handlers, name="p").connect()
+    pool.demand(50)
+    harness.until(lambda: harness.is_up and harness.settled())
+    harness.serve(0.2)
+    return harness, pool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 
 from workerd import log
@@ -24,6 +25,10 @@ from workerd.store.claims import NodeIdent
 from workerd.store.limited_claims import LimitedBatch
 
 UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
+RESTED_S = 0.002
+"""After a claim, until rows are looked for that are only being inserted: else each enqueue might cost two."""
+MAX_REMEMBERED = 16
+"""Jobs claimed last whose own wake-up is still to come."""
 
 _log = get_logger("dispatcher")
 
@@ -65,6 +70,8 @@ class Claimer:
         self._learnable: list[tuple[str, LimitedBatch]] = []  # of the transaction under way
         self._limited = limited
         self._expires_us = expires_us
+        self._claimed_at = -RESTED_S
+        self._claimed_last: deque[bytes] = deque(maxlen=MAX_REMEMBERED)
         self.claimed = 0
         self.transactions = 0
 
@@ -91,6 +98,15 @@ class Claimer:
         """New rows exist for these handlers; None: for any."""
         if self._planner.announce(handlers):
             self._wake()
+
+    def expect(self, handlers: Iterable[str]) -> None:
+        """Rows of these handlers are being inserted: look for them if nothing was claimed for a moment."""
+        if time.monotonic() - self._claimed_at >= RESTED_S:
+            self.announce(handlers)
+
+    def has_claimed(self, job: bytes) -> bool:
+        """Whether this job was one of the last to be claimed here."""
+        return job in self._claimed_last
 
     def on_freed(self, limits: Iterable[str]) -> None:
         """Something of these limits was given back."""
@@ -159,7 +175,8 @@ class Claimer:
             self._refuse(plan, error)
             return
         try:
-            self._planner.note_duration(time.monotonic() - began_at, claimed)
+            self._claimed_at = time.monotonic()
+            self._planner.note_duration(self._claimed_at - began_at, claimed)
             self._planner.learn(plan, claimed)
             for handler, found in self._learnable:
                 self._limited.learn(handler, found)
@@ -217,6 +234,7 @@ class Claimer:
             if batch.claims:
                 self._store.note_time(batch.claims[0].claimed_at, batch.claims[0].mono)
                 self.claimed += len(batch.claims)
+                self._claimed_last.extend([claim.id for claim in batch.claims[:MAX_REMEMBERED]])
                 self._settlement.on_claimed(claim.ref for claim in batch.claims)
                 if log.debugging:
                     _trace(link, batch.claims)

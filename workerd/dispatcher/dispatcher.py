@@ -35,9 +35,10 @@ from workerd.dispatcher.request_work import EXPIRY_PERIOD_S, RequestWork
 from workerd.dispatcher.rescue import Rescue
 from workerd.dispatcher.retention import RUNS_PERIOD_S, Retention, RunRetention
 from workerd.dispatcher.settlement import Settlement
-from workerd.dispatcher.stager import Stager, WakeSocket
+from workerd.dispatcher.stager import Stager
 from workerd.dispatcher.stored_schedules import NamedCoolers, StoredSchedules
 from workerd.dispatcher.tasks import PeriodicTask, TaskRunner
+from workerd.dispatcher.wake_socket import Listeners, WakeSocket
 from workerd.dispatcher.workflow_tasks import SWEEP_PERIOD_S, RequestSweep, WorkflowPickup
 from workerd.errors import StoreAway
 from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
@@ -169,9 +170,10 @@ class Dispatcher(Service):
         if config.webhooks:
             store.store.before_commit = events.before_commit
         self.quarantines = QuarantineReports(tasks, store, claimer, events, ctx.incarnation)
-        self.wake_socket = WakeSocket(
-            self.loop, ctx.paths.wake, self.stager.announce, self.claimer.on_freed, self.stager.on_scheduled
+        listeners = Listeners(
+            self.stager.announce, self.claimer.expect, self.claimer.on_freed, self.stager.on_scheduled
         )
+        self.wake_socket = WakeSocket(self.loop, ctx.paths.wake, listeners, self.claimer.has_claimed)
 
     def _task_table(
         self, lease_s: float, poll_s: float, workflows: Collection[WorkflowConfig], *, pickup: bool

@@ -1,13 +1,9 @@
-"""Makes rows claimable when they are due, and polls for new jobs, cancels and pauses; the wake-up socket."""
+"""Makes rows claimable when they are due, and polls for new jobs, cancels and pauses."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-
-import msgspec
+from collections.abc import Callable, Iterable
 
 from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.dispatcher.claimer import Claimer
@@ -17,18 +13,10 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
 from workerd.job import AttemptRef
-from workerd.messages import Cancel, Freed, NewRows, Release, Scheduled
-from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import bind_datagram
-from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES
+from workerd.messages import Cancel, Release
 from workerd.store import claims, polls
 from workerd.store.polls import PollResult
 
-MAX_DATAGRAMS = 1000
-"""Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
-FULL_QUEUE = 5
-"""Wake-ups read in one turn among which there may have been one more that was dropped: the kernel keeps 11 by
-default (`net.unix.max_dgram_qlen`), and who sends to a full queue is told that nobody waits for it."""
 MAX_DUE_ROWS = 500
 """Rows that one transaction makes `new`."""
 SHORTEST_PAUSE_S = 0.002
@@ -159,60 +147,3 @@ class Stager:
             if now - self._cancels.get(key, -CANCEL_REPEAT_S) >= CANCEL_REPEAT_S:
                 self._cancels[key] = now
                 self._pools.broadcast(Cancel(key=key))
-
-
-class WakeSocket:
-    """Reads wake-ups; a thousand of them are worth one.
-
-    `on_new`: there are new rows, of these handlers or, None, of any. `on_freed`: something of these limits
-    was given back. `on_scheduled`: a row becomes due at this store time, microseconds.
-    """
-
-    def __init__(
-        self,
-        loop: Loop,
-        path: Path,
-        on_new: Callable[[Iterable[str] | None], None],
-        on_freed: Callable[[Iterable[str]], None],
-        on_scheduled: Callable[[int], None],
-    ) -> None:
-        self._loop = loop
-        self._on_new = on_new
-        self._on_freed = on_freed
-        self._on_scheduled = on_scheduled
-        self._decoder = msgspec.msgpack.Decoder(Freed | NewRows | Scheduled)
-        self._socket = bind_datagram(path, 0o666)
-
-    def start(self) -> None:
-        """Listen from now on."""
-        self._loop.on_readable(self._socket.fileno(), self._read, rank=2)
-
-    def _received(self) -> Iterator[bytes]:
-        with contextlib.suppress(BlockingIOError):
-            for _ in range(MAX_DATAGRAMS):
-                yield self._socket.recv(MAX_DATAGRAM_BYTES)
-
-    def _read(self) -> None:
-        received = list(self._received())
-        due: list[int] = []
-        freed: set[str] = set()
-        new: set[str] = set()
-        is_any = len(received) >= FULL_QUEUE
-        for datagram in set(received):
-            try:
-                message = self._decoder.decode(datagram)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                is_any = True
-                continue
-            if isinstance(message, NewRows):
-                new.update(message.handlers)
-            elif isinstance(message, Freed):
-                freed.update(message.limits)
-            else:
-                due.append(message.due)
-        if freed:
-            self._on_freed(freed)
-        if due:
-            self._on_scheduled(min(due))
-        if new or is_any:
-            self._on_new(None if is_any else new)

@@ -20,7 +20,7 @@ from workerd.operations import logs
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
 from workerd.runtime.generations import Generations, ask_all, ask_status
 from workerd.runtime.paths import Paths
-from workerd.runtime.wake_ups import Waker, new_rows
+from workerd.runtime.wake_ups import Waker, new_row, new_rows
 
 T = TypeVar("T")
 A = TypeVar("A")
@@ -89,6 +89,14 @@ class Backend:
                 "This node is shutting down; send the request to another node or retry later.",
                 DRAINING_RETRY_AFTER_S,
             )
+
+    def wake_early(self, handlers: Iterable[str]) -> None:
+        """Tell the dispatcher that rows of these handlers are being inserted."""
+        self._waker.wake_early(handlers)
+
+    def wake_for(self, handler: str, job: bytes) -> None:
+        """Wake the dispatcher for this new job alone."""
+        self._waker.wake(new_row(handler, job))
 
     def wake(self, handlers: Iterable[str] | None = None) -> None:
         """Wake the dispatcher of this node, for new rows of these handlers or of any."""

@@ -90,8 +90,13 @@ class BatchEnqueue:
             return
         self._last_count = len(batch)
         new_jobs = [job for job, _ in batch]
-        if self._backend.draining or not self._posted.enqueue(new_jobs, partial(self._on_answer, batch)):
+        if self._backend.draining or not self._posted.enqueue(
+            new_jobs, partial(self._on_sent, new_jobs), partial(self._on_answer, batch)
+        ):
             self._task = asyncio.create_task(self._run_in_thread(batch))
+
+    def _on_sent(self, new_jobs: Sequence[NewJob]) -> None:
+        self._backend.wake_early(job.handler for job in new_jobs)
 
     def _on_answer(self, batch: Sequence[_Queued], answer: Answer) -> None:
         if isinstance(answer, StoreError) and not isinstance(answer, CommitUnknown):
@@ -101,9 +106,15 @@ class BatchEnqueue:
             self._posted.hand_over()
             _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
         else:
-            self._backend.wake(job.handler for job, _ in batch)
+            self._wake(batch, answer)
             _tell(batch, answer)
         self._send_next()
+
+    def _wake(self, batch: Sequence[_Queued], enqueued: Sequence[EnqueuedJob]) -> None:
+        if len(batch) == 1:
+            self._backend.wake_for(batch[0][0].handler, parse_id(enqueued[0][0].id))
+        else:
+            self._backend.wake(job.handler for job, _ in batch)
 
     async def _run_in_thread(self, batch: Sequence[_Queued]) -> None:
         self._posted.hand_over()

@@ -79,8 +79,13 @@ class PostedEnqueue:
         if posting is not None:
             posting.end()
 
-    def enqueue(self, jobs: Sequence[NewJob], on_answer: Callable[[Answer], None]) -> bool:
-        """Send all of them; false if nothing was done: a thread must `run` it, after `hand_over`."""
+    def enqueue(
+        self, jobs: Sequence[NewJob], on_sent: Callable[[], None], on_answer: Callable[[Answer], None]
+    ) -> bool:
+        """Send all of them; false if nothing was done: a thread must `run` it, after `hand_over`.
+
+        `on_sent` is called once they are sent, where others may see them before the store has answered.
+        """
         if self._posting is None:
             return False
         try:
@@ -91,6 +96,8 @@ class PostedEnqueue:
         except Exception:  # nothing was sent; the thread finds out which job is at fault, and tells it alone
             return False
         self._on_answer = on_answer
+        if self._posting.shows_early:
+            on_sent()
         self._watch(self._posting)
         self._sent.prepare()  # while the store commits
         return True

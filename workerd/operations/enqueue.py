@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -199,9 +199,9 @@ def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:
     return [_enqueued(done) for done in duplicates.insert(tx, specs)]
 
 
-def insert_alone(tx: Tx, spec: NewJob) -> Enqueued:
-    """The same for one plain job, in one statement."""
-    return _enqueued(jobs.insert_alone(tx, spec))
+def insert_alone(tx: Tx, spec: NewJob, on_sent: Callable[[], None] | None = None) -> Enqueued:
+    """The same for one plain job, in one statement; `on_sent`: as in Tx.execute_alone."""
+    return _enqueued(jobs.insert_alone(tx, spec, on_sent))
 
 
 def _enqueued(done: jobs.Inserted) -> Enqueued:

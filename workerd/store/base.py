@@ -80,6 +80,14 @@ class Tx:
             return self._session.execute_after(last, sql, params)
         return self._session.execute(sql, params)
 
+    def execute_alone(self, sql: str, params: Params, on_sent: Callable[[], None]) -> int:
+        """As `execute`, for all that the transaction does.
+
+        `on_sent` is called while the store answers, if others may see before that what was changed.
+        """
+        self._has_written = True
+        return self._session.execute_alone(sql, params, on_sent)
+
     def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
         """As `execute` with the parameters of each row; returns how many rows they changed in all."""
         self._send_last()

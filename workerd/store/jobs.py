@@ -110,17 +110,21 @@ def insert_new(tx: Tx, jobs: Sequence[NewJob]) -> list[JobRow]:
     return [row_of(job, job_id, now) for job, job_id in zip(jobs, ids, strict=True)]
 
 
-def insert_alone(tx: Tx, job: NewJob) -> Inserted:
+def insert_alone(tx: Tx, job: NewJob, on_sent: Callable[[], None] | None = None) -> Inserted:
     """Insert one job that is due now and has neither an id nor a unique key, in one statement.
 
-    Raises StoreRefused for text that is not UTF-8.
+    `on_sent`: as in Tx.execute_alone, for a transaction without another statement. Raises StoreRefused for
+    text that is not UTF-8.
     """
     if not tx.dialect.defaults_are_exact:
         return insert(tx, [job])[0]
     job_id = new_id()
     tx.enqueued.append(job_id)
     rows = _rows(_PLAIN_COLUMNS, [_plain_values(job, job_id)])
-    tx.execute(rows.insert(1), rows.params)
+    if on_sent is None:
+        tx.execute(rows.insert(1), rows.params)
+    else:
+        tx.execute_alone(rows.insert(1), rows.params, on_sent)
     return Inserted(job_id, True)
 
 

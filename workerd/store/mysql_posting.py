@@ -29,6 +29,7 @@ class Posting:
 
     `count` is called with each error, `close` at the end if the connection has failed: not earlier, as the
     loop would watch its descriptor, which soon is another's. `limit_s`: how long an answer may take.
+    `shows_early`: as of the session.
     """
 
     first_attempt = ONE_TELLING_THE_TIME
@@ -45,6 +46,7 @@ class Posting:
         self._is_broken = False
         """While an answer is awaited, too."""
         self.limit_s = self._link.limit_s
+        self.shows_early = session.shows_early
         self._link.wait(False)
 
     def end(self) -> None:

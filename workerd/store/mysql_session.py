@@ -43,6 +43,7 @@ class MySQLSession(Session):
     """One connection, in a transaction from its first statement to COMMIT or ROLLBACK.
 
     `can_pipeline`: whether the server takes a statement before it has answered the one before.
+    `shows_early`: whether others see what a statement commits before it has answered.
     """
 
     dialect = MYSQL
@@ -53,6 +54,7 @@ class MySQLSession(Session):
         self.plain_text = plain_text
         self.server = where
         self.can_pipeline = False
+        self.shows_early = False
         self._commits_at_once = False
         self.max_packet: int | None = None
         try:
@@ -91,6 +93,7 @@ class MySQLSession(Session):
         found = servers.variables(self)
         self.server = servers.description(self._where, found, self.server_version)
         self.can_pipeline = servers.can_pipeline(self, found)
+        self.shows_early = servers.shows_early(self, found)
         return servers.obstacle(self, found)
 
     def begin(self, write: bool) -> None:
@@ -147,6 +150,9 @@ class MySQLSession(Session):
     def execute(self, sql: str, params: Params = ()) -> int:
         return int(self._run(sql, params).affected_rows or 0)
 
+    def execute_alone(self, sql: str, params: Params, on_sent: Callable[[], None]) -> int:
+        return int(self._run(sql, params, on_sent if self.shows_early else None).affected_rows or 0)
+
     def query(self, sql: str, params: Params = ()) -> list[Row]:
         if self._commits_at_once and not self._link.get_autocommit():
             return self._rows([self.statement(sql, params), b"COMMIT"])[0]
@@ -187,10 +193,10 @@ class MySQLSession(Session):
         """The driver's connection."""
         return self._link
 
-    def _run(self, sql: str, params: Params = ()) -> MySQLResult:
+    def _run(self, sql: str, params: Params = (), on_sent: Callable[[], None] | None = None) -> MySQLResult:
         statement = self.statement(sql, params)
         try:
-            return self._link.ask(statement)
+            return self._link.ask(statement, on_sent)
         except (pymysql.Error, OSError, RuntimeError) as error:
             raise self.classified(error) from None
 

@@ -57,8 +57,8 @@ class PatientConnection(pymysql.Connection):
         except (OSError, ValueError, TypeError):
             return True  # closed here
 
-    def ask(self, statement: bytes) -> MySQLResult:
-        """Send a statement and read its answer. Raises the driver's error."""
+    def ask(self, statement: bytes, on_sent: Callable[[], None] | None = None) -> MySQLResult:
+        """Send a statement and read its answer; `on_sent` is called in between. Raises the driver's error."""
         if self._sock is None:
             raise pymysql.InterfaceError(0, "")
         if len(statement) < MAX_PACKET_LEN - 1:
@@ -66,6 +66,8 @@ class PatientConnection(pymysql.Connection):
             self._next_seq_id = 1
         else:
             self._execute_command(COM_QUERY, statement)
+        if on_sent is not None:
+            on_sent()
         self._read_query_result()
         assert self._result is not None
         return self._result

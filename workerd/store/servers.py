@@ -19,7 +19,8 @@ also a user whose rights let it write: what it writes to a replica is lost to ev
 
 _OFF = frozenset({"OFF", "0", ""})
 _AURORA = "aurora_version"
-_IDENTITY_VARIABLES = ("version", "hostname", "server_id", "group_replication_group_name", _AURORA)
+_GROUP, _GALERA = "group_replication_group_name", "wsrep_on"
+_IDENTITY_VARIABLES = ("version", "hostname", "server_id", _GROUP, _GALERA, _AURORA)
 _VARIABLES = ", ".join(f"'{name}'" for name in (*READ_ONLY_VARIABLES, *_IDENTITY_VARIABLES))
 
 # SHOW rather than SELECT @@…: it does not fail where a variable is unknown, and proxies that send reads to
@@ -52,6 +53,15 @@ def can_pipeline(session: Session, found: Mapping[str, str]) -> bool:
     return _AURORA not in found and "TiDB" not in session.server_version
 
 
+def shows_early(session: Session, found: Mapping[str, str]) -> bool:
+    """Whether others see what a statement commits before it has answered: while the log is being synced.
+
+    Not where other servers must agree first, as in Galera and group replication.
+    """
+    agrees = found.get(_GALERA, "OFF").upper() not in _OFF or bool(found.get(_GROUP))
+    return can_pipeline(session, found) and not agrees
+
+
 def obstacle(session: Session, found: Mapping[str, str]) -> str:
     """Why the server may not be written, as the end of a sentence; "" if it may. Raises StoreAway.
 
@@ -61,7 +71,7 @@ def obstacle(session: Session, found: Mapping[str, str]) -> str:
         return READ_ONLY
     if "MariaDB" in session.server_version or "TiDB" in session.server_version:
         return ""
-    if found.get("group_replication_group_name"):
+    if found.get(_GROUP):
         lost = lost_majority([_text(state) for (state,) in _rows(session, MEMBERS_QUERY)])
         if lost:
             return lost

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -114,6 +114,14 @@ class Session(ABC):
 
     @abstractmethod
     def execute(self, sql: str, params: Params = ()) -> int: ...
+
+    def execute_alone(self, sql: str, params: Params, on_sent: Callable[[], None]) -> int:
+        """As `execute`, for the only statement of the transaction, which is committed with it.
+
+        `on_sent` is called while the answer is awaited, where others may see before it what the statement
+        changes.
+        """
+        return self.execute(sql, params)
 
     def execute_each(self, sql: str, rows: Sequence[Params]) -> int:
         """As `execute` with the parameters of each row; returns how many rows they changed in all."""

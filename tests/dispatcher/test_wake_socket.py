@@ -1,0 +1,96 @@
+"""The wake-up socket: what is claimed for which datagram."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.support.dispatching import MakeHarness, idle, insert_jobs
+from workerd.dispatcher import claimer
+from workerd.messages import Inserting
+from workerd.runtime.sockets import poke
+from workerd.runtime.wake_ups import Waker, new_row, new_rows
+from workerd.store import polls
+from workerd.store.base import Store, Tx
+from workerd.store.polls import PollResult
+
+INSERTING = msgspec.msgpack.encode(Inserting(("h",)))
+
+
+def test_a_wake_up_is_served_before_the_next_poll(make_harness: MakeHarness, store: Store) -> None:
+    """An announced row reaches the pool long before the next poll, a minute away."""
+    harness, pool = idle(make_harness, 60.0, "h")
+    insert_jobs(store, "h")
+    assert poke(harness.paths.wake)
+    harness.until(lambda: pool.claims, within=10)
+
+
+def test_a_wake_up_that_names_handlers_is_for_those_alone(
+    make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """They are claimed without looking first which of many have rows; one that names none is for all."""
+    peek, peeks = polls.peek, tmp_path / "peeks"
+
+    def noted(tx: Tx, names: list[str]) -> PollResult:
+        with peeks.open("a") as file:  # by the dispatcher's process
+            print(*names, file=file)
+        return peek(tx, names)
+
+    monkeypatch.setattr(polls, "peek", noted)
+    harness, pool = idle(make_harness, 60.0, "f", "g", "h")
+    insert_jobs(store, "f")
+    (job,) = insert_jobs(store, "h")
+    assert poke(harness.paths.wake, new_rows(["h", "elsewhere"]))
+    harness.until(lambda: pool.claims, within=10)
+    harness.serve(0.2)
+    assert [key[0] for key in pool.claims] == [job]
+    assert not peeks.exists()
+    assert poke(harness.paths.wake)
+    harness.until(lambda: len(pool.claims) == 2, within=10)
+    assert peeks.read_text() == "f g h\n"
+
+
+def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, store: Store) -> None:
+    """While the dispatcher does not read, the kernel keeps few of them."""
+    harness, pool = idle(make_harness, 60.0, "f", "g", "h")
+    os.kill(harness.dispatcher.pid, signal.SIGSTOP)
+    insert_jobs(store, "f")
+    (job,) = insert_jobs(store, "h")
+    waker = Waker(harness.paths.wake)
+    for _ in range(1000):
+        waker.wake(new_rows(["f"]))
+    waker.wake(new_rows(["h"]))
+    os.kill(harness.dispatcher.pid, signal.SIGCONT)
+    harness.until(lambda: any(key[0] == job for key in pool.claims), within=10)
+
+
+def test_a_row_is_claimed_before_its_sender_knows_of_it(make_harness: MakeHarness, store: Store) -> None:
+    """Who inserts says so before; afterwards it names the job, and a job that was claimed is no news."""
+    harness, pool = idle(make_harness, 60.0, "h")
+    (first,) = insert_jobs(store, "h")
+    assert poke(harness.paths.wake, INSERTING)
+    harness.until(lambda: pool.claims, within=10)
+    (second,) = insert_jobs(store, "h")
+    assert poke(harness.paths.wake, new_row("h", first))
+    harness.serve(0.2)
+    assert [key[0] for key in pool.claims] == [first]
+    assert poke(harness.paths.wake, new_row("h", second))
+    harness.until(lambda: len(pool.claims) == 2, within=10)
+
+
+def test_after_a_claim_nothing_is_looked_for_early(
+    make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node with work finds new rows soon in any case."""
+    monkeypatch.setattr(claimer, "RESTED_S", 600.0)
+    harness, pool = idle(make_harness, 60.0, "h")
+    insert_jobs(store, "h")
+    assert poke(harness.paths.wake, INSERTING)
+    harness.serve(0.2)
+    assert not pool.claims
+    assert poke(harness.paths.wake, new_rows(["h"]))
+    harness.until(lambda: pool.claims, within=10)
