@@ -87,6 +87,12 @@ def _latency(results: Results) -> tuple[float, ...]:
     return parts["p50"] / insert_ms, parts["p99"] / insert_ms
 
 
+def _paced_latency(results: Results) -> tuple[float, ...]:
+    """The same, in multiples of an INSERT after as long a pause as each job comes after."""
+    parts, insert = (_record(results, "latency", word)["parts"] for word in ("client", "pace"))
+    return parts["p50"] / insert["p50"], parts["p99"] / insert["p50"]
+
+
 def _http(results: Results) -> tuple[float, ...]:
     insert = _median(results, *INSERT)
     ways = ("mariadb: HTTP, one by one", "mariadb: HTTP, 64 connections")
@@ -117,6 +123,7 @@ QUESTIONS = (
     Question("8 workers, 10 ms jobs: busy", (97,), _medians(("throughput", "10 ms")), unit="%"),
     Question("50 pools / 1 pool", (0.9,), _medians(("throughput", "50 pools / 1"))),
     Question("latency p50 / p99, client, in times of a bare INSERT", (5, 12), _latency, less=True),
+    Question("the same, of one at the same pace", (5, 12), _paced_latency, less=True),
     Question("POST /jobs on 1 / 64 connections, in rates of a bare INSERT", (0.5, 2), _http),
     Question("enqueue one by one / bare INSERT; jobs a second in bulk", (0.9, 20_000), _enqueue),
     Question(

@@ -40,6 +40,7 @@ from workerd.runtime.child import fork
 from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import bind_datagram
 from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_row, new_rows
+from workerd.store import servers
 from workerd.store.engines import open_store
 
 CONFIG = f"""
@@ -360,6 +361,7 @@ def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(
 ) -> None:
     """It need not look which of many have some; of a plain job before MySQL has answered, too."""
     monkeypatch.setattr(wake_ups, "AWAKE_S", 0.0)
+    monkeypatch.setattr(servers, "shows_early", lambda *_: True)
     node = NodeConfig(runtime_dir=tmp_path)
     config = Config(
         node=node,
@@ -371,10 +373,11 @@ def test_the_dispatcher_is_told_of_which_handlers_there_are_new_rows(
     store.close()
     renamed = partial(dataclasses.replace, handler="mail")
     with bind_datagram(Paths(node).wake) as sock, Client(config, before_enqueue=[renamed]) as client:
-        alone = [client.enqueue("before the hook"), client.enqueue("mail", unique_key="k")]
+        alone = client.enqueue("before the hook")
+        # Its id may be that of a job which was claimed before, and waits again.
+        client.enqueue("mail", unique_key="k")
         client.enqueue_many([JobSpec(handler="mail"), JobSpec(handler="mail")])
-        of_one = [new_row("mail", uuid.UUID(job.id).bytes) for job in alone]
-        expected = [*of_one, new_rows(["mail"])]
+        expected = [new_row("mail", uuid.UUID(alone.id).bytes), *[new_rows(["mail"])] * 2]
         if not store_url.startswith("sqlite"):
             expected.insert(0, msgspec.msgpack.encode(Inserting(("mail",))))
         assert [sock.recv(MAX_DATAGRAM_BYTES) for _ in expected] == expected

@@ -119,10 +119,14 @@ class Client:
         with tracing.sending(self._tracing, [checked_job]) as sending:
             [job] = sending.jobs
             enqueued = self._enqueue_alone(job) if is_plain(job, self._config) else None
-            if enqueued is None:
+            if enqueued is not None:
+                news = new_row(job.handler, parse_id(enqueued.id))
+            else:
                 enqueued = self._run(lambda tx: self._admit(tx, [job]))[0]
+                # Not by its id: it may be that of a job which was claimed before, and waits again.
+                news = new_rows([job.handler])
             sending.enqueued = [enqueued]
-        self._waker.wake(new_row(job.handler, parse_id(enqueued.id)))
+        self._waker.wake(news)
         return enqueued
 
     def enqueue_many(self, specs: Iterable[JobSpec]) -> list[Enqueued]:

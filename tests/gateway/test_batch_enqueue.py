@@ -23,6 +23,7 @@ from workerd.operations.rules import HandlerRules
 from workerd.runtime import wake_ups
 from workerd.runtime.sockets import bind_datagram
 from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES, new_row, new_rows
+from workerd.store import servers
 from workerd.store.engines import open_store
 
 HANDLER = HandlerConfig(name="noop", call="x:y", pool="noop", redact=("card",))
@@ -87,6 +88,7 @@ def test_the_dispatcher_is_told_of_which_handler_there_are_new_rows(
     The loop says so before the store has answered, too.
     """
     monkeypatch.setattr(wake_ups, "AWAKE_S", 0.0)
+    monkeypatch.setattr(servers, "shows_early", lambda *_: True)
     path = gateway.backend.paths.wake
     path.parent.mkdir()
     with bind_datagram(path) as sock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_a_full_queue_is_no_error(path: Path) -> None:
         for _ in range(2000):
             waker.wake()
         assert received(sock) > 0
+
+
+def test_no_descriptor_for_a_socket_is_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was enqueued is found by the poll."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    waker = Waker(path)
+    with bind_datagram(path) as sock:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (sock.fileno(), limits[1]))
+        try:
+            waker.wake()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        waker.wake()
+        assert received(sock) == 1
 
 
 def test_a_forked_child_sends_from_a_socket_of_its_own(path: Path) -> None:

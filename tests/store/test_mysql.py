@@ -13,7 +13,7 @@ import pymysql
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.servers import PASSWORD, USER, DatabaseServer
+from tests.support.servers import FAST, PASSWORD, USER, DatabaseServer
 from tests.support.storing import claims, close, enqueue, outcome, sql, status, value
 from workerd.config.model import StoreConfig
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
@@ -143,6 +143,20 @@ def test_a_read_only_server_is_away(own_server: DatabaseServer, opened: Opened) 
     assert caught.value.code == 1290
     own_server.sql("SET GLOBAL read_only = 0")
     enqueue(store, "h")
+
+
+@pytest.mark.parametrize("sync", [0, 1])
+def test_nothing_is_announced_before_the_binary_log_is_synced(opened: Opened, sync: int) -> None:
+    """Others do not see it earlier; without a sync they do."""
+    server = DatabaseServer((*FAST, "--log-bin=bin", "--server-id=1", f"--sync-binlog={sync}")).start()
+    try:
+        store = opened(server.url(server.new_database()))
+        store.migrate()
+        sent: list[bool] = []
+        store.alone(lambda tx: jobs.insert_alone(tx, jobs.NewJob(handler="h"), lambda: sent.append(True)))
+        assert len(sent) == 1 - sync
+    finally:
+        server.remove()
 
 
 def test_a_server_that_becomes_read_only_before_commit_refuses_it(

@@ -100,9 +100,13 @@ class Claimer:
             self._wake()
 
     def expect(self, handlers: Iterable[str]) -> None:
-        """Rows of these handlers are being inserted: look for them if nothing was claimed for a moment."""
-        if time.monotonic() - self._claimed_at >= RESTED_S:
-            self.announce(handlers)
+        """Rows of these handlers are being inserted: look for them if nothing was claimed for a moment.
+
+        Not of fair ones: a look for their newcomers that comes too early puts off the next.
+        """
+        others = set(handlers) - self._limited.fair
+        if others and time.monotonic() - self._claimed_at >= RESTED_S:
+            self.announce(others)
 
     def has_claimed(self, job: bytes) -> bool:
         """Whether this job was one of the last to be claimed here."""

@@ -19,7 +19,7 @@ from workerd.gateway.state import address_of, gateway_of
 KEEPALIVE_INTERVAL_S = 15.0
 """A comment is sent after so long without an event: proxies keep the connection, dead clients are noticed."""
 RECONNECT_MS = 2000
-MAX_PAGE_LENGTH = 2000
+MAX_PAGE_LENGTH = 4000
 MEDIA_TYPE = "text/event-stream"
 
 

@@ -71,8 +71,8 @@ class Waker:
         if not self._is_short:
             poke(self._path, body)
             return
-        sock = self._sockets.get(os.getpid()) or self._open()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # as when no descriptor is left, too
+            sock = self._sockets.get(os.getpid()) or self._open()
             sock.sendto(body, self._address)
 
     def close(self) -> None:

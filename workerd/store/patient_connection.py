@@ -67,7 +67,11 @@ class PatientConnection(pymysql.Connection):
         else:
             self._execute_command(COM_QUERY, statement)
         if on_sent is not None:
-            on_sent()
+            try:
+                on_sent()
+            except BaseException:
+                self._force_close()  # its answer would be taken for that of the next statement
+                raise
         self._read_query_result()
         assert self._result is not None
         return self._result

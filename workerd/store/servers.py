@@ -21,7 +21,10 @@ _OFF = frozenset({"OFF", "0", ""})
 _AURORA = "aurora_version"
 _GROUP, _GALERA = "group_replication_group_name", "wsrep_on"
 _IDENTITY_VARIABLES = ("version", "hostname", "server_id", _GROUP, _GALERA, _AURORA)
-_VARIABLES = ", ".join(f"'{name}'" for name in (*READ_ONLY_VARIABLES, *_IDENTITY_VARIABLES))
+_COMMIT_VARIABLES = ("log_bin", "sync_binlog")
+_VARIABLES = ", ".join(
+    f"'{name}'" for name in (*READ_ONLY_VARIABLES, *_IDENTITY_VARIABLES, *_COMMIT_VARIABLES)
+)
 
 # SHOW rather than SELECT @@…: it does not fail where a variable is unknown, and proxies that send reads to
 # replicas send it to the server that takes the writes.
@@ -54,12 +57,13 @@ def can_pipeline(session: Session, found: Mapping[str, str]) -> bool:
 
 
 def shows_early(session: Session, found: Mapping[str, str]) -> bool:
-    """Whether others see what a statement commits before it has answered: while the log is being synced.
+    """Whether others see what a statement commits before it has answered: while InnoDB's log is being synced.
 
-    Not where other servers must agree first, as in Galera and group replication.
+    Not where the binary log must be synced before that, or other servers agree: Galera, group replication.
     """
     agrees = found.get(_GALERA, "OFF").upper() not in _OFF or bool(found.get(_GROUP))
-    return can_pipeline(session, found) and not agrees
+    synced = found.get("log_bin", "OFF").upper() not in _OFF and found.get("sync_binlog") == "1"
+    return can_pipeline(session, found) and not agrees and not synced
 
 
 def obstacle(session: Session, found: Mapping[str, str]) -> str:
