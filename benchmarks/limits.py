@@ -3,9 +3,9 @@
     python -m benchmarks.limits
     python -m benchmarks.limits --quick --store mariadb --case rates
 
-Cases: `rates`, the same jobs without a limit, under a limit and a rate that are far away, and in turns of
-10,000 groups, one after the other; `groups`, as many groups as jobs, with a limit for each and in turns,
-and the dispatcher's memory; `shares`, those of two groups by weight, and of a rate that is used;
+Cases: `rates`, jobs under a limit and a rate that are far away, and in turns of 10,000 groups, each between
+two runs of the same jobs without a limit; `groups`, as many groups as jobs, with a limit for each and in
+turns, and the dispatcher's memory; `shares`, those of two groups by weight, and of a rate that is used;
 `flood`, the wait of a group that adds a job now and then while another floods, in times of its wait alone,
 and how many runs of the other begin meanwhile; `full`, the rate of a group
 beside a full group with many waiting jobs. `of CPU time` is what a plain job costs all processes and the
@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.harness import (
     HANDLERS,
@@ -73,8 +73,8 @@ TABLES = {
     "grouped": f'call = "{HANDLERS}:sleep"\nworkers = 4\nlimit = "full"',
     "flood": f'call = "{HANDLERS}:sleep"\nworkers = {FLOOD_WORKERS}\nfair = true',
 }
-GOALS = {"plain": "", "limited": "0.9", "rated": "0.9", "turns": "0.8"}
-OF_GROUPS = {"plain": "", "each": "0.8", "turns": "0.8"}
+GOALS = {"limited": "0.9", "rated": "0.9", "turns": "0.8"}
+OF_GROUPS = {"each": "0.8", "turns": "0.8"}
 CASES = ("rates", "groups", "shares", "flood", "full")
 CHUNK = 2000
 
@@ -115,31 +115,44 @@ def _rates(
     groups: int = 10_000,
     goals: dict[str, str] = GOALS,
 ) -> Iterator[Figure]:
-    rates: dict[str, list[float]] = {handler: [] for handler in goals}
-    costs: dict[str, list[float]] = {handler: [] for handler in goals}
     memory = [node.pss()["dispatcher"]]
-    for _ in range(repeats + 1):
-        for handler in goals:
-            rate, cost = _drained(server, node, handler, jobs, groups)
-            rates[handler].append(rate)
-            costs[handler].append(cost)
-            memory.append(node.pss()["dispatcher"])
+
+    def drained(handler: str) -> Drained:
+        made = _drained(server, node, handler, jobs, groups)
+        memory.append(node.pss()["dispatcher"])
+        return made
+
+    for handler in ("plain", *goals):
+        drained(handler)
+    plain = [drained("plain")]
+    beside: dict[str, list[tuple[Drained, Drained]]] = {handler: [] for handler in goals}
+    for _ in range(repeats):
+        for handler, runs in beside.items():
+            own = drained(handler)
+            plain.append(drained("plain"))
+            runs.append((own, Drained(*(statistics.mean(pair) for pair in zip(*plain[-2:], strict=True)))))
     settings = server.settings | {"jobs": jobs, "groups": groups}
     for handler, goal in goals.items():
-        own, plain = rates[handler][1:], statistics.median(rates["plain"][1:])
-        more = settings | {"jobs_per_s": [round(rate) for rate in own]}
-        share = [rate / plain for rate in own]
+        runs = beside[handler]
+        more = settings | {"jobs_per_s": [round(own.rate) for own, _ in runs]}
+        share = [own.rate / other.rate for own, other in runs]
         yield Figure("limits", f"{handler} / plain", "share", share, settings=more, goal=goal)
-        own, plain = costs[handler][1:], statistics.median(costs["plain"][1:])
-        more = settings | {"cpu_us_per_job": [round(cost, 1) for cost in own]}
-        share = [plain / cost for cost in own]
+        more = settings | {"cpu_us_per_job": [round(own.cpu_us, 1) for own, _ in runs]}
+        share = [other.cpu_us / own.cpu_us for own, other in runs]
         yield Figure("limits", f"{handler} / plain, of CPU time", "share", share, settings=more, goal=goal)
     name = f"the dispatcher's memory, before and after each run, {groups} groups"
     yield Figure("limits", name, "MiB", memory, settings=settings, better="less")
 
 
-def _drained(server: Server, node: Node, handler: str, jobs: int, groups: int) -> tuple[float, float]:
-    """Jobs a second, each of one of so many groups, and microseconds of CPU time for each."""
+class Drained(NamedTuple):
+    """Jobs a second, and microseconds of CPU time for each."""
+
+    rate: float
+    cpu_us: float
+
+
+def _drained(server: Server, node: Node, handler: str, jobs: int, groups: int) -> Drained:
+    """Run so many jobs, each of one of so many groups."""
     node.forget()
     node.client.pause(handler)
     for start in range(0, jobs, CHUNK):
@@ -152,7 +165,7 @@ def _drained(server: Server, node: Node, handler: str, jobs: int, groups: int) -
     node.wait_for(handler, every=0.2)
     used = server.cpu() + sum(node.cpu().values()) - used
     row = node.rows.sql("SELECT MIN(claimed_at) AS a, MAX(ingested_at) AS b FROM workerd_jobs")[0]
-    return jobs / (moment(row["b"]) - moment(row["a"])).total_seconds(), used * 1e6 / jobs
+    return Drained(jobs / (moment(row["b"]) - moment(row["a"])).total_seconds(), used * 1e6 / jobs)
 
 
 # -- shares ------------------------------------------------------------------------------------
