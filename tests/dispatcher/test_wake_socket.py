@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.support.dispatching import MakeHarness, idle, insert_jobs
+from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.dispatcher import claimer
 from workerd.messages import Inserting
 from workerd.runtime.sockets import poke
@@ -88,6 +89,20 @@ def test_after_a_claim_nothing_is_looked_for_early(
     """A node with work finds new rows soon in any case."""
     monkeypatch.setattr(claimer, "RESTED_S", 600.0)
     harness, pool = idle(make_harness, 60.0, "h")
+    insert_jobs(store, "h")
+    assert poke(harness.paths.wake, INSERTING)
+    harness.serve(0.2)
+    assert not pool.claims
+    assert poke(harness.paths.wake, new_rows(["h"]))
+    harness.until(lambda: pool.claims, within=10)
+
+
+def test_newcomers_of_a_fair_handler_are_not_looked_for_early(
+    make_harness: MakeHarness, store: Store
+) -> None:
+    """A look that finds none puts off the next one."""
+    fair = HandlerConfig(name="h", call="x:y", pool="p", fair=True)
+    harness, pool = idle(make_harness, 60.0, "h", pools={"p": PoolConfig(name="p", handlers=(fair,))})
     insert_jobs(store, "h")
     assert poke(harness.paths.wake, INSERTING)
     harness.serve(0.2)

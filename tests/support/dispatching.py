@@ -395,9 +395,11 @@ def is_registered(store: Store, node_id: bytes) -> bool:
     return any(record.id == node_id for record in store.read(nodes.list_))
 
 
-def idle(make_harness: MakeHarness, poll: float, *handlers: str) -> tuple[DispatcherHarness, FakePool]:
+def idle(
+    make_harness: MakeHarness, poll: float, *handlers: str, **parts: object
+) -> tuple[DispatcherHarness, FakePool]:
     """A dispatcher that has looked for jobs and found none, and a pool with room for many."""
-    harness = make_harness(poll=poll)
+    harness = make_harness(poll=poll, **parts)
     harness.start()
     pool = harness.pool(*handlers, name="p").connect()
     pool.demand(50)
