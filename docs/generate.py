@@ -1,7 +1,9 @@
 """Writes what is generated from the source: `etc/workerd.toml` and the pages below `docs/reference`.
 
-python -m docs.generate            # writes them
-python -m docs.generate --check    # names those that differ from what the source says, and exits with 1
+    python -m docs.generate            # writes them
+    python -m docs.generate --check    # names those that differ from what the source says, and exits with 1
+
+`make lint` and a test fail while one differs.
 """
 
 from __future__ import annotations

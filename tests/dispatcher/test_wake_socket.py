@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.support.dispatching import MakeHarness, idle, insert_jobs
+from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, idle, insert_jobs
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.dispatcher import claimer
 from workerd.messages import Inserting
@@ -83,29 +83,27 @@ def test_a_row_is_claimed_before_its_sender_knows_of_it(make_harness: MakeHarnes
     harness.until(lambda: len(pool.claims) == 2, within=10)
 
 
+def assert_not_looked_for_early(harness: DispatcherHarness, pool: FakePool) -> None:
+    """A job of h is claimed for the wake-up that comes when it is inserted, not for the one before."""
+    insert_jobs(harness.store, "h")
+    assert poke(harness.paths.wake, INSERTING)
+    harness.serve(0.2)
+    assert not pool.claims
+    assert poke(harness.paths.wake, new_rows(["h"]))
+    harness.until(lambda: pool.claims, within=10)
+
+
 def test_after_a_claim_nothing_is_looked_for_early(
-    make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch
+    make_harness: MakeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node with work finds new rows soon in any case."""
     monkeypatch.setattr(claimer, "RESTED_S", 600.0)
     harness, pool = idle(make_harness, 60.0, "h")
-    insert_jobs(store, "h")
-    assert poke(harness.paths.wake, INSERTING)
-    harness.serve(0.2)
-    assert not pool.claims
-    assert poke(harness.paths.wake, new_rows(["h"]))
-    harness.until(lambda: pool.claims, within=10)
+    assert_not_looked_for_early(harness, pool)
 
 
-def test_newcomers_of_a_fair_handler_are_not_looked_for_early(
-    make_harness: MakeHarness, store: Store
-) -> None:
+def test_newcomers_of_a_fair_handler_are_not_looked_for_early(make_harness: MakeHarness) -> None:
     """A look that finds none puts off the next one."""
     fair = HandlerConfig(name="h", call="x:y", pool="p", fair=True)
     harness, pool = idle(make_harness, 60.0, "h", pools={"p": PoolConfig(name="p", handlers=(fair,))})
-    insert_jobs(store, "h")
-    assert poke(harness.paths.wake, INSERTING)
-    harness.serve(0.2)
-    assert not pool.claims
-    assert poke(harness.paths.wake, new_rows(["h"]))
-    harness.until(lambda: pool.claims, within=10)
+    assert_not_looked_for_early(harness, pool)

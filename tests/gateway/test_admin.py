@@ -65,6 +65,15 @@ def test_a_name_with_a_slash_is_one_segment_of_a_path(api: Api) -> None:
     assert api.get(schedule).status_code == 404
 
 
+def test_a_page_of_the_longest_name_is_live(api: Api) -> None:
+    """Twelve characters of its address for each of its own."""
+    schedule = f"/schedules/{quote('😀' * 191)}"
+    assert api.http.put(schedule, json={"handler": "noop", "cron": "0 0 1 1 *"}).status_code == 201
+    [live] = re.findall('data-live="([^"]+)"', api.get(f"/ui{schedule}").text)
+    assert api.http.head("/events", params={"view": html.unescape(live)}).status_code == 200
+    assert api.http.delete(schedule).status_code == 204
+
+
 def test_the_hold_of_a_limit_is_ended(api: Api) -> None:
     """Also of one that was removed since: afterwards nothing is known of it."""
     sql = "INSERT INTO workerd_rates (limit_name, scope, group_key, held_until) VALUES (%s, %s, %s, %s)"

@@ -49,7 +49,7 @@ def test_a_full_queue_is_no_error(path: Path) -> None:
         assert received(sock) > 0
 
 
-def test_no_descriptor_for_a_socket_is_no_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_descriptor_for_a_socket_is_no_error(path: Path) -> None:
     """What was enqueued is found by the poll."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     waker = Waker(path)

@@ -39,34 +39,35 @@ def test_it_is_there_for_others_when_the_call_returns(store: Store, store_url: s
     assert abs(row.run_at - row.created_at) < SECOND // 100
 
 
-def test_a_caller_is_told_when_others_may_see_it(
-    store_url: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While the server answers; SQLite shows nothing before it has returned."""
+@pytest.fixture
+def early(store_url: str, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store whose server shows others what it commits before it answers; SQLite never does."""
     monkeypatch.setattr(servers, "shows_early", lambda *_: True)
     store = opened(store_url)
     store.migrate()
+    return store
+
+
+def test_a_caller_is_told_when_others_may_see_it(early: Store) -> None:
+    """While the server answers."""
     sent: list[bool] = []
-    made = store.alone(lambda tx: jobs.insert_alone(tx, NEW, lambda: sent.append(True)))
-    assert job(store, made.id).attempts
-    assert sent == ([] if store.dialect.name == "sqlite" else [True])
+    made = early.alone(lambda tx: jobs.insert_alone(tx, NEW, lambda: sent.append(True)))
+    assert job(early, made.id).attempts
+    assert sent == ([] if early.dialect.name == "sqlite" else [True])
 
 
-def test_a_caller_who_fails_meanwhile_leaves_nothing_behind(
-    mysql_url: str, opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_caller_who_fails_meanwhile_leaves_nothing_behind(early: Store) -> None:
     """The answer that nobody reads any more is not taken for that of the next statement."""
-    monkeypatch.setattr(servers, "shows_early", lambda *_: True)
-    mysql = opened(mysql_url)
-    mysql.migrate()
+    if early.dialect.name == "sqlite":
+        return  # which calls nobody meanwhile
 
     def fail() -> None:
         raise KeyError
 
     with pytest.raises(KeyError):
-        mysql.alone(lambda tx: jobs.insert_alone(tx, NEW, fail))
-    known = insert(mysql)
-    assert all(job(mysql, known).attempts for _ in range(5))
+        early.alone(lambda tx: jobs.insert_alone(tx, NEW, fail))
+    known = insert(early)
+    assert all(job(early, known).attempts for _ in range(5))
 
 
 def test_a_transaction_after_it_is_still_atomic(store: Store) -> None:

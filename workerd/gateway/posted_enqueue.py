@@ -96,9 +96,9 @@ class PostedEnqueue:
         except Exception:  # nothing was sent; the thread finds out which job is at fault, and tells it alone
             return False
         self._on_answer = on_answer
-        if self._posting.shows_early:
-            on_sent()
         self._watch(self._posting)
+        if self._posting.shows_early:  # after the watch: the answer comes whatever this does
+            on_sent()
         self._sent.prepare()  # while the store commits
         return True
 
