@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerd.rate_limit import Rate
+from workerd.rate_limit import Rate, given_back
 
 RATES = st.builds(Rate, st.integers(1, 1000), st.integers(1, 31 * 86_400_000_000), st.integers(1, 1000))
 STEPS = st.lists(st.tuples(st.integers(0, 10**8), st.integers(1, 50)), min_size=1, max_size=40)
@@ -50,6 +50,68 @@ def test_what_a_bucket_of_tokens_allows_fits(rate: Rate, steps: list[tuple[int, 
         assert count <= tokens + 1e-6
         tokens -= count
         tat = rate.taken(tat, now, count) if count else tat
+
+
+class _Bucket:
+    """Starts that are claimed, of which some are released before they began."""
+
+    def __init__(self, rate: Rate) -> None:
+        self.rate = rate
+        self.now = 10**15
+        self.tat: int | None = None
+        self.claimed: list[int] = []
+
+    def claim(self, wanted: int) -> None:
+        count = min(wanted, self.rate.fitting(self.tat, self.now))
+        if count:
+            self.tat = self.rate.taken(self.tat, self.now, count)
+            self.claimed += [self.now] * count
+
+    def release(self, places: list[int]) -> None:
+        """Those at these places of the list, together."""
+        chosen = {place % len(self.claimed) for place in places} if self.claimed else set()
+        cost = self.rate.cost(1)
+        if self.tat is not None and chosen:
+            self.tat -= given_back([(self.claimed[n], cost) for n in chosen], self.now)
+        self.claimed = [at for n, at in enumerate(self.claimed) if n not in chosen]
+
+
+SMALL_RATES = st.builds(Rate, st.integers(1, 2), st.just(1000), st.integers(1, 3))
+_PAUSES = st.sampled_from([0, 50, 500, 1000, 1100])
+EVENTS = st.lists(
+    st.tuples(_PAUSES, st.integers(0, 3), st.lists(st.integers(0, 9), max_size=2)), min_size=3, max_size=20
+)
+
+
+@given(SMALL_RATES, EVENTS)
+def test_what_is_released_leaves_no_window_with_more(
+    rate: Rate, events: list[tuple[int, int, list[int]]]
+) -> None:
+    """Some are released at any time after their claims, in any order, while others start."""
+    bucket = _Bucket(rate)
+    for pause, wanted, released in events:
+        bucket.now += pause
+        bucket.release(released)
+        bucket.claim(wanted)
+    for first, begin in enumerate(bucket.claimed):
+        for last in range(first, len(bucket.claimed)):
+            window = bucket.claimed[last] - begin
+            assert (last - first + 1) * rate.period_us <= rate.count * window + rate.burst * rate.period_us
+
+
+def test_starts_that_are_released_together_are_given_back_but_for_what_came_in_since() -> None:
+    """Of a bucket that was full and would be full: all of it."""
+    rate = Rate(10, 60_000_000, 10)
+    tat = rate.taken(None, 10**15, 10)
+    now = 10**15 + 1_000_000
+    tat -= given_back([(10**15, rate.cost(1))] * 10, now)
+    assert rate.fitting(tat, now) == 10
+
+
+def test_one_start_is_given_back_no_longer_than_its_token_would_take_to_come_in() -> None:
+    """The bucket would have been full meanwhile."""
+    assert [given_back([(1000, 50)], now) for now in (900, 1000, 1010, 1050, 2000)] == [50, 50, 40, 0, 0]
+    assert given_back([], 1000) == 0
 
 
 @given(RATES, st.integers(0, 10**6))

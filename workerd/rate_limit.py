@@ -7,6 +7,8 @@ The moment, `tat` (theoretical arrival time), is when the bucket will be full ag
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 
@@ -46,3 +48,17 @@ class Rate(msgspec.Struct, frozen=True):
         """The slower of the two, with the smaller burst."""
         slower = self if self.count * other.period_us <= other.count * self.period_us else other
         return slower.with_burst(min(self.burst, other.burst))
+
+
+def given_back(starts: Iterable[tuple[int, int]], now: int) -> int:
+    """By how much `tat` may be moved back for starts that were claimed and then did not happen.
+
+    `starts`: when each was claimed, and by how much it moved `tat`. Without them the bucket may have been
+    full at any time since, and then nothing more came in: at most what came in since their claims is lost,
+    once for all that are released together.
+    """
+    most = moved = 0
+    for claimed_at, cost in sorted(starts, reverse=True):
+        moved += cost
+        most = max(most, moved - max(0, now - claimed_at))
+    return most

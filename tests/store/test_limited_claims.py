@@ -6,10 +6,12 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from tests.support import storing
 from tests.support.rows import Rows
+from workerd import clock
 from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
 from workerd.fairness import FairTurns
@@ -327,6 +329,20 @@ def test_starts_are_bounded_by_the_rate(store: Store, rows: Rows) -> None:
     assert claimer.release(first[0]) == {"l"}
     again = claimer.claim()
     assert [claim.id for claim in again] == [first[0].id]
+    assert claimer.claim() == []
+
+
+def test_a_start_that_came_in_again_is_not_given_back(store: Store, rows: Rows) -> None:
+    """Without it the bucket would have been full no less: one more start would be one too many."""
+    claimer = Claimer(store, LimitConfig(rate=Rate(1, 3600 * SECOND, 1)))
+    insert(rows, *[None] * 3)
+    (first,) = claimer.claim()
+    earlier = first.claimed_at - 7200 * SECOND
+    rows.sql("UPDATE workerd_jobs SET claimed_at = %s WHERE status = 'inprogress'", clock.to_text(earlier))
+    rows.sql("UPDATE workerd_rates SET tat = %s", clock.to_text(earlier + 3600 * SECOND))
+    assert len(claimer.claim()) == 1, "an hour has passed since"
+    assert claimer.release(msgspec.structs.replace(first, claimed_at=earlier)) == {"l"}
+    assert rows.counts() == {"inprogress": 1, "new": 2}
     assert claimer.claim() == []
 
 

@@ -64,6 +64,10 @@ class Tx:
     def now(self, value: int) -> None:
         self._now = value
 
+    def clock(self) -> int:
+        """The store's clock, microseconds, read anew: for what counts from after a wait for locks."""
+        return self._session.clock()
+
     @property
     def max_packet(self) -> int | None:
         """Maximum length of a statement in bytes, None without limit."""

@@ -6,11 +6,13 @@ that another claim has locked: so the claims of one limit come one after the oth
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, LimitUse, Status
 from workerd.outcome import Outcome
+from workerd.rate_limit import given_back
 from workerd.store import columns, slots
 from workerd.store.base import Tx
 from workerd.store.columns import chunks
@@ -156,14 +158,7 @@ def free(
     if not limited:
         return set()
     slots.free(tx, limited)
-    tats = {key: row.tat for key, row in rates.items() if row.tat is not None}
-    for outcome in released:
-        if outcome.limited is not None:
-            for key in _moved(outcome):
-                if key in tats:
-                    cost = outcome.limited.start_us if key.scope == LIMIT else outcome.limited.group_start_us
-                    tats[key] -= cost
-    _write(tx, "tat", {key: tat for key, tat in tats.items() if tat != rates[key].tat})
+    _write(tx, "tat", _tats_without(tx, released, rates))
     holds: dict[RateKey, int] = {}
     for outcome in ended:
         if outcome.limited is not None and outcome.hold is not None:
@@ -174,6 +169,28 @@ def free(
     # The end of what had only a start of a rate leaves nothing: whoever waits for that has a timer.
     uses = [(outcome.limited, outcome.status is Status.NEW) for outcome in limited]
     return {use.name for use, unused in uses if use is not None and (unused or use.has_slots)}
+
+
+def _tats_without(
+    tx: Tx, released: Sequence[Outcome], rates: Mapping[RateKey, RateRow]
+) -> dict[RateKey, int]:
+    """The moments of these rates, as far as giving the starts of released attempts back moves them."""
+    starts: defaultdict[RateKey, list[tuple[int, int]]] = defaultdict(list)
+    for outcome in released:
+        use = outcome.limited
+        if use is not None:
+            for key in _moved(outcome):
+                cost = use.start_us if key.scope == LIMIT else use.group_start_us
+                starts[key].append((outcome.claimed_at, cost))
+    if not starts:
+        return {}
+    now = tx.clock()  # after the wait for their locks, in which others may have started
+    tats: dict[RateKey, int] = {}
+    for key, row in rates.items():
+        moved = given_back(starts[key], now) if row.tat is not None else 0
+        if row.tat is not None and moved:
+            tats[key] = row.tat - moved
+    return tats
 
 
 # -- for everybody else
