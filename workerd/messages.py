@@ -217,9 +217,15 @@ class Release(Message, frozen=True, tag="release"):
 
 
 class LeaseState(Message, frozen=True, tag="lease_state"):
-    """Whether the lease is certainly held; if not, start nothing and set ctx.stopping."""
+    """Whether the lease is certainly held; if not, start nothing and set ctx.stopping.
+
+    until_ns
+        CLOCK_MONOTONIC nanoseconds, after which nothing is started unless another LeaseState has come: the
+        dispatcher may hang, or the whole node have been stopped.
+    """
 
     held: bool
+    until_ns: int
 
 
 class Inventory(Message, frozen=True, tag="inventory"):

@@ -50,6 +50,7 @@ from workerd.messages import (
 )
 from workerd.outcome import Outcome
 from workerd.pool import pool
+from workerd.pool.shared import NO_END_NS
 from workerd.runtime.channel import Channel
 from workerd.runtime.child import Child, fork
 from workerd.runtime.loop import Loop
@@ -357,8 +358,8 @@ class PoolHarness:
     def release(self, *handlers: str) -> None:
         self.dispatcher.send(Release(handlers))
 
-    def lease(self, held: bool) -> None:
-        self.dispatcher.send(LeaseState(held))
+    def lease(self, held: bool, until_ns: int = NO_END_NS) -> None:
+        self.dispatcher.send(LeaseState(held, until_ns))
 
     def settled(self) -> None:
         """Wait until the pool holds no attempt."""

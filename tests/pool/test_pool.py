@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,6 +136,27 @@ def test_without_lease_no_job_is_started(harness: PoolHarness, marks: Path) -> N
     assert released(harness.outcome(waiting))
     assert harness.outcome(running).payload == b'"saw it"'
     harness.until(lambda: not harness.dispatcher.demand.handlers)
+    harness.lease(True)
+    harness.until(lambda: harness.dispatcher.demand.handlers)
+    assert harness.run("noop").reason is Reason.OK
+
+
+def test_nothing_is_started_after_the_lease_though_nobody_says_that_it_is_over(
+    harness: PoolHarness, marks: Path
+) -> None:
+    """As when the dispatcher hangs: waiting jobs are released; the next LeaseState makes good."""
+    warm_up(harness)
+    running, *waiting = harness.claim("gate", folder=str(marks)), *[harness.claim("noop") for _ in range(3)]
+    harness.give(running, *waiting)
+    harness.until((marks / "gate").exists)
+    harness.lease(True, time.monotonic_ns())
+    harness.until(lambda: harness.info().get("lease_held") is False)
+    (marks / "go").touch()
+    assert harness.outcome(running).reason is Reason.OK
+    assert all(map(released, harness.outcomes(waiting)))
+    harness.until(lambda: not harness.dispatcher.demand.handlers)
+    harness.dispatcher.send(Claims([late := harness.claim("noop")]))
+    assert released(harness.outcome(late))
     harness.lease(True)
     harness.until(lambda: harness.dispatcher.demand.handlers)
     assert harness.run("noop").reason is Reason.OK

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def test_queued_attempts_are_released_with_waiting_claims(
     assert {outcome.status for outcome in last} == {Status.NEW}
     (marks / "go").touch()
     assert harness.outcome(long).reason is Reason.OK
+
+
+def test_queued_attempts_do_not_begin_after_the_lease(harness: PoolHarness, marks: Path) -> None:
+    """The worker itself sees that it is over, as after a time in which the whole node was stopped."""
+    long = harness.claim("gate", folder=str(marks))
+    rest = give_around(harness, long)
+    harness.until((marks / "gate").exists)
+    harness.lease(True, time.monotonic_ns())
+    harness.until(lambda: harness.info().get("lease_held") is False)
+    (marks / "go").touch()
+    last = harness.outcomes(rest[QUEUED // 2 :])
+    assert {(outcome.status, outcome.started_at) for outcome in last} == {(Status.NEW, None)}
+    assert harness.outcome(long).reason is Reason.OK
+    harness.settled()
 
 
 def test_the_deadline_of_a_queued_attempt_counts_from_its_start(harness: PoolHarness, marks: Path) -> None:

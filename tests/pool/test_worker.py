@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
 from workerd.messages import LogRecord
-from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL
+from workerd.pool.shared import DUMP_SIGNAL, NO_END_NS, SOFT_SIGNAL
 from workerd.runtime.child import children_of
 from workerd.runtime.log_frames import FrameReader
 
@@ -55,6 +56,17 @@ def test_a_job_is_run_and_its_result_sent(started: Any) -> None:
     assert result.usage.max_rss_kib > 1000
     assert worker.run("add", {"a": 2, "b": 5}).payload == b"7"
     assert worker.loaded.specs is None
+
+
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_job_that_was_queued_does_not_begin_after_the_lease(started: Any, size: int) -> None:
+    """The worker gives it back, also one that came over the channel, and goes on with the next in time."""
+    worker = started("add")
+    worker.flags.set_start_until(time.monotonic_ns())
+    assert worker.run("add", {"a": 2}, params=b" " * size).kind == "unstarted"
+    assert worker.flags.started == 0
+    worker.flags.set_start_until(NO_END_NS)
+    assert worker.run("add", {"a": 2}).payload == b"3"
 
 
 def test_a_job_that_closes_its_output_has_a_result(started: Any) -> None:

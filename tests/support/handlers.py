@@ -61,6 +61,13 @@ def record_time(ctx: Context, path: str) -> None:
         file.write(f"{ctx.job_id} {ctx.attempt} {time.monotonic()}\n")
 
 
+def record_process(ctx: Context, path: str, wait: float = 0.0) -> None:
+    """As `record`, with the process and the time, CLOCK_MONOTONIC."""
+    with open(path, "a") as file:
+        file.write(f"{ctx.job_id} {os.getpid()} {time.monotonic()}\n")
+    time.sleep(wait)
+
+
 def note_span(path: str, value: int, seconds: float = 0.002) -> None:
     """Append when the run of this value began and ended, monotonic nanoseconds."""
     began = time.monotonic_ns()

@@ -102,7 +102,8 @@ class Dispatcher(Service):
         )
         self.lease = Lease(
             self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
-            frozenset(config.handlers), self._on_lease, makes_store=not ctx.store_was_used,
+            frozenset(config.handlers), self._on_lease,
+            on_renewed=self._announce_lease, makes_store=not ctx.store_was_used,
         )  # fmt: skip
         self.figures = NodeFigures(self.loop, self.lease, config.pools, takes_jobs=config.pickup.enabled)
         self.rescue = Rescue(tasks, store, self.outcomes, incarnation, frozenset(formers), lease_s)
@@ -323,7 +324,7 @@ class Dispatcher(Service):
     def on_peer_up(self, peer: PoolLink) -> None:
         """A pool connected."""
         if self._announced_held is not None:
-            peer.send(LeaseState(held=self._announced_held))
+            peer.send(LeaseState(held=self._announced_held, until_ns=self.lease.until_ns))
         self.settlement.on_pool_up(peer)
         self.stager.on_pool_up(peer)
         self._on_pools_changed()
@@ -358,8 +359,7 @@ class Dispatcher(Service):
         held = self.lease.held
         # Before the store's first answer nothing is known: an earlier dispatcher may have announced either.
         if held != self._announced_held and (self.lease.registered or not held):
-            self._announced_held = held
-            self.pools.broadcast(LeaseState(held=held))
+            self._announce_lease()
             if not held:
                 # A rescuer may start them at once; they must not be started twice.
                 self.pools.broadcast(Release(handlers=()))
@@ -374,6 +374,11 @@ class Dispatcher(Service):
             self._worked = True
             self.tasks.wake_all()
         self._report_state()
+
+    def _announce_lease(self) -> None:
+        """Tell the pools whether the lease is held, and until when."""
+        self._announced_held = self.lease.held
+        self.pools.broadcast(LeaseState(held=self.lease.held, until_ns=self.lease.until_ns))
 
     def _on_polled(self, result: PollResult) -> None:
         """What a poll found besides jobs, pauses and cancels."""

@@ -46,7 +46,8 @@ class Lease:
 
     `served`: the handlers that this node is configured with; of all others it says that it has them no more.
     `makes_store`: an embedded store that is empty is given its tables, until it was used once.
-    `on_change` is called when one of them or the availability of the store changed.
+    `on_change` is called when one of them or the availability of the store changed, `on_renewed` whenever the
+    lease ends later than before.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Lease:
         served: frozenset[str],
         on_change: Callable[[], None],
         *,
+        on_renewed: Callable[[], None],
         makes_store: bool,
     ) -> None:
         self._loop = loop
@@ -73,6 +75,7 @@ class Lease:
         self._lease_s = lease_s
         self._served = served
         self._on_change = on_change
+        self._on_renewed = on_renewed
         self._renewed_at = time.monotonic() - (GIVE_UP - INHERITED) * lease_s
         self._timer: Timer | None = None
         self._unpublished: bytes | None = None  # `info` that the node's row does not have yet
@@ -86,6 +89,15 @@ class Lease:
     def remaining_s(self) -> float:
         """Seconds until the lease ends as far as this process knows; negative once it has."""
         return self._renewed_at + self._lease_s - time.monotonic()
+
+    @property
+    def until_ns(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds until which work may be started."""
+        return int(self._given_up_at * 1e9)
+
+    @property
+    def _given_up_at(self) -> float:
+        return self._renewed_at + GIVE_UP * self._lease_s
 
     def publish(self, info: NodeInfo) -> None:
         """Write what the node says of itself with one of the next renewals."""
@@ -146,11 +158,11 @@ class Lease:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_at(self._renewed_at + GIVE_UP * self._lease_s, self.give_up_if_late)
+        self._timer = self._loop.call_at(self._given_up_at, self.give_up_if_late)
 
     def give_up_if_late(self) -> None:
         """Give the lease up if it was not renewed in time."""
-        if self.held and time.monotonic() >= self._renewed_at + GIVE_UP * self._lease_s:
+        if self.held and time.monotonic() >= self._given_up_at:
             self.held = False
             _log.warning("lease.expired", remaining_s=round(self.remaining_s, 1))
             self._on_change()
@@ -214,6 +226,7 @@ class Lease:
         self.registered = self.ever_registered = self.held = True
         self._makes_store = False
         self.obstacle = None
+        self._on_renewed()
         if changed:
             self._on_change()
 

@@ -49,6 +49,7 @@ from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.results import unrunnable
+from workerd.pool.shared import NO_END_NS
 from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
@@ -93,6 +94,7 @@ class Pool(Service):
         self._serving = False
         self._has_worker = False  # one was ready
         self._lease_held = True
+        self._start_until_ns = NO_END_NS
         self._assign_scheduled = self._report_scheduled = False
         self._monitor_timer: Timer | None = None
         self._preexisting: set[int] = set()
@@ -190,6 +192,8 @@ class Pool(Service):
                     Holdings(message.token, [h.ref for h in held], [h.claimed_at for h in held])
                 )
             case LeaseState():
+                self._start_until_ns = message.until_ns
+                self._worker_manager.set_start_until(message.until_ns)
                 self._on_lease(message.held)
 
     def _on_claims(self, claims: list[Claim]) -> None:
@@ -235,7 +239,12 @@ class Pool(Service):
 
     @property
     def _may_start_jobs(self) -> bool:
-        return self._lease_held and not self._drain.started
+        return self._lease_held and not self._drain.started and not self._lease_is_over
+
+    @property
+    def _lease_is_over(self) -> bool:
+        """Whether its time is over, which a dispatcher that hangs does not say, nor one that was stopped."""
+        return time.monotonic_ns() >= self._start_until_ns
 
     def _report_capacity_soon(self) -> None:
         """Tell the dispatcher at the end of this turn what the pool can take."""
@@ -264,6 +273,8 @@ class Pool(Service):
     def _assign_queued(self) -> None:
         """Assign what waits to idle workers, and prefetch for busy ones."""
         self._assign_scheduled = False
+        if self._lease_is_over:
+            self._on_lease(held=False)
         idle, queue = self._worker_manager.idle, self._queue.waiting
         while idle and queue:
             worker = idle.pop()
@@ -300,6 +311,7 @@ class Pool(Service):
         if loaded.specs is not None:
             self._learn_handlers(loaded.specs, loaded.sources)
         worker.flags.set_stopping(not self._may_start_jobs)
+        worker.flags.set_start_until(self._start_until_ns)
         self._worker_manager.add_ready(worker)
         self._has_worker = True
         self._become_up()
@@ -312,11 +324,10 @@ class Pool(Service):
             self.become("up")
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
-        now = time.monotonic_ns()
-        self._run_times.add((now - attempt.start_ns) / 1e9)
-        if result.usage.run_us is not None:
-            self._prefetch.add_run(result.usage.run_us)
-        self._endings.close_attempt(attempt, result, worker.pid, now)
+        if result.kind == "unstarted":
+            self.on_revoked(attempt)
+        else:
+            self._close_attempt(worker, attempt, result)
         if self._worker_manager.reuse_or_recycle(worker, result.tainted):
             self._assign_next(worker)
         if len(self._queue.waiting) <= self._dispatcher_link.low:
@@ -324,13 +335,23 @@ class Pool(Service):
         if self._drain.started:
             self._finish_if_drained()
 
+    def _close_attempt(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
+        now = time.monotonic_ns()
+        self._run_times.add((now - attempt.start_ns) / 1e9)
+        if result.usage.run_us is not None:
+            self._prefetch.add_run(result.usage.run_us)
+        self._endings.close_attempt(attempt, result, worker.pid, now)
+
     def _assign_next(self, worker: WorkerProcess) -> None:
         queue = self._queue.waiting
         if worker.attempt is None:
             if not queue:
                 self._worker_manager.idle.append(worker)
                 return
-            self._assign(worker, queue.popleft())
+            if self._lease_is_over:
+                self._worker_manager.idle.append(worker)
+            else:
+                self._assign(worker, queue.popleft())
         self._assign_soon()  # the others together, after the results of this turn
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
@@ -438,7 +459,7 @@ class Pool(Service):
                 "done": dict(self._endings.counts),
                 "worker_restarts": dict(self._worker_manager.restarts),
                 "strangers_killed": self._orphan_reaper.killed,
-                "lease_held": self._lease_held,
+                "lease_held": self._lease_held and not self._lease_is_over,
                 "dispatcher": self._dispatcher_link.connected,
                 "ingester": self._outcome_sender.connected,
             }

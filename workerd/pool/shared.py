@@ -42,12 +42,14 @@ class WorkerFds:
     dump: int
 
 
-_SERIAL, _DEADLINE, _REQUEST, _STOPPING, _STARTED, _CPU_US = range(6)
+_SERIAL, _DEADLINE, _REQUEST, _STOPPING, _STARTED, _CPU_US, _START_UNTIL = range(7)
 _CANCEL, _INTERRUPT = 1, 2
+NO_END_NS = 2**63 - 1
+"""Before the first LeaseState, and for runs outside of a pool."""
 
 
 class SharedFlags:
-    """Six 64-bit words, shared with the children that are forked later: for a worker that never reads.
+    """Seven 64-bit words, shared with the children that are forked later: for a worker that never reads.
 
     A signal only says that they changed, so one that arrives after its job has ended does no harm. The
     worker writes `started` and `cpu_us`, the pool the others. Each word is written by one store instruction
@@ -58,6 +60,7 @@ class SharedFlags:
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, mmap.PAGESIZE)
         self._words = memoryview(self._memory).cast("Q")
+        self._words[_START_UNTIL] = NO_END_NS
 
     @property
     def serial(self) -> int:
@@ -83,6 +86,15 @@ class SharedFlags:
     def stopping(self) -> bool:
         """The node stops or has lost its lease: finish soon. Not bound to one attempt."""
         return self._words[_STOPPING] != 0
+
+    @property
+    def start_until_ns(self) -> int:
+        """CLOCK_MONOTONIC nanoseconds after which no attempt may begin: the node's lease may be over."""
+        return self._words[_START_UNTIL]
+
+    def set_start_until(self, until_ns: int) -> None:
+        """Set until when attempts may begin."""
+        self._words[_START_UNTIL] = until_ns
 
     @property
     def started(self) -> int:

@@ -8,11 +8,13 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 import msgspec
 
 from workerd.messages import Assignment, Kept, Saved, ToWorker
+from workerd.outcome import RunResult
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.shared import SharedFlags
 
@@ -68,16 +70,23 @@ class WorkerChannel:
                 sent += os.write(self._fd, memoryview(frame)[sent:])
 
     def receive(self) -> Assignment | None:
-        """The next assignment; None when the pool has closed its ends."""
-        try:
-            count = self._assignments.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            count = self._wait()
-        if not count:
-            return None
-        message = self._view[:count]
-        self._flags.mark_started(serial_of(message))
-        return assignment_in(message, self._decoder) or self._receive_long()
+        """The next assignment that may begin; None when the pool has closed its ends."""
+        while True:
+            try:
+                count = self._assignments.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                count = self._wait()
+            if not count:
+                return None
+            message = self._view[:count]
+            # The node may have been stopped since it was queued, and another run it by now.
+            in_time = time.monotonic_ns() < self._flags.start_until_ns
+            if in_time:
+                self._flags.mark_started(serial_of(message))
+            assignment = assignment_in(message, self._decoder) or self._receive_long()
+            if assignment is None or in_time:
+                return assignment
+            self.send(RunResult(serial=assignment.serial, kind="unstarted"))
 
     def _wait(self) -> int:
         self._on_wait()

@@ -242,6 +242,12 @@ class WorkerManager:
             if worker.state is not WorkerState.DEAD:
                 worker.flags.set_stopping(stopping)
 
+    def set_start_until(self, until_ns: int) -> None:
+        """Set until when attempts may begin, in every worker."""
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.DEAD:
+                worker.flags.set_start_until(until_ns)
+
     def close(self) -> None:
         """Fork no more."""
         self._closed = True
