@@ -21,6 +21,7 @@ from workerd.rate_limit import Rate
 from workerd.runtime.sockets import poke
 from workerd.store import limits, nodes, slots
 from workerd.store.base import Store
+from workerd.store.claims import NodeIdent
 from workerd.store.nodes import NodeInfo, NodeRecord
 
 
@@ -130,6 +131,36 @@ def test_the_lower_of_two_configurations_holds(
     logged = [line for line in capfd.readouterr().err.splitlines() if "limit.differs" in line]
     assert len(logged) == 1
     assert '"nodes":"other"' in logged[0]
+
+
+@pytest.mark.parametrize(
+    "limit", [LimitConfig(concurrency=3), LimitConfig(group_concurrency=3), LimitConfig(3, 3)]
+)
+def test_what_ran_before_a_limit_counted_it_counts(
+    make_harness: MakeHarness, store: Store, store_url: str, limit: LimitConfig
+) -> None:
+    """As after a reload that gives a handler a limit: what runs has slots, and frees them when it ends."""
+    other = NodeRecord(id=new_id(), name="other", info=msgspec.json.encode(NodeInfo()))
+    store.run(lambda tx: nodes.register(tx, other, 3600))
+    node = NodeIdent(other.id, other.name)
+    insert_jobs(store, "a", 4, group_key="g")
+    running = storing.claims(store, "a", node=node)
+    harness, pool = start(make_harness, limit, poll=0.1)
+    insert_jobs(store, "b", 3, group_key="g")
+    pool.demand(20)
+    harness.until(lambda: harness.is_up and harness.settled())
+    harness.serve(0.5)
+    assert not pool.claims, "four run already"
+    storing.close(store, [storing.outcome(claim) for claim in running[:2]], node)
+    harness.until(lambda: len(pool.claims) == 1)
+    harness.serve(0.5)
+    assert len(pool.claims) == 1
+    storing.close(store, [storing.outcome(claim) for claim in running[2:]], node)
+    harness.until(lambda: len(pool.claims) == 3)
+    for claim in list(pool.claims.values()):
+        end(harness, pool, claim)
+    assert Rows(store_url).sql("SELECT * FROM workerd_slots") == []
+    store.run(lambda tx: nodes.remove(tx, other.id))
 
 
 def test_claims_of_a_dead_pool_free_their_slots(

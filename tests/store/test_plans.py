@@ -233,6 +233,22 @@ def test_rows_that_are_named_are_read_by_their_key(full: Store, many: int) -> No
     by_key(seen, many)
 
 
+@pytest.mark.parametrize("many", [1, 500])
+def test_what_ran_before_a_limit_counted_it_is_found_among_what_runs(full: Store, many: int) -> None:
+    """By the index, and then by key; the slots are not read for each row."""
+
+    def work(tx: Any) -> list[AttemptRef]:
+        claimed(tx, many)
+        del tx._session.seen[:]
+        return reclaims.count_running(tx, reclaims.LimitScopes("l", ("limit", "group")), ["h"])
+
+    found, seen = watch(full, work)
+    assert len(found) == many
+    unsorted(seen)
+    for one in seen:
+        assert one.read <= 2 * many + FEW, one
+
+
 def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:
     """However many rows each has."""
     names = ["h", *(f"x{n}" for n in range(20))]

@@ -15,7 +15,7 @@ from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S, TaskRunner
 from workerd.errors import CommitUnknown, StoreAway, StoreBusy, StoreRefused, UnreadableRow
-from workerd.job import Claim, id_text
+from workerd.job import AttemptRef, Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
@@ -68,6 +68,7 @@ class Claimer:
         self._window = window
         self._stopped = not enabled
         self._learnable: list[tuple[str, LimitedBatch]] = []  # of the transaction under way
+        self._counted: dict[str, list[AttemptRef]] = {}  # in it, by limit
         self._limited = limited
         self._expires_us = expires_us
         self._claimed_at = -RESTED_S
@@ -182,6 +183,7 @@ class Claimer:
             self._claimed_at = time.monotonic()
             self._planner.note_duration(self._claimed_at - began_at, claimed)
             self._planner.learn(plan, claimed)
+            self._limited.on_counted(self._counted)
             for handler, found in self._learnable:
                 self._limited.learn(handler, found)
             self._hand_over(claimed)
@@ -200,6 +202,7 @@ class Claimer:
         seen: set[str] = set()
         self._learnable = []
         locked = limits.lock(tx, self._limited.limits_of(plan.handlers))  # before all other locks
+        self._counted = self._limited.count_running(tx, locked)
         max_bytes = self._planner.max_bytes
         for link, capacity, cursors, idle_only in plan.shares:
             limit = capacity

@@ -22,7 +22,7 @@ from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry
 from workerd.dispatcher.hidden_groups import HiddenGroups
 from workerd.dispatcher.lease import Deregistration, Lease
-from workerd.dispatcher.limit_tasks import AGREE_PERIOD_S, LimitTasks
+from workerd.dispatcher.limit_tasks import AGREE_PERIOD_S, FREE_PERIOD_S, LimitTasks
 from workerd.dispatcher.limit_tasks import SWEEP_PERIOD_S as SWEEP_LIMITS_PERIOD_S
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
@@ -199,6 +199,7 @@ class Dispatcher(Service):
         ]
         if self.limited.has_limits:
             tasks.append(PeriodicTask("limits of nodes", self.limit_tasks.agree, AGREE_PERIOD_S))
+            tasks.append(PeriodicTask("late slots", self.limit_tasks.free_counted_late, FREE_PERIOD_S))
         if self.limited.fair:
             tasks.append(PeriodicTask("hidden groups", self.hidden_groups.walk))
         if pickup:

@@ -12,6 +12,8 @@ from workerd.store.base import Tx
 
 AGREE_PERIOD_S = 1.0
 """After which a lower limit of a node that was started holds on all others."""
+FREE_PERIOD_S = 0.5
+"""For what runs without knowing of its slots; where there is none, nothing is asked."""
 SWEEP_PERIOD_S = 30.0
 MAX_ROWS = 500
 """Rows that one transaction changes."""
@@ -36,6 +38,15 @@ class LimitTasks:
             return {n.name: n.published.limits or {} for n in nodes.list_(tx) if n.lease_until > now}
 
         self._limited.agree(self._store.read(published))
+
+    def free_counted_late(self) -> None:
+        """Free the slots of attempts that ended and were counted only after they had begun."""
+        late = self._limited.counted_late
+        if late:
+            ended = self._store.run(lambda tx: slots.free_ended(tx, late))
+            late -= ended
+            if ended:
+                self._claimer.announce()
 
     def sweep(self) -> float | None:
         """One slice: free slots of attempts that do not run, and queues of handlers that have no groups."""

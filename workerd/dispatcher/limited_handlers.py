@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig
@@ -11,14 +11,15 @@ from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
 from workerd.fairness import FairTurns, Waiting
 from workerd.group import parse_template
+from workerd.job import AttemptRef
 from workerd.log import get_logger
-from workerd.store import limited_claims
+from workerd.store import limited_claims, reclaims
 from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
 from workerd.store.limited_claims import LimitedBatch, QueueHeads
 from workerd.store.limits import RateRow
-from workerd.store.reclaims import Retaken
+from workerd.store.reclaims import LimitScopes
 from workerd.store.slots import GROUP, LIMIT
 
 SCAN_S = 1.0
@@ -83,6 +84,10 @@ class LimitedHandlers:
         self._limits = dict(config.limits)
         self.on_hiding: Callable[[], object] = lambda: None
         self._differing: dict[str, tuple[str, ...]] = {}
+        self._counted: dict[str, frozenset[str]] = {}
+        """The scopes of each limit in which attempts that ran before it counted them have slots."""
+        self.counted_late: set[AttemptRef] = set()
+        """Attempts whose ends will not name all of their slots."""
         self.fair = frozenset(h.name for h in configured if h.fair)
         self.parking = frozenset(h.name for h in configured if h.limit or h.fair)
 
@@ -108,14 +113,35 @@ class LimitedHandlers:
         found = (self._handlers[name].limit for name in handlers if name in self._handlers)
         return {limit for limit in found if limit is not None}
 
-    def retaken(self, handler: str) -> Retaken | None:
+    def retaken(self, handler: str) -> LimitScopes | None:
         """What its attempts take of its limit, None without one."""
         limit = self._handlers[handler].limit if handler in self._handlers else None
-        if limit is None:
-            return None
+        return None if limit is None else LimitScopes(limit, self._scopes(limit))
+
+    def _scopes(self, limit: str) -> tuple[str, ...]:
+        """In which a running attempt has a slot."""
         config = self._limits[limit]
         counted = ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
-        return Retaken(limit, tuple(scope for scope, count in counted if count is not None))
+        return tuple(scope for scope, count in counted if count is not None)
+
+    def count_running(self, tx: Tx, locked: Collection[str]) -> dict[str, list[AttemptRef]]:
+        """Give slots of these limits, which are locked, to attempts that began before they counted them.
+
+        Once for each limit and scope; changes nothing here, since the transaction may run again.
+        """
+        counted: dict[str, list[AttemptRef]] = {}
+        for name in sorted(locked):
+            scopes = self._scopes(name)
+            if not self._counted.get(name, frozenset()).issuperset(scopes):
+                handlers = sorted(self.of_limit([name]))
+                counted[name] = reclaims.count_running(tx, LimitScopes(name, scopes), handlers)
+        return counted
+
+    def on_counted(self, counted: Mapping[str, Collection[AttemptRef]]) -> None:
+        """The transaction that gave these attempts slots was committed."""
+        for name, refs in counted.items():
+            self._counted[name] = frozenset(self._scopes(name))
+            self.counted_late.update(refs)
 
     def claim(
         self,
@@ -190,6 +216,8 @@ class LimitedHandlers:
                     lower = lower.lower(theirs[name])
                     others.append(node)
             self._limits[name] = lower
+            # Where the limit counts no more, attempts begin without slots.
+            self._counted[name] = self._counted.get(name, frozenset()) & frozenset(self._scopes(name))
             if others and self._differing.get(name) != tuple(others):
                 _log.warning("limit.differs", limit=name, nodes=", ".join(others))
             self._differing[name] = tuple(others)

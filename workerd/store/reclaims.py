@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, Status
@@ -15,8 +15,8 @@ _TAKE_BACK = """UPDATE workerd_jobs {by_key} SET status = 'inprogress', node_id 
 _WAITING = frozenset({Status.NEW.encode(), Status.SCHEDULED.encode()})
 
 
-class Retaken(NamedTuple):
-    """What an attempt that is claimed again has to have again of a limit: slots in these scopes."""
+class LimitScopes(NamedTuple):
+    """The scopes of a limit in which each running attempt has a slot."""
 
     limit: str
     scopes: tuple[str, ...]
@@ -33,7 +33,7 @@ def take_back(
     tx: Tx,
     node: NodeIdent,
     claimed_at: Mapping[AttemptRef, int],
-    retaken: Callable[[str], Retaken | None] = lambda handler: None,
+    retaken: Callable[[str], LimitScopes | None] = lambda handler: None,
 ) -> TakenBack:
     """Claim again, as the same attempts, those of the attempts whose rows wait to be claimed.
 
@@ -57,8 +57,10 @@ def take_back(
     return TakenBack(taken, [ref for ref in claimed_at if ref not in status])
 
 
-def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str], Retaken | None]) -> None:
-    by_limit: dict[Retaken, list[tuple[AttemptRef, str]]] = {}
+def _retake_slots(
+    tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str], LimitScopes | None]
+) -> None:
+    by_limit: dict[LimitScopes, list[tuple[AttemptRef, str]]] = {}
     for part in columns.chunks(list(taken)):
         sql = f"SELECT id, attempt, handler, group_key FROM workerd_jobs WHERE {columns.keys(part)}"
         for job_id, attempt, handler, group in tx.query(sql):
@@ -71,6 +73,42 @@ def _retake_slots(tx: Tx, taken: Collection[AttemptRef], retaken: Callable[[str]
         numbers = slots.read(tx.query(*slots.query(tx.dialect, again.limit, by_group=True)))
         refs, groups = zip(*attempts, strict=True)
         slots.take(tx, again.limit, numbers, refs, groups, again.scopes)
+
+
+def count_running(tx: Tx, wanted: LimitScopes, handlers: Sequence[str]) -> list[AttemptRef]:
+    """Give slots of a limit, which is locked, to running attempts of these handlers that have none; those.
+
+    As after a reload that gives the limit to a handler, or a concurrency to the limit. They run, so they get
+    slots even beyond it. Their ends will not name these slots: free them by `slots.free_ended`.
+
+    Locks the rows of these attempts, so that none of them ends meanwhile, in the order of their keys.
+    """
+    sql = (
+        f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_holder')}"
+        f" WHERE status = 'inprogress' AND handler IN ({columns.marks(handlers)})"
+    )
+    running = {AttemptRef(*row) for row in tx.query(sql, list(handlers))}
+    missing = {scope: running - slots.attempts_with(tx, wanted.limit, scope) for scope in wanted.scopes}
+    groups = _locked_groups(tx, set().union(*missing.values()))
+    if not groups:
+        return []
+    numbers = slots.read(tx.query(*slots.query(tx.dialect, wanted.limit, by_group=True)))
+    for scope, without in missing.items():
+        refs = sorted(without & groups.keys())
+        slots.take(tx, wanted.limit, numbers, refs, [groups[ref] for ref in refs], [scope])
+    return sorted(groups)
+
+
+def _locked_groups(tx: Tx, refs: Collection[AttemptRef]) -> dict[AttemptRef, str]:
+    """The groups of those of these attempts that still run."""
+    found: dict[AttemptRef, str] = {}
+    for part in columns.chunks(sorted(refs)):
+        sql = (
+            f"SELECT id, attempt, group_key FROM workerd_jobs {tx.dialect.by_key}"
+            f" WHERE ({columns.keys(part)}) AND status = 'inprogress'{tx.dialect.row_lock}"
+        )
+        found.update((AttemptRef(*row[:2]), group_queues.group_of(row[2])) for row in tx.query(sql))
+    return found
 
 
 def take_ended(tx: Tx, node: NodeIdent, ended: Collection[AttemptRef]) -> list[AttemptRef]:

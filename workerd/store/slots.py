@@ -225,6 +225,25 @@ def uses(tx: Tx, refs: Sequence[AttemptRef]) -> dict[AttemptRef, LimitUse]:
     return found
 
 
+def attempts_with(tx: Tx, name: str, scope: str) -> set[AttemptRef]:
+    """The attempts that have a slot of a limit in this scope."""
+    sql = "SELECT id, attempt FROM workerd_slots WHERE limit_name = %s AND scope = %s"
+    return {AttemptRef(*row) for row in tx.query(sql, (name, scope))}
+
+
+def free_ended(tx: Tx, refs: Collection[AttemptRef]) -> set[AttemptRef]:
+    """Delete the slots of those of these attempts that run no more, whatever their numbers; returns those."""
+    ended = set(refs)
+    for part in chunks(sorted(refs)):
+        sql = (
+            f"SELECT id, attempt FROM workerd_jobs {tx.dialect.by_key}"
+            f" WHERE ({columns.keys(part)}) AND status = 'inprogress'"
+        )
+        ended -= {AttemptRef(*row) for row in tx.query(sql)}
+    delete(tx, sorted(ended))
+    return ended
+
+
 def sweep(tx: Tx, rows: int) -> int:
     """Delete slots whose attempt does not run, as when a person deleted its row; returns their number."""
     stale = tx.query(
