@@ -244,7 +244,7 @@ def limit(
         "concurrency": given.concurrency,
         "group_concurrency": given.group_concurrency,
         "rate": rate(given.rate),
-        "burst": given.burst,
+        "burst": given.shown_burst,
         "group_rate": rate(given.group_rate),
         "handlers": list(handlers),
         "used": len(by_ref),

@@ -13,7 +13,8 @@ from workerd.errors import ConfigError
 from workerd.rate_limit import Rate
 
 HANDLER = '[handlers.charge]\ncall = "shop:charge"\nlimit = "stripe"\n'
-MINUTE = 60_000_000
+SECOND = 1_000_000
+MINUTE = 60 * SECOND
 
 
 def read(folder: Path, text: str) -> Config:
@@ -32,7 +33,7 @@ def test_a_limit_and_its_handler(tmp_path: Path) -> None:
     limit = config.limits["stripe"]
     assert (limit.concurrency, limit.group_concurrency) == (20, 2)
     assert limit.starts == Rate(100, MINUTE, 10)
-    assert limit.group_starts == Rate(5, 1_000_000, 5)
+    assert limit.group_starts == Rate(5, SECOND, 5)
     assert config.groups == {"tenant-7": 3, "é ' x": 100}
     assert config.handlers["charge"].rated
 
@@ -87,8 +88,24 @@ def test_of_two_limits_the_lower_of_each_value_holds() -> None:
     """Also where one has no such value."""
     one = LimitConfig(concurrency=5, rate=Rate(10, MINUTE, 10), burst=4)
     other = LimitConfig(concurrency=9, group_concurrency=1, rate=Rate(100, MINUTE, 100), burst=8)
-    lower = LimitConfig(concurrency=5, group_concurrency=1, rate=Rate(10, MINUTE, 10), burst=4)
+    lower = LimitConfig(concurrency=5, group_concurrency=1, rate=Rate(10, MINUTE, 4))
     assert one.lower(other) == other.lower(one) == lower
+    assert one.lower(one) == one
+
+
+def test_a_burst_that_is_not_given_counts_as_the_number_of_the_rate() -> None:
+    """Else the burst of a fast limit would hold for the slow one of another node, and of its groups."""
+    slow = LimitConfig(rate=Rate(5, SECOND, 5), group_rate=Rate(2, SECOND, 2))
+    fast = LimitConfig(rate=Rate(100, SECOND, 100), burst=100, group_rate=Rate(60, SECOND, 60))
+    for lower in (slow.lower(fast), fast.lower(slow)):
+        assert (lower.starts, lower.group_starts) == (Rate(5, SECOND, 5), Rate(2, SECOND, 2))
+        assert lower.shown_burst is None
+    tight = LimitConfig(group_rate=Rate(60, SECOND, 60), burst=1)
+    for lower in (slow.lower(fast).lower(tight), tight.lower(slow.lower(fast))):
+        assert (lower.starts, lower.group_starts) == (Rate(5, SECOND, 5), Rate(2, SECOND, 1))
+    few = LimitConfig(rate=Rate(100, SECOND, 100), burst=3)
+    assert slow.lower(few).starts == Rate(5, SECOND, 3)
+    assert slow.lower(few).shown_burst == 3
 
 
 def test_a_limit_that_no_handler_names_is_noted(tmp_path: Path) -> None:

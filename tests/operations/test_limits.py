@@ -218,8 +218,9 @@ def test_a_different_configuration_of_another_node_is_named(
     store: Store, store_url: str, tmp_path: Path
 ) -> None:
     """The lower values hold, and are shown."""
-    config = configured(store_url, concurrency=5)
-    info = msgspec.json.encode(nodes.NodeInfo(limits={"stripe": LimitConfig(concurrency=2)}))
+    config = configured(store_url, concurrency=5, rate=Rate(5, SECOND, 5))
+    theirs = LimitConfig(concurrency=2, rate=Rate(100, SECOND, 100), burst=100)
+    info = msgspec.json.encode(nodes.NodeInfo(limits={"stripe": theirs}))
     other = nodes.NodeRecord(id=b"o" * 16, name="other", info=info)
     assert operations.differing(config) == []
     store.run(lambda tx: nodes.register(tx, other, 60.0))
@@ -227,4 +228,4 @@ def test_a_different_configuration_of_another_node_is_named(
         "limits.stripe: configured differently on other; the lower of each value holds"
     ]
     [limit] = store.read(lambda tx: operations.list_(tx, config))
-    assert limit["concurrency"] == 2
+    assert (limit["concurrency"], limit["rate"], limit["burst"]) == (2, "5/1s", None)

@@ -49,15 +49,21 @@ class LimitConfig(ConfigValue, frozen=True):
         burst = self.burst if self.rate is None else min(self.burst, self.group_rate.burst)
         return self.group_rate.with_burst(burst)
 
+    @property
+    def shown_burst(self) -> int | None:
+        """The burst where it was given, or is not the rate's number."""
+        rate = self.starts or self.group_starts
+        return self.burst if rate is None or rate.burst == rate.count else rate.burst
+
     def lower(self, other: LimitConfig) -> LimitConfig:
-        """The lower of each value."""
-        given = [value for value in (self.burst, other.burst) if value is not None]
+        """The lower of each value; its rates have their bursts, as either side may give none."""
+        if self == other:
+            return self
         return LimitConfig(
             concurrency=_lower(self.concurrency, other.concurrency),
             group_concurrency=_lower(self.group_concurrency, other.group_concurrency),
-            rate=_slower(self.rate, other.rate),
-            burst=min(given, default=None),
-            group_rate=_slower(self.group_rate, other.group_rate),
+            rate=_slower(self.starts, other.starts),
+            group_rate=_slower(self.group_starts, other.group_starts),
         )
 
 
