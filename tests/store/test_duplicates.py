@@ -154,6 +154,17 @@ def test_a_window_has_one_job_live_or_not(store: Store, store_url: str) -> None:
     assert storing.job(store, first.id).row.shown_key == "k"
 
 
+@pytest.mark.parametrize("word", [None, "replace"])
+def test_of_jobs_of_one_window_in_one_call_the_first_is_created(store: Store, word: str | None) -> None:
+    """The others are answered with it, also beside jobs that replace."""
+    specs = [JobSpec(handler="h", vars={"v": n}, unique_key="k", unique_for="300d") for n in range(3)]
+    specs.append(JobSpec(handler="h", unique_key="other", on_conflict=word))
+    done = store.run(lambda tx: duplicates.insert(tx, [check(spec) for spec in specs]))
+    assert [one.created for one in done] == [True, False, False, True]
+    assert len({one.id for one in done}) == 2
+    assert storing.job(store, done[0].id).row.vars == b'{"v":0}'
+
+
 def test_jobs_of_one_call_are_put_in_their_order(store: Store) -> None:
     """Plain ones, kept ones, and several of one key."""
     keys = [("b", "replace"), (None, None), ("a", "replace"), ("b", "replace"), ("b", None)]

@@ -48,6 +48,14 @@ def test_an_id_is_inserted_once(store: Store) -> None:
     assert job(store, same).row.vars == b"1"
 
 
+def test_an_id_that_one_transaction_gives_twice_is_created_once(store: Store) -> None:
+    """Whether in one call or in two."""
+    same, other = NewJob(handler="h", id=new_id()), NewJob(handler="h", id=new_id())
+    first, second = store.run(lambda tx: (jobs.insert(tx, [same, same, other]), jobs.insert(tx, [same])))
+    assert [one.created for one in first] == [True, False, True]
+    assert second == [Inserted(first[0].id, False)]
+
+
 def test_a_unique_key_has_one_live_job(store: Store) -> None:
     """A later insert gets the id of the live job, waiting or running; after its end the key is free."""
     (first,) = insert(store, NewJob(handler="h", unique_key="k"))

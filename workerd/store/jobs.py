@@ -93,7 +93,13 @@ def _results(
 def _by_id(tx: Tx, ids: Sequence[bytes], wanted: Sequence[int], lock: str = "") -> dict[int, Inserted]:
     """The jobs of which there is a row with their id: that of this transaction, or an earlier one."""
     times = _created_at(tx, [ids[n] for n in wanted], lock)
-    return {n: Inserted(ids[n], times[ids[n]] == tx.now) for n in wanted if ids[n] in times}
+    # Of the same id twice, in one call or in two of the transaction, the first has made the row.
+    made = {job_id for job_id, at in times.items() if at == tx.now}.difference(tx.enqueued)
+    results: dict[int, Inserted] = {}
+    for n in (n for n in wanted if ids[n] in times):
+        results[n] = Inserted(ids[n], ids[n] in made)
+        made.discard(ids[n])
+    return results
 
 
 def insert_new(tx: Tx, jobs: Sequence[NewJob]) -> list[JobRow]:
