@@ -306,8 +306,12 @@ def test_a_waiting_job_is_edited(api: Api) -> None:
     assert answer.status_code == 200, answer.text
     shown = answer.json()
     assert (shown["vars"], shown["priority"], shown["group"]) == ({"a": 1, "b": 40}, 5, "g")
-    for wrong in ({}, {"vars": {"a": "x"}}, {"priority": "high"}, {"run_at": "soon"}, {"other": 1}):
+    for wrong in (
+        {}, {"vars": {"a": "x"}}, {"priority": "high"}, {"run_at": "soon"}, {"other": 1}, {"group": ""},
+    ):  # fmt: skip
         assert api.http.patch(f"/jobs/{job}", json=wrong).status_code == 422, wrong
+    assert api.get(f"/jobs/{job}").json()["group"] == "g"
+    assert api.http.patch(f"/jobs/{job}", json={"group": None}).json()["group"] is None
     assert api.http.patch(f"/jobs/{job}", json={"run_at": "2020-01-01T00:00:00Z"}).status_code == 200
     assert api.ended(job)["payload"] == 41
     assert api.http.patch(f"/jobs/{job}", json={"priority": 1}).status_code == 409

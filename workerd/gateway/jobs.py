@@ -184,7 +184,7 @@ async def edit(request: Request) -> Response:
     body = await params.body(request, EditBody)
     given = not isinstance(body.group, msgspec.UnsetType)
     group = None if isinstance(body.group, msgspec.UnsetType) else body.group
-    change = Edit(body.vars or {}, body.priority, body.run_at, group or None, given)
+    change = Edit(body.vars or {}, body.priority, body.run_at, group, given)
 
     def work(tx: Tx) -> dict[str, Any]:
         edit_job(tx, actor, gateway.config, job_id, change)
