@@ -40,6 +40,20 @@ def test_what_stands_in_the_braces_is_named_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("x" * (GROUP_LIMIT + 1) + "{a}", "expected at most 191 characters beside the vars, got 192"),
+        ("{a} ", "expected no space at its end"),
+    ],
+)
+def test_a_template_that_no_vars_can_fill_is_refused(template: str, message: str) -> None:
+    """Before every job of the handler is; as many characters as a group may have can be one."""
+    with pytest.raises(InvalidValue, match=message):
+        parse_template(template)
+    assert parse_template("x" * GROUP_LIMIT + "{a}").fill(b'{"a": ""}') == "x" * GROUP_LIMIT
+
+
+@pytest.mark.parametrize(
     "job_vars",
     [b"{}", b"[]", b"nope", b"\xff", b'{"a": null}', b'{"a": []}', b'{"a": {}}', b'{"a": ""}', b'{"a": " "}'],
 )

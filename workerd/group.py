@@ -73,4 +73,8 @@ def parse_template(text: str) -> GroupTemplate:
             raise InvalidValue(f'expected names of vars such as "{{tenant}}", got "{{{got[:60]}}}"')
     if not any(name for _, name, _, _ in parts):
         raise InvalidValue('expected at least one name of a var such as "{tenant}", got none')
+    if (length := sum(len(literal) for literal, _, _, _ in parts)) > GROUP_LIMIT:
+        raise InvalidValue(f"expected at most {GROUP_LIMIT} characters beside the vars, got {length}")
+    if parts[-1][1] is None and parts[-1][0].endswith(" "):
+        raise InvalidValue("expected no space at its end, which MySQL would not see")
     return GroupTemplate(tuple((literal, name) for literal, name, _, _ in parts))

@@ -76,9 +76,10 @@ def test_wrong_limits_are_refused(tmp_path: Path, wrong: str, message: str) -> N
         ),
         ('unique_for = "400d"', r"h\.unique_for: expected a duration from"),
         ('unique_for = "1h"\non_conflict = "replace"', r'h\.unique_for: expected with on_conflict "keep"'),
+        (f'group = "{"x" * 192}{{a}}"', r"h\.group: expected at most 191 characters beside the vars, got"),
     ],
 )
-def test_windows_that_no_enqueue_would_take_are_refused(tmp_path: Path, keys: str, message: str) -> None:
+def test_keys_that_no_enqueue_would_take_are_refused(tmp_path: Path, keys: str, message: str) -> None:
     """Before jobs are."""
     with pytest.raises(ConfigError, match=message):
         read(tmp_path, f'[handlers.h]\ncall = "shop:charge"\n{keys}\n')

@@ -130,6 +130,16 @@ def test_a_handler_says_what_becomes_of_conflicts(config: Config) -> None:
         checked(JobSpec(handler="mail", unique_key="k"), configured)
 
 
+@pytest.mark.parametrize("word", ["keep", "follow", "replace"])
+def test_max_delay_of_a_handler_bounds_jobs_that_debounce_themselves(config: Config, word: str) -> None:
+    """Whatever the handler says of all others, which it does not touch."""
+    configured = with_keys(config, "mail", on_conflict=word, max_delay=60.0)
+    job = checked(JobSpec(handler="mail", unique_key="k", on_conflict="debounce", delay=1), configured)
+    assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
+    job = checked(JobSpec(handler="mail", unique_key="k", delay=1), configured)
+    assert (job.on_conflict, job.max_delay) == (word, None)
+
+
 def test_cached_handlers_admit_the_cached_signatures(store: Store, config: Config) -> None:
     """Vars are checked against the cached signature."""
     known = KnownHandlers()
