@@ -106,6 +106,24 @@ def test_a_follower_waits_for_retries_and_is_let_go_by_a_cancel(store: Store) ->
     assert (follower.id, follower.vars) == (second.id, b'{"v":3}')
 
 
+def test_a_running_job_whose_key_another_program_ended_with_a_space(store: Store, store_url: str) -> None:
+    """Where the engine sees no difference its end lets the follower go; else it is another key's."""
+    Rows(store_url).insert("h", unique_key="k ")
+    [padded] = claim(store)
+    first = put(store, 1, on_conflict="follow")
+    if store.dialect.name == "mysql":
+        assert claim(store) == []
+        end(store, padded)
+        assert [(c.id, c.unique_key) for c in claim(store)] == [(first.id, "k")]
+        return
+    [running] = claim(store)
+    second = put(store, 2, on_conflict="follow")
+    end(store, padded)
+    assert claim(store) == []
+    end(store, running)
+    assert [(c.id, c.unique_key) for c in claim(store)] == [(second.id, "k")]
+
+
 def test_a_debounced_job_waits_from_the_last_enqueue(store: Store) -> None:
     """At most `max_delay` from the first; behind a running one too."""
     first = put(store, 1, on_conflict="debounce", delay=100, max_delay=150)

@@ -83,7 +83,7 @@ def _put(tx: Tx, job: NewJob) -> Inserted:
 def _resolve(tx: Tx, job: NewJob) -> Inserted | None:
     """What the job does with the live ones of its key; None if its key has become free."""
     key = job.unique_key or ""
-    following = duplicates.follower_key(key)
+    following = _follower_key(tx, key)
     holder, follower = _locked(tx, job.handler, key), _locked(tx, job.handler, following)
     state = duplicates.holder_state(None if holder is None else holder.status)
     match duplicates.ACTIONS[state, follower is not None]:
@@ -98,6 +98,11 @@ def _resolve(tx: Tx, job: NewJob) -> Inserted | None:
         case "insert_follower":
             [inserted] = jobs.insert(tx, [msgspec.structs.replace(job, unique_key=following, given_key=key)])
             return inserted if inserted.created else None
+
+
+def _follower_key(tx: Tx, key: str) -> str:
+    """The reserved key of what waits behind this one, as the engine compares keys."""
+    return duplicates.follower_key(key.rstrip(" ") if tx.dialect.ignores_end_spaces else key)
 
 
 def _locked(tx: Tx, handler: str, key: str) -> _Live | None:
@@ -126,7 +131,7 @@ def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:
         (
             job.vars.decode(), None if job.meta is None else job.meta.decode(), job.priority, job.group_key,
             columns.at(due), columns.at(expires_at), str(status),
-            duplicates.follower_key(job.unique_key or "") if follows else job.unique_key,
+            _follower_key(tx, job.unique_key or "") if follows else job.unique_key,
             job.unique_key if follows else None,
             row.id, row.attempt,
         ),
@@ -157,7 +162,7 @@ def followers(
 def release_followers(tx: Tx, batch: ClosedBatch) -> None:
     """Let those go on that waited until these jobs ended: each gets its key, and is due as it was to be."""
     ended = sorted({
-        (e.outcome.handler, duplicates.follower_key(e.outcome.unique_key))
+        (e.outcome.handler, _follower_key(tx, e.outcome.unique_key))
         for e in batch.ended
         if _has_freed_its_key(e.outcome) and e.outcome.unique_key is not None
     })  # fmt: skip

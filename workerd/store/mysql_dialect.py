@@ -261,6 +261,7 @@ class _MySQL(Dialect):
     defaults_are_exact = True
     live_key_condition = "handler = %s AND live_key = %s"  # a generated column
     live_keys_condition = "handler = %s AND live_key >= %s AND live_key < %s"
+    ignores_end_spaces = True
     by_key = ""
     table_exists = (
         "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = %s"

@@ -70,6 +70,7 @@ class _SQLite(Dialect):
     live_keys_condition = (
         "handler = %s AND unique_key >= %s AND unique_key < %s AND status IN ('scheduled','new','inprogress')"
     )
+    ignores_end_spaces = False
     # Beside a condition on the status it would go through all rows of that status: it has no statistics.
     by_key = "INDEXED BY sqlite_autoindex_workerd_jobs_1"
     table_exists = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = %s"
