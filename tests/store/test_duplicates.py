@@ -124,6 +124,32 @@ def test_a_running_job_whose_key_another_program_ended_with_a_space(store: Store
     assert [(c.id, c.unique_key) for c in claim(store)] == [(second.id, "k")]
 
 
+LOSSES = [
+    "DELETE FROM workerd_jobs WHERE id = %s",
+    "UPDATE workerd_jobs SET unique_key = NULL WHERE id = %s",
+    "UPDATE workerd_jobs SET status = 'completed' WHERE id = %s",
+]
+"""What a person may do to the row of a running job."""
+
+
+def test_the_end_of_a_job_that_lost_its_key_lets_nothing_go_that_waits_behind_another(
+    store: Store, store_url: str
+) -> None:
+    """It is recorded, with what ends beside it, and what follows from that."""
+    first, other = put(store, 1), put(store, 1, "other")
+    lost = {c.id: c for c in claim(store)}
+    Rows(store_url).sql(LOSSES[1], first.id)
+    put(store, 2)
+    [holder] = claim(store)
+    waiting, freed = put(store, 3, on_conflict="follow"), put(store, 3, "other", on_conflict="follow")
+    ending = [storing.outcome(one) for one in lost.values()]
+    batch = store.run(lambda tx: writer.close(tx, ending, NODE.id))
+    assert {ref.id for ref in batch.refs} == {first.id, other.id}
+    assert [c.id for c in claim(store)] == [freed.id]
+    end(store, holder)
+    assert [c.id for c in claim(store)] == [waiting.id]
+
+
 def test_a_debounced_job_waits_from_the_last_enqueue(store: Store) -> None:
     """At most `max_delay` from the first; behind a running one too."""
     first = put(store, 1, on_conflict="debounce", delay=100, max_delay=150)

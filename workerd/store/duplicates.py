@@ -14,7 +14,7 @@ import msgspec
 
 from workerd import duplicates
 from workerd.duplicates import OnConflict
-from workerd.errors import StoreBusy
+from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import ENDED, Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome
@@ -28,6 +28,8 @@ MAX_TRIES = 5
 """The job that held the key may have ended when it is locked: then the key is free."""
 KEYS_PER_STATEMENT = 100
 HANDLERS_PER_STATEMENT = 100
+KEY_IS_HELD = frozenset({1062, 2067, 1555})
+"""Codes of StoreRefused where another row has the unique key, in MySQL and in SQLite."""
 
 
 def insert(tx: Tx, new: Sequence[NewJob]) -> list[Inserted]:
@@ -159,6 +161,11 @@ def followers(
     return found
 
 
+_GIVE_KEY = (
+    "unique_key = given_key, given_key = NULL, status = CASE WHEN run_at > %s THEN 'scheduled' ELSE 'new' END"
+)
+
+
 def release_followers(tx: Tx, batch: ClosedBatch) -> None:
     """Let those go on that waited until these jobs ended: each gets its key, and is due as it was to be."""
     ended = sorted({
@@ -168,17 +175,24 @@ def release_followers(tx: Tx, batch: ClosedBatch) -> None:
     })  # fmt: skip
     if not ended:
         return
-    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
-    now = columns.at(batch.now)
     for part in columns.chunks(ended, KEYS_PER_STATEMENT):
-        changed = tx.execute(
-            f"UPDATE workerd_jobs {index} SET unique_key = given_key, given_key = NULL,"
-            " status = CASE WHEN run_at > %s THEN 'scheduled' ELSE 'new' END"
-            f" WHERE {' OR '.join([f'({where})'] * len(part))}",
-            [now, *(value for key in part for value in key)],
-        )
-        if changed:
+        if _release_behind(tx, part, batch.now):
             batch.woken |= {handler for handler, _ in part}
+
+
+def _release_behind(tx: Tx, following: Sequence[tuple[str, str]], now: int) -> int:
+    """Let those with these reserved keys, each of a handler, go on; returns their number.
+
+    Where a live job has the key, as the one that ended lost it while it ran, they wait for that one's end.
+    """
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
+    sql = f"UPDATE workerd_jobs {index} SET {_GIVE_KEY} WHERE {' OR '.join([f'({where})'] * len(following))}"
+    try:
+        return tx.execute(sql, [columns.at(now), *(value for key in following for value in key)])
+    except StoreRefused as error:
+        if error.code not in KEY_IS_HELD:
+            raise
+    return sum(_release_behind(tx, [key], now) for key in following) if len(following) > 1 else 0
 
 
 def _has_freed_its_key(outcome: Outcome) -> bool:

@@ -14,12 +14,10 @@ from workerd.outcome import cancelled
 from workerd.store import columns, links, requests, waits, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
-from workerd.store.duplicates import release_followers
+from workerd.store.duplicates import KEY_IS_HELD, release_followers
 from workerd.store.outcomes import ClosedBatch, closed_attempt
 from workerd.store.session import Row
 from workerd.text import word
-
-_DUPLICATE_KEY = frozenset({1062, 2067, 1555})  # a unique key, in MySQL and in SQLite
 
 
 class CurrentRow(NamedTuple):
@@ -293,7 +291,7 @@ def again(tx: Tx, job_id: bytes, attempt: int, *, fresh: bool = False) -> None:
     try:
         tx.execute(_insert_retries([(job_id, attempt)]), (now, now, fresh))
     except StoreRefused as error:
-        if error.code in _DUPLICATE_KEY:
+        if error.code in KEY_IS_HELD:
             raise Conflict(_KEY_HELD) from None
         raise
     tx.execute("UPDATE workerd_jobs SET status = 'retry' WHERE id = %s AND attempt = %s", (job_id, attempt))
