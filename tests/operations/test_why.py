@@ -16,11 +16,12 @@ from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config, NodeConfig, PickupConfig
 from workerd.errors import NotFound
 from workerd.job import Status
+from workerd.job_spec import JobSpec, check
 from workerd.operations import handlers as operations
 from workerd.operations.actor import Actor
 from workerd.operations.why import explain
 from workerd.outcome import Reason
-from workerd.store import handlers, nodes
+from workerd.store import duplicates, handlers, nodes
 from workerd.store.base import Store
 
 CONFIG = Config(
@@ -89,6 +90,21 @@ def test_a_scheduled_job_names_its_time(live: Store) -> None:
     """And how to start it now."""
     (sentence,) = why(live, storing.enqueue(live, "mail", delay=3600 * SECOND))
     assert "in 1 h 00 min. `workerd job retry` makes it due now." in sentence
+
+
+def test_a_job_behind_another_of_its_key_names_what_that_does(live: Store) -> None:
+    """It runs, or waits itself to be tried again, or is no more: then none is named."""
+    job = check(JobSpec(handler="mail", unique_key="k", on_conflict="follow"))
+    live.run(lambda tx: duplicates.insert(tx, [job]))
+    [running] = storing.claims(live, "mail")
+    [follower] = live.run(lambda tx: duplicates.insert(tx, [job]))
+    until = "The job waits until the {} job with its unique key, k, has ended."
+    assert why(live, follower.id) == [until.format("running")]
+    storing.close(live, [storing.outcome(running, Status.RETRY)])
+    assert why(live, follower.id) == [until.format("waiting")]
+    live.run(lambda tx: tx.execute("DELETE FROM workerd_jobs WHERE id = %s", (running.id,)))
+    (sentence,) = why(live, follower.id)
+    assert sentence.startswith("No job has its unique key, k, any more")
 
 
 def test_a_job_that_may_expire_names_the_time(live: Store) -> None:

@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
@@ -124,12 +125,32 @@ def test_a_running_job_whose_key_another_program_ended_with_a_space(store: Store
     assert [(c.id, c.unique_key) for c in claim(store)] == [(second.id, "k")]
 
 
+def sweep(store: Store) -> int:
+    found = store.read(lambda tx: duplicates.without_holder(tx, ["g", "h"], 100))
+    return store.run(lambda tx: duplicates.release(tx, found)) if found else 0
+
+
 LOSSES = [
     "DELETE FROM workerd_jobs WHERE id = %s",
     "UPDATE workerd_jobs SET unique_key = NULL WHERE id = %s",
     "UPDATE workerd_jobs SET status = 'completed' WHERE id = %s",
 ]
 """What a person may do to the row of a running job."""
+
+
+@pytest.mark.parametrize("sql", LOSSES, ids=["deleted", "without key", "ended"])
+def test_what_waits_behind_a_job_that_is_no_more_is_let_go(store: Store, store_url: str, sql: str) -> None:
+    """By a sweep, which leaves alone what has a job before it, running or waiting to be tried again."""
+    first, other = put(store, 1, on_conflict="follow"), put(store, 1, "other", on_conflict="follow")
+    running = {c.id: c for c in claim(store)}
+    second, third = put(store, 2, on_conflict="follow"), put(store, 2, "other", on_conflict="follow")
+    assert sweep(store) == 0
+    end(store, running[other.id], retry=True)
+    Rows(store_url).sql(sql, first.id)
+    assert sweep(store) == 1
+    assert sweep(store) == 0
+    assert {c.id: c.unique_key for c in claim(store)} == {second.id: "k", other.id: "other"}
+    assert Rows(store_url).last(third.id)["given_key"] == "other"
 
 
 def test_the_end_of_a_job_that_lost_its_key_lets_nothing_go_that_waits_behind_another(
@@ -148,6 +169,71 @@ def test_the_end_of_a_job_that_lost_its_key_lets_nothing_go_that_waits_behind_an
     assert [c.id for c in claim(store)] == [freed.id]
     end(store, holder)
     assert [c.id for c in claim(store)] == [waiting.id]
+
+
+def test_one_that_is_to_wait_for_its_delay_still_does(store: Store, store_url: str) -> None:
+    """Also when the job before it is no more."""
+    first = put(store, 1)
+    claim(store)
+    second = put(store, 2, on_conflict="debounce", delay=3600)
+    Rows(store_url).sql(LOSSES[0], first.id)
+    assert sweep(store) == 1
+    row = Rows(store_url).last(second.id)
+    assert (row["status"], row["unique_key"], row["given_key"]) == ("scheduled", "k", None)
+
+
+def test_a_key_that_was_taken_meanwhile_is_waited_for(store: Store, store_url: str) -> None:
+    """Between the look of a sweep and its write; what another sweep has let go is left alone."""
+    first = put(store, 1, on_conflict="follow")
+    claim(store)
+    second = put(store, 2, on_conflict="follow")
+    Rows(store_url).sql(LOSSES[0], first.id)
+    found = store.read(lambda tx: duplicates.without_holder(tx, ["h"], 100))
+    assert [ref.id for ref in found] == [second.id]
+    put(store, 3)
+    assert store.run(lambda tx: duplicates.release(tx, found)) == 0
+    [taken] = claim(store)
+    end(store, taken)
+    assert store.run(lambda tx: duplicates.release(tx, found)) == 0
+    assert [c.id for c in claim(store)] == [second.id]
+
+
+def write_15(store: Store) -> None:
+    for value in range(15):
+        put(store, value, str(value % 3), on_conflict="follow")
+
+
+def end_or_delete(store: Store) -> None:
+    """Start what waits; delete the row of every fourth."""
+    # New data may be due just after the moment of the sweep that lets it go.
+    store.run(lambda tx: claims.promote_due(tx, 100))
+    for claimed in claim(store):
+        if json.loads(claimed.vars)["v"] % 4:
+            end(store, claimed)
+        else:
+            store.run(lambda tx, claimed=claimed: tx.execute(LOSSES[0], (claimed.id,)))
+
+
+def test_sweeps_beside_writers_claims_ends_and_deletes(
+    store: Store, store_url: str, opened: Callable[..., Store]
+) -> None:
+    """Two sweeps, four writers: in the end nothing waits, and nothing has failed."""
+    done = threading.Event()
+
+    def repeat(work: Callable[[Store], object], own: Store) -> None:
+        while not done.is_set():
+            work(own)
+
+    with ThreadPoolExecutor(7) as threads:
+        try:
+            others = [threads.submit(repeat, w, opened(store_url)) for w in (end_or_delete, sweep, sweep)]
+            for writer_ in [threads.submit(write_15, opened(store_url)) for _ in range(4)]:
+                writer_.result()
+            eventually(lambda: not Rows(store_url).counts().keys() & {"new", "scheduled", "inprogress"})
+        finally:
+            done.set()
+    for one in others:
+        one.result()
 
 
 def test_a_debounced_job_waits_from_the_last_enqueue(store: Store) -> None:
@@ -285,6 +371,19 @@ class OneKey(RuleBasedStateMachine):
             self._after_end()
         else:
             self.holder = *self.holder[:2], False
+
+    @precondition(lambda self: self.holder is not None and self.holder[2])
+    @rule(sql=st.sampled_from(LOSSES))
+    def lose(self, sql: str) -> None:
+        assert self.holder is not None
+        self.claims.pop(self.holder[0])
+        self.store.run(lambda tx: tx.execute(sql, (self.holder and self.holder[0],)))
+        self._after_end()
+        self.sweep(let_go=self.holder is not None)
+
+    @rule()
+    def sweep(self, *, let_go: bool = False) -> None:
+        assert sweep(self.store) == int(let_go)
 
     @precondition(lambda self: self.holder is not None and not self.holder[2])
     @rule()

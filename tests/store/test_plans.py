@@ -18,6 +18,7 @@ from workerd.outcome import released
 from workerd.store import (
     bulk_control,
     claims,
+    duplicates,
     errors,
     expiry,
     group_queues,
@@ -295,6 +296,29 @@ def test_what_expires_is_found_without_reading_what_does_not(full: Store) -> Non
     unsorted(seen)
     for one in seen:
         assert one.read <= one.count + FEW, one
+
+
+@pytest.mark.parametrize("many", [0, 300])
+def test_what_waits_behind_a_job_that_is_no_more_is_found_by_its_key(full: Store, many: int) -> None:
+    """One look-up for each that waits behind another, however many live jobs have keys."""
+
+    def work(tx: Any) -> int:
+        keys = [f"k{n}" for n in range(500)]
+        jobs.insert(tx, [jobs.NewJob(handler="h", unique_key=key) for key in keys])
+        waiting = [*keys[:many], "gone"]
+        jobs.insert(
+            tx,
+            [jobs.NewJob(handler="h", unique_key=follower_key(key), given_key=key) for key in waiting],
+        )
+        del tx._session.seen[:]
+        return duplicates.release(tx, duplicates.without_holder(tx, ["h", "x"], 500))
+
+    released, seen = watch(full, work)
+    assert released == 1
+    unsorted(seen)
+    assert "workerd_live" in seen[0].plan
+    for one in seen:
+        assert one.read <= 2 * many + FEW, one
 
 
 @pytest.mark.parametrize("many", [1, 2, 500])

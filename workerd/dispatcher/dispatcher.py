@@ -17,7 +17,7 @@ from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config, NodeConfig
 from workerd.config.workflow_config import WorkflowConfig
-from workerd.dispatcher import expiry
+from workerd.dispatcher import expiry, followers
 from workerd.dispatcher.claimer import Claimer
 from workerd.dispatcher.expiry import Expiry
 from workerd.dispatcher.hidden_groups import HiddenGroups
@@ -163,6 +163,7 @@ class Dispatcher(Service):
         if config.pickup.enabled:
             self.stager.on_polled = self._on_polled
         self.limit_tasks = LimitTasks(store, claimer, self.limited, config.handlers)
+        self.followers = followers.Followers(store, claimer, config.handlers)
         self.retention = Retention(store, claimer, config.retention)
         self.run_retention = RunRetention(
             store, [name for name, s in configured.items() if s.cooler is not None and s.own]
@@ -194,6 +195,7 @@ class Dispatcher(Service):
             PeriodicTask("rescue", self.rescue.rescue, lease_s / 3),
             PeriodicTask("retention", self.retention.remove, self.retention.period_s),
             PeriodicTask("limits", self.limit_tasks.sweep, SWEEP_LIMITS_PERIOD_S),
+            PeriodicTask("followers", self.followers.sweep, followers.PERIOD_S),
             PeriodicTask("quarantines", self.quarantines.report),
             PeriodicTask("deregistration", self.deregistration.deregister, on_demand=True),
         ]

@@ -21,6 +21,7 @@ from workerd.schedule import Cron
 from workerd.store import errors, handlers, links, nodes, queries, requests
 from workerd.store.base import Tx
 from workerd.store.columns import JobRow, RequestRow
+from workerd.store.duplicates import holder_status
 from workerd.store.handlers import HandlerRow
 from workerd.store.queries import StoredJob
 from workerd.text import exit_text, line, plural, seconds_text, size_text, word
@@ -243,7 +244,7 @@ def _why_grouped(tx: Tx, row: JobRow) -> list[str]:
 
 def _why_scheduled(tx: Tx, row: JobRow) -> str:
     if duplicates.is_follower(row.unique_key):
-        return f"The job waits until the running job with its unique key, {line(row.given_key)}, has ended."
+        return _why_behind(tx, row)
     due = row.run_at or 0
     left_s = (due - tx.now) / SECOND
     if left_s <= 0:
@@ -253,6 +254,19 @@ def _why_scheduled(tx: Tx, row: JobRow) -> str:
         f"The job is due at {_second(due)}, in {seconds_text(left_s)}.{retry} "
         f"`workerd job retry` makes it due now."
     )
+
+
+def _why_behind(tx: Tx, row: JobRow) -> str:
+    """Until when another job of its unique key keeps it waiting, or that it is about to go on."""
+    key = line(row.given_key)
+    status = holder_status(tx, row.handler, row.given_key or "")
+    if status is None:
+        return (
+            f"No job has its unique key, {key}, any more, as when a person deletes the running one: a node "
+            "that has the handler lets this one go on within half a minute."
+        )
+    other = "running job" if status is Status.INPROGRESS else "waiting job"
+    return f"The job waits until the {other} with its unique key, {key}, has ended."
 
 
 def _expires(tx: Tx, config: Config, row: JobRow) -> list[str]:

@@ -34,6 +34,8 @@ class Dialect(ABC):
         Whether a row is live and holds a key, by the index `workerd_live`; parameters: handler, key.
     live_keys_condition
         The same for keys from one on, up to another; parameters: handler, first key, key behind the last.
+    holds_given_key
+        Whether the row `h` is live and holds the `given_key` of the row `f`, by the same index.
     ignores_end_spaces
         Whether keys are equal that differ in spaces at their ends.
     by_key
@@ -54,6 +56,7 @@ class Dialect(ABC):
     defaults_are_exact: ClassVar[bool]
     live_key_condition: ClassVar[str]
     live_keys_condition: ClassVar[str]
+    holds_given_key: ClassVar[str]
     ignores_end_spaces: ClassVar[bool]
     by_key: ClassVar[str]
     table_exists: ClassVar[str]

@@ -2,7 +2,7 @@
 
 While a job with the key runs, at most one other waits behind it: `scheduled`, with a reserved unique key and
 its own in `given_key`, and with no entry among the due rows. The transaction that ends the running one gives
-it the key.
+it the key; where the running one is no more, because a person deleted its row, a sweep does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import msgspec
 from workerd import duplicates
 from workerd.duplicates import OnConflict
 from workerd.errors import StoreBusy, StoreRefused
-from workerd.job import ENDED, Status
+from workerd.job import ENDED, AttemptRef, Status
 from workerd.job_spec import NewJob
 from workerd.outcome import Outcome
 from workerd.store import columns, jobs, retries
@@ -107,6 +107,13 @@ def _follower_key(tx: Tx, key: str) -> str:
     return duplicates.follower_key(key.rstrip(" ") if tx.dialect.ignores_end_spaces else key)
 
 
+def holder_status(tx: Tx, handler: str, key: str) -> Status | None:
+    """The status of the live job that holds a unique key, None if there is none."""
+    index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
+    row = tx.one(f"SELECT status FROM workerd_jobs {index} WHERE {where}", (handler, key))
+    return None if row is None else Status(columns.text(row[0]))
+
+
 def _locked(tx: Tx, handler: str, key: str) -> _Live | None:
     index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     row = tx.one(
@@ -150,12 +157,17 @@ def followers(
     tx: Tx, handlers: Sequence[str], condition: str, params: Sequence[object], limit: int
 ) -> list[Row]:
     """Ids and attempts of jobs that wait until another of their key has ended, at most `limit` a handler."""
+    return _of_each(tx, _WHO_WAITS, handlers, params, limit, condition=condition)
+
+
+def _of_each(
+    tx: Tx, sql: str, handlers: Sequence[str], params: Sequence[object], limit: int, **words: str
+) -> list[Row]:
+    """What a statement finds among the keys of followers of each handler."""
     found: list[Row] = []
-    keys, index = tx.dialect.live_keys_condition, tx.dialect.hint("workerd_live")
+    words |= {"keys": tx.dialect.live_keys_condition, "index": tx.dialect.hint("workerd_live")}
     for part in columns.chunks(handlers, HANDLERS_PER_STATEMENT):
-        each = [
-            _WHO_WAITS.format(number=n, index=index, keys=keys, condition=condition) for n in range(len(part))
-        ]
+        each = [sql.format(number=n, **words) for n in range(len(part))]
         values = [v for name in part for v in (name, *duplicates.FOLLOWER_KEYS, *params, limit)]
         found += tx.query(" UNION ALL ".join(each), values)
     return found
@@ -201,3 +213,49 @@ def _has_freed_its_key(outcome: Outcome) -> bool:
     if key is None or key.startswith("~") or outcome.status not in ENDED:
         return False
     return not (outcome.error or "").endswith(retries.KEY_HELD)
+
+
+# -- followers of jobs that are no more
+
+_WITHOUT_HOLDER = """SELECT * FROM (SELECT f.id, f.attempt
+    FROM (SELECT id, attempt, handler, given_key FROM workerd_jobs {index} WHERE {keys}) AS f
+    LEFT JOIN workerd_jobs AS h {index} ON {holds} WHERE h.id IS NULL LIMIT %s) AS h{number}"""
+
+
+def without_holder(tx: Tx, handlers: Sequence[str], limit: int) -> list[AttemptRef]:
+    """Jobs that wait behind one that is no more, at most `limit` a handler; not locked.
+
+    In one statement, which sees a job's end and what that lets go together.
+    """
+    rows = _of_each(tx, _WITHOUT_HOLDER, handlers, (), limit, holds=tx.dialect.holds_given_key)
+    return [AttemptRef(*row) for row in rows]
+
+
+def release(tx: Tx, refs: Sequence[AttemptRef]) -> int:
+    """Let these jobs go on that still wait behind one that is no more; returns their number.
+
+    What others have locked is left for the next time, and so is a job whose key another has taken meanwhile.
+    """
+    released = 0
+    for part in columns.chunks(sorted(refs)):
+        rows = tx.query(
+            f"SELECT id, attempt FROM workerd_jobs {tx.dialect.by_key}"
+            f" WHERE ({columns.keys(part)}) AND {_FOLLOWS}{tx.dialect.skip_locked}",
+            duplicates.FOLLOWER_KEYS,
+        )
+        released += sum(_give_key(tx, AttemptRef(*row)) for row in sorted(rows))
+    return released
+
+
+_FOLLOWS = "status = 'scheduled' AND unique_key >= %s AND unique_key < %s"
+
+
+def _give_key(tx: Tx, ref: AttemptRef) -> bool:
+    """Give a locked row its own key; False if another has it."""
+    try:
+        sql = f"UPDATE workerd_jobs SET {_GIVE_KEY} WHERE id = %s AND attempt = %s"
+        return tx.execute(sql, (columns.at(tx.now), *ref)) > 0
+    except StoreRefused as error:
+        if error.code not in KEY_IS_HELD:
+            raise
+        return False

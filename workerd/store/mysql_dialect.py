@@ -261,6 +261,7 @@ class _MySQL(Dialect):
     defaults_are_exact = True
     live_key_condition = "handler = %s AND live_key = %s"  # a generated column
     live_keys_condition = "handler = %s AND live_key >= %s AND live_key < %s"
+    holds_given_key = "h.handler = f.handler AND h.live_key = f.given_key"
     ignores_end_spaces = True
     by_key = ""
     table_exists = (

@@ -70,6 +70,10 @@ class _SQLite(Dialect):
     live_keys_condition = (
         "handler = %s AND unique_key >= %s AND unique_key < %s AND status IN ('scheduled','new','inprogress')"
     )
+    holds_given_key = (
+        "h.handler = f.handler AND h.unique_key = f.given_key"
+        " AND h.status IN ('scheduled','new','inprogress')"
+    )
     ignores_end_spaces = False
     # Beside a condition on the status it would go through all rows of that status: it has no statistics.
     by_key = "INDEXED BY sqlite_autoindex_workerd_jobs_1"
