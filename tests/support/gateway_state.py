@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -23,6 +24,9 @@ from workerd.gateway.stats import StatsCache
 from workerd.gateway.tokens import Tokens
 from workerd.operations import jobs, requests
 from workerd.operations.rules import HandlerRules
+
+ANSWER_TIMEOUT_S = 60.0
+"""A request without an answer fails its test after so long."""
 
 
 def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
@@ -53,12 +57,24 @@ def gateway_state(config: Config, timeout: float = 4.0) -> GatewayState:
 
 def ask(gateway: GatewayState, path: str, document: Any = None, **headers: str) -> httpx.Response:
     """One GET, or a POST of a document."""
+    return asyncio.run(_ask_together(gateway, path, [document], headers))[0]
 
-    async def send() -> httpx.Response:
-        transport = httpx.ASGITransport(application(gateway, gateway.config, ClientConnections()))
+
+def post_together(gateway: GatewayState, path: str, documents: Sequence[Any]) -> list[httpx.Response]:
+    """POSTs that arrive in one turn of the loop, in this order."""
+    return asyncio.run(_ask_together(gateway, path, documents, {}))
+
+
+async def _ask_together(
+    gateway: GatewayState, path: str, documents: Sequence[Any], headers: dict[str, str]
+) -> list[httpx.Response]:
+    transport = httpx.ASGITransport(application(gateway, gateway.config, ClientConnections()))
+
+    async def send(client: httpx.AsyncClient, document: Any) -> httpx.Response:
+        if document is None:
+            return await client.get(path, headers=headers)
+        return await client.post(path, json=document, headers=headers)
+
+    async with asyncio.timeout(ANSWER_TIMEOUT_S):
         async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
-            if document is None:
-                return await client.get(path, headers=headers)
-            return await client.post(path, json=document, headers=headers)
-
-    return asyncio.run(send())
+            return await asyncio.gather(*[send(client, document) for document in documents])

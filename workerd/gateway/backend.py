@@ -56,34 +56,26 @@ class Backend:
         """A connected store of its own. Raises StoreError."""
         return open_checked(self.config, self._timeout, spare=True)
 
-    async def write(
-        self,
-        work: Callable[[Tx], T],
-        run: Callable[[Callable[[Tx], T]], T] | None = None,
-        handlers: Iterable[str] | None = None,
-    ) -> T:
-        """Run `work` in one transaction and wake the dispatcher; `run`: what does it in the thread.
+    async def write(self, work: Callable[[Tx], T], handlers: Iterable[str] | None = None) -> T:
+        """Run `work` in one transaction and wake the dispatcher.
 
         `handlers`: those of which it makes new rows, if these are known. Raises StoreError, and HTTPProblem
         503 while the node drains or is overloaded.
         """
-        self._refuse_while_draining()
-        result: T
-        if run is None:
-            result = await self._call(self._lend, lambda store: store.run(work))
-        else:
-            result = await self._call(run, work)
+        self.refuse_while_draining()
+        result: T = await self.call(self._lend, lambda store: store.run(work))
         self.wake(handlers)
         return result
 
     async def write_each(self, work: Callable[[Callable[[Callable[[Tx], Any]], Any]], T]) -> T:
         """As `write`, for several transactions one after the other; `work` gets what runs one."""
-        self._refuse_while_draining()
-        result = await self._call(self._lend, lambda store: work(store.run))
+        self.refuse_while_draining()
+        result = await self.call(self._lend, lambda store: work(store.run))
         self.wake()
         return result
 
-    def _refuse_while_draining(self) -> None:
+    def refuse_while_draining(self) -> None:
+        """Raises HTTPProblem 503 while the node drains."""
         if self.draining:
             raise unavailable(
                 "This node is shutting down; send the request to another node or retry later.",
@@ -104,11 +96,11 @@ class Backend:
 
     async def read(self, work: Callable[[Tx], T]) -> T:
         """Run `work` in one transaction that only reads. Raises StoreError, HTTPProblem 503 if overloaded."""
-        return await self._call(self._lend, lambda store: store.read(work))
+        return await self.call(self._lend, lambda store: store.read(work))
 
     async def check_server(self) -> None:
         """See that the store can be written by this process. Raises StoreError, HTTPProblem 503."""
-        await self._call(self._lend, Store.check_server)
+        await self.call(self._lend, Store.check_server)
 
     async def keep_checked(self, check_others: Callable[[], None]) -> None:
         """Ask the servers of idle connections, too, whether they may be written; until cancelled.
@@ -120,11 +112,12 @@ class Backend:
             check_others()
             await self.in_thread(self._stores.refresh)
 
-    async def in_thread(self, work: Callable[[], None]) -> None:
+    async def in_thread(self, work: Callable[[], object]) -> None:
         """Run what uses a store beside the loop."""
         await asyncio.get_running_loop().run_in_executor(self._store_threads, work)
 
-    async def _call(self, call: Callable[[A], T], argument: A) -> T:
+    async def call(self, call: Callable[[A], T], argument: A) -> T:
+        """Run what uses a store beside the loop. Raises what it raises, HTTPProblem 503 if overloaded."""
         if self._queued_calls >= MAX_QUEUED_CALLS:
             raise overloaded()
         self._queued_calls += 1

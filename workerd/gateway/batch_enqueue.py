@@ -13,11 +13,11 @@ from workerd.document_types import Enqueued
 from workerd.errors import CommitUnknown, StoreAway, StoreError
 from workerd.gateway.backend import Backend
 from workerd.gateway.posted_enqueue import Answer, PostedEnqueue
-from workerd.gateway.problems import HTTPProblem, overloaded
+from workerd.gateway.problems import overloaded
 from workerd.job import parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import enqueue, jobs
-from workerd.operations.access import Tx
+from workerd.operations.access import Store, Tx
 from workerd.operations.rules import HandlerRules
 
 MAX_JOBS_PER_BATCH = 100
@@ -26,6 +26,8 @@ MAX_QUEUED_JOBS = 2000
 
 EnqueuedJob = tuple[Enqueued, dict[str, Any]]
 """Whether the job was created, and its document."""
+Result = EnqueuedJob | Exception
+"""What became of one job of a batch."""
 _Queued = tuple[NewJob, asyncio.Future[EnqueuedJob]]
 
 
@@ -37,7 +39,7 @@ class BatchEnqueue:
         self._config = config
         self._rules = rules
         self._known = enqueue.KnownHandlers()
-        self._posted = PostedEnqueue(backend.open, config, self._known, rules)
+        self._posted = PostedEnqueue(backend, config, self._known, rules)
         self._queue: list[_Queued] = []
         self._is_busy = False
         """Whether a batch is under way, or about to be sent."""
@@ -75,10 +77,9 @@ class BatchEnqueue:
             self._task = asyncio.create_task(self._check_server())
 
     async def _check_server(self) -> None:
-        self._posted.hand_over()
         try:
             with suppress(StoreError):  # whoever uses it next is told
-                await self._backend.in_thread(self._posted.refresh)
+                await self._posted.check_server()
         finally:
             self._send_next()
 
@@ -102,13 +103,14 @@ class BatchEnqueue:
         if isinstance(answer, StoreError) and not isinstance(answer, CommitUnknown):
             self._task = asyncio.create_task(self._run_in_thread(batch))
             return
-        if isinstance(answer, CommitUnknown):
-            self._posted.hand_over()
-            _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
-        else:
-            self._wake(batch, answer)
-            _tell(batch, answer)
-        self._send_next()
+        try:
+            if isinstance(answer, CommitUnknown):
+                _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
+            else:
+                _tell(batch, answer)
+                self._wake(batch, answer)
+        finally:
+            self._send_next()
 
     def _wake(self, batch: Sequence[_Queued], enqueued: Sequence[EnqueuedJob]) -> None:
         if len(batch) == 1:
@@ -117,47 +119,65 @@ class BatchEnqueue:
             self._backend.wake(job.handler for job, _ in batch)
 
     async def _run_in_thread(self, batch: Sequence[_Queued]) -> None:
-        self._posted.hand_over()
+        new_jobs = [job for job, _ in batch]
+        results: list[Result] = []
         try:
-            await self._enqueue_in_thread(batch)
+            self._backend.refuse_while_draining()
+            await self._posted.lend(partial(self._enqueue_in_parts, new_jobs, results))
+        except Exception as error:
+            results += [error] * (len(batch) - len(results))
+        made = [job.handler for job, done in zip(new_jobs, results, strict=True) if isinstance(done, tuple)]
+        try:
+            _tell(batch, results)
+            if made:
+                self._backend.wake(made)
         finally:
             self._send_next()
 
-    async def _enqueue_in_thread(self, batch: Sequence[_Queued]) -> None:
-        new_jobs = [job for job, _ in batch]
-        uncommitted: list[EnqueuedJob | Exception] = []
+    def _enqueue_in_parts(self, new_jobs: Sequence[NewJob], results: list[Result], store: Store) -> None:
+        """All in one transaction; where one job is at fault, in halves until it is alone (law 7).
 
-        def work(tx: Tx) -> list[EnqueuedJob | Exception]:
+        `results`: of the first jobs, to which it adds. Raises StoreAway where no more can be written.
+        """
+        parts = [new_jobs]
+        while parts:
+            part = parts.pop()
+            try:
+                self._enqueue_together(part, results, store)
+            except StoreAway:
+                raise
+            except Exception as error:
+                if len(part) == 1:
+                    results.append(error)
+                else:
+                    middle = len(part) // 2
+                    parts += (part[middle:], part[:middle])
+
+    def _enqueue_together(self, new_jobs: Sequence[NewJob], results: list[Result], store: Store) -> None:
+        uncommitted: list[Result] = []
+
+        def work(tx: Tx) -> None:
             admitted = enqueue.admit_each(tx, new_jobs, self._known, self._config)
             uncommitted[:] = [
                 one if isinstance(one, Exception) else jobs.created(one, self._rules.of(tx, one.handler))
                 for one in admitted
             ]
-            return uncommitted
 
-        results: Sequence[EnqueuedJob | Exception]
         try:
-            results = await self._backend.write(work, self._posted.run, {job.handler for job in new_jobs})
+            store.run(work)
         except CommitUnknown as error:
             # What was refused was refused; each of the others is told of its own job.
-            results = [
+            results += [
                 done
                 if isinstance(done, Exception)
                 else CommitUnknown(str(error), error.code, ids=(done[0].id,))
                 for done in uncommitted
             ]
-        except (StoreAway, HTTPProblem) as error:
-            results = [error] * len(batch)
-        except Exception as error:
-            if len(batch) > 1:  # one job is at fault: try each alone
-                for queued in batch:
-                    await self._enqueue_in_thread([queued])
-                return
-            results = [error]
-        _tell(batch, results)
+            raise StoreAway(str(error), error.code) from None
+        results += uncommitted
 
 
-def _tell(batch: Sequence[_Queued], results: Sequence[EnqueuedJob | Exception]) -> None:
+def _tell(batch: Sequence[_Queued], results: Sequence[Result]) -> None:
     for (_, future), result in zip(batch, results, strict=True):
         if future.done():  # the client disconnected
             continue
