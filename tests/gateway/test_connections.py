@@ -19,18 +19,24 @@ from workerd.gateway.hosts import HostRules
 from workerd.gateway.sessions import Sessions
 from workerd.gateway.tokens import Tokens
 
+LARGE_BYTES = 200_000
+MAX_READ_BYTES = 2 * 256 * 1024
+"""What asyncio reads at once, and what there was before."""
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 
 @asynccontextmanager
 async def serving(connections: ClientConnections) -> AsyncIterator[Connect]:
-    """A server with these limits; `/endless` is never answered. Gives a function that connects to it."""
+    """A server with these limits; gives a function that connects to it.
+
+    `/endless` is never answered, `/large` at length.
+    """
     release = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/endless":
             await release.wait()
-        await Response("answered")(scope, receive, send)
+        await Response(bytes(LARGE_BYTES) if scope["path"] == "/large" else "answered")(scope, receive, send)
 
     tokens = Tokens("")
     guard = Guard(
@@ -157,4 +163,50 @@ def test_who_sends_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
             assert not busy.at_eof()
 
     monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.2)
+    asyncio.run(run())
+
+
+async def send_without_end(writer: asyncio.StreamWriter, data: bytes) -> None:
+    while True:
+        writer.write(data)
+        await writer.drain()
+
+
+def test_requests_without_end_are_not_read() -> None:
+    """While the one before them has no answer: what was read of them has a bound, and others are answered."""
+
+    async def run() -> None:
+        connections = ClientConnections()
+        async with serving(connections) as connect:
+            _, writer = await connect()
+            sending = asyncio.create_task(send_without_end(writer, request("/endless") * 1000))
+            async with asyncio.timeout(30):
+                while not any(one.flow and one.flow.read_paused for one in connections._open):
+                    assert await status_of(connect, "/jobs") == b"200"
+            (flooded,) = [one for one in connections._open if one.flow.read_paused]
+            assert not flooded.pipeline
+            assert len(flooded._unparsed) <= MAX_READ_BYTES
+            assert await status_of(connect, "/jobs") == b"200"
+            sending.cancel()
+
+    asyncio.run(run())
+
+
+def test_a_client_that_does_not_read_is_not_served_on() -> None:
+    """Of all its requests as many answers are made as the system takes, and one more."""
+
+    async def run() -> None:
+        connections = ClientConnections()
+        async with serving(connections) as connect:
+            reader, writer = await connect()
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(request("/large") * 1000)
+            async with asyncio.timeout(30):
+                while not any(one.flow and one.flow.write_paused for one in connections._open):
+                    await asyncio.sleep(0)
+            (flooded,) = connections._open
+            assert flooded.transport.get_write_buffer_size() < 2 * LARGE_BYTES
+            assert not flooded.pipeline
+            assert flooded.flow.read_paused
+
     asyncio.run(run())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
@@ -24,6 +25,7 @@ class Writes(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
         self.written: list[bytes] = []
         self.closed = False
+        self.reading = True
 
     def write(self, data: Any) -> None:
         self.written.append(bytes(data))
@@ -35,14 +37,17 @@ class Writes(asyncio.Transport):
         return self.closed
 
     def pause_reading(self) -> None:
-        pass
+        self.reading = False
 
     def resume_reading(self) -> None:
-        pass
+        self.reading = True
 
 
-def exchange(app: App, *requests: bytes) -> Writes:
-    """What a connection sends for these requests, which arrive together."""
+def exchange(app: App, *requests: bytes, read_size: int = 1 << 18, later: bytes = b"") -> Writes:
+    """What a connection sends for these requests, which arrive together, or so many bytes at once.
+
+    `later`: what arrives once an answer has begun.
+    """
 
     async def run() -> Writes:
         config = uvicorn.Config(app, log_config=None, lifespan="off", interface="asgi3")
@@ -50,9 +55,14 @@ def exchange(app: App, *requests: bytes) -> Writes:
         protocol = HttpProtocol(ClientConnections(), config=config, server_state=ServerState(), app_state={})
         transport = Writes()
         protocol.connection_made(transport)
-        protocol.data_received(b"".join(requests))
+        unread, rest = b"".join(requests), later
         async with asyncio.timeout(30):
-            while protocol.tasks:
+            while protocol.tasks or ((unread or rest) and not transport.closed):
+                if not unread and transport.written:
+                    unread, rest = rest, b""
+                if unread and transport.reading:
+                    protocol.data_received(unread[:read_size])
+                    unread = unread[read_size:]
                 await asyncio.sleep(0)
         is_closed = transport.closed
         protocol.connection_lost(None)
@@ -64,6 +74,26 @@ def exchange(app: App, *requests: bytes) -> Writes:
 
 def request(method: str = "GET", more: str = "", version: str = "1.1") -> bytes:
     return f"{method} / HTTP/{version}\r\nHost: x\r\n{more}\r\n".encode()
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    body = await Request(scope, receive).body()
+    await Response(scope["method"].encode() + b" " + body)(scope, receive, send)
+
+
+def answers(transport: Writes) -> list[tuple[int, bytes]]:
+    """The status and the body of each."""
+    parts = [one.partition(b"\r\n\r\n") for one in transport.written]
+    return [(int(head[9:12]), body) for head, _, body in parts]
+
+
+def post(body: bytes, more: str = "") -> bytes:
+    return request("POST", f"Content-Length: {len(body)}\r\n{more}") + body
+
+
+CHUNKED = (
+    request("POST", "Transfer-Encoding: chunked\r\n") + b"6\r\n\r\n\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n"
+)
 
 
 def test_a_complete_answer_is_one_write() -> None:
@@ -79,14 +109,73 @@ def test_a_complete_answer_is_one_write() -> None:
     assert b"content-length: 4\r\n" in to_head
 
 
-def test_pipelined_requests_are_answered_in_order() -> None:
-    """Each with its own write."""
+@pytest.mark.parametrize("read_size", [1, 2, 3, 7, 64, 1 << 18])
+def test_pipelined_requests_are_answered_in_order(read_size: int) -> None:
+    """Each with its own body, wherever one read ends and the next begins."""
+    inner = b"\r\n\r\n" + request("DELETE")
+    sent = [
+        request(),
+        post(inner),
+        CHUNKED,
+        post(b""),
+        post(b"a\r"),
+        b"\r\n",
+        request("PUT"),
+        post(b"\n\r\n\r"),
+    ]
+    expected = [
+        b"GET ",
+        b"POST " + inner,
+        b"POST \r\n\r\nabc",
+        b"POST ",
+        b"POST a\r",
+        b"PUT ",
+        b"POST \n\r\n\r",
+    ]
+    assert answers(exchange(echo, *sent, read_size=read_size)) == [(200, body) for body in expected]
 
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await Response(scope["method"])(scope, receive, send)
 
-    written = exchange(app, request("GET"), request("POST", "Content-Length: 0\r\n"), request("PUT")).written
-    assert [one.partition(b"\r\n\r\n")[2] for one in written] == [b"GET", b"POST", b"PUT"]
+@pytest.mark.parametrize("read_size", [1, 50, 1 << 18])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        request(more=f"X: {'y' * 70_000}\r\n"),
+        b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n",
+        CHUNKED.replace(b"1\r\nc", b"z\r\nc"),
+    ],
+)
+def test_what_is_no_request_is_refused_after_the_answers_before_it(bad: bytes, read_size: int) -> None:
+    """And what follows it is not looked at."""
+    transport = exchange(echo, post(b"a"), request(), bad, post(b"b"), read_size=read_size)
+    assert [status for status, _ in answers(transport)] == [200, 200, 400]
+    assert transport.closed
+
+
+def test_a_body_that_is_no_http_after_the_answer_ends_the_connection() -> None:
+    """An answer that has begun, or is complete, gets no second one."""
+
+    async def answer_early(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("early")(scope, receive, send)
+
+    head, _, _ = CHUNKED.partition(b"6\r\n")
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"one"
+            await receive()
+            await receive()
+
+        await StreamingResponse(parts())(scope, receive, send)
+
+    for app in (answer_early, stream):
+        transport = exchange(app, head, later=b"zz\r\n")
+        written = b"".join(transport.written)
+        assert written.count(b"HTTP/1.1 ") == 1
+        assert written.startswith(b"HTTP/1.1 200 ")
+        assert transport.closed
 
 
 @pytest.mark.parametrize(

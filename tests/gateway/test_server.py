@@ -49,6 +49,16 @@ def sound(api: Api) -> Iterator[None]:
     assert "Traceback" not in api.daemon.logged()
 
 
+JOB = b'{"handler": "noop"}'
+
+
+def post_head(size: int, more: bytes = b"") -> bytes:
+    return (
+        b"POST /jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n%b\r\n" % (size, more)
+    )
+
+
 def send(api: Api, body: bytes, **headers: str) -> httpx.Response:
     return api.http.post("/jobs", content=body, headers={"Content-Type": "application/json", **headers})
 
@@ -269,6 +279,14 @@ def test_smuggling(api: Api) -> None:
                 + headers + b"\r\n\r\n{}x"
             )  # fmt: skip
             assert until_closed(connection).startswith(b"HTTP/1.1 400")
+
+
+def test_a_job_whose_request_is_followed_by_something_else(api: Api) -> None:
+    """Its answer comes first, as it is there."""
+    with api.bare() as connection:
+        connection.sendall(post_head(len(JOB)) + JOB + b"\0\r\n\r\n")
+        received = until_closed(connection)
+    assert [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]] == [b"201", b"400"]
 
 
 def test_a_client_that_disconnects(api: Api) -> None:
