@@ -91,6 +91,7 @@ def post(body: bytes, more: str = "") -> bytes:
     return request("POST", f"Content-Length: {len(body)}\r\n{more}") + body
 
 
+H2C = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n"
 CHUNKED = (
     request("POST", "Transfer-Encoding: chunked\r\n") + b"6\r\n\r\n\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n"
 )
@@ -118,7 +119,7 @@ def test_pipelined_requests_are_answered_in_order(read_size: int) -> None:
         post(inner),
         CHUNKED,
         post(b""),
-        post(b"a\r"),
+        post(b"a\r", H2C),
         b"\r\n",
         request("PUT"),
         post(b"\n\r\n\r"),
@@ -176,6 +177,27 @@ def test_a_body_that_is_no_http_after_the_answer_ends_the_connection() -> None:
         assert written.count(b"HTTP/1.1 ") == 1
         assert written.startswith(b"HTTP/1.1 200 ")
         assert transport.closed
+
+
+@pytest.mark.parametrize("upgrade", [H2C, "Connection: upgrade\r\nUpgrade: websocket\r\n"])
+@pytest.mark.parametrize("read_size", [1, 1 << 18])
+def test_an_upgrade_is_ignored(upgrade: str, read_size: int) -> None:
+    """The body stays the request's, and no request begins in it; the answer is the usual one."""
+    smuggled = request("DELETE")
+    chunked = CHUNKED.replace(b"Host: x\r\n", b"Host: x\r\n" + upgrade.encode())
+    transport = exchange(
+        echo, post(smuggled, upgrade), request(more=upgrade), chunked, request(), read_size=read_size
+    )
+    bodies = [b"POST " + smuggled, b"GET ", b"POST \r\n\r\nabc", b"GET "]
+    assert answers(transport) == [(200, body) for body in bodies]
+    assert not transport.closed
+
+
+def test_the_limits_of_a_head_hold_for_one_with_an_upgrade() -> None:
+    """It is parsed twice, and checked as any other."""
+    assert answers(exchange(echo, post(b"a", H2C).replace(b"Host: x\r\n", b"")))[0][0] == 400
+    assert answers(exchange(echo, post(b"a", H2C + f"X: {'y' * 70_000}\r\n")))[0][0] == 400
+    assert answers(exchange(echo, post(b"a", H2C + "Content-Length: 1\r\n")))[0][0] == 400
 
 
 @pytest.mark.parametrize(

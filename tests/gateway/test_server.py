@@ -289,6 +289,19 @@ def test_a_job_whose_request_is_followed_by_something_else(api: Api) -> None:
     assert [part[:3] for part in received.split(b"HTTP/1.1 ")[1:]] == [b"201", b"400"]
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_request_that_offers_another_protocol(api: Api, at_once: bool) -> None:
+    """As Java's client does by itself: it gets the answer of a plain one, and so does the next."""
+    head = post_head(
+        len(JOB), b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEA\r\n"
+    )
+    with api.bare() as connection:
+        for _ in range(2):
+            for part in [head + JOB] if at_once else [head, JOB]:
+                connection.sendall(part)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 201")
+
+
 def test_a_client_that_disconnects(api: Api) -> None:
     """Half a body, half a head, an abandoned long poll and event stream leave nothing behind."""
     job = api.enqueue("noop", delay="1h")

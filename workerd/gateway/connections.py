@@ -182,12 +182,24 @@ class HttpProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(part)
         except httptools.HttpParserUpgrade:
-            pass
+            self._feed_without_upgrade()
         except httptools.HttpParserError:
             self._refuse()
         else:
             if self._in_message and self._received > MAX_HEAD_BYTES:
                 self._refuse()
+
+    def _feed_without_upgrade(self) -> None:
+        """Parse the present head once more without its Upgrade, which is ignored (RFC 9110, 7.8).
+
+        The parser takes all that follows it, even the body, for another protocol.
+        """
+        version = self.parser.get_http_version().encode()
+        head = [b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, version)]
+        head += [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+        self._feed(b"".join((*head, b"\r\n")))
 
     # -- called by the parser; an error that is raised here is answered with 400
 
@@ -204,7 +216,10 @@ class HttpProtocol(HttpToolsProtocol):
             raise ValueError("the head is too large")
         if not self._awaits_head:
             raise ValueError("the request before has no answer")  # as if the parser ended one elsewhere
-        self._begin_exchange()
+        if not self.parser.should_upgrade():
+            self._begin_exchange()
+        elif self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")
 
     def _begin_exchange(self) -> None:
         """As the parser of uvicorn does, with an Exchange, without WebSockets and limits of its own."""
@@ -244,8 +259,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._in_message = False
-        self._has_head = False
-        super().on_message_complete()
+        if self._has_head:
+            self._has_head = False
+            super().on_message_complete()
 
     # -- connections and answers
 
