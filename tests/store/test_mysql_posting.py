@@ -133,7 +133,7 @@ def test_a_lost_connection(store: Store, mysql_server: DatabaseServer) -> None:
     (connection,) = store.read(lambda tx: tx.query("SELECT CONNECTION_ID()"))[0]
     posting = posting_of(store)
     mysql_server.sql(f"KILL {connection}")
-    eventually(posting._link.is_readable)
+    eventually(posting._link.is_unusable)
     with pytest.raises(StoreAway) as caught:
         send(posting, specs())
     assert not isinstance(caught.value, CommitUnknown)

@@ -10,13 +10,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import pymysql
 import pytest
 
+from tests.support.interrupting import Interrupted
 from tests.support.servers import FAST, DatabaseServer
 from tests.support.slow_line import slow_line
 from workerd.errors import StoreAway
 from workerd.store.base import Store
+from workerd.store.mysql_session import MySQLSession
 
 LIMIT_S = 0.3
 BYTES_S = 200_000
@@ -92,3 +96,39 @@ def test_results_arrive_whole_over_tls(opened: Opened) -> None:
     finally:
         server.remove()
         shutil.rmtree(folder)
+
+
+class _Cut:
+    """A socket that raises in the middle of what it sends; `sent`: how often it was asked to send."""
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self.sent = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes) -> int:
+        self.sent += 1
+        self._sock.send(data[:7])
+        raise Interrupted
+
+
+@pytest.mark.parametrize("statements", [1, 2])
+def test_nothing_is_sent_after_a_statement_that_was_cut_short(mysql: Store, statements: int) -> None:
+    """Not even where closing was cut short too: the server would take it for the rest of the statement."""
+    mysql.read(lambda tx: tx.now)
+    link = cast(MySQLSession, mysql._session).link
+    cut = link._sock = _Cut(link._sock)
+    close, link._force_close = link._force_close, lambda: None
+    asked = [b"SELECT 1"] * statements
+    with pytest.raises(Interrupted):
+        link.ask(asked[0]) if statements == 1 else link.pipeline(asked)
+    assert link.is_unusable()
+    for again in (lambda: link.ask(asked[0]), lambda: link.pipeline(asked)):
+        with pytest.raises(pymysql.InterfaceError):
+            again()
+    link._force_close = close
+    link.close()
+    assert cut.sent == 1
+    assert mysql.read(lambda tx: tx.one("SELECT 7")) == (7,)

@@ -66,7 +66,7 @@ class Posting:
         if len(statement) > MAX_POSTED_BYTES:
             raise StoreRefused(f"{len(statement)} bytes are too many to send at once")
         self._received.clear()
-        usable = not self._is_broken and not self._link.is_readable()
+        usable = not self._is_broken and not self._link.is_unusable()
         self._is_broken = True
         if not usable or not self._link.post(statement):
             raise self._error(pymysql.OperationalError(CR.CR_SERVER_GONE_ERROR, "it is gone"), ())

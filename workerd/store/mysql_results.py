@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from pymysql import err
-from pymysql.connections import MySQLResult
 from pymysql.constants import CR
 from pymysql.constants.SERVER_STATUS import SERVER_MORE_RESULTS_EXISTS
-from pymysql.protocol import MysqlPacket
 
 _Convert = Callable[[bytes], Any]
 
@@ -44,12 +42,23 @@ class OkPacket(NamedTuple):
         return cls(affected_rows, insert_id, *_OK_STATUS.unpack_from(packet, at))
 
 
-class LeanResult(MySQLResult):
-    """A result whose values stay bytes, unless the connection has a converter for their type."""
+class LeanResult:
+    """A result whose values stay bytes, unless the connection has a converter for their type.
 
-    connection: Any
-    field_count: int
-    _read_load_local_packet: Callable[[MysqlPacket], None]
+    Not a MySQLResult: that has a `__del__`, in which an exception of a signal handler would be lost.
+    """
+
+    unbuffered_active = False
+    """The driver asks for it."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.affected_rows: int | None = None
+        self.insert_id: int | None = None
+        self.server_status: int | None = None
+        self.warning_count = 0
+        self.has_next = False
+        self.rows: tuple[tuple[Any, ...], ...] | None = None
 
     def read(self) -> None:
         """Read it from the connection. Raises the driver's error, also that of the statement.
@@ -62,11 +71,9 @@ class LeanResult(MySQLResult):
             if packet[0] == _OK:
                 self._set_ok(OkPacket.read(packet))
             elif packet[0] == _LOCAL_FILE:
-                self._read_load_local_packet(MysqlPacket(packet, "utf8"))
+                raise RuntimeError("the server asks for a file")
             else:
-                self.field_count, _ = _integer(packet, 0)
-                self._get_descriptions()
-                self._read_rowdata_packet()
+                self._read_rows(self._converters(_integer(packet, 0)[0]))
         finally:
             self.connection = None
 
@@ -74,19 +81,19 @@ class LeanResult(MySQLResult):
         self.affected_rows, self.insert_id, self.server_status, self.warning_count = packet
         self.has_next = bool(packet.server_status & SERVER_MORE_RESULTS_EXISTS)
 
-    def _get_descriptions(self) -> None:
+    def _converters(self, columns: int) -> list[_Convert | None]:
         decoders = self.connection.decoders
-        packets = [_packet(self.connection) for _ in range(self.field_count)]
-        self._converters: list[_Convert | None] = [decoders.get(packet[_TYPE]) for packet in packets]
+        packets = [_packet(self.connection) for _ in range(columns)]
         if not _is_eof(_packet(self.connection)):
             raise _lost(self.connection, "there is no end of the descriptions")
+        return [decoders.get(packet[_TYPE]) for packet in packets]
 
-    def _read_rowdata_packet(self) -> None:
+    def _read_rows(self, converters: Sequence[_Convert | None]) -> None:
         rows = []
         while not _is_eof(packet := _packet(self.connection)):
-            rows.append(_row(packet, self._converters))
+            rows.append(_row(packet, converters))
         self.warning_count, status = _EOF_PACKET.unpack(packet)
-        self.has_next = status & SERVER_MORE_RESULTS_EXISTS
+        self.has_next = bool(status & SERVER_MORE_RESULTS_EXISTS)
         self.affected_rows = len(rows)
         self.rows = tuple(rows)
 
@@ -104,7 +111,9 @@ def _packet(connection: Any) -> bytes:
         data = data + part if data else part
         if size < _LONGEST_PACKET:
             break
-    _check_error(data)
+    if data[0] == _ERROR:
+        connection.unanswered -= 1
+        err.raise_mysql_exception(data)
     return data
 
 

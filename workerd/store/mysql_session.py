@@ -8,7 +8,6 @@ from contextlib import suppress
 from typing import Any
 
 import pymysql
-from pymysql.connections import MySQLResult
 from pymysql.constants import FIELD_TYPE
 from pymysql.converters import escape_bool
 
@@ -24,6 +23,7 @@ from workerd.store.mysql_errors import (
     UNREACHABLE,
     classify,
 )
+from workerd.store.mysql_results import LeanResult
 from workerd.store.patient_connection import PatientConnection
 from workerd.store.session import LastStatement, Params, Row, ServerRole, ServerState, Session
 
@@ -70,7 +70,7 @@ class MySQLSession(Session):
 
     def is_dead(self) -> bool:
         """Between transactions a server sends nothing but that it hangs up."""
-        return self._link.is_readable()
+        return self._link.is_unusable()
 
     def check_server(self) -> None:
         """Raises StoreAway unless the server may be written."""
@@ -166,7 +166,7 @@ class MySQLSession(Session):
     def _rows(self, statements: list[bytes]) -> list[list[Row]]:
         return [list(answer.rows or ()) for answer in self._answers(statements)]
 
-    def _answers(self, statements: list[bytes]) -> list[MySQLResult]:
+    def _answers(self, statements: list[bytes]) -> list[LeanResult]:
         """The answer to each; raises the first error."""
         answers = self._pipeline(statements)
         for answer in answers:
@@ -174,7 +174,7 @@ class MySQLSession(Session):
                 raise answer
         return [answer for answer in answers if not isinstance(answer, StoreError)]
 
-    def _pipeline(self, statements: list[bytes]) -> list[MySQLResult | StoreError]:
+    def _pipeline(self, statements: list[bytes]) -> list[LeanResult | StoreError]:
         try:
             answers = self._link.pipeline(statements)
         except (pymysql.Error, OSError, RuntimeError) as error:
@@ -193,7 +193,7 @@ class MySQLSession(Session):
         """The driver's connection."""
         return self._link
 
-    def _run(self, sql: str, params: Params = (), on_sent: Callable[[], None] | None = None) -> MySQLResult:
+    def _run(self, sql: str, params: Params = (), on_sent: Callable[[], None] | None = None) -> LeanResult:
         statement = self.statement(sql, params)
         try:
             return self._link.ask(statement, on_sent)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pymysql
-from pymysql.connections import MAX_PACKET_LEN, MySQLResult
+from pymysql.connections import MAX_PACKET_LEN
 from pymysql.constants import CR
 from pymysql.constants.COMMAND import COM_QUERY
 
@@ -33,10 +33,14 @@ class PatientConnection(pymysql.Connection):
 
     `limit_s`: seconds without a byte after which the server counts as lost. `on_progress` is called after
     each wait for the socket, however it ended: the caller is not stuck, it waits within a limit.
+
+    An exception of the caller's, such as from a handler of signals, may come between any two bytes. What the
+    server still answers must not be taken for the answer to the next statement, so that the connection is
+    closed then, and not used again.
     """
 
     _sock: Any
-    _result: MySQLResult | None
+    _result: LeanResult | None
     _force_close: Callable[[], None]
     _execute_command: Callable[[int, bytes], None]
 
@@ -45,11 +49,15 @@ class PatientConnection(pymysql.Connection):
         self.on_progress = on_progress
         self.slice_s = min(LONGEST_SLICE_S, limit_s)
         self.unanswered_bytes = 0
+        self.unanswered = 0
+        """Statements under way: from before the first byte is sent until the answer is read and noted."""
         self._read_from: socket.socket | None = None
         super().__init__(read_timeout=self.slice_s, write_timeout=self.slice_s, **options)
 
-    def is_readable(self) -> bool:
-        """Whether the server has sent something, or has closed the connection; does not wait."""
+    def is_unusable(self) -> bool:
+        """Whether it has an answer that nobody waits for, or the server has closed it; does not wait."""
+        if self.unanswered:
+            return True
         poll = select.poll()
         try:
             poll.register(self._sock, select.POLLIN)
@@ -57,38 +65,53 @@ class PatientConnection(pymysql.Connection):
         except (OSError, ValueError, TypeError):
             return True  # closed here
 
-    def ask(self, statement: bytes, on_sent: Callable[[], None] | None = None) -> MySQLResult:
+    def ask(self, statement: bytes, on_sent: Callable[[], None] | None = None) -> LeanResult:
         """Send a statement and read its answer; `on_sent` is called in between. Raises the driver's error."""
-        if self._sock is None:
-            raise pymysql.InterfaceError(0, "")
-        if len(statement) < MAX_PACKET_LEN - 1:
-            self._write_bytes(_PRELUDE.pack(len(statement) + 1, COM_QUERY) + statement)
-            self._next_seq_id = 1
-        else:
-            self._execute_command(COM_QUERY, statement)
-        if on_sent is not None:
-            try:
+        self._check_usable()
+        self.unanswered = 1
+        try:
+            if len(statement) < MAX_PACKET_LEN - 1:
+                self._write_bytes(_PRELUDE.pack(len(statement) + 1, COM_QUERY) + statement)
+                self._next_seq_id = 1
+            else:
+                self._execute_command(COM_QUERY, statement)
+            if on_sent is not None:
                 on_sent()
-            except BaseException:
-                self._force_close()  # its answer would be taken for that of the next statement
-                raise
-        self._read_query_result()
+            self._read_query_result()
+        finally:
+            if self.unanswered:
+                self._force_close()
         assert self._result is not None
         return self._result
 
-    def pipeline(self, statements: Sequence[bytes]) -> list[MySQLResult | pymysql.Error]:
+    def pipeline(self, statements: Sequence[bytes]) -> list[LeanResult | pymysql.Error]:
         """Send all statements, then read all answers, in order: results, or the errors of statements.
 
         Each is a command of its own, so that no parameter can begin a statement. All are carried out, also
         those after one that failed. All answers but the last must be small: while this side writes it does
         not read. Raises the driver's error if the connection is lost, with all answers.
         """
-        if self._sock is None:
+        self._check_usable()
+        self.unanswered = len(statements)
+        try:
+            if max(map(len, statements)) >= MAX_PACKET_LEN - 1:
+                return [self._answer(statement) for statement in statements]
+            self._write_bytes(b"".join([_PRELUDE.pack(len(sql) + 1, COM_QUERY) + sql for sql in statements]))
+            return [self._answer() for _ in statements]
+        finally:
+            if self.unanswered:
+                self._force_close()
+
+    def close(self) -> None:
+        """Close it; a server that waits for the rest of a statement is sent nothing more."""
+        if self.unanswered:
+            self._force_close()
+        else:
+            super().close()
+
+    def _check_usable(self) -> None:
+        if self._sock is None or self.unanswered:
             raise pymysql.InterfaceError(0, "")
-        if max(map(len, statements)) >= MAX_PACKET_LEN - 1:
-            return [self._answer(statement) for statement in statements]
-        self._write_bytes(b"".join([_PRELUDE.pack(len(sql) + 1, COM_QUERY) + sql for sql in statements]))
-        return [self._answer() for _ in statements]
 
     # -- for an event loop (workerd.store.mysql_posting)
 
@@ -129,18 +152,20 @@ class PatientConnection(pymysql.Connection):
         self._result = result
         if result.server_status is not None:
             self.server_status = result.server_status
+        self.unanswered -= 1  # the last step: without the status, it is not known what begins a transaction
         return result.affected_rows
 
-    def _answer(self, unsent: bytes | None = None) -> MySQLResult | pymysql.Error:
+    def _answer(self, unsent: bytes | None = None) -> LeanResult | pymysql.Error:
         if unsent is None:
             self._next_seq_id = 1
         else:
             self._execute_command(COM_QUERY, unsent)
+        before = self.unanswered
         try:
             self._read_query_result()
         except pymysql.Error as error:
-            if self._sock is None:
-                raise
+            if self.unanswered == before:
+                raise  # not an answer
             return error
         assert self._result is not None
         return self._result
@@ -152,13 +177,11 @@ class PatientConnection(pymysql.Connection):
             self._buffered = io.BufferedReader(_PatientReader(self, self._sock))
         try:
             data = self._buffered.read(num_bytes)
-        except BaseException as error:
+        except OSError as error:
             self._force_close()
-            if isinstance(error, OSError):
-                raise pymysql.OperationalError(
-                    CR.CR_SERVER_LOST, f"Lost connection to MySQL server during query ({error})"
-                ) from None
-            raise
+            raise pymysql.OperationalError(
+                CR.CR_SERVER_LOST, f"Lost connection to MySQL server during query ({error})"
+            ) from None
         if len(data) < num_bytes:
             self._force_close()
             raise pymysql.OperationalError(CR.CR_SERVER_LOST, "Lost connection to MySQL server during query")
