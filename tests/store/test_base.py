@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 
+from tests.support.interrupting import interrupt
 from tests.support.servers import DatabaseServer
 from tests.support.silent_commit import SilentCommit
 from tests.support.storing import NODE, claims, enqueue, job, sql, value
@@ -68,6 +70,44 @@ def test_a_caller_who_fails_meanwhile_leaves_nothing_behind(early: Store) -> Non
         early.alone(lambda tx: jobs.insert_alone(tx, NEW, fail))
     known = insert(early)
     assert all(job(early, known).attempts for _ in range(5))
+
+
+INTERRUPTED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""A socket that nobody has yet when the exception comes is closed by the interpreter, which warns of it."""
+
+
+@INTERRUPTED
+def test_a_call_that_is_interrupted_leaves_no_answer_behind(store: Store) -> None:
+    """Wherever that is: a later call gets its own answer, and what it has inserted is there."""
+    known = insert(store)
+    for place in itertools.count(1):
+        if not interrupt(lambda: insert(store), place):
+            break
+        assert job(store, known).attempts[-1].vars == NEW.vars, place
+        assert job(store, insert(store)).attempts, place
+    assert place > 20
+
+
+@INTERRUPTED
+def test_a_transaction_that_is_interrupted_leaves_no_lock_behind(
+    store: Store, store_url: str, opened: Opened
+) -> None:
+    """Wherever that is; the next use of the store at the latest ends it, without a part of its work."""
+    other = opened(store_url)
+    other.read(lambda tx: tx.now)
+
+    def twice(tx: Tx) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = priority + 1")
+        tx.execute("UPDATE workerd_jobs SET priority = priority - 1")
+
+    insert(store)
+    for place in itertools.count(1):
+        if not interrupt(lambda: store.run(twice), place):
+            break
+        store.settle()
+        other.run(lambda tx: tx.execute("UPDATE workerd_jobs SET created_at = created_at"))
+        assert value(other, "SELECT MIN(priority) = 3 AND MAX(priority) = 3 FROM workerd_jobs"), place
+    assert place > 20
 
 
 def test_a_transaction_after_it_is_still_atomic(store: Store) -> None:

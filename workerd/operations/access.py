@@ -224,6 +224,7 @@ class ConnectionPool:
             return self._generation
 
     def _release(self, store: Store, generation: int) -> None:
+        store.settle()
         with self._lock:
             if not self._closed:
                 if generation != self._generation:

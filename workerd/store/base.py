@@ -198,6 +198,11 @@ class Store(ABC):
         self._checked_at = 0.0
         self._is_fresh = False
         """Whether the connection was just looked at, by `refresh`."""
+        self._is_settled = True
+        """Whether no transaction is open: false from before one begins until after its end is known.
+
+        An exception, such as from a handler of signals, may come at any place, also while one is undone.
+        """
 
     def __repr__(self) -> str:
         return f"Store({self.shown})"
@@ -303,9 +308,16 @@ class Store(ABC):
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
-        session, self._session = self._session, None
-        if session is not None:
-            session.close()
+        self._is_settled = False
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        self._is_settled = True
+
+    def settle(self) -> None:
+        """Close the connection if an exception has left it in a transaction, whose locks others wait for."""
+        if not self._is_settled:
+            self.close()
 
     def _connected(self) -> Session:
         session = self._session
@@ -354,9 +366,11 @@ class Store(ABC):
             time.sleep(random.uniform(0.0005, 0.002 * 2 ** min(tries, 6)))
 
     def _once(self, work: Callable[[Tx], T], write: bool, alone: bool) -> T:
+        self.settle()
         session = self._connected()
         tx = Tx(session)
         begun = False
+        self._is_settled = False
         try:
             if alone:
                 session.begin_alone(write)
@@ -377,6 +391,7 @@ class Store(ABC):
             self._undo(session)
             raise
         self._commit(session, tx, write)
+        self._is_settled = True
         return value
 
     def _commit(self, session: Session, tx: Tx, write: bool) -> None:
@@ -390,6 +405,9 @@ class Store(ABC):
             self.close()
             if write and not session.was_not_committed(error):
                 raise _unknown(error, tx) from None
+            raise
+        except BaseException:
+            self._undo(session)
             raise
         if refused is not None:
             self._drop(session, refused)
@@ -409,6 +427,7 @@ class Store(ABC):
     def _undo(self, session: Session) -> None:
         try:
             session.rollback()
+            self._is_settled = True
         except StoreError:
             self.close()
 
