@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.interrupting import interrupt
 from tests.support.servers import DatabaseServer
 from workerd.config.model import Config, StoreConfig
 from workerd.errors import StoreAway, WrongVersion
@@ -82,6 +84,43 @@ def test_a_failed_connection_frees_its_place() -> None:
     for _ in range(2):
         with pytest.raises(StoreAway, match="unreachable"), pool.connection():
             pass
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of sockets nobody has yet
+def test_an_exception_at_any_place_loses_no_connection(config: Config, opened: Callable[..., Store]) -> None:
+    """Nor leaves one in a transaction; the next call gets it, also while the exception is handled."""
+    migrate(config)
+    other = opened(config.store.url)
+    with closing(ConnectionPool(lambda: open_checked(config), 1, 1.0)) as pool:
+        _write(pool)
+        for place in itertools.count(1):
+            if not interrupt(lambda: _write(pool), place, lambda: _write(pool)):
+                break
+            other.run(lambda tx: tx.execute("UPDATE workerd_jobs SET priority = priority"))
+    assert place > 30
+
+
+def test_threads_take_turns(config: Config) -> None:
+    """None waits for ever beside others that use the only connection again and again."""
+    migrate(config)
+    calls = dict.fromkeys(range(3), 0)
+    failed: list[StoreAway] = []
+
+    def use(number: int) -> None:
+        while min(calls.values()) < 20 and not failed:
+            try:
+                _write(pool)
+            except StoreAway as error:
+                failed.append(error)
+            calls[number] += 1
+
+    with closing(ConnectionPool(lambda: open_checked(config), 1, 2.0)) as pool:
+        threads = [threading.Thread(target=use, args=(number,)) for number in calls]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not failed
 
 
 HOLDER = """

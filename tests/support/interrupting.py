@@ -12,10 +12,11 @@ class Interrupted(Exception):
     """What a handler of signals raises, such as that of a timeout."""
 
 
-def interrupt(call: Callable[[], object], place: int) -> bool:
+def interrupt(call: Callable[[], object], place: int, handle: Callable[[], object] = int) -> bool:
     """Run `call` and raise Interrupted at its place of this number, from 1; false if it has fewer.
 
     A place is where CPython runs handlers of signals: the begin of a function, the end of one written in C.
+    `handle` is called while the exception is handled.
     """
     left = place
 
@@ -30,7 +31,7 @@ def interrupt(call: Callable[[], object], place: int) -> bool:
     try:
         call()
     except Interrupted:
-        pass
+        handle()
     finally:
         sys.setprofile(None)
     return left <= 0

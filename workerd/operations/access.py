@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, suppress
+from types import FrameType, TracebackType
 from typing import Any
 from weakref import WeakSet
 
 from workerd.config.model import Config
 from workerd.errors import StoreAway, StoreBusy, StoreError
+from workerd.operations.permits import Permit, Permits
 from workerd.store.base import Store, Tx
 from workerd.store.engines import open_store
 from workerd.store.foreign import ForeignSession
@@ -104,25 +106,32 @@ class _Pools:
 _pools = _Pools()
 
 
-class _Permits:
-    """A semaphore, as a queue: threading's is written in Python, and took half of the pool's time, 4.8 µs."""
+class _Use(Permit):
+    """The use of one connection of a pool, by `with` in a plain function."""
 
-    def __init__(self, count: int) -> None:
-        self._free: SimpleQueue[None] = SimpleQueue()
-        for _ in range(count):
-            self._free.put(None)
+    __slots__ = ("_pool", "generation", "store")
 
-    def acquire(self, timeout_s: float) -> bool:
-        """Take one; false if none is free in time."""
+    def __init__(self, pool: ConnectionPool, frame: FrameType) -> None:
+        super().__init__(frame)
+        self._pool = pool
+        self.store: Store | None = None
+        self.generation = 0
+
+    def __enter__(self) -> Store:
         try:
-            self._free.get(timeout=timeout_s)
-        except Empty:
-            return False
-        return True
+            return self._pool.begin(self)
+        except BaseException:
+            self._pool.end(self, None)
+            raise
 
-    def release(self) -> None:
-        """Give one back."""
-        self._free.put(None)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.end(self, error)
+
+    def abandon(self) -> None:
+        if self.store is not None:
+            self.store.close()
 
 
 class ConnectionPool:
@@ -140,80 +149,80 @@ class ConnectionPool:
         self._free: list[Store] = []
         # The parent's connections are never collected: that would close their descriptors, whose numbers may
         # belong to other files by now in a child that closed what it inherited, such as a worker.
-        self._inherited: list[Store] = []
+        self._inherited: list[Store | Permits] = []
+        self._permits = Permits(size)
         self._embedded = False
-        self._gate = threading.Lock()
-        """Held over a fork: a semaphore alone would let others by again and again."""
+        self._of_fork: list[Permit] = []
+        """Held over a fork, so that nobody uses a connection meanwhile."""
         self._is_forking = False
-        self._permits_of_fork = 0
+        self._is_quiet = False
+        """Whether all are held."""
         self._forked_in_use = False
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._inherited += self._free
+        self._lock = threading.RLock()  # as that of the permits
+        self._inherited += [*self._free, self._permits]
         self._free = []
-        self._permits = _Permits(self._size)
+        self._permits = Permits(self._size)
         self._closed = False
         self._generation = 0
 
-    @contextmanager
-    def connection(self) -> Iterator[Store]:
-        """A store for the calling thread alone. Raises StoreAway if none becomes free in time.
+    def connection(self) -> AbstractContextManager[Store]:
+        """A store for the calling function alone. Raises StoreAway if none becomes free in time.
 
         When one finds that its server is away, all are closed: none stays on a server that was demoted.
         """
+        return _Use(self, sys._getframe(1))
+
+    def begin(self, use: _Use) -> Store:
+        """As `connection`, for a use; `end` is to follow, whatever happens."""
         if self._pid != os.getpid():
             self._reset()
         if self._forked_in_use:
             raise StoreAway(
                 "this process was forked while the parent used an embedded store; fork between two calls"
             )
-        with self._gate:
-            permits = self._permits
-        if not permits.acquire(self._timeout_s):
+        if not self._permits.take(use, self._timeout_s):
             raise StoreAway(f"all {self._size} connections of this client are in use; raise `connections`")
+        with self._lock:
+            use.generation = self._generation
+            use.store = store = self._free.pop() if self._free else None
+        if store is None:
+            use.store = store = self._make()
+            self._embedded = store.embedded
+        elif store.refresh():
+            use.generation = self._leave()
+        return store
+
+    def end(self, use: _Use, error: BaseException | None) -> None:
+        """Take the connection back; `error`: what ended the use."""
         try:
-            with self._lock:
-                store = self._free.pop() if self._free else None
-                generation = self._generation
-            if store is None:
-                store = self._make()
-                self._embedded = store.embedded
-            elif store.refresh():
-                generation = self._leave()
-            try:
-                yield store
-            except StoreBusy:
-                raise
-            except StoreAway:
+            if isinstance(error, StoreAway) and not isinstance(error, StoreBusy):
                 self._leave()
-                raise
-            finally:
-                self._release(store, generation)
+            self._release(use)
         finally:
-            permits.release()
+            self._permits.give_back(use)
 
     def refresh(self) -> None:
         """Ask the servers of the free connections whether they may be written; if one may not, leave all."""
         for _ in range(len(self._free)):
-            if not self._permits.acquire(0.0):
-                return  # all are in use, and asked then
+            use = _Use(self, sys._getframe())
             try:
-                self._refresh_oldest()
+                if not self._permits.take(use, 0.0):
+                    return  # all are in use, and asked then
+                self._refresh_oldest(use)
             finally:
-                self._permits.release()
+                self.end(use, None)
 
-    def _refresh_oldest(self) -> None:
+    def _refresh_oldest(self, use: _Use) -> None:
         with self._lock:
-            store = self._free.pop(0) if self._free else None
-            generation = self._generation
-        if store is not None:
-            if store.refresh():
-                generation = self._leave()
-            self._release(store, generation)
+            use.generation = self._generation
+            use.store = self._free.pop(0) if self._free else None
+        if use.store is not None and use.store.refresh():
+            use.generation = self._leave()
 
     def _leave(self) -> int:
         """Close all connections: their server was lost, or may not be written; returns the new generation."""
@@ -223,48 +232,46 @@ class ConnectionPool:
                 store.close()  # connects again when it is used
             return self._generation
 
-    def _release(self, store: Store, generation: int) -> None:
+    def _release(self, use: _Use) -> None:
+        store = use.store
+        if store is None:
+            return
         store.settle()
         with self._lock:
+            if use.generation != self._generation or self._closed:
+                store.close()
+            use.store = None  # first: what is abandoned is closed
             if not self._closed:
-                if generation != self._generation:
-                    store.close()
                 self._free.append(store)
-                return
-        store.close()
 
     def before_fork(self) -> None:
         """Of an embedded store: wait until no connection is in use, close all, let nobody use one."""
         if not self._embedded or self._pid != os.getpid():
             return
-        self._gate.acquire()
-        self._is_forking = True
+        self._is_forking, self._is_quiet = True, False
         end = time.monotonic() + self._timeout_s
-        while self._permits_of_fork < self._size:
-            if not self._permits.acquire(max(0.0, end - time.monotonic())):
+        for _ in range(self._size):
+            self._of_fork.append(Permit())
+            if not self._permits.take(self._of_fork[-1], max(0.0, end - time.monotonic())):
                 break  # such as by this very thread
-            self._permits_of_fork += 1
+        else:
+            self._is_quiet = True
         with self._lock:
             for store in self._free:
                 store.close()  # connects again when it is used
 
     def after_fork(self) -> None:
         """In the parent: let others use the store again."""
-        if self._is_forking:
-            for _ in range(self._permits_of_fork):
-                self._permits.release()
-            self._open_gate()
+        self._is_forking = False
+        while self._of_fork:
+            self._permits.give_back(self._of_fork.pop())
 
     def after_fork_in_child(self) -> None:
         """Refuse all use if a connection to an embedded store was in use."""
-        if self._is_forking:
-            self._forked_in_use = self._permits_of_fork < self._size
-            self._open_gate()
-
-    def _open_gate(self) -> None:
-        self._permits_of_fork = 0
+        if self._is_forking and not self._is_quiet:
+            self._forked_in_use = True
         self._is_forking = False
-        self._gate.release()
+        self._of_fork.clear()
 
     def close(self) -> None:
         """Close the free connections now, the others when they are released."""
