@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 
@@ -13,6 +14,9 @@ from workerd.job import Status, new_id
 from workerd.store import jobs
 from workerd.store.base import Store
 from workerd.store.jobs import Inserted, NewJob
+from workerd.store.mysql_results import LeanResult
+from workerd.store.mysql_session import MySQLSession
+from workerd.store.patient_connection import PatientConnection
 
 
 def insert(store: Store, *new: NewJob) -> list[Inserted]:
@@ -155,3 +159,50 @@ def test_long_vars_in_bulk(store: Store) -> None:
     made = insert(store, *(NewJob(handler="h", vars=text) for _ in range(8)))
     assert {job(store, done.id).row.vars for done in made} == {text}
     assert {job(store, done.id).row.status for done in made} == {Status.NEW}
+
+
+QUOTES = b'"' + rb"'\\" * 700 + b'"'
+"""JSON that is half as long again in a statement."""
+
+
+@pytest.mark.parametrize(
+    "new",
+    [
+        NewJob(handler="h", vars=b'"' + b"x" * 1500 + b'"'),
+        NewJob(handler="h", vars=QUOTES, meta=QUOTES),
+        NewJob(handler="h" * 190, group_key="'" * 190, name="ß" * 190),
+    ],
+    ids=["plain", "quotes", "names"],
+)
+def test_an_insert_is_a_quarter_of_what_the_server_takes(
+    mysql: Store, monkeypatch: pytest.MonkeyPatch, new: NewJob
+) -> None:
+    """As it is sent, with what is escaped; and not much less."""
+    sent: list[int] = []
+    ask = PatientConnection.ask
+
+    def note(self: PatientConnection, statement: bytes, *on_sent: Callable[[], None]) -> LeanResult:
+        sent.append(len(statement))
+        return ask(self, statement, *on_sent)
+
+    max_packet = 256 * 1024
+    mysql.read(lambda tx: tx.now)
+    cast(MySQLSession, mysql._session).max_packet = max_packet
+    monkeypatch.setattr(PatientConnection, "ask", note)
+    assert len(insert(mysql, *[new] * 150)) == 150
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs") == 150
+    inserts = [size for size in sent if size > 10_000]
+    assert max(inserts) <= max_packet // 4
+    assert max(inserts) > max_packet // 12
+
+
+def test_a_job_that_is_too_large_by_itself_is_refused(mysql: Store) -> None:
+    """Beside others, too; one of more than a quarter is sent alone."""
+    mysql.read(lambda tx: tx.now)
+    cast(MySQLSession, mysql._session).max_packet = 256 * 1024
+    small = NewJob(handler="h")
+    large, too_large = (NewJob(handler="h", vars=b'"' + b"x" * size + b'"') for size in (200_000, 300_000))
+    assert len(insert(mysql, small, large, small)) == 3
+    with pytest.raises(StoreRefused, match="max_allowed_packet"):
+        insert(mysql, small, too_large)
+    assert value(mysql, "SELECT COUNT(*) FROM workerd_jobs") == 3

@@ -70,6 +70,10 @@ class Dialect(ABC):
         """The size of a text column in bytes."""
 
     @abstractmethod
+    def sent_bytes(self, text: bytes) -> int:
+        """What a text in UTF-8 adds to the length of a statement as a parameter."""
+
+    @abstractmethod
     def full_time(self, time: str) -> str:
         """An expression of a time in the form that compares with a parameter, whatever its digits."""
 

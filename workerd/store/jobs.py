@@ -18,7 +18,9 @@ from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
 
 MAX_INSERT_ROWS = 1000
 MAX_INSERT_BYTES = 2 * 1024 * 1024
-"""Rows and bytes of one INSERT; vars and meta are counted."""
+"""Rows and bytes of one INSERT, which takes a quarter of what the server takes at once, at most (law 7)."""
+_MAX_SHORT_BYTES = 512
+"""Of a row: its numbers, times and commas."""
 MAX_INSERT_TRIES = 5
 """A live job that held the key may have ended when it is looked up: then the key is free."""
 
@@ -39,6 +41,7 @@ _OTHERS = tuple(name for name in ENQUEUED_COLUMNS if name not in _JSON)
 _COLUMNS = ("id", "status", "run_at", "created_at", "expires_at", *_JSON, *_OTHERS)
 _PLAIN_COLUMNS = ("id", *_JSON, *_OTHERS)
 _others_of = attrgetter(*_OTHERS)
+_names_of = attrgetter("handler", "unique_key", "given_key", "group_key", "name")
 
 
 def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
@@ -68,7 +71,7 @@ def insert(tx: Tx, jobs: Sequence[NewJob]) -> list[Inserted]:
 
 def _insert_rows(tx: Tx, jobs: Sequence[NewJob], ids: Sequence[bytes], wanted: Sequence[int]) -> int:
     changed, made = 0, clock.to_text(tx.now)
-    for part in _parts(jobs, wanted):
+    for part in _parts(tx, jobs, wanted):
         rows = _rows(_COLUMNS, [_values(jobs[n], ids[n], tx.now, made) for n in part])
         changed += tx.execute(rows.insert(len(part)) + tx.dialect.keep_existing("id"), rows.params)
     return changed
@@ -109,7 +112,7 @@ def insert_new(tx: Tx, jobs: Sequence[NewJob]) -> list[JobRow]:
     """
     now, made = tx.now, clock.to_text(tx.now)
     ids = [new_id() for _ in jobs]
-    for part in _parts(jobs, range(len(jobs))):
+    for part in _parts(tx, jobs, range(len(jobs))):
         rows = _rows(_COLUMNS, [_values(jobs[n], ids[n], now, made) for n in part])
         tx.execute_last(rows.insert(len(part)), rows.params, count=len(part))
     tx.enqueued += ids
@@ -179,17 +182,26 @@ def _shape(
     return ", ".join([names[n] for n in kept]), columns.marks(kept), itemgetter(*kept)
 
 
-def _parts(jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]:
+def _parts(tx: Tx, jobs: Sequence[NewJob], wanted: Iterable[int]) -> Iterable[list[int]]:
+    max_bytes = MAX_INSERT_BYTES if tx.max_packet is None else min(MAX_INSERT_BYTES, tx.max_packet // 4)
     part: list[int] = []
-    size = 0
+    part_bytes = 0
     for n in wanted:
-        size += len(jobs[n].vars) + len(jobs[n].meta or b"")
-        if part and (len(part) >= MAX_INSERT_ROWS or size > MAX_INSERT_BYTES):
+        row_bytes = _max_bytes(tx, jobs[n])
+        if part and (len(part) >= MAX_INSERT_ROWS or part_bytes + row_bytes > max_bytes):
             yield part
-            part, size = [], len(jobs[n].vars) + len(jobs[n].meta or b"")
+            part, part_bytes = [], 0
         part.append(n)
+        part_bytes += row_bytes
     if part:
         yield part
+
+
+def _max_bytes(tx: Tx, job: NewJob) -> int:
+    """Of its row in an INSERT: a character of the short texts takes four at most, escaped or not."""
+    names = sum([len(text) for text in _names_of(job) if text is not None])
+    json = tx.dialect.sent_bytes(job.vars) + (0 if job.meta is None else tx.dialect.sent_bytes(job.meta))
+    return _MAX_SHORT_BYTES + 4 * names + json
 
 
 def _plain_values(job: NewJob, job_id: bytes) -> tuple[object, ...]:

@@ -26,6 +26,7 @@ _ESCAPES = str.maketrans({
     "\0": "\\0", "\n": "\\n", "\r": "\\r", "\x1a": "\\Z", "'": "\\'", "\\": "\\\\",
 })  # fmt: skip
 _SPECIAL = tuple(chr(code) for code in _ESCAPES)
+_SPECIAL_BYTES = "".join(_SPECIAL).encode()
 
 
 ONE_TELLING_THE_TIME = "SIGN(LAST_INSERT_ID(CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS UNSIGNED)))"
@@ -273,6 +274,9 @@ class _MySQL(Dialect):
 
     def byte_length(self, column: str) -> str:
         return f"LENGTH({column})"
+
+    def sent_bytes(self, text: bytes) -> int:
+        return len(text) + sum(map(text.count, _SPECIAL_BYTES)) + len("''")
 
     def full_time(self, time: str) -> str:
         return time

@@ -85,6 +85,9 @@ class _SQLite(Dialect):
     def byte_length(self, column: str) -> str:
         return f"LENGTH(CAST({column} AS BLOB))"
 
+    def sent_bytes(self, text: bytes) -> int:
+        return len(text)
+
     def full_time(self, time: str) -> str:
         # Text of equal length compares as times do.
         zeros = f"CASE WHEN INSTR({time}, '.') THEN '000000' ELSE '.000000' END"
