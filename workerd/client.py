@@ -64,6 +64,9 @@ class Client:
     `before_enqueue`: functions that each job passes through, in order; jobs of plain SQL and HTTP do not.
     `otel`: whether each enqueue is a span; None: as the configuration, or WORKERD_OTEL__ENABLED, says.
 
+    A signal handler may raise in the middle of a method, as timeouts and Ctrl-C do. What that call has
+    changed is unknown then; later calls are not affected.
+
     Raises ConfigError. Every method raises StoreAway while the store is unavailable, and WrongVersion if its
     schema has another version.
     """
