@@ -115,6 +115,15 @@ def test_the_dispatcher_is_told_of_which_handler_there_are_new_rows(
         ]  # fmt: skip
 
 
+def test_the_times_of_a_job_beside_a_trigger(refusing: GatewayState) -> None:
+    """A trigger hides them from the answer to an INSERT: the document is what a look-up shows, also then."""
+    assert enqueue(refusing)[0] == 201
+    for answer in post_together(refusing, "/jobs", [{"handler": "noop"}] * 3):
+        document = answer.json()
+        assert (document.pop("created"), document.pop("replaced")) == (True, False)
+        assert ask(refusing, f"/jobs/{document['id']}").json() == document
+
+
 def kill_connections(server: DatabaseServer) -> None:
     for (connection,) in server.sql("SELECT id FROM information_schema.processlist WHERE user = 'app'"):
         server.sql(f"KILL {connection}")

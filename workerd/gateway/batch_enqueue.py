@@ -14,10 +14,11 @@ from workerd.errors import CommitUnknown, StoreAway, StoreError
 from workerd.gateway.backend import Backend
 from workerd.gateway.posted_enqueue import Answer, PostedEnqueue
 from workerd.gateway.problems import overloaded
-from workerd.job import parse_id
+from workerd.job import id_text, parse_id
 from workerd.job_spec import NewJob
 from workerd.operations import enqueue, jobs
 from workerd.operations.access import Store, Tx
+from workerd.operations.posting import TimeHidden
 from workerd.operations.rules import HandlerRules
 
 MAX_JOBS_PER_BATCH = 100
@@ -103,6 +104,9 @@ class BatchEnqueue:
         if isinstance(answer, StoreError) and not isinstance(answer, CommitUnknown):
             self._task = asyncio.create_task(self._run_in_thread(batch))
             return
+        if isinstance(answer, TimeHidden):
+            self._task = asyncio.create_task(self._look_up(batch, answer.ids))
+            return
         try:
             if isinstance(answer, CommitUnknown):
                 _tell(batch, [CommitUnknown(str(answer), answer.code, ids=(one,)) for one in answer.ids])
@@ -117,6 +121,23 @@ class BatchEnqueue:
             self._backend.wake_for(batch[0][0].handler, parse_id(enqueued[0][0].id))
         else:
             self._backend.wake(job.handler for job, _ in batch)
+
+    async def _look_up(self, batch: Sequence[_Queued], ids: Sequence[bytes]) -> None:
+        """Tell of jobs that are there."""
+
+        def work(tx: Tx) -> list[Result]:
+            return [(Enqueued(id_text(one), True), jobs.get(tx, one, self._rules)) for one in ids]
+
+        results: Sequence[Result]
+        try:
+            self._backend.wake(job.handler for job, _ in batch)
+            results = await self._posted.lend(lambda store: store.read(work))
+        except Exception as error:
+            results = [CommitUnknown(str(error), ids=(id_text(one),)) for one in ids]
+        try:
+            _tell(batch, results)
+        finally:
+            self._send_next()
 
     async def _run_in_thread(self, batch: Sequence[_Queued]) -> None:
         new_jobs = [job for job, _ in batch]

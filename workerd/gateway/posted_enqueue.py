@@ -14,7 +14,7 @@ from workerd.gateway.backend import Backend
 from workerd.job_spec import NewJob
 from workerd.operations.access import Store
 from workerd.operations.enqueue import KnownHandlers
-from workerd.operations.posting import PostedJobs, redactions
+from workerd.operations.posting import PostedJobs, TimeHidden, redactions
 from workerd.operations.rules import HandlerRules
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-Answer = list[tuple[Enqueued, Document]] | StoreError
-"""What became of a batch. CommitUnknown: with the ids of all; after another error nothing was done."""
+Answer = list[tuple[Enqueued, Document]] | TimeHidden | StoreError
+"""What became of a batch. CommitUnknown: with the ids of all; after another StoreError nothing was done."""
 
 
 class PostedEnqueue:
@@ -132,7 +132,7 @@ class PostedEnqueue:
             return
         try:
             received = sent.receive()
-        except StoreError as error:
+        except (StoreError, TimeHidden) as error:
             self._tell(error)
         else:
             if received is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workerd.config.model import Config
 from workerd.document_types import Document, Enqueued
 from workerd.documents import moment
-from workerd.errors import StoreError
+from workerd.errors import StoreError, WorkerdError
 from workerd.job import new_id
 from workerd.job_spec import NewJob
 from workerd.operations import jobs
@@ -32,6 +32,17 @@ def redactions(
     found = [rules.recent(spec.handler) for spec in specs]
     complete = [redaction for redaction in found if redaction is not None]
     return complete if len(complete) == len(found) else None
+
+
+class TimeHidden(WorkerdError):
+    """The jobs were made, but the answer does not tell when: a trigger of the table hides it.
+
+    `ids`: of the jobs.
+    """
+
+    def __init__(self, ids: Sequence[bytes]) -> None:
+        super().__init__()
+        self.ids = ids
 
 
 class PostedJobs:
@@ -60,11 +71,13 @@ class PostedJobs:
     def receive(self) -> list[tuple[Enqueued, Document]] | None:
         """Each job and its document, after `prepare`; None before the answer is complete.
 
-        Raises CommitUnknown with all ids, or another StoreError after which nothing was done.
+        Raises TimeHidden, CommitUnknown with all ids, or another StoreError after which nothing was done.
         """
         now = self._posting.receive(self._ids)
         if now is None:
             return None
+        if now == 0:
+            raise TimeHidden(self._ids)
         made = moment(now)
         return [(done, {**document, "run_at": made, "created_at": made}) for done, document in self._created]
 

@@ -74,6 +74,8 @@ class Posting:
     def receive(self, ids: Sequence[bytes]) -> int | None:
         """The time of the INSERT by the server's clock, None before it is all there; `ids`: of its rows.
 
+        0 where the server does not tell it, as beside a trigger of the table.
+
         Raises CommitUnknown if they may be there despite an error, another StoreError if they are not.
         """
         try:
