@@ -494,6 +494,26 @@ def test_a_cancelled_job_takes_no_slot(store: Store, rows: Rows) -> None:
     assert [claim.id for claim in claimer.claim()] == [runs]
 
 
+@pytest.mark.parametrize(
+    "config", [LimitConfig(concurrency=1), LimitConfig(group_concurrency=1, rate=Rate(1, SECOND, 1))]
+)
+def test_what_ends_at_the_claim_keeps_no_other_waiting(store: Store, rows: Rows, config: LimitConfig) -> None:
+    """It has used nothing of the limit: the next claim may go on at once."""
+    claimer = Claimer(store, config)
+    insert(rows, *["a"] * 5)
+    rows.sql("UPDATE workerd_jobs SET expires_at = '2026-01-02 00:00:00.000000'")
+    runs = rows.insert("h", group_key="a", run_at="2026-01-03 00:00:00.000000")
+    claims = 0
+    while not (claimed := claimer.claim(2)):
+        assert claimer.last is not None
+        assert (len(claimer.last.batch.broken), claimer.last.more) == (1, True)
+        claims += 1
+    assert ([claim.id for claim in claimed], claims) == ([runs], 5)
+    assert claimer.claim(2) == []
+    assert claimer.last is not None
+    assert claimer.last.more is False
+
+
 def test_two_claims_of_one_limit_do_not_wait(
     store: Store, rows: Rows, store_url: str, opened: object
 ) -> None:

@@ -214,8 +214,8 @@ class _Claiming:
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
         left = {} if idle_only else self._park(window, ended, heads)  # they are in a hurry
         learned = self._learned(seen, parked, left, groups)
-        if len(ended) < len(rows):
-            more = True  # too many bytes for one claim
+        if len(ended) < len(rows) or found.broken:
+            more = True  # too many bytes for one claim, or what ended at it has used no room
         elif len(chosen) < fitting:
             more = window.is_full or cut
         else:
@@ -251,7 +251,7 @@ class _Claiming:
         cursor = claims.cursor_at(front[0]) if is_full else None
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
-            more=batch.found < len(rows) or (is_full and fitting == wanted),
+            more=batch.found < len(rows) or (is_full and fitting == wanted) or bool(batch.broken),
             retry_at=room.retry_at if room is not None else None,
             row=room.row if room is not None else None,
         )
