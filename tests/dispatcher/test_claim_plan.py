@@ -59,12 +59,20 @@ class Pools:
         link.on_demand(Demand(received=0, room=capacity, handlers=handlers))
         return link
 
-    def carry_out(self, plan: ClaimPlan, found: int, outlook: ClaimOutlook | None = None) -> None:
+    def carry_out(
+        self, plan: ClaimPlan, found: int | dict[str, int], outlook: ClaimOutlook | None = None
+    ) -> None:
         """The plan's claims brought so many rows each, which fit into no pool and are not counted as sent."""
         self.planner.learn(
             plan,
             [
-                ClaimedBatch(share.link, handler, share.capacity, ClaimBatch([], [], None, found), outlook)
+                ClaimedBatch(
+                    share.link,
+                    handler,
+                    share.capacity,
+                    ClaimBatch([], [], None, found if isinstance(found, int) else found[handler]),
+                    outlook,
+                )
                 for share in plan.shares
                 for handler in share.cursors
             ],
@@ -146,9 +154,10 @@ def test_a_transaction_claims_for_a_bounded_number_of_handlers(pools: Pools) -> 
     """They share its locks; the next one continues with other handlers."""
     names = [f"h{n}" for n in range(MAX_HANDLERS + 4)]
     pools.add(50, *names)
-    first, second = pools.planner.plan(), pools.planner.plan()
-    assert len(first.handlers) == MAX_HANDLERS
-    assert first.handlers != second.handlers
+    first = pools.planner.plan()
+    assert first.handlers == names[:MAX_HANDLERS]
+    pools.carry_out(first, 5)
+    assert pools.planner.plan().handlers == [*names[MAX_HANDLERS:], *names[: MAX_HANDLERS - 4]]
 
 
 def test_pools_take_turns(pools: Pools) -> None:
@@ -159,6 +168,35 @@ def test_pools_take_turns(pools: Pools) -> None:
     assert shares(plan) == [(1, MAX_ROWS, ["a"])]
     pools.carry_out(plan, MAX_ROWS)
     assert shares(pools.planner.plan()) == [(2, MAX_ROWS, ["b"])]
+
+
+@pytest.mark.parametrize("pool_of", [{"a": 0, "b": 0}, {"a": 0, "b": 1}])
+def test_handlers_take_turns_at_what_is_left_of_a_limit(pools: Pools, pool_of: dict[str, int]) -> None:
+    """Whether of one pool or two; one that was asked for and got nothing comes first at the next slot."""
+    for pool in (0, 1):
+        pools.add(5, *(handler for handler in pool_of if pool_of[handler] == pool))
+    served = []
+    for _ in range(6):
+        pools.planner.wake("ab")
+        plan = pools.planner.plan()
+        first, second = plan.handlers
+        pools.carry_out(plan, {first: 1, second: 0}, ClaimOutlook(more=False, retry_in_s=None, busy=False))
+        served.append(first)
+        assert pools.planner.plan().shares == []
+        pools.planner.wake(second)  # jobs of it alone were announced, while the limit is full
+        pools.carry_out(pools.planner.plan(), 0, ClaimOutlook(more=False, retry_in_s=None, busy=False))
+    assert served == ["a", "b"] * 3
+
+
+def test_handlers_that_go_on_without_getting_anything_keep_no_other_waiting(pools: Pools) -> None:
+    """As while they move the jobs of full groups out of the way."""
+    busy = [f"h{n}" for n in range(MAX_HANDLERS)]
+    pools.add(5, *busy)
+    pools.add(5, "other")
+    plan = pools.planner.plan()
+    assert plan.handlers == busy
+    pools.carry_out(plan, 0, ClaimOutlook(more=True, retry_in_s=None, busy=False))
+    assert pools.planner.plan().handlers[0] == "other"
 
 
 def test_a_handler_without_rows_is_left_out_until_it_is_announced(pools: Pools) -> None:

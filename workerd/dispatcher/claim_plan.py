@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
-from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from typing import Generic, NamedTuple, TypeVar
 
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.tasks import REFUSED_PAUSE_S
@@ -145,6 +146,34 @@ class ClaimedBatch(NamedTuple):
     batch: ClaimBatch
     outlook: ClaimOutlook | None = None
 
+    @property
+    def has_had_its_turn(self) -> bool:
+        """Whether others come first now: not if nothing waited, or the limit had no room."""
+        return self.batch.found > 0 or (self.outlook is not None and self.outlook.more)
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+class RoundRobin(Generic[T]):
+    """Who comes first: what had its turn longest ago. What was asked for and got nothing keeps its place."""
+
+    def __init__(self) -> None:
+        self._turns: dict[T, int] = {}  # the number of the last one
+        self._numbers = itertools.count(1)
+
+    def sorted(self, members: Iterable[T]) -> list[T]:
+        """These in their order."""
+        return sorted(members, key=lambda one: self._turns.get(one, 0))
+
+    def served(self, member: T) -> None:
+        """It has had its turn."""
+        self._turns[member] = next(self._numbers)
+
+    def forget(self, member: T) -> None:
+        """It does not come back."""
+        self._turns.pop(member, None)
+
 
 class ClaimPlanner:
     """Decides what may be claimed now: no more than each pool's capacity, pools and handlers in turn.
@@ -162,7 +191,8 @@ class ClaimPlanner:
         self._max_bytes = AdaptiveSize(MAX_BATCH_BYTES, FIRST_BYTES)
         self._cursors: dict[str, HandlerCursor] = {}
         self._paused: frozenset[str] = frozenset()
-        self._order: list[int] = []  # lives, the one served longest ago first
+        self._pools_in_turn: RoundRobin[int] = RoundRobin()  # by their lives
+        self._handlers_in_turn: RoundRobin[str] = RoundRobin()
         self._satisfied_at: dict[int, float] = {}  # life -> when it last got all that it asked for
         self._one_handler_until = 0.0
         self._must_peek = False
@@ -215,7 +245,7 @@ class ClaimPlanner:
         self._cursor(handlers[0]).barred_until = until
         return handlers[0]
 
-    def learn(self, plan: ClaimPlan, claimed: Iterable[ClaimedBatch]) -> None:
+    def learn(self, plan: ClaimPlan, claimed: Collection[ClaimedBatch]) -> None:
         """The plan was carried out and brought this."""
         now = time.monotonic()
         in_part = {handler for share in plan.shares if share.idle_only for handler in share.cursors}
@@ -227,8 +257,10 @@ class ClaimPlanner:
                 self._satisfied_at[link.life] = now
             else:
                 self._satisfied_at.pop(link.life, None)
-        served = {share.link.life for share in plan.shares}
-        self._order.sort(key=served.__contains__)  # stable: those served now go last
+        for one in claimed:
+            if one.has_had_its_turn:
+                self._pools_in_turn.served(one.link.life)
+                self._handlers_in_turn.served(one.handler)
 
     @property
     def max_bytes(self) -> int:
@@ -248,6 +280,7 @@ class ClaimPlanner:
     def forget_pool(self, link: PoolLink) -> None:
         """A pool's connection ended."""
         self._satisfied_at.pop(link.life, None)
+        self._pools_in_turn.forget(link.life)
 
     def is_busy(self) -> bool:
         """Whether some pool just got all that it asked for, so that there is probably more."""
@@ -315,14 +348,12 @@ class ClaimPlanner:
 
     def _links_in_turn(self) -> list[PoolLink]:
         links = self._pools.peers
-        self._order = [life for life in self._order if life in links]
-        self._order += [life for life in links if life not in self._order]
-        return [links[life] for life in self._order]
+        return [links[life] for life in self._pools_in_turn.sorted(links)]
 
     def _promising(self, link: PoolLink) -> list[str]:
         now = time.monotonic()
         found = []
-        for handler in link.handlers_in_turn():
+        for handler in self._handlers_in_turn.sorted(link.handlers):
             cursor = self._cursor(handler)
             if handler not in self._paused and (cursor.promising or cursor.promising_at <= now):
                 found.append(handler)

@@ -25,7 +25,6 @@ class PoolLink(Peer):
         self.handlers: tuple[str, ...] = ()
         self.sent = 0
         self._demand = Demand(received=0, room=0, handlers=())
-        self._turn = 0
 
     @property
     def capacity(self) -> int:
@@ -36,13 +35,6 @@ class PoolLink(Peer):
         """The pool reported its capacity and the handlers to claim for."""
         self._demand = demand
         self.handlers = demand.handlers
-
-    def handlers_in_turn(self) -> list[str]:
-        """Its handlers, starting with another one each time, so that they share its capacity."""
-        if len(self.handlers) < 2:
-            return list(self.handlers)
-        self._turn = (self._turn + 1) % len(self.handlers)
-        return [*self.handlers[self._turn :], *self.handlers[: self._turn]]
 
     def hand_over(self, claims: Sequence[Claim]) -> list[Claim]:
         """Send the claims; returns those too large for a frame."""
