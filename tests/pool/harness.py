@@ -58,6 +58,8 @@ from workerd.runtime.paths import Paths, RoleContext
 from workerd.runtime.sockets import listen
 
 ACK_DELAY_S = 0.002
+STORE_TIME, MONO = clock.now_us(), time.monotonic_ns()
+"""One pair for all claims: their `started_at` follow from it, and are in the order of the runs."""
 """The ingester acknowledges after this delay, as the real one does after its batch."""
 HANDLERS = Path(__file__).parent / "handlers"
 POLICY = {"grace": 0.2, "backoff": {"first": 0.01, "factor": 1.0, "max": 0.01, "jitter": 0.0}}
@@ -309,9 +311,10 @@ class PoolHarness:
 
     def claim(self, handler: str, *, attempt: int = 1, **values: Any) -> Claim:
         fields = {k: values.pop(k) for k in list(values) if k in Claim.__struct_fields__}
-        now = clock.now_us()
+        mono = time.monotonic_ns()
+        now = clock.after(STORE_TIME, MONO, mono)
         return Claim(
-            id=new_id(), attempt=attempt, claimed_at=now, mono=time.monotonic_ns(), handler=handler,
+            id=new_id(), attempt=attempt, claimed_at=now, mono=mono, handler=handler,
             vars=msgspec.json.encode(values), run_at=now, **fields,
         )  # fmt: skip
 
