@@ -134,7 +134,7 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
     so that later store times follow without asking the store (law 8). `vars`, `meta`, `params`, `extras`:
     JSON text as bytes, not decoded before the worker. `needs`: JSON payloads by job name; `failed`: those
     that failed. `state`: what earlier attempts saved. `is_ahead`: by the turns of groups it starts before
-    those that were claimed earlier.
+    those of its priority that were claimed earlier.
     """
 
     mono: int
@@ -149,3 +149,4 @@ class Claim(ClaimedAttempt, frozen=True, array_like=True, kw_only=True, gc=False
     state: bytes | None = None
     is_ahead: bool = False
     failed: list[str] | None = None
+    priority: int = 0

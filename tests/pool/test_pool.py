@@ -100,6 +100,30 @@ def test_a_group_that_was_idle_starts_before_what_waits(
         assert [outcome.id for outcome in order] == [c.id for c in (running, *late, *waiting)]
 
 
+def test_a_group_that_was_idle_starts_before_nothing_that_is_more_urgent(
+    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is before the others all the same."""
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
+    monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
+    pool = make_pool("noop", "gate", keys={"fair": True})
+    with PoolHarness(tmp_path, pool) as harness:
+        harness.up()
+        running = harness.claim("gate", folder=str(marks))
+        urgent = [harness.claim("noop", priority=-1) for _ in range(3)]
+        others = [harness.claim("noop") for _ in range(2)]
+        late = harness.claim("noop", is_ahead=True)
+        harness.give(running)
+        harness.until((marks / "gate").exists)
+        for claims in ([*urgent, *others], [late]):
+            harness.dispatcher.send(Claims(claims))  # more than it demands, for it has measured no run
+        harness.until(lambda: harness.info().get("waiting") == 6)
+        (marks / "go").touch()
+        ended = harness.outcomes([running, *urgent, late, *others])
+        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
+        assert [outcome.id for outcome in order] == [c.id for c in (running, *urgent, late, *others)]
+
+
 def test_a_group_that_was_idle_starts_before_what_is_queued_at_a_worker(
     tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -15,8 +14,8 @@ from workerd.runtime.loop import Loop, Timer
 class ClaimQueue:
     """The claims that no worker has yet, in the order in which they will be assigned.
 
-    `fair`: claims of groups that were idle go ahead of others. `rated`: what waits for too long counts as a
-    start that another node could have had, and is handed to `release`.
+    `fair`: claims of groups that were idle go ahead of others, if these are not more urgent. `rated`: what
+    waits for too long counts as a start that another node could have had, and is handed to `release`.
     """
 
     def __init__(
@@ -36,16 +35,19 @@ class ClaimQueue:
         self.waiting.extend(claims)
 
     def _let_ahead(self, claims: list[Claim]) -> list[Claim]:
-        """Put the claims of groups that were idle before those that wait, unless they do so for long.
+        """Put the claims of groups that were idle, which have one priority, before those that wait.
 
-        Returns the others.
+        Not before those that are more urgent, or wait for long. Returns the others.
         """
         ahead = [claim for claim in claims if claim.is_ahead]
         if not ahead:
             return claims
         since = time.monotonic_ns() - int(MAX_OVERTAKEN_S * 1e9)
-        stay = list(itertools.takewhile(lambda one: one.is_ahead or one.mono < since, self.waiting))
-        self.waiting = deque([*stay, *ahead, *itertools.islice(self.waiting, len(stay), None)])
+        waiting, priority = list(self.waiting), ahead[0].priority
+        stay = max((place for place, one in enumerate(waiting, 1) if one.priority < priority), default=0)
+        while stay < len(waiting) and (waiting[stay].is_ahead or waiting[stay].mono < since):
+            stay += 1
+        self.waiting = deque([*waiting[:stay], *ahead, *waiting[stay:]])
         return [claim for claim in claims if not claim.is_ahead]
 
     def take(self, wanted: Callable[[Claim], bool]) -> list[Claim]:

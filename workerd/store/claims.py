@@ -318,7 +318,7 @@ def _take(tx: Tx, keys: list[tuple[Any, ...]], node: NodeIdent, now: int) -> Non
 
 
 def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: int) -> Claim | Outcome:
-    job_id, attempt, _, run_at, job_vars, _ = row
+    job_id, attempt, priority, run_at, job_vars, _ = row
     if detail is _PLAIN:
         return Claim(
             id=job_id,
@@ -328,6 +328,7 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
             handler=handler,
             vars=job_vars,
             run_at=columns.time(run_at),
+            priority=priority,
         )
     if detail.cancel_requested_at is not None:
         return cancelled(_attempt_of(handler, row, detail, now), "cancelled before it ran")
@@ -354,6 +355,7 @@ def _claim_of(tx: Tx, handler: str, row: Row, detail: _Details, now: int, mono: 
         step=detail.step,
         name=columns.text_or_none(detail.name),
         state=_long(tx, row, "state") if detail.state is None and detail.state_size else detail.state,
+        priority=priority,
     )
 
 
