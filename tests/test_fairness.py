@@ -66,6 +66,14 @@ def test_priority_is_above_turns() -> None:
     assert order[5] == "b"
 
 
+def test_nothing_is_chosen_beyond_the_last_priority() -> None:
+    """Jobs that are not known come before it; those behind it keep their group's turn."""
+    turns = FairTurns()
+    queues = {"a": queue("a", 2, priority=1) + queue("z", 5, priority=2), "b": queue("b", 5, priority=3)}
+    assert [group for group, _ in choose(queues, 9, {}, turns, 1)] == ["a", "a"]
+    assert turns.next_start("b") == turns.virtual
+
+
 def test_without_turns_the_oldest_that_has_room_is_next() -> None:
     """A full group is passed over, the order is kept otherwise."""
     queues = {

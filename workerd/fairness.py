@@ -73,12 +73,17 @@ T = TypeVar("T", bound=Waiting)
 
 
 def choose(
-    queues: Mapping[str, Sequence[T]], count: int, room: Mapping[str, int], turns: FairTurns | None
+    queues: Mapping[str, Sequence[T]],
+    count: int,
+    room: Mapping[str, int],
+    turns: FairTurns | None,
+    last: int | None = None,
 ) -> list[tuple[str, T]]:
     """Up to `count` jobs to start, with their groups, in order; each queue is sorted by priority and time.
 
     Smaller priorities first; among equal ones the group whose turn it is, or without `turns` the oldest.
-    `room`: how many of a group may be started, for groups that have less than enough. Charges `turns`.
+    `room`: how many of a group may be started, for groups that have less than enough. `last`: no job with a
+    greater priority, since others come before it. Charges `turns`.
     """
     left = dict(room)
     heap: list[tuple[int, float, str, str, int]] = []
@@ -87,6 +92,8 @@ def choose(
         queue = queues[group]
         if position < len(queue) and left.get(group, 1) > 0:
             head = queue[position]
+            if last is not None and head.priority > last:
+                return
             start = turns.next_start(group) if turns is not None else 0.0
             heapq.heappush(heap, (head.priority, start, head.run_at, group, position))
 

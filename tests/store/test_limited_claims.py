@@ -25,7 +25,8 @@ from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import LimitedBatch, QueueHeads
+from workerd.store.limited_claims import LimitedBatch
+from workerd.store.queue_heads import QueueHeads
 
 NODE = NodeIdent(b"n" * 16, "one")
 ODD = "💶 'x' \"y\" \\ %s"
@@ -75,13 +76,13 @@ class Claimer:
         return self.store.run(lambda tx: writer.close(tx, [released(claimed)], NODE.id)).freed
 
 
-def insert(rows: Rows, *groups: str | None) -> list[bytes]:
+def insert(rows: Rows, *groups: str | None, priority: int = 0) -> list[bytes]:
     """Insert a job of each of these groups with one statement, in their order."""
     made = [uuid.uuid4().bytes for _ in groups]
     times = [f"2026-01-01 00:00:00.{number:06}" for number in range(len(groups))]
-    marks = ", ".join(["(%s, 'h', %s, %s)"] * len(groups))
+    marks = ", ".join([f"(%s, 'h', %s, %s, {priority})"] * len(groups))
     params = [value for row in zip(made, groups, times, strict=True) for value in row]
-    rows.sql(f"INSERT INTO workerd_jobs (id, handler, group_key, run_at) VALUES {marks}", *params)
+    rows.sql(f"INSERT INTO workerd_jobs (id, handler, group_key, run_at, priority) VALUES {marks}", *params)
     return made
 
 
@@ -413,6 +414,17 @@ def test_the_first_job_of_a_group_that_was_idle_is_ahead(store: Store, rows: Row
     assert claimed[0].id == late
 
 
+def test_of_one_claim_only_the_most_urgent_are_ahead(store: Store, rows: Rows) -> None:
+    """Else the first job of an idle group would start before more urgent ones that come with it."""
+    claimer = Claimer(store, fair=True)
+    insert(rows, "a", "a", "b", priority=5)
+    insert(rows, "c", priority=10)
+    claimed = claimer.claim(4)
+    assert [(claim.priority, claim.is_ahead) for claim in claimed] == [
+        (5, True), (5, True), (5, False), (10, False),
+    ]  # fmt: skip
+
+
 def test_a_claim_for_idle_groups_leaves_the_others(store: Store, rows: Rows) -> None:
     """Their jobs wait for capacity; those of the idle ones do not."""
     claimer = Claimer(store, fair=True)
@@ -422,6 +434,45 @@ def test_a_claim_for_idle_groups_leaves_the_others(store: Store, rows: Rows) -> 
     late = rows.insert("h", group_key="b")
     assert [claim.id for claim in claimer.claim(2, idle_only=True)] == [late]
     assert [claim.id for claim in claimer.claim(2)] == ids[4:]
+
+
+@pytest.mark.parametrize("urgent", [5, 300])
+def test_a_claim_for_idle_groups_takes_nothing_before_what_is_more_urgent(
+    store: Store, rows: Rows, urgent: int
+) -> None:
+    """Wherever the jobs of the others stand; those of the same priority wait no longer for it."""
+    claimer = Claimer(store, fair=True)
+    more_urgent = insert(rows, *["a"] * urgent, priority=5)
+    started = [claim.id for claim in claimer.claim(2)]
+    [late] = insert(rows, "b", priority=10)
+    assert claimer.claim(2, idle_only=True) == []
+    [same] = insert(rows, "c", priority=5)
+    assert [claim.id for claim in claimer.claim(2, idle_only=True)] == [same]
+    while len(started) < urgent:
+        started += [claim.id for claim in claimer.claim(min(40, urgent - len(started)))]
+        assert claimer.claim(2, idle_only=True) == []
+    assert started == more_urgent
+    assert [claim.id for claim in claimer.claim(2)] == [late]
+
+
+@pytest.mark.parametrize("wanted", [1, 2, 20, 300])
+@pytest.mark.parametrize("are_parked", [False, True])
+def test_smaller_priorities_come_first_whatever_the_turn(
+    store: Store, rows: Rows, wanted: int, are_parked: bool
+) -> None:
+    """Also of two groups among many, whether those stand in their queues already or not."""
+    claimer = Claimer(store, fair=True)
+    waiting = insert(rows, *[f"g{n}" for n in range(60) for _ in range(4)], priority=10)
+    if are_parked:
+        del waiting[: len(claimer.claim(40))]
+    waiting += insert(rows, *["y", "z"] * 40, *["z"] * 40, priority=5)
+    order: list[int] = []
+    while len(order) < len(waiting):
+        claimed = claimer.claim(wanted)
+        assert claimer.last is not None
+        assert claimed or claimer.last.more
+        order += [rows.last(claim.id)["priority"] for claim in claimed]
+    assert order == [5] * 120 + [10] * (len(waiting) - 120)
 
 
 def test_a_claim_for_idle_groups_moves_nothing(store: Store, rows: Rows) -> None:

@@ -21,7 +21,7 @@ from workerd.store import limited_claims, limits, slots
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import QueueHeads
+from workerd.store.queue_heads import QueueHeads
 
 pytestmark = pytest.mark.slow
 

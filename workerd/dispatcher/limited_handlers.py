@@ -17,8 +17,9 @@ from workerd.store import limited_claims, reclaims
 from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
-from workerd.store.limited_claims import LimitedBatch, QueueHeads
+from workerd.store.limited_claims import LimitedBatch
 from workerd.store.limits import RateRow
+from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
 from workerd.store.slots import GROUP, LIMIT
 
@@ -198,11 +199,10 @@ class LimitedHandlers:
         return self._handlers[name]
 
     def found(self, handler: str, parked: Mapping[str, Sequence[Waiting]]) -> None:
-        """Jobs were moved into the queues of these groups, not before those that stand there."""
+        """Jobs were moved into the queues of these groups."""
         memory = self._memory[handler]
         for group, jobs in parked.items():
-            if group not in memory.heads:
-                memory.add(group, jobs[0])
+            memory.add(group, min([*jobs, memory.heads.get(group, jobs[0])]))
 
     # -- limits of other nodes
 

@@ -7,10 +7,10 @@ does not fit stays `new`, and uses no attempt.
 
 from __future__ import annotations
 
-import heapq
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -20,33 +20,17 @@ from workerd.errors import InvalidValue
 from workerd.fairness import FairTurns, Waiting, choose
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
-from workerd.store import claims, columns, group_queues, limits, slots
+from workerd.store import claims, columns, group_queues, limits, queue_heads, slots
 from workerd.store.base import Tx
 from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows
 from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
 from workerd.store.limit_room import LimitRoom
 from workerd.store.limits import RateRow
+from workerd.store.queue_heads import QueueHeads
 from workerd.store.session import Params, Row
 
-MAX_QUEUES = 500
-"""Queues of groups of which one claim reads the first rows."""
-SPARE_QUEUES = 16
-"""Of these, beyond one for each row wanted: what is known of some is out of date."""
 LEFT_IN_FRONT = 2
 """Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
-
-
-class QueueHeads(NamedTuple):
-    """The first jobs of the queues of groups that are known. `scan`: look for others, from `cursor` on."""
-
-    heads: Mapping[str, Waiting]
-    scan: bool
-    cursor: str | None
-
-    @property
-    def only(self) -> str | None:
-        """The group that alone has a queue, as far as is known."""
-        return next(iter(self.heads)) if len(self.heads) == 1 and not self.scan else None
 
 
 class LimitedBatch(NamedTuple):
@@ -192,18 +176,20 @@ class _Claiming:
         tx, name = self._tx, self._handler.name
         window = self._window(front)
         heads = {**known, **seen}
-        may_start = heads
-        if idle_only and self._turns is not None:
-            may_start = {group: head for group, head in heads.items() if self._turns.was_idle(group)}
-        if queue is None:
-            parked, cut = self._parked(may_start, window, fitting)
+        able: Mapping[str, Waiting] = heads
+        if self._room is not None:
+            able = {group: head for group, head in heads.items() if self._has_room(group)}
+        idle = self._idle([*able, *window.queues]) if idle_only else None
+        if queue is not None:
+            parked = queue_heads.of_flood(queue, wanted)
         else:
-            parked = {queue.group: sorted(map(group_queues.waiting, queue.rows))}
-            cut = len(queue.rows) >= wanted
-        waiting = _merged(window.queues, parked)
-        if idle_only and self._turns is not None:
-            waiting = {group: jobs for group, jobs in waiting.items() if self._turns.was_idle(group)}
-        chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns)
+            may_start = able if idle is None else {g: head for g, head in able.items() if g in idle}
+            parked = queue_heads.read(tx, name, may_start, fitting, self._room, self._turns)
+        waiting, last = _merged(window.queues, parked.queues), parked.last
+        if idle is not None:
+            last = self._last_of_idle(idle, able, waiting, last)
+            waiting = {group: jobs for group, jobs in waiting.items() if group in idle}
+        chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns, last)
         groups = {job.ref: group for group, job in chosen}
         rows = self._whole_rows([*groups, *window.wrong], window, queue)
         batch = None
@@ -213,17 +199,18 @@ class _Claiming:
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
         left = {} if idle_only else self._park(window, ended, heads)  # they are in a hurry
-        learned = self._learned(seen, parked, left, groups)
+        learned = {**seen, **queue_heads.after(parked.queues, groups)}
+        queue_heads.add(learned, known, left)
         if len(ended) < len(rows) or found.broken:
             more = True  # too many bytes for one claim, or what ended at it has used no room
         elif len(chosen) < fitting:
-            more = window.is_full or cut
+            more = window.is_full or parked.last is not None
         else:
             more = fitting == wanted
         return LimitedBatch(
             found._replace(cursor=window.first if window.is_full else None),
             more=more,
-            retry_at=self._retry_at({*left.values(), *heads}),
+            retry_at=self._retry_at({*left, *heads}),
             heads=learned,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
@@ -325,25 +312,27 @@ class _Claiming:
                 except InvalidValue as error:
                     window.wrong[ref] = f"{error}; correct the vars, or enqueue it with a group."
 
-    def _parked(
-        self, heads: Mapping[str, Waiting], window: SeenRows, fitting: int
-    ) -> tuple[dict[str, list[Waiting]], bool]:
-        """The first rows of the queues whose turn may be, and whether there may be more of them."""
-        room = self._room
-        able = [g for g in heads if room is None or room.of_group(g, 1)]
+    def _has_room(self, group: str) -> bool:
+        return self._room is None or self._room.of_group(group, 1) > 0
+
+    def _idle(self, groups: Iterable[str]) -> set[str]:
+        """Those that have had no turn of late; all, where no turns are taken."""
         turns = self._turns
-        probed = heapq.nsmallest(
-            min(MAX_QUEUES, fitting + SPARE_QUEUES),
-            able,
-            lambda g: (heads[g].priority, turns.next_start(g) if turns else 0.0, heads[g].run_at),
-        )
-        if not probed:
-            return {}, False
-        each = fitting if len(probed) <= 4 else max(1, 2 * -(-fitting // len(probed)))
-        most = {g: each if room is None else room.of_group(g, each) for g in probed}
-        found = group_queues.first(self._tx, self._handler.name, most)
-        cut = len(probed) < len(able) or any(len(found[g]) >= each for g in probed)
-        return found, cut
+        return {group for group in groups if turns is None or turns.was_idle(group)}
+
+    def _last_of_idle(
+        self,
+        idle: Container[str],
+        heads: Mapping[str, Waiting],
+        waiting: Mapping[str, Sequence[Waiting]],
+        last: int | None,
+    ) -> int | None:
+        """`last`, unless a group that is not idle has a more urgent job: priorities are above turns."""
+        busy = [head.priority for group, head in heads.items() if group not in idle]
+        busy += [
+            jobs[0].priority for group, jobs in waiting.items() if group not in idle and self._has_room(group)
+        ]
+        return min(busy if last is None else [last, *busy], default=None)
 
     def _rooms(self, waiting: Mapping[str, Sequence[Waiting]], fitting: int) -> dict[str, int]:
         if self._room is None:
@@ -381,39 +370,24 @@ class _Claiming:
 
     def _park(
         self, window: SeenRows, ended: set[AttemptRef], heads: Collection[str]
-    ) -> dict[AttemptRef, str]:
+    ) -> dict[str, list[Waiting]]:
         """Move the rows of the window that may not start now into the queues of their groups.
 
         `heads`: the groups that have one. None of their rows is left in front: those before it would be
         started first, and all claims until then would begin there, at the dead entries of what was moved.
         """
-        left: dict[AttemptRef, str] = {}
+        left: dict[str, list[Waiting]] = {}
         for group, jobs in window.queues.items():
             waiting = [job for job in jobs if job.ref in window.rows and job.ref not in ended]
-            if self._room is not None and not self._room.of_group(group, 1):
-                left.update((job.ref, group) for job in waiting)
+            if not self._has_room(group):
+                left[group] = waiting
             elif self._handler.fair:
-                left.update((job.ref, group) for job in waiting[0 if group in heads else LEFT_IN_FRONT :])
-        group_queues.park(self._tx, self._handler.name, left)
-        group_queues.write_groups(self._tx, {r: window.filled[r] for r in left if r in window.filled})
+                left[group] = waiting[0 if group in heads else LEFT_IN_FRONT :]
+        left = {group: jobs for group, jobs in left.items() if jobs}
+        refs = {job.ref: group for group, jobs in left.items() for job in jobs}
+        group_queues.park(self._tx, self._handler.name, refs)
+        group_queues.write_groups(self._tx, {r: window.filled[r] for r in refs if r in window.filled})
         return left
-
-    def _learned(
-        self,
-        seen: Mapping[str, Waiting],
-        parked: Mapping[str, Sequence[Waiting]],
-        left: Mapping[AttemptRef, str],
-        groups: Mapping[AttemptRef, str],
-    ) -> dict[str, Waiting | None]:
-        """The first jobs of the queues that it has seen or made."""
-        learned: dict[str, Waiting | None] = dict(seen)
-        for group, jobs in parked.items():
-            learned[group] = next((job for job in jobs if job.ref not in groups), jobs[-1] if jobs else None)
-        for ref, group in left.items():
-            # Its place is not known exactly, but that there is one; the next claim reads it.
-            if learned.get(group) is None:
-                learned[group] = Waiting(0, "", ref)
-        return learned
 
     def _retry_at(self, groups: set[str]) -> int | None:
         """When the rate or hold of the limit, or of one of these groups, lets the next start."""
@@ -425,9 +399,12 @@ class _Claiming:
 
 
 def _mark_those_ahead(taken: list[Claim], groups: Mapping[AttemptRef, str], turns: FairTurns) -> None:
-    """The first claim of each group that was idle is ahead of what the pool has been given."""
+    """The first claim of each group that was idle is ahead of what the pool has been given.
+
+    But not of more urgent ones that are claimed with it.
+    """
     seen: set[str] = set()
-    for one in taken:
+    for one in itertools.takewhile(lambda one: one.priority == taken[0].priority, taken):
         group = groups[one.ref]
         if group not in seen:
             seen.add(group)
