@@ -12,8 +12,8 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
     ingester -> pool, dispatcher Ack, PayloadLimits, StateStored, Announced, BarrierDone; Throughput
                                  (dispatcher only)
     pool -> worker               Assignment (in shared memory, or over the channel when it is too long), Kept
-    worker -> pool               Loaded, Progressed, Traced, Saved, RunResult; LogRecord as JSON in the output
-                                 pipe
+    worker -> pool               Loaded, Progressed, Traced, Saved, Unstarted, RunResult; LogRecord as JSON in
+                                 the output pipe
 
 The datagram socket `wake` is open to every local client: Scheduled and Freed come from the ingester, NewRows
 from whoever has enqueued, and Inserting before that; anything else, usually an empty datagram, announces new
@@ -464,6 +464,12 @@ class Saved(Message, frozen=True, tag="saved"):
     wait: bool
 
 
+class Unstarted(Message, frozen=True, tag="unstarted"):
+    """The worker took run `serial` out of its queue and did not begin it, since the lease was over."""
+
+    serial: int
+
+
 class Kept(Message, frozen=True, tag="kept"):
     """Answers Saved `number`; `ours` is false if the attempt is no longer this node's."""
 
@@ -482,7 +488,7 @@ class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 ToWorker = Assignment | Kept
-FromWorker = Loaded | Progressed | Traced | Saved | RunResult
+FromWorker = Loaded | Progressed | Traced | Saved | Unstarted | RunResult
 
 
 def prepare() -> None:

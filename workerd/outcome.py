@@ -68,7 +68,7 @@ class RunResult(
     kind
         `returned` · `failed` (Result(success=False)) · `failure` (raised Failure, or vars that do not
         fit) · `retry` (raised Retry) · `raised` (any other exception) · `skipped` (active() was false) ·
-        `deadline` · `cancelled` · `crashed` · `oom` · `interrupted` · `unstarted` (the lease was over).
+        `deadline` · `cancelled` · `crashed` · `oom` · `interrupted`.
     classes
         The exception's classes, most derived first, as `module.qualname`. `frames`: the innermost ones of
         the user's code, as `fingerprint.user_frames` returns them.
@@ -80,7 +80,7 @@ class RunResult(
     serial: int
     kind: Literal[
         "returned", "failed", "failure", "retry", "raised", "skipped",
-        "deadline", "cancelled", "crashed", "oom", "interrupted", "unstarted",
+        "deadline", "cancelled", "crashed", "oom", "interrupted",
     ]  # fmt: skip
     payload: bytes | None = None
     payload_type: Literal["bytes", "json"] | None = None

@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
-from workerd.messages import LogRecord
+from workerd.messages import LogRecord, Unstarted
 from workerd.pool.shared import DUMP_SIGNAL, NO_END_NS, SOFT_SIGNAL
 from workerd.runtime.child import children_of
 from workerd.runtime.log_frames import FrameReader
@@ -63,7 +63,8 @@ def test_a_job_that_was_queued_does_not_begin_after_the_lease(started: Any, size
     """The worker gives it back, also one that came over the channel, and goes on with the next in time."""
     worker = started("add")
     worker.flags.set_start_until(time.monotonic_ns())
-    assert worker.run("add", {"a": 2}, params=b" " * size).kind == "unstarted"
+    worker.assign("add", {"a": 2}, params=b" " * size)
+    assert worker.receive() == Unstarted(worker.serial)
     assert worker.flags.started == 0
     worker.flags.set_start_until(NO_END_NS)
     assert worker.run("add", {"a": 2}).payload == b"3"

@@ -336,7 +336,7 @@ def test_nothing_is_imported_where_traces_are_off(
         "import workerd.gateway.server, workerd.ingester.ingester, workerd.dispatcher.dispatcher\n"
         f"with Client({store_url!r}) as client:\n"
         "    job = client.enqueue('modules').id\n"
-        "    client.enqueue_many([JobSpec(handler='plain')] * 2)\n"
+        "    client.enqueue_many([JobSpec(handler='noop')] * 2)\n"
         "print(json.dumps([job, [n for n in sys.modules if n.startswith('opentelemetry')]]))",
         collector.environment(),
     )

@@ -324,23 +324,25 @@ class Pool(Service):
             self.become("up")
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
-        if result.kind == "unstarted":
-            self.on_revoked(attempt)
-        else:
-            self._close_attempt(worker, attempt, result)
-        if self._worker_manager.reuse_or_recycle(worker, result.tainted):
-            self._assign_next(worker)
-        if len(self._queue.waiting) <= self._dispatcher_link.low:
-            self._report_capacity_soon()
-        if self._drain.started:
-            self._finish_if_drained()
-
-    def _close_attempt(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         now = time.monotonic_ns()
         self._run_times.add((now - attempt.start_ns) / 1e9)
         if result.usage.run_us is not None:
             self._prefetch.add_run(result.usage.run_us)
         self._endings.close_attempt(attempt, result, worker.pid, now)
+        self._go_on(worker, tainted=result.tainted)
+
+    def on_unstarted(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
+        self.on_revoked(attempt)
+        self._go_on(worker, tainted=False)
+
+    def _go_on(self, worker: WorkerProcess, *, tainted: bool) -> None:
+        """An attempt of this worker is over."""
+        if self._worker_manager.reuse_or_recycle(worker, tainted):
+            self._assign_next(worker)
+        if len(self._queue.waiting) <= self._dispatcher_link.low:
+            self._report_capacity_soon()
+        if self._drain.started:
+            self._finish_if_drained()
 
     def _assign_next(self, worker: WorkerProcess) -> None:
         queue = self._queue.waiting

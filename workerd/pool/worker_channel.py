@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from workerd.messages import Assignment, Kept, Saved, ToWorker
-from workerd.outcome import RunResult
+from workerd.messages import Assignment, Kept, Saved, ToWorker, Unstarted
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.shared import SharedFlags
 
@@ -86,7 +85,7 @@ class WorkerChannel:
             assignment = assignment_in(message, self._decoder) or self._receive_long()
             if assignment is None or in_time:
                 return assignment
-            self.send(RunResult(serial=assignment.serial, kind="unstarted"))
+            self.send(Unstarted(assignment.serial))
 
     def _wait(self) -> int:
         self._on_wait()

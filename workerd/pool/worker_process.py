@@ -13,7 +13,7 @@ from typing import Protocol
 from workerd import log
 from workerd.config.handler_config import Policy
 from workerd.job import AttemptRef, Claim
-from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved, Traced
+from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved, Traced, Unstarted
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
 from workerd.pool.assignment_queue import AssignmentQueue
@@ -56,6 +56,9 @@ class WorkerOwner(Protocol):
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         """It finished an attempt."""
+
+    def on_unstarted(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
+        """It took an attempt and did not begin it, since the lease was over."""
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
         """The handler saved something in an attempt, and waits for Kept."""
@@ -366,6 +369,8 @@ class WorkerProcess:
             self._on_result(message)
         elif isinstance(message, Progressed):
             self._on_progress(message)
+        elif isinstance(message, Unstarted):
+            self._on_unstarted(message)
         elif isinstance(message, Traced):
             self._owner.on_traced(message)
         elif isinstance(message, Saved):
@@ -376,9 +381,8 @@ class WorkerProcess:
             self._owner.on_ready(self, message)
 
     def _on_result(self, result: RunResult) -> None:
-        attempt = self.attempt
-        if attempt is None or result.serial != attempt.serial:
-            self.kill(KillReason.PROTOCOL_ERROR)
+        attempt = self._attempt_of(result.serial)
+        if attempt is None:
             return
         if self._progress_turn == self._loop.turns and not self.queued:
             # Progress and result came in one read, so its last output may not have been read in this turn.
@@ -386,6 +390,24 @@ class WorkerProcess:
         if self.output.touched:
             self._end_output_period(attempt)
         self.jobs += 1
+        self._end(attempt)
+        self._owner.on_result(self, attempt, result)
+
+    def _on_unstarted(self, message: Unstarted) -> None:
+        attempt = self._attempt_of(message.serial)
+        if attempt is not None:
+            self._end(attempt)
+            self._owner.on_unstarted(self, attempt)
+
+    def _attempt_of(self, serial: int) -> AssignedAttempt | None:
+        """The present attempt, of which alone a worker may say that it is over."""
+        if self.attempt is None or serial != self.attempt.serial:
+            self.kill(KillReason.PROTOCOL_ERROR)
+            return None
+        return self.attempt
+
+    def _end(self, attempt: AssignedAttempt) -> None:
+        """Go on to the next attempt that is queued, or be idle."""
         self._last_ended = attempt.serial
         self._ended = attempt
         self._alarm.clear()
@@ -397,7 +419,6 @@ class WorkerProcess:
             if not self._dying and self.state in BUSY:
                 self.state = WorkerState.IDLE
                 self.since = time.monotonic()
-        self._owner.on_result(self, attempt, result)
 
     def _on_progress(self, message: Progressed) -> None:
         attempt = self.attempt
