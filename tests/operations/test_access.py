@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.eventually import eventually
-from tests.support.interrupting import interrupt
+from tests.support.interrupting import interrupt, interrupts
 from tests.support.servers import DatabaseServer
 from workerd.config.model import Config, StoreConfig
 from workerd.errors import StoreAway, WrongVersion
@@ -86,7 +86,7 @@ def test_a_failed_connection_frees_its_place() -> None:
             pass
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of sockets nobody has yet
+@interrupts
 def test_an_exception_at_any_place_loses_no_connection(config: Config, opened: Callable[..., Store]) -> None:
     """Nor leaves one in a transaction; the next call gets it, also while the exception is handled."""
     migrate(config)

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.support.interrupting import interrupt
+from tests.support.interrupting import interrupt, interrupts
 from tests.support.servers import DatabaseServer
 from tests.support.silent_commit import SilentCommit
 from tests.support.storing import NODE, claims, enqueue, job, sql, value
@@ -72,11 +72,7 @@ def test_a_caller_who_fails_meanwhile_leaves_nothing_behind(early: Store) -> Non
     assert all(job(early, known).attempts for _ in range(5))
 
 
-INTERRUPTED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-"""A socket that nobody has yet when the exception comes is closed by the interpreter, which warns of it."""
-
-
-@INTERRUPTED
+@interrupts
 def test_a_call_that_is_interrupted_leaves_no_answer_behind(store: Store) -> None:
     """Wherever that is: a later call gets its own answer, and what it has inserted is there."""
     known = insert(store)
@@ -88,7 +84,7 @@ def test_a_call_that_is_interrupted_leaves_no_answer_behind(store: Store) -> Non
     assert place > 20
 
 
-@INTERRUPTED
+@interrupts
 def test_a_transaction_that_is_interrupted_leaves_no_lock_behind(
     store: Store, store_url: str, opened: Opened
 ) -> None:

@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
+
+import pytest
 
 
 class Interrupted(Exception):
     """What a handler of signals raises, such as that of a timeout."""
+
+
+T = TypeVar("T", bound=Callable[..., object])
+
+
+def interrupts(test: T) -> T:
+    """Decorates a test that does it: the interpreter closes without a warning what nobody had yet, or closes.
+
+    Also what a traceback refers to, which it would find in the middle of another test.
+    """
+    ignored = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    return cast(T, ignored(_collecting()(test)))
+
+
+@contextmanager
+def _collecting() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()
 
 
 def interrupt(call: Callable[[], object], place: int, handle: Callable[[], object] = int) -> bool:
