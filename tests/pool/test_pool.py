@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
-from workerd.job import Status
+from workerd.job import Claim, Status
 from workerd.messages import Claims
 from workerd.outcome import Reason
 from workerd.pool import claim_queue, monitor, prefetch
@@ -77,77 +77,71 @@ def test_a_job_with_a_rate_does_not_wait_for_a_slow_run(
         assert harness.outcome(running).reason is Reason.OK
 
 
-def test_a_group_that_was_idle_starts_before_what_waits(
-    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Among those that were idle the order stays."""
+@pytest.fixture
+def fair_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolHarness]:
+    """A pool of a fair handler, where claims may be overtaken however long they wait."""
     monkeypatch.setattr(monitor, "STUCK_S", 1e6)
     monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
-    pool = make_pool("noop", "gate", keys={"fair": True})
-    with PoolHarness(tmp_path, pool) as harness:
+    with PoolHarness(tmp_path, make_pool("noop", "gate", keys={"fair": True})) as harness:
         harness.up()
-        running = harness.claim("gate", folder=str(marks))
-        waiting = [harness.claim("noop") for _ in range(3)]
-        late = [harness.claim("noop", is_ahead=True) for _ in range(2)]
-        harness.give(running)
-        harness.until((marks / "gate").exists)
-        for claims in (waiting, late[:1], late[1:]):
-            harness.dispatcher.send(Claims(claims))  # more than it demands, for it has measured no run
-        harness.until(lambda: harness.info().get("waiting") == 5)
-        (marks / "go").touch()
-        ended = harness.outcomes([running, *waiting, *late])
-        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
-        assert [outcome.id for outcome in order] == [c.id for c in (running, *late, *waiting)]
+        yield harness
+
+
+def in_order(harness: PoolHarness, claims: list[Claim]) -> list[bytes]:
+    """The ids of these jobs in the order in which they began, once all have ended."""
+    return [o.id for o in sorted(harness.outcomes(claims), key=lambda outcome: outcome.started_at or 0)]
+
+
+def sent_while_one_runs(harness: PoolHarness, marks: Path, *batches: list[Claim]) -> list[bytes]:
+    """The ids of these jobs in the order in which they begin, where all come during the run of another."""
+    running = harness.claim("gate", folder=str(marks))
+    harness.give(running)
+    harness.until((marks / "gate").exists)
+    for claims in batches:
+        harness.dispatcher.send(Claims(claims))  # more than it demands, for it has measured no run
+    sent = [claim for claims in batches for claim in claims]
+    harness.until(lambda: harness.info().get("waiting") == len(sent))
+    (marks / "go").touch()
+    return in_order(harness, [running, *sent])[1:]
+
+
+def test_a_group_that_was_idle_starts_before_what_waits(fair_harness: PoolHarness, marks: Path) -> None:
+    """Among those that were idle the order stays."""
+    waiting = [fair_harness.claim("noop") for _ in range(3)]
+    late = [fair_harness.claim("noop", is_ahead=True) for _ in range(2)]
+    begun = sent_while_one_runs(fair_harness, marks, waiting, late[:1], late[1:])
+    assert begun == [claim.id for claim in (*late, *waiting)]
 
 
 def test_a_group_that_was_idle_starts_before_nothing_that_is_more_urgent(
-    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+    fair_harness: PoolHarness, marks: Path
 ) -> None:
     """It is before the others all the same."""
-    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
-    monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
-    pool = make_pool("noop", "gate", keys={"fair": True})
-    with PoolHarness(tmp_path, pool) as harness:
-        harness.up()
-        running = harness.claim("gate", folder=str(marks))
-        urgent = [harness.claim("noop", priority=-1) for _ in range(3)]
-        others = [harness.claim("noop") for _ in range(2)]
-        late = harness.claim("noop", is_ahead=True)
-        harness.give(running)
-        harness.until((marks / "gate").exists)
-        for claims in ([*urgent, *others], [late]):
-            harness.dispatcher.send(Claims(claims))  # more than it demands, for it has measured no run
-        harness.until(lambda: harness.info().get("waiting") == 6)
-        (marks / "go").touch()
-        ended = harness.outcomes([running, *urgent, late, *others])
-        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
-        assert [outcome.id for outcome in order] == [c.id for c in (running, *urgent, late, *others)]
+    urgent = [fair_harness.claim("noop", priority=-1) for _ in range(3)]
+    others = [fair_harness.claim("noop") for _ in range(2)]
+    late = fair_harness.claim("noop", is_ahead=True)
+    begun = sent_while_one_runs(fair_harness, marks, [*urgent, *others], [late])
+    assert begun == [claim.id for claim in (*urgent, late, *others)]
 
 
 def test_a_group_that_was_idle_starts_before_what_is_queued_at_a_worker(
-    tmp_path: Path, marks: Path, monkeypatch: pytest.MonkeyPatch
+    fair_harness: PoolHarness, marks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where runs take long enough that it matters."""
-    monkeypatch.setattr(monitor, "STUCK_S", 1e6)
-    monkeypatch.setattr(claim_queue, "MAX_OVERTAKEN_S", 1e6)
     monkeypatch.setattr(prefetch, "SLOW_RUN_NS", 1 << 60)
     monkeypatch.setattr(prefetch, "LONG_RUN_S", 0.0)
-    pool = make_pool("noop", "gate", keys={"fair": True})
-    with PoolHarness(tmp_path, pool) as harness:
-        harness.up()
-        warm_up(harness)
-        running = harness.claim("gate", folder=str(marks))
-        queued = [harness.claim("noop") for _ in range(3)]
-        late = harness.claim("noop", is_ahead=True)
-        harness.give(running, *queued)
-        harness.until(lambda: harness.info().get("waiting") == 3)
-        harness.until((marks / "gate").exists)
-        harness.dispatcher.send(Claims([late]))
-        harness.until(lambda: harness.info().get("waiting") == 4)
-        (marks / "go").touch()
-        ended = harness.outcomes([running, *queued, late])
-        order = sorted(ended, key=lambda outcome: outcome.started_at or 0)
-        assert [outcome.id for outcome in order] == [c.id for c in (running, late, *queued)]
+    warm_up(fair_harness)
+    running = fair_harness.claim("gate", folder=str(marks))
+    queued = [fair_harness.claim("noop") for _ in range(3)]
+    late = fair_harness.claim("noop", is_ahead=True)
+    fair_harness.give(running, *queued)
+    fair_harness.until(lambda: fair_harness.info().get("waiting") == 3)
+    fair_harness.until((marks / "gate").exists)
+    fair_harness.dispatcher.send(Claims([late]))
+    fair_harness.until(lambda: fair_harness.info().get("waiting") == 4)
+    (marks / "go").touch()
+    begun = in_order(fair_harness, [running, *queued, late])
+    assert begun == [claim.id for claim in (running, late, *queued)]
 
 
 def test_without_lease_no_job_is_started(harness: PoolHarness, marks: Path) -> None:

@@ -37,6 +37,7 @@ class Role(Service):
         self.stale = False
         self.roles: dict[str, int] = {}
         self.store_was_used = ctx.store_was_used
+        self.asked = ctx.paths.state.parent / "asked"
 
     def start(self) -> None:
         if self.fate == "fatal":
@@ -44,8 +45,10 @@ class Role(Service):
             self.beat(fatal=3)
         elif self.fate == "waits":
             self.become("waiting", "It waits for something that is not there.")
-        elif self.fate != "hangs":
+        elif self.fate not in ("hangs", "dies-when-asked"):
             self.become("up")
+        if self.fate == "dies-when-asked":
+            self.loop.call_later(0.8, lambda: os._exit(3))
         if self.fate == "falls":
             self.loop.call_later(0.1, lambda: os._exit(4))
 
@@ -53,6 +56,8 @@ class Role(Service):
         self.roles = {role.name: role.pid for role in roster.roles}
 
     def on_report(self) -> None:
+        if self.fate == "dies-when-asked" and self.asked.exists():
+            os._exit(3)
         if self.fate == "slow-and-stale":
             time.sleep(0.4)
             self.stale = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +15,8 @@ from tests.supervisor.conftest import SupervisorHarness
 from tests.support.eventually import eventually
 from workerd.config.handler_config import PoolConfig
 from workerd.config.model import Config
-from workerd.supervisor.reload import ReloadPlan, make_plan
+from workerd.runtime.loop import Loop
+from workerd.supervisor.reload import Reload, ReloadPlan, make_plan
 
 ROLES = ("ingester", "dispatcher", "gateway")
 
@@ -180,6 +183,33 @@ def test_a_quarantined_pool_is_tried_again_at_a_reload(harness: SupervisorHarnes
     assert pool["restarts"] > before
     assert pool["quarantined"]
     assert harness.is_ready()
+
+
+def test_a_quarantined_pool_that_dies_when_a_reload_asks_it_is_tried_again(
+    harness: SupervisorHarness,
+) -> None:
+    """The reload begins at its death, and has an answer; so has the next one."""
+    harness.start("dies-when-asked")
+    eventually(harness.is_ready, within=20)
+    eventually(lambda: harness.pool("dies-when-asked")["pid"])
+    (harness.folder / "asked").touch()
+    answer = harness.reload()
+    assert (answer["ok"], list(answer["failed"])) == (False, ["pool:dies-when-asked"])
+    assert harness.reload()["failed"]
+    assert "AssertionError" not in harness.log.read_text()
+    assert harness.stop() == 0
+
+
+def test_a_reload_that_meets_a_bug_has_an_answer() -> None:
+    """Else no later one would begin; the error itself is the loop's to log."""
+    loop = Loop()
+    answers: list[dict[str, str]] = []
+    children: Any = SimpleNamespace(draining=False)  # has none of what a reload needs
+    made = Reload(loop, children, Config(), ReloadPlan(removed=("a",)), 0.0, answers.append)
+    with pytest.raises(AttributeError):
+        made.start()
+    loop.close()
+    assert [list(answer) for answer in answers] == [["supervisor"]]
 
 
 def test_one_pool_is_restarted_by_its_name(harness: SupervisorHarness) -> None:

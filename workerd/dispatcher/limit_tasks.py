@@ -44,7 +44,7 @@ class LimitTasks:
         late = self._limited.counted_late
         if late:
             ended = self._store.run(lambda tx: slots.free_ended(tx, late))
-            late -= ended
+            late.difference_update(ended)
             if ended:
                 self._claimer.announce()
 

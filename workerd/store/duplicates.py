@@ -220,6 +220,7 @@ def _has_freed_its_key(outcome: Outcome) -> bool:
 _WITHOUT_HOLDER = """SELECT * FROM (SELECT f.id, f.attempt
     FROM (SELECT id, attempt, handler, given_key FROM workerd_jobs {index} WHERE {keys}) AS f
     LEFT JOIN workerd_jobs AS h {index} ON {holds} WHERE h.id IS NULL LIMIT %s) AS h{number}"""
+_FOLLOWS = "status = 'scheduled' AND unique_key >= %s AND unique_key < %s"
 
 
 def without_holder(tx: Tx, handlers: Sequence[str], limit: int) -> list[AttemptRef]:
@@ -245,9 +246,6 @@ def release(tx: Tx, refs: Sequence[AttemptRef]) -> int:
         )
         released += sum(_give_key(tx, AttemptRef(*row)) for row in sorted(rows))
     return released
-
-
-_FOLLOWS = "status = 'scheduled' AND unique_key >= %s AND unique_key < %s"
 
 
 def _give_key(tx: Tx, ref: AttemptRef) -> bool:

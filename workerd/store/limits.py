@@ -185,12 +185,8 @@ def _tats_without(
     if not starts:
         return {}
     now = tx.clock()  # after the wait for their locks, in which others may have started
-    tats: dict[RateKey, int] = {}
-    for key, row in rates.items():
-        moved = given_back(starts[key], now) if row.tat is not None else 0
-        if row.tat is not None and moved:
-            tats[key] = row.tat - moved
-    return tats
+    moved = {key: given_back(starts[key], now) for key in rates}
+    return {key: row.tat - moved[key] for key, row in rates.items() if row.tat is not None and moved[key]}
 
 
 # -- for everybody else

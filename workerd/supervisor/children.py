@@ -263,8 +263,13 @@ class Children:
     def _on_death(self, child: SupervisedChild, status: int) -> None:
         self._record_death(child)
         self.orphan_reaper.sweep()
+        self._leave_dead(child, status)
+        # Last: whoever asked for Beats may start the child again.
         for token in list(self._beat_requests):
             self._answered(token, child)
+
+    def _leave_dead(self, child: SupervisedChild, status: int) -> None:
+        """Move a dead child to what follows: forgotten, or started again after a pause."""
         if child.state is ChildState.STOPPING:
             child.move(ChildState.EMPTY)
             self._forget_former(child)

@@ -162,10 +162,16 @@ class Reload:
         self._loop.run_steps(self._run(), POLL_INTERVAL_S)
 
     def _run(self) -> Iterator[None]:
-        for _ in self._steps():
-            yield
-            if self._children.draining:  # the shutdown ends what is there
-                return
+        try:
+            for _ in self._steps():
+                yield
+                if self._children.draining:  # the shutdown ends what is there
+                    return
+        except Exception as error:
+            # A bug: the loop logs it. Without an answer no later reload would begin.
+            self._failures["supervisor"] = f"unexpected {type(error).__name__}: its log has the traceback"
+            self._on_done(self._failures)
+            raise
         self._on_done(self._failures)
 
     def _steps(self) -> Iterator[None]:
