@@ -228,12 +228,12 @@ class WorkerProcess:
         revoked = [attempt for attempt in self.queued if attempt.serial in serials]
         self.queued = deque(attempt for attempt in self.queued if attempt.serial not in serials)
         if self.attempt is not None and self.attempt.serial in serials:
-            self._unstarted(self.attempt, revoked)
+            self._revoke_present(self.attempt, revoked)
         self._read_results()
         for attempt in reversed(revoked):
             self._owner.on_revoked(attempt)
 
-    def _unstarted(self, attempt: AssignedAttempt, revoked: list[AssignedAttempt]) -> None:
+    def _revoke_present(self, attempt: AssignedAttempt, revoked: list[AssignedAttempt]) -> None:
         """The present attempt was taken out too: the worker started a later one, or gets it once more."""
         if self.queued:
             revoked.insert(0, attempt)
