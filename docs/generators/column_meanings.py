@@ -20,7 +20,7 @@ TABLES = {
     "workerd_request_needs": "What each of these jobs needs.",
     "workerd_ticks": "The last ticks of each schedule.",
     "workerd_revisions": "How often something has changed that every node has a copy of.",
-    "workerd_rates": "Where limits with a rate stand.",
+    "workerd_rates": "Where limits stand: their rates, holds, and for whom the next slot is kept.",
 }
 
 _AT = "*insert* "
@@ -220,5 +220,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "group_key": "Of the group, for `group_rate`; else empty.",
         "tat": "The time from which the next start fits (GCRA's theoretical arrival time).",
         "held_until": "Nothing starts before this time: a handler asked for it.",
+        "next_handler": "The next free slot is kept for this handler, on nodes that do not have it.",
+        "next_until": "Until when it is kept.",
     },
 }

@@ -111,6 +111,21 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
     assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
 
 
+def test_why_names_the_handler_that_a_slot_is_kept_for(store: Store, rows: Rows) -> None:
+    """To jobs of others; its own are not kept waiting."""
+    config = configured(concurrency=1)
+    job = rows.insert("charge")
+    key = limits.RateKey("stripe", "limit", "")
+    for handler, expected in (
+        ("refund", 'A free slot of the limit "stripe" is kept for "refund"'),
+        ("charge", ""),
+    ):
+        store.run(lambda tx, h=handler: limits.keep_next(tx, h, {key: tx.now + 4 * SECOND}))  # type: ignore[misc]
+        row = storing.job(store, job).row
+        sentences = store.read(lambda tx, r=row: operations.why_waiting(tx, config, r))  # type: ignore[misc]
+        assert [s.startswith(expected) for s in sentences] == [True] * bool(expected)
+
+
 def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
     """Of a group or of the whole limit; the other stays. An act that changes nothing is not recorded."""
     config, ann = configured(concurrency=5), Actor("ann", "cli")

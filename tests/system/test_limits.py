@@ -190,6 +190,57 @@ def test_of_two_nodes_with_different_limits_the_lower_one_holds(
     assert_settled(rows)
 
 
+def of_one_handler(name: str, counted: str) -> str:
+    """A node that has this handler alone, of a limit of one slot."""
+    return f"""
+[limits.shared]
+{counted} = 1
+[defaults]
+path = ["{ROOT}"]
+[handlers.{name}]
+call = "tests.support.limit_handlers:work_or_hold"
+workers = 2
+limit = "shared"
+"""
+
+
+FLOOD, SINGLE, RUNS_BETWEEN = 3_000, 10, 20
+
+
+@pytest.mark.parametrize("counted", ["concurrency", "group_concurrency"])
+def test_a_flood_of_one_node_leaves_another_its_turn(
+    store_url: str, start_daemon: Callable[..., Daemon], counted: str
+) -> None:
+    """Of a limit that they share by different handlers, a single job waits for few runs, not hundreds."""
+    rows = Rows(store_url)
+    if rows.sqlite:
+        pytest.skip("a file has one node")
+    flooding = start_daemon(of_one_handler("flood", counted), "one")
+    other = start_daemon(of_one_handler("single", counted), "two")
+    for daemon in (flooding, other):
+        eventually(lambda d=daemon: d.cli("limits").stdout.count("flood, single") == 1, state=daemon.tail)
+    rows.insert_many("flood", [{"seconds": 0.005}] * FLOOD)
+    eventually(lambda: rows.counts().get("completed", 0) > 100, state=flooding.tail)
+
+    def run_single() -> int:
+        """How many jobs of the flood start until it does."""
+        job = uuid.UUID(other.cli("enqueue", "single").stdout.split()[0]).bytes
+        eventually(lambda: rows.ended(job), state=other.tail)
+        row = rows.last(job)
+        sql = (
+            "SELECT COUNT(*) AS n FROM workerd_jobs WHERE handler = 'flood' AND claimed_at BETWEEN %s AND %s"
+        )
+        return int(rows.sql(sql, row["created_at"], row["claimed_at"])[0]["n"])
+
+    run_single()  # meanwhile each learns of the other
+    between = [run_single() for _ in range(SINGLE)]
+    assert rows.counts().get("new", 0) > 0, between
+    assert sum(between) < SINGLE * RUNS_BETWEEN, between
+    flooding.cli("job", "cancel", "--handler", "flood", "--status", "new", "--yes")
+    eventually(lambda: rows.sql("SELECT * FROM workerd_slots") == [])
+    assert_settled(rows)
+
+
 ODD_GROUPS = ["\U0001f4b6 'x' \"y\" \\ %s {z} -- ;", "é" * 191, "''", "a\nb\tc", "\u202e0"]
 
 

@@ -9,6 +9,7 @@ from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.store import group_queues, limits, nodes, slots
 from workerd.store.base import Tx
+from workerd.store.nodes import NodeInfo
 
 AGREE_PERIOD_S = 1.0
 """After which a lower limit of a node that was started holds on all others."""
@@ -31,11 +32,11 @@ class LimitTasks:
         self._plain = sorted(set(handlers) - limited.parking)
 
     def agree(self) -> None:
-        """Take the lower of each limit that live nodes are configured with."""
+        """Learn which limits live nodes have: the lower of each value holds, and their handlers share it."""
 
-        def published(tx: Tx) -> dict[str, dict[str, nodes.LimitConfig]]:
+        def published(tx: Tx) -> dict[str, NodeInfo]:
             now = tx.now
-            return {n.name: n.published.limits or {} for n in nodes.list_(tx) if n.lease_until > now}
+            return {n.name: n.published for n in nodes.list_(tx) if n.lease_until > now}
 
         self._limited.agree(self._store.read(published))
 

@@ -9,6 +9,7 @@ from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig
 from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
+from workerd.dispatcher.slot_turns import SlotTurns
 from workerd.fairness import FairTurns, Waiting
 from workerd.group import parse_template
 from workerd.job import AttemptRef
@@ -19,6 +20,7 @@ from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
 from workerd.store.limited_claims import LimitedBatch
 from workerd.store.limits import RateRow
+from workerd.store.nodes import NodeInfo
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
 from workerd.store.slots import GROUP, LIMIT
@@ -77,7 +79,9 @@ class LimitedHandlers:
 
     def __init__(self, config: Config) -> None:
         configured = [h for h in config.handlers.values() if h.limit or h.group or h.fair]
-        self._handlers = {h.name: _of(h) for h in configured}
+        self._limit_of = {h.name: h.limit for h in configured if h.limit}
+        self._handlers = {h.name: _of(h, self._limit_of) for h in configured}
+        self._slot_turns = SlotTurns()
         self._memory = {
             h.name: _GroupMemory(FairTurns(config.groups) if h.fair else None) for h in configured
         }
@@ -170,9 +174,13 @@ class LimitedHandlers:
         memory = self._memory[handler]
         turns = memory.turns.trial() if memory.turns is not None else None
         heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
+        is_contested = self._slot_turns.is_contested(handler)
         batch = limited_claims.claim(
-            tx, known, wanted, node, limit, heads, turns, cursor, max_bytes, idle_only=idle_only
-        )
+            tx, known, wanted, node, limit, heads, turns, cursor, max_bytes,
+            idle_only=idle_only, reports_full=is_contested,
+        )  # fmt: skip
+        if is_contested:
+            batch = self._slot_turns.ask(tx, handler, batch)
         if known.limit is not None and batch.row is not None:
             locked[known.limit] = batch.row
         return batch
@@ -180,6 +188,8 @@ class LimitedHandlers:
     def learn(self, handler: str, batch: LimitedBatch) -> None:
         """The transaction with this batch was committed."""
         self._memory[handler].learn(batch)
+        if self._slot_turns.is_contested(handler):
+            self._slot_turns.learn(handler, batch)
         if batch.hiding:
             self.on_hiding()
 
@@ -206,12 +216,17 @@ class LimitedHandlers:
 
     # -- limits of other nodes
 
-    def agree(self, published: Mapping[str, Mapping[str, LimitConfig]]) -> None:
-        """Take the lower of each value of the limits that live nodes, by name, are configured with."""
+    def agree(self, published: Mapping[str, NodeInfo]) -> None:
+        """Take the lower of each value of the limits that live nodes, by name, are configured with.
+
+        And learn whose handlers share them.
+        """
+        self._slot_turns.agree(self._limit_of, [info.limit_of for info in published.values()])
         for name, own in self._configured.items():
             lower = own
             others = []
-            for node, theirs in sorted(published.items()):
+            for node, info in sorted(published.items()):
+                theirs = info.limits or {}
                 if name in theirs and theirs[name] != own:
                     lower = lower.lower(theirs[name])
                     others.append(node)
@@ -223,11 +238,12 @@ class LimitedHandlers:
             self._differing[name] = tuple(others)
 
 
-def _of(handler: HandlerConfig) -> LimitedHandler:
+def _of(handler: HandlerConfig, limit_of: Mapping[str, str]) -> LimitedHandler:
     return LimitedHandler(
         name=handler.name,
         limit=handler.limit or None,
         template=parse_template(handler.group) if handler.group else None,
         fair=handler.fair,
         expires_us=None if handler.expires is None else round(handler.expires * SECOND),
+        sharing=frozenset(name for name, limit in limit_of.items() if limit == handler.limit),
     )

@@ -170,14 +170,16 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
             reasons.append(
                 f"The rate of the {whose}, {documents.rate(rate)}, lets the next start at {moment}."
             )
-    for whose, most, holders in (
-        (f'limit "{name}"', limit.concurrency, found.holders),
-        (f'limit "{name}" for {of_group}', limit.group_concurrency, found.group_holders),
+    for whose, most, holders, state in (
+        (f'limit "{name}"', limit.concurrency, found.holders, found.limit),
+        (f'limit "{name}" for {of_group}', limit.group_concurrency, found.group_holders, found.group),
     ):
         if most is not None and len(holders) >= most:
             jobs = ", ".join(documents.identity(ref.id) or "" for ref in holders[:MAX_NAMED])
             more = " and others" if len(holders) > MAX_NAMED else ""
             reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
+        elif most is not None and state.is_kept(tx.now, (row.handler,)):
+            reasons.append(f'A free slot of the {whose} is kept for "{state.next_handler}" of another node.')
     return reasons
 
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from workerd.config.limit_config import LimitConfig
 from workerd.job import Claim, LimitUse
 from workerd.rate_limit import Rate
 from workerd.store import limits, slots
 from workerd.store.base import Tx
+from workerd.store.claim_window import LimitedHandler
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
 
 
 class LimitRoom:
-    """What a limit leaves: of itself, and of each group."""
+    """What a limit leaves to a handler: of itself, and of each group."""
 
     def __init__(
-        self, now: int, name: str, config: LimitConfig, row: RateRow, taken: list[Row], groups: list[Row]
+        self,
+        now: int,
+        handler: LimitedHandler,
+        config: LimitConfig,
+        row: RateRow,
+        taken: list[Row],
+        groups: list[Row],
     ) -> None:
-        self.name = name
+        self._handler = handler.name
+        self._own = handler.sharing | {handler.name}
+        assert handler.limit is not None
+        self.name = handler.limit
         self.config = config
         self.row = row
         self.now = now
         self.slots = slots.read(taken)
         self.groups = limits.read_group_rates(groups)
         self._started: Counter[str] = Counter()
+        self._started_in_all = 0
         self.scopes = [
             scope
             for scope, count in ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
@@ -52,8 +63,9 @@ class LimitRoom:
         """How many of `wanted` the limit as a whole lets start."""
         if self.row.is_held(self.now):
             return 0
-        if self.config.concurrency is not None:
-            wanted = min(wanted, self.config.concurrency - self.slots.of_limit.bit_count())
+        free = self._free_slots
+        if free is not None:
+            wanted = min(wanted, free)
         if self.config.starts is not None:
             wanted = min(wanted, self.config.starts.fitting(self.row.tat, self.now))
         return max(0, wanted)
@@ -63,12 +75,44 @@ class LimitRoom:
         row = self.groups.get(group)
         if row is not None and row.is_held(self.now):
             return 0
-        if self.config.group_concurrency is not None:
-            running = self.slots.of_groups.get(group, 0).bit_count() + self._started[group]
-            wanted = min(wanted, self.config.group_concurrency - running)
+        free = self._free_group_slots(group)
+        if free is not None:
+            wanted = min(wanted, free)
         if self.config.group_starts is not None:
             wanted = min(wanted, self.config.group_starts.fitting(row and row.tat, self.now))
         return max(0, wanted)
+
+    @property
+    def _free_slots(self) -> int | None:
+        """Slots that the handler may take, None where they do not count."""
+        if self.config.concurrency is None:
+            return None
+        kept = self.row.is_kept(self.now, self._own)
+        return self.config.concurrency - kept - self.slots.of_limit.bit_count() - self._started_in_all
+
+    def _free_group_slots(self, group: str) -> int | None:
+        """The same of a group."""
+        if self.config.group_concurrency is None:
+            return None
+        row = self.groups.get(group)
+        kept = row is not None and row.is_kept(self.now, self._own)
+        running = self.slots.of_groups.get(group, 0).bit_count() + self._started[group]
+        return self.config.group_concurrency - kept - running
+
+    @property
+    def full(self) -> dict[RateKey, RateRow]:
+        """The limit, with its row, if its slots are all taken or kept; else nothing."""
+        free = self._free_slots
+        return {} if free is None or free > 0 else {RateKey(self.name, LIMIT, ""): self.row}
+
+    def full_groups(self, groups: Iterable[str]) -> dict[RateKey, RateRow]:
+        """Those of these groups, with their rows, whose slots are all taken or kept."""
+        free = {group: self._free_group_slots(group) for group in groups}
+        return {
+            RateKey(self.name, GROUP, group): self.groups.get(group, RateRow())
+            for group, count in free.items()
+            if count is not None and count <= 0
+        }
 
     def group_retry_at(self, group: str) -> int | None:
         """When the group may start one by its rate or hold, None if that is now."""
@@ -85,6 +129,7 @@ class LimitRoom:
         """Take slots and starts for these attempts, which are of these groups; what each has taken."""
         taken = slots.take(tx, self.name, self.slots, started, groups, self.scopes)
         tats: dict[RateKey, int] = {}
+        self._started_in_all += len(started)
         if self.config.by_group:
             self._started.update(groups)
         if self.config.starts is not None:
@@ -97,6 +142,7 @@ class LimitRoom:
                     before, self.now, count
                 )
         limits.write_rates(tx, tats)
+        self._keep_no_longer(tx, groups)
         for key, tat in tats.items():
             if key.scope == GROUP:
                 self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
@@ -107,6 +153,13 @@ class LimitRoom:
             LimitUse(name, group, cost, group_cost, slot, group_slot)
             for group, slot, group_slot in zip(groups, *taken, strict=True)
         ]
+
+    def _keep_no_longer(self, tx: Tx, groups: Sequence[str]) -> None:
+        """What was kept for the handler has been taken."""
+        used = {RateKey(self.name, LIMIT, ""): self.row}
+        if self.groups:
+            used |= {RateKey(self.name, GROUP, g): self.groups[g] for g in set(groups) & self.groups.keys()}
+        limits.keep_no_longer(tx, [key for key, row in used.items() if row.next_handler == self._handler])
 
 
 def _cost(rate: Rate | None) -> int:

@@ -25,10 +25,12 @@ from workerd.store.base import Tx
 from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows
 from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
 from workerd.store.limit_room import LimitRoom
-from workerd.store.limits import RateRow
+from workerd.store.limits import RateKey, RateRow
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.session import Params, Row
 
+MAX_FULL_GROUPS = 8
+"""Groups without a free slot that one claim reports."""
 LEFT_IN_FRONT = 2
 """Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
 
@@ -50,6 +52,11 @@ class LimitedBatch(NamedTuple):
         The row of its limit as it is after it.
     busy
         Whether another claim has its limit locked.
+    full
+        The limit and some of its groups, with their rows, of which no slot is free for what waits; groups as
+        far as they were to be reported.
+    asked
+        Whether the next free slot of any of these is kept for the handler from now on.
     hiding
         The groups of the first rows, if these are few and there are more rows than were looked at; None if it
         did not look.
@@ -64,6 +71,8 @@ class LimitedBatch(NamedTuple):
     turns: FairTurns | None = None
     row: RateRow | None = None
     busy: bool = False
+    full: Mapping[RateKey, RateRow] = {}
+    asked: bool = False
     hiding: frozenset[str] | None = None
 
 
@@ -80,11 +89,13 @@ def claim(
     mono_ns: Callable[[], int] = time.monotonic_ns,
     *,
     idle_only: bool = False,
+    reports_full: bool = False,
 ) -> LimitedBatch:
     """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
 
     `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
-    `idle_only`: claim for those of its groups that have had no turn of late, and no others.
+    `idle_only`: claim for those of its groups that have had no turn of late, and no others. `reports_full`:
+    look for groups without a free slot.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
@@ -109,11 +120,14 @@ def claim(
     mono = mono_ns()
     room: LimitRoom | None = None
     if limit is not None and handler.limit is not None:
-        room = LimitRoom(tx.now, handler.limit, *limit, *answers)
+        room = LimitRoom(tx.now, handler, *limit, *answers)
     fitting = wanted if room is None else room.of_limit(wanted)
     if fitting <= 0:
-        return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at if room else None)
-    claiming = _Claiming(tx, handler, node, room, turns, inline, asked)
+        if room is None:
+            return LimitedBatch(ClaimBatch([], [], cursor, 0))
+        full = room.full if rows or queues.heads else {}
+        return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at, full=full)
+    claiming = _Claiming(tx, handler, node, room, turns, inline, asked, reports_full)
     scan = group_queues.scan(tx, handler.name, queues.cursor) if queues.scan else None
     seen = scan.heads if scan is not None else {}
     by_group = by_group or bool(queues.heads or seen) or (room is not None and room.holds_groups)
@@ -144,6 +158,7 @@ class _Claiming:
         turns: FairTurns | None,
         inline: int,
         asked: ClaimWindow,
+        reports_full: bool,
     ) -> None:
         self._tx = tx
         self._handler = handler
@@ -152,6 +167,7 @@ class _Claiming:
         self._turns = turns
         self._inline = inline
         self._asked = asked
+        self._reports_full = reports_full
         self._hiding: frozenset[str] = frozenset()
 
     def claim(
@@ -207,9 +223,14 @@ class _Claiming:
             more = window.is_full or parked.last is not None
         else:
             more = fitting == wanted
+        full: dict[RateKey, RateRow] = {}
+        if self._reports_full and not idle_only:
+            first = {g: head for g, head in {**heads, **learned}.items() if head and head.ref not in ended}
+            full = self._full(first, waits=bool(first) or window.is_full)
         return LimitedBatch(
             found._replace(cursor=window.first if window.is_full else None),
             more=more,
+            full=full,
             retry_at=self._retry_at({*left, *heads}),
             heads=learned,
             turns=self._turns,
@@ -238,6 +259,7 @@ class _Claiming:
         cursor = claims.cursor_at(front[0]) if is_full else None
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
+            full=self._full({}, waits=is_full or len(front) > batch.found) if self._reports_full else {},
             more=batch.found < len(rows) or (is_full and fitting == wanted) or bool(batch.broken),
             retry_at=room.retry_at if room is not None else None,
             row=room.row if room is not None else None,
@@ -361,6 +383,14 @@ class _Claiming:
         if self._turns is not None:
             _mark_those_ahead(taken, groups, self._turns)
         return batch._replace(claims=taken, broken=broken)
+
+    def _full(self, heads: Mapping[str, Waiting], *, waits: bool) -> dict[RateKey, RateRow]:
+        """The limit, if any job waits for it, and those of these groups that come first, if they are full."""
+        if self._room is None:
+            return {}
+        of_groups = self._room.full_groups(sorted(heads, key=heads.__getitem__))
+        first = itertools.islice(of_groups.items(), MAX_FULL_GROUPS)
+        return {**(self._room.full if waits else {}), **dict(first)}
 
     def _give_uses(self, taken: Sequence[Claim], groups: Sequence[str]) -> None:
         assert self._room is not None

@@ -1,4 +1,4 @@
-"""What limits have given out besides slots: the moments of rates, and holds.
+"""What limits have given out besides slots: the moments of rates, holds, and whose the next slot is.
 
 A claim locks the rows of its limits in `workerd_rates`, by name, before anything else, and leaves out those
 that another claim has locked: so the claims of one limit come one after the other, and never wait.
@@ -7,7 +7,7 @@ that another claim has locked: so the claims of one limit come one after the oth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, LimitUse, Status
@@ -18,6 +18,9 @@ from workerd.store.base import Tx
 from workerd.store.columns import chunks
 from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
+
+MAX_KEPT_US = 5_000_000
+"""For which a slot is kept at most: what says longer was written before the clock was set back."""
 
 # Lock order: rows of workerd_rates by (limit_name, scope, group_key), then requests, jobs, and slots, which
 # nobody waits for: claims only insert free ones, and whoever ends an attempt deletes those of that alone.
@@ -32,13 +35,39 @@ class RateKey(NamedTuple):
 
 
 class RateRow(NamedTuple):
-    """When its bucket is full again, and until when nothing is started; store times, microseconds."""
+    """What is stored of a limit, or of a group of it; store times, microseconds.
+
+    tat
+        When its bucket is full again.
+    held_until
+        Until when nothing is started.
+    next_handler, next_until
+        For which handler the next free slot is kept, and until when.
+    """
 
     tat: int | None = None
     held_until: int | None = None
+    next_handler: str | None = None
+    next_until: int | None = None
 
     def is_held(self, now: int) -> bool:
         return self.held_until is not None and self.held_until > now
+
+    def is_kept(self, now: int, own: Container[str]) -> bool:
+        """Whether the next free slot is kept for a handler that is none of `own`."""
+        if self.next_until is None or self.next_handler in own:
+            return False
+        return now < self.next_until <= now + MAX_KEPT_US
+
+
+_STATE = "tat, held_until, next_handler, next_until"
+
+
+def _state(values: Sequence[object]) -> RateRow:
+    """From the columns of `_STATE`."""
+    tat, held_until, next_handler, next_until = values
+    time = columns.lenient_time
+    return RateRow(time(tat), time(held_until), columns.lenient(next_handler), time(next_until))
 
 
 # -- for claims
@@ -50,7 +79,7 @@ def lock(tx: Tx, names: Collection[str]) -> dict[str, RateRow]:
     if not wanted:
         return {}
     where, params = _where(wanted)
-    sql = f"SELECT limit_name, tat, held_until FROM workerd_rates WHERE {where} ORDER BY limit_name"
+    sql = f"SELECT limit_name, {_STATE} FROM workerd_rates WHERE {where} ORDER BY limit_name"
     found = {columns.text(row[0]): row for row in tx.query(sql + tx.dialect.skip_locked, params)}
     if len(found) < len(wanted):
         # Made in the order of locks too, by whoever is first; one that another claim has locked stays out.
@@ -61,39 +90,52 @@ def lock(tx: Tx, names: Collection[str]) -> dict[str, RateRow]:
                 + tx.dialect.keep_existing("limit_name"),
                 key,
             ):
-                found[key.limit] = (key.limit, None, None)
-    return {name: RateRow(*map(columns.lenient_time, row[1:])) for name, row in found.items()}
+                found[key.limit] = (key.limit, None, None, None, None)
+    return {name: _state(row[1:]) for name, row in found.items()}
 
 
 def group_rates_query(name: str) -> tuple[str, tuple[str]]:
-    """Asks for the rates and holds of a limit's groups; those that are long over are swept.
+    """Asks for what is stored of a limit's groups; those of which nothing lasts are swept.
 
     Under the lock of the limit no other claim moves them; a release may give starts back meanwhile.
     """
-    sql = "SELECT group_key, tat, held_until FROM workerd_rates"
+    sql = f"SELECT group_key, {_STATE} FROM workerd_rates"
     return f"{sql} WHERE limit_name = %s AND scope = '{GROUP}'", (name,)
 
 
 def read_group_rates(rows: Sequence[Row]) -> dict[str, RateRow]:
     """What `group_rates_query` found."""
-    return {
-        columns.lenient(group) or "": RateRow(columns.lenient_time(tat), columns.lenient_time(held))
-        for group, tat, held in rows
-    }
+    return {columns.lenient(row[0]) or "": _state(row[1:]) for row in rows}
 
 
 def write_rates(tx: Tx, tats: Mapping[RateKey, int]) -> None:
     """Move the rates of limits and groups that the transaction has locked."""
-    _write(tx, "tat", tats)
+    _write_times(tx, "tat", tats)
 
 
-def _write(tx: Tx, column: str, values: Mapping[RateKey, int]) -> None:
+def keep_next(tx: Tx, handler: str, until: Mapping[RateKey, int]) -> None:
+    """Keep the next free slot of each of these for the handler, until then; locks their rows."""
+    _write(tx, ("next_handler", "next_until"), {key: (handler, columns.at(at)) for key, at in until.items()})
+
+
+def keep_no_longer(tx: Tx, keys: Collection[RateKey]) -> None:
+    """Keep the next free slot of each of these for nobody; locks their rows."""
+    _write(tx, ("next_handler", "next_until"), dict.fromkeys(keys, (None, None)))
+
+
+def _write_times(tx: Tx, column: str, values: Mapping[RateKey, int]) -> None:
+    _write(tx, (column,), {key: (columns.at(at),) for key, at in values.items()})
+
+
+def _write(tx: Tx, names: Sequence[str], values: Mapping[RateKey, Sequence[str | None]]) -> None:
+    marks = ", ".join(["%s"] * (len(RateKey._fields) + len(names)))
+    new = {name: f"{{new.{name}}}" for name in names}
     for part in chunks(sorted(values)):
-        marks = ", ".join(["(%s, %s, %s, %s)"] * len(part))
         tx.execute(
-            f"INSERT INTO workerd_rates (limit_name, scope, group_key, {column}) VALUES {marks}"
-            + tx.dialect.update_existing("limit_name, scope, group_key", {column: f"{{new.{column}}}"}),
-            [value for key in part for value in (*key, columns.at(values[key]))],
+            f"INSERT INTO workerd_rates (limit_name, scope, group_key, {', '.join(names)})"
+            f" VALUES {', '.join([f'({marks})'] * len(part))}"
+            + tx.dialect.update_existing("limit_name, scope, group_key", new),
+            [value for key in part for value in (*key, *values[key])],
         )
 
 
@@ -108,7 +150,7 @@ def lock_for(tx: Tx, outcomes: Sequence[Outcome]) -> dict[RateKey, RateRow]:
     for part in chunks(sorted(keys)):
         where, params = _where(part)
         rows = tx.query(
-            f"SELECT limit_name, scope, group_key, tat, held_until FROM workerd_rates WHERE {where}"
+            f"SELECT limit_name, scope, group_key, {_STATE} FROM workerd_rates WHERE {where}"
             f" ORDER BY limit_name, scope, group_key{tx.dialect.row_lock}",
             params,
         )
@@ -118,7 +160,7 @@ def lock_for(tx: Tx, outcomes: Sequence[Outcome]) -> dict[RateKey, RateRow]:
 
 def _rate(row: Row) -> tuple[RateKey, RateRow]:
     key = RateKey(*(columns.lenient(value) or "" for value in row[:3]))
-    return key, RateRow(columns.lenient_time(row[3]), columns.lenient_time(row[4]))
+    return key, _state(row[3:])
 
 
 def _where(keys: Sequence[RateKey]) -> tuple[str, list[str]]:
@@ -158,14 +200,14 @@ def free(
     if not limited:
         return set()
     slots.free(tx, limited)
-    _write(tx, "tat", _tats_without(tx, released, rates))
+    _write_times(tx, "tat", _tats_without(tx, released, rates))
     holds: dict[RateKey, int] = {}
     for outcome in ended:
         if outcome.limited is not None and outcome.hold is not None:
             key = _held(outcome.limited, outcome.hold.scope)
             before = max(holds.get(key, 0), rates.get(key, RateRow()).held_until or 0)
             holds[key] = max(before, now + outcome.hold.delay_us)
-    _write(tx, "held_until", holds)
+    _write_times(tx, "held_until", holds)
     # The end of what had only a start of a rate leaves nothing: whoever waits for that has a timer.
     uses = [(outcome.limited, outcome.status is Status.NEW) for outcome in limited]
     return {use.name for use, unused in uses if use is not None and (unused or use.has_slots)}
@@ -193,13 +235,13 @@ def _tats_without(
 
 
 def sweep(tx: Tx, rows: int) -> None:
-    """Delete rates and holds of groups that are over."""
+    """Delete the rows of groups of which nothing lasts."""
     now = columns.at(tx.now)
     over = tx.query(
         f"SELECT limit_name, scope, group_key FROM workerd_rates WHERE scope = '{GROUP}'"
-        " AND (tat IS NULL OR tat < %s) AND (held_until IS NULL OR held_until < %s) LIMIT %s"
-        f"{tx.dialect.skip_locked}",
-        (now, now, rows),
+        " AND (tat IS NULL OR tat < %s) AND (held_until IS NULL OR held_until < %s)"
+        f" AND (next_until IS NULL OR next_until < %s) LIMIT %s{tx.dialect.skip_locked}",
+        (now, now, now, rows),
     )
     if over:
         where, params = _where([RateKey(*(columns.lenient(value) or "" for value in row)) for row in over])
@@ -259,7 +301,7 @@ def state(tx: Tx, name: str, group: str) -> LimitState:
         map(
             _rate,
             tx.query(
-                f"SELECT limit_name, scope, group_key, tat, held_until FROM workerd_rates WHERE {where}",
+                f"SELECT limit_name, scope, group_key, {_STATE} FROM workerd_rates WHERE {where}",
                 params,
             ),
         )

@@ -157,6 +157,8 @@ MYSQL = [
         group_key VARCHAR(191) NOT NULL DEFAULT '',
         tat DATETIME(6) NULL,
         held_until DATETIME(6) NULL,
+        next_handler VARCHAR(191) NULL,
+        next_until DATETIME(6) NULL,
         PRIMARY KEY (limit_name, scope, group_key),
         KEY workerd_rate_held (held_until)
     ) {TABLE}""",
@@ -306,6 +308,8 @@ SQLITE = [
         {lite_name("group_key", "NOT NULL DEFAULT ''")},
         {lite_time("tat")},
         {lite_time("held_until")},
+        {lite_name("next_handler")},
+        {lite_time("next_until")},
         PRIMARY KEY (limit_name, scope, group_key)
     )""",
     "CREATE INDEX workerd_rate_held ON workerd_rates (held_until)",
