@@ -68,8 +68,6 @@ workers = 1
 class Chaos:
     """One run: enqueues, kills, watches, counts."""
 
-    config = CONFIG
-
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self.options = options
         self.chance = random.Random(options.seed)
@@ -78,7 +76,7 @@ class Chaos:
         self.runs.touch()
         self.target = Target(options.store, folder)
         self.daemons = [
-            Daemon(folder / f"n{number}", url, self.config, name=f"n{number}")
+            Daemon(folder / f"n{number}", url, self.config_of(number), name=f"n{number}")
             for number, url in enumerate(self.node_urls(), 1)
         ]
         self.rows = Rows(self.target.urls[0])
@@ -93,6 +91,10 @@ class Chaos:
     def node_urls(self) -> list[str]:
         """The store's URL for each node."""
         return self.target.urls
+
+    def config_of(self, number: int) -> str:
+        """The configuration of a node, counted from 1."""
+        return CONFIG
 
     def job_vars(self) -> dict[str, Any]:
         """The vars of a job."""

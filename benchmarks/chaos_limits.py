@@ -2,8 +2,8 @@
 
     python -m benchmarks.chaos_limits --jobs 10000 --store mariadb
 
-The same run as `benchmarks.chaos`, with handlers that share one limit: concurrency, of groups too, and a
-rate. What runs at the same time is counted by locks of the kernel, which end with their process; starts are
+The same run as `benchmarks.chaos`, with two handlers that share one limit: concurrency, of groups too, and a
+rate. The first node has both, the others one each. What runs at the same time is counted by locks of the kernel, which end with their process; starts are
 read from the store. Prints besides: how often a run found the limit exceeded, by how many starts the rate was
 exceeded in any window, slots that are left at the end. Exit status 1 if any of these is not 0.
 """
@@ -41,17 +41,15 @@ max_attempts = 20
 max_crashes = 1000
 backoff = {{ first = "10ms", factor = 1.0, max = "10ms" }}
 restart = {{ intensity = 100000, period = "1s" }}
-[handlers.record]
-workers = 4
-[handlers.record2]
-workers = 2
 """
+RECORD, RECORD2 = "[handlers.record]\nworkers = 4\n", "[handlers.record2]\nworkers = 2\n"
 
 
 class LimitChaos(chaos.Chaos):
     """Three nodes on one store, one on an embedded store."""
 
-    config = CONFIG
+    def config_of(self, number: int) -> str:
+        return CONFIG + {1: RECORD + RECORD2, 2: RECORD, 3: RECORD2}[number]
 
     def node_urls(self) -> list[str]:
         urls = self.target.urls
