@@ -3,9 +3,10 @@
     python -m benchmarks.chaos_limits --jobs 10000 --store mariadb
 
 The same run as `benchmarks.chaos`, with two handlers that share one limit: concurrency, of groups too, and a
-rate. The first node has both, the others one each. What runs at the same time is counted by locks of the kernel, which end with their process; starts are
-read from the store. Prints besides: how often a run found the limit exceeded, by how many starts the rate was
-exceeded in any window, slots that are left at the end. Exit status 1 if any of these is not 0.
+rate. The first node has both, the others one each. What runs at the same time is counted by locks of the
+kernel, which end with their process; starts are read from the store. Prints besides: how often a run found
+the limit exceeded, by how many starts the rate was exceeded in any window, slots that are left at the end.
+Exit status 1 if any of these is not 0.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from workerd import log, messages
 from workerd.dispatcher import dispatcher
 from workerd.ingester import ingester
 from workerd.metrics import values
-from workerd.pool import pool
+from workerd.pool import pool, worker_messages
 from workerd.runtime.cgroup import Delegation
 from workerd.runtime.child import allow_inspection, forbid_inspection, share_memory
 from workerd.runtime.paths import RoleContext
@@ -51,6 +51,7 @@ def run(reader: SealedConfigReader) -> int:
         delegation.prepare()
     values.install()
     messages.prepare()
+    worker_messages.prepare()
     engines.prepare(first.scheme, encrypted=first.encrypted)
     share_memory()
     manager = ServiceManager.take()

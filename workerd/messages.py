@@ -1,7 +1,7 @@
-"""The messages between the processes: frozen msgspec structs, one union per direction (law 9: no pickle).
+"""The messages between the processes: frozen msgspec structs, one union per direction; never pickles.
 
-Every connection begins with `Hello`. Frames are msgpack behind a four-byte length, the wire form of
-`multiprocessing.Connection`. Who sends what:
+Those between a pool and its workers are in `pool.worker_messages`. Every connection begins with `Hello`.
+Frames are msgpack behind a four-byte length, the wire form of `multiprocessing.Connection`. Who sends what:
 
     supervisor -> role or pool   Roster, Drain, Stop, Report, ReadLog
     role or pool -> supervisor   Beat, LogText
@@ -11,9 +11,6 @@ Every connection begins with `Hello`. Frames are msgpack behind a four-byte leng
                                  Barrier
     ingester -> pool, dispatcher Ack, PayloadLimits, StateStored, Announced, BarrierDone; Throughput
                                  (dispatcher only)
-    pool -> worker               Assignment (in shared memory, or over the channel when it is too long), Kept
-    worker -> pool               Loaded, Progressed, Traced, Saved, Unstarted, RunResult; LogRecord as JSON in
-                                 the output pipe
 
 The datagram socket `wake` is open to every local client: Scheduled and Freed come from the ingester, NewRows
 from whoever has enqueued, and Inserting before that; anything else, usually an empty datagram, announces new
@@ -22,12 +19,12 @@ rows of any handler.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from workerd.job import AttemptRef, Claim
-from workerd.outcome import Outcome, RunResult
+from workerd.outcome import Outcome
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag_field="t", gc=False):
@@ -405,97 +402,10 @@ ToIngester = Hello | Outcomes | Progress | Traced | StateSaved | Seen | Announce
 FromIngester = Ack | PayloadLimits | StateStored | Announced | BarrierDone | Throughput
 
 
-# -- between a pool and its workers ------------------------------------------------------------
-
-
-class Assignment(Message, frozen=True, tag="assignment"):
-    """Run this claim. `deadline`: seconds until the soft deadline, 0 for none; `max_payload`: bytes."""
-
-    serial: int
-    claim: Claim
-    deadline: float
-    max_payload: int
-
-
-class HandlerSpec(msgspec.Struct, frozen=True, array_like=True):
-    """A loaded handler: the options given to its decorator, and its signature in JSON.
-
-    `aliases`: class names in the effective policy -> the `module.qualname` that each stands for.
-    `has_cooler`: whether it is a class that decides the pause before its next run.
-    """
-
-    name: str
-    options: dict[str, Any]
-    signature: bytes | None
-    aliases: dict[str, str]
-    has_cooler: bool = False
-
-
-class Loaded(Message, frozen=True, tag="loaded"):
-    """The worker is ready, or cannot be: then `error` says why.
-
-    With `preload = false`, `specs` are the handlers that it imported, and `sources` the imported files
-    with the time of their last change, nanoseconds.
-    """
-
-    specs: list[HandlerSpec] | None
-    error: str | None = None
-    sources: dict[str, int] = {}
-
-
-class Progressed(Message, frozen=True, tag="progressed"):
-    """The handler called ctx.progress in run `serial`."""
-
-    serial: int
-    progress: float | None
-    note: str | None
-
-
-class Saved(Message, frozen=True, tag="saved"):
-    """The handler saved `state`, as JSON, in run `serial`; answered with Kept.
-
-    `number` counts the saves of a worker. `wait`: answer when it is committed, not when it is safe from the
-    worker's death.
-    """
-
-    serial: int
-    number: int
-    state: bytes
-    wait: bool
-
-
-class Unstarted(Message, frozen=True, tag="unstarted"):
-    """The worker took run `serial` out of its queue and did not begin it, since the lease was over."""
-
-    serial: int
-
-
-class Kept(Message, frozen=True, tag="kept"):
-    """Answers Saved `number`; `ours` is false if the attempt is no longer this node's."""
-
-    number: int
-    ours: bool = True
-
-
-class LogRecord(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a handler logged in run `serial`; `exception`: a traceback."""
-
-    level: Literal["debug", "info", "warning", "error", "critical"]
-    event: str
-    serial: int = 0
-    fields: dict[str, bool | int | float | str | None] = {}
-    exception: str | None = None
-
-
-ToWorker = Assignment | Kept
-FromWorker = Loaded | Progressed | Traced | Saved | Unstarted | RunResult
-
-
 def prepare() -> None:
     """Build the decoding tables of all messages once; processes forked later share their memory."""
     unions: tuple[Any, ...] = (
-        ToChild, FromChild, ToDispatcher, FromDispatcher, ToIngester, FromIngester, ToWorker, FromWorker,
-        Scheduled,
+        ToChild, FromChild, ToDispatcher, FromDispatcher, ToIngester, FromIngester, Scheduled,
     )  # fmt: skip
     for union in unions:
         msgspec.msgpack.Decoder(union)

@@ -28,7 +28,7 @@ from workerd.config.quantities import duration_literal
 from workerd.errors import LoadError
 from workerd.handler import Context
 from workerd.job import Claim
-from workerd.messages import Assignment, HandlerSpec, Progressed, Traced
+from workerd.messages import Traced
 from workerd.outcome import Outcome, RunResult
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames, result_of_death
 from workerd.pool.executor import Executor
@@ -39,6 +39,7 @@ from workerd.pool.policies import Policies
 from workerd.pool.scrubbing import scrubber_of_claim
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags
 from workerd.pool.worker_limits import Meter
+from workerd.pool.worker_messages import Assignment, HandlerSpec, Progressed
 from workerd.redaction import NOTHING, Redaction
 from workerd.runtime.child import Child, become_subreaper, children_of, descendants_of, fork
 from workerd.runtime.limits import limit_data, resident_bytes

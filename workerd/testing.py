@@ -18,11 +18,12 @@ from workerd.config.handler_config import HandlerConfig, Policy
 from workerd.config.model import IngesterConfig
 from workerd.job import Claim, new_id
 from workerd.json_text import encode
-from workerd.messages import Assignment, Progressed, Traced
+from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool import loading
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
+from workerd.pool.worker_messages import Assignment, Progressed
 from workerd.saved_state import SavedDocument, SavedState
 from workerd.wrapping import Around, check_around
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 
 from workerd.config.handler_config import PoolConfig
-from workerd.messages import Loaded
 from workerd.outcome import RunResult
 from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.loading import LoadedHandlers, load
+from workerd.pool.worker_messages import Loaded
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import WorkerState
 

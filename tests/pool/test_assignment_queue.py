@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from workerd.job import Claim
-from workerd.messages import Assignment
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, AssignmentQueue
+from workerd.pool.worker_messages import Assignment
 
 
 def assignment(serial: int, size: int = 0) -> Assignment:

@@ -11,11 +11,11 @@ from tests.pool.handlers import worker_handlers
 from tests.support.worker import claim_of
 from workerd.errors import LoadError
 from workerd.handler import Result
-from workerd.messages import Assignment, Progressed
 from workerd.outcome import RunResult
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
 from workerd.pool.loading import make
+from workerd.pool.worker_messages import Assignment, Progressed
 from workerd.text import ERROR_LIMIT, STACK_LIMIT
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerd.messages import LogRecord
 from workerd.pool.kept_log import KeptLog
+from workerd.pool.worker_messages import LogRecord
 
 LIMIT = 1024
 NOTE = 60

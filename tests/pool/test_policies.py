@@ -9,9 +9,9 @@ from workerd.config.model import Config
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.job import Status
-from workerd.messages import HandlerSpec
 from workerd.outcome import Reason, RunResult
 from workerd.pool.policies import Policies
+from workerd.pool.worker_messages import HandlerSpec
 
 POOL = pool_of(add="m:add")
 RAISED = RunResult(serial=1, kind="raised", classes=("m.Busy", "builtins.Exception"), error="Busy")

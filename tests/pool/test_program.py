@@ -16,11 +16,11 @@ from workerd import policy
 from workerd.config.handler_config import CommandConfig, HandlerConfig
 from workerd.errors import LoadError
 from workerd.job import Status
-from workerd.messages import Assignment
 from workerd.outcome import RunResult
 from workerd.pool.executor import Executor
 from workerd.pool.handler_log import StandardErrorLog
 from workerd.pool.loading import make_command
+from workerd.pool.worker_messages import Assignment
 from workerd.runtime.child import children_of
 
 

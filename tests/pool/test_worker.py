@@ -16,8 +16,8 @@ import pytest
 
 from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
-from workerd.messages import LogRecord, Unstarted
 from workerd.pool.shared import DUMP_SIGNAL, NO_END_NS, SOFT_SIGNAL
+from workerd.pool.worker_messages import LogRecord, Unstarted
 from workerd.runtime.child import children_of
 from workerd.runtime.log_frames import FrameReader
 

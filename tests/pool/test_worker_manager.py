@@ -15,10 +15,10 @@ from tests.pool.recorder import Recorder, loaded_here
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy, RestartConfig
-from workerd.messages import Loaded
 from workerd.outcome import Reason
 from workerd.pool.attempt import AssignedAttempt, KillReason
 from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_messages import Loaded
 from workerd.pool.worker_process import WorkerProcess
 from workerd.runtime.loop import Loop
 

@@ -14,13 +14,13 @@ import msgspec
 
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.job import Claim, new_id
-from workerd.messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.outcome import RunResult
 from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.shared import SharedFlags, WorkerFds
 from workerd.pool.worker import worker_main
+from workerd.pool.worker_messages import Assignment, FromWorker, Loaded, Progressed
 from workerd.runtime.child import fork
 
 _LENGTH = struct.Struct("!i")

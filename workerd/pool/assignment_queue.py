@@ -7,7 +7,7 @@ import struct
 
 import msgspec
 
-from workerd.messages import Assignment
+from workerd.pool.worker_messages import Assignment
 
 MAX_MESSAGE_BYTES = 32 * 1024
 """Also the size of a worker's read; a longer assignment is sent over the channel."""

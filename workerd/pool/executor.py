@@ -19,7 +19,6 @@ import msgspec
 from workerd.config.quantities import duration
 from workerd.errors import LoadError
 from workerd.handler import Context
-from workerd.messages import Assignment
 from workerd.outcome import RunResult
 from workerd.pool import results
 from workerd.pool.command import Command
@@ -29,6 +28,7 @@ from workerd.pool.loading import LoadedHandler
 from workerd.pool.program import Program
 from workerd.pool.running_job import Flags, PoolLink, RunningJob
 from workerd.pool.worker_channel import WorkerChannel
+from workerd.pool.worker_messages import Assignment
 from workerd.redaction import NOTHING
 from workerd.signature import BadVars
 from workerd.wrapping import MACHINERY, Around, run_around

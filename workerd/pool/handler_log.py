@@ -18,8 +18,8 @@ import msgspec
 import structlog
 
 from workerd import log, text
-from workerd.messages import LogRecord
 from workerd.pool.scrubbing import Scrub, keep
+from workerd.pool.worker_messages import LogRecord
 from workerd.redaction import REDACTED
 from workerd.runtime.log_frames import MAX_RECORD_BYTES, FrameWriter
 

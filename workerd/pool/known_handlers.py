@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from workerd.config.model import Config
 from workerd.log import get_logger
-from workerd.messages import HandlerSpec
 from workerd.pool import loading
 from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.policies import Policies
 from workerd.pool.scrubbing import scrubber_of_claim
+from workerd.pool.worker_messages import HandlerSpec
 from workerd.redaction import Redaction, Scrubber
 from workerd.signature import redaction_of
 

@@ -25,9 +25,9 @@ from workerd.config.webhook_config import WebhookConfig
 from workerd.errors import InvalidValue, LoadError
 from workerd.handler import class_name
 from workerd.log import get_logger
-from workerd.messages import HandlerSpec
 from workerd.pool.arguments import Arguments
 from workerd.pool.command import Command
+from workerd.pool.worker_messages import HandlerSpec
 from workerd.redaction import NOTHING, Redaction
 from workerd.runtime.child import ignore_terminal_signals
 from workerd.runtime.descriptors import OpenDescriptor, named, open_descriptors, opened_since

@@ -13,7 +13,7 @@ import msgspec
 
 from workerd import text
 from workerd.log import HANDLER_PROCESS, get_logger
-from workerd.messages import LogRecord
+from workerd.pool.worker_messages import LogRecord
 
 _RESERVED = frozenset(
     {

@@ -8,8 +8,8 @@ from workerd import policy
 from workerd.config.handler_config import HandlerConfig, Policy, PoolConfig
 from workerd.config.model import Config
 from workerd.job import Claim
-from workerd.messages import HandlerSpec
 from workerd.outcome import Outcome, RunResult
+from workerd.pool.worker_messages import HandlerSpec
 
 
 class Policies:

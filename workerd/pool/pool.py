@@ -18,17 +18,13 @@ from workerd.messages import (
     Claims,
     Drain,
     FromDispatcher,
-    HandlerSpec,
     Hello,
     Holdings,
     Inventory,
     LeaseState,
-    Loaded,
-    LogRecord,
     LogText,
     ReadLog,
     Release,
-    Saved,
     Seen,
     Traced,
 )
@@ -53,6 +49,7 @@ from workerd.pool.shared import NO_END_NS
 from workerd.pool.state_relay import StateRelay
 from workerd.pool.status import log_fields, queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_messages import HandlerSpec, Loaded, LogRecord, Saved
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import WorkerState
 from workerd.redaction import Scrubber

@@ -12,10 +12,11 @@ import msgspec
 
 from workerd import text
 from workerd.handler import Cancelled, Context, DeadlineExceeded, Interrupted
-from workerd.messages import Assignment, Progressed, Traced
+from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool.handler_log import HandlerLog
 from workerd.pool.scrubbing import Scrub, keep, scrubber_of_claim
+from workerd.pool.worker_messages import Assignment, Progressed
 from workerd.redaction import NOTHING, Redaction
 from workerd.saved_state import SavedState
 

@@ -6,8 +6,9 @@ from functools import partial
 
 from workerd import clock
 from workerd.job import AttemptRef
-from workerd.messages import Kept, Saved, StateSaved, StateStored
+from workerd.messages import StateSaved, StateStored
 from workerd.pool.attempt import AssignedAttempt
+from workerd.pool.worker_messages import Kept, Saved
 from workerd.pool.worker_process import WorkerProcess
 from workerd.runtime.loop import Loop
 from workerd.runtime.outcome_sender import OutcomeSender

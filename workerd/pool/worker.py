@@ -13,7 +13,6 @@ import setproctitle
 from workerd.config.handler_config import PoolConfig
 from workerd.errors import LoadError
 from workerd.job import id_text
-from workerd.messages import Loaded
 from workerd.outcome import RunResult
 from workerd.pool import noted_calls, results
 from workerd.pool.executor import Executor
@@ -24,6 +23,7 @@ from workerd.pool.process_settings import ProcessSettings
 from workerd.pool.shared import SOFT_SIGNAL, WorkerFds
 from workerd.pool.worker_channel import WorkerChannel
 from workerd.pool.worker_limits import Meter
+from workerd.pool.worker_messages import Loaded
 from workerd.runtime.child import become_subreaper
 from workerd.runtime.reaper import RunProcesses
 from workerd.tracing import switch as tracing_switch

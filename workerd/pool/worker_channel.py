@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from workerd.messages import Assignment, Kept, Saved, ToWorker, Unstarted
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
 from workerd.pool.shared import SharedFlags
+from workerd.pool.worker_messages import Assignment, Kept, Saved, ToWorker, Unstarted
 
 _LENGTH = struct.Struct("!i")
 _READ_BYTES = 32 * 1024

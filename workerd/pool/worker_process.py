@@ -13,7 +13,7 @@ from typing import Protocol
 from workerd import log
 from workerd.config.handler_config import Policy
 from workerd.job import AttemptRef, Claim
-from workerd.messages import Assignment, FromWorker, Loaded, LogRecord, Progressed, Saved, Traced, Unstarted
+from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
 from workerd.pool.assignment_queue import AssignmentQueue
@@ -21,6 +21,15 @@ from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
 from workerd.pool.log_relay import record_in
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
+from workerd.pool.worker_messages import (
+    Assignment,
+    FromWorker,
+    Loaded,
+    LogRecord,
+    Progressed,
+    Saved,
+    Unstarted,
+)
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
 from workerd.redaction import Scrubber
 from workerd.runtime.child import ManagedChild
