@@ -36,8 +36,16 @@ class Rate(msgspec.Struct, frozen=True):
         """When one start fits, `now` if it does already."""
         return max(now, self._begin(tat, now) + self.cost(1) - self.cost(self.burst))
 
+    def corrected(self, tat: int | None, now: int) -> int | None:
+        """`tat` as it should be stored, if it is further ahead than a full burst; else None.
+
+        The clock was set back, or rate or burst were changed. Unless that is stored, no time that passes
+        brings the next start nearer.
+        """
+        most = now + self.cost(self.burst)
+        return most if tat is not None and tat > most else None
+
     def _begin(self, tat: int | None, now: int) -> int:
-        # Further ahead than a full burst: the clock was set back, or the burst was lowered.
         return now if tat is None else max(now, min(tat, now + self.cost(self.burst)))
 
     def with_burst(self, burst: int) -> Rate:

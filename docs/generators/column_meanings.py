@@ -220,7 +220,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "group_key": "Of the group, for `group_rate`; else empty.",
         "tat": "The time from which the next start fits (GCRA's theoretical arrival time).",
         "held_until": "Nothing starts before this time: a handler asked for it.",
-        "next_handler": "The next free slot is kept for this handler, on nodes that do not have it.",
-        "next_until": "Until when it is kept.",
+        "next_handler": "Other handlers leave the next free slot to this one, which has asked for it.",
+        "next_until": "Until when; without `next_handler`, until when no other asks.",
     },
 }

@@ -17,10 +17,11 @@ from workerd.dispatcher import slot_turns
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.ingester import writer
 from workerd.job import Claim
-from workerd.store import limits
+from workerd.store import columns, limits
 from workerd.store.base import Store, Tx
 from workerd.store.claims import MAX_BATCH_BYTES, NodeIdent
-from workerd.store.limited_claims import LimitedBatch
+from workerd.store.limited_batch import LimitedBatch
+from workerd.store.limits import RateKey
 from workerd.store.nodes import NodeInfo
 
 COUNTED = [LimitConfig(concurrency=1), LimitConfig(group_concurrency=1)]
@@ -42,37 +43,65 @@ class Node:
 
     def meet(self, *others: Node) -> None:
         """Learn what live nodes have."""
+        names = ["test", *map(str, range(len(others)))]
         infos = [node.info for node in (self, *others)]
-        self._limited.agree({str(number): info for number, info in enumerate(infos)})
+        self._limited.agree(dict(zip(names, infos, strict=True)))
 
-    def claim(self, handler: str, wanted: int = 5) -> list[Claim]:
-        def work(tx: Tx) -> LimitedBatch:
+    def claim(self, *handlers: str, wanted: int = 5, idle_only: bool = False) -> list[Claim]:
+        """Claim for these handlers in one transaction; `batch` is then that of the last."""
+
+        def work(tx: Tx) -> list[LimitedBatch]:
             locked = limits.lock(tx, ["l"])
-            return self._limited.claim(tx, handler, locked, wanted, self._ident, None, MAX_BATCH_BYTES)
+            return [
+                self._limited.claim(
+                    tx, handler, locked, wanted, self._ident, None, MAX_BATCH_BYTES, idle_only=idle_only
+                )
+                for handler in handlers
+            ]
 
-        self.batch = self._store.run(work)
-        self._limited.learn(handler, self.batch)
-        return self.batch.batch.claims
+        batches = self._store.run(work)
+        for handler, batch in zip(handlers, batches, strict=True):
+            self._limited.learn(handler, batch)
+        self.batch = batches[-1]
+        return [claim for batch in batches for claim in batch.batch.claims]
+
+    def forget_turn(self) -> None:
+        """As if it had got nothing for a while."""
+        self._limited._slot_turns._got_at.clear()
 
     def end(self, claim: Claim) -> None:
         outcome = storing.outcome(claim)
         self._store.run(lambda tx: writer.close(tx, [outcome], self._ident.id))
 
 
+def meet(*nodes: Node) -> None:
+    for node in nodes:
+        node.meet(*(other for other in nodes if other is not node))
+
+
 @pytest.fixture
 def nodes(store: Store, tmp_path: Path, limit: LimitConfig) -> tuple[Node, Node]:
     """Two that share a limit by different handlers, a flood of one and a single job of the other."""
     first, second = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
-    first.meet(second)
-    second.meet(first)
+    meet(first, second)
     insert_jobs(store, "flood", 9)
     insert_jobs(store, "single", 1)
     return first, second
 
 
 def kept(rows: Rows) -> list[str]:
-    found = rows.sql("SELECT next_handler FROM workerd_rates WHERE next_until IS NOT NULL")
+    """The handlers for which the next slot of something is kept."""
+    found = rows.sql("SELECT next_handler FROM workerd_rates WHERE next_handler IS NOT NULL")
     return [row["next_handler"] for row in found]
+
+
+def hold(store: Store, scope: str, group: str) -> None:
+    """Let nothing of it start for an hour."""
+    key = RateKey("l", scope, group)
+    sql = "INSERT INTO workerd_rates (limit_name, scope, group_key) VALUES (%s, %s, %s)"
+    store.run(lambda tx: tx.execute(sql + tx.dialect.keep_existing("limit_name"), key))
+    sql = "UPDATE workerd_rates SET held_until = %s WHERE limit_name = %s AND scope = %s AND group_key = %s"
+    store.run(lambda tx: tx.execute(sql, (clock.to_text(tx.now + 3600 * SECOND), *key)))
 
 
 @pytest.mark.parametrize("limit", COUNTED)
@@ -99,26 +128,46 @@ def test_both_try_again_soon(nodes: tuple[Node, Node], store: Store) -> None:
     flooding, other = nodes
     (running,) = flooding.claim("flood")
     other.claim("single")
-    assert other.batch.retry_at is not None
     flooding.end(running)
     flooding.claim("flood")
-    assert flooding.batch.retry_at is not None
-    assert flooding.batch.retry_at <= store.read(lambda tx: tx.now) + 10 * SECOND
+    for node in nodes:
+        assert node.batch.retry_at is not None
+        assert node.batch.retry_at <= store.read(lambda tx: tx.now) + 10 * SECOND
 
 
 @pytest.mark.parametrize("limit", COUNTED)
-def test_who_had_a_slot_just_now_does_not_ask(
-    nodes: tuple[Node, Node], store_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A turn lasts a moment, so that slots change nodes seldom; then it asks as any other."""
-    flooding, _ = nodes
-    monkeypatch.setattr(slot_turns, "TURN_S", 3600.0)
+def test_nobody_asks_while_a_turn_lasts(nodes: tuple[Node, Node], store: Store, store_url: str) -> None:
+    """Slots change nodes seldom; at the end of the turn whoever had nothing meanwhile looks again."""
+    flooding, other = nodes
+    rows = Rows(store_url)
+    insert_jobs(store, "single", 5)
     (running,) = flooding.claim("flood")
+    other.claim("single")
+    flooding.end(running)
+    (single,) = other.claim("single")
+    sql = "SELECT next_until FROM workerd_rates WHERE next_until IS NOT NULL"
+    (turn,) = store.read(lambda tx: tx.query(sql))
+    flooding.forget_turn()
+    flooding.claim("flood")
+    assert kept(rows) == []
+    assert flooding.batch.retry_at is not None
+    assert flooding.batch.retry_at <= columns.time(turn[0])
+    rows.sql("UPDATE workerd_rates SET next_until = '2026-01-01 00:00:00.000000'")
+    flooding.claim("flood")
+    assert kept(rows) == ["flood"]
+    other.end(single)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
+def test_who_has_the_slots_does_not_ask(nodes: tuple[Node, Node], store_url: str) -> None:
+    """Or nobody could, behind long runs."""
+    flooding, other = nodes
+    (running,) = flooding.claim("flood")
+    flooding.forget_turn()
     flooding.claim("flood")
     assert kept(Rows(store_url)) == []
-    monkeypatch.setattr(slot_turns, "TURN_S", 0.0)
-    flooding.claim("flood")
-    assert kept(Rows(store_url)) == ["flood"]
+    other.claim("single")
+    assert kept(Rows(store_url)) == ["single"]
     flooding.end(running)
 
 
@@ -127,23 +176,71 @@ def test_who_had_a_slot_just_now_does_not_ask(
 def test_a_slot_is_not_kept_for_ever(
     nodes: tuple[Node, Node], store: Store, store_url: str, until_s: int
 ) -> None:
-    """Who asked may have died; and the clock may have been set back since."""
+    """Who asked may have died; and the clock may have been set back since. Then others ask."""
     flooding, other = nodes
+    rows = Rows(store_url)
     (running,) = flooding.claim("flood")
     other.claim("single")
     flooding.end(running)
     moment = clock.to_text(store.read(lambda tx: tx.now) + until_s * SECOND)
-    Rows(store_url).sql("UPDATE workerd_rates SET next_until = %s WHERE next_until IS NOT NULL", moment)
+    rows.sql(
+        "UPDATE workerd_rates SET next_handler = 'gone', next_until = %s WHERE next_until IS NOT NULL", moment
+    )
+    (running,) = flooding.claim("flood")
+    other.claim("single")
+    assert kept(rows) == ["single"]
+    flooding.end(running)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
+def test_what_is_not_wanted_any_longer_is_kept_no_longer(nodes: tuple[Node, Node], store_url: str) -> None:
+    """As when the job was cancelled."""
+    flooding, other = nodes
+    rows = Rows(store_url)
+    (running,) = flooding.claim("flood")
+    other.claim("single")
+    rows.sql("DELETE FROM workerd_jobs WHERE handler = 'single'")
+    flooding.end(running)
+    assert other.claim("single") == []
+    assert kept(rows) == []
     (running,) = flooding.claim("flood")
     flooding.end(running)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
+def test_a_node_that_has_the_handler_too_leaves_it_the_slot(
+    nodes: tuple[Node, Node], store: Store, tmp_path: Path, limit: LimitConfig
+) -> None:
+    """Its pool may have no room for that handler."""
+    _, other = nodes
+    both = Node(store, tmp_path, limit, "flood", "single")
+    meet(*nodes, both)
+    (running,) = both.claim("flood")
+    other.claim("single")
+    both.end(running)
+    assert both.claim("flood") == []
+    assert both.batch.retry_at is not None
+    (single,) = both.claim("single")
+    both.end(single)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
+def test_a_node_that_is_alone_by_now_tries_again(nodes: tuple[Node, Node]) -> None:
+    """Once what it meets is kept no longer, although nobody shares its limit."""
+    flooding, other = nodes
+    (running,) = flooding.claim("flood")
+    other.claim("single")
+    flooding.meet()
+    flooding.end(running)
+    assert flooding.claim("flood") == []
+    assert flooding.batch.retry_at is not None
 
 
 def test_of_more_slots_one_is_kept(store: Store, store_url: str, tmp_path: Path) -> None:
     """The others go on."""
     limit = LimitConfig(concurrency=3)
     flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
-    flooding.meet(other)
-    other.meet(flooding)
+    meet(flooding, other)
     insert_jobs(store, "flood", 9)
     insert_jobs(store, "single", 2)
     running = flooding.claim("flood")
@@ -159,14 +256,13 @@ def test_of_more_slots_one_is_kept(store: Store, store_url: str, tmp_path: Path)
     assert Rows(store_url).sql("SELECT * FROM workerd_slots") == []
 
 
-@pytest.mark.parametrize("theirs", [("flood", "single"), ("flood",)])
 @pytest.mark.parametrize("limit", COUNTED)
-def test_nodes_with_the_same_handlers_ask_for_nothing(
-    store: Store, store_url: str, tmp_path: Path, limit: LimitConfig, theirs: tuple[str, ...]
+def test_nodes_with_one_handler_ask_for_nothing(
+    store: Store, store_url: str, tmp_path: Path, limit: LimitConfig
 ) -> None:
     """Whoever is first may run what waits: a slot that is kept would only be left unused."""
-    one, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, *theirs)
-    one.meet(other)
+    one, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "flood")
+    meet(one, other)
     insert_jobs(store, "flood", 9)
     (running,) = other.claim("flood")
     assert one.claim("flood") == []
@@ -175,12 +271,27 @@ def test_nodes_with_the_same_handlers_ask_for_nothing(
     other.end(running)
 
 
+def test_two_handlers_of_a_node_do_not_ask_for_one_slot(store: Store, store_url: str, tmp_path: Path) -> None:
+    """The second would take what is kept for the first."""
+    limit = LimitConfig(concurrency=1)
+    flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "first", "second")
+    meet(flooding, other)
+    for handler in ("flood", "first", "second"):
+        insert_jobs(store, handler, 2)
+    (running,) = flooding.claim("flood")
+    assert other.claim("first", "second") == []
+    assert kept(Rows(store_url)) == ["first"]
+    flooding.end(running)
+    (claim,) = other.claim("second", "first")
+    assert claim.handler == "first"
+    other.end(claim)
+
+
 def test_a_full_group_asks_while_others_have_room(store: Store, store_url: str, tmp_path: Path) -> None:
     """For itself; jobs of other groups start beside it."""
     limit = LimitConfig(group_concurrency=1)
     flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
-    flooding.meet(other)
-    other.meet(flooding)
+    meet(flooding, other)
     rows = Rows(store_url)
     insert_jobs(store, "flood", 3, group_key="a")
     (running,) = flooding.claim("flood")
@@ -199,3 +310,69 @@ def test_a_full_group_asks_while_others_have_room(store: Store, store_url: str, 
     (running,) = flooding.claim("flood")
     flooding.end(running)
     assert rows.sql("SELECT * FROM workerd_slots") == []
+
+
+def test_groups_that_a_handler_fills_itself_do_not_keep_others_from_asking(
+    store: Store, store_url: str, tmp_path: Path
+) -> None:
+    """However many they are."""
+    limit = LimitConfig(group_concurrency=1)
+    flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
+    meet(flooding, other)
+    for number in range(2 * slot_turns.MAX_NEW):
+        insert_jobs(store, "single", 2, group_key=f"own{number}")
+    running = other.claim("single", wanted=50)
+    insert_jobs(store, "flood", 2, group_key="x")
+    (flood,) = flooding.claim("flood")
+    insert_jobs(store, "single", 1, group_key="x")
+    other.forget_turn()
+    other.claim("single", wanted=50)
+    found = Rows(store_url).sql("SELECT group_key FROM workerd_rates WHERE next_handler = 'single'")
+    assert [row["group_key"] for row in found] == ["x"]
+    flooding.end(flood)
+    for claim in running:
+        other.end(claim)
+
+
+def test_a_limit_is_not_asked_for_by_jobs_whose_group_is_full(
+    store: Store, store_url: str, tmp_path: Path
+) -> None:
+    """A slot that is kept for what cannot start would stand empty."""
+    limit = LimitConfig(concurrency=2, group_concurrency=1)
+    flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
+    meet(flooding, other)
+    insert_jobs(store, "flood", 1, group_key="a")
+    insert_jobs(store, "flood", 9, group_key="b")
+    running = flooding.claim("flood")
+    assert len(running) == 2
+    insert_jobs(store, "single", 1, group_key="a")
+    other.claim("single")
+    found = Rows(store_url).sql("SELECT scope, group_key FROM workerd_rates WHERE next_handler = 'single'")
+    assert [(row["scope"], row["group_key"]) for row in found] == [("group", "a")]
+    flooding.end(running[1])
+    assert len(flooding.claim("flood")) == 1
+
+
+@pytest.mark.parametrize("scope", ["limit", "group"])
+def test_what_is_held_does_not_ask(store: Store, store_url: str, tmp_path: Path, scope: str) -> None:
+    """It waits for more than a slot; when the hold ends is known."""
+    limit = LimitConfig(concurrency=1)
+    flooding, other = Node(store, tmp_path, limit, "flood"), Node(store, tmp_path, limit, "single")
+    meet(flooding, other)
+    insert_jobs(store, "flood", 1)
+    insert_jobs(store, "single", 1, group_key="g")
+    (running,) = flooding.claim("flood")
+    hold(store, scope, "g" if scope == "group" else "")
+    assert other.claim("single") == []
+    assert kept(Rows(store_url)) == []
+    flooding.end(running)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
+def test_claims_for_newcomers_do_not_ask(nodes: tuple[Node, Node], store_url: str) -> None:
+    """They are made of a pool that has no room for what would be kept."""
+    flooding, other = nodes
+    (running,) = flooding.claim("flood")
+    other.claim("single", idle_only=True)
+    assert kept(Rows(store_url)) == []
+    flooding.end(running)

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from tests.support import storing
+from tests.support.eventually import eventually
 from tests.support.rows import Rows
 from workerd import clock
 from workerd.clock import SECOND
@@ -25,7 +26,7 @@ from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import LimitedBatch
+from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
 
 NODE = NodeIdent(b"n" * 16, "one")
@@ -331,6 +332,22 @@ def test_starts_are_bounded_by_the_rate(store: Store, rows: Rows) -> None:
     again = claimer.claim()
     assert [claim.id for claim in again] == [first[0].id]
     assert claimer.claim() == []
+
+
+@pytest.mark.parametrize("name", ["rate", "group_rate"])
+def test_a_rate_that_was_raised_holds_from_now_on(store: Store, rows: Rows, name: str) -> None:
+    """Not only once the old one, of a start in ten minutes, would let the next start."""
+    slow, quick = Rate(1, 600 * SECOND, 1), Rate(100, SECOND, 1)
+    insert(rows, *["a"] * 3)
+    assert len(Claimer(store, LimitConfig(**{name: slow})).claim()) == 1
+    claimer = Claimer(store, LimitConfig(**{name: quick}))
+    assert claimer.claim() == []
+    assert claimer.last is not None
+    retry_at = claimer.last.retry_at
+    assert retry_at is not None
+    assert retry_at <= store.read(lambda tx: tx.now) + SECOND
+    eventually(claimer.claim)
+    rows.sql("DELETE FROM workerd_slots")
 
 
 def test_a_start_that_came_in_again_is_not_given_back(store: Store, rows: Rows) -> None:

@@ -53,6 +53,9 @@ from workerd.store.jobs import NewJob
 
 T = TypeVar("T")
 
+PLAIN = ("a", "b", "bad", "busy", "f", "g", "good", "h", "quiet")
+"""Handlers that a harness has unless it is given others."""
+
 MakeHarness = Callable[..., "DispatcherHarness"]
 
 EVERY_SECOND = "* * * * * *"
@@ -353,13 +356,21 @@ def node_config(
     batch: int = 500,
     **tables: object,
 ) -> Config:
-    """Build the configuration of a node below `folder`: dispatcher keys, and other tables as `tables`."""
+    """Build the configuration of a node below `folder`: dispatcher keys, and other tables as `tables`.
+
+    Without pools among them, it has a pool of its own for each of PLAIN.
+    """
+    tables.setdefault("pools", {name: PoolConfig(name=name, handlers=(_plain(name),)) for name in PLAIN})
     return Config(
         node=NodeConfig(name=name, runtime_dir=folder / "run", state_dir=folder / "state"),
         store=StoreConfig(url=url),
         dispatcher=DispatcherConfig(lease=lease, poll=poll, batch=batch),
         **tables,  # type: ignore[arg-type]
     )
+
+
+def _plain(name: str) -> HandlerConfig:
+    return HandlerConfig(name=name, call="x:y", pool=name)
 
 
 def pool_of(name: str, schedule: ScheduleConfig) -> dict[str, PoolConfig]:

@@ -190,6 +190,32 @@ def test_of_two_nodes_with_different_limits_the_lower_one_holds(
     assert_settled(rows)
 
 
+def removable(*names: str) -> str:
+    """These handlers, of a limit of one slot."""
+    call = "tests.support.limit_handlers:count_overlaps"
+    tables = [f'[handlers.{name}]\ncall = "{call}"\nlimit = "one"\nworkers = 4\n' for name in names]
+    return f"[limits.one]\nconcurrency = 1\n[defaults]\npath = ['{ROOT}']\n" + "".join(tables)
+
+
+def test_a_handler_that_a_reload_removes_keeps_its_limit_to_the_end(
+    store_url: str, tmp_path: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    """The new dispatcher does not know its limit, and claims nothing for the old pool; what waits stays."""
+    rows = Rows(store_url)
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    daemon = start_daemon(removable("kept", "removed"), "one")
+    rows.insert_many("removed", [{"folder": str(marks), "most": 1, "seconds": 0.02}] * 1000)
+    eventually(lambda: rows.counts().get("completed", 0) > 10, state=daemon.tail)
+    daemon.write(removable("kept"))
+    daemon.cli("reload")
+    eventually(lambda: rows.counts().get("inprogress", 0) == 0, state=daemon.tail)
+    assert not (marks / "over").exists()
+    assert rows.counts()["new"] > 0
+    assert rows.sql("SELECT * FROM workerd_slots") == []
+    assert_settled(rows)
+
+
 def of_one_handler(name: str, counted: str) -> str:
     """A node that has this handler alone, of a limit of one slot."""
     return f"""

@@ -22,7 +22,7 @@ from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import claims, limits, polls
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
-from workerd.store.limited_claims import LimitedBatch
+from workerd.store.limited_batch import LimitedBatch
 
 UNSENDABLE = "the vars (with params, extras and payloads that it needs) are too long to reach a worker"
 RESTED_S = 0.002

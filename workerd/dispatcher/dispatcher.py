@@ -76,6 +76,7 @@ class Dispatcher(Service):
         lease_s, poll_s = config.dispatcher.lease, config.dispatcher.poll
         formers = former_incarnations(ctx.config.node, incarnation)
         self._takes_jobs = config.pickup.enabled
+        self._configured = frozenset(config.handlers)
         self._draining = False
         self._announced_held: bool | None = None  # in the last LeaseState
         self._had_outage = False
@@ -102,7 +103,7 @@ class Dispatcher(Service):
         )
         self.lease = Lease(
             self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
-            frozenset(config.handlers), self._on_lease,
+            self._configured, self._on_lease,
             on_renewed=self._announce_lease, makes_store=not ctx.store_was_used,
         )  # fmt: skip
         self.figures = NodeFigures(self.loop, self.lease, config.pools, takes_jobs=config.pickup.enabled)
@@ -344,7 +345,9 @@ class Dispatcher(Service):
     def on_peer_message(self, peer: PoolLink, message: Demand | Holdings) -> None:
         """A pool reported its capacity, or what it holds."""
         if isinstance(message, Demand):
-            peer.on_demand(message)
+            # Not for handlers that a reload has removed: their limits are not known here; their jobs stay.
+            handlers = tuple(handler for handler in message.handlers if handler in self._configured)
+            peer.on_demand(msgspec.structs.replace(message, handlers=handlers))
             self.claimer.on_demand(peer)
         else:
             self.settlement.on_holdings(peer, message)

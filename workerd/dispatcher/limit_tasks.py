@@ -52,11 +52,11 @@ class LimitTasks:
     def sweep(self) -> float | None:
         """One slice: free slots of attempts that do not run, and queues of handlers that have no groups."""
         freed = self._store.run(lambda tx: slots.sweep(tx, MAX_ROWS))
-        self._store.run(lambda tx: limits.sweep(tx, MAX_ROWS))
+        swept = self._store.run(lambda tx: limits.sweep(tx, MAX_ROWS))
         moved = self._store.run(self._unpark)
         if freed or moved:
             self._claimer.announce()
-        return 0.0 if freed >= MAX_ROWS or moved else None
+        return 0.0 if max(freed, swept) >= MAX_ROWS or moved else None
 
     def _unpark(self, tx: Tx) -> int:
         for handler in self._plain:

@@ -18,7 +18,7 @@ from workerd.store import limited_claims, reclaims
 from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
-from workerd.store.limited_claims import LimitedBatch
+from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateRow
 from workerd.store.nodes import NodeInfo
 from workerd.store.queue_heads import QueueHeads
@@ -80,8 +80,10 @@ class LimitedHandlers:
     def __init__(self, config: Config) -> None:
         configured = [h for h in config.handlers.values() if h.limit or h.group or h.fair]
         self._limit_of = {h.name: h.limit for h in configured if h.limit}
-        self._handlers = {h.name: _of(h, self._limit_of) for h in configured}
+        self._handlers = {h.name: _of(h) for h in configured}
+        self._node = config.node.name
         self._slot_turns = SlotTurns()
+        self._agreements = 0  # how often it was agreed: at the third time others know of this node too
         self._memory = {
             h.name: _GroupMemory(FairTurns(config.groups) if h.fair else None) for h in configured
         }
@@ -174,13 +176,14 @@ class LimitedHandlers:
         memory = self._memory[handler]
         turns = memory.turns.trial() if memory.turns is not None else None
         heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
-        is_contested = self._slot_turns.is_contested(handler)
+        # Claims for newcomers alone are made of a pool that has no room for others.
+        is_contested = not idle_only and self._slot_turns.is_contested(handler)
         batch = limited_claims.claim(
             tx, known, wanted, node, limit, heads, turns, cursor, max_bytes,
-            idle_only=idle_only, reports_full=is_contested,
+            idle_only=idle_only, reports_full=is_contested, corrects_rates=self._agreements > 2,
         )  # fmt: skip
-        if is_contested:
-            batch = self._slot_turns.ask(tx, handler, batch)
+        if is_contested and limit is not None:
+            batch = self._slot_turns.settle(tx, handler, limit[0], batch)
         if known.limit is not None and batch.row is not None:
             locked[known.limit] = batch.row
         return batch
@@ -221,7 +224,9 @@ class LimitedHandlers:
 
         And learn whose handlers share them.
         """
-        self._slot_turns.agree(self._limit_of, [info.limit_of for info in published.values()])
+        self._agreements += 1
+        elsewhere = [info.limit_of for name, info in published.items() if name != self._node]
+        self._slot_turns.agree(self._limit_of, elsewhere)
         for name, own in self._configured.items():
             lower = own
             others = []
@@ -238,12 +243,11 @@ class LimitedHandlers:
             self._differing[name] = tuple(others)
 
 
-def _of(handler: HandlerConfig, limit_of: Mapping[str, str]) -> LimitedHandler:
+def _of(handler: HandlerConfig) -> LimitedHandler:
     return LimitedHandler(
         name=handler.name,
         limit=handler.limit or None,
         template=parse_template(handler.group) if handler.group else None,
         fair=handler.fair,
         expires_us=None if handler.expires is None else round(handler.expires * SECOND),
-        sharing=frozenset(name for name, limit in limit_of.items() if limit == handler.limit),
     )

@@ -1,35 +1,56 @@
-"""Turns of nodes at the slots of a limit that they share by different handlers.
+"""Turns of handlers at the slots of a limit that they share, over all nodes.
 
 A node that ends a job knows at once that its slot is free, and has claimed the next job before any other node
-looks. So a node whose handler gets nothing asks for the next slot: it is kept for the handler, and nodes that
-do not have it leave it free. Where all nodes of a limit have the same handlers, none is asked for: whoever is
-first may run whatever waits.
+looks. So a handler that gets nothing asks for the next slot, in the row of the limit or of the group that
+claims lock anyway: the slot is kept for it, and other handlers leave one free. What has asked and got a slot
+has a turn of some time before anybody asks again, since a slot that changes nodes is free for a moment.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from workerd.clock import SECOND
-from workerd.store import limits
+from workerd.config.limit_config import LimitConfig
+from workerd.store import limits, slots
 from workerd.store.base import Tx
-from workerd.store.limited_claims import LimitedBatch
-from workerd.store.limits import RateKey
+from workerd.store.limited_batch import LimitedBatch
+from workerd.store.limits import RateKey, RateRow
 from workerd.store.slots import GROUP, LIMIT
 
-TURN_S = 0.25
-"""After which a node that has got a slot asks for another: a slot that changes nodes is free for a moment."""
-RETRY_S = (0.01, 1.0)
-"""From one claim to the next while no slot is free: an eighth of the wait so far, within these bounds."""
-KEPT_S = 0.2
-"""For which the next slot is kept at least; else for three tries."""
+TURN_US = 250_000
+"""From taking a slot that was kept until another may be asked for."""
+RETRY_S = (0.01, 0.25)
+"""From one claim to the next while a slot is wanting: an eighth of the wait so far, within these bounds. The
+longest is a turn, so that everybody sees its end coming and looks then."""
+KEPT_US = 200_000
+"""For which a slot is kept at least; else for three tries."""
+MAX_NEW = 8
+"""Slots that one claim asks for."""
 MAX_REMEMBERED = 1_000
 """Limits and groups of which it is known when this node got a slot."""
+FORGOTTEN_S = 2.0
+"""A wait that no claim has seen for so long is over."""
+
+
+class _Wait(NamedTuple):
+    """Since when a slot is wanting, or was asked for; and when that was seen last. Monotonic seconds."""
+
+    since: float
+    seen: float
+
+
+class _Next(NamedTuple):
+    """The columns `next_handler` and `next_until`."""
+
+    handler: str | None
+    until: int | None
 
 
 class SlotTurns:
-    """What one node has got of slots of late, and asks for.
+    """What the handlers of one node wait for and ask for.
 
     `mono`: monotonic seconds.
     """
@@ -38,80 +59,102 @@ class SlotTurns:
         self._mono = mono
         self._contested: frozenset[str] = frozenset()
         self._got_at: dict[RateKey, float] = {}
-        self._waits_since: dict[str, float] = {}
-        """Since when a handler's claims find no slot, or since it first asked for one."""
-        self._has_asked: set[str] = set()
+        self._waits: dict[str, dict[RateKey, _Wait]] = {}
 
     def agree(self, own: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> None:
-        """Learn the limits of the handlers of this node, and of all live ones."""
-        there = list(others)
-        self._contested = frozenset(
-            handler
-            for handler, limit in own.items()
-            if any(handler not in theirs and limit in theirs.values() for theirs in there)
-        )
+        """Learn the limits of the handlers of this node, and of the other live ones."""
+        users: dict[str, set[str]] = {}
+        for limit_of in others:
+            for handler, limit in limit_of.items():
+                users.setdefault(limit, set()).add(handler)
+        self._contested = frozenset(h for h, limit in own.items() if users.get(limit, set()) - {h})
 
     def is_contested(self, handler: str) -> bool:
-        """Whether another node has its limit, but not this handler."""
+        """Whether another handler has its limit on another live node."""
         return handler in self._contested
 
-    def ask(self, tx: Tx, handler: str, batch: LimitedBatch) -> LimitedBatch:
-        """Ask for what the claim found full, and set when to try again.
+    def settle(self, tx: Tx, handler: str, config: LimitConfig, batch: LimitedBatch) -> LimitedBatch:
+        """Ask for slots that are wanting, and say what becomes of those that were kept for the handler.
 
-        Within the transaction: changes nothing here, since it may run again.
+        Within the transaction of the claim: changes nothing here, since it may run again.
         """
-        if not batch.full:
-            return batch
-        retry_us = round(self._retry_s(handler) * SECOND)
-        until = tx.now + max(round(KEPT_S * SECOND), 3 * retry_us)
-        got = _taken(batch)
-        asked = {
-            key: until
-            for key, row in batch.full.items()
-            if key not in got
-            and self._has_had_none(key)
-            and not row.is_kept(tx.now, (handler,))
-            and (row.next_until is None or row.next_until < tx.now + 2 * retry_us)
+        now, taken, full = tx.now, _taken(batch), batch.full or {}
+        written: dict[RateKey, _Next] = {
+            key: _Next(None, now + TURN_US if key in taken else None)
+            for key in batch.kept
+            if key in taken or key not in full
         }
-        limits.keep_next(tx, handler, asked)
-        retry_at = tx.now + retry_us
-        return batch._replace(
-            retry_at=retry_at if batch.retry_at is None else min(retry_at, batch.retry_at), asked=bool(asked)
-        )
+        left_us = {key: self._turn_left_us(key) for key in full if key not in taken}
+        moments = [now + left for left in left_us.values() if left > 0]
+        if batch.retry_at is not None:
+            moments.append(batch.retry_at)
+        wanting = [key for key, left in left_us.items() if left <= 0]
+        asked: set[RateKey] = set()
+        for key in _with_few_slots(tx, handler, config, wanting):
+            row, retry_us = full[key], self._retry_us(handler, key)
+            until = row.asked_until(now)
+            if until is None and len(asked) < MAX_NEW:
+                asked.add(key)
+                retry_us = round(RETRY_S[0] * SECOND)
+            moments.append(now + retry_us)
+            if until is not None and row.next_handler is None:
+                moments.append(until)
+            is_running_out = until is not None and until < now + 2 * retry_us
+            if key in asked or (row.next_handler == handler and is_running_out):
+                written[key] = _Next(handler, now + max(KEPT_US, 3 * retry_us))
+        limits.write_next(tx, written)
+        retry_at = min(moments, default=None)
+        return batch._replace(retry_at=retry_at, asked=frozenset(asked), row=_after(batch.row, written))
 
     def learn(self, handler: str, batch: LimitedBatch) -> None:
         """The transaction with this batch was committed."""
-        if batch.busy:
-            return
         now = self._mono()
-        if batch.batch.claims:
-            self._note_got(batch, now)
-        if batch.batch.claims or not batch.full:
-            self._waits_since.pop(handler, None)
-            self._has_asked.discard(handler)
-        if batch.full:
-            self._waits_since.setdefault(handler, now)
-        if batch.asked and handler not in self._has_asked:
-            self._waits_since[handler] = now
-            self._has_asked.add(handler)
-
-    def _note_got(self, batch: LimitedBatch, now: float) -> None:
         if len(self._got_at) >= MAX_REMEMBERED:
-            self._got_at = {key: at for key, at in self._got_at.items() if now - at < TURN_S}
+            self._got_at = {key: at for key, at in self._got_at.items() if self._turn_left_us(key) > 0}
         self._got_at.update(dict.fromkeys(_taken(batch), now))
+        if batch.full is None:
+            return
+        before = self._waits.get(handler, {})
+        self._waits[handler] = {
+            key: _Wait(now if key in batch.asked else self._since(before.get(key), now), now)
+            for key in batch.full
+            if key not in _taken(batch)
+        }
 
-    def _has_had_none(self, key: RateKey) -> bool:
+    def _since(self, wait: _Wait | None, now: float) -> float:
+        return now if wait is None or now - wait.seen > FORGOTTEN_S else wait.since
+
+    def _turn_left_us(self, key: RateKey) -> int:
         got_at = self._got_at.get(key)
-        return got_at is None or self._mono() - got_at >= TURN_S
+        return 0 if got_at is None else TURN_US - round((self._mono() - got_at) * SECOND)
 
-    def _retry_s(self, handler: str) -> float:
-        waited = self._mono() - self._waits_since.get(handler, self._mono())
+    def _retry_us(self, handler: str, key: RateKey) -> int:
+        now = self._mono()
+        since = self._since(self._waits.get(handler, {}).get(key), now)
         least, most = RETRY_S
-        return min(most, max(least, waited / 8))
+        return round(min(most, max(least, (now - since) / 8)) * SECOND)
+
+
+def _with_few_slots(tx: Tx, handler: str, config: LimitConfig, wanting: Collection[RateKey]) -> list[RateKey]:
+    """Those of which the handler has less than half of the slots: else it would keep others from asking."""
+    if not wanting:
+        return []
+    most = {LIMIT: config.concurrency or 0, GROUP: config.group_concurrency or 0}
+    (limit,) = {key.limit for key in wanting}
+    counts = slots.counts_of(tx, limit, handler)
+    return [key for key in wanting if 2 * counts.get((key.scope, key.group), 0) < most[key.scope]]
+
+
+def _after(row: RateRow | None, written: Mapping[RateKey, _Next]) -> RateRow | None:
+    """The row of the limit with what was written there."""
+    for key, (handler, until) in written.items():
+        if key.scope == LIMIT and row is not None:
+            return row._replace(next_handler=handler, next_until=until)
+    return row
 
 
 def _taken(batch: LimitedBatch) -> set[RateKey]:
-    """The limits and groups of which it took a slot."""
+    """The limit and the groups of which the claim took a slot."""
     found: set[RateKey] = set()
     for claim in batch.batch.claims:
         use = claim.limited

@@ -178,8 +178,8 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
             jobs = ", ".join(documents.identity(ref.id) or "" for ref in holders[:MAX_NAMED])
             more = " and others" if len(holders) > MAX_NAMED else ""
             reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
-        elif most is not None and state.is_kept(tx.now, (row.handler,)):
-            reasons.append(f'A free slot of the {whose} is kept for "{state.next_handler}" of another node.')
+        elif most is not None and len(holders) == most - 1 and state.is_kept(tx.now, row.handler):
+            reasons.append(f'The only free slot of the {whose} is kept for "{state.next_handler}".')
     return reasons
 
 

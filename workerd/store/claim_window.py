@@ -26,10 +26,7 @@ would have 50 starts of a claim at most."""
 class LimitedHandler(NamedTuple):
     """What a handler's configuration says of its claims; `limit`: the limit's name.
 
-    expires_us
-        How long after it was due a job may begin.
-    sharing
-        The handlers of this node that have the same limit.
+    `expires_us`: how long after it was due a job may begin.
     """
 
     name: str
@@ -37,7 +34,6 @@ class LimitedHandler(NamedTuple):
     template: GroupTemplate | None
     fair: bool
     expires_us: int | None = None
-    sharing: frozenset[str] = frozenset()
 
 
 class ClaimWindow(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from workerd.config.limit_config import LimitConfig
 from workerd.job import Claim, LimitUse
@@ -29,7 +29,6 @@ class LimitRoom:
         groups: list[Row],
     ) -> None:
         self._handler = handler.name
-        self._own = handler.sharing | {handler.name}
         assert handler.limit is not None
         self.name = handler.limit
         self.config = config
@@ -44,6 +43,28 @@ class LimitRoom:
             for scope, count in ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
             if count is not None
         ]
+
+    def correct_rates(self, tx: Tx) -> None:
+        """Store the moments of rates that are further ahead than they can be by the configuration.
+
+        A node with a greater burst must know of this one by then: it would start as many more.
+        """
+        limit, group_rate = self.config.starts, self.config.group_starts
+        moved: dict[RateKey, int | None] = {}
+        if limit is not None:
+            moved[RateKey(self.name, LIMIT, "")] = limit.corrected(self.row.tat, self.now)
+        if group_rate is not None:
+            for group, row in self.groups.items():
+                moved[RateKey(self.name, GROUP, group)] = group_rate.corrected(row.tat, self.now)
+        self._move(tx, {key: tat for key, tat in moved.items() if tat is not None})
+
+    def _move(self, tx: Tx, tats: Mapping[RateKey, int]) -> None:
+        limits.write_rates(tx, tats)
+        for key, tat in tats.items():
+            if key.scope == GROUP:
+                self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
+            else:
+                self.row = self.row._replace(tat=tat)
 
     @property
     def retry_at(self) -> int | None:
@@ -87,7 +108,7 @@ class LimitRoom:
         """Slots that the handler may take, None where they do not count."""
         if self.config.concurrency is None:
             return None
-        kept = self.row.is_kept(self.now, self._own)
+        kept = self.row.is_kept(self.now, self._handler)
         return self.config.concurrency - kept - self.slots.of_limit.bit_count() - self._started_in_all
 
     def _free_group_slots(self, group: str) -> int | None:
@@ -95,24 +116,50 @@ class LimitRoom:
         if self.config.group_concurrency is None:
             return None
         row = self.groups.get(group)
-        kept = row is not None and row.is_kept(self.now, self._own)
+        kept = row is not None and row.is_kept(self.now, self._handler)
         running = self.slots.of_groups.get(group, 0).bit_count() + self._started[group]
         return self.config.group_concurrency - kept - running
 
-    @property
-    def full(self) -> dict[RateKey, RateRow]:
-        """The limit, with its row, if its slots are all taken or kept; else nothing."""
-        free = self._free_slots
-        return {} if free is None or free > 0 else {RateKey(self.name, LIMIT, ""): self.row}
+    def full(self, groups: Iterable[str], *, more: bool) -> dict[RateKey, RateRow]:
+        """Where jobs wait for nothing but a free slot: the limit and those of these groups, with their rows.
 
-    def full_groups(self, groups: Iterable[str]) -> dict[RateKey, RateRow]:
-        """Those of these groups, with their rows, whose slots are all taken or kept."""
-        free = {group: self._free_group_slots(group) for group in groups}
-        return {
-            RateKey(self.name, GROUP, group): self.groups.get(group, RateRow())
-            for group, count in free.items()
-            if count is not None and count <= 0
-        }
+        `groups`: of jobs that wait. `more`: whether there are others, of groups that are not known.
+        """
+        if self.retry_at is not None:
+            return {}
+        found: dict[RateKey, RateRow] = {}
+        for group in groups:
+            if self.group_retry_at(group) is not None:
+                continue
+            free = self._free_group_slots(group)
+            if free is None or free > 0:
+                more = True
+            else:
+                found[RateKey(self.name, GROUP, group)] = self.groups.get(group, RateRow())
+        free = self._free_slots
+        if more and free is not None and free <= 0:
+            found[RateKey(self.name, LIMIT, "")] = self.row
+        return found
+
+    @property
+    def kept(self) -> dict[RateKey, RateRow]:
+        """The limit and its groups, with their rows, of which the next slot is kept for the handler."""
+        rows = self._asked_rows()
+        return {key: row for key, row in rows.items() if row.next_handler == self._handler}
+
+    @property
+    def kept_until(self) -> int | None:
+        """The moment from which a slot is no longer kept for another handler."""
+        rows = self._asked_rows().values()
+        return min(
+            (row.next_until or 0 for row in rows if row.is_kept(self.now, self._handler)), default=None
+        )
+
+    def _asked_rows(self) -> dict[RateKey, RateRow]:
+        rows = {RateKey(self.name, GROUP, group): row for group, row in self.groups.items() if row.next_until}
+        if self.row.next_until:
+            rows[RateKey(self.name, LIMIT, "")] = self.row
+        return {key: row for key, row in rows.items() if row.asked_until(self.now) is not None}
 
     def group_retry_at(self, group: str) -> int | None:
         """When the group may start one by its rate or hold, None if that is now."""
@@ -141,25 +188,12 @@ class LimitRoom:
                 tats[RateKey(self.name, GROUP, group)] = self.config.group_starts.taken(
                     before, self.now, count
                 )
-        limits.write_rates(tx, tats)
-        self._keep_no_longer(tx, groups)
-        for key, tat in tats.items():
-            if key.scope == GROUP:
-                self.groups[key.group] = self.groups.get(key.group, RateRow())._replace(tat=tat)
-            else:
-                self.row = self.row._replace(tat=tat)
+        self._move(tx, tats)
         name, cost, group_cost = self.name, _cost(self.config.starts), _cost(self.config.group_starts)
         return [
             LimitUse(name, group, cost, group_cost, slot, group_slot)
             for group, slot, group_slot in zip(groups, *taken, strict=True)
         ]
-
-    def _keep_no_longer(self, tx: Tx, groups: Sequence[str]) -> None:
-        """What was kept for the handler has been taken."""
-        used = {RateKey(self.name, LIMIT, ""): self.row}
-        if self.groups:
-            used |= {RateKey(self.name, GROUP, g): self.groups[g] for g in set(groups) & self.groups.keys()}
-        limits.keep_no_longer(tx, [key for key, row in used.items() if row.next_handler == self._handler])
 
 
 def _cost(rate: Rate | None) -> int:

@@ -7,11 +7,11 @@ does not fit stays `new`, and uses no attempt.
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,55 +25,15 @@ from workerd.store.base import Tx
 from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows
 from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
 from workerd.store.limit_room import LimitRoom
+from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.session import Params, Row
 
-MAX_FULL_GROUPS = 8
-"""Groups without a free slot that one claim reports."""
+MAX_FULL_GROUPS = 100
+"""Groups of waiting jobs that are looked at for a free slot where it is to be reported."""
 LEFT_IN_FRONT = 2
 """Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
-
-
-class LimitedBatch(NamedTuple):
-    """What one transaction claimed of a limited handler.
-
-    more
-        Whether further jobs may fit at once.
-    retry_at
-        Store time, microseconds, at which the next fits by its rate or hold, if that is known.
-    heads
-        What it learned of queues: their first jobs, None for those that are empty.
-    scanned
-        Whether it looked for queues, then `cursor` is where to go on.
-    turns
-        The turns as they are after it.
-    row
-        The row of its limit as it is after it.
-    busy
-        Whether another claim has its limit locked.
-    full
-        The limit and some of its groups, with their rows, of which no slot is free for what waits; groups as
-        far as they were to be reported.
-    asked
-        Whether the next free slot of any of these is kept for the handler from now on.
-    hiding
-        The groups of the first rows, if these are few and there are more rows than were looked at; None if it
-        did not look.
-    """
-
-    batch: ClaimBatch
-    more: bool = False
-    retry_at: int | None = None
-    heads: Mapping[str, Waiting | None] = {}
-    scanned: bool = False
-    cursor: str | None = None
-    turns: FairTurns | None = None
-    row: RateRow | None = None
-    busy: bool = False
-    full: Mapping[RateKey, RateRow] = {}
-    asked: bool = False
-    hiding: frozenset[str] | None = None
 
 
 def claim(
@@ -90,12 +50,13 @@ def claim(
     *,
     idle_only: bool = False,
     reports_full: bool = False,
+    corrects_rates: bool = True,
 ) -> LimitedBatch:
     """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
 
     `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
     `idle_only`: claim for those of its groups that have had no turn of late, and no others. `reports_full`:
-    look for groups without a free slot.
+    tell where a slot is wanting. `corrects_rates`: see LimitRoom.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
@@ -121,12 +82,21 @@ def claim(
     room: LimitRoom | None = None
     if limit is not None and handler.limit is not None:
         room = LimitRoom(tx.now, handler, *limit, *answers)
+        if corrects_rates:
+            room.correct_rates(tx)
     fitting = wanted if room is None else room.of_limit(wanted)
     if fitting <= 0:
         if room is None:
             return LimitedBatch(ClaimBatch([], [], cursor, 0))
-        full = room.full if rows or queues.heads else {}
-        return LimitedBatch(ClaimBatch([], [], cursor, 0), retry_at=room.retry_at, full=full)
+        groups = {group_queues.group_of(row[6]): None for row in rows} | dict.fromkeys(queues.heads)
+        full = room.full(itertools.islice(groups, MAX_FULL_GROUPS), more=False) if reports_full else None
+        return LimitedBatch(
+            ClaimBatch([], [], cursor, 0),
+            retry_at=room.retry_at or room.kept_until,
+            row=room.row,
+            full=full,
+            kept=room.kept,
+        )
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked, reports_full)
     scan = group_queues.scan(tx, handler.name, queues.cursor) if queues.scan else None
     seen = scan.heads if scan is not None else {}
@@ -223,14 +193,20 @@ class _Claiming:
             more = window.is_full or parked.last is not None
         else:
             more = fitting == wanted
-        full: dict[RateKey, RateRow] = {}
-        if self._reports_full and not idle_only:
-            first = {g: head for g, head in {**heads, **learned}.items() if head and head.ref not in ended}
-            full = self._full(first, waits=bool(first) or window.is_full)
+        full: dict[RateKey, RateRow] | None = None
+        if self._reports_full and self._room is not None:
+            waits = [
+                (head, group)
+                for group, head in {**heads, **learned}.items()
+                if head is not None and head.ref not in ended
+            ]
+            first = [group for _, group in heapq.nsmallest(MAX_FULL_GROUPS, waits)]
+            full = self._room.full(first, more=window.is_full)
         return LimitedBatch(
             found._replace(cursor=window.first if window.is_full else None),
             more=more,
             full=full,
+            kept=self._room.kept if self._room is not None else {},
             retry_at=self._retry_at({*left, *heads}),
             heads=learned,
             turns=self._turns,
@@ -243,9 +219,12 @@ class _Claiming:
     ) -> LimitedBatch:
         """The same where groups count for nothing: the first rows are those to start."""
         rows = [row[:6] for row in front[:fitting]]
-        if not rows:
-            return LimitedBatch(ClaimBatch([], [], None, 0))
         handler, room, is_full = self._handler, self._room, len(front) >= wanted
+        if not rows:
+            kept = room.kept if room is not None else {}
+            return LimitedBatch(
+                ClaimBatch([], [], None, 0), full={} if self._reports_full else None, kept=kept
+            )
         batch = claims.take(
             self._tx, handler.name, rows, self._node, self._inline, max_bytes, mono, handler.expires_us
         )
@@ -257,11 +236,13 @@ class _Claiming:
                 groups = [by_ref[one.id, one.attempt] for one in taken]
             self._give_uses(taken, groups)
         cursor = claims.cursor_at(front[0]) if is_full else None
+        waits = [group_queues.group_of(row[6]) for row in front[batch.found :][:MAX_FULL_GROUPS]]
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
-            full=self._full({}, waits=is_full or len(front) > batch.found) if self._reports_full else {},
+            full=room.full(waits, more=is_full) if room is not None and self._reports_full else None,
+            kept=room.kept if room is not None else {},
             more=batch.found < len(rows) or (is_full and fitting == wanted) or bool(batch.broken),
-            retry_at=room.retry_at if room is not None else None,
+            retry_at=None if room is None else room.retry_at or room.kept_until,
             row=room.row if room is not None else None,
         )
 
@@ -384,14 +365,6 @@ class _Claiming:
             _mark_those_ahead(taken, groups, self._turns)
         return batch._replace(claims=taken, broken=broken)
 
-    def _full(self, heads: Mapping[str, Waiting], *, waits: bool) -> dict[RateKey, RateRow]:
-        """The limit, if any job waits for it, and those of these groups that come first, if they are full."""
-        if self._room is None:
-            return {}
-        of_groups = self._room.full_groups(sorted(heads, key=heads.__getitem__))
-        first = itertools.islice(of_groups.items(), MAX_FULL_GROUPS)
-        return {**(self._room.full if waits else {}), **dict(first)}
-
     def _give_uses(self, taken: Sequence[Claim], groups: Sequence[str]) -> None:
         assert self._room is not None
         for one, use in zip(taken, self._room.use(self._tx, taken, groups), strict=True):
@@ -424,7 +397,11 @@ class _Claiming:
         room = self._room
         if room is None:
             return None
-        moments = [room.retry_at, *(room.group_retry_at(group) for group in groups & room.groups.keys())]
+        moments = [
+            room.retry_at,
+            room.kept_until,
+            *(room.group_retry_at(group) for group in groups & room.groups.keys()),
+        ]
         return min((moment for moment in moments if moment is not None), default=None)
 
 

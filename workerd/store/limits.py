@@ -7,7 +7,7 @@ that another claim has locked: so the claims of one limit come one after the oth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, LimitUse, Status
@@ -19,7 +19,7 @@ from workerd.store.columns import chunks
 from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
 
-MAX_KEPT_US = 5_000_000
+MAX_KEPT_US = 2_000_000
 """For which a slot is kept at most: what says longer was written before the clock was set back."""
 
 # Lock order: rows of workerd_rates by (limit_name, scope, group_key), then requests, jobs, and slots, which
@@ -42,7 +42,7 @@ class RateRow(NamedTuple):
     held_until
         Until when nothing is started.
     next_handler, next_until
-        For which handler the next free slot is kept, and until when.
+        Until when the next free slot is kept for this handler; without a handler, until when nobody asks.
     """
 
     tat: int | None = None
@@ -53,11 +53,14 @@ class RateRow(NamedTuple):
     def is_held(self, now: int) -> bool:
         return self.held_until is not None and self.held_until > now
 
-    def is_kept(self, now: int, own: Container[str]) -> bool:
-        """Whether the next free slot is kept for a handler that is none of `own`."""
-        if self.next_until is None or self.next_handler in own:
-            return False
-        return now < self.next_until <= now + MAX_KEPT_US
+    def asked_until(self, now: int) -> int | None:
+        """`next_until`, if that is to come."""
+        until = self.next_until
+        return until if until is not None and now < until <= now + MAX_KEPT_US else None
+
+    def is_kept(self, now: int, handler: str) -> bool:
+        """Whether the next free slot is kept for another handler."""
+        return self.next_handler not in (None, handler) and self.asked_until(now) is not None
 
 
 _STATE = "tat, held_until, next_handler, next_until"
@@ -113,14 +116,10 @@ def write_rates(tx: Tx, tats: Mapping[RateKey, int]) -> None:
     _write_times(tx, "tat", tats)
 
 
-def keep_next(tx: Tx, handler: str, until: Mapping[RateKey, int]) -> None:
-    """Keep the next free slot of each of these for the handler, until then; locks their rows."""
-    _write(tx, ("next_handler", "next_until"), {key: (handler, columns.at(at)) for key, at in until.items()})
-
-
-def keep_no_longer(tx: Tx, keys: Collection[RateKey]) -> None:
-    """Keep the next free slot of each of these for nobody; locks their rows."""
-    _write(tx, ("next_handler", "next_until"), dict.fromkeys(keys, (None, None)))
+def write_next(tx: Tx, kept: Mapping[RateKey, tuple[str | None, int | None]]) -> None:
+    """Write next_handler and next_until, of limits that the transaction has locked and of their groups."""
+    values = {key: (handler, columns.at(until)) for key, (handler, until) in kept.items()}
+    _write(tx, ("next_handler", "next_until"), values)
 
 
 def _write_times(tx: Tx, column: str, values: Mapping[RateKey, int]) -> None:
@@ -173,7 +172,8 @@ def _moved(outcome: Outcome) -> list[RateKey]:
     use = outcome.limited
     assert use is not None
     if outcome.status is Status.NEW:
-        given_back = [(LIMIT, "", use.start_us), (GROUP, use.group, use.group_start_us)]
+        # The limit's row first, as claims do: those lock rows of its groups in more than one pass.
+        given_back = [(LIMIT, "", use.start_us or use.group_start_us), (GROUP, use.group, use.group_start_us)]
         return [RateKey(use.name, scope, group) for scope, group, cost in given_back if cost]
     if outcome.hold is None:
         return []
@@ -234,8 +234,8 @@ def _tats_without(
 # -- for everybody else
 
 
-def sweep(tx: Tx, rows: int) -> None:
-    """Delete the rows of groups of which nothing lasts."""
+def sweep(tx: Tx, rows: int) -> int:
+    """Delete the rows of groups of which nothing lasts; returns their number."""
     now = columns.at(tx.now)
     over = tx.query(
         f"SELECT limit_name, scope, group_key FROM workerd_rates WHERE scope = '{GROUP}'"
@@ -246,6 +246,7 @@ def sweep(tx: Tx, rows: int) -> None:
     if over:
         where, params = _where([RateKey(*(columns.lenient(value) or "" for value in row)) for row in over])
         tx.execute(f"DELETE FROM workerd_rates WHERE {where}", params)
+    return len(over)
 
 
 class Held(NamedTuple):

@@ -231,6 +231,17 @@ def attempts_with(tx: Tx, name: str, scope: str) -> set[AttemptRef]:
     return {AttemptRef(*row) for row in tx.query(sql, (name, scope))}
 
 
+def counts_of(tx: Tx, name: str, handler: str) -> dict[tuple[str, str], int]:
+    """How many slots of a limit the handler has, on any node, by scope and group."""
+    sql = (
+        "SELECT s.scope, s.group_key, COUNT(*) FROM workerd_slots AS s JOIN workerd_jobs AS j"
+        " ON j.id = s.id AND j.attempt = s.attempt WHERE s.limit_name = %s AND j.handler = %s"
+        " GROUP BY s.scope, s.group_key"
+    )
+    found = tx.query(sql, (name, handler))
+    return {(columns.text(scope), columns.lenient(group) or ""): int(count) for scope, group, count in found}
+
+
 def free_ended(tx: Tx, refs: Collection[AttemptRef]) -> set[AttemptRef]:
     """Delete the slots of those of these attempts that run no more, whatever their numbers; returns those."""
     ended = set(refs)
