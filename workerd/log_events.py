@@ -38,6 +38,7 @@ EVENTS: dict[str, str] = {
     "claims.rescued": "Claims of a dead node were closed as lost.",
     "claims.settled": "Claims of this node that no pool held were closed: released, or lost with their pool.",
     "claims.taken_back": "After an absence of the store these jobs, which run here, were claimed again.",
+    "handler.limit_differs": "Live nodes have this handler under another limit, or none; each counts apart.",
     "handlers.withdrawn": "This node is no longer configured with handlers that it had, and says so.",
     "job.claimed": "This node took an attempt and sends it to its pool; at the level `debug` only.",
     "lease.expired": "The lease was not renewed in time; nothing is started until it is.",

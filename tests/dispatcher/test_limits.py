@@ -133,6 +133,28 @@ def test_the_lower_of_two_configurations_holds(
     assert '"nodes":"other"' in logged[0]
 
 
+def test_another_limit_of_a_handler_on_another_node_is_logged(
+    make_harness: MakeHarness, store: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Once, with the node."""
+    info = NodeInfo(handlers={"a": nodes.HandlerFigures()}, limit_of={"a": "m"})
+    other = NodeRecord(id=new_id(), name="other", info=msgspec.json.encode(info))
+    store.run(lambda tx: nodes.register(tx, other, 3600))
+    harness, _ = start(make_harness, LimitConfig(concurrency=3), poll=0.1)
+    logged: list[str] = []
+
+    def is_logged() -> bool:
+        logged.extend(capfd.readouterr().err.splitlines())
+        return any("handler.limit_differs" in line for line in logged)
+
+    harness.until(is_logged)
+    harness.serve(1.2)  # the next time that it asks what others have
+    is_logged()
+    (line,) = [line for line in logged if "handler.limit_differs" in line]
+    assert '"handler":"a","limit":"l","nodes":"other"' in line
+    store.run(lambda tx: nodes.remove(tx, other.id))
+
+
 @pytest.mark.parametrize(
     "limit", [LimitConfig(concurrency=3), LimitConfig(group_concurrency=3), LimitConfig(3, 3)]
 )

@@ -244,3 +244,16 @@ def test_a_different_configuration_of_another_node_is_named(
     ]
     [limit] = store.read(lambda tx: operations.list_(tx, config))
     assert (limit["concurrency"], limit["rate"], limit["burst"]) == (2, "5/1s", None)
+
+
+@pytest.mark.parametrize("limit_of", [{}, {"charge": "paypal"}])
+def test_a_handler_that_another_node_has_under_another_limit_is_named(
+    store: Store, store_url: str, limit_of: dict[str, str]
+) -> None:
+    """Both limits let its jobs start, so that neither holds for all of them."""
+    config = configured(store_url, concurrency=5)
+    for name, handler in (("other", "charge"), ("without", "refund")):
+        published = nodes.NodeInfo(handlers={handler: nodes.HandlerFigures()}, limit_of=limit_of)
+        record = nodes.NodeRecord(id=name.encode().ljust(16), name=name, info=msgspec.json.encode(published))
+        store.run(lambda tx, r=record: nodes.register(tx, r, 60.0))  # type: ignore[misc]
+    assert operations.differing(config) == ["handlers.charge: limit differs on other; each counts for itself"]

@@ -20,7 +20,7 @@ from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateRow
-from workerd.store.nodes import NodeInfo
+from workerd.store.nodes import NodeInfo, nodes_with_other_limit
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
 from workerd.store.slots import GROUP, LIMIT
@@ -91,6 +91,7 @@ class LimitedHandlers:
         self._limits = dict(config.limits)
         self.on_hiding: Callable[[], object] = lambda: None
         self._differing: dict[str, tuple[str, ...]] = {}
+        self._elsewhere: dict[str, tuple[str, ...]] = {}
         self._counted: dict[str, frozenset[str]] = {}
         """The scopes of each limit in which attempts that ran before it counted them have slots."""
         self.counted_late: set[AttemptRef] = set()
@@ -241,6 +242,14 @@ class LimitedHandlers:
             if others and self._differing.get(name) != tuple(others):
                 _log.warning("limit.differs", limit=name, nodes=", ".join(others))
             self._differing[name] = tuple(others)
+        self._warn_of_other_limits(published)
+
+    def _warn_of_other_limits(self, published: Mapping[str, NodeInfo]) -> None:
+        for handler, limit in self._limit_of.items():
+            nodes = tuple(sorted(nodes_with_other_limit(published, handler, limit)))
+            if nodes and self._elsewhere.get(handler) != nodes:
+                _log.warning("handler.limit_differs", handler=handler, limit=limit, nodes=", ".join(nodes))
+            self._elsewhere[handler] = nodes
 
 
 def _of(handler: HandlerConfig) -> LimitedHandler:

@@ -202,14 +202,18 @@ def _filled(template: str, vars_: bytes | None) -> str:
 
 def differing(config: Config) -> list[str]:
     """Sentences on limits that live nodes are configured with differently; none if the store is away."""
-    if not config.limits:
-        return []
     try:
         with closing(open_checked(config)) as store:
-            published = _limits(store.read(_infos))
+            infos = store.read(_infos)
     except StoreError:
         return []
+    published = _limits(infos)
     sentences = []
+    for handler in config.handlers.values():
+        others = sorted(nodes.nodes_with_other_limit(infos, handler.name, handler.limit))
+        if others:
+            where = ", ".join(others)
+            sentences.append(f"handlers.{handler.name}: limit differs on {where}; each counts for itself")
     for name, own in config.limits.items():
         others = sorted(node for node, theirs in published.items() if theirs.get(name, own) != own)
         if others:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import msgspec
 
@@ -68,6 +68,15 @@ class NodeInfo(msgspec.Struct, frozen=True, kw_only=True):
     limits: dict[str, LimitConfig] | None = None
     limit_of: dict[str, str] = {}
     fair: list[str] = []
+
+
+def nodes_with_other_limit(published: Mapping[str, NodeInfo], handler: str, limit: str) -> list[str]:
+    """Those of these nodes that have the handler under another limit, or under none ("")."""
+    return [
+        name
+        for name, info in published.items()
+        if handler in info.handlers and info.limit_of.get(handler, "") != limit
+    ]
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
