@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workerd.rate_limit import Rate, given_back
+from workerd.rate_limit import MAX_SKEW_US, Rate, given_back
 
 RATES = st.builds(Rate, st.integers(1, 1000), st.integers(1, 31 * 86_400_000_000), st.integers(1, 1000))
 STEPS = st.lists(st.tuples(st.integers(0, 10**8), st.integers(1, 50)), min_size=1, max_size=40)
@@ -133,11 +134,25 @@ def test_a_full_rate_is_used_while_work_waits() -> None:
 
 
 def test_a_clock_that_is_set_back_does_not_stop_starts() -> None:
-    """The bucket is empty at most."""
+    """The bucket is empty at most, once that is stored."""
     rate = Rate(10, 1_000_000, 10)
     tat = rate.taken(None, 10**15, 10)
     earlier = 10**15 - 3600 * 1_000_000
-    assert rate.next_at(tat, earlier) == earlier + 100_000
+    assert rate.fitting(tat, earlier) == 0
+    corrected = rate.corrected(tat, earlier)
+    assert rate.next_at(corrected, earlier) == earlier + 100_000
+    assert rate.fitting(corrected, earlier + 100_000) == 1
+
+
+@pytest.mark.parametrize("ahead_us", [0, 1_000, MAX_SKEW_US])
+def test_what_another_clock_wrote_is_not_corrected(ahead_us: int) -> None:
+    """Servers of a cluster that corrected each other would give out what lies between their clocks."""
+    rate = Rate(10, 1_000_000, 10)
+    tat = rate.taken(None, 10**15 + ahead_us, 10)
+    assert rate.corrected(tat, 10**15) is None
+    moment = rate.next_at(tat, 10**15)
+    assert moment == 10**15 + ahead_us + 100_000
+    assert rate.fitting(tat, moment) == 1
 
 
 def test_the_lower_of_two_rates() -> None:

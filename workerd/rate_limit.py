@@ -11,6 +11,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+MAX_SKEW_US = 10_000_000
+"""By which clocks of a cluster's servers may differ: if they corrected each other, more would start."""
+
 
 class Rate(msgspec.Struct, frozen=True):
     """At most `count` starts per `period_us` in the long run, and `burst` at once."""
@@ -34,16 +37,15 @@ class Rate(msgspec.Struct, frozen=True):
 
     def next_at(self, tat: int | None, now: int) -> int:
         """When one start fits, `now` if it does already."""
-        return max(now, self._begin(tat, now) + self.cost(1) - self.cost(self.burst))
+        return now if tat is None else max(now, tat + self.cost(1) - self.cost(self.burst))
 
     def corrected(self, tat: int | None, now: int) -> int | None:
-        """`tat` as it should be stored, if it is further ahead than a full burst; else None.
+        """`tat` as it is to be stored, if it is much further ahead than a full burst; else None.
 
-        The clock was set back, or rate or burst were changed. Unless that is stored, no time that passes
-        brings the next start nearer.
+        The clock was set back, or rate or burst were changed.
         """
         most = now + self.cost(self.burst)
-        return most if tat is not None and tat > most else None
+        return most if tat is not None and tat > most + MAX_SKEW_US else None
 
     def _begin(self, tat: int | None, now: int) -> int:
         return now if tat is None else max(now, min(tat, now + self.cost(self.burst)))
