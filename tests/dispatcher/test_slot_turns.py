@@ -136,6 +136,23 @@ def test_both_try_again_soon(nodes: tuple[Node, Node], store: Store) -> None:
 
 
 @pytest.mark.parametrize("limit", COUNTED)
+def test_who_leaves_a_slot_to_another_looks_soon_whether_it_is_free_again(
+    nodes: tuple[Node, Node], store: Store, store_url: str
+) -> None:
+    """The other may have had a single short job; but it does not ask, since it had its turn just now."""
+    flooding, other = nodes
+    (running,) = flooding.claim("flood")
+    other.claim("single")
+    flooding.end(running)
+    (single,) = other.claim("single")
+    assert flooding.claim("flood") == []
+    assert flooding.batch.retry_at is not None
+    assert flooding.batch.retry_at <= store.read(lambda tx: tx.now) + 10_000
+    assert kept(Rows(store_url)) == []
+    other.end(single)
+
+
+@pytest.mark.parametrize("limit", COUNTED)
 def test_nobody_asks_while_a_turn_lasts(nodes: tuple[Node, Node], store: Store, store_url: str) -> None:
     """Slots change nodes seldom; at the end of the turn whoever had nothing meanwhile looks again."""
     flooding, other = nodes

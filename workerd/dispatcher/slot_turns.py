@@ -84,16 +84,13 @@ class SlotTurns:
             for key in batch.kept
             if key in taken or key not in full
         }
-        left_us = {key: self._turn_left_us(key) for key in full if key not in taken}
-        moments = [now + left for left in left_us.values() if left > 0]
-        if batch.retry_at is not None:
-            moments.append(batch.retry_at)
-        wanting = [key for key, left in left_us.items() if left <= 0]
+        moments = [] if batch.retry_at is None else [batch.retry_at]
         asked: set[RateKey] = set()
+        wanting = [key for key in full if key not in taken]
         for key in _with_few_slots(tx, handler, config, wanting):
             row, retry_us = full[key], self._retry_us(handler, key)
-            until = row.asked_until(now)
-            if until is None and len(asked) < MAX_NEW:
+            until, may_ask = row.asked_until(now), self._turn_left_us(key) <= 0
+            if until is None and may_ask and len(asked) < MAX_NEW:
                 asked.add(key)
                 retry_us = round(RETRY_S[0] * SECOND)
             moments.append(now + retry_us)
