@@ -37,7 +37,7 @@ class Rate(msgspec.Struct, frozen=True):
 
     def next_at(self, tat: int | None, now: int) -> int:
         """When one start fits, `now` if it does already."""
-        return now if tat is None else max(now, tat + self.cost(1) - self.cost(self.burst))
+        return max(now, self._begin(tat, now) + self.cost(1) - self.cost(self.burst))
 
     def corrected(self, tat: int | None, now: int) -> int | None:
         """`tat` as it is to be stored, if it is much further ahead than a full burst; else None.
@@ -48,7 +48,7 @@ class Rate(msgspec.Struct, frozen=True):
         return most if tat is not None and tat > most + MAX_SKEW_US else None
 
     def _begin(self, tat: int | None, now: int) -> int:
-        return now if tat is None else max(now, min(tat, now + self.cost(self.burst)))
+        return now if tat is None else max(now, tat)
 
     def with_burst(self, burst: int) -> Rate:
         """The same rate with another burst."""

@@ -190,11 +190,13 @@ def test_of_two_nodes_with_different_limits_the_lower_one_holds(
     assert_settled(rows)
 
 
-def removable(*names: str) -> str:
-    """These handlers, of a limit of one slot."""
-    call = "tests.support.limit_handlers:count_overlaps"
-    tables = [f'[handlers.{name}]\ncall = "{call}"\nlimit = "one"\nworkers = 4\n' for name in names]
-    return f"[limits.one]\nconcurrency = 1\n[defaults]\npath = ['{ROOT}']\n" + "".join(tables)
+def of_one_slot(*handlers: str, call: str, counted: str = "concurrency") -> str:
+    """These handlers, which share a limit of one slot."""
+    tables = [
+        f'[handlers.{name}]\ncall = "tests.support.limit_handlers:{call}"\nworkers = 4\nlimit = "one"\n'
+        for name in handlers
+    ]
+    return f"[limits.one]\n{counted} = 1\n[defaults]\npath = ['{ROOT}']\n" + "".join(tables)
 
 
 def test_a_handler_that_a_reload_removes_keeps_its_limit_to_the_end(
@@ -204,30 +206,16 @@ def test_a_handler_that_a_reload_removes_keeps_its_limit_to_the_end(
     rows = Rows(store_url)
     marks = tmp_path / "marks"
     marks.mkdir()
-    daemon = start_daemon(removable("kept", "removed"), "one")
+    daemon = start_daemon(of_one_slot("kept", "removed", call="count_overlaps"), "one")
     rows.insert_many("removed", [{"folder": str(marks), "most": 1, "seconds": 0.02}] * 1000)
     eventually(lambda: rows.counts().get("completed", 0) > 10, state=daemon.tail)
-    daemon.write(removable("kept"))
+    daemon.write(of_one_slot("kept", call="count_overlaps"))
     daemon.cli("reload")
     eventually(lambda: rows.counts().get("inprogress", 0) == 0, state=daemon.tail)
     assert not (marks / "over").exists()
     assert rows.counts()["new"] > 0
     assert rows.sql("SELECT * FROM workerd_slots") == []
     assert_settled(rows)
-
-
-def of_one_handler(name: str, counted: str) -> str:
-    """A node that has this handler alone, of a limit of one slot."""
-    return f"""
-[limits.shared]
-{counted} = 1
-[defaults]
-path = ["{ROOT}"]
-[handlers.{name}]
-call = "tests.support.limit_handlers:work_or_hold"
-workers = 2
-limit = "shared"
-"""
 
 
 FLOOD, SINGLE, RUNS_BETWEEN = 3_000, 10, 20
@@ -241,8 +229,10 @@ def test_a_flood_of_one_node_leaves_another_its_turn(
     rows = Rows(store_url)
     if rows.sqlite:
         pytest.skip("a file has one node")
-    flooding = start_daemon(of_one_handler("flood", counted), "one")
-    other = start_daemon(of_one_handler("single", counted), "two")
+    flooding, other = (
+        start_daemon(of_one_slot(handler, call="work_or_hold", counted=counted), node)
+        for handler, node in (("flood", "one"), ("single", "two"))
+    )
     for daemon in (flooding, other):
         eventually(lambda d=daemon: d.cli("limits").stdout.count("flood, single") == 1, state=daemon.tail)
     rows.insert_many("flood", [{"seconds": 0.005}] * FLOOD)

@@ -79,7 +79,6 @@ class LimitedHandlers:
 
     def __init__(self, config: Config) -> None:
         configured = [h for h in config.handlers.values() if h.limit or h.group or h.fair]
-        self._limit_of = {h.name: h.limit for h in configured if h.limit}
         self._handlers = {h.name: _of(h) for h in configured}
         self._node = config.node.name
         self._slot_turns = SlotTurns()
@@ -90,8 +89,7 @@ class LimitedHandlers:
         self._configured = config.limits
         self._limits = dict(config.limits)
         self.on_hiding: Callable[[], object] = lambda: None
-        self._differing: dict[str, tuple[str, ...]] = {}
-        self._elsewhere: dict[str, tuple[str, ...]] = {}
+        self._warned: dict[tuple[str, str], tuple[str, ...]] = {}
         self._counted: dict[str, frozenset[str]] = {}
         """The scopes of each limit in which attempts that ran before it counted them have slots."""
         self.counted_late: set[AttemptRef] = set()
@@ -227,7 +225,8 @@ class LimitedHandlers:
         """
         self._agreements += 1
         elsewhere = [info.limit_of for name, info in published.items() if name != self._node]
-        self._slot_turns.agree(self._limit_of, elsewhere)
+        limit_of = {name: known.limit for name, known in self._handlers.items() if known.limit is not None}
+        self._slot_turns.agree(limit_of, elsewhere)
         for name, own in self._configured.items():
             lower = own
             others = []
@@ -239,17 +238,18 @@ class LimitedHandlers:
             self._limits[name] = lower
             # Where the limit counts no more, attempts begin without slots.
             self._counted[name] = self._counted.get(name, frozenset()) & frozenset(self._scopes(name))
-            if others and self._differing.get(name) != tuple(others):
+            if self._is_news("limit.differs", name, others):
                 _log.warning("limit.differs", limit=name, nodes=", ".join(others))
-            self._differing[name] = tuple(others)
-        self._warn_of_other_limits(published)
+        for handler, limit in limit_of.items():
+            others = sorted(nodes_with_other_limit(published, handler, limit))
+            if self._is_news("handler.limit_differs", handler, others):
+                _log.warning("handler.limit_differs", handler=handler, limit=limit, nodes=", ".join(others))
 
-    def _warn_of_other_limits(self, published: Mapping[str, NodeInfo]) -> None:
-        for handler, limit in self._limit_of.items():
-            nodes = tuple(sorted(nodes_with_other_limit(published, handler, limit)))
-            if nodes and self._elsewhere.get(handler) != nodes:
-                _log.warning("handler.limit_differs", handler=handler, limit=limit, nodes=", ".join(nodes))
-            self._elsewhere[handler] = nodes
+    def _is_news(self, event: str, name: str, nodes: Sequence[str]) -> bool:
+        """Whether there are any, and others than the last time."""
+        before = self._warned.get((event, name))
+        self._warned[event, name] = tuple(nodes)
+        return bool(nodes) and before != tuple(nodes)
 
 
 def _of(handler: HandlerConfig) -> LimitedHandler:

@@ -1,8 +1,7 @@
 """The messages between a pool and its workers: frozen msgspec structs, one union per direction.
 
-pool -> worker               Assignment (in shared memory, or over the channel when it is too long), Kept
-worker -> pool               Loaded, Progressed, Traced, Saved, Unstarted, RunResult; LogRecord as JSON in
-                             the output pipe
+A pool sends Assignment, in shared memory or over the channel when it is too long, and Kept; a worker sends
+Loaded, Progressed, Traced, Saved, Unstarted and RunResult, and LogRecord as JSON in its output pipe.
 """
 
 from __future__ import annotations

@@ -36,6 +36,7 @@ class LimitRoom:
         self.now = now
         self.slots = slots.read(taken)
         self.groups = limits.read_group_rates(groups)
+        self._asked = self._asked_rows()
         self._started: Counter[str] = Counter()
         self._started_in_all = 0
         self.scopes = [
@@ -144,18 +145,16 @@ class LimitRoom:
     @property
     def kept(self) -> dict[RateKey, RateRow]:
         """The limit and its groups, with their rows, of which the next slot is kept for the handler."""
-        rows = self._asked_rows()
-        return {key: row for key, row in rows.items() if row.next_handler == self._handler}
+        return {key: row for key, row in self._asked.items() if row.next_handler == self._handler}
 
     @property
     def kept_until(self) -> int | None:
         """The moment from which a slot is no longer kept for another handler."""
-        rows = self._asked_rows().values()
-        return min(
-            (row.next_until or 0 for row in rows if row.is_kept(self.now, self._handler)), default=None
-        )
+        kept = [row for row in self._asked.values() if row.is_kept(self.now, self._handler)]
+        return min((row.next_until or 0 for row in kept), default=None)
 
     def _asked_rows(self) -> dict[RateKey, RateRow]:
+        # No claim changes them while it lasts.
         rows = {RateKey(self.name, GROUP, group): row for group, row in self.groups.items() if row.next_until}
         if self.row.next_until:
             rows[RateKey(self.name, LIMIT, "")] = self.row

@@ -88,13 +88,11 @@ def claim(
     if fitting <= 0:
         if room is None:
             return LimitedBatch(ClaimBatch([], [], cursor, 0))
-        groups = {group_queues.group_of(row[6]): None for row in rows} | dict.fromkeys(queues.heads)
-        full = room.full(itertools.islice(groups, MAX_FULL_GROUPS), more=False) if reports_full else None
         return LimitedBatch(
             ClaimBatch([], [], cursor, 0),
             retry_at=room.retry_at or room.kept_until,
             row=room.row,
-            full=full,
+            full=_full(room, handler, rows, queues.heads) if reports_full else None,
             kept=room.kept,
         )
     claiming = _Claiming(tx, handler, node, room, turns, inline, asked, reports_full)
@@ -110,6 +108,16 @@ def claim(
     if scan is None:
         return batch
     return batch._replace(scanned=True, cursor=scan.cursor)
+
+
+def _full(
+    room: LimitRoom, handler: LimitedHandler, rows: list[Row], heads: Iterable[str]
+) -> dict[RateKey, RateRow]:
+    """Where these rows and the queues of these groups wait for a slot, of a limit without any."""
+    unknown = handler.template is not None and _without_group(rows)
+    known = (group_queues.group_of(row[6]) for row in rows if row[6] is not None or handler.template is None)
+    groups = dict.fromkeys(itertools.islice(itertools.chain(known, heads), MAX_FULL_GROUPS))
+    return room.full(groups, more=unknown)
 
 
 def _without_group(rows: list[Row]) -> bool:
@@ -236,10 +244,13 @@ class _Claiming:
                 groups = [by_ref[one.id, one.attempt] for one in taken]
             self._give_uses(taken, groups)
         cursor = claims.cursor_at(front[0]) if is_full else None
-        waits = [group_queues.group_of(row[6]) for row in front[batch.found :][:MAX_FULL_GROUPS]]
+        full: dict[RateKey, RateRow] | None = None
+        if room is not None and self._reports_full:
+            left = front[batch.found :][:MAX_FULL_GROUPS]
+            full = room.full([group_queues.group_of(row[6]) for row in left], more=is_full)
         return LimitedBatch(
             batch._replace(claims=taken, cursor=cursor),
-            full=room.full(waits, more=is_full) if room is not None and self._reports_full else None,
+            full=full,
             kept=room.kept if room is not None else {},
             more=batch.found < len(rows) or (is_full and fitting == wanted) or bool(batch.broken),
             retry_at=None if room is None else room.retry_at or room.kept_until,

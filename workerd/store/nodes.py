@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 import msgspec
 
 from workerd import clock
-from workerd.config.limit_config import LimitConfig as LimitConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.errors import NodeNameTaken
 from workerd.job import COOLER_KEY, Status
 from workerd.store import claims, columns, queries
