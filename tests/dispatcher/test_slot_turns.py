@@ -65,10 +65,6 @@ class Node:
         self.batch = batches[-1]
         return [claim for batch in batches for claim in batch.batch.claims]
 
-    def forget_turn(self) -> None:
-        """As if it had got nothing for a while."""
-        self._limited._slot_turns._got_at.clear()
-
     def end(self, claim: Claim) -> None:
         outcome = storing.outcome(claim)
         self._store.run(lambda tx: writer.close(tx, [outcome], self._ident.id))
@@ -139,7 +135,7 @@ def test_both_try_again_soon(nodes: tuple[Node, Node], store: Store) -> None:
 def test_who_leaves_a_slot_to_another_looks_soon_whether_it_is_free_again(
     nodes: tuple[Node, Node], store: Store, store_url: str
 ) -> None:
-    """The other may have had a single short job; but it does not ask, since it had its turn just now."""
+    """The other may have had a single short job; nobody asks before its turn is over."""
     flooding, other = nodes
     (running,) = flooding.claim("flood")
     other.claim("single")
@@ -164,7 +160,6 @@ def test_nobody_asks_while_a_turn_lasts(nodes: tuple[Node, Node], store: Store, 
     (single,) = other.claim("single")
     sql = "SELECT next_until FROM workerd_rates WHERE next_until IS NOT NULL"
     (turn,) = store.read(lambda tx: tx.query(sql))
-    flooding.forget_turn()
     flooding.claim("flood")
     assert kept(rows) == []
     assert flooding.batch.retry_at is not None
@@ -180,7 +175,6 @@ def test_who_has_the_slots_does_not_ask(nodes: tuple[Node, Node], store_url: str
     """Or nobody could, behind long runs."""
     flooding, other = nodes
     (running,) = flooding.claim("flood")
-    flooding.forget_turn()
     flooding.claim("flood")
     assert kept(Rows(store_url)) == []
     other.claim("single")
@@ -342,7 +336,6 @@ def test_groups_that_a_handler_fills_itself_do_not_keep_others_from_asking(
     insert_jobs(store, "flood", 2, group_key="x")
     (flood,) = flooding.claim("flood")
     insert_jobs(store, "single", 1, group_key="x")
-    other.forget_turn()
     other.claim("single", wanted=50)
     found = Rows(store_url).sql("SELECT group_key FROM workerd_rates WHERE next_handler = 'single'")
     assert [row["group_key"] for row in found] == ["x"]

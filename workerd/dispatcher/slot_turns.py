@@ -29,8 +29,6 @@ KEPT_US = 200_000
 """For which a slot is kept at least; else for three tries."""
 MAX_NEW = 8
 """Slots that one claim asks for."""
-MAX_REMEMBERED = 1_000
-"""Limits and groups of which it is known when this node got a slot."""
 FORGOTTEN_S = 2.0
 """A wait that no claim has seen for so long is over."""
 
@@ -50,7 +48,7 @@ class _Next(NamedTuple):
 
 
 class SlotTurns:
-    """What the handlers of one node wait for and ask for.
+    """The slots that the handlers of one node wait for and ask for.
 
     `mono`: monotonic seconds.
     """
@@ -58,7 +56,6 @@ class SlotTurns:
     def __init__(self, mono: Callable[[], float] = time.monotonic) -> None:
         self._mono = mono
         self._contested: frozenset[str] = frozenset()
-        self._got_at: dict[RateKey, float] = {}
         self._waits: dict[str, dict[RateKey, _Wait]] = {}
 
     def agree(self, own: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> None:
@@ -89,8 +86,8 @@ class SlotTurns:
         wanting = [key for key in full if key not in taken]
         for key in _with_few_slots(tx, handler, config, wanting):
             row, retry_us = full[key], self._retry_us(handler, key)
-            until, may_ask = row.asked_until(now), self._turn_left_us(key) <= 0
-            if until is None and may_ask and len(asked) < MAX_NEW:
+            until = row.asked_until(now)
+            if until is None and len(asked) < MAX_NEW:
                 asked.add(key)
                 retry_us = round(RETRY_S[0] * SECOND)
             moments.append(now + retry_us)
@@ -105,25 +102,17 @@ class SlotTurns:
 
     def learn(self, handler: str, batch: LimitedBatch) -> None:
         """The transaction with this batch was committed."""
-        now = self._mono()
-        if len(self._got_at) >= MAX_REMEMBERED:
-            self._got_at = {key: at for key, at in self._got_at.items() if self._turn_left_us(key) > 0}
-        self._got_at.update(dict.fromkeys(_taken(batch), now))
         if batch.full is None:
             return
-        before = self._waits.get(handler, {})
+        now, before, taken = self._mono(), self._waits.get(handler, {}), _taken(batch)
         self._waits[handler] = {
             key: _Wait(now if key in batch.asked else self._since(before.get(key), now), now)
             for key in batch.full
-            if key not in _taken(batch)
+            if key not in taken
         }
 
     def _since(self, wait: _Wait | None, now: float) -> float:
         return now if wait is None or now - wait.seen > FORGOTTEN_S else wait.since
-
-    def _turn_left_us(self, key: RateKey) -> int:
-        got_at = self._got_at.get(key)
-        return 0 if got_at is None else TURN_US - round((self._mono() - got_at) * SECOND)
 
     def _retry_us(self, handler: str, key: RateKey) -> int:
         now = self._mono()
