@@ -20,6 +20,8 @@ from workerd.gateway.sessions import Sessions
 from workerd.gateway.tokens import Tokens
 
 LARGE_BYTES = 200_000
+LARGE_BODY_BYTES = 20_000_000
+"""More than the buffers of a connection hold."""
 MAX_READ_BYTES = 2 * 256 * 1024
 """What asyncio reads at once, and what there was before."""
 Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
@@ -170,6 +172,53 @@ async def send_without_end(writer: asyncio.StreamWriter, data: bytes) -> None:
     while True:
         writer.write(data)
         await writer.drain()
+
+
+def post_head(framing: str, host: str = "127.0.0.1") -> bytes:
+    return f"POST /jobs HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        (post_head(f"Content-Length: {LARGE_BODY_BYTES}"), b"413"),
+        (post_head("Content-Length: x"), b"400"),
+        (post_head("Transfer-Encoding: chunked", "evil.example") + b"40000000\r\n", b"403"),
+    ],
+)
+def test_who_sends_all_before_reading_gets_the_answer(head: bytes, answer: bytes) -> None:
+    """A refused body is read and dropped: closed at once, the connection would be reset, the answer lost."""
+
+    async def run() -> None:
+        async with serving(ClientConnections()) as connect:
+            reader, writer = await connect()
+            writer.write(head + bytes(LARGE_BODY_BYTES))
+            async with asyncio.timeout(30):
+                await writer.drain()
+                assert (await reader.read()).split()[1] == answer
+
+    asyncio.run(run())
+
+
+def test_who_sends_a_refused_body_without_end_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of it is kept meanwhile, and others are answered."""
+
+    async def run() -> None:
+        connections = ClientConnections()
+        async with serving(connections) as connect:
+            reader, writer = await connect()
+            writer.write(post_head("Content-Length: 99999999999"))
+            async with asyncio.timeout(30):
+                assert (await reader.read()).split()[1] == b"413"
+                (refused,) = connections._open
+                sending = asyncio.create_task(send_without_end(writer, bytes(MAX_READ_BYTES)))
+                while not sending.done():
+                    assert not refused._unparsed
+                    assert await status_of(connect, "/jobs") == b"200"
+            assert isinstance(sending.exception(), ConnectionError)
+
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.5)
+    asyncio.run(run())
 
 
 def test_requests_without_end_are_not_read() -> None:

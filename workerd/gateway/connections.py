@@ -14,7 +14,7 @@ import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from workerd.gateway.exchange import Exchange
+from workerd.gateway.exchange import AnswerTransport, Exchange
 from workerd.gateway.path_segments import normal_form
 from workerd.gateway.problems import HTTPProblem, problem_response
 
@@ -130,9 +130,12 @@ class HttpProtocol(HttpToolsProtocol):
         """Whether the exchange is that of the present message, of which more is to come."""
         self._body_left = 0
         """Bytes of the body to come, by its Content-Length."""
+        self._is_ending = False
+        """Whether the last answer was sent, and what still comes is dropped."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self._answers = AnswerTransport(transport, self._end, self._has_ended)
         self.flow = _FlowControl(transport, self._may_read)
         self.address = self.client[0] if self.client else ""
         self._all_connections.add(self)
@@ -142,16 +145,18 @@ class HttpProtocol(HttpToolsProtocol):
         return self.cycle is None or self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
+        if self._is_ending:
+            return
         self._unparsed += data
         self._parse()
         self._update_waiting()
 
     @property
     def _may_parse(self) -> bool:
-        return (self._in_message or self._awaits_head) and not self.transport.is_closing()
+        return (self._in_message or self._awaits_head) and not self._has_ended()
 
     def _may_read(self) -> bool:
-        return not self._unparsed or self._may_parse
+        return self._is_ending or not self._unparsed or self._may_parse
 
     def _parse(self) -> None:
         data, at = self._unparsed, 0
@@ -161,7 +166,7 @@ class HttpProtocol(HttpToolsProtocol):
                 break
             self._feed(data[at:end])
             at = end
-        self._unparsed = data[at:]
+        self._unparsed = b"" if self._is_ending else data[at:]
         if not self._may_read():
             self.flow.pause_reading()
 
@@ -235,7 +240,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self.cycle = exchange = Exchange(
             scope=self.scope,
-            transport=self.transport,
+            transport=cast("asyncio.Transport", self._answers),
             flow=self.flow,
             logger=self.logger,
             access_logger=self.access_logger,
@@ -267,7 +272,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
-        if not self.transport.is_closing():
+        if not self._has_ended():
             self._awaits_head_since = self.loop.time()
             self._parse()
             self.flow.resume_reading()
@@ -284,7 +289,8 @@ class HttpProtocol(HttpToolsProtocol):
 
         One timer of the connection asks again, where two for each request cost 10 µs.
         """
-        since = self._awaits_head_since if self._awaits_head else self.loop.time()
+        is_due = self._awaits_head or self._is_ending
+        since = self._awaits_head_since if is_due else self.loop.time()
         if self.loop.time() - since >= HEAD_TIMEOUT_S:
             self.transport.close()
         else:
@@ -299,7 +305,27 @@ class HttpProtocol(HttpToolsProtocol):
             answer = problem_response(HTTPProblem(400, "Invalid HTTP request.", {"Connection": "close"}))
             headers = [part for name, value in answer.raw_headers for part in (name, b": ", value, b"\r\n")]
             self.transport.write(b"".join((STATUS_LINE[400], *headers, b"\r\n", answer.body)))
-        self.transport.close()
+        self._end()
+
+    def _end(self) -> None:
+        """Close the connection once the client has read the answer, at the latest after HEAD_TIMEOUT_S.
+
+        Where a request is not received whole, what comes of it is read and dropped meanwhile: the system
+        would reset a connection that is closed before, and the client lose the answer (RFC 9112, 9.6).
+        """
+        if self._has_ended():
+            return
+        if not self._in_message and not self._unparsed:
+            self.transport.close()
+            return
+        self._is_ending, self._unparsed = True, b""
+        self._awaits_head_since = self.loop.time()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._all_connections.set_waiting(self)
+
+    def _has_ended(self) -> bool:
+        return self._is_ending or self.transport.is_closing()
 
     def pause_writing(self) -> None:
         super().pause_writing()

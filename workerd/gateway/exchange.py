@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -10,6 +12,17 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 HAS_BODY = "workerd.has_body"
 """Key of the ASGI scope: a function that says whether the whole body has arrived."""
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+
+class AnswerTransport:
+    """A connection's transport as its exchanges see it: how it is closed is the connection's matter."""
+
+    def __init__(
+        self, transport: asyncio.Transport, close: Callable[[], None], is_closing: Callable[[], bool]
+    ) -> None:
+        self.write = transport.write
+        self.close = close
+        self.is_closing = is_closing
 
 
 class Exchange(RequestResponseCycle):
