@@ -17,7 +17,7 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.worker import Worker, pool_of
 from workerd.pool.shared import DUMP_SIGNAL, NO_END_NS, SOFT_SIGNAL
-from workerd.pool.worker_messages import LogRecord, Unstarted
+from workerd.pool.worker_messages import Kept, LogRecord, Saved, Unstarted
 from workerd.runtime.child import children_of
 from workerd.runtime.log_frames import FrameReader
 
@@ -166,6 +166,48 @@ def test_signals_for_the_daemon_end_no_job(started: Any) -> None:
         result = worker.result()
         assert (result.kind, result.payload) == ("returned", b'"stopped"')
         worker.flags.set_stopping(False)
+
+
+# -- saving
+
+
+def leave_a_save(worker: Worker) -> Saved:
+    """Run a job that returns while a thread of it waits for a save."""
+    worker.assign("leaves_a_save")
+    saved = worker.receive()
+    assert isinstance(saved, Saved)
+    assert saved.wait
+    worker.flags.set_stopping(True)
+    assert worker.result().payload == b'"left"'
+    worker.flags.set_stopping(False)
+    return saved
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_a_save_that_its_run_left_waiting_delays_no_later_one(started: Any, answered: bool) -> None:
+    """It raises when the run ends; an answer that comes after that is nobody's."""
+    worker = started("leaves_a_save", "saves", "get_seen")
+    left = leave_a_save(worker)
+    if answered:
+        worker.send(Kept(left.number))
+    worker.assign("saves", {"value": 2})
+    saved = worker.receive()
+    assert isinstance(saved, Saved)
+    assert (saved.serial, saved.number) == (worker.serial, left.number + 1)
+    worker.send(Kept(saved.number))
+    assert worker.result().payload == b'"saved"'
+    assert b"only until that ends" in worker.run("get_seen").payload
+
+
+def test_a_save_that_its_run_left_waiting_takes_no_assignment(started: Any) -> None:
+    """One that comes over the channel, as its answer would, behind that answer or without."""
+    worker = started("leaves_a_save", "echo")
+    for _ in range(20):
+        left = leave_a_save(worker)
+        worker.send(Kept(left.number))
+        assert worker.run("echo", {"x": "y" * 60_000}).kind == "returned"
+        leave_a_save(worker)
+        assert worker.run("echo", {"x": "y" * 60_000}).kind == "returned"
 
 
 # -- deadlines

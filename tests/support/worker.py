@@ -20,7 +20,7 @@ from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.loading import LoadedHandlers, load
 from workerd.pool.shared import SharedFlags, WorkerFds
 from workerd.pool.worker import worker_main
-from workerd.pool.worker_messages import Assignment, FromWorker, Loaded, Progressed
+from workerd.pool.worker_messages import Assignment, FromWorker, Loaded, Progressed, ToWorker
 from workerd.runtime.child import fork
 
 _LENGTH = struct.Struct("!i")
@@ -105,8 +105,12 @@ class Worker:
         assignment = Assignment(self.serial, claim_of(handler, values, **more), deadline, limit)
         if not self.assignments.put(assignment):
             self.assignments.put_marker(assignment)
-            body = msgspec.msgpack.encode(assignment)
-            self.sock.sendall(_LENGTH.pack(len(body)) + body)
+            self.send(assignment)
+
+    def send(self, message: ToWorker) -> None:
+        """Send a message over the channel."""
+        body = msgspec.msgpack.encode(message)
+        self.sock.sendall(_LENGTH.pack(len(body)) + body)
 
     def result(self) -> RunResult:
         """Wait for the result of the current job; progress is collected."""

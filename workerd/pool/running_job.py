@@ -16,6 +16,7 @@ from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool.handler_log import HandlerLog
 from workerd.pool.scrubbing import Scrub, keep, scrubber_of_claim
+from workerd.pool.worker_channel import SAVED_TOO_LATE
 from workerd.pool.worker_messages import Assignment, Progressed
 from workerd.redaction import NOTHING, Redaction
 from workerd.saved_state import SavedState
@@ -161,7 +162,7 @@ class RunningJob:
 
     def _keep_state(self, state: bytes, wait: bool) -> None:
         if self._ended or os.getpid() != self._pid:
-            raise RuntimeError("a job can save only in the process of its run, and only until that ends")
+            raise RuntimeError(SAVED_TOO_LATE)
         self._link.keep(self.serial, state, wait)
 
     def log(self) -> Any:

@@ -119,6 +119,7 @@ def _run_jobs(
         state.reset()
         meter.start()
         result = executor.run(assignment)
+        channel.end_run(assignment.serial)
         processes.end_run()
         usage = meter.usage()
         # The pool must read the output before the result: the next job may print too.

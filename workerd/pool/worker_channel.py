@@ -14,12 +14,15 @@ from collections.abc import Callable
 import msgspec
 
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES, assignment_in, serial_of
+from workerd.pool.isolation import move_up
 from workerd.pool.shared import SharedFlags
 from workerd.pool.worker_messages import Assignment, Kept, Saved, ToWorker, Unstarted
 
 _LENGTH = struct.Struct("!i")
 _READ_BYTES = 32 * 1024
 """A buffer that malloc must map anew for each read costs 17 µs."""
+
+SAVED_TOO_LATE = "a job can save only in the process of its run, and only until that ends"
 
 
 class WorkerChannel:
@@ -51,10 +54,14 @@ class WorkerChannel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(Assignment)
         self._channel_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
-        self._readable = select.poll()
-        self._readable.register(fd, select.POLLIN)
         self._saves = 0
+        # Held by the only thread that reads the channel while a job runs.
         self._save_lock = threading.Lock()
+        self._ended_serial = 0
+        self._run_ended = move_up(os.eventfd(0))
+        self._kept_or_ended = select.poll()
+        for readable in (fd, self._run_ended):
+            self._kept_or_ended.register(readable, select.POLLIN)
         # Progress may come from a thread of the handler's.
         self._lock = threading.Lock()
 
@@ -128,20 +135,36 @@ class WorkerChannel:
     def keep(self, serial: int, state: bytes, wait: bool) -> None:
         """Send what the handler saves in this run, and wait until the pool has it, or until it is committed.
 
-        The soft signal may raise in it. Raises RuntimeError if the attempt is no longer this node's, or the
-        pool is gone.
+        The soft signal may raise in it. Raises RuntimeError if the attempt is no longer this node's, the run
+        has ended, as it may in a thread, or the pool is gone.
         """
         with self._save_lock:
+            self._check_runs(serial)
             self._saves += 1
             number = self._saves
             self.send(Saved(serial, number, state, wait))
             kept = None
             while kept is None:
                 # Waits here, where an interruption loses nothing that was read.
-                self._readable.poll()
+                self._kept_or_ended.poll()
+                self._check_runs(serial)
                 kept = self.read_kept(number)
         if not kept.ours:
             raise RuntimeError("the job was taken over by another node, which has its own saved state")
+
+    def _check_runs(self, serial: int) -> None:
+        if serial <= self._ended_serial:
+            raise RuntimeError(SAVED_TOO_LATE)
+
+    def end_run(self, serial: int) -> None:
+        """Let threads that this run left in `keep` raise, as they would read what is sent to the next run."""
+        self._ended_serial = serial
+        if self._save_lock.acquire(blocking=False):
+            self._save_lock.release()
+            return
+        os.eventfd_write(self._run_ended, 1)
+        with self._save_lock:
+            os.eventfd_read(self._run_ended)
 
     def read_kept(self, number: int) -> Kept | None:
         """Read once; the answer to save `number` if it was there. Never interrupted by the soft signal."""
@@ -154,6 +177,6 @@ class WorkerChannel:
 
     def close(self) -> None:
         """Close it in a process that the handler forked, which must not talk to the pool."""
-        for fd in (self._fd, self._assignments.fileno()):
+        for fd in (self._fd, self._assignments.fileno(), self._run_ended):
             with contextlib.suppress(OSError):
                 os.close(fd)

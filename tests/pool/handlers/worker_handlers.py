@@ -88,6 +88,29 @@ def generator() -> Iterator[int]:
     yield 1
 
 
+# -- saving
+
+
+def saves(ctx: Context, value: int) -> str:
+    ctx.save(value)
+    return "saved"
+
+
+def leaves_a_save(ctx: Context) -> str:
+    """Return while a thread waits for what it saved to be committed."""
+
+    def save() -> None:
+        try:
+            ctx.save(1, wait=True)
+        except RuntimeError as error:
+            seen.append(str(error))
+
+    threading.Thread(target=save, daemon=True).start()
+    while not ctx.stopping:
+        time.sleep(0.001)
+    return "left"
+
+
 # -- raising
 
 
