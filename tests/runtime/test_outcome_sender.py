@@ -9,7 +9,19 @@ from typing import Any
 import pytest
 
 from workerd.job import Status
-from workerd.messages import Ack, Barrier, BarrierDone, Hello, Message, Outcomes, Seen, ToIngester
+from workerd.messages import (
+    Ack,
+    AnnounceAgain,
+    Barrier,
+    BarrierDone,
+    Hello,
+    Message,
+    Outcomes,
+    Progress,
+    Seen,
+    StateSaved,
+    ToIngester,
+)
 from workerd.outcome import Outcome
 from workerd.runtime import outcome_sender
 from workerd.runtime.channel import Channel
@@ -146,6 +158,30 @@ def test_a_barrier_never_overtakes_outcomes_that_wait_for_others(pair: Pair) -> 
             before += len(message.outcomes)
         elif isinstance(message, Barrier):
             assert before >= message.token * 10
+
+
+def test_what_is_waited_for_is_sent_however_much_the_ingester_has_not_read(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a handler saved, a barrier and a handler's announcement; what may be lost is not sent then."""
+    monkeypatch.setattr(outcome_sender, "MAX_UNSENT_BYTES", 1)
+    pair.until(lambda: len(pair.ingester.received) == 1)
+    channel = pair.ingester.channel
+    assert channel is not None
+    channel.pause()
+    while not pair.sender.unsent:
+        pair.sender.send(make_outcome(0, bytes(1 << 20)))
+        pair.loop.turn(0.01)
+    saved = StateSaved(b"i" * 16, 1, claimed_at=1, started_at=1, pid=1, state=b"1", number=1, wait=True)
+    pair.sender.save(saved)
+    pair.sender.barrier({}, lambda: None)
+    pair.sender.announce_again(frozenset({"h"}))
+    pair.sender.announce([Seen("h", None)])
+    pair.sender.notify(Progress(b"i" * 16, 1, claimed_at=1, started_at=1, pid=1, progress=0.5, note=None))
+    channel.resume()
+    pair.until(lambda: isinstance(pair.ingester.received[-1], Seen))
+    others = [message for message in pair.ingester.received if not isinstance(message, Hello | Outcomes)]
+    assert others == [saved, Barrier(1, {}), AnnounceAgain(frozenset({"h"})), Seen("h", None)]
 
 
 def test_outcomes_sent_while_disconnected_leave_on_the_next_connection(pair: Pair) -> None:

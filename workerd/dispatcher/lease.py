@@ -13,7 +13,6 @@ from workerd.dispatcher.settlement import Settlement
 from workerd.dispatcher.tasks import TaskRunner
 from workerd.errors import NodeNameTaken, StoreAway, StoreError, WrongVersion
 from workerd.log import get_logger
-from workerd.messages import AnnounceAgain
 from workerd.runtime.loop import Loop, Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import handlers, nodes, write_probe
@@ -194,7 +193,7 @@ class Lease:
                 _log.info("handlers.withdrawn", handlers=", ".join(withdrawn))
             # Pools announced their handlers when they loaded: the store may not have that any more.
             if self._announces:
-                self._outcomes.notify(AnnounceAgain(self._served))
+                self._outcomes.announce_again(self._served)
         if self._unpublished is info:
             self._unpublished = None
         self._renewed_at = asked_at  # not when the answer came: the store counts from before that

@@ -12,6 +12,7 @@ from typing import Any
 from workerd.job import AttemptRef
 from workerd.messages import (
     Ack,
+    AnnounceAgain,
     Announced,
     Barrier,
     BarrierDone,
@@ -156,7 +157,7 @@ class OutcomeSender:
         token = next(self._tokens)
         barrier = Barrier(token=token, lives=dict(lives), ended=ended)
         self._barriers[token] = barrier, on_done
-        self.notify(barrier)
+        self._send(barrier)
 
     def announce(self, seen: list[Seen]) -> None:
         """Send which handlers are loaded, now and on every later connection."""
@@ -164,12 +165,19 @@ class OutcomeSender:
             self._unannounced.update(message.handler for message in seen if message not in self._seen)
             self._seen = seen
             for message in seen:
-                self.notify(message)
+                self._send(message)
+
+    def announce_again(self, served: frozenset[str]) -> None:
+        """Have the ingester write again which of these handlers the pools have loaded.
+
+        Without a connection it need not be asked: the pools announce theirs on their next one.
+        """
+        self._send(AnnounceAgain(served))
 
     def save(self, saved: StateSaved) -> None:
         """Send what an attempt has saved, now and on later connections until it is committed."""
         self._states[saved.ref] = saved
-        self.notify(saved)
+        self._send(saved)
 
     def forget_state(self, ref: AttemptRef) -> None:
         """The attempt has ended: its outcome carries what it saved last."""
@@ -187,9 +195,13 @@ class OutcomeSender:
 
     def notify(self, message: Message) -> None:
         """Send a message that may be lost; it is without a connection, and where much waits to be read."""
-        channel = self._link.channel
-        if channel is not None and channel.unsent < MAX_UNSENT_BYTES:
-            channel.send(message)
+        if self.unsent < MAX_UNSENT_BYTES:
+            self._send(message)
+
+    def _send(self, message: Message) -> None:
+        # Without a connection the next one begins with what must not be lost.
+        if self._link.channel is not None:
+            self._link.channel.send(message)
 
     def _flush(self) -> None:
         channel = self._link.channel
