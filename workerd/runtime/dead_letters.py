@@ -52,14 +52,10 @@ class DeadLetterFile:
         lines = b"".join([_encoded(letter) + b"\n" for letter in letters])
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._locked(os.O_WRONLY | os.O_CREAT | os.O_APPEND) as fd:
-                if os.fstat(fd).st_size + len(lines) > MAX_FILE_BYTES:
-                    return False
-                os.write(fd, lines)
-                os.fdatasync(fd)
+            with self._locked(os.O_RDWR | os.O_CREAT | os.O_APPEND) as fd:
+                return _append(fd, lines)
         except OSError:
             return False
-        return True
 
     def refs(self) -> frozenset[AttemptRef]:
         """The attempts that were set aside; the files are read again only when they have changed."""
@@ -116,6 +112,24 @@ class DeadLetterFile:
                     return
             finally:
                 os.close(fd)
+
+
+def _append(fd: int, lines: bytes) -> bool:
+    """Write and sync all of it, or leave the file as it was. Raises OSError."""
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        lines = b"\n" + lines  # the machine died while the last line was written
+    if size + len(lines) > MAX_FILE_BYTES:
+        return False
+    try:
+        written = 0
+        while written < len(lines):
+            written += os.write(fd, lines[written:])  # on a full disk some of it is written first
+        os.fdatasync(fd)
+    except OSError:
+        os.ftruncate(fd, size)
+        raise
+    return True
 
 
 def _identity(path: Path) -> tuple[int, ...]:
