@@ -187,6 +187,34 @@ def test_a_cooler_goes_on_when_the_clock_of_the_store_was_set_back(
     assert [claim.id for claim in pool.claims.values()] == [made[0]]
 
 
+def test_a_schedule_whose_jobs_the_store_refuses_stops_no_other(
+    make_harness: MakeHarness, store: Store, store_url: str
+) -> None:
+    """The other goes on; its own ticks are made up for once the store takes them."""
+    rows, condition = Rows(store_url), "NEW.handler = 'bad'"
+    if rows.sqlite:
+        rows.sql(
+            f"CREATE TRIGGER curse BEFORE INSERT ON workerd_jobs WHEN {condition}"
+            " BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+    else:
+        rows.sql(
+            f"CREATE TRIGGER curse BEFORE INSERT ON workerd_jobs FOR EACH ROW IF {condition}"
+            " THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused'; END IF"
+        )
+    every = ScheduleConfig(cron=EVERY_SECOND)
+    harness = make_harness(poll=0.05, pools=pool_of("bad", every) | pool_of("good", every))
+    try:
+        harness.start()
+        harness.until(lambda: len(job_rows(store, "good")) >= 8)
+        assert not job_rows(store, "bad")
+        harness.until(lambda: 'schedule "bad"' in harness.beat.trouble)
+    finally:
+        rows.sql("DROP TRIGGER curse")
+    harness.until(lambda: job_rows(store, "bad"))
+    harness.until(lambda: not harness.beat.trouble)
+
+
 @pytest.mark.parametrize("store_url", ["mysql"], indirect=True)
 def test_a_locked_schedule_stops_no_other(make_harness: MakeHarness, store: Store, store_url: str) -> None:
     """The ticks of the other fire while the row of one is locked; its own are made up for."""

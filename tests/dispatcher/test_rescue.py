@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 
 from tests.support.dispatching import MakeHarness, insert_jobs, is_registered, job_state
 from tests.support.storing import claims
+from workerd.dispatcher import rescue
+from workerd.dispatcher.monitored_store import MonitoredStore
+from workerd.dispatcher.rescue import Rescue
+from workerd.dispatcher.tasks import Run, TaskRunner
 from workerd.job import new_id
-from workerd.outcome import Reason
+from workerd.outcome import Outcome, Reason
+from workerd.runtime.loop import Loop
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.store import nodes
 from workerd.store.base import Store
 from workerd.store.claims import NodeIdent
@@ -89,6 +98,59 @@ def test_claims_of_a_node_without_a_row_are_rescued(make_harness: MakeHarness, s
     harness.start()
     harness.until(lambda: all(job_state(store, job)[2] == 2 for job in ids))
     assert {(o.reason, o.node_id) for o in harness.ingester.outcomes} == {(Reason.LOST, OTHER.id)}
+
+
+class AnsweringStore(MonitoredStore):
+    """One that has always answered."""
+
+    @property
+    def answered_for_s(self) -> float:
+        return math.inf
+
+
+class FakeTasks(TaskRunner):
+    """Wakes nobody."""
+
+    def wake(self, run: Run, delay_s: float = 0.0) -> None:
+        pass
+
+
+@pytest.mark.parametrize("seen", [True, False], ids=["it registered", "it held nothing"])
+def test_a_node_that_loses_its_row_again_has_as_long_to_register(
+    store: Store, monkeypatch: pytest.MonkeyPatch, seen: bool
+) -> None:
+    """What was seen before it had a row in between counts no more."""
+    now = 1000.0
+    monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: now))
+    lost: list[Outcome] = []
+    sender = cast("OutcomeSender", SimpleNamespace(send_all=lost.extend, barrier=lambda lives, on_done: None))
+    rescuer = Rescue(
+        FakeTasks(Loop()),
+        AnsweringStore(store, 1.0),
+        cast("OutcomeSender", sender),
+        new_id(),
+        frozenset(),
+        10.0,
+    )
+    insert_jobs(store, "h", 3)
+    claims(store, "h", node=DEAD)
+    rescuer.rescue()
+    if seen:
+        store.run(lambda tx: nodes.register(tx, OTHER, 3600.0))
+        now += 20
+        rescuer.rescue()
+        store.run(lambda tx: tx.execute("DELETE FROM workerd_nodes"))
+    else:
+        store.run(lambda tx: tx.execute("DELETE FROM workerd_jobs"))
+        now += 20
+        rescuer.rescue()
+        insert_jobs(store, "h", 3)
+        claims(store, "h", node=DEAD)
+    rescuer.rescue()
+    assert not lost
+    now += 10
+    rescuer.rescue()
+    assert len(lost) == 3
 
 
 def renewals(store: Store, lease_until: str) -> Callable[[], None]:

@@ -111,6 +111,21 @@ def test_a_task_that_alone_finds_the_store_unavailable_rests(
     assert record.count("other") >= 10
 
 
+def test_a_task_may_find_the_store_unavailable_any_number_of_times(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a row, as in hours of an outage that only it sees."""
+    monkeypatch.setattr("workerd.dispatcher.tasks.AWAY_PAUSE_S", 0.0)
+    record: list[str] = []
+    refused = Script("refused", record, *[StoreAway("denied", 1142, answered=True)] * 1100, None)
+    runner = TaskRunnerHarness(loop, Script("lease", record), PeriodicTask("refused", refused.run))
+    runner.tasks.wake(refused.run)
+    for _ in range(3000):
+        runner.blocked = False
+        loop.turn(0.0)
+    assert record.count("refused") == 1101
+
+
 def test_all_tasks_are_woken_but_those_on_demand(loop: Loop) -> None:
     """Deregistration must not run because the store is back."""
     record: list[str] = []

@@ -157,7 +157,7 @@ class Dispatcher(Service):
         )  # fmt: skip
         self.intervals = Intervals(store, claimer, config.handlers.values())
         self.schedule_sync = ScheduleSync(tasks, store, self.intervals, self.pickup, configured)
-        self.cron_ticks = CronTicks(store, self.stager, configured.values())
+        self.cron_ticks = CronTicks(tasks, store, self.stager, configured.values())
         self.coolers = NamedCoolers(store, self.stager, configured.values(), config.dispatcher.poll)
         self.request_work = RequestWork(tasks, store, claimer)
         self.stored_schedules = StoredSchedules(tasks, store, self.cron_ticks, self.coolers, configured)

@@ -30,25 +30,24 @@ class Expiry:
 
     def sweep(self) -> float | None:
         """One slice: of the jobs with a time of their own, or of one handler."""
-        if self._turn < 0:
-            found = self._store.run(lambda tx: expiry.sweep(tx, MAX_ROWS))
-            self.expired += found
-            if found >= MAX_ROWS:
-                return 0.0
-        else:
-            pause = self._sweep_handler(*self._handlers[self._turn])
-            if pause is not None:
-                return pause
-        self._turn += 1
-        if self._turn < len(self._handlers):
-            return 0.0
-        self._turn = -1
-        return None
+        turn = self._turn
+        self._turn = turn + 1 if turn + 1 < len(self._handlers) else -1  # also if the store refuses it
+        pause = self._sweep_all() if turn < 0 else self._sweep_handler(*self._handlers[turn])
+        if pause is not None:
+            self._turn = turn
+            return pause
+        return None if self._turn < 0 else 0.0
+
+    def _sweep_all(self) -> float | None:
+        """One slice of the jobs with a time of their own; seconds until the next, None if it was the last."""
+        found = self._store.run(lambda tx: expiry.sweep(tx, MAX_ROWS))
+        self.expired += found
+        return 0.0 if found >= MAX_ROWS else None
 
     def _sweep_handler(self, name: str, expires_us: int) -> float | None:
         """One slice of a handler; seconds until its next one, None if it was the last."""
         began_at = time.monotonic()
-        place = self._place
+        place, self._place = self._place, None
         swept = self._store.run(lambda tx: expiry.sweep_handler(tx, name, expires_us, MAX_ROWS, place))
         self._place = swept.next
         self.expired += swept.ended

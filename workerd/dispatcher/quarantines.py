@@ -44,8 +44,9 @@ class QuarantineReports:
         """Report one of them."""
         if not self._waiting:
             return None
-        pool = self._waiting[0]
+        pool = self._waiting.pop(0)
+        self._waiting.append(pool)  # behind the others, should the store refuse it
         self._store.run(lambda tx: self._events.quarantined(tx, pool, self._incarnation))
-        self._waiting.pop(0)
+        self._waiting.remove(pool)
         self._claimer.announce([WEBHOOK_HANDLER])
         return 0.0 if self._waiting else None

@@ -15,7 +15,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.stager import Stager
 from workerd.dispatcher.tasks import TaskRunner, jittered
 from workerd.dispatcher.workflow_tasks import WorkflowPickup
-from workerd.errors import StoreBusy
+from workerd.errors import StoreBusy, StoreRefused, UnreadableRow
 from workerd.log import get_logger
 from workerd.runtime.adaptive_size import AdaptiveSize
 from workerd.schedule import SET_BACK_US, Cron, Ticks, voided
@@ -40,8 +40,8 @@ MISSED_AFTER_US = 5 * SECOND
 """Without a reading of the clock, after which ticks count as missed."""
 HELD_TICK_RETRY_US = SECOND // 2
 """After which a tick is tried again that waits for the run before it."""
-BUSY_TICK_RETRY_US = 10 * SECOND
-"""The same for a schedule whose row another transaction has locked: each try waits for the lock."""
+FAILED_TICK_RETRY_US = 10 * SECOND
+"""The same for a tick that the store refused, or whose row is locked: each try waits for the lock."""
 
 _log = get_logger("dispatcher")
 
@@ -127,7 +127,10 @@ class CronTicks:
     `fired`: ticks that this node fired since the start.
     """
 
-    def __init__(self, store: MonitoredStore, stager: Stager, configured: Iterable[NamedSchedule]) -> None:
+    def __init__(
+        self, tasks: TaskRunner, store: MonitoredStore, stager: Stager, configured: Iterable[NamedSchedule]
+    ) -> None:
+        self._tasks = tasks
         self._store = store
         self._stager = stager
         self._schedules: dict[str, NamedSchedule] = {}
@@ -157,6 +160,7 @@ class CronTicks:
         for known in (self._schedules, self._ticks, self._revisions):
             known.pop(name, None)
         self._forget_due(name)
+        self._tasks.clear(_shown(name))
 
     def fire_due(self) -> float | None:
         """Fire the next tick that is due, or read the clock for new ones."""
@@ -197,9 +201,12 @@ class CronTicks:
 
         try:
             fired = self._store.run(tick)
-        except StoreBusy:
-            self._hold(name, moment, BUSY_TICK_RETRY_US)  # the ticks of other schedules go on
-            raise
+        except (StoreBusy, StoreRefused, UnreadableRow) as error:
+            # The ticks of other schedules go on.
+            self._hold(name, moment, FAILED_TICK_RETRY_US)
+            self._tasks.report(_shown(name), error)
+            return
+        self._tasks.clear(_shown(name))
         self._due.popleft()
         match fired:
             case Fired.FIRED:
@@ -216,3 +223,7 @@ class CronTicks:
     def _forget_due(self, name: str) -> None:
         if any(item[0] == name for item in self._due):
             self._due = deque(item for item in self._due if item[0] != name)
+
+
+def _shown(name: str) -> str:
+    return f'the schedule "{name}"'

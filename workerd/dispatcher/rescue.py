@@ -85,11 +85,14 @@ class Rescue:
         """A dead node and the first of its claims."""
         records = nodes.list_(tx)
         self._observe(records)
+        self._forget_deferred()
         self._check_in_s = None
         for node in records:
             if self._is_due(node.id) and self._is_dead(node, tx.now):
                 return node, held_attempts.held(tx, node.id, MAX_ROWS)
-        for node_id in nodes.strays(tx):
+        strays = nodes.strays(tx)
+        self._rowless = {node_id: since for node_id, since in self._rowless.items() if node_id in strays}
+        for node_id in strays:
             if self._is_due(node_id) and self._is_dead_rowless(node_id):
                 node = NodeRecord(id=node_id, name="without a row")
                 return node, held_attempts.held(tx, node_id, MAX_ROWS)
@@ -97,7 +100,11 @@ class Rescue:
 
     def _is_due(self, node_id: bytes) -> bool:
         """Whether it is another incarnation, and not one that has been deferred."""
-        return node_id != self._incarnation and self._deferred.get(node_id, 0.0) <= time.monotonic()
+        return node_id != self._incarnation and node_id not in self._deferred
+
+    def _forget_deferred(self) -> None:
+        now = time.monotonic()
+        self._deferred = {node_id: until for node_id, until in self._deferred.items() if until > now}
 
     def _defer(self, node: NodeRecord) -> float:
         """Some of its claims cannot be closed now: others first, and this one again later."""
@@ -127,6 +134,7 @@ class Rescue:
         for node in records:
             until, since = before.get(node.id, (node.lease_until, now))
             self._leases[node.id] = node.lease_until, since if until == node.lease_until else now
+            self._rowless.pop(node.id, None)
 
     def _is_dead_rowless(self, node_id: bytes) -> bool:
         """A living node that lost its row has it back within a lease."""

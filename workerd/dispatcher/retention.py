@@ -45,11 +45,12 @@ class Retention:
         """One slice."""
         if self.period_s is None:
             return None
-        began_at = time.monotonic()
-        if self._stages[self._stage]():
+        began_at, stage = time.monotonic(), self._stage
+        self._stage = (stage + 1) % len(self._stages)  # also if the store refuses to remove something
+        if self._stages[stage]():
+            self._stage = stage
             pauses = BUSY_PAUSES if self._claimer.is_busy() else PAUSES
             return max(SHORTEST_PAUSE_S, pauses * (time.monotonic() - began_at))
-        self._stage = (self._stage + 1) % len(self._stages)
         return SHORTEST_PAUSE_S if self._stage else None
 
     def _remove_requests(self) -> bool:
@@ -96,8 +97,10 @@ class RunRetention:
         """The next handler in turn."""
         if not self._handlers:
             return None
-        name = self._handlers[self._turn]
-        if self._store.run(lambda tx: retention.purge_runs(tx, name, limit=MAX_ROWS)) >= MAX_ROWS:
+        turn = self._turn
+        self._turn = (turn + 1) % len(self._handlers)  # also if the store refuses to remove something
+        removed = self._store.run(lambda tx: retention.purge_runs(tx, self._handlers[turn], limit=MAX_ROWS))
+        if removed >= MAX_ROWS:
+            self._turn = turn
             return SHORTEST_PAUSE_S
-        self._turn = (self._turn + 1) % len(self._handlers)
         return SHORTEST_PAUSE_S if self._turn else None

@@ -16,6 +16,7 @@ BUSY_PAUSE_S = 1.0
 """Pause of a task that lost its locks to other transactions."""
 AWAY_PAUSE_S = 0.1
 """Pause, doubled each time, of a task for which the store is unavailable again and again."""
+MAX_DOUBLINGS = 10
 REFUSED_PAUSE_S = 5.0
 """Pause of a task whose statement the store refused, or that failed because of a bug."""
 
@@ -133,6 +134,16 @@ class TaskRunner:
         for name in [name for name in self.troubles if name not in names]:
             del self.troubles[name]
 
+    def report(self, name: str, error: StoreError) -> None:
+        """Show in `workerd status` that a part of a task failed, which does not pause it, until `clear`."""
+        if self.troubles.get(name) != _trouble(name, error):
+            self._note_failure(name, error)
+
+    def clear(self, name: str) -> None:
+        """What failed works, or is no more."""
+        if self.troubles.pop(name, None) is not None:
+            self._on_trouble()
+
     def stop(self) -> None:
         """Run nothing more."""
         self._stopped = True
@@ -178,44 +189,47 @@ class TaskRunner:
         try:
             delay_s = task.run()
         except StoreBusy as error:
-            self._note_failure(task, error)
+            self._note_failure(task.name, error)
             delay_s = jittered(BUSY_PAUSE_S)
         except StoreAway:
             self._on_unavailable()
             # As soon as the store is available again; later each time if only this task finds that it is not.
-            pause_s = min(REFUSED_PAUSE_S, AWAY_PAUSE_S * (2**task.away_count - 1))
+            pause_s = min(REFUSED_PAUSE_S, AWAY_PAUSE_S * (2 ** min(task.away_count, MAX_DOUBLINGS) - 1))
             task.not_before = time.monotonic() + pause_s
             task.away_count += 1
             delay_s = 0.0
         except Exception as error:
-            self._note_failure(task, error)
+            self._note_failure(task.name, error)
             delay_s = REFUSED_PAUSE_S
         else:
             task.away_count = 0
-            if self.troubles.pop(task.name, None) is not None:
-                self._on_trouble()
+            self.clear(task.name)
             if delay_s is None:
                 if task.period_s is None:
                     return
                 delay_s = jittered(task.period_s)
         self._wake(task, delay_s)
 
-    def _note_failure(self, task: PeriodicTask, error: Exception) -> None:
+    def _note_failure(self, name: str, error: Exception) -> None:
         if isinstance(error, StoreBusy):
-            if task.name not in self.troubles:
-                self._log.warning("task.blocked", task=task.name, error=str(error))
-            trouble = f"The store cannot do {task.name} now ({error}); {_BUSY_ADVICE}"
-        elif isinstance(error, UnreadableRow):
-            self._log.error("task.refused", task=task.name, error=str(error))
-            trouble = f"The task {task.name} met a row that cannot be read ({error}); {_ROW_ADVICE}"
+            if name not in self.troubles:
+                self._log.warning("task.blocked", task=name, error=str(error))
         elif isinstance(error, StoreError):
-            self._log.error("task.refused", task=task.name, error=str(error))
-            trouble = f"The store refuses {task.name} ({error}); {_REFUSED_ADVICE}"
+            self._log.error("task.refused", task=name, error=str(error))
         else:
-            self._log.exception("task.crashed", task=task.name, retry_in_s=REFUSED_PAUSE_S)
-            trouble = f"The task {task.name} failed ({type(error).__name__}: {error}); {_BUG_ADVICE}"
-        self.troubles[task.name] = trouble
+            self._log.exception("task.crashed", task=name, retry_in_s=REFUSED_PAUSE_S)
+        self.troubles[name] = _trouble(name, error)
         self._on_trouble()
+
+
+def _trouble(name: str, error: Exception) -> str:
+    if isinstance(error, StoreBusy):
+        return f"The store cannot do {name} now ({error}); {_BUSY_ADVICE}"
+    if isinstance(error, UnreadableRow):
+        return f"The task {name} met a row that cannot be read ({error}); {_ROW_ADVICE}"
+    if isinstance(error, StoreError):
+        return f"The store refuses {name} ({error}); {_REFUSED_ADVICE}"
+    return f"The task {name} failed ({type(error).__name__}: {error}); {_BUG_ADVICE}"
 
 
 def _due(task: PeriodicTask) -> float:
