@@ -344,6 +344,8 @@ class Children:
         return min(1.0, self.config.supervisor.watchdog / 10)
 
     def _check_progress(self) -> None:
+        # First, as the loop goes on after an error here.
+        self._loop.call_later(self._check_interval_s, self._check_progress)
         now = time.monotonic()
         watchdog = self.config.supervisor.watchdog
         lateness = max(0.0, now - self._checked_at - self._check_interval_s)
@@ -360,7 +362,6 @@ class Children:
                 restart = child.crash_loop.restart
                 if now - child.started_at > max(PROVEN_AFTER_S, restart.period if restart else 0):
                     child.crash_loop.reset()
-        self._loop.call_later(self._check_interval_s, self._check_progress)
 
     def _on_beat(self, child: SupervisedChild, beat: Beat) -> None:
         self.counted.add(beat.counted)

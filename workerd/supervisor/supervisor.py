@@ -163,8 +163,9 @@ class Supervisor:
             self._systemd_status.update(self.describe(), progressing)
 
     def _tick(self) -> None:
-        self._send_status(progressing=self._children.progressing)
+        # First, as the loop goes on after an error here.
         self._loop.call_later(min(1.0, self._config.supervisor.watchdog / 4), self._tick)
+        self._send_status(progressing=self._children.progressing)
         if self._shutdown is not None:
             return
         if self._ready and self._generations.superseded:
