@@ -10,9 +10,12 @@ import msgspec
 import pytest
 
 from tests.support.dispatching import DispatcherHarness, FakePool, MakeHarness, idle, insert_jobs
+from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig, PoolConfig
+from workerd.config.limit_config import LimitConfig
 from workerd.dispatcher import claimer
 from workerd.messages import Inserting
+from workerd.rate_limit import Rate
 from workerd.runtime.sockets import poke
 from workerd.runtime.wake_ups import Waker, new_row, new_rows
 from workerd.store import polls
@@ -53,6 +56,28 @@ def test_a_wake_up_that_names_handlers_is_for_those_alone(
     assert poke(harness.paths.wake)
     harness.until(lambda: len(pool.claims) == 2, within=10)
     assert peeks.read_text() == "f g h\n"
+
+
+def test_a_wake_up_that_names_none_does_not_wait_for_the_rate_of_another(
+    make_harness: MakeHarness, store: Store
+) -> None:
+    """Of handlers without a limit rows are looked for at once."""
+    plain = [HandlerConfig(name=name, call="x:y", pool="p") for name in ("f", "g", "h")]
+    rated = HandlerConfig(name="rated", call="x:y", pool="p", limit="l", rated=True)
+    harness = make_harness(
+        poll=60.0,
+        pools={"p": PoolConfig(name="p", handlers=(*plain, rated))},
+        limits={"l": LimitConfig(rate=Rate(1, 3600 * SECOND, 1))},
+    )
+    insert_jobs(store, "rated", 2)
+    harness.start()
+    pool = harness.pool("f", "g", "h", "rated", name="p").connect()
+    pool.demand(50)
+    harness.until(lambda: harness.settled() and pool.claims)
+    harness.serve(0.2)
+    insert_jobs(store, "g")
+    assert poke(harness.paths.wake)
+    harness.until(lambda: len(pool.claims) == 2, within=10)
 
 
 def test_a_wake_up_that_found_no_room_is_served_too(make_harness: MakeHarness, store: Store) -> None:

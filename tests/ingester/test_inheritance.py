@@ -12,7 +12,7 @@ from tests.support.outcomes import outcome
 from workerd.config.model import NodeConfig
 from workerd.ingester.inheritance import inherit
 from workerd.ingester.locked import LockedOutcomes
-from workerd.ingester.spool import Spool
+from workerd.ingester.spool import DAMAGED_PREFIX, Spool
 from workerd.outcome import Outcome
 from workerd.runtime.generations import Generations
 from workerd.runtime.paths import Paths
@@ -36,6 +36,20 @@ def locked(folder: Path, one: Outcome) -> None:
     file.open()
     file.add([one])
     file.close()
+
+
+def test_what_a_dead_generation_kept_for_inspection_stays(tmp_path: Path) -> None:
+    """A damaged file, of which all that can be read was replayed."""
+    node = NodeConfig(runtime_dir=tmp_path / "run", state_dir=tmp_path)
+    own, dead = (Paths(msgspec.structs.replace(node, generation=n)) for n in (1, 2))
+    spooled(dead.spool, outcome())
+    (file,) = dead.spool.glob("*.db")
+    kept = file.rename(file.with_name(f"{DAMAGED_PREFIX}{file.name}"))
+    dead.lock.touch()
+    own.spool.mkdir(parents=True)
+    inherit(Generations(node), own.spool)
+    assert kept.exists()
+    assert not list(own.spool.iterdir())
 
 
 def test_the_spool_of_a_dead_generation_is_replayed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:

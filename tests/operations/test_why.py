@@ -49,7 +49,7 @@ def test_a_job_without_a_live_node_names_what_is_missing(store: Store) -> None:
     """A local pool that is not up is named first."""
     job_id = storing.enqueue(store, "mail")
     assert why(store, job_id) == ["No node is alive. `workerd run` starts one."]
-    quarantined = why(store, job_id, state="quarantined", quarantined=True, trouble="m has no f")
+    quarantined = why(store, job_id, state="quarantined", quarantined=True, trouble="m has no f.")
     assert quarantined == ["The pool p is quarantined here and will be restarted later: m has no f."]
     with pytest.raises(NotFound):
         why(store, bytes(16))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -70,6 +71,25 @@ def test_every_state_is_reachable_and_only_death_is_final() -> None:
     assert reached == set(WorkerState) == set(TRANSITIONS)
     assert [state for state in WorkerState if not TRANSITIONS[state]] == [WorkerState.DEAD]
     assert all(WorkerState.KILLING in TRANSITIONS[state] for state in BUSY)
+
+
+@pytest.mark.parametrize("refusing", ["memfd_create", "pipe"])
+def test_a_fork_that_fails_leaves_no_descriptor(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, refusing: str
+) -> None:
+    """It fails for want of them, and is tried again."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    before = os.listdir("/proc/self/fd")
+    monkeypatch.setattr(os, refusing, refuse)
+    pool = make_pool("noop")
+    for _ in range(3):
+        with pytest.raises(OSError, match="Too many open files"):
+            WorkerProcess(loop, "test/0", Recorder(), 0, lambda fds: 0, WorkerLimits(pool, HostMemory()))
+    monkeypatch.undo()
+    assert os.listdir("/proc/self/fd") == before
 
 
 # -- assigning and revoking

@@ -158,8 +158,7 @@ class Claimer:
         if plan.shares:
             self._carry_out(plan)
             return 0.0
-        if plan.wait_s is None:
-            self._peek()
+        self._peek()
         return plan.wait_s
 
     def _carry_out(self, plan: ClaimPlan) -> None:
@@ -252,7 +251,7 @@ class Claimer:
                 self._outcomes.send_all(batch.broken)
 
     def _peek(self) -> None:
-        """There is new work of an unknown handler: ask the store in one statement."""
+        """If there is new work of an unknown handler, ask the store of which, in one statement."""
         handlers = self._planner.to_peek()
         if handlers:
             found = self._store.read_one(lambda tx: polls.peek(tx, handlers)).handlers

@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from workerd import log
+from workerd.ingester.spool import DAMAGED_PREFIX
 from workerd.runtime.generations import Generations
 
 _log = log.get_logger("ingester")
@@ -23,6 +24,8 @@ def inherit(generations: Generations, spool: Path) -> None:
             if not free:
                 continue
             for path in sorted(generations.paths(number).spool.glob("*.db")):
+                if path.name.startswith(DAMAGED_PREFIX):
+                    continue  # kept for inspection; what could be read of it is replayed
                 try:
                     _move(path, spool)
                 except (OSError, sqlite3.Error) as error:

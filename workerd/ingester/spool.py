@@ -33,6 +33,8 @@ LOG_BYTES = 4 * 1024 * 1024
 LOCK_TIMEOUT_S = 1.0
 MAX_COPIES = 10
 """Damaged files, and damaged rows, that are kept for inspection."""
+DAMAGED_PREFIX = "damaged-"
+"""Of the names of those."""
 
 _NAME = re.compile(r"(\d{12})\.db")
 _APPEND = "INSERT INTO outcomes (number, checksum, body) VALUES (?, ?, ?)"
@@ -302,8 +304,8 @@ class Spool:
     def _set_row_aside(self, file: _SpoolFile, number: int, body: object) -> None:
         """Skip the oldest row, which is damaged, and keep a copy of it."""
         file.first = number + 1
-        copy = self._folder / f"damaged-{file.path.stem}-{number}"
-        if len(list(self._folder.glob("damaged-*-*"))) < MAX_COPIES:
+        copy = self._folder / f"{DAMAGED_PREFIX}{file.path.stem}-{number}"
+        if len(list(self._folder.glob(f"{DAMAGED_PREFIX}*-*"))) < MAX_COPIES:
             with contextlib.suppress(OSError):
                 copy.write_bytes(body if isinstance(body, bytes) else repr(body).encode())
         _log.error("spool.row_damaged", file=str(file.path), row=number, copy=str(copy))
@@ -318,12 +320,12 @@ class Spool:
             _delete(file.path)
 
     def _keep_copy(self, path: Path) -> None:
-        if len(list(self._folder.glob("damaged-*.db"))) >= MAX_COPIES:
+        if len(list(self._folder.glob(f"{DAMAGED_PREFIX}*.db"))) >= MAX_COPIES:
             _delete(path)
             return
         for suffix in ("", "-wal"):
             with contextlib.suppress(OSError):
-                os.rename(f"{path}{suffix}", f"{path.parent}/damaged-{path.name}{suffix}")
+                os.rename(f"{path}{suffix}", f"{path.parent}/{DAMAGED_PREFIX}{path.name}{suffix}")
 
     def close(self) -> None:
         """Close what is open; the files stay."""

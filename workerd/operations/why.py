@@ -355,7 +355,7 @@ def _why_pool(handler: str, pools: Mapping[str, Document]) -> list[str]:
     if not found:
         return []
     name, pool = found[0]
-    state, trouble = pool.get("state"), line(pool.get("trouble") or "not ready yet")
+    state, trouble = pool.get("state"), line(pool.get("trouble") or "not ready yet").rstrip(".")
     if pool.get("quarantined") or state == "quarantined":
         return [f"The pool {name} is quarantined here and will be restarted later: {trouble}."]
     if state != "up":
@@ -389,7 +389,8 @@ def _why_set_aside(config: Config, row: JobRow) -> list[str]:
         return []
     return [
         f"The attempt has ended as {letter.outcome.status}, but the store refused to record it in any form: "
-        f"{line(letter.why)}. Mend that, then `workerd dead-letters --retry` on {line(row.node)} records it."
+        f"{line(letter.why).rstrip('.')}. Once that is fixed, `workerd dead-letters --retry` on "
+        f"{line(row.node)} records it."
     ]
 
 

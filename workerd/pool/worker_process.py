@@ -134,41 +134,41 @@ class WorkerProcess:
         self._progress_turn = -1
         self._max_payload = 0
         self._sent_by_channel = False
-        self.flags = SharedFlags()
-        self._assignments = AssignmentQueue()
-        self._dump = StackDump()
         self._alarm = Alarm(loop, self._on_alarm)
-        self._fork(null, main, keep)
-
-    def _fork(self, null: int, main: Callable[[WorkerFds], int], keep: Iterable[int]) -> None:
-        reading, writing = os.pipe()
-        assignments, flags, dump = self._assignments.fileno(), self.flags, self._dump.fd
-        try:
-            self.child: ManagedChild[FromWorker] = ManagedChild(
-                self._loop,
-                lambda channel: main(
-                    WorkerFds(
-                        channel.fileno(), assignments, output=writing, null=null, flags=flags, dump=dump
-                    )
-                ),
-                keep=(assignments, writing, null, dump, *keep),
-                incoming=FromWorker,
-                on_message=self._on_message,
-                on_eof=self._on_eof,
-                on_death=self._on_death,
-            )
-        except OSError:
-            os.close(reading)
-            self._assignments.close()
-            self._dump.close()
-            self.flags.close()
-            raise
-        finally:
-            os.close(writing)
+        with contextlib.ExitStack() as opened:  # the fork is tried again and again
+            self.flags = SharedFlags()
+            opened.callback(self.flags.close)
+            self._assignments = AssignmentQueue()
+            opened.callback(self._assignments.close)
+            self._dump = StackDump()
+            opened.callback(self._dump.close)
+            reading, writing = os.pipe()
+            opened.callback(os.close, reading)
+            try:
+                self.child = self._fork(writing, null, main, keep)
+            finally:
+                os.close(writing)
+            opened.pop_all()
         self.output = OutputReader(
             self._loop, reading, self._on_output, self._read_results, self._on_record, self._scrubbed
         )
         self.channel = self.child.channel
+
+    def _fork(
+        self, writing: int, null: int, main: Callable[[WorkerFds], int], keep: Iterable[int]
+    ) -> ManagedChild[FromWorker]:
+        assignments, flags, dump = self._assignments.fileno(), self.flags, self._dump.fd
+        return ManagedChild(
+            self._loop,
+            lambda channel: main(
+                WorkerFds(channel.fileno(), assignments, output=writing, null=null, flags=flags, dump=dump)
+            ),
+            keep=(assignments, writing, null, dump, *keep),
+            incoming=FromWorker,
+            on_message=self._on_message,
+            on_eof=self._on_eof,
+            on_death=self._on_death,
+        )
 
     @property
     def pid(self) -> int:
