@@ -19,7 +19,7 @@ from workerd.operations.actor import Actor
 from workerd.operations.bulk import Act, Search
 from workerd.operations.edit import Edit, edit
 from workerd.operations.request_graphs import Plan
-from workerd.store import batches, job_control, requests
+from workerd.store import batches, job_control, polls, requests
 from workerd.store.base import Store
 
 HANDLERS = tuple(HandlerConfig(name=name, call="m:f", pool="p") for name in ("h", "after", "last"))
@@ -262,6 +262,20 @@ def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
     s.finish(store, "h")
     s.finish(store, "last", Status.FAILURE)
     assert progress(store, request_id) == ("failed", 1, 0, 1)
+
+
+def test_a_job_that_very_many_need_lets_them_begin_in_slices(store: Store) -> None:
+    """The poll finds the request after the ending, and all of them become new."""
+    dependents = members(batches.SLICE_ROWS + 1, needs=["root"])
+    request_id = submit(store, jobs=[{"name": "root", "handler": "after"}, *dependents])
+    work(store)
+    s.finish(store, "after")
+    assert count(store, "h") == 0
+    assert store.read(lambda tx: polls.poll(tx, s.NODE.id, ["h"])).batches
+    work(store)
+    assert count(store, "h") == len(dependents)
+    assert not store.read(lambda tx: polls.poll(tx, s.NODE.id, ["h"])).batches
+    assert progress(store, request_id) == ("inprogress", 1, 0, len(dependents) + 1)
 
 
 def test_a_job_that_ends_twice_counts_once(store: Store) -> None:

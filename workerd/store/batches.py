@@ -21,6 +21,7 @@ from workerd.store import columns, job_control, jobs, links, workflows
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow
 from workerd.store.links import HELD_AT
+from workerd.store.polls import HAS_SLICES
 from workerd.store.workflows import RequestUpdate, apply
 
 SLICE_ROWS = 500
@@ -94,8 +95,7 @@ def work(tx: Tx) -> Worked:
     """One slice of the oldest batch whose jobs are to be released, cancelled or retried."""
     found = tx.one(
         f"SELECT id FROM workerd_requests {tx.dialect.hint('workerd_request_pending')}"
-        " WHERE pending IN ('release','cancel','reopen','spread') ORDER BY pending, created_at"
-        f" LIMIT 1{tx.dialect.skip_locked}"
+        f" WHERE {HAS_SLICES} ORDER BY pending, created_at LIMIT 1{tx.dialect.skip_locked}"
     )
     if found is None:
         return Worked(False, set())

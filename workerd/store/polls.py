@@ -64,6 +64,9 @@ class PollResult(NamedTuple):
     batches: bool = False
 
 
+HAS_SLICES = "pending IN ('cancel','release','reopen','spread')"
+"""Requests that `batches.work` moves on."""
+
 _PAUSED, _CANCEL, _DUE, _NEW, _REVISION, _HOLD, _BATCH = range(7)
 
 # A column for each type: the engines convert all values of a UNION's column to one type, signed and unsigned
@@ -76,7 +79,7 @@ UNION ALL SELECT * FROM (SELECT {_DUE}, NULL AS number, NULL AS id, NULL AS name
     FROM workerd_jobs {{due_index}} WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1) AS d
 UNION ALL SELECT {_REVISION}, revision, NULL, NULL, NULL FROM workerd_revisions WHERE name = 'schedules'
 UNION ALL SELECT * FROM (SELECT {_BATCH}, NULL AS number, NULL AS id, NULL AS name, NULL AS due
-    FROM workerd_requests {{pending_index}} WHERE pending IN ('release','cancel','reopen') LIMIT 1) AS b"""
+    FROM workerd_requests {{pending_index}} WHERE {HAS_SLICES} LIMIT 1) AS b"""
 
 _HOLDS = f"""UNION ALL SELECT {_HOLD}, NULL, NULL, limit_name, held_until FROM workerd_rates {{index}}
     WHERE held_until > %s"""
