@@ -33,6 +33,14 @@ class RequestStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+def known_status(word: str) -> RequestStatus | None:
+    """The status of a request; None for a word that is none, as MySQL keeps `''` for one that it refused."""
+    try:
+        return RequestStatus(word)
+    except ValueError:
+        return None
+
+
 REQUEST_ENDED = frozenset({RequestStatus.COMPLETED, RequestStatus.FAILED, RequestStatus.CANCELLED})
 
 MAX_STEP = 2**32 - 1

@@ -15,11 +15,11 @@ from tests.support.storing import NODE, claims, close, enqueue, job, sql, status
 from workerd import clock
 from workerd.clock import SECOND
 from workerd.errors import StoreBusy
-from workerd.job import Claim, Status
+from workerd.job import Claim, Status, new_id
 from workerd.outcome import Reason
 from workerd.store import claims as store_claims
-from workerd.store import handlers, job_control, jobs, polls, servers
-from workerd.store.base import Store
+from workerd.store import expiry, handlers, job_control, jobs, polls, servers
+from workerd.store.base import Store, Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.mysql_dialect import MYSQL
 from workerd.store.polls import PollResult, poll
@@ -280,6 +280,52 @@ def test_due_rows_become_new_and_the_next_due_time_is_returned(store: Store) -> 
     assert second.next_due == job(store, made[3]).row.run_at
     assert [status(store, j) for j in made] == ["new", "new", "new", "scheduled"]
     assert store.run(lambda tx: store_claims.promote_due(tx, 2)).count == 0
+
+
+@pytest.mark.parametrize("invalid", ["0000-00-00 00:00:00", "2024-02-31 00:00:00"])
+@pytest.mark.parametrize("column", ["run_at", "expires_at", "created_at", "cancel_requested_at"])
+def test_a_date_of_no_calendar_keeps_no_other_from_its_time(store: Store, column: str, invalid: str) -> None:
+    """Another program may have written one; its row is promoted with the others, and can be cancelled."""
+    odd, due = enqueue(store, "legacy", delay=3600 * clock.SECOND), enqueue(store, "h", delay=1)
+
+    def write(tx: Tx) -> None:
+        if tx.dialect.name == "mysql":
+            tx.execute("SET SESSION sql_mode = 'ALLOW_INVALID_DATES'")
+        past = clock.to_text(tx.now - clock.SECOND)
+        tx.execute("UPDATE workerd_jobs SET run_at = %s", (past,))
+        tx.execute(f"UPDATE workerd_jobs SET {column} = %s WHERE id = %s", (invalid, odd))
+
+    store.run(write)
+    store.close()
+    assert store.run(lambda tx: store_claims.promote_due(tx, 100)).count == 2
+    assert [status(store, one) for one in (odd, due)] == ["new", "new"]
+    assert store.run(lambda tx: job_control.cancel(tx, odd)) == "ended"
+
+
+@pytest.mark.parametrize("invalid", ["0000-00-00 00:00:00", "2024-02-31 00:00:00"])
+def test_what_has_expired_keeps_nothing_from_its_time(store: Store, invalid: str) -> None:
+    """However many there are: the due rows behind them are found, and the sweep ends them all."""
+
+    def write(tx: Tx) -> None:
+        if tx.dialect.name == "mysql":
+            tx.execute("SET SESSION sql_mode = 'ALLOW_INVALID_DATES'")
+        for _ in range(10):
+            tx.execute(
+                "INSERT INTO workerd_jobs (id, handler, expires_at) VALUES (%s, 'legacy', %s)",
+                (new_id(), invalid),
+            )
+
+    store.run(write)
+    store.close()
+    due = enqueue(store, "h", delay=1)
+    eventually(lambda: store.read(lambda tx: tx.now) > job(store, due).row.run_at)
+    promoted = store.run(lambda tx: store_claims.promote_due(tx, 10))
+    assert (promoted.count, promoted.full, promoted.expired) == (1, False, True)
+    assert status(store, due) == "new"
+    assert store.run(lambda tx: expiry.sweep(tx, 10)) == 10
+    assert store.run(lambda tx: expiry.sweep(tx, 10)) == 0
+    promoted = store.run(lambda tx: store_claims.promote_due(tx, 10))
+    assert (promoted.count, promoted.expired, promoted.next_due) == (0, False, None)
 
 
 def test_a_plain_insert_is_enough(store: Store) -> None:

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,11 +14,11 @@ import pytest
 from tests.support.eventually import eventually
 from tests.support.servers import DatabaseServer
 from tests.support.storing import claims, enqueue, sql, value
-from workerd.errors import WrongVersion
+from workerd.errors import StoreAway, WrongVersion
 from workerd.job import new_id
 from workerd.store import base, migrations, schema, write_probe
 from workerd.store import mysql as mysql_store
-from workerd.store.base import Store
+from workerd.store.base import Store, Tx
 from workerd.store.claims import promote_due
 
 TABLES = (
@@ -119,6 +120,49 @@ def of_version_1(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     for state in ("new", "scheduled", "completed"):
         sql(store, "INSERT INTO workerd_jobs (id, handler, status) VALUES (%s, 'h', %s)", new_id(), state)
     return store
+
+
+@pytest.mark.parametrize("invalid", ["0000-00-00 00:00:00", "2024-02-31 00:00:00"])
+@pytest.mark.parametrize("column", ["run_at", "created_at", "finished_at"])
+def test_a_date_of_no_calendar_does_not_stop_a_migration(
+    mysql_url: str, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch, column: str, invalid: str
+) -> None:
+    """Another program may have written one, which the copy of the table would refuse."""
+    store = of_version_1(opened(mysql_url), monkeypatch)
+
+    def write(tx: Tx) -> None:
+        tx.execute("SET SESSION sql_mode = 'ALLOW_INVALID_DATES'")
+        tx.execute(f"UPDATE workerd_jobs SET {column} = %s", (invalid,))
+
+    store.run(write)
+    store.close()
+    assert store.migrate() == ALL[1:]
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 3
+
+
+def test_the_limit_of_statements_is_none_of_migrations(
+    tmp_path: Path, opened: Callable[..., Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a large embedded store each new column takes longer; who waits for its lock has the usual limit."""
+    url = f"sqlite:///{tmp_path}/store.db"
+    store = of_version_1(opened(url), monkeypatch)
+    rows = [(new_id(),) for _ in range(20_000)]
+    store.run(lambda tx: tx.execute_each("INSERT INTO workerd_jobs (id, handler) VALUES (%s, 'h')", rows))
+    store.close()
+    impatient = opened(url, timeout=0.0001)
+    with pytest.raises(StoreAway, match="interrupted"):
+        impatient.read(lambda tx: tx.query("SELECT COUNT(*) FROM workerd_jobs a JOIN workerd_jobs b"))
+    impatient.close()
+    writer = opened(url)
+
+    def write(tx: Tx) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = 1 WHERE attempt = 2")
+        with pytest.raises(StoreAway, match="keeps a transaction open"):
+            impatient.migrate()
+
+    writer.run(write)
+    assert impatient.migrate() == ALL[1:]
+    assert value(store, "SELECT COUNT(*) FROM workerd_jobs") == 20_003
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from workerd.outcome import Reason
 from workerd.redaction import NOTHING
 from workerd.store import claims as store_claims
 from workerd.store import job_control, requests, workflow_inputs, workflows
-from workerd.store.base import Store
+from workerd.store.base import Store, Tx
 from workerd.store.polls import poll
 
 DELETE = storing.workflow("delete", "get", "del1<get", "del2<get", "tell<del1,del2")
@@ -454,3 +454,37 @@ def test_two_nodes_close_the_last_jobs_of_a_step_at_once(
     thread.join()
     assert len(storing.finish(store, "c")) == 50
     assert {storing.request(store, request_id)[0].status for request_id in made} == {"completed"}
+
+
+def write_unknown_status(store: Store, table: str, row_id: bytes) -> None:
+    """As a program without strict mode: MySQL keeps '' for a word that it does not know."""
+
+    def write(tx: Tx) -> None:
+        tx.execute("SET SESSION sql_mode = ''")
+        tx.execute(f"UPDATE {table} SET status = 'running' WHERE id = %s", (row_id,))
+
+    store.run(write)
+    store.close()
+
+
+def test_a_request_with_a_status_that_is_none_fails_alone(mysql: Store) -> None:
+    """By an outcome, a sweep of what expired, or a cancel, whichever meets it; others go on."""
+    bad, other = storing.submit(mysql, DELETE), storing.submit(mysql, DELETE)
+    write_unknown_status(mysql, "workerd_requests", bad)
+    one, two = storing.claims(mysql, "get")
+    storing.close(mysql, [storing.outcome(one), storing.outcome(two)])
+    assert storing.states(mysql, other)[1]["del1"] == "new"
+    row, _ = storing.request(mysql, bad)
+    assert (row.status, row.error) == ("failed", "Its status, '', is none that a request can have.")
+
+
+def test_a_job_with_a_status_that_is_none_counts_as_failed(mysql: Store) -> None:
+    """The sweep of requests meets it, and repairs the others."""
+    bad, other = storing.submit(mysql, DELETE), storing.submit(mysql, DELETE)
+    write_unknown_status(mysql, "workerd_jobs", storing.request(mysql, bad)[1]["get"].id)
+    assert mysql.run(lambda tx: requests.sweep(tx, {DELETE.name: DELETE}, 100)).repaired == 1
+    row, found = storing.request(mysql, bad)
+    assert row.status == "failed"
+    with pytest.raises(Conflict, match="ended"):
+        mysql.run(lambda tx: job_control.cancel(tx, found["get"].id))
+    assert storing.states(mysql, other) == ("inprogress", {"get": "new"})

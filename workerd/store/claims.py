@@ -397,17 +397,17 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
     """Make up to `limit` due `scheduled` rows `new`, in the order of `run_at`."""
     words = tx.dialect
     now = clock.to_text(tx.now)
-    found = tx.query(
-        f"SELECT id, attempt, handler, status FROM workerd_jobs {words.hint('workerd_scheduled')}"
-        f" WHERE due_at <= %s ORDER BY due_at LIMIT %s{words.skip_locked}",
-        (now, limit),
-    )
+    found = _due_rows(tx, "due_at <= %s", now, limit)
     rows = [row for row in found if row[3] == b"scheduled"]
+    full, has_expired = len(found) >= limit, len(rows) < len(found)
+    if full and not rows:
+        # So many have expired and are not ended yet, perhaps since they are locked.
+        rows = _due_rows(tx, "due_at <= %s AND status = 'scheduled'", now, limit)
+        full = len(rows) >= limit
     if rows:
         keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
-    has_expired = len(rows) < len(found)
-    # Those are left to the sweep: nobody is to come back for them.
+    # What has expired is left to the sweep: nobody is to come back for it.
     after, params = ("> %s", (now,)) if has_expired else ("IS NOT NULL", ())
     following = tx.one(
         f"SELECT due_at FROM workerd_jobs {words.hint('workerd_scheduled')}"
@@ -415,8 +415,15 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
         params,
     )
     handlers = {columns.lenient(row[2]) or "" for row in rows}
-    full = len(found) >= limit
     return Promoted(len(rows), handlers, _due(following, tx.now), expired=has_expired, full=full)
+
+
+def _due_rows(tx: Tx, where: str, now: str, limit: int) -> list[Row]:
+    return tx.query(
+        f"SELECT id, attempt, handler, status FROM workerd_jobs {tx.dialect.hint('workerd_scheduled')}"
+        f" WHERE {where} ORDER BY due_at LIMIT %s{tx.dialect.skip_locked}",
+        (now, limit),
+    )
 
 
 def _due(row: Row | None, now: int) -> int | None:

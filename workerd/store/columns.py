@@ -9,7 +9,7 @@ import msgspec
 
 from workerd import clock
 from workerd.errors import InvalidValue, UnreadableRow
-from workerd.job import AttemptRef
+from workerd.job import AttemptRef, Status
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store.base import Tx
 from workerd.store.session import Row
@@ -63,6 +63,17 @@ def lenient_time(value: Any) -> int | None:
 def time_or_zero(value: Any) -> int:
     """A time to compare: one that does not exist is before all others."""
     return max(0, lenient_time(value) or 0)
+
+
+def job_status(value: Any) -> Status:
+    """A status of a job; one that is none counts as failed: no node claims such a row.
+
+    MySQL keeps `''` for a word that it does not know, if a program writes it without strict mode.
+    """
+    try:
+        return Status(text(value))
+    except ValueError:
+        return Status.FAILURE
 
 
 def blob(value: Any) -> bytes:

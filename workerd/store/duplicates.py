@@ -111,7 +111,7 @@ def holder_status(tx: Tx, handler: str, key: str) -> Status | None:
     """The status of the live job that holds a unique key, None if there is none."""
     index, where = tx.dialect.hint("workerd_live"), tx.dialect.live_key_condition
     row = tx.one(f"SELECT status FROM workerd_jobs {index} WHERE {where}", (handler, key))
-    return None if row is None else Status(columns.text(row[0]))
+    return None if row is None else columns.job_status(row[0])
 
 
 def _locked(tx: Tx, handler: str, key: str) -> _Live | None:
@@ -120,7 +120,7 @@ def _locked(tx: Tx, handler: str, key: str) -> _Live | None:
         f"SELECT id, attempt, status FROM workerd_jobs {index} WHERE {where}{tx.dialect.row_lock}",
         (handler, key),
     )
-    return None if row is None else _Live(row[0], row[1], Status(columns.text(row[2])))
+    return None if row is None else _Live(row[0], row[1], columns.job_status(row[2]))
 
 
 def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:

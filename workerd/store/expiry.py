@@ -41,7 +41,7 @@ def sentence(run_at: int, expires_at: int, now: int) -> str:
 
 
 def sweep(tx: Tx, limit: int) -> int:
-    """End up to `limit` jobs whose `expires_at` has passed; how many there were."""
+    """End up to `limit` jobs whose `expires_at` has passed; returns how many it ended."""
     rows = tx.query(
         f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_scheduled')}"
         " WHERE due_at <= %s AND status = 'new' ORDER BY due_at LIMIT %s",
@@ -51,8 +51,7 @@ def sweep(tx: Tx, limit: int) -> int:
         # They have no entry among the due rows, and there are at most as many as there are running jobs.
         names = [columns.lenient(row[0]) or "" for row in tx.query("SELECT name FROM workerd_handlers")]
         rows += duplicates.followers(tx, names, "expires_at <= %s", [columns.at(tx.now)], limit)
-    _end(tx, rows, None)
-    return len(rows)
+    return _end(tx, rows, None)
 
 
 class Place(NamedTuple):
@@ -95,9 +94,9 @@ def sweep_handler(
         behind = following
         if not behind:
             break
-    _end(tx, found, expires_us)
+    ended = _end(tx, found, expires_us)
     done = not behind and cursor is None
-    return HandlerSweep(len(found), None if done else Place(behind, cursor))
+    return HandlerSweep(ended, None if done else Place(behind, cursor))
 
 
 _LEAST = -(2**31) - 1
@@ -135,11 +134,14 @@ def _of_each(tx: Tx, sql: str, count: int) -> str:
     return " UNION ALL ".join([sql.format(number=n, index=index) for n in range(count)])
 
 
-def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> None:
-    """End these attempts unless they have begun meanwhile; what follows for their requests follows.
+def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> int:
+    """End these attempts unless they have begun meanwhile; returns how many it ended.
+
+    What follows for their requests follows.
 
     Locks: request rows by id, then job rows, without those that others have locked.
     """
+    count = 0
     for part in columns.chunks(sorted(keys)):
         where = columns.keys([(row[0], row[1]) for row in part])
         requests = tx.query(f"SELECT DISTINCT request_id FROM workerd_jobs WHERE {where}")
@@ -155,11 +157,15 @@ def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> None:
         batch = ClosedBatch(now=tx.now, requests=locked, ended=ended, released=[], woken=set())
         duplicates.release_followers(tx, batch)
         workflows.advance(tx, batch)
+        count += len(ended)
+    return count
 
 
 def _end_one(tx: Tx, row: Row, expires_us: int | None) -> ClosedAttempt | None:
     job_id, attempt, handler, request_id, step, name, unique_key, due, expires_at = row
-    run_at, own = columns.time_or_zero(due), columns.lenient_time(expires_at)
+    run_at = columns.time_or_zero(due)
+    # One that does not exist is over: its entry would stay in front of all due rows.
+    own = None if expires_at is None else columns.time_or_zero(expires_at)
     if not is_over(attempt, run_at, own, expires_us, tx.now):
         return None
     end = own if own is not None else run_at + (expires_us or 0)

@@ -44,7 +44,7 @@ def live_run(tx: Tx, name: str) -> LiveRun | None:
     )
     if row is None:
         return None
-    status = Status(columns.text(row[2]))
+    status = columns.job_status(row[2])
     return LiveRun(row[0], row[1], status, columns.time_or_zero(row[3]), columns.time_or_zero(row[4]))
 
 

@@ -51,7 +51,7 @@ def current_row(row: Row) -> CurrentRow:
     job_id, attempt, handler, status, key, request, step, name, node_id, cancel_requested_at, run_at = row
     text = columns.lenient
     return CurrentRow(
-        job_id, attempt, text(handler) or "", Status(columns.text(status)), text(key), request, step,
+        job_id, attempt, text(handler) or "", columns.job_status(status), text(key), request, step,
         text(name), node_id, cancel_requested_at is not None, columns.time_or_zero(run_at),
     )  # fmt: skip
 

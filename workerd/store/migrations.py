@@ -6,6 +6,8 @@ from workerd.errors import WrongVersion
 from workerd.store.schema import MIGRATIONS, MYSQL_MIGRATIONS, SQLITE_MIGRATIONS, Migration
 
 NEWEST = MIGRATIONS[-1].version
+TIMEOUT_S = 86_400.0
+"""Of one statement: a change of a large table copies or reads all of it."""
 
 
 def require_version(server: str) -> None:

@@ -22,7 +22,6 @@ from workerd.store.session import LockLost, ServerRole, ServerState
 
 MIN_SHARE_S = 0.05
 """What each server gets of the time limit for connecting, however many there are."""
-_MIGRATION_TIMEOUT_S = 86_400.0
 MIGRATION_LOCK_WAIT_S = 2
 MIGRATION_PAUSE_S = 4.0
 """A change of a table waits so long for transactions that use it, since all others wait behind it meanwhile,
@@ -140,7 +139,7 @@ class MySQLStore(Store):
 
     def migrate(self) -> list[str]:
         # A connection of its own: copying a large table takes longer than any statement of daily work.
-        session = self._connect_for(_MIGRATION_TIMEOUT_S)
+        session = self._connect_for(migrations.TIMEOUT_S)
         try:
             migrations.require_version(session.server_version)
             return self._migrate(session)
@@ -166,7 +165,7 @@ class MySQLStore(Store):
 
     def _change(self, change: Callable[[], None]) -> None:
         """Change a table once no transaction uses it. Raises StoreBusy if there is one for a day."""
-        deadline = time.monotonic() + _MIGRATION_TIMEOUT_S
+        deadline = time.monotonic() + migrations.TIMEOUT_S
         while True:
             try:
                 return self._again(change)

@@ -35,8 +35,9 @@ CONVERSIONS: dict[int | type[Any], Callable[[Any], str] | Callable[[str], Any]] 
     **dict.fromkeys(_FLOATS, float),
 }
 
-# Strict, and without NO_BACKSLASH_ESCAPES, on which `literal` relies.
-_SQL_MODE = "STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+# Strict, and without NO_BACKSLASH_ESCAPES, on which `literal` relies. Dates of no calendar, which another
+# program may have written, must not stop a statement that only touches their rows.
+_SQL_MODE = "STRICT_ALL_TABLES,ALLOW_INVALID_DATES,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
 
 
 class MySQLSession(Session):

@@ -312,7 +312,7 @@ def _oldest_queuing(tx: Tx, workflow: str) -> RequestRow | None:
 def _repair_run(tx: Tx, workflow: WorkflowConfig, run: intervals.LiveRun, pause: float) -> PickedUp:
     """Close the row of a run whose request has ended or is gone."""
     row = tx.one("SELECT status FROM workerd_requests WHERE id = %s", (run.id,))
-    status = RequestStatus(columns.text(row[0])) if row is not None else RequestStatus.CANCELLED
+    status = wf.known_status(columns.text(row[0])) if row is not None else RequestStatus.CANCELLED
     if status is RequestStatus.QUEUING:
         return _begin(tx, list(columns.lock_requests(tx, [run.id]).values()), {workflow.name: workflow})
     if status in wf.REQUEST_ENDED:

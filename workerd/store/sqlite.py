@@ -74,7 +74,16 @@ class SQLiteStore(Store):
     def migrate(self) -> list[str]:
         if not self._was_there and not self._path.exists():
             _create(self._path)
-        return self.run(_migrate)
+        # A session of its own: each new column with a check reads all rows, seconds for a million.
+        session = SQLiteSession(self._path, migrations.TIMEOUT_S, self.on_progress, lock_wait=self._timeout)
+        self._was_there = True
+        try:
+            session.begin(write=True)
+            applied = _migrate(Tx(session))
+            session.commit()
+        finally:
+            session.close()
+        return applied
 
     def server_states(self) -> list[ServerState]:
         if self._is_missing():
@@ -115,8 +124,12 @@ class SQLiteSession(Session):
     dialect = SQLITE
     max_packet: int | None = None
 
-    def __init__(self, path: Path, timeout: float, on_progress: Callable[[], None]) -> None:
+    def __init__(
+        self, path: Path, timeout: float, on_progress: Callable[[], None], lock_wait: float | None = None
+    ) -> None:
+        """`timeout`: of a statement, and of the wait for the file's lock unless `lock_wait` is given."""
         self._timeout = timeout
+        self._lock_wait = timeout if lock_wait is None else lock_wait
         self._on_progress = on_progress
         self._end = 0.0
         self.server = str(path)
@@ -226,7 +239,7 @@ class SQLiteSession(Session):
                 return
             except LockLost as error:
                 waited = time.monotonic() - began
-                if waited > self._timeout:
+                if waited > self._lock_wait:
                     raise StoreAway(
                         "another program keeps a transaction open on the database file; end that transaction",
                         error.code,

@@ -58,7 +58,8 @@ class RequestUpdate:
 
     def __init__(self, row: RequestRow) -> None:
         self.row = row
-        self.status = wf.RequestStatus(row.status)
+        known = wf.known_status(row.status)
+        self.status = known or _IN_PROGRESS
         self.step = row.step
         self.error = row.error
         self.failing = None if row.error is None else _end_status(row.error)
@@ -71,6 +72,8 @@ class RequestUpdate:
         self.counts = wf.Counts(row.total, row.done, row.failed)
         self.pending: str | None = row.pending
         self.ends = links.Ends()
+        if known is None:
+            self.fail(f"Its status, {row.status!r}, is none that a request can have.")
         if row.steps is not None and (self.status is _IN_PROGRESS or row.pending == "fill"):
             self.read(row.steps)
 
@@ -316,7 +319,7 @@ def job_state(name: bytes | None, status: bytes, reason: bytes | None) -> wf.Job
         why = None if reason is None else Reason(columns.text(reason))
     except (ValueError, UnreadableRow):
         why = None  # written by hand; only `ignored` matters here
-    return wf.JobState(columns.lenient(name), Status(columns.text(status)), why)
+    return wf.JobState(columns.lenient(name), columns.job_status(status), why)
 
 
 def cancel_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
