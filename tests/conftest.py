@@ -116,6 +116,16 @@ def opened() -> Iterator[Callable[..., Store]]:
 
 
 @pytest.fixture
+def tcp_url(mysql_server: servers.DatabaseServer) -> Iterator[str]:
+    """The URL of a migrated database over TCP."""
+    if not mysql_server.private:
+        pytest.skip("another's server need not listen here")
+    name = mysql_server.new_database()
+    yield mysql_server.url(name, tcp=True)
+    mysql_server.drop_database(name)
+
+
+@pytest.fixture
 def store(store_url: str, opened: Callable[..., Store]) -> Store:
     """A migrated, empty store."""
     result = opened(store_url)

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 import pymysql
 import pytest
 
 from tests.support.interrupting import Interrupted
-from tests.support.servers import FAST, DatabaseServer
 from tests.support.slow_line import slow_line
 from workerd.errors import StoreAway
 from workerd.store.base import Store
@@ -26,16 +20,6 @@ LIMIT_S = 0.3
 BYTES_S = 200_000
 
 Opened = Callable[..., Store]
-
-
-@pytest.fixture
-def tcp_url(mysql_server: DatabaseServer) -> Iterator[str]:
-    """The URL of a migrated database over TCP."""
-    if not mysql_server.private:
-        pytest.skip("another's server need not listen here")
-    name = mysql_server.new_database()
-    yield mysql_server.url(name, tcp=True)
-    mysql_server.drop_database(name)
 
 
 def test_a_statement_and_a_result_may_take_longer_than_the_time_limit(tcp_url: str, opened: Opened) -> None:
@@ -70,32 +54,6 @@ def test_a_server_that_sends_no_byte_is_lost_after_the_time_limit(tcp_url: str, 
         assert calls
         line.bytes_s = BYTES_S
         assert store.read(lambda tx: tx.one("SELECT 1")) == (1,)
-
-
-def test_results_arrive_whole_over_tls(opened: Opened) -> None:
-    """The driver reads its first packet before TLS and the rest within it; no byte is lost between them."""
-    openssl = shutil.which("openssl")
-    if openssl is None or "MYSQLD" in os.environ:
-        pytest.skip("needs the command openssl, and MariaDB's options")
-    folder = Path(tempfile.mkdtemp(prefix="tls."))  # not below tmp_path: the server's user may not go there
-    key, certificate = folder / "key.pem", folder / "cert.pem"
-    command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"]
-    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True)
-    key.chmod(0o644)
-    folder.chmod(0o755)
-    server = DatabaseServer((*FAST, f"--ssl-cert={certificate}", f"--ssl-key={key}"))
-    try:
-        url = server.start().url(server.new_database(), tcp=True) + "?ssl=required&ssl_verify=false"
-        store = opened(url)
-        cipher = store.read(lambda tx: tx.one("SHOW STATUS LIKE 'Ssl_cipher'"))
-        assert cipher is not None
-        assert cipher[1], "the connection is not encrypted"
-        for size in (0, 1, 8191, 8192, 8193, 300_000):
-            text = b"y" * size
-            assert store.read(lambda tx, t=text: tx.one("SELECT %s", (t.decode(),))) == (text,)
-    finally:
-        server.remove()
-        shutil.rmtree(folder)
 
 
 class _Cut:

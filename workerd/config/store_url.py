@@ -181,14 +181,21 @@ def _wrong_with_options(options: dict[str, str]) -> list[str]:
         wrong.append("ssl is off, preferred or required")
     if options.get("ssl_verify", "true") not in _BOOLEANS:
         wrong.append("ssl_verify is true or false")
+    elif options.get("ssl", "required") != "required" and _requires_tls(options):
+        wrong.append("ssl_ca, ssl_cert, ssl_key and ssl_verify=true need ssl=required")
     return wrong
+
+
+def _requires_tls(options: dict[str, str]) -> bool:
+    return _BOOLEANS[options.get("ssl_verify", "false")] or bool(
+        options.keys() & {"ssl_ca", "ssl_cert", "ssl_key"}
+    )
 
 
 def _tls(options: dict[str, str], hosts: tuple[Host, ...]) -> Tls:
     files = {key: options.get(f"ssl_{key}") for key in ("ca", "cert", "key")}
     verify = _BOOLEANS[options.get("ssl_verify", "true" if files["ca"] else "false")]
-    required = any(files.values()) or verify
     # Nobody can listen between two processes of one host, and encrypting costs CPU there.
     local = "unix_socket" in options or all(host.name in _LOOPBACK for host in hosts)
-    default = "required" if required else "off" if local else "preferred"
+    default = "required" if _requires_tls(options) else "off" if local else "preferred"
     return Tls(mode=options.get("ssl", default), verify=verify, **files)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workerd import lean_imports
-from workerd.config.store_url import Host, MySQLUrl
+from workerd.config.store_url import Host, MySQLUrl, Tls
 from workerd.errors import StoreAway
 from workerd.store.mysql_errors import NO_ANSWER
 from workerd.store.mysql_session import CONVERSIONS, NoSession, code_and_message
 from workerd.store.patient_connection import PatientConnection
 from workerd.store.resolver import Address, resolver
+
+if TYPE_CHECKING:
+    import ssl
 
 
 class _UnixLink(PatientConnection):
@@ -81,15 +84,28 @@ def _connected(
         autocommit=False,
         program_name="workerd",
         ssl_disabled=True if tls.mode == "off" else None,
-        ssl_ca=tls.ca,
-        ssl_cert=tls.cert,
-        ssl_key=tls.key,
-        ssl_verify_cert=tls.verify if tls.mode == "required" else None,
-        ssl_verify_identity=tls.verify if tls.mode == "required" else None,
+        ssl=_tls_context(tls) if tls.mode == "required" else None,
         defer_connect=True,
     )
     link.connect(_dial(peer, limit_s))
     return link
+
+
+def _tls_context(tls: Tls) -> ssl.SSLContext:
+    """For a connection that must be encrypted: the driver refuses a server without TLS only if it gets one.
+
+    It also checks no host name where no certificate authority is named. Raises OSError.
+    """
+    import ssl  # on demand, see lean_imports
+
+    if tls.verify:
+        context = ssl.create_default_context(cafile=tls.ca)
+    else:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if tls.cert is not None:
+        context.load_cert_chain(tls.cert, tls.key)
+    return context
 
 
 def is_secure(link: Any) -> bool:
