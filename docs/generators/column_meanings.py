@@ -75,7 +75,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "holder": "The handler of a `new` row, the node of an `inprogress` one, else NULL: what claims are found by.",
         "queue": "Of a job that waits under a limit or takes turns: which line it waits in, else NULL.",
         "given_key": "The unique key as it was given, where workerd had to give the row another one.",
-        "due_at": "`run_at` of a `scheduled` row, else NULL: what becomes due is found by it.",
+        "due_at": "When a `scheduled` row becomes due, or a `new` one expires: both are found by it.",
     },
     "requests": {
         "id": _AT + "The request.",

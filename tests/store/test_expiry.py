@@ -10,7 +10,7 @@ from tests.support.storing import NODE, claims, close, enqueue, finish, job, out
 from workerd import clock
 from workerd.clock import SECOND
 from workerd.duplicates import OnConflict
-from workerd.job import COOLER_KEY, AttemptRef, Status
+from workerd.job import COOLER_KEY, AttemptRef, Status, new_id
 from workerd.job_spec import NewJob
 from workerd.outcome import NextAttempt, Reason
 from workerd.store import claims as store_claims
@@ -51,6 +51,24 @@ def state(store: Store, job_id: bytes) -> tuple[str, str | None]:
 
 def claim(store: Store, handler: str = "h", expires_us: int | None = None) -> store_claims.ClaimBatch:
     return store.run(lambda tx: store_claims.claim(tx, handler, 100, NODE, expires_us=expires_us))
+
+
+def test_what_would_be_due_after_it_has_expired_ends_in_time(store: Store) -> None:
+    """A plain INSERT may say so; it is found at the moment when it expires."""
+    late = enqueue(store, "h", delay=3600 * SECOND)
+    expires_at = now(store) - SECOND
+    sql(store, "UPDATE workerd_jobs SET expires_at = %s WHERE id = %s", clock.to_text(expires_at), late)
+    assert store.run(lambda tx: store_claims.promote_due(tx, 100)).count == 1
+    assert sweep(store) == 1
+    assert state(store, late) == ("cancelled", "expired")
+
+
+def test_a_scheduled_row_needs_no_time(store: Store) -> None:
+    """It is due at once, as one that is inserted without anything."""
+    made = new_id()
+    sql(store, "INSERT INTO workerd_jobs (id, handler, status) VALUES (%s, 'h', 'scheduled')", made)
+    assert store.run(lambda tx: store_claims.promote_due(tx, 100)).count == 1
+    assert state(store, made) == ("new", None)
 
 
 def test_the_sweep_ends_what_is_over(store: Store) -> None:

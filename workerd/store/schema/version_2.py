@@ -35,12 +35,24 @@ _HOLDER = (
     "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '')"
     " WHEN status = 'new' AND HEX(SUBSTR(queue, 1, 1)) = 'F48FBFBF' THEN queue ELSE handler END"
 )
-# When a row becomes due, and when one that waits expires; without those that wait until another job of their
-# unique key has ended (`store.duplicates`).
-_DUE_AT = (
-    "CASE WHEN status = 'scheduled' AND SUBSTR(COALESCE(unique_key, ''), 1, 6) <> '~next:' THEN run_at"
-    " WHEN status = 'new' THEN expires_at END"
-)
+
+
+def _due_at(first: str) -> str:
+    """When a row becomes due, and when one that waits expires: a scheduled one by what comes first.
+
+    Without those that wait until another job of their unique key has ended (`store.duplicates`). `first`:
+    what a zero date counts as. MySQL sees that in `run_at` before it has its default, and would refuse it.
+    """
+    return (
+        "CASE WHEN status = 'scheduled' AND SUBSTR(COALESCE(unique_key, ''), 1, 6) <> '~next:'"
+        " THEN CASE WHEN expires_at < run_at THEN expires_at"
+        f" WHEN run_at > {first} THEN run_at ELSE {first} END"
+        " WHEN status = 'new' THEN expires_at END"
+    )
+
+
+_LITE_FIRST_TIME = "'1000-01-01 00:00:00'"
+_FIRST_TIME = f"TIMESTAMP{_LITE_FIRST_TIME}"
 
 # Columns are added at the end and may be NULL or have a constant default: that is done at once, whatever the
 # number of rows, without a lock that a writer would wait for.
@@ -59,7 +71,7 @@ MYSQL = [
         DROP KEY workerd_node""",
     f"""ALTER TABLE workerd_jobs
         ADD COLUMN holder VARCHAR(191) GENERATED ALWAYS AS ({_HOLDER}) /*M! STORED */,
-        ADD COLUMN due_at DATETIME(6) GENERATED ALWAYS AS ({_DUE_AT}) /*M! STORED */""",
+        ADD COLUMN due_at DATETIME(6) GENERATED ALWAYS AS ({_due_at(_FIRST_TIME)}) /*M! STORED */""",
     """ALTER TABLE workerd_jobs
         ADD KEY workerd_holder (status, holder, priority, run_at),
         ADD KEY workerd_scheduled (due_at)""",
@@ -203,7 +215,7 @@ SQLITE = [
             lite_time("expires_at"),
             "state BLOB CHECK (state IS NULL OR typeof(state) = 'blob')",
             f"holder TEXT GENERATED ALWAYS AS ({_HOLDER}) VIRTUAL",
-            f"due_at TEXT GENERATED ALWAYS AS ({_DUE_AT}) VIRTUAL",
+            f"due_at TEXT GENERATED ALWAYS AS ({_due_at(_LITE_FIRST_TIME)}) VIRTUAL",
         )
     ],
     "DROP INDEX workerd_claim",
