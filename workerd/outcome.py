@@ -154,12 +154,13 @@ class Outcome(msgspec.Struct, frozen=True, array_like=True, kw_only=True, gc=Fal
     note: str | None = None
     next: NextAttempt | None = None
     next_run_us: int | None = None
-    state: bytes | None = None
     node_id: bytes | None = None
     request_id: bytes | None = None
     step: int | None = None
     name: str | None = None
     unique_key: str | None = None
+    # New fields at the end: a spool may hold arrays of the version before.
+    state: bytes | None = None
     error_class: str | None = None
     fingerprint: bytes | None = None
     log: str | None = None

@@ -11,11 +11,13 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.outcomes import outcome
+from workerd.ingester import spool as spools
 from workerd.ingester.spool import LOG_BYTES, Spool
 from workerd.outcome import Outcome
 
@@ -413,6 +415,31 @@ def test_a_row_that_is_no_outcome_is_skipped(tmp_path: Path) -> None:
         other.execute("INSERT INTO outcomes VALUES (3, 'x', 'nonsense')")
         other.commit()
     assert drained(opened(tmp_path)) == rows
+
+
+VERSION_1 = (
+    "id", "attempt", "claimed_at", "handler", "status", "reason", "success", "payload", "payload_type",
+    "extras", "spawn", "error", "stack", "exit_signal", "exit_code", "run_at", "started_at", "finished_at",
+    "usage", "pid", "progress", "note", "next", "next_run_us", "node_id", "request_id", "step", "name",
+    "unique_key",
+)  # fmt: skip
+
+
+def test_outcomes_that_version_1_spooled_are_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upgrade may find them: the store was away when the former daemon was killed."""
+    ended = outcome(request_id=b"r" * 16, step=2, name="n", unique_key="k", node_id=b"i" * 16)
+    former, spool = Spool(tmp_path, 1 << 20), Spool(tmp_path, 1 << 20)
+    former.open()
+    with monkeypatch.context() as before:
+        before.setattr(
+            spools, "_encode", lambda one: msgspec.msgpack.encode([getattr(one, name) for name in VERSION_1])
+        )
+        assert former.append([ended]) == 1
+    former.close()
+    spool.open()
+    assert spool.peek(10, 1 << 20) == [ended]
 
 
 @pytest.mark.parametrize("page", [3, 10, -1])

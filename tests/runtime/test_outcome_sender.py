@@ -22,7 +22,7 @@ from workerd.messages import (
     StateSaved,
     ToIngester,
 )
-from workerd.outcome import Outcome
+from workerd.outcome import Outcome, Reason
 from workerd.runtime import outcome_sender
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
@@ -200,6 +200,16 @@ def test_frames_are_bounded_by_rows_and_bytes(pair: Pair, monkeypatch: pytest.Mo
     pair.sender.send_all([make_outcome(n, b"x" * 3000) for n in range(25, 28)])
     pair.until(lambda: pair.ingester.numbers == list(range(28)))
     assert [len(frame.outcomes) for frame in pair.ingester.frames] == [10, 10, 6, 1, 1]
+
+
+def test_an_outcome_that_fits_into_no_frame_is_refused(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its parts fit each by itself; the attempt ends, and the outcomes beside it are sent."""
+    monkeypatch.setattr(outcome_sender, "MAX_OUTCOME_BYTES", 10_000)
+    pair.sender.send_all([make_outcome(0), make_outcome(1, b"x" * 20_000), make_outcome(2)])
+    pair.until(lambda: pair.ingester.numbers == [0, 1, 2])
+    sent = [one for frame in pair.ingester.frames for one in frame.outcomes]
+    assert [one.reason for one in sent] == [None, Reason.REFUSED, None]
+    assert "20256 bytes together" in (sent[1].error or "")
 
 
 def test_it_is_full_by_rows_and_by_bytes(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

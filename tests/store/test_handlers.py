@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.support.eventually import eventually
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.errors import NotFound
 from workerd.store import claims, handlers, intervals, nodes, schedule_control
-from workerd.store.base import Store
+from workerd.store.base import Store, Tx
 from workerd.store.polls import poll
 
 
@@ -37,6 +38,7 @@ def test_a_handler_is_on_the_live_nodes_that_loaded_it(store: Store) -> None:
     assert listed(store)["mail"].nodes == ["one", "two"]
     s.sql(store, "UPDATE workerd_nodes SET lease_until = '2020-01-01 00:00:00' WHERE name = 'two'")
     found = listed(store)["mail"]
+    assert found is not None
     assert (found.nodes, found.signature, found.known) == (["one"], b'{"to":"str"}', True)
     s.sql(store, "DELETE FROM workerd_nodes WHERE name = 'two'")
     seen(store, "mail", "one", None)
@@ -130,6 +132,26 @@ def test_a_node_withdraws_what_it_serves_no_more(store: Store) -> None:
     assert found["thumb"].paused_by == "ann"
     assert not found["thumb"].known
     assert store.run(lambda tx: handlers.withdraw(tx, "one", {"kept"})) == []
+
+
+def test_what_another_node_announces_meanwhile_stays(
+    mysql_url: str, opened: s.Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a handler moves from one node to another: the old one withdraws what the new one has loaded."""
+    old, new = opened(mysql_url), opened(mysql_url)
+    register(old, "old")
+    register(old, "new")
+    seen(old, "mail", "old", b'{"s":1}')
+    locked = handlers._locked
+
+    def announced_before(tx: Tx, names: Sequence[str], node: str) -> list[tuple[str, set[str]]]:
+        seen(new, "mail", "new", b'{"s":1}')
+        return locked(tx, names, node)
+
+    monkeypatch.setattr(handlers, "_locked", announced_before)
+    assert old.run(lambda tx: handlers.withdraw(tx, "old", ())) == ["mail"]
+    found = old.read(lambda tx: handlers.find(tx, "mail"))
+    assert (found.nodes, found.known, found.signature) == (["new"], True, b'{"s":1}')
 
 
 def test_what_the_store_has_lost_of_a_node_is_unannounced(store: Store) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -85,3 +86,17 @@ def test_a_silent_name_server_wedges_nobody(
         assert daemon.stop() == 0
     finally:
         daemon.end()
+
+
+def test_without_a_thread_the_last_addresses_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As while the name server is silent; without any it is an error of the connection."""
+    resolver = Resolver()
+    known = resolver.addresses("localhost", 3306)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert resolver.addresses("localhost", 3306) == known
+    with pytest.raises(OSError, match="can't start new thread"):
+        resolver.addresses("db.example", 3306)

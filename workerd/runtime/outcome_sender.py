@@ -26,7 +26,7 @@ from workerd.messages import (
     StateStored,
     Throughput,
 )
-from workerd.outcome import Outcome
+from workerd.outcome import Outcome, refused
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import ReconnectingClient
@@ -38,6 +38,9 @@ MAX_UNACKNOWLEDGED_BYTES = 64 << 20
 MAX_FRAME_ROWS = 1000
 MAX_FRAME_BYTES = 8 << 20
 """An Outcomes frame holds at most this much, but always at least one outcome."""
+
+MAX_OUTCOME_BYTES = 60 << 20
+"""A larger one is refused: payload, extras, jobs and log may fit each by itself, and not into one frame."""
 
 MAX_UNSENT_BYTES = 8 << 20
 """From so much on, that the ingester has not read yet, what may be lost is not sent."""
@@ -126,8 +129,15 @@ class OutcomeSender:
 
     def send(self, outcome: Outcome) -> None:
         """Queue an outcome; it leaves at the end of this turn, or a moment later together with others."""
+        size = _size(outcome)
+        if size > MAX_OUTCOME_BYTES:
+            outcome = refused(
+                outcome,
+                f"its payload, extras, jobs and log are {size} bytes together, the limit is {MAX_OUTCOME_BYTES}",
+            )
+            size = _size(outcome)
         self._kept.append(outcome)
-        self._kept_bytes += _size(outcome)
+        self._kept_bytes += size
         if not self._fresh:
             # The first after a pause leaves at once; in a stream each frame carries many.
             if time.monotonic() - self._flushed_at > self._batch_delay:

@@ -127,7 +127,8 @@ def _replace(tx: Tx, job: NewJob, row: _Live, *, follows: bool) -> Inserted:
     """Give a waiting row the new data; one that `follows` stays behind the running job."""
     due = job.run_at if job.run_at is not None else tx.now + (job.delay or 0)
     if job.on_conflict is OnConflict.DEBOUNCE:
-        created = tx.one("SELECT created_at FROM workerd_jobs WHERE id = %s AND attempt = 1", (row.id,))
+        sql = f"SELECT created_at FROM workerd_jobs WHERE id = %s AND attempt = 1{tx.latest}"
+        created = tx.one(sql, (row.id,))
         created_at = tx.now if created is None else columns.time_or_zero(created[0])
         due = duplicates.due_at(tx.now, job.delay or 0, created_at, job.max_delay)
     status = Status.SCHEDULED if follows or due > tx.now else Status.NEW

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
@@ -85,7 +85,8 @@ def withdraw(tx: Tx, node: str, served: Collection[str]) -> list[str]:
     """
     found = tx.query("SELECT name, nodes FROM workerd_handlers WHERE seen_at IS NOT NULL")
     had = [(columns.lenient(name) or "", _names(nodes)) for name, nodes in found]
-    withdrawn = [(name, nodes) for name, nodes in had if node in nodes and name not in served]
+    names = sorted(name for name, nodes in had if node in nodes and name not in served)
+    withdrawn = _locked(tx, names, node)
     live = node_names(tx) if withdrawn else set()
     for name, nodes in withdrawn:
         left = sorted((nodes & live) - {node})
@@ -96,6 +97,17 @@ def withdraw(tx: Tx, node: str, served: Collection[str]) -> list[str]:
             f"UPDATE workerd_handlers SET {sets} WHERE name = %s", (msgspec.json.encode(left).decode(), name)
         )
     return sorted(name for name, _ in withdrawn)
+
+
+def _locked(tx: Tx, names: Sequence[str], node: str) -> list[tuple[str, set[str]]]:
+    """The nodes of each of these handlers that `node` still has: another may announce one in between."""
+    found = []
+    for name in names:
+        row = tx.one(f"SELECT nodes FROM workerd_handlers WHERE name = %s{tx.dialect.row_lock}", (name,))
+        nodes = _names(row[0]) if row is not None else set()
+        if node in nodes:
+            found.append((name, nodes))
+    return found
 
 
 def _names(text: bytes | None) -> set[str]:

@@ -87,7 +87,7 @@ def _results(
     blocked = [n for n in wanted if n not in results]
     held = _holders(tx, [jobs[n] for n in blocked])
     for n in blocked:
-        holder = held.get(_live_key(jobs[n].handler, jobs[n].unique_key))
+        holder = held.get(_live_key(tx, jobs[n].handler, jobs[n].unique_key))
         if holder is not None:
             results[n] = Inserted(holder, False)
     return results | _by_id(tx, ids, [n for n in blocked if n not in results], tx.latest)
@@ -262,8 +262,10 @@ def _created_at(tx: Tx, ids: Sequence[bytes], lock: str = "") -> dict[bytes, int
     return found
 
 
-def _live_key(handler: str, key: str | None) -> tuple[str, str]:
+def _live_key(tx: Tx, handler: str, key: str | None) -> tuple[str, str]:
     """As the index compares them: MySQL takes no notice of spaces at the end."""
+    if not tx.dialect.ignores_end_spaces:
+        return handler, key or ""
     return handler.rstrip(" "), (key or "").rstrip(" ")
 
 
@@ -279,5 +281,5 @@ def _holders(tx: Tx, jobs: Sequence[NewJob]) -> dict[tuple[str, str], bytes]:
             [value for key in part for value in key],
         )
         for handler, key, job_id in rows:
-            found[_live_key(columns.text(handler), columns.text(key))] = job_id
+            found[_live_key(tx, columns.text(handler), columns.text(key))] = job_id
     return found

@@ -27,7 +27,11 @@ class _Lookup:
         self.error: OSError | None = None
         self.done = threading.Event()
         self._name = name
-        threading.Thread(target=self._look_up, name=f"lookup {name}", daemon=True).start()
+        try:
+            threading.Thread(target=self._look_up, name=f"lookup {name}", daemon=True).start()
+        except RuntimeError as error:  # no more threads are allowed: as if the name server were silent
+            self.error = OSError(socket.EAI_AGAIN, str(error))
+            self.done.set()
 
     def _look_up(self) -> None:
         try:
