@@ -135,10 +135,10 @@ def test_a_node_withdraws_what_it_serves_no_more(store: Store) -> None:
 
 
 def test_what_another_node_announces_meanwhile_stays(
-    mysql_url: str, opened: s.Opening, monkeypatch: pytest.MonkeyPatch
+    mysql: Store, mysql_url: str, opened: s.Opening, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a handler moves from one node to another: the old one withdraws what the new one has loaded."""
-    old, new = opened(mysql_url), opened(mysql_url)
+    old, new = mysql, opened(mysql_url)
     register(old, "old")
     register(old, "new")
     seen(old, "mail", "old", b'{"s":1}')

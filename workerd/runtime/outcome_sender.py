@@ -131,10 +131,8 @@ class OutcomeSender:
         """Queue an outcome; it leaves at the end of this turn, or a moment later together with others."""
         size = _size(outcome)
         if size > MAX_OUTCOME_BYTES:
-            outcome = refused(
-                outcome,
-                f"its payload, extras, jobs and log are {size} bytes together, the limit is {MAX_OUTCOME_BYTES}",
-            )
+            why = f"its payload, extras, jobs and log are {size} bytes together, over the limit of"
+            outcome = refused(outcome, f"{why} {MAX_OUTCOME_BYTES}")
             size = _size(outcome)
         self._kept.append(outcome)
         self._kept_bytes += size
