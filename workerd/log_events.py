@@ -96,9 +96,12 @@ EVENTS: dict[str, str] = {
     # -- gateway
     "access.refused": "A token whose role is not admitted was used for this path.",
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
+    "gateway.callback_failed": "An unexpected error in the gateway; it goes on. The field has the traceback.",
+    "gateway.exhausted": "The gateway has no descriptor or memory left for more connections; they wait.",
     "gateway.listening": "The gateway accepts connections.",
     "login.accepted": "A browser exchanged a token for a session.",
     "login.refused": "A login with an invalid token; after a few of them `address` has to wait.",
+    "token_file.unreadable": "gateway.token_file cannot be read: no token is valid.",
     "token_file.refused": "A line of gateway.token_file is wrong: the tokens that it had before stay valid.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line

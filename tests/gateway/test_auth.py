@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -177,6 +178,23 @@ def test_any_change_of_the_file_counts(tmp_path: Path) -> None:
     (tmp_path / "fresh").rename(path)
     eventually(lambda: tokens.identify(b"cccccc"))
     assert not tokens.identify(b"longer")
+
+
+def test_a_file_that_cannot_be_read_is_logged_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """At the start and at each time that it goes: until it is back no token is valid."""
+    path = tmp_path / "tokens"
+    tokens = Tokens(str(path))
+    for _ in range(2):
+        tokens._checked_at = -math.inf
+        assert tokens.identify(b"a") is None
+    assert "".join(capfd.readouterr()).count("token_file.unreadable") == 1
+    path.write_text("a\n")
+    tokens._checked_at = -math.inf
+    assert tokens.identify(b"a") is not None
+    path.unlink()
+    tokens._checked_at = -math.inf
+    assert tokens.identify(b"a") is None
+    assert "".join(capfd.readouterr()).count("token_file.unreadable") == 1
 
 
 def test_no_listening_beyond_loopback_without_tokens(tmp_path: Path) -> None:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import uvicorn
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
+from workerd.gateway import auth
 from workerd.gateway import connections as limits
 from workerd.gateway.auth import Guard
 from workerd.gateway.connections import ClientConnections, HttpProtocol
 from workerd.gateway.hosts import HostRules
+from workerd.gateway.problems import HTTPProblem, problem_response
 from workerd.gateway.sessions import Sessions
 from workerd.gateway.tokens import Tokens
 
@@ -31,13 +36,19 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 async def serving(connections: ClientConnections) -> AsyncIterator[Connect]:
     """A server with these limits; gives a function that connects to it.
 
-    `/endless` is never answered, `/large` at length.
+    `/endless` is never answered, `/large` at length, `/body` once it has arrived.
     """
     release = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/endless":
             await release.wait()
+        if scope["path"] == "/body":
+            try:
+                await Request(scope, receive).body()
+            except HTTPProblem as problem:
+                await problem_response(problem)(scope, receive, send)
+                return
         await Response(bytes(LARGE_BYTES) if scope["path"] == "/large" else "answered")(scope, receive, send)
 
     tokens = Tokens("")
@@ -174,8 +185,8 @@ async def send_without_end(writer: asyncio.StreamWriter, data: bytes) -> None:
         await writer.drain()
 
 
-def post_head(framing: str, host: str = "127.0.0.1") -> bytes:
-    return f"POST /jobs HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n".encode()
+def post_head(framing: str, host: str = "127.0.0.1", path: str = "/jobs") -> bytes:
+    return f"POST {path} HTTP/1.1\r\nHost: {host}\r\n{framing}\r\n\r\n".encode()
 
 
 @pytest.mark.parametrize(
@@ -219,6 +230,40 @@ def test_who_sends_a_refused_body_without_end_is_closed(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.5)
     asyncio.run(run())
+
+
+def test_a_slow_line_has_time_for_its_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as it is not slower than the least rate; one that stands still is refused."""
+
+    async def run() -> None:
+        async with serving(ClientConnections()) as connect:
+            reader, writer = await connect()
+            head = post_head("Content-Length: 100", path="/body")
+            writer.write(head)
+            async with asyncio.timeout(30):
+                for _ in range(5):
+                    writer.write(bytes(20))
+                    await asyncio.sleep(0.1)
+                assert (await reader.read(12))[9:] == b"200"
+                reader, writer = await connect()
+                writer.write(head + bytes(20))
+                assert (await reader.read(12))[9:] == b"408"
+
+    monkeypatch.setattr(auth, "BODY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(auth, "LEAST_BODY_BYTES_S", 20)
+    asyncio.run(run())
+
+
+def test_few_descriptors_leave_room_for_one_turn_of_accepting() -> None:
+    """Whatever the hard limit is; in a process of its own, which cannot raise it again."""
+    script = (
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024));"
+        "from workerd.gateway.connections import *;"
+        "limits = raise_descriptor_limit();"
+        "print(limits.connections + limits.backlog + RESERVED_CONNECTIONS + OTHER_DESCRIPTORS)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) <= 1024
 
 
 def test_requests_without_end_are_not_read() -> None:

@@ -19,6 +19,8 @@ from workerd.gateway.tokens import Tokens
 LOGIN_REQUIRED = "workerd.login_required"
 """Key of the ASGI scope that marks a page request without a valid token or session."""
 BODY_TIMEOUT_S = 10.0
+"""For a body to arrive, and a second more for each LEAST_BODY_BYTES_S of it: a slow line is no attack."""
+LEAST_BODY_BYTES_S = 16 * 1024
 MAX_ANONYMOUS_BODY_BYTES = 4096
 """The limit of bodies whose sender has shown no token yet."""
 LIVENESS_PATH = "/heartbeat"
@@ -102,14 +104,14 @@ class Guard:
 
 
 class _BoundedBody:
-    """Receives a body of at most `limit` bytes within BODY_TIMEOUT_S; `has_body`: whether it has arrived."""
+    """Receives a body of at most `limit` bytes in time; `has_body`: whether it has arrived."""
 
     def __init__(self, receive: Receive, limit: int, has_body: Callable[[], bool] | None) -> None:
         self._receive = receive
         self._has_body = has_body
         self._limit = limit
         self._bytes_left = limit
-        self._deadline: float | None = None
+        self._began_at: float | None = None
         self._complete = False
 
     async def __call__(self) -> Message:
@@ -127,13 +129,15 @@ class _BoundedBody:
 
     async def _receive_in_time(self) -> Message:
         loop = asyncio.get_running_loop()
-        self._deadline = self._deadline or loop.time() + BODY_TIMEOUT_S
+        self._began_at = self._began_at or loop.time()
+        allowed_s = BODY_TIMEOUT_S + (self._limit - self._bytes_left) / LEAST_BODY_BYTES_S
         try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(self._began_at + allowed_s):
                 return await self._receive()
         except TimeoutError:
+            allowed = f"{BODY_TIMEOUT_S:g} s and 1 s more for each {LEAST_BODY_BYTES_S} bytes"
             raise HTTPProblem(
-                408, f"The body did not arrive within {BODY_TIMEOUT_S:g} s.", {"Connection": "close"}
+                408, f"The body did not arrive within {allowed}.", {"Connection": "close"}
             ) from None
 
 

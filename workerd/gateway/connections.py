@@ -8,7 +8,7 @@ import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import httptools
 from uvicorn.protocols.http.flow_control import FlowControl
@@ -358,8 +358,15 @@ class _FlowControl(FlowControl):
             super().resume_reading()
 
 
-def raise_descriptor_limit() -> int:
-    """Raise the limit of descriptors as far as the gateway needs; returns the connections that then fit."""
+class ConnectionLimits(NamedTuple):
+    """Connections that fit under the limit of descriptors, and how many of them are accepted in one turn."""
+
+    connections: int
+    backlog: int
+
+
+def raise_descriptor_limit() -> ConnectionLimits:
+    """Raise the limit of descriptors as far as the gateway needs; returns what then fits."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     spare = RESERVED_CONNECTIONS + LISTEN_BACKLOG + OTHER_DESCRIPTORS
     wanted = MAX_CONNECTIONS + spare
@@ -367,4 +374,6 @@ def raise_descriptor_limit() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(wanted, hard), hard))
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MAX_CONNECTIONS if allowed < 0 else min(MAX_CONNECTIONS, max(allowed - spare, allowed // 2))
+    if allowed < 0 or allowed >= wanted:
+        return ConnectionLimits(MAX_CONNECTIONS, LISTEN_BACKLOG)
+    return ConnectionLimits(max(allowed - spare, allowed // 2), max(1, min(LISTEN_BACKLOG, allowed // 8)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -51,6 +52,9 @@ MAX_TURN_INTERVAL_S = 1.0
 """Between two turns of the supervisor channel's loop, unless a timer or a message is due earlier."""
 BIND_RETRY_S = 1.0
 UVICORN_TICK_S = 1.0
+QUIET_S = 10.0
+"""Between two lines of the log that say that there is no descriptor or memory for more connections."""
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SOCKET_MODE = 0o660
 """Of a Unix socket: the daemon's user and group may connect."""
 SHUTDOWN_TIMEOUT_S = 2.0
@@ -68,13 +72,16 @@ class Gateway(Service):
         self._tracing = tracing.of_enqueues(None, ctx.config.otel, "workerd")
         self._backend = Backend(ctx.config, min(STATEMENT_TIMEOUT_S, ctx.watchdog * 0.4))
         self._connections: ClientConnections
+        self._backlog: int
         self._state: GatewayState
         self._stopping: asyncio.Event
+        self._quiet_until = 0.0
         self._log = log.get_logger("gateway")
 
     def run(self) -> int:
         """Serve until the supervisor stops the gateway."""
-        self._connections = ClientConnections(raise_descriptor_limit())
+        limits = raise_descriptor_limit()
+        self._connections, self._backlog = ClientConnections(limits.connections), limits.backlog
         # Clients could fill the log with warnings about their own invalid requests.
         logging.getLogger("uvicorn").setLevel(logging.ERROR)
         asyncio.run(self._main())
@@ -88,6 +95,7 @@ class Gateway(Service):
     async def _main(self) -> None:
         self._stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._on_loop_error)
         loop.add_reader(self.loop.fileno(), self._turn)
         turning = asyncio.create_task(self._keep_turning())
         self.send_beats()
@@ -97,6 +105,15 @@ class Gateway(Service):
             turning.cancel()
             loop.remove_reader(self.loop.fileno())
             self._backend.close()
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log what asyncio would print as a traceback; without descriptors that is at every connection."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+            self._log.error("gateway.callback_failed", error=context["message"], exc_info=error)
+        elif loop.time() >= self._quiet_until:
+            self._quiet_until = loop.time() + QUIET_S
+            self._log.error("gateway.exhausted", error=error.strerror)
 
     def _turn(self) -> None:
         self.loop.turn(0)
@@ -159,6 +176,7 @@ class Gateway(Service):
             log_config=None,
             server_header=False,
             proxy_headers=False,
+            backlog=self._backlog,
             timeout_keep_alive=int(HEAD_TIMEOUT_S),
             timeout_graceful_shutdown=int(SHUTDOWN_TIMEOUT_S),
         )

@@ -24,6 +24,8 @@ class Tokens:
         self._checked_at = -FILE_CHECK_INTERVAL_S
         self._version: tuple[int, ...] = ()
         self._tokens: dict[str, Token] = {}
+        self._is_missing = False
+        self._current()  # what is wrong with the file is logged now, not at the first request
 
     @property
     def required(self) -> bool:
@@ -52,10 +54,14 @@ class Tokens:
             if version != self._version:
                 self._version = version
                 self._tokens = {token.id: token for token in parse(self._path.read_bytes())}
+            self._is_missing = False
         except InvalidValue as error:
             _log.error("token_file.refused", file=str(self._path), error=str(error))
-        except OSError:
+        except OSError as error:
             self._tokens, self._version = {}, ()  # without the file all are refused
+            if not self._is_missing:
+                self._is_missing = True
+                _log.error("token_file.unreadable", file=str(self._path), error=error.strerror or str(error))
         return self._tokens
 
 
