@@ -42,7 +42,8 @@ class KillReason(StrEnum):
 class AssignedAttempt:
     """A claim that was assigned to a worker.
 
-    `serial` numbers the attempts of one worker. `deadline`, `grace`: seconds, deadline 0 for none.
+    `serial` numbers the attempts of one worker. `deadline`, `grace`: seconds; the deadline is the job's own,
+    else that of the policy, 0 for none.
     `start_ns`: CLOCK_MONOTONIC, when it was assigned, or when the pool saw the attempt before it end.
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
