@@ -14,12 +14,13 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool
-from tests.pool.recorder import Recorder, loaded_here
+from tests.pool.recorder import Recorder, SilentLog, loaded_here
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy
 from workerd.job import Status
 from workerd.outcome import Outcome, Reason
+from workerd.pool.death_blame import DeathBlame
 from workerd.pool.worker_limits import HostMemory, WorkerLimits
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
@@ -87,7 +88,10 @@ def test_a_fork_that_fails_leaves_no_descriptor(
     pool = make_pool("noop")
     for _ in range(3):
         with pytest.raises(OSError, match="Too many open files"):
-            WorkerProcess(loop, "test/0", Recorder(), 0, lambda fds: 0, WorkerLimits(pool, HostMemory()))
+            WorkerProcess(
+                loop, "test/0", Recorder(), 0, lambda fds: 0, WorkerLimits(pool, HostMemory()), SilentLog(),
+                DeathBlame(),
+            )  # fmt: skip
     monkeypatch.undo()
     assert os.listdir("/proc/self/fd") == before
 
@@ -107,6 +111,8 @@ def start_worker(loop: Loop, owner: Recorder) -> WorkerProcess:
         null,
         lambda fds: forked_worker(fds, "test/0", pool, loaded),
         WorkerLimits(pool, HostMemory()),
+        SilentLog(),
+        DeathBlame(),
     )
     os.close(null)
     turn_until(loop, lambda: owner.ready)

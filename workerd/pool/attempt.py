@@ -115,26 +115,6 @@ class AssignedAttempt:
         return self.start_ns + int(self.deadline * 1e9) if self.deadline > 0 else 0
 
 
-MAX_SPARED_JOBS = 1000
-
-
-class SparedJobs:
-    """The last MAX_SPARED_JOBS jobs that were not blamed for a death which they may have caused."""
-
-    def __init__(self) -> None:
-        self._ids: dict[bytes, None] = {}
-
-    def spare(self, attempt: AssignedAttempt) -> bool:
-        """True the first time for each job, whatever the number of the attempt."""
-        job = attempt.claim.id
-        if job in self._ids:
-            return False
-        if len(self._ids) >= MAX_SPARED_JOBS:
-            del self._ids[next(iter(self._ids))]
-        self._ids[job] = None
-        return True
-
-
 _Kind = Literal["deadline", "cancelled", "interrupted", "oom", "crashed"]
 
 _KINDS: dict[KillReason, _Kind] = {

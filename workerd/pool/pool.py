@@ -30,7 +30,7 @@ from workerd.messages import (
 )
 from workerd.outcome import Outcome, RunResult
 from workerd.pool import noted_calls
-from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
+from workerd.pool.attempt import AssignedAttempt, KillReason, death_error, result_of_death
 from workerd.pool.capacity import BATCHES_IN_BUFFER, BUFFER_S, Capacity, ClaimTimeAverage, RunTimeAverage
 from workerd.pool.claim_queue import ClaimQueue
 from workerd.pool.dispatcher_link import DispatcherLink
@@ -40,19 +40,18 @@ from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.kept_log import KeptLog
 from workerd.pool.known_handlers import KnownHandlers
 from workerd.pool.loading import LoadedHandlers, preload
-from workerd.pool.log_relay import relay
 from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
 from workerd.pool.results import unrunnable
 from workerd.pool.shared import NO_END_NS
 from workerd.pool.state_relay import StateRelay
-from workerd.pool.status import log_fields, queued_count, workers_info
+from workerd.pool.status import queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_messages import HandlerSpec, Loaded, LogRecord, Saved
+from workerd.pool.worker_messages import HandlerSpec, Loaded, Saved
+from workerd.pool.worker_output import OutputLog
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import WorkerState
-from workerd.redaction import Scrubber
 from workerd.runtime.child import (
     CANNOT_LOAD_EXIT_STATUS,
     CRASH_LOOP_EXIT_STATUS,
@@ -95,7 +94,6 @@ class Pool(Service):
         self._assign_scheduled = self._report_scheduled = False
         self._monitor_timer: Timer | None = None
         self._preexisting: set[int] = set()
-        self._spared = SparedJobs()
         fair = any(handler.fair for handler in pool.handlers)
         rated = any(handler.rated for handler in pool.handlers)
         # What waits here has had its start or its turn: no more than is needed.
@@ -112,10 +110,11 @@ class Pool(Service):
             self.loop, paths.dispatcher, hello, tuple(handler.name for handler in pool.handlers),
             self._on_dispatcher_message, self._report_capacity_soon,
         )  # fmt: skip
+        output_log = OutputLog(pool.name, self.loop, self._handlers)
         self._worker_manager = WorkerManager(
-            self.loop, pool, self, paths.metrics, pool_instance(pool.name, ctx.generation)
+            self.loop, pool, self, output_log, paths.metrics, pool_instance(pool.name, ctx.generation)
         )
-        self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies)
+        self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies, output_log)
         self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
         self._state_relay = StateRelay(self.loop, self._outcome_sender)
@@ -368,9 +367,6 @@ class Pool(Service):
         else:
             self._endings.release([attempt.claim])
 
-    def spares(self, attempt: AssignedAttempt) -> bool:
-        return self._spared.spare(attempt)
-
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         if attempt is not None:
             now = time.monotonic_ns()
@@ -387,22 +383,6 @@ class Pool(Service):
         self._assign_queued()
         self._report_capacity_soon()
         self._finish_if_drained()
-
-    def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
-        return self._handlers.scrubber_of(attempt)
-
-    def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
-        self._prefetch.on_output()
-        fields = log_fields(self._pool.name, worker, attempt)
-        for line in lines:
-            log.info("output", line=line, **fields)
-
-    def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
-        self._prefetch.on_output()
-        relay(record, log_fields(self._pool.name, worker, attempt))
-
-    def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
-        log.warning("output.truncated", dropped_bytes=count, **log_fields(self._pool.name, worker, attempt))
 
     def _release_unstarted(self, handlers: tuple[str, ...] = ()) -> None:
         """Release the claims that no worker has started (law 4), of these handlers or of all."""
@@ -438,7 +418,7 @@ class Pool(Service):
         """The log of a job that runs here, or was the last that its worker ran."""
         workers = self._worker_manager.workers.values() if self._serving else ()
         for worker in workers:
-            found = worker.log_of(AttemptRef(message.job, message.attempt))
+            found = worker.output.log_of(AttemptRef(message.job, message.attempt))
             if found is not None:
                 attempt, ended = found
                 part = (attempt.log or KeptLog(0)).since(message.start, ended=ended)

@@ -16,10 +16,12 @@ from workerd.config.handler_config import PoolConfig
 from workerd.log import get_logger
 from workerd.metrics import values
 from workerd.pool.attempt import AssignedAttempt, KillReason
+from workerd.pool.death_blame import DeathBlame
 from workerd.pool.loading import LoadedHandlers
 from workerd.pool.shared import WorkerFds
 from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
+from workerd.pool.worker_output import OutputLog
 from workerd.pool.worker_process import WorkerOwner, WorkerProcess
 from workerd.pool.worker_state import WorkerState
 from workerd.runtime.child import CrashLoopPolicy, children_of
@@ -71,7 +73,13 @@ class WorkerManager:
     """
 
     def __init__(
-        self, loop: Loop, pool: PoolConfig, owner: WorkerOwner, metrics_folder: Path, instance: str
+        self,
+        loop: Loop,
+        pool: PoolConfig,
+        owner: WorkerOwner,
+        output_log: OutputLog,
+        metrics_folder: Path,
+        instance: str,
     ) -> None:
         """`instance`: what the files and control groups of this generation of the pool are named after."""
         self.workers: dict[str, WorkerProcess] = {}
@@ -83,6 +91,8 @@ class WorkerManager:
         self._loop = loop
         self._pool = pool
         self._owner = owner
+        self._output_log = output_log
+        self._blame = DeathBlame()
         self._metrics_folder = metrics_folder
         self._instance = instance
         self._loaded: LoadedHandlers | None = None
@@ -142,7 +152,7 @@ class WorkerManager:
         try:
             worker = WorkerProcess(
                 self._loop, name, self._owner, self._null, lambda fds: self._main(fds, name, limits), limits,
-                [descriptor.fd for descriptor in self._imported_descriptors()],
+                self._output_log, self._blame, [descriptor.fd for descriptor in self._imported_descriptors()],
             )  # fmt: skip
         except OSError as error:
             self.limits.release(limits)
