@@ -22,7 +22,7 @@ def loaded_here(pool: PoolConfig) -> LoadedHandlers:
 
 
 class Recorder:
-    """A WorkerOwner that keeps what it is called with."""
+    """The owner of a worker and of its attempts, which keeps what it is called with."""
 
     def __init__(self) -> None:
         self.ready: list[WorkerProcess] = []

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from workerd import log
 from workerd.config.handler_config import Policy
@@ -39,10 +39,17 @@ RETIRE_TIMEOUT_S = 5.0
 
 
 class WorkerOwner(Protocol):
-    """What a worker process reports to; called from the loop."""
+    """What a worker process reports its life to; called from the loop."""
 
     def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
         """It may be assigned jobs, or reports why it cannot."""
+
+    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
+        """It is dead and reaped; `attempt` is the one it was running."""
+
+
+class AttemptOwner(Protocol):
+    """What it reports of attempts to that it was assigned."""
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         """It finished an attempt."""
@@ -59,8 +66,15 @@ class WorkerOwner(Protocol):
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         """The worker did not start this attempt, and will not."""
 
-    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
-        """It is dead and reaped; `attempt` is the one it was running."""
+
+class SharedByWorkers(NamedTuple):
+    """What all workers of a pool have in common; `null`: a descriptor of /dev/null."""
+
+    owner: WorkerOwner
+    attempts: AttemptOwner
+    output_log: OutputLog
+    blame: DeathBlame
+    null: int
 
 
 class WorkerProcess:
@@ -76,12 +90,9 @@ class WorkerProcess:
         self,
         loop: Loop,
         name: str,
-        owner: WorkerOwner,
-        null: int,
+        shared: SharedByWorkers,
         main: Callable[[WorkerFds], int],
         limits: WorkerLimits,
-        output_log: OutputLog,
-        blame: DeathBlame,
         keep: Iterable[int] = (),
     ) -> None:
         self.name = name
@@ -94,8 +105,9 @@ class WorkerProcess:
         self.killed_at_work = False
         self.jobs = 0
         self._loop = loop
-        self._owner = owner
-        self._blame = blame
+        self._owner = shared.owner
+        self._attempts = shared.attempts
+        self._blame = shared.blame
         self._dying = False
         self._last_serial = 0
         self._last_ended = 0
@@ -110,11 +122,11 @@ class WorkerProcess:
             reading, writing = os.pipe()
             opened.callback(os.close, reading)
             try:
-                self.child = self._fork(writing, null, main, keep)
+                self.child = self._fork(writing, shared.null, main, keep)
             finally:
                 os.close(writing)
             opened.pop_all()
-        self.output = WorkerOutput(loop, reading, name, output_log, self._read_results)
+        self.output = WorkerOutput(loop, reading, name, shared.output_log, self._read_results)
         self.channel = self.child.channel
 
     def _fork(
@@ -203,7 +215,7 @@ class WorkerProcess:
             self._revoke_present(self.attempt, revoked)
         self._read_results()
         for attempt in reversed(revoked):
-            self._owner.on_revoked(attempt)
+            self._attempts.on_revoked(attempt)
 
     def _revoke_present(self, attempt: AssignedAttempt, revoked: list[AssignedAttempt]) -> None:
         """The present attempt was taken out too: the worker started a later one, or gets it once more."""
@@ -344,10 +356,10 @@ class WorkerProcess:
         elif isinstance(message, Unstarted):
             self._on_unstarted(message)
         elif isinstance(message, Traced):
-            self._owner.on_traced(message)
+            self._attempts.on_traced(message)
         elif isinstance(message, Saved):
             if self.attempt is not None and message.serial == self.attempt.serial:
-                self._owner.on_saved(self, self.attempt, message)
+                self._attempts.on_saved(self, self.attempt, message)
         elif self.state is WorkerState.STARTING:
             self._alarm.clear()
             self._owner.on_ready(self, message)
@@ -363,13 +375,13 @@ class WorkerProcess:
             self.output.end_period()
         self.jobs += 1
         self._end(attempt)
-        self._owner.on_result(self, attempt, result)
+        self._attempts.on_result(self, attempt, result)
 
     def _on_unstarted(self, message: Unstarted) -> None:
         attempt = self._attempt_of(message.serial)
         if attempt is not None:
             self._end(attempt)
-            self._owner.on_unstarted(self, attempt)
+            self._attempts.on_unstarted(self, attempt)
 
     def _attempt_of(self, serial: int) -> AssignedAttempt | None:
         """The present attempt, of which alone a worker may say that it is over."""
@@ -434,7 +446,7 @@ class WorkerProcess:
         if attempt is not None:
             attempt.measure(self.child.usage, cpu_us_before)
         for other in reversed(unstarted):
-            self._owner.on_revoked(other)
+            self._attempts.on_revoked(other)
         self._owner.on_death(self, attempt, status)
 
     def _take_unstarted(self, status: int) -> list[AssignedAttempt]:
