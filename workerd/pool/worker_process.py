@@ -8,7 +8,6 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from workerd import log
@@ -17,17 +16,16 @@ from workerd.job import Claim
 from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
-from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
 from workerd.pool.death_blame import DeathBlame
-from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
+from workerd.pool.forked_worker import ForkedWorker
+from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
 from workerd.pool.worker_messages import Assignment, FromWorker, Loaded, Progressed, Saved, Unstarted
 from workerd.pool.worker_output import OutputLog, WorkerOutput
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
-from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
-from workerd.runtime.stackdump import StackDump, kernel_view
+from workerd.runtime.stackdump import kernel_view
 
 SIGNAL_INTERVAL_S = 0.1
 """Between soft signals: one may arrive while user code suppresses exceptions."""
@@ -115,35 +113,13 @@ class WorkerProcess:
         self._max_payload = 0
         self._sent_by_channel = False
         self._alarm = Alarm(loop, self._on_alarm)
-        with contextlib.ExitStack() as opened:  # the fork is tried again and again
-            self.flags = opened.enter_context(closing(SharedFlags()))
-            self._assignments = opened.enter_context(closing(AssignmentQueue()))
-            self._dump = opened.enter_context(closing(StackDump()))
-            reading, writing = os.pipe()
-            opened.callback(os.close, reading)
-            try:
-                self.child = self._fork(writing, shared.null, main, keep)
-            finally:
-                os.close(writing)
-            opened.pop_all()
-        self.output = WorkerOutput(loop, reading, name, shared.output_log, self._read_results)
-        self.channel = self.child.channel
-
-    def _fork(
-        self, writing: int, null: int, main: Callable[[WorkerFds], int], keep: Iterable[int]
-    ) -> ManagedChild[FromWorker]:
-        assignments, flags, dump = self._assignments.fileno(), self.flags, self._dump.fd
-        return ManagedChild(
-            self._loop,
-            lambda channel: main(
-                WorkerFds(channel.fileno(), assignments, output=writing, null=null, flags=flags, dump=dump)
-            ),
-            keep=(assignments, writing, null, dump, *keep),
-            incoming=FromWorker,
-            on_message=self._on_message,
-            on_eof=self._on_eof,
-            on_death=self._on_death,
-        )
+        forked = self._forked = ForkedWorker(
+            loop, main, shared.null, keep,
+            on_message=self._on_message, on_eof=self._on_eof, on_death=self._on_death,
+        )  # fmt: skip
+        self.child, self.channel = forked.child, forked.child.channel
+        self.flags, self._assignments, self._dump = forked.flags, forked.assignments, forked.dump
+        self.output = WorkerOutput(loop, forked.output, name, shared.output_log, self._read_results)
 
     @property
     def pid(self) -> int:
@@ -461,6 +437,4 @@ class WorkerProcess:
     def _close(self) -> None:
         self._alarm.close()
         self.output.reader.close()
-        self._assignments.close()
-        self._dump.close()
-        self.flags.close()
+        self._forked.close()
