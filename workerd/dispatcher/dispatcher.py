@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import setproctitle
 
+from workerd.config.model import Config
 from workerd.config.workflow_config import WorkflowConfig
 from workerd.dispatcher import expiry, followers
 from workerd.dispatcher.claimer import Claimer
@@ -106,17 +107,7 @@ class Dispatcher(Service):
         self.deregistration = Deregistration(
             self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
         )
-        self.claimer = Claimer(
-            tasks, store, self.pools, self.outcomes, self.settlement,
-            node=node,
-            max_rows=config.dispatcher.batch,
-            poll_s=poll_s,
-            window=PickupWindow(config.pickup.jobs),
-            enabled=config.pickup.enabled,
-            limited=self.limited,
-            expires_us=expiry.expiring_handlers(config),
-        )  # fmt: skip
-        self.hidden_groups = HiddenGroups(tasks, store, self.claimer, self.limited)
+        self._add_claimer(config, node)
         self._add_stager(ctx)
         tasks.start(
             self._task_table(lease_s, poll_s, config.workflows.values(), pickup=config.pickup.enabled),
@@ -124,6 +115,20 @@ class Dispatcher(Service):
             on_unavailable=self.lease.store_lost,
             on_trouble=self._report_state,
         )
+
+    def _add_claimer(self, config: Config, node: NodeIdent) -> None:
+        """The parts that claim jobs for the pools."""
+        self.claimer = Claimer(
+            self.tasks, self.store, self.pools, self.outcomes, self.settlement,
+            node=node,
+            max_rows=config.dispatcher.batch,
+            poll_s=config.dispatcher.poll,
+            window=PickupWindow(config.pickup.jobs),
+            enabled=config.pickup.enabled,
+            limited=self.limited,
+            expires_us=expiry.expiring_handlers(config),
+        )  # fmt: skip
+        self.hidden_groups = HiddenGroups(self.tasks, self.store, self.claimer, self.limited)
 
     def _add_stager(self, ctx: RoleContext) -> None:
         """The parts that make rows claimable, and those that remove rows."""
