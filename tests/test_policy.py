@@ -193,13 +193,6 @@ def test_a_job_of_a_recurring_workflow_has_one_attempt() -> None:
     assert workerd_policy.effective(handler, {}).max_attempts == Policy().max_attempts
 
 
-def test_the_deadline_given_at_enqueue_overrides_the_policy() -> None:
-    """In milliseconds; 0 removes the handler's deadline."""
-    assert workerd_policy.deadline_of(claim(), Policy(deadline=3.0)) == 3.0
-    assert workerd_policy.deadline_of(claim(deadline_ms=250), Policy(deadline=3.0)) == 0.25
-    assert workerd_policy.deadline_of(claim(deadline_ms=0), Policy(deadline=3.0)) == 0
-
-
 # -- backoff
 
 

@@ -51,3 +51,12 @@ def test_lines_are_joined(value: str, line: str) -> None:
 def test_bytes_that_are_no_text_are_shown() -> None:
     """As escapes."""
     assert text.decode(b"a\xff\x00b") == "a\\xff\\x00b"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("plain", "plain"), (7, "7"), ("", "''"), ("two words", "'two words'"), ("a=b", "'a=b'")],
+)
+def test_a_field_value_is_quoted_where_it_would_be_misread(value: object, shown: str) -> None:
+    """In `name=value name=value`."""
+    assert text.field_value(value) == shown

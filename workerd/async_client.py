@@ -13,9 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from workerd.client import BeforeEnqueue, Client, Source
+from workerd.client import Client
+from workerd.client_arguments import BeforeEnqueue, Source, seconds_or_none
 from workerd.document_types import Job, Request
-from workerd.job_spec import Duration, seconds
+from workerd.job_spec import Duration
 from workerd.operations.waiting import intervals
 
 P = ParamSpec("P")
@@ -133,7 +134,7 @@ class AsyncClient:
 
 
 async def _until(ended: Callable[[], Awaitable[bool]], timeout: Duration | None) -> None:
-    timeout_s = None if timeout is None else seconds("timeout", timeout)
+    timeout_s = seconds_or_none("timeout", timeout)
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     pauses = intervals()
     while not await ended():

@@ -1,22 +1,31 @@
-"""The Python client: enqueue, look up, wait, cancel, retry, pause."""
+"""The Python client: enqueue, look up, wait, cancel, retry, pause.
+
+One class although it is long: callers see one flat list of methods, each a few lines over `operations`, and
+bases for its parts would scatter that list in `help(Client)`.
+"""
 
 from __future__ import annotations
 
-import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, Unpack
 
 import msgspec
 
 from workerd import job_filter
-from workerd.clock import from_rfc3339
-from workerd.config.build import load
-from workerd.config.model import Config, StoreConfig
+from workerd.client_arguments import (
+    BeforeEnqueue,
+    Jobs,
+    Source,
+    configuration,
+    job_list,
+    key_of,
+    moment_or_none,
+    seconds_or_none,
+)
 from workerd.document_types import Act, Changed, Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
@@ -47,11 +56,8 @@ from workerd.tracing import switch as tracing
 from workerd.workflow import ADHOC
 
 T = TypeVar("T")
-Source = Config | str | os.PathLike[str] | None
 MAX_PAGE_ROWS = 500
 """Jobs that are read at once."""
-BeforeEnqueue = Callable[[JobSpec], JobSpec]
-"""Called with each job before it is checked; returns the job to enqueue."""
 
 
 class Client:
@@ -81,7 +87,7 @@ class Client:
         before_enqueue: Iterable[BeforeEnqueue] = (),
         otel: bool | None = None,
     ) -> None:
-        self._config = _configuration(source)
+        self._config = configuration(source)
         self._timeout_s = seconds("timeout", timeout)
         self._connections = ConnectionPool(self._open, connections, self._timeout_s)
         self._before_enqueue = tuple(before_enqueue)
@@ -144,7 +150,7 @@ class Client:
 
     def get(self, job_id: str | uuid.UUID) -> Job:
         """A job with its attempts. Raises NotFound, InvalidValue for a malformed id."""
-        key = _key(job_id)
+        key = key_of(job_id)
         return msgspec.convert(self._read(lambda tx: jobs.get(tx, key)), Job)
 
     def jobs(self, *, limit: int = 50, **wanted: Unpack[GivenFilter]) -> list[Job]:
@@ -169,7 +175,7 @@ class Client:
 
         Raises NotFound, which says why there is none: one that runs has its log on its node.
         """
-        key = _key(job_id)
+        key = key_of(job_id)
         return self._read(lambda tx: logs.get(tx, key, attempt)).text
 
     def edit(
@@ -185,7 +191,7 @@ class Client:
 
         Raises NotFound, Conflict if it does not wait, InvalidValue for what does not fit.
         """
-        key = _key(job_id)
+        key = key_of(job_id)
         change = Edit(
             vars=vars or {},
             priority=priority,
@@ -199,13 +205,13 @@ class Client:
 
     def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
         """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
-        key = _key(job_id)
-        waiting.wait_until(self._read, lambda tx: jobs.ended(tx, key), _timeout_s(timeout))
+        key = key_of(job_id)
+        waiting.wait_until(self._read, lambda tx: jobs.ended(tx, key), seconds_or_none("timeout", timeout))
         return self.get(job_id)
 
     def has_ended(self, job_id: str | uuid.UUID) -> bool:
         """Whether a job has ended. Raises NotFound."""
-        key = _key(job_id)
+        key = key_of(job_id)
         return self._read(lambda tx: jobs.ended(tx, key))
 
     def cancel(self, job_id: str | uuid.UUID) -> bool:
@@ -213,7 +219,7 @@ class Client:
 
         Raises NotFound, Conflict if it had already ended.
         """
-        key = _key(job_id)
+        key = key_of(job_id)
         result = self._run(lambda tx: jobs.cancel(tx, self._actor, key))
         self.wake()
         return result == "ended"
@@ -227,7 +233,7 @@ class Client:
         those of the last attempt, as by `edit`. Raises NotFound, InvalidValue for vars that do not fit,
         Conflict while it is live or its unique key is taken.
         """
-        key = _key(job_id)
+        key = key_of(job_id)
         attempt = self._run(
             lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh, config=self._config, vars_=vars)
         )
@@ -285,7 +291,7 @@ class Client:
         if self._config.workflows:
             requests.check_workflow(self._config, workflow)
         checked = requests.checked_params(self._config, params)
-        key = None if id is None else _key(id)
+        key = None if id is None else key_of(id)
         with tracing.submitting(self._tracing, workflow) as submitting:
             traceparent = tracing.traceparent_of(submitting)
             submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key, traceparent))
@@ -311,7 +317,7 @@ class Client:
         Raises InvalidValue, which names the place of what is wrong, or the cycle.
         """
         body = {
-            "jobs": list(specs), "then": _listed(then), "finally": _listed(finally_),
+            "jobs": list(specs), "then": job_list(then), "finally": job_list(finally_),
             "max_failures": max_failures, "params": params, "name": name,
         }  # fmt: skip
         plan = self._read(lambda tx: request_graphs.checked(tx, self._config, body))
@@ -328,24 +334,26 @@ class Client:
         Raises NotFound, Conflict if the request has ended or the signal was given before, InvalidValue for a
         name that no job of it waits for.
         """
-        key = _key(request_id)
+        key = key_of(request_id)
         self._run(lambda tx: requests.signal(tx, self._actor, self._config, key, name, payload))
         self.wake()
 
     def get_request(self, request_id: str | uuid.UUID) -> Request:
         """A request with its jobs. Raises NotFound, InvalidValue for a malformed id."""
-        key = _key(request_id)
+        key = key_of(request_id)
         return msgspec.convert(self._read(lambda tx: requests.get(tx, key)), Request)
 
     def wait_request(self, request_id: str | uuid.UUID, timeout: Duration | None = None) -> Request:
         """The request once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
-        key = _key(request_id)
-        waiting.wait_until(self._read, lambda tx: requests.ended(tx, key), _timeout_s(timeout))
+        key = key_of(request_id)
+        waiting.wait_until(
+            self._read, lambda tx: requests.ended(tx, key), seconds_or_none("timeout", timeout)
+        )
         return self.get_request(request_id)
 
     def request_has_ended(self, request_id: str | uuid.UUID) -> bool:
         """Whether a request has ended. Raises NotFound."""
-        key = _key(request_id)
+        key = key_of(request_id)
         return self._read(lambda tx: requests.ended(tx, key))
 
     def cancel_request(self, request_id: str | uuid.UUID) -> bool:
@@ -353,7 +361,7 @@ class Client:
 
         Raises NotFound, Conflict if it had already ended.
         """
-        key = _key(request_id)
+        key = key_of(request_id)
         result = self._run(lambda tx: requests.cancel(tx, self._actor, key))
         self.wake()
         return result == "ended"
@@ -367,7 +375,7 @@ class Client:
 
         `since`: a time with its offset after which they failed. Raises InvalidValue for one without.
         """
-        moment = None if since is None else from_rfc3339(since.isoformat())
+        moment = moment_or_none(since)
         page = self._read(
             lambda tx: errors.list_(tx, handler=handler, since=moment, everything=all, limit=limit)
         )
@@ -399,7 +407,7 @@ class Client:
         limit: int = 50,
     ) -> list[Act]:
         """What people and programs changed, newest first. `target`: an id, a name or a fingerprint."""
-        moment = None if since is None else from_rfc3339(since.isoformat())
+        moment = moment_or_none(since)
         page = self._read(lambda tx: audit.list_(tx, actor=actor, target=target, since=moment, limit=limit))
         return msgspec.convert(page.audit, list[Act])
 
@@ -455,9 +463,10 @@ class Client:
         InvalidValue, and Conflict for the name of a configured one.
         """
         given = {
-            "handler": handler, "workflow": workflow, "cron": cron, "cooler": _seconds("cooler", cooler),
+            "handler": handler, "workflow": workflow, "cron": cron,
+            "cooler": seconds_or_none("cooler", cooler),
             "vars": vars and dict(vars), "params": params and dict(params), "timezone": timezone,
-            "misfire": misfire, "overlap": overlap, "jitter": _seconds("jitter", jitter),
+            "misfire": misfire, "overlap": overlap, "jitter": seconds_or_none("jitter", jitter),
             "priority": priority, "group": group, "enabled": enabled,
         }  # fmt: skip
         values = {key: value for key, value in given.items() if value is not None}
@@ -505,31 +514,3 @@ class Client:
     def _read(self, work: Callable[[Tx], T]) -> T:
         with self._connections.connection() as store:
             return store.read(work)
-
-
-def _configuration(source: Source) -> Config:
-    if isinstance(source, Config):
-        return source
-    if isinstance(source, str) and "://" in source:
-        return Config(store=StoreConfig(url=source))
-    return load(None if source is None else Path(source), os.environ)
-
-
-Jobs = JobSpec | Mapping[str, Any] | Sequence[JobSpec | Mapping[str, Any]]
-"""One job, or several."""
-
-
-def _listed(given: Jobs) -> list[Any]:
-    return [given] if isinstance(given, JobSpec | Mapping) else list(given)
-
-
-def _key(job_id: str | uuid.UUID) -> bytes:
-    return job_id.bytes if isinstance(job_id, uuid.UUID) else parse_id(job_id)
-
-
-def _seconds(name: str, value: Duration | None) -> float | None:
-    return None if value is None else seconds(name, value)
-
-
-def _timeout_s(timeout: Duration | None) -> float | None:
-    return None if timeout is None else seconds("timeout", timeout)

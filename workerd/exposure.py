@@ -6,9 +6,9 @@ import contextlib
 import stat
 from pathlib import Path
 
+from workerd.config.address_validators import is_local
 from workerd.config.model import Config
 from workerd.config.store_url import MySQLUrl, parse_store_url
-from workerd.config.validators import is_local
 
 
 def exposures(config: Config) -> list[str]:

@@ -19,8 +19,8 @@ import msgspec
 from workerd.config.config_value import NestedKeys, keys_of
 from workerd.config.handler_config import Policy
 from workerd.config.quantities import duration
+from workerd.config.text_validators import name as name_validator
 from workerd.config.validators import Validator
-from workerd.config.validators import name as name_validator
 from workerd.config.wrong_value import wrong
 from workerd.enqueuing import ContextHandlerFunction, Enqueuing, HandlerFunction
 from workerd.errors import InvalidValue

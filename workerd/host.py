@@ -68,7 +68,7 @@ class OomKills:
 
     def count(self) -> int:
         """How many until now; 0 where the kernel does not count them."""
-        words = [] if self._path is None else _words(self._path)
+        words = [] if self._path is None else words_of(self._path)
         counts = dict(zip(words[::2], words[1::2], strict=False))
         value = counts.get("oom_kill", "")
         return int(value) if value.isdigit() else 0
@@ -90,7 +90,7 @@ def _read(controller: str, files: dict[int, tuple[str, ...]]) -> Iterator[list[s
     group = _find(controller)
     if group is not None:
         for folder in group.folders():
-            yield [word for name in files[group.version] for word in _words(folder / name)]
+            yield [word for name in files[group.version] for word in words_of(folder / name)]
 
 
 def _find(controller: str) -> _Group | None:
@@ -137,7 +137,8 @@ def _lines(path: Path) -> list[str]:
         return []
 
 
-def _words(path: Path) -> list[str]:
+def words_of(path: Path) -> list[str]:
+    """The words of a file of the kernel; none where it cannot be read."""
     try:
         return path.read_text().split()
     except OSError:

@@ -57,11 +57,6 @@ def _plain(value: Any) -> Any:
     return msgspec.structs.asdict(value) if isinstance(value, Backoff) else value
 
 
-def deadline_of(claim: Claim, policy: Policy) -> float:
-    """Soft deadline of this claim in seconds, 0 for none; the one given at enqueue takes precedence."""
-    return policy.deadline if claim.deadline_ms is None else claim.deadline_ms / 1000
-
-
 # -- matching exceptions -------------------------------------------------------
 
 

@@ -79,6 +79,12 @@ def word(text: object) -> str:
     return shlex.quote(line(text))
 
 
+def field_value(value: object) -> str:
+    """The value of a field in a log for people, `name=value`: quoted where it would not end at a space."""
+    shown = str(value)
+    return repr(shown) if not shown or any(c.isspace() or c == "=" for c in shown) else shown
+
+
 def seconds_text(seconds: float | None) -> str | None:
     """A duration for people: `0.4 ms`, `250 ms`, `12.3 s`, `5 min 02 s`, `3 h 20 min`, `2 d 4 h`."""
     if seconds is None:

@@ -11,7 +11,7 @@ from workerd.config.config_value import keys_of
 from workerd.config.handler_config import CommandConfig, HandlerConfig, Policy, PoolConfig
 from workerd.config.model import HANDLER_KEYS, POOL_KEYS, SECTIONS, WEBHOOK_KEYS, WORKFLOW_KEYS
 from workerd.config.schedule_config import ScheduleConfig
-from workerd.config.validators import NAME_LIMIT
+from workerd.config.text_validators import NAME_LIMIT
 from workerd.config.webhook_config import WebhookConfig
 from workerd.job import NAME_LIMIT as JOB_NAME_LIMIT
 

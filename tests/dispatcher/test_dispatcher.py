@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
 from tests.support.dispatching import EVERY_SECOND, FLOW, MakeHarness, insert_jobs, job_rows, pool_of
-from workerd.config.model import NodeConfig, PickupConfig
+from workerd.config.model import PickupConfig
 from workerd.config.schedule_config import ScheduleConfig
-from workerd.dispatcher.dispatcher import former_incarnations, store_timeout
+from workerd.dispatcher.dispatcher import store_timeout
 from workerd.messages import Drain
-from workerd.runtime.paths import Paths
 from workerd.runtime.sockets import poke
 from workerd.store import nodes, requests
 from workerd.store.base import Store
@@ -45,22 +42,6 @@ def test_an_orphan_ends(make_harness: MakeHarness) -> None:
     harness.supervisor.close()
     harness.until(lambda: child.reap() is not None)
     assert child.status == 71
-
-
-def test_former_incarnations_are_all_but_our_own(tmp_path: Path) -> None:
-    """The list is read leniently; a torn line counts for nothing. Of other generations, if they are dead."""
-    node = NodeConfig(state_dir=tmp_path)
-    path = tmp_path / "incarnations"
-    assert former_incarnations(node, bytes(16)) == []
-    path.write_text(f"{'ab' * 16}\n{'00' * 16}\nabcd\nzz{'ab' * 15}\n")
-    assert former_incarnations(node, bytes(16)) == [bytes.fromhex("ab" * 16)]
-    other = Paths(NodeConfig(state_dir=tmp_path, generation=2))
-    other.state.mkdir(parents=True)
-    other.incarnations.write_text("cd" * 16)
-    with other.lock.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert former_incarnations(node, bytes(16)) == [bytes.fromhex("ab" * 16)]
-    assert former_incarnations(node, bytes(16)) == [bytes.fromhex("ab" * 16), bytes.fromhex("cd" * 16)]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Node:
             node_config(folder, "sqlite:///none", pools=pools, limits={"l": limit})
         )
         self.info = NodeInfo(limits={"l": limit}, limit_of=dict.fromkeys(handlers, "l"))
-        self.batch = LimitedBatch(storing.store_claims.ClaimBatch([], [], None, 0))
+        self.batch = LimitedBatch.empty(None)
 
     def meet(self, *others: Node) -> None:
         """Learn what live nodes have."""

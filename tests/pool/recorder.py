@@ -22,7 +22,7 @@ def loaded_here(pool: PoolConfig) -> LoadedHandlers:
 
 
 class Recorder:
-    """A WorkerOwner that keeps what it is called with."""
+    """The owner of a worker and of its attempts, which keeps what it is called with."""
 
     def __init__(self) -> None:
         self.ready: list[WorkerProcess] = []
@@ -40,14 +40,15 @@ class Recorder:
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         self.revoked.append(attempt.serial)
 
-    def spares(self, attempt: AssignedAttempt) -> bool:
-        return True
-
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         self.deaths.append((attempt.serial if attempt else None, status))
 
-    def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
+
+class SilentLog:
+    """An OutputLog for workers that print nothing."""
+
+    def add_lines(self, worker: str, attempt: AssignedAttempt | None, lines: list[str]) -> None:
         raise AssertionError(lines)
 
-    def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
+    def add_truncation(self, worker: str, attempt: AssignedAttempt | None, count: int) -> None:
         raise AssertionError(count)

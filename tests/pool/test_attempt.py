@@ -1,4 +1,4 @@
-"""The result of an attempt whose worker died."""
+"""An attempt that a worker was given: its deadline, and its result if the worker died."""
 
 from __future__ import annotations
 
@@ -7,7 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from workerd.pool.attempt import death_error, handler_frames
+from workerd.config.handler_config import Policy
+from workerd.job import Claim, new_id
+from workerd.pool.attempt import AssignedAttempt, death_error, handler_frames
+
+
+@pytest.mark.parametrize(("own", "seconds"), [(None, 3.0), (250, 0.25), (0, 0.0)])
+def test_the_deadline_given_at_enqueue_overrides_the_policy(own: int | None, seconds: float) -> None:
+    """In milliseconds; 0 removes the handler's deadline."""
+    claim = Claim(
+        id=new_id(), attempt=1, claimed_at=0, mono=0, handler="h", vars=b"{}", run_at=0, deadline_ms=own
+    )
+    assert AssignedAttempt(1, claim, Policy(deadline=3.0), 0).deadline == seconds
 
 
 def test_a_stack_dump_is_stored_without_the_pools_frames() -> None:

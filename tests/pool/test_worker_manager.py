@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, make_pool
-from tests.pool.recorder import Recorder, loaded_here
+from tests.pool.recorder import Recorder, SilentLog, loaded_here
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy, RestartConfig
@@ -80,8 +80,8 @@ def test_a_worker_that_reports_its_result_while_it_is_killed_is_replaced_at_once
     monkeypatch.setattr("workerd.pool.worker_manager.worker_main", forked_worker)
     owner = Replacing()
     pool = make_pool("gate")
-    manager = owner.manager = WorkerManager(loop, pool, owner, tmp_path / "metrics", "test")
-    manager.start(loaded_here(pool))
+    manager = owner.manager = WorkerManager(loop, pool, SilentLog(), tmp_path / "metrics", "test")
+    manager.start(loaded_here(pool), owner, owner)
     turn_until(loop, lambda: owner.ready)
     worker = owner.ready[0]
     worker.assign(claim_of("gate", {"folder": str(tmp_path)}), Policy(), 1 << 20)

@@ -14,14 +14,15 @@ import msgspec
 import pytest
 
 from tests.pool.harness import PoolHarness, alive, make_pool
-from tests.pool.recorder import Recorder, loaded_here
+from tests.pool.recorder import Recorder, SilentLog, loaded_here
 from tests.runtime.conftest import turn_until
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy
 from workerd.job import Status
 from workerd.outcome import Outcome, Reason
+from workerd.pool.death_blame import DeathBlame
 from workerd.pool.worker_limits import HostMemory, WorkerLimits
-from workerd.pool.worker_process import WorkerProcess
+from workerd.pool.worker_process import SharedByWorkers, WorkerProcess
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
 from workerd.runtime.loop import Loop
 
@@ -73,6 +74,10 @@ def test_every_state_is_reachable_and_only_death_is_final() -> None:
     assert all(WorkerState.KILLING in TRANSITIONS[state] for state in BUSY)
 
 
+def shared_with(owner: Recorder, null: int) -> SharedByWorkers:
+    return SharedByWorkers(owner, owner, SilentLog(), DeathBlame(), null)
+
+
 @pytest.mark.parametrize("refusing", ["memfd_create", "pipe"])
 def test_a_fork_that_fails_leaves_no_descriptor(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, refusing: str
@@ -85,9 +90,10 @@ def test_a_fork_that_fails_leaves_no_descriptor(
     before = os.listdir("/proc/self/fd")
     monkeypatch.setattr(os, refusing, refuse)
     pool = make_pool("noop")
+    shared = shared_with(Recorder(), null=0)
     for _ in range(3):
         with pytest.raises(OSError, match="Too many open files"):
-            WorkerProcess(loop, "test/0", Recorder(), 0, lambda fds: 0, WorkerLimits(pool, HostMemory()))
+            WorkerProcess(loop, "test/0", shared, lambda fds: 0, WorkerLimits(pool, HostMemory()))
     monkeypatch.undo()
     assert os.listdir("/proc/self/fd") == before
 
@@ -103,8 +109,7 @@ def start_worker(loop: Loop, owner: Recorder) -> WorkerProcess:
     worker = WorkerProcess(
         loop,
         "test/0",
-        owner,
-        null,
+        shared_with(owner, null),
         lambda fds: forked_worker(fds, "test/0", pool, loaded),
         WorkerLimits(pool, HostMemory()),
     )

@@ -19,7 +19,7 @@ from workerd.operations.actor import Actor
 from workerd.operations.bulk import Act, Search
 from workerd.operations.edit import Edit, edit
 from workerd.operations.request_graphs import Plan
-from workerd.store import batches, job_control, polls, requests
+from workerd.store import batches, job_control, polls, requests, stuck_requests
 from workerd.store.base import Store
 
 HANDLERS = tuple(HandlerConfig(name=name, call="m:f", pool="p") for name in ("h", "after", "last"))
@@ -117,7 +117,7 @@ def test_what_is_released_after_a_failure_is_cancelled_by_the_sweep(store: Store
     s.close(store, [s.outcome(failed, Status.FAILURE)])
     work(store)
     s.sql(store, "UPDATE workerd_jobs SET status = 'new', node_id = NULL WHERE id = %s", held.id)
-    assert store.run(lambda tx: requests.sweep(tx, {}, 10)).repaired == 1
+    assert store.run(lambda tx: stuck_requests.sweep(tx, {}, 10)).repaired == 1
     work(store)
     assert s.status(store, held.id) == "cancelled"
     assert progress(store, request_id)[:3] == ("inprogress", 0, 2)

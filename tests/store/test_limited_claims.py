@@ -55,9 +55,8 @@ class Claimer:
                 limit = self.config, limits.lock(tx, ["l"])["l"]
             turns = None if self.turns is None else self.turns.trial()
             known = QueueHeads(self.heads, self.scan, None)
-            return limited_claims.claim(
-                tx, self.handler, wanted, NODE, limit, known, turns, idle_only=idle_only
-            )
+            request = limited_claims.ClaimRequest(wanted, NODE, idle_only=idle_only)
+            return limited_claims.claim(tx, self.handler, request, limit, known, turns)
 
         batch = self.last = self.store.run(work)
         for group, head in batch.heads.items():

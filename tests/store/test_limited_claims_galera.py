@@ -72,7 +72,8 @@ def work(store: Store, node: NodeIdent, running: Running) -> None:
         if "l" not in locked:
             return []
         heads = QueueHeads({}, True, None)
-        return limited_claims.claim(tx, handler, 5, node, (LIMIT, locked["l"]), heads, None).batch.claims
+        request = limited_claims.ClaimRequest(5, node)
+        return limited_claims.claim(tx, handler, request, (LIMIT, locked["l"]), heads, None).batch.claims
 
     while running.ended < JOBS:
         try:

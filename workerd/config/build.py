@@ -12,7 +12,9 @@ from typing import Any
 
 import msgspec
 
+from workerd.config import address_validators as addresses
 from workerd.config import reader, schedules
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.command_line import OPTIONAL, placeholders
 from workerd.config.config_value import keys_of
@@ -311,12 +313,12 @@ def _section(table: Table, name: str) -> Any:
     section = SECTIONS[name]
     given = table.read(keys_of(section))
     if name == "node" and not given.get("name"):
-        given["name"] = socket.gethostname()[: v.NAME_LIMIT] or "localhost"
+        given["name"] = socket.gethostname()[: texts.NAME_LIMIT] or "localhost"
     if name == "node" and "runtime_dir" not in given:
         given["runtime_dir"] = default_runtime_dir(given.get("state_dir", NodeConfig().state_dir))
     if name == "node" and given.get("generation", 1) > 1:
         suffix = f"·{given['generation']}"
-        given["name"] = given["name"][: v.NAME_LIMIT - len(suffix)] + suffix
+        given["name"] = given["name"][: texts.NAME_LIMIT - len(suffix)] + suffix
     return section(**given)
 
 
@@ -328,7 +330,7 @@ def _check_names(root: Table, found: PoolTables, flows: dict[str, WorkflowConfig
 
 
 def _check_gateway(root: Table, gateway: GatewayConfig) -> None:
-    if not v.is_local(gateway.listen) and not gateway.token_file:
+    if not addresses.is_local(gateway.listen) and not gateway.token_file:
         root.error(
             "expected gateway.token_file to be set, as others can reach this address; "
             'set it, or listen on "127.0.0.1:8020" or "unix:/path"',

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Annotated, Any, Literal, get_args
 
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import DAY_S, KIB, MIB, ConfigValue, NestedTable
 from workerd.config.otel_config import OtelConfig
@@ -55,12 +56,12 @@ class Policy(ConfigValue, frozen=True):
     """Pause before the next attempt: `first`, then `factor` times the previous one, at most `max`
     (durations). Each is shortened at random by up to `jitter` of itself, so that what failed together does
     not come back together. Keys left out have the values shown here."""
-    retry_on: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ("Exception",)
+    retry_on: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ("Exception",)
     """Exception classes, by builtin name or dotted path, that are retried; subclasses count. Checked after
     `ignore` and `fail_on`; any other exception fails the job."""
-    fail_on: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ()
+    fail_on: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ()
     """Exception classes that fail the job at once."""
-    ignore: Annotated[tuple[str, ...], v.list_of(v.class_name, "classes")] = ()
+    ignore: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ()
     """Exception classes that count as success; checked first."""
     resumable: Annotated[bool, v.boolean] = False
     """When its pool stops or is reloaded, workerd.Interrupted is raised in the run at once, and the job goes
@@ -76,10 +77,10 @@ class Policy(ConfigValue, frozen=True):
 class CommandConfig(ConfigValue, frozen=True):
     """A program as a handler: a process for each run, without a shell."""
 
-    command: Annotated[tuple[str, ...], v.command] = ()
+    command: Annotated[tuple[str, ...], texts.command] = ()
     """In place of `call`: a program (an absolute path, or a name on PATH) and its arguments. `{name}` is one
     value of vars inside one argument, `{{` and `}}` are braces. []: none."""
-    cwd: Annotated[str, v.path_or_empty] = ""
+    cwd: Annotated[str, texts.path_or_empty] = ""
     """The program's working directory. "": that of the pool."""
     stdin: Annotated[Stdin, v.choice(*get_args(Stdin))] = "json"
     """What the program reads from standard input: "json", the job with its vars as one JSON object, or
@@ -92,7 +93,7 @@ class CommandConfig(ConfigValue, frozen=True):
     class "Exit:N" in retry_on, fail_on and ignore."""
     fail_codes: Annotated[tuple[int, ...], v.list_of(v.integer(1, 255), "exit statuses")] = ()
     """Exit statuses that fail the job at once."""
-    signature: Annotated[dict[str, str], v.signature] = {}
+    signature: Annotated[dict[str, str], texts.signature] = {}
     """What vars must be, checked at enqueue: { month = "str", copies = "int?" }; with "?" it may be left out.
     Vars that it does not name are refused. {}: anything."""
 
@@ -106,20 +107,20 @@ class HandlerConfig(ConfigValue, frozen=True):
     """
 
     name: str
-    call: Annotated[str, v.reference]
+    call: Annotated[str, texts.reference]
     """"module:attribute", imported by the handler's pool. The only key without a default; a program takes
     `command` in its place."""
-    pool: Annotated[str, v.name_or_empty]
+    pool: Annotated[str, texts.name_or_empty]
     """Handlers that name the same pool share its workers and its failures. "": a pool of its own, named after
     the handler."""
-    around: Annotated[tuple[str, ...], v.list_of(v.reference, "references")] = ()
+    around: Annotated[tuple[str, ...], v.list_of(texts.reference, "references")] = ()
     """Functions around each run, "module:attribute", entered in order: generator functions of (ctx) that
     yield once, or functions of (ctx, call_next). Those of the pool are outside of the handler's own;
     `[defaults]` applies where neither has any."""
-    group: Annotated[str, v.group_template] = ""
+    group: Annotated[str, texts.group_template] = ""
     """The group of a job that is enqueued without one, filled from its vars: "{tenant}". Limits, `fair` and
     search go by groups. A job whose vars do not give one is refused, or fails. "": no group."""
-    limit: Annotated[str, v.name_or_empty] = ""
+    limit: Annotated[str, texts.name_or_empty] = ""
     """The `[limits.NAME]` that holds for its jobs; handlers may share one. "": none."""
     on_conflict: Annotated[OnConflict, v.choice(*get_args(OnConflict))] = "keep"
     """What becomes of a job that is enqueued with the `unique_key` of a live one, where that says nothing
@@ -142,7 +143,7 @@ class HandlerConfig(ConfigValue, frozen=True):
     """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429), unless that adds
     none. 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
-    redact: Annotated[tuple[str, ...], v.list_of(v.redact_path, "paths")] = ()
+    redact: Annotated[tuple[str, ...], v.list_of(texts.redact_path, "paths")] = ()
     """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON
     payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
     letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
@@ -168,17 +169,17 @@ class PoolConfig(ConfigValue, frozen=True):
     workers: Annotated[int, v.workers] = 1
     """Worker processes: this many jobs of the pool run at the same time. "auto": one for each processor that
     the daemon may use, by its affinity and the cpu.max of its control group."""
-    path: Annotated[tuple[str, ...], v.list_of(v.path_text, "paths")] = ()
+    path: Annotated[tuple[str, ...], v.list_of(texts.path_text, "paths")] = ()
     """Folders put in front of sys.path. The working directory is never on it."""
     env: Annotated[dict[str, str], v.texts_by_name] = {}
     """Environment variables of the pool and its workers, such as { TMPDIR = "/scratch" }. WORKERD_* is never
     passed on."""
-    init: Annotated[str, v.reference_or_empty] = ""
+    init: Annotated[str, texts.reference_or_empty] = ""
     """"module:function" called in each worker before its first job, to connect or warm up. "": none."""
-    setup: Annotated[str, v.reference_or_empty] = ""
+    setup: Annotated[str, texts.reference_or_empty] = ""
     """"module:function" called before the handlers are imported, by the process that imports them, such as
     "django:setup". "": none."""
-    around: Annotated[tuple[str, ...], v.list_of(v.reference, "references")] = ()
+    around: Annotated[tuple[str, ...], v.list_of(texts.reference, "references")] = ()
     """Functions around each run of every handler of the pool, as in [handlers.NAME]."""
     preload: Annotated[bool, v.boolean] = True
     """true: the pool imports the handlers once and its workers share that memory. false: each worker imports

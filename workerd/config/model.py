@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
+from workerd.config import address_validators as addresses
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import DAY_S, GIB, KIB, MIB, ConfigValue, keys_of
 from workerd.config.handler_config import CommandConfig, HandlerConfig, Policy, PoolConfig
@@ -27,13 +29,13 @@ LogFormat = Literal["auto", "text", "json"]
 class NodeConfig(ConfigValue, frozen=True):
     """This daemon's identity and folders."""
 
-    name: Annotated[str, v.name_or_empty] = ""
+    name: Annotated[str, texts.name_or_empty] = ""
     """Name of this node in rows, `workerd nodes` and logs; "" is the host name. A second live node with the
     same name is refused."""
-    runtime_dir: Annotated[Path, v.path] = Path("/run/workerd")
+    runtime_dir: Annotated[Path, texts.path] = Path("/run/workerd")
     """Folder for sockets and the pid file; its owner may talk to the roles. May be emptied by a reboot. Where
     /run/workerd cannot be made: $XDG_RUNTIME_DIR/workerd, else `run` below state_dir."""
-    state_dir: Annotated[Path, v.path] = Path("/var/lib/workerd")
+    state_dir: Annotated[Path, texts.path] = Path("/var/lib/workerd")
     """Folder for the spool, the embedded store and the lock. Must survive a reboot: outcomes that were
     spooled while the store was unavailable would be lost, and their jobs run again."""
     generation: Annotated[int, v.integer(1, 999)] = 1
@@ -65,12 +67,12 @@ class SupervisorConfig(ConfigValue, frozen=True):
 class StoreConfig(ConfigValue, frozen=True):
     """Where jobs are stored."""
 
-    url: Annotated[str, v.store_url] = "sqlite:////var/lib/workerd/workerd.db"
+    url: Annotated[str, addresses.store_url] = "sqlite:////var/lib/workerd/workerd.db"
     """"sqlite:////absolute/path" (embedded, this host only) or "mysql://user@host:3306/database" (MySQL 8.0+,
     MariaDB 10.6+). A store that fails over: "mysql://user@db1:3306,db2:3306/database"; the first host that
     can be written is used. Query parameters: unix_socket (with one host), ssl (off, preferred, required),
     ssl_ca, ssl_cert, ssl_key, ssl_verify."""
-    password_file: Annotated[str, v.credential_or_empty] = ""
+    password_file: Annotated[str, texts.credential_or_empty] = ""
     """File whose first line is the password. Safer than a password in the URL, which ends up in backups of
     this file; works with systemd's LoadCredential=. "": none."""
 
@@ -114,14 +116,14 @@ class IngesterConfig(ConfigValue, frozen=True):
 class GatewayConfig(ConfigValue, frozen=True):
     """The HTTP interface."""
 
-    listen: Annotated[str, v.listen] = "127.0.0.1:8020"
+    listen: Annotated[str, addresses.listen] = "127.0.0.1:8020"
     """Address of the HTTP API, metrics and dashboard: "host:port", "unix:/run/workerd/gateway.sock", or ""
     for off. Anything but loopback and Unix sockets needs a token_file, and TLS in front of it. A Unix socket
     is open to the daemon's user and group (0660): add the proxy's user to the group."""
-    token_file: Annotated[str, v.credential_or_empty] = ""
+    token_file: Annotated[str, texts.credential_or_empty] = ""
     """File of bearer tokens, one per line as NAME ROLE TOKEN, with the role producer, viewer or operator; a
     token alone is an operator's. "": no token needed, whoever reaches the address may do everything."""
-    allowed_hosts: Annotated[tuple[str, ...], v.list_of(v.host_pattern, "host names")] = ()
+    allowed_hosts: Annotated[tuple[str, ...], v.list_of(addresses.host_pattern, "host names")] = ()
     """Host headers served besides the listen address and literal IP addresses, such as the name a proxy
     passes on; "*.example.org" serves all names below example.org. Others are refused, which keeps web pages
     from reaching the API through a visitor's browser; /heartbeat and /ready are served under any."""
@@ -164,11 +166,11 @@ class PickupConfig(ConfigValue, frozen=True):
 
     enabled: Annotated[bool, v.boolean] = True
     """false: this node runs no jobs; its API, clients and other nodes go on."""
-    requests_new: Annotated[str, v.cron] = ""
+    requests_new: Annotated[str, texts.cron] = ""
     """Cron expression for picking up new requests. "": at once, which is what almost everyone wants."""
-    requests_inprogress: Annotated[str, v.cron] = ""
+    requests_inprogress: Annotated[str, texts.cron] = ""
     """The same for the next steps of requests in progress."""
-    jobs: Annotated[str, v.cron] = ""
+    jobs: Annotated[str, texts.cron] = ""
     """The same for jobs."""
 
 

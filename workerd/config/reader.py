@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workerd import lean_imports
-from workerd.config import validators as v
+from workerd.config import text_validators as texts
 from workerd.config.config_value import NestedKeys
 from workerd.config.model import tables_with
 from workerd.config.validators import Validator
@@ -281,7 +281,7 @@ class Table:
 def check_name(table: Table, name: str) -> bool:
     """Whether the table's own name is valid; an error if not."""
     try:
-        v.name(name)
+        texts.name(name)
         if name.startswith("~"):
             raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
     except InvalidValue as error:

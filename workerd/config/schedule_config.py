@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_args
 
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import DAY_S, ConfigValue
 
@@ -17,10 +18,10 @@ class ScheduleConfig(ConfigValue, frozen=True):
     cooler: Annotated[float | None, v.duration_or_none] = None
     """Recurring: pause from the end of each run to the start of the next, one at a time in the whole cluster.
     "": not recurring."""
-    cron: Annotated[str, v.cron] = ""
+    cron: Annotated[str, texts.cron] = ""
     """Recurring at set times: "*/5 * * * *"; with six fields the first is seconds. Not together with
     `cooler`. "": not recurring."""
-    timezone: Annotated[str, v.timezone] = "UTC"
+    timezone: Annotated[str, texts.timezone] = "UTC"
     """Time zone of `cron`, with its daylight saving time."""
     misfire: Annotated[Misfire, v.choice(*get_args(Misfire))] = "once"
     """Ticks missed while no node was up: "skip", "once" (one run for all of them) or "all" (at most 100). A
@@ -42,9 +43,9 @@ class NamedSchedule(ScheduleConfig, frozen=True):
 
     name: str = ""
     own: bool = False
-    handler: Annotated[str, v.name_or_empty] = ""
+    handler: Annotated[str, texts.name_or_empty] = ""
     """Handler of the jobs that it makes. Either this or `workflow`."""
-    workflow: Annotated[str, v.name_or_empty] = ""
+    workflow: Annotated[str, texts.name_or_empty] = ""
     """Workflow of the requests that it makes."""
     vars: Annotated[dict[str, Any], v.json_table] = {}
     """Arguments of each job: { region = "eu" }."""
@@ -55,7 +56,7 @@ class NamedSchedule(ScheduleConfig, frozen=True):
     0: at once."""
     priority: Annotated[int, v.integer(-(2**31), 2**31 - 1)] = 0
     """Priority of each job; smaller runs first."""
-    group: Annotated[str, v.name_or_empty] = ""
+    group: Annotated[str, texts.name_or_empty] = ""
     """Group of each job. "": none."""
     enabled: Annotated[bool, v.boolean] = True
     """false: it starts nothing; what it missed meanwhile is not made up for."""

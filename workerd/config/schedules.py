@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import keys_of
 from workerd.config.handler_config import HandlerConfig
@@ -92,7 +93,7 @@ def checked(
         except InvalidValue as error:
             raise InvalidValue(f"{key}: {error}") from None
     try:
-        schedule = NamedSchedule(name=v.name(name), **values)
+        schedule = NamedSchedule(name=texts.name(name), **values)
     except InvalidValue as error:
         raise InvalidValue(f"name: {error}") from None
     for key, message in faults(schedule, handlers, workflows):

@@ -1,22 +1,16 @@
-"""What a configuration value may be: each validator converts TOML's value or says what it expected."""
+"""What a configuration value may be: each validator converts TOML's value or says what it expected.
+
+Here: numbers, quantities, lists and tables. Texts and addresses have files of their own.
+"""
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
-import zoneinfo
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-
-from cronsim import CronSim, CronSimError
 
 from workerd import json_text
-from workerd.config import command_line
 from workerd.config.quantities import (
     MAX_DURATION_S,
     MAX_SIZE_BYTES,
@@ -26,14 +20,10 @@ from workerd.config.quantities import (
     size,
     size_literal,
 )
-from workerd.config.store_url import STORE_URL_FORM, parse_store_url
 from workerd.config.wrong_value import wrong
 from workerd.errors import InvalidValue
-from workerd.group import parse_template
 from workerd.host import processors
 from workerd.rate_limit import Rate
-from workerd.redaction import checked_path
-from workerd.text import line
 
 
 @dataclass(frozen=True)
@@ -52,28 +42,16 @@ class Validator:
         return self.convert(value)
 
 
-def _validator(expects: str, unit: str = "") -> Callable[[Callable[[Any], Any]], Validator]:
+def validator(expects: str, unit: str = "") -> Callable[[Callable[[Any], Any]], Validator]:
     return lambda convert: Validator(convert, expects, unit)
 
 
-NAME_LIMIT = 191
-"""Characters of a name; what an index of the store holds."""
-
-_IDENTIFIER = r"[^\W\d]\w*"
-_HOST_PATTERN = re.compile(
-    r"(\*\.)?[A-Za-z0-9._-]{1,253}(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](:[0-9]{1,5})?"
-)
-_DOTTED = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*")
-_EXIT = re.compile(r"Exit:[0-9]{1,3}")
-_REFERENCE = re.compile(rf"{_IDENTIFIER}(\.{_IDENTIFIER})*:{_IDENTIFIER}(\.{_IDENTIFIER})*")
-
-
-@_validator("anything")
+@validator("anything")
 def anything(value: Any) -> Any:
     return value
 
 
-@_validator("a table")
+@validator("a table")
 def table(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise wrong("a table", value)
@@ -94,7 +72,7 @@ def json_table_of(name: str) -> Validator:
 json_table = json_table_of("vars")
 
 
-@_validator("true or false")
+@validator("true or false")
 def boolean(value: Any) -> bool:
     if not isinstance(value, bool):
         raise wrong("true or false", value)
@@ -113,7 +91,7 @@ def integer(low: int, high: int) -> Validator:
     return Validator(convert, expects)
 
 
-@_validator('a whole number from 1 to 1000, or "auto"')
+@validator('a whole number from 1 to 1000, or "auto"')
 def workers(value: Any) -> int:
     """A number of worker processes; "auto": one for each processor that this process may use."""
     if value == "auto":
@@ -148,7 +126,7 @@ def duration_between(low: float, high: float = MAX_DURATION_S) -> Validator:
     return Validator(convert, expects, "duration")
 
 
-@_validator('a duration or ""', "duration")
+@validator('a duration or ""', "duration")
 def duration_or_none(value: Any) -> float | None:
     """Seconds; "" is None."""
     if value == "" and isinstance(value, str):
@@ -159,7 +137,7 @@ def duration_or_none(value: Any) -> float | None:
         raise InvalidValue(str(error).replace(", got", ' or "", got', 1)) from None
 
 
-@_validator('a duration from "1s" to "366d", or ""', "duration")
+@validator('a duration from "1s" to "366d", or ""', "duration")
 def window_or_none(value: Any) -> float | None:
     """Seconds; "" is None."""
     seconds: float | None = duration_or_none(value)
@@ -205,7 +183,7 @@ def list_of(item: Callable[[Any], Any], what: str) -> Validator:
     return Validator(convert, expects)
 
 
-@_validator("a table of texts")
+@validator("a table of texts")
 def texts_by_name(value: Any) -> dict[str, str]:
     """A table of texts, such as labels and environment variables; no message shows its values."""
     if not isinstance(value, dict):
@@ -218,7 +196,7 @@ def texts_by_name(value: Any) -> dict[str, str]:
     return dict(value)
 
 
-@_validator("a table of texts, with label names as Prometheus allows them")
+@validator("a table of texts, with label names as Prometheus allows them")
 def labels(value: Any) -> dict[str, str]:
     named: dict[str, str] = texts_by_name(value)
     for key in named:
@@ -227,142 +205,12 @@ def labels(value: Any) -> dict[str, str]:
     return named
 
 
-@_validator(f"a name of 1 to {NAME_LIMIT} printable characters, without a space at its end")
-def name(value: Any) -> str:
-    # MySQL compares names as if they had no spaces at their ends.
-    fits = isinstance(value, str) and 0 < len(value) <= NAME_LIMIT
-    if not fits or not value.isprintable() or value.endswith(" "):
-        raise wrong(name.expects, value)
-    return str(value)
-
-
-@_validator('a host name, with or without port, or "*.example.org" for all names below it')
-def host_pattern(value: Any) -> str:
-    if not isinstance(value, str) or not _HOST_PATTERN.fullmatch(value):
-        raise wrong(host_pattern.expects, value)
-    return value
-
-
-@_validator("a path")
-def path(value: Any) -> Path:
-    """A path, made absolute, because a daemon leaves the folder that it was started in."""
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise wrong(path.expects, value)
-    return Path(value).absolute()
-
-
-@_validator("a path")
-def path_text(value: Any) -> str:
-    return str(path(value))
-
-
-@_validator('a class such as "ValueError", "package.module.Class" or, of a command, "Exit:4"')
-def class_name(value: Any) -> str:
-    """A class by builtin name or dotted path; it is resolved where the handler is loaded."""
-    if not isinstance(value, str) or not (_DOTTED.fullmatch(value) or _EXIT.fullmatch(value)):
-        raise wrong(class_name.expects, value)
-    return value
-
-
-@_validator('"module:attribute" such as "shop.images:thumbnail"')
-def reference(value: Any) -> str:
-    if not isinstance(value, str) or not _REFERENCE.fullmatch(value):
-        raise wrong(reference.expects, value)
-    return value
-
-
-@_validator("a list of texts: a program and its arguments, with {name} for values of vars")
-def command(value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise wrong(command.expects, value)
-    if value:
-        command_line.check_program(command_line.check_argument(value[0]))
-    return tuple(map(command_line.check_argument, value))
-
-
-@_validator('a table of types by the names of vars, such as { month = "str" }')
-def signature(value: Any) -> dict[str, str]:
-    if not isinstance(value, dict):
-        raise wrong(signature.expects, value)
-    found = {}
-    for key, kind in value.items():
-        try:
-            found[key] = command_line.check_type(kind)
-        except InvalidValue as error:
-            raise InvalidValue(f"{line(key)[:60]}: {error}") from None
-    return found
-
-
-@_validator('an address such as "https://example.org/hook"')
-def http_url(value: Any) -> str:
-    """An address of HTTP without a user name: a secret in it would be in logs and backups."""
-    parts = urlsplit(value) if isinstance(value, str) and value.isascii() and value.isprintable() else None
-    try:
-        fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
-        fits = fits and parts is not None and parts.port != 0 and "@" not in parts.netloc and " " not in value
-    except ValueError:  # a port that is no number
-        fits = False
-    if not fits:
-        raise wrong(http_url.expects, value)
-    return str(value)
-
-
-@_validator("an absolute path of a file")
-def file_path(value: Any) -> str:
-    if not isinstance(value, str) or not value.startswith("/") or "\0" in value:
-        raise wrong(file_path.expects, value)
-    return value
-
-
-def _or_empty(validator: Validator) -> Validator:
-    def convert(value: Any) -> Any:
-        return "" if isinstance(value, str) and not value else validator(value)
-
-    return Validator(convert, f'{validator.expects}, or ""')
-
-
-name_or_empty = _or_empty(name)
-path_or_empty = _or_empty(path_text)
-CREDENTIALS = Path("/run/credentials/workerd.service")
-"""Where systemd puts the credentials of the unit that the configuration may name."""
-
-
-def _credential(validator: Validator) -> Validator:
-    """A path; a credential of workerd.service is looked for where the unit of this daemon has it."""
-
-    def convert(value: Any) -> str:
-        given: str = validator(value)
-        own = os.environ.get("CREDENTIALS_DIRECTORY")
-        return f"{own}/{Path(given).name}" if own and Path(given).parent == CREDENTIALS else given
-
-    return Validator(convert, validator.expects)
-
-
-credential = _credential(file_path)
-credential_or_empty = _or_empty(_credential(path_text))
-reference_or_empty = _or_empty(reference)
-
-
-@_validator('text with names of vars such as "{tenant}", or ""')
-def group_template(value: Any) -> str:
-    if not isinstance(value, str):
-        raise wrong(group_template.expects, value)
-    if value:
-        parse_template(value)
-    return value
-
-
-@_validator('a path such as "password", "card.*" or "*.token"')
-def redact_path(value: Any) -> str:
-    return checked_path(value)
-
-
 MAX_RATE_COUNT = 1_000_000
 MAX_RATE_PERIOD_S = 31 * 86400.0
 _RATE = re.compile(r"\s*([0-9]{1,9})\s*/\s*(\S.*?)\s*", re.ASCII)
 
 
-@_validator('a rate such as "100/1m" (1 to 1000000 per 1ms to 31d), or ""')
+@validator('a rate such as "100/1m" (1 to 1000000 per 1ms to 31d), or ""')
 def rate_or_none(value: Any) -> Rate | None:
     """Starts per time, with as many at once; "" is None."""
     if value == "" and isinstance(value, str):
@@ -398,88 +246,10 @@ def count_or_none(low: int, high: int) -> Validator:
 weight = integer(1, 100)
 
 
-@_validator('a cron expression such as "*/5 * * * *" (with six fields the first is seconds) or ""')
-def cron(value: Any) -> str:
-    """A cron expression of five or six fields that fires at some time, or ""."""
-    if isinstance(value, str) and not value.strip():
-        return ""
-    if not isinstance(value, str) or len(value) > NAME_LIMIT:
-        raise wrong(cron.expects, value)
-    _check_cron_steps(value)
-    try:
-        next(CronSim(value, datetime(2024, 1, 1, tzinfo=UTC)))
-    except CronSimError as error:
-        raise InvalidValue(f"{wrong(cron.expects, value)} ({error})") from None
-    except StopIteration:
-        raise wrong("a cron expression that fires within fifty years", value) from None
-    return value
+def or_empty(validator: Validator) -> Validator:
+    """What `validator` accepts, or ""."""
 
+    def convert(value: Any) -> Any:
+        return "" if isinstance(value, str) and not value else validator(value)
 
-_CRON_SPANS = (60, 60, 24, 31, 12, 8)
-"""How many values each field of a cron expression has, seconds first."""
-
-
-def _check_cron_steps(expression: str) -> None:
-    """Refuse a step wider than its field, of which a parser would take the first value alone."""
-    fields = expression.split()
-    for field, span in zip(fields, _CRON_SPANS[-len(fields) :], strict=False):
-        for step in re.findall(r"/([0-9]+)", field):
-            if int(step[:9]) > span:
-                raise InvalidValue(f"{wrong(cron.expects, expression)} (the step {step[:9]} is out of range)")
-
-
-@_validator('a time zone such as "UTC" or "Europe/Vienna"')
-def timezone(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise wrong(timezone.expects, value)
-    try:
-        zoneinfo.ZoneInfo(value)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
-        raise wrong(timezone.expects, value) from None
-    return value
-
-
-@_validator('"host:port", "unix:/path/to/socket" or ""')
-def listen(value: Any) -> str:
-    """`host:port`, `[v6]:port`, `unix:/path`, or "" for off."""
-    if isinstance(value, str):
-        if not value:
-            return value
-        if value.startswith("unix:") and value.removeprefix("unix:").startswith("/") and "\0" not in value:
-            return value
-        host, colon, port = value.rpartition(":")
-        if colon and host and port.isascii() and port.isdigit() and int(port) < 65536 and _is_host(host):
-            return value
-    raise wrong(listen.expects, value)
-
-
-def _is_host(host: str) -> bool:
-    if host.startswith("["):
-        try:
-            ipaddress.IPv6Address(host[1:].removesuffix("]"))
-        except ValueError:
-            return False
-        return host.endswith("]")
-    return bool(re.fullmatch(r"[A-Za-z0-9._-]{1,253}", host))
-
-
-def is_local(address: str) -> bool:
-    """Whether a `listen` address can be reached from this host only."""
-    if not address or address.startswith("unix:"):
-        return True
-    host = address.rpartition(":")[0].strip("[]")
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@_validator(STORE_URL_FORM)
-def store_url(value: Any) -> str:
-    """A URL that the store accepts; no message shows it, as it may hold a password."""
-    if not isinstance(value, str):
-        raise InvalidValue(f"expected {STORE_URL_FORM}, got something else")
-    parse_store_url(value)
-    return value
+    return Validator(convert, f'{validator.expects}, or ""')

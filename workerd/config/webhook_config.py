@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, get_args
 
+from workerd.config import address_validators as addresses
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import ConfigValue
 
@@ -16,9 +18,9 @@ WEBHOOK_HANDLER = "~webhook"
 class WebhookConfig(ConfigValue, frozen=True):
     """`[webhooks.NAME]`: an address that is told what happens, by jobs of the reserved handler `~webhook`."""
 
-    url: Annotated[str, v.http_url] = ""
+    url: Annotated[str, addresses.http_url] = ""
     """Where events are posted as JSON. Required. Redirects are not followed."""
-    secret_file: Annotated[str, v.credential] = ""
+    secret_file: Annotated[str, texts.credential] = ""
     """File with the secret that signs each delivery, in the header Workerd-Signature. Required; a newline at
     its end does not count."""
     on: Annotated[tuple[WebhookEvent, ...], v.list_of(v.choice(*get_args(WebhookEvent)), "events")] = (
@@ -29,7 +31,7 @@ class WebhookConfig(ConfigValue, frozen=True):
     )
     """Events: a job that has failed for good, a request that has failed, a group of failures that is new or
     came back, a pool that is quarantined."""
-    handlers: Annotated[tuple[str, ...], v.list_of(v.name, "names of handlers")] = ("*",)
+    handlers: Annotated[tuple[str, ...], v.list_of(texts.name, "names of handlers")] = ("*",)
     """Whose failures, new errors and quarantines are told; "*" stands for any text. Requests always are."""
     allow_private: Annotated[bool, v.boolean] = False
     """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""

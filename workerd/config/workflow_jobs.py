@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from workerd import clock
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.quantities import duration
 from workerd.config.validators import Validator
@@ -28,13 +29,13 @@ def _wait(value: Any) -> float | int:
 
 
 JOB_KEYS: dict[str, Validator] = {
-    "name": v.name,
-    "handler": v.name,
-    "needs": v.list_of(v.name, "job names"),
+    "name": texts.name,
+    "handler": texts.name,
+    "needs": v.list_of(texts.name, "job names"),
     "vars": v.json_table,
     "on_error": v.choice("fail", "continue"),
     "wait": Validator(_wait, _TIME),
-    "signal": v.name,
+    "signal": texts.name,
     "timeout": v.duration_between(0.001, 365 * 86400.0),
     "on_timeout": v.choice("fail", "continue"),
 }

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import Keys
 from workerd.config.graph import cycle as find_cycle
@@ -25,8 +26,8 @@ MAX_HINTS = 5
 """Wrong names of one workflow for which the nearest known one is looked for."""
 
 STEP_KEYS: Keys = {
-    "name": v.name,
-    "jobs": v.list_of(v.name, "handler names"),
+    "name": texts.name,
+    "jobs": v.list_of(texts.name, "handler names"),
     "on_error": v.choice("fail", "continue"),
 }
 

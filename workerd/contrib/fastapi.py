@@ -19,7 +19,7 @@ from fastapi import Depends, FastAPI, HTTPException
 from fastapi.requests import HTTPConnection
 
 from workerd.async_client import AsyncClient
-from workerd.client import Source
+from workerd.client_arguments import Source
 from workerd.errors import Conflict, HandlerNotFound, InvalidValue, NotFound, StoreAway, TooManyWaiting
 
 _STATUSES: dict[type[Exception], int] = {

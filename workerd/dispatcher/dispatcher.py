@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import setproctitle
 
-from workerd import __version__
-from workerd.clock import SECOND
-from workerd.config.limit_config import LimitConfig
-from workerd.config.model import Config, NodeConfig
+from workerd.config.model import Config
 from workerd.config.workflow_config import WorkflowConfig
 from workerd.dispatcher import expiry, followers
 from workerd.dispatcher.claimer import Claimer
@@ -27,6 +21,7 @@ from workerd.dispatcher.limit_tasks import SWEEP_PERIOD_S as SWEEP_LIMITS_PERIOD
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.node_figures import NodeFigures
+from workerd.dispatcher.node_record import former_incarnations, node_record
 from workerd.dispatcher.pickup_window import PickupWindow
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.quarantines import QuarantineReports
@@ -44,16 +39,14 @@ from workerd.errors import StoreAway
 from workerd.messages import Demand, Drain, Hello, Holdings, LeaseState, Release, Roster, Series, ToDispatcher
 from workerd.metrics.series import StoreErrorCounts
 from workerd.operations.webhooks import WebhookEvents
-from workerd.runtime.generations import Generations
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.runtime.paths import Paths, RoleContext
+from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.availability import advice
 from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
-from workerd.store.nodes import NodeInfo, NodeRecord
 from workerd.store.polls import PollResult
 
 LONGEST_STORE_TIMEOUT_S = 5.0
@@ -63,8 +56,6 @@ SUPERSEDED_TASKS = frozenset(
     {"lease", "settlement", "poll", "limits of nodes", "quarantines", "deregistration"}
 )
 """What a superseded dispatcher still does: keep the claims of its runs, and tell them of cancels."""
-
-_HEX = frozenset("0123456789abcdef")
 
 
 class Dispatcher(Service):
@@ -102,7 +93,7 @@ class Dispatcher(Service):
             on_throughput=lambda throughput: self.figures.on_throughput(throughput),
         )
         self.lease = Lease(
-            self.loop, tasks, store, self.outcomes, _node_record(ctx), formers, lease_s,
+            self.loop, tasks, store, self.outcomes, node_record(ctx), formers, lease_s,
             self._configured, self._on_lease,
             on_renewed=self._announce_lease, makes_store=not ctx.store_was_used,
         )  # fmt: skip
@@ -116,17 +107,7 @@ class Dispatcher(Service):
         self.deregistration = Deregistration(
             self.loop, tasks, store, self.settlement, self.outcomes, incarnation, self._end
         )
-        self.claimer = Claimer(
-            tasks, store, self.pools, self.outcomes, self.settlement,
-            node=node,
-            max_rows=config.dispatcher.batch,
-            poll_s=poll_s,
-            window=PickupWindow(config.pickup.jobs),
-            enabled=config.pickup.enabled,
-            limited=self.limited,
-            expires_us=expiring_handlers(config),
-        )  # fmt: skip
-        self.hidden_groups = HiddenGroups(tasks, store, self.claimer, self.limited)
+        self._add_claimer(config, node)
         self._add_stager(ctx)
         tasks.start(
             self._task_table(lease_s, poll_s, config.workflows.values(), pickup=config.pickup.enabled),
@@ -134,6 +115,20 @@ class Dispatcher(Service):
             on_unavailable=self.lease.store_lost,
             on_trouble=self._report_state,
         )
+
+    def _add_claimer(self, config: Config, node: NodeIdent) -> None:
+        """The parts that claim jobs for the pools."""
+        self.claimer = Claimer(
+            self.tasks, self.store, self.pools, self.outcomes, self.settlement,
+            node=node,
+            max_rows=config.dispatcher.batch,
+            poll_s=config.dispatcher.poll,
+            window=PickupWindow(config.pickup.jobs),
+            enabled=config.pickup.enabled,
+            limited=self.limited,
+            expires_us=expiry.expiring_handlers(config),
+        )  # fmt: skip
+        self.hidden_groups = HiddenGroups(self.tasks, self.store, self.claimer, self.limited)
 
     def _add_stager(self, ctx: RoleContext) -> None:
         """The parts that make rows claimable, and those that remove rows."""
@@ -150,7 +145,7 @@ class Dispatcher(Service):
         self.sweep = RequestSweep(
             store, claimer, config.workflows, PickupWindow(config.pickup.requests_inprogress)
         )
-        self.expiry = Expiry(store, expiring_handlers(config))
+        self.expiry = Expiry(store, expiry.expiring_handlers(config))
         self.stager = Stager(
             tasks, store, self.pools, claimer, self.pickup, config.handlers, ctx.incarnation, self.limited,
             on_expired=lambda: tasks.wake(self.expiry.sweep),
@@ -398,40 +393,9 @@ class Dispatcher(Service):
         self.deregistration.on_settled()
 
 
-def expiring_handlers(config: Config) -> dict[str, int]:
-    """How long after they are due jobs may begin, microseconds, by handler."""
-    return {
-        handler.name: round(handler.expires * SECOND)
-        for handler in config.handlers.values()
-        if handler.expires is not None
-    }
-
-
 def store_timeout(watchdog_s: float, lease_s: float) -> float:
     """Seconds for connecting or one statement: both together must not reach the watchdog or the lease."""
     return min(LONGEST_STORE_TIMEOUT_S, watchdog_s * 0.4, lease_s / 4)
-
-
-def former_incarnations(node: NodeConfig, incarnation: bytes) -> list[bytes]:
-    """The incarnations that this state folder has seen before this one: dead, since we hold its lock.
-
-    Also those of other generations of the daemon that do not run.
-    """
-    generations = Generations(node)
-    ids = _read_incarnations(Paths(node).incarnations)
-    for number in generations.others():
-        with generations.locked(number) as free:
-            if free:
-                ids += _read_incarnations(generations.paths(number).incarnations)
-    return [former for former in ids if former != incarnation]
-
-
-def _read_incarnations(path: Path) -> list[bytes]:
-    try:
-        words = path.read_text().split()
-    except OSError:
-        return []
-    return [bytes.fromhex(word) for word in words if len(word) == 32 and set(word) <= _HEX]
 
 
 def _monitored_store(ctx: RoleContext) -> MonitoredStore:
@@ -446,39 +410,6 @@ def _monitored_store(ctx: RoleContext) -> MonitoredStore:
     if ctx.store_was_used:
         store.must_exist()
     return MonitoredStore(store, max_gap_s=lease_s / 2)
-
-
-def _node_record(ctx: RoleContext) -> NodeRecord:
-    """The node's row; other nodes learn from it which schedules a live node has."""
-    return NodeRecord(
-        id=ctx.incarnation,
-        name=ctx.config.node.name,
-        host=socket.gethostname(),
-        pid=os.getppid(),
-        boot_id=_boot_id(),
-        version=__version__,
-        info=msgspec.json.encode(
-            NodeInfo(
-                schedules=sorted(schedules.wanted(ctx.config)),
-                lease_s=ctx.config.dispatcher.lease,
-                limits=_used_limits(ctx.config),
-                limit_of={h.name: h.limit for h in ctx.config.handlers.values() if h.limit},
-                fair=sorted(h.name for h in ctx.config.handlers.values() if h.fair),
-            )
-        ),
-    )
-
-
-def _used_limits(config: Config) -> dict[str, LimitConfig] | None:
-    used = {handler.limit for handler in config.handlers.values()}
-    return {name: limit for name, limit in config.limits.items() if name in used} or None
-
-
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
 
 
 def main(ctx: RoleContext) -> int:

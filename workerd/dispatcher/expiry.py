@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+from workerd.clock import SECOND
+from workerd.config.model import Config
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.store import expiry
 
@@ -54,3 +56,12 @@ class Expiry:
         if swept.next is None:
             return None
         return 0.0 if swept.ended >= MAX_ROWS else SLICE_PAUSES * (time.monotonic() - began_at)
+
+
+def expiring_handlers(config: Config) -> dict[str, int]:
+    """How long after they are due jobs may begin, microseconds, by handler."""
+    return {
+        handler.name: round(handler.expires * SECOND)
+        for handler in config.handlers.values()
+        if handler.expires is not None
+    }

@@ -17,8 +17,9 @@ from workerd.log import get_logger
 from workerd.store import limited_claims, reclaims
 from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
-from workerd.store.claims import ClaimBatch, Cursor, NodeIdent
+from workerd.store.claims import Cursor, NodeIdent
 from workerd.store.limited_batch import LimitedBatch
+from workerd.store.limited_claims import ClaimRequest
 from workerd.store.limits import RateRow
 from workerd.store.nodes import NodeInfo, nodes_with_other_limit
 from workerd.store.queue_heads import QueueHeads
@@ -170,17 +171,18 @@ class LimitedHandlers:
         limit: tuple[LimitConfig, RateRow] | None = None
         if known.limit is not None:
             if known.limit not in locked:
-                return LimitedBatch(ClaimBatch([], [], cursor, 0), busy=True)
+                return LimitedBatch.empty(cursor, busy=True)
             limit = self._limits[known.limit], locked[known.limit]
         memory = self._memory[handler]
         turns = memory.turns.trial() if memory.turns is not None else None
         heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
         # Claims for newcomers alone are made of a pool that has no room for others.
         is_contested = not idle_only and self._slot_turns.is_contested(handler)
-        batch = limited_claims.claim(
-            tx, known, wanted, node, limit, heads, turns, cursor, max_bytes,
+        request = ClaimRequest(
+            wanted, node, cursor, max_bytes,
             idle_only=idle_only, reports_full=is_contested, corrects_rates=self._agreements > 2,
         )  # fmt: skip
+        batch = limited_claims.claim(tx, known, request, limit, heads, turns)
         if is_contested and limit is not None:
             batch = self._slot_turns.settle(tx, handler, limit[0], batch)
         if known.limit is not None and batch.row is not None:

@@ -14,7 +14,7 @@ from workerd.errors import StoreBusy, StoreRefused
 from workerd.job import id_text
 from workerd.log import get_logger
 from workerd.runtime.adaptive_size import AdaptiveSize
-from workerd.store import requests
+from workerd.store import requests, stuck_requests
 from workerd.store.base import Tx
 
 MAX_NEW_REQUESTS = 50
@@ -119,11 +119,13 @@ class RequestSweep:
         limit = self._size.value
         try:
             with self._size.measured():
-                swept = self._store.run(lambda tx: requests.sweep(tx, self._workflows, limit, self._cursor))
+                swept = self._store.run(
+                    lambda tx: stuck_requests.sweep(tx, self._workflows, limit, self._cursor)
+                )
         except StoreRefused as error:
             _narrow(
                 self._store, self._size, error,
-                lambda tx, why: requests.fail_in_progress(tx, self._cursor, why),
+                lambda tx, why: stuck_requests.fail_in_progress(tx, self._cursor, why),
             )  # fmt: skip
             return 0.0
         except StoreBusy:
@@ -131,7 +133,7 @@ class RequestSweep:
                 self._size.halve()
                 return 0.0
             # Another transaction locks a job of this request: the others do not wait for it.
-            self._cursor = self._store.read(lambda tx: requests.after_next(tx, self._cursor))
+            self._cursor = self._store.read(lambda tx: stuck_requests.after_next(tx, self._cursor))
             raise
         self._claimer.announce(swept.handlers)
         self._cursor = swept.cursor

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from workerd.document_types import Document
 from workerd.gateway import params
-from workerd.gateway.params import EmptyBody, PauseBody, ScheduleBody, UnholdBody
+from workerd.gateway.bodies import EmptyBody, PauseBody, ScheduleBody, UnholdBody, read_body
 from workerd.gateway.problems import DATA_HEADERS
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
@@ -29,7 +29,7 @@ async def list_handlers(request: Request) -> Response:
 async def pause_handler(request: Request) -> Response:
     """Pause a handler: once this has answered, no node claims its jobs."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    reason = (await params.body(request, PauseBody)).reason
+    reason = (await read_body(request, PauseBody)).reason
 
     def work(tx: Tx) -> Document:
         handlers.pause(tx, actor, gateway.config, name, reason)
@@ -41,7 +41,7 @@ async def pause_handler(request: Request) -> Response:
 async def resume_handler(request: Request) -> Response:
     """Resume a paused handler."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
 
     def work(tx: Tx) -> Document:
         handlers.resume(tx, actor, gateway.config, name)
@@ -71,7 +71,7 @@ async def list_limits(request: Request) -> Response:
 async def unhold_limit(request: Request) -> Response:
     """End the hold of a limit, or of one of its groups."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    group = (await params.body(request, UnholdBody)).group
+    group = (await read_body(request, UnholdBody)).group
 
     document, _ = await gateway.backend.write(
         lambda tx: limits.unhold(tx, actor, gateway.config, name, group)
@@ -90,7 +90,7 @@ async def list_schedules(request: Request) -> Response:
 async def pause_schedule(request: Request) -> Response:
     """Pause a schedule: it starts nothing until it is resumed."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    await params.body(request, PauseBody)
+    await read_body(request, PauseBody)
     document = await gateway.backend.write(lambda tx: schedules.pause(tx, actor, gateway.config, name))
     return json_response(document)
 
@@ -98,7 +98,7 @@ async def pause_schedule(request: Request) -> Response:
 async def resume_schedule(request: Request) -> Response:
     """Resume a schedule from now on."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
     document, _ = await gateway.backend.write(lambda tx: schedules.resume(tx, actor, gateway.config, name))
     return json_response(document)
 
@@ -106,7 +106,7 @@ async def resume_schedule(request: Request) -> Response:
 async def run_schedule(request: Request) -> Response:
     """Run a schedule once now, paused or not."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
     started = await gateway.backend.write(lambda tx: schedules.run_now(tx, actor, gateway.config, name))
     return json_response({"id": id_text(started)}, 201)
 
@@ -134,7 +134,7 @@ async def show_schedule(request: Request) -> Response:
 async def set_schedule(request: Request) -> Response:
     """Create or replace a schedule: 201 or 200."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    given = (await params.body(request, ScheduleBody)).given()
+    given = (await read_body(request, ScheduleBody)).given()
     document, created = await gateway.backend.write(
         lambda tx: schedules.set_(tx, actor, gateway.config, name, given)
     )

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workerd.errors import StoreError
-from workerd.gateway import params
+from workerd.gateway import bodies, params
 from workerd.gateway.problems import HTTPProblem, problem_of
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response, only_post
@@ -26,14 +26,14 @@ MAX_CHANGED = 100_000
 class FilterBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Which jobs are meant, by at least one key. `error`: a fingerprint; `meta`: texts by key."""
 
-    handler: params.Name | None = None
+    handler: bodies.Name | None = None
     status: Status | None = None
-    since: params.Moment | None = None
-    until: params.Moment | None = None
+    since: bodies.Moment | None = None
+    until: bodies.Moment | None = None
     reason: Reason | None = None
-    error: params.Fingerprint | None = None
-    group: params.Name | None = None
-    request: params.Identity | None = None
+    error: bodies.Fingerprint | None = None
+    group: bodies.Name | None = None
+    request: bodies.Identity | None = None
     meta: dict[str, str] | None = None
 
     def wanted(self) -> JobFilter:
@@ -74,12 +74,12 @@ class RetryJobsBody(CancelJobsBody):
 
 async def cancel(request: Request) -> Response:
     """Cancel all jobs that match; running ones are asked to stop."""
-    return await _act(request, Act.CANCEL, await params.body(request, CancelJobsBody))
+    return await _act(request, Act.CANCEL, await bodies.read_body(request, CancelJobsBody))
 
 
 async def retry(request: Request) -> Response:
     """Run all jobs that match again."""
-    body = await params.body(request, RetryJobsBody)
+    body = await bodies.read_body(request, RetryJobsBody)
     return await _act(request, Act.RETRY, body, fresh=body.fresh)
 
 

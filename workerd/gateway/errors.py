@@ -11,7 +11,7 @@ from workerd import fingerprint as fingerprints
 from workerd.config.quantities import duration
 from workerd.errors import InvalidValue
 from workerd.gateway import params
-from workerd.gateway.params import EmptyBody, MuteBody
+from workerd.gateway.bodies import EmptyBody, MuteBody, read_body
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response
@@ -52,7 +52,7 @@ async def show(request: Request) -> Response:
 async def resolve(request: Request) -> Response:
     """Close a group until it fails again."""
     fingerprint, actor = _fingerprint(request), actor_of(request)
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
     document = await gateway_of(request).backend.write(lambda tx: errors.resolve(tx, actor, fingerprint))
     return json_response(document)
 
@@ -60,7 +60,7 @@ async def resolve(request: Request) -> Response:
 async def mute(request: Request) -> Response:
     """Leave a group out of the list for some time."""
     fingerprint, actor = _fingerprint(request), actor_of(request)
-    body = await params.body(request, MuteBody)
+    body = await read_body(request, MuteBody)
     try:
         seconds = duration(body.seconds)
     except InvalidValue as error:

@@ -12,8 +12,17 @@ from starlette.responses import Response
 from workerd.document_types import Document, Enqueued
 from workerd.errors import InvalidValue
 from workerd.gateway import params
+from workerd.gateway.bodies import (
+    MAX_BULK_JOBS,
+    EditBody,
+    EmptyBody,
+    JobBody,
+    JobFields,
+    JobsBody,
+    RetryBody,
+    read_body,
+)
 from workerd.gateway.idempotency import IdempotencyKey
-from workerd.gateway.params import MAX_BULK_JOBS, EditBody, EmptyBody, JobBody, JobFields, JobsBody, RetryBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import GatewayState, actor_of, gateway_of, json_response, look_up, only_post
@@ -48,7 +57,7 @@ def _caller_span(request: Request) -> TraceContext | None:
 async def enqueue(request: Request) -> Response:
     """Enqueue one job."""
     gateway = gateway_of(request)
-    body = await params.body(request, JobBody)
+    body = await read_body(request, JobBody)
     key = IdempotencyKey.of(request, "job")
     job = _checked(gateway, body, None if key is None else key.id())
     with tracing.sending(gateway.tracing, [job], _caller_span(request)) as sending:
@@ -61,7 +70,7 @@ async def enqueue(request: Request) -> Response:
 async def enqueue_bulk(request: Request) -> Response:
     """Enqueue many jobs, all or none."""
     gateway = gateway_of(request)
-    body = await params.body(request, JobsBody)
+    body = await read_body(request, JobsBody)
     if len(body.jobs) > MAX_BULK_JOBS:
         raise HTTPProblem(422, f"jobs: expected at most {MAX_BULK_JOBS}, got {len(body.jobs)}.")
     key = IdempotencyKey.of(request, "jobs")
@@ -166,7 +175,7 @@ async def list_(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Cancel a job: 200 if it has ended, 202 if its worker was asked to stop."""
     job_id, actor = params.job_id(request), actor_of(request)
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
 
     gateway = gateway_of(request)
 
@@ -181,7 +190,7 @@ async def cancel(request: Request) -> Response:
 async def edit(request: Request) -> Response:
     """Change a job that waits."""
     job_id, actor, gateway = params.job_id(request), actor_of(request), gateway_of(request)
-    body = await params.body(request, EditBody)
+    body = await read_body(request, EditBody)
     given = not isinstance(body.group, msgspec.UnsetType)
     group = None if isinstance(body.group, msgspec.UnsetType) else body.group
     change = Edit(body.vars or {}, body.priority, body.run_at, group, given)
@@ -196,7 +205,7 @@ async def edit(request: Request) -> Response:
 async def retry(request: Request) -> Response:
     """Run an ended job again, or a scheduled one now."""
     job_id, actor = params.job_id(request), actor_of(request)
-    body = await params.body(request, RetryBody)
+    body = await read_body(request, RetryBody)
 
     gateway = gateway_of(request)
 

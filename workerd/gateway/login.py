@@ -9,10 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from workerd import log
-from workerd.gateway import params
+from workerd.gateway.bodies import EmptyBody, LoginBody, read_body
 from workerd.gateway.dashboard.components import el, join
 from workerd.gateway.dashboard.pages import View, page_response
-from workerd.gateway.params import EmptyBody, LoginBody
 from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
@@ -28,7 +27,7 @@ _log = log.get_logger("gateway")
 async def login(request: Request) -> Response:
     """Exchange a token for a session cookie."""
     gateway, address = gateway_of(request), address_of(request)
-    body = await params.body(request, LoginBody)
+    body = await read_body(request, LoginBody)
     if not gateway.tokens.required:
         return json_response({"ok": True})
     if (wait_s := gateway.login_throttle.wait_s(address)) > 0:
@@ -86,7 +85,7 @@ async def login_page(request: Request) -> Response:
 
 async def logout(request: Request) -> Response:
     """End the session of this browser."""
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
     cookie = Cookie.of(request.headers)
     gateway_of(request).sessions.end(cookie.value(request.headers))
     response = json_response({"ok": True})

@@ -23,7 +23,7 @@ from workerd.document_types import (
     Schedule,
     Stats,
 )
-from workerd.gateway import bulk, params
+from workerd.gateway import bodies, bulk, params
 from workerd.gateway.answers import (
     Acknowledged,
     AuditPage,
@@ -84,7 +84,7 @@ _AFTER = _query(
     "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{32}$"
 )
 _SINCE = _query(
-    "since", "Only items since this time.", type="string", format="date-time", pattern=params.MOMENT_PATTERN
+    "since", "Only items since this time.", type="string", format="date-time", pattern=bodies.MOMENT_PATTERN
 )
 _JOBS_AFTER = _query(
     "after",
@@ -97,14 +97,14 @@ _JOBS_SINCE = _query(
     "Only jobs made since this time.",
     type="string",
     format="date-time",
-    pattern=params.MOMENT_PATTERN,
+    pattern=bodies.MOMENT_PATTERN,
 )
 _UNTIL = _query(
     "until",
     "Only jobs made before this time.",
     type="string",
     format="date-time",
-    pattern=params.MOMENT_PATTERN,
+    pattern=bodies.MOMENT_PATTERN,
 )
 _ATTEMPT = _query(
     "attempt",
@@ -124,7 +124,7 @@ _ERRORS_SINCE = _query(
     "Only groups that failed since this time.",
     type="string",
     format="date-time",
-    pattern=params.MOMENT_PATTERN,
+    pattern=bodies.MOMENT_PATTERN,
 )
 _NAMED_LIMIT = _query(
     "limit", "Rows of the page; without it all.", type="integer", minimum=1, maximum=params.MAX_PAGE_SIZE
@@ -134,7 +134,7 @@ _WAIT = _query(
     "wait",
     'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
     type="string",
-    pattern=params.DURATION_PATTERN,
+    pattern=bodies.DURATION_PATTERN,
 )
 _NAME = {"type": "string", "minLength": 1, "maxLength": NAME_LIMIT}
 _NAMED_AFTER = _query("after", "`next` of the previous page.", **_NAME)
@@ -188,7 +188,7 @@ PAGES = (
 )
 
 OPERATIONS = (
-    Operation("post", "/jobs", "Enqueue a job", {200: EnqueuedJob, 201: EnqueuedJob}, params.JobBody,
+    Operation("post", "/jobs", "Enqueue a job", {200: EnqueuedJob, 201: EnqueuedJob}, bodies.JobBody,
               headers=(_KEY, _TRACE), errors=(409, 429)),
     Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
@@ -203,7 +203,7 @@ OPERATIONS = (
                type="string"),
         _LIMIT, _JOBS_AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("post", "/jobs/bulk", "Enqueue several jobs, all or none", {200: BulkResult, 201: BulkResult},
-              params.JobsBody, headers=(_KEY, _TRACE), errors=(409, 429)),
+              bodies.JobsBody, headers=(_KEY, _TRACE), errors=(409, 429)),
     Operation("post", "/jobs/cancel", "Cancel all jobs that match a filter", {200: Changed},
               bulk.CancelJobsBody, errors=(409,)),
     Operation("post", "/jobs/retry", "Run all jobs that match a filter again", {200: Changed},
@@ -217,13 +217,13 @@ OPERATIONS = (
     Operation("get", "/jobs/{id}/log", "Get what an attempt printed and logged", {200: "text/plain"},
               query=(_ATTEMPT,), errors=(404, 422)),
     Operation("post", "/jobs/{id}/cancel", "Cancel a job", {200: Job, 202: Job},
-              params.EmptyBody, errors=(404, 409)),
-    Operation("patch", "/jobs/{id}", "Change a job that waits", {200: Job}, params.EditBody,
+              bodies.EmptyBody, errors=(404, 409)),
+    Operation("patch", "/jobs/{id}", "Change a job that waits", {200: Job}, bodies.EditBody,
               errors=(404, 409)),
-    Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, params.RetryBody,
+    Operation("post", "/jobs/{id}/retry", "Run an ended job again", {201: Job}, bodies.RetryBody,
               errors=(404, 409)),
     Operation("post", "/requests", "Submit a request: run a workflow, or its own graph",
-              {200: Request, 201: Request}, params.RequestBody, headers=(_KEY, _TRACE)),
+              {200: Request, 201: Request}, bodies.RequestBody, headers=(_KEY, _TRACE)),
     Operation("get", "/requests", "List requests, newest first", {200: RequestsPage}, query=(
         _query("workflow", "Only requests of this workflow.", **_NAME),
         _query("status", "Only requests with this status.", type="string", enum=_REQUEST_STATUSES),
@@ -231,29 +231,29 @@ OPERATIONS = (
     Operation("get", "/requests/{id}", "Get a request with its jobs", {200: Request}, query=(_WAIT,),
               headers=(_REVEAL,), errors=(404, 422)),
     Operation("post", "/requests/{id}/signals/{name}", "Give a signal to a request", {202: Request},
-              params.SignalBody, errors=(404, 409)),
+              bodies.SignalBody, errors=(404, 409)),
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
-              params.EmptyBody, errors=(404, 409)),
+              bodies.EmptyBody, errors=(404, 409)),
     Operation("get", "/errors", "List error groups, last failed first", {200: ErrorsPage}, query=(
         _query("handler", "Only groups of this handler.", **_NAME), _ERRORS_SINCE, _ALL, _LIMIT,
         _ERRORS_AFTER), errors=(422,)),
     Operation("get", "/errors/{fp}", "Get an error group with the stack of its newest failure",
               {200: ErrorDetails}, errors=(404, 422)),
     Operation("post", "/errors/{fp}/resolve", "Close an error group until it comes back",
-              {200: ErrorDetails}, params.EmptyBody, errors=(404,)),
+              {200: ErrorDetails}, bodies.EmptyBody, errors=(404,)),
     Operation("post", "/errors/{fp}/mute", "Leave an error group out of lists for some time",
-              {200: ErrorDetails}, params.MuteBody, errors=(404,)),
+              {200: ErrorDetails}, bodies.MuteBody, errors=(404,)),
     Operation("get", "/handlers", "List handlers", {200: HandlersPage},
               query=(_NAMED_LIMIT, _NAMED_AFTER), errors=(422,)),
     Operation("post", "/handlers/{name}/pause", "Pause a handler on all nodes", {200: Handler},
-              params.PauseBody),
+              bodies.PauseBody),
     Operation("post", "/handlers/{name}/resume", "Resume a handler", {200: Handler},
-              params.EmptyBody),
+              bodies.EmptyBody),
     Operation("get", "/nodes", "List nodes", {200: NodesPage}, query=(_NAMED_LIMIT, _NODES_AFTER),
               errors=(422,)),
     Operation("get", "/limits", "List limits: what they allow, what is used", {200: LimitsPage}),
     Operation("post", "/limits/{name}/unhold", "End the hold of a limit, or of one of its groups",
-              {200: Limit}, params.UnholdBody, errors=(404,)),
+              {200: Limit}, bodies.UnholdBody, errors=(404,)),
     Operation("get", "/stats", "Figures for scalers: jobs waiting and running, workers, rates",
               {200: Stats}),
     Operation("get", "/schedules", "List schedules", {200: SchedulesPage},
@@ -261,14 +261,14 @@ OPERATIONS = (
     Operation("get", "/schedules/{name}", "Get a schedule with its last ticks", {200: Schedule},
               errors=(404,)),
     Operation("put", "/schedules/{name}", "Create or replace a schedule", {200: Schedule, 201: Schedule},
-              params.ScheduleBody, errors=(409,)),
+              bodies.ScheduleBody, errors=(409,)),
     Operation("delete", "/schedules/{name}", "Remove a schedule that was set at run time", {204: None},
               errors=(404, 409)),
     Operation("post", "/schedules/{name}/pause", "Pause a schedule",
-              {200: Schedule}, params.PauseBody, errors=(404,)),
+              {200: Schedule}, bodies.PauseBody, errors=(404,)),
     Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: Schedule},
-              params.EmptyBody, errors=(404,)),
-    Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
+              bodies.EmptyBody, errors=(404,)),
+    Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, bodies.EmptyBody,
               errors=(404, 409)),
     Operation("get", "/audit", "List what people and programs changed", {200: AuditPage}, query=(
         _query("actor", "Only what this person or program did.", **_NAME),
@@ -281,10 +281,10 @@ OPERATIONS = (
               {200: ("text/plain", "application/openmetrics-text")}),
     Operation("get", "/schema", "This document", {200: "application/json"}),
     Operation("post", "/login", "Exchange a token for a session cookie", {200: Acknowledged},
-              params.LoginBody, errors=(429,), open=True),
+              bodies.LoginBody, errors=(429,), open=True),
     Operation("get", "/login", "Login form", {200: HTML}, open=True),
     Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
-              params.EmptyBody, open=True),
+              bodies.EmptyBody, open=True),
     Operation("get", "/", "Dashboard: overview", {**_PAGE, 422: HTML}, open=True),
     Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True),
     *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True)
@@ -338,11 +338,11 @@ def document(locked: bool, roles: Roles = ()) -> bytes:
     """The document as JSON; `locked`: tokens are required; `roles`: of operations that are not open."""
     admitted = {(path, method): names for path, method, names in roles}
     answers = {kind for op in OPERATIONS for kind in op.answers.values() if isinstance(kind, type)}
-    bodies = {op.body for op in OPERATIONS if op.body}
-    types = sorted({ProblemDocument, *answers, *bodies}, key=lambda kind: kind.__name__)
+    accepted = {op.body for op in OPERATIONS if op.body}
+    types = sorted({ProblemDocument, *answers, *accepted}, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(types, ref_template=REF)
-    any_json = components[params.SignalBody.__name__]
-    components[params.SignalBody.__name__] = {key: any_json[key] for key in ("title", "description")}
+    any_json = components[bodies.SignalBody.__name__]
+    components[bodies.SignalBody.__name__] = {key: any_json[key] for key in ("title", "description")}
     _mark_times({name: schema for name, schema in components.items() if not name.endswith("Body")})
     paths: dict[str, dict[str, Any]] = {}
     for op in OPERATIONS:

@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from workerd.document_types import Enqueued
 from workerd.gateway import params
+from workerd.gateway.bodies import EmptyBody, RequestBody, read_any_json, read_body
 from workerd.gateway.idempotency import IdempotencyKey
-from workerd.gateway.params import EmptyBody, RequestBody
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.state import actor_of, gateway_of, json_response, look_up
@@ -25,7 +25,7 @@ from workerd.workflow import ADHOC, RequestStatus
 async def submit(request: Request) -> Response:
     """Submit a request."""
     gateway = gateway_of(request)
-    body = await params.body(request, RequestBody)
+    body = await read_body(request, RequestBody)
     if (body.workflow is None) == (body.jobs is None):
         raise HTTPProblem(422, "Expected either workflow or jobs.")
     if body.workflow is None:
@@ -95,7 +95,7 @@ async def signal(request: Request) -> Response:
     """Give a signal to a request; the body is its payload, any JSON."""
     gateway, actor, request_id = gateway_of(request), actor_of(request), params.job_id(request)
     name = request.path_params["name"]
-    payload = await params.any_json(request)
+    payload = await read_any_json(request)
     await gateway.backend.write(
         lambda tx: requests.signal(tx, actor, gateway.config, request_id, name, payload)
     )
@@ -136,7 +136,7 @@ async def list_(request: Request) -> Response:
 async def cancel(request: Request) -> Response:
     """Cancel a request: 200 if it has ended, 202 if running jobs have to stop first."""
     request_id, actor = params.job_id(request), actor_of(request)
-    await params.body(request, EmptyBody)
+    await read_body(request, EmptyBody)
 
     gateway = gateway_of(request)
 

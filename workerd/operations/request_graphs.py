@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from workerd import workflow as wf
+from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.graph import cycle as find_cycle
 from workerd.config.graph import depths, shortened
@@ -88,7 +89,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         names |= dict.fromkeys(job.name for job in stage)
         first += 1 + max((job.step for job in stage), default=0)
     graph = wf.Graph(
-        name=_checked("name", v.name, name) if name is not None else "",
+        name=_checked("name", texts.name, name) if name is not None else "",
         jobs=() if batch or linked else ordered,
         then=stages["then"],
         final=stages["finally"],

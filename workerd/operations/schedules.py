@@ -11,7 +11,7 @@ import msgspec
 from workerd import documents
 from workerd.clock import SECOND, to_rfc3339
 from workerd.config import schedules as rules
-from workerd.config import validators as v
+from workerd.config import text_validators as texts
 from workerd.config.model import Config
 from workerd.config.schedule_config import NamedSchedule
 from workerd.document_types import Document
@@ -124,7 +124,7 @@ def _refuse_configured(config: Config, name: str) -> None:
 
 def next_times(given: Mapping[str, Any], count: int, now: int) -> list[str]:
     """The next times of a cron that is being written, as RFC 3339. Raises InvalidValue."""
-    for key, validator in (("cron", v.cron), ("timezone", v.timezone)):
+    for key, validator in (("cron", texts.cron), ("timezone", texts.timezone)):
         try:
             validator(given.get(key, ""))
         except InvalidValue as error:

@@ -42,7 +42,8 @@ class KillReason(StrEnum):
 class AssignedAttempt:
     """A claim that was assigned to a worker.
 
-    `serial` numbers the attempts of one worker. `deadline`, `grace`: seconds, deadline 0 for none.
+    `serial` numbers the attempts of one worker. `deadline`, `grace`: seconds; the deadline is the job's own,
+    else that of the policy, 0 for none.
     `start_ns`: CLOCK_MONOTONIC, when it was assigned, or when the pool saw the attempt before it end.
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
@@ -112,26 +113,6 @@ class AssignedAttempt:
     def soft_deadline_ns(self) -> int:
         """CLOCK_MONOTONIC nanoseconds of the soft deadline, 0 for none."""
         return self.start_ns + int(self.deadline * 1e9) if self.deadline > 0 else 0
-
-
-MAX_SPARED_JOBS = 1000
-
-
-class SparedJobs:
-    """The last MAX_SPARED_JOBS jobs that were not blamed for a death which they may have caused."""
-
-    def __init__(self) -> None:
-        self._ids: dict[bytes, None] = {}
-
-    def spare(self, attempt: AssignedAttempt) -> bool:
-        """True the first time for each job, whatever the number of the attempt."""
-        job = attempt.claim.id
-        if job in self._ids:
-            return False
-        if len(self._ids) >= MAX_SPARED_JOBS:
-            del self._ids[next(iter(self._ids))]
-        self._ids[job] = None
-        return True
 
 
 _Kind = Literal["deadline", "cancelled", "interrupted", "oom", "crashed"]

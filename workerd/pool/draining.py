@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from workerd.pool.claim_queue import ClaimQueue
 from workerd.pool.worker_manager import WorkerManager
 from workerd.pool.worker_process import RETIRE_TIMEOUT_S
 from workerd.runtime.loop import Loop, Timer
+from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.reaper import OrphanReaper
 
 EXIT_TIMEOUT_S = RETIRE_TIMEOUT_S + 1.0
@@ -28,12 +30,16 @@ class PoolDrain:
         loop: Loop,
         worker_manager: WorkerManager,
         orphan_reaper: OrphanReaper,
+        queue: ClaimQueue,
+        outcome_sender: OutcomeSender,
         on_finished: Callable[[], None],
     ) -> None:
         self.started = False
         self._loop = loop
         self._worker_manager = worker_manager
         self._orphan_reaper = orphan_reaper
+        self._queue = queue
+        self._outcome_sender = outcome_sender
         self._on_finished = on_finished
         self._timer: Timer | None = None
         self._exit_deadline = 0.0
@@ -50,8 +56,12 @@ class PoolDrain:
         self._worker_manager.close()
         return True
 
-    def finish(self) -> None:
-        """All jobs are done and acknowledged: end the workers."""
+    def finish_if_done(self) -> None:
+        """End the workers, once it was started and all jobs are done and acknowledged."""
+        if not self.started:
+            return
+        if self._queue.waiting or self._worker_manager.busy or self._outcome_sender.unacknowledged:
+            return
         if not self._exit_deadline:
             self._exit_deadline = time.monotonic() + EXIT_TIMEOUT_S
             self._worker_manager.retire_all()

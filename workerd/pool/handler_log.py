@@ -259,11 +259,6 @@ def _plain(value: Any, scrub: Scrub) -> bool | int | float | str | None:
 def _line(logger: Any, method: str, event: Any) -> str:
     level, name = event.pop("level", method), event.pop("event", "")
     exception = event.pop("exception", None)
-    fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
+    fields = " ".join(f"{key}={text.field_value(value)}" for key, value in event.items())
     line = f"{level}: {name}" + (f"  {fields}" if fields else "")
     return f"{line}\n{exception}" if exception else line
-
-
-def _quoted(value: Any) -> str:
-    shown = str(value)
-    return repr(shown) if not shown or any(c.isspace() or c == "=" for c in shown) else shown

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from workerd.pool.log_relay import record_in
-from workerd.text import decode, harmless
+from workerd.text import decode, field_value, harmless
 
 HEAD_SHARE = 16
 """The first 1/16 of the limit is kept, and of the rest the newest."""
@@ -139,14 +139,9 @@ def _record(data: bytes) -> str:
     record = record_in(data)
     if record is None:  # user code has imitated a frame
         return harmless(decode(data)) + "\n"
-    fields = "".join(f" {name}={_value(value)}" for name, value in record.fields.items())
+    fields = "".join(f" {name}={field_value(value)}" for name, value in record.fields.items())
     line = f"{record.level}: {record.event}" + (f" {fields}" if fields else "")
     return harmless(line if record.exception is None else f"{line}\n{record.exception.rstrip()}") + "\n"
-
-
-def _value(value: object) -> str:
-    shown = str(value)
-    return repr(shown) if not shown or any(c.isspace() or c == "=" for c in shown) else shown
 
 
 def _beginning(text: str, limit: int) -> tuple[str, int]:

@@ -1,17 +1,16 @@
-"""The pool's process: claims in, assignments to its workers, exactly one outcome out for each claim."""
+"""The pool's process: its parts wired together, its life from loading to drain, and what it reports."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import setproctitle
 
 from workerd.config.handler_config import PoolConfig
-from workerd.errors import FrameTooLarge, LoadError
-from workerd.job import AttemptRef, Claim, ClaimedAttempt
+from workerd.errors import LoadError
+from workerd.job import AttemptRef
 from workerd.log import get_logger
 from workerd.messages import (
     Cancel,
@@ -26,12 +25,10 @@ from workerd.messages import (
     ReadLog,
     Release,
     Seen,
-    Traced,
 )
-from workerd.outcome import Outcome, RunResult
 from workerd.pool import noted_calls
-from workerd.pool.attempt import AssignedAttempt, KillReason, SparedJobs, death_error, result_of_death
-from workerd.pool.capacity import BATCHES_IN_BUFFER, BUFFER_S, Capacity, ClaimTimeAverage, RunTimeAverage
+from workerd.pool.assigner import Assigner
+from workerd.pool.attempt import AssignedAttempt, KillReason, death_error, result_of_death
 from workerd.pool.claim_queue import ClaimQueue
 from workerd.pool.dispatcher_link import DispatcherLink
 from workerd.pool.draining import ORPHANED_TIMEOUT_S, PoolDrain
@@ -40,19 +37,14 @@ from workerd.pool.isolation import forget_exit_functions
 from workerd.pool.kept_log import KeptLog
 from workerd.pool.known_handlers import KnownHandlers
 from workerd.pool.loading import LoadedHandlers, preload
-from workerd.pool.log_relay import relay
-from workerd.pool.monitor import CHECK_INTERVAL_S, Monitor
 from workerd.pool.policies import Policies
 from workerd.pool.prefetch import Prefetch
-from workerd.pool.results import unrunnable
-from workerd.pool.shared import NO_END_NS
 from workerd.pool.state_relay import StateRelay
-from workerd.pool.status import log_fields, queued_count, workers_info
+from workerd.pool.status import queued_count, workers_info
 from workerd.pool.worker_manager import WorkerManager
-from workerd.pool.worker_messages import HandlerSpec, Loaded, LogRecord, Saved
+from workerd.pool.worker_messages import HandlerSpec, Loaded
+from workerd.pool.worker_output import OutputLog
 from workerd.pool.worker_process import WorkerProcess
-from workerd.pool.worker_state import WorkerState
-from workerd.redaction import Scrubber
 from workerd.runtime.child import (
     CANNOT_LOAD_EXIT_STATUS,
     CRASH_LOOP_EXIT_STATUS,
@@ -63,7 +55,6 @@ from workerd.runtime.child import (
     share_memory,
 )
 from workerd.runtime.limits import POOL_NICENESS, yield_processors
-from workerd.runtime.loop import Timer
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.runtime.paths import Paths, RoleContext, pool_instance
 from workerd.runtime.reaper import OrphanReaper
@@ -74,34 +65,20 @@ log = get_logger("pool")
 
 
 class Pool(Service):
-    """Everything between the dispatcher's claims and the ingester's acknowledgements.
-
-    A claim waits in `_queue`, then belongs to one worker, then its outcome belongs to `outcome_sender`
-    until it is acknowledged; `holdings` names all of them (law 2).
-    """
+    """Everything between the dispatcher's claims and the ingester's acknowledgements."""
 
     def __init__(self, ctx: RoleContext, pool: PoolConfig, life: int) -> None:
         super().__init__(ctx.control, ctx.watchdog)
         config, paths = ctx.config, Paths(ctx.config.node)
         hello = Hello(role="pool", name=pool.name, life=life)
         self._pool = pool
-        self._claim_batch = config.dispatcher.batch
         self._crash_loop_drain_s = config.shutdown.drain
         self._exit_status = 0
         self._serving = False
         self._has_worker = False  # one was ready
-        self._lease_held = True
-        self._start_until_ns = NO_END_NS
-        self._assign_scheduled = self._report_scheduled = False
-        self._monitor_timer: Timer | None = None
         self._preexisting: set[int] = set()
-        self._spared = SparedJobs()
         fair = any(handler.fair for handler in pool.handlers)
         rated = any(handler.rated for handler in pool.handlers)
-        # What waits here has had its start or its turn: no more than is needed.
-        self._keeps_queue_short = fair or rated
-        self._run_times = RunTimeAverage()
-        self._claim_times = ClaimTimeAverage()
         self._policies = Policies(config, pool)
         self._handlers = KnownHandlers(config, self._policies)
         self._outcome_sender = OutcomeSender(
@@ -110,20 +87,35 @@ class Pool(Service):
         )  # fmt: skip
         self._dispatcher_link = DispatcherLink(
             self.loop, paths.dispatcher, hello, tuple(handler.name for handler in pool.handlers),
-            self._on_dispatcher_message, self._report_capacity_soon,
+            self._on_dispatcher_message, lambda: self._assigner.report_capacity_soon(),
         )  # fmt: skip
+        output_log = OutputLog(pool.name, self.loop, self._handlers)
         self._worker_manager = WorkerManager(
-            self.loop, pool, self, paths.metrics, pool_instance(pool.name, ctx.generation)
+            self.loop, pool, output_log, paths.metrics, pool_instance(pool.name, ctx.generation)
         )
-        self._prefetch = Prefetch(self.loop, self._worker_manager, self._policies)
-        self._monitor = Monitor(pool, self._worker_manager, self._outcome_sender)
+        prefetch = Prefetch(self.loop, self._worker_manager, self._policies, output_log)
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
-        self._state_relay = StateRelay(self.loop, self._outcome_sender)
+        state_relay = StateRelay(self.loop, self._outcome_sender)
         self._endings = Endings(
-            self._outcome_sender, self._policies, self._state_relay, traced=pool.otel is not None
+            self._outcome_sender, self._policies, state_relay, traced=pool.otel is not None
         )
         self._queue = ClaimQueue(self.loop, self._endings.release, fair=fair, rated=rated)
-        self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
+        self._drain = PoolDrain(
+            self.loop, self._worker_manager, self._orphan_reaper, self._queue, self._outcome_sender,
+            self._exit,
+        )  # fmt: skip
+        self._assigner = Assigner(
+            self.loop, pool, config.dispatcher.batch,
+            queue=self._queue,
+            policies=self._policies,
+            worker_manager=self._worker_manager,
+            prefetch=prefetch,
+            endings=self._endings,
+            state_relay=state_relay,
+            drain=self._drain,
+            dispatcher_link=self._dispatcher_link,
+            outcome_sender=self._outcome_sender,
+        )  # fmt: skip
 
     def run(self) -> int:
         """Serve until the supervisor stops the pool or it cannot go on; returns the exit status."""
@@ -159,7 +151,7 @@ class Pool(Service):
         # Children that an import started belong to the handler; later ones were left behind by workers.
         self._preexisting = set(children_of(os.getpid()))
         self._serving = True
-        self._worker_manager.start(loaded)
+        self._worker_manager.start(loaded, self, self._assigner)
         self._outcome_sender.start()
         self._dispatcher_link.start()
 
@@ -178,125 +170,20 @@ class Pool(Service):
     def _on_dispatcher_message(self, message: FromDispatcher) -> None:
         match message:
             case Claims():
-                self._on_claims(message.claims)
+                self._assigner.on_claims(message.claims)
             case Cancel():
-                self._on_cancel(message.key)
+                self._assigner.on_cancel(message.key)
             case Release():
-                self._release_unstarted(message.handlers)
+                self._assigner.release_unstarted(message.handlers)
             case Inventory():
-                held = list(self._holdings())
+                held = list(self._assigner.holdings())
                 self._dispatcher_link.send(
                     Holdings(message.token, [h.ref for h in held], [h.claimed_at for h in held])
                 )
             case LeaseState():
-                self._start_until_ns = message.until_ns
-                self._worker_manager.set_start_until(message.until_ns)
-                self._on_lease(message.held)
+                self._assigner.on_lease(message)
 
-    def _on_claims(self, claims: list[Claim]) -> None:
-        self._claim_times.add(max(0, time.monotonic_ns() - claims[0].mono) / 1e9)
-        self._report_capacity_soon()
-        if not self._may_start_jobs:
-            self._endings.release(claims)
-            return
-        known = [claim for claim in claims if claim.handler in self._policies]
-        if len(known) < len(claims):
-            self._endings.release([claim for claim in claims if claim.handler not in self._policies])
-        if any(claim.is_ahead for claim in known):
-            self._prefetch.make_way()
-        self._queue.extend(known)
-        self._assign_queued()
-        if self._queue.waiting:
-            self._start_monitor()  # which releases claims that no worker takes
-
-    def _on_cancel(self, ref: AttemptRef) -> None:
-        workers = self._worker_manager.workers.values()
-        for worker in workers:
-            if any(attempt.claim.ref == ref for attempt in worker.queued):
-                worker.revoke()
-        for claim in self._queue.take(lambda claim: claim.ref == ref):
-            self._endings.cancel(claim)
-        for worker in workers:
-            if worker.attempt is not None and worker.attempt.claim.ref == ref:
-                worker.cancel()
-
-    def _on_lease(self, held: bool) -> None:
-        if held == self._lease_held:
-            return
-        self._lease_held = held
-        self._worker_manager.set_stopping(not self._may_start_jobs)
-        if not held:
-            self._release_unstarted()
-        self._report_capacity_soon()
-
-    def _holdings(self) -> Iterator[ClaimedAttempt | Outcome]:
-        yield from self._queue.waiting
-        yield from (attempt.claim for attempt in self._worker_manager.attempts())
-        yield from self._outcome_sender.kept()
-
-    @property
-    def _may_start_jobs(self) -> bool:
-        return self._lease_held and not self._drain.started and not self._lease_is_over
-
-    @property
-    def _lease_is_over(self) -> bool:
-        """Whether its time is over, which a dispatcher that hangs does not say, nor one that was stopped."""
-        return time.monotonic_ns() >= self._start_until_ns
-
-    def _report_capacity_soon(self) -> None:
-        """Tell the dispatcher at the end of this turn what the pool can take."""
-        if not self._report_scheduled:
-            self._report_scheduled = True
-            self.loop.at_end_of_turn(self._report_capacity)
-
-    def _report_capacity(self) -> None:
-        self._report_scheduled = False
-        if self._dispatcher_link.connected:
-            self._dispatcher_link.report(self._capacity(), len(self._queue.waiting))
-
-    def _capacity(self) -> Capacity | None:
-        if not self._may_start_jobs or self._outcome_sender.full:
-            return None
-        manager = self._worker_manager
-        idle = len(manager.idle) + manager.starting_soon
-        if not idle and self._monitor.all_long():
-            return Capacity(0, 0)
-        buffer_s = BUFFER_S if self._keeps_queue_short else self._claim_times.buffer_s
-        claims = self._claim_batch if self._keeps_queue_short else BATCHES_IN_BUFFER * self._claim_batch
-        return Capacity(idle, self._run_times.runs_within(buffer_s, len(manager.workers), claims))
-
-    # -- to the workers
-
-    def _assign_queued(self) -> None:
-        """Assign what waits to idle workers, and prefetch for busy ones."""
-        self._assign_scheduled = False
-        if self._lease_is_over:
-            self._on_lease(held=False)
-        idle, queue = self._worker_manager.idle, self._queue.waiting
-        while idle and queue:
-            worker = idle.pop()
-            if worker.state is WorkerState.IDLE:  # else it is dying, and is forgotten at its death
-                self._assign(worker, queue.popleft())
-        self._prefetch.fill(queue, self._outcome_sender.max_payload)
-        self._prefetch.rest()
-        self._queue.watch()
-
-    def _assign_soon(self) -> None:
-        if not self._assign_scheduled:
-            self._assign_scheduled = True
-            self.loop.at_end_of_turn(self._assign_queued)
-
-    def _assign(self, worker: WorkerProcess, claim: Claim) -> None:
-        try:
-            worker.assign(claim, self._policies.of(claim), self._outcome_sender.max_payload)
-        except FrameTooLarge as error:
-            self._endings.close(claim, unrunnable(0, f"Its vars are too large: {error}."))
-            self._worker_manager.idle.append(worker)
-            self._assign_soon()
-            return
-        self._start_monitor()
-
-    # -- from the workers
+    # -- life of the workers
 
     def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
         if loaded.error is not None:
@@ -307,69 +194,16 @@ class Pool(Service):
             return
         if loaded.specs is not None:
             self._learn_handlers(loaded.specs, loaded.sources)
-        worker.flags.set_stopping(not self._may_start_jobs)
-        worker.flags.set_start_until(self._start_until_ns)
-        self._worker_manager.add_ready(worker)
+        self._assigner.add_worker(worker)
         self._has_worker = True
         self._become_up()
-        self._assign_queued()
-        self._report_capacity_soon()
+        self._assigner.assign_queued()
+        self._assigner.report_capacity_soon()
 
     def _become_up(self) -> None:
         """Up: a worker is ready, and the handlers can be found by those who enqueue."""
         if self._has_worker and self._outcome_sender.announced and not self._drain.started:
             self.become("up")
-
-    def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
-        now = time.monotonic_ns()
-        self._run_times.add((now - attempt.start_ns) / 1e9)
-        if result.usage.run_us is not None:
-            self._prefetch.add_run(result.usage.run_us)
-        self._endings.close_attempt(attempt, result, worker.pid, now)
-        self._go_on(worker, tainted=result.tainted)
-
-    def on_unstarted(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
-        self.on_revoked(attempt)
-        self._go_on(worker, tainted=False)
-
-    def _go_on(self, worker: WorkerProcess, *, tainted: bool) -> None:
-        """An attempt of this worker is over."""
-        if self._worker_manager.reuse_or_recycle(worker, tainted):
-            self._assign_next(worker)
-        if len(self._queue.waiting) <= self._dispatcher_link.low:
-            self._report_capacity_soon()
-        if self._drain.started:
-            self._finish_if_drained()
-
-    def _assign_next(self, worker: WorkerProcess) -> None:
-        queue = self._queue.waiting
-        if worker.attempt is None:
-            if not queue:
-                self._worker_manager.idle.append(worker)
-                return
-            if self._lease_is_over:
-                self._worker_manager.idle.append(worker)
-            else:
-                self._assign(worker, queue.popleft())
-        self._assign_soon()  # the others together, after the results of this turn
-
-    def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
-        self._state_relay.on_saved(worker, attempt, saved)
-
-    def on_traced(self, traced: Traced) -> None:
-        self._outcome_sender.notify(traced)
-
-    def on_revoked(self, attempt: AssignedAttempt) -> None:
-        if attempt.cancelled:
-            self._endings.cancel(attempt.claim)
-        elif self._may_start_jobs:
-            self._queue.waiting.appendleft(attempt.claim)
-            self._assign_soon()
-        else:
-            self._endings.release([attempt.claim])
-
-    def spares(self, attempt: AssignedAttempt) -> bool:
-        return self._spared.spare(attempt)
 
     def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
         if attempt is not None:
@@ -384,50 +218,15 @@ class Pool(Service):
         self._worker_manager.replace_dead(worker, attempt is not None)
         if self._worker_manager.crash_looping and not self._drain.started:
             self._give_up()
-        self._assign_queued()
-        self._report_capacity_soon()
-        self._finish_if_drained()
-
-    def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
-        return self._handlers.scrubber_of(attempt)
-
-    def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
-        self._prefetch.on_output()
-        fields = log_fields(self._pool.name, worker, attempt)
-        for line in lines:
-            log.info("output", line=line, **fields)
-
-    def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
-        self._prefetch.on_output()
-        relay(record, log_fields(self._pool.name, worker, attempt))
-
-    def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
-        log.warning("output.truncated", dropped_bytes=count, **log_fields(self._pool.name, worker, attempt))
-
-    def _release_unstarted(self, handlers: tuple[str, ...] = ()) -> None:
-        """Release the claims that no worker has started (law 4), of these handlers or of all."""
-        self._prefetch.revoke_all()
-        self._endings.release(self._queue.take_of(handlers))
+        self._assigner.assign_queued()
+        self._assigner.report_capacity_soon()
+        self._drain.finish_if_done()
 
     def _on_acknowledged(self) -> None:
-        self._report_capacity_soon()
-        self._finish_if_drained()
+        self._assigner.report_capacity_soon()
+        self._drain.finish_if_done()
 
-    # -- monitoring
-
-    def _start_monitor(self) -> None:
-        if self._monitor_timer is None:
-            self._monitor_timer = self.loop.call_later(CHECK_INTERVAL_S, self._check_workers)
-
-    def _check_workers(self) -> None:
-        self._monitor_timer = None
-        running = self._monitor.check()
-        if self._queue.waiting and self._monitor.stuck():
-            self._release_unstarted()
-        self._worker_manager.recycle_idle()
-        self._report_capacity_soon()
-        if running or self._queue.waiting or self._pool.max_age:
-            self._start_monitor()
+    # -- what it reports
 
     def on_report(self) -> None:
         """Check now whether handler code changed since it was loaded."""
@@ -438,7 +237,7 @@ class Pool(Service):
         """The log of a job that runs here, or was the last that its worker ran."""
         workers = self._worker_manager.workers.values() if self._serving else ()
         for worker in workers:
-            found = worker.log_of(AttemptRef(message.job, message.attempt))
+            found = worker.output.log_of(AttemptRef(message.job, message.attempt))
             if found is not None:
                 attempt, ended = found
                 part = (attempt.log or KeptLog(0)).since(message.start, ended=ended)
@@ -458,7 +257,7 @@ class Pool(Service):
                 "done": dict(self._endings.counts),
                 "worker_restarts": dict(self._worker_manager.restarts),
                 "strangers_killed": self._orphan_reaper.killed,
-                "lease_held": self._lease_held and not self._lease_is_over,
+                "lease_held": self._assigner.lease_held,
                 "dispatcher": self._dispatcher_link.connected,
                 "ingester": self._outcome_sender.connected,
             }
@@ -493,18 +292,12 @@ class Pool(Service):
         if not drain.overlap:
             self._worker_manager.set_stopping(True)
         if earlier:
-            self._release_unstarted()
-            self._report_capacity_soon()
+            self._assigner.release_unstarted()
+            self._assigner.report_capacity_soon()
             # Claims that were sent before the dispatcher reads that are still received in this turn.
-            self.loop.call_later(0, self._finish_if_drained)
+            self.loop.call_later(0, self._drain.finish_if_done)
         if not drain.overlap:
             self._worker_manager.interrupt_resumable()
-
-    def _finish_if_drained(self) -> None:
-        if self._drain.started and not (
-            self._queue.waiting or self._worker_manager.busy or self._outcome_sender.unacknowledged
-        ):
-            self._drain.finish()
 
     def _exit(self) -> None:
         self._dispatcher_link.stop()

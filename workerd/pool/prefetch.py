@@ -9,6 +9,7 @@ from workerd.job import Claim
 from workerd.pool.capacity import RunTimeAverage
 from workerd.pool.policies import Policies
 from workerd.pool.worker_manager import WorkerManager
+from workerd.pool.worker_output import OutputLog
 from workerd.pool.worker_process import WorkerProcess
 from workerd.pool.worker_state import WorkerState
 from workerd.runtime.loop import Loop, Timer
@@ -41,12 +42,14 @@ CHECK_INTERVAL_S = 0.01
 class Prefetch:
     """Decides what is queued at busy workers, and when that is revoked."""
 
-    def __init__(self, loop: Loop, worker_manager: WorkerManager, policies: Policies) -> None:
+    def __init__(
+        self, loop: Loop, worker_manager: WorkerManager, policies: Policies, output_log: OutputLog
+    ) -> None:
         self._loop = loop
         self._worker_manager = worker_manager
         self._policies = policies
         self._run_times = RunTimeAverage()
-        self._printed_at = 0
+        self._output_log = output_log
         self._timer: Timer | None = None
 
     def fill(self, claims: deque[Claim], max_payload: int) -> None:
@@ -77,15 +80,15 @@ class Prefetch:
         """A run took so long by its worker's clock; that of the pool also counts waiting for a processor."""
         self._run_times.add(run_us / 1e6 + TURNAROUND_S)
 
-    def on_output(self) -> None:
-        """A worker has printed: it waits until that is read, so nobody rests for a while."""
-        self._printed_at = self._loop.turns
-
     def rest(self) -> None:
-        """Let results gather, while every worker has enough queued not to run dry."""
+        """Let results gather, while every worker has enough queued not to run dry.
+
+        Not for a while after one has printed: it waits until that is read.
+        """
         seconds = self._run_times.seconds
         workers = self._worker_manager.workers.values()
-        if seconds is None or not workers or self._loop.turns - self._printed_at < TURNS_AFTER_OUTPUT:
+        turns = self._loop.turns - self._output_log.printed_at
+        if seconds is None or not workers or turns < TURNS_AFTER_OUTPUT:
             return
         rest_s = min(MAX_REST_S, min(len(worker.queued) for worker in workers) * seconds / 2)
         if rest_s >= MIN_REST_S:

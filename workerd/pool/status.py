@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workerd.job import id_text
-from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.worker_process import WorkerProcess
 
 
@@ -41,15 +40,3 @@ def _worker_info(worker: WorkerProcess) -> dict[str, Any]:
 def queued_count(workers: Iterable[WorkerProcess]) -> int:
     """Attempts that are assigned to workers and not started."""
     return sum(len(worker.queued) for worker in workers)
-
-
-def log_fields(pool: str, worker: WorkerProcess, attempt: AssignedAttempt | None) -> dict[str, Any]:
-    """What a log event about a worker's output names."""
-    fields: dict[str, Any] = {"pool": pool, "worker": worker.name}
-    if attempt is not None:
-        fields |= {
-            "handler": attempt.claim.handler,
-            "job": id_text(attempt.claim.id),
-            "attempt": attempt.claim.attempt,
-        }
-    return fields

@@ -16,11 +16,13 @@ from workerd.config.handler_config import PoolConfig
 from workerd.log import get_logger
 from workerd.metrics import values
 from workerd.pool.attempt import AssignedAttempt, KillReason
+from workerd.pool.death_blame import DeathBlame
 from workerd.pool.loading import LoadedHandlers
 from workerd.pool.shared import WorkerFds
 from workerd.pool.worker import worker_main
 from workerd.pool.worker_limits import PoolLimits, WorkerLimits
-from workerd.pool.worker_process import WorkerOwner, WorkerProcess
+from workerd.pool.worker_output import OutputLog
+from workerd.pool.worker_process import AttemptOwner, SharedByWorkers, WorkerOwner, WorkerProcess
 from workerd.pool.worker_state import WorkerState
 from workerd.runtime.child import CrashLoopPolicy, children_of
 from workerd.runtime.descriptors import OpenDescriptor, make_dead
@@ -71,7 +73,7 @@ class WorkerManager:
     """
 
     def __init__(
-        self, loop: Loop, pool: PoolConfig, owner: WorkerOwner, metrics_folder: Path, instance: str
+        self, loop: Loop, pool: PoolConfig, output_log: OutputLog, metrics_folder: Path, instance: str
     ) -> None:
         """`instance`: what the files and control groups of this generation of the pool are named after."""
         self.workers: dict[str, WorkerProcess] = {}
@@ -82,7 +84,8 @@ class WorkerManager:
         self.recycles = bool(pool.max_jobs or pool.max_age or pool.max_rss)
         self._loop = loop
         self._pool = pool
-        self._owner = owner
+        self._output_log = output_log
+        self._shared: SharedByWorkers | None = None  # until they are started
         self._metrics_folder = metrics_folder
         self._instance = instance
         self._loaded: LoadedHandlers | None = None
@@ -94,9 +97,10 @@ class WorkerManager:
         self._closed = False
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
 
-    def start(self, loaded: LoadedHandlers | None) -> None:
-        """Fork all workers; with None each of them imports the handlers itself."""
+    def start(self, loaded: LoadedHandlers | None, owner: WorkerOwner, attempts: AttemptOwner) -> None:
+        """Fork all workers; with `loaded` None each of them imports the handlers itself."""
         self._loaded = loaded
+        self._shared = SharedByWorkers(owner, attempts, self._output_log, DeathBlame(), self._null)
         for index in range(self._pool.workers):
             self._fork(f"{self._pool.name}/{index}")
 
@@ -131,7 +135,7 @@ class WorkerManager:
 
     def _fork(self, name: str) -> None:
         self._pending.pop(name, None)
-        if self._closed:
+        if self._closed or self._shared is None:
             return
         pause = self._fork_pause()
         if pause > 0:
@@ -141,7 +145,7 @@ class WorkerManager:
         limits = self.limits.new_worker()
         try:
             worker = WorkerProcess(
-                self._loop, name, self._owner, self._null, lambda fds: self._main(fds, name, limits), limits,
+                self._loop, name, self._shared, lambda fds: self._main(fds, name, limits), limits,
                 [descriptor.fd for descriptor in self._imported_descriptors()],
             )  # fmt: skip
         except OSError as error:

@@ -8,34 +8,24 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from workerd import log
 from workerd.config.handler_config import Policy
-from workerd.job import AttemptRef, Claim
+from workerd.job import Claim
 from workerd.messages import Traced
 from workerd.outcome import RunResult
 from workerd.pool import job_trace
-from workerd.pool.assignment_queue import AssignmentQueue
 from workerd.pool.attempt import AssignedAttempt, KillReason, handler_frames
-from workerd.pool.log_relay import record_in
-from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags, WorkerFds
+from workerd.pool.death_blame import DeathBlame
+from workerd.pool.forked_worker import ForkedWorker
+from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, WorkerFds
 from workerd.pool.worker_limits import WorkerLimits
-from workerd.pool.worker_messages import (
-    Assignment,
-    FromWorker,
-    Loaded,
-    LogRecord,
-    Progressed,
-    Saved,
-    Unstarted,
-)
+from workerd.pool.worker_messages import Assignment, FromWorker, Loaded, Progressed, Saved, Unstarted
+from workerd.pool.worker_output import OutputLog, WorkerOutput
 from workerd.pool.worker_state import BUSY, TRANSITIONS, WorkerState
-from workerd.redaction import Scrubber
-from workerd.runtime.child import ManagedChild
 from workerd.runtime.loop import Alarm, Loop
-from workerd.runtime.output import OutputReader
-from workerd.runtime.stackdump import StackDump, kernel_view
+from workerd.runtime.stackdump import kernel_view
 
 SIGNAL_INTERVAL_S = 0.1
 """Between soft signals: one may arrive while user code suppresses exceptions."""
@@ -45,23 +35,19 @@ CUT_OFF_TIMEOUT_S = 0.05
 RETIRE_TIMEOUT_S = 5.0
 """For a worker to exit by itself after its channel was closed, with what user code registered to run then."""
 
-_SPARES_UNSTARTED = frozenset(
-    {
-        KillReason.NONE,
-        KillReason.PROTOCOL_ERROR,
-        KillReason.DEADLINE,
-        KillReason.INTERRUPTED,
-        KillReason.HOST_OOM,
-    }
-)
-"""Kill reasons that do not end an attempt which the worker has not started."""
-
 
 class WorkerOwner(Protocol):
-    """What a worker process reports to; called from the loop."""
+    """What a worker process reports its life to; called from the loop."""
 
     def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
         """It may be assigned jobs, or reports why it cannot."""
+
+    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
+        """It is dead and reaped; `attempt` is the one it was running."""
+
+
+class AttemptOwner(Protocol):
+    """What it reports of attempts to that it was assigned."""
 
     def on_result(self, worker: WorkerProcess, attempt: AssignedAttempt, result: RunResult) -> None:
         """It finished an attempt."""
@@ -78,23 +64,15 @@ class WorkerOwner(Protocol):
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         """The worker did not start this attempt, and will not."""
 
-    def spares(self, attempt: AssignedAttempt) -> bool:
-        """Whether this attempt may count as not started although its worker took it: once for each job."""
 
-    def on_death(self, worker: WorkerProcess, attempt: AssignedAttempt | None, status: int) -> None:
-        """It is dead and reaped; `attempt` is the one it was running."""
+class SharedByWorkers(NamedTuple):
+    """What all workers of a pool have in common; `null`: a descriptor of /dev/null."""
 
-    def on_output(self, worker: WorkerProcess, attempt: AssignedAttempt | None, lines: list[str]) -> None:
-        """It printed lines, while running `attempt`."""
-
-    def on_record(self, worker: WorkerProcess, attempt: AssignedAttempt | None, record: LogRecord) -> None:
-        """A handler logged something in `attempt`, or outside of any."""
-
-    def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
-        """What removes the values of this attempt that are not to be shown; None where it has none."""
-
-    def on_output_truncated(self, worker: WorkerProcess, attempt: AssignedAttempt | None, count: int) -> None:
-        """So many bytes of its output were dropped."""
+    owner: WorkerOwner
+    attempts: AttemptOwner
+    output_log: OutputLog
+    blame: DeathBlame
+    null: int
 
 
 class WorkerProcess:
@@ -110,8 +88,7 @@ class WorkerProcess:
         self,
         loop: Loop,
         name: str,
-        owner: WorkerOwner,
-        null: int,
+        shared: SharedByWorkers,
         main: Callable[[WorkerFds], int],
         limits: WorkerLimits,
         keep: Iterable[int] = (),
@@ -122,12 +99,13 @@ class WorkerProcess:
         self.since = self.started_at = time.monotonic()
         self.attempt: AssignedAttempt | None = None
         self.queued: deque[AssignedAttempt] = deque()
-        self._ended: AssignedAttempt | None = None
         self.kill_reason = KillReason.NONE
         self.killed_at_work = False
         self.jobs = 0
         self._loop = loop
-        self._owner = owner
+        self._owner = shared.owner
+        self._attempts = shared.attempts
+        self._blame = shared.blame
         self._dying = False
         self._last_serial = 0
         self._last_ended = 0
@@ -135,40 +113,13 @@ class WorkerProcess:
         self._max_payload = 0
         self._sent_by_channel = False
         self._alarm = Alarm(loop, self._on_alarm)
-        with contextlib.ExitStack() as opened:  # the fork is tried again and again
-            self.flags = SharedFlags()
-            opened.callback(self.flags.close)
-            self._assignments = AssignmentQueue()
-            opened.callback(self._assignments.close)
-            self._dump = StackDump()
-            opened.callback(self._dump.close)
-            reading, writing = os.pipe()
-            opened.callback(os.close, reading)
-            try:
-                self.child = self._fork(writing, null, main, keep)
-            finally:
-                os.close(writing)
-            opened.pop_all()
-        self.output = OutputReader(
-            self._loop, reading, self._on_output, self._read_results, self._on_record, self._scrubbed
-        )
-        self.channel = self.child.channel
-
-    def _fork(
-        self, writing: int, null: int, main: Callable[[WorkerFds], int], keep: Iterable[int]
-    ) -> ManagedChild[FromWorker]:
-        assignments, flags, dump = self._assignments.fileno(), self.flags, self._dump.fd
-        return ManagedChild(
-            self._loop,
-            lambda channel: main(
-                WorkerFds(channel.fileno(), assignments, output=writing, null=null, flags=flags, dump=dump)
-            ),
-            keep=(assignments, writing, null, dump, *keep),
-            incoming=FromWorker,
-            on_message=self._on_message,
-            on_eof=self._on_eof,
-            on_death=self._on_death,
-        )
+        forked = self._forked = ForkedWorker(
+            loop, main, shared.null, keep,
+            on_message=self._on_message, on_eof=self._on_eof, on_death=self._on_death,
+        )  # fmt: skip
+        self.child, self.channel = forked.child, forked.child.channel
+        self.flags, self._assignments, self._dump = forked.flags, forked.assignments, forked.dump
+        self.output = WorkerOutput(loop, forked.output, name, shared.output_log, self._read_results)
 
     @property
     def pid(self) -> int:
@@ -188,8 +139,8 @@ class WorkerProcess:
 
     def assign(self, claim: Claim, policy: Policy, max_payload: int) -> None:
         """Run this claim now; the worker must be idle. Raises FrameTooLarge and leaves it idle."""
-        if self.output.touched:
-            self._end_output_period(None)
+        if self.output.reader.touched:
+            self.output.end_period()
         attempt = self._new_attempt(claim, policy)
         self._max_payload = max_payload
         assignment = Assignment(attempt.serial, claim, attempt.deadline, max_payload)
@@ -219,7 +170,7 @@ class WorkerProcess:
         self.attempt = attempt
         self.state = WorkerState.RUNNING
         self.since = attempt.start_ns / 1e9
-        self._keep_output_of(attempt)
+        self.output.begin(attempt)
         if log.debugging:
             job_trace.started(self.name, attempt)
         if attempt.deadline > 0:
@@ -240,7 +191,7 @@ class WorkerProcess:
             self._revoke_present(self.attempt, revoked)
         self._read_results()
         for attempt in reversed(revoked):
-            self._owner.on_revoked(attempt)
+            self._attempts.on_revoked(attempt)
 
     def _revoke_present(self, attempt: AssignedAttempt, revoked: list[AssignedAttempt]) -> None:
         """The present attempt was taken out too: the worker started a later one, or gets it once more."""
@@ -257,7 +208,7 @@ class WorkerProcess:
         attempt.start(time.monotonic_ns())
         if self._dying or self.state not in BUSY:
             self.attempt = attempt
-            self._keep_output_of(attempt)
+            self.output.begin(attempt)
             return
         self.flags.begin(attempt.serial, attempt.soft_deadline_ns)
         self._run(attempt)
@@ -371,7 +322,7 @@ class WorkerProcess:
         self.attempt.stack = handler_frames(text) if text else kernel_view(self.pid)
         self.kill(self.attempt.interrupt_reason)
 
-    # -- messages and output
+    # -- messages
 
     def _on_message(self, message: FromWorker) -> None:
         if isinstance(message, RunResult):
@@ -381,10 +332,10 @@ class WorkerProcess:
         elif isinstance(message, Unstarted):
             self._on_unstarted(message)
         elif isinstance(message, Traced):
-            self._owner.on_traced(message)
+            self._attempts.on_traced(message)
         elif isinstance(message, Saved):
             if self.attempt is not None and message.serial == self.attempt.serial:
-                self._owner.on_saved(self, self.attempt, message)
+                self._attempts.on_saved(self, self.attempt, message)
         elif self.state is WorkerState.STARTING:
             self._alarm.clear()
             self._owner.on_ready(self, message)
@@ -395,18 +346,18 @@ class WorkerProcess:
             return
         if self._progress_turn == self._loop.turns and not self.queued:
             # Progress and result came in one read, so its last output may not have been read in this turn.
-            self.output.drain()
-        if self.output.touched:
-            self._end_output_period(attempt)
+            self.output.reader.drain()
+        if self.output.reader.touched:
+            self.output.end_period()
         self.jobs += 1
         self._end(attempt)
-        self._owner.on_result(self, attempt, result)
+        self._attempts.on_result(self, attempt, result)
 
     def _on_unstarted(self, message: Unstarted) -> None:
         attempt = self._attempt_of(message.serial)
         if attempt is not None:
             self._end(attempt)
-            self._owner.on_unstarted(self, attempt)
+            self._attempts.on_unstarted(self, attempt)
 
     def _attempt_of(self, serial: int) -> AssignedAttempt | None:
         """The present attempt, of which alone a worker may say that it is over."""
@@ -418,13 +369,13 @@ class WorkerProcess:
     def _end(self, attempt: AssignedAttempt) -> None:
         """Go on to the next attempt that is queued, or be idle."""
         self._last_ended = attempt.serial
-        self._ended = attempt
+        self.output.ended = attempt
         self._alarm.clear()
         if self.queued:
             self._run_next()
         else:
             self.attempt = None
-            self.output.keeper = None
+            self.output.running = self.output.reader.keeper = None
             if not self._dying and self.state in BUSY:
                 self.state = WorkerState.IDLE
                 self.since = time.monotonic()
@@ -443,58 +394,18 @@ class WorkerProcess:
             self.move(WorkerState.CUT_OFF)
             self._alarm.set(time.monotonic() + CUT_OFF_TIMEOUT_S)
 
-    def _on_output(self, lines: list[str]) -> None:
-        self._owner.on_output(self, self.attempt, lines)
-
-    def _scrubbed(self, data: bytes) -> tuple[bytes, int]:
-        # A thread or child that a job left behind may print after its end.
-        kept_back = 0
-        for attempt in (self.attempt, self._ended):
-            scrubber = None if attempt is None else self._owner.scrubber_of(attempt)
-            if scrubber is not None:
-                data, more = scrubber.in_bytes(data)
-                kept_back = max(kept_back, more)
-        return data, kept_back
-
-    def _on_record(self, data: bytes) -> None:
-        record = record_in(data)
-        if record is None:  # user code has imitated a frame
-            self._on_output([self._scrubbed(data)[0].decode("utf-8", "replace")])
-            return
-        # A thread or child that a job left behind may log while a later one runs.
-        known = (self.attempt, self._ended)
-        attempt = next((one for one in known if one is not None and one.serial == record.serial), None)
-        self._owner.on_record(self, attempt, record)
-
-    def _keep_output_of(self, attempt: AssignedAttempt) -> None:
-        self.output.keeper = None if attempt.keep_log == "none" else attempt
-
-    def log_of(self, ref: AttemptRef) -> tuple[AssignedAttempt, bool] | None:
-        """The attempt that is meant, running or just ended, and whether it has ended; attempt 0: any."""
-        for attempt, ended in ((self.attempt, False), (self._ended, True)):
-            if attempt is None or attempt.claim.id != ref.id:
-                continue
-            if ref.attempt in (0, attempt.claim.attempt):
-                return attempt, ended
-        return None
-
-    def _end_output_period(self, attempt: AssignedAttempt | None) -> None:
-        dropped = self.output.end_period()
-        if dropped:
-            self._owner.on_output_truncated(self, attempt, dropped)
-
     # -- death
 
     def _on_death(self) -> None:
         self._dying = True
         self._read_results()
-        self.output.drain()
+        self.output.reader.drain()
         self._kill_group()
         status = self.child.reap()
         if status is None:
             return
         printing = self.attempt
-        self._end_output_period(printing)
+        self.output.end_period()
         if self.attempt is not None and self.attempt.stack is None and status < 0 and self._dump.size():
             # Written by faulthandler during the crash.
             self.attempt.stack = handler_frames(self._dump.text())
@@ -511,7 +422,7 @@ class WorkerProcess:
         if attempt is not None:
             attempt.measure(self.child.usage, cpu_us_before)
         for other in reversed(unstarted):
-            self._owner.on_revoked(other)
+            self._attempts.on_revoked(other)
         self._owner.on_death(self, attempt, status)
 
     def _take_unstarted(self, status: int) -> list[AssignedAttempt]:
@@ -519,25 +430,11 @@ class WorkerProcess:
         attempts = [self.attempt, *self.queued] if self.attempt is not None else []
         self.queued.clear()
         untouched = self._assignments.take_all()
-        begun = next((a for a in attempts if a.serial not in untouched and self._began(a, status)), None)
-        if begun is None and self.kill_reason not in _SPARES_UNSTARTED:
-            begun = self.attempt
-        self.attempt = begun
-        return [attempt for attempt in attempts if attempt is not begun]
-
-    def _began(self, attempt: AssignedAttempt, status: int) -> bool:
-        """Whether an attempt that is no longer in the queue counts as started by the dead worker.
-
-        A worker that is being killed may still take an assignment out of the queue, and not mark it as
-        started. But a handler can write to the flags too, so the mark alone must not hide its deaths.
-        """
-        if status >= 0 or self.flags.started != self._last_ended:
-            return True
-        return not self._owner.spares(attempt)
+        unmarked = status < 0 and self.flags.started == self._last_ended
+        self.attempt = self._blame.attempt_blamed(attempts, untouched, self.kill_reason, unmarked=unmarked)
+        return [attempt for attempt in attempts if attempt is not self.attempt]
 
     def _close(self) -> None:
         self._alarm.close()
-        self.output.close()
-        self._assignments.close()
-        self._dump.close()
-        self.flags.close()
+        self.output.reader.close()
+        self._forked.close()

@@ -18,6 +18,8 @@ import os
 import signal
 from pathlib import Path
 
+from workerd.host import words_of
+
 ROLES = "roles"
 MANAGER = "manager"
 CONTROLLERS = ("memory", "cpu", "pids")
@@ -54,7 +56,7 @@ class Delegation:
     @property
     def controllers(self) -> frozenset[str]:
         """Those of memory, cpu and pids that child groups can have."""
-        return frozenset(_words(self.root / "cgroup.controllers")) & frozenset(CONTROLLERS)
+        return frozenset(words_of(self.root / "cgroup.controllers")) & frozenset(CONTROLLERS)
 
     def prepare(self) -> bool:
         """Move every process here to `roles`, then enable the controllers for child groups.
@@ -68,7 +70,7 @@ class Delegation:
             return False
         # A process forked meanwhile is still here, and keeps the controllers from being enabled.
         for _ in range(_MAX_PREPARE_TRIES):
-            for pid in _words(self.root / "cgroup.procs"):
+            for pid in words_of(self.root / "cgroup.procs"):
                 _write(roles / "cgroup.procs", pid)
             if _enable_controllers(self.root, self.controllers):
                 return True
@@ -80,7 +82,7 @@ class Delegation:
         Worker groups left behind by an earlier process of the pool are killed and removed. Raises OSError.
         """
         wanted = {"memory"} & self.controllers
-        if not set(_words(self.root / "cgroup.subtree_control")) >= self.controllers:
+        if not set(words_of(self.root / "cgroup.subtree_control")) >= self.controllers:
             self.prepare()
         group = PoolGroup(self.root / f"pool.{_file_name(name)}")
         group.path.mkdir(exist_ok=True)
@@ -106,7 +108,7 @@ class PoolGroup:
 
     def has(self, controller: str) -> bool:
         """Whether worker groups can have this controller."""
-        return controller in _words(self.path / "cgroup.subtree_control")
+        return controller in words_of(self.path / "cgroup.subtree_control")
 
     def set_limits(self, cpu_weight: int, pids_max: int) -> None:
         """Set the pool's limits as far as the kernel has them."""
@@ -170,7 +172,7 @@ class WorkerGroup:
 
     def peak(self) -> int | None:
         """The most bytes of memory that it has used; None before Linux 5.19."""
-        words = _words(self.path / "memory.peak")
+        words = words_of(self.path / "memory.peak")
         return int(words[0]) if words and words[0].isdigit() else None
 
     def remove(self) -> bool:
@@ -248,15 +250,8 @@ def _write(path: Path, text: str) -> bool:
     return True
 
 
-def _words(path: Path) -> list[str]:
-    try:
-        return path.read_text().split()
-    except OSError:
-        return []
-
-
 def _event(path: Path, name: str) -> int:
-    words = _words(path)
+    words = words_of(path)
     for key, value in zip(words[::2], words[1::2], strict=False):
         if key == name and value.isdigit():
             return int(value)
@@ -266,7 +261,7 @@ def _event(path: Path, name: str) -> int:
 def _enable_controllers(path: Path, controllers: frozenset[str] | set[str]) -> bool:
     """Enable controllers for child groups, as far as they can be; False if a process is in the way."""
     control = path / "cgroup.subtree_control"
-    for name in controllers - set(_words(control)):
+    for name in controllers - set(words_of(control)):
         try:
             _must_write(control, f"+{name}")
         except OSError as error:
@@ -281,7 +276,7 @@ def _kill(path: Path) -> None:
     # Before Linux 5.14: frozen, none of its processes can fork while they are killed one by one.
     _write(path / "cgroup.freeze", "1")
     for folder in (path, *path.glob("*/")):
-        for pid in _words(folder / "cgroup.procs"):
+        for pid in words_of(folder / "cgroup.procs"):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(int(pid), signal.SIGKILL)
     _write(path / "cgroup.freeze", "0")

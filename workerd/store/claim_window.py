@@ -1,14 +1,18 @@
-"""Which waiting rows a claim of a limited handler looks at: of its own queue, and of a flooding group's."""
+"""The waiting rows that a claim of a limited handler looks at: its own queue's, and those of a flood."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from workerd.errors import InvalidValue
 from workerd.fairness import Waiting
 from workerd.group import GroupTemplate
 from workerd.job import AttemptRef
-from workerd.store import claims, group_queues
-from workerd.store.claims import Cursor
+from workerd.store import claims, columns, group_queues
+from workerd.store.base import Tx
+from workerd.store.claims import MAX_BATCH_BYTES, MAX_JOB_BYTES, Cursor
 from workerd.store.dialect import Dialect
 from workerd.store.session import Row
 
@@ -118,6 +122,8 @@ class SeenRows(NamedTuple):
         Those of the front, as they were selected, locked; only these are moved into queues of groups.
     is_full
         Whether there are more rows than were looked at; `first`: the first of them.
+    hiding
+        See LimitedBatch.
     """
 
     queues: dict[str, list[Waiting]]
@@ -126,3 +132,59 @@ class SeenRows(NamedTuple):
     rows: dict[AttemptRef, Row]
     is_full: bool
     first: Cursor | None
+    hiding: frozenset[str] = frozenset()
+
+
+def read_window(tx: Tx, asked: ClaimWindow, front: Sequence[Row]) -> SeenRows:
+    """By group, the first rows of the handler's own queue, `front`; where groups count, the last ones too."""
+    by_ref = {AttemptRef(row[0], row[1]): row for row in front}
+    first = claims.cursor_at(front[0]) if front else None
+    window = SeenRows(defaultdict(list), {}, {}, by_ref, len(front) >= asked.rows, first)
+    _see(tx, asked.handler, by_ref, window)
+    if not window.is_full or not asked.by_group:
+        return window
+    in_front = frozenset(window.queues)
+    are_few = len(by_ref) >= 2 * len(in_front)
+    seen = set(by_ref)
+    for most in asked.tails:
+        tail = {AttemptRef(row[0], row[1]): row for row in tx.query(*asked.tail(most))}
+        _see(tx, asked.handler, {ref: row for ref, row in tail.items() if ref not in seen}, window)
+        seen.update(tail)
+        others = sum(len(jobs) for group, jobs in window.queues.items() if group not in in_front)
+        if others < most // 2 or not are_few:
+            break
+    return window._replace(hiding=in_front) if are_few and asked.handler.fair else window
+
+
+def _see(tx: Tx, handler: LimitedHandler, rows: Mapping[AttemptRef, Row], window: SeenRows) -> None:
+    """Add these rows to the queues of their groups."""
+    missing = {
+        ref: int(row[7]) for ref, row in rows.items() if row[6] is None and handler.template is not None
+    }
+    _fill(tx, handler.template, missing, window)
+    for ref, row in rows.items():
+        if ref not in missing:
+            window.queues[group_queues.group_of(row[6])].append(group_queues.waiting(row))
+        elif ref in window.filled:
+            window.queues[window.filled[ref]].append(group_queues.waiting(row))
+
+
+def _fill(tx: Tx, template: GroupTemplate | None, sizes: Mapping[AttemptRef, int], window: SeenRows) -> None:
+    """The groups of these rows, from their vars; as many of them as are read together."""
+    total = 0
+    read: list[AttemptRef] = []
+    for ref, size in sizes.items():
+        total += size
+        if size > MAX_JOB_BYTES:
+            window.wrong[ref] = f"group: its vars are too long, {size} bytes, to be filled from."
+        elif not read or total <= MAX_BATCH_BYTES:
+            read.append(ref)
+    for part in columns.chunks(read):
+        sql = f"SELECT id, attempt, vars FROM workerd_jobs WHERE {columns.keys(part)}"
+        for job_id, attempt, job_vars in tx.query(sql):
+            ref = AttemptRef(job_id, attempt)
+            try:
+                assert template is not None
+                window.filled[ref] = template.fill(columns.blob(job_vars))
+            except InvalidValue as error:
+                window.wrong[ref] = f"{error}; correct the vars, or enqueue it with a group."

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from workerd.fairness import FairTurns, Waiting
-from workerd.store.claims import ClaimBatch
+from workerd.store.claims import ClaimBatch, Cursor
 from workerd.store.limits import RateKey, RateRow
 
 
@@ -53,3 +53,8 @@ class LimitedBatch(NamedTuple):
     kept: Mapping[RateKey, RateRow] = {}
     asked: frozenset[RateKey] = frozenset()
     hiding: frozenset[str] | None = None
+
+    @classmethod
+    def empty(cls, cursor: Cursor | None, *, paused: bool = False, busy: bool = False) -> LimitedBatch:
+        """Nothing was claimed; `cursor`: for the next claim."""
+        return cls(ClaimBatch([], [], cursor, 0, paused=paused), busy=busy)

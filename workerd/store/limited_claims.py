@@ -10,24 +10,23 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from workerd.config.limit_config import LimitConfig
-from workerd.errors import InvalidValue
 from workerd.fairness import FairTurns, Waiting, choose
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
-from workerd.store import claims, columns, group_queues, limits, queue_heads, slots
+from workerd.store import claims, group_queues, limits, queue_heads, slots
 from workerd.store.base import Tx
-from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows
-from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, MAX_JOB_BYTES, ClaimBatch, Cursor, NodeIdent
+from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows, read_window
+from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, ClaimBatch, Cursor, NodeIdent
 from workerd.store.limit_room import LimitRoom
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateKey, RateRow
-from workerd.store.queue_heads import QueueHeads
+from workerd.store.queue_heads import QueueHeads, QueueRows
 from workerd.store.session import Params, Row
 
 MAX_FULL_GROUPS = 100
@@ -36,78 +35,118 @@ LEFT_IN_FRONT = 2
 """Rows of each fair group that stay in the queue of the handler, where they cost nothing to find again."""
 
 
+class ClaimRequest(NamedTuple):
+    """What a claim is to bring: up to `wanted` rows for `node`, the first ones behind `cursor`.
+
+    idle_only
+        Claim for those of its groups that have had no turn of late, and no others.
+    reports_full
+        Tell where a slot is wanting.
+    corrects_rates
+        See LimitRoom.
+    """
+
+    wanted: int
+    node: NodeIdent
+    cursor: Cursor | None = None
+    max_bytes: int = MAX_BATCH_BYTES
+    idle_only: bool = False
+    reports_full: bool = False
+    corrects_rates: bool = True
+
+
 def claim(
     tx: Tx,
     handler: LimitedHandler,
-    wanted: int,
-    node: NodeIdent,
+    request: ClaimRequest,
     limit: tuple[LimitConfig, RateRow] | None,
     queues: QueueHeads,
     turns: FairTurns | None,
-    cursor: Cursor | None = None,
-    max_bytes: int = MAX_BATCH_BYTES,
-    mono_ns: Callable[[], int] = time.monotonic_ns,
-    *,
-    idle_only: bool = False,
-    reports_full: bool = False,
-    corrects_rates: bool = True,
 ) -> LimitedBatch:
-    """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
+    """Claim rows of the handler; the claim is valid once the transaction commits.
 
     `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
-    `idle_only`: claim for those of its groups that have had no turn of late, and no others. `reports_full`:
-    tell where a slot is wanting. `corrects_rates`: see LimitRoom.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
     by_group = handler.fair or (limit is not None and limit[0].by_group)
-    inline = min(INLINE_BYTES, max_bytes // wanted)
-    asked = ClaimWindow(tx.dialect, handler, wanted, cursor, by_group, inline)
-    # In one round trip; the pause is locked first.
+    inline = min(INLINE_BYTES, request.max_bytes // request.wanted)
+    asked = ClaimWindow(tx.dialect, handler, request.wanted, request.cursor, by_group, inline)
+    found = _ask(tx, asked, request, limit, queues)
+    if claims.read_pause(tx, handler.name, found.pause):
+        return LimitedBatch.empty(request.cursor, paused=True)
+    mono = time.monotonic_ns()
+    room: LimitRoom | None = None
+    if limit is not None and handler.limit is not None:
+        room = LimitRoom(tx.now, handler, *limit, *found.limit)
+        if request.corrects_rates:
+            room.correct_rates(tx)
+    fitting = request.wanted if room is None else room.of_limit(request.wanted)
+    if fitting <= 0:
+        return _nothing_fits(handler, request, room, found.front, queues)
+    claiming = _Claiming(tx, handler, request, asked, room, turns, fitting, mono)
+    scan = group_queues.scan(tx, handler.name, queues.cursor) if queues.scan else None
+    seen = scan.heads if scan is not None else {}
+    by_group = by_group or bool(queues.heads or seen) or (room is not None and room.holds_groups)
+    if by_group or (handler.template is not None and _without_group(found.front)):
+        batch = claiming.claim_by_group(queues.heads, seen, found.front, found.flood)
+    else:
+        batch = claiming.claim_front(found.front)
+    if scan is None:
+        return batch
+    return batch._replace(scanned=True, cursor=scan.cursor)
+
+
+class _Answers(NamedTuple):
+    """What the store says of a handler before a claim; `limit`: its slots and the rates of its groups."""
+
+    pause: list[Row]
+    limit: list[list[Row]]
+    front: list[Row]
+    flood: FloodQueue | None
+
+
+def _ask(
+    tx: Tx,
+    asked: ClaimWindow,
+    request: ClaimRequest,
+    limit: tuple[LimitConfig, RateRow] | None,
+    queues: QueueHeads,
+) -> _Answers:
+    """Ask for all that a claim needs to know, in one round trip; the pause is locked first."""
+    handler = asked.handler
     questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name)]
     if limit is not None and handler.limit is not None:
         counts = limit[0].group_concurrency is not None
         questions.append(slots.query(tx.dialect, handler.limit, by_group=counts))
         questions.append(limits.group_rates_query(handler.limit))
     questions.append(asked.front())
-    flood = None if limit is not None or idle_only or asked.in_full else queues.only
+    flood = None if limit is not None or request.idle_only or asked.in_full else queues.only
     if flood is not None:
         questions.append(asked.queue(flood, queues.heads[flood]))
-    paused, *answers = tx.queries(*questions)
+    pause, *answers = tx.queries(*questions)
     queue = None if flood is None else FloodQueue(flood, answers.pop())
-    rows = answers.pop()
-    if claims.read_pause(tx, handler.name, paused):
-        return LimitedBatch(ClaimBatch([], [], cursor, 0, paused=True))
-    mono = mono_ns()
-    room: LimitRoom | None = None
-    if limit is not None and handler.limit is not None:
-        room = LimitRoom(tx.now, handler, *limit, *answers)
-        if corrects_rates:
-            room.correct_rates(tx)
-    fitting = wanted if room is None else room.of_limit(wanted)
-    if fitting <= 0:
-        if room is None:
-            return LimitedBatch(ClaimBatch([], [], cursor, 0))
-        return LimitedBatch(
-            ClaimBatch([], [], cursor, 0),
-            retry_at=room.retry_at or room.kept_until,
-            row=room.row,
-            full=_full(room, handler, rows, queues.heads) if reports_full else None,
-            kept=room.kept,
-        )
-    claiming = _Claiming(tx, handler, node, room, turns, inline, asked, reports_full)
-    scan = group_queues.scan(tx, handler.name, queues.cursor) if queues.scan else None
-    seen = scan.heads if scan is not None else {}
-    by_group = by_group or bool(queues.heads or seen) or (room is not None and room.holds_groups)
-    if by_group or (handler.template is not None and _without_group(rows)):
-        batch = claiming.claim(
-            wanted, fitting, queues.heads, seen, rows, queue, max_bytes, mono, idle_only=idle_only
-        )
-    else:
-        batch = claiming.claim_front(wanted, fitting, rows, max_bytes, mono)
-    if scan is None:
+    front = answers.pop()
+    return _Answers(pause, answers, front, queue)
+
+
+def _nothing_fits(
+    handler: LimitedHandler,
+    request: ClaimRequest,
+    room: LimitRoom | None,
+    front: list[Row],
+    queues: QueueHeads,
+) -> LimitedBatch:
+    """The limit lets none start: when it will, and where a slot is wanting."""
+    batch = LimitedBatch.empty(request.cursor)
+    if room is None:
         return batch
-    return batch._replace(scanned=True, cursor=scan.cursor)
+    return batch._replace(
+        retry_at=room.retry_at or room.kept_until,
+        row=room.row,
+        full=_full(room, handler, front, queues.heads) if request.reports_full else None,
+        kept=room.kept,
+    )
 
 
 def _full(
@@ -125,206 +164,141 @@ def _without_group(rows: list[Row]) -> bool:
 
 
 class _Claiming:
-    """One claim under way."""
+    """One claim under way, of up to `fitting` rows; `mono`: the monotonic nanosecond of `tx.now`."""
 
     def __init__(
         self,
         tx: Tx,
         handler: LimitedHandler,
-        node: NodeIdent,
+        request: ClaimRequest,
+        asked: ClaimWindow,
         room: LimitRoom | None,
         turns: FairTurns | None,
-        inline: int,
-        asked: ClaimWindow,
-        reports_full: bool,
+        fitting: int,
+        mono: int,
     ) -> None:
         self._tx = tx
         self._handler = handler
-        self._node = node
+        self._request = request
+        self._asked = asked
         self._room = room
         self._turns = turns
-        self._inline = inline
-        self._asked = asked
-        self._reports_full = reports_full
-        self._hiding: frozenset[str] = frozenset()
+        self._fitting = fitting
+        self._mono = mono
 
-    def claim(
+    def claim_front(self, front: list[Row]) -> LimitedBatch:
+        """Claim where groups count for nothing: the first rows of the handler's own queue."""
+        rows = [row[:6] for row in front[: self._fitting]]
+        room, reports_full = self._room, self._request.reports_full
+        is_full = len(front) >= self._request.wanted
+        if not rows:
+            kept = room.kept if room is not None else {}
+            return LimitedBatch.empty(None)._replace(full={} if reports_full else None, kept=kept)
+        batch = self._take(rows)
+        if room is not None and batch.claims:
+            groups = [group_queues.group_of(row[6]) for row in front[: batch.found]]
+            if batch.broken:
+                by_ref = dict(zip([row[:2] for row in rows], groups, strict=False))
+                groups = [by_ref[one.id, one.attempt] for one in batch.claims]
+            self._give_uses(batch.claims, groups)
+        full: dict[RateKey, RateRow] | None = None
+        if room is not None and reports_full:
+            left = front[batch.found :][:MAX_FULL_GROUPS]
+            full = room.full([group_queues.group_of(row[6]) for row in left], more=is_full)
+        all_wanted = is_full and self._fitting == self._request.wanted
+        return LimitedBatch(
+            batch._replace(cursor=claims.cursor_at(front[0]) if is_full else None),
+            full=full,
+            kept=room.kept if room is not None else {},
+            more=batch.found < len(rows) or all_wanted or bool(batch.broken),
+            retry_at=None if room is None else room.retry_at or room.kept_until,
+            row=room.row if room is not None else None,
+        )
+
+    def claim_by_group(
         self,
-        wanted: int,
-        fitting: int,
         known: Mapping[str, Waiting],
         seen: Mapping[str, Waiting],
         front: list[Row],
-        queue: FloodQueue | None,
-        max_bytes: int,
-        mono: int,
-        *,
-        idle_only: bool,
+        flood: FloodQueue | None,
     ) -> LimitedBatch:
-        """Claim up to `fitting` rows; `front`: the first rows of the handler's own queue.
+        """Claim where groups count; `front`: the first rows of the handler's own queue.
 
         `known`, `seen`: the first rows of queues of groups, as far as they were known, and are seen now.
-        `queue`: the only one that is known, if it was read with the front: a flood of one group is claimed in
+        `flood`: the only one that is known, if it was read with the front: a flood of one group is claimed in
         two round trips in place of four.
         """
-        tx, name = self._tx, self._handler.name
-        window = self._window(front)
+        window = read_window(self._tx, self._asked, front)
         heads = {**known, **seen}
-        able: Mapping[str, Waiting] = heads
-        if self._room is not None:
-            able = {group: head for group, head in heads.items() if self._has_room(group)}
-        idle = self._idle([*able, *window.queues]) if idle_only else None
-        if queue is not None:
-            parked = queue_heads.of_flood(queue, wanted)
-        else:
-            may_start = able if idle is None else {g: head for g, head in able.items() if g in idle}
-            parked = queue_heads.read(tx, name, may_start, fitting, self._room, self._turns)
-        waiting, last = _merged(window.queues, parked.queues), parked.last
-        if idle is not None:
-            last = self._last_of_idle(idle, able, waiting, last)
-            waiting = {group: jobs for group, jobs in waiting.items() if group in idle}
-        chosen = choose(waiting, fitting, self._rooms(waiting, fitting), self._turns, last)
+        parked, chosen = self._choose(window, heads, flood)
         groups = {job.ref: group for group, job in chosen}
-        rows = self._whole_rows([*groups, *window.wrong], window, queue)
-        batch = None
-        if rows:
-            expires_us = self._handler.expires_us
-            batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono, expires_us)
-        found = self._finished(batch, window, groups)
+        rows = self._whole_rows([*groups, *window.wrong], window, flood)
+        found = self._finished(self._take(rows) if rows else None, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
-        left = {} if idle_only else self._park(window, ended, heads)  # they are in a hurry
+        # Those of groups that were idle are in a hurry.
+        left = {} if self._request.idle_only else self._park(window, ended, heads)
         learned = {**seen, **queue_heads.after(parked.queues, groups)}
         queue_heads.add(learned, known, left)
         if len(ended) < len(rows) or found.broken:
             more = True  # too many bytes for one claim, or what ended at it has used no room
-        elif len(chosen) < fitting:
+        elif len(chosen) < self._fitting:
             more = window.is_full or parked.last is not None
         else:
-            more = fitting == wanted
-        full: dict[RateKey, RateRow] | None = None
-        if self._reports_full and self._room is not None:
-            waits = [
-                (head, group)
-                for group, head in {**heads, **learned}.items()
-                if head is not None and head.ref not in ended
-            ]
-            first = [group for _, group in heapq.nsmallest(MAX_FULL_GROUPS, waits)]
-            full = self._room.full(first, more=window.is_full)
+            more = self._fitting == self._request.wanted
         return LimitedBatch(
             found._replace(cursor=window.first if window.is_full else None),
             more=more,
-            full=full,
+            full=self._full({**heads, **learned}, ended, more=window.is_full),
             kept=self._room.kept if self._room is not None else {},
             retry_at=self._retry_at({*left, *heads}),
             heads=learned,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
-            hiding=self._hiding,
+            hiding=window.hiding,
         )
 
-    def claim_front(
-        self, wanted: int, fitting: int, front: list[Row], max_bytes: int, mono: int
-    ) -> LimitedBatch:
-        """The same where groups count for nothing: the first rows are those to start."""
-        rows = [row[:6] for row in front[:fitting]]
-        handler, room, is_full = self._handler, self._room, len(front) >= wanted
-        if not rows:
-            kept = room.kept if room is not None else {}
-            return LimitedBatch(
-                ClaimBatch([], [], None, 0), full={} if self._reports_full else None, kept=kept
+    def _take(self, rows: list[Row]) -> ClaimBatch:
+        """Claim these rows as far as they fit into one claim."""
+        request, handler = self._request, self._handler
+        return claims.take(
+            self._tx, handler.name, rows, request.node, self._asked.inline, request.max_bytes, self._mono,
+            handler.expires_us,
+        )  # fmt: skip
+
+    # -- what may start
+
+    def _choose(
+        self, window: SeenRows, heads: Mapping[str, Waiting], flood: FloodQueue | None
+    ) -> tuple[QueueRows, list[tuple[str, Waiting]]]:
+        """What was read of the queues of groups, and the jobs to start of them and of the window."""
+        fitting = self._fitting
+        able = heads
+        if self._room is not None:
+            able = {group: head for group, head in heads.items() if self._has_room(group)}
+        idle = self._idle([*able, *window.queues]) if self._request.idle_only else None
+        if flood is not None:
+            parked = queue_heads.of_flood(flood, self._request.wanted)
+        else:
+            may_start = able if idle is None else {g: head for g, head in able.items() if g in idle}
+            parked = queue_heads.read(
+                self._tx, self._handler.name, may_start, fitting, self._room, self._turns
             )
-        batch = claims.take(
-            self._tx, handler.name, rows, self._node, self._inline, max_bytes, mono, handler.expires_us
-        )
-        taken = batch.claims
-        if room is not None and taken:
-            groups = [group_queues.group_of(row[6]) for row in front[: batch.found]]
-            if batch.broken:
-                by_ref = dict(zip([row[:2] for row in rows], groups, strict=False))
-                groups = [by_ref[one.id, one.attempt] for one in taken]
-            self._give_uses(taken, groups)
-        cursor = claims.cursor_at(front[0]) if is_full else None
-        full: dict[RateKey, RateRow] | None = None
-        if room is not None and self._reports_full:
-            left = front[batch.found :][:MAX_FULL_GROUPS]
-            full = room.full([group_queues.group_of(row[6]) for row in left], more=is_full)
-        return LimitedBatch(
-            batch._replace(claims=taken, cursor=cursor),
-            full=full,
-            kept=room.kept if room is not None else {},
-            more=batch.found < len(rows) or (is_full and fitting == wanted) or bool(batch.broken),
-            retry_at=None if room is None else room.retry_at or room.kept_until,
-            row=room.row if room is not None else None,
-        )
-
-    # -- what waits
+        waiting, last = _merged(window.queues, parked.queues), parked.last
+        if idle is not None:
+            last = self._last_of_idle(idle, able, waiting, last)
+            waiting = {group: jobs for group, jobs in waiting.items() if group in idle}
+        return parked, choose(waiting, fitting, self._rooms(waiting, fitting), self._turns, last)
 
     def _whole_rows(
-        self, refs: Sequence[AttemptRef], window: SeenRows, queue: FloodQueue | None
+        self, refs: Sequence[AttemptRef], window: SeenRows, flood: FloodQueue | None
     ) -> list[Row]:
         """These rows as `claims.take` wants them, locked."""
         read = dict(window.rows) if self._asked.in_full else {}
-        if queue is not None:
-            read.update((AttemptRef(*row[:2]), row) for row in queue.rows)
+        if flood is not None:
+            read.update((AttemptRef(*row[:2]), row) for row in flood.rows)
         if not read.keys() >= set(refs):
-            return claims.rows_of(self._tx, refs, self._inline)
+            return claims.rows_of(self._tx, refs, self._asked.inline)
         return [read[ref][:6] for ref in refs]
-
-    def _window(self, rows: list[Row]) -> SeenRows:
-        """The first rows of the handler's own queue; where groups count, the last ones too."""
-        first = claims.cursor_at(rows[0]) if rows else None
-        is_full = len(rows) >= self._asked.rows
-        by_ref = {AttemptRef(row[0], row[1]): row for row in rows}
-        window = SeenRows(defaultdict(list), {}, {}, by_ref, is_full, first)
-        self._see(by_ref, window)
-        if is_full and self._asked.by_group:
-            in_front, seen = frozenset(window.queues), set(by_ref)
-            are_few = len(by_ref) >= 2 * len(in_front)
-            if are_few and self._handler.fair:
-                self._hiding = in_front
-            for most in self._asked.tails:
-                tail = {AttemptRef(row[0], row[1]): row for row in self._tx.query(*self._asked.tail(most))}
-                self._see({ref: row for ref, row in tail.items() if ref not in seen}, window)
-                seen.update(tail)
-                others = sum(len(jobs) for group, jobs in window.queues.items() if group not in in_front)
-                if others < most // 2 or not are_few:
-                    break
-        return window
-
-    def _see(self, rows: Mapping[AttemptRef, Row], window: SeenRows) -> None:
-        """Add these rows to the queues of their groups."""
-        missing = {
-            ref: int(row[7])
-            for ref, row in rows.items()
-            if row[6] is None and self._handler.template is not None
-        }
-        self._fill(missing, window)
-        for ref, row in rows.items():
-            if ref not in missing:
-                window.queues[group_queues.group_of(row[6])].append(group_queues.waiting(row))
-            elif ref in window.filled:
-                window.queues[window.filled[ref]].append(group_queues.waiting(row))
-
-    def _fill(self, sizes: Mapping[AttemptRef, int], window: SeenRows) -> None:
-        """The groups of these rows, from their vars; as many of them as are read together."""
-        template = self._handler.template
-        total = 0
-        read: list[AttemptRef] = []
-        for ref, size in sizes.items():
-            total += size
-            if size > MAX_JOB_BYTES:
-                window.wrong[ref] = f"group: its vars are too long, {size} bytes, to be filled from."
-            elif not read or total <= MAX_BATCH_BYTES:
-                read.append(ref)
-        for part in columns.chunks(read):
-            sql = f"SELECT id, attempt, vars FROM workerd_jobs WHERE {columns.keys(part)}"
-            for job_id, attempt, job_vars in self._tx.query(sql):
-                ref = AttemptRef(job_id, attempt)
-                try:
-                    assert template is not None
-                    window.filled[ref] = template.fill(columns.blob(job_vars))
-                except InvalidValue as error:
-                    window.wrong[ref] = f"{error}; correct the vars, or enqueue it with a group."
 
     def _has_room(self, group: str) -> bool:
         return self._room is None or self._room.of_group(group, 1) > 0
@@ -402,6 +376,15 @@ class _Claiming:
         group_queues.park(self._tx, self._handler.name, refs)
         group_queues.write_groups(self._tx, {r: window.filled[r] for r in refs if r in window.filled})
         return left
+
+    def _full(
+        self, heads: Mapping[str, Waiting | None], ended: set[AttemptRef], *, more: bool
+    ) -> dict[RateKey, RateRow] | None:
+        """Where jobs wait for a slot; None if that was not asked for."""
+        if not self._request.reports_full or self._room is None:
+            return None
+        waits = [(head, group) for group, head in heads.items() if head is not None and head.ref not in ended]
+        return self._room.full([group for _, group in heapq.nsmallest(MAX_FULL_GROUPS, waits)], more=more)
 
     def _retry_at(self, groups: set[str]) -> int | None:
         """When the rate or hold of the limit, or of one of these groups, lets the next start."""

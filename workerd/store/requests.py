@@ -1,11 +1,9 @@
-"""Requests: submit, get, list, pick up, cancel, sweep."""
+"""Requests: submit, get, list, pick up, cancel."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import msgspec
 
 from workerd import workflow as wf
 from workerd.config.workflow_config import WorkflowConfig
@@ -27,7 +25,7 @@ from workerd.store.columns import (
     request,
 )
 from workerd.store.session import Row
-from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting, job_state, stage_states
+from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting
 from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000
@@ -147,13 +145,13 @@ def list_(
     found: list[Row] = []
     for state in [status] if status is not None else list(RequestStatus):
         found += tx.query(
-            f"SELECT id, {_size(tx)}, created_at FROM workerd_requests"
+            f"SELECT id, {row_size(tx)}, created_at FROM workerd_requests"
             f" {tx.dialect.hint('workerd_request_status')}"
             f" WHERE {' AND '.join(where)} ORDER BY created_at DESC, id DESC LIMIT %s",
             [str(state), *params, limit + 1],
         )
     found.sort(key=lambda row: (columns.time_or_zero(row[2]), row[0]), reverse=True)
-    ids = _fitting(found[:limit])
+    ids = fitting(found[:limit])
     shown = _listed(tx, ids)
     last = shown[-1] if len(found) > len(ids) else None
     return Page(shown, None if last is None else cursor_text(last.created_at, last.id))
@@ -191,7 +189,7 @@ def pickup(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> Picke
 
     Requests of workflows with an interval are started by `start_recurring`.
     """
-    locked = columns.lock_requests(tx, _fitting(_queuing(tx, workflows, limit)))
+    locked = columns.lock_requests(tx, fitting(_queuing(tx, workflows, limit)))
     return _begin(tx, list(locked.values()), workflows)
 
 
@@ -200,7 +198,7 @@ def _queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> lis
     if not names:
         return []
     return tx.query(
-        f"SELECT id, {_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
+        f"SELECT id, {row_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
         f" WHERE status = 'queuing' AND workflow IN ({marks(names)})"
         " AND (begins_at IS NULL OR begins_at <= %s)"
         f" ORDER BY created_at LIMIT %s{tx.dialect.skip_locked}",
@@ -208,12 +206,13 @@ def _queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int) -> lis
     )
 
 
-def _size(tx: Tx) -> str:
+def row_size(tx: Tx) -> str:
+    """The bytes of a request that reading it brings here, as an expression for `fitting`."""
     size = tx.dialect.byte_length
     return f"{size('params')} + {size('extras')} + COALESCE({size('steps')}, 0)"
 
 
-def _fitting(rows: Sequence[Row]) -> list[bytes]:
+def fitting(rows: Sequence[Row]) -> list[bytes]:
     """The ids of the first rows (id, size) that are read together, at least one."""
     total = 0
     for n, row in enumerate(rows):
@@ -225,15 +224,11 @@ def _fitting(rows: Sequence[Row]) -> list[bytes]:
 
 def fail_queuing(tx: Tx, workflows: Mapping[str, WorkflowConfig], error: str) -> bytes | None:
     """Fail the next request to pick up, whose next state the store refuses; returns its id."""
-    return _fail_first(tx, _queuing(tx, workflows, 1), error)
+    return fail_first(tx, _queuing(tx, workflows, 1), error)
 
 
-def fail_in_progress(tx: Tx, cursor: str | None, error: str) -> bytes | None:
-    """Fail the next request to sweep, whose next state the store refuses; returns its id."""
-    return _fail_first(tx, _in_progress(tx, 1, cursor), error)
-
-
-def _fail_first(tx: Tx, found: Sequence[Row], error: str) -> bytes | None:
+def fail_first(tx: Tx, found: Sequence[Row], error: str) -> bytes | None:
+    """Fail the first of the requests that were found, whatever becomes of the others; returns its id."""
     if not found:
         return None
     request_id: bytes = found[0][0]
@@ -258,14 +253,14 @@ def _begin(tx: Tx, rows: Sequence[RequestRow], workflows: Mapping[str, WorkflowC
             item.end(RequestStatus.FAILED, f"params or extras: {error}; correct them and submit it again")
             continue
         item.status = RequestStatus.INPROGRESS
-        item.graph = wf.unfolding(wf.graph_of(workflows[_compared(row.workflow)]))
+        item.graph = wf.unfolding(wf.graph_of(workflows[compared_name(row.workflow)]))
         item.steps = wf.encode(item.graph)
         if item.graph.unfolds:
             item.pending = "release"
     return PickedUp(len(beginning), apply(tx, beginning))
 
 
-def _compared(name: str) -> str:
+def compared_name(name: str) -> str:
     """The name as MySQL compares it: it takes no notice of spaces at the end, which configured names lack."""
     return name.rstrip(" ")
 
@@ -321,7 +316,7 @@ def _repair_run(tx: Tx, workflow: WorkflowConfig, run: intervals.LiveRun, pause:
     return PickedUp(0, set())
 
 
-# -- cancel and sweep ------------------------------------------------------------------------
+# -- the end --------------------------------------------------------------------------------
 
 
 def cancel(tx: Tx, request_id: bytes) -> str:
@@ -347,122 +342,6 @@ def cancel(tx: Tx, request_id: bytes) -> str:
         item.status = RequestStatus.CANCELLED
     apply(tx, [item])
     return "ended" if item.ended else "asked"
-
-
-class Swept(NamedTuple):
-    """`cursor`: where the next sweep continues, None at the end; `repaired`: requests that were stuck."""
-
-    cursor: str | None
-    repaired: int
-    handlers: set[str]
-
-
-def sweep(tx: Tx, workflows: Mapping[str, WorkflowConfig], limit: int, cursor: str | None = None) -> Swept:
-    """Check up to `limit` requests in progress and advance those that are stuck.
-
-    Also those written by hand in an incomplete state: without steps, without jobs, with jobs that wait
-    beside a failed one. Requests locked by another transaction are skipped.
-    """
-    found = _in_progress(tx, limit, cursor)
-    ids = _fitting(found)
-    locked = columns.lock_requests(tx, ids)
-    items = [item for item in (_stuck(tx, locked[one], workflows) for one in ids) if item is not None]
-    handlers = apply(tx, items)
-    more = len(found) == limit or len(ids) < len(found)
-    last = cursor_text(locked[ids[-1]].created_at, ids[-1]) if more else None
-    return Swept(last, len(items), handlers)
-
-
-def after_next(tx: Tx, cursor: str | None) -> str | None:
-    """Where a sweep continues that leaves the next request out, None at the end."""
-    found = _in_progress(tx, 1, cursor)
-    row = found and tx.one("SELECT created_at FROM workerd_requests WHERE id = %s", (found[0][0],))
-    return cursor_text(columns.time_or_zero(row[0]), found[0][0]) if row else None
-
-
-def _in_progress(tx: Tx, limit: int, cursor: str | None) -> list[Row]:
-    where, params = "", []
-    if cursor is not None:
-        created_at, ident = read_cursor(cursor)
-        at = columns.at(created_at)
-        where, params = " AND created_at >= %s AND (created_at > %s OR id > %s)", [at, at, ident]
-    return tx.query(
-        f"SELECT id, {_size(tx)} FROM workerd_requests {tx.dialect.hint('workerd_request_status')}"
-        f" WHERE status = 'inprogress'{where} ORDER BY created_at, id LIMIT %s{tx.dialect.skip_locked}",
-        [*params, limit],
-    )
-
-
-def _stuck(tx: Tx, row: RequestRow, workflows: Mapping[str, WorkflowConfig]) -> RequestUpdate | None:
-    """The request if it can be advanced, else None."""
-    item = RequestUpdate(row)
-    if row.steps is None and _compared(row.workflow) in workflows:
-        item.graph = wf.graph_of(workflows[_compared(row.workflow)])
-        item.steps = wf.encode(item.graph)
-    if item.graph is None:
-        return item if item.failing is not None else None
-    if item.members is not None:
-        if item.failing and not item.pending and not item.members.over and _has_waiting(tx, row.id):
-            item.pending = "cancel"  # what was tried again, or released, behind the slices
-            return item
-        decision = wf.decide(item.graph, stage_states(tx, item), failing=item.failing, members=item.members)
-    else:
-        decision = _decision(tx, item, item.graph)
-    moves = decision.insert or decision.cancel_waiting or decision.status is not RequestStatus.INPROGRESS
-    return item if moves or item.steps is not None else None
-
-
-def _has_waiting(tx: Tx, request_id: bytes) -> bool:
-    """Whether a job of a batch waits; those of its stages do not yet."""
-    found = tx.one(
-        f"SELECT 1 FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
-        " WHERE request_id = %s AND status IN ('scheduled','new') LIMIT 1",
-        (request_id,),
-    )
-    return found is not None
-
-
-def _decision(tx: Tx, item: RequestUpdate, graph: wf.Graph) -> wf.WorkflowDecision:
-    states = _job_states(tx, item.row.id)
-    if item.failing is None and (failed := _failure_beside_waiting(wf.Stages(graph), states)):
-        item.fail(failed)
-    return wf.decide(graph, [state.state for state in states], failing=item.failing)
-
-
-class _DatedState(msgspec.Struct, frozen=True):
-    state: wf.JobState
-    run_at: int
-    ended_at: int
-
-
-def _job_states(tx: Tx, request_id: bytes) -> list[_DatedState]:
-    return [
-        _DatedState(
-            job_state(name, status, reason),
-            columns.time_or_zero(run_at),
-            columns.time_or_zero(ended),
-        )
-        for name, status, reason, run_at, ended in tx.query(
-            "SELECT name, status, reason, run_at, COALESCE(ingested_at, finished_at)"
-            f" FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
-            " WHERE request_id = %s AND status <> 'retry'",
-            (request_id,),
-        )
-    ]
-
-
-def _failure_beside_waiting(stages: wf.Stages, all_states: Sequence[_DatedState]) -> str | None:
-    """Why a request fails whose jobs wait since before a failure; a retry by hand waits since later."""
-    states = [
-        s for s in all_states if stages.of(s.state.name) == "main" and not stages.tolerates(s.state.name)
-    ]
-    waiting = [s.run_at for s in states if s.state.status in (Status.SCHEDULED, Status.NEW)]
-    failed = [s for s in states if s.state.status in (Status.FAILURE, Status.CANCELLED)]
-    before = [s for s in failed if waiting and s.ended_at >= min(waiting)]
-    for one in before:
-        if one.state.status is Status.FAILURE:
-            return f'"{one.state.name}" failed'
-    return f'{CANCELLED} with its job "{before[0].state.name}"' if before else None
 
 
 def ended(tx: Tx, request_id: bytes) -> bool:

@@ -1,0 +1,52 @@
+"""What callers may give the clients' methods, and the values that operations want of it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from workerd.clock import from_rfc3339
+from workerd.config.build import load
+from workerd.config.model import Config, StoreConfig
+from workerd.job import parse_id
+from workerd.job_spec import Duration, JobSpec, seconds
+
+Source = Config | str | os.PathLike[str] | None
+"""The URL of a store, the path of a configuration or a Config; None: the configuration in /etc/workerd."""
+BeforeEnqueue = Callable[[JobSpec], JobSpec]
+"""Called with each job before it is checked; returns the job to enqueue."""
+Jobs = JobSpec | Mapping[str, Any] | Sequence[JobSpec | Mapping[str, Any]]
+"""One job, or several."""
+
+
+def configuration(source: Source) -> Config:
+    """The configuration that is meant; of a URL alone one with defaults. Raises ConfigError."""
+    if isinstance(source, Config):
+        return source
+    if isinstance(source, str) and "://" in source:
+        return Config(store=StoreConfig(url=source))
+    return load(None if source is None else Path(source), os.environ)
+
+
+def job_list(given: Jobs) -> list[Any]:
+    """The jobs, also where it is one alone."""
+    return [given] if isinstance(given, JobSpec | Mapping) else list(given)
+
+
+def key_of(ident: str | uuid.UUID) -> bytes:
+    """The 16 bytes of an id. Raises InvalidValue for a malformed one."""
+    return ident.bytes if isinstance(ident, uuid.UUID) else parse_id(ident)
+
+
+def seconds_or_none(name: str, value: Duration | None) -> float | None:
+    """The duration in seconds. Raises InvalidValue, which names the argument."""
+    return None if value is None else seconds(name, value)
+
+
+def moment_or_none(value: datetime | None) -> int | None:
+    """The time in microseconds. Raises InvalidValue for one without an offset."""
+    return None if value is None else from_rfc3339(value.isoformat())
