@@ -202,7 +202,7 @@ _OUTCOMES = {
     "lost": "was lost with its pool or node",
     "interrupted": "was interrupted by a shutdown",
     "cancelled": "was cancelled",
-    "expired": "was to begin earlier",
+    "expired": "expired before it started",
 }
 
 

@@ -225,7 +225,7 @@ def read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
 
 
 def _expired(handler: str, row: Row, detail: _Details, expires_us: int | None, now: int) -> Outcome | None:
-    """How an attempt ends that was to begin before now."""
+    """The outcome of an attempt that has expired, else None."""
     if expires_us is None and detail.expires_at is None:
         return None
     run_at, own = columns.time(row[3]), columns.time_or_none(detail.expires_at)
