@@ -211,7 +211,7 @@ def _delay(delay: Duration, max_delay: Duration | None) -> int:
 
 
 def _conflict(spec: JobSpec) -> OnConflict:
-    """What is to become of a conflict. Raises InvalidValue for options that do not go together."""
+    """What to do on a conflict. Raises InvalidValue for options that cannot be combined."""
     try:
         conflict = OnConflict(spec.on_conflict or "keep")
     except ValueError:
@@ -219,15 +219,15 @@ def _conflict(spec: JobSpec) -> OnConflict:
         raise InvalidValue(f"on_conflict: expected one of {words}") from None
     for name in ("on_conflict", "max_delay", "unique_for"):
         if getattr(spec, name) is not None and spec.unique_key is None:
-            raise InvalidValue(f"{name}: expected with a unique_key, got none")
+            raise InvalidValue(f"{name}: requires a unique_key")
     if conflict is OnConflict.DEBOUNCE and spec.delay is None:
-        raise InvalidValue('on_conflict: "debounce" expects a delay, got none')
+        raise InvalidValue('on_conflict: "debounce" requires a delay')
     if spec.max_delay is not None and conflict is not OnConflict.DEBOUNCE:
-        raise InvalidValue('max_delay: expected with on_conflict "debounce"')
+        raise InvalidValue('max_delay: requires on_conflict "debounce"')
     if spec.unique_for is not None and conflict is not OnConflict.KEEP:
-        raise InvalidValue('unique_for: expected with on_conflict "keep" or none')
+        raise InvalidValue('unique_for: requires on_conflict "keep", the default')
     if spec.id is not None and (spec.unique_for is not None or conflict is not OnConflict.KEEP):
-        raise InvalidValue("id: expected none (nor an Idempotency-Key) with on_conflict or unique_for")
+        raise InvalidValue("id: an id or Idempotency-Key cannot be combined with on_conflict or unique_for")
     return conflict
 
 
@@ -270,12 +270,12 @@ def _expires(spec: JobSpec) -> tuple[int | None, int | None]:
     if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE.match(value)):
         return None, round(seconds("expires", value) * clock.SECOND)
     moment = _moment(value, "expires")
-    # By this host's clock; what is over by the store's when it is inserted simply expires.
+    # By this host's clock; a job that is too late by the store's clock simply expires after its insertion.
     due = _moment(spec.run_at) if spec.run_at is not None else clock.now_us()
     if spec.delay is not None:
         due += round(seconds("delay", spec.delay) * clock.SECOND)
     if moment < due:
-        raise InvalidValue("expires: expected a time after the job is due, got one before")
+        raise InvalidValue("expires: must be later than the time at which the job is due")
     return moment, None
 
 
