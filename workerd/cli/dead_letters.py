@@ -80,7 +80,9 @@ def _show(letters: list[DeadLetter], json: bool) -> None:
         return
     print_table(["job", "attempt", "handler", "status", "why"], [list(letter.values()) for letter in found])
     if found:
-        notify("Mend the store (a trigger, a constraint), then `workerd dead-letters --retry`.")
+        notify(
+            "Fix what rejects the write (a trigger or constraint), then run `workerd dead-letters --retry`."
+        )
 
 
 def _document(letter: DeadLetter) -> Document:
