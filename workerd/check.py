@@ -231,7 +231,7 @@ def _webhooks(config: Config) -> list[str]:
             )
         if not any(fnmatchcase(handler, one) for handler in config.handlers for one in hook.handlers):
             found.append(
-                f"{key}.handlers: no handler of this node is named so; it is told of failed requests alone."
+                f"{key}.handlers: no handler on this node matches; only request_failed events can be sent."
             )
     return found
 

@@ -50,7 +50,7 @@ def test_its_own_call_replaces_a_default_command(tmp_path: Path) -> None:
         ('call = "m:f"\ncommand = ["true"]', "expected either call or command, got both"),
         ('call = "m:f"\ncwd = "/"', "cwd: expected a command beside it, got none"),
         ('command = "true"', "expected a list of texts"),
-        ("command = [1]", "expected a list of texts"),
+        ("command = [1]", "expected a list of strings"),
         ('command = ["bin/x"]', "an absolute path, or a name that is found on PATH"),
         ('command = ["{x}"]', "expected a fixed program first"),
         ('command = ["echo", "{}"]', "expected {name} with a name of vars"),

@@ -30,6 +30,7 @@ class WebhookConfig(ConfigValue, frozen=True):
     """Events: a job that has failed for good, a request that has failed, a group of failures that is new or
     came back, a pool that is quarantined."""
     handlers: Annotated[tuple[str, ...], v.list_of(v.name, "names of handlers")] = ("*",)
-    """Whose failures, new errors and quarantines are told; "*" stands for any text. Requests always are."""
+    """Handlers whose failures, new errors and quarantines are sent; "*" is a wildcard. request_failed is
+    sent whatever the handlers."""
     allow_private: Annotated[bool, v.boolean] = False
     """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""
