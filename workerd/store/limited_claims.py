@@ -1,8 +1,8 @@
 """Claims of handlers with a limit, a group template or fair turns; all others go the short way of `claims`.
 
 Of the rows at the front of the handler's queue, and of those that stand first in the queues of groups with
-room, as many are started as the limit allows; who may not start now moves into the queue of its group. What
-does not fit stays `new`, and uses no attempt.
+room, as many are started as the limit allows; a job that may not start now moves into the queue of its group.
+What does not fit stays `new`, and uses no attempt.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def claim(
     """Claim up to `wanted` rows of the handler; the claim is valid once the transaction commits.
 
     `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
-    `idle_only`: claim for those of its groups that have had no turn of late, and no others. `reports_full`:
-    tell where a slot is wanting. `corrects_rates`: see LimitRoom.
+    `idle_only`: claim only for groups that have had no turn recently. `reports_full`: report where a slot is
+    missing. `corrects_rates`: see LimitRoom.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
@@ -192,7 +192,8 @@ class _Claiming:
             batch = claims.take(tx, name, rows, self._node, self._inline, max_bytes, mono, expires_us)
         found = self._finished(batch, window, groups)
         ended = {claim.ref for claim in found.claims} | {outcome.ref for outcome in found.broken}
-        left = {} if idle_only else self._park(window, ended, heads)  # they are in a hurry
+        # Idle-only claims skip parking to stay fast.
+        left = {} if idle_only else self._park(window, ended, heads)
         learned = {**seen, **queue_heads.after(parked.queues, groups)}
         queue_heads.add(learned, known, left)
         if len(ended) < len(rows) or found.broken:
@@ -379,7 +380,7 @@ class _Claiming:
     def _give_uses(self, taken: Sequence[Claim], groups: Sequence[str]) -> None:
         assert self._room is not None
         for one, use in zip(taken, self._room.use(self._tx, taken, groups), strict=True):
-            # Nobody else has it yet, and a copy of it takes seven times as long.
+            # Not shared yet, so mutate in place (a copy is 7x slower).
             msgspec.structs.force_setattr(one, "limited", use)
 
     def _park(
