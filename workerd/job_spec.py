@@ -88,24 +88,31 @@ class JobSpec:
     ] = None
     on_conflict: Annotated[
         str | None,
-        Option("conflict", "WORD", "Where a live job has the key: keep, replace, debounce or follow."),
+        Option(
+            "conflict", "WORD", "What to do if a live job has the key: keep, replace, debounce or follow."
+        ),
     ] = None
     max_delay: Annotated[
-        Duration | None, Option("duration", "D", "Start a debounced job this long after its first enqueue.")
+        Duration | None,
+        Option("duration", "D", "Start a debounced job no later than this after its first enqueue."),
     ] = None
     unique_for: Annotated[
         Duration | None, Option("duration", "D", "At most one job of the key in each window of this length.")
     ] = None
     group: Annotated[
-        str | None, Option("name", "G", "Whose job it is: limits, turns and search go by it.")
+        str | None, Option("name", "G", "Group of the job, used by limits, fairness and search.")
     ] = None
     deadline: Annotated[Duration | None, Option("duration", "D", "Overrides the handler's deadline.")] = None
     expires: Annotated[
         Duration | datetime | None,
-        Option("duration or time", "D|T", "It never begins later than this after it is due, or this time."),
+        Option(
+            "duration or time",
+            "D|T",
+            "Drop it if it has not started this long after it is due, or by this time.",
+        ),
     ] = None
     max_attempts: Annotated[int | None, Option("count", "N", "Overrides the handler's max_attempts.")] = None
-    meta: Annotated[Any, Option("json", "JSON", "Any JSON of yours, kept with the job.")] = None
+    meta: Annotated[Any, Option("json", "JSON", "Your own JSON, kept with the job.")] = None
 
 
 def spec_of(handler: str | JobSpec, vars: Mapping[str, Any] | None, options: JobOptions) -> JobSpec:
@@ -299,7 +306,7 @@ def checked_name(field_name: str, value: object) -> str:
     except UnicodeEncodeError:
         raise InvalidValue(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
     if value.endswith(" "):
-        raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL would not see")
+        raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL ignores")
     return value
 
 

@@ -19,13 +19,15 @@ from workerd.runtime.dead_letters import DeadLetter, DeadLetterFile
 from workerd.runtime.paths import Paths
 from workerd.text import plural
 
-Retry = Annotated[bool, typer.Option("--retry", help="Write them to the store again; what it refuses stays.")]
+Retry = Annotated[
+    bool, typer.Option("--retry", help="Write them to the store again; those still refused are kept.")
+]
 
 
 def dead_letters(c: ConfigPath = None, json: AsJson = False, retry: Retry = False) -> None:
     """List outcomes that the store refused in any form.
 
-    With --retry they are written again: an attempt that has ended otherwise meanwhile keeps that end.
+    With --retry they are written again: an attempt that has meanwhile ended another way keeps that outcome.
     """
     file = DeadLetterFile(Paths(load_config(c).node).dead_letters)
     try:

@@ -183,12 +183,12 @@ def _change(session: CommandSession, search: Search, answer: Answer, fresh: bool
                 if interrupted:
                     break
     except (StoreError, KeyboardInterrupt):
-        notify(f"{done:,} {of} were {DONE[search.act]} before this; the others are as they were.")
+        notify(f"{done:,} {of} were {DONE[search.act]} before this; the others are unchanged.")
         raise
     if answer.json:
         print_json({"matched": search.matched, "done": done})
     if interrupted:
-        notify(f"Interrupted: {done:,} {of} were {DONE[search.act]}. The same command again does the rest.")
+        notify(f"Interrupted: {done:,} {of} were {DONE[search.act]}. Repeat the command for the rest.")
         raise CommandExit(INTERRUPTED)
     if search.found:
         rest = "" if done == len(search.found) else "; the others ended or changed meanwhile"
