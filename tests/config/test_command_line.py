@@ -48,7 +48,7 @@ def test_its_own_call_replaces_a_default_command(tmp_path: Path) -> None:
         ("", 'expected call = "module:attribute" or a command, got none'),
         ("command = []", 'expected call = "module:attribute" or a command, got none'),
         ('call = "m:f"\ncommand = ["true"]', "expected either call or command, got both"),
-        ('call = "m:f"\ncwd = "/"', "cwd: expected a command beside it, got none"),
+        ('call = "m:f"\ncwd = "/"', "cwd: requires a command, got none"),
         ('command = "true"', "expected a list of texts"),
         ("command = [1]", "expected a list of strings"),
         ('command = ["bin/x"]', "an absolute path, or a name that is found on PATH"),

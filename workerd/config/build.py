@@ -208,7 +208,7 @@ def _command(table: Table, keys: dict[str, Any], own: dict[str, Any]) -> Command
     if not given.get("command") or ("call" in own and "command" not in own):
         beside = set() if table.values.get("command") else keys_of(CommandConfig).keys() - {"command"}
         for key in own.keys() & beside:
-            table.error("expected a command beside it, got none", key)
+            table.error("requires a command, got none", key)
         return None
     if "call" in own:
         table.error("expected either call or command, got both", "command")

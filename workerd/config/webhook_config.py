@@ -1,4 +1,4 @@
-"""`[webhooks.NAME]`: who is told what."""
+"""`[webhooks.NAME]`: which events are sent where."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WEBHOOK_HANDLER = "~webhook"
 
 
 class WebhookConfig(ConfigValue, frozen=True):
-    """`[webhooks.NAME]`: an address that is told what happens, by jobs of the reserved handler `~webhook`."""
+    """`[webhooks.NAME]`: an address that events are sent to, by jobs of the reserved handler `~webhook`."""
 
     url: Annotated[str, v.http_url] = ""
     """Where events are posted as JSON. Required. Redirects are not followed."""
@@ -33,4 +33,4 @@ class WebhookConfig(ConfigValue, frozen=True):
     """Handlers whose failures, new errors and quarantines are sent; "*" is a wildcard. request_failed is
     sent whatever the handlers."""
     allow_private: Annotated[bool, v.boolean] = False
-    """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""
+    """true: the address may be private, loopback or link-local. Checked at each delivery, once resolved."""
