@@ -78,7 +78,7 @@ class Cancelled(BaseException):
 
 
 class Interrupted(BaseException):
-    """The node or the pool stops, and the handler is `resumable`: the job goes on in its next attempt.
+    """The node or the pool stops, and the handler is `resumable`: the job continues in its next attempt.
 
     The run may save and clean up for `grace` seconds before it is killed.
     """
@@ -107,7 +107,7 @@ class RunHandle(Protocol):
 
     @property
     def replay(self) -> bool:
-        """Whether a person runs a stored job once more, beside the daemon."""
+        """Whether a person runs a stored job again, outside the daemon."""
 
     def stopping(self) -> bool:
         """Whether the run should end soon."""

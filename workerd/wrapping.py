@@ -46,7 +46,7 @@ class Wrapped:
 def wrap(handler: Any, /, *around: Around) -> Any:
     """The handler with these functions around each run, the first outermost; may be wrapped again.
 
-    Raises TypeError for what is no handler, InvalidValue for what cannot be around one.
+    Raises TypeError if it is not a handler, InvalidValue for a function that cannot wrap one.
     """
     if not callable(handler):
         raise TypeError(f"wrap expects a handler: a function or a class, got {handler!r}")
