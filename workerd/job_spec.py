@@ -66,11 +66,11 @@ class JobSpec:
 
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
     `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
-    live job of the handler has it; `on_conflict` says what becomes of a further one: "keep" (the default),
-    "replace", "debounce" (at most `max_delay` after it was made) or "follow". `unique_for`: at most one job
-    of the key in each window of this length, live or not. `group`: whose job it is, for limits, turns and
-    search. `deadline`, `expires`, `max_attempts`: instead of the handler's own; a job that has not begun so
-    long after it was due, or by that time, never does. `meta`: any JSON value of the caller's. `id`: a UUID
+    live job of the handler has it; `on_conflict` says what a further enqueue does: "keep" (the default),
+    "replace", "debounce" (at most `max_delay` after the job was created) or "follow". `unique_for`: at most
+    one job of the key, live or ended, in each window of this length. `group`: for limits, fairness and
+    search. `deadline`, `expires`, `max_attempts`: instead of the handler's own; a job that has not started
+    this long after it was due, or by this time, expires. `meta`: any JSON value of the caller's. `id`: a UUID
     chosen by the caller; a repeat changes nothing.
     """
 

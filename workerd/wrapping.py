@@ -58,7 +58,7 @@ def wrap(handler: Any, /, *around: Around) -> Any:
 
 
 def unwrap(wrapped: Any, /) -> Any:
-    """What the last `wrap` was given: one layer below, and of a handler without layers the handler itself."""
+    """What the last `wrap` was given, one layer below; a handler without layers is returned itself."""
     return wrapped.handler if isinstance(wrapped, Wrapped) else wrapped
 
 

@@ -220,11 +220,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._received > MAX_HEAD_BYTES:
             raise ValueError("the head is too large")
         if not self._awaits_head:
-            raise ValueError("the request before has no answer")  # as if the parser ended one elsewhere
+            raise ValueError("the previous request has no answer yet")  # as if the parser ended one elsewhere
         if not self.parser.should_upgrade():
             self._begin_exchange()
         elif self.parser.get_method() == b"CONNECT":
-            raise ValueError("this is no proxy")
+            raise ValueError("this is not a proxy")
 
     def _begin_exchange(self) -> None:
         """As the parser of uvicorn does, with an Exchange, without WebSockets and limits of its own."""
