@@ -42,8 +42,8 @@ OTHER_DESCRIPTORS = 200
 class ClientConnections:
     """All connections. Above the limits those that have waited longest for a whole request are closed.
 
-    So half-sent requests, however many, take no answer from anybody: whoever sends all at once is not among
-    the oldest. `capacity`: connections, beyond which only the liveness probe is answered.
+    So half-sent requests, however many, do not starve other clients: one that sends its request without delay
+    is not among the oldest. `capacity`: connections, beyond which only the liveness probe is answered.
     """
 
     def __init__(self, capacity: int = MAX_CONNECTIONS) -> None:
@@ -347,7 +347,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _FlowControl(FlowControl):
-    """uvicorn's; reads nothing while it may not, whoever waits for it."""
+    """uvicorn's, but never resumes reading while it may not read."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)

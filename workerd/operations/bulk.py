@@ -130,7 +130,7 @@ class Search:
 
 
 def shown_meta(tx: Tx, rules: Rules) -> ShownMeta:
-    """Meta as whoever asks may see it."""
+    """Meta as the caller may see it."""
     return lambda handler, meta: rules.of(tx, handler).shown_json(meta)
 
 

@@ -82,7 +82,7 @@ class OutputReader:
         return bool(data)
 
     def drain(self) -> None:
-        """Read what is in the pipe now; its end is not waited for, a writer may live for ever."""
+        """Read what is in the pipe now, without waiting for its end: a writer may live forever."""
         for _ in range(_MAX_DRAIN_READS):
             try:
                 data = os.read(self._fd, _READ_BYTES)

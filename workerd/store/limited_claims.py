@@ -331,7 +331,7 @@ class _Claiming:
         return self._room is None or self._room.of_group(group, 1) > 0
 
     def _idle(self, groups: Iterable[str]) -> set[str]:
-        """Those that have had no turn of late; all, where no turns are taken."""
+        """Groups that have had no turn recently; all of them for handlers without turns."""
         turns = self._turns
         return {group for group in groups if turns is None or turns.was_idle(group)}
 
