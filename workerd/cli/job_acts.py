@@ -220,7 +220,7 @@ def _matches_text(matched: int, chosen: int) -> str:
 
 
 def _confirm(session: CommandSession, search: Search, answer: Answer) -> None:
-    """Ask whether to go on. Raises CommandExit for a no, UsageError if nobody can be asked."""
+    """Ask whether to continue. Raises CommandExit for a no, UsageError without a terminal."""
     chosen = len(search.found)
     text = _matches_text(search.matched, chosen)
     if not answer.yes and not sys.stdin.isatty():

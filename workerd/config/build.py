@@ -190,7 +190,7 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
     given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
     if given.get("unique_for") is not None and given.get("on_conflict", "keep") != "keep":
         table.error('requires on_conflict "keep", the default', "unique_for")
-    # What nobody may see of any handler's jobs, nobody may see of this one's.
+    # The paths of `[defaults]` are redacted in addition to the handler's own.
     given["redact"] = tuple(dict.fromkeys((*defaults.get("redact", ()), *own.get("redact", ()))))
     return HandlerConfig(
         name=name,

@@ -15,7 +15,7 @@ from workerd.config.token_file import Role
 from workerd.gateway.problems import HTTPProblem
 
 CALLER = "workerd.caller"
-"""Key of the ASGI scope: the Caller; None where nobody needs to be known, or a page leads to the login."""
+"""Key of the ASGI scope: the Caller; None on open paths, or where a page redirects to the login."""
 LOCAL = "local"
 """Name of the caller where no tokens are configured."""
 

@@ -78,7 +78,7 @@ class Prefetch:
         self._run_times.add(run_us / 1e6 + TURNAROUND_S)
 
     def on_output(self) -> None:
-        """A worker has printed: it waits until that is read, so nobody rests for a while."""
+        """A worker has printed: it waits until that is read, so the pool does not rest for a while."""
         self._printed_at = self._loop.turns
 
     def rest(self) -> None:

@@ -407,7 +407,7 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
         keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
     has_expired = len(rows) < len(found)
-    # Those are left to the sweep: nobody is to come back for them.
+    # Expired rows are left to the sweep, so the next due time skips them.
     after, params = ("> %s", (now,)) if has_expired else ("IS NOT NULL", ())
     following = tx.one(
         f"SELECT due_at FROM workerd_jobs {words.hint('workerd_scheduled')}"

@@ -42,7 +42,7 @@ class RateRow(NamedTuple):
     held_until
         Until when nothing is started.
     next_handler, next_until
-        Until when the next free slot is kept for this handler; without a handler, until when nobody asks.
+        Until when the next free slot is reserved for this handler; without one, until when none is reserved.
     """
 
     tat: int | None = None
@@ -54,7 +54,7 @@ class RateRow(NamedTuple):
         return self.held_until is not None and self.held_until > now
 
     def asked_until(self, now: int) -> int | None:
-        """`next_until`, if that is to come."""
+        """`next_until`, if that is in the future."""
         until = self.next_until
         return until if until is not None and now < until <= now + MAX_KEPT_US else None
 
