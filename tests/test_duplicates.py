@@ -48,13 +48,13 @@ def test_a_debounced_job_is_due_in_time(now: int, delay: int, age: int, most: in
     ("options", "message"),
     [
         ({"unique_key": "k", "on_conflict": "merge"}, 'expected one of "keep", "replace", "debounce"'),
-        ({"on_conflict": "replace"}, "on_conflict: expected with a unique_key"),
-        ({"unique_for": "1h"}, "unique_for: expected with a unique_key"),
-        ({"unique_key": "k", "on_conflict": "debounce"}, '"debounce" expects a delay'),
-        ({"unique_key": "k", "max_delay": 5}, 'max_delay: expected with on_conflict "debounce"'),
-        ({"unique_key": "k", "on_conflict": "follow", "unique_for": 60}, 'expected with on_conflict "keep"'),
+        ({"on_conflict": "replace"}, "on_conflict: requires a unique_key"),
+        ({"unique_for": "1h"}, "unique_for: requires a unique_key"),
+        ({"unique_key": "k", "on_conflict": "debounce"}, '"debounce" requires a delay'),
+        ({"unique_key": "k", "max_delay": 5}, 'max_delay: requires on_conflict "debounce"'),
+        ({"unique_key": "k", "on_conflict": "follow", "unique_for": 60}, 'requires on_conflict "keep"'),
         ({"unique_key": "k", "unique_for": 0.5}, "unique_for: expected 1 second to 366 days"),
-        ({"unique_key": "k", "on_conflict": "replace", "id": uuid.uuid4()}, "id: expected none"),
+        ({"unique_key": "k", "on_conflict": "replace", "id": uuid.uuid4()}, "id: an id or Idempotency-Key"),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:

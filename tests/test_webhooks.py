@@ -68,9 +68,9 @@ def test_what_an_answer_means(tmp_path: Path, receiver: WebhookReceiver, status:
     ("url", "private", "reason", "words"),
     [
         ("http://127.0.0.1:1/", True, "error", "refused"),
-        ("http://127.0.0.1:1/", False, "failure", "no public address"),
-        ("http://localhost:1/", False, "failure", "no public address"),
-        ("http://[::1]:1/", False, "failure", "no public address"),
+        ("http://127.0.0.1:1/", False, "failure", "not a public address"),
+        ("http://localhost:1/", False, "failure", "not a public address"),
+        ("http://[::1]:1/", False, "failure", "not a public address"),
         ("http://no-such-host.invalid/", True, "error", "gaierror"),
     ],
 )

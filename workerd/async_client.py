@@ -36,10 +36,10 @@ def _awaitable(
 
 
 class AsyncClient:
-    """Enqueues and looks up jobs from asyncio, by the threads and connections of a Client.
+    """Enqueues and looks up jobs from asyncio, on the threads and connections of a Client.
 
     The parameters are those of Client, and so are the errors. A call that is cancelled while it waits for the
-    store is not taken back: what it enqueued may exist. `client`: the Client itself.
+    store is not undone: the jobs that it enqueued may exist. `client`: the Client itself.
     """
 
     def __init__(

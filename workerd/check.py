@@ -170,7 +170,7 @@ def _proposed_limits(config: Config) -> list[str]:
     if unlimited := [pool.name for pool in pools if not pool.memory_max]:
         each = max(MIN_PROPOSED_MEMORY, int(_memory_bytes() * MEMORY_SHARE / sum(p.workers for p in pools)))
         found.append(
-            f"No memory_max: {_shortened(unlimited)}. A handler that allocates without end takes all memory "
+            f"No memory_max: {_shortened(unlimited)}. A runaway handler can take all memory "
             f'of the host; memory_max = "{each >> 20}MiB" for each worker would leave a quarter to the rest.'
         )
     if unlimited := [pool.name for pool in pools if not pool.pids_max]:
@@ -178,7 +178,7 @@ def _proposed_limits(config: Config) -> list[str]:
         if limits.processes:
             count = min(count, max(1, limits.processes // (len(pools) + 1)))
         found.append(
-            f"No pids_max: {_shortened(unlimited)}. A handler that forks without end takes all processes of "
+            f"No pids_max: {_shortened(unlimited)}. A runaway handler can take all processes of "
             f"the host; pids_max = {count} is enough for most."
         )
     given = [
@@ -226,12 +226,12 @@ def _webhooks(config: Config) -> list[str]:
                 found.append(f"{key}.secret_file: {hook.secret_file} is empty, so nothing is sent.")
         if not hook.allow_private and _is_private(urlsplit(hook.url).hostname or ""):
             found.append(
-                f"{key}.url: this is no public address, so every delivery would fail; allow_private = true "
-                "allows it."
+                f"{key}.url: this is not a public address, so every delivery would fail; allow_private = "
+                "true allows it."
             )
         if not any(fnmatchcase(handler, one) for handler in config.handlers for one in hook.handlers):
             found.append(
-                f"{key}.handlers: no handler of this node is named so; it is told of failed requests alone."
+                f"{key}.handlers: no handler on this node matches; only request_failed events can be sent."
             )
     return found
 

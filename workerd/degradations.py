@@ -89,7 +89,7 @@ def _cgroup(config: Config) -> str:
     used = [
         effect for key, effect in effects.items() if any(getattr(pool, key) for pool in config.pools.values())
     ]
-    default = "a deadline kills by process group and subreaper alone"
+    default = "a deadline kills only by process group and subreaper"
     return (
         "No cgroup is delegated to this process (under systemd: Delegate=yes in the unit): "
         f"{'; '.join(used) or default}."

@@ -27,7 +27,7 @@ class Enqueued(msgspec.Struct, frozen=True):
 
 
 class Changed(msgspec.Struct, frozen=True):
-    """The result of an act on many jobs: how many matched, and how many of them were changed."""
+    """The result of an action on many jobs: how many matched, and how many of them were changed."""
 
     matched: int
     done: int
@@ -121,7 +121,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     `workflow`: None for one with its own graph, which may have a `name`. `total`, `done`, `failed`: its jobs
     without `then` and `finally`, those that succeeded, and those that failed or were cancelled. `jobs`: of a
-    large batch some.
+    large batch only some.
     """
 
     id: str
@@ -202,7 +202,7 @@ class LimitGroup(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Limit(msgspec.Struct, frozen=True, kw_only=True):
-    """A limit: what holds over all nodes, what is used and waits. Rates are text such as "100/1m".
+    """A limit: its values over all nodes, what is used and waits. Rates are text such as "100/1m".
 
     `configured`: false for one that only running jobs still hold. `waiting`: jobs of its handlers that are
     `new`, up to 10000 of each. `held_until`: nothing starts before. `holders`: the first 200.
@@ -260,7 +260,7 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PastRun(msgspec.Struct, frozen=True, kw_only=True):
-    """A tick of a schedule, and what became of the job or request that it started: `skipped` without one."""
+    """A tick of a schedule, and the status of the job or request that it started: `skipped` without one."""
 
     tick: datetime
     job_id: str | None
@@ -305,7 +305,7 @@ class Schedule(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Act(msgspec.Struct, frozen=True, kw_only=True):
-    """What a person or program changed. `target`: an id or a name; `detail`: what else there is to say."""
+    """What a person or program changed. `target`: an id or a name; `detail`: further information."""
 
     id: str
     at: datetime | None

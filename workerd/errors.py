@@ -19,7 +19,7 @@ class ConfigError(WorkerdError):
 
 
 class InvalidValue(WorkerdError, ValueError):
-    """A value given by a caller, a file or a row is not acceptable.
+    """A value given by a caller, a file or a row is invalid.
 
     Any other ValueError is a bug of our own.
     """
@@ -70,7 +70,7 @@ class StoreRefused(StoreError):
 
 
 class UnreadableRow(StoreError):
-    """A row holds what its column cannot mean: another program wrote it, or it was edited by hand."""
+    """A row holds an invalid value: another program wrote it, or it was edited by hand."""
 
 
 class WrongVersion(StoreError):

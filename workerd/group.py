@@ -26,9 +26,9 @@ class GroupTemplate(NamedTuple):
         try:
             values = msgspec.json.decode(job_vars)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise InvalidValue("group: the vars are no JSON object, from which it is filled") from None
+            raise InvalidValue("group: cannot be filled, since the vars are not a JSON object") from None
         if not isinstance(values, Mapping):
-            raise InvalidValue("group: the vars are no JSON object, from which it is filled")
+            raise InvalidValue("group: cannot be filled, since the vars are not a JSON object")
         text = "".join(literal + _text(name, values) for literal, name in self.parts)
         return checked_group(text)
 
@@ -42,7 +42,7 @@ def checked_group(value: object) -> str:
     except UnicodeEncodeError:
         raise InvalidValue("group: expected valid Unicode, got a lone surrogate") from None
     if value.endswith(" "):
-        raise InvalidValue("group: expected no space at its end, which MySQL would not see")
+        raise InvalidValue("group: expected no space at its end, which MySQL ignores")
     return value
 
 
@@ -76,5 +76,5 @@ def parse_template(text: str) -> GroupTemplate:
     if (length := sum(len(literal) for literal, _, _, _ in parts)) > GROUP_LIMIT:
         raise InvalidValue(f"expected at most {GROUP_LIMIT} characters beside the vars, got {length}")
     if parts[-1][1] is None and parts[-1][0].endswith(" "):
-        raise InvalidValue("expected no space at its end, which MySQL would not see")
+        raise InvalidValue("expected no space at its end, which MySQL ignores")
     return GroupTemplate(tuple((literal, name) for literal, name, _, _ in parts))

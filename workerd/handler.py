@@ -44,7 +44,7 @@ class Failure(Exception):
 
 
 class Retry(Exception):
-    """Retry the job `after` so long (seconds, or text such as "5m"), by default the handler's backoff.
+    """Retry the job `after` this long (seconds, or text such as "5m"), by default the handler's backoff.
 
     `counted=False` only postpones it: no attempt is used. `hold`: until then no node starts another job of
     its "group", or of its "limit", where the handler has one. Raises ValueError for an invalid `after` or
@@ -78,7 +78,7 @@ class Cancelled(BaseException):
 
 
 class Interrupted(BaseException):
-    """The node or the pool stops, and the handler is `resumable`: the job goes on in its next attempt.
+    """The node or the pool stops, and the handler is `resumable`: the job continues in its next attempt.
 
     The run may save and clean up for `grace` seconds before it is killed.
     """
@@ -107,7 +107,7 @@ class RunHandle(Protocol):
 
     @property
     def replay(self) -> bool:
-        """Whether a person runs a stored job once more, beside the daemon."""
+        """Whether a person runs a stored job again, outside the daemon."""
 
     def stopping(self) -> bool:
         """Whether the run should end soon."""
@@ -198,7 +198,7 @@ class Context:
 
     @property
     def replay(self) -> bool:
-        """Whether a person runs it again by `workerd job run`, for a look: nothing of it is stored."""
+        """Whether a person runs it again with `workerd job run`: nothing about it is stored."""
         return self._run.replay
 
     @property
@@ -222,24 +222,24 @@ class Context:
 
     @property
     def saved(self) -> Any:
-        """What this or an earlier attempt gave to `save` last; None at first."""
+        """What this or an earlier attempt last passed to `save`; None at first."""
         return self._run.state().saved
 
     def save(self, value: Any, wait: bool = False) -> None:
         """Keep `value`, which JSON can represent, for `saved` in the next attempt; cleared by success.
 
         It survives the death of the worker and of the pool; a node that dies loses at most the last second,
-        and nothing that was saved with `wait`, which returns when the value is committed. What is saved and
-        what the steps returned may have 64 KiB together. Raises ValueError if it is longer or no JSON, and
-        RuntimeError after the run, in another process, or if another node has taken the job over.
+        and nothing that was saved with `wait`, which returns when the value is committed. The saved value and
+        the results of all steps may have 64 KiB together. Raises ValueError if they are longer or cannot be
+        JSON, and RuntimeError after the run, in another process, or if another node has taken the job over.
         """
         self._run.state().save(value, wait)
 
     def step(self, name: str, function: Callable[[], Any], wait: bool = False) -> Any:
         """What `function()` returned, as JSON represents it; called once in the life of the job.
 
-        Later attempts get the value that was kept. An `async def` function gives an awaitable. A name may be
-        used once in a run. Raises as `save`.
+        Later attempts get the kept value. An `async def` function returns an awaitable. A name may be used
+        once in a run. Raises as `save`.
         """
         return self._run.state().step(name, function, wait)
 

@@ -95,7 +95,7 @@ def uninstall(prefix: Path) -> list[Step]:
     """
     manifest = _manifest(prefix)
     if not manifest:
-        raise InstallError(f"Nothing is installed below {prefix}: {prefix / MANIFEST} is not there.")
+        raise InstallError(f"Nothing is installed below {prefix}: {prefix / MANIFEST} not found.")
     steps: list[Step] = []
     try:
         for name, digest in manifest.items():

@@ -66,11 +66,11 @@ class JobSpec:
 
     `vars`: the handler's arguments by name, anything that msgspec encodes as JSON. `delay`: from now, or
     `run_at`: a time with its UTC offset; not both. `priority`: smaller runs first. `unique_key`: at most one
-    live job of the handler has it; `on_conflict` says what becomes of a further one: "keep" (the default),
-    "replace", "debounce" (at most `max_delay` after it was made) or "follow". `unique_for`: at most one job
-    of the key in each window of this length, live or not. `group`: whose job it is, for limits, turns and
-    search. `deadline`, `expires`, `max_attempts`: instead of the handler's own; a job that has not begun so
-    long after it was due, or by that time, never does. `meta`: any JSON value of the caller's. `id`: a UUID
+    live job of the handler has it; `on_conflict` says what a further enqueue does: "keep" (the default),
+    "replace", "debounce" (at most `max_delay` after the job was created) or "follow". `unique_for`: at most
+    one job of the key, live or ended, in each window of this length. `group`: for limits, fairness and
+    search. `deadline`, `expires`, `max_attempts`: instead of the handler's own; a job that has not started
+    this long after it was due, or by this time, expires. `meta`: any JSON value of the caller's. `id`: a UUID
     chosen by the caller; a repeat changes nothing.
     """
 
@@ -88,24 +88,31 @@ class JobSpec:
     ] = None
     on_conflict: Annotated[
         str | None,
-        Option("conflict", "WORD", "Where a live job has the key: keep, replace, debounce or follow."),
+        Option(
+            "conflict", "WORD", "What to do if a live job has the key: keep, replace, debounce or follow."
+        ),
     ] = None
     max_delay: Annotated[
-        Duration | None, Option("duration", "D", "Start a debounced job this long after its first enqueue.")
+        Duration | None,
+        Option("duration", "D", "Start a debounced job no later than this after its first enqueue."),
     ] = None
     unique_for: Annotated[
         Duration | None, Option("duration", "D", "At most one job of the key in each window of this length.")
     ] = None
     group: Annotated[
-        str | None, Option("name", "G", "Whose job it is: limits, turns and search go by it.")
+        str | None, Option("name", "G", "Group of the job, used by limits, fairness and search.")
     ] = None
     deadline: Annotated[Duration | None, Option("duration", "D", "Overrides the handler's deadline.")] = None
     expires: Annotated[
         Duration | datetime | None,
-        Option("duration or time", "D|T", "It never begins later than this after it is due, or this time."),
+        Option(
+            "duration or time",
+            "D|T",
+            "Drop it if it has not started this long after it is due, or by this time.",
+        ),
     ] = None
     max_attempts: Annotated[int | None, Option("count", "N", "Overrides the handler's max_attempts.")] = None
-    meta: Annotated[Any, Option("json", "JSON", "Any JSON of yours, kept with the job.")] = None
+    meta: Annotated[Any, Option("json", "JSON", "Your own JSON, kept with the job.")] = None
 
 
 def spec_of(handler: str | JobSpec, vars: Mapping[str, Any] | None, options: JobOptions) -> JobSpec:
@@ -211,7 +218,7 @@ def _delay(delay: Duration, max_delay: Duration | None) -> int:
 
 
 def _conflict(spec: JobSpec) -> OnConflict:
-    """What is to become of a conflict. Raises InvalidValue for options that do not go together."""
+    """What to do on a conflict. Raises InvalidValue for options that cannot be combined."""
     try:
         conflict = OnConflict(spec.on_conflict or "keep")
     except ValueError:
@@ -219,15 +226,15 @@ def _conflict(spec: JobSpec) -> OnConflict:
         raise InvalidValue(f"on_conflict: expected one of {words}") from None
     for name in ("on_conflict", "max_delay", "unique_for"):
         if getattr(spec, name) is not None and spec.unique_key is None:
-            raise InvalidValue(f"{name}: expected with a unique_key, got none")
+            raise InvalidValue(f"{name}: requires a unique_key")
     if conflict is OnConflict.DEBOUNCE and spec.delay is None:
-        raise InvalidValue('on_conflict: "debounce" expects a delay, got none')
+        raise InvalidValue('on_conflict: "debounce" requires a delay')
     if spec.max_delay is not None and conflict is not OnConflict.DEBOUNCE:
-        raise InvalidValue('max_delay: expected with on_conflict "debounce"')
+        raise InvalidValue('max_delay: requires on_conflict "debounce"')
     if spec.unique_for is not None and conflict is not OnConflict.KEEP:
-        raise InvalidValue('unique_for: expected with on_conflict "keep" or none')
+        raise InvalidValue('unique_for: requires on_conflict "keep", the default')
     if spec.id is not None and (spec.unique_for is not None or conflict is not OnConflict.KEEP):
-        raise InvalidValue("id: expected none (nor an Idempotency-Key) with on_conflict or unique_for")
+        raise InvalidValue("id: an id or Idempotency-Key cannot be combined with on_conflict or unique_for")
     return conflict
 
 
@@ -270,12 +277,12 @@ def _expires(spec: JobSpec) -> tuple[int | None, int | None]:
     if not isinstance(value, datetime) and not (isinstance(value, str) and _DATE.match(value)):
         return None, round(seconds("expires", value) * clock.SECOND)
     moment = _moment(value, "expires")
-    # By this host's clock; what is over by the store's when it is inserted simply expires.
+    # By this host's clock; a job that is too late by the store's clock simply expires after its insertion.
     due = _moment(spec.run_at) if spec.run_at is not None else clock.now_us()
     if spec.delay is not None:
         due += round(seconds("delay", spec.delay) * clock.SECOND)
     if moment < due:
-        raise InvalidValue("expires: expected a time after the job is due, got one before")
+        raise InvalidValue("expires: must be later than the time at which the job is due")
     return moment, None
 
 
@@ -299,7 +306,7 @@ def checked_name(field_name: str, value: object) -> str:
     except UnicodeEncodeError:
         raise InvalidValue(f"{field_name}: expected valid Unicode, got a lone surrogate") from None
     if value.endswith(" "):
-        raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL would not see")
+        raise InvalidValue(f"{field_name}: expected no space at its end, which MySQL ignores")
     return value
 
 

@@ -13,8 +13,8 @@ Frames are msgpack behind a four-byte length, the wire form of `multiprocessing.
                                  (dispatcher only)
 
 The datagram socket `wake` is open to every local client: Scheduled and Freed come from the ingester, NewRows
-from whoever has enqueued, and Inserting before that; anything else, usually an empty datagram, announces new
-rows of any handler.
+from processes that enqueued, and Inserting before that; anything else, usually an empty datagram, announces
+new rows of any handler.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ def run(config: Config, claim: Claim, options: Options, write: Callable[[bytes],
 
 
 def _pool_of(config: Config, handler: str) -> PoolConfig:
-    """The handler's pool with this handler alone: others that do not load are in nobody's way."""
+    """The handler's pool with only this handler: others that fail to load must not matter."""
     own = config.handlers[handler]
     pool = next(pool for pool in config.pools.values() if own in pool.handlers)
     return msgspec.structs.replace(pool, handlers=(own,))

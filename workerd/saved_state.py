@@ -118,8 +118,8 @@ class SavedState:
         data = msgspec.json.encode(document)
         if len(data) > STATE_LIMIT:
             raise InvalidValue(
-                f"the saved state has {len(data)} bytes, more than the limit of {STATE_LIMIT}; save a place"
-                " to go on from, and keep the data elsewhere"
+                f"the saved state has {len(data)} bytes, more than the limit of {STATE_LIMIT}; save a"
+                " position to continue from, and keep the data elsewhere"
             )
         self._keep(data, wait)
         self._document = document

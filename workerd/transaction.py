@@ -29,9 +29,9 @@ def enqueue(
 
     `connection`: a PEP 249 connection to MySQL or MariaDB (PyMySQL, mysqlclient, …), a sqlite3 connection, a
     SQLAlchemy Connection or Session, `django.db.connection`. Handler and vars are not looked up: the attempt
-    checks them. The caller commits; Django and a SQLAlchemy Session then wake the local dispatcher, after
-    other libraries call `workerd.wake()`, or the job starts within `dispatcher.poll`. Where the environment
-    has WORKERD_OTEL__ENABLED=true, it is a span.
+    checks them. The caller commits; Django and a SQLAlchemy Session then wake the local dispatcher; with
+    other libraries call `workerd.wake()`, or the job starts within `dispatcher.poll`. With
+    WORKERD_OTEL__ENABLED=true in the environment, the enqueue is a span.
 
     Raises InvalidValue for a wrong option, TypeError for another kind of connection, and the driver's errors.
     """
@@ -52,7 +52,7 @@ def enqueue_spec(connection: Any, spec: JobSpec) -> Enqueued:
 
 
 def wake(runtime_dir: Path | str | None = None) -> bool:
-    """Wake the dispatcher of this host; false if none listens in `runtime_dir`, or where it is by default."""
+    """Wake the dispatcher of this host; false if none listens in `runtime_dir`, or the default folder."""
     folder = wake_dir() if runtime_dir is None else Path(runtime_dir)
     return poke(Paths(NodeConfig(runtime_dir=folder)).wake)
 

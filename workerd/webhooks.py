@@ -101,7 +101,7 @@ def address_of(host: str, port: int, *, private: bool) -> str:
     for address in found:
         if not private and not is_public(address):
             raise Failure(
-                f"{host} resolves to {address}, which is no public address; allow_private = true allows it"
+                f"{host} resolves to {address}, which is not a public address; allow_private = true allows it"
             )
     return found[0]
 

@@ -46,7 +46,7 @@ class Wrapped:
 def wrap(handler: Any, /, *around: Around) -> Any:
     """The handler with these functions around each run, the first outermost; may be wrapped again.
 
-    Raises TypeError for what is no handler, InvalidValue for what cannot be around one.
+    Raises TypeError if it is not a handler, InvalidValue for a function that cannot wrap one.
     """
     if not callable(handler):
         raise TypeError(f"wrap expects a handler: a function or a class, got {handler!r}")
@@ -58,7 +58,7 @@ def wrap(handler: Any, /, *around: Around) -> Any:
 
 
 def unwrap(wrapped: Any, /) -> Any:
-    """What the last `wrap` was given: one layer below, and of a handler without layers the handler itself."""
+    """What the last `wrap` was given, one layer below; a handler without layers is returned itself."""
     return wrapped.handler if isinstance(wrapped, Wrapped) else wrapped
 
 

@@ -7,7 +7,7 @@ from workerd.outcome import Reason
 REASONS: dict[Reason, tuple[str, str]] = {
     Reason.OK: ("completed", "The handler returned."),
     Reason.IGNORED: ("completed", "It raised an exception that `ignore` names."),
-    Reason.SKIPPED: ("completed", "`active()` of the handler said that there is nothing to do."),
+    Reason.SKIPPED: ("completed", "`active()` of the handler returned false: nothing to do."),
     Reason.RETRY: ("retry, failure", "It raised `Retry`; or a program exited with one of `retry_codes`."),
     Reason.ERROR: (
         "retry, failure",
@@ -17,20 +17,20 @@ REASONS: dict[Reason, tuple[str, str]] = {
         "failure",
         "It raised `Failure` or returned `Result(success=False)`, or its vars do not fit.",
     ),
-    Reason.REFUSED: ("failure", "The store refused what the attempt ended with; its error says why."),
+    Reason.REFUSED: ("failure", "The store refused the outcome of the attempt; its error says why."),
     Reason.DEADLINE: (
         "retry, failure",
-        "It was over its deadline: `DeadlineExceeded`, then killed after `grace`.",
+        "It exceeded its deadline: `DeadlineExceeded`, then killed after `grace`.",
     ),
     Reason.CRASHED: (
         "retry, failure",
-        "Its worker died under it: a signal, an exit. `max_crashes` times at most.",
+        "Its worker died (signal or exit). At most `max_crashes` times.",
     ),
     Reason.OOM: ("retry, failure", "It used more memory than allowed. Counts as a crash."),
-    Reason.LOST: ("retry, failure", "Its pool or node died, so it may have run. Ten times at most."),
+    Reason.LOST: ("retry, failure", "Its pool or node died, so it may have run. At most ten times."),
     Reason.INTERRUPTED: ("retry", "The node or the pool stopped before it had finished. Uses no attempt."),
-    Reason.EXPIRED: ("cancelled", "It had not begun in time: `expires`."),
-    Reason.CANCELLED: ("cancelled", "Somebody cancelled it, or its request ended."),
+    Reason.EXPIRED: ("cancelled", "It had not started in time: `expires`."),
+    Reason.CANCELLED: ("cancelled", "It was cancelled, or its request ended."),
 }
 
 _HEAD = """# Statuses and reasons
@@ -42,10 +42,10 @@ _HEAD = """# Statuses and reasons
 | `scheduled` | due at `run_at` |
 | `new` | waits to be claimed |
 | `inprogress` | claimed by a node, and running or about to |
-| `completed` | ended well |
+| `completed` | ended successfully, or was skipped |
 | `retry` | this attempt ended, and the next one has its own row |
-| `failure` | ended, and is not tried again |
-| `cancelled` | ended without having been finished |
+| `failure` | ended without success, and is not retried |
+| `cancelled` | ended before it was finished |
 
 | reason | status | |
 |---|---|---|

@@ -21,10 +21,10 @@ def test_groups_are_listed_shown_resolved_and_muted(cli: CommandLine) -> None:
     assert f"fingerprint  {fingerprint}" in of_job
     assert "builtins.ValueError" in of_job
     assert "errors show" in cli("why", group["job_id"]).stdout
-    assert "opens again" in cli("errors", "resolve", fingerprint).stderr
+    assert "reopens it" in cli("errors", "resolve", fingerprint).stderr
     assert fingerprint not in cli("errors").stdout
     assert "resolved" in cli("errors", "--all").stdout
-    assert "counts on" in cli("errors", "mute", fingerprint, "--for", "1d").stderr
+    assert "failures still count" in cli("errors", "mute", fingerprint, "--for", "1d").stderr
     assert "muted until" in cli("errors", "show", fingerprint).stdout
 
 

@@ -121,7 +121,7 @@ def test_runs_end_as_in_a_pool_and_nothing_is_stored(replays: Replays) -> None:
     assert re.search(r"^memory +\d.* MiB$", out, re.M)
     assert "canary-secret" not in out + err
     assert "printed [redacted]" in err
-    assert "what it does is real" in err
+    assert "its effects are real" in err
     assert '"a":9' in replays(see, "--yes", "a=9")[0]
     assert '"a":1' in replays(see, "--yes", "a=null")[0]
     assert "expected int" in "".join(replays(see, "--yes", "a=many", status=1))

@@ -75,7 +75,7 @@ def test_wrong_limits_are_refused(tmp_path: Path, wrong: str, message: str) -> N
             r'unique_for: expected a duration from "1s" to "366d", or "", got',
         ),
         ('unique_for = "400d"', r"h\.unique_for: expected a duration from"),
-        ('unique_for = "1h"\non_conflict = "replace"', r'h\.unique_for: expected with on_conflict "keep"'),
+        ('unique_for = "1h"\non_conflict = "replace"', r'h\.unique_for: requires on_conflict "keep"'),
         (f'group = "{"x" * 192}{{a}}"', r"h\.group: expected at most 191 characters beside the vars, got"),
     ],
 )

@@ -101,7 +101,7 @@ def test_an_outage_ends_the_lease_in_time_and_work_resumes(
         own_server.freeze()
         harness.until(lambda: pool.lease_states[-1:] == [False])
         harness.until(lambda: harness.beat.state == "waiting")
-        assert "goes on by itself" in harness.beat.trouble
+        assert "resumes by itself" in harness.beat.trouble
         own_server.thaw()
         harness.until(lambda: pool.lease_states[-2:] == [False, True])
         insert_jobs(store, "h")

@@ -194,9 +194,9 @@ def test_a_function_that_is_in_no_table_stays_asleep(loop: Loop) -> None:
 @pytest.mark.parametrize(
     ("error", "event", "shown", "pause_s"),
     [
-        (StoreRefused("denied", 1142), "task.refused", "The store refuses claims (denied)", REFUSED_PAUSE_S),
-        (UnreadableRow("bad"), "task.refused", "met a row that cannot be read (bad)", REFUSED_PAUSE_S),
-        (StoreBusy("locked", 1205), "task.blocked", "The store cannot do claims now (locked)", BUSY_PAUSE_S),
+        (StoreRefused("denied", 1142), "task.refused", "rejects the task claims (denied)", REFUSED_PAUSE_S),
+        (UnreadableRow("bad"), "task.refused", "found a row that it cannot read (bad)", REFUSED_PAUSE_S),
+        (StoreBusy("locked", 1205), "task.blocked", "claims is blocked by locks (locked)", BUSY_PAUSE_S),
         (ValueError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
         (InvalidValue("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),
         (KeyError("oops"), "task.crashed", "a bug in workerd", REFUSED_PAUSE_S),

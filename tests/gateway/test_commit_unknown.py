@@ -91,7 +91,7 @@ def test_a_post_says_that_it_may_have_been_done(
     assert answer.status_code == 503
     problem = answer.json()
     assert problem["unknown"] is True
-    assert "may have been done" in problem["detail"]
+    assert "may have been made" in problem["detail"]
     assert "nothing was changed" not in problem["detail"]
     assert int(answer.headers["retry-after"]) > 0
     kind = "requests" if path == "/requests" else "jobs"

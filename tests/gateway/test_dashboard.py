@@ -179,7 +179,7 @@ def test_waits_of_workflows_are_no_handler_that_is_missing(api: Api) -> None:
     graph = {"name": "order", "jobs": [{"name": "approve", "signal": "approved"}]}
     request = api.post("/requests", graph).json()["id"]
     text = api.get("/ui/handlers").text
-    assert "Waits of workflows: no pool claims them." in text
+    assert "Waiting steps of workflows; no pool claims them." in text
     assert "not loaded by any node" not in text
     api.post(f"/requests/{request}/signals/approved", {})
 

@@ -306,5 +306,5 @@ def test_a_ready_node_warns_of_what_waits_for_a_person() -> None:
     assert not_ready_reasons(status) == []
     assert [sentence.split(",")[0] for sentence in warnings(status)] == [
         "2 outcomes set aside",
-        "1 outcome of rows that other transactions lock.",
+        "1 outcome for rows locked by other transactions.",
     ]

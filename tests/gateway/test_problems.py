@@ -138,5 +138,5 @@ def test_a_commit_without_an_answer() -> None:
     """An error does not claim that nothing changed when that is unknown."""
     assert "nothing was changed" in problem_of(StoreAway("x"), "/").detail
     unknown = problem_of(CommitUnknown("x", ids=("a", "b")), "/")
-    assert "may have been done" in unknown.detail
+    assert "may have been made" in unknown.detail
     assert unknown.members == {"unknown": True, "ids": ["a", "b"]}

@@ -126,7 +126,7 @@ def test_a_handler_says_what_becomes_of_conflicts(config: Config) -> None:
     assert (job.on_conflict, job.max_delay) == ("debounce", 60_000_000)
     assert checked(JobSpec(handler="mail"), configured).on_conflict == "keep"
     assert checked(JobSpec(handler="beat", unique_key="k"), configured).unique_for == 3_600_000_000
-    with pytest.raises(InvalidValue, match="expects a delay"):
+    with pytest.raises(InvalidValue, match="requires a delay"):
         checked(JobSpec(handler="mail", unique_key="k"), configured)
 
 

@@ -84,7 +84,7 @@ def test_a_limit_shows_who_has_it_and_what_waits(store: Store, rows: Rows) -> No
     }  # fmt: skip
     assert {group["group"] for group in limit["groups"]} == {"a", "b", ""}
     assert why(store, config, made[1]) == (
-        f'The limit "stripe" is full: 3 of 3 run: {", ".join(id_text(c.id) for c in running)}.'
+        f'The limit "stripe" is full: 3 of 3 running: {", ".join(id_text(c.id) for c in running)}.'
     )
     [depth] = store.read(lambda tx: figures.depths(tx, ["charge"]))
     assert depth.counts == {"new": 1, "inprogress": 3}
@@ -104,11 +104,13 @@ def test_why_names_rates_and_holds(store: Store, rows: Rows) -> None:
     first, second = (rows.insert("charge", group_key="a") for _ in range(2))
     [claimed] = claim(store, config)
     assert claimed.id == first
-    assert why(store, config, second).startswith('The rate of the limit "stripe", 1/1h, lets the next start')
+    assert why(store, config, second).startswith(
+        'The rate of the limit "stripe", 1/1h, allows the next start'
+    )
     outcome = storing.outcome(claimed, hold=Hold("group", 60 * SECOND))
     store.run(lambda tx: writer.close(tx, [outcome], NODE.id))
     sentences = store.read(lambda tx: explain(tx, config, second, {}))[1]
-    assert sentences[1].startswith('Nothing of the limit "stripe" for the group "a" is started until 20')
+    assert sentences[1].startswith('No job under the limit "stripe" for the group "a" starts until 20')
 
 
 def test_why_names_the_handler_that_a_slot_is_kept_for(store: Store, rows: Rows) -> None:
@@ -121,7 +123,7 @@ def test_why_names_the_handler_that_a_slot_is_kept_for(store: Store, rows: Rows)
         store.run(lambda tx: limits.write_next(tx, {key: (handler, tx.now + SECOND)}))
         return store.read(lambda tx: operations.why_waiting(tx, config, row))
 
-    assert reasons("refund", config) == ['The only free slot of the limit "stripe" is kept for "refund".']
+    assert reasons("refund", config) == ['The only free slot of the limit "stripe" is reserved for "refund".']
     assert reasons("charge", config) == []
     assert reasons("refund", configured(concurrency=2)) == []
 
@@ -148,7 +150,7 @@ def test_a_hold_is_ended_by_hand(store: Store, rows: Rows) -> None:
     store.run(lambda tx: writer.close(tx, outcomes, NODE.id))
     job_id = rows.insert("charge", group_key="a b")
     assert held() == (True, ["a b"])
-    ways = [sentence.partition("that. ")[2] for sentence in explained(store, config, job_id)[:2]]
+    ways = [sentence.partition("this hold. ")[2] for sentence in explained(store, config, job_id)[:2]]
     assert ways == [
         "`workerd limits unhold stripe` ends it.", "`workerd limits unhold stripe --group 'a b'` ends it.",
     ]  # fmt: skip
@@ -223,7 +225,7 @@ def test_limits_of_handlers_that_only_another_node_has(store: Store, rows: Rows)
     made = [rows.insert("charge") for _ in range(3)]
     [running] = claim(store, config)
     sentences = explained(store, Config(), made[2])
-    assert sentences[0] == f'The limit "stripe" is full: 1 of 1 run: {id_text(running.id)}.'
+    assert sentences[0] == f'The limit "stripe" is full: 1 of 1 running: {id_text(running.id)}.'
     assert sentences[-1].endswith("then the groups take turns, each with its older jobs first.")
     [limit] = store.read(lambda tx: operations.list_(tx, Config()))
     assert (limit["handlers"], limit["waiting"], limit["concurrency"]) == (["charge"], 2, 1)
@@ -256,4 +258,4 @@ def test_a_handler_that_another_node_has_under_another_limit_is_named(
         published = nodes.NodeInfo(handlers={handler: nodes.HandlerFigures()}, limit_of=limit_of)
         record = nodes.NodeRecord(id=name.encode().ljust(16), name=name, info=msgspec.json.encode(published))
         store.run(lambda tx, r=record: nodes.register(tx, r, 60.0))  # type: ignore[misc]
-    assert operations.differing(config) == ["handlers.charge: limit differs on other; each counts for itself"]
+    assert operations.differing(config) == ["handlers.charge: limit differs on other; each counts separately"]

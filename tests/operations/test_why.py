@@ -104,7 +104,7 @@ def test_a_job_behind_another_of_its_key_names_what_that_does(live: Store) -> No
     assert why(live, follower.id) == [until.format("waiting")]
     live.run(lambda tx: tx.execute("DELETE FROM workerd_jobs WHERE id = %s", (running.id,)))
     (sentence,) = why(live, follower.id)
-    assert sentence.startswith("No job has its unique key, k, any more")
+    assert sentence.startswith("No other live job has its unique key, k")
 
 
 def test_a_job_that_may_expire_names_the_time(live: Store) -> None:
@@ -157,7 +157,7 @@ def test_a_job_that_pickup_keeps_names_the_window(live: Store, is_alone: bool) -
     for pickup, start in (
         (
             PickupConfig(jobs="0 3 * * *"),
-            "This node takes jobs only from the times of pickup.jobs (0 3 * * *)",
+            "This node takes jobs only at the times of pickup.jobs (0 3 * * *)",
         ),
         (PickupConfig(enabled=False), "This node takes no jobs: pickup.enabled is false."),
     ):
@@ -165,4 +165,4 @@ def test_a_job_that_pickup_keeps_names_the_window(live: Store, is_alone: bool) -
         (reason,) = live.read(lambda tx, c=config: explain(tx, c, job_id, {}))[1]
         assert reason.startswith(start)
         assert ("T03:00:00Z." in reason) == bool(pickup.jobs)
-        assert ("Another node may take the job before." in reason) != is_alone
+        assert ("Another node may take the job sooner." in reason) != is_alone

@@ -193,4 +193,4 @@ def test_a_missing_program_ends_the_pool_with_that_sentence(tmp_path: Path) -> N
     with PoolHarness(tmp_path, PoolConfig(name="test", handlers=(handler,))) as harness:
         harness.until(lambda: harness.status is not None)
         assert harness.status == CANNOT_LOAD_EXIT_STATUS
-        assert "the program /nowhere/php is not there" in harness.log.read_text()
+        assert "program /nowhere/php not found" in harness.log.read_text()

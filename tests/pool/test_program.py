@@ -317,9 +317,9 @@ def test_functions_around_enclose_the_run() -> None:
 @pytest.mark.parametrize(
     ("keys", "error"),
     [
-        ({"command": ("/nowhere/php",)}, "the program /nowhere/php is not there"),
-        ({"command": ("no-such-program",)}, 'the program "no-such-program" is not on PATH'),
-        ({"command": ("/etc/passwd",)}, "may not execute the program /etc/passwd"),
+        ({"command": ("/nowhere/php",)}, "program /nowhere/php not found"),
+        ({"command": ("no-such-program",)}, 'program "no-such-program" is not on PATH'),
+        ({"command": ("/etc/passwd",)}, "program /etc/passwd is not executable by this user"),
         ({"command": ("/bin/true",), "cwd": "/nowhere"}, "its cwd /nowhere is not a folder"),
     ],
 )

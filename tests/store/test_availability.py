@@ -141,5 +141,5 @@ def test_no_answer_is_said_only_of_a_store_that_gives_none() -> None:
     """What a person is told to look at depends on it."""
     assert "does not answer" in advice(StoreAway("Connection refused", 2003))
     told = advice(StoreAway("The store db1:3306 is read-only", 1290, answered=True))
-    assert told.startswith("The store db1:3306 is read-only; work goes on by itself")
+    assert told.startswith("The store db1:3306 is read-only; work resumes by itself")
     assert "does not answer" not in advice(StoreAway("DELETE command denied", 1142, answered=True))

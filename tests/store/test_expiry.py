@@ -83,7 +83,7 @@ def test_the_sweep_ends_what_is_over(store: Store) -> None:
     ]  # fmt: skip
     row = job(store, over).row
     assert row.error is not None
-    assert row.error.startswith("It was to begin within 1 min 00 s and had not after 1 min 0")
+    assert row.error.startswith("It had to start within 1 min 00 s and was still waiting after 1 min 0")
     assert row.finished_at == row.ingested_at is not None
     assert row.expires_at is not None
     assert row.fingerprint is None
@@ -213,7 +213,7 @@ def test_its_request_fails(store: Store) -> None:
     row, jobs = store.read(lambda tx: requests.get(tx, request_id))
     assert row.status == "failed"
     assert row.error is not None
-    assert row.error.startswith('"a" expired: It was to begin within')
+    assert row.error.startswith('"a" expired: It had to start within')
     assert [one.reason for one in jobs] == ["expired"]
 
 

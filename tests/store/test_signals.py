@@ -58,7 +58,7 @@ def test_a_signal_ends_its_wait(store: Store) -> None:
     assert s.request(store, request_id)[1]["approve"].run_at == LATEST
     assert pass_due(store) == 0
     give(store, request_id)
-    with pytest.raises(Conflict, match="given before"):
+    with pytest.raises(Conflict, match="already sent"):
         give(store, request_id)
     (claim,) = s.claims(store, "after")
     assert claim.needs == {"approve": b'{"by":"me"}'}

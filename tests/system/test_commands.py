@@ -51,7 +51,7 @@ def test_a_program_is_a_handler_like_any_other(
     # A missing program: its pool alone is quarantined, `check` and `why` say why, and it recovers.
     checked = daemon.cli("check", check=False)
     assert checked.returncode == 1
-    sentence = f"the program {marks}/program is not there"
+    sentence = f"program {marks}/program not found"
     assert sentence in " ".join(checked.stdout.split())
     job = rows.insert("missing")
     eventually(lambda: daemon.status()["pools"]["missing"].get("quarantined"), within=20, state=daemon.tail)

@@ -61,8 +61,8 @@ def test_every_way_in(api: Api) -> None:
     assert api.get(f"/jobs/{stays}").json()["status"] == "new"
     assert api.get(f"/jobs/{stays}").json()["expires_at"] is not None
     why = api.get(f"/jobs/{jobs[0]}/why").json()["why"][0]
-    assert "was to begin earlier" in why
-    assert "It was to begin within" in why
+    assert "expired before it started" in why
+    assert "It had to start within" in why
 
 
 def test_a_handlers_own_and_its_request(api: Api) -> None:

@@ -65,8 +65,8 @@ def check(c: ConfigPath = None, json: AsJson = False, store: AskStore = False) -
         raise CommandExit(1)
     if report.store and not any(server.role == "writable" for server in report.store):
         notify(
-            "No server of the store can be written now: correct what the table gives as its reason, or start "
-            "or promote one. Jobs wait until then."
+            "No server of the store can be written now: fix the reason that the table shows, or start or "
+            "promote a server. Jobs wait until then."
         )
         raise CommandExit(1)
     if report.store_faults:
@@ -121,7 +121,7 @@ def migrate(c: ConfigPath = None, sql: PrintSql = False) -> None:
     """Migrate the store to this version's schema.
 
     The folder and the file of an embedded store are created. The user of the store needs CREATE, ALTER and
-    INDEX for this, and SELECT, INSERT, UPDATE and DELETE for all else.
+    INDEX for this, and SELECT, INSERT, UPDATE and DELETE for everything else.
     """
     config = load_config(c)
     if sql:
@@ -143,9 +143,9 @@ def migrate(c: ConfigPath = None, sql: PrintSql = False) -> None:
 def install(prefix: Prefix = Path("/"), handover: Handover = False) -> None:
     """Install the systemd units, their user and /etc/workerd.
 
-    A configuration file that was edited is kept; the new one is written beside it. With --handover the daemon
-    that runs is replaced by this version without interrupting a job: a new one starts beside it and takes
-    over, the former one ends when its running jobs have ended.
+    A configuration file that was edited is kept; the new one is written beside it. With --handover this
+    version replaces the running daemon without interrupting a job: it starts beside the former one and takes
+    over, and that one ends when its running jobs have ended.
     """
     hand_over = HandOver(prefix) if handover else None
     _print_steps(installer.install(prefix.absolute()))

@@ -19,13 +19,15 @@ from workerd.runtime.dead_letters import DeadLetter, DeadLetterFile
 from workerd.runtime.paths import Paths
 from workerd.text import plural
 
-Retry = Annotated[bool, typer.Option("--retry", help="Write them to the store again; what it refuses stays.")]
+Retry = Annotated[
+    bool, typer.Option("--retry", help="Write them to the store again; those still refused are kept.")
+]
 
 
 def dead_letters(c: ConfigPath = None, json: AsJson = False, retry: Retry = False) -> None:
     """List outcomes that the store refused in any form.
 
-    With --retry they are written again: an attempt that has ended otherwise meanwhile keeps that end.
+    With --retry they are written again: an attempt that has meanwhile ended another way keeps that outcome.
     """
     file = DeadLetterFile(Paths(load_config(c).node).dead_letters)
     try:
@@ -80,7 +82,9 @@ def _show(letters: list[DeadLetter], json: bool) -> None:
         return
     print_table(["job", "attempt", "handler", "status", "why"], [list(letter.values()) for letter in found])
     if found:
-        notify("Mend the store (a trigger, a constraint), then `workerd dead-letters --retry`.")
+        notify(
+            "Fix what rejects the write (a trigger or constraint), then run `workerd dead-letters --retry`."
+        )
 
 
 def _document(letter: DeadLetter) -> Document:

@@ -36,7 +36,7 @@ DEFAULT_LIMIT = 50
 Fingerprint = Annotated[
     bytes, typer.Argument(metavar="FP", help="Fingerprint of the group.", parser=parse_fingerprint)
 ]
-All = Annotated[bool, typer.Option("--all", help="Resolved and muted groups too.")]
+All = Annotated[bool, typer.Option("--all", help="Include resolved and muted groups.")]
 For = Annotated[
     float, typer.Option("--for", metavar="D", parser=parse_duration, help="How long, such as 1h or 7d.")
 ]
@@ -111,14 +111,14 @@ def show(fingerprint: Fingerprint, c: ConfigPath = None, json: AsJson = False) -
 
 
 def resolve(fingerprint: Fingerprint, c: ConfigPath = None) -> None:
-    """Close a group of failures until it comes back."""
+    """Close a group of failures until it recurs."""
     with open_session(c) as session:
         group = session.run(lambda tx: errors.resolve(tx, session.actor, fingerprint))
-    notify(f"{group['fingerprint']} is resolved; it opens again when it comes back.")
+    notify(f"{group['fingerprint']} is resolved; the next such failure reopens it.")
 
 
 def mute(fingerprint: Fingerprint, seconds: For, c: ConfigPath = None) -> None:
     """Leave a group out of lists and alerts for some time."""
     with open_session(c) as session:
         group = session.run(lambda tx: errors.mute(tx, session.actor, fingerprint, seconds))
-    notify(f"{group['fingerprint']} is muted until {second(group['muted_until'])}; it counts on.")
+    notify(f"{group['fingerprint']} is muted until {second(group['muted_until'])}; failures still count.")

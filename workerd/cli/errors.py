@@ -54,10 +54,10 @@ def _sentence(error: WorkerdError) -> str:
     cause = text.rstrip(".")
     match error:
         case CommitUnknown():
-            ids = f" It is about {', '.join(error.ids)}." if error.ids else ""
+            ids = f" Its ids: {', '.join(error.ids)}." if error.ids else ""
             return (
-                f"The store did not answer the COMMIT ({cause}): the change may have been done.{ids} "
-                f"Look before you repeat it."
+                f"The store did not answer the COMMIT ({cause}): the change may have been made.{ids} "
+                f"Check before you repeat it."
             )
         case StoreAway(answered=True):
             prefix = "" if cause.startswith("The store") else "The store cannot be used: "

@@ -38,7 +38,7 @@ ReasonFilter = Annotated[
         "--reason",
         metavar="R",
         parser=parse_reason,
-        help="Only jobs whose newest attempt ended so: failure, deadline, oom, crashed, lost and others.",
+        help="Only jobs whose latest attempt ended with this reason: failure, deadline, oom, crashed, lost …",
     ),
 ]
 ErrorFilter = Annotated[

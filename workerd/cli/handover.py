@@ -62,7 +62,7 @@ class HandOver:
             )
         if "generation" not in former:
             raise UsageError(
-                f"The daemon that runs (version {line(former.get('version'))}) cannot be taken over from: "
+                f"The running daemon (version {line(former.get('version'))}) does not support a handover: "
                 "`systemctl restart workerd` starts this version after its running jobs have ended."
             )
         self._former: int = former["generation"]
@@ -93,12 +93,12 @@ class HandOver:
             for worker in pool.get("workers") or ()
         )
         notify(
-            f"{unit} serves now. {unit_of(self._former)} takes no more jobs and ends after those "
-            f"that it runs ({running}); `workerd status` shows both."
+            f"{unit} serves now. {unit_of(self._former)} takes no more jobs and ends after its running "
+            f"jobs ({running}); `workerd status` shows both."
         )
         quarantined = [name for name, pool in status.get("pools", {}).items() if pool.get("quarantined")]
         if quarantined:
-            notify(f"Pools that do not come up: {', '.join(map(line, quarantined))}. Their jobs wait.")
+            notify(f"Pools that did not come up: {', '.join(map(line, quarantined))}. Their jobs wait.")
 
     def _wait_noticed(self) -> Document:
         end = time.monotonic() + NOTICE_TIMEOUT_S

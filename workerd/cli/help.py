@@ -26,7 +26,7 @@ ShellName = Annotated[Shell, typer.Argument(metavar="SHELL", help="bash, zsh or 
 def config() -> None:
     """Print the configuration: each key, its default and meaning.
 
-    `workerd config > workerd.toml` begins a configuration of your own.
+    `workerd config > workerd.toml` starts a configuration of your own.
     """
     print(workerd_toml(), end="")
 

@@ -183,12 +183,12 @@ def _change(session: CommandSession, search: Search, answer: Answer, fresh: bool
                 if interrupted:
                     break
     except (StoreError, KeyboardInterrupt):
-        notify(f"{done:,} {of} were {DONE[search.act]} before this; the others are as they were.")
+        notify(f"{done:,} {of} were {DONE[search.act]} before this; the others are unchanged.")
         raise
     if answer.json:
         print_json({"matched": search.matched, "done": done})
     if interrupted:
-        notify(f"Interrupted: {done:,} {of} were {DONE[search.act]}. The same command again does the rest.")
+        notify(f"Interrupted: {done:,} {of} were {DONE[search.act]}. Repeat the command for the rest.")
         raise CommandExit(INTERRUPTED)
     if search.found:
         rest = "" if done == len(search.found) else "; the others ended or changed meanwhile"
@@ -220,7 +220,7 @@ def _matches_text(matched: int, chosen: int) -> str:
 
 
 def _confirm(session: CommandSession, search: Search, answer: Answer) -> None:
-    """Ask whether to go on. Raises CommandExit for a no, UsageError if nobody can be asked."""
+    """Ask whether to continue. Raises CommandExit for a no, UsageError without a terminal."""
     chosen = len(search.found)
     text = _matches_text(search.matched, chosen)
     if not answer.yes and not sys.stdin.isatty():

@@ -39,7 +39,7 @@ def log(job_id: JobId, attempt: Attempt = None, follow: Follow = False, c: Confi
         if follow:
             _follow(session, AttemptRef(job_id, live["attempt"]), live)
         else:
-            notify(f"Attempt {live['attempt']} is running; --follow prints what comes.")
+            notify(f"Attempt {live['attempt']} is running; --follow prints its output live.")
 
 
 def _print_kept(session: CommandSession, job_id: bytes, attempt: int | None, live: Document | None) -> None:

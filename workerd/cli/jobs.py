@@ -158,7 +158,7 @@ def list_(
     c: ConfigPath = None,
     json: AsJson = False,
 ) -> None:
-    """List jobs, newest made or ended first."""
+    """List jobs, most recently created or ended first."""
     with open_session(c) as session:
         rules = session.revealing(wanted.handler, wanted.document()) if reveal else session.rules
         pages = list(session.pages(jobs.list_, limit or DEFAULT_LIMIT, **wanted._asdict(), rules=rules))

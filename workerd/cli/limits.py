@@ -24,10 +24,10 @@ Group = Annotated[
 
 
 def limits(words: Words = None, group: Group = None, c: ConfigPath = None, json: AsJson = False) -> None:
-    """List limits: what is used, who has them; or end a hold.
+    """List limits, their use and their handlers; or end a hold.
 
-    `unhold` ends what `Retry(hold=…)` of a job asked for: what waits starts at once on this host, on other
-    nodes within `dispatcher.poll`. That job itself keeps its time; `workerd job retry` makes it due.
+    `unhold` ends the hold that a job asked for with `Retry(hold=…)`: waiting jobs start immediately on this
+    host, on other nodes within `dispatcher.poll`. That job keeps its time; `workerd job retry` makes it due.
     """
     match words or []:
         case []:
@@ -89,14 +89,14 @@ def _show(c: Path | None, json: bool) -> None:
 
 
 def allowance(limit: Document) -> str:
-    """`20 at once, 2 a group, 100/1m`."""
+    """`20 at once, 2 per group, 100/1m`."""
     if not limit["configured"]:
-        return "configured on no node any more"
+        return "no longer configured on any node"
     words = [
         f"{limit['concurrency']} at once" if limit["concurrency"] is not None else "",
-        f"{limit['group_concurrency']} a group" if limit["group_concurrency"] is not None else "",
+        f"{limit['group_concurrency']} per group" if limit["group_concurrency"] is not None else "",
         limit["rate"] or "",
-        f"{limit['group_rate']} a group" if limit["group_rate"] else "",
+        f"{limit['group_rate']} per group" if limit["group_rate"] else "",
         f"burst {limit['burst']}" if limit["burst"] is not None else "",
     ]
     return ", ".join(filter(None, words))

@@ -219,9 +219,7 @@ Wait = Annotated[
     ),
 ]
 
-Reveal = Annotated[
-    bool, typer.Option("--reveal", help="Show values that are redacted; it is recorded in the audit.")
-]
+Reveal = Annotated[bool, typer.Option("--reveal", help="Show redacted values; recorded in the audit.")]
 
 DEFAULT_WAIT = "30s"
 """Of a `--wait` without a duration."""

@@ -128,7 +128,7 @@ def signal(
     key_values: KeyValues = None,
     c: ConfigPath = None,
 ) -> None:
-    """Give a signal to a request: a job that waits for it ends.
+    """Send a signal to a request: the job that waits for it ends.
 
     Its payload, which later jobs find in `ctx.needs`, is an object of the KEY=VALUE words, null without any.
     """
@@ -136,7 +136,7 @@ def signal(
     payload = coerce_texts(None, texts) or None
     with open_session(c) as session:
         session.run(lambda tx: requests.signal(tx, session.actor, session.config, request_id, name, payload))
-    notify(f"The signal {line(name)} is given.")
+    notify(f"Signal {line(name)} sent.")
 
 
 def _wait(session: CommandSession, key: bytes, timeout_s: float, json: bool, reveal: bool) -> None:

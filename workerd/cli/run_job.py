@@ -50,12 +50,12 @@ def run(
 ) -> None:
     """Run a job's attempt here, without the daemon and the store.
 
-    What it does is real; that it ran is not stored. Exit status 0 when it succeeded, 1 when it did not.
+    Its effects are real; nothing about the run is stored. Exit status 0 when it succeeded, else 1.
     """
     texts = parse_key_values(key_values or [])
     if not yes and not sys.stdin.isatty():
         raise UsageError(
-            "What a run does is real. Without a terminal to ask, expected --yes; nothing was run."
+            "The effects of a run are real. Without a terminal to ask, expected --yes; nothing was run."
         )
     if pdb and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("--pdb needs a terminal, for input and output; nothing was run.")
@@ -69,11 +69,11 @@ def run(
         claim, redaction = session.look_up(prepare, id_text(job_id), reveal=reveal)
     handler = config.handlers[claim.handler]
     if pdb and not handler.call:
-        raise UsageError(f'Handler "{handler.name}" is no Python function: --pdb has nothing to stop at.')
+        raise UsageError(f'Handler "{handler.name}" is not a Python function: --pdb has nothing to stop at.')
     if pdb and redaction:
         raise UsageError(
-            "A debugger shows every value, and this handler has some that are redacted: add --reveal, which "
-            "is recorded in the audit."
+            "A debugger shows every value, and this handler has redacted ones: add --reveal, which the audit "
+            "records."
         )
     _ask(claim, yes=yes)
     options = replay.Options(redaction, debug=pdb, limits=limits, reveal=reveal)
@@ -83,12 +83,12 @@ def run(
 
 
 def _ask(claim: Claim, *, yes: bool) -> None:
-    """Say what will happen, and ask whether it shall. Raises CommandExit for a no."""
+    """Say what will happen, and ask for confirmation. Raises CommandExit for a no."""
     # Names alone: what the code marks as secret is known when it is loaded.
     names = ", ".join(_names(claim.vars)) or "none"
     notify(
         f'Attempt {claim.attempt} of job {id_text(claim.id)}, handler "{claim.handler}", vars: {names}. It '
-        "runs here; what it does is real (payments, messages, files), and nothing of it is stored."
+        "runs here; its effects are real (payments, messages, files), and nothing about it is stored."
     )
     if not yes and not confirm("Run it?"):
         notify("Nothing was run.")

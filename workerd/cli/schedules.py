@@ -155,7 +155,7 @@ def _print_next(schedule: Document, times: list[str], json: bool) -> None:
     if schedule["paused_at"] is not None:
         notify(f"{line(name)} is paused; `workerd schedules resume {word(name)}` resumes it.")
     elif schedule["kind"] == "cooler":
-        notify("Each run starts a pause after the end of the one before: later times are not known.")
+        notify("Each run starts one pause after the previous one ends: later times are not known.")
 
 
 def _act(path: Path | None, action: str, name: str, texts: dict[str, str], json: bool) -> None:
@@ -170,7 +170,7 @@ def _act(path: Path | None, action: str, name: str, texts: dict[str, str], json:
                 notify(f"{shown} is paused; `workerd schedules resume {word(name)}` resumes it.")
             case "remove":
                 session.run(lambda tx: operations.remove(tx, actor, config, name))
-                notify(f"{shown} is removed; what it has started goes on.")
+                notify(f"{shown} is removed; jobs and requests that it started continue.")
             case "resume":
                 _, was_paused = session.run(lambda tx: operations.resume(tx, actor, config, name))
                 notify(f"{shown} {'is resumed' if was_paused else 'was not paused; nothing has changed'}.")

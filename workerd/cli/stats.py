@@ -12,7 +12,7 @@ from workerd.text import seconds_text
 def stats(c: ConfigPath = None, json: AsJson = False) -> None:
     """Show waiting and running jobs, workers and rates by handler.
 
-    They are those of all nodes; rates are averages of the last minute.
+    They cover all nodes; rates are averages over the last minute.
     """
     with open_session(c) as session:
         found = session.read(lambda tx: operations.read(tx, session.config))

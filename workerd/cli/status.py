@@ -207,7 +207,7 @@ def _warnings(ingester: Document) -> list[tuple[str, str]]:
     """What waits beside the others, or for a person."""
     rows = []
     if locked := ingester.get("locked"):
-        rows.append(("locked", f"{plural(locked, 'outcome')} of rows that other transactions lock"))
+        rows.append(("locked", f"{plural(locked, 'outcome')} for rows locked by other transactions"))
     if set_aside := ingester.get("set_aside"):
         rows.append(("set aside", f"{plural(set_aside, 'outcome')}: see `workerd dead-letters`"))
     return rows

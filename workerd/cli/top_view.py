@@ -136,7 +136,7 @@ def _body(frame: Document, state: ViewState, width: int) -> list[Any]:
         parts += [Text(), _running(running, width)]
     depth = [row for row in frame["depth"] or () if _is_shown(state, row["handler"])]
     if frame["depth"] is None:
-        parts += [Text(), Text("The store does not answer now: its numbers are missing.", style="yellow")]
+        parts += [Text(), Text("The store does not answer; its numbers are missing.", style="yellow")]
     elif depth:
         parts += [Text(), _depth(depth, by_name=state.sort == "name")]
     return parts

@@ -191,8 +191,8 @@ def _handler(table: Table, name: str, defaults: dict[str, Any], own: dict[str, A
         table.error('expected call = "module:attribute" or a command, got none', "call")
     given = {key: keys[key] for key in keys_of(HandlerConfig) if key in keys}
     if given.get("unique_for") is not None and given.get("on_conflict", "keep") != "keep":
-        table.error('expected with on_conflict "keep" or none', "unique_for")
-    # What nobody may see of any handler's jobs, nobody may see of this one's.
+        table.error('requires on_conflict "keep", the default', "unique_for")
+    # The paths of `[defaults]` are redacted in addition to the handler's own.
     given["redact"] = tuple(dict.fromkeys((*defaults.get("redact", ()), *own.get("redact", ()))))
     return HandlerConfig(
         name=name,
@@ -210,7 +210,7 @@ def _command(table: Table, keys: dict[str, Any], own: dict[str, Any]) -> Command
     if not given.get("command") or ("call" in own and "command" not in own):
         beside = set() if table.values.get("command") else keys_of(CommandConfig).keys() - {"command"}
         for key in own.keys() & beside:
-            table.error("expected a command beside it, got none", key)
+            table.error("requires a command, got none", key)
         return None
     if "call" in own:
         table.error("expected either call or command, got both", "command")

@@ -43,7 +43,7 @@ class Argument:
 def check_argument(text: object) -> str:
     """An argument as it is configured. Raises InvalidValue."""
     if not isinstance(text, str):
-        raise InvalidValue("expected a list of texts, got something else")
+        raise InvalidValue("expected a list of strings")
     Argument(text)
     return text
 

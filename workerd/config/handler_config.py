@@ -54,24 +54,24 @@ class Policy(ConfigValue, frozen=True):
     """Crashes of the worker under one job (signal, exit, out of memory) before the job fails."""
     backoff: Backoff = Backoff()
     """Pause before the next attempt: `first`, then `factor` times the previous one, at most `max`
-    (durations). Each is shortened at random by up to `jitter` of itself, so that what failed together does
-    not come back together. Keys left out have the values shown here."""
+    (durations). Each is shortened at random by up to `jitter` of itself, so that jobs that failed together
+    are not retried together. Keys left out have the values shown here."""
     retry_on: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ("Exception",)
     """Exception classes, by builtin name or dotted path, that are retried; subclasses count. Checked after
     `ignore` and `fail_on`; any other exception fails the job."""
     fail_on: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ()
-    """Exception classes that fail the job at once."""
+    """Exception classes that fail the job immediately."""
     ignore: Annotated[tuple[str, ...], v.list_of(texts.class_name, "classes")] = ()
     """Exception classes that count as success; checked first."""
     resumable: Annotated[bool, v.boolean] = False
-    """When its pool stops or is reloaded, workerd.Interrupted is raised in the run at once, and the job goes
-    on in its next attempt from what it has saved, without using an attempt. false: it may run until the end
-    of `shutdown.drain`."""
+    """When its pool stops or is reloaded, workerd.Interrupted is raised in the run immediately; its next
+    attempt, which is not counted, continues from what it has saved. false: it may run until the end of
+    `shutdown.drain`."""
     keep_log: Annotated[KeepLog, v.choice(*get_args(KeepLog))] = "failures"
-    """Attempts with which is kept what they printed and logged: "failures", "all" or "none". It is deleted
-    with the job."""
+    """Attempts whose printed and logged output is kept: "failures", "all" or "none". It is deleted with the
+    job."""
     log_limit: Annotated[int, v.size_between(KIB, MIB)] = 64 << 10
-    """How much of it: the first sixteenth, and the newest of the rest."""
+    """How much of that output is kept: the first sixteenth of the limit, and the newest of the rest."""
 
 
 class CommandConfig(ConfigValue, frozen=True):
@@ -92,10 +92,10 @@ class CommandConfig(ConfigValue, frozen=True):
     """Exit statuses that mean "try again", as raising Retry does. Any other but 0 counts as the exception
     class "Exit:N" in retry_on, fail_on and ignore."""
     fail_codes: Annotated[tuple[int, ...], v.list_of(v.integer(1, 255), "exit statuses")] = ()
-    """Exit statuses that fail the job at once."""
+    """Exit statuses that fail the job immediately."""
     signature: Annotated[dict[str, str], texts.signature] = {}
-    """What vars must be, checked at enqueue: { month = "str", copies = "int?" }; with "?" it may be left out.
-    Vars that it does not name are refused. {}: anything."""
+    """Types of the vars, checked at enqueue: { month = "str", copies = "int?" }; one with "?" may be left
+    out. Vars that it does not name are refused. {}: anything."""
 
 
 class HandlerConfig(ConfigValue, frozen=True):
@@ -115,38 +115,38 @@ class HandlerConfig(ConfigValue, frozen=True):
     the handler."""
     around: Annotated[tuple[str, ...], v.list_of(texts.reference, "references")] = ()
     """Functions around each run, "module:attribute", entered in order: generator functions of (ctx) that
-    yield once, or functions of (ctx, call_next). Those of the pool are outside of the handler's own;
+    yield once, or functions of (ctx, call_next). Those of the pool are entered before the handler's own;
     `[defaults]` applies where neither has any."""
     group: Annotated[str, texts.group_template] = ""
     """The group of a job that is enqueued without one, filled from its vars: "{tenant}". Limits, `fair` and
-    search go by groups. A job whose vars do not give one is refused, or fails. "": no group."""
+    search use it. A job whose vars do not provide it is refused, or fails. "": no group."""
     limit: Annotated[str, texts.name_or_empty] = ""
-    """The `[limits.NAME]` that holds for its jobs; handlers may share one. "": none."""
+    """The `[limits.NAME]` that applies to its jobs; handlers may share one. "": none."""
     on_conflict: Annotated[OnConflict, v.choice(*get_args(OnConflict))] = "keep"
-    """What becomes of a job that is enqueued with the `unique_key` of a live one, where that says nothing
-    itself: "keep" (nothing), "replace" (one that waits gets the new data), "debounce" (it also waits `delay`
-    longer) or "follow". While one runs, the newest data waits behind it, but for "keep". A plain INSERT is
-    refused by the store as ever."""
+    """What an enqueue with the `unique_key` of a live job does, unless it gives its own: "keep" (nothing),
+    "replace" (a waiting job gets the new data), "debounce" (and again waits `delay`) or "follow". While a job
+    runs, the newest data waits behind it, except with "keep". A plain INSERT is always rejected by the store.
+    """
     max_delay: Annotated[float | None, v.duration_or_none] = None
-    """Longest time from its first enqueue that "debounce" delays a job, unless that says so itself. "": no
-    bound."""
+    """Longest time from its first enqueue that "debounce" delays a job, unless the enqueue gives its own. "":
+    no bound."""
     unique_for: Annotated[float | None, v.window_or_none] = None
-    """At most one job of each `unique_key` in every window of this length, counted from 1970, live or not.
+    """At most one job of each `unique_key`, live or ended, in every window of this length, counted from 1970.
     "": no such bound."""
     fair: Annotated[bool, v.boolean] = False
     """true: within a priority the groups take turns, weighted by `[groups]`; a group alone gets all workers.
     """
     expires: Annotated[float | None, v.duration_or_none] = None
-    """A job that has not begun so long after it was due ends as `cancelled`, reason `expired`; one that was
-    enqueued with its own `expires` has that. Retries and runs of a `cooler` do not expire. "": never."""
+    """A job that has not started this long after it was due ends as `cancelled`, reason `expired`; an
+    `expires` given at enqueue overrides this. Retries and runs of a `cooler` do not expire. "": never."""
     max_waiting: Annotated[int, v.integer(0, 1000000000)] = 0
-    """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429), unless that adds
-    none. 0: no limit."""
+    """Waiting jobs above which enqueueing by HTTP, client and command line is refused (429), unless it adds
+    no job. 0: no limit."""
     command: CommandConfig | None = None  # of a handler without `call`
     redact: Annotated[tuple[str, ...], v.list_of(texts.redact_path, "paths")] = ()
-    """Values that are not shown, beside those of [defaults]: paths of vars, params, extras, meta and JSON
-    payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of 6
-    letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
+    """Values that are not shown, in addition to those of [defaults]: paths of vars, params, extras, meta and
+    JSON payloads, such as ["password", "card.*", "*.token"], where * is one whole name. Where such a value of
+    6 letters or more occurs in an error, a stack, a note or the log, it is replaced before it is stored."""
     rated: bool = False  # its limit has a rate: a pool claims only what it starts at once
     webhooks: dict[str, WebhookConfig] = {}  # of WEBHOOK_HANDLER
     schedule: ScheduleConfig = ScheduleConfig()
@@ -204,4 +204,4 @@ class PoolConfig(ConfigValue, frozen=True):
     otel: OtelConfig | None = None  # where runs are traced
     restart: RestartConfig = RestartConfig()
     """After more than `intensity` deaths of the pool, or of workers without a job, within `period`
-    (duration), the pool is quarantined and retried later; all other pools go on."""
+    (duration), the pool is quarantined and retried later; all other pools keep running."""

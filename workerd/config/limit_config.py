@@ -20,12 +20,13 @@ class LimitConfig(ConfigValue, frozen=True):
     group_concurrency: Annotated[int | None, v.count_or_none(1, 10_000)] = None
     """Of these, jobs of one group. Jobs without a group share one. "": any number."""
     rate: Annotated[Rate | None, v.rate_or_none] = None
-    """Jobs that start, as a number per time: "100/1m". In no window of any length do more start than the rate
+    """Jobs that start, as a number per time: "100/1m". No window of any length has more starts than the rate
     allows in it, plus `burst`. "": any number."""
     burst: Annotated[int | None, v.count_or_none(1, 1_000_000)] = None
-    """Jobs that may start at once after a pause. "": as many as the number of the rate."""
+    """Jobs that may start together after a pause. "": as many as the number of the rate."""
     group_rate: Annotated[Rate | None, v.rate_or_none] = None
-    """As `rate`, for the jobs of each group; at once as many as its number, or `burst` if that is less."""
+    """As `rate`, for the jobs of each group. `burst` applies to it too; beside a `rate`, only if it is less
+    than the number of this one."""
 
     @property
     def by_group(self) -> bool:

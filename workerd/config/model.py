@@ -1,7 +1,7 @@
 """The configuration as frozen values: every key declared once, with its type, range, default and meaning.
 
 Here are the whole and its sections; tables with names of their own are in `*_config.py` beside this.
-Durations are seconds (float), sizes are bytes (int). A duration of None stands for "": never, or for ever.
+Durations are seconds (float), sizes are bytes (int). A duration of None stands for "": never, or forever.
 The checker, the `@handler` decorator, `etc/workerd.toml` and the reference page are derived from here.
 """
 
@@ -39,8 +39,8 @@ class NodeConfig(ConfigValue, frozen=True):
     """Folder for the spool, the embedded store and the lock. Must survive a reboot: outcomes that were
     spooled while the store was unavailable would be lost, and their jobs run again."""
     generation: Annotated[int, v.integer(1, 999)] = 1
-    """Which of the daemons this is that replace each other on one host without interrupting a job: the unit
-    `workerd@N.service` sets it. Above 1 the daemon is called NAME·N, and has folders of its own below
+    """Number of this daemon among those that replace each other on one host without interrupting a job; set
+    by the unit `workerd@N.service`. Above 1 the daemon is called NAME·N, and has its own folders below
     these."""
 
 
@@ -104,10 +104,10 @@ class IngesterConfig(ConfigValue, frozen=True):
     batch: Annotated[int, v.integer(1, 10000)] = 500
     """Maximum outcomes per transaction."""
     linger: Annotated[float, v.duration_between(0, 10)] = 0.005
-    """How long an outcome waits at most for others to share its transaction; 0 writes each at once."""
+    """How long an outcome waits at most for others to share its transaction; 0 writes each immediately."""
     spool: Annotated[int, v.size_between(MIB, zero=True)] = 1 << 30
     """Maximum size of the spool, which keeps outcomes on disk while the store is unavailable. When it is
-    full, pools take no more jobs; nothing is dropped. 0: no spool, pools stop at once."""
+    full, pools take no more jobs; nothing is dropped. 0: no spool, pools stop immediately."""
     max_payload: Annotated[int, v.size_between(KIB, GIB)] = 4 << 20
     """Maximum payload of a job; a larger one ends the job as a failure. Never more than half of the server's
     max_allowed_packet."""
@@ -122,7 +122,7 @@ class GatewayConfig(ConfigValue, frozen=True):
     is open to the daemon's user and group (0660): add the proxy's user to the group."""
     token_file: Annotated[str, texts.credential_or_empty] = ""
     """File of bearer tokens, one per line as NAME ROLE TOKEN, with the role producer, viewer or operator; a
-    token alone is an operator's. "": no token needed, whoever reaches the address may do everything."""
+    token alone is an operator's. "": no token needed; anyone who reaches the address may do everything."""
     allowed_hosts: Annotated[tuple[str, ...], v.list_of(addresses.host_pattern, "host names")] = ()
     """Host headers served besides the listen address and literal IP addresses, such as the name a proxy
     passes on; "*.example.org" serves all names below example.org. Others are refused, which keeps web pages
@@ -145,8 +145,8 @@ class ReloadConfig(ConfigValue, frozen=True):
     """How pools are replaced while the daemon runs."""
 
     overlap: Annotated[float, v.duration_between(0, 7 * DAY_S)] = 0.0
-    """How long the runs of a pool that a reload changes may go on beside its new processes, which take all
-    new jobs at once. It needs the memory of both meanwhile. 0: the old processes drain first, for at most
+    """How long running jobs of a pool changed by a reload may continue beside its new processes, which take
+    all new jobs immediately. Meanwhile both need memory. 0: the old processes drain first, for at most
     `shutdown.drain`, and new jobs of the pool wait for that."""
 
 
@@ -154,20 +154,20 @@ class RetentionConfig(ConfigValue, frozen=True):
     """When ended jobs are deleted, with all their attempts, counted from their end; and the audit."""
 
     completed: Annotated[float | None, v.duration_or_none] = 7 * DAY_S
-    """Completed and cancelled jobs. "": kept for ever, and the table grows."""
+    """Completed and cancelled jobs. "": kept forever, and the table grows."""
     failure: Annotated[float | None, v.duration_or_none] = 30 * DAY_S
-    """Failed jobs. "": kept for ever."""
+    """Failed jobs. "": kept forever."""
     audit: Annotated[float | None, v.duration_or_none] = 365 * DAY_S
-    """What the audit says of people and programs, counted from the act. "": kept for ever."""
+    """Entries of the audit, counted from the action. "": kept forever."""
 
 
 class PickupConfig(ConfigValue, frozen=True):
     """Picking up work at set times only."""
 
     enabled: Annotated[bool, v.boolean] = True
-    """false: this node runs no jobs; its API, clients and other nodes go on."""
+    """false: this node runs no jobs; its API, clients and other nodes keep working."""
     requests_new: Annotated[str, texts.cron] = ""
-    """Cron expression for picking up new requests. "": at once, which is what almost everyone wants."""
+    """Cron expression for picking up new requests. "": immediately, which is what almost everyone wants."""
     requests_inprogress: Annotated[str, texts.cron] = ""
     """The same for the next steps of requests in progress."""
     jobs: Annotated[str, texts.cron] = ""

@@ -16,5 +16,5 @@ class OtelConfig(ConfigValue, frozen=True):
     enabled: Annotated[bool, v.boolean] = False
     """true: a span for each enqueue and each run. Needs the extra workerd[otel]."""
     link: Annotated[Literal["link", "parent"], v.choice("link", "parent")] = "link"
-    """How the span of a run belongs to that of its enqueue: "link", a trace of its own that names it, or
-    "parent", a part of the same trace."""
+    """How the span of a run relates to that of its enqueue: "link", its own trace with a link to it, or
+    "parent", the same trace."""

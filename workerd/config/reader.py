@@ -183,7 +183,7 @@ def _read_file(file: Path, errors: ConfigErrors) -> dict[str, Any] | None:
     except tomllib.TOMLDecodeError as error:
         errors.add(str(file), (), f"expected TOML, got a syntax error: {error}")
     except RecursionError:
-        errors.add(str(file), (), "expected TOML of sensible depth, got nesting without end")
+        errors.add(str(file), (), "expected TOML, got nesting that is too deep")
     return None
 
 

@@ -69,7 +69,7 @@ _GROUPS = """\
 #"tenant-7" = 3"""
 
 _WEBHOOK = """\
-# An address that is told what happens. Its deliveries are jobs with a policy of their own, which [defaults]
+# An address that events are sent to. Its deliveries are jobs with a policy of their own, which [defaults]
 # does not touch.
 #[webhooks.ops]"""
 

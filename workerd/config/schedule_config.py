@@ -44,22 +44,22 @@ class NamedSchedule(ScheduleConfig, frozen=True):
     name: str = ""
     own: bool = False
     handler: Annotated[str, texts.name_or_empty] = ""
-    """Handler of the jobs that it makes. Either this or `workflow`."""
+    """Handler of the jobs that it creates. Either this or `workflow`."""
     workflow: Annotated[str, texts.name_or_empty] = ""
-    """Workflow of the requests that it makes."""
+    """Workflow of the requests that it creates."""
     vars: Annotated[dict[str, Any], v.json_table] = {}
     """Arguments of each job: { region = "eu" }."""
     params: Annotated[dict[str, Any], v.json_table_of("params")] = {}
     """Params of each request."""
     jitter: Annotated[float, v.duration_between(0, DAY_S)] = 0.0
-    """Each tick of a cron starts up to this much later, a time of its own that is the same on every node.
-    0: at once."""
+    """Each tick of a cron starts up to this much later; its delay is random, but the same on every node. 0:
+    no delay."""
     priority: Annotated[int, v.integer(-(2**31), 2**31 - 1)] = 0
     """Priority of each job; smaller runs first."""
     group: Annotated[str, texts.name_or_empty] = ""
     """Group of each job. "": none."""
     enabled: Annotated[bool, v.boolean] = True
-    """false: it starts nothing; what it missed meanwhile is not made up for."""
+    """false: it starts nothing; ticks missed meanwhile are not made up for."""
 
     @property
     def target(self) -> str:

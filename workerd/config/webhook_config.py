@@ -1,4 +1,4 @@
-"""`[webhooks.NAME]`: who is told what."""
+"""`[webhooks.NAME]`: which events are sent where."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEBHOOK_HANDLER = "~webhook"
 
 
 class WebhookConfig(ConfigValue, frozen=True):
-    """`[webhooks.NAME]`: an address that is told what happens, by jobs of the reserved handler `~webhook`."""
+    """`[webhooks.NAME]`: an address that events are sent to, by jobs of the reserved handler `~webhook`."""
 
     url: Annotated[str, addresses.http_url] = ""
     """Where events are posted as JSON. Required. Redirects are not followed."""
@@ -32,6 +32,7 @@ class WebhookConfig(ConfigValue, frozen=True):
     """Events: a job that has failed for good, a request that has failed, a group of failures that is new or
     came back, a pool that is quarantined."""
     handlers: Annotated[tuple[str, ...], v.list_of(texts.name, "names of handlers")] = ("*",)
-    """Whose failures, new errors and quarantines are told; "*" stands for any text. Requests always are."""
+    """Handlers whose failures, new errors and quarantines are sent; "*" is a wildcard. request_failed is
+    sent whatever the handlers."""
     allow_private: Annotated[bool, v.boolean] = False
-    """true: the address may be private, loopback or link-local. Looked at after resolution, at delivery."""
+    """true: the address may be private, loopback or link-local. Checked at each delivery, once resolved."""

@@ -46,13 +46,14 @@ class WorkflowTable(ConfigValue, frozen=True):
     """Instead of `steps`, any directed acyclic graph: jobs = [{ name = "a", handler = "x", needs = ["b"],
     vars = {}, on_error = "fail" }, …]. Instead of a handler a job may have wait = "2h" (or a time), or
     signal = "approved" with timeout = "7d", on_timeout = "fail"; with on_error or on_timeout = "continue"
-    what needs it goes on without it."""
+    the jobs that need it run without it."""
     then: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
     """Jobs of the same form that run when all others have succeeded."""
     finally_: Annotated[tuple[Any, ...], v.list_of(v.anything, "jobs")] = ()
-    """Jobs of the same form that run after all others, once in every case, after a cancel too."""
+    """Jobs of the same form that always run once after all others, also after a cancel."""
     max_failures: Annotated[int | None, v.count_or_none(0, 2**31 - 1)] = None
-    """More failed jobs fail the request, even those with on_error = "continue". "": any number."""
+    """More failed jobs than this fail the request, including those with on_error = "continue". "": any
+    number."""
 
 
 class WorkflowConfig(ConfigValue, frozen=True):

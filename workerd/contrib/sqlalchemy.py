@@ -52,6 +52,6 @@ async def enqueue_async(
 def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
     """For Alembic's `context.configure(include_name=…)`: leave the tables of workerd alone.
 
-    They are made by `workerd migrate`; autogenerate would drop what no model declares.
+    `workerd migrate` creates them; autogenerate would drop those that no model declares.
     """
     return type_ != "table" or not (name or "").startswith(TABLES)

@@ -117,7 +117,7 @@ class ClaimOutlook(NamedTuple):
 class PoolShare(NamedTuple):
     """A pool's part in a transaction: up to `capacity` rows of these handlers, each from its cursor on.
 
-    `idle_only`: only of groups that have had no turn of late.
+    `idle_only`: only of groups that have had no turn recently.
     """
 
     link: PoolLink

@@ -1,4 +1,4 @@
-"""The periodic task that lets jobs go on whose unique key is held by nobody any more."""
+"""The periodic task that releases jobs that wait behind a unique key that no live job holds any more."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Followers:
         self._handlers = sorted(handlers)
 
     def sweep(self) -> float | None:
-        """One slice; where nobody waits so, one look at an index for each 100 handlers."""
+        """One slice; without such jobs it costs one index look-up for each 100 handlers."""
         found = self._store.read(lambda tx: duplicates.without_holder(tx, self._handlers, MAX_ROWS))
         if not found:
             return None

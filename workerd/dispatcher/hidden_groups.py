@@ -13,15 +13,15 @@ from workerd.store import hidden_groups
 from workerd.store.hidden_groups import Place
 
 PAUSE_S = 0.03
-"""Between two steps of a first walk: 17,000 rows a second."""
+"""Pause between steps of a queue's first walk: 17,000 rows/s."""
 LATER_PAUSE_S = 0.1
-"""The same of later walks: what came meanwhile was seen among the newest jobs, unless it was very much."""
+"""Pause between steps of later walks: except in a flood, claims saw the jobs that came since the last one."""
 AGAIN_S, LONGEST_AGAIN_S = 1.0, 30.0
-"""Between two walks; twice as long after each that found nothing."""
+"""Pause between walks, from the first to the second value: doubled after each walk that found nothing."""
 MAX_PARKED = 1000
 """Jobs of one group that one walk moves."""
 FORGET_S = 10.0
-"""After which a walk that was not gone on with begins anew."""
+"""A walk paused for longer than this starts over."""
 
 
 class _Walk:

@@ -27,11 +27,11 @@ from workerd.store.reclaims import LimitScopes
 from workerd.store.slots import GROUP, LIMIT
 
 SCAN_S = 1.0
-"""After which queues of groups are looked for again, since other nodes make some too."""
+"""Interval of scans for queues of groups, which other nodes create too."""
 SCAN_ON_S = 0.05
-"""The same while there are more than one scan finds."""
+"""Pause between the parts of a scan with more queues than one part reads."""
 HIDING_S = 1.0
-"""For how long it counts what a claim saw in front: nobody walks through a queue that nobody claims from."""
+"""How long the groups that a claim saw in front stay valid: a queue without claims is not walked."""
 MAX_QUEUES_KNOWN = 20_000
 """Queues of a handler that are remembered; others are found once some of these are empty."""
 
@@ -165,7 +165,7 @@ class LimitedHandlers:
         """Claim for one handler; changes nothing here, since the transaction may run again.
 
         `locked`: the rows of the limits that the transaction has locked, which it keeps up to date.
-        `idle_only`: only of groups that have had no turn of late.
+        `idle_only`: only of groups that have had no turn recently.
         """
         known = self._handlers[handler]
         limit: tuple[LimitConfig, RateRow] | None = None
@@ -198,9 +198,9 @@ class LimitedHandlers:
             self.on_hiding()
 
     def hiding(self, now: float) -> dict[str, frozenset[str]]:
-        """The handlers in whose queues jobs may be hidden, with the groups that stand in front of them.
+        """The handlers in whose queues jobs may be hidden, with the groups in front of them.
 
-        Without those for which no claim was made of late. `now`: monotonic seconds.
+        Only handlers with a claim in the last HIDING_S. `now`: monotonic seconds.
         """
         return {
             name: memory.hiding

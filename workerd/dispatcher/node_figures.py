@@ -13,7 +13,7 @@ from workerd.runtime.loop import Loop, Timer
 from workerd.store.nodes import HandlerFigures
 
 FORGET_AFTER_S = 60.0
-"""What an ingester said of the last minute is of no minute any more: it was replaced."""
+"""Figures of a replaced ingester expire after this."""
 
 
 class NodeFigures:

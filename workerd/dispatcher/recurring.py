@@ -226,4 +226,4 @@ class CronTicks:
 
 
 def _shown(name: str) -> str:
-    return f'the schedule "{name}"'
+    return f'schedule "{name}"'

@@ -191,7 +191,7 @@ class Settlement:
         return self._awaited or set() if self.phase is SettlementPhase.COLLECTING else set()
 
     def _living(self, lives: Iterable[int]) -> frozenset[int]:
-        """Those that the supervisor names: nobody else is waited for, whatever connected."""
+        """Those that the supervisor names; others are not waited for, even if connected."""
         return self._roster.lives.intersection(lives) if self._roster is not None else frozenset()
 
     def on_pool_up(self, link: PoolLink) -> None:

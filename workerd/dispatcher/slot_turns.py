@@ -1,9 +1,9 @@
 """Turns of handlers at the slots of a limit that they share, over all nodes.
 
-A node that ends a job knows at once that its slot is free, and has claimed the next job before any other node
-looks. So a handler that gets nothing asks for the next slot, in the row of the limit or of the group that
-claims lock anyway: the slot is kept for it, and other handlers leave one free. What has asked and got a slot
-has a turn of some time before anybody asks again, since a slot that changes nodes is free for a moment.
+The node that ends a job knows immediately that its slot is free, and claims the next job before any other
+node looks. So a handler that gets nothing reserves the next slot, in the row of the limit or of the group,
+which claims lock anyway: other handlers leave one free. A handler that got a reserved slot then has a turn of
+some time without new reservations, since a slot that changes nodes is unused for a moment.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from workerd.store.limits import RateKey, RateRow
 from workerd.store.slots import GROUP, LIMIT
 
 TURN_US = 250_000
-"""From taking a slot that was kept until another may be asked for."""
+"""From taking a reserved slot until another may be reserved."""
 RETRY_S = (0.01, 0.25)
-"""From one claim to the next while a slot is wanting: an eighth of the wait so far, within these bounds. The
-longest is a turn, so that everybody sees its end coming and looks then."""
+"""From one claim to the next while a slot is missing: an eighth of the wait so far, within these bounds. The
+longest is a turn, so that all handlers see its end coming and retry then."""
 KEPT_US = 200_000
-"""For which a slot is kept at least; else for three tries."""
+"""Minimum time for which a slot is reserved; else three retries."""
 MAX_NEW = 8
-"""Slots that one claim asks for."""
+"""Slots that one claim reserves at most."""
 FORGOTTEN_S = 2.0
 """A wait that no claim has seen for so long is over."""
 

@@ -91,7 +91,7 @@ class Stager:
     def on_scheduled(self, due: int) -> None:
         """A wake-up announced a row that becomes due at this store time."""
         if self._store.knows_time:  # else the first slice is still to come
-            # Not at once: any local program may send this, again and again.
+            # Not immediately: any local program may send this again and again.
             pause_s = self._promoted_at + SHORTEST_PAUSE_S - time.monotonic()
             self._tasks.wake(self.promote_due, max(pause_s, self._store.seconds_until(due)))
 
@@ -117,7 +117,7 @@ class Stager:
             self._claimer.polled(result.handlers - {WAIT_HANDLER})
 
     def _propagate_holds(self, holds: frozenset[tuple[str, int]]) -> None:
-        """What waits in pools and is held now is released; what is not held is claimed again at once."""
+        """Release waiting claims of newly held limits."""
         new, self._holds = holds - self._holds, holds
         handlers = self._limited.of_limit(limit for limit, _ in new)
         if handlers:

@@ -15,13 +15,13 @@ NEVER = math.inf
 BUSY_PAUSE_S = 1.0
 """Pause of a task that lost its locks to other transactions."""
 AWAY_PAUSE_S = 0.1
-"""Pause, doubled each time, of a task for which the store is unavailable again and again."""
+"""Pause of a task for which the store is repeatedly unavailable; doubled each time."""
 MAX_DOUBLINGS = 10
 REFUSED_PAUSE_S = 5.0
 """Pause of a task whose statement the store refused, or that failed because of a bug."""
 
-_BUSY_ADVICE = "look for a transaction that was left open on the database, and end it."
-_REFUSED_ADVICE = "check that its user has all rights on the database."
+_BUSY_ADVICE = "find and end the long-running transaction."
+_REFUSED_ADVICE = "check the privileges of the store user, and triggers and constraints on its tables."
 _ROW_ADVICE = "correct or delete it."
 _BUG_ADVICE = "this is a bug in workerd; its log has the traceback."
 
@@ -38,7 +38,7 @@ class PeriodicTask:
     """One row of the table of tasks.
 
     run
-        Does one slice: at most one short transaction, so that channels are read and Beats leave however
+        Does one slice: at most one short transaction, so that channels are read and Beats are sent however
         slow the store is.
     period_s
         Pause, give or take 10 %, after a slice that returned None; without a period it sleeps until woken.
@@ -49,7 +49,7 @@ class PeriodicTask:
     away_count
         How often in a row it found the store unavailable.
     not_before
-        Monotonic seconds until which it then rests, whoever wakes it.
+        Monotonic seconds before which it does not run again, even if it is woken.
     """
 
     __slots__ = ("away_count", "due", "name", "needs_lease", "not_before", "on_demand", "period_s", "run")
@@ -140,7 +140,7 @@ class TaskRunner:
             self._note_failure(name, error)
 
     def clear(self, name: str) -> None:
-        """What failed works, or is no more."""
+        """The part that failed works again, or no longer exists."""
         if self.troubles.pop(name, None) is not None:
             self._on_trouble()
 
@@ -224,11 +224,11 @@ class TaskRunner:
 
 def _trouble(name: str, error: Exception) -> str:
     if isinstance(error, StoreBusy):
-        return f"The store cannot do {name} now ({error}); {_BUSY_ADVICE}"
+        return f"The task {name} is blocked by locks ({error}); {_BUSY_ADVICE}"
     if isinstance(error, UnreadableRow):
-        return f"The task {name} met a row that cannot be read ({error}); {_ROW_ADVICE}"
+        return f"The task {name} found a row that it cannot read ({error}); {_ROW_ADVICE}"
     if isinstance(error, StoreError):
-        return f"The store refuses {name} ({error}); {_REFUSED_ADVICE}"
+        return f"The store rejects the task {name} ({error}); {_REFUSED_ADVICE}"
     return f"The task {name} failed ({type(error).__name__}: {error}); {_BUG_ADVICE}"
 
 

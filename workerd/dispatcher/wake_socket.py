@@ -1,4 +1,4 @@
-"""The wake-up socket: datagrams of any local program, which say what is worth looking for."""
+"""The wake-up socket: datagrams from any local program that name what to look for."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from workerd.runtime.sockets import bind_datagram
 from workerd.runtime.wake_ups import MAX_DATAGRAM_BYTES
 
 MAX_DATAGRAMS = 1000
-"""Wake-ups read in one turn: a flood of them must not keep the loop from everything else."""
+"""Wake-ups read in one turn: a flood of them must not starve the loop."""
 FULL_QUEUE = 5
-"""Wake-ups read in one turn among which there may have been one more that was dropped: the kernel keeps 11 by
-default (`net.unix.max_dgram_qlen`), and who sends to a full queue is told that nobody waits for it."""
+"""With this many wake-ups in one turn, more may have been dropped: the kernel queues 11 by default
+(`net.unix.max_dgram_qlen`), and a send to a full queue is not repeated."""
 
 
 class Listeners(NamedTuple):
-    """Who is told of what.
+    """Callbacks for each kind of wake-up.
 
     new
         There are new rows, of these handlers or, None, of any.
     inserting
-        Rows of these handlers may be seen already; nothing else is new.
+        Rows of these handlers may be visible already; nothing else is new.
     freed
-        Something of these limits was given back.
+        Slots or tokens of these limits were released.
     scheduled
         A row becomes due at this store time, microseconds.
     """
@@ -43,7 +43,7 @@ class Listeners(NamedTuple):
 
 @dataclass
 class _News:
-    """What the wake-ups of one turn say; a thousand of them are worth one."""
+    """The wake-ups of one turn, merged."""
 
     any: bool = False
     handlers: set[str] = field(default_factory=set)
@@ -53,7 +53,7 @@ class _News:
 
 
 class WakeSocket:
-    """Reads wake-ups; `is_claimed`: whether a job is known to have been claimed here, so is no news."""
+    """Reads wake-ups; `is_claimed`: whether a job has already been claimed here, so needs no look."""
 
     def __init__(
         self, loop: Loop, path: Path, listeners: Listeners, is_claimed: Callable[[bytes], bool]

@@ -22,8 +22,8 @@ from workerd.document_types import (
 class ProblemDocument(msgspec.Struct, kw_only=True):
     """An error (RFC 9457). `incident`: an internal error's id in the log.
 
-    `unknown`: the change may have been done; `ids`: the jobs or requests that then exist. `matched`, `done`:
-    how far an act on many jobs went before.
+    `unknown`: the change may have been made; `ids`: the jobs or requests that then exist. `matched`, `done`:
+    progress of an action on many jobs before the error.
     """
 
     type: str
@@ -72,7 +72,7 @@ class RequestsPage(msgspec.Struct, kw_only=True):
 
 
 class HandlersPage(msgspec.Struct, kw_only=True):
-    """Handlers by name: all, unless a page was asked for."""
+    """Handlers by name: all, unless a page was requested."""
 
     handlers: list[Handler]
     next: str | None
@@ -92,7 +92,7 @@ class ErrorDetails(ErrorGroup, frozen=True, kw_only=True):
 
 
 class NodesPage(msgspec.Struct, kw_only=True):
-    """Nodes by name: all, unless a page was asked for."""
+    """Nodes by name: all, unless a page was requested."""
 
     nodes: list[Node]
     next: str | None
@@ -106,7 +106,7 @@ class LimitsPage(msgspec.Struct, kw_only=True):
 
 
 class SchedulesPage(msgspec.Struct, kw_only=True):
-    """Schedules by name: all, unless a page was asked for."""
+    """Schedules by name: all, unless a page was requested."""
 
     schedules: list[Schedule]
     next: str | None
@@ -138,7 +138,7 @@ class Heartbeat(msgspec.Struct):
 
 
 class Readiness(msgspec.Struct, kw_only=True):
-    """The node is ready. `quarantined`: the quarantined pools, and why; `warnings`: what needs a person."""
+    """The node is ready. `quarantined`: the quarantined pools, and why; `warnings`: what needs attention."""
 
     ready: bool
     quarantined: dict[str, str | None]

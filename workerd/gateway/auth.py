@@ -26,7 +26,7 @@ MAX_ANONYMOUS_BODY_BYTES = 4096
 LIVENESS_PATH = "/heartbeat"
 """Answered however many connections there are."""
 PROBE_PATHS = frozenset({LIVENESS_PATH, "/ready"})
-"""Served under every Host: whoever probes a container does not know a name that is allowed."""
+"""Served under every Host: probes of a container do not know an allowed name."""
 OPEN_PATHS = PROBE_PATHS | {"/login"}
 """Paths that need no token."""
 STATIC_PREFIX = "/ui/static/"
@@ -84,7 +84,7 @@ class Guard:
     def _check_token(self, scope: Scope, caller: Caller | None) -> None:
         path = scope["path"]
         if path in self._open_paths or path.startswith(STATIC_PREFIX):
-            scope[CALLER] = None  # whoever it is
+            scope[CALLER] = None  # open to all
             return
         scope[CALLER] = caller
         if caller is not None:

@@ -79,7 +79,7 @@ class BatchEnqueue:
 
     async def _check_server(self) -> None:
         try:
-            with suppress(StoreError):  # whoever uses it next is told
+            with suppress(StoreError):  # the next use fails with it
                 await self._posted.check_server()
         finally:
             self._send_next()

@@ -42,8 +42,8 @@ OTHER_DESCRIPTORS = 200
 class ClientConnections:
     """All connections. Above the limits those that have waited longest for a whole request are closed.
 
-    So half-sent requests, however many, take no answer from anybody: whoever sends all at once is not among
-    the oldest. `capacity`: connections, beyond which only the liveness probe is answered.
+    So half-sent requests, however many, do not starve other clients: one that sends its request without delay
+    is not among the oldest. `capacity`: connections, beyond which only the liveness probe is answered.
     """
 
     def __init__(self, capacity: int = MAX_CONNECTIONS) -> None:
@@ -220,11 +220,11 @@ class HttpProtocol(HttpToolsProtocol):
         if self._received > MAX_HEAD_BYTES:
             raise ValueError("the head is too large")
         if not self._awaits_head:
-            raise ValueError("the request before has no answer")  # as if the parser ended one elsewhere
+            raise ValueError("the previous request has no answer yet")  # as if the parser ended one elsewhere
         if not self.parser.should_upgrade():
             self._begin_exchange()
         elif self.parser.get_method() == b"CONNECT":
-            raise ValueError("this is no proxy")
+            raise ValueError("this is not a proxy")
 
     def _begin_exchange(self) -> None:
         """As the parser of uvicorn does, with an Exchange, without WebSockets and limits of its own."""
@@ -347,7 +347,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _FlowControl(FlowControl):
-    """uvicorn's; reads nothing while it may not, whoever waits for it."""
+    """uvicorn's, but never resumes reading while it may not read."""
 
     def __init__(self, transport: asyncio.Transport, may_read: Callable[[], bool]) -> None:
         super().__init__(transport)

@@ -55,11 +55,11 @@ def warnings(status: dict[str, Any]) -> list[str]:
     found = []
     if ingester.get("set_aside"):
         found.append(
-            f"{plural(ingester['set_aside'], 'outcome')} set aside, which the store refuses: see "
+            f"{plural(ingester['set_aside'], 'outcome')} set aside, which the store refused: see "
             f"`workerd dead-letters`."
         )
     if ingester.get("locked"):
-        found.append(f"{plural(ingester['locked'], 'outcome')} of rows that other transactions lock.")
+        found.append(f"{plural(ingester['locked'], 'outcome')} for rows locked by other transactions.")
     return found
 
 
@@ -130,7 +130,7 @@ def limit_metrics(tx: Tx, config: Config) -> list[Metric]:
 
 
 def workflow_metrics(tx: Tx, config: Config) -> list[Metric]:
-    """Late schedules, and requests that failed of late."""
+    """Late schedules, and requests that failed recently."""
     late = schedules.lateness(tx, config)
     failed = dict.fromkeys(config.workflows, 0) | requests.failed_lately(tx)
     return [

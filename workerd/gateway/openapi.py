@@ -94,21 +94,21 @@ _JOBS_AFTER = _query(
 )
 _JOBS_SINCE = _query(
     "since",
-    "Only jobs made since this time.",
+    "Only jobs created since this time.",
     type="string",
     format="date-time",
     pattern=bodies.MOMENT_PATTERN,
 )
 _UNTIL = _query(
     "until",
-    "Only jobs made before this time.",
+    "Only jobs created before this time.",
     type="string",
     format="date-time",
     pattern=bodies.MOMENT_PATTERN,
 )
 _ATTEMPT = _query(
     "attempt",
-    "Of this attempt; else the newest that has a log.",
+    "This attempt; by default the newest with a log.",
     type="integer",
     minimum=1,
     maximum=999_999_999,
@@ -117,7 +117,11 @@ _ERRORS_AFTER = _query(
     "after", "`next` of the previous page.", type="string", pattern=r"^[0-9]{1,18}\.[0-9a-f]{16}$"
 )
 _ALL = _query(
-    "all", "Resolved and muted groups too.", type="string", enum=["true", "false", "1", "0"], default="false"
+    "all",
+    "Include resolved and muted groups.",
+    type="string",
+    enum=["true", "false", "1", "0"],
+    default="false",
 )
 _ERRORS_SINCE = _query(
     "since",
@@ -127,12 +131,13 @@ _ERRORS_SINCE = _query(
     pattern=bodies.MOMENT_PATTERN,
 )
 _NAMED_LIMIT = _query(
-    "limit", "Rows of the page; without it all.", type="integer", minimum=1, maximum=params.MAX_PAGE_SIZE
+    "limit", "Rows of the page; without it, all.", type="integer", minimum=1, maximum=params.MAX_PAGE_SIZE
 )
 _NODES_AFTER = _query("after", "`next` of the previous page.", type="string", pattern=f"^{NODE_CURSOR}$")
 _WAIT = _query(
     "wait",
-    'Answer once it has ended, or after this time as it is: seconds, or text such as "10s"; at most 5 min.',
+    'Answer once it has ended, or after this time in its current state: seconds, or text such as "10s"; at '
+    "most 5 min.",
     type="string",
     pattern=bodies.DURATION_PATTERN,
 )
@@ -144,15 +149,15 @@ _REQUEST_STATUSES = [str(status) for status in RequestStatus]
 _KEY = {
     "name": "Idempotency-Key",
     "in": "header",
-    "description": "Ids are derived from it and the token: a repeat answers 200 with what the first has "
-    "made, and 422 if its body is another.",
+    "description": "Ids are derived from it and the token: a repeat answers 200 with what the first request "
+    "created, and 422 if its body differs.",
     "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[\\x20-\\x7e]+$"},
 }
 _TRACE = {
     "name": "traceparent",
     "in": "header",
-    "description": "The caller's span, by the W3C: where traces are on, the enqueue is a part of its trace. "
-    "One that is malformed is ignored.",
+    "description": "The caller's span (W3C Trace Context): where traces are on, the enqueue is part of its "
+    "trace. A malformed one is ignored.",
     "schema": {"type": "string"},
 }
 _VIEW = _query(
@@ -165,7 +170,7 @@ _SOUGHT = _query(
 _REVEAL = {
     "name": "X-Reveal",
     "in": "header",
-    "description": "1: show values that are redacted, to an operator alone; the audit records it.",
+    "description": "1: show redacted values, to operators only; the audit records it.",
     "schema": {"type": "string", "enum": ["0", "1"]},
 }
 _PAGE = {200: HTML, 303: None}
@@ -190,11 +195,12 @@ PAGES = (
 OPERATIONS = (
     Operation("post", "/jobs", "Enqueue a job", {200: EnqueuedJob, 201: EnqueuedJob}, bodies.JobBody,
               headers=(_KEY, _TRACE), errors=(409, 429)),
-    Operation("get", "/jobs", "List jobs, newest made or ended first", {200: JobsPage}, query=(
+    Operation("get", "/jobs", "List jobs, last created or ended first", {200: JobsPage}, query=(
         _query("handler", "Only jobs of this handler.", **_NAME),
         _query("status", "Only jobs with this status.", type="string", enum=_JOB_STATUSES),
         _JOBS_SINCE, _UNTIL,
-        _query("reason", "Only jobs whose newest attempt ended so.", type="string", enum=_REASONS),
+        _query("reason", "Only jobs whose latest attempt ended with this reason.", type="string",
+               enum=_REASONS),
         _query("error", "Only jobs that failed with the error of this fingerprint.", type="string",
                pattern="^[0-9a-fA-F]{16}$"),
         _query("group", "Only jobs of this group.", **_NAME),
@@ -230,7 +236,7 @@ OPERATIONS = (
         _SINCE, _LIMIT, _AFTER), headers=(_REVEAL,), errors=(422,)),
     Operation("get", "/requests/{id}", "Get a request with its jobs", {200: Request}, query=(_WAIT,),
               headers=(_REVEAL,), errors=(404, 422)),
-    Operation("post", "/requests/{id}/signals/{name}", "Give a signal to a request", {202: Request},
+    Operation("post", "/requests/{id}/signals/{name}", "Send a signal to a request", {202: Request},
               bodies.SignalBody, errors=(404, 409)),
     Operation("post", "/requests/{id}/cancel", "Cancel a request", {200: Request, 202: Request},
               bodies.EmptyBody, errors=(404, 409)),
@@ -239,7 +245,7 @@ OPERATIONS = (
         _ERRORS_AFTER), errors=(422,)),
     Operation("get", "/errors/{fp}", "Get an error group with the stack of its newest failure",
               {200: ErrorDetails}, errors=(404, 422)),
-    Operation("post", "/errors/{fp}/resolve", "Close an error group until it comes back",
+    Operation("post", "/errors/{fp}/resolve", "Close an error group until it recurs",
               {200: ErrorDetails}, bodies.EmptyBody, errors=(404,)),
     Operation("post", "/errors/{fp}/mute", "Leave an error group out of lists for some time",
               {200: ErrorDetails}, bodies.MuteBody, errors=(404,)),
@@ -286,10 +292,10 @@ OPERATIONS = (
     Operation("post", "/ui/logout", "Log out: end the session of this browser", {200: Acknowledged},
               bodies.EmptyBody, open=True),
     Operation("get", "/", "Dashboard: overview", {**_PAGE, 422: HTML}, open=True),
-    Operation("get", "/ui", "Dashboard: leads to its overview", {303: None}, open=True),
+    Operation("get", "/ui", "Dashboard: redirects to the overview", {303: None}, open=True),
     *(Operation("get", path, summary, {**_PAGE, 404: HTML, 422: HTML, 503: HTML}, open=True)
       for path, summary in PAGES),
-    Operation("get", "/ui/search", "Dashboard: leads to what an id or a name means",
+    Operation("get", "/ui/search", "Dashboard: redirects to what has this id or name",
               {303: None, 404: HTML, 422: HTML, 503: HTML}, query=(_SOUGHT,), open=True),
     Operation("get", "/ui/static/{name}", "Static file of the dashboard",
               {200: ("text/css", "text/javascript", "image/svg+xml")}, errors=(404,), open=True),
@@ -307,7 +313,7 @@ _ERROR_DESCRIPTIONS = {
     "page of another site.",
     404: "Not found.",
     408: "The body did not arrive in time.",
-    409: "Its current state does not allow this.",
+    409: "The current state does not allow this.",
     413: "The body exceeds `gateway.max_body`, or 4 KiB if it was sent without a token.",
     415: "The body is not `application/json`.",
     422: "A value in the body or a parameter is invalid; `detail` says what was expected.",

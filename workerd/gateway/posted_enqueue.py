@@ -61,7 +61,7 @@ class PostedEnqueue:
         return await self._backend.call(self._use, work)
 
     async def check_server(self) -> None:
-        """Leave a server that was not asked of late and may not be written; a thread must be next."""
+        """Leave a server that has become read-only, if it was not asked recently; a thread must be next."""
         if self._store is not None:
             self._unwatch()
             await self._backend.in_thread(self._taken)

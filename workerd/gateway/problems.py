@@ -73,10 +73,10 @@ def unavailable(detail: str, retry_after_s: int = RETRY_AFTER_S) -> HTTPProblem:
 
 
 def commit_unknown(error: CommitUnknown) -> HTTPProblem:
-    """The 503 of a change that may have been done; `ids` are its jobs and requests, if there are any."""
+    """The 503 of a change that may have been made; `ids` are its jobs and requests, if there are any."""
     return HTTPProblem(
         503,
-        "The store did not answer the commit: the change may have been done. Look before you repeat it; "
+        "The store did not answer the commit: the change may have been made. Check before you repeat it; "
         "a repeat with the same Idempotency-Key is safe.",
         {"Retry-After": str(RETRY_AFTER_S)},
         unknown=True,

@@ -15,9 +15,9 @@ from workerd.config.token_file import Role
 from workerd.gateway.problems import HTTPProblem
 
 CALLER = "workerd.caller"
-"""Key of the ASGI scope: the Caller; None where nobody needs to be known, or a page leads to the login."""
+"""Key of the ASGI scope: the Caller; None on open paths, or where a page redirects to the login."""
 LOCAL = "local"
-"""Name of whoever sends a request where no tokens are configured."""
+"""Name of the caller where no tokens are configured."""
 
 _log = log.get_logger("gateway")
 
@@ -54,7 +54,7 @@ class Caller(NamedTuple):
 
 
 EVERYBODY = Caller(LOCAL, Role.OPERATOR)
-"""The caller where no tokens are configured: whoever reaches the gateway may do everything."""
+"""The caller where no tokens are configured: anyone who reaches the gateway may do everything."""
 
 
 class Route(routing.Route):

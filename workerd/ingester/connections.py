@@ -150,7 +150,7 @@ class Connections:
             self._server.broadcast(limits)
 
     def tell_dispatcher(self, throughput: Throughput) -> None:
-        """Send what was recorded of late to the dispatcher, which publishes it."""
+        """Send what was recorded recently to the dispatcher, which publishes it."""
         for peer in self._server:
             if peer.name == DISPATCHER:
                 peer.send(throughput)

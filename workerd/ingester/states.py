@@ -69,7 +69,7 @@ class StateWriter:
         return not self._unwritten
 
     def call_when_written(self, done: Callable[[], None]) -> None:
-        """Call `done` as soon as nothing waits: whoever closes these attempts must find it in their rows."""
+        """Call `done` once nothing waits: the states must be in the rows before the attempts are closed."""
         if self.write():
             done()
         else:

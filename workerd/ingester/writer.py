@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from workerd.tracing.export import SpanExport
 
 MAX_TURN_S = 1.0
-"""After this a batch that is taken apart goes on in the next turn of the loop."""
+"""After this, a batch that is being split continues in the next turn of the loop."""
 LARGE_OUTCOME_BYTES = 256 * 1024
 RETRY_FOR_S = 0.5
-"""Shorter than the wait for one lock: who waits for a row keeps all others waiting."""
+"""Shorter than one lock wait, so that none is repeated: a lock wait blocks the whole pipeline."""
 CAREFUL_S = 5.0
-"""After a wait for a lock, how long rows that are locked are looked for before they are waited for."""
+"""How long after a lock wait locked rows are looked for first, and left out."""
 MAX_BROKEN_CONNECTIONS = 5
 """A large outcome, alone in its transaction, that broke the connection so often is not sent again."""
 
@@ -120,7 +120,7 @@ class Writer:
     ) -> None:
         self._store = store
         self._follow_ups = FOLLOW_UPS if advance_workflows else FOLLOW_UPS_WITHOUT_STEPS
-        if webhooks is not None:  # they tell of what the others found
+        if webhooks is not None:  # last: they send what the others found
             self._follow_ups = (*self._follow_ups, webhooks)
         self._spans = spans
         self._on_claimable = on_claimable
@@ -161,7 +161,7 @@ class Writer:
         return (self._max_packet or USUAL_PACKET_BYTES) // 4
 
     def probe(self) -> None:
-        """See that the store can be written, and how much it takes. Raises StoreAway, WrongVersion."""
+        """Check that the store can be written, and how much it takes. Raises StoreAway, WrongVersion."""
         self._store.check_server()
         self._store.check_version()
         self._store.run(write_probe.probe)
@@ -312,7 +312,7 @@ class Writer:
 
     @property
     def _careful(self) -> bool:
-        """Whether rows were locked of late: who waits for one of them keeps all others waiting."""
+        """Whether rows were locked recently: a lock wait blocks the whole pipeline."""
         return bool(self.locked.rows) or time.monotonic() < self._careful_until
 
     def _close(self, part: list[Outcome], careful: bool) -> tuple[set[AttemptRef], list[Outcome], int]:

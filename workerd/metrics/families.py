@@ -44,7 +44,7 @@ ATTEMPTS = Definition(
 JOBS_ENDED = Definition(
     "workerd_jobs_ended_total",
     "counter",
-    "Jobs that ended on this node, by handler and final status: a failure here is not retried any more.",
+    "Jobs that ended on this node, by handler and final status: a failure here is not retried again.",
     ("handler", "status"),
 )
 RUN_SECONDS = Definition(
@@ -100,7 +100,7 @@ LIMIT_WAITING = Definition(
 SCHEDULE_LATE = Definition(
     "workerd_schedule_late_seconds",
     "gauge",
-    "Seconds since a run of the schedule was due that has not begun; 0 if it is on time or paused.",
+    "Seconds since a run of the schedule was due that has not started; 0 if it is on time or paused.",
     ("schedule",),
 )
 REQUESTS_FAILED = Definition(
@@ -136,7 +136,7 @@ STALE = Definition(
 LEASE_SECONDS = Definition(
     "workerd_lease_seconds",
     "gauge",
-    "Seconds until this node's lease runs out; negative: since it ran out.",
+    "Seconds until this node's lease expires; negative: since it expired.",
 )
 INGEST_BATCH = Definition(
     "workerd_ingest_batch",
@@ -164,7 +164,7 @@ SPANS = Definition(
 STORE_ERRORS = Definition(
     "workerd_store_errors_total",
     "counter",
-    "Errors of the store that this node met, by the server's code; 1205 and 1213: the transaction ran again.",
+    "Errors of the store seen by this node, by the server's code; 1205 and 1213: the transaction ran again.",
     ("code",),
 )
 PROCESS_CPU = Definition(

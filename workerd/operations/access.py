@@ -153,7 +153,7 @@ class ConnectionPool:
         self._permits = Permits(size)
         self._embedded = False
         self._of_fork: list[Permit] = []
-        """Held over a fork, so that nobody uses a connection meanwhile."""
+        """Held during a fork, so that no thread uses a connection meanwhile."""
         self._is_forking = False
         self._is_quiet = False
         """Whether all are held."""
@@ -245,7 +245,7 @@ class ConnectionPool:
                 self._free.append(store)
 
     def before_fork(self) -> None:
-        """Of an embedded store: wait until no connection is in use, close all, let nobody use one."""
+        """Of an embedded store: wait until no connection is in use, close all, and allow no further use."""
         if not self._embedded or self._pid != os.getpid():
             return
         self._is_forking, self._is_quiet = True, False

@@ -43,11 +43,11 @@ class Act(StrEnum):
 STATES: dict[Act, frozenset[Status]] = {Act.CANCEL: LIVE, Act.RETRY: ENDED | {Status.SCHEDULED}}
 """The statuses that a filter may name."""
 USUAL_STATES: dict[Act, frozenset[Status]] = {Act.CANCEL: LIVE, Act.RETRY: frozenset({Status.FAILURE})}
-"""Those that it means if it names none."""
+"""Those that a filter without a status matches."""
 
 
 def check(act: Act, wanted: JobFilter) -> None:
-    """Raises InvalidValue for a filter of all jobs, or of a status of which none can be meant."""
+    """Raises InvalidValue for a filter that matches all jobs, or a status that the act cannot change."""
     if wanted.is_empty:
         raise InvalidValue(
             "filter: expected at least one of handler, status, since, until, reason, error, group, request,"
@@ -130,7 +130,7 @@ class Search:
 
 
 def shown_meta(tx: Tx, rules: Rules) -> ShownMeta:
-    """Meta as whoever asks may see it."""
+    """Meta as the caller may see it."""
     return lambda handler, meta: rules.of(tx, handler).shown_json(meta)
 
 

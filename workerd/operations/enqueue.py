@@ -219,7 +219,7 @@ def unknown(name: str, known: Iterable[str]) -> str:
     """The message for an unknown handler."""
     names = sorted(one for one in known if not one.startswith("~"))  # reserved: nobody enqueues it
     if not names:
-        return f'Handler "{name}" not found; none is known: configure one, or start a node that has it.'
+        return f'Handler "{name}" not found; no handler is known: configure one, or start a node that has it.'
     shown = ", ".join(names[:MAX_NAMES_SHOWN]) + (" …" if len(names) > MAX_NAMES_SHOWN else "")
     return f'Handler "{name}" not found; known are: {shown}.'
 

@@ -144,7 +144,7 @@ def used(tx: Tx, config: Config) -> dict[str, int]:
 
 
 def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
-    """What a limit has to do with a waiting job: the limit, the group, and the jobs that hold it."""
+    """How a limit keeps a job waiting: the limit, the group, and the jobs that hold it."""
     infos = _infos(tx)
     name = _limit_of(config, infos).get(row.handler, "")
     limit = effective(config, _limits(infos), name)
@@ -162,13 +162,13 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
         if started.is_held(tx.now):
             until = documents.moment(started.held_until)
             reasons.append(
-                f"Nothing of the {whose} is started until {until}: a job asked for that."
+                f"No job under the {whose} starts until {until}: a job asked for this hold."
                 + _how_to_unhold(name, held)
             )
         elif rate is not None and not rate.fitting(started.tat, tx.now):
             moment = documents.moment(rate.next_at(started.tat, tx.now))
             reasons.append(
-                f"The rate of the {whose}, {documents.rate(rate)}, lets the next start at {moment}."
+                f"The rate of the {whose}, {documents.rate(rate)}, allows the next start at {moment}."
             )
     for whose, most, holders, state in (
         (f'limit "{name}"', limit.concurrency, found.holders, found.limit),
@@ -177,9 +177,9 @@ def why_waiting(tx: Tx, config: Config, row: JobRow) -> list[str]:
         if most is not None and len(holders) >= most:
             jobs = ", ".join(documents.identity(ref.id) or "" for ref in holders[:MAX_NAMED])
             more = " and others" if len(holders) > MAX_NAMED else ""
-            reasons.append(f"The {whose} is full: {len(holders)} of {most} run: {jobs}{more}.")
+            reasons.append(f"The {whose} is full: {len(holders)} of {most} running: {jobs}{more}.")
         elif most is not None and len(holders) == most - 1 and state.is_kept(tx.now, row.handler):
-            reasons.append(f'The only free slot of the {whose} is kept for "{state.next_handler}".')
+            reasons.append(f'The only free slot of the {whose} is reserved for "{state.next_handler}".')
     return reasons
 
 
@@ -191,7 +191,7 @@ def _how_to_unhold(name: str, group: str | None) -> str:
 
 
 def _filled(template: str, vars_: bytes | None) -> str:
-    """The group that a plain INSERT is given once its claim is tried; "" for none."""
+    """The group that a claim would give a plain INSERT; "" for none."""
     if not template:
         return ""
     try:
@@ -213,7 +213,7 @@ def differing(config: Config) -> list[str]:
         others = sorted(nodes.nodes_with_other_limit(infos, handler.name, handler.limit))
         if others:
             where = ", ".join(others)
-            sentences.append(f"handlers.{handler.name}: limit differs on {where}; each counts for itself")
+            sentences.append(f"handlers.{handler.name}: limit differs on {where}; each counts separately")
     for name, own in config.limits.items():
         others = sorted(node for node, theirs in published.items() if theirs.get(name, own) != own)
         if others:

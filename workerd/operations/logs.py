@@ -27,7 +27,7 @@ class JobLog(NamedTuple):
 
 
 def question(ref: AttemptRef, start: int = 0) -> dict[str, Any]:
-    """How to ask the supervisor what a running attempt (0: whichever runs) logged after `start` bytes."""
+    """Asks the supervisor what a running attempt (0: the one that runs) logged after `start` bytes."""
     return {"ask": "log", "job": id_text(ref.id), "attempt": ref.attempt, "start": start}
 
 
@@ -44,11 +44,11 @@ def get(tx: Tx, job_id: bytes, attempt: int | None = None) -> JobLog:
     if row.status == Status.INPROGRESS:
         raise NotFound(f"The log of {which}, which runs on {row.node}, can be read on that node.")
     if row.status in (Status.NEW, Status.SCHEDULED):
-        raise NotFound(f"The job has no log: {which} has not begun.")
+        raise NotFound(f"The job has no log: {which} has not started.")
     if row.reason == "lost":
         raise NotFound(f"The log of {which} was lost with its pool or node; see the journal of {row.node}.")
     raise NotFound(
-        f"No log of {which} was kept: it printed nothing, or `keep_log` of its handler does not keep that."
+        f"No log of {which} was kept: it printed nothing, or `keep_log` of its handler excludes it."
     )
 
 

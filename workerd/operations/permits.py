@@ -8,7 +8,7 @@ from collections import deque
 from types import FrameType
 
 RECHECK_S = 0.1
-"""How often one who waits looks for permits whose calls have ended without giving them back."""
+"""How often a waiting call looks for permits whose calls have ended without returning them."""
 
 
 class Permit:

@@ -76,7 +76,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
     batch = _is_batch(jobs)
     if not batch and any(item.options is not None for item in items):
         raise InvalidValue(
-            "jobs: a JobSpec cannot stand beside jobs that need others, wait, or differ in on_error"
+            "jobs: a JobSpec cannot be combined with jobs that need others, wait, or differ in on_error"
         )
     stages: dict[str, tuple[WorkflowJob, ...]] = {}
     ordered = () if batch else _ordered("jobs", jobs, {}, 0)

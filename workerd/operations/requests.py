@@ -199,7 +199,7 @@ def reopening_note(tx: Tx, job_id: bytes) -> str | None:
     if row is None or row.status not in REQUEST_ENDED:
         return None
     graph = _graph(row)
-    again = "; its finally runs again at its new end" if graph is not None and graph.final else ""
+    again = "; its finally runs again when it ends" if graph is not None and graph.final else ""
     return f"Request {id_text(row.id)} is reopened{again}."
 
 

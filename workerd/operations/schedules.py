@@ -111,7 +111,7 @@ def set_texts(
 
 
 def remove(tx: Tx, actor: Actor, config: Config, name: str) -> None:
-    """Remove a schedule that was set at run time; what it has started goes on. Raises NotFound, Conflict."""
+    """Remove a schedule that was set at run time; what it started continues. Raises NotFound, Conflict."""
     _refuse_configured(config, name)
     schedule_control.remove(tx, name)
     audit.record(tx, actor, Action.SCHEDULE_REMOVE, name)
@@ -195,7 +195,7 @@ def _upcoming(row: ScheduleRow, now: int, count: int) -> list[int]:
 
 
 def _clock_note(tx: Tx) -> str | None:
-    """That the store's clock was set back not long ago, as a node saw it."""
+    """That the store's clock was set back recently, as a node saw it."""
     steps = [node.published.clock_set_back for node in nodes.list_(tx)]
     recent = [step for step in steps if step is not None and abs(tx.now - step.at) < NOTE_FOR_US]
     if not recent:
@@ -203,12 +203,12 @@ def _clock_note(tx: Tx) -> str | None:
     last = max(recent, key=lambda step: step.at)
     return (
         f"The store's clock was set back by {seconds_text(last.by_s)} at {to_rfc3339(last.at)[:19]}Z; "
-        f"crons and coolers go on from there."
+        f"crons and coolers continue from there."
     )
 
 
 def _target_note(tx: Tx, config: Config, row: ScheduleRow) -> str | None:
-    """That no live node has its handler: what it starts waits."""
+    """That no live node has its handler: the jobs that it starts wait."""
     name = row.handler or (row.name if row.own and row.name not in config.workflows else None)
     if name is None:
         return None

@@ -22,15 +22,15 @@ from workerd.store.base import Tx
 from workerd.store.outcomes import ClosedBatch
 
 MAX_VALUE_BYTES = 64 * 1024
-"""Of one value of a job in a body, such as its vars; a longer one is left out."""
+"""Longest value of a job in a body, such as its vars; a longer one is left out."""
 MAX_BODY_BYTES = 512 * 1024
-"""A longer body is without the values in _LONG."""
+"""A longer body is sent without the values in _LONG."""
 _LONG = ("vars", "meta", "params", "extras", "stack", "state")
 _NOUNS = {"failure": "job", "request_failed": "request", "new_error": "error", "quarantine": "pool"}
 
 
 class WebhookEvents:
-    """Inserts a delivery for each webhook that wants an event. Deliveries themselves are never told of.
+    """Inserts a delivery for each webhook that wants an event. Deliveries themselves send no events.
 
     Documents are those of every other way out, redacted by the same rules.
     """
@@ -46,7 +46,7 @@ class WebhookEvents:
         return any(event in webhook.on for webhook in self._webhooks.values())
 
     def after_close(self, tx: Tx, batch: ClosedBatch) -> None:
-        """Tell of jobs that have failed for good, and of failures that are new. Only inserts."""
+        """Send jobs that have failed for good, and new failures. Only inserts."""
         failed = [e.outcome for e in batch.ended if e.outcome.status is Status.FAILURE]
         wanted = [o for o in failed if self._names("failure", [o.handler])]
         rows = columns.jobs_by_key(tx, [o.ref for o in wanted], most=MAX_VALUE_BYTES) if wanted else {}
@@ -66,7 +66,7 @@ class WebhookEvents:
             batch.woken.add(WEBHOOK_HANDLER)
 
     def before_commit(self, tx: Tx) -> None:
-        """Tell of the requests that have failed in this transaction, by whatever role ends them."""
+        """Send the requests that have failed in this transaction, whatever role ends them."""
         if not tx.failed_requests or not self.wants("request_failed"):
             return
         ids = sorted(set(tx.failed_requests))
@@ -78,7 +78,7 @@ class WebhookEvents:
             jobs.insert(tx, new)
 
     def quarantined(self, tx: Tx, pool: QuarantinedPool, incarnation: bytes) -> None:
-        """Tell of a pool in quarantine, once for each of its quarantines, however often this is called."""
+        """Send a pool's quarantine once, however often this is called for it."""
         handlers = self._handlers.get(pool.name, [])
         shown = {"name": pool.name, "node": self._node, "handlers": handlers, "error": pool.error}
         key = f"{incarnation.hex()}/{pool.name}/{pool.life}"
@@ -87,12 +87,12 @@ class WebhookEvents:
 
     def _names(self, event: WebhookEvent, handlers: Iterable[str]) -> list[str]:
         """The webhooks that want this event of these handlers."""
-        told = [handler for handler in handlers if handler != WEBHOOK_HANDLER]
+        named = [handler for handler in handlers if handler != WEBHOOK_HANDLER]
         return [
             name
             for name, webhook in self._webhooks.items()
             if event in webhook.on
-            and (event == "request_failed" or any(_matches(webhook, handler) for handler in told))
+            and (event == "request_failed" or any(_matches(webhook, handler) for handler in named))
         ]
 
     def _deliveries(

@@ -65,10 +65,10 @@ def _is_held(tx: Tx, row: JobRow) -> bool:
 
 
 def _why_held(tx: Tx, row: JobRow) -> str:
-    """Why a job of a batch or a large graph may not begin yet."""
+    """Why a job of a batch or a large graph may not start yet."""
     count, names = links.open_needs(tx, row.id, MAX_JOBS_NAMED)
     if not count:
-        return "The job waits until its batch is complete; `workerd request show` shows how far it is."
+        return "The job waits until its batch is complete; `workerd request show` shows its progress."
     more = ", …" if count > len(names) else ""
     return f"The job waits for {plural(count, 'job')} that it needs: {', '.join(map(line, names))}{more}."
 
@@ -90,7 +90,7 @@ def _why_wait(tx: Tx, row: JobRow) -> str:
     shown = id_text(row.request_id or b"")
     return (
         f"It waits for the signal {line(signal)}{f', until {until}' if until else ''};"
-        f" `workerd request signal {shown} {word(signal)}` gives it."
+        f" `workerd request signal {shown} {word(signal)}` sends it."
     )
 
 
@@ -121,7 +121,7 @@ def _title(row: RequestRow) -> str:
 
 
 def _progress(row: RequestRow) -> list[str]:
-    """How many of its jobs have ended, and that what follows them has not begun."""
+    """How many of its jobs have ended, and whether `then` or `finally` has not started."""
     if not row.total:
         return []
     said = f"{row.done} of {row.total} jobs are done, {row.failed} failed."
@@ -131,7 +131,7 @@ def _progress(row: RequestRow) -> list[str]:
     except InvalidValue:
         graph = None
     if graph is not None and (graph.then or graph.final):
-        said += f" {'then' if graph.then else 'finally'} has not begun."
+        said += f" {'then' if graph.then else 'finally'} has not started."
     return [said]
 
 
@@ -139,8 +139,8 @@ def _why_queuing(config: Config, row: RequestRow) -> str:
     name = line(row.workflow)
     if row.pending == "fill":
         return (
-            f"The request waits for the rest of its jobs: {row.total} have arrived. It begins when the"
-            " program that submits it has sent all, and fails if that takes more than 1 h."
+            f"The request waits for the rest of its jobs: {row.total} have arrived. It starts when the"
+            " submitting program has sent all of them, and fails if that takes more than 1 h."
         )
     if row.workflow not in config.workflows:
         return (
@@ -202,7 +202,7 @@ _OUTCOMES = {
     "lost": "was lost with its pool or node",
     "interrupted": "was interrupted by a shutdown",
     "cancelled": "was cancelled",
-    "expired": "was to begin earlier",
+    "expired": "expired before it started",
 }
 
 
@@ -257,20 +257,20 @@ def _why_scheduled(tx: Tx, row: JobRow) -> str:
 
 
 def _why_behind(tx: Tx, row: JobRow) -> str:
-    """Until when another job of its unique key keeps it waiting, or that it is about to go on."""
+    """Which job of its unique key it waits for, or that it is about to be released."""
     key = line(row.given_key)
     status = holder_status(tx, row.handler, row.given_key or "")
     if status is None:
         return (
-            f"No job has its unique key, {key}, any more, as when a person deletes the running one: a node "
-            "that has the handler lets this one go on within half a minute."
+            f"No other live job has its unique key, {key}, any more (its row may have been deleted): a node "
+            "that has the handler releases this job within 30 s."
         )
     other = "running job" if status is Status.INPROGRESS else "waiting job"
     return f"The job waits until the {other} with its unique key, {key}, has ended."
 
 
 def _expires(tx: Tx, config: Config, row: JobRow) -> list[str]:
-    """Until when it must have begun: by its own `expires`, else by its handler's."""
+    """When it expires: by its own `expires`, else by its handler's."""
     at = row.expires_at
     handler = config.handlers.get(row.handler)
     own = None if handler is None or handler.schedule.cooler is not None else handler.expires
@@ -279,7 +279,7 @@ def _expires(tx: Tx, config: Config, row: JobRow) -> list[str]:
     if at is None:
         return []
     left = seconds_text(max(0, at - tx.now) / SECOND)
-    return [f"It expires at {_second(at)}, in {left}, if it has not begun by then."]
+    return [f"It expires at {_second(at)}, in {left}, if it has not started by then."]
 
 
 def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Document]) -> list[str]:
@@ -306,8 +306,8 @@ def _why_waiting(tx: Tx, config: Config, row: JobRow, pools: Mapping[str, Docume
 
 
 def _why_not_picked_up(tx: Tx, config: Config, *, alone: bool) -> list[str]:
-    """What `[pickup]` keeps this node from; `alone`: no other node has the handler."""
-    others = "" if alone else " Another node may take the job before."
+    """Whether `[pickup]` keeps this node from taking jobs; `alone`: no other node has the handler."""
+    others = "" if alone else " Another node may take the job sooner."
     if not config.pickup.enabled:
         return [f"This node takes no jobs: pickup.enabled is false.{others}"]
     if not config.pickup.jobs:
@@ -315,8 +315,8 @@ def _why_not_picked_up(tx: Tx, config: Config, *, alone: bool) -> list[str]:
     opens_at = Cron(config.pickup.jobs).next(tx.now)
     moment = "never" if opens_at is None else f"at {_second(opens_at)}"
     return [
-        f"This node takes jobs only from the times of pickup.jobs ({line(config.pickup.jobs)}) on, until "
-        f"none waits; the next one is {moment}.{others}"
+        f"This node takes jobs only at the times of pickup.jobs ({line(config.pickup.jobs)}), each time "
+        f"until none waits; the next one is {moment}.{others}"
     ]
 
 
@@ -380,11 +380,11 @@ def _runs_s(worker: Document) -> float:
 
 
 def _why_set_aside(config: Config, row: JobRow) -> list[str]:
-    """Whether it has ended here, and the store refuses to take that."""
+    """That it has ended here, if the store refuses to record it."""
     try:
         letter = DeadLetterFile(Paths(config.node).dead_letters).find(row.ref)
     except OSError:
-        return []  # another user's, who alone may tell
+        return []  # only its owner may read it
     if letter is None:
         return []
     return [
@@ -404,7 +404,7 @@ def _why_running(tx: Tx, row: JobRow) -> list[str]:
     if progress:
         reasons.append(f"Its progress: {progress}.")
     if row.cancel_requested_at is not None:
-        reasons.append(f"It was asked to stop at {_second(row.cancel_requested_at)}.")
+        reasons.append(f"Its cancellation was requested at {_second(row.cancel_requested_at)}.")
     owner = next((node for node in nodes.list_(tx) if node.id == row.node_id), None)
     if owner is None or owner.lease_until <= tx.now:
         reasons.append("Its node has not renewed its lease: another node will recover the job.")

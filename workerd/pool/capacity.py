@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 BUFFER_S = 0.025
 """Seconds of work that may wait in the pool: about the time that a claim and its demand take."""
-MAX_OVERTAKEN_S = 0.1
-"""For which claims that wait here may be overtaken."""
 MAX_BUFFER_S = 0.1
-"""The same where claims take long, because the store's disk or line is slow or the machine busy."""
+"""Upper bound of the buffer when claims are slow (disk, network, load)."""
+MAX_OVERTAKEN_S = 0.1
+"""Claims that have waited here for longer are not overtaken."""
 MAX_RATED_WAIT_S = 0.1
-"""Of jobs with a rate, of which a claim counts as a start: what waits for longer, because runs before it are
-slow, is released and gives its start back."""
+"""Jobs with a rate, for which a claim counts as a start, are released with their token after this wait."""
 BATCHES_IN_BUFFER = 2
 """Full claims that may wait, however short the runs. Measured with no-ops on SQLite, where a claim waits for
 outcomes that are being written: with one the workers ran dry between any two claims, 4 % less throughput."""

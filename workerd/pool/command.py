@@ -59,10 +59,10 @@ def _find(program: str) -> str:
     if found is not None:
         return found
     if os.sep not in program:
-        raise LoadError(f'the program "{program}" is not on PATH ({os.environ.get("PATH", "")})')
+        raise LoadError(f'program "{program}" is not on PATH ({os.environ.get("PATH", "")})')
     if os.path.exists(program):
-        raise LoadError(f"this user may not execute the program {program}")
-    raise LoadError(f"the program {program} is not there")
+        raise LoadError(f"program {program} is not executable by this user")
+    raise LoadError(f"program {program} not found")
 
 
 def _signature(config: CommandConfig) -> Signature:

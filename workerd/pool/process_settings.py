@@ -16,7 +16,7 @@ from workerd.pool.noted_calls import limit_changes, niceness_changes, umask_chan
 
 # `locale.setlocale` normalises names first; the C function only asks.
 _setlocale: Callable[..., str] = importlib.import_module("_locale").setlocale
-# As they were before anybody watches them.
+# The originals, before they are wrapped.
 _umask, _setpriority = os.umask, os.setpriority
 
 _LIMITS = tuple(sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}))

@@ -114,7 +114,7 @@ class Program:
     def _start(self, open_here: contextlib.ExitStack) -> tuple[int, dict[int, Callable[[bytes], None]]]:
         """Spawn it; returns its pidfd, and what takes the bytes of each pipe."""
         if not os.access(self._command.program, os.X_OK):
-            raise FileNotFoundError(errno.ENOENT, "The program is not there any more", self._command.program)
+            raise FileNotFoundError(errno.ENOENT, "The program no longer exists", self._command.program)
         pipes: dict[int, Callable[[bytes], None]] = {}
         writing: list[int] = []
 
@@ -161,7 +161,7 @@ class Program:
         except OSError as error:
             if error.errno != errno.E2BIG:
                 raise
-            raise Failure("The arguments and the environment of the program are too long together.") from None
+            raise Failure("The arguments and environment of the program are too long together.") from None
         finally:
             if folder >= 0:
                 os.fchdir(folder)

@@ -1,7 +1,7 @@
 """The daemons of one host that replace each other: a new generation serves before the former has ended.
 
-They share node.runtime_dir and node.state_dir, each with a folder of its own below (see `Paths`). What one
-tells another is a file: so it holds whoever is killed, and is looked at again after a restart.
+They share node.runtime_dir and node.state_dir, each with a folder of its own below (see `Paths`). They
+communicate by files: these survive the death of either, and are read again after a restart.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class OutcomeSender:
 
     `max_payload`: bytes, as the ingester announced last. `on_acknowledged` is called after each Ack that
     acknowledged something new, `on_announced` when all loaded handlers are known, `on_throughput` with what
-    the ingester has recorded of late.
+    the ingester has recorded recently.
     """
 
     def __init__(

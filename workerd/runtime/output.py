@@ -14,18 +14,18 @@ from workerd.runtime.loop import Loop
 
 
 class Keeper(Protocol):
-    """Gets everything that is read, whatever is passed on of it."""
+    """Gets everything that is read, including what is not passed on."""
 
     def add(self, data: bytes, *, is_record: bool = False) -> None:
         """Text, or one record."""
 
 
 MAX_PERIOD_BYTES = 64 * 1024
-"""What is passed on of text in one period, and as much again of records; the rest is only counted."""
+"""Bytes of text passed on in one period, and as many again of records; the rest is only counted."""
 MAX_LINE_BYTES = 4096
 """A longer line is passed on in pieces."""
 MIN_LINE_COST_BYTES = 32
-"""What a line counts for at least: every line costs the log something."""
+"""Minimum that a line counts for: every line costs the log something."""
 _READ_BYTES = 64 * 1024
 _MAX_DRAIN_READS = 16
 """About sixteen full pipes: a flood of output must not block the loop."""
@@ -36,10 +36,9 @@ class OutputReader:
 
     `on_lines` gets complete lines as text, invalid UTF-8 replaced, control characters not escaped;
     `on_record` the bytes of a log record. A period is a job, or the time between two; `end_period` returns
-    how many of its bytes were not passed on. `touched`: something was read in this period. `before_read`
-    is called before anything is read. `keeper` gets all that is read from its setting on.
-    is called before anything is read. `scrub`: returns text without what must not be passed on, and how many
-    bytes at its end may be the beginning of such a thing.
+    how many of its bytes were dropped. `touched`: something was read in this period. `before_read`
+    is called before anything is read. `keeper` gets all that is read from when it is set. `scrub` returns the
+    text without secrets, and how many bytes at its end may be the beginning of one.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class OutputReader:
         return bool(data)
 
     def drain(self) -> None:
-        """Read what is in the pipe now; its end is not waited for, a writer may live for ever."""
+        """Read what is in the pipe now, without waiting for its end: a writer may live forever."""
         for _ in range(_MAX_DRAIN_READS):
             try:
                 data = os.read(self._fd, _READ_BYTES)

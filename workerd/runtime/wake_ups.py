@@ -20,7 +20,7 @@ MAX_DATAGRAM_BYTES = 256
 MAX_NAMED = 8
 """Handlers that one names; as many as one transaction claims for."""
 AWAKE_S = 0.002
-"""For so long after a wake-up nobody sleeps whom another one could wake in advance."""
+"""For this long after a wake-up the dispatcher is awake, so an early one would gain nothing."""
 
 
 def new_rows(handlers: Iterable[str]) -> bytes:

@@ -49,9 +49,9 @@ def advice(error: StoreError) -> str:
     if obstacle_of(error) is Obstacle.SILENT:
         told = told and "does not answer" in words
         sentence = words if told else f"The store does not answer ({words})"
-        return f"{sentence}; check that it runs and can be reached, work goes on by itself when it is back."
+        return f"{sentence}; check that it is running and reachable; work resumes by itself when it is back."
     sentence = words if told else f"The store answers but cannot be used ({words})"
-    return f"{sentence}; work goes on by itself when it can be written again."
+    return f"{sentence}; work resumes by itself when it can be written again."
 
 
 class StoreAvailability:

@@ -292,7 +292,7 @@ class Store(ABC):
         self._checked_at = time.monotonic()
 
     def refresh(self) -> bool:
-        """Leave a server that was not asked of late and may not be written; returns whether it was left."""
+        """Leave a server that has become read-only, if not asked recently; returns whether it was left."""
         self._is_fresh = False
         try:
             if self._session is not None:

@@ -1,7 +1,7 @@
 """Cancel and retry many jobs: a slice of them, in one transaction.
 
-A job is changed if its newest attempt is still the one that was selected: so each is changed once, by whoever
-comes first, and an attempt made meanwhile is left alone. What cannot be changed any more is left out.
+A job is changed if its newest attempt is still the one that was selected: so each is changed once, by the
+first caller, and an attempt created meanwhile is left alone. Jobs that can no longer change are left out.
 
 Locks: request rows by id, then job rows by (id, attempt).
 """

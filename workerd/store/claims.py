@@ -225,7 +225,7 @@ def read_pause(tx: Tx, handler: str, found: list[Row]) -> bool:
 
 
 def _expired(handler: str, row: Row, detail: _Details, expires_us: int | None, now: int) -> Outcome | None:
-    """How an attempt ends that was to begin before now."""
+    """The outcome of an attempt that has expired, else None."""
     if expires_us is None and detail.expires_at is None:
         return None
     run_at, own = columns.time(row[3]), columns.time_or_none(detail.expires_at)
@@ -407,7 +407,7 @@ def promote_due(tx: Tx, limit: int) -> Promoted:
     if rows:
         keys = columns.keys([(row[0], row[1]) for row in rows])
         tx.execute(f"UPDATE workerd_jobs SET status = 'new' WHERE {keys}")
-    # What has expired is left to the sweep: nobody is to come back for it.
+    # Expired rows are left to the sweep, so the next due time skips them.
     after, params = ("> %s", (now,)) if has_expired else ("IS NOT NULL", ())
     following = tx.one(
         f"SELECT due_at FROM workerd_jobs {words.hint('workerd_scheduled')}"

@@ -344,7 +344,7 @@ class LockedRows(NamedTuple):
 
 
 def lock_free(tx: Tx, sql: str, params: Sequence[object] = ()) -> LockedRows:
-    """Lock the rows of a SELECT that nobody else has locked; this waits for nobody."""
+    """Lock the rows of a SELECT that no other transaction has locked, without waiting."""
     ours = set(tx.query(sql + tx.dialect.skip_locked, params))
     if not tx.dialect.skip_locked:
         return LockedRows(ours, set())  # the engine locks all or nothing

@@ -1,4 +1,4 @@
-"""Jobs that have not begun in time: ended as `cancelled`, reason `expired`, by a sweep or at the claim.
+"""Jobs that have not started in time: ended as `cancelled`, reason `expired`, by a sweep or at the claim.
 
 A job's own `expires_at` stands in the index of due rows while it is `new`. A handler's own `expires` counts
 from `run_at`, so those of its jobs that are over are the first ones of each of its priorities. Jobs that wait
@@ -27,7 +27,7 @@ MAX_QUEUES = 100
 
 
 def is_over(attempt: int, run_at: int, expires_at: int | None, expires_us: int | None, now: int) -> bool:
-    """Whether this attempt, which is waiting, is to begin no more; `expires_us`: the handler's own."""
+    """Whether this waiting attempt has expired; `expires_us`: the handler's own."""
     if expires_at is not None:
         return expires_at <= now
     return expires_us is not None and attempt == 1 and run_at + expires_us <= now
@@ -37,7 +37,7 @@ def sentence(run_at: int, expires_at: int, now: int) -> str:
     """Why it ended."""
     allowed = seconds_text(max(0, expires_at - run_at) / clock.SECOND)
     waited = seconds_text(max(0, now - run_at) / clock.SECOND)
-    return f"It was to begin within {allowed} and had not after {waited}."
+    return f"It had to start within {allowed} and was still waiting after {waited}."
 
 
 def sweep(tx: Tx, limit: int) -> int:

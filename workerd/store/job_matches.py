@@ -12,7 +12,7 @@ from workerd.store import columns
 from workerd.store.base import Tx
 
 ShownMeta = Callable[[str, bytes], bytes]
-"""The meta of a handler's job as whoever asks may see it; both are JSON text."""
+"""The meta of a handler's job as the caller may see it; both are JSON text."""
 
 MADE = (
     "CASE WHEN j.attempt = 1 THEN j.created_at ELSE"

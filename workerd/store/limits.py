@@ -20,10 +20,10 @@ from workerd.store.session import Row
 from workerd.store.slots import GROUP, LIMIT
 
 MAX_KEPT_US = 2_000_000
-"""For which a slot is kept at most: what says longer was written before the clock was set back."""
+"""Maximum time for which a slot is reserved: a later end was written before the clock was set back."""
 
 # Lock order: rows of workerd_rates by (limit_name, scope, group_key), then requests, jobs, and slots, which
-# nobody waits for: claims only insert free ones, and whoever ends an attempt deletes those of that alone.
+# are never waited for: claims only insert free ones, and the end of an attempt deletes only its own.
 
 
 class RateKey(NamedTuple):
@@ -42,7 +42,7 @@ class RateRow(NamedTuple):
     held_until
         Until when nothing is started.
     next_handler, next_until
-        Until when the next free slot is kept for this handler; without a handler, until when nobody asks.
+        Until when the next free slot is reserved for this handler; without one, until when none is reserved.
     """
 
     tat: int | None = None
@@ -54,7 +54,7 @@ class RateRow(NamedTuple):
         return self.held_until is not None and self.held_until > now
 
     def asked_until(self, now: int) -> int | None:
-        """`next_until`, if that is to come."""
+        """`next_until`, if that is in the future."""
         until = self.next_until
         return until if until is not None and now < until <= now + MAX_KEPT_US else None
 
@@ -85,7 +85,7 @@ def lock(tx: Tx, names: Collection[str]) -> dict[str, RateRow]:
     sql = f"SELECT limit_name, {_STATE} FROM workerd_rates WHERE {where} ORDER BY limit_name"
     found = {columns.text(row[0]): row for row in tx.query(sql + tx.dialect.skip_locked, params)}
     if len(found) < len(wanted):
-        # Made in the order of locks too, by whoever is first; one that another claim has locked stays out.
+        # Created in lock order too, by the first claim that needs them; rows locked by another stay out.
         there = {columns.text(row[0]) for row in tx.query(sql, params)}
         for key in wanted:
             if key.limit not in there and tx.execute(
@@ -208,7 +208,7 @@ def free(
             before = max(holds.get(key, 0), rates.get(key, RateRow()).held_until or 0)
             holds[key] = max(before, now + outcome.hold.delay_us)
     _write_times(tx, "held_until", holds)
-    # The end of what had only a start of a rate leaves nothing: whoever waits for that has a timer.
+    # The end of an attempt that only used a rate frees nothing: handlers waiting for a rate have a timer.
     uses = [(outcome.limited, outcome.status is Status.NEW) for outcome in limited]
     return {use.name for use, unused in uses if use is not None and (unused or use.has_slots)}
 

@@ -29,7 +29,7 @@ from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_wait
 from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000
-"""Failed requests, the newest first, among which those of late are counted."""
+"""Most recent failed requests scanned for the count."""
 MAX_ERROR_CHARS = 10_000
 MAX_JOBS_READ = 10_000
 """Jobs of a request that are read with it; a batch may have more."""

@@ -65,7 +65,7 @@ def deliver(
         shown = ", ".join(known[:MAX_NAMES_SHOWN]) or "none"
         raise InvalidValue(f'signal: no job of the request waits for "{name[:60]}"; its signals are: {shown}')
     if not waits.keep(tx, request_id, name, payload, source):
-        raise Conflict(f"The signal {name!r} was given before; the first one counts.")
+        raise Conflict(f"The signal {name!r} was already sent; only the first one counts.")
     ids: list[bytes] = []
     if row.pending != "fill" and not (graph is not None and graph.unfolds):  # else none has begun
         ids = [*(wf.job_id(row.id, row.created_at, job.name) for job in waiting), *begun]

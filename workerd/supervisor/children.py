@@ -264,7 +264,7 @@ class Children:
         self._record_death(child)
         self.orphan_reaper.sweep()
         self._leave_dead(child, status)
-        # Last: whoever asked for Beats may start the child again.
+        # Last: the requester of Beats may start the child again.
         for token in list(self._beat_requests):
             self._answered(token, child)
 

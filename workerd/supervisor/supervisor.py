@@ -199,7 +199,7 @@ class Supervisor:
     # -- ending
 
     def stop(self) -> None:
-        """Drain and end; a second call does not wait for running jobs, a third kills everything."""
+        """Drain and end; a second call does not wait for running jobs, a third kills all children."""
         self._stop_signals += 1
         drain = self._config.shutdown.drain
         if self._stop_signals == 1:
@@ -214,7 +214,7 @@ class Supervisor:
             self._shutdown.hasten()
         else:
             for child in self._children:
-                child.kill("was still there at a third signal")
+                child.kill("was still running at the third stop signal")
 
     def _end_superseded(self) -> None:
         """Another generation serves: take nothing more, and end when what runs here has ended."""
@@ -339,8 +339,11 @@ class Supervisor:
             case "restart":
                 self.restart_pool(str(question.get("pool")), reply)
             case _:
-                expected = '{"ask": "status"}, {"ask": "metrics"}, {"ask": "reload"}'
-                reply({"error": f'expected {expected} or {{"ask": "restart", "pool": "…"}}'})
+                expected = (
+                    '{"ask": "status"}, {"ask": "metrics"}, {"ask": "log", "job": "…"}, {"ask": "reload"}'
+                    ' or {"ask": "restart", "pool": "…"}'
+                )
+                reply({"error": f"expected {expected}"})
 
     @property
     def _state(self) -> str:
@@ -384,7 +387,7 @@ class Supervisor:
 
 
 def _discard(lines: str) -> None:
-    """Without a service manager nobody is told."""
+    """No service manager: discard."""
 
 
 def _reply_all(replies: list[Reply], answer: dict[str, Any]) -> None:

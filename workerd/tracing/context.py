@@ -12,7 +12,7 @@ from workerd.outcome import RunTrace
 
 TRACEPARENT, TRACESTATE = "traceparent", "tracestate"
 MAX_TRACESTATE_CHARS = 512
-"""What the W3C demands at least of whoever passes it on; a longer one is dropped."""
+"""Minimum that W3C Trace Context requires to be passed on; a longer one is dropped."""
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
 
 

@@ -39,7 +39,7 @@ def resource(service: str, node: str = "") -> Resource:
 
 
 def finished_in_time(work: Callable[[], object], limit_s: float = FLUSH_LIMIT_S) -> bool:
-    """Whether `work` was done within the limit; after it, it goes on in a thread that keeps nobody."""
+    """Whether `work` was done within the limit; later it continues in a daemon thread."""
     thread = threading.Thread(target=work, name="workerd-flush", daemon=True)
     try:
         thread.start()

@@ -39,9 +39,7 @@ async def audit(query: PageQuery) -> View:
             "What was done, newest first",
             ("When", "Who", "Role", "By", "Did", "To", "Detail", "From"),
             [_row(act) for act in page.audit],
-            "Nothing was done that matches these filters."
-            if query.filters(*FILTERS)
-            else "Nothing was done yet.",
+            "No entry matches these filters." if query.filters(*FILTERS) else "No entries yet.",
             minor=("Role", "By", "From"),
         ),
         pager("/ui/audit", query.filters(*FILTERS), page.next, first=query.after is None),
@@ -94,7 +92,7 @@ def _detail(act: Document) -> Child:
 
 
 def acts_card(acts: Sequence[Document]) -> Markup:
-    """Who did what to one job; nothing if nobody did anything."""
+    """Who did what to one job; nothing without entries."""
     if not acts:
         return Markup("")
     rows = [

@@ -121,7 +121,7 @@ def _buttons(group: Document) -> Markup:
         button(
             "Mute 1 day",
             path("errors", fingerprint, "mute"),
-            confirm=f"Mute {target} for a day? It is left out of this list and of alerts, and counts on.",
+            confirm=f"Mute {target} for a day? It is left out of this list and of alerts, but still counted.",
             body=f'{{"for":"{MUTED_FOR}"}}',
             target=target,
         ),
@@ -142,7 +142,7 @@ async def error(query: PageQuery) -> View:
             ("Resolved", join(when(group["resolved_at"]), resolved_by) if group["resolved_at"] else None),
             ("Muted until", when(group["muted_until"]) if group["muted_until"] else None),
             ("Newest job", join(_newest(group), f", attempt {group['attempt']}")),
-            ("Jobs", el("a", "Jobs that failed so", href=f"/ui/jobs?error={group['fingerprint']}")),
+            ("Jobs", el("a", "Jobs with this failure", href=f"/ui/jobs?error={group['fingerprint']}")),
             ("Last 24 h", spark(group["hours"], f"Failures by hour, last 24 h: {sum(group['hours']):,}")),
         ]
     )

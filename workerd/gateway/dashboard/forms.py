@@ -90,7 +90,7 @@ def _field(one: VarsField) -> Markup:
 
 def _hint(one: VarsField) -> str:
     if one.redacted and one.given:
-        return "redacted; empty: as it is"
+        return "redacted; empty: unchanged"
     if one.param.required:
         return "required" if not one.given else ""
     if one.given:

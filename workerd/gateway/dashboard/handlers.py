@@ -88,7 +88,7 @@ def _state(handler: Document, pools: Mapping[str, Document]) -> Child:
         by = el("span", f"by {handler['paused_by']}{reason}, ", moment(handler["paused_at"]), class_="sub")
         return join(badge("paused"), " ", by)
     if handler["name"] == WAIT_HANDLER:
-        return el("span", "Waits of workflows: no pool claims them.", class_="sub")
+        return el("span", "Waiting steps of workflows; no pool claims them.", class_="sub")
     if not handler["known"]:
         return badge("unknown", "not loaded by any node")
     pool = next((pool for pool in pools.values() if handler["name"] in (pool.get("handlers") or ())), None)

@@ -103,7 +103,7 @@ def _actions(details: JobDetails) -> Markup:
     job = details.job
     form = path("ui", "jobs", job["id"], "edit")
     if job["status"] not in LIVE:
-        question = "Retry this job? Its request is reopened, and its finally runs again at the new end."
+        question = "Retry this job? Its request is reopened, and its finally runs again when it ends."
         confirm = question if job["request_id"] else None
         return join(
             el("a", "Edit and retry", href=form),
@@ -118,7 +118,7 @@ def _actions(details: JobDetails) -> Markup:
 def _error(job: Document) -> Markup:
     if not job["error"] or job["status"] == Status.COMPLETED:
         return Markup("")
-    group = job["fingerprint"] and el("a", "All of its group", href=path("ui", "errors", job["fingerprint"]))
+    group = job["fingerprint"] and el("a", "All in this group", href=path("ui", "errors", job["fingerprint"]))
     return notice("bad", f"{job['reason'] or 'error'}:", job["error"], " ", group)
 
 
@@ -234,7 +234,7 @@ def _live_log(job: Document, live: Document | None) -> Markup:
     if job["status"] != Status.INPROGRESS:
         return Markup("")
     if live is None:
-        return card("Log", el("p", f"It runs on {job['node']}; its log is live there.", class_="sub"))
+        return card("Log", el("p", f"The job runs on {job['node']}; its log is live there.", class_="sub"))
     text = live["text"][-LOG_PREVIEW_CHARS:]
     return card("Log", code(text or "Nothing yet.", "Log"), note="live, of this node")
 

@@ -51,7 +51,7 @@ def _enqueue_form(handler: str, signature: Signature | None, redaction: Redactio
         el("input", type="hidden", name="handler", value=handler),
         card(
             f"Arguments of {handler}",
-            el("div", made, class_="fields") if made else el("p", "It takes none.", class_="empty"),
+            el("div", made, class_="fields") if made else el("p", "It takes no arguments.", class_="empty"),
             note=None if signature is not None else "its signature is not known yet",
         ),
         card(
@@ -101,7 +101,7 @@ def _form(
     job: Document, signature: Signature | None, redaction: Redaction, page: str, *, retried: bool
 ) -> Markup:
     if job["status"] == Status.INPROGRESS or not isinstance(job["vars"], dict):
-        return notice("warn", "It cannot be changed:", "it runs, or its vars are no JSON object.")
+        return notice("warn", "It cannot be changed:", "it is running, or its vars are not a JSON object.")
     made = fields(signature, job["vars"], redaction, others=True)
     options = el(
         "div",
@@ -124,7 +124,7 @@ def _form(
     note = "only what you change is sent; an emptied field is removed"
     return el(
         "form",
-        card("Arguments", el("div", made, class_="fields") if made else "It takes none.", note=note),
+        card("Arguments", el("div", made, class_="fields") if made else "It takes no arguments.", note=note),
         None if retried else card("Options", options),
         el("p", send, el("a", "Back", href=page), class_="actions"),
         class_="form",

@@ -58,12 +58,12 @@ async def limits(query: PageQuery) -> View:
                 ),
             ),
             "holders": card(
-                "Who holds them",
+                "Holders",
                 table(
                     "Running jobs that hold a limit",
                     ("Limit", "Group", "Job", "Handler", "Node", "Since"),
                     [_holder(name, one) for name, one in holders],
-                    "Nothing runs that has a limit.",
+                    "No running job has a limit.",
                 ),
             ),
         },
@@ -91,7 +91,7 @@ def _held(until: str | None, name: str, group: str | None, may_act: bool) -> Chi
 
 def _row(one: Document, may_act: bool) -> tuple[Child, ...]:
     burst = f"burst {one['burst']}" if one["burst"] is not None else None
-    rates = [one["rate"], one["group_rate"] and f"{one['group_rate']} a group", burst]
+    rates = [one["rate"], one["group_rate"] and f"{one['group_rate']} per group", burst]
     return (
         one["name"] if one["configured"] else join(one["name"], " ", el("span", "removed", class_="sub")),
         _count(one["concurrency"]),

@@ -165,7 +165,7 @@ def _signal_button(request: Document, name: str) -> Markup:
     return button(
         f"Signal {name}",
         path("requests", request["id"], "signals", name),
-        confirm=f"Give the signal {name}? Only the first one counts.",
+        confirm=f"Send the signal {name}? Only the first one counts.",
         target="this request",
     )
 

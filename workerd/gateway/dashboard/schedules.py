@@ -127,7 +127,7 @@ async def schedule(query: PageQuery) -> View:
                 "Last ticks",
                 ("Tick", "State", "Took", "Run"),
                 [_past(found, past) for past in found["history"]],
-                "It has not ticked yet.",
+                "No ticks yet.",
             ),
         ),
     }
@@ -156,7 +156,7 @@ def _manage(found: Document) -> Child:
     if found["origin"] == "config":
         return el("p", _buttons(found), class_="actions")
     name = found["name"]
-    question = f"Remove {name}? What it has started goes on."
+    question = f"Remove {name}? Jobs and requests that it started continue."
     remove = el(
         "button", "Remove", type="button", data_post=path("schedules", name), data_method="DELETE",
         data_confirm=question, data_to=_SECTION,
@@ -233,7 +233,7 @@ def _form(query: PageQuery) -> Markup:
         field("vars", "Vars (JSON)", is_json=True),
         field("params", "Params (JSON)", is_json=True),
         select("misfire", "Missed ticks", misfires, query.get("misfire") or "once"),
-        select("overlap", "While the last run is going", overlaps, query.get("overlap") or "allow"),
+        select("overlap", "If the previous run is still going", overlaps, query.get("overlap") or "allow"),
         field("jitter", "Jitter, such as 2m"),
         field("priority", "Priority", is_json=True),
         field("group", "Group"),

@@ -29,8 +29,8 @@ _ORIGIN = "'config','api'"
 _SCOPE = "'limit','group'"
 _NODE_STATE = "'open','failed','done','spread'"
 _NEED_KIND = "'open','met','spawned'"
-# A waiting row that stands in the queue of its group is under that (`store.group_queues`); what else may be
-# written there by hand counts for nothing, or nobody would find the row.
+# A waiting row in the queue of its group is found under that queue (`store.group_queues`); any other value,
+# set by hand, is ignored, or the row would never be found.
 _HOLDER = (
     "CASE WHEN status = 'inprogress' THEN COALESCE(HEX(node_id), '')"
     " WHEN status = 'new' AND HEX(SUBSTR(queue, 1, 1)) = 'F48FBFBF' THEN queue ELSE handler END"
