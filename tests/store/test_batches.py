@@ -19,6 +19,7 @@ from workerd.operations.actor import Actor
 from workerd.operations.bulk import Act, Search
 from workerd.operations.edit import Edit, edit
 from workerd.operations.request_graphs import Plan
+from workerd.operations.why import explain
 from workerd.store import batches, job_control, polls, requests
 from workerd.store.base import Store
 
@@ -226,6 +227,25 @@ def test_a_retry_by_hand_reopens_a_batch_and_finally_runs_again(store: Store) ->
     assert len(s.finish(store, "last")) == 1
     assert progress(store, request_id) == ("completed", 4, 0, 4)
     assert count(store, "last", "completed") == 2
+
+
+def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that were not released yet follow the retry."""
+    monkeypatch.setattr(batches, "SLICE_ROWS", 2)
+    request_id = submit(store, jobs=members(7, on_error="continue"))
+    store.run(batches.work)
+    (claim,) = s.claims(store, "h", 1)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    assert count(store, "h", "scheduled") == 5
+    store.run(lambda tx: job_control.retry(tx, claim.id))
+    held = store.read(lambda tx: tx.query("SELECT id FROM workerd_jobs WHERE status = 'scheduled'"))
+    told = store.read(lambda tx: explain(tx, CONFIG, held[0][0], {}))[1]
+    assert told == ["Its request lets its jobs begin in slices, and this one with one of the next."]
+    work(store)
+    assert len(s.finish(store, "h")) == 7
+    assert progress(store, request_id) == ("completed", 7, 0, 7)
 
 
 def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> None:

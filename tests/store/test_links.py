@@ -401,6 +401,39 @@ def test_a_job_that_ends_while_its_request_is_reopened_lets_others_begin(
     assert progress(store, request_id) == ("completed", 4, 0, 4)
 
 
+def test_what_became_ready_before_a_retry_by_hand_begins_after_it(store: Store) -> None:
+    """Its last need was met when its request was failing, and nobody had cancelled it yet."""
+    request_id = submit(store, jobs=[node("a"), node("b"), node("c", "b"), node("d", "a", "c")])
+    work(store)
+    first, second = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(first, Status.FAILURE)])
+    s.close(store, [s.outcome(second)])
+    store.run(lambda tx: job_control.retry(tx, first.id))
+    work(store)
+    assert run(store) == ["a", "c"]
+    assert run(store) == ["d"]
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
+def test_a_request_of_which_another_job_had_failed_fails_again_after_a_retry_by_hand(store: Store) -> None:
+    """The retried job runs to its end, be that before its request is reopened or after."""
+    request_id = submit(store, jobs=[node("a"), node("b"), node("c", "a", "b")], **{"finally": FINALLY})
+    work(store)
+    claims = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(claim, Status.FAILURE) for claim in claims])
+    for early in (True, False):
+        work(store)
+        s.finish(store, "last")
+        assert progress(store, request_id)[0] == "failed"
+        store.run(lambda tx: job_control.retry(tx, claims[1].id))
+        if not early:
+            work(store)
+        assert run(store) == ["b"]
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("failed", 1, 2, 3)
+
+
 def test_a_deleted_request_leaves_nothing(store: Store) -> None:
     """Neither jobs nor needs."""
     request_id = submit(store, jobs=chain(3))

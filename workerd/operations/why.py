@@ -68,9 +68,19 @@ def _why_held(tx: Tx, row: JobRow) -> str:
     """Why a job of a batch or a large graph may not begin yet."""
     count, names = links.open_needs(tx, row.id, MAX_JOBS_NAMED)
     if not count:
-        return "The job waits until its batch is complete; `workerd request show` shows how far it is."
+        request = None if row.request_id is None else requests.find(tx, row.request_id)
+        return _why_not_released("fill" if request is None else request.pending)
     more = ", …" if count > len(names) else ""
     return f"The job waits for {plural(count, 'job')} that it needs: {', '.join(map(line, names))}{more}."
+
+
+def _why_not_released(pending: str | None) -> str:
+    """Why a job that needs no other is held; `pending`: what is to be done for its request."""
+    if pending == "fill":
+        return "The job waits until its batch is complete; `workerd request show` shows how far it is."
+    if pending == "cancel":
+        return "Its request is ending: the job is cancelled with one of the next slices."
+    return "Its request lets its jobs begin in slices, and this one with one of the next."
 
 
 def _why_wait(tx: Tx, row: JobRow) -> str:

@@ -31,6 +31,9 @@ MAX_EXTRAS_BYTES = 1 << 20
 REQUEST_OVER = "its request has ended"
 """The error of jobs that were cancelled with their request, by which a retry finds and repeats them."""
 
+FAILED_EARLIER = "one of its jobs had failed before it was reopened"
+"""The error of a large graph that ends again, since nobody has retried that job."""
+
 _IN_PROGRESS = wf.RequestStatus.INPROGRESS
 
 
@@ -228,7 +231,7 @@ def _settle(tx: Tx, item: RequestUpdate) -> set[str]:
     if settled.more and item.pending is None:
         item.pending = "spread"
     if item.failing is None and item.pending != "reopen" and links.has_state(tx, row.id, "failed"):
-        item.fail("one of its jobs had failed before it was reopened")  # and may be retried by hand
+        item.fail(FAILED_EARLIER)
     return settled.handlers
 
 
