@@ -12,7 +12,7 @@ from workerd.clock import SECOND, to_text
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, TooManyWaiting
-from workerd.job import Status, parse_id
+from workerd.job import Claim, Status, parse_id
 from workerd.job_filter import JobFilter
 from workerd.operations import bulk, request_graphs
 from workerd.operations.actor import Actor
@@ -267,6 +267,51 @@ def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> No
     assert claim.failed == ["a"]
     s.close(store, [s.outcome(claim)])
     assert progress(store, request_id) == ("completed", 1, 1, 2)
+
+
+def stage_inputs(claim: Claim) -> tuple[dict[str, bytes] | None, list[str] | None]:
+    return claim.needs, claim.failed
+
+
+def test_stages_get_the_payloads_that_they_need_of_a_batch(store: Store) -> None:
+    """With what its jobs spawned; of one that failed None, and its name."""
+    then = [{"name": "then", "handler": "after", "needs": ["m0", "m1"]}]
+    final = [{"name": "last", "handler": "last", "needs": ["m0", "then"]}]
+    submit(store, jobs=members(2), then=then, **{"finally": final})
+    work(store)
+    first, second = s.claims(store, "h")
+    spawn = b'[{"handler":"h","name":"x"}]'
+    s.close(store, [s.outcome(first, payload=b"1", payload_type="json", spawn=spawn), s.outcome(second)])
+    s.finish(store, "h", payload=b"7", payload_type="json")
+    (claim,) = s.claims(store, "after")
+    needs = {first.name: b"1", second.name: b"null", f"{first.name}/x": b"7"}
+    assert stage_inputs(claim) == (needs, None)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    (claim,) = s.claims(store, "last")
+    assert claim.needs is not None
+    assert "m0" in claim.needs
+    assert (claim.needs["then"], claim.failed) == (b"null", ["then"])
+
+
+def test_finally_that_needs_a_job_which_never_began_gets_none_and_its_name(store: Store) -> None:
+    """In its second run under the same names, though it has others then."""
+    jobs = [{"name": "a", "handler": "h"}, {"name": "b", "handler": "h", "needs": ["a"]}]
+    final = [
+        {"name": "last", "handler": "last", "needs": ["a", "b"]},
+        {"name": "very last", "handler": "after", "needs": ["last"]},
+    ]
+    request_id = submit(store, jobs=jobs, **{"finally": final})
+    first = s.request(store, request_id)[1]["a"].id
+    for again in (False, True):
+        if again:
+            store.run(lambda tx: job_control.retry(tx, first))
+        fail_one(store)
+        (claim,) = s.claims(store, "last")
+        assert stage_inputs(claim) == ({"a": b"null", "b": b"null"}, ["a", "b"])
+        s.close(store, [s.outcome(claim, payload=b"1", payload_type="json")])
+        (claim,) = s.claims(store, "after")
+        assert stage_inputs(claim) == ({"last": b"1"}, None)
+        s.close(store, [s.outcome(claim)])
 
 
 def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:

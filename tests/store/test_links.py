@@ -191,6 +191,18 @@ def test_what_a_job_spawned_holds_back_those_that_need_it(store: Store) -> None:
     assert (claim.name, claim.needs) == ("b", {"a": b"null", "a/x": b"7"})
 
 
+def test_stages_get_the_payloads_that_they_need_of_a_large_graph(store: Store) -> None:
+    """As of a small one; of a job that never began None, and its name."""
+    final = [{"name": "last", "handler": "last", "needs": ["a", "b"]}]
+    submit(store, jobs=[node("a"), node("b", "a"), node("c", "b")], **{"finally": final})
+    work(store)
+    s.finish(store, "h", payload=b"1", payload_type="json")
+    run(store, Status.FAILURE)
+    work(store)
+    (claim,) = s.claims(store, "last")
+    assert (claim.needs, claim.failed) == ({"a": b"1", "b": b"null"}, ["b"])
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 def test_the_error_of_a_request_names_the_job(store: Store, cancel: bool) -> None:
     """As of a small graph; with a job that is cancelled, the request is."""
