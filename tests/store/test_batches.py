@@ -153,6 +153,26 @@ def test_finally_runs_after_a_cancel(store: Store) -> None:
         assert progress(store, request_id) == ("cancelled", 0, 3, 3)
 
 
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILURE])
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_cancel_leaves_finally_that_has_begun(store: Store, status: Status, *, runs: bool) -> None:
+    """Whether it waits or runs, with what it has spawned."""
+    jobs = [{"name": "a", "handler": "h"}, {"name": "b", "handler": "h", "needs": ["a"]}]
+    request_id = submit(store, jobs=jobs, **{"finally": [*FINALLY, {"name": "two", "handler": "last"}]})
+    while s.finish(store, "h", status):
+        pass
+    (first,) = s.claims(store, "last", 1)
+    s.close(store, [s.outcome(first, spawn=b'[{"handler":"last","name":"x"}]')])
+    claims = s.claims(store, "last") if runs else []
+    assert store.run(lambda tx: requests.cancel(tx, request_id)) == "asked"
+    assert count(store, "last", "cancelled") == 0
+    assert s.value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE cancel_requested_at IS NOT NULL") == 0
+    s.close(store, [s.outcome(claim) for claim in claims or s.claims(store, "last")])
+    spawned, ended = (1, "cancelled") if status is Status.COMPLETED else (0, "failed")
+    assert count(store, "last", "completed") == 2 + spawned
+    assert progress(store, request_id)[0] == ended
+
+
 def test_a_batch_that_is_never_completed_fails(store: Store) -> None:
     """After an hour."""
     made = plan(store, jobs=members(3), **{"finally": FINALLY})
