@@ -369,12 +369,15 @@ def _after(outcome: RequestStatus, stage: Sequence[JobState]) -> RequestStatus:
 def _ending(
     statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool
 ) -> WorkflowDecision:
-    """No further job starts; the request ends when its running jobs have ended."""
+    """No further job starts; the request ends when its running jobs have ended.
+
+    One that is being cancelled ends so, even if jobs of it fail meanwhile, or too many are cancelled.
+    """
     waits = bool(statuses & _WAITING)
     cancel = waits and (failing is not None or quiet_end)
     if Status.INPROGRESS in statuses or (waits and not cancel):
         return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=cancel)
-    if Status.FAILURE in statuses or failing is RequestStatus.FAILED:
+    if failing is RequestStatus.FAILED or (failing is None and Status.FAILURE in statuses):
         status = RequestStatus.FAILED
     elif quiet_end:
         status = RequestStatus.COMPLETED

@@ -173,6 +173,21 @@ def test_a_cancel_leaves_finally_that_has_begun(store: Store, status: Status, *,
     assert progress(store, request_id)[0] == ended
 
 
+@pytest.mark.parametrize("most", [None, 0])
+@pytest.mark.parametrize("needs", [[], ["m0"]])
+def test_a_cancelled_request_ends_as_cancelled(store: Store, most: int | None, needs: list[str]) -> None:
+    """Whatever the job answers that ran, and however many were cancelled of those that waited."""
+    jobs = [*members(2), {"name": "z", "handler": "h", "needs": needs}]
+    request_id = submit(store, jobs=jobs, max_failures=most)
+    work(store)
+    (claim,) = s.claims(store, "h", 1)
+    assert store.run(lambda tx: requests.cancel(tx, request_id)) == "asked"
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    work(store)
+    row = s.request(store, request_id)[0]
+    assert (row.status, row.error) == ("cancelled", requests.CANCELLED_BY_PERSON)
+
+
 def test_a_batch_that_is_never_completed_fails(store: Store) -> None:
     """After an hour."""
     made = plan(store, jobs=members(3), **{"finally": FINALLY})
