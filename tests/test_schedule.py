@@ -135,6 +135,13 @@ def test_a_tick_that_has_just_come_is_not_missed() -> None:
     assert ticks.due(NOON - MINUTE, NOON + SECOND) == [NOON]
 
 
+@pytest.mark.parametrize("misfire", ["skip", "once"])
+def test_every_tick_that_has_just_come_fires(misfire: Misfire) -> None:
+    """With `once` they stand for those that were missed before."""
+    ticks = Ticks(Cron("* * * * * *"), misfire, 5 * SECOND)
+    assert ticks.due(NOON - 60 * SECOND, NOON) == [NOON - n * SECOND for n in range(5, -1, -1)]
+
+
 @pytest.mark.parametrize("misfire", ["skip", "once", "all"])
 def test_ticks_that_were_held_are_not_missed(misfire: Misfire) -> None:
     """A process that starts anew fires all that waited for the last run, and the others by `misfire`."""

@@ -149,13 +149,14 @@ class Ticks:
         return held + self._made_up(pending[len(held) :], now)
 
     def _made_up(self, missed: list[int], now: int) -> list[int]:
+        recent = [tick for tick in missed if now - tick <= self._patience]
         match self._misfire:
             case "all":
                 return missed
             case "once":
-                return missed[-1:]
+                return recent or missed[-1:]
             case "skip":
-                return [tick for tick in missed if now - tick <= self._patience]
+                return recent
 
     def hold(self, tick: int, until: int) -> None:
         """Return `tick`, which could not fire yet, and those after it again from `until` on."""
