@@ -210,7 +210,7 @@ _OUTCOMES = {
     "crashed": "lost its process",
     "oom": "was killed for exceeding its memory limit",
     "lost": "was lost with its pool or node",
-    "interrupted": "was interrupted by a shutdown",
+    "interrupted": "was interrupted when its pool was stopped",
     "cancelled": "was cancelled",
     "expired": "was to begin earlier",
 }

@@ -51,6 +51,7 @@ _SPARES_UNSTARTED = frozenset(
         KillReason.PROTOCOL_ERROR,
         KillReason.DEADLINE,
         KillReason.INTERRUPTED,
+        KillReason.OVERLAP_OVER,
         KillReason.HOST_OOM,
     }
 )
