@@ -10,8 +10,8 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.config import validators as v
+from workerd.config.graph import NAME_OF_LATER_RUN, depths, final_clash, shortened
 from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths, shortened
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
@@ -87,6 +87,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         stages[key] = _ordered(key, stage, names, first)
         names |= dict.fromkeys(job.name for job in stage)
         first += 1 + max((job.step for job in stage), default=0)
+    _refuse_later_runs({"jobs": jobs, **stages})
     graph = wf.Graph(
         name=_checked("name", v.name, name) if name is not None else "",
         jobs=() if batch or linked else ordered,
@@ -190,6 +191,20 @@ def _refuse_taken(key: str, stage: Sequence[WorkflowJob], names: Mapping[str, No
     for number, job in enumerate(stage):
         if job.name in names:
             raise InvalidValue(f'{key}[{number}].name: another job has the name "{job.name}"')
+
+
+def _refuse_later_runs(lists: Mapping[str, Sequence[WorkflowJob]]) -> None:
+    """Raises InvalidValue for a name that a later run of `finally`, after a retry by hand, would have."""
+    clash = final_clash(
+        (job.name for jobs in lists.values() for job in jobs), [job.name for job in lists["finally"]]
+    )
+    if clash is None:
+        return
+    name, other = clash
+    place = next(
+        f"{key}[{n}]" for key, jobs in lists.items() for n, job in enumerate(jobs) if job.name == name
+    )
+    raise InvalidValue(f'{place}.name: {NAME_OF_LATER_RUN}, got "{name}" beside "{other}"')
 
 
 def _ordered(
