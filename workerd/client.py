@@ -311,7 +311,7 @@ class Client:
         Raises InvalidValue, which names the place of what is wrong, or the cycle.
         """
         body = {
-            "jobs": list(specs), "then": _listed(then), "finally": _listed(finally_),
+            "jobs": _listed(specs), "then": _listed(then), "finally": _listed(finally_),
             "max_failures": max_failures, "params": params, "name": name,
         }  # fmt: skip
         plan = self._read(lambda tx: request_graphs.checked(tx, self._config, body))
@@ -519,8 +519,11 @@ Jobs = JobSpec | Mapping[str, Any] | Sequence[JobSpec | Mapping[str, Any]]
 """One job, or several."""
 
 
-def _listed(given: Jobs) -> list[Any]:
-    return [given] if isinstance(given, JobSpec | Mapping) else list(given)
+def _listed(given: Jobs | Iterable[JobSpec | Mapping[str, Any]]) -> Any:
+    """The jobs as a list; what is none is refused as a wrong value, with its place."""
+    if isinstance(given, JobSpec | Mapping):
+        return [given]
+    return list(given) if isinstance(given, Iterable) else given
 
 
 def _key(job_id: str | uuid.UUID) -> bytes:

@@ -14,6 +14,7 @@ from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, TooManyWaiting
 from workerd.job import Claim, Status, parse_id
 from workerd.job_filter import JobFilter
+from workerd.job_spec import JobSpec
 from workerd.operations import bulk, request_graphs
 from workerd.operations.actor import Actor
 from workerd.operations.bulk import Act, Search
@@ -389,6 +390,13 @@ def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
     assert count(store, "last") == 0
     s.close(store, [s.outcome(second), s.outcome(first)])
     assert count(store, "last") == 1
+
+
+def test_specs_in_stages_have_names_of_their_own(store: Store) -> None:
+    """By their list and place."""
+    specs = [JobSpec(handler="h")] * 2
+    graph = plan(store, jobs=specs, then=specs, **{"finally": specs}).graph
+    assert [job.name for job in graph.then + graph.final] == ["then-1", "then-2", "finally-1", "finally-2"]
 
 
 @pytest.mark.parametrize(

@@ -122,10 +122,14 @@ def _items(key: str, given: object, config: Config, most: int | None = None) -> 
         raise InvalidValue(f"{key}: expected a list of jobs")
     if most is not None and len(given) > most:
         raise InvalidValue(f"{key}: expected at most {most} jobs, got {len(given)}")
-    return [_item(f"{key}[{number}]", number, item, config) for number, item in enumerate(given)]
+    prefix = "" if key == "jobs" else f"{key}-"
+    return [
+        _item(f"{key}[{number}]", f"{prefix}{number + 1}", item, config) for number, item in enumerate(given)
+    ]
 
 
-def _item(place: str, number: int, item: object, config: Config) -> _Item:
+def _item(place: str, spec_name: str, item: object, config: Config) -> _Item:
+    """A job as it is checked; a JobSpec has no name of its own."""
     if isinstance(item, JobSpec):
         try:
             options = check(item, config.gateway.max_body)
@@ -133,7 +137,7 @@ def _item(place: str, number: int, item: object, config: Config) -> _Item:
             raise InvalidValue(f"{place}.{error}") from None
         if not options.plain:
             raise InvalidValue(f"{place}: expected no id, unique_key, delay, run_at in a batch")
-        keys = {"name": str(number + 1), "handler": item.handler, "vars": json_value(options.vars)}
+        keys = {"name": spec_name, "handler": item.handler, "vars": json_value(options.vars)}
         return _Item(keys, options)
     if not isinstance(item, Mapping):
         raise InvalidValue(f"{place}: expected a job")
