@@ -284,6 +284,22 @@ def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
     assert progress(store, request_id) == ("completed", 7, 0, 7)
 
 
+@pytest.mark.parametrize("needs", [[], ["m1"]])
+def test_a_reopened_request_counts_what_runs_again_as_neither(store: Store, needs: list[str]) -> None:
+    """Of a batch and of a graph alike; the job that had succeeded stays counted."""
+    jobs = [*members(2), {"name": "z", "handler": "h", "needs": needs}]
+    request_id = submit(store, jobs=jobs)
+    work(store)
+    first, second = s.claims(store, "h", 2)
+    s.close(store, [s.outcome(first)])
+    s.close(store, [s.outcome(second, Status.FAILURE)])
+    work(store)
+    assert progress(store, request_id)[:2] == ("failed", 1)
+    store.run(lambda tx: job_control.retry(tx, second.id))
+    work(store)
+    assert progress(store, request_id) == ("inprogress", 1, 0, 3)
+
+
 def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> None:
     """What needs the failed job sees None, and its name; so does `finally`, which needs nothing."""
     request_id = submit(

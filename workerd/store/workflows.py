@@ -303,6 +303,19 @@ def _states(tx: Tx, updates: Sequence[RequestUpdate]) -> defaultdict[bytes, list
     return found
 
 
+def count_again(tx: Tx, request_id: bytes, graph_: wf.Graph) -> None:
+    """Write how many jobs of a locked request, whose jobs are all in its graph, have ended and how."""
+    rows = tx.query(
+        f"SELECT name, status, reason FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        " WHERE request_id = %s AND status <> 'retry'",
+        (request_id,),
+    )
+    counts = wf.counts(graph_, [job_state(*row) for row in rows])
+    tx.execute(
+        "UPDATE workerd_requests SET total = %s, done = %s, failed = %s WHERE id = %s", (*counts, request_id)
+    )
+
+
 def stage_states(tx: Tx, update: RequestUpdate) -> list[wf.JobState]:
     """The states of the jobs in `then` and `final` of a batch, by their keys: it may have many other jobs."""
     assert update.graph is not None
