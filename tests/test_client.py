@@ -411,6 +411,16 @@ def test_a_batch_runs_then_and_finally(client: Client) -> None:
     assert {"1", "25", "then", "end"} <= {job.name for job in ended.jobs}
 
 
+def test_what_is_no_list_of_jobs_is_a_wrong_value(client: Client) -> None:
+    """As anything else that is wrong with a graph."""
+    wrong: Any = 5
+    for lists in ({"then": wrong}, {"finally_": wrong}):
+        with pytest.raises(InvalidValue, match="expected a list of jobs"):
+            client.batch([], **lists)
+    with pytest.raises(InvalidValue, match="jobs: expected a list of jobs"):
+        client.batch(wrong)
+
+
 def test_a_signal_is_given(client: Client) -> None:
     """Its payload is what the next job needs."""
     made = client.batch(

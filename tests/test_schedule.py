@@ -135,6 +135,25 @@ def test_a_tick_that_has_just_come_is_not_missed() -> None:
     assert ticks.due(NOON - MINUTE, NOON + SECOND) == [NOON]
 
 
+@pytest.mark.parametrize("misfire", ["skip", "once"])
+def test_every_tick_that_has_just_come_fires(misfire: Misfire) -> None:
+    """With `once` they stand for those that were missed before."""
+    ticks = Ticks(Cron("* * * * * *"), misfire, 5 * SECOND)
+    assert ticks.due(NOON - 60 * SECOND, NOON) == [NOON - n * SECOND for n in range(5, -1, -1)]
+
+
+@pytest.mark.parametrize("misfire", ["skip", "once", "all"])
+def test_ticks_that_were_held_are_not_missed(misfire: Misfire) -> None:
+    """A process that starts anew fires all that waited for the last run, and the others by `misfire`."""
+    now, tick = NOON + 30 * SECOND, NOON - 5 * MINUTE
+    missed = {"skip": [], "once": [NOON], "all": [NOON - MINUTE, NOON]}[misfire]
+    ticks = Ticks(MINUTELY, misfire, 5 * SECOND)
+    assert ticks.misses(now)
+    held = [NOON - 4 * MINUTE, NOON - 3 * MINUTE, NOON - 2 * MINUTE]
+    assert ticks.due(tick, now, held_until=NOON - 2 * MINUTE) == [*held, *missed]
+    assert not ticks.misses(now)
+
+
 def test_at_most_a_hundred_missed_ticks_fire() -> None:
     """`all` stops at the newest hundred."""
     assert len(Ticks(MINUTELY, "all", SECOND).due(NOON - 1000 * MINUTE, NOON)) == 100

@@ -119,7 +119,7 @@ def check(model: RequestModel) -> None:
         assert not needs[name] & {w.owner(set(needs), other) for other in unfinished}
     statuses = {row.status for row in model.rows.values()}
     quiet = model.graph.quiet and any(r.reason is Reason.IGNORED for r in model.rows.values())
-    if Status.FAILURE in statuses:
+    if model.failing is R.FAILED:
         assert model.status is R.FAILED
     elif quiet:
         assert model.status is R.COMPLETED

@@ -317,7 +317,7 @@ class Client:
         Raises InvalidValue, which names the place of what is wrong, or the cycle.
         """
         body = {
-            "jobs": list(specs), "then": job_list(then), "finally": job_list(finally_),
+            "jobs": job_list(specs), "then": job_list(then), "finally": job_list(finally_),
             "max_failures": max_failures, "params": params, "name": name,
         }  # fmt: skip
         plan = self._read(lambda tx: request_graphs.checked(tx, self._config, body))

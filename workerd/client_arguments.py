@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ def configuration(source: Source) -> Config:
     return load(None if source is None else Path(source), os.environ)
 
 
-def job_list(given: Jobs) -> list[Any]:
-    """The jobs, also where it is one alone."""
-    return [given] if isinstance(given, JobSpec | Mapping) else list(given)
+def job_list(given: Jobs | Iterable[JobSpec | Mapping[str, Any]]) -> Any:
+    """The jobs as a list; what is none is refused as a wrong value, with its place."""
+    if isinstance(given, JobSpec | Mapping):
+        return [given]
+    return list(given) if isinstance(given, Iterable) else given
 
 
 def key_of(ident: str | uuid.UUID) -> bytes:

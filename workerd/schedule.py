@@ -125,28 +125,38 @@ class Ticks:
         self._watched = now
         return False
 
-    def due(self, last_tick: int | None, now: int) -> list[int]:
+    def misses(self, now: int) -> bool:
+        """Whether ticks that `due` returns now were not watched when they came."""
+        return self._watched is None or now - self._watched > self._patience
+
+    def due(self, last_tick: int | None, now: int, held_until: int = 0) -> list[int]:
         """The ticks after `last_tick` (the last that fired anywhere) to fire at `now`, oldest first.
 
-        Each tick is returned once, unless it is passed to `hold`.
+        Each tick is returned once, unless it is passed to `hold`. `held_until`: ticks up to then were not
+        missed: another process held them.
         """
-        watched, self._watched = self._watched, now
+        misses, self._watched = self.misses(now), now
         floor, self._floor = min(self._floor, now), now
         if voided(self.cron, last_tick, now):
             last_tick = None
         self._next = self.cron.next(now)
-        if watched is not None and now - watched <= self._patience:
+        if not misses:
             return self.cron.between(max(floor, last_tick or 0), now, MAX_MISSED_TICKS)
         if last_tick is None:
             return []  # a schedule starts when it is first seen
         pending = self.cron.between(last_tick, now, MAX_MISSED_TICKS)
+        held = [tick for tick in pending if tick <= held_until]
+        return held + self._made_up(pending[len(held) :], now)
+
+    def _made_up(self, missed: list[int], now: int) -> list[int]:
+        recent = [tick for tick in missed if now - tick <= self._patience]
         match self._misfire:
             case "all":
-                return pending
+                return missed
             case "once":
-                return pending[-1:]
+                return recent or missed[-1:]
             case "skip":
-                return [tick for tick in pending if now - tick <= self._patience]
+                return recent
 
     def hold(self, tick: int, until: int) -> None:
         """Return `tick`, which could not fire yet, and those after it again from `until` on."""

@@ -10,13 +10,13 @@ A job is done when it is completed, and so is everything that it spawned. A job 
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from workerd.config.graph import of_first_cycle
 from workerd.config.workflow_config import OnError, WorkflowConfig, WorkflowJob
 from workerd.errors import InvalidValue
 from workerd.job import LIVE, Status
@@ -200,9 +200,6 @@ def cycle_name(name: str, cycle: int) -> str:
     return f"{name}#{cycle + 1}" if cycle else name
 
 
-_PAST_CYCLE = re.compile(r"#[0-9]+$")
-
-
 class _Phases(NamedTuple):
     """The states of a request's jobs, by what they are for."""
 
@@ -231,7 +228,7 @@ class Stages:
         self._then = {job.name for job in graph.then}
         self._final = {job.name for job in graph.final}
         self._names = {job.name: job.on_error for job in graph.all_jobs}
-        self._past = {_PAST_CYCLE.sub("", name) for name in self._final}
+        self._past = {of_first_cycle(name) for name in self._final if "/" not in name}
         self._default = graph.on_error if graph.members else "fail"
 
     def of(self, name: str | None) -> Literal["main", "then", "final", "past"]:
@@ -241,10 +238,8 @@ class Stages:
             return "final"
         if who in self._then:
             return "then"
-        if who is None and name is not None and self._past:
-            base = name.partition("/")[0]
-            if base in self._past or (_PAST_CYCLE.search(base) and _PAST_CYCLE.sub("", base) in self._past):
-                return "past"
+        if who is None and name is not None and self._past and of_first_cycle(name) in self._past:
+            return "past"
         return "main"
 
     def tolerates(self, name: str | None) -> bool:
@@ -369,12 +364,15 @@ def _after(outcome: RequestStatus, stage: Sequence[JobState]) -> RequestStatus:
 def _ending(
     statuses: set[Status], step: int, failing: RequestStatus | None, quiet_end: bool
 ) -> WorkflowDecision:
-    """No further job starts; the request ends when its running jobs have ended."""
+    """No further job starts; the request ends when its running jobs have ended.
+
+    One that is being cancelled ends so, even if jobs of it fail meanwhile, or too many are cancelled.
+    """
     waits = bool(statuses & _WAITING)
     cancel = waits and (failing is not None or quiet_end)
     if Status.INPROGRESS in statuses or (waits and not cancel):
         return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, cancel_waiting=cancel)
-    if Status.FAILURE in statuses or failing is RequestStatus.FAILED:
+    if failing is RequestStatus.FAILED or (failing is None and Status.FAILURE in statuses):
         status = RequestStatus.FAILED
     elif quiet_end:
         status = RequestStatus.COMPLETED

@@ -400,6 +400,10 @@ def test_a_var_that_json_cannot_represent_is_reported_with_its_path(tmp_path: Pa
         ('steps = ["a"]', ["steps[0]", "expected a table"]),
         ("jobs = []", ["at least one"]),
         ('jobs = [{ name = "x", handler = "a" }, { name = "x", handler = "b" }]', ["jobs[1]", "of its own"]),
+        (
+            'jobs = [{ name = "x#2", handler = "a" }]\nfinally = [{ name = "x", handler = "b" }]',
+            ["later run of finally", '"x#2" beside "x"'],
+        ),
         ('jobs = [{ name = "x" }]', ["jobs[0].handler"]),
         ('jobs = [{ name = "x", handler = "a", needs = ["y"] }]', ["jobs[0].needs", '"y"']),
         ('jobs = [{ name = "x", handler = "a", needs = ["x"] }]', ["cycles", '"x" needs "x"']),

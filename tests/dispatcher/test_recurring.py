@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support import storing
 from tests.support.dispatching import EVERY_SECOND, MakeHarness, job_rows, pool_of
 from tests.support.rows import Rows
 from workerd.clock import SECOND, to_text
@@ -78,6 +79,28 @@ def test_a_tick_waits_for_the_run_before_it(make_harness: MakeHarness, store: St
     store.run(lambda tx: job_control.cancel(tx, only[0]))
     harness.until(lambda: len(job_rows(store, "beat")) == 2)
     assert job_rows(store, "beat")[1][2] == only[2] + SECOND
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_ticks_that_wait_outlive_the_dispatcher(
+    make_harness: MakeHarness, store: Store, *, ends: bool
+) -> None:
+    """One that starts anew fires those that waited for the last run, be it over meanwhile or not."""
+    wanted = ScheduleConfig(cron=EVERY_SECOND, overlap="queue")
+    last = store.run(lambda tx: (tx.now // SECOND - 20) * SECOND)
+    job = storing.enqueue(store, "beat", run_at=last)
+    store.run(lambda tx: schedule_control.upsert(tx, {"beat": wanted}))
+    storing.sql(store, "UPDATE workerd_schedules SET last_tick = %s, last_job = %s", to_text(last), job)
+    harness = make_harness(poll=0.05, pools=pool_of("beat", wanted))
+    if ends:
+        store.run(lambda tx: job_control.cancel(tx, job))
+    harness.start()
+    if not ends:
+        harness.until(harness.settled)
+        assert len(job_rows(store, "beat")) == 1
+        store.run(lambda tx: job_control.cancel(tx, job))
+    harness.until(lambda: len(job_rows(store, "beat")) == 2)
+    assert job_rows(store, "beat")[1][2] == last + SECOND
 
 
 def test_a_tick_is_skipped_while_the_last_run_lives(make_harness: MakeHarness, store: Store) -> None:

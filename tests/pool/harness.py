@@ -349,8 +349,8 @@ class PoolHarness:
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         return [msgspec.json.decode(line) for line in lines if line.startswith("{")]
 
-    def drain(self, seconds: float) -> None:
-        self.control.send(Drain(seconds))
+    def drain(self, seconds: float, *, overlap: bool = False) -> None:
+        self.control.send(Drain(seconds, overlap))
 
     def stop(self) -> None:
         self.control.send(Stop())

@@ -296,6 +296,22 @@ def test_a_job_that_outlasts_the_drain_is_interrupted(harness: PoolHarness) -> N
     assert harness.status == 0
 
 
+@pytest.mark.parametrize("resumable", [False, True])
+def test_the_end_of_an_overlap_interrupts_or_kills(tmp_path: Path, marks: Path, *, resumable: bool) -> None:
+    """A run that is resumable may save its place; the other is killed. Neither is asked to stop before."""
+    with PoolHarness(tmp_path, make_pool("gate", policy={"resumable": resumable})) as harness:
+        claim = harness.claim("gate", folder=str(marks))
+        harness.give(claim)
+        harness.until((marks / "gate").exists)
+        harness.drain(0.1, overlap=True)
+        outcome = harness.outcome(claim)
+        assert (outcome.status, outcome.reason) == (Status.RETRY, Reason.INTERRUPTED)
+        error = "Interrupted: its pool stops" if resumable else "The overlap of a reload was over"
+        assert (outcome.error or "").startswith(error)
+        harness.until(lambda: harness.status is not None)
+        assert harness.status == 0
+
+
 def test_a_stop_cuts_a_drain_short(harness: PoolHarness, marks: Path) -> None:
     """Running jobs are interrupted at once."""
     claim = harness.claim("gate", folder=str(marks))

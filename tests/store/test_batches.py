@@ -12,13 +12,15 @@ from workerd.clock import SECOND, to_text
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, TooManyWaiting
-from workerd.job import Status, parse_id
+from workerd.job import Claim, Status, parse_id
 from workerd.job_filter import JobFilter
+from workerd.job_spec import JobSpec
 from workerd.operations import bulk, request_graphs
 from workerd.operations.actor import Actor
 from workerd.operations.bulk import Act, Search
 from workerd.operations.edit import Edit, edit
 from workerd.operations.request_graphs import Plan
+from workerd.operations.why import explain
 from workerd.store import batches, job_control, polls, requests, stuck_requests
 from workerd.store.base import Store
 
@@ -152,6 +154,41 @@ def test_finally_runs_after_a_cancel(store: Store) -> None:
         assert progress(store, request_id) == ("cancelled", 0, 3, 3)
 
 
+@pytest.mark.parametrize("status", [Status.COMPLETED, Status.FAILURE])
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_cancel_leaves_finally_that_has_begun(store: Store, status: Status, *, runs: bool) -> None:
+    """Whether it waits or runs, with what it has spawned."""
+    jobs = [{"name": "a", "handler": "h"}, {"name": "b", "handler": "h", "needs": ["a"]}]
+    request_id = submit(store, jobs=jobs, **{"finally": [*FINALLY, {"name": "two", "handler": "last"}]})
+    while s.finish(store, "h", status):
+        pass
+    (first,) = s.claims(store, "last", 1)
+    s.close(store, [s.outcome(first, spawn=b'[{"handler":"last","name":"x"}]')])
+    claims = s.claims(store, "last") if runs else []
+    assert store.run(lambda tx: requests.cancel(tx, request_id)) == "asked"
+    assert count(store, "last", "cancelled") == 0
+    assert s.value(store, "SELECT COUNT(*) FROM workerd_jobs WHERE cancel_requested_at IS NOT NULL") == 0
+    s.close(store, [s.outcome(claim) for claim in claims or s.claims(store, "last")])
+    spawned, ended = (1, "cancelled") if status is Status.COMPLETED else (0, "failed")
+    assert count(store, "last", "completed") == 2 + spawned
+    assert progress(store, request_id)[0] == ended
+
+
+@pytest.mark.parametrize("most", [None, 0])
+@pytest.mark.parametrize("needs", [[], ["m0"]])
+def test_a_cancelled_request_ends_as_cancelled(store: Store, most: int | None, needs: list[str]) -> None:
+    """Whatever the job answers that ran, and however many were cancelled of those that waited."""
+    jobs = [*members(2), {"name": "z", "handler": "h", "needs": needs}]
+    request_id = submit(store, jobs=jobs, max_failures=most)
+    work(store)
+    (claim,) = s.claims(store, "h", 1)
+    assert store.run(lambda tx: requests.cancel(tx, request_id)) == "asked"
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    work(store)
+    row = s.request(store, request_id)[0]
+    assert (row.status, row.error) == ("cancelled", requests.CANCELLED_BY_PERSON)
+
+
 def test_a_batch_that_is_never_completed_fails(store: Store) -> None:
     """After an hour."""
     made = plan(store, jobs=members(3), **{"finally": FINALLY})
@@ -228,6 +265,41 @@ def test_a_retry_by_hand_reopens_a_batch_and_finally_runs_again(store: Store) ->
     assert count(store, "last", "completed") == 2
 
 
+def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The jobs that were not released yet follow the retry."""
+    monkeypatch.setattr(batches, "SLICE_ROWS", 2)
+    request_id = submit(store, jobs=members(7, on_error="continue"))
+    store.run(batches.work)
+    (claim,) = s.claims(store, "h", 1)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    assert count(store, "h", "scheduled") == 5
+    store.run(lambda tx: job_control.retry(tx, claim.id))
+    held = store.read(lambda tx: tx.query("SELECT id FROM workerd_jobs WHERE status = 'scheduled'"))
+    told = store.read(lambda tx: explain(tx, CONFIG, held[0][0], {}))[1]
+    assert told == ["Its request lets its jobs begin in slices, and this one with one of the next."]
+    work(store)
+    assert len(s.finish(store, "h")) == 7
+    assert progress(store, request_id) == ("completed", 7, 0, 7)
+
+
+@pytest.mark.parametrize("needs", [[], ["m1"]])
+def test_a_reopened_request_counts_what_runs_again_as_neither(store: Store, needs: list[str]) -> None:
+    """Of a batch and of a graph alike; the job that had succeeded stays counted."""
+    jobs = [*members(2), {"name": "z", "handler": "h", "needs": needs}]
+    request_id = submit(store, jobs=jobs)
+    work(store)
+    first, second = s.claims(store, "h", 2)
+    s.close(store, [s.outcome(first)])
+    s.close(store, [s.outcome(second, Status.FAILURE)])
+    work(store)
+    assert progress(store, request_id)[:2] == ("failed", 1)
+    store.run(lambda tx: job_control.retry(tx, second.id))
+    work(store)
+    assert progress(store, request_id) == ("inprogress", 1, 0, 3)
+
+
 def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> None:
     """What needs the failed job sees None, and its name; so does `finally`, which needs nothing."""
     request_id = submit(
@@ -247,6 +319,51 @@ def test_a_graph_continues_after_a_failure_that_it_tolerates(store: Store) -> No
     assert claim.failed == ["a"]
     s.close(store, [s.outcome(claim)])
     assert progress(store, request_id) == ("completed", 1, 1, 2)
+
+
+def stage_inputs(claim: Claim) -> tuple[dict[str, bytes] | None, list[str] | None]:
+    return claim.needs, claim.failed
+
+
+def test_stages_get_the_payloads_that_they_need_of_a_batch(store: Store) -> None:
+    """With what its jobs spawned; of one that failed None, and its name."""
+    then = [{"name": "then", "handler": "after", "needs": ["m0", "m1"]}]
+    final = [{"name": "last", "handler": "last", "needs": ["m0", "then"]}]
+    submit(store, jobs=members(2), then=then, **{"finally": final})
+    work(store)
+    first, second = s.claims(store, "h")
+    spawn = b'[{"handler":"h","name":"x"}]'
+    s.close(store, [s.outcome(first, payload=b"1", payload_type="json", spawn=spawn), s.outcome(second)])
+    s.finish(store, "h", payload=b"7", payload_type="json")
+    (claim,) = s.claims(store, "after")
+    needs = {first.name: b"1", second.name: b"null", f"{first.name}/x": b"7"}
+    assert stage_inputs(claim) == (needs, None)
+    s.close(store, [s.outcome(claim, Status.FAILURE)])
+    (claim,) = s.claims(store, "last")
+    assert claim.needs is not None
+    assert "m0" in claim.needs
+    assert (claim.needs["then"], claim.failed) == (b"null", ["then"])
+
+
+def test_finally_that_needs_a_job_which_never_began_gets_none_and_its_name(store: Store) -> None:
+    """In its second run under the same names, though it has others then."""
+    jobs = [{"name": "a", "handler": "h"}, {"name": "b", "handler": "h", "needs": ["a"]}]
+    final = [
+        {"name": "last", "handler": "last", "needs": ["a", "b"]},
+        {"name": "very last", "handler": "after", "needs": ["last"]},
+    ]
+    request_id = submit(store, jobs=jobs, **{"finally": final})
+    first = s.request(store, request_id)[1]["a"].id
+    for again in (False, True):
+        if again:
+            store.run(lambda tx: job_control.retry(tx, first))
+        fail_one(store)
+        (claim,) = s.claims(store, "last")
+        assert stage_inputs(claim) == ({"a": b"null", "b": b"null"}, ["a", "b"])
+        s.close(store, [s.outcome(claim, payload=b"1", payload_type="json")])
+        (claim,) = s.claims(store, "after")
+        assert stage_inputs(claim) == ({"last": b"1"}, None)
+        s.close(store, [s.outcome(claim)])
 
 
 def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
@@ -291,6 +408,13 @@ def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
     assert count(store, "last") == 1
 
 
+def test_specs_in_stages_have_names_of_their_own(store: Store) -> None:
+    """By their list and place."""
+    specs = [JobSpec(handler="h")] * 2
+    graph = plan(store, jobs=specs, then=specs, **{"finally": specs}).graph
+    assert [job.name for job in graph.then + graph.final] == ["then-1", "then-2", "finally-1", "finally-2"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [
@@ -309,6 +433,10 @@ def test_a_job_that_ends_twice_counts_once(store: Store) -> None:
             {"jobs": [{"name": "a", "handler": "h"}], "max_failures": -1},
             "max_failures: expected a whole number from 0 to [0-9]+, got",
         ),
+        ({"jobs": [{"name": "a", "handler": "h"}, {"name": "last#2", "handler": "h"}], "finally": FINALLY},
+         r'jobs\[1\]\.name: .* later run of finally.*"last#2" beside "last"'),
+        ({"jobs": [{"name": "last/x", "handler": "h"}], "finally": FINALLY}, r"jobs\[0\]\.name"),
+        ({"jobs": [], "finally": [*FINALLY, {"name": "last#10", "handler": "h"}]}, r"finally\[1\]\.name"),
         ({"jobs": [], "more": 1}, "more: expected one of"),
         ({"jobs": []}, "jobs: expected at least one job"),
     ],

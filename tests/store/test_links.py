@@ -191,6 +191,18 @@ def test_what_a_job_spawned_holds_back_those_that_need_it(store: Store) -> None:
     assert (claim.name, claim.needs) == ("b", {"a": b"null", "a/x": b"7"})
 
 
+def test_stages_get_the_payloads_that_they_need_of_a_large_graph(store: Store) -> None:
+    """As of a small one; of a job that never began None, and its name."""
+    final = [{"name": "last", "handler": "last", "needs": ["a", "b"]}]
+    submit(store, jobs=[node("a"), node("b", "a"), node("c", "b")], **{"finally": final})
+    work(store)
+    s.finish(store, "h", payload=b"1", payload_type="json")
+    run(store, Status.FAILURE)
+    work(store)
+    (claim,) = s.claims(store, "last")
+    assert (claim.needs, claim.failed) == ({"a": b"1", "b": b"null"}, ["b"])
+
+
 @pytest.mark.parametrize("cancel", [False, True])
 def test_the_error_of_a_request_names_the_job(store: Store, cancel: bool) -> None:
     """As of a small graph; with a job that is cancelled, the request is."""
@@ -399,6 +411,39 @@ def test_a_job_that_ends_while_its_request_is_reopened_lets_others_begin(
     assert run(store) == ["b", "c"]
     assert run(store) == ["d"]
     assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
+def test_what_became_ready_before_a_retry_by_hand_begins_after_it(store: Store) -> None:
+    """Its last need was met when its request was failing, and nobody had cancelled it yet."""
+    request_id = submit(store, jobs=[node("a"), node("b"), node("c", "b"), node("d", "a", "c")])
+    work(store)
+    first, second = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(first, Status.FAILURE)])
+    s.close(store, [s.outcome(second)])
+    store.run(lambda tx: job_control.retry(tx, first.id))
+    work(store)
+    assert run(store) == ["a", "c"]
+    assert run(store) == ["d"]
+    assert progress(store, request_id) == ("completed", 4, 0, 4)
+
+
+def test_a_request_of_which_another_job_had_failed_fails_again_after_a_retry_by_hand(store: Store) -> None:
+    """The retried job runs to its end, be that before its request is reopened or after."""
+    request_id = submit(store, jobs=[node("a"), node("b"), node("c", "a", "b")], **{"finally": FINALLY})
+    work(store)
+    claims = by_name(s.claims(store, "h"))
+    s.close(store, [s.outcome(claim, Status.FAILURE) for claim in claims])
+    for early in (True, False):
+        work(store)
+        s.finish(store, "last")
+        assert progress(store, request_id)[0] == "failed"
+        store.run(lambda tx: job_control.retry(tx, claims[1].id))
+        if not early:
+            work(store)
+        assert run(store) == ["b"]
+    work(store)
+    s.finish(store, "last")
+    assert progress(store, request_id) == ("failed", 1, 2, 3)
 
 
 def test_a_deleted_request_leaves_nothing(store: Store) -> None:

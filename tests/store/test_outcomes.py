@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support import storing
 from tests.support.storing import NODE, claims, close, enqueue, job, outcome, sql, status, value
 from workerd import clock
 from workerd.errors import StoreRefused
@@ -16,7 +17,7 @@ from workerd.messages import Progress
 from workerd.outcome import NextAttempt, Outcome, Reason, Usage, lost, released
 from workerd.policy import next_after_loss
 from workerd.store import claims as store_claims
-from workerd.store import held_attempts, intervals, jobs, outcomes
+from workerd.store import held_attempts, intervals, job_control, jobs, outcomes
 from workerd.store.base import Store
 
 OTHER = store_claims.NodeIdent(b"o" * 16, "two")
@@ -239,6 +240,24 @@ def test_a_retry_whose_key_was_taken_ends_as_failure(store: Store) -> None:
     assert (row.status, row.success) == ("failure", False)
     assert row.error == "boom; not tried again: another live job holds its unique key"
     assert status(store, second.id) == "new"
+
+
+@pytest.mark.parametrize("reason", [Reason.LOST, Reason.INTERRUPTED])
+def test_a_job_that_is_to_be_cancelled_is_not_tried_again(store: Store, reason: Reason) -> None:
+    """However its attempt ended; its request is cancelled with it, and the rest of the batch goes on."""
+    request_id = storing.submit(store, storing.workflow("w", "h", "b<h"))
+    (first,) = claims(store, "h")
+    second = claimed(store)
+    assert store.run(lambda tx: job_control.cancel(tx, first.id)) == "asked"
+    given = {"error": "gone", "error_class": "workerd.Lost", "fingerprint": b"f" * 8}
+    ended = [outcome(first, Status.RETRY, reason, **given), outcome(second, Status.RETRY, reason)]
+    assert close(store, ended) == 2
+    row = job(store, first.id).row
+    assert (row.attempt, row.status, row.reason, row.success) == (1, "cancelled", "cancelled", None)
+    assert row.error == "gone; not tried again: the job was cancelled"
+    assert (row.error_class, row.fingerprint) == (None, None)
+    assert storing.states(store, request_id) == ("cancelled", {"h": "cancelled"})
+    assert [a.status for a in job(store, second.id).attempts] == ["retry", "new"]
 
 
 def _recurring(store: Store) -> Claim:

@@ -11,6 +11,7 @@ import pytest
 from tests.support import storing
 from workerd import documents, job
 from workerd import workflow as wf
+from workerd.config.workflow_config import WorkflowJob
 from workerd.errors import Conflict, NotFound
 from workerd.ingester import writer
 from workerd.job import Status
@@ -218,6 +219,16 @@ def test_cancel_ends_a_request(store: Store) -> None:
     for request_id, error in ((running, Conflict), (b"x" * 16, NotFound)):
         with pytest.raises(error):
             store.run(lambda tx, request_id=request_id: requests.cancel(tx, request_id))
+
+
+def test_cancel_leaves_finally_of_a_configured_workflow(store: Store) -> None:
+    """It waits when the others are over, and runs."""
+    final = (WorkflowJob(name="last", handler="last", step=1),)
+    request_id = storing.submit(store, msgspec.structs.replace(storing.workflow("w", "a"), final=final))
+    storing.finish(store, "a")
+    assert store.run(lambda tx: requests.cancel(tx, request_id)) == "asked"
+    assert len(storing.finish(store, "last")) == 1
+    assert storing.states(store, request_id) == ("cancelled", {"a": "completed", "last": "completed"})
 
 
 def test_cancelling_a_job_cancels_its_request(store: Store) -> None:

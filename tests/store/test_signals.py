@@ -13,6 +13,7 @@ from workerd import workflow as wf
 from workerd.clock import LATEST, to_text
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import new_id
+from workerd.operations.why import explain_request
 from workerd.store import claims, job_control, requests, signals
 from workerd.store.base import Store
 
@@ -50,6 +51,23 @@ def pass_due(store: Store) -> int:
 
 def make_due(store: Store) -> None:
     s.sql(store, "UPDATE workerd_jobs SET run_at = '2026-01-01 00:00:00' WHERE handler = '~wait'")
+
+
+def test_why_says_what_a_request_waits_for(store: Store) -> None:
+    """And until when; a wait that needs others does not wait yet."""
+    jobs = [
+        {"name": "pause", "wait": "2030-01-02T03:04:05Z"},
+        {"name": "approve", "signal": "approved", "timeout": "1d"},
+        {"name": "later", "signal": "late", "needs": ["pause"]},
+        {"name": "work", "handler": "h"},
+    ]
+    request_id = submit(store, jobs=jobs)
+    reasons = store.read(lambda tx: explain_request(tx, test_batches.CONFIG, request_id))[1]
+    told = " ".join(reasons)
+    assert "Its job pause waits until 2030-01-02T03:04:05Z." in told
+    assert "Its job approve waits for the signal approved, until 20" in told
+    assert "Its job work is new." in told
+    assert "the signal late" not in told
 
 
 def test_a_signal_ends_its_wait(store: Store) -> None:

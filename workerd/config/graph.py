@@ -1,9 +1,10 @@
-"""Graphs of jobs and their needs: depths and cycles, in time that grows no faster than the graph."""
+"""Graphs of jobs: depths and cycles of their needs, in time that grows no faster than the graph; names."""
 
 from __future__ import annotations
 
+import re
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 Needs = Mapping[str, Collection[str]]
 """The names that each job needs, by its name; names that are no key count as done."""
@@ -57,3 +58,26 @@ def shortened(names: list[str]) -> list[str]:
         return names
     half = MAX_SHOWN // 2
     return [*names[:half], f"({left_out} more)", *names[-half:]]
+
+
+# -- names of later runs of `finally`
+
+_CYCLE = re.compile(r"#[0-9]+$")
+NAME_OF_LATER_RUN = "expected a name that no later run of finally can have"
+
+
+def final_clash(names: Iterable[str], final: Iterable[str]) -> tuple[str, str] | None:
+    """A name, of `final` or not, that would be taken for a later run of another one, which is in `final`."""
+    taken: dict[str, str] = {}
+    for name in final:
+        if (other := taken.setdefault(of_first_cycle(name), name)) != name:
+            return name, other
+    for name in names if taken else ():
+        if (other := taken.get(of_first_cycle(name), name)) != name:
+            return name, other
+    return None
+
+
+def of_first_cycle(name: str) -> str:
+    """The name of the job of `final` that it is, or that spawned it, before its request was reopened."""
+    return _CYCLE.sub("", name.partition("/")[0])

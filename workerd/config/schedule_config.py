@@ -25,7 +25,8 @@ class ScheduleConfig(ConfigValue, frozen=True):
     """Time zone of `cron`, with its daylight saving time."""
     misfire: Annotated[Misfire, v.choice(*get_args(Misfire))] = "once"
     """Ticks missed while no node was up: "skip", "once" (one run for all of them) or "all" (at most 100). A
-    tick that is at most 5 s old when a node comes up is not missed: it runs in any case."""
+    tick that is at most 5 s old when a node comes up is not missed: it runs in any case, with "once" in
+    place of those that were."""
     overlap: Annotated[Overlap, v.choice(*get_args(Overlap))] = "allow"
     """A tick while the previous run is still going: "allow" runs both, "skip" drops the tick, "queue" runs it
     afterwards."""

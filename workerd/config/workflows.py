@@ -10,8 +10,8 @@ import msgspec
 from workerd.config import text_validators as texts
 from workerd.config import validators as v
 from workerd.config.config_value import Keys
+from workerd.config.graph import NAME_OF_LATER_RUN, depths, final_clash, shortened
 from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths, shortened
 from workerd.config.handler_config import HandlerConfig
 from workerd.config.model import WORKFLOW_KEYS
 from workerd.config.reader import Table, check_name, nearest
@@ -55,6 +55,9 @@ def workflows(root: Table, handlers: Mapping[str, HandlerConfig]) -> dict[str, W
         final = _from_jobs(
             table, "finally", given.get("finally", ()), names | {job.name: job for job in then}
         )
+        clash = final_clash((job.name for job in (*jobs, *then)), [job.name for job in final])
+        if clash is not None:
+            table.error(f'{NAME_OF_LATER_RUN}, got "{clash[0]}" beside "{clash[1]}"')
         for job in (*jobs, *then, *final):
             if job.handler not in handlers and job.handler != WAIT_HANDLER:
                 table.error(

@@ -183,13 +183,28 @@ class CronTicks:
             part, names = names[: self._size.value], names[self._size.value :]
             with self._size.measured():
                 rows |= self._store.read(partial(schedules.find_all, names=part))
+        held = self._held_until(rows, now)
         # ScheduleSync writes those that are missing in a moment.
         for name, row in rows.items():
             ticks = self._ticks[name]
             void = row.last_tick if voided(ticks.cron, row.last_tick, now) else None
-            moments = ticks.due(row.last_tick, now)
+            moments = ticks.due(row.last_tick, now, held.get(name, 0))
             if row.paused_at is None:
                 self._due.extend((name, moment, void) for moment in moments)
+
+    def _held_until(self, rows: Mapping[str, ScheduleRow], now: int) -> dict[str, int]:
+        """Until when ticks that this process did not watch waited for the last run, and were not missed."""
+        queued = {
+            name: row.last_job
+            for name, row in rows.items()
+            if row.last_job is not None
+            and self._schedules[name].overlap == "queue"
+            and self._ticks[name].misses(now)
+        }
+        if not queued:
+            return {}
+        runs = self._store.read(lambda tx: ticks.last_runs(tx, queued.values()))
+        return {name: (runs[job].ended_at or 0) if runs[job].over else now for name, job in queued.items()}
 
     def _fire(self, name: str, moment: int, void: int | None) -> None:
         schedule, revision = self._schedules[name], self._revisions.get(name)

@@ -11,8 +11,8 @@ import msgspec
 from workerd import workflow as wf
 from workerd.config import text_validators as texts
 from workerd.config import validators as v
+from workerd.config.graph import NAME_OF_LATER_RUN, depths, final_clash, shortened
 from workerd.config.graph import cycle as find_cycle
-from workerd.config.graph import depths, shortened
 from workerd.config.model import Config
 from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
@@ -88,6 +88,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         stages[key] = _ordered(key, stage, names, first)
         names |= dict.fromkeys(job.name for job in stage)
         first += 1 + max((job.step for job in stage), default=0)
+    _refuse_later_runs({"jobs": jobs, **stages})
     graph = wf.Graph(
         name=_checked("name", texts.name, name) if name is not None else "",
         jobs=() if batch or linked else ordered,
@@ -122,10 +123,14 @@ def _items(key: str, given: object, config: Config, most: int | None = None) -> 
         raise InvalidValue(f"{key}: expected a list of jobs")
     if most is not None and len(given) > most:
         raise InvalidValue(f"{key}: expected at most {most} jobs, got {len(given)}")
-    return [_item(f"{key}[{number}]", number, item, config) for number, item in enumerate(given)]
+    prefix = "" if key == "jobs" else f"{key}-"
+    return [
+        _item(f"{key}[{number}]", f"{prefix}{number + 1}", item, config) for number, item in enumerate(given)
+    ]
 
 
-def _item(place: str, number: int, item: object, config: Config) -> _Item:
+def _item(place: str, spec_name: str, item: object, config: Config) -> _Item:
+    """A job as it is checked; a JobSpec has no name of its own."""
     if isinstance(item, JobSpec):
         try:
             options = check(item, config.gateway.max_body)
@@ -133,7 +138,7 @@ def _item(place: str, number: int, item: object, config: Config) -> _Item:
             raise InvalidValue(f"{place}.{error}") from None
         if not options.plain:
             raise InvalidValue(f"{place}: expected no id, unique_key, delay, run_at in a batch")
-        keys = {"name": str(number + 1), "handler": item.handler, "vars": json_value(options.vars)}
+        keys = {"name": spec_name, "handler": item.handler, "vars": json_value(options.vars)}
         return _Item(keys, options)
     if not isinstance(item, Mapping):
         raise InvalidValue(f"{place}: expected a job")
@@ -191,6 +196,20 @@ def _refuse_taken(key: str, stage: Sequence[WorkflowJob], names: Mapping[str, No
     for number, job in enumerate(stage):
         if job.name in names:
             raise InvalidValue(f'{key}[{number}].name: another job has the name "{job.name}"')
+
+
+def _refuse_later_runs(lists: Mapping[str, Sequence[WorkflowJob]]) -> None:
+    """Raises InvalidValue for a name that a later run of `finally`, after a retry by hand, would have."""
+    clash = final_clash(
+        (job.name for jobs in lists.values() for job in jobs), [job.name for job in lists["finally"]]
+    )
+    if clash is None:
+        return
+    name, other = clash
+    place = next(
+        f"{key}[{n}]" for key, jobs in lists.items() for n, job in enumerate(jobs) if job.name == name
+    )
+    raise InvalidValue(f'{place}.name: {NAME_OF_LATER_RUN}, got "{name}" beside "{other}"')
 
 
 def _ordered(

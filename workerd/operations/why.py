@@ -58,6 +58,9 @@ def explain(
 
 
 MAX_JOBS_NAMED = 5
+MAX_WAITS_READ = 50
+"""Waits of a request among which those that have begun are looked for; the earliest steps come first."""
+_WAITING = (Status.SCHEDULED, Status.NEW)
 
 
 def _is_held(tx: Tx, row: JobRow) -> bool:
@@ -68,30 +71,57 @@ def _why_held(tx: Tx, row: JobRow) -> str:
     """Why a job of a batch or a large graph may not start yet."""
     count, names = links.open_needs(tx, row.id, MAX_JOBS_NAMED)
     if not count:
-        return "The job waits until its batch is complete; `workerd request show` shows its progress."
+        request = None if row.request_id is None else requests.find(tx, row.request_id)
+        return _why_not_released("fill" if request is None else request.pending)
     more = ", …" if count > len(names) else ""
     return f"The job waits for {plural(count, 'job')} that it needs: {', '.join(map(line, names))}{more}."
 
 
+def _why_not_released(pending: str | None) -> str:
+    """Why a job that needs no other is held; `pending`: what is to be done for its request."""
+    if pending == "fill":
+        return "The job waits until its batch is complete; `workerd request show` shows its progress."
+    if pending == "cancel":
+        return "Its request is ending: the job is cancelled with one of the next slices."
+    return "Its request lets its jobs begin in slices, and this one with one of the next."
+
+
 def _why_wait(tx: Tx, row: JobRow) -> str:
     """What a wait of a request waits for."""
+    request = None if row.request_id is None else requests.find(tx, row.request_id)
+    return _what_it_waits_for(tx, "It", row, request)
+
+
+def _what_it_waits_for(tx: Tx, who: str, row: JobRow, request: RequestRow | None) -> str:
     until = None if row.run_at in (None, LATEST) else _second(row.run_at or 0)
-    signal = None
-    if row.request_id is not None:
-        request, _ = requests.get(tx, row.request_id)
-        try:
-            graph = of_cycle(decode(request.steps or b""), request.cycle)
-            known = [*graph.all_jobs, *links.waits_of(tx, [row.id]).values()]
-            signal = next((job.signal for job in known if job.name == row.name), None)
-        except InvalidValue:
-            signal = None
+    signal = None if request is None else _signal_of(tx, row, request)
     if not signal:
-        return f"It waits until {until}."
+        return f"{who} waits until {until}."
     shown = id_text(row.request_id or b"")
     return (
-        f"It waits for the signal {line(signal)}{f', until {until}' if until else ''};"
+        f"{who} waits for the signal {line(signal)}{f', until {until}' if until else ''};"
         f" `workerd request signal {shown} {word(signal)}` sends it."
     )
+
+
+def _signal_of(tx: Tx, row: JobRow, request: RequestRow) -> str | None:
+    try:
+        graph = of_cycle(decode(request.steps or b""), request.cycle)
+        known = [*graph.all_jobs, *links.waits_of(tx, [row.id]).values()]
+    except InvalidValue:
+        return None
+    return next((job.signal for job in known if job.name == row.name), None)
+
+
+def _live_jobs(tx: Tx, request: RequestRow, jobs: Sequence[JobRow]) -> list[str]:
+    """What its first waits wait for, and which other jobs are live."""
+    waits = [job for job in jobs if job.handler == WAIT_HANDLER and job.status in _WAITING]
+    begun = [job for job in waits[:MAX_WAITS_READ] if not _is_held(tx, job)][:MAX_JOBS_NAMED]
+    told = {job.id for job in begun}
+    return [
+        *(_what_it_waits_for(tx, f"Its job {line(job.name)}", job, request) for job in begun),
+        *_named_jobs([job for job in jobs if job.id not in told], LIVE),
+    ]
 
 
 def explain_request(
@@ -106,7 +136,7 @@ def explain_request(
             reasons = [
                 f"The request of {_title(row)} is in step {row.step}.",
                 *_progress(row),
-                *_named_jobs(jobs, LIVE),
+                *_live_jobs(tx, row, jobs),
             ]
         case _:
             error = f": {line(row.error)}" if row.error else "."
@@ -200,7 +230,7 @@ _OUTCOMES = {
     "crashed": "lost its process",
     "oom": "was killed for exceeding its memory limit",
     "lost": "was lost with its pool or node",
-    "interrupted": "was interrupted by a shutdown",
+    "interrupted": "was interrupted when its pool was stopped",
     "cancelled": "was cancelled",
     "expired": "expired before it started",
 }

@@ -31,6 +31,7 @@ class KillReason(StrEnum):
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     INTERRUPTED = "interrupted"
+    OVERLAP_OVER = "overlap over"  # interrupted, because the time of a former generation is over
     OOM = "oom"
     HOST_OOM = "host out of memory"  # the kernel killed it, because the daemon's own control group was full
     PROTOCOL_ERROR = "protocol error"
@@ -123,6 +124,7 @@ _KINDS: dict[KillReason, _Kind] = {
     KillReason.HOST_OOM: "oom",
     KillReason.CANCELLED: "cancelled",
     KillReason.INTERRUPTED: "interrupted",
+    KillReason.OVERLAP_OVER: "interrupted",
 }
 
 
@@ -159,7 +161,9 @@ def _death_error(attempt: AssignedAttempt, status: int, kill_reason: KillReason,
         case KillReason.CANCELLED:
             return "It was cancelled while running, did not end within its grace, and was killed."
         case KillReason.INTERRUPTED:
-            return "The daemon stopped before it had finished."
+            return "Its pool was stopped before it had finished."
+        case KillReason.OVERLAP_OVER:
+            return "The overlap of a reload was over before it had finished."
     return death_error(status, kill_reason)
 
 

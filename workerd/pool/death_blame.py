@@ -14,6 +14,7 @@ _SPARES_UNSTARTED = frozenset(
         KillReason.PROTOCOL_ERROR,
         KillReason.DEADLINE,
         KillReason.INTERRUPTED,
+        KillReason.OVERLAP_OVER,
         KillReason.HOST_OOM,
     }
 )

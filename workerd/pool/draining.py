@@ -16,6 +16,8 @@ EXIT_TIMEOUT_S = RETIRE_TIMEOUT_S + 1.0
 """For the workers and their descendants to be gone at the end."""
 ORPHANED_TIMEOUT_S = 1.0
 """The same for a pool without supervisor, which kills them at once."""
+RESUMABLE_S = 3.0
+"""For resumable attempts to end by themselves when an overlap is over; the supervisor waits for longer."""
 _EXIT_POLL_S = 0.002
 
 
@@ -44,17 +46,25 @@ class PoolDrain:
         self._timer: Timer | None = None
         self._exit_deadline = 0.0
 
-    def start(self, seconds: float) -> bool:
-        """Interrupt what still runs in `seconds`; false if that is later than a drain under way has it."""
+    def start(self, seconds: float, *, overlap: bool = False) -> bool:
+        """Interrupt what still runs in `seconds`; false if that is later than a drain under way has it.
+
+        `overlap`: what is resumable was not interrupted before, and gets its time then.
+        """
         deadline = time.monotonic() + seconds
         if self._timer is not None:
             if deadline >= self._timer.when:
                 return False
             self._timer.cancel()
         self.started = True
-        self._timer = self._loop.call_at(deadline, self._worker_manager.interrupt_all)
+        end = self._end_overlap if overlap else self._worker_manager.interrupt_all
+        self._timer = self._loop.call_at(deadline, end)
         self._worker_manager.close()
         return True
+
+    def _end_overlap(self) -> None:
+        self._worker_manager.end_overlap()
+        self._timer = self._loop.call_later(RESUMABLE_S, self._worker_manager.interrupt_all)
 
     def finish_if_done(self) -> None:
         """End the workers, once it was started and all jobs are done and acknowledged."""

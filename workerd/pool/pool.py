@@ -288,7 +288,7 @@ class Pool(Service):
         self.become("failed", trouble)
 
     def _start_drain(self, drain: Drain) -> None:
-        earlier = self._drain.start(drain.seconds)
+        earlier = self._drain.start(drain.seconds, overlap=drain.overlap)
         if not drain.overlap:
             self._worker_manager.set_stopping(True)
         if earlier:

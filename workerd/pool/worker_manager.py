@@ -271,6 +271,14 @@ class WorkerManager:
             if worker.attempt is not None:
                 worker.kill(KillReason.INTERRUPTED)
 
+    def end_overlap(self) -> None:
+        """Interrupt the attempts that are resumable, kill the others: another generation takes them on."""
+        self.set_stopping(True)
+        self.interrupt_resumable()
+        for worker in list(self.workers.values()):
+            if worker.attempt is not None and not worker.attempt.resumable:
+                worker.kill(KillReason.OVERLAP_OVER)
+
     def retire_all(self) -> None:
         """Retire the idle workers, kill the others."""
         self.idle.clear()

@@ -113,11 +113,32 @@ def work(tx: Tx) -> Worked:
 
 def _following(tx: Tx, item: RequestUpdate) -> str | None:
     """What there is to do for a batch after the last slice."""
-    if item.graph is None or not item.graph.linked:
+    if item.graph is None:
         return None
-    if item.graph.unfolds and item.failing is None:  # it was reopened
-        return "release"
-    return "spread" if links.has_state(tx, item.row.id, "spread") else None
+    if item.row.pending == "reopen" and item.failing is None:
+        return "release"  # of those that were not released, or became ready, before it was reopened
+    if not item.graph.linked:
+        return None
+    if links.has_state(tx, item.row.id, "spread"):
+        return "spread"
+    _check_earlier_failures(tx, item)
+    return None
+
+
+def _check_earlier_failures(tx: Tx, item: RequestUpdate) -> None:
+    """Fail a large graph that can go no further; an ending while it was reopened did not look."""
+    row = item.row
+    if item.failing is not None or not links.has_state(tx, row.id, "failed"):
+        return
+    begun = "EXISTS (SELECT 1 FROM workerd_request_jobs AS n WHERE n.id = j.id AND n.needs = 0)"
+    live = tx.one(
+        f"SELECT 1 FROM workerd_jobs AS j {tx.dialect.hint('workerd_request')} WHERE j.request_id = %s"
+        f" AND (j.status IN ('new','inprogress')"
+        f" OR j.status = 'scheduled' AND (j.run_at <> %s OR {begun})) LIMIT 1",
+        (row.id, columns.at(HELD_AT)),
+    )
+    if live is None:
+        item.fail(workflows.FAILED_EARLIER)
 
 
 class _Slice(NamedTuple):

@@ -189,6 +189,8 @@ INSERT_NEXT = (
     " " + ", ".join(f"j.{name}" for name in ENQUEUED_COLUMNS) + " FROM {source}{keep}"
 )
 """The attempt after that of the row `j`."""
+MAY_GO_ON = "j.cancel_requested_at IS NULL"
+"""Whether an attempt follows that of the row `j` where nobody asks for it by hand."""
 
 
 def next_due(outcome: Outcome, now: int) -> tuple[str, str]:

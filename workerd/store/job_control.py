@@ -372,6 +372,8 @@ def _reopen(
         if graph is None or wf.Stages(graph).of(columns.lenient(name)) in ("main", "then"):
             again(tx, job_id, attempt)
             _wait_again(tx, row, graph, job_id, columns.lenient(name))
+    if graph is not None:
+        workflows.count_again(tx, row.id, graph)
 
 
 def _wait_again(tx: Tx, row: RequestRow, graph: wf.Graph | None, job_id: bytes, name: str | None) -> None:

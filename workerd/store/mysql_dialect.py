@@ -13,7 +13,7 @@ from workerd.errors import StoreRefused
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import INSERT_NEXT, next_due
+from workerd.store.columns import INSERT_NEXT, MAY_GO_ON, next_due
 from workerd.store.dialect import Dialect
 from workerd.store.session import Params
 
@@ -238,7 +238,7 @@ def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
         )
     source = (
         f"({' UNION ALL '.join(derived)}) AS o STRAIGHT_JOIN workerd_jobs AS j FORCE INDEX (PRIMARY)"
-        " ON j.id = o.id AND j.attempt = o.attempt"
+        f" ON j.id = o.id AND j.attempt = o.attempt AND {MAY_GO_ON}"
     )
     names = {name: f"o.{name}" for name in ("status", "run_at", "failures", "crashes", "losses")}
     names["state"] = "j.state"

@@ -25,7 +25,14 @@ from workerd.store.columns import (
     request,
 )
 from workerd.store.session import Row
-from workerd.store.workflows import CANCELLED, RequestUpdate, apply, cancel_waiting
+from workerd.store.workflows import (
+    CANCELLED,
+    RequestUpdate,
+    apply,
+    cancel_all_waiting,
+    cancel_waiting,
+    of_final,
+)
 from workerd.workflow import RequestStatus
 
 MAX_FAILED_COUNTED = 1000
@@ -232,7 +239,7 @@ def fail_first(tx: Tx, found: Sequence[Row], error: str) -> bytes | None:
     if not found:
         return None
     request_id: bytes = found[0][0]
-    cancel_waiting(tx, [request_id])
+    cancel_all_waiting(tx, [request_id])
     tx.execute(
         "UPDATE workerd_requests SET status = 'failed', error = %s, completed_at = %s WHERE id = %s",
         (error[:MAX_ERROR_CHARS], columns.at(tx.now), request_id),
@@ -332,16 +339,23 @@ def cancel(tx: Tx, request_id: bytes) -> str:
         item.status = RequestStatus.INPROGRESS  # what its batch has of jobs is cancelled, and `final` runs
         item.read(row.steps)
     if item.members is None:
-        cancel_waiting(tx, [request_id])
-    tx.execute(
-        "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
-        " WHERE request_id = %s AND status = 'inprogress'",
-        (columns.at(tx.now), request_id),
-    )
+        cancel_waiting(tx, [item])
+    _ask_to_stop(tx, item)
     if item.status is RequestStatus.QUEUING:
         item.status = RequestStatus.CANCELLED
     apply(tx, [item])
     return "ended" if item.ended else "asked"
+
+
+def _ask_to_stop(tx: Tx, item: RequestUpdate) -> None:
+    """Ask the workers of its jobs to stop, but not those of `final`."""
+    spared = of_final(tx, item, ("inprogress",))
+    tx.execute(
+        "UPDATE workerd_jobs SET cancel_requested_at = COALESCE(cancel_requested_at, %s)"
+        " WHERE request_id = %s AND status = 'inprogress'"
+        + (f" AND id NOT IN ({marks(spared)})" if spared else ""),
+        (columns.at(tx.now), item.row.id, *spared),
+    )
 
 
 def ended(tx: Tx, request_id: bytes) -> bool:

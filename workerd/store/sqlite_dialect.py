@@ -9,7 +9,7 @@ from workerd import clock
 from workerd.outcome import ClosedAttempt, Outcome
 from workerd.store import columns
 from workerd.store.base import Tx
-from workerd.store.columns import INSERT_NEXT, next_due
+from workerd.store.columns import INSERT_NEXT, MAY_GO_ON, next_due
 from workerd.store.dialect import Dialect
 from workerd.store.session import LastStatement, Params
 
@@ -43,7 +43,7 @@ def _insert_next(tx: Tx, retried: Sequence[Outcome], now: int) -> int:
     sql = INSERT_NEXT.format(
         **dict.fromkeys(("status", "run_at", "created_at", "failures", "crashes", "losses"), "%s"),
         state="j.state",
-        source="workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s",
+        source=f"workerd_jobs AS j WHERE j.id = %s AND j.attempt = %s AND {MAY_GO_ON}",
         keep=SQLITE.keep_existing("id"),
     )
     inserted = 0

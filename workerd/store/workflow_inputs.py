@@ -53,11 +53,28 @@ class _Payload(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """The names that each job of a graph needs; jobs of `final` without needs are told what failed."""
+    """The names that each job of a graph needs; jobs of `final` without needs are told what failed.
+
+    stages
+        The jobs of `then` and `final`: to them a job that is needed and not there has failed.
+    given
+        By the name that a job of `final` has in this cycle, the one that its graph gave it.
+    """
 
     needs: Mapping[str, tuple[str, ...]]
     final: frozenset[str]
     linked: bool = False
+    stages: frozenset[str] = frozenset()
+    given: Mapping[str, str] = {}
+
+    @property
+    def names(self) -> set[str]:
+        """The jobs to which payloads belong; of a batch, which is not in its graph, those that are needed."""
+        return self.needs.keys() | {need for needed in self.needs.values() for need in needed}
+
+    def shown(self, need: str, name: str) -> str:
+        """The name under which a payload of `need`, or of what it spawned, is handed on."""
+        return self.given.get(need, need) + name[len(need) :]
 
 
 def enrich(tx: Tx, claims: Sequence[Claim]) -> Enriched:
@@ -124,31 +141,44 @@ def _needed(
 ) -> dict[AttemptRef, dict[str, _Payload]]:
     """The payloads, by name, of the jobs that each claim needs and of those they spawned."""
     plans = {request_id: _plan(context) for request_id, context in contexts.items()}
-    needs = {request_id: plan.needs for request_id, plan in plans.items()}
     wanted = [
         c
         for c in claims
-        if c.request_id in plans
-        and (needs[c.request_id].get(c.name or "") or c.name in plans[c.request_id].final)
+        if (plan := plans.get(c.request_id or b"")) is not None
+        and (plan.needs.get(c.name or "") or c.name in plan.final)
     ]
     there = _payloads(tx, sorted({c.request_id for c in wanted if c.request_id is not None}))
-    by_owner: dict[bytes, defaultdict[str | None, dict[str, _Payload]]] = {}
-    for request_id, payloads in there.items():
-        of_request = by_owner[request_id] = defaultdict(dict)
-        for name, payload in payloads.items():
-            of_request[wf.owner(needs[request_id], name)][name] = payload
+    by_owner = {request_id: _by_owner(plans[request_id], of) for request_id, of in there.items()}
     found: dict[AttemptRef, dict[str, _Payload]] = {}
     for claim in wanted:
         request_id = claim.request_id or b""
-        owned: Mapping[str | None, dict[str, _Payload]] = by_owner.get(request_id, {})
-        named = needs[request_id].get(claim.name or "") or ()
-        found[claim.ref] = {
-            name: payload for need in dict.fromkeys(named) for name, payload in owned.get(need, {}).items()
-        }
-        if not named:
+        if plans[request_id].needs.get(claim.name or ""):
+            found[claim.ref] = _of_needs(claim, plans[request_id], by_owner.get(request_id, {}))
+        else:
             failed = ((n, p) for n, p in there[request_id].items() if p.failed)
             found[claim.ref] = dict(islice(failed, MAX_FAILED))
     return found | _linked_inputs(tx, claims, plans)
+
+
+def _by_owner(plan: _Plan, payloads: Mapping[str, _Payload]) -> defaultdict[str | None, dict[str, _Payload]]:
+    """The payloads of each job and of those that it spawned."""
+    found: defaultdict[str | None, dict[str, _Payload]] = defaultdict(dict)
+    names = plan.names
+    for name, payload in payloads.items():
+        found[wf.owner(names, name)][name] = payload
+    return found
+
+
+def _of_needs(
+    claim: Claim, plan: _Plan, owned: Mapping[str | None, dict[str, _Payload]]
+) -> dict[str, _Payload]:
+    """What a claim gets of the jobs that it needs."""
+    absent = _Payload(claim.ref, None, 0, failed=True) if claim.name in plan.stages else None
+    found: dict[str, _Payload] = {}
+    for need in dict.fromkeys(plan.needs[claim.name or ""]):
+        of_need = owned.get(need) or ({need: absent} if absent is not None else {})
+        found |= {plan.shown(need, name): payload for name, payload in of_need.items()}
+    return found
 
 
 def _linked_inputs(
@@ -182,8 +212,14 @@ def _plan(context: _Context) -> _Plan:
         graph = wf.of_cycle(workflows.graph(context.steps), context.cycle)
     except InvalidValue:
         return _Plan({}, frozenset())  # the request fails when its next job ends
-    final = frozenset(job.name for job in graph.final if not job.needs)
-    return _Plan({job.name: job.needs for job in graph.all_jobs}, final, graph.linked)
+    given = workflows.graph(context.steps).final
+    return _Plan(
+        {job.name: job.needs for job in graph.all_jobs},
+        frozenset(job.name for job in graph.final if not job.needs),
+        graph.linked,
+        frozenset(job.name for job in graph.then + graph.final),
+        {job.name: first.name for job, first in zip(graph.final, given, strict=True)},
+    )
 
 
 def _payloads(tx: Tx, ids: Sequence[bytes]) -> defaultdict[bytes, dict[str, _Payload]]:

@@ -31,6 +31,9 @@ MAX_EXTRAS_BYTES = 1 << 20
 REQUEST_OVER = "its request has ended"
 """The error of jobs that were cancelled with their request, by which a retry finds and repeats them."""
 
+FAILED_EARLIER = "one of its jobs had failed before it was reopened"
+"""The error of a large graph that ends again, since nobody has retried that job."""
+
 _IN_PROGRESS = wf.RequestStatus.INPROGRESS
 
 
@@ -228,7 +231,7 @@ def _settle(tx: Tx, item: RequestUpdate) -> set[str]:
     if settled.more and item.pending is None:
         item.pending = "spread"
     if item.failing is None and item.pending != "reopen" and links.has_state(tx, row.id, "failed"):
-        item.fail("one of its jobs had failed before it was reopened")  # and may be retried by hand
+        item.fail(FAILED_EARLIER)
     return settled.handlers
 
 
@@ -253,7 +256,7 @@ def apply(tx: Tx, updates: Sequence[RequestUpdate], *, move_on: bool = True) -> 
     while deciding:
         deciding = [update for update in deciding if update.decide(found[update.row.id])]
         if deciding:
-            cancel_waiting(tx, [update.row.id for update in deciding])
+            cancel_waiting(tx, deciding)
             found = _states(tx, deciding)
     _write(tx, updates)
     over = [(u.row.id, u.status, u.graph) for u in updates if u.ended and u.graph is not None]
@@ -300,6 +303,19 @@ def _states(tx: Tx, updates: Sequence[RequestUpdate]) -> defaultdict[bytes, list
     return found
 
 
+def count_again(tx: Tx, request_id: bytes, graph_: wf.Graph) -> None:
+    """Write how many jobs of a locked request, whose jobs are all in its graph, have ended and how."""
+    rows = tx.query(
+        f"SELECT name, status, reason FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        " WHERE request_id = %s AND status <> 'retry'",
+        (request_id,),
+    )
+    counts = wf.counts(graph_, [job_state(*row) for row in rows])
+    tx.execute(
+        "UPDATE workerd_requests SET total = %s, done = %s, failed = %s WHERE id = %s", (*counts, request_id)
+    )
+
+
 def stage_states(tx: Tx, update: RequestUpdate) -> list[wf.JobState]:
     """The states of the jobs in `then` and `final` of a batch, by their keys: it may have many other jobs."""
     assert update.graph is not None
@@ -322,16 +338,46 @@ def job_state(name: bytes | None, status: bytes, reason: bytes | None) -> wf.Job
     return wf.JobState(columns.lenient(name), columns.job_status(status), why)
 
 
-def cancel_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
-    """Cancel the waiting jobs of these requests."""
-    now = columns.at(tx.now)
+def cancel_waiting(tx: Tx, updates: Sequence[RequestUpdate]) -> None:
+    """Cancel the waiting jobs of these requests, but not those of `final`, which runs in every case."""
+    plain: list[bytes] = []
+    for update in updates:
+        spared = of_final(tx, update, ("scheduled", "new"))
+        if spared:
+            _cancel_waiting(tx, [update.row.id], spared)
+        else:
+            plain.append(update.row.id)
+    cancel_all_waiting(tx, plain)
+
+
+def cancel_all_waiting(tx: Tx, ids: Sequence[bytes]) -> None:
+    """Cancel the waiting jobs of these requests, those of `final` too."""
     for part in chunks(ids):
-        tx.execute(
-            f"UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
-            f" finished_at = %s, ingested_at = %s"
-            f" WHERE request_id IN ({marks(part)}) AND status IN ('scheduled','new')",
-            [REQUEST_OVER, now, now, *part],
-        )
+        _cancel_waiting(tx, part, ())
+
+
+def _cancel_waiting(tx: Tx, requests: Sequence[bytes], spared: Sequence[bytes]) -> None:
+    now = columns.at(tx.now)
+    tx.execute(
+        f"UPDATE workerd_jobs SET status = 'cancelled', reason = 'cancelled', error = %s,"
+        f" finished_at = %s, ingested_at = %s"
+        f" WHERE request_id IN ({marks(requests)}) AND status IN ('scheduled','new')"
+        + (f" AND id NOT IN ({marks(spared)})" if spared else ""),
+        [REQUEST_OVER, now, now, *requests, *spared],
+    )
+
+
+def of_final(tx: Tx, update: RequestUpdate, states: Sequence[str]) -> list[bytes]:
+    """The jobs of `final` in these states, and of those that they spawned."""
+    if update.graph is None or not update.graph.final:
+        return []
+    stages = wf.Stages(update.graph)
+    found = tx.query(
+        f"SELECT id, name FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
+        f" WHERE request_id = %s AND status IN ({marks(states)})",
+        [update.row.id, *states],
+    )
+    return [job_id for job_id, name in found if stages.of(columns.lenient(name)) == "final"]
 
 
 NEXT_VERSION = "version = CASE WHEN version < 4611686018427387904 THEN version + 1 ELSE 1 END"
