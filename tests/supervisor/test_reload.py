@@ -74,7 +74,7 @@ def test_reload_restarts_only_what_changed(harness: SupervisorHarness) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("dies", "pool:dies ended with exit status 3"),
+        ("dies", "pool:dies ended while its handlers were loaded: it ended with exit status 3"),
         ("falls", "pool:falls ended with exit status 4"),
         ("loops", "pool:loops ended because its workers die without having a job"),
         ("waits", "It waits for something that is not there."),
