@@ -155,6 +155,27 @@ def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tm
     assert '"interrupted"' in background.cli("job", "show", job_id, "--json").stdout
 
 
+@pytest.mark.parametrize("command", [("reload",), ("restart", "waits")])
+def test_a_daemon_that_is_stopping_is_no_error_of_the_configuration(
+    background: Background, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """What it is asked for then has failed, and the command says why."""
+    background.cli("start")
+    job_id = background.cli("enqueue", "waits", f"path={tmp_path}/file").stdout.strip()
+    eventually(lambda: '"inprogress"' in background.cli("job", "show", job_id, "--json").stdout)
+    process = background.process()
+    process.send_signal(signal.SIGTERM)
+    eventually(lambda: '"draining"' in background.cli("status", "--json", check=False).stdout)
+    refused = background.cli(*command, check=False)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "workerd is stopping, so nothing was done. `workerd start` starts it once it has ended.\n",
+    )
+    (tmp_path / "file").touch()
+    psutil.wait_procs([process], timeout=30)
+    assert not lives(process)
+
+
 def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Background) -> None:
     """After a truncate, writing continues at the beginning of the file."""
     background.cli("start")

@@ -139,7 +139,7 @@ def test_a_stop_during_a_reload_answers_it(harness: SupervisorHarness) -> None:
         asked = asker.submit(harness.reload)
         eventually(lambda: harness.status()["state"] == "reloading")
         harness.process.send_signal(signal.SIGTERM)
-        assert asked.result() == {"ok": False, "errors": ["workerd is stopping."]}
+        assert asked.result() == {"ok": False, "stopping": True}
     assert harness.process.wait(30) == 0
 
 
