@@ -129,3 +129,13 @@ def test_no_label_takes_a_name_of_workerds_own(name: str) -> None:
 def test_the_names_of_workerds_own_hold_every_label_of_its_metrics() -> None:
     """A new one is to be refused from its first day."""
     assert {name for family in families.ALL for name in family.labels} <= v.RESERVED_LABELS
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["http://[::1", "http://::1]/", "https://h:x/", "https://h:0/", "https://", "ftp://h/", "https://u@h/"],
+)
+def test_no_addresses_of_http(value: str) -> None:
+    """Whatever is wrong with it is an error of the configuration."""
+    with pytest.raises(InvalidValue, match="expected an address such as"):
+        v.http_url(value)
