@@ -142,6 +142,24 @@ def test_reload_refuses_a_wrong_configuration_and_applies_a_right_one(background
     assert background.pid == first
 
 
+@pytest.mark.parametrize("command", [("stop",), ("status",), ("reload",), ("restart",), ("start",)])
+def test_a_daemon_that_has_its_sockets_elsewhere_is_not_taken_for_one_that_does_not_run(
+    background: Background, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """As one that was started with another $XDG_RUNTIME_DIR: it holds the lock of its state folder."""
+    background.cli("start")
+    text = background.config.read_text()
+    assert str(tmp_path / "node" / "run") in text
+    background.config.write_text(text.replace(str(tmp_path / "node" / "run"), str(tmp_path / "elsewhere")))
+    refused = background.cli(*command, check=False)
+    background.config.write_text(text)
+    assert refused.returncode == 1
+    assert f"workerd runs with process id {background.pid}, but not with its sockets in" in refused.stderr
+    assert "XDG_RUNTIME_DIR" in refused.stderr
+    background.cli("stop")
+    assert "nothing to stop" in background.cli("stop").stderr
+
+
 def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tmp_path: Path) -> None:
     """The first one waits for them."""
     background.cli("start")
