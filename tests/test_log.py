@@ -158,6 +158,12 @@ def test_json_is_one_line_an_event_with_the_head_first() -> None:
     assert "ValueError: first" in second["exception"]
 
 
+def test_a_label_does_not_hide_a_field_of_an_event() -> None:
+    """Of the two the event's own is the one that cannot be known otherwise."""
+    [logged] = written(lambda: log.get_logger("pool").info("output", region="of the event"), "json")
+    assert json.loads(logged)["region"] == "of the event"
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_no_value_can_forge_a_line_or_reach_the_terminal(form: Literal["text", "json"]) -> None:
     """Control characters are made visible; the lines of a traceback are indented."""

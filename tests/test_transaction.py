@@ -293,6 +293,22 @@ def test_the_dispatcher_is_woken_after_the_commit(
     assert not wake(tmp_path / "absent")
 
 
+def test_a_wake_up_that_cannot_be_sent_is_no_error_of_the_enqueue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: Any
+) -> None:
+    """The row is committed: a caller that sees an error enqueues once more."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("x" * 300)))
+    url = f"sqlite:///{tmp_path}/store.db"
+    opened(url).migrate()
+    with closing(by_sqlite(url)) as connection:
+        connection.isolation_level = None
+        assert workerd.enqueue(connection, "mail").created
+    with Session(engine_of(url)) as session:
+        assert workerd.enqueue(session, "mail").created
+        session.commit()
+    assert len(jobs(url)) == 2
+
+
 def test_a_woken_dispatcher_starts_the_job_before_its_next_poll(tmp_path: Path) -> None:
     """It polls every 30 s here."""
     with Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", CONFIG) as daemon:

@@ -75,7 +75,8 @@ def configure(config: LogConfig) -> None:
             structlog.processors.format_exc_info,
             _CountRepeats(),
             _escape_values,
-            lambda logger, method, event: {**event, **config.labels},
+            # After the event's own fields, and below them.
+            lambda logger, method, event: {**event, **config.labels, **event},
             *_renderers(config),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_level),

@@ -142,6 +142,24 @@ def test_reload_refuses_a_wrong_configuration_and_applies_a_right_one(background
     assert background.pid == first
 
 
+@pytest.mark.parametrize("command", [("stop",), ("status",), ("reload",), ("restart",), ("start",)])
+def test_a_daemon_that_has_its_sockets_elsewhere_is_not_taken_for_one_that_does_not_run(
+    background: Background, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """As one that was started with another $XDG_RUNTIME_DIR: it holds the lock of its state folder."""
+    background.cli("start")
+    text = background.config.read_text()
+    assert str(tmp_path / "node" / "run") in text
+    background.config.write_text(text.replace(str(tmp_path / "node" / "run"), str(tmp_path / "elsewhere")))
+    refused = background.cli(*command, check=False)
+    background.config.write_text(text)
+    assert refused.returncode == 1
+    assert f"workerd runs with process id {background.pid}, but not with its sockets in" in refused.stderr
+    assert "XDG_RUNTIME_DIR" in refused.stderr
+    background.cli("stop")
+    assert "nothing to stop" in background.cli("stop").stderr
+
+
 def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tmp_path: Path) -> None:
     """The first one waits for them."""
     background.cli("start")
@@ -153,6 +171,27 @@ def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tm
     background.cli("stop")
     assert not lives(process)
     assert '"interrupted"' in background.cli("job", "show", job_id, "--json").stdout
+
+
+@pytest.mark.parametrize("command", [("reload",), ("restart", "waits")])
+def test_a_daemon_that_is_stopping_is_no_error_of_the_configuration(
+    background: Background, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """What it is asked for then has failed, and the command says why."""
+    background.cli("start")
+    job_id = background.cli("enqueue", "waits", f"path={tmp_path}/file").stdout.strip()
+    eventually(lambda: '"inprogress"' in background.cli("job", "show", job_id, "--json").stdout)
+    process = background.process()
+    process.send_signal(signal.SIGTERM)
+    eventually(lambda: '"draining"' in background.cli("status", "--json", check=False).stdout)
+    refused = background.cli(*command, check=False)
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        "workerd is stopping, so nothing was done. `workerd start` starts it once it has ended.\n",
+    )
+    (tmp_path / "file").touch()
+    psutil.wait_procs([process], timeout=30)
+    assert not lives(process)
 
 
 def test_the_log_is_appended_to_and_survives_a_copy_and_truncate(background: Background) -> None:

@@ -14,12 +14,19 @@ import pytest
 
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
+from tests.support.rows import Rows
 from workerd.cli.commands import COMMANDS
 from workerd.cli.main import _configuration_last, main
+from workerd.job import id_text
 
 ALONE = {"demo", "install", "uninstall", "config", "completion"}
 """Commands that need no configuration."""
 SHOWING = ["status", "handlers", "nodes", "schedules", "top", "why", "job show", "job list", "request list"]
+
+
+NOT_UTF8 = "\udcff"
+"""As Python keeps the byte 0xff of an argument."""
+FULL = "Standard output cannot be written: No space left on device. Free space there, or redirect it."
 
 
 WORDS = [words for words, _, _ in COMMANDS]
@@ -28,6 +35,20 @@ WORDS = [words for words, _, _ in COMMANDS]
 def helped(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     assert main([*command.split(), "--help"]) == 0
     return capsys.readouterr().out
+
+
+def to_full_disk(arguments: list[str], unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    """A command whose standard output is on a full disk."""
+    with open("/dev/full", "w") as full:
+        return subprocess.run(
+            [sys.executable, "-m", "workerd", *arguments],
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
 
 
 @pytest.mark.parametrize("command", WORDS)
@@ -75,6 +96,56 @@ def test_wrong_usage_exits_with_2_and_names_what_is_missing(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "Usage:" in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["job", "list", "--handler", NOT_UTF8],
+        ["job", "cancel", "--handler", NOT_UTF8, "--yes"],
+        ["job", "list", "--meta", f"a={NOT_UTF8}"],
+        ["schedules", "set", "x", "handler=n", "cron=* * * * *", f"vars.a={NOT_UTF8}"],
+        ["schedules", "pause", NOT_UTF8],
+        ["pause", "n", "--reason", NOT_UTF8],
+        ["restart", NOT_UTF8],
+        ["enqueue", "n", f"a={NOT_UTF8}"],
+        ["enqueue", "n", "--unique", NOT_UTF8],
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_wrong_usage(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the store nor the supervisor could take it."""
+    assert main(arguments) == 2
+    assert re.search(r"[Ee]xpected UTF-8, got .*\\udcff", capsys.readouterr().err)
+
+
+def test_a_path_need_not_be_utf8(capsys: pytest.CaptureFixture[str]) -> None:
+    """Files may have any name."""
+    assert main(["nodes", "-c", NOT_UTF8]) == 2
+    assert "found none" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", ["config", "--help", "job --help", "completion bash"])
+def test_an_output_that_cannot_be_written_is_said(command: str, unbuffered: str) -> None:
+    """A full disk; there is no traceback, and the command has failed."""
+    shown = to_full_disk(command.split(), unbuffered)
+    assert (shown.returncode, shown.stderr) == (1, f"{FULL}\n")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_the_id_of_a_job_that_cannot_be_printed_is_said(tmp_path: Path, more: list[str]) -> None:
+    """The job is in: without its id nobody finds it, and whoever sees the error enqueues it again."""
+    config = tmp_path / "workerd.toml"
+    config.write_text(
+        f'[node]\nruntime_dir = "{tmp_path}"\nstate_dir = "{tmp_path}"\n'
+        f'[store]\nurl = "sqlite:///{tmp_path}/store.db"\n[handlers.n]\ncall = "os:getpid"\n'
+    )
+    assert main(["migrate", "-c", str(config)]) == 0
+    shown = to_full_disk(["enqueue", "n", *more, "-c", str(config)])
+    (job,) = Rows(f"sqlite:///{tmp_path}/store.db").sql("SELECT id FROM workerd_jobs")
+    assert (shown.returncode, shown.stderr) == (1, f"It is job {id_text(job['id'])}.\n{FULL}\n")
 
 
 def test_a_missing_configuration_is_status_2_and_names_the_file(

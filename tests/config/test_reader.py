@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.unprivileged import unprivileged
 from workerd.config.build import build, load
 from workerd.config.config_value import keys_of
 from workerd.config.handler_config import Backoff, RestartConfig
@@ -68,6 +69,28 @@ def test_an_error_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "workerd.toml").write_text("[dispatcher]\nbatch = 1\n")
     (tmp_path / "conf.d" / "x.toml").write_text("[dispatcher]\nbatch = 0\n")
     with pytest.raises(ConfigError, match=r"conf\.d/x\.toml: dispatcher\.batch: expected a whole number"):
+        load(tmp_path, {})
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o311, 0o644])
+def test_a_conf_d_that_cannot_be_read_is_a_fault(tmp_path: Path, mode: int) -> None:
+    """Taken for empty, `reload` would drop its pools; every other fault is reported with it."""
+    folder = tmp_path / "conf.d"
+    folder.mkdir()
+    (tmp_path / "workerd.toml").write_text("[dispatcher]\nbatch = 0\n")
+    (folder / "10.toml").write_text(HANDLERS)
+    folder.chmod(mode)
+    found = unprivileged(lambda: load(tmp_path, {}))
+    assert found.startswith("ConfigError: ")
+    assert f"{folder}{'/10.toml' if mode == 0o644 else ''}: cannot be read: Permission denied" in found
+    assert "dispatcher.batch" in found
+
+
+def test_a_conf_d_that_is_no_folder_is_a_fault(tmp_path: Path) -> None:
+    """The files that were to be in it are somewhere else."""
+    (tmp_path / "workerd.toml").write_text(HANDLERS)
+    (tmp_path / "conf.d").write_text("")
+    with pytest.raises(ConfigError, match=r"conf\.d: cannot be read: Not a directory"):
         load(tmp_path, {})
 
 

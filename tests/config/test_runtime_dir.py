@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.unprivileged import unprivileged
 from workerd.config import reader, runtime_dir
 from workerd.config.build import build
 from workerd.config.reader import ConfigErrors
@@ -69,6 +70,26 @@ def test_a_client_wakes_the_daemon_that_listens(
     (tmp_path / "workerd").mkdir()
     (tmp_path / "workerd" / "wake").touch()
     assert wake_dir() == tmp_path / "workerd"
+
+
+@pytest.fixture(params=["closed", "below closed", "too long", "loop"])
+def unusable(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """An $XDG_RUNTIME_DIR that is closed to this user, as `su USER` keeps it, or cannot be looked at."""
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "loop").symlink_to("loop")
+    found = {"below closed": "closed/run", "too long": "x" * 300}.get(request.param, request.param)
+    return tmp_path / str(found)
+
+
+@pytest.mark.usefixtures("forbidden")
+def test_a_folder_of_the_user_that_cannot_be_entered_is_left_out(
+    tmp_path: Path, unusable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a command nor a client's wake-up ends in an error for it."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(unusable))
+    state = tmp_path / "state"
+    assert unprivileged(lambda: default_runtime_dir(state)) == str(state / "run")
+    assert unprivileged(wake_dir) == str(runtime_dir.SYSTEM_RUNTIME_DIR)
 
 
 @pytest.mark.usefixtures("forbidden")

@@ -13,6 +13,7 @@ from workerd.config.quantities import duration, duration_literal, size, size_lit
 from workerd.config.wrong_value import shown
 from workerd.errors import InvalidValue
 from workerd.host import processors
+from workerd.metrics import families
 from workerd.text import line
 
 
@@ -114,3 +115,27 @@ def test_other_numbers_of_workers_are_refused(value: object) -> None:
     """With both forms that are expected."""
     with pytest.raises(InvalidValue, match='a whole number from 1 to 1000, or "auto"'):
         v.workers.convert(value)
+
+
+@pytest.mark.parametrize(
+    "name", ["time", "level", "event", "process", "exception", "error", "handler", "pool", "job", "le"]
+)
+def test_no_label_takes_a_name_of_workerds_own(name: str) -> None:
+    """It would overwrite a field of the log, or stand for another thing in some metrics than in others."""
+    with pytest.raises(InvalidValue, match=f"that workerd does not use itself, .*{name}"):
+        v.labels({"env": "prod", name: "x"})
+
+
+def test_the_names_of_workerds_own_hold_every_label_of_its_metrics() -> None:
+    """A new one is to be refused from its first day."""
+    assert {name for family in families.ALL for name in family.labels} <= v.RESERVED_LABELS
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["http://[::1", "http://::1]/", "https://h:x/", "https://h:0/", "https://", "ftp://h/", "https://u@h/"],
+)
+def test_no_addresses_of_http(value: str) -> None:
+    """Whatever is wrong with it is an error of the configuration."""
+    with pytest.raises(InvalidValue, match="expected an address such as"):
+        v.http_url(value)

@@ -107,15 +107,16 @@ def test_a_pool_whose_workers_die_at_once_exits(tmp_path: Path) -> None:
         assert harness.status == 75
         assert harness.beats[-1].state == "failed"
         assert "died without a job" in harness.beats[-1].trouble
+        assert "exit status 5 while it loaded its handlers or ran `init`" in harness.beats[-1].trouble
         assert not harness.dispatcher.demand.handlers
 
 
 def test_the_error_of_a_failing_init_is_the_pools_trouble(tmp_path: Path) -> None:
-    """As `workerd status` shows it."""
+    """As `workerd status` and `why` show it: on one line; the stack is in the log."""
     pool = make_pool("noop", init="pool_faults:raises", restart=RestartConfig(intensity=1, period=60.0))
     with PoolHarness(tmp_path, pool) as harness:
         harness.until(lambda: harness.status is not None)
-        assert "no database today" in harness.beats[-1].trouble
+        assert harness.beats[-1].trouble.endswith("init failed: RuntimeError: no database today")
 
 
 @pytest.mark.parametrize("module", ["pool_hangs", "pool_exits", "pool_broken"])

@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -195,3 +197,39 @@ def test_a_fork_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) 
         )  # fmt: skip
     assert len(os.listdir("/proc/self/fd")) == before
     loop.close()
+
+
+FORKS_WITH_UNWRITTEN_OUTPUT = """
+import os
+from workerd.runtime.child import fork
+
+def main():
+    os.dup2(2, 1)  # as a worker, whose standard output is its pipe to the pool
+    print("of the child")
+    return 0
+
+print("of the parent")
+child = fork(main)
+os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)
+os._exit(child.reap())
+"""
+
+
+@pytest.mark.parametrize("output", ["full disk", "no reader"])
+def test_output_that_cannot_be_written_keeps_no_child_from_being_forked(output: str) -> None:
+    """Nor does the child write what its parent could not."""
+    if output == "full disk":
+        stdout = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, stdout = os.pipe()
+        os.close(reader)
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKS_WITH_UNWRITTEN_OUTPUT],
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(stdout)
+    assert (ended.returncode, ended.stderr) == (0, "of the child\n")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.runtime.conftest import turn_until
+from tests.support.descriptors import spare_descriptors
 from workerd.runtime import control
 from workerd.runtime.control import ControlServer, Reply, ask
 from workerd.runtime.loop import Loop
@@ -82,6 +83,26 @@ def test_an_answer_to_a_closed_connection_is_dropped(harness: ControlHarness) ->
     harness.loop.turn(0.01)
     harness.asked[0][1]({"late": True})
     harness.loop.turn(0.01)
+
+
+def test_without_descriptors_it_accepts_again_after_a_pause(
+    harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
+    monkeypatch.setattr(control, "ACCEPT_PAUSE_S", 0.2)
+    with connect(harness.path, 5.0) as client:
+        with spare_descriptors(0):
+            harness.loop.turn(0.1)
+            paused: list[bool] = []
+            harness.loop.call_later(0.1, lambda: paused.append(True))
+            turns = harness.loop.turns
+            while not paused:
+                harness.loop.turn(1.0)
+            assert harness.loop.turns - turns < 5
+        client.sendall(b'\0\0\0\x10{"ask":"status"}')
+        turn_until(harness.loop, lambda: harness.asked)
+        harness.asked[0][1]({})
+        assert client.recv(4096) == b"\0\0\0\2{}"
 
 
 def test_a_link_is_replaced_and_what_it_leads_to_is_not(tmp_path: Path) -> None:

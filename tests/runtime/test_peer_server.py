@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import resource
 import socket
 import struct
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tests.support.descriptors import spare_descriptors
 from tests.support.fuzzing import fuzz_frame
 from workerd.messages import Ack, Demand, FromIngester, Hello, Message, ToDispatcher
 from workerd.runtime import peer_server
@@ -163,24 +163,14 @@ def test_without_descriptors_it_accepts_again_after_a_pause(
 ) -> None:
     """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
     monkeypatch.setattr(peer_server, "ACCEPT_PAUSE_S", 0.2)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     client = connect(harness.path)
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-    with contextlib.suppress(OSError):
-        while True:
-            held.append(os.dup(0))
-    try:
+    with spare_descriptors(0):
         harness.loop.turn(0.1)
         turns, end = harness.loop.turns, time.monotonic() + 0.1
         while time.monotonic() < end:
             harness.loop.turn(0.1)
         assert harness.loop.turns - turns < 5
         assert len(harness.server) == 0
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in held:
-            os.close(fd)
     harness.until(lambda: len(harness.server) == 1)
     client.close()
 

@@ -74,7 +74,7 @@ def test_reload_restarts_only_what_changed(harness: SupervisorHarness) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("dies", "pool:dies ended with exit status 3"),
+        ("dies", "pool:dies ended while its handlers were loaded: it ended with exit status 3"),
         ("falls", "pool:falls ended with exit status 4"),
         ("loops", "pool:loops ended because its workers die without having a job"),
         ("waits", "It waits for something that is not there."),
@@ -139,7 +139,7 @@ def test_a_stop_during_a_reload_answers_it(harness: SupervisorHarness) -> None:
         asked = asker.submit(harness.reload)
         eventually(lambda: harness.status()["state"] == "reloading")
         harness.process.send_signal(signal.SIGTERM)
-        assert asked.result() == {"ok": False, "errors": ["workerd is stopping."]}
+        assert asked.result() == {"ok": False, "stopping": True}
     assert harness.process.wait(30) == 0
 
 

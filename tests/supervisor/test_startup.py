@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import setproctitle
 
+from tests.support.descriptors import open_descriptors
 from tests.support.eventually import eventually
 from workerd.config.model import NodeConfig
 from workerd.runtime.child import fork
@@ -172,3 +173,19 @@ def test_runtime_files_that_were_removed_are_noticed_and_renewed(paths: Paths) -
     assert paths.pid.read_text() == f"{os.getpid()}\n"
     files.remove()
     assert not paths.pid.exists()
+
+
+def test_a_pid_file_that_cannot_be_renewed_costs_no_other_descriptor(paths: Paths, tmp_path: Path) -> None:
+    """The lock is held until there is a new one: its number would be another file's at the next try."""
+    files = RuntimeFiles(paths)
+    paths.pid.unlink()
+    paths.pid.symlink_to(tmp_path / "nowhere")
+    before = open_descriptors()
+    for _ in range(2):
+        with pytest.raises(BootError):
+            files.renew()
+    assert open_descriptors() == before
+    paths.pid.unlink()
+    files.renew()
+    assert len(open_descriptors()) == len(before)
+    files.remove()

@@ -62,6 +62,36 @@ def test_a_quarantined_pool_is_reported_and_recovers(tmp_path: Path) -> None:
         assert not harness.pool()["quarantined"]
 
 
+@pytest.mark.parametrize(
+    ("code", "cause"),
+    [
+        ("import time\ntime.sleep(1000)", "it took longer than `load_timeout`"),
+        ("import os\nos._exit(6)", "it ended with exit status 6"),
+        ("import os\nos.kill(os.getpid(), 9)", "it was killed by SIGKILL"),
+    ],
+)
+def test_the_death_of_a_pool_that_loads_its_handlers_is_named(tmp_path: Path, code: str, cause: str) -> None:
+    """In the status, by `why` and in the log; also while it is being loaded once more."""
+    keys = 'load_timeout = "200ms"\nrestart = { intensity = 1, period = "60s" }'
+    harness = QuarantineHarness(tmp_path, code, keys)
+    sentence = f"pool:it ended while its handlers were loaded: {cause}"
+    with harness.daemon as daemon:
+        job = harness.rows.insert("it", {})
+        eventually(lambda: harness.pool().get("quarantined"), within=20, state=daemon.tail)
+        assert harness.pool()["trouble"] == sentence
+        assert f"will be restarted later: {sentence}." in daemon.cli("why", job.hex()).stdout
+        assert sentence in next(line for line in daemon.logged().splitlines() if "pool.quarantined" in line)
+        restarts = harness.pool()["restarts"]
+        troubles: set[object] = set()
+
+        def was_restarted() -> bool:
+            troubles.add(harness.pool()["trouble"])
+            return bool(harness.pool()["restarts"] != restarts)
+
+        eventually(was_restarted, within=30, state=daemon.tail)
+        assert troubles == {sentence}
+
+
 def test_a_retry_of_a_quarantined_pool_leaves_the_node_ready(tmp_path: Path) -> None:
     """The node reports ready during the whole trial start."""
     broken = "import time\ntime.sleep(0.3)\nraise ValueError('not yet')"

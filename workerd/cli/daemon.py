@@ -166,6 +166,10 @@ def _reload_limit(config: Config) -> float:
 def _raise_failures(answer: dict[str, Any]) -> None:
     if "errors" in answer:
         raise ConfigError([str(error) for error in answer["errors"]])
+    if answer.get("stopping"):
+        raise CommandFailed(
+            "workerd is stopping, so nothing was done. `workerd start` starts it once it has ended."
+        )
     if not answer.get("ok"):
         failed = [f"  {line(child)}: {line(words)}" for child, words in answer.get("failed", {}).items()]
         raise CommandFailed(

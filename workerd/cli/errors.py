@@ -29,6 +29,10 @@ class CommandFailed(WorkerdError):
     """The command failed; the message says what to do next."""
 
 
+class OutputFailed(CommandFailed, OSError):
+    """Standard output cannot be written."""
+
+
 class CommandExit(Exception):
     """Exit with this status; every message has been printed."""
 

@@ -24,6 +24,7 @@ from workerd.cli.options import (
 )
 from workerd.cli.output import Document, notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
+from workerd.cli.streams import saying_if_unprinted
 from workerd.cli.views import exit_of, print_job, print_job_table, print_log, print_payload
 from workerd.document_types import Enqueued
 from workerd.job import Status, id_text, parse_id
@@ -71,12 +72,13 @@ def enqueue(
         done = _enqueue(session, spec, texts)
         job_id = done.id
         try:
-            if wait is not None:
-                _wait(session, done, wait, json, reveal)
-            elif json:
-                print_json(_answer(look_up(session, parse_id(job_id), reveal), done))
-            else:
-                print_text(job_id)
+            with saying_if_unprinted(f"It is job {job_id}."):
+                if wait is not None:
+                    _wait(session, done, wait, json, reveal)
+                elif json:
+                    print_json(_answer(look_up(session, parse_id(job_id), reveal), done))
+                else:
+                    print_text(job_id)
         except KeyboardInterrupt:
             notify(f"Job {job_id} continues; `workerd job cancel {job_id}` cancels it.")
             raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import io
 import os
@@ -10,8 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, report
+from workerd.cli.errors import FAILED, INTERRUPTED, CommandExit, OutputFailed, report
 from workerd.cli.output import notify
+from workerd.cli.streams import discard_output, flush_stdout, guard_stdout, open_standard_streams
 from workerd.errors import WorkerdError
 
 COMPLETION_VARIABLE = "_WORKERD_COMPLETE"
@@ -27,27 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Data with characters that the terminal's encoding lacks must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return _flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)))
-
-
-def open_standard_streams() -> None:
-    """Give /dev/null the numbers 0-2 that are closed: else other files get them, and what is printed."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number
-            os.dup2(null, fd)
-            if null != fd:
-                os.close(null)
-            os.set_inheritable(fd, True)
-    # Python has none for those that were closed; these are never closed, nor are the descriptors.
-    if sys.stdin is None:
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+    return flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)), FAILED)
 
 
 def _run(arguments: list[str]) -> int:
@@ -59,6 +39,9 @@ def _run(arguments: list[str]) -> int:
         return exit_.code if isinstance(exit_.code, int) else FAILED
     except CommandExit as exit_:
         return exit_.status
+    except OutputFailed as error:
+        discard_output()
+        return report(error)
     except WorkerdError as error:
         return report(error)
     except KeyboardInterrupt:
@@ -89,6 +72,7 @@ def _dispatch(arguments: list[str]) -> None:
         from workerd.cli.foreground import run_daemon
 
         run_daemon(Path(arguments[2]) if len(arguments) == 3 else None)
+    guard_stdout()
     # Collecting garbage while modules are imported takes 4 % of a short command, and finds none.
     gc.set_threshold(MAX_YOUNG_OBJECTS)
     # After the daemon's way has branched off, for the same reason.
@@ -99,15 +83,3 @@ def _dispatch(arguments: list[str]) -> None:
 
         completion_init()
     build()(args=arguments, prog_name="workerd")
-
-
-def _flush_stdout(status: int) -> int:
-    """The exit status once the output is written; a reader that closed its pipe causes no traceback."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The interpreter flushes again at exit and would complain.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return status or FAILED
-    return status

@@ -233,8 +233,24 @@ class Command(TyperCommand):
     """A command in which `--wait` may stand alone or be followed by a duration."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments into the context."""
-        return super().parse_args(ctx, join_wait(args))
+        """Parse the arguments into the context. Raises UsageError for one that is not UTF-8."""
+        rest: list[str] = super().parse_args(ctx, join_wait(args))
+        paths = {each.name for each in self.params if each.type.name == "path"}
+        for name in ctx.params.keys() - paths:  # a file may have any name
+            _check_utf8(ctx.params[name])
+        return rest
+
+
+def _check_utf8(value: object) -> None:
+    """Refuse lone surrogates, as which Python keeps other bytes: the store and the supervisor do."""
+    if isinstance(value, list | tuple):
+        for each in value:
+            _check_utf8(each)
+    elif isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f'Expected UTF-8, got "{line(value)}".') from None
 
 
 def join_wait(args: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import textwrap
@@ -27,7 +28,8 @@ CONTINUED = "    "
 
 def notify(message: str) -> None:
     """Print a message for a person on standard error."""
-    print(harmless(message), file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk: what was done is done all the same
+        print(harmless(message), file=sys.stderr, flush=True)
 
 
 def confirm(question: str) -> bool:

@@ -23,6 +23,7 @@ from workerd.cli.options import (
 )
 from workerd.cli.output import notify, print_json, print_text
 from workerd.cli.session import CommandSession, open_session
+from workerd.cli.streams import saying_if_unprinted
 from workerd.cli.views import print_request, print_request_table, print_results
 from workerd.job import id_text, parse_id
 from workerd.operations import request_graphs, requests
@@ -83,12 +84,13 @@ def submit(
             key = _submit_graph(session, graph)
         else:
             key = _submit_workflow(session, workflow or "", texts)
-        if wait is not None:
-            _wait(session, key, wait, json, reveal)
-        elif json:
-            _print(session, key, json, reveal)
-        else:
-            print_text(id_text(key))
+        with saying_if_unprinted(f"It is request {id_text(key)}."):
+            if wait is not None:
+                _wait(session, key, wait, json, reveal)
+            elif json:
+                _print(session, key, json, reveal)
+            else:
+                print_text(id_text(key))
 
 
 def _submit_workflow(session: CommandSession, workflow: str, texts: dict[str, str]) -> bytes:

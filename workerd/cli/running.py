@@ -13,6 +13,10 @@ from workerd.config.model import Config
 from workerd.runtime.child import is_alive
 from workerd.runtime.generations import serving_paths
 from workerd.runtime.own_files import open_own, user_name
+from workerd.runtime.paths import Paths
+
+ENDING_WAIT_S = 1.0
+"""A daemon that ends removes its sockets a moment before it frees the lock of its state folder."""
 
 
 class RunningDaemon:
@@ -28,8 +32,17 @@ class RunningDaemon:
 
     @classmethod
     def find(cls, config: Config) -> RunningDaemon | None:
-        """The daemon of this configuration, if it runs. Raises CommandFailed if the file is unreadable."""
-        path = serving_paths(config.node).pid
+        """The daemon of this configuration, if it runs.
+
+        Raises CommandFailed if the file is unreadable, or the daemon has its sockets elsewhere.
+        """
+        found = cls._holding(serving_paths(config.node).pid)
+        if found is None:
+            refuse_elsewhere(config)
+        return found
+
+    @classmethod
+    def _holding(cls, path: Path) -> RunningDaemon | None:
         pid = _lock_holder(path)
         if pid is None:
             return None
@@ -39,6 +52,15 @@ class RunningDaemon:
             return None
         # The pid may have been reused before its pidfd was open: only the lock proves that it was not.
         return found if _lock_holder(path) == pid else None
+
+    @classmethod
+    def elsewhere(cls, config: Config) -> RunningDaemon | None:
+        """One that works in this state folder, as far as this user can see, and goes on to."""
+        try:
+            found = cls._holding(Paths(config.node).lock)
+        except CommandFailed:
+            return None
+        return None if found is None or has_exited(found._pidfd, ENDING_WAIT_S) else found
 
     def is_alive(self) -> bool:
         """Whether it has not exited."""
@@ -55,6 +77,18 @@ class RunningDaemon:
                 f"You may not signal workerd (process id {self.pid}). "
                 f"Do this as the user who started it, or as root."
             ) from None
+
+
+def refuse_elsewhere(config: Config) -> None:
+    """Raise CommandFailed if a daemon works in the state folder, but is not where this command looks."""
+    found = RunningDaemon.elsewhere(config)
+    # One that starts takes the lock of its state folder a moment before it makes its sockets.
+    if found is not None and _lock_holder(serving_paths(config.node).pid) is None:
+        raise CommandFailed(
+            f"workerd runs with process id {found.pid}, but not with its sockets in "
+            f"{config.node.runtime_dir}. Set XDG_RUNTIME_DIR as it was when workerd was started, or "
+            f"node.runtime_dir to the folder that it uses."
+        )
 
 
 def _lock_holder(path: Path) -> int | None:
@@ -112,6 +146,6 @@ def _flock_holders(file: os.stat_result) -> set[int]:
     return {int(row[4]) for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == key}
 
 
-def has_exited(pidfd: int) -> bool:
-    """Whether the process of a pidfd has exited."""
-    return bool(select.select([pidfd], [], [], 0)[0])
+def has_exited(pidfd: int, timeout_s: float = 0.0) -> bool:
+    """Whether the process of a pidfd has exited, or does within this time."""
+    return bool(select.select([pidfd], [], [], timeout_s)[0])

@@ -17,6 +17,7 @@ from workerd.cli.output import (
     print_table,
     print_text,
 )
+from workerd.cli.running import refuse_elsewhere
 from workerd.cli.session import load_config
 from workerd.cli.views import second
 from workerd.config.model import Config
@@ -47,6 +48,7 @@ def ask_supervisor(config: Config) -> Document:
             f"You may not access workerd's socket {path}. Do this as the user of workerd, or as root."
         ) from None
     except (FileNotFoundError, ConnectionRefusedError):
+        refuse_elsewhere(config)
         raise CommandFailed(
             f"workerd is not running (no process listens at {path}). Start it with `workerd start` or "
             f"`systemctl start workerd`."

@@ -27,11 +27,12 @@ def host_pattern(value: Any) -> str:
 @validator('an address such as "https://example.org/hook"')
 def http_url(value: Any) -> str:
     """An address of HTTP without a user name: a secret in it would be in logs and backups."""
-    parts = urlsplit(value) if isinstance(value, str) and value.isascii() and value.isprintable() else None
+    is_text = isinstance(value, str) and value.isascii() and value.isprintable()
     try:
+        parts = urlsplit(value) if is_text else None
         fits = parts is not None and parts.scheme in ("http", "https") and bool(parts.hostname)
         fits = fits and parts is not None and parts.port != 0 and "@" not in parts.netloc and " " not in value
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is no number, an IPv6 address without its end
         fits = False
     if not fits:
         raise wrong(http_url.expects, value)

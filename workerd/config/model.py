@@ -53,7 +53,7 @@ class LogConfig(ConfigValue, frozen=True):
     """"text" for people, "json" for machines (one object per line), "auto": text on a terminal, else JSON."""
     labels: Annotated[dict[str, str], v.labels] = {}
     """Added to every log line and metric, such as { env = "prod", region = "eu" }. Names must be valid
-    Prometheus labels."""
+    Prometheus labels, and none that workerd uses itself, such as event, level, process, handler or pool."""
 
 
 class SupervisorConfig(ConfigValue, frozen=True):

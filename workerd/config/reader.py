@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -158,12 +159,25 @@ def _files(path: Path | None, overridden: bool, errors: ConfigErrors) -> list[Pa
 
 
 def _files_of_folder(folder: Path, errors: ConfigErrors) -> list[Path]:
-    main = folder / "workerd.toml"
-    more = sorted(p for p in (folder / "conf.d").glob("*.toml") if not p.name.startswith("."))
-    files = ([main] if main.exists() else []) + more
+    main, more = folder / "workerd.toml", folder / "conf.d"
+    files = [main] if main.exists() else []
+    try:
+        files += _toml_files(more)
+    except OSError as error:
+        errors.add(str(more), (), f"cannot be read: {error.strerror}")
+        return files
     if not files:
         errors.add(str(folder), (), "expected workerd.toml or conf.d/*.toml in this folder, found neither")
     return files
+
+
+def _toml_files(folder: Path) -> list[Path]:
+    # Not by Path.glob, for which a folder that may not be read is empty: its pools would end at a reload.
+    try:
+        names = sorted(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in names if name.endswith(".toml") and not name.startswith(".")]
 
 
 def _read_file(file: Path, errors: ConfigErrors) -> dict[str, Any] | None:

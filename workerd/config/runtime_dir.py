@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 SYSTEM_RUNTIME_DIR = Path("/run/workerd")
@@ -15,14 +16,14 @@ def default_runtime_dir(state_dir: Path) -> Path:
     daemon by its socket.
     """
     usable = [folder for folder in _candidates(state_dir) if _is_usable(folder)]
-    running = [folder for folder in usable if (folder / "private" / "supervisor").exists()]
+    running = [folder for folder in usable if os.path.exists(folder / "private" / "supervisor")]
     return next(iter(running or usable), SYSTEM_RUNTIME_DIR)
 
 
 def wake_dir() -> Path:
     """The folder whose dispatcher a client wakes: the first that has its socket, which every user may use."""
     folders = [SYSTEM_RUNTIME_DIR, *_user_folder()]
-    return next((folder for folder in folders if (folder / "wake").exists()), SYSTEM_RUNTIME_DIR)
+    return next((folder for folder in folders if os.path.exists(folder / "wake")), SYSTEM_RUNTIME_DIR)
 
 
 def _candidates(state_dir: Path) -> list[Path]:
@@ -37,6 +38,11 @@ def _user_folder() -> list[Path]:
 def _is_usable(folder: Path) -> bool:
     """Whether this user can write the folder, or make it."""
     for path in (folder, *folder.parents):
-        if path.exists():
-            return path.is_dir() and os.access(path, os.W_OK | os.X_OK)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            continue
+        except OSError:  # it is in a folder of another user, say, or its name is too long
+            return False
+        return stat.S_ISDIR(mode) and os.access(path, os.W_OK | os.X_OK)
     return False

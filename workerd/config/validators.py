@@ -196,12 +196,28 @@ def texts_by_name(value: Any) -> dict[str, str]:
     return dict(value)
 
 
+_LOG_FIELDS = {
+    "time", "level", "event", "process", "exception", "error", "repeated", "line", "job", "attempt",
+}  # fmt: skip
+_METRIC_LABELS = {
+    "handler", "pool", "workflow", "schedule", "limit", "outcome", "reason", "code", "state", "status",
+    "success", "result", "process", "le", "quantile",
+}  # fmt: skip
+RESERVED_LABELS = frozenset(_LOG_FIELDS | _METRIC_LABELS)
+"""Names of fields of the log and of labels of workerd's metrics."""
+
+
 @validator("a table of texts, with label names as Prometheus allows them")
 def labels(value: Any) -> dict[str, str]:
     named: dict[str, str] = texts_by_name(value)
     for key in named:
         if not re.fullmatch(r"(?!__)[A-Za-z_][A-Za-z0-9_]*", key):
             raise InvalidValue(f"expected label names of letters, digits and _, got {key[:60]!a}")
+        if key in RESERVED_LABELS:
+            raise InvalidValue(
+                f'expected label names that workerd does not use itself, got "{key}"; choose another one, '
+                f'such as "site_{key}"'
+            )
     return named
 
 

@@ -167,8 +167,8 @@ def _death_error(attempt: AssignedAttempt, status: int, kill_reason: KillReason,
     return death_error(status, kill_reason)
 
 
-def death_error(status: int, kill_reason: KillReason = KillReason.NONE) -> str:
-    """One sentence about a worker that died with this wait status."""
+def death_error(status: int, kill_reason: KillReason = KillReason.NONE, *, ready: bool = True) -> str:
+    """One sentence about a worker that died with this wait status; `ready`: it had loaded its handlers."""
     match kill_reason:
         case KillReason.PROTOCOL_ERROR:
             return "The worker's channel to the pool broke (did a handler close it?); the worker was killed."
@@ -183,7 +183,8 @@ def death_error(status: int, kill_reason: KillReason = KillReason.NONE) -> str:
             return "The worker was not ready within `load_timeout` and was killed."
         case KillReason.NOT_READY:
             return "The worker could not load its handlers or run `init`."
-    return f"The worker {death_text(status)}."
+    when = "" if ready else " while it loaded its handlers or ran `init`"
+    return f"The worker {death_text(status)}{when}."
 
 
 def handler_frames(dump: str) -> str:

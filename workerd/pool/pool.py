@@ -188,8 +188,8 @@ class Pool(Service):
     def on_ready(self, worker: WorkerProcess, loaded: Loaded) -> None:
         if loaded.error is not None:
             log.error("worker.not_ready", pool=self._pool.name, worker=worker.name, error=loaded.error)
-            self._worker_manager.trouble = loaded.error
-            self.become(self.state, loaded.error)
+            self._worker_manager.trouble = loaded.error.partition("\n")[0]  # the stack is for the log
+            self.become(self.state, self._worker_manager.trouble)
             worker.kill(KillReason.NOT_READY)
             return
         if loaded.specs is not None:
@@ -211,7 +211,7 @@ class Pool(Service):
             result = result_of_death(attempt, status, worker.kill_reason, now, self._pool.memory_max)
             self._endings.close_attempt(attempt, result, worker.pid, now)
         elif worker.kill_reason is not KillReason.RETIRED and not worker.killed_at_work:
-            error = death_error(status, worker.kill_reason)
+            error = death_error(status, worker.kill_reason, ready=worker.was_ready)
             log.warning("worker.died", pool=self._pool.name, worker=worker.name, pid=worker.pid, error=error)
             self.become(self.state, self._worker_manager.trouble or error)
         self._orphan_reaper.sweep()

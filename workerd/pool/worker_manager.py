@@ -188,6 +188,7 @@ class WorkerManager:
         self.trouble = ""
         self._last_start_s = time.monotonic() - worker.started_at
         worker.move(WorkerState.IDLE)
+        worker.was_ready = True
         if worker.name in self._recycle_limits:
             self._recycle_limits[worker.name].start()
         self.idle.append(worker)

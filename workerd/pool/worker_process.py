@@ -80,8 +80,9 @@ class WorkerProcess:
 
     `attempt` is the one it is running; `queued` follow in this order unless they are revoked. `main` runs
     in the forked child and returns its exit status; `keep`: descriptors of user code that it inherits.
-    `kill_reason`: why the pool killed it; `killed_at_work`: for what its attempt did, whose
-    result may still have come before the death. Raises OSError when it cannot be forked.
+    `was_ready`: it had loaded its handlers. `kill_reason`: why the pool killed it; `killed_at_work`: for
+    what its attempt did, whose result may still have come before the death. Raises OSError when it cannot
+    be forked.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class WorkerProcess:
         self.queued: deque[AssignedAttempt] = deque()
         self.kill_reason = KillReason.NONE
         self.killed_at_work = False
+        self.was_ready = False
         self.jobs = 0
         self._loop = loop
         self._owner = shared.owner

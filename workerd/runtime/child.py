@@ -20,7 +20,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TextIO, TypeVar
 
 import msgspec
 
@@ -98,11 +98,10 @@ def fork(main: Callable[[], int], keep: Iterable[int] = ()) -> Child:
     error. Raises OSError.
     """
     parent = os.getpid()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    unwritten = [stream for stream in (sys.stdout, sys.stderr) if not _flush(stream)]
     pid = os.fork()
     if pid == 0:
-        _be_child(parent, main, keep)
+        _be_child(parent, main, keep, unwritten)
     try:
         return Child(pid)
     except OSError:  # no descriptor is left for its pidfd
@@ -111,13 +110,39 @@ def fork(main: Callable[[], int], keep: Iterable[int] = ()) -> Child:
         raise
 
 
-def _be_child(parent: int, main: Callable[[], int], keep: Iterable[int]) -> NoReturn:
+def _flush(stream: TextIO | None) -> bool:
+    """Whether the stream's buffer is empty; a full disk or a pipe without reader is no reason not to fork."""
+    try:
+        if stream is not None:
+            stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Empty the buffer without writing it: it is the parent's, and each child would try to write it."""
+    with contextlib.suppress(OSError, ValueError):
+        output = stream.fileno()
+        kept, nowhere = os.dup(output), os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, output)
+        _flush(stream)
+        os.dup2(kept, output)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _be_child(
+    parent: int, main: Callable[[], int], keep: Iterable[int], unwritten: Iterable[TextIO]
+) -> NoReturn:
     status = UNCAUGHT_EXIT_STATUS
     try:
         die_with_parent(parent)
         signal.set_wakeup_fd(-1)
         reset_signals()
         close_inherited(keep)
+        for stream in unwritten:
+            _discard(stream)
         gc.enable()
         status = main()
     except SystemExit as error:

@@ -6,7 +6,6 @@ the socket is permission to ask.
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import struct
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from typing import Any
 import msgspec
 
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import connect, listen
+from workerd.runtime.sockets import ACCEPT_PAUSE_S, OUT_OF_RESOURCES, connect, listen
 
 _LENGTH = struct.Struct("!i")
 MAX_QUESTION_BYTES = 64 * 1024
@@ -35,11 +34,21 @@ class ControlServer:
         self._loop = loop
         self._answer = answer
         self._socket = listen(path)
-        loop.on_readable(self._socket.fileno(), self._accept, rank=4)
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._loop.on_readable(self._socket.fileno(), self._accept, rank=4)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            _ControlClient(self._loop, self._socket.accept()[0], self._answer)
+        try:
+            sock, _ = self._socket.accept()
+        except OSError as error:
+            if error.errno in OUT_OF_RESOURCES:
+                self._loop.on_readable(self._socket.fileno(), None)
+                self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
+            return
+        _ControlClient(self._loop, sock, self._answer)
 
     def close(self) -> None:
         """Stop answering."""

@@ -6,7 +6,6 @@ the supervisor forked for it: the kernel tells the pid of a peer (SO_PEERCRED), 
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator, Mapping
@@ -17,16 +16,13 @@ from workerd import log
 from workerd.messages import Hello, Message
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import listen
+from workerd.runtime.sockets import ACCEPT_PAUSE_S, OUT_OF_RESOURCES, listen
 
-ACCEPT_PAUSE_S = 1.0
-"""How long nothing is accepted when the process has no descriptor left."""
 NAMING_TIMEOUT_S = 10.0
 """How long a life may be unknown: a pool may connect before the Roster that names it is read."""
 MAX_EARLY_MESSAGES = 10_000
 """Of a peer whose life is not known yet; one that died at once has written less than its socket holds."""
 _CREDENTIALS = struct.Struct("3i")
-_OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 class Peer:
@@ -230,7 +226,7 @@ class PeerServer(Generic[PeerT]):
             try:
                 sock, _ = self._socket.accept()
             except OSError as error:
-                if error.errno in _OUT_OF_RESOURCES:  # the backlog would wake the loop again at once
+                if error.errno in OUT_OF_RESOURCES:
                     self.loop.on_readable(self._socket.fileno(), None)
                     self.loop.call_later(ACCEPT_PAUSE_S, self._listen)
                 return

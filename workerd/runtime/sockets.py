@@ -21,6 +21,10 @@ from workerd.runtime.loop import Loop, Timer
 BACKLOG = 128
 MAX_PATH_BYTES = 107
 RECONNECT_PAUSE_S = 0.05
+ACCEPT_PAUSE_S = 1.0
+"""How long nothing is accepted when the process has no descriptor left."""
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+"""Errors of `accept` after which the connection still waits, and would wake the loop again at once."""
 
 
 @contextlib.contextmanager

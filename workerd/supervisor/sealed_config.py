@@ -73,16 +73,21 @@ class SealedConfigReader:
 
     def read(self) -> SealedConfig:
         """The configuration as it is now. Raises ConfigError with all errors."""
-        store, answer_fd = _memory_file("workerd-store"), _memory_file("workerd-configuration")
         try:
-            answer = self._read_in_child(store, answer_fd)
-            if answer.errors:
-                raise ConfigError(answer.errors)
-        except ConfigError:
-            os.close(store)
-            raise
-        finally:
-            os.close(answer_fd)
+            store = _memory_file("workerd-store")
+            try:
+                return self._sealed(self._ask_child(store), store)
+            except BaseException:
+                os.close(store)
+                raise
+        except OSError as error:  # no process or descriptor to spare
+            raise ConfigError(
+                [f"the configuration could not be read: {error.strerror}; raise the limits of this service."]
+            ) from error
+
+    def _sealed(self, answer: _Answer, store: int) -> SealedConfig:
+        if answer.errors:
+            raise ConfigError(answer.errors)
         tree = ConfigTree()
         for source in answer.sources:
             tree.add(source, {})
@@ -96,10 +101,19 @@ class SealedConfigReader:
             )
         return SealedConfig(_without_store(config), store, answer.digest, answer.scheme, answer.encrypted)
 
+    def _ask_child(self, store: int) -> _Answer:
+        answer_fd = _memory_file("workerd-configuration")
+        try:
+            return self._read_in_child(store, answer_fd)
+        finally:
+            os.close(answer_fd)
+
     def _read_in_child(self, store: int, answer_fd: int) -> _Answer:
         child = fork(lambda: self._child_main(store, answer_fd), keep=(self._variables, store, answer_fd))
         try:
-            ended = select.select([child.pidfd], [], [], READ_TIMEOUT_S)[0]
+            poll = select.poll()  # select takes no descriptor above 1023
+            poll.register(child.pidfd, select.POLLIN)
+            ended = poll.poll(READ_TIMEOUT_S * 1000)
             if not ended:
                 child.kill()
             os.waitid(os.P_PIDFD, child.pidfd, os.WEXITED | os.WNOWAIT)

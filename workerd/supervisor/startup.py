@@ -101,20 +101,27 @@ def take_lock(path: Path) -> int:
         fd = open_own(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise BootError(f"cannot open {path}: {error.strerror}; run as the user who owns it.") from error
+    try:
+        _wait_for_lock(fd, path)
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _wait_for_lock(fd: int, path: Path) -> None:
     end = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except OSError as error:
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                 raise BootError(f"cannot lock {path}: {error.strerror}.") from error
-        else:
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-            return fd
         pid = _pid_in(fd)
         if _lives(pid) or time.monotonic() > end:
-            os.close(fd)
             raise AlreadyRunning(pid, path)
         if time.monotonic() > end - LOCK_WAIT_S + KILL_LEFTOVERS_AFTER_S:
             kill_leftovers(fd)
@@ -242,8 +249,9 @@ class RuntimeFiles:
         """Make the folders and the pid file anew."""
         make_folders(self._paths)
         if not self._paths.pid.exists():
-            os.close(self._lock)
-            self._lock = take_lock(self._paths.pid)
+            # The new one first: it may not be to be had now, and will be tried again.
+            former, self._lock = self._lock, take_lock(self._paths.pid)
+            os.close(former)
 
     def remove(self) -> None:
         """Remove all of them, at the end of the node."""

@@ -222,7 +222,8 @@ class SupervisedChild:
     def _on_beat_received(self, beat: Beat) -> None:
         self._patience.heard(time.monotonic())
         self.last_beat = beat
-        if beat.trouble:
+        # That it loads its handlers once more says less than what became of it the last time.
+        if beat.trouble and not (self._is_loading and self.trouble):
             self.trouble = beat.trouble
         elif beat.state == "up":
             self.trouble = ""
@@ -247,9 +248,16 @@ class SupervisedChild:
         if self.state is not ChildState.STOPPING:
             self.deaths[reason] += 1
             self.last_death = f"{self.name} {sentence}"
-            if not self.trouble or self.last_beat.state not in ("starting", "failed"):
+            has_said_why = self.trouble and self.last_beat.state in ("starting", "failed")
+            if not has_said_why or self._is_loading:
                 self.trouble = self.last_death
         self._on_death(self, status)
+
+    @property
+    def _is_loading(self) -> bool:
+        """Whether it is, or was at its end, a pool that imports its handlers: it has no workers before."""
+        beat = self.last_beat
+        return bool(self.pool) and beat.state == "starting" and "workers" not in beat.info
 
     def _describe_death(self, status: int) -> tuple[str, str]:
         """(reason for the metrics, predicate for people) of a wait status."""
@@ -257,7 +265,12 @@ class SupervisedChild:
             return "killed", f"was killed by the supervisor: it {self._kill_reason}"
         if status == CRASH_LOOP_EXIT_STATUS:
             return "crash_loop", "ended because its workers die without having a job"
-        return "signal" if status < 0 else "exit", death_text(status)
+        sentence = death_text(status)
+        if self._is_loading:
+            too_long = status == -signal.SIGALRM
+            death = "it took longer than `load_timeout`" if too_long else f"it {sentence}"
+            sentence = f"ended while its handlers were loaded: {death}"
+        return "signal" if status < 0 else "exit", sentence
 
     def describe(self) -> dict[str, Any]:
         """The child's part of the document of `workerd status`."""

@@ -36,7 +36,7 @@ from workerd.supervisor.systemd_status import SystemdStatus
 FILES_CHECK_INTERVAL_S = 3.0
 """Between looks whether another program has removed the runtime files: twelve system calls each."""
 
-_STOPPING = {"ok": False, "errors": ["workerd is stopping."]}
+_STOPPING = {"ok": False, "stopping": True}
 
 
 class Supervisor:
@@ -237,8 +237,8 @@ class Supervisor:
     def reload(self, reply: Reply) -> None:
         """Read the configuration again: refuse it as a whole, or restart what it changes.
 
-        `reply` gets `ok`, and `errors` of a refused configuration; else, at the end, the `changes` and the
-        children that `failed`, each with a sentence.
+        `reply` gets `ok`, and `errors` of a refused configuration or `stopping` where the node ends; else, at
+        the end, the `changes` and the children that `failed`, each with a sentence.
         """
         if self._shutdown is not None:
             reply(_STOPPING)
