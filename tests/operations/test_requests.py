@@ -9,9 +9,9 @@ from tests.support import storing
 from workerd.clock import SECOND
 from workerd.config.model import Config
 from workerd.errors import Conflict, InvalidValue, NotFound
-from workerd.operations import requests
+from workerd.operations import request_graphs, requests
 from workerd.operations.actor import Actor
-from workerd.store import columns
+from workerd.store import columns, handlers
 from workerd.store.base import Store, Tx
 
 
@@ -27,6 +27,19 @@ def test_submit_is_idempotent_by_id(store: Store, config: Config) -> None:
         store.read(lambda tx: requests.ended(tx, b"x" * 16))
     with pytest.raises(InvalidValue, match="known are: ship"):
         requests.check_workflow(config, "nope")
+
+
+@pytest.mark.parametrize("handler", ["~webhook", "~wait"])
+@pytest.mark.parametrize("key", ["jobs", "then", "finally"])
+def test_a_graph_has_no_jobs_of_reserved_handlers(
+    store: Store, config: Config, key: str, handler: str
+) -> None:
+    """A delivery would be signed by the daemon; a wait has a key of its own."""
+    store.run(lambda tx: handlers.seen(tx, handler, None, "one"))
+    graph = {"jobs": [{"name": "a", "handler": "mail"}]} | {key: [{"name": "b", "handler": handler}]}
+    with pytest.raises(InvalidValue) as caught:
+        store.read(lambda tx: request_graphs.checked(tx, config, graph))
+    assert str(caught.value) == f'{key}[0].handler: names that start with "~" are reserved'
 
 
 def test_details_have_the_configured_graph_until_pick_up(store: Store, config: Config) -> None:

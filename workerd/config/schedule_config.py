@@ -42,7 +42,7 @@ class NamedSchedule(ScheduleConfig, frozen=True):
 
     name: str = ""
     own: bool = False
-    handler: Annotated[str, v.name_or_empty] = ""
+    handler: Annotated[str, v.handler_name_or_empty] = ""
     """Handler of the jobs that it makes. Either this or `workflow`."""
     workflow: Annotated[str, v.name_or_empty] = ""
     """Workflow of the requests that it makes."""

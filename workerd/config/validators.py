@@ -27,7 +27,7 @@ from workerd.config.quantities import (
     size_literal,
 )
 from workerd.config.store_url import STORE_URL_FORM, parse_store_url
-from workerd.config.wrong_value import wrong
+from workerd.config.wrong_value import refuse_reserved, wrong
 from workerd.errors import InvalidValue
 from workerd.group import parse_template
 from workerd.host import processors
@@ -236,6 +236,14 @@ def name(value: Any) -> str:
     return str(value)
 
 
+@_validator(name.expects)
+def handler_name(value: Any) -> str:
+    """The name of a handler whose jobs people and programs may make."""
+    found: str = name(value)
+    refuse_reserved(found)
+    return found
+
+
 @_validator('a host name, with or without port, or "*.example.org" for all names below it')
 def host_pattern(value: Any) -> str:
     if not isinstance(value, str) or not _HOST_PATTERN.fullmatch(value):
@@ -322,6 +330,7 @@ def _or_empty(validator: Validator) -> Validator:
 
 
 name_or_empty = _or_empty(name)
+handler_name_or_empty = _or_empty(handler_name)
 path_or_empty = _or_empty(path_text)
 CREDENTIALS = Path("/run/credentials/workerd.service")
 """Where systemd puts the credentials of the unit that the configuration may name."""

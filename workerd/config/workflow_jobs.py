@@ -29,7 +29,7 @@ def _wait(value: Any) -> float | int:
 
 JOB_KEYS: dict[str, Validator] = {
     "name": v.name,
-    "handler": v.name,
+    "handler": v.handler_name,
     "needs": v.list_of(v.name, "job names"),
     "vars": v.json_table,
     "on_error": v.choice("fail", "continue"),

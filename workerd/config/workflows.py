@@ -26,7 +26,7 @@ MAX_HINTS = 5
 
 STEP_KEYS: Keys = {
     "name": v.name,
-    "jobs": v.list_of(v.name, "handler names"),
+    "jobs": v.list_of(v.handler_name, "handler names"),
     "on_error": v.choice("fail", "continue"),
 }
 
