@@ -224,7 +224,7 @@ def _document(
     document = documents.schedule(row, next(iter(_upcoming(row, tx.now, 1)), None), note)
     is_workflow = row.name in config.workflows if row.own else row.workflow is not None
     target = row.workflow or row.handler or row.name
-    redaction = redacting.of_workflow(tx, target, []) if is_workflow else redacting.of(tx, target)
+    redaction = redacting.of_workflow(tx, target) if is_workflow else redacting.of(tx, target)
     for key in ("vars", "params"):
         document[key] = documents.shown_text(getattr(row, key), redaction)
     if row.own:
