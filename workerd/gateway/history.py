@@ -140,7 +140,7 @@ class History:
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            counted = await self._backend.counted()
+            counted = await self._backend.supervisor.counted()
             totals = None if counted is None else totals_of(counted)
             if self._totals is not None and totals is not None:
                 self._samples.append(sample_between(self._totals, totals))

@@ -58,7 +58,7 @@ STACKS_CHARS = 256 * 1024
 async def job(query: PageQuery) -> View:
     """One job."""
     job_id, config = query.key, query.gateway.config
-    pools = (await query.gateway.backend.status()).get("pools") or {}
+    pools = (await query.gateway.backend.supervisor.status()).get("pools") or {}
 
     def work(tx: Tx) -> tuple[JobDetails, list[str], list[Document]]:
         details = operations.details(tx, job_id, PREVIEW_BYTES, query.gateway.rules)
@@ -69,7 +69,7 @@ async def job(query: PageQuery) -> View:
     job = details.job
     live = None
     if job["status"] == Status.INPROGRESS:
-        live = await query.gateway.backend.live_log(AttemptRef(job_id, job["attempt"]))
+        live = await query.gateway.backend.supervisor.live_log(AttemptRef(job_id, job["attempt"]))
     running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
     return View(
         f"Job {job['handler']}",
