@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 
 from workerd.config.model import NodeConfig
+from workerd.gateway.history import totals_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.supervisor_link import MAX_QUESTIONS, SupervisorLink
 from workerd.job import AttemptRef
+from workerd.metrics import families
+from workerd.metrics.exposition import from_series
 from workerd.runtime.paths import Paths
 
 REF = AttemptRef(bytes(16), 1)
@@ -28,6 +31,7 @@ class Supervisor:
     """Listens where the supervisor does; `silent`: questions that it leaves without an answer."""
 
     def __init__(self, path: Path, silent: set[str]) -> None:
+        self.answer: dict[str, Any] = {"state": "ready", "found": True, "series": []}
         path.parent.mkdir(parents=True)
         self.asked: list[str] = []
         self._silent = silent
@@ -45,7 +49,7 @@ class Supervisor:
                 self.asked.append(question)
                 self._open.append(client)
                 if question not in self._silent:
-                    body = json.dumps({"state": "ready", "found": True, "series": []}).encode()
+                    body = json.dumps(self.answer).encode()
                     client.sendall(_LENGTH.pack(len(body)) + body)
 
     def close(self) -> None:
@@ -128,3 +132,33 @@ def test_a_supervisor_that_answers_is_asked(listening: Ask) -> None:
     log, counted, again = asyncio.run(ask())
     assert (log["found"], counted, again["found"]) == (True, [], True)
     assert supervisor.asked == ["log", "metrics", "log"]
+
+
+BUCKETS = [1] * (len(families.SECONDS) + 1)
+OWN: list[list[Any]] = [
+    ["workerd_run_seconds", ["a", "true"], [1.0, *BUCKETS]],
+    ["workerd_attempts_total", ["a", "ok", "true"], [3]],
+]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"error": 'expected {"ask": …}'},
+        {"series": 7},
+        {"series": [*OWN, ["workerd_run_seconds", ["a", "true"], [1.0, *BUCKETS, 1]]]},
+        {"series": [*OWN, ["workerd_run_seconds", ["b", "true"], [1.0]]]},
+        {"series": [*OWN, ["workerd_run_seconds", ["b"], [1.0, *BUCKETS]]]},
+        {"series": [*OWN, ["workerd_attempts_total", ["a", "ok", "true"], []]]},
+        {"series": [*OWN, ["workerd_new_total", ["a"], [1.0]]]},
+    ],
+)
+def test_what_another_version_counts_differently_is_left_out(listening: Ask, answer: dict[str, Any]) -> None:
+    """While its daemon ends beside this one: families, labels and bounds that this one does not have."""
+    supervisor, link = listening()
+    supervisor.answer = answer
+    counted = asyncio.run(link.counted()) or []
+    known = OWN if isinstance(answer.get("series"), list) else []
+    assert [[name, list(labels), list(numbers)] for name, labels, numbers in counted] == known
+    assert len(from_series(counted)) == len(known)
+    assert totals_of(counted).succeeded == (3 if known else 0)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from workerd.config.model import Config
+from workerd.gateway.periodic import repeat
 from workerd.gateway.problems import overloaded, unavailable
 from workerd.gateway.supervisor_link import SupervisorLink
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
@@ -95,10 +96,14 @@ class Backend:
 
         `check_others`: those of connections that are not lent here.
         """
-        while True:
-            await asyncio.sleep(self.config.dispatcher.lease / 3)
+
+        async def turn() -> None:
             check_others()
             await self.in_thread(self._stores.refresh)
+
+        period_s = self.config.dispatcher.lease / 3
+        await asyncio.sleep(period_s)  # there are no idle connections yet
+        await repeat("connections", period_s, turn)
 
     async def in_thread(self, work: Callable[[], object]) -> None:
         """Run what uses a store beside the loop."""

@@ -8,6 +8,7 @@ queued meanwhile are not asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from workerd.config.model import NodeConfig
 from workerd.gateway.problems import overloaded
 from workerd.job import AttemptRef
 from workerd.messages import Series
-from workerd.metrics.series import SeriesSums
+from workerd.metrics.series import SeriesSums, fitting
 from workerd.operations import logs
 from workerd.runtime.generations import ask_all, ask_status
 
@@ -66,7 +67,7 @@ class SupervisorLink:
     async def counted(self) -> list[Series] | None:
         """The counters and histograms of the roles since the node started; None if there is no answer.
 
-        With those of the generations of this daemon that end beside it.
+        With those of the generations of this daemon that end beside it, as far as they count in the same way.
         """
         if self._thread.waiting >= MAX_QUESTIONS:
             return None
@@ -75,7 +76,8 @@ class SupervisorLink:
             return None
         sums = SeriesSums()
         for answer in answers:
-            sums.add(msgspec.convert(answer["series"], list[Series]))
+            with contextlib.suppress(msgspec.ValidationError):  # of another version
+                sums.add(fitting(msgspec.convert(answer.get("series"), list[Series])))
         return list(sums)
 
     def _ask_status(self) -> dict[str, Any] | None:
