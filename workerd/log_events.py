@@ -98,7 +98,7 @@ EVENTS: dict[str, str] = {
     "gateway.bind_failed": "The gateway cannot open its listen address; it retries every second.",
     "gateway.listening": "The gateway accepts connections.",
     "login.accepted": "A browser exchanged a token for a session.",
-    "login.refused": "A login with an invalid token; after a few of them `address` has to wait.",
+    "login.refused": "A login with an invalid token; after a few, wrong ones of `address` wait.",
     "token_file.refused": "A line of gateway.token_file is wrong: the tokens that it had before stay valid.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",
     # -- command line
