@@ -158,7 +158,7 @@ async def list_(request: Request) -> Response:
         request,
         lambda tx, rules: jobs.list_(tx, **filters, rules=rules),
         filters["handler"],
-        {"query": dict(request.query_params)},
+        dict(request.query_params),
     )
     return json_response(page._asdict())
 
