@@ -79,6 +79,33 @@ def test_values_in_texts() -> None:
     assert scrub("nothing of it") == "nothing of it"
 
 
+def test_what_was_shown_is_given_back_with_the_stored_values() -> None:
+    """In place of each mark at a path that is redacted; everything else is as it is given."""
+    redaction = Redaction(["password", "card.*", "accounts.*.token"])
+    shown = redaction.shown(VARS)
+    assert redaction.restored(shown, VARS) == VARS
+    given = {**shown, "user": REDACTED, "password": "new one", "accounts": []}
+    expected = {**VARS, "user": REDACTED, "password": "new one", "accounts": []}
+    assert redaction.restored(given, VARS) == expected
+    assert Redaction().restored({"password": REDACTED}, VARS) == {"password": REDACTED}
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"password": REDACTED}, "password"),
+        ({"card": {"number": REDACTED}}, "card.number"),
+        ({"accounts": [{"token": REDACTED}]}, "accounts.0.token"),
+    ],
+)
+def test_a_mark_that_stands_for_nothing_is_refused(given: dict[str, Any], place: str) -> None:
+    """It would be taken for the value itself."""
+    redaction = Redaction(["password", "card.*", "accounts.*.token"])
+    for stored in ({}, {"card": 7, "accounts": [], "user": "ann"}, None):
+        with pytest.raises(InvalidValue, match=f"^{place}: expected a value"):
+            redaction.restored(given, stored)
+
+
 def test_short_values_are_not_looked_for() -> None:
     """They would be found everywhere."""
     assert scrubber(a="12345", b=True, c=None)("12345 True None true null") == "12345 True None true null"

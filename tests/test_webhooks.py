@@ -179,6 +179,10 @@ def test_webhooks_bring_a_handler_and_a_pool_with_a_policy_of_their_own(tmp_path
         ('[webhooks.ops]\nurl = "https://x/"\nsecret_file = "x"', "expected an absolute path"),
         ('[webhooks.ops]\nurl = "https://x/"\nsecret_file = "/x"\non = ["success"]', 'expected "failure" or'),
         ('[handlers."~webhook"]\ncall = "m:f"', "without ~ at its beginning"),
+        ('[schedules.s]\nhandler = "~webhook"\ncron = "* * * * *"', 'names that start with "~" are reserved'),
+        ('[workflows.w]\njobs = [{ name = "a", handler = "~webhook" }]', 'that start with "~" are reserved'),
+        ('[workflows.w]\njobs = [{ name = "a", handler = "~wait" }]', 'that start with "~" are reserved'),
+        ('[workflows.w]\nsteps = [{ name = "a", jobs = ["~wait"] }]', 'that start with "~" are reserved'),
     ],
 )
 def test_a_wrong_webhook_is_a_configuration_error(tmp_path: Path, text: str, message: str) -> None:

@@ -138,6 +138,8 @@ def test_spawned_jobs_are_named_after_their_parent() -> None:
         b'[{"handler":"h","name":"x"},{"handler":"h","name":"x"}]',
         b'[{"handler":"h","name":"' + b"x" * 191 + b'"}]',
         b'[{"handler":"h\\u0000"}]',
+        b'[{"handler":"~webhook"}]',
+        b'[{"handler":"~wait"}]',
         b"[" + b'{"handler":"h"},' * 10_000 + b'{"handler":"h"}]',
         b"[" * 100_000,
     ],

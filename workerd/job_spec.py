@@ -15,6 +15,7 @@ import msgspec
 
 from workerd import clock, json_text
 from workerd.config.quantities import MAX_WINDOW_S, duration
+from workerd.config.wrong_value import refuse_reserved
 from workerd.duplicates import OnConflict
 from workerd.errors import InvalidValue
 from workerd.group import checked_group
@@ -312,8 +313,10 @@ def checked_name(field_name: str, value: object) -> str:
 
 def _handler(value: object) -> str:
     name = checked_name("handler", value)
-    if name.startswith("~"):
-        raise InvalidValue('handler: names that start with "~" are reserved')
+    try:
+        refuse_reserved(name)
+    except InvalidValue as error:
+        raise InvalidValue(f"handler: {error}") from None
     return name
 
 

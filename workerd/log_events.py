@@ -11,6 +11,8 @@ EVENTS: dict[str, str] = {
     "store.server_changed": "Another server of the store is in use than before the outage.",
     "store.unavailable": "The store does not answer or takes no writes; work resumes by itself when it does.",
     "store.unencrypted": "The server cannot encrypt, which ssl=preferred allows: data is sent in the clear.",
+    "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",
+    "task.refused": "The store refused a statement of this task, or a row cannot be read; it is tried again.",
     # -- supervisor
     "cgroup.not_removed": "Processes of a removed pool are still dying in its control group, which is kept.",
     "child.exited": "A role or pool died; it is restarted in `restart_in_s` seconds, unless the node ends.",
@@ -55,8 +57,6 @@ EVENTS: dict[str, str] = {
     "store_clock.stepped": "The store's clock was moved by `by_s` seconds; leases and schedules continue.",
     "store.created": "The embedded store was empty; its schema was created.",
     "task.blocked": "Other transactions held the rows that this task needs; it is tried again.",
-    "task.crashed": "A bug in workerd: this task failed; it is tried again, with the traceback in the log.",
-    "task.refused": "The store refused a statement of this task, or a row cannot be read; it is tried again.",
     # -- pool
     "attempt.failed": "An attempt failed; `status` says whether the job is retried.",
     "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
@@ -100,7 +100,7 @@ EVENTS: dict[str, str] = {
     "gateway.exhausted": "The gateway has no descriptor or memory left for more connections; they wait.",
     "gateway.listening": "The gateway accepts connections.",
     "login.accepted": "A browser exchanged a token for a session.",
-    "login.refused": "A login with an invalid token; after a few of them `address` must wait.",
+    "login.refused": "A login with an invalid token; after a few, wrong ones of `address` wait.",
     "token_file.unreadable": "gateway.token_file cannot be read: no token is valid.",
     "token_file.refused": "A line of gateway.token_file is wrong: its previous tokens stay valid.",
     "route.crashed": "A bug in a route or a page; its incident id is also in the answer.",

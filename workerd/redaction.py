@@ -60,6 +60,13 @@ class Redaction:
         """The JSON value with REDACTED in place of what matches."""
         return _shown(value, [self._root]) if self.paths else value
 
+    def restored(self, given: Any, stored: Any) -> Any:
+        """What was shown, given back: with the stored value in place of each REDACTED at a path that matches.
+
+        Raises InvalidValue where nothing is stored there: a mark is not a value.
+        """
+        return _restored(given, stored, [self._root], ()) if self.paths else given
+
     def shown_json(self, data: bytes) -> bytes:
         """The same for JSON text; REDACTED alone if it cannot be read."""
         if not self.paths:
@@ -96,6 +103,25 @@ def _shown(value: Any, nodes: list[_Node]) -> Any:
         hidden = any(_END in node for node in found)
         made[name] = REDACTED if hidden else _shown(item, found) if found else item
     return made if isinstance(value, dict) else list(made.values())
+
+
+def _restored(given: Any, stored: Any, nodes: list[_Node], place: tuple[str, ...]) -> Any:
+    if not isinstance(given, dict | list):
+        return given
+    there = dict(_items(stored)) if isinstance(stored, type(given)) else {}
+    made = {}
+    for name, item in _items(given):
+        found = _steps(nodes, name) if name else []
+        here = (*place, name)
+        if item != REDACTED or not any(_END in node for node in found):
+            made[name] = _restored(item, there.get(name), found, here) if found else item
+        elif name in there:
+            made[name] = there[name]
+        else:
+            raise InvalidValue(
+                f'{".".join(here)}: expected a value, got "{REDACTED}", which stands for none here'
+            )
+    return made if isinstance(given, dict) else list(made.values())
 
 
 def _texts(value: Any, nodes: list[_Node]) -> Iterator[str]:

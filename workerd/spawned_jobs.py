@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from workerd.config.workflow_config import WorkflowJob
+from workerd.config.wrong_value import refuse_reserved
 from workerd.errors import InvalidValue
 from workerd.job import NAME_LIMIT
 from workerd.workflow import Graph, owner
@@ -35,6 +36,8 @@ def read_spawn(spawn: bytes) -> list[Spawn]:
         raise InvalidValue(f'expected tables {{"handler", "vars"?, "name"?}} ({error})') from None
     if len(items) > MAX_SPAWNED:
         raise InvalidValue(f"expected at most {MAX_SPAWNED} jobs, got {len(items)}")
+    for item in items:
+        refuse_reserved(item.handler)
     return items
 
 

@@ -100,6 +100,7 @@ def test_the_name_of_what_recurs_by_itself_is_taken(tmp_path: Path) -> None:
         ({"handler": "h", "cron": "* * * * *", "timezone": "Mars"}, "timezone: expected a time zone"),
         ({"handler": "h", "cron": 5}, "cron: expected a cron expression"),
         ({"handler": "nope", "cron": "* * * * *"}, "handler: expected a known handler"),
+        ({"handler": "~webhook", "cron": "* * * * *"}, 'handler: names that start with "~" are reserved'),
         ({"handler": "h", "cron": "* * * * *", "overlap": "x"}, 'overlap: expected "allow"'),
         ({"handler": "h", "cron": "* * * * *", "nope": 1}, "nope: expected one of"),
     ],
@@ -107,4 +108,4 @@ def test_the_name_of_what_recurs_by_itself_is_taken(tmp_path: Path) -> None:
 def test_a_program_is_told_the_key(given: dict[str, object], message: str) -> None:
     """With what was expected there."""
     with pytest.raises(InvalidValue, match=message):
-        schedules.checked("x", given, {"h"}, set())
+        schedules.checked("x", given, {"h", "~webhook"}, set())

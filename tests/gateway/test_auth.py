@@ -119,7 +119,10 @@ def test_anonymous_bodies_are_small(api: Api) -> None:
 
 
 def test_guessing_is_slow(tmp_path: Path) -> None:
-    """After some failed logins an address has to wait, the right token included, and the log says so."""
+    """After some failed logins an address has to wait, and the log says so; not with a token that is valid.
+
+    Behind a proxy all have its address: whoever guesses keeps nobody else out.
+    """
     (tmp_path / "tokens").write_text("right\n")
     gateway = f'token_file = "{tmp_path}/tokens"'
     with Api(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", gateway=gateway) as api:
@@ -127,13 +130,12 @@ def test_guessing_is_slow(tmp_path: Path) -> None:
             answers = list(executor.map(lambda n: api.post("/login", {"token": f"wrong {n}"}), range(6)))
         statuses = [answer.status_code for answer in answers]
         assert sorted(statuses) == [401] * 3 + [429] * 3
-        refused = api.post("/login", {"token": "right"})
-        assert refused.status_code == 429
+        refused = next(answer for answer in answers if answer.status_code == 429)
         assert int(refused.headers["retry-after"]) > 0
+        assert api.post("/login", {"token": "right"}).status_code == 200
         logged = [entry for entry in api.daemon.logged().splitlines() if "login.refused" in entry]
         assert len(logged) == 3
         assert not any("wrong" in entry for entry in logged)
-        eventually(lambda: api.post("/login", {"token": "right"}).status_code == 200)
         eventually(lambda: "login.accepted" in api.daemon.logged())
 
 

@@ -291,7 +291,7 @@ def test_a_job_is_edited_and_a_failed_one_retried_with_other_vars(api: Api, brow
     browser.until("completed", "#head")
     result = api.get(f"/jobs/{failed}").json()["payload"]
     assert (result["item"], result["count"], result["paid"]) == ("tea", 1, 9)
-    waiting = api.enqueue("order", {"item": "tea"}, delay="2h", group="old")
+    waiting = api.enqueue("order", {"item": "tea", "plan": "gold"}, delay="2h", group="old")
     browser.open(f"/ui/jobs/{waiting}/edit")
     browser.fill("group", "new")
     browser.fill("priority", "7")

@@ -9,13 +9,17 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import storing
 from tests.support.eventually import eventually
 from tests.support.gateway import Api, EventStream
+from workerd.config.model import StoreConfig
 from workerd.config.workflow_config import WorkflowJob
 from workerd.gateway.dashboard import components
 from workerd.gateway.dashboard.charts import ChartLine, chart
 from workerd.gateway.dashboard.components import el, join, path
 from workerd.gateway.dashboard.graph import columns, draw
+from workerd.job import Status, id_text
+from workerd.store.engines import open_store
 
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]))
 
@@ -203,6 +207,24 @@ def test_the_page_of_a_running_job(api: Api, tmp_path: Path) -> None:
         path.touch()
         api.ended(job)
         assert "Running for" not in api.get(f"/ui/jobs/{job}").text
+
+
+def test_the_page_of_a_job_with_many_attempts_is_small(api: Api) -> None:
+    """It has as many of the newest stacks as it has room for, and says where the others are."""
+    store = open_store(StoreConfig(url=api.daemon.url))
+    job = id_text(storing.enqueue(store, "of-no-node"))
+    for n in range(30):
+        status = Status.FAILURE if n == 29 else Status.RETRY
+        storing.finish(store, "of-no-node", status, error=f"error <{n}>", stack=f"stack <{n}>" * 6000)
+    store.close()
+    page = api.get(f"/ui/jobs/{job}").text
+    assert len(page) < 1 << 20
+    assert "stack &lt;29&gt;" in page
+    assert "error &lt;28&gt;" in page
+    assert "stack &lt;10&gt;" not in page
+    assert page.count("<tr") > 30
+    assert f'href="/jobs/{job}"' in page
+    assert len(api.get(f"/jobs/{job}").json()["attempts"]) == 30
 
 
 def test_the_form_of_a_schedule_shows_its_next_times(api: Api) -> None:

@@ -30,6 +30,7 @@ from workerd.operations import (
 )
 from workerd.operations.actor import Actor, Role
 from workerd.operations.edit import Edit
+from workerd.redaction import REDACTED
 from workerd.store import audit as rows
 from workerd.store import handlers as stored_handlers
 from workerd.store import job_control, schedule_control
@@ -220,3 +221,22 @@ def test_who_did_what_to_a_job(store: Store) -> None:
     store.run(lambda tx: jobs.retry(tx, Actor("cli:bob@host", "cli"), job_id))
     acts = store.read(lambda tx: audit.of_job(tx, jobs.get(tx, job_id)))
     assert [(act["actor"], act["action"]) for act in acts] == [("cli:bob@host", "retry"), ("ann", "cancel")]
+
+
+@pytest.mark.parametrize(
+    ("query", "recorded"),
+    [
+        ({"handler": "mail", "meta.token": "tok-123456"}, {"handler": "mail", "meta.token": REDACTED}),
+        ({"meta": {"token": "tok-123456"}, "group": "g"}, {"meta": {"token": REDACTED}, "group": "g"}),
+        ({"limit": "5"}, {"limit": "5"}),
+    ],
+)
+def test_what_is_searched_for_in_meta_is_not_kept(
+    store: Store, query: dict[str, Any], recorded: dict[str, Any]
+) -> None:
+    """It may be the very value that is redacted; by which keys was searched is."""
+    store.run(lambda tx: audit.reveal(tx, ANN, None, query))
+    (act,) = store.read(audit.list_).audit
+    assert (act["action"], act["detail"]) == ("reveal", {"query": recorded})
+    store.run(lambda tx: audit.reveal(tx, ANN, "x"))
+    assert store.read(audit.list_).audit[0]["detail"] is None

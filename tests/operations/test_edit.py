@@ -50,6 +50,22 @@ def test_a_waiting_job_is_changed(store: Store, actor: Actor, config: Config) ->
     assert acts[-1]["detail"] == {"vars": ["cc", "size"], "priority": 7}
 
 
+def test_a_time_behind_the_expiry_is_refused(store: Store, actor: Actor, config: Config) -> None:
+    """As at enqueue: the job would end as expired when it is due. A time before it is taken."""
+    now = store.read(lambda tx: tx.now)
+    expires_at = now + 3600 * SECOND
+    job_id = storing.enqueue(store, "mail", run_at=now + 60 * SECOND, expires_at=expires_at)
+    before = store.read(lambda tx: jobs.get(tx, job_id))
+    for run_at in (expires_at + 1, expires_at + SECOND):
+        with pytest.raises(InvalidValue) as caught:
+            change(store, actor, config, job_id, run_at=to_rfc3339(run_at), priority=7)
+        for text in ("run_at: ", to_rfc3339(run_at), f"expires at {to_rfc3339(expires_at)}"):
+            assert text in str(caught.value)
+    assert store.read(lambda tx: jobs.get(tx, job_id)) == before
+    shown = change(store, actor, config, job_id, run_at=to_rfc3339(expires_at - SECOND))
+    assert (shown["status"], shown["expires_at"]) == ("scheduled", to_rfc3339(expires_at))
+
+
 def test_only_what_waits(store: Store, actor: Actor, config: Config) -> None:
     """A running job and an ended one conflict, an unknown one is not found; nothing to change is refused."""
     job_id = storing.enqueue(store, "mail")

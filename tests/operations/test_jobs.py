@@ -59,6 +59,22 @@ def test_details_have_the_queue_time_and_a_part_of_the_payload(store: Store) -> 
         store.read(lambda tx: jobs.details(tx, bytes(16), 10))
 
 
+def test_details_have_the_stacks_of_the_newest_attempts(store: Store) -> None:
+    """A thousand attempts have 64 MiB of them; the job itself has all."""
+    job_id = storing.enqueue(store, "mail")
+    count = jobs.MAX_STACKS + 3
+    for n in range(count):
+        last = n == count - 1
+        status = Status.FAILURE if last else Status.RETRY
+        storing.finish(store, "mail", status, error=f"error {n}", stack=f"stack {n}")
+    whole = store.read(lambda tx: jobs.get(tx, job_id))["attempts"]
+    assert [one["stack"] for one in whole] == [f"stack {n}" for n in range(count)]
+    found = store.read(lambda tx: jobs.details(tx, job_id, 10)).job["attempts"]
+    assert [one["attempt"] for one in found] == list(range(1, count + 1))
+    for name in ("stack", "error"):
+        assert [one[name] for one in found] == [None] * 3 + [f"{name} {n}" for n in range(3, count)]
+
+
 def test_a_job_that_was_inserted_is_shown_as_by_get(store: Store) -> None:
     """What is written is not read back, so it must be what would be read."""
     plain = NewJob(handler="mail")

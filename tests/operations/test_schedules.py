@@ -6,11 +6,13 @@ import msgspec
 import pytest
 
 from workerd.clock import SECOND
+from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
-from workerd.errors import NotFound
+from workerd.errors import InvalidValue, NotFound
 from workerd.job import new_id
 from workerd.operations import jobs, schedules
 from workerd.operations.actor import Actor
+from workerd.redaction import REDACTED
 from workerd.store import handlers, nodes, schedule_control
 from workerd.store import schedules as stored_schedules
 from workerd.store.base import Store
@@ -78,6 +80,39 @@ def test_run_now_enqueues_a_job(synced: Store, config: Config, actor: Actor) -> 
     synced.run(lambda tx: schedules.pause(tx, actor, config, "beat"))
     job_id = synced.run(lambda tx: schedules.run_now(tx, actor, config, "beat"))
     assert synced.read(lambda tx: jobs.get(tx, job_id))["handler"] == "beat"
+
+
+NIGHTLY = {"handler": "pay", "cron": "0 2 * * *", "vars": {"password": "hunter2", "region": "eu"}}
+
+
+@pytest.fixture
+def guarded(config: Config) -> Config:
+    """The configuration, in which the passwords of one handler are redacted."""
+    pay = HandlerConfig(name="pay", call="m:f", pool="q", redact=("password",))
+    pools = {**config.pools, "q": PoolConfig(name="q", handlers=(pay,))}
+    return msgspec.structs.replace(config, pools=pools)
+
+
+def test_what_a_schedule_shows_may_be_sent_back(store: Store, guarded: Config, actor: Actor) -> None:
+    """As the form to edit one does: what is redacted stays what it was, and is no text "[redacted]"."""
+    shown, _ = store.run(lambda tx: schedules.set_(tx, actor, guarded, "x", NIGHTLY))
+    assert shown["vars"] == {"password": REDACTED, "region": "eu"}
+    sent = {**NIGHTLY, "cron": "0 3 * * *", "vars": {**shown["vars"], "region": "us"}}
+    store.run(lambda tx: schedules.set_(tx, actor, guarded, "x", sent))
+    row = store.read(lambda tx: stored_schedules.find(tx, "x"))
+    assert msgspec.json.decode(row.vars or b"") == {"password": "hunter2", "region": "us"}
+    assert row.expression == "0 3 * * *"
+
+
+@pytest.mark.parametrize(("name", "change"), [("y", {}), ("x", {"handler": "beat"})])
+def test_a_mark_is_not_taken_for_a_value(
+    store: Store, guarded: Config, actor: Actor, name: str, change: dict[str, str]
+) -> None:
+    """Where a schedule of another name or target is made of what one shows."""
+    store.run(lambda tx: schedules.set_(tx, actor, guarded, "x", NIGHTLY))
+    sent = {**NIGHTLY, **change, "vars": {"password": REDACTED}}
+    with pytest.raises(InvalidValue, match=r"^vars\.password: expected a value"):
+        store.run(lambda tx: schedules.set_(tx, actor, guarded, name, sent))
 
 
 def test_a_clock_that_was_set_back_is_told(synced: Store, config: Config) -> None:

@@ -120,6 +120,13 @@ def test_spawn_without_a_handler_is_a_failure(spawn: list[Any]) -> None:
     assert "Result(spawn=…): expected tables" in str(result.error)
 
 
+def test_spawn_of_a_reserved_handler_is_a_failure() -> None:
+    """Else a handler could have a text of its own signed and delivered as a webhook."""
+    result = execute(lambda: Result(spawn=[{"handler": "~webhook"}]), request_id=bytes(16))
+    assert (result.kind, result.spawn) == ("failure", None)
+    assert 'names that start with "~" are reserved' in str(result.error)
+
+
 @pytest.mark.parametrize("size", [4096, 4097])
 def test_a_payload_may_have_exactly_its_limit(size: int) -> None:
     """And not a byte more."""

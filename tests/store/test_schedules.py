@@ -13,7 +13,7 @@ from workerd import workflow as wf
 from workerd.clock import SECOND, to_text
 from workerd.config.handler_config import HandlerConfig, PoolConfig
 from workerd.config.model import Config
-from workerd.config.schedule_config import Overlap, ScheduleConfig
+from workerd.config.schedule_config import NamedSchedule, Overlap, ScheduleConfig
 from workerd.errors import Conflict, NotFound
 from workerd.job import COOLER_KEY, Status
 from workerd.outcome import NextAttempt, Reason
@@ -479,6 +479,43 @@ def test_many_nodes_never_run_a_recurring_workflow_twice(
     assert wf.RequestStatus.FAILED not in {
         r.status for r in store.read(lambda tx: requests.list_(tx, limit=200)).rows
     }
+
+
+@pytest.mark.parametrize(
+    ("cooler", "text"),
+    [
+        (30 * 86400.0, "2592000s"), (36500 * 86400.0, "3153600000s"), (1_000_000.0, "1000000s"),
+        (123456.789, "123456.789s"), (0.00005, "0.00005s"), (30.0, "30s"), (0.0, "0s"),
+    ],
+)  # fmt: skip
+def test_the_pause_of_an_interval_is_stored_exactly(store: Store, cooler: float, text: str) -> None:
+    """However long it is; what is read is what was set."""
+    given = NamedSchedule(name="x", handler="h", cooler=cooler)
+    store.run(lambda tx: schedule_control.set_(tx, given))
+    row = listed(store)["x"]
+    assert row.expression == text
+    assert schedules.definition(row) == given
+
+
+@pytest.mark.parametrize(
+    ("stored", "cooler"), [("2.592e+06s", 2_592_000.0), ("1e+06s", 1_000_000.0), ("5e-05s", 0.00005)]
+)
+def test_a_pause_with_an_exponent_is_read(store: Store, stored: str, cooler: float) -> None:
+    """Earlier versions wrote these."""
+    upsert(store, x=NamedSchedule(name="x", handler="h", cooler=cooler))
+    s.sql(store, "UPDATE workerd_schedules SET expression = %s", stored)
+    row = listed(store)["x"]
+    assert schedules.definition(row).cooler == cooler
+    assert ticks.pause_us(row.expression) == round(cooler * SECOND)
+
+
+@pytest.mark.parametrize("cooler", [30 * 86400.0, 123456.789])
+def test_a_long_pause_of_the_key_is_not_taken_for_one_of_the_class(store: Store, cooler: float) -> None:
+    """Nor one with more than six digits."""
+    upsert(store, sync=ScheduleConfig(cooler=cooler))
+    store.run(lambda tx: intervals.ensure_next(tx, "sync", cooler))
+    s.finish(store, "sync", next_run_us=round(cooler * SECOND))
+    assert listed(store)["sync"].own_pause_s is None
 
 
 def test_a_pause_that_the_class_decided_is_told_from_that_of_the_key(store: Store) -> None:

@@ -15,6 +15,7 @@ def order(
     gift: bool = False,
     tags: list[str] | None = None,
     card: Annotated[str, Secret] = "",
+    plan: Annotated[Literal["gold", "tin"], Secret] = "tin",
 ) -> dict[str, Any]:
     """Fails for coffee; else returns what it was given, but not the card."""
     if item == "coffee":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -42,23 +42,21 @@ class CommandSession:
         """What is redacted."""
         return HandlerRules(self.config)
 
-    def look_up(
-        self, read: Callable[[Tx, Rules], T], target: str | None, *, reveal: bool, detail: Any = None
-    ) -> T:
+    def look_up(self, read: Callable[[Tx, Rules], T], target: str | None, *, reveal: bool) -> T:
         """What `read` finds, redacted by the rules that it gets; `reveal`: unredacted, which is recorded."""
         if not reveal:
             return self.read(lambda tx: read(tx, self.rules))
 
         def revealed(tx: Tx) -> T:
             found = read(tx, UNREDACTED)
-            audit.reveal(tx, self.actor, target, detail)
+            audit.reveal(tx, self.actor, target)
             return found
 
         return self.store.run(revealed)
 
-    def revealing(self, handler: str | None, query: Any) -> Rules:
+    def revealing(self, handler: str | None, query: Mapping[str, Any]) -> Rules:
         """Rules that show everything in a list; recorded before it is read."""
-        self.store.run(lambda tx: audit.reveal(tx, self.actor, handler, {"query": query}))
+        self.store.run(lambda tx: audit.reveal(tx, self.actor, handler, query))
         return UNREDACTED
 
     def read(self, operation: Callable[[Tx], T]) -> T:

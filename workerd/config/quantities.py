@@ -63,6 +63,11 @@ def duration_literal(seconds: float) -> str:
     return f"{seconds:.10g}s" if seconds >= 1 or not seconds else f"{seconds * 1000:.10g}ms"
 
 
+def seconds_literal(seconds: float) -> str:
+    """A duration in seconds alone, exact to the microsecond: `2592000s`, `0.25s`."""
+    return f"{seconds:.6f}".rstrip("0").rstrip(".") + "s"
+
+
 def size_literal(count: int) -> str:
     """The shortest exact way to write a size: `4MiB`, `1000B`."""
     for unit in ("TiB", "GiB", "MiB", "KiB"):

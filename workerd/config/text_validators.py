@@ -13,7 +13,7 @@ from cronsim import CronSim, CronSimError
 
 from workerd.config import command_line
 from workerd.config.validators import Validator, or_empty, validator
-from workerd.config.wrong_value import wrong
+from workerd.config.wrong_value import refuse_reserved, wrong
 from workerd.errors import InvalidValue
 from workerd.group import parse_template
 from workerd.redaction import checked_path
@@ -35,6 +35,14 @@ def name(value: Any) -> str:
     if not fits or not value.isprintable() or value.endswith(" "):
         raise wrong(name.expects, value)
     return str(value)
+
+
+@validator(name.expects)
+def handler_name(value: Any) -> str:
+    """The name of a handler whose jobs people and programs may make."""
+    found: str = name(value)
+    refuse_reserved(found)
+    return found
 
 
 @validator("a path")
@@ -95,6 +103,7 @@ def file_path(value: Any) -> str:
 
 
 name_or_empty = or_empty(name)
+handler_name_or_empty = or_empty(handler_name)
 path_or_empty = or_empty(path_text)
 CREDENTIALS = Path("/run/credentials/workerd.service")
 """Where systemd puts the credentials of the unit that the configuration may name."""

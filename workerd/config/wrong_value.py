@@ -15,6 +15,15 @@ def wrong(expected: str, value: object) -> InvalidValue:
     return InvalidValue(f"expected {expected}, got {shown(value)}")
 
 
+def refuse_reserved(handler: str) -> None:
+    """Raises InvalidValue for the handlers that are the daemon's own, whose jobs only it makes.
+
+    One check for every way in: a job of `~webhook` from elsewhere would be signed and delivered as an event.
+    """
+    if handler.startswith("~"):
+        raise InvalidValue('names that start with "~" are reserved')
+
+
 def shown(value: object) -> str:
     """A value in a message: its kind, cut and escaped, lists and tables unopened, no credentials."""
     match value:

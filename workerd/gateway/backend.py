@@ -1,24 +1,19 @@
-"""The gateway's access to the store and the supervisor, in threads: the event loop never blocks."""
+"""The gateway's access to the store, in threads: the event loop never blocks."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from workerd.config.model import Config
+from workerd.gateway.periodic import repeat
 from workerd.gateway.problems import overloaded, unavailable
-from workerd.job import AttemptRef
-from workerd.messages import Series
-from workerd.metrics.series import SeriesSums
-from workerd.operations import logs
+from workerd.gateway.supervisor_link import SupervisorLink
 from workerd.operations.access import ConnectionPool, Store, Tx, open_checked
-from workerd.runtime.generations import Generations, ask_all, ask_status
+from workerd.runtime.generations import Generations
 from workerd.runtime.paths import Paths
 from workerd.runtime.wake_ups import Waker, new_row, new_rows
 
@@ -29,28 +24,22 @@ MAX_CONNECTIONS = 4
 STATEMENT_TIMEOUT_S = 4.0
 MAX_QUEUED_CALLS = 256
 """Calls that may wait for a thread; above it requests are refused with 503."""
-STATUS_MAX_AGE_S = 0.25
-"""How long an answer of the supervisor is reused."""
-STATUS_TIMEOUT_S = 2.0
 DRAINING_RETRY_AFTER_S = 5
 
 
 class Backend:
-    """Runs whole transactions in threads, queries the supervisor, wakes the dispatcher."""
+    """Runs whole transactions in threads, wakes the dispatcher; `supervisor` is asked about processes."""
 
     def __init__(self, config: Config, timeout: float = STATEMENT_TIMEOUT_S) -> None:
         self.config = config
         self.paths = Paths(config.node)
+        self.supervisor = SupervisorLink(config.node)
         self.draining = False
         self._waker = Waker(self.paths.wake)
         self._timeout = timeout
         self._stores = ConnectionPool(self.open, MAX_CONNECTIONS, timeout)
         self._store_threads = ThreadPoolExecutor(MAX_CONNECTIONS, thread_name_prefix="store")
-        self._supervisor_thread = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._queued_calls = 0
-        self._status: dict[str, Any] = {}
-        self._status_at = -STATUS_MAX_AGE_S
-        self._status_lock = asyncio.Lock()
 
     def open(self) -> Store:
         """A connected store of its own. Raises StoreError."""
@@ -107,10 +96,14 @@ class Backend:
 
         `check_others`: those of connections that are not lent here.
         """
-        while True:
-            await asyncio.sleep(self.config.dispatcher.lease / 3)
+
+        async def turn() -> None:
             check_others()
             await self.in_thread(self._stores.refresh)
+
+        period_s = self.config.dispatcher.lease / 3
+        await asyncio.sleep(period_s)  # there are no idle connections yet
+        await repeat("connections", period_s, turn)
 
     async def in_thread(self, work: Callable[[], object]) -> None:
         """Run what uses a store beside the loop."""
@@ -130,54 +123,13 @@ class Backend:
         with self._stores.connection() as store:
             return work(store)
 
-    async def status(self) -> dict[str, Any]:
-        """The supervisor's status document; {} if it does not answer."""
-        async with self._status_lock:
-            if time.monotonic() - self._status_at > STATUS_MAX_AGE_S:
-                loop = asyncio.get_running_loop()
-                self._status = await loop.run_in_executor(self._supervisor_thread, self._ask_status)
-                self._status_at = time.monotonic()
-            return self._status
-
-    async def live_log(self, ref: AttemptRef, start: int = 0) -> dict[str, Any] | None:
-        """What a job that runs on this node logged after `start` bytes; None if it does not run here."""
-        loop = asyncio.get_running_loop()
-        question = logs.question(ref, start)
-        return await loop.run_in_executor(self._supervisor_thread, self._ask_found, question)
-
-    def _ask_found(self, question: dict[str, Any]) -> dict[str, Any] | None:
-        answers = ask_all(self.config.node, question, STATUS_TIMEOUT_S)
-        return next((answer for _, answer in answers if answer.get("found")), None)
-
-    async def counted(self) -> list[Series] | None:
-        """The counters and histograms of the roles since the node started; None if there is no answer.
-
-        With those of the generations of this daemon that end beside it.
-        """
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._supervisor_thread, self._ask_metrics)
-
-    def _ask_metrics(self) -> list[Series] | None:
-        question = {"ask": "metrics"}
-        answers = [answer for _, answer in ask_all(self.config.node, question, STATUS_TIMEOUT_S)]
-        sums = SeriesSums()
-        for answer in answers:
-            sums.add(msgspec.convert(answer["series"], list[Series]))
-        return list(sums) if answers else None
-
     def metrics_folders(self) -> list[Path]:
         """Where the processes of this daemon, and of those that end beside it, write their own metrics."""
         generations = Generations(self.config.node)
         return [self.paths.metrics, *(generations.paths(number).metrics for number in generations.alive())]
 
-    def _ask_status(self) -> dict[str, Any]:
-        try:
-            return ask_status(self.config.node, STATUS_TIMEOUT_S)
-        except OSError:
-            return {}
-
     def close(self) -> None:
         """Drop queued calls and close the connections."""
         self._store_threads.shutdown(wait=False, cancel_futures=True)
-        self._supervisor_thread.shutdown(wait=False, cancel_futures=True)
+        self.supervisor.close()
         self._stores.close()

@@ -66,7 +66,7 @@ def warnings(status: dict[str, Any]) -> list[str]:
 async def ready(request: Request) -> Response:
     """200 if the store answers and every role is up, with the quarantined pools; else 503 and why."""
     gateway = gateway_of(request)
-    status = await gateway.backend.status()
+    status = await gateway.backend.supervisor.status()
     reasons = not_ready_reasons(status)
     try:
         await gateway.backend.check_server()
@@ -188,10 +188,10 @@ def used_by_roles(status: dict[str, Any]) -> dict[str, tuple[float, float]]:
 async def show_metrics(request: Request) -> Response:
     """All metrics in the format of Prometheus."""
     gateway = gateway_of(request)
-    status = await gateway.backend.status()
+    status = await gateway.backend.supervisor.status()
     collected = [
         *exposition.collect(gateway.backend.metrics_folders()),
-        *exposition.from_series(await gateway.backend.counted() or ()),
+        *exposition.from_series(await gateway.backend.supervisor.counted() or ()),
         *exposition.from_status(status),
         *exposition.processes(pids(status), used_by_roles(status)),
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections import deque
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
 from workerd.gateway.backend import Backend
+from workerd.gateway.periodic import repeat
 from workerd.messages import Series
 from workerd.metrics import families
 
@@ -139,15 +139,16 @@ class History:
 
     async def run(self) -> None:
         """Sample until cancelled."""
-        while True:
-            counted = await self._backend.counted()
-            totals = None if counted is None else totals_of(counted)
-            if self._totals is not None and totals is not None:
-                self._samples.append(sample_between(self._totals, totals))
-            elif self._samples:
-                self._samples.append(Sample())  # a gap
-            self._totals = totals
-            await asyncio.sleep(SAMPLE_INTERVAL_S)
+        await repeat("history", SAMPLE_INTERVAL_S, self._sample)
+
+    async def _sample(self) -> None:
+        counted = await self._backend.supervisor.counted()
+        totals = None if counted is None else totals_of(counted)
+        if self._totals is not None and totals is not None:
+            self._samples.append(sample_between(self._totals, totals))
+        elif self._samples:
+            self._samples.append(Sample())  # a gap
+        self._totals = totals
 
     @property
     def span_s(self) -> float:

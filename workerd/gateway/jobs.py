@@ -113,7 +113,7 @@ async def why(request: Request) -> Response:
     """What a job waits for, or how it ended, in sentences."""
     gateway = gateway_of(request)
     job_id = params.job_id(request)
-    pools = (await gateway.backend.status()).get("pools") or {}
+    pools = (await gateway.backend.supervisor.status()).get("pools") or {}
 
     def work(tx: Tx, rules: Rules) -> tuple[Document, list[str], LogTail]:
         return *explain(tx, gateway.config, job_id, pools, rules), logs.tail(tx, job_id)
@@ -140,7 +140,7 @@ async def log(request: Request) -> Response:
     """The log kept with an attempt, or of one that runs on this node."""
     job_id, attempt = params.job_id(request), params.attempt(request)
     backend = gateway_of(request).backend
-    live = await backend.live_log(AttemptRef(job_id, attempt or 0))
+    live = await backend.supervisor.live_log(AttemptRef(job_id, attempt or 0))
     if live is not None and not live["ended"]:
         text = live["text"]
     else:
@@ -167,7 +167,7 @@ async def list_(request: Request) -> Response:
         request,
         lambda tx, rules: jobs.list_(tx, **filters, rules=rules),
         filters["handler"],
-        {"query": dict(request.query_params)},
+        dict(request.query_params),
     )
     return json_response(page._asdict())
 

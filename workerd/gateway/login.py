@@ -16,7 +16,7 @@ from workerd.gateway.path_prefix import prefix_of
 from workerd.gateway.problems import HTTPProblem
 from workerd.gateway.roles import Access, Route
 from workerd.gateway.sessions import SESSION_LIFE_S, Cookie
-from workerd.gateway.state import address_of, gateway_of, json_response, only_post
+from workerd.gateway.state import GatewayState, address_of, gateway_of, json_response, only_post
 
 FAILED_LOGIN_DELAY_S = 0.5
 """An invalid token is answered after this time."""
@@ -30,23 +30,9 @@ async def login(request: Request) -> Response:
     body = await read_body(request, LoginBody)
     if not gateway.tokens.required:
         return json_response({"ok": True})
-    if (wait_s := gateway.login_throttle.wait_s(address)) > 0:
-        raise HTTPProblem(
-            429,
-            f"Too many failed logins from this address; try again in {math.ceil(wait_s)} s.",
-            {"Retry-After": str(math.ceil(wait_s))},
-        )
     token = gateway.tokens.identify(body.token.strip().encode("utf-8", "replace"))
     if token is None:
-        failures = gateway.login_throttle.failed(address)
-        retry_in_s = round(gateway.login_throttle.wait_s(address), 1)
-        _log.warning("login.refused", address=address, failures=failures, retry_in_s=retry_in_s)
-        await asyncio.sleep(FAILED_LOGIN_DELAY_S)
-        raise HTTPProblem(
-            401,
-            "Invalid token. Tokens are in the node's gateway.token_file; ask its operator for one.",
-            {"WWW-Authenticate": 'Bearer realm="workerd"'},
-        )
+        raise await _refused(gateway, address)
     gateway.login_throttle.succeeded(address)
     _log.info("login.accepted", address=address, name=token.name)
     cookie = Cookie.of(request.headers)
@@ -56,6 +42,25 @@ async def login(request: Request) -> Response:
         samesite="strict", secure=cookie.secure,
     )  # fmt: skip
     return response
+
+
+async def _refused(gateway: GatewayState, address: str) -> HTTPProblem:
+    """The answer to an invalid token, after a while. A valid one never waits: many may share an address."""
+    if (wait_s := gateway.login_throttle.wait_s(address)) > 0:
+        return HTTPProblem(
+            429,
+            f"Too many failed logins from this address; try again in {math.ceil(wait_s)} s.",
+            {"Retry-After": str(math.ceil(wait_s))},
+        )
+    failures = gateway.login_throttle.failed(address)
+    retry_in_s = round(gateway.login_throttle.wait_s(address), 1)
+    _log.warning("login.refused", address=address, failures=failures, retry_in_s=retry_in_s)
+    await asyncio.sleep(FAILED_LOGIN_DELAY_S)
+    return HTTPProblem(
+        401,
+        "Invalid token. Tokens are in the node's gateway.token_file; ask its operator for one.",
+        {"WWW-Authenticate": 'Bearer realm="workerd"'},
+    )
 
 
 async def login_page(request: Request) -> Response:

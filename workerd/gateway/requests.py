@@ -128,7 +128,7 @@ async def list_(request: Request) -> Response:
         request,
         lambda tx, rules: requests.list_(tx, **filters, rules=rules),
         filters["workflow"],
-        {"query": dict(request.query_params)},
+        dict(request.query_params),
     )
     return json_response(page._asdict())
 

@@ -83,12 +83,15 @@ def actor_of(request: Request) -> Actor:
 
 
 async def look_up(
-    request: Request, read: Callable[[Tx, Rules], T], target: str | None, detail: Any = None
+    request: Request,
+    read: Callable[[Tx, Rules], T],
+    target: str | None,
+    query: Mapping[str, Any] | None = None,
 ) -> T:
     """What `read` finds, redacted by the rules that it gets.
 
-    With the header `X-Reveal: 1` an operator sees everything, and that is recorded with `target` and
-    `detail`. Raises HTTPProblem 403 for another role.
+    With the header `X-Reveal: 1` an operator sees everything, and that is recorded with `target`, and
+    the `query` of a list. Raises HTTPProblem 403 for another role.
     """
     gateway = gateway_of(request)
     wanted = request.headers.get("x-reveal", "0")
@@ -101,7 +104,7 @@ async def look_up(
 
     def reveal(tx: Tx) -> T:
         found = read(tx, UNREDACTED)
-        audit.reveal(tx, actor, target, detail)
+        audit.reveal(tx, actor, target, query)
         return found
 
     return await gateway.backend.write(reveal)

@@ -17,14 +17,29 @@ class StatsCache:
     def __init__(self, backend: Backend, config: Config) -> None:
         self._backend = backend
         self._config = config
-        self._lock = asyncio.Lock()
+        self._reading: asyncio.Task[Document] | None = None
         self._document: Document = {}
         self._read_at = -config.dispatcher.poll
 
     async def read(self) -> Document:
-        """Those of the last poll, or new ones. Raises StoreError."""
-        async with self._lock:
-            if time.monotonic() - self._read_at >= self._config.dispatcher.poll:
-                self._document = await self._backend.read(lambda tx: stats.read(tx, self._config))
-                self._read_at = time.monotonic()
-            return self._document
+        """Those of the last poll, or new ones. Raises StoreError, HTTPProblem 503 if overloaded.
+
+        All who ask meanwhile share one look at the store, and its error: one after the other, each would wait
+        as long as a store that hangs lets it.
+        """
+        if self._reading is None:
+            if time.monotonic() - self._read_at < self._config.dispatcher.poll:
+                return self._document
+            self._reading = asyncio.create_task(self._read())
+            self._reading.add_done_callback(self._end)
+        return await asyncio.shield(self._reading)  # of a client that leaves the others are not to notice
+
+    async def _read(self) -> Document:
+        self._document = await self._backend.read(lambda tx: stats.read(tx, self._config))
+        self._read_at = time.monotonic()
+        return self._document
+
+    def _end(self, task: asyncio.Task[Document]) -> None:
+        self._reading = None
+        if not task.cancelled():
+            task.exception()  # if all who asked have left, nobody else looks at it

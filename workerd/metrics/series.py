@@ -8,8 +8,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from workerd.messages import Series
 from workerd.metrics.families import ALL, MAX_HANDLERS, OTHER, STORE_ERRORS
 
+_DEFINITIONS = {definition.name: definition for definition in ALL}
 _HANDLER_LABEL = {family.name: family.labels.index("handler") for family in ALL if "handler" in family.labels}
 """Where the handler stands among the label values of a family."""
+
+
+def fitting(series: Iterable[Series]) -> Iterator[Series]:
+    """Those of families as this version has them: another one's may have other labels, bounds or names."""
+    for family, labels, numbers in series:
+        definition = _DEFINITIONS.get(family)
+        if definition is None or len(labels) != len(definition.labels):
+            continue
+        # A histogram's are its sum, and a count for each bound and for what is above.
+        if len(numbers) == (2 + len(definition.bounds) if definition.kind == "histogram" else 1):
+            yield family, labels, numbers
 
 
 class SeriesSums:

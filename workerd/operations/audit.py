@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import msgspec
 from workerd import documents
 from workerd.document_types import Document
 from workerd.operations.actor import Actor
+from workerd.redaction import REDACTED
 from workerd.store import audit
 from workerd.store.base import Tx
 
@@ -60,9 +62,20 @@ def record(tx: Tx, actor: Actor, action: Action, target: str | None, detail: Any
     )
 
 
-def reveal(tx: Tx, actor: Actor, target: str | None, detail: Any = None) -> None:
-    """Record that redacted values of this job or request, or of a list of them, are shown to an actor."""
+def reveal(tx: Tx, actor: Actor, target: str | None, query: Mapping[str, Any] | None = None) -> None:
+    """Record that redacted values of this job or request, or of a list of them, are shown to an actor.
+
+    `query`: the filters of the list, `meta.KEY` or a table `meta` among them.
+    """
+    detail = None if query is None else {"query": {name: _kept(name, text) for name, text in query.items()}}
     record(tx, actor, Action.REVEAL, target, detail)
+
+
+def _kept(name: str, text: Any) -> Any:
+    """A filter without the values of meta: they may be the very ones that are redacted."""
+    if name.startswith("meta."):
+        return REDACTED
+    return dict.fromkeys(text, REDACTED) if name == "meta" and isinstance(text, Mapping) else text
 
 
 def list_(

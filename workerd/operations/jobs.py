@@ -40,7 +40,8 @@ class JobPage(NamedTuple):
 
 @dataclass(frozen=True)
 class JobDetails:
-    """A job as an operator inspects it; `job` is without its payload.
+    """A job as an operator inspects it; `job` is without its payload, and of all attempts but the newest
+    MAX_STACKS without error and stack.
 
     `queue_us`: time from due to start, by attempt; `payload`: its first bytes, its size and its type;
     `deadline_ms`: its own, None for the handler's; `running_s`: since it was started or claimed; `logs`: of
@@ -57,6 +58,7 @@ class JobDetails:
 
 
 MAX_LOGS = 3
+MAX_STACKS = 10
 
 
 def get(tx: Tx, job_id: bytes, rules: Rules = UNREDACTED) -> Document:
@@ -74,7 +76,7 @@ def payload(tx: Tx, job_id: bytes, rules: Rules = UNREDACTED) -> tuple[bytes, st
 
 def details(tx: Tx, job_id: bytes, payload_limit: int, rules: Rules = UNREDACTED) -> JobDetails:
     """A job with at most `payload_limit` bytes of its payload. Raises NotFound."""
-    found = queries.get(tx, job_id, payload=False)
+    found = queries.get(tx, job_id, payload=False, texts=MAX_STACKS)
     redaction = rules.of(tx, found.row.handler)
     return JobDetails(
         job=documents.job(found, redaction),

@@ -91,14 +91,26 @@ def get(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
 
 def document(tx: Tx, row: RequestRow, jobs: Sequence[JobRow], rules: Rules) -> Document:
     """A request that was read with its jobs."""
-    redaction = rules.of_workflow(tx, row.workflow, handlers_of(row, jobs))
+    all_read = len(jobs) < requests.MAX_JOBS_READ
+    redaction = rules.of_request(tx, _handlers(row, {job.handler for job in jobs} if all_read else None))
     return documents.request(row, redaction, [(job, rules.of(tx, job.handler)) for job in jobs])
 
 
-def handlers_of(row: RequestRow, jobs: Sequence[JobRow] = ()) -> list[str]:
-    """The handlers of its jobs, of those that its graph has still to make too."""
+def document_alone(tx: Tx, row: RequestRow, rules: Rules) -> Document:
+    """A request that was read with its graph, but without its jobs."""
+    redaction = rules.of_request(tx, _handlers(row, requests.job_handlers(tx, row.id)))
+    return documents.request(row, redaction)
+
+
+def _handlers(row: RequestRow, of_jobs: set[str] | None) -> set[str] | None:
+    """The handlers of its jobs, of those that its graph has still to make too; None if not all are known.
+
+    `of_jobs`: those of the jobs that it has by now, None if they are not known.
+    """
     graph = _graph(row)
-    return [*(job.handler for job in jobs), *(job.handler for job in (graph.jobs if graph else ()))]
+    if of_jobs is None or graph is None or graph.linked or row.pending == "fill":
+        return None
+    return of_jobs | {job.handler for job in graph.all_jobs}
 
 
 def get_with_graph(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> tuple[Document, Graph | None]:
@@ -179,12 +191,13 @@ def list_(
     after: str | None = None,
     rules: Rules = UNREDACTED,
 ) -> RequestPage:
-    """Requests, newest first, without their jobs. `since`: microseconds of store time."""
+    """Requests, newest first, without their jobs. `since`: microseconds of store time.
+
+    Neither graphs nor jobs are read for a list, so that what any handler redacts is redacted in all of them.
+    """
     page = requests.list_(tx, status=status, workflow=workflow, since=since, limit=limit, after=after)
-    shown = [
-        documents.request(row, rules.of_workflow(tx, row.workflow, handlers_of(row))) for row in page.rows
-    ]
-    return RequestPage(shown, page.next)
+    redaction = rules.of_request(tx, None)
+    return RequestPage([documents.request(row, redaction) for row in page.rows], page.next)
 
 
 def failed_lately(tx: Tx) -> dict[str, int]:

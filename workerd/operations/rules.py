@@ -11,6 +11,7 @@ from workerd.redaction import NOTHING, Redaction
 from workerd.signature import redaction_of
 from workerd.store import handlers
 from workerd.store.base import Tx
+from workerd.workflow import graph_of
 
 
 class Rules(Protocol):
@@ -19,8 +20,8 @@ class Rules(Protocol):
     def of(self, tx: Tx, handler: str) -> Redaction:
         """What is redacted in jobs of this handler."""
 
-    def of_workflow(self, tx: Tx, workflow: str, handlers: Iterable[str]) -> Redaction:
-        """What is redacted in a request of this workflow, which has jobs of these handlers, too."""
+    def of_request(self, tx: Tx, handlers: Iterable[str] | None) -> Redaction:
+        """What is redacted in a request with jobs of these handlers; None if they are not known."""
 
 
 class Unredacted:
@@ -30,7 +31,7 @@ class Unredacted:
         """Nothing."""
         return NOTHING
 
-    def of_workflow(self, tx: Tx, workflow: str, handlers: Iterable[str]) -> Redaction:
+    def of_request(self, tx: Tx, handlers: Iterable[str] | None) -> Redaction:
         """Nothing."""
         return NOTHING
 
@@ -47,6 +48,7 @@ class HandlerRules:
         self._config = config
         self._defaults = Redaction(config.redact)
         self._stored: Mapping[str, tuple[str, ...]] = {}
+        self._of_all: Redaction | None = None
         self._until = 0.0
 
     def of(self, tx: Tx, handler: str) -> Redaction:
@@ -63,11 +65,26 @@ class HandlerRules:
         """The same without the store; None if that must be asked again."""
         return None if time.monotonic() >= self._until else self._of(handler, self._stored.get(handler, ()))
 
-    def of_workflow(self, tx: Tx, workflow: str, handlers: Iterable[str]) -> Redaction:
-        """What is redacted in a request of this workflow, which has jobs of these handlers, too."""
+    def of_request(self, tx: Tx, handlers: Iterable[str] | None) -> Redaction:
+        """What is redacted in a request with jobs of these handlers.
+
+        If they are not known (None): what any handler redacts, as one of them may be its.
+        """
+        stored = self._signatures(tx)
+        if handlers is not None:
+            return self._union(handlers)
+        if self._of_all is None:
+            self._of_all = self._union({*self._config.handlers, *stored})
+        return self._of_all
+
+    def of_workflow(self, tx: Tx, workflow: str) -> Redaction:
+        """What is redacted in requests of this workflow."""
         flow = self._config.workflows.get(workflow)
-        names = {*handlers, *(job.handler for job in (flow.jobs if flow is not None else ()))}
-        paths = [path for name in sorted(names) for path in self.of(tx, name).paths]
+        return self.of_request(tx, [job.handler for job in graph_of(flow).all_jobs] if flow else None)
+
+    def _union(self, handlers: Iterable[str]) -> Redaction:
+        names = sorted(set(handlers))
+        paths = [path for name in names for path in self._of(name, self._stored.get(name, ())).paths]
         return Redaction(paths) if paths else self._defaults
 
     def _signatures(self, tx: Tx) -> Mapping[str, tuple[str, ...]]:
@@ -75,5 +92,6 @@ class HandlerRules:
             self._stored = {
                 name: redaction_of(signature).paths for name, signature in handlers.redacting(tx).items()
             }
+            self._of_all = None
             self._until = time.monotonic() + self.TTL_S
         return self._stored

@@ -15,6 +15,7 @@ from workerd.config import text_validators as texts
 from workerd.config.model import Config
 from workerd.config.schedule_config import NamedSchedule
 from workerd.document_types import Document
+from workerd.documents import json_value
 from workerd.errors import Conflict, InvalidValue, NotFound
 from workerd.job import id_text
 from workerd.operations import audit
@@ -22,6 +23,7 @@ from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
 from workerd.operations.enqueue import check_spec_vars
 from workerd.operations.rules import HandlerRules
+from workerd.redaction import Redaction
 from workerd.schedule import Cron, voided
 from workerd.signature import coerce_texts
 from workerd.store import handlers, nodes, schedule_control, schedules, ticks
@@ -81,13 +83,41 @@ def set_(tx: Tx, actor: Actor, config: Config, name: str, given: Mapping[str, An
 
     Raises InvalidValue, Conflict for the name of a configured one.
     """
-    schedule = checked(tx, config, name, given)
     _refuse_configured(config, name)
+    given = _with_redacted(tx, config, name, given)
+    schedule = checked(tx, config, name, given)
     created = schedule_control.set_(tx, schedule)
     audit.record(
         tx, actor, Action.SCHEDULE_SET, name, {key: given[key] for key in given if key not in SECRETS}
     )
     return find(tx, config, name)[0], created
+
+
+def _with_redacted(tx: Tx, config: Config, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys with the stored values in place of redacted ones: people send back what they were shown.
+
+    Raises InvalidValue for the mark of a redacted value where this schedule has none, or had another target:
+    whoever gives that the value must know it.
+    """
+    row = schedules.find_all(tx, [name]).get(name)
+    target = (str(given.get("handler") or ""), str(given.get("workflow") or ""))
+    before = (row.handler or "", row.workflow or "") if row is not None else target
+    rules, same = HandlerRules(config), row is not None and target == before
+    # A mark may come of what the schedule had before.
+    redaction = Redaction(path for one in (before, target) for path in _of_target(tx, rules, *one).paths)
+    found = dict(given)
+    for key in SECRETS:
+        if isinstance(given.get(key), dict):
+            stored = json_value(getattr(row, key)) if same else None
+            try:
+                found[key] = redaction.restored(given[key], stored)
+            except InvalidValue as error:
+                raise InvalidValue(f"{key}.{error}") from None
+    return found
+
+
+def _of_target(tx: Tx, rules: HandlerRules, handler: str, workflow: str) -> Redaction:
+    return rules.of_workflow(tx, workflow) if workflow else rules.of(tx, handler)
 
 
 def set_texts(
@@ -224,7 +254,7 @@ def _document(
     document = documents.schedule(row, next(iter(_upcoming(row, tx.now, 1)), None), note)
     is_workflow = row.name in config.workflows if row.own else row.workflow is not None
     target = row.workflow or row.handler or row.name
-    redaction = redacting.of_workflow(tx, target, []) if is_workflow else redacting.of(tx, target)
+    redaction = redacting.of_workflow(tx, target) if is_workflow else redacting.of(tx, target)
     for key in ("vars", "params"):
         document[key] = documents.shown_text(getattr(row, key), redaction)
     if row.own:

@@ -15,7 +15,7 @@ from workerd.document_types import Document
 from workerd.job import Status
 from workerd.job_spec import NewJob
 from workerd.messages import QuarantinedPool
-from workerd.operations.requests import handlers_of
+from workerd.operations.requests import document_alone
 from workerd.operations.rules import HandlerRules
 from workerd.store import columns, errors, jobs
 from workerd.store.base import Tx
@@ -72,8 +72,7 @@ class WebhookEvents:
         ids = sorted(set(tx.failed_requests))
         new = []
         for row in columns.requests_by_id(tx, ids):
-            redaction = self._rules.of_workflow(tx, row.workflow, handlers_of(row))
-            new += self._deliveries(tx, "request_failed", [], documents.request(row, redaction))
+            new += self._deliveries(tx, "request_failed", [], document_alone(tx, row, self._rules))
         if new:
             jobs.insert(tx, new)
 

@@ -270,17 +270,32 @@ def created(tx: Tx, job_id: bytes, attempts_: Sequence[JobRow]) -> int | None:
     return _creations(tx, [job_id]).get(job_id) if first.attempt > 1 else first.created_at
 
 
-def attempts(tx: Tx, job_id: bytes, *, payload: bool = True) -> list[JobRow]:
-    """The attempts of a job, oldest first; vars, meta, state and payload only of the current one."""
-    current = {"vars", "meta", "payload", "state"}
+def attempts(tx: Tx, job_id: bytes, *, payload: bool = True, texts: int | None = None) -> list[JobRow]:
+    """The attempts of a job, oldest first; vars, meta, state and payload only of the current one.
+
+    `texts`: of how many attempts, the newest ones, errors, notes and stacks are read; None: of all.
+    """
+    before = 0
+    if texts is not None:
+        newest = tx.one("SELECT MAX(attempt) FROM workerd_jobs WHERE id = %s", (job_id,))
+        before = (newest[0] or 0) - texts if newest is not None else 0
     names = [*_JOB_COLUMNS, "state", *(["payload"] if payload else [])]
-    columns = [f"CASE WHEN status <> 'retry' THEN {name} END" if name in current else name for name in names]
-    columns = [no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name for name in columns]
     rows = tx.query(
-        f"SELECT {', '.join(columns)} FROM workerd_jobs WHERE id = %s ORDER BY attempt DESC LIMIT %s",
+        f"SELECT {', '.join(_of_attempt(tx, name, before) for name in names)} FROM workerd_jobs"
+        " WHERE id = %s ORDER BY attempt DESC LIMIT %s",
         (job_id, MAX_ATTEMPTS),
     )
     return [job(row) for row in reversed(rows)]
+
+
+def _of_attempt(tx: Tx, name: str, before: int) -> str:
+    """The column as `attempts` selects it; those up to the number `before` have no texts."""
+    column = no_longer(tx, name, MAX_STACK_BYTES) if name in _LONG else name
+    if name in ("vars", "meta", "payload", "state"):
+        return f"CASE WHEN status <> 'retry' THEN {column} END"
+    if name in ("error", "note", "stack") and before > 0:
+        return f"CASE WHEN attempt > {before:d} THEN {column} END"
+    return column
 
 
 Select = tuple[str, Sequence[object]]

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from workerd import duplicates
 from workerd import workflow as wf
+from workerd.clock import to_rfc3339
 from workerd.config.workflow_config import WAIT_HANDLER
 from workerd.errors import Conflict, InvalidValue, NotFound, StoreRefused
 from workerd.job import COOLER_KEY, ENDED, ClaimedAttempt, Status
@@ -134,7 +135,7 @@ def _attempt_of(job: CurrentRow) -> ClaimedAttempt:
 class WaitingJob(NamedTuple):
     """A locked job that waits; `follows`: until another job of its unique key has ended.
 
-    `held`: until its request lets it begin.
+    `held`: until its request lets it begin. `expires_at`: its own, after which it begins no more.
     """
 
     id: bytes
@@ -144,6 +145,7 @@ class WaitingJob(NamedTuple):
     group: str | None
     follows: bool = False
     held: bool = False
+    expires_at: int | None = None
 
 
 def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
@@ -155,20 +157,28 @@ def lock_waiting(tx: Tx, job_id: bytes) -> WaitingJob:
         raise Conflict(f"The job is the next run of the schedule {job.handler!r}; change that.")
     if job.handler == WAIT_HANDLER:
         raise Conflict(_IS_A_WAIT)
-    sql = "SELECT vars, group_key FROM workerd_jobs WHERE id = %s AND attempt = %s"
-    job_vars, group = tx.one(sql, (job_id, job.attempt)) or (None, None)
+    sql = "SELECT vars, group_key, expires_at FROM workerd_jobs WHERE id = %s AND attempt = %s"
+    job_vars, group, expires_at = tx.one(sql, (job_id, job.attempt)) or (None, None, None)
     follows = duplicates.is_follower(job.unique_key)
     held = job.status is Status.SCHEDULED and _is_held(job)
-    return WaitingJob(job_id, job.attempt, job.handler, job_vars, columns.lenient(group), follows, held)
+    return WaitingJob(
+        job_id, job.attempt, job.handler, job_vars, columns.lenient(group), follows, held,
+        columns.lenient_time(expires_at),
+    )  # fmt: skip
 
 
 def change_waiting(tx: Tx, job: WaitingJob, values: Mapping[str, object], run_at: int | None) -> None:
     """Set columns of a locked job; `run_at`: store time in microseconds, None: as it is.
 
-    Raises Conflict for another time of a job that its request holds.
+    Raises Conflict for another time of a job that its request holds, InvalidValue for one behind its expiry.
     """
     if run_at is not None and job.held:
         raise Conflict(_IS_HELD)
+    if run_at is not None and job.expires_at is not None and run_at > job.expires_at:
+        raise InvalidValue(
+            f"run_at: expected a time before the job expires at {to_rfc3339(job.expires_at)},"
+            f" got {to_rfc3339(run_at)}"
+        )
     changed = {**values, "queue": None}  # it may belong into the queue of another group now
     if run_at is not None:
         changed["run_at"] = columns.at(run_at)

@@ -46,9 +46,9 @@ class Count(msgspec.Struct, frozen=True):
     oldest: int | None = None
 
 
-def get(tx: Tx, job_id: bytes, *, payload: bool = True) -> StoredJob:
-    """A job with its attempts. Raises NotFound."""
-    rows = attempts(tx, job_id, payload=payload)
+def get(tx: Tx, job_id: bytes, *, payload: bool = True, texts: int | None = None) -> StoredJob:
+    """A job with its attempts; `texts` as in `columns.attempts`. Raises NotFound."""
+    rows = attempts(tx, job_id, payload=payload, texts=texts)
     if not rows:
         raise NotFound("Job not found. `workerd job list` lists existing jobs.")
     current = next((row for row in reversed(rows) if row.status != Status.RETRY), rows[-1])

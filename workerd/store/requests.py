@@ -127,6 +127,18 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
     return request(row), sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
 
 
+def job_handlers(tx: Tx, request_id: bytes) -> set[str] | None:
+    """The handlers of its jobs; None if it has so many that not all of them are read."""
+    rows = tx.query(
+        "SELECT j.handler, COUNT(*) FROM (SELECT handler FROM workerd_jobs"
+        f" {tx.dialect.hint('workerd_request')} WHERE request_id = %s LIMIT %s) AS j GROUP BY j.handler",
+        (request_id, MAX_JOBS_READ),
+    )
+    if sum(int(count) for _, count in rows) >= MAX_JOBS_READ:
+        return None
+    return {columns.lenient(handler) or "" for handler, _ in rows}
+
+
 def list_(
     tx: Tx,
     *,

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -12,7 +14,7 @@ import msgspec
 
 from workerd.clock import SECOND
 from workerd.config.model import Config
-from workerd.config.quantities import duration
+from workerd.config.quantities import duration, seconds_literal
 from workerd.config.schedule_config import NamedSchedule, ScheduleConfig
 from workerd.errors import InvalidValue, NotFound
 from workerd.job import Status
@@ -20,6 +22,8 @@ from workerd.store import columns, intervals, ticks
 from workerd.store.base import Tx
 from workerd.store.columns import marks
 from workerd.store.session import Row
+
+_EXPONENT = re.compile(r"[0-9](\.[0-9]{1,5})?e[+-][0-9]{2}s", re.ASCII)
 
 Kind = Literal["cron", "cooler"]
 Origin = Literal["config", "api"]
@@ -111,7 +115,7 @@ def _schedule(row: Row) -> ScheduleRow:
     return ScheduleRow(
         name=text(row[0]) or "",
         kind="cooler" if row[1] == b"cooler" else "cron",
-        expression=text(row[2]) or "",
+        expression=_without_exponent(text(row[2]) or ""),
         timezone=text(row[3]) or "",
         last_tick=columns.lenient_time(row[4]),
         last_job=row[5],
@@ -130,6 +134,13 @@ def _schedule(row: Row) -> ScheduleRow:
         enabled=bool(row[18]),
         revision=row[19],
     )
+
+
+def _without_exponent(expression: str) -> str:
+    """The pause of an interval as `described` writes it; earlier versions wrote `2.592e+06s` for 30 days."""
+    if not _EXPONENT.fullmatch(expression):
+        return expression
+    return seconds_literal(float(expression.removesuffix("s")))
 
 
 def definition(row: ScheduleRow) -> NamedSchedule:
@@ -188,7 +199,7 @@ def find_all(tx: Tx, names: Collection[str]) -> dict[str, ScheduleRow]:
 def described(schedule: ScheduleConfig) -> tuple[Kind, str, str]:
     """Kind, expression and timezone as the columns hold them: `30s` for an interval."""
     if schedule.cooler is not None:
-        return "cooler", f"{schedule.cooler:g}s", "UTC"
+        return "cooler", seconds_literal(schedule.cooler), "UTC"
     return "cron", schedule.cron, schedule.timezone
 
 
@@ -276,7 +287,9 @@ def _own_pause_s(row: ScheduleRow, run: intervals.LiveRun) -> float | None:
     pause_s = (run.run_at - run.created_at) / SECOND
     # A run inserted after a change or a crash counts from the last end.
     since_end_s = (run.run_at - (row.last_end or run.created_at)) / SECOND
-    return None if row.expression in (f"{pause_s:g}s", f"{since_end_s:g}s") else pause_s
+    stated_s = ticks.pause_us(row.expression) / SECOND
+    of_key = any(math.isclose(found_s, stated_s, rel_tol=1e-6) for found_s in (pause_s, since_end_s))
+    return None if of_key else pause_s
 
 
 def _add_interval(tx: Tx, row: ScheduleRow) -> None:

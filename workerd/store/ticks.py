@@ -165,7 +165,7 @@ def _insert(tx: Tx, schedule: NamedSchedule, made: bytes, due: int | None) -> No
 def pause_us(expression: str) -> int:
     """The pause of an interval; of text that is none, which another program wrote, an hour."""
     try:
-        return int(duration(expression) * SECOND)
+        return round(duration(expression) * SECOND)
     except InvalidValue:
         return 3600 * SECOND
 

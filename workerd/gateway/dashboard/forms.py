@@ -65,13 +65,9 @@ def _field(one: VarsField) -> Markup:
     hint = _hint(one)
     required = param.required and not one.given
     if choices is not None:
-        options = [
-            ("", "" if one.given else hint),
-            *((json.dumps(choice), str(choice)) for choice in choices),
-        ]
-        chosen = json.dumps(one.value) if one.given else ""
-        items = [el("option", text, value=value, selected=value == chosen) for value, text in options]
-        return _labeled(label, el("select", items, name=name, data_json=True, required=required))
+        return _labeled(
+            label, el("select", _options(one, choices), name=name, data_json=True, required=required)
+        )
     is_json = kind != "text" or (one.given and not isinstance(one.value, str))
     if not one.given or one.redacted:
         text = ""
@@ -86,6 +82,19 @@ def _field(one: VarsField) -> Markup:
     if kind == "json" or len(text) > LONG_TEXT or "\n" in text:
         return _labeled(label, el("textarea", text, rows=min(12, 2 + text.count("\n")), **common))
     return _labeled(label, el("input", type="text", value=text or None, **common))
+
+
+def _options(one: VarsField, choices: Sequence[Any]) -> list[Markup]:
+    """One of them is always selected: else a browser selects the first, which is then sent as a change."""
+    texts = {json.dumps(choice): str(choice) for choice in choices}
+    chosen = json.dumps(one.value) if one.given and not one.redacted else ""
+    first = _hint(one) if not one.given else "" if chosen in texts else "as it is"
+    if chosen not in texts:
+        chosen = ""
+    return [
+        el("option", text, value=value, selected=value == chosen)
+        for value, text in {"": first, **texts}.items()
+    ]
 
 
 def _hint(one: VarsField) -> str:

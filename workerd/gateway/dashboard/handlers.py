@@ -40,7 +40,7 @@ async def handlers(query: PageQuery) -> View:
         depths = figures.depths(tx, names, (Status.NEW, Status.INPROGRESS), MAX_COUNT)
         return listed, depths, stats.of_nodes(tx)
 
-    pools = (await query.gateway.backend.status()).get("pools") or {}
+    pools = (await query.gateway.backend.supervisor.status()).get("pools") or {}
     listed, depths, published = await query.gateway.backend.read(work)
     headers = (
         "Handler", "State", "Waiting", "Running", "Oldest waiting", "Workers", "Ended per minute", "Nodes",

@@ -51,12 +51,14 @@ PREVIEW_BYTES = 8_000
 HEX_PREVIEW_BYTES = 256
 LOG_PREVIEW_CHARS = 32_000
 """How much of a log a page shows: the newest of it."""
+STACKS_CHARS = 256 * 1024
+"""Of the errors and stacks of all attempts that a page shows together."""
 
 
 async def job(query: PageQuery) -> View:
     """One job."""
     job_id, config = query.key, query.gateway.config
-    pools = (await query.gateway.backend.status()).get("pools") or {}
+    pools = (await query.gateway.backend.supervisor.status()).get("pools") or {}
 
     def work(tx: Tx) -> tuple[JobDetails, list[str], list[Document]]:
         details = operations.details(tx, job_id, PREVIEW_BYTES, query.gateway.rules)
@@ -67,7 +69,7 @@ async def job(query: PageQuery) -> View:
     job = details.job
     live = None
     if job["status"] == Status.INPROGRESS:
-        live = await query.gateway.backend.live_log(AttemptRef(job_id, job["attempt"]))
+        live = await query.gateway.backend.supervisor.live_log(AttemptRef(job_id, job["attempt"]))
     running = Running.of(details, pools) if job["status"] == Status.INPROGRESS else None
     return View(
         f"Job {job['handler']}",
@@ -224,7 +226,7 @@ def _attempts(details: JobDetails) -> Markup:
     return card(
         "Attempts",
         table("Attempts, oldest first", headers, rows, "The job has not run yet."),
-        [_stack(attempt) for attempt in reversed(attempts) if attempt["error"] or attempt["stack"]],
+        _stacks(details.job),
         [_log(details.job, log) for log in details.logs],
     )
 
@@ -254,12 +256,31 @@ def _log(job: Document, log: JobLog) -> Markup:
     )
 
 
+def _stacks(job: Document) -> list[Markup]:
+    """The newest first, as many as there is room for: while a page is escaped, the gateway answers nobody."""
+    attempts = [one for one in reversed(job["attempts"]) if one["error"] or one["stack"]]
+    shown: list[Markup] = []
+    chars = 0
+    for attempt in attempts:
+        chars += len(attempt["error"] or "") + len(attempt["stack"] or "")
+        if shown and chars > STACKS_CHARS:
+            break
+        shown.append(_stack(attempt))
+    if len(shown) < len(attempts) or len(job["attempts"]) > operations.MAX_STACKS:
+        link = el("a", "the job as JSON", href=path("jobs", job["id"]))
+        shown.append(el("p", "Errors and stacks of earlier attempts are in ", link, ".", class_="sub"))
+    return shown
+
+
 def _stack(attempt: Document) -> Markup:
     title = f"Attempt {attempt['attempt']}"
     return el(
         "details",
-        el("summary", f"{title}: ", el("span", attempt["error"] or "stack", class_="error")),
-        code(attempt["stack"] or attempt["error"] or "", f"Stack of attempt {attempt['attempt']}"),
+        el("summary", f"{title}: ", el("span", (attempt["error"] or "stack")[:STACKS_CHARS], class_="error")),
+        code(
+            (attempt["stack"] or attempt["error"] or "")[:STACKS_CHARS],
+            f"Stack of attempt {attempt['attempt']}",
+        ),
         open=attempt["status"] != Status.RETRY,
         id=f"stack-{attempt['attempt']}",
     )

@@ -78,7 +78,7 @@ async def _stored(gateway: GatewayState) -> StoreOverview | str:
 async def overview(query: PageQuery) -> View:
     """The overview of the node and its store."""
     gateway = query.gateway
-    status = await gateway.backend.status()
+    status = await gateway.backend.supervisor.status()
     found = await _stored(gateway)
     stored = found if isinstance(found, StoreOverview) else None
     return View(

@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
+from workerd.config.quantities import seconds_literal
 from workerd.errors import InvalidValue
 from workerd.gateway.dashboard.components import (
     DASH,
@@ -171,7 +172,7 @@ def _filled(found: Document) -> dict[str, str]:
         **{name: found[name] for name in ("name", "handler", "workflow", "misfire", "overlap", "group")},
         found["kind"]: found["expression"],
         "timezone": found["timezone"],
-        "jitter": f"{found['jitter']:g}s" if found["jitter"] else None,
+        "jitter": seconds_literal(found["jitter"]) if found["jitter"] else None,
         "priority": found["priority"] or None,
         **{key: msgspec.json.encode(found[key]).decode() for key in ("vars", "params") if found[key]},
     }
