@@ -36,7 +36,7 @@ from workerd.pool.handler_log import StandardErrorLog
 from workerd.pool.isolation import forget_exit_functions, run_exit_functions
 from workerd.pool.loading import load
 from workerd.pool.policies import Policies
-from workerd.pool.scrubbing import scrubber_of_claim
+from workerd.pool.scrubbing import scrubbed_note, scrubber_of_claim, scrubber_of_results
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags
 from workerd.pool.worker_limits import Meter
 from workerd.pool.worker_messages import Assignment, HandlerSpec, Progressed
@@ -319,7 +319,10 @@ class _Watch:
             if self._dump.size():
                 attempt.stack = handler_frames(self._dump.text())
             result = result_of_death(attempt, status or 0, self._kill_reason, now, self._pool.memory_max)
-        return Replayed(self._policies.decide(self._claim, result, state=state), self._redaction)
+        outcome = self._policies.decide(self._claim, result, state=state)
+        if self._redaction:
+            outcome = scrubbed_note(outcome, scrubber_of_results(self._redaction, outcome))
+        return Replayed(outcome, self._redaction)
 
 
 # -- the child's side

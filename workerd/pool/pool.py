@@ -120,8 +120,9 @@ class Pool(Service):
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
         self._state_relay = StateRelay(self.loop, self._outcome_sender)
         self._endings = Endings(
-            self._outcome_sender, self._policies, self._state_relay, traced=pool.otel is not None
-        )
+            self._outcome_sender, self._policies, self._handlers, self._state_relay,
+            traced=pool.otel is not None,
+        )  # fmt: skip
         self._queue = ClaimQueue(self.loop, self._endings.release, fair=fair, rated=rated)
         self._drain = PoolDrain(self.loop, self._worker_manager, self._orphan_reaper, self._exit)
 
