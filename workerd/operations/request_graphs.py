@@ -21,7 +21,8 @@ from workerd.documents import json_value
 from workerd.errors import CommitUnknown, Conflict, InvalidValue, StoreAway
 from workerd.job import id_text, parse_id
 from workerd.job_spec import JobSpec, NewJob, check, params_json
-from workerd.operations.enqueue import KEY_USED, check_spec_vars, check_waiting
+from workerd.operations.enqueue import check_spec_vars, check_waiting
+from workerd.operations.repeats import KEY_USED
 from workerd.store import batches, handlers, requests, workflows
 from workerd.store.base import Tx
 from workerd.tracing.context import TraceContext, into_meta
