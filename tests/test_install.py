@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,18 @@ def test_a_failed_installation_names_the_cause(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("a file")
     with pytest.raises(InstallError, match=r"cannot be written .*--prefix"):
         install(tmp_path)
+
+
+def test_a_planted_link_leads_nowhere(tmp_path: Path) -> None:
+    """Below a folder that another user may write, nothing is written or changed through links."""
+    victim = tmp_path / "victim"
+    victim.write_text("root's own")
+    victim.chmod(0o600)
+    prefix = tmp_path / "root"
+    (prefix / CONFIG).parent.mkdir(parents=True)
+    planted = (prefix / CONFIG).with_name(f".workerd.toml.{os.getpid()}")
+    planted.symlink_to(victim)
+    install(prefix)
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("root's own", 0o600)
+    assert ((prefix / CONFIG).stat().st_mode & 0o777, (prefix / CONFIG).is_symlink()) == (0o644, False)
+    assert [path for path in prefix.rglob(".*") if path.is_file()] == [planted]

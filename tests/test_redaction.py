@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
@@ -104,6 +106,53 @@ def test_a_mark_that_stands_for_nothing_is_refused(given: dict[str, Any], place:
     for stored in ({}, {"card": 7, "accounts": [], "user": "ann"}, None):
         with pytest.raises(InvalidValue, match=f"^{place}: expected a value"):
             redaction.restored(given, stored)
+
+
+def _forms(secret: str) -> list[str]:
+    """What Python, PHP, Go, .NET, browsers and clients of HTTP make of it."""
+    data = secret.encode()
+    as_json = json.dumps(secret)[1:-1]
+    capitals = re.sub(r"\\u[0-9a-f]{4}", lambda found: f"\\u{found[0][2:].upper()}", as_json)
+    addresses = [quote(data, safe=bare) for bare in ("", "/", "!'()*", "/:@!$&'()*+,;=?")]
+    addresses.append(quote_plus(data))
+    return [
+        secret, repr(secret), ascii(secret), repr(data), repr(secret + "'\""), repr(data + b"'\""),
+        as_json, capitals, json.dumps(secret, ensure_ascii=False),
+        as_json.replace("/", "\\/"), capitals.replace("/", "\\/"),
+        as_json.replace("<", "\\u003c").replace("&", "\\u0026").replace("+", "\\u002B"),
+        *addresses, *(re.sub("%..", lambda found: found[0].lower(), one) for one in addresses),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "wJalrXUtnFEMI/K7MDENG/bPxRfi", "pässwörter", "пароль 4711", "😀 smiling", "a\tb'c\"d\\e",
+        "<b>&+`%25=", "Ã\x83Ã\x83Ã\x83", "\x00\x1b[31m\x7f", "\\\\server\\share", "!first is special",
+    ],
+)  # fmt: skip
+def test_values_as_other_programs_escape_them(secret: str) -> None:
+    """Slashes, quotes, what is not ASCII, and what an address cannot have; hexadecimal digits of any case."""
+    scrub = scrubber(a=secret)
+    for form in _forms(secret):
+        shown = scrub(f"<<{form}>>")
+        assert REDACTED in shown, form
+        assert re.fullmatch(r"<<b?['\"]?\[redacted\](\\?['\"]){0,3}>>", shown), (form, shown)
+
+
+def test_text_of_backslashes_is_read_once() -> None:
+    """No two ways to read an escape: else a text like this one would take years."""
+    text = "\\" * 1000
+    assert scrubber(a="\\" * 40 + "x")(text) == text
+    assert scrubber(a="\\" * 40 + "x")(text + "x").startswith("\\" * 900)
+
+
+def test_an_empty_name_is_a_name() -> None:
+    """`*` stands for it, too."""
+    redaction = Redaction(["card.*", "*.token"])
+    shown = redaction.shown({"card": {"": "4111111111111111"}, "": {"token": "t-12345678", "": 1}})
+    assert shown == {"card": {"": REDACTED}, "": {"token": REDACTED, "": 1}}
+    assert scrubber(**{"": "the-secret"})("see the-secret") == f"see {REDACTED}"
 
 
 def test_short_values_are_not_looked_for() -> None:

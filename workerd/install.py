@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -178,10 +179,14 @@ def _manifest(prefix: Path) -> dict[str, str]:
 def _write(path: Path, content: bytes) -> None:
     """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    mode = path.stat().st_mode & 0o777 if path.exists() else 0o644
+    # A folder below a prefix may be another user's, who must not lead this to a file elsewhere.
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
-        fresh.write_bytes(content)
-        fresh.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        with open(fd, "wb") as file:
+            file.write(content)
+            os.fchmod(fd, mode)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)

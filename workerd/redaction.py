@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Any
-from urllib.parse import quote, quote_plus
 
 import msgspec
 
@@ -25,9 +25,9 @@ MAX_SCRUBBED_CHARS = 1 << 20
 _PATH = re.compile(r"(?:\*|[^\s.*()\[\]{}|\\^$+?]+)(?:\.(?:\*|[^\s.*()\[\]{}|\\^$+?]+))*")
 EXPECTED_PATH = 'names with dots between them, "*" for a whole name, as in "card.*"; no regular expression'
 
-_Node = dict[str, Any]
-_END = ""
-"""Key of a node whose values are redacted; no name is empty."""
+_Node = dict[Any, Any]
+_END = object()
+"""Key of a node whose values are redacted; no name is equal to it."""
 
 
 class Secret:
@@ -99,7 +99,7 @@ def _shown(value: Any, nodes: list[_Node]) -> Any:
         return value
     made = {}
     for name, item in _items(value):
-        found = _steps(nodes, name) if name else []
+        found = _steps(nodes, name)
         hidden = any(_END in node for node in found)
         made[name] = REDACTED if hidden else _shown(item, found) if found else item
     return made if isinstance(value, dict) else list(made.values())
@@ -128,7 +128,7 @@ def _texts(value: Any, nodes: list[_Node]) -> Iterator[str]:
     if not isinstance(value, dict | list):
         return
     for name, item in _items(value):
-        found = _steps(nodes, name) if name else []
+        found = _steps(nodes, name)
         if any(_END in node for node in found):
             yield from _leaves(item)
         elif found:
@@ -145,15 +145,79 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value, default=str)
 
 
-def _forms(text: str) -> Iterator[str]:
-    """The text as it occurs in messages: as it is, a line of it, escaped by repr, JSON or in an address."""
-    yield text
-    yield from (line.strip() for line in text.splitlines())
-    yield repr(text)[1:-1]
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
-    encoded = text.encode("utf-8", "backslashreplace")
-    yield from (quote(encoded, safe=""), quote_plus(encoded))
+# -- a value in texts --------------------------------------------------------------------------
+
+_PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
+"""Text that nothing escapes."""
+_ESCAPED_FOR_HTML = frozenset("<>&'\"+`")
+"""By the JSON of Go, .NET and PHP: as `\\u003c`."""
+_HEX_LETTER = re.compile(r"[a-f]")
+
+
+def _patterns(text: str) -> Iterator[str]:
+    """Regular expressions of the text as it is, and as Python, JSON and addresses escape it.
+
+    No two alternatives in one of them match the same, so that none is tried in more than one way: what
+    could be read in two ways (a backslash, escaped bytes) is in a pattern of its own.
+    """
+    if _PLAIN.fullmatch(text):
+        yield re.escape(text)
+        return
+    rest = "".join(map(_char_pattern, text[1:]))
+    if not text.isascii():
+        yield "".join(_byte_pattern(byte) for char in text for byte in _bytes_of(char))
+    # Each begins with a fixed character: the search skips to it.
+    yield from (first + rest for first in _char_forms(text[0]))
+    if "\\" in text:
+        yield re.escape(text)
+
+
+@lru_cache(maxsize=1024)
+def _char_pattern(char: str) -> str:
+    forms = _char_forms(char)
+    return forms[0] if len(forms) == 1 else f"(?:{'|'.join(forms)})"
+
+
+@lru_cache(maxsize=1024)
+def _char_forms(char: str) -> tuple[str, ...]:
+    """Patterns of a character: after a backslash, after `%`, as it is."""
+    if _PLAIN.fullmatch(char):
+        return (re.escape(char),)
+    escapes = {repr(char)[1:-1], ascii(char)[1:-1], json.dumps(char)[1:-1]}
+    if not char.isascii() or char in _ESCAPED_FOR_HTML:
+        units = char.encode("utf-16-be", "surrogatepass").hex()
+        escapes.add("".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4)))
+    if char in "\"'/":  # of both quotes, whichever stand around the text; PHP escapes `/`
+        escapes.add(f"\\{char}")
+    in_texts = "|".join(sorted(_any_case(form[1:]) for form in escapes if form[:1] == "\\" and form != "\\"))
+    after_backslash = (rf"\\(?:{in_texts})",) if in_texts else ()
+    in_addresses = "".join(_any_case(f"%{byte:02x}") for byte in _bytes_of(char))
+    # A backslash alone would begin its own escape.
+    as_it_is = () if char == "\\" else (r"[ +]" if char == " " else re.escape(char),)
+    return (*after_backslash, in_addresses, *as_it_is)
+
+
+@lru_cache(maxsize=256)
+def _byte_pattern(byte: int) -> str:
+    """As `repr` of bytes has it."""
+    return _any_case(repr(bytes([byte]))[2:-1]) if byte != ord("'") else r"\\?'"
+
+
+def _bytes_of(char: str) -> bytes:
+    return char.encode("utf-8", "backslashreplace")
+
+
+def _any_case(escape: str) -> str:
+    """A pattern of what stands for a character, whose hexadecimal digits may be capitals."""
+    pattern = re.escape(escape)
+    if len(escape) == 1:
+        return pattern
+    return _HEX_LETTER.sub(lambda digit: f"[{digit[0]}{digit[0].upper()}]", pattern)
+
+
+def _longest(text: str) -> int:
+    """Characters of the longest form of the text."""
+    return sum(1 if _PLAIN.fullmatch(char) else 6 * len(_bytes_of(char)) for char in text)
 
 
 class Scrubber:
@@ -172,15 +236,16 @@ class Scrubber:
         texts: set[str] = set()
         for value in self._values():
             for text in self._redaction.texts(value):
-                texts.update(form for form in _forms(text) if len(form) >= MIN_TEXT_CHARS)
+                lines = (line.strip() for line in text.splitlines())
+                texts.update(part for part in (text, *lines) if len(part) >= MIN_TEXT_CHARS)
                 if len(texts) > MAX_TEXTS:
                     return None
-        self.longest = max(map(len, texts), default=0)
+        self.longest = max(map(_longest, texts), default=0)
         longest_first = sorted(texts, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        return re.compile("|".join(chain.from_iterable(map(_patterns, longest_first))) or r"(?!)")
 
     longest = 0
-    """Characters of the longest text that is looked for."""
+    """Characters of the longest form of a text that is looked for."""
 
     def __call__(self, text: str) -> str:
         """The text without them."""

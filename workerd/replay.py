@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import fcntl
 import math
 import os
 import pdb  # noqa: T100 -- it is what --pdb asks for
@@ -15,6 +16,7 @@ import selectors
 import signal
 import struct
 import sys
+import termios
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -36,7 +38,7 @@ from workerd.pool.handler_log import StandardErrorLog
 from workerd.pool.isolation import forget_exit_functions, run_exit_functions
 from workerd.pool.loading import load
 from workerd.pool.policies import Policies
-from workerd.pool.scrubbing import scrubber_of_claim
+from workerd.pool.scrubbing import scrubbed_note, scrubber_of_claim, scrubber_of_results
 from workerd.pool.shared import DUMP_SIGNAL, SOFT_SIGNAL, SharedFlags
 from workerd.pool.worker_limits import Meter
 from workerd.pool.worker_messages import Assignment, HandlerSpec, Progressed
@@ -200,7 +202,7 @@ class _Watch:
                 for fd in (*self._sources, self._process.pidfd):
                     selector.register(fd, selectors.EVENT_READ)
                 selector.select(self._pause())
-            self._drain()
+            self._read()
             self._keep_limits()
         self._drain()
         self._write_printed(b"", last=True)
@@ -215,14 +217,33 @@ class _Watch:
             return max(0.0, self._until - time.monotonic())
         return SIGNAL_INTERVAL_S if self._options.limits and self._attempt is not None else None
 
+    def _read(self) -> None:
+        """Read from each once: what prints without end must not keep its limits from it.
+
+        Messages first: what is printed after one may have to be redacted by it.
+        """
+        for fd, take in list(self._sources.items()):
+            if not self._received or take == self._receive:
+                self._read_once(fd, take)
+
+    def _read_once(self, fd: int, take: Callable[[bytes], None], limit: int = _READ_BYTES) -> int:
+        """Returns the number of bytes that were there."""
+        try:
+            data = os.read(fd, limit)
+        except BlockingIOError:
+            return 0
+        if data:
+            take(data)
+        else:
+            del self._sources[fd]
+        return len(data)
+
     def _drain(self) -> None:
-        """Messages first: what is printed after one may have to be redacted by it."""
-        for fd, read in list(self._sources.items()):
-            data = b""
-            with contextlib.suppress(BlockingIOError):
-                while data := os.read(fd, _READ_BYTES):
-                    read(data)
-                del self._sources[fd]
+        """Read what is in the pipes now: what the run has left behind may print without end, too."""
+        for fd, take in list(self._sources.items()):
+            left = _bytes_in(fd)
+            while left and (count := self._read_once(fd, take, min(left, _READ_BYTES))):
+                left -= count
 
     # -- what it says
 
@@ -319,7 +340,15 @@ class _Watch:
             if self._dump.size():
                 attempt.stack = handler_frames(self._dump.text())
             result = result_of_death(attempt, status or 0, self._kill_reason, now, self._pool.memory_max)
-        return Replayed(self._policies.decide(self._claim, result, state=state), self._redaction)
+        outcome = self._policies.decide(self._claim, result, state=state)
+        if self._redaction:
+            outcome = scrubbed_note(outcome, scrubber_of_results(self._redaction, outcome))
+        return Replayed(outcome, self._redaction)
+
+
+def _bytes_in(pipe: int) -> int:
+    (size,) = struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+    return int(size)
 
 
 # -- the child's side

@@ -70,6 +70,9 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
         `jobs` are still to be written, the first of them may have been.
     on_error
         That of each job of a batch.
+    digest
+        Of the members as they were submitted, so that a repeat with other ones is noticed; empty without
+        members, and in requests of an earlier version.
     cooler
         Seconds between the end of a run and the start of the next, None without an interval.
     quiet
@@ -85,6 +88,7 @@ class Graph(msgspec.Struct, frozen=True, kw_only=True):
     members: bool = False
     linked: bool = False
     on_error: OnError = "fail"
+    digest: str = ""
     cooler: float | None = None
     quiet: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import subprocess
 from contextlib import closing
@@ -14,7 +15,7 @@ import pytest
 from tests.support.daemon import Daemon
 from tests.support.servers import DatabaseServer, free_port
 from workerd.cli import handover
-from workerd.cli.errors import UsageError
+from workerd.cli.errors import CommandFailed, UsageError
 from workerd.cli.handover import HandOver
 from workerd.cli.main import main
 from workerd.config.model import Config
@@ -148,6 +149,32 @@ def test_a_hand_over_from_an_earlier_version_is_refused(
             HandOver(Path("/"))
     monkeypatch.setattr(handover, "ask_status", lambda node: {"generation": 1})
     assert HandOver(Path("/"))._generation == 2
+
+
+def test_a_unit_that_does_not_start_in_time_is_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the hand-over fails with a message."""
+    program = tmp_path / "systemctl"
+    program.write_text(
+        f'#!/bin/sh\necho "$1" >> {tmp_path}/calls\n'
+        'case "$1" in\n'
+        'list-units) echo "workerd.service loaded active running workerd" ;;\n'
+        "start) exec sleep 300 ;;\n"
+        "esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(handover, "MANAGER", tmp_path)
+    monkeypatch.setattr(handover, "DROP_INS", tmp_path)
+    monkeypatch.setattr(handover.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(handover, "load_config", lambda path: Config())
+    monkeypatch.setattr(handover, "ask_status", lambda node: {"generation": 1})
+    new = HandOver(Path("/"))
+    monkeypatch.setattr(handover, "START_TIMEOUT_S", 1.0)
+    with pytest.raises(CommandFailed, match="did not become ready"):
+        new.run()
+    assert (tmp_path / "calls").read_text().split()[-2:] == ["start", "stop"]
 
 
 def test_drop_ins_of_the_first_unit_hold_for_later_ones(

@@ -229,6 +229,16 @@ def test_options_of_the_job_are_options_of_the_task(shop: Shop) -> None:
     assert shop("enqueue", name="add", args=[2], using=using)["id"] == done["id"]
 
 
+def test_a_unique_key_that_a_job_which_is_no_task_has(shop: Shop) -> None:
+    """The message names the job."""
+    done = shop("enqueue", name="add", args=[1], using={"unique_key": "plain"}, minutes=5)
+    assert shop("enqueue", name="add", args=[2], using={"unique_key": "plain"}, minutes=5)["id"] == done["id"]
+    Rows(shop.url).sql("UPDATE workerd_jobs SET vars = '{}' WHERE unique_key = 'plain'")
+    error = shop.error("enqueue", name="add", args=[1], using={"unique_key": "plain"}, minutes=5)
+    assert error.startswith("InvalidTask")
+    assert done["id"] in error
+
+
 def test_checks_find_queues_without_handler_and_a_wrong_database(shop: Shop) -> None:
     """With what to add."""
     found = shop("check")
@@ -360,6 +370,17 @@ def test_a_connection_that_the_server_closed_is_replaced_before_a_run(shop: Shop
     again = shop.ended("connection_id", sqlite)
     assert (again["status"], again["attempts"]) == ("SUCCESSFUL", 1)
     assert sqlite or again["value"] != first["value"]
+
+
+def test_a_transaction_that_a_task_left_open_ends_with_it(shop: Shop, daemon: Daemon) -> None:
+    """The next task of the worker writes into one of its own, which others see."""
+    rows = Rows(shop.url)
+    rows.sql("CREATE TABLE shop_words (word VARCHAR(20))")
+    for leaves in ("leaves_transaction_open", "closes_in_transaction"):
+        assert shop.ended(leaves)["errors"] == []
+        assert shop.ended("writes", leaves[:6])["errors"] == []
+    assert sorted(row["word"] for row in rows.sql("SELECT word FROM shop_words")) == ["closes", "leaves"]
+    assert "the task left a transaction open" in daemon.logged()
 
 
 def test_a_cancelled_task_has_failed(shop: Shop, daemon: Daemon) -> None:

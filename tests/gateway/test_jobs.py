@@ -111,13 +111,15 @@ def test_idempotency_key(api: Api) -> None:
         {"meta": {"x": 1}},
         {"delay": 60},
         {"max_attempts": 1},
+        {"expires": "2h"},
+        {"expires": None},
     ],
     ids=lambda other: next(iter(other)),
 )
 def test_another_body_under_a_used_key_is_refused(api: Api, other: dict[str, Any]) -> None:
     """It is not what the first call has made."""
     key = {"Idempotency-Key": uuid.uuid4().hex}
-    body = {"handler": "add", "vars": {"a": 1}, "delay": "1h"}
+    body = {"handler": "add", "vars": {"a": 1}, "delay": "1h", "expires": "1h"}
     assert api.post("/jobs", body, headers=key).status_code == 201
     refused = api.post(
         "/jobs", {**body, **({"vars": {}} if "handler" in other else {}), **other}, headers=key
@@ -125,6 +127,35 @@ def test_another_body_under_a_used_key_is_refused(api: Api, other: dict[str, Any
     assert refused.status_code == 422
     assert "Idempotency-Key" in refused.json()["detail"]
     assert api.post("/jobs", body, headers=key).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "change", "other"),
+    [
+        ("PATCH", "", {"priority": 7}, {"vars": {"a": 2}}),
+        ("PATCH", "", {"vars": {"a": 9}}, {"priority": 1}),
+        ("PATCH", "", {"run_at": "2031-01-01T00:00:00Z"}, {"priority": 1}),
+        ("PATCH", "", {"group": "other"}, {"priority": 1}),
+        ("POST", "/retry", {"vars": {"a": 3}}, {"priority": 1}),
+        ("POST", "/jobs/retry", {"status": "scheduled", "handler": "add"}, {"vars": {"a": 2}}),
+        ("POST", "/jobs/retry", {"status": "scheduled", "meta": {"of": "here"}}, {"vars": {"a": 2}}),
+    ],
+    ids=["priority", "vars", "run_at", "group", "due", "many due of a handler", "many due"],
+)
+def test_a_job_that_a_person_has_changed_is_repeated(
+    api: Api, method: str, path: str, change: dict[str, Any], other: dict[str, Any]
+) -> None:
+    """It is what the first call has made, apart from that; what nobody has changed still counts."""
+    key = {"Idempotency-Key": uuid.uuid4().hex}
+    body = {"handler": "add", "vars": {"a": 1}, "delay": "1h", "group": "own", "meta": {"of": "here"}}
+    job = api.post("/jobs", body, headers=key).json()["id"]
+    target = path if path.startswith("/jobs") else f"/jobs/{job}{path}"
+    document = {"filter": change} if path.startswith("/jobs") else change
+    done = api.http.request(method, target, json=document)
+    assert done.is_success, done.text
+    again = api.post("/jobs", body, headers=key)
+    assert (again.status_code, again.json()["id"]) == (200, job)
+    assert api.post("/jobs", {**body, **other}, headers=key).status_code == 422
 
 
 def test_bulk_is_repeated_with_a_key(api: Api) -> None:

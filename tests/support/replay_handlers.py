@@ -74,3 +74,18 @@ def grow() -> None:
     while True:
         kept.append(bytearray(b"x" * 10_000_000))
         time.sleep(0.01)
+
+
+def flood() -> None:
+    """Print without end, whatever is raised here."""
+    while True:
+        try:
+            while True:
+                os.write(1, b"x" * 4000 + b"\n")
+        except BaseException:
+            continue
+
+
+def leave_flood() -> None:
+    """Leave a process that prints without end."""
+    subprocess.Popen(["/usr/bin/yes"])

@@ -91,3 +91,14 @@ def leak(  # noqa: C901
 
 def choose(password: Literal["open sesame"]) -> None:
     """Takes one value; the message about another one names it."""
+
+
+def issue(ctx: Context, token: str, ends: str) -> Any:
+    """Make a secret and tell of it; `token`: one that was given."""
+    issued = "issued-4712-XYZ"
+    print("printed", issued, flush=True)
+    ctx.log.warning("logged", issued=issued)
+    ctx.progress(1.0, f"issued {issued}")
+    if ends == "raises":
+        raise type(f"Bad_{token}", (ValueError,), {})("x")
+    return Result(success=ends == "ok", payload={"token": issued}, extras={"token": issued})

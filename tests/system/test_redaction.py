@@ -48,6 +48,11 @@ grace = "300ms"
 call = "{SECRETS}:choose"
 pool = "secret"
 redact = ["password"]
+[handlers.issue]
+call = "{SECRETS}:issue"
+pool = "secret"
+redact = ["token"]
+keep_log = "all"
 [workflows.flow]
 [[workflows.flow.jobs]]
 name = "first"
@@ -169,6 +174,29 @@ def _columns(engine: str, table: str) -> str:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+@pytest.mark.parametrize("ends", ["ok", "failed"])
+def test_what_a_handler_returns_is_in_neither_note_nor_kept_log(api: Api, ends: str) -> None:
+    """It wrote them before it returned what is redacted."""
+    job = api.enqueue("issue", vars={"token": "given-4711", "ends": ends})
+    ended = api.ended(job)
+    assert ended["payload"] == {"token": "[redacted]"}
+    assert ended["note"] == "issued [redacted]"
+    log = api.get(f"/jobs/{job}/log").text
+    assert "printed [redacted]" in log
+    assert "4712" not in log
+
+
+def test_the_class_of_an_error_is_redacted(api: Api) -> None:
+    """A class may be made with a value in its name."""
+    job = api.enqueue("issue", vars={"token": "given_4711", "ends": "raises"})
+    ended = api.ended(job)
+    assert ended["error"] == "Bad_[redacted]: x"
+    assert ended["error_class"] == f"{SECRETS}.Bad_[redacted]"
+    groups = api.get("/errors?handler=issue").json()["errors"]
+    assert "4711" not in json.dumps(groups)
+    assert "given_4711" not in api.get(f"/jobs/{job}").text
 
 
 def test_an_operator_may_see_them(api: Api) -> None:

@@ -25,6 +25,8 @@ MANAGER = Path("/run/systemd/system")
 """The folder is there where systemd is the service manager."""
 START_TIMEOUT_S = 900.0
 """The unit has a limit of its own, which the daemon extends while it loads."""
+TIMED_OUT = 124
+"""Exit status of timeout(1)."""
 NOTICE_TIMEOUT_S = 10.0
 """How long the former daemon may take to notice that it was superseded."""
 
@@ -149,6 +151,9 @@ def forget_drop_ins() -> None:
 
 
 def _systemctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        ["systemctl", *arguments], capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
-    )
+    """One that takes too long counts as failed, so that a unit which it starts is stopped."""
+    command = ["systemctl", *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, TIMED_OUT, "", "")

@@ -16,7 +16,7 @@ from workerd.gateway.posted_enqueue import Answer, PostedEnqueue
 from workerd.gateway.problems import overloaded
 from workerd.job import id_text, parse_id
 from workerd.job_spec import NewJob
-from workerd.operations import enqueue, jobs
+from workerd.operations import enqueue, jobs, repeats
 from workerd.operations.access import Store, Tx
 from workerd.operations.posting import TimeHidden
 from workerd.operations.rules import HandlerRules
@@ -211,5 +211,5 @@ def _tell(batch: Sequence[_Queued], results: Sequence[Result]) -> None:
 def _enqueue_one(tx: Tx, job: NewJob, config: Config, rules: HandlerRules) -> EnqueuedJob:
     enqueued = enqueue.admit(tx, [job], config)[0]
     if job.id is not None:
-        enqueue.check_repeat(tx, [job], [enqueued])
+        repeats.check_repeat(tx, [job], [enqueued])
     return enqueued, jobs.get(tx, parse_id(enqueued.id), rules)

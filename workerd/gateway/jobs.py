@@ -32,8 +32,9 @@ from workerd.operations import jobs, logs
 from workerd.operations.access import Tx
 from workerd.operations.edit import Edit
 from workerd.operations.edit import edit as edit_job
-from workerd.operations.enqueue import admit, check_repeat, checked
+from workerd.operations.enqueue import admit, checked
 from workerd.operations.logs import LogTail
+from workerd.operations.repeats import check_repeat
 from workerd.operations.rules import Rules
 from workerd.operations.why import explain
 from workerd.tracing import switch as tracing

@@ -21,11 +21,9 @@ from workerd.redaction import Scrubber
 from workerd.signature import check_vars, coerce_texts, redaction_of
 from workerd.store import duplicates, handlers, jobs, queries
 from workerd.store.base import Tx
-from workerd.store.columns import ENQUEUED_COLUMNS, JobRow
-from workerd.tracing.context import without_context
+from workerd.store.columns import JobRow
 
 MAX_NAMES_SHOWN = 20
-KEY_USED = "Idempotency-Key: it was used with another body before; send each body with a key of its own"
 
 
 class KnownHandlers:
@@ -156,42 +154,6 @@ def admit_each(
     admitted = [spec for spec, why in zip(specs, refusals, strict=True) if why is None]
     inserted = iter(jobs.insert_new(tx, admitted) if admitted else ())
     return [next(inserted) if why is None else why for why in refusals]
-
-
-def check_repeat(
-    tx: Tx, specs: Sequence[NewJob], enqueued: Sequence[Enqueued], following: bytes | None = None
-) -> None:
-    """See that jobs whose ids are derived from a key are those of the first call with that key, or all new.
-
-    `following`: the id that a further job of that call would have. Raises InvalidValue.
-    """
-    repeated = [(spec, done) for spec, done in zip(specs, enqueued, strict=True) if not done.created]
-    own = [(spec, done) for spec, done in repeated if spec.id is not None and done.id == id_text(spec.id)]
-    rows = queries.first_attempts(tx, [spec.id for spec, _ in own if spec.id is not None])
-    same = all(_is_same(spec, rows.get(spec.id or b"")) for spec, _ in own)
-    # A call makes all of its jobs or none; one whose unique key was taken has made none of that id.
-    partly = own and any(done.created for done in enqueued)
-    longer = own and following is not None and queries.first_attempts(tx, [following])
-    if not same or partly or longer:
-        raise InvalidValue(KEY_USED)
-
-
-def _is_same(spec: NewJob, row: JobRow | None) -> bool:
-    """Whether the row is what this spec would insert."""
-    if row is None or row.run_at is None or row.created_at is None:
-        return False
-    due = spec.run_at if spec.run_at is not None else row.created_at + (spec.delay or 0)
-    json = ("vars", "meta")
-    return due == row.run_at and all(
-        _value(getattr(spec, name)) == _value(getattr(row, name))
-        if name in json
-        else getattr(spec, name) == getattr(row, name)
-        for name in ENQUEUED_COLUMNS
-    )
-
-
-def _value(json: bytes | None) -> object:
-    return None if json is None else without_context(msgspec.json.decode(json))
 
 
 def insert(tx: Tx, specs: Sequence[NewJob]) -> list[Enqueued]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,10 +19,11 @@ from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.config.workflow_jobs import JOB_KEYS, job_of
 from workerd.document_types import Enqueued
 from workerd.documents import json_value
-from workerd.errors import CommitUnknown, InvalidValue, StoreAway
+from workerd.errors import CommitUnknown, Conflict, InvalidValue, StoreAway
 from workerd.job import id_text, parse_id
 from workerd.job_spec import JobSpec, NewJob, check, params_json
-from workerd.operations.enqueue import KEY_USED, check_spec_vars, check_waiting
+from workerd.operations.enqueue import check_spec_vars, check_waiting
+from workerd.operations.repeats import KEY_USED
 from workerd.store import batches, handlers, requests, workflows
 from workerd.store.base import Tx
 from workerd.tracing.context import TraceContext, into_meta
@@ -98,6 +100,7 @@ def checked(tx: Tx, config: Config, body: Mapping[str, Any]) -> Plan:
         members=batch or linked,
         linked=linked,
         on_error="continue" if linked else jobs[0].on_error if batch and jobs else "fail",
+        digest=_digest(items) if batch or linked else "",
     )
     if linked:
         rows = [_member(job, None) for job in ordered]
@@ -183,6 +186,15 @@ def _jobs(
                 raise InvalidValue(f"{place}.vars: {error}") from None
         made.append(job)
     return made
+
+
+def _digest(items: Iterable[_Item]) -> str:
+    """Of the jobs as they were given: what is made of them may differ between versions."""
+    found = hashlib.blake2b(digest_size=16)
+    encode = msgspec.json.Encoder(order="deterministic").encode
+    for item in items:
+        found.update(encode(item))
+    return found.hexdigest()
 
 
 def _is_batch(jobs: Sequence[WorkflowJob]) -> bool:
@@ -277,12 +289,27 @@ def submit_in_slices(
         if not done.created and not run(lambda tx: check_repeat(tx, key, plan)):
             return done
         if plan.graph.members:
-            for part, nodes in slices(plan):
-                run(partial(add, request_id=key, part=part, nodes=nodes))
-            run(partial(seal, request_id=key))
+            _fill(run, plan, key)
     except StoreAway as error:
         raise CommitUnknown(str(error), error.code, answered=error.answered, ids=(done.id,)) from None
     return done
+
+
+def _fill(run: Callable[[Callable[[Tx], Any]], Any], plan: Plan, request_id: bytes) -> None:
+    """Add the jobs of a batch, and begin it; a repeat of the call may do the same meanwhile."""
+    try:
+        for part, nodes in slices(plan):
+            run(partial(add, request_id=request_id, part=part, nodes=nodes))
+    except Conflict:
+        if not run(lambda tx: _is_complete(tx, request_id, plan)):
+            raise
+        return
+    run(partial(seal, request_id=request_id))
+
+
+def _is_complete(tx: Tx, request_id: bytes, plan: Plan) -> bool:
+    row = requests.row_of(tx, request_id)
+    return row.pending != "fill" and row.total >= len(plan.members)
 
 
 def slices(plan: Plan) -> Iterable[tuple[Sequence[NewJob], Sequence[WorkflowJob]]]:
@@ -306,9 +333,11 @@ def check_repeat(tx: Tx, request_id: bytes, plan: Plan) -> bool:
 
     Returns whether jobs of its batch are still to be added.
     """
-    row, _ = requests.get(tx, request_id)
+    row = requests.row_of(tx, request_id)
     total, incomplete = len(plan.members) or len(plan.graph.jobs), row.pending == "fill"
-    same = workflows.graph(row.steps or b"") == plan.graph and row.params == plan.params
-    if not same or (row.total < total and not incomplete):
+    graph = workflows.graph(row.steps or b"")
+    if not graph.digest:
+        graph = msgspec.structs.replace(graph, digest=plan.graph.digest)
+    if graph != plan.graph or row.params != plan.params or (row.total < total and not incomplete):
         raise InvalidValue(KEY_USED)
     return incomplete

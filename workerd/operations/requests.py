@@ -18,7 +18,7 @@ from workerd.job_spec import any_json, checked_name, params_json
 from workerd.operations import audit
 from workerd.operations.actor import Actor
 from workerd.operations.audit import Action
-from workerd.operations.enqueue import KEY_USED
+from workerd.operations.repeats import KEY_USED
 from workerd.operations.rules import UNREDACTED, Rules
 from workerd.store import links, queries, requests, signals
 from workerd.store.base import Tx
@@ -78,7 +78,7 @@ def submit(
 
 def check_repeat(tx: Tx, request_id: bytes, workflow: str, params: bytes) -> None:
     """See that the request whose id is derived from a key is that of the first call. Raises InvalidValue."""
-    row, _ = requests.get(tx, request_id)
+    row = requests.row_of(tx, request_id)
     if row.workflow != workflow or json_value(row.params) != json_value(params):
         raise InvalidValue(KEY_USED)
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 
 from workerd.errors import LoadError
 from workerd.handler import Context, is_context
-from workerd.redaction import Secret
+from workerd.pool.annotations import resolved
+from workerd.pool.secret_paths import secret_paths, secret_paths_of_others
 from workerd.signature import ABSENT, Code, Field, Fields, Param, Signature, code_of
 
 _KEYWORD = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -50,8 +49,12 @@ class Arguments:
         self._fields = Fields([Field(p.name, p.type, p.required) for p in filled], variadic)
         self._ctx_by_name = bool(self._ctx) and all(name != self._ctx for name, _ in self._positional)
         self._optional = tuple(p.name for p in filled if not p.required)
-        secret = tuple(p.name for p in filled if _is_secret(p.annotation))
-        self.signature = msgspec.json.encode(Signature(tuple(map(_describe, filled)), variadic, secret))
+        secret = {p.name: secret_paths(p.name, p.annotation) for p in filled}
+        redact = [path for paths in secret.values() for path in paths]
+        for others in (p for p in parameters if p.kind is inspect.Parameter.VAR_KEYWORD):
+            redact += secret_paths_of_others(others.annotation)
+        params = tuple(_describe(p, secret=bool(secret[p.name])) for p in filled)
+        self.signature = msgspec.json.encode(Signature(params, variadic, tuple(redact)))
 
     def bind(self, data: bytes, ctx: Context) -> tuple[list[Any], dict[str, Any]]:
         """The arguments of a call; `data`: vars as JSON text. Raises BadVars."""
@@ -120,11 +123,7 @@ class _Hints:
         found = self._hints.get(parameter.name, parameter.annotation)
         if not isinstance(found, str):
             return found
-        alone = SimpleNamespace(__annotations__={"it": found})
-        try:
-            return get_type_hints(alone, self._globals, include_extras=True)["it"]
-        except Exception:  # see above
-            return found
+        return resolved(found, self._globals)
 
 
 def _function_of(target: Any) -> Any:
@@ -168,23 +167,13 @@ def _by_position(filled: list[_Parameter], ctx: str) -> tuple[tuple[str, Any], .
     return tuple((p.name, p.default) for p in filled[:count])
 
 
-def _is_secret(annotation: Any) -> bool:
-    """Whether it is marked as `Secret`, in a union too; one that cannot be resolved is read as text."""
-    if isinstance(annotation, str):
-        return bool(re.search(r"\bSecret\b", annotation))
-    marks = getattr(annotation, "__metadata__", ())
-    if any(mark is Secret or isinstance(mark, Secret) for mark in marks):
-        return True
-    return any(_is_secret(part) for part in get_args(annotation) if get_origin(annotation) is not Literal)
-
-
-def _describe(p: _Parameter) -> Param:
+def _describe(p: _Parameter, *, secret: bool) -> Param:
     return Param(
         name=p.name,
         type=p.annotation if isinstance(p.annotation, str) else _type_text(p.annotation),
         code=p.code,
         required=p.required,
-        default=None if _is_secret(p.annotation) else _default(p.default),
+        default=None if secret else _default(p.default),
         is_str=p.code in ("str", ["or", "str", "null"], ["or", "null", "str"]),
         kind="positional" if p.kind is inspect.Parameter.POSITIONAL_ONLY else "keyword",
     )

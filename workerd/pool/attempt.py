@@ -16,6 +16,7 @@ from workerd.fingerprint import frames_of_dump
 from workerd.job import Claim
 from workerd.outcome import Outcome, RunResult, Usage
 from workerd.pool.kept_log import KeptLog
+from workerd.pool.scrubbing import Scrub, keep
 from workerd.pool.shared import SOFT_SIGNAL
 from workerd.redaction import Scrubber
 from workerd.runtime.limits import cpu_us_of
@@ -103,11 +104,17 @@ class AssignedAttempt:
             self.log = KeptLog(self.log_limit)
         self.log.add(data, is_record=is_record)
 
-    def with_log(self, outcome: Outcome) -> Outcome:
-        """Its outcome, with its log if that is to be kept."""
+    def with_log(self, outcome: Outcome, scrub: Scrub = keep) -> Outcome:
+        """Its outcome, with its log if that is to be kept, scrubbed once more."""
         if self.log is None or (self.keep_log == "failures" and outcome.success is not False):
             return outcome
         text, dropped = self.log.text()
+        scrubbed = scrub(text)
+        if scrubbed != text:
+            within_limit = KeptLog(self.log_limit)
+            within_limit.add(scrubbed.encode())
+            text, more = within_limit.text()
+            dropped += more
         return msgspec.structs.replace(outcome, log=text, log_dropped=dropped) if text else outcome
 
     @property

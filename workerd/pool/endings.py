@@ -13,7 +13,9 @@ from workerd.log import get_logger
 from workerd.outcome import Outcome, RunResult, released
 from workerd.pool import job_trace
 from workerd.pool.attempt import AssignedAttempt
+from workerd.pool.known_handlers import KnownHandlers
 from workerd.pool.policies import Policies
+from workerd.pool.scrubbing import scrubbed_note, scrubber_of_results
 from workerd.pool.state_relay import StateRelay
 from workerd.runtime.outcome_sender import OutcomeSender
 from workerd.tracing.context import trace_of
@@ -27,11 +29,18 @@ class Endings:
     """Makes exactly one outcome of each claim. `counts`: by reason. `traced`: outcomes carry the trace."""
 
     def __init__(
-        self, outcome_sender: OutcomeSender, policies: Policies, state_relay: StateRelay, *, traced: bool
+        self,
+        outcome_sender: OutcomeSender,
+        policies: Policies,
+        handlers: KnownHandlers,
+        state_relay: StateRelay,
+        *,
+        traced: bool,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self._outcome_sender = outcome_sender
         self._policies = policies
+        self._handlers = handlers
         self._state_relay = state_relay
         self._traced = traced
         self._warned_of_holds: set[str] = set()
@@ -47,8 +56,18 @@ class Endings:
         )  # fmt: skip
         if self._traced:
             outcome = msgspec.structs.replace(outcome, trace=result.trace or trace_of(attempt.claim.meta))
-        self._send(outcome if attempt.log is None else attempt.with_log(outcome))
+        self._send(self._with_texts(outcome, attempt))
         self._state_relay.forget(attempt)
+
+    def _with_texts(self, outcome: Outcome, attempt: AssignedAttempt) -> Outcome:
+        """The outcome with note and log, where values that the handler has returned since are redacted."""
+        if attempt.log is None and outcome.note is None:
+            return outcome
+        redaction = self._handlers.redaction_of(outcome.handler)
+        if not redaction:
+            return attempt.with_log(outcome)
+        scrub = scrubber_of_results(redaction, outcome)
+        return attempt.with_log(scrubbed_note(outcome, scrub), scrub)
 
     def _warn_of_hold(self, claim: Claim) -> None:
         if claim.handler not in self._warned_of_holds:

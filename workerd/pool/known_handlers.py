@@ -9,7 +9,7 @@ from workerd.pool.attempt import AssignedAttempt
 from workerd.pool.policies import Policies
 from workerd.pool.scrubbing import scrubber_of_claim
 from workerd.pool.worker_messages import HandlerSpec
-from workerd.redaction import Redaction, Scrubber
+from workerd.redaction import NOTHING, Redaction, Scrubber
 from workerd.signature import redaction_of
 
 _log = get_logger("pool")
@@ -42,10 +42,14 @@ class KnownHandlers:
         """Check whether a file has changed."""
         self.stale = loading.changed(self._sources)
 
+    def redaction_of(self, handler: str) -> Redaction:
+        """What is redacted in its jobs."""
+        return self._redactions.get(handler, NOTHING)
+
     def scrubber_of(self, attempt: AssignedAttempt) -> Scrubber | None:
         """What removes the values of this attempt that are not to be shown; None where it has none."""
-        redaction = self._redactions.get(attempt.claim.handler)
-        if redaction is None:
+        redaction = self.redaction_of(attempt.claim.handler)
+        if not redaction:
             return None
         if attempt.scrubber is None:
             attempt.scrubber = scrubber_of_claim(redaction, attempt.claim)

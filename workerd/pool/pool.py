@@ -97,7 +97,7 @@ class Pool(Service):
         self._orphan_reaper = OrphanReaper(self.loop, lambda: self._preexisting | self._worker_manager.pids())
         state_relay = StateRelay(self.loop, self._outcome_sender)
         self._endings = Endings(
-            self._outcome_sender, self._policies, state_relay, traced=pool.otel is not None
+            self._outcome_sender, self._policies, self._handlers, state_relay, traced=pool.otel is not None
         )
         self._queue = ClaimQueue(self.loop, self._endings.release, fair=fair, rated=rated)
         self._drain = PoolDrain(

@@ -137,7 +137,8 @@ def raised(
     """The result of a run that raised.
 
     `interrupted`: what the soft signal raised in it, else None; it decides the kind unless the handler
-    raised Retry or Failure. `cancelled`: a cancel was requested. `scrub`: of error and stack.
+    raised Retry or Failure. `cancelled`: a cancel was requested. `scrub`: of error, stack and the names of
+    its classes.
     """
     if isinstance(error, Retry):
         return RunResult(
@@ -162,7 +163,9 @@ def raised(
         error=text.one_line(line),
         stack=stack_of(error, scrub),
         classes=tuple(
-            text.clean(class_name(cls)) for cls in type(error).__mro__[:_MAX_CLASSES] if cls is not object
+            text.clean(scrub(class_name(cls)))
+            for cls in type(error).__mro__[:_MAX_CLASSES]
+            if cls is not object
         ),
         frames=_frames_of(error),
     )
@@ -211,7 +214,7 @@ def _kind(error: BaseException, interrupted: BaseException | None, cancelled: bo
 def line_of(error: BaseException, scrub: Scrub = keep) -> str:
     """`ValueError: message` on one line, whatever its `__str__` does."""
     # Scrubbed before it is cut: a part of a value would not be found.
-    return text.one_line(f"{type(error).__name__}: {scrub(_message(error))}".removesuffix(": "))
+    return text.one_line(scrub(f"{type(error).__name__}: {_message(error)}".removesuffix(": ")))
 
 
 def _message(error: BaseException) -> str:

@@ -112,11 +112,17 @@ def find(tx: Tx, request_id: bytes) -> RequestRow | None:
     return None if row is None else request(row)
 
 
-def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
-    """The request and the current rows of its jobs, in the order of steps. Raises NotFound."""
-    row = tx.one(f"SELECT {REQUEST_COLUMNS} FROM workerd_requests WHERE id = %s", (request_id,))
+def row_of(tx: Tx, request_id: bytes) -> RequestRow:
+    """The request without its jobs. Raises NotFound."""
+    row = find(tx, request_id)
     if row is None:
         raise NotFound("Request not found. `workerd request list` lists existing requests.")
+    return row
+
+
+def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
+    """The request and the current rows of its jobs, in the order of steps. Raises NotFound."""
+    row = row_of(tx, request_id)
     keys = tx.query(
         f"SELECT id, attempt FROM workerd_jobs {tx.dialect.hint('workerd_request')}"
         " WHERE request_id = %s AND status <> 'retry' LIMIT %s",
@@ -124,7 +130,7 @@ def get(tx: Tx, request_id: bytes) -> tuple[RequestRow, list[JobRow]]:
     )
     refs = [AttemptRef(*key) for key in keys]
     jobs = jobs_by_key(tx, refs, most=min(MAX_LISTED_BYTES, PAGE_BYTES // max(1, len(refs))))
-    return request(row), sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
+    return row, sorted(jobs.values(), key=lambda j: (j.step or 0, j.id, j.attempt))
 
 
 def job_handlers(tx: Tx, request_id: bytes) -> set[str] | None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 
 try:
     from django.tasks import task
@@ -84,6 +84,31 @@ def connection_id(sqlite: bool) -> int:
         cursor.execute("SELECT 1" if sqlite else "SELECT CONNECTION_ID()")
         (value,) = cursor.fetchone()
     return int(value)
+
+
+@task
+def leaves_transaction_open() -> None:
+    transaction.atomic().__enter__()
+    with transaction.atomic():
+        _write("left")
+
+
+@task
+def closes_in_transaction() -> None:
+    transaction.atomic().__enter__()
+    _write("closed")
+    connection.close()
+
+
+@task
+def writes(word: str) -> None:
+    with transaction.atomic():
+        _write(word)
+
+
+def _write(word: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute("INSERT INTO shop_words (word) VALUES (%s)", [word])
 
 
 def not_a_task() -> None:

@@ -94,13 +94,14 @@ class WorkerdBackend(BaseTaskBackend):
     def enqueue(self, task: Any, args: Any, kwargs: Any) -> Any:
         """Insert the task's job in the open transaction of `database`; its result, READY.
 
-        Raises TypeError for arguments that JSON cannot represent, InvalidTask for the task, database errors.
+        Raises TypeError for arguments that JSON cannot represent, InvalidTask for the task, also where a job
+        that is none has its unique key, database errors.
         """
         self.validate_task(task)
         args, kwargs = normalize_json(list(args)), normalize_json(dict(kwargs))
         done = transaction.enqueue_spec(connections[self.database], self._spec(task, args, kwargs))
-        if not done.created:  # a live job has its unique key
-            return self.get_result(done.id)
+        if not done.created:
+            return self._holder_of_key(task, done.id)
         result = TaskResult(
             task=task,
             id=done.id,
@@ -117,6 +118,16 @@ class WorkerdBackend(BaseTaskBackend):
         )
         task_enqueued.send(type(self), task_result=result)
         return result
+
+    def _holder_of_key(self, task: Any, job_id: str) -> Any:
+        """The result of the live task that has the key. Raises InvalidTask where a job that is none does."""
+        try:
+            return self.get_result(job_id)
+        except TaskResultDoesNotExist:
+            raise InvalidTask(
+                f"Its unique_key {task.unique_key!r} is held by the job {job_id}, which is not a task of "
+                "Django: give the task another key, or wait until that job has ended."
+            ) from None
 
     def get_result(self, result_id: str) -> Any:
         """The result as the store has it now. Raises TaskResultDoesNotExist, for a malformed id too."""

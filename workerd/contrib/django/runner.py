@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 import django
 from django.apps import apps
 from django.conf import settings
-from django.db import connections, reset_queries
+from django.db import Error, connections, reset_queries
 from django.utils import timezone
 from django.utils.module_loading import autodiscover_modules
 
@@ -37,6 +38,7 @@ connections.close_all()
 def run(ctx: Context, task: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """The handler of every queue: run the task at this path."""
     with_fresh_connections()
+    before = _in_transaction()  # in a test of Django's, which runs in one
     try:
         found = find_task(task)
     except Exception as error:
@@ -44,6 +46,9 @@ def run(ctx: Context, task: str, args: list[Any], kwargs: dict[str, Any]) -> Any
     try:
         return _run(ctx, found, args, kwargs)
     finally:
+        if left := _in_transaction() - before:
+            ctx.log.warning("the task left a transaction open; it is rolled back", databases=sorted(left))
+            _roll_back(left)
         with_fresh_connections()
 
 
@@ -54,6 +59,22 @@ def with_fresh_connections() -> None:
         if connection.connection is not None and not connection.in_atomic_block:
             connection.close_if_unusable_or_obsolete()
         if connection.connection is not None and not connection.is_usable():
+            connection.close()
+
+
+def _in_transaction() -> set[str]:
+    """The databases with an atomic block that is not left."""
+    return {one.alias for one in connections.all(initialized_only=True) if one.in_atomic_block}
+
+
+def _roll_back(databases: set[str]) -> None:
+    """Close their connections: else the next task would write into a transaction that nobody commits."""
+    for alias in databases:
+        connection = connections[alias]
+        # What `connect` sets; `close` keeps a connection that is in a block.
+        connection.in_atomic_block = connection.needs_rollback = connection.closed_in_transaction = False
+        connection.savepoint_ids, connection.atomic_blocks = [], []
+        with contextlib.suppress(Error):  # the task may have closed it itself
             connection.close()
 
 
