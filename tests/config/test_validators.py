@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workerd.config import address_validators
 from workerd.config import validators as v
 from workerd.config.quantities import duration, duration_literal, size, size_literal
 from workerd.config.wrong_value import shown
@@ -138,4 +139,4 @@ def test_the_names_of_workerds_own_hold_every_label_of_its_metrics() -> None:
 def test_no_addresses_of_http(value: str) -> None:
     """Whatever is wrong with it is an error of the configuration."""
     with pytest.raises(InvalidValue, match="expected an address such as"):
-        v.http_url(value)
+        address_validators.http_url(value)
