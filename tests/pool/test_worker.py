@@ -251,6 +251,7 @@ def test_cleanup_is_not_interrupted(started: Any, name: str) -> None:
     """Signals that arrive meanwhile raise nothing."""
     worker = started(name)
     worker.assign(name, deadline=0.01)
+    eventually(lambda: "begun" in worker.printed())
     press(worker)
     assert worker.receive().note == "cleaning"
     press(worker)

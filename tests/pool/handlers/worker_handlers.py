@@ -178,6 +178,7 @@ def swallows_once(path: str) -> str:
 def cleans_up(ctx: Context) -> str:
     """Clean up for longer than the interval between two soft signals."""
     try:
+        print("begun", flush=True)
         time.sleep(60)
     except DeadlineExceeded:
         ctx.progress(note="cleaning")
@@ -220,6 +221,7 @@ async def cleans_up_async(ctx: Context) -> str:
     async with asyncio.TaskGroup() as group:
         group.create_task(asyncio.sleep(60))
         try:
+            print("begun", flush=True)
             await asyncio.sleep(60)
         except DeadlineExceeded:
             ctx.progress(note="cleaning")
