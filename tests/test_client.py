@@ -401,6 +401,34 @@ def test_a_schedule_is_set_and_removed(client: Client) -> None:
         client.schedule("sums", handler="add", cron="never")
 
 
+@pytest.mark.parametrize("wrong", ["\ud800", object(), float("nan")], ids=["surrogate", "object", "nan"])
+def test_values_that_json_cannot_represent(client: Client, wrong: object) -> None:
+    """The same error by every way in, which names the place."""
+    job = {"name": "a", "handler": "add", "vars": {"a": wrong}}
+    other = {"name": "b", "handler": "add", "vars": {"a": 1}}
+    for call in (
+        lambda: client.enqueue("add", {"a": wrong}),
+        lambda: client.schedule("odd", handler="add", cron="0 7 * * *", vars={"a": wrong}),
+        lambda: client.batch([job]),
+        lambda: client.batch([other], then=[job]),
+        lambda: client.batch([job, {**other, "needs": ["a"]}]),
+    ):
+        with pytest.raises(InvalidValue, match=r"vars: |vars\.a: "):
+            call()
+
+
+def test_a_filter_that_is_no_unicode(client: Client) -> None:
+    """No job has such a text, and no engine can look for it."""
+    for wanted in (
+        {"handler": "\ud800"},
+        {"group": "\ud800"},
+        {"meta": {"a": "\ud800"}},
+        {"meta": {"\ud800": ""}},
+    ):
+        with pytest.raises(InvalidValue, match="lone surrogate"):
+            client.jobs(**wanted)
+
+
 def test_a_batch_runs_then_and_finally(client: Client) -> None:
     """Of JobSpecs, written in slices; `then` sees no failure, `finally_` follows."""
     specs = [JobSpec(handler="add", vars={"a": n}, priority=-1) for n in range(25)]

@@ -52,8 +52,19 @@ class JobFilter(NamedTuple):
         given = (("reason", self.reason), ("fingerprint", self.error), ("group_key", self.group))
         return tuple((name, value) for name, value in given if value is not None)
 
+    def check_unicode(self) -> None:
+        """Raises InvalidValue for texts that cannot be compared with those of a job."""
+        texts = [("handler", self.handler), ("group", self.group)]
+        texts += [("meta", key + text) for key, text in (self.meta or {}).items()]
+        for name, text in texts:
+            try:
+                (text or "").encode()
+            except UnicodeEncodeError:
+                raise InvalidValue(f"{name}: expected valid Unicode, got a lone surrogate") from None
+
     def check(self) -> None:
         """Raises InvalidValue for texts that no job has."""
+        self.check_unicode()
         for name in ("handler", "group"):
             text = getattr(self, name)
             if text is not None and not 0 < len(text) <= NAME_LIMIT:

@@ -348,12 +348,7 @@ def _vars(value: object, limit: int) -> bytes:
 
 
 def _json(field_name: str, value: object, limit: int) -> bytes:
-    try:
-        encoded = json_text.encode(field_name, value)
-    except InvalidValue:
-        raise
-    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidValue(f"{field_name}: cannot be encoded as JSON: {error}") from None
+    encoded = json_text.encode_given(field_name, value)
     if len(encoded) > limit:
         raise InvalidValue(f"{field_name}: {len(encoded)} bytes of JSON exceed the limit of {limit}")
     return encoded

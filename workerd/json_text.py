@@ -31,6 +31,16 @@ def encode(name: str, value: Any) -> bytes:
     return data
 
 
+def encode_given(name: str, value: Any) -> bytes:
+    """The same for a value of a caller's. Raises InvalidValue, whatever is wrong with it."""
+    try:
+        return encode(name, value)
+    except InvalidValue:
+        raise
+    except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
+        raise InvalidValue(f"{name}: cannot be encoded as JSON: {error}") from None
+
+
 def check_finite(name: str, value: Any) -> None:
     """Raises InvalidValue with the path of a number that is NaN or infinite in lists and dicts of `value`."""
     pending: list[tuple[Any, _Place]] = [(value, None)]

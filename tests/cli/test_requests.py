@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
 from tests.support.terminal import on_terminal
@@ -65,6 +67,19 @@ def test_a_graph_of_a_file_and_a_signal(cli: CommandLine, tmp_path: Path) -> Non
     assert cli("request", "signal", request_id, "approved", check=False).returncode == 1
     eventually(lambda: cli.json("request", "show", request_id)["status"] == "completed")
     assert cli("request", "submit", check=False).returncode == 2
+
+
+@pytest.mark.parametrize("text", [None, "no JSON", "[]"])
+def test_a_graph_that_cannot_be_read_is_wrong_usage(
+    cli: CommandLine, tmp_path: Path, text: str | None
+) -> None:
+    """A file that is missing, that is no JSON, or no object."""
+    file = tmp_path / "graph.json"
+    if text is not None:
+        file.write_text(text)
+    done = cli("request", "submit", "--graph", str(file), check=False)
+    assert done.returncode == 2
+    assert str(file) in done.stderr
 
 
 def test_a_retry_says_that_it_reopens_the_request(cli: CommandLine, tmp_path: Path) -> None:

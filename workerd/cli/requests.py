@@ -113,9 +113,9 @@ def _submit_graph(session: CommandSession, file: Path) -> bytes:
     try:
         document = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
     except OSError as error:
-        raise CommandFailed(f"{file}: {error.strerror}") from None
+        raise UsageError(f"{file}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CommandFailed(f"{file}: expected a JSON object ({error}).") from None
+        raise UsageError(f"{file}: expected a JSON object ({error}).") from None
     plan = session.read(lambda tx: request_graphs.checked(tx, session.config, document))
     with _tracing(session, ADHOC) as submitting:
         plan = request_graphs.traced(plan, tracing.context_of(submitting))

@@ -63,7 +63,7 @@ def json_table_of(name: str) -> Validator:
 
     def convert(value: Any) -> dict[str, Any]:
         found: dict[str, Any] = table(value)
-        json_text.check_finite(name, found)
+        json_text.encode_given(name, found)
         return found
 
     return Validator(convert, "a table of values that JSON can represent")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import sys
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,13 +21,16 @@ class Actor(NamedTuple):
 
 
 def of_command() -> Actor:
-    """The user who runs a command on this host: who can read the store's password is an operator."""
-    host = os.uname().nodename
+    """The user who runs a command on this host: who can read the store's password is an operator.
+
+    As the kernel knows the user: the environment says what its owner wants.
+    """
+    user = os.getuid()
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = str(os.getuid())
-    return Actor(f"cli:{user}@{host}", "cli")
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:
+        name = str(user)
+    return Actor(f"cli:{name}@{os.uname().nodename}", "cli")
 
 
 def of_client(name: str | None = None) -> Actor:

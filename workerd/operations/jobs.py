@@ -143,9 +143,10 @@ def list_(
     """Jobs, newest made or ended first, without payloads and attempts.
 
     `since`, `until`: store times in microseconds, between which the jobs were made. A page may have fewer
-    than `limit` jobs, or none, and go on all the same.
+    than `limit` jobs, or none, and go on all the same. Raises InvalidValue for text that is no Unicode.
     """
     wanted = JobFilter(**filters)
+    wanted.check_unicode()
     page = job_lists.list_(tx, wanted, limit=limit, after=after, shown=shown_meta(tx, rules))
     return JobPage([documents.job(row, rules.of(tx, row.handler)) for row in page.rows], page.next)
 
