@@ -381,6 +381,25 @@ def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
     assert progress(store, request_id) == ("failed", 1, 0, 1)
 
 
+@pytest.mark.parametrize("key", ["then", "finally"])
+@pytest.mark.parametrize("count_", [1, 3])
+def test_a_stage_continues_after_a_failure_that_it_tolerates(store: Store, key: str, count_: int) -> None:
+    """As the jobs do: what needs the failed job sees None and its name, and the request is completed."""
+    stage = [
+        {"name": "s", "handler": "after", "on_error": "continue"},
+        {"name": "s2", "handler": "last", "needs": ["s"]},
+    ]
+    request_id = submit(store, jobs=members(count_), **{key: stage})
+    work(store)
+    s.finish(store, "h")
+    s.finish(store, "after", Status.FAILURE)
+    (claim,) = s.claims(store, "last")
+    assert stage_inputs(claim) == ({"s": b"null"}, ["s"])
+    s.close(store, [s.outcome(claim)])
+    row = s.request(store, request_id)[0]
+    assert (row.status, row.error) == ("completed", None)
+
+
 def test_a_job_that_very_many_need_lets_them_begin_in_slices(store: Store) -> None:
     """The poll finds the request after the ending, and all of them become new."""
     dependents = members(batches.SLICE_ROWS + 1, needs=["root"])
