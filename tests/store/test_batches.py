@@ -284,6 +284,17 @@ def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
     assert progress(store, request_id) == ("completed", 7, 0, 7)
 
 
+def test_a_retry_by_hand_leaves_a_signal_that_finally_waits_for(store: Store) -> None:
+    """Its row looks like one that its request holds."""
+    request_id = submit(store, jobs=members(2), **{"finally": [{"name": "ok", "signal": "ok"}]})
+    work(store)
+    done = s.finish(store, "h")
+    store.run(lambda tx: job_control.retry(tx, done[0].id))
+    work(store)
+    assert s.request(store, request_id)[1]["ok"].status == "scheduled"
+    assert len(s.finish(store, "h")) == 1
+
+
 @pytest.mark.parametrize("needs", [[], ["m1"]])
 def test_a_reopened_request_counts_what_runs_again_as_neither(store: Store, needs: list[str]) -> None:
     """Of a batch and of a graph alike; the job that had succeeded stays counted."""
