@@ -295,9 +295,9 @@ def decide(
                 return stage
             waits = any(job.status in _WAITING for job in phases.then)
             return msgspec.structs.replace(stage, cancel_waiting=waits, insert=())
-    outcome = _after(outcome, phases.then)
+    outcome = _after(outcome, graph.then, phases.then)
     stage = _decide_stage(graph.final, phases.final, step, stops=False)
-    return stage or WorkflowDecision(status=_after(outcome, phases.final), step=step)
+    return stage or WorkflowDecision(status=_after(outcome, graph.final, phases.final), step=step)
 
 
 def _decide_main(
@@ -346,8 +346,7 @@ def _decide_stage(
 
     `stops`: one that failed keeps the others from beginning.
     """
-    failed = any(job.status in _FAILED for job in jobs)
-    begin = () if failed and stops else _ready(stage, jobs)
+    begin = () if stops and _has_failed(stage, jobs) else _ready(stage, jobs)
     if begin or _live(jobs):
         step = max([step, *(job.step for job in begin)])
         return WorkflowDecision(status=RequestStatus.INPROGRESS, step=step, insert=begin)
@@ -358,9 +357,15 @@ def _live(jobs: Sequence[JobState]) -> bool:
     return any(job.status in LIVE for job in jobs)
 
 
-def _after(outcome: RequestStatus, stage: Sequence[JobState]) -> RequestStatus:
+def _has_failed(stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> bool:
+    """Whether a job of the stage has failed, or what it spawned, of which that is not tolerated."""
+    tolerant = {job.name: job.on_error == "continue" for job in stage}
+    return any(job.status in _FAILED and not tolerant.get(owner(tolerant, job.name) or "") for job in jobs)
+
+
+def _after(outcome: RequestStatus, stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> RequestStatus:
     """How the request ends after this stage."""
-    if outcome is RequestStatus.COMPLETED and any(job.status in _FAILED for job in stage):
+    if outcome is RequestStatus.COMPLETED and _has_failed(stage, jobs):
         return RequestStatus.FAILED
     return outcome
 

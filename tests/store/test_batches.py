@@ -284,6 +284,17 @@ def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
     assert progress(store, request_id) == ("completed", 7, 0, 7)
 
 
+def test_a_retry_by_hand_leaves_a_signal_that_finally_waits_for(store: Store) -> None:
+    """Its row looks like one that its request holds."""
+    request_id = submit(store, jobs=members(2), **{"finally": [{"name": "ok", "signal": "ok"}]})
+    work(store)
+    done = s.finish(store, "h")
+    store.run(lambda tx: job_control.retry(tx, done[0].id))
+    work(store)
+    assert s.request(store, request_id)[1]["ok"].status == "scheduled"
+    assert len(s.finish(store, "h")) == 1
+
+
 @pytest.mark.parametrize("needs", [[], ["m1"]])
 def test_a_reopened_request_counts_what_runs_again_as_neither(store: Store, needs: list[str]) -> None:
     """Of a batch and of a graph alike; the job that had succeeded stays counted."""
@@ -379,6 +390,25 @@ def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
     s.finish(store, "h")
     s.finish(store, "last", Status.FAILURE)
     assert progress(store, request_id) == ("failed", 1, 0, 1)
+
+
+@pytest.mark.parametrize("key", ["then", "finally"])
+@pytest.mark.parametrize("count_", [1, 3])
+def test_a_stage_continues_after_a_failure_that_it_tolerates(store: Store, key: str, count_: int) -> None:
+    """As the jobs do: what needs the failed job sees None and its name, and the request is completed."""
+    stage = [
+        {"name": "s", "handler": "after", "on_error": "continue"},
+        {"name": "s2", "handler": "last", "needs": ["s"]},
+    ]
+    request_id = submit(store, jobs=members(count_), **{key: stage})
+    work(store)
+    s.finish(store, "h")
+    s.finish(store, "after", Status.FAILURE)
+    (claim,) = s.claims(store, "last")
+    assert stage_inputs(claim) == ({"s": b"null"}, ["s"])
+    s.close(store, [s.outcome(claim)])
+    row = s.request(store, request_id)[0]
+    assert (row.status, row.error) == ("completed", None)
 
 
 def test_a_job_that_very_many_need_lets_them_begin_in_slices(store: Store) -> None:

@@ -13,7 +13,7 @@ import msgspec
 
 from workerd import workflow as wf
 from workerd.clock import SECOND
-from workerd.config.workflow_config import WorkflowJob
+from workerd.config.workflow_config import WAIT_HANDLER, WorkflowJob
 from workerd.errors import Conflict, NotFound
 from workerd.job import AttemptRef
 from workerd.job_spec import NewJob
@@ -185,9 +185,12 @@ def _unfold(tx: Tx, row: RequestRow, item: RequestUpdate, graph: wf.Graph) -> _S
 def _release(tx: Tx, row: RequestRow, item: RequestUpdate) -> _Slice:
     if item.graph is not None and item.graph.unfolds:
         return _unfold(tx, row, item, item.graph)
-    held = columns.at(HELD_AT)
-    refs, handlers, last = _rows(tx, row, "status = 'scheduled' AND run_at = %s", [held], SLICE_ROWS)
-    if item.graph is not None and item.graph.linked:
+    # A signal that a stage waits for without a timeout has that `run_at` too; no member of a batch is a wait.
+    linked = item.graph is not None and item.graph.linked
+    held = "status = 'scheduled' AND run_at = %s" + ("" if linked else " AND handler <> %s")
+    params = [columns.at(HELD_AT)] + ([] if linked else [WAIT_HANDLER])
+    refs, handlers, last = _rows(tx, row, held, params, SLICE_ROWS)
+    if linked:
         begun = links.begin(tx, row, sorted(ref.id for ref in refs))
         handlers, item.step = begun.handlers, max(item.step, begun.step)
     elif refs:
