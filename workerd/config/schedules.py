@@ -92,7 +92,7 @@ def checked(
         except InvalidValue as error:
             raise InvalidValue(f"{key}: {error}") from None
     try:
-        schedule = NamedSchedule(name=v.name(name), **values)
+        schedule = NamedSchedule(name=v.unreserved_name(name), **values)
     except InvalidValue as error:
         raise InvalidValue(f"name: {error}") from None
     for key, message in faults(schedule, handlers, workflows):

@@ -252,6 +252,14 @@ def name(value: Any) -> str:
     return str(value)
 
 
+def unreserved_name(value: object) -> str:
+    """A name that is none of workerd's own. Raises InvalidValue."""
+    found: str = name(value)
+    if found.startswith("~"):
+        raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
+    return found
+
+
 @_validator('a host name, with or without port, or "*.example.org" for all names below it')
 def host_pattern(value: Any) -> str:
     if not isinstance(value, str) or not _HOST_PATTERN.fullmatch(value):
