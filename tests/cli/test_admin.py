@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.daemon import Daemon
+from tests.support.rows import Rows
 from tests.support.servers import DatabaseServer, free_port
 from workerd.cli import handover
 from workerd.cli.errors import CommandFailed, UsageError
@@ -26,8 +27,10 @@ def test_check_asks_each_server_of_the_store(tmp_path: Path, mysql_server: Datab
     if not mysql_server.private:
         pytest.skip("the address of another's server is not known here")
     own, down = f"127.0.0.1:{mysql_server.port}", f"127.0.0.1:{free_port()}"
-    url = mysql_server.url("mysql", tcp=True).replace(own, f"{down},{own}")
+    name = mysql_server.new_database()
+    url = mysql_server.url(name, tcp=True).replace(own, f"{down},{own}")
     node = Daemon(tmp_path / "node", url, "")
+    node.cli("migrate")
     assert "store" not in json.loads(node.cli("check", "--json").stdout)
     away, writable = json.loads(node.cli("check", "--store", "--json").stdout)["store"]
     assert (away["host"], away["role"]) == (down, "away")
@@ -35,6 +38,7 @@ def test_check_asks_each_server_of_the_store(tmp_path: Path, mysql_server: Datab
     assert writable["version"]
     shown = node.cli("check", "--store").stdout
     assert any(row.split()[:1] == [own] and "writable" in row.split() for row in shown.splitlines())
+    mysql_server.drop_database(name)
 
 
 def test_check_fails_without_a_server_that_can_be_written(tmp_path: Path) -> None:
@@ -54,6 +58,24 @@ def test_check_makes_no_embedded_store(tmp_path: Path) -> None:
     assert state["role"] == "writable"
     assert "does not exist yet" in state["reason"]
     assert not (tmp_path / "store.db").exists()
+
+
+def test_check_fails_for_a_store_that_is_to_be_migrated(tmp_path: Path, mysql_url: str) -> None:
+    """One without tables, which no daemon makes but in a file of its own, and one of the version before."""
+    node = Daemon(tmp_path / "node", mysql_url, "")
+    done = node.cli("check", "--store", check=False)
+    assert done.returncode == 1
+    assert "The store has no tables yet; run `workerd migrate`." in done.stdout
+    report = json.loads(node.cli("check", "--store", "--json", check=False).stdout)
+    assert report["store_faults"] == [report["schema"]]
+    embedded = Daemon(tmp_path / "other", f"sqlite:///{tmp_path}/store.db", "")
+    for older in (node, embedded):
+        older.cli("migrate")
+        assert older.cli("check", "--store").returncode == 0
+        Rows(older.url).sql("DELETE FROM workerd_migrations WHERE version > 1")
+        done = older.cli("check", "--store", check=False)
+        assert (done.returncode, "schema 1, this one needs" in done.stdout) == (1, True)
+        assert "run `workerd migrate`" in done.stdout
 
 
 def test_check_says_what_it_did_not_look_at(tmp_path: Path) -> None:

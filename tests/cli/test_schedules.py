@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.cli.conftest import CommandLine
 from tests.support.eventually import eventually
 
@@ -41,3 +43,18 @@ def test_a_schedule_is_set_shown_and_removed(cli: CommandLine) -> None:
     assert cli("schedules", "remove", "echoes", check=False).returncode == 1
     assert cli("schedules", "set", "nightly", "handler=echo", "cron=* * * * *", check=False).returncode == 1
     assert "cron: expected" in cli("schedules", "set", "x", "handler=echo", "cron=x", check=False).stderr
+    reserved = cli("schedules", "set", "~x", "handler=echo", "cron=* * * * *", check=False)
+    assert (reserved.returncode, "without ~ at its beginning" in reserved.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("action", ["set", "pause", "resume", "run", "remove"])
+def test_an_action_without_a_name_is_wrong_usage(cli: CommandLine, action: str) -> None:
+    """Unless it is the name of a schedule, which is then shown."""
+    refused = cli("schedules", action, check=False)
+    assert refused.returncode == 2
+    assert f"`workerd schedules {action} NAME`" in refused.stderr
+    try:
+        cli("schedules", "set", action, "handler=echo", "cron=0 0 1 1 *")
+        assert action in cli("schedules", action).stdout
+    finally:
+        cli("schedules", "remove", action)

@@ -13,11 +13,13 @@ from workerd.cli.options import AsJson, ConfigPath, parse_key_values
 from workerd.cli.output import Document, notify, print_json, print_table, print_text
 from workerd.cli.session import CommandSession, open_session
 from workerd.cli.views import run_time, second
+from workerd.errors import NotFound
 from workerd.job import id_text
 from workerd.operations import schedules as operations
 from workerd.text import line, seconds_text, word
 
 ACTIONS = ("pause", "resume", "run", "remove")
+"""Besides `set`. A schedule may have such a name: alone it is then shown."""
 MAX_NEXT = 1000
 
 Words = Annotated[
@@ -60,9 +62,7 @@ def _show(c: Path | None, name: str | None, next_: int | None, json: bool) -> No
         if name is None:
             found = session.read(lambda tx: operations.list_(tx, session.config))
         else:
-            schedule, times = session.read(
-                lambda tx: operations.find(tx, session.config, name, times=next_ or 1)
-            )
+            schedule, times = _find(session, name, next_ or 1)
             found = [schedule]
     if next_ is not None:
         _print_next(schedule, times, json)
@@ -74,6 +74,17 @@ def _show(c: Path | None, name: str | None, next_: int | None, json: bool) -> No
         _print(found)
     else:
         notify("Nothing recurs. Give a handler or a workflow `cron` or `cooler`, or use `schedules set`.")
+
+
+def _find(session: CommandSession, name: str, times: int) -> tuple[Document, list[str]]:
+    try:
+        return session.read(lambda tx: operations.find(tx, session.config, name, times=times))
+    except NotFound:
+        if name not in ("set", *ACTIONS):
+            raise
+        raise UsageError(
+            f"Name the schedule: `workerd schedules {name} NAME`; there is none that is called {name}."
+        ) from None
 
 
 def _set(session: CommandSession, name: str, texts: dict[str, str], json: bool) -> None:

@@ -295,9 +295,7 @@ class Table:
 def check_name(table: Table, name: str) -> bool:
     """Whether the table's own name is valid; an error if not."""
     try:
-        texts.name(name)
-        if name.startswith("~"):
-            raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
+        texts.unreserved_name(name)
     except InvalidValue as error:
         table.error(str(error))
         return False

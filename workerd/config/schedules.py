@@ -93,7 +93,7 @@ def checked(
         except InvalidValue as error:
             raise InvalidValue(f"{key}: {error}") from None
     try:
-        schedule = NamedSchedule(name=texts.name(name), **values)
+        schedule = NamedSchedule(name=texts.unreserved_name(name), **values)
     except InvalidValue as error:
         raise InvalidValue(f"name: {error}") from None
     for key, message in faults(schedule, handlers, workflows):

@@ -37,6 +37,14 @@ def name(value: Any) -> str:
     return str(value)
 
 
+def unreserved_name(value: object) -> str:
+    """A name that is none of workerd's own. Raises InvalidValue."""
+    found: str = name(value)
+    if found.startswith("~"):
+        raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
+    return found
+
+
 @validator(name.expects)
 def handler_name(value: Any) -> str:
     """The name of a handler whose jobs people and programs may make."""

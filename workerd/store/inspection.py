@@ -6,7 +6,7 @@ from functools import partial
 from typing import NamedTuple
 
 from workerd.errors import StoreAway, StoreError, WrongVersion
-from workerd.store import migrations, write_probe
+from workerd.store import write_probe
 from workerd.store.base import Store
 
 _DENIED = frozenset({1142, 1143})
@@ -25,18 +25,16 @@ def inspect(store: Store) -> StoreInspection:
     try:
         store.check_version()
     except WrongVersion as error:
-        return StoreInspection(_sentence(error), [] if _can_migrate(store) else [_sentence(error)])
+        return StoreInspection(_sentence(error), [] if _will_be_made(store) else [_sentence(error)])
     except StoreError as error:
         return StoreInspection("", [_sentence(error)])
     return StoreInspection("Its schema is that of this version.", _faults(store))
 
 
-def _can_migrate(store: Store) -> bool:
+def _will_be_made(store: Store) -> bool:
+    """Whether the daemon makes its tables by itself: in an embedded store, where there are none."""
     try:
-        if store.is_empty():
-            return True
-        migrations.require_version(store.server_version)
-        return bool(store.migration_sql())
+        return store.embedded and store.is_empty()
     except StoreError:
         return False
 
