@@ -35,6 +35,8 @@ def test_nodes_and_schedules(api: Api) -> None:
     assert (node["name"], node["state"]) == ("alpha", "up")
     names = {one["name"]: one for one in api.get("/schedules").json()["schedules"]}
     assert {"cool", "tick"} <= names.keys()
+    refused = api.post("/schedules/tick/pause", {"reason": "mending"})  # only a handler keeps one
+    assert (refused.status_code, "reason" in refused.json()["detail"]) == (422, True)
     assert api.post("/schedules/tick/pause").json()["paused_by"] == "local"
     assert api.post("/schedules/tick/resume").json()["paused_at"] is None
     made = api.post("/schedules/tick/run")

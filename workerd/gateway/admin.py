@@ -90,7 +90,7 @@ async def list_schedules(request: Request) -> Response:
 async def pause_schedule(request: Request) -> Response:
     """Pause a schedule: it starts nothing until it is resumed."""
     gateway, actor, name = gateway_of(request), actor_of(request), request.path_params["name"]
-    await params.body(request, PauseBody)
+    await params.body(request, EmptyBody)
     document = await gateway.backend.write(lambda tx: schedules.pause(tx, actor, gateway.config, name))
     return json_response(document)
 

@@ -265,7 +265,7 @@ OPERATIONS = (
     Operation("delete", "/schedules/{name}", "Remove a schedule that was set at run time", {204: None},
               errors=(404, 409)),
     Operation("post", "/schedules/{name}/pause", "Pause a schedule",
-              {200: Schedule}, params.PauseBody, errors=(404,)),
+              {200: Schedule}, params.EmptyBody, errors=(404,)),
     Operation("post", "/schedules/{name}/resume", "Resume a schedule from now on", {200: Schedule},
               params.EmptyBody, errors=(404,)),
     Operation("post", "/schedules/{name}/run", "Run a schedule once now", {201: StartedRun}, params.EmptyBody,
