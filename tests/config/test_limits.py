@@ -109,6 +109,16 @@ def test_a_burst_that_is_not_given_counts_as_the_number_of_the_rate() -> None:
     assert slow.lower(few).shown_burst == 3
 
 
+def test_a_burst_without_a_rate_is_noted(tmp_path: Path) -> None:
+    """It is of the rates; with either it counts."""
+    named = '[handlers.h]\ncall = "m:f"\nlimit = "l"\n[limits.l]\nconcurrency = 1\nburst = 5\n'
+    assert read(tmp_path, named).notes == (
+        "limits.l.burst has no effect, as the limit has neither rate nor group_rate",
+    )
+    for rate in ("rate", "group_rate"):
+        assert read(tmp_path, f'{named}{rate} = "5/1s"\n').notes == ()
+
+
 def test_a_limit_that_no_handler_names_is_noted(tmp_path: Path) -> None:
     """It is allowed, but hardly meant; so are weights where no handler takes turns."""
     config = read(tmp_path, "[limits.idle]\nconcurrency = 1\n[groups]\na = 2\n")

@@ -11,8 +11,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from tests.support.servers import DatabaseServer
+from tests.support.silent_commit import ALONE, SilentCommit
+from workerd.config.model import StoreConfig
 from workerd.contrib.fastapi import Jobs, lifespan
+from workerd.job import parse_id
+from workerd.operations import jobs
 from workerd.store import handlers
+from workerd.store.engines import open_store
 
 
 def serve(app: FastAPI, use: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
@@ -69,6 +75,33 @@ def test_a_store_that_is_away_is_503() -> None:
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
     serve(application("mysql://root@127.0.0.1:1/none", timeout=1), use)
+
+
+def test_a_commit_without_an_answer_is_503_with_what_it_may_have_made(mysql_server: DatabaseServer) -> None:
+    """And without Retry-After, by which a client would enqueue the job twice."""
+    if not mysql_server.private:
+        pytest.skip("another's server need not listen here")
+    name = mysql_server.new_database()
+    store = open_store(StoreConfig(url=mysql_server.url(name)))
+    store.migrate()
+    store.run(lambda tx: handlers.seen(tx, "thumbnail", None, "node"))
+    line = SilentCommit(mysql_server.url(name, tcp=True), [ALONE])
+
+    async def use(http: httpx.AsyncClient) -> None:
+        assert (await http.post("/images?name=x")).status_code == 200  # it is connected
+        line.armed = True
+        answer = await http.post("/images?name=x")
+        assert (answer.status_code, answer.headers.get("retry-after")) == (503, None)
+        detail = answer.json()["detail"]
+        (job_id,) = detail["ids"]
+        assert detail["unknown"] is True
+        assert "may have been done" in detail["message"]
+        assert store.read(lambda tx: jobs.get(tx, parse_id(job_id)))["handler"] == "thumbnail"
+
+    serve(application(line.url, timeout=1), use)
+    line.close()
+    store.close()
+    mysql_server.drop_database(name)
 
 
 def test_the_applications_own_lifespan_is_inside(store_url: str, store: Any) -> None:

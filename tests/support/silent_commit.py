@@ -5,20 +5,27 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from tests.support.tcp_proxy import TcpProxy
 
 COMMITTING = (b"\x03COMMIT", b"\x03INSERT INTO workerd_jobs (attempt")
 """A COMMIT, and an INSERT that an event loop posts, with autocommit: the command and how its text begins."""
+ALONE = b"\x03INSERT INTO workerd_jobs (id, vars"
+"""An INSERT that a client sends alone, with autocommit."""
 
 
 class SilentCommit(TcpProxy):
-    """Forwards connections to the server of `url`. `armed`: a commit is carried out without an answer."""
+    """Forwards connections to the server of `url`. `armed`: a commit is carried out without an answer.
 
-    def __init__(self, url: str) -> None:
+    `statements`: what commits.
+    """
+
+    def __init__(self, url: str, statements: Sequence[bytes] = COMMITTING) -> None:
         parts = urlsplit(url)
         self.armed = False
+        self._statements = statements
         super().__init__((parts.hostname or "", parts.port or 3306))
         self.url = url.replace(f":{parts.port}/", f":{self.port}/")
 
@@ -30,7 +37,7 @@ class SilentCommit(TcpProxy):
     def _questions(self, near: socket.socket, far: socket.socket, silent: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while data := near.recv(65536):
-                if self.armed and any(statement in data for statement in COMMITTING):
+                if self.armed and any(statement in data for statement in self._statements):
                     silent.set()
                 far.sendall(data)
 

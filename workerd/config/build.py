@@ -117,6 +117,11 @@ def limits(root: Table, found: PoolTables) -> dict[str, LimitConfig]:
             )  # fmt: skip
     used = {handler.limit for handler in found.handlers.values()}
     found.notes += [f"[limits.{name}] has no effect, as no handler names it" for name in made.keys() - used]
+    found.notes += [
+        f"limits.{name}.burst has no effect, as the limit has neither rate nor group_rate"
+        for name, limit in made.items()
+        if limit.burst is not None and not limit.rated
+    ]
     found.notes.sort()
     for name, pool in found.pools.items():
         found.pools[name] = msgspec.structs.replace(

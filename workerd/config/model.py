@@ -125,8 +125,9 @@ class GatewayConfig(ConfigValue, frozen=True):
     token alone is an operator's. "": no token needed; anyone who reaches the address may do everything."""
     allowed_hosts: Annotated[tuple[str, ...], v.list_of(addresses.host_pattern, "host names")] = ()
     """Host headers served besides the listen address and literal IP addresses, such as the name a proxy
-    passes on; "*.example.org" serves all names below example.org. Others are refused, which keeps web pages
-    from reaching the API through a visitor's browser; /heartbeat and /ready are served under any."""
+    passes on; "*.example.org" serves all names below example.org; with a port under that port alone. Others
+    are refused, which keeps web pages from reaching the API through a visitor's browser; /heartbeat and
+    /ready are served under any."""
     max_body: Annotated[int, v.size_between(KIB, GIB)] = 1 << 20
     """Maximum size of a request body, and of a job's vars."""
     open_metrics: Annotated[bool, v.boolean] = False

@@ -20,7 +20,15 @@ from fastapi.requests import HTTPConnection
 
 from workerd.async_client import AsyncClient
 from workerd.client_arguments import Source
-from workerd.errors import Conflict, HandlerNotFound, InvalidValue, NotFound, StoreAway, TooManyWaiting
+from workerd.errors import (
+    CommitUnknown,
+    Conflict,
+    HandlerNotFound,
+    InvalidValue,
+    NotFound,
+    StoreAway,
+    TooManyWaiting,
+)
 
 _STATUSES: dict[type[Exception], int] = {
     InvalidValue: 422,
@@ -56,16 +64,27 @@ def lifespan(source: Source = None, *, inner: Lifespan | None = None, **options:
 
 
 async def client(connection: HTTPConnection) -> AsyncIterator[AsyncClient]:
-    """The dependency: the application's AsyncClient. Its errors become answers: 404, 409, 422, 429, 503."""
+    """The dependency: the application's AsyncClient. Its errors become answers: 404, 409, 422, 429, 503.
+
+    A commit without an answer is 503 without Retry-After, for a repeat might do it twice: its detail is
+    `{"message", "unknown": true, "ids"}` with the jobs and requests that exist if it has taken effect.
+    """
     jobs = getattr(connection.app.state, "workerd", None)
     if not isinstance(jobs, AsyncClient):
         raise RuntimeError("no AsyncClient: make the application with lifespan=lifespan(…) of this module")
     try:
         yield jobs
+    except CommitUnknown as error:
+        raise HTTPException(503, _unknown(error)) from error
     except tuple(_STATUSES) as error:
         status = next(status for kind, status in _STATUSES.items() if isinstance(error, kind))
         headers = {"Retry-After": "1"} if status in (429, 503) else None
         raise HTTPException(status, str(error), headers) from error
+
+
+def _unknown(error: CommitUnknown) -> dict[str, Any]:
+    message = "The store did not answer the commit: the change may have been done. Look before you repeat it."
+    return {"message": message, "unknown": True, "ids": list(error.ids)}
 
 
 Jobs = Annotated[AsyncClient, Depends(client)]

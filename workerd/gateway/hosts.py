@@ -15,7 +15,9 @@ _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
 class HostRules:
-    """The accepted Host headers, with or without port: names, suffixes (`*.example.org`), and IP addresses.
+    """The accepted Host headers: names, suffixes (`*.example.org`), and IP addresses.
+
+    What is allowed with a port is served under that port alone, everything else under any.
 
     A literal address is always served: a page of another site reaches this node by DNS rebinding only under a
     name. On a Unix socket any Host is: file permissions decide who reaches it.
@@ -24,7 +26,7 @@ class HostRules:
     def __init__(self, listen: str, allowed: Iterable[str]) -> None:
         self._any = listen.startswith("unix:")
         names = {name.lower() for name in allowed}
-        self._suffixes = tuple(name[1:] for name in names if name.startswith("*."))
+        self._suffixes = tuple(name[1:].partition(":")[::2] for name in names if name.startswith("*."))
         self._names = {name for name in names if not name.startswith("*.")} | _names_of(listen)
 
     def check(self, headers: Mapping[str, str]) -> None:
@@ -33,8 +35,9 @@ class HostRules:
         name = _without_port(host)
         if self._any or host in self._names or name in self._names or _is_address(name):
             return
-        if any(len(name) > len(suffix) and name.endswith(suffix) for suffix in self._suffixes):
-            return
+        for suffix, port in self._suffixes:
+            if len(name) > len(suffix) and name.endswith(suffix) and (not port or host == f"{name}:{port}"):
+                return
         raise HTTPProblem(403, f"Host {host[:100]!r} is not allowed; add it to gateway.allowed_hosts.")
 
 
