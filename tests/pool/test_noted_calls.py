@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 
 from workerd.pool.noted_calls import NotedCalls
@@ -15,6 +16,16 @@ def test_a_call_is_noted_and_made():
     assert module.other() == "unwatched"
     assert not calls.noted
     assert module.double(21) == 42
+    assert calls.noted
+
+
+def test_keywords_are_passed_on():
+    """As `os.setpriority` takes them."""
+    module = SimpleNamespace(setpriority=os.setpriority)
+    calls = NotedCalls(module, "setpriority")
+    calls.watch()
+    now = os.getpriority(os.PRIO_PROCESS, 0)
+    module.setpriority(which=os.PRIO_PROCESS, who=0, priority=now)
     assert calls.noted
 
 

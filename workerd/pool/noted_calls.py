@@ -31,9 +31,9 @@ class NotedCalls:
 
     def _noting(self, function: Callable[..., Any]) -> Any:
         @functools.wraps(function)
-        def noting(*args: Any) -> Any:
+        def noting(*args: Any, **kwargs: Any) -> Any:
             self.noted = True
-            return function(*args)
+            return function(*args, **kwargs)
 
         return noting
 
