@@ -295,9 +295,9 @@ def decide(
                 return stage
             waits = any(job.status in _WAITING for job in phases.then)
             return msgspec.structs.replace(stage, cancel_waiting=waits, insert=())
-    outcome = _after(outcome, graph.then, phases.then)
+    outcome = _after(outcome, phases.then)
     stage = _decide_stage(graph.final, phases.final, step, stops=False)
-    return stage or WorkflowDecision(status=_after(outcome, graph.final, phases.final), step=step)
+    return stage or WorkflowDecision(status=_after(outcome, phases.final), step=step)
 
 
 def _decide_main(
@@ -363,11 +363,18 @@ def _has_failed(stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> bool:
     return any(job.status in _FAILED and not tolerant.get(owner(tolerant, job.name) or "") for job in jobs)
 
 
-def _after(outcome: RequestStatus, stage: Sequence[WorkflowJob], jobs: Sequence[JobState]) -> RequestStatus:
-    """How the request ends after this stage."""
-    if outcome is RequestStatus.COMPLETED and _has_failed(stage, jobs):
+def _after(outcome: RequestStatus, stage: Sequence[JobState]) -> RequestStatus:
+    """How the request ends after this stage: a job of it that fails, tolerated or not, fails the request."""
+    if outcome is RequestStatus.COMPLETED and any(job.status in _FAILED for job in stage):
         return RequestStatus.FAILED
     return outcome
+
+
+def stage_failure(graph: Graph, jobs: Sequence[JobState]) -> str | None:
+    """The error of a request that fails by a job of a stage after which the others continued."""
+    phases = _phases(graph, jobs)
+    failed = next((job for job in (*phases.then, *phases.final) if job.status in _FAILED), None)
+    return None if failed is None else f'"{failed.name}" failed'
 
 
 def _ending(

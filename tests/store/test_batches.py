@@ -395,7 +395,7 @@ def test_a_failed_job_of_a_stage_fails_the_request(store: Store) -> None:
 @pytest.mark.parametrize("key", ["then", "finally"])
 @pytest.mark.parametrize("count_", [1, 3])
 def test_a_stage_continues_after_a_failure_that_it_tolerates(store: Store, key: str, count_: int) -> None:
-    """As the jobs do: what needs the failed job sees None and its name, and the request is completed."""
+    """What needs the failed job sees None and its name; the request fails, as by any failure of a stage."""
     stage = [
         {"name": "s", "handler": "after", "on_error": "continue"},
         {"name": "s2", "handler": "last", "needs": ["s"]},
@@ -408,7 +408,7 @@ def test_a_stage_continues_after_a_failure_that_it_tolerates(store: Store, key: 
     assert stage_inputs(claim) == ({"s": b"null"}, ["s"])
     s.close(store, [s.outcome(claim)])
     row = s.request(store, request_id)[0]
-    assert (row.status, row.error) == ("completed", None)
+    assert (row.status, row.error) == ("failed", '"s" failed')
 
 
 def test_a_job_that_very_many_need_lets_them_begin_in_slices(store: Store) -> None:

@@ -176,6 +176,8 @@ class RequestUpdate:
             self.pending = "cancel"  # in slices, by the dispatcher
         decision = wf.decide(self.graph, states, failing=self.failing, members=self.members)
         self.status, self.step = decision.status, max(decision.step, self.step)
+        if self.status is wf.RequestStatus.FAILED and self.error is None:
+            self.error = wf.stage_failure(self.graph, states)
         self.insert.extend(decision.insert)
         return decision.cancel_waiting
 
