@@ -14,6 +14,7 @@ from workerd.config.limit_config import LimitConfig
 from workerd.config.quantities import duration_literal
 from workerd.document_types import Act, Attempt, Document, ErrorGroup, Handler, Job, Node, Request, Schedule
 from workerd.job import ENDED, AttemptRef, id_text
+from workerd.outcome import Outcome
 from workerd.rate_limit import Rate
 from workerd.redaction import REDACTED, Redaction, scrubber_of
 from workerd.store import limits, slots, stats
@@ -141,7 +142,38 @@ def _state(row: JobRow, redaction: Redaction) -> Any:
     return shown_text(scrub(row.state.decode("utf-8", "replace")).encode(), redaction)
 
 
-def _payload(row: JobRow, redaction: Redaction) -> Document:
+def replayed(outcome: Outcome, redaction: Redaction) -> Document:
+    """How a run beside the daemon ended: the names of a job's document, as far as they apply.
+
+    `retry_in_s`: after which the daemon would run it again; `spawned`: how many jobs it asked for.
+    """
+    usage, fingerprint = outcome.usage, outcome.fingerprint
+    return {
+        "id": id_text(outcome.id),
+        "handler": outcome.handler,
+        "attempt": outcome.attempt,
+        "status": str(outcome.status),
+        "reason": outcome.reason,
+        "success": outcome.success,
+        "error": outcome.error,
+        "error_class": outcome.error_class,
+        "fingerprint": None if fingerprint is None else fingerprint.hex(),
+        "stack": outcome.stack,
+        "exit_signal": outcome.exit_signal,
+        "exit_code": outcome.exit_code,
+        "progress": outcome.progress,
+        "note": outcome.note,
+        "run_us": usage.run_us,
+        "cpu_us": usage.cpu_us,
+        "max_rss_kib": usage.max_rss_kib,
+        "retry_in_s": None if outcome.next is None else outcome.next.delay_us / 1e6,
+        "spawned": 0 if outcome.spawn is None else len(msgspec.json.decode(outcome.spawn)),
+        "extras": shown_text(outcome.extras, redaction),
+        **_payload(outcome, redaction),
+    }
+
+
+def _payload(row: JobRow | Outcome, redaction: Redaction) -> Document:
     if row.payload is None:
         return {"payload": None, "payload_base64": None}
     if row.payload_type == "json":

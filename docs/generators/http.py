@@ -12,11 +12,11 @@ from workerd.gateway.app import ROUTES
 _HEAD = """# HTTP
 
 The gateway (`[gateway] listen`) serves this interface, and the same as an OpenAPI 3.1 document at `/schema`. Bodies
-and answers are JSON; an error is a problem document (RFC 9457) whose `detail` says what was expected: 401 without a token, 403 for the
-wrong role or Host, 404, 409 for a state that does not allow it, 413 and 422 for a body or parameter, 429 when a handler has
-enough waiting, 503 while the store is away. With a token file
-a request needs `Authorization: Bearer TOKEN`, and the role in the table. A name in a path is one segment, percent-encoded: the
-handler `mail/daily` is paused by `POST /handlers/mail%2Fdaily/pause`.
+and answers are JSON; an error is a problem document (RFC 9457) whose `detail` says what was expected: 400 for a body that is
+not valid JSON, 401 without a token, 403 for the wrong role or Host, 404, 409 for a state that does not allow it, 413 for a
+body that is too large, 415 for one without `Content-Type: application/json`, 422 for a wrong value in a body or parameter,
+429 when a handler has enough waiting, 503 while the store is away. With a token file a request needs
+`Authorization: Bearer TOKEN`, and the role in the table. A name in a path is one segment, percent-encoded: the handler `mail/daily` is paused by `POST /handlers/mail%2Fdaily/pause`.
 
 `Idempotency-Key` (a text of your own) makes `POST /jobs`, `/jobs/bulk` and `/requests` safe to repeat. A commit whose
 answer was lost is 503 with `"unknown": true` and the `ids` that exist if it took effect: send the same again.

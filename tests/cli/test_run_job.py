@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
@@ -268,3 +269,19 @@ def test_the_question_and_the_debugger_on_a_terminal(replays: Replays) -> None:
     secret = Terminal(replays, replays.add("see", password="canary-secret"), "--pdb", "--yes")
     secret.expect("add --reveal")
     secret.ends(1)
+
+
+def test_the_outcome_as_one_document(replays: Replays) -> None:
+    """On standard output alone; what the run prints goes to standard error."""
+    see = replays.add("see", a=7, password="canary-secret")
+    out, err = replays(see, "--yes", "--json")
+    document = json.loads(out)
+    assert (document["id"], document["attempt"], document["status"]) == (see, 1, "completed")
+    assert (document["payload"]["a"], document["error"], document["retry_in_s"]) == (7, None, None)
+    assert document["run_us"] > 0
+    assert "canary" not in out + err
+    failed = json.loads(replays(replays.add("wrong", number=1), "--yes", "--json", status=1)[0])
+    assert (failed["status"], failed["reason"], failed["error"]) == ("retry", "error", "ValueError: no 42")
+    assert failed["error_class"] == "builtins.ValueError"
+    assert "in wrong" in failed["stack"]
+    assert failed["retry_in_s"] > 0

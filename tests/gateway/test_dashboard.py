@@ -19,6 +19,7 @@ from workerd.gateway.dashboard.charts import ChartLine, chart
 from workerd.gateway.dashboard.components import el, join, path
 from workerd.gateway.dashboard.graph import columns, draw
 from workerd.job import Status, id_text
+from workerd.job_filter import JobFilter
 from workerd.store.engines import open_store
 
 PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]))
@@ -94,6 +95,7 @@ def test_pages(api: Api) -> None:
     pages = [
         "/", "/ui/jobs", "/ui/jobs?handler=noop&status=scheduled", "/ui/jobs?since=2020-01-01T00%3A00",
         f"/ui/jobs?error={fingerprint}&reason={reason}", "/ui/jobs?group=g&meta=m%3D1%2Cn%3D2",
+        "/ui/jobs?until=2020-01-01T00%3A00%3A00Z", f"/ui/jobs?request={request}",
         f"/ui/jobs/{job}", "/ui/requests", "/ui/requests?workflow=pair&status=completed",
         f"/ui/requests/{request}",
         "/ui/errors", "/ui/errors?all=true&handler=behave", f"/ui/errors/{fingerprint}",
@@ -118,10 +120,27 @@ def test_pages(api: Api) -> None:
         ("/ui/jobs?reason=x", 422),
         ("/ui/jobs?meta=x", 422),
         ("/ui/jobs?after=x", 422),
+        ("/ui/jobs?until=x", 422),
+        ("/ui/jobs?request=x", 422),
         ("/ui/errors/x", 422),
         ("/ui/nothing", 404),
     ):
         assert api.get(page).status_code == status
+
+
+def test_the_list_of_jobs_has_every_filter(api: Api) -> None:
+    """As HTTP and the command line have; those that are set stand in the form."""
+    asked = api.post("/requests", {"workflow": "pair"}).json()["id"]
+    ended = api.get(f"/requests/{asked}?wait=30s").json()
+    members = [job["id"] for job in ended["jobs"]]
+    page = api.get(f"/ui/jobs?request={asked}").text
+    assert all(job in page for job in members)
+    assert f'value="{asked}"' in page
+    for other in (f"request={api.enqueue('noop')}", f"request={asked}&until=2020-01-01T00%3A00"):
+        assert not any(job in api.get(f"/ui/jobs?{other}").text for job in members)
+    assert members[0] in api.get("/ui/jobs?until=2999-01-01T00%3A00").text
+    for name in JobFilter._fields:
+        assert f'name="{name}"' in page
 
 
 def test_below_a_path_of_a_proxy(api: Api) -> None:

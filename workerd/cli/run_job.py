@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from workerd import replay
+from workerd import documents, replay
 from workerd.cli.errors import CommandExit, CommandFailed, UsageError
-from workerd.cli.options import ConfigPath, JobId, Reveal, Yes, parse_key_values
-from workerd.cli.output import confirm, notify, print_fields, print_text
+from workerd.cli.options import AsJson, ConfigPath, JobId, Reveal, Yes, parse_key_values
+from workerd.cli.output import confirm, notify, print_fields, print_json, print_text
 from workerd.cli.session import open_session
 from workerd.config.model import Config
 from workerd.config.quantities import duration_literal
@@ -47,6 +47,7 @@ def run(
     yes: Yes = False,
     reveal: Reveal = False,
     c: ConfigPath = None,
+    json: AsJson = False,
 ) -> None:
     """Run a job's attempt here, without the daemon and the store.
 
@@ -77,7 +78,12 @@ def run(
         )
     _ask(claim, yes=yes)
     options = replay.Options(redaction, debug=pdb, limits=limits, reveal=reveal)
-    outcome = _run(config, claim, options)
+    replayed = _run(config, claim, options)
+    outcome = replayed.outcome
+    if json:
+        print_json(documents.replayed(outcome, replayed.redaction))
+    else:
+        _print(outcome, replayed.redaction)
     if outcome.status is not Status.COMPLETED:
         raise CommandExit(1)
 
@@ -102,14 +108,12 @@ def _names(vars_: bytes) -> list[str]:
         return []  # the run says what is wrong with them
 
 
-def _run(config: Config, claim: Claim, options: replay.Options) -> Outcome:
+def _run(config: Config, claim: Claim, options: replay.Options) -> replay.Replayed:
     try:
         with _signals(options.debug):
-            replayed = replay.run(config, claim, options, _write)
+            return replay.run(config, claim, options, _write)
     except replay.CannotRun as error:
         raise CommandFailed(f'Handler "{claim.handler}" cannot be run here: {error}') from None
-    _print(replayed.outcome, replayed.redaction)
-    return replayed.outcome
 
 
 @contextmanager

@@ -26,7 +26,13 @@ from workerd.gateway.dashboard.components import (
     table,
 )
 from workerd.gateway.dashboard.pages import PAGE_SIZE, PageQuery, View
-from workerd.gateway.params import parsed_fingerprint, parsed_moment, parsed_reason, parsed_status
+from workerd.gateway.params import (
+    parsed_fingerprint,
+    parsed_identity,
+    parsed_moment,
+    parsed_reason,
+    parsed_status,
+)
 from workerd.gateway.problems import HTTPProblem
 from workerd.job import Status
 from workerd.job_filter import JobFilter
@@ -37,7 +43,7 @@ from workerd.operations.bulk import STATES, Act
 from workerd.operations.jobs import JobPage
 from workerd.outcome import Reason
 
-FILTERS = ("handler", "status", "since", "reason", "error", "group", "meta")
+FILTERS = ("handler", "status", "since", "until", "reason", "error", "group", "request", "meta")
 """Query parameters of the list."""
 _FILTER_STATES = (
     Status.NEW, Status.SCHEDULED, Status.INPROGRESS, Status.COMPLETED, Status.FAILURE, Status.CANCELLED
@@ -46,8 +52,8 @@ _FILTER_STATES = (
 
 async def jobs(query: PageQuery) -> View:
     """Jobs, newest made or ended first, with filters."""
-    status, since = query.get("status"), query.get("since")
-    error, meta = query.get("error"), query.get("meta")
+    status, error, meta = query.get("status"), query.get("error"), query.get("meta")
+    request = query.get("request").strip()
     filters: dict[str, Any] = {
         "reason": parsed_reason(query.get("reason")) if query.get("reason") else None,
         "error": parsed_fingerprint(error) if error else None,
@@ -55,7 +61,9 @@ async def jobs(query: PageQuery) -> View:
         "meta": _meta(meta) if meta else None,
         "handler": query.get("handler") or None,
         "status": parsed_status(status, Status) if status else None,
-        "since": parsed_moment(_with_offset(since), "since") if since else None,
+        "since": _moment(query, "since"),
+        "until": _moment(query, "until"),
+        "request": parsed_identity(request, "request") if request else None,
         "limit": PAGE_SIZE,
         "after": query.after,
     }
@@ -126,6 +134,11 @@ def _meta(text: str) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def _moment(query: PageQuery, name: str) -> int | None:
+    text = query.get(name)
+    return parsed_moment(_with_offset(text), name) if text else None
+
+
 def _with_offset(text: str) -> str:
     """A browser's datetime field has no offset, and no seconds if they are 0; without a script it is UTC."""
     if len(text) == len("2026-01-31T12:00"):
@@ -145,21 +158,12 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
             [("", "all"), *((str(status), state_name(status)) for status in _FILTER_STATES)],
             query.get("status"),
         ),
-        el(
-            "label",
-            "Created since",
-            el(
-                "input",
-                type="datetime-local",
-                name="since",
-                step="1",
-                data_zone=True,
-                value=query.get("since").rstrip("Zz")[:19] or None,
-            ),
-        ),
+        _time(query, "since", "Created since"),
+        _time(query, "until", "Created before"),
         select("reason", "Reason", [("", "all"), *((text, text) for text in Reason)], query.get("reason")),
         _field(query, "error", "Error (fingerprint)"),
         _field(query, "group", "Group"),
+        _field(query, "request", "Request (id)"),
         _field(query, "meta", "Meta (KEY=VALUE)"),
         el("button", "Apply", class_="main"),
         el("a", "Reset", href="/ui/jobs") if query.filters(*FILTERS) else None,
@@ -167,6 +171,15 @@ def _filter_form(query: PageQuery, names: list[str]) -> Markup:
         class_="filters",
         role="search",
         aria_label="Filters",
+    )
+
+
+def _time(query: PageQuery, name: str, label: str) -> Markup:
+    value = query.get(name).rstrip("Zz")[:19] or None
+    return el(
+        "label",
+        label,
+        el("input", type="datetime-local", name=name, step="1", data_zone=True, value=value),
     )
 
 
