@@ -58,6 +58,7 @@ EVENTS: dict[str, str] = {
     "store.created": "The embedded store was empty; its schema was created.",
     "task.blocked": "Other transactions held the rows that this task needs; it is tried again.",
     # -- pool
+    "django.transaction_left": "A task of Django left a transaction open; it is rolled back.",
     "attempt.failed": "An attempt failed; `status` says whether the job is retried.",
     "cgroup.create_failed": "The pool runs without a control group; its limits are kept by the pool itself.",
     "handlers.opened_files": "An import left files open: workers share them, and their positions.",

@@ -380,7 +380,7 @@ def test_a_transaction_that_a_task_left_open_ends_with_it(shop: Shop, daemon: Da
         assert shop.ended(leaves)["errors"] == []
         assert shop.ended("writes", leaves[:6])["errors"] == []
     assert sorted(row["word"] for row in rows.sql("SELECT word FROM shop_words")) == ["closes", "leaves"]
-    assert "the task left a transaction open" in daemon.logged()
+    assert "django.transaction_left" in daemon.logged()
 
 
 def test_a_cancelled_task_has_failed(shop: Shop, daemon: Daemon) -> None:

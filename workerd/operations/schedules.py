@@ -83,9 +83,10 @@ def set_(tx: Tx, actor: Actor, config: Config, name: str, given: Mapping[str, An
 
     Raises InvalidValue, Conflict for the name of a configured one.
     """
-    _refuse_configured(config, name)
-    given = _with_redacted(tx, config, name, given)
+    if name not in schedules.wanted(config):
+        given = _with_redacted(tx, config, name, given)
     schedule = checked(tx, config, name, given)
+    _refuse_configured(config, name)  # after its values: what is wrong with them is said first
     created = schedule_control.set_(tx, schedule)
     audit.record(
         tx, actor, Action.SCHEDULE_SET, name, {key: given[key] for key in given if key not in SECRETS}

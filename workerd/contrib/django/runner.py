@@ -47,7 +47,7 @@ def run(ctx: Context, task: str, args: list[Any], kwargs: dict[str, Any]) -> Any
         return _run(ctx, found, args, kwargs)
     finally:
         if left := _in_transaction() - before:
-            ctx.log.warning("the task left a transaction open; it is rolled back", databases=sorted(left))
+            ctx.log.warning("django.transaction_left", databases=sorted(left))
             _roll_back(left)
         with_fresh_connections()
 
