@@ -89,6 +89,8 @@ def test_what_was_shown_is_given_back_with_the_stored_values() -> None:
     given = {**shown, "user": REDACTED, "password": "new one", "accounts": []}
     expected = {**VARS, "user": REDACTED, "password": "new one", "accounts": []}
     assert redaction.restored(given, VARS) == expected
+    nameless = {"card": {"": "4111111111111111"}}
+    assert redaction.restored(redaction.shown(nameless), nameless) == nameless
     assert Redaction().restored({"password": REDACTED}, VARS) == {"password": REDACTED}
 
 

@@ -111,7 +111,7 @@ def _restored(given: Any, stored: Any, nodes: list[_Node], place: tuple[str, ...
     there = dict(_items(stored)) if isinstance(stored, type(given)) else {}
     made = {}
     for name, item in _items(given):
-        found = _steps(nodes, name) if name else []
+        found = _steps(nodes, name)
         here = (*place, name)
         if item != REDACTED or not any(_END in node for node in found):
             made[name] = _restored(item, there.get(name), found, here) if found else item

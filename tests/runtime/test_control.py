@@ -12,7 +12,7 @@ import pytest
 
 from tests.runtime.conftest import turn_until
 from tests.support.descriptors import spare_descriptors
-from workerd.runtime import control
+from workerd.runtime import control, sockets
 from workerd.runtime.control import ControlServer, Reply, ask
 from workerd.runtime.loop import Loop
 from workerd.runtime.sockets import check_replaceable, connect, listen
@@ -89,7 +89,7 @@ def test_without_descriptors_it_accepts_again_after_a_pause(
     harness: ControlHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
-    monkeypatch.setattr(control, "ACCEPT_PAUSE_S", 0.2)
+    monkeypatch.setattr(sockets, "ACCEPT_PAUSE_S", 0.2)
     with connect(harness.path, 5.0) as client:
         with spare_descriptors(0):
             harness.loop.turn(0.1)

@@ -18,7 +18,7 @@ import pytest
 from tests.support.descriptors import spare_descriptors
 from tests.support.fuzzing import fuzz_frame
 from workerd.messages import Ack, Demand, FromIngester, Hello, Message, ToDispatcher
-from workerd.runtime import peer_server
+from workerd.runtime import peer_server, sockets
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
 from workerd.runtime.peer_server import Peer, PeerServer
@@ -162,7 +162,7 @@ def test_without_descriptors_it_accepts_again_after_a_pause(
     harness: PeerServerHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Meanwhile it sleeps: the waiting connection does not make the loop spin."""
-    monkeypatch.setattr(peer_server, "ACCEPT_PAUSE_S", 0.2)
+    monkeypatch.setattr(sockets, "ACCEPT_PAUSE_S", 0.2)
     client = connect(harness.path)
     with spare_descriptors(0):
         harness.loop.turn(0.1)

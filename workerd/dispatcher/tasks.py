@@ -17,6 +17,7 @@ BUSY_PAUSE_S = 1.0
 AWAY_PAUSE_S = 0.1
 """Pause of a task for which the store is repeatedly unavailable; doubled each time."""
 MAX_DOUBLINGS = 10
+"""More than reach REFUSED_PAUSE_S, and few enough for a float."""
 REFUSED_PAUSE_S = 5.0
 """Pause of a task whose statement the store refused, or that failed because of a bug."""
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import logging
 import os
 import socket
@@ -44,7 +43,7 @@ from workerd.operations.rules import HandlerRules
 from workerd.runtime.generations import Generations
 from workerd.runtime.paths import RoleContext
 from workerd.runtime.service import Service
-from workerd.runtime.sockets import check_replaceable
+from workerd.runtime.sockets import OUT_OF_RESOURCES, check_replaceable
 from workerd.runtime.sockets import listen as listen_unix
 from workerd.tracing import switch as tracing
 
@@ -54,7 +53,6 @@ BIND_RETRY_S = 1.0
 UVICORN_TICK_S = 1.0
 QUIET_S = 10.0
 """Between two lines of the log that say that there is no descriptor or memory for more connections."""
-_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 SOCKET_MODE = 0o660
 """Of a Unix socket: the daemon's user and group may connect."""
 SHUTDOWN_TIMEOUT_S = 2.0
@@ -109,7 +107,7 @@ class Gateway(Service):
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what asyncio would print as a traceback; without descriptors that is at every connection."""
         error = context.get("exception")
-        if not isinstance(error, OSError) or error.errno not in _EXHAUSTED:
+        if not isinstance(error, OSError) or error.errno not in OUT_OF_RESOURCES:
             self._log.error("gateway.callback_failed", error=context["message"], exc_info=error)
         elif loop.time() >= self._quiet_until:
             self._quiet_until = loop.time() + QUIET_S

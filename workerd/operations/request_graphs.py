@@ -140,7 +140,7 @@ def _item(place: str, spec_name: str, item: object, config: Config) -> _Item:
         except InvalidValue as error:
             raise InvalidValue(f"{place}.{error}") from None
         if not options.plain:
-            raise InvalidValue(f"{place}: expected no id, unique_key, delay, run_at in a batch")
+            raise InvalidValue(f"{place}: expected no id, unique_key, delay, run_at or expires in a batch")
         keys = {"name": spec_name, "handler": item.handler, "vars": json_value(options.vars)}
         return _Item(keys, options)
     if not isinstance(item, Mapping):

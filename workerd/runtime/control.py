@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import ACCEPT_PAUSE_S, OUT_OF_RESOURCES, connect, listen
+from workerd.runtime.sockets import connect, listen, rest_if_exhausted
 
 _LENGTH = struct.Struct("!i")
 MAX_QUESTION_BYTES = 64 * 1024
@@ -44,9 +44,7 @@ class ControlServer:
         try:
             sock, _ = self._socket.accept()
         except OSError as error:
-            if error.errno in OUT_OF_RESOURCES:
-                self._loop.on_readable(self._socket.fileno(), None)
-                self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
+            rest_if_exhausted(self._loop, self._socket, error, self._listen)
             return
         _ControlClient(self._loop, sock, self._answer)
 

@@ -16,7 +16,7 @@ from workerd import log
 from workerd.messages import Hello, Message
 from workerd.runtime.channel import Channel
 from workerd.runtime.loop import Loop
-from workerd.runtime.sockets import ACCEPT_PAUSE_S, OUT_OF_RESOURCES, listen
+from workerd.runtime.sockets import listen, rest_if_exhausted
 
 NAMING_TIMEOUT_S = 10.0
 """How long a life may be unknown: a pool may connect before the Roster that names it is read."""
@@ -226,9 +226,7 @@ class PeerServer(Generic[PeerT]):
             try:
                 sock, _ = self._socket.accept()
             except OSError as error:
-                if error.errno in OUT_OF_RESOURCES:
-                    self.loop.on_readable(self._socket.fileno(), None)
-                    self.loop.call_later(ACCEPT_PAUSE_S, self._listen)
+                rest_if_exhausted(self.loop, self._socket, error, self._listen)
                 return
             peer = self._peer_class(self, sock)
             self._connected[peer] = None

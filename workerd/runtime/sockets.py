@@ -27,6 +27,15 @@ OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.E
 """Errors of `accept` after which the connection still waits, and would wake the loop again at once."""
 
 
+def rest_if_exhausted(
+    loop: Loop, listener: socket.socket, error: OSError, listen: Callable[[], None]
+) -> None:
+    """After `accept` failed for want of resources, call `listen` to go on in ACCEPT_PAUSE_S, not before."""
+    if error.errno in OUT_OF_RESOURCES:
+        loop.on_readable(listener.fileno(), None)
+        loop.call_later(ACCEPT_PAUSE_S, listen)
+
+
 @contextlib.contextmanager
 def _short_path(path: Path) -> Iterator[str]:
     if len(os.fsencode(path)) <= MAX_PATH_BYTES:

@@ -135,9 +135,7 @@ def _of_each(tx: Tx, sql: str, count: int) -> str:
 
 
 def _end(tx: Tx, keys: Sequence[Row], expires_us: int | None) -> int:
-    """End these attempts unless they have begun meanwhile; returns how many it ended.
-
-    What follows for their requests follows.
+    """End these attempts unless they have begun meanwhile, and advance their requests; returns how many.
 
     Locks: request rows by id, then job rows, without those that others have locked.
     """

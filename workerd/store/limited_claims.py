@@ -39,9 +39,9 @@ class ClaimRequest(NamedTuple):
     """What a claim is to bring: up to `wanted` rows for `node`, the first ones behind `cursor`.
 
     idle_only
-        Claim for those of its groups that have had no turn of late, and no others.
+        Claim only for groups that have had no turn recently.
     reports_full
-        Tell where a slot is wanting.
+        Report where a slot is missing.
     corrects_rates
         See LimitRoom.
     """
@@ -137,7 +137,7 @@ def _nothing_fits(
     front: list[Row],
     queues: QueueHeads,
 ) -> LimitedBatch:
-    """The limit lets none start: when it will, and where a slot is wanting."""
+    """The limit lets none start: when it will, and where a slot is missing."""
     batch = LimitedBatch.empty(request.cursor)
     if room is None:
         return batch

@@ -249,7 +249,7 @@ class RuntimeFiles:
         """Make the folders and the pid file anew."""
         make_folders(self._paths)
         if not self._paths.pid.exists():
-            # The new one first: it may not be to be had now, and will be tried again.
+            # The new one first: taking it may fail, and is tried again.
             former, self._lock = self._lock, take_lock(self._paths.pid)
             os.close(former)
 
