@@ -178,7 +178,7 @@ def test_webhooks_bring_a_handler_and_a_pool_with_a_policy_of_their_own(tmp_path
         ('[webhooks.ops]\nurl = "https://x/ y"\nsecret_file = "/x"', "expected an address"),
         ('[webhooks.ops]\nurl = "https://x/"\nsecret_file = "x"', "expected an absolute path"),
         ('[webhooks.ops]\nurl = "https://x/"\nsecret_file = "/x"\non = ["success"]', 'expected "failure" or'),
-        ('[handlers."~webhook"]\ncall = "m:f"', "without ~ at its beginning"),
+        ('[handlers."~webhook"]\ncall = "m:f"', 'names that start with "~" are reserved'),
         ('[schedules.s]\nhandler = "~webhook"\ncron = "* * * * *"', 'names that start with "~" are reserved'),
         ('[workflows.w]\njobs = [{ name = "a", handler = "~webhook" }]', 'that start with "~" are reserved'),
         ('[workflows.w]\njobs = [{ name = "a", handler = "~wait" }]', 'that start with "~" are reserved'),

@@ -44,7 +44,7 @@ def test_a_schedule_is_set_shown_and_removed(cli: CommandLine) -> None:
     assert cli("schedules", "set", "nightly", "handler=echo", "cron=* * * * *", check=False).returncode == 1
     assert "cron: expected" in cli("schedules", "set", "x", "handler=echo", "cron=x", check=False).stderr
     reserved = cli("schedules", "set", "~x", "handler=echo", "cron=* * * * *", check=False)
-    assert (reserved.returncode, "without ~ at its beginning" in reserved.stderr) == (2, True)
+    assert (reserved.returncode, 'names that start with "~" are reserved' in reserved.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("action", ["set", "pause", "resume", "run", "remove"])

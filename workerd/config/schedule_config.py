@@ -44,7 +44,7 @@ class NamedSchedule(ScheduleConfig, frozen=True):
 
     name: str = ""
     own: bool = False
-    handler: Annotated[str, texts.handler_name_or_empty] = ""
+    handler: Annotated[str, texts.unreserved_name_or_empty] = ""
     """Handler of the jobs that it creates. Either this or `workflow`."""
     workflow: Annotated[str, texts.name_or_empty] = ""
     """Workflow of the requests that it creates."""

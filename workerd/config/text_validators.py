@@ -37,17 +37,9 @@ def name(value: Any) -> str:
     return str(value)
 
 
-def unreserved_name(value: object) -> str:
-    """A name that is none of workerd's own. Raises InvalidValue."""
-    found: str = name(value)
-    if found.startswith("~"):
-        raise InvalidValue("expected a name without ~ at its beginning, which is reserved")
-    return found
-
-
 @validator(name.expects)
-def handler_name(value: Any) -> str:
-    """The name of a handler whose jobs people and programs may make."""
+def unreserved_name(value: Any) -> str:
+    """A name that is none of workerd's own: of a schedule, or of a handler whose jobs others may make."""
     found: str = name(value)
     refuse_reserved(found)
     return found
@@ -111,7 +103,7 @@ def file_path(value: Any) -> str:
 
 
 name_or_empty = or_empty(name)
-handler_name_or_empty = or_empty(handler_name)
+unreserved_name_or_empty = or_empty(unreserved_name)
 path_or_empty = or_empty(path_text)
 CREDENTIALS = Path("/run/credentials/workerd.service")
 """Where systemd puts the credentials of the unit that the configuration may name."""

@@ -30,7 +30,7 @@ def _wait(value: Any) -> float | int:
 
 JOB_KEYS: dict[str, Validator] = {
     "name": texts.name,
-    "handler": texts.handler_name,
+    "handler": texts.unreserved_name,
     "needs": v.list_of(texts.name, "job names"),
     "vars": v.json_table,
     "on_error": v.choice("fail", "continue"),

@@ -27,7 +27,7 @@ MAX_HINTS = 5
 
 STEP_KEYS: Keys = {
     "name": texts.name,
-    "jobs": v.list_of(texts.handler_name, "handler names"),
+    "jobs": v.list_of(texts.unreserved_name, "handler names"),
     "on_error": v.choice("fail", "continue"),
 }
 
