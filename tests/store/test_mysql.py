@@ -19,7 +19,7 @@ from workerd.config.model import StoreConfig
 from workerd.errors import CommitUnknown, StoreAway, StoreRefused
 from workerd.job import Status, id_text
 from workerd.store import jobs
-from workerd.store.base import RETRY_FOR_S, Store
+from workerd.store.base import RETRY_FOR_S, Store, Tx
 from workerd.store.engines import open_store
 
 Opened = Callable[..., Store]
@@ -242,6 +242,26 @@ def test_a_role_learns_of_a_connection_that_the_server_closed(mysql: Store) -> N
     with pytest.raises(StoreAway):
         enqueue(mysql, "h")
     enqueue(mysql, "h")
+
+
+def test_a_transaction_that_is_left_idle_keeps_no_locks(
+    mysql: Store, mysql_server: DatabaseServer, mysql_url: str, opened: Opened
+) -> None:
+    """As of a process that is frozen: the server ends it, and what it held is free."""
+    job = enqueue(mysql, "h")
+    table = value(mysql, "SELECT DATABASE()").decode() + ".workerd_jobs"
+    frozen = opened(mysql_url)
+    frozen.idle_limit_s = 1.0
+
+    def hold(tx: Tx) -> None:
+        tx.execute("UPDATE workerd_jobs SET priority = 7")
+        mysql_server.sql(f"UPDATE {table} SET priority = 5")
+        tx.execute("UPDATE workerd_jobs SET priority = 8")
+
+    with pytest.raises(StoreAway):
+        frozen.run(hold)
+    assert mysql.read(lambda tx: tx.one("SELECT priority FROM workerd_jobs WHERE id = %s", (job,))) == (5,)
+    frozen.run(lambda tx: tx.execute("UPDATE workerd_jobs SET priority = 6"))
 
 
 def test_a_connection_to_a_server_that_was_restarted(own_server: DatabaseServer, opened: Opened) -> None:

@@ -407,6 +407,7 @@ def _monitored_store(ctx: RoleContext) -> MonitoredStore:
         spare=True,
     )
     store.reports_loss = True
+    store.idle_limit_s = lease_s  # it renews more often, and its claims are rescued after that
     if ctx.store_was_used:
         store.must_exist()
     return MonitoredStore(store, max_gap_s=lease_s / 2)

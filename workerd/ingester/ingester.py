@@ -72,6 +72,7 @@ class Ingester(Service):
         self._store = open_store(config.store, state_dir=config.node.state_dir, timeout=timeout, spare=True)
         self._store.on_progress = self.progressed
         self._store.reports_loss = True
+        self._store.idle_limit_s = config.dispatcher.lease
         self._wake_path = paths.wake
         self._stats = IngestStats(ctx.config.handlers)
         self._generations, self._spool_folder = Generations(config.node), paths.spool

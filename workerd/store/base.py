@@ -24,6 +24,7 @@ MAX_TRIES = 10
 RETRY_FOR_S = 2.0
 """How often, and for how long, a transaction that loses its locks is run again."""
 SERVER_CHECK_AGE_S = 2.0
+IDLE_LIMIT_S = 60.0
 """A connection is used for so long before its server is asked again whether it may be written."""
 
 
@@ -181,11 +182,15 @@ class Store(ABC):
     reports_loss
         Whether a connection that the server has closed is StoreAway to its next use, and not just replaced: a
         role must learn of it, for the next server may lack the last commits.
+    idle_limit_s
+        After so long without a statement the server ends a transaction, and MySQL the connection: a process
+        that is frozen, or a machine that is cut off, must not keep its locks. Of new connections.
     """
 
     dialect: Dialect
     embedded = False
     reports_loss = False
+    idle_limit_s = IDLE_LIMIT_S
 
     def __init__(self, shown: str) -> None:
         self.shown = shown

@@ -102,7 +102,9 @@ class MySQLStore(Store):
                 continue
             plain_text = self._address.tls.mode == "preferred" and not is_secure(link)
             try:
-                yield MySQLSession(link, self._address.unix_socket or str(host), timeout, plain_text)
+                yield MySQLSession(
+                    link, self._address.unix_socket or str(host), timeout, self.idle_limit_s, plain_text
+                )
             except StoreAway as error:
                 yield NoSession(where, f"does not answer: {error}", error.code)
 

@@ -49,7 +49,9 @@ class MySQLSession(Session):
 
     dialect = MYSQL
 
-    def __init__(self, link: PatientConnection, where: str, timeout: float, plain_text: bool) -> None:
+    def __init__(
+        self, link: PatientConnection, where: str, timeout: float, idle_limit: float, plain_text: bool
+    ) -> None:
         self._link = link
         self._where = where
         self.plain_text = plain_text
@@ -62,7 +64,7 @@ class MySQLSession(Session):
             version, packet = self.query("SELECT VERSION(), @@max_allowed_packet")[0]
             self.server_version = version.decode("ascii", "replace")
             self.max_packet = packet
-            for statement in _settings("MariaDB" in self.server_version, timeout):
+            for statement in _settings("MariaDB" in self.server_version, timeout, idle_limit):
                 self.execute(statement)
         except StoreError:
             self.close()
@@ -234,14 +236,18 @@ class NoSession(StoreAway):
         self.clause = clause
 
 
-def _settings(mariadb: bool, timeout: float) -> list[str]:
+def _settings(mariadb: bool, timeout: float, idle_limit: float) -> list[str]:
     # The server ends a statement shortly before the socket times out, so that the connection survives.
     seconds = timeout * 0.8
+    idle = math.ceil(idle_limit)
     if mariadb:
         # A long list of ids must stay a range on the primary key, not become a subquery.
-        special = f"max_statement_time = {seconds:.3f}, in_predicate_conversion_threshold = 0"
-    else:
-        special = f"max_execution_time = {int(seconds * 1000)}"
+        special = (
+            f"max_statement_time = {seconds:.3f}, in_predicate_conversion_threshold = 0,"
+            f" idle_transaction_timeout = {idle}"
+        )
+    else:  # MySQL cannot tell a transaction that is idle from a connection that is
+        special = f"max_execution_time = {int(seconds * 1000)}, wait_timeout = {idle}"
     return [
         "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED",
         f"SET SESSION innodb_lock_wait_timeout = 1, lock_wait_timeout = {max(1, math.ceil(seconds))},"
