@@ -115,6 +115,38 @@ class FakeTasks(TaskRunner):
         pass
 
 
+def rescue_of(store: Store, lost: list[Outcome], *, lease: float) -> Rescue:
+    """A rescue that hands its outcomes to `lost`."""
+    sender = SimpleNamespace(send_all=lost.extend, barrier=lambda lives, on_done: on_done())
+    return Rescue(
+        FakeTasks(Loop()),
+        AnsweringStore(store, 1.0),
+        cast("OutcomeSender", sender),
+        new_id(),
+        frozenset(),
+        lease,
+    )
+
+
+def test_a_claim_whose_row_is_locked_counts_as_rescued_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome is sent again until the ingester could write it."""
+    now = 1000.0
+    monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: now))
+    lost: list[Outcome] = []
+    rescuer = rescue_of(store, lost, lease=10.0)
+    insert_jobs(store, "h", 3)
+    claims(store, "h", node=DEAD)
+    rescuer.rescue()  # sees them for the first time
+    for times in range(1, 4):
+        now += 20
+        rescuer.rescue()
+        assert len(lost) == 3 * times
+        assert rescuer.rescue() == 0.0  # they are still there: deferred
+    assert rescuer.rescued == 3
+
+
 @pytest.mark.parametrize("seen", [True, False], ids=["it registered", "it held nothing"])
 def test_a_node_that_loses_its_row_again_has_as_long_to_register(
     store: Store, monkeypatch: pytest.MonkeyPatch, seen: bool
@@ -123,15 +155,7 @@ def test_a_node_that_loses_its_row_again_has_as_long_to_register(
     now = 1000.0
     monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: now))
     lost: list[Outcome] = []
-    sender = cast("OutcomeSender", SimpleNamespace(send_all=lost.extend, barrier=lambda lives, on_done: None))
-    rescuer = Rescue(
-        FakeTasks(Loop()),
-        AnsweringStore(store, 1.0),
-        cast("OutcomeSender", sender),
-        new_id(),
-        frozenset(),
-        10.0,
-    )
+    rescuer = rescue_of(store, lost, lease=10.0)
     insert_jobs(store, "h", 3)
     claims(store, "h", node=DEAD)
     rescuer.rescue()

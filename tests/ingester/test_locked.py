@@ -150,6 +150,19 @@ def test_further_outcomes_of_the_job_wait_behind_and_a_kill_loses_none(harness: 
     assert ends(harness.rows) == {("completed", "ok"): 1}
 
 
+def test_an_outcome_that_is_sent_again_waits_once(harness: IngesterHarness) -> None:
+    """As a rescue does for as long as the row of a dead node's claim is locked: it must not fill the file."""
+    pool = harness.pool().connect()
+    (made,) = harness.insert_claimed(1)
+    with locking(harness, LOCK, made.id):
+        for _ in range(3):
+            pool.send(made)
+            harness.until(lambda: pool.all_durable)
+        assert harness.info["locked"] == 1
+    harness.until(lambda: not harness.info["locked"])
+    assert ends(harness.rows) == {("completed", "ok"): 1}
+
+
 def test_progress_of_a_locked_row_stops_no_other(harness: IngesterHarness) -> None:
     """Neither the progress of other attempts nor outcomes wait for it."""
     pool = harness.pool().connect()

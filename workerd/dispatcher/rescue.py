@@ -53,6 +53,7 @@ class Rescue:
         self._spool_is_replayed = False
         self._writing = False
         self._sent: set[AttemptRef] = set()
+        self._counted: dict[bytes, set[AttemptRef]] = {}  # by incarnation, until nothing of it is left
         self._leases: dict[bytes, tuple[int, float]] = {}  # `lease_until`, and since when it is that
         self._check_in_s: float | None = None  # when the next node may be found dead
         self._rowless: dict[bytes, float] = {}  # incarnations without a row, and when they were first seen
@@ -77,6 +78,7 @@ class Rescue:
         if self._store.run(lambda tx: held_attempts.adopt(tx, dead.id)):
             return 0.0
         if self._store.run(lambda tx: nodes.remove(tx, dead.id)):
+            self._counted.pop(dead.id, None)
             _log.info("node.removed", node=dead.name)
             return 0.0
         return self._defer(dead)
@@ -150,11 +152,19 @@ class Rescue:
             return self._defer(node)
         error = NODE_DIED.format(name=node.name)
         self._outcomes.send_all([lost(row, error, next_after_loss(row), node.id) for row in fresh])
-        self.rescued += len(fresh)
-        _log.warning("claims.rescued", node=node.name, claims=len(fresh))
+        self._count(node, {row.ref for row in fresh})
         self._writing = True
         self._outcomes.barrier({}, self._on_written)
         return None
+
+    def _count(self, node: NodeRecord, refs: set[AttemptRef]) -> None:
+        """Those that were deferred, as another transaction locked their rows, are sent again."""
+        counted = self._counted.setdefault(node.id, set())
+        claims = len(refs - counted)
+        counted |= refs
+        if claims:
+            self.rescued += claims
+            _log.warning("claims.rescued", node=node.name, claims=claims)
 
     def _on_written(self) -> None:
         self._writing = False

@@ -70,7 +70,13 @@ class LockedOutcomes:
                     os.rename(f"{self._path}{suffix}", f"{self._path}.damaged{suffix}")
 
     def add(self, outcomes: Collection[Outcome]) -> None:
-        """Make these durable here. Raises StoreAway if there is no room, or the file cannot be written."""
+        """Make these durable here, each once, however often it is sent.
+
+        Raises StoreAway if there is no room, or the file cannot be written.
+        """
+        outcomes = [outcome for outcome in outcomes if not self._has(outcome)]
+        if not outcomes:
+            return
         size = sum(map(weight, outcomes))
         if self.rows + len(outcomes) > MAX_ROWS or self._weight + size > MAX_WEIGHT:
             raise StoreAway("other transactions lock the rows of too many attempts", answered=True)
@@ -125,6 +131,9 @@ class LockedOutcomes:
         if self._db is not None:
             self._db.close()
             self._db = None
+
+    def _has(self, outcome: Outcome) -> bool:
+        return any(waiting == outcome for _, waiting in self._by_job.get(outcome.id, ()))
 
     def _keep(self, number: int, outcome: Outcome) -> None:
         self._by_job.setdefault(outcome.id, deque()).append((number, outcome))
