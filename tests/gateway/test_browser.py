@@ -334,7 +334,7 @@ def test_redacted_values_are_revealed_in_a_dialog(api: Api, browser: Browser) ->
     browser.until("4711-0815", "#values-text")
     assert "4711-0815" not in browser.text("main")
     browser.click("Close")
-    eventually(lambda: "4711" not in browser.script("return document.documentElement.innerHTML"))
+    eventually(lambda: "4711-0815" not in browser.script("return document.documentElement.innerHTML"))
     act = api.get(f"/audit?target={job}").json()["audit"][0]
     assert (act["action"], act["via"]) == ("reveal", "ui")
     plain = api.enqueue("behave", {"kind": "text", "text": "x" * 30_000})
