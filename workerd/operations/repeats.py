@@ -1,4 +1,4 @@
-"""Repeats of a call with its Idempotency-Key: whether they say what the first call has said."""
+"""Repeats of a call with its Idempotency-Key: whether the body is that of the first call."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 from workerd.document_types import Enqueued
 from workerd.documents import json_value
 from workerd.errors import InvalidValue
-from workerd.job import id_text
+from workerd.job import Status, id_text
 from workerd.job_spec import NewJob
 from workerd.store import audit, queries
 from workerd.store.base import Tx
@@ -72,8 +72,12 @@ def _value(json: bytes | None) -> object:
 
 
 def _changed(tx: Tx, row: JobRow, created_at: int) -> Iterator[str]:
-    """The columns that people have changed."""
+    """The columns that people have changed while the attempt waited: later acts are on attempts after it."""
+    waits = row.status in (Status.NEW, Status.SCHEDULED)
+    over = None if waits else row.claimed_at or row.finished_at
     for act in audit.of_job(tx, id_text(row.id), row.handler, created_at, limit=MAX_ACTS_READ):
+        if over is not None and act.at >= over:
+            continue
         detail = json_value(act.detail)
         if not isinstance(detail, dict):
             detail = {}
