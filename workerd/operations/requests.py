@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, cast
 
@@ -92,25 +92,27 @@ def get(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> Document:
 def document(tx: Tx, row: RequestRow, jobs: Sequence[JobRow], rules: Rules) -> Document:
     """A request that was read with its jobs."""
     all_read = len(jobs) < requests.MAX_JOBS_READ
-    redaction = rules.of_request(tx, _handlers(row, {job.handler for job in jobs} if all_read else None))
+    there = {job.handler for job in jobs} if all_read else None
+    redaction = rules.of_request(tx, _handlers(row, lambda: there))
     return documents.request(row, redaction, [(job, rules.of(tx, job.handler)) for job in jobs])
 
 
 def document_alone(tx: Tx, row: RequestRow, rules: Rules) -> Document:
     """A request that was read with its graph, but without its jobs."""
-    redaction = rules.of_request(tx, _handlers(row, requests.job_handlers(tx, row.id)))
+    redaction = rules.of_request(tx, _handlers(row, lambda: requests.job_handlers(tx, row.id)))
     return documents.request(row, redaction)
 
 
-def _handlers(row: RequestRow, of_jobs: set[str] | None) -> set[str] | None:
+def _handlers(row: RequestRow, read: Callable[[], set[str] | None]) -> set[str] | None:
     """The handlers of its jobs, of those that its graph has still to make too; None if not all are known.
 
-    `of_jobs`: those of the jobs that it has by now, None if they are not known.
+    `read`: returns those of the jobs that it has by now, None if they are not known.
     """
     graph = _graph(row)
-    if of_jobs is None or graph is None or graph.linked or row.pending == "fill":
+    if graph is None or graph.linked or row.pending == "fill":
         return None
-    return of_jobs | {job.handler for job in graph.all_jobs}
+    of_jobs = read()
+    return None if of_jobs is None else of_jobs | {job.handler for job in graph.all_jobs}
 
 
 def get_with_graph(tx: Tx, request_id: bytes, rules: Rules = UNREDACTED) -> tuple[Document, Graph | None]:

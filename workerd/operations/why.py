@@ -64,7 +64,7 @@ _WAITING = (Status.SCHEDULED, Status.NEW)
 
 
 def _is_held(tx: Tx, row: JobRow) -> bool:
-    return row.run_at == LATEST and links.open_needs(tx, row.id, 1)[0] > 0
+    return row.run_at == LATEST and row.id in links.held(tx, [row.id])
 
 
 def _why_held(tx: Tx, row: JobRow) -> str:
@@ -83,7 +83,7 @@ def _why_not_released(pending: str | None) -> str:
         return "The job waits until its batch is complete; `workerd request show` shows its progress."
     if pending == "cancel":
         return "Its request is ending: the job is cancelled with one of the next slices."
-    return "Its request lets its jobs begin in slices, and this one with one of the next."
+    return "Its request starts its jobs in slices; this one starts with one of the next."
 
 
 def _why_wait(tx: Tx, row: JobRow) -> str:
@@ -116,11 +116,12 @@ def _signal_of(tx: Tx, row: JobRow, request: RequestRow) -> str | None:
 def _live_jobs(tx: Tx, request: RequestRow, jobs: Sequence[JobRow]) -> list[str]:
     """What its first waits wait for, and which other jobs are live."""
     waits = [job for job in jobs if job.handler == WAIT_HANDLER and job.status in _WAITING]
-    begun = [job for job in waits[:MAX_WAITS_READ] if not _is_held(tx, job)][:MAX_JOBS_NAMED]
-    told = {job.id for job in begun}
+    held = links.held(tx, [job.id for job in waits[:MAX_WAITS_READ] if job.run_at == LATEST])
+    begun = [job for job in waits[:MAX_WAITS_READ] if job.id not in held][:MAX_JOBS_NAMED]
+    explained = {job.id for job in begun}
     return [
         *(_what_it_waits_for(tx, f"Its job {line(job.name)}", job, request) for job in begun),
-        *_named_jobs([job for job in jobs if job.id not in told], LIVE),
+        *_named_jobs([job for job in jobs if job.id not in explained], LIVE),
     ]
 
 

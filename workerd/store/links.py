@@ -391,6 +391,19 @@ def open_needs(tx: Tx, job_id: bytes, limit: int) -> tuple[int, list[str]]:
     return (0 if row is None else row[0]), [columns.lenient(name) or "" for (name,) in found]
 
 
+def held(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
+    """Which of these jobs still wait for others."""
+    found: set[bytes] = set()
+    for part in chunks(sorted(ids)):
+        found |= {
+            job_id
+            for (job_id,) in tx.query(
+                f"SELECT id FROM workerd_request_jobs WHERE id IN ({marks(part)}) AND needs > 0", part
+            )
+        }
+    return found
+
+
 def waits_of(tx: Tx, ids: Sequence[bytes]) -> Mapping[bytes, WorkflowJob]:
     """The waits of large graphs among these jobs, by id."""
     found: dict[bytes, WorkflowJob] = {}
