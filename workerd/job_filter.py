@@ -54,11 +54,13 @@ class JobFilter(NamedTuple):
 
     def check_unicode(self) -> None:
         """Raises InvalidValue for texts that cannot be compared with those of a job."""
-        texts = [("handler", self.handler), ("group", self.group)]
-        texts += [("meta", key + text) for key, text in (self.meta or {}).items()]
+        texts = [(name, text) for name in ("handler", "group") if (text := getattr(self, name)) is not None]
+        texts += [("meta", text) for item in (self.meta or {}).items() for text in item]
         for name, text in texts:
+            if not isinstance(text, str):
+                raise InvalidValue(f"{name}: expected text, got {type(text).__name__}")
             try:
-                (text or "").encode()
+                text.encode()
             except UnicodeEncodeError:
                 raise InvalidValue(f"{name}: expected valid Unicode, got a lone surrogate") from None
 

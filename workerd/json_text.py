@@ -32,13 +32,17 @@ def encode(name: str, value: Any) -> bytes:
 
 
 def encode_given(name: str, value: Any) -> bytes:
-    """The same for a value of a caller's. Raises InvalidValue, whatever is wrong with it."""
+    """The same for a value of a caller's. Raises InvalidValue, whatever is wrong with it.
+
+    `name`: "" where the caller says in its own words what the value is.
+    """
     try:
         return encode(name, value)
     except InvalidValue:
         raise
     except (TypeError, ValueError, RecursionError, msgspec.MsgspecError) as error:
-        raise InvalidValue(f"{name}: cannot be encoded as JSON: {error}") from None
+        said = f"cannot be encoded as JSON: {error}"
+        raise InvalidValue(f"{name}: {said}" if name else said) from None
 
 
 def check_finite(name: str, value: Any) -> None:
@@ -48,7 +52,7 @@ def check_finite(name: str, value: Any) -> None:
         inner, place = pending.pop()
         if isinstance(inner, float):
             if not math.isfinite(inner):
-                path = (name + _path(place))[:MAX_PATH_CHARS]
+                path = (name + _path(place)).removeprefix(".")[:MAX_PATH_CHARS]
                 raise InvalidValue(f"{path}: expected a number that JSON has, or null, got {inner}")
         elif isinstance(inner, dict):
             pending.extend((item, (place, key)) for key, item in inner.items())

@@ -406,7 +406,7 @@ def test_a_var_that_json_cannot_represent_is_reported_with_its_path(tmp_path: Pa
     """It would have become null."""
     text = HANDLERS + '[[workflows.w.jobs]]\nname = "x"\nhandler = "a"\nvars = { n = [1, nan] }\n'
     (fault,) = faults(tmp_path, text)
-    assert "vars.n[1]: expected a number" in fault
+    assert "workflows.w.jobs[0].vars: n[1]: expected a number" in fault
 
 
 @pytest.mark.parametrize(

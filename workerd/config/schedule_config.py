@@ -50,7 +50,7 @@ class NamedSchedule(ScheduleConfig, frozen=True):
     """Workflow of the requests that it creates."""
     vars: Annotated[dict[str, Any], v.json_table] = {}
     """Arguments of each job: { region = "eu" }."""
-    params: Annotated[dict[str, Any], v.json_table_of("params")] = {}
+    params: Annotated[dict[str, Any], v.json_table] = {}
     """Params of each request."""
     jitter: Annotated[float, v.duration_between(0, DAY_S)] = 0.0
     """Each tick of a cron starts up to this much later; its delay is random, but the same on every node. 0:

@@ -58,18 +58,11 @@ def table(value: Any) -> dict[str, Any]:
     return value
 
 
-def json_table_of(name: str) -> Validator:
-    """A table of values that JSON can represent; `name`: what its values are called in messages."""
-
-    def convert(value: Any) -> dict[str, Any]:
-        found: dict[str, Any] = table(value)
-        json_text.encode_given(name, found)
-        return found
-
-    return Validator(convert, "a table of values that JSON can represent")
-
-
-json_table = json_table_of("vars")
+@validator("a table of values that JSON can represent")
+def json_table(value: Any) -> dict[str, Any]:
+    found: dict[str, Any] = table(value)
+    json_text.encode_given("", found)
+    return found
 
 
 @validator("true or false")

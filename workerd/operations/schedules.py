@@ -68,7 +68,7 @@ def checked(tx: Tx, config: Config, name: str, given: Mapping[str, Any]) -> Name
     Its handler must be known, and its vars fit the handler's signature.
     """
     known = handlers.known(tx)
-    schedule = rules.checked(name, given, {*known, *config.handlers}, config.workflows)
+    schedule = _formed(known, config, name, given)
     for key, value in (("vars", schedule.vars), ("params", schedule.params)):
         size = len(msgspec.json.encode(value))
         if size > config.gateway.max_body:
@@ -78,15 +78,21 @@ def checked(tx: Tx, config: Config, name: str, given: Mapping[str, Any]) -> Name
     return schedule
 
 
+def _formed(
+    known: Mapping[str, bytes | None], config: Config, name: str, given: Mapping[str, Any]
+) -> NamedSchedule:
+    return rules.checked(name, given, {*known, *config.handlers}, config.workflows)
+
+
 def set_(tx: Tx, actor: Actor, config: Config, name: str, given: Mapping[str, Any]) -> tuple[Document, bool]:
     """Create or replace a schedule at run time; its document, and whether it was created.
 
     Raises InvalidValue, Conflict for the name of a configured one.
     """
-    if name not in schedules.wanted(config):
-        given = _with_redacted(tx, config, name, given)
+    _formed(handlers.known(tx), config, name, given)  # before the store is asked for such a name or handler
+    _refuse_configured(config, name)
+    given = _with_redacted(tx, config, name, given)
     schedule = checked(tx, config, name, given)
-    _refuse_configured(config, name)  # after its values: what is wrong with them is said first
     created = schedule_control.set_(tx, schedule)
     audit.record(
         tx, actor, Action.SCHEDULE_SET, name, {key: given[key] for key in given if key not in SECRETS}
@@ -104,7 +110,7 @@ def _with_redacted(tx: Tx, config: Config, name: str, given: Mapping[str, Any]) 
     target = (str(given.get("handler") or ""), str(given.get("workflow") or ""))
     before = (row.handler or "", row.workflow or "") if row is not None else target
     rules, same = HandlerRules(config), row is not None and target == before
-    # A mark may come of what the schedule had before.
+    # A mark may come from the schedule's former target.
     redaction = Redaction(path for one in (before, target) for path in _of_target(tx, rules, *one).paths)
     found = dict(given)
     for key in SECRETS:
