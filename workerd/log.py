@@ -75,7 +75,7 @@ def configure(config: LogConfig) -> None:
             structlog.processors.format_exc_info,
             _CountRepeats(),
             _escape_values,
-            # After the event's own fields, and below them.
+            # Labels follow the event's fields and never replace one.
             lambda logger, method, event: {**event, **config.labels, **event},
             *_renderers(config),
         ],

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Data with characters that the terminal's encoding lacks must not end the command.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)), FAILED)
+    return flush_stdout(_run(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _run(arguments: list[str]) -> int:

@@ -242,7 +242,7 @@ class Command(TyperCommand):
 
 
 def _check_utf8(value: object) -> None:
-    """Refuse lone surrogates, as which Python keeps other bytes: the store and the supervisor do."""
+    """Refuse bytes that are not UTF-8 (lone surrogates in Python), as the store does."""
     if isinstance(value, list | tuple):
         for each in value:
             _check_utf8(each)

@@ -55,7 +55,7 @@ class RunningDaemon:
 
     @classmethod
     def elsewhere(cls, config: Config) -> RunningDaemon | None:
-        """One that works in this state folder, as far as this user can see, and goes on to."""
+        """One that works in this state folder, and does not exit within ENDING_WAIT_S."""
         try:
             found = cls._holding(Paths(config.node).lock)
         except CommandFailed:

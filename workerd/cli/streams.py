@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from workerd.cli.errors import OutputFailed, report
+from workerd.cli.errors import FAILED, OutputFailed, report
 from workerd.cli.output import notify
 
 
@@ -34,7 +34,7 @@ def open_standard_streams() -> None:
 
 
 class _Output(io.FileIO):
-    """Standard output whose errors no other OSError of a command can be taken for."""
+    """Raises OutputFailed for a failed write, so that no other OSError is mistaken for it."""
 
     def write(self, data: Any) -> int:
         try:
@@ -66,13 +66,13 @@ def discard_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def flush_stdout(status: int, failed: int) -> int:
-    """The exit status once the output is written, `failed` instead of 0 where it cannot be."""
+def flush_stdout(status: int) -> int:
+    """The exit status once the output is written, FAILED instead of 0 where it cannot be."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
         discard_output()
-        return status or failed
+        return status or FAILED
     except OutputFailed as error:
         discard_output()
         return report(error)

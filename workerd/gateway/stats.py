@@ -32,7 +32,7 @@ class StatsCache:
                 return self._document
             self._reading = asyncio.create_task(self._read())
             self._reading.add_done_callback(self._end)
-        return await asyncio.shield(self._reading)  # of a client that leaves the others are not to notice
+        return await asyncio.shield(self._reading)  # a client that leaves must not cancel it for the others
 
     async def _read(self) -> Document:
         self._document = await self._backend.read(lambda tx: stats.read(tx, self._config))

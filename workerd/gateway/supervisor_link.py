@@ -31,7 +31,7 @@ TIMEOUT_S = 2.0
 MAX_QUESTIONS = 16
 """Questions other than status that may wait for their thread; above it requests are refused with 503."""
 SILENCE_S = 2.0
-"""How long nobody is asked who has just let a question run into its timeout."""
+"""After a timeout, a thread asks nothing for this long."""
 
 
 class SupervisorLink:
