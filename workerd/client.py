@@ -22,14 +22,13 @@ from workerd.client_arguments import (
     Source,
     configuration,
     job_list,
-    key_of,
     moment_or_none,
     seconds_or_none,
 )
 from workerd.document_types import Act, Changed, Enqueued, ErrorGroup, Job, Request, Schedule
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
-from workerd.job import parse_id
+from workerd.job import id_bytes, parse_id
 from workerd.job_filter import GivenFilter
 from workerd.job_spec import Duration, JobOptions, JobSpec, NewJob, checked_name, seconds
 from workerd.operations import (
@@ -150,7 +149,7 @@ class Client:
 
     def get(self, job_id: str | uuid.UUID) -> Job:
         """A job with its attempts. Raises NotFound, InvalidValue for a malformed id."""
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         return msgspec.convert(self._read(lambda tx: jobs.get(tx, key)), Job)
 
     def jobs(self, *, limit: int = 50, **wanted: Unpack[GivenFilter]) -> list[Job]:
@@ -175,7 +174,7 @@ class Client:
 
         Raises NotFound, which says why there is none: one that runs has its log on its node.
         """
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         return self._read(lambda tx: logs.get(tx, key, attempt)).text
 
     def edit(
@@ -191,7 +190,7 @@ class Client:
 
         Raises NotFound, Conflict if it does not wait, InvalidValue for what does not fit.
         """
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         change = Edit(
             vars=vars or {},
             priority=priority,
@@ -205,13 +204,13 @@ class Client:
 
     def wait(self, job_id: str | uuid.UUID, timeout: Duration | None = None) -> Job:
         """The job once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         waiting.wait_until(self._read, lambda tx: jobs.ended(tx, key), seconds_or_none("timeout", timeout))
         return self.get(job_id)
 
     def has_ended(self, job_id: str | uuid.UUID) -> bool:
         """Whether a job has ended. Raises NotFound."""
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         return self._read(lambda tx: jobs.ended(tx, key))
 
     def cancel(self, job_id: str | uuid.UUID) -> bool:
@@ -219,7 +218,7 @@ class Client:
 
         Raises NotFound, Conflict if it had already ended.
         """
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         result = self._run(lambda tx: jobs.cancel(tx, self._actor, key))
         self.wake()
         return result == "ended"
@@ -233,7 +232,7 @@ class Client:
         those of the last attempt, as by `edit`. Raises NotFound, InvalidValue for vars that do not fit,
         Conflict while it is live or its unique key is taken.
         """
-        key = key_of(job_id)
+        key = id_bytes(job_id)
         attempt = self._run(
             lambda tx: jobs.retry(tx, self._actor, key, fresh=fresh, config=self._config, vars_=vars)
         )
@@ -291,7 +290,7 @@ class Client:
         if self._config.workflows:
             requests.check_workflow(self._config, workflow)
         checked = requests.checked_params(self._config, params)
-        key = None if id is None else key_of(id)
+        key = None if id is None else id_bytes(id)
         with tracing.submitting(self._tracing, workflow) as submitting:
             traceparent = tracing.traceparent_of(submitting)
             submitted = self._run(lambda tx: requests.submit(tx, workflow, checked, key, traceparent))
@@ -334,18 +333,18 @@ class Client:
         Raises NotFound, Conflict if the request has ended or the signal was given before, InvalidValue for a
         name that no job of it waits for.
         """
-        key = key_of(request_id)
+        key = id_bytes(request_id)
         self._run(lambda tx: requests.signal(tx, self._actor, self._config, key, name, payload))
         self.wake()
 
     def get_request(self, request_id: str | uuid.UUID) -> Request:
         """A request with its jobs. Raises NotFound, InvalidValue for a malformed id."""
-        key = key_of(request_id)
+        key = id_bytes(request_id)
         return msgspec.convert(self._read(lambda tx: requests.get(tx, key)), Request)
 
     def wait_request(self, request_id: str | uuid.UUID, timeout: Duration | None = None) -> Request:
         """The request once it has ended. Raises NotFound, TimeoutError after `timeout` (None: never)."""
-        key = key_of(request_id)
+        key = id_bytes(request_id)
         waiting.wait_until(
             self._read, lambda tx: requests.ended(tx, key), seconds_or_none("timeout", timeout)
         )
@@ -353,7 +352,7 @@ class Client:
 
     def request_has_ended(self, request_id: str | uuid.UUID) -> bool:
         """Whether a request has ended. Raises NotFound."""
-        key = key_of(request_id)
+        key = id_bytes(request_id)
         return self._read(lambda tx: requests.ended(tx, key))
 
     def cancel_request(self, request_id: str | uuid.UUID) -> bool:
@@ -361,7 +360,7 @@ class Client:
 
         Raises NotFound, Conflict if it had already ended.
         """
-        key = key_of(request_id)
+        key = id_bytes(request_id)
         result = self._run(lambda tx: requests.cancel(tx, self._actor, key))
         self.wake()
         return result == "ended"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 from workerd.clock import from_rfc3339
 from workerd.config.build import load
 from workerd.config.model import Config, StoreConfig
-from workerd.job import parse_id
 from workerd.job_spec import Duration, JobSpec, seconds
 
 Source = Config | str | os.PathLike[str] | None
@@ -37,11 +35,6 @@ def job_list(given: Jobs | Iterable[JobSpec | Mapping[str, Any]]) -> Any:
     if isinstance(given, JobSpec | Mapping):
         return [given]
     return list(given) if isinstance(given, Iterable) else given
-
-
-def key_of(ident: str | uuid.UUID) -> bytes:
-    """The 16 bytes of an id. Raises InvalidValue for a malformed one."""
-    return ident.bytes if isinstance(ident, uuid.UUID) else parse_id(ident)
 
 
 def seconds_or_none(name: str, value: Duration | None) -> float | None:

@@ -54,6 +54,8 @@ class CommitUnknown(StoreAway):
     `ids`: the jobs and requests, as UUID text, that exist if it has; to look them up, or to send them again.
     """
 
+    WARNING = "The store did not answer the commit: the change may have been made. Check before you repeat it"
+
     def __init__(
         self, message: str = "", code: int = 0, *, answered: bool = False, ids: tuple[str, ...] = ()
     ) -> None:

@@ -66,6 +66,11 @@ def parse_id(text: str) -> bytes:
         raise InvalidValue(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
 
 
+def id_bytes(ident: str | uuid.UUID) -> bytes:
+    """The 16 bytes of an id, as text or as UUID. Raises InvalidValue for malformed text."""
+    return ident.bytes if isinstance(ident, uuid.UUID) else parse_id(ident)
+
+
 class AttemptRef(NamedTuple):
     """The primary key of a row, by which processes name an attempt to each other."""
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 from workerd.clock import from_rfc3339, to_rfc3339
 from workerd.errors import InvalidValue
 from workerd.fingerprint import parse as parse_fingerprint
-from workerd.job import NAME_LIMIT, Status, id_text, parse_id
+from workerd.job import NAME_LIMIT, Status, id_bytes, id_text
 from workerd.outcome import Reason
 
 MAX_META_KEYS = 20
@@ -133,6 +133,6 @@ def _moment(value: datetime) -> int:
 
 _READERS: dict[str, Callable[[Any], object]] = {
     "status": _choice(Status), "reason": _choice(Reason), "error": parse_fingerprint,
-    "request": lambda value: value.bytes if isinstance(value, uuid.UUID) else parse_id(value),
+    "request": id_bytes,
     "since": _moment, "until": _moment,
 }  # fmt: skip

@@ -19,7 +19,7 @@ from workerd.config.wrong_value import refuse_reserved
 from workerd.duplicates import OnConflict
 from workerd.errors import InvalidValue
 from workerd.group import checked_group
-from workerd.job import NAME_LIMIT, parse_id
+from workerd.job import NAME_LIMIT, id_bytes
 
 Duration = float | str | timedelta
 """Seconds, the text form of the configuration ("90s", "5m"), or a timedelta."""
@@ -334,9 +334,7 @@ def _integer(field_name: str, value: object, least: int) -> int:
 
 
 def _id(value: str | uuid.UUID | None) -> bytes | None:
-    if value is None:
-        return None
-    return value.bytes if isinstance(value, uuid.UUID) else parse_id(value)
+    return None if value is None else id_bytes(value)
 
 
 def _vars(value: object, limit: int) -> bytes:

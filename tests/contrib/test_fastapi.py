@@ -95,7 +95,7 @@ def test_a_commit_without_an_answer_is_503_with_what_it_may_have_made(mysql_serv
         detail = answer.json()["detail"]
         (job_id,) = detail["ids"]
         assert detail["unknown"] is True
-        assert "may have been done" in detail["message"]
+        assert "may have been made" in detail["message"]
         assert store.read(lambda tx: jobs.get(tx, parse_id(job_id)))["handler"] == "thumbnail"
 
     serve(application(line.url, timeout=1), use)

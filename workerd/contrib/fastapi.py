@@ -83,8 +83,7 @@ async def client(connection: HTTPConnection) -> AsyncIterator[AsyncClient]:
 
 
 def _unknown(error: CommitUnknown) -> dict[str, Any]:
-    message = "The store did not answer the commit: the change may have been done. Look before you repeat it."
-    return {"message": message, "unknown": True, "ids": list(error.ids)}
+    return {"message": f"{error.WARNING}.", "unknown": True, "ids": list(error.ids)}
 
 
 Jobs = Annotated[AsyncClient, Depends(client)]

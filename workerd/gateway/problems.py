@@ -76,8 +76,7 @@ def commit_unknown(error: CommitUnknown) -> HTTPProblem:
     """The 503 of a change that may have been made; `ids` are its jobs and requests, if there are any."""
     return HTTPProblem(
         503,
-        "The store did not answer the commit: the change may have been made. Check before you repeat it; "
-        "a repeat with the same Idempotency-Key is safe.",
+        f"{error.WARNING}; a repeat with the same Idempotency-Key is safe.",
         {"Retry-After": str(RETRY_AFTER_S)},
         unknown=True,
         ids=list(error.ids),

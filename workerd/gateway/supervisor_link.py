@@ -71,14 +71,7 @@ class SupervisorLink:
         """
         if self._thread.waiting >= MAX_QUESTIONS:
             return None
-        answers = await self._thread.ask(lambda: self._ask_all({"ask": "metrics"}))
-        if not answers:
-            return None
-        sums = SeriesSums()
-        for answer in answers:
-            with contextlib.suppress(msgspec.ValidationError):  # of another version
-                sums.add(fitting(msgspec.convert(answer.get("series"), list[Series])))
-        return list(sums)
+        return await self._thread.ask(self._ask_counted)
 
     def _ask_status(self) -> dict[str, Any] | None:
         try:
@@ -88,6 +81,16 @@ class SupervisorLink:
 
     def _ask_all(self, question: dict[str, Any]) -> list[dict[str, Any]] | None:
         return [answer for _, answer in ask_all(self._node, question, TIMEOUT_S)] or None
+
+    def _ask_counted(self) -> list[Series] | None:
+        answers = self._ask_all({"ask": "metrics"})
+        if answers is None:
+            return None
+        sums = SeriesSums()
+        for answer in answers:
+            with contextlib.suppress(msgspec.ValidationError):  # of another version
+                sums.add(fitting(msgspec.convert(answer.get("series"), list[Series])))
+        return list(sums)
 
     def close(self) -> None:
         """Drop the questions that wait."""
