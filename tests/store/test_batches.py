@@ -278,7 +278,7 @@ def test_a_retry_by_hand_while_a_batch_is_released_leaves_none_held(
     store.run(lambda tx: job_control.retry(tx, claim.id))
     held = store.read(lambda tx: tx.query("SELECT id FROM workerd_jobs WHERE status = 'scheduled'"))
     told = store.read(lambda tx: explain(tx, CONFIG, held[0][0], {}))[1]
-    assert told == ["Its request lets its jobs begin in slices, and this one with one of the next."]
+    assert told == ["Its request starts its jobs in slices; this one starts with one of the next."]
     work(store)
     assert len(s.finish(store, "h")) == 7
     assert progress(store, request_id) == ("completed", 7, 0, 7)
