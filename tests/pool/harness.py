@@ -80,10 +80,15 @@ def make_pool(*attributes: str, module: str = "pool_handlers", **options: Any) -
     )
 
 
+def process_state(pid: int) -> str:
+    """The letter of proc(5): `T` for one that is stopped. Raises OSError if there is none."""
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
 def alive(pid: int) -> bool:
     """Whether the process exists and is not a zombie."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        return process_state(pid) not in "ZX"
     except OSError:
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pool.harness import PoolHarness, alive, make_pool, released, warm_up
+from tests.pool.harness import PoolHarness, alive, make_pool, process_state, released, warm_up
 from workerd.job import Claim, Status
 from workerd.messages import Claims
 from workerd.outcome import Reason
@@ -178,6 +179,29 @@ def test_nothing_is_started_after_the_lease_though_nobody_says_that_it_is_over(
     harness.lease(True)
     harness.until(lambda: harness.dispatcher.demand.handlers)
     assert harness.run("noop").reason is Reason.OK
+
+
+@pytest.mark.parametrize("said", [True, False])
+def test_what_a_worker_had_not_begun_does_not_begin_under_the_next_lease(
+    harness: PoolHarness, marks: Path, said: bool
+) -> None:
+    """As when the whole node is stopped, and its workers wake up last: another may have run it by now."""
+    worker = harness.run("pid").pid
+    assert worker is not None
+    os.kill(worker, signal.SIGSTOP)
+    harness.until(lambda: process_state(worker) == "T")
+    stale = harness.claim("gate", folder=str(marks))
+    harness.give(stale)
+    harness.until(lambda: stale.ref in harness.holdings(1) and not harness.dispatcher.jobs)
+    harness.lease(True, time.monotonic_ns())
+    if said:
+        harness.lease(False, time.monotonic_ns())
+    harness.lease(True)
+    assert stale.ref in harness.holdings(2)  # the pool has read the leases, and its worker is stopped
+    os.kill(worker, signal.SIGCONT)
+    assert released(harness.outcome(stale))
+    assert not (marks / "gate").exists()
+    assert harness.run("pid").pid == worker
 
 
 def test_a_new_ingester_gets_unacknowledged_outcomes(harness: PoolHarness) -> None:

@@ -70,6 +70,17 @@ def test_a_job_that_was_queued_does_not_begin_after_the_lease(started: Any, size
     assert worker.run("add", {"a": 2}).payload == b"3"
 
 
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_job_of_a_lease_that_was_lost_does_not_begin_under_the_next(started: Any, size: int) -> None:
+    """Another node may have run it in between."""
+    worker = started("add")
+    worker.flags.set_first_serial(worker.serial + 2)
+    worker.assign("add", {"a": 2}, params=b" " * size)
+    assert worker.receive() == Unstarted(worker.serial)
+    assert worker.flags.started == 0
+    assert worker.run("add", {"a": 2}).payload == b"3"
+
+
 def test_a_job_that_closes_its_output_has_a_result(started: Any) -> None:
     """Although its output can no longer be read."""
     result = started("closes_pipes").run("closes_pipes")

@@ -109,6 +109,8 @@ class Assigner:
 
     def on_lease(self, lease: LeaseState) -> None:
         """The dispatcher says whether it holds the node's lease, and until when."""
+        if self._lease_is_over:  # this process was stopped meanwhile
+            self._set_lease(held=False)
         self._start_until_ns = lease.until_ns
         self._worker_manager.set_start_until(lease.until_ns)
         self._set_lease(lease.held)
@@ -119,6 +121,7 @@ class Assigner:
         self._lease_held = held
         self._worker_manager.set_stopping(not self._may_start_jobs)
         if not held:
+            self._worker_manager.void_unstarted()
             self.release_unstarted()
         self.report_capacity_soon()
 
@@ -252,7 +255,7 @@ class Assigner:
     def on_revoked(self, attempt: AssignedAttempt) -> None:
         if attempt.cancelled:
             self._endings.cancel(attempt.claim)
-        elif self._may_start_jobs:
+        elif self._may_start_jobs and not attempt.is_void:
             self._queue.waiting.appendleft(attempt.claim)
             self._assign_soon()
         else:

@@ -49,13 +49,14 @@ class AssignedAttempt:
     `start_ns`: CLOCK_MONOTONIC, when it was assigned, or when the pool saw the attempt before it end.
     `hard_deadline`: monotonic seconds after which the worker is killed. `interrupt_reason`: why the soft
     signal is being sent. `cancelled`: a cancel was requested, so it is not retried however it ends.
+    `is_void`: it may not begin any more, since the node has lost the lease under which it was claimed.
     `state`: what it has saved, None if nothing. `log`: what it printed and logged, once it printed anything
     that may be kept. `scrubber`: of its output; made when it prints something, if its handler redacts values.
     """
 
     __slots__ = (
-        "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "keep_log",
-        "log", "log_limit", "note", "peak_kib", "progress", "progress_changed", "progress_sent_ns",
+        "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "is_void",
+        "keep_log", "log", "log_limit", "note", "peak_kib", "progress", "progress_changed", "progress_sent_ns",
         "resumable", "scrubber", "serial", "stack", "start_ns", "state",
     )  # fmt: skip
 
@@ -72,6 +73,7 @@ class AssignedAttempt:
         self.start(start_ns)
         self.interrupt_reason = KillReason.NONE
         self.cancelled = False
+        self.is_void = False
         self.progress: float | None = None
         self.note: str | None = None
         self.progress_changed = True

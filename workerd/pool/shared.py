@@ -42,14 +42,14 @@ class WorkerFds:
     dump: int
 
 
-_SERIAL, _DEADLINE, _REQUEST, _STOPPING, _STARTED, _CPU_US, _START_UNTIL = range(7)
+_SERIAL, _DEADLINE, _REQUEST, _STOPPING, _STARTED, _CPU_US, _START_UNTIL, _FIRST_SERIAL = range(8)
 _CANCEL, _INTERRUPT = 1, 2
 NO_END_NS = 2**63 - 1
 """Before the first LeaseState, and for runs outside of a pool."""
 
 
 class SharedFlags:
-    """Seven 64-bit words, shared with the children that are forked later: for a worker that never reads.
+    """Eight 64-bit words, shared with the children that are forked later: for a worker that never reads.
 
     A signal only says that they changed, so one that arrives after its job has ended does no harm. The
     worker writes `started` and `cpu_us`, the pool the others. Each word is written by one store instruction
@@ -87,14 +87,18 @@ class SharedFlags:
         """The node stops or has lost its lease: finish soon. Not bound to one attempt."""
         return self._words[_STOPPING] != 0
 
-    @property
-    def start_until_ns(self) -> int:
-        """CLOCK_MONOTONIC nanoseconds after which no attempt may begin: the node's lease may be over."""
-        return self._words[_START_UNTIL]
+    def may_begin(self, serial: int, now_ns: int) -> bool:
+        """Whether the node has had its lease from when it assigned this attempt until now, CLOCK_MONOTONIC."""
+        # Read in this order: with a renewed lease the pool writes its end last.
+        return now_ns < self._words[_START_UNTIL] and serial >= self._words[_FIRST_SERIAL]
 
     def set_start_until(self, until_ns: int) -> None:
-        """Set until when attempts may begin."""
+        """Set until when attempts may begin, CLOCK_MONOTONIC nanoseconds: then the lease may be over."""
         self._words[_START_UNTIL] = until_ns
+
+    def set_first_serial(self, serial: int) -> None:
+        """Set from which on attempts may begin: those before belong to a lease that is over."""
+        self._words[_FIRST_SERIAL] = serial
 
     @property
     def started(self) -> int:

@@ -85,12 +85,13 @@ class WorkerChannel:
             if not count:
                 return None
             message = self._view[:count]
+            serial = serial_of(message)
             # The node may have been stopped since it was queued, and another run it by now.
-            in_time = time.monotonic_ns() < self._flags.start_until_ns
-            if in_time:
-                self._flags.mark_started(serial_of(message))
+            may_begin = self._flags.may_begin(serial, time.monotonic_ns())
+            if may_begin:
+                self._flags.mark_started(serial)
             assignment = assignment_in(message, self._decoder) or self._receive_long()
-            if assignment is None or in_time:
+            if assignment is None or may_begin:
                 return assignment
             self.send(Unstarted(assignment.serial))
 

@@ -247,6 +247,12 @@ class WorkerManager:
             if worker.state is not WorkerState.DEAD:
                 worker.flags.set_stopping(stopping)
 
+    def void_unstarted(self) -> None:
+        """Let no attempt begin that was assigned so far: the node has lost its lease."""
+        for worker in self.workers.values():
+            if worker.state is not WorkerState.DEAD:
+                worker.void_unstarted()
+
     def set_start_until(self, until_ns: int) -> None:
         """Set until when attempts may begin, in every worker."""
         for worker in self.workers.values():

@@ -53,7 +53,7 @@ class AttemptOwner(Protocol):
         """It finished an attempt."""
 
     def on_unstarted(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
-        """It took an attempt and did not begin it, since the lease was over."""
+        """It took an attempt and did not begin it, since the lease was over, or had been."""
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
         """The handler saved something in an attempt, and waits for Kept."""
@@ -194,6 +194,13 @@ class WorkerProcess:
         self._read_results()
         for attempt in reversed(revoked):
             self._attempts.on_revoked(attempt)
+
+    def void_unstarted(self) -> None:
+        """Let it begin nothing that it was assigned so far: the node has lost its lease."""
+        self.flags.set_first_serial(self._last_serial + 1)
+        for attempt in (self.attempt, *self.queued):
+            if attempt is not None:
+                attempt.is_void = True
 
     def _revoke_present(self, attempt: AssignedAttempt, revoked: list[AssignedAttempt]) -> None:
         """The present attempt was taken out too: the worker started a later one, or gets it once more."""
