@@ -173,6 +173,28 @@ def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tm
     assert '"interrupted"' in background.cli("job", "show", job_id, "--json").stdout
 
 
+def test_ctrl_c_in_a_stop_says_what_becomes_of_the_daemon(background: Background, tmp_path: Path) -> None:
+    """It stops all the same, once its jobs have ended."""
+    background.cli("start")
+    job_id = background.cli("enqueue", "waits", f"path={tmp_path}/file").stdout.strip()
+    eventually(lambda: '"inprogress"' in background.cli("job", "show", job_id, "--json").stdout)
+    process = background.process()
+    stop = subprocess.Popen(
+        [sys.executable, "-m", "workerd", "stop", "-c", str(background.config)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert stop.stderr is not None
+    assert stop.stderr.readline().startswith("Waiting at most")
+    stop.send_signal(signal.SIGINT)
+    _, err = stop.communicate(timeout=30)
+    assert stop.returncode == 130
+    assert err.startswith("workerd continues to stop; a second `workerd stop`")
+    (tmp_path / "file").touch()
+    psutil.wait_procs([process], timeout=30)
+    assert not lives(process)
+
+
 @pytest.mark.parametrize("command", [("reload",), ("restart", "waits")])
 def test_a_daemon_that_is_stopping_is_no_error_of_the_configuration(
     background: Background, tmp_path: Path, command: tuple[str, ...]

@@ -92,6 +92,20 @@ def test_the_death_of_a_pool_that_loads_its_handlers_is_named(tmp_path: Path, co
         assert troubles == {sentence}
 
 
+def test_a_pool_that_is_still_loading_does_not_delay_a_stop(tmp_path: Path) -> None:
+    """It has no jobs to wait for, and reads no message before its handlers are there."""
+    mark = tmp_path / "loading"
+    code = f"import pathlib, time\npathlib.Path({str(mark)!r}).touch()\ntime.sleep(1000)"
+    harness = QuarantineHarness(tmp_path, code, 'load_timeout = "10m"')
+    harness.daemon.spawn()
+    try:
+        eventually(mark.exists, state=harness.daemon.tail)
+        assert harness.daemon.stop() == 0
+        assert "still loading its handlers" in harness.daemon.logged()
+    finally:
+        harness.daemon.end()
+
+
 def test_a_retry_of_a_quarantined_pool_leaves_the_node_ready(tmp_path: Path) -> None:
     """The node reports ready during the whole trial start."""
     broken = "import time\ntime.sleep(0.3)\nraise ValueError('not yet')"

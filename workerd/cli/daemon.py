@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -60,6 +62,11 @@ def start(c: ConfigPath = None) -> None:
 def _start(config: Config, path: Path | None) -> None:
     log_file = config.node.state_dir / "workerd.log"
     pidfd = _spawn(log_file, path)
+    with _telling_at_ctrl_c("workerd continues to start; `workerd stop` stops it."):
+        _wait_until_ready(config, pidfd, log_file)
+
+
+def _wait_until_ready(config: Config, pidfd: int | None, log_file: Path) -> None:
     began = time.monotonic()
     told: set[str] = set()
     while time.monotonic() < began + START_TIMEOUT_S:
@@ -78,6 +85,16 @@ def _start(config: Config, path: Path | None) -> None:
         f"workerd was started but is not ready after {seconds_text(START_TIMEOUT_S)}: "
         f"`workerd status` and {log_file} show what it waits for."
     )
+
+
+@contextlib.contextmanager
+def _telling_at_ctrl_c(text: str) -> Iterator[None]:
+    """Say what becomes of the daemon when the command that waits for it is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        notify(text)
+        raise
 
 
 def _ask_status(config: Config) -> dict[str, object]:
@@ -102,7 +119,13 @@ def stop(c: ConfigPath = None) -> None:
 
 
 def _stop(config: Config, running: RunningDaemon) -> None:
+    was_stopping = _ask_status(config).get("state") == "draining"
     running.signal(signal.SIGTERM)
+    with _telling_at_ctrl_c("workerd continues to stop; a second `workerd stop` does not wait for its jobs."):
+        _wait_until_gone(config, running, was_stopping=was_stopping)
+
+
+def _wait_until_gone(config: Config, running: RunningDaemon, *, was_stopping: bool) -> None:
     deadline = time.monotonic() + config.shutdown.drain + STOP_MARGIN_S
     notify_at = time.monotonic() + 1.0
     while running.is_alive():
@@ -113,7 +136,11 @@ def _stop(config: Config, running: RunningDaemon) -> None:
             )
         if time.monotonic() > notify_at:
             drain = seconds_text(config.shutdown.drain)
-            notify(f"Waiting at most {drain} for running jobs; a second `workerd stop` does not wait.")
+            notify(
+                "It was stopping already: its running jobs are interrupted, and run again later."
+                if was_stopping
+                else f"Waiting at most {drain} for running jobs; a second `workerd stop` does not wait."
+            )
             notify_at = deadline + 1
         time.sleep(POLL_INTERVAL_S)
 
@@ -138,11 +165,12 @@ def _restart_pool(config: Config, running: RunningDaemon | None, pool: str) -> N
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it with all of its pools.")
     try:
-        answer = ask(
-            serving_paths(config.node).supervisor,
-            {"ask": "restart", "pool": pool},
-            timeout=_reload_limit(config),
-        )
+        with _telling_at_ctrl_c("workerd continues to restart the pool; `workerd status` shows it."):
+            answer = ask(
+                serving_paths(config.node).supervisor,
+                {"ask": "restart", "pool": pool},
+                timeout=_reload_limit(config),
+            )
     except PermissionError:
         raise CommandFailed(
             f"You may not restart pools of workerd (process id {running.pid}). "
@@ -188,7 +216,10 @@ def reload(c: ConfigPath = None) -> None:
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it.")
     try:
-        answer = ask(serving_paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config))
+        with _telling_at_ctrl_c("workerd continues to reload; its log shows what became of it."):
+            answer = ask(
+                serving_paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config)
+            )
     except PermissionError:
         running.signal(signal.SIGHUP)
         notify("Sent SIGHUP to workerd; its log shows whether the reload succeeded.")

@@ -16,6 +16,8 @@ from workerd.errors import WorkerdError
 
 COMPLETION_VARIABLE = "_WORKERD_COMPLETE"
 """Set by the shell that asks for completions."""
+GROUPS = (["job"], ["request"], ["errors"])
+"""Words that begin several commands."""
 MAX_YOUNG_OBJECTS = 100_000
 """Of the garbage collector in a command, before it looks for cycles."""
 
@@ -53,16 +55,21 @@ def _run(arguments: list[str]) -> int:
 
 
 def _configuration_last(arguments: list[str]) -> list[str]:
-    """The arguments with a `-c PATH` in front of the command behind its words, where commands take it."""
-    if not arguments or not arguments[0].startswith("-c"):
+    """The arguments with a `-c PATH` in front of the command behind its words, where commands take it.
+
+    It may be in front of a group, such as `job`, or between that and its command.
+    """
+    in_group = arguments[:1] in GROUPS
+    group, given = arguments[:in_group], arguments[in_group:]
+    if not given or not given[0].startswith("-c"):
         return arguments
-    given = 1 if len(arguments[0]) > 2 else 2
-    option, rest = arguments[:given], arguments[given:]
-    words = next((n for n, word in enumerate(rest) if word.startswith("-")), len(rest))
-    words = min(words, 2 if rest[:1] in (["job"], ["request"], ["errors"]) else 1)
-    if not words:
-        return rest if len(option) == 2 and rest else arguments
-    return [*rest[:words], *option, *rest[words:]]
+    count = 1 if len(given[0]) > 2 else 2
+    option, rest = given[:count], [*group, *given[count:]]
+    words = 2 if rest[:1] in GROUPS else 1
+    found = next((n for n, word in enumerate(rest) if word.startswith("-")), len(rest))
+    if found < words and (rest[:1] != ["errors"] or rest[found:] == ["--help"]):
+        return rest or arguments  # without a command nothing reads the configuration
+    return [*rest[: min(words, found)], *option, *rest[min(words, found) :]]
 
 
 def _dispatch(arguments: list[str]) -> None:

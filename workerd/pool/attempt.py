@@ -56,8 +56,8 @@ class AssignedAttempt:
 
     __slots__ = (
         "cancelled", "claim", "cpu_us", "deadline", "grace", "hard_deadline", "interrupt_reason", "is_void",
-        "keep_log", "log", "log_limit", "note", "peak_kib", "progress", "progress_changed", "progress_sent_ns",
-        "resumable", "scrubber", "serial", "stack", "start_ns", "state",
+        "keep_log", "log", "log_limit", "note", "peak_kib", "progress", "progress_changed",
+        "progress_sent_ns", "resumable", "scrubber", "serial", "stack", "start_ns", "state",
     )  # fmt: skip
 
     def __init__(self, serial: int, claim: Claim, policy: Policy, start_ns: int) -> None:

@@ -271,6 +271,10 @@ class Children:
     def _leave_dead(self, child: SupervisedChild, status: int) -> None:
         """Move a dead child to what follows: forgotten, or started again after a pause."""
         if child.state is ChildState.STOPPING:
+            if child.was_killed:
+                self._log.warning(
+                    "child.exited", child=child.name, exit_status=status, death=child.last_death
+                )
             child.move(ChildState.EMPTY)
             self._forget_former(child)
             self.send_roster()

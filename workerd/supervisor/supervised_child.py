@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -20,6 +21,8 @@ from workerd.text import death_text
 
 EOF_TO_DEATH_S = 0.2
 """A child whose channel ended is killed if it is not dead by then."""
+LOADING_LIMIT_S = 1.0
+"""For a pool that is to stop while it imports its handlers: it has no jobs yet, and reads no message."""
 
 
 class ChildState(StrEnum):
@@ -164,12 +167,18 @@ class SupervisedChild:
             self.move(ChildState.STOPPING)
         self.send(message)
         self._kill_later(limit, f"did not end within {limit:g} s")
+        if self._is_loading:
+            self._loop.call_later(LOADING_LIMIT_S, partial(self._kill_if_loading, self.life))
 
     def kill(self, reason: str) -> None:
         """Send SIGKILL; `reason` completes "it …" in the log. The death is handled like any other."""
         if self._process is not None:
             self._kill_reason = self._kill_reason or reason
             self._process.kill()
+
+    def _kill_if_loading(self, life: int) -> None:
+        if self.life == life and self._is_loading:
+            self.kill("was still loading its handlers")
 
     def _kill_later(self, delay: float, reason: str) -> None:
         life = self.life
@@ -208,6 +217,11 @@ class SupervisedChild:
         """Count its silence from now on."""
         self._patience.heard(time.monotonic())
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether the supervisor killed its present or last process."""
+        return bool(self._kill_reason)
+
     def was_killed_at_work(self, status: int) -> bool:
         """Whether a process that had started died of a SIGKILL that the supervisor did not send."""
         at_work = self.last_beat.state not in ("", "starting", "failed")
@@ -245,9 +259,9 @@ class SupervisedChild:
             return
         self._process = None
         reason, sentence = self._describe_death(status)
+        self.last_death = f"{self.name} {sentence}"
         if self.state is not ChildState.STOPPING:
             self.deaths[reason] += 1
-            self.last_death = f"{self.name} {sentence}"
             has_said_why = self.trouble and self.last_beat.state in ("starting", "failed")
             if not has_said_why or self._is_loading:
                 self.trouble = self.last_death
