@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -45,6 +47,7 @@ COOLER_KEY = "~cooler"
 
 NAME_LIMIT = 191
 """Characters in the name of a handler, key, step or node: the limit of an index."""
+MAX_SHOWN_IDS = 10
 
 
 def new_id() -> bytes:
@@ -64,6 +67,11 @@ def parse_id(text: str) -> bytes:
         return uuid.UUID(text).bytes
     except (ValueError, AttributeError, TypeError) as error:
         raise InvalidValue(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
+
+
+def shown_ids(ids: Iterable[bytes]) -> list[str]:
+    """The first of these ids as text, for a line of the log."""
+    return [id_text(one) for one in itertools.islice(ids, MAX_SHOWN_IDS)]
 
 
 def id_bytes(ident: str | uuid.UUID) -> bytes:

@@ -191,6 +191,7 @@ def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     [
         ("[dispacher]\nbatch = 1", 'the nearest is "dispatcher"'),
         ("[dispatcher]\nbach = 1", 'the nearest is "batch"'),
+        ('[handler.x]\ncall = "a:b"', 'the nearest is "handlers"'),
         ("[dispatcher]\nworkers = 1", "it belongs in [defaults] or [handlers.NAME] or [pools.NAME]"),
         ("[dispatcher]\nLEASE = 1", 'the nearest is "lease"'),
         ("[shutdown]\nxyz = 1", "known are drain"),

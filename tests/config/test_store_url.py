@@ -54,7 +54,8 @@ def test_several_hosts_each_with_its_port() -> None:
         ("mysql://u:s3cret@a,,b/d", "before and after each ','"),
         ("mysql://u:s3cret@a:3306,a/d", "each host once"),
         ("mysql://u:s3cret@a:x,b/d", "percent-encode"),
-        ("mysql://u:s3cret@a,b:70000/d", "percent-encode"),
+        ("mysql://u:s3cret@a,b:70000/d", "each host a port below 65536"),
+        ("mysql://u:99999/d", "percent-encode"),  # the end of a password may be behind the '/'
     ],
 )
 def test_a_wrong_list_of_hosts(url: str, wrong: str) -> None:

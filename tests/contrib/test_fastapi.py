@@ -98,7 +98,7 @@ def test_a_commit_without_an_answer_is_503_with_what_it_may_have_made(mysql_serv
         assert "may have been made" in detail["message"]
         assert store.read(lambda tx: jobs.get(tx, parse_id(job_id)))["handler"] == "thumbnail"
 
-    serve(application(line.url, timeout=1), use)
+    serve(application(line.url, timeout=3), use)
     line.close()
     store.close()
     mysql_server.drop_database(name)

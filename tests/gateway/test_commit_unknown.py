@@ -22,7 +22,7 @@ from workerd.job_spec import JobSpec
 from workerd.operations.enqueue import KnownHandlers
 from workerd.store.engines import open_store
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 2.0
 HANDLER = HandlerConfig(name="noop", call="x:y", pool="noop")
 JOB = {"handler": "noop"}
 POSTS: dict[str, dict[str, Any]] = {

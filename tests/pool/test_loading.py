@@ -65,11 +65,14 @@ def test_the_decorators_options_are_plain_data() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        ("no_such_module:f", ["importing no_such_module failed", "ModuleNotFoundError"]),
+        (
+            "no_such_module:f",
+            ["importing no_such_module failed", "ModuleNotFoundError", "the handler's `path`"],
+        ),
         ("os:nothing", ["os has no nothing"]),
         ("os:sep", ["expected a function or a class with ensure", "got a str"]),
         ("tests.pool.handlers.worker_handlers:generator", ["generator function"]),
-        ("broken:f", ["importing broken failed", "SyntaxError"]),
+        ("broken:f", ["importing broken failed", "SyntaxError", "broken.py, line 1"]),
         ("raises:f", ["importing raises failed", "ValueError: at import", "raises.py, line 2"]),
         ("exits:f", ["importing exits failed", "SystemExit"]),
     ],

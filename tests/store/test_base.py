@@ -154,7 +154,7 @@ def test_a_server_that_died_before_the_statement(own_server: DatabaseServer, ope
 
 def test_a_server_that_does_not_answer(own_server: DatabaseServer, opened: Opened) -> None:
     """A statement that writes has its commit in it: it may be there or not. A look leaves nothing open."""
-    store = opened(own_server.url(own_server.new_database()), timeout=0.5)
+    store = opened(own_server.url(own_server.new_database()), timeout=1.5)
     store.migrate()
     insert(store)
     for write in (True, False):
@@ -357,7 +357,7 @@ def test_a_commit_with_its_statement_that_is_not_answered_is_unknown(
     made = enqueue(store, "h")
     proxy = SilentCommit(url)
     try:
-        behind = opened(proxy.url, timeout=1.0)
+        behind = opened(proxy.url, timeout=2.0)
         behind.read(lambda tx: tx.now)
         proxy.armed = True
         with pytest.raises(CommitUnknown):

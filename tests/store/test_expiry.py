@@ -213,7 +213,7 @@ def test_its_request_fails(store: Store) -> None:
     row, jobs = store.read(lambda tx: requests.get(tx, request_id))
     assert row.status == "failed"
     assert row.error is not None
-    assert row.error.startswith('"a" expired: It had to start within')
+    assert row.error.startswith('"a" expired: It had to start as soon as it was due')
     assert [one.reason for one in jobs] == ["expired"]
 
 

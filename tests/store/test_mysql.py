@@ -295,7 +295,7 @@ def test_a_commit_without_an_answer_is_unknown(own_server: DatabaseServer, opene
 
 def test_a_frozen_server_is_away_after_the_timeout(own_server: DatabaseServer, opened: Opened) -> None:
     """No statement, COMMIT or connect waits without a limit."""
-    store = opened(own_server.url(own_server.new_database()), timeout=0.5)
+    store = opened(own_server.url(own_server.new_database()), timeout=1.5)
     store.migrate()
     own_server.freeze()
     try:

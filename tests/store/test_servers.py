@@ -58,7 +58,7 @@ def test_a_frozen_server_leaves_time_for_the_next(
 ) -> None:
     """Its kernel accepts the connection, and nobody greets."""
     durable_server.freeze()
-    store = opened(beside(url, own_server, f"127.0.0.1:{durable_server.port}", "{}"), timeout=1.0)
+    store = opened(beside(url, own_server, f"127.0.0.1:{durable_server.port}", "{}"), timeout=3.0)
     assert status(store, enqueue(store, "h")) == "new"
 
 

@@ -268,6 +268,20 @@ def test_a_stopped_child_is_replaced(tmp_path: Path, name: str) -> None:
     assert_settled(harness.rows)
 
 
+def test_the_status_tells_of_a_role_that_makes_no_progress(tmp_path: Path) -> None:
+    """Before the watchdog ends it; what it last said of the lease runs out meanwhile."""
+    config = CONFIG.replace('watchdog = "2s"', 'watchdog = "60s"')
+    with Daemon(tmp_path / "node", f"sqlite:///{tmp_path}/store.db", config) as daemon:
+        dispatcher = psutil.Process(daemon.status()["roles"]["dispatcher"]["pid"])
+        dispatcher.suspend()
+        eventually(lambda: "no progress for" in daemon.status()["roles"]["dispatcher"]["trouble"])
+        first = daemon.status()["roles"]["dispatcher"]["lease_left"]
+        eventually(lambda: daemon.status()["roles"]["dispatcher"]["lease_left"] < first)
+        assert "it is killed after 60 s" in daemon.cli("status", check=False).stdout
+        dispatcher.resume()
+        eventually(lambda: not daemon.status()["roles"]["dispatcher"]["trouble"])
+
+
 def test_a_stopped_supervisor_kills_no_child_when_it_resumes(harness: LifecycleHarness) -> None:
     """Jobs run meanwhile; on resume it does not mistake its own pause for stuck children."""
     supervisor = harness.supervisor()

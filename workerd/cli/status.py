@@ -17,7 +17,7 @@ from workerd.cli.output import (
     print_table,
     print_text,
 )
-from workerd.cli.running import refuse_elsewhere
+from workerd.cli.running import RunningDaemon, refuse_elsewhere
 from workerd.cli.session import load_config
 from workerd.cli.views import second
 from workerd.config.model import Config
@@ -54,8 +54,10 @@ def ask_supervisor(config: Config) -> Document:
             f"`systemctl start workerd`."
         ) from None
     except OSError as error:
+        running = RunningDaemon.find(config)
+        process = f" Its supervisor, process id {running.pid}, may be stopped or starved." if running else ""
         raise CommandFailed(
-            f"workerd does not answer at {path} ({error}). Check its log, then retry."
+            f"workerd does not answer at {path} ({error}).{process} Jobs continue without it; retry later."
         ) from None
 
 
@@ -114,7 +116,7 @@ def _print(document: Document) -> None:
         return
     print_text()
     print_table(
-        ["pool", "state", "pid", "up", "restarts", "workers", "waiting", "handlers", "trouble"],
+        ["pool", "state", "pid", "up", "restarts", "workers", "waiting here", "handlers", "trouble"],
         [_pool_row(name, pool) for name, pool in pools],
     )
     _print_running(pools)

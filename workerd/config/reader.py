@@ -268,7 +268,8 @@ class Table:
 
     def unknown(self, name: str, known: Mapping[str, object]) -> None:
         """Add an error about an unknown key; its value is not shown, it may be a secret."""
-        elsewhere = tables_with(name) if len(self.key) < 3 else []
+        is_table = not self.key and isinstance(self.values[name], dict)  # [handler.x] is no key of another
+        elsewhere = tables_with(name) if len(self.key) < 3 and not is_table else []
         hint = f"; it belongs in {' or '.join(elsewhere)}" if elsewhere else nearest(name, known)
         self.error(f"expected a known key, got an unknown one{hint}", name)
 

@@ -85,8 +85,10 @@ def parse_store_url(url: str) -> StoreUrl:
     try:
         parts = urlsplit(url)
         hosts = _hosts(parts.netloc.rpartition("@")[2])
-    except ValueError:
-        # The message would repeat what stands between ':' and '/', which may be a password.
+    except ValueError as error:
+        # Its message would repeat what stands between ':' and '/', which may be a password.
+        if isinstance(error, _WrongPort) and "@" in parts.netloc:
+            raise _invalid([f"give each host a port below {MAX_PORTS}"]) from None
         raise _invalid(["percent-encode '#', '/', '?' and '@' in the password"]) from None
     wrong = ["percent-encode '#' as %23"] if parts.fragment else []
     if "\0" in url or "%00" in url:
@@ -127,6 +129,10 @@ def _invalid(wrong: list[str]) -> InvalidValue:
     return InvalidValue(f"expected {STORE_URL_FORM}; {'; '.join(wrong)}")
 
 
+class _WrongPort(ValueError):
+    """A port that no host has."""
+
+
 def _hosts(text: str) -> tuple[Host, ...]:
     """The servers in `host:port,host:port`, each with or without its port. Raises ValueError."""
     return tuple(map(_host, text.split(",")))
@@ -141,8 +147,10 @@ def _host(text: str) -> Host:
         port = rest[1:]
     elif ":" in text:
         name, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and int(port) < MAX_PORTS):
+    if port and not (port.isascii() and port.isdigit()):
         raise ValueError(text)
+    if len(port) > 5 or int(port or 0) >= MAX_PORTS:
+        raise _WrongPort
     return Host(name.lower(), int(port or 0) or DEFAULT_PORT)
 
 

@@ -7,7 +7,7 @@ import time
 from workerd.clock import SECOND
 from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.tasks import TaskRunner, jittered
-from workerd.job import AttemptRef, HeldAttempt
+from workerd.job import AttemptRef, HeldAttempt, shown_ids
 from workerd.log import get_logger
 from workerd.outcome import lost
 from workerd.policy import next_after_loss
@@ -21,7 +21,7 @@ LONGEST_LEASE_S = 3600.0
 SET_BACK_US = SECOND
 MAX_ROWS = 500
 """Claims of one slice."""
-NODE_DIED = 'the node "{name}" died while it was waiting there or running'
+NODE_DIED = 'The node "{name}" died while the job waited there or was running.'
 
 _log = get_logger("dispatcher")
 
@@ -160,11 +160,12 @@ class Rescue:
     def _count(self, node: NodeRecord, refs: set[AttemptRef]) -> None:
         """Those that were deferred, as another transaction locked their rows, are sent again."""
         counted = self._counted.setdefault(node.id, set())
-        claims = len(refs - counted)
-        counted |= refs
-        if claims:
-            self.rescued += claims
-            _log.warning("claims.rescued", node=node.name, claims=claims)
+        fresh = refs - counted
+        counted |= fresh
+        if fresh:
+            self.rescued += len(fresh)
+            jobs = shown_ids(ref.id for ref in fresh)
+            _log.warning("claims.rescued", node=node.name, claims=len(fresh), jobs=jobs)
 
     def _on_written(self) -> None:
         self._writing = False

@@ -12,7 +12,7 @@ from workerd.dispatcher.monitored_store import MonitoredStore
 from workerd.dispatcher.pool_links import PoolLink, PoolLinks
 from workerd.dispatcher.store_comparison import StoreComparison
 from workerd.dispatcher.tasks import TaskRunner
-from workerd.job import COOLER_KEY, AttemptRef, HeldAttempt
+from workerd.job import COOLER_KEY, AttemptRef, HeldAttempt, shown_ids
 from workerd.log import get_logger
 from workerd.messages import BarrierDone, DeadPool, Holdings, Inventory, Roster
 from workerd.outcome import Outcome, lost, released
@@ -29,7 +29,7 @@ LATE_COMMIT_S = 10.0
 SUCCESSOR_POLL_S = 5.0
 """Until an attempt is settled that waits for a later one to end."""
 END_LOST = "it ran here, and the store lost how it ended: that was recorded before the store was away"
-POOL_DIED = "its pool died while it was waiting there or running"
+POOL_DIED = "Its pool died while the job waited there or was running."
 
 _log = get_logger("dispatcher")
 
@@ -135,8 +135,13 @@ class Settlement:
         if orphaned:
             outcomes = [self._outcome_of(row) for row in orphaned]
             self._outcomes.send_all(outcomes)
-            count = sum(outcome.reason is None for outcome in outcomes)
-            _log.warning("claims.settled", released=count, lost=len(outcomes) - count)
+            lost_jobs = [outcome.id for outcome in outcomes if outcome.reason is not None]
+            _log.warning(
+                "claims.settled",
+                released=len(outcomes) - len(lost_jobs),
+                lost=len(lost_jobs),
+                jobs=shown_ids(lost_jobs),
+            )
         self._postponed = len(orphaned) < len(unheld)
         if self._postponed:
             self._loop.call_later(SUCCESSOR_POLL_S, self.request)

@@ -302,7 +302,7 @@ class WritePipeline:
         if error is not None and self._availability.logged:
             answers = isinstance(error, StoreAway) and error.answered
             what = "takes no outcomes" if answers else "is unavailable"
-            self.trouble = f"The store {what} ({error}); they go to the spool"
+            self.trouble = f"The store {what} ({error}); outcomes go to the spool"
             full = self._spool.trouble
             self.trouble += f", but {full}: nothing more is accepted." if full else "."
         self._on_change()

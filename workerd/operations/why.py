@@ -372,10 +372,11 @@ def _ahead(tx: Tx, config: Config, row: JobRow) -> list[str]:
     if count <= 1:
         return []
     jobs = plural(count, "job") if count < MAX_COUNTED_JOBS else f"{count:,} jobs or more"
-    order = "smaller priorities, then older jobs, are taken first"
+    order = "smaller priorities, then jobs that were due earlier, are taken first"
     if limits.takes_turns(tx, config, row.handler):
         order = (
-            "smaller priorities are taken first, then the groups take turns, each with its older jobs first"
+            "smaller priorities are taken first, then the groups take turns, each with the jobs first that"
+            " were due earlier"
         )
     return [f"{jobs} of {line(row.handler)} wait; {order}."]
 

@@ -196,7 +196,8 @@ def resolve(reference: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except BaseException as error:  # an import may raise anything, SystemExit too
-        raise LoadError(f"importing {module_name} failed: {_describe(error)}") from error
+        hint = _missing(module_name, error)
+        raise LoadError(f"importing {module_name} failed: {_describe(error)}{hint}") from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)
@@ -210,7 +211,17 @@ def _describe(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     own = (os.path.dirname(os.__file__) + os.sep + "importlib", "<frozen", __file__)
     frame = next((f for f in reversed(frames) if not f.filename.startswith(own)), None)
-    return f"{text} ({frame.filename}, line {frame.lineno})" if frame else text
+    place = (frame.filename, frame.lineno) if frame else None
+    if isinstance(error, SyntaxError) and error.filename:
+        place = error.filename, error.lineno
+    return f"{text} ({place[0]}, line {place[1]})" if place else text
+
+
+def _missing(module_name: str, error: BaseException) -> str:
+    """What to do about a module that was not found, or a package of it."""
+    if not isinstance(error, ModuleNotFoundError) or not f"{module_name}.".startswith(f"{error.name}."):
+        return ""
+    return "; install it, or add its folder to the handler's `path`"
 
 
 def make(

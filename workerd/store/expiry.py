@@ -35,8 +35,10 @@ def is_over(attempt: int, run_at: int, expires_at: int | None, expires_us: int |
 
 def sentence(run_at: int, expires_at: int, now: int) -> str:
     """Why it ended."""
-    allowed = seconds_text(max(0, expires_at - run_at) / clock.SECOND)
     waited = seconds_text(max(0, now - run_at) / clock.SECOND)
+    if expires_at <= run_at:
+        return f"It had to start as soon as it was due, and was still waiting after {waited}."
+    allowed = seconds_text((expires_at - run_at) / clock.SECOND)
     return f"It had to start within {allowed} and was still waiting after {waited}."
 
 

@@ -143,9 +143,11 @@ class SQLiteSession(Session):
                 f"{path.as_uri()}?mode=rw", uri=True, timeout=0, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
-            raise StoreAway(
-                f"The store {path} cannot be opened ({error}); make its folder writable", answered=True
-            ) from None
+            if self._file is None:
+                why = "does not exist; `workerd migrate` makes it, as the daemon does when it starts"
+            else:
+                why = f"cannot be opened ({error}); make its folder writable"
+            raise StoreAway(f"The store {path} {why}", answered=True) from None
         self._link.text_factory = bytes
         self._cursor = self._link.cursor()
         self._link.set_progress_handler(self._over, _STEPS)

@@ -21,6 +21,8 @@ from workerd.text import death_text
 
 EOF_TO_DEATH_S = 0.2
 """A child whose channel ended is killed if it is not dead by then."""
+SHOWN_SILENCE_S = 3.0
+"""Its Beats come every second."""
 LOADING_LIMIT_S = 1.0
 """For a pool that is to stop while it imports its handlers: it has no jobs yet, and reads no message."""
 
@@ -287,8 +289,12 @@ class SupervisedChild:
         return "signal" if status < 0 else "exit", sentence
 
     def describe(self) -> dict[str, Any]:
-        """The child's part of the document of `workerd status`."""
+        """The child's part of the document of `workerd status`. `silence`: seconds since it last answered."""
         said = self.last_beat.state
+        silence_s = round(self._patience.silence(time.monotonic()), 3) if self.alive else 0.0
+        trouble = self.trouble
+        if silence_s > SHOWN_SILENCE_S and said != "starting":
+            trouble = f"no progress for {silence_s:.0f} s; it is killed after {self.silence_limit_s:g} s"
         return {
             "state": said if self.alive and said not in ("", "up", "starting") else self.state,
             "pid": self.pid or None,
@@ -296,6 +302,7 @@ class SupervisedChild:
             "restarts": sum(self.deaths.values()),
             "restart_reasons": dict(self.deaths),
             "retry_in_s": self._retry_in_s,
-            "trouble": self.trouble,
+            "silence": silence_s,
+            "trouble": trouble,
             **self.last_beat.info,
         }

@@ -368,6 +368,7 @@ class Supervisor:
             document = {"handlers": [], **former.describe(), "quarantined": False}
             pools[former.name.removeprefix(POOL_PREFIX)] = document
         dispatcher, ingester = roles.get("dispatcher", {}), roles.get("ingester", {})
+        _age_lease(dispatcher)
         return {
             "node": self._config.node.name,
             "generation": self._config.node.generation,
@@ -384,6 +385,16 @@ class Supervisor:
             "roles": roles,
             "pools": pools,
         }
+
+
+def _age_lease(dispatcher: dict[str, Any]) -> None:
+    """Count down what the dispatcher last said of its lease: it may be stopped, or hang."""
+    silence_s = dispatcher.get("silence", 0.0)
+    if "lease_left" in dispatcher:
+        dispatcher["lease_left"] = round(max(0.0, dispatcher["lease_left"] - silence_s), 3)
+    if "lease" in dispatcher:
+        seconds = round(dispatcher["lease"]["seconds"] - silence_s, 3)
+        dispatcher["lease"] = {**dispatcher["lease"], "seconds": seconds}
 
 
 def _discard(lines: str) -> None:
