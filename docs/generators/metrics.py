@@ -9,7 +9,7 @@ _HEAD = """# Metrics
 `GET /metrics` of the gateway, in the text format of Prometheus. A handler's own metrics, made with `prometheus_client`
 in its module, are exported beside these. Alert rules and a Grafana dashboard are in `packaging/compose`.
 
-Counters begin at 0 when the daemon starts. A role that is killed takes with it what it counted in the last two seconds;
+Counters begin at 0 when the daemon starts. A role that is killed loses what it counted in the last two seconds;
 the store has every attempt.
 
 At most {most} handlers have series of their own; those beyond share the label `{other}`.

@@ -189,7 +189,7 @@ def test_ctrl_c_in_a_stop_says_what_becomes_of_the_daemon(background: Background
     stop.send_signal(signal.SIGINT)
     _, err = stop.communicate(timeout=30)
     assert stop.returncode == 130
-    assert err.startswith("workerd continues to stop; a second `workerd stop`")
+    assert err.startswith("workerd is still stopping; a second `workerd stop`")
     (tmp_path / "file").touch()
     psutil.wait_procs([process], timeout=30)
     assert not lives(process)

@@ -8,6 +8,8 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.support.dispatching import (
     DispatcherHarness,
     MakeHarness,
@@ -43,6 +45,28 @@ def test_a_row_that_was_removed_is_registered_again(make_harness: MakeHarness, s
     harness.until(lambda: harness.is_up)
     store.run(lambda tx: tx.execute("DELETE FROM workerd_nodes"))
     harness.until(lambda: is_registered(store, harness.incarnation))
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "DELETE FROM workerd_nodes",
+        "UPDATE workerd_nodes SET lease_until = '2001-01-01 00:00:00.000000'",
+    ],
+    ids=["removed", "over"],
+)
+def test_a_lease_that_was_over_by_the_stores_clock_is_given_up_first(
+    make_harness: MakeHarness, store: Store, lost: str
+) -> None:
+    """As in a virtual machine that was suspended, whose own clock stood still: others may have its claims."""
+    harness = make_harness(lease=3.0)
+    harness.start()
+    pool = harness.pool("h").connect()
+    harness.until(lambda: harness.is_up and pool.lease_states and pool.lease_states[-1])
+    before = len(pool.lease_states)
+    store.run(lambda tx: tx.execute(lost))
+    harness.until(lambda: pool.lease_states[before : before + 2] == [False, True])
+    assert pool.releases
 
 
 def test_the_name_of_a_live_node_is_refused(make_harness: MakeHarness, store: Store) -> None:

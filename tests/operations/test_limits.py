@@ -198,12 +198,12 @@ def test_why_tells_that_groups_take_turns(store: Store, rows: Rows) -> None:
     config = configured(concurrency=1)
     ids = [rows.insert("charge", group_key=group) for group in ("a", "a", "b")]
     assert explained(store, config, ids[2])[-1] == (
-        "3 jobs of charge wait; smaller priorities, then jobs that were due earlier, are taken first."
+        "3 jobs of charge wait; lower priority numbers go first, then jobs that were due earlier."
     )
     config = with_keys(config, "charge", fair=True)
     assert explained(store, config, ids[2])[-1] == (
-        "3 jobs of charge wait; smaller priorities are taken first, then the groups take turns, "
-        "each with the jobs first that were due earlier."
+        "3 jobs of charge wait; lower priority numbers go first, then the groups take turns; "
+        "within a group, jobs due earlier go first."
     )
 
 
@@ -226,9 +226,7 @@ def test_limits_of_handlers_that_only_another_node_has(store: Store, rows: Rows)
     [running] = claim(store, config)
     sentences = explained(store, Config(), made[2])
     assert sentences[0] == f'The limit "stripe" is full: 1 of 1 running: {id_text(running.id)}.'
-    assert sentences[-1].endswith(
-        "then the groups take turns, each with the jobs first that were due earlier."
-    )
+    assert sentences[-1].endswith("then the groups take turns; within a group, jobs due earlier go first.")
     [limit] = store.read(lambda tx: operations.list_(tx, Config()))
     assert (limit["handlers"], limit["waiting"], limit["concurrency"]) == (["charge"], 2, 1)
 

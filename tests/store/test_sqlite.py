@@ -73,7 +73,7 @@ def test_writers_take_turns(sqlite: Store, path: Path, opened: Opened) -> None:
 
 def test_a_file_that_cannot_be_opened(opened: Opened, tmp_path: Path) -> None:
     """No folder, no database in it, no right to write: away, not a crash."""
-    with pytest.raises(StoreAway, match="does not exist; `workerd migrate` makes it"):
+    with pytest.raises(StoreAway, match="does not exist; `workerd migrate` creates it"):
         opened(f"sqlite:///{tmp_path}/nowhere/store.db").is_empty()
     text = tmp_path / "text.db"
     text.write_text("this is no database " * 100)

@@ -62,7 +62,7 @@ def start(c: ConfigPath = None) -> None:
 def _start(config: Config, path: Path | None) -> None:
     log_file = config.node.state_dir / "workerd.log"
     pidfd = _spawn(log_file, path)
-    with _telling_at_ctrl_c("workerd continues to start; `workerd stop` stops it."):
+    with _telling_at_ctrl_c("workerd is still starting; `workerd stop` stops it."):
         _wait_until_ready(config, pidfd, log_file)
 
 
@@ -114,14 +114,16 @@ def stop(c: ConfigPath = None) -> None:
     if running is None:
         notify("workerd is not running; nothing to stop.")
         return
-    _stop(config, running)
+    _stop(config, running, "")
     notify("workerd has stopped.")
 
 
-def _stop(config: Config, running: RunningDaemon) -> None:
+def _stop(config: Config, running: RunningDaemon, then: str) -> None:
+    """`then`: what the user is told besides if the command is interrupted."""
     was_stopping = _ask_status(config).get("state") == "draining"
     running.signal(signal.SIGTERM)
-    with _telling_at_ctrl_c("workerd continues to stop; a second `workerd stop` does not wait for its jobs."):
+    second = "" if was_stopping else "; a second `workerd stop` does not wait for its jobs"
+    with _telling_at_ctrl_c(f"workerd is still stopping{then}{second}."):
         _wait_until_gone(config, running, was_stopping=was_stopping)
 
 
@@ -137,7 +139,7 @@ def _wait_until_gone(config: Config, running: RunningDaemon, *, was_stopping: bo
         if time.monotonic() > notify_at:
             drain = seconds_text(config.shutdown.drain)
             notify(
-                "It was stopping already: its running jobs are interrupted, and run again later."
+                "workerd was already stopping: its running jobs are interrupted now, and run again later."
                 if was_stopping
                 else f"Waiting at most {drain} for running jobs; a second `workerd stop` does not wait."
             )
@@ -157,7 +159,7 @@ def restart(pool: PoolName = "", c: ConfigPath = None) -> None:
         _restart_pool(config, running, pool)
         return
     if running is not None:
-        _stop(config, running)
+        _stop(config, running, ", and is not started again")
     _start(config, c)
 
 
@@ -165,7 +167,7 @@ def _restart_pool(config: Config, running: RunningDaemon | None, pool: str) -> N
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it with all of its pools.")
     try:
-        with _telling_at_ctrl_c("workerd continues to restart the pool; `workerd status` shows it."):
+        with _telling_at_ctrl_c("workerd is still restarting the pool; `workerd status` shows it."):
             answer = ask(
                 serving_paths(config.node).supervisor,
                 {"ask": "restart", "pool": pool},
@@ -216,7 +218,7 @@ def reload(c: ConfigPath = None) -> None:
     if running is None:
         raise CommandFailed("workerd is not running. `workerd start` starts it.")
     try:
-        with _telling_at_ctrl_c("workerd continues to reload; its log shows what became of it."):
+        with _telling_at_ctrl_c("workerd is still reloading; its log shows the result."):
             answer = ask(
                 serving_paths(config.node).supervisor, {"ask": "reload"}, timeout=_reload_limit(config)
             )

@@ -45,6 +45,7 @@ from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.store import schedules
 from workerd.store.availability import advice
+from workerd.store.base import idle_limit
 from workerd.store.claims import NodeIdent
 from workerd.store.engines import open_store
 from workerd.store.polls import PollResult
@@ -407,7 +408,7 @@ def _monitored_store(ctx: RoleContext) -> MonitoredStore:
         spare=True,
     )
     store.reports_loss = True
-    store.idle_limit_s = lease_s  # it renews more often, and its claims are rescued after that
+    store.idle_limit_s = idle_limit(lease_s)
     if ctx.store_was_used:
         store.must_exist()
     return MonitoredStore(store, max_gap_s=lease_s / 2)

@@ -161,7 +161,11 @@ class Lease:
 
     def give_up_if_late(self) -> None:
         """Give the lease up if it was not renewed in time."""
-        if self.held and time.monotonic() >= self._given_up_at:
+        if time.monotonic() >= self._given_up_at:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if self.held:
             self.held = False
             _log.warning("lease.expired", remaining_s=round(self.remaining_s, 1))
             self._on_change()
@@ -186,7 +190,11 @@ class Lease:
         if self.registered:
             info = self._unpublished
             now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s, info))
-        if now is None:  # not registered yet, or another node removed the row as that of a dead one
+            if now is None:
+                # Others may have its claims. By its own clock the lease need not have been over: that stands
+                # still in a virtual machine that is suspended.
+                self._give_up()
+        if now is None:
             info = self._unpublished
             now, withdrawn = self._store.run(self._register)
             if withdrawn:

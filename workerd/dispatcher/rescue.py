@@ -21,7 +21,7 @@ LONGEST_LEASE_S = 3600.0
 SET_BACK_US = SECOND
 MAX_ROWS = 500
 """Claims of one slice."""
-NODE_DIED = 'The node "{name}" died while the job waited there or was running.'
+NODE_DIED = 'the node "{name}" died while it was waiting there or running'
 
 _log = get_logger("dispatcher")
 
@@ -78,7 +78,6 @@ class Rescue:
         if self._store.run(lambda tx: held_attempts.adopt(tx, dead.id)):
             return 0.0
         if self._store.run(lambda tx: nodes.remove(tx, dead.id)):
-            self._counted.pop(dead.id, None)
             _log.info("node.removed", node=dead.name)
             return 0.0
         return self._defer(dead)
@@ -94,6 +93,8 @@ class Rescue:
                 return node, held_attempts.held(tx, node.id, MAX_ROWS)
         strays = nodes.strays(tx)
         self._rowless = {node_id: since for node_id, since in self._rowless.items() if node_id in strays}
+        left = {*strays, *(node.id for node in records)}
+        self._counted = {node_id: refs for node_id, refs in self._counted.items() if node_id in left}
         for node_id in strays:
             if self._is_due(node_id) and self._is_dead_rowless(node_id):
                 node = NodeRecord(id=node_id, name="without a row")

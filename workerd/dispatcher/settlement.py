@@ -29,7 +29,7 @@ LATE_COMMIT_S = 10.0
 SUCCESSOR_POLL_S = 5.0
 """Until an attempt is settled that waits for a later one to end."""
 END_LOST = "it ran here, and the store lost how it ended: that was recorded before the store was away"
-POOL_DIED = "Its pool died while the job waited there or was running."
+POOL_DIED = "its pool died while it was waiting there or running"
 
 _log = get_logger("dispatcher")
 

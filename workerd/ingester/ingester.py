@@ -39,6 +39,7 @@ from workerd.runtime.paths import RoleContext
 from workerd.runtime.rate import Rate
 from workerd.runtime.service import Service
 from workerd.runtime.sockets import poke
+from workerd.store.base import idle_limit
 from workerd.store.engines import open_store
 from workerd.tracing import switch as tracing
 
@@ -72,7 +73,7 @@ class Ingester(Service):
         self._store = open_store(config.store, state_dir=config.node.state_dir, timeout=timeout, spare=True)
         self._store.on_progress = self.progressed
         self._store.reports_loss = True
-        self._store.idle_limit_s = config.dispatcher.lease
+        self._store.idle_limit_s = idle_limit(config.dispatcher.lease)
         self._wake_path = paths.wake
         self._stats = IngestStats(ctx.config.handlers)
         self._generations, self._spool_folder = Generations(config.node), paths.spool

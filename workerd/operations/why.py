@@ -372,11 +372,11 @@ def _ahead(tx: Tx, config: Config, row: JobRow) -> list[str]:
     if count <= 1:
         return []
     jobs = plural(count, "job") if count < MAX_COUNTED_JOBS else f"{count:,} jobs or more"
-    order = "smaller priorities, then jobs that were due earlier, are taken first"
+    order = "lower priority numbers go first, then jobs that were due earlier"
     if limits.takes_turns(tx, config, row.handler):
         order = (
-            "smaller priorities are taken first, then the groups take turns, each with the jobs first that"
-            " were due earlier"
+            "lower priority numbers go first, then the groups take turns;"
+            " within a group, jobs due earlier go first"
         )
     return [f"{jobs} of {line(row.handler)} wait; {order}."]
 

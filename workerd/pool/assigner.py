@@ -119,7 +119,7 @@ class Assigner:
         if held == self._lease_held:
             return
         self._lease_held = held
-        self._worker_manager.set_stopping(not self._may_start_jobs)
+        self._worker_manager.set_stopping(self._runs_are_to_stop)
         if not held:
             self._worker_manager.void_unstarted()
             self.release_unstarted()
@@ -133,6 +133,11 @@ class Assigner:
     @property
     def _may_start_jobs(self) -> bool:
         return self._lease_held and not self._drain.started and not self._lease_is_over
+
+    @property
+    def _runs_are_to_stop(self) -> bool:
+        is_drained = self._drain.started and not self._drain.is_overlap
+        return is_drained or not self.lease_held
 
     @property
     def _lease_is_over(self) -> bool:
@@ -178,7 +183,7 @@ class Assigner:
 
     def add_worker(self, worker: WorkerProcess) -> None:
         """The worker is ready: it may be assigned jobs from the next `assign_queued` on."""
-        worker.flags.set_stopping(not self._may_start_jobs)
+        worker.flags.set_stopping(self._runs_are_to_stop)
         worker.flags.set_start_until(self._start_until_ns)
         self._worker_manager.add_ready(worker)
 

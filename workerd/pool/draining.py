@@ -22,7 +22,7 @@ _EXIT_POLL_S = 0.002
 
 
 class PoolDrain:
-    """The drain of one pool; `started` once it has begun, and not undone.
+    """The drain of one pool; `started` once it has begun, and not undone. `is_overlap`: see `start`.
 
     `on_finished` is called when no process is left, or after EXIT_TIMEOUT_S.
     """
@@ -36,7 +36,7 @@ class PoolDrain:
         outcome_sender: OutcomeSender,
         on_finished: Callable[[], None],
     ) -> None:
-        self.started = False
+        self.started = self.is_overlap = False
         self._loop = loop
         self._worker_manager = worker_manager
         self._orphan_reaper = orphan_reaper
@@ -56,7 +56,7 @@ class PoolDrain:
             if deadline >= self._timer.when:
                 return False
             self._timer.cancel()
-        self.started = True
+        self.started, self.is_overlap = True, overlap
         end = self._end_overlap if overlap else self._worker_manager.interrupt_all
         self._timer = self._loop.call_at(deadline, end)
         self._worker_manager.close()

@@ -88,7 +88,7 @@ class SharedFlags:
         return self._words[_STOPPING] != 0
 
     def may_begin(self, serial: int, now_ns: int) -> bool:
-        """Whether the node has had its lease since it assigned this attempt; `now_ns`: CLOCK_MONOTONIC."""
+        """Whether the node has had its lease without a gap since it assigned this; `now_ns`: monotonic."""
         # Read in this order: with a renewed lease the pool writes its end last.
         return now_ns < self._words[_START_UNTIL] and serial >= self._words[_FIRST_SERIAL]
 

@@ -53,7 +53,7 @@ class AttemptOwner(Protocol):
         """It finished an attempt."""
 
     def on_unstarted(self, worker: WorkerProcess, attempt: AssignedAttempt) -> None:
-        """It took an attempt and did not begin it, since the lease was over, or had been."""
+        """It took an attempt and did not begin it, because the lease is over, or was lost in between."""
 
     def on_saved(self, worker: WorkerProcess, attempt: AssignedAttempt, saved: Saved) -> None:
         """The handler saved something in an attempt, and waits for Kept."""

@@ -24,8 +24,18 @@ MAX_TRIES = 10
 RETRY_FOR_S = 2.0
 """How often, and for how long, a transaction that loses its locks is run again."""
 SERVER_CHECK_AGE_S = 2.0
-IDLE_LIMIT_S = 60.0
 """A connection is used for so long before its server is asked again whether it may be written."""
+IDLE_LIMIT_S = 60.0
+"""Of what is neither dispatcher nor ingester."""
+LEAST_IDLE_LIMIT_S = 5.0
+
+
+def idle_limit(lease_s: float) -> float:
+    """`Store.idle_limit_s` of dispatcher and ingester, longer than any pause of theirs: seconds.
+
+    When the lease is over, other nodes need the rows that a transaction of this one has locked.
+    """
+    return max(lease_s, LEAST_IDLE_LIMIT_S)
 
 
 class Tx:
@@ -184,7 +194,8 @@ class Store(ABC):
         role must learn of it, for the next server may lack the last commits.
     idle_limit_s
         After so long without a statement the server ends a transaction, and MySQL the connection: a process
-        that is frozen, or a machine that is cut off, must not keep its locks. Of new connections.
+        that is frozen, or a machine that is cut off, must not keep its locks. Applies to connections that
+        are opened afterwards.
     """
 
     dialect: Dialect

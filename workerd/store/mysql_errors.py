@@ -44,11 +44,11 @@ READ_ONLY = SERVER_READ_ONLY | frozenset({1036, 1792, 3989})
 
 NOTHING_DONE = READ_ONLY | frozenset({
     1037, 1038, 1040, 1041, 1044, 1045, 1046, 1047, 1049, 1054, 1114, 1142, 1143, 1146, 1203, 1226, 1698,
-    2006, 3032,
+    2006, 3032, 4031,
 })  # fmt: skip
 """Of the answers to a single statement: nothing was sent, or it was refused before anything was done."""
 
-NOT_COMMITTED = frozenset({1047, 1290, 1792, 1836, 3989})
+NOT_COMMITTED = frozenset({1047, 1290, 1792, 1836, 3989, 4031})
 """Of the answers to COMMIT: the transaction was refused as a whole."""
 
 TOO_LARGE = 1153

@@ -14,6 +14,7 @@ _Convert = Callable[[bytes], Any]
 
 _HEAD = struct.Struct("<HBB")
 """Length of a packet in three bytes, then its number."""
+_MAX_ERROR_BYTES = 1024
 _LONGEST_PACKET = 0xFFFFFF  # the next one goes on with it
 _OK, _NULL, _EOF, _ERROR = 0x00, 0xFB, 0xFE, 0xFF
 _LOCAL_FILE = _NULL
@@ -104,6 +105,8 @@ def _packet(connection: Any) -> bytes:
     while True:
         low, high, number = _HEAD.unpack(connection._read_bytes(_HEAD.size))
         if number != connection._next_seq_id:
+            if not number and not data:
+                _raise_farewell(connection, low + (high << 16))
             raise _lost(connection, f"packet {number} came in place of {connection._next_seq_id}")
         connection._next_seq_id = (number + 1) % 256
         size = low + (high << 16)
@@ -115,6 +118,14 @@ def _packet(connection: Any) -> bytes:
         connection.unanswered -= 1
         err.raise_mysql_exception(data)
     return data
+
+
+def _raise_farewell(connection: Any, size: int) -> None:
+    """Raise what the server said before it read the statement and hung up, as after `wait_timeout`."""
+    if size <= _MAX_ERROR_BYTES:
+        data: bytes = connection._read_bytes(size)
+        if data[:1] == bytes([_ERROR]):
+            err.raise_mysql_exception(data)
 
 
 def _check_error(packet: bytes) -> None:

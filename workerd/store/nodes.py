@@ -151,12 +151,16 @@ def _until(now: int, lease: float) -> int:
 
 
 def renew(tx: Tx, node_id: bytes, lease: float, info: bytes | None = None) -> int | None:
-    """Renew the lease, `lease` seconds from the store's now, which is returned; None if the row is gone."""
+    """Renew the lease, `lease` seconds from the store's now, which is returned.
+
+    None if the row is gone or the lease is over: others may have rescued its claims.
+    """
     now = tx.now
     sets = "lease_until = %s" if info is None else "lease_until = %s, info = %s"
     infos = [] if info is None else [info.decode()]
     renewed = tx.execute(
-        f"UPDATE workerd_nodes SET {sets} WHERE id = %s", [columns.at(_until(now, lease)), *infos, node_id]
+        f"UPDATE workerd_nodes SET {sets} WHERE id = %s AND lease_until >= %s",
+        [columns.at(_until(now, lease)), *infos, node_id, columns.at(now)],
     )
     return now if renewed else None
 

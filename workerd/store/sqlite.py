@@ -144,7 +144,7 @@ class SQLiteSession(Session):
             )
         except sqlite3.Error as error:
             if self._file is None:
-                why = "does not exist; `workerd migrate` makes it, as the daemon does when it starts"
+                why = "does not exist; `workerd migrate` creates it, as the daemon does when it starts"
             else:
                 why = f"cannot be opened ({error}); make its folder writable"
             raise StoreAway(f"The store {path} {why}", answered=True) from None

@@ -271,7 +271,7 @@ class Children:
     def _leave_dead(self, child: SupervisedChild, status: int) -> None:
         """Move a dead child to what follows: forgotten, or started again after a pause."""
         if child.state is ChildState.STOPPING:
-            if child.was_killed:
+            if child.was_killed_by_us(status):
                 self._log.warning(
                     "child.exited", child=child.name, exit_status=status, death=child.last_death
                 )

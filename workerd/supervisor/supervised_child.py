@@ -21,8 +21,8 @@ from workerd.text import death_text
 
 EOF_TO_DEATH_S = 0.2
 """A child whose channel ended is killed if it is not dead by then."""
-SHOWN_SILENCE_S = 3.0
-"""Its Beats come every second."""
+SHOWN_SILENCE_S = 5.0
+"""Its Beats come every two seconds at the latest."""
 LOADING_LIMIT_S = 1.0
 """For a pool that is to stop while it imports its handlers: it has no jobs yet, and reads no message."""
 
@@ -95,6 +95,7 @@ class SupervisedChild:
         self.deaths: Counter[str] = Counter()
         self.last_death = ""
         self.last_beat = Beat(state="")
+        self._beat_at = time.monotonic()
         self.trouble = ""
         self._loop = loop
         self._main = main
@@ -219,10 +220,9 @@ class SupervisedChild:
         """Count its silence from now on."""
         self._patience.heard(time.monotonic())
 
-    @property
-    def was_killed(self) -> bool:
-        """Whether the supervisor killed its present or last process."""
-        return bool(self._kill_reason)
+    def was_killed_by_us(self, status: int) -> bool:
+        """Whether the supervisor killed the process that ended with this wait status."""
+        return status == -signal.SIGKILL and bool(self._kill_reason)
 
     def was_killed_at_work(self, status: int) -> bool:
         """Whether a process that had started died of a SIGKILL that the supervisor did not send."""
@@ -236,7 +236,8 @@ class SupervisedChild:
             self._on_beat_received(message)
 
     def _on_beat_received(self, beat: Beat) -> None:
-        self._patience.heard(time.monotonic())
+        self._beat_at = time.monotonic()
+        self._patience.heard(self._beat_at)
         self.last_beat = beat
         # That it loads its handlers once more says less than what became of it the last time.
         if beat.trouble and not (self._is_loading and self.trouble):
@@ -289,12 +290,11 @@ class SupervisedChild:
         return "signal" if status < 0 else "exit", sentence
 
     def describe(self) -> dict[str, Any]:
-        """The child's part of the document of `workerd status`. `silence`: seconds since it last answered."""
-        said = self.last_beat.state
-        silence_s = round(self._patience.silence(time.monotonic()), 3) if self.alive else 0.0
-        trouble = self.trouble
-        if silence_s > SHOWN_SILENCE_S and said != "starting":
-            trouble = f"no progress for {silence_s:.0f} s; it is killed after {self.silence_limit_s:g} s"
+        """The child's part of the document of `workerd status`. `silence`: seconds since its last Beat."""
+        said, now = self.last_beat.state, time.monotonic()
+        troubles = [self.trouble]
+        if self.alive and said != "starting" and self._patience.silence(now) > SHOWN_SILENCE_S:
+            troubles.append(f"it makes no progress, and is killed after {self.silence_limit_s:g} s of that")
         return {
             "state": said if self.alive and said not in ("", "up", "starting") else self.state,
             "pid": self.pid or None,
@@ -302,7 +302,7 @@ class SupervisedChild:
             "restarts": sum(self.deaths.values()),
             "restart_reasons": dict(self.deaths),
             "retry_in_s": self._retry_in_s,
-            "silence": silence_s,
-            "trouble": trouble,
+            "silence": round(now - self._beat_at, 3),
+            "trouble": "; ".join(filter(None, troubles)),
             **self.last_beat.info,
         }

@@ -388,13 +388,15 @@ class Supervisor:
 
 
 def _age_lease(dispatcher: dict[str, Any]) -> None:
-    """Count down what the dispatcher last said of its lease: it may be stopped, or hang."""
-    silence_s = dispatcher.get("silence", 0.0)
-    if "lease_left" in dispatcher:
-        dispatcher["lease_left"] = round(max(0.0, dispatcher["lease_left"] - silence_s), 3)
-    if "lease" in dispatcher:
-        seconds = round(dispatcher["lease"]["seconds"] - silence_s, 3)
-        dispatcher["lease"] = {**dispatcher["lease"], "seconds": seconds}
+    """Count down what the dispatcher last said of its lease: it may be stopped, hang, or be dead."""
+    said = dispatcher.get("lease")
+    if said is None:
+        return
+    left_s = said["seconds"] - dispatcher["silence"]
+    is_held = said["held"] and left_s > 0
+    dispatcher["lease"] = {"seconds": round(left_s, 3), "held": is_held}
+    dispatcher["lease_held"] = dispatcher["lease_held"] and is_held
+    dispatcher["lease_left"] = round(min(dispatcher["lease_left"], max(0.0, left_s)), 3)
 
 
 def _discard(lines: str) -> None:
