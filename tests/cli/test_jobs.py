@@ -49,7 +49,8 @@ def test_a_wait_that_times_out_is_status_1_and_the_job_continues(cli: CommandLin
     mark = tmp_path / "go"
     done = cli("enqueue", "waits", f"path={mark}", "--wait", "300ms", check=False)
     assert (done.returncode, done.stdout) == (1, "")
-    (job,) = cli.json("job", "list", "--handler", "waits", "--status", "inprogress")["jobs"]
+    jobs = ("job", "list", "--handler", "waits", "--status", "inprogress")
+    (job,) = eventually(lambda: cli.json(*jobs)["jobs"])
     mark.touch()
     eventually(lambda: cli.status(job["id"]) == "completed")
 

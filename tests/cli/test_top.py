@@ -16,7 +16,7 @@ def test_status_and_top_show_running_jobs(cli: CommandLine, tmp_path: Path) -> N
     job_id = cli.id("enqueue", "waits", f"path={tmp_path}/never")
     eventually(lambda: cli.status(job_id) == "inprogress")
     assert cli.json("status")["ready"] is True
-    assert job_id in cli("status").stdout
+    eventually(lambda: job_id in cli("status").stdout)
     frame = cli("top", "--once").stdout
     assert job_id in frame
     assert "\x1b" not in frame

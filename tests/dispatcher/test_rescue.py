@@ -199,7 +199,7 @@ def test_a_node_that_renews_lives_however_the_clock_of_the_store_was_set(
     make_harness: MakeHarness, store: Store, lease_until: str
 ) -> None:
     """Its lease looks over, or over in years; it is dead once it has not changed for a whole lease."""
-    lease_s = 0.9
+    lease_s = 2.0
     other = NodeRecord(id=OTHER.id, name=OTHER.name, info=msgspec.json.encode(NodeInfo(lease_s=lease_s)))
     store.run(lambda tx: nodes.register(tx, other, lease_s))
     renew = renewals(store, lease_until)

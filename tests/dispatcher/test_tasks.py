@@ -156,11 +156,11 @@ def test_a_task_with_nothing_to_do_rests_for_its_period(loop: Loop) -> None:
         PeriodicTask("woken", woken.run),
     )
     runner.tasks.wake_all()
-    end = time.monotonic() + 0.2
-    while time.monotonic() < end:
+    began = time.monotonic()
+    while record.count("periodic") < 5:
         loop.turn(0.05)
+    assert time.monotonic() - began >= 4 * 0.02
     assert record.count("woken") == 1
-    assert 5 <= record.count("periodic") <= 12
 
 
 def test_a_wake_up_during_the_run_is_not_lost(loop: Loop) -> None:
@@ -215,12 +215,13 @@ def test_a_task_that_fails_is_shown_and_tried_again_after_a_pause(
     task = Script("claims", record, error, None)
     row = PeriodicTask("claims", task.run)
     runner = TaskRunnerHarness(loop, Script("lease", record), row)
+    began = time.monotonic()
     runner.tasks.wake(task.run)
     loop.turn(0.1)
     loop.turn(0.05)
     assert record == ["claims"]
     assert shown in runner.tasks.troubles["claims"]
-    assert row.due - time.monotonic() == pytest.approx(pause_s, abs=0.3)
+    assert began + 0.9 * pause_s <= row.due <= time.monotonic() + 1.1 * pause_s
     logged = "".join(capfd.readouterr())
     assert event in logged
     assert ("Traceback" in logged) == (event == "task.crashed")

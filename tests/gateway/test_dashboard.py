@@ -22,7 +22,7 @@ from workerd.job import Status, id_text
 from workerd.job_filter import JobFilter
 from workerd.store.engines import open_store
 
-PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc"]))
+PRINTABLE = st.text(st.characters(blacklist_categories=["Cs", "Cc", "Cn"]))
 
 
 def test_progress_is_apart_from_its_note() -> None:

@@ -95,10 +95,10 @@ def test_the_soft_deadline_is_sigterm_to_the_group(
     make_harness: Callable[..., PoolHarness], marks: Path
 ) -> None:
     """Its children get it too; the worker lives on."""
-    harness = make_harness("obeys", policy={"deadline": 0.3, "grace": 60.0})
+    harness = make_harness("obeys", policy={"deadline": 1.0, "grace": 60.0})
     outcome = harness.run("obeys")
     assert (outcome.status, outcome.reason, outcome.exit_signal) == (Status.RETRY, Reason.DEADLINE, None)
-    assert "deadline of 0.3 s has passed" in (outcome.error or "")
+    assert "deadline of 1 s has passed" in (outcome.error or "")
     all_gone(harness, marks)
 
 
@@ -110,7 +110,7 @@ def test_what_a_program_makes_of_sigterm_counts(
     make_harness: Callable[..., PoolHarness], name: str, reason: Reason, payload: bytes | None
 ) -> None:
     """Exit status 0 is success even then, as of a function that catches DeadlineExceeded."""
-    outcome = make_harness(name, policy={"deadline": 0.5, "grace": 60.0}).run(name)
+    outcome = make_harness(name, policy={"deadline": 1.5, "grace": 60.0}).run(name)
     assert (outcome.reason, outcome.payload) == (reason, payload)
 
 
@@ -118,7 +118,7 @@ def test_the_hard_deadline_ends_grandchildren_in_other_sessions(
     make_harness: Callable[..., PoolHarness], marks: Path
 ) -> None:
     """All of them ignore SIGTERM."""
-    harness = make_harness("stubborn", "quick", policy={"deadline": 0.5, "grace": 0.2})
+    harness = make_harness("stubborn", "quick", policy={"deadline": 1.5, "grace": 0.2})
     outcome = harness.run("stubborn")
     assert (outcome.status, outcome.reason) == (Status.RETRY, Reason.DEADLINE)
     assert "Killed 0.2 s after its deadline" in (outcome.error or "")

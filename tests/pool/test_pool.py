@@ -18,7 +18,8 @@ from workerd.pool import claim_queue, monitor, prefetch
 
 
 @pytest.fixture
-def harness(tmp_path: Path) -> Iterator[PoolHarness]:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolHarness]:
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)  # nothing is released for having waited too long
     with PoolHarness(tmp_path, make_pool("gate", "noop", "echo", "pid", "stopping", "swallows")) as harness:
         harness.up()
         yield harness

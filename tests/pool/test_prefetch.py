@@ -14,6 +14,7 @@ import pytest
 from tests.pool.harness import PoolHarness, make_pool
 from workerd.job import Claim, Status, id_text
 from workerd.outcome import Reason
+from workerd.pool import monitor
 from workerd.pool.assignment_queue import MAX_MESSAGE_BYTES
 
 HANDLERS = ("noop", "gate", "prints_text", "segfault", "pid", "echo")
@@ -22,7 +23,8 @@ QUEUED = 6
 
 
 @pytest.fixture
-def harness(tmp_path: Path) -> Iterator[PoolHarness]:
+def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PoolHarness]:
+    monkeypatch.setattr(monitor, "STUCK_S", 1e6)  # nothing is released for having waited too long
     with PoolHarness(tmp_path, make_pool(*HANDLERS)) as harness:
         harness.up()
         warm_up_prefetch(harness)

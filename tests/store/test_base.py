@@ -211,7 +211,7 @@ def test_a_row_that_another_holds(mysql: Store, mysql_url: str, opened: Opened) 
 
 def test_a_statement_that_the_server_stopped(mysql_url: str, opened: Opened) -> None:
     """Its time limit is reported by a server that answers."""
-    store = opened(mysql_url, timeout=1.0)
+    store = opened(mysql_url, timeout=4.0)
     endless = "SELECT COUNT(*) FROM " + ", ".join(f"information_schema.columns AS c{n}" for n in range(4))
     link = value(store, "SELECT CONNECTION_ID()")
     with pytest.raises(StoreBusy):

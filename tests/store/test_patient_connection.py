@@ -16,8 +16,8 @@ from workerd.errors import StoreAway
 from workerd.store.base import Store
 from workerd.store.mysql_session import MySQLSession
 
-LIMIT_S = 0.3
-BYTES_S = 200_000
+LIMIT_S = 0.6
+BYTES_S = 100_000
 
 Opened = Callable[..., Store]
 

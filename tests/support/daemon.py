@@ -173,6 +173,7 @@ class Daemon:
     def kill(self, name: str, signum: int = signal.SIGKILL) -> int:
         """Signal a role or pool; return its pid."""
         pid = self.pid(name)
+        assert pid, f"{name} is not running"  # 0 would be our own process group
         os.kill(pid, signum)
         return pid
 

@@ -415,5 +415,5 @@ def idle(
     pool = harness.pool(*handlers, name="p").connect()
     pool.demand(50)
     harness.until(lambda: harness.is_up and harness.settled())
-    harness.serve(0.2)
+    harness.serve(0.5)
     return harness, pool

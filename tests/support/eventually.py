@@ -18,7 +18,8 @@ def eventually(
 ) -> T:
     """Poll `fact` every `every` seconds, at most `within` seconds; return its first true value.
 
-    An AssertionError inside `fact` counts as false. `state()` is shown in the error on timeout.
+    An AssertionError inside `fact` counts as false, as does a KeyError: a document may lack a part yet.
+    `state()` is shown in the error on timeout.
     """
     end = time.monotonic() + within
     while True:
@@ -28,7 +29,7 @@ def eventually(
             if value:
                 return value
             last = value
-        except AssertionError as error:
+        except (AssertionError, KeyError) as error:
             last = error
         if time.monotonic() >= end:
             shown = f"; state: {state()}" if state is not None else ""

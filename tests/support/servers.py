@@ -150,10 +150,15 @@ class Template:
 template = Template()
 
 
+def _process_number() -> int:
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+
+
 def free_port() -> int:
     """A port that nobody uses, and that the kernel gives to no outgoing connection until it is used."""
     while True:
-        port = random.randrange(10_000, 32_000)  # below net.ipv4.ip_local_port_range
+        # Below net.ipv4.ip_local_port_range, and each process of a parallel run has its own.
+        port = random.randrange(10_000, 31_000, 10) + _process_number()
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -264,7 +269,7 @@ class DatabaseServer:
         """Open a connection as root with autocommit, for tests to act as another program."""
         connection = pymysql.connect(
             user="root", unix_socket=str(self.socket), database=database, autocommit=True, charset="utf8mb4",
-            connect_timeout=2, ssl_disabled=True,
+            connect_timeout=30, ssl_disabled=True,
         )  # fmt: skip
         try:
             yield connection

@@ -52,7 +52,7 @@ class Host:
 listen = "127.0.0.1:{self.port}"
 [dispatcher]
 poll = "50ms"
-lease = "2s"
+lease = "10s"
 [supervisor]
 watchdog = "4s"
 [shutdown]

@@ -130,7 +130,7 @@ class KillMatrixHarness:
             with contextlib.suppress(psutil.Error):
                 if prefix and " ".join(process.cmdline()).startswith(prefix):
                     found.append(process.pid)
-        return found[:1] if prefix else [self.daemon.pid(target)]
+        return found[:1] if prefix else [pid for pid in [self.daemon.pid(target)] if pid]
 
     def send_signal(self, targets: tuple[str, ...], signal_name: str) -> None:
         pids = [pid for target in targets for pid in self.pids(target)]

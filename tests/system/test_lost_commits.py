@@ -13,6 +13,8 @@ from tests.support.rows import Rows, assert_settled
 from tests.support.servers import DatabaseServer
 
 CONFIG = f"""
+[supervisor]
+watchdog = "60s"
 [dispatcher]
 poll = "50ms"
 [defaults]

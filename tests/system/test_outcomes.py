@@ -27,8 +27,8 @@ ignore = ["tests.support.handlers.Ignored"]
 
 [handlers.brief]
 call = "tests.support.handlers:behave"
-deadline = "200ms"
-grace = "100ms"
+deadline = "1s"
+grace = "200ms"
 max_attempts = 1
 
 [handlers.add]

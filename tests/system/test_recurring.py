@@ -68,11 +68,11 @@ def recurring(name: str, function: str = "", **keys: Any) -> str:
 def test_no_outcome_breaks_a_chain(start_daemon: StartDaemon, tmp_path: Path, store_url: str) -> None:
     """Error, two crashes, deadline, failure, ignored error and Retry: each ends its run in one attempt."""
     beats = f'env = {{ BEATS = "{tmp_path}/beats" }}\n'
-    turn = recurring("each_outcome", cooler=f"{PAUSE}s", deadline="150ms", grace="50ms",
+    turn = recurring("each_outcome", cooler=f"{PAUSE}s", deadline="1s", grace="200ms",
                      ignore=["tests.support.handlers.Ignored"])  # fmt: skip
     daemon = start_daemon(HEAD + turn + beats)
     rows = Rows(store_url)
-    eventually(lambda: len(runs(rows, "each_outcome")) >= 9, within=20, state=daemon.tail)
+    eventually(lambda: len(runs(rows, "each_outcome")) >= 9, within=30, state=daemon.tail)
     assert daemon.stop() == 0
     found = runs(rows, "each_outcome")
     assert [(run["status"], run["reason"]) for run in found[:9]] == [

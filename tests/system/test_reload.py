@@ -159,12 +159,12 @@ def test_changed_handler_code_is_reloaded(tmp_path: Path, preload: bool) -> None
         harness.wait_until_reloaded()
         assert harness.pids() == before
         harness.write_code(2)
-        assert harness.daemon.status()["pools"]["answer"]["stale"]
+        eventually(lambda: harness.daemon.status()["pools"]["answer"]["stale"])
         harness.send_hup()
         harness.wait_until_reloaded(2)
         assert changed(before, harness.pids()) == {"pool:answer"}
         assert harness.answer() == b"2"
-        assert not harness.daemon.status()["pools"]["answer"]["stale"]
+        eventually(lambda: not harness.daemon.status()["pools"]["answer"]["stale"])
 
 
 def test_a_reload_with_broken_handler_code_fails_for_its_pool_only(

@@ -14,7 +14,7 @@ from workerd.store.base import Store
 
 NOOP = f"""
 [dispatcher]
-lease = "1s"
+lease = "6s"
 [defaults]
 path = ["{ROOT}"]
 [handlers.noop]
