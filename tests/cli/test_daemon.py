@@ -160,6 +160,21 @@ def test_a_daemon_that_has_its_sockets_elsewhere_is_not_taken_for_one_that_does_
     assert "nothing to stop" in background.cli("stop").stderr
 
 
+def test_a_wrong_edit_keeps_nobody_from_the_daemon_that_runs(background: Background) -> None:
+    """Its status is shown, and it can be stopped; without one the error is that of the configuration."""
+    background.cli("start")
+    with background.config.open("a") as file:
+        file.write("\n[handlers.wrong]\nworker = 3\n")
+    shown = background.cli("status")
+    assert "ready" in shown.stdout
+    assert "`workerd check` says where" in shown.stderr
+    assert background.cli("reload", check=False).returncode == 2
+    assert "workerd has stopped" in background.cli("stop").stderr
+    for command in ("status", "stop"):
+        refused = background.cli(command, check=False)
+        assert (refused.returncode, "handlers.wrong.worker" in refused.stderr) == (2, True)
+
+
 def test_a_second_stop_does_not_wait_for_running_jobs(background: Background, tmp_path: Path) -> None:
     """The first one waits for them."""
     background.cli("start")

@@ -262,6 +262,19 @@ def load(path: Path | None = None, environ: Mapping[str, str] | None = None) -> 
     return build(reader.read(path, os.environ if environ is None else environ, errors), errors)
 
 
+def load_running(path: Path | None, environ: Mapping[str, str]) -> Config:
+    """Only what a daemon that runs is found and stopped by; the rest of the configuration may be wrong.
+
+    Raises ConfigError if a file cannot be read, or these parts of it are wrong.
+    """
+    errors = ConfigErrors()
+    tree = reader.read(path, environ, errors)
+    root = Table(tree.values, (), tree, errors)
+    node, shutdown = _section(root.table("node"), "node"), _section(root.table("shutdown"), "shutdown")
+    errors.raise_if_any()
+    return Config(node=node, shutdown=shutdown)
+
+
 def build(tree: reader.ConfigTree, errors: ConfigErrors) -> Config:
     """The frozen configuration from merged values. Raises ConfigError with all errors at once."""
     root = Table(tree.values, (), tree, errors)
