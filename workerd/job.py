@@ -69,9 +69,9 @@ def parse_id(text: str) -> bytes:
         raise InvalidValue(f"expected a job id such as {id_text(bytes(16))}, got {text!r}") from error
 
 
-def shown_ids(ids: Iterable[bytes]) -> list[str]:
+def shown_ids(ids: Iterable[bytes]) -> str:
     """The first of these ids as text, for a line of the log."""
-    return [id_text(one) for one in itertools.islice(ids, MAX_SHOWN_IDS)]
+    return ", ".join(id_text(one) for one in itertools.islice(ids, MAX_SHOWN_IDS))
 
 
 def id_bytes(ident: str | uuid.UUID) -> bytes:
