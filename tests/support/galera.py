@@ -51,8 +51,8 @@ class Galera:
         first.start_answering()
         for server in self.servers[1:]:
             server.launch()
-        eventually(lambda: all(self._synced(server, len(self.servers)) for server in self.servers), within=90)
         first.options = first.options[:-1]
+        eventually(self._is_complete, within=180, every=0.1, state=self._logs)
         return self
 
     @staticmethod
@@ -99,11 +99,14 @@ class Galera:
         alive = [server for number, server in enumerate(self.servers) if number not in self._dead]
         return all(self._synced(server, len(alive), len(alive)) for server in alive)
 
-    def _is_back(self, number: int) -> bool:
+    def _is_complete(self) -> bool:
+        return all([self._is_back(n, len(self.servers)) for n in range(len(self.servers))])
+
+    def _is_back(self, number: int, least: int = 0) -> bool:
         server = self.servers[number]
         if server.ended:  # it gives up if joining takes too long
             server.launch()
-        return self._synced(server)
+        return self._synced(server, least)
 
     def _logs(self) -> str:
         return "\n".join(f"--- node {n}\n{server.log()[-4000:]}" for n, server in enumerate(self.servers))

@@ -150,18 +150,26 @@ class Template:
 template = Template()
 
 
-def _process_number() -> int:
-    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+def _own_ports() -> Iterator[int]:
+    """Ports that no other process of a parallel run hands out, each once before any comes again.
+
+    Below net.ipv4.ip_local_port_range, so that the kernel gives none of them to an outgoing connection.
+    """
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 10
+    first = 10_000 + number * 2_200
+    return itertools.cycle(random.sample(range(first, first + 2_200), 2_200))
+
+
+_ports = _own_ports()
 
 
 def free_port() -> int:
-    """A port that nobody uses, and that the kernel gives to no outgoing connection until it is used."""
-    while True:
-        # Below net.ipv4.ip_local_port_range, and each process of a parallel run has its own.
-        port = random.randrange(10_000, 31_000, 10) + _process_number()
+    """A port that nobody uses."""
+    for port in _ports:
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
+    raise AssertionError("not reached: the ports come again and again")
 
 
 class DatabaseServer:
