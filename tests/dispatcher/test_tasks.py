@@ -155,11 +155,11 @@ def test_a_task_with_nothing_to_do_rests_for_its_period(loop: Loop) -> None:
         PeriodicTask("periodic", periodic.run, 0.02),
         PeriodicTask("woken", woken.run),
     )
-    runner.tasks.wake_all()
     began = time.monotonic()
+    runner.tasks.wake_all()
     while record.count("periodic") < 5:
         loop.turn(0.05)
-    assert time.monotonic() - began >= 4 * 0.02
+    assert time.monotonic() - began >= 4 * 0.9 * 0.02  # a period is up to a tenth shorter
     assert record.count("woken") == 1
 
 
