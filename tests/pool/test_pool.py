@@ -205,6 +205,20 @@ def test_what_a_worker_had_not_begun_does_not_begin_under_the_next_lease(
     assert harness.run("pid").pid == worker
 
 
+def test_a_lease_that_is_heard_of_late_stops_no_run(harness: PoolHarness, marks: Path) -> None:
+    """Only what has not begun is released: the node may have had its lease all the time."""
+    warm_up(harness)
+    running, waiting = harness.claim("stopping", folder=str(marks)), harness.claim("noop")
+    harness.give(running, waiting)
+    harness.until((marks / "began").exists)
+    harness.lease(True, time.monotonic_ns())
+    harness.lease(True)
+    assert released(harness.outcome(waiting))
+    assert running.ref in harness.holdings(1)
+    harness.lease(False)
+    assert harness.outcome(running).payload == b'"saw it"'
+
+
 def test_a_new_ingester_gets_unacknowledged_outcomes(harness: PoolHarness) -> None:
     """In order, with the same numbers, and none that was acknowledged."""
     harness.run("noop")

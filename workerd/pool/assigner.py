@@ -109,8 +109,8 @@ class Assigner:
 
     def on_lease(self, lease: LeaseState) -> None:
         """The dispatcher says whether it holds the node's lease, and until when."""
-        if self._lease_is_over:  # this process was stopped meanwhile
-            self._set_lease(held=False)
+        if self._lease_held and self._lease_is_over:  # this process was stopped, and nobody told it
+            self._void_unstarted()
         self._start_until_ns = lease.until_ns
         self._worker_manager.set_start_until(lease.until_ns)
         self._set_lease(lease.held)
@@ -121,8 +121,13 @@ class Assigner:
         self._lease_held = held
         self._worker_manager.set_stopping(self._runs_are_to_stop)
         if not held:
-            self._worker_manager.void_unstarted()
-            self.release_unstarted()
+            self._void_unstarted()
+        self.report_capacity_soon()
+
+    def _void_unstarted(self) -> None:
+        """Release what has not begun: another node may have it by now."""
+        self._worker_manager.void_unstarted()
+        self.release_unstarted()
         self.report_capacity_soon()
 
     @property
