@@ -15,8 +15,9 @@ import pytest
 from tests.support.daemon import ROOT
 from tests.support.eventually import eventually
 from tests.support.rows import Rows
+from workerd.cli import commands
 from workerd.cli.commands import COMMANDS
-from workerd.cli.main import _configuration_last, main
+from workerd.cli.main import GROUPS, _configuration_last, main
 from workerd.job import id_text
 
 ALONE = {"demo", "install", "uninstall", "config", "completion"}
@@ -225,6 +226,12 @@ def test_the_configuration_is_printed_with_comments(capsys: pytest.CaptureFixtur
 def test_the_configuration_may_be_named_before_the_command(given: list[str], moved: list[str]) -> None:
     """As most programs take it."""
     assert _configuration_last(given) == moved
+
+
+def test_the_words_that_begin_several_commands_are_known() -> None:
+    """Before the commands themselves are imported, which `run` never does."""
+    assert {word for (word,) in GROUPS} == set(commands.GROUPS)
+    assert set(commands.DEFAULT_COMMANDS) == {"errors"}
 
 
 def test_the_environment_names_the_configuration(

@@ -17,8 +17,8 @@ from workerd.cli.errors import CommandFailed, UsageError
 from workerd.cli.foreground import run_daemon
 from workerd.cli.options import ConfigPath, PoolName
 from workerd.cli.output import notify
-from workerd.cli.running import RunningDaemon, has_exited
-from workerd.cli.session import load_config, load_running_config
+from workerd.cli.running import RunningDaemon, has_exited, load_running_config
+from workerd.cli.session import load_config
 from workerd.cli.status import troubles
 from workerd.config.model import Config
 from workerd.errors import ConfigError
@@ -109,7 +109,7 @@ def stop(c: ConfigPath = None) -> None:
 
     A second `stop` does not wait for running jobs: they are interrupted and run again later.
     """
-    config = load_running_config(c, RunningDaemon.find)
+    config = load_running_config(c)
     running = RunningDaemon.find(config)
     if running is None:
         notify("workerd is not running; nothing to stop.")

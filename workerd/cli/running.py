@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -9,7 +10,10 @@ import signal
 from pathlib import Path
 
 from workerd.cli.errors import CommandFailed
+from workerd.cli.output import notify
+from workerd.config.build import load, load_running
 from workerd.config.model import Config
+from workerd.errors import ConfigError
 from workerd.runtime.child import is_alive
 from workerd.runtime.generations import serving_paths
 from workerd.runtime.own_files import open_own, user_name
@@ -149,3 +153,19 @@ def _flock_holders(file: os.stat_result) -> set[int]:
 def has_exited(pidfd: int, timeout_s: float = 0.0) -> bool:
     """Whether the process of a pidfd has exited, or does within this time."""
     return bool(select.select([pidfd], [], [], timeout_s)[0])
+
+
+def load_running_config(path: Path | None) -> Config:
+    """The configuration for a command that a running daemon must answer after a wrong edit, too.
+
+    Where one runs, only what it is found and stopped by need be right. Raises ConfigError.
+    """
+    try:
+        return load(path, os.environ)
+    except ConfigError:
+        with contextlib.suppress(ConfigError):
+            found = load_running(path, os.environ)
+            if RunningDaemon.find(found) is not None:
+                notify("The configuration is wrong and would not be reloaded; `workerd check` says where.")
+                return found
+        raise

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from workerd.cli.output import notify
-from workerd.config.build import load, load_running
+from workerd.config.build import load
 from workerd.config.model import Config
-from workerd.errors import ConfigError
 from workerd.operations import audit
 from workerd.operations.access import Store, Tx, open_checked
 from workerd.operations.actor import Actor, of_command
@@ -90,22 +88,6 @@ class CommandSession:
 def load_config(path: Path | None) -> Config:
     """The configuration at `path`, else $WORKERD_CONFIG, else /etc/workerd. Raises ConfigError."""
     return load(path, os.environ)
-
-
-def load_running_config(path: Path | None, is_running: Callable[[Config], object]) -> Config:
-    """The same for a command that a running daemon must answer after a wrong edit, too.
-
-    Where one runs, what is wrong elsewhere in the configuration is only told. Raises ConfigError.
-    """
-    try:
-        return load_config(path)
-    except ConfigError:
-        with suppress(ConfigError):
-            found = load_running(path, os.environ)
-            if is_running(found):
-                notify("The configuration is wrong and would not be reloaded; `workerd check` says where.")
-                return found
-        raise
 
 
 @contextmanager

@@ -17,8 +17,7 @@ from workerd.cli.output import (
     print_table,
     print_text,
 )
-from workerd.cli.running import RunningDaemon, refuse_elsewhere
-from workerd.cli.session import load_running_config
+from workerd.cli.running import RunningDaemon, load_running_config, refuse_elsewhere
 from workerd.cli.views import second
 from workerd.config.model import Config
 from workerd.runtime.generations import ask_status, serving_paths
@@ -27,7 +26,7 @@ from workerd.text import line, plural, seconds_text, size_text
 
 def status(c: ConfigPath = None, json: AsJson = False) -> None:
     """Show the state of the daemon on this host."""
-    document = ask_supervisor(load_running_config(c, RunningDaemon.find))
+    document = ask_supervisor(load_running_config(c))
     if json:
         print_json(document)
     else:
