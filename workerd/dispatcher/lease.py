@@ -191,8 +191,8 @@ class Lease:
             info = self._unpublished
             now = self._store.run(lambda tx: nodes.renew(tx, self._node.id, self._lease_s, info))
             if now is None:
-                # Others may have its claims. By its own clock the lease need not have been over: that stands
-                # still in a virtual machine that is suspended.
+                # Others may have this node's claims by now, though its own clock does not show that the lease
+                # was over: that stands still while a virtual machine is suspended.
                 self._give_up()
         if now is None:
             info = self._unpublished

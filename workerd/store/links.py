@@ -10,7 +10,7 @@ as met for those that need it; one whose needs are all met begins. Its row is he
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -23,6 +23,7 @@ from workerd.outcome import Outcome
 from workerd.store import columns, waits
 from workerd.store.base import Tx
 from workerd.store.columns import RequestRow, chunks, marks
+from workerd.store.session import Row
 
 HELD_AT = LATEST
 """`run_at` of a job that must not begin yet: its request is not complete, or it needs others."""
@@ -367,17 +368,14 @@ def open_signals(tx: Tx, request_id: bytes, limit: int) -> list[str]:
 
 def needed(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
     """Which of these jobs others need."""
-    found: set[bytes] = set()
+    sql = "SELECT DISTINCT need FROM workerd_request_needs WHERE need IN ({}) AND kind <> 'spawned'"
+    return {need for (need,) in _rows_of(tx, sql, ids)}
+
+
+def _rows_of(tx: Tx, sql: str, ids: Sequence[bytes]) -> Iterator[Row]:
+    """What `sql` finds for these ids, whose marks it has in place of `{}`."""
     for part in chunks(sorted(ids)):
-        found |= {
-            need
-            for (need,) in tx.query(
-                "SELECT DISTINCT need FROM workerd_request_needs"
-                f" WHERE need IN ({marks(part)}) AND kind <> 'spawned'",
-                part,
-            )
-        }
-    return found
+        yield from tx.query(sql.format(marks(part)), part)
 
 
 def open_needs(tx: Tx, job_id: bytes, limit: int) -> tuple[int, list[str]]:
@@ -393,27 +391,14 @@ def open_needs(tx: Tx, job_id: bytes, limit: int) -> tuple[int, list[str]]:
 
 def held(tx: Tx, ids: Sequence[bytes]) -> set[bytes]:
     """Which of these jobs still wait for others."""
-    found: set[bytes] = set()
-    for part in chunks(sorted(ids)):
-        found |= {
-            job_id
-            for (job_id,) in tx.query(
-                f"SELECT id FROM workerd_request_jobs WHERE id IN ({marks(part)}) AND needs > 0", part
-            )
-        }
-    return found
+    sql = "SELECT id FROM workerd_request_jobs WHERE id IN ({}) AND needs > 0"
+    return {job_id for (job_id,) in _rows_of(tx, sql, ids)}
 
 
 def waits_of(tx: Tx, ids: Sequence[bytes]) -> Mapping[bytes, WorkflowJob]:
     """The waits of large graphs among these jobs, by id."""
-    found: dict[bytes, WorkflowJob] = {}
-    for part in chunks(sorted(ids)):
-        for job_id, wait in tx.query(
-            f"SELECT id, wait FROM workerd_request_jobs WHERE id IN ({marks(part)}) AND wait IS NOT NULL",
-            part,
-        ):
-            found[job_id] = wait_of(wait)
-    return found
+    sql = "SELECT id, wait FROM workerd_request_jobs WHERE id IN ({}) AND wait IS NOT NULL"
+    return {job_id: wait_of(wait) for job_id, wait in _rows_of(tx, sql, ids)}
 
 
 def inputs(tx: Tx, ids: Sequence[bytes], shown: str) -> list[tuple[Any, ...]]:
