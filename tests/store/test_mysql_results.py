@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,7 @@ import pymysql
 import pytest
 
 from tests.support.servers import DatabaseServer
+from workerd.store import mysql_results
 from workerd.store.mysql_session import CONVERSIONS
 from workerd.store.patient_connection import PatientConnection
 
@@ -118,3 +120,25 @@ def test_a_packet_out_of_order_ends_the_connection(both: Both) -> None:
     with pytest.raises(pymysql.OperationalError, match="Lost connection"):
         ours.ask(b"SELECT 1, 2")
     assert not ours.open
+
+
+@pytest.mark.parametrize(
+    ("packet", "code"),
+    [
+        (b"\xff\xbf\x0f#HY000The client was disconnected by the server because of inactivity.", 4031),
+        (b"\x01no error", 2013),
+        (b"\xff" * 2000, 2013),
+    ],
+    ids=["farewell", "other", "too long"],
+)
+def test_what_the_server_said_before_it_hung_up_is_the_error(packet: bytes, code: int) -> None:
+    """MySQL numbers it 0, as it answers no statement."""
+    near, far = socket.socketpair()
+    with near, far, near.makefile("rb") as received:
+        connection = PatientConnection(limit_s=20.0, on_progress=lambda: None, defer_connect=True)
+        connection._sock, connection._rfile = near, received  # type: ignore[attr-defined]
+        connection._next_seq_id = 1  # type: ignore[attr-defined]
+        far.sendall(len(packet).to_bytes(3, "little") + b"\0" + packet)
+        with pytest.raises(pymysql.OperationalError) as caught:
+            mysql_results._packet(connection)
+    assert caught.value.args[0] == code
