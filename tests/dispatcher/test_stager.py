@@ -40,7 +40,7 @@ def test_due_rows_become_new_in_time(make_harness: MakeHarness, store: Store) ->
     harness.until(lambda: harness.is_up and harness.settled())
     harness.until(lambda: pool.claims, within=30)
     claim = pool.claims[job, 1]
-    assert claim.claimed_at - claim.run_at >= 0
+    assert 0 <= claim.claimed_at - claim.run_at < 500_000
 
 
 def test_cancel_requests_reach_the_pool(make_harness: MakeHarness, store: Store) -> None:

@@ -109,10 +109,10 @@ def tree_with_descendants(harness: LifecycleHarness) -> list[psutil.Process]:
 
 
 def test_a_killed_supervisor_takes_the_whole_tree_with_it(harness: LifecycleHarness) -> None:
-    """Including all descendants of jobs; the next start retries the job at once."""
+    """Within 2 s, including all descendants of jobs; the next start retries the job at once."""
     tree = tree_with_descendants(harness)
     harness.kill_supervisor()
-    wait_until_dead(tree, 10.0)
+    wait_until_dead(tree, 2.0)
     (job,) = harness.jobs_in_progress()
     (harness.folder / "pids").unlink()
     harness.daemon.start()

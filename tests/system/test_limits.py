@@ -218,7 +218,7 @@ def test_a_handler_that_a_reload_removes_keeps_its_limit_to_the_end(
     assert_settled(rows)
 
 
-FLOOD, SINGLE, RUNS_BETWEEN = 3_000, 10, 60
+FLOOD, SINGLE, RUNS_BETWEEN = 3_000, 10, 20
 
 
 @pytest.mark.parametrize("counted", ["concurrency", "group_concurrency"])

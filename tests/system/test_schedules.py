@@ -71,6 +71,11 @@ def test_three_daemons_fire_each_tick_once(start_daemon: StartDaemon, store_url:
     eventually(lambda: len(rows.sql("SELECT id FROM workerd_requests")) >= 7, within=20)
     fired = rows.sql("SELECT tick FROM workerd_ticks WHERE name LIKE '%%flow' ORDER BY tick")
     assert_every_second([moment(row["tick"]) for row in fired])
+    (counts,) = rows.sql(
+        "SELECT (SELECT COUNT(*) FROM workerd_requests) AS requests,"
+        " (SELECT COUNT(*) FROM workerd_ticks WHERE name LIKE '%%flow') AS ticks"
+    )
+    assert counts["requests"] == counts["ticks"]
     eventually(lambda: rows.counts().get("completed", 0) >= 12, within=10)
 
 
