@@ -115,10 +115,19 @@ class FakeTasks(TaskRunner):
         pass
 
 
-def rescue_of(store: Store, lost: list[Outcome], *, lease: float) -> Rescue:
-    """A rescue that hands its outcomes to `lost`."""
+class Clock:
+    """The monotonic seconds that a rescue reads, set by the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: self.now))
+
+
+def rescue_of(store: Store, *, lease: float) -> tuple[Rescue, list[Outcome]]:
+    """A rescue, and the outcomes that it sends."""
+    lost: list[Outcome] = []
     sender = SimpleNamespace(send_all=lost.extend, barrier=lambda lives, on_done: on_done())
-    return Rescue(
+    rescuer = Rescue(
         FakeTasks(Loop()),
         AnsweringStore(store, 1.0),
         cast("OutcomeSender", sender),
@@ -126,21 +135,20 @@ def rescue_of(store: Store, lost: list[Outcome], *, lease: float) -> Rescue:
         frozenset(),
         lease,
     )
+    return rescuer, lost
 
 
 def test_a_claim_whose_row_is_locked_counts_as_rescued_once(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its outcome is sent again until the ingester could write it."""
-    now = 1000.0
-    monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: now))
-    lost: list[Outcome] = []
-    rescuer = rescue_of(store, lost, lease=10.0)
+    clock = Clock(monkeypatch)
+    rescuer, lost = rescue_of(store, lease=10.0)
     insert_jobs(store, "h", 3)
     claims(store, "h", node=DEAD)
     rescuer.rescue()  # sees them for the first time
     for times in range(1, 4):
-        now += 20
+        clock.now += 20
         rescuer.rescue()
         assert len(lost) == 3 * times
         assert rescuer.rescue() == 0.0  # they are still there: deferred
@@ -152,27 +160,25 @@ def test_a_node_that_loses_its_row_again_has_as_long_to_register(
     store: Store, monkeypatch: pytest.MonkeyPatch, seen: bool
 ) -> None:
     """What was seen before it had a row in between counts no more."""
-    now = 1000.0
-    monkeypatch.setattr(rescue, "time", SimpleNamespace(monotonic=lambda: now))
-    lost: list[Outcome] = []
-    rescuer = rescue_of(store, lost, lease=10.0)
+    clock = Clock(monkeypatch)
+    rescuer, lost = rescue_of(store, lease=10.0)
     insert_jobs(store, "h", 3)
     claims(store, "h", node=DEAD)
     rescuer.rescue()
     if seen:
         store.run(lambda tx: nodes.register(tx, OTHER, 3600.0))
-        now += 20
+        clock.now += 20
         rescuer.rescue()
         store.run(lambda tx: tx.execute("DELETE FROM workerd_nodes"))
     else:
         store.run(lambda tx: tx.execute("DELETE FROM workerd_jobs"))
-        now += 20
+        clock.now += 20
         rescuer.rescue()
         insert_jobs(store, "h", 3)
         claims(store, "h", node=DEAD)
     rescuer.rescue()
     assert not lost
-    now += 10
+    clock.now += 10
     rescuer.rescue()
     assert len(lost) == 3
 
