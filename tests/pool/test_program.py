@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from tests.pool.test_executor import NoFlags, Pool
+from tests.support.descriptors import open_descriptors
 from tests.support.worker import claim_of
 from workerd import policy
 from workerd.config.handler_config import CommandConfig, HandlerConfig
@@ -45,9 +46,9 @@ def execute(
         {"h": make_command(handler, config, around)}, NoFlags(), pool or Pool(), StandardErrorLog()
     )
     executor.prepare(None)
-    before, children = sorted(os.listdir("/proc/self/fd")), children_of(os.getpid())
+    before, children = open_descriptors(), children_of(os.getpid())
     result = executor.run(Assignment(7, claim_of("h", vars, **(claim or {})), 0.0, limit))
-    assert sorted(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     assert children_of(os.getpid()) == children  # nothing is left to be reaped
     return result
 

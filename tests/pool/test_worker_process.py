@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ import pytest
 from tests.pool.harness import PoolHarness, alive, make_pool
 from tests.pool.recorder import Recorder, SilentLog, loaded_here
 from tests.runtime.conftest import turn_until
+from tests.support.descriptors import open_descriptors
 from tests.support.worker import claim_of, forked_worker
 from workerd.config.handler_config import Policy
 from workerd.job import Status
@@ -88,8 +88,7 @@ def test_a_fork_that_fails_leaves_no_descriptor(
     def refuse(*_: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    gc.collect()  # what other tests have left
-    before = set(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     monkeypatch.setattr(os, refusing, refuse)
     pool = make_pool("noop")
     shared = shared_with(Recorder(), null=0)
@@ -97,7 +96,7 @@ def test_a_fork_that_fails_leaves_no_descriptor(
         with pytest.raises(OSError, match="Too many open files"):
             WorkerProcess(loop, "test/0", shared, lambda fds: 0, WorkerLimits(pool, HostMemory()))
     monkeypatch.undo()
-    assert set(os.listdir("/proc/self/fd")) <= before
+    assert open_descriptors().items() <= before.items()
 
 
 # -- assigning and revoking

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.support.descriptors import open_descriptors, spare_descriptors
 from workerd.config.handler_config import RestartConfig
 from workerd.messages import Beat, FromChild, Stop, ToChild
 from workerd.runtime import child
@@ -132,7 +131,7 @@ def test_every_message_of_a_dead_child_is_read(parents: list[Parent]) -> None:
 
 def test_a_reaped_child_leaves_no_descriptor(parents: list[Parent]) -> None:
     """Children are restarted for months."""
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(3):
         parent = Parent(serve)
         parent.child.kill(signal.SIGKILL)
@@ -140,7 +139,7 @@ def test_a_reaped_child_leaves_no_descriptor(parents: list[Parent]) -> None:
         assert parent.status == -signal.SIGKILL
         parent.child.kill()  # nothing happens
         parent.loop.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 def test_the_channel_may_end_before_the_child_does(parents: list[Parent]) -> None:
@@ -164,20 +163,9 @@ def _pause() -> int:
 
 def test_a_child_that_gets_no_pidfd_is_not_left_behind() -> None:
     """With all descriptors in use the child could neither be watched nor killed later."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = children_of(os.getpid())
-    held = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 1, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                held.append(os.dup(0))
-        with pytest.raises(OSError, match="Too many open files"):
-            child.fork(_pause)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in held:
-            os.close(fd)
+    with spare_descriptors(0), pytest.raises(OSError, match="Too many open files"):
+        child.fork(_pause)
     assert children_of(os.getpid()) == before
 
 
@@ -189,13 +177,13 @@ def test_a_fork_that_fails_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(child, "fork", fail)
     loop = Loop()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with pytest.raises(OSError, match="no process left"):
         ManagedChild(
             loop, serve, keep=(), incoming=FromChild,
             on_message=print, on_eof=loop.stop, on_death=loop.stop,
         )  # fmt: skip
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
     loop.close()
 
 
