@@ -61,8 +61,8 @@ def kind(name: str, **arguments: Any) -> dict[str, Any]:
 
 
 def shows(function: str) -> Callable[[dict[str, Any]], bool]:
-    """Whether a stack shows the function, if its process ran in the 0.1 s that it had to write one."""
-    return lambda row: function in row["stack"] or "no Python stack was written" in row["stack"]
+    """Whether the stack of an attempt shows the function."""
+    return lambda row: function in row["stack"]
 
 
 CASES: dict[str, Case] = {
@@ -143,11 +143,23 @@ def assert_case(rows: Rows, job_id: bytes, case: Case) -> None:
     assert case.check(last), last
 
 
+def without_stack(rows: Rows, ids: dict[str, bytes]) -> list[str]:
+    """The cases whose worker did not run in the 0.1 s that it had to write its stack, on a busy machine."""
+    stacks = {name: rows.attempts(job_id)[-1]["stack"] or "" for name, job_id in ids.items()}
+    return [name for name, stack in stacks.items() if "no Python stack was written" in stack]
+
+
 def test_every_outcome(daemon: Daemon, store_url: str) -> None:
     """Each behaviour produces the rows of its case while all the others run beside it."""
     rows = Rows(store_url)
-    ids = {name: rows.insert(case.handler, case.vars, **case.columns) for name, case in CASES.items()}
-    eventually(lambda: rows.ended(*ids.values()), within=60, every=0.1, state=daemon.tail)
+    ids: dict[str, bytes] = {}
+    to_run = list(CASES)
+    for _ in range(3):
+        for name in to_run:
+            case = CASES[name]
+            ids[name] = rows.insert(case.handler, case.vars, **case.columns)
+        eventually(lambda: rows.ended(*ids.values()), within=60, every=0.1, state=daemon.tail)
+        to_run = without_stack(rows, ids)
     wrong: list[str] = []
     for name, case in CASES.items():
         try:
