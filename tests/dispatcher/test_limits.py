@@ -19,9 +19,10 @@ from workerd.messages import Freed
 from workerd.outcome import Hold
 from workerd.rate_limit import Rate
 from workerd.runtime.sockets import poke
-from workerd.store import limits, nodes, slots
+from workerd.store import limits, nodes, slot_numbers, slots
 from workerd.store.base import Store
 from workerd.store.claims import NodeIdent
+from workerd.store.dialect import Dialect
 from workerd.store.nodes import NodeInfo, NodeRecord
 
 
@@ -62,6 +63,31 @@ def test_handlers_share_a_limit(make_harness: MakeHarness, store: Store, store_u
         harness.until(lambda n=ended: len(pool.claims) == min(3, 8 - n))  # type: ignore[misc]
     assert ended == 8
     assert Rows(store_url).sql("SELECT * FROM workerd_slots") == []
+
+
+def test_slots_of_a_limit_that_is_far_away_are_read_now_and_then(
+    make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node remembers where some were free, from one handler of a transaction to the next, and after it."""
+    read: list[str] = []
+    query = slot_numbers.query
+
+    def noted(words: Dialect, name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
+        read.append(name)
+        return query(words, name, by_group=by_group)
+
+    monkeypatch.setattr(slot_numbers, "query", noted)
+    harness, pool = start(make_harness, LimitConfig(concurrency=slot_numbers.MAX_IN_ROW), poll=0.1)
+    before = 0
+    for turn in range(1, 7):
+        insert_jobs(store, "a", 3)
+        insert_jobs(store, "b", 3)
+        pool.demand(20)
+        harness.until(lambda n=turn: len(pool.claims) == 6 * n)  # type: ignore[misc]
+        before = before or len(read)
+    # Where it was close to the end of what was free, all are read again.
+    assert len(read) <= before + 1
+    assert len({claim.limited and claim.limited.slot for claim in pool.claims.values()}) == 36
 
 
 def test_a_rate_is_waited_for_by_a_timer(make_harness: MakeHarness, store: Store) -> None:

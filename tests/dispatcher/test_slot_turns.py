@@ -17,7 +17,7 @@ from workerd.dispatcher import slot_turns
 from workerd.dispatcher.limited_handlers import LimitedHandlers
 from workerd.ingester import writer
 from workerd.job import Claim
-from workerd.store import columns, limits
+from workerd.store import columns
 from workerd.store.base import Store, Tx
 from workerd.store.claims import MAX_BATCH_BYTES, NodeIdent
 from workerd.store.limited_batch import LimitedBatch
@@ -51,7 +51,7 @@ class Node:
         """Claim for these handlers in one transaction; `batch` is then that of the last."""
 
         def work(tx: Tx) -> list[LimitedBatch]:
-            locked = limits.lock(tx, ["l"])
+            locked = self._limited.lock(tx, handlers)
             return [
                 self._limited.claim(
                     tx, handler, locked, wanted, self._ident, None, MAX_BATCH_BYTES, idle_only=idle_only

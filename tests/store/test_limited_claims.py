@@ -26,8 +26,10 @@ from workerd.store import slots as store_slots
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
+from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
+from workerd.store.slot_numbers import NOWHERE
 
 NODE = NodeIdent(b"n" * 16, "one")
 ODD = "💶 'x' \"y\" \\ %s"
@@ -46,13 +48,14 @@ class Claimer:
         self.turns = FairTurns({"heavy": 3}) if fair else None
         self.heads: dict[str, limited_claims.Waiting] = {}
         self.scan = True
+        self.in_row = NOWHERE
         self.last: LimitedBatch | None = None
 
     def claim(self, wanted: int = 10, *, idle_only: bool = False) -> list[Claim]:
         def work(tx: Tx) -> LimitedBatch:
             limit = None
             if self.config is not None:
-                limit = self.config, limits.lock(tx, ["l"])["l"]
+                limit = LockedLimit(self.config, limits.lock(tx, ["l"])["l"], self.in_row)
             turns = None if self.turns is None else self.turns.trial()
             known = QueueHeads(self.heads, self.scan, None)
             request = limited_claims.ClaimRequest(wanted, NODE, idle_only=idle_only)
@@ -66,6 +69,8 @@ class Claimer:
                 self.heads[group] = head
         if self.turns is not None and batch.turns is not None:
             self.turns.adopt(batch.turns)
+        if batch.row is not None:
+            self.in_row = batch.in_row
         return batch.batch.claims
 
     def close(self, claimed: Claim, *, hold: Hold | None = None) -> set[str]:

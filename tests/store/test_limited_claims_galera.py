@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections import Counter
+from typing import NamedTuple
 
 import pytest
 
@@ -21,7 +22,10 @@ from workerd.store import limited_claims, limits, slots
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
+from workerd.store.limit_room import LockedLimit
+from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
+from workerd.store.slot_numbers import NOWHERE
 
 pytestmark = pytest.mark.slow
 
@@ -63,55 +67,76 @@ class Running:
             self.ended += 1
 
 
-def work(store: Store, node: NodeIdent, running: Running) -> None:
+class Shape(NamedTuple):
+    """What a claimer does with a limit: it wants so many at a time, and holds so many while it wants more."""
+
+    limit: LimitConfig
+    wanted: int
+    held: int
+
+
+def work(store: Store, node: NodeIdent, running: Running, shape: Shape) -> None:
     """Claim and end until all jobs have ended."""
     handler = LimitedHandler("h", "l", None, False)
+    in_row = NOWHERE
+    held: list[Claim] = []
 
-    def claim(tx: Tx) -> list[Claim]:
+    def claim(tx: Tx) -> LimitedBatch:
         locked = limits.lock(tx, ["l"])
         if "l" not in locked:
-            return []
-        heads = QueueHeads({}, True, None)
-        request = limited_claims.ClaimRequest(5, node)
-        return limited_claims.claim(tx, handler, request, (LIMIT, locked["l"]), heads, None).batch.claims
+            return LimitedBatch.empty(None, busy=True)
+        limit, heads = LockedLimit(shape.limit, locked["l"], in_row), QueueHeads({}, True, None)
+        request = limited_claims.ClaimRequest(shape.wanted, node)
+        return limited_claims.claim(tx, handler, request, limit, heads, None)
+
+    def end(one: Claim) -> None:
+        running.remove(one)
+        outcome = Outcome(
+            id=one.id, attempt=1, claimed_at=one.claimed_at, handler="h", status=Status.COMPLETED,
+            reason=Reason.OK, limited=one.limited,
+        )  # fmt: skip
+        while True:
+            try:
+                store.run(lambda tx: writer.close(tx, [outcome], node.id))
+                break
+            except StoreAway:
+                continue
 
     while running.ended < JOBS:
         try:
-            claims = store.run(claim)
+            found = store.run(claim)
         except StoreAway:  # it lost against the other server too often
             continue
-        running.add(claims)
-        for one in claims:
-            running.remove(one)
-            outcome = Outcome(
-                id=one.id, attempt=1, claimed_at=one.claimed_at, handler="h", status=Status.COMPLETED,
-                reason=Reason.OK, limited=one.limited,
-            )  # fmt: skip
-            while True:
-                try:
-                    store.run(lambda tx, o=outcome: writer.close(tx, [o], node.id))  # type: ignore[misc]
-                    break
-                except StoreAway:
-                    continue
+        in_row = in_row if found.row is None else found.in_row
+        running.add(found.batch.claims)
+        held += found.batch.claims
+        while len(held) > (shape.held if found.batch.claims else 0):
+            end(held.pop(0))
 
 
-def test_two_servers_give_out_no_slot_and_no_start_twice(cluster: Galera, two: list[Store]) -> None:
-    """Of the limit, of a group, and in no window of the rate."""
+def both(stores: list[Store], shape: Shape) -> Running:
+    """Run all jobs through both servers at a time."""
     marks = ", ".join(["(%s, 'h', %s)"] * JOBS)
     params = [value for n in range(JOBS) for value in (uuid.uuid4().bytes, f"g{n % 5}")]
-    two[0].run(
+    stores[0].run(
         lambda tx: tx.execute(f"INSERT INTO workerd_jobs (id, handler, group_key) VALUES {marks}", params)
     )
     running = Running()
     nodes = [NodeIdent(bytes([n]) * 16, f"n{n}") for n in (1, 2)]
     threads = [
-        threading.Thread(target=work, args=(store, node, running))
-        for store, node in zip(two, nodes, strict=True)
+        threading.Thread(target=work, args=(store, node, running, shape))
+        for store, node in zip(stores, nodes, strict=True)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    return running
+
+
+def test_two_servers_give_out_no_slot_and_no_start_twice(cluster: Galera, two: list[Store]) -> None:
+    """Of the limit, of a group, and in no window of the rate."""
+    running = both(two, Shape(LIMIT, 5, 0))
     assert running.most <= 3
     assert running.over == 0
     starts = sorted(running.starts)
@@ -119,5 +144,15 @@ def test_two_servers_give_out_no_slot_and_no_start_twice(cluster: Galera, two: l
         for last in range(first, JOBS):
             window = starts[last] - starts[first]
             assert last - first + 1 <= 100 * window / SECOND + 20 + 1e-6
+    cluster.catch_up()
+    assert two[0].read(slots.holders) == []
+
+
+def test_two_servers_that_remember_free_numbers_give_out_none_twice(
+    cluster: Galera, two: list[Store]
+) -> None:
+    """Neither sees what the other is giving out, and both want to hold more than the limit allows."""
+    running = both(two, Shape(LimitConfig(concurrency=8), 2, 6))
+    assert running.most <= 8
     cluster.catch_up()
     assert two[0].read(slots.holders) == []

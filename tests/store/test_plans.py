@@ -30,6 +30,7 @@ from workerd.store import (
     nodes,
     polls,
     reclaims,
+    slot_numbers,
     stats,
 )
 from workerd.store.base import Store, Tx
@@ -248,6 +249,21 @@ def test_what_ran_before_a_limit_counted_it_is_found_among_what_runs(full: Store
     unsorted(seen)
     for one in seen:
         assert one.read <= 2 * many + FEW, one
+
+
+def test_of_numbers_in_a_row_only_their_slots_are_read(full: Store) -> None:
+    """However many others are taken."""
+
+    def work(tx: Any) -> int:
+        rows = ", ".join(f"('l', {n}, 1)" for n in range(2000))
+        tx.execute(f"INSERT INTO workerd_slots (limit_name, n, attempt) VALUES {rows}")
+        del tx._session.seen[:]
+        return len(tx.query(*slot_numbers.query_in_row("l", range(2500, 2700), 5000)))
+
+    found, (one,) = watch(full, work)
+    assert found == 0
+    assert one.read <= FEW, one
+    unsorted([one])
 
 
 def test_a_look_at_many_handlers_reads_one_entry_of_each(full: Store) -> None:

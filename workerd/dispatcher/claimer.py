@@ -19,7 +19,7 @@ from workerd.job import AttemptRef, Claim, id_text
 from workerd.log import get_logger
 from workerd.outcome import failed
 from workerd.runtime.outcome_sender import OutcomeSender
-from workerd.store import claims, limits, polls
+from workerd.store import claims, polls
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 from workerd.store.limited_batch import LimitedBatch
@@ -200,7 +200,7 @@ class Claimer:
         claimed: list[ClaimedBatch] = []
         seen: set[str] = set()
         self._learnable = []
-        locked = limits.lock(tx, self._limited.limits_of(plan.handlers))  # before all other locks
+        locked = self._limited.lock(tx, plan.handlers)  # before all other locks
         self._counted = self._limited.count_running(tx, locked)
         max_bytes = self._planner.max_bytes
         for link, capacity, cursors, idle_only in plan.shares:

@@ -7,24 +7,23 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 from workerd.clock import SECOND
 from workerd.config.handler_config import HandlerConfig
-from workerd.config.limit_config import LimitConfig
 from workerd.config.model import Config
 from workerd.dispatcher.slot_turns import SlotTurns
 from workerd.fairness import FairTurns, Waiting
 from workerd.group import parse_template
 from workerd.job import AttemptRef
 from workerd.log import get_logger
-from workerd.store import limited_claims, reclaims
+from workerd.store import limited_claims, limits, reclaims
 from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import Cursor, NodeIdent
+from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limited_claims import ClaimRequest
-from workerd.store.limits import RateRow
 from workerd.store.nodes import NodeInfo, nodes_with_other_limit
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
-from workerd.store.slots import GROUP, LIMIT
+from workerd.store.slot_numbers import GROUP, LIMIT, NOWHERE
 
 SCAN_S = 1.0
 """Interval of scans for queues of groups, which other nodes create too."""
@@ -89,6 +88,8 @@ class LimitedHandlers:
         }
         self._configured = config.limits
         self._limits = dict(config.limits)
+        self._in_row: dict[str, range] = {}
+        """Where slots of each limit were free in a row after the last claim."""
         self.on_hiding: Callable[[], object] = lambda: None
         self._warned: dict[tuple[str, str], tuple[str, ...]] = {}
         self._counted: dict[str, frozenset[str]] = {}
@@ -131,6 +132,13 @@ class LimitedHandlers:
         counted = ((LIMIT, config.concurrency), (GROUP, config.group_concurrency))
         return tuple(scope for scope, count in counted if count is not None)
 
+    def lock(self, tx: Tx, handlers: Iterable[str]) -> dict[str, LockedLimit]:
+        """Lock the limits of these handlers, without those that another claim has locked."""
+        return {
+            name: LockedLimit(self._limits[name], row, self._in_row.get(name, NOWHERE))
+            for name, row in limits.lock(tx, self.limits_of(handlers)).items()
+        }
+
     def count_running(self, tx: Tx, locked: Collection[str]) -> dict[str, list[AttemptRef]]:
         """Give slots of these limits, which are locked, to attempts that began before they counted them.
 
@@ -154,7 +162,7 @@ class LimitedHandlers:
         self,
         tx: Tx,
         handler: str,
-        locked: dict[str, RateRow],
+        locked: dict[str, LockedLimit],
         wanted: int,
         node: NodeIdent,
         cursor: Cursor | None,
@@ -164,15 +172,15 @@ class LimitedHandlers:
     ) -> LimitedBatch:
         """Claim for one handler; changes nothing here, since the transaction may run again.
 
-        `locked`: the rows of the limits that the transaction has locked, which it keeps up to date.
+        `locked`: the limits that the transaction has locked, which it keeps up to date.
         `idle_only`: only of groups that have had no turn recently.
         """
         known = self._handlers[handler]
-        limit: tuple[LimitConfig, RateRow] | None = None
+        limit: LockedLimit | None = None
         if known.limit is not None:
             if known.limit not in locked:
                 return LimitedBatch.empty(cursor, busy=True)
-            limit = self._limits[known.limit], locked[known.limit]
+            limit = locked[known.limit]
         memory = self._memory[handler]
         turns = memory.turns.trial() if memory.turns is not None else None
         heads = memory.known() if handler in self.parking else QueueHeads({}, False, None)
@@ -184,14 +192,17 @@ class LimitedHandlers:
         )  # fmt: skip
         batch = limited_claims.claim(tx, known, request, limit, heads, turns)
         if is_contested and limit is not None:
-            batch = self._slot_turns.settle(tx, handler, limit[0], batch)
-        if known.limit is not None and batch.row is not None:
-            locked[known.limit] = batch.row
+            batch = self._slot_turns.settle(tx, handler, limit.config, batch)
+        if known.limit is not None and limit is not None and batch.row is not None:
+            locked[known.limit] = limit._replace(row=batch.row, in_row=batch.in_row)
         return batch
 
     def learn(self, handler: str, batch: LimitedBatch) -> None:
         """The transaction with this batch was committed."""
         self._memory[handler].learn(batch)
+        limit = self._handlers[handler].limit
+        if limit is not None and batch.row is not None:
+            self._in_row[limit] = batch.in_row
         if self._slot_turns.is_contested(handler):
             self._slot_turns.learn(handler, batch)
         if batch.hiding:

@@ -18,7 +18,7 @@ from workerd.store import limits, slots
 from workerd.store.base import Tx
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateKey, RateRow
-from workerd.store.slots import GROUP, LIMIT
+from workerd.store.slot_numbers import GROUP, LIMIT
 
 TURN_US = 250_000
 """From taking a reserved slot until another may be reserved."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from workerd.config.limit_config import LimitConfig
 from workerd.job import Claim, LimitUse
@@ -13,7 +14,30 @@ from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.session import Row
-from workerd.store.slots import GROUP, LIMIT
+from workerd.store.slot_numbers import GROUP, LIMIT, NOWHERE, SlotNumbers
+
+
+class LockedLimit(NamedTuple):
+    """A limit that the transaction has locked: its configuration, and its row.
+
+    in_row
+        Where numbers of its slots were free in a row, see `slot_numbers`.
+    """
+
+    config: LimitConfig
+    row: RateRow
+    in_row: range = NOWHERE
+
+    def numbers_for(self, wanted: int) -> range:
+        """Numbers in a row for a claim of so many; none if not enough of them may be free."""
+        numbers = self.in_row[:wanted]
+        is_enough = len(numbers) == wanted and numbers[-1] < _counted_alone(self.config)
+        return numbers if is_enough else NOWHERE
+
+
+def _counted_alone(config: LimitConfig) -> int:
+    """The concurrency of the limit; 0 without one, and where groups have slots: those are read, too."""
+    return 0 if config.group_concurrency is not None else config.concurrency or 0
 
 
 class LimitRoom:
@@ -23,18 +47,19 @@ class LimitRoom:
         self,
         now: int,
         handler: LimitedHandler,
-        config: LimitConfig,
-        row: RateRow,
-        taken: list[Row],
+        limit: LockedLimit,
+        numbers: SlotNumbers,
         groups: list[Row],
     ) -> None:
         self._handler = handler.name
         assert handler.limit is not None
         self.name = handler.limit
-        self.config = config
-        self.row = row
+        self.config = config = limit.config
+        self.row = limit.row
         self.now = now
-        self.slots = slots.read(taken)
+        self._numbers = numbers
+        self._in_row = limit.in_row
+        self._given: list[int] = []
         self.groups = limits.read_group_rates(groups)
         self._asked = self._asked_rows()
         self._started: Counter[str] = Counter()
@@ -110,7 +135,7 @@ class LimitRoom:
         if self.config.concurrency is None:
             return None
         kept = self.row.is_kept(self.now, self._handler)
-        return self.config.concurrency - kept - self.slots.of_limit.bit_count() - self._started_in_all
+        return self._numbers.count_free(self.config.concurrency) - kept - self._started_in_all
 
     def _free_group_slots(self, group: str) -> int | None:
         """The same of a group."""
@@ -118,7 +143,7 @@ class LimitRoom:
             return None
         row = self.groups.get(group)
         kept = row is not None and row.is_kept(self.now, self._handler)
-        running = self.slots.of_groups.get(group, 0).bit_count() + self._started[group]
+        running = self._numbers.taken_by(group) + self._started[group]
         return self.config.group_concurrency - kept - running
 
     def full(self, groups: Iterable[str], *, more: bool) -> dict[RateKey, RateRow]:
@@ -173,7 +198,8 @@ class LimitRoom:
 
     def use(self, tx: Tx, started: Sequence[Claim], groups: Sequence[str]) -> list[LimitUse]:
         """Take slots and starts for these attempts, which are of these groups; what each has taken."""
-        taken = slots.take(tx, self.name, self.slots, started, groups, self.scopes)
+        taken = slots.take(tx, self.name, self._numbers, started, groups, self.scopes)
+        self._given = [n for n in taken.of_limit if n is not None]
         tats: dict[RateKey, int] = {}
         self._started_in_all += len(started)
         if self.config.by_group:
@@ -193,6 +219,15 @@ class LimitRoom:
             LimitUse(name, group, cost, group_cost, slot, group_slot)
             for group, slot, group_slot in zip(groups, *taken, strict=True)
         ]
+
+    def left_in_row(self, wanted: int) -> range:
+        """Where slots are free in a row, for further claims of so many."""
+        concurrency = _counted_alone(self.config)
+        if not concurrency:
+            return NOWHERE
+        if not self._numbers.are_all_known:
+            return self._in_row[len(self._given) :]
+        return self._numbers.find_row(self._given, wanted, concurrency)
 
 
 def _cost(rate: Rate | None) -> int:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from workerd.fairness import FairTurns, Waiting
 from workerd.store.claims import ClaimBatch, Cursor
 from workerd.store.limits import RateKey, RateRow
+from workerd.store.slot_numbers import NOWHERE
 
 
 class LimitedBatch(NamedTuple):
@@ -26,6 +27,8 @@ class LimitedBatch(NamedTuple):
         The turns as they are after it.
     row
         The row of its limit as it is after it.
+    in_row
+        With it: where slots of the limit are free in a row after it.
     busy
         Whether another claim has its limit locked.
     full
@@ -48,6 +51,7 @@ class LimitedBatch(NamedTuple):
     cursor: str | None = None
     turns: FairTurns | None = None
     row: RateRow | None = None
+    in_row: range = NOWHERE
     busy: bool = False
     full: Mapping[RateKey, RateRow] | None = None
     kept: Mapping[RateKey, RateRow] = {}

@@ -19,15 +19,16 @@ from workerd.config.limit_config import LimitConfig
 from workerd.fairness import FairTurns, Waiting, choose
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import Outcome, failed
-from workerd.store import claims, group_queues, limits, queue_heads, slots
+from workerd.store import claims, group_queues, limits, queue_heads, slot_numbers
 from workerd.store.base import Tx
 from workerd.store.claim_window import ClaimWindow, FloodQueue, LimitedHandler, SeenRows, read_window
 from workerd.store.claims import INLINE_BYTES, MAX_BATCH_BYTES, ClaimBatch, Cursor, NodeIdent
-from workerd.store.limit_room import LimitRoom
+from workerd.store.limit_room import LimitRoom, LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.queue_heads import QueueHeads, QueueRows
 from workerd.store.session import Params, Row
+from workerd.store.slot_numbers import NOWHERE, SlotNumbers
 
 MAX_FULL_GROUPS = 100
 """Groups of waiting jobs that are looked at for a free slot where it is to be reported."""
@@ -59,17 +60,17 @@ def claim(
     tx: Tx,
     handler: LimitedHandler,
     request: ClaimRequest,
-    limit: tuple[LimitConfig, RateRow] | None,
+    limit: LockedLimit | None,
     queues: QueueHeads,
     turns: FairTurns | None,
 ) -> LimitedBatch:
     """Claim rows of the handler; the claim is valid once the transaction commits.
 
-    `limit`: its configuration and its row, which the transaction has locked. `turns`: of a fair handler.
+    `turns`: of a fair handler.
 
     Locks the handler's row (shared), then job rows that nobody has locked; then only inserts.
     """
-    by_group = handler.fair or (limit is not None and limit[0].by_group)
+    by_group = handler.fair or (limit is not None and limit.config.by_group)
     inline = min(INLINE_BYTES, request.max_bytes // request.wanted)
     asked = ClaimWindow(tx.dialect, handler, request.wanted, request.cursor, by_group, inline)
     found = _ask(tx, asked, request, limit, queues)
@@ -78,7 +79,8 @@ def claim(
     mono = time.monotonic_ns()
     room: LimitRoom | None = None
     if limit is not None and handler.limit is not None:
-        room = LimitRoom(tx.now, handler, *limit, *found.limit)
+        numbers = _numbers(tx, handler, limit, found)
+        room = LimitRoom(tx.now, handler, limit, numbers, found.groups)
         if request.corrects_rates:
             room.correct_rates(tx)
     fitting = request.wanted if room is None else room.of_limit(request.wanted)
@@ -98,36 +100,61 @@ def claim(
 
 
 class _Answers(NamedTuple):
-    """What the store says of a handler before a claim; `limit`: its slots and the rates of its groups."""
+    """What the store says of a handler before a claim.
+
+    slots
+        The slots of its limit that are taken: only of the numbers `in_row`, if there are any.
+    groups
+        The rates of the groups of its limit.
+    """
 
     pause: list[Row]
-    limit: list[list[Row]]
     front: list[Row]
     flood: FloodQueue | None
+    slots: list[Row]
+    groups: list[Row]
+    in_row: range
 
 
 def _ask(
     tx: Tx,
     asked: ClaimWindow,
     request: ClaimRequest,
-    limit: tuple[LimitConfig, RateRow] | None,
+    limit: LockedLimit | None,
     queues: QueueHeads,
 ) -> _Answers:
     """Ask for all that a claim needs to know, in one round trip; the pause is locked first."""
     handler = asked.handler
-    questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name)]
-    if limit is not None and handler.limit is not None:
-        counts = limit[0].group_concurrency is not None
-        questions.append(slots.query(tx.dialect, handler.limit, by_group=counts))
-        questions.append(limits.group_rates_query(handler.limit))
-    questions.append(asked.front())
+    questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name), asked.front()]
+    in_row = NOWHERE
     flood = None if limit is not None or request.idle_only or asked.in_full else queues.only
     if flood is not None:
         questions.append(asked.queue(flood, queues.heads[flood]))
-    pause, *answers = tx.queries(*questions)
-    queue = None if flood is None else FloodQueue(flood, answers.pop())
-    front = answers.pop()
-    return _Answers(pause, answers, front, queue)
+    if limit is not None and handler.limit is not None:
+        # Where a slot is missing, all must be known.
+        in_row = NOWHERE if request.reports_full else limit.numbers_for(request.wanted)
+        questions.append(_slots_query(tx, handler.limit, limit.config, in_row))
+        questions.append(limits.group_rates_query(handler.limit))
+    pause, front, *more = tx.queries(*questions)
+    queue = None if flood is None else FloodQueue(flood, more.pop(0))
+    taken, groups = more if limit is not None else ([], [])
+    return _Answers(pause, front, queue, taken, groups, in_row)
+
+
+def _slots_query(tx: Tx, name: str, config: LimitConfig, in_row: range = NOWHERE) -> tuple[str, Params]:
+    if in_row and config.concurrency is not None:
+        return slot_numbers.query_in_row(name, in_row, config.concurrency)
+    return slot_numbers.query(tx.dialect, name, by_group=config.group_concurrency is not None)
+
+
+def _numbers(tx: Tx, handler: LimitedHandler, limit: LockedLimit, found: _Answers) -> SlotNumbers:
+    """The numbers of the limit's slots that are taken; all of them, unless those in a row are enough."""
+    if not found.in_row:
+        return slot_numbers.read(found.slots)
+    if not found.slots and not limit.row.is_kept(tx.now, handler.name):
+        return SlotNumbers(0, {}, found.in_row)
+    assert handler.limit is not None
+    return slot_numbers.read(tx.query(*_slots_query(tx, handler.limit, limit.config)))
 
 
 def _nothing_fits(
@@ -213,6 +240,7 @@ class _Claiming:
             more=batch.found < len(rows) or all_wanted or bool(batch.broken),
             retry_at=None if room is None else room.retry_at or room.kept_until,
             row=room.row if room is not None else None,
+            in_row=NOWHERE if room is None else room.left_in_row(self._request.wanted),
         )
 
     def claim_by_group(
@@ -254,6 +282,7 @@ class _Claiming:
             heads=learned,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
+            in_row=NOWHERE if self._room is None else self._room.left_in_row(self._request.wanted),
             hiding=window.hiding,
         )
 

@@ -17,7 +17,7 @@ from workerd.store import columns, slots
 from workerd.store.base import Tx
 from workerd.store.columns import chunks
 from workerd.store.session import Row
-from workerd.store.slots import GROUP, LIMIT
+from workerd.store.slot_numbers import GROUP, LIMIT
 
 MAX_KEPT_US = 2_000_000
 """Maximum time for which a slot is reserved: a later end was written before the clock was set back."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from workerd.job import AttemptRef, Status
-from workerd.store import columns, group_queues, slots
+from workerd.store import columns, group_queues, slot_numbers, slots
 from workerd.store.base import Tx
 from workerd.store.claims import NodeIdent
 
@@ -70,7 +70,7 @@ def _retake_slots(
                 attempts.append((AttemptRef(job_id, attempt), group_queues.group_of(group)))
     for again, attempts in by_limit.items():
         slots.delete(tx, [ref for ref, _ in attempts])
-        numbers = slots.read(tx.query(*slots.query(tx.dialect, again.limit, by_group=True)))
+        numbers = slot_numbers.read(tx.query(*slot_numbers.query(tx.dialect, again.limit, by_group=True)))
         refs, groups = zip(*attempts, strict=True)
         slots.take(tx, again.limit, numbers, refs, groups, again.scopes)
 
@@ -92,7 +92,7 @@ def count_running(tx: Tx, wanted: LimitScopes, handlers: Sequence[str]) -> list[
     groups = _locked_groups(tx, set().union(*missing.values()))
     if not groups:
         return []
-    numbers = slots.read(tx.query(*slots.query(tx.dialect, wanted.limit, by_group=True)))
+    numbers = slot_numbers.read(tx.query(*slot_numbers.query(tx.dialect, wanted.limit, by_group=True)))
     for scope, without in missing.items():
         refs = sorted(without & groups.keys())
         slots.take(tx, wanted.limit, numbers, refs, [groups[ref] for ref in refs], [scope])

@@ -1,15 +1,15 @@
 """Slots of limits: rows that exist while their attempts run.
 
-A slot is taken under the lowest free number: on Galera, where the lock of a limit is not seen by other
-servers, two claims that take the same number cannot both be committed. The transaction that ends or releases
-an attempt deletes its rows, by their numbers and for it alone, and only if that took effect.
+No claim takes a number beyond the limit: so it holds on Galera too, where the lock of a limit is not seen by
+other servers, since two claims that take the same number cannot both be committed. The transaction that ends
+or releases an attempt deletes its rows, by their numbers and for it alone, and only if that took effect.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -19,50 +19,11 @@ from workerd.outcome import Outcome
 from workerd.store import columns
 from workerd.store.base import Tx
 from workerd.store.columns import chunks
-from workerd.store.dialect import Dialect
 from workerd.store.session import LockLost, Row
+from workerd.store.slot_numbers import GROUP, LIMIT, SlotNumbers
 
-LIMIT, GROUP = "limit", "group"
-"""The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""
 MIN_RANGE = 4
 """Numbers in a row that are named as a range."""
-_WORD = (1 << 64) - 1
-"""All bits of a word: SQLite's are signed."""
-
-
-class TakenNumbers(NamedTuple):
-    """The numbers of the slots that are taken, as bits: of the limit, and of each group."""
-
-    of_limit: int
-    of_groups: Mapping[str, int]
-
-
-def query(words: Dialect, name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
-    """Asks for the slots of a limit that are taken; for those of its groups only if they count."""
-    if by_group:
-        return "SELECT n, scope, group_key FROM workerd_slots WHERE limit_name = %s", (name,)
-    # In words of 64 bits: of a limit that is far away, thousands may be taken at each claim.
-    return (
-        f"SELECT n >> 6, {words.union_of_bits}(1 << (n & 63)) FROM workerd_slots"
-        f" WHERE limit_name = %s AND scope = '{LIMIT}' GROUP BY n >> 6",
-        (name,),
-    )
-
-
-def read(rows: Sequence[Row]) -> TakenNumbers:
-    """What `query` found."""
-    of_limit = 0
-    of_groups: defaultdict[str, int] = defaultdict(int)
-    if rows and len(rows[0]) == 2:
-        for number, bits in rows:
-            of_limit |= (int(bits) & _WORD) << 64 * int(number)
-        return TakenNumbers(of_limit, {})
-    for n, scope, group in rows:
-        if scope == LIMIT.encode():
-            of_limit |= 1 << int(n)
-        else:
-            of_groups[columns.lenient(group) or ""] |= 1 << int(n)
-    return TakenNumbers(of_limit, of_groups)
 
 
 class NewSlots(NamedTuple):
@@ -75,7 +36,7 @@ class NewSlots(NamedTuple):
 def take(
     tx: Tx,
     name: str,
-    taken: TakenNumbers,
+    numbers: SlotNumbers,
     attempts: Sequence[AttemptRef | Claim],
     groups: Sequence[str],
     scopes: Collection[str],
@@ -87,13 +48,13 @@ def take(
     of_limit: Sequence[int | None] = [None] * len(attempts)
     of_group = of_limit
     if LIMIT in scopes:
-        of_limit = list(itertools.islice(_free_numbers(taken.of_limit), len(attempts)))
+        of_limit = list(itertools.islice(numbers.free_of_limit(), len(attempts)))
         # What has its default is left out: 1 µs a row less of the server's CPU time.
         rows = [(name, n, one.id, one.attempt) for one, n in zip(attempts, of_limit, strict=True)]
         _insert(tx, name, "limit_name, n, id, attempt", rows)
     if GROUP in scopes:
-        numbers = {group: _free_numbers(taken.of_groups.get(group, 0)) for group in set(groups)}
-        of_group = [next(numbers[group]) for group in groups]
+        free_of = {group: numbers.free_of_group(group) for group in set(groups)}
+        of_group = [next(free_of[group]) for group in groups]
         of_groups = [
             (name, GROUP, group, n, one.id, one.attempt)
             for one, group, n in zip(attempts, groups, of_group, strict=True)
@@ -106,13 +67,6 @@ def _insert(tx: Tx, name: str, names: str, rows: Sequence[tuple[object, ...]]) -
     inserted = tx.dialect.insert_rows(tx, f"workerd_slots ({names})", rows, tx.dialect.keep_existing("n"))
     if inserted < len(rows) and tx.counts_rows:
         raise LockLost(f"another server has given out slots of the limit {name!r}")
-
-
-def _free_numbers(taken: int) -> Iterator[int]:
-    """The numbers whose bits are not set, from the lowest on."""
-    bits = f"{taken:b}"[::-1]
-    yield from (n for n, bit in enumerate(bits) if bit == "0")
-    yield from itertools.count(len(bits))
 
 
 def free(tx: Tx, outcomes: Sequence[Outcome]) -> None:
