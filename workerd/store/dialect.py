@@ -90,8 +90,11 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
-        """Insert rows of equal length, without LONGTEXT, `into` a table and columns; returns their number."""
+    def insert_columns(self, tx: Tx, into: str, values: Sequence[Params], end: str) -> int:
+        """Insert rows, without LONGTEXT, `into` a table and columns; returns their number.
+
+        `values`: those of each column, for all rows.
+        """
 
     @abstractmethod
     def delete_by_key(self, table: str, where: str) -> str:

@@ -289,12 +289,11 @@ class _MySQL(Dialect):
         values = {name: _NEW_VALUE.sub(r"VALUES(\1)", value) for name, value in updates.items()}
         return " ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {value}" for name, value in values.items())
 
-    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
+    def insert_columns(self, tx: Tx, into: str, values: Sequence[Params], end: str) -> int:
         inserted = 0
-        for part in columns.chunks(rows):
-            by_column = [_literals(values) for values in zip(*part, strict=True)]
-            values = "),(".join([",".join(row) for row in zip(*by_column, strict=True)])
-            inserted += tx.execute(f"INSERT INTO {into} VALUES ({values}){end}")
+        for part in zip(*map(columns.chunks, values), strict=True):
+            rows = zip(*map(_literals, part), strict=True)
+            inserted += tx.execute(f"INSERT INTO {into} VALUES ({'),('.join(map(','.join, rows))}){end}")
         return inserted
 
     def delete_by_key(self, table: str, where: str) -> str:

@@ -26,6 +26,10 @@ MIN_RANGE = 4
 """Numbers in a row that are named as a range."""
 
 
+_Columns = dict[str, Sequence[object]]
+"""The values of columns, for all rows."""
+
+
 class NewSlots(NamedTuple):
     """The numbers of each attempt's slots, of the limit and of its group; None where it has none."""
 
@@ -45,27 +49,26 @@ def take(
 
     Raises LockLost if another server gave one of them out meanwhile.
     """
-    of_limit: Sequence[int | None] = [None] * len(attempts)
+    count = len(attempts)
+    of_limit: Sequence[int | None] = [None] * count
     of_group = of_limit
+    holders: _Columns = {"id": [one.id for one in attempts], "attempt": [one.attempt for one in attempts]}
     if LIMIT in scopes:
-        of_limit = list(itertools.islice(numbers.free_of_limit(), len(attempts)))
+        of_limit = list(itertools.islice(numbers.free_of_limit(), count))
         # What has its default is left out: 1 µs a row less of the server's CPU time.
-        rows = [(name, n, one.id, one.attempt) for one, n in zip(attempts, of_limit, strict=True)]
-        _insert(tx, name, "limit_name, n, id, attempt", rows)
+        _insert(tx, name, {"n": of_limit, **holders})
     if GROUP in scopes:
         free_of = {group: numbers.free_of_group(group) for group in set(groups)}
         of_group = [next(free_of[group]) for group in groups]
-        of_groups = [
-            (name, GROUP, group, n, one.id, one.attempt)
-            for one, group, n in zip(attempts, groups, of_group, strict=True)
-        ]
-        _insert(tx, name, _columns(), of_groups)
+        _insert(tx, name, {"scope": [GROUP] * count, "group_key": groups, "n": of_group, **holders})
     return NewSlots(of_limit, of_group)
 
 
-def _insert(tx: Tx, name: str, names: str, rows: Sequence[tuple[object, ...]]) -> None:
-    inserted = tx.dialect.insert_rows(tx, f"workerd_slots ({names})", rows, tx.dialect.keep_existing("n"))
-    if inserted < len(rows) and tx.counts_rows:
+def _insert(tx: Tx, name: str, values: _Columns) -> None:
+    count = len(values["n"])
+    into, end = f"workerd_slots (limit_name, {', '.join(values)})", tx.dialect.keep_existing("n")
+    inserted = tx.dialect.insert_columns(tx, into, [[name] * count, *values.values()], end)
+    if inserted < count and tx.counts_rows:
         raise LockLost(f"another server has given out slots of the limit {name!r}")
 
 

@@ -100,9 +100,9 @@ class _SQLite(Dialect):
         sets = ", ".join(f"{name} = {value}" for name, value in updates.items())
         return f" ON CONFLICT ({key}) DO UPDATE SET {sets.replace('{new.', 'excluded.').replace('}', '')}"
 
-    def insert_rows(self, tx: Tx, into: str, rows: Sequence[Params], end: str) -> int:
-        marks = ", ".join(["%s"] * len(rows[0])) if rows else ""
-        return tx.execute_each(f"INSERT INTO {into} VALUES ({marks}){end}", rows)
+    def insert_columns(self, tx: Tx, into: str, values: Sequence[Params], end: str) -> int:
+        marks = ", ".join(["%s"] * len(values))
+        return tx.execute_each(f"INSERT INTO {into} VALUES ({marks}){end}", list(zip(*values, strict=True)))
 
     def delete_by_key(self, table: str, where: str) -> str:
         return f"DELETE FROM {table} WHERE {where}"
