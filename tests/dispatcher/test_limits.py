@@ -77,7 +77,7 @@ def test_slots_of_a_limit_that_is_far_away_are_read_now_and_then(
         return query(words, name, by_group=by_group)
 
     monkeypatch.setattr(slot_numbers, "query", noted)
-    harness, pool = start(make_harness, LimitConfig(concurrency=slot_numbers.MAX_IN_ROW), poll=0.1)
+    harness, pool = start(make_harness, LimitConfig(concurrency=slot_numbers.RANGES_BELOW), poll=0.1)
     before = 0
     for turn in range(1, 7):
         insert_jobs(store, "a", 3)

@@ -29,7 +29,7 @@ from workerd.store.claims import NodeIdent
 from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
-from workerd.store.slot_numbers import NOWHERE
+from workerd.store.slot_numbers import NO_RANGE
 
 NODE = NodeIdent(b"n" * 16, "one")
 ODD = "💶 'x' \"y\" \\ %s"
@@ -48,14 +48,14 @@ class Claimer:
         self.turns = FairTurns({"heavy": 3}) if fair else None
         self.heads: dict[str, limited_claims.Waiting] = {}
         self.scan = True
-        self.in_row = NOWHERE
+        self.free_range = NO_RANGE
         self.last: LimitedBatch | None = None
 
     def claim(self, wanted: int = 10, *, idle_only: bool = False) -> list[Claim]:
         def work(tx: Tx) -> LimitedBatch:
             limit = None
             if self.config is not None:
-                limit = LockedLimit(self.config, limits.lock(tx, ["l"])["l"], self.in_row)
+                limit = LockedLimit(self.config, limits.lock(tx, ["l"])["l"], self.free_range)
             turns = None if self.turns is None else self.turns.trial()
             known = QueueHeads(self.heads, self.scan, None)
             request = limited_claims.ClaimRequest(wanted, NODE, idle_only=idle_only)
@@ -70,7 +70,7 @@ class Claimer:
         if self.turns is not None and batch.turns is not None:
             self.turns.adopt(batch.turns)
         if batch.row is not None:
-            self.in_row = batch.in_row
+            self.free_range = batch.free_range
         return batch.batch.claims
 
     def close(self, claimed: Claim, *, hold: Hold | None = None) -> set[str]:
@@ -143,7 +143,7 @@ def test_where_groups_do_not_count_the_first_rows_start(store: Store, rows: Rows
 
 
 def test_the_lowest_free_slots_are_taken(store: Store, rows: Rows) -> None:
-    """Also where each number of a word is taken."""
+    """Where no free range is known; also where each number of a word is taken."""
     claimer = Claimer(store, LimitConfig(concurrency=200))
     insert(rows, *[None] * 140)
     claimed = claimer.claim(130)

@@ -25,7 +25,7 @@ from workerd.store.claims import NodeIdent
 from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
-from workerd.store.slot_numbers import NOWHERE
+from workerd.store.slot_numbers import NO_RANGE
 
 pytestmark = pytest.mark.slow
 
@@ -78,14 +78,14 @@ class Shape(NamedTuple):
 def work(store: Store, node: NodeIdent, running: Running, shape: Shape) -> None:
     """Claim and end until all jobs have ended."""
     handler = LimitedHandler("h", "l", None, False)
-    in_row = NOWHERE
+    free_range = NO_RANGE
     held: list[Claim] = []
 
     def claim(tx: Tx) -> LimitedBatch:
         locked = limits.lock(tx, ["l"])
         if "l" not in locked:
             return LimitedBatch.empty(None, busy=True)
-        limit, heads = LockedLimit(shape.limit, locked["l"], in_row), QueueHeads({}, True, None)
+        limit, heads = LockedLimit(shape.limit, locked["l"], free_range), QueueHeads({}, True, None)
         request = limited_claims.ClaimRequest(shape.wanted, node)
         return limited_claims.claim(tx, handler, request, limit, heads, None)
 
@@ -107,7 +107,7 @@ def work(store: Store, node: NodeIdent, running: Running, shape: Shape) -> None:
             found = store.run(claim)
         except StoreAway:  # it lost against the other server too often
             continue
-        in_row = in_row if found.row is None else found.in_row
+        free_range = free_range if found.row is None else found.free_range
         running.add(found.batch.claims)
         held += found.batch.claims
         while len(held) > (shape.held if found.batch.claims else 0):

@@ -18,10 +18,12 @@ from hypothesis.stateful import (
 )
 
 from tests.support import storing
+from workerd.clock import SECOND
 from workerd.config.limit_config import LimitConfig
 from workerd.ingester import writer
 from workerd.job import AttemptRef, Claim
 from workerd.outcome import released
+from workerd.rate_limit import Rate
 from workerd.store import limited_claims, limits, reclaims, slot_numbers
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
@@ -31,7 +33,7 @@ from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
-from workerd.store.slot_numbers import NOWHERE, SlotNumbers
+from workerd.store.slot_numbers import NO_RANGE, SlotNumbers
 
 HANDLER = LimitedHandler("h", "l", None, False)
 NODES = 3
@@ -43,22 +45,24 @@ class Claimer:
     def __init__(self, store: Store, name: str = "one") -> None:
         self.store = store
         self.node = NodeIdent(name.encode().ljust(16), name)
-        self.in_row = NOWHERE
+        self.free_range = NO_RANGE
 
-    def claim(self, wanted: int, concurrency: int, kept_for: str | None = None) -> list[Claim]:
+    def claim(
+        self, wanted: int, concurrency: int, *, kept_for: str | None = None, rate: Rate | None = None
+    ) -> list[Claim]:
         """`kept_for`: the handler for which the next slot is kept."""
 
         def work(tx: Tx) -> LimitedBatch:
             row = limits.lock(tx, ["l"])["l"]
             if kept_for is not None:
                 row = row._replace(next_handler=kept_for, next_until=tx.now + limits.MAX_KEPT_US)
-            limit = LockedLimit(LimitConfig(concurrency=concurrency), row, self.in_row)
+            limit = LockedLimit(LimitConfig(concurrency=concurrency, rate=rate), row, self.free_range)
             request = limited_claims.ClaimRequest(wanted, self.node)
             return limited_claims.claim(tx, HANDLER, request, limit, QueueHeads({}, False, None), None)
 
         batch = self.store.run(work)
         if batch.row is not None:
-            self.in_row = batch.in_row
+            self.free_range = batch.free_range
         return batch.batch.claims
 
     def close(self, claims: Sequence[Claim]) -> None:
@@ -104,16 +108,42 @@ def test_of_a_limit_that_is_far_away_all_slots_are_read_once(store: Store, read_
     claimer = Claimer(store)
     running = [claimer.claim(10, 1000)]
     assert (len(running[0]), read_all) == (10, ["l"])
+    assert len(claimer.free_range) >= 20
+    claimer.free_range = range(100, 900)
     for _ in range(3):
         running.append(claimer.claim(10, 1000))
         claimer.close(running.pop(0))
     assert len(read_all) == 1
     assert numbers(store) == given(running[0])
-    claimer.in_row = range(990, 1000)
+    claimer.free_range = range(990, 1000)
     assert given(claimer.claim(10, 1000)) == list(range(990, 1000))
     assert len(read_all) == 1
     assert len(claimer.claim(10, 1000)) == 10
     assert len(read_all) == 2
+
+
+def test_a_claim_that_the_rate_lets_start_nothing_forgets_nothing(store: Store, read_all: list[str]) -> None:
+    insert(store, 30)
+    claimer = Claimer(store)
+    rate = Rate(5, 3600 * SECOND, 5)
+    claimer.free_range = range(100, 900)
+    assert len(claimer.claim(10, 1000, rate=rate)) == 5
+    assert claimer.claim(10, 1000, rate=rate) == []
+    assert len(claimer.claim(10, 1000)) == 10
+    assert read_all == []
+
+
+def test_where_slots_beyond_the_limit_are_taken_no_range_is_remembered(
+    store: Store, read_all: list[str]
+) -> None:
+    """It would be asked about in vain until they are free."""
+    insert(store, 30)
+    claimer = Claimer(store)
+    claimer.free_range = range(500, 600)
+    claimer.claim(1, 1000)
+    for claims in range(1, 4):
+        assert len(claimer.claim(2, 100)) == 2
+        assert len(read_all) == claims
 
 
 def test_a_number_that_another_node_gave_out_is_seen(store: Store, read_all: list[str]) -> None:
@@ -121,9 +151,9 @@ def test_a_number_that_another_node_gave_out_is_seen(store: Store, read_all: lis
     insert(store, 30)
     claimer, other = Claimer(store), Claimer(store, "two")
     claimer.claim(5, 1000)
-    other.in_row = claimer.in_row[4:]
+    other.free_range = claimer.free_range[4:]
     taken = other.claim(1, 1000)
-    assert given(taken) == [claimer.in_row[4]]
+    assert given(taken) == [claimer.free_range[4]]
     again = claimer.claim(5, 1000)
     assert (len(again), len(read_all)) == (5, 2)
     assert len(set(numbers(store))) == 11
@@ -134,26 +164,26 @@ def test_slots_beyond_a_lowered_limit_count(store: Store, running: int) -> None:
     """Although all below it are free."""
     insert(store, 30)
     claimer = Claimer(store)
-    claimer.in_row = range(500, 600)
+    claimer.free_range = range(500, 600)
     claimer.claim(running, 1000)
-    claimer.in_row = range(100)
+    claimer.free_range = range(100)
     assert len(claimer.claim(8, 8)) == 8 - running
 
 
 def test_what_was_free_beyond_a_lowered_limit_is_forgotten(store: Store) -> None:
     insert(store, 30)
     claimer = Claimer(store)
-    claimer.in_row = range(10, 100)
+    claimer.free_range = range(10, 100)
     assert len(claimer.claim(8, 16)) == 8
     assert max(numbers(store)) < 16
 
 
 def test_the_slot_that_is_kept_for_another_handler_is_left(store: Store) -> None:
-    """And no other, whatever was free in a row."""
+    """And no other, whatever was free as a range."""
     insert(store, 30)
     claimer = Claimer(store)
     for left in range(7, 0, -1):
-        claimer.in_row = range(8 - left - 1, 8)
+        claimer.free_range = range(8 - left - 1, 8)
         assert len(claimer.claim(1, 8, kept_for="other")) == 1
     assert claimer.claim(1, 8, kept_for="other") == []
     assert len(claimer.claim(1, 8, kept_for="h")) == 1
@@ -164,29 +194,30 @@ def test_the_slot_that_is_kept_for_another_handler_is_left(store: Store) -> None
     [
         (LimitConfig(concurrency=100), range(10, 15)),
         (LimitConfig(concurrency=15), range(10, 15)),
-        (LimitConfig(concurrency=14), NOWHERE),
-        (LimitConfig(concurrency=100, group_concurrency=1), NOWHERE),
-        (LimitConfig(group_concurrency=1), NOWHERE),
-        (LimitConfig(), NOWHERE),
+        (LimitConfig(concurrency=14), NO_RANGE),
+        (LimitConfig(concurrency=100, group_concurrency=1), NO_RANGE),
+        (LimitConfig(group_concurrency=1), NO_RANGE),
+        (LimitConfig(), NO_RANGE),
     ],
 )
-def test_numbers_in_a_row_are_of_limits_that_count_nothing_else(config: LimitConfig, known: range) -> None:
+def test_a_free_range_are_of_limits_that_count_nothing_else(config: LimitConfig, known: range) -> None:
     """And below the limit, whatever it was when they were free."""
     assert LockedLimit(config, limits.RateRow(), range(10, 30)).numbers_for(5) == known
-    assert LockedLimit(config, limits.RateRow(), range(10, 14)).numbers_for(5) == NOWHERE
+    assert LockedLimit(config, limits.RateRow(), range(10, 14)).numbers_for(5) == NO_RANGE
 
 
-def test_a_row_of_free_numbers_is_found_wherever_it_is() -> None:
-    """If it has room for two claims; whatever lies beyond the limit."""
-    taken = [0, 1, 2, 7, 20, 21, 90]
+def test_a_free_range_is_found_wherever_it_is() -> None:
+    """If it has room for two claims, and no slot beyond the limit is taken."""
+    taken = [0, 1, 2, 7, 20, 21]
     bits = sum(1 << n for n in taken)
-    found = {SlotNumbers(bits, {}).find_row([30, 31], 5, 60) for _ in range(300)}
-    assert all(row.stop in (20, 60) and len(row) >= 10 for row in found)
-    assert {row.stop for row in found} == {20, 60}
-    assert all(not set(row) & {*taken, 30, 31} for row in found)
-    assert SlotNumbers(bits, {}).find_row([30, 31], 7, 40) == NOWHERE
-    assert SlotNumbers(0, {}).find_row([], 2**20, 2**40) == NOWHERE
-    assert SlotNumbers(0, {}).find_row([], 1, 2**40).stop == slot_numbers.MAX_IN_ROW
+    found = {SlotNumbers(bits, {}).find_range([30, 31], 5, 60) for _ in range(300)}
+    assert all(len(numbers) >= 10 for numbers in found)
+    assert {numbers.stop for numbers in found} == {20, 60}
+    assert all(not set(numbers) & {*taken, 30, 31} for numbers in found)
+    assert SlotNumbers(bits, {}).find_range([30, 31], 7, 40) == NO_RANGE
+    assert SlotNumbers(bits, {}).find_range([30, 31], 5, 21) == NO_RANGE
+    assert SlotNumbers(0, {}).find_range([], 2**20, 2**40) == NO_RANGE
+    assert SlotNumbers(0, {}).find_range([], 1, 2**40).stop == slot_numbers.RANGES_BELOW
 
 
 class OneLimit(RuleBasedStateMachine):

@@ -23,7 +23,7 @@ from workerd.store.limited_claims import ClaimRequest
 from workerd.store.nodes import NodeInfo, nodes_with_other_limit
 from workerd.store.queue_heads import QueueHeads
 from workerd.store.reclaims import LimitScopes
-from workerd.store.slot_numbers import GROUP, LIMIT, NOWHERE
+from workerd.store.slot_numbers import GROUP, LIMIT, NO_RANGE
 
 SCAN_S = 1.0
 """Interval of scans for queues of groups, which other nodes create too."""
@@ -88,8 +88,8 @@ class LimitedHandlers:
         }
         self._configured = config.limits
         self._limits = dict(config.limits)
-        self._in_row: dict[str, range] = {}
-        """Where slots of each limit were free in a row after the last claim."""
+        self._free_range: dict[str, range] = {}
+        """Numbers of each limit's slots that were free after the last claim."""
         self.on_hiding: Callable[[], object] = lambda: None
         self._warned: dict[tuple[str, str], tuple[str, ...]] = {}
         self._counted: dict[str, frozenset[str]] = {}
@@ -135,7 +135,7 @@ class LimitedHandlers:
     def lock(self, tx: Tx, handlers: Iterable[str]) -> dict[str, LockedLimit]:
         """Lock the limits of these handlers, without those that another claim has locked."""
         return {
-            name: LockedLimit(self._limits[name], row, self._in_row.get(name, NOWHERE))
+            name: LockedLimit(self._limits[name], row, self._free_range.get(name, NO_RANGE))
             for name, row in limits.lock(tx, self.limits_of(handlers)).items()
         }
 
@@ -194,7 +194,7 @@ class LimitedHandlers:
         if is_contested and limit is not None:
             batch = self._slot_turns.settle(tx, handler, limit.config, batch)
         if known.limit is not None and limit is not None and batch.row is not None:
-            locked[known.limit] = limit._replace(row=batch.row, in_row=batch.in_row)
+            locked[known.limit] = limit._replace(row=batch.row, free_range=batch.free_range)
         return batch
 
     def learn(self, handler: str, batch: LimitedBatch) -> None:
@@ -202,7 +202,7 @@ class LimitedHandlers:
         self._memory[handler].learn(batch)
         limit = self._handlers[handler].limit
         if limit is not None and batch.row is not None:
-            self._in_row[limit] = batch.in_row
+            self._free_range[limit] = batch.free_range
         if self._slot_turns.is_contested(handler):
             self._slot_turns.learn(handler, batch)
         if batch.hiding:

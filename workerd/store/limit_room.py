@@ -14,28 +14,28 @@ from workerd.store.base import Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.session import Row
-from workerd.store.slot_numbers import GROUP, LIMIT, NOWHERE, SlotNumbers
+from workerd.store.slot_numbers import GROUP, LIMIT, NO_RANGE, SlotNumbers
 
 
 class LockedLimit(NamedTuple):
     """A limit that the transaction has locked: its configuration, and its row.
 
-    in_row
-        Where numbers of its slots were free in a row, see `slot_numbers`.
+    free_range
+        Numbers of its slots that were free after the last claim, see `slot_numbers`.
     """
 
     config: LimitConfig
     row: RateRow
-    in_row: range = NOWHERE
+    free_range: range = NO_RANGE
 
     def numbers_for(self, wanted: int) -> range:
-        """Numbers in a row for a claim of so many; none if not enough of them may be free."""
-        numbers = self.in_row[:wanted]
-        is_enough = len(numbers) == wanted and numbers[-1] < _counted_alone(self.config)
-        return numbers if is_enough else NOWHERE
+        """The numbers of the range for a claim of so many; none if it has fewer, or the limit is lower."""
+        numbers = self.free_range[:wanted]
+        is_enough = len(numbers) == wanted and numbers[-1] < _ungrouped_concurrency(self.config)
+        return numbers if is_enough else NO_RANGE
 
 
-def _counted_alone(config: LimitConfig) -> int:
+def _ungrouped_concurrency(config: LimitConfig) -> int:
     """The concurrency of the limit; 0 without one, and where groups have slots: those are read, too."""
     return 0 if config.group_concurrency is not None else config.concurrency or 0
 
@@ -58,7 +58,7 @@ class LimitRoom:
         self.row = limit.row
         self.now = now
         self._numbers = numbers
-        self._in_row = limit.in_row
+        self._free_range = limit.free_range
         self._given: list[int] = []
         self.groups = limits.read_group_rates(groups)
         self._asked = self._asked_rows()
@@ -220,14 +220,14 @@ class LimitRoom:
             for group, slot, group_slot in zip(groups, *taken, strict=True)
         ]
 
-    def left_in_row(self, wanted: int) -> range:
-        """Where slots are free in a row, for further claims of so many."""
-        concurrency = _counted_alone(self.config)
+    def range_left(self, wanted: int) -> range:
+        """Numbers that are free, for further claims of so many."""
+        concurrency = _ungrouped_concurrency(self.config)
         if not concurrency:
-            return NOWHERE
+            return NO_RANGE
         if not self._numbers.are_all_known:
-            return self._in_row[len(self._given) :]
-        return self._numbers.find_row(self._given, wanted, concurrency)
+            return self._free_range[len(self._given) :]
+        return self._numbers.find_range(self._given, wanted, concurrency)
 
 
 def _cost(rate: Rate | None) -> int:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from workerd.fairness import FairTurns, Waiting
 from workerd.store.claims import ClaimBatch, Cursor
 from workerd.store.limits import RateKey, RateRow
-from workerd.store.slot_numbers import NOWHERE
+from workerd.store.slot_numbers import NO_RANGE
 
 
 class LimitedBatch(NamedTuple):
@@ -27,8 +27,8 @@ class LimitedBatch(NamedTuple):
         The turns as they are after it.
     row
         The row of its limit as it is after it.
-    in_row
-        With it: where slots of the limit are free in a row after it.
+    free_range
+        With it: numbers of the limit's slots that are free after it.
     busy
         Whether another claim has its limit locked.
     full
@@ -51,7 +51,7 @@ class LimitedBatch(NamedTuple):
     cursor: str | None = None
     turns: FairTurns | None = None
     row: RateRow | None = None
-    in_row: range = NOWHERE
+    free_range: range = NO_RANGE
     busy: bool = False
     full: Mapping[RateKey, RateRow] | None = None
     kept: Mapping[RateKey, RateRow] = {}

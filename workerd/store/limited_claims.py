@@ -28,7 +28,7 @@ from workerd.store.limited_batch import LimitedBatch
 from workerd.store.limits import RateKey, RateRow
 from workerd.store.queue_heads import QueueHeads, QueueRows
 from workerd.store.session import Params, Row
-from workerd.store.slot_numbers import NOWHERE, SlotNumbers
+from workerd.store.slot_numbers import NO_RANGE, SlotNumbers
 
 MAX_FULL_GROUPS = 100
 """Groups of waiting jobs that are looked at for a free slot where it is to be reported."""
@@ -102,18 +102,19 @@ def claim(
 class _Answers(NamedTuple):
     """What the store says of a handler before a claim.
 
-    slots
-        The slots of its limit that are taken: only of the numbers `in_row`, if there are any.
+    taken
+        The numbers of its limit that are taken; if `free_range` is not empty, one of that range or beyond the
+        limit, if there is any.
     groups
         The rates of the groups of its limit.
     """
 
     pause: list[Row]
+    taken: list[Row]
+    groups: list[Row]
     front: list[Row]
     flood: FloodQueue | None
-    slots: list[Row]
-    groups: list[Row]
-    in_row: range
+    free_range: range
 
 
 def _ask(
@@ -123,36 +124,38 @@ def _ask(
     limit: LockedLimit | None,
     queues: QueueHeads,
 ) -> _Answers:
-    """Ask for all that a claim needs to know, in one round trip; the pause is locked first."""
+    """Ask for what a claim needs to know, in one round trip; the pause is locked first."""
     handler = asked.handler
-    questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name), asked.front()]
-    in_row = NOWHERE
+    questions: list[tuple[str, Params]] = [claims.pause_query(tx, handler.name)]
+    free_range = NO_RANGE
+    if limit is not None and handler.limit is not None:
+        # What is reported to be full must be known in full.
+        free_range = NO_RANGE if request.reports_full else limit.numbers_for(request.wanted)
+        questions.append(_slots_query(tx, handler.limit, limit.config, free_range))
+        questions.append(limits.group_rates_query(handler.limit))
+    questions.append(asked.front())
     flood = None if limit is not None or request.idle_only or asked.in_full else queues.only
     if flood is not None:
         questions.append(asked.queue(flood, queues.heads[flood]))
-    if limit is not None and handler.limit is not None:
-        # Where a slot is missing, all must be known.
-        in_row = NOWHERE if request.reports_full else limit.numbers_for(request.wanted)
-        questions.append(_slots_query(tx, handler.limit, limit.config, in_row))
-        questions.append(limits.group_rates_query(handler.limit))
-    pause, front, *more = tx.queries(*questions)
-    queue = None if flood is None else FloodQueue(flood, more.pop(0))
-    taken, groups = more if limit is not None else ([], [])
-    return _Answers(pause, front, queue, taken, groups, in_row)
+    pause, *answers = tx.queries(*questions)
+    queue = None if flood is None else FloodQueue(flood, answers.pop())
+    front = answers.pop()
+    taken, groups = answers or ([], [])
+    return _Answers(pause, taken, groups, front, queue, free_range)
 
 
-def _slots_query(tx: Tx, name: str, config: LimitConfig, in_row: range = NOWHERE) -> tuple[str, Params]:
-    if in_row and config.concurrency is not None:
-        return slot_numbers.query_in_row(name, in_row, config.concurrency)
+def _slots_query(tx: Tx, name: str, config: LimitConfig, free_range: range = NO_RANGE) -> tuple[str, Params]:
+    if free_range and config.concurrency is not None:
+        return slot_numbers.query_range(name, free_range, config.concurrency)
     return slot_numbers.query(tx.dialect, name, by_group=config.group_concurrency is not None)
 
 
 def _numbers(tx: Tx, handler: LimitedHandler, limit: LockedLimit, found: _Answers) -> SlotNumbers:
-    """The numbers of the limit's slots that are taken; all of them, unless those in a row are enough."""
-    if not found.in_row:
-        return slot_numbers.read(found.slots)
-    if not found.slots and not limit.row.is_kept(tx.now, handler.name):
-        return SlotNumbers(0, {}, found.in_row)
+    """The numbers of the limit's slots; if the range is not free any more, all are asked for after all."""
+    if not found.free_range:
+        return slot_numbers.read(found.taken)
+    if not found.taken and not limit.row.is_kept(tx.now, handler.name):
+        return SlotNumbers(0, {}, found.free_range)
     assert handler.limit is not None
     return slot_numbers.read(tx.query(*_slots_query(tx, handler.limit, limit.config)))
 
@@ -171,6 +174,7 @@ def _nothing_fits(
     return batch._replace(
         retry_at=room.retry_at or room.kept_until,
         row=room.row,
+        free_range=room.range_left(request.wanted),
         full=_full(room, handler, front, queues.heads) if request.reports_full else None,
         kept=room.kept,
     )
@@ -240,7 +244,7 @@ class _Claiming:
             more=batch.found < len(rows) or all_wanted or bool(batch.broken),
             retry_at=None if room is None else room.retry_at or room.kept_until,
             row=room.row if room is not None else None,
-            in_row=NOWHERE if room is None else room.left_in_row(self._request.wanted),
+            free_range=NO_RANGE if room is None else room.range_left(self._request.wanted),
         )
 
     def claim_by_group(
@@ -282,7 +286,7 @@ class _Claiming:
             heads=learned,
             turns=self._turns,
             row=self._room.row if self._room is not None else None,
-            in_row=NOWHERE if self._room is None else self._room.left_in_row(self._request.wanted),
+            free_range=NO_RANGE if self._room is None else self._room.range_left(self._request.wanted),
             hiding=window.hiding,
         )
 

@@ -1,10 +1,10 @@
-"""Which numbers of a limit's slots are free: all of them, or some in a row.
+"""Which numbers of a limit's slots are free: those that are not taken, or a range of them.
 
-A claim reads all that are taken. Of a limit that is far away these are thousands, read again for every few
-hundred jobs. So a node remembers where many were free in a row, and its next claims read only whether those
-are taken that they are about to give out. As no two attempts have the same number, and none is given out
-beyond the limit, it holds without counting; but not where slots beyond it are taken, as after it was lowered,
-or where one is kept for another handler: then all are read.
+A claim reads all numbers that are taken. While a limit is far from reached these may be thousands, read again
+for every few hundred jobs. So a node remembers a range that was free, and its next claims only ask whether
+the numbers that they are about to give out still are. As no two attempts have the same number, and a claim
+gives out none beyond the limit, the limit holds without counting. Where slots beyond it are taken, as after
+it was lowered, or the next one is kept for another handler, all are read.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ from workerd.store.session import Row
 LIMIT, GROUP = "limit", "group"
 """The two scopes: a limit as a whole, and each of its groups. The empty group is that of jobs without one."""
 MIN_CLAIMS = 2
-"""For fewer claims no numbers in a row are remembered."""
-MAX_IN_ROW = 8192
-"""No greater ones are remembered, whatever the limit: all of them are looked through, and the slots of a node
-wander over so many rows."""
-NOWHERE = range(0)
-"""Where no free numbers in a row are known."""
+"""A range that is remembered has room for so many claims."""
+RANGES_BELOW = 8192
+"""Ranges are looked for below this number: it bounds the search, and over how many rows slots are spread."""
+NO_RANGE = range(0)
+"""Where no free range is known."""
 _WORD = (1 << 64) - 1
 """All bits of a word: SQLite's are signed."""
 
@@ -36,23 +35,23 @@ class SlotNumbers:
 
     taken, of_groups
         Those that are taken, as bits: of the limit, and of each group.
-    in_row
-        Numbers of the limit that are free, where no others were looked at.
+    free_range
+        Numbers of the limit that are free, if no others were looked at.
     """
 
-    def __init__(self, taken: int, of_groups: Mapping[str, int], in_row: range | None = None) -> None:
+    def __init__(self, taken: int, of_groups: Mapping[str, int], free_range: range | None = None) -> None:
         self._taken = taken
         self._of_groups = of_groups
-        self._in_row = in_row
+        self._free_range = free_range
 
     @property
     def are_all_known(self) -> bool:
         """Whether all numbers were looked at."""
-        return self._in_row is None
+        return self._free_range is None
 
     def count_free(self, concurrency: int) -> int:
         """How many are known to be free of a limit, below 0 if more are taken than it allows."""
-        return concurrency - self._taken.bit_count() if self._in_row is None else len(self._in_row)
+        return concurrency - self._taken.bit_count() if self._free_range is None else len(self._free_range)
 
     def taken_by(self, group: str) -> int:
         """How many slots a group has."""
@@ -60,23 +59,28 @@ class SlotNumbers:
 
     def free_of_limit(self) -> Iterator[int]:
         """The free numbers of the limit, from the lowest on."""
-        return _zeros(self._taken) if self._in_row is None else iter(self._in_row)
+        return _zeros(self._taken) if self._free_range is None else iter(self._free_range)
 
     def free_of_group(self, group: str) -> Iterator[int]:
         """The free numbers of a group, from the lowest on."""
         return _zeros(self._of_groups.get(group, 0))
 
-    def find_row(self, given: Sequence[int], wanted: int, concurrency: int) -> range:
-        """Where numbers are free in a row, for claims that want so many, once these are given out."""
-        size = min(concurrency, MAX_IN_ROW)
+    def find_range(self, given: Sequence[int], wanted: int, concurrency: int) -> range:
+        """A free range for further claims of so many, once these numbers are given out.
+
+        None where slots beyond the limit are taken, because every claim would have to read all numbers.
+        """
+        if self._taken >> concurrency:
+            return NO_RANGE
+        size = min(concurrency, RANGES_BELOW)
         bits = f"{self._taken | sum(1 << n for n in given):b}"[: -size - 1 : -1].ljust(size, "0")
         free = "0" * (MIN_CLAIMS * wanted)
-        # From anywhere on, so that two nodes do not want the same ones.
+        # From anywhere on, so that two nodes do not want the same range.
         first = bits.find(free, random.randrange(size))
         if first < 0:
             first = bits.find(free)
         if first < 0:
-            return NOWHERE
+            return NO_RANGE
         end = bits.find("1", first)
         return range(first, end if end >= 0 else len(bits))
 
@@ -119,10 +123,12 @@ def read(rows: Sequence[Row]) -> SlotNumbers:
     return SlotNumbers(of_limit, of_groups)
 
 
-def query_in_row(name: str, numbers: range, concurrency: int) -> tuple[str, tuple[str]]:
-    """Asks whether any of these slots of a limit is taken, or one beyond the limit."""
+def query_range(name: str, numbers: range, concurrency: int) -> tuple[str, tuple[str, str]]:
+    """Asks for a slot of a limit that is taken: of these numbers, or beyond the limit."""
+    of_limit = f"SELECT n FROM workerd_slots WHERE limit_name = %s AND scope = '{LIMIT}' AND group_key = ''"
+    # Not one condition with OR: SQLite would read all slots of the limit.
     return (
-        f"SELECT n FROM workerd_slots WHERE limit_name = %s AND scope = '{LIMIT}' AND group_key = ''"
-        f" AND (n BETWEEN {numbers[0]} AND {numbers[-1]} OR n >= {concurrency}) LIMIT 1",
-        (name,),
+        f"{of_limit} AND n BETWEEN {numbers[0]} AND {numbers[-1]}"
+        f" UNION ALL {of_limit} AND n >= {concurrency} LIMIT 1",
+        (name, name),
     )

@@ -1,8 +1,8 @@
 """Slots of limits: rows that exist while their attempts run.
 
-No claim takes a number beyond the limit: so it holds on Galera too, where the lock of a limit is not seen by
-other servers, since two claims that take the same number cannot both be committed. The transaction that ends
-or releases an attempt deletes its rows, by their numbers and for it alone, and only if that took effect.
+No claim takes a number beyond the limit, and two that take the same number cannot both be committed. So the
+limit holds on Galera too, where its lock is not seen by other servers. The transaction that ends or releases
+an attempt deletes its rows, by their numbers and for it alone, and only if that took effect.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ MIN_RANGE = 4
 """Numbers in a row that are named as a range."""
 
 
-_Columns = dict[str, Sequence[object]]
-"""The values of columns, for all rows."""
+_ColumnValues = dict[str, Sequence[object]]
+"""The values of each column, for all rows."""
 
 
 class NewSlots(NamedTuple):
@@ -52,7 +52,10 @@ def take(
     count = len(attempts)
     of_limit: Sequence[int | None] = [None] * count
     of_group = of_limit
-    holders: _Columns = {"id": [one.id for one in attempts], "attempt": [one.attempt for one in attempts]}
+    holders: _ColumnValues = {
+        "id": [one.id for one in attempts],
+        "attempt": [one.attempt for one in attempts],
+    }
     if LIMIT in scopes:
         of_limit = list(itertools.islice(numbers.free_of_limit(), count))
         # What has its default is left out: 1 µs a row less of the server's CPU time.
@@ -64,7 +67,7 @@ def take(
     return NewSlots(of_limit, of_group)
 
 
-def _insert(tx: Tx, name: str, values: _Columns) -> None:
+def _insert(tx: Tx, name: str, values: _ColumnValues) -> None:
     count = len(values["n"])
     into, end = f"workerd_slots (limit_name, {', '.join(values)})", tx.dialect.keep_existing("n")
     inserted = tx.dialect.insert_columns(tx, into, [[name] * count, *values.values()], end)
