@@ -32,11 +32,11 @@ def test_an_unannounced_row_is_found_by_the_poll(make_harness: MakeHarness, stor
 
 def test_due_rows_become_new_in_time(make_harness: MakeHarness, store: Store) -> None:
     """A scheduled row is claimed when it is due, although the poll is long."""
+    (job,) = insert_jobs(store, "h", 1, delay=3_000_000)  # there at the first look
     harness = make_harness(poll=60)
     harness.start()
     pool = harness.pool("h").connect()
     pool.demand(1)
-    (job,) = insert_jobs(store, "h", 1, delay=1_000_000)
     harness.until(lambda: harness.is_up and harness.settled())
     harness.until(lambda: pool.claims, within=30)
     claim = pool.claims[job, 1]

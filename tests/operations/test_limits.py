@@ -53,7 +53,7 @@ def claim(store: Store, config: Config, wanted: int = 10) -> list[Claim]:
     limited = LimitedHandlers(config)
 
     def work(tx: Tx) -> list[Claim]:
-        locked = limits.lock(tx, ["stripe"])
+        locked = limited.lock(tx, ["charge"])
         return limited.claim(tx, "charge", locked, wanted, NODE, None, 1 << 20).batch.claims
 
     return store.run(work)

@@ -68,7 +68,7 @@ class SlotNumbers:
     def find_range(self, given: Sequence[int], wanted: int, concurrency: int) -> range:
         """A free range for further claims of so many, once these numbers are given out.
 
-        None where slots beyond the limit are taken, because every claim would have to read all numbers.
+        Empty where slots beyond the limit are taken: those claims would have to read all numbers anyway.
         """
         if self._taken >> concurrency:
             return NO_RANGE
