@@ -22,7 +22,6 @@ from workerd.runtime.sockets import poke
 from workerd.store import limits, nodes, slot_numbers, slots
 from workerd.store.base import Store
 from workerd.store.claims import NodeIdent
-from workerd.store.dialect import Dialect
 from workerd.store.nodes import NodeInfo, NodeRecord
 
 
@@ -69,14 +68,7 @@ def test_slots_of_a_limit_that_is_far_away_are_read_now_and_then(
     make_harness: MakeHarness, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A node remembers where some were free, from one handler of a transaction to the next, and after it."""
-    read: list[str] = []
-    query = slot_numbers.query
-
-    def noted(words: Dialect, name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
-        read.append(name)
-        return query(words, name, by_group=by_group)
-
-    monkeypatch.setattr(slot_numbers, "query", noted)
+    read = storing.note_reads_of_all_slots(monkeypatch)
     harness, pool = start(make_harness, LimitConfig(concurrency=slot_numbers.RANGES_BELOW), poll=0.1)
     before = 0
     for turn in range(1, 7):

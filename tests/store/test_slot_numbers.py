@@ -28,7 +28,6 @@ from workerd.store import limited_claims, limits, reclaims, slot_numbers
 from workerd.store.base import Store, Tx
 from workerd.store.claim_window import LimitedHandler
 from workerd.store.claims import NodeIdent
-from workerd.store.dialect import Dialect
 from workerd.store.limit_room import LockedLimit
 from workerd.store.limited_batch import LimitedBatch
 from workerd.store.queue_heads import QueueHeads
@@ -76,16 +75,7 @@ class Claimer:
 
 @pytest.fixture
 def read_all(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The limits of which all slots were asked for, once for each time."""
-    names: list[str] = []
-    query = slot_numbers.query
-
-    def noted(words: Dialect, name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
-        names.append(name)
-        return query(words, name, by_group=by_group)
-
-    monkeypatch.setattr(slot_numbers, "query", noted)
-    return names
+    return storing.note_reads_of_all_slots(monkeypatch)
 
 
 def insert(store: Store, count: int) -> None:
@@ -179,7 +169,7 @@ def test_what_was_free_beyond_a_lowered_limit_is_forgotten(store: Store) -> None
 
 
 def test_the_slot_that_is_kept_for_another_handler_is_left(store: Store) -> None:
-    """And no other, whatever was free as a range."""
+    """And no other, although the range that was free reaches to it."""
     insert(store, 30)
     claimer = Claimer(store)
     for left in range(7, 0, -1):
@@ -200,7 +190,7 @@ def test_the_slot_that_is_kept_for_another_handler_is_left(store: Store) -> None
         (LimitConfig(), NO_RANGE),
     ],
 )
-def test_a_free_range_are_of_limits_that_count_nothing_else(config: LimitConfig, known: range) -> None:
+def test_a_free_range_is_used_where_no_other_slots_count(config: LimitConfig, known: range) -> None:
     """And below the limit, whatever it was when they were free."""
     assert LockedLimit(config, limits.RateRow(), range(10, 30)).numbers_for(5) == known
     assert LockedLimit(config, limits.RateRow(), range(10, 14)).numbers_for(5) == NO_RANGE

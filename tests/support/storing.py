@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
+
 from workerd.config.schedule_config import ScheduleConfig
 from workerd.config.workflow_config import WorkflowConfig, WorkflowJob
 from workerd.ingester import writer
 from workerd.job import Claim, Status
 from workerd.outcome import NextAttempt, Outcome, Reason
 from workerd.store import claims as store_claims
-from workerd.store import jobs, queries, requests
+from workerd.store import jobs, queries, requests, slot_numbers
 from workerd.store.base import Store
 from workerd.store.columns import JobRow, RequestRow
+from workerd.store.dialect import Dialect
 
 NODE = store_claims.NodeIdent(b"n" * 16, "one")
 
@@ -106,3 +109,16 @@ def value(store: Store, query: str, *params: object) -> Any:
 
 
 Opening = Callable[..., Store]
+
+
+def note_reads_of_all_slots(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The limits of which all slots are asked for from now on, once for each time."""
+    names: list[str] = []
+    query = slot_numbers.query
+
+    def noted(words: Dialect, name: str, *, by_group: bool) -> tuple[str, tuple[str]]:
+        names.append(name)
+        return query(words, name, by_group=by_group)
+
+    monkeypatch.setattr(slot_numbers, "query", noted)
+    return names

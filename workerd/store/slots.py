@@ -24,8 +24,6 @@ from workerd.store.slot_numbers import GROUP, LIMIT, SlotNumbers
 
 MIN_RANGE = 4
 """Numbers in a row that are named as a range."""
-
-
 _ColumnValues = dict[str, Sequence[object]]
 """The values of each column, for all rows."""
 
